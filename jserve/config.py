@@ -1,0 +1,110 @@
+"""What an engine and a server may be told; every default is written once, here."""
+
+import dataclasses
+import pathlib
+
+from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value} is not in {least}..{most}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """The engine and its scheduler.
+
+    Attributes:
+      model: a named size or the path of a Hugging Face folder.
+      seed: draws the weights of a named size (a folder brings its own).
+      dtype: of weights and KV, "float32" or "bfloat16"; "auto" takes float32 on
+        CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
+      policy: the scheduling policy, by name.
+      bucket_strategy: chooses the compiled shapes, by name.
+      buckets: a bucket file; replaces `bucket_strategy`.
+      max_model_len: most tokens of prompt and output together; 0 takes the
+        model's own.
+      max_num_seqs: most requests running at once.
+      max_num_batched_tokens: most token positions in one step.
+      block_tokens: tokens in one prefill block, Q.
+      page_size: tokens in one KV page.
+      kv_cache_bytes: size of the KV pool, K and V together.
+      enable_prefix_caching: whether requests share the KV of equal prefixes.
+      max_queued_requests: most requests waiting; more are refused with 429.
+      enable_overlap: whether a step is planned while the last one runs.
+      compile_cache_dir: where compiled programs and step times persist; "" for
+        nowhere.
+      capture_logits: whether each step also returns its logits; for tests.
+    """
+
+    model: str = "tiny"
+    seed: int = 0
+    dtype: str = "auto"
+    policy: str = "edf"
+    bucket_strategy: str = "pow2"
+    buckets: pathlib.Path | None = None
+    max_model_len: int = 0
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 544
+    block_tokens: int = DEFAULT_BLOCK_TOKENS
+    page_size: int = 128
+    kv_cache_bytes: int = 512 * 2**20
+    enable_prefix_caching: bool = True
+    max_queued_requests: int = 1024
+    enable_overlap: bool = True
+    compile_cache_dir: str = "~/.cache/jserve"
+    capture_logits: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
+        _check_range("block_tokens", self.block_tokens, 1, 1024)
+        _check_range(
+            "max_num_batched_tokens",
+            self.max_num_batched_tokens,
+            self.max_num_seqs + self.block_tokens,
+            2**20,
+        )
+        _check_range("page_size", self.page_size, self.block_tokens, 4096)
+        if self.page_size % self.block_tokens:
+            raise ValueError(
+                f"page_size={self.page_size} is not a multiple of "
+                f"block_tokens={self.block_tokens}"
+            )
+        _check_range("kv_cache_bytes", self.kv_cache_bytes, 1, 2**50)
+        _check_range("max_model_len", self.max_model_len, 0, 2**24)
+        _check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ValueError(
+                f"dtype={self.dtype!r} is not one of auto, float32, bfloat16"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The HTTP face.
+
+    Attributes:
+      host: address to listen on.
+      port: port to listen on; 0 takes a free one and prints it.
+      served_model_name: the name clients use; "" takes the model's.
+      service_classes: JSON file of service classes; None has best effort only.
+      default_service_class: the class of a request that names none.
+      api_key_file: file whose lines are accepted keys; None accepts everyone.
+      drain_timeout_s: how long SIGTERM waits for running requests.
+      max_body_bytes: largest request body accepted.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: str = ""
+    service_classes: pathlib.Path | None = None
+    default_service_class: str = "best_effort"
+    api_key_file: pathlib.Path | None = None
+    drain_timeout_s: float = 30.0
+    max_body_bytes: int = 8 * 2**20
+
+    def __post_init__(self) -> None:
+        _check_range("port", self.port, 0, 65535)
+        _check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
+        _check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)

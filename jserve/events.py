@@ -1,0 +1,138 @@
+"""What crosses from the engine's thread to whoever waits for tokens."""
+
+import dataclasses
+import enum
+
+from jserve_sched.request import FinishReason
+
+
+class Health(enum.Enum):
+    """How far start-up has come; each state holds what the one before promised."""
+
+    STARTING = "starting"  # alive: the process answers
+    READY = "ready"  # requests are served
+    WARM = "warm"  # every program is compiled: no request waits for a compiler
+    DRAINING = "draining"  # running requests finish, new ones are refused
+    FAILED = "failed"  # the engine thread has died
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may; carries when to try again."""
+
+    def __init__(self, message: str, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotServingError(Exception):
+    """The engine is not taking requests: starting, draining or failed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One output token, or the end of a request, or both.
+
+    Attributes:
+      request_id: whose.
+      token: the token id; None when the request ended without one (cancelled, or
+        the engine failed).
+      time_s: when the engine had it, on the engine loop's clock.
+      finish_reason: set on the last event of a request.
+      num_cached_tokens: prompt tokens that came from the prefix cache.
+      error: what went wrong, on the last event of a request the engine failed.
+    """
+
+    request_id: str
+    token: int | None
+    time_s: float
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One engine step: shapes and times only, never text.
+
+    Attributes:
+      step_id: counts steps from 0.
+      end_s: when it ended, on the engine loop's clock.
+      num_rows: decode rows compiled, B.
+      num_blocks: prefill blocks compiled, NB.
+      used_rows: decode rows used.
+      used_blocks: blocks that held a real token.
+      prefill_tokens: real prefill tokens.
+      decode_pages: KV pages of the longest decode row.
+      block_pages: KV pages of the longest prefill block.
+      num_waiting: requests waiting when it was planned.
+      ended_by: why no further block was planned.
+      predicted_s: the predictor's word for its duration.
+      used_s: the predictor's word for the same step without padding.
+      duration_s: time on the device.
+      plan_s: time of the host for planning and dispatch bookkeeping.
+      transfer_s: for packing the step's argument.
+      launch_s: for handing the program to the device.
+      wait_s: for waiting on the device.
+      apply_s: for applying the result and telling the listeners.
+    """
+
+    step_id: int
+    end_s: float
+    num_rows: int
+    num_blocks: int
+    used_rows: int
+    used_blocks: int
+    prefill_tokens: int
+    decode_pages: int
+    block_pages: int
+    num_waiting: int
+    ended_by: str
+    predicted_s: float
+    used_s: float
+    duration_s: float
+    plan_s: float
+    transfer_s: float
+    launch_s: float
+    wait_s: float
+    apply_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of the engine for health and metrics; counters since start.
+
+    Attributes:
+      health: how far start-up has come.
+      policy: name of the scheduling policy.
+      block_tokens: tokens in one prefill block, Q.
+      num_running: requests that hold KV pages.
+      num_waiting: requests that wait.
+      num_pages: KV pages in the pool.
+      num_free_pages: those that no running request holds.
+      num_programs: programs compiled so far.
+      num_programs_total: programs in the bucket table.
+      num_compiles_after_warmup: compilations while warm; anything but 0 is a bug.
+      num_preemptions: requests preempted.
+      num_steps: steps run.
+      prompt_tokens: prompt tokens of requests admitted.
+      prefix_hit_tokens: of those, found in the prefix cache.
+      generated_tokens: output tokens.
+      compile_s: wall seconds spent compiling at start-up.
+    """
+
+    health: Health
+    policy: str
+    block_tokens: int
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_free_pages: int
+    num_programs: int
+    num_programs_total: int
+    num_compiles_after_warmup: int
+    num_preemptions: int
+    num_steps: int
+    prompt_tokens: int
+    prefix_hit_tokens: int
+    generated_tokens: int
+    compile_s: float

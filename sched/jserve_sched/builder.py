@@ -1,0 +1,250 @@
+"""PlanBuilder: puts rows into a step without breaking a limit.
+
+Policies say *who* comes next; the builder says whether it still fits: rows and
+blocks of the bucket table, the step's token limit, slots, and KV pages. A plan it
+builds is full, or names the limit that kept the next block out.
+
+Pages, from the point of view of one plan:
+
+    free        available now, less what this plan takes
+    committed   still owed to prompts that are partly prefilled; a new request is
+                admitted only if its whole prompt fits beside them, so two half
+                prefilled prompts never wait for each other's pages
+"""
+
+from collections.abc import Iterable, Sequence
+
+from jserve_sched import features, predictor
+from jserve_sched.plan import PlanEnd, Row, StepPlan
+from jserve_sched.request import Request, RequestState
+from jserve_sched.view import SchedulerView
+
+_WATERMARK_PAGES = 1  # left free at admission, so that a decode can grow
+
+
+class PlanBuilder:
+    """One plan in the making.
+
+    Attributes:
+      ended_by: why the last prefill was cut short or refused; NO_WORK so far.
+    """
+
+    def __init__(self, view: SchedulerView, *, max_prefill_tokens: int | None = None):
+        """Starts an empty plan.
+
+        Args:
+          view: the snapshot planned from.
+          max_prefill_tokens: the policy's own limit on prefill tokens in a step.
+        """
+        self._view = view
+        self._max_prefill_tokens = max_prefill_tokens
+        self._decodes: list[Row] = []
+        self._chunks: list[Row] = []
+        self._preempted: list[Request] = []
+        self._placed: set[str] = set()
+        self._used_blocks = 0
+        self._num_admitted = 0
+        self._is_closed = False
+        self._free = view.ledger.num_available
+        self._committed = sum(
+            self._missing_pages(request, request.num_projected)
+            for request in view.running
+            if request.num_remaining > 1
+        )
+        self.ended_by = PlanEnd.NO_WORK
+
+    def _missing_pages(self, request: Request, num_tokens: int) -> int:
+        return max(self._view.ledger.pages_for(num_tokens) - len(request.pages), 0)
+
+    def _max_blocks(self) -> int:
+        """Returns the largest block edge the token limits allow beside the rows."""
+        view = self._view
+        rows = view.buckets.fit(len(self._decodes), 0).num_rows
+        tokens = view.max_num_batched_tokens - rows
+        if self._max_prefill_tokens is not None:
+            tokens = min(tokens, self._max_prefill_tokens)
+        blocks = min(tokens // view.buckets.block_tokens, view.buckets.max_blocks)
+        return view.buckets.largest_block_edge(max(blocks, 0))
+
+    def _preempt_for(self, num_pages: int, victims: Iterable[Request]) -> bool:
+        """Takes pages back from `victims`, in order, until `num_pages` are free."""
+        for victim in victims:
+            if self._free >= num_pages:
+                break
+            if victim.request_id in self._placed or victim.slot is None:
+                continue
+            released = self._view.ledger.num_released_by(victim.pages)
+            if not released:
+                continue
+            # Placed here means "not in this plan": a victim in flight is held back
+            # now, so that it can be preempted when the next plan is made.
+            self._placed.add(victim.request_id)
+            if victim.num_in_flight:
+                return False
+            self._preempted.append(victim)
+            self._free += released
+            if victim.num_remaining > 1:
+                self._committed -= self._missing_pages(victim, victim.num_projected)
+        return self._free >= num_pages
+
+    def add_decode(self, request: Request, victims: Iterable[Request] = ()) -> bool:
+        """Adds a running request's next token; tells whether it fits.
+
+        Args:
+          request: has exactly one token to compute.
+          victims: whom to preempt for a page, first victim first.
+        """
+        if request.request_id in self._placed:
+            return False
+        if len(self._decodes) >= self._view.buckets.max_rows:
+            return False
+        need = self._missing_pages(request, request.num_dispatched + 1)
+        if need > self._free and not self._preempt_for(need, victims):
+            return False
+        self._free -= need
+        self._placed.add(request.request_id)
+        self._decodes.append(Row(request, request.num_dispatched, 1, samples=True))
+        return True
+
+    def add_prefill(
+        self,
+        request: Request,
+        *,
+        max_blocks: int | None = None,
+        victims: Iterable[Request] = (),
+    ) -> bool:
+        """Adds as much of a request's prefill as fits; tells whether more may fit.
+
+        Args:
+          request: running and partly prefilled, or waiting.
+          max_blocks: most blocks for this request.
+          victims: whom a running request may preempt; waiting ones preempt nobody.
+
+        Returns:
+          False when no prefill of any request fits any more. A waiting request
+          that cannot be admitted closes admission, so that no smaller one overtakes
+          it, but running requests may still go on.
+        """
+        is_waiting = request.state is RequestState.WAITING
+        if request.request_id in self._placed or (is_waiting and self._is_closed):
+            return True
+        room = self._max_blocks() - self._used_blocks
+        if room <= 0:
+            is_full = self._used_blocks == self._view.buckets.max_blocks
+            self.ended_by = PlanEnd.FULL if is_full else PlanEnd.TOKEN_LIMIT
+            return False
+        if max_blocks is not None:
+            room = min(room, max_blocks)
+        if not is_waiting:
+            return self._continue(request, room, victims)
+        self._is_closed = not self._admit(request, room)
+        return True
+
+    def _continue(
+        self, request: Request, room: int, victims: Iterable[Request]
+    ) -> bool:
+        ledger = self._view.ledger
+        start = request.num_dispatched
+        num_tokens = min(
+            request.num_projected - start, room * self._view.buckets.block_tokens
+        )
+        need = self._missing_pages(request, start + num_tokens)
+        if need > self._free and not self._preempt_for(need, victims):
+            # What the free pages can hold, in whole blocks: pages hold whole blocks.
+            pages = len(request.pages) + self._free
+            num_tokens = min(num_tokens, pages * ledger.page_size - start)
+            if num_tokens <= 0:
+                self.ended_by = PlanEnd.PAGES
+                return False
+            need = self._missing_pages(request, start + num_tokens)
+        self._free -= need
+        self._committed -= need
+        self._place_chunk(request, start, num_tokens)
+        return True
+
+    def _admit(self, request: Request, room: int) -> bool:
+        ledger = self._view.ledger
+        if self._num_admitted >= self._view.num_free_slots:
+            self.ended_by = PlanEnd.ROWS
+            return False
+        # The last token is always computed, since its logits are wanted.
+        num_reusable = (request.num_known - 1) // ledger.page_size
+        shared = ledger.find_prefix(request.page_hashes[:num_reusable])
+        start = len(shared) * ledger.page_size
+        num_tokens = min(
+            request.num_known - start, room * self._view.buckets.block_tokens
+        )
+        revived = ledger.num_evictable_among(shared)
+        whole = ledger.pages_for(request.num_known) - len(shared)
+        is_alone = not self._view.running and not self._num_admitted
+        spare = self._free - self._committed - (0 if is_alone else _WATERMARK_PAGES)
+        # Pages taken back in this plan may be among the shared ones, and counting
+        # both would count them twice: admit when the next plan is made.
+        if self._preempted or whole + revived > spare:
+            self.ended_by = PlanEnd.PAGES
+            return False
+        need = ledger.pages_for(start + num_tokens) - len(shared)
+        self._free -= need + revived
+        self._committed += whole - need
+        self._num_admitted += 1
+        self._place_chunk(request, start, num_tokens)
+        return True
+
+    def _place_chunk(self, request: Request, start: int, num_tokens: int) -> None:
+        self._placed.add(request.request_id)
+        self._used_blocks += -(-num_tokens // self._view.buckets.block_tokens)
+        is_last = start + num_tokens == request.num_projected
+        self._chunks.append(Row(request, start, num_tokens, samples=is_last))
+
+    def build(self) -> StepPlan | None:
+        """Returns the plan; None if there is nothing to compute."""
+        if not self._decodes and not self._chunks:
+            return None
+        view = self._view
+        bucket = view.buckets.fit(len(self._decodes), self._used_blocks)
+        if bucket.num_blocks == self._used_blocks and self._used_blocks:
+            self.ended_by = PlanEnd.FULL
+        page_size = view.ledger.page_size
+        predicted_s = predictor.predict_step_s(
+            view.predictor,
+            bucket.num_rows,
+            bucket.num_blocks,
+            features.longest_pages(self._decodes, page_size),
+            features.longest_pages(self._chunks, page_size),
+        )
+        return StepPlan(
+            step_id=view.step_id,
+            bucket=bucket,
+            decodes=tuple(self._decodes),
+            chunks=tuple(self._chunks),
+            preempted=tuple(self._preempted),
+            predicted_s=predicted_s,
+            ended_by=self.ended_by,
+        )
+
+
+def plan_in_order(
+    view: SchedulerView,
+    *,
+    running: Sequence[Request],
+    prefills: Sequence[Request],
+    max_prefill_tokens: int | None = None,
+) -> StepPlan | None:
+    """Plans all decodes first, then prefill blocks in order until nothing fits.
+
+    Args:
+      view: the snapshot.
+      running: running requests, most important first; the last is preempted first.
+      prefills: requests with a prompt to compute, running or waiting, in order.
+      max_prefill_tokens: the policy's own limit on prefill tokens in a step.
+    """
+    builder = PlanBuilder(view, max_prefill_tokens=max_prefill_tokens)
+    for index, request in enumerate(running):
+        if request.num_remaining == 1:
+            builder.add_decode(request, reversed(running[index + 1 :]))
+    rank = {request.request_id: index for index, request in enumerate(running)}
+    for request in prefills:
+        after = rank.get(request.request_id, len(running)) + 1
+        if not builder.add_prefill(request, victims=reversed(running[after:])):
+            break
+    return builder.build()

@@ -1,0 +1,38 @@
+"""Time, handed in: nothing under `jserve_sched` reads a clock of its own."""
+
+import dataclasses
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Tells the time in seconds from an arbitrary, fixed origin."""
+
+    def now_s(self) -> float:
+        """Returns monotonic seconds."""
+        ...
+
+
+class WallClock:
+    """The machine's monotonic clock."""
+
+    def now_s(self) -> float:
+        """Returns monotonic seconds."""
+        return time.monotonic()
+
+
+@dataclasses.dataclass
+class ManualClock:
+    """A clock that moves only when told to; for tests and simulation."""
+
+    time_s: float = 0.0
+
+    def now_s(self) -> float:
+        """Returns the time last set, in seconds."""
+        return self.time_s
+
+    def advance(self, duration_s: float) -> None:
+        """Moves forward by `duration_s` seconds."""
+        if duration_s < 0:
+            raise ValueError(f"cannot move a clock back: duration_s={duration_s}")
+        self.time_s += duration_s

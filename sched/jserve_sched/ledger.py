@@ -1,0 +1,174 @@
+"""Accounting of KV pages: who holds which, and what a page holds.
+
+The one idea: a page is named by the hash of *all* tokens up to its end, so equal
+prefixes find equal pages. A page nobody holds any more keeps its content, and is
+handed out again only when no empty page is left (least recently released first).
+
+    free        no content anybody could want
+    evictable   content known by hash, held by nobody
+    held        by one or more requests (`num_holders`)
+"""
+
+import collections
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class OutOfPagesError(Exception):
+    """More pages were asked for than are available; a bug in the caller's count."""
+
+
+def chain_hashes(
+    tokens: np.ndarray, page_size: int, known: Sequence[bytes] = ()
+) -> list[bytes]:
+    """Returns the content hash of each full page of `tokens` after the known ones.
+
+    Args:
+      tokens: `[n]` int32 token ids after the pages already in `known`.
+      page_size: tokens in one page.
+      known: hashes of the pages before; only the last is used.
+    """
+    parent = known[-1] if known else b""
+    hashes = []
+    data = np.ascontiguousarray(tokens, np.int32)
+    for start in range(0, len(data) - page_size + 1, page_size):
+        digest = hashlib.blake2b(parent, digest_size=16)
+        digest.update(data[start : start + page_size].tobytes())
+        parent = digest.digest()
+        hashes.append(parent)
+    return hashes
+
+
+class KvLedger:
+    """Free, held and reusable pages of one KV pool.
+
+    Attributes:
+      num_pages: pages in the pool.
+      page_size: tokens in one page.
+      enable_prefix_caching: whether equal prefixes share pages.
+    """
+
+    def __init__(
+        self, *, num_pages: int, page_size: int, enable_prefix_caching: bool = True
+    ):
+        if num_pages < 1:
+            raise ValueError(f"num_pages={num_pages} is below 1")
+        if page_size < 1:
+            raise ValueError(f"page_size={page_size} is below 1")
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._free: collections.deque[int] = collections.deque(range(num_pages))
+        self._evictable: collections.OrderedDict[int, None] = collections.OrderedDict()
+        self._num_holders = [0] * num_pages
+        self._hash_of: list[bytes | None] = [None] * num_pages
+        self._page_of: dict[bytes, int] = {}
+
+    @property
+    def num_available(self) -> int:
+        """Pages that can be handed out."""
+        return len(self._free) + len(self._evictable)
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Returns how many pages hold so many tokens."""
+        return -(-num_tokens // self.page_size)
+
+    def find_prefix(self, hashes: Sequence[bytes]) -> list[int]:
+        """Returns the pages that already hold the longest prefix of `hashes`."""
+        pages: list[int] = []
+        for one in hashes:
+            page = self._page_of.get(one)
+            if page is None:
+                break
+            pages.append(page)
+        return pages
+
+    def num_evictable_among(self, pages: Iterable[int]) -> int:
+        """Returns how many of `pages` nobody holds: sharing them uses them up."""
+        return sum(page in self._evictable for page in pages)
+
+    def num_released_by(self, pages: Iterable[int]) -> int:
+        """Returns how many of `pages` become available if their holder lets go."""
+        return sum(self._num_holders[page] == 1 for page in pages)
+
+    def share(self, pages: Sequence[int]) -> None:
+        """Adds a holder to pages whose content is known."""
+        for page in pages:
+            assert self._hash_of[page] is not None, f"page {page} has no content"
+            self._evictable.pop(page, None)
+            self._num_holders[page] += 1
+
+    def allocate(self, num_pages: int) -> list[int]:
+        """Hands out pages, empty ones first, then the least recently released.
+
+        Raises:
+          OutOfPagesError: if fewer than `num_pages` are available.
+        """
+        if num_pages > self.num_available:
+            raise OutOfPagesError(
+                f"{num_pages} pages asked for, {self.num_available} available"
+            )
+        pages = []
+        for _ in range(num_pages):
+            if self._free:
+                page = self._free.popleft()
+            else:
+                page, _ = self._evictable.popitem(last=False)
+                content = self._hash_of[page]
+                assert content is not None
+                del self._page_of[content]
+                self._hash_of[page] = None
+            self._num_holders[page] = 1
+            pages.append(page)
+        return pages
+
+    def publish(self, page: int, content: bytes) -> None:
+        """Makes a full, written page findable by its content hash.
+
+        Does nothing if another page with that content is known already.
+        """
+        if not self.enable_prefix_caching:
+            return
+        assert self._num_holders[page] > 0, f"page {page} is held by nobody"
+        if content not in self._page_of and self._hash_of[page] is None:
+            self._page_of[content] = page
+            self._hash_of[page] = content
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Takes a holder from each page; the last pages are reused first."""
+        for page in reversed(pages):
+            holders = self._num_holders[page]
+            assert holders > 0, f"page {page} is released but held by nobody"
+            self._num_holders[page] = holders - 1
+            if holders == 1:
+                if self._hash_of[page] is None:
+                    self._free.append(page)
+                else:
+                    self._evictable[page] = None
+
+    def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
+        """Checks every invariant against what the holders say they hold.
+
+        Raises:
+          AssertionError: if a page is lost, freed early or held wrongly.
+        """
+        counts = collections.Counter(page for pages in held for page in pages)
+        free, evictable = set(self._free), set(self._evictable)
+        assert len(free) == len(self._free), "a page is free twice"
+        assert not free & evictable, "a page is free and evictable"
+        for page in range(self.num_pages):
+            holders = self._num_holders[page]
+            assert holders == counts.get(page, 0), (
+                f"page {page}: {holders} holders counted, {counts.get(page, 0)} found"
+            )
+            is_idle = page in free or page in evictable
+            assert is_idle == (holders == 0), f"page {page} is lost or freed early"
+            content = self._hash_of[page]
+            if content is None:
+                assert page not in evictable, f"page {page} is evictable but unknown"
+            else:
+                assert page not in free, f"page {page} is free but known"
+                assert self._page_of.get(content) == page, f"page {page} is misnamed"
+        assert len(self._page_of) == sum(one is not None for one in self._hash_of)

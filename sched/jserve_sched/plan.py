@@ -1,0 +1,90 @@
+"""StepPlan: the one thing the scheduler tells the engine."""
+
+import dataclasses
+import enum
+
+from jserve_sched.buckets import Bucket
+from jserve_sched.request import Request
+
+
+class PlanEnd(enum.Enum):
+    """Why the last padded block of a plan's bucket was left empty, if one was."""
+
+    FULL = "full"  # no padded block is left
+    NO_WORK = "no_work"  # no admissible request has a token left to compute
+    ROWS = "rows"  # all slots are taken, so nothing more may be admitted
+    PAGES = "pages"  # the KV pool cannot hold one block more
+    TOKEN_LIMIT = "token_limit"  # the step's token limit or the policy's chunk
+    TIME_LIMIT = "time_limit"  # one block more would break a predicted deadline
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """The part of one request that a step computes.
+
+    Attributes:
+      request: whose tokens.
+      start: first position computed.
+      num_tokens: positions computed, from `start`.
+      samples: whether the step draws the request's next token, which it does
+        when it computes its last projected position.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+    samples: bool
+
+    @property
+    def stop(self) -> int:
+        """One past the last position computed; also the context length after it."""
+        return self.start + self.num_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """One step.
+
+    Attributes:
+      step_id: counts plans from 0.
+      bucket: the compiled shape it runs in.
+      decodes: rows of one token each, at most `bucket.num_rows`.
+      chunks: prefill rows; a chunk of c tokens takes ceil(c / Q) blocks, in
+        order, at most `bucket.num_blocks` in all.
+      preempted: running requests whose pages are taken back first.
+      predicted_s: predicted duration, seconds.
+      ended_by: why no further block was added.
+    """
+
+    step_id: int
+    bucket: Bucket
+    decodes: tuple[Row, ...]
+    chunks: tuple[Row, ...]
+    preempted: tuple[Request, ...]
+    predicted_s: float
+    ended_by: PlanEnd
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens computed."""
+        return len(self.decodes) + sum(row.num_tokens for row in self.chunks)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that hold at least one real token."""
+        size = self.bucket.block_tokens
+        return sum(-(-row.num_tokens // size) for row in self.chunks)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step returned.
+
+    Attributes:
+      tokens: the sampled token of each `samples` row, decodes first, then chunks,
+        in plan order.
+      duration_s: time the step took on its device, seconds.
+    """
+
+    tokens: tuple[int, ...]
+    duration_s: float

@@ -1,0 +1,42 @@
+"""`edf`: earliest deadline first, with chunked prefill (Sarathi-EDF).
+
+As `fcfs`, but prompts are taken by the deadline of their first token instead of
+by arrival, whether partly prefilled or waiting; requests that were promised
+nothing come last, by arrival. Deadlines are token deadlines (SlidingServe Eq. 1,
+arXiv 2606.05933), so under KV pressure the request whose next token is due last is
+preempted and recomputed.
+"""
+
+import dataclasses
+
+from jserve_sched.builder import plan_in_order
+from jserve_sched.plan import StepPlan
+from jserve_sched.request import Request
+from jserve_sched.view import SchedulerView
+
+
+def _deadline(request: Request) -> tuple[float, float, str]:
+    return (request.next_deadline_s, request.arrival_s, request.request_id)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarliestDeadlineFirst:
+    """The request whose next token is due first goes first.
+
+    Attributes:
+      max_prefill_tokens: most prefill tokens in a step; None leaves it to the
+        step's token limit.
+    """
+
+    max_prefill_tokens: int | None = None
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        running = sorted(view.running, key=_deadline)
+        partial = [request for request in running if request.num_remaining > 1]
+        return plan_in_order(
+            view,
+            running=running,
+            prefills=sorted([*partial, *view.waiting], key=_deadline),
+            max_prefill_tokens=self.max_prefill_tokens,
+        )

@@ -1,0 +1,40 @@
+"""`fcfs`: first come, first served, with chunked prefill.
+
+All decodes go first; the rest of the step's token limit is filled with prompt
+chunks in order of arrival (Sarathi-Serve, arXiv 2403.02310; vLLM's default).
+Under KV pressure the latest arrival is preempted and recomputed.
+"""
+
+import dataclasses
+
+from jserve_sched.builder import plan_in_order
+from jserve_sched.plan import StepPlan
+from jserve_sched.request import Request
+from jserve_sched.view import SchedulerView
+
+
+def _arrival(request: Request) -> tuple[float, str]:
+    return (request.arrival_s, request.request_id)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstComeFirstServed:
+    """Running requests first, then waiting ones, each by arrival.
+
+    Attributes:
+      max_prefill_tokens: most prefill tokens in a step; None leaves it to the
+        step's token limit.
+    """
+
+    max_prefill_tokens: int | None = None
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        running = sorted(view.running, key=_arrival)
+        partial = [request for request in running if request.num_remaining > 1]
+        return plan_in_order(
+            view,
+            running=running,
+            prefills=[*partial, *view.waiting],
+            max_prefill_tokens=self.max_prefill_tokens,
+        )

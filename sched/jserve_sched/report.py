@@ -1,0 +1,323 @@
+"""What a run came to: latencies, kept promises, padding. One page of numbers.
+
+The one idea: a report is a pure function of what each request experienced and
+of what each step computed, so a replay over HTTP, an engine in process and a
+simulation give the same numbers by the same definitions. A number that was not
+measured is absent.
+"""
+
+import collections
+import dataclasses
+import enum
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jserve_sched.slo import Slo
+
+SCHEMA_VERSION = 1
+_Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+
+class Failure(enum.Enum):
+    """Why a request did not run to its end."""
+
+    REJECTED = "rejected"  # the server was full
+    TOO_LONG = "too_long"  # prompt and output exceed what the server can hold
+    ERROR = "error"  # anything else that the server or the connection did
+    UNFINISHED = "unfinished"  # cut off when the run ended
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one request experienced, on one clock.
+
+    Attributes:
+      service_class: name of its class.
+      slo: what it was promised.
+      arrival_s: when it was *due* to be sent; all latencies count from here.
+      num_prompt_tokens: length of its prompt.
+      max_tokens: output tokens it asked for.
+      token_times_s: when each output token arrived, ascending.
+      failure: why it did not end well; None if it did.
+      message: what the server said of a failure.
+    """
+
+    service_class: str
+    slo: Slo
+    arrival_s: float
+    num_prompt_tokens: int
+    max_tokens: int
+    token_times_s: Sequence[float]
+    failure: Failure | None = None
+    message: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it ran to its end and every objective was kept."""
+        return self.failure is None and self.slo.is_met(
+            self.arrival_s, self.token_times_s, is_complete=True
+        )
+
+    @property
+    def is_met_mean_tpot(self) -> bool:
+        """The same by the laxer rule: mean time per output token."""
+        return self.failure is None and self.slo.is_met_mean_tpot(
+            self.arrival_s, self.token_times_s, is_complete=True
+        )
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token, seconds."""
+        if not self.token_times_s:
+            return None
+        return self.token_times_s[0] - self.arrival_s
+
+    @property
+    def e2e_s(self) -> float | None:
+        """Time to the last token of a request that ended well, seconds."""
+        if self.failure is not None or not self.token_times_s:
+            return None
+        return self.token_times_s[-1] - self.arrival_s
+
+    @property
+    def violation(self) -> str | None:
+        """The first promise broken, in the order of a request's life; or None."""
+        if self.failure is not None:
+            return self.failure.value
+        if self.is_met:
+            return None
+        first = dataclasses.replace(self.slo, tbt_s=None, ttlt_s=None)
+        if not first.is_met(self.arrival_s, self.token_times_s, is_complete=True):
+            return "late_first_token"
+        gaps = dataclasses.replace(self.slo, ttlt_s=None)
+        if not gaps.is_met(self.arrival_s, self.token_times_s, is_complete=True):
+            return "late_token"
+        return "late_last_token"
+
+
+class Step(Protocol):
+    """What a report reads of one engine step; see jserve.events.StepRecord."""
+
+    @property
+    def num_rows(self) -> int:
+        """Decode rows compiled."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Prefill blocks compiled."""
+        ...
+
+    @property
+    def used_rows(self) -> int:
+        """Decode rows used."""
+        ...
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that held a real token."""
+        ...
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Real prefill tokens."""
+        ...
+
+    @property
+    def predicted_s(self) -> float:
+        """Predicted duration, seconds."""
+        ...
+
+    @property
+    def used_s(self) -> float:
+        """Predicted duration without padding, seconds."""
+        ...
+
+    @property
+    def duration_s(self) -> float:
+        """Duration on the device, seconds."""
+        ...
+
+    @property
+    def plan_s(self) -> float:
+        """Time of the host for planning, seconds."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineCounters:
+    """The engine's counters over a run: their growth, but for `num_programs`.
+
+    Attributes:
+      num_programs: programs compiled when the run ended.
+      num_compiles_after_warmup: compilations during the run.
+      num_preemptions: requests preempted.
+      prefix_hit_tokens: prompt tokens found in the prefix cache.
+    """
+
+    num_programs: int
+    num_compiles_after_warmup: int
+    num_preemptions: int
+    prefix_hit_tokens: int
+
+
+def wilson_interval(num_met: int, num_requests: int) -> tuple[float, float]:
+    """Returns the 95 % Wilson interval of a share."""
+    if num_requests < 1:
+        raise ValueError(f"num_requests={num_requests}: a share needs at least 1")
+    share = num_met / num_requests
+    z2 = _Z_95**2
+    scale = 1.0 / (1.0 + z2 / num_requests)
+    centre = share + z2 / (2 * num_requests)
+    spread = _Z_95 * math.sqrt(
+        share * (1 - share) / num_requests + z2 / (4 * num_requests**2)
+    )
+    return (
+        max(0.0, scale * (centre - spread)),
+        min(1.0, scale * (centre + spread)),
+    )
+
+
+def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Returns mean, p50, p90 and p99 of the values there are; None if none."""
+    known = np.array([value for value in values if value is not None], np.float64)
+    if not known.size:
+        return None
+    p50, p90, p99 = np.percentile(known, (50, 90, 99))
+    return {
+        "mean": float(known.mean()),
+        "p50": float(p50),
+        "p90": float(p90),
+        "p99": float(p99),
+    }
+
+
+def token_gaps_s(outcomes: Sequence[Outcome]) -> list[float]:
+    """Returns every time between two tokens of one request, pooled."""
+    gaps: list[float] = []
+    for outcome in outcomes:
+        gaps.extend(np.diff(np.asarray(outcome.token_times_s, np.float64)).tolist())
+    return gaps
+
+
+def _latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    found = {
+        "ttft_s": distribution(outcome.ttft_s for outcome in outcomes),
+        "tbt_s": distribution(token_gaps_s(outcomes)),
+        "e2e_s": distribution(outcome.e2e_s for outcome in outcomes),
+    }
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _promises(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    num_requests = len(outcomes)
+    num_met = sum(outcome.is_met for outcome in outcomes)
+    num_met_mean = sum(outcome.is_met_mean_tpot for outcome in outcomes)
+    causes = collections.Counter(
+        outcome.violation for outcome in outcomes if outcome.violation is not None
+    )
+    return {
+        "num_requests": num_requests,
+        "num_finished": sum(outcome.failure is None for outcome in outcomes),
+        "num_violations": num_requests - num_met,
+        "violations_by_cause": dict(sorted(causes.items())),
+        "attainment": num_met / num_requests,
+        "attainment_ci95": list(wilson_interval(num_met, num_requests)),
+        "attainment_mean_tpot": num_met_mean / num_requests,
+    }
+
+
+def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Returns what the requests of one run experienced, for JSON.
+
+    Raises:
+      ValueError: if there is no request.
+    """
+    if not outcomes:
+        raise ValueError("a report needs at least one request")
+    by_class: dict[str, list[Outcome]] = collections.defaultdict(list)
+    for outcome in outcomes:
+        by_class[outcome.service_class].append(outcome)
+    failures = collections.Counter(outcome.failure for outcome in outcomes)
+    run = _promises(outcomes)
+    run["num_rejected"] = failures[Failure.REJECTED]
+    run["num_errors"] = sum(failures.values()) - (
+        failures[None] + failures[Failure.REJECTED]
+    )
+    run["by_class"] = {
+        name: _promises(group) | _latencies(group)
+        for name, group in sorted(by_class.items())
+    }
+    run |= _latencies(outcomes)
+
+    first_s = min(outcome.arrival_s for outcome in outcomes)
+    last_s = max((o.token_times_s[-1] for o in outcomes if o.token_times_s), default=0)
+    if last_s > first_s:
+        span_s = last_s - first_s
+        run["span_s"] = span_s
+        run["output_tokens"] = sum(len(o.token_times_s) for o in outcomes)
+        run["output_tokens_per_s"] = run["output_tokens"] / span_s
+        run["finished_per_s"] = run["num_finished"] / span_s
+        run["met_per_s"] = (run["num_requests"] - run["num_violations"]) / span_s
+    return run
+
+
+def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, Any]:
+    """Returns what the steps of one run computed and wasted, for JSON.
+
+    `pad_share_tokens` is the share of computed positions that held no token; it
+    is the sum of `pad_share_bucket`, rows and blocks nobody used, and of
+    `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
+    share of predicted time that the same steps would save without padding.
+
+    Args:
+      steps: the run's steps.
+      block_tokens: tokens in one prefill block, Q.
+    """
+    run: dict[str, Any] = {"num_steps": len(steps)}
+    if not steps:
+        return run
+    computed = sum(step.num_rows + step.num_blocks * block_tokens for step in steps)
+    opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
+    used = sum(step.used_rows + step.prefill_tokens for step in steps)
+    run["pad_share_tokens"] = 1.0 - used / computed
+    run["pad_share_bucket"] = 1.0 - opened / computed
+    run["pad_share_block"] = (opened - used) / computed
+    predicted_s = sum(step.predicted_s for step in steps)
+    if predicted_s > 0:
+        wasted_s = sum(max(step.predicted_s - step.used_s, 0.0) for step in steps)
+        run["pad_share_time"] = wasted_s / predicted_s
+    plan_ms = distribution(step.plan_s * 1e3 for step in steps)
+    duration_s = distribution(step.duration_s for step in steps)
+    if plan_ms and duration_s:
+        run["plan_ms"] = {key: plan_ms[key] for key in ("p50", "p99")}
+        run["step_s"] = duration_s
+    return run
+
+
+def summarise_run(
+    outcomes: Sequence[Outcome],
+    *,
+    steps: Sequence[Step] | None = None,
+    block_tokens: int | None = None,
+    counters: EngineCounters | None = None,
+    labels: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns one entry of a report's `runs`, ready for JSON.
+
+    Args:
+      outcomes: every request of the run, those that failed included.
+      steps: the run's engine steps, where they are known.
+      block_tokens: tokens in one prefill block; needed with `steps`.
+      counters: the engine's counters over the run, where they are known.
+      labels: what tells this run from others: policy, load, seed and so on.
+    """
+    run = dict(labels or {}) | summarise_outcomes(outcomes)
+    if steps is not None and block_tokens is not None:
+        run |= summarise_steps(steps, block_tokens=block_tokens)
+    if counters is not None:
+        run |= dataclasses.asdict(counters)
+    return run

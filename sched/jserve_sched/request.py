@@ -1,0 +1,192 @@
+"""One request: what was asked, and how far it has come.
+
+The one idea: progress is counted twice. *Applied* state (`output_tokens`) is
+what the engine has returned; *projected* state adds what plans in flight will
+return, so that the next step can be planned while the last one still runs.
+
+    [0, num_dispatched)               KV written by plans dispatched so far
+    [num_dispatched, num_projected)   tokens still to be computed
+    num_projected = prompt + output + pending (sampled in flight, value unknown)
+"""
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched.slo import Slo
+
+
+class RequestState(enum.Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended; the first two as OpenAI's API names them."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn; carried by the scheduler, read by the engine.
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_k: keep the k most likely tokens; 0 keeps all.
+      top_p: keep the smallest set of tokens with this much probability.
+      min_p: drop tokens less likely than this share of the likeliest one.
+      seed: the draw of output token at position p depends on (seed, p) alone.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 100.0:
+            raise ValueError(f"temperature={self.temperature} is not in 0..100")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all)")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p={self.min_p} is not in 0..1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} is not in 0..{2**32 - 1}")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True, slots=True)
+class Request:
+    """A request and its progress. Only `Scheduler` changes the progress fields.
+
+    Attributes:
+      request_id: unique among live requests.
+      arrival_s: when it arrived, clock seconds; deadlines are anchored here.
+      prompt_tokens: `[n]` int32 token ids, n >= 1.
+      max_tokens: most output tokens, >= 1.
+      min_tokens: end-of-sequence tokens before this many outputs do not stop it.
+      stop_token_ids: tokens that end it (they are part of the output).
+      slo: what was promised.
+      service_class: name of its class, for reports.
+      sampling: how tokens are drawn.
+      output_tokens: applied output token ids.
+      num_dispatched: positions whose KV is written by plans dispatched so far.
+      num_pending: tokens sampled by plans in flight.
+      num_in_flight: plans in flight that name this request.
+      slot: row of the engine's per-request buffers while running.
+      pages: KV pages owned or shared, in order of position.
+      page_hashes: chained content hash of each full page of known tokens.
+      num_published_pages: own pages whose content the ledger may hand to others.
+      num_cached_tokens: prompt tokens found in the prefix cache at first admission.
+      guard: whether its class is guarded when late (policy `sliding`).
+    """
+
+    request_id: str
+    arrival_s: float
+    prompt_tokens: np.ndarray
+    max_tokens: int
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    slo: Slo = dataclasses.field(default_factory=Slo)
+    service_class: str = "best_effort"
+    guard: bool = False
+    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+
+    state: RequestState = RequestState.WAITING
+    finish_reason: FinishReason | None = None
+    output_tokens: list[int] = dataclasses.field(default_factory=list)
+    first_scheduled_s: float | None = None
+    num_dispatched: int = 0
+    num_pending: int = 0
+    num_in_flight: int = 0
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    slot: int | None = None
+    pages: list[int] = dataclasses.field(default_factory=list)
+    page_hashes: list[bytes] = dataclasses.field(default_factory=list)
+    num_published_pages: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
+        if self.prompt_tokens.ndim != 1 or self.prompt_tokens.size == 0:
+            raise ValueError(
+                f"request {self.request_id!r}: the prompt must be a non-empty list of "
+                f"token ids, got shape {self.prompt_tokens.shape}"
+            )
+        if self.max_tokens < 1:
+            raise ValueError(
+                f"request {self.request_id!r}: max_tokens={self.max_tokens} is below 1"
+            )
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(
+                f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "
+                f"0..max_tokens={self.max_tokens}"
+            )
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_tokens)
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose value the host knows: prompt and applied output."""
+        return len(self.prompt_tokens) + len(self.output_tokens)
+
+    @property
+    def num_projected(self) -> int:
+        """Tokens there will be once the plans in flight are applied."""
+        return len(self.prompt_tokens) + len(self.output_tokens) + self.num_pending
+
+    @property
+    def num_remaining(self) -> int:
+        """Projected tokens whose KV no plan has computed yet; 1 means decoding."""
+        return self.num_projected - self.num_dispatched
+
+    @property
+    def num_outputs_projected(self) -> int:
+        """Output tokens there will be once the plans in flight are applied."""
+        return len(self.output_tokens) + self.num_pending
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another output token may be planned."""
+        return (
+            self.state is not RequestState.FINISHED
+            and self.num_outputs_projected < self.max_tokens
+        )
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When the next output token (after those in flight) is due."""
+        return self.slo.token_deadline_s(self.arrival_s, self.num_outputs_projected)
+
+    def known_tokens(self, start: int, stop: int) -> np.ndarray:
+        """Returns the token ids at positions `[start, stop)`, int32.
+
+        Raises:
+          ValueError: if a position is not known yet.
+        """
+        num_prompt = len(self.prompt_tokens)
+        if stop <= num_prompt:
+            return self.prompt_tokens[start:stop]
+        if stop > self.num_known:
+            raise ValueError(
+                f"request {self.request_id!r}: position {stop - 1} is not known yet "
+                f"({self.num_known} tokens are)"
+            )
+        tail: Sequence[int] = self.output_tokens[
+            max(start - num_prompt, 0) : stop - num_prompt
+        ]
+        head = self.prompt_tokens[min(start, num_prompt) : num_prompt]
+        return np.concatenate([head, np.asarray(tail, np.int32)])

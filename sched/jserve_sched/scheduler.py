@@ -1,0 +1,349 @@
+"""Scheduler: the state machine between requests and engine steps.
+
+    submit -> [waiting] -> plan/dispatch -> [running] -> apply -> [finished]
+                  ^                             |
+                  +-------- preempted ----------+
+
+`plan` looks and decides, `dispatch` reserves pages and advances the projected
+counts, `apply` commits what the engine returned, in the order of dispatch. At most
+two plans are in flight. A request's slot and pages are released when the last plan
+that names it has been applied, and only a request in no such plan is preempted.
+"""
+
+import bisect
+import collections
+import dataclasses
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.ledger import KvLedger, chain_hashes
+from jserve_sched.plan import Row, StepPlan, StepResult
+from jserve_sched.policies.base import Policy
+from jserve_sched.predictor import Predictor
+from jserve_sched.request import FinishReason, Request, RequestState
+from jserve_sched.view import SchedulerView
+
+MAX_IN_FLIGHT = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Output:
+    """One applied token of a request, or its end.
+
+    Attributes:
+      request: whose.
+      token: the token; None for an end without one.
+    """
+
+    request: Request
+    token: int | None
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class SchedulerCounters:
+    """Totals since start."""
+
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    generated_tokens: int = 0
+
+
+def _waiting_order(request: Request) -> tuple[float, str]:
+    return (request.arrival_s, request.request_id)
+
+
+class Scheduler:
+    """Owns requests, slots and the ledger; asks the policy what to run.
+
+    Attributes:
+      policy: decides the order.
+      buckets: the compiled shapes.
+      ledger: the KV pages.
+      predictor: prices steps.
+      counters: totals since start.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        buckets: BucketTable,
+        ledger: KvLedger,
+        predictor: Predictor,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+    ):
+        if max_num_seqs > buckets.max_rows:
+            raise ValueError(
+                f"max_num_seqs={max_num_seqs} exceeds the largest row edge "
+                f"{buckets.max_rows}"
+            )
+        if max_num_batched_tokens < buckets.max_rows + buckets.block_tokens:
+            raise ValueError(
+                f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for a "
+                f"prefill block beside {buckets.max_rows} rows: at least "
+                f"{buckets.max_rows + buckets.block_tokens}"
+            )
+        if ledger.page_size % buckets.block_tokens:
+            raise ValueError(
+                f"page_size={ledger.page_size} is not a multiple of "
+                f"block_tokens={buckets.block_tokens}"
+            )
+        self.policy = policy
+        self.buckets = buckets
+        self.ledger = ledger
+        self.predictor = predictor
+        self.max_model_len = max_model_len
+        self.max_num_seqs = max_num_seqs
+        self.counters = SchedulerCounters()
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._requests: dict[str, Request] = {}  # waiting and running
+        self._waiting: list[Request] = []  # by arrival
+        self._holders: dict[str, Request] = {}  # hold a slot, by admission
+        self._free_slots = list(range(max_num_seqs))[::-1]
+        self._in_flight: collections.deque[StepPlan] = collections.deque()
+        self._next_step_id = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests without a slot."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot and pages."""
+        return len(self._holders)
+
+    @property
+    def num_in_flight(self) -> int:
+        """Plans dispatched and not yet applied."""
+        return len(self._in_flight)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a request is live or a plan is in flight."""
+        return bool(self._requests or self._in_flight or self._holders)
+
+    def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
+        """Checks that a request of this size can ever run.
+
+        Raises:
+          ValueError: if it exceeds the context or the KV pool.
+        """
+        total = num_prompt_tokens + max_tokens
+        if total > self.max_model_len:
+            raise ValueError(
+                f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
+                f"{total} tokens, over the context of {self.max_model_len}"
+            )
+        capacity = self.ledger.num_pages * self.ledger.page_size
+        if self.ledger.pages_for(total) > self.ledger.num_pages:
+            raise ValueError(
+                f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
+                f"{total} tokens, over the KV pool of {capacity}"
+            )
+
+    def submit(self, request: Request) -> None:
+        """Takes a request in.
+
+        Raises:
+          ValueError: if it can never run, or its id is in use.
+        """
+        if request.request_id in self._requests:
+            raise ValueError(f"request id {request.request_id!r} is in use")
+        self.check_fits(request.num_prompt_tokens, request.max_tokens)
+        if self.ledger.enable_prefix_caching:
+            request.page_hashes = chain_hashes(
+                request.prompt_tokens, self.ledger.page_size
+            )
+        self._requests[request.request_id] = request
+        self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        request.state = RequestState.WAITING
+        bisect.insort(self._waiting, request, key=_waiting_order)
+
+    def view(self, now_s: float) -> SchedulerView:
+        """Returns the snapshot that the policy sees."""
+        return SchedulerView(
+            now_s=now_s,
+            step_id=self._next_step_id,
+            running=[one for one in self._holders.values() if one.wants_more],
+            waiting=self._waiting,
+            num_free_slots=len(self._free_slots),
+            ledger=self.ledger,
+            buckets=self.buckets,
+            predictor=self.predictor,
+            max_num_batched_tokens=self._max_num_batched_tokens,
+        )
+
+    def plan(self, now_s: float) -> StepPlan | None:
+        """Returns the next step, changing nothing; None if nothing can run now."""
+        if len(self._in_flight) >= MAX_IN_FLIGHT:
+            return None
+        return self.policy.plan(self.view(now_s))
+
+    def dispatch(self, plan: StepPlan, now_s: float) -> None:
+        """Commits to a plan: preempts, admits, reserves pages, advances counts."""
+        assert plan.step_id == self._next_step_id, "plans are dispatched as made"
+        assert len(self._in_flight) < MAX_IN_FLIGHT
+        self._next_step_id += 1
+        for victim in plan.preempted:
+            self._preempt(victim)
+        # All shared pages first: allocation may evict pages that nobody holds.
+        for row in plan.chunks:
+            if row.request.state is RequestState.WAITING:
+                self._admit(row, now_s)
+        for row in (*plan.decodes, *plan.chunks):
+            request = row.request
+            missing = self.ledger.pages_for(row.stop) - len(request.pages)
+            if missing > 0:
+                request.pages.extend(self.ledger.allocate(missing))
+            request.num_dispatched = row.stop
+            request.num_pending += row.samples
+            request.num_in_flight += 1
+        self._in_flight.append(plan)
+
+    def _admit(self, row: Row, now_s: float) -> None:
+        request = row.request
+        num_shared = row.start // self.ledger.page_size
+        shared = self.ledger.find_prefix(request.page_hashes[:num_shared])
+        assert len(shared) == num_shared, "a page the plan relied on is gone"
+        self.ledger.share(shared)
+        request.pages = shared
+        request.num_published_pages = num_shared
+        request.state = RequestState.RUNNING
+        request.slot = self._free_slots.pop()
+        if request.first_scheduled_s is None:
+            request.first_scheduled_s = now_s
+            request.num_cached_tokens = min(row.start, request.num_prompt_tokens)
+            self.counters.prompt_tokens += request.num_prompt_tokens
+            self.counters.prefix_hit_tokens += request.num_cached_tokens
+        self._waiting.remove(request)
+        self._holders[request.request_id] = request
+
+    def _preempt(self, victim: Request) -> None:
+        assert victim.num_in_flight == 0 and victim.num_pending == 0
+        self._let_go(victim)
+        victim.num_dispatched = 0
+        victim.num_preemptions += 1
+        self.counters.num_preemptions += 1
+        self._enqueue(victim)
+
+    def _let_go(self, request: Request) -> None:
+        """Takes the slot and the pages back."""
+        assert request.slot is not None
+        self.ledger.release(request.pages)
+        request.pages = []
+        request.num_published_pages = 0
+        self._free_slots.append(request.slot)
+        request.slot = None
+        del self._holders[request.request_id]
+
+    def apply(self, result: StepResult) -> list[Output]:
+        """Commits the oldest plan in flight.
+
+        Args:
+          result: its tokens, one for each row that samples, in plan order.
+
+        Returns:
+          The new tokens of requests that are still wanted, in plan order.
+        """
+        plan = self._in_flight.popleft()
+        outputs = []
+        tokens = iter(result.tokens)
+        for row in (*plan.decodes, *plan.chunks):
+            request = row.request
+            request.num_in_flight -= 1
+            if row.samples:
+                token = next(tokens)
+                request.num_pending -= 1
+                if request.state is not RequestState.FINISHED:
+                    self._take_token(request, token)
+                    outputs.append(Output(request, token))
+            if request.state is not RequestState.FINISHED:
+                self._publish(request, row.stop)
+            elif request.num_in_flight == 0 and request.slot is not None:
+                self._let_go(request)
+        return outputs
+
+    def _take_token(self, request: Request, token: int) -> None:
+        request.output_tokens.append(token)
+        self.counters.generated_tokens += 1
+        num_outputs = len(request.output_tokens)
+        if token in request.stop_token_ids and num_outputs > request.min_tokens:
+            self._finish(request, FinishReason.STOP)
+        elif num_outputs >= request.max_tokens:
+            self._finish(request, FinishReason.LENGTH)
+
+    def _finish(self, request: Request, reason: FinishReason) -> None:
+        request.state = RequestState.FINISHED
+        request.finish_reason = reason
+        del self._requests[request.request_id]
+
+    def _publish(self, request: Request, num_written: int) -> None:
+        """Lets others find the pages that are full of written, known tokens."""
+        if not self.ledger.enable_prefix_caching:
+            return
+        page_size = self.ledger.page_size
+        num_full = num_written // page_size
+        if num_full <= request.num_published_pages:
+            return
+        known = request.page_hashes
+        if num_full > len(known):
+            start = len(known) * page_size
+            new = request.known_tokens(start, num_full * page_size)
+            known.extend(chain_hashes(new, page_size, known))
+        for index in range(request.num_published_pages, num_full):
+            self.ledger.publish(request.pages[index], known[index])
+        request.num_published_pages = num_full
+
+    def cancel(self, request_id: str) -> Output | None:
+        """Ends a request early; None if it is not live.
+
+        A running one yields no further token; its pages come back once no plan in
+        flight names it.
+        """
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        if request.state is RequestState.WAITING:
+            self._waiting.remove(request)
+        self._finish(request, FinishReason.CANCELLED)
+        if request.slot is not None and request.num_in_flight == 0:
+            self._let_go(request)
+        return Output(request, None)
+
+    def live_request_ids(self) -> list[str]:
+        """Returns the ids of requests that have not finished, oldest first."""
+        return list(self._requests)
+
+    def check_integrity(self) -> None:
+        """Checks pages, slots and counts against each other.
+
+        Raises:
+          AssertionError: if anything is lost, freed early or held wrongly.
+        """
+        self.ledger.check_integrity([one.pages for one in self._holders.values()])
+        slots = [one.slot for one in self._holders.values() if one.slot is not None]
+        assert sorted([*slots, *self._free_slots]) == list(range(self.max_num_seqs))
+        named = collections.Counter(
+            row.request.request_id
+            for plan in self._in_flight
+            for row in (*plan.decodes, *plan.chunks)
+        )
+        for request in self._holders.values():
+            assert request.num_in_flight == named[request.request_id]
+            assert request.num_dispatched <= len(request.pages) * self.ledger.page_size
+            if request.state is RequestState.FINISHED:
+                assert request.num_in_flight, f"{request.request_id} keeps its pages"
+        for request in self._waiting:
+            assert request.slot is None and not request.pages
+        running = [
+            key
+            for key, one in self._holders.items()
+            if one.state is RequestState.RUNNING
+        ]
+        waiting = [one.request_id for one in self._waiting]
+        assert sorted(self._requests) == sorted([*waiting, *running])

@@ -1,0 +1,39 @@
+"""SchedulerView: all that a policy may look at when it plans a step."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.ledger import KvLedger
+from jserve_sched.predictor import Predictor
+from jserve_sched.request import Request
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SchedulerView:
+    """A projected snapshot: plans in flight count as if already applied.
+
+    Read only. Policies call no method that changes a request or the ledger, so
+    that the same snapshot gives the same plan.
+
+    Attributes:
+      now_s: clock seconds.
+      step_id: number of the step to plan.
+      running: requests that hold a slot and want more tokens, by admission.
+      waiting: requests without a slot, by arrival.
+      num_free_slots: requests that may still be admitted.
+      ledger: the KV pages.
+      buckets: the compiled shapes.
+      predictor: prices a step.
+      max_num_batched_tokens: most token positions in a step.
+    """
+
+    now_s: float
+    step_id: int
+    running: Sequence[Request]
+    waiting: Sequence[Request]
+    num_free_slots: int
+    ledger: KvLedger
+    buckets: BucketTable
+    predictor: Predictor
+    max_num_batched_tokens: int

@@ -1,0 +1,183 @@
+"""Stand-ins and builders: a test states only what matters to it."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.ledger import KvLedger
+from jserve_sched.plan import StepPlan, StepResult
+from jserve_sched.policies import make_policy
+from jserve_sched.predictor import TablePredictor
+from jserve_sched.request import Request, SamplingParams
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.slo import Slo
+
+VOCAB = 97
+_ids = itertools.count()
+
+
+def fake_next_token(context: Sequence[int]) -> int:
+    """The token after `context`: every token and every position matters."""
+    weighted = sum((index + 1) * int(token) for index, token in enumerate(context))
+    return (weighted + 7 * len(context)) % VOCAB
+
+
+def expected_output(request: Request) -> list[int]:
+    """What a request must produce, whatever runs beside it."""
+    context = [int(token) for token in request.prompt_tokens]
+    output: list[int] = []
+    while len(output) < request.max_tokens:
+        token = fake_next_token(context)
+        output.append(token)
+        context.append(token)
+        if token in request.stop_token_ids and len(output) > request.min_tokens:
+            break
+    return output
+
+
+def make_request(
+    num_prompt_tokens: int = 8,
+    max_tokens: int = 4,
+    *,
+    request_id: str | None = None,
+    arrival_s: float = 0.0,
+    prompt: Sequence[int] | None = None,
+    slo: Slo | None = None,
+    **fields: object,
+) -> Request:
+    name = request_id if request_id is not None else f"r{next(_ids)}"
+    if prompt is None:
+        seed = sum(name.encode())
+        prompt = np.random.default_rng(seed).integers(0, VOCAB, num_prompt_tokens)
+    return Request(
+        request_id=name,
+        arrival_s=arrival_s,
+        prompt_tokens=np.asarray(prompt, np.int32),
+        max_tokens=max_tokens,
+        slo=slo or Slo(),
+        sampling=SamplingParams(),
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+SMALL_TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4)
+
+
+def make_scheduler(
+    *,
+    policy: str = "fcfs",
+    table: BucketTable = SMALL_TABLE,
+    num_pages: int = 64,
+    page_size: int = 8,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    max_model_len: int = 256,
+    enable_prefix_caching: bool = True,
+) -> Scheduler:
+    return Scheduler(
+        policy=make_policy(policy),
+        buckets=table,
+        ledger=KvLedger(
+            num_pages=num_pages,
+            page_size=page_size,
+            enable_prefix_caching=enable_prefix_caching,
+        ),
+        predictor=TablePredictor(
+            table, max_pages_per_row=-(-max_model_len // page_size)
+        ),
+        max_num_seqs=max_num_seqs or table.max_rows,
+        max_num_batched_tokens=max_num_batched_tokens
+        or table.max_rows + table.max_blocks * table.block_tokens,
+        max_model_len=max_model_len,
+    )
+
+
+@dataclasses.dataclass
+class PagedRunner:
+    """An engine of paged memory: reads every context through its pages.
+
+    A page that is lost, shared wrongly or handed out too early holds somebody
+    else's tokens, and the next token comes out wrong.
+    """
+
+    num_pages: int
+    page_size: int
+    num_slots: int
+    step_s: Callable[[StepPlan], float] = lambda plan: 0.01
+
+    def __post_init__(self) -> None:
+        self._memory = np.full((self.num_pages, self.page_size), -1, np.int64)
+        self._slot_tokens = np.full(self.num_slots, -1, np.int64)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        rows = (*plan.decodes, *plan.chunks)
+        assert len(plan.decodes) <= plan.bucket.num_rows
+        assert plan.num_blocks <= plan.bucket.num_blocks
+        for row in rows:
+            request = row.request
+            for position in range(row.start, row.stop):
+                if position < request.num_known:
+                    token = int(request.known_tokens(position, position + 1)[0])
+                else:
+                    token = int(self._slot_tokens[request.slot])
+                page = request.pages[position // self.page_size]
+                self._memory[page, position % self.page_size] = token
+        tokens = []
+        for row in rows:
+            request = row.request
+            context = self._memory[request.pages].reshape(-1)[: row.stop]
+            if row.samples:
+                token = fake_next_token(context)
+                self._slot_tokens[request.slot] = token
+                tokens.append(token)
+        return StepResult(tokens=tuple(tokens), duration_s=self.step_s(plan))
+
+
+@dataclasses.dataclass
+class Driver:
+    """Drives a scheduler and a runner in virtual time, `lag` plans behind.
+
+    `lag` 0 applies each step before the next is planned; 1 plans one step ahead.
+    """
+
+    scheduler: Scheduler
+    lag: int = 1
+    on_plan: Callable[[StepPlan], None] = lambda plan: None
+
+    def __post_init__(self) -> None:
+        ledger = self.scheduler.ledger
+        self.runner = PagedRunner(
+            ledger.num_pages, ledger.page_size, self.scheduler.max_num_seqs
+        )
+        self.now_s = 0.0
+        self.finished: list[Request] = []
+        self._results: collections.deque[StepResult] = collections.deque()
+
+    def step(self) -> bool:
+        """Plans one step and applies what is due; False when nothing happened."""
+        scheduler = self.scheduler
+        plan = scheduler.plan(self.now_s)
+        if plan is not None:
+            self.on_plan(plan)
+            scheduler.dispatch(plan, self.now_s)
+            result = self.runner.run(plan)
+            self._results.append(result)
+            self.now_s += result.duration_s
+        is_due = len(self._results) > (self.lag if plan is not None else 0)
+        if is_due:
+            for output in scheduler.apply(self._results.popleft()):
+                if output.request.finish_reason is not None:
+                    self.finished.append(output.request)
+        scheduler.check_integrity()
+        return plan is not None or is_due
+
+    def run(self, max_steps: int = 10_000) -> None:
+        for _ in range(max_steps):
+            if not self.scheduler.has_work:
+                return
+            assert self.step(), "work is left, but nothing can run"
+        raise AssertionError(f"not done after {max_steps} steps")

@@ -1,0 +1,218 @@
+"""What must hold whatever the workload: checked after every step of random ones."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fakes import Driver, expected_output, make_request, make_scheduler
+from jserve_sched.buckets import BucketTable
+from jserve_sched.plan import PlanEnd, StepPlan
+from jserve_sched.request import FinishReason, Request, RequestState
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.slo import Slo
+
+TABLES = (
+    BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4),
+    BucketTable((3,), (0, 5), block_tokens=4),
+    BucketTable((1, 6), (0, 3, 7), block_tokens=2),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    policy: str
+    table: BucketTable
+    num_pages: int
+    lag: int
+    enable_prefix_caching: bool
+    seed: int
+    num_requests: int
+
+
+workloads = st.builds(
+    Workload,
+    policy=st.sampled_from(["fcfs", "edf"]),
+    table=st.sampled_from(TABLES),
+    num_pages=st.integers(8, 40),
+    lag=st.integers(0, 1),
+    enable_prefix_caching=st.booleans(),
+    seed=st.integers(0, 2**31),
+    num_requests=st.integers(1, 14),
+)
+
+PAGE_SIZE = 8
+
+
+def make_requests(workload: Workload) -> list[Request]:
+    """Requests of random sizes, some with common prefixes, arriving in bursts."""
+    rng = np.random.default_rng(workload.seed)
+    most = min(workload.num_pages * PAGE_SIZE, 96)
+    stems = rng.integers(0, 90, (2, most))
+    arrival_s = 0.0
+    requests = []
+    for index in range(workload.num_requests):
+        arrival_s += float(rng.choice([0.0, 0.0, 0.02, 0.3]))
+        max_tokens = int(rng.integers(1, min(24, most - 1)))
+        num_prompt = int(rng.integers(1, most - max_tokens + 1))
+        stem = stems[index % 2].copy()
+        cut = int(rng.integers(0, num_prompt + 1))
+        stem[cut:] = rng.integers(0, 90, most - cut)
+        slo = Slo(ttft_s=float(rng.uniform(0.01, 2)), tbt_s=0.05)
+        requests.append(
+            make_request(
+                prompt=stem[:num_prompt],
+                max_tokens=max_tokens,
+                arrival_s=arrival_s,
+                slo=slo if rng.random() < 0.7 else Slo(),
+                stop_token_ids=frozenset(rng.integers(0, 97, 2).tolist()),
+            )
+        )
+    return requests
+
+
+def check_plan(scheduler: Scheduler, plan: StepPlan) -> None:
+    """Limits hold, requests appear once, and an unfilled block has its reason."""
+    bucket = plan.bucket
+    assert bucket in scheduler.buckets.buckets
+    assert len(plan.decodes) <= bucket.num_rows
+    assert plan.num_blocks <= bucket.num_blocks
+    assert bucket == scheduler.buckets.fit(len(plan.decodes), plan.num_blocks)
+    placed = [row.request for row in (*plan.decodes, *plan.chunks)]
+    ids = {request.request_id for request in placed}
+    assert len(ids) == len(placed), "a request is planned twice"
+    assert not ids & {victim.request_id for victim in plan.preempted}
+    for victim in plan.preempted:
+        assert victim.num_in_flight == 0, "a victim is in flight"
+    for row in (*plan.decodes, *plan.chunks):
+        assert row.stop <= row.request.num_projected
+        assert row.samples == (row.stop == row.request.num_projected)
+        assert row.request.num_outputs_projected < row.request.max_tokens
+    if plan.num_blocks == bucket.num_blocks:
+        return
+    view = scheduler.view(0.0)
+    free_slots = view.num_free_slots
+    admitted = sum(r.state is RequestState.WAITING for r in placed)
+    if plan.ended_by is PlanEnd.NO_WORK:
+        assert all(r.request_id in ids for r in view.waiting)
+        for row in plan.chunks:
+            assert row.stop == row.request.num_projected, "a prompt was cut short"
+    elif plan.ended_by is PlanEnd.ROWS:
+        assert admitted == free_slots
+    elif plan.ended_by is PlanEnd.PAGES:
+        # One block more of whoever comes next would not fit: either the pool is
+        # spoken for, or pages just taken back are not yet to be had.
+        ledger = scheduler.ledger
+        owed = sum(
+            ledger.pages_for(r.num_projected) - len(r.pages)
+            for r in view.running
+            if r.num_remaining > 1
+        )
+        taken = sum(
+            max(ledger.pages_for(row.stop) - len(row.request.pages), 0)
+            for row in (*plan.decodes, *plan.chunks)
+        )
+        waiting = [r for r in view.waiting if r.request_id not in ids]
+        least = min((ledger.pages_for(r.num_known) for r in waiting), default=99)
+        largest = max((ledger.pages_for(r.num_known) for r in waiting), default=99)
+        assert plan.preempted or max(least, largest) + owed + taken + 1 > (
+            ledger.num_available
+        )
+    else:
+        raise AssertionError(f"{plan.ended_by} leaves padded blocks")
+
+
+def run_workload(
+    workload: Workload, each_step: Callable[[Driver], None] = lambda driver: None
+) -> tuple[Driver, list[Request]]:
+    scheduler = make_scheduler(
+        policy=workload.policy,
+        table=workload.table,
+        num_pages=workload.num_pages,
+        page_size=PAGE_SIZE,
+        enable_prefix_caching=workload.enable_prefix_caching,
+        max_model_len=128,
+    )
+    driver = Driver(scheduler, lag=workload.lag)
+    driver.on_plan = lambda plan: check_plan(scheduler, plan)
+    requests = make_requests(workload)
+    waiting = list(requests)
+    for _ in range(20_000):
+        while waiting and (
+            waiting[0].arrival_s <= driver.now_s or not scheduler.has_work
+        ):
+            driver.now_s = max(driver.now_s, waiting[0].arrival_s)
+            scheduler.submit(waiting.pop(0))
+        if not scheduler.has_work:
+            return driver, requests
+        assert driver.step(), "work is left, but nothing can run"
+        each_step(driver)
+    raise AssertionError("a request never finished")
+
+
+@settings(
+    max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+@given(workloads)
+def test_every_request_finishes_once_with_its_own_tokens(workload: Workload) -> None:
+    driver, requests = run_workload(workload)
+    assert sorted(r.request_id for r in driver.finished) == sorted(
+        r.request_id for r in requests
+    )
+    for request in requests:
+        assert request.output_tokens == expected_output(request)
+    ledger = driver.scheduler.ledger
+    assert ledger.num_available == ledger.num_pages
+
+
+@settings(max_examples=100, deadline=None)
+@given(workloads, st.randoms(use_true_random=False))
+def test_cancelling_at_any_moment_loses_nothing(workload: Workload, random) -> None:
+    cancelled: list[str] = []
+
+    def maybe_cancel(driver: Driver) -> None:
+        live = driver.scheduler.live_request_ids()
+        if live and random.random() < 0.2:
+            chosen = random.choice(live)
+            output = driver.scheduler.cancel(chosen)
+            assert output is not None
+            cancelled.append(chosen)
+            driver.scheduler.check_integrity()
+
+    driver, requests = run_workload(workload, maybe_cancel)
+    finished = [r.request_id for r in driver.finished]
+    assert sorted(finished + cancelled) == sorted(r.request_id for r in requests)
+    for request in requests:
+        expected = expected_output(request)
+        assert request.output_tokens == expected[: len(request.output_tokens)]
+        if request.finish_reason is not FinishReason.CANCELLED:
+            assert request.output_tokens == expected
+    ledger = driver.scheduler.ledger
+    assert ledger.num_available == ledger.num_pages
+
+
+@settings(max_examples=100, deadline=None)
+@given(workloads)
+def test_planning_changes_nothing_and_repeats_itself(workload: Workload) -> None:
+    def plan_twice(driver: Driver) -> None:
+        scheduler = driver.scheduler
+        first, second = scheduler.plan(driver.now_s), scheduler.plan(driver.now_s)
+        assert first == second
+        scheduler.check_integrity()
+
+    run_workload(workload, plan_twice)
+
+
+@settings(max_examples=100, deadline=None)
+@given(workloads)
+def test_fcfs_admits_in_order_of_arrival_so_nobody_starves(workload: Workload) -> None:
+    workload = dataclasses.replace(workload, policy="fcfs")
+    _, requests = run_workload(workload)
+    starts = [
+        (request.arrival_s, request.request_id, request.first_scheduled_s)
+        for request in requests
+    ]
+    order = [start[2] for start in sorted(starts)]
+    assert order == sorted(order)

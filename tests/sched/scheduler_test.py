@@ -1,0 +1,184 @@
+import numpy as np
+import pytest
+
+from fakes import Driver, expected_output, make_request, make_scheduler
+from jserve_sched.plan import PlanEnd
+from jserve_sched.request import FinishReason, RequestState
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_lone_request_yields_its_tokens(lag: int) -> None:
+    driver = Driver(make_scheduler(), lag=lag)
+    request = make_request(11, 5)
+    driver.scheduler.submit(request)
+    driver.run()
+    assert request.output_tokens == expected_output(request)
+    assert request.finish_reason is FinishReason.LENGTH
+    assert driver.scheduler.ledger.num_available == 64
+
+
+def test_the_plan_is_projected_one_step_ahead() -> None:
+    scheduler = make_scheduler()
+    request = make_request(4, 3)
+    scheduler.submit(request)
+    first = scheduler.plan(0.0)
+    assert first is not None and first.chunks[0].samples
+    scheduler.dispatch(first, 0.0)
+    second = scheduler.plan(0.0)
+    assert second is not None
+    assert [(row.start, row.num_tokens) for row in second.decodes] == [(4, 1)]
+    scheduler.dispatch(second, 0.0)
+    assert scheduler.plan(0.0) is None, "two plans are in flight"
+
+
+def test_nothing_is_planned_past_max_tokens() -> None:
+    scheduler = make_scheduler()
+    request = make_request(4, 1)
+    scheduler.submit(request)
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    scheduler.dispatch(plan, 0.0)
+    assert scheduler.plan(0.0) is None
+
+
+def test_a_stop_token_ends_it_and_the_row_in_flight_is_discarded() -> None:
+    request = make_request(5, 20)
+    stop = expected_output(request)[3]
+    request.stop_token_ids = frozenset({stop})
+    driver = Driver(make_scheduler(), lag=1)
+    driver.scheduler.submit(request)
+    driver.run()
+    assert request.output_tokens == expected_output(request)
+    assert request.finish_reason is FinishReason.STOP
+
+
+def test_min_tokens_keeps_a_stop_token_from_stopping() -> None:
+    request = make_request(5, 20)
+    stop = expected_output(request)[0]
+    request.stop_token_ids = frozenset({stop})
+    request.min_tokens = 3
+    driver = Driver(make_scheduler())
+    driver.scheduler.submit(request)
+    driver.run()
+    assert len(request.output_tokens) > 3
+
+
+def test_cancel_while_in_flight_keeps_pages_until_applied() -> None:
+    scheduler = make_scheduler()
+    driver = Driver(scheduler, lag=1)
+    request = make_request(9, 10)
+    scheduler.submit(request)
+    driver.step()
+    assert request.num_in_flight == 1
+    output = scheduler.cancel(request.request_id)
+    assert output is not None and output.token is None
+    assert request.slot is not None, "a plan in flight still writes its pages"
+    scheduler.check_integrity()
+    driver.step()
+    assert request.slot is None
+    assert not scheduler.has_work
+    assert scheduler.cancel(request.request_id) is None
+
+
+def test_equal_prefixes_share_pages_and_give_equal_tokens() -> None:
+    scheduler = make_scheduler(page_size=8)
+    prompt = np.arange(30) % 90
+    first = make_request(prompt=prompt, max_tokens=3)
+    again = make_request(prompt=prompt, max_tokens=3, arrival_s=1.0)
+    driver = Driver(scheduler)
+    scheduler.submit(first)
+    driver.run()
+    scheduler.submit(again)
+    driver.run()
+    assert again.num_cached_tokens == 24, "three full pages of eight"
+    assert again.output_tokens == first.output_tokens == expected_output(first)
+
+
+def test_a_whole_cached_prompt_still_computes_its_last_token() -> None:
+    scheduler = make_scheduler(page_size=8)
+    prompt = np.arange(16)
+    driver = Driver(scheduler)
+    for arrival_s in (0.0, 1.0):
+        request = make_request(prompt=prompt, max_tokens=2, arrival_s=arrival_s)
+        scheduler.submit(request)
+        driver.run()
+    assert request.num_cached_tokens == 8
+    assert request.output_tokens == expected_output(request)
+
+
+def test_the_latest_arrival_is_preempted_and_finishes_with_its_tokens() -> None:
+    # Six pages of 8: both prompts fit, but not both outputs.
+    scheduler = make_scheduler(num_pages=6, page_size=8, enable_prefix_caching=False)
+    driver = Driver(scheduler)
+    early = make_request(15, 20, arrival_s=0.0)
+    late = make_request(14, 20, arrival_s=0.5)
+    scheduler.submit(early)
+    scheduler.submit(late)
+    driver.run()
+    assert scheduler.counters.num_preemptions > 0
+    assert early.num_preemptions == 0 and late.num_preemptions > 0
+    for request in (early, late):
+        assert request.output_tokens == expected_output(request)
+
+
+def test_what_can_never_run_is_refused_at_submit() -> None:
+    scheduler = make_scheduler(num_pages=4, page_size=8, max_model_len=64)
+    with pytest.raises(ValueError, match="context of 64"):
+        scheduler.submit(make_request(60, 5))
+    with pytest.raises(ValueError, match="KV pool of 32"):
+        scheduler.submit(make_request(30, 5))
+    scheduler.submit(make_request(8, 5, request_id="a"))
+    with pytest.raises(ValueError, match="in use"):
+        scheduler.submit(make_request(8, 5, request_id="a"))
+
+
+def test_prefill_stops_at_the_token_limit_and_says_so() -> None:
+    scheduler = make_scheduler(max_num_batched_tokens=8 + 2 * 4)
+    scheduler.submit(make_request(40, 1))
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    # 16 tokens less the smallest row bucket of 2 hold three blocks; the edge is 2.
+    assert plan.bucket.num_blocks == 2 and plan.num_blocks == 2
+    assert plan.ended_by is PlanEnd.FULL
+
+
+def test_an_empty_queue_ends_the_plan_with_no_work() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(make_request(9, 1))
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    assert (plan.num_blocks, plan.bucket.num_blocks) == (3, 4)
+    assert plan.ended_by is PlanEnd.NO_WORK
+
+
+def test_no_slot_left_ends_the_plan_with_rows() -> None:
+    scheduler = make_scheduler(max_num_seqs=1)
+    scheduler.submit(make_request(9, 4))
+    scheduler.submit(make_request(9, 4))
+    plan = scheduler.plan(0.0)
+    assert plan is not None and len(plan.chunks) == 1
+    assert plan.ended_by is PlanEnd.ROWS
+
+
+def test_a_prompt_that_does_not_fit_beside_the_others_waits_for_pages() -> None:
+    scheduler = make_scheduler(num_pages=5, page_size=8)
+    scheduler.submit(make_request(28, 2, arrival_s=0.0))
+    scheduler.submit(make_request(12, 2, arrival_s=0.1))
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    assert [row.request.num_prompt_tokens for row in plan.chunks] == [28]
+    scheduler.dispatch(plan, 0.0)
+    plan = scheduler.plan(0.0)
+    assert plan is not None and plan.ended_by is PlanEnd.PAGES
+    assert scheduler.num_waiting == 1
+
+
+def test_state_follows_the_request() -> None:
+    driver = Driver(make_scheduler())
+    request = make_request(4, 2)
+    assert request.state is RequestState.WAITING
+    driver.scheduler.submit(request)
+    driver.step()
+    assert request.state is RequestState.RUNNING
+    driver.run()
+    assert request.state is RequestState.FINISHED

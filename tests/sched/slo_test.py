@@ -1,0 +1,99 @@
+import json
+import math
+
+import pytest
+
+from jserve_sched.slo import ServiceClass, Slo, parse_service_classes
+
+
+def test_token_deadlines_are_anchored_at_arrival() -> None:
+    slo = Slo(ttft_s=1.0, tbt_s=0.1)
+    assert slo.token_deadline_s(5.0, 0) == pytest.approx(6.0)
+    assert slo.token_deadline_s(5.0, 3) == pytest.approx(6.3)
+
+
+def test_ttlt_bounds_every_token() -> None:
+    slo = Slo(ttft_s=1.0, tbt_s=1.0, ttlt_s=2.5)
+    assert slo.token_deadline_s(0.0, 9) == 2.5
+    assert Slo(ttlt_s=3.0).token_deadline_s(1.0, 0) == 4.0
+    assert Slo().token_deadline_s(1.0, 0) == math.inf
+    assert Slo(ttft_s=1.0).token_deadline_s(0.0, 1) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("slo", "times_s", "is_met"),
+    [
+        (Slo(ttft_s=1.0, tbt_s=0.1), [1.0, 1.1], True),
+        (Slo(ttft_s=1.0, tbt_s=0.1), [1.01, 1.05], False),
+        (Slo(ttft_s=1.0, tbt_s=0.1), [0.2, 1.05, 1.15], True),  # slack was banked
+        (Slo(ttft_s=1.0, tbt_s=0.1), [0.2, 1.05, 1.25], False),
+        (Slo(ttlt_s=2.0), [0.1, 1.9], True),
+        (Slo(ttlt_s=2.0), [0.1, 2.1], False),
+        (Slo(), [99.0], True),
+    ],
+)
+def test_is_met(slo: Slo, times_s: list[float], is_met: bool) -> None:
+    assert slo.is_met(0.0, times_s, is_complete=True) is is_met
+
+
+def test_incomplete_requests_violate_what_they_were_promised() -> None:
+    assert not Slo(ttft_s=9.0).is_met(0.0, [0.1], is_complete=False)
+    assert not Slo(ttft_s=9.0).is_met(0.0, [], is_complete=True)
+    assert Slo().is_met(0.0, [], is_complete=False)
+
+
+def test_the_mean_tpot_rule_is_laxer() -> None:
+    slo = Slo(ttft_s=1.0, tbt_s=0.1)
+    times_s = [1.0, 1.19, 1.2]  # the second token is late, the mean is not
+    assert not slo.is_met(0.0, times_s, is_complete=True)
+    assert slo.is_met_mean_tpot(0.0, times_s, is_complete=True)
+    assert not slo.is_met_mean_tpot(0.0, [1.1, 1.2], is_complete=True)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_bounds_are_positive_and_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="ttft_s"):
+        Slo(ttft_s=value)
+    with pytest.raises(ValueError, match="ttft_s"):
+        ServiceClass(name="a", ttft_s=value)
+
+
+def test_tbt_needs_ttft() -> None:
+    with pytest.raises(ValueError, match="needs ttft_s"):
+        Slo(tbt_s=0.1)
+    with pytest.raises(ValueError, match="needs a ttft bound"):
+        ServiceClass(name="a", tbt_step_multiple=2)
+
+
+def test_relative_classes_resolve_against_measurements() -> None:
+    chat = ServiceClass(name="chat", ttft_slowdown=4, tbt_step_multiple=3)
+    assert chat.is_relative
+    assert chat.resolve(isolated_ttft_s=0.5, step_s=0.01) == Slo(ttft_s=2.0, tbt_s=0.03)
+    with pytest.raises(ValueError, match="needs a measured TTFT"):
+        chat.resolve(step_s=0.01)
+    with pytest.raises(ValueError, match="needs a measured step"):
+        chat.resolve(isolated_ttft_s=0.5)
+
+
+def test_parse_service_classes() -> None:
+    text = json.dumps([{"name": "a", "share": 0.5, "ttft_s": 1}, {"name": "b"}])
+    assert [one.name for one in parse_service_classes(text)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "non-empty"),
+        ('"a"', "non-empty"),
+        ("[1]", "must be a JSON object"),
+        ('[{"name": "a", "tfft_s": 1}]', "tfft_s"),
+        ('[{"name": "a"}, {"name": "a"}]', "repeat"),
+        ('[{"name": "a", "share": 2}]', "share=2"),
+        ('[{"name": "a", "ttft_s": 1, "ttft_slowdown": 2}]', "not both"),
+        ('[{"name": ""}]', "needs a name"),
+    ],
+)
+def test_bad_service_classes_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_service_classes(text)
