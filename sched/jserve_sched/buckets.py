@@ -157,13 +157,17 @@ def _powers_of_two(first: int, last: int) -> list[int]:
     return [*edges, last]
 
 
-def _max_blocks(max_num_batched_tokens: int, block_tokens: int) -> int:
-    if max_num_batched_tokens < block_tokens:
+def _max_blocks(
+    max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+) -> int:
+    """Returns the prefill blocks that fit beside a full set of decode rows."""
+    if max_num_batched_tokens < max_num_seqs + block_tokens:
         raise ValueError(
-            f"max_num_batched_tokens={max_num_batched_tokens} is below one prefill "
-            f"block of {block_tokens} tokens"
+            f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for a "
+            f"prefill block beside {max_num_seqs} rows: at least "
+            f"{max_num_seqs + block_tokens}"
         )
-    return max_num_batched_tokens // block_tokens
+    return (max_num_batched_tokens - max_num_seqs) // block_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,7 +178,7 @@ class PowersOfTwo:
         self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
     ) -> BucketTable:
         """Returns rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ... up to the limits."""
-        blocks = _max_blocks(max_num_batched_tokens, block_tokens)
+        blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
         return BucketTable(
             tuple(_powers_of_two(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
             (0, *_powers_of_two(1, blocks)),
@@ -201,7 +205,7 @@ class Explicit:
                 f"the largest row edge {table.max_rows} is not "
                 f"max_num_seqs={max_num_seqs}"
             )
-        blocks = _max_blocks(max_num_batched_tokens, block_tokens)
+        blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
         if table.max_blocks > blocks:
             raise ValueError(
                 f"the largest block edge {table.max_blocks} is over {blocks}, all that "

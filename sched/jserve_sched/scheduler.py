@@ -79,12 +79,6 @@ class Scheduler:
                 f"max_num_seqs={max_num_seqs} exceeds the largest row edge "
                 f"{buckets.max_rows}"
             )
-        if max_num_batched_tokens < buckets.max_rows + buckets.block_tokens:
-            raise ValueError(
-                f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for a "
-                f"prefill block beside {buckets.max_rows} rows: at least "
-                f"{buckets.max_rows + buckets.block_tokens}"
-            )
         if ledger.page_size % buckets.block_tokens:
             raise ValueError(
                 f"page_size={ledger.page_size} is not a multiple of "

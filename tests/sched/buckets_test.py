@@ -38,7 +38,7 @@ def test_buckets_come_largest_first() -> None:
 
 def test_powers_of_two_reach_their_limits() -> None:
     table = PowersOfTwo().table(
-        max_num_seqs=24, max_num_batched_tokens=400, block_tokens=32
+        max_num_seqs=24, max_num_batched_tokens=430, block_tokens=32
     )
     assert table.row_edges == (2, 4, 8, 16, 24)
     assert table.block_edges == (0, 1, 2, 4, 8, 12)
@@ -57,14 +57,14 @@ def test_bad_edges_are_refused(rows: tuple[int, ...], blocks: tuple[int, ...]) -
 
 
 def test_explicit_checks_the_limits() -> None:
-    limits = {"max_num_batched_tokens": 132, "block_tokens": 32}
+    limits = {"max_num_batched_tokens": 140, "block_tokens": 32}
     strategy = Explicit(row_edges=(4,), block_edges=(0, 4))
     assert strategy.table(max_num_seqs=4, **limits).max_blocks == 4
     with pytest.raises(ValueError, match="max_num_seqs=8"):
         strategy.table(max_num_seqs=8, **limits)
     with pytest.raises(ValueError, match="block edge 9"):
         Explicit(row_edges=(4,), block_edges=(0, 9)).table(max_num_seqs=4, **limits)
-    with pytest.raises(ValueError, match="below one prefill block"):
+    with pytest.raises(ValueError, match="no room for a prefill block"):
         strategy.table(max_num_seqs=4, max_num_batched_tokens=31, block_tokens=32)
 
 

@@ -1,0 +1,166 @@
+"""Engine: carries out StepPlans on the device, and nothing else.
+
+`launch` packs a plan and enqueues its program; `PendingStep.wait` brings the sampled
+tokens back. Between the two the host is free to plan the next step: sampled tokens
+stay on the device in a buffer by slot, where the next step finds them.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jserve.packing import Packer
+from jserve.programs import DeviceState, Programs
+from jserve_models.registry import LoadedModel
+from jserve_models.steps import kv_shape, new_kv
+from jserve_sched.buckets import Bucket, BucketTable
+from jserve_sched.plan import StepPlan
+from jserve_sched.predictor import StepSample
+
+_TIMED_REPEATS = 5
+_TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
+
+
+def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
+    """Returns the bytes of one page over all layers, K and V together."""
+    return 2 * int(np.prod(kv_shape(model.config, 1, page_size))) * dtype.itemsize
+
+
+@dataclasses.dataclass
+class PendingStep:
+    """A step on its way.
+
+    Attributes:
+      plan: what it computes.
+      transfer_s: host seconds spent packing its argument.
+      launch_s: host seconds spent handing it to the device.
+      launched_s: when it was handed over, `time.monotonic` seconds.
+    """
+
+    plan: StepPlan
+    transfer_s: float
+    launch_s: float
+    launched_s: float
+    _out: tuple[jax.Array, ...]
+    _sampled: list[int]
+
+    def wait(self) -> tuple[int, ...]:
+        """Waits for the device; returns sampled tokens, decodes first, then chunks."""
+        tokens = np.asarray(self._out[0])
+        return tuple(tokens[self._sampled].tolist())
+
+    def captured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits and scores, `[sampled rows, vocab]` each, if captured."""
+        _, logits, scores = self._out
+        return np.asarray(logits)[self._sampled], np.asarray(scores)[self._sampled]
+
+
+class Engine:
+    """Weights, KV pool and programs of one model on one device.
+
+    Attributes:
+      model: the model.
+      num_pages: KV pages in the pool.
+      page_size: tokens in one page.
+      programs: one for each bucket.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: LoadedModel,
+        dtype: jnp.dtype,
+        table: BucketTable,
+        num_slots: int,
+        num_pages: int,
+        page_size: int,
+        max_model_len: int,
+        captures_logits: bool = False,
+    ):
+        self.model = model
+        self.num_pages = num_pages
+        self.page_size = page_size
+        max_pages_per_row = -(-max_model_len // page_size)
+        self.programs = Programs(
+            model=model,
+            table=table,
+            max_pages_per_row=max_pages_per_row,
+            captures_logits=captures_logits,
+        )
+        self._packer = Packer(
+            num_slots=num_slots,
+            num_pages=num_pages,
+            max_pages_per_row=max_pages_per_row,
+        )
+        self._state = DeviceState(
+            kv=new_kv(model.config, num_pages, page_size, dtype),
+            slot_tokens=jnp.zeros(num_slots, jnp.int32),
+        )
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV pool, K and V together."""
+        return sum(part.nbytes for part in self._state.kv)
+
+    def warm_up(self, on_done: Callable[[], None] = lambda: None) -> None:
+        """Compiles every program and runs each once on padding."""
+        self.programs.compile_all(self._state, on_done)
+        for bucket in self.programs.table.buckets:
+            self._run_padded(bucket, 0, 0)
+        self.programs.mark_warm()
+
+    def timed_pass(self) -> Iterator[StepSample]:
+        """Times every program at a short context, a long decode and a long block.
+
+        Overwrites KV pages, so it may run only before the first request. Shapes are
+        visited in rounds, so that a slow moment does not fall on one shape.
+        """
+        long = min(_TIMED_LONG_PAGES, self._packer.max_pages_per_row)
+        for _ in range(_TIMED_REPEATS):
+            for bucket in self.programs.table.buckets:
+                contexts = [(1, 1), (long, 1)]
+                if bucket.num_blocks:
+                    contexts.append((1, long))
+                for decode_pages, block_pages in contexts:
+                    duration_s = self._run_padded(bucket, decode_pages, block_pages)
+                    yield StepSample(
+                        num_rows=bucket.num_rows,
+                        num_blocks=bucket.num_blocks,
+                        decode_pages=decode_pages,
+                        block_pages=block_pages if bucket.num_blocks else 0,
+                        duration_s=duration_s,
+                    )
+
+    def _run_padded(self, bucket: Bucket, decode_pages: int, block_pages: int) -> float:
+        """Runs a program on made-up rows of so many pages; returns its seconds."""
+        packed = self._packer.pack_synthetic(
+            bucket, decode_pages, block_pages, self.page_size
+        )
+        start_s = time.perf_counter()
+        self._state, out = self.programs.run(bucket, self._state, packed)
+        jax.block_until_ready(out)
+        return time.perf_counter() - start_s
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Enqueues a dispatched plan; steps run in the order they are launched.
+
+        Raises:
+          UncompiledShapeError: if the plan's bucket was not compiled.
+        """
+        start_s = time.perf_counter()
+        packed, sampled = self._packer.pack(plan)
+        packed_s = time.perf_counter()
+        launched_s = time.monotonic()
+        self._state, out = self.programs.run(plan.bucket, self._state, packed)
+        return PendingStep(
+            plan=plan,
+            transfer_s=packed_s - start_s,
+            launch_s=time.perf_counter() - packed_s,
+            launched_s=launched_s,
+            _out=out,
+            _sampled=sampled,
+        )

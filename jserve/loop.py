@@ -1,0 +1,373 @@
+"""EngineLoop: clock, scheduler and engine, one step a turn, in a thread of its own.
+
+The one idea: two plans may be in flight. While the device runs step n, the host
+plans and launches step n + 1, and only then waits for n. One turn:
+
+    take submits and cancels -> plan -> dispatch -> launch -> wait for the step
+    before -> apply -> tell the listener once, with all tokens of that step
+"""
+
+import collections
+import dataclasses
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from jserve.config import EngineConfig
+from jserve.engine import Engine, PendingStep
+from jserve.events import (
+    EngineStats,
+    Health,
+    NotServingError,
+    QueueFullError,
+    StepRecord,
+    TokenEvent,
+)
+from jserve.step_log import StepLog
+from jserve_sched import features
+from jserve_sched.clock import Clock, WallClock
+from jserve_sched.plan import StepPlan, StepResult
+from jserve_sched.predictor import StepSample
+from jserve_sched.request import FinishReason, Request
+from jserve_sched.scheduler import Output, Scheduler
+
+_LOG = logging.getLogger("jserve")
+_RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
+_ORDER = (Health.STARTING, Health.READY, Health.WARM)
+
+Listener = Callable[[Sequence[TokenEvent]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class _InFlight:
+    pending: PendingStep
+    plan_s: float
+    num_waiting: int
+
+
+class EngineLoop:
+    """Serves requests; every method may be called from any thread.
+
+    Attributes:
+      config: what was asked for.
+      clock: times in events and deadlines.
+      model_name: the model served.
+      vocab_size: token ids are below it.
+      max_model_len: most tokens of prompt and output together.
+      num_kv_tokens: tokens the KV pool holds.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: EngineConfig,
+        engine: Engine,
+        scheduler: Scheduler,
+        prepare: Callable[[Engine, Scheduler], None],
+    ):
+        """Makes a loop that `start` will run.
+
+        Args:
+          config: what was asked for.
+          engine: not yet warm.
+          scheduler: without requests.
+          prepare: warms the engine up and readies the predictor; runs in the loop's
+            thread.
+        """
+        self.config = config
+        self.clock: Clock = WallClock()
+        self.model_name = engine.model.config.name
+        self.vocab_size = engine.model.config.vocab_size
+        self.max_model_len = scheduler.max_model_len
+        self.num_kv_tokens = engine.num_pages * engine.page_size
+        self._engine = engine
+        self._scheduler = scheduler
+        self._prepare = prepare
+        self._log = StepLog()
+        self._num_steps = 0
+        self._listener: Listener = lambda events: None
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._changed = threading.Condition()
+        # Guarded by `_changed`:
+        self._health = Health.STARTING
+        self._submitted: list[Request] = []
+        self._cancelled: list[str] = []
+        self._num_live = 0
+        self._is_stopping = False
+        self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
+
+    @property
+    def health(self) -> Health:
+        """How far start-up has come, or how far the end."""
+        return self._health
+
+    def set_listener(self, publish: Listener) -> None:
+        """Sets who is told of tokens: once a step, in the loop's thread."""
+        self._listener = publish
+
+    def start(self) -> None:
+        """Begins to warm up, then to serve."""
+        self._thread.start()
+
+    def wait_until(self, health: Health, timeout_s: float) -> bool:
+        """Waits for a state of start-up; False on time-out or failure."""
+        wanted = set(_ORDER[_ORDER.index(health) :])
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._health in wanted or self._health not in _ORDER, timeout_s
+            )
+            return self._health in wanted
+
+    def submit(self, request: Request) -> None:
+        """Hands a request over; its tokens come to the listener.
+
+        Raises:
+          ValueError: if it can never run.
+          QueueFullError: if too many wait.
+          NotServingError: while starting, draining or failed.
+        """
+        self._scheduler.check_fits(request.num_prompt_tokens, request.max_tokens)
+        with self._changed:
+            if self._health not in (Health.READY, Health.WARM):
+                raise NotServingError(f"the engine is {self._health.value}")
+            num_waiting = self._scheduler.num_waiting + len(self._submitted)
+            if num_waiting >= self.config.max_queued_requests:
+                raise QueueFullError(
+                    f"{num_waiting} requests wait, the limit is "
+                    f"max_queued_requests={self.config.max_queued_requests}",
+                    self._retry_after_s(),
+                )
+            self._submitted.append(request)
+            self._num_live += 1
+            self._changed.notify_all()
+
+    def _retry_after_s(self) -> float:
+        """Returns when a place in the queue should be free, by recent completions."""
+        now_s = self.clock.now_s()
+        recent = [t for t in self._finish_times_s if t > now_s - _RATE_WINDOW_S]
+        return _RATE_WINDOW_S / len(recent) if recent else 1.0
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request after the step in flight; ids that are gone are ignored."""
+        with self._changed:
+            self._cancelled.append(request_id)
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests and lets the others finish.
+
+        Returns:
+          Whether all finished; those left after `timeout_s` are cancelled.
+        """
+        with self._changed:
+            if self._health in _ORDER:
+                self._set_health(Health.DRAINING)
+            is_done = self._changed.wait_for(lambda: self._num_live == 0, timeout_s)
+            if not is_done:
+                self._cancelled.extend(self._scheduler.live_request_ids())
+                self._cancelled.extend(one.request_id for one in self._submitted)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._num_live == 0, 10.0)
+            return is_done
+
+    def stop(self) -> None:
+        """Ends the thread; requests still live are cancelled."""
+        self.drain(0.0)
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def steps(self, since: int = 0) -> list[StepRecord]:
+        """Returns the records of steps `since` and later that are remembered."""
+        return self._log.since(since)
+
+    def stats(self) -> EngineStats:
+        """Returns a snapshot for health and metrics."""
+        scheduler, programs = self._scheduler, self._engine.programs
+        counters = scheduler.counters
+        return EngineStats(
+            health=self._health,
+            policy=self.config.policy,
+            block_tokens=scheduler.buckets.block_tokens,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting + len(self._submitted),
+            num_pages=self._engine.num_pages,
+            num_free_pages=scheduler.ledger.num_available,
+            num_programs=programs.num_compiled,
+            num_programs_total=len(programs.table.buckets),
+            num_compiles_after_warmup=programs.num_compiles_after_warmup,
+            num_preemptions=counters.num_preemptions,
+            num_steps=self._num_steps,
+            prompt_tokens=counters.prompt_tokens,
+            prefix_hit_tokens=counters.prefix_hit_tokens,
+            generated_tokens=counters.generated_tokens,
+            compile_s=programs.wall_s,
+        )
+
+    def _set_health(self, health: Health) -> None:
+        with self._changed:
+            self._health = health
+            self._changed.notify_all()
+
+    # All below runs in the loop's thread.
+
+    def _main(self) -> None:
+        try:
+            self._prepare(self._engine, self._scheduler)
+            gc.collect()
+            gc.freeze()  # what lives now lives on: keep the collector off it
+            with self._changed:
+                if self._health is Health.STARTING:
+                    self._set_health(Health.WARM)
+            self._serve()
+        except Exception as error:
+            _LOG.exception("the engine failed")
+            self._fail(f"the engine failed: {error}")
+
+    def _fail(self, message: str) -> None:
+        with self._changed:
+            ids = self._scheduler.live_request_ids()
+            ids += [one.request_id for one in self._submitted]
+            self._submitted.clear()
+            self._num_live = 0
+            self._set_health(Health.FAILED)
+        now_s = self.clock.now_s()
+        self._listener(
+            [
+                TokenEvent(one, None, now_s, FinishReason.CANCELLED, error=message)
+                for one in ids
+            ]
+        )
+
+    def _serve(self) -> None:
+        in_flight: collections.deque[_InFlight] = collections.deque()
+        max_in_flight = 2 if self.config.enable_overlap else 1
+        last_end_s = 0.0
+        while True:
+            self._take_commands(can_wait=not self._scheduler.has_work)
+            if self._is_stopping and not in_flight:
+                return
+            step = self._launch_next()
+            if step is not None:
+                in_flight.append(step)
+            if in_flight and (step is None or len(in_flight) >= max_in_flight):
+                last_end_s = self._finish_step(in_flight.popleft(), last_end_s)
+            elif step is None and self._scheduler.has_work:
+                raise AssertionError("requests are live, but no step can be planned")
+
+    def _take_commands(self, *, can_wait: bool) -> None:
+        with self._changed:
+            if can_wait:
+                self._changed.wait_for(
+                    lambda: self._submitted or self._cancelled or self._is_stopping
+                )
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+            for request in submitted:
+                self._scheduler.submit(request)
+        outputs = [self._scheduler.cancel(one) for one in cancelled]
+        self._tell([output for output in outputs if output is not None])
+
+    def _launch_next(self) -> _InFlight | None:
+        start_s = time.perf_counter()
+        now_s = self.clock.now_s()
+        num_waiting = self._scheduler.num_waiting
+        plan = self._scheduler.plan(now_s)
+        if plan is None:
+            return None
+        self._scheduler.dispatch(plan, now_s)
+        plan_s = time.perf_counter() - start_s
+        return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
+
+    def _finish_step(self, step: _InFlight, last_end_s: float) -> float:
+        """Waits for a step and applies it; returns when it ended on the device."""
+        wait_start_s = time.perf_counter()
+        tokens = step.pending.wait()
+        end_s = self.clock.now_s()
+        wait_s = time.perf_counter() - wait_start_s
+        duration_s = end_s - max(step.pending.launched_s, last_end_s)
+        self._tell(
+            self._scheduler.apply(StepResult(tokens=tokens, duration_s=duration_s)),
+        )
+        sample = step_sample(step.pending.plan, self._engine.page_size, duration_s)
+        self._scheduler.predictor.update(sample)
+        apply_s = time.perf_counter() - wait_start_s - wait_s
+        self._record(step, sample, end_s, wait_s, apply_s)
+        return end_s
+
+    def _tell(self, outputs: Sequence[Output]) -> None:
+        """Tells the listener of new tokens and ends."""
+        if not outputs:
+            return
+        now_s = self.clock.now_s()
+        self._listener(
+            [
+                TokenEvent(
+                    output.request.request_id,
+                    output.token,
+                    now_s,
+                    output.request.finish_reason,
+                    output.request.num_cached_tokens,
+                )
+                for output in outputs
+            ]
+        )
+        num_ended = sum(one.request.finish_reason is not None for one in outputs)
+        if num_ended:
+            with self._changed:
+                self._num_live -= num_ended
+                self._finish_times_s.extend([now_s] * num_ended)
+                self._changed.notify_all()
+
+    def _record(
+        self,
+        step: _InFlight,
+        sample: StepSample,
+        end_s: float,
+        wait_s: float,
+        apply_s: float,
+    ) -> None:
+        plan = step.pending.plan
+        used_rows, used_blocks = len(plan.decodes), plan.num_blocks
+        used = features.step_features(
+            used_rows, used_blocks, sample.decode_pages, sample.block_pages
+        )
+        self._num_steps += 1
+        self._log.append(
+            StepRecord(
+                step_id=plan.step_id,
+                end_s=end_s,
+                num_rows=sample.num_rows,
+                num_blocks=sample.num_blocks,
+                used_rows=used_rows,
+                used_blocks=used_blocks,
+                prefill_tokens=plan.num_tokens - used_rows,
+                decode_pages=sample.decode_pages,
+                block_pages=sample.block_pages,
+                num_waiting=step.num_waiting,
+                ended_by=plan.ended_by.value,
+                predicted_s=plan.predicted_s,
+                used_s=float(self._scheduler.predictor.predict(used)[0]),
+                duration_s=sample.duration_s,
+                plan_s=step.plan_s,
+                transfer_s=step.pending.transfer_s,
+                launch_s=step.pending.launch_s,
+                wait_s=wait_s,
+                apply_s=apply_s,
+            )
+        )
+
+
+def step_sample(plan: StepPlan, page_size: int, duration_s: float) -> StepSample:
+    """Returns what the predictor learns from one step."""
+    return StepSample(
+        num_rows=plan.bucket.num_rows,
+        num_blocks=plan.bucket.num_blocks,
+        decode_pages=features.longest_pages(plan.decodes, page_size),
+        block_pages=features.longest_pages(plan.chunks, page_size),
+        duration_s=duration_s,
+    )

@@ -1,0 +1,203 @@
+"""The step's one argument: a flat int32 array, written on the host, cut on the device.
+
+One NumPy array costs 5 us to hand over where six cost 15, so everything that changes
+from step to step travels in one (`B` decode rows, `NB` blocks of `Q` tokens,
+`R = B + NB` rows, `T = B + NB * Q` tokens, `M` pages a row at most):
+
+    [0, T)                  tokens; FROM_DEVICE takes the slot's last sampled token
+    [T, T + R * (9 + M))    per row: the columns below, then its page table
+
+Per-slot parts (sampling, page table) are kept in arrays by slot and gathered, so a
+step writes only what changed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jserve.sampling import RowSampling
+from jserve_models.steps import StepInputs
+from jserve_sched.buckets import Bucket
+from jserve_sched.plan import Row, StepPlan
+from jserve_sched.request import Request
+
+FROM_DEVICE = -1
+
+_START, _LEN, _TARGET, _BANS_EOS = range(4)  # change every step
+_TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED = range(4, 9)  # belong to the slot
+_NUM_COLUMNS = 9
+
+
+class Unpacked(NamedTuple):
+    """The argument, cut up on the device."""
+
+    inputs: StepInputs
+    sampling: RowSampling
+    target: jax.Array  # [R] slot that remembers the row's token; num_slots for none
+
+
+def packed_size(bucket: Bucket, max_pages_per_row: int) -> int:
+    """Returns the length of the argument for `bucket`."""
+    num_table_rows = bucket.num_rows + bucket.num_blocks
+    return bucket.num_tokens + num_table_rows * (_NUM_COLUMNS + max_pages_per_row)
+
+
+def unpack(
+    packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket, max_pages_per_row: int
+) -> Unpacked:
+    """Cuts the argument up; traced.
+
+    Args:
+      packed: `[packed_size]` int32.
+      slot_tokens: `[num_slots]` int32, the token each slot sampled last.
+      bucket: the static shape.
+      max_pages_per_row: pages in a row's table, M.
+    """
+    num_table_rows = bucket.num_rows + bucket.num_blocks
+    tokens = packed[: bucket.num_tokens]
+    table = packed[bucket.num_tokens :].reshape(
+        num_table_rows, _NUM_COLUMNS + max_pages_per_row
+    )
+    target = table[:, _TARGET]
+    decodes = tokens[: bucket.num_rows]
+    last = slot_tokens.at[target[: bucket.num_rows]].get(mode="fill", fill_value=0)
+    tokens = tokens.at[: bucket.num_rows].set(
+        jnp.where(decodes == FROM_DEVICE, last, decodes)
+    )
+    start, length = table[:, _START], table[:, _LEN]
+
+    def as_float(column: int) -> jax.Array:
+        return jax.lax.bitcast_convert_type(table[:, column], jnp.float32)
+
+    return Unpacked(
+        StepInputs(tokens, start, length, table[:, _NUM_COLUMNS:]),
+        RowSampling(
+            temperature=as_float(_TEMPERATURE),
+            top_k=table[:, _TOP_K],
+            top_p=as_float(_TOP_P),
+            min_p=as_float(_MIN_P),
+            seed=jax.lax.bitcast_convert_type(table[:, _SEED], jnp.uint32),
+            position=start + length,
+            bans_eos=table[:, _BANS_EOS] > 0,
+        ),
+        target,
+    )
+
+
+class Packer:
+    """Writes the argument of each step.
+
+    Attributes:
+      max_pages_per_row: pages in a row's table, M.
+    """
+
+    def __init__(self, *, num_slots: int, num_pages: int, max_pages_per_row: int):
+        self.max_pages_per_row = max_pages_per_row
+        self._num_slots = num_slots
+        self._num_pages = num_pages
+        width = _NUM_COLUMNS + max_pages_per_row
+        # The last row stands for padding: no token, greedy, no pages.
+        self._slots = np.zeros((num_slots + 1, width), np.int32)
+        self._slots[:, _NUM_COLUMNS:] = num_pages
+        self._slots[:, _TARGET] = num_slots
+        self._owner: list[tuple[Request, int] | None] = [None] * num_slots
+        self._num_written = [0] * num_slots
+
+    def pack(self, plan: StepPlan) -> tuple[np.ndarray, list[int]]:
+        """Returns the argument, and which row holds each sampled token, in order."""
+        bucket = plan.bucket
+        num_rows, size = bucket.num_rows, bucket.block_tokens
+        packed = np.zeros(packed_size(bucket, self.max_pages_per_row), np.int32)
+        tokens = packed[: bucket.num_tokens]
+        table = packed[bucket.num_tokens :].reshape(num_rows + bucket.num_blocks, -1)
+
+        slots = [self._num_slots] * len(table)
+        starts, lengths = [0] * len(table), [0] * len(table)
+        samples: list[tuple[int, Row]] = []
+        for index, row in enumerate(plan.decodes):
+            request = row.request
+            slots[index] = self._sync_slot(request)
+            starts[index], lengths[index] = row.start, 1
+            if row.start < request.num_known:
+                tokens[index] = request.known_tokens(row.start, row.stop)[0]
+            else:
+                tokens[index] = FROM_DEVICE
+            samples.append((index, row))
+        block = 0
+        for row in plan.chunks:
+            slot = self._sync_slot(row.request)
+            first = num_rows + block * size
+            tokens[first : first + row.num_tokens] = row.request.known_tokens(
+                row.start, row.stop
+            )
+            for start in range(row.start, row.stop, size):
+                index = num_rows + block
+                slots[index] = slot
+                starts[index], lengths[index] = start, min(size, row.stop - start)
+                block += 1
+            if row.samples:
+                samples.append((num_rows + block - 1, row))
+
+        table[:] = self._slots[slots]
+        table[:, _START] = starts
+        table[:, _LEN] = lengths
+        for index, row in samples:
+            request = row.request
+            table[index, _TARGET] = slots[index]
+            # The token drawn here is counted as pending already.
+            num_before = request.num_outputs_projected - 1
+            table[index, _BANS_EOS] = num_before < request.min_tokens and bool(
+                request.stop_token_ids
+            )
+        return packed, [index for index, _ in samples]
+
+    def pack_synthetic(
+        self, bucket: Bucket, decode_pages: int, block_pages: int, page_size: int
+    ) -> np.ndarray:
+        """Returns the argument of a step whose rows all end on such a page.
+
+        For warm-up and timing: 0 pages make padding rows; nothing is sampled into a
+        slot, and rows write to made-up pages.
+        """
+        packed = np.zeros(packed_size(bucket, self.max_pages_per_row), np.int32)
+        num_rows, size = bucket.num_rows, bucket.block_tokens
+        table = packed[bucket.num_tokens :].reshape(num_rows + bucket.num_blocks, -1)
+        table[:] = self._slots[self._num_slots]
+        pages = np.arange(len(table) * self.max_pages_per_row) % self._num_pages
+        table[:, _NUM_COLUMNS:] = pages.reshape(len(table), -1)
+        parts = (
+            (slice(num_rows), 1, decode_pages),
+            (slice(num_rows, None), size, block_pages),
+        )
+        for rows, width, num_pages in parts:
+            if num_pages:
+                table[rows, _START] = num_pages * page_size - width
+                table[rows, _LEN] = width
+        return packed
+
+    def _sync_slot(self, request: Request) -> int:
+        """Brings the slot's stored row up to date; returns the slot."""
+        slot = request.slot
+        assert slot is not None
+        row = self._slots[slot]
+        # The object, not its id: a client may use an id again.
+        owner = (request, request.num_preemptions)
+        if self._owner[slot] != owner:
+            self._owner[slot] = owner
+            self._num_written[slot] = 0
+            row[_NUM_COLUMNS:] = self._num_pages
+            sampling = request.sampling
+            floats = np.array(
+                [sampling.temperature, sampling.top_p, sampling.min_p], np.float32
+            )
+            row[[_TEMPERATURE, _TOP_P, _MIN_P]] = floats.view(np.int32)
+            row[_TOP_K] = sampling.top_k
+            row[_SEED] = np.uint32(sampling.seed).view(np.int32)
+        num_pages, num_written = len(request.pages), self._num_written[slot]
+        if num_pages > num_written:
+            start = _NUM_COLUMNS + num_written
+            row[start : _NUM_COLUMNS + num_pages] = request.pages[num_written:]
+            self._num_written[slot] = num_pages
+        return slot

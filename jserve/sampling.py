@@ -1,0 +1,124 @@
+"""Logits to tokens, on the device, inside the step's program.
+
+The one idea: the draw of a token depends on (seed, position) and its logits, never
+on the row, the bucket or the neighbours, so a request gets the same tokens whatever
+runs beside it. Tokens are drawn by the Gumbel-max trick: the token with the highest
+`logit / temperature + noise` wins, and the gap to the second is the margin of the
+decision.
+
+`R` is the number of rows, `V` the size of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_NEVER = -1e30  # finite, so that no row can turn into NaN
+
+
+class RowSampling(NamedTuple):
+    """How each row's token is drawn; every field is `[R]`."""
+
+    temperature: jax.Array  # float32; 0 is greedy
+    top_k: jax.Array  # int32; 0 keeps all
+    top_p: jax.Array  # float32 in (0, 1]
+    min_p: jax.Array  # float32 in [0, 1]
+    seed: jax.Array  # uint32
+    position: jax.Array  # int32 position of the token drawn
+    bans_eos: jax.Array  # bool; whether end-of-sequence tokens may not come yet
+
+
+def ban_tokens(
+    logits: jax.Array, bans: jax.Array, token_ids: Sequence[int]
+) -> jax.Array:
+    """Returns logits in which rows with `bans` cannot draw `token_ids`."""
+    if not token_ids:
+        return logits
+    banned = jnp.zeros(logits.shape[-1], bool).at[jnp.asarray(token_ids)].set(True)
+    return jnp.where(bans[:, None] & banned[None, :], _NEVER, logits)
+
+
+def scores(logits: jax.Array, sampling: RowSampling) -> jax.Array:
+    """Returns `[R, V]` scores whose maximum is the token drawn.
+
+    Args:
+      logits: `[R, V]` float32.
+      sampling: how each row is drawn.
+
+    Top-k, then top-p over what is left, then min-p, as other servers apply them;
+    all are exact, ties included, whatever the size of the vocabulary.
+    """
+    is_any_drawn = jnp.any(sampling.temperature > 0)
+    out: jax.Array = jax.lax.cond(
+        is_any_drawn, _draw_scores, lambda x, _: x, logits, sampling
+    )
+    return out
+
+
+def _draw_scores(logits: jax.Array, sampling: RowSampling) -> jax.Array:
+    is_drawn = sampling.temperature > 0
+    scaled = logits / jnp.where(is_drawn, sampling.temperature, 1.0)[:, None]
+    is_truncated = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+    scaled = jax.lax.cond(
+        jnp.any(is_drawn & is_truncated),
+        _truncate,
+        lambda x, _: x,
+        scaled,
+        sampling,
+    )
+    noise = jax.vmap(_noise, in_axes=(0, 0, None))(
+        sampling.seed, sampling.position, logits.shape[-1]
+    )
+    return jnp.where(is_drawn[:, None], scaled + noise, logits)
+
+
+def _noise(seed: jax.Array, position: jax.Array, size: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.key(seed), position)
+    return jax.random.gumbel(key, (size,), jnp.float32)
+
+
+def _truncate(scaled: jax.Array, sampling: RowSampling) -> jax.Array:
+    """Drops the tokens that top-k, top-p and min-p leave out."""
+    size = scaled.shape[-1]
+    keys = _ordered_keys(scaled)
+    count = jnp.where(sampling.top_k > 0, jnp.minimum(sampling.top_k, size), size)
+    ones = jnp.ones_like(scaled)
+    keep = keys >= _threshold(keys, ones, count.astype(jnp.float32))[:, None]
+    probs = jnp.where(keep, jax.nn.softmax(scaled, axis=-1), 0.0)
+    mass = sampling.top_p * jnp.sum(probs, axis=-1)
+    by_mass = keys >= _threshold(keys, probs, mass)[:, None]
+    keep &= by_mass | (sampling.top_p >= 1)[:, None]
+    floor = sampling.min_p * jnp.max(probs, axis=-1)
+    keep &= probs >= floor[:, None]
+    return jnp.where(keep, scaled, _NEVER)
+
+
+def _ordered_keys(values: jax.Array) -> jax.Array:
+    """Returns uint32 keys in the order of the float32 values."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign, ~bits, bits | sign)
+
+
+def _threshold(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:
+    """Returns the highest key `t` whose tokens `keys >= t` weigh at least `target`.
+
+    Bit by bit from the top: 32 passes over the row and no sort.
+
+    Args:
+      keys: `[R, V]` uint32.
+      weights: `[R, V]` float32.
+      target: `[R]` float32.
+    """
+
+    def try_bit(index: jax.Array, best: jax.Array) -> jax.Array:
+        bit = jnp.uint32(31) - index.astype(jnp.uint32)
+        candidate = best | (jnp.uint32(1) << bit)
+        weight = jnp.sum(jnp.where(keys >= candidate[:, None], weights, 0.0), axis=-1)
+        return jnp.where(weight >= target, candidate, best)
+
+    lowest = jnp.zeros(keys.shape[0], jnp.uint32)
+    threshold: jax.Array = jax.lax.fori_loop(0, 32, try_bit, lowest)
+    return threshold

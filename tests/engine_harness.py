@@ -1,0 +1,165 @@
+"""Runs requests through a real engine, step by step, and keeps what it saw."""
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from jserve.config import EngineConfig
+from jserve.engine import Engine, PendingStep, kv_page_bytes
+from jserve_models.registry import LoadedModel, load_model
+from jserve_sched.buckets import BucketTable
+from jserve_sched.ledger import KvLedger
+from jserve_sched.plan import StepPlan, StepResult
+from jserve_sched.policies import make_policy
+from jserve_sched.predictor import TablePredictor
+from jserve_sched.request import Request
+from jserve_sched.scheduler import Scheduler
+
+TEST_TABLE = BucketTable((4, 16), (0, 4))
+MAX_MODEL_LEN = 2048
+
+
+def make_engine(
+    model: str = "toy",
+    *,
+    table: BucketTable = TEST_TABLE,
+    num_pages: int = 160,
+    page_size: int = 128,
+    captures_logits: bool = False,
+) -> Engine:
+    loaded: LoadedModel = load_model(model, seed=0, dtype=np.float32)
+    assert kv_page_bytes(loaded, page_size, np.dtype(np.float32)) > 0
+    engine = Engine(
+        model=loaded,
+        dtype=np.dtype(np.float32),
+        table=table,
+        num_slots=table.max_rows,
+        num_pages=num_pages,
+        page_size=page_size,
+        max_model_len=min(MAX_MODEL_LEN, loaded.config.max_model_len),
+        captures_logits=captures_logits,
+    )
+    engine.warm_up()
+    return engine
+
+
+def make_engine_scheduler(
+    engine: Engine,
+    *,
+    policy: str = "fcfs",
+    num_pages: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    enable_prefix_caching: bool = False,
+) -> Scheduler:
+    table = engine.programs.table
+    return Scheduler(
+        policy=make_policy(policy),
+        buckets=table,
+        ledger=KvLedger(
+            num_pages=num_pages or engine.num_pages,
+            page_size=engine.page_size,
+            enable_prefix_caching=enable_prefix_caching,
+        ),
+        predictor=TablePredictor(
+            table, max_pages_per_row=-(-MAX_MODEL_LEN // engine.page_size)
+        ),
+        max_num_seqs=table.max_rows,
+        max_num_batched_tokens=max_num_batched_tokens
+        or table.max_rows + table.max_blocks * table.block_tokens,
+        max_model_len=MAX_MODEL_LEN,
+    )
+
+
+Place = tuple[str, int, int]  # bucket, first row, tokens
+
+
+@dataclasses.dataclass
+class Trace:
+    """What one request saw: logits, scores and its whole past at each token."""
+
+    logits: list[np.ndarray] = dataclasses.field(default_factory=list)
+    scores: list[np.ndarray] = dataclasses.field(default_factory=list)
+    pasts: list[tuple[Place, ...]] = dataclasses.field(default_factory=list)
+
+
+def places(plan: StepPlan) -> dict[str, Place]:
+    """Where each request of a plan is computed."""
+    bucket = plan.bucket
+    found = {
+        row.request.request_id: (str(bucket), index, 1)
+        for index, row in enumerate(plan.decodes)
+    }
+    first = bucket.num_rows
+    for row in plan.chunks:
+        found[row.request.request_id] = (str(bucket), first, row.num_tokens)
+        first += -(-row.num_tokens // bucket.block_tokens)
+    return found
+
+
+@dataclasses.dataclass
+class EngineDriver:
+    """Drives engine and scheduler, one plan ahead when `lag` is 1."""
+
+    engine: Engine
+    scheduler: Scheduler
+    lag: int = 1
+    captures: bool = False
+
+    def __post_init__(self) -> None:
+        self.traces: dict[str, Trace] = collections.defaultdict(Trace)
+        self._pasts: dict[str, tuple[Place, ...]] = collections.defaultdict(tuple)
+        self._pending: collections.deque[PendingStep] = collections.deque()
+
+    def step(self) -> None:
+        plan = self.scheduler.plan(0.0)
+        if plan is not None:
+            self.scheduler.dispatch(plan, 0.0)
+            self._pending.append(self.engine.launch(plan))
+        if len(self._pending) > (self.lag if plan is not None else 0):
+            pending = self._pending.popleft()
+            tokens = pending.wait()
+            if self.captures:
+                self._capture(pending)
+            self.scheduler.apply(StepResult(tokens=tokens, duration_s=0.0))
+        self.scheduler.check_integrity()
+
+    def _capture(self, pending: PendingStep) -> None:
+        for request_id, place in places(pending.plan).items():
+            self._pasts[request_id] += (place,)
+        logits, scores = pending.captured()
+        plan = pending.plan
+        rows = [*plan.decodes, *(row for row in plan.chunks if row.samples)]
+        for index, row in enumerate(rows):
+            if row.request.finish_reason is None:
+                trace = self.traces[row.request.request_id]
+                trace.logits.append(logits[index])
+                trace.scores.append(scores[index])
+                trace.pasts.append(self._pasts[row.request.request_id])
+
+    def run(self, *requests: Request, until: Request | None = None) -> None:
+        """Runs until all requests are done; or until one is, and drops the rest."""
+        for request in requests:
+            self.scheduler.submit(request)
+        for _ in range(20_000):
+            if not self.scheduler.has_work:
+                return
+            if until is not None and until.finish_reason is not None:
+                for request_id in self.scheduler.live_request_ids():
+                    self.scheduler.cancel(request_id)
+            self.step()
+        raise AssertionError("the requests never finished")
+
+
+def small_config(**fields: object) -> EngineConfig:
+    """The configuration of a small real server: four programs."""
+    defaults: dict[str, object] = {
+        "model": "tiny",
+        "policy": "fcfs",
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 16 + 4 * 32,
+        "max_model_len": MAX_MODEL_LEN,
+        "kv_cache_bytes": 64 * 2**20,
+        "compile_cache_dir": "",
+    }
+    return EngineConfig(**{**defaults, **fields})  # type: ignore[arg-type]

@@ -1,0 +1,155 @@
+"""The same request gives the same answer whatever runs beside it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from engine_harness import EngineDriver, Trace, make_engine, make_engine_scheduler
+from jserve.engine import Engine
+from jserve_sched.request import Request, SamplingParams
+
+NUM_SEEDS = 20
+MARGIN = 1e-3
+LOGIT_TOLERANCE = 1e-4
+PROMPT_TOKENS = 300  # two full pages and more: a prefix hit is 256 tokens
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return make_engine("tiny", num_pages=100, captures_logits=True)
+
+
+def subject(seed: int, *, is_greedy: bool) -> Request:
+    rng = np.random.default_rng(seed)
+    sampling = SamplingParams(seed=seed)
+    if not is_greedy:
+        sampling = SamplingParams(temperature=0.8, top_p=0.95, top_k=50, seed=seed)
+    return Request(
+        request_id="subject",
+        arrival_s=1.0,
+        prompt_tokens=rng.integers(0, 256, PROMPT_TOKENS),
+        max_tokens=MAX_TOKENS,
+        sampling=sampling,
+    )
+
+
+def neighbours(count: int, *, first_s: float, seed: int = 99) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    return [
+        Request(
+            request_id=f"n{index}",
+            arrival_s=first_s + index * 1e-3,
+            prompt_tokens=rng.integers(0, 256, int(rng.integers(1, 700))),
+            max_tokens=int(rng.integers(2, 40)),
+            sampling=SamplingParams(temperature=float(index % 2), seed=index),
+        )
+        for index in range(count)
+    ]
+
+
+def run(engine: Engine, *requests: Request, **fields: object) -> Trace:
+    driver = EngineDriver(
+        engine,
+        make_engine_scheduler(engine, **fields),  # type: ignore[arg-type]
+        captures=True,
+    )
+    driver.run(*requests, until=requests[0])
+    return driver.traces["subject"]
+
+
+def agreement(one: Trace, other: Trace, tokens: list[list[int]]) -> bool:
+    """Checks logits and tokens up to the first close call; tells if all are equal."""
+    for step in range(MAX_TOKENS):
+        difference = np.max(np.abs(one.logits[step] - other.logits[step]))
+        assert difference < LOGIT_TOLERANCE
+        if tokens[0][step] != tokens[1][step]:
+            best = np.sort(one.scores[step])[-2:]
+            assert best[1] - best[0] < MARGIN, "a clear decision came out differently"
+            return False
+    return True
+
+
+@pytest.mark.parametrize("is_greedy", [True, False], ids=["greedy", "sampled"])
+def test_across_buckets_answers_agree(
+    engine: Engine, is_greedy: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    num_equal = dict.fromkeys(("crowd", "chunked", "prefix"), 0)
+    for seed in range(NUM_SEEDS):
+        alone_request = subject(seed, is_greedy=is_greedy)
+        alone = run(engine, alone_request)
+        for name in num_equal:
+            request = subject(seed, is_greedy=is_greedy)
+            if name == "crowd":
+                crowd = neighbours(15, first_s=0.99, seed=seed)
+                trace = run(engine, request, *crowd)
+            elif name == "chunked":
+                # Neighbours that arrived first leave it odd numbers of blocks.
+                crowd = neighbours(3, first_s=0.0, seed=seed)
+                trace = run(engine, request, *crowd)
+            else:
+                first = dataclasses.replace(
+                    subject(seed, is_greedy=is_greedy), request_id="before"
+                )
+                driver = EngineDriver(
+                    engine,
+                    make_engine_scheduler(engine, enable_prefix_caching=True),
+                    captures=True,
+                )
+                driver.run(first)
+                driver.run(request)
+                assert request.num_cached_tokens == 256
+                trace = driver.traces["subject"]
+            tokens = [alone_request.output_tokens, request.output_tokens]
+            num_equal[name] += agreement(alone, trace, tokens)
+    with capsys.disabled():
+        kind = "greedy" if is_greedy else "sampled"
+        print(
+            f"\n{kind}: runs fully equal to the lone one, of {NUM_SEEDS}: {num_equal}"
+        )
+
+
+def test_within_one_bucket_and_row_logits_are_bit_identical(engine: Engine) -> None:
+    # Neighbours differ in content and length, and come and go, so the subject's path
+    # through buckets and rows differs too: compare where its whole past is the same.
+    seen: dict[object, tuple[np.ndarray, int]] = {}
+    num_compared = 0
+    for run_index in range(8):
+        request = dataclasses.replace(subject(3, is_greedy=True), arrival_s=0.0)
+        count = run_index % 4
+        crowd = neighbours(count, first_s=1.0, seed=run_index)
+        trace = run(engine, request, *crowd)
+        for past, logits in zip(trace.pasts, trace.logits, strict=True):
+            if past in seen and seen[past][1] != run_index:
+                num_compared += 1
+                assert np.array_equal(seen[past][0], logits)
+            seen.setdefault(past, (logits, run_index))
+    assert num_compared >= 2 * MAX_TOKENS
+
+
+def test_a_change_of_row_is_within_rounding(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(engine, dataclasses.replace(subject(3, is_greedy=True), arrival_s=0.0))
+    others = neighbours(3, first_s=0.0, seed=5)
+    for other in others:
+        other.prompt_tokens = other.prompt_tokens[:20]
+        other.max_tokens = 60
+    last = run(engine, subject(3, is_greedy=True), *others)
+    pairs = [
+        (one, two)
+        for one, two, past, other_past in zip(
+            first.logits, last.logits, first.pasts, last.pasts, strict=True
+        )
+        if past[-1][0] == other_past[-1][0] and past[-1][1] != other_past[-1][1]
+    ]
+    assert pairs, "the subject never changed its row within a bucket"
+    worst = max(float(np.max(np.abs(one - two))) for one, two in pairs)
+    assert worst < LOGIT_TOLERANCE
+    num_equal = sum(np.array_equal(one, two) for one, two in pairs)
+    with capsys.disabled():
+        print(
+            f"\na change of row: {num_equal} of {len(pairs)} logits bit-identical, "
+            f"worst difference {worst:.1e}"
+        )

@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from engine_harness import TEST_TABLE, EngineDriver, make_engine, make_engine_scheduler
+from fakes import make_request
+from jserve.engine import Engine
+from jserve.programs import UncompiledShapeError
+from jserve_models.toy import toy_next_token
+from jserve_sched.buckets import Bucket
+from jserve_sched.plan import PlanEnd, StepPlan
+from jserve_sched.request import Request
+
+
+@pytest.fixture(scope="session")
+def toy_engine() -> Engine:
+    return make_engine("toy")
+
+
+def toy_output(request: Request) -> list[int]:
+    context = request.prompt_tokens.tolist()
+    for _ in range(request.max_tokens):
+        context.append(toy_next_token(context))
+    return context[request.num_prompt_tokens :]
+
+
+def test_the_toy_answers_by_hand(toy_engine: Engine) -> None:
+    driver = EngineDriver(toy_engine, make_engine_scheduler(toy_engine))
+    request = make_request(prompt=[3, 5], max_tokens=2)
+    driver.run(request)
+    # 1 * (3 + 1) + 2 * (5 + 1) = 16; and then 3 * (16 + 1) more = 67.
+    assert request.output_tokens == [16, 67]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_a_crowd_of_mixed_lengths_gets_its_own_tokens(
+    toy_engine: Engine, lag: int, prefix_caching: bool
+) -> None:
+    scheduler = make_engine_scheduler(toy_engine, enable_prefix_caching=prefix_caching)
+    driver = EngineDriver(toy_engine, scheduler, lag=lag)
+    rng = np.random.default_rng(lag)
+    stem = rng.integers(0, 90, 600)
+    lengths = [1, 2, 31, 32, 33, 127, 128, 129, 255, 256, 300, 500, 64, 5, 96, 160, 40]
+    requests = [
+        make_request(prompt=stem[:length], max_tokens=int(rng.integers(1, 40)))
+        for length in lengths
+    ]
+    driver.run(*requests)
+    for request in requests:
+        assert request.output_tokens == toy_output(request)
+    if prefix_caching:
+        assert scheduler.counters.prefix_hit_tokens > 0
+    assert toy_engine.programs.num_compiles_after_warmup == 0
+
+
+def test_preempted_requests_finish_with_the_tokens_they_would_have_had(
+    toy_engine: Engine,
+) -> None:
+    scheduler = make_engine_scheduler(toy_engine, num_pages=9)
+    driver = EngineDriver(toy_engine, scheduler)
+    requests = [make_request(120 + i, 150, arrival_s=float(i)) for i in range(6)]
+    driver.run(*requests)
+    assert scheduler.counters.num_preemptions > 0
+    for request in requests:
+        assert request.output_tokens == toy_output(request)
+
+
+def test_a_request_id_may_come_again(toy_engine: Engine) -> None:
+    for length in (200, 300):
+        driver = EngineDriver(toy_engine, make_engine_scheduler(toy_engine))
+        requests = [
+            make_request(length + 10 * i, 5, request_id=f"again{i}") for i in range(3)
+        ]
+        driver.run(*requests)
+        for request in requests:
+            assert request.output_tokens == toy_output(request)
+
+
+def test_an_unwarmed_shape_trips_the_guard(toy_engine: Engine) -> None:
+    plan = StepPlan(
+        step_id=0,
+        bucket=Bucket(3, 1),
+        decodes=(),
+        chunks=(),
+        preempted=(),
+        predicted_s=0.0,
+        ended_by=PlanEnd.NO_WORK,
+    )
+    with pytest.raises(UncompiledShapeError, match="no program for B3xNB1"):
+        toy_engine.launch(plan)
+
+
+def test_a_compilation_after_warm_up_is_counted(toy_engine: Engine) -> None:
+    import jax
+
+    before = toy_engine.programs.num_compiles_after_warmup
+    jax.jit(lambda x: x * 3 + 1)(np.arange(7)).block_until_ready()
+    assert toy_engine.programs.num_compiles_after_warmup == before + 1
+    toy_engine.programs.mark_warm()
+
+
+def test_the_timed_pass_visits_every_shape() -> None:
+    engine = make_engine("toy", num_pages=64)
+    samples = list(engine.timed_pass())
+    shapes = {(one.num_rows, one.num_blocks) for one in samples}
+    assert shapes == {(4, 0), (4, 4), (16, 0), (16, 4)}
+    assert {one.decode_pages for one in samples} == {1, 16}
+    assert all(one.duration_s > 0 for one in samples)
+    assert len(samples) == 5 * (2 * 2 + 3 * 2)
+    assert TEST_TABLE.buckets[0] == Bucket(16, 4)

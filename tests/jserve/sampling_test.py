@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jserve import sampling
+
+VOCAB = 50
+draw = jax.jit(sampling.scores)
+
+
+def rows(count: int, **fields: object) -> sampling.RowSampling:
+    defaults = {
+        "temperature": (1.0, jnp.float32),
+        "top_k": (0, jnp.int32),
+        "top_p": (1.0, jnp.float32),
+        "min_p": (0.0, jnp.float32),
+        "seed": (0, jnp.uint32),
+        "position": (np.arange(count), jnp.int32),
+        "bans_eos": (False, jnp.bool_),
+    }
+    return sampling.RowSampling(
+        **{
+            name: jnp.broadcast_to(
+                jnp.asarray(fields.get(name, value), dtype), (count,)
+            )
+            for name, (value, dtype) in defaults.items()
+        }
+    )
+
+
+def tokens(logits: np.ndarray, how: sampling.RowSampling) -> np.ndarray:
+    return np.asarray(jnp.argmax(draw(jnp.asarray(logits), how), axis=-1))
+
+
+@pytest.fixture(scope="module")
+def logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 2, VOCAB).astype(np.float32)
+
+
+def crowd(logits: np.ndarray, count: int) -> np.ndarray:
+    return np.tile(logits, (count, 1))
+
+
+def support(logits: np.ndarray, keep: np.ndarray) -> set[int]:
+    return set(np.flatnonzero(keep).tolist())
+
+
+def test_temperature_zero_is_greedy(logits: np.ndarray) -> None:
+    drawn = tokens(crowd(logits, 8), rows(8, temperature=0.0))
+    assert set(drawn.tolist()) == {int(np.argmax(logits))}
+
+
+def test_draws_follow_the_softmax(logits: np.ndarray) -> None:
+    count = 20_000
+    drawn = tokens(crowd(logits, count), rows(count, temperature=1.5))
+    expected = np.asarray(jax.nn.softmax(logits / 1.5))
+    observed = np.bincount(drawn, minlength=VOCAB) / count
+    # Five standard deviations of each binomial share.
+    bound = 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9
+    assert np.all(np.abs(observed - expected) < bound)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 10])
+def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, top_k: int) -> None:
+    drawn = tokens(crowd(logits, 4000), rows(4000, top_k=top_k, temperature=3.0))
+    assert set(drawn.tolist()) == set(np.argsort(-logits)[:top_k].tolist())
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.8])
+def test_top_p_keeps_the_smallest_set_with_that_mass(
+    logits: np.ndarray, top_p: float
+) -> None:
+    drawn = tokens(crowd(logits, 4000), rows(4000, top_p=top_p))
+    probs = np.asarray(jax.nn.softmax(logits))
+    order = np.argsort(-probs)
+    size = int(np.searchsorted(np.cumsum(probs[order]), top_p)) + 1
+    assert set(drawn.tolist()) <= set(order[:size].tolist())
+    assert len(set(drawn.tolist())) >= size - 1  # the rarest may not have come up
+
+
+def test_top_p_is_taken_of_what_top_k_left() -> None:
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    # Of the first two, 0.4 / 0.7 = 57 %: with top_p 0.5 the first is enough.
+    how = rows(500, top_k=2, top_p=0.5)
+    assert set(tokens(crowd(logits, 500), how).tolist()) == {0}
+    how = rows(500, top_k=2, top_p=0.6)
+    assert set(tokens(crowd(logits, 500), how).tolist()) == {0, 1}
+
+
+def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    drawn = tokens(crowd(logits, 2000), rows(2000, min_p=0.5))
+    assert set(drawn.tolist()) == {0, 1}
+
+
+def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray) -> None:
+    how = rows(6, seed=[1, 2, 1, 1, 2, 9], position=[5, 5, 5, 6, 5, 5])
+    alone = tokens(crowd(logits, 1), rows(1, seed=1, position=5))
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 6)), how))
+    assert np.array_equal(drawn[0], drawn[2]) and np.array_equal(drawn[1], drawn[4])
+    assert not np.array_equal(drawn[0], drawn[3])
+    assert int(np.argmax(drawn[0])) == alone[0]
+
+
+def test_greedy_rows_are_untouched_beside_drawn_ones(logits: np.ndarray) -> None:
+    how = rows(3, temperature=[0.0, 1.0, 0.0], top_p=0.5)
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 3)), how))
+    assert np.array_equal(drawn[0], logits) and np.array_equal(drawn[2], logits)
+
+
+def test_banned_tokens_do_not_come(logits: np.ndarray) -> None:
+    best = int(np.argmax(logits))
+    bans = jnp.array([True, False])
+    banned = sampling.ban_tokens(jnp.asarray(crowd(logits, 2)), bans, (best,))
+    picked = np.argmax(np.asarray(banned), axis=-1)
+    assert picked[0] == np.argsort(-logits)[1] and picked[1] == best

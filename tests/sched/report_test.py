@@ -1,0 +1,196 @@
+"""The report's arithmetic, worked out by hand."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jserve_sched.report import (
+    EngineCounters,
+    Failure,
+    Outcome,
+    distribution,
+    summarise_run,
+    summarise_steps,
+    token_gaps_s,
+    wilson_interval,
+)
+from jserve_sched.slo import Slo
+
+TIGHT = Slo(ttft_s=1.0, tbt_s=0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeStep:
+    num_rows: int = 4
+    num_blocks: int = 0
+    used_rows: int = 4
+    used_blocks: int = 0
+    prefill_tokens: int = 0
+    predicted_s: float = 0.010
+    used_s: float = 0.010
+    duration_s: float = 0.011
+    plan_s: float = 0.0002
+
+
+def outcome(
+    *token_times_s: float,
+    slo: Slo = TIGHT,
+    arrival_s: float = 10.0,
+    service_class: str = "tight",
+    failure: Failure | None = None,
+) -> Outcome:
+    return Outcome(
+        service_class=service_class,
+        slo=slo,
+        arrival_s=arrival_s,
+        num_prompt_tokens=8,
+        max_tokens=max(1, len(token_times_s)),
+        token_times_s=token_times_s,
+        failure=failure,
+    )
+
+
+def test_latencies_count_from_arrival() -> None:
+    one = outcome(10.5, 10.75, 11.25)
+    assert one.ttft_s == 0.5
+    assert one.e2e_s == 1.25
+    assert token_gaps_s([one, outcome(11.0)]) == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("times", "slo", "failure", "violation"),
+    [
+        ((11.0, 11.5, 12.0), TIGHT, None, None),
+        ((11.01,), TIGHT, None, "late_first_token"),
+        ((10.5, 11.6), TIGHT, None, "late_token"),
+        ((10.1, 13.0), Slo(ttft_s=1.0, ttlt_s=2.5), None, "late_last_token"),
+        ((13.0,), Slo(ttlt_s=2.5), None, "late_last_token"),
+        ((), TIGHT, Failure.REJECTED, "rejected"),
+        ((10.1,), TIGHT, Failure.UNFINISHED, "unfinished"),
+        ((10.1,), Slo(), Failure.ERROR, "error"),
+        ((99.0,), Slo(), None, None),
+    ],
+)
+def test_violations_have_one_cause(times, slo, failure, violation) -> None:
+    one = outcome(*times, slo=slo, failure=failure)
+    assert one.violation == violation
+    assert one.is_met == (violation is None)
+
+
+def test_slack_is_banked_but_the_mean_rule_forgives_more() -> None:
+    early = outcome(10.1, 11.4)  # a gap of 1.3 s, yet due only at 11.5
+    assert early.is_met
+    assert not early.is_met_mean_tpot  # 1.3 s a token
+    hiccup = outcome(10.9, 11.6, 11.7, 11.8)  # the second is due at 11.5
+    assert not hiccup.is_met
+    assert hiccup.is_met_mean_tpot  # 0.3 s a token
+
+
+def test_run_counts_every_request_once() -> None:
+    run = summarise_run(
+        [
+            outcome(10.5, 10.75, 11.0),
+            outcome(12.0, arrival_s=10.5),  # late by half a second
+            outcome(arrival_s=11.0, failure=Failure.REJECTED),
+            outcome(12.2, service_class="lax", slo=Slo(), arrival_s=12.0),
+            outcome(service_class="lax", arrival_s=13.0, failure=Failure.TOO_LONG),
+        ],
+        labels={"policy": "edf"},
+    )
+    assert run["policy"] == "edf"
+    assert (run["num_requests"], run["num_finished"]) == (5, 3)
+    assert (run["num_violations"], run["num_rejected"], run["num_errors"]) == (3, 1, 1)
+    assert run["violations_by_cause"] == {
+        "late_first_token": 1,
+        "rejected": 1,
+        "too_long": 1,
+    }
+    assert run["attainment"] == pytest.approx(2 / 5)
+    assert run["by_class"]["tight"]["attainment"] == pytest.approx(1 / 3)
+    assert run["by_class"]["lax"]["num_violations"] == 1
+    assert run["ttft_s"]["p50"] == pytest.approx(0.5)
+    assert run["ttft_s"]["mean"] == pytest.approx((0.5 + 1.5 + 0.2) / 3)
+    # From the first arrival at 10.0 to the last token at 12.2: 5 tokens, 2 met.
+    assert run["output_tokens_per_s"] == pytest.approx(5 / 2.2)
+    assert run["met_per_s"] == pytest.approx(2 / 2.2)
+    json.dumps(run)
+
+
+def test_unmeasured_is_absent() -> None:
+    run = summarise_run([outcome(failure=Failure.ERROR)])
+    for name in (
+        "ttft_s",
+        "tbt_s",
+        "e2e_s",
+        "output_tokens_per_s",
+        "pad_share_tokens",
+        "num_steps",
+        "num_compiles_after_warmup",
+        "prefix_hit_tokens",
+    ):
+        assert name not in run
+    assert run["num_errors"] == 1
+
+
+def test_no_request_is_no_report() -> None:
+    with pytest.raises(ValueError, match="at least one request"):
+        summarise_run([])
+
+
+def test_padding_by_hand() -> None:
+    steps = [
+        FakeStep(used_rows=3),  # 4 computed, 3 used
+        FakeStep(
+            num_blocks=2,
+            used_rows=2,
+            used_blocks=1,
+            prefill_tokens=5,
+            predicted_s=0.030,
+            used_s=0.020,
+        ),  # 4 + 2 * 8 = 20 computed, 2 + 5 = 7 used, 2 + 8 = 10 opened
+    ]
+    run = summarise_steps(steps, block_tokens=8)
+    assert run["num_steps"] == 2
+    assert run["pad_share_tokens"] == pytest.approx(1 - 10 / 24)
+    assert run["pad_share_bucket"] == pytest.approx(1 - 13 / 24)
+    assert run["pad_share_block"] == pytest.approx(3 / 24)
+    assert run["pad_share_time"] == pytest.approx(0.010 / 0.040)
+    assert run["plan_ms"]["p50"] == pytest.approx(0.2)
+
+
+def test_steps_and_counters_join_the_run() -> None:
+    run = summarise_run(
+        [outcome(10.5)],
+        steps=[FakeStep()],
+        block_tokens=8,
+        counters=EngineCounters(
+            num_programs=4,
+            num_compiles_after_warmup=0,
+            num_preemptions=2,
+            prefix_hit_tokens=0,
+        ),
+    )
+    assert run["num_preemptions"] == 2
+    assert run["prefix_hit_tokens"] == 0  # measured, so present
+    assert run["pad_share_tokens"] == 0.0
+    assert summarise_steps([], block_tokens=8) == {"num_steps": 0}
+
+
+def test_wilson_interval_against_the_textbook() -> None:
+    low, high = wilson_interval(8, 10)
+    assert (low, high) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson_interval(0, 5)[0] == 0.0
+    assert wilson_interval(5, 5)[1] == 1.0
+    with pytest.raises(ValueError, match="num_requests=0"):
+        wilson_interval(0, 0)
+
+
+def test_distribution_skips_what_is_missing() -> None:
+    assert distribution([None]) is None
+    assert distribution([1.0, None, 3.0]) == {
+        "mean": 2.0,
+        "p50": 2.0,
+        "p90": pytest.approx(2.8),
+        "p99": pytest.approx(2.98),
+    }
