@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import pathlib
 
 import numpy as np
 
@@ -156,6 +157,7 @@ def small_config(**fields: object) -> EngineConfig:
     defaults: dict[str, object] = {
         "model": "tiny",
         "policy": "fcfs",
+        "buckets": pathlib.Path(__file__).parent / "four_programs.json",
         "max_num_seqs": 16,
         "max_num_batched_tokens": 16 + 4 * 32,
         "max_model_len": MAX_MODEL_LEN,

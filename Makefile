@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and pip:
+#   make demo    sets up, serves, replays a real trace under two policies, plots
+#   make test    sets up, then lint, types and all tests
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
+
+.PHONY: setup demo test lint types bench build golden clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit("jserve needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable . --group dev
+	touch $@
+
+demo: setup
+	$(BIN)/jserve-bench --launch --policies=fcfs,edf --num_requests=200 --load=0.9 --output=out/demo
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+# Where a step's time goes at 32 running requests, and the time of one plan.
+bench: setup
+	$(BIN)/jserve-bench --mode=closed --clients=32 --num_requests=256 --prompt_tokens=128 --output_tokens=64 --profile_host --output=out/bench
+	$(BIN)/python benchmarks/plan_time.py --output=out/bench/plan_time.json
+
+build: setup
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Writes the golden files that tests compare against; the only use of torch.
+golden:
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-parity/bin/python -m pip install --quiet --group parity
+	.venv-parity/bin/python tests/golden/write_golden.py
+
+clean:
+	rm -rf .venv .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

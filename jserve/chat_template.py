@@ -1,0 +1,85 @@
+"""Chat templates: a conversation to the one text a model was trained on.
+
+The one idea: a template is a program from a file, so it runs in Jinja's sandbox,
+and whatever it says about a conversation it cannot render comes out as a
+ValueError for the client.
+"""
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.sandbox
+
+Message = Mapping[str, str]
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.datetime.now().strftime(form)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+class ChatTemplate:
+    """A compiled template; `render` may be called from any thread."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        finalize: Callable[[Any], Any] | None = None,
+        variables: Mapping[str, str] | None = None,
+    ):
+        """Compiles a template.
+
+        Args:
+          source: the Jinja text.
+          finalize: applied to each value the template prints.
+          variables: further names the template may use, such as `bos_token`.
+
+        Raises:
+          ValueError: if the text is not a template.
+        """
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols"],
+            finalize=finalize,
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = _now
+        self._variables = dict(variables or {})
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template does not compile: {error}") from None
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool
+    ) -> str:
+        """Returns the conversation as one text.
+
+        Args:
+          messages: turns with `role` and `content`.
+          add_generation_prompt: whether to end where the assistant begins.
+
+        Raises:
+          ValueError: if the template refuses the conversation.
+        """
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                **self._variables,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise ValueError(f"the chat template refuses this chat: {error}") from None

@@ -1,0 +1,88 @@
+"""Serves a language model over HTTP, in OpenAI's protocol, under SLOs.
+
+  jserve --model=tiny --port=8000
+  jserve --model=/models/my-llama --policy=edf --service_classes=classes.json
+
+The port answers at once: /health says when requests are served (ready) and when
+no shape is left to compile (warm). SIGTERM drains, then exits with 0.
+"""
+
+import logging
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+
+from jserve.config import ServerConfig
+from jserve.engine_flags import define_config_flags, define_engine_flags
+from jserve.program import ProgramError, run_program
+
+_ENGINE_CONFIG = define_engine_flags()
+_SERVER_CONFIG = define_config_flags(ServerConfig)
+
+
+def _folder(model: str) -> pathlib.Path | None:
+    """Returns the folder that a model's name means, or None for a named size."""
+    path = pathlib.Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if os.sep in model or model.startswith("~"):
+        raise ValueError(f"model={model}: no such folder")
+    return None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves until a signal."""
+    del argv
+    logging.getLogger("jserve").setLevel(logging.INFO)
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    # NumPy's threads would fight XLA's over the cores.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    # Until there is something to drain, being told to go is no failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    try:
+        engine_config = _ENGINE_CONFIG()
+        server_config = _SERVER_CONFIG()
+        folder = _folder(engine_config.model)
+    except ValueError as error:
+        raise ProgramError(str(error)) from error
+
+    # From here on it takes seconds: --help and mistakes above must not.
+    from jserve.server.app import build_app
+    from jserve.server.serving import bind, serve, url_of
+    from jserve.tokenizer import load_tokenizer
+
+    try:
+        listener = bind(server_config)
+    except OSError as error:
+        raise ProgramError(
+            f"cannot listen on {server_config.host}:{server_config.port}: "
+            f"{error.strerror or error}"
+        ) from error
+    with listener:
+        try:
+            tokenizer = load_tokenizer(folder)
+            from jserve.build import build_loop  # imports JAX
+
+            loop = build_loop(engine_config)
+            app = build_app(loop, tokenizer, server_config)
+        except (ValueError, OSError) as error:
+            raise ProgramError(str(error)) from error
+        name = server_config.served_model_name or loop.model_name
+        print(
+            f"jserve: {url_of(listener)} serves {name} "
+            f"(policy {engine_config.policy}); see /health for when it is warm",
+            flush=True,
+        )
+        serve(app, loop, server_config, listener)
+
+
+def run() -> None:
+    """The `jserve` command."""
+    run_program(sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,69 @@
+"""Runs a program with absl flags, and shows a user's mistake in one line.
+
+The one idea: absl finds "the program's flags" by the name of the file that was
+started, which for a console script is not the module that defines them. Here the
+module says so itself; `--help` then lists its flags either way.
+"""
+
+import logging
+import os
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import app, flags
+
+
+class ProgramError(Exception):
+    """A mistake of the user's, shown in one line; the program ends with 1."""
+
+
+def _fail(message: object, exit_code: int) -> NoReturn:
+    name = os.path.basename(sys.argv[0])
+    text = " ".join(str(message).split())
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        _fail(f"{error} (--help lists the flags)", 2)
+    except SystemExit:  # --help was shown; absl calls that a failure
+        sys.exit(0)
+
+
+def _guard(main: Callable[[Sequence[str]], object], arguments: Sequence[str]) -> None:
+    if len(arguments) > 1:
+        _fail(f"takes flags only, got {' '.join(arguments[1:])!r}", 2)
+    try:
+        status = main(arguments)
+    except (app.UsageError, ProgramError) as error:
+        logging.getLogger(__name__).debug("the mistake came from", exc_info=True)
+        _fail(error, 2 if isinstance(error, app.UsageError) else 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    sys.stdout.flush()
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def run_program(module: types.ModuleType) -> NoReturn:
+    """Parses flags, calls `module.main(argv)` and exits with what it returns.
+
+    Arguments that are no flags are refused. A wrong flag or an `app.UsageError`
+    ends the program with 2, a `ProgramError` with 1, each in one line on stderr.
+
+    Args:
+      module: the entry module: its docstring introduces `--help`, and the flags it
+        defines are those listed.
+    """
+    sys.modules["__main__"].__doc__ = module.__doc__
+    for flag in flags.FLAGS.get_flags_for_module(module.__name__):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    app.run(
+        lambda arguments: _guard(module.main, arguments),
+        flags_parser=_parse,
+    )
+    raise AssertionError("app.run does not return")

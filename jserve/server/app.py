@@ -1,0 +1,151 @@
+"""Puts the endpoints together into one application."""
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import threading
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import Depends, FastAPI, Request
+
+from jserve.config import ServerConfig
+from jserve.events import Health
+from jserve.server.errors import ApiError, install_error_handlers
+from jserve.server.openai_routes import openai_router
+from jserve.server.operator_routes import health_router, inspection_router
+from jserve.server.port import EnginePort
+from jserve.server.service import Service
+from jserve.server.slo_input import load_service_classes
+from jserve.tokenizer import Tokenizer
+
+_LOGGER = logging.getLogger(__name__)
+_WATCH_S = 0.1
+_ABSORB_TURNS = 100  # read the step log every 10 s, long before it wraps around
+_STOP_TIMEOUT_S = 5.0
+
+
+def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
+    """Reads the keys that clients may use, one a line; none means no key is asked.
+
+    Raises:
+      ValueError: if the file is missing or holds no key.
+    """
+    path = config.api_key_file
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"api_key_file: {error}") from None
+    keys = tuple(line.strip().encode() for line in lines if line.strip())
+    if not keys:
+        raise ValueError(f"api_key_file={path} holds no key")
+    return keys
+
+
+class _KeyCheck:
+    """Lets those in who bring a key, comparing in constant time."""
+
+    def __init__(self, keys: Sequence[bytes]):
+        self._keys = keys
+
+    async def __call__(self, request: Request) -> None:
+        if not self._keys:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        key = given.strip().encode("latin-1", "replace")
+        is_known = [hmac.compare_digest(key, known) for known in self._keys]
+        if scheme.lower() != "bearer" or not any(is_known):
+            raise ApiError(
+                401,
+                "this server needs a key: Authorization: Bearer <key>",
+                code="invalid_api_key",
+            )
+
+
+async def _watch(service: Service) -> None:
+    """Logs how far the engine has come, and keeps up with its step log."""
+    engine = service.engine
+    start_s = engine.clock.now_s()
+    state = Health.STARTING
+    turn = 0
+    while True:
+        if engine.health is not state:
+            state = engine.health
+            _log_health(state, service, engine.clock.now_s() - start_s)
+        turn += 1
+        if turn % _ABSORB_TURNS == 0:
+            service.metrics.absorb_steps()
+        await asyncio.sleep(_WATCH_S)
+
+
+def _log_health(state: Health, service: Service, duration_s: float) -> None:
+    if state is Health.FAILED:
+        _LOGGER.error("the engine has failed: requests are refused from now on")
+    if state not in (Health.READY, Health.WARM):
+        return
+    stats = service.engine.stats()
+    _LOGGER.info(
+        "%s after %.1f s: model %s, policy %s, %d of %d programs compiled",
+        state.value,
+        duration_s,
+        service.model_name,
+        stats.policy,
+        stats.num_programs,
+        stats.num_programs_total,
+    )
+
+
+async def _stop(engine: EnginePort) -> bool:
+    """Stops the engine; False if it does not stop soon: it may be in a compiler."""
+    stopped = threading.Event()
+
+    def stop() -> None:
+        engine.stop()
+        stopped.set()
+
+    threading.Thread(target=stop, name="jserve-stop", daemon=True).start()
+    deadline_s = engine.clock.now_s() + _STOP_TIMEOUT_S
+    while not stopped.is_set() and engine.clock.now_s() < deadline_s:
+        await asyncio.sleep(0.01)
+    return stopped.is_set()
+
+
+def build_app(
+    engine: EnginePort, tokenizer: Tokenizer, config: ServerConfig
+) -> FastAPI:
+    """Returns the application; its lifespan starts and stops the engine.
+
+    At the end `app.state.has_stopped` says whether the engine's thread has ended.
+
+    Args:
+      engine: not started yet.
+      tokenizer: the model's.
+      config: of the server.
+
+    Raises:
+      ValueError: if service classes or keys cannot be read.
+    """
+    service = Service(engine, tokenizer, config, load_service_classes(config))
+    key = Depends(_KeyCheck(load_api_keys(config)))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.router.attach(asyncio.get_running_loop())
+        engine.set_listener(service.router.publish)
+        engine.start()
+        watcher = asyncio.create_task(_watch(service))
+        try:
+            yield
+        finally:
+            watcher.cancel()
+            app.state.has_stopped = await _stop(engine)
+
+    app = FastAPI(title="jserve", openapi_url=None, lifespan=lifespan)
+    app.state.has_stopped = True  # until the lifespan starts it
+    install_error_handlers(app)
+    app.include_router(health_router(service))
+    app.include_router(openai_router(service), prefix="/v1", dependencies=[key])
+    app.include_router(inspection_router(service), prefix="/jserve", dependencies=[key])
+    return app

@@ -1,0 +1,146 @@
+"""The two shapes of an answer: a completion, and a chat.
+
+The one idea: all of a chunk but its text and its ending is the same for every
+token of an output. It is rendered once, as bytes, and each token costs one JSON
+string escape and one join.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+EVENT_HEAD = b"data: "
+EVENT_TAIL = b"\n\n"
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens of one HTTP request.
+
+    Attributes:
+      prompt_tokens: of its prompts, each counted once whatever `n`.
+      completion_tokens: of all its outputs.
+      cached_tokens: prompt tokens found in the prefix cache.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns OpenAI's `usage`."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnswerFormat:
+    """Names and labels of one answer.
+
+    Attributes:
+      is_chat: which of the two shapes.
+      response_id: its id.
+      created_s: Unix time it was begun.
+      model: name of the model.
+      has_usage: whether a stream ends with its usage.
+      has_token_ids: whether token ids go beside the text.
+    """
+
+    is_chat: bool
+    response_id: str
+    created_s: int
+    model: str
+    has_usage: bool = False
+    has_token_ids: bool = False
+
+    def _top(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.response_id,
+            "object": kind,
+            "created": self.created_s,
+            "model": self.model,
+        }
+
+    @property
+    def _chunk_kind(self) -> str:
+        return "chat.completion.chunk" if self.is_chat else "text_completion"
+
+    def usage_event(self, usage: Usage) -> bytes:
+        """Returns the last chunk of a stream that was asked for its usage."""
+        chunk = {
+            **self._top(self._chunk_kind),
+            "choices": [],
+            "usage": usage.to_json(),
+        }
+        return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL
+
+    def choice(
+        self, index: int, text: str, finish_reason: str | None, tokens: Sequence[int]
+    ) -> dict[str, Any]:
+        """Returns one output of an answer that is not streamed."""
+        ids = {"token_ids": list(tokens)} if self.has_token_ids else {}
+        ending = {"logprobs": None, "finish_reason": finish_reason, **ids}
+        if self.is_chat:
+            message = {"role": "assistant", "content": text, "refusal": None}
+            return {"index": index, "message": message, **ending}
+        return {"index": index, "text": text, **ending}
+
+    def answer(self, choices: Sequence[dict[str, Any]], usage: Usage) -> bytes:
+        """Returns the body of an answer that is not streamed."""
+        kind = "chat.completion" if self.is_chat else "text_completion"
+        answer = {
+            **self._top(kind),
+            "choices": list(choices),
+            "usage": usage.to_json(),
+        }
+        return json.dumps(answer).encode()
+
+
+class ChunkWriter:
+    """Encodes the stream of one output, an event for each token."""
+
+    def __init__(self, form: AnswerFormat, index: int):
+        top = json.dumps(form._top(form._chunk_kind))[:-1]
+        start = f'data: {top}, "choices": [{{"index": {index}, '
+        if form.is_chat:
+            self._head = f'{start}"delta": {{"content": '.encode()
+            self._first_head = (
+                f'{start}"delta": {{"role": "assistant", "content": '.encode()
+            )
+            middle = b'}, "logprobs": null'
+        else:
+            self._head = self._first_head = f'{start}"text": '.encode()
+            middle = b', "logprobs": null'
+        self._middle = middle
+        self._tail = b'}], "usage": null}\n\n' if form.has_usage else b"}]}\n\n"
+        self._plain_ending = middle + b', "finish_reason": null' + self._tail
+        self._has_token_ids = form.has_token_ids
+        self._is_first = True
+
+    def event(
+        self, text: str, finish_reason: str | None, tokens: Sequence[int]
+    ) -> bytes:
+        """Returns one event.
+
+        Args:
+          text: newly certain text, maybe empty.
+          finish_reason: on the last event.
+          tokens: the token ids the event stands for.
+        """
+        head = self._head
+        if self._is_first:
+            self._is_first = False
+            head = self._first_head
+        escaped = json.dumps(text).encode()
+        if finish_reason is None and not self._has_token_ids:
+            return head + escaped + self._plain_ending
+        ending = f', "finish_reason": {json.dumps(finish_reason)}'
+        if self._has_token_ids:
+            ending += f', "token_ids": {json.dumps(list(tokens))}'
+        return head + escaped + self._middle + ending.encode() + self._tail

@@ -1,0 +1,64 @@
+"""Finds stop strings in text that arrives in pieces.
+
+The one idea: hold back exactly what might still become a stop string, that is
+the longest end of the text which begins one, and let everything before it go.
+"""
+
+from collections.abc import Sequence
+
+
+class StopFinder:
+    """Watches one output.
+
+    Attributes:
+      is_found: whether a stop string has come; text after it is dropped.
+    """
+
+    def __init__(self, stops: Sequence[str], *, keep_stop: bool = False):
+        """Starts watching.
+
+        Args:
+          stops: non-empty strings; none finds nothing.
+          keep_stop: whether the stop string is part of the text let through.
+        """
+        self._stops = tuple(stops)
+        self._keep_stop = keep_stop
+        self._held = ""
+        self.is_found = False
+
+    def push(self, text: str) -> str:
+        """Takes a piece of text; returns what may be shown."""
+        if not self._stops:
+            return text
+        if self.is_found:
+            return ""
+        text = self._held + text
+        found = [
+            (start + len(stop), start)
+            for stop in self._stops
+            if (start := text.find(stop)) >= 0
+        ]
+        if found:
+            # The one that ends first, as if the text had come letter by letter.
+            end, start = min(found)
+            self.is_found = True
+            self._held = ""
+            return text[: end if self._keep_stop else start]
+        cut = min(self._possible_start(text, stop) for stop in self._stops)
+        self._held = text[cut:]
+        return text[:cut]
+
+    def flush(self) -> str:
+        """Returns what is held back; the output has ended."""
+        text, self._held = self._held, ""
+        return text
+
+    @staticmethod
+    def _possible_start(text: str, stop: str) -> int:
+        """Returns where an end of `text` that begins `stop` starts, or its length."""
+        start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+        while start >= 0:
+            if stop.startswith(text[start:]):
+                return start
+            start = text.find(stop[0], start + 1)
+        return len(text)

@@ -1,0 +1,295 @@
+"""Text to token ids and back, one token at a time.
+
+The one idea: output is decoded as a stream. A token may end inside a UTF-8
+character, so `Detokenizer.step` returns what is certain and keeps the rest;
+joined, the steps give the same text as decoding everything at once.
+"""
+
+import codecs
+import functools
+import importlib.resources
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import tokenizers
+import tokenizers.decoders
+
+from jserve.chat_template import ChatTemplate, Message
+
+REPLACEMENT = "\ufffd"  # stands for what has no text
+_PRIMING_TOKENS = 6  # the prompt's end, which decides about spaces
+
+
+class Detokenizer(Protocol):
+    """Decodes one output, token by token."""
+
+    def step(self, token: int) -> str:
+        """Takes a token; returns the text that is now certain, maybe empty."""
+        ...
+
+    def finish(self) -> str:
+        """Returns what was held back, with a cut character replaced."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What the server needs of a tokenizer.
+
+    Attributes:
+      eos_token_ids: tokens that end an output; their text is not part of it.
+      has_chat_template: whether `apply_chat_template` works.
+    """
+
+    eos_token_ids: frozenset[int]
+    has_chat_template: bool
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a prompt, with the marks the model expects."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens; control tokens have none."""
+        ...
+
+    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt."""
+        ...
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool
+    ) -> list[int]:
+        """Returns the token ids of a conversation.
+
+        Raises:
+          ValueError: if there is no template, or it refuses the conversation.
+        """
+        ...
+
+
+# Byte values are their own ids; control tokens follow.
+BYTE_CONTROL_TOKENS = {
+    "<|bos|>": 256,
+    "<|eos|>": 257,
+    "<|system|>": 258,
+    "<|user|>": 259,
+    "<|assistant|>": 260,
+    "<|end|>": 261,
+}
+_CONTROL = re.compile("(" + "|".join(map(re.escape, BYTE_CONTROL_TOKENS)) + ")")
+_FIRST_UNUSED = 256 + len(BYTE_CONTROL_TOKENS)
+
+
+def _escape(value: Any) -> Any:
+    """Makes a printed value unable to spell a control token; see `_unescape`."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\0", "\0\0").replace("<|", "<\0|")
+
+
+def _unescape(text: str) -> str:
+    return re.sub("\0(.)", r"\1", text, flags=re.DOTALL)
+
+
+class _ByteDetokenizer:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def step(self, token: int) -> str:
+        if token < 256:
+            return self._decoder.decode(bytes((token,)))
+        if token < _FIRST_UNUSED:
+            return ""
+        return self.finish() + REPLACEMENT
+
+    def finish(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class ByteTokenizer:
+    """The named models' tokenizer: a token per UTF-8 byte, then control tokens.
+
+    Ids 0 to 255 are bytes, 256 to 261 the control tokens. A model's vocabulary
+    may be larger, for the sake of its shape: ids beyond have no text and decode
+    to U+FFFD. Text never becomes a control token; only the chat template writes
+    them, and what it quotes is escaped.
+    """
+
+    def __init__(self) -> None:
+        self.eos_token_ids = frozenset(
+            {BYTE_CONTROL_TOKENS["<|eos|>"], BYTE_CONTROL_TOKENS["<|end|>"]}
+        )
+        self.has_chat_template = True
+        source = importlib.resources.files("jserve").joinpath("chat_template.jinja")
+        self._template = ChatTemplate(
+            source.read_text(encoding="utf-8"), finalize=_escape
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the bytes of the text."""
+        return list(text.encode("utf-8"))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens; control tokens have none."""
+        stream = _ByteDetokenizer()
+        return "".join([stream.step(token) for token in tokens]) + stream.finish()
+
+    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+        """Returns a decoder; what a prompt left of a character is not output."""
+        return _ByteDetokenizer()
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool
+    ) -> list[int]:
+        """Returns the token ids of a conversation."""
+        text = self._template.render(
+            messages, add_generation_prompt=add_generation_prompt
+        )
+        tokens: list[int] = []
+        for part in _CONTROL.split(text):
+            control = BYTE_CONTROL_TOKENS.get(part)
+            if control is None:
+                tokens.extend(_unescape(part).encode("utf-8"))
+            else:
+                tokens.append(control)
+        return tokens
+
+
+class _StreamDetokenizer:
+    """Decodes with the tokenizer's own stream, and remembers what it holds back."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
+        self._tokenizer = tokenizer
+        self._stream = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
+        self._held: list[int] = []
+        for token in prompt_tokens[-_PRIMING_TOKENS:]:
+            self.step(token)
+        self._held.clear()
+
+    def step(self, token: int) -> str:
+        self._held.append(token)
+        text = self._stream.step(self._tokenizer, token)
+        if not text:
+            return ""
+        self._held.clear()
+        return text
+
+    def finish(self) -> str:
+        held, self._held = self._held, []
+        return self._tokenizer.decode(held, skip_special_tokens=True) if held else ""
+
+
+class HuggingFaceTokenizer:
+    """The tokenizer of a Hugging Face folder: `tokenizer.json` and what names it.
+
+    Marks such as a leading BOS are added as the tokenizer's own post-processor
+    does. A chat template brings its own marks, so its text gets none.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"no tokenizer.json in {folder}")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        settings = _read_json(folder / "tokenizer_config.json")
+        self.eos_token_ids = self._find_eos(folder, settings)
+        source = _chat_template_source(folder, settings)
+        self.has_chat_template = source is not None
+        self._template = None if source is None else _compile(source, settings)
+
+    def _find_eos(
+        self, folder: pathlib.Path, settings: dict[str, Any]
+    ) -> frozenset[int]:
+        found: set[Any] = set()
+        for name in ("generation_config.json", "config.json"):
+            value = _read_json(folder / name).get("eos_token_id")
+            found.update(value if isinstance(value, list) else [value])
+        text = _token_text(settings.get("eos_token"))
+        if text is not None:
+            found.add(self._tokenizer.token_to_id(text))
+        return frozenset(token for token in found if isinstance(token, int))
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a prompt, with the post-processor's marks."""
+        return self._tokenizer.encode(text).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens; special tokens have none."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt."""
+        return _StreamDetokenizer(self._tokenizer, prompt_tokens)
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool
+    ) -> list[int]:
+        """Returns the token ids of a conversation."""
+        if self._template is None:
+            raise ValueError("this model's folder has no chat template")
+        text = self._template.render(
+            messages, add_generation_prompt=add_generation_prompt
+        )
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value
+
+
+def _token_text(value: Any) -> str | None:
+    """Reads a token as the settings write it: a text, or an object that holds it."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _chat_template_source(folder: pathlib.Path, settings: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    value = settings.get("chat_template")
+    if isinstance(value, list):  # several, by name
+        named: Iterable[Any] = (row for row in value if isinstance(row, dict))
+        value = {row.get("name"): row.get("template") for row in named}.get("default")
+    return value if isinstance(value, str) else None
+
+
+def _compile(source: str, settings: dict[str, Any]) -> ChatTemplate:
+    tokens = {
+        name: text
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if (text := _token_text(settings.get(name))) is not None
+    }
+    return ChatTemplate(source, variables=tokens)
+
+
+@functools.cache
+def _byte_tokenizer() -> ByteTokenizer:
+    return ByteTokenizer()
+
+
+def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
+    """Returns the tokenizer of a Hugging Face folder, or the named models' own.
+
+    Raises:
+      ValueError: if the folder lacks a tokenizer, or one of its files is broken.
+    """
+    return _byte_tokenizer() if folder is None else HuggingFaceTokenizer(folder)

@@ -1,0 +1,1 @@
+"""Decoders over a paged KV cache, and the weights that fill them."""

@@ -1,0 +1,197 @@
+"""What a decoder's shape is, and the sizes that have a name.
+
+A `ModelConfig` says everything the forward pass needs to know; weights come from
+a seed or from a folder (`registry.py`).
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Stretches positions: every rotary frequency is divided by `factor`."""
+
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Stretches only the slow rotary frequencies, with a ramp between.
+
+    Attributes:
+      factor: what slow frequencies are divided by.
+      low_freq_factor: a wave longer than the original length over this is slow.
+      high_freq_factor: a wave shorter than the original length over this is kept.
+      original_max_len: context the model was trained on, tokens.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_len: int
+
+    def __post_init__(self) -> None:
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor={self.high_freq_factor} must exceed "
+                f"low_freq_factor={self.low_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a Llama-style decoder.
+
+    Attributes:
+      name: what the model is called.
+      vocab_size: token ids, 0 to `vocab_size - 1`.
+      hidden_size: width of the residual stream.
+      num_layers: decoder layers.
+      num_heads: query heads in a layer.
+      num_kv_heads: key and value heads in a layer; divides `num_heads`.
+      head_dim: width of a head; even.
+      intermediate_size: width of the feed-forward part.
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: how the frequencies are stretched; None leaves them.
+      rms_norm_eps: added to the mean square before its root.
+      tie_embeddings: whether the head is the embedding, transposed.
+      qkv_bias: whether q, k and v projections add a bias (Qwen2).
+      qk_norm: whether each q and k head is normalised (Qwen3).
+      max_model_len: most tokens of prompt and output together.
+      bos_token_id: begins a text; None where the model knows none.
+      eos_token_ids: any of these ends a text.
+    """
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    rope_theta: float = 10000.0
+    rope_scaling: LinearScaling | Llama3Scaling | None = None
+    rms_norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    max_model_len: int
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "intermediate_size",
+            "max_model_len",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of "
+                f"num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} is odd: rotary needs pairs")
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in all, norms and biases included."""
+        q_size = self.num_heads * self.head_dim
+        kv_size = self.num_kv_heads * self.head_dim
+        layer = self.hidden_size * (2 * q_size + 2 * kv_size)
+        layer += 3 * self.hidden_size * self.intermediate_size
+        layer += 2 * self.hidden_size
+        layer += (q_size + 2 * kv_size) * self.qkv_bias
+        layer += 2 * self.head_dim * self.qk_norm
+        ends = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+        return self.num_layers * layer + ends + self.hidden_size
+
+
+# Untied: with random weights and a tied head the likeliest next token is the last
+# one again, and a model that repeats itself hides a wrong page or position.
+_TINY = ModelConfig(
+    name="tiny",
+    vocab_size=320,  # 256 bytes, then specials, padded
+    hidden_size=256,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=32,
+    intermediate_size=688,
+    max_model_len=16384,
+    bos_token_id=256,
+    eos_token_ids=(257,),
+)
+
+NAMED: dict[str, ModelConfig] = {
+    config.name: config
+    for config in (
+        # `toy.py` computes its next token by arithmetic. The head holds a token
+        # and its position as digits that bfloat16 represents exactly.
+        ModelConfig(
+            name="toy",
+            vocab_size=317,  # a prime above 256 bytes and the specials
+            hidden_size=1,
+            num_layers=1,
+            num_heads=1,
+            num_kv_heads=1,
+            head_dim=4,
+            intermediate_size=1,
+            max_model_len=16384,
+            bos_token_id=256,
+            eos_token_ids=(257,),
+        ),
+        _TINY,
+        # The 19.3 M parameters on which other servers were measured.
+        dataclasses.replace(_TINY, name="peer-19m", vocab_size=32000),
+        ModelConfig(
+            name="llama-1b",
+            vocab_size=128256,
+            hidden_size=2048,
+            num_layers=16,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=64,
+            intermediate_size=8192,
+            rope_theta=500000.0,
+            rope_scaling=Llama3Scaling(
+                factor=32.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_len=8192,
+            ),
+            tie_embeddings=True,
+            max_model_len=131072,
+            bos_token_id=128000,
+            eos_token_ids=(128001, 128008, 128009),
+        ),
+        ModelConfig(
+            name="llama-8b",
+            vocab_size=128256,
+            hidden_size=4096,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=8,
+            head_dim=128,
+            intermediate_size=14336,
+            rope_theta=500000.0,
+            rope_scaling=Llama3Scaling(
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_len=8192,
+            ),
+            max_model_len=131072,
+            bos_token_id=128000,
+            eos_token_ids=(128001, 128008, 128009),
+        ),
+    )
+}

@@ -1,0 +1,142 @@
+"""Reads the safetensors of a Hugging Face folder into a decoder's leaves.
+
+Our layers are stacked, theirs apart: one stack is assembled on the host at a time
+and handed to the device before the next begins, so the peak is the model plus its
+largest leaf.
+"""
+
+import contextlib
+import json
+import pathlib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy for safetensors
+import numpy as np
+import safetensors
+
+from jserve_models.config import ModelConfig
+from jserve_models.decoder import Leaf
+
+_ENDS = {
+    "embedding": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head": "lm_head.weight",
+}
+_PARTS = {
+    "attention": "self_attn",
+    "feed_forward": "mlp",
+    "attention_norm": "input_layernorm",
+    "feed_forward_norm": "post_attention_layernorm",
+}
+_IGNORED = re.compile(r"rotary_emb\.inv_freq$")
+
+
+def read_weights(
+    folder: pathlib.Path,
+    config: ModelConfig,
+    leaves: Iterable[Leaf],
+    dtype: jax.typing.DTypeLike,
+) -> list[jax.Array]:
+    """Returns the weights in the order of `leaves`, cast to `dtype`.
+
+    Raises:
+      ValueError: if a tensor is missing, has another shape, or has no place in the
+        model.
+    """
+    with contextlib.ExitStack() as stack:
+        tensors = _Tensors(folder, stack)
+        if config.tie_embeddings:
+            tensors.skip("lm_head.weight")
+        values = [_read_leaf(leaf, tensors, np.dtype(dtype)) for leaf in leaves]
+        tensors.check_all_read()
+        return values
+
+
+def _read_leaf(leaf: Leaf, tensors: "_Tensors", dtype: np.dtype[Any]) -> jax.Array:
+    # Theirs are [out, in]; an embedding is a table in both.
+    is_transposed = leaf.path == "head" or leaf.path.endswith(".kernel")
+    host = np.empty(leaf.shape, dtype)
+    if leaf.path in _ENDS:
+        _copy(tensors, _ENDS[leaf.path], host, is_transposed)
+    else:
+        for layer, part in enumerate(host):
+            _copy(tensors, _layer_name(leaf.path, layer), part, is_transposed)
+    return jnp.asarray(host)
+
+
+def _layer_name(path: str, layer: int) -> str:
+    """Returns their name of a leaf, such as `layers.attention.q.kernel`."""
+    _, part, *inner, kind = path.split(".")
+    names = ["model", "layers", str(layer), _PARTS[part]]
+    for name in inner:
+        names.append(name if name.endswith("_norm") else f"{name}_proj")
+    return ".".join([*names, "weight" if kind == "kernel" else kind])
+
+
+def _copy(
+    tensors: "_Tensors", name: str, target: np.ndarray, is_transposed: bool
+) -> None:
+    value = tensors.read(name)
+    value = value.T if is_transposed else value
+    if value.shape != target.shape:
+        raise ValueError(
+            f"tensor {name} has shape {value.shape}, the configuration gives "
+            f"{target.shape}"
+        )
+    target[...] = value
+
+
+class _Tensors:
+    """The tensors of a folder by name, whichever of its files holds each."""
+
+    def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
+        self._folder = folder
+        self._files = {}
+        for path in _files(folder):
+            try:
+                opened = safetensors.safe_open(path, framework="numpy")
+            except (FileNotFoundError, safetensors.SafetensorError) as error:
+                raise ValueError(f"{path} cannot be read: {error}") from None
+            file = stack.enter_context(opened)
+            self._files.update(dict.fromkeys(file.keys(), file))
+        self._unread = {name for name in self._files if not _IGNORED.search(name)}
+
+    def read(self, name: str) -> np.ndarray:
+        if name not in self._files:
+            raise ValueError(f"model folder {self._folder} has no tensor {name}")
+        self._unread.discard(name)
+        value: np.ndarray = self._files[name].get_tensor(name)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(f"tensor {name} has type {value.dtype}, not a float type")
+        return value
+
+    def skip(self, name: str) -> None:
+        self._unread.discard(name)
+
+    def check_all_read(self) -> None:
+        if self._unread:
+            raise ValueError(
+                f"model folder {self._folder} has {len(self._unread)} tensors that "
+                f"the model has no place for, such as {min(self._unread)}"
+            )
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+    whole = folder / "model.safetensors"
+    if whole.exists():
+        return [whole]
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        raise ValueError(
+            f"model folder {folder} has neither {whole.name} nor {index.name}"
+        )
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of tensors: {error!r}") from None
+    return [folder / name for name in names]

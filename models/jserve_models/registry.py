@@ -1,0 +1,111 @@
+"""From a name or a folder to a model that can run.
+
+A name draws weights from a seed; a folder in Hugging Face's form brings its own.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+
+from jserve_models import decoder, hf_config, hf_weights, random_weights, toy
+from jserve_models.config import NAMED, ModelConfig
+from jserve_models.steps import KvCache, StepInputs, StepShape
+
+Forward = Callable[
+    [Sequence[jax.Array], KvCache, StepInputs, StepShape], tuple[jax.Array, KvCache]
+]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model and its weights; equal only to itself.
+
+    Attributes:
+      config: its shape.
+      leaves: its weights, to be handed back to `forward` in this order.
+      axes: for each leaf, what each dimension counts, None if never sharded.
+      folder: where it came from, with its tokenizer; None for a named size.
+      step: what `forward` calls.
+    """
+
+    config: ModelConfig
+    leaves: list[jax.Array]
+    axes: tuple[tuple[str | None, ...], ...]
+    folder: pathlib.Path | None
+    step: Forward
+
+    def forward(
+        self,
+        leaves: Sequence[jax.Array],
+        kv: KvCache,
+        inputs: StepInputs,
+        shape: StepShape,
+    ) -> tuple[jax.Array, KvCache]:
+        """Runs one step; pure, so it can be traced with any leaves.
+
+        Returns:
+          float32 logits [R, vocab] of each row's last real token, and the cache.
+        """
+        return self.step(leaves, kv, inputs, shape)
+
+
+def load_config(name_or_path: str) -> ModelConfig:
+    """Returns the shape of a model without touching its weights.
+
+    Raises:
+      ValueError: if there is no such name or folder, or the folder's model is not
+        supported.
+    """
+    if name_or_path in NAMED:
+        return NAMED[name_or_path]
+    return hf_config.read_config(_folder(name_or_path))
+
+
+def load_model(
+    name_or_path: str, *, seed: int, dtype: jax.typing.DTypeLike
+) -> LoadedModel:
+    """Loads a model.
+
+    Args:
+      name_or_path: a key of `config.NAMED`, or a folder with `config.json` and
+        `model.safetensors` or its sharded index.
+      seed: draws the weights of a named size; a folder ignores it.
+      dtype: of the weights; those of a folder are cast.
+
+    Raises:
+      ValueError: if there is no such name or folder, or the folder's model is not
+        supported.
+    """
+    config = load_config(name_or_path)
+    if config is toy.TOY:
+        return LoadedModel(
+            config=config,
+            leaves=toy.toy_leaves(),
+            axes=((None,),),
+            folder=None,
+            step=toy.forward,
+        )
+    folder = None if name_or_path in NAMED else _folder(name_or_path)
+    structure = decoder.Decoder(config)
+    if folder is None:
+        leaves = random_weights.draw_weights(structure.leaves, seed, dtype)
+    else:
+        leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
+    return LoadedModel(
+        config=config,
+        leaves=leaves,
+        axes=tuple(leaf.axes for leaf in structure.leaves),
+        folder=folder,
+        step=structure.forward,
+    )
+
+
+def _folder(path: str) -> pathlib.Path:
+    folder = pathlib.Path(path).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"model {path!r} is neither a folder nor one of {', '.join(sorted(NAMED))}"
+        )
+    return folder

@@ -1,0 +1,98 @@
+"""A model whose next token is computable by hand, from all of its context.
+
+It writes each token's value into the key cache and its position into the value
+cache, then adds up `weight(position) * value(token)` over the context *as read back
+through the page table*. A page lost, shared wrongly, read too far or written at the
+wrong position changes the sum, and with it the next token.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jserve_models.config import NAMED
+from jserve_models.steps import (
+    KvCache,
+    RowGroup,
+    StepInputs,
+    StepShape,
+    lay_out,
+    write_kv,
+)
+
+TOY = NAMED["toy"]
+MARGIN = 30.0  # the next token's logit; all others are zero
+
+_MODULUS = TOY.vocab_size  # prime, and no weight or value is a multiple of it
+_DIGIT = 128  # bfloat16 holds such integers exactly
+_NUM_DIGITS = TOY.head_dim
+
+
+def toy_next_token(context: Sequence[int]) -> int:
+    """Returns the token that the toy model answers to a context.
+
+    The token `t` at position `i` adds `(i mod (vocab - 1) + 1) * (t + 1)`; the
+    answer is the sum modulo the vocabulary.
+    """
+    return (
+        sum(
+            (position % (_MODULUS - 1) + 1) * (token + 1)
+            for position, token in enumerate(context)
+        )
+        % _MODULUS
+    )
+
+
+def toy_leaves() -> list[jax.Array]:
+    """Returns the toy's weights: the value of each token."""
+    return [jnp.arange(1, TOY.vocab_size + 1, dtype=jnp.int32)]
+
+
+def forward(
+    leaves: Sequence[jax.Array],
+    kv: KvCache,
+    inputs: StepInputs,
+    shape: StepShape,
+) -> tuple[jax.Array, KvCache]:
+    """Runs one step; the same contract as `decoder.Decoder.forward`."""
+    num_pages, _, page_size, _ = kv[0].shape
+    layout = lay_out(inputs, shape, num_pages, page_size)
+    layer = jnp.int32(0)
+    values = _digits(leaves[0][inputs.tokens])
+    kv = (
+        write_kv(kv[0], values, layout, layer, num_pages),
+        write_kv(kv[1], _digits(layout.positions), layout, layer, num_pages),
+    )
+    sums = [_sum_context(kv, group).reshape(-1) for group in layout.groups]
+    answers = jnp.concatenate(sums)[layout.last_token]
+    return MARGIN * jax.nn.one_hot(answers, TOY.vocab_size, dtype=jnp.float32), kv
+
+
+def _digits(numbers: jax.Array) -> jax.Array:
+    scale = _DIGIT ** jnp.arange(_NUM_DIGITS, dtype=jnp.int32)
+    return (numbers[:, None, None] // scale) % _DIGIT
+
+
+def _number(digits: jax.Array) -> jax.Array:
+    scale = _DIGIT ** jnp.arange(_NUM_DIGITS, dtype=jnp.int32)
+    number: jax.Array = (digits.astype(jnp.int32) * scale).sum(axis=-1)
+    return number
+
+
+def _sum_context(kv: KvCache, group: RowGroup) -> jax.Array:
+    """Returns the sum over the context of each token of the group, [rows, width]."""
+    page_size = kv[0].shape[2]
+
+    def add_page(index: jax.Array, total: jax.Array) -> jax.Array:
+        page = group.page_table[:, index]
+        value = _number(kv[0].at[page, 0].get(mode="clip"))  # [rows, P]
+        position = _number(kv[1].at[page, 0].get(mode="clip"))
+        term = (position % (_MODULUS - 1) + 1) * value % _MODULUS
+        place = index * page_size + jnp.arange(page_size, dtype=jnp.int32)
+        is_seen = place <= group.positions[:, :, None]  # [rows, width, P]
+        return total + jnp.where(is_seen, term[:, None], 0).sum(axis=-1)
+
+    total: jax.Array = jnp.zeros(group.positions.shape, jnp.int32)
+    total = jax.lax.fori_loop(0, group.num_live_pages, add_page, total)
+    return total % _MODULUS

@@ -1,0 +1,314 @@
+"""A scripted engine behind a real server, for tests of the HTTP face.
+
+Each step emits one token of every live request: those of its script, in turn,
+over and over. There is no model and no scheduler.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jserve.config import EngineConfig, ServerConfig
+from jserve.events import (
+    EngineStats,
+    Health,
+    NotServingError,
+    QueueFullError,
+    StepRecord,
+    TokenEvent,
+)
+from jserve.server.app import build_app
+from jserve.server.serving import make_server
+from jserve.tokenizer import Tokenizer, load_tokenizer
+from jserve_sched.clock import WallClock
+from jserve_sched.request import FinishReason, Request
+
+Script = Callable[[Request], Sequence[int]]
+
+
+class FakeLoop:
+    def __init__(
+        self,
+        script: Script | str = "hello ",
+        *,
+        step_s: float = 0.001,
+        config: EngineConfig | None = None,
+        health: Health = Health.WARM,
+    ):
+        self.script: Script = (
+            (lambda request: list(script.encode()))
+            if isinstance(script, str)
+            else script
+        )
+        self.step_s = step_s
+        self.config = config or EngineConfig()
+        self.max_model_len = 512
+        self.vocab_size = 320
+        self.num_kv_tokens = 4096
+        self.model_name = "fake"
+        self.clock = WallClock()
+        self.seen: list[Request] = []
+        self.cancelled: list[str] = []
+        self.running = threading.Event()  # cleared: no step is made
+        self.running.set()
+        self.fail_with: str | None = None
+        self._health = health
+        self._lock = threading.Condition()
+        self._live: dict[str, Request] = {}
+        self._steps: list[StepRecord] = []
+        self._publish: Callable[[Sequence[TokenEvent]], None] = lambda events: None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def set_listener(self, publish: Callable[[Sequence[TokenEvent]], None]) -> None:
+        self._publish = publish
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def health(self) -> Health:
+        return self._health
+
+    @health.setter
+    def health(self, health: Health) -> None:
+        self._health = health
+
+    def submit(self, request: Request) -> None:
+        with self._lock:
+            if self._health not in (Health.READY, Health.WARM):
+                raise NotServingError(f"the engine is {self._health.value}")
+            if len(self._live) >= self.config.max_queued_requests:
+                raise QueueFullError("too many requests wait", 2.5)
+            self.seen.append(request)
+            self._live[request.request_id] = request
+            self._lock.notify_all()
+
+    def cancel(self, request_id: str) -> None:
+        with self._lock:
+            if self._live.pop(request_id, None) is not None:
+                self.cancelled.append(request_id)
+            self._lock.notify_all()
+
+    def num_live(self) -> int:
+        with self._lock:
+            return len(self._live)
+
+    def wait_idle(self, timeout_s: float = 5.0) -> bool:
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._live, timeout_s)
+
+    def wait_live(self, count: int, timeout_s: float = 5.0) -> bool:
+        with self._lock:
+            return self._lock.wait_for(lambda: len(self._live) >= count, timeout_s)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            health=self._health,
+            policy=self.config.policy,
+            block_tokens=32,
+            num_running=self.num_live(),
+            num_waiting=0,
+            num_pages=32,
+            num_free_pages=24,
+            num_programs=4,
+            num_programs_total=4,
+            num_compiles_after_warmup=0,
+            num_preemptions=1,
+            num_steps=len(self._steps),
+            prompt_tokens=sum(one.num_prompt_tokens for one in self.seen),
+            prefix_hit_tokens=3,
+            generated_tokens=sum(len(one.output_tokens) for one in self.seen),
+            compile_s=0.5,
+        )
+
+    def steps(self, since: int = 0) -> list[StepRecord]:
+        return self._steps[since:]
+
+    def drain(self, timeout_s: float) -> bool:
+        self._health = Health.DRAINING
+        is_done = self.wait_idle(timeout_s)
+        with self._lock:
+            left = list(self._live)
+            self._live.clear()
+        self._publish(
+            [
+                TokenEvent(one, None, self.clock.now_s(), FinishReason.CANCELLED)
+                for one in left
+            ]
+        )
+        return is_done
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+        self.running.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self.running.wait()
+            with self._lock:
+                self._lock.wait_for(lambda: self._live or self._stopping)
+                if self._stopping:
+                    return
+                events = [self._next(one) for one in list(self._live.values())]
+                for event in events:
+                    if event.finish_reason is not None:
+                        del self._live[event.request_id]
+                self._lock.notify_all()
+            self._record(len(events))
+            self._publish(events)
+            threading.Event().wait(self.step_s)
+
+    def _next(self, request: Request) -> TokenEvent:
+        now_s = self.clock.now_s()
+        if self.fail_with is not None:
+            return TokenEvent(
+                request.request_id,
+                None,
+                now_s,
+                FinishReason.CANCELLED,
+                error=self.fail_with,
+            )
+        script = self.script(request)
+        index = len(request.output_tokens)
+        token = script[index % len(script)]
+        request.output_tokens.append(token)
+        reason = None
+        if token in request.stop_token_ids and index + 1 > request.min_tokens:
+            reason = FinishReason.STOP
+        elif index + 1 == request.max_tokens:
+            reason = FinishReason.LENGTH
+        return TokenEvent(request.request_id, token, now_s, reason, 2)
+
+    def _record(self, used_rows: int) -> None:
+        self._steps.append(
+            StepRecord(
+                step_id=len(self._steps),
+                end_s=self.clock.now_s(),
+                num_rows=8,
+                num_blocks=1,
+                used_rows=used_rows,
+                used_blocks=1,
+                prefill_tokens=10,
+                decode_pages=1,
+                block_pages=1,
+                num_waiting=0,
+                ended_by="no_work",
+                predicted_s=0.002,
+                used_s=0.001,
+                duration_s=0.001,
+                plan_s=0.0001,
+                transfer_s=0.0001,
+                launch_s=0.0001,
+                wait_s=0.001,
+                apply_s=0.0001,
+            )
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error = self.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return error
+
+    def chunks(self) -> list[dict[str, Any]]:
+        """The JSON of each event of a stream that ended as it should."""
+        assert self.body.endswith(b"data: [DONE]\n\n"), self.body[-200:]
+        events = self.body.decode().split("\n\n")
+        assert events[-1] == ""
+        return [json.loads(one.removeprefix("data: ")) for one in events[:-2]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    loop: FakeLoop
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, names, response.read())
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> Answer:
+        return self.request("GET", path, headers=headers)
+
+    def complete(
+        self, *, headers: dict[str, str] | None = None, **fields: Any
+    ) -> Answer:
+        body = {"model": "fake", "prompt": "hi", **fields}
+        return self.request(
+            "POST", "/v1/completions", json.dumps(body).encode(), headers
+        )
+
+    def chat(self, **fields: Any) -> Answer:
+        body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+        return self.request("POST", "/v1/chat/completions", json.dumps(body).encode())
+
+    def send(self, **fields: Any) -> socket.socket:
+        """Sends a streaming completion, and reads nothing."""
+        body = json.dumps({"prompt": "hi", "stream": True, **fields}).encode()
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
+            + str(len(body)).encode()
+            + b"\r\n\r\n"
+            + body
+        )
+        return sock
+
+
+@contextlib.contextmanager
+def serve_fake(
+    loop: FakeLoop | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    **config: Any,
+) -> Iterator[Served]:
+    """A server in a thread, on a free port."""
+    loop = loop or FakeLoop()
+    app = build_app(loop, tokenizer or load_tokenizer(None), ServerConfig(**config))
+    server = make_server(app)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(
+        target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
+    )
+    thread.start()
+    try:
+        yield Served(loop, listener.getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        listener.close()
+        assert not thread.is_alive()

@@ -1,0 +1,106 @@
+"""The `jserve` command as a user meets it: in a process of its own."""
+
+import dataclasses
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jserve.config import EngineConfig, ServerConfig
+
+SCRIPT = "import sys; sys.argv[0] = 'jserve'; from jserve.cli import run; run()"
+NOTED = """
+import sys
+sys.argv[0] = 'jserve'
+try:
+    from jserve.cli import run
+    run()
+finally:
+    print('heavy:', sorted({'jax', 'flax', 'numpy', 'fastapi'} & set(sys.modules)))
+"""
+
+
+def command(*arguments, script=SCRIPT):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_help_lists_every_flag_without_importing_jax():
+    result = command("--help", script=NOTED)
+    assert result.returncode == 0
+    assert "Serves a language model over HTTP" in result.stdout
+    fields = [*dataclasses.fields(EngineConfig), *dataclasses.fields(ServerConfig)]
+    for field in fields:
+        is_listed = (
+            f"--{field.name}:" in result.stdout
+            or f"--[no]{field.name}:" in result.stdout
+        )
+        assert is_listed == (field.name != "capture_logits"), field.name
+    assert "heavy: []" in result.stdout
+
+
+def test_help_as_a_module():
+    result = subprocess.run(
+        [sys.executable, "-m", "jserve.cli", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0
+    for name in ("--port:", "--policy:", "--drain_timeout_s:"):
+        assert name in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["--port=99999"], 1, ["port=99999", "0..65535"]),
+        (["--port=http"], 2, ["--port=http"]),
+        (["--max_num_seqs=0"], 1, ["max_num_seqs=0", "1..4096"]),
+        (["--drain_timeout_s=-1"], 1, ["-1.0", "0.0..86400.0"]),
+        (["--dtype=int8"], 1, ["'int8'", "float32"]),
+        (["--model=/no/such/folder"], 1, ["/no/such/folder", "no such folder"]),
+        (["--prot=1"], 2, ["prot", "port"]),
+        (["serve", "now"], 2, ["serve now"]),
+        (["--host=256.1.1.1", "--port=0"], 1, ["256.1.1.1"]),
+        (["--flagfile=/no/such/file"], 2, ["/no/such/file"]),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, status, words):
+    result = command(*arguments)
+    assert result.returncode == status, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("jserve: ")
+    assert result.stdout == ""
+    for word in words:
+        assert word in line
+
+
+def test_a_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        result = command(f"--port={port}")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert f"127.0.0.1:{port}" in line
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: pathlib.Path):
+    result = command(f"--model={tmp_path}", "--port=0")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "no tokenizer.json" in line
+
+
+def test_a_flag_file(tmp_path: pathlib.Path):
+    path = tmp_path / "flags"
+    path.write_text("--max_body_bytes=7\n")
+    result = command(f"--flagfile={path}")
+    assert result.returncode == 1
+    assert "max_body_bytes=7" in result.stderr

@@ -1,0 +1,213 @@
+import collections
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+
+from engine_harness import small_config
+from fakes import make_request
+from jserve.build import build_loop
+from jserve.events import Health, NotServingError, QueueFullError, TokenEvent
+from jserve.loop import EngineLoop
+from jserve_models.toy import toy_next_token
+from jserve_sched.request import FinishReason, Request
+
+
+class Inbox:
+    """Collects events; `batches` keeps how they came."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, list[TokenEvent]] = collections.defaultdict(list)
+        self.batches: list[list[TokenEvent]] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, events: Sequence[TokenEvent]) -> None:
+        with self._changed:
+            self.batches.append(list(events))
+            for event in events:
+                self.events[event.request_id].append(event)
+            self._changed.notify_all()
+
+    def wait_for(self, *requests: Request, timeout_s: float = 60.0) -> None:
+        def is_done() -> bool:
+            return all(
+                self.events[one.request_id]
+                and self.events[one.request_id][-1].finish_reason is not None
+                for one in requests
+            )
+
+        with self._changed:
+            assert self._changed.wait_for(is_done, timeout_s), "a request never ended"
+
+    def wait_for_token(self, request: Request, timeout_s: float = 60.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(
+                lambda: self.events[request.request_id], timeout_s
+            )
+
+    def tokens(self, request: Request) -> list[int | None]:
+        return [event.token for event in self.events[request.request_id]]
+
+
+@pytest.fixture(scope="module")
+def loop() -> Iterator[EngineLoop]:
+    loop = build_loop(small_config(model="toy", max_queued_requests=600))
+    with pytest.raises(NotServingError, match="starting"):
+        loop.submit(make_request())
+    loop.start()
+    assert loop.wait_until(Health.WARM, 120.0)
+    yield loop
+    loop.stop()
+
+
+@pytest.fixture
+def inbox(loop: EngineLoop) -> Inbox:
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    return inbox
+
+
+def settle(loop: EngineLoop) -> None:
+    """Waits for the last record: it is written just after its tokens are told of."""
+    num_steps = -1
+    while num_steps != loop.stats().num_steps:
+        num_steps = loop.stats().num_steps
+        time.sleep(0.05)
+
+
+def toy_output(request: Request) -> list[int]:
+    context = request.prompt_tokens.tolist()
+    for _ in range(request.max_tokens):
+        context.append(toy_next_token(context))
+    return context[request.num_prompt_tokens :]
+
+
+def test_500_mixed_requests_are_right_and_compile_nothing(
+    loop: EngineLoop, inbox: Inbox
+) -> None:
+    rng = np.random.default_rng(1)
+    requests = [
+        make_request(
+            int(min(rng.lognormal(4, 1.2), 900)) + 1,
+            int(min(rng.lognormal(2, 1), 60)) + 1,
+            arrival_s=loop.clock.now_s(),
+        )
+        for _ in range(500)
+    ]
+    for request in requests:
+        loop.submit(request)
+    inbox.wait_for(*requests, timeout_s=200.0)
+    for request in requests:
+        assert inbox.tokens(request) == toy_output(request)
+        assert inbox.events[request.request_id][-1].finish_reason is FinishReason.LENGTH
+    stats = loop.stats()
+    assert stats.num_compiles_after_warmup == 0
+    assert stats.num_free_pages == stats.num_pages
+    assert stats.generated_tokens == sum(one.max_tokens for one in requests)
+    per_batch = [[event.request_id for event in batch] for batch in inbox.batches]
+    assert all(len(set(ids)) == len(ids) for ids in per_batch), "one call for each step"
+
+
+def test_every_step_is_on_record(loop: EngineLoop, inbox: Inbox) -> None:
+    settle(loop)
+    first = loop.stats().num_steps
+    request = make_request(
+        prompt=range(200), max_tokens=8, arrival_s=loop.clock.now_s()
+    )
+    loop.submit(request)
+    inbox.wait_for(request)
+    settle(loop)
+    steps = loop.steps(since=first)
+    assert [one.step_id for one in steps] == list(range(first, first + len(steps)))
+    assert sum(one.prefill_tokens for one in steps) == 200
+    assert sum(one.used_rows for one in steps) == 7
+    for one in steps:
+        assert one.used_rows <= one.num_rows and one.used_blocks <= one.num_blocks
+        assert one.duration_s > 0 and one.predicted_s > 0
+        assert 0 < one.used_s <= one.predicted_s * 1.001
+
+
+def test_a_cancelled_request_ends_and_gives_its_pages_back(
+    loop: EngineLoop, inbox: Inbox
+) -> None:
+    request = make_request(50, 1500, arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    inbox.wait_for_token(request)
+    loop.cancel(request.request_id)
+    loop.cancel("nobody")
+    inbox.wait_for(request)
+    last = inbox.events[request.request_id][-1]
+    assert (last.token, last.finish_reason) == (None, FinishReason.CANCELLED)
+    after = make_request(5, 2, arrival_s=loop.clock.now_s())
+    loop.submit(after)
+    inbox.wait_for(after)
+    assert loop.stats().num_free_pages == loop.stats().num_pages
+
+
+def test_what_can_never_run_is_refused_at_once(loop: EngineLoop) -> None:
+    with pytest.raises(ValueError, match="context of"):
+        loop.submit(make_request(10, 5000))
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    loop = build_loop(small_config(model="toy", max_queued_requests=3))
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.WARM, 120.0)
+    accepted = []
+    with pytest.raises(QueueFullError, match="max_queued_requests=3") as caught:
+        for _ in range(100):
+            request = make_request(600, 100, arrival_s=loop.clock.now_s())
+            loop.submit(request)
+            accepted.append(request)
+    assert caught.value.retry_after_s > 0
+    assert not loop.drain(0.05), "there was too much to finish"
+    inbox.wait_for(*accepted)
+    reasons = {inbox.events[one.request_id][-1].finish_reason for one in accepted}
+    assert FinishReason.CANCELLED in reasons
+    with pytest.raises(NotServingError, match="draining"):
+        loop.submit(make_request())
+    loop.stop()
+
+
+def test_drain_lets_running_requests_finish() -> None:
+    loop = build_loop(small_config(model="toy", enable_overlap=False))
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.READY, 120.0)
+    requests = [make_request(100, 30, arrival_s=0.1 * i) for i in range(4)]
+    for request in requests:
+        loop.submit(request)
+    assert loop.drain(60.0)
+    for request in requests:
+        assert inbox.tokens(request) == toy_output(request)
+    loop.stop()
+
+
+def test_a_dead_engine_tells_everyone_and_takes_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = build_loop(small_config(model="toy"))
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.WARM, 120.0)
+
+    def break_down(plan: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(loop._engine, "launch", break_down)
+    request = make_request(arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    inbox.wait_for(request)
+    last = inbox.events[request.request_id][-1]
+    assert last.error is not None and "the device is gone" in last.error
+    assert loop.health is Health.FAILED
+    with pytest.raises(NotServingError, match="failed"):
+        loop.submit(make_request())
+    assert not loop.wait_until(Health.READY, 5.0)
+    loop.stop()

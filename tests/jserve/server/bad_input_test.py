@@ -1,0 +1,296 @@
+"""Every refusal: a 4xx in OpenAI's form that names value and limit."""
+
+import json
+import socket
+
+import pytest
+
+from fake_server import serve_fake
+
+
+@pytest.fixture(scope="module")
+def served():
+    with serve_fake(max_body_bytes=2**16) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def still_serves(served):
+    yield
+    assert served.complete(max_tokens=1).status == 200
+
+
+def post(served, body, path="/v1/completions"):
+    return served.request("POST", path, body)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", ["not JSON"]),
+        (b"{", ["not JSON"]),
+        (b'{"prompt": "a",}', ["not JSON"]),
+        (b'{"prompt": "\\ud800"}', ["not JSON"]),
+        (b'{"prompt": ' + b"[" * 5000, ["not JSON"]),
+        (b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}", ["not JSON"]),
+        (b"[1, 2]", ["must be a JSON object"]),
+        (b'"text"', ["must be a JSON object"]),
+        (b'{"prompt": "\xff"}', ["not UTF-8", "0xff", "offset 12"]),
+        (b"{}", ["prompt is missing"]),
+    ],
+)
+def test_a_body_that_is_none(served, body, words):
+    answer = post(served, body)
+    assert answer.status == 400
+    assert answer.error["type"] == "invalid_request_error"
+    for word in words:
+        assert word in answer.error["message"]
+
+
+@pytest.mark.parametrize("size", [2**16 + 1, 10 * 2**20])
+def test_a_body_over_the_limit(served, size):
+    if size <= 8 * 2**16:  # read to its end, so that the client hears why
+        answer = post(served, b" " * size)
+        assert answer.status == 413
+        assert str(2**16) in answer.error["message"]
+        return
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Length: %d\r\n\r\n" % size
+        )
+        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_of_10_mb_at_the_default_limit():
+    with serve_fake() as served:
+        answer = post(served, b'{"prompt": "%s"}' % (b"a" * 10_000_000))
+        assert answer.status == 413
+        assert "8388608 bytes" in answer.error["message"]
+        assert served.complete(max_tokens=1).status == 200
+
+
+def test_a_chunked_body_over_the_limit(served):
+    chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3 + b"0\r\n\r\n"
+        )
+        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
+
+
+def test_a_broken_request_line_and_a_client_that_leaves_midway(served):
+    for text in (b"nonsense\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+            sock.sendall(text)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"max_tokens": -1}, "max_tokens", ["-1", "below 1"]),
+        ({"max_tokens": 0}, "max_tokens", ["0", "below 1"]),
+        ({"max_tokens": 511}, "max_tokens", ["511", "510", "512"]),
+        ({"max_tokens": 10**400}, "max_tokens", ["510", "512"]),
+        ({"max_tokens": "7"}, "max_tokens", ["'7'", "integer"]),
+        ({"max_tokens": 1.5}, "max_tokens", ["1.5"]),
+        ({"prompt": "a" * 512}, "prompt", ["512"]),
+        ({"prompt": [1] * 600}, "prompt", ["600", "512"]),
+        ({"prompt": ""}, "prompt", ["empty"]),
+        ({"prompt": []}, "prompt", ["empty"]),
+        ({"prompt": ["a", ""]}, "prompt", ["empty"]),
+        ({"prompt": [[1], []]}, "prompt", ["empty"]),
+        ({"prompt": None}, "prompt", ["must be"]),
+        ({"prompt": 7}, "prompt", ["must be"]),
+        ({"prompt": {"a": 1}}, "prompt", ["must be"]),
+        ({"prompt": [True, 1]}, "prompt", ["must be"]),
+        ({"prompt": [1, "a"]}, "prompt", ["must be"]),
+        ({"prompt": [1.5]}, "prompt", ["must be"]),
+        ({"prompt": [320]}, "prompt", ["320", "0..319"]),
+        ({"prompt": [-1]}, "prompt", ["-1", "0..319"]),
+        ({"prompt": [2**70]}, "prompt", [str(2**70), "0..319"]),
+        ({"n": 0}, "n", ["0", "1..128"]),
+        ({"n": 129}, "n", ["129", "1..128"]),
+        ({"n": 100, "prompt": ["a"] * 11}, "n", ["1100", "1024"]),
+        ({"best_of": 2}, "best_of", ["best_of=2", "n=1"]),
+        ({"min_tokens": 17}, "min_tokens", ["17", "0..16"]),
+        ({"min_tokens": -1}, "min_tokens", ["-1"]),
+        ({"temperature": -0.1}, "temperature", ["-0.1", "0..100"]),
+        ({"temperature": float("nan")}, "temperature", ["nan"]),
+        ({"temperature": "hot"}, "temperature", ["'hot'"]),
+        ({"top_p": 0}, "top_p", ["(0, 1]"]),
+        ({"top_p": 1.1}, "top_p", ["1.1", "(0, 1]"]),
+        ({"top_k": -2}, "top_k", ["-2"]),
+        ({"min_p": 2}, "min_p", ["2", "0..1"]),
+        ({"stop": ["a"] * 17}, "stop", ["17", "16"]),
+        ({"stop": ""}, "stop", ["0", "1..256"]),
+        ({"stop": "a" * 257}, "stop", ["257", "1..256"]),
+        ({"stop": [1]}, None, ["stop"]),
+        ({"stop_token_ids": [320]}, "stop_token_ids", ["320", "0..319"]),
+        ({"stop_token_ids": [1] * 65}, "stop_token_ids", ["65", "64"]),
+        ({"stream_options": {}}, "stream_options", ["stream=true"]),
+        ({"stream": "yes"}, "stream", ["'yes'"]),
+        ({"slo": "fast"}, "slo", ["'fast'"]),
+        ({"slo": {"ttft": 1}}, "slo", ["'ttft'", "ttft_ms"]),
+        ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms", ["=0", "86400000"]),
+        ({"slo": {"ttft_s": -2}}, "slo.ttft_s", ["-2", "86400"]),
+        ({"slo": {"ttft_s": 86401}}, "slo.ttft_s", ["86401", "86400"]),
+        ({"slo": {"ttft_s": float("inf")}}, "slo.ttft_s", ["inf"]),
+        ({"slo": {"ttlt_s": "1"}}, "slo.ttlt_s", ["'1'"]),
+        ({"slo": {"ttlt_s": True}}, "slo.ttlt_s", ["True"]),
+        ({"slo": {"tbt_ms": 20}}, "slo", ["needs ttft_s"]),
+        ({"slo": {"ttft_s": 1, "ttft_ms": 1000}}, "slo", ["twice"]),
+        ({"service_tier": "gold"}, "service_tier", ["'gold'", "best_effort", "auto"]),
+    ],
+)
+def test_a_value_out_of_its_limits(served, fields, param, words):
+    answer = served.complete(**fields)
+    assert answer.status == 400, answer
+    assert answer.error["type"] == "invalid_request_error"
+    if param is not None:
+        assert answer.error["param"] == param
+    for word in words:
+        assert word in answer.error["message"], answer.error
+    assert len(answer.error["message"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("x-slo-ttft-ms", "soon"), ("x-slo-tpot-ms", "-5")]
+)
+def test_a_bad_header(served, name, value):
+    answer = served.complete(headers={name: value})
+    assert answer.status == 400
+    assert answer.error["param"] == name
+    assert value in answer.error["message"]
+
+
+REFUSED = {
+    "logprobs": 0,
+    "suffix": "end",
+    "logit_bias": {"5": 1},
+    "presence_penalty": 0.5,
+    "frequency_penalty": -1,
+    "repetition_penalty": 1.1,
+    "response_format": {"type": "json_object"},
+    "tools": [{"type": "function"}],
+    "tool_choice": "required",
+    "functions": [{}],
+    "function_call": {"name": "f"},
+    "top_logprobs": 2,
+    "prompt_logprobs": 1,
+    "guided_json": {},
+    "structured_outputs": {"choice": ["a"]},
+    "skip_special_tokens": False,
+    "use_beam_search": True,
+    "modalities": ["text", "audio"],
+    "chat_template": "{{ x }}",
+    "continue_final_message": True,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_change_the_answer_is_refused_by_name(served, name):
+    for answer in (
+        served.complete(**{name: REFUSED[name]}),
+        served.chat(**{name: REFUSED[name]}),
+    ):
+        assert answer.status == 400
+        assert answer.error["param"] == name
+        assert answer.error["code"] == "unsupported_parameter"
+        assert name in answer.error["message"]
+
+
+def test_a_field_of_the_other_endpoint_is_refused(served):
+    answer = served.complete(max_completion_tokens=5)
+    assert answer.error["param"] == "max_completion_tokens"
+    assert served.chat(echo=True).error["param"] == "echo"
+    assert served.chat(best_of=2).error["param"] == "best_of"
+    assert served.chat(best_of=1, echo=False, max_tokens=1).status == 200
+
+
+def test_what_changes_nothing_passes(served):
+    harmless = {
+        "logprobs": None,
+        "suffix": None,
+        "logit_bias": {},
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "response_format": {"type": "text"},
+        "tools": [],
+        "tool_choice": "none",
+        "functions": None,
+        "top_logprobs": 0,
+        "best_of": 1,
+        "n": 1,
+        "user": "me",
+        "stop": None,
+        "seed": None,
+        "slo": None,
+        "service_tier": None,
+        "stream_options": None,
+        "skip_special_tokens": True,
+    }
+    assert served.complete(max_tokens=1, **harmless).status == 200
+    assert served.chat(max_tokens=1, logprobs=False).status == 200
+    assert served.chat(max_tokens=1, logprobs=True).error["param"] == "logprobs"
+
+
+def test_unknown_fields_are_ignored_and_logged_once(served, caplog):
+    for _ in range(3):
+        assert served.complete(max_tokens=1, metadata={}, whim=[1]).status == 200
+        options = {"include_usage": False, "chatty": True}
+        answer = served.complete(max_tokens=1, stream=True, stream_options=options)
+        assert answer.status == 200
+    logged = [one.getMessage() for one in caplog.records]
+    for name in ("'metadata'", "'whim'", "'stream_options.chatty'"):
+        assert sum(name in one for one in logged) == 1
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], ["empty"]),
+        ("hi", ["messages"]),
+        ([{"role": "user"}], ["messages.0.content"]),
+        ([{"content": "a"}], ["messages.0.role is missing"]),
+        ([{"role": "robot", "content": "a"}], ["'robot'", "assistant"]),
+        ([{"role": "tool", "content": "a"}], ["'tool'"]),
+        ([{"role": "user", "content": 7}], ["messages.0.content"]),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            ["'image_url'", "text"],
+        ),
+        (
+            [{"role": "assistant", "content": "a", "tool_calls": [{}]}],
+            ["tool_calls"],
+        ),
+        ([{"role": "user", "content": "a" * 600}], ["512"]),
+    ],
+)
+def test_a_conversation_that_is_none(served, messages, words):
+    answer = served.chat(messages=messages)
+    assert answer.status == 400
+    for word in words:
+        assert word in answer.error["message"]
+
+
+def test_models_routes_and_methods(served):
+    answer = served.complete(model="other")
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert "'other'" in answer.error["message"]
+    assert "'fake'" in answer.error["message"]
+    assert served.get("/v1/models/other").error["code"] == "model_not_found"
+    answer = post(served, json.dumps({"prompt": "a", "model": 7}).encode())
+    assert answer.status == 400
+    assert served.get("/v1/nothing").error["type"] == "not_found_error"
+    answer = served.get("/v1/completions")
+    assert answer.status == 405
+    assert answer.headers["allow"] == "POST"
+    assert "GET" in answer.error["message"]
+    assert post(served, b"{}", "/health").status == 405

@@ -1,0 +1,306 @@
+"""Health, metrics, overload, leaving clients, keys, and the end of a server."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fake_server import FakeLoop, Served, serve_fake
+from jserve.config import EngineConfig, ServerConfig
+from jserve.events import Health
+from jserve.server.app import load_api_keys
+
+TESTS = Path(__file__).parents[2]
+
+
+def metrics(served):
+    lines = served.get("/metrics").body.decode().splitlines()
+    rows = (one.rsplit(" ", 1) for one in lines if not one.startswith("#"))
+    return {name: float(value) for name, value in rows}
+
+
+def wait_for(condition, timeout_s=5.0):
+    end_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("health", "status", "ready", "warm"),
+    [
+        (Health.STARTING, 503, False, False),
+        (Health.READY, 200, True, False),
+        (Health.WARM, 200, True, True),
+        (Health.DRAINING, 503, False, False),
+        (Health.FAILED, 503, False, False),
+    ],
+)
+def test_health_and_what_a_request_hears(health, status, ready, warm):
+    with serve_fake(FakeLoop(health=health)) as served:
+        answer = served.get("/health")
+        assert answer.status == status
+        assert answer.json() == {
+            "status": health.value,
+            "alive": True,
+            "ready": ready,
+            "warm": warm,
+        }
+        assert served.get("/health/live").status == 200
+        answer = served.complete(max_tokens=1, stream=True)
+        assert answer.status == (200 if ready else 503)
+        if not ready:
+            assert answer.headers["retry-after"] == "5"
+            assert health.value in answer.error["message"]
+            assert answer.error["type"] == "service_unavailable_error"
+
+
+def test_overload_is_429_with_retry_after_for_all_or_none():
+    config = EngineConfig(max_queued_requests=3)
+    with serve_fake(FakeLoop(config=config)) as served:
+        served.loop.running.clear()
+        with served.send(n=2):
+            assert served.loop.wait_live(2)
+            answer = served.complete(n=2, slo={"ttft_ms": 100})
+            assert answer.status == 429
+            assert answer.headers["retry-after"] == "3"
+            assert answer.error["type"] == "rate_limit_error"
+            assert served.loop.num_live() == 2
+            assert len(served.loop.cancelled) == 1
+            served.loop.running.set()
+            assert served.loop.wait_idle()
+        rows = metrics(served)
+        label = 'model_name="fake",reason="queue_full"'
+        assert rows[f"jserve:requests_rejected_total{{{label}}}"] == 2
+        label = 'met="false",model_name="fake",service_class="custom"'
+        assert rows[f"jserve:slo_requests_total{{{label}}}"] == 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_cancels_all_its_requests(stream):
+    with serve_fake(FakeLoop(step_s=0.01)) as served:
+        with served.send(n=3, max_tokens=500, stream=stream) as sock:
+            assert served.loop.wait_live(3)
+            if stream:
+                assert sock.recv(65536)
+        assert served.loop.wait_idle(2.0)
+        assert len(served.loop.cancelled) == 3
+        label = 'finished_reason="abort",model_name="fake"'
+        rows = metrics(served)
+        assert rows[f"jserve:request_success_total{{{label}}}"] == 3
+        # In time when its client left: neither kept nor broken.
+        assert not any(name.startswith("jserve:slo_requests") for name in rows)
+        assert served.complete(max_tokens=1).status == 200
+
+
+def test_a_stop_string_cancels_in_the_engine():
+    with serve_fake(FakeLoop()) as served:
+        answer = served.complete(max_tokens=400, stop="o h").json()
+        assert answer["choices"][0]["text"] == "hell"
+        assert served.loop.wait_idle()
+        assert len(served.loop.cancelled) == 1
+
+
+def test_metrics_have_vllms_names():
+    with serve_fake() as served:
+        served.complete(max_tokens=4, slo={"ttft_s": 10, "tbt_s": 10})
+        served.complete(max_tokens=4, slo={"ttft_ms": 1e-6})
+        rows = metrics(served)
+        model = 'model_name="fake"'
+        assert rows[f"jserve:num_requests_running{{{model}}}"] == 0
+        assert rows[f"jserve:kv_cache_usage_perc{{{model}}}"] == 0.25
+        assert rows[f"jserve:prompt_tokens_total{{{model}}}"] == 4
+        assert rows[f"jserve:generation_tokens_total{{{model}}}"] == 8
+        assert rows[f"jserve:num_preemptions_total{{{model}}}"] == 1
+        assert rows[f"jserve:prefix_cache_hits_total{{{model}}}"] == 3
+        assert rows[f"jserve:compiles_after_warmup_total{{{model}}}"] == 0
+        assert rows[f"jserve:time_to_first_token_seconds_count{{{model}}}"] == 2
+        assert rows[f"jserve:inter_token_latency_seconds_count{{{model}}}"] == 6
+        assert rows[f"jserve:e2e_request_latency_seconds_count{{{model}}}"] == 2
+        assert rows[f"jserve:predictor_error_ratio_sum{{{model}}}"] == 8
+        assert rows[f"jserve:step_tokens_total{{{model}}}"] == 8 * 40
+        assert rows[f"jserve:pad_tokens_total{{{model}}}"] == 8 * (40 - 1 - 10)
+        label = f'finished_reason="length",{model}'
+        assert rows[f"jserve:request_success_total{{{label}}}"] == 2
+        for met, count in (("true", 1), ("false", 1)):
+            label = f'met="{met}",{model},service_class="custom"'
+            assert rows[f"jserve:slo_requests_total{{{label}}}"] == count
+        assert metrics(served)[f"jserve:step_tokens_total{{{model}}}"] == 8 * 40
+
+
+def test_steps_come_in_pages():
+    with serve_fake() as served:
+        served.complete(max_tokens=10)
+        page = served.get("/jserve/steps?since=2&limit=5").json()
+        assert [one["step_id"] for one in page["steps"]] == [2, 3, 4, 5, 6]
+        assert (page["next"], page["has_more"]) == (7, True)
+        assert page["steps"][0]["duration_s"] == 0.001
+        page = served.get("/jserve/steps?since=7").json()
+        assert (page["next"], page["has_more"]) == (10, False)
+        assert page["now_s"] >= page["steps"][-1]["end_s"]
+        assert served.get("/jserve/steps?since=10").json()["steps"] == []
+        for query in ("since=-1", "since=x", "limit=20001", "since=" + "9" * 99):
+            assert served.get(f"/jserve/steps?{query}").status == 400
+
+
+def test_info_says_what_was_measured():
+    with serve_fake(service_classes=None, drain_timeout_s=5.0) as served:
+        served.complete(max_tokens=2)
+        info = served.get("/jserve/info").json()
+        assert info["engine"]["policy"] == "edf"
+        assert info["server"]["drain_timeout_s"] == 5.0
+        assert info["stats"]["health"] == "warm"
+        assert info["num_kv_tokens"] == 4096
+        assert set(info["publish_s"]) == {"p50", "p99"}
+        assert set(info["versions"]) == {"jserve", "python", "jax", "flax", "numpy"}
+        assert served.get("/version").json()["version"] == info["versions"]["jserve"]
+
+
+def test_keys(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("first\n\nsecond\n")
+    with serve_fake(api_key_file=path) as served:
+        for headers in (
+            {},
+            {"Authorization": "Bearer third"},
+            {"Authorization": "Basic first"},
+            {"Authorization": "Bearer "},
+        ):
+            answer = served.complete(headers=headers)
+            assert answer.status == 401
+            assert answer.error["code"] == "invalid_api_key"
+        assert served.get("/jserve/info").status == 401
+        assert served.get("/health").status == 200
+        key = {"Authorization": "Bearer second"}
+        assert served.complete(headers=key, max_tokens=1).status == 200
+        assert served.get("/v1/models", headers=key).status == 200
+        assert "first" not in served.get("/jserve/info", headers=key).body.decode()
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="no key"):
+        load_api_keys(ServerConfig(api_key_file=path))
+    with pytest.raises(ValueError, match="missing"):
+        load_api_keys(ServerConfig(api_key_file=tmp_path / "missing"))
+
+
+SERVER = """
+import sys, threading
+from fake_server import FakeLoop
+from jserve.config import ServerConfig
+from jserve.server.app import build_app
+from jserve.server.serving import bind, serve, url_of
+from jserve.tokenizer import load_tokenizer
+config = ServerConfig(port=0, drain_timeout_s=float(sys.argv[1]))
+loop = FakeLoop(step_s=0.02)
+app = build_app(loop, load_tokenizer(None), config)
+with bind(config) as listener:
+    print(url_of(listener), flush=True)
+    serve(app, loop, config, listener)
+"""
+
+
+# An engine that does not stop, in a thread that Python would wait for.
+STUCK_SERVER = SERVER.replace(
+    "app = build_app",
+    """
+from jserve.server import app as app_module
+app_module._STOP_TIMEOUT_S = 0.1
+stuck = threading.Event()
+threading.Thread(target=stuck.wait).start()
+loop.stop = stuck.wait
+app = build_app""",
+)
+
+
+class Process:
+    def __init__(self, drain_timeout_s, script=SERVER):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, str(drain_timeout_s)],
+            cwd=TESTS,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        port = int(self.process.stdout.readline().rsplit(":", 1)[1])
+        # `loop` stays behind in the other process; only the port is used here.
+        self.client = Served(None, port)
+        wait_for(self.is_up)
+
+    def is_up(self):
+        try:
+            return self.client.get("/health").status == 200
+        except OSError:
+            return False
+
+    def end(self):
+        output, errors = self.process.communicate(timeout=10)
+        return self.process.returncode, output + errors
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.process.kill()
+        self.process.communicate()
+
+
+def read_all(sock):
+    parts = []
+    while part := sock.recv(65536):
+        parts.append(part)
+    return b"".join(parts).decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_exits_with_0(number):
+    with Process(5.0) as one, one.client.send(max_tokens=40) as sock:
+        received = sock.recv(65536).decode()
+        one.process.send_signal(number)
+        wait_for(lambda: one.client.get("/health").status == 503)
+        assert one.client.get("/health").json()["status"] == "draining"
+        assert one.client.complete(max_tokens=1).status == 503
+        received += read_all(sock)
+        assert received.count('"text": ') == 40
+        assert '"finish_reason": "length"' in received
+        assert "[DONE]" in received
+        assert one.end()[0] == 0
+
+
+def test_a_drain_is_bounded():
+    with Process(0.2) as one, one.client.send(max_tokens=500) as sock:
+        assert sock.recv(65536)
+        start_s = time.monotonic()
+        one.process.send_signal(signal.SIGTERM)
+        received = read_all(sock)
+        assert '"finish_reason": "abort"' in received
+        assert "[DONE]" in received
+        assert one.end()[0] == 0
+        assert time.monotonic() - start_s < 4
+
+
+def test_an_engine_that_does_not_stop_is_left_behind():
+    with Process(1.0, STUCK_SERVER) as one:
+        one.process.send_signal(signal.SIGTERM)
+        status, output = one.end()
+        assert status == 0
+        assert "still compiles" in output
+
+
+def test_a_second_interrupt_ends_at_once():
+    with Process(60.0) as one, one.client.send(max_tokens=500) as sock:
+        assert sock.recv(65536)
+        one.process.send_signal(signal.SIGINT)
+        wait_for(lambda: one.client.get("/health").status == 503)
+        one.process.send_signal(signal.SIGINT)
+        assert one.end()[0] == 128 + signal.SIGINT
+
+
+def test_served_model_name():
+    with serve_fake(served_model_name="my/model") as served:
+        assert served.complete(model="my/model", max_tokens=1).status == 200
+        assert served.get("/v1/models/my/model").json()["id"] == "my/model"
+        body = json.dumps({"model": "fake", "prompt": "a"}).encode()
+        assert served.request("POST", "/v1/completions", body).status == 404

@@ -1,0 +1,82 @@
+import json
+
+import pytest
+
+from fake_server import serve_fake
+from jserve.config import ServerConfig
+from jserve.server.slo_input import load_service_classes
+
+CLASSES = [
+    {"name": "chat", "ttft_s": 2.0, "tbt_s": 0.1, "guard": True},
+    {"name": "batch", "ttlt_s": 60},
+]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    path = tmp_path_factory.mktemp("classes") / "classes.json"
+    path.write_text(json.dumps(CLASSES))
+    with serve_fake(service_classes=path, default_service_class="batch") as served:
+        yield served
+
+
+BODY = {"ttft_ms": 500, "tpot_ms": 20, "ttlt_s": 9}
+HEADERS = {"X-SLO-TTFT-MS": "300", "x-slo-tpot-ms": "10.5"}
+
+
+@pytest.mark.parametrize(
+    ("slo", "headers", "tier", "bounds", "name"),
+    [
+        (BODY, HEADERS, "chat", (0.5, 0.02, 9), "chat"),
+        (BODY, HEADERS, None, (0.5, 0.02, 9), "custom"),
+        ({"ttft_s": 1, "tbt_ms": 7}, {}, None, (1, 0.007, None), "custom"),
+        ({}, HEADERS, None, (None, None, None), "custom"),
+        (None, HEADERS, "chat", (0.3, 0.0105, None), "chat"),
+        (None, HEADERS, None, (0.3, 0.0105, None), "custom"),
+        (None, {}, "chat", (2.0, 0.1, None), "chat"),
+        (None, {}, "best_effort", (None, None, None), "best_effort"),
+        (None, {}, "auto", (None, None, 60), "batch"),
+        (None, {}, None, (None, None, 60), "batch"),
+    ],
+)
+def test_the_first_source_that_says_anything_decides(
+    served, slo, headers, tier, bounds, name
+):
+    fields = {"slo": slo, "service_tier": tier, "max_tokens": 1}
+    assert served.complete(headers=headers, **fields).status == 200
+    request = served.loop.seen[-1]
+    promised = (request.slo.ttft_s, request.slo.tbt_s, request.slo.ttlt_s)
+    assert promised == pytest.approx(bounds)
+    assert request.service_class == name
+    assert request.guard == (name == "chat")
+
+
+def test_an_unknown_class_is_told_the_known_ones(served):
+    message = served.complete(service_tier="gold").error["message"]
+    for name in ("'gold'", "chat", "batch", "best_effort"):
+        assert name in message
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "words"),
+    [
+        ('[{"name": "a", "ttft_slowdown": 5}]', "a", "ttft_slowdown=5"),
+        (
+            '[{"name": "a", "ttft_s": 1, "tbt_step_multiple": 2}]',
+            "a",
+            "tbt_step_multiple=2",
+        ),
+        ('[{"name": "a", "ttft_s": 1}]', "b", "default_service_class='b'"),
+        ('[{"name": "a", "ttft_s": -1}]', "a", "-1"),
+        ('[{"name": "a", "ttft_s": "x"}]', "a", "classes.json"),
+        ("{", "a", "JSON"),
+        (None, "a", "classes.json"),
+    ],
+)
+def test_classes_that_cannot_be_served(tmp_path, text, default, words):
+    path = tmp_path / "classes.json"
+    if text is not None:
+        path.write_text(text)
+    config = ServerConfig(service_classes=path, default_service_class=default)
+    with pytest.raises(ValueError, match=words):
+        load_service_classes(config)

@@ -1,0 +1,157 @@
+"""What the engine relies on: rows keep to themselves, and the cache stays in place."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jserve_models.config import NAMED
+from jserve_models.registry import load_model
+from jserve_models.steps import StepInputs, StepShape, kv_shape
+
+SHAPE = StepShape(num_rows=4, num_blocks=3, block_tokens=32)
+NUM_ROWS = SHAPE.num_rows
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny", seed=0, dtype="float32")
+
+
+def tokens_of(seed, count):
+    return np.random.default_rng(seed).integers(0, 256, count).tolist()
+
+
+def mixed_step(run, piece, *, neighbours):
+    """A decode in row 1 and a two-block chunk in rows 4, 5; returns their logits.
+
+    Everything runs in SHAPE, so neighbours are the only difference.
+    """
+    mine, chunk = tokens_of(1, 100), tokens_of(2, 110)
+    run.prefill(SHAPE, "mine", mine)
+    run.prefill(SHAPE, "chunk", chunk[:60])
+    pieces = [piece("mine", 100, [5], [1]), piece("chunk", 60, chunk[60:], [4, 5])]
+    for index, (length, row) in enumerate(neighbours):
+        name = f"neighbour{index}"
+        run.prefill(SHAPE, name, tokens_of(10 + index, length))
+        width = 1 if row < NUM_ROWS else 20
+        pieces.append(piece(name, length, tokens_of(20 + index, width), [row]))
+    logits = run.step(SHAPE, pieces)
+    return logits[1], logits[5]
+
+
+def test_a_row_is_bit_identical_whatever_runs_beside_it(tiny, paged_run, piece):
+    alone = mixed_step(paged_run(tiny), piece, neighbours=[])
+    for neighbours in (
+        [(3, 0)],
+        [(40, 2), (70, 6)],
+        [(450, 0), (33, 2), (64, 3), (400, 6)],  # much longer: more trips
+    ):
+        crowd = mixed_step(paged_run(tiny), piece, neighbours=neighbours)
+        np.testing.assert_array_equal(alone[0], crowd[0])
+        np.testing.assert_array_equal(alone[1], crowd[1])
+
+
+def test_a_row_agrees_across_shapes_rows_and_chunkings(tiny, paged_run, piece):
+    tokens = tokens_of(3, 150)
+    wanted = paged_run(tiny).prefill(SHAPE, "a", tokens)
+    cut = paged_run(tiny)
+    cut.prefill(SHAPE, "b", tokens_of(4, 90))
+    begin = 0
+    for end in (1, 33, 63, 64, 65, 149):
+        cut.prefill(SHAPE, "a", tokens[begin:end], start=begin)
+        begin = end
+    decode_alone = StepShape(num_rows=2, num_blocks=0, block_tokens=32)
+    last = piece("a", 149, tokens[149:], [1])
+    for shape in (SHAPE, decode_alone):
+        got = cut.step(shape, [last])[1]  # the same write again, the same place
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
+        assert got.argmax() == wanted.argmax()
+    blocks_alone = StepShape(num_rows=0, num_blocks=1, block_tokens=32)
+    got = paged_run(tiny).prefill(blocks_alone, "a", tokens)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
+
+
+def test_tokens_and_positions_matter(tiny, paged_run):
+    tokens = tokens_of(5, 150)
+    run = paged_run(tiny)
+    base = run.prefill(SHAPE, "base", tokens)
+    assert 1.0 < base.std() < 4.0
+    early = run.prefill(SHAPE, "early", [(tokens[0] + 1) % 256, *tokens[1:]])
+    swapped = run.prefill(SHAPE, "swapped", [*tokens[:-2], tokens[0], tokens[-1]])
+    shifted = run.prefill(SHAPE, "shifted", tokens[1:])
+    for other in (early, swapped, shifted):
+        assert np.abs(other - base).max() > 100 * TOLERANCE
+
+
+def test_padding_is_finite_and_writes_nothing(tiny, paged_run):
+    run = paged_run(tiny)
+    run.prefill(SHAPE, "a", tokens_of(6, 70))
+    before = jax.tree.map(np.array, run.kv)
+    logits = run.step(SHAPE, [])
+    assert np.isfinite(logits).all()
+    for old, new in zip(before, run.kv, strict=True):
+        np.testing.assert_array_equal(old, np.array(new))
+
+
+def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float32"):
+    num_all = shape.num_rows + shape.num_blocks
+    cache = jax.ShapeDtypeStruct(
+        kv_shape(model.config, num_pages, page_size), jnp.dtype(dtype)
+    )
+    leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.leaves]
+    sizes = ((shape.num_tokens,), (num_all,), (num_all,), (num_all, max_pages))
+    inputs = StepInputs(*(jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes))
+    return leaves, (cache, cache), inputs
+
+
+@pytest.mark.parametrize(("num_rows", "num_blocks"), [(2, 0), (8, 8), (0, 2)])
+def test_the_donated_cache_is_updated_in_place(tiny, num_rows, num_blocks):
+    shape = StepShape(num_rows, num_blocks, 32)
+    leaves, kv, inputs = abstract_step(
+        tiny, shape, num_pages=128, page_size=128, max_pages=128
+    )
+    cache_bytes = sum(array.size * array.dtype.itemsize for array in kv)
+    assert cache_bytes >= 64 * 2**20
+    step = jax.jit(tiny.forward, static_argnums=3, donate_argnums=1)
+    memory = step.lower(leaves, kv, inputs, shape).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 0.25 * cache_bytes
+    assert memory.alias_size_in_bytes >= cache_bytes
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype"), [("tpu", "bfloat16"), ("cuda", "float32")]
+)
+def test_lowers_for_accelerators(platform, dtype):
+    model = load_model("tiny", seed=0, dtype=dtype)
+    shape = StepShape(8, 4, 32)
+    arguments = abstract_step(
+        model, shape, num_pages=64, page_size=128, max_pages=8, dtype=dtype
+    )
+
+    def step(leaves, kv, inputs):
+        return model.forward(leaves, kv, inputs, shape)
+
+    exported = jax.export.export(jax.jit(step), platforms=[platform])(*arguments)
+    assert exported.platforms == (platform,)
+    # One scatter each for keys and values, in the scanned layer.
+    assert exported.mlir_module().count('"stablehlo.scatter"(') == 2
+
+
+def test_bfloat16_is_near_float32(tiny, paged_run):
+    tokens = tokens_of(7, 40)
+    half = load_model("tiny", seed=0, dtype="bfloat16")
+    cast = [leaf.astype(jnp.float32) for leaf in half.leaves]
+    same = dataclasses.replace(tiny, leaves=cast)
+    wanted = paged_run(same).prefill(SHAPE, "a", tokens)
+    run = paged_run(half, dtype="bfloat16")
+    got = run.prefill(SHAPE, "a", tokens)
+    assert got.dtype == np.float32
+    assert np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_the_peers_model_has_their_size():
+    assert round(NAMED["peer-19m"].num_parameters / 1e6, 1) == 19.3

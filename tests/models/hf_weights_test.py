@@ -1,0 +1,99 @@
+"""Checkpoints in one file or several, and checkpoints that do not fit."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from jserve_models.registry import load_model
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+
+
+def read_tensors(family):
+    return dict(safetensors.numpy.load_file(GOLDEN / family / "model.safetensors"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_folder(family, tensors):
+        shutil.copy(GOLDEN / family / "config.json", tmp_path)
+        safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    return write_folder
+
+
+def load(folder):
+    return load_model(str(folder), seed=0, dtype="float32").leaves
+
+
+def assert_same(first, second):
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_shards_equal_the_whole(tmp_path):
+    tensors = {
+        name: np.ascontiguousarray(value)
+        for name, value in read_tensors("llama").items()
+    }
+    names = sorted(tensors)
+    shutil.copy(GOLDEN / "llama" / "config.json", tmp_path)
+    weight_map = {}
+    for part in range(3):
+        file = f"model-{part}.safetensors"
+        held = {name: tensors[name] for name in names[part::3]}
+        safetensors.numpy.save_file(held, tmp_path / file)
+        weight_map.update(dict.fromkeys(held, file))
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert_same(load(tmp_path), load(GOLDEN / "llama"))
+    for spoil in (lambda path: path.write_bytes(b"{}"), pathlib.Path.unlink):
+        spoil(tmp_path / "model-1.safetensors")
+        with pytest.raises(ValueError, match=r"model-1\.safetensors cannot be read"):
+            load(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(ValueError, match="is not an index of tensors"):
+        load(tmp_path)
+    index.unlink()
+    with pytest.raises(ValueError, match=r"has neither model\.safetensors nor"):
+        load(tmp_path)
+
+
+def test_a_tied_head_and_old_rotary_buffers_are_ignored(write):
+    tensors = read_tensors("llama_tied")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    assert_same(load(write("llama_tied", tensors)), load(GOLDEN / "llama_tied"))
+
+
+def test_a_missing_tensor_is_named(write):
+    tensors = read_tensors("llama")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    with pytest.raises(ValueError, match=r"no tensor model\.layers\.1\.mlp\.up_proj"):
+        load(write("llama", tensors))
+
+
+def test_a_tensor_without_a_place_is_named(write):
+    tensors = read_tensors("llama")
+    tensors["model.layers.0.self_attn.q_proj.bias"] = np.ones(32, np.float32)
+    with pytest.raises(ValueError, match=r"1 tensors .* such as .*q_proj\.bias"):
+        load(write("llama", tensors))
+
+
+def test_a_tensor_of_another_shape_is_named(write):
+    tensors = read_tensors("llama")
+    tensors["model.norm.weight"] = np.ones(31, np.float32)
+    with pytest.raises(ValueError, match=r"norm\.weight has shape \(31,\).*\(32,\)"):
+        load(write("llama", tensors))
+
+
+def test_a_tensor_of_whole_numbers_is_refused(write):
+    tensors = read_tensors("llama")
+    tensors["model.norm.weight"] = np.ones(32, np.int8)
+    with pytest.raises(ValueError, match=r"norm\.weight has type int8"):
+        load(write("llama", tensors))

@@ -1,0 +1,101 @@
+"""Names and folders become models."""
+
+import dataclasses
+import math
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jserve_models.config import NAMED, Llama3Scaling, ModelConfig
+from jserve_models.decoder import Decoder
+from jserve_models.registry import load_config, load_model
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+
+
+def test_tiny_is_as_agreed():
+    config = load_config("tiny")
+    assert (config.hidden_size, config.num_layers) == (256, 4)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (8, 4, 32)
+    assert (config.intermediate_size, config.vocab_size) == (688, 320)
+    assert config.max_model_len == 16384
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name != "toy"])
+def test_named_sizes_count_their_parameters(name):
+    leaves = Decoder(NAMED[name]).leaves
+    assert sum(math.prod(leaf.shape) for leaf in leaves) == NAMED[name].num_parameters
+    assert all(len(leaf.axes) == len(leaf.shape) for leaf in leaves)
+
+
+def test_every_leaf_says_how_it_may_be_sharded():
+    config = dataclasses.replace(NAMED["tiny"], qkv_bias=True, qk_norm=True)
+    axes = {leaf.path: leaf.axes for leaf in Decoder(config).leaves}
+    assert axes["embedding"] == ("vocab", None)
+    assert axes["layers.attention.q.kernel"] == ("layers", None, "heads")
+    assert axes["layers.attention.k.bias"] == ("layers", "kv_heads")
+    assert axes["layers.attention.q_norm.weight"] == ("layers", None)
+    assert axes["layers.feed_forward.down.kernel"] == ("layers", "mlp", None)
+    assert len(axes) == 17
+
+
+def test_a_seed_draws_the_same_weights():
+    first, again, other = (
+        load_model("tiny", seed=seed, dtype="float32").leaves for seed in (3, 3, 4)
+    )
+    same = [np.array_equal(a, b) for a, b in zip(first, again, strict=True)]
+    assert all(same)
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_layers_are_drawn_apart_and_in_the_type_asked_for():
+    model = load_model("tiny", seed=0, dtype="bfloat16")
+    assert {leaf.dtype for leaf in model.leaves} == {jnp.dtype("bfloat16")}
+    assert model.folder is None
+    assert len(model.axes) == len(model.leaves)
+    stacks = [leaf for leaf in model.leaves if leaf.ndim == 3]
+    assert len(stacks) == 7
+    assert not any(np.array_equal(stack[0], stack[1]) for stack in stacks)
+
+
+def test_a_folder_keeps_its_path_for_the_tokenizer():
+    model = load_model(str(GOLDEN / "llama"), seed=0, dtype="bfloat16")
+    assert model.folder == GOLDEN / "llama"
+    assert model.config.name == "llama"
+    assert {leaf.dtype for leaf in model.leaves} == {jnp.dtype("bfloat16")}
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    for load in (load_config, lambda name: load_model(name, seed=0, dtype="float32")):
+        with pytest.raises(ValueError, match=r"'huge' is neither .* one of .*tiny"):
+            load("huge")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_kv_heads": 3}, "num_heads=8 is not a multiple of num_kv_heads=3"),
+        ({"head_dim": 31}, "head_dim=31 is odd"),
+        ({"num_layers": 0}, "num_layers=0 is below 1"),
+    ],
+)
+def test_impossible_shapes_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(NAMED["tiny"], **change)
+
+
+def test_impossible_scaling_is_refused():
+    with pytest.raises(ValueError, match=r"high_freq_factor=1.0 must exceed"):
+        Llama3Scaling(
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=1.0,
+            original_max_len=64,
+        )
+
+
+def test_configs_are_values():
+    assert hash(NAMED["llama-8b"]) == hash(dataclasses.replace(NAMED["llama-8b"]))
+    assert isinstance(NAMED["toy"], ModelConfig)

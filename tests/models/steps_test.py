@@ -1,0 +1,72 @@
+"""Where tokens are written, and that nothing else is touched."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jserve_models.config import NAMED
+from jserve_models.steps import (
+    StepInputs,
+    StepShape,
+    kv_shape,
+    lay_out,
+    new_kv,
+    write_kv,
+)
+
+NUM_PAGES, PAGE_SIZE = 6, 4
+
+
+def make_inputs():
+    """A decode at position 5, a padding decode, a block of 3 tokens from 6."""
+    return StepInputs(
+        tokens=jnp.arange(6, dtype=jnp.int32),
+        row_start=jnp.array([5, 0, 6], jnp.int32),
+        row_len=jnp.array([1, 0, 3], jnp.int32),
+        page_table=jnp.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], jnp.int32),
+    )
+
+
+SHAPE = StepShape(num_rows=2, num_blocks=1, block_tokens=4)
+
+
+def test_positions_slots_and_last_tokens():
+    layout = lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
+    assert layout.positions.tolist() == [5, 0, 6, 7, 8, 9]
+    # The decode's second page; discarded; the block's second page, its third, and
+    # its padding token is discarded too.
+    assert layout.write_page.tolist() == [2, 6, 3, 3, 5, 6]
+    assert layout.write_offset.tolist()[:5] == [1, 0, 2, 3, 0]
+    assert layout.last_token.tolist() == [0, 1, 4]
+    assert [int(group.num_live_pages) for group in layout.groups] == [2, 3]
+
+
+def test_writes_touch_their_layer_only_and_padding_nothing():
+    layout = lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
+    cache = jnp.zeros((3 * NUM_PAGES, 2, PAGE_SIZE, 2))
+    values = jnp.arange(1, 7)[:, None, None] * jnp.ones((6, 2, 2))
+    for layer in range(3):
+        after = write_kv(cache, values, layout, jnp.int32(layer), NUM_PAGES)
+        wanted = np.zeros(cache.shape)
+        slots = {(2, 1): 1, (3, 2): 3, (3, 3): 4, (5, 0): 5}
+        for (page, offset), value in slots.items():
+            wanted[layer * NUM_PAGES + page, :, offset] = value
+        np.testing.assert_array_equal(after, wanted)
+
+
+def test_a_step_of_decodes_alone_or_blocks_alone_has_one_group():
+    inputs = make_inputs()
+    decodes = StepInputs(inputs.tokens[:2], *(part[:2] for part in inputs[1:]))
+    layout = lay_out(decodes, StepShape(2, 0, 4), NUM_PAGES, PAGE_SIZE)
+    assert len(layout.groups) == 1
+    assert layout.last_token.tolist() == [0, 1]
+    blocks = StepInputs(inputs.tokens[2:], *(part[2:] for part in inputs[1:]))
+    layout = lay_out(blocks, StepShape(0, 1, 4), NUM_PAGES, PAGE_SIZE)
+    assert layout.last_token.tolist() == [2]
+
+
+def test_kv_shape():
+    shape = kv_shape(NAMED["tiny"], 10, 128)
+    assert shape == (40, 4, 128, 32)
+    k, v = new_kv(NAMED["tiny"], 10, 128, "bfloat16")
+    assert k.shape == v.shape == shape
+    assert k.dtype == jnp.bfloat16
