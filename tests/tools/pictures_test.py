@@ -1,0 +1,107 @@
+"""Tables, the host breakdown and the plot, from made-up runs."""
+
+from jserve.events import StepRecord
+from jserve_sched.report import Failure, Outcome, summarise_run
+from jserve_sched.slo import ServiceClass, Slo
+from jserve_tools.breakdown import break_down
+from jserve_tools.plots import PlottedRun, draw
+from jserve_tools.tables import host_table, render, runs_table, slo_table
+from jserve_tools.workload import Workload, Yardstick
+from jserve_tools.workload_trace import TraceRow
+
+
+def step(step_id: int, *, num_blocks: int = 0, rows: int = 4) -> StepRecord:
+    return StepRecord(
+        step_id=step_id,
+        end_s=0.01 * step_id,
+        num_rows=4,
+        num_blocks=num_blocks,
+        used_rows=rows,
+        used_blocks=num_blocks,
+        prefill_tokens=30 * num_blocks,
+        decode_pages=1,
+        block_pages=1,
+        num_waiting=0,
+        ended_by="full",
+        predicted_s=0.010,
+        used_s=0.008,
+        duration_s=0.009,
+        plan_s=0.0001,
+        transfer_s=0.0002,
+        launch_s=0.0003,
+        wait_s=0.004,
+        apply_s=0.0004,
+    )
+
+
+def made_up_run(policy: str, *, steps: bool = True) -> PlottedRun:
+    outcomes = [
+        Outcome(
+            service_class="tight" if i % 2 else "lax",
+            slo=Slo(ttft_s=0.1 + 0.01 * i, tbt_s=0.05) if i % 2 else Slo(),
+            arrival_s=float(i),
+            num_prompt_tokens=9,
+            max_tokens=3,
+            token_times_s=(i + 0.05, i + 0.07, i + 0.2) if i else (),
+            failure=None if i else Failure.REJECTED,
+        )
+        for i in range(12)
+    ]
+    log = [step(i, num_blocks=i % 2) for i in range(600)] if steps else None
+    summary = summarise_run(
+        outcomes,
+        steps=log,
+        block_tokens=32,
+        labels={"policy": policy, "load": 0.9, "qps": 1.8},
+    )
+    return PlottedRun(summary=summary, outcomes=outcomes, steps=log, block_tokens=32)
+
+
+def test_columns_line_up() -> None:
+    assert render([["a", "b"], ["long", "1"]]) == "a     b\n----  -\nlong  1"
+
+
+def test_runs_table_has_a_row_a_run_and_dashes_for_the_unknown() -> None:
+    runs = [made_up_run("fcfs"), made_up_run("edf", steps=False)]
+    head, _, fcfs, edf = runs_table([run.summary for run in runs]).splitlines()
+    for word in ("met lax", "met tight", "TTFT p50", "pad", "compiles"):
+        assert word in head
+    assert fcfs.startswith("fcfs @0.9x") and edf.startswith("edf @0.9x")
+    assert "91.7%" in fcfs  # eleven of twelve
+    assert edf.split()[-1] == "-"
+
+
+def test_slo_table_gives_bounds_and_counts() -> None:
+    tight = ServiceClass(name="tight", share=1.0, ttft_slowdown=2, tbt_step_multiple=4)
+    workload = Workload(rows=[TraceRow(0, 10, 1), TraceRow(1, 20, 1)], classes=(tight,))
+    table = slo_table(
+        workload, Yardstick(prompt_tokens=(10, 20), ttft_s=(0.1, 0.6), step_s=0.01)
+    )
+    row = table.splitlines()[-1]
+    assert row.split() == [
+        *("tight", "1", "2", "200.0ms", "to", "1.20s", "40.0ms", "none")
+    ]
+
+
+def test_breakdown_by_kind_of_step() -> None:
+    steps = [step(i, num_blocks=i % 2, rows=3 + (i % 4 == 0)) for i in range(80)]
+    kinds = {entry["steps"]: entry for entry in break_down(steps, [0.0005, 0.0007])}
+    assert kinds["all steps"]["num_steps"] == 80
+    assert kinds["with prefill"]["num_steps"] == 40
+    assert kinds["decode only, 4 rows"]["num_steps"] == 20
+    decode = kinds["decode only"]
+    assert round(decode["host_ms"], 6) == 0.1 + 0.2 + 0.3 + 0.4 + 0.6
+    assert decode["device_ms"] == 9.0
+    table = host_table(list(kinds.values()))
+    assert "less time in Python than in XLA" in table
+    assert "detokenise" in table
+    assert "detokenise" not in host_table(break_down(steps, None))
+    assert break_down([], None) == []
+
+
+def test_the_picture_is_a_png_with_or_without_steps() -> None:
+    full = draw([made_up_run("fcfs"), made_up_run("edf")], title="t")
+    bare = draw([made_up_run("edf", steps=False)], title="t")
+    for picture in (full, bare):
+        assert picture.startswith(b"\x89PNG")
+    assert len(full) > len(bare) > 10_000

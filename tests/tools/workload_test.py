@@ -1,0 +1,68 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jserve_sched.slo import ServiceClass, Slo
+from jserve_tools.workload import (
+    DEFAULT_SERVICE_CLASSES,
+    Workload,
+    Yardstick,
+    draw_class,
+    draw_prompt,
+)
+from jserve_tools.workload_trace import TraceRow
+
+ROWS = [TraceRow(float(i), 10 + i, 1 + i) for i in range(5)]
+YARDSTICK = Yardstick(prompt_tokens=(10, 20), ttft_s=(0.1, 0.3), step_s=0.01)
+
+
+def test_classes_follow_their_shares_and_the_seed() -> None:
+    classes = (ServiceClass(name="a", share=0.25), ServiceClass(name="b", share=0.75))
+    names = [draw_class(classes, 3, row).name for row in range(4000)]
+    assert names.count("a") / 4000 == pytest.approx(0.25, abs=0.03)
+    assert names == [draw_class(classes, 3, row).name for row in range(4000)]
+    assert names != [draw_class(classes, 4, row).name for row in range(4000)]
+
+
+def test_prompts_are_distinct_per_seed_run_and_row_and_never_special() -> None:
+    def prompt(seed: int, run: int, row: int) -> np.ndarray:
+        return draw_prompt(64, seed=seed, run=run, row=row)
+
+    first = prompt(0, 0, 0)
+    assert first.dtype == np.int32
+    assert first.min() >= 4 and first.max() <= 255
+    np.testing.assert_array_equal(first, prompt(0, 0, 0))
+    for other in (prompt(1, 0, 0), prompt(0, 1, 0), prompt(0, 0, 1)):
+        assert (first != other).any()
+
+
+def test_requests_keep_lengths_classes_and_promises_across_runs() -> None:
+    workload = Workload(rows=ROWS, seed=7)
+    one, two = workload.requests(0, YARDSTICK), workload.requests(1, YARDSTICK)
+    assert len({request.request_id for request in one + two}) == 10
+    for row, a, b in zip(ROWS, one, two, strict=True):
+        assert len(a.prompt) == len(b.prompt) == row.prompt_tokens
+        assert a.max_tokens == b.max_tokens == row.output_tokens
+        assert (a.arrival_s, a.slo) == (b.arrival_s, b.slo)
+        assert a.service_class == b.service_class
+        assert (a.prompt != b.prompt).any()
+
+
+def test_relative_objectives_become_absolute() -> None:
+    tight = ServiceClass(name="t", share=1, ttft_slowdown=5, tbt_step_multiple=3)
+    workload = Workload(rows=ROWS, classes=(tight,))
+    assert workload.slo(0, YARDSTICK) == ("t", Slo(ttft_s=0.5, tbt_s=0.03))
+    _, slo = Workload(rows=[TraceRow(0, 15, 1)], classes=(tight,)).slo(0, YARDSTICK)
+    assert slo.ttft_s == pytest.approx(5 * 0.2)  # half way along the curve
+    assert YARDSTICK.isolated_ttft_s(99) == 0.3  # flat beyond it
+    with pytest.raises(ValueError, match="needs a measured TTFT"):
+        workload.slo(0, None)
+
+
+def test_shares_must_add_up() -> None:
+    half = dataclasses.replace(DEFAULT_SERVICE_CLASSES[0], share=0.5)
+    with pytest.raises(ValueError, match=r"add up to 0\.5, not 1"):
+        Workload(rows=ROWS, classes=(half,))
+    with pytest.raises(ValueError, match=r"first_prompt_token=9 is not in 0\.\."):
+        Workload(rows=ROWS, first_id=9, last_id=8)

@@ -1,0 +1,70 @@
+import pathlib
+
+import pytest
+
+from jserve_tools.workload_trace import (
+    DEFAULT_TRACE,
+    TraceRow,
+    mean_rate,
+    read_trace,
+    scale_lengths,
+    scale_rate,
+)
+
+HEADER = "arrival_s,prompt_tokens,output_tokens\n"
+
+
+def write(tmp_path: pathlib.Path, text: str) -> pathlib.Path:
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    return path
+
+
+def test_committed_trace_is_whole_and_says_its_licence() -> None:
+    rows = read_trace(DEFAULT_TRACE)
+    assert len(rows) == 1000
+    assert rows[0] == TraceRow(0.0, 374, 44)
+    assert max(row.prompt_tokens + row.output_tokens for row in rows) < 16_384
+    note = (DEFAULT_TRACE.parent / "README.md").read_text()
+    for fact in ("CC-BY 4.0", "Splitwise", "AzurePublicDataset"):
+        assert fact in note
+
+
+def test_first_rows_count_from_the_first_arrival(tmp_path: pathlib.Path) -> None:
+    path = write(tmp_path, HEADER + "5,10,1\n6.5,20,2\n7,30,3\n")
+    rows = read_trace(path, num_requests=2)
+    assert rows == [TraceRow(0.0, 10, 1), TraceRow(1.5, 20, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks"),
+        ("arrival_s,prompt_tokens\n0,1\n", r"lacks \['output_tokens'\]"),
+        (HEADER, "no requests"),
+        (HEADER + "0,1,1\n1,x,1\n", "line 3: prompt_tokens='x' is not a number"),
+        (HEADER + "0,1,1\n1,1\n", "line 3: output_tokens=None is not a number"),
+        (HEADER + "0,0,1\n", "line 2: prompt_tokens=0 is below 1"),
+        (HEADER + "0,1.5,1\n", "line 2: prompt_tokens=1.5 is not a whole number"),
+        (HEADER + "-1,1,1\n", "line 2: arrival_s=-1 is below 0"),
+        (HEADER + "nan,1,1\n", "line 2: arrival_s=nan is below 0"),
+        (HEADER + "2,1,1\n1,1,1\n", "line 3: arrival_s=1.0 is before the line above"),
+        (HEADER + "0,1,1\n", "num_requests=2, but .* has 1"),
+    ],
+)
+def test_errors_name_line_and_value(
+    tmp_path: pathlib.Path, text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_trace(write(tmp_path, text), num_requests=2)
+
+
+def test_rate_and_lengths_scale() -> None:
+    rows = [TraceRow(0.0, 10, 4), TraceRow(1.0, 3, 1), TraceRow(4.0, 20, 8)]
+    assert mean_rate(rows) == 0.5  # two arrivals after the first, in four seconds
+    faster = scale_rate(rows, 2.0)
+    assert [row.arrival_s for row in faster] == [0.0, 0.25, 1.0]
+    assert mean_rate(faster) == 2.0
+    assert scale_lengths(rows, 0.25)[1] == TraceRow(1.0, 1, 1)
+    with pytest.raises(ValueError, match="no rate"):
+        mean_rate(rows[:1])
