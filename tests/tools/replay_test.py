@@ -1,6 +1,6 @@
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ class ScriptedClient:
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def send(self, request: WorkloadRequest) -> AsyncIterator[TokenTime]:
+    async def send(self, request: WorkloadRequest) -> AsyncGenerator[TokenTime, None]:
         self.sent_s[request.request_id] = self.now_s()
         self.num_flying += 1
         self.most_flying = max(self.most_flying, self.num_flying)

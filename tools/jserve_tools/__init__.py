@@ -1,0 +1,1 @@
+"""Programs around the server: today the benchmark, `jserve-bench`."""

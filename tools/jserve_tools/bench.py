@@ -1,0 +1,400 @@
+"""Measures a server by replaying a real request trace, and says if it kept its word.
+
+Latency counts from the moment a request was *due*, so a server that falls behind
+cannot hide it. Load and objectives are multiples of what the server does on this
+machine; both are measured first and printed.
+
+  jserve-bench --policies=fcfs,edf                  engines in this process
+  jserve-bench --launch --policies=fcfs,edf         servers of our own, over HTTP
+  jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
+  jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
+
+Prints a table for people; the last line of stdout is one JSON document. The same
+goes to report.json in --output, with a picture in report.png.
+"""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from jserve.config import EngineConfig
+from jserve.engine_flags import define_engine_flags
+from jserve.program import ProgramError, run_program
+from jserve_sched.slo import BEST_EFFORT, ServiceClass, parse_service_classes
+from jserve_tools.benchmark import (
+    Benchmark,
+    ClosedLoop,
+    Findings,
+    Replay,
+    describe,
+)
+from jserve_tools.documents import document, one_line, plain, write_whole
+from jserve_tools.http_client import APIS, RequestForm
+from jserve_tools.plots import draw
+from jserve_tools.tables import host_table, runs_table
+from jserve_tools.targets import Servers
+from jserve_tools.workload import (
+    DEFAULT_SERVICE_CLASSES,
+    FIRST_TOKEN_ID,
+    LAST_TOKEN_ID,
+    Workload,
+)
+from jserve_tools.workload_trace import (
+    DEFAULT_TRACE,
+    TraceRow,
+    mean_rate,
+    read_trace,
+    scale_lengths,
+)
+
+_ENGINE = EngineConfig()
+_read_engine_config = define_engine_flags(
+    exclude=(
+        "policy",
+        "bucket_strategy",
+        "seed",
+        "enable_prefix_caching",
+        "capture_logits",
+    )
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "replay",
+    ("replay", "closed"),
+    "replay: a trace at its own times, stretched to a rate. closed: --clients that "
+    "each send the next request of --prompt_tokens and --output_tokens when one ends.",
+)
+_URL = flags.DEFINE_string(
+    "url", None, "A running OpenAI-compatible server, such as http://127.0.0.1:8000."
+)
+_LAUNCH = flags.DEFINE_bool(
+    "launch",
+    False,
+    "Start a jserve process for each policy and talk HTTP to it; otherwise, and "
+    "without --url, engines run in this process.",
+)
+_POLICIES = flags.DEFINE_list(
+    "policies", [_ENGINE.policy], "Scheduling policies, one server each."
+)
+_BUCKET_STRATEGIES = flags.DEFINE_list(
+    "bucket_strategies",
+    [_ENGINE.bucket_strategy],
+    "Bucket strategies, each with every policy.",
+)
+_TRACE = flags.DEFINE_string(
+    "trace",
+    str(DEFAULT_TRACE),
+    "CSV of arrival_s (seconds), prompt_tokens, output_tokens; the default comes "
+    "with jserve.",
+)
+_NUM_REQUESTS = flags.DEFINE_integer(
+    "num_requests",
+    0,
+    "Requests of a run: the first of the trace. 0 takes 200 of a trace, and 8 a "
+    "client in a closed loop.",
+    lower_bound=0,
+)
+_LENGTH_SCALE = flags.DEFINE_float(
+    "length_scale",
+    1.0,
+    "Multiplies the trace's prompt and output lengths.",
+    lower_bound=1e-4,
+    upper_bound=1e4,
+)
+_LOAD = flags.DEFINE_list(
+    "load", None, "Rates as shares of the measured capacity. [default: 0.9]"
+)
+_QPS = flags.DEFINE_list("qps", None, "Rates in requests per second.")
+_RATE_SCALE = flags.DEFINE_float(
+    "rate_scale",
+    None,
+    "A rate as a multiple of the trace's own.",
+    lower_bound=1e-6,
+    upper_bound=1e6,
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Decides classes and prompts.", lower_bound=0, upper_bound=2**32 - 1
+)
+_SERVICE_CLASSES = flags.DEFINE_string(
+    "service_classes",
+    None,
+    "JSON file: a list of classes, each with name, share (0 to 1) and ttft_s or "
+    "ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or multiples of "
+    "an idle server's time). Default: a tight and a lax class.",
+)
+_CAPACITY_S = flags.DEFINE_float(
+    "capacity_s", 10.0, "Seconds to measure capacity for, once the server is full."
+)
+_CAPACITY_SLOTS = flags.DEFINE_integer(
+    "capacity_slots",
+    0,
+    "Requests at once that fill the server; 0 asks the server.",
+    lower_bound=0,
+    upper_bound=4096,
+)
+_CLIENTS = flags.DEFINE_list(
+    "clients", ["32"], "Numbers of clients of a closed loop, one run each."
+)
+_PROMPT_TOKENS = flags.DEFINE_integer(
+    "prompt_tokens", 128, "Prompt tokens in a closed loop.", lower_bound=1
+)
+_OUTPUT_TOKENS = flags.DEFINE_integer(
+    "output_tokens", 64, "Output tokens in a closed loop.", lower_bound=1
+)
+_API = flags.DEFINE_enum(
+    "api",
+    "completions",
+    APIS,
+    "completions sends token ids; chat sends about as many words, for servers that "
+    "take no ids.",
+)
+_EXTRA_BODY = flags.DEFINE_string(
+    "extra_body",
+    "{}",
+    "JSON object merged into every request's body; null removes a field, such as "
+    'one that a server refuses: {"slo": null}.',
+)
+_API_KEY_FILE = flags.DEFINE_string(
+    "api_key_file", None, "File whose first line is sent as the API key."
+)
+_FIRST_PROMPT_TOKEN = flags.DEFINE_integer(
+    "first_prompt_token", FIRST_TOKEN_ID, "Least token id of a prompt."
+)
+_LAST_PROMPT_TOKEN = flags.DEFINE_integer(
+    "last_prompt_token", LAST_TOKEN_ID, "Greatest token id of a prompt."
+)
+_START_TIMEOUT_S = flags.DEFINE_float(
+    "start_timeout_s",
+    600.0,
+    "Seconds a server may take to be warm.",
+    lower_bound=1.0,
+)
+_PROFILE_HOST = flags.DEFINE_bool(
+    "profile_host", False, "Break the median step down into its parts, in ms."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", "out/bench", "Folder for report.json, report.png and servers' logs."
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Options:
+    """The flags, checked."""
+
+    servers: Servers
+    load: Replay | ClosedLoop
+    workload: Workload
+    trace: str
+    output: pathlib.Path
+    profiles_host: bool
+
+
+def _numbers(name: str, texts: Sequence[str] | None) -> list[float]:
+    try:
+        return [float(text) for text in texts or ()]
+    except ValueError:
+        raise ValueError(f"{name}={','.join(texts or ())} is not numbers") from None
+
+
+def _classes() -> Sequence[ServiceClass]:
+    if _SERVICE_CLASSES.value is None:
+        return DEFAULT_SERVICE_CLASSES
+    path = pathlib.Path(_SERVICE_CLASSES.value).expanduser()
+    return parse_service_classes(path.read_text())
+
+
+def _form() -> RequestForm:
+    try:
+        extra: Any = json.loads(_EXTRA_BODY.value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"extra_body is not JSON: {error}") from None
+    if not isinstance(extra, dict):
+        raise ValueError(f"extra_body={_EXTRA_BODY.value} is not a JSON object")
+    key = ""
+    if _API_KEY_FILE.value is not None:
+        lines = pathlib.Path(_API_KEY_FILE.value).expanduser().read_text().split()
+        if not lines:
+            raise ValueError(f"api_key_file={_API_KEY_FILE.value} is empty")
+        key = lines[0]
+    return RequestForm(api=_API.value, extra=extra, api_key=key)
+
+
+def _servers() -> Servers:
+    if _URL.value and (_LAUNCH.value or _POLICIES.present):
+        raise ValueError(
+            f"url={_URL.value} is a running server, with a policy of its own: "
+            "leave out launch and policies"
+        )
+    # Off, lest one run finds another's prompts in the cache.
+    configs = [
+        _read_engine_config(
+            policy=policy, bucket_strategy=strategy, enable_prefix_caching=False
+        )
+        for strategy in _BUCKET_STRATEGIES.value
+        for policy in _POLICIES.value
+    ]
+    return Servers(
+        url=_URL.value or "",
+        is_launched=_LAUNCH.value,
+        configs=configs,
+        form=_form(),
+        start_timeout_s=_START_TIMEOUT_S.value,
+        profiles_host=_PROFILE_HOST.value,
+    )
+
+
+def _replay(trace: pathlib.Path) -> tuple[Replay, list[TraceRow]]:
+    rows = read_trace(trace, num_requests=_NUM_REQUESTS.value or 200)
+    rows = scale_lengths(rows, _LENGTH_SCALE.value)
+    given = [
+        name
+        for name, holder in (
+            ("load", _LOAD),
+            ("qps", _QPS),
+            ("rate_scale", _RATE_SCALE),
+        )
+        if holder.value is not None
+    ]
+    if len(given) > 1:
+        raise ValueError(f"give one of load, qps and rate_scale, not {given}")
+    qps = _numbers("qps", _QPS.value)
+    if _RATE_SCALE.value is not None:
+        qps = [_RATE_SCALE.value * mean_rate(rows)]
+    load = Replay(
+        loads=() if qps else _numbers("load", _LOAD.value or ["0.9"]),
+        qps=qps,
+        capacity_s=_CAPACITY_S.value,
+        capacity_slots=_CAPACITY_SLOTS.value,
+    )
+    return load, rows
+
+
+def _options() -> _Options:
+    """Reads the flags.
+
+    Raises:
+      ValueError: for a value that is wrong, naming it and the limit.
+      OSError: for a file that cannot be read.
+    """
+    servers = _servers()
+    load: Replay | ClosedLoop
+    classes: Sequence[ServiceClass] = (BEST_EFFORT,)
+    if _MODE.value == "replay":
+        trace = pathlib.Path(_TRACE.value).expanduser()
+        load, rows = _replay(trace)
+        name = trace.name
+        classes = _classes()
+    else:
+        rows = [TraceRow(0.0, _PROMPT_TOKENS.value, _OUTPUT_TOKENS.value)]
+        name = "fixed lengths"
+        load = ClosedLoop(
+            num_clients=[int(n) for n in _numbers("clients", _CLIENTS.value)],
+            num_requests=_NUM_REQUESTS.value,
+        )
+    return _Options(
+        servers=servers,
+        load=load,
+        workload=Workload(
+            rows=rows,
+            seed=_SEED.value,
+            classes=classes,
+            first_id=_FIRST_PROMPT_TOKEN.value,
+            last_id=_LAST_PROMPT_TOKEN.value,
+        ),
+        trace=name,
+        output=pathlib.Path(_OUTPUT.value).expanduser(),
+        profiles_host=_PROFILE_HOST.value,
+    )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+async def _find(options: _Options) -> Findings:
+    # A polite end stops the server that was launched, as Ctrl-C does.
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await Benchmark(
+        servers=options.servers,
+        load=options.load,
+        workload=options.workload,
+        output=options.output,
+        say=_say,
+        profiles_host=options.profiles_host,
+    ).run()
+
+
+def _publish(options: _Options, findings: Findings, command: Sequence[str]) -> None:
+    """Writes the report and the picture, and prints the tables and the JSON line."""
+    summaries = [run.summary for run in findings.runs]
+    load = {
+        name: value
+        for name, value in dataclasses.asdict(options.load).items()
+        if value not in ((), [], 0)
+    }
+    workload = describe(options.workload, options.trace)
+    report = document(
+        command=command,
+        facts=findings.facts,
+        workload=workload | {"mode": _MODE.value, "length_scale": _LENGTH_SCALE.value},
+        runs=summaries,
+        extra={
+            "load": load,
+            "yardstick": findings.yardstick,
+            "capacity": findings.capacity,
+        },
+    )
+    _say("")
+    _say(runs_table(summaries))
+    for summary in summaries:
+        if summary.get("host_profile"):
+            _say("")
+            _say(host_table(summary["host_profile"]))
+    title = f"{options.trace}, {summaries[0]['num_requests']} requests a run"
+    if findings.capacity is not None:
+        title += f", capacity {findings.capacity.requests_per_s:.2f} requests/s"
+    if report.get("device"):
+        title += f", {report['device']}"
+    picture = options.output / "report.png"
+    write_whole(picture, draw(findings.runs, title=title))
+    path = options.output / "report.json"
+    write_whole(path, (json.dumps(plain(report), indent=1) + "\n").encode())
+    _say(f"\nplot: {picture}\nreport: {path}")
+    _say(one_line(report))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the benchmark that the flags describe."""
+    del argv  # the flags say it all
+    # An engine in this process would tell of every backend that is not there.
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    try:
+        options = _options()
+    except (ValueError, OSError) as error:
+        raise ProgramError(str(error)) from error
+    try:
+        findings = asyncio.run(_find(options))
+    except (ValueError, OSError, TimeoutError, RuntimeError) as error:
+        raise ProgramError(str(error)) from error
+    except asyncio.CancelledError as error:
+        raise ProgramError("ended by SIGTERM; nothing was written") from error
+    _publish(options, findings, ["jserve-bench", *sys.argv[1:]])
+
+
+def run() -> None:
+    """The console script."""
+    run_program(sys.modules[__name__])
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,172 @@
+"""The report as one JSON document, and files that are whole or absent.
+
+The one idea: a file is written beside its place and renamed into it, so that
+whoever interrupts a benchmark finds the old report or the new, never half a one.
+"""
+
+import contextlib
+import dataclasses
+import enum
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jserve_sched.report import SCHEMA_VERSION, Outcome
+
+_PLACES = 6  # microseconds
+# What tells servers apart; the rest of what one says of itself is no result.
+_SERVER_FACTS = (
+    "url",
+    "model",
+    "served_model_name",
+    "max_model_len",
+    "num_kv_tokens",
+    "vocab_size",
+    "engine",
+    "versions",
+)
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file in one stroke; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it; rounds times to a microsecond.
+
+    Raises:
+      ValueError: for a number that is not finite; it would not be JSON.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} has no place in a report")
+    return round(number, _PLACES) if abs(number) >= 1e-3 else float(f"{number:.4g}")
+
+
+def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Returns one compact row for each request, times from its own arrival."""
+    first_s = min(outcome.arrival_s for outcome in outcomes)
+    rows = []
+    for outcome in outcomes:
+        row = {
+            "arrival_s": outcome.arrival_s - first_s,
+            "service_class": outcome.service_class,
+            "prompt_tokens": outcome.num_prompt_tokens,
+            "output_tokens": len(outcome.token_times_s),
+            "slo": {
+                name: bound
+                for name, bound in dataclasses.asdict(outcome.slo).items()
+                if bound is not None
+            },
+            "ttft_s": outcome.ttft_s,
+            "e2e_s": outcome.e2e_s,
+            "violation": outcome.violation,
+            "message": outcome.message or None,
+        }
+        rows.append({name: value for name, value in row.items() if value is not None})
+    return rows
+
+
+def commit() -> str | None:
+    """Returns the commit this code is at, with a plus if changed; None if unknown."""
+    folder = pathlib.Path(__file__).parent
+    git = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
+        )
+        state = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return None
+    if head.returncode != 0:
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
+
+
+def device_name(facts: Mapping[str, Any]) -> str | None:
+    """Returns what the server computes on, in a word or two; None if unknown."""
+    device = facts.get("device")
+    if not isinstance(device, Mapping):
+        return device
+    name = str(device.get("platform"))
+    if device.get("kind") not in (None, name):
+        name += f" {device['kind']}"
+    if device.get("count", 1) != 1:
+        name += f" x{device['count']}"
+    return name
+
+
+def document(
+    *,
+    command: Sequence[str],
+    facts: Mapping[str, Any],
+    workload: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the whole report, ready for `json.dumps`.
+
+    Args:
+      command: the program and its arguments.
+      facts: what the server told of itself: device, jax and so on.
+      workload: what was sent.
+      runs: one entry each.
+      extra: yardstick, capacity and the like; None is left out.
+    """
+    versions = facts.get("versions") or {}
+    head: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "commit": commit(),
+        "device": device_name(facts),
+        "jax": facts.get("jax") or versions.get("jax"),
+        "machine": {"processor": platform.machine(), "num_cpus": os.cpu_count()},
+        "command": list(command),
+        "server": {name: facts[name] for name in _SERVER_FACTS if name in facts},
+        "workload": workload,
+        **extra,
+        "runs": list(runs),
+    }
+    return {name: plain(value) for name, value in head.items() if value is not None}
+
+
+def one_line(report: Mapping[str, Any]) -> str:
+    """Returns the report without per-request rows, as one line of JSON."""
+    short = dict(report)
+    short["runs"] = [
+        {name: value for name, value in run.items() if name != "requests"}
+        for run in report["runs"]
+    ]
+    return json.dumps(short, separators=(",", ":"))

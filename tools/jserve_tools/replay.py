@@ -1,0 +1,152 @@
+"""Sends requests: at their own times (open loop) or one after another (closed).
+
+The one idea: in an open loop the world does not wait for the server. A request
+is due when the trace says so, its latency counts from then, and what the server
+or this program made it wait is part of the answer.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+from jserve_sched.report import Failure, Outcome
+from jserve_tools.clients import Client, RequestFailedError
+from jserve_tools.workload import WorkloadRequest
+
+# A request still running this many spans after the last arrival is given up.
+GRACE_SPANS = 5.0
+MIN_GRACE_S = 60.0
+_HEAD_START_S = 0.05  # so that the first request is not late already
+
+
+@dataclasses.dataclass(kw_only=True)
+class Flight:
+    """A request on its way; the one thing here that changes.
+
+    Attributes:
+      request: what was sent.
+      arrival_s: when it was due, client's clock.
+      sent_s: when it was sent.
+      token_times_s: when its tokens came.
+      failure: why it failed, if it did.
+      message: what was said of that.
+      is_over: whether nothing more will come.
+    """
+
+    request: WorkloadRequest
+    arrival_s: float
+    sent_s: float | None = None
+    token_times_s: list[float] = dataclasses.field(default_factory=list)
+    failure: Failure | None = None
+    message: str = ""
+    is_over: bool = False
+
+    def outcome(self) -> Outcome:
+        """Returns what became of it; unfinished, if it still flies."""
+        failure = self.failure
+        if not self.is_over:
+            failure = Failure.UNFINISHED
+        return Outcome(
+            service_class=self.request.service_class,
+            slo=self.request.slo,
+            arrival_s=self.arrival_s,
+            num_prompt_tokens=len(self.request.prompt),
+            max_tokens=self.request.max_tokens,
+            token_times_s=tuple(self.token_times_s),
+            failure=failure,
+            message=self.message,
+        )
+
+
+async def fly(client: Client, flight: Flight) -> None:
+    """Sends one request and records its tokens."""
+    flight.sent_s = client.now_s()
+    try:
+        async with contextlib.aclosing(client.send(flight.request)) as tokens:
+            async for token in tokens:
+                flight.token_times_s.append(token.time_s)
+        if not flight.token_times_s:
+            raise RequestFailedError(Failure.ERROR, "the answer held no token")
+    except RequestFailedError as error:
+        flight.failure = error.failure
+        flight.message = str(error)
+    flight.is_over = True
+
+
+async def replay(
+    client: Client,
+    requests: Sequence[WorkloadRequest],
+    *,
+    on_done: Callable[[], None] = lambda: None,
+    min_grace_s: float = MIN_GRACE_S,
+) -> list[Flight]:
+    """Sends each request at its own time; returns all, in the same order.
+
+    Args:
+      client: where to.
+      requests: sorted by `arrival_s`, which counts from now.
+      on_done: called as each request ends.
+      min_grace_s: least wait after the last arrival before giving up.
+    """
+    start_s = client.now_s() + _HEAD_START_S
+    flights = [
+        Flight(request=request, arrival_s=start_s + request.arrival_s)
+        for request in requests
+    ]
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        for flight in flights:
+            delay_s = flight.arrival_s - client.now_s()
+            if delay_s > 0:
+                await asyncio.sleep(delay_s)
+            task = asyncio.create_task(fly(client, flight))
+            task.add_done_callback(lambda _: on_done())
+            tasks.append(task)
+        span_s = requests[-1].arrival_s - requests[0].arrival_s
+        await asyncio.wait(tasks, timeout=max(GRACE_SPANS * span_s, min_grace_s))
+    finally:
+        await _settle(tasks)
+    return flights
+
+
+async def closed_loop(
+    client: Client,
+    requests: Iterator[WorkloadRequest],
+    *,
+    num_clients: int,
+    flights: list[Flight],
+    on_done: Callable[[], None] = lambda: None,
+) -> None:
+    """Keeps `num_clients` requests in flight until there are none left to send.
+
+    Args:
+      client: where to.
+      requests: what to send, in order.
+      num_clients: requests in flight at once.
+      flights: gets each request as it is sent; its latency counts from then.
+      on_done: called as each request ends.
+    """
+
+    async def work() -> None:
+        for request in requests:
+            flight = Flight(request=request, arrival_s=client.now_s())
+            flights.append(flight)
+            await fly(client, flight)
+            on_done()
+
+    workers = [asyncio.create_task(work()) for _ in range(num_clients)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        await _settle(workers)
+
+
+async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancels what still runs, and raises what went wrong in the rest."""
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result

@@ -1,0 +1,134 @@
+"""Tables for people, from the same entries that go to the JSON report."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jserve_tools.workload import Workload, Yardstick
+
+
+def render(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows, the first of them a header, as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def duration(seconds: float | None) -> str:
+    """Returns seconds with a unit that suits them; a dash for None."""
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e3:.1f}ms" if seconds < 1 else f"{seconds:.2f}s"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value * 100:.1f}%"
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def run_name(run: Mapping[str, Any]) -> str:
+    """Returns what tells a run from others, in a word or two."""
+    name = str(run.get("policy", "server"))
+    if run.get("bucket_strategy", "pow2") != "pow2":
+        name += f"/{run['bucket_strategy']}"
+    if "load" in run:
+        return f"{name} @{run['load']:g}x"
+    if "qps" in run:
+        return f"{name} @{run['qps']:.3g}/s"
+    return f"{name}, {run['num_clients']} clients"
+
+
+def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one row for each run: promises kept, latencies, throughput, waste."""
+    classes = sorted({name for run in runs for name in run["by_class"]})
+    if classes == ["best_effort"]:
+        classes = []
+    header = ["run", "req/s", "met"]
+    header += [f"met {name}" for name in classes]
+    header += ["failed", "TTFT p50", "p99", "TBT p50", "p99"]
+    header += ["met req/s", "tok/s", "pad", "pad time", "compiles"]
+    rows = [header]
+    for run in runs:
+        ttft = run.get("ttft_s", {})
+        tbt = run.get("tbt_s", {})
+        by_class = run["by_class"]
+        rows.append(
+            [
+                run_name(run),
+                _number(run.get("qps")),
+                _share(run["attainment"]),
+                *(_share(by_class.get(name, {}).get("attainment")) for name in classes),
+                str(run["num_requests"] - run["num_finished"]),
+                duration(ttft.get("p50")),
+                duration(ttft.get("p99")),
+                duration(tbt.get("p50")),
+                duration(tbt.get("p99")),
+                _number(run.get("met_per_s")),
+                _number(run.get("output_tokens_per_s"), ".0f"),
+                _share(run.get("pad_share_tokens")),
+                _share(run.get("pad_share_time")),
+                _number(run.get("num_compiles_after_warmup"), "d"),
+            ]
+        )
+    return render(rows)
+
+
+def slo_table(workload: Workload, yardstick: Yardstick | None) -> str:
+    """Returns one row for each class: its share and its promises in seconds."""
+    rows = [["class", "share", "requests", "TTFT bound", "TBT bound", "TTLT bound"]]
+    resolved = [workload.slo(row, yardstick) for row in range(len(workload.rows))]
+    for one in workload.classes:
+        slos = [slo for name, slo in resolved if name == one.name]
+        rows.append(
+            [
+                one.name,
+                f"{one.share:g}",
+                str(len(slos)),
+                *(
+                    _range([getattr(slo, field) for slo in slos])
+                    for field in ("ttft_s", "tbt_s", "ttlt_s")
+                ),
+            ]
+        )
+    return render(rows)
+
+
+def _range(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "none"
+    low, high = duration(min(known)), duration(max(known))
+    return low if low == high else f"{low} to {high}"
+
+
+def host_table(breakdown: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the medians of a step's parts, and one line on host and device."""
+    parts = list(breakdown[0]["median_ms"])
+    rows = [["median ms per step", "steps", *parts, "host", "host share"]]
+    rows += [
+        [
+            entry["steps"],
+            str(entry["num_steps"]),
+            *(f"{entry['median_ms'][part]:.3f}" for part in parts),
+            f"{entry['host_ms']:.3f}",
+            _share(entry["host_share"]),
+        ]
+        for entry in breakdown
+    ]
+    last = breakdown[-1]
+    verdict = "less" if last["host_ms"] < last["device_ms"] else "more"
+    line = (
+        f"{last['steps']}: host {last['host_ms']:.3f} ms, device "
+        f"{last['device_ms']:.3f} ms: a step spends {verdict} time in Python than "
+        "in XLA"
+    )
+    return f"{render(rows)}\n{line}"

@@ -1,0 +1,254 @@
+"""The servers a benchmark can run against; each is a context that ends it.
+
+The one idea: whoever opens a target gets a warm client, and whatever happens
+then, the engine is stopped or the server is asked to end (SIGTERM) and its exit
+status is checked.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import pathlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import aiohttp
+
+from jserve.config import EngineConfig
+from jserve.engine_flags import engine_arguments
+from jserve.events import Health
+from jserve_tools.clients import Client
+from jserve_tools.http_client import RequestForm, open_http_client
+from jserve_tools.loop_client import DetokeniserFactory, LoopClient
+
+_POLL_S = 0.2
+_STOP_TIMEOUT_S = 60.0
+_LOG_TAIL_LINES = 3
+
+
+@contextlib.asynccontextmanager
+async def engine_in_process(
+    config: EngineConfig, *, start_timeout_s: float, profiles_host: bool
+) -> AsyncIterator[Client]:
+    """Starts an engine in this process and waits until it is warm.
+
+    Args:
+      config: of the engine.
+      start_timeout_s: how long compiling may take.
+      profiles_host: whether tokens are turned into text, to time that.
+
+    Raises:
+      TimeoutError: if it is not warm in time.
+    """
+    from jserve.build import build_loop  # loads JAX
+
+    loop = await asyncio.to_thread(build_loop, config)
+    detokeniser = _detokeniser_factory(config) if profiles_host else None
+    client = LoopClient(loop, detokeniser=detokeniser)
+    loop.start()
+    try:
+        if not await asyncio.to_thread(loop.wait_until, Health.WARM, start_timeout_s):
+            raise TimeoutError(f"the engine is not warm after {start_timeout_s:g} s")
+        yield client
+    finally:
+        await asyncio.to_thread(loop.stop)
+
+
+def _detokeniser_factory(config: EngineConfig) -> DetokeniserFactory:
+    from jserve.tokenizer import load_tokenizer
+
+    folder = pathlib.Path(config.model).expanduser()
+    tokenizer = load_tokenizer(folder if folder.is_dir() else None)
+    return lambda: tokenizer.detokenizer(()).step
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _log_tail(log: pathlib.Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return f"{log} ends: " + " | ".join(lines[-_LOG_TAIL_LINES:])
+
+
+async def _health(session: aiohttp.ClientSession, url: str) -> str:
+    """Returns "no", "ready" or "warm"; a server that tells no more is warm."""
+    try:
+        async with session.get(f"{url}/health") as response:
+            if response.status == 404:
+                return "warm"
+            if response.status != 200:
+                return "no"
+            try:
+                body = await response.json(content_type=None)
+            except ValueError:
+                return "warm"
+    except (aiohttp.ClientError, OSError):
+        return "no"
+    if isinstance(body, dict) and body.get("warm") is False:
+        return "ready"
+    return "warm"
+
+
+async def wait_until_warm(
+    url: str, *, timeout_s: float, process: asyncio.subprocess.Process | None = None
+) -> None:
+    """Waits for a server's `/health`.
+
+    Args:
+      url: of the server.
+      timeout_s: how long that may take.
+      process: the server's, if it is ours; its end ends the wait.
+
+    Raises:
+      TimeoutError: if it is not warm in time.
+      ConnectionError: if the process ended.
+    """
+    end_s = asyncio.get_running_loop().time() + timeout_s
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=10)
+    ) as session:
+        while (health := await _health(session, url)) != "warm":
+            if process is not None and process.returncode is not None:
+                raise ConnectionError(f"the server ended with {process.returncode}")
+            if asyncio.get_running_loop().time() > end_s:
+                raise TimeoutError(
+                    f"{url} is not warm after {timeout_s:g} s (ready: {health})"
+                )
+            await asyncio.sleep(_POLL_S)
+
+
+@contextlib.asynccontextmanager
+async def server_at(
+    url: str, form: RequestForm, *, start_timeout_s: float
+) -> AsyncIterator[Client]:
+    """Connects to a running server and waits until it is warm."""
+    url = url.rstrip("/").removesuffix("/v1")
+    await wait_until_warm(url, timeout_s=start_timeout_s)
+    async with open_http_client(url, form) as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def launched_server(
+    config: EngineConfig,
+    form: RequestForm,
+    *,
+    log: pathlib.Path,
+    start_timeout_s: float,
+    command: Sequence[str] = (sys.executable, "-m", "jserve.cli"),
+) -> AsyncIterator[Client]:
+    """Starts a server program of our own, and stops it.
+
+    Args:
+      config: of its engine.
+      form: how requests are written.
+      log: the file that gets its output.
+      start_timeout_s: how long compiling may take.
+      command: what to run; port and engine flags are added.
+
+    Raises:
+      ConnectionError: if it ends before its time.
+      TimeoutError: if it is not warm in time, or does not stop.
+      RuntimeError: if it ends with a status other than 0.
+    """
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    arguments = ["--host=127.0.0.1", f"--port={port}", *engine_arguments(config)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        # A session of its own: Ctrl-C reaches this program, which then stops it.
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    is_well = False
+    try:
+        try:
+            await wait_until_warm(url, timeout_s=start_timeout_s, process=process)
+            async with open_http_client(url, form) as client:
+                yield client
+            is_well = process.returncode is None
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}; {_log_tail(log)}") from None
+    finally:
+        status = await _stop(process)
+    if not is_well or status != 0:
+        raise RuntimeError(
+            f"the server ended with status {status}, not 0; {_log_tail(log)}"
+        )
+
+
+async def _stop(process: asyncio.subprocess.Process) -> int:
+    """Asks the server to end, insists after a while, and returns its status."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        return await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        return await process.wait()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Servers:
+    """What to run against.
+
+    Attributes:
+      url: a running server; "" for engines of our own.
+      is_launched: whether those are server processes, not engines in this process.
+      configs: one for each engine of our own.
+      form: how HTTP requests are written.
+      start_timeout_s: how long a server may take to be warm.
+      profiles_host: whether tokens of engines in process are turned into text.
+    """
+
+    url: str = ""
+    is_launched: bool = False
+    configs: Sequence[EngineConfig] = ()
+    form: RequestForm = dataclasses.field(default_factory=RequestForm)
+    start_timeout_s: float = 600.0
+    profiles_host: bool = False
+
+    def open_each(
+        self, output: pathlib.Path
+    ) -> Iterator[tuple[str, contextlib.AbstractAsyncContextManager[Client]]]:
+        """Yields each server's name and the context in which it serves."""
+        if self.url:
+            yield (
+                f"server at {self.url}",
+                server_at(self.url, self.form, start_timeout_s=self.start_timeout_s),
+            )
+            return
+        for config in self.configs:
+            name = f"{config.policy}-{config.bucket_strategy}"
+            if self.is_launched:
+                log = output / f"server-{name}.log"
+                yield (
+                    f"server with {name}, log in {log}",
+                    launched_server(
+                        config,
+                        self.form,
+                        log=log,
+                        start_timeout_s=self.start_timeout_s,
+                    ),
+                )
+            else:
+                yield (
+                    f"engine with {name} in process",
+                    engine_in_process(
+                        config,
+                        start_timeout_s=self.start_timeout_s,
+                        profiles_host=self.profiles_host,
+                    ),
+                )

@@ -1,0 +1,181 @@
+"""Turns trace rows into requests: token ids, a service class, a promise.
+
+The one idea: everything that chance decides is a function of (seed, row), or of
+(seed, run, row) for the prompt. So every policy meets the same lengths, classes
+and promises, but no run finds the prompts of another in a cache.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched.slo import ServiceClass, Slo
+from jserve_tools.workload_trace import TraceRow
+
+# Ids that are ordinary text in the byte tokenizer of the named models and in the
+# usual Hugging Face layouts, whose special tokens come first or last.
+FIRST_TOKEN_ID = 4
+LAST_TOKEN_ID = 255
+
+# Chosen so that at nine tenths of capacity neither is met by all or by none: the
+# tight one has room for one long prompt in front of it, the lax one for a queue.
+DEFAULT_SERVICE_CLASSES = (
+    ServiceClass(
+        name="interactive", share=0.6, ttft_slowdown=15.0, tbt_step_multiple=25.0
+    ),
+    ServiceClass(name="batch", share=0.4, ttft_slowdown=200.0),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorkloadRequest:
+    """One request, ready to send.
+
+    Attributes:
+      request_id: unique within this program's life.
+      arrival_s: when to send it, seconds after the replay starts.
+      prompt: `[n]` int32 token ids.
+      max_tokens: output tokens to draw, all of them (`ignore_eos`).
+      service_class: name of its class.
+      slo: its absolute objective.
+    """
+
+    request_id: str
+    arrival_s: float
+    prompt: np.ndarray
+    max_tokens: int
+    service_class: str = "best_effort"
+    slo: Slo = dataclasses.field(default_factory=Slo)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """What an idle server needs, measured once and used for every policy.
+
+    Attributes:
+      prompt_tokens: prompt lengths measured, ascending.
+      ttft_s: time to first token at each of them, seconds, ascending.
+      step_s: time between tokens of a lone request, seconds.
+    """
+
+    prompt_tokens: tuple[int, ...]
+    ttft_s: tuple[float, ...]
+    step_s: float
+
+    def isolated_ttft_s(self, prompt_tokens: int) -> float:
+        """Returns the interpolated TTFT of a prompt on an idle server, seconds."""
+        return float(np.interp(prompt_tokens, self.prompt_tokens, self.ttft_s))
+
+
+def check_shares(classes: Sequence[ServiceClass]) -> None:
+    """Raises ValueError unless the classes' shares add up to 1."""
+    total = sum(one.share for one in classes)
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise ValueError(
+            f"the shares of the service classes add up to {total:g}, not 1: "
+            f"{ {one.name: one.share for one in classes} }"
+        )
+
+
+def draw_class(classes: Sequence[ServiceClass], seed: int, row: int) -> ServiceClass:
+    """Returns the class of a row: a hash of (seed, row), spread by share."""
+    digest = hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
+    point = int.from_bytes(digest) / 2**64
+    for one in classes:
+        point -= one.share
+        if point < 0:
+            return one
+    return classes[-1]
+
+
+def draw_prompt(
+    length: int,
+    *,
+    seed: int,
+    run: int,
+    row: int,
+    first_id: int = FIRST_TOKEN_ID,
+    last_id: int = LAST_TOKEN_ID,
+) -> np.ndarray:
+    """Returns `[length]` int32 ids, uniform from `first_id` to `last_id`."""
+    random = np.random.default_rng((seed, run, row))
+    return random.integers(first_id, last_id + 1, length, np.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Trace rows and all that is needed to make requests of them.
+
+    Attributes:
+      rows: the requests' lengths and arrivals.
+      seed: decides classes and prompts.
+      classes: the service classes; their shares add up to 1.
+      first_id: least token id of a prompt.
+      last_id: greatest token id of a prompt.
+    """
+
+    rows: Sequence[TraceRow]
+    seed: int = 0
+    classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
+    first_id: int = FIRST_TOKEN_ID
+    last_id: int = LAST_TOKEN_ID
+
+    def __post_init__(self) -> None:
+        check_shares(self.classes)
+        if not 0 <= self.first_id < self.last_id:
+            raise ValueError(
+                f"first_prompt_token={self.first_id} is not in "
+                f"0..last_prompt_token={self.last_id}"
+            )
+
+    def slo(self, row: int, yardstick: Yardstick | None) -> tuple[str, Slo]:
+        """Returns the class name and the absolute objective of a row."""
+        one = draw_class(self.classes, self.seed, row)
+        if yardstick is None:
+            return one.name, one.resolve()
+        isolated_s = yardstick.isolated_ttft_s(self.rows[row].prompt_tokens)
+        return one.name, one.resolve(
+            isolated_ttft_s=isolated_s, step_s=yardstick.step_s
+        )
+
+    def request(
+        self,
+        run: int,
+        index: int,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        arrival_s: float = 0.0,
+    ) -> WorkloadRequest:
+        """Returns a best-effort request of any length; for measuring the machine."""
+        return WorkloadRequest(
+            request_id=f"bench-{run}-{index}",
+            arrival_s=arrival_s,
+            prompt=draw_prompt(
+                prompt_tokens,
+                seed=self.seed,
+                run=run,
+                row=index,
+                first_id=self.first_id,
+                last_id=self.last_id,
+            ),
+            max_tokens=max_tokens,
+        )
+
+    def requests(self, run: int, yardstick: Yardstick | None) -> list[WorkloadRequest]:
+        """Returns every row as a request of run number `run`."""
+        requests = []
+        for index, row in enumerate(self.rows):
+            name, slo = self.slo(index, yardstick)
+            request = self.request(
+                run,
+                index,
+                prompt_tokens=row.prompt_tokens,
+                max_tokens=row.output_tokens,
+                arrival_s=row.arrival_s,
+            )
+            requests.append(dataclasses.replace(request, service_class=name, slo=slo))
+        return requests
