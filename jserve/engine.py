@@ -46,17 +46,18 @@ class PendingStep:
     launch_s: float
     launched_s: float
     _out: tuple[jax.Array, ...]
-    _sampled: list[int]
+    _num_sampled: int
 
     def wait(self) -> tuple[int, ...]:
         """Waits for the device; returns sampled tokens, decodes first, then chunks."""
         tokens = np.asarray(self._out[0])
-        return tuple(tokens[self._sampled].tolist())
+        return tuple(tokens[: self._num_sampled].tolist())
 
     def captured(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits and scores, `[sampled rows, vocab]` each, if captured."""
         _, logits, scores = self._out
-        return np.asarray(logits)[self._sampled], np.asarray(scores)[self._sampled]
+        size = self._num_sampled
+        return np.asarray(logits)[:size].copy(), np.asarray(scores)[:size].copy()
 
 
 class Engine:
@@ -152,7 +153,7 @@ class Engine:
           UncompiledShapeError: if the plan's bucket was not compiled.
         """
         start_s = time.perf_counter()
-        packed, sampled = self._packer.pack(plan)
+        packed = self._packer.pack(plan)
         packed_s = time.perf_counter()
         launched_s = time.monotonic()
         self._state, out = self.programs.run(plan.bucket, self._state, packed)
@@ -162,5 +163,5 @@ class Engine:
             launch_s=time.perf_counter() - packed_s,
             launched_s=launched_s,
             _out=out,
-            _sampled=sampled,
+            _num_sampled=plan.num_sampled,
         )

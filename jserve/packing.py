@@ -2,10 +2,12 @@
 
 One NumPy array costs 5 us to hand over where six cost 15, so everything that changes
 from step to step travels in one (`B` decode rows, `NB` blocks of `Q` tokens,
-`R = B + NB` rows, `T = B + NB * Q` tokens, `M` pages a row at most):
+`R = B + NB` rows, `T = B + NB * Q` tokens, `M` pages a row at most, `S` rows that
+may sample: a request samples at most once a step, so there are no more than slots):
 
-    [0, T)                  tokens; FROM_DEVICE takes the slot's last sampled token
-    [T, T + R * (9 + M))    per row: the columns below, then its page table
+    T tokens           FROM_DEVICE takes the slot's last sampled token
+    S logit rows       rows that sample, in plan order; R pads
+    R * (9 + M)        per row: the columns below, then its page table
 
 Per-slot parts (sampling, page table) are kept in arrays by slot and gathered, so a
 step writes only what changed.
@@ -35,13 +37,22 @@ class Unpacked(NamedTuple):
 
     inputs: StepInputs
     sampling: RowSampling
-    target: jax.Array  # [R] slot that remembers the row's token; num_slots for none
+    target: jax.Array  # [S] slot that remembers the token; num_slots for none
 
 
-def packed_size(bucket: Bucket, max_pages_per_row: int) -> int:
+def num_logit_rows(bucket: Bucket, num_slots: int) -> int:
+    """Returns how many rows of a step may sample, S."""
+    return min(bucket.num_rows + bucket.num_blocks, num_slots)
+
+
+def packed_size(bucket: Bucket, num_slots: int, max_pages_per_row: int) -> int:
     """Returns the length of the argument for `bucket`."""
     num_table_rows = bucket.num_rows + bucket.num_blocks
-    return bucket.num_tokens + num_table_rows * (_NUM_COLUMNS + max_pages_per_row)
+    return (
+        bucket.num_tokens
+        + num_logit_rows(bucket, num_slots)
+        + num_table_rows * (_NUM_COLUMNS + max_pages_per_row)
+    )
 
 
 def unpack(
@@ -56,33 +67,40 @@ def unpack(
       max_pages_per_row: pages in a row's table, M.
     """
     num_table_rows = bucket.num_rows + bucket.num_blocks
+    num_slots = slot_tokens.shape[0]
+    table_start = bucket.num_tokens + num_logit_rows(bucket, num_slots)
     tokens = packed[: bucket.num_tokens]
-    table = packed[bucket.num_tokens :].reshape(
+    logit_rows = packed[bucket.num_tokens : table_start]
+    table = packed[table_start:].reshape(
         num_table_rows, _NUM_COLUMNS + max_pages_per_row
     )
-    target = table[:, _TARGET]
     decodes = tokens[: bucket.num_rows]
-    last = slot_tokens.at[target[: bucket.num_rows]].get(mode="fill", fill_value=0)
+    slots = table[: bucket.num_rows, _TARGET]
+    last = slot_tokens.at[slots].get(mode="fill", fill_value=0)
     tokens = tokens.at[: bucket.num_rows].set(
         jnp.where(decodes == FROM_DEVICE, last, decodes)
     )
     start, length = table[:, _START], table[:, _LEN]
+    columns = table[:, :_NUM_COLUMNS]
+    # A padding row is all zeros here: greedy, and remembered by no slot.
+    wanted = columns.at[logit_rows].get(mode="fill", fill_value=0)
+    is_padding = logit_rows >= num_table_rows
 
     def as_float(column: int) -> jax.Array:
-        return jax.lax.bitcast_convert_type(table[:, column], jnp.float32)
+        return jax.lax.bitcast_convert_type(wanted[:, column], jnp.float32)
 
     return Unpacked(
-        StepInputs(tokens, start, length, table[:, _NUM_COLUMNS:]),
+        StepInputs(tokens, start, length, table[:, _NUM_COLUMNS:], logit_rows),
         RowSampling(
             temperature=as_float(_TEMPERATURE),
-            top_k=table[:, _TOP_K],
+            top_k=wanted[:, _TOP_K],
             top_p=as_float(_TOP_P),
             min_p=as_float(_MIN_P),
-            seed=jax.lax.bitcast_convert_type(table[:, _SEED], jnp.uint32),
-            position=start + length,
-            bans_eos=table[:, _BANS_EOS] > 0,
+            seed=jax.lax.bitcast_convert_type(wanted[:, _SEED], jnp.uint32),
+            position=wanted[:, _START] + wanted[:, _LEN],
+            bans_eos=wanted[:, _BANS_EOS] > 0,
         ),
-        target,
+        jnp.where(is_padding, num_slots, wanted[:, _TARGET]),
     )
 
 
@@ -105,13 +123,22 @@ class Packer:
         self._owner: list[tuple[Request, int] | None] = [None] * num_slots
         self._num_written = [0] * num_slots
 
-    def pack(self, plan: StepPlan) -> tuple[np.ndarray, list[int]]:
-        """Returns the argument, and which row holds each sampled token, in order."""
+    def _new(self, bucket: Bucket) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns an argument of padding, and its logit rows and row table."""
+        num_rows = bucket.num_rows + bucket.num_blocks
+        size = packed_size(bucket, self._num_slots, self.max_pages_per_row)
+        packed = np.zeros(size, np.int32)
+        table_start = bucket.num_tokens + num_logit_rows(bucket, self._num_slots)
+        logit_rows = packed[bucket.num_tokens : table_start]
+        logit_rows[:] = num_rows
+        return packed, logit_rows, packed[table_start:].reshape(num_rows, -1)
+
+    def pack(self, plan: StepPlan) -> np.ndarray:
+        """Returns the argument; its sampled tokens come out in plan order."""
         bucket = plan.bucket
         num_rows, size = bucket.num_rows, bucket.block_tokens
-        packed = np.zeros(packed_size(bucket, self.max_pages_per_row), np.int32)
+        packed, logit_rows, table = self._new(bucket)
         tokens = packed[: bucket.num_tokens]
-        table = packed[bucket.num_tokens :].reshape(num_rows + bucket.num_blocks, -1)
 
         slots = [self._num_slots] * len(table)
         starts, lengths = [0] * len(table), [0] * len(table)
@@ -151,7 +178,8 @@ class Packer:
             table[index, _BANS_EOS] = num_before < request.min_tokens and bool(
                 request.stop_token_ids
             )
-        return packed, [index for index, _ in samples]
+        logit_rows[: len(samples)] = [index for index, _ in samples]
+        return packed
 
     def pack_synthetic(
         self, bucket: Bucket, decode_pages: int, block_pages: int, page_size: int
@@ -161,9 +189,8 @@ class Packer:
         For warm-up and timing: 0 pages make padding rows; nothing is sampled into a
         slot, and rows write to made-up pages.
         """
-        packed = np.zeros(packed_size(bucket, self.max_pages_per_row), np.int32)
+        packed, _, table = self._new(bucket)
         num_rows, size = bucket.num_rows, bucket.block_tokens
-        table = packed[bucket.num_tokens :].reshape(num_rows + bucket.num_blocks, -1)
         table[:] = self._slots[self._num_slots]
         pages = np.arange(len(table) * self.max_pages_per_row) % self._num_pages
         table[:, _NUM_COLUMNS:] = pages.reshape(len(table), -1)

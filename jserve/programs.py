@@ -109,8 +109,8 @@ class Programs:
         """Returns the pure step of one shape.
 
         It takes (leaves, kv, slot_tokens, packed) and returns (kv, slot_tokens,
-        tokens `[R]` int32), and with captured logits also logits and scores
-        `[R, V]`.
+        tokens `[S]` int32), and with captured logits also logits and scores
+        `[S, V]`.
         """
         shape = StepShape(bucket.num_rows, bucket.num_blocks, bucket.block_tokens)
         eos_token_ids = self._model.config.eos_token_ids
@@ -155,7 +155,9 @@ class Programs:
                 jobs = []
                 for bucket in self.table.buckets:
                     trace_start_s = time.perf_counter()
-                    size = packing.packed_size(bucket, self._max_pages_per_row)
+                    size = packing.packed_size(
+                        bucket, state.slot_tokens.shape[0], self._max_pages_per_row
+                    )
                     packed = jax.ShapeDtypeStruct((size,), np.int32)
                     lowered = jax.jit(
                         self.step_function(bucket), donate_argnums=(1, 2)

@@ -6,7 +6,7 @@ runs beside it. Tokens are drawn by the Gumbel-max trick: the token with the hig
 `logit / temperature + noise` wins, and the gap to the second is the margin of the
 decision.
 
-`R` is the number of rows, `V` the size of the vocabulary.
+`R` is the number of rows that may sample, `V` the size of the vocabulary.
 """
 
 from collections.abc import Sequence

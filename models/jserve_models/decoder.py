@@ -96,8 +96,9 @@ class Decoder:
           shape: the step's static sizes.
 
         Returns:
-          float32 logits [R, vocab] of each row's last real token (anything finite
-          for padding rows), and the cache with the step's keys and values.
+          float32 logits [S, vocab] of the last real token of each wanted row
+          (anything finite for padding), and the cache with the step's keys and
+          values.
         """
         config = self._config
         weights = nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
@@ -126,6 +127,6 @@ class Decoder:
         x = weights.embedding[...][inputs.tokens]
         indices = jnp.arange(config.num_layers, dtype=jnp.int32)
         (x, kv), _ = jax.lax.scan(one_layer, (x, kv), (indices, stacked))
-        x = weights.norm(x[layout.last_token])
+        x = weights.norm(x[layout.logit_token])
         head = weights.embedding[...].T if weights.head is None else weights.head[...]
         return jnp.matmul(x, head, preferred_element_type=jnp.float32), kv

@@ -46,7 +46,8 @@ class LoadedModel:
         """Runs one step; pure, so it can be traced with any leaves.
 
         Returns:
-          float32 logits [R, vocab] of each row's last real token, and the cache.
+          float32 logits [S, vocab] of the last real token of each wanted row, and
+          the cache.
         """
         return self.step(leaves, kv, inputs, shape)
 

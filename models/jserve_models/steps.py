@@ -4,7 +4,7 @@ A step has one flat axis of tokens: `B` decode rows of one token each, then `NB`
 prefill blocks of `Q` tokens, each block part of one sequence. The sizes are
 static; everything else is data, so one compiled program serves every mixture.
 
-Letters: `R = B + NB` rows, `T = B + NB * Q` tokens, `L` layers, `N` pages in the
+Letters: `R = B + NB` rows, `S` rows whose logits are wanted, `T = B + NB * Q` tokens, `L` layers, `N` pages in the
 pool, `K` KV heads, `P` page size in tokens, `D` head size.
 """
 
@@ -27,6 +27,7 @@ class StepInputs(NamedTuple):
     row_start: jax.Array  # [R] first position the row computes
     row_len: jax.Array  # [R] real tokens: a decode row 0..1, a block 0..Q
     page_table: jax.Array  # [R, max_pages] the sequence's pages; unused = N
+    logit_rows: jax.Array  # [S] rows whose logits are wanted; beyond R = padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class StepLayout(NamedTuple):
     positions: jax.Array  # [T]
     write_page: jax.Array  # [T] page the token's K and V go to; N discards them
     write_offset: jax.Array  # [T] place in that page
-    last_token: jax.Array  # [R] index on the token axis of each row's last real one
+    logit_token: jax.Array  # [S] place on the token axis of each wanted row's last
 
 
 def kv_shape(
@@ -125,7 +126,7 @@ def lay_out(
         positions=positions,
         write_page=jnp.concatenate(pages),
         write_offset=positions % page_size,
-        last_token=jnp.concatenate(last),
+        logit_token=jnp.concatenate(last).at[inputs.logit_rows].get(mode="clip"),
     )
 
 

@@ -65,7 +65,7 @@ def forward(
         write_kv(kv[1], _digits(layout.positions), layout, layer, num_pages),
     )
     sums = [_sum_context(kv, group).reshape(-1) for group in layout.groups]
-    answers = jnp.concatenate(sums)[layout.last_token]
+    answers = jnp.concatenate(sums)[layout.logit_token]
     return MARGIN * jax.nn.one_hot(answers, TOY.vocab_size, dtype=jnp.float32), kv
 
 

@@ -70,6 +70,11 @@ class StepPlan:
         return len(self.decodes) + sum(row.num_tokens for row in self.chunks)
 
     @property
+    def num_sampled(self) -> int:
+        """Rows that draw a token."""
+        return len(self.decodes) + sum(row.samples for row in self.chunks)
+
+    @property
     def num_blocks(self) -> int:
         """Blocks that hold at least one real token."""
         size = self.bucket.block_tokens

@@ -70,7 +70,8 @@ class PagedRun:
                 table[row, : len(owned)] = owned
                 done += len(part)
             assert done == len(piece.tokens)
-        return StepInputs(tokens, start, length, table)
+        wanted = np.arange(num_all, dtype=np.int32)
+        return StepInputs(tokens, start, length, table, wanted)
 
     def step(self, shape: StepShape, pieces: Sequence[Piece]) -> np.ndarray:
         """Runs one step and returns the logits of every row."""

@@ -103,7 +103,13 @@ def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float
         kv_shape(model.config, num_pages, page_size), jnp.dtype(dtype)
     )
     leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.leaves]
-    sizes = ((shape.num_tokens,), (num_all,), (num_all,), (num_all, max_pages))
+    sizes = (
+        (shape.num_tokens,),
+        (num_all,),
+        (num_all,),
+        (num_all, max_pages),
+        (num_all,),
+    )
     inputs = StepInputs(*(jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes))
     return leaves, (cache, cache), inputs
 

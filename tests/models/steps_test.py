@@ -23,6 +23,7 @@ def make_inputs():
         row_start=jnp.array([5, 0, 6], jnp.int32),
         row_len=jnp.array([1, 0, 3], jnp.int32),
         page_table=jnp.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], jnp.int32),
+        logit_rows=jnp.array([2, 0, 3], jnp.int32),  # the last pads
     )
 
 
@@ -36,7 +37,7 @@ def test_positions_slots_and_last_tokens():
     # its padding token is discarded too.
     assert layout.write_page.tolist() == [2, 6, 3, 3, 5, 6]
     assert layout.write_offset.tolist()[:5] == [1, 0, 2, 3, 0]
-    assert layout.last_token.tolist() == [0, 1, 4]
+    assert layout.logit_token.tolist()[:2] == [4, 0]
     assert [int(group.num_live_pages) for group in layout.groups] == [2, 3]
 
 
@@ -55,13 +56,17 @@ def test_writes_touch_their_layer_only_and_padding_nothing():
 
 def test_a_step_of_decodes_alone_or_blocks_alone_has_one_group():
     inputs = make_inputs()
-    decodes = StepInputs(inputs.tokens[:2], *(part[:2] for part in inputs[1:]))
+    decodes = StepInputs(
+        inputs.tokens[:2], *(part[:2] for part in inputs[1:4]), jnp.array([1, 0])
+    )
     layout = lay_out(decodes, StepShape(2, 0, 4), NUM_PAGES, PAGE_SIZE)
     assert len(layout.groups) == 1
-    assert layout.last_token.tolist() == [0, 1]
-    blocks = StepInputs(inputs.tokens[2:], *(part[2:] for part in inputs[1:]))
+    assert layout.logit_token.tolist() == [1, 0]
+    blocks = StepInputs(
+        inputs.tokens[2:], *(part[2:] for part in inputs[1:4]), jnp.array([0])
+    )
     layout = lay_out(blocks, StepShape(0, 1, 4), NUM_PAGES, PAGE_SIZE)
-    assert layout.last_token.tolist() == [2]
+    assert layout.logit_token.tolist() == [2]
 
 
 def test_kv_shape():
