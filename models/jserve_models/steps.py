@@ -4,8 +4,9 @@ A step has one flat axis of tokens: `B` decode rows of one token each, then `NB`
 prefill blocks of `Q` tokens, each block part of one sequence. The sizes are
 static; everything else is data, so one compiled program serves every mixture.
 
-Letters: `R = B + NB` rows, `S` rows whose logits are wanted, `T = B + NB * Q` tokens, `L` layers, `N` pages in the
-pool, `K` KV heads, `P` page size in tokens, `D` head size.
+Letters: `R = B + NB` rows, `S` rows whose logits are wanted, `T = B + NB * Q`
+tokens, `L` layers, `N` pages in the pool, `K` KV heads, `P` page size in tokens,
+`D` head size.
 """
 
 import dataclasses

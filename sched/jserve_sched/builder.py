@@ -12,7 +12,7 @@ Pages, from the point of view of one plan:
                 prefilled prompts never wait for each other's pages
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from jserve_sched import features, predictor
 from jserve_sched.plan import PlanEnd, Row, StepPlan
@@ -239,12 +239,17 @@ def plan_in_order(
       max_prefill_tokens: the policy's own limit on prefill tokens in a step.
     """
     builder = PlanBuilder(view, max_prefill_tokens=max_prefill_tokens)
+
+    def behind(index: int) -> Iterator[Request]:
+        return (running[i] for i in range(len(running) - 1, index, -1))
+
+    rank = {}
     for index, request in enumerate(running):
+        rank[request.request_id] = index
         if request.num_remaining == 1:
-            builder.add_decode(request, reversed(running[index + 1 :]))
-    rank = {request.request_id: index for index, request in enumerate(running)}
+            builder.add_decode(request, behind(index))
     for request in prefills:
-        after = rank.get(request.request_id, len(running)) + 1
-        if not builder.add_prefill(request, victims=reversed(running[after:])):
+        index = rank.get(request.request_id, len(running))
+        if not builder.add_prefill(request, victims=behind(index)):
             break
     return builder.build()

@@ -96,6 +96,7 @@ class TablePredictor:
         shape = tuple(len(axis) for axis in self._axes)
         self._log_ratio = np.zeros(shape)  # log(measured / prior), running mean
         self._weight = np.zeros(shape)  # samples behind it
+        self._strides = [math.prod(shape[dim + 1 :]) for dim in range(4)]
         self._num_updates = 0
         self.is_measured = False  # until then the numbers are a guess
         self._rebuild()
@@ -134,23 +135,19 @@ class TablePredictor:
         Source: linear interpolation in four dimensions over the cells; beyond the
         last edge the last cell holds.
         """
-        low, share = [], []
-        for axis, values in zip(self._axes, matrix.T, strict=True):
-            index = np.clip(
-                np.searchsorted(axis, values, "right") - 1, 0, len(axis) - 2
-            )
-            start, stop = axis[index], axis[index + 1]
-            low.append(index)
-            share.append(np.clip((values - start) / (stop - start), 0.0, 1.0))
-        total = np.zeros(len(matrix))
-        for corner in range(16):
-            weight = np.ones(len(matrix))
-            where = []
-            for dim in range(4):
-                bit = corner >> dim & 1
-                weight = weight * (share[dim] if bit else 1.0 - share[dim])
-                where.append(low[dim] + bit)
-            total += weight * self._grid_s[tuple(where)]
+        # The 16 corners of each step's cell, as one axis of length 2 a dimension.
+        where: np.ndarray | int = 0
+        weight: np.ndarray | float = 1.0
+        for dim, axis in enumerate(self._axes):
+            values = np.minimum(np.maximum(matrix[:, dim], 0.0), axis[-1])
+            low = np.minimum(axis.searchsorted(values, "right") - 1, len(axis) - 2)
+            share = (values - axis[low]) / (axis[low + 1] - axis[low])
+            shape = [len(matrix), 1, 1, 1, 1]
+            shape[dim + 1] = 2
+            corner = np.stack((low, low + 1), axis=1).reshape(shape)
+            where = where + corner * self._strides[dim]
+            weight = weight * np.stack((1.0 - share, share), axis=1).reshape(shape)
+        total: np.ndarray = (self._grid_s.reshape(-1)[where] * weight).sum((1, 2, 3, 4))
         return total
 
     def update(self, sample: StepSample) -> None:
