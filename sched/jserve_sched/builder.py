@@ -151,10 +151,10 @@ class PlanBuilder:
         need = self._missing_pages(request, start + num_tokens)
         if need > self._free and not self._preempt_for(need, victims):
             # What the free pages can hold, in whole blocks: pages hold whole blocks.
+            self.ended_by = PlanEnd.PAGES
             pages = len(request.pages) + self._free
             num_tokens = min(num_tokens, pages * ledger.page_size - start)
             if num_tokens <= 0:
-                self.ended_by = PlanEnd.PAGES
                 return False
             need = self._missing_pages(request, start + num_tokens)
         self._free -= need
