@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jserve import packing, sampling
@@ -125,13 +124,10 @@ class Programs:
                 packed, slot_tokens, bucket, self._max_pages_per_row
             )
             logits, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
-            logits = sampling.ban_tokens(
-                logits, step_in.sampling.bans_eos, eos_token_ids
-            )
-            scores = sampling.scores(logits, step_in.sampling)
-            tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+            tokens = sampling.sample(logits, step_in.sampling, eos_token_ids)
             slot_tokens = slot_tokens.at[step_in.target].set(tokens, mode="drop")
             if self._captures_logits:
+                scores = sampling.scores(logits, step_in.sampling, eos_token_ids)
                 return kv, slot_tokens, tokens, logits, scores
             return kv, slot_tokens, tokens
 

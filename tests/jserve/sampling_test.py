@@ -6,7 +6,9 @@ import pytest
 from jserve import sampling
 
 VOCAB = 50
-draw = jax.jit(sampling.scores)
+BANNED = (7, 11)
+draw = jax.jit(sampling.scores, static_argnums=2)
+sample = jax.jit(sampling.sample, static_argnums=2)
 
 
 def rows(count: int, **fields: object) -> sampling.RowSampling:
@@ -30,7 +32,10 @@ def rows(count: int, **fields: object) -> sampling.RowSampling:
 
 
 def tokens(logits: np.ndarray, how: sampling.RowSampling) -> np.ndarray:
-    return np.asarray(jnp.argmax(draw(jnp.asarray(logits), how), axis=-1))
+    drawn = np.asarray(sample(jnp.asarray(logits), how, BANNED))
+    best = np.argmax(np.asarray(draw(jnp.asarray(logits), how, BANNED)), axis=-1)
+    assert np.array_equal(drawn, best)
+    return drawn
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +102,7 @@ def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
 def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray) -> None:
     how = rows(6, seed=[1, 2, 1, 1, 2, 9], position=[5, 5, 5, 6, 5, 5])
     alone = tokens(crowd(logits, 1), rows(1, seed=1, position=5))
-    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 6)), how))
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 6)), how, BANNED))
     assert np.array_equal(drawn[0], drawn[2]) and np.array_equal(drawn[1], drawn[4])
     assert not np.array_equal(drawn[0], drawn[3])
     assert int(np.argmax(drawn[0])) == alone[0]
@@ -105,13 +110,21 @@ def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray) -> None:
 
 def test_greedy_rows_are_untouched_beside_drawn_ones(logits: np.ndarray) -> None:
     how = rows(3, temperature=[0.0, 1.0, 0.0], top_p=0.5)
-    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 3)), how))
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 3)), how, BANNED))
     assert np.array_equal(drawn[0], logits) and np.array_equal(drawn[2], logits)
 
 
-def test_banned_tokens_do_not_come(logits: np.ndarray) -> None:
-    best = int(np.argmax(logits))
-    bans = jnp.array([True, False])
-    banned = sampling.ban_tokens(jnp.asarray(crowd(logits, 2)), bans, (best,))
-    picked = np.argmax(np.asarray(banned), axis=-1)
-    assert picked[0] == np.argsort(-logits)[1] and picked[1] == best
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_banned_tokens_do_not_come(logits: np.ndarray, temperature: float) -> None:
+    logits = logits.copy()
+    logits[list(BANNED)] = 20.0
+    how = rows(200, temperature=temperature, bans_eos=np.arange(200) < 100)
+    drawn = tokens(crowd(logits, 200), how)
+    assert not set(drawn[:100].tolist()) & set(BANNED)
+    assert set(drawn[100:].tolist()) <= set(BANNED)
+
+
+def test_argmax_takes_the_first_of_equals_and_survives_nan() -> None:
+    values = jnp.array([[1.0, 5.0, 5.0], [-np.inf, -np.inf, -np.inf], [np.nan, 1, 2]])
+    assert sampling.argmax(values).tolist()[:2] == [1, 0]
+    assert 0 <= int(sampling.argmax(values)[2]) < 3
