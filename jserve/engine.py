@@ -6,6 +6,7 @@ stay on the device in a buffer by slot, where the next step finds them.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,7 @@ import numpy as np
 from jserve.packing import Packer
 from jserve.programs import DeviceState, Programs
 from jserve_models.registry import LoadedModel
-from jserve_models.steps import kv_shape, new_kv
+from jserve_models.steps import kv_shapes, new_kv
 from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.plan import StepPlan
 from jserve_sched.predictor import StepSample
@@ -27,7 +28,8 @@ _TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
 
 def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
     """Returns the bytes of one page over all layers, K and V together."""
-    return 2 * int(np.prod(kv_shape(model.config, 1, page_size))) * dtype.itemsize
+    shapes = kv_shapes(model.config, 1, page_size)
+    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
 @dataclasses.dataclass

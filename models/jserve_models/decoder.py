@@ -102,7 +102,7 @@ class Decoder:
         """
         config = self._config
         weights = nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
-        num_pages, page_size = kv[0].shape[0] // config.num_layers, kv[0].shape[2]
+        num_pages, page_size = kv[1].shape[0] // config.num_layers, kv[1].shape[2]
         layout = lay_out(inputs, shape, num_pages, page_size)
         angles = rope.angles(config, layout.positions)
         layer_graph, stacked = nnx.split(weights.layers)

@@ -144,8 +144,7 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-        k_cache = write_kv(kv[0], k, layout, layer, num_pages)
-        v_cache = write_kv(kv[1], v, layout, layer, num_pages)
+        kv = write_kv(kv, k, v, layout, layer, num_pages)
         outs = []
         begin = 0
         for group in layout.groups:
@@ -154,10 +153,10 @@ class Attention(nnx.Module):
             queries = q[begin:end].reshape(
                 num_rows, width, self.num_heads, self.head_dim
             )
-            out = attend(queries, k_cache, v_cache, group, layer * num_pages)
+            out = attend(queries, *kv, group, layer * num_pages)
             outs.append(out.reshape(num_rows * width, -1))
             begin = end
-        return self.o(jnp.concatenate(outs)), (k_cache, v_cache)
+        return self.o(jnp.concatenate(outs)), kv
 
 
 class FeedForward(nnx.Module):

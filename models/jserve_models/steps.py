@@ -18,7 +18,9 @@ import jax.numpy as jnp
 from jserve_models.config import ModelConfig
 
 KvCache = tuple[jax.Array, jax.Array]
-"""Keys and values, each [L * N, K, P, D]; page `p` of layer `l` is `l * N + p`."""
+"""Keys [L * N, K, D, P] and values [L * N, K, P, D]; page `p` of layer `l` is
+`l * N + p`. Both stand as their product wants them: scores run along the tokens of a
+page, answers along the head, and neither is transposed on the way."""
 
 
 class StepInputs(NamedTuple):
@@ -63,15 +65,14 @@ class StepLayout(NamedTuple):
     logit_token: jax.Array  # [S] place on the token axis of each wanted row's last
 
 
-def kv_shape(
+def kv_shapes(
     config: ModelConfig, num_pages: int, page_size: int
-) -> tuple[int, int, int, int]:
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the shape of the key cache, and of the value cache."""
+    pages = (config.num_layers * num_pages, config.num_kv_heads)
     return (
-        config.num_layers * num_pages,
-        config.num_kv_heads,
-        page_size,
-        config.head_dim,
+        (*pages, config.head_dim, page_size),
+        (*pages, page_size, config.head_dim),
     )
 
 
@@ -83,8 +84,8 @@ def new_kv(
     It holds zeros because attention multiplies what it masks by zero: a NaN left
     in a fresh page would not vanish.
     """
-    shape = kv_shape(config, num_pages, page_size)
-    return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
+    keys, values = kv_shapes(config, num_pages, page_size)
+    return jnp.zeros(keys, dtype), jnp.zeros(values, dtype)
 
 
 def _group(
@@ -132,19 +133,21 @@ def lay_out(
 
 
 def write_kv(
-    cache: jax.Array,
+    kv: KvCache,
+    keys: jax.Array,
     values: jax.Array,
     layout: StepLayout,
     layer: jax.Array,
     num_pages: int,
-) -> jax.Array:
-    """Writes every token's keys (or values) of one layer in a single scatter.
+) -> KvCache:
+    """Writes every token's key and value of one layer, in a single scatter each.
 
     One scatter and no other kind of write: XLA then updates a donated cache in
     place, where a second kind would make it copy the whole cache.
 
     Args:
-      cache: [L * N, K, P, D].
+      kv: [L * N, K, D, P] and [L * N, K, P, D].
+      keys: [T, K, D].
       values: [T, K, D].
       layout: the step's.
       layer: [] index of the layer.
@@ -153,12 +156,16 @@ def write_kv(
     Returns:
       The cache with the tokens in it.
     """
+    k_cache, v_cache = kv
     # Past the end of the *flat* array: N alone is the next layer's first page, and
     # -1 would wrap around to the last page even when out-of-range is dropped.
-    discard = cache.shape[0]
     page = jnp.where(
-        layout.write_page < num_pages, layer * num_pages + layout.write_page, discard
+        layout.write_page < num_pages,
+        layer * num_pages + layout.write_page,
+        k_cache.shape[0],
     )
-    return cache.at[page, :, layout.write_offset].set(
-        values.astype(cache.dtype), mode="drop"
+    offset = layout.write_offset
+    return (
+        k_cache.at[page, :, :, offset].set(keys.astype(k_cache.dtype), mode="drop"),
+        v_cache.at[page, :, offset].set(values.astype(v_cache.dtype), mode="drop"),
     )

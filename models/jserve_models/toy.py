@@ -56,14 +56,12 @@ def forward(
     shape: StepShape,
 ) -> tuple[jax.Array, KvCache]:
     """Runs one step; the same contract as `decoder.Decoder.forward`."""
-    num_pages, _, page_size, _ = kv[0].shape
+    num_pages, _, page_size, _ = kv[1].shape
     layout = lay_out(inputs, shape, num_pages, page_size)
     layer = jnp.int32(0)
     values = _digits(leaves[0][inputs.tokens])
-    kv = (
-        write_kv(kv[0], values, layout, layer, num_pages),
-        write_kv(kv[1], _digits(layout.positions), layout, layer, num_pages),
-    )
+    positions = _digits(layout.positions)
+    kv = write_kv(kv, values, positions, layout, layer, num_pages)
     sums = [_sum_context(kv, group).reshape(-1) for group in layout.groups]
     answers = jnp.concatenate(sums)[layout.logit_token]
     return MARGIN * jax.nn.one_hot(answers, TOY.vocab_size, dtype=jnp.float32), kv
@@ -82,11 +80,12 @@ def _number(digits: jax.Array) -> jax.Array:
 
 def _sum_context(kv: KvCache, group: RowGroup) -> jax.Array:
     """Returns the sum over the context of each token of the group, [rows, width]."""
-    page_size = kv[0].shape[2]
+    page_size = kv[1].shape[2]
 
     def add_page(index: jax.Array, total: jax.Array) -> jax.Array:
         page = group.page_table[:, index]
-        value = _number(kv[0].at[page, 0].get(mode="clip"))  # [rows, P]
+        keys = kv[0].at[page, 0].get(mode="clip")  # [rows, D, P]
+        value = _number(keys.transpose(0, 2, 1))  # [rows, P]
         position = _number(kv[1].at[page, 0].get(mode="clip"))
         term = (position % (_MODULUS - 1) + 1) * value % _MODULUS
         place = index * page_size + jnp.arange(page_size, dtype=jnp.int32)

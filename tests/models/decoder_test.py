@@ -9,7 +9,7 @@ import pytest
 
 from jserve_models.config import NAMED
 from jserve_models.registry import load_model
-from jserve_models.steps import StepInputs, StepShape, kv_shape
+from jserve_models.steps import StepInputs, StepShape
 
 SHAPE = StepShape(num_rows=4, num_blocks=3, block_tokens=32)
 NUM_ROWS = SHAPE.num_rows
@@ -99,8 +99,9 @@ def test_padding_is_finite_and_writes_nothing(tiny, paged_run):
 
 def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float32"):
     num_all = shape.num_rows + shape.num_blocks
-    cache = jax.ShapeDtypeStruct(
-        kv_shape(model.config, num_pages, page_size), jnp.dtype(dtype)
+    kv = tuple(
+        jax.ShapeDtypeStruct(part, jnp.dtype(dtype))
+        for part in kv_shapes(model.config, num_pages, page_size)
     )
     leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.leaves]
     sizes = (
@@ -111,7 +112,7 @@ def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float
         (num_all,),
     )
     inputs = StepInputs(*(jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes))
-    return leaves, (cache, cache), inputs
+    return leaves, kv, inputs
 
 
 @pytest.mark.parametrize(("num_rows", "num_blocks"), [(2, 0), (8, 8), (0, 2)])

@@ -7,7 +7,7 @@ from jserve_models.config import NAMED
 from jserve_models.steps import (
     StepInputs,
     StepShape,
-    kv_shape,
+    kv_shapes,
     lay_out,
     new_kv,
     write_kv,
@@ -43,15 +43,17 @@ def test_positions_slots_and_last_tokens():
 
 def test_writes_touch_their_layer_only_and_padding_nothing():
     layout = lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
-    cache = jnp.zeros((3 * NUM_PAGES, 2, PAGE_SIZE, 2))
-    values = jnp.arange(1, 7)[:, None, None] * jnp.ones((6, 2, 2))
+    cache = jnp.zeros((3 * NUM_PAGES, 2, PAGE_SIZE, 5))
+    values = jnp.arange(1, 7)[:, None, None] * jnp.ones((6, 2, 5))
+    kv = (cache.transpose(0, 1, 3, 2), cache)
     for layer in range(3):
-        after = write_kv(cache, values, layout, jnp.int32(layer), NUM_PAGES)
+        k, v = write_kv(kv, -values, values, layout, jnp.int32(layer), NUM_PAGES)
         wanted = np.zeros(cache.shape)
         slots = {(2, 1): 1, (3, 2): 3, (3, 3): 4, (5, 0): 5}
         for (page, offset), value in slots.items():
             wanted[layer * NUM_PAGES + page, :, offset] = value
-        np.testing.assert_array_equal(after, wanted)
+        np.testing.assert_array_equal(v, wanted)
+        np.testing.assert_array_equal(k, -wanted.transpose(0, 1, 3, 2))
 
 
 def test_a_step_of_decodes_alone_or_blocks_alone_has_one_group():
@@ -70,8 +72,8 @@ def test_a_step_of_decodes_alone_or_blocks_alone_has_one_group():
 
 
 def test_kv_shape():
-    shape = kv_shape(NAMED["tiny"], 10, 128)
-    assert shape == (40, 4, 128, 32)
+    keys, values = kv_shapes(NAMED["tiny"], 10, 128)
+    assert (keys, values) == ((40, 4, 32, 128), (40, 4, 128, 32))
     k, v = new_kv(NAMED["tiny"], 10, 128, "bfloat16")
-    assert k.shape == v.shape == shape
+    assert (k.shape, v.shape) == (keys, values)
     assert k.dtype == jnp.bfloat16

@@ -24,7 +24,7 @@ def attend(
 ) -> jax.Array:
     """Attends each query to its own sequence; see `attention.Attend`."""
     num_rows, width, num_heads, head_dim = q.shape
-    _, num_kv_heads, page_size, _ = k_cache.shape
+    _, num_kv_heads, page_size, _ = v_cache.shape
     group_size = num_heads // num_kv_heads
     # Queries that share a KV head stand together, so keys are never repeated.
     queries = (q * head_dim**-0.5).reshape(
@@ -42,10 +42,10 @@ def attend(
         best, total, weighted = state
         page = first_page + group.page_table[:, index]
         # An unused entry may point past the end; what it reads is masked.
-        k = k_cache.at[page].get(mode="clip")  # [rows, K, P, D]
+        k = k_cache.at[page].get(mode="clip")  # [rows, K, D, P]
         v = v_cache.at[page].get(mode="clip")
         scores = jnp.einsum(
-            "rkqd,rkpd->rkqp", queries, k, preferred_element_type=jnp.float32
+            "rkqd,rkdp->rkqp", queries, k, preferred_element_type=jnp.float32
         )
         is_seen = index * page_size + offsets <= positions[:, :, None]
         scores = jnp.where(is_seen[:, None], scores, _MASKED)
