@@ -124,6 +124,13 @@ def test_banned_tokens_do_not_come(logits: np.ndarray, temperature: float) -> No
     assert set(drawn[100:].tolist()) <= set(BANNED)
 
 
+@pytest.mark.parametrize("size", [1, 97, 128, 320, 1024])
+def test_argmax_is_numpys(size: int) -> None:
+    values = np.random.default_rng(size).integers(0, size // 3 + 1, (64, size))
+    found = sampling.argmax(jnp.asarray(values, jnp.float32))
+    assert np.array_equal(found, np.argmax(values, axis=-1))
+
+
 def test_argmax_takes_the_first_of_equals_and_survives_nan() -> None:
     values = jnp.array([[1.0, 5.0, 5.0], [-np.inf, -np.inf, -np.inf], [np.nan, 1, 2]])
     assert sampling.argmax(values).tolist()[:2] == [1, 0]
