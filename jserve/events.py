@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 from jserve_sched.request import FinishReason
 
@@ -28,8 +29,7 @@ class NotServingError(Exception):
     """The engine is not taking requests: starting, draining or failed."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One output token, or the end of a request, or both.
 
     Attributes:

@@ -29,12 +29,13 @@ from jserve.step_log import StepLog
 from jserve_sched import features
 from jserve_sched.clock import Clock, WallClock
 from jserve_sched.plan import StepPlan, StepResult
-from jserve_sched.predictor import StepSample
+from jserve_sched.predictor import StepSample, predict_step_s
 from jserve_sched.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
 
 _LOG = logging.getLogger("jserve")
 _RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
+_CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
 Listener = Callable[[Sequence[TokenEvent]], None]
@@ -94,7 +95,7 @@ class EngineLoop:
         self._health = Health.STARTING
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
-        self._num_live = 0
+        self._live: set[str] = set()
         self._is_stopping = False
         self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
 
@@ -124,7 +125,7 @@ class EngineLoop:
         """Hands a request over; its tokens come to the listener.
 
         Raises:
-          ValueError: if it can never run.
+          ValueError: if it can never run, or its id is in use.
           QueueFullError: if too many wait.
           NotServingError: while starting, draining or failed.
         """
@@ -139,8 +140,10 @@ class EngineLoop:
                     f"max_queued_requests={self.config.max_queued_requests}",
                     self._retry_after_s(),
                 )
+            if request.request_id in self._live:
+                raise ValueError(f"request id {request.request_id!r} is in use")
             self._submitted.append(request)
-            self._num_live += 1
+            self._live.add(request.request_id)
             self._changed.notify_all()
 
     def _retry_after_s(self) -> float:
@@ -164,12 +167,11 @@ class EngineLoop:
         with self._changed:
             if self._health in _ORDER:
                 self._set_health(Health.DRAINING)
-            is_done = self._changed.wait_for(lambda: self._num_live == 0, timeout_s)
+            is_done = self._changed.wait_for(lambda: not self._live, timeout_s)
             if not is_done:
-                self._cancelled.extend(self._scheduler.live_request_ids())
-                self._cancelled.extend(one.request_id for one in self._submitted)
+                self._cancelled.extend(self._live)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._num_live == 0, 10.0)
+                self._changed.wait_for(lambda: not self._live, _CANCEL_TIMEOUT_S)
             return is_done
 
     def stop(self) -> None:
@@ -230,10 +232,9 @@ class EngineLoop:
 
     def _fail(self, message: str) -> None:
         with self._changed:
-            ids = self._scheduler.live_request_ids()
-            ids += [one.request_id for one in self._submitted]
+            ids = sorted(self._live)
             self._submitted.clear()
-            self._num_live = 0
+            self._live.clear()
             self._set_health(Health.FAILED)
         now_s = self.clock.now_s()
         self._listener(
@@ -316,11 +317,15 @@ class EngineLoop:
                 for output in outputs
             ]
         )
-        num_ended = sum(one.request.finish_reason is not None for one in outputs)
-        if num_ended:
+        ended = [
+            output.request.request_id
+            for output in outputs
+            if output.request.finish_reason is not None
+        ]
+        if ended:
             with self._changed:
-                self._num_live -= num_ended
-                self._finish_times_s.extend([now_s] * num_ended)
+                self._live.difference_update(ended)
+                self._finish_times_s.extend([now_s] * len(ended))
                 self._changed.notify_all()
 
     def _record(
@@ -333,9 +338,15 @@ class EngineLoop:
     ) -> None:
         plan = step.pending.plan
         used_rows, used_blocks = len(plan.decodes), plan.num_blocks
-        used = features.step_features(
-            used_rows, used_blocks, sample.decode_pages, sample.block_pages
-        )
+        used_s = plan.predicted_s
+        if (used_rows, used_blocks) != (sample.num_rows, sample.num_blocks):
+            used_s = predict_step_s(
+                self._scheduler.predictor,
+                used_rows,
+                used_blocks,
+                sample.decode_pages,
+                sample.block_pages,
+            )
         self._num_steps += 1
         self._log.append(
             StepRecord(
@@ -351,7 +362,7 @@ class EngineLoop:
                 num_waiting=step.num_waiting,
                 ended_by=plan.ended_by.value,
                 predicted_s=plan.predicted_s,
-                used_s=float(self._scheduler.predictor.predict(used)[0]),
+                used_s=used_s,
                 duration_s=sample.duration_s,
                 plan_s=step.plan_s,
                 transfer_s=step.pending.transfer_s,

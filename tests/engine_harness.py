@@ -146,8 +146,9 @@ class EngineDriver:
             if not self.scheduler.has_work:
                 return
             if until is not None and until.finish_reason is not None:
-                for request_id in self.scheduler.live_request_ids():
-                    self.scheduler.cancel(request_id)
+                view = self.scheduler.view(0.0)
+                for request in [*view.running, *view.waiting]:
+                    self.scheduler.cancel(request.request_id)
             self.step()
         raise AssertionError("the requests never finished")
 

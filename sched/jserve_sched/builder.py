@@ -37,6 +37,7 @@ class PlanBuilder:
           max_prefill_tokens: the policy's own limit on prefill tokens in a step.
         """
         self._view = view
+        self._page_size = view.ledger.page_size
         self._max_prefill_tokens = max_prefill_tokens
         self._decodes: list[Row] = []
         self._chunks: list[Row] = []
@@ -54,7 +55,9 @@ class PlanBuilder:
         self.ended_by = PlanEnd.NO_WORK
 
     def _missing_pages(self, request: Request, num_tokens: int) -> int:
-        return max(self._view.ledger.pages_for(num_tokens) - len(request.pages), 0)
+        if num_tokens <= len(request.pages) * self._page_size:
+            return 0
+        return self._view.ledger.pages_for(num_tokens) - len(request.pages)
 
     def _max_blocks(self) -> int:
         """Returns the largest block edge the token limits allow beside the rows."""
@@ -204,6 +207,10 @@ class PlanBuilder:
         bucket = view.buckets.fit(len(self._decodes), self._used_blocks)
         if bucket.num_blocks == self._used_blocks and self._used_blocks:
             self.ended_by = PlanEnd.FULL
+        elif self.ended_by is PlanEnd.NO_WORK and len(view.waiting) > len(
+            view.admissible
+        ):
+            self.ended_by = PlanEnd.ROWS
         page_size = view.ledger.page_size
         predicted_s = predictor.predict_step_s(
             view.predictor,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 from jserve_sched.buckets import Bucket
 from jserve_sched.request import Request
@@ -18,8 +19,7 @@ class PlanEnd(enum.Enum):
     TIME_LIMIT = "time_limit"  # one block more would break a predicted deadline
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """The part of one request that a step computes.
 
     Attributes:

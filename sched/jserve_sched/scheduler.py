@@ -13,6 +13,7 @@ that names it has been applied, and only a request in no such plan is preempted.
 import bisect
 import collections
 import dataclasses
+from typing import NamedTuple
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger, chain_hashes
@@ -25,8 +26,7 @@ from jserve_sched.view import SchedulerView
 MAX_IN_FLIGHT = 2
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """One applied token of a request, or its end.
 
     Attributes:
@@ -308,10 +308,6 @@ class Scheduler:
         if request.slot is not None and request.num_in_flight == 0:
             self._let_go(request)
         return Output(request, None)
-
-    def live_request_ids(self) -> list[str]:
-        """Returns the ids of requests that have not finished, oldest first."""
-        return list(self._requests)
 
     def check_integrity(self) -> None:
         """Checks pages, slots and counts against each other.

@@ -37,3 +37,8 @@ class SchedulerView:
     buckets: BucketTable
     predictor: Predictor
     max_num_batched_tokens: int
+
+    @property
+    def admissible(self) -> Sequence[Request]:
+        """Waiting requests, if a slot is free; ranking the others would be in vain."""
+        return self.waiting if self.num_free_slots else ()

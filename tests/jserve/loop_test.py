@@ -146,6 +146,21 @@ def test_a_cancelled_request_ends_and_gives_its_pages_back(
     assert loop.stats().num_free_pages == loop.stats().num_pages
 
 
+def test_an_id_in_use_is_refused_and_free_again_after(
+    loop: EngineLoop, inbox: Inbox
+) -> None:
+    request = make_request(50, 400, request_id="same", arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    with pytest.raises(ValueError, match="'same' is in use"):
+        loop.submit(make_request(5, 2, request_id="same"))
+    loop.cancel("same")
+    inbox.wait_for(request)
+    again = make_request(5, 2, request_id="same", arrival_s=loop.clock.now_s())
+    inbox.events.clear()
+    loop.submit(again)
+    inbox.wait_for(again)
+
+
 def test_what_can_never_run_is_refused_at_once(loop: EngineLoop) -> None:
     with pytest.raises(ValueError, match="context of"):
         loop.submit(make_request(10, 5000))

@@ -176,9 +176,10 @@ def test_cancelling_at_any_moment_loses_nothing(workload: Workload, random) -> N
     cancelled: list[str] = []
 
     def maybe_cancel(driver: Driver) -> None:
-        live = driver.scheduler.live_request_ids()
+        view = driver.scheduler.view(driver.now_s)
+        live = [*view.running, *view.waiting]
         if live and random.random() < 0.2:
-            chosen = random.choice(live)
+            chosen = random.choice(live).request_id
             output = driver.scheduler.cancel(chosen)
             assert output is not None
             cancelled.append(chosen)

@@ -37,6 +37,6 @@ class EarliestDeadlineFirst:
         return plan_in_order(
             view,
             running=running,
-            prefills=sorted([*partial, *view.waiting], key=_deadline),
+            prefills=sorted([*partial, *view.admissible], key=_deadline),
             max_prefill_tokens=self.max_prefill_tokens,
         )

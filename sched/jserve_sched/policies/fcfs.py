@@ -35,6 +35,6 @@ class FirstComeFirstServed:
         return plan_in_order(
             view,
             running=running,
-            prefills=[*partial, *view.waiting],
+            prefills=[*partial, *view.admissible],
             max_prefill_tokens=self.max_prefill_tokens,
         )
