@@ -1,19 +1,20 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and pip:
 #   make demo    sets up, serves, replays a real trace under two policies, plots
 #   make test    sets up, then lint, types and all tests
-# Another interpreter: make test PYTHON=python3.12
+# Another interpreter: make test PYTHON=python3.12 (makes .venv anew)
 
 PYTHON ?= python3
 BIN := .venv/bin
+VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
 .PHONY: setup demo test lint types bench build golden clean
 
-setup: .venv/installed
+setup: .venv/installed-$(VERSION)
 
-.venv/installed: pyproject.toml $(CONSTRAINTS)
+.venv/installed-$(VERSION): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("jserve needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable . --group dev
 	touch $@

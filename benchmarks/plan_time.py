@@ -3,7 +3,8 @@
   python benchmarks/plan_time.py --output=out/plan_time.json
 
 The scheduler is the real one, without an engine; a fake step gives every row a
-token. The target is a median under 0.5 ms.
+token. A slot stays free, so that the waiting are ranked, but no KV page does, so that
+nobody is admitted. The target is a median under 0.5 ms.
 """
 
 import json
@@ -32,56 +33,67 @@ _NUM_PLANS = flags.DEFINE_integer(
 )
 
 _NUM_RUNNING, _NUM_WAITING = 32, 200
+_PAGE_SIZE = 128
+_RUNNING_TOKENS = 900
+_WAITING_TOKENS = 19_200  # more pages than are free
 _MAX_TOKENS = 10_000  # nobody finishes while we look
 
 
-def crowded_scheduler(policy: str) -> Scheduler:
+def crowded_scheduler(policy: str, num_plans: int) -> Scheduler:
     """Returns a scheduler with 32 decoding requests and 200 waiting."""
-    tokens = _NUM_RUNNING + 16 * 32
     table = PowersOfTwo().table(
-        max_num_seqs=_NUM_RUNNING, max_num_batched_tokens=tokens, block_tokens=32
+        max_num_seqs=_NUM_RUNNING + 1,
+        max_num_batched_tokens=1024,
+        block_tokens=32,
     )
+    num_tokens = _RUNNING_TOKENS + 2 * _NUM_RUNNING + num_plans
+    num_pages = _NUM_RUNNING * -(-num_tokens // _PAGE_SIZE)
     scheduler = Scheduler(
         policy=make_policy(policy),
         buckets=table,
-        ledger=KvLedger(num_pages=1024, page_size=128),
-        predictor=TablePredictor(table, max_pages_per_row=128),
-        max_num_seqs=_NUM_RUNNING,
-        max_num_batched_tokens=tokens,
-        max_model_len=16384,
+        ledger=KvLedger(num_pages=num_pages, page_size=_PAGE_SIZE),
+        predictor=TablePredictor(table, max_pages_per_row=256),
+        max_num_seqs=_NUM_RUNNING + 1,
+        max_num_batched_tokens=1024,
+        max_model_len=32768,
     )
     rng = np.random.default_rng(0)
-    for index in range(_NUM_RUNNING + _NUM_WAITING):
-        scheduler.submit(
-            Request(
-                request_id=str(index),
-                arrival_s=float(index),
-                prompt_tokens=rng.integers(0, 256, int(rng.integers(50, 1000))),
-                max_tokens=_MAX_TOKENS,
-                slo=Slo(ttft_s=float(rng.uniform(1, 1000)), tbt_s=0.1),
+
+    def submit(count: int, num_prompt_tokens: int) -> None:
+        for _ in range(count):
+            scheduler.submit(
+                Request(
+                    request_id=f"{num_prompt_tokens}-{rng.integers(2**62)}",
+                    arrival_s=float(rng.uniform(0, 100)),
+                    prompt_tokens=rng.integers(0, 256, num_prompt_tokens),
+                    max_tokens=_MAX_TOKENS,
+                    slo=Slo(ttft_s=float(rng.uniform(1, 1000)), tbt_s=0.1),
+                )
             )
-        )
+
+    submit(_NUM_RUNNING, _RUNNING_TOKENS)
+    while (plan := scheduler.plan(0.0)) and len(plan.decodes) < _NUM_RUNNING:
+        scheduler.dispatch(plan, 0.0)
+        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled))
+    submit(_NUM_WAITING, _WAITING_TOKENS)
     return scheduler
 
 
 def time_plans(policy: str, num_plans: int) -> dict[str, float]:
     """Returns the time of a plan and of its dispatch, ms."""
-    scheduler = crowded_scheduler(policy)
+    scheduler = crowded_scheduler(policy, num_plans)
     plan_s, dispatch_s = [], []
-    now_s = 0.0
-    while len(plan_s) < num_plans:
+    for step in range(num_plans):
         start_s = time.perf_counter()
-        plan = scheduler.plan(now_s)
+        plan = scheduler.plan(0.01 * step)
         planned_s = time.perf_counter()
         assert plan is not None
-        scheduler.dispatch(plan, now_s)
-        end_s = time.perf_counter()
-        if len(plan.decodes) == _NUM_RUNNING:
-            plan_s.append(planned_s - start_s)
-            dispatch_s.append(end_s - planned_s)
-            assert scheduler.num_waiting == _NUM_WAITING
-        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01))
-        now_s += 0.01
+        scheduler.dispatch(plan, 0.01 * step)
+        dispatch_s.append(time.perf_counter() - planned_s)
+        plan_s.append(planned_s - start_s)
+        assert len(plan.decodes) == _NUM_RUNNING
+        assert scheduler.num_waiting == _NUM_WAITING
+        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled))
     return {
         "plan_p50_ms": 1e3 * statistics.median(plan_s),
         "plan_p99_ms": 1e3 * float(np.quantile(plan_s, 0.99)),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import platform
 
@@ -106,7 +107,11 @@ def bucket_table(config: EngineConfig) -> BucketTable:
         strategy: BucketStrategy = Explicit(
             row_edges=table.row_edges, block_edges=table.block_edges
         )
-        block_tokens = table.block_tokens
+        if table.block_tokens != config.block_tokens:
+            raise ValueError(
+                f"block_tokens={config.block_tokens}, but the bucket file says "
+                f"{table.block_tokens}"
+            )
     else:
         if config.bucket_strategy not in STRATEGIES:
             raise ValueError(
@@ -114,11 +119,10 @@ def bucket_table(config: EngineConfig) -> BucketTable:
                 f"{sorted(STRATEGIES)}"
             )
         strategy = STRATEGIES[config.bucket_strategy]
-        block_tokens = config.block_tokens
     return strategy.table(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        block_tokens=block_tokens,
+        block_tokens=config.block_tokens,
     )
 
 
@@ -168,7 +172,10 @@ def _cpu_model() -> str:
 
 
 def _times_key(config: EngineConfig, model_config: object) -> str:
-    facts = (repr(model_config), config.dtype, config.page_size, config.kv_cache_bytes)
+    facts = (
+        *(repr(model_config), config.dtype, config.page_size, config.kv_cache_bytes),
+        os.cpu_count(),
+    )
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 
@@ -181,9 +188,10 @@ class _Preparation:
     def __call__(self, engine: Engine, scheduler: Scheduler) -> None:
         engine.warm_up()
         _LOG.info(
-            "%d programs compiled in %.1f s",
+            "%d programs in %.1f s, %d of them from the compile cache",
             engine.programs.num_compiled,
             engine.programs.wall_s,
+            engine.programs.num_cache_hits,
         )
         predictor = scheduler.predictor
         assert isinstance(predictor, TablePredictor)

@@ -8,7 +8,7 @@ stay on the device in a buffer by slot, where the next step finds them.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -109,9 +109,9 @@ class Engine:
         """Bytes of the KV pool, K and V together."""
         return sum(part.nbytes for part in self._state.kv)
 
-    def warm_up(self, on_done: Callable[[], None] = lambda: None) -> None:
+    def warm_up(self) -> None:
         """Compiles every program and runs each once on padding."""
-        self.programs.compile_all(self._state, on_done)
+        self.programs.compile_all(self._state)
         for bucket in self.programs.table.buckets:
             self._run_padded(bucket, 0, 0)
         self.programs.mark_warm()

@@ -66,14 +66,19 @@ class StepRecord:
       block_pages: KV pages of the longest prefill block.
       num_waiting: requests waiting when it was planned.
       ended_by: why no further block was planned.
-      predicted_s: the predictor's word for its duration.
-      used_s: the predictor's word for the same step without padding.
-      duration_s: time on the device.
-      plan_s: time of the host for planning and dispatch bookkeeping.
+      predicted_s: what the plan said of its duration.
+      bucket_s: the predictor's word for the bucket, when the step had ended.
+      used_s: its word for the same step without padding, at the same moment.
+      duration_s: from launch, or from the end of the step before if that is later,
+        to its end as the host saw it.
+      plan_s: the host's time for planning and dispatch.
       transfer_s: for packing the step's argument.
-      launch_s: for handing the program to the device.
+      launch_s: for handing the program to the device, or for running it where the
+        backend does so at once.
       wait_s: for waiting on the device.
       apply_s: for applying the result and telling the listeners.
+      host_s: all of the host's time for the step but `wait_s`: the four parts and
+        the bookkeeping between them.
     """
 
     step_id: int
@@ -88,6 +93,7 @@ class StepRecord:
     num_waiting: int
     ended_by: str
     predicted_s: float
+    bucket_s: float
     used_s: float
     duration_s: float
     plan_s: float
@@ -95,6 +101,7 @@ class StepRecord:
     launch_s: float
     wait_s: float
     apply_s: float
+    host_s: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from jserve.config import EngineConfig
 from jserve.engine import Engine, PendingStep
 from jserve.events import (
@@ -29,7 +31,7 @@ from jserve.step_log import StepLog
 from jserve_sched import features
 from jserve_sched.clock import Clock, WallClock
 from jserve_sched.plan import StepPlan, StepResult
-from jserve_sched.predictor import StepSample, predict_step_s
+from jserve_sched.predictor import StepSample
 from jserve_sched.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
 
@@ -39,6 +41,10 @@ _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
 Listener = Callable[[Sequence[TokenEvent]], None]
+
+
+def _tell_nobody(events: Sequence[TokenEvent]) -> None:
+    del events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +94,15 @@ class EngineLoop:
         self._prepare = prepare
         self._log = StepLog()
         self._num_steps = 0
-        self._listener: Listener = lambda events: None
+        self._listener: Listener = _tell_nobody
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._changed = threading.Condition()
         # Guarded by `_changed`:
         self._health = Health.STARTING
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
-        self._live: set[str] = set()
+        self._in_use: set[str] = set()  # ids not to be used again yet
+        self._num_untold = 0  # requests whose listener has not heard their end
         self._is_stopping = False
         self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
 
@@ -133,17 +140,20 @@ class EngineLoop:
         with self._changed:
             if self._health not in (Health.READY, Health.WARM):
                 raise NotServingError(f"the engine is {self._health.value}")
+            # Those just submitted wait only if no slot is free for them.
             num_waiting = self._scheduler.num_waiting + len(self._submitted)
-            if num_waiting >= self.config.max_queued_requests:
+            num_free = self._scheduler.max_num_seqs - self._scheduler.num_running
+            if num_waiting - num_free >= self.config.max_queued_requests:
                 raise QueueFullError(
                     f"{num_waiting} requests wait, the limit is "
                     f"max_queued_requests={self.config.max_queued_requests}",
                     self._retry_after_s(),
                 )
-            if request.request_id in self._live:
+            if request.request_id in self._in_use:
                 raise ValueError(f"request id {request.request_id!r} is in use")
             self._submitted.append(request)
-            self._live.add(request.request_id)
+            self._in_use.add(request.request_id)
+            self._num_untold += 1
             self._changed.notify_all()
 
     def _retry_after_s(self) -> float:
@@ -167,11 +177,11 @@ class EngineLoop:
         with self._changed:
             if self._health in _ORDER:
                 self._set_health(Health.DRAINING)
-            is_done = self._changed.wait_for(lambda: not self._live, timeout_s)
+            is_done = self._changed.wait_for(lambda: not self._num_untold, timeout_s)
             if not is_done:
-                self._cancelled.extend(self._live)
+                self._cancelled.extend(self._in_use)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._live, _CANCEL_TIMEOUT_S)
+                self._changed.wait_for(lambda: not self._num_untold, _CANCEL_TIMEOUT_S)
             return is_done
 
     def stop(self) -> None:
@@ -182,6 +192,8 @@ class EngineLoop:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
+        self._listener = _tell_nobody
+        gc.unfreeze()  # the engine may be collected now
 
     def steps(self, since: int = 0) -> list[StepRecord]:
         """Returns the records of steps `since` and later that are remembered."""
@@ -232,9 +244,10 @@ class EngineLoop:
 
     def _fail(self, message: str) -> None:
         with self._changed:
-            ids = sorted(self._live)
+            ids = sorted(self._in_use)
             self._submitted.clear()
-            self._live.clear()
+            self._in_use.clear()
+            self._num_untold = 0
             self._set_health(Health.FAILED)
         now_s = self.clock.now_s()
         self._listener(
@@ -286,18 +299,20 @@ class EngineLoop:
 
     def _finish_step(self, step: _InFlight, last_end_s: float) -> float:
         """Waits for a step and applies it; returns when it ended on the device."""
-        wait_start_s = time.perf_counter()
+        start_s = time.perf_counter()
         tokens = step.pending.wait()
         end_s = self.clock.now_s()
-        wait_s = time.perf_counter() - wait_start_s
+        waited_s = time.perf_counter()
         duration_s = end_s - max(step.pending.launched_s, last_end_s)
-        self._tell(
-            self._scheduler.apply(StepResult(tokens=tokens, duration_s=duration_s)),
+        self._tell(self._scheduler.apply(StepResult(tokens=tokens)))
+        applied_s = time.perf_counter()
+        self._record(
+            step,
+            end_s=end_s,
+            duration_s=duration_s,
+            wait_s=waited_s - start_s,
+            apply_s=applied_s - waited_s,
         )
-        sample = step_sample(step.pending.plan, self._engine.page_size, duration_s)
-        self._scheduler.predictor.update(sample)
-        apply_s = time.perf_counter() - wait_start_s - wait_s
-        self._record(step, sample, end_s, wait_s, apply_s)
         return end_s
 
     def _tell(self, outputs: Sequence[Output]) -> None:
@@ -305,49 +320,48 @@ class EngineLoop:
         if not outputs:
             return
         now_s = self.clock.now_s()
-        self._listener(
-            [
-                TokenEvent(
-                    output.request.request_id,
-                    output.token,
-                    now_s,
-                    output.request.finish_reason,
-                    output.request.num_cached_tokens,
-                )
-                for output in outputs
-            ]
-        )
-        ended = [
-            output.request.request_id
+        events = [
+            TokenEvent(
+                output.request.request_id,
+                output.token,
+                now_s,
+                output.request.finish_reason,
+                output.request.num_cached_tokens,
+            )
             for output in outputs
-            if output.request.finish_reason is not None
         ]
+        ended = [one.request_id for one in events if one.finish_reason is not None]
         if ended:
             with self._changed:
-                self._live.difference_update(ended)
+                self._in_use.difference_update(ended)
+        self._listener(events)
+        if ended:
+            with self._changed:
+                self._num_untold -= len(ended)
                 self._finish_times_s.extend([now_s] * len(ended))
                 self._changed.notify_all()
 
     def _record(
         self,
         step: _InFlight,
-        sample: StepSample,
+        *,
         end_s: float,
+        duration_s: float,
         wait_s: float,
         apply_s: float,
     ) -> None:
-        plan = step.pending.plan
+        """Puts a step on record, and lets the predictor learn from it."""
+        start_s = time.perf_counter()
+        plan, predictor = step.pending.plan, self._scheduler.predictor
+        sample = step_sample(plan, self._engine.page_size, duration_s)
         used_rows, used_blocks = len(plan.decodes), plan.num_blocks
-        used_s = plan.predicted_s
-        if (used_rows, used_blocks) != (sample.num_rows, sample.num_blocks):
-            used_s = predict_step_s(
-                self._scheduler.predictor,
-                used_rows,
-                used_blocks,
-                sample.decode_pages,
-                sample.block_pages,
-            )
-        self._num_steps += 1
+        pages = (sample.decode_pages, sample.block_pages)
+        shapes = ((sample.num_rows, sample.num_blocks), (used_rows, used_blocks))
+        matrix = np.array([(*shape, *pages) for shape in shapes], np.float64)
+        bucket_s, used_s = predictor.predict(matrix).tolist()
+        predictor.update(sample)
+        transfer_s, launch_s = step.pending.transfer_s, step.pending.launch_s
+        record_s = time.perf_counter() - start_s
         self._log.append(
             StepRecord(
                 step_id=plan.step_id,
@@ -362,15 +376,18 @@ class EngineLoop:
                 num_waiting=step.num_waiting,
                 ended_by=plan.ended_by.value,
                 predicted_s=plan.predicted_s,
+                bucket_s=bucket_s,
                 used_s=used_s,
-                duration_s=sample.duration_s,
+                duration_s=duration_s,
                 plan_s=step.plan_s,
-                transfer_s=step.pending.transfer_s,
-                launch_s=step.pending.launch_s,
+                transfer_s=transfer_s,
+                launch_s=launch_s,
                 wait_s=wait_s,
                 apply_s=apply_s,
+                host_s=step.plan_s + transfer_s + launch_s + apply_s + record_s,
             )
         )
+        self._num_steps += 1
 
 
 def step_sample(plan: StepPlan, page_size: int, duration_s: float) -> StepSample:

@@ -7,7 +7,7 @@ may sample: a request samples at most once a step, so there are no more than slo
 
     T tokens           FROM_DEVICE takes the slot's last sampled token
     S logit rows       rows that sample, in plan order; R pads
-    R * (9 + M)        per row: the columns below, then its page table
+    R * (17 + M)       per row: the columns below, then its page table
 
 Per-slot parts (sampling, page table) are kept in arrays by slot and gathered, so a
 step writes only what changed.
@@ -23,13 +23,15 @@ from jserve.sampling import RowSampling
 from jserve_models.steps import StepInputs
 from jserve_sched.buckets import Bucket
 from jserve_sched.plan import Row, StepPlan
-from jserve_sched.request import Request
+from jserve_sched.request import MAX_STOP_TOKENS, Request
 
 FROM_DEVICE = -1
+NO_TOKEN = -1
 
-_START, _LEN, _TARGET, _BANS_EOS = range(4)  # change every step
+_START, _LEN, _TARGET, _BANS_STOPS = range(4)  # change every step
 _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED = range(4, 9)  # belong to the slot
-_NUM_COLUMNS = 9
+_STOPS = slice(9, 9 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
+_NUM_COLUMNS = _STOPS.stop
 
 
 class Unpacked(NamedTuple):
@@ -98,7 +100,9 @@ def unpack(
             min_p=as_float(_MIN_P),
             seed=jax.lax.bitcast_convert_type(wanted[:, _SEED], jnp.uint32),
             position=wanted[:, _START] + wanted[:, _LEN],
-            bans_eos=wanted[:, _BANS_EOS] > 0,
+            banned=jnp.where(
+                wanted[:, _BANS_STOPS, None] > 0, wanted[:, _STOPS], NO_TOKEN
+            ),
         ),
         jnp.where(is_padding, num_slots, wanted[:, _TARGET]),
     )
@@ -175,9 +179,7 @@ class Packer:
             table[index, _TARGET] = slots[index]
             # The token drawn here is counted as pending already.
             num_before = request.num_outputs_projected - 1
-            table[index, _BANS_EOS] = num_before < request.min_tokens and bool(
-                request.stop_token_ids
-            )
+            table[index, _BANS_STOPS] = num_before < request.min_tokens
         logit_rows[: len(samples)] = [index for index, _ in samples]
         return packed
 
@@ -222,6 +224,9 @@ class Packer:
             row[[_TEMPERATURE, _TOP_P, _MIN_P]] = floats.view(np.int32)
             row[_TOP_K] = sampling.top_k
             row[_SEED] = np.uint32(sampling.seed).view(np.int32)
+            stops = sorted(request.stop_token_ids)
+            row[_STOPS] = NO_TOKEN
+            row[_STOPS][: len(stops)] = stops
         num_pages, num_written = len(request.pages), self._num_written[slot]
         if num_pages > num_written:
             start = _NUM_COLUMNS + num_written

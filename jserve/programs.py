@@ -68,6 +68,7 @@ class Programs:
       table: the shapes.
       reports: what each program cost, in the order they were compiled.
       wall_s: seconds that making all of them took.
+      num_cache_hits: how many came from the persistent cache.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Programs:
         self.table = table
         self.reports: list[ProgramReport] = []
         self.wall_s = 0.0
+        self.num_cache_hits = 0
         self._model = model
         self._max_pages_per_row = max_pages_per_row
         self._captures_logits = captures_logits
@@ -112,7 +114,6 @@ class Programs:
         `[S, V]`.
         """
         shape = StepShape(bucket.num_rows, bucket.num_blocks, bucket.block_tokens)
-        eos_token_ids = self._model.config.eos_token_ids
 
         def step(
             leaves: list[jax.Array],
@@ -124,23 +125,23 @@ class Programs:
                 packed, slot_tokens, bucket, self._max_pages_per_row
             )
             logits, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
-            tokens = sampling.sample(logits, step_in.sampling, eos_token_ids)
+            tokens = sampling.sample(logits, step_in.sampling)
             slot_tokens = slot_tokens.at[step_in.target].set(tokens, mode="drop")
             if self._captures_logits:
-                scores = sampling.scores(logits, step_in.sampling, eos_token_ids)
+                scores = sampling.scores(logits, step_in.sampling)
                 return kv, slot_tokens, tokens, logits, scores
             return kv, slot_tokens, tokens
 
         return step
 
-    def compile_all(self, state: DeviceState, on_done: Callable[[], None]) -> None:
+    def compile_all(self, state: DeviceState) -> None:
         """Makes every program, largest first.
 
         Args:
           state: gives shapes and placement; not touched.
-          on_done: called after each program, from any thread.
         """
         start_s = time.perf_counter()
+        num_cache_hits = self._log.num_cache_hits
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
             (self._model.leaves, state.kv, state.slot_tokens),
@@ -159,21 +160,19 @@ class Programs:
                         self.step_function(bucket), donate_argnums=(1, 2)
                     ).lower(*abstract, packed)
                     trace_s = time.perf_counter() - trace_start_s
-                    jobs.append(
-                        pool.submit(self._compile, bucket, lowered, trace_s, on_done)
-                    )
+                    jobs.append(pool.submit(self._compile, bucket, lowered, trace_s))
                 for job in jobs:
                     job.result()
         finally:
             threading.stack_size(old_stack_bytes)
         self.wall_s = time.perf_counter() - start_s
+        self.num_cache_hits = self._log.num_cache_hits - num_cache_hits
 
     def _compile(
         self,
         bucket: Bucket,
         lowered: jax.stages.Lowered,
         trace_s: float,
-        on_done: Callable[[], None],
     ) -> None:
         start_s = time.perf_counter()
         compiled = lowered.compile()
@@ -190,7 +189,6 @@ class Programs:
             )
         )
         self._compiled[bucket] = compiled
-        on_done()
 
     def run(
         self, bucket: Bucket, state: DeviceState, packed: np.ndarray

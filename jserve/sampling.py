@@ -9,7 +9,6 @@ decision.
 `R` is the number of rows that may sample, `V` the size of the vocabulary.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,7 +18,7 @@ _NEVER = -1e30  # finite, so that no row can turn into NaN
 
 
 class RowSampling(NamedTuple):
-    """How each row's token is drawn; every field is `[R]`."""
+    """How each row's token is drawn; every field but `banned` is `[R]`."""
 
     temperature: jax.Array  # float32; 0 is greedy
     top_k: jax.Array  # int32; 0 keeps all
@@ -27,27 +26,24 @@ class RowSampling(NamedTuple):
     min_p: jax.Array  # float32 in [0, 1]
     seed: jax.Array  # uint32
     position: jax.Array  # int32 position of the token drawn
-    bans_eos: jax.Array  # bool; whether end-of-sequence tokens may not come yet
+    banned: jax.Array  # [R, n] int32 tokens that may not come yet; negative for none
 
 
-def sample(
-    logits: jax.Array, sampling: RowSampling, eos_token_ids: Sequence[int]
-) -> jax.Array:
+def sample(logits: jax.Array, sampling: RowSampling) -> jax.Array:
     """Returns the token drawn for each row, `[R]` int32.
 
     Args:
       logits: `[R, V]` float32.
       sampling: how each row is drawn.
-      eos_token_ids: tokens that rows with `bans_eos` cannot draw.
 
     Steps in which every row is greedy and nothing is banned take the maximum and
     touch the logits no further: on CPU that is most of the sampler's time.
     """
-    is_plain = ~jnp.any((sampling.temperature > 0) | sampling.bans_eos)
+    is_plain = ~(jnp.any(sampling.temperature > 0) | jnp.any(sampling.banned >= 0))
     tokens: jax.Array = jax.lax.cond(
         is_plain,
         lambda logits, _: argmax(logits),
-        lambda logits, sampling: argmax(scores(logits, sampling, eos_token_ids)),
+        lambda logits, sampling: argmax(scores(logits, sampling)),
         logits,
         sampling,
     )
@@ -66,15 +62,16 @@ def argmax(values: jax.Array) -> jax.Array:
     return jnp.minimum(first, values.shape[-1] - 1)  # NaN equals nothing
 
 
-def scores(
-    logits: jax.Array, sampling: RowSampling, eos_token_ids: Sequence[int]
-) -> jax.Array:
+def scores(logits: jax.Array, sampling: RowSampling) -> jax.Array:
     """Returns `[R, V]` scores whose maximum is the token drawn.
 
     Top-k, then top-p over what is left, then min-p, as other servers apply them;
     all are exact, ties included, whatever the size of the vocabulary.
     """
-    logits = _ban_tokens(logits, sampling.bans_eos, eos_token_ids)
+    # Negative ids would count from the end: past the end they are dropped.
+    banned = jnp.where(sampling.banned < 0, logits.shape[-1], sampling.banned)
+    rows = jnp.arange(logits.shape[0])[:, None]
+    logits = logits.at[rows, banned].set(_NEVER, mode="drop")
     is_drawn = sampling.temperature > 0
     scaled = logits / jnp.where(is_drawn, sampling.temperature, 1.0)[:, None]
     is_truncated = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
@@ -89,15 +86,6 @@ def scores(
         sampling.seed, sampling.position, logits.shape[-1]
     )
     return jnp.where(is_drawn[:, None], scaled + noise, logits)
-
-
-def _ban_tokens(
-    logits: jax.Array, bans: jax.Array, token_ids: Sequence[int]
-) -> jax.Array:
-    if not token_ids:
-        return logits
-    banned = jnp.zeros(logits.shape[-1], bool).at[jnp.asarray(token_ids)].set(True)
-    return jnp.where(bans[:, None] & banned[None, :], _NEVER, logits)
 
 
 def _noise(seed: jax.Array, position: jax.Array, size: int) -> jax.Array:
@@ -115,7 +103,9 @@ def _truncate(scaled: jax.Array, sampling: RowSampling) -> jax.Array:
     probs = jnp.where(keep, jax.nn.softmax(scaled, axis=-1), 0.0)
     mass = sampling.top_p * jnp.sum(probs, axis=-1)
     by_mass = keys >= _threshold(keys, probs, mass)[:, None]
-    keep &= by_mass | (sampling.top_p >= 1)[:, None]
+    # The likeliest token stays, even if `top_p` is too small for float32.
+    is_best = keys == jnp.max(keys, axis=-1, keepdims=True)
+    keep &= by_mass | is_best | (sampling.top_p >= 1)[:, None]
     floor = sampling.min_p * jnp.max(probs, axis=-1)
     keep &= probs >= floor[:, None]
     return jnp.where(keep, scaled, _NEVER)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jserve_sched.buckets import BucketTable
+from jserve_sched.clock import ManualClock
 from jserve_sched.ledger import KvLedger
 from jserve_sched.plan import StepPlan, StepResult
 from jserve_sched.policies import make_policy
@@ -17,6 +18,7 @@ from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import Slo
 
 VOCAB = 97
+STEP_S = 0.01
 _ids = itertools.count()
 
 
@@ -107,7 +109,6 @@ class PagedRunner:
     num_pages: int
     page_size: int
     num_slots: int
-    step_s: Callable[[StepPlan], float] = lambda plan: 0.01
 
     def __post_init__(self) -> None:
         self._memory = np.full((self.num_pages, self.page_size), -1, np.int64)
@@ -134,7 +135,7 @@ class PagedRunner:
                 token = fake_next_token(context)
                 self._slot_tokens[request.slot] = token
                 tokens.append(token)
-        return StepResult(tokens=tuple(tokens), duration_s=self.step_s(plan))
+        return StepResult(tokens=tuple(tokens))
 
 
 @dataclasses.dataclass
@@ -153,9 +154,13 @@ class Driver:
         self.runner = PagedRunner(
             ledger.num_pages, ledger.page_size, self.scheduler.max_num_seqs
         )
-        self.now_s = 0.0
+        self.clock = ManualClock()
         self.finished: list[Request] = []
         self._results: collections.deque[StepResult] = collections.deque()
+
+    @property
+    def now_s(self) -> float:
+        return self.clock.now_s()
 
     def step(self) -> bool:
         """Plans one step and applies what is due; False when nothing happened."""
@@ -166,7 +171,7 @@ class Driver:
             scheduler.dispatch(plan, self.now_s)
             result = self.runner.run(plan)
             self._results.append(result)
-            self.now_s += result.duration_s
+            self.clock.advance(STEP_S)
         is_due = len(self._results) > (self.lag if plan is not None else 0)
         if is_due:
             for output in scheduler.apply(self._results.popleft()):

@@ -165,6 +165,8 @@ def write_kv(
         k_cache.shape[0],
     )
     offset = layout.write_offset
+    # What is masked is multiplied by zero: a NaN would outlive its request.
+    values = jnp.where(jnp.isfinite(values), values, 0)
     return (
         k_cache.at[page, :, :, offset].set(keys.astype(k_cache.dtype), mode="drop"),
         v_cache.at[page, :, offset].set(values.astype(v_cache.dtype), mode="drop"),

@@ -29,16 +29,9 @@ class PlanBuilder:
       ended_by: why the last prefill was cut short or refused; NO_WORK so far.
     """
 
-    def __init__(self, view: SchedulerView, *, max_prefill_tokens: int | None = None):
-        """Starts an empty plan.
-
-        Args:
-          view: the snapshot planned from.
-          max_prefill_tokens: the policy's own limit on prefill tokens in a step.
-        """
+    def __init__(self, view: SchedulerView):
         self._view = view
         self._page_size = view.ledger.page_size
-        self._max_prefill_tokens = max_prefill_tokens
         self._decodes: list[Row] = []
         self._chunks: list[Row] = []
         self._preempted: list[Request] = []
@@ -60,12 +53,10 @@ class PlanBuilder:
         return self._view.ledger.pages_for(num_tokens) - len(request.pages)
 
     def _max_blocks(self) -> int:
-        """Returns the largest block edge the token limits allow beside the rows."""
+        """Returns the largest block edge the token limit allows beside the rows."""
         view = self._view
         rows = view.buckets.fit(len(self._decodes), 0).num_rows
         tokens = view.max_num_batched_tokens - rows
-        if self._max_prefill_tokens is not None:
-            tokens = min(tokens, self._max_prefill_tokens)
         blocks = min(tokens // view.buckets.block_tokens, view.buckets.max_blocks)
         return view.buckets.largest_block_edge(max(blocks, 0))
 
@@ -109,18 +100,11 @@ class PlanBuilder:
         self._decodes.append(Row(request, request.num_dispatched, 1, samples=True))
         return True
 
-    def add_prefill(
-        self,
-        request: Request,
-        *,
-        max_blocks: int | None = None,
-        victims: Iterable[Request] = (),
-    ) -> bool:
+    def add_prefill(self, request: Request, victims: Iterable[Request] = ()) -> bool:
         """Adds as much of a request's prefill as fits; tells whether more may fit.
 
         Args:
           request: running and partly prefilled, or waiting.
-          max_blocks: most blocks for this request.
           victims: whom a running request may preempt; waiting ones preempt nobody.
 
         Returns:
@@ -136,8 +120,6 @@ class PlanBuilder:
             is_full = self._used_blocks == self._view.buckets.max_blocks
             self.ended_by = PlanEnd.FULL if is_full else PlanEnd.TOKEN_LIMIT
             return False
-        if max_blocks is not None:
-            room = min(room, max_blocks)
         if not is_waiting:
             return self._continue(request, room, victims)
         self._is_closed = not self._admit(request, room)
@@ -235,7 +217,6 @@ def plan_in_order(
     *,
     running: Sequence[Request],
     prefills: Sequence[Request],
-    max_prefill_tokens: int | None = None,
 ) -> StepPlan | None:
     """Plans all decodes first, then prefill blocks in order until nothing fits.
 
@@ -243,9 +224,8 @@ def plan_in_order(
       view: the snapshot.
       running: running requests, most important first; the last is preempted first.
       prefills: requests with a prompt to compute, running or waiting, in order.
-      max_prefill_tokens: the policy's own limit on prefill tokens in a step.
     """
-    builder = PlanBuilder(view, max_prefill_tokens=max_prefill_tokens)
+    builder = PlanBuilder(view)
 
     def behind(index: int) -> Iterator[Request]:
         return (running[i] for i in range(len(running) - 1, index, -1))
@@ -257,6 +237,6 @@ def plan_in_order(
             builder.add_decode(request, behind(index))
     for request in prefills:
         index = rank.get(request.request_id, len(running))
-        if not builder.add_prefill(request, victims=behind(index)):
+        if not builder.add_prefill(request, behind(index)):
             break
     return builder.build()

@@ -9,12 +9,9 @@ import numpy as np
 
 from jserve_sched.plan import Row
 
-# Columns of a feature matrix [N, 4], float64.
-NUM_ROWS = 0  # decode rows computed, B
-NUM_BLOCKS = 1  # prefill blocks computed, NB
-DECODE_PAGES = 2  # KV pages of the longest decode row; all rows loop to it
-BLOCK_PAGES = 3  # KV pages of the longest prefill block; all blocks loop to it
-NUM_FEATURES = 4
+# The columns of a feature matrix [N, 4], float64: decode rows computed, B; prefill
+# blocks computed, NB; KV pages of the longest decode row, and of the longest block,
+# since all rows of a kind loop to the longest.
 
 
 def longest_pages(rows: Iterable[Row], page_size: int) -> int:

@@ -15,8 +15,7 @@ class PlanEnd(enum.Enum):
     NO_WORK = "no_work"  # no admissible request has a token left to compute
     ROWS = "rows"  # all slots are taken, so nothing more may be admitted
     PAGES = "pages"  # the KV pool cannot hold one block more
-    TOKEN_LIMIT = "token_limit"  # the step's token limit or the policy's chunk
-    TIME_LIMIT = "time_limit"  # one block more would break a predicted deadline
+    TOKEN_LIMIT = "token_limit"  # the step's token limit
 
 
 class Row(NamedTuple):
@@ -88,8 +87,6 @@ class StepResult:
     Attributes:
       tokens: the sampled token of each `samples` row, decodes first, then chunks,
         in plan order.
-      duration_s: time the step took on its device, seconds.
     """
 
     tokens: tuple[int, ...]
-    duration_s: float

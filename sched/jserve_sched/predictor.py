@@ -98,7 +98,6 @@ class TablePredictor:
         self._weight = np.zeros(shape)  # samples behind it
         self._strides = [math.prod(shape[dim + 1 :]) for dim in range(4)]
         self._num_updates = 0
-        self.is_measured = False  # until then the numbers are a guess
         self._rebuild()
 
     def fit(self, samples: Iterable[StepSample]) -> None:
@@ -126,7 +125,6 @@ class TablePredictor:
         self._prior = _Prior(base, decode, block)
         self._log_ratio[:] = 0.0
         self._weight[:] = 0.0
-        self.is_measured = True
         self._rebuild()
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
@@ -195,7 +193,6 @@ class TablePredictor:
         if prior.base_s.shape != self._prior.base_s.shape:
             return False
         self._prior = prior
-        self.is_measured = True
         self._rebuild()
         return True
 

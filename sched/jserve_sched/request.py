@@ -17,6 +17,8 @@ import numpy as np
 
 from jserve_sched.slo import Slo
 
+MAX_STOP_TOKENS = 8  # token ids that may end one request
+
 
 class RequestState(enum.Enum):
     """Where a request stands."""
@@ -74,8 +76,9 @@ class Request:
       arrival_s: when it arrived, clock seconds; deadlines are anchored here.
       prompt_tokens: `[n]` int32 token ids, n >= 1.
       max_tokens: most output tokens, >= 1.
-      min_tokens: end-of-sequence tokens before this many outputs do not stop it.
-      stop_token_ids: tokens that end it (they are part of the output).
+      min_tokens: no stop token is drawn before this many outputs.
+      stop_token_ids: tokens that end it (they are part of the output), at most
+        `MAX_STOP_TOKENS`.
       slo: what was promised.
       service_class: name of its class, for reports.
       sampling: how tokens are drawn.
@@ -86,6 +89,7 @@ class Request:
       slot: row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
       page_hashes: chained content hash of each full page of known tokens.
+      first_deadline_s: when the first output token is due; ranking asks it often.
       num_published_pages: own pages whose content the ledger may hand to others.
       num_cached_tokens: prompt tokens found in the prefix cache at first admission.
       guard: whether its class is guarded when late (policy `sliding`).
@@ -115,6 +119,7 @@ class Request:
     pages: list[int] = dataclasses.field(default_factory=list)
     page_hashes: list[bytes] = dataclasses.field(default_factory=list)
     num_published_pages: int = 0
+    first_deadline_s: float = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
@@ -127,10 +132,16 @@ class Request:
             raise ValueError(
                 f"request {self.request_id!r}: max_tokens={self.max_tokens} is below 1"
             )
+        self.first_deadline_s = self.slo.token_deadline_s(self.arrival_s, 0)
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise ValueError(
                 f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "
                 f"0..max_tokens={self.max_tokens}"
+            )
+        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            raise ValueError(
+                f"request {self.request_id!r}: {len(self.stop_token_ids)} stop tokens, "
+                f"the limit is {MAX_STOP_TOKENS}"
             )
 
     @property
@@ -169,7 +180,10 @@ class Request:
     @property
     def next_deadline_s(self) -> float:
         """When the next output token (after those in flight) is due."""
-        return self.slo.token_deadline_s(self.arrival_s, self.num_outputs_projected)
+        index = len(self.output_tokens) + self.num_pending
+        if not index:
+            return self.first_deadline_s
+        return self.slo.token_deadline_s(self.arrival_s, index)
 
     def known_tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the token ids at positions `[start, stop)`, int32.

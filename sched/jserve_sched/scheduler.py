@@ -79,6 +79,14 @@ class Scheduler:
                 f"max_num_seqs={max_num_seqs} exceeds the largest row edge "
                 f"{buckets.max_rows}"
             )
+        least = buckets.fit(max_num_seqs, 1).num_rows + (
+            buckets.block_edges[1] * buckets.block_tokens
+        )
+        if max_num_batched_tokens < least:
+            raise ValueError(
+                f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for "
+                f"the smallest prefill beside {max_num_seqs} rows: at least {least}"
+            )
         if ledger.page_size % buckets.block_tokens:
             raise ValueError(
                 f"page_size={ledger.page_size} is not a multiple of "

@@ -9,6 +9,7 @@ from jserve_models.toy import toy_next_token
 from jserve_sched.buckets import Bucket
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import Request
+from jserve_sched.slo import Slo
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +54,24 @@ def test_a_crowd_of_mixed_lengths_gets_its_own_tokens(
     assert toy_engine.programs.num_compiles_after_warmup == 0
 
 
+@pytest.mark.parametrize("policy", ["fcfs", "edf"])
+@pytest.mark.parametrize("prefix_caching", [False, True])
 def test_preempted_requests_finish_with_the_tokens_they_would_have_had(
-    toy_engine: Engine,
+    toy_engine: Engine, policy: str, prefix_caching: bool
 ) -> None:
-    scheduler = make_engine_scheduler(toy_engine, num_pages=9)
+    scheduler = make_engine_scheduler(
+        toy_engine,
+        policy=policy,
+        num_pages=9,
+        enable_prefix_caching=prefix_caching,
+    )
     driver = EngineDriver(toy_engine, scheduler)
-    requests = [make_request(120 + i, 150, arrival_s=float(i)) for i in range(6)]
+    requests = [
+        make_request(
+            120 + i, 150, arrival_s=float(i), slo=Slo(ttft_s=1.0 + 7 * i % 4, tbt_s=1)
+        )
+        for i in range(6)
+    ]
     driver.run(*requests)
     assert scheduler.counters.num_preemptions > 0
     for request in requests:
@@ -74,6 +87,16 @@ def test_a_request_id_may_come_again(toy_engine: Engine) -> None:
         driver.run(*requests)
         for request in requests:
             assert request.output_tokens == toy_output(request)
+
+
+def test_stop_tokens_are_not_drawn_before_min_tokens(toy_engine: Engine) -> None:
+    # The toy is certain of its next token: banned, it must fall to another.
+    request = make_request(prompt=[3, 5], max_tokens=6, min_tokens=4)
+    request.stop_token_ids = frozenset({16, 67})
+    driver = EngineDriver(toy_engine, make_engine_scheduler(toy_engine))
+    driver.run(request)
+    assert not set(request.output_tokens[:4]) & {16, 67}
+    assert len(request.output_tokens) > 4
 
 
 def test_an_unwarmed_shape_trips_the_guard(toy_engine: Engine) -> None:

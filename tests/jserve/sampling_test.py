@@ -7,8 +7,8 @@ from jserve import sampling
 
 VOCAB = 50
 BANNED = (7, 11)
-draw = jax.jit(sampling.scores, static_argnums=2)
-sample = jax.jit(sampling.sample, static_argnums=2)
+draw = jax.jit(sampling.scores)
+sample = jax.jit(sampling.sample)
 
 
 def rows(count: int, **fields: object) -> sampling.RowSampling:
@@ -19,21 +19,22 @@ def rows(count: int, **fields: object) -> sampling.RowSampling:
         "min_p": (0.0, jnp.float32),
         "seed": (0, jnp.uint32),
         "position": (np.arange(count), jnp.int32),
-        "bans_eos": (False, jnp.bool_),
     }
+    bans = np.broadcast_to(fields.get("bans", False), count)
     return sampling.RowSampling(
+        banned=jnp.where(jnp.asarray(bans)[:, None], jnp.asarray([*BANNED, -1]), -1),
         **{
             name: jnp.broadcast_to(
                 jnp.asarray(fields.get(name, value), dtype), (count,)
             )
             for name, (value, dtype) in defaults.items()
-        }
+        },
     )
 
 
 def tokens(logits: np.ndarray, how: sampling.RowSampling) -> np.ndarray:
-    drawn = np.asarray(sample(jnp.asarray(logits), how, BANNED))
-    best = np.argmax(np.asarray(draw(jnp.asarray(logits), how, BANNED)), axis=-1)
+    drawn = np.asarray(sample(jnp.asarray(logits), how))
+    best = np.argmax(np.asarray(draw(jnp.asarray(logits), how)), axis=-1)
     assert np.array_equal(drawn, best)
     return drawn
 
@@ -93,6 +94,11 @@ def test_top_p_is_taken_of_what_top_k_left() -> None:
     assert set(tokens(crowd(logits, 500), how).tolist()) == {0, 1}
 
 
+def test_a_tiny_top_p_keeps_the_likeliest(logits: np.ndarray) -> None:
+    drawn = tokens(crowd(logits, 50), rows(50, top_p=1e-50))
+    assert set(drawn.tolist()) == {int(np.argmax(logits))}
+
+
 def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     drawn = tokens(crowd(logits, 2000), rows(2000, min_p=0.5))
@@ -102,7 +108,7 @@ def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
 def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray) -> None:
     how = rows(6, seed=[1, 2, 1, 1, 2, 9], position=[5, 5, 5, 6, 5, 5])
     alone = tokens(crowd(logits, 1), rows(1, seed=1, position=5))
-    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 6)), how, BANNED))
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 6)), how))
     assert np.array_equal(drawn[0], drawn[2]) and np.array_equal(drawn[1], drawn[4])
     assert not np.array_equal(drawn[0], drawn[3])
     assert int(np.argmax(drawn[0])) == alone[0]
@@ -110,7 +116,7 @@ def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray) -> None:
 
 def test_greedy_rows_are_untouched_beside_drawn_ones(logits: np.ndarray) -> None:
     how = rows(3, temperature=[0.0, 1.0, 0.0], top_p=0.5)
-    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 3)), how, BANNED))
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 3)), how))
     assert np.array_equal(drawn[0], logits) and np.array_equal(drawn[2], logits)
 
 
@@ -118,7 +124,7 @@ def test_greedy_rows_are_untouched_beside_drawn_ones(logits: np.ndarray) -> None
 def test_banned_tokens_do_not_come(logits: np.ndarray, temperature: float) -> None:
     logits = logits.copy()
     logits[list(BANNED)] = 20.0
-    how = rows(200, temperature=temperature, bans_eos=np.arange(200) < 100)
+    how = rows(200, temperature=temperature, bans=np.arange(200) < 100)
     drawn = tokens(crowd(logits, 200), how)
     assert not set(drawn[:100].tolist()) & set(BANNED)
     assert set(drawn[100:].tolist()) <= set(BANNED)

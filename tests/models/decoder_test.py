@@ -9,7 +9,7 @@ import pytest
 
 from jserve_models.config import NAMED
 from jserve_models.registry import load_model
-from jserve_models.steps import StepInputs, StepShape
+from jserve_models.steps import StepInputs, StepShape, kv_shapes
 
 SHAPE = StepShape(num_rows=4, num_blocks=3, block_tokens=32)
 NUM_ROWS = SHAPE.num_rows

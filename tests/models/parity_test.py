@@ -1,6 +1,7 @@
 """Logits of checkpoints written by transformers, chunked, paged and batched."""
 
 import collections
+import itertools
 import pathlib
 
 import numpy as np
@@ -11,7 +12,8 @@ from jserve_models.steps import StepShape
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
-SHAPE = StepShape(num_rows=3, num_blocks=4, block_tokens=32)
+# Steps take turns, so that a sequence goes on in another bucket than it began.
+SHAPES = (StepShape(3, 4, 32), StepShape(5, 7, 32))
 
 
 def read_golden(folder):
@@ -37,19 +39,19 @@ def test_all_families_are_there_and_small():
     assert size < 1_000_000
 
 
-def take_pieces(waiting, piece):
+def take_pieces(waiting, piece, shape):
     """Gives each sequence's next piece rows of its kind, oldest sequence first.
 
     A piece of one token is a decode if a decode row is free; a longer one takes as
     many blocks as it needs.
     """
-    rows = collections.deque(range(SHAPE.num_rows))
-    blocks = collections.deque(range(SHAPE.num_rows, SHAPE.num_rows + SHAPE.num_blocks))
+    rows = collections.deque(range(shape.num_rows))
+    blocks = collections.deque(range(shape.num_rows, shape.num_rows + shape.num_blocks))
     taken = []
     for _ in range(len(waiting)):
         name, tokens, edges = waiting.popleft()
         start, stop = edges[0], edges[1]
-        num_blocks = -(-(stop - start) // SHAPE.block_tokens)
+        num_blocks = -(-(stop - start) // shape.block_tokens)
         if stop - start == 1 and rows:
             used = [rows.popleft()]
         elif len(blocks) >= num_blocks:
@@ -75,10 +77,12 @@ def test_logits_equal_transformers(family, paged_run, piece):
     )
     found = collections.defaultdict(dict)
     most_mixed = 0
+    shapes = itertools.cycle(SHAPES)
     while waiting:
-        taken = take_pieces(waiting, piece)
-        logits = run.step(SHAPE, [part for part, _ in taken])
-        kinds = {row < SHAPE.num_rows for _, row in taken}
+        shape = next(shapes)
+        taken = take_pieces(waiting, piece, shape)
+        logits = run.step(shape, [part for part, _ in taken])
+        kinds = {row < shape.num_rows for _, row in taken}
         most_mixed = max(most_mixed, len(taken) * (len(kinds) == 2))
         for part, row in taken:
             stop = part.start + len(part.tokens)

@@ -30,6 +30,8 @@ class Workload:
     enable_prefix_caching: bool
     seed: int
     num_requests: int
+    spare_rows: int  # rows of the largest bucket that may not be used
+    spare_blocks: int  # blocks of it that the token limit forbids
 
 
 workloads = st.builds(
@@ -41,6 +43,8 @@ workloads = st.builds(
     enable_prefix_caching=st.booleans(),
     seed=st.integers(0, 2**31),
     num_requests=st.integers(1, 14),
+    spare_rows=st.integers(0, 2),
+    spare_blocks=st.integers(0, 3),
 )
 
 PAGE_SIZE = 8
@@ -77,6 +81,7 @@ def check_plan(scheduler: Scheduler, plan: StepPlan) -> None:
     """Limits hold, requests appear once, and an unfilled block has its reason."""
     bucket = plan.bucket
     assert bucket in scheduler.buckets.buckets
+    assert bucket.num_tokens <= scheduler.view(0.0).max_num_batched_tokens
     assert len(plan.decodes) <= bucket.num_rows
     assert plan.num_blocks <= bucket.num_blocks
     assert bucket == scheduler.buckets.fit(len(plan.decodes), plan.num_blocks)
@@ -124,6 +129,13 @@ def check_plan(scheduler: Scheduler, plan: StepPlan) -> None:
         raise AssertionError(f"{plan.ended_by} leaves padded blocks")
 
 
+def token_limit(workload: Workload) -> int:
+    """A limit on a step's tokens that leaves at least the smallest prefill."""
+    table = workload.table
+    blocks = max(table.max_blocks - workload.spare_blocks, table.block_edges[1])
+    return table.max_rows + blocks * table.block_tokens
+
+
 def run_workload(
     workload: Workload, each_step: Callable[[Driver], None] = lambda driver: None
 ) -> tuple[Driver, list[Request]]:
@@ -134,6 +146,8 @@ def run_workload(
         page_size=PAGE_SIZE,
         enable_prefix_caching=workload.enable_prefix_caching,
         max_model_len=128,
+        max_num_seqs=workload.table.max_rows - workload.spare_rows,
+        max_num_batched_tokens=token_limit(workload),
     )
     driver = Driver(scheduler, lag=workload.lag)
     driver.on_plan = lambda plan: check_plan(scheduler, plan)
@@ -143,7 +157,7 @@ def run_workload(
         while waiting and (
             waiting[0].arrival_s <= driver.now_s or not scheduler.has_work
         ):
-            driver.now_s = max(driver.now_s, waiting[0].arrival_s)
+            driver.clock.advance(max(waiting[0].arrival_s - driver.now_s, 0.0))
             scheduler.submit(waiting.pop(0))
         if not scheduler.has_work:
             return driver, requests

@@ -21,14 +21,7 @@ def _deadline(request: Request) -> tuple[float, float, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarliestDeadlineFirst:
-    """The request whose next token is due first goes first.
-
-    Attributes:
-      max_prefill_tokens: most prefill tokens in a step; None leaves it to the
-        step's token limit.
-    """
-
-    max_prefill_tokens: int | None = None
+    """The request whose next token is due first goes first."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -38,5 +31,4 @@ class EarliestDeadlineFirst:
             view,
             running=running,
             prefills=sorted([*partial, *view.admissible], key=_deadline),
-            max_prefill_tokens=self.max_prefill_tokens,
         )

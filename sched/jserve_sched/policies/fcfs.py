@@ -19,14 +19,7 @@ def _arrival(request: Request) -> tuple[float, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstComeFirstServed:
-    """Running requests first, then waiting ones, each by arrival.
-
-    Attributes:
-      max_prefill_tokens: most prefill tokens in a step; None leaves it to the
-        step's token limit.
-    """
-
-    max_prefill_tokens: int | None = None
+    """Running requests first, then waiting ones, each by arrival."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -36,5 +29,4 @@ class FirstComeFirstServed:
             view,
             running=running,
             prefills=[*partial, *view.admissible],
-            max_prefill_tokens=self.max_prefill_tokens,
         )
