@@ -16,6 +16,7 @@ def make_case(width, starts):
     rng = np.random.default_rng(0)
     cache_shape = (2 * NUM_PAGES, KV_HEADS, PAGE_SIZE, HEAD_DIM)
     k, v = rng.normal(size=(2, *cache_shape)).astype(np.float32)
+    k = np.ascontiguousarray(k.transpose(0, 1, 3, 2))  # tokens innermost
     q = rng.normal(size=(len(starts), width, HEADS, HEAD_DIM)).astype(np.float32)
     table = rng.permutation(NUM_PAGES).reshape(len(starts), -1).astype(np.int32)
     positions = (np.array(starts)[:, None] + np.arange(width)).astype(np.int32)
@@ -28,11 +29,11 @@ def dense(q, k, v, group, first_page):
     for row, column in np.ndindex(q.shape[:2]):
         length = group.positions[row, column] + 1
         pages = first_page + group.page_table[row]
-        keys = np.concatenate(k[pages], axis=1)[:, :length]
+        keys = np.concatenate(k[pages], axis=2)[:, :, :length]
         values = np.concatenate(v[pages], axis=1)[:, :length]
         for head in range(HEADS):
             kv_head = head // (HEADS // KV_HEADS)
-            scores = keys[kv_head] @ q[row, column, head] / HEAD_DIM**0.5
+            scores = q[row, column, head] @ keys[kv_head] / HEAD_DIM**0.5
             weights = np.exp(scores - scores.max())
             out[row, column, head] = weights @ values[kv_head] / weights.sum()
     return out
@@ -61,7 +62,7 @@ def test_what_is_masked_does_not_matter():
     base = attend(q, k, v, group, jnp.int32(0))
     table = group.page_table.copy()
     table[:2, 1:] = NUM_PAGES * 5  # unused entries past the end
-    k[group.page_table[0, 0], :, 1:] = 1e4  # beyond the first row's only token
+    k[group.page_table[0, 0], :, :, 1:] = 1e4  # beyond the first row's only token
     group = group._replace(page_table=table)
     np.testing.assert_array_equal(base, attend(q, k, v, group, jnp.int32(0)))
 
