@@ -4,7 +4,8 @@
   jserve --model=/models/my-llama --policy=edf --service_classes=classes.json
 
 The port answers at once: /health says when requests are served (ready) and when
-no shape is left to compile (warm). SIGTERM drains, then exits with 0.
+no shape is left to compile (warm). SIGTERM drains, then exits with 0. If the engine
+fails, the process says so and exits with 70: start it again.
 """
 
 import logging
@@ -32,8 +33,8 @@ def _folder(model: str) -> pathlib.Path | None:
     return None
 
 
-def main(argv: Sequence[str]) -> None:
-    """Serves until a signal."""
+def main(argv: Sequence[str]) -> int:
+    """Serves until a signal, or until the engine fails; returns the exit status."""
     del argv
     logging.getLogger("jserve").setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
             f"(policy {engine_config.policy}); see /health for when it is warm",
             flush=True,
         )
-        serve(app, loop, server_config, listener)
+        return serve(app, loop, server_config, listener)
 
 
 def run() -> None:

@@ -2,7 +2,9 @@
 
 The one idea: output is decoded as a stream. A token may end inside a UTF-8
 character, so `Detokenizer.step` returns what is certain and keeps the rest;
-joined, the steps give the same text as decoding everything at once.
+joined, the steps give the same text as decoding everything at once. The exception
+is noise: bytes that turn characters already shown into a broken run do not take
+them back.
 """
 
 import codecs
@@ -159,12 +161,21 @@ class ByteTokenizer:
         return tokens
 
 
+def _new_stream() -> tokenizers.decoders.DecodeStream:
+    return tokenizers.decoders.DecodeStream(skip_special_tokens=True)
+
+
 class _StreamDetokenizer:
-    """Decodes with the tokenizer's own stream, and remembers what it holds back."""
+    """Decodes with the tokenizer's own stream, and remembers what it holds back.
+
+    A byte-fallback decoder replaces every byte of a run that is not UTF-8, those of
+    characters already shown too. The stream then refuses to go on, for good: what it
+    held is decoded by itself, and a new stream takes over.
+    """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
         self._tokenizer = tokenizer
-        self._stream = tokenizers.decoders.DecodeStream(skip_special_tokens=True)
+        self._stream = _new_stream()
         self._held: list[int] = []
         for token in prompt_tokens[-_PRIMING_TOKENS:]:
             self.step(token)
@@ -172,10 +183,22 @@ class _StreamDetokenizer:
 
     def step(self, token: int) -> str:
         self._held.append(token)
-        text = self._stream.step(self._tokenizer, token)
+        try:
+            text = self._stream.step(self._tokenizer, token)
+        except Exception:  # the library raises plain Exception
+            return self._restart(token)
         if not text:
             return ""
         self._held.clear()
+        return text
+
+    def _restart(self, token: int) -> str:
+        text = self.finish()
+        self._stream = _new_stream()
+        # The new stream must know that it does not begin the text, or it would drop
+        # the next space; but what was shown must not come out of it again.
+        if not self._stream.step(self._tokenizer, token):
+            self._stream = _new_stream()
         return text
 
     def finish(self) -> str:

@@ -1,7 +1,8 @@
 """A scripted engine behind a real server, for tests of the HTTP face.
 
 Each step emits one token of every live request: those of its script, in turn,
-over and over. There is no model and no scheduler.
+over and over. There is no model and no scheduler. A script that raises fails the
+engine.
 """
 
 import asyncio
@@ -153,6 +154,19 @@ class FakeLoop:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            with self._lock:
+                left = list(self._live)
+                self._live.clear()
+                self._health = Health.FAILED
+            now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
+            self._publish(
+                [TokenEvent(one, None, now_s, reason, error=str(error)) for one in left]
+            )
+
+    def _serve(self) -> None:
         while True:
             self.running.wait()
             with self._lock:
@@ -204,6 +218,7 @@ class FakeLoop:
                 num_waiting=0,
                 ended_by="no_work",
                 predicted_s=0.002,
+                bucket_s=0.002,
                 used_s=0.001,
                 duration_s=0.001,
                 plan_s=0.0001,
@@ -211,6 +226,7 @@ class FakeLoop:
                 launch_s=0.0001,
                 wait_s=0.001,
                 apply_s=0.0001,
+                host_s=0.0005,
             )
         )
 

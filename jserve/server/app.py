@@ -125,7 +125,8 @@ def build_app(
       config: of the server.
 
     Raises:
-      ValueError: if service classes or keys cannot be read.
+      ValueError: if service classes or keys cannot be read, or the model has more
+        end-of-sequence tokens than a request may stop at.
     """
     service = Service(engine, tokenizer, config, load_service_classes(config))
     key = Depends(_KeyCheck(load_api_keys(config)))

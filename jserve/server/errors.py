@@ -16,8 +16,7 @@ _TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
-
-
+SURPRISE = "the server failed on this request"  # all that a client hears of a bug
 _MAX_QUOTED_CHARS = 80
 
 
@@ -103,7 +102,7 @@ async def _on_surprise(request: Request, error: Exception) -> Response:
     logging.getLogger(__name__).error(
         "%s %s failed", request.method, request.url.path, exc_info=error
     )
-    return _response(500, error_json(500, "the server failed on this request"))
+    return _response(500, error_json(500, SURPRISE))
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -36,7 +36,7 @@ class Generation:
     Attributes:
       request: what the engine was asked.
       finish_reason: why it ended, in the API's words; None while it runs.
-      error: what went wrong in the engine, if it did.
+      error: what went wrong in the engine or here, if it did.
       tokens: output token ids so far.
       num_cached_tokens: prompt tokens that came from the prefix cache.
     """
@@ -90,6 +90,12 @@ class Generation:
             self._finish(_REASONS[reason], event.time_s)
         self._texts.append(text)
         return text
+
+    def fail(self, error: str, now_s: float) -> None:
+        """Ends it since the server could not handle an event."""
+        self.error = error
+        if self.finish_reason is None:
+            self._finish("error", now_s)
 
     def abandon(self, now_s: float) -> None:
         """Ends it since its client has gone."""
@@ -163,7 +169,7 @@ class Reply:
         self.is_streamed = is_streamed
         self.has_left = False
         self._num_choices = num_choices
-        self._num_open = len(self.generations)
+        self._open = set(range(len(self.generations)))
         self._ready: list[bytes] = []
         self._wake = asyncio.Event()
         self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
@@ -171,11 +177,11 @@ class Reply:
     @property
     def is_finished(self) -> bool:
         """Whether every output has ended."""
-        return self._num_open == 0
+        return not self._open
 
     @property
     def error(self) -> str | None:
-        """What went wrong in the engine, if it did."""
+        """What went wrong in the engine or here, if it did."""
         return next((one.error for one in self.generations if one.error), None)
 
     def take(self, index: int, event: TokenEvent) -> None:
@@ -183,24 +189,34 @@ class Reply:
         generation = self.generations[index]
         text = generation.take(event)
         if generation.finish_reason is not None:
-            self._num_open -= 1
-        if self.is_streamed:
-            self._write(index, event, text)
-            self._wake.set()
-        elif self._num_open == 0:
-            self._wake.set()
-
-    def _write(self, index: int, event: TokenEvent, text: str) -> None:
-        generation = self.generations[index]
-        if generation.error is not None:
-            body = error_json(500, generation.error)
-            self._ready.append(EVENT_HEAD + body + EVENT_TAIL)
+            self._open.discard(index)
+        if not self.is_streamed:
+            if not self._open:
+                self._wake.set()
+        elif generation.error is not None:
+            self._send_error(generation.error)
         else:
             tokens = () if event.token is None else (event.token,)
-            self._ready.append(
+            self._send(
                 self._writers[index].event(text, generation.finish_reason, tokens)
             )
-        if self._num_open == 0:
+
+    def fail(self, index: int, error: str, now_s: float) -> None:
+        """Ends output `index`: an event of it could not be taken."""
+        self.generations[index].fail(error, now_s)
+        self._open.discard(index)
+        if self.is_streamed:
+            self._send_error(error)
+        elif not self._open:
+            self._wake.set()
+
+    def _send_error(self, error: str) -> None:
+        self._send(EVENT_HEAD + error_json(500, error) + EVENT_TAIL)
+
+    def _send(self, sse_event: bytes) -> None:
+        self._wake.set()
+        self._ready.append(sse_event)
+        if not self._open:
             if self.form.has_usage:
                 self._ready.append(self.form.usage_event(self.usage()))
             self._ready.append(DONE_EVENT)

@@ -6,11 +6,10 @@ from jserve.server.errors import ApiError, quote
 from jserve.server.protocol import (
     MAX_CHOICES,
     MAX_STOP_CHARS,
-    MAX_STOP_TOKEN_IDS,
     MAX_STOPS,
     GenerationRequest,
 )
-from jserve_sched.request import SamplingParams
+from jserve_sched.request import MAX_STOP_TOKENS, SamplingParams
 
 _SEEDS = 2**32
 
@@ -141,19 +140,23 @@ def stop_strings(body: GenerationRequest) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def stop_token_ids(body: GenerationRequest, *, vocab_size: int) -> frozenset[int]:
-    """Returns the tokens that end an output, beside those of the model.
+def stop_token_ids(
+    body: GenerationRequest, *, eos_token_ids: frozenset[int], vocab_size: int
+) -> frozenset[int]:
+    """Returns the tokens that end an output: those asked for, and the model's own.
 
     Raises:
       ApiError: 400 if there are too many, or one is not in the vocabulary.
     """
-    tokens = body.stop_token_ids or []
-    if len(tokens) > MAX_STOP_TOKEN_IDS:
+    asked = frozenset(body.stop_token_ids or ())
+    own = frozenset() if body.ignore_eos else eos_token_ids
+    if len(asked | own) > MAX_STOP_TOKENS:
         raise ApiError(
             400,
-            f"stop_token_ids has {len(tokens)} ids; the limit is {MAX_STOP_TOKEN_IDS}",
+            f"stop_token_ids has {len(asked)} ids, {len(asked | own)} with the model's "
+            f"own end-of-sequence tokens; the limit is {MAX_STOP_TOKENS}",
             param="stop_token_ids",
         )
-    for token in tokens:
+    for token in asked:
         _check_range("stop_token_ids", token, 0, vocab_size - 1)
-    return frozenset(tokens)
+    return asked | own

@@ -11,7 +11,6 @@ import pydantic
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
-MAX_STOP_TOKEN_IDS = 64
 
 
 class StreamOptions(pydantic.BaseModel):

@@ -6,6 +6,7 @@ step's events with the event loop in a single call; all else happens there.
 
 import asyncio
 import collections
+import logging
 import time
 from collections.abc import Sequence
 
@@ -13,9 +14,11 @@ import numpy as np
 
 from jserve.events import NotServingError, QueueFullError, TokenEvent
 from jserve.metrics import ServerMetrics
+from jserve.server.errors import SURPRISE
 from jserve.server.generation import Generation, Reply
 from jserve.server.port import EnginePort
 
+_LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
 
 
@@ -92,9 +95,12 @@ class TokenRouter:
             if target is None:
                 continue
             reply, index = target
-            reply.take(index, event)
-            generation = reply.generations[index]
-            if generation.finish_reason is not None:
+            try:
+                reply.take(index, event)
+            except Exception:  # must not cost the other requests their events
+                _LOGGER.exception("request %s failed", event.request_id)
+                reply.fail(index, SURPRISE, event.time_s)
+            if reply.generations[index].finish_reason is not None:
                 del self._targets[event.request_id]
                 if event.finish_reason is None:
                     self._engine.cancel(event.request_id)

@@ -22,7 +22,7 @@ from jserve.server.router import TokenRouter
 from jserve.server.slo_input import ServiceClasses
 from jserve.server.stop_strings import StopFinder
 from jserve.tokenizer import Tokenizer
-from jserve_sched.request import Request
+from jserve_sched.request import MAX_STOP_TOKENS, Request
 
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
 _NOT_SERVING_RETRY_S = 5.0
@@ -70,6 +70,12 @@ class Service:
         config: ServerConfig,
         classes: ServiceClasses,
     ):
+        num_eos = len(tokenizer.eos_token_ids)
+        if num_eos > MAX_STOP_TOKENS:
+            raise ValueError(
+                f"the model has {num_eos} end-of-sequence tokens; the limit is "
+                f"{MAX_STOP_TOKENS}"
+            )
         self.engine = engine
         self.tokenizer = tokenizer
         self.config = config
@@ -215,9 +221,11 @@ class Service:
         )
         sampling = limits.sampling(body)
         stops = limits.stop_strings(body)
-        stop_ids = limits.stop_token_ids(body, vocab_size=self.engine.vocab_size)
-        if not body.ignore_eos:
-            stop_ids |= self.tokenizer.eos_token_ids
+        stop_ids = limits.stop_token_ids(
+            body,
+            eos_token_ids=self.tokenizer.eos_token_ids,
+            vocab_size=self.engine.vocab_size,
+        )
         generations: list[Generation] = []
         for prompt in prompts:
             for choice in range(num_choices):

@@ -2,7 +2,9 @@
 
 The one idea: on the first SIGTERM or SIGINT the socket stays open. New requests
 hear 503 while running ones finish; only then does the server close, and the
-process ends with 0. A second SIGINT ends it at once.
+process ends with 0. A second SIGINT ends it at once. When the engine has failed
+nothing can be served any more: everyone is told, and the process ends with another
+status than 0, so that whoever supervises it starts a new one.
 """
 
 import asyncio
@@ -18,9 +20,14 @@ import uvicorn
 from fastapi import FastAPI
 
 from jserve.config import ServerConfig
+from jserve.events import Health
 from jserve.server.port import EnginePort
 
+FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
+
 _LOGGER = logging.getLogger(__name__)
+_WATCH_S = 0.1
+_FAILED_GRACE_S = 1.0  # for streams to hear of it, and /health to be asked
 _FLUSH_TIMEOUT_S = 5  # for connections to take their last bytes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -73,9 +80,14 @@ def make_server(app: FastAPI) -> uvicorn.Server:
     )
 
 
+async def _wait_for_failure(engine: EnginePort) -> None:
+    while engine.health is not Health.FAILED:
+        await asyncio.sleep(_WATCH_S)
+
+
 async def _serve(
     app: FastAPI, engine: EnginePort, config: ServerConfig, listener: socket.socket
-) -> None:
+) -> int:
     server = make_server(app)
     leaving = asyncio.Event()
 
@@ -90,9 +102,12 @@ async def _serve(
         loop.add_signal_handler(number, on_signal, number)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     told = asyncio.create_task(leaving.wait())
+    failed = asyncio.create_task(_wait_for_failure(engine))
+    status = FAILED_STATUS
     try:
-        await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
-        if leaving.is_set() and not serving.done():
+        await asyncio.wait({serving, told, failed}, return_when=asyncio.FIRST_COMPLETED)
+        if leaving.is_set():
+            status = 0
             _LOGGER.info(
                 "draining: new requests are refused, running ones have %g s",
                 config.drain_timeout_s,
@@ -100,16 +115,25 @@ async def _serve(
             is_empty = await asyncio.to_thread(engine.drain, config.drain_timeout_s)
             if not is_empty:
                 _LOGGER.warning("drain timed out: the remaining requests were cut off")
-            server.should_exit = True
+        elif failed.done():
+            _LOGGER.error("leaving in %g s: the engine has failed", _FAILED_GRACE_S)
+            await asyncio.wait(
+                {serving, told},
+                timeout=_FAILED_GRACE_S,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        server.should_exit = True
         await serving
     finally:
         told.cancel()
+        failed.cancel()
+    return status
 
 
 def serve(
     app: FastAPI, engine: EnginePort, config: ServerConfig, listener: socket.socket
-) -> None:
-    """Serves until a signal; returns once everything has been drained.
+) -> int:
+    """Serves until a signal, or until the engine fails.
 
     Where the engine cannot be stopped, since it compiles, the process ends here.
 
@@ -118,13 +142,18 @@ def serve(
       engine: the one `app` serves.
       config: of the server.
       listener: from `bind`.
+
+    Returns:
+      The process's exit status: 0 once a signal has had everything drained, and
+      `FAILED_STATUS` if the server ended for any other reason.
     """
     runner = asyncio.Runner(loop_factory=uvicorn.Config(app).get_loop_factory())
     with runner:
-        runner.run(_serve(app, engine, config, listener))
+        status = runner.run(_serve(app, engine, config, listener))
     if not app.state.has_stopped:
         # A compiler cannot be interrupted, and Python would wait for its threads.
         _LOGGER.warning("leaving while the engine still compiles")
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(status)
+    return status

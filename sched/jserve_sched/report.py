@@ -127,18 +127,18 @@ class Step(Protocol):
         ...
 
     @property
-    def predicted_s(self) -> float:
-        """Predicted duration, seconds."""
+    def bucket_s(self) -> float:
+        """Predicted duration of the bucket, seconds."""
         ...
 
     @property
     def used_s(self) -> float:
-        """Predicted duration without padding, seconds."""
+        """The same prediction without padding, seconds."""
         ...
 
     @property
     def duration_s(self) -> float:
-        """Duration on the device, seconds."""
+        """Duration as the host saw it, seconds."""
         ...
 
     @property
@@ -286,10 +286,9 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     run["pad_share_tokens"] = 1.0 - used / computed
     run["pad_share_bucket"] = 1.0 - opened / computed
     run["pad_share_block"] = (opened - used) / computed
-    predicted_s = sum(step.predicted_s for step in steps)
-    if predicted_s > 0:
-        wasted_s = sum(max(step.predicted_s - step.used_s, 0.0) for step in steps)
-        run["pad_share_time"] = wasted_s / predicted_s
+    bucket_s = sum(step.bucket_s for step in steps)
+    if bucket_s > 0:
+        run["pad_share_time"] = 1.0 - sum(step.used_s for step in steps) / bucket_s
     plan_ms = distribution(step.plan_s * 1e3 for step in steps)
     duration_s = distribution(step.duration_s for step in steps)
     if plan_ms and duration_s:

@@ -204,6 +204,37 @@ class ServiceClass:
 BEST_EFFORT = ServiceClass(name="best_effort", share=1.0)
 
 
+_NULLABLE_FIELDS = {"ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s"}
+
+
+def _read_class(row: Mapping[str, Any]) -> ServiceClass:
+    """Returns a class from a JSON object whose fields are all known.
+
+    Raises:
+      ValueError: if the name is missing, or a value is of the wrong type or range.
+    """
+    name = row.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"service class {dict(row)}: name={name!r} is not a string")
+    values: dict[str, Any] = {}
+    for field, value in row.items():
+        if value is None and field in _NULLABLE_FIELDS:
+            continue
+        is_bool = isinstance(value, bool)
+        where = f"class {name!r}: {field}={value!r}"
+        if field == "guard" and not is_bool:
+            raise ValueError(f"{where} is not true or false")
+        if field not in ("name", "guard"):
+            if is_bool or not isinstance(value, (int, float)):
+                raise ValueError(f"{where} is not a number")
+            try:
+                float(value)
+            except OverflowError:
+                raise ValueError(f"class {name!r}: {field} is too large") from None
+        values[field] = value
+    return ServiceClass(**values)
+
+
 def parse_service_classes(text: str) -> tuple[ServiceClass, ...]:
     """Reads service classes from JSON: a list of objects with the class's fields.
 
@@ -227,7 +258,7 @@ def parse_service_classes(text: str) -> tuple[ServiceClass, ...]:
                 f"service class {row.get('name')!r} has unknown fields {unknown}; "
                 f"known: {sorted(known)}"
             )
-        classes.append(ServiceClass(**row))
+        classes.append(_read_class(row))
     names = [one.name for one in classes]
     if len(set(names)) != len(names):
         raise ValueError(f"service class names repeat: {names}")

@@ -134,6 +134,64 @@ def test_a_folder_streams_noise(folder):
         assert stream(tokenizer, [], tokens) == tokenizer.decode(tokens)
 
 
+@pytest.fixture
+def byte_fallback_folder(tmp_path):
+    """A folder laid out as Llama 2's: words, and a token for each byte."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += ["▁", "▁the", "the", "a", "é", "世"]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>")
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(words[:3])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+def test_byte_fallback_streams_text(byte_fallback_folder):
+    tokenizer = load_tokenizer(byte_fallback_folder)
+    tokens = [260, *(3 + byte for byte in "Hé😀".encode()), 260, 261, 264]
+    assert tokenizer.decode(tokens) == "the" + "Hé😀" + " thethe世"
+    assert stream(tokenizer, [], tokens) == tokenizer.decode(tokens)
+
+
+def test_byte_fallback_goes_on_after_bytes_that_are_no_text(byte_fallback_folder):
+    tokenizer = load_tokenizer(byte_fallback_folder)
+    h, cut = 3 + ord("H"), 3 + 0x80
+    decoder = tokenizer.detokenizer([])
+    tokens = (h, cut, cut, 260, 260, cut, 3 + 0xC3, 3 + 0xA9, 3 + ord("H"), 264)
+    steps = [decoder.step(one) for one in tokens]
+    assert steps[:5] == ["H", "", "", "\ufffd\ufffd the", " the"]
+    assert "".join(steps[5:]) == "\ufffd" * 4 + "世"
+    assert decoder.finish() == ""
+
+
+def test_byte_fallback_streams_noise(byte_fallback_folder):
+    tokenizer = load_tokenizer(byte_fallback_folder)
+    generator = random.Random(0)
+    num_restarted = 0
+    for _ in range(200):
+        tokens = [generator.randrange(265) for _ in range(60)]
+        prompt, tokens = tokens[:6], tokens[6:]
+        shown = stream(tokenizer, prompt, tokens)
+        whole = tokenizer.decode(tokens)
+        num_restarted += shown != whole
+        # What is no byte is shown once, in order; so are the spaces between.
+        words = "the", "é", "世"
+        assert [shown.count(one) for one in words] == [
+            whole.count(one) for one in words
+        ]
+    assert num_restarted > 50
+
+
 def test_a_folders_chat_template(folder):
     tokenizer = load_tokenizer(folder)
     turns = [{"role": "user", "content": " hi "}]

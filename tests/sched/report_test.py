@@ -27,7 +27,7 @@ class FakeStep:
     used_rows: int = 4
     used_blocks: int = 0
     prefill_tokens: int = 0
-    predicted_s: float = 0.010
+    bucket_s: float = 0.010
     used_s: float = 0.010
     duration_s: float = 0.011
     plan_s: float = 0.0002
@@ -146,7 +146,7 @@ def test_padding_by_hand() -> None:
             used_rows=2,
             used_blocks=1,
             prefill_tokens=5,
-            predicted_s=0.030,
+            bucket_s=0.030,
             used_s=0.020,
         ),  # 4 + 2 * 8 = 20 computed, 2 + 5 = 7 used, 2 + 8 = 10 opened
     ]
@@ -157,6 +157,15 @@ def test_padding_by_hand() -> None:
     assert run["pad_share_block"] == pytest.approx(3 / 24)
     assert run["pad_share_time"] == pytest.approx(0.010 / 0.040)
     assert run["plan_ms"]["p50"] == pytest.approx(0.2)
+
+
+def test_time_spent_on_padding_is_not_clipped_step_by_step() -> None:
+    steps = [
+        FakeStep(bucket_s=0.010, used_s=0.012),  # noise of a fit, either way
+        FakeStep(bucket_s=0.030, used_s=0.024),
+    ]
+    run = summarise_steps(steps, block_tokens=8)
+    assert run["pad_share_time"] == pytest.approx(1 - 36 / 40)
 
 
 def test_steps_and_counters_join_the_run() -> None:

@@ -78,6 +78,8 @@ def test_relative_classes_resolve_against_measurements() -> None:
 def test_parse_service_classes() -> None:
     text = json.dumps([{"name": "a", "share": 0.5, "ttft_s": 1}, {"name": "b"}])
     assert [one.name for one in parse_service_classes(text)] == ["a", "b"]
+    (one,) = parse_service_classes('[{"name": "a", "tbt_s": null, "guard": true}]')
+    assert one == ServiceClass(name="a", guard=True)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,18 @@ def test_parse_service_classes() -> None:
         ('[{"name": "a", "share": 2}]', "share=2"),
         ('[{"name": "a", "ttft_s": 1, "ttft_slowdown": 2}]', "not both"),
         ('[{"name": ""}]', "needs a name"),
+        ('[{"share": 1}]', r"\{'share': 1\}: name=None is not a string"),
+        ('[{"name": 7}]', "name=7 is not a string"),
+        ('[{"name": "a", "share": "0.5"}]', "class 'a': share='0.5' is not a number"),
+        ('[{"name": "a", "share": null}]', "class 'a': share=None is not a number"),
+        ('[{"name": "a", "share": true}]', "class 'a': share=True is not a number"),
+        ('[{"name": "a", "ttft_s": "1"}]', "class 'a': ttft_s='1' is not a number"),
+        ('[{"name": "a", "ttlt_s": [1]}]', r"class 'a': ttlt_s=\[1\] is not a number"),
+        ('[{"name": "a", "guard": 1}]', "class 'a': guard=1 is not true or false"),
+        (
+            f'[{{"name": "a", "ttft_s": 1{"0" * 400}}}]',
+            "class 'a': ttft_s is too large",
+        ),
     ],
 )
 def test_bad_service_classes_are_named(text: str, message: str) -> None:

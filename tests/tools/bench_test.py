@@ -32,6 +32,12 @@ def bench(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def write_lax_class(folder: pathlib.Path) -> pathlib.Path:
+    path = folder / "lax.json"
+    path.write_text(json.dumps([{"name": "lax", "share": 1.0, "ttlt_s": 60}]))
+    return path
+
+
 @pytest.fixture(scope="module")
 def url(
     fake_server_file: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
@@ -91,14 +97,34 @@ def test_replay_over_http_end_to_end(url: str, tmp_path: pathlib.Path) -> None:
     }
     assert run["num_requests"] == run["num_finished"] == 25
     assert run["prefix_hit_tokens"] == 0
+    profile = run["host_profile"][0]
+    assert profile["overlap"] is False
+    assert profile["median_ms"]["detokenise"] == pytest.approx(0.2)
+    assert profile["host_ms"] == pytest.approx(0.5 - 0.1 + 0.2)
     assert run["qps"] == pytest.approx(
         0.5 * report["capacity"]["requests_per_s"], rel=1e-3
     )
     assert set(run["by_class"]) == {"tight", "lax"}
     assert len(run["requests"]) == 25
     assert line["runs"][0] == {k: v for k, v in run.items() if k != "requests"}
-    for text in ("capacity:", "TTFT bound", "met tight", "host share", "report.png"):
+    for text in ("capacity:", "TTFT bound", "met tight", "host/device", "report.png"):
         assert text in out
+
+
+def test_a_short_trace_is_replayed_whole(url: str, tmp_path: pathlib.Path) -> None:
+    trace = tmp_path / "mine.csv"
+    rows = "".join(f"{i / 100},8,2\n" for i in range(50))
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    program = bench(
+        f"--url={url}",
+        f"--trace={trace}",
+        "--rate_scale=1",
+        f"--service_classes={write_lax_class(tmp_path)}",
+        f"--output={tmp_path / 'out'}",
+    )
+    out, err = program.communicate(timeout=60)
+    assert program.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["runs"][0]["num_finished"] == 50
 
 
 def test_closed_loop_over_http(url: str, tmp_path: pathlib.Path) -> None:
@@ -141,10 +167,27 @@ WRONG_VALUES = {
     "--load=fast": "load=fast is not numbers",
     "--load=1 --qps=2": "give one of load, qps and rate_scale",
     "--load=-1": "loads: -1.0 is not in 0..1000000",
-    "--url=http://x --policies=edf": "url=http://x is a running server",
+    "--url=http://x --policies=edf": "leave out --policies",
+    "--url=http://x --launch --bucket_strategies=exact --kv_cache_bytes=9 --seed=1": (
+        "url=http://x is a running server with its own settings: leave out "
+        "--launch, --bucket_strategies, --kv_cache_bytes"
+    ),
+    "--url=http://x --noenable_overlap": "leave out --enable_overlap",
+    "--api=chat": "engines in this process take no HTTP requests",
+    "--profile_host --enable_overlap": "profile_host needs noenable_overlap",
+    "--mode=closed --load=0.9 --trace=t --length_scale=2": (
+        "mode=closed replays no trace: leave out --trace, --length_scale, --load"
+    ),
+    "--mode=closed --qps=1": "leave out --qps",
+    "--mode=closed --rate_scale=1": "leave out --rate_scale",
+    "--mode=closed --service_classes=c": "leave out --service_classes",
+    "--clients=1 --prompt_tokens=9 --output_tokens=9": (
+        "leave out --clients, --prompt_tokens, --output_tokens"
+    ),
+    "--qps=1 --capacity_s=2": "a rate in requests needs no capacity",
     "--trace=/none.csv": "/none.csv",
     "--max_num_seqs=0": "max_num_seqs=0 is not in 1..4096",
-    "--extra_body=[]": "extra_body=[] is not a JSON object",
+    "--url=http://x --extra_body=[]": "extra_body=[] is not a JSON object",
     "--mode=closed --clients=0": "clients=0 is not in 1..4096",
     "--url=http://127.0.0.1:9 --start_timeout_s=1": "is not warm after 1 s",
 }

@@ -39,6 +39,9 @@ class FakeServer:
     statuses: Iterator[int] | None = None
     final_usage: bool = True
     broken_after: int = -1
+    enable_overlap: bool = False
+    status: str = "warm"
+    num_forgotten: int = 0  # of the oldest steps
     bodies: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -114,6 +117,7 @@ class FakeServer:
                     "num_waiting": max(0, len(self.jobs) - self.num_slots),
                     "ended_by": "full",
                     "predicted_s": duration_s,
+                    "bucket_s": duration_s,
                     "used_s": used_s,
                     "duration_s": duration_s,
                     "plan_s": 1e-4,
@@ -121,11 +125,16 @@ class FakeServer:
                     "launch_s": 1e-4,
                     "wait_s": duration_s,
                     "apply_s": 1e-4,
+                    "host_s": 5e-4,
                 }
             )
 
     async def health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "warm", "ready": True, "warm": True})
+        is_warm = self.status == "warm"
+        return web.json_response(
+            {"status": self.status, "ready": is_warm, "warm": is_warm},
+            status=200 if is_warm else 503,
+        )
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "fake"}]})
@@ -136,6 +145,7 @@ class FakeServer:
             "bucket_strategy": "pow2",
             "block_tokens": 32,
             "max_num_seqs": self.num_slots,
+            "enable_overlap": self.enable_overlap,
         }
         stats = {
             "num_steps": len(self.steps),
@@ -147,11 +157,17 @@ class FakeServer:
             "prefix_hit_tokens": 0,
         }
         return web.json_response(
-            {"engine": engine, "stats": stats, "device": "fake", "jax": "0"}
+            {
+                "engine": engine,
+                "stats": stats,
+                "publish_s": {"p50": 2e-4, "p99": 1e-3},
+                "device": "fake",
+                "jax": "0",
+            }
         )
 
     async def step_log(self, request: web.Request) -> web.Response:
-        since = int(request.query["since"])
+        since = max(int(request.query["since"]), self.num_forgotten)
         return web.json_response({"steps": self.steps[since : since + 100]})
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
@@ -202,6 +218,7 @@ async def serve(arguments: list[str]) -> int:
     parser.add_argument("--policy", default="edf")
     parser.add_argument("--exit_status", type=int, default=0)
     parser.add_argument("--dies", action="store_true")
+    parser.add_argument("--fails", action="store_true")
     options, _ = parser.parse_known_args(arguments)
     if options.dies:
         print("no such model")
@@ -212,6 +229,9 @@ async def serve(arguments: list[str]) -> int:
         base_s=0.002, row_s=0.0001, token_s=0.0002, num_slots=32, chunk=512
     )
     server.policy = options.policy
+    if options.fails:
+        print("out of memory")
+        server.status = "failed"
     server.port = options.port  # type: ignore[attr-defined]
     async with server:
         await stop.wait()

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from jserve.server.formats import DONE_EVENT, AnswerFormat, ChunkWriter
 from jserve_sched.report import Failure
 from jserve_sched.slo import Slo
 from jserve_tools.clients import RequestFailedError, TokenTime
@@ -89,6 +90,17 @@ def test_streams_that_fail(chunks: list[bytes], message: str) -> None:
     assert caught.value.failure is Failure.ERROR
 
 
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_an_abort_as_the_server_writes_it_is_a_failure(is_chat: bool) -> None:
+    form = AnswerFormat(is_chat=is_chat, response_id="r", created_s=1, model="m")
+    writer = ChunkWriter(form, 0)
+    told = writer.event('says "finish_reason": "abort"', None, [7])
+    assert len(times(told, DONE_EVENT, is_chat=is_chat)) == 1
+    with pytest.raises(RequestFailedError, match="aborted") as caught:
+        times(told, writer.event("", "abort", []), DONE_EVENT, is_chat=is_chat)
+    assert caught.value.failure is Failure.ERROR
+
+
 def test_refusals_by_cause() -> None:
     long = b'{"error": {"message": "m", "code": "context_length_exceeded"}}'
     assert refusal(429, b"busy").failure is Failure.REJECTED
@@ -137,7 +149,7 @@ def test_against_a_server(fake_server) -> None:
             assert steps is not None
             assert [step.step_id for step in steps] == list(range(1, len(steps) + 1))
             assert (await client.facts())["device"] == "fake"
-            assert client.take_detokenise_s() is None
+            assert await client.take_detokenise_s() == 2e-4
             assert client.num_uneven_streams == 0
 
     asyncio.run(go())
@@ -149,6 +161,7 @@ def test_a_foreign_server_tells_little(fake_server) -> None:
         async with server, open_http_client(server.url, RequestForm()) as client:
             assert await client.stats() is None
             assert await client.steps(0) is None
+            assert await client.take_detokenise_s() is None
             facts = await client.facts()
             assert facts["served_model_name"] == "fake"
             assert "device" not in facts

@@ -1,12 +1,21 @@
 import asyncio
 import pathlib
 import sys
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from jserve.config import EngineConfig
+from jserve.events import Health, TokenEvent
 from jserve_tools.http_client import RequestForm
-from jserve_tools.targets import Servers, launched_server, server_at, wait_until_warm
+from jserve_tools.targets import (
+    Servers,
+    engine_in_process,
+    launched_server,
+    server_at,
+    wait_until_warm,
+)
 
 FORM = RequestForm()
 
@@ -47,6 +56,89 @@ def test_a_server_that_ends_badly_is_an_error(
         asyncio.run(go("--dies"))
     with pytest.raises(RuntimeError, match="ended with status 5, not 0"):
         asyncio.run(go("--exit_status=5"))
+
+
+def test_a_failed_engine_ends_the_wait_at_once(
+    fake_server_file: pathlib.Path, fake_server, tmp_path: pathlib.Path
+) -> None:
+    async def launched() -> None:
+        async with launch(fake_server_file, tmp_path / "log", "--fails"):
+            pass
+
+    async def running() -> None:
+        async with fake_server.FakeServer(status="failed") as server:
+            await wait_until_warm(server.url, timeout_s=20)
+
+    start_s = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"failed while .*; .*log ends: .*memory"):
+        asyncio.run(launched())
+    with pytest.raises(ConnectionError, match="failed while it started"):
+        asyncio.run(running())
+    assert time.monotonic() - start_s < 15
+
+
+def test_a_server_that_is_never_warm_shows_its_log(
+    fake_server_file: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    program = "import time; print('loading', flush=True); time.sleep(60)"
+
+    async def go() -> None:
+        async with launched_server(
+            EngineConfig(),
+            FORM,
+            log=tmp_path / "log",
+            start_timeout_s=1,
+            command=(sys.executable, "-c", program),
+        ):
+            pass
+
+    with pytest.raises(TimeoutError, match=r"not warm after 1 s .*log ends: loading"):
+        asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("health", "error", "message"),
+    [
+        (Health.FAILED, RuntimeError, "the engine failed while it started"),
+        (Health.READY, TimeoutError, "not warm after 5 s"),
+    ],
+)
+def test_an_engine_in_process_that_fails_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    health: Health,
+    error: type[Exception],
+    message: str,
+) -> None:
+    class ColdLoop:
+        stopped = False
+
+        def __init__(self) -> None:
+            self.health = health
+
+        def set_listener(self, publish: Callable[[Sequence[TokenEvent]], None]) -> None:
+            pass
+
+        def start(self) -> None:
+            pass
+
+        def wait_until(self, wanted: Health, timeout_s: float) -> bool:
+            return False
+
+        def stop(self) -> None:
+            self.stopped = True
+
+    loop = ColdLoop()
+    monkeypatch.setattr("jserve.build.build_loop", lambda config: loop)
+
+    async def go() -> None:
+        async with engine_in_process(
+            EngineConfig(), start_timeout_s=5, profiles_host=False
+        ):
+            pass
+
+    with pytest.raises(error, match=message):
+        asyncio.run(go())
+    assert loop.stopped
 
 
 def test_an_error_in_the_benchmark_stops_the_server(

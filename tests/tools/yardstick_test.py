@@ -3,7 +3,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from jserve_tools.http_client import RequestForm, open_http_client
+from jserve_tools.http_client import HttpClient, RequestForm, open_http_client
 from jserve_tools.replay import Flight
 from jserve_tools.workload import Workload
 from jserve_tools.workload_trace import TraceRow
@@ -85,6 +85,28 @@ def test_capacity_of_a_known_server(fake_server) -> None:
         assert not server.jobs  # what was cut off has left the server
 
     asyncio.run(go())
+
+
+def test_a_bug_under_load_is_not_taken_for_no_capacity(fake_server) -> None:
+    class Buggy(HttpClient):
+        async def send(self, request):
+            if request.request_id.endswith("-9"):
+                raise KeyError("mine")
+            async for token in super().send(request):
+                yield token
+
+    async def go() -> None:
+        async with (
+            fake_server.FakeServer() as server,
+            open_http_client(server.url, RequestForm()) as client,
+        ):
+            client.__class__ = Buggy
+            await measure_capacity(
+                client, Workload(rows=ROWS), 1, num_slots=2, duration_s=5
+            )
+
+    with pytest.raises(KeyError, match="mine"):
+        asyncio.run(go())
 
 
 def test_a_server_that_refuses_has_no_capacity(fake_server) -> None:

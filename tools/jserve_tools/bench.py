@@ -38,6 +38,7 @@ from jserve_tools.benchmark import (
 )
 from jserve_tools.documents import document, one_line, plain, write_whole
 from jserve_tools.http_client import APIS, RequestForm
+from jserve_tools.idle_flags import check_flags
 from jserve_tools.plots import draw
 from jserve_tools.tables import host_table, runs_table
 from jserve_tools.targets import Servers
@@ -56,6 +57,7 @@ from jserve_tools.workload_trace import (
 )
 
 _ENGINE = EngineConfig()
+_DEFAULT_ROWS = 200  # of a trace
 _read_engine_config = define_engine_flags(
     exclude=(
         "policy",
@@ -98,8 +100,8 @@ _TRACE = flags.DEFINE_string(
 _NUM_REQUESTS = flags.DEFINE_integer(
     "num_requests",
     0,
-    "Requests of a run: the first of the trace. 0 takes 200 of a trace, and 8 a "
-    "client in a closed loop.",
+    "Requests of a run: the first of the trace. 0 takes 200, or all of a shorter "
+    "trace, and 8 a client in a closed loop.",
     lower_bound=0,
 )
 _LENGTH_SCALE = flags.DEFINE_float(
@@ -166,7 +168,9 @@ _API_KEY_FILE = flags.DEFINE_string(
     "api_key_file", None, "File whose first line is sent as the API key."
 )
 _FIRST_PROMPT_TOKEN = flags.DEFINE_integer(
-    "first_prompt_token", FIRST_TOKEN_ID, "Least token id of a prompt."
+    "first_prompt_token",
+    FIRST_TOKEN_ID,
+    "Least token id of a prompt; this to last_prompt_token are in any vocabulary.",
 )
 _LAST_PROMPT_TOKEN = flags.DEFINE_integer(
     "last_prompt_token", LAST_TOKEN_ID, "Greatest token id of a prompt."
@@ -178,7 +182,10 @@ _START_TIMEOUT_S = flags.DEFINE_float(
     lower_bound=1.0,
 )
 _PROFILE_HOST = flags.DEFINE_bool(
-    "profile_host", False, "Break the median step down into its parts, in ms."
+    "profile_host",
+    False,
+    "Break the median step down into its parts, in ms. Engines of our own run without "
+    "overlap then: only so can the time of Python and that of XLA be told apart.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "out/bench", "Folder for report.json, report.png and servers' logs."
@@ -228,16 +235,15 @@ def _form() -> RequestForm:
 
 
 def _servers() -> Servers:
-    if _URL.value and (_LAUNCH.value or _POLICIES.present):
-        raise ValueError(
-            f"url={_URL.value} is a running server, with a policy of its own: "
-            "leave out launch and policies"
-        )
     # Off, lest one run finds another's prompts in the cache.
+    overrides: dict[str, Any] = {"enable_prefix_caching": False}
+    if _PROFILE_HOST.value:
+        overlap = flags.FLAGS["enable_overlap"]
+        if overlap.present and overlap.value:
+            raise ValueError("profile_host needs noenable_overlap: see its help")
+        overrides["enable_overlap"] = False
     configs = [
-        _read_engine_config(
-            policy=policy, bucket_strategy=strategy, enable_prefix_caching=False
-        )
+        _read_engine_config(policy=policy, bucket_strategy=strategy, **overrides)
         for strategy in _BUCKET_STRATEGIES.value
         for policy in _POLICIES.value
     ]
@@ -252,7 +258,9 @@ def _servers() -> Servers:
 
 
 def _replay(trace: pathlib.Path) -> tuple[Replay, list[TraceRow]]:
-    rows = read_trace(trace, num_requests=_NUM_REQUESTS.value or 200)
+    rows = read_trace(trace, num_requests=_NUM_REQUESTS.value)
+    if not _NUM_REQUESTS.value:
+        rows = rows[:_DEFAULT_ROWS]
     rows = scale_lengths(rows, _LENGTH_SCALE.value)
     given = [
         name
@@ -284,6 +292,12 @@ def _options() -> _Options:
       ValueError: for a value that is wrong, naming it and the limit.
       OSError: for a file that cannot be read.
     """
+    check_flags(
+        {name for name in flags.FLAGS if flags.FLAGS[name].present},
+        mode=_MODE.value,
+        url=_URL.value or "",
+        is_launched=_LAUNCH.value,
+    )
     servers = _servers()
     load: Replay | ClosedLoop
     classes: Sequence[ServiceClass] = (BEST_EFFORT,)

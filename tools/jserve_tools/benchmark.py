@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import tqdm
 
+from jserve.events import StepRecord
 from jserve_sched.report import distribution, summarise_run
 from jserve_tools.breakdown import break_down
 from jserve_tools.clients import Client, counters_between
@@ -116,7 +117,8 @@ class Benchmark:
           workload: which; a closed loop cycles through its rows.
           output: folder for the logs of servers.
           say: prints a line for people.
-          profiles_host: whether to break steps down into parts.
+          profiles_host: whether to break steps down into parts; against the
+            device too, where the engine runs without overlap.
         """
         self.findings = Findings()
         self._servers = servers
@@ -269,7 +271,7 @@ class Benchmark:
         labels |= {**rate, "seed": self._workload.seed}
         before = await client.stats()
         uneven_before = _num_uneven(client)
-        client.take_detokenise_s()
+        await client.take_detokenise_s()
         progress = tqdm.tqdm(
             total=num_requests,
             desc=str(labels.get("policy", "server")),
@@ -281,13 +283,17 @@ class Benchmark:
             flights = await go(lambda: _count_one(progress))
         after = await client.stats()
         steps = None
+        num_missing = 0
         if before is not None:
-            steps = await client.steps(int(before["num_steps"]))
+            first_id = int(before["num_steps"])
+            steps = await client.steps(first_id)
+            if steps is not None and after is not None:
+                num_missing = _num_missing(steps, first_id, int(after["num_steps"]))
         block_tokens = engine.get("block_tokens")
         outcomes = [flight.outcome() for flight in flights]
         summary = summarise_run(
             outcomes,
-            steps=steps,
+            steps=None if num_missing else steps,
             block_tokens=block_tokens,
             counters=counters_between(before, after),
             labels=labels,
@@ -295,8 +301,20 @@ class Benchmark:
         summary |= _client_health(flights)
         if (uneven := _num_uneven(client)) is not None:
             summary["num_uneven_streams"] = uneven - (uneven_before or 0)
+        if steps is not None and num_missing:
+            # The shares of the rest would be those of the end of the run alone.
+            summary["num_steps"] = len(steps) + num_missing
+            summary["num_steps_missing"] = num_missing
+            self._say(
+                f"the engine forgot {num_missing} of {summary['num_steps']} steps "
+                "before they were read: padding is not reported"
+            )
         if self._profiles_host and steps:
-            summary["host_profile"] = break_down(steps, client.take_detokenise_s())
+            summary["host_profile"] = break_down(
+                steps,
+                detokenise_s=await client.take_detokenise_s(),
+                has_overlap=engine.get("enable_overlap") is not False,
+            )
         summary["requests"] = outcome_rows(outcomes)
         self.findings.runs.append(
             PlottedRun(
@@ -310,6 +328,12 @@ class Benchmark:
 
 def _count_one(progress: "tqdm.tqdm[NoReturn]") -> None:
     progress.update()
+
+
+def _num_missing(steps: Sequence[StepRecord], first_id: int, end_id: int) -> int:
+    """Returns how many steps from `first_id` to before `end_id` were not read."""
+    known = sum(first_id <= step.step_id < end_id for step in steps)
+    return end_id - first_id - known
 
 
 def _num_uneven(client: Client) -> int | None:

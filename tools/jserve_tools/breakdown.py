@@ -1,8 +1,10 @@
-"""Where a step's time goes: host parts against the device, medians per step.
+"""Where a step's time goes: the host's work against XLA's, medians per step.
 
-The one idea: with overlap the host works while the device does, so the parts do
-not add up to the step. What is compared is Python's work (plan, transfer,
-launch, apply, detokenise) with the device's; waiting is neither.
+The one idea: XLA's time can be told only where the host does nothing meanwhile.
+Without overlap it is what the host spends on launching a step and waiting for it;
+everything else is Python's. With overlap the device works while the host plans the
+next step, so a step's wait is no more than a lower bound, and no device time is
+given.
 """
 
 import statistics
@@ -17,10 +19,15 @@ _PARTS: dict[str, Callable[[StepRecord], float]] = {
     "launch": lambda step: step.launch_s,
     "wait": lambda step: step.wait_s,
     "apply": lambda step: step.apply_s,
-    "device": lambda step: step.duration_s,
+    "bookkeeping": lambda step: (
+        step.host_s - step.plan_s - step.transfer_s - step.launch_s - step.apply_s
+    ),
 }
 _FEW_STEPS = 10  # fewer of a kind have no median worth telling
-_HOST_PARTS = ("plan", "transfer", "launch", "apply", "detokenise")
+
+
+def _median_ms(times_s: Sequence[float]) -> float:
+    return statistics.median(times_s) * 1e3
 
 
 def _kinds(steps: Sequence[StepRecord]) -> dict[str, list[StepRecord]]:
@@ -43,35 +50,42 @@ def _kinds(steps: Sequence[StepRecord]) -> dict[str, list[StepRecord]]:
 
 
 def break_down(
-    steps: Sequence[StepRecord], detokenise_s: Sequence[float] | None
+    steps: Sequence[StepRecord], *, detokenise_s: float | None, has_overlap: bool
 ) -> list[dict[str, Any]]:
     """Returns the median of each part for each kind of step, in milliseconds.
 
+    `host_ms` is the host's time but launching, bookkeeping and text included;
+    `device_ms`, launching and waiting, and `host_to_device`, their ratio, are
+    there only without overlap.
+
     Args:
       steps: a run's steps.
-      detokenise_s: time to turn each step's tokens into text, where it was taken;
-        over all steps, since only their number says what it costs.
+      detokenise_s: time to turn a step's tokens into text, where it was taken; over
+        all steps, since only their number says what it costs.
+      has_overlap: whether steps were planned while others ran.
     """
     if not steps:
         return []
     found = []
-    text_ms = statistics.median(detokenise_s) * 1e3 if detokenise_s else None
     for name, group in _kinds(steps).items():
         parts = {
-            part: statistics.median(map(read, group)) * 1e3
+            part: _median_ms([read(step) for step in group])
             for part, read in _PARTS.items()
         }
-        if text_ms is not None:
-            parts["detokenise"] = text_ms
-        host_ms = sum(parts.get(part, 0.0) for part in _HOST_PARTS)
-        found.append(
-            {
-                "steps": name,
-                "num_steps": len(group),
-                "median_ms": parts,
-                "host_ms": host_ms,
-                "device_ms": parts["device"],
-                "host_share": host_ms / max(host_ms + parts["device"], 1e-12),
-            }
-        )
+        host_ms = _median_ms([step.host_s - step.launch_s for step in group])
+        if detokenise_s is not None:
+            parts["detokenise"] = detokenise_s * 1e3
+            host_ms += parts["detokenise"]
+        entry: dict[str, Any] = {
+            "steps": name,
+            "num_steps": len(group),
+            "overlap": has_overlap,
+            "median_ms": parts,
+            "host_ms": host_ms,
+        }
+        if not has_overlap:
+            device_ms = _median_ms([step.launch_s + step.wait_s for step in group])
+            entry["device_ms"] = device_ms
+            entry["host_to_device"] = host_ms / max(device_ms, 1e-9)
+        found.append(entry)
     return found

@@ -55,8 +55,11 @@ class Client(Protocol):
         """Returns the steps numbered from `since`; None from a foreign server."""
         ...
 
-    def take_detokenise_s(self) -> list[float] | None:
-        """Returns and forgets the time each step's text took; None if not timed."""
+    async def take_detokenise_s(self) -> float | None:
+        """Returns the median time of a step's text; None if not timed.
+
+        Over the steps since the last call, or over the server's recent ones.
+        """
         ...
 
 

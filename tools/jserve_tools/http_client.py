@@ -23,6 +23,8 @@ from jserve_tools.workload import WorkloadRequest
 
 APIS = ("completions", "chat")
 _STEP_FIELDS = {field.name for field in dataclasses.fields(StepRecord)}
+# In JSON with and without blanks; within a text these quotes would be escaped.
+_ABORT_MARKS = (b'"finish_reason": "abort"', b'"finish_reason":"abort"')
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=600)
 
 
@@ -142,7 +144,7 @@ class EventStream:
             return bool(usage.get("choices")) and not self._is_chat
         if payload.startswith((b'{"error"', b'{ "error"')):
             raise RequestFailedError(Failure.ERROR, error_message(payload))
-        if b'"finish_reason":"abort"' in payload:
+        if any(mark in payload for mark in _ABORT_MARKS):
             raise RequestFailedError(Failure.ERROR, "the server aborted the request")
         if self._is_chat:
             choices = json.loads(payload).get("choices")
@@ -243,9 +245,13 @@ class HttpClient:
             ]
             since = steps[-1].step_id + 1
 
-    def take_detokenise_s(self) -> list[float] | None:
-        """Returns None: the server's text costs cannot be seen from outside."""
-        return None
+    async def take_detokenise_s(self) -> float | None:
+        """Returns the median the server tells of its recent steps, if it does."""
+        if self._info is None:
+            return None
+        info = await _get_json(self._session, f"{self._url}/jserve/info")
+        median_s = ((info or {}).get("publish_s") or {}).get("p50")
+        return None if median_s is None else float(median_s)
 
 
 async def _get_json(

@@ -5,9 +5,11 @@ and the tasks that wait are woken by a single call per step.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib.metadata
 import platform
+import statistics
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -93,8 +95,10 @@ class LoopClient:
         engine.set_listener(self._publish)
 
     def _publish(self, events: Sequence[TokenEvent]) -> None:
-        if not self._asyncio.is_closed():
-            now_s = self._engine.clock.now_s()
+        now_s = self._engine.clock.now_s()
+        # The loop may be closed at any moment from its own thread: then nobody is
+        # left to tell, and the engine's thread must live on.
+        with contextlib.suppress(RuntimeError):
             self._asyncio.call_soon_threadsafe(self._deliver, tuple(events), now_s)
 
     def _deliver(self, events: Sequence[TokenEvent], time_s: float) -> None:
@@ -196,9 +200,7 @@ class LoopClient:
         """Returns the steps numbered from `since`."""
         return self._engine.steps(since)
 
-    def take_detokenise_s(self) -> list[float] | None:
-        """Returns and forgets the time each step's text took; None if not timed."""
-        if self._detokeniser is None:
-            return None
+    async def take_detokenise_s(self) -> float | None:
+        """Returns the median time of a step's text since last asked, if timed."""
         taken, self._detokenise_s = self._detokenise_s, []
-        return taken
+        return statistics.median(taken) if taken else None

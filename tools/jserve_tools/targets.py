@@ -41,6 +41,7 @@ async def engine_in_process(
       profiles_host: whether tokens are turned into text, to time that.
 
     Raises:
+      RuntimeError: if it fails while it starts.
       TimeoutError: if it is not warm in time.
     """
     from jserve.build import build_loop  # loads JAX
@@ -51,6 +52,8 @@ async def engine_in_process(
     loop.start()
     try:
         if not await asyncio.to_thread(loop.wait_until, Health.WARM, start_timeout_s):
+            if loop.health is Health.FAILED:
+                raise RuntimeError("the engine failed while it started: see its log")
             raise TimeoutError(f"the engine is not warm after {start_timeout_s:g} s")
         yield client
     finally:
@@ -77,20 +80,24 @@ def _log_tail(log: pathlib.Path) -> str:
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> str:
-    """Returns "no", "ready" or "warm"; a server that tells no more is warm."""
+    """Returns "no", "ready", "warm" or "failed"; one that tells no more is warm."""
     try:
         async with session.get(f"{url}/health") as response:
             if response.status == 404:
                 return "warm"
-            if response.status != 200:
-                return "no"
+            is_ready = response.status == 200
             try:
                 body = await response.json(content_type=None)
             except ValueError:
-                return "warm"
+                body = None
     except (aiohttp.ClientError, OSError):
         return "no"
-    if isinstance(body, dict) and body.get("warm") is False:
+    body = body if isinstance(body, dict) else {}
+    if body.get("status") == Health.FAILED.value:
+        return "failed"
+    if not is_ready:
+        return "no"
+    if body.get("warm") is False:
         return "ready"
     return "warm"
 
@@ -107,7 +114,7 @@ async def wait_until_warm(
 
     Raises:
       TimeoutError: if it is not warm in time.
-      ConnectionError: if the process ended.
+      ConnectionError: if the process ended, or its engine failed.
     """
     end_s = asyncio.get_running_loop().time() + timeout_s
     async with aiohttp.ClientSession(
@@ -116,6 +123,8 @@ async def wait_until_warm(
         while (health := await _health(session, url)) != "warm":
             if process is not None and process.returncode is not None:
                 raise ConnectionError(f"the server ended with {process.returncode}")
+            if health == "failed":
+                raise ConnectionError(f"the engine of {url} failed while it started")
             if asyncio.get_running_loop().time() > end_s:
                 raise TimeoutError(
                     f"{url} is not warm after {timeout_s:g} s (ready: {health})"
@@ -153,7 +162,7 @@ async def launched_server(
       command: what to run; port and engine flags are added.
 
     Raises:
-      ConnectionError: if it ends before its time.
+      ConnectionError: if it ends before its time, or its engine fails.
       TimeoutError: if it is not warm in time, or does not stop.
       RuntimeError: if it ends with a status other than 0.
     """
@@ -181,6 +190,8 @@ async def launched_server(
             is_well = process.returncode is None
         except ConnectionError as error:
             raise ConnectionError(f"{error}; {_log_tail(log)}") from None
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {_log_tail(log)}") from None
     finally:
         status = await _stop(process)
     if not is_well or status != 0:

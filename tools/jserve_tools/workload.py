@@ -15,8 +15,11 @@ import numpy as np
 from jserve_sched.slo import ServiceClass, Slo
 from jserve_tools.workload_trace import TraceRow
 
-# Ids that are ordinary text in the byte tokenizer of the named models and in the
-# usual Hugging Face layouts, whose special tokens come first or last.
+# Ids that every vocabulary has, and that the usual layouts do not give to special
+# tokens: bytes in the byte tokenizer of the named models and in GPT-2's layout,
+# byte-fallback tokens in Llama 2's. As a text they mean nothing, nor need they: a
+# step takes as long whatever the ids. A vocabulary that keeps other special tokens
+# there needs other bounds.
 FIRST_TOKEN_ID = 4
 LAST_TOKEN_ID = 255
 

@@ -255,7 +255,9 @@ async def measure_capacity(
         _check_failures(flights, num_clients)
     finally:
         load.cancel()
-        await asyncio.gather(load, return_exceptions=True)
+        (ended,) = await asyncio.gather(load, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
     num_slices = max(4, int(window_s))
     slice_s = window_s / num_slices
     prompts, outputs = tokens_by_slice(flights, start_s, slice_s, num_slices)

@@ -132,7 +132,12 @@ def test_a_broken_request_line_and_a_client_that_leaves_midway(served):
         ({"stop": "a" * 257}, "stop", ["257", "1..256"]),
         ({"stop": [1]}, None, ["stop"]),
         ({"stop_token_ids": [320]}, "stop_token_ids", ["320", "0..319"]),
-        ({"stop_token_ids": [1] * 65}, "stop_token_ids", ["65", "64"]),
+        ({"stop_token_ids": [*range(7)]}, "stop_token_ids", ["7 ids", "9", "is 8"]),
+        (
+            {"stop_token_ids": [*range(9)], "ignore_eos": True},
+            "stop_token_ids",
+            ["9 ids", "is 8"],
+        ),
         ({"stream_options": {}}, "stream_options", ["stream=true"]),
         ({"stream": "yes"}, "stream", ["'yes'"]),
         ({"slo": "fast"}, "slo", ["'fast'"]),

@@ -1,9 +1,13 @@
 """What comes out of /v1/completions and /v1/chat/completions."""
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models
 
 from fake_server import FakeLoop, serve_fake
-from jserve.tokenizer import BYTE_CONTROL_TOKENS
+from jserve.config import ServerConfig
+from jserve.server.app import build_app
+from jserve.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer, load_tokenizer
 
 EOS = BYTE_CONTROL_TOKENS["<|eos|>"]
 
@@ -125,6 +129,118 @@ def test_eos_ends_an_output_without_showing():
         assert answer["choices"][0]["text"] == "hi"
         answer = served.complete(min_tokens=3, max_tokens=5).json()
         assert answer["choices"][0]["text"] == "hi!h"
+
+
+def test_a_request_stops_at_8_tokens_at_most_the_models_own_among_them(served):
+    own = load_tokenizer(None).eos_token_ids
+    assert len(own) == 2
+    asked = [*range(200, 206)]
+    assert served.complete(stop_token_ids=[*asked, *asked, *own]).status == 200
+    assert served.loop.seen[-1].stop_token_ids == {*asked, *own}
+    asked = [*range(200, 208)]
+    assert served.complete(stop_token_ids=asked, ignore_eos=True).status == 200
+    assert served.loop.seen[-1].stop_token_ids == {*asked}
+    assert served.complete(stop_token_ids=asked).status == 400
+
+
+def test_a_model_with_too_many_end_tokens_is_refused_at_once():
+    tokenizer = ByteTokenizer()
+    tokenizer.eos_token_ids = frozenset(range(9))
+    with pytest.raises(ValueError, match="9 end-of-sequence tokens; the limit is 8"):
+        build_app(FakeLoop(), tokenizer, ServerConfig())
+
+
+def test_a_prompt_of_token_ids_that_are_no_text(tmp_path):
+    words = [*(f"<0x{byte:02X}>" for byte in range(256)), "the"]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            vocab={word: index for index, word in enumerate(words)},
+            merges=[],
+            byte_fallback=True,
+        )
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    with serve_fake(FakeLoop(lambda request: [72, 128, 256]), tokenizer=loaded) as one:
+        answer = one.complete(prompt=[72, 128, 256, 72, 128, 256], max_tokens=6)
+        assert answer.status == 200
+        text = answer.json()["choices"][0]["text"]
+        assert text == "H\ufffdthe" * 2
+
+
+class FragileTokenizer(ByteTokenizer):
+    """Breaks at the letter x."""
+
+    def detokenizer(self, prompt_tokens):
+        whole = super().detokenizer(prompt_tokens)
+
+        class Fragile:
+            finish = whole.finish
+
+            def step(self, token):
+                if token == ord("x"):
+                    raise RuntimeError("this decoder broke")
+                return whole.step(token)
+
+        return Fragile()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_output_that_cannot_be_shown_costs_no_other_its_tokens(stream, caplog):
+    def script(request):
+        return b"abx" if len(request.prompt_tokens) == 1 else b"hello "
+
+    with serve_fake(FakeLoop(script), tokenizer=FragileTokenizer()) as served:
+        served.loop.running.clear()
+        with served.send(prompt="!", max_tokens=100, stream=stream) as broken:
+            assert served.loop.wait_live(1)
+            with served.send(max_tokens=20) as sound:
+                assert served.loop.wait_live(2)
+                served.loop.running.set()
+                end = b"[DONE]" if stream else b"server_error"
+                received = read_until(broken, end)
+                if stream:
+                    assert received.count(b'"text": ') == 2
+                else:
+                    assert received.startswith(b"HTTP/1.1 500")
+                assert b"the server failed on this request" in received
+                received = read_until(sound, b"[DONE]")
+                assert received.count(b'"text": ') == 20
+                assert b"error" not in received
+        assert served.loop.wait_idle()
+        (cancelled,) = served.loop.cancelled
+        assert cancelled == served.loop.seen[0].request_id
+        label = 'finished_reason="error",model_name="fake"'
+        metrics = served.get("/metrics").body.decode()
+        assert f"jserve:request_success_total{{{label}}} 1.0" in metrics
+    assert cancelled in caplog.text
+    assert "this decoder broke" in caplog.text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_one_broken_output_of_several_lets_the_others_end(stream):
+    def script(request):
+        return b"abx" if request.request_id.endswith("-1") else b"hello "
+
+    with serve_fake(FakeLoop(script), tokenizer=FragileTokenizer()) as served:
+        answer = served.complete(n=3, max_tokens=6, stream=stream)
+        if not stream:
+            assert answer.status == 500
+            return
+        chunks = answer.chunks()
+        assert sum("error" in one for one in chunks) == 1
+        indices = [one["choices"][0]["index"] for one in chunks if "choices" in one]
+        assert [indices.count(index) for index in range(3)] == [6, 2, 6]
+
+
+def read_until(sock, mark):
+    received = b""
+    while mark not in received:
+        part = sock.recv(65536)
+        assert part, received
+        received += part
+    return received
 
 
 def test_split_utf8_still_has_an_event_for_each_token():

@@ -13,6 +13,7 @@ from fake_server import FakeLoop, Served, serve_fake
 from jserve.config import EngineConfig, ServerConfig
 from jserve.events import Health
 from jserve.server.app import load_api_keys
+from jserve.server.serving import FAILED_STATUS
 
 TESTS = Path(__file__).parents[2]
 
@@ -193,12 +194,16 @@ from jserve.config import ServerConfig
 from jserve.server.app import build_app
 from jserve.server.serving import bind, serve, url_of
 from jserve.tokenizer import load_tokenizer
+def script(request):
+    if len(request.prompt_tokens) == 1 and len(request.output_tokens) == 2:
+        raise RuntimeError("the device has gone")
+    return b"hello "
 config = ServerConfig(port=0, drain_timeout_s=float(sys.argv[1]))
-loop = FakeLoop(step_s=0.02)
+loop = FakeLoop(script, step_s=0.02)
 app = build_app(loop, load_tokenizer(None), config)
 with bind(config) as listener:
     print(url_of(listener), flush=True)
-    serve(app, loop, config, listener)
+    sys.exit(serve(app, loop, config, listener))
 """
 
 
@@ -247,6 +252,15 @@ class Process:
         self.process.communicate()
 
 
+def read_until(sock, mark):
+    received = ""
+    while mark not in received:
+        part = sock.recv(65536).decode()
+        assert part, received
+        received += part
+    return received
+
+
 def read_all(sock):
     parts = []
     while part := sock.recv(65536):
@@ -278,6 +292,25 @@ def test_a_drain_is_bounded():
         assert '"finish_reason": "abort"' in received
         assert "[DONE]" in received
         assert one.end()[0] == 0
+        assert time.monotonic() - start_s < 4
+
+
+@pytest.mark.parametrize("script", ["SERVER", "STUCK_SERVER"])
+def test_a_failed_engine_ends_the_process_once_all_have_heard(script):
+    with (
+        Process(60.0, globals()[script]) as one,
+        one.client.send(max_tokens=500) as bystander,
+        one.client.send(prompt="!", max_tokens=500) as culprit,
+    ):
+        for sock in (bystander, culprit):
+            received = read_until(sock, "[DONE]")
+            assert "the device has gone" in received
+            assert '"type": "server_error"' in received
+        start_s = time.monotonic()
+        answer = one.client.get("/health")
+        assert (answer.status, answer.json()["status"]) == (503, "failed")
+        assert one.client.complete(max_tokens=1).status == 503
+        assert one.end()[0] == FAILED_STATUS != 0
         assert time.monotonic() - start_s < 4
 
 

@@ -1,0 +1,57 @@
+"""Refuses flags that would do nothing, so that nobody is misled by a result.
+
+The one idea: a flag that a mode does not read is a mistake about what is measured,
+and is said before anything is started.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterable
+
+from jserve.config import EngineConfig
+
+_REPLAY_FLAGS = (
+    *("trace", "length_scale", "load", "qps", "rate_scale"),
+    *("service_classes", "capacity_s", "capacity_slots"),
+)
+_CLOSED_FLAGS = ("clients", "prompt_tokens", "output_tokens")
+_CAPACITY_FLAGS = ("capacity_s", "capacity_slots")
+_HTTP_FLAGS = ("api", "extra_body", "api_key_file")
+_OWN_SERVER_FLAGS = (
+    *("launch", "policies", "bucket_strategies"),
+    *(field.name for field in dataclasses.fields(EngineConfig)),
+)
+
+
+def check_flags(
+    given: Collection[str], *, mode: str, url: str, is_launched: bool
+) -> None:
+    """Checks that every flag given on the command line is used.
+
+    Args:
+      given: names of those flags.
+      mode: "replay" or "closed".
+      url: of a running server; "" if there is none.
+      is_launched: whether servers are started as processes.
+
+    Raises:
+      ValueError: naming the flags and why they would do nothing.
+    """
+
+    def refuse(idle: Iterable[str], why: str) -> None:
+        # A set's names, but `seed`, which is both the engine's and the workload's.
+        found = [f"--{name}" for name in idle if name in given and name != "seed"]
+        if found:
+            raise ValueError(f"{why}: leave out {', '.join(found)}")
+
+    if url:
+        refuse(
+            _OWN_SERVER_FLAGS, f"url={url} is a running server with its own settings"
+        )
+    elif not is_launched:
+        refuse(_HTTP_FLAGS, "engines in this process take no HTTP requests")
+    if mode == "closed":
+        refuse(_REPLAY_FLAGS, "mode=closed replays no trace")
+        return
+    refuse(_CLOSED_FLAGS, "mode=replay has the lengths and times of a trace")
+    if "qps" in given or "rate_scale" in given:
+        refuse(_CAPACITY_FLAGS, "a rate in requests needs no capacity")
