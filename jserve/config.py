@@ -32,7 +32,9 @@ class EngineConfig:
       kv_cache_bytes: size of the KV pool, K and V together.
       enable_prefix_caching: whether requests share the KV of equal prefixes.
       max_queued_requests: most requests waiting; more are refused with 429.
-      enable_overlap: whether a step is planned while the last one runs.
+      enable_overlap: whether a step is planned while the last one runs. For
+        accelerators: on CPU the host's work then competes with the step for the
+        same cores, and a tenth of the throughput is lost.
       compile_cache_dir: where compiled programs and step times persist; "" for
         nowhere.
       capture_logits: whether each step also returns its logits; for tests.
@@ -52,7 +54,7 @@ class EngineConfig:
     kv_cache_bytes: int = 512 * 2**20
     enable_prefix_caching: bool = True
     max_queued_requests: int = 1024
-    enable_overlap: bool = True
+    enable_overlap: bool = False
     compile_cache_dir: str = "~/.cache/jserve"
     capture_logits: bool = False
 

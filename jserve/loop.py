@@ -1,7 +1,7 @@
 """EngineLoop: clock, scheduler and engine, one step a turn, in a thread of its own.
 
-The one idea: two plans may be in flight. While the device runs step n, the host
-plans and launches step n + 1, and only then waits for n. One turn:
+The one idea: with `enable_overlap` two plans may be in flight. While the device runs
+step n, the host plans and launches step n + 1, and only then waits for n. One turn:
 
     take submits and cancels -> plan -> dispatch -> launch -> wait for the step
     before -> apply -> tell the listener once, with all tokens of that step

@@ -164,5 +164,6 @@ def small_config(**fields: object) -> EngineConfig:
         "max_model_len": MAX_MODEL_LEN,
         "kv_cache_bytes": 64 * 2**20,
         "compile_cache_dir": "",
+        "enable_overlap": True,  # the harder case
     }
     return EngineConfig(**{**defaults, **fields})  # type: ignore[arg-type]
