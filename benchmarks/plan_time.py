@@ -22,10 +22,10 @@ from jserve_sched.buckets import PowersOfTwo
 from jserve_sched.ledger import KvLedger
 from jserve_sched.plan import StepResult
 from jserve_sched.policies import POLICIES, make_policy
-from jserve_sched.predictor import TablePredictor
 from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import Slo
+from jserve_sched.table_predictor import TablePredictor
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_PLANS = flags.DEFINE_integer(
@@ -74,7 +74,7 @@ def crowded_scheduler(policy: str, num_plans: int) -> Scheduler:
     submit(_NUM_RUNNING, _RUNNING_TOKENS)
     while (plan := scheduler.plan(0.0)) and len(plan.decodes) < _NUM_RUNNING:
         scheduler.dispatch(plan, 0.0)
-        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled))
+        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01))
     submit(_NUM_WAITING, _WAITING_TOKENS)
     return scheduler
 
@@ -93,7 +93,7 @@ def time_plans(policy: str, num_plans: int) -> dict[str, float]:
         plan_s.append(planned_s - start_s)
         assert len(plan.decodes) == _NUM_RUNNING
         assert scheduler.num_waiting == _NUM_WAITING
-        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled))
+        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01))
     return {
         "plan_p50_ms": 1e3 * statistics.median(plan_s),
         "plan_p99_ms": 1e3 * float(np.quantile(plan_s, 0.99)),

@@ -23,8 +23,8 @@ from jserve_sched.buckets import (
 )
 from jserve_sched.ledger import KvLedger
 from jserve_sched.policies import make_policy
-from jserve_sched.predictor import TablePredictor
 from jserve_sched.scheduler import Scheduler
+from jserve_sched.table_predictor import TablePredictor
 
 _LOG = logging.getLogger("jserve")
 

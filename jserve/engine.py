@@ -19,6 +19,7 @@ from jserve.programs import DeviceState, Programs
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import kv_shapes, new_kv
 from jserve_sched.buckets import Bucket, BucketTable
+from jserve_sched.features import uniform_features
 from jserve_sched.plan import StepPlan
 from jserve_sched.predictor import StepSample
 
@@ -130,13 +131,13 @@ class Engine:
                     contexts.append((1, long))
                 for decode_pages, block_pages in contexts:
                     duration_s = self._run_padded(bucket, decode_pages, block_pages)
-                    yield StepSample(
-                        num_rows=bucket.num_rows,
-                        num_blocks=bucket.num_blocks,
+                    row = uniform_features(
+                        bucket,
                         decode_pages=decode_pages,
-                        block_pages=block_pages if bucket.num_blocks else 0,
-                        duration_s=duration_s,
+                        block_pages=block_pages,
+                        page_size=self.page_size,
                     )
+                    yield StepSample(row, duration_s)
 
     def _run_padded(self, bucket: Bucket, decode_pages: int, block_pages: int) -> float:
         """Runs a program on made-up rows of so many pages; returns its seconds."""

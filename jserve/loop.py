@@ -30,8 +30,7 @@ from jserve.events import (
 from jserve.step_log import StepLog
 from jserve_sched import features
 from jserve_sched.clock import Clock, WallClock
-from jserve_sched.plan import StepPlan, StepResult
-from jserve_sched.predictor import StepSample
+from jserve_sched.plan import StepResult
 from jserve_sched.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
 
@@ -304,7 +303,9 @@ class EngineLoop:
         end_s = self.clock.now_s()
         waited_s = time.perf_counter()
         duration_s = end_s - max(step.pending.launched_s, last_end_s)
-        self._tell(self._scheduler.apply(StepResult(tokens=tokens)))
+        self._tell(
+            self._scheduler.apply(StepResult(tokens=tokens, duration_s=duration_s))
+        )
         applied_s = time.perf_counter()
         self._record(
             step,
@@ -350,29 +351,28 @@ class EngineLoop:
         wait_s: float,
         apply_s: float,
     ) -> None:
-        """Puts a step on record, and lets the predictor learn from it."""
+        """Puts a step on record."""
         start_s = time.perf_counter()
-        plan, predictor = step.pending.plan, self._scheduler.predictor
-        sample = step_sample(plan, self._engine.page_size, duration_s)
+        plan = step.pending.plan
         used_rows, used_blocks = len(plan.decodes), plan.num_blocks
-        pages = (sample.decode_pages, sample.block_pages)
-        shapes = ((sample.num_rows, sample.num_blocks), (used_rows, used_blocks))
-        matrix = np.array([(*shape, *pages) for shape in shapes], np.float64)
-        bucket_s, used_s = predictor.predict(matrix).tolist()
-        predictor.update(sample)
+        bare = features.without_padding(
+            plan.features, used_rows=used_rows, used_blocks=used_blocks
+        )
+        matrix = np.stack((plan.features, bare))
+        bucket_s, used_s = self._scheduler.predictor.predict(matrix).tolist()
         transfer_s, launch_s = step.pending.transfer_s, step.pending.launch_s
         record_s = time.perf_counter() - start_s
         self._log.append(
             StepRecord(
                 step_id=plan.step_id,
                 end_s=end_s,
-                num_rows=sample.num_rows,
-                num_blocks=sample.num_blocks,
+                num_rows=plan.bucket.num_rows,
+                num_blocks=plan.bucket.num_blocks,
                 used_rows=used_rows,
                 used_blocks=used_blocks,
                 prefill_tokens=plan.num_tokens - used_rows,
-                decode_pages=sample.decode_pages,
-                block_pages=sample.block_pages,
+                decode_pages=int(plan.features[features.DECODE_PAGES]),
+                block_pages=int(plan.features[features.BLOCK_PAGES]),
                 num_waiting=step.num_waiting,
                 ended_by=plan.ended_by.value,
                 predicted_s=plan.predicted_s,
@@ -388,14 +388,3 @@ class EngineLoop:
             )
         )
         self._num_steps += 1
-
-
-def step_sample(plan: StepPlan, page_size: int, duration_s: float) -> StepSample:
-    """Returns what the predictor learns from one step."""
-    return StepSample(
-        num_rows=plan.bucket.num_rows,
-        num_blocks=plan.bucket.num_blocks,
-        decode_pages=features.longest_pages(plan.decodes, page_size),
-        block_pages=features.longest_pages(plan.chunks, page_size),
-        duration_s=duration_s,
-    )

@@ -122,7 +122,7 @@ class EngineDriver:
             tokens = pending.wait()
             if self.captures:
                 self._capture(pending)
-            self.scheduler.apply(StepResult(tokens=tokens))
+            self.scheduler.apply(StepResult(tokens=tokens, duration_s=0.01))
         self.scheduler.check_integrity()
 
     def _capture(self, pending: PendingStep) -> None:

@@ -12,10 +12,10 @@ from jserve_sched.clock import ManualClock
 from jserve_sched.ledger import KvLedger
 from jserve_sched.plan import StepPlan, StepResult
 from jserve_sched.policies import make_policy
-from jserve_sched.predictor import TablePredictor
 from jserve_sched.request import Request, SamplingParams
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import Slo
+from jserve_sched.table_predictor import TablePredictor
 
 VOCAB = 97
 STEP_S = 0.01
@@ -135,7 +135,7 @@ class PagedRunner:
                 token = fake_next_token(context)
                 self._slot_tokens[request.slot] = token
                 tokens.append(token)
-        return StepResult(tokens=tuple(tokens))
+        return StepResult(tokens=tuple(tokens), duration_s=STEP_S)
 
 
 @dataclasses.dataclass

@@ -48,11 +48,11 @@ class BucketTable:
     block_tokens: int = DEFAULT_BLOCK_TOKENS
 
     def __post_init__(self) -> None:
-        for name, least in (("row_edges", 1), ("block_edges", 0)):
+        for name in ("row_edges", "block_edges"):
             edges = getattr(self, name)
-            if not edges or list(edges) != sorted(set(edges)) or edges[0] < least:
+            if not edges or list(edges) != sorted(set(edges)) or edges[0] < 0:
                 raise ValueError(
-                    f"{name} must ascend without repeats from {least}, got {edges}"
+                    f"{name} must ascend without repeats from 0, got {edges}"
                 )
         if self.block_edges[0] != 0 or len(self.block_edges) < 2:
             raise ValueError(
@@ -200,6 +200,8 @@ class Explicit:
         table = BucketTable(
             tuple(self.row_edges), tuple(self.block_edges), block_tokens
         )
+        if table.row_edges[0] < 1:
+            raise ValueError(f"row_edges must begin at 1 or more: {table.row_edges}")
         if table.max_rows != max_num_seqs:
             raise ValueError(
                 f"the largest row edge {table.max_rows} is not "
@@ -212,6 +214,23 @@ class Explicit:
                 f"max_num_batched_tokens={max_num_batched_tokens} allows"
             )
         return table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continuous:
+    """No padding at all: every count is an edge and a block is one token.
+
+    No engine compiles so many programs; the simulator compares with it, as the
+    papers' engines have no static shapes.
+    """
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns all counts up to the limits; `block_tokens` is not heeded."""
+        del block_tokens
+        blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, 1)
+        return BucketTable(tuple(range(max_num_seqs + 1)), tuple(range(blocks + 1)), 1)
 
 
 STRATEGIES: dict[str, BucketStrategy] = {"pow2": PowersOfTwo()}

@@ -14,7 +14,7 @@ Pages, from the point of view of one plan:
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from jserve_sched import features, predictor
+from jserve_sched import features
 from jserve_sched.plan import PlanEnd, Row, StepPlan
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
@@ -27,16 +27,19 @@ class PlanBuilder:
 
     Attributes:
       ended_by: why the last prefill was cut short or refused; NO_WORK so far.
+      used_blocks: prefill blocks that hold a token so far.
     """
 
     def __init__(self, view: SchedulerView):
         self._view = view
+        self._limit_blocks: int | None = None
+        self._limit_end = PlanEnd.TOKEN_LIMIT
         self._page_size = view.ledger.page_size
         self._decodes: list[Row] = []
         self._chunks: list[Row] = []
         self._preempted: list[Request] = []
         self._placed: set[str] = set()
-        self._used_blocks = 0
+        self.used_blocks = 0
         self._num_admitted = 0
         self._is_closed = False
         self._free = view.ledger.num_available
@@ -58,7 +61,18 @@ class PlanBuilder:
         rows = view.buckets.fit(len(self._decodes), 0).num_rows
         tokens = view.max_num_batched_tokens - rows
         blocks = min(tokens // view.buckets.block_tokens, view.buckets.max_blocks)
-        return view.buckets.largest_block_edge(max(blocks, 0))
+        edge = view.buckets.largest_block_edge(max(blocks, 0))
+        return edge if self._limit_blocks is None else min(edge, self._limit_blocks)
+
+    def limit_blocks(self, num_blocks: int, end: PlanEnd) -> None:
+        """Lets the step have no more prefill blocks than the policy wants.
+
+        Args:
+          num_blocks: counts those placed already.
+          end: what the plan gives as its reason if blocks are left over for it.
+        """
+        self._limit_blocks = num_blocks
+        self._limit_end = end
 
     def _preempt_for(self, num_pages: int, victims: Iterable[Request]) -> bool:
         """Takes pages back from `victims`, in order, until `num_pages` are free."""
@@ -115,15 +129,21 @@ class PlanBuilder:
         is_waiting = request.state is RequestState.WAITING
         if request.request_id in self._placed or (is_waiting and self._is_closed):
             return True
-        room = self._max_blocks() - self._used_blocks
+        room = self._max_blocks() - self.used_blocks
         if room <= 0:
-            is_full = self._used_blocks == self._view.buckets.max_blocks
-            self.ended_by = PlanEnd.FULL if is_full else PlanEnd.TOKEN_LIMIT
+            self.ended_by = self._why_no_room()
             return False
         if not is_waiting:
             return self._continue(request, room, victims)
         self._is_closed = not self._admit(request, room)
         return True
+
+    def _why_no_room(self) -> PlanEnd:
+        if self.used_blocks == self._view.buckets.max_blocks:
+            return PlanEnd.FULL
+        limit = self._limit_blocks
+        is_policy = limit is not None and self.used_blocks >= limit
+        return self._limit_end if is_policy else PlanEnd.TOKEN_LIMIT
 
     def _continue(
         self, request: Request, room: int, victims: Iterable[Request]
@@ -177,7 +197,7 @@ class PlanBuilder:
 
     def _place_chunk(self, request: Request, start: int, num_tokens: int) -> None:
         self._placed.add(request.request_id)
-        self._used_blocks += -(-num_tokens // self._view.buckets.block_tokens)
+        self.used_blocks += -(-num_tokens // self._view.buckets.block_tokens)
         is_last = start + num_tokens == request.num_projected
         self._chunks.append(Row(request, start, num_tokens, samples=is_last))
 
@@ -186,20 +206,15 @@ class PlanBuilder:
         if not self._decodes and not self._chunks:
             return None
         view = self._view
-        bucket = view.buckets.fit(len(self._decodes), self._used_blocks)
-        if bucket.num_blocks == self._used_blocks and self._used_blocks:
+        bucket = view.buckets.fit(len(self._decodes), self.used_blocks)
+        if bucket.num_blocks == self.used_blocks and self.used_blocks:
             self.ended_by = PlanEnd.FULL
         elif self.ended_by is PlanEnd.NO_WORK and len(view.waiting) > len(
             view.admissible
         ):
             self.ended_by = PlanEnd.ROWS
-        page_size = view.ledger.page_size
-        predicted_s = predictor.predict_step_s(
-            view.predictor,
-            bucket.num_rows,
-            bucket.num_blocks,
-            features.longest_pages(self._decodes, page_size),
-            features.longest_pages(self._chunks, page_size),
+        row = features.step_features(
+            self._decodes, self._chunks, bucket, self._page_size
         )
         return StepPlan(
             step_id=view.step_id,
@@ -207,7 +222,8 @@ class PlanBuilder:
             decodes=tuple(self._decodes),
             chunks=tuple(self._chunks),
             preempted=tuple(self._preempted),
-            predicted_s=predicted_s,
+            predicted_s=float(view.predictor.predict(row[None])[0]),
+            features=row,
             ended_by=self.ended_by,
         )
 

@@ -1,26 +1,138 @@
 """What a step's duration depends on, as a row of numbers.
 
-`N` is the number of steps described at once.
+The first seven columns are SlidingServe's x1 to x7 (arXiv 2606.05933, Table 1), of
+the tokens that are real: a row i computes `c_i` tokens after `u_i` cached ones. A row
+counts as a decode where it runs as one; that is Eq. 2's `c_i <= 1`, but for a
+one-token prompt, which takes a block. The last four are what static shapes add: the
+compiled rows and blocks, padding included, and the KV pages of the longest row of
+each kind, since all rows of a kind loop to the longest.
+
+`N` is the number of steps described at once, `F` is `NUM_FEATURES`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 
+from jserve_sched.buckets import Bucket
 from jserve_sched.plan import Row
 
-# The columns of a feature matrix [N, 4], float64: decode rows computed, B; prefill
-# blocks computed, NB; KV pages of the longest decode row, and of the longest block,
-# since all rows of a kind loop to the longest.
+# Columns of a feature matrix [N, F], float64.
+PREFILL_WORK = 0  # x1: sum over chunks of c (u + c)
+CHUNK_SQUARES = 1  # x2: sum over chunks of c^2
+CACHED_TOKENS = 2  # x3: sum over all rows of u
+NUM_DECODES = 3  # x4: decodes
+DECODE_CONTEXT = 4  # x5: sum over decodes of u
+PREFILL_TOKENS = 5  # x6: sum over chunks of c
+LARGEST_CHUNK = 6  # x7: largest c of a chunk
+NUM_ROWS = 7  # decode rows compiled, B
+NUM_BLOCKS = 8  # prefill blocks compiled, NB
+DECODE_PAGES = 9  # KV pages of the longest decode
+BLOCK_PAGES = 10  # KV pages of the longest chunk
+NUM_FEATURES = 11
+PAPER_FEATURES = slice(0, 7)
 
-
-def longest_pages(rows: Iterable[Row], page_size: int) -> int:
-    """Returns the KV pages of the row that ends furthest; 0 for no row."""
-    return -(-max((row.stop for row in rows), default=0) // page_size)
+# Scenarios of a batch (SlidingServe Eq. 3).
+PURE_DECODE, PURE_PREFILL, MIXED = range(3)
+SCENARIOS = ("decode", "prefill", "mixed")
 
 
 def step_features(
-    num_rows: float, num_blocks: float, decode_pages: float, block_pages: float
+    decodes: Sequence[Row], chunks: Sequence[Row], bucket: Bucket, page_size: int
 ) -> np.ndarray:
-    """Returns one step's features, `[1, 4]`."""
-    return np.array([[num_rows, num_blocks, decode_pages, block_pages]], np.float64)
+    """Returns the features of one step, `[F]`.
+
+    Args:
+      decodes: its rows of one token.
+      chunks: its prefill rows.
+      bucket: the shape it runs in.
+      page_size: tokens in one KV page.
+    """
+    context = longest_decode = 0
+    for row in decodes:
+        start = row.start
+        context += start
+        if start >= longest_decode:
+            longest_decode = start + 1
+    work = squares = cached = tokens = largest = longest_chunk = 0
+    for row in chunks:
+        start, count = row.start, row.num_tokens
+        stop = start + count
+        work += count * stop
+        squares += count * count
+        cached += start
+        tokens += count
+        largest = max(largest, count)
+        longest_chunk = max(longest_chunk, stop)
+    return np.array(
+        (
+            work,
+            squares,
+            cached + context,
+            len(decodes),
+            context,
+            tokens,
+            largest,
+            bucket.num_rows,
+            bucket.num_blocks,
+            -(-longest_decode // page_size),
+            -(-longest_chunk // page_size),
+        ),
+        np.float64,
+    )
+
+
+def uniform_features(
+    bucket: Bucket, *, decode_pages: int, block_pages: int, page_size: int
+) -> np.ndarray:
+    """Returns the features of a step of equal rows, `[F]`.
+
+    Args:
+      bucket: the shape; every row and block of it is used, each block by a sequence
+        of its own.
+      decode_pages: pages every decode ends on; 0 leaves its rows empty.
+      block_pages: pages every block ends on; 0 leaves the blocks empty.
+      page_size: tokens in one KV page.
+    """
+    decodes = chunks = 0
+    context = cached = 0
+    size = bucket.block_tokens
+    if decode_pages:
+        decodes = bucket.num_rows
+        context = decodes * (decode_pages * page_size - 1)
+    if block_pages and bucket.num_blocks:
+        chunks = bucket.num_blocks
+        cached = chunks * (block_pages * page_size - size)
+    return np.array(
+        (
+            chunks * size * block_pages * page_size,
+            chunks * size * size,
+            cached + context,
+            decodes,
+            context,
+            chunks * size,
+            size if chunks else 0,
+            bucket.num_rows,
+            bucket.num_blocks,
+            decode_pages if decodes else 0,
+            block_pages if chunks else 0,
+        ),
+        np.float64,
+    )
+
+
+def without_padding(row: np.ndarray, *, used_rows: int, used_blocks: int) -> np.ndarray:
+    """Returns the features `[F]` of the same step in a bucket that just holds it."""
+    bare = row.copy()
+    bare[NUM_ROWS] = used_rows
+    bare[NUM_BLOCKS] = used_blocks
+    return bare
+
+
+def scenarios(matrix: np.ndarray) -> np.ndarray:
+    """Returns the scenario of each step, `[N]` int, for features `[N, F]`."""
+    return np.where(
+        matrix[:, PREFILL_TOKENS] <= 0,
+        PURE_DECODE,
+        np.where(matrix[:, NUM_DECODES] <= 0, PURE_PREFILL, MIXED),
+    )

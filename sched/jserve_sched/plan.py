@@ -4,6 +4,8 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+import numpy as np
+
 from jserve_sched.buckets import Bucket
 from jserve_sched.request import Request
 
@@ -16,6 +18,7 @@ class PlanEnd(enum.Enum):
     ROWS = "rows"  # all slots are taken, so nothing more may be admitted
     PAGES = "pages"  # the KV pool cannot hold one block more
     TOKEN_LIMIT = "token_limit"  # the step's token limit
+    TIME_LIMIT = "time_limit"  # the policy gives the step no more time
 
 
 class Row(NamedTuple):
@@ -52,6 +55,7 @@ class StepPlan:
         order, at most `bucket.num_blocks` in all.
       preempted: running requests whose pages are taken back first.
       predicted_s: predicted duration, seconds.
+      features: `[F]`, what its duration depends on; see `features`.
       ended_by: why no further block was added.
     """
 
@@ -61,6 +65,7 @@ class StepPlan:
     chunks: tuple[Row, ...]
     preempted: tuple[Request, ...]
     predicted_s: float
+    features: np.ndarray = dataclasses.field(compare=False)
     ended_by: PlanEnd
 
     @property
@@ -87,6 +92,8 @@ class StepResult:
     Attributes:
       tokens: the sampled token of each `samples` row, decodes first, then chunks,
         in plan order.
+      duration_s: how long it took, seconds.
     """
 
     tokens: tuple[int, ...]
+    duration_s: float

@@ -1,41 +1,22 @@
 """Batch-latency prediction: how long will this step take?
 
-The one idea of the `table` predictor: step time is a staircase over compiled
-shapes, and within a shape it grows with the pages of the longest context, since
-padded rows loop to the longest. So there is a cell per (B, NB) and per power-of-two
-bin of those two page counts; cells start from a short timed pass, follow real
-steps, and are made monotone, since more work never takes less time.
-
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
 
-import dataclasses
-import math
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jserve_sched import features
-from jserve_sched.buckets import BucketTable
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class StepSample:
+class StepSample(NamedTuple):
     """One measured step.
 
     Attributes:
-      num_rows: decode rows computed, B.
-      num_blocks: prefill blocks computed, NB.
-      decode_pages: KV pages of the longest decode row.
-      block_pages: KV pages of the longest prefill block.
-      duration_s: measured duration, seconds.
+      features: `[F]`, what it computed; see `features`.
+      duration_s: how long it took, seconds.
     """
 
-    num_rows: int
-    num_blocks: int
-    decode_pages: int
-    block_pages: int
+    features: np.ndarray
     duration_s: float
 
 
@@ -49,211 +30,3 @@ class Predictor(Protocol):
     def update(self, sample: StepSample) -> None:
         """Learns from one measured step."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prior:
-    """Time of each shape, linear in pages; each array is `[B edges, NB edges]`."""
-
-    base_s: np.ndarray
-    per_decode_page_s: np.ndarray
-    per_block_page_s: np.ndarray
-
-
-_GUESS_STEP_S = 1e-3
-_GUESS_TOKEN_S = 2e-5
-_GUESS_PAGE_S = 1e-6
-_REBUILD_EVERY = 32  # updates between two clean-ups of the grid
-_MAX_WEIGHT = 32  # a cell forgets samples older than about this many
-
-
-class TablePredictor:
-    """Medians per shape and context bin, interpolated and monotone.
-
-    Rows and blocks between two edges, and pages between two bins, are
-    interpolated linearly, so the time of a step *without* its padding can be asked
-    as well.
-    """
-
-    def __init__(self, table: BucketTable, *, max_pages_per_row: int):
-        self._table = table
-        bins = [0, 1]
-        while bins[-1] < max_pages_per_row:
-            bins.append(bins[-1] * 2)
-        self._axes = (
-            np.array((0, *table.row_edges), np.float64),
-            np.array(table.block_edges, np.float64),
-            np.array(bins, np.float64),
-            np.array(bins, np.float64),
-        )
-        rows, blocks = self._axes[0][:, None], self._axes[1][None, :]
-        tokens = rows + blocks * table.block_tokens
-        self._prior = _Prior(
-            _GUESS_STEP_S + _GUESS_TOKEN_S * tokens,
-            _GUESS_PAGE_S * np.broadcast_to(rows, tokens.shape),
-            _GUESS_PAGE_S * table.block_tokens * np.broadcast_to(blocks, tokens.shape),
-        )
-        shape = tuple(len(axis) for axis in self._axes)
-        self._log_ratio = np.zeros(shape)  # log(measured / prior), running mean
-        self._weight = np.zeros(shape)  # samples behind it
-        self._strides = [math.prod(shape[dim + 1 :]) for dim in range(4)]
-        self._num_updates = 0
-        self._rebuild()
-
-    def fit(self, samples: Iterable[StepSample]) -> None:
-        """Takes the timed pass: medians per shape at three contexts.
-
-        Each shape needs a sample with short contexts; samples with a long decode
-        context, or a long block context, give the cost of a page. Shapes without
-        samples keep their neighbours' cost by monotonicity.
-        """
-        groups: dict[tuple[int, int], list[StepSample]] = {}
-        for sample in samples:
-            groups.setdefault((sample.num_rows, sample.num_blocks), []).append(sample)
-        if not groups:
-            return
-        base = self._prior.base_s.copy()
-        decode = self._prior.per_decode_page_s.copy()
-        block = self._prior.per_block_page_s.copy()
-        for (num_rows, num_blocks), group in groups.items():
-            i = int(np.searchsorted(self._axes[0], num_rows))
-            j = int(np.searchsorted(self._axes[1], num_blocks))
-            base[i, j], decode[i, j], block[i, j] = _fit_pages(group)
-        base[0] = base[1]  # no decode row is padded to the smallest edge
-        decode[0] = 0.0
-        block[0] = block[1]
-        self._prior = _Prior(base, decode, block)
-        self._log_ratio[:] = 0.0
-        self._weight[:] = 0.0
-        self._rebuild()
-
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` in seconds for features `[N, 4]`.
-
-        Source: linear interpolation in four dimensions over the cells; beyond the
-        last edge the last cell holds.
-        """
-        # The 16 corners of each step's cell, as one axis of length 2 a dimension.
-        where: np.ndarray | int = 0
-        weight: np.ndarray | float = 1.0
-        for dim, axis in enumerate(self._axes):
-            values = np.minimum(np.maximum(matrix[:, dim], 0.0), axis[-1])
-            low = np.minimum(axis.searchsorted(values, "right") - 1, len(axis) - 2)
-            share = (values - axis[low]) / (axis[low + 1] - axis[low])
-            shape = [len(matrix), 1, 1, 1, 1]
-            shape[dim + 1] = 2
-            corner = np.stack((low, low + 1), axis=1).reshape(shape)
-            where = where + corner * self._strides[dim]
-            weight = weight * np.stack((1.0 - share, share), axis=1).reshape(shape)
-        total: np.ndarray = (self._grid_s.reshape(-1)[where] * weight).sum((1, 2, 3, 4))
-        return total
-
-    def update(self, sample: StepSample) -> None:
-        """Moves the sample's cell towards it; the grid follows in batches."""
-        if sample.duration_s <= 0:
-            return
-        cell = (
-            int(np.searchsorted(self._axes[0], sample.num_rows)),
-            int(np.searchsorted(self._axes[1], sample.num_blocks)),
-            self._bin(2, sample.decode_pages),
-            self._bin(3, sample.block_pages),
-        )
-        prior_s = (
-            self._prior.base_s[cell[:2]]
-            + self._prior.per_decode_page_s[cell[:2]] * max(sample.decode_pages - 1, 0)
-            + self._prior.per_block_page_s[cell[:2]] * max(sample.block_pages - 1, 0)
-        )
-        error = math.log(sample.duration_s / prior_s) - self._log_ratio[cell]
-        weight = min(self._weight[cell] + 1, _MAX_WEIGHT)
-        # A slow outlier (another process, a page fault) moves the cell a little.
-        self._log_ratio[cell] += np.clip(error, -0.5, 0.5) / weight
-        self._weight[cell] = weight
-        self._num_updates += 1
-        if self._num_updates % _REBUILD_EVERY == 0:
-            self._rebuild()
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the timed pass, for a later start on the same device."""
-        return {
-            "buckets": self._table.to_json(),
-            "base_s": self._prior.base_s.tolist(),
-            "per_decode_page_s": self._prior.per_decode_page_s.tolist(),
-            "per_block_page_s": self._prior.per_block_page_s.tolist(),
-        }
-
-    def load_json(self, data: dict[str, Any]) -> bool:
-        """Takes back what `to_json` gave; tells whether it is for this table."""
-        if data.get("buckets") != self._table.to_json():
-            return False
-        prior = _Prior(
-            np.asarray(data["base_s"], np.float64),
-            np.asarray(data["per_decode_page_s"], np.float64),
-            np.asarray(data["per_block_page_s"], np.float64),
-        )
-        if prior.base_s.shape != self._prior.base_s.shape:
-            return False
-        self._prior = prior
-        self._rebuild()
-        return True
-
-    def _bin(self, dim: int, pages: int) -> int:
-        axis = self._axes[dim]
-        return min(int(np.searchsorted(axis, pages)), len(axis) - 1)
-
-    def _rebuild(self) -> None:
-        decode_pages = np.maximum(self._axes[2] - 1, 0)[None, None, :, None]
-        block_pages = np.maximum(self._axes[3] - 1, 0)[None, None, None, :]
-        grid = (
-            self._prior.base_s[:, :, None, None]
-            + self._prior.per_decode_page_s[:, :, None, None] * decode_pages
-            + self._prior.per_block_page_s[:, :, None, None] * block_pages
-        )
-        # Cells never seen take the mean correction of their shape.
-        weight = self._weight.sum(axis=(2, 3), keepdims=True)
-        mean = (self._weight * self._log_ratio).sum(axis=(2, 3), keepdims=True)
-        mean = mean / np.maximum(weight, 1.0)
-        ratio = np.where(self._weight > 0, self._log_ratio, mean)
-        grid = grid * np.exp(ratio)
-        for dim in range(4):
-            grid = np.maximum.accumulate(grid, axis=dim)
-        self._grid_s = grid
-
-
-def _fit_pages(group: list[StepSample]) -> tuple[float, float, float]:
-    """Returns base seconds at one page, seconds per decode page and per block page."""
-
-    def median_s(chosen: list[StepSample]) -> float:
-        return float(np.median([one.duration_s for one in chosen]))
-
-    short = min((one.decode_pages, one.block_pages) for one in group)
-    base_s = median_s(
-        [one for one in group if (one.decode_pages, one.block_pages) == short]
-    )
-    slopes = []
-    for name, other in (
-        ("decode_pages", "block_pages"),
-        ("block_pages", "decode_pages"),
-    ):
-        longest = max(getattr(one, name) for one in group)
-        least = min(getattr(one, name) for one in group)
-        far = [
-            one
-            for one in group
-            if getattr(one, name) == longest
-            and getattr(one, other) == min(getattr(two, other) for two in group)
-        ]
-        span = longest - least
-        slopes.append(max(median_s(far) - base_s, 0.0) / span if span and far else 0.0)
-    return base_s, slopes[0], slopes[1]
-
-
-def predict_step_s(
-    predictor: Predictor,
-    num_rows: float,
-    num_blocks: float,
-    decode_pages: float,
-    block_pages: float,
-) -> float:
-    """Returns the predicted duration of one step, in seconds."""
-    matrix = features.step_features(num_rows, num_blocks, decode_pages, block_pages)
-    return float(predictor.predict(matrix)[0])

@@ -89,7 +89,7 @@ class Request:
       slot: row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
       page_hashes: chained content hash of each full page of known tokens.
-      first_deadline_s: when the first output token is due; ranking asks it often.
+      first_deadline_s: when the first output token is wanted; ranking asks it often.
       num_published_pages: own pages whose content the ledger may hand to others.
       num_cached_tokens: prompt tokens found in the prefix cache at first admission.
       guard: whether its class is guarded when late (policy `sliding`).
@@ -132,7 +132,9 @@ class Request:
             raise ValueError(
                 f"request {self.request_id!r}: max_tokens={self.max_tokens} is below 1"
             )
-        self.first_deadline_s = self.slo.token_deadline_s(self.arrival_s, 0)
+        self.first_deadline_s = self.slo.planned_deadline_s(
+            self.arrival_s, 0, self.max_tokens
+        )
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise ValueError(
                 f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "
@@ -179,11 +181,11 @@ class Request:
 
     @property
     def next_deadline_s(self) -> float:
-        """When the next output token (after those in flight) is due."""
+        """When the next output token (after those in flight) is wanted."""
         index = len(self.output_tokens) + self.num_pending
         if not index:
             return self.first_deadline_s
-        return self.slo.token_deadline_s(self.arrival_s, index)
+        return self.slo.planned_deadline_s(self.arrival_s, index, self.max_tokens)
 
     def known_tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the token ids at positions `[start, stop)`, int32.

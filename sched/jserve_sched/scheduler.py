@@ -15,11 +15,12 @@ import collections
 import dataclasses
 from typing import NamedTuple
 
+from jserve_sched import features
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger, chain_hashes
 from jserve_sched.plan import Row, StepPlan, StepResult
 from jserve_sched.policies.base import Policy
-from jserve_sched.predictor import Predictor
+from jserve_sched.predictor import Predictor, StepSample
 from jserve_sched.request import FinishReason, Request, RequestState
 from jserve_sched.view import SchedulerView
 
@@ -46,6 +47,28 @@ class SchedulerCounters:
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     generated_tokens: int = 0
+
+
+_RATE_MEMORY = 0.98  # of the past at each step: about the last 50 count
+
+
+class _PrefillRate:
+    """Prompt tokens per second of the recent steps that computed any."""
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._time_s = 0.0
+
+    def add(self, num_tokens: float, duration_s: float) -> None:
+        """Takes a step into account."""
+        if num_tokens > 0:
+            self._tokens = self._tokens * _RATE_MEMORY + num_tokens
+            self._time_s = self._time_s * _RATE_MEMORY + duration_s
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """The rate; None before the first such step."""
+        return self._tokens / self._time_s if self._time_s > 0 else None
 
 
 def _waiting_order(request: Request) -> tuple[float, str]:
@@ -106,6 +129,7 @@ class Scheduler:
         self._free_slots = list(range(max_num_seqs))[::-1]
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
+        self._prefill_rate = _PrefillRate()
 
     @property
     def num_waiting(self) -> int:
@@ -177,6 +201,7 @@ class Scheduler:
             ledger=self.ledger,
             buckets=self.buckets,
             predictor=self.predictor,
+            prefill_tokens_per_s=self._prefill_rate.tokens_per_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
         )
 
@@ -247,12 +272,17 @@ class Scheduler:
         """Commits the oldest plan in flight.
 
         Args:
-          result: its tokens, one for each row that samples, in plan order.
+          result: its tokens, one for each row that samples, in plan order, and its
+            duration, from which the predictor learns.
 
         Returns:
           The new tokens of requests that are still wanted, in plan order.
         """
         plan = self._in_flight.popleft()
+        self.predictor.update(StepSample(plan.features, result.duration_s))
+        self._prefill_rate.add(
+            plan.features[features.PREFILL_TOKENS], result.duration_s
+        )
         outputs = []
         tokens = iter(result.tokens)
         for row in (*plan.decodes, *plan.chunks):

@@ -64,6 +64,29 @@ class Slo:
             due_s = min(due_s, arrival_s + self.ttlt_s)
         return due_s
 
+    def planned_deadline_s(
+        self, arrival_s: float, index: int, max_tokens: int
+    ) -> float:
+        """Returns when a scheduler should want token `index` (from 0) out.
+
+        The token deadline where there is one of the token's own. A request that was
+        promised a `ttlt_s` alone has until then for its last token; its first one is
+        wanted at half of that time and the others evenly after it, so that neither
+        the prompt nor the decoding is left for the last moment. (The papers'
+        interactive classes need no such rule; QoServe's artifact paces by a fixed
+        0.4 s a token, which fits one machine.)
+
+        Args:
+          arrival_s: when the request arrived.
+          index: of the output token.
+          max_tokens: most output tokens it will have.
+        """
+        due_s = self.token_deadline_s(arrival_s, index)
+        if self.ttlt_s is None or self.tbt_s is not None:
+            return due_s
+        share = 0.5 + 0.5 * index / max(max_tokens - 1, 1)
+        return min(due_s, arrival_s + share * self.ttlt_s)
+
     def is_met(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool
     ) -> bool:

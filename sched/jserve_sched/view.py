@@ -25,6 +25,8 @@ class SchedulerView:
       ledger: the KV pages.
       buckets: the compiled shapes.
       predictor: prices a step.
+      prefill_tokens_per_s: prompt tokens computed per second of the recent steps that
+        computed any; None before the first.
       max_num_batched_tokens: most token positions in a step.
     """
 
@@ -36,6 +38,7 @@ class SchedulerView:
     ledger: KvLedger
     buckets: BucketTable
     predictor: Predictor
+    prefill_tokens_per_s: float | None
     max_num_batched_tokens: int
 
     @property

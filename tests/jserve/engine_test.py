@@ -7,6 +7,7 @@ from jserve.engine import Engine
 from jserve.programs import UncompiledShapeError
 from jserve_models.toy import toy_next_token
 from jserve_sched.buckets import Bucket
+from jserve_sched.features import NUM_FEATURES
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import Request
 from jserve_sched.slo import Slo
@@ -107,6 +108,7 @@ def test_an_unwarmed_shape_trips_the_guard(toy_engine: Engine) -> None:
         chunks=(),
         preempted=(),
         predicted_s=0.0,
+        features=np.zeros(NUM_FEATURES),
         ended_by=PlanEnd.NO_WORK,
     )
     with pytest.raises(UncompiledShapeError, match="no program for B3xNB1"):

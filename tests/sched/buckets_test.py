@@ -5,6 +5,7 @@ import pytest
 from jserve_sched.buckets import (
     Bucket,
     BucketTable,
+    Continuous,
     Explicit,
     PowersOfTwo,
     table_from_json,
@@ -74,3 +75,19 @@ def test_bucket_files_round_trip() -> None:
     for text in ("{}", "[", '{"row_edges": 3, "block_edges": [0]}'):
         with pytest.raises(ValueError, match="bucket file"):
             table_from_json(text)
+
+
+def test_continuous_shapes_are_never_padded() -> None:
+    table = Continuous().table(
+        max_num_seqs=4, max_num_batched_tokens=12, block_tokens=32
+    )
+    assert table.fit(0, 3) == Bucket(0, 3, 1)
+    assert table.fit(3, 8).num_tokens == 11
+    assert (table.max_rows, table.max_blocks) == (4, 8)
+
+
+def test_an_engine_has_no_shape_without_rows() -> None:
+    with pytest.raises(ValueError, match="row_edges must begin at 1"):
+        Explicit(row_edges=(0, 4), block_edges=(0, 1)).table(
+            max_num_seqs=4, max_num_batched_tokens=64, block_tokens=32
+        )

@@ -111,3 +111,15 @@ def test_parse_service_classes() -> None:
 def test_bad_service_classes_are_named(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_service_classes(text)
+
+
+def test_a_completion_bound_is_paced_over_the_tokens() -> None:
+    slo = Slo(ttlt_s=8.0)
+    dues = [slo.planned_deadline_s(100.0, k, 5) for k in range(5)]
+    assert dues == [104.0, 105.0, 106.0, 107.0, 108.0]
+    assert slo.planned_deadline_s(100.0, 0, 1) == 104.0
+    both = Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0)
+    assert both.planned_deadline_s(0.0, 3, 5) == both.token_deadline_s(0.0, 3)
+    first = Slo(ttft_s=1.0, ttlt_s=8.0)
+    assert first.planned_deadline_s(0.0, 0, 5) == 1.0
+    assert first.planned_deadline_s(0.0, 4, 5) == 8.0

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets import BucketTable
-from jserve_sched.predictor import StepSample, TablePredictor, predict_step_s
+from jserve_sched.features import (
+    BLOCK_PAGES,
+    DECODE_PAGES,
+    NUM_BLOCKS,
+    NUM_FEATURES,
+    NUM_ROWS,
+)
+from jserve_sched.predictor import StepSample
+from jserve_sched.table_predictor import TablePredictor
 
 TABLE = BucketTable((2, 8), (0, 4, 16))
 
@@ -20,14 +28,22 @@ def true_s(rows: float, blocks: float, decode_pages: int, block_pages: int) -> f
     )
 
 
+def step(rows: float, blocks: float, decode_pages: float, block_pages: float):
+    row = np.zeros(NUM_FEATURES)
+    row[[NUM_ROWS, NUM_BLOCKS]] = rows, blocks
+    row[[DECODE_PAGES, BLOCK_PAGES]] = decode_pages, block_pages
+    return row
+
+
+def predict_s(predictor: TablePredictor, *shape: float) -> float:
+    return float(predictor.predict(step(*shape)[None])[0])
+
+
 def samples() -> list[StepSample]:
     return [
         StepSample(
-            num_rows=rows,
-            num_blocks=blocks,
-            decode_pages=decode_pages,
-            block_pages=block_pages if blocks else 0,
-            duration_s=true_s(rows, blocks, decode_pages, block_pages),
+            step(rows, blocks, decode_pages, block_pages if blocks else 0),
+            true_s(rows, blocks, decode_pages, block_pages),
         )
         for rows in (2, 8)
         for blocks in (0, 4, 16)
@@ -44,15 +60,13 @@ def fitted() -> TablePredictor:
 def test_it_returns_what_was_timed() -> None:
     predictor = fitted()
     for one in samples():
-        predicted_s = predict_step_s(
-            predictor, one.num_rows, one.num_blocks, one.decode_pages, one.block_pages
-        )
+        predicted_s = predictor.predict(one.features[None])[0]
         assert predicted_s == pytest.approx(one.duration_s, rel=1e-6)
 
 
 def test_it_interpolates_between_shapes_and_contexts() -> None:
     predictor = fitted()
-    between = predict_step_s(predictor, 5, 10, 5, 3)
+    between = predict_s(predictor, 5, 10, 5, 3)
     assert between == pytest.approx(true_s(5, 10, 5, 3), rel=0.1)
 
 
@@ -62,36 +76,24 @@ def test_more_work_never_takes_less_time() -> None:
     rng = np.random.default_rng(0)
     predictor.fit(
         [
-            StepSample(
-                num_rows=one.num_rows,
-                num_blocks=one.num_blocks,
-                decode_pages=one.decode_pages,
-                block_pages=one.block_pages,
-                duration_s=one.duration_s * float(rng.uniform(0.5, 2)),
-            )
+            one._replace(duration_s=one.duration_s * float(rng.uniform(0.5, 2)))
             for one in noisy
         ]
     )
     for column, values in enumerate(
         ((0, 2, 5, 8), (0, 2, 4, 16), *[(0, 1, 9, 32)] * 2)
     ):
-        matrix = np.tile([4.0, 4.0, 4.0, 4.0], (len(values), 1))
-        matrix[:, column] = values
+        matrix = np.tile(step(4, 4, 4, 4), (len(values), 1))
+        matrix[:, (NUM_ROWS, NUM_BLOCKS, DECODE_PAGES, BLOCK_PAGES)[column]] = values
         assert np.all(np.diff(predictor.predict(matrix)) >= 0)
 
 
 def test_updates_follow_a_device_that_slowed_down() -> None:
     predictor = fitted()
-    slow = StepSample(
-        num_rows=8,
-        num_blocks=0,
-        decode_pages=9,
-        block_pages=0,
-        duration_s=2 * true_s(8, 0, 9, 0),
-    )
+    slow = StepSample(step(8, 0, 9, 0), 2 * true_s(8, 0, 9, 0))
     for _ in range(128):
         predictor.update(slow)
-    predicted_s = predict_step_s(predictor, 8, 0, 9, 0)
+    predicted_s = predict_s(predictor, 8, 0, 9, 0)
     assert predicted_s == pytest.approx(slow.duration_s, rel=0.1)
 
 
@@ -100,18 +102,16 @@ def test_one_outlier_moves_a_known_cell_little() -> None:
     usual = samples()[0]
     for _ in range(63):
         predictor.update(usual)
-    outlier = StepSample(
-        num_rows=2, num_blocks=0, decode_pages=1, block_pages=0, duration_s=10.0
-    )
+    outlier = StepSample(step(2, 0, 1, 0), 10.0)
     predictor.update(outlier)
-    assert predict_step_s(predictor, 2, 0, 1, 0) < 1.05 * usual.duration_s
+    assert predict_s(predictor, 2, 0, 1, 0) < 1.05 * usual.duration_s
 
 
 def test_the_timed_pass_round_trips_and_is_tied_to_its_table() -> None:
     data = json.loads(json.dumps(fitted().to_json()))
     again = TablePredictor(TABLE, max_pages_per_row=32)
     assert again.load_json(data)
-    matrix = np.array([[8.0, 4.0, 9.0, 9.0]])
+    matrix = step(8, 4, 9, 9)[None]
     assert again.predict(matrix) == pytest.approx(fitted().predict(matrix))
     other = TablePredictor(BucketTable((4,), (0, 4)), max_pages_per_row=32)
     assert not other.load_json(data)
