@@ -13,9 +13,9 @@ from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
 from jserve_sched.plan import StepPlan, StepResult
 from jserve_sched.policies import make_policy
-from jserve_sched.predictor import TablePredictor
 from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
+from jserve_sched.table_predictor import TablePredictor
 
 TEST_TABLE = BucketTable((4, 16), (0, 4))
 MAX_MODEL_LEN = 2048
