@@ -7,7 +7,7 @@ from jserve.engine import Engine
 from jserve.programs import UncompiledShapeError
 from jserve_models.toy import toy_next_token
 from jserve_sched.buckets import Bucket
-from jserve_sched.features import NUM_FEATURES
+from jserve_sched.features import DECODE_PAGES, NUM_BLOCKS, NUM_FEATURES, NUM_ROWS
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import Request
 from jserve_sched.slo import Slo
@@ -127,9 +127,9 @@ def test_a_compilation_after_warm_up_is_counted(toy_engine: Engine) -> None:
 def test_the_timed_pass_visits_every_shape() -> None:
     engine = make_engine("toy", num_pages=64)
     samples = list(engine.timed_pass())
-    shapes = {(one.num_rows, one.num_blocks) for one in samples}
+    shapes = {tuple(one.features[[NUM_ROWS, NUM_BLOCKS]]) for one in samples}
     assert shapes == {(4, 0), (4, 4), (16, 0), (16, 4)}
-    assert {one.decode_pages for one in samples} == {1, 16}
+    assert {one.features[DECODE_PAGES] for one in samples} == {1, 16}
     assert all(one.duration_s > 0 for one in samples)
     assert len(samples) == 5 * (2 * 2 + 3 * 2)
     assert TEST_TABLE.buckets[0] == Bucket(16, 4)
