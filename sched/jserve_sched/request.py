@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jserve_sched.slo import Slo
+from jserve_sched.slo import Pacing, Slo
 
 MAX_STOP_TOKENS = 8  # token ids that may end one request
 
@@ -89,6 +89,7 @@ class Request:
       slot: row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
       page_hashes: chained content hash of each full page of known tokens.
+      pacing: when each output token is wanted.
       first_deadline_s: when the first output token is wanted; ranking asks it often.
       num_published_pages: own pages whose content the ledger may hand to others.
       num_cached_tokens: prompt tokens found in the prefix cache at first admission.
@@ -119,6 +120,7 @@ class Request:
     pages: list[int] = dataclasses.field(default_factory=list)
     page_hashes: list[bytes] = dataclasses.field(default_factory=list)
     num_published_pages: int = 0
+    pacing: Pacing = dataclasses.field(init=False)
     first_deadline_s: float = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -132,9 +134,8 @@ class Request:
             raise ValueError(
                 f"request {self.request_id!r}: max_tokens={self.max_tokens} is below 1"
             )
-        self.first_deadline_s = self.slo.planned_deadline_s(
-            self.arrival_s, 0, self.max_tokens
-        )
+        self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
+        self.first_deadline_s = self.pacing.first_s
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise ValueError(
                 f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "
@@ -183,9 +184,7 @@ class Request:
     def next_deadline_s(self) -> float:
         """When the next output token (after those in flight) is wanted."""
         index = len(self.output_tokens) + self.num_pending
-        if not index:
-            return self.first_deadline_s
-        return self.slo.planned_deadline_s(self.arrival_s, index, self.max_tokens)
+        return self.pacing.deadline_s(index)
 
     def known_tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the token ids at positions `[start, stop)`, int32.

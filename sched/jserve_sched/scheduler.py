@@ -194,6 +194,7 @@ class Scheduler:
         """Returns the snapshot that the policy sees."""
         return SchedulerView(
             now_s=now_s,
+            in_flight_s=sum(plan.predicted_s for plan in self._in_flight),
             step_id=self._next_step_id,
             running=[one for one in self._holders.values() if one.wants_more],
             waiting=self._waiting,

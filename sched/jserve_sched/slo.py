@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 NO_DEADLINE_S = math.inf
 
@@ -17,6 +17,24 @@ NO_DEADLINE_S = math.inf
 def _check_positive(name: str, value: float | None) -> None:
     if value is not None and not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
+
+
+class Pacing(NamedTuple):
+    """When a request's output tokens are wanted, in clock seconds.
+
+    Attributes:
+      first_s: the first token; infinite if it was promised nothing.
+      start_s: token k >= 1 is wanted at `start_s + k * gap_s`.
+      gap_s: between two tokens.
+    """
+
+    first_s: float
+    start_s: float
+    gap_s: float
+
+    def deadline_s(self, index: int) -> float:
+        """Returns when output token `index` (from 0) is wanted."""
+        return self.start_s + index * self.gap_s if index else self.first_s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,28 +82,33 @@ class Slo:
             due_s = min(due_s, arrival_s + self.ttlt_s)
         return due_s
 
-    def planned_deadline_s(
-        self, arrival_s: float, index: int, max_tokens: int
-    ) -> float:
-        """Returns when a scheduler should want token `index` (from 0) out.
+    def pacing(self, arrival_s: float, max_tokens: int) -> "Pacing":
+        """Returns when a scheduler should want each output token.
 
-        The token deadline where there is one of the token's own. A request that was
-        promised a `ttlt_s` alone has until then for its last token; its first one is
-        wanted at half of that time and the others evenly after it, so that neither
-        the prompt nor the decoding is left for the last moment. (The papers'
-        interactive classes need no such rule; QoServe's artifact paces by a fixed
-        0.4 s a token, which fits one machine.)
+        With a `tbt_s` these are the token deadlines, faster only if the last one
+        would come after `ttlt_s`. A `ttlt_s` without a `tbt_s` is spread: the first
+        token is wanted at half of that time (or at `ttft_s`), the others evenly from
+        half to the end, so that neither the prompt nor the decoding is left for the
+        last moment. (The papers' interactive classes need no such rule; QoServe's
+        artifact paces by a fixed 0.4 s a token, which fits one machine.)
 
         Args:
           arrival_s: when the request arrived.
-          index: of the output token.
           max_tokens: most output tokens it will have.
         """
-        due_s = self.token_deadline_s(arrival_s, index)
-        if self.ttlt_s is None or self.tbt_s is not None:
-            return due_s
-        share = 0.5 + 0.5 * index / max(max_tokens - 1, 1)
-        return min(due_s, arrival_s + share * self.ttlt_s)
+        gaps = max(max_tokens - 1, 1)
+        first_s = NO_DEADLINE_S if self.ttft_s is None else arrival_s + self.ttft_s
+        if self.ttlt_s is None:
+            if self.tbt_s is None:
+                return Pacing(first_s, NO_DEADLINE_S, 0.0)
+            return Pacing(first_s, first_s, self.tbt_s)
+        if self.ttft_s is not None and self.tbt_s is not None:
+            first_s = min(first_s, arrival_s + self.ttlt_s)
+            left_s = arrival_s + self.ttlt_s - first_s
+            return Pacing(first_s, first_s, min(self.tbt_s, left_s / gaps))
+        half_s = self.ttlt_s / 2
+        start_s = arrival_s + half_s
+        return Pacing(min(first_s, start_s), start_s, half_s / gaps)
 
     def is_met(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool

@@ -18,6 +18,7 @@ class SchedulerView:
 
     Attributes:
       now_s: clock seconds.
+      in_flight_s: predicted duration of the steps in flight.
       step_id: number of the step to plan.
       running: requests that hold a slot and want more tokens, by admission.
       waiting: requests without a slot, by arrival.
@@ -31,6 +32,7 @@ class SchedulerView:
     """
 
     now_s: float
+    in_flight_s: float
     step_id: int
     running: Sequence[Request]
     waiting: Sequence[Request]
@@ -40,6 +42,11 @@ class SchedulerView:
     predictor: Predictor
     prefill_tokens_per_s: float | None
     max_num_batched_tokens: int
+
+    @property
+    def start_s(self) -> float:
+        """When the planned step should start: once the steps in flight have ended."""
+        return self.now_s + self.in_flight_s
 
     @property
     def admissible(self) -> Sequence[Request]:

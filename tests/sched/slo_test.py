@@ -113,13 +113,27 @@ def test_bad_service_classes_are_named(text: str, message: str) -> None:
         parse_service_classes(text)
 
 
+def dues(slo: Slo, num_tokens: int) -> list[float]:
+    pacing = slo.pacing(100.0, num_tokens)
+    return [pacing.deadline_s(k) for k in range(num_tokens)]
+
+
+def test_token_deadlines_are_the_papers() -> None:
+    slo = Slo(ttft_s=1.0, tbt_s=0.5)
+    assert dues(slo, 4) == [slo.token_deadline_s(100.0, k) for k in range(4)]
+
+
 def test_a_completion_bound_is_paced_over_the_tokens() -> None:
-    slo = Slo(ttlt_s=8.0)
-    dues = [slo.planned_deadline_s(100.0, k, 5) for k in range(5)]
-    assert dues == [104.0, 105.0, 106.0, 107.0, 108.0]
-    assert slo.planned_deadline_s(100.0, 0, 1) == 104.0
-    both = Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0)
-    assert both.planned_deadline_s(0.0, 3, 5) == both.token_deadline_s(0.0, 3)
-    first = Slo(ttft_s=1.0, ttlt_s=8.0)
-    assert first.planned_deadline_s(0.0, 0, 5) == 1.0
-    assert first.planned_deadline_s(0.0, 4, 5) == 8.0
+    assert dues(Slo(ttlt_s=8.0), 5) == [104.0, 105.0, 106.0, 107.0, 108.0]
+    assert dues(Slo(ttlt_s=8.0), 1) == [104.0]
+    assert dues(Slo(ttft_s=1.0, ttlt_s=8.0), 3) == [101.0, 106.0, 108.0]
+
+
+def test_the_tighter_of_two_paces_counts() -> None:
+    assert dues(Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0), 3) == [101.0, 101.5, 102.0]
+    assert dues(Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0), 3) == [101.0, 104.5, 108.0]
+
+
+def test_without_a_promise_nothing_is_due() -> None:
+    assert dues(Slo(), 2) == [math.inf, math.inf]
+    assert dues(Slo(ttft_s=1.0), 2) == [101.0, math.inf]
