@@ -50,6 +50,21 @@ class PlanBuilder:
         )
         self.ended_by = PlanEnd.NO_WORK
 
+    @property
+    def num_decodes(self) -> int:
+        """Decodes placed so far."""
+        return len(self._decodes)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been placed yet."""
+        return not self._decodes and not self._chunks
+
+    @property
+    def _is_cut_short(self) -> bool:
+        """Whether the last prompt placed has tokens left."""
+        return bool(self._chunks) and not self._chunks[-1].samples
+
     def _missing_pages(self, request: Request, num_tokens: int) -> int:
         if num_tokens <= len(request.pages) * self._page_size:
             return 0
@@ -203,12 +218,14 @@ class PlanBuilder:
 
     def build(self) -> StepPlan | None:
         """Returns the plan; None if there is nothing to compute."""
-        if not self._decodes and not self._chunks:
+        if self.is_empty:
             return None
         view = self._view
         bucket = view.buckets.fit(len(self._decodes), self.used_blocks)
         if bucket.num_blocks == self.used_blocks and self.used_blocks:
             self.ended_by = PlanEnd.FULL
+        elif self.ended_by is PlanEnd.NO_WORK and self._is_cut_short:
+            self.ended_by = self._why_no_room()
         elif self.ended_by is PlanEnd.NO_WORK and len(view.waiting) > len(
             view.admissible
         ):
@@ -233,6 +250,7 @@ def plan_in_order(
     *,
     running: Sequence[Request],
     prefills: Sequence[Request],
+    chunk_tokens: int = 0,
 ) -> StepPlan | None:
     """Plans all decodes first, then prefill blocks in order until nothing fits.
 
@@ -240,6 +258,8 @@ def plan_in_order(
       view: the snapshot.
       running: running requests, most important first; the last is preempted first.
       prefills: requests with a prompt to compute, running or waiting, in order.
+      chunk_tokens: tokens in the step, decodes included, rounded down to whole blocks
+        but at least one; 0 leaves it to the step's limit.
     """
     builder = PlanBuilder(view)
 
@@ -251,6 +271,9 @@ def plan_in_order(
         rank[request.request_id] = index
         if request.num_remaining == 1:
             builder.add_decode(request, behind(index))
+    if chunk_tokens:
+        room = (chunk_tokens - builder.num_decodes) // view.buckets.block_tokens
+        builder.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
     for request in prefills:
         index = rank.get(request.request_id, len(running))
         if not builder.add_prefill(request, behind(index)):

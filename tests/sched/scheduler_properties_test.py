@@ -14,6 +14,14 @@ from jserve_sched.request import FinishReason, Request, RequestState
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import Slo
 
+SPECS = (
+    *("fcfs", "edf", "sjf", "qoserve", "sliding", "edf:chunk_tokens=12"),
+    "sliding:objective=tokens:search=ternary:late=past",
+    "sliding:constructor=off:late=off",
+    "sliding:fill=off:sorter=off",
+    "sliding:chunker=off",
+)
+
 TABLES = (
     BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4),
     BucketTable((3,), (0, 5), block_tokens=4),
@@ -36,7 +44,7 @@ class Workload:
 
 workloads = st.builds(
     Workload,
-    policy=st.sampled_from(["fcfs", "edf"]),
+    policy=st.sampled_from(SPECS),
     table=st.sampled_from(TABLES),
     num_pages=st.integers(8, 40),
     lag=st.integers(0, 1),
@@ -77,7 +85,7 @@ def make_requests(workload: Workload) -> list[Request]:
     return requests
 
 
-def check_plan(scheduler: Scheduler, plan: StepPlan) -> None:
+def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None:
     """Limits hold, requests appear once, and an unfilled block has its reason."""
     bucket = plan.bucket
     assert bucket in scheduler.buckets.buckets
@@ -125,6 +133,10 @@ def check_plan(scheduler: Scheduler, plan: StepPlan) -> None:
         assert plan.preempted or max(least, largest) + owed + taken + 1 > (
             ledger.num_available
         )
+    elif plan.ended_by is PlanEnd.TIME_LIMIT:
+        assert workload.policy.startswith(("qoserve", "sliding"))
+    elif plan.ended_by is PlanEnd.TOKEN_LIMIT:
+        assert "chunk_tokens" in workload.policy
     else:
         raise AssertionError(f"{plan.ended_by} leaves padded blocks")
 
@@ -150,7 +162,7 @@ def run_workload(
         max_num_batched_tokens=token_limit(workload),
     )
     driver = Driver(scheduler, lag=workload.lag)
-    driver.on_plan = lambda plan: check_plan(scheduler, plan)
+    driver.on_plan = lambda plan: check_plan(workload, scheduler, plan)
     requests = make_requests(workload)
     waiting = list(requests)
     for _ in range(20_000):

@@ -11,10 +11,16 @@ from typing import Any
 from jserve_sched.policies.base import Policy
 from jserve_sched.policies.edf import EarliestDeadlineFirst
 from jserve_sched.policies.fcfs import FirstComeFirstServed
+from jserve_sched.policies.qoserve import QoServe
+from jserve_sched.policies.sjf import ShortestJobFirst
+from jserve_sched.policies.sliding import SlidingServe
 
 POLICIES: dict[str, type[Policy]] = {
     "fcfs": FirstComeFirstServed,
     "edf": EarliestDeadlineFirst,
+    "sjf": ShortestJobFirst,
+    "qoserve": QoServe,
+    "sliding": SlidingServe,
 }
 
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
@@ -65,5 +71,8 @@ __all__ = [
     "EarliestDeadlineFirst",
     "FirstComeFirstServed",
     "Policy",
+    "QoServe",
+    "ShortestJobFirst",
+    "SlidingServe",
     "make_policy",
 ]

@@ -21,7 +21,14 @@ def _deadline(request: Request) -> tuple[float, float, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarliestDeadlineFirst:
-    """The request whose next token is due first goes first."""
+    """The request whose next token is due first goes first.
+
+    Attributes:
+      chunk_tokens: tokens in a step, decodes included (Sarathi's chunk size), rounded
+        down to whole blocks but at least one; 0 fills the step.
+    """
+
+    chunk_tokens: int = 0
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -31,4 +38,5 @@ class EarliestDeadlineFirst:
             view,
             running=running,
             prefills=sorted([*partial, *view.admissible], key=_deadline),
+            chunk_tokens=self.chunk_tokens,
         )

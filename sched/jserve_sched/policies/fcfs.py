@@ -19,7 +19,14 @@ def _arrival(request: Request) -> tuple[float, str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstComeFirstServed:
-    """Running requests first, then waiting ones, each by arrival."""
+    """Running requests first, then waiting ones, each by arrival.
+
+    Attributes:
+      chunk_tokens: tokens in a step, decodes included (Sarathi's chunk size), rounded
+        down to whole blocks but at least one; 0 fills the step.
+    """
+
+    chunk_tokens: int = 0
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -29,4 +36,5 @@ class FirstComeFirstServed:
             view,
             running=running,
             prefills=[*partial, *view.admissible],
+            chunk_tokens=self.chunk_tokens,
         )

@@ -1,0 +1,100 @@
+"""Candidates: who may be in the next step, for policies that rank by deadline.
+
+The one idea: a queue may be long, a step is short. Of the waiting at most
+`MAX_WAITING` are ranked: those that can still be in time before those that cannot,
+half of them the shortest and half the most pressing.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+
+import numpy as np
+
+from jserve_sched.builder import PlanBuilder
+from jserve_sched.request import Request
+from jserve_sched.view import SchedulerView
+
+MAX_WAITING = 512  # waiting requests that one plan ranks
+
+
+class Candidates:
+    """The requests of one snapshot, apart by what they need.
+
+    Attributes:
+      decodes: running requests with one token to compute.
+      prompts: requests with a prompt to compute: all that run, then some that wait.
+    """
+
+    def __init__(self, view: SchedulerView):
+        self._view = view
+        self.decodes: list[Request] = []
+        self.prompts: list[Request] = []
+        for request in view.running:
+            # `num_remaining`, written out: this runs for every row of every step.
+            left = (
+                len(request.prompt_tokens)
+                + len(request.output_tokens)
+                + request.num_pending
+                - request.num_dispatched
+            )
+            (self.prompts if left > 1 else self.decodes).append(request)
+        self.prompts += _choose(view)
+
+    @functools.cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {one.request_id: rank for rank, one in enumerate(self._by_deadline)}
+
+    @functools.cached_property
+    def _by_deadline(self) -> list[Request]:
+        """Running requests: those in time by deadline, then the late ones."""
+        start_s = self._view.start_s
+
+        def key(request: Request) -> tuple[bool, float, float, str]:
+            due_s = request.next_deadline_s
+            return (due_s < start_s, due_s, request.arrival_s, request.request_id)
+
+        return sorted(self._view.running, key=key)
+
+    def victims(self, request: Request) -> Iterator[Request]:
+        """Yields whom to preempt for a request, first victim first.
+
+        The late first, then those whose next token is wanted last; nobody who comes
+        before the request itself. Nothing is sorted until a page is short.
+        """
+        rank = self._ranks.get(request.request_id, len(self._by_deadline))
+        for index in range(len(self._by_deadline) - 1, rank, -1):
+            yield self._by_deadline[index]
+
+    def add_decodes(self, builder: PlanBuilder) -> None:
+        """Adds every decode; under KV pressure the most important ones."""
+        for request in self.decodes:
+            builder.add_decode(request, self.victims(request))
+
+    def add_prompts(self, builder: PlanBuilder, ordered: Sequence[Request]) -> None:
+        """Adds prompts in order until nothing fits."""
+        for request in ordered:
+            if not builder.add_prefill(request, self.victims(request)):
+                break
+        if builder.is_empty:
+            # The first in order may preempt nobody. The first by deadline may preempt
+            # all the others, so somebody goes on whatever the order was.
+            for request in self._by_deadline:
+                builder.add_prefill(request, self.victims(request))
+
+
+def _choose(view: SchedulerView) -> Sequence[Request]:
+    """Returns the waiting requests worth ranking, by arrival."""
+    waiting = view.admissible
+    count = len(waiting)
+    if count <= MAX_WAITING:
+        return waiting
+    first_s = np.fromiter(map(attrgetter("first_deadline_s"), waiting), float, count)
+    prompts = map(attrgetter("prompt_tokens"), waiting)
+    tokens = np.fromiter(map(len, prompts), np.int64, count)
+    late = first_s < view.start_s
+    half = MAX_WAITING // 2
+    chosen = np.zeros(count, bool)
+    chosen[np.lexsort((tokens, late))[:half]] = True
+    chosen[np.lexsort((first_s, late))[:half]] = True
+    return [waiting[index] for index in np.flatnonzero(chosen).tolist()]

@@ -1,0 +1,130 @@
+"""SlidingChunker: how much prefill two steps should share (SlidingServe 3.4).
+
+The window is two steps; only the first is run, then all is decided anew. Both are
+priced with today's decodes and prompts: the paper rolls nothing forward, and so do we.
+
+* `time` (Algorithm 1) keeps the tokens that fit into both steps, B_cur + B_next, and
+  takes the least total time. `tokens` (its Fig. 1) keeps the time, T_cur + T_next,
+  and takes the most tokens.
+* `ternary` is the published search; `edges` tries every compiled edge (or a grid, on
+  continuous shapes) and is exact there: E candidates are one prediction, E^2 sums.
+
+Where the paper is silent: the budget is clamped to B_cur (as printed it may break
+T_cur) and the other one to what a step can hold; if all the work there is fits into
+B_cur, it is all done at once, since waiting gains no time and costs TTFT. Ties go to
+the larger budget now.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from jserve_sched.forwarder import BatchForwarder
+
+OBJECTIVES = ("time", "tokens")
+SEARCHES = ("ternary", "edges")
+_TERNARY_WIDTH_TOKENS = 30  # where Algorithm 1 stops
+_TIME_NOISE = 1e-9  # relative: sums that differ by less are equal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlidingChunker:
+    """Chooses the prefill budget of the next step.
+
+    Attributes:
+      objective: "time" (Algorithm 1) or "tokens" (Fig. 1).
+      search: "ternary" or "edges".
+    """
+
+    objective: str = "time"
+    search: str = "edges"
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective={self.objective!r} is not one of {OBJECTIVES}")
+        if self.search not in SEARCHES:
+            raise ValueError(f"search={self.search!r} is not one of {SEARCHES}")
+
+    def budget(
+        self,
+        forwarder: BatchForwarder,
+        *,
+        current_s: float,
+        next_s: float,
+        block_tokens: int,
+    ) -> int:
+        """Returns B*, the blocks of prefill that the next step should have.
+
+        Args:
+          forwarder: prices budgets.
+          current_s: T_cur (Eq. 14), seconds; infinite if nothing limits it.
+          next_s: T_next (Eq. 15), seconds.
+          block_tokens: tokens in a block, Q.
+        """
+        current = forwarder.largest_within(current_s)
+        if current >= forwarder.num_blocks or current == 0 or math.isinf(next_s):
+            return current
+        if self.objective == "tokens":
+            return self._most_tokens(forwarder, current, current_s + next_s)
+        following = forwarder.largest_within(next_s)
+        total = current + following
+        low = max(0, total - forwarder.max_blocks)
+        if self.search == "ternary":
+            width = _TERNARY_WIDTH_TOKENS // block_tokens
+            return _ternary(forwarder, low, current, total, width)
+        return _exact(forwarder, low, current, total)
+
+    def _most_tokens(
+        self, forwarder: BatchForwarder, current: int, limit_s: float
+    ) -> int:
+        """Returns the first budget of the pair with most tokens in `limit_s`."""
+        # Fig. 1 has no algorithm: without the edges, an even grid is searched.
+        every = forwarder.edges if self.search == "edges" else forwarder.grid
+        now = np.union1d(every[every <= current], [current])
+        now_s, later_s = forwarder.predict(now), forwarder.predict(every)
+        fits = now_s[:, None] + later_s[None, :] <= limit_s
+        later = np.where(fits, every[None, :], 0.0).max(axis=1)
+        total = now + later
+        best = np.flatnonzero(total >= total.max() - 0.5)
+        return int(now[best[-1]])
+
+
+def _two_steps_s(
+    forwarder: BatchForwarder, budgets: np.ndarray, total: int
+) -> np.ndarray:
+    """Returns `T(b) + T(total - b)` for budgets b `[N]` (Eq. 16)."""
+    both = forwarder.predict(np.concatenate((budgets, total - budgets)))
+    times_s: np.ndarray = both.reshape(2, -1).sum(axis=0)
+    return times_s
+
+
+def _best(budgets: np.ndarray, times_s: np.ndarray) -> int:
+    """Returns the budget of least time; of equals the largest."""
+    limit_s = times_s.min() * (1 + _TIME_NOISE)
+    return int(budgets[times_s <= limit_s].max())
+
+
+def _exact(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
+    every = forwarder.edges
+    # Both the first and the second step should end on an edge.
+    both = np.concatenate((every, total - every, (low, high)))
+    budgets = np.unique(both[(both >= low) & (both <= high)])
+    return _best(budgets, _two_steps_s(forwarder, budgets, total))
+
+
+def _ternary(
+    forwarder: BatchForwarder, low: int, high: int, total: int, width: int
+) -> int:
+    """Algorithm 1's search: thirds until `width`, then the ends and the middle."""
+    left, right = low, high
+    while right - left > max(width, 2):
+        third = (right - left) // 3
+        middle = np.array((left + third, right - third))
+        first_s, second_s = _two_steps_s(forwarder, middle, total)
+        if first_s <= second_s:
+            right = int(middle[1]) - 1
+        else:
+            left = int(middle[0]) + 1
+    budgets = np.array((low, high, (left + right) // 2))
+    return _best(budgets, _two_steps_s(forwarder, budgets, total))

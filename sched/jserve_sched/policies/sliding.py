@@ -1,0 +1,192 @@
+"""`sliding`: SlidingServe (arXiv 2606.05933), snapped to compiled buckets.
+
+A step is planned in this order (section 3.1):
+
+1. Every decode has a row.
+2. The Multi-Level Priority Sorter ranks the prompts.
+3. The fullest step is priced. If it would make a prompt late that is not late yet,
+   the BatchConstructor selects the prompts to finish; if none is at risk, or no
+   selection helps, the SlidingChunker sizes the step.
+4. Room left in the bucket is filled in order of rank, since padding costs as much.
+
+Each part can be switched off. Without the sorter prompts go by deadline (the paper's
+Sarathi-EDF); without the chunker the step is as full as its token limit allows;
+without the constructor the chunker decides alone. What the paper leaves open is
+decided in `sorter`, `chunker`, `constructor`, `slack` and, for the whole:
+
+* The paper has no KV limit: here a selected prompt that finds no pages waits, and the
+  others go on (see `builder`).
+* Skipped prompts that are partly computed keep their pages, as in the paper.
+* After a selection the paper leaves the rest of the step empty (`fill=off`).
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from jserve_sched.builder import PlanBuilder
+from jserve_sched.candidates import Candidates
+from jserve_sched.chunker import SlidingChunker
+from jserve_sched.constructor import BatchConstructor
+from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
+from jserve_sched.plan import PlanEnd, StepPlan
+from jserve_sched.slack import decode_slack
+from jserve_sched.sorter import PrioritySorter
+from jserve_sched.view import SchedulerView
+
+_QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlidingServe:
+    """SlidingServe's three parts, each of which may be off.
+
+    Attributes:
+      sorter: whether prompts are ranked by the Multi-Level Priority Sorter.
+      chunker: whether the SlidingChunker sizes steps.
+      constructor: whether the BatchConstructor selects prompts at risk.
+      fill: whether room beside a selection goes to the prompts not selected.
+      alpha: a prompt is urgent if its work takes more than this share of its slack.
+      epsilon_s: least slack that work is divided by, seconds.
+      late: who is pushed back: off, past or hopeless; see `sorter`.
+      objective: of the chunker: time (Algorithm 1) or tokens (Fig. 1).
+      search: of the chunker: ternary (published) or edges (exact on buckets).
+      max_anchors: requests at risk that the constructor tries.
+    """
+
+    sorter: bool = True
+    chunker: bool = True
+    constructor: bool = True
+    fill: bool = True
+    alpha: float = 0.5
+    epsilon_s: float = 1e-3
+    late: str = "hopeless"
+    objective: str = "time"
+    search: str = "edges"
+    max_anchors: int = 8
+
+    def __post_init__(self) -> None:
+        # Wrong values are refused now, not in the first plan.
+        _ = self._sorter, self._chunker, self._constructor
+
+    @functools.cached_property
+    def _sorter(self) -> PrioritySorter:
+        return PrioritySorter(
+            alpha=self.alpha, epsilon_s=self.epsilon_s, late=self.late
+        )
+
+    @functools.cached_property
+    def _chunker(self) -> SlidingChunker:
+        return SlidingChunker(objective=self.objective, search=self.search)
+
+    @functools.cached_property
+    def _constructor(self) -> BatchConstructor:
+        return BatchConstructor(max_anchors=self.max_anchors)
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        candidates = Candidates(view)
+        builder = PlanBuilder(view)
+        candidates.add_decodes(builder)
+        if candidates.prompts:
+            self._add_prompts(view, candidates, builder)
+        return builder.build()
+
+    def _add_prompts(
+        self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
+    ) -> None:
+        prompts = remaining_prompts(view, candidates.prompts)
+        forwarder = BatchForwarder(view, candidates.decodes, prompts)
+        order, slack_s, late = self._sorter.order(view, forwarder, prompts)
+        if not self.sorter:
+            order = np.lexsort((np.arange(len(order)), slack_s))
+        prompts, slack_s, late = prompts.take(order), slack_s[order], late[order]
+        forwarder.use(prompts)
+
+        slack = decode_slack(candidates.decodes, view.start_s)
+        current_s, next_s = slack.tightest(float(forwarder.grid_s[0]))
+        if self.constructor:
+            at_risk = ~late & (slack_s < float(forwarder.grid_s[-1]))  # R_risk
+            if at_risk.any():
+                limits_s = np.where(late, -1.0, np.minimum(slack_s, current_s))
+                chosen = self._select(
+                    view, forwarder, prompts, at_risk=at_risk, limits_s=limits_s
+                )
+                if chosen.size:
+                    prompts = _first(prompts, chosen)
+                    forwarder.use(prompts)
+                    limit_s = float(limits_s[chosen].min())
+                    self._add_selection(
+                        builder, candidates, forwarder, prompts, chosen.size, limit_s
+                    )
+                    if builder.used_blocks:
+                        return
+        if self.chunker:
+            budget = self._chunker.budget(
+                forwarder,
+                current_s=current_s,
+                next_s=next_s,
+                block_tokens=view.buckets.block_tokens,
+            )
+            builder.limit_blocks(budget, PlanEnd.TIME_LIMIT)
+        candidates.add_prompts(builder, prompts.requests)
+
+    def _select(
+        self,
+        view: SchedulerView,
+        forwarder: BatchForwarder,
+        prompts: Prompts,
+        *,
+        at_risk: np.ndarray,
+        limits_s: np.ndarray,
+    ) -> np.ndarray:
+        """Returns the places of the prompts to finish in this step; may be empty."""
+        # Capacities C_a of Eq. 17, read off the curve of all budgets.
+        curve_s = np.maximum.accumulate(forwarder.grid_s)
+        fitting = curve_s.searchsorted(limits_s, "right")
+        budgets = np.where(fitting > 0, forwarder.grid[np.maximum(fitting - 1, 0)], 0)
+        size = view.buckets.block_tokens
+        unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
+        chosen = self._constructor.select(
+            slack_s=limits_s,
+            weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
+            is_at_risk=at_risk,
+            capacity=(budgets * size // unit_tokens).astype(np.int64),
+        )
+        # The curve is that of the ranked prompts: price the selection itself, and give
+        # up the one that can wait longest until the rest is in time.
+        while chosen.size:
+            forwarder.use(prompts.take(chosen))
+            whole = np.array([forwarder.num_blocks])
+            if float(forwarder.predict(whole)[0]) <= limits_s[chosen].min():
+                break
+            chosen = np.delete(chosen, np.argmax(limits_s[chosen]))
+        return chosen
+
+    def _add_selection(
+        self,
+        builder: PlanBuilder,
+        candidates: Candidates,
+        forwarder: BatchForwarder,
+        prompts: Prompts,
+        num_chosen: int,
+        limit_s: float,
+    ) -> None:
+        """Adds the first `num_chosen` prompts whole, then others as time allows."""
+        blocks = forwarder.blocks_of_first(num_chosen)
+        if self.fill:
+            builder.limit_blocks(
+                max(blocks, forwarder.largest_within(limit_s)), PlanEnd.TIME_LIMIT
+            )
+            candidates.add_prompts(builder, prompts.requests)
+        else:
+            builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
+            candidates.add_prompts(builder, prompts.requests[:num_chosen])
+
+
+def _first(prompts: Prompts, chosen: np.ndarray) -> Prompts:
+    """Returns the prompts with the chosen ones in front."""
+    is_chosen = np.zeros(len(prompts.requests), bool)
+    is_chosen[chosen] = True
+    return prompts.take(np.argsort(~is_chosen, kind="stable"))

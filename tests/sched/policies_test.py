@@ -1,0 +1,185 @@
+"""What the policies decide on hand-made snapshots."""
+
+import numpy as np
+import pytest
+
+from fakes import Driver, make_request, make_scheduler
+from jserve_sched.buckets import BucketTable, Continuous
+from jserve_sched.candidates import MAX_WAITING, Candidates
+from jserve_sched.plan import StepPlan
+from jserve_sched.policies import make_policy
+from jserve_sched.request import Request, RequestState
+from jserve_sched.slo import Slo
+from step_costs import Curve, Staircase, make_view
+
+CONTINUOUS = Continuous().table(
+    max_num_seqs=64, max_num_batched_tokens=4160, block_tokens=1
+)
+PER_TOKEN_S = 1e-4
+
+
+def decoding(slack_s: float, *, gap_s: float = 0.05) -> Request:
+    """A running request whose next token is due `slack_s` after time 0."""
+    request = make_request(16, 8, slo=Slo(ttft_s=10.0, tbt_s=gap_s))
+    request.output_tokens.append(1)
+    request.num_dispatched = 16
+    request.slot, request.pages = 0, [0, 1]
+    request.state = RequestState.RUNNING
+    request.pacing = request.pacing._replace(start_s=slack_s - gap_s)
+    return request
+
+
+def plan_of(policy: str, *, table=CONTINUOUS, predictor=None, **view) -> StepPlan:
+    predictor = predictor or Curve(lambda tokens: 0.001 + PER_TOKEN_S * tokens)
+    plan = make_policy(policy).plan(make_view(table, predictor, **view))
+    assert plan is not None
+    return plan
+
+
+def taken(plan: StepPlan) -> dict[str, int]:
+    return {row.request.request_id: row.num_tokens for row in plan.chunks}
+
+
+def waiting(name: str, tokens: int, ttft_s: float) -> Request:
+    return make_request(tokens, 4, request_id=name, slo=Slo(ttft_s=ttft_s))
+
+
+@pytest.mark.parametrize("policy", ["qoserve", "sliding", "sliding:constructor=off"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_chunk_never_breaks_a_safe_decode(policy: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    running = [decoding(float(s)) for s in rng.uniform(-0.05, 0.3, 12)]
+    queue = [
+        waiting(f"w{i}", int(rng.integers(1, 1500)), float(rng.uniform(0.01, 2)))
+        for i in range(20)
+    ]
+    view = {"running": running, "waiting": queue}
+    for table, predictor in (
+        (CONTINUOUS, Curve(lambda tokens: 0.001 + PER_TOKEN_S * tokens)),
+        (
+            BucketTable((16,), (0, 1, 2, 4, 8, 16), 32),
+            Staircase(lambda blocks: 0.002 + 0.01 * blocks),
+        ),
+    ):
+        plan = plan_of(policy, table=table, predictor=predictor, **view)
+        alone_s = float(predictor.predict(plan.features[None] * 0)[0])
+        dues_s = [one.next_deadline_s for one in running]
+        safe = [due_s for due_s in dues_s if due_s >= alone_s]
+        assert plan.predicted_s <= min(safe) + 1e-12
+        assert len(plan.decodes) == len(running)
+
+
+def test_qoserve_takes_the_largest_chunk_up_to_its_ceiling() -> None:
+    queue = [waiting("a", 4000, 9.0)]
+    assert taken(plan_of("qoserve", waiting=queue)) == {"a": 2500}
+    plan = plan_of("qoserve", waiting=queue, running=[decoding(0.101)])
+    assert taken(plan) == {"a": 1000}
+    margin = plan_of("qoserve:margin=1.25", waiting=queue, running=[decoding(0.101)])
+    assert taken(margin) == {"a": 798}
+    late = plan_of("qoserve", waiting=queue, running=[decoding(-1.0)])
+    assert taken(late) == {"a": 2500}, "a late decode holds nobody back"
+
+
+def test_qoserve_trades_deadline_against_work() -> None:
+    queue = [waiting("long", 900, 1.0), waiting("short", 100, 2.0)]
+    by_deadline = plan_of("qoserve:alpha_s_per_token=0", waiting=queue)
+    assert list(taken(by_deadline)) == ["long", "short"]
+    by_work = plan_of("qoserve:alpha_s_per_token=0.008", waiting=queue)
+    assert list(taken(by_work)) == ["short", "long"]
+
+
+def test_qoserve_relegates_what_will_be_late() -> None:
+    queue = [waiting("late", 500, 0.02), waiting("fine", 900, 5.0)]
+    assert list(taken(plan_of("qoserve", waiting=queue))) == ["fine", "late"]
+    never = plan_of("qoserve:relegation=off", waiting=queue)
+    assert list(taken(never)) == ["late", "fine"]
+
+
+def test_sliding_finishes_the_prompts_at_risk_as_in_figure_2() -> None:
+    # Slacks 60, 80, 60 and 150 ms; 1 ms + 0.1 ms a token. All four take 96 ms.
+    queue = [
+        waiting("r1", 200, 0.060),
+        waiting("r2", 350, 0.080),
+        waiting("r3", 300, 0.060),
+        waiting("r4", 100, 0.150),
+    ]
+    plan = plan_of("sliding:fill=off", waiting=queue)
+    assert taken(plan) == {"r1": 200, "r3": 300}
+    assert plan.predicted_s <= 0.060
+    filled = plan_of("sliding", waiting=queue)
+    assert taken(filled)["r1"] == 200 and taken(filled)["r3"] == 300
+    assert filled.predicted_s <= 0.060
+
+
+def test_without_the_constructor_a_prompt_at_risk_is_not_special() -> None:
+    queue = [waiting("big", 900, 0.095), waiting("small", 850, 0.090)]
+    alone = plan_of("sliding:constructor=off", waiting=queue)
+    assert list(taken(alone)) == ["small", "big"]
+    assert list(taken(plan_of("sliding:fill=off", waiting=queue))) == ["small"]
+
+
+def test_without_the_sorter_prompts_go_by_deadline() -> None:
+    queue = [waiting("short", 10, 9.0), waiting("soon", 900, 5.0)]
+    spec = "sliding:constructor=off"
+    assert list(taken(plan_of(spec, waiting=queue))) == ["short", "soon"]
+    plan = plan_of(f"{spec}:sorter=off", waiting=queue)
+    assert list(taken(plan)) == ["soon", "short"]
+
+
+def test_without_the_chunker_the_step_is_full() -> None:
+    queue = [waiting("a", 4000, 9.0)]
+    spec = "sliding:constructor=off:chunker=off"
+    plan = plan_of(spec, waiting=queue, running=[decoding(0.05)])
+    assert taken(plan) == {"a": 4000}
+
+
+def test_sjf_takes_the_shortest_first() -> None:
+    queue = [waiting("long", 90, 1.0), waiting("short", 10, 9.0)]
+    assert list(taken(plan_of("sjf", waiting=queue))) == ["short", "long"]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf", "sjf"])
+def test_a_fixed_chunk_counts_the_decodes(policy: str) -> None:
+    queue = [waiting("a", 900, 9.0)]
+    running = [decoding(0.05), decoding(0.05)]
+    plan = plan_of(f"{policy}:chunk_tokens=256", waiting=queue, running=running)
+    assert taken(plan) == {"a": 254}
+
+
+def test_of_a_long_queue_the_hopeful_are_ranked() -> None:
+    late = [waiting(f"late{i}", 8, 1.0) for i in range(5 * MAX_WAITING)]
+    hopeful = [waiting(f"ok{i}", 8 + i, 100.0 + i) for i in range(40)]
+    view = make_view(
+        CONTINUOUS, Curve(lambda t: t), waiting=[*late, *hopeful], now_s=50.0
+    )
+    chosen = Candidates(view).prompts
+    assert len(chosen) <= MAX_WAITING
+    assert {one.request_id for one in hopeful} <= {one.request_id for one in chosen}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("luck", "policy 'luck' is unknown"),
+        ("sliding:speed=9", "policy 'sliding' has no option 'speed=9'"),
+        ("sliding:alpha", "no option 'alpha'"),
+        ("sliding:alpha=high", "sliding:alpha=high is not a number"),
+        ("sliding:fill=maybe", "sliding:fill=maybe is not one of"),
+        ("sliding:objective=joy", "objective='joy' is not one of"),
+        ("edf:chunk_tokens=1.5", "chunk_tokens=1.5 is not a number"),
+    ],
+)
+def test_wrong_specs_are_refused_by_name(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy(spec)
+
+
+def test_late_requests_lose_their_pages_first() -> None:
+    scheduler = make_scheduler(policy="sliding", num_pages=12, page_size=8)
+    driver = Driver(scheduler, lag=0)
+    late = make_request(30, 40, slo=Slo(ttft_s=0.001, tbt_s=0.001))
+    fine = make_request(30, 40, slo=Slo(ttft_s=100.0, tbt_s=100.0))
+    scheduler.submit(late)
+    scheduler.submit(fine)
+    driver.run()
+    assert (late.num_preemptions > 0, fine.num_preemptions) == (True, 0)

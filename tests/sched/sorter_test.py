@@ -1,0 +1,100 @@
+import pytest
+
+from fakes import make_request
+from jserve_sched.buckets import Continuous
+from jserve_sched.forwarder import BatchForwarder, remaining_prompts
+from jserve_sched.slo import Slo
+from jserve_sched.sorter import PrioritySorter
+from step_costs import Curve, make_view
+
+TABLE = Continuous().table(max_num_seqs=8, max_num_batched_tokens=1032, block_tokens=1)
+NOW_S = 10.0
+
+
+def rank(sorter: PrioritySorter, requests, tokens_per_s: float | None = 1000.0):
+    view = make_view(
+        TABLE,
+        Curve(lambda tokens: tokens / 1000),
+        now_s=NOW_S,
+        prefill_tokens_per_s=tokens_per_s,
+    )
+    prompts = remaining_prompts(view, requests)
+    forwarder = BatchForwarder(view, [], prompts)
+    order, _, _ = sorter.order(view, forwarder, prompts)
+    return [requests[index].request_id for index in order]
+
+
+def six():
+    def one(name: str, tokens: int, slack_s: float, guard: bool = False):
+        slo = Slo(ttft_s=NOW_S + slack_s) if NOW_S + slack_s > 0 else Slo()
+        return make_request(tokens, 4, request_id=name, slo=slo, guard=guard)
+
+    return [
+        one("late", 20, -1.0),
+        one("normal-long", 500, 60.0),
+        one("urgent-long", 600, 0.9),
+        one("urgent-short", 300, 0.5),
+        one("normal-short", 50, 60.0),
+        one("guarded", 700, 60.0, guard=True),
+    ]
+
+
+def test_levels_then_the_least_work_left() -> None:
+    assert rank(PrioritySorter(late="past"), six()) == [
+        "guarded",
+        "urgent-short",
+        "urgent-long",
+        "normal-short",
+        "normal-long",
+        "late",
+    ]
+
+
+def test_the_printed_key_makes_the_late_urgent() -> None:
+    assert rank(PrioritySorter(late="off"), six())[:2] == ["guarded", "late"]
+
+
+def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
+    requests = [
+        make_request(800, 4, request_id="hopeless", slo=Slo(ttft_s=NOW_S + 0.7)),
+        make_request(900, 4, request_id="in time", slo=Slo(ttft_s=NOW_S + 1.0)),
+    ]
+    hopeless, past = PrioritySorter(late="hopeless"), PrioritySorter(late="past")
+    assert rank(hopeless, requests) == ["in time", "hopeless"]
+    assert rank(past, requests) == ["hopeless", "in time"]
+
+
+def test_guarded_requests_are_not_pushed_back_when_late() -> None:
+    late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
+    assert rank(PrioritySorter(), [*six(), late])[0] == "g"
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.9])
+def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha: float) -> None:
+    requests = [
+        make_request(100, 4, request_id="calm", slo=Slo(ttft_s=NOW_S + 9)),
+        make_request(700, 4, request_id="tight", slo=Slo(ttft_s=NOW_S + 1)),
+    ]
+    first = rank(PrioritySorter(alpha=alpha), requests)[0]
+    assert first == ("tight" if alpha < 0.7 else "calm")
+
+
+def test_before_any_step_was_seen_the_predictor_stands_in() -> None:
+    assert rank(PrioritySorter(), six(), tokens_per_s=None) == rank(
+        PrioritySorter(), six(), tokens_per_s=1000.0
+    )
+
+
+def test_ties_go_by_arrival() -> None:
+    requests = [
+        make_request(9, 4, request_id=name, arrival_s=arrival_s, slo=Slo(ttft_s=60.0))
+        for name, arrival_s in (("second", 2.0), ("first", 1.0))
+    ]
+    assert rank(PrioritySorter(), requests) == ["first", "second"]
+
+
+def test_unknown_rules_are_refused() -> None:
+    with pytest.raises(ValueError, match="late='maybe'"):
+        PrioritySorter(late="maybe")
+    with pytest.raises(ValueError, match="epsilon_s=0 is not above 0"):
+        PrioritySorter(epsilon_s=0)

@@ -1,0 +1,69 @@
+"""Made-up step costs, and snapshots to plan with them by hand."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jserve_sched import features
+from jserve_sched.buckets import BucketTable
+from jserve_sched.ledger import KvLedger
+from jserve_sched.predictor import StepSample
+from jserve_sched.request import Request
+from jserve_sched.view import SchedulerView
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A predictor: any function of the prefill tokens of a step, in seconds."""
+
+    seconds: Callable[[np.ndarray], np.ndarray]
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        return np.asarray(self.seconds(matrix[:, features.PREFILL_TOKENS]), np.float64)
+
+    predict_upper = predict
+
+    def update(self, sample: StepSample) -> None:
+        del sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Staircase:
+    """A predictor: any function of the compiled blocks of a step, in seconds."""
+
+    seconds: Callable[[np.ndarray], np.ndarray]
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        return np.asarray(self.seconds(matrix[:, features.NUM_BLOCKS]), np.float64)
+
+    predict_upper = predict
+
+    def update(self, sample: StepSample) -> None:
+        del sample
+
+
+def make_view(
+    table: BucketTable,
+    predictor: Curve | Staircase,
+    *,
+    running: Sequence[Request] = (),
+    waiting: Sequence[Request] = (),
+    now_s: float = 0.0,
+    max_tokens: int | None = None,
+    prefill_tokens_per_s: float | None = None,
+) -> SchedulerView:
+    return SchedulerView(
+        now_s=now_s,
+        in_flight_s=0.0,
+        step_id=0,
+        running=running,
+        waiting=waiting,
+        num_free_slots=table.max_rows - len(running),
+        ledger=KvLedger(num_pages=4096, page_size=8),
+        buckets=table,
+        predictor=predictor,
+        prefill_tokens_per_s=prefill_tokens_per_s,
+        max_num_batched_tokens=max_tokens
+        or table.max_rows + table.max_blocks * table.block_tokens,
+    )
