@@ -229,8 +229,9 @@ class Continuous:
     ) -> BucketTable:
         """Returns all counts up to the limits; `block_tokens` is not heeded."""
         del block_tokens
-        blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, 1)
-        return BucketTable(tuple(range(max_num_seqs + 1)), tuple(range(blocks + 1)), 1)
+        return BucketTable(
+            tuple(range(max_num_seqs + 1)), tuple(range(max_num_batched_tokens + 1)), 1
+        )
 
 
 STRATEGIES: dict[str, BucketStrategy] = {"pow2": PowersOfTwo()}

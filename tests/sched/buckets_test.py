@@ -83,7 +83,7 @@ def test_continuous_shapes_are_never_padded() -> None:
     )
     assert table.fit(0, 3) == Bucket(0, 3, 1)
     assert table.fit(3, 8).num_tokens == 11
-    assert (table.max_rows, table.max_blocks) == (4, 8)
+    assert (table.max_rows, table.max_blocks) == (4, 12)
 
 
 def test_an_engine_has_no_shape_without_rows() -> None:
