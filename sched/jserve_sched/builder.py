@@ -56,6 +56,11 @@ class PlanBuilder:
         return len(self._decodes)
 
     @property
+    def is_admitting(self) -> bool:
+        """Whether a waiting request may still be taken in."""
+        return not self._is_closed
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing has been placed yet."""
         return not self._decodes and not self._chunks
@@ -275,6 +280,8 @@ def plan_in_order(
         room = (chunk_tokens - builder.num_decodes) // view.buckets.block_tokens
         builder.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
     for request in prefills:
+        if not builder.is_admitting and request.state is RequestState.WAITING:
+            continue
         index = rank.get(request.request_id, len(running))
         if not builder.add_prefill(request, behind(index)):
             break

@@ -12,10 +12,10 @@ from operator import attrgetter
 import numpy as np
 
 from jserve_sched.builder import PlanBuilder
-from jserve_sched.request import Request
+from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
-MAX_WAITING = 512  # waiting requests that one plan ranks
+MAX_WAITING = 128  # waiting requests that one plan ranks
 
 
 class Candidates:
@@ -74,7 +74,12 @@ class Candidates:
     def add_prompts(self, builder: PlanBuilder, ordered: Sequence[Request]) -> None:
         """Adds prompts in order until nothing fits."""
         for request in ordered:
-            if not builder.add_prefill(request, self.victims(request)):
+            if request.state is RequestState.WAITING:
+                if not builder.is_admitting:
+                    continue
+                if not builder.add_prefill(request):
+                    break
+            elif not builder.add_prefill(request, self.victims(request)):
                 break
         if builder.is_empty:
             # The first in order may preempt nobody. The first by deadline may preempt
@@ -86,15 +91,22 @@ class Candidates:
 def _choose(view: SchedulerView) -> Sequence[Request]:
     """Returns the waiting requests worth ranking, by arrival."""
     waiting = view.admissible
-    count = len(waiting)
-    if count <= MAX_WAITING:
+    if len(waiting) <= MAX_WAITING:
         return waiting
-    first_s = np.fromiter(map(attrgetter("first_deadline_s"), waiting), float, count)
+    due_s = first_deadlines_s(waiting)
     prompts = map(attrgetter("prompt_tokens"), waiting)
-    tokens = np.fromiter(map(len, prompts), np.int64, count)
-    late = first_s < view.start_s
+    tokens = np.fromiter(map(len, prompts), np.int64, len(waiting))
+    late = due_s < view.start_s
+    if view.prefill_tokens_per_s is not None:
+        late = due_s < view.start_s + tokens / view.prefill_tokens_per_s
     half = MAX_WAITING // 2
-    chosen = np.zeros(count, bool)
+    chosen = np.zeros(len(waiting), bool)
     chosen[np.lexsort((tokens, late))[:half]] = True
-    chosen[np.lexsort((first_s, late))[:half]] = True
+    chosen[np.lexsort((due_s, late))[:half]] = True
     return [waiting[index] for index in np.flatnonzero(chosen).tolist()]
+
+
+def first_deadlines_s(requests: Sequence[Request]) -> np.ndarray:
+    """Returns when the first token of each request is wanted, clock seconds."""
+    due_s = map(attrgetter("first_deadline_s"), requests)
+    return np.fromiter(due_s, np.float64, len(requests))

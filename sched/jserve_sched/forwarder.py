@@ -54,13 +54,10 @@ def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Promp
     find_prefix = view.ledger.find_prefix
     start, tokens = [], []
     for request in requests:
-        if request.state is RequestState.WAITING:
-            begin = 0
-            if request.page_hashes:
-                reusable = (request.num_known - 1) // page_size
-                begin = len(find_prefix(request.page_hashes[:reusable])) * page_size
-        else:
-            begin = request.num_dispatched
+        begin = request.num_dispatched  # 0 while waiting
+        if request.page_hashes and request.state is RequestState.WAITING:
+            reusable = (request.num_known - 1) // page_size
+            begin = len(find_prefix(request.page_hashes[:reusable])) * page_size
         start.append(begin)
         tokens.append(request.num_projected - begin)
     return Prompts(requests, np.array(start, np.float64), np.array(tokens, np.float64))
@@ -217,6 +214,21 @@ class BatchForwarder:
             if closer.size:
                 return int(between[closer[-1]])
         return low
+
+    def capacities(self, limits_s: np.ndarray) -> np.ndarray:
+        """Returns `[N]` int budgets that fit limits `[N]`, by one look at the grid.
+
+        Where the grid leaves budgets out, the time between two of its points is taken
+        to be linear: nearly `largest_within`, for many limits at once.
+        """
+        curve_s = np.maximum.accumulate(self.grid_s)
+        place = curve_s.searchsorted(limits_s, "right")
+        low = self._grid[np.maximum(place - 1, 0)]
+        if len(self._grid) == self.max_blocks + 1:
+            budgets = low
+        else:
+            budgets = np.floor(np.interp(limits_s, curve_s, self._grid))
+        return np.where(place > 0, budgets, 0).astype(np.int64)
 
     @property
     def edges(self) -> np.ndarray:

@@ -142,17 +142,13 @@ class SlidingServe:
         limits_s: np.ndarray,
     ) -> np.ndarray:
         """Returns the places of the prompts to finish in this step; may be empty."""
-        # Capacities C_a of Eq. 17, read off the curve of all budgets.
-        curve_s = np.maximum.accumulate(forwarder.grid_s)
-        fitting = curve_s.searchsorted(limits_s, "right")
-        budgets = np.where(fitting > 0, forwarder.grid[np.maximum(fitting - 1, 0)], 0)
         size = view.buckets.block_tokens
         unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
         chosen = self._constructor.select(
             slack_s=limits_s,
             weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
             is_at_risk=at_risk,
-            capacity=(budgets * size // unit_tokens).astype(np.int64),
+            capacity=forwarder.capacities(limits_s) * size // unit_tokens,  # Eq. 17
         )
         # The curve is that of the ranked prompts: price the selection itself, and give
         # up the one that can wait longest until the rest is in time.
