@@ -10,9 +10,10 @@ priced with today's decodes and prompts: the paper rolls nothing forward, and so
   continuous shapes) and is exact there: E candidates are one prediction, E^2 sums.
 
 Where the paper is silent: the budget is clamped to B_cur (as printed it may break
-T_cur) and the other one to what a step can hold; if all the work there is fits into
-B_cur, it is all done at once, since waiting gains no time and costs TTFT. Ties go to
-the larger budget now.
+T_cur) and the other one to what a step can hold; their sum is at most the work there
+is, or a step would be priced without its tokens; if all the work fits into B_cur, it
+is done at once, since waiting gains no time and costs TTFT. Ties go to the larger
+budget now.
 """
 
 import dataclasses
@@ -68,7 +69,8 @@ class SlidingChunker:
         if self.objective == "tokens":
             return self._most_tokens(forwarder, current, current_s + next_s)
         following = forwarder.largest_within(next_s)
-        total = current + following
+        # No more than there is to do, or a step would be priced without its tokens.
+        total = min(current + following, forwarder.num_blocks)
         low = max(0, total - forwarder.max_blocks)
         if self.search == "ternary":
             width = _TERNARY_WIDTH_TOKENS // block_tokens
@@ -81,13 +83,11 @@ class SlidingChunker:
         """Returns the first budget of the pair with most tokens in `limit_s`."""
         # Fig. 1 has no algorithm: without the edges, an even grid is searched.
         every = forwarder.edges if self.search == "edges" else forwarder.grid
-        now = np.union1d(every[every <= current], [current])
-        now_s, later_s = forwarder.predict(now), forwarder.predict(every)
-        fits = now_s[:, None] + later_s[None, :] <= limit_s
-        later = np.where(fits, every[None, :], 0.0).max(axis=1)
-        total = now + later
-        best = np.flatnonzero(total >= total.max() - 0.5)
-        return int(now[best[-1]])
+        now = np.union1d(every[every <= current], [current]).astype(np.int64)
+        total = now + forwarder.capacities(limit_s - forwarder.predict(now))
+        # Between points of the grid capacities are estimates: as good is as good as.
+        slightly_less = total.max() - (forwarder.grid_step - 1)
+        return int(now[total >= slightly_less].max())
 
 
 def _two_steps_s(

@@ -69,6 +69,7 @@ class BatchForwarder:
     Attributes:
       max_blocks: most blocks a step may have beside the decodes.
       num_blocks: blocks of all the prompts together.
+      grid_step: blocks between two budgets of the grid.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class BatchForwarder:
             max(min(room, view.buckets.max_blocks), 0)
         )
         self._size = size
-        unit = -(-max(self.max_blocks, 1) // _GRID_POINTS)
-        self._grid = np.append(np.arange(0, self.max_blocks, unit), self.max_blocks)
+        self.grid_step = -(-max(self.max_blocks, 1) // _GRID_POINTS)
+        self._grid = np.append(
+            np.arange(0, self.max_blocks, self.grid_step), self.max_blocks
+        )
         self._grid_s: np.ndarray | None = None
         self.use(prompts)
 
@@ -224,7 +227,7 @@ class BatchForwarder:
         curve_s = np.maximum.accumulate(self.grid_s)
         place = curve_s.searchsorted(limits_s, "right")
         low = self._grid[np.maximum(place - 1, 0)]
-        if len(self._grid) == self.max_blocks + 1:
+        if self.grid_step == 1:
             budgets = low
         else:
             budgets = np.floor(np.interp(limits_s, curve_s, self._grid))

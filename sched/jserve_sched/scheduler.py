@@ -13,6 +13,7 @@ that names it has been applied, and only a request in no such plan is preempted.
 import bisect
 import collections
 import dataclasses
+import math
 from typing import NamedTuple
 
 from jserve_sched import features
@@ -49,6 +50,7 @@ class SchedulerCounters:
     generated_tokens: int = 0
 
 
+_NUM_RECENT = 256  # requests whose promises stand for those to come
 _RATE_MEMORY = 0.98  # of the past at each step: about the last 50 count
 
 
@@ -130,6 +132,9 @@ class Scheduler:
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
         self._prefill_rate = _PrefillRate()
+        self._recent_ttft_s: collections.deque[float] = collections.deque(
+            maxlen=_NUM_RECENT
+        )
 
     @property
     def num_waiting(self) -> int:
@@ -184,6 +189,7 @@ class Scheduler:
                 request.prompt_tokens, self.ledger.page_size
             )
         self._requests[request.request_id] = request
+        self._recent_ttft_s.append(request.first_deadline_s - request.arrival_s)
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -203,6 +209,7 @@ class Scheduler:
             buckets=self.buckets,
             predictor=self.predictor,
             prefill_tokens_per_s=self._prefill_rate.tokens_per_s,
+            tightest_ttft_s=min(self._recent_ttft_s, default=math.inf),
             max_num_batched_tokens=self._max_num_batched_tokens,
         )
 
@@ -347,6 +354,72 @@ class Scheduler:
         if request.slot is not None and request.num_in_flight == 0:
             self._let_go(request)
         return Output(request, None)
+
+    def num_steps_alike(self, plan: StepPlan) -> int:
+        """Returns how many steps can only repeat a plan that was just applied.
+
+        That is so while its rows are all that runs, nobody waits, none of them ends
+        and pages last; then any policy that lets every decode run has no choice. The
+        step after which the first one ends is the last such step. For simulation: a
+        new arrival changes everything.
+        """
+        if plan.chunks or self._waiting or self._in_flight:
+            return 0
+        if len(self._holders) != len(plan.decodes):
+            return 0
+        requests = [row.request for row in plan.decodes]
+        if any(one.stop_token_ids for one in requests):
+            return 0
+
+        def need(num_steps: int) -> int:
+            pages_for = self.ledger.pages_for
+            return sum(
+                max(pages_for(one.num_dispatched + num_steps) - len(one.pages), 0)
+                for one in requests
+            )
+
+        least, most = (
+            0,
+            min(one.max_tokens - len(one.output_tokens) for one in requests),
+        )
+        free = self.ledger.num_available
+        if need(most) <= free:
+            return most
+        while most - least > 1:  # need(least) <= free < need(most)
+            middle = (least + most) // 2
+            if need(middle) <= free:
+                least = middle
+            else:
+                most = middle
+        return least
+
+    def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
+        """Runs a decode-only plan again and again, every token being 0.
+
+        As plan, dispatch and apply would, step by step; the predictor is left to
+        the caller. For simulation.
+
+        Args:
+          plan: the one applied last.
+          num_steps: at most `num_steps_alike(plan)`.
+
+        Returns:
+          Its requests; those with a finish reason have ended.
+        """
+        self._next_step_id += num_steps
+        requests = [row.request for row in plan.decodes]
+        for request in requests:
+            request.num_dispatched += num_steps
+            missing = self.ledger.pages_for(request.num_dispatched) - len(request.pages)
+            if missing > 0:
+                request.pages.extend(self.ledger.allocate(missing))
+            request.output_tokens.extend([0] * num_steps)
+            self.counters.generated_tokens += num_steps
+        for request in requests:
+            if len(request.output_tokens) >= request.max_tokens:
+                self._finish(request, FinishReason.LENGTH)
+                self._let_go(request)
+        return requests
 
     def check_integrity(self) -> None:
         """Checks pages, slots and counts against each other.

@@ -28,6 +28,8 @@ class SchedulerView:
       predictor: prices a step.
       prefill_tokens_per_s: prompt tokens computed per second of the recent steps that
         computed any; None before the first.
+      tightest_ttft_s: least `ttft_s` that any of the last requests was promised;
+        infinite if none was.
       max_num_batched_tokens: most token positions in a step.
     """
 
@@ -41,6 +43,7 @@ class SchedulerView:
     buckets: BucketTable
     predictor: Predictor
     prefill_tokens_per_s: float | None
+    tightest_ttft_s: float
     max_num_batched_tokens: int
 
     @property

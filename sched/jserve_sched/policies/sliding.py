@@ -59,6 +59,7 @@ class SlidingServe:
     chunker: bool = True
     constructor: bool = True
     fill: bool = True
+    reserve: bool = True
     alpha: float = 0.5
     epsilon_s: float = 1e-3
     late: str = "hopeless"
@@ -106,6 +107,8 @@ class SlidingServe:
 
         slack = decode_slack(candidates.decodes, view.start_s)
         current_s, next_s = slack.tightest(float(forwarder.grid_s[0]))
+        if self.reserve:
+            current_s, next_s = self._reserve(view, forwarder, current_s, next_s)
         if self.constructor:
             at_risk = ~late & (slack_s < float(forwarder.grid_s[-1]))  # R_risk
             if at_risk.any():
@@ -129,8 +132,24 @@ class SlidingServe:
                 next_s=next_s,
                 block_tokens=view.buckets.block_tokens,
             )
-            builder.limit_blocks(budget, PlanEnd.TIME_LIMIT)
+            least = 0 if candidates.decodes else 1  # a step has something to do
+            builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
         candidates.add_prompts(builder, prompts.requests)
+
+    def _reserve(
+        self,
+        view: SchedulerView,
+        forwarder: BatchForwarder,
+        current_s: float,
+        next_s: float,
+    ) -> tuple[float, float]:
+        """Returns T_cur and T_next, short enough for a tight request yet to come."""
+        least_s = float(forwarder.grid_s[0])
+        num_waits = 2 if view.in_flight_s else 1  # a planned step cannot be recalled
+        longest_s = (view.tightest_ttft_s - least_s) / num_waits
+        if longest_s < least_s or longest_s >= current_s:
+            return current_s, next_s
+        return longest_s, longest_s
 
     def _select(
         self,

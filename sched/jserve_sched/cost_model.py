@@ -1,0 +1,310 @@
+"""Step costs for simulation: how long would this step take on that machine?
+
+The one idea: a cost model reads the same features of a step as a predictor, so any
+predictor fitted on a profile can serve as the machine, and any machine can serve as
+a perfect predictor. It also names the limits of the server it stands for, since a
+step time without them says nothing about how many requests fit.
+
+Padding is charged as the backends charge it: padded rows and blocks go through the
+matrix products like real ones, but attention reads the KV of real rows only.
+
+`N` is the number of steps asked about at once, `F` the features of a step.
+"""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import numpy as np
+
+from jserve_sched import features
+from jserve_sched.predictor import Predictor, StepSample
+
+
+class CostModel(Protocol):
+    """The machine of a simulation."""
+
+    @property
+    def name(self) -> str:
+        """What a flag and a report call it."""
+        ...
+
+    @property
+    def num_kv_tokens(self) -> int:
+        """Tokens the KV pool holds."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """Tokens in one KV page."""
+        ...
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Most requests that run at once."""
+        ...
+
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Most token positions in a step."""
+        ...
+
+    def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
+        """Returns durations `[N]` in seconds.
+
+        Args:
+          matrix: features `[N, F]`; see `features`.
+          block_tokens: tokens in one prefill block of the bucket table, Q.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Formula:
+    """Seconds of one kind of batch.
+
+    `max(floor, base + prefill_token P + decode D) + prefill_work A + context C`,
+    with P the prefill positions and D the decode rows, padding included; A the sum
+    over chunks of `chunk (cached + chunk / 2)`; C the KV tokens that decodes read.
+
+    Attributes:
+      base_s: of any step, seconds.
+      prefill_token_s: of a prefill position.
+      prefill_work_s: of a unit of A.
+      decode_s: of a decode row.
+      context_token_s: of a KV token read by a decode.
+      floor_s: least time of the part that reads the weights: the knee.
+    """
+
+    base_s: float
+    prefill_token_s: float = 0.0
+    prefill_work_s: float = 0.0
+    decode_s: float = 0.0
+    context_token_s: float = 0.0
+    floor_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0.0 <= value < np.inf:
+                raise ValueError(f"{field.name}={value} is not a time of 0 or more")
+        if max(self.base_s, self.floor_s) <= 0.0:
+            raise ValueError("base_s and floor_s are both 0: a step takes some time")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """A `CostModel` of one formula for each kind of batch.
+
+    Attributes:
+      name: what a flag and a report call it.
+      decode: of a step without prefill.
+      prefill: of a step without decodes; its rows are not charged.
+      mixed: of a step with both.
+      num_kv_tokens: tokens the KV pool holds.
+      page_size: tokens in one KV page.
+      max_num_seqs: most requests that run at once.
+      max_num_batched_tokens: most token positions in a step.
+    """
+
+    name: str
+    decode: Formula
+    prefill: Formula
+    mixed: Formula
+    num_kv_tokens: int
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    @functools.cached_property
+    def _coefficients(self) -> np.ndarray:
+        """Coefficients `[6, scenario]`, in the order of Formula's fields."""
+        by_scenario = {
+            features.PURE_DECODE: self.decode,
+            features.PURE_PREFILL: dataclasses.replace(self.prefill, decode_s=0.0),
+            features.MIXED: self.mixed,
+        }
+        rows = [dataclasses.astuple(by_scenario[kind]) for kind in range(3)]
+        return np.array(rows, np.float64).T
+
+    def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]`.
+
+        Column by column, so that a step costs the same bit for bit whichever steps
+        are asked about beside it.
+        """
+        kinds = features.scenarios(matrix)
+        base, prefill_token, prefill_work, decode, context_token, floor = (
+            self._coefficients[:, kinds]
+        )
+        work = matrix[:, features.PREFILL_WORK] - matrix[:, features.CHUNK_SQUARES] / 2
+        # A decode reads its cached tokens and the one it adds.
+        context = matrix[:, features.DECODE_CONTEXT] + matrix[:, features.NUM_DECODES]
+        blocks = matrix[:, features.NUM_BLOCKS]
+        rows = matrix[:, features.NUM_ROWS]
+        linear = base + prefill_token * block_tokens * blocks + decode * rows
+        total: np.ndarray = (
+            np.maximum(floor, linear) + prefill_work * work + context_token * context
+        )
+        return total
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorCost:
+    """A `CostModel` that asks a predictor: the engine that was profiled for it.
+
+    The predictor is not shown the simulated steps, so the machine stays as it is.
+
+    Attributes:
+      name: what a flag and a report call it.
+      predictor: fitted on samples of the engine.
+      block_tokens: tokens in one prefill block of the engine that was profiled.
+      num_kv_tokens: tokens the engine's KV pool holds.
+      page_size: tokens in one of its pages.
+      max_num_seqs: most requests it runs at once.
+      max_num_batched_tokens: most token positions in one of its steps.
+    """
+
+    name: str
+    predictor: Predictor
+    block_tokens: int
+    num_kv_tokens: int
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+    def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]`.
+
+        Blocks of another size are counted as so many of the profile's, in fractions.
+        """
+        if block_tokens != self.block_tokens:
+            matrix = matrix.copy()
+            matrix[:, features.NUM_BLOCKS] *= block_tokens / self.block_tokens
+        return self.predictor.predict(matrix)
+
+
+class OraclePredictor:
+    """A predictor that is never wrong: it asks the simulated machine itself."""
+
+    def __init__(self, cost_model: CostModel, block_tokens: int):
+        self._cost_model = cost_model
+        self._block_tokens = block_tokens
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]`."""
+        return self._cost_model.step_s(matrix, self._block_tokens)
+
+    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns the same: what is certain has no spread."""
+        return self.predict(matrix)
+
+    def update(self, sample: StepSample) -> None:
+        """Learns nothing."""
+
+
+def _milliseconds(
+    base: float,
+    *,
+    prefill_token: float = 0.0,
+    prefill_work: float = 0.0,
+    decode: float = 0.0,
+    context_token: float = 0.0,
+    floor: float = 0.0,
+) -> Formula:
+    return Formula(
+        base_s=base * 1e-3,
+        prefill_token_s=prefill_token * 1e-3,
+        prefill_work_s=prefill_work * 1e-3,
+        decode_s=decode * 1e-3,
+        context_token_s=context_token * 1e-3,
+        floor_s=floor * 1e-3,
+    )
+
+
+# A token of Llama-3-8B takes 128 KiB of KV (32 layers, 8 heads of 128, K and V, two
+# bytes). Nine tenths of 80 GB, less 16 GB of weights and a few of activations, hold
+# about 430,000; 400,000 stays inside the batches that the A100 formula was fitted to.
+_KV_TOKENS_80_GB = 400_000
+
+# One formula for all batches: b + k (P + D) above a floor of m, fitted to random
+# batches composed from Vidur's kernel tables (Agrawal et al., MLSys 2024; MIT), whose
+# attention was modelled from a sample; mean error of the fit 4.6 %.
+_A100 = _milliseconds(
+    7.51,
+    prefill_token=0.06551,
+    prefill_work=4.396e-6,
+    decode=0.06551,
+    context_token=8.415e-5,
+    floor=10.73,
+)
+# The same composition scaled by the H100/A100 ratios of another model's operators
+# and by assumed ratios for attention: an estimate, not a measurement.
+_H100 = _milliseconds(
+    6.537,
+    prefill_token=0.01981,
+    prefill_work=2.156e-6,
+    decode=0.01655,
+    context_token=5.095e-5,
+)
+
+# The RTX formulas are fitted to LLMServingSim's profiles of vLLM (Cho et al., ISPASS
+# 2026; MIT). Limits are those of the vLLM runs published beside them; the KV pool of
+# the PRO 6000 is not recorded there: 96 GB at nine tenths hold about 550,000 tokens.
+CLOSED_FORMS: dict[str, ClosedForm] = {
+    one.name: one
+    for one in (
+        ClosedForm(
+            name="a100-llama3-8b",
+            decode=_A100,
+            prefill=_A100,
+            mixed=_A100,
+            num_kv_tokens=_KV_TOKENS_80_GB,
+            page_size=128,
+            max_num_seqs=256,
+            max_num_batched_tokens=2048,
+        ),
+        ClosedForm(
+            name="h100-llama3-8b",
+            decode=_H100,
+            prefill=_H100,
+            mixed=_H100,
+            num_kv_tokens=_KV_TOKENS_80_GB,
+            page_size=128,
+            max_num_seqs=256,
+            max_num_batched_tokens=2048,
+        ),
+        ClosedForm(
+            name="rtx4090-llama3.1-8b",
+            decode=_milliseconds(16.88, decode=0.04197, context_token=1.493e-4),
+            prefill=_milliseconds(15.51, prefill_token=0.06330, prefill_work=4.839e-6),
+            mixed=_milliseconds(
+                15.80,
+                prefill_token=0.06724,
+                prefill_work=5.322e-6,
+                decode=0.07569,
+                context_token=3.251e-4,
+            ),
+            num_kv_tokens=41_408,
+            page_size=16,
+            max_num_seqs=256,
+            max_num_batched_tokens=2048,
+        ),
+        ClosedForm(
+            name="rtxpro6000-llama3.1-8b",
+            decode=_milliseconds(11.15, decode=0.01911, context_token=8.860e-5),
+            prefill=_milliseconds(11.28, prefill_token=0.02583, prefill_work=2.731e-6),
+            mixed=_milliseconds(
+                11.34,
+                prefill_token=0.02676,
+                prefill_work=2.631e-6,
+                decode=0.03396,
+                context_token=1.520e-4,
+            ),
+            num_kv_tokens=550_000,
+            page_size=16,
+            max_num_seqs=128,
+            max_num_batched_tokens=2048,
+        ),
+    )
+}

@@ -1,0 +1,235 @@
+"""Goodput: the highest rate at which enough requests keep their promises.
+
+The one idea: with common random numbers (one seed draws the requests, the rate only
+squeezes their times) a higher rate is harder for the very same requests, so for each
+seed there is one edge, and bisection on a grid of rates finds it. Chance is between
+seeds, and the interval says how much of it there is.
+
+A rate passes if at most `MAX_VIOLATION_SHARE` of the counted requests are violations
+(SlidingServe, arXiv 2606.05933, section 5.1: 1 %).
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from jserve_sched.report import wilson_interval
+
+MAX_VIOLATION_SHARE = 0.01
+WARMUP_SHARE = 0.1  # of the requests: the first ones find an empty server
+
+# (rate in requests per second, seed) -> (violations, requests counted)
+Probe = Callable[[float, int], tuple[int, int]]
+
+
+def num_warmup(num_requests: int) -> int:
+    """Returns how many of the first requests are not counted."""
+    return int(num_requests * WARMUP_SHARE)
+
+
+def most_violations(num_counted: int, max_share: float = MAX_VIOLATION_SHARE) -> int:
+    """Returns the most violations with which a rate passes."""
+    return math.floor(num_counted * max_share + 1e-9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RateGrid:
+    """Rates tried: `lowest_qps` times powers of `1 + resolution`.
+
+    Attributes:
+      lowest_qps: the lowest, requests per second.
+      highest_qps: no rate above it is tried.
+      resolution: relative distance of two rates.
+    """
+
+    lowest_qps: float = 0.05
+    highest_qps: float = 1000.0
+    resolution: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest_qps < self.highest_qps < math.inf:
+            raise ValueError(
+                f"lowest_qps={self.lowest_qps} and highest_qps={self.highest_qps} "
+                "must be 0 < lowest < highest"
+            )
+        if not 1e-4 <= self.resolution <= 1:
+            raise ValueError(f"resolution={self.resolution} is not in 0.0001..1")
+
+    def qps(self, index: int) -> float:
+        """Returns rate number `index`, requests per second."""
+        return self.lowest_qps * (1 + self.resolution) ** index
+
+    def nearest(self, qps: float) -> int:
+        """Returns the index of the grid's rate next to `qps`."""
+        steps = math.log(qps / self.lowest_qps) / math.log1p(self.resolution)
+        return min(max(round(steps), 0), self.last)
+
+    @property
+    def last(self) -> int:
+        """Index of the highest rate."""
+        ratio = math.log(self.highest_qps / self.lowest_qps)
+        return int(ratio / math.log1p(self.resolution) + 1e-9)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SeedGoodput:
+    """What one seed's search found.
+
+    Attributes:
+      seed: which.
+      qps: the highest rate that passed, requests per second; 0 if none did, not
+        even the grid's lowest.
+      num_violations: at that rate, or at the lowest.
+      num_requests: counted at that rate.
+      num_probes: rates tried.
+      is_unbounded: whether even the grid's highest rate passed.
+    """
+
+    seed: int
+    qps: float
+    num_violations: int
+    num_requests: int
+    num_probes: int
+    is_unbounded: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Goodput:
+    """What a search found over all seeds.
+
+    Attributes:
+      qps: mean of the seeds' goodputs, requests per second.
+      ci95_qps: 95 % interval of that mean (Student's t); None for one seed.
+      violation_share: at the rates found, over all seeds.
+      violation_ci95: its Wilson interval.
+      seeds: one entry each.
+    """
+
+    qps: float
+    ci95_qps: tuple[float, float] | None
+    violation_share: float
+    violation_ci95: tuple[float, float]
+    seeds: tuple[SeedGoodput, ...]
+
+
+_FIRST_STRIDE = 8  # grid steps, 17 % at the default resolution; doubled each time
+
+
+def search_seed(
+    probe: Probe,
+    seed: int,
+    *,
+    grid: RateGrid,
+    start_qps: float,
+    max_share: float = MAX_VIOLATION_SHARE,
+) -> SeedGoodput:
+    """Finds one seed's goodput: a bracket around `start_qps`, then bisection.
+
+    Raises:
+      ValueError: if `start_qps` is not above 0, or a probe counted no request.
+    """
+    if not 0 < start_qps < math.inf:
+        raise ValueError(f"start_qps={start_qps} is not above 0")
+    seen: dict[int, tuple[int, int]] = {}
+
+    def passes(index: int) -> bool:
+        if index not in seen:
+            seen[index] = probe(grid.qps(index), seed)
+        num_violations, num_requests = seen[index]
+        if num_requests < 1:
+            raise ValueError(f"a probe at {grid.qps(index):g}/s counted no request")
+        return num_violations <= most_violations(num_requests, max_share)
+
+    good, bad = -1, grid.last + 1
+    index, stride = grid.nearest(start_qps), _FIRST_STRIDE
+    while bad - good > 1:
+        if passes(index):
+            good = index
+        else:
+            bad = index
+        if good < 0:
+            index, stride = max(bad - stride, 0), stride * 2
+        elif bad > grid.last:
+            index, stride = min(good + stride, grid.last), stride * 2
+        else:
+            index = (good + bad) // 2
+    num_violations, num_requests = seen[max(good, 0)]
+    return SeedGoodput(
+        seed=seed,
+        qps=grid.qps(good) if good >= 0 else 0.0,
+        num_violations=num_violations,
+        num_requests=num_requests,
+        num_probes=len(seen),
+        is_unbounded=good == grid.last,
+    )
+
+
+def pool(seeds: Sequence[SeedGoodput]) -> Goodput:
+    """Returns the mean over seeds, with its intervals.
+
+    Raises:
+      ValueError: if there is no seed.
+    """
+    if not seeds:
+        raise ValueError("goodput needs at least one seed")
+    rates = [one.qps for one in seeds]
+    mean = statistics.fmean(rates)
+    interval = None
+    if len(rates) > 1:
+        error = statistics.stdev(rates) / math.sqrt(len(rates))
+        spread = _t_975(len(rates) - 1) * error
+        interval = (max(mean - spread, 0.0), mean + spread)
+    num_violations = sum(one.num_violations for one in seeds)
+    num_requests = sum(one.num_requests for one in seeds)
+    return Goodput(
+        qps=mean,
+        ci95_qps=interval,
+        violation_share=num_violations / num_requests,
+        violation_ci95=wilson_interval(num_violations, num_requests),
+        seeds=tuple(seeds),
+    )
+
+
+def search(
+    probe: Probe,
+    seeds: Sequence[int],
+    *,
+    grid: RateGrid,
+    start_qps: float,
+    max_share: float = MAX_VIOLATION_SHARE,
+) -> Goodput:
+    """Finds the goodput over seeds; each search starts where the last one ended.
+
+    Args:
+      probe: runs one rate and one seed. It may stop early once more than
+        `most_violations` have happened, and return what it has.
+      seeds: what draws the requests.
+      grid: the rates.
+      start_qps: where the first search starts.
+      max_share: most violations, as a share of the counted requests.
+
+    Raises:
+      ValueError: if there is no seed, or as `search_seed`.
+    """
+    found: list[SeedGoodput] = []
+    for seed in seeds:
+        one = search_seed(
+            probe, seed, grid=grid, start_qps=start_qps, max_share=max_share
+        )
+        found.append(one)
+        start_qps = one.qps or grid.lowest_qps
+    return pool(found)
+
+
+# Student's t at 97.5 %, for 1 to 10 degrees of freedom.
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def _t_975(freedom: int) -> float:
+    """Returns Student's t at 97.5 %; beyond the table by its expansion in 1/n."""
+    if freedom <= len(_T_975):
+        return _T_975[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    return z + (z**3 + z) / (4 * freedom) + second

@@ -1,0 +1,177 @@
+"""What happens in a simulation, noted as it happens: steps, token times, violations.
+
+The one idea: a broken promise is counted as soon as it is certain, so that a run
+whose question is answered can stop.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched import features
+from jserve_sched.cost_model import CostModel
+from jserve_sched.report import Failure, Outcome
+from jserve_sched.request import Request
+from jserve_sched.workload import Arrival
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedStep:
+    """One step, as `report.Step` wants it.
+
+    Attributes:
+      start_s: when it started, seconds.
+      duration_s: how long it took, seconds.
+      plan_s: the host's time for planning it, seconds; 0 without a clock, and in
+        a stretch advanced at once.
+      bucket_s: what the cost model says of it, seconds.
+      used_s: the same without padding, seconds.
+      used_blocks: blocks that held a real token.
+      features: `[F]`, what it computed.
+    """
+
+    start_s: float
+    duration_s: float
+    plan_s: float
+    bucket_s: float
+    used_s: float
+    used_blocks: int
+    features: np.ndarray
+
+    @property
+    def num_rows(self) -> int:
+        """Decode rows compiled."""
+        return int(self.features[features.NUM_ROWS])
+
+    @property
+    def num_blocks(self) -> int:
+        """Prefill blocks compiled."""
+        return int(self.features[features.NUM_BLOCKS])
+
+    @property
+    def used_rows(self) -> int:
+        """Decode rows used."""
+        return int(self.features[features.NUM_DECODES])
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Real prefill tokens."""
+        return int(self.features[features.PREFILL_TOKENS])
+
+
+class StepLog:
+    """Steps as they run; priced at the end, all at once."""
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._facts: list[tuple[int, float, float, float]] = []
+
+    def add(
+        self,
+        row: np.ndarray,
+        *,
+        used_blocks: int,
+        start_s: float,
+        duration_s: float,
+        plan_s: float,
+    ) -> None:
+        """Takes one step; the names are those of `SimulatedStep`."""
+        self._rows.append(row)
+        self._facts.append((used_blocks, start_s, duration_s, plan_s))
+
+    def steps(self, cost_model: CostModel, block_tokens: int) -> list[SimulatedStep]:
+        """Returns the steps, with their costs as they ran and without padding."""
+        if not self._rows:
+            return []
+        matrix = np.stack(self._rows)
+        bare = matrix.copy()
+        bare[:, features.NUM_ROWS] = matrix[:, features.NUM_DECODES]
+        bare[:, features.NUM_BLOCKS] = [fact[0] for fact in self._facts]
+        bucket_s = cost_model.step_s(matrix, block_tokens).tolist()
+        used_s = cost_model.step_s(bare, block_tokens).tolist()
+        return [
+            SimulatedStep(
+                start_s=start_s,
+                duration_s=duration_s,
+                plan_s=plan_s,
+                bucket_s=bucket_s[index],
+                used_s=used_s[index],
+                used_blocks=used_blocks,
+                features=self._rows[index],
+            )
+            for index, (used_blocks, start_s, duration_s, plan_s) in enumerate(
+                self._facts
+            )
+        ]
+
+
+class Tally:
+    """Token times of every request, and how many requests are late for sure."""
+
+    def __init__(self, arrivals: Sequence[Arrival], num_uncounted: int):
+        self.arrivals = arrivals
+        self.token_times_s: list[list[float]] = [[] for _ in arrivals]
+        self.failures: dict[int, Failure] = {}
+        self._index = {one.request_id: i for i, one in enumerate(arrivals)}
+        if len(self._index) < len(arrivals):
+            raise ValueError("two arrivals have the same request_id")
+        self._num_uncounted = num_uncounted
+        self._violated: set[int] = set()
+        self._due = [
+            (one.slo.token_deadline_s(one.arrival_s, 0), i)
+            for i, one in enumerate(arrivals[num_uncounted:], num_uncounted)
+        ]
+        heapq.heapify(self._due)
+
+    def times_of(self, request: Request) -> list[float]:
+        """Returns the list that takes a request's token times, seconds."""
+        return self.token_times_s[self._index[request.request_id]]
+
+    def fail(self, arrival: Arrival, failure: Failure) -> None:
+        """Notes that a request was turned away."""
+        self.failures[self._index[arrival.request_id]] = failure
+        self._count(self._index[arrival.request_id])
+
+    def _count(self, index: int) -> None:
+        if index >= self._num_uncounted:
+            self._violated.add(index)
+
+    def finish(self, request: Request) -> None:
+        """Notes that a request ran to its end."""
+        index = self._index[request.request_id]
+        one = self.arrivals[index]
+        times_s = self.token_times_s[index]
+        if not one.slo.is_met(one.arrival_s, times_s, is_complete=True):
+            self._count(index)
+
+    def num_violations(self, now_s: float) -> int:
+        """Returns how many counted requests have broken a promise by now."""
+        while self._due and self._due[0][0] < now_s:
+            due_s, index = heapq.heappop(self._due)
+            times_s = self.token_times_s[index]
+            if not times_s or times_s[0] > due_s:
+                self._count(index)
+        return len(self._violated)
+
+    def outcomes(self) -> list[Outcome]:
+        """Returns what every request experienced; those without an end failed."""
+        found = []
+        for index, one in enumerate(self.arrivals):
+            times_s = self.token_times_s[index]
+            failure = self.failures.get(index)
+            if failure is None and len(times_s) < one.max_tokens:
+                failure = Failure.UNFINISHED
+            found.append(
+                Outcome(
+                    service_class=one.service_class,
+                    slo=one.slo,
+                    arrival_s=one.arrival_s,
+                    num_prompt_tokens=one.num_prompt_tokens,
+                    max_tokens=one.max_tokens,
+                    token_times_s=times_s,
+                    failure=failure,
+                )
+            )
+        return found

@@ -1,0 +1,347 @@
+"""Simulated load: who comes when, how long, and what was promised to them.
+
+The one idea: lengths, classes and arrivals at *one request a second* are drawn once
+from a seed; every rate only squeezes the same times together. So two rates, or two
+policies, meet the same requests, and their difference is not chance.
+
+The named workloads have the mean and 90th percentile of SlidingServe's five
+(arXiv 2606.05933, section 5.1); it gives no more of them. Its arrival process is not
+stated; Poisson is what its baseline uses.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jserve_sched import features
+from jserve_sched.buckets import Bucket
+from jserve_sched.cost_model import CostModel
+from jserve_sched.lengths import Lengths, fit_log_normal, fit_two_parts
+from jserve_sched.plan import Row
+from jserve_sched.request import Request
+from jserve_sched.slo import ServiceClass, Slo
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Arrival:
+    """One request to come.
+
+    Attributes:
+      request_id: unique in its workload.
+      arrival_s: when it comes, seconds from the start.
+      num_prompt_tokens: length of its prompt.
+      max_tokens: output tokens it takes, all of them.
+      service_class: name of its class.
+      slo: its absolute objective.
+      guard: whether its class is guarded when late.
+    """
+
+    request_id: str
+    arrival_s: float
+    num_prompt_tokens: int
+    max_tokens: int
+    service_class: str = "best_effort"
+    slo: Slo = dataclasses.field(default_factory=Slo)
+    guard: bool = False
+
+
+# Service classes of the paper's two kinds of request (its Table 3).
+DIALOGUE = ServiceClass(name="dialogue", ttft_slowdown=5.0, tbt_s=0.040)
+SUMMARISATION = ServiceClass(name="summarisation", ttft_slowdown=10.0, tbt_s=0.080)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Component:
+    """One kind of request of a workload.
+
+    Attributes:
+      service_class: what such requests are promised.
+      weight: share of the requests, relative to the other components.
+      prompt: prompt lengths.
+      output: output lengths.
+      paper: the statistics it was fitted to, tokens.
+    """
+
+    service_class: ServiceClass
+    weight: float = 1.0
+    prompt: Lengths
+    output: Lengths
+    paper: Mapping[str, float]
+
+
+def _component(
+    service_class: ServiceClass, paper: Mapping[str, float], prompt: Lengths
+) -> Component:
+    return Component(
+        service_class=service_class,
+        prompt=prompt,
+        output=fit_log_normal(paper["output_mean"], paper["output_p90"]),
+        paper=paper,
+    )
+
+
+def _summaries(paper: Mapping[str, float]) -> Component:
+    prompt = fit_log_normal(paper["prompt_mean"], paper["prompt_p90"])
+    return _component(SUMMARISATION, paper, prompt)
+
+
+# A tenth of ShareGPT's prompts is above 4.8 times the mean, out of any log-normal's
+# reach: most are short questions, and an eighth are conversations of about 2,000
+# tokens, a usual cut. Shares and spreads are chosen, medians follow.
+_SHAREGPT_PROMPT = fit_two_parts(
+    357, 1724, long_share=0.12, short_sigma=1.0, long_sigma=0.15
+)
+_SHAREGPT = _component(
+    DIALOGUE,
+    {"prompt_mean": 357, "prompt_p90": 1724, "output_mean": 89, "output_p90": 184},
+    _SHAREGPT_PROMPT,
+)
+_ARXIV_V1 = _summaries(
+    {"prompt_mean": 3253, "prompt_p90": 4382, "output_mean": 356, "output_p90": 542}
+)
+_ARXIV_V2 = _summaries(
+    {"prompt_mean": 6267, "prompt_p90": 7567, "output_mean": 423, "output_p90": 623}
+)
+WORKLOADS: dict[str, tuple[Component, ...]] = {
+    "sharegpt": (_SHAREGPT,),
+    "arxiv_v1": (_ARXIV_V1,),
+    "arxiv_v2": (_ARXIV_V2,),
+    "mixed_v1": (dataclasses.replace(_SHAREGPT, weight=3.0), _ARXIV_V1),
+    "mixed_v2": (dataclasses.replace(_SHAREGPT, weight=5.0), _ARXIV_V2),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """What an idle server needs, known once and used for every policy.
+
+    Attributes:
+      prompt_tokens: prompt lengths measured, ascending.
+      ttft_s: time to first token at each of them, seconds, ascending.
+      step_s: time between tokens of a lone request, seconds.
+    """
+
+    prompt_tokens: tuple[int, ...]
+    ttft_s: tuple[float, ...]
+    step_s: float
+
+    def isolated_ttft_s(self, prompt_tokens: int) -> float:
+        """Returns the interpolated TTFT of a prompt on an idle server, seconds."""
+        return float(np.interp(prompt_tokens, self.prompt_tokens, self.ttft_s))
+
+
+_LONE_CONTEXT_TOKENS = 1024  # of the lone request whose decode step is a yardstick
+
+
+def isolated_times(
+    cost_model: CostModel, *, max_prompt_tokens: int, block_tokens: int = 1
+) -> Yardstick:
+    """Returns what a request alone takes on a simulated machine.
+
+    Its prompt is taken in chunks of the machine's token limit, without padding but
+    that of its last block, so that every bucket strategy keeps the same promises.
+
+    Args:
+      cost_model: the machine.
+      max_prompt_tokens: the longest prompt asked about.
+      block_tokens: tokens in one prefill block.
+    """
+    page_size = cost_model.page_size
+    limit = cost_model.max_num_batched_tokens // block_tokens * block_tokens
+    lone = Request(
+        request_id="lone", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
+    )
+
+    def row(start: int, num_tokens: int) -> np.ndarray:
+        chunk = Row(lone, start, num_tokens, samples=True)
+        bucket = Bucket(0, -(-num_tokens // block_tokens), block_tokens)
+        return features.step_features((), (chunk,), bucket, page_size)
+
+    lengths = np.unique(
+        np.rint(np.geomspace(1, max(max_prompt_tokens, 2), 200)).astype(int)
+    ).tolist()
+    times_s = []
+    for length in lengths:
+        starts = range(0, length, limit)
+        chunks = [row(start, min(limit, length - start)) for start in starts]
+        times_s.append(float(cost_model.step_s(np.array(chunks), block_tokens).sum()))
+    decode = Row(lone, _LONE_CONTEXT_TOKENS, 1, samples=True)
+    step = features.step_features((decode,), (), Bucket(1, 0, block_tokens), page_size)
+    return Yardstick(
+        prompt_tokens=tuple(lengths),
+        ttft_s=tuple(np.maximum.accumulate(times_s).tolist()),
+        step_s=float(cost_model.step_s(step[None], block_tokens)[0]),
+    )
+
+
+def check_shares(classes: Sequence[ServiceClass]) -> None:
+    """Raises ValueError unless the classes' shares add up to 1."""
+    total = sum(one.share for one in classes)
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise ValueError(
+            f"the shares of the service classes add up to {total:g}, not 1: "
+            f"{ {one.name: one.share for one in classes} }"
+        )
+
+
+def draw_class(classes: Sequence[ServiceClass], seed: int, row: int) -> ServiceClass:
+    """Returns the class of a row: a hash of (seed, row), spread by share."""
+    digest = hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
+    point = int.from_bytes(digest) / 2**64
+    for one in classes:
+        point -= one.share
+        if point < 0:
+            return one
+    return classes[-1]
+
+
+def promise(
+    index: int,
+    arrival_s: float,
+    prompt_tokens: int,
+    output_tokens: int,
+    service_class: ServiceClass,
+    yardstick: Yardstick,
+) -> Arrival:
+    """Returns request number `index`, its class's objective made absolute."""
+    return Arrival(
+        request_id=str(index),
+        arrival_s=arrival_s,
+        num_prompt_tokens=prompt_tokens,
+        max_tokens=output_tokens,
+        service_class=service_class.name,
+        slo=service_class.resolve(
+            isolated_ttft_s=yardstick.isolated_ttft_s(prompt_tokens),
+            step_s=yardstick.step_s,
+        ),
+        guard=service_class.guard,
+    )
+
+
+def unit_arrivals(
+    components: Sequence[Component],
+    *,
+    num_requests: int,
+    seed: int,
+    yardstick: Yardstick,
+    classes: Sequence[ServiceClass] = (),
+) -> list[Arrival]:
+    """Returns Poisson arrivals at a mean of one request a second.
+
+    Args:
+      components: the kinds of request.
+      num_requests: how many; the first ones are the same however many.
+      seed: decides everything.
+      yardstick: an idle machine's times, for promises relative to them.
+      classes: what is promised instead: by name, if every component's class is
+        among them, else drawn by share.
+
+    Raises:
+      ValueError: if `classes` neither names the components' nor shares out to 1.
+    """
+    streams = np.random.SeedSequence(seed).spawn(2 + 2 * len(components))
+    gaps, kinds, *others = [np.random.default_rng(one) for one in streams]
+    times_s = np.cumsum(gaps.exponential(1.0, num_requests))
+    bounds = list(itertools.accumulate(one.weight for one in components))
+    points = kinds.random(num_requests) * bounds[-1]
+    prompts, outputs = (
+        [
+            getattr(one, name).draw(others[2 * k + offset], num_requests)
+            for k, one in enumerate(components)
+        ]
+        for offset, name in enumerate(("prompt", "output"))
+    )
+    by_name = {one.name: one for one in classes}
+    is_named = all(one.service_class.name in by_name for one in components)
+    if classes and not is_named:
+        check_shares(classes)
+    arrivals = []
+    for index, time_s in enumerate((times_s - times_s[0]).tolist()):
+        kind = bisect.bisect_right(bounds, points[index])
+        service_class = components[kind].service_class
+        if classes and is_named:
+            service_class = by_name[service_class.name]
+        elif classes:
+            service_class = draw_class(classes, seed, index)
+        lengths = int(prompts[kind][index]), int(outputs[kind][index])
+        arrivals.append(promise(index, time_s, *lengths, service_class, yardstick))
+    return arrivals
+
+
+def at_rate(arrivals: Sequence[Arrival], qps: float) -> list[Arrival]:
+    """Returns unit-rate arrivals at `qps` requests a second.
+
+    Raises:
+      ValueError: if the rate is not above 0.
+    """
+    if not 0 < qps < math.inf:
+        raise ValueError(f"qps={qps} is not above 0")
+    return [dataclasses.replace(one, arrival_s=one.arrival_s / qps) for one in arrivals]
+
+
+def at_levels(
+    arrivals: Sequence[Arrival],
+    levels_qps: Sequence[float],
+    *,
+    period_s: float,
+    duration_s: float,
+) -> list[Arrival]:
+    """Returns unit-rate arrivals under a rate that steps through levels, in turn.
+
+    As many requests as come within the duration; SlidingServe's Fig. 6 has levels
+    1.0 and 2.5, a period of 120 s and a duration of 1,200 s.
+
+    Args:
+      arrivals: at one request a second; at least as many as will come.
+      levels_qps: the rates, requests per second.
+      period_s: how long each level lasts.
+      duration_s: when it ends.
+
+    Raises:
+      ValueError: if a level is not above 0, or `arrivals` are too few.
+    """
+    if not levels_qps or min(levels_qps) <= 0:
+        raise ValueError(f"levels_qps={list(levels_qps)} are not all above 0")
+    edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
+    rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
+    expected = np.append(0.0, np.cumsum(rates * np.diff(edges_s)))
+    if arrivals[-1].arrival_s < expected[-1]:
+        raise ValueError(
+            f"{len(arrivals)} requests do not last {duration_s:g} s at "
+            f"{list(levels_qps)} a second: about {expected[-1]:.0f} come"
+        )
+    units = [one for one in arrivals if one.arrival_s < expected[-1]]
+    times_s = np.interp([one.arrival_s for one in units], expected, edges_s).tolist()
+    return [
+        dataclasses.replace(one, arrival_s=time_s)
+        for one, time_s in zip(units, times_s, strict=True)
+    ]
+
+
+def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:
+    """Returns, by class, how many came and the statistics of their lengths, tokens.
+
+    The paper's mean and 90th percentile are `paper` of each `Component`.
+    """
+    found: dict[str, Any] = {}
+    for name in sorted({one.service_class for one in arrivals}):
+        group = [one for one in arrivals if one.service_class == name]
+        found[name] = {"num_requests": len(group)}
+        for what, values in (
+            ("prompt", [one.num_prompt_tokens for one in group]),
+            ("output", [one.max_tokens for one in group]),
+        ):
+            p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
+            found[name] |= {
+                f"{what}_mean": float(np.mean(values)),
+                f"{what}_p50": p50,
+                f"{what}_p90": p90,
+                f"{what}_p99": p99,
+            }
+    return found

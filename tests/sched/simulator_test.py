@@ -1,0 +1,377 @@
+"""The simulator: arithmetic by hand, and stretches advanced at once."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from jserve_sched import features
+from jserve_sched.buckets import Bucket, BucketTable, Continuous, PowersOfTwo
+from jserve_sched.clock import ManualClock
+from jserve_sched.cost_model import (
+    CLOSED_FORMS,
+    ClosedForm,
+    Formula,
+    OraclePredictor,
+    PredictorCost,
+)
+from jserve_sched.plan import StepPlan
+from jserve_sched.policies import POLICIES, make_policy
+from jserve_sched.report import Failure, summarise_run
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulator import make_scheduler, simulate
+from jserve_sched.slo import Slo
+from jserve_sched.view import SchedulerView
+from jserve_sched.workload import (
+    WORKLOADS,
+    Arrival,
+    at_rate,
+    isolated_times,
+    unit_arrivals,
+)
+
+A100 = CLOSED_FORMS["a100-llama3-8b"]
+ONE_SECOND = Formula(base_s=1.0)
+METRONOME = ClosedForm(
+    name="metronome",
+    decode=ONE_SECOND,
+    prefill=ONE_SECOND,
+    mixed=ONE_SECOND,
+    num_kv_tokens=640,
+    page_size=8,
+    max_num_seqs=4,
+    max_num_batched_tokens=20,
+)
+TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
+
+
+def scheduler_of(
+    cost_model: ClosedForm = METRONOME,
+    *,
+    table: BucketTable = TABLE,
+    policy: str = "fcfs",
+) -> Scheduler:
+    return make_scheduler(
+        policy=make_policy(policy),
+        cost_model=cost_model,
+        buckets=table,
+        predictor=OraclePredictor(cost_model, table.block_tokens),
+        max_model_len=16384,
+    )
+
+
+def arrival(
+    name: str,
+    arrival_s: float,
+    prompt: int = 8,
+    output: int = 3,
+    slo: Slo | None = None,
+) -> Arrival:
+    return Arrival(
+        request_id=name,
+        arrival_s=arrival_s,
+        num_prompt_tokens=prompt,
+        max_tokens=output,
+        slo=slo or Slo(),
+    )
+
+
+def test_tokens_come_one_step_apart() -> None:
+    result = simulate(scheduler_of(), METRONOME, [arrival("a", 5.0)])
+    assert result.outcomes[0].token_times_s == [6.0, 7.0, 8.0]
+    assert result.outcomes[0].failure is None
+    assert (result.num_steps, result.end_s) == (3, 8.0)
+    assert result.wall_s is None
+
+
+@pytest.mark.parametrize(("lag", "first_s"), [(0, 3.0), (1, 4.0)])
+def test_with_overlap_a_request_waits_for_the_plan_after_the_next(
+    lag: int, first_s: float
+) -> None:
+    # "b" comes while the step from 1 s to 2 s runs; with overlap the step from 2 s
+    # to 3 s is planned by then.
+    arrivals = [arrival("a", 0.0, output=9), arrival("b", 1.5)]
+    result = simulate(scheduler_of(), METRONOME, arrivals, lag=lag)
+    assert result.outcomes[0].token_times_s == [float(k) for k in range(1, 10)]
+    assert result.outcomes[1].token_times_s[0] == first_s
+
+
+def test_an_idle_server_waits_for_the_next_arrival() -> None:
+    arrivals = [arrival("a", 0.0, output=1), arrival("b", 100.0, output=1)]
+    result = simulate(scheduler_of(), METRONOME, arrivals)
+    assert [one.token_times_s for one in result.outcomes] == [[1.0], [101.0]]
+
+
+def test_who_is_not_done_in_time_is_unfinished() -> None:
+    # At most 2 x 60 s: "b" has had 119 tokens by then, one of 200 missing each second.
+    arrivals = [arrival("a", 0.0, output=10), arrival("b", 0.5, output=200)]
+    result = simulate(scheduler_of(), METRONOME, arrivals, max_spans=2.0)
+    assert [one.failure for one in result.outcomes] == [None, Failure.UNFINISHED]
+    assert len(result.outcomes[1].token_times_s) == 119
+    assert result.end_s == 120.0
+
+
+def test_a_request_that_can_never_run_is_too_long() -> None:
+    result = simulate(
+        scheduler_of(), METRONOME, [arrival("a", 0.0, prompt=700), arrival("b", 0.0)]
+    )
+    assert [one.failure for one in result.outcomes] == [Failure.TOO_LONG, None]
+
+
+def test_a_hopeless_run_stops_at_once() -> None:
+    slo = Slo(ttft_s=1.5)
+    arrivals = [arrival(str(k), 0.1 * k, slo=slo, output=20) for k in range(100)]
+    whole = simulate(scheduler_of(), METRONOME, arrivals)
+    short = simulate(
+        scheduler_of(),
+        METRONOME,
+        arrivals,
+        stop_after_violations=5,
+        num_uncounted=10,
+    )
+    late = [not one.is_met for one in whole.outcomes]
+    assert sum(late[10:]) > 6
+    assert short.is_stopped and not whole.is_stopped
+    assert short.num_steps < whole.num_steps / 5
+    # Whoever was on time by then has the same tokens; the rest count as late.
+    assert sum(not one.is_met for one in short.outcomes[10:]) > 5
+
+
+def test_the_last_allowed_violation_stops_nothing() -> None:
+    slo = Slo(ttft_s=1.5)
+    arrivals = [arrival(str(k), 0.1 * k, slo=slo) for k in range(20)]
+    whole = simulate(scheduler_of(), METRONOME, arrivals)
+    num_late = sum(not one.is_met for one in whole.outcomes)
+    again = simulate(
+        scheduler_of(), METRONOME, arrivals, stop_after_violations=num_late
+    )
+    assert not again.is_stopped
+    assert again.outcomes == whole.outcomes
+
+
+def paper_arrivals(num_requests: int, qps: float) -> list[Arrival]:
+    units = unit_arrivals(
+        WORKLOADS["mixed_v1"],
+        num_requests=num_requests,
+        seed=7,
+        yardstick=isolated_times(A100, max_prompt_tokens=16384),
+    )
+    return at_rate(units, qps)
+
+
+def roomy() -> tuple[ClosedForm, list[Arrival]]:
+    return A100, paper_arrivals(30, 5.0)
+
+
+def tight() -> tuple[ClosedForm, list[Arrival]]:
+    """Two requests' pages for four rows: decodes preempt one another."""
+    arrivals = [
+        arrival(str(k), 2.5 * k, output=20 + 5 * (k % 4), slo=Slo(ttft_s=9.0))
+        for k in range(16)
+    ]
+    return dataclasses.replace(METRONOME, num_kv_tokens=96), arrivals
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("case", [roomy, tight])
+@pytest.mark.parametrize(
+    "strategy", [Continuous(), PowersOfTwo()], ids=["none", "pow2"]
+)
+def test_stretches_advanced_at_once_give_the_identical_report(
+    policy: str,
+    case: Callable[[], tuple[ClosedForm, list[Arrival]]],
+    strategy: Continuous | PowersOfTwo,
+) -> None:
+    cost_model, arrivals = case()
+    table = strategy.table(
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        block_tokens=4,
+    )
+    results = []
+    for advances in (True, False):
+        scheduler = scheduler_of(cost_model, table=table, policy=policy)
+        results.append(
+            simulate(
+                scheduler,
+                cost_model,
+                arrivals,
+                records_steps=True,
+                advances_decodes=advances,
+                noise=0.1,
+            )
+        )
+        scheduler.check_integrity()
+    at_once, stepwise = results
+    assert at_once.outcomes == stepwise.outcomes
+    assert at_once.counters == stepwise.counters
+    assert (at_once.counters.num_preemptions > 0) == (case is tight)
+    assert at_once.steps is not None and stepwise.steps is not None
+    for one, other in zip(at_once.steps, stepwise.steps, strict=True):
+        assert np.array_equal(one.features, other.features)
+        assert (one.start_s, one.duration_s) == (other.start_s, other.duration_s)
+    reports = [
+        summarise_run(one.outcomes, steps=one.steps, block_tokens=table.block_tokens)
+        for one in results
+    ]
+    assert reports[0] == reports[1]
+
+
+def test_a_stretch_is_planned_once() -> None:
+    @dataclasses.dataclass
+    class Counting:
+        num_plans: int = 0
+
+        def plan(self, view: SchedulerView) -> StepPlan | None:
+            self.num_plans += 1
+            return make_policy("fcfs").plan(view)
+
+    plans = []
+    for advances in (True, False):
+        scheduler = scheduler_of()
+        scheduler.policy = counting = Counting()
+        arrivals = [arrival("a", 0.0, output=50), arrival("b", 30.5, output=9)]
+        simulate(scheduler, METRONOME, arrivals, advances_decodes=advances)
+        plans.append(counting.num_plans)
+    # Prefill and a decode, then b's; a decode after b has ended; the end itself.
+    assert plans == [6, 51]
+
+
+def test_noise_is_seeded_and_about_the_cost() -> None:
+    def durations(noise: float, seed: int) -> np.ndarray:
+        result = simulate(
+            scheduler_of(),
+            METRONOME,
+            [arrival(str(k), 3.0 * k, output=5) for k in range(200)],
+            records_steps=True,
+            noise=noise,
+            seed=seed,
+        )
+        assert result.steps is not None
+        return np.array([one.duration_s for one in result.steps])
+
+    assert np.all(durations(0.0, 1) == 1.0)
+    first = durations(0.2, 1)
+    assert np.array_equal(first[:500], durations(0.2, 1)[:500])
+    assert not np.array_equal(first[:500], durations(0.2, 2)[:500])
+    assert abs(np.log(first).mean()) < 0.04
+    assert np.log(first).std() == pytest.approx(0.2, rel=0.15)
+
+
+def test_real_time_is_measured_by_the_clock_handed_in() -> None:
+    @dataclasses.dataclass
+    class Ticking(ManualClock):
+        def now_s(self) -> float:
+            self.advance(1.0)
+            return self.time_s
+
+    result = simulate(
+        scheduler_of(),
+        METRONOME,
+        [arrival("a", 0.0, output=1)],
+        records_steps=True,
+        clock=Ticking(),
+    )
+    assert result.steps is not None
+    assert [one.plan_s for one in result.steps] == [1.0]
+    assert result.wall_s == 4.0  # start, twice for the plan, twice for no plan, end
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lag": 2}, "lag=2"),
+        ({"noise": -0.1}, "noise=-0.1"),
+        ({"arrivals": []}, "at least one"),
+        ({"arrivals": [arrival("a", 1.0), arrival("b", 0.0)]}, "sorted"),
+        ({"arrivals": [arrival("a", 0.0), arrival("a", 0.0)]}, "same request_id"),
+    ],
+)
+def test_bad_input_is_refused(change: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"arrivals": [arrival("a", 0.0)]} | change
+    with pytest.raises(ValueError, match=message):
+        simulate(scheduler_of(), METRONOME, **arguments)  # type: ignore[arg-type]
+
+
+def row(bucket: Bucket, **columns: float) -> np.ndarray:
+    found = np.zeros((1, features.NUM_FEATURES))
+    found[0, features.NUM_ROWS] = bucket.num_rows
+    found[0, features.NUM_BLOCKS] = bucket.num_blocks
+    for name, value in columns.items():
+        found[0, getattr(features, name)] = value
+    return found
+
+
+def test_the_a100_formula_by_hand() -> None:
+    # A chunk of 1,000 after 500, 9 decodes over 9,000 cached tokens:
+    # 7.51 + 0.06551 (1000 + 9) + 4.396e-6 * 1000 * (500 + 500) + 8.415e-5 * 9009 ms.
+    step = row(
+        Bucket(9, 1000, 1),
+        PREFILL_WORK=1000 * 1500,
+        CHUNK_SQUARES=1e6,
+        NUM_DECODES=9,
+        DECODE_CONTEXT=9000,
+        PREFILL_TOKENS=1000,
+    )
+    ms = 7.51 + 0.06551 * 1009 + 4.396 + 8.415e-5 * 9009
+    assert A100.step_s(step, 1)[0] == pytest.approx(ms * 1e-3, rel=1e-12)
+    # Below the knee the floor holds.
+    lone = row(Bucket(1, 0, 1), NUM_DECODES=1, DECODE_CONTEXT=999)
+    assert A100.step_s(lone, 1)[0] == pytest.approx(10.73e-3 + 8.415e-5, rel=1e-12)
+
+
+def test_each_kind_of_batch_has_its_formula_and_padding_is_charged() -> None:
+    card = CLOSED_FORMS["rtx4090-llama3.1-8b"]
+    decodes = row(Bucket(8, 0, 16), NUM_DECODES=5, DECODE_CONTEXT=995)
+    assert card.step_s(decodes, 16)[0] == pytest.approx(
+        (16.88 + 0.04197 * 8 + 1.493e-4 * 1000) * 1e-3, rel=1e-12
+    )
+    # 20 tokens in two blocks of 16: 32 positions; empty decode rows are free.
+    prompt = row(
+        Bucket(8, 2, 16), PREFILL_WORK=400, CHUNK_SQUARES=400, PREFILL_TOKENS=20
+    )
+    assert card.step_s(prompt, 16)[0] == pytest.approx(
+        (15.51 + 0.06330 * 32 + 4.839e-6 * 200) * 1e-3, rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", sorted(CLOSED_FORMS))
+def test_a_step_is_never_cheaper_in_a_coarser_bucket(name: str) -> None:
+    card = CLOSED_FORMS[name]
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        decodes, blocks = int(rng.integers(0, 60)), int(rng.integers(0, 40))
+        columns = {
+            "PREFILL_WORK": 900.0 * blocks,
+            "CHUNK_SQUARES": 600.0 * blocks,
+            "PREFILL_TOKENS": 30.0 * blocks,
+            "NUM_DECODES": decodes,
+            "DECODE_CONTEXT": 500.0 * decodes,
+        }
+        fine = row(Bucket(decodes, blocks), **columns)
+        coarse = row(Bucket(64, 64 if blocks else 0), **columns)
+        assert card.step_s(fine, 32)[0] <= card.step_s(coarse, 32)[0]
+
+
+def test_a_profile_of_the_engine_can_be_the_machine() -> None:
+    # Fitted at blocks of 32, asked at blocks of one token: the same positions.
+    cost = PredictorCost(
+        name="engine",
+        predictor=OraclePredictor(A100, 32),
+        block_tokens=32,
+        num_kv_tokens=1024,
+        page_size=8,
+        max_num_seqs=4,
+        max_num_batched_tokens=256,
+    )
+    step = row(Bucket(0, 64, 1), PREFILL_TOKENS=64)
+    assert cost.step_s(step, 1) == pytest.approx(A100.step_s(step, 1), rel=1e-12)
+    assert step[0, features.NUM_BLOCKS] == 64
+
+
+@pytest.mark.parametrize("bad", [{"base_s": -1.0}, {"base_s": math.nan}, {"base_s": 0}])
+def test_a_formula_without_sense_is_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="base_s"):
+        Formula(**bad)

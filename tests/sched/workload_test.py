@@ -1,0 +1,183 @@
+"""Simulated load: fitted lengths, common random numbers, promises."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jserve_sched.cost_model import CLOSED_FORMS, ClosedForm, Formula
+from jserve_sched.lengths import fit_log_normal, fit_two_parts
+from jserve_sched.slo import ServiceClass, Slo
+from jserve_sched.workload import (
+    WORKLOADS,
+    Arrival,
+    Yardstick,
+    at_levels,
+    at_rate,
+    describe_lengths,
+    isolated_times,
+    unit_arrivals,
+)
+
+YARDSTICK = Yardstick(prompt_tokens=(1, 10_000), ttft_s=(0.1, 10.0), step_s=0.02)
+
+
+def draw(
+    name: str, num_requests: int, seed: int = 0, classes: tuple[ServiceClass, ...] = ()
+) -> list[Arrival]:
+    return unit_arrivals(
+        WORKLOADS[name],
+        num_requests=num_requests,
+        seed=seed,
+        yardstick=YARDSTICK,
+        classes=classes,
+    )
+
+
+@pytest.mark.parametrize("name", sorted(WORKLOADS))
+def test_lengths_have_the_papers_mean_and_p90(name: str) -> None:
+    found = describe_lengths(draw(name, 20_000))
+    for component in WORKLOADS[name]:
+        achieved = found[component.service_class.name]
+        for what, wanted in component.paper.items():
+            assert achieved[what] == pytest.approx(wanted, rel=0.04), what
+
+
+@pytest.mark.parametrize(("name", "share"), [("mixed_v1", 3 / 4), ("mixed_v2", 5 / 6)])
+def test_mixes_have_the_papers_shares(name: str, share: float) -> None:
+    found = describe_lengths(draw(name, 20_000))
+    assert found["dialogue"]["num_requests"] / 20_000 == pytest.approx(share, abs=0.01)
+
+
+def test_a_log_normal_has_exactly_the_mean_and_p90() -> None:
+    part = fit_log_normal(100, 200).short
+    assert part.mean == pytest.approx(100)
+    assert part.share_above(200) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"4\.83"):
+        fit_log_normal(357, 1724)
+
+
+def test_a_mixture_reaches_what_a_log_normal_cannot() -> None:
+    both = fit_two_parts(357, 1724, long_share=0.2, short_sigma=0.8, long_sigma=0.2)
+    mean = 0.2 * both.long.mean + 0.8 * both.short.mean
+    above = 0.2 * both.long.share_above(1724) + 0.8 * both.short.share_above(1724)
+    assert mean == pytest.approx(357)
+    assert above == pytest.approx(0.1)
+    with pytest.raises(ValueError, match=r"long_share=0\.5"):
+        fit_two_parts(357, 1724, long_share=0.5, short_sigma=0.8, long_sigma=0.2)
+    with pytest.raises(ValueError, match=r"long_share=0\.05"):
+        fit_two_parts(357, 1724, long_share=0.05, short_sigma=0.8, long_sigma=0.2)
+
+
+def test_rates_share_their_random_numbers() -> None:
+    units = draw("mixed_v1", 500)
+    assert units == draw("mixed_v1", 500)
+    assert units[:100] == draw("mixed_v1", 100)
+    assert units != draw("mixed_v1", 500, seed=1)
+    faster = at_rate(units, 4.0)
+    assert [one.arrival_s * 4.0 for one in faster] == [one.arrival_s for one in units]
+    assert [one.slo for one in faster] == [one.slo for one in units]
+    with pytest.raises(ValueError, match="qps=0"):
+        at_rate(units, 0)
+
+
+def test_arrivals_are_poisson() -> None:
+    gaps = np.diff([one.arrival_s for one in draw("sharegpt", 20_000)])
+    assert gaps.mean() == pytest.approx(1.0, rel=0.03)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, rel=0.03)
+
+
+def test_promises_are_the_papers() -> None:
+    for one in draw("mixed_v2", 200):
+        slowdown, tbt_s = {"dialogue": (5, 0.040), "summarisation": (10, 0.080)}[
+            one.service_class
+        ]
+        isolated_s = YARDSTICK.isolated_ttft_s(one.num_prompt_tokens)
+        assert one.slo == Slo(ttft_s=slowdown * isolated_s, tbt_s=tbt_s)
+
+
+def test_classes_by_name_or_by_share() -> None:
+    mine = (
+        ServiceClass(name="dialogue", ttft_s=1.0),
+        ServiceClass(name="summarisation", ttlt_s=9.0, guard=True),
+    )
+    usual = draw("mixed_v1", 200)
+    named = draw("mixed_v1", 200, classes=mine)
+    for one, other in zip(usual, named, strict=True):
+        assert one.service_class == other.service_class
+        assert one.num_prompt_tokens == other.num_prompt_tokens
+        is_long = other.service_class == "summarisation"
+        assert other.slo == (Slo(ttlt_s=9.0) if is_long else Slo(ttft_s=1.0))
+        assert other.guard == is_long
+    shares = (
+        ServiceClass(name="gold", share=0.25, tbt_step_multiple=3.0, ttft_s=1.0),
+        ServiceClass(name="lead", share=0.75),
+    )
+    drawn = draw("mixed_v1", 4000, classes=shares)
+    gold = [one for one in drawn if one.service_class == "gold"]
+    assert len(gold) / 4000 == pytest.approx(0.25, abs=0.03)
+    assert gold[0].slo == Slo(ttft_s=1.0, tbt_s=3.0 * YARDSTICK.step_s)
+    with pytest.raises(ValueError, match=r"add up to 0\.25"):
+        draw("mixed_v1", 10, classes=shares[:1])
+
+
+def test_levels_take_turns() -> None:
+    arrivals = at_levels(
+        draw("mixed_v1", 3000), (1.0, 2.5), period_s=120.0, duration_s=1200.0
+    )
+    times_s = np.array([one.arrival_s for one in arrivals])
+    assert np.all(np.diff(times_s) >= 0) and times_s[-1] <= 1200.0
+    counts = np.histogram(times_s, np.arange(0, 1201, 120))[0]
+    assert counts[::2].sum() == pytest.approx(600, rel=0.1)
+    assert counts[1::2].sum() == pytest.approx(1500, rel=0.1)
+    with pytest.raises(ValueError, match="about 2100 come"):
+        at_levels(draw("mixed_v1", 1000), (1.0, 2.5), period_s=120.0, duration_s=1200.0)
+    with pytest.raises(ValueError, match="levels_qps"):
+        at_levels(draw("mixed_v1", 10), (1.0, 0.0), period_s=1.0, duration_s=2.0)
+
+
+def test_a_prompt_alone_is_cut_at_the_token_limit() -> None:
+    a100 = CLOSED_FORMS["a100-llama3-8b"]
+    times = isolated_times(a100, max_prompt_tokens=5000)
+    # 5,000 tokens: 2,048 + 2,048 + 904, each after those before it.
+    chunks = [(0, 2048), (2048, 2048), (4096, 904)]
+    ms = sum(7.51 + 0.06551 * n + 4.396e-6 * n * (u + n / 2) for u, n in chunks)
+    assert times.isolated_ttft_s(5000) == pytest.approx(ms * 1e-3)
+    assert times.isolated_ttft_s(1) == pytest.approx(10.73e-3, rel=1e-4)
+    assert times.step_s == pytest.approx((10.73 + 8.415e-5 * 1025) * 1e-3)
+    assert list(times.ttft_s) == sorted(times.ttft_s)
+
+
+def test_a_block_of_a_prompt_alone_is_charged_whole() -> None:
+    token = Formula(base_s=1e-9, prefill_token_s=1.0)
+    card = ClosedForm(
+        name="card",
+        decode=token,
+        prefill=token,
+        mixed=token,
+        num_kv_tokens=64,
+        page_size=8,
+        max_num_seqs=1,
+        max_num_batched_tokens=64,
+    )
+    times = isolated_times(card, max_prompt_tokens=8, block_tokens=8)
+    assert times.isolated_ttft_s(3) == pytest.approx(8.0)
+    assert isolated_times(card, max_prompt_tokens=8).isolated_ttft_s(
+        3
+    ) == pytest.approx(3.0)
+
+
+def test_statistics_are_of_the_arrivals() -> None:
+    one = Arrival(request_id="a", arrival_s=0.0, num_prompt_tokens=10, max_tokens=4)
+    two = dataclasses.replace(one, num_prompt_tokens=30)
+    assert describe_lengths([one, two])["best_effort"] == {
+        "num_requests": 2,
+        "prompt_mean": 20.0,
+        "prompt_p50": 20.0,
+        "prompt_p90": 28.0,
+        "prompt_p99": pytest.approx(29.8),
+        "output_mean": 4.0,
+        "output_p50": 4.0,
+        "output_p90": 4.0,
+        "output_p99": 4.0,
+    }
