@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jserve.config import EngineConfig
 from jserve.engine import Engine, kv_page_bytes
 from jserve.loop import EngineLoop
+from jserve.predictor_checkpoint import PredictorFacts
+from jserve.serving_predictor import ServingPredictor, choose_predictor
 from jserve_models.registry import load_model
 from jserve_sched.buckets import (
     STRATEGIES,
@@ -89,7 +91,16 @@ def build_loop(config: EngineConfig) -> EngineLoop:
         config=config,
         engine=engine,
         scheduler=scheduler,
-        prepare=_Preparation(times_file),
+        prepare=_Preparation(
+            times_file,
+            config.predictor,
+            PredictorFacts.here(
+                model.config,
+                dtype=dtype.name,
+                page_size=config.page_size,
+                block_tokens=table.block_tokens,
+            ),
+        ),
     )
 
 
@@ -180,12 +191,16 @@ def _times_key(config: EngineConfig, model_config: object) -> str:
 
 
 class _Preparation:
-    """Warms an engine up, then gives the predictor measured step times."""
+    """Warms an engine up, measures step times, and picks the predictor."""
 
-    def __init__(self, times_file: pathlib.Path | None):
+    def __init__(
+        self, times_file: pathlib.Path | None, name: str, expected: PredictorFacts
+    ):
         self._times_file = times_file
+        self._name = name
+        self._expected = expected
 
-    def __call__(self, engine: Engine, scheduler: Scheduler) -> None:
+    def __call__(self, engine: Engine, scheduler: Scheduler) -> ServingPredictor:
         engine.warm_up()
         _LOG.info(
             "%d programs in %.1f s, %d of them from the compile cache",
@@ -193,12 +208,20 @@ class _Preparation:
             engine.programs.wall_s,
             engine.programs.num_cache_hits,
         )
-        predictor = scheduler.predictor
-        assert isinstance(predictor, TablePredictor)
-        if self._load(predictor):
-            return
-        predictor.fit(engine.timed_pass())
-        self._save(predictor)
+        table = scheduler.predictor
+        assert isinstance(table, TablePredictor)
+        if not self._load(table):
+            table.fit(engine.timed_pass())
+            self._save(table)
+        serving = choose_predictor(
+            self._name,
+            table,
+            buckets=scheduler.buckets,
+            expected=self._expected,
+            max_pages_per_row=-(-scheduler.max_model_len // engine.page_size),
+        )
+        scheduler.predictor = serving.predictor
+        return serving
 
     def _load(self, predictor: TablePredictor) -> bool:
         if self._times_file is None:

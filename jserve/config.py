@@ -21,6 +21,8 @@ class EngineConfig:
       dtype: of weights and KV, "float32" or "bfloat16"; "auto" takes float32 on
         CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
       policy: the scheduling policy, by name.
+      predictor: what prices a step: "table" (timed at start), "linear" (SlidingServe's
+        model, refitted while serving), or the folder of a trained checkpoint.
       bucket_strategy: chooses the compiled shapes, by name.
       buckets: a bucket file; replaces `bucket_strategy`.
       max_model_len: most tokens of prompt and output together; 0 takes the
@@ -43,6 +45,7 @@ class EngineConfig:
     seed: int = 0
     dtype: str = "auto"
     policy: str = "edf"
+    predictor: str = "table"
     bucket_strategy: str = "pow2"
     buckets: pathlib.Path | None = None
     max_model_len: int = 0
@@ -75,6 +78,10 @@ class EngineConfig:
         _check_range("kv_cache_bytes", self.kv_cache_bytes, 1, 2**50)
         _check_range("max_model_len", self.max_model_len, 0, 2**24)
         _check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
+        if not self.predictor:
+            raise ValueError(
+                "predictor='' is not one of table, linear, or a checkpoint's folder"
+            )
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ValueError(
                 f"dtype={self.dtype!r} is not one of auto, float32, bfloat16"

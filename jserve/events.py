@@ -67,7 +67,7 @@ class StepRecord:
       num_waiting: requests waiting when it was planned.
       ended_by: why no further block was planned.
       predicted_s: what the plan said of its duration.
-      bucket_s: the predictor's word for the bucket, when the step had ended.
+      bucket_s: the step-time table's word for the bucket, when the step had ended.
       used_s: its word for the same step without padding, at the same moment.
       duration_s: from launch, or from the end of the step before if that is later,
         to its end as the host saw it.
@@ -105,6 +105,23 @@ class StepRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PredictorStatus:
+    """Which predictor plans, and how it fares.
+
+    Attributes:
+      name: "table", "linear" or "mlp".
+      fallback: why the table stands in for a checkpoint; "" if it does not.
+      num_refits: models swapped in since start.
+      num_replaced: predictions that were no durations and were replaced.
+    """
+
+    name: str = "table"
+    fallback: str = ""
+    num_refits: int = 0
+    num_replaced: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot of the engine for health and metrics; counters since start.
 
@@ -125,6 +142,7 @@ class EngineStats:
       prefix_hit_tokens: of those, found in the prefix cache.
       generated_tokens: output tokens.
       compile_s: wall seconds spent compiling at start-up.
+      predictor: what prices the steps.
     """
 
     health: Health
@@ -143,3 +161,4 @@ class EngineStats:
     prefix_hit_tokens: int
     generated_tokens: int
     compile_s: float
+    predictor: PredictorStatus = PredictorStatus()

@@ -23,10 +23,12 @@ from jserve.events import (
     EngineStats,
     Health,
     NotServingError,
+    PredictorStatus,
     QueueFullError,
     StepRecord,
     TokenEvent,
 )
+from jserve.serving_predictor import ServingPredictor
 from jserve.step_log import StepLog
 from jserve_sched import features
 from jserve_sched.clock import Clock, WallClock
@@ -71,16 +73,16 @@ class EngineLoop:
         config: EngineConfig,
         engine: Engine,
         scheduler: Scheduler,
-        prepare: Callable[[Engine, Scheduler], None],
+        prepare: Callable[[Engine, Scheduler], ServingPredictor],
     ):
         """Makes a loop that `start` will run.
 
         Args:
           config: what was asked for.
           engine: not yet warm.
-          scheduler: without requests.
-          prepare: warms the engine up and readies the predictor; runs in the loop's
-            thread.
+          scheduler: without requests; its predictor is the step-time table.
+          prepare: warms the engine up and gives the scheduler its predictor; runs in
+            the loop's thread.
         """
         self.config = config
         self.clock: Clock = WallClock()
@@ -91,6 +93,8 @@ class EngineLoop:
         self._engine = engine
         self._scheduler = scheduler
         self._prepare = prepare
+        self._table = scheduler.predictor  # prices padding, whatever plans later
+        self._predictor: ServingPredictor | None = None  # once prepared
         self._log = StepLog()
         self._num_steps = 0
         self._listener: Listener = _tell_nobody
@@ -201,6 +205,7 @@ class EngineLoop:
     def stats(self) -> EngineStats:
         """Returns a snapshot for health and metrics."""
         scheduler, programs = self._scheduler, self._engine.programs
+        predictor = self._predictor
         counters = scheduler.counters
         return EngineStats(
             health=self._health,
@@ -219,6 +224,7 @@ class EngineLoop:
             prefix_hit_tokens=counters.prefix_hit_tokens,
             generated_tokens=counters.generated_tokens,
             compile_s=programs.wall_s,
+            predictor=predictor.status() if predictor else PredictorStatus(),
         )
 
     def _set_health(self, health: Health) -> None:
@@ -230,7 +236,8 @@ class EngineLoop:
 
     def _main(self) -> None:
         try:
-            self._prepare(self._engine, self._scheduler)
+            self._predictor = self._prepare(self._engine, self._scheduler)
+            self._predictor.start()
             gc.collect()
             gc.freeze()  # what lives now lives on: keep the collector off it
             with self._changed:
@@ -240,6 +247,9 @@ class EngineLoop:
         except Exception as error:
             _LOG.exception("the engine failed")
             self._fail(f"the engine failed: {error}")
+        finally:
+            if self._predictor is not None:
+                self._predictor.stop()
 
     def _fail(self, message: str) -> None:
         with self._changed:
@@ -359,7 +369,7 @@ class EngineLoop:
             plan.features, used_rows=used_rows, used_blocks=used_blocks
         )
         matrix = np.stack((plan.features, bare))
-        bucket_s, used_s = self._scheduler.predictor.predict(matrix).tolist()
+        bucket_s, used_s = self._table.predict(matrix).tolist()
         transfer_s, launch_s = step.pending.transfer_s, step.pending.launch_s
         record_s = time.perf_counter() - start_s
         self._log.append(

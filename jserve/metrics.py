@@ -170,6 +170,13 @@ class ServerMetrics(Collector):
             gauge = GaugeMetricFamily(f"jserve:{name}", text, labels=["model_name"])
             gauge.add_metric([self._model_name], float(value))
             yield gauge
+        info = GaugeMetricFamily(
+            "jserve:predictor_info",
+            "1 for the predictor that prices the steps.",
+            labels=["model_name", "predictor"],
+        )
+        info.add_metric([self._model_name, stats.predictor.name], 1.0)
+        yield info
 
     def _counters(self) -> Iterator[Metric]:
         stats = self._engine.stats()
@@ -195,12 +202,23 @@ class ServerMetrics(Collector):
             ),
             ("step_tokens", "Token positions computed.", self._step_tokens),
             ("pad_tokens", "Of those, padding.", self._pad_tokens),
+            (
+                "predictor_refits",
+                "Step-time models fitted while serving.",
+                stats.predictor.num_refits,
+            ),
+            (
+                "predictor_replaced",
+                "Predictions that were no durations; the table's were taken.",
+                stats.predictor.num_replaced,
+            ),
         ):
             counter = CounterMetricFamily(f"jserve:{name}", text, labels=["model_name"])
             counter.add_metric([self._model_name], value)
             yield counter
 
     def _labelled_counters(self) -> Iterator[Metric]:
+        fallback = self._engine.stats().predictor.fallback
         for name, text, label, counts in (
             (
                 "request_success",
@@ -213,6 +231,12 @@ class ServerMetrics(Collector):
                 "Requests refused for the server's own reasons.",
                 "reason",
                 self._rejected,
+            ),
+            (
+                "predictor_fallback",
+                "Predictor checkpoints of no use; the table stands in.",
+                "reason",
+                {fallback: 1} if fallback else {},
             ),
         ):
             family = CounterMetricFamily(

@@ -42,6 +42,7 @@ class PlanBuilder:
         self.used_blocks = 0
         self._num_admitted = 0
         self._is_closed = False
+        self._leaves_work = False
         self._free = view.ledger.num_available
         self._committed = sum(
             self._missing_pages(request, request.num_projected)
@@ -152,6 +153,7 @@ class PlanBuilder:
         room = self._max_blocks() - self.used_blocks
         if room <= 0:
             self.ended_by = self._why_no_room()
+            self._leaves_work = True
             return False
         if not is_waiting:
             return self._continue(request, room, victims)
@@ -247,6 +249,7 @@ class PlanBuilder:
             predicted_s=float(view.predictor.predict(row[None])[0]),
             features=row,
             ended_by=self.ended_by,
+            leaves_work=self._leaves_work or self._is_cut_short,
         )
 
 

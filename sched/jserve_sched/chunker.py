@@ -38,7 +38,7 @@ class SlidingChunker:
       search: "ternary" or "edges".
     """
 
-    objective: str = "time"
+    objective: str = "tokens"
     search: str = "edges"
 
     def __post_init__(self) -> None:

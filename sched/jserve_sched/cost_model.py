@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from jserve_sched import features
-from jserve_sched.predictor import Predictor, StepSample
+from jserve_sched.predictor import StepSample
 
 
 class CostModel(Protocol):
@@ -149,6 +149,14 @@ class ClosedForm:
         return total
 
 
+class StepModel(Protocol):
+    """The part of a predictor that a machine needs."""
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]`."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCost:
     """A `CostModel` that asks a predictor: the engine that was profiled for it.
@@ -166,7 +174,7 @@ class PredictorCost:
     """
 
     name: str
-    predictor: Predictor
+    predictor: StepModel
     block_tokens: int
     num_kv_tokens: int
     page_size: int

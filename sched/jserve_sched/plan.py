@@ -57,6 +57,7 @@ class StepPlan:
       predicted_s: predicted duration, seconds.
       features: `[F]`, what its duration depends on; see `features`.
       ended_by: why no further block was added.
+      leaves_work: whether a prompt, or part of one, was left out for want of room.
     """
 
     step_id: int
@@ -67,6 +68,7 @@ class StepPlan:
     predicted_s: float
     features: np.ndarray = dataclasses.field(compare=False)
     ended_by: PlanEnd
+    leaves_work: bool = False
 
     @property
     def num_tokens(self) -> int:

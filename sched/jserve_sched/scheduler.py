@@ -55,7 +55,10 @@ _RATE_MEMORY = 0.98  # of the past at each step: about the last 50 count
 
 
 class _PrefillRate:
-    """Prompt tokens per second of the recent steps that computed any."""
+    """Prompt tokens per second of the recent steps that had more than they could do.
+
+    Steps with little to do say nothing about how fast a queue can be worked off.
+    """
 
     def __init__(self) -> None:
         self._tokens = 0.0
@@ -288,9 +291,9 @@ class Scheduler:
         """
         plan = self._in_flight.popleft()
         self.predictor.update(StepSample(plan.features, result.duration_s))
-        self._prefill_rate.add(
-            plan.features[features.PREFILL_TOKENS], result.duration_s
-        )
+        if plan.leaves_work:
+            num_tokens = float(plan.features[features.PREFILL_TOKENS])
+            self._prefill_rate.add(num_tokens, result.duration_s)
         outputs = []
         tokens = iter(result.tokens)
         for row in (*plan.decodes, *plan.chunks):

@@ -200,8 +200,9 @@ class _Simulation:
             self.now_s = self._next_arrival_s
         elif self._scheduler.has_work:
             raise RuntimeError(
-                f"{self._scheduler.num_waiting} requests wait and "
-                f"{self._scheduler.num_running} run, but the policy plans nothing"
+                f"at {self.now_s:.3f} s {self._scheduler.num_waiting} requests wait "
+                f"and {self._scheduler.num_running} run, but policy "
+                f"{self._scheduler.policy} plans nothing"
             )
         else:
             return False

@@ -4,12 +4,14 @@ The one idea: step time is a staircase over compiled shapes, and within a shape 
 grows with the pages of the longest context, since padded rows loop to the longest. So
 there is a cell per (B, NB) and per power-of-two bin of those two page counts; cells
 start from a short timed pass, follow real steps, and are made monotone, since more
-work never takes less time.
+work never takes less time. Cells that real steps have filled come first in that: the
+others give way.
 
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -18,7 +20,7 @@ import numpy as np
 
 from jserve_sched import features
 from jserve_sched.buckets import BucketTable
-from jserve_sched.predictor import StepSample
+from jserve_sched.predictor import StepSample, UpperRatio, is_sound
 
 # The columns that a table tells apart: B, NB and the pages of the longest rows.
 _COLUMNS = (
@@ -58,6 +60,8 @@ _GUESS_TOKEN_S = 2e-5
 _GUESS_PAGE_S = 1e-6
 _REBUILD_EVERY = 32  # updates between two clean-ups of the grid
 _MAX_WEIGHT = 32  # a cell forgets samples older than about this many
+_MIN_TRUSTED_WEIGHT = 4  # samples that make a cell more than a guess
+_START_UPPER_RATIO = 1.1
 
 
 class TablePredictor:
@@ -90,7 +94,19 @@ class TablePredictor:
         self._log_ratio = np.zeros(shape)  # log(measured / prior), running mean
         self._weight = np.zeros(shape)  # samples behind it
         self._strides = [math.prod(shape[dim + 1 :]) for dim in range(4)]
-        self._num_updates = 0
+        # Places of a cell's corners after its first, in order of the dimensions.
+        self._corners = np.array(
+            [
+                sum(
+                    corner * stride
+                    for corner, stride in zip(one, self._strides, strict=True)
+                )
+                for one in itertools.product((0, 1), repeat=4)
+            ]
+        )
+        self._per_width = [1.0 / np.diff(axis) for axis in self._axes]
+        self._upper = UpperRatio(start=_START_UPPER_RATIO, least=1.0)
+        self._new: list[StepSample] = []  # since the last clean-up
         self._rebuild()
 
     def fit(self, samples: Iterable[StepSample]) -> None:
@@ -102,6 +118,8 @@ class TablePredictor:
         """
         groups: dict[tuple[float, float], list[_Timing]] = {}
         for sample in samples:
+            if not is_sound(sample):
+                continue
             timing = _timing(sample)
             groups.setdefault((timing.num_rows, timing.num_blocks), []).append(timing)
         if not groups:
@@ -127,24 +145,30 @@ class TablePredictor:
         Source: linear interpolation in four dimensions over the cells; beyond the
         last edge the last cell holds.
         """
-        # The 16 corners of each step's cell, as one axis of length 2 a dimension.
-        where: np.ndarray | int = 0
-        weight: np.ndarray | float = 1.0
+        first = np.zeros(len(matrix), np.int64)
+        shares = []
         for dim, axis in enumerate(self._axes):
             values = np.minimum(np.maximum(matrix[:, _COLUMNS[dim]], 0.0), axis[-1])
             low = np.minimum(axis.searchsorted(values, "right") - 1, len(axis) - 2)
-            share = (values - axis[low]) / (axis[low + 1] - axis[low])
-            shape = [len(matrix), 1, 1, 1, 1]
-            shape[dim + 1] = 2
-            corner = np.stack((low, low + 1), axis=1).reshape(shape)
-            where = where + corner * self._strides[dim]
-            weight = weight * np.stack((1.0 - share, share), axis=1).reshape(shape)
-        total: np.ndarray = (self._grid_s.reshape(-1)[where] * weight).sum((1, 2, 3, 4))
-        return total
+            shares.append((values - axis[low]) * self._per_width[dim][low])
+            first += low * self._strides[dim]
+        # The 16 corners of each step's cell; each dimension halves them.
+        total = self._grid_s.reshape(-1).take(first[:, None] + self._corners)
+        for share in shares:
+            lower, upper = np.split(total, 2, axis=1)
+            total = lower + (upper - lower) * share[:, None]
+        seconds: np.ndarray = total[:, 0]
+        return seconds
+
+    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns the 95th percentiles `[N]` in seconds for features `[N, F]`."""
+        ratio = self._upper.of(features.scenarios(matrix))
+        ratio *= self.predict(matrix)
+        return ratio
 
     def update(self, sample: StepSample) -> None:
         """Moves the sample's cell towards it; the grid follows in batches."""
-        if sample.duration_s <= 0:
+        if not is_sound(sample):
             return
         timing = _timing(sample)
         cell = (
@@ -163,9 +187,18 @@ class TablePredictor:
         # A slow outlier (another process, a page fault) moves the cell a little.
         self._log_ratio[cell] += np.clip(error, -0.5, 0.5) / weight
         self._weight[cell] = weight
-        self._num_updates += 1
-        if self._num_updates % _REBUILD_EVERY == 0:
+        self._new.append(sample)
+        if len(self._new) >= _REBUILD_EVERY:
+            self._learn_upper()
             self._rebuild()
+
+    def _learn_upper(self) -> None:
+        """Compares what was measured with what the grid said meanwhile."""
+        matrix = np.stack([one.features for one in self._new])
+        measured_s = np.array([one.duration_s for one in self._new])
+        self._new.clear()
+        ratio = measured_s / self.predict(matrix)
+        self._upper.add(features.scenarios(matrix), ratio)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the timed pass, for a later start on the same device."""
@@ -177,7 +210,11 @@ class TablePredictor:
         }
 
     def load_json(self, data: dict[str, Any]) -> bool:
-        """Takes back what `to_json` gave; tells whether it is for this table."""
+        """Takes back what `to_json` gave; tells whether it is for this table.
+
+        Raises:
+          ValueError: if a time is negative or not finite.
+        """
         if data.get("buckets") != self._table.to_json():
             return False
         prior = _Prior(
@@ -187,6 +224,14 @@ class TablePredictor:
         )
         if prior.base_s.shape != self._prior.base_s.shape:
             return False
+        pages_s = (prior.per_decode_page_s, prior.per_block_page_s)
+        if not all(
+            np.isfinite(part).all() and part.min() >= 0.0
+            for part in (prior.base_s, *pages_s)
+        ):
+            raise ValueError("a step time is negative or not finite")
+        if prior.base_s.min() <= 0.0:
+            raise ValueError("a step time is 0")
         self._prior = prior
         self._rebuild()
         return True
@@ -208,10 +253,55 @@ class TablePredictor:
         mean = (self._weight * self._log_ratio).sum(axis=(2, 3), keepdims=True)
         mean = mean / np.maximum(weight, 1.0)
         ratio = np.where(self._weight > 0, self._log_ratio, mean)
-        grid = grid * np.exp(ratio)
-        for dim in range(4):
-            grid = np.maximum.accumulate(grid, axis=dim)
-        self._grid_s = grid
+        self._grid_s = _monotone(
+            grid * np.exp(ratio), self._weight >= _MIN_TRUSTED_WEIGHT
+        )
+
+
+def _monotone(grid_s: np.ndarray, is_trusted: np.ndarray) -> np.ndarray:
+    """Returns a grid that falls along no axis, near the one given.
+
+    Violations are split between the two sides, at the geometric mean of the least
+    monotone grid above and the largest below: taking the one above would lift
+    everything to its noisiest cell. Trusted cells are made so among themselves, and
+    the others are clipped between them, so that no guess moves a measurement. (A
+    monotone grid clipped between monotone bounds is monotone.)
+
+    Args:
+      grid_s: seconds, all above 0.
+      is_trusted: cells that real steps have filled.
+    """
+    trusted = _between(grid_s, is_trusted)
+    found: np.ndarray = np.clip(
+        _between(grid_s, np.ones_like(is_trusted)),
+        _largest_before(trusted),
+        _least_after(np.where(is_trusted, trusted, np.inf)),
+    )
+    return found
+
+
+def _between(grid_s: np.ndarray, is_chosen: np.ndarray) -> np.ndarray:
+    """Returns chosen cells made monotone among themselves; 0 in the other cells."""
+    product = _largest_before(np.where(is_chosen, grid_s, 0.0))
+    below = _least_after(np.where(is_chosen, grid_s, np.inf))
+    product *= np.where(is_chosen, below, 0.0)
+    np.sqrt(product, out=product)
+    return product
+
+
+def _largest_before(grid_s: np.ndarray) -> np.ndarray:
+    """Returns the largest cell up to each, along all axes."""
+    for dim in range(grid_s.ndim):
+        grid_s = np.maximum.accumulate(grid_s, axis=dim)
+    return grid_s
+
+
+def _least_after(grid_s: np.ndarray) -> np.ndarray:
+    """Returns the least cell from each on, along all axes."""
+    flipped = np.flip(grid_s)
+    for dim in range(grid_s.ndim):
+        flipped = np.minimum.accumulate(flipped, axis=dim)
+    return np.flip(flipped)
 
 
 def _fit_pages(group: list[_Timing]) -> tuple[float, float, float]:

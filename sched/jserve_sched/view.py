@@ -27,7 +27,7 @@ class SchedulerView:
       buckets: the compiled shapes.
       predictor: prices a step.
       prefill_tokens_per_s: prompt tokens computed per second of the recent steps that
-        computed any; None before the first.
+        left some for later; None before the first.
       tightest_ttft_s: least `ttft_s` that any of the last requests was promised;
         infinite if none was.
       max_num_batched_tokens: most token positions in a step.

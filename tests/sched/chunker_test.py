@@ -32,7 +32,10 @@ def test_convex_times_split_the_two_budgets_evenly(search: str) -> None:
     current_s, next_s = 3.0, 2.0
     both = forwarder.largest_within(current_s) + forwarder.largest_within(next_s)
     chosen = budget(
-        SlidingChunker(search=search), forwarder, current_s=current_s, next_s=next_s
+        SlidingChunker(objective="time", search=search),
+        forwarder,
+        current_s=current_s,
+        next_s=next_s,
     )
     assert chosen == pytest.approx(both / 2, abs=16)
 
@@ -71,12 +74,17 @@ def test_on_a_staircase_the_budget_is_an_edge() -> None:
     forwarder = forwarder_of(TABLE, stairs)
     for search in ("edges", "ternary"):
         chosen = budget(
-            SlidingChunker(search=search), forwarder, current_s=31.0, next_s=21.0
+            SlidingChunker(objective="time", search=search),
+            forwarder,
+            current_s=31.0,
+            next_s=21.0,
         )
         assert chosen <= 16
     # 16 + 8 blocks take 50; 8 + 16 the same; 16 now is the larger.
     assert chosen == 16 or search == "ternary"
-    exact = budget(SlidingChunker(), forwarder, current_s=31.0, next_s=21.0)
+    exact = budget(
+        SlidingChunker(objective="time"), forwarder, current_s=31.0, next_s=21.0
+    )
     assert exact == 16
 
 
@@ -95,7 +103,7 @@ def test_exact_is_never_worse_than_ternary_and_keeps_both_limits(seed: int) -> N
         return float(steps_s[first] + steps_s[both - first])
 
     found = {
-        search: SlidingChunker(search=search).budget(
+        search: SlidingChunker(objective="time", search=search).budget(
             forwarder, current_s=current_s, next_s=next_s, block_tokens=32
         )
         for search in ("ternary", "edges")

@@ -120,9 +120,9 @@ def test_without_the_constructor_a_prompt_at_risk_is_not_special() -> None:
 
 def test_without_the_sorter_prompts_go_by_deadline() -> None:
     queue = [waiting("short", 10, 9.0), waiting("soon", 900, 5.0)]
-    spec = "sliding:constructor=off"
+    spec = "sliding:constructor=off:sorter=mlps"
     assert list(taken(plan_of(spec, waiting=queue))) == ["short", "soon"]
-    plan = plan_of(f"{spec}:sorter=off", waiting=queue)
+    plan = plan_of("sliding:constructor=off:sorter=off", waiting=queue)
     assert list(taken(plan)) == ["soon", "short"]
 
 
@@ -131,6 +131,16 @@ def test_without_the_chunker_the_step_is_full() -> None:
     spec = "sliding:constructor=off:chunker=off"
     plan = plan_of(spec, waiting=queue, running=[decoding(0.05)])
     assert taken(plan) == {"a": 4000}
+
+
+def test_a_step_is_short_enough_for_whoever_comes_next() -> None:
+    queue = [waiting("a", 4000, 9.0)]
+    running = [decoding(0.9, gap_s=0.9)]
+    view = {"waiting": queue, "running": running, "tightest_ttft_s": 0.052}
+    plan = plan_of("sliding", **view)
+    assert plan.predicted_s == pytest.approx(0.051, abs=2e-3)
+    free = plan_of("sliding:reserve=off", **view)
+    assert free.predicted_s > 0.3
 
 
 def test_sjf_takes_the_shortest_first() -> None:

@@ -16,8 +16,8 @@ from jserve_sched.slo import Slo
 
 SPECS = (
     *("fcfs", "edf", "sjf", "qoserve", "sliding", "edf:chunk_tokens=12"),
-    "sliding:objective=tokens:search=ternary:late=past",
-    "sliding:constructor=off:late=off",
+    "sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off",
+    "sliding:sorter=mlps:constructor=off:late=off",
     "sliding:fill=off:sorter=off",
     "sliding:chunker=off",
 )

@@ -1,10 +1,13 @@
+import itertools
+
+import numpy as np
 import pytest
 
 from fakes import make_request
 from jserve_sched.buckets import Continuous
 from jserve_sched.forwarder import BatchForwarder, remaining_prompts
 from jserve_sched.slo import Slo
-from jserve_sched.sorter import PrioritySorter
+from jserve_sched.sorter import PrioritySorter, surplus
 from step_costs import Curve, make_view
 
 TABLE = Continuous().table(max_num_seqs=8, max_num_batched_tokens=1032, block_tokens=1)
@@ -20,8 +23,8 @@ def rank(sorter: PrioritySorter, requests, tokens_per_s: float | None = 1000.0):
     )
     prompts = remaining_prompts(view, requests)
     forwarder = BatchForwarder(view, [], prompts)
-    order, _, _ = sorter.order(view, forwarder, prompts)
-    return [requests[index].request_id for index in order]
+    ranking = sorter.rank(view, forwarder, prompts)
+    return [requests[index].request_id for index in ranking.order]
 
 
 def six():
@@ -40,7 +43,7 @@ def six():
 
 
 def test_levels_then_the_least_work_left() -> None:
-    assert rank(PrioritySorter(late="past"), six()) == [
+    assert rank(PrioritySorter(rule="mlps", late="past"), six()) == [
         "guarded",
         "urgent-short",
         "urgent-long",
@@ -51,7 +54,10 @@ def test_levels_then_the_least_work_left() -> None:
 
 
 def test_the_printed_key_makes_the_late_urgent() -> None:
-    assert rank(PrioritySorter(late="off"), six())[:2] == ["guarded", "late"]
+    assert rank(PrioritySorter(rule="mlps", late="off"), six())[:2] == [
+        "guarded",
+        "late",
+    ]
 
 
 def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
@@ -59,14 +65,17 @@ def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
         make_request(800, 4, request_id="hopeless", slo=Slo(ttft_s=NOW_S + 0.7)),
         make_request(900, 4, request_id="in time", slo=Slo(ttft_s=NOW_S + 1.0)),
     ]
-    hopeless, past = PrioritySorter(late="hopeless"), PrioritySorter(late="past")
+    hopeless, past = (
+        PrioritySorter(rule="mlps", late="hopeless"),
+        PrioritySorter(rule="mlps", late="past"),
+    )
     assert rank(hopeless, requests) == ["in time", "hopeless"]
     assert rank(past, requests) == ["hopeless", "in time"]
 
 
 def test_guarded_requests_are_not_pushed_back_when_late() -> None:
     late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
-    assert rank(PrioritySorter(), [*six(), late])[0] == "g"
+    assert rank(PrioritySorter(rule="mlps"), [*six(), late])[0] == "g"
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.9])
@@ -75,13 +84,13 @@ def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha: float) -> None
         make_request(100, 4, request_id="calm", slo=Slo(ttft_s=NOW_S + 9)),
         make_request(700, 4, request_id="tight", slo=Slo(ttft_s=NOW_S + 1)),
     ]
-    first = rank(PrioritySorter(alpha=alpha), requests)[0]
+    first = rank(PrioritySorter(rule="mlps", alpha=alpha), requests)[0]
     assert first == ("tight" if alpha < 0.7 else "calm")
 
 
 def test_before_any_step_was_seen_the_predictor_stands_in() -> None:
-    assert rank(PrioritySorter(), six(), tokens_per_s=None) == rank(
-        PrioritySorter(), six(), tokens_per_s=1000.0
+    assert rank(PrioritySorter(rule="mlps"), six(), tokens_per_s=None) == rank(
+        PrioritySorter(rule="mlps"), six(), tokens_per_s=1000.0
     )
 
 
@@ -90,11 +99,61 @@ def test_ties_go_by_arrival() -> None:
         make_request(9, 4, request_id=name, arrival_s=arrival_s, slo=Slo(ttft_s=60.0))
         for name, arrival_s in (("second", 2.0), ("first", 1.0))
     ]
-    assert rank(PrioritySorter(), requests) == ["first", "second"]
+    assert rank(PrioritySorter(rule="mlps"), requests) == ["first", "second"]
+
+
+def test_by_deadline_if_everybody_can_be_in_time() -> None:
+    requests = [
+        make_request(400, 4, request_id=name, slo=Slo(ttft_s=NOW_S + slack_s))
+        for name, slack_s in (("c", 1.3), ("a", 0.5), ("b", 0.9))
+    ]
+    assert rank(PrioritySorter(), requests) == ["a", "b", "c"]
+    assert rank(PrioritySorter(rule="off"), requests) == ["a", "b", "c"]
+
+
+def test_moore_gives_up_the_longest_and_saves_the_others() -> None:
+    requests = [
+        make_request(tokens, 4, request_id=name, slo=Slo(ttft_s=NOW_S + slack_s))
+        for name, tokens, slack_s in (
+            ("long", 900, 1.0),
+            ("first", 300, 1.1),
+            ("second", 300, 1.2),
+        )
+    ]
+    assert rank(PrioritySorter(), requests) == ["first", "second", "long"]
+    assert rank(PrioritySorter(rule="off"), requests)[0] == "long"
+
+
+def test_moore_guards_whom_it_would_give_up() -> None:
+    late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
+    assert rank(PrioritySorter(), [*six(), late])[0] in ("g", "guarded")
+    assert rank(PrioritySorter(), six())[-1] == "late"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_choice_saves_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 9))
+    work_s = rng.uniform(0.1, 1.0, count)
+    slack_s = rng.uniform(0.05, 2.5, count)
+    kept = np.flatnonzero(~surplus(slack_s, work_s))
+
+    def is_in_time(chosen) -> bool:
+        order = sorted(chosen, key=lambda index: slack_s[index])
+        ends_s = np.cumsum(work_s[order])
+        return bool(np.all(ends_s <= slack_s[order] + 1e-12))
+
+    assert is_in_time(list(kept))
+    assert not any(
+        is_in_time(list(chosen))
+        for chosen in itertools.combinations(range(count), len(kept) + 1)
+    )
 
 
 def test_unknown_rules_are_refused() -> None:
+    with pytest.raises(ValueError, match="sorter='magic'"):
+        PrioritySorter(rule="magic")
     with pytest.raises(ValueError, match="late='maybe'"):
-        PrioritySorter(late="maybe")
+        PrioritySorter(rule="mlps", late="maybe")
     with pytest.raises(ValueError, match="epsilon_s=0 is not above 0"):
         PrioritySorter(epsilon_s=0)

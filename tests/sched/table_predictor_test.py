@@ -115,3 +115,61 @@ def test_the_timed_pass_round_trips_and_is_tied_to_its_table() -> None:
     assert again.predict(matrix) == pytest.approx(fitted().predict(matrix))
     other = TablePredictor(BucketTable((4,), (0, 4)), max_pages_per_row=32)
     assert not other.load_json(data)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-3, 0.0])
+def test_saved_times_that_are_no_durations_are_refused(bad: float) -> None:
+    data = fitted().to_json()
+    data["base_s"][1][1] = bad
+    again = TablePredictor(TABLE, max_pages_per_row=32)
+    with pytest.raises(ValueError, match="a step time is"):
+        again.load_json(json.loads(json.dumps(data)))
+    assert np.isfinite(again.predict(step(8, 4, 9, 9)[None])).all()
+
+
+def test_a_timed_pass_leaves_out_what_is_no_duration() -> None:
+    predictor = TablePredictor(TABLE, max_pages_per_row=32)
+    broken = [one._replace(duration_s=float("nan")) for one in samples()]
+    predictor.fit([*broken, *samples()])
+    matrix = np.stack([one.features for one in samples()])
+    assert predictor.predict(matrix) == pytest.approx(fitted().predict(matrix))
+
+
+def test_one_slow_guess_does_not_lift_what_was_measured() -> None:
+    """The timed pass of a small shape was disturbed; larger ones run for real."""
+    predictor = TablePredictor(TABLE, max_pages_per_row=32)
+    predictor.fit(
+        [
+            one._replace(duration_s=20 * one.duration_s)
+            if tuple(one.features[[NUM_ROWS, NUM_BLOCKS]]) == (2, 4)
+            else one
+            for one in samples()
+        ]
+    )
+    usual = StepSample(step(8, 16, 8, 8), true_s(8, 16, 8, 8))
+    assert predict_s(predictor, 8, 16, 8, 8) > 1.4 * usual.duration_s
+    for _ in range(64):
+        predictor.update(usual)
+    assert predict_s(predictor, 8, 16, 8, 8) == pytest.approx(usual.duration_s)
+    small_s = predict_s(predictor, 2, 4, 8, 8)
+    assert true_s(2, 4, 8, 8) < small_s <= 1.001 * usual.duration_s
+
+
+def test_it_stays_monotone_whatever_is_measured() -> None:
+    predictor = fitted()
+    rng = np.random.default_rng(3)
+    for _ in range(320):
+        row = step(
+            rng.choice([2, 8]),
+            rng.choice([0, 4, 16]),
+            rng.integers(1, 33),
+            rng.integers(1, 33),
+        )
+        predictor.update(StepSample(row, float(rng.lognormal(-4, 1))))
+    edges = (range(1, 9), range(17), range(1, 33), range(1, 33))
+    for dim, values in enumerate(edges):
+        for _ in range(20):
+            others = [float(rng.choice(list(one))) for one in edges]
+            rows = [[*others[:dim], value, *others[dim + 1 :]] for value in values]
+            found = predictor.predict(np.stack([step(*one) for one in rows]))
+            assert np.all(np.diff(found) >= -1e-12)

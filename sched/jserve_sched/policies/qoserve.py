@@ -1,8 +1,8 @@
 """`qoserve`: dynamic chunks, hybrid priority, eager relegation (Niyama).
 
-QoServe: Goel et al., ASPLOS '26, DOI 10.1145/3779212.3790206; the decisions below are ours
-where the paper and its released code differ or are silent, each in the baseline's
-favour:
+QoServe: Goel et al., ASPLOS '26, DOI 10.1145/3779212.3790206. Where the paper and its
+released code differ, or are silent, the decisions below are ours, each in the
+baseline's favour:
 
 * The chunk is the largest whose predicted time, times `margin`, fits the least slack
   of the decodes, up to `max_chunk_tokens` (paper: about 2,500). The predictor is the

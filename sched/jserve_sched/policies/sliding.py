@@ -3,11 +3,15 @@
 A step is planned in this order (section 3.1):
 
 1. Every decode has a row.
-2. The Multi-Level Priority Sorter ranks the prompts.
+2. The sorter ranks the prompts.
 3. The fullest step is priced. If it would make a prompt late that is not late yet,
    the BatchConstructor selects the prompts to finish; if none is at risk, or no
    selection helps, the SlidingChunker sizes the step.
 4. Room left in the bucket is filled in order of rank, since padding costs as much.
+
+The defaults are what does best, not what was published; as published it is
+
+    sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off
 
 Each part can be switched off. Without the sorter prompts go by deadline (the paper's
 Sarathi-EDF); without the chunker the step is as full as its token limit allows;
@@ -18,6 +22,11 @@ decided in `sorter`, `chunker`, `constructor`, `slack` and, for the whole:
   others go on (see `builder`).
 * Skipped prompts that are partly computed keep their pages, as in the paper.
 * After a selection the paper leaves the rest of the step empty (`fill=off`).
+* Nothing in the paper looks at requests that are yet to come, and a step, once begun,
+  cannot be stopped: whoever arrives waits for its end. With `reserve` no step is longer
+  than the tightest first-token promise of late leaves after a step of decodes, so one
+  that comes at the worst moment can still be in time. The paper's only such limit is B,
+  the most tokens in a step, which must be tuned for each machine and load.
 """
 
 import dataclasses
@@ -43,19 +52,22 @@ class SlidingServe:
     """SlidingServe's three parts, each of which may be off.
 
     Attributes:
-      sorter: whether prompts are ranked by the Multi-Level Priority Sorter.
+      sorter: how prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
+        moore (ours) or off (by deadline); see `sorter`.
       chunker: whether the SlidingChunker sizes steps.
       constructor: whether the BatchConstructor selects prompts at risk.
       fill: whether room beside a selection goes to the prompts not selected.
-      alpha: a prompt is urgent if its work takes more than this share of its slack.
-      epsilon_s: least slack that work is divided by, seconds.
-      late: who is pushed back: off, past or hopeless; see `sorter`.
+      reserve: whether steps are kept short enough for tight requests yet to come.
+      alpha: of mlps: a prompt is urgent if its work takes more than this share of its
+        slack.
+      epsilon_s: of mlps: least slack that work is divided by, seconds.
+      late: of mlps: who is pushed back: off, past or hopeless; see `sorter`.
       objective: of the chunker: time (Algorithm 1) or tokens (Fig. 1).
       search: of the chunker: ternary (published) or edges (exact on buckets).
       max_anchors: requests at risk that the constructor tries.
     """
 
-    sorter: bool = True
+    sorter: str = "moore"
     chunker: bool = True
     constructor: bool = True
     fill: bool = True
@@ -63,7 +75,7 @@ class SlidingServe:
     alpha: float = 0.5
     epsilon_s: float = 1e-3
     late: str = "hopeless"
-    objective: str = "time"
+    objective: str = "tokens"
     search: str = "edges"
     max_anchors: int = 8
 
@@ -74,7 +86,10 @@ class SlidingServe:
     @functools.cached_property
     def _sorter(self) -> PrioritySorter:
         return PrioritySorter(
-            alpha=self.alpha, epsilon_s=self.epsilon_s, late=self.late
+            rule=self.sorter,
+            alpha=self.alpha,
+            epsilon_s=self.epsilon_s,
+            late=self.late,
         )
 
     @functools.cached_property
@@ -99,10 +114,9 @@ class SlidingServe:
     ) -> None:
         prompts = remaining_prompts(view, candidates.prompts)
         forwarder = BatchForwarder(view, candidates.decodes, prompts)
-        order, slack_s, late = self._sorter.order(view, forwarder, prompts)
-        if not self.sorter:
-            order = np.lexsort((np.arange(len(order)), slack_s))
-        prompts, slack_s, late = prompts.take(order), slack_s[order], late[order]
+        ranking = self._sorter.rank(view, forwarder, prompts)
+        slack_s, late = ranking.slack_s, ranking.late
+        prompts = prompts.take(ranking.order)
         forwarder.use(prompts)
 
         slack = decode_slack(candidates.decodes, view.start_s)

@@ -1,0 +1,163 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from jserve_sched.features import (
+    BLOCK_PAGES,
+    DECODE_PAGES,
+    MIXED,
+    NUM_BLOCKS,
+    NUM_DECODES,
+    NUM_FEATURES,
+    NUM_ROWS,
+    PREFILL_TOKENS,
+    scenarios,
+)
+from jserve_sched.linear_predictor import LinearModel
+from jserve_sched.mlp_predictor import (
+    MAX_LOG_INCREMENT,
+    MAX_LOG_RESIDUAL,
+    NUM_INPUTS,
+    MlpPredictor,
+    MlpWeights,
+    mlp_base_s,
+    mlp_inputs,
+)
+from jserve_sched.predictor import StepSample
+
+
+def some_steps(num_steps: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    matrix = rng.integers(1, 1000, (num_steps, NUM_FEATURES)).astype(float)
+    matrix[::3, NUM_DECODES] = 0
+    matrix[1::3, PREFILL_TOKENS] = 0
+    return matrix
+
+
+def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeights:
+    rng = np.random.default_rng(seed)
+    sizes = (NUM_INPUTS, 16, 8, 2)
+    inputs = mlp_inputs(some_steps(500))
+    mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
+    scaled = (inputs - mean) / scale
+    defaults = {
+        "linear": LinearModel(
+            coefficients=rng.uniform(0, 1e-5, (4, 8)), has_expert=np.ones(3, bool)
+        ),
+        "mean": mean,
+        "scale": scale,
+        "low": scaled.min(axis=0),
+        "high": scaled.max(axis=0),
+        "layers": tuple(
+            (gain * rng.normal(size=pair), 0.1 * rng.normal(size=pair[1]))
+            for pair in itertools.pairwise(sizes)
+        ),
+    }
+    return MlpWeights(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def by_hand(weights: MlpWeights, row: np.ndarray) -> tuple[float, float]:
+    """The median and the 95th percentile of one step, without arrays' help."""
+    values = [math.log(1 + x) for x in row.tolist()]
+    values.append(math.log(1 + row[NUM_ROWS] * row[DECODE_PAGES]))
+    values.append(math.log(1 + row[NUM_BLOCKS] * row[BLOCK_PAGES]))
+    outside = 0.0
+    for k in range(NUM_INPUTS):
+        scaled = (values[k] - weights.mean[k]) / weights.scale[k]
+        values[k] = min(max(scaled, weights.low[k]), weights.high[k])
+        outside = max(outside, abs(scaled - values[k]))
+    for index, (kernel, bias) in enumerate(weights.layers):
+        values = [
+            sum(values[k] * kernel[k, h] for k in range(len(values))) + bias[h]
+            for h in range(len(bias))
+        ]
+        if index < len(weights.layers) - 1:
+            values = [max(value, 0.0) for value in values]
+    scenario = int(scenarios(row[None])[0])
+    coefficients = weights.linear.coefficients[1 + scenario]
+    base_s = coefficients[0] + sum(coefficients[1 + k] * row[k] for k in range(7))
+    residual = min(max(values[0], -MAX_LOG_RESIDUAL), MAX_LOG_RESIDUAL) / (1 + outside)
+    increment = min(math.log(1 + math.exp(values[1])), MAX_LOG_INCREMENT)
+    return base_s * math.exp(residual), base_s * math.exp(residual + increment)
+
+
+def test_it_evaluates_as_by_hand_inside_and_outside_the_range() -> None:
+    weights = some_weights()
+    matrix = np.concatenate((some_steps(30, seed=1), 100.0 * some_steps(30, seed=2)))
+    expected = np.array([by_hand(weights, row) for row in matrix])
+    predictor = MlpPredictor(weights)
+    assert predictor.predict(matrix) == pytest.approx(expected[:, 0], rel=1e-9)
+    assert predictor.predict_upper(matrix) == pytest.approx(expected[:, 1], rel=1e-9)
+    one = predictor.predict(matrix[5:6])
+    assert one == pytest.approx(expected[5:6, 0], rel=1e-9)
+
+
+def test_the_upper_is_never_below_the_median() -> None:
+    matrix = some_steps(300)
+    predictor = MlpPredictor(some_weights())
+    before_s = predictor.predict_upper(matrix)
+    assert np.all(before_s > predictor.predict(matrix))
+    for row, median_s in zip(matrix, predictor.predict(matrix), strict=True):
+        predictor.update(StepSample(row, 0.5 * float(median_s)))
+    assert np.all(predictor.predict_upper(matrix) < before_s)
+    assert np.all(predictor.predict_upper(matrix) >= predictor.predict(matrix))
+
+
+def test_the_residual_is_bounded_and_fades_outside_the_range() -> None:
+    weights = some_weights(gain=50.0)  # absurd weights
+    predictor = MlpPredictor(weights)
+    near = some_steps(200)
+    log_ratio = np.log(predictor.predict(near) / mlp_base_s(weights.linear, near))
+    assert np.abs(log_ratio).max() <= MAX_LOG_RESIDUAL + 1e-9
+    assert np.abs(log_ratio).max() > 0.9, "the bound is reached"
+    far = 1e12 * near
+    log_ratio = np.log(predictor.predict(far) / mlp_base_s(weights.linear, far))
+    assert np.abs(log_ratio).max() < 0.1
+
+
+def test_a_linear_model_of_zeros_still_gives_durations() -> None:
+    zero = LinearModel(coefficients=np.zeros((4, 8)), has_expert=np.zeros(3, bool))
+    predictor = MlpPredictor(some_weights(linear=zero))
+    assert np.all(predictor.predict(some_steps(30)) > 0)
+
+
+def test_the_correction_follows_a_slower_machine_in_its_scenario_only() -> None:
+    matrix = some_steps(600)
+    predictor, untold = MlpPredictor(some_weights()), MlpPredictor(some_weights())
+    mixed = scenarios(matrix) == MIXED
+    told_s = 1.3 * untold.predict(matrix)
+    for row, duration_s in zip(matrix[mixed], told_s[mixed], strict=True):
+        predictor.update(StepSample(row, float(duration_s)))
+    ratio = predictor.predict(matrix) / untold.predict(matrix)
+    assert ratio[mixed] == pytest.approx(1.3, rel=0.02)
+    assert np.all(ratio[~mixed] == 1.0)
+
+
+def test_the_correction_is_bounded() -> None:
+    matrix = some_steps(600)
+    predictor, untold = MlpPredictor(some_weights()), MlpPredictor(some_weights())
+    for _ in range(5):
+        for row in matrix:
+            predictor.update(StepSample(row, 500.0))
+    ratio = predictor.predict(matrix) / untold.predict(matrix)
+    assert ratio == pytest.approx(math.e)
+    upper = predictor.predict_upper(matrix) / untold.predict_upper(matrix)
+    assert upper.max() <= math.e * 4.0 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mean": np.zeros(3)}, r"mean has shape \(3,\)"),
+        ({"scale": np.zeros(NUM_INPUTS)}, "the least scale is 0.0, not above 0"),
+        ({"layers": ()}, "at least one layer"),
+        ({"layers": ((np.zeros((4, 2)), np.zeros(2)),)}, "kernel 0 has shape"),
+        ({"layers": ((np.zeros((NUM_INPUTS, 2)), np.zeros(3)),)}, "bias 0 has shape"),
+        ({"layers": ((np.zeros((NUM_INPUTS, 3)), np.zeros(3)),)}, "has 3 outputs"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(fields: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        some_weights(**fields)

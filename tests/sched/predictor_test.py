@@ -1,0 +1,188 @@
+"""What no predictor may do, whatever it was told."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fakes import make_request, make_scheduler
+from jserve_sched.buckets import BucketTable
+from jserve_sched.features import (
+    CACHED_TOKENS,
+    DECODE_CONTEXT,
+    DECODE_PAGES,
+    MIXED,
+    NUM_DECODES,
+    NUM_FEATURES,
+    NUM_ROWS,
+    PURE_DECODE,
+    PURE_PREFILL,
+)
+from jserve_sched.linear_predictor import LinearModel, LinearPredictor
+from jserve_sched.mlp_predictor import NUM_INPUTS, MlpPredictor, MlpWeights
+from jserve_sched.plan import StepResult
+from jserve_sched.predictor import (
+    MAX_STEP_S,
+    Predictor,
+    SafePredictor,
+    StepSample,
+    UpperRatio,
+    is_sound,
+)
+from jserve_sched.slo import Slo
+from jserve_sched.table_predictor import TablePredictor
+
+TABLE = BucketTable((2, 8), (0, 4))
+
+
+def decode_step(num_decodes: int = 4, context: int = 400) -> np.ndarray:
+    row = np.zeros(NUM_FEATURES)
+    row[[NUM_DECODES, CACHED_TOKENS, DECODE_CONTEXT]] = num_decodes, context, context
+    row[[NUM_ROWS, DECODE_PAGES]] = 8, 4
+    return row
+
+
+def linear_model(bias: float = 0.01, per_decode: float = 0.001) -> LinearModel:
+    coefficients = np.zeros((4, 8))
+    coefficients[:, 0] = bias
+    coefficients[:, 1 + NUM_DECODES] = per_decode
+    return LinearModel(coefficients=coefficients, has_expert=np.zeros(3, bool))
+
+
+def weights(output: float = 0.0) -> MlpWeights:
+    return MlpWeights(
+        linear=linear_model(),
+        mean=np.zeros(NUM_INPUTS),
+        scale=np.ones(NUM_INPUTS),
+        low=np.zeros(NUM_INPUTS),
+        high=np.full(NUM_INPUTS, 100.0),
+        layers=((np.zeros((NUM_INPUTS, 2)), np.full(2, output)),),
+    )
+
+
+def every_predictor() -> list[Predictor]:
+    table = TablePredictor(TABLE, max_pages_per_row=8)
+    linear = LinearPredictor(linear_model(), refits_inline=True, refit_every=64)
+    return [table, linear, MlpPredictor(weights())]
+
+
+class Constant:
+    """Answers the same, always."""
+
+    def __init__(self, *values: float):
+        self.values = np.array(values)
+        self.num_updates = 0
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        return np.resize(self.values, len(matrix))
+
+    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
+        return np.resize(self.values, len(matrix))
+
+    def update(self, sample: StepSample) -> None:
+        self.num_updates += 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e9])
+@pytest.mark.parametrize("ask", ["predict", "predict_upper"])
+def test_a_bad_answer_is_replaced_and_counted(bad: float, ask: str) -> None:
+    safe = SafePredictor(Constant(0.5, bad, 0.25), Constant(0.125))
+    found = getattr(safe, ask)(np.zeros((3, NUM_FEATURES)))
+    assert found.tolist() == [0.5, 0.125, 0.25]
+    assert safe.num_replaced == 1
+    alone = SafePredictor(Constant(bad), Constant(0.125))
+    assert getattr(alone, ask)(np.zeros((1, NUM_FEATURES))).tolist() == [0.125]
+    assert alone.num_replaced == 1
+
+
+def test_a_good_answer_passes_and_both_learn() -> None:
+    inner, fallback = Constant(0.5, MAX_STEP_S), Constant(0.125)
+    safe = SafePredictor(inner, fallback)
+    assert safe.predict(np.zeros((2, NUM_FEATURES))).tolist() == [0.5, MAX_STEP_S]
+    assert safe.predict(np.zeros((0, NUM_FEATURES))).tolist() == []
+    safe.update(StepSample(decode_step(), 0.01))
+    assert (inner.num_updates, fallback.num_updates) == (1, 1)
+    assert safe.num_replaced == 0
+
+
+@pytest.mark.parametrize("output", [math.nan, math.inf, -math.inf])
+def test_broken_weights_reach_no_plan(output: float) -> None:
+    safe = SafePredictor(MlpPredictor(weights(output)), Constant(0.125))
+    matrix = np.stack([decode_step(count) for count in range(1, 65)])
+    for _ in range(100):
+        safe.update(StepSample(decode_step(), 0.02))
+    for found in (safe.predict(matrix), safe.predict_upper(matrix)):
+        assert np.all(np.isfinite(found)) and np.all(found > 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -3.0, 1e9])
+def test_what_is_no_duration_teaches_nothing(bad: float) -> None:
+    matrix = np.stack([decode_step(count) for count in (1, 4, 8)])
+    for predictor, untold in zip(every_predictor(), every_predictor(), strict=True):
+        for _ in range(300):
+            predictor.update(StepSample(decode_step(), bad))
+        assert np.array_equal(predictor.predict(matrix), untold.predict(matrix))
+        assert np.array_equal(
+            predictor.predict_upper(matrix), untold.predict_upper(matrix)
+        )
+
+
+def test_features_that_are_not_finite_teach_nothing() -> None:
+    broken = decode_step()
+    broken[CACHED_TOKENS] = math.nan
+    assert not is_sound(StepSample(broken, 0.01))
+    assert is_sound(StepSample(decode_step(), 0.01))
+
+
+def test_a_rare_absurd_duration_moves_nobody_far() -> None:
+    """A stopped process, or a clock that jumped: one step in a hundred."""
+    for predictor in every_predictor():
+        for count in range(1, 801):
+            step = decode_step(1 + count % 8)
+            true_s = 0.01 + 0.001 * (1 + count % 8)
+            wrong_s = 300.0 if count % 200 else 1e-7
+            predictor.update(
+                StepSample(step, true_s if count % 100 else wrong_s),
+            )
+        found_s = float(predictor.predict(decode_step(4)[None])[0])
+        assert found_s == pytest.approx(0.014, rel=0.35), predictor
+
+
+def test_every_upper_is_above_and_covers_95_percent() -> None:
+    for predictor in every_predictor():
+        rng = np.random.default_rng(0)
+        step = decode_step()
+        for noise in rng.lognormal(0.0, 0.2, 3000):
+            predictor.update(StepSample(step, 0.014 * float(noise)))
+        upper_s = float(predictor.predict_upper(step[None])[0])
+        assert upper_s >= float(predictor.predict(step[None])[0])
+        measured_s = 0.014 * rng.lognormal(0.0, 0.2, 4000)
+        assert 0.92 < float(np.mean(measured_s <= upper_s)) < 0.98, predictor
+
+
+def test_the_ratio_is_the_percentile_of_its_scenario() -> None:
+    upper = UpperRatio(start=1.1, least=1.0)
+    known = np.array([PURE_DECODE, PURE_PREFILL, MIXED])
+    assert upper.of(known).tolist() == [1.1, 1.1, 1.1]
+    upper.add(np.full(100, PURE_DECODE), np.linspace(0.51, 1.5, 100))
+    upper.add(np.full(39, MIXED), np.full(39, 3.0))  # one too few
+    assert upper.of(known) == pytest.approx([1.45, 1.1, 1.1])
+    upper.add(np.full(600, PURE_DECODE), np.full(600, 0.2))
+    upper.add(np.full(600, MIXED), np.full(600, 1e6))
+    assert upper.of(known).tolist() == [1.0, 1.1, 4.0], "bounded on both sides"
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf"])
+def test_a_plan_is_priced_by_durations_only(policy: str) -> None:
+    scheduler = make_scheduler(policy=policy)
+    fallback = scheduler.predictor
+    scheduler.predictor = SafePredictor(MlpPredictor(weights(math.nan)), fallback)
+    for _ in range(6):
+        scheduler.submit(make_request(20, 6, slo=Slo(ttft_s=1.0, tbt_s=0.1)))
+    num_plans = 0
+    while plan := scheduler.plan(0.0):
+        assert plan.predicted_s == fallback.predict(plan.features[None])[0] > 0.0
+        scheduler.dispatch(plan, 0.0)
+        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01))
+        num_plans += 1
+    assert num_plans > 6

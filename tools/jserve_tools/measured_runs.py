@@ -1,0 +1,173 @@
+"""Real vLLM runs, and the same requests in virtual time: is the simulator true?
+
+The one idea: `fcfs` schedules as vLLM does by default, so a simulation with the card's
+step costs and the run's own settings must give the run's own latencies. Those settings
+matter: vLLM kept a prefix cache, in which a preempted request finds again what nobody
+has overwritten, and planned one step ahead.
+
+TTFT counts from the trace's arrivals in a simulation and from vLLM's own note of the
+arrival (its `queued_ts`) in a measured run, as LLMServingSim's validation does.
+
+`N` is the number of requests.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched.buckets import Continuous
+from jserve_sched.cost_model import CostModel, OraclePredictor
+from jserve_sched.ledger import KvLedger
+from jserve_sched.policies import make_policy
+from jserve_sched.request import Request
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulator import SimulationResult, simulate
+from jserve_sched.workload import Arrival
+from jserve_tools.gpu_cost_models import PROFILES, read_points
+from jserve_tools.workload_trace import TraceRow, read_trace
+
+CARDS = ("rtx4090", "rtxpro6000")
+_TRACE = PROFILES / "sharegpt_300.csv"
+_MEASURED_COLUMNS = ("output_tokens", "queued_s", "first_token_s", "last_token_s")
+_MAX_MODEL_LEN = 32_768  # of the measured runs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a run came to.
+
+    Attributes:
+      ttft_mean_s: time to first token, mean over requests.
+      ttft_p50_s: the same, median.
+      ttft_p90_s: the same, 90th percentile.
+      tpot_mean_ms: mean over requests of a request's mean time between tokens.
+      makespan_s: from the first arrival to the last token.
+    """
+
+    ttft_mean_s: float
+    ttft_p50_s: float
+    ttft_p90_s: float
+    tpot_mean_ms: float
+    makespan_s: float
+
+    def errors(self, truth: "Figures") -> dict[str, float]:
+        """Returns each figure's deviation from the truth, in percent."""
+        return {
+            field.name: 100.0
+            * (getattr(self, field.name) / getattr(truth, field.name) - 1.0)
+            for field in dataclasses.fields(self)
+        }
+
+
+def _figures(
+    arrival_s: np.ndarray,
+    first_token_s: np.ndarray,
+    last_token_s: np.ndarray,
+    output_tokens: np.ndarray,
+) -> Figures:
+    """Returns the figures of times `[N]` and output lengths `[N]`, two or more."""
+    ttft_s = first_token_s - arrival_s
+    tpot_s = (last_token_s - first_token_s) / (output_tokens - 1)
+    return Figures(
+        ttft_mean_s=float(ttft_s.mean()),
+        ttft_p50_s=float(np.median(ttft_s)),
+        ttft_p90_s=float(np.percentile(ttft_s, 90)),
+        tpot_mean_ms=float(tpot_s.mean() * 1e3),
+        makespan_s=float(last_token_s.max() - arrival_s.min()),
+    )
+
+
+def trace_rows() -> list[TraceRow]:
+    """Returns the requests of the measured runs."""
+    return read_trace(_TRACE)
+
+
+def _measured(card: str) -> np.ndarray:
+    """Returns the columns of a measured run, `[4, N]`."""
+    path = PROFILES / card / "measured_requests.csv"
+    return read_points(path, _MEASURED_COLUMNS).T
+
+
+def measured_figures(card: str) -> Figures:
+    """Returns what vLLM came to on a card of `CARDS`."""
+    outputs, queued_s, first_s, last_s = _measured(card)
+    return _figures(queued_s, first_s, last_s, outputs)
+
+
+def ttft_differences(card: str, result: SimulationResult) -> np.ndarray:
+    """Returns simulated less measured TTFT of each request, `[N]` seconds."""
+    _, queued_s, first_s, _ = _measured(card)
+    found = [one.token_times_s[0] - one.arrival_s for one in result.outcomes]
+    differences_s: np.ndarray = np.array(found) - (first_s - queued_s)
+    return differences_s
+
+
+class _OwnPrompts(Scheduler):
+    """Gives each request a prompt that no other begins with.
+
+    The simulator's prompts are all alike; a prefix cache would take them for one.
+    """
+
+    def submit(self, request: Request) -> None:
+        """Takes a request in."""
+        random = np.random.default_rng([*request.request_id.encode()])
+        request.prompt_tokens = random.integers(
+            2**31, size=request.num_prompt_tokens, dtype=np.int32
+        )
+        super().submit(request)
+
+
+def simulated_run(
+    rows: Sequence[TraceRow],
+    cost_model: CostModel,
+    *,
+    enable_prefix_caching: bool = True,
+    lag: int = 1,
+) -> tuple[Figures, SimulationResult]:
+    """Returns what `fcfs` comes to on the same requests, without buckets.
+
+    Args:
+      rows: the requests.
+      cost_model: the card.
+      enable_prefix_caching: whether a preempted request may find its pages again.
+      lag: steps planned ahead, 0 or 1.
+    """
+    table = Continuous().table(
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        block_tokens=1,
+    )
+    scheduler = _OwnPrompts(
+        policy=make_policy("fcfs"),
+        buckets=table,
+        ledger=KvLedger(
+            num_pages=cost_model.num_kv_tokens // cost_model.page_size,
+            page_size=cost_model.page_size,
+            enable_prefix_caching=enable_prefix_caching,
+        ),
+        predictor=OraclePredictor(cost_model, table.block_tokens),
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        max_model_len=_MAX_MODEL_LEN,
+    )
+    arrivals = [
+        Arrival(
+            request_id=f"{index:04d}",
+            arrival_s=row.arrival_s,
+            num_prompt_tokens=row.prompt_tokens,
+            max_tokens=row.output_tokens,
+        )
+        for index, row in enumerate(rows)
+    ]
+    # Stretches of decodes advanced at once would leave the prefix cache out.
+    result = simulate(
+        scheduler, cost_model, arrivals, lag=lag, advances_decodes=False, max_spans=20.0
+    )
+    figures = _figures(
+        np.array([one.arrival_s for one in result.outcomes]),
+        np.array([one.token_times_s[0] for one in result.outcomes]),
+        np.array([one.token_times_s[-1] for one in result.outcomes]),
+        np.array([one.max_tokens for one in result.outcomes]),
+    )
+    return figures, result
