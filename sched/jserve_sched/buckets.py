@@ -8,9 +8,12 @@ candidates and the metrics.
 
 import bisect
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 DEFAULT_BLOCK_TOKENS = 32
 MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
@@ -69,6 +72,13 @@ class BucketTable:
             for rows in reversed(self.row_edges)
             for blocks in reversed(self.block_edges)
         )
+
+    @functools.cached_property
+    def block_edge_array(self) -> np.ndarray:
+        """The block edges `[E]`, float64, for vectorised look-ups. Read only."""
+        edges = np.array(self.block_edges, np.float64)
+        edges.setflags(write=False)
+        return edges
 
     @property
     def max_rows(self) -> int:

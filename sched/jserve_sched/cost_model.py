@@ -118,14 +118,18 @@ class ClosedForm:
 
     @functools.cached_property
     def _coefficients(self) -> np.ndarray:
-        """Coefficients `[6, scenario]`, in the order of Formula's fields."""
+        """Coefficients in the order of Formula's fields: `[6, 3]`, by scenario.
+
+        `[6, 1]` if one formula serves all.
+        """
         by_scenario = {
             features.PURE_DECODE: self.decode,
-            features.PURE_PREFILL: dataclasses.replace(self.prefill, decode_s=0.0),
+            features.PURE_PREFILL: self.prefill,
             features.MIXED: self.mixed,
         }
         rows = [dataclasses.astuple(by_scenario[kind]) for kind in range(3)]
-        return np.array(rows, np.float64).T
+        is_one = rows[0] == rows[1] == rows[2]
+        return np.array(rows[:1] if is_one else rows, np.float64).T
 
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.
@@ -133,18 +137,20 @@ class ClosedForm:
         Column by column, so that a step costs the same bit for bit whichever steps
         are asked about beside it.
         """
-        kinds = features.scenarios(matrix)
-        base, prefill_token, prefill_work, decode, context_token, floor = (
-            self._coefficients[:, kinds]
-        )
+        coefficients = self._coefficients
+        if coefficients.shape[1] > 1:
+            coefficients = coefficients[:, features.scenarios(matrix)]
+        base, prefill_token, prefill_work, decode, context_token, floor = coefficients
+        decodes = matrix[:, features.NUM_DECODES]
         work = matrix[:, features.PREFILL_WORK] - matrix[:, features.CHUNK_SQUARES] / 2
         # A decode reads its cached tokens and the one it adds.
-        context = matrix[:, features.DECODE_CONTEXT] + matrix[:, features.NUM_DECODES]
-        blocks = matrix[:, features.NUM_BLOCKS]
-        rows = matrix[:, features.NUM_ROWS]
-        linear = base + prefill_token * block_tokens * blocks + decode * rows
+        context = matrix[:, features.DECODE_CONTEXT] + decodes
+        rows = matrix[:, features.NUM_ROWS] * (decodes > 0)
+        positions = block_tokens * matrix[:, features.NUM_BLOCKS]
         total: np.ndarray = (
-            np.maximum(floor, linear) + prefill_work * work + context_token * context
+            np.maximum(floor, base + prefill_token * positions + decode * rows)
+            + prefill_work * work
+            + context_token * context
         )
         return total
 

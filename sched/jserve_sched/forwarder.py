@@ -77,7 +77,7 @@ class BatchForwarder:
     ):
         self._view = view
         self._page_size = view.ledger.page_size
-        self._edges = np.asarray(view.buckets.block_edges, np.float64)
+        self._edges = view.buckets.block_edge_array
         rows = view.buckets.fit(min(len(decodes), view.buckets.max_rows), 0).num_rows
         starts = [request.num_dispatched for request in decodes]
         self._decode_row = np.zeros(features.NUM_FEATURES)

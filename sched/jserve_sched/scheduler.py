@@ -138,6 +138,7 @@ class Scheduler:
         self._recent_ttft_s: collections.deque[float] = collections.deque(
             maxlen=_NUM_RECENT
         )
+        self._tightest_ttft_s = math.inf
 
     @property
     def num_waiting(self) -> int:
@@ -193,6 +194,7 @@ class Scheduler:
             )
         self._requests[request.request_id] = request
         self._recent_ttft_s.append(request.first_deadline_s - request.arrival_s)
+        self._tightest_ttft_s = min(self._recent_ttft_s)
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -212,7 +214,7 @@ class Scheduler:
             buckets=self.buckets,
             predictor=self.predictor,
             prefill_tokens_per_s=self._prefill_rate.tokens_per_s,
-            tightest_ttft_s=min(self._recent_ttft_s, default=math.inf),
+            tightest_ttft_s=self._tightest_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
         )
 
