@@ -38,6 +38,50 @@ def build_loop(config: EngineConfig) -> EngineLoop:
       ValueError: if the model, the policy, the buckets or a limit is no good.
     """
     policy = make_policy(config.policy)
+    engine = build_engine(config)
+    model, table = engine.model, engine.programs.table
+    scheduler = Scheduler(
+        policy=policy,
+        buckets=table,
+        ledger=KvLedger(
+            num_pages=engine.num_pages,
+            page_size=config.page_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+        ),
+        predictor=TablePredictor(
+            table, max_pages_per_row=-(-engine.max_model_len // config.page_size)
+        ),
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+    )
+    times_file = None
+    cache_dir = _cache_dir(config)
+    if cache_dir is not None:
+        times_file = cache_dir / f"step_times_{_times_key(config, model.config)}.json"
+    return EngineLoop(
+        config=config,
+        engine=engine,
+        scheduler=scheduler,
+        prepare=_Preparation(
+            times_file,
+            config.predictor,
+            PredictorFacts.here(
+                model.config,
+                dtype=engine.dtype.name,
+                page_size=config.page_size,
+                block_tokens=table.block_tokens,
+            ),
+        ),
+    )
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """Loads the model and makes its engine, not yet warm, without a scheduler.
+
+    Raises:
+      ValueError: if the model, the buckets or a limit is no good.
+    """
     table = bucket_table(config)
     cache_dir = _cache_dir(config)
     if cache_dir is not None:
@@ -59,7 +103,7 @@ def build_loop(config: EngineConfig) -> EngineLoop:
             f"kv_cache_bytes={config.kv_cache_bytes} holds no KV page: one of "
             f"{config.page_size} tokens takes {page_bytes} bytes"
         )
-    engine = Engine(
+    return Engine(
         model=model,
         dtype=dtype,
         table=table,
@@ -68,39 +112,6 @@ def build_loop(config: EngineConfig) -> EngineLoop:
         page_size=config.page_size,
         max_model_len=max_model_len,
         captures_logits=config.capture_logits,
-    )
-    scheduler = Scheduler(
-        policy=policy,
-        buckets=table,
-        ledger=KvLedger(
-            num_pages=num_pages,
-            page_size=config.page_size,
-            enable_prefix_caching=config.enable_prefix_caching,
-        ),
-        predictor=TablePredictor(
-            table, max_pages_per_row=-(-max_model_len // config.page_size)
-        ),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=max_model_len,
-    )
-    times_file = None
-    if cache_dir is not None:
-        times_file = cache_dir / f"step_times_{_times_key(config, model.config)}.json"
-    return EngineLoop(
-        config=config,
-        engine=engine,
-        scheduler=scheduler,
-        prepare=_Preparation(
-            times_file,
-            config.predictor,
-            PredictorFacts.here(
-                model.config,
-                dtype=dtype.name,
-                page_size=config.page_size,
-                block_tokens=table.block_tokens,
-            ),
-        ),
     )
 
 

@@ -70,6 +70,8 @@ class Engine:
       model: the model.
       num_pages: KV pages in the pool.
       page_size: tokens in one page.
+      max_model_len: most tokens of prompt and output together.
+      dtype: of weights and KV.
       programs: one for each bucket.
     """
 
@@ -88,6 +90,8 @@ class Engine:
         self.model = model
         self.num_pages = num_pages
         self.page_size = page_size
+        self.max_model_len = max_model_len
+        self.dtype = dtype
         max_pages_per_row = -(-max_model_len // page_size)
         self.programs = Programs(
             model=model,

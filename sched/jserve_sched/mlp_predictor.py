@@ -23,16 +23,15 @@ from jserve_sched.features import (
     BLOCK_PAGES,
     DECODE_PAGES,
     NUM_BLOCKS,
-    NUM_FEATURES,
     NUM_ROWS,
     SCENARIOS,
 )
 from jserve_sched.linear_predictor import LinearModel
 from jserve_sched.predictor import StepSample, UpperRatio, is_sound
 
-NUM_INPUTS = NUM_FEATURES + 2
+NUM_INPUTS = 7  # six sizes of the static shape, and the linear model's answer
 NUM_OUTPUTS = 2  # log residual of the median; softplus^-1 of the log step to the p95
-MAX_LOG_RESIDUAL = 1.0
+MAX_LOG_RESIDUAL = 3.0  # one long row among many: a factor of 8 was measured
 MAX_LOG_INCREMENT = 1.0
 MIN_BASE_S = 1e-6  # the least that the linear model counts as, for a logarithm
 
@@ -42,17 +41,25 @@ _MAX_WEIGHT = 64  # the correction forgets samples older than about this many
 _MAX_LOG_ERROR = 0.5  # an outlier counts as no more
 
 
-def mlp_inputs(matrix: np.ndarray) -> np.ndarray:
+def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
     """Returns the network's inputs `[N, K]`, not yet scaled, for features `[N, F]`.
 
-    They are log(1 + x) of the features and of two products: the pages that the
-    compiled rows loop over, and the pages that the compiled blocks do.
+    They are log(1 + x) of B, NB, the pages of the longest rows of either kind, and
+    the pages that all compiled rows and all compiled blocks loop over; then the
+    logarithm of the linear model's answer. The network must take that answer back
+    where only the longest row counts, which is a subtraction once it is an input, and
+    x1 to x7 come in through it: given one by one they are learned by heart.
+
+    Args:
+      matrix: the features.
+      base_s: `[N]`, what `mlp_base_s` says of them.
     """
     inputs = np.empty((len(matrix), NUM_INPUTS))
-    inputs[:, :NUM_FEATURES] = matrix
-    inputs[:, NUM_FEATURES] = matrix[:, NUM_ROWS] * matrix[:, DECODE_PAGES]
-    inputs[:, NUM_FEATURES + 1] = matrix[:, NUM_BLOCKS] * matrix[:, BLOCK_PAGES]
-    np.log1p(inputs, out=inputs)
+    inputs[:, :4] = matrix[:, NUM_ROWS:]
+    inputs[:, 4] = matrix[:, NUM_ROWS] * matrix[:, DECODE_PAGES]
+    inputs[:, 5] = matrix[:, NUM_BLOCKS] * matrix[:, BLOCK_PAGES]
+    np.log1p(inputs[:, :6], out=inputs[:, :6])
+    np.log(base_s, out=inputs[:, 6])
     return inputs
 
 
@@ -128,7 +135,8 @@ class MlpPredictor:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
         scenario = features.scenarios(matrix)
-        return self._median_s(scenario, matrix, self._residuals(matrix)[0])
+        base_s = self._base_s(scenario, matrix)
+        return self._median_s(scenario, base_s, self._residuals(matrix, base_s)[0])
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns the 95th percentiles `[N]` in seconds for features `[N, F]`.
@@ -136,25 +144,34 @@ class MlpPredictor:
         None is below what `predict` says of the same step.
         """
         scenario = features.scenarios(matrix)
-        residual, increment = self._residuals(matrix)
-        upper_s = self._median_s(scenario, matrix, residual)
+        base_s = self._base_s(scenario, matrix)
+        residual, increment = self._residuals(matrix, base_s)
+        upper_s = self._median_s(scenario, base_s, residual)
         ratio = np.exp(increment) * self._upper.of(scenario)
         upper_s *= np.maximum(ratio, 1.0)
         return upper_s
 
+    def _base_s(self, scenario: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Returns what `mlp_base_s` does, for scenarios that are known."""
+        base_s = self._linear.predict_in(scenario, matrix)
+        np.maximum(base_s, MIN_BASE_S, out=base_s)
+        return base_s
+
     def _median_s(
-        self, scenario: np.ndarray, matrix: np.ndarray, residual: np.ndarray
+        self, scenario: np.ndarray, base_s: np.ndarray, residual: np.ndarray
     ) -> np.ndarray:
-        median_s = self._linear.predict_in(scenario, matrix)
-        np.maximum(median_s, MIN_BASE_S, out=median_s)
-        median_s *= np.exp(residual) * self._factor[scenario]
+        median_s: np.ndarray = base_s * np.exp(residual)
+        median_s *= self._factor[scenario]
         return median_s
 
-    def _residuals(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _residuals(
+        self, matrix: np.ndarray, base_s: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns log residuals of the median, and log steps to the p95, `[N]` each."""
         # Numbers that are none may come of broken weights; SafePredictor sees to them.
         with np.errstate(invalid="ignore", over="ignore"):
-            return self._outputs((mlp_inputs(matrix) - self._mean) * self._per_scale)
+            inputs = mlp_inputs(matrix, base_s)
+            return self._outputs((inputs - self._mean) * self._per_scale)
 
     def _outputs(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the same for scaled inputs `[N, K]`."""
@@ -186,8 +203,9 @@ class MlpPredictor:
         measured_s = np.array([one.duration_s for one in self._new])
         self._new.clear()
         scenario = features.scenarios(matrix)
-        residual, increment = self._residuals(matrix)
-        median_s = self._median_s(scenario, matrix, residual)
+        base_s = self._base_s(scenario, matrix)
+        residual, increment = self._residuals(matrix, base_s)
+        median_s = self._median_s(scenario, base_s, residual)
         log_ratio = np.log(measured_s / median_s)
         upper_ratio = np.exp(log_ratio - increment)
         if not (np.isfinite(log_ratio).all() and np.isfinite(upper_ratio).all()):

@@ -39,13 +39,15 @@ def some_steps(num_steps: int, seed: int = 0) -> np.ndarray:
 def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeights:
     rng = np.random.default_rng(seed)
     sizes = (NUM_INPUTS, 16, 8, 2)
-    inputs = mlp_inputs(some_steps(500))
+    linear = LinearModel(
+        coefficients=rng.uniform(0, 1e-5, (4, 8)), has_expert=np.ones(3, bool)
+    )
+    steps = some_steps(500)
+    inputs = mlp_inputs(steps, mlp_base_s(linear, steps))
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scaled = (inputs - mean) / scale
     defaults = {
-        "linear": LinearModel(
-            coefficients=rng.uniform(0, 1e-5, (4, 8)), has_expert=np.ones(3, bool)
-        ),
+        "linear": linear,
         "mean": mean,
         "scale": scale,
         "low": scaled.min(axis=0),
@@ -60,9 +62,14 @@ def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeigh
 
 def by_hand(weights: MlpWeights, row: np.ndarray) -> tuple[float, float]:
     """The median and the 95th percentile of one step, without arrays' help."""
-    values = [math.log(1 + x) for x in row.tolist()]
+    scenario = int(scenarios(row[None])[0])
+    coefficients = weights.linear.coefficients[1 + scenario]
+    base_s = coefficients[0] + sum(coefficients[1 + k] * row[k] for k in range(7))
+    sizes = row[[NUM_ROWS, NUM_BLOCKS, DECODE_PAGES, BLOCK_PAGES]].tolist()
+    values = [math.log(1 + x) for x in sizes]
     values.append(math.log(1 + row[NUM_ROWS] * row[DECODE_PAGES]))
     values.append(math.log(1 + row[NUM_BLOCKS] * row[BLOCK_PAGES]))
+    values.append(math.log(base_s))
     outside = 0.0
     for k in range(NUM_INPUTS):
         scaled = (values[k] - weights.mean[k]) / weights.scale[k]
@@ -75,9 +82,6 @@ def by_hand(weights: MlpWeights, row: np.ndarray) -> tuple[float, float]:
         ]
         if index < len(weights.layers) - 1:
             values = [max(value, 0.0) for value in values]
-    scenario = int(scenarios(row[None])[0])
-    coefficients = weights.linear.coefficients[1 + scenario]
-    base_s = coefficients[0] + sum(coefficients[1 + k] * row[k] for k in range(7))
     residual = min(max(values[0], -MAX_LOG_RESIDUAL), MAX_LOG_RESIDUAL) / (1 + outside)
     increment = min(math.log(1 + math.exp(values[1])), MAX_LOG_INCREMENT)
     return base_s * math.exp(residual), base_s * math.exp(residual + increment)

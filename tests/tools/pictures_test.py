@@ -5,10 +5,11 @@ import pytest
 from jserve.events import StepRecord
 from jserve_sched.report import Failure, Outcome, summarise_run
 from jserve_sched.slo import ServiceClass, Slo
+from jserve_sched.workload import Yardstick
 from jserve_tools.breakdown import break_down
 from jserve_tools.plots import PlottedRun, draw
 from jserve_tools.tables import host_table, render, runs_table, slo_table
-from jserve_tools.workload import Workload, Yardstick
+from jserve_tools.workload import Workload
 from jserve_tools.workload_trace import TraceRow
 
 

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from jserve_sched.slo import ServiceClass, Slo
+from jserve_sched.workload import Yardstick, draw_class
 from jserve_tools.workload import (
     DEFAULT_SERVICE_CLASSES,
     Workload,
-    Yardstick,
-    draw_class,
     draw_prompt,
 )
 from jserve_tools.workload_trace import TraceRow

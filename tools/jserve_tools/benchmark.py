@@ -16,6 +16,7 @@ import tqdm
 
 from jserve.events import StepRecord
 from jserve_sched.report import distribution, summarise_run
+from jserve_sched.workload import Yardstick
 from jserve_tools.breakdown import break_down
 from jserve_tools.clients import Client, counters_between
 from jserve_tools.documents import outcome_rows
@@ -24,7 +25,7 @@ from jserve_tools.plots import PlottedRun
 from jserve_tools.replay import Flight, closed_loop, replay
 from jserve_tools.tables import duration, slo_table
 from jserve_tools.targets import Servers
-from jserve_tools.workload import Workload, WorkloadRequest, Yardstick
+from jserve_tools.workload import Workload, WorkloadRequest
 from jserve_tools.workload_trace import mean_rate, scale_rate
 from jserve_tools.yardstick import Capacity, measure_capacity, measure_yardstick
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jserve_tools.workload import Workload, Yardstick
+from jserve_sched.workload import Yardstick
+from jserve_tools.workload import Workload
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:

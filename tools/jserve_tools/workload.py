@@ -6,13 +6,12 @@ and promises, but no run finds the prompts of another in a cache.
 """
 
 import dataclasses
-import hashlib
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from jserve_sched.slo import ServiceClass, Slo
+from jserve_sched.workload import Yardstick, check_shares, draw_class
 from jserve_tools.workload_trace import TraceRow
 
 # Ids that every vocabulary has, and that the usual layouts do not give to special
@@ -52,46 +51,6 @@ class WorkloadRequest:
     max_tokens: int
     service_class: str = "best_effort"
     slo: Slo = dataclasses.field(default_factory=Slo)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Yardstick:
-    """What an idle server needs, measured once and used for every policy.
-
-    Attributes:
-      prompt_tokens: prompt lengths measured, ascending.
-      ttft_s: time to first token at each of them, seconds, ascending.
-      step_s: time between tokens of a lone request, seconds.
-    """
-
-    prompt_tokens: tuple[int, ...]
-    ttft_s: tuple[float, ...]
-    step_s: float
-
-    def isolated_ttft_s(self, prompt_tokens: int) -> float:
-        """Returns the interpolated TTFT of a prompt on an idle server, seconds."""
-        return float(np.interp(prompt_tokens, self.prompt_tokens, self.ttft_s))
-
-
-def check_shares(classes: Sequence[ServiceClass]) -> None:
-    """Raises ValueError unless the classes' shares add up to 1."""
-    total = sum(one.share for one in classes)
-    if not math.isclose(total, 1.0, abs_tol=1e-6):
-        raise ValueError(
-            f"the shares of the service classes add up to {total:g}, not 1: "
-            f"{ {one.name: one.share for one in classes} }"
-        )
-
-
-def draw_class(classes: Sequence[ServiceClass], seed: int, row: int) -> ServiceClass:
-    """Returns the class of a row: a hash of (seed, row), spread by share."""
-    digest = hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
-    point = int.from_bytes(digest) / 2**64
-    for one in classes:
-        point -= one.share
-        if point < 0:
-            return one
-    return classes[-1]
 
 
 def draw_prompt(

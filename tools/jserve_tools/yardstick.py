@@ -18,9 +18,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jserve_sched.workload import Yardstick
 from jserve_tools.clients import Client
 from jserve_tools.replay import Flight, closed_loop, fly
-from jserve_tools.workload import Workload, WorkloadRequest, Yardstick
+from jserve_tools.workload import Workload, WorkloadRequest
 
 _NUM_LENGTHS = 6  # prompt lengths on the isolated curve
 _NUM_REPEATS = 3

@@ -1,0 +1,107 @@
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from jserve_sched.features import (
+    NUM_DECODES,
+    NUM_FEATURES,
+    PREFILL_TOKENS,
+    scenarios,
+)
+from jserve_tools.samples import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Samples,
+    read_samples,
+    split_steps,
+    write_samples,
+)
+
+
+def make_samples(num_steps: int = 12, num_rounds: int = 3) -> Samples:
+    rng = np.random.default_rng(0)
+    return Samples(
+        features=rng.integers(0, 9, (num_steps, NUM_FEATURES)).astype(np.float64),
+        duration_s=rng.uniform(0.001, 0.1, (num_rounds, num_steps)),
+        split=np.arange(num_steps, dtype=np.int8) % 3,
+        timed_features=np.ones((4, NUM_FEATURES)),
+        timed_s=np.full(4, 0.002),
+        facts={"model": "toy"},
+    )
+
+
+def test_what_is_written_is_read(tmp_path: pathlib.Path) -> None:
+    samples = make_samples()
+    path = tmp_path / "new" / "samples.npz"
+    write_samples(path, samples)
+    found = read_samples(path)
+    np.testing.assert_array_equal(found.features, samples.features)
+    np.testing.assert_allclose(found.duration_s, samples.duration_s, rtol=1e-6)
+    np.testing.assert_array_equal(found.split, samples.split)
+    np.testing.assert_allclose(found.timed_s, samples.timed_s, rtol=1e-6)
+    assert found.facts["model"] == "toy"
+    assert found.steps_in(VALIDATION).tolist() == [1, 4, 7, 10]
+    np.testing.assert_array_equal(found.median_s, np.median(found.duration_s, axis=0))
+
+
+def test_no_samples_file_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "samples.npz"
+    with pytest.raises(ValueError, match=r"samples=.*No such file"):
+        read_samples(path)
+    write_samples(path, make_samples(400, 40))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"no samples file|cut short or damaged"):
+        read_samples(path)
+    path.write_bytes(content[:2000] + bytes(500) + content[2500:])
+    with pytest.raises(ValueError, match="cut short or damaged"):
+        read_samples(path)
+    path.write_text("hello")
+    with pytest.raises(ValueError, match="no samples file"):
+        read_samples(path)
+    np.savez(path, features=np.zeros(3))
+    with pytest.raises(ValueError, match="it lacks duration_s, split"):
+        read_samples(path)
+
+
+def test_another_version_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "samples.npz"
+    write_samples(path, make_samples())
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["facts"] = np.array(json.dumps({"format_version": 99}))
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="version 99, this program reads 1"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"duration_s": np.ones((3, 11))}, "duration_s has shape"),
+        ({"split": np.full(12, 3, np.int8)}, "none of 0, 1 and 2"),
+        ({"duration_s": np.zeros((3, 12))}, "duration_s holds 0.0 s, not above 0"),
+        ({"duration_s": np.full((3, 12), np.nan)}, "not finite"),
+        ({"duration_s": np.ones((0, 12))}, "there is no sample"),
+        ({"features": np.ones((12, 5))}, "features has shape"),
+    ],
+)
+def test_bad_samples_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(make_samples(), **change)
+
+
+def test_each_scenario_is_split_in_equal_shares() -> None:
+    matrix = np.zeros((300, NUM_FEATURES))
+    matrix[:200, NUM_DECODES] = 1  # 100 decode, 100 mixed, 100 prefill
+    matrix[100:, PREFILL_TOKENS] = 1
+    split = split_steps(matrix, np.random.default_rng(0))
+    scenario = scenarios(matrix)
+    for value in range(3):
+        found = np.bincount(split[scenario == value], minlength=3)
+        assert found[[TRAIN, VALIDATION, TEST]].tolist() == [55, 20, 25]
+    assert (split != split_steps(matrix, np.random.default_rng(1))).any()

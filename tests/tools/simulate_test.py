@@ -1,0 +1,309 @@
+"""The program as people run it, in processes of its own, and its parts by hand.
+
+The program defines flags, so no test imports it.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jserve_sched import features
+from jserve_sched.buckets import BucketTable, Continuous, PowersOfTwo
+from jserve_sched.cost_model import CLOSED_FORMS, CostModel
+from jserve_sched.slo import ServiceClass
+from jserve_sched.workload import WORKLOADS, Yardstick, isolated_times
+from jserve_tools.machines import load_machine
+from jserve_tools.samples import Samples, write_samples
+from jserve_tools.simulated_loads import Levels, NamedLoad, TraceLoad
+from jserve_tools.simulated_predictors import make_predictor, random_batches
+from jserve_tools.simulation import Experiment, split_limit
+from jserve_tools.sweep import RateTask, guess_qps, run_all, search_goodputs
+from jserve_tools.workload_trace import TraceRow
+
+ROOT = pathlib.Path(__file__).parents[2]
+PATH = os.pathsep.join(str(ROOT / part) for part in (".", "models", "sched", "tools"))
+A100 = CLOSED_FORMS["a100-llama3-8b"]
+YARDSTICK = isolated_times(A100, max_prompt_tokens=16_384)
+# Lax enough for a goodput near capacity, so that few requests show it.
+CLASSES = (
+    ServiceClass(name="dialogue", ttft_s=1.0, tbt_s=0.2),
+    ServiceClass(name="summarisation", ttft_s=3.0, tbt_s=0.2),
+)
+
+
+def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jserve_tools.simulate", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": PATH},
+        timeout=60,
+    )
+
+
+def test_a_sweep_end_to_end(tmp_path: pathlib.Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text(
+        "arrival_s,prompt_tokens,output_tokens\n"
+        + "".join(f"{0.25 * k},{50 + 40 * (k % 9)},{3 + k % 5}\n" for k in range(40))
+    )
+    program = simulate(
+        "--policies=fcfs,edf@512",
+        "--bucket_strategies=none,pow2",
+        f"--trace={trace}",
+        "--qps=2,8",
+        "--num_processes=2",
+        f"--output={tmp_path / 'out'}",
+    )
+    assert program.returncode == 0, program.stderr
+    line = json.loads(program.stdout.splitlines()[-1])
+    assert line == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert line["device"] == "simulated a100-llama3-8b"
+    assert line["cost_model"]["num_kv_tokens"] == 400_000
+    assert line["workload"]["trace"] == "trace.csv"
+    found = [(r["qps"], r["bucket_strategy"], r["policy"]) for r in line["runs"]]
+    assert found == [
+        (qps, strategy, policy)
+        for qps in (2.0, 8.0)
+        for strategy in ("none", "pow2")
+        for policy in ("fcfs", "edf@512")
+    ]
+    for run in line["runs"]:
+        assert (run["num_requests"], run["num_warmup"]) == (36, 4)
+        assert run["num_finished"] == 36
+        assert run["simulation"]["steps_per_s"] > 0
+        assert run["plan_ms"]["p99"] >= run["plan_ms"]["p50"] > 0
+        is_padded = run["bucket_strategy"] == "pow2"
+        assert (run["pad_share_tokens"] > 0.0) == is_padded
+        assert (run["pad_share_time"] > 0.0) == is_padded
+        limit = 512 if run["policy"] == "edf@512" else 2048
+        assert run["max_num_batched_tokens"] == limit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policies=nobody"], "'nobody' is unknown"),
+        (["--qps=1", "--goodput"], "give one of qps, goodput and levels_qps"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    arguments: list[str], message: str, tmp_path: pathlib.Path
+) -> None:
+    program = simulate(*arguments, f"--output={tmp_path / 'out'}")
+    assert program.returncode == 1
+    assert message in program.stderr
+    assert len(program.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def experiment(
+    policy: str = "fcfs", *, strategy: str = "none", num_requests: int = 120
+) -> Experiment:
+    shapes = Continuous() if strategy == "none" else PowersOfTwo()
+    return Experiment(
+        policy=policy,
+        bucket_strategy=strategy,
+        buckets=shapes.table(
+            max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=32
+        ),
+        cost_model=A100,
+        predictor="oracle",
+        load=NamedLoad(
+            components=WORKLOADS["sharegpt"],
+            num_requests=num_requests,
+            classes=CLASSES,
+        ),
+        yardstick=YARDSTICK,
+        max_model_len=16_384,
+    )
+
+
+def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not() -> None:
+    (run,) = search_goodputs([experiment()], (0, 1), resolution=0.05)
+    seeds = run["goodput_seeds"]
+    assert [one["seed"] for one in seeds] == [0, 1]
+    assert run["goodput_qps"] == pytest.approx(np.mean([one["qps"] for one in seeds]))
+    assert run["qps"] == seeds[0]["qps"]
+    # 108 of 120 requests count, and 1 % of them is one.
+    assert run["num_violations"] == seeds[0]["num_violations"] <= 1
+    above = RateTask(experiment=experiment(), seed=0, qps=run["qps"] * 1.05).run()
+    assert above["num_violations"] > 1
+
+
+def test_processes_share_a_sweep_and_change_nothing() -> None:
+    tasks = [
+        RateTask(experiment=experiment(policy, num_requests=40), seed=seed, qps=5.0)
+        for policy in ("fcfs", "edf")
+        for seed in (0, 1)
+    ]
+    alone, shared = run_all(tasks, 1), run_all(tasks, 2)
+    for run in (*alone, *shared):
+        del run["simulation"], run["plan_ms"]  # of this machine's time
+    assert alone == shared
+    assert [run["seed"] for run in alone] == [0, 1, 0, 1]
+
+
+def test_levels_run_for_their_time() -> None:
+    levels = Levels(levels_qps=(1.0, 4.0), period_s=10.0, duration_s=40.0)
+    task = RateTask(experiment=experiment(), seed=3, qps=2.5, levels=levels)
+    run = task.run()
+    assert run["levels_qps"] == [1.0, 4.0]
+    assert run["qps"] == 2.5
+    assert 60 <= run["num_requests"] + run["num_warmup"] <= 120
+
+
+def test_a_trace_keeps_its_times_or_gets_poisson_ones() -> None:
+    rows = [TraceRow(float(k // 10), 10 + k, 5) for k in range(100)]
+    classes = (ServiceClass(name="all", share=1.0, ttft_slowdown=2.0),)
+    yardstick = Yardstick(prompt_tokens=(1, 1000), ttft_s=(1.0, 2.0), step_s=0.1)
+    load = TraceLoad(rows=rows, classes=classes)
+    units = load.unit_arrivals(0, yardstick)
+    # 99 gaps within 9 s, stretched to one a second.
+    assert units[-1].arrival_s == pytest.approx(99.0)
+    assert [one.num_prompt_tokens for one in units] == [10 + k for k in range(100)]
+    assert units[0].arrival_s == units[9].arrival_s == 0.0
+    assert units[0].slo.ttft_s == pytest.approx(2 * yardstick.isolated_ttft_s(10))
+    drawn = dataclasses.replace(load, is_poisson=True).unit_arrivals(0, yardstick)
+    assert 0.0 == drawn[0].arrival_s < drawn[1].arrival_s
+    with pytest.raises(ValueError, match="add up to"):
+        TraceLoad(rows=rows, classes=CLASSES)
+
+
+def test_a_guess_is_in_the_right_decade() -> None:
+    units = experiment().load.unit_arrivals(0, YARDSTICK)
+    # 31 ms of prompt and 0.96 s of decode for 89 tokens, shared by sixteen.
+    assert guess_qps(units, YARDSTICK) == pytest.approx(5.5, rel=0.3)
+
+
+def test_a_policy_may_have_a_limit_of_its_own() -> None:
+    assert split_limit("fcfs") == ("fcfs", None)
+    assert split_limit("sliding:fill=off@512") == ("sliding:fill=off", 512)
+    for bad in ("fcfs@", "fcfs@x", "fcfs@0", "fcfs@-1"):
+        with pytest.raises(ValueError, match="is not a number of tokens"):
+            split_limit(bad)
+
+
+@pytest.mark.parametrize(("name", "most"), [("oracle", 0.0), ("linear", 0.06)])
+def test_predictors_are_near_the_machine(name: str, most: float) -> None:
+    table = Continuous().table(
+        max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=1
+    )
+    batches = random_batches(
+        A100,
+        table,
+        max_model_len=16_384,
+        num_batches=300,
+        rng=np.random.default_rng(99),
+    )
+    kinds = np.bincount(features.scenarios(batches))
+    assert kinds.tolist() == [100, 100, 100]
+    assert batches[:, features.NUM_BLOCKS].max() > 1000
+    predictor = make_predictor(name, A100, table, max_model_len=16_384)
+    wanted = A100.step_s(batches, 1)
+    errors = np.abs(predictor.predict(batches) - wanted) / wanted
+    assert errors.mean() <= most
+
+
+def test_the_table_is_filled_as_a_server_fills_it() -> None:
+    table = PowersOfTwo().table(
+        max_num_seqs=64, max_num_batched_tokens=1024, block_tokens=32
+    )
+    predictor = make_predictor("table", A100, table, max_model_len=4096)
+    full = features.uniform_features(
+        table.fit(64, 0), decode_pages=1, block_pages=0, page_size=128
+    )[None]
+    assert predictor.predict(full) == pytest.approx(A100.step_s(full, 32), rel=1e-6)
+    with pytest.raises(ValueError, match="use oracle or linear"):
+        make_predictor(
+            "table",
+            A100,
+            Continuous().table(
+                max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=1
+            ),
+            max_model_len=4096,
+        )
+    with pytest.raises(ValueError, match="'tarot' is unknown"):
+        make_predictor("tarot", A100, table, max_model_len=4096)
+
+
+def samples_file(path: pathlib.Path, **facts: object) -> pathlib.Path:
+    table = BucketTable((2, 4), (0, 1, 2), block_tokens=32)
+    rows = np.stack(
+        [
+            features.uniform_features(
+                bucket, decode_pages=pages, block_pages=pages, page_size=64
+            )
+            for bucket in table.buckets
+            for pages in (1, 2, 4)
+        ]
+    )
+    cost_s = 1e-3 + 1e-4 * rows[:, features.NUM_DECODES]
+    cost_s += 2e-5 * rows[:, features.PREFILL_TOKENS]
+    write_samples(
+        path,
+        Samples(
+            features=rows,
+            duration_s=np.stack([cost_s] * 3),
+            split=np.zeros(len(rows), np.int8),
+            timed_features=rows,
+            timed_s=cost_s,
+            facts={
+                "buckets": table.to_json(),
+                "num_kv_tokens": 4096,
+                "max_model_len": 1024,
+                "engine": {
+                    "page_size": 64,
+                    "max_num_seqs": 4,
+                    "max_num_batched_tokens": 68,
+                },
+            }
+            | facts,
+        ),
+    )
+    return path
+
+
+@pytest.mark.parametrize("kind", ["linear", "table"])
+def test_a_profile_of_an_engine_is_a_machine(kind: str, tmp_path: pathlib.Path) -> None:
+    machine = load_machine(f"{kind}:{samples_file(tmp_path / 's.npz')}")
+    model: CostModel = pickle.loads(pickle.dumps(machine.cost_model))
+    assert (model.num_kv_tokens, model.page_size) == (4096, 64)
+    assert (model.max_num_seqs, model.max_num_batched_tokens) == (4, 68)
+    assert (model.name, machine.block_tokens) == (f"{kind}:s.npz", 32)
+    assert machine.buckets is not None
+    full = features.uniform_features(
+        machine.buckets.fit(4, 2), decode_pages=1, block_pages=1, page_size=64
+    )
+    assert model.step_s(full[None], 32)[0] == pytest.approx(
+        1e-3 + 4e-4 + 64 * 2e-5, rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("linear", "is unknown"),
+        ("magic:s.npz", "is unknown"),
+        ("abacus", "'abacus' is unknown"),
+        ("linear:{folder}/s.npz:more", "only mlp takes a checkpoint"),
+        ("mlp:{folder}/s.npz", "lacks a checkpoint"),
+        ("mlp:{folder}/s.npz:{folder}/none", "checkpoint"),
+        ("table:{folder}/none.npz", "none.npz"),
+        ("table:{folder}/odd.npz", "do not say the engine's limits"),
+    ],
+)
+def test_a_machine_that_cannot_be_had_is_told(
+    spec: str, message: str, tmp_path: pathlib.Path
+) -> None:
+    samples_file(tmp_path / "s.npz")
+    samples_file(tmp_path / "odd.npz", engine=None)
+    with pytest.raises(ValueError, match=message):
+        load_machine(spec.format(folder=tmp_path))

@@ -1,0 +1,153 @@
+"""Predictors for a simulated machine: perfect, or fitted to samples of it.
+
+The one idea: a policy should be judged with the predictor it would have, so `linear`
+and `table` are fitted to steps priced by the cost model, as on a real machine they
+are fitted to steps that were timed.
+"""
+
+import numpy as np
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.cost_model import CostModel, OraclePredictor
+from jserve_sched.features import step_features, uniform_features
+from jserve_sched.linear_predictor import LinearPredictor, fit_linear
+from jserve_sched.plan import Row
+from jserve_sched.predictor import Predictor, StepSample
+from jserve_sched.request import Request
+from jserve_sched.table_predictor import TablePredictor
+
+PREDICTORS = ("oracle", "linear", "table")
+_NUM_BATCHES = 3000
+_MAX_CHUNKS = 4  # prompts that share a step
+_LEAST_CONTEXT = 16
+# A table holds a cell for each pair of edges and each pair of context bins.
+_MAX_TABLE_SHAPES = 4096
+
+
+def random_batches(
+    cost_model: CostModel,
+    buckets: BucketTable,
+    *,
+    max_model_len: int,
+    num_batches: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Returns features `[num_batches, F]` of steps the machine could run.
+
+    A third each decodes only, prefill only and mixed; rows, tokens and contexts are
+    log-uniform up to the limits, since small steps are as common as large ones.
+
+    Args:
+      cost_model: names the limits.
+      buckets: the shapes that steps are padded to.
+      max_model_len: the longest context.
+      num_batches: how many.
+      rng: consumed.
+    """
+    one = Request(
+        request_id="made up", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
+    )
+
+    def log_uniform(least: int, most: int) -> int:
+        if most <= least:
+            return most
+        return int(np.exp(rng.uniform(np.log(least), np.log(most + 1))))
+
+    rows = []
+    for index in range(num_batches):
+        kind = index % 3
+        decodes: list[Row] = []
+        kv_tokens = cost_model.num_kv_tokens
+        if kind != 1:
+            num_rows = log_uniform(1, cost_model.max_num_seqs)
+            longest = min(kv_tokens // num_rows, max_model_len - 1)
+            context = log_uniform(min(_LEAST_CONTEXT, longest), longest)
+            lengths = rng.uniform(0.5, 1.0, num_rows) * context
+            decodes = [Row(one, int(length), 1, True) for length in lengths]
+        chunks: list[Row] = []
+        if kind != 0:
+            padded = buckets.fit(len(decodes), 0).num_rows
+            room = (cost_model.max_num_batched_tokens - padded) // buckets.block_tokens
+            num_blocks = log_uniform(1, min(room, buckets.max_blocks))
+            num_chunks = log_uniform(1, min(_MAX_CHUNKS, num_blocks))
+            cuts = np.sort(rng.integers(1, num_blocks + 1, num_chunks - 1)).tolist()
+            for begin, end in zip([0, *cuts], [*cuts, num_blocks], strict=True):
+                tokens = (end - begin) * buckets.block_tokens
+                if tokens:
+                    start = log_uniform(1, max(max_model_len - tokens, 1)) - 1
+                    is_first = rng.random() < 0.5
+                    chunks.append(Row(one, 0 if is_first else start, tokens, True))
+        blocks = sum(-(-row.num_tokens // buckets.block_tokens) for row in chunks)
+        bucket = buckets.fit(len(decodes), blocks)
+        rows.append(step_features(decodes, chunks, bucket, cost_model.page_size))
+    return np.stack(rows)
+
+
+def make_predictor(
+    name: str,
+    cost_model: CostModel,
+    buckets: BucketTable,
+    *,
+    max_model_len: int,
+    seed: int = 0,
+) -> Predictor:
+    """Returns a predictor of a simulated machine's steps.
+
+    Args:
+      name: one of `PREDICTORS`.
+      cost_model: the machine.
+      buckets: the shapes that run.
+      max_model_len: the longest context.
+      seed: draws the batches that `linear` is fitted to.
+
+    Raises:
+      ValueError: if the name is unknown, or the table would be too large.
+    """
+    block_tokens = buckets.block_tokens
+    if name == "oracle":
+        return OraclePredictor(cost_model, block_tokens)
+    if name == "linear":
+        matrix = random_batches(
+            cost_model,
+            buckets,
+            max_model_len=max_model_len,
+            num_batches=_NUM_BATCHES,
+            rng=np.random.default_rng(seed),
+        )
+        model = fit_linear(matrix, cost_model.step_s(matrix, block_tokens))
+        return LinearPredictor(model)
+    if name == "table":
+        return _timed_table(cost_model, buckets, max_model_len)
+    raise ValueError(f"predictor {name!r} is unknown; known: {list(PREDICTORS)}")
+
+
+def _timed_table(
+    cost_model: CostModel, buckets: BucketTable, max_model_len: int
+) -> TablePredictor:
+    """Returns a table filled as a server fills it when it starts."""
+    num_shapes = len(buckets.row_edges) * len(buckets.block_edges)
+    if num_shapes > _MAX_TABLE_SHAPES:
+        raise ValueError(
+            f"predictor=table needs compiled shapes, at most {_MAX_TABLE_SHAPES}, not "
+            f"{num_shapes}; use oracle or linear with bucket strategy none"
+        )
+    page_size = cost_model.page_size
+    pages = -(-max_model_len // page_size)
+    table = TablePredictor(buckets, max_pages_per_row=pages)
+    rows = [
+        uniform_features(
+            bucket,
+            decode_pages=decode_pages,
+            block_pages=block_pages,
+            page_size=page_size,
+        )
+        for bucket in buckets.buckets
+        for decode_pages, block_pages in ((1, 1), (pages, 1), (1, pages))
+        if bucket.num_blocks or block_pages == 1
+    ]
+    matrix = np.stack(rows)
+    times_s = cost_model.step_s(matrix, buckets.block_tokens).tolist()
+    table.fit(
+        StepSample(row, time_s) for row, time_s in zip(matrix, times_s, strict=True)
+    )
+    return table

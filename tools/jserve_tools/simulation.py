@@ -1,0 +1,158 @@
+"""One simulated experiment: a load, a machine, a policy; at some rate and seed.
+
+The one idea: an `Experiment` holds all that decides its numbers, so that it can be
+run anywhere and gives the same report.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.clock import WallClock
+from jserve_sched.cost_model import CostModel
+from jserve_sched.goodput import WARMUP_SHARE
+from jserve_sched.policies import make_policy
+from jserve_sched.report import distribution, summarise_run
+from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.workload import Arrival, Yardstick
+from jserve_tools.simulated_loads import Load
+from jserve_tools.simulated_predictors import make_predictor
+
+
+def split_limit(spec: str) -> tuple[str, int | None]:
+    """Returns a policy's spec and its limit of token positions in a step, if given.
+
+    The limit bounds how long a request that comes during a step is kept waiting, so
+    each policy has a best one of its own.
+
+    Raises:
+      ValueError: if the limit is no number of 1 or more.
+    """
+    policy, at, limit = spec.partition("@")
+    if not at:
+        return policy, None
+    if not limit.isdecimal() or int(limit) < 1:
+        raise ValueError(f"policy {spec!r}: {limit!r} is not a number of tokens")
+    return policy, int(limit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that decides the numbers of a run, but rate and seed.
+
+    Attributes:
+      policy: its name and options, and after an @ its own limit of token positions
+        in a step, as in `fcfs@512`; see `split_limit`.
+      bucket_strategy: its name, for the report.
+      buckets: the compiled shapes.
+      cost_model: the machine.
+      predictor: what the policy plans by; see `simulated_predictors`.
+      load: the requests.
+      yardstick: an idle machine's times, for promises relative to them.
+      max_model_len: the longest context.
+      lag: plans in flight beside the one that runs.
+      noise: deviation of the logarithm of step times.
+      max_spans: see `simulate`.
+      warmup_share: share of the requests, the first ones, that are not counted.
+      records_steps: whether runs at a given rate report on steps.
+    """
+
+    policy: str
+    bucket_strategy: str
+    buckets: BucketTable
+    cost_model: CostModel
+    predictor: str
+    load: Load
+    yardstick: Yardstick
+    max_model_len: int
+    lag: int = 0
+    noise: float = 0.0
+    max_spans: float = 5.0
+    warmup_share: float = WARMUP_SHARE
+    records_steps: bool = True
+
+    def simulate(
+        self,
+        arrivals: Sequence[Arrival],
+        seed: int,
+        *,
+        records_steps: bool = False,
+        stop_after_violations: int | None = None,
+    ) -> SimulationResult:
+        """Serves some arrivals with a fresh scheduler."""
+        scheduler = make_scheduler(
+            policy=make_policy(split_limit(self.policy)[0]),
+            cost_model=self.cost_model,
+            buckets=self.buckets,
+            predictor=make_predictor(
+                self.predictor,
+                self.cost_model,
+                self.buckets,
+                max_model_len=self.max_model_len,
+            ),
+            max_model_len=self.max_model_len,
+        )
+        return simulate(
+            scheduler,
+            self.cost_model,
+            arrivals,
+            lag=self.lag,
+            records_steps=records_steps,
+            noise=self.noise,
+            seed=seed,
+            max_spans=self.max_spans,
+            stop_after_violations=stop_after_violations,
+            num_uncounted=self.num_warmup(arrivals),
+            clock=WallClock(),
+        )
+
+    def num_warmup(self, arrivals: Sequence[Arrival]) -> int:
+        """Returns how many of the first requests are not counted."""
+        return int(len(arrivals) * self.warmup_share)
+
+    def run(
+        self,
+        arrivals: Sequence[Arrival],
+        *,
+        qps: float,
+        seed: int,
+        labels: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Serves some arrivals; returns an entry of the report's `runs`."""
+        result = self.simulate(arrivals, seed, records_steps=self.records_steps)
+        num_warmup = self.num_warmup(arrivals)
+        summary = summarise_run(
+            result.outcomes[num_warmup:],
+            steps=result.steps,
+            block_tokens=self.buckets.block_tokens,
+            counters=result.counters,
+            labels={
+                "policy": self.policy,
+                "bucket_strategy": self.bucket_strategy,
+                "qps": qps,
+                "seed": seed,
+                "max_num_batched_tokens": self.cost_model.max_num_batched_tokens,
+                **(labels or {}),
+            },
+        )
+        summary["num_warmup"] = num_warmup
+        # Steps of a stretch advanced at once were not planned one by one.
+        plans = distribution(
+            one.plan_s * 1e3 for one in result.steps or () if one.plan_s
+        )
+        if plans is not None:
+            summary["plan_ms"] = {name: plans[name] for name in ("p50", "p99")}
+        summary["num_steps"] = result.num_steps
+        # Nothing is compiled here, and without padding no shape is worth counting.
+        del summary["num_compiles_after_warmup"]
+        if self.bucket_strategy == "none":
+            del summary["num_programs"]
+        assert result.wall_s is not None
+        summary["simulation"] = {
+            "wall_s": result.wall_s,
+            "virtual_s": result.end_s,
+            "steps_per_s": result.num_steps / result.wall_s,
+            "requests_per_min": 60 * len(arrivals) / result.wall_s,
+        }
+        return summary
