@@ -8,7 +8,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test lint types bench build golden clean
+.PHONY: setup demo test lint types bench build golden reproduce-slidingserve clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -46,6 +46,11 @@ golden:
 	.venv-parity/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-parity/bin/python -m pip install --quiet --group parity
 	.venv-parity/bin/python tests/golden/write_golden.py
+
+# SlidingServe's tables in the simulator; REPRODUCE=full makes the committed ones.
+REPRODUCE ?= quick
+reproduce-slidingserve: setup
+	$(BIN)/python benchmarks/slidingserve/reproduce.py --mode=$(REPRODUCE)
 
 clean:
 	rm -rf .venv .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,300 @@
+"""The pieces of the reproduction: each one simulation, or one search over some.
+
+The one idea: a cell is a frozen set of plain values that decides its result, so it can
+be sent to a process, run in any order, and known again by a hash of those values.
+
+The machine is Llama-3-8B on an A100 with 128 slots and pages of 128 tokens. Its
+yardstick, the isolated TTFT, is that of unpadded steps of 2,048 tokens for every
+policy and shape, so that all keep the same promises.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import paper
+
+from jserve_sched import goodput
+from jserve_sched.buckets import BucketTable, Continuous, PowersOfTwo
+from jserve_sched.cost_model import CLOSED_FORMS
+from jserve_sched.policies import make_policy
+from jserve_sched.report import Outcome
+from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.workload import (
+    WORKLOADS,
+    Arrival,
+    at_levels,
+    at_rate,
+    isolated_times,
+    unit_arrivals,
+)
+from jserve_tools.simulated_predictors import make_predictor
+
+MACHINE = dataclasses.replace(CLOSED_FORMS["a100-llama3-8b"], max_num_seqs=128)
+MAX_MODEL_LEN = 65_536
+BLOCK_TOKENS = 32
+# A full step: 2,048 prompt tokens beside all slots.
+FULL_STEP_TOKENS = MACHINE.max_num_batched_tokens + MACHINE.max_num_seqs
+CONTINUOUS, BUCKETS = "continuous", "buckets"
+CURVE_BIN_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How the simulated server is set up.
+
+    Attributes:
+      shape: `continuous` (no padding) or `buckets`.
+      policy: its name and options.
+      limit_tokens: most token positions in a step, padding included.
+      predictor: `oracle`, or `linear` for the paper's model.
+    """
+
+    shape: str
+    policy: str
+    limit_tokens: int
+    predictor: str = "oracle"
+
+
+class Cell(Protocol):
+    """One piece of work."""
+
+    def run(self) -> dict[str, Any]:
+        """Returns its result, ready for JSON."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PassCell:
+    """Does one rate pass with one seed?
+
+    Attributes:
+      workload: its name.
+      setup: the server.
+      seed: draws the requests.
+      num_requests: how many, the uncounted first ones included.
+      qps: rate, requests per second.
+    """
+
+    workload: str
+    setup: Setup
+    seed: int
+    num_requests: int
+    qps: float
+
+    def run(self) -> dict[str, Any]:
+        """Returns `passes`, and the violations when that was known."""
+        num_violations, num_counted = _probe(self)
+        most = goodput.most_violations(num_counted)
+        return {"passes": num_violations <= most, "num_violations": num_violations}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GoodputCell:
+    """The goodput of one seed.
+
+    Attributes:
+      workload: its name.
+      setup: the server.
+      seed: draws the requests.
+      num_requests: in each probe, the uncounted first ones included.
+      start_qps: where the search starts, requests per second.
+      resolution: relative distance of the rates tried.
+    """
+
+    workload: str
+    setup: Setup
+    seed: int
+    num_requests: int
+    start_qps: float
+    resolution: float
+
+    def run(self) -> dict[str, Any]:
+        """Returns the fields of a `goodput.SeedGoodput`."""
+
+        def probe(qps: float, seed: int) -> tuple[int, int]:
+            return _probe(
+                PassCell(
+                    workload=self.workload,
+                    setup=self.setup,
+                    seed=seed,
+                    num_requests=self.num_requests,
+                    qps=qps,
+                )
+            )
+
+        found = goodput.search_seed(
+            probe,
+            self.seed,
+            grid=goodput.RateGrid(resolution=self.resolution),
+            start_qps=self.start_qps,
+        )
+        return dataclasses.asdict(found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadCell:
+    """One run to its end at one rate; fields as in `PassCell`."""
+
+    workload: str
+    setup: Setup
+    seed: int
+    num_requests: int
+    qps: float
+
+    def run(self) -> dict[str, Any]:
+        """Returns violations and times to first token; see `_experience`."""
+        num_uncounted = goodput.num_warmup(self.num_requests)
+        arrivals = at_rate(
+            _unit_arrivals(self.workload, self.seed, self.num_requests), self.qps
+        )
+        result = _simulate(self.setup, arrivals, num_uncounted=num_uncounted)
+        return _experience(result.outcomes[num_uncounted:])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransientCell:
+    """One run under a load that steps between levels.
+
+    Attributes:
+      workload: its name.
+      setup: the server.
+      seed: draws the requests.
+      levels_qps: the rates, in turn, requests per second.
+      period_s: how long each lasts.
+      duration_s: when requests stop coming.
+    """
+
+    workload: str
+    setup: Setup
+    seed: int
+    levels_qps: tuple[float, ...]
+    period_s: float
+    duration_s: float
+
+    def run(self) -> dict[str, Any]:
+        """Returns what `_experience` does, and when the violating requests ended."""
+        expected = max(self.levels_qps) * self.duration_s
+        enough = math.ceil(expected + 6 * math.sqrt(expected) + 20)
+        arrivals = at_levels(
+            _unit_arrivals(self.workload, self.seed, enough),
+            self.levels_qps,
+            period_s=self.period_s,
+            duration_s=self.duration_s,
+        )
+        result = _simulate(self.setup, arrivals, num_uncounted=0)
+        ends_s = [
+            one.token_times_s[-1] if one.failure is None else result.end_s
+            for one in result.outcomes
+            if not one.is_met
+        ]
+        num_bins = math.ceil(result.end_s / CURVE_BIN_S)
+        bins = np.clip(np.array(ends_s, np.float64) // CURVE_BIN_S, 0, num_bins - 1)
+        counts = np.bincount(bins.astype(np.int64), minlength=num_bins)
+        return _experience(result.outcomes) | {"violations_by_bin": counts.tolist()}
+
+
+def _probe(cell: PassCell) -> tuple[int, int]:
+    """Returns violations and requests counted; stops once the rate cannot pass."""
+    num_uncounted = goodput.num_warmup(cell.num_requests)
+    num_counted = cell.num_requests - num_uncounted
+    arrivals = at_rate(
+        _unit_arrivals(cell.workload, cell.seed, cell.num_requests), cell.qps
+    )
+    result = _simulate(
+        cell.setup,
+        arrivals,
+        num_uncounted=num_uncounted,
+        stop_after_violations=goodput.most_violations(num_counted),
+    )
+    return sum(not one.is_met for one in result.outcomes[num_uncounted:]), num_counted
+
+
+def _experience(outcomes: list[Outcome]) -> dict[str, Any]:
+    """Returns counts, and the TTFT of requests on time and late, in seconds."""
+    on_time_s: list[float] = []
+    late_s: list[float] = []
+    for one in outcomes:
+        if one.ttft_s is not None:
+            bound_s = one.slo.ttft_s
+            is_late = bound_s is not None and one.ttft_s > bound_s
+            (late_s if is_late else on_time_s).append(round(one.ttft_s, 4))
+    return {
+        "num_requests": len(outcomes),
+        "num_violations": sum(not one.is_met for one in outcomes),
+        "num_unserved": len(outcomes) - len(on_time_s) - len(late_s),
+        "on_time_ttft_s": on_time_s,
+        "late_ttft_s": late_s,
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _unit_arrivals(workload: str, seed: int, num_requests: int) -> list[Arrival]:
+    return unit_arrivals(
+        WORKLOADS[workload],
+        num_requests=num_requests,
+        seed=seed,
+        yardstick=isolated_times(MACHINE, max_prompt_tokens=MAX_MODEL_LEN),
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def bucket_table(shape: str, limit_tokens: int) -> BucketTable:
+    """Returns the compiled shapes; the limit does not change the buckets.
+
+    Rows 2, 4 .. 128 and blocks of 32 tokens 0, 1, 2, 4 .. 64. Without padding every
+    count up to the limit is a shape.
+
+    Raises:
+      ValueError: if the shape is unknown.
+    """
+    if shape == CONTINUOUS:
+        return Continuous().table(
+            max_num_seqs=MACHINE.max_num_seqs,
+            max_num_batched_tokens=limit_tokens,
+            block_tokens=1,
+        )
+    if shape == BUCKETS:
+        return PowersOfTwo().table(
+            max_num_seqs=MACHINE.max_num_seqs,
+            max_num_batched_tokens=FULL_STEP_TOKENS,
+            block_tokens=BLOCK_TOKENS,
+        )
+    raise ValueError(f"shape {shape!r} is unknown; known: {[CONTINUOUS, BUCKETS]}")
+
+
+def _simulate(
+    setup: Setup,
+    arrivals: list[Arrival],
+    *,
+    num_uncounted: int,
+    stop_after_violations: int | None = None,
+) -> SimulationResult:
+    table = bucket_table(setup.shape, setup.limit_tokens)
+    limited = dataclasses.replace(MACHINE, max_num_batched_tokens=setup.limit_tokens)
+    scheduler = make_scheduler(
+        policy=make_policy(setup.policy),
+        cost_model=limited,
+        buckets=table,
+        predictor=make_predictor(
+            setup.predictor, limited, table, max_model_len=MAX_MODEL_LEN
+        ),
+        max_model_len=MAX_MODEL_LEN,
+    )
+    return simulate(
+        scheduler,
+        limited,
+        arrivals,
+        num_uncounted=num_uncounted,
+        stop_after_violations=stop_after_violations,
+    )
+
+
+def paper_start_qps(workload: str) -> float:
+    """Returns where to start a search of which nothing is known yet.
+
+    The simulated card is about 2.5 times as fast as the paper's pair.
+    """
+    return 2.5 * paper.goodput_qps(workload, "edf", paper.LLAMA)

@@ -1,0 +1,121 @@
+"""Who is compared: one row a scheduler, with the knobs that are tuned for it.
+
+The one idea: every row gets its best form. A row names its policy, the options that
+make it what it is, and the options whose values are searched; the step's token limit
+is searched for all rows that do not limit their steps themselves.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import paper
+from cells import BUCKETS, CONTINUOUS
+
+LIMITS_TOKENS = (160, 192, 224, 256, 320, 384, 512, 768, 1024, 2176)
+# Tried first; then the neighbours of the best.
+COARSE_LIMITS_TOKENS = (192, 256, 384, 768, 2176)
+
+Value = float | str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knob:
+    """An option to tune.
+
+    Attributes:
+      option: its name.
+      values: those tried; the search starts from the first.
+    """
+
+    option: str
+    values: tuple[Value, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One scheduler of the comparison.
+
+    Attributes:
+      name: what tables call it.
+      policy: the policy, with the options that make this row.
+      knobs: what is tuned besides the token limit.
+      predictor: what it knows of step times.
+      is_tuned: whether its step limit and knobs are searched; otherwise a full step and
+        the policy's defaults.
+      shapes: where it is compared.
+      workloads: on what.
+    """
+
+    name: str
+    policy: str
+    knobs: tuple[Knob, ...] = ()
+    predictor: str = "oracle"
+    is_tuned: bool = True
+    shapes: tuple[str, ...] = (CONTINUOUS, BUCKETS)
+    workloads: tuple[str, ...] = paper.WORKLOADS
+
+    def spec(self, options: Mapping[str, Value]) -> str:
+        """Returns the policy with some options set."""
+        return ":".join(
+            [self.policy, *(f"{name}={value}" for name, value in options.items())]
+        )
+
+
+_ALPHA = Knob(option="alpha", values=(0.2, 0.5, 1.0))
+_OBJECTIVE = Knob(option="objective", values=("time", "tokens"))
+_WORK_WEIGHT = Knob(option="alpha_s_per_token", values=(0.0002, 0.0, 0.001, 0.008))
+# The paper's policy, part by part: nothing in it looks at requests yet to come.
+_PUBLISHED = "sliding:search=ternary:fill=off:reserve=off"
+
+EDF = Row(name="edf", policy="edf")
+QOSERVE = Row(name="qoserve", policy="qoserve", knobs=(_WORK_WEIGHT,))
+SLIDING = Row(name="sliding", policy="sliding", is_tuned=False)
+PUBLISHED = Row(
+    name="sliding, as published",
+    policy=f"{_PUBLISHED}:sorter=mlps",
+    knobs=(_ALPHA, _OBJECTIVE),
+)
+TERNARY = Row(
+    name="sliding, ternary search",
+    policy="sliding:search=ternary:objective=time",
+    is_tuned=False,
+    shapes=(BUCKETS,),
+)
+EDGES = Row(
+    name="sliding, edge search, least time",
+    policy="sliding:objective=time",
+    is_tuned=False,
+    shapes=(BUCKETS,),
+)
+LINEAR = Row(
+    name="sliding, linear predictor",
+    policy="sliding",
+    predictor="linear",
+    is_tuned=False,
+    shapes=(CONTINUOUS,),
+)
+FCFS = Row(name="fcfs", policy="fcfs", shapes=(BUCKETS,))
+SJF = Row(name="sjf", policy="sjf", shapes=(BUCKETS,))
+CHUNKER = Row(
+    name="+ SlidingChunker",
+    policy=f"{_PUBLISHED}:sorter=off:constructor=off",
+    knobs=(_OBJECTIVE,),
+    workloads=(paper.ABLATION_WORKLOAD,),
+)
+SORTER = Row(
+    name="+ MLPS",
+    policy=f"{_PUBLISHED}:sorter=mlps:constructor=off",
+    knobs=(_ALPHA, _OBJECTIVE),
+    workloads=(paper.ABLATION_WORKLOAD,),
+)
+RESERVE = Row(
+    name="+ reserve, fill",
+    policy="sliding:sorter=mlps:alpha=0.2",
+    is_tuned=False,
+    workloads=(paper.ABLATION_WORKLOAD,),
+)
+
+MAIN_ROWS = (EDF, QOSERVE, SLIDING)  # the paper's, in the order of its POLICIES
+GOODPUT_ROWS = (FCFS, SJF, EDF, QOSERVE, PUBLISHED, SLIDING, TERNARY, EDGES, LINEAR)
+ABLATION_ROWS = (EDF, CHUNKER, SORTER, PUBLISHED, RESERVE, SLIDING)
+TUNED_ROWS = (FCFS, SJF, EDF, QOSERVE, PUBLISHED, CHUNKER, SORTER)
