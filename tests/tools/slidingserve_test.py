@@ -194,7 +194,7 @@ class Landscape:
 def test_tuning_finds_the_top_of_a_smooth_landscape() -> None:
     landscape = Landscape()
     task = TuneTask(
-        row=rows.SLIDING,
+        row=rows.PUBLISHED,
         workload="mixed_v1",
         shape=cells.CONTINUOUS,
         seed=0,
@@ -205,7 +205,7 @@ def test_tuning_finds_the_top_of_a_smooth_landscape() -> None:
     assert found.limit_tokens == 320
     assert found.options == {"alpha": 0.2, "objective": "tokens"}
     assert found.qps == pytest.approx(13.0, rel=0.02)
-    assert (found.row, found.commit) == ("sliding", "abc")
+    assert (found.row, found.commit) == (rows.PUBLISHED.name, "abc")
     # What is no better costs one probe, not a search.
     assert landscape.num_searches < found.num_tried
 
@@ -289,11 +289,12 @@ def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
     )
     last = json.loads(done.stdout.splitlines()[-1])
     report = json.loads((output / "results.json").read_text())
-    assert last["num_cells"] == len(report["cells"]) == 25
-    assert len(list((tmp_path / "cells").iterdir())) == 25
+    assert last["num_cells"] == len(report["cells"]) == 29
+    assert len(list((tmp_path / "cells").iterdir())) == 29
     assert {one["row"] for one in report["goodput"]} == {
         "edf",
         "qoserve",
+        "sliding, as published",
         "sliding",
         "sliding, linear predictor",
     }
