@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and pip:
-#   make demo    sets up, serves, replays a real trace under two policies, plots
+#   make demo    sets up, serves, replays a real trace under four policies, plots
 #   make test    sets up, then lint, types and all tests
 # Another interpreter: make test PYTHON=python3.12 (makes .venv anew)
 
@@ -8,7 +8,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test lint types bench build golden reproduce-slidingserve clean
+.PHONY: setup demo test lint types bench build golden clean reproduce-slidingserve compare-policies predictor
 
 setup: .venv/installed-$(VERSION)
 
@@ -20,7 +20,7 @@ setup: .venv/installed-$(VERSION)
 	touch $@
 
 demo: setup
-	$(BIN)/jserve-bench --launch --policies=fcfs,edf --num_requests=200 --load=0.9 --output=out/demo
+	$(BIN)/jserve-bench --launch --policies=fcfs,edf,qoserve,sliding --num_requests=120 --load=0.9 --output=out/demo
 
 test: lint types
 	$(BIN)/python -m pytest
@@ -36,6 +36,8 @@ types: setup
 bench: setup
 	$(BIN)/jserve-bench --mode=closed --clients=32 --num_requests=256 --prompt_tokens=128 --output_tokens=64 --profile_host --output=out/bench
 	$(BIN)/python benchmarks/plan_time.py --output=out/bench/plan_time.json
+	$(BIN)/python benchmarks/plan_time.py --num_running=128 --num_waiting=500,10000 --output=out/bench/plan_time_128.json
+	$(BIN)/python benchmarks/predict_time.py --output=out/bench/predict_time.json
 
 build: setup
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
@@ -51,6 +53,20 @@ golden:
 REPRODUCE ?= quick
 reproduce-slidingserve: setup
 	$(BIN)/python benchmarks/slidingserve/reproduce.py --mode=$(REPRODUCE)
+
+# The policies on this machine's engine over HTTP, in turns (A B C D A B C D), on two
+# traces with lengths halved: 20 minutes on a machine that does nothing else.
+TURNS := fcfs,edf,qoserve,sliding,fcfs,edf,qoserve,sliding
+compare-policies: setup
+	for trace in azure_conv azure_code; do \
+	  $(BIN)/jserve-bench --launch --policies=$(TURNS) --num_requests=200 --load=0.9,1.2 --length_scale=0.5 --trace=tools/jserve_tools/traces/$$trace.csv --output=out/policies/$$trace && \
+	  $(BIN)/python benchmarks/policies/pool.py --report=out/policies/$$trace/report.json || exit 1; \
+	done
+
+# The predictors' profile, training and report, as committed in benchmarks/predictor.
+predictor: setup
+	$(BIN)/jserve-profile --output=out/predictor/samples.npz
+	$(BIN)/jserve-train-predictor --samples=out/predictor/samples.npz --output=out/predictor
 
 clean:
 	rm -rf .venv .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

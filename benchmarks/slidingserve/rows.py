@@ -65,7 +65,7 @@ _ALPHA = Knob(option="alpha", values=(0.2, 0.5, 1.0))
 _OBJECTIVE = Knob(option="objective", values=("time", "tokens"))
 _WORK_WEIGHT = Knob(option="alpha_s_per_token", values=(0.0002, 0.0, 0.001, 0.008))
 # The paper's policy, part by part: nothing in it looks at requests yet to come.
-_PUBLISHED = "sliding:search=ternary:fill=off:reserve=off"
+_PUBLISHED = "sliding:search=ternary:fill=off:reserve=off:cautious=off"
 
 EDF = Row(name="edf", policy="edf")
 QOSERVE = Row(name="qoserve", policy="qoserve", knobs=(_WORK_WEIGHT,))

@@ -73,8 +73,23 @@ class BatchForwarder:
     """
 
     def __init__(
-        self, view: SchedulerView, decodes: Sequence[Request], prompts: Prompts
+        self,
+        view: SchedulerView,
+        decodes: Sequence[Request],
+        prompts: Prompts,
+        *,
+        is_cautious: bool = False,
     ):
+        """Looks at a snapshot.
+
+        Args:
+          view: the snapshot.
+          decodes: requests with one token to compute, all of which have a row.
+          prompts: in the order in which they would be taken.
+          is_cautious: whether a budget costs the 95th percentile of its duration.
+        """
+        predictor = view.predictor
+        self._price = predictor.predict_upper if is_cautious else predictor.predict
         self._view = view
         self._page_size = view.ledger.page_size
         self._edges = view.buckets.block_edge_array
@@ -153,7 +168,7 @@ class BatchForwarder:
 
     def predict(self, budgets: np.ndarray) -> np.ndarray:
         """Returns predicted durations `[N]`, seconds: the paper's Pred(b, D, P)."""
-        return self._view.predictor.predict(self.features(budgets))
+        return self._price(self.features(budgets))
 
     def alone_s(self, prompts: Prompts) -> np.ndarray:
         """Returns `[P]` seconds to finish each prompt beside the decodes, no other.

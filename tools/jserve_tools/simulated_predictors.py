@@ -115,7 +115,7 @@ def make_predictor(
             rng=np.random.default_rng(seed),
         )
         model = fit_linear(matrix, cost_model.step_s(matrix, block_tokens))
-        return LinearPredictor(model)
+        return LinearPredictor(model, refits_inline=True)
     if name == "table":
         return _timed_table(cost_model, buckets, max_model_len)
     raise ValueError(f"predictor {name!r} is unknown; known: {list(PREDICTORS)}")

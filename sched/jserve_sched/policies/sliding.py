@@ -11,7 +11,7 @@ A step is planned in this order (section 3.1):
 
 The defaults are what does best, not what was published; as published it is
 
-    sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off
+    sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off:cautious=off
 
 Each part can be switched off. Without the sorter prompts go by deadline (the paper's
 Sarathi-EDF); without the chunker the step is as full as its token limit allows;
@@ -58,6 +58,9 @@ class SlidingServe:
       constructor: whether the BatchConstructor selects prompts at risk.
       fill: whether room beside a selection goes to the prompts not selected.
       reserve: whether steps are kept short enough for tight requests yet to come.
+      cautious: whether a step is sized by the 95th percentile of its predicted time
+        instead of the median. Steps are filled up to the tightest deadline, so half
+        of them would break it by the median.
       alpha: of mlps: a prompt is urgent if its work takes more than this share of its
         slack.
       epsilon_s: of mlps: least slack that work is divided by, seconds.
@@ -72,6 +75,7 @@ class SlidingServe:
     constructor: bool = True
     fill: bool = True
     reserve: bool = True
+    cautious: bool = True
     alpha: float = 0.5
     epsilon_s: float = 1e-3
     late: str = "hopeless"
@@ -113,7 +117,9 @@ class SlidingServe:
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
         prompts = remaining_prompts(view, candidates.prompts)
-        forwarder = BatchForwarder(view, candidates.decodes, prompts)
+        forwarder = BatchForwarder(
+            view, candidates.decodes, prompts, is_cautious=self.cautious
+        )
         ranking = self._sorter.rank(view, forwarder, prompts)
         slack_s, late = ranking.slack_s, ranking.late
         prompts = prompts.take(ranking.order)
