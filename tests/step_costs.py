@@ -12,6 +12,7 @@ from jserve_sched.ledger import KvLedger
 from jserve_sched.predictor import StepSample
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
+from jserve_sched.waiting import WaitingQueue
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def make_view(
         in_flight_s=0.0,
         step_id=0,
         running=running,
-        waiting=waiting,
+        queue=WaitingQueue(waiting),
         num_free_slots=table.max_rows - len(running),
         ledger=KvLedger(num_pages=4096, page_size=8),
         buckets=table,

@@ -12,7 +12,7 @@ Pages, from the point of view of one plan:
                 prefilled prompts never wait for each other's pages
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from jserve_sched import features
 from jserve_sched.plan import PlanEnd, Row, StepPlan
@@ -134,6 +134,28 @@ class PlanBuilder:
         self._placed.add(request.request_id)
         self._decodes.append(Row(request, request.num_dispatched, 1, samples=True))
         return True
+
+    def add_decodes(
+        self,
+        requests: Sequence[Request],
+        victims: Callable[[Request], Iterable[Request]],
+    ) -> None:
+        """Adds the next tokens of running requests, as `add_decode` does each.
+
+        Args:
+          requests: have exactly one token to compute each, first come first served.
+          victims: says whom to preempt for a request's page.
+        """
+        page_size, rows, placed = self._page_size, self._decodes, self._placed
+        most = self._view.buckets.max_rows
+        for request in requests:
+            start, name = request.num_dispatched, request.request_id
+            if start < len(request.pages) * page_size:  # as most: no new page
+                if len(rows) < most and name not in placed:
+                    placed.add(name)
+                    rows.append(Row(request, start, 1, True))
+            else:
+                self.add_decode(request, victims(request))
 
     def add_prefill(self, request: Request, victims: Iterable[Request] = ()) -> bool:
         """Adds as much of a request's prefill as fits; tells whether more may fit.

@@ -7,7 +7,6 @@ half of them the shortest and half the most pressing.
 
 import functools
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from jserve_sched.builder import PlanBuilder
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
+_FAR_S = 1e12  # later than any deadline, in clock seconds
 MAX_WAITING = 128  # waiting requests that one plan ranks
 
 
@@ -68,8 +68,7 @@ class Candidates:
 
     def add_decodes(self, builder: PlanBuilder) -> None:
         """Adds every decode; under KV pressure the most important ones."""
-        for request in self.decodes:
-            builder.add_decode(request, self.victims(request))
+        builder.add_decodes(self.decodes, self.victims)
 
     def add_prompts(self, builder: PlanBuilder, ordered: Sequence[Request]) -> None:
         """Adds prompts in order until nothing fits."""
@@ -93,20 +92,13 @@ def _choose(view: SchedulerView) -> Sequence[Request]:
     waiting = view.admissible
     if len(waiting) <= MAX_WAITING:
         return waiting
-    due_s = first_deadlines_s(waiting)
-    prompts = map(attrgetter("prompt_tokens"), waiting)
-    tokens = np.fromiter(map(len, prompts), np.int64, len(waiting))
+    due_s, tokens = view.queue.first_deadlines_s(), view.queue.tokens()
     late = due_s < view.start_s
     if view.prefill_tokens_per_s is not None:
         late = due_s < view.start_s + tokens / view.prefill_tokens_per_s
     half = MAX_WAITING // 2
     chosen = np.zeros(len(waiting), bool)
-    chosen[np.lexsort((tokens, late))[:half]] = True
-    chosen[np.lexsort((due_s, late))[:half]] = True
+    for wish in (tokens.copy(), np.minimum(due_s, _FAR_S)):
+        wish[late] += 2 * _FAR_S  # the late ones after all others
+        chosen[np.argpartition(wish, half)[:half]] = True
     return [waiting[index] for index in np.flatnonzero(chosen).tolist()]
-
-
-def first_deadlines_s(requests: Sequence[Request]) -> np.ndarray:
-    """Returns when the first token of each request is wanted, clock seconds."""
-    due_s = map(attrgetter("first_deadline_s"), requests)
-    return np.fromiter(due_s, np.float64, len(requests))

@@ -192,8 +192,9 @@ class BatchForwarder:
         matrix[:, features.NUM_BLOCKS] = self._edges[
             np.minimum(blocks, len(self._edges) - 1)
         ]
-        last_s, full_s = np.split(self._view.predictor.predict(matrix), 2)
-        times_s: np.ndarray = last_s + full * full_s
+        both_s = self._view.predictor.predict(matrix)
+        count = len(full)
+        times_s: np.ndarray = both_s[:count] + full * both_s[count:]
         return times_s
 
     @property

@@ -10,7 +10,6 @@ two plans are in flight. A request's slot and pages are released when the last p
 that names it has been applied, and only a request in no such plan is preempted.
 """
 
-import bisect
 import collections
 import dataclasses
 import math
@@ -24,6 +23,7 @@ from jserve_sched.policies.base import Policy
 from jserve_sched.predictor import Predictor, StepSample
 from jserve_sched.request import FinishReason, Request, RequestState
 from jserve_sched.view import SchedulerView
+from jserve_sched.waiting import WaitingQueue
 
 MAX_IN_FLIGHT = 2
 
@@ -76,10 +76,6 @@ class _PrefillRate:
         return self._tokens / self._time_s if self._time_s > 0 else None
 
 
-def _waiting_order(request: Request) -> tuple[float, str]:
-    return (request.arrival_s, request.request_id)
-
-
 class Scheduler:
     """Owns requests, slots and the ledger; asks the policy what to run.
 
@@ -129,7 +125,7 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self._max_num_batched_tokens = max_num_batched_tokens
         self._requests: dict[str, Request] = {}  # waiting and running
-        self._waiting: list[Request] = []  # by arrival
+        self._waiting = WaitingQueue()
         self._holders: dict[str, Request] = {}  # hold a slot, by admission
         self._free_slots = list(range(max_num_seqs))[::-1]
         self._in_flight: collections.deque[StepPlan] = collections.deque()
@@ -199,7 +195,7 @@ class Scheduler:
 
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING
-        bisect.insort(self._waiting, request, key=_waiting_order)
+        self._waiting.add(request)
 
     def view(self, now_s: float) -> SchedulerView:
         """Returns the snapshot that the policy sees."""
@@ -208,7 +204,7 @@ class Scheduler:
             in_flight_s=sum(plan.predicted_s for plan in self._in_flight),
             step_id=self._next_step_id,
             running=[one for one in self._holders.values() if one.wants_more],
-            waiting=self._waiting,
+            queue=self._waiting,
             num_free_slots=len(self._free_slots),
             ledger=self.ledger,
             buckets=self.buckets,
@@ -445,12 +441,12 @@ class Scheduler:
             assert request.num_dispatched <= len(request.pages) * self.ledger.page_size
             if request.state is RequestState.FINISHED:
                 assert request.num_in_flight, f"{request.request_id} keeps its pages"
-        for request in self._waiting:
+        for request in self._waiting.requests:
             assert request.slot is None and not request.pages
         running = [
             key
             for key, one in self._holders.items()
             if one.state is RequestState.RUNNING
         ]
-        waiting = [one.request_id for one in self._waiting]
+        waiting = [one.request_id for one in self._waiting.requests]
         assert sorted(self._requests) == sorted([*waiting, *running])

@@ -155,7 +155,8 @@ class TablePredictor:
         # The 16 corners of each step's cell; each dimension halves them.
         total = self._grid_s.reshape(-1).take(first[:, None] + self._corners)
         for share in shares:
-            lower, upper = np.split(total, 2, axis=1)
+            half = total.shape[1] // 2
+            lower, upper = total[:, :half], total[:, half:]
             total = lower + (upper - lower) * share[:, None]
         seconds: np.ndarray = total[:, 0]
         return seconds

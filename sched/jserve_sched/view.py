@@ -7,6 +7,7 @@ from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
 from jserve_sched.predictor import Predictor
 from jserve_sched.request import Request
+from jserve_sched.waiting import WaitingQueue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class SchedulerView:
       in_flight_s: predicted duration of the steps in flight.
       step_id: number of the step to plan.
       running: requests that hold a slot and want more tokens, by admission.
-      waiting: requests without a slot, by arrival.
+      queue: requests without a slot, by arrival.
       num_free_slots: requests that may still be admitted.
       ledger: the KV pages.
       buckets: the compiled shapes.
@@ -37,7 +38,7 @@ class SchedulerView:
     in_flight_s: float
     step_id: int
     running: Sequence[Request]
-    waiting: Sequence[Request]
+    queue: WaitingQueue
     num_free_slots: int
     ledger: KvLedger
     buckets: BucketTable
@@ -50,6 +51,11 @@ class SchedulerView:
     def start_s(self) -> float:
         """When the planned step should start: once the steps in flight have ended."""
         return self.now_s + self.in_flight_s
+
+    @property
+    def waiting(self) -> Sequence[Request]:
+        """Requests without a slot, by arrival."""
+        return self.queue.requests
 
     @property
     def admissible(self) -> Sequence[Request]:
