@@ -29,7 +29,7 @@ from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import Slo
 from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.documents import commit
+from jserve_tools.documents import commit, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_PLANS = flags.DEFINE_integer(
@@ -149,9 +149,7 @@ def main(argv: Sequence[str]) -> None:
     )
     print(text)
     if _OUTPUT.value:
-        path = pathlib.Path(_OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        write_whole(pathlib.Path(_OUTPUT.value), f"{text}\n".encode())
 
 
 if __name__ == "__main__":

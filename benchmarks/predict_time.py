@@ -25,7 +25,7 @@ from jserve_sched.linear_predictor import LinearPredictor, fit_linear
 from jserve_sched.mlp_predictor import NUM_INPUTS, MlpPredictor, MlpWeights
 from jserve_sched.predictor import Predictor, SafePredictor, StepSample
 from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.documents import commit
+from jserve_tools.documents import commit, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_CALLS = flags.DEFINE_integer(
@@ -129,9 +129,7 @@ def main(argv: Sequence[str]) -> None:
     text = json.dumps({"commit": commit(), "predictors": found})
     print(text)
     if _OUTPUT.value:
-        path = pathlib.Path(_OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        write_whole(pathlib.Path(_OUTPUT.value), f"{text}\n".encode())
 
 
 if __name__ == "__main__":

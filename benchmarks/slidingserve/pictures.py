@@ -12,6 +12,8 @@ import matplotlib.figure
 import numpy as np
 import paper
 
+from jserve_tools.plots import style_axes
+
 Entries = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -29,7 +31,6 @@ _COLOURS = {
 _LINES = {"edf": "o", "qoserve": "s", "sliding": "D"}
 _PAPER_MARKS = {paper.QWEN: "o", paper.LLAMA: "^"}
 _DARK = "#222222"
-_GRID = {"color": "#DDDDDD", "linewidth": 0.6}
 
 
 def _figure(width: float, height: float) -> Any:
@@ -42,16 +43,6 @@ def _png(figure: Any) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     return picture.getvalue()
-
-
-def _style(axes: Any, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.set_ylabel(y_label, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(True, **_GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _shapes(entries: Entries) -> list[str]:
@@ -122,7 +113,7 @@ def draw_goodput(entries: Entries) -> bytes:
                         )
         axes.set_xticks(np.arange(len(workloads)), workloads)
         axes.axhline(1.0, color=_DARK, linewidth=0.8, linestyle=(0, (4, 2)))
-        _style(
+        style_axes(
             axes,
             f"Goodput at 1 % violations, {shape} "
             "(on the bars: requests/s; whiskers: range over seeds)",
@@ -177,7 +168,7 @@ def draw_overload(entries: Entries) -> bytes:
                     label=f"{policy}, paper",
                 )
             axes.set_ylim(0, 102)
-            _style(
+            style_axes(
                 axes,
                 f"{workload}, {shape}",
                 "load, in sliding's goodputs",
@@ -219,7 +210,7 @@ def draw_transient(entries: Entries) -> bytes:
         axes.set_xlim(0, times_s[-1])
         axes.set_ylim(bottom=0)
         low, high = own[0]["levels_qps"]
-        _style(
+        style_axes(
             axes,
             f"{own[0]['workload']}, {shape}: {low:.2f} and {high:.2f} requests/s",
             "seconds (shaded: high load)",
@@ -283,7 +274,7 @@ def draw_ablation(entries: Entries) -> bytes:
             (right, f"Violations at {own[0]['qps']:.2f} requests/s", "%"),
         ):
             axes.set_xticks(at, names, fontsize=8)
-            _style(axes, title, "", label)
+            style_axes(axes, title, "", label)
             axes.grid(False, axis="x")
             axes.legend(fontsize=8, loc="upper left" if axes is left else "upper right")
         left.set_ylim(0, left.get_ylim()[1] * 1.15)

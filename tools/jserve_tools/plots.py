@@ -55,7 +55,8 @@ def _colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
-def _style(axes: Any, title: str, x_label: str, y_label: str) -> None:
+def style_axes(axes: Any, title: str, x_label: str, y_label: str) -> None:
+    """Gives a panel the look that all pictures share."""
     axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
     axes.set_xlabel(x_label, fontsize=9)
     axes.set_ylabel(y_label, fontsize=9)
@@ -129,8 +130,8 @@ def _latency_panels(ttft_axes: Any, tbt_axes: Any, runs: Sequence[PlottedRun]) -
         slos = [one.slo for one in runs[0].outcomes if one.service_class == name]
         _mark_bound(ttft_axes, f"{name} SLO", [slo.ttft_s for slo in slos], row)
         _mark_bound(tbt_axes, f"{name} SLO", [slo.tbt_s for slo in slos], row)
-    _style(ttft_axes, "Time to first token", _SECONDS, "requests, %")
-    _style(tbt_axes, "Time between tokens", _SECONDS, "tokens, %")
+    style_axes(ttft_axes, "Time to first token", _SECONDS, "requests, %")
+    style_axes(tbt_axes, "Time between tokens", _SECONDS, "tokens, %")
     for axes in (ttft_axes, tbt_axes):
         axes.legend(
             fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2
@@ -180,7 +181,7 @@ def _attainment_panel(axes: Any, runs: Sequence[PlottedRun]) -> None:
     axes.set_xticks(np.arange(len(groups)), groups)
     axes.set_ylim(0, 104)
     axes.set_yticks(range(0, 101, 20))
-    _style(axes, "Requests that met every objective", "", "%, 95 % interval")
+    style_axes(axes, "Requests that met every objective", "", "%, 95 % interval")
     axes.grid(False, axis="x")
     axes.legend(
         fontsize=7,
@@ -231,7 +232,7 @@ def _timeline_panel(
         title += f" ({waste * 100:.0f} % padding)"
     if len(run.steps) > len(steps):
         x_label += f" (the busiest {len(steps)} in a row of {len(run.steps)})"
-    _style(axes, title, x_label, "tokens (root scale)")
+    style_axes(axes, title, x_label, "tokens (root scale)")
     axes.legend(fontsize=7, loc="upper right", ncols=3, framealpha=0.9)
 
 

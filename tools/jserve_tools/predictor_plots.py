@@ -15,6 +15,7 @@ import matplotlib.figure
 import numpy as np
 
 from jserve_sched.features import NUM_BLOCKS, NUM_ROWS, SCENARIOS, scenarios
+from jserve_tools.plots import style_axes
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73")
@@ -46,14 +47,6 @@ class HeldOut:
         return np.asarray(np.median(self.duration_s, axis=0))
 
 
-def _style(axes: Any, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title, fontsize=11, loc="left", fontweight="bold")
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.set_ylabel(y_label, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _scatter(axes: Any, steps: HeldOut, predicted_s: np.ndarray, name: str) -> None:
     scenario = scenarios(steps.matrix)
     median_ms = steps.median_s * 1e3
@@ -77,7 +70,7 @@ def _scatter(axes: Any, steps: HeldOut, predicted_s: np.ndarray, name: str) -> N
     error_ms = np.abs(predicted_s * 1e3 - median_ms)
     ape = np.median(error_ms / median_ms)
     title = f"{name}: MAE {error_ms.mean():.2f} ms, median error {ape:.1%}"
-    _style(axes, title, "measured, median, ms", "predicted, ms")
+    style_axes(axes, title, "measured, median, ms", "predicted, ms")
     axes.legend(fontsize=8, loc="upper left", frameon=False)
 
 
@@ -105,7 +98,7 @@ def _programs_panel(figure: Any, axes: Any, steps: HeldOut) -> None:
     )
     axes.set_xticks(range(len(block_edges)), [f"{edge:g}" for edge in block_edges])
     axes.set_yticks(range(len(row_edges)), [f"{edge:g}" for edge in row_edges])
-    _style(
+    style_axes(
         axes,
         "Network's median error in each program (and steps)",
         "prefill blocks",
@@ -139,7 +132,7 @@ def _calibration_panel(axes: Any, steps: HeldOut) -> None:
     axes.set_xlim(at[0], at[-1])
     axes.set_ylim(0, 101)
     axes.grid(True, color="#DDDDDD", linewidth=0.6)
-    _style(
+    style_axes(
         axes,
         "Single measurements below the network's quantiles",
         "log time: 0 is the predicted median, 1 the predicted p95",
