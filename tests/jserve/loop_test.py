@@ -12,7 +12,9 @@ from jserve.build import build_loop
 from jserve.events import Health, NotServingError, QueueFullError, TokenEvent
 from jserve.loop import EngineLoop
 from jserve_models.toy import toy_next_token
+from jserve_sched.policies import POLICIES, make_policy
 from jserve_sched.request import FinishReason, Request
+from jserve_sched.slo import Slo
 
 
 class Inbox:
@@ -108,6 +110,42 @@ def test_500_mixed_requests_are_right_and_compile_nothing(
     assert stats.generated_tokens == sum(one.max_tokens for one in requests)
     per_batch = [[event.request_id for event in batch] for batch in inbox.batches]
     assert all(len(set(ids)) == len(ids) for ids in per_batch), "one call for each step"
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_serves_a_crowd_of_all_kinds(
+    loop: EngineLoop, inbox: Inbox, policy: str
+) -> None:
+    rng = np.random.default_rng(2)
+    slos = (
+        Slo(),
+        Slo(ttft_s=0.02, tbt_s=0.005),
+        Slo(ttft_s=2.0, tbt_s=0.5),
+        Slo(ttft_s=0.5),
+        Slo(ttlt_s=3.0),
+        Slo(ttft_s=1e-6, tbt_s=1e-6),
+    )
+    before = loop._scheduler.policy
+    loop._scheduler.policy = make_policy(policy)
+    try:
+        requests = [
+            make_request(
+                int(rng.integers(1, 400)),
+                int(rng.integers(1, 30)),
+                arrival_s=loop.clock.now_s(),
+                slo=slos[index % len(slos)],
+                guard=index % 7 == 0,
+            )
+            for index in range(60)
+        ]
+        for request in requests:
+            loop.submit(request)
+        inbox.wait_for(*requests, timeout_s=100.0)
+    finally:
+        loop._scheduler.policy = before
+    for request in requests:
+        assert inbox.tokens(request) == toy_output(request)
+    assert loop.stats().num_compiles_after_warmup == 0
 
 
 def test_every_step_is_on_record(loop: EngineLoop, inbox: Inbox) -> None:
