@@ -54,7 +54,7 @@ def make_view(
     now_s: float = 0.0,
     max_tokens: int | None = None,
     prefill_tokens_per_s: float | None = None,
-    tightest_ttft_s: float = math.inf,
+    tight_ttft_s: float = math.inf,
 ) -> SchedulerView:
     return SchedulerView(
         now_s=now_s,
@@ -67,7 +67,7 @@ def make_view(
         buckets=table,
         predictor=predictor,
         prefill_tokens_per_s=prefill_tokens_per_s,
-        tightest_ttft_s=tightest_ttft_s,
+        tight_ttft_s=tight_ttft_s,
         max_num_batched_tokens=max_tokens
         or table.max_rows + table.max_blocks * table.block_tokens,
     )

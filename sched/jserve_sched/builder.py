@@ -301,7 +301,7 @@ def plan_in_order(
         rank[request.request_id] = index
         if request.num_remaining == 1:
             builder.add_decode(request, behind(index))
-    if chunk_tokens:
+    if chunk_tokens > 0:
         room = (chunk_tokens - builder.num_decodes) // view.buckets.block_tokens
         builder.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
     for request in prefills:

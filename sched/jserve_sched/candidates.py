@@ -1,8 +1,8 @@
 """Candidates: who may be in the next step, for policies that rank by deadline.
 
 The one idea: a queue may be long, a step is short. Of the waiting at most
-`MAX_WAITING` are ranked: those that can still be in time before those that cannot,
-half of them the shortest and half the most pressing.
+`MAX_WAITING` are ranked: the guarded, then those that can still be in time, then the
+others; half of them the shortest and half the most pressing.
 """
 
 import functools
@@ -47,12 +47,13 @@ class Candidates:
 
     @functools.cached_property
     def _by_deadline(self) -> list[Request]:
-        """Running requests: those in time by deadline, then the late ones."""
+        """Running requests: guarded or in time by deadline, then the late ones."""
         start_s = self._view.start_s
 
         def key(request: Request) -> tuple[bool, float, float, str]:
+            late = request.next_promise_s < start_s and not request.guard
             due_s = request.next_deadline_s
-            return (due_s < start_s, due_s, request.arrival_s, request.request_id)
+            return (late, due_s, request.arrival_s, request.request_id)
 
         return sorted(self._view.running, key=key)
 
@@ -92,13 +93,19 @@ def _choose(view: SchedulerView) -> Sequence[Request]:
     waiting = view.admissible
     if len(waiting) <= MAX_WAITING:
         return waiting
-    due_s, tokens = view.queue.first_deadlines_s(), view.queue.tokens()
-    late = due_s < view.start_s
-    if view.prefill_tokens_per_s is not None:
-        late = due_s < view.start_s + tokens / view.prefill_tokens_per_s
-    half = MAX_WAITING // 2
+    due_s, promise_s, tokens, guard = view.queue.facts()
+    work_s = tokens / (view.prefill_tokens_per_s or np.inf)
+    late = promise_s < view.start_s + work_s
+    index = np.arange(len(waiting))  # ties go by arrival
+    wishes = (
+        tokens + index / len(waiting),
+        np.where(np.isinf(due_s), _FAR_S + index, due_s),
+    )
     chosen = np.zeros(len(waiting), bool)
-    for wish in (tokens.copy(), np.minimum(due_s, _FAR_S)):
+    for wish in wishes:
         wish[late] += 2 * _FAR_S  # the late ones after all others
+        wish[guard > 0] -= 4 * _FAR_S  # the guarded before all others
+        wish[chosen] = np.inf
+        half = MAX_WAITING // 2
         chosen[np.argpartition(wish, half)[:half]] = True
-    return [waiting[index] for index in np.flatnonzero(chosen).tolist()]
+    return [waiting[place] for place in np.flatnonzero(chosen).tolist()]

@@ -72,10 +72,10 @@ class SlidingChunker:
         # No more than there is to do, or a step would be priced without its tokens.
         total = min(current + following, forwarder.num_blocks)
         low = max(0, total - forwarder.max_blocks)
+        width = _TERNARY_WIDTH_TOKENS // block_tokens
         if self.search == "ternary":
-            width = _TERNARY_WIDTH_TOKENS // block_tokens
             return _ternary(forwarder, low, current, total, width)
-        return _exact(forwarder, low, current, total)
+        return _exact(forwarder, low, current, total, width)
 
     def _most_tokens(
         self, forwarder: BatchForwarder, current: int, limit_s: float
@@ -85,6 +85,7 @@ class SlidingChunker:
         every = forwarder.edges if self.search == "edges" else forwarder.grid
         now = np.union1d(every[every <= current], [current]).astype(np.int64)
         total = now + forwarder.capacities(limit_s - forwarder.predict(now))
+        total = np.minimum(total, forwarder.num_blocks)  # no more than there is
         # Between points of the grid capacities are estimates: as good is as good as.
         slightly_less = total.max() - (forwarder.grid_step - 1)
         return int(now[total >= slightly_less].max())
@@ -105,10 +106,14 @@ def _best(budgets: np.ndarray, times_s: np.ndarray) -> int:
     return int(budgets[times_s <= limit_s].max())
 
 
-def _exact(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
+def _exact(
+    forwarder: BatchForwarder, low: int, high: int, total: int, width: int
+) -> int:
+    """The best of all edges, of what the ternary search finds, and of even halves."""
     every = forwarder.edges
+    found = _ternary(forwarder, low, high, total, width)
     # Both the first and the second step should end on an edge.
-    both = np.concatenate((every, total - every, (low, high)))
+    both = np.concatenate((every, total - every, (low, high, found, total // 2)))
     budgets = np.unique(both[(both >= low) & (both <= high)])
     return _best(budgets, _two_steps_s(forwarder, budgets, total))
 

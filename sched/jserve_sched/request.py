@@ -186,6 +186,11 @@ class Request:
         index = len(self.output_tokens) + self.num_pending
         return self.pacing.deadline_s(index)
 
+    @property
+    def next_promise_s(self) -> float:
+        """Until when the next token (after those in flight) breaks no promise."""
+        return self.pacing.promise_s(len(self.output_tokens) + self.num_pending)
+
     def known_tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the token ids at positions `[start, stop)`, int32.
 

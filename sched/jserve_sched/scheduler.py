@@ -66,14 +66,13 @@ class _PrefillRate:
 
     def add(self, num_tokens: float, duration_s: float) -> None:
         """Takes a step into account."""
-        if num_tokens > 0:
-            self._tokens = self._tokens * _RATE_MEMORY + num_tokens
-            self._time_s = self._time_s * _RATE_MEMORY + duration_s
+        self._tokens = self._tokens * _RATE_MEMORY + num_tokens
+        self._time_s = self._time_s * _RATE_MEMORY + duration_s
 
     @property
     def tokens_per_s(self) -> float | None:
         """The rate; None before the first such step."""
-        return self._tokens / self._time_s if self._time_s > 0 else None
+        return self._tokens / self._time_s if self._tokens > 0 else None
 
 
 class Scheduler:
@@ -126,7 +125,9 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._requests: dict[str, Request] = {}  # waiting and running
         self._waiting = WaitingQueue()
-        self._holders: dict[str, Request] = {}  # hold a slot, by admission
+        # Who hold a slot, by admission. Not by id: a client may use one again while
+        # the steps of a cancelled request are in flight.
+        self._holders: dict[int, Request] = {}
         self._free_slots = list(range(max_num_seqs))[::-1]
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
@@ -134,7 +135,7 @@ class Scheduler:
         self._recent_ttft_s: collections.deque[float] = collections.deque(
             maxlen=_NUM_RECENT
         )
-        self._tightest_ttft_s = math.inf
+        self._tight_ttft_s = math.inf
 
     @property
     def num_waiting(self) -> int:
@@ -190,7 +191,8 @@ class Scheduler:
             )
         self._requests[request.request_id] = request
         self._recent_ttft_s.append(request.first_deadline_s - request.arrival_s)
-        self._tightest_ttft_s = min(self._recent_ttft_s)
+        ranked = sorted(self._recent_ttft_s)
+        self._tight_ttft_s = ranked[len(ranked) // 20]
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -210,7 +212,7 @@ class Scheduler:
             buckets=self.buckets,
             predictor=self.predictor,
             prefill_tokens_per_s=self._prefill_rate.tokens_per_s,
-            tightest_ttft_s=self._tightest_ttft_s,
+            tight_ttft_s=self._tight_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
         )
 
@@ -257,7 +259,7 @@ class Scheduler:
             self.counters.prompt_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += request.num_cached_tokens
         self._waiting.remove(request)
-        self._holders[request.request_id] = request
+        self._holders[id(request)] = request
 
     def _preempt(self, victim: Request) -> None:
         assert victim.num_in_flight == 0 and victim.num_pending == 0
@@ -275,7 +277,7 @@ class Scheduler:
         request.num_published_pages = 0
         self._free_slots.append(request.slot)
         request.slot = None
-        del self._holders[request.request_id]
+        del self._holders[id(request)]
 
     def apply(self, result: StepResult) -> list[Output]:
         """Commits the oldest plan in flight.
@@ -432,20 +434,20 @@ class Scheduler:
         slots = [one.slot for one in self._holders.values() if one.slot is not None]
         assert sorted([*slots, *self._free_slots]) == list(range(self.max_num_seqs))
         named = collections.Counter(
-            row.request.request_id
+            id(row.request)
             for plan in self._in_flight
             for row in (*plan.decodes, *plan.chunks)
         )
         for request in self._holders.values():
-            assert request.num_in_flight == named[request.request_id]
+            assert request.num_in_flight == named[id(request)]
             assert request.num_dispatched <= len(request.pages) * self.ledger.page_size
             if request.state is RequestState.FINISHED:
                 assert request.num_in_flight, f"{request.request_id} keeps its pages"
         for request in self._waiting.requests:
             assert request.slot is None and not request.pages
         running = [
-            key
-            for key, one in self._holders.items()
+            one.request_id
+            for one in self._holders.values()
             if one.state is RequestState.RUNNING
         ]
         waiting = [one.request_id for one in self._waiting.requests]

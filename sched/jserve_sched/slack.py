@@ -51,9 +51,9 @@ def decode_slack(decodes: Sequence[Request], start_s: float) -> DecodeSlack:
     """
     rows = []
     for request in decodes:
-        first_s, base_s, gap_s = request.pacing
+        pacing = request.pacing
         index = len(request.output_tokens) + request.num_pending
-        rows.append((base_s + index * gap_s if index else first_s, gap_s))
-    dues = np.array(rows, np.float64).reshape(-1, 2)
-    next_s = dues[:, 0] - start_s
-    return DecodeSlack(next_s, next_s + dues[:, 1])
+        after_s = pacing.start_s + (index + 1) * pacing.gap_s
+        rows.append((after_s - pacing.gap_s if index else pacing.first_s, after_s))
+    dues = np.array(rows, np.float64).reshape(-1, 2) - start_s
+    return DecodeSlack(dues[:, 0], dues[:, 1])

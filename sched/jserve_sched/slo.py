@@ -26,15 +26,25 @@ class Pacing(NamedTuple):
       first_s: the first token; infinite if it was promised nothing.
       start_s: token k >= 1 is wanted at `start_s + k * gap_s`.
       gap_s: between two tokens.
+      end_s: where tokens are paced towards a completion bound, when that is: no token
+        before the last was promised for its own sake. None where each one was.
     """
 
     first_s: float
     start_s: float
     gap_s: float
+    end_s: float | None = None
 
     def deadline_s(self, index: int) -> float:
         """Returns when output token `index` (from 0) is wanted."""
         return self.start_s + index * self.gap_s if index else self.first_s
+
+    def promise_s(self, index: int) -> float:
+        """Returns until when output token `index` breaks no promise."""
+        due_s = self.deadline_s(index)
+        if self.end_s is None or (not index and self.first_s < self.start_s):
+            return due_s
+        return self.end_s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +118,8 @@ class Slo:
             return Pacing(first_s, first_s, min(self.tbt_s, left_s / gaps))
         half_s = self.ttlt_s / 2
         start_s = arrival_s + half_s
-        return Pacing(min(first_s, start_s), start_s, half_s / gaps)
+        end_s = arrival_s + self.ttlt_s
+        return Pacing(min(first_s, start_s), start_s, half_s / gaps, end_s)
 
     def is_met(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool

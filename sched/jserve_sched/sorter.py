@@ -42,7 +42,8 @@ class Ranking:
     Attributes:
       order: `[P]` places of the prompts by rank.
       slack_s: `[P]` until each one's first token is due, by rank, seconds (Eq. 8).
-      late: `[P]` whether each one was pushed back, by rank.
+      late: `[P]` whether each one was pushed back, or could not be in time alone and
+        is not guarded, by rank.
     """
 
     order: np.ndarray
@@ -76,6 +77,8 @@ class PrioritySorter:
             raise ValueError(f"late={self.late!r} is not one of {LATE_RULES}")
         if not self.epsilon_s > 0:
             raise ValueError(f"epsilon_s={self.epsilon_s} is not above 0")
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha={self.alpha} is not 0 or more")
 
     def rank(
         self, view: SchedulerView, forwarder: BatchForwarder, prompts: Prompts
@@ -83,14 +86,17 @@ class PrioritySorter:
         """Ranks prompts, given in any order."""
         facts = np.array(
             [
-                (one.next_deadline_s, one.arrival_s, one.guard)
+                (one.next_deadline_s, one.next_promise_s, one.arrival_s, one.guard)
                 for one in prompts.requests
             ]
-        ).reshape(-1, 3)
-        due_s, arrival_s, guard = facts[:, 0], facts[:, 1], facts[:, 2] > 0
+        ).reshape(-1, 4)
+        due_s, promise_s, arrival_s = facts[:, 0], facts[:, 1], facts[:, 2]
+        guard = facts[:, 3] > 0
         slack_s = due_s - view.start_s
+        # A wish may pass unfulfilled; late is who breaks a promise.
+        left_s = promise_s - view.start_s
         alone_s = forwarder.alone_s(prompts)
-        hopeless = slack_s < alone_s
+        hopeless = left_s < alone_s
         if self.rule == "off":
             late = np.zeros(len(due_s), bool)
             order = np.lexsort((arrival_s, due_s))
@@ -99,21 +105,22 @@ class PrioritySorter:
             if view.prefill_tokens_per_s is not None:
                 work_s = prompts.tokens / view.prefill_tokens_per_s  # Eq. 9
             if self.rule == "moore":
-                late = hopeless | surplus(np.where(hopeless, np.inf, slack_s), work_s)
-                late &= ~guard
+                free_s = left_s - work_s[guard].sum()  # the guarded come first
+                free_s[hopeless | guard] = np.inf
+                late = (hopeless | surplus(free_s, work_s)) & ~guard
                 order = np.lexsort((arrival_s, due_s, ~guard, late))
             else:
-                late = self._pushed_back(slack_s, hopeless) & ~guard
+                late = self._pushed_back(left_s, hopeless) & ~guard
                 urgency = work_s / np.maximum(slack_s, self.epsilon_s)  # Eq. 10
                 normal = ~(urgency > self.alpha)  # Eq. 11
                 keys = (arrival_s, prompts.tokens, normal, ~guard, late)
                 order = np.lexsort(keys)  # Eq. 13
         return Ranking(order, slack_s[order], (late | hopeless & ~guard)[order])
 
-    def _pushed_back(self, slack_s: np.ndarray, hopeless: np.ndarray) -> np.ndarray:
+    def _pushed_back(self, left_s: np.ndarray, hopeless: np.ndarray) -> np.ndarray:
         if self.late == "off":
-            return np.zeros(len(slack_s), bool)
-        return slack_s <= 0 if self.late == "past" else hopeless
+            return np.zeros(len(left_s), bool)
+        return left_s <= 0 if self.late == "past" else hopeless
 
 
 def surplus(slack_s: np.ndarray, work_s: np.ndarray) -> np.ndarray:

@@ -29,8 +29,9 @@ class SchedulerView:
       predictor: prices a step.
       prefill_tokens_per_s: prompt tokens computed per second of the recent steps that
         left some for later; None before the first.
-      tightest_ttft_s: least `ttft_s` that any of the last requests was promised;
-        infinite if none was.
+      tight_ttft_s: the 5th percentile of how soon the last requests wanted their
+        first token; infinite if none did. Not the least: one client with a promise
+        of its own must not make every step short.
       max_num_batched_tokens: most token positions in a step.
     """
 
@@ -44,7 +45,7 @@ class SchedulerView:
     buckets: BucketTable
     predictor: Predictor
     prefill_tokens_per_s: float | None
-    tightest_ttft_s: float
+    tight_ttft_s: float
     max_num_batched_tokens: int
 
     @property

@@ -21,8 +21,7 @@ class WaitingQueue:
 
     def __init__(self, requests: Iterable[Request] = ()):
         self._requests: list[Request] = []
-        self._first_deadlines_s: list[float] = []
-        self._tokens: list[int] = []
+        self._facts: tuple[list[float], ...] = ([], [], [], [])
         for request in requests:
             self.add(request)
 
@@ -38,21 +37,27 @@ class WaitingQueue:
         """Takes a request in, at its place."""
         place = bisect.bisect_left(self._requests, _order(request), key=_order)
         self._requests.insert(place, request)
-        self._first_deadlines_s.insert(place, request.first_deadline_s)
-        self._tokens.insert(place, request.num_known)
+        facts = (
+            request.next_deadline_s,
+            request.next_promise_s,
+            request.num_known,
+            request.guard,
+        )
+        for column, value in zip(self._facts, facts, strict=True):
+            column.insert(place, value)
 
     def remove(self, request: Request) -> None:
         """Takes a request out that is in."""
         place = bisect.bisect_left(self._requests, _order(request), key=_order)
         assert self._requests[place] is request
         del self._requests[place]
-        del self._first_deadlines_s[place]
-        del self._tokens[place]
+        for column in self._facts:
+            del column[place]
 
-    def first_deadlines_s(self) -> np.ndarray:
-        """Returns when each one's first token is wanted, clock seconds, in order."""
-        return np.array(self._first_deadlines_s, np.float64)
+    def facts(self) -> np.ndarray:
+        """Returns `[4, waiting]` float64, in order of the requests.
 
-    def tokens(self) -> np.ndarray:
-        """Returns the tokens to compute of each, in order, float64."""
-        return np.array(self._tokens, np.float64)
+        When each one's next token is wanted and until when it breaks no promise,
+        clock seconds; its tokens to compute; whether it is guarded.
+        """
+        return np.array(self._facts, np.float64)

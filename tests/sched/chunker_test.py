@@ -72,20 +72,39 @@ def test_on_a_staircase_the_budget_is_an_edge() -> None:
     steps_s = {0: 5, 1: 6, 2: 7, 4: 9, 8: 20, 16: 30, 32: 80}
     stairs = Staircase(lambda blocks: np.vectorize(steps_s.get)(blocks))
     forwarder = forwarder_of(TABLE, stairs)
-    for search in ("edges", "ternary"):
-        chosen = budget(
-            SlidingChunker(objective="time", search=search),
-            forwarder,
-            current_s=31.0,
-            next_s=21.0,
-        )
-        assert chosen <= 16
     # 16 + 8 blocks take 50; 8 + 16 the same; 16 now is the larger.
-    assert chosen == 16 or search == "ternary"
     exact = budget(
         SlidingChunker(objective="time"), forwarder, current_s=31.0, next_s=21.0
     )
     assert exact == 16
+
+
+@pytest.mark.parametrize("work_tokens", [900, 1000, 1150])
+def test_work_that_does_not_exist_is_not_counted(work_tokens: int) -> None:
+    view = make_view(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3))
+    prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([float(work_tokens)]))
+    forwarder = BatchForwarder(view, [], prompt)
+    for objective in ("tokens", "time"):
+        chunker = SlidingChunker(objective=objective)
+        chosen = budget(chunker, forwarder, current_s=1.85, next_s=1.85)
+        assert chosen == 850, objective
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_exact_is_never_worse_where_the_price_is_no_staircase(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    slope_s, bend_s = rng.uniform(1e-4, 1e-3), rng.uniform(0, 1e-6)
+    curve = Curve(lambda t: 0.005 + slope_s * t + bend_s * t**2)
+    forwarder = forwarder_of(TABLE, curve)
+    current_s, next_s = rng.uniform(0.01, 0.6, 2)
+    both = forwarder.largest_within(current_s) + forwarder.largest_within(next_s)
+    total_s = {}
+    for search in ("ternary", "edges"):
+        chunker = SlidingChunker(objective="time", search=search)
+        first = budget(chunker, forwarder, current_s=current_s, next_s=next_s)
+        pair = forwarder.predict(np.array([first, both - first]))
+        total_s[search] = float(pair.sum())
+    assert total_s["edges"] <= total_s["ternary"] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -69,6 +69,49 @@ def test_the_chunk_never_breaks_a_safe_decode(policy: str, seed: int) -> None:
         assert len(plan.decodes) == len(running)
 
 
+def test_after_no_selection_the_whole_queue_is_priced_again() -> None:
+    # Each prompt at risk misses alone with this context: the chunker must not take
+    # the price of the last one tried for that of the full queue.
+    def seconds(tokens: np.ndarray) -> np.ndarray:
+        return 0.001 + 1e-5 * tokens + np.where(tokens > 280, 0.01, 0.0)
+
+    queue = [
+        waiting("a", 300, 0.0125),
+        *(waiting(f"w{i}", 1200, 9.0) for i in range(4)),
+    ]
+    running = [decoding(0.03)]
+    view = {"waiting": queue, "running": running}
+    plan = plan_of("sliding", predictor=Curve(seconds), **view)
+    assert plan.predicted_s <= 0.03 + 1e-9
+
+
+def test_a_selection_leaves_whoever_can_wait() -> None:
+    queue = [waiting("tight", 160, 0.0185), waiting("loose", 100, 30.0)]
+    plan = plan_of("sliding:fill=off", waiting=queue, running=[decoding(0.02)])
+    assert list(taken(plan)) == ["tight"]
+
+
+def test_one_tight_request_does_not_stop_all_prefill() -> None:
+    queue = [waiting("a", 500, 1.0)]
+    running = [decoding(5.0)]
+    for tight_s in (0.0019, 0.0021, 0.0025, 0.01):
+        plan = plan_of("sliding", waiting=queue, running=running, tight_ttft_s=tight_s)
+        assert plan.chunks, tight_s
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *("qoserve:margin=0", "qoserve:margin=nan", "qoserve:alpha_s_per_token=nan"),
+        *("qoserve:max_chunk_tokens=-7", "sliding:alpha=nan", "sliding:max_anchors=-1"),
+        *("edf:chunk_tokens=-1", "sliding:alpha=-0.5"),
+    ],
+)
+def test_values_out_of_range_are_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match=spec.split(":")[1].split("=")[0]):
+        make_policy(spec)
+
+
 def test_qoserve_takes_the_largest_chunk_up_to_its_ceiling() -> None:
     queue = [waiting("a", 4000, 9.0)]
     assert taken(plan_of("qoserve", waiting=queue)) == {"a": 2500}
@@ -136,7 +179,7 @@ def test_without_the_chunker_the_step_is_full() -> None:
 def test_a_step_is_short_enough_for_whoever_comes_next() -> None:
     queue = [waiting("a", 4000, 9.0)]
     running = [decoding(0.9, gap_s=0.9)]
-    view = {"waiting": queue, "running": running, "tightest_ttft_s": 0.052}
+    view = {"waiting": queue, "running": running, "tight_ttft_s": 0.052}
     plan = plan_of("sliding", **view)
     assert plan.predicted_s == pytest.approx(0.051, abs=2e-3)
     free = plan_of("sliding:reserve=off", **view)
@@ -165,6 +208,21 @@ def test_of_a_long_queue_the_hopeful_are_ranked() -> None:
     chosen = Candidates(view).prompts
     assert len(chosen) <= MAX_WAITING
     assert {one.request_id for one in hopeful} <= {one.request_id for one in chosen}
+
+
+def test_of_equals_in_a_long_queue_the_oldest_are_ranked() -> None:
+    queue = [make_request(8, 4, arrival_s=float(i)) for i in range(5 * MAX_WAITING)]
+    view = make_view(CONTINUOUS, Curve(lambda t: t), waiting=queue)
+    assert Candidates(view).prompts == queue[:MAX_WAITING]
+
+
+def test_the_guarded_are_ranked_however_late_they_are() -> None:
+    queue = [waiting(f"ok{i}", 8, 100.0 + i) for i in range(3 * MAX_WAITING)]
+    guarded = make_request(99, 4, request_id="g", slo=Slo(ttft_s=0.5), guard=True)
+    view = make_view(
+        CONTINUOUS, Curve(lambda t: t), waiting=[*queue, guarded], now_s=50.0
+    )
+    assert guarded in Candidates(view).prompts
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import FinishReason, Request, RequestState
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import Slo
+from step_costs import Staircase
 
 SPECS = (
     *("fcfs", "edf", "sjf", "qoserve", "sliding", "edf:chunk_tokens=12"),
@@ -40,6 +41,7 @@ class Workload:
     num_requests: int
     spare_rows: int  # rows of the largest bucket that may not be used
     spare_blocks: int  # blocks of it that the token limit forbids
+    block_s: float  # predicted time of a block; 0 leaves it to the table's guess
 
 
 workloads = st.builds(
@@ -53,6 +55,7 @@ workloads = st.builds(
     num_requests=st.integers(1, 14),
     spare_rows=st.integers(0, 2),
     spare_blocks=st.integers(0, 3),
+    block_s=st.sampled_from([0.0, 0.0, 0.004, 0.05]),
 )
 
 PAGE_SIZE = 8
@@ -72,13 +75,17 @@ def make_requests(workload: Workload) -> list[Request]:
         stem = stems[index % 2].copy()
         cut = int(rng.integers(0, num_prompt + 1))
         stem[cut:] = rng.integers(0, 90, most - cut)
-        slo = Slo(ttft_s=float(rng.uniform(0.01, 2)), tbt_s=0.05)
+        bound_s = float(rng.uniform(0.01, 2))
+        slo = Slo(ttft_s=bound_s, tbt_s=0.05)
+        if rng.random() < 0.3:
+            slo = Slo(ttlt_s=bound_s)
         requests.append(
             make_request(
                 prompt=stem[:num_prompt],
                 max_tokens=max_tokens,
                 arrival_s=arrival_s,
                 slo=slo if rng.random() < 0.7 else Slo(),
+                guard=bool(rng.random() < 0.1),
                 stop_token_ids=frozenset(rng.integers(0, 97, 2).tolist()),
             )
         )
@@ -161,6 +168,8 @@ def run_workload(
         max_num_seqs=workload.table.max_rows - workload.spare_rows,
         max_num_batched_tokens=token_limit(workload),
     )
+    if workload.block_s:
+        scheduler.predictor = Staircase(lambda blocks: 0.01 + workload.block_s * blocks)
     driver = Driver(scheduler, lag=workload.lag)
     driver.on_plan = lambda plan: check_plan(workload, scheduler, plan)
     requests = make_requests(workload)

@@ -44,6 +44,13 @@ def test_a_decode_that_cannot_be_in_time_holds_nobody_back() -> None:
     assert slack.tightest(2.0) == (math.inf, math.inf)
 
 
+def test_after_a_first_token_the_pace_of_the_completion_bound_counts() -> None:
+    request = make_request(1, 10, slo=Slo(ttft_s=2.0, ttlt_s=10.0))
+    slack = decode_slack([request], start_s=0.0)
+    assert slack.next_s == pytest.approx([2.0])
+    assert slack.after_s == pytest.approx([5.0 + 5.0 / 9])
+
+
 def test_no_promise_and_no_decode_mean_no_limit() -> None:
     assert decode_slack([], 0.0).tightest(0.0) == (math.inf, math.inf)
     free = decode_slack([decoding(2, Slo(ttft_s=1.0))], 0.0)

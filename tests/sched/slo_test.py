@@ -134,6 +134,15 @@ def test_the_tighter_of_two_paces_counts() -> None:
     assert dues(Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0), 3) == [101.0, 104.5, 108.0]
 
 
+def test_a_paced_token_breaks_no_promise_before_the_end() -> None:
+    pacing = Slo(ttlt_s=8.0).pacing(100.0, 5)
+    assert [pacing.promise_s(k) for k in range(5)] == [108.0] * 5
+    both = Slo(ttft_s=1.0, ttlt_s=8.0).pacing(100.0, 3)
+    assert [both.promise_s(k) for k in range(3)] == [101.0, 108.0, 108.0]
+    token = Slo(ttft_s=1.0, tbt_s=0.5).pacing(100.0, 3)
+    assert [token.promise_s(k) for k in range(3)] == [101.0, 101.5, 102.0]
+
+
 def test_without_a_promise_nothing_is_due() -> None:
     assert dues(Slo(), 2) == [math.inf, math.inf]
     assert dues(Slo(ttft_s=1.0), 2) == [101.0, math.inf]

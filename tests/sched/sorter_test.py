@@ -127,7 +127,37 @@ def test_moore_gives_up_the_longest_and_saves_the_others() -> None:
 def test_moore_guards_whom_it_would_give_up() -> None:
     late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
     assert rank(PrioritySorter(), [*six(), late])[0] in ("g", "guarded")
-    assert rank(PrioritySorter(), six())[-1] == "late"
+    assert rank(PrioritySorter(), six()[:-1])[-1] == "late"
+
+
+def test_moore_counts_the_work_of_the_guarded_for_the_others() -> None:
+    def one(name: str, tokens: int, slack_s: float, guard: bool = False):
+        slo = Slo(ttft_s=NOW_S + slack_s)
+        return make_request(tokens, 4, request_id=name, slo=slo, guard=guard)
+
+    requests = [
+        one("guarded", 100, 9.0, guard=True),
+        *(one(name, 50, 0.16) for name in ("a", "b", "c")),
+    ]
+    view = make_view(TABLE, Curve(lambda t: t / 1000), now_s=NOW_S)
+    prompts = remaining_prompts(view, requests)
+    forwarder = BatchForwarder(view, [], prompts)
+    ranking = PrioritySorter().rank(view, forwarder, prompts)
+    assert ranking.late.sum() == 2, "only one of three can be in time"
+    assert requests[ranking.order[0]].request_id == "guarded"
+
+
+def test_a_wish_that_has_passed_is_no_broken_promise() -> None:
+    # Half of its time is gone, so its first token is overdue; but it is not late.
+    old = make_request(
+        40, 10, request_id="old", arrival_s=NOW_S - 31, slo=Slo(ttlt_s=60.0)
+    )
+    others = [
+        make_request(40, 4, request_id=f"o{i}", slo=Slo(ttft_s=NOW_S + 200))
+        for i in range(3)
+    ]
+    assert rank(PrioritySorter(), [*others, old])[0] == "old"
+    assert rank(PrioritySorter(rule="mlps"), [*others, old])[0] == "old"
 
 
 @pytest.mark.parametrize("seed", range(30))

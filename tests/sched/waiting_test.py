@@ -16,13 +16,16 @@ def test_facts_stay_beside_their_requests() -> None:
                 int(rng.integers(1, 50)),
                 4,
                 arrival_s=float(rng.integers(0, 9)),  # many come at once
-                slo=Slo(ttft_s=float(rng.uniform(1, 9))),
+                slo=Slo(ttlt_s=float(rng.uniform(1, 9))),
+                guard=bool(rng.random() < 0.2),
             )
             queue.add(request)
             inside.append(request)
         expected = sorted(inside, key=lambda one: (one.arrival_s, one.request_id))
         assert list(queue.requests) == expected
         assert len(queue) == len(expected)
-        dues = [one.first_deadline_s for one in expected]
-        assert queue.first_deadlines_s().tolist() == dues
-        assert queue.tokens().tolist() == [one.num_known for one in expected]
+        facts = [
+            (one.next_deadline_s, one.next_promise_s, one.num_known, one.guard)
+            for one in expected
+        ]
+        assert queue.facts().T.tolist() == [list(map(float, row)) for row in facts]

@@ -5,6 +5,7 @@ sliding:constructor=off:alpha=0.8     with options, each a field of its class
 """
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -58,7 +59,10 @@ def _parse(where: str, text: str, kind: Any) -> Any:
         return _SWITCH[text]
     if kind in (int, float):
         try:
-            return kind(text)
+            value = kind(text)
+            if not math.isfinite(value):
+                raise ValueError
+            return value
         except ValueError:
             raise ValueError(f"{where}={text} is not a number ({kind.__name__})") from (
                 None

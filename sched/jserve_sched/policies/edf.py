@@ -30,6 +30,10 @@ class EarliestDeadlineFirst:
 
     chunk_tokens: int = 0
 
+    def __post_init__(self) -> None:
+        if self.chunk_tokens < 0:
+            raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
+
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         running = sorted(view.running, key=_deadline)

@@ -8,7 +8,8 @@ baseline's favour:
   of the decodes, up to `max_chunk_tokens` (paper: about 2,500). The predictor is the
   server's, not the paper's forest. The code multiplies by 1.2; the paper biases its
   forest instead. A decode that cannot be in time any more does not hold the chunk
-  back; the code gives such steps the smallest chunk.
+  back; the code gives such steps the smallest chunk. The code's chunks begin at 128
+  tokens even if a decode will be late for them; here a step may have no prefill.
 * Priority (Eq. 4 and 5): deadline of the first token plus `alpha_s_per_token` times
   the prompt tokens left; for a completion bound, its deadline plus that times prompt
   and output tokens left. The paper's history of output lengths is `max_tokens` here.
@@ -48,6 +49,14 @@ class QoServe:
     max_chunk_tokens: int = 2500
     relegation: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha_s_per_token < np.inf:
+            raise ValueError(f"alpha_s_per_token={self.alpha_s_per_token} is below 0")
+        if not 0.1 <= self.margin <= 10:
+            raise ValueError(f"margin={self.margin} is not in 0.1..10")
+        if self.max_chunk_tokens < 1:
+            raise ValueError(f"max_chunk_tokens={self.max_chunk_tokens} is below 1")
+
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         candidates = Candidates(view)
@@ -62,7 +71,9 @@ class QoServe:
             least_s, _ = slack.tightest(float(forwarder.grid_s[0]) * self.margin)
             budget = forwarder.largest_within(least_s / self.margin)
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
-            builder.limit_blocks(min(budget, ceiling), PlanEnd.TIME_LIMIT)
+            least = 0 if builder.num_decodes else 1  # a step has something to do
+            budget = max(min(budget, ceiling), least)
+            builder.limit_blocks(budget, PlanEnd.TIME_LIMIT)
             candidates.add_prompts(builder, prompts.requests)
         return builder.build()
 

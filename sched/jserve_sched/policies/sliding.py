@@ -24,7 +24,7 @@ decided in `sorter`, `chunker`, `constructor`, `slack` and, for the whole:
 * After a selection the paper leaves the rest of the step empty (`fill=off`).
 * Nothing in the paper looks at requests that are yet to come, and a step, once begun,
   cannot be stopped: whoever arrives waits for its end. With `reserve` no step is longer
-  than the tightest first-token promise of late leaves after a step of decodes, so one
+  than the tight first-token promises of late leave after a step of decodes, so one
   that comes at the worst moment can still be in time. The paper's only such limit is B,
   the most tokens in a step, which must be tuned for each machine and load.
 """
@@ -66,8 +66,12 @@ class SlidingServe:
       epsilon_s: of mlps: least slack that work is divided by, seconds.
       late: of mlps: who is pushed back: off, past or hopeless; see `sorter`.
       objective: of the chunker: time (Algorithm 1) or tokens (Fig. 1).
-      search: of the chunker: ternary (published) or edges (exact on buckets).
+      search: of the chunker: ternary (published; with objective=tokens, for which
+        nothing is published, an even grid) or edges (exact on buckets).
       max_anchors: requests at risk that the constructor tries.
+
+    Raises:
+      ValueError: for an option out of range.
     """
 
     sorter: str = "moore"
@@ -86,6 +90,8 @@ class SlidingServe:
     def __post_init__(self) -> None:
         # Wrong values are refused now, not in the first plan.
         _ = self._sorter, self._chunker, self._constructor
+        if self.max_anchors < 1:
+            raise ValueError(f"max_anchors={self.max_anchors} is below 1")
 
     @functools.cached_property
     def _sorter(self) -> PrioritySorter:
@@ -132,19 +138,24 @@ class SlidingServe:
         if self.constructor:
             at_risk = ~late & (slack_s < float(forwarder.grid_s[-1]))  # R_risk
             if at_risk.any():
-                limits_s = np.where(late, -1.0, np.minimum(slack_s, current_s))
                 chosen = self._select(
-                    view, forwarder, prompts, at_risk=at_risk, limits_s=limits_s
+                    view,
+                    forwarder,
+                    prompts,
+                    at_risk=at_risk,
+                    slack_s=np.where(late, -1.0, slack_s),
+                    current_s=current_s,
                 )
                 if chosen.size:
-                    prompts = _first(prompts, chosen)
+                    limit_s = min(float(slack_s[chosen].min()), current_s)
+                    prompts, num_first = _in_front(prompts, chosen)
                     forwarder.use(prompts)
-                    limit_s = float(limits_s[chosen].min())
                     self._add_selection(
-                        builder, candidates, forwarder, prompts, chosen.size, limit_s
+                        builder, candidates, forwarder, prompts, num_first, limit_s
                     )
                     if builder.used_blocks:
                         return
+                forwarder.use(prompts)
         if self.chunker:
             budget = self._chunker.budget(
                 forwarder,
@@ -152,7 +163,7 @@ class SlidingServe:
                 next_s=next_s,
                 block_tokens=view.buckets.block_tokens,
             )
-            least = 0 if candidates.decodes else 1  # a step has something to do
+            least = 0 if builder.num_decodes else 1  # a step has something to do
             builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
         candidates.add_prompts(builder, prompts.requests)
 
@@ -163,13 +174,19 @@ class SlidingServe:
         current_s: float,
         next_s: float,
     ) -> tuple[float, float]:
-        """Returns T_cur and T_next, short enough for a tight request yet to come."""
-        least_s = float(forwarder.grid_s[0])
+        """Returns T_cur and T_next, short enough for a tight request yet to come.
+
+        But never too short for any prefill.
+        """
+        least_s, first_s = forwarder.grid_s[:2].tolist()
         num_waits = 2 if view.in_flight_s else 1  # a planned step cannot be recalled
-        longest_s = (view.tightest_ttft_s - least_s) / num_waits
-        if longest_s < least_s or longest_s >= current_s:
+        longest_s = (view.tight_ttft_s - least_s) / num_waits
+        if longest_s < least_s:
+            return current_s, next_s  # it could not be in time anyway
+        longest_s = max(longest_s, first_s)
+        if longest_s >= current_s:
             return current_s, next_s
-        return longest_s, longest_s
+        return longest_s, min(longest_s, current_s + next_s - longest_s)
 
     def _select(
         self,
@@ -178,13 +195,15 @@ class SlidingServe:
         prompts: Prompts,
         *,
         at_risk: np.ndarray,
-        limits_s: np.ndarray,
+        slack_s: np.ndarray,
+        current_s: float,
     ) -> np.ndarray:
         """Returns the places of the prompts to finish in this step; may be empty."""
+        limits_s = np.minimum(slack_s, current_s)
         size = view.buckets.block_tokens
         unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
         chosen = self._constructor.select(
-            slack_s=limits_s,
+            slack_s=slack_s,
             weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
             is_at_risk=at_risk,
             capacity=forwarder.capacities(limits_s) * size // unit_tokens,  # Eq. 17
@@ -196,7 +215,8 @@ class SlidingServe:
             whole = np.array([forwarder.num_blocks])
             if float(forwarder.predict(whole)[0]) <= limits_s[chosen].min():
                 break
-            chosen = np.delete(chosen, np.argmax(limits_s[chosen]))
+            patient = np.flatnonzero(slack_s[chosen] == slack_s[chosen].max())
+            chosen = np.delete(chosen, patient[-1])
         return chosen
 
     def _add_selection(
@@ -205,11 +225,11 @@ class SlidingServe:
         candidates: Candidates,
         forwarder: BatchForwarder,
         prompts: Prompts,
-        num_chosen: int,
+        num_first: int,
         limit_s: float,
     ) -> None:
-        """Adds the first `num_chosen` prompts whole, then others as time allows."""
-        blocks = forwarder.blocks_of_first(num_chosen)
+        """Adds the first `num_first` prompts whole, then others as time allows."""
+        blocks = forwarder.blocks_of_first(num_first)
         if self.fill:
             builder.limit_blocks(
                 max(blocks, forwarder.largest_within(limit_s)), PlanEnd.TIME_LIMIT
@@ -217,11 +237,13 @@ class SlidingServe:
             candidates.add_prompts(builder, prompts.requests)
         else:
             builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
-            candidates.add_prompts(builder, prompts.requests[:num_chosen])
+            candidates.add_prompts(builder, prompts.requests[:num_first])
 
 
-def _first(prompts: Prompts, chosen: np.ndarray) -> Prompts:
-    """Returns the prompts with the chosen ones in front."""
-    is_chosen = np.zeros(len(prompts.requests), bool)
-    is_chosen[chosen] = True
-    return prompts.take(np.argsort(~is_chosen, kind="stable"))
+def _in_front(prompts: Prompts, chosen: np.ndarray) -> tuple[Prompts, int]:
+    """Returns the prompts with guarded and chosen ones in front, and how many."""
+    is_first = np.array([request.guard for request in prompts.requests])
+    rank = np.where(is_first, 0, 2)
+    rank[chosen] = np.minimum(rank[chosen], 1)
+    front = prompts.take(np.argsort(rank, kind="stable"))
+    return front, int((rank < 2).sum())
