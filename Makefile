@@ -49,7 +49,8 @@ golden:
 	.venv-parity/bin/python -m pip install --quiet --group parity
 	.venv-parity/bin/python tests/golden/write_golden.py
 
-# SlidingServe's tables in the simulator; REPRODUCE=full makes the committed ones.
+# SlidingServe's tables in the simulator: under half an hour, or hours with
+# REPRODUCE=full, which goes on where it stopped.
 REPRODUCE ?= quick
 reproduce-slidingserve: setup
 	$(BIN)/python benchmarks/slidingserve/reproduce.py --mode=$(REPRODUCE)
