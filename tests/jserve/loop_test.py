@@ -130,13 +130,13 @@ def test_every_policy_serves_a_crowd_of_all_kinds(
     try:
         requests = [
             make_request(
-                int(rng.integers(1, 400)),
-                int(rng.integers(1, 30)),
+                int(rng.integers(1, 250)),
+                int(rng.integers(1, 12)),
                 arrival_s=loop.clock.now_s(),
                 slo=slos[index % len(slos)],
                 guard=index % 7 == 0,
             )
-            for index in range(60)
+            for index in range(42)
         ]
         for request in requests:
             loop.submit(request)
