@@ -56,11 +56,11 @@ reproduce-slidingserve: setup
 	$(BIN)/python benchmarks/slidingserve/reproduce.py --mode=$(REPRODUCE)
 
 # The policies on this machine's engine over HTTP, in turns (A B C D A B C D), on two
-# traces with lengths halved: 20 minutes on a machine that does nothing else.
+# traces with lengths quartered: 10 minutes on a machine that does nothing else.
 TURNS := fcfs,edf,qoserve,sliding,fcfs,edf,qoserve,sliding
 compare-policies: setup
 	for trace in azure_conv azure_code; do \
-	  $(BIN)/jserve-bench --launch --policies=$(TURNS) --num_requests=200 --load=0.9,1.2 --length_scale=0.5 --trace=tools/jserve_tools/traces/$$trace.csv --output=out/policies/$$trace && \
+	  $(BIN)/jserve-bench --launch --policies=$(TURNS) --num_requests=200 --load=0.9,1.2 --length_scale=0.25 --trace=tools/jserve_tools/traces/$$trace.csv --output=out/policies/$$trace && \
 	  $(BIN)/python benchmarks/policies/pool.py --report=out/policies/$$trace/report.json || exit 1; \
 	done
 

@@ -54,6 +54,7 @@ class SlidingChunker:
         current_s: float,
         next_s: float,
         block_tokens: int,
+        longest_s: float = math.inf,
     ) -> int:
         """Returns B*, the blocks of prefill that the next step should have.
 
@@ -62,12 +63,15 @@ class SlidingChunker:
           current_s: T_cur (Eq. 14), seconds; infinite if nothing limits it.
           next_s: T_next (Eq. 15), seconds.
           block_tokens: tokens in a block, Q.
+          longest_s: no step may be longer, seconds: else the first would be kept
+            short for the sake of a second that never comes.
         """
         current = forwarder.largest_within(current_s)
         if current >= forwarder.num_blocks or current == 0 or math.isinf(next_s):
             return current
         if self.objective == "tokens":
-            return self._most_tokens(forwarder, current, current_s + next_s)
+            total_s = current_s + next_s
+            return self._most_tokens(forwarder, current, total_s, longest_s)
         following = forwarder.largest_within(next_s)
         # No more than there is to do, or a step would be priced without its tokens.
         total = min(current + following, forwarder.num_blocks)
@@ -78,13 +82,18 @@ class SlidingChunker:
         return _exact(forwarder, low, current, total, width)
 
     def _most_tokens(
-        self, forwarder: BatchForwarder, current: int, limit_s: float
+        self,
+        forwarder: BatchForwarder,
+        current: int,
+        total_s: float,
+        longest_s: float,
     ) -> int:
-        """Returns the first budget of the pair with most tokens in `limit_s`."""
+        """Returns the first budget of the pair with most tokens in `total_s`."""
         # Fig. 1 has no algorithm: without the edges, an even grid is searched.
         every = forwarder.edges if self.search == "edges" else forwarder.grid
         now = np.union1d(every[every <= current], [current]).astype(np.int64)
-        total = now + forwarder.capacities(limit_s - forwarder.predict(now))
+        left_s = np.minimum(total_s - forwarder.predict(now), longest_s)
+        total = now + forwarder.capacities(left_s)
         total = np.minimum(total, forwarder.num_blocks)  # no more than there is
         # Between points of the grid capacities are estimates: as good is as good as.
         slightly_less = total.max() - (forwarder.grid_step - 1)

@@ -133,10 +133,15 @@ class SlidingServe:
 
         slack = decode_slack(candidates.decodes, view.start_s)
         current_s, next_s = slack.tightest(float(forwarder.grid_s[0]))
+        longest_s = np.inf
         if self.reserve:
-            current_s, next_s = self._reserve(view, forwarder, current_s, next_s)
+            longest_s = self._longest_s(view, forwarder)
+            if longest_s < current_s:
+                next_s = min(current_s + next_s - longest_s, longest_s)
+                current_s = longest_s
         if self.constructor:
-            at_risk = ~late & (slack_s < float(forwarder.grid_s[-1]))  # R_risk
+            full_s = min(float(forwarder.grid_s[-1]), longest_s)
+            at_risk = ~late & (slack_s < full_s)  # R_risk
             if at_risk.any():
                 chosen = self._select(
                     view,
@@ -162,31 +167,25 @@ class SlidingServe:
                 current_s=current_s,
                 next_s=next_s,
                 block_tokens=view.buckets.block_tokens,
+                longest_s=longest_s,
             )
             least = 0 if builder.num_decodes else 1  # a step has something to do
             builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
         candidates.add_prompts(builder, prompts.requests)
 
-    def _reserve(
-        self,
-        view: SchedulerView,
-        forwarder: BatchForwarder,
-        current_s: float,
-        next_s: float,
-    ) -> tuple[float, float]:
-        """Returns T_cur and T_next, short enough for a tight request yet to come.
+    def _longest_s(self, view: SchedulerView, forwarder: BatchForwarder) -> float:
+        """Returns how long a step may be for the sake of requests yet to come.
 
-        But never too short for any prefill.
+        Where decodes alone take so long that one which comes at the worst moment is
+        late anyhow, short enough for one that comes at the end of a step. But never
+        too short for any prefill, and unlimited where no step is short enough.
         """
         least_s, first_s = forwarder.grid_s[:2].tolist()
         num_waits = 2 if view.in_flight_s else 1  # a planned step cannot be recalled
         longest_s = (view.tight_ttft_s - least_s) / num_waits
         if longest_s < least_s:
-            return current_s, next_s  # it could not be in time anyway
-        longest_s = max(longest_s, first_s)
-        if longest_s >= current_s:
-            return current_s, next_s
-        return longest_s, min(longest_s, current_s + next_s - longest_s)
+            longest_s = view.tight_ttft_s / num_waits
+        return max(longest_s, first_s) if longest_s >= least_s else np.inf
 
     def _select(
         self,
