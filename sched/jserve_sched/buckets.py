@@ -11,9 +11,10 @@ import dataclasses
 import functools
 import json
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 DEFAULT_BLOCK_TOKENS = 32
 MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
@@ -74,8 +75,10 @@ class BucketTable:
         )
 
     @functools.cached_property
-    def block_edge_array(self) -> np.ndarray:
+    def block_edge_array(self) -> "np.ndarray":
         """The block edges `[E]`, float64, for vectorised look-ups. Read only."""
+        import numpy as np  # a program that only prints its --help needs none
+
         edges = np.array(self.block_edges, np.float64)
         edges.setflags(write=False)
         return edges
