@@ -167,7 +167,7 @@ def non_negative_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.nda
     is_free = np.zeros(num_columns, bool)
     for _ in range(10 * num_columns):
         gain = np.where(is_free, -np.inf, moment - gram @ found)
-        best = int(gain.argmax())
+        best = int(np.argmax(gain))
         if gain[best] <= tolerance:
             break
         is_free[best] = True
@@ -193,7 +193,7 @@ def _settle(
         share = np.full_like(found, np.inf)
         np.divide(found, found - wanted, out=share, where=is_blocked & (found > 0.0))
         share[is_blocked & (found <= 0.0)] = 0.0
-        first = int(share.argmin())
+        first = int(np.argmin(share))
         found += share[first] * (wanted - found)
         is_free[first] = False
         found[~is_free] = 0.0

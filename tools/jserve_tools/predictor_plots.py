@@ -62,7 +62,7 @@ def _scatter(axes: Any, steps: HeldOut, predicted_s: np.ndarray, name: str) -> N
             linewidths=0,
         )
     everything = np.concatenate((steps.median_s, steps.linear_s, steps.mlp_s)) * 1e3
-    ends = np.array([everything.min() * 0.8, everything.max() * 1.25])
+    ends = np.array([np.min(everything) * 0.8, np.max(everything) * 1.25])
     axes.plot(ends, ends, color=_GREY, lw=0.9)
     for factor in (0.8, 1.25):
         axes.plot(ends, ends * factor, color=_GREY, lw=0.6, ls=(0, (4, 3)))
