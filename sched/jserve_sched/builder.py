@@ -13,6 +13,7 @@ Pages, from the point of view of one plan:
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from jserve_sched import features
 from jserve_sched.plan import PlanEnd, Row, StepPlan
@@ -277,21 +278,28 @@ class PlanBuilder:
 
 def plan_in_order(
     view: SchedulerView,
+    key: Callable[[Request], Any],
     *,
-    running: Sequence[Request],
-    prefills: Sequence[Request],
-    chunk_tokens: int = 0,
+    chunk_tokens: int,
+    ranks_waiting: bool = True,
 ) -> StepPlan | None:
     """Plans all decodes first, then prefill blocks in order until nothing fits.
 
     Args:
       view: the snapshot.
-      running: running requests, most important first; the last is preempted first.
-      prefills: requests with a prompt to compute, running or waiting, in order.
+      key: what requests are ordered by, least first; of those that run the last is
+        preempted first.
       chunk_tokens: tokens in the step, decodes included, rounded down to whole blocks
         but at least one; 0 leaves it to the step's limit.
+      ranks_waiting: whether prompts that wait are ordered among those partly computed;
+        otherwise they come after them, by arrival.
     """
     builder = PlanBuilder(view)
+    running = sorted(view.running, key=key)
+    prefills = [request for request in running if request.num_remaining > 1]
+    prefills += view.admissible
+    if ranks_waiting:
+        prefills.sort(key=key)
 
     def behind(index: int) -> Iterator[Request]:
         return (running[i] for i in range(len(running) - 1, index, -1))

@@ -12,15 +12,14 @@ that names it has been applied, and only a request in no such plan is preempted.
 
 import collections
 import dataclasses
-import math
 from typing import NamedTuple
 
-from jserve_sched import features
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger, chain_hashes
 from jserve_sched.plan import Row, StepPlan, StepResult
 from jserve_sched.policies.base import Policy
 from jserve_sched.predictor import Predictor, StepSample
+from jserve_sched.recent_load import RecentLoad
 from jserve_sched.request import FinishReason, Request, RequestState
 from jserve_sched.view import SchedulerView
 from jserve_sched.waiting import WaitingQueue
@@ -48,31 +47,6 @@ class SchedulerCounters:
     prompt_tokens: int = 0
     prefix_hit_tokens: int = 0
     generated_tokens: int = 0
-
-
-_NUM_RECENT = 256  # requests whose promises stand for those to come
-_RATE_MEMORY = 0.98  # of the past at each step: about the last 50 count
-
-
-class _PrefillRate:
-    """Prompt tokens per second of the recent steps that had more than they could do.
-
-    Steps with little to do say nothing about how fast a queue can be worked off.
-    """
-
-    def __init__(self) -> None:
-        self._tokens = 0.0
-        self._time_s = 0.0
-
-    def add(self, num_tokens: float, duration_s: float) -> None:
-        """Takes a step into account."""
-        self._tokens = self._tokens * _RATE_MEMORY + num_tokens
-        self._time_s = self._time_s * _RATE_MEMORY + duration_s
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """The rate; None before the first such step."""
-        return self._tokens / self._time_s if self._tokens > 0 else None
 
 
 class Scheduler:
@@ -131,11 +105,7 @@ class Scheduler:
         self._free_slots = list(range(max_num_seqs))[::-1]
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
-        self._prefill_rate = _PrefillRate()
-        self._recent_ttft_s: collections.deque[float] = collections.deque(
-            maxlen=_NUM_RECENT
-        )
-        self._tight_ttft_s = math.inf
+        self._recent = RecentLoad()
 
     @property
     def num_waiting(self) -> int:
@@ -190,9 +160,7 @@ class Scheduler:
                 request.prompt_tokens, self.ledger.page_size
             )
         self._requests[request.request_id] = request
-        self._recent_ttft_s.append(request.first_deadline_s - request.arrival_s)
-        ranked = sorted(self._recent_ttft_s)
-        self._tight_ttft_s = ranked[len(ranked) // 20]
+        self._recent.add_request(request)
         self._enqueue(request)
 
     def _enqueue(self, request: Request) -> None:
@@ -211,8 +179,8 @@ class Scheduler:
             ledger=self.ledger,
             buckets=self.buckets,
             predictor=self.predictor,
-            prefill_tokens_per_s=self._prefill_rate.tokens_per_s,
-            tight_ttft_s=self._tight_ttft_s,
+            prefill_tokens_per_s=self._recent.prefill_tokens_per_s,
+            tight_ttft_s=self._recent.tight_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
         )
 
@@ -291,9 +259,7 @@ class Scheduler:
         """
         plan = self._in_flight.popleft()
         self.predictor.update(StepSample(plan.features, result.duration_s))
-        if plan.leaves_work:
-            num_tokens = float(plan.features[features.PREFILL_TOKENS])
-            self._prefill_rate.add(num_tokens, result.duration_s)
+        self._recent.add_step(plan, result.duration_s)
         outputs = []
         tokens = iter(result.tokens)
         for row in (*plan.decodes, *plan.chunks):

@@ -36,7 +36,7 @@ from jserve_tools.benchmark import (
     Replay,
     describe,
 )
-from jserve_tools.documents import document, one_line, plain, write_whole
+from jserve_tools.documents import document, one_line, write_report, write_whole
 from jserve_tools.http_client import APIS, RequestForm
 from jserve_tools.idle_flags import check_flags
 from jserve_tools.plots import draw
@@ -381,8 +381,7 @@ def _publish(options: _Options, findings: Findings, command: Sequence[str]) -> N
         title += f", {report['device']}"
     picture = options.output / "report.png"
     write_whole(picture, draw(findings.runs, title=title))
-    path = options.output / "report.json"
-    write_whole(path, (json.dumps(plain(report), indent=1) + "\n").encode())
+    path = write_report(options.output, report)
     _say(f"\nplot: {picture}\nreport: {path}")
     _say(one_line(report))
 

@@ -162,6 +162,13 @@ def document(
     return {name: plain(value) for name, value in head.items() if value is not None}
 
 
+def write_report(folder: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:
+    """Writes report.json into a folder; returns its path."""
+    path = folder / "report.json"
+    write_whole(path, (json.dumps(plain(report), indent=1) + "\n").encode())
+    return path
+
+
 def one_line(report: Mapping[str, Any]) -> str:
     """Returns the report without per-request rows, as one line of JSON."""
     short = dict(report)

@@ -14,7 +14,6 @@ goes to report.json in --output.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -40,17 +39,13 @@ from jserve_sched.goodput import (
 )
 from jserve_sched.policies import make_policy
 from jserve_sched.slo import ServiceClass, parse_service_classes
-from jserve_sched.workload import (
-    WORKLOADS,
-    Arrival,
-    describe_lengths,
-    isolated_times,
-)
-from jserve_tools.documents import document, one_line, plain, write_whole
+from jserve_sched.workload import WORKLOADS, Arrival, isolated_times
+from jserve_tools.documents import one_line, write_report
 from jserve_tools.machines import load_machine
 from jserve_tools.simulated_loads import Levels, Load, NamedLoad, TraceLoad
 from jserve_tools.simulated_predictors import PREDICTORS
 from jserve_tools.simulation import Experiment, split_limit
+from jserve_tools.simulation_report import simulation_report
 from jserve_tools.simulation_tables import goodput_table, speed_table
 from jserve_tools.sweep import RateTask, run_all, search_goodputs
 from jserve_tools.tables import runs_table
@@ -390,47 +385,18 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _machine_facts(cost_model: CostModel) -> dict[str, Any]:
-    return {
-        name: getattr(cost_model, name)
-        for name in (
-            "name",
-            "num_kv_tokens",
-            "page_size",
-            "max_num_seqs",
-            "max_num_batched_tokens",
-        )
-    }
-
-
 def _publish(
     options: _Options, runs: Sequence[dict[str, Any]], command: Sequence[str]
 ) -> None:
     """Writes the report, and prints the tables and the JSON line."""
-    first = options.experiments[0]
-    workload: dict[str, Any] = {
-        "num_requests": len(options.sample),
-        "lengths": describe_lengths(options.sample),
-    }
-    if _TRACE.value is not None:
-        workload["trace"] = pathlib.Path(_TRACE.value).name
-    else:
-        workload["name"] = _WORKLOAD.value
-        workload["paper"] = {
-            one.service_class.name: one.paper for one in WORKLOADS[_WORKLOAD.value]
-        }
-    report = document(
+    is_trace = _TRACE.value is not None
+    report = simulation_report(
         command=command,
-        facts={"device": f"simulated {first.cost_model.name}"},
-        workload=workload,
+        experiment=options.experiments[0],
+        sample=options.sample,
+        trace=pathlib.Path(_TRACE.value).name if is_trace else "",
+        workload="" if is_trace else _WORKLOAD.value,
         runs=runs,
-        extra={
-            "cost_model": _machine_facts(first.cost_model),
-            "predictor": first.predictor,
-            "lag": first.lag,
-            "noise": first.noise,
-            "yardstick": first.yardstick,
-        },
     )
     _say(runs_table(runs))
     if _GOODPUT.value:
@@ -438,9 +404,7 @@ def _publish(
         _say(goodput_table(runs))
     _say("")
     _say(speed_table(runs))
-    path = options.output / "report.json"
-    write_whole(path, (json.dumps(plain(report), indent=1) + "\n").encode())
-    _say(f"\nreport: {path}")
+    _say(f"\nreport: {write_report(options.output, report)}")
     _say(one_line(report))
 
 

@@ -11,6 +11,7 @@ import dataclasses
 
 from jserve_sched.builder import plan_in_order
 from jserve_sched.plan import StepPlan
+from jserve_sched.policies.base import check_chunk_tokens
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
 
@@ -31,16 +32,8 @@ class EarliestDeadlineFirst:
     chunk_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.chunk_tokens < 0:
-            raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
+        check_chunk_tokens(self.chunk_tokens)
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        running = sorted(view.running, key=_deadline)
-        partial = [request for request in running if request.num_remaining > 1]
-        return plan_in_order(
-            view,
-            running=running,
-            prefills=sorted([*partial, *view.admissible], key=_deadline),
-            chunk_tokens=self.chunk_tokens,
-        )
+        return plan_in_order(view, _deadline, chunk_tokens=self.chunk_tokens)
