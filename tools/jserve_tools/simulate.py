@@ -389,13 +389,13 @@ def _publish(
     options: _Options, runs: Sequence[dict[str, Any]], command: Sequence[str]
 ) -> None:
     """Writes the report, and prints the tables and the JSON line."""
-    is_trace = _TRACE.value is not None
+    trace = pathlib.Path(_TRACE.value).name if _TRACE.value is not None else ""
     report = simulation_report(
         command=command,
         experiment=options.experiments[0],
         sample=options.sample,
-        trace=pathlib.Path(_TRACE.value).name if is_trace else "",
-        workload="" if is_trace else _WORKLOAD.value,
+        trace=trace,
+        workload="" if trace else _WORKLOAD.value,
         runs=runs,
     )
     _say(runs_table(runs))
