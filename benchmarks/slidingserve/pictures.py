@@ -273,7 +273,9 @@ def draw_ablation(entries: Entries) -> bytes:
             (left, f"Goodput, {shape}", "in units of edf's"),
             (right, f"Violations at {own[0]['qps']:.2f} requests/s", "%"),
         ):
-            axes.set_xticks(at, names, fontsize=8)
+            axes.set_xticks(
+                at, [name.replace(", ", ",\n") for name in names], fontsize=8
+            )
             style_axes(axes, title, "", label)
             axes.grid(False, axis="x")
             axes.legend(fontsize=8, loc="upper left" if axes is left else "upper right")
