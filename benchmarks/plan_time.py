@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from jserve.program import run_program
-from jserve_sched.buckets import PowersOfTwo
+from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.ledger import KvLedger
 from jserve_sched.plan import StepResult
 from jserve_sched.policies import POLICIES, make_policy

@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from jserve.program import run_program
-from jserve_sched.buckets import PowersOfTwo
+from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.features import NUM_FEATURES, uniform_features
 from jserve_sched.linear_predictor import LinearPredictor, fit_linear
 from jserve_sched.mlp_predictor import NUM_INPUTS, MlpPredictor, MlpWeights

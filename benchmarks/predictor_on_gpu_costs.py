@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from jserve.program import ProgramError, run_program
 from jserve_sched import features
-from jserve_sched.buckets import Continuous
+from jserve_sched.bucket_strategies import Continuous
 from jserve_sched.cost_model import CostModel, OraclePredictor
 from jserve_sched.linear_predictor import fit_linear
 from jserve_sched.policies import Policy, make_policy

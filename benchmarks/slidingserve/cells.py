@@ -17,7 +17,8 @@ import numpy as np
 import paper
 
 from jserve_sched import goodput
-from jserve_sched.buckets import BucketTable, Continuous, PowersOfTwo
+from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
+from jserve_sched.buckets import BucketTable
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.policies import make_policy
 from jserve_sched.report import Outcome

@@ -1,4 +1,4 @@
-"""Buckets: the compiled static shapes, and the strategies that choose them.
+"""Buckets: the compiled static shapes.
 
 A bucket is `B` decode rows and `NB` prefill blocks of `Q` tokens, so a step
 computes `T = B + NB * Q` token positions whatever is real among them. The table
@@ -10,14 +10,12 @@ import bisect
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_BLOCK_TOKENS = 32
-MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
 
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
@@ -39,17 +37,27 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class BucketTable:
-    """Every shape that may run: the cross product of row and block edges.
+    """Every shape that may run: the pairs of row and block edges that can occur.
+
+    Two kinds of pairs cannot. A pair of more than `max_tokens` token positions
+    breaks the step's limit. And a step with prefill has at most one decode less than
+    the largest row edge, since whose prompt it is holds a slot too: if that many rows
+    have an edge of their own, the largest row edge comes without prefill only.
 
     Attributes:
       row_edges: decode-row counts compiled, ascending, without repeats.
       block_edges: prefill-block counts compiled, ascending; holds 0 and more.
       block_tokens: tokens in one block, Q.
+      max_tokens: most token positions in a step; None if every pair is allowed.
+
+    Raises:
+      ValueError: if the edges are no such lists, or one of them is in no pair.
     """
 
     row_edges: tuple[int, ...]
     block_edges: tuple[int, ...]
     block_tokens: int = DEFAULT_BLOCK_TOKENS
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("row_edges", "block_edges"):
@@ -64,15 +72,45 @@ class BucketTable:
             )
         if self.block_tokens < 1:
             raise ValueError(f"block_tokens={self.block_tokens} is below 1")
+        if self.max_tokens is not None:
+            self._check_tokens(self.max_rows, self.block_edges[1], self.max_tokens)
+            self._check_tokens(self.row_edges[0], self.max_blocks, self.max_tokens)
+
+    def _check_tokens(self, num_rows: int, num_blocks: int, max_tokens: int) -> None:
+        """Checks that a pair exists without which an edge would be in vain."""
+        bucket = Bucket(num_rows, num_blocks, self.block_tokens)
+        if bucket.num_tokens > max_tokens:
+            raise ValueError(
+                f"block edge {num_blocks} does not fit beside {num_rows} rows: "
+                f"{bucket.num_tokens} tokens are over max_tokens={max_tokens}"
+            )
+
+    def _num_block_edges(self, num_rows: int) -> int:
+        """Returns how many of the block edges, the first ones, a row edge pairs with.
+
+        Args:
+          num_rows: a row edge.
+        """
+        if num_rows == self.max_rows and num_rows - 1 in self.row_edges[-2:]:
+            return 1
+        if self.max_tokens is None:
+            return len(self.block_edges)
+        room = (self.max_tokens - num_rows) // self.block_tokens
+        return bisect.bisect_right(self.block_edges, room)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
-        """All shapes, largest first: a covering set is compiled soonest."""
+        """All shapes that can occur, largest first."""
         return tuple(
             Bucket(rows, blocks, self.block_tokens)
             for rows in reversed(self.row_edges)
-            for blocks in reversed(self.block_edges)
+            for blocks in reversed(self.block_edges[: self._num_block_edges(rows)])
         )
+
+    @property
+    def num_programs(self) -> int:
+        """Shapes that can occur, counted without making them."""
+        return sum(self._num_block_edges(rows) for rows in self.row_edges)
 
     @functools.cached_property
     def block_edge_array(self) -> "np.ndarray":
@@ -96,6 +134,8 @@ class BucketTable:
     def fit(self, num_rows: int, num_blocks: int) -> Bucket:
         """Returns the smallest bucket that holds so much.
 
+        Not asked whether such a step can occur: see `buckets`.
+
         Raises:
           ValueError: if either count exceeds the largest edge.
         """
@@ -116,135 +156,51 @@ class BucketTable:
         index = bisect.bisect_right(self.block_edges, num_blocks) - 1
         return self.block_edges[max(index, 0)]
 
+    def block_edge_beside(self, num_rows: int, max_tokens: int) -> int:
+        """Returns the most prefill blocks, an edge, of a step with so many decodes.
+
+        Args:
+          num_rows: decodes; they are padded to their edge.
+          max_tokens: most token positions in the step, if the table has no lower
+            limit.
+        """
+        if self.max_tokens is not None:
+            max_tokens = min(max_tokens, self.max_tokens)
+        room = max_tokens - self.fit(num_rows, 0).num_rows
+        return self.largest_block_edge(room // self.block_tokens)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the form that `table_from_json` reads."""
-        return {
+        row: dict[str, Any] = {
             "row_edges": list(self.row_edges),
             "block_edges": list(self.block_edges),
             "block_tokens": self.block_tokens,
         }
+        if self.max_tokens is not None:
+            row["max_tokens"] = self.max_tokens
+        return row
 
 
 def table_from_json(text: str) -> BucketTable:
-    """Reads a bucket file: row_edges, block_edges and, optionally, block_tokens.
+    """Reads a bucket file.
+
+    It holds row_edges and block_edges, and may hold block_tokens and max_tokens.
+    Other keys, such as where the edges come from, are not looked at.
 
     Raises:
       ValueError: if the text is not such a table.
     """
     try:
         row: Any = json.loads(text)
+        max_tokens = row.get("max_tokens")
         return BucketTable(
             tuple(int(edge) for edge in row["row_edges"]),
             tuple(int(edge) for edge in row["block_edges"]),
             int(row.get("block_tokens", DEFAULT_BLOCK_TOKENS)),
+            None if max_tokens is None else int(max_tokens),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             "a bucket file is a JSON object with row_edges and block_edges "
             f"(lists of integers): {error!r}"
         ) from None
-
-
-class BucketStrategy(Protocol):
-    """Chooses the shapes to compile for a server's limits."""
-
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns the table.
-
-        Args:
-          max_num_seqs: most requests in a step; the largest row edge.
-          max_num_batched_tokens: most token positions in a step.
-          block_tokens: tokens in one prefill block, Q.
-        """
-        ...
-
-
-def _powers_of_two(first: int, last: int) -> list[int]:
-    edges = []
-    edge = first
-    while edge < last:
-        edges.append(edge)
-        edge *= 2
-    return [*edges, last]
-
-
-def _max_blocks(
-    max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-) -> int:
-    """Returns the prefill blocks that fit beside a full set of decode rows."""
-    if max_num_batched_tokens < max_num_seqs + block_tokens:
-        raise ValueError(
-            f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for a "
-            f"prefill block beside {max_num_seqs} rows: at least "
-            f"{max_num_seqs + block_tokens}"
-        )
-    return (max_num_batched_tokens - max_num_seqs) // block_tokens
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PowersOfTwo:
-    """Doubles each dimension up to its limit; few programs, up to 2x waste."""
-
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ... up to the limits."""
-        blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
-        return BucketTable(
-            tuple(_powers_of_two(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
-            (0, *_powers_of_two(1, blocks)),
-            block_tokens,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Explicit:
-    """Exactly the edges given; those beyond the server's limits are refused."""
-
-    row_edges: Sequence[int]
-    block_edges: Sequence[int]
-
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns the table of these edges."""
-        table = BucketTable(
-            tuple(self.row_edges), tuple(self.block_edges), block_tokens
-        )
-        if table.row_edges[0] < 1:
-            raise ValueError(f"row_edges must begin at 1 or more: {table.row_edges}")
-        if table.max_rows != max_num_seqs:
-            raise ValueError(
-                f"the largest row edge {table.max_rows} is not "
-                f"max_num_seqs={max_num_seqs}"
-            )
-        blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
-        if table.max_blocks > blocks:
-            raise ValueError(
-                f"the largest block edge {table.max_blocks} is over {blocks}, all that "
-                f"max_num_batched_tokens={max_num_batched_tokens} allows"
-            )
-        return table
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Continuous:
-    """No padding at all: every count is an edge and a block is one token.
-
-    No engine compiles so many programs; the simulator compares with it, as the
-    papers' engines have no static shapes.
-    """
-
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns all counts up to the limits; `block_tokens` is not heeded."""
-        del block_tokens
-        return BucketTable(
-            tuple(range(max_num_seqs + 1)), tuple(range(max_num_batched_tokens + 1)), 1
-        )
-
-
-STRATEGIES: dict[str, BucketStrategy] = {"pow2": PowersOfTwo()}

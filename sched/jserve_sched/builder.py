@@ -80,10 +80,9 @@ class PlanBuilder:
     def _max_blocks(self) -> int:
         """Returns the largest block edge the token limit allows beside the rows."""
         view = self._view
-        rows = view.buckets.fit(len(self._decodes), 0).num_rows
-        tokens = view.max_num_batched_tokens - rows
-        blocks = min(tokens // view.buckets.block_tokens, view.buckets.max_blocks)
-        edge = view.buckets.largest_block_edge(max(blocks, 0))
+        edge = view.buckets.block_edge_beside(
+            len(self._decodes), view.max_num_batched_tokens
+        )
         return edge if self._limit_blocks is None else min(edge, self._limit_blocks)
 
     def limit_blocks(self, num_blocks: int, end: PlanEnd) -> None:

@@ -93,22 +93,20 @@ class BatchForwarder:
         self._view = view
         self._page_size = view.ledger.page_size
         self._edges = view.buckets.block_edge_array
-        rows = view.buckets.fit(min(len(decodes), view.buckets.max_rows), 0).num_rows
+        num_rows = min(len(decodes), view.buckets.max_rows)
         starts = [request.num_dispatched for request in decodes]
         self._decode_row = np.zeros(features.NUM_FEATURES)
         self._decode_row[features.NUM_DECODES] = len(starts)
         self._decode_row[features.DECODE_CONTEXT] = sum(starts)
         self._decode_row[features.CACHED_TOKENS] = sum(starts)
-        self._decode_row[features.NUM_ROWS] = rows
+        self._decode_row[features.NUM_ROWS] = view.buckets.fit(num_rows, 0).num_rows
         if starts:
             longest = -(-(max(starts) + 1) // self._page_size)
             self._decode_row[features.DECODE_PAGES] = longest
-        size = view.buckets.block_tokens
-        room = (view.max_num_batched_tokens - rows) // size
-        self.max_blocks = view.buckets.largest_block_edge(
-            max(min(room, view.buckets.max_blocks), 0)
+        self._size = view.buckets.block_tokens
+        self.max_blocks = view.buckets.block_edge_beside(
+            num_rows, view.max_num_batched_tokens
         )
-        self._size = size
         self.grid_step = -(-max(self.max_blocks, 1) // _GRID_POINTS)
         self._grid = np.append(
             np.arange(0, self.max_blocks, self.grid_step), self.max_blocks

@@ -1,15 +1,16 @@
 import json
+from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jserve_sched.buckets import (
-    Bucket,
-    BucketTable,
-    Continuous,
-    Explicit,
-    PowersOfTwo,
-    table_from_json,
-)
+from jserve_sched.bucket_strategies import Continuous
+from jserve_sched.buckets import Bucket, BucketTable, table_from_json
+
+
+def names(table: BucketTable) -> list[str]:
+    return [str(bucket) for bucket in table.buckets]
 
 
 def test_fit_rounds_both_dimensions_up() -> None:
@@ -33,20 +34,8 @@ def test_largest_block_edge_rounds_down() -> None:
 
 
 def test_buckets_come_largest_first() -> None:
-    buckets = BucketTable((2, 4), (0, 1)).buckets
-    assert [str(one) for one in buckets] == ["B4xNB1", "B4xNB0", "B2xNB1", "B2xNB0"]
-
-
-def test_powers_of_two_reach_their_limits() -> None:
-    table = PowersOfTwo().table(
-        max_num_seqs=24, max_num_batched_tokens=430, block_tokens=32
-    )
-    assert table.row_edges == (2, 4, 8, 16, 24)
-    assert table.block_edges == (0, 1, 2, 4, 8, 12)
-    one = PowersOfTwo().table(
-        max_num_seqs=1, max_num_batched_tokens=33, block_tokens=32
-    )
-    assert (one.row_edges, one.block_edges) == ((1,), (0, 1))
+    table = BucketTable((2, 4), (0, 1))
+    assert names(table) == ["B4xNB1", "B4xNB0", "B2xNB1", "B2xNB0"]
 
 
 @pytest.mark.parametrize(
@@ -57,37 +46,74 @@ def test_bad_edges_are_refused(rows: tuple[int, ...], blocks: tuple[int, ...]) -
         BucketTable(rows, blocks)
 
 
-def test_explicit_checks_the_limits() -> None:
-    limits = {"max_num_batched_tokens": 140, "block_tokens": 32}
-    strategy = Explicit(row_edges=(4,), block_edges=(0, 4))
-    assert strategy.table(max_num_seqs=4, **limits).max_blocks == 4
-    with pytest.raises(ValueError, match="max_num_seqs=8"):
-        strategy.table(max_num_seqs=8, **limits)
-    with pytest.raises(ValueError, match="block edge 9"):
-        Explicit(row_edges=(4,), block_edges=(0, 9)).table(max_num_seqs=4, **limits)
-    with pytest.raises(ValueError, match="no room for a prefill block"):
-        strategy.table(max_num_seqs=4, max_num_batched_tokens=31, block_tokens=32)
+def test_pairs_over_the_token_limit_do_not_exist() -> None:
+    table = BucketTable((2, 8), (0, 1, 2, 4), block_tokens=4, max_tokens=18)
+    assert names(table) == [
+        *("B8xNB2", "B8xNB1", "B8xNB0"),
+        *("B2xNB4", "B2xNB2", "B2xNB1", "B2xNB0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "message"),
+    [
+        (11, "block edge 1 does not fit beside 8 rows: 12 tokens are over .*=11"),
+        (17, "block edge 4 does not fit beside 2 rows: 18 tokens are over .*=17"),
+    ],
+)
+def test_every_edge_is_in_a_pair(max_tokens: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BucketTable((2, 8), (0, 1, 2, 4), block_tokens=4, max_tokens=max_tokens)
+
+
+def test_a_prompt_takes_the_last_row() -> None:
+    assert names(BucketTable((3, 4), (0, 1))) == ["B4xNB0", "B3xNB1", "B3xNB0"]
+    assert len(BucketTable((2, 4), (0, 1)).buckets) == 4
+    assert len(BucketTable((1,), (0, 1)).buckets) == 2
+
+
+def test_blocks_beside_rows_respect_the_lower_limit() -> None:
+    table = BucketTable((2, 8), (0, 1, 2, 4), block_tokens=4, max_tokens=18)
+    assert [table.block_edge_beside(rows, 99) for rows in (0, 2, 3, 8)] == [4, 4, 2, 2]
+    assert [table.block_edge_beside(rows, 17) for rows in (0, 3)] == [2, 2]
+    assert table.block_edge_beside(8, 9) == 0
+
+
+edges = st.sets(st.integers(1, 12), min_size=1, max_size=5).map(sorted)
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(edges, edges, st.integers(0, 40))
+def test_buckets_are_what_steps_within_the_limits_round_up_to(
+    rows: Sequence[int], blocks: Sequence[int], spare_tokens: int
+) -> None:
+    least = max(rows[-1] + 4 * blocks[0], rows[0] + 4 * blocks[-1])
+    limit = least + spare_tokens
+    table = BucketTable(tuple(rows), (0, *blocks), 4, limit)
+    reached = {
+        table.fit(num_decodes, num_blocks)
+        for num_decodes in range(rows[-1] + 1)
+        for num_blocks in range(table.block_edge_beside(num_decodes, limit) + 1)
+        if num_decodes < rows[-1] or not num_blocks  # a prompt needs a slot
+        if num_decodes or num_blocks
+    }
+    assert set(table.buckets) == reached
+    assert table.num_programs == len(table.buckets)
+
+
+def test_programs_are_counted_without_being_listed() -> None:
+    table = Continuous().table(
+        max_num_seqs=256, max_num_batched_tokens=10**6, block_tokens=32
+    )
+    assert table.num_programs == 256 * (10**6 + 1) + 1
 
 
 def test_bucket_files_round_trip() -> None:
-    table = BucketTable((2, 8), (0, 3), 16)
-    assert table_from_json(json.dumps(table.to_json())) == table
-    for text in ("{}", "[", '{"row_edges": 3, "block_edges": [0]}'):
+    for max_tokens in (None, 99):
+        table = BucketTable((2, 8), (0, 3), 16, max_tokens)
+        assert table_from_json(json.dumps(table.to_json())) == table
+    text = '{"row_edges": [2], "block_edges": [0, 1], "fit": {"max_programs": 3}}'
+    assert table_from_json(text) == BucketTable((2,), (0, 1))
+    for text in ("{}", "[", '{"row_edges": 3, "block_edges": [0]}', "[]"):
         with pytest.raises(ValueError, match="bucket file"):
             table_from_json(text)
-
-
-def test_continuous_shapes_are_never_padded() -> None:
-    table = Continuous().table(
-        max_num_seqs=4, max_num_batched_tokens=12, block_tokens=32
-    )
-    assert table.fit(0, 3) == Bucket(0, 3, 1)
-    assert table.fit(3, 8).num_tokens == 11
-    assert (table.max_rows, table.max_blocks) == (4, 12)
-
-
-def test_an_engine_has_no_shape_without_rows() -> None:
-    with pytest.raises(ValueError, match="row_edges must begin at 1"):
-        Explicit(row_edges=(0, 4), block_edges=(0, 1)).table(
-            max_num_seqs=4, max_num_batched_tokens=64, block_tokens=32
-        )

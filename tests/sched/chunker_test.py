@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fakes import make_request
-from jserve_sched.buckets import BucketTable, Continuous
+from jserve_sched.bucket_strategies import Continuous
+from jserve_sched.buckets import BucketTable
 from jserve_sched.chunker import SlidingChunker
 from jserve_sched.forwarder import BatchForwarder, Prompts
 from step_costs import Curve, Staircase, make_view

@@ -3,7 +3,8 @@ import pytest
 
 from fakes import make_request
 from jserve_sched import features
-from jserve_sched.buckets import BucketTable, Continuous
+from jserve_sched.bucket_strategies import Continuous
+from jserve_sched.buckets import BucketTable
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import Row
 from jserve_sched.request import Request, RequestState

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fakes import Driver, make_request, make_scheduler
-from jserve_sched.buckets import BucketTable, Continuous
+from jserve_sched.bucket_strategies import Continuous
+from jserve_sched.buckets import BucketTable
 from jserve_sched.candidates import MAX_WAITING, Candidates
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies import make_policy

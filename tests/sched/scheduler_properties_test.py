@@ -1,6 +1,7 @@
 """What must hold whatever the workload: checked after every step of random ones."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -8,8 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fakes import Driver, expected_output, make_request, make_scheduler
+from jserve_sched import features
 from jserve_sched.buckets import BucketTable
 from jserve_sched.plan import PlanEnd, StepPlan
+from jserve_sched.predictor import Predictor, StepSample
 from jserve_sched.request import FinishReason, Request, RequestState
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import Slo
@@ -27,6 +30,8 @@ TABLES = (
     BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4),
     BucketTable((3,), (0, 5), block_tokens=4),
     BucketTable((1, 6), (0, 3, 7), block_tokens=2),
+    BucketTable((1, 3, 8), (0, 1, 2, 6, 8), block_tokens=4, max_tokens=33),
+    BucketTable((2, 5, 6), (0, 2, 3, 9), block_tokens=4, max_tokens=39),
 )
 
 
@@ -42,6 +47,33 @@ class Workload:
     spare_rows: int  # rows of the largest bucket that may not be used
     spare_blocks: int  # blocks of it that the token limit forbids
     block_s: float  # predicted time of a block; 0 leaves it to the table's guess
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownShapes:
+    """A predictor that may be asked only about shapes that exist."""
+
+    inner: Predictor
+    table: BucketTable
+
+    @functools.cached_property
+    def _shapes(self) -> set[tuple[int, int]]:
+        return {(one.num_rows, one.num_blocks) for one in self.table.buckets}
+
+    def _check(self, matrix: np.ndarray) -> None:
+        columns = [features.NUM_ROWS, features.NUM_BLOCKS]
+        assert {(int(b), int(nb)) for b, nb in matrix[:, columns]} <= self._shapes
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        self._check(matrix)
+        return self.inner.predict(matrix)
+
+    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
+        self._check(matrix)
+        return self.inner.predict_upper(matrix)
+
+    def update(self, sample: StepSample) -> None:
+        self.inner.update(sample)
 
 
 workloads = st.builds(
@@ -167,6 +199,7 @@ def run_workload(
     )
     if workload.block_s:
         scheduler.predictor = Staircase(lambda blocks: 0.01 + workload.block_s * blocks)
+    scheduler.predictor = KnownShapes(scheduler.predictor, workload.table)
     driver = Driver(scheduler, lag=workload.lag)
     driver.on_plan = lambda plan: check_plan(workload, scheduler, plan)
     requests = make_requests(workload)

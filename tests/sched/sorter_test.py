@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fakes import make_request
-from jserve_sched.buckets import Continuous
+from jserve_sched.bucket_strategies import Continuous
 from jserve_sched.forwarder import BatchForwarder, remaining_prompts
 from jserve_sched.slo import Slo
 from jserve_sched.sorter import PrioritySorter, surplus

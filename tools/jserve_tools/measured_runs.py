@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jserve_sched.buckets import Continuous
+from jserve_sched.bucket_strategies import Continuous
 from jserve_sched.cost_model import CostModel, OraclePredictor
 from jserve_sched.ledger import KvLedger
 from jserve_sched.policies import make_policy

@@ -66,9 +66,9 @@ def random_batches(
             decodes = [Row(one, int(length), 1, True) for length in lengths]
         chunks: list[Row] = []
         if kind != 0:
-            padded = buckets.fit(len(decodes), 0).num_rows
-            room = (cost_model.max_num_batched_tokens - padded) // buckets.block_tokens
-            num_blocks = log_uniform(1, min(room, buckets.max_blocks))
+            most = cost_model.max_num_batched_tokens
+            room = buckets.block_edge_beside(len(decodes), most)
+            num_blocks = log_uniform(1, room)
             num_chunks = log_uniform(1, min(_MAX_CHUNKS, num_blocks))
             cuts = np.sort(rng.integers(1, num_blocks + 1, num_chunks - 1)).tolist()
             for begin, end in zip([0, *cuts], [*cuts, num_blocks], strict=True):
@@ -125,11 +125,10 @@ def _timed_table(
     cost_model: CostModel, buckets: BucketTable, max_model_len: int
 ) -> TablePredictor:
     """Returns a table filled as a server fills it when it starts."""
-    num_shapes = len(buckets.row_edges) * len(buckets.block_edges)
-    if num_shapes > _MAX_TABLE_SHAPES:
+    if buckets.num_programs > _MAX_TABLE_SHAPES:
         raise ValueError(
             f"predictor=table needs compiled shapes, at most {_MAX_TABLE_SHAPES}, not "
-            f"{num_shapes}; use oracle or linear with bucket strategy none"
+            f"{buckets.num_programs}; use oracle or linear with bucket strategy none"
         )
     page_size = cost_model.page_size
     pages = -(-max_model_len // page_size)

@@ -45,10 +45,7 @@ class StepLimits:
 
     def max_blocks(self, num_decodes: int) -> int:
         """Returns the most prefill blocks beside so many decodes."""
-        rows = self.table.fit(num_decodes, 0).num_rows
-        tokens = self.max_num_batched_tokens - rows
-        blocks = min(tokens // self.table.block_tokens, self.table.max_blocks)
-        return self.table.largest_block_edge(blocks)
+        return self.table.block_edge_beside(num_decodes, self.max_num_batched_tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,88 @@
+"""Bucket growth: in which order to add edges, and which to leave out.
+
+A server can start with two programs and add finer ones while it serves, and a table
+may be larger than the programs one can pay for. Both want the edges in order of value.
+The one idea: value is found from the far end. Take away, again and again, the edge
+whose absence costs least for each program saved; read backwards, that is the order of
+growth, and every table on the way is a subset of the next.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from jserve_sched.buckets import BucketTable
+
+TableCost = Callable[[BucketTable], float]
+"""Returns the expected seconds of a step under a table."""
+
+
+def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
+    """Returns nested tables, each with one edge more, from a covering set to `table`.
+
+    The covering set is the largest row edge with no prefill and with as many blocks
+    as fit beside it: whatever there is to do, it can be done with these two programs,
+    if slowly. An edge changes which pairs can occur, so a pair of a smaller table may
+    be missing from a larger one; an edge never is.
+
+    Args:
+      table: the last one.
+      cost_s: prices a table. It is asked about every table with an edge less, so
+        about `E**2 / 2` times for E edges.
+    """
+    tables, now_s = [table], cost_s(table)
+    while smaller := list(_with_one_edge_less(tables[-1])):
+        num_programs = tables[-1].num_programs
+        costs_s = [cost_s(one) for one in smaller]
+        prices_s = [
+            (then_s - now_s) / (num_programs - one.num_programs)
+            for one, then_s in zip(smaller, costs_s, strict=True)
+        ]
+        best = prices_s.index(min(prices_s))  # the first of equals: the smallest edge
+        tables.append(smaller[best])
+        now_s = costs_s[best]
+    return tables[::-1]
+
+
+def limit_programs(
+    table: BucketTable, max_programs: int, cost_s: TableCost
+) -> BucketTable:
+    """Returns the largest table of the growth that has so few programs.
+
+    Args:
+      table: what one would have without a limit.
+      max_programs: most programs to compile.
+      cost_s: prices a table.
+
+    Raises:
+      ValueError: if not even a covering set is within the limit.
+    """
+    if table.num_programs <= max_programs:
+        return table
+    tables = growth(table, cost_s)
+    if tables[0].num_programs > max_programs:
+        raise ValueError(
+            f"max_programs={max_programs} is below {tables[0].num_programs}: with "
+            "fewer programs some steps have no shape"
+        )
+    return next(one for one in reversed(tables) if one.num_programs <= max_programs)
+
+
+def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
+    """Yields the tables between a table and its covering set, one edge smaller.
+
+    By the edge that is left out, ascending, a row edge before a block edge.
+    """
+    no_limit = table.max_rows + table.max_blocks * table.block_tokens
+    max_tokens = no_limit if table.max_tokens is None else table.max_tokens
+    kept = table.block_edge_beside(table.max_rows, max_tokens)
+    edges = [(edge, 0) for edge in table.row_edges[:-1]]
+    edges += [(edge, 1) for edge in table.block_edges if edge not in (0, kept)]
+    for edge, dimension in sorted(edges):
+        if dimension:
+            left = tuple(one for one in table.block_edges if one != edge)
+            yield dataclasses.replace(table, block_edges=left)
+            continue
+        left = tuple(one for one in table.row_edges if one != edge)
+        # The most blocks may fit beside the fewest rows alone: those stay as long.
+        if left[0] + table.max_blocks * table.block_tokens <= max_tokens:
+            yield dataclasses.replace(table, row_edges=left)

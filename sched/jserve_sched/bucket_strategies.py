@@ -1,0 +1,288 @@
+"""Bucket strategies: which shapes to compile for a server's limits.
+
+A strategy picks the edges of each dimension by a rule. The one idea: the limits
+are always edges, so whatever the rule leaves out, every step has a shape.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.spec_options import make_from_spec
+
+MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
+
+_Rule = Callable[[int, int], Sequence[int]]
+"""Takes the smallest count worth an edge and the limit; returns ascending edges."""
+
+
+class BucketStrategy(Protocol):
+    """Chooses the shapes to compile for a server's limits."""
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns the table.
+
+        Args:
+          max_num_seqs: most requests in a step; the largest row edge.
+          max_num_batched_tokens: most token positions in a step.
+          block_tokens: tokens in one prefill block, Q.
+        """
+        ...
+
+
+def _max_blocks(
+    max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+) -> int:
+    """Returns the prefill blocks that fit beside a full set of decode rows."""
+    if max_num_batched_tokens < max_num_seqs + block_tokens:
+        raise ValueError(
+            f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for a "
+            f"prefill block beside {max_num_seqs} rows: at least "
+            f"{max_num_seqs + block_tokens}"
+        )
+    return (max_num_batched_tokens - max_num_seqs) // block_tokens
+
+
+def _by_rule(
+    row_rule: _Rule,
+    block_rule: _Rule,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    block_tokens: int,
+) -> BucketTable:
+    """Returns the table of the edges that two rules give, and of no blocks at all."""
+    max_blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
+    return BucketTable(
+        tuple(row_rule(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
+        (0, *block_rule(1, max_blocks)),
+        block_tokens,
+    )
+
+
+def _powers_of_two(first: int, last: int) -> list[int]:
+    powers = [1 << bit for bit in range(last.bit_length())]
+    return [*(edge for edge in powers if first <= edge < last), last]
+
+
+def _two_bits(first: int, last: int) -> list[int]:
+    powers = [1 << bit for bit in range(last.bit_length())]
+    edges = {*powers, *(edge + edge // 2 for edge in powers)}
+    return [*sorted(edge for edge in edges if first <= edge < last), last]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PowersOfTwo:
+    """Doubles each dimension up to its limit; few programs, up to 2x waste."""
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ... up to the limits."""
+        return _by_rule(
+            _powers_of_two,
+            _powers_of_two,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_tokens=block_tokens,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoBit:
+    """Edges of at most two leading binary digits: x1.5, then x1.33, in turn.
+
+    Nearly twice the edges of `PowersOfTwo`: less than a third of an edge is padding,
+    not less than a half.
+    """
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns rows 2, 3, 4, 6, 8, 12 ... and blocks 0, 1, 2, 3, 4, 6 ..."""
+        return _by_rule(
+            _two_bits,
+            _two_bits,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_tokens=block_tokens,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Every multiple of a gap: the same waste at any size, and many programs.
+
+    Attributes:
+      row_gap: rows between two edges.
+      block_gap: prefill blocks between two edges.
+
+    Raises:
+      ValueError: if a gap is below 1.
+    """
+
+    row_gap: int = 8
+    block_gap: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("row_gap", "block_gap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns the multiples, the limits, and the smallest counts worth having."""
+
+        def multiples(gap: int) -> _Rule:
+            return lambda first, last: sorted(
+                {first, last} | {edge for edge in range(0, last, gap) if edge > first}
+            )
+
+        return _by_rule(
+            multiples(self.row_gap),
+            multiples(self.block_gap),
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_tokens=block_tokens,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PadLimit:
+    """The fewest edges that pad no count by more than a limit.
+
+    After vLLM's Gaudi plugin, whose rule of this kind walks up in steps and wants the
+    padding within both limits. Here the larger of the two counts, so that small
+    counts, whose padding is cheap, need no program each; and the edges are found from
+    the top down, which leaves the fewest.
+
+    Attributes:
+      absolute: rows, or blocks, of padding that are always allowed; 0 with relative=0
+        gives every count.
+      relative: share of an edge that may be padding; 0.5 about doubles.
+
+    Raises:
+      ValueError: if a limit is out of range.
+    """
+
+    absolute: int = 1
+    relative: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.absolute < 0:
+            raise ValueError(f"absolute={self.absolute} is below 0")
+        if not 0 <= self.relative < 1:
+            raise ValueError(f"relative={self.relative} is not in 0..1, 1 excluded")
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns the fewest edges of each dimension that reach its limit."""
+
+        def edges(first: int, last: int) -> list[int]:
+            chosen = [last]
+            while True:
+                edge = chosen[-1]
+                most = max(self.absolute, math.floor(self.relative * edge))
+                if edge - most <= first:
+                    return chosen[::-1]
+                chosen.append(edge - most - 1)
+
+        return _by_rule(
+            edges,
+            edges,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_tokens=block_tokens,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explicit:
+    """Exactly the edges given; those beyond the server's limits are refused.
+
+    Blocks may be more than fit beside full rows, up to what fits beside the smallest
+    row edge.
+    """
+
+    row_edges: Sequence[int]
+    block_edges: Sequence[int]
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns the table of these edges."""
+        _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
+        table = BucketTable(
+            tuple(self.row_edges), tuple(self.block_edges), block_tokens
+        )
+        if table.row_edges[0] < 1:
+            raise ValueError(f"row_edges must begin at 1 or more: {table.row_edges}")
+        if table.max_rows != max_num_seqs:
+            raise ValueError(
+                f"the largest row edge {table.max_rows} is not "
+                f"max_num_seqs={max_num_seqs}"
+            )
+        return dataclasses.replace(table, max_tokens=max_num_batched_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continuous:
+    """No padding at all: every count is an edge and a block is one token.
+
+    No engine compiles so many programs; the simulator compares with it, as the
+    papers' engines have no static shapes.
+    """
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns all counts up to the limits; `block_tokens` is not heeded."""
+        del block_tokens
+        return BucketTable(
+            tuple(range(max_num_seqs + 1)), tuple(range(max_num_batched_tokens + 1)), 1
+        )
+
+
+STRATEGIES: dict[str, type[BucketStrategy]] = {
+    "pow2": PowersOfTwo,
+    "two_bit": TwoBit,
+    "linear": Linear,
+    "pad_limit": PadLimit,
+}
+"""Those a server can compile from its limits alone."""
+
+SIMULATED_STRATEGIES: dict[str, type[BucketStrategy]] = {
+    **STRATEGIES,
+    "none": Continuous,
+}
+"""Those a simulator can run as well."""
+
+FROM_FILE = ("explicit", "fitted")
+"""Names whose edges come from a bucket file."""
+
+
+def make_strategy(
+    spec: str, strategies: Mapping[str, type[BucketStrategy]] = STRATEGIES
+) -> BucketStrategy:
+    """Returns the strategy that `name:option=value:...` describes.
+
+    Args:
+      spec: the name, and fields of its class to set.
+      strategies: those to choose from, by name.
+
+    Raises:
+      ValueError: if the strategy or an option is unknown, or a value is no good.
+    """
+    if spec in FROM_FILE:
+        raise ValueError(
+            f"bucket strategy {spec!r} needs a bucket file (buckets=FILE); without "
+            f"one: {sorted(strategies)}"
+        )
+    strategy: BucketStrategy = make_from_spec(spec, strategies, kind="bucket strategy")
+    return strategy

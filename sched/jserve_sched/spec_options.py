@@ -1,0 +1,64 @@
+"""Specs: a name and options on one line, and the object they describe.
+
+pow2                                  by name, with its defaults
+linear:block_gap=4                    with options, each a field of its class
+sliding:constructor=off:alpha=0.8     more than one
+
+The one idea: a class's own fields are its options, so a new field is an option
+without a line here.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
+
+
+def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
+    """Returns an object of the class that a spec names, with the spec's options.
+
+    Args:
+      spec: `name:option=value:...`.
+      classes: dataclasses by name; their fields are bool, int, float or str.
+      kind: what they are, for error messages.
+
+    Raises:
+      ValueError: if the name or an option is unknown, or a value is no good.
+    """
+    name, *settings = spec.split(":")
+    if name not in classes:
+        raise ValueError(f"{kind} {name!r} is unknown; known: {sorted(classes)}")
+    chosen: Any = classes[name]
+    types = typing.get_type_hints(chosen)
+    known = [field.name for field in dataclasses.fields(chosen)]
+    options: dict[str, Any] = {}
+    for setting in settings:
+        option, equals, text = setting.partition("=")
+        if option not in known or not equals:
+            raise ValueError(
+                f"{kind} {name!r} has no option {setting!r}; options are "
+                f"{[f'{one}=...' for one in known]}"
+            )
+        options[option] = _parse(f"{name}:{option}", text, types[option])
+    return chosen(**options)
+
+
+def _parse(where: str, text: str, kind: Any) -> Any:
+    if kind is bool:
+        if text not in _SWITCH:
+            raise ValueError(f"{where}={text} is not one of {sorted(_SWITCH)}")
+        return _SWITCH[text]
+    if kind in (int, float):
+        try:
+            value = kind(text)
+            if not math.isfinite(value):
+                raise ValueError
+            return value
+        except ValueError:
+            raise ValueError(f"{where}={text} is not a number ({kind.__name__})") from (
+                None
+            )
+    return text

@@ -1,0 +1,163 @@
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jserve_sched.bucket_strategies import (
+    FROM_FILE,
+    SIMULATED_STRATEGIES,
+    STRATEGIES,
+    BucketStrategy,
+    Continuous,
+    Explicit,
+    Linear,
+    PadLimit,
+    PowersOfTwo,
+    TwoBit,
+    make_strategy,
+)
+from jserve_sched.buckets import Bucket, BucketTable
+
+
+def table_of(strategy: BucketStrategy, num_rows: int, num_blocks: int) -> BucketTable:
+    """The table for limits of so many rows and, beside them, blocks."""
+    return strategy.table(
+        max_num_seqs=num_rows,
+        max_num_batched_tokens=num_rows + num_blocks * 4 + 3,
+        block_tokens=4,
+    )
+
+
+def test_powers_of_two_reach_their_limits() -> None:
+    table = table_of(PowersOfTwo(), 24, 12)
+    assert table.row_edges == (2, 4, 8, 16, 24)
+    assert table.block_edges == (0, 1, 2, 4, 8, 12)
+
+
+def test_two_bits_halve_the_gaps() -> None:
+    table = table_of(TwoBit(), 24, 13)
+    assert table.row_edges == (2, 3, 4, 6, 8, 12, 16, 24)
+    assert table.block_edges == (0, 1, 2, 3, 4, 6, 8, 12, 13)
+
+
+def test_linear_edges_keep_a_small_one() -> None:
+    table = table_of(Linear(row_gap=8, block_gap=3), 20, 9)
+    assert table.row_edges == (2, 8, 16, 20)
+    assert table.block_edges == (0, 1, 3, 6, 9)
+    assert table_of(Linear(row_gap=1, block_gap=1), 4, 2) == BucketTable(
+        (2, 3, 4), (0, 1, 2), 4
+    )
+
+
+def test_pad_limits_reach_from_every_count_to_about_double() -> None:
+    assert table_of(PadLimit(absolute=0, relative=0), 4, 3) == BucketTable(
+        (2, 3, 4), (0, 1, 2, 3), 4
+    )
+    table = table_of(PadLimit(absolute=0, relative=0.5), 32, 63)
+    assert table.row_edges == (3, 7, 15, 32)
+    assert table.block_edges == (0, 1, 3, 7, 15, 31, 63)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.integers(1, 12), st.integers(0, 3), st.sampled_from([0, 0.1, 0.25, 0.5, 0.9]))
+def test_pad_limits_hold_with_the_fewest_edges(
+    num_blocks: int, absolute: int, relative: float
+) -> None:
+    def holds(edges: tuple[int, ...]) -> bool:
+        padded = [min(e for e in edges if e >= n) for n in range(1, num_blocks + 1)]
+        return all(
+            edge - count <= max(absolute, relative * edge)
+            for count, edge in enumerate(padded, 1)
+        )
+
+    table = table_of(PadLimit(absolute=absolute, relative=relative), 2, num_blocks)
+    chosen = table.block_edges[1:]
+    assert holds(chosen)
+    for count in range(len(chosen) - 1):
+        for fewer in itertools.combinations(range(1, num_blocks), count):
+            assert not holds((*fewer, num_blocks))
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(
+    st.sampled_from([*STRATEGIES, "linear:row_gap=1", "pad_limit:relative=0.9"]),
+    st.integers(1, 70),
+    st.integers(1, 130),
+)
+def test_the_limits_are_the_last_edges(
+    spec: str, num_rows: int, num_blocks: int
+) -> None:
+    table = table_of(make_strategy(spec), num_rows, num_blocks)
+    assert (table.max_rows, table.max_blocks) == (num_rows, num_blocks)
+    assert table.row_edges[0] >= min(2, num_rows)
+    largest = table.buckets[0].num_tokens
+    assert largest <= num_rows + num_blocks * 4
+    with pytest.raises(ValueError, match="no room for a prefill block"):
+        make_strategy(spec).table(
+            max_num_seqs=num_rows, max_num_batched_tokens=num_rows + 3, block_tokens=4
+        )
+
+
+def test_explicit_checks_the_limits() -> None:
+    limits = {"max_num_batched_tokens": 140, "block_tokens": 32}
+    strategy = Explicit(row_edges=(4,), block_edges=(0, 4))
+    assert strategy.table(max_num_seqs=4, **limits).max_blocks == 4
+    with pytest.raises(ValueError, match="max_num_seqs=8"):
+        strategy.table(max_num_seqs=8, **limits)
+    with pytest.raises(ValueError, match="block edge 9"):
+        Explicit(row_edges=(4,), block_edges=(0, 9)).table(max_num_seqs=4, **limits)
+    with pytest.raises(ValueError, match="no room for a prefill block"):
+        strategy.table(max_num_seqs=4, max_num_batched_tokens=31, block_tokens=32)
+
+
+def test_explicit_blocks_may_need_empty_rows() -> None:
+    table = Explicit(row_edges=(2, 64), block_edges=(0, 1, 4)).table(
+        max_num_seqs=64, max_num_batched_tokens=140, block_tokens=32
+    )
+    assert table.max_tokens == 140
+    assert Bucket(2, 4) in table.buckets
+    assert Bucket(64, 4) not in table.buckets
+
+
+def test_an_engine_has_no_shape_without_rows() -> None:
+    with pytest.raises(ValueError, match="row_edges must begin at 1"):
+        Explicit(row_edges=(0, 4), block_edges=(0, 1)).table(
+            max_num_seqs=4, max_num_batched_tokens=64, block_tokens=32
+        )
+
+
+def test_continuous_shapes_are_never_padded() -> None:
+    table = Continuous().table(
+        max_num_seqs=4, max_num_batched_tokens=12, block_tokens=32
+    )
+    assert table.fit(0, 3) == Bucket(0, 3, 1)
+    assert table.fit(3, 8).num_tokens == 11
+    assert (table.max_rows, table.max_blocks) == (4, 12)
+
+
+def test_specs_set_options() -> None:
+    assert make_strategy("pow2") == PowersOfTwo()
+    assert make_strategy("linear:block_gap=4") == Linear(block_gap=4)
+    assert make_strategy("pad_limit:relative=0.5:absolute=3") == PadLimit(
+        relative=0.5, absolute=3
+    )
+    assert make_strategy("none", SIMULATED_STRATEGIES) == Continuous()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pow3", "'pow3' is unknown; known: .*'linear', 'pad_limit', 'pow2'"),
+        ("none", "bucket strategy 'none' is unknown"),
+        ("pow2:gap=2", "'pow2' has no option 'gap=2'"),
+        ("linear:row_gap=0", "row_gap=0 is below 1"),
+        ("linear:block_gap=0.5", "linear:block_gap=0.5 is not a number"),
+        ("pad_limit:relative=1", r"relative=1.0 is not in 0\.\.1"),
+        ("pad_limit:absolute=-1", "absolute=-1 is below 0"),
+        *((name, f"'{name}' needs a bucket file") for name in FROM_FILE),
+    ],
+)
+def test_wrong_specs_are_refused_by_name(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_strategy(spec)
