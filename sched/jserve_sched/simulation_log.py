@@ -29,6 +29,7 @@ class SimulatedStep:
       bucket_s: what the cost model says of it, seconds.
       used_s: the same without padding, seconds.
       used_blocks: blocks that held a real token.
+      leaves_work: whether prefill was left over for want of room.
       features: `[F]`, what it computed.
     """
 
@@ -38,6 +39,7 @@ class SimulatedStep:
     bucket_s: float
     used_s: float
     used_blocks: int
+    leaves_work: bool
     features: np.ndarray
 
     @property
@@ -56,6 +58,16 @@ class SimulatedStep:
         return int(self.features[features.NUM_DECODES])
 
     @property
+    def decode_pages(self) -> int:
+        """KV pages of the longest decode; 0 without one."""
+        return int(self.features[features.DECODE_PAGES])
+
+    @property
+    def block_pages(self) -> int:
+        """KV pages of the longest chunk; 0 without one."""
+        return int(self.features[features.BLOCK_PAGES])
+
+    @property
     def prefill_tokens(self) -> int:
         """Real prefill tokens."""
         return int(self.features[features.PREFILL_TOKENS])
@@ -66,20 +78,21 @@ class StepLog:
 
     def __init__(self) -> None:
         self._rows: list[np.ndarray] = []
-        self._facts: list[tuple[int, float, float, float]] = []
+        self._facts: list[tuple[int, bool, float, float, float]] = []
 
     def add(
         self,
         row: np.ndarray,
         *,
         used_blocks: int,
+        leaves_work: bool,
         start_s: float,
         duration_s: float,
         plan_s: float,
     ) -> None:
         """Takes one step; the names are those of `SimulatedStep`."""
         self._rows.append(row)
-        self._facts.append((used_blocks, start_s, duration_s, plan_s))
+        self._facts.append((used_blocks, leaves_work, start_s, duration_s, plan_s))
 
     def steps(self, cost_model: CostModel, block_tokens: int) -> list[SimulatedStep]:
         """Returns the steps, with their costs as they ran and without padding."""
@@ -99,11 +112,16 @@ class StepLog:
                 bucket_s=bucket_s[index],
                 used_s=used_s[index],
                 used_blocks=used_blocks,
+                leaves_work=leaves_work,
                 features=self._rows[index],
             )
-            for index, (used_blocks, start_s, duration_s, plan_s) in enumerate(
-                self._facts
-            )
+            for index, (
+                used_blocks,
+                leaves_work,
+                start_s,
+                duration_s,
+                plan_s,
+            ) in enumerate(self._facts)
         ]
 
 

@@ -214,6 +214,7 @@ class _Simulation:
             self.log.add(
                 plan.features,
                 used_blocks=plan.num_blocks,
+                leaves_work=plan.leaves_work,
                 start_s=self.now_s,
                 duration_s=duration_s,
                 plan_s=plan_s,
@@ -249,6 +250,7 @@ class _Simulation:
                 self.log.add(
                     row,
                     used_blocks=0,
+                    leaves_work=plan.leaves_work,
                     start_s=self.now_s,
                     duration_s=duration_s,
                     plan_s=0.0,
@@ -329,8 +331,7 @@ def simulate(
         outcomes=tally.outcomes(),
         steps=run.log.steps(cost_model, block_tokens) if run.log else None,
         counters=EngineCounters(
-            num_programs=len(scheduler.buckets.row_edges)
-            * len(scheduler.buckets.block_edges),
+            num_programs=scheduler.buckets.num_programs,
             num_compiles_after_warmup=0,
             num_preemptions=counters.num_preemptions,
             prefix_hit_tokens=counters.prefix_hit_tokens,

@@ -114,7 +114,8 @@ class TablePredictor:
 
         Each shape needs a sample with short contexts; samples with a long decode
         context, or a long block context, give the cost of a page. Shapes without
-        samples keep their neighbours' cost by monotonicity.
+        samples (pairs that cannot occur, or are not compiled yet) take the guess,
+        scaled as the others were and no further than the timed ones around them.
         """
         groups: dict[tuple[float, float], list[_Timing]] = {}
         for sample in samples:
@@ -127,10 +128,15 @@ class TablePredictor:
         base = self._prior.base_s.copy()
         decode = self._prior.per_decode_page_s.copy()
         block = self._prior.per_block_page_s.copy()
+        is_timed = np.zeros(base.shape, bool)
         for (num_rows, num_blocks), group in groups.items():
             i = int(np.searchsorted(self._axes[0], num_rows))
             j = int(np.searchsorted(self._axes[1], num_blocks))
             base[i, j], decode[i, j], block[i, j] = _fit_pages(group)
+            is_timed[i, j] = True
+        base = _filled(base, self._prior.base_s, is_timed)
+        decode = _filled(decode, self._prior.per_decode_page_s, is_timed)
+        block = _filled(block, self._prior.per_block_page_s, is_timed)
         base[0] = base[1]  # no decode row is padded to the smallest edge
         decode[0] = 0.0
         block[0] = block[1]
@@ -303,6 +309,20 @@ def _least_after(grid_s: np.ndarray) -> np.ndarray:
     for dim in range(grid_s.ndim):
         flipped = np.minimum.accumulate(flipped, axis=dim)
     return np.flip(flipped)
+
+
+def _filled(
+    timed_s: np.ndarray, guess_s: np.ndarray, is_timed: np.ndarray
+) -> np.ndarray:
+    """Returns times `[B edges, NB edges]` where those not timed follow the others."""
+    usable = is_timed & (guess_s > 0.0)
+    scale = float(np.median(timed_s[usable] / guess_s[usable])) if usable.any() else 1.0
+    around = np.clip(
+        guess_s * scale,
+        _largest_before(np.where(is_timed, timed_s, 0.0)),
+        _least_after(np.where(is_timed, timed_s, np.inf)),
+    )
+    return np.where(is_timed, timed_s, around)
 
 
 def _fit_pages(group: list[_Timing]) -> tuple[float, float, float]:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jserve_sched import features
-from jserve_sched.buckets import Bucket, BucketTable, Continuous, PowersOfTwo
+from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
+from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.clock import ManualClock
 from jserve_sched.cost_model import (
     CLOSED_FORMS,

@@ -135,6 +135,25 @@ def test_a_timed_pass_leaves_out_what_is_no_duration() -> None:
     assert predictor.predict(matrix) == pytest.approx(fitted().predict(matrix))
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+def test_shapes_not_timed_yet_leave_the_timed_ones_alone(scale: float) -> None:
+    """Whatever the machine's speed, a guess about another shape is no measurement."""
+    covering = [
+        one._replace(duration_s=scale * one.duration_s)
+        for one in samples()
+        if one.features[NUM_ROWS] == 8 and one.features[NUM_BLOCKS] in (0, 16)
+    ]
+    predictor = TablePredictor(TABLE, max_pages_per_row=32)
+    predictor.fit(covering)
+    for rows, blocks in ((8, 0), (8, 16)):
+        found = predict_s(predictor, rows, blocks, 1, 1 if blocks else 0)
+        wanted = scale * true_s(rows, blocks, 1, 1 if blocks else 0)
+        assert found == pytest.approx(wanted, rel=0.01)
+    small_s, large_s = (predict_s(predictor, 8, n, 1, n and 1) for n in (0, 16))
+    assert small_s <= predict_s(predictor, 8, 4, 1, 1) <= large_s
+    assert 0 < predict_s(predictor, 2, 4, 1, 1) <= large_s
+
+
 def test_one_slow_guess_does_not_lift_what_was_measured() -> None:
     """The timed pass of a small shape was disturbed; larger ones run for real."""
     predictor = TablePredictor(TABLE, max_pages_per_row=32)

@@ -1,0 +1,325 @@
+"""Fits bucket edges to a demand: the least padded step time for so many programs.
+
+The one idea: with the edges of one dimension given, the cost of a table is a sum over
+intervals between neighbouring edges of the other. So the best edges of one dimension
+are a shortest path from the smallest to the largest count with a given number of hops:
+exact, by dynamic programming. The two dimensions take turns until neither finds
+better; no turn ever makes it worse.
+
+The DP is over `R + 1` row counts or `B + 1` block counts; `BucketCosts` has the costs.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jserve_sched.bucket_costs import BucketCosts, CostGrid
+from jserve_sched.bucket_strategies import MIN_ROWS, PowersOfTwo
+from jserve_sched.buckets import BucketTable
+from jserve_sched.step_demand import StepDemand, StepTimes
+
+_LEAST_GAIN = 1e-12  # relative; less is rounding
+
+
+def expected_step_s(
+    table: BucketTable, demand: StepDemand, step_s: StepTimes, *, page_size: int
+) -> float:
+    """Returns the mean padded step time under a table, seconds: what a fit minimises.
+
+    For many tables make one `BucketCosts`: the model is then asked only once.
+    """
+    return _costs_for(table, demand, step_s, page_size).expected_s(table)
+
+
+def pad_share_time(
+    table: BucketTable, demand: StepDemand, step_s: StepTimes, *, page_size: int
+) -> float:
+    """Returns the share of step time spent on padding, of the steps that round up."""
+    return _costs_for(table, demand, step_s, page_size).pad_share(table)
+
+
+def _costs_for(
+    table: BucketTable, demand: StepDemand, step_s: StepTimes, page_size: int
+) -> BucketCosts:
+    return BucketCosts(
+        demand,
+        step_s,
+        max_rows=table.max_rows,
+        max_blocks=table.max_blocks,
+        block_tokens=table.block_tokens,
+        page_size=page_size,
+    )
+
+
+def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
+    """Returns the cheapest chains from the first node to the last, by number of hops.
+
+    Args:
+      costs: `[M, M]`, of a hop from i to j at `[i, j]`; infinite where there is none,
+        as there must be for `i >= j`.
+      max_hops: most hops.
+
+    Returns:
+      A chain without its first node for 1, 2, ... hops; fewer than `max_hops` if there
+      are not so many nodes, and none where no chain of so many hops exists.
+    """
+    best = costs[0]
+    came_from: list[np.ndarray] = []
+    chains = []
+    for num_hops in range(1, min(max_hops, len(costs) - 1) + 1):
+        if num_hops > 1:
+            through = best[:, None] + costs
+            came_from.append(np.argmin(through, axis=0))
+            best = np.min(through, axis=0)
+        if np.isfinite(best[-1]):
+            chain = [len(costs) - 1]
+            for places in reversed(came_from):
+                chain.append(int(places[chain[-1]]))
+            chains.append(tuple(reversed(chain)))
+    return chains
+
+
+def _sums_below(matrix: np.ndarray) -> np.ndarray:
+    """Returns `[M + 1, M]`: sums of each column over the rows before the i-th."""
+    sums = np.zeros((len(matrix) + 1, matrix.shape[1]))
+    np.cumsum(matrix, axis=0, out=sums[1:])
+    return sums
+
+
+def _upward(costs: np.ndarray) -> np.ndarray:
+    """Returns hop costs with those that do not ascend made infinite."""
+    return np.where(np.triu(np.ones(costs.shape, bool), 1), costs, np.inf)
+
+
+def _row_hops(matrix: np.ndarray, least: int) -> np.ndarray:
+    """Returns `[R + 1, R + 1]`: the cost of rows i + 1 .. j at edge j.
+
+    The first hop, from 0, takes those of no rows along.
+
+    Args:
+      matrix: `[R + 1, R + 1]` cost of the steps that want r rows, run with r'.
+      least: the smallest row edge.
+    """
+    sums = _sums_below(matrix)
+    to_edge = np.diagonal(sums[1:])
+    costs = to_edge[None] - sums[1:]
+    costs[0] = to_edge
+    costs[:, 1:least] = np.inf
+    return _upward(costs)
+
+
+def _up_hops(grid: CostGrid, row_edges: tuple[int, ...]) -> np.ndarray:
+    """Returns `[B + 1, B + 1]`: the cost of steps that want i + 1 .. j blocks, at j."""
+    sums = _sums_below(_block_matrix(grid, row_edges))
+    costs: np.ndarray = np.diagonal(sums[1:])[None] - sums[1:]
+    return costs
+
+
+def _limited_hops(grid: CostGrid, row_edges: tuple[int, ...]) -> np.ndarray:
+    """Returns `[B + 1, B + 1]`: the cost of limited steps that want i .. j - 1, at i.
+
+    Those at no edge but 0 break their limit at edge j. The largest count is an edge
+    always, so what wants it costs the same however the edges lie and is left out.
+    """
+    matrix = _block_matrix(grid, row_edges)
+    blocks = np.arange(len(matrix))
+    sums = _sums_below(matrix * blocks[:, None] / np.maximum(blocks, 1))
+    costs: np.ndarray = sums[:-1].T - np.diagonal(sums[:-1])[:, None]
+    own = np.concatenate(([0.0], np.cumsum(np.diagonal(matrix)[1:])))
+    over = np.diagonal(_sums_below(matrix)[:-1]) - matrix[0]
+    costs[0, 1:] = 2.0 * over[1:] - own[:-1]
+    return costs
+
+
+def _block_matrix(grid: CostGrid, row_edges: tuple[int, ...]) -> np.ndarray:
+    """Returns `[B + 1, B + 1]`: time of the steps that want b blocks, run with b'."""
+    weight, time_s = grid.by_row_edge(row_edges)
+    matrix: np.ndarray = np.tensordot(weight, time_s, axes=((0, 1), (0, 1)))
+    return matrix
+
+
+def best_row_edges(
+    costs: BucketCosts, block_edges: tuple[int, ...], max_edges: int
+) -> list[tuple[int, ...]]:
+    """Returns the best row edges beside some block edges, for 1, 2, ... edges."""
+    hops = _row_hops(costs.row_matrix(block_edges), min(MIN_ROWS, costs.max_rows))
+    return shortest_chains(hops, max_edges)
+
+
+def best_block_edges(
+    costs: BucketCosts, row_edges: tuple[int, ...], max_edges: int
+) -> list[tuple[int, ...]]:
+    """Returns the best block edges beside some row edges, for 2, 3, ... edges.
+
+    The edge 0 is one of them.
+    """
+    hops = np.zeros((costs.max_blocks + 1, costs.max_blocks + 1))
+    if costs.up is not None:
+        hops += _up_hops(costs.up, row_edges)
+    if costs.limited is not None:
+        hops += _limited_hops(costs.limited, row_edges)
+    return [(0, *chain) for chain in shortest_chains(_upward(hops), max_edges - 1)]
+
+
+def turns(costs: BucketCosts, table: BucketTable) -> Iterator[BucketTable]:
+    """Yields ever better tables with a table's numbers of edges; none if it is best.
+
+    One dimension's edges are made the best beside the other's, then the other's, until
+    neither finds better.
+    """
+    best_s = costs.expected_s(table)
+    num_idle = 0
+    is_rows_turn = False
+    while num_idle < 2:
+        if is_rows_turn:
+            rows = best_row_edges(costs, table.block_edges, len(table.row_edges))[-1]
+            found = _with_edges(table, rows, table.block_edges)
+        else:
+            blocks = best_block_edges(costs, table.row_edges, len(table.block_edges))
+            found = _with_edges(table, table.row_edges, blocks[-1])
+        is_rows_turn = not is_rows_turn
+        found_s = costs.expected_s(found)
+        if found_s < best_s * (1 - _LEAST_GAIN):
+            table, best_s, num_idle = found, found_s, 0
+            yield table
+        else:
+            num_idle += 1
+
+
+def _with_edges(
+    table: BucketTable, row_edges: tuple[int, ...], block_edges: tuple[int, ...]
+) -> BucketTable:
+    return BucketTable(row_edges, block_edges, table.block_tokens, table.max_tokens)
+
+
+def _edge_counts(
+    max_programs: int, max_rows: int, max_blocks: int, *, is_priced: bool
+) -> Iterator[tuple[int, int]]:
+    """Yields numbers of row and block edges to try.
+
+    Without a price more edges are never worse, so only the largest pairs are tried.
+    """
+    most_rows = max_rows - min(MIN_ROWS, max_rows) + 1
+    for num_rows in range(1, min(most_rows, max_programs // 2) + 1):
+        most = min(max_programs // num_rows, max_blocks + 1)
+        for num_blocks in range(2 if is_priced else most, most + 1):
+            yield num_rows, num_blocks
+
+
+def fit_buckets(
+    demand: StepDemand,
+    step_s: StepTimes,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    block_tokens: int,
+    page_size: int,
+    max_programs: int,
+    program_price_s: float = 0.0,
+    starts: Sequence[BucketTable] = (),
+) -> BucketTable:
+    """Returns the table of least expected step time, price of its programs included.
+
+    For every pair of numbers of edges within `max_programs` the dimensions take turns,
+    from the best edges of each with the other unpadded, and from each start. Turns end
+    at a table that no change in one dimension improves, of which the best is returned:
+    never worse than any of `starts` within `max_programs`.
+
+    Args:
+      demand: the steps to come.
+      step_s: how long steps take.
+      max_num_seqs: most requests in a step; the largest row edge.
+      max_num_batched_tokens: most token positions in a step.
+      block_tokens: tokens in one prefill block, Q.
+      page_size: tokens in one KV page.
+      max_programs: most programs of the table.
+      program_price_s: what a program must save, seconds of the mean step time.
+      starts: tables of the same largest edges; those of more programs are left aside.
+
+    Raises:
+      ValueError: if `max_programs` is below 2 or the price below 0, or the demand or a
+        start does not agree with the limits.
+    """
+    if max_programs < 2:
+        raise ValueError(f"max_programs={max_programs} is below 2: with and without")
+    if not program_price_s >= 0:
+        raise ValueError(f"program_price_s={program_price_s} is below 0")
+    limits = PowersOfTwo().table(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        block_tokens=block_tokens,
+    )
+    costs = _costs_for(limits, demand, step_s, page_size)
+    best: tuple[float, BucketTable] | None = None
+    for start in _starts(costs, limits, max_programs, program_price_s, starts):
+        for table in (start, *turns(costs, start)):
+            if table.num_programs > max_programs:
+                continue
+            total_s = costs.expected_s(table) + program_price_s * table.num_programs
+            if best is None or total_s < best[0]:
+                best = total_s, table
+    assert best is not None, "one row edge and two block edges are always tried"
+    return best[1]
+
+
+def _starts(
+    costs: BucketCosts,
+    limits: BucketTable,
+    max_programs: int,
+    program_price_s: float,
+    starts: Sequence[BucketTable],
+) -> Iterator[BucketTable]:
+    """Yields tables to take turns from; `limits` is any table of the right size."""
+    yield from (start for start in starts if start.num_programs <= max_programs)
+    all_rows = tuple(range(min(MIN_ROWS, costs.max_rows), costs.max_rows + 1))
+    all_blocks = tuple(range(costs.max_blocks + 1))
+    counts = list(
+        _edge_counts(
+            max_programs,
+            costs.max_rows,
+            costs.max_blocks,
+            is_priced=program_price_s > 0,
+        )
+    )
+    rows = best_row_edges(costs, all_blocks, max(one for one, _ in counts))
+    blocks = best_block_edges(costs, all_rows, max(one for _, one in counts))
+    for num_rows, num_blocks in counts:
+        yield _with_edges(limits, rows[num_rows - 1], blocks[num_blocks - 2])
+
+
+def fit_block_edges(
+    demand: StepDemand,
+    step_s: StepTimes,
+    *,
+    max_num_seqs: int,
+    max_blocks: int,
+    block_tokens: int,
+    page_size: int,
+    num_edges: int,
+) -> tuple[int, ...]:
+    """Returns the best block edges where rows are not padded.
+
+    Args:
+      demand: the steps to come.
+      step_s: how long steps take.
+      max_num_seqs: most requests in a step.
+      max_blocks: most prefill blocks in a step; the largest edge.
+      block_tokens: tokens in one prefill block, Q.
+      page_size: tokens in one KV page.
+      num_edges: edges wanted, 0 among them; fewer if there are not so many counts.
+
+    Raises:
+      ValueError: if `num_edges` is below 2, or a step is beyond the limits.
+    """
+    if num_edges < 2:
+        raise ValueError(f"num_edges={num_edges} is below 2: 0 and the most")
+    costs = BucketCosts(
+        demand,
+        step_s,
+        max_rows=max_num_seqs,
+        max_blocks=max_blocks,
+        block_tokens=block_tokens,
+        page_size=page_size,
+    )
+    all_rows = tuple(range(1, max_num_seqs + 1))
+    return best_block_edges(costs, all_rows, num_edges)[-1]
