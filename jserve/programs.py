@@ -1,8 +1,10 @@
-"""One compiled program per bucket, made ahead of time; none is made later.
+"""One compiled program per bucket, made ahead of time; none is made by a step.
 
-Programs are lowered from shapes one after the other (tracing holds the interpreter
-lock), compiled in parallel, and kept in JAX's persistent cache. Calling for a shape
-that is not there raises; nothing falls back to compiling silently.
+The one idea: a program comes from the cheapest place that has it. A stored
+executable is loaded without tracing; else the step is lowered from shapes (one after
+the other, tracing holds the interpreter lock) and compiled in parallel, where JAX's
+persistent cache may still know the result. Running a shape that is not there raises;
+nothing falls back to compiling silently.
 """
 
 import concurrent.futures
@@ -10,23 +12,25 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from jserve import packing, sampling
 from jserve.compile_log import compile_log
+from jserve.program_store import ProgramStore
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets import Bucket, BucketTable
 
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
+_stack_lock = threading.Lock()  # the stack size is the process's, not a thread's
 
 
 class UncompiledShapeError(RuntimeError):
-    """A step was asked for in a shape that was not compiled at start-up."""
+    """A step was asked for in a shape that is not compiled."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,10 +39,13 @@ class ProgramReport:
 
     Attributes:
       bucket: its shape.
-      trace_s: seconds to trace and lower.
-      compile_s: seconds to compile, or to load from the persistent cache.
+      trace_s: seconds to trace and lower; 0 if it was stored.
+      compile_s: seconds to compile, or to find it in a cache and load it.
       temp_bytes: scratch memory while it runs.
       alias_bytes: bytes updated in place; the KV cache must be among them.
+      executable_bytes: its size on disk; None if it was not stored.
+      source: whether the compiler made it, found it in JAX's persistent cache, or
+        was not asked because it was stored.
     """
 
     bucket: Bucket
@@ -46,6 +53,8 @@ class ProgramReport:
     compile_s: float
     temp_bytes: int
     alias_bytes: int
+    executable_bytes: int | None
+    source: Literal["compiled", "cache", "stored"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,14 +70,28 @@ class DeviceState:
     slot_tokens: jax.Array
 
 
+def abstract_state(state: DeviceState) -> DeviceState:
+    """Returns shapes and placement alone, which no step can donate away."""
+    kv, slot_tokens = _abstract((state.kv, state.slot_tokens))
+    return DeviceState(kv=kv, slot_tokens=slot_tokens)
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+
+
 class Programs:
     """The compiled step functions of one engine.
 
+    `compile` may run in one thread while another one runs steps: each program is
+    there for `has` and `run` from the moment it is made.
+
     Attributes:
       table: the shapes.
-      reports: what each program cost, in the order they were compiled.
-      wall_s: seconds that making all of them took.
-      num_cache_hits: how many came from the persistent cache.
+      reports: what each program cost, in the order they were made.
+      wall_s: seconds spent in `compile`.
     """
 
     def __init__(
@@ -78,15 +101,27 @@ class Programs:
         table: BucketTable,
         max_pages_per_row: int,
         captures_logits: bool,
+        store: ProgramStore | None = None,
     ):
+        """Makes no program yet.
+
+        Args:
+          model: the model.
+          table: the shapes.
+          max_pages_per_row: pages in a row's table.
+          captures_logits: whether each step also returns logits and scores.
+          store: keeps executables from start to start.
+        """
         self.table = table
         self.reports: list[ProgramReport] = []
         self.wall_s = 0.0
-        self.num_cache_hits = 0
         self._model = model
         self._max_pages_per_row = max_pages_per_row
         self._captures_logits = captures_logits
+        self._store = store
+        self._leaves = _abstract(model.leaves)
         self._compiled: dict[Bucket, jax.stages.Compiled] = {}
+        self._compile_lock = threading.Lock()
         self._log = compile_log()
         self._num_compiles_when_warm: int | None = None
 
@@ -94,6 +129,11 @@ class Programs:
     def num_compiled(self) -> int:
         """Programs ready to run."""
         return len(self._compiled)
+
+    @property
+    def num_cache_hits(self) -> int:
+        """How many of them need not be compiled: stored, or in JAX's cache."""
+        return sum(report.source != "compiled" for report in tuple(self.reports))
 
     @property
     def num_compiles_after_warmup(self) -> int:
@@ -105,6 +145,10 @@ class Programs:
     def mark_warm(self) -> None:
         """Says that from now on nothing may compile."""
         self._num_compiles_when_warm = self._log.num_compiles
+
+    def has(self, bucket: Bucket) -> bool:
+        """Returns whether a step of this shape can run."""
+        return bucket in self._compiled
 
     def step_function(self, bucket: Bucket) -> Callable[..., tuple[Any, ...]]:
         """Returns the pure step of one shape.
@@ -134,61 +178,132 @@ class Programs:
 
         return step
 
-    def compile_all(self, state: DeviceState) -> None:
-        """Makes every program, largest first.
+    def compile(self, buckets: Sequence[Bucket], state: DeviceState) -> None:
+        """Makes those programs that are not there yet, in the order given.
 
         Args:
-          state: gives shapes and placement; not touched.
+          buckets: the shapes.
+          state: gives shapes and placement; not touched. A thread that does not run
+            the steps must bring an `abstract_state`: the real one is donated away
+            under its feet.
+
+        Raises:
+          BaseException: what a compilation raised; no further one is begun.
         """
-        start_s = time.perf_counter()
-        num_cache_hits = self._log.num_cache_hits
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            (self._model.leaves, state.kv, state.slot_tokens),
+        abstract = abstract_state(state)
+        with self._compile_lock:
+            start_s = time.perf_counter()
+            missing = [bucket for bucket in buckets if not self.has(bucket)]
+            try:
+                self._make(missing, abstract)
+            finally:
+                self.wall_s += time.perf_counter() - start_s
+
+    def _make(self, buckets: Sequence[Bucket], state: DeviceState) -> None:
+        """Loads what is stored; traces the rest here and compiles it in the pool."""
+        pool = concurrent.futures.ThreadPoolExecutor(
+            os.cpu_count(), thread_name_prefix="compile"
         )
-        old_stack_bytes = threading.stack_size(_STACK_BYTES)
         try:
-            with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-                jobs = []
-                for bucket in self.table.buckets:
-                    trace_start_s = time.perf_counter()
-                    size = packing.packed_size(
-                        bucket, state.slot_tokens.shape[0], self._max_pages_per_row
-                    )
-                    packed = jax.ShapeDtypeStruct((size,), np.int32)
-                    lowered = jax.jit(
-                        self.step_function(bucket), donate_argnums=(1, 2)
-                    ).lower(*abstract, packed)
-                    trace_s = time.perf_counter() - trace_start_s
-                    jobs.append(pool.submit(self._compile, bucket, lowered, trace_s))
-                for job in jobs:
-                    job.result()
+            specs = [(bucket, self._arguments(bucket, state)) for bucket in buckets]
+            loads = [_submit(pool, self._load, *spec) for spec in specs]
+            jobs: list[concurrent.futures.Future[Any]] = []
+            for (bucket, arguments), load in zip(specs, loads, strict=True):
+                if load.result():
+                    continue
+                start_s = time.perf_counter()
+                lowered = jax.jit(
+                    self.step_function(bucket), donate_argnums=(1, 2)
+                ).lower(*arguments)
+                trace_s = time.perf_counter() - start_s
+                jobs.append(
+                    _submit(pool, self._compile, bucket, arguments, lowered, trace_s)
+                )
+                _raise_failure(jobs)
+            for job in concurrent.futures.as_completed(jobs):
+                job.result()
         finally:
-            threading.stack_size(old_stack_bytes)
-        self.wall_s = time.perf_counter() - start_s
-        self.num_cache_hits = self._log.num_cache_hits - num_cache_hits
+            pool.shutdown(cancel_futures=True)
+        if self._store is not None and jobs:
+            self._store.prune()
+
+    def _arguments(self, bucket: Bucket, state: DeviceState) -> tuple[Any, ...]:
+        """Returns the shapes of what a program takes."""
+        size = packing.packed_size(
+            bucket, state.slot_tokens.shape[0], self._max_pages_per_row
+        )
+        packed = jax.ShapeDtypeStruct((size,), np.int32)
+        return self._leaves, state.kv, state.slot_tokens, packed
+
+    def _signature(self, bucket: Bucket, arguments: tuple[Any, ...]) -> object:
+        """Returns what tells a program from others of the same model."""
+        inputs = [
+            (x.shape, x.dtype.name, repr(x.sharding))
+            for x in jax.tree.leaves(arguments)
+        ]
+        options = (self._captures_logits, self._max_pages_per_row)
+        return (self._model.config, bucket, options, inputs)
+
+    def _load(self, bucket: Bucket, arguments: tuple[Any, ...]) -> bool:
+        """Takes the program from the store; returns whether it was there."""
+        if self._store is None:
+            return False
+        start_s = time.perf_counter()
+        stored = self._store.load(str(bucket), self._signature(bucket, arguments))
+        if stored is None:
+            return False
+        self._compiled[bucket] = stored.compiled
+        self._report(
+            bucket,
+            stored.compiled,
+            trace_s=0.0,
+            compile_s=time.perf_counter() - start_s,
+            executable_bytes=stored.executable_bytes,
+            source="stored",
+        )
+        return True
 
     def _compile(
         self,
         bucket: Bucket,
+        arguments: tuple[Any, ...],
         lowered: jax.stages.Lowered,
         trace_s: float,
     ) -> None:
+        num_hits = self._log.num_cache_hits_here
         start_s = time.perf_counter()
         compiled = lowered.compile()
         compile_s = time.perf_counter() - start_s
+        self._compiled[bucket] = compiled
+        is_hit = self._log.num_cache_hits_here > num_hits
+        executable_bytes = None
+        # What JAX's cache gave back cannot be serialized again on CPU: it would load,
+        # and then miss its functions.
+        if self._store is not None and not is_hit:
+            signature = self._signature(bucket, arguments)
+            executable_bytes = self._store.save(str(bucket), signature, compiled)
+        self._report(
+            bucket,
+            compiled,
+            trace_s=trace_s,
+            compile_s=compile_s,
+            executable_bytes=executable_bytes,
+            source="cache" if is_hit else "compiled",
+        )
+
+    def _report(
+        self, bucket: Bucket, compiled: jax.stages.Compiled, **facts: Any
+    ) -> None:
         memory = compiled.memory_analysis()
         assert memory is not None, "every backend we run on reports memory"
         self.reports.append(
             ProgramReport(
                 bucket=bucket,
-                trace_s=trace_s,
-                compile_s=compile_s,
                 temp_bytes=memory.temp_size_in_bytes,
                 alias_bytes=memory.alias_size_in_bytes,
+                **facts,
             )
         )
-        self._compiled[bucket] = compiled
 
     def run(
         self, bucket: Bucket, state: DeviceState, packed: np.ndarray
@@ -211,3 +326,24 @@ class Programs:
             self._model.leaves, state.kv, state.slot_tokens, packed
         )
         return DeviceState(kv=kv, slot_tokens=slot_tokens), tuple(out)
+
+
+def _submit(
+    pool: concurrent.futures.ThreadPoolExecutor,
+    function: Callable[..., Any],
+    *args: Any,
+) -> "concurrent.futures.Future[Any]":
+    """Submits a job; a thread that is begun for it gets a deep stack."""
+    with _stack_lock:
+        old_stack_bytes = threading.stack_size(_STACK_BYTES)
+        try:
+            return pool.submit(function, *args)
+        finally:
+            threading.stack_size(old_stack_bytes)
+
+
+def _raise_failure(jobs: "Sequence[concurrent.futures.Future[None]]") -> None:
+    """Raises what a finished job raised, if any did."""
+    for job in jobs:
+        if job.done():
+            job.result()

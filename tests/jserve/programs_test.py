@@ -1,0 +1,177 @@
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jserve.packing import Packer
+from jserve.programs import DeviceState, Programs, abstract_state
+from jserve_models.registry import LoadedModel, load_model
+from jserve_models.steps import KvCache, new_kv
+from jserve_sched.buckets import Bucket, BucketTable
+
+NUM_SLOTS, NUM_PAGES, PAGE_SIZE, PAGES_PER_ROW = 16, 8, 128, 4
+TABLE = BucketTable((NUM_SLOTS,), (0, 4))
+BUCKETS = TABLE.buckets
+
+
+def step_of_little(
+    programs: Programs, bucket: Bucket
+) -> Callable[..., tuple[Any, ...]]:
+    """A step that is compiled in no time; each shape is a program of its own."""
+
+    def step(
+        leaves: list[jax.Array], kv: KvCache, slot_tokens: jax.Array, packed: jax.Array
+    ) -> tuple[Any, ...]:
+        return kv, slot_tokens, slot_tokens + packed[0]
+
+    return step
+
+
+@pytest.fixture
+def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Programs, "step_function", step_of_little)
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model("toy", seed=0, dtype=np.float32)
+
+
+@pytest.fixture
+def state(model: LoadedModel) -> DeviceState:
+    return DeviceState(
+        kv=new_kv(model.config, NUM_PAGES, PAGE_SIZE, np.dtype(np.float32)),
+        slot_tokens=jnp.zeros(NUM_SLOTS, jnp.int32),
+    )
+
+
+@pytest.fixture
+def make_programs(model: LoadedModel) -> Callable[[], Programs]:
+    return lambda: Programs(
+        model=model,
+        table=TABLE,
+        max_pages_per_row=PAGES_PER_ROW,
+        captures_logits=False,
+    )
+
+
+def padding(bucket: Bucket) -> np.ndarray:
+    packer = Packer(
+        num_slots=NUM_SLOTS, num_pages=NUM_PAGES, max_pages_per_row=PAGES_PER_ROW
+    )
+    return packer.pack_synthetic(bucket, 1, min(bucket.num_blocks, 1), PAGE_SIZE)
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_only_what_is_asked_for_and_missing_is_made(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    programs.compile(BUCKETS[:1], state)
+    assert [programs.has(bucket) for bucket in BUCKETS] == [True, False]
+    first_s = programs.wall_s
+    programs.compile(BUCKETS, state)
+    assert programs.num_compiled == len(BUCKETS)
+    assert programs.wall_s > first_s > 0
+    assert {report.bucket for report in programs.reports} == set(BUCKETS)
+    assert len(programs.reports) == len(BUCKETS)
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_a_report_tells_what_a_program_cost(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    programs.compile(BUCKETS[:1], state)
+    (report,) = programs.reports
+    assert report.bucket == BUCKETS[0]
+    assert report.trace_s > 0
+    assert report.compile_s > 0
+    assert report.alias_bytes >= sum(part.nbytes for part in state.kv)
+    assert report.source == "compiled"
+    assert report.executable_bytes is None
+    assert programs.num_cache_hits == 0
+
+
+def test_programs_are_made_while_steps_run(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    programs.compile(BUCKETS[:1], state)
+    shapes = abstract_state(state)
+    failures: list[BaseException] = []
+
+    def make_the_rest() -> None:
+        try:
+            programs.compile(BUCKETS[1:], shapes)
+        except BaseException as error:
+            failures.append(error)
+
+    maker = threading.Thread(target=make_the_rest)
+    maker.start()
+    packed = padding(BUCKETS[0])
+    num_steps = 0
+    while maker.is_alive():
+        donated = state
+        state, _ = programs.run(BUCKETS[0], state, packed)
+        assert donated.kv[0].is_deleted()
+        num_steps += 1
+    maker.join()
+    assert not failures
+    assert num_steps > 10
+    for bucket in BUCKETS:
+        state, (tokens,) = programs.run(bucket, state, padding(bucket))
+        assert np.all(np.isfinite(np.asarray(tokens)))
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_shapes_survive_a_donation(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    programs.compile(BUCKETS[:1], state)
+    shapes = abstract_state(state)
+    programs.run(BUCKETS[0], state, padding(BUCKETS[0]))
+    assert shapes.kv[0].shape == state.kv[0].shape
+    assert abstract_state(shapes) == shapes
+
+
+class OutOfLuckError(BaseException):
+    pass
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_what_a_worker_raises_comes_out(
+    make_programs: Callable[[], Programs],
+    state: DeviceState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(lowered: jax.stages.Lowered) -> None:
+        raise OutOfLuckError
+
+    programs = make_programs()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", fail)
+        with pytest.raises(OutOfLuckError):
+            programs.compile(BUCKETS, state)
+    assert programs.num_compiled == 0
+    programs.compile(BUCKETS[:1], state)  # nothing is left locked
+    assert programs.num_compiled == 1
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_compilations_after_warm_up_are_counted(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    assert programs.num_compiles_after_warmup == 0
+    programs.compile(BUCKETS[:1], state)
+    programs.mark_warm()
+    programs.compile(BUCKETS[:1], state)
+    assert programs.num_compiles_after_warmup == 0
+    programs.compile(BUCKETS[1:2], state)
+    assert programs.num_compiles_after_warmup == 1
