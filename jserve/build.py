@@ -1,79 +1,97 @@
 """From an EngineConfig to an EngineLoop: the one place where the parts meet."""
 
+import dataclasses
+import functools
 import hashlib
-import json
 import logging
 import os
-import pathlib
-import platform
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jserve.bucket_choice import BucketChoice, choose_buckets
+from jserve.compile_cache import CompileCache, open_compile_cache
 from jserve.config import EngineConfig
 from jserve.engine import Engine, kv_page_bytes
 from jserve.loop import EngineLoop
 from jserve.predictor_checkpoint import PredictorFacts
 from jserve.serving_predictor import ServingPredictor, choose_predictor
+from jserve.step_recorder import StepRecorder
+from jserve.step_records import StepRecords
+from jserve.step_times import StepTimes
+from jserve.warm_up import WarmUp
 from jserve_models.registry import load_model
-from jserve_sched.buckets import (
-    STRATEGIES,
-    BucketStrategy,
-    BucketTable,
-    Explicit,
-    table_from_json,
-)
+from jserve_sched.bucket_growth import growth
+from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
 from jserve_sched.policies import make_policy
 from jserve_sched.scheduler import Scheduler
+from jserve_sched.slo import ServiceClass
 from jserve_sched.table_predictor import TablePredictor
 
 _LOG = logging.getLogger("jserve")
 
 
-def build_loop(config: EngineConfig) -> EngineLoop:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What serves, put together and with nothing compiled."""
+
+    engine: Engine
+    scheduler: Scheduler
+    predictor: TablePredictor
+    warm_up: WarmUp
+
+
+def build_loop(
+    config: EngineConfig, service_classes: Sequence[ServiceClass] = ()
+) -> EngineLoop:
     """Loads the model and puts scheduler and engine together; compiles nothing yet.
 
+    Args:
+      config: what to build.
+      service_classes: those served; for the record of steps alone.
+
     Raises:
-      ValueError: if the model, the policy, the buckets or a limit is no good.
+      ValueError: if the model, the policy, the buckets or a limit is no good, or
+        the record of steps cannot be written.
     """
-    policy = make_policy(config.policy)
-    engine = build_engine(config)
-    model, table = engine.model, engine.programs.table
-    scheduler = Scheduler(
-        policy=policy,
-        buckets=table,
-        ledger=KvLedger(
-            num_pages=engine.num_pages,
-            page_size=config.page_size,
-            enable_prefix_caching=config.enable_prefix_caching,
-        ),
-        predictor=TablePredictor(
-            table, max_pages_per_row=-(-engine.max_model_len // config.page_size)
-        ),
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_model_len=engine.max_model_len,
-    )
-    times_file = None
-    cache_dir = _cache_dir(config)
-    if cache_dir is not None:
-        times_file = cache_dir / f"step_times_{_times_key(config, model.config)}.json"
+    parts = _build(config, open_compile_cache(config.compile_cache_dir))
+
+    def header() -> dict[str, Any]:
+        return _record_header(config, parts, service_classes)
+
+    recorder = None
+    if config.step_log is not None:
+        try:
+            recorder = StepRecorder(
+                config.step_log, header(), config.step_log_max_bytes
+            )
+        except OSError as error:
+            raise ValueError(f"step_log={str(config.step_log)!r}: {error}") from None
     return EngineLoop(
         config=config,
-        engine=engine,
-        scheduler=scheduler,
-        prepare=_Preparation(
-            times_file,
-            config.predictor,
-            PredictorFacts.here(
-                model.config,
-                dtype=engine.dtype.name,
-                page_size=config.page_size,
-                block_tokens=table.block_tokens,
-            ),
-        ),
+        engine=parts.engine,
+        scheduler=parts.scheduler,
+        warm_up=parts.warm_up,
+        records=StepRecords(parts.predictor, recorder=recorder, header=header),
     )
+
+
+def build_warm_up(config: EngineConfig) -> WarmUp:
+    """Loads the model and returns what fills the caches for later starts.
+
+    Raises:
+      ValueError: as `build_loop` does, or if there is no cache to fill.
+    """
+    cache = open_compile_cache(config.compile_cache_dir)
+    if cache is None or not cache.is_writable:
+        raise ValueError(
+            f"compile_cache_dir={config.compile_cache_dir!r} is no folder that can be "
+            "filled"
+        )
+    return _build(config, cache).warm_up
 
 
 def build_engine(config: EngineConfig) -> Engine:
@@ -82,12 +100,50 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises:
       ValueError: if the model, the buckets or a limit is no good.
     """
-    table = bucket_table(config)
-    cache_dir = _cache_dir(config)
-    if cache_dir is not None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    cache = open_compile_cache(config.compile_cache_dir)
+    return _build_engine(config, choose_buckets(config), cache)
+
+
+def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
+    policy = make_policy(config.policy)
+    choice = choose_buckets(config)
+    engine = _build_engine(config, choice, cache)
+    table = engine.programs.table
+    predictor = _new_predictor(table, engine.max_model_len, config.page_size)
+    times = StepTimes(
+        None if cache is None else cache.folder / _times_name(config, engine)
+    )
+    is_timed = times.load(predictor)
+    scheduler = Scheduler(
+        policy=policy,
+        buckets=table,
+        ledger=KvLedger(
+            num_pages=engine.num_pages,
+            page_size=config.page_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+        ),
+        predictor=predictor,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+    )
+    warm_up = WarmUp(
+        engine=engine,
+        scheduler=scheduler,
+        tables=growth(table, choice.cost(predictor, page_size=config.page_size)),
+        predictor=predictor,
+        times=None if is_timed else times,
+        choose=functools.partial(_choose_predictor, config, engine),
+        max_compile_s=config.max_compile_s,
+    )
+    return _Parts(
+        engine=engine, scheduler=scheduler, predictor=predictor, warm_up=warm_up
+    )
+
+
+def _build_engine(
+    config: EngineConfig, choice: BucketChoice, cache: CompileCache | None
+) -> Engine:
     dtype = resolve_dtype(config.dtype)
     model = load_model(config.model, seed=config.seed, dtype=dtype)
     max_model_len = config.max_model_len or model.config.max_model_len
@@ -103,49 +159,77 @@ def build_engine(config: EngineConfig) -> Engine:
             f"kv_cache_bytes={config.kv_cache_bytes} holds no KV page: one of "
             f"{config.page_size} tokens takes {page_bytes} bytes"
         )
+    if config.max_programs:
+        guess = _new_predictor(choice.table, max_model_len, config.page_size)
+        choice = choice.limited(
+            config.max_programs, choice.cost(guess, page_size=config.page_size)
+        )
     return Engine(
         model=model,
         dtype=dtype,
-        table=table,
+        table=choice.table,
         num_slots=config.max_num_seqs,
         num_pages=num_pages,
         page_size=config.page_size,
         max_model_len=max_model_len,
         captures_logits=config.capture_logits,
+        store=None if cache is None else cache.program_store(model.config),
     )
 
 
-def bucket_table(config: EngineConfig) -> BucketTable:
-    """Returns the shapes to compile.
+def _new_predictor(
+    table: BucketTable, max_model_len: int, page_size: int
+) -> TablePredictor:
+    return TablePredictor(table, max_pages_per_row=-(-max_model_len // page_size))
 
-    Raises:
-      ValueError: if the strategy is unknown, or the bucket file is no good.
-    """
-    if config.buckets is not None:
-        try:
-            table = table_from_json(config.buckets.read_text())
-        except OSError as error:
-            raise ValueError(f"buckets={str(config.buckets)!r}: {error}") from None
-        strategy: BucketStrategy = Explicit(
-            row_edges=table.row_edges, block_edges=table.block_edges
-        )
-        if table.block_tokens != config.block_tokens:
-            raise ValueError(
-                f"block_tokens={config.block_tokens}, but the bucket file says "
-                f"{table.block_tokens}"
-            )
-    else:
-        if config.bucket_strategy not in STRATEGIES:
-            raise ValueError(
-                f"bucket_strategy {config.bucket_strategy!r} is unknown; known: "
-                f"{sorted(STRATEGIES)}"
-            )
-        strategy = STRATEGIES[config.bucket_strategy]
-    return strategy.table(
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        block_tokens=config.block_tokens,
+
+def _times_name(config: EngineConfig, engine: Engine) -> str:
+    """Returns the file of step times: one for each table, model, pool and machine."""
+    facts = (
+        *(repr(engine.model.config), engine.dtype.name, config.page_size),
+        *(config.kv_cache_bytes, engine.max_model_len, os.cpu_count()),
+        engine.programs.table,
     )
+    digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+    return f"step_times_{digest}.json"
+
+
+def _choose_predictor(
+    config: EngineConfig, engine: Engine, times: TablePredictor, table: BucketTable
+) -> ServingPredictor:
+    return choose_predictor(
+        config.predictor,
+        times,
+        buckets=table,
+        expected=PredictorFacts.here(
+            engine.model.config,
+            dtype=engine.dtype.name,
+            page_size=config.page_size,
+            block_tokens=table.block_tokens,
+        ),
+        max_pages_per_row=-(-engine.max_model_len // config.page_size),
+    )
+
+
+def _record_header(
+    config: EngineConfig, parts: _Parts, service_classes: Sequence[ServiceClass]
+) -> dict[str, Any]:
+    """Returns what holds for the steps that come next in their record."""
+    return {
+        "block_tokens": config.block_tokens,
+        "page_size": config.page_size,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "policy": config.policy,
+        "buckets": parts.scheduler.buckets.to_json(),
+        "service_classes": [
+            {"name": one.name, "ttft_s": one.ttft_s, "tbt_s": one.tbt_s}
+            for one in service_classes
+        ],
+        "step_times": (
+            None if parts.warm_up.serving is None else parts.predictor.to_json()
+        ),
+    }
 
 
 def resolve_dtype(name: str) -> jnp.dtype:
@@ -161,96 +245,3 @@ def resolve_dtype(name: str) -> jnp.dtype:
                 jax.__version__,
             )
     return jnp.dtype(name)
-
-
-def _cache_dir(config: EngineConfig) -> pathlib.Path | None:
-    """Returns the cache folder of this jax and device, or None without one.
-
-    Compiled programs are code for one device kind and one host CPU, so the folder is
-    named by them; a folder that cannot be made is done without.
-    """
-    if not config.compile_cache_dir:
-        return None
-    device = jax.devices()[0]
-    host = f"{platform.machine()}-{_cpu_model()}"
-    key = f"{jax.__version__}-{device.platform}-{device.device_kind}-{host}"
-    name = "".join(c if c.isalnum() or c in ".-" else "_" for c in key)
-    folder = pathlib.Path(config.compile_cache_dir).expanduser() / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _LOG.warning("no compile cache: %s", error)
-        return None
-    return folder
-
-
-def _cpu_model() -> str:
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    names = [row for row in text.splitlines() if row.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else platform.processor()
-
-
-def _times_key(config: EngineConfig, model_config: object) -> str:
-    facts = (
-        *(repr(model_config), config.dtype, config.page_size, config.kv_cache_bytes),
-        os.cpu_count(),
-    )
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
-
-
-class _Preparation:
-    """Warms an engine up, measures step times, and picks the predictor."""
-
-    def __init__(
-        self, times_file: pathlib.Path | None, name: str, expected: PredictorFacts
-    ):
-        self._times_file = times_file
-        self._name = name
-        self._expected = expected
-
-    def __call__(self, engine: Engine, scheduler: Scheduler) -> ServingPredictor:
-        engine.warm_up()
-        _LOG.info(
-            "%d programs in %.1f s, %d of them from the compile cache",
-            engine.programs.num_compiled,
-            engine.programs.wall_s,
-            engine.programs.num_cache_hits,
-        )
-        table = scheduler.predictor
-        assert isinstance(table, TablePredictor)
-        if not self._load(table):
-            table.fit(engine.timed_pass())
-            self._save(table)
-        serving = choose_predictor(
-            self._name,
-            table,
-            buckets=scheduler.buckets,
-            expected=self._expected,
-            max_pages_per_row=-(-scheduler.max_model_len // engine.page_size),
-        )
-        scheduler.predictor = serving.predictor
-        return serving
-
-    def _load(self, predictor: TablePredictor) -> bool:
-        if self._times_file is None:
-            return False
-        try:
-            return predictor.load_json(json.loads(self._times_file.read_text()))
-        except FileNotFoundError:
-            return False
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _LOG.warning("step times of an earlier start are unreadable: %s", error)
-            return False
-
-    def _save(self, predictor: TablePredictor) -> None:
-        if self._times_file is None:
-            return
-        draft = self._times_file.with_suffix(".tmp")
-        try:
-            draft.write_text(json.dumps(predictor.to_json()))
-            draft.replace(self._times_file)
-        except OSError as error:
-            _LOG.warning("step times are not saved: %s", error)

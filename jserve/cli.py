@@ -2,10 +2,13 @@
 
   jserve --model=tiny --port=8000
   jserve --model=/models/my-llama --policy=edf --service_classes=classes.json
+  jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
-The port answers at once: /health says when requests are served (ready) and when
-no shape is left to compile (warm). SIGTERM drains, then exits with 0. If the engine
-fails, the process says so and exits with 70: start it again.
+The port answers at once. /health says when requests are served (ready, with status
+200): that is when the few shapes are compiled in which every step can run. Finer ones
+are added while it serves, and /health says when none is left (warm): measure only
+then. SIGTERM drains, then exits with 0. If the engine fails, the process says so and
+exits with 70: start it again.
 """
 
 import logging
@@ -15,12 +18,20 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from jserve.config import ServerConfig
+from absl import flags
+
+from jserve.config import EngineConfig, ServerConfig
 from jserve.engine_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 
 _ENGINE_CONFIG = define_engine_flags()
 _SERVER_CONFIG = define_config_flags(ServerConfig)
+_WARMUP_ONLY = flags.DEFINE_bool(
+    "warmup_only",
+    False,
+    "Compile and time everything that a server with these flags needs, keep it in "
+    "compile_cache_dir, print what it took, and exit without opening a port.",
+)
 
 
 def _folder(model: str) -> pathlib.Path | None:
@@ -33,6 +44,19 @@ def _folder(model: str) -> pathlib.Path | None:
     return None
 
 
+def _warm_up(config: EngineConfig) -> None:
+    """Fills the caches."""
+    try:
+        from jserve.build import build_warm_up  # imports JAX
+        from jserve.warm_up import start_up_table
+
+        warm_up = build_warm_up(config)
+        warm_up.run()
+        print(start_up_table(warm_up.start_up()), flush=True)
+    except (ValueError, OSError) as error:
+        raise ProgramError(str(error)) from error
+
+
 def main(argv: Sequence[str]) -> int:
     """Serves until a signal, or until the engine fails; returns the exit status."""
     del argv
@@ -41,8 +65,6 @@ def main(argv: Sequence[str]) -> int:
     # NumPy's threads would fight XLA's over the cores.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    # Until there is something to drain, being told to go is no failure.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
         engine_config = _ENGINE_CONFIG()
         server_config = _SERVER_CONFIG()
@@ -51,8 +73,14 @@ def main(argv: Sequence[str]) -> int:
         raise ProgramError(str(error)) from error
 
     # From here on it takes seconds: --help and mistakes above must not.
+    if _WARMUP_ONLY.value:
+        _warm_up(engine_config)
+        return 0
+    # Until there is something to drain, being told to go is no failure.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     from jserve.server.app import build_app
     from jserve.server.serving import bind, serve, url_of
+    from jserve.server.slo_input import load_service_classes
     from jserve.tokenizer import load_tokenizer
 
     try:
@@ -67,14 +95,15 @@ def main(argv: Sequence[str]) -> int:
             tokenizer = load_tokenizer(folder)
             from jserve.build import build_loop  # imports JAX
 
-            loop = build_loop(engine_config)
+            classes = load_service_classes(server_config)
+            loop = build_loop(engine_config, classes.classes)
             app = build_app(loop, tokenizer, server_config)
         except (ValueError, OSError) as error:
             raise ProgramError(str(error)) from error
         name = server_config.served_model_name or loop.model_name
         print(
             f"jserve: {url_of(listener)} serves {name} "
-            f"(policy {engine_config.policy}); see /health for when it is warm",
+            f"(policy {engine_config.policy}); see /health: ready, then warm",
             flush=True,
         )
         return serve(app, loop, server_config, listener)

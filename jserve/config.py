@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from jserve_sched.bucket_strategies import FROM_FILE
 from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS
 
 
@@ -23,8 +24,13 @@ class EngineConfig:
       policy: the scheduling policy, by name.
       predictor: what prices a step: "table" (timed at start), "linear" (SlidingServe's
         model, refitted while serving), or the folder of a trained checkpoint.
-      bucket_strategy: chooses the compiled shapes, by name.
-      buckets: a bucket file; replaces `bucket_strategy`.
+      bucket_strategy: chooses the compiled shapes, by name and options, such as
+        "linear:block_gap=4"; "" takes "explicit" with `buckets`, "pow2" without.
+      buckets: a bucket file, for the strategies "explicit" and "fitted".
+      max_programs: most programs to compile; the edges that are worth least are
+        left out. 0 sets no limit.
+      max_compile_s: seconds to spend on compiling; shapes that would take longer are
+        left out, but for the few that every step needs. 0 sets no limit.
       max_model_len: most tokens of prompt and output together; 0 takes the
         model's own.
       max_num_seqs: most requests running at once.
@@ -38,6 +44,9 @@ class EngineConfig:
         gains at few rows and nothing, or less, once steps fill the cores.
       compile_cache_dir: where compiled programs and step times persist; "" for
         nowhere.
+      step_log: file in which steps are recorded, their shapes and times without any
+        text, for `jserve-fit-buckets`; "" records nothing.
+      step_log_max_bytes: most bytes the record takes, its older half included.
       capture_logits: whether each step also returns its logits; for tests.
     """
 
@@ -46,8 +55,10 @@ class EngineConfig:
     dtype: str = "auto"
     policy: str = "edf"
     predictor: str = "table"
-    bucket_strategy: str = "pow2"
+    bucket_strategy: str = ""
     buckets: pathlib.Path | None = None
+    max_programs: int = 0
+    max_compile_s: float = 0.0
     max_model_len: int = 0
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 544
@@ -58,9 +69,20 @@ class EngineConfig:
     max_queued_requests: int = 1024
     enable_overlap: bool = True
     compile_cache_dir: str = "~/.cache/jserve"
+    step_log: pathlib.Path | None = None
+    step_log_max_bytes: int = 64 * 2**20
     capture_logits: bool = False
 
     def __post_init__(self) -> None:
+        if not self.bucket_strategy:
+            name = "pow2" if self.buckets is None else FROM_FILE[0]
+            object.__setattr__(self, "bucket_strategy", name)  # frozen for all others
+        if (self.buckets is not None) != (self.bucket_strategy in FROM_FILE):
+            raise ValueError(
+                f"bucket_strategy={self.bucket_strategy!r} with "
+                f"buckets={str(self.buckets or '')!r}: a bucket file goes with "
+                f"{' and '.join(FROM_FILE)}, which need one, and with no other"
+            )
         _check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
         _check_range("block_tokens", self.block_tokens, 1, 1024)
         _check_range(
@@ -78,6 +100,9 @@ class EngineConfig:
         _check_range("kv_cache_bytes", self.kv_cache_bytes, 1, 2**50)
         _check_range("max_model_len", self.max_model_len, 0, 2**24)
         _check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
+        _check_range("max_programs", self.max_programs, 0, 2**16)
+        _check_range("max_compile_s", self.max_compile_s, 0.0, 86400.0)
+        _check_range("step_log_max_bytes", self.step_log_max_bytes, 2**16, 2**50)
         if not self.predictor:
             raise ValueError(
                 "predictor='' is not one of table, linear, or a checkpoint's folder"

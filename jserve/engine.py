@@ -8,14 +8,15 @@ stay on the device in a buffer by slot, where the next step finds them.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jserve.packing import Packer
-from jserve.programs import DeviceState, Programs
+from jserve.program_store import ProgramStore
+from jserve.programs import DeviceState, Programs, abstract_state
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import kv_shapes, new_kv
 from jserve_sched.buckets import Bucket, BucketTable
@@ -23,7 +24,7 @@ from jserve_sched.features import uniform_features
 from jserve_sched.plan import StepPlan
 from jserve_sched.predictor import StepSample
 
-_TIMED_REPEATS = 5
+TIMED_REPEATS = 5
 _TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
 
 
@@ -86,6 +87,7 @@ class Engine:
         page_size: int,
         max_model_len: int,
         captures_logits: bool = False,
+        store: ProgramStore | None = None,
     ):
         self.model = model
         self.num_pages = num_pages
@@ -98,6 +100,7 @@ class Engine:
             table=table,
             max_pages_per_row=max_pages_per_row,
             captures_logits=captures_logits,
+            store=store,
         )
         self._packer = Packer(
             num_slots=num_slots,
@@ -108,28 +111,44 @@ class Engine:
             kv=new_kv(model.config, num_pages, page_size, dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32),
         )
+        self._abstract = abstract_state(self._state)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of the KV pool, K and V together."""
         return sum(part.nbytes for part in self._state.kv)
 
+    def compile(self, buckets: Sequence[Bucket]) -> None:
+        """Makes programs; any thread may, while another one runs steps."""
+        self.programs.compile(buckets, self._abstract)
+
     def warm_up(self) -> None:
-        """Compiles every program and runs each once on padding."""
-        self.programs.compile_all(self._state)
+        """Makes every program of the table and runs each once on padding."""
+        self.compile(self.programs.table.buckets)
         for bucket in self.programs.table.buckets:
-            self._run_padded(bucket, 0, 0)
+            self.first_run(bucket)
         self.programs.mark_warm()
 
-    def timed_pass(self) -> Iterator[StepSample]:
-        """Times every program at a short context, a long decode and a long block.
+    def first_run(self, bucket: Bucket) -> None:
+        """Runs a program on padding: a first run is slow, and no request's."""
+        self._run_padded(bucket, 0, 0)
 
-        Overwrites KV pages, so it may run only before the first request. Shapes are
+    def timed_pass(
+        self, buckets: Sequence[Bucket], *, repeats: int = TIMED_REPEATS
+    ) -> Iterator[StepSample]:
+        """Times programs at a short context, a long decode and a long block.
+
+        Nothing is written that a request could read, so steps of requests may run
+        between two samples; none may be in flight while one is drawn. Shapes are
         visited in rounds, so that a slow moment does not fall on one shape.
+
+        Args:
+          buckets: shapes that have been compiled and run.
+          repeats: samples of each shape and context.
         """
         long = min(_TIMED_LONG_PAGES, self._packer.max_pages_per_row)
-        for _ in range(_TIMED_REPEATS):
-            for bucket in self.programs.table.buckets:
+        for _ in range(repeats):
+            for bucket in buckets:
                 contexts = [(1, 1), (long, 1)]
                 if bucket.num_blocks:
                     contexts.append((1, long))

@@ -8,11 +8,16 @@ from jserve_sched.request import FinishReason
 
 
 class Health(enum.Enum):
-    """How far start-up has come; each state holds what the one before promised."""
+    """How far start-up has come; each state holds what the one before promised.
+
+    Between READY and WARM requests are served in few, large shapes, while the finer
+    ones are compiled beside them: steps are padded more, and share the cores with a
+    compiler. Measure, and let traffic in that is in a hurry, when it is WARM.
+    """
 
     STARTING = "starting"  # alive: the process answers
-    READY = "ready"  # requests are served
-    WARM = "warm"  # every program is compiled: no request waits for a compiler
+    READY = "ready"  # requests are served, in the shapes compiled so far
+    WARM = "warm"  # nothing is left to compile or to time
     DRAINING = "draining"  # running requests finish, new ones are refused
     FAILED = "failed"  # the engine thread has died
 
@@ -66,6 +71,7 @@ class StepRecord:
       block_pages: KV pages of the longest prefill block.
       num_waiting: requests waiting when it was planned.
       ended_by: why no further block was planned.
+      leaves_work: whether a prompt, or part of one, was left out for want of room.
       predicted_s: what the plan said of its duration.
       bucket_s: the step-time table's word for the bucket, when the step had ended.
       used_s: its word for the same step without padding, at the same moment.
@@ -92,6 +98,7 @@ class StepRecord:
     block_pages: int
     num_waiting: int
     ended_by: str
+    leaves_work: bool
     predicted_s: float
     bucket_s: float
     used_s: float
@@ -122,6 +129,42 @@ class PredictorStatus:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ProgramStart:
+    """One program, in the start-up table.
+
+    Attributes:
+      program: its shape, such as "B32xNB16".
+      trace_s: seconds to trace and lower it.
+      compile_s: seconds to compile it, or to load it.
+      executable_bytes: its size; None where the backend does not say.
+      source: "compiled", "cache" (JAX's persistent one) or "stored" (an executable).
+    """
+
+    program: str
+    trace_s: float
+    compile_s: float
+    executable_bytes: int | None
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartUp:
+    """What starting up took; seconds count from the start of the engine's thread.
+
+    Attributes:
+      ready_s: until requests were served; None before that.
+      warm_s: until nothing was left to compile or to time; None before that.
+      covering_s: of `ready_s`, spent compiling the covering set.
+      programs: those made so far, in the order in which they were.
+    """
+
+    ready_s: float | None = None
+    warm_s: float | None = None
+    covering_s: float = 0.0
+    programs: tuple[ProgramStart, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot of the engine for health and metrics; counters since start.
 
@@ -134,7 +177,7 @@ class EngineStats:
       num_pages: KV pages in the pool.
       num_free_pages: those that no running request holds.
       num_programs: programs compiled so far.
-      num_programs_total: programs in the bucket table.
+      num_programs_total: programs there will be, unless a limit ends warm-up first.
       num_compiles_after_warmup: compilations while warm; anything but 0 is a bug.
       num_preemptions: requests preempted.
       num_steps: steps run.
@@ -143,6 +186,7 @@ class EngineStats:
       generated_tokens: output tokens.
       compile_s: wall seconds spent compiling at start-up.
       predictor: what prices the steps.
+      start_up: how starting up went, program by program.
     """
 
     health: Health
@@ -162,3 +206,4 @@ class EngineStats:
     generated_tokens: int
     compile_s: float
     predictor: PredictorStatus = PredictorStatus()
+    start_up: StartUp = StartUp()

@@ -5,6 +5,8 @@ step n, the host plans and launches step n + 1, and only then waits for n. One t
 
     take submits and cancels -> plan -> dispatch -> launch -> wait for the step
     before -> apply -> tell the listener once, with all tokens of that step
+
+Until the engine is warm, a turn of the warm-up may come between two such turns.
 """
 
 import collections
@@ -14,8 +16,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 from jserve.config import EngineConfig
 from jserve.engine import Engine, PendingStep
@@ -29,8 +29,8 @@ from jserve.events import (
     TokenEvent,
 )
 from jserve.serving_predictor import ServingPredictor
-from jserve.step_log import StepLog
-from jserve_sched import features
+from jserve.step_records import StepRecords
+from jserve.warm_up import WarmUp, start_up_table
 from jserve_sched.clock import Clock, WallClock
 from jserve_sched.plan import StepResult
 from jserve_sched.request import FinishReason, Request
@@ -73,7 +73,8 @@ class EngineLoop:
         config: EngineConfig,
         engine: Engine,
         scheduler: Scheduler,
-        prepare: Callable[[Engine, Scheduler], ServingPredictor],
+        warm_up: WarmUp,
+        records: StepRecords,
     ):
         """Makes a loop that `start` will run.
 
@@ -81,8 +82,8 @@ class EngineLoop:
           config: what was asked for.
           engine: not yet warm.
           scheduler: without requests; its predictor is the step-time table.
-          prepare: warms the engine up and gives the scheduler its predictor; runs in
-            the loop's thread.
+          warm_up: of this engine and scheduler.
+          records: take every step; closed in the end.
         """
         self.config = config
         self.clock: Clock = WallClock()
@@ -92,11 +93,9 @@ class EngineLoop:
         self.num_kv_tokens = engine.num_pages * engine.page_size
         self._engine = engine
         self._scheduler = scheduler
-        self._prepare = prepare
-        self._table = scheduler.predictor  # prices padding, whatever plans later
-        self._predictor: ServingPredictor | None = None  # once prepared
-        self._log = StepLog()
-        self._num_steps = 0
+        self._warm_up = warm_up
+        self._records = records
+        self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = _tell_nobody
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._changed = threading.Condition()
@@ -119,7 +118,7 @@ class EngineLoop:
         self._listener = publish
 
     def start(self) -> None:
-        """Begins to warm up, then to serve."""
+        """Begins to warm up, and to serve as soon as that is possible."""
         self._thread.start()
 
     def wait_until(self, health: Health, timeout_s: float) -> bool:
@@ -200,7 +199,7 @@ class EngineLoop:
 
     def steps(self, since: int = 0) -> list[StepRecord]:
         """Returns the records of steps `since` and later that are remembered."""
-        return self._log.since(since)
+        return self._records.since(since)
 
     def stats(self) -> EngineStats:
         """Returns a snapshot for health and metrics."""
@@ -216,15 +215,16 @@ class EngineLoop:
             num_pages=self._engine.num_pages,
             num_free_pages=scheduler.ledger.num_available,
             num_programs=programs.num_compiled,
-            num_programs_total=len(programs.table.buckets),
+            num_programs_total=self._warm_up.num_programs_total,
             num_compiles_after_warmup=programs.num_compiles_after_warmup,
             num_preemptions=counters.num_preemptions,
-            num_steps=self._num_steps,
+            num_steps=self._records.num_steps,
             prompt_tokens=counters.prompt_tokens,
             prefix_hit_tokens=counters.prefix_hit_tokens,
             generated_tokens=counters.generated_tokens,
             compile_s=programs.wall_s,
             predictor=predictor.status() if predictor else PredictorStatus(),
+            start_up=self._warm_up.start_up(),
         )
 
     def _set_health(self, health: Health) -> None:
@@ -236,20 +236,48 @@ class EngineLoop:
 
     def _main(self) -> None:
         try:
-            self._predictor = self._prepare(self._engine, self._scheduler)
-            self._predictor.start()
-            gc.collect()
-            gc.freeze()  # what lives now lives on: keep the collector off it
-            with self._changed:
-                if self._health is Health.STARTING:
-                    self._set_health(Health.WARM)
+            self._warm_up.cover()
+            self._advance(Health.READY)
+            self._warm_up.start(self._notify)
             self._serve()
         except Exception as error:
             _LOG.exception("the engine failed")
             self._fail(f"the engine failed: {error}")
         finally:
+            self._warm_up.stop()
             if self._predictor is not None:
                 self._predictor.stop()
+            self._records.close()
+
+    def _advance(self, health: Health) -> None:
+        """Takes the next state of start-up, unless the end has begun."""
+        gc.collect()
+        gc.freeze()  # what lives now lives on: keep the collector off it
+        with self._changed:
+            if self._health in _ORDER:
+                self._set_health(health)
+        self._records.begin_stretch()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _is_warm_up_due(self) -> bool:
+        return self._health in _ORDER and self._warm_up.is_due(
+            is_idle=not self._scheduler.has_work
+        )
+
+    def _take_warm_up_turn(self) -> None:
+        table = self._scheduler.buckets
+        self._warm_up.turn(is_idle=not self._scheduler.has_work)
+        serving = self._warm_up.serving
+        if serving is not None and self._predictor is None:
+            self._predictor = serving
+            serving.start()
+            self._advance(Health.WARM)
+            _LOG.info("start-up:\n%s", start_up_table(self._warm_up.start_up()))
+        elif self._scheduler.buckets is not table:
+            self._records.begin_stretch()
 
     def _fail(self, message: str) -> None:
         with self._changed:
@@ -274,6 +302,10 @@ class EngineLoop:
             self._take_commands(can_wait=not self._scheduler.has_work)
             if self._is_stopping and not in_flight:
                 return
+            if self._is_warm_up_due():
+                while in_flight:  # a padded run must not lengthen a step
+                    last_end_s = self._finish_step(in_flight.popleft(), last_end_s)
+                self._take_warm_up_turn()
             step = self._launch_next()
             if step is not None:
                 in_flight.append(step)
@@ -286,7 +318,12 @@ class EngineLoop:
         with self._changed:
             if can_wait:
                 self._changed.wait_for(
-                    lambda: self._submitted or self._cancelled or self._is_stopping
+                    lambda: (
+                        self._submitted
+                        or self._cancelled
+                        or self._is_stopping
+                        or self._is_warm_up_due()
+                    )
                 )
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
@@ -317,8 +354,10 @@ class EngineLoop:
             self._scheduler.apply(StepResult(tokens=tokens, duration_s=duration_s))
         )
         applied_s = time.perf_counter()
-        self._record(
-            step,
+        self._records.add(
+            step.pending,
+            plan_s=step.plan_s,
+            num_waiting=step.num_waiting,
             end_s=end_s,
             duration_s=duration_s,
             wait_s=waited_s - start_s,
@@ -351,50 +390,3 @@ class EngineLoop:
                 self._num_untold -= len(ended)
                 self._finish_times_s.extend([now_s] * len(ended))
                 self._changed.notify_all()
-
-    def _record(
-        self,
-        step: _InFlight,
-        *,
-        end_s: float,
-        duration_s: float,
-        wait_s: float,
-        apply_s: float,
-    ) -> None:
-        """Puts a step on record."""
-        start_s = time.perf_counter()
-        plan = step.pending.plan
-        used_rows, used_blocks = len(plan.decodes), plan.num_blocks
-        bare = features.without_padding(
-            plan.features, used_rows=used_rows, used_blocks=used_blocks
-        )
-        matrix = np.stack((plan.features, bare))
-        bucket_s, used_s = self._table.predict(matrix).tolist()
-        transfer_s, launch_s = step.pending.transfer_s, step.pending.launch_s
-        record_s = time.perf_counter() - start_s
-        self._log.append(
-            StepRecord(
-                step_id=plan.step_id,
-                end_s=end_s,
-                num_rows=plan.bucket.num_rows,
-                num_blocks=plan.bucket.num_blocks,
-                used_rows=used_rows,
-                used_blocks=used_blocks,
-                prefill_tokens=plan.num_tokens - used_rows,
-                decode_pages=int(plan.features[features.DECODE_PAGES]),
-                block_pages=int(plan.features[features.BLOCK_PAGES]),
-                num_waiting=step.num_waiting,
-                ended_by=plan.ended_by.value,
-                predicted_s=plan.predicted_s,
-                bucket_s=bucket_s,
-                used_s=used_s,
-                duration_s=duration_s,
-                plan_s=step.plan_s,
-                transfer_s=transfer_s,
-                launch_s=launch_s,
-                wait_s=wait_s,
-                apply_s=apply_s,
-                host_s=step.plan_s + transfer_s + launch_s + apply_s + record_s,
-            )
-        )
-        self._num_steps += 1

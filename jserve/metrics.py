@@ -165,8 +165,21 @@ class ServerMetrics(Collector):
             ("ready", "1 if requests are served.", is_serving),
             ("warm", "1 if no shape is left to compile.", stats.health is Health.WARM),
             ("num_programs", "Programs compiled.", stats.num_programs),
+            (
+                "num_programs_total",
+                "Programs there will be, unless a limit ends warm-up first.",
+                stats.num_programs_total,
+            ),
             ("compile_seconds", "Spent compiling at start-up.", stats.compile_s),
+            ("ready_seconds", "Until requests were served.", stats.start_up.ready_s),
+            (
+                "warm_seconds",
+                "Until nothing was left to compile or to time.",
+                stats.start_up.warm_s,
+            ),
         ):
+            if value is None:  # not yet
+                continue
             gauge = GaugeMetricFamily(f"jserve:{name}", text, labels=["model_name"])
             gauge.add_metric([self._model_name], float(value))
             yield gauge

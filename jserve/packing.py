@@ -188,8 +188,9 @@ class Packer:
     ) -> np.ndarray:
         """Returns the argument of a step whose rows all end on such a page.
 
-        For warm-up and timing: 0 pages make padding rows; nothing is sampled into a
-        slot, and rows write to made-up pages.
+        For warm-up and timing, beside requests that are served: 0 pages make padding
+        rows; nothing is sampled into a slot. Rows read made-up pages, and what they
+        would write goes to the discard page, since all of it lies on their last one.
         """
         packed, _, table = self._new(bucket)
         num_rows, size = bucket.num_rows, bucket.block_tokens
@@ -204,6 +205,7 @@ class Packer:
             if num_pages:
                 table[rows, _START] = num_pages * page_size - width
                 table[rows, _LEN] = width
+                table[rows, _NUM_COLUMNS + num_pages - 1] = self._num_pages
         return packed
 
     def _sync_slot(self, request: Request) -> int:

@@ -217,6 +217,7 @@ class FakeLoop:
                 block_pages=1,
                 num_waiting=0,
                 ended_by="no_work",
+                leaves_work=False,
                 predicted_s=0.002,
                 bucket_s=0.002,
                 used_s=0.001,

@@ -90,6 +90,11 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
+        """Tells how far start-up has come; the status is 200 once it is ready.
+
+        `alive`: the process answers. `ready`: requests are served, in the shapes
+        compiled so far. `warm`: no shape is left to compile or to time.
+        """
         state = service.engine.health
         is_ready = state in _SERVING
         answer = {

@@ -54,7 +54,7 @@ class Scheduler:
 
     Attributes:
       policy: decides the order.
-      buckets: the compiled shapes.
+      buckets: the compiled shapes; see `use_buckets`.
       ledger: the KV pages.
       predictor: prices steps.
       counters: totals since start.
@@ -106,6 +106,22 @@ class Scheduler:
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
         self._recent = RecentLoad()
+
+    def use_buckets(self, table: BucketTable) -> None:
+        """Plans with other shapes from the next plan on; those in flight keep theirs.
+
+        Args:
+          table: has as many rows as the table before it, and blocks of the same size,
+            so what was admitted fits still.
+
+        Raises:
+          ValueError: if it does not.
+        """
+        for name in ("max_rows", "block_tokens"):
+            old, new = getattr(self.buckets, name), getattr(table, name)
+            if new != old:
+                raise ValueError(f"a table with {name}={new} cannot replace {old}")
+        self.buckets = table
 
     @property
     def num_waiting(self) -> int:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from engine_harness import small_config
-from jserve.build import bucket_table, build_loop, resolve_dtype
+from jserve.bucket_choice import choose_buckets
+from jserve.build import build_engine, build_loop, build_warm_up, resolve_dtype
 from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health
 from jserve_models.registry import load_model
+from jserve_sched.step_demand import prior_demand
 
 
 @pytest.mark.parametrize(
@@ -21,12 +23,14 @@ from jserve_models.registry import load_model
         ({"policy": "lifo"}, "policy 'lifo' is unknown; known: .*'edf'"),
         (
             {"bucket_strategy": "fib", "buckets": None},
-            "bucket_strategy 'fib' is unknown",
+            "bucket strategy 'fib' is unknown",
         ),
         ({"model": "no-such"}, "no-such"),
         ({"max_model_len": 99_999}, "max_model_len=99999 exceeds"),
         ({"kv_cache_bytes": 1000}, "kv_cache_bytes=1000 holds no KV page"),
         ({"buckets": pathlib.Path("absent.json")}, "absent.json"),
+        ({"max_programs": 1}, "max_programs=1 is below 2"),
+        ({"step_log": pathlib.Path("/dev/null/steps")}, "step_log='/dev/null/steps'"),
     ],
 )
 def test_what_cannot_be_built_is_named(fields: dict[str, object], message: str) -> None:
@@ -41,6 +45,11 @@ def test_what_cannot_be_built_is_named(fields: dict[str, object], message: str) 
         ({"max_num_batched_tokens": 20}, "max_num_batched_tokens=20"),
         ({"page_size": 100}, "page_size=100 is not a multiple of block_tokens=32"),
         ({"dtype": "int4"}, "dtype='int4' is not one of"),
+        ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
+        ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),
+        ({"max_programs": -1}, "max_programs=-1"),
+        ({"max_compile_s": -1.0}, "max_compile_s=-1.0"),
+        ({"step_log_max_bytes": 10}, "step_log_max_bytes=10"),
     ],
 )
 def test_bad_limits_are_named(fields: dict[str, object], message: str) -> None:
@@ -51,8 +60,40 @@ def test_bad_limits_are_named(fields: dict[str, object], message: str) -> None:
 def test_a_bucket_file_replaces_the_strategy(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "buckets.json"
     path.write_text(json.dumps({"row_edges": [4, 16], "block_edges": [0, 4]}))
-    table = bucket_table(small_config(buckets=path))
+    table = choose_buckets(small_config(buckets=path)).table
     assert (table.row_edges, table.block_edges) == ((4, 16), (0, 4))
+
+
+def test_the_strategy_goes_by_what_is_given(tmp_path: pathlib.Path) -> None:
+    assert EngineConfig().bucket_strategy == "pow2"
+    assert EngineConfig(buckets=tmp_path).bucket_strategy == "explicit"
+    fitted = EngineConfig(bucket_strategy="fitted", buckets=tmp_path)
+    assert fitted.bucket_strategy == "fitted"
+    linear = EngineConfig(bucket_strategy="linear:block_gap=4")
+    assert 4 in choose_buckets(linear).table.block_edges
+
+
+def test_a_bucket_file_may_say_what_it_was_fitted_to(tmp_path: pathlib.Path) -> None:
+    demand = prior_demand(2, 1)
+    path = tmp_path / "buckets.json"
+    edges = {"row_edges": [4, 16], "block_edges": [0, 4]}
+    path.write_text(json.dumps({**edges, "demand": demand.to_json()}))
+    found = choose_buckets(small_config(buckets=path)).demand
+    assert found.rows.tolist() == demand.rows.tolist()
+    path.write_text(json.dumps({**edges, "demand": {"rows": [1]}}))
+    with pytest.raises(ValueError, match=r"buckets\.json.*a step demand is"):
+        choose_buckets(small_config(buckets=path))
+
+
+def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config(
+        **{"model": "toy", "buckets": None, "max_programs": 6, "max_num_seqs": 16}
+    )
+    with caplog.at_level(logging.WARNING, logger="jserve"):
+        table = build_engine(config).programs.table
+    assert 4 <= table.num_programs <= 6
+    assert (table.max_rows, table.max_blocks) == (16, 4)
+    assert "max_programs=6: " in caplog.text and "left out" in caplog.text
 
 
 def test_auto_is_float32_on_cpu() -> None:
@@ -95,6 +136,8 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without(
     with caplog.at_level(logging.WARNING, logger="jserve"):
         build_loop(config)
     assert "no compile cache" in caplog.text
+    with pytest.raises(ValueError, match=r"compile_cache_dir=.*cache' is no folder"):
+        build_warm_up(config)
 
 
 @pytest.mark.slow
@@ -106,7 +149,7 @@ def test_every_default_program_updates_the_cache_in_place() -> None:
     engine = Engine(
         model=model,
         dtype=dtype,
-        table=bucket_table(config),
+        table=choose_buckets(config).table,
         num_slots=config.max_num_seqs,
         num_pages=config.kv_cache_bytes // page_bytes,
         page_size=config.page_size,

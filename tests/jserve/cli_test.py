@@ -10,6 +10,7 @@ import pytest
 
 from jserve.config import EngineConfig, ServerConfig
 
+BUCKETS = pathlib.Path(__file__).parent.parent / "four_programs.json"
 SCRIPT = "import sys; sys.argv[0] = 'jserve'; from jserve.cli import run; run()"
 NOTED = """
 import sys
@@ -66,6 +67,8 @@ def test_help_as_a_module():
         (["--drain_timeout_s=-1"], 1, ["-1.0", "0.0..86400.0"]),
         (["--dtype=int8"], 1, ["'int8'", "float32"]),
         (["--model=/no/such/folder"], 1, ["/no/such/folder", "no such folder"]),
+        (["--bucket_strategy=pow2", "--buckets=b.json"], 1, ["'pow2'", "'b.json'"]),
+        (["--warmup_only", "--compile_cache_dir="], 1, ["compile_cache_dir"]),
         (["--prot=1"], 2, ["prot", "port"]),
         (["serve", "now"], 2, ["serve now"]),
         (["--host=256.1.1.1", "--port=0"], 1, ["256.1.1.1"]),
@@ -89,6 +92,29 @@ def test_a_port_in_use():
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert f"127.0.0.1:{port}" in line
+
+
+def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
+    flags = [
+        *("--warmup_only", "--model=toy", f"--buckets={BUCKETS}", "--max_num_seqs=16"),
+        *("--max_num_batched_tokens=144", "--kv_cache_bytes=1048576"),
+        f"--compile_cache_dir={tmp_path}",
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # A port in use is no hindrance: it is not asked for.
+        flags.append(f"--port={listener.getsockname()[1]}")
+        cold, warm = command(*flags), command(*flags)
+    for result, source in ((cold, "4 compiled"), (warm, "4 stored")):
+        assert result.returncode == 0, result.stderr
+        head, *rows, total = result.stdout.splitlines()
+        assert head.split() == [
+            *["program", "trace", "s", "compile", "s", "bytes", "source"]
+        ]
+        assert sorted(row.split()[0] for row in rows) == [
+            *("B16xNB0", "B16xNB4", "B4xNB0", "B4xNB4")
+        ]
+        assert total.startswith("4 programs") and total.endswith(source)
+    assert len(list(tmp_path.rglob("step_times_*.json"))) == 1
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: pathlib.Path):

@@ -1,13 +1,20 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from engine_harness import TEST_TABLE, EngineDriver, make_engine, make_engine_scheduler
 from fakes import make_request
 from jserve.engine import Engine
-from jserve.programs import UncompiledShapeError
+from jserve.programs import DeviceState, UncompiledShapeError
 from jserve_models.toy import toy_next_token
 from jserve_sched.buckets import Bucket
-from jserve_sched.features import DECODE_PAGES, NUM_BLOCKS, NUM_FEATURES, NUM_ROWS
+from jserve_sched.features import (
+    BLOCK_PAGES,
+    DECODE_PAGES,
+    NUM_BLOCKS,
+    NUM_FEATURES,
+    NUM_ROWS,
+)
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import Request
 from jserve_sched.slo import Slo
@@ -126,10 +133,30 @@ def test_a_compilation_after_warm_up_is_counted(toy_engine: Engine) -> None:
 
 def test_the_timed_pass_visits_every_shape() -> None:
     engine = make_engine("toy", num_pages=64)
-    samples = list(engine.timed_pass())
+    samples = list(engine.timed_pass(TEST_TABLE.buckets))
     shapes = {tuple(one.features[[NUM_ROWS, NUM_BLOCKS]]) for one in samples}
     assert shapes == {(4, 0), (4, 4), (16, 0), (16, 4)}
     assert {one.features[DECODE_PAGES] for one in samples} == {1, 16}
     assert all(one.duration_s > 0 for one in samples)
     assert len(samples) == 5 * (2 * 2 + 3 * 2)
     assert TEST_TABLE.buckets[0] == Bucket(16, 4)
+
+
+def test_padded_runs_leave_what_requests_wrote(toy_engine: Engine) -> None:
+    rng = np.random.default_rng(0)
+    state = toy_engine._state
+    kv = [rng.normal(size=part.shape).astype(part.dtype) for part in state.kv]
+    slot_tokens = np.arange(len(state.slot_tokens), dtype=np.int32)
+    toy_engine._state = DeviceState(
+        kv=(jnp.array(kv[0]), jnp.array(kv[1])), slot_tokens=jnp.array(slot_tokens)
+    )
+    for bucket in TEST_TABLE.buckets:
+        toy_engine.first_run(bucket)
+    contexts = {
+        tuple(one.features[[DECODE_PAGES, BLOCK_PAGES]])
+        for one in toy_engine.timed_pass(TEST_TABLE.buckets, repeats=1)
+    }
+    assert contexts >= {(1, 1), (16, 1), (1, 16)}
+    for before, after in zip(kv, toy_engine._state.kv, strict=True):
+        np.testing.assert_array_equal(before, np.array(after))
+    np.testing.assert_array_equal(slot_tokens, np.array(toy_engine._state.slot_tokens))

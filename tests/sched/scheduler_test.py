@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from fakes import Driver, expected_output, make_request, make_scheduler
+from jserve_sched.buckets import BucketTable
 from jserve_sched.plan import PlanEnd
 from jserve_sched.request import FinishReason, RequestState
 
@@ -182,3 +183,37 @@ def test_state_follows_the_request() -> None:
     assert request.state is RequestState.RUNNING
     driver.run()
     assert request.state is RequestState.FINISHED
+
+
+def test_shapes_may_change_between_plans() -> None:
+    scheduler = make_scheduler()
+    fine = scheduler.buckets
+    coarse = BucketTable(
+        (fine.max_rows,), (0, fine.max_blocks), fine.block_tokens, fine.max_tokens
+    )
+    scheduler.use_buckets(coarse)
+    request = make_request(fine.block_tokens, 4)
+    scheduler.submit(request)
+    first = scheduler.plan(0.0)
+    assert first is not None
+    scheduler.dispatch(first, 0.0)
+    scheduler.use_buckets(fine)
+    second = scheduler.plan(0.0)
+    assert second is not None
+    assert first.bucket == coarse.fit(0, 1) != fine.fit(0, 1)
+    assert second.bucket == fine.fit(1, 0) != coarse.fit(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (BucketTable((2, 3), (0, 4), 4), "max_rows=3 cannot replace"),
+        (BucketTable((2, 8), (0, 4), 64), "block_tokens=64 cannot replace"),
+    ],
+)
+def test_shapes_that_do_not_fit_what_was_admitted_are_refused(
+    table: BucketTable, words: str
+) -> None:
+    scheduler = make_scheduler()
+    with pytest.raises(ValueError, match=words):
+        scheduler.use_buckets(table)

@@ -128,7 +128,7 @@ def profile(engine: Engine, what: ProfilePlan, say: Callable[[str], object]) -> 
     )
     say(f"compiling {len(what.limits.table.buckets)} programs")
     engine.warm_up()
-    timed = list(engine.timed_pass())
+    timed = list(engine.timed_pass(what.limits.table.buckets))
     plans = [
         step_plan(shape, what.limits, num_pages=engine.num_pages) for shape in shapes
     ]

@@ -1,0 +1,283 @@
+import dataclasses
+import json
+import logging
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import pytest
+
+from engine_harness import small_config
+from fakes import make_request
+from jserve.build import build_loop, build_warm_up
+from jserve.config import EngineConfig
+from jserve.engine import Engine
+from jserve.events import Health, ProgramStart, StartUp, TokenEvent
+from jserve.loop import EngineLoop
+from jserve.warm_up import start_up_table
+from jserve_sched.buckets import Bucket
+from jserve_sched.slo import ServiceClass
+
+SIX_PROGRAMS = {"row_edges": [2, 16], "block_edges": [0, 2, 4]}
+COVERING = {"B16xNB4", "B16xNB0"}
+
+
+class Inbox:
+    """Hears of tokens, and tells when a request has ended."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, TokenEvent] = {}
+        self._changed = threading.Condition()
+
+    def __call__(self, events: Sequence[TokenEvent]) -> None:
+        with self._changed:
+            for event in events:
+                if event.finish_reason is not None:
+                    self.ended[event.request_id] = event
+            self._changed.notify_all()
+
+    def wait_for(self, request_id: str) -> TokenEvent:
+        with self._changed:
+            assert self._changed.wait_for(lambda: request_id in self.ended, 60.0)
+        return self.ended[request_id]
+
+
+class Gate:
+    """Holds compilations back after the covering set's."""
+
+    def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
+        self.is_open = threading.Event()
+        self._compile: Callable[[Sequence[Bucket]], None] = engine.compile
+        self._num_calls = 0
+        monkeypatch.setattr(engine, "compile", self)
+
+    def __call__(self, buckets: Sequence[Bucket]) -> None:
+        self._num_calls += 1
+        if self._num_calls > 1:
+            assert self.is_open.wait(60.0)
+        self._compile(buckets)
+
+
+def serve_one(
+    loop: EngineLoop, inbox: Inbox, num_prompt_tokens: int, max_tokens: int
+) -> TokenEvent:
+    request = make_request(num_prompt_tokens, max_tokens, arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    return inbox.wait_for(request.request_id)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+    """Holds the bucket file, and what has been compiled for these tests."""
+    folder = tmp_path_factory.mktemp("warm_up")
+    (folder / "buckets.json").write_text(json.dumps(SIX_PROGRAMS))
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture
+def config(folder: pathlib.Path) -> EngineConfig:
+    """Six programs whose step times are not known."""
+    for path in folder.rglob("step_times_*.json"):
+        path.unlink()
+    return small_config(
+        model="toy",
+        buckets=folder / "buckets.json",
+        compile_cache_dir=str(folder / "cache"),
+    )
+
+
+def test_a_request_is_answered_before_warm_up_ends(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_loop(config)
+    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.READY, 60.0)
+
+    assert serve_one(loop, inbox, 40, 5).error is None
+    stats = loop.stats()
+    assert stats.health is Health.READY
+    assert {one.program for one in stats.start_up.programs} == COVERING
+    assert (stats.num_programs, stats.num_programs_total) == (2, 6)
+    assert stats.start_up.ready_s is not None and stats.start_up.warm_s is None
+    assert {one.num_rows for one in loop.steps()} == {16}
+
+    gate.is_open.set()
+    assert loop.wait_until(Health.WARM, 60.0)
+    num_steps = loop.stats().num_steps
+    assert serve_one(loop, inbox, 40, 5).error is None
+    stats = loop.stats()
+    assert stats.num_programs == stats.num_programs_total == 6
+    assert stats.num_compiles_after_warmup == 0
+    assert stats.start_up.warm_s is not None
+    assert stats.start_up.warm_s > stats.start_up.ready_s > stats.start_up.covering_s
+    shapes = {(one.num_rows, one.num_blocks) for one in loop.steps(num_steps)}
+    assert shapes == {(2, 2), (2, 0)}, "the finer shapes are in use"
+    loop.stop()
+
+
+def test_traffic_slows_warm_up_and_does_not_stop_it(config: EngineConfig) -> None:
+    loop = build_loop(config)
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.READY, 60.0)
+    stopping = threading.Event()
+
+    def client() -> None:
+        while not stopping.is_set():
+            serve_one(loop, inbox, 100, 30)
+
+    threads = [threading.Thread(target=client) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert loop.wait_until(Health.WARM, 60.0)
+    stopping.set()
+    for thread in threads:
+        thread.join()
+    stats = loop.stats()
+    assert len(inbox.ended) >= 3
+    assert all(one.error is None for one in inbox.ended.values())
+    assert stats.num_programs == 6 and stats.num_compiles_after_warmup == 0
+    loop._scheduler.check_integrity()
+    loop.stop()
+
+
+def test_a_turn_beside_requests_is_followed_by_time_for_them(
+    config: EngineConfig,
+) -> None:
+    warm_up = build_warm_up(config)
+    warm_up.cover()
+    assert not warm_up.is_due(is_idle=True), "nothing is compiled yet"
+    news = threading.Semaphore(0)
+    warm_up.start(news.release)
+    assert news.acquire(timeout=60.0)
+    assert warm_up.is_due(is_idle=False)
+    start_s = time.perf_counter()
+    warm_up.turn(is_idle=False)
+    spent_s = time.perf_counter() - start_s
+    assert warm_up.is_due(is_idle=True), "there is more to run"
+    while not warm_up.is_due(is_idle=False):
+        time.sleep(1e-5)
+    assert time.perf_counter() - start_s > 3 * spent_s
+    warm_up.stop()
+
+
+def test_a_compilation_that_fails_is_a_failed_engine(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_loop(config)
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    compile_, is_first = loop._engine.compile, [True]
+    failing = threading.Event()
+
+    def fail(buckets: Sequence[Bucket]) -> None:
+        if is_first.pop():
+            is_first.append(False)
+            compile_(buckets)
+        else:
+            assert failing.wait(60.0)
+            raise RuntimeError("the compiler is gone")
+
+    monkeypatch.setattr(loop._engine, "compile", fail)
+    loop.start()
+    assert loop.wait_until(Health.READY, 60.0)
+    request = make_request(50, 1900, arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    failing.set()
+    event = inbox.wait_for(request.request_id)
+    assert event.error is not None and "the compiler is gone" in event.error
+    assert loop.health is Health.FAILED
+    assert not loop.wait_until(Health.WARM, 5.0)
+    loop.stop()
+
+
+def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
+    config: EngineConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = build_loop(dataclasses.replace(config, max_compile_s=1e-6))
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    with caplog.at_level(logging.WARNING, logger="jserve"):
+        loop.start()
+        assert loop.wait_until(Health.WARM, 60.0)
+    assert "4 of 6 programs are left out" in caplog.text
+    assert {one.program for one in loop.stats().start_up.programs} == COVERING
+    assert serve_one(loop, inbox, 40, 5).error is None
+    assert {one.num_rows for one in loop.steps()} == {16}
+    loop.stop()
+
+
+def test_stopping_does_not_wait_for_all_of_warm_up(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_loop(config)
+    gate = Gate(loop._engine, monkeypatch)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one table after the other
+    loop.start()
+    assert loop.wait_until(Health.READY, 60.0)
+    opener = threading.Timer(0.1, gate.is_open.set)
+    opener.start()
+    loop.stop()
+    opener.join()
+    assert loop.health is Health.DRAINING
+    assert loop.stats().num_programs < 6
+
+
+def test_steps_are_recorded_with_the_shapes_they_ran_in(
+    config: EngineConfig, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "steps.log"
+    classes = [ServiceClass(name="chat", ttft_s=1.0, tbt_s=0.05)]
+    loop = build_loop(dataclasses.replace(config, step_log=path), classes)
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.WARM, 60.0)
+    serve_one(loop, inbox, 50, 5)
+    loop.stop()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    heads = [line for line in lines if isinstance(line, dict)]
+    steps = [line for line in lines if isinstance(line, list)]
+    tables = [head["buckets"] for head in heads]
+    assert tables[1]["row_edges"] == [16] and tables[1]["block_edges"] == [0, 4]
+    assert tables[-1] == tables[0] | SIX_PROGRAMS
+    assert heads[1]["step_times"] is None and heads[-1]["step_times"]["base_s"]
+    assert heads[-1]["service_classes"][-1] == {
+        "name": "chat",
+        "ttft_s": 1.0,
+        "tbt_s": 0.05,
+    }
+    assert len(steps) == len(loop.steps()) == 5
+
+
+def test_a_warm_start_measures_nothing(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_warm_up(config).run()
+    warm_up = build_warm_up(config)
+    monkeypatch.setattr(warm_up._engine, "timed_pass", None)
+    warm_up.run()
+    assert {one.source for one in warm_up.start_up().programs} == {"stored"}
+
+
+def test_the_start_up_table_adds_up() -> None:
+    text = start_up_table(
+        StartUp(
+            programs=(
+                ProgramStart("B16xNB4", 0.25, 1.5, 12_345, "compiled"),
+                ProgramStart("B16xNB0", 0.0, 0.125, None, "stored"),
+            )
+        )
+    )
+    assert text.splitlines() == [
+        "program     trace s  compile s   bytes  source",
+        "B16xNB4       0.250      1.500  12,345  compiled",
+        "B16xNB0       0.000      0.125       -  stored",
+        "2 programs    0.250      1.625  12,345  1 compiled, 1 stored",
+    ]
