@@ -8,7 +8,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test lint types bench build golden clean reproduce-slidingserve compare-policies predictor
+.PHONY: setup demo test test-browser lint types bench build golden clean reproduce-slidingserve compare-policies predictor
 
 setup: .venv/installed-$(VERSION)
 
@@ -24,6 +24,10 @@ demo: setup
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# The HTML report in a real browser; needs Debian's chromium, or another on PATH.
+test-browser: setup
+	JSERVE_REQUIRE_BROWSER=1 $(BIN)/python -m pytest -m browser
 
 lint: setup
 	$(BIN)/ruff check .

@@ -17,8 +17,9 @@ import numpy as np
 
 from jserve_sched.slo import Slo
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # what the keys mean: jserve_tools/REPORT.md
 _Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+_MAX_BINS = 64  # of the histogram of a step's tokens
 
 
 class Failure(enum.Enum):
@@ -265,6 +266,51 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return run
 
 
+def _by_program(
+    steps: Sequence[Step], used_tokens: np.ndarray
+) -> list[dict[str, float]]:
+    """Returns what ran in each compiled shape, by rows and blocks.
+
+    Args:
+      steps: at least one.
+      used_tokens: `[N]` real tokens of each.
+    """
+    groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    for index, step in enumerate(steps):
+        groups[step.num_rows, step.num_blocks].append(index)
+    bucket_s = np.array([step.bucket_s for step in steps])
+    duration_s = np.array([step.duration_s for step in steps])
+    return [
+        {
+            "num_rows": num_rows,
+            "num_blocks": num_blocks,
+            "num_steps": len(group),
+            "used_tokens_mean": float(np.mean(used_tokens[group])),
+            "bucket_s": float(np.mean(bucket_s[group])),
+            "step_s_p50": float(np.median(duration_s[group])),
+            "total_s": float(np.sum(duration_s[group])),
+        }
+        for (num_rows, num_blocks), group in sorted(groups.items())
+    ]
+
+
+def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
+    """Returns how many steps held how many real tokens.
+
+    Bins are as wide as a power of two, so that runs of alike sizes share them; bin i
+    holds the counts from `edges[i]` to one below `edges[i + 1]`.
+    """
+    num_counts = int(np.max(used_tokens)) + 1
+    width = 1
+    while num_counts > width * _MAX_BINS:
+        width *= 2
+    counts = np.bincount(used_tokens // width)
+    return {
+        "edges": [width * place for place in range(len(counts) + 1)],
+        "counts": counts.tolist(),
+    }
+
+
 def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, Any]:
     """Returns what the steps of one run computed and wasted, for JSON.
 
@@ -272,6 +318,7 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     is the sum of `pad_share_bucket`, rows and blocks nobody used, and of
     `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
     share of predicted time that the same steps would save without padding.
+    `steps_per_s` counts busy time only.
 
     Args:
       steps: the run's steps.
@@ -282,18 +329,24 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
         return run
     computed = sum(step.num_rows + step.num_blocks * block_tokens for step in steps)
     opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
-    used = sum(step.used_rows + step.prefill_tokens for step in steps)
+    used_tokens = np.array([step.used_rows + step.prefill_tokens for step in steps])
+    used = int(np.sum(used_tokens))
     run["pad_share_tokens"] = 1.0 - used / computed
     run["pad_share_bucket"] = 1.0 - opened / computed
     run["pad_share_block"] = (opened - used) / computed
     bucket_s = sum(step.bucket_s for step in steps)
     if bucket_s > 0:
         run["pad_share_time"] = 1.0 - sum(step.used_s for step in steps) / bucket_s
+    busy_s = sum(step.duration_s for step in steps)
+    if busy_s > 0:
+        run["steps_per_s"] = len(steps) / busy_s
     plan_ms = distribution(step.plan_s * 1e3 for step in steps)
     duration_s = distribution(step.duration_s for step in steps)
     if plan_ms and duration_s:
         run["plan_ms"] = {key: plan_ms[key] for key in ("p50", "p99")}
         run["step_s"] = duration_s
+    run["step_tokens"] = _histogram(used_tokens)
+    run["steps_by_program"] = _by_program(steps, used_tokens)
     return run
 
 

@@ -159,6 +159,38 @@ def test_padding_by_hand() -> None:
     assert run["plan_ms"]["p50"] == pytest.approx(0.2)
 
 
+def test_steps_by_shape_and_by_tokens() -> None:
+    steps = [
+        FakeStep(used_rows=3, duration_s=0.010),
+        FakeStep(used_rows=1, duration_s=0.030),
+        FakeStep(
+            num_blocks=40,
+            used_rows=2,
+            used_blocks=38,
+            prefill_tokens=300,
+            bucket_s=0.200,
+            duration_s=0.160,
+        ),
+    ]
+    run = summarise_steps(steps, block_tokens=8)
+    decode, mixed = run["steps_by_program"]
+    assert (decode["num_rows"], decode["num_blocks"], decode["num_steps"]) == (4, 0, 2)
+    assert decode["used_tokens_mean"] == 2.0
+    assert decode["step_s_p50"] == pytest.approx(0.020)
+    assert decode["total_s"] == pytest.approx(0.040)
+    assert (mixed["num_blocks"], mixed["used_tokens_mean"]) == (40, 302.0)
+    assert mixed["bucket_s"] == pytest.approx(0.200)
+    assert run["steps_per_s"] == pytest.approx(3 / 0.200)
+    # 303 counts need bins of 8 to be at most 64.
+    histogram = run["step_tokens"]
+    assert histogram["edges"] == [8 * place for place in range(39)]
+    assert histogram["counts"] == [2, *[0] * 36, 1]
+    assert summarise_steps(steps[:2], block_tokens=8)["step_tokens"] == {
+        "edges": [0, 1, 2, 3, 4],
+        "counts": [0, 1, 0, 1],
+    }
+
+
 def test_time_spent_on_padding_is_not_clipped_step_by_step() -> None:
     steps = [
         FakeStep(bucket_s=0.010, used_s=0.012),  # noise of a fit, either way

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from report_schema import undocumented
+
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = os.pathsep.join(str(ROOT / part) for part in (".", "models", "sched", "tools"))
 CLASSES = [
@@ -74,9 +76,9 @@ def test_replay_over_http_end_to_end(url: str, tmp_path: pathlib.Path) -> None:
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "report.json",
-        "report.png",
+        *("figures", "report.html", "report.json", "report.png")
     ]
+    assert not undocumented(report)
     assert set(report) >= {
         "schema_version",
         "device",
@@ -109,6 +111,47 @@ def test_replay_over_http_end_to_end(url: str, tmp_path: pathlib.Path) -> None:
     assert line["runs"][0] == {k: v for k, v in run.items() if k != "requests"}
     for text in ("capacity:", "TTFT bound", "met tight", "host/device", "report.png"):
         assert text in out
+    assert run["start_up"]["executable_bytes"] == 4000
+    assert run["buckets"]["block_edges"] == [0, 4, 8, 16]
+    assert report["staircase"]["num_rows"] == 32
+
+
+def test_an_interrupted_call_goes_on_and_a_finished_one_starts_anew(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    def start() -> subprocess.Popen[str]:
+        return bench(
+            f"--url={url}",
+            *("--qps=40,2", "--num_requests=5", "--length_scale=0.02", "--nohtml"),
+            f"--service_classes={write_lax_class(tmp_path)}",
+            f"--output={tmp_path / 'out'}",
+            *(() if not report.exists() else (f"--compare={report}",)),
+        )
+
+    def finish() -> tuple[str, dict]:
+        program = start()
+        out, err = program.communicate(timeout=60)
+        assert program.returncode == 0, err
+        return out, json.loads(out.splitlines()[-1])
+
+    report = tmp_path / "out" / "report.json"
+    runs = tmp_path / "out" / "runs"
+    program = start()
+    while not (runs.exists() and list(runs.iterdir())) and program.poll() is None:
+        time.sleep(0.01)
+    program.send_signal(signal.SIGINT)
+    program.communicate(timeout=60)
+    assert not report.exists()
+    out, first = finish()
+    assert [run["qps"] for run in first["runs"]] == [40.0, 2.0]
+    assert first["num_resumed"] == 1
+    assert "1 of 2 runs are those of an interrupted call" in out
+    assert not runs.exists()
+    out, second = finish()
+    assert second["num_resumed"] == 0
+    assert "+ better, - worse, = within the noise" in out
+    assert (tmp_path / "out" / "report.png").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
 
 
 def test_a_short_trace_is_replayed_whole(url: str, tmp_path: pathlib.Path) -> None:
@@ -118,7 +161,7 @@ def test_a_short_trace_is_replayed_whole(url: str, tmp_path: pathlib.Path) -> No
     program = bench(
         f"--url={url}",
         f"--trace={trace}",
-        "--rate_scale=1",
+        *("--rate_scale=1", "--nohtml"),
         f"--service_classes={write_lax_class(tmp_path)}",
         f"--output={tmp_path / 'out'}",
     )
@@ -135,7 +178,7 @@ def test_closed_loop_over_http(url: str, tmp_path: pathlib.Path) -> None:
         "--num_requests=8",
         "--prompt_tokens=8",
         "--output_tokens=4",
-        "--api=chat",
+        *("--api=chat", "--nohtml"),
         f"--output={tmp_path}",
     )
     out, err = program.communicate(timeout=60)
@@ -186,6 +229,16 @@ WRONG_VALUES = {
     ),
     "--qps=1 --capacity_s=2": "a rate in requests needs no capacity",
     "--trace=/none.csv": "/none.csv",
+    "--compare=/none.json": "/none.json",
+    "--bucket_strategies=fitted": (
+        "bucket strategy 'fitted' needs a bucket file, --buckets=FILE. To write one: "
+        "jserve --step_log=steps.jsonl, with traffic, then jserve-fit-buckets"
+    ),
+    "--bucket_strategies=linear:gap=4": "has no option 'gap=4'",
+    "--bucket_strategies=cubes": "bucket strategy 'cubes' is unknown",
+    "--buckets=b.json --bucket_strategies=pow2": "buckets=b.json is for bucket",
+    "--policies=fcfs,edf --step_log=s.jsonl": "one file for 2 engines",
+    "--url=http://x --measure_warm_start": "leave out --measure_warm_start",
     "--max_num_seqs=0": "max_num_seqs=0 is not in 1..4096",
     "--url=http://x --extra_body=[]": "extra_body=[] is not a JSON object",
     "--mode=closed --clients=0": "clients=0 is not in 1..4096",

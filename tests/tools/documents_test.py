@@ -78,7 +78,7 @@ def test_document_leaves_out_what_is_unknown() -> None:
         runs=[{"policy": "edf", "requests": rows}],
         extra={"capacity": None},
     )
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert report["jax"] == "1"
     assert report["server"] == {"model": "m", "versions": {"jax": "1"}}
     assert "device" not in report and "capacity" not in report

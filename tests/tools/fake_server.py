@@ -116,6 +116,7 @@ class FakeServer:
                     "block_pages": 1,
                     "num_waiting": max(0, len(self.jobs) - self.num_slots),
                     "ended_by": "full",
+                    "leaves_work": bool(self.jobs) and room == 0,
                     "predicted_s": duration_s,
                     "bucket_s": duration_s,
                     "used_s": used_s,
@@ -152,6 +153,23 @@ class FakeServer:
             "num_running": len(self.jobs[: self.num_slots]),
             "num_waiting": len(self.jobs[self.num_slots :]),
             "num_programs": 4,
+            "block_tokens": 32,
+            "compile_s": 1.5,
+            "start_up": {
+                "ready_s": 0.5,
+                "warm_s": 2.0,
+                "covering_s": 0.25,
+                "programs": [
+                    {
+                        "program": f"B{self.num_slots}xNB{num_blocks}",
+                        "trace_s": 0.125,
+                        "compile_s": 0.375,
+                        "executable_bytes": 1000,
+                        "source": "compiled",
+                    }
+                    for num_blocks in (0, 4, 8, 16)
+                ],
+            },
             "num_compiles_after_warmup": 0,
             "num_preemptions": 0,
             "prefix_hit_tokens": 0,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jserve_sched import features
-from jserve_sched.buckets import Bucket, PowersOfTwo
+from jserve_sched.bucket_strategies import PowersOfTwo
+from jserve_sched.buckets import Bucket
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.gpu_costs import TableCost
 from jserve_tools.gpu_cost_models import (

@@ -8,7 +8,13 @@ from jserve_sched.slo import ServiceClass, Slo
 from jserve_sched.workload import Yardstick
 from jserve_tools.breakdown import break_down
 from jserve_tools.plots import PlottedRun, draw
-from jserve_tools.tables import host_table, render, runs_table, slo_table
+from jserve_tools.tables import (
+    host_table,
+    render,
+    runs_table,
+    shapes_table,
+    slo_table,
+)
 from jserve_tools.workload import Workload
 from jserve_tools.workload_trace import TraceRow
 
@@ -28,6 +34,7 @@ def step(
         block_pages=1,
         num_waiting=0,
         ended_by="full",
+        leaves_work=False,
         predicted_s=0.010,
         bucket_s=0.010,
         used_s=0.008,
@@ -71,11 +78,34 @@ def test_columns_line_up() -> None:
 def test_runs_table_has_a_row_a_run_and_dashes_for_the_unknown() -> None:
     runs = [made_up_run("fcfs"), made_up_run("edf", steps=False)]
     head, _, fcfs, edf = runs_table([run.summary for run in runs]).splitlines()
-    for word in ("met lax", "met tight", "TTFT p50", "pad", "compiles"):
+    for word in ("met lax", "met tight", "TTFT p50", "TBT p50", "E2E p50"):
         assert word in head
+    assert "goodput" not in head
     assert fcfs.startswith("fcfs @0.9x") and edf.startswith("edf @0.9x")
     assert "91.7%" in fcfs  # eleven of twelve
-    assert edf.split()[-1] == "-"
+    searched = {**runs[0].summary, "goodput_qps": 1.2345}
+    assert "goodput" in runs_table([searched]) and "1.234" in runs_table([searched])
+
+
+def test_shapes_table_tells_of_padding_and_of_starts_that_were_measured() -> None:
+    runs = [made_up_run("fcfs").summary, made_up_run("edf", steps=False).summary]
+    head, _, fcfs, edf = shapes_table(runs).splitlines()
+    assert head.split() == [
+        *("shapes", "req/s", "pad", "pad", "time", "steps/s", "programs")
+    ]
+    assert fcfs.split()[-3:] == ["20.0%", "111.1", "-"]
+    assert edf.split()[-4:] == ["-", "-", "-", "-"]
+    started = {
+        **runs[0],
+        "num_programs": 4,
+        "num_compiles_after_warmup": 0,
+        "start_up": {"warm_s": 9.5, "compile_s": 8.25, "executable_bytes": 3 * 2**20},
+        "start_up_warm": {"warm_s": 0.5, "compile_s": 0.25},
+    }
+    row = shapes_table([started]).splitlines()[-1]
+    assert row.split()[-8:] == [
+        *("4", "9.50s", "8.25s", "500.0ms", "250.0ms", "3.0", "MiB", "0")
+    ]
 
 
 def test_slo_table_gives_bounds_and_counts() -> None:

@@ -8,24 +8,29 @@ import json
 import os
 import pathlib
 import pickle
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 
 from jserve_sched import features
-from jserve_sched.buckets import BucketTable, Continuous, PowersOfTwo
+from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
+from jserve_sched.buckets import BucketTable
 from jserve_sched.cost_model import CLOSED_FORMS, CostModel
 from jserve_sched.slo import ServiceClass
 from jserve_sched.workload import WORKLOADS, Yardstick, isolated_times
 from jserve_tools.machines import load_machine
+from jserve_tools.run_store import RunStore
 from jserve_tools.samples import Samples, write_samples
 from jserve_tools.simulated_loads import Levels, NamedLoad, TraceLoad
 from jserve_tools.simulated_predictors import make_predictor, random_batches
 from jserve_tools.simulation import Experiment, split_limit
 from jserve_tools.sweep import RateTask, guess_qps, run_all, search_goodputs
 from jserve_tools.workload_trace import TraceRow
+from report_schema import undocumented
 
 ROOT = pathlib.Path(__file__).parents[2]
 PATH = os.pathsep.join(str(ROOT / part) for part in (".", "models", "sched", "tools"))
@@ -65,7 +70,10 @@ def test_a_sweep_end_to_end(tmp_path: pathlib.Path) -> None:
     assert program.returncode == 0, program.stderr
     line = json.loads(program.stdout.splitlines()[-1])
     assert line == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert not undocumented(line)
+    assert (tmp_path / "out" / "report.html").exists()
     assert line["device"] == "simulated a100-llama3-8b"
+    assert line["staircase"]["num_rows"] == 256
     assert line["cost_model"]["num_kv_tokens"] == 400_000
     assert line["workload"]["trace"] == "trace.csv"
     found = [(r["qps"], r["bucket_strategy"], r["policy"]) for r in line["runs"]]
@@ -83,14 +91,92 @@ def test_a_sweep_end_to_end(tmp_path: pathlib.Path) -> None:
         is_padded = run["bucket_strategy"] == "pow2"
         assert (run["pad_share_tokens"] > 0.0) == is_padded
         assert (run["pad_share_time"] > 0.0) == is_padded
+        assert ("buckets" in run) == ("steps_by_program" in run) == is_padded
         limit = 512 if run["policy"] == "edf@512" else 2048
         assert run["max_num_batched_tokens"] == limit
+
+
+def test_an_interrupted_sweep_goes_on(tmp_path: pathlib.Path) -> None:
+    arguments = [
+        *("--policies=fcfs,edf,sjf", "--qps=1,2,3,4", "--num_requests=150"),
+        *("--nohtml", f"--output={tmp_path / 'out'}"),
+    ]
+    program = subprocess.Popen(
+        [sys.executable, "-m", "jserve_tools.simulate", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": PATH},
+    )
+    runs = tmp_path / "out" / "runs"
+    while not (runs.exists() and list(runs.iterdir())) and program.poll() is None:
+        time.sleep(0.01)
+    program.send_signal(signal.SIGINT)
+    out, err = program.communicate(timeout=60)
+    assert program.returncode in (1, 130)
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "out" / "report.json").exists()
+    whole = simulate(*arguments)
+    assert whole.returncode == 0, whole.stderr
+    report = json.loads(whole.stdout.splitlines()[-1])
+    assert 1 <= report["num_resumed"] < 12
+    assert not runs.exists()
+    assert [(run["qps"], run["policy"]) for run in report["runs"]] == [
+        (qps, policy)
+        for qps in (1.0, 2.0, 3.0, 4.0)
+        for policy in ("fcfs", "edf", "sjf")
+    ]
+
+
+def test_buckets_are_fitted_to_a_load_that_is_not_judged(
+    tmp_path: pathlib.Path,
+) -> None:
+    def run(*arguments: str) -> tuple[str, dict]:
+        program = simulate(
+            *("--num_requests=60", "--qps=4", "--max_num_seqs=32", "--num_seeds=2"),
+            *("--max_num_batched_tokens=544", "--nohtml"),
+            f"--output={tmp_path}",
+            *arguments,
+        )
+        assert program.returncode == 0, program.stderr
+        return program.stdout, json.loads(program.stdout.splitlines()[-1])
+
+    strategies = "--bucket_strategies=pow2,fitted,linear:block_gap=4"
+    out, report = run(strategies, "--max_programs=12")
+    (fit,) = report["fits"]
+    assert (fit["policy"], fit["seed"], fit["max_programs"]) == ("fcfs", 2, 12)
+    assert "fitted for" in out
+    assert not undocumented(report)
+    by_strategy = {one["bucket_strategy"]: one for one in report["runs"]}
+    fitted = by_strategy["fitted"]
+    assert fitted["num_programs"] <= 12 < by_strategy["pow2"]["num_programs"]
+    assert fitted["buckets"]["row_edges"] == fit["iterations"][-1]["row_edges"]
+    assert by_strategy["linear:block_gap=4"]["buckets"]["block_edges"][:4] == [
+        *(0, 1, 4, 8)
+    ]
+
+    file = tmp_path / "buckets.json"
+    file.write_text(json.dumps(fitted["buckets"]))
+    log = tmp_path / "steps.jsonl"
+    _, read = run(
+        *("--bucket_strategies=fitted", f"--buckets={file}", "--num_seeds=1"),
+        f"--step_log={log}",
+    )
+    assert "fits" not in read
+    (one,) = read["runs"]
+    same = next(run for run in report["runs"] if run["bucket_strategy"] == "fitted")
+    assert one["by_class"] == same["by_class"]
+    assert len(log.read_text().splitlines()) == 1 + one["num_steps"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--policies=nobody"], "'nobody' is unknown"),
+        (["--bucket_strategies=explicit"], "explicit needs buckets, a file"),
+        (["--compare=/none.json"], "/none.json"),
+        (["--num_seeds=2", "--step_log=s.jsonl"], "is of a single run"),
         (["--qps=1", "--goodput"], "give one of qps, goodput and levels_qps"),
     ],
 )
@@ -136,6 +222,16 @@ def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not() -> None:
     assert run["num_violations"] == seeds[0]["num_violations"] <= 1
     above = RateTask(experiment=experiment(), seed=0, qps=run["qps"] * 1.05).run()
     assert above["num_violations"] > 1
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path: pathlib.Path) -> None:
+    one = experiment(num_requests=60)
+    store = RunStore(tmp_path, resumes=True)
+    first = search_goodputs([one], (0, 1), resolution=0.2, store=store)
+    assert store.num_found == 0
+    again = search_goodputs([one], (0, 1), resolution=0.2, store=store)
+    assert store.num_found == 3  # two seeds' searches, and the run at the edge
+    assert again == json.loads(json.dumps(first))
 
 
 def test_processes_share_a_sweep_and_change_nothing() -> None:

@@ -172,9 +172,9 @@ def test_a_running_server(fake_server) -> None:
 def test_each_config_gets_a_server_of_its_own(tmp_path: pathlib.Path) -> None:
     configs = [EngineConfig(policy=policy) for policy in ("fcfs", "edf")]
     servers = Servers(is_launched=True, configs=configs)
-    names = [name for name, _ in servers.open_each(tmp_path)]
+    names = [target.name for target in servers.targets(tmp_path)]
     assert [name.split(",")[0] for name in names] == [
         "server with fcfs-pow2",
         "server with edf-pow2",
     ]
-    assert len(list(Servers(url="http://x", configs=configs).open_each(tmp_path))) == 1
+    assert len(list(Servers(url="http://x", configs=configs).targets(tmp_path))) == 1

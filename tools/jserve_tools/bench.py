@@ -8,39 +8,40 @@ machine; both are measured first and printed.
   jserve-bench --launch --policies=fcfs,edf         servers of our own, over HTTP
   jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
   jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
+  jserve-bench --policies=fcfs,sliding --bucket_strategies=pow2,two_bit,linear
+                                                    each policy with each strategy
 
-Prints a table for people; the last line of stdout is one JSON document. The same
-goes to report.json in --output, with a picture in report.png.
+Prints tables for people; the last line of stdout is one JSON document. The same goes
+to report.json in --output, with a picture in report.png and a page in report.html.
+A sweep that was interrupted goes on where it stopped.
 """
 
 import asyncio
 import dataclasses
-import json
 import logging
 import pathlib
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags
 
-from jserve.config import EngineConfig
-from jserve.engine_flags import define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve_sched.slo import BEST_EFFORT, ServiceClass, parse_service_classes
-from jserve_tools.benchmark import (
-    Benchmark,
-    ClosedLoop,
-    Findings,
-    Replay,
-    describe,
+from jserve_tools.benchmark import Benchmark, Findings
+from jserve_tools.comparison_flags import (
+    ComparisonOptions,
+    define_comparison_flags,
 )
-from jserve_tools.documents import document, one_line, write_report, write_whole
-from jserve_tools.http_client import APIS, RequestForm
+from jserve_tools.documents import document, one_line, write_whole
 from jserve_tools.idle_flags import check_flags
+from jserve_tools.loads import ClosedLoop, Replay, describe
 from jserve_tools.plots import draw
-from jserve_tools.tables import host_table, runs_table
+from jserve_tools.publishing import publish
+from jserve_tools.run_store import RunStore
+from jserve_tools.server_flags import define_server_flags
+from jserve_tools.staircases import run_staircase
+from jserve_tools.tables import host_table, runs_table, shapes_table
 from jserve_tools.targets import Servers
 from jserve_tools.workload import (
     DEFAULT_SERVICE_CLASSES,
@@ -56,40 +57,14 @@ from jserve_tools.workload_trace import (
     scale_lengths,
 )
 
-_ENGINE = EngineConfig()
 _DEFAULT_ROWS = 200  # of a trace
-_read_engine_config = define_engine_flags(
-    exclude=(
-        "policy",
-        "bucket_strategy",
-        "seed",
-        "enable_prefix_caching",
-        "capture_logits",
-    )
-)
+_read_servers = define_server_flags()
 _MODE = flags.DEFINE_enum(
     "mode",
     "replay",
     ("replay", "closed"),
     "replay: a trace at its own times, stretched to a rate. closed: --clients that "
     "each send the next request of --prompt_tokens and --output_tokens when one ends.",
-)
-_URL = flags.DEFINE_string(
-    "url", None, "A running OpenAI-compatible server, such as http://127.0.0.1:8000."
-)
-_LAUNCH = flags.DEFINE_bool(
-    "launch",
-    False,
-    "Start a jserve process for each policy and talk HTTP to it; otherwise, and "
-    "without --url, engines run in this process.",
-)
-_POLICIES = flags.DEFINE_list(
-    "policies", [_ENGINE.policy], "Scheduling policies, one server each."
-)
-_BUCKET_STRATEGIES = flags.DEFINE_list(
-    "bucket_strategies",
-    [_ENGINE.bucket_strategy],
-    "Bucket strategies, each with every policy.",
 )
 _TRACE = flags.DEFINE_string(
     "trace",
@@ -151,22 +126,6 @@ _PROMPT_TOKENS = flags.DEFINE_integer(
 _OUTPUT_TOKENS = flags.DEFINE_integer(
     "output_tokens", 64, "Output tokens in a closed loop.", lower_bound=1
 )
-_API = flags.DEFINE_enum(
-    "api",
-    "completions",
-    APIS,
-    "completions sends token ids; chat sends about as many words, for servers that "
-    "take no ids.",
-)
-_EXTRA_BODY = flags.DEFINE_string(
-    "extra_body",
-    "{}",
-    "JSON object merged into every request's body; null removes a field, such as "
-    'one that a server refuses: {"slo": null}.',
-)
-_API_KEY_FILE = flags.DEFINE_string(
-    "api_key_file", None, "File whose first line is sent as the API key."
-)
 _FIRST_PROMPT_TOKEN = flags.DEFINE_integer(
     "first_prompt_token",
     FIRST_TOKEN_ID,
@@ -175,20 +134,9 @@ _FIRST_PROMPT_TOKEN = flags.DEFINE_integer(
 _LAST_PROMPT_TOKEN = flags.DEFINE_integer(
     "last_prompt_token", LAST_TOKEN_ID, "Greatest token id of a prompt."
 )
-_START_TIMEOUT_S = flags.DEFINE_float(
-    "start_timeout_s",
-    600.0,
-    "Seconds a server may take to be warm.",
-    lower_bound=1.0,
-)
-_PROFILE_HOST = flags.DEFINE_bool(
-    "profile_host",
-    False,
-    "Break the median step down into its parts, in ms. Engines of our own run without "
-    "overlap then: only so can the time of Python and that of XLA be told apart.",
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", "out/bench", "Folder for report.json, report.png and servers' logs."
+_read_comparison = define_comparison_flags(
+    output="out/bench",
+    output_help="Folder for report.json, report.png, report.html and servers' logs.",
 )
 
 
@@ -200,8 +148,7 @@ class _Options:
     load: Replay | ClosedLoop
     workload: Workload
     trace: str
-    output: pathlib.Path
-    profiles_host: bool
+    comparison: ComparisonOptions
 
 
 def _numbers(name: str, texts: Sequence[str] | None) -> list[float]:
@@ -216,45 +163,6 @@ def _classes() -> Sequence[ServiceClass]:
         return DEFAULT_SERVICE_CLASSES
     path = pathlib.Path(_SERVICE_CLASSES.value).expanduser()
     return parse_service_classes(path.read_text())
-
-
-def _form() -> RequestForm:
-    try:
-        extra: Any = json.loads(_EXTRA_BODY.value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"extra_body is not JSON: {error}") from None
-    if not isinstance(extra, dict):
-        raise ValueError(f"extra_body={_EXTRA_BODY.value} is not a JSON object")
-    key = ""
-    if _API_KEY_FILE.value is not None:
-        lines = pathlib.Path(_API_KEY_FILE.value).expanduser().read_text().split()
-        if not lines:
-            raise ValueError(f"api_key_file={_API_KEY_FILE.value} is empty")
-        key = lines[0]
-    return RequestForm(api=_API.value, extra=extra, api_key=key)
-
-
-def _servers() -> Servers:
-    # Off, lest one run finds another's prompts in the cache.
-    overrides: dict[str, Any] = {"enable_prefix_caching": False}
-    if _PROFILE_HOST.value:
-        overlap = flags.FLAGS["enable_overlap"]
-        if overlap.present and overlap.value:
-            raise ValueError("profile_host needs noenable_overlap: see its help")
-        overrides["enable_overlap"] = False
-    configs = [
-        _read_engine_config(policy=policy, bucket_strategy=strategy, **overrides)
-        for strategy in _BUCKET_STRATEGIES.value
-        for policy in _POLICIES.value
-    ]
-    return Servers(
-        url=_URL.value or "",
-        is_launched=_LAUNCH.value,
-        configs=configs,
-        form=_form(),
-        start_timeout_s=_START_TIMEOUT_S.value,
-        profiles_host=_PROFILE_HOST.value,
-    )
 
 
 def _replay(trace: pathlib.Path) -> tuple[Replay, list[TraceRow]]:
@@ -295,10 +203,10 @@ def _options() -> _Options:
     check_flags(
         {name for name in flags.FLAGS if flags.FLAGS[name].present},
         mode=_MODE.value,
-        url=_URL.value or "",
-        is_launched=_LAUNCH.value,
+        url=flags.FLAGS.url or "",
+        is_launched=flags.FLAGS.launch,
     )
-    servers = _servers()
+    servers = _read_servers()
     load: Replay | ClosedLoop
     classes: Sequence[ServiceClass] = (BEST_EFFORT,)
     if _MODE.value == "replay":
@@ -324,8 +232,7 @@ def _options() -> _Options:
             last_id=_LAST_PROMPT_TOKEN.value,
         ),
         trace=name,
-        output=pathlib.Path(_OUTPUT.value).expanduser(),
-        profiles_host=_PROFILE_HOST.value,
+        comparison=_read_comparison(),
     )
 
 
@@ -338,19 +245,21 @@ async def _find(options: _Options) -> Findings:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    comparison = options.comparison
     return await Benchmark(
         servers=options.servers,
         load=options.load,
         workload=options.workload,
-        output=options.output,
+        output=comparison.output,
+        store=RunStore(comparison.runs_folder, resumes=comparison.resumes),
         say=_say,
-        profiles_host=options.profiles_host,
     ).run()
 
 
 def _publish(options: _Options, findings: Findings, command: Sequence[str]) -> None:
     """Writes the report and the picture, and prints the tables and the JSON line."""
     summaries = [run.summary for run in findings.runs]
+    output = options.comparison.output
     load = {
         name: value
         for name, value in dataclasses.asdict(options.load).items()
@@ -366,23 +275,30 @@ def _publish(options: _Options, findings: Findings, command: Sequence[str]) -> N
             "load": load,
             "yardstick": findings.yardstick,
             "capacity": findings.capacity,
+            "staircase": run_staircase(
+                summaries, (findings.facts.get("engine") or {}).get("block_tokens")
+            ),
+            "num_resumed": findings.num_resumed,
         },
     )
-    _say("")
-    _say(runs_table(summaries))
+    if findings.num_resumed:
+        _say(
+            f"{findings.num_resumed} of {len(summaries)} runs are those of an "
+            "interrupted call; --noresume measures all anew"
+        )
+    _say(f"\n{runs_table(summaries)}\n\n{shapes_table(summaries)}")
     for summary in summaries:
         if summary.get("host_profile"):
-            _say("")
-            _say(host_table(summary["host_profile"]))
+            _say(f"\n{host_table(summary['host_profile'])}")
     title = f"{options.trace}, {summaries[0]['num_requests']} requests a run"
     if findings.capacity is not None:
         title += f", capacity {findings.capacity.requests_per_s:.2f} requests/s"
     if report.get("device"):
         title += f", {report['device']}"
-    picture = options.output / "report.png"
+    picture = output / "report.png"
     write_whole(picture, draw(findings.runs, title=title))
-    path = write_report(options.output, report)
-    _say(f"\nplot: {picture}\nreport: {path}")
+    _say(f"\nplot: {picture}")
+    publish(report, options.comparison, say=_say)
     _say(one_line(report))
 
 
@@ -400,7 +316,7 @@ def main(argv: Sequence[str]) -> None:
     except (ValueError, OSError, TimeoutError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
     except asyncio.CancelledError as error:
-        raise ProgramError("ended by SIGTERM; nothing was written") from error
+        raise ProgramError("ended by SIGTERM; finished runs are kept") from error
     _publish(options, findings, ["jserve-bench", *sys.argv[1:]])
 
 

@@ -2,82 +2,42 @@
 
 The one idea: what is measured on the first server (idle times, capacity) is
 frozen there, so every policy after it gets the same promises, the same arrivals
-and the same lengths, and only prompts differ from run to run.
+and the same lengths, and only prompts differ from run to run. It is kept with the
+finished runs, so a sweep that goes on later goes on with the same.
 """
 
 import dataclasses
 import itertools
 import pathlib
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+import re
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import tqdm
-
-from jserve.events import StepRecord
-from jserve_sched.report import distribution, summarise_run
+from jserve.config import EngineConfig
 from jserve_sched.workload import Yardstick
-from jserve_tools.breakdown import break_down
-from jserve_tools.clients import Client, counters_between
-from jserve_tools.documents import outcome_rows
-from jserve_tools.http_client import HttpClient
+from jserve_tools.clients import Client
+from jserve_tools.documents import plain
+from jserve_tools.loads import ClosedLoop, Replay
 from jserve_tools.plots import PlottedRun
 from jserve_tools.replay import Flight, closed_loop, replay
+from jserve_tools.run_store import RunStore, run_key
+from jserve_tools.run_watch import watch_run
+from jserve_tools.start_ups import compiled_edges, start_up_of
+from jserve_tools.stored_runs import run_from_json, run_to_json
 from jserve_tools.tables import duration, slo_table
-from jserve_tools.targets import Servers
+from jserve_tools.targets import Servers, Target
 from jserve_tools.workload import Workload, WorkloadRequest
-from jserve_tools.workload_trace import mean_rate, scale_rate
+from jserve_tools.workload_trace import scale_rate
 from jserve_tools.yardstick import Capacity, measure_capacity, measure_yardstick
 
 _FOREIGN_SLOTS = 32  # where a server does not say how many requests it runs
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Replay:
-    """An open loop at the trace's times, stretched to each of some rates.
-
-    Attributes:
-      loads: rates as shares of the measured capacity.
-      qps: rates in requests per second.
-      capacity_s: how long capacity is measured, if `loads` need it.
-      capacity_slots: requests that fill the server; 0 asks the server.
-    """
-
-    loads: Sequence[float] = ()
-    qps: Sequence[float] = ()
-    capacity_s: float = 10.0
-    capacity_slots: int = 0
-
-    def __post_init__(self) -> None:
-        if bool(self.loads) == bool(self.qps):
-            raise ValueError(
-                f"give load or qps, not both or none: load={list(self.loads)}, "
-                f"qps={list(self.qps)}"
-            )
-        for name in ("loads", "qps"):
-            for rate in getattr(self, name):
-                if not 0 < rate < 1e6:
-                    raise ValueError(f"{name}: {rate} is not in 0..1000000")
-        if not 1 <= self.capacity_s <= 3600:
-            raise ValueError(f"capacity_s={self.capacity_s} is not in 1..3600")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClosedLoop:
-    """Some numbers of clients, each sending its next request when one ends.
-
-    Attributes:
-      num_clients: one run for each.
-      num_requests: of one run; 0 for eight a client.
-    """
-
-    num_clients: Sequence[int]
-    num_requests: int = 0
-
-    def __post_init__(self) -> None:
-        for clients in self.num_clients:
-            if not 1 <= clients <= 4096:
-                raise ValueError(f"clients={clients} is not in 1..4096")
+# What tells one jserve from another that had the same URL.
+_SERVER_IDENTITY = (
+    *("url", "model", "served_model_name", "engine", "device", "versions"),
+)
+# Prompts are drawn by these numbers, so that none is met twice.
+_YARDSTICK_RUN, _CAPACITY_RUN, _FIRST_RUN = range(3)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -89,12 +49,14 @@ class Findings:
       yardstick: idle times of the first server, where they were needed.
       capacity: of the first server, where it was needed.
       runs: in the order they were made.
+      num_resumed: how many of them an earlier call had finished.
     """
 
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     yardstick: Yardstick | None = None
     capacity: Capacity | None = None
     runs: list[PlottedRun] = dataclasses.field(default_factory=list)
+    num_resumed: int = 0
 
 
 class Benchmark:
@@ -107,8 +69,8 @@ class Benchmark:
         load: Replay | ClosedLoop,
         workload: Workload,
         output: pathlib.Path,
+        store: RunStore,
         say: Callable[[str], None],
-        profiles_host: bool = False,
     ):
         """Prepares; nothing is started.
 
@@ -117,18 +79,19 @@ class Benchmark:
           load: when requests are sent.
           workload: which; a closed loop cycles through its rows.
           output: folder for the logs of servers.
+          store: of finished runs.
           say: prints a line for people.
-          profiles_host: whether to break steps down into parts; against the
-            device too, where the engine runs without overlap.
         """
         self.findings = Findings()
         self._servers = servers
         self._load = load
         self._workload = workload
         self._output = output
+        self._store = store
         self._say = say
-        self._profiles_host = profiles_host
-        self._run_numbers = itertools.count()
+        self._machine_key = ""
+        # By bucket strategy: `start_up` and `start_up_warm` of its engine.
+        self._starts: dict[str, dict[str, Any]] = {}
 
     async def run(self) -> Findings:
         """Runs everything; returns what was found.
@@ -136,115 +99,261 @@ class Benchmark:
         Raises:
           ConnectionError, TimeoutError, RuntimeError: if a server fails; the
             message says which and how.
+          ValueError: if the file of a finished run is damaged.
         """
-        for name, opening in self._servers.open_each(self._output):
-            self._say(f"starting {name}")
-            async with opening as client:
-                facts = await client.facts()
-                self.findings.facts = self.findings.facts or facts
-                if isinstance(self._load, Replay):
-                    await self._replays(client, facts, self._load)
-                else:
-                    await self._closed_loops(client, facts, self._load)
+        num_runs = self._load.num_runs
+        with tempfile.TemporaryDirectory(prefix="jserve-cache-") as caches:
+            for index, target in enumerate(self._servers.targets(self._output)):
+                numbers = range(index * num_runs, (index + 1) * num_runs)
+                await self._serve(target, numbers, pathlib.Path(caches))
         return self.findings
 
-    async def _replays(
-        self, client: Client, facts: Mapping[str, Any], load: Replay
+    async def _serve(
+        self, target: Target, numbers: Sequence[int], caches: pathlib.Path
     ) -> None:
-        if not self.findings.runs:
-            await self._measure_machine(client, facts, load)
-        capacity = self.findings.capacity
-        rates: list[dict[str, float]] = [{"qps": qps} for qps in load.qps]
-        if capacity is not None:
-            rates += [
-                {"load": share, "qps": share * capacity.requests_per_s}
-                for share in load.loads
-            ]
-        for rate in rates:
-            rows = scale_rate(list(self._workload.rows), rate["qps"])
-            requests = dataclasses.replace(self._workload, rows=rows).requests(
-                next(self._run_numbers), self.findings.yardstick
-            )
+        """Does those runs of one server that are not finished yet."""
+        identity: Any = None
+        # A run that is not made again leaves no step log.
+        if target.config is not None and target.config.step_log is None:
+            identity = self._identity(target.config)
+            stored = [self._stored(identity, number) for number in numbers]
+            finished = [run for run in stored if run is not None]
+            if len(finished) == len(stored):
+                for run in finished:
+                    self._keep(run)
+                return
+        cache_dir = await self._start_cold(target, caches)
+        self._say(f"starting {target.name}")
+        async with target.open(cache_dir=cache_dir) as client:
+            facts = await client.facts()
+            stats = await client.stats()
+            if target.config is None and "engine" in facts:
+                identity = [
+                    {name: facts.get(name) for name in _SERVER_IDENTITY},
+                    self._servers.form,
+                ]
+            starts = self._starts_of(target, stats)
+            for number in numbers:
+                earlier = None if identity is None else self._stored(identity, number)
+                if earlier is not None:
+                    self._keep(earlier)
+                    continue
+                await self._know_machine(client, facts)
+                made = await self._run(client, facts, number)
+                edges = compiled_edges(stats)
+                summary = dict(made.summary) | starts
+                if edges is not None:
+                    summary["buckets"] = edges
+                made = dataclasses.replace(made, summary=summary)
+                if identity is not None:  # a foreign server may be another by now
+                    self._store.put(self._machine_key, self._machine())
+                    self._store.put(self._key(identity, number), run_to_json(made))
+                self.findings.runs.append(made)
 
-            async def go(
-                on_done: Callable[[], None],
-                requests: list[WorkloadRequest] = requests,
-            ) -> list[Flight]:
-                return await replay(client, requests, on_done=on_done)
+    def _identity(self, config: EngineConfig) -> list[Any]:
+        """Returns what decides the numbers of an engine of our own."""
+        lasting = dataclasses.replace(config, compile_cache_dir="")
+        folders = [
+            path
+            for path in map(pathlib.Path, (config.model, config.predictor))
+            if path.expanduser().is_dir()
+        ]
+        return [lasting, folders, self._servers.is_launched, self._servers.form]
 
-            await self._run(client, facts, rate, len(requests), go)
-
-    async def _measure_machine(
-        self, client: Client, facts: Mapping[str, Any], load: Replay
-    ) -> None:
+    def _key(self, identity: Any, number: int) -> str:
         findings = self.findings
-        if any(one.is_relative for one in self._workload.classes):
-            findings.yardstick = await measure_yardstick(
-                client, self._workload, next(self._run_numbers)
+        return run_key(
+            "run",
+            *(identity, self._workload, self._load, number),
+            *(findings.yardstick, findings.capacity),
+            *(self._servers.profiles_host, self._servers.measures_warm_start),
+        )
+
+    def _stored(self, identity: Any, number: int) -> PlottedRun | None:
+        """Returns a finished run, if there is one and the machine it was judged by."""
+        if not self._machine_key:
+            self._machine_key = run_key("machine", identity, self._workload, self._load)
+        if not self.findings.facts:
+            machine = self._store.get(self._machine_key)
+            if machine is None:
+                return None
+            self._take_machine(machine)
+        row = self._store.get(self._key(identity, number))
+        return None if row is None else run_from_json(row)
+
+    def _keep(self, run: PlottedRun) -> None:
+        """Takes a run that was finished before."""
+        self.findings.runs.append(run)
+        self.findings.num_resumed += 1
+        if "start_up_warm" in run.summary:
+            self._starts[run.summary["bucket_strategy"]] = {
+                name: run.summary[name] for name in ("start_up", "start_up_warm")
+            }
+
+    def _machine(self) -> dict[str, Any]:
+        findings = self.findings
+        return {
+            "facts": plain(findings.facts),
+            # As measured, not rounded: promises and rates are made of them.
+            "yardstick": findings.yardstick and dataclasses.asdict(findings.yardstick),
+            "capacity": findings.capacity and dataclasses.asdict(findings.capacity),
+        }
+
+    def _take_machine(self, machine: Mapping[str, Any]) -> None:
+        findings = self.findings
+        findings.facts = machine["facts"]
+        if (row := machine["yardstick"]) is not None:
+            findings.yardstick = Yardstick(
+                prompt_tokens=tuple(row["prompt_tokens"]),
+                ttft_s=tuple(row["ttft_s"]),
+                step_s=row["step_s"],
             )
+        if machine["capacity"] is not None:
+            findings.capacity = Capacity(**machine["capacity"])
+        if isinstance(self._load, Replay):
+            self._say("measured before:")
+            self._describe_machine()
+
+    async def _start_cold(
+        self, target: Target, caches: pathlib.Path
+    ) -> pathlib.Path | None:
+        """Starts an engine with an empty compile cache, if that is to be measured.
+
+        Returns:
+          The compile cache to use from now on; None for the engine's own.
+        """
+        if not self._servers.measures_warm_start or target.config is None:
+            return None
+        strategy = target.config.bucket_strategy
+        cache = caches / re.sub(r"[^a-z0-9]+", "_", strategy)
+        if strategy not in self._starts:
+            self._say(f"cold start of {target.name}")
+            async with target.open(cache_dir=cache) as client:
+                cold = start_up_of(await client.stats())
+            self._starts[strategy] = {"start_up": cold}
+        return cache
+
+    def _starts_of(
+        self, target: Target, stats: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Returns what the report says of how a server was started."""
+        start = start_up_of(stats)
+        if not self._servers.measures_warm_start or target.config is None:
+            return {} if start is None else {"start_up": start}
+        starts = self._starts[target.config.bucket_strategy]
+        starts.setdefault("start_up_warm", start)
+        return {name: value for name, value in starts.items() if value is not None}
+
+    async def _know_machine(self, client: Client, facts: Mapping[str, Any]) -> None:
+        """Measures the machine, unless that is done."""
+        findings = self.findings
+        if findings.facts:
+            return
+        load = self._load
+        if isinstance(load, Replay):
+            if any(one.is_relative for one in self._workload.classes):
+                findings.yardstick = await measure_yardstick(
+                    client, self._workload, _YARDSTICK_RUN
+                )
+            if load.loads:
+                engine = facts.get("engine") or {}
+                slots = load.capacity_slots or engine.get(
+                    "max_num_seqs", _FOREIGN_SLOTS
+                )
+                findings.capacity = await measure_capacity(
+                    client,
+                    self._workload,
+                    _CAPACITY_RUN,
+                    num_slots=int(slots),
+                    duration_s=load.capacity_s,
+                )
+            self._describe_machine()
+        findings.facts = facts
+
+    def _describe_machine(self) -> None:
+        yardstick, capacity = self.findings.yardstick, self.findings.capacity
+        if yardstick is not None:
+            curve = zip(yardstick.prompt_tokens, yardstick.ttft_s, strict=True)
             self._say(
                 "idle server: "
                 + ", ".join(
                     f"{duration(ttft_s)} to the first token of {length}"
-                    for length, ttft_s in zip(
-                        findings.yardstick.prompt_tokens,
-                        findings.yardstick.ttft_s,
-                        strict=True,
-                    )
+                    for length, ttft_s in curve
                 )
-                + f"; {duration(findings.yardstick.step_s)} a decode step"
+                + f"; {duration(yardstick.step_s)} a decode step"
             )
-        if load.loads:
-            engine = facts.get("engine") or {}
-            slots = load.capacity_slots or engine.get("max_num_seqs", _FOREIGN_SLOTS)
-            findings.capacity = await measure_capacity(
-                client,
-                self._workload,
-                next(self._run_numbers),
-                num_slots=int(slots),
-                duration_s=load.capacity_s,
-            )
-            capacity = findings.capacity
+        if capacity is not None:
             self._say(
                 f"capacity: {capacity.requests_per_s:.2f} requests/s of this workload "
                 f"({capacity.num_clients} clients for {capacity.window_s:.0f} s: "
                 f"{capacity.prompt_tokens_per_s:.0f} prompt and "
                 f"{capacity.output_tokens_per_s:.0f} output tokens/s)"
             )
-        self._say(slo_table(self._workload, findings.yardstick))
+        self._say(slo_table(self._workload, yardstick))
 
-    async def _closed_loops(
-        self, client: Client, facts: Mapping[str, Any], load: ClosedLoop
-    ) -> None:
-        for clients in load.num_clients:
-            num_requests = load.num_requests or 8 * clients
-            warm_up: list[Flight] = []
+    async def _run(
+        self, client: Client, facts: Mapping[str, Any], number: int
+    ) -> PlottedRun:
+        """Does run `number`, counted over all servers."""
+        load = self._load
+        place = number % load.num_runs
+        if isinstance(load, Replay):
+            return await self._replay(client, facts, number, self._rate(load, place))
+        return await self._closed_loop(client, facts, number, load.num_clients[place])
+
+    def _rate(self, load: Replay, place: int) -> dict[str, float]:
+        if load.qps:
+            return {"qps": load.qps[place]}
+        assert self.findings.capacity is not None
+        share = load.loads[place]
+        return {"load": share, "qps": share * self.findings.capacity.requests_per_s}
+
+    async def _replay(
+        self,
+        client: Client,
+        facts: Mapping[str, Any],
+        number: int,
+        rate: Mapping[str, float],
+    ) -> PlottedRun:
+        rows = scale_rate(list(self._workload.rows), rate["qps"])
+        requests = dataclasses.replace(self._workload, rows=rows).requests(
+            _FIRST_RUN + number, self.findings.yardstick
+        )
+
+        async def send(on_done: Callable[[], None]) -> list[Flight]:
+            return await replay(client, requests, on_done=on_done)
+
+        return await self._watch(client, facts, rate, len(requests), send)
+
+    async def _closed_loop(
+        self, client: Client, facts: Mapping[str, Any], number: int, num_clients: int
+    ) -> PlottedRun:
+        assert isinstance(self._load, ClosedLoop)
+        num_requests = self._load.num_requests or 8 * num_clients
+
+        async def send(
+            on_done: Callable[[], None], run: int = 2 * number + 1
+        ) -> list[Flight]:
+            flights: list[Flight] = []
             await closed_loop(
                 client,
-                itertools.islice(self._cycle(), clients),
-                num_clients=clients,
-                flights=warm_up,
+                itertools.islice(self._cycle(run), num_requests),
+                num_clients=num_clients,
+                flights=flights,
+                on_done=on_done,
             )
+            return flights
 
-            async def go(
-                on_done: Callable[[], None],
-                clients: int = clients,
-                num_requests: int = num_requests,
-            ) -> list[Flight]:
-                flights: list[Flight] = []
-                await closed_loop(
-                    client,
-                    itertools.islice(self._cycle(), num_requests),
-                    num_clients=clients,
-                    flights=flights,
-                    on_done=on_done,
-                )
-                return flights
+        await closed_loop(
+            client,
+            itertools.islice(self._cycle(2 * number), num_clients),
+            num_clients=num_clients,
+            flights=[],
+        )
+        rate = {"num_clients": num_clients}
+        return await self._watch(client, facts, rate, num_requests, send)
 
-            await self._run(client, facts, {"num_clients": clients}, num_requests, go)
-
-    def _cycle(self) -> Iterator[WorkloadRequest]:
-        run = next(self._run_numbers)
+    def _cycle(self, run: int) -> Iterator[WorkloadRequest]:
         for index in itertools.count():
             row = self._workload.rows[index % len(self._workload.rows)]
             yield self._workload.request(
@@ -254,132 +363,26 @@ class Benchmark:
                 max_tokens=row.output_tokens,
             )
 
-    async def _run(
+    async def _watch(
         self,
         client: Client,
         facts: Mapping[str, Any],
         rate: Mapping[str, float],
         num_requests: int,
-        go: Callable[[Callable[[], None]], Any],
-    ) -> None:
-        """Does one run and keeps its entry."""
+        send: Callable[[Callable[[], None]], Awaitable[list[Flight]]],
+    ) -> PlottedRun:
         engine = facts.get("engine") or {}
-        labels: dict[str, Any] = {
+        labels = {
             name: engine[name]
             for name in ("policy", "bucket_strategy")
             if name in engine
         }
-        labels |= {**rate, "seed": self._workload.seed}
-        before = await client.stats()
-        uneven_before = _num_uneven(client)
-        await client.take_detokenise_s()
-        progress = tqdm.tqdm(
-            total=num_requests,
-            desc=str(labels.get("policy", "server")),
-            unit="req",
-            disable=None,
-            leave=False,
+        return await watch_run(
+            client,
+            send,
+            engine=engine,
+            labels={**labels, **rate, "seed": self._workload.seed},
+            num_requests=num_requests,
+            say=self._say,
+            profiles_host=self._servers.profiles_host,
         )
-        with progress:
-            flights = await go(lambda: _count_one(progress))
-        after = await client.stats()
-        steps = None
-        num_missing = 0
-        if before is not None:
-            first_id = int(before["num_steps"])
-            steps = await client.steps(first_id)
-            if steps is not None and after is not None:
-                num_missing = _num_missing(steps, first_id, int(after["num_steps"]))
-        block_tokens = engine.get("block_tokens")
-        outcomes = [flight.outcome() for flight in flights]
-        summary = summarise_run(
-            outcomes,
-            steps=None if num_missing else steps,
-            block_tokens=block_tokens,
-            counters=counters_between(before, after),
-            labels=labels,
-        )
-        summary |= _client_health(flights)
-        if (uneven := _num_uneven(client)) is not None:
-            summary["num_uneven_streams"] = uneven - (uneven_before or 0)
-        if steps is not None and num_missing:
-            # The shares of the rest would be those of the end of the run alone.
-            summary["num_steps"] = len(steps) + num_missing
-            summary["num_steps_missing"] = num_missing
-            self._say(
-                f"the engine forgot {num_missing} of {summary['num_steps']} steps "
-                "before they were read: padding is not reported"
-            )
-        if self._profiles_host and steps:
-            summary["host_profile"] = break_down(
-                steps,
-                detokenise_s=await client.take_detokenise_s(),
-                has_overlap=engine.get("enable_overlap") is not False,
-            )
-        summary["requests"] = outcome_rows(outcomes)
-        self.findings.runs.append(
-            PlottedRun(
-                summary=summary,
-                outcomes=outcomes,
-                steps=steps,
-                block_tokens=block_tokens,
-            )
-        )
-
-
-def _count_one(progress: "tqdm.tqdm[NoReturn]") -> None:
-    progress.update()
-
-
-def _num_missing(steps: Sequence[StepRecord], first_id: int, end_id: int) -> int:
-    """Returns how many steps from `first_id` to before `end_id` were not read."""
-    known = sum(first_id <= step.step_id < end_id for step in steps)
-    return end_id - first_id - known
-
-
-def _num_uneven(client: Client) -> int | None:
-    return client.num_uneven_streams if isinstance(client, HttpClient) else None
-
-
-def _client_health(flights: Sequence[Flight]) -> dict[str, Any]:
-    """Returns what tells whether this program kept its own appointments."""
-    delays_s = [
-        flight.sent_s - flight.arrival_s
-        for flight in flights
-        if flight.sent_s is not None
-    ]
-    short = sum(
-        flight.failure is None
-        and flight.is_over
-        and len(flight.token_times_s) < flight.request.max_tokens
-        for flight in flights
-    )
-    health: dict[str, Any] = {"num_short_outputs": short}
-    if (delay := distribution(delays_s)) is not None:
-        health["send_delay_s"] = delay
-    return health
-
-
-def describe(workload: Workload, trace: str) -> dict[str, Any]:
-    """Returns what was sent, for the report."""
-    rows = workload.rows
-    found: dict[str, Any] = {
-        "trace": trace,
-        "num_rows": len(rows),
-        "seed": workload.seed,
-        "prompt_tokens_mean": statistics.fmean(row.prompt_tokens for row in rows),
-        "prompt_tokens_max": max(row.prompt_tokens for row in rows),
-        "output_tokens_mean": statistics.fmean(row.output_tokens for row in rows),
-        "output_tokens_max": max(row.output_tokens for row in rows),
-        "service_classes": [
-            {
-                name: value
-                for name, value in dataclasses.asdict(one).items()
-                if value is not None
-            }
-            for one in workload.classes
-        ],
-    }
-    if rows[-1].arrival_s > rows[0].arrival_s:
-        found["trace_qps"] = mean_rate(list(rows))
-    return found

@@ -17,7 +17,7 @@ _CLOSED_FLAGS = ("clients", "prompt_tokens", "output_tokens")
 _CAPACITY_FLAGS = ("capacity_s", "capacity_slots")
 _HTTP_FLAGS = ("api", "extra_body", "api_key_file")
 _OWN_SERVER_FLAGS = (
-    *("launch", "policies", "bucket_strategies"),
+    *("launch", "policies", "bucket_strategies", "measure_warm_start"),
     *(field.name for field in dataclasses.fields(EngineConfig)),
 )
 

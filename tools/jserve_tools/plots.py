@@ -17,7 +17,7 @@ from jserve_sched.report import Outcome, token_gaps_s
 from jserve_tools.tables import duration, run_name
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SLO_COLOUR = "#666666"
 _SECONDS = "seconds, log scale (shaded: where 80 % of the bounds lie)"
 _LEAST_S = 1e-4  # tokens read together are no time apart
@@ -52,7 +52,7 @@ def _signed_square(values: np.ndarray) -> np.ndarray:
 
 
 def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
+    return COLOURS[index % len(COLOURS)]
 
 
 def style_axes(axes: Any, title: str, x_label: str, y_label: str) -> None:
@@ -247,7 +247,7 @@ def draw(runs: Sequence[PlottedRun], *, title: str) -> bytes:
         (index, run)
         for index, run in enumerate(runs)
         if run.steps and run.block_tokens is not None
-    ][: len(_COLOURS)]
+    ][: len(COLOURS)]
     figure = matplotlib.figure.Figure(
         figsize=(13, 4.9 + 2.5 * len(timelines)), layout="constrained", dpi=110
     )

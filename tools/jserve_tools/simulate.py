@@ -6,52 +6,51 @@ most 1 % of the requests break a promise (goodput).
 
   jserve-simulate --policies=fcfs,sliding --workload=mixed_v1 --qps=2,3
   jserve-simulate --policies=edf,sliding --goodput --num_seeds=3 --num_processes=2
+  jserve-simulate --policies=fcfs,sliding --bucket_strategies=pow2,two_bit,fitted
   jserve-simulate --policies=sliding,sliding:constructor=off --bucket_strategies=none
   jserve-simulate --cost_model=mlp:samples.npz:checkpoint --trace=my.csv
 
-Prints a table for people; the last line of stdout is one JSON document. The same
-goes to report.json in --output.
+Prints tables for people; the last line of stdout is one JSON document. The same goes
+to report.json in --output, with a page in report.html. A sweep that was interrupted
+goes on where it stopped.
 """
 
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags, logging
 
 from jserve.program import ProgramError, run_program
-from jserve_sched.buckets import (
-    DEFAULT_BLOCK_TOKENS,
-    STRATEGIES,
-    BucketStrategy,
-    BucketTable,
-    Continuous,
-    Explicit,
-    table_from_json,
-)
+from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS, table_from_json
 from jserve_sched.cost_model import CostModel
-from jserve_sched.goodput import (
-    MAX_VIOLATION_SHARE,
-    WARMUP_SHARE,
-    RateGrid,
-)
+from jserve_sched.goodput import MAX_VIOLATION_SHARE, WARMUP_SHARE, RateGrid
 from jserve_sched.policies import make_policy
-from jserve_sched.slo import ServiceClass, parse_service_classes
-from jserve_sched.workload import WORKLOADS, Arrival, isolated_times
-from jserve_tools.documents import one_line, write_report
+from jserve_sched.workload import isolated_times
+from jserve_tools.comparison_flags import (
+    ComparisonOptions,
+    define_comparison_flags,
+)
+from jserve_tools.documents import one_line
+from jserve_tools.load_flags import LoadOptions, define_load_flags
 from jserve_tools.machines import load_machine
-from jserve_tools.simulated_loads import Levels, Load, NamedLoad, TraceLoad
+from jserve_tools.publishing import publish
+from jserve_tools.run_store import RunStore
+from jserve_tools.simulated_fits import fit_experiments
 from jserve_tools.simulated_predictors import PREDICTORS
+from jserve_tools.simulated_shapes import Shapes
 from jserve_tools.simulation import Experiment, split_limit
 from jserve_tools.simulation_report import simulation_report
-from jserve_tools.simulation_tables import goodput_table, speed_table
+from jserve_tools.simulation_tables import fits_table, goodput_table, speed_table
 from jserve_tools.sweep import RateTask, run_all, search_goodputs
-from jserve_tools.tables import runs_table
-from jserve_tools.workload import DEFAULT_SERVICE_CLASSES
-from jserve_tools.workload_trace import mean_rate, read_trace
+from jserve_tools.tables import runs_table, shapes_table
 
+_read_load = define_load_flags()
+_read_comparison = define_comparison_flags(
+    output="out/simulate", output_help="Folder for report.json and report.html."
+)
 _POLICIES = flags.DEFINE_list(
     "policies",
     ["fcfs"],
@@ -61,11 +60,19 @@ _POLICIES = flags.DEFINE_list(
 _BUCKET_STRATEGIES = flags.DEFINE_list(
     "bucket_strategies",
     ["pow2"],
-    "Bucket strategies, each with every policy: none has no padding at all; explicit "
-    "is the file in buckets; others as jserve has them.",
+    "Bucket strategies, each with every policy, with options as in "
+    "linear:block_gap=4: none has no padding at all; explicit is the file in buckets; "
+    "fitted is that file too, or without one fitted for each policy to this load, "
+    "drawn with a seed that is not judged.",
 )
 _BUCKETS = flags.DEFINE_string(
-    "buckets", None, "Bucket file (JSON) of bucket strategy explicit."
+    "buckets", None, "Bucket file (JSON) of bucket strategies explicit and fitted."
+)
+_MAX_PROGRAMS = flags.DEFINE_integer(
+    "max_programs",
+    None,
+    "Most programs of a strategy that is fitted here. [default: as many as pow2 has]",
+    lower_bound=2,
 )
 _COST_MODEL = flags.DEFINE_string(
     "cost_model",
@@ -80,30 +87,7 @@ _PREDICTOR = flags.DEFINE_enum(
     "What policies plan by: oracle is never wrong; linear and table are fitted to "
     "steps of the cost model.",
 )
-_WORKLOAD = flags.DEFINE_enum(
-    "workload", "mixed_v1", sorted(WORKLOADS), "SlidingServe's workload to draw."
-)
-_TRACE = flags.DEFINE_string(
-    "trace",
-    None,
-    "CSV of arrival_s (seconds), prompt_tokens, output_tokens, in place of a workload.",
-)
-_POISSON = flags.DEFINE_bool(
-    "poisson", False, "Give a trace's requests Poisson arrivals."
-)
-_QPS = flags.DEFINE_list(
-    "qps", None, "Rates in requests per second. [default: the trace's own, or 1]"
-)
 _GOODPUT = flags.DEFINE_bool("goodput", False, "Search the goodput instead.")
-_LEVELS_QPS = flags.DEFINE_list(
-    "levels_qps", None, "Rates that take turns, such as 1,2.5, instead of one rate."
-)
-_PERIOD_S = flags.DEFINE_float(
-    "period_s", 120.0, "Seconds that each of the levels lasts.", lower_bound=1e-3
-)
-_DURATION_S = flags.DEFINE_float(
-    "duration_s", 1200.0, "Seconds of arrivals under levels.", lower_bound=1e-3
-)
 _MAX_VIOLATIONS = flags.DEFINE_float(
     "max_violation_share",
     MAX_VIOLATION_SHARE,
@@ -124,13 +108,6 @@ _RESOLUTION = flags.DEFINE_float(
     lower_bound=1e-4,
     upper_bound=1.0,
 )
-_NUM_REQUESTS = flags.DEFINE_integer(
-    "num_requests",
-    None,
-    "Requests of a run: of a trace the first ones. [default: 1000, a whole trace, or "
-    "what comes under levels]",
-    lower_bound=2,
-)
 _WARMUP_SHARE = flags.DEFINE_float(
     "warmup_share",
     WARMUP_SHARE,
@@ -143,13 +120,6 @@ _SEED = flags.DEFINE_integer(
 )
 _NUM_SEEDS = flags.DEFINE_integer(
     "num_seeds", 1, "Seeds: seed, seed + 1, and so on.", lower_bound=1
-)
-_SERVICE_CLASSES = flags.DEFINE_string(
-    "service_classes",
-    None,
-    "JSON file: a list of classes, each with name, share and ttft_s or ttft_slowdown, "
-    "tbt_s or tbt_step_multiple, ttlt_s (seconds, or multiples of an idle machine's "
-    "time). Classes named as the workload's parts replace theirs.",
 )
 _MAX_NUM_SEQS = flags.DEFINE_integer(
     "max_num_seqs",
@@ -201,30 +171,38 @@ _RECORD_STEPS = flags.DEFINE_bool(
 _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", 1, "Processes that share the runs.", lower_bound=1
 )
-_OUTPUT = flags.DEFINE_string("output", "out/simulate", "Folder for report.json.")
+_STEP_LOG = flags.DEFINE_string(
+    "step_log",
+    None,
+    "File that gets the steps of a single run, as a server records them, for "
+    "jserve-fit-buckets.",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Options:
     """The flags, checked."""
 
+    load: LoadOptions
+    shapes: Shapes
     experiments: Sequence[Experiment]
     seeds: Sequence[int]
-    qps: Sequence[float]
-    levels: Levels | None
-    sample: Sequence[Arrival]
-    output: pathlib.Path
+    comparison: ComparisonOptions
 
 
-def _rates(name: str, texts: Sequence[str]) -> list[float]:
-    try:
-        rates = [float(text) for text in texts]
-    except ValueError:
-        raise ValueError(f"{name}={','.join(texts)} is not numbers") from None
-    for rate in rates:
-        if not 0 < rate < 1e6:
-            raise ValueError(f"{name}: {rate} is not in 0..1000000")
-    return rates
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Findings:
+    """What was found.
+
+    Attributes:
+      fits: one for each policy whose buckets were fitted.
+      runs: entries of the report's `runs`.
+      num_resumed: searches, fits and runs that an earlier call had finished.
+    """
+
+    fits: Sequence[Mapping[str, Any]]
+    runs: Sequence[dict[str, Any]]
+    num_resumed: int
 
 
 def _changed(cost_model: CostModel, **limits: int | None) -> CostModel:
@@ -235,63 +213,12 @@ def _changed(cost_model: CostModel, **limits: int | None) -> CostModel:
     return changed
 
 
-def _buckets(name: str, cost_model: CostModel) -> BucketTable:
-    strategy: BucketStrategy
-    block_tokens = _BLOCK_TOKENS.value
-    if name == "none":
-        strategy = Continuous()
-    elif name == "explicit":
-        if _BUCKETS.value is None:
-            raise ValueError("bucket strategy explicit needs buckets, a file")
-        file = table_from_json(pathlib.Path(_BUCKETS.value).expanduser().read_text())
-        strategy = Explicit(row_edges=file.row_edges, block_edges=file.block_edges)
-        block_tokens = file.block_tokens
-    elif name in STRATEGIES:
-        strategy = STRATEGIES[name]
-    else:
-        known = ["none", "explicit", *sorted(STRATEGIES)]
-        raise ValueError(f"bucket strategy {name!r} is unknown; known: {known}")
-    return strategy.table(
-        max_num_seqs=cost_model.max_num_seqs,
-        max_num_batched_tokens=cost_model.max_num_batched_tokens,
-        block_tokens=block_tokens,
-    )
-
-
-def _levels() -> Levels | None:
-    if _LEVELS_QPS.value is None:
-        return None
-    return Levels(
-        levels_qps=tuple(_rates("levels_qps", _LEVELS_QPS.value)),
-        period_s=_PERIOD_S.value,
-        duration_s=_DURATION_S.value,
-    )
-
-
-def _load(levels: Levels | None) -> tuple[Load, list[float]]:
-    """Returns the requests, and the rate they come at if none is asked for."""
-    classes: Sequence[ServiceClass] = ()
-    if _SERVICE_CLASSES.value is not None:
-        path = pathlib.Path(_SERVICE_CLASSES.value).expanduser()
-        classes = parse_service_classes(path.read_text())
-    if _TRACE.value is None:
-        num_requests = _NUM_REQUESTS.value or 1000
-        if levels is not None and _NUM_REQUESTS.value is None:
-            most = max(levels.levels_qps) * levels.duration_s
-            num_requests = int(most + 5 * most**0.5) + 10
-        load = NamedLoad(
-            components=WORKLOADS[_WORKLOAD.value],
-            num_requests=num_requests,
-            classes=classes,
-        )
-        return load, [1.0]
-    trace = pathlib.Path(_TRACE.value).expanduser()
-    rows = read_trace(trace, num_requests=_NUM_REQUESTS.value or 0)
-    return TraceLoad(
-        rows=rows,
-        classes=classes or DEFAULT_SERVICE_CLASSES,
-        is_poisson=_POISSON.value,
-    ), [mean_rate(rows)]
+def _shapes() -> Shapes:
+    file = None
+    if _BUCKETS.value is not None:
+        text = pathlib.Path(_BUCKETS.value).expanduser().read_text()
+        file = table_from_json(text)
+    return Shapes(file=file, block_tokens=_BLOCK_TOKENS.value)
 
 
 def _options() -> _Options:
@@ -301,16 +228,12 @@ def _options() -> _Options:
       ValueError: for a value that is wrong, naming it and the limit.
       OSError: for a file that cannot be read.
     """
-    asked = {
-        "qps": _QPS.value is not None,
-        "goodput": _GOODPUT.value,
-        "levels_qps": _LEVELS_QPS.value is not None,
-    }
-    if sum(asked.values()) > 1:
-        raise ValueError(
-            f"give one of qps, goodput and levels_qps, not "
-            f"{[name for name, is_given in asked.items() if is_given]}"
-        )
+    asked = ("qps", "goodput", "levels_qps")
+    given = [name for name in asked if flags.FLAGS[name].value]
+    if len(given) > 1:
+        raise ValueError(f"give one of qps, goodput and levels_qps, not {given}")
+    comparison = _read_comparison()
+    shapes = _shapes()
     machine = load_machine(_COST_MODEL.value)
     cost_model = _changed(
         machine.cost_model,
@@ -319,10 +242,7 @@ def _options() -> _Options:
         num_kv_tokens=_NUM_KV_TOKENS.value,
         page_size=_PAGE_SIZE.value,
     )
-    levels = _levels()
-    load, qps = _load(levels)
-    if _QPS.value is not None:
-        qps = _rates("qps", _QPS.value)
+    load = _read_load()
     # The machine's own limits: promises do not change with a step's token limit.
     yardstick = isolated_times(
         machine.cost_model,
@@ -339,10 +259,10 @@ def _options() -> _Options:
                 Experiment(
                     policy=policy,
                     bucket_strategy=strategy,
-                    buckets=_buckets(strategy, own),
+                    buckets=shapes.table(strategy, own),
                     cost_model=own,
                     predictor=_PREDICTOR.value,
-                    load=load,
+                    load=load.load,
                     yardstick=yardstick,
                     max_model_len=_MAX_MODEL_LEN.value,
                     lag=_LAG.value,
@@ -351,60 +271,102 @@ def _options() -> _Options:
                     records_steps=_RECORD_STEPS.value,
                 )
             )
+    num_runs = len(experiments) * len(load.qps) * _NUM_SEEDS.value
+    if _STEP_LOG.value is not None and (num_runs > 1 or _GOODPUT.value):
+        raise ValueError(
+            f"step_log={_STEP_LOG.value} is of a single run: one policy, bucket "
+            "strategy, rate and seed, without goodput"
+        )
     return _Options(
+        load=load,
+        shapes=shapes,
         experiments=experiments,
         seeds=range(_SEED.value, _SEED.value + _NUM_SEEDS.value),
-        qps=[levels.mean_qps] if levels is not None else qps,
-        levels=levels,
-        sample=load.unit_arrivals(_SEED.value, yardstick),
-        output=pathlib.Path(_OUTPUT.value).expanduser(),
+        comparison=comparison,
     )
 
 
-def _find(options: _Options) -> list[dict[str, Any]]:
-    """Runs everything; returns the entries of the report's `runs`."""
+def _find(options: _Options) -> _Findings:
+    """Runs everything that no earlier call has finished."""
+    comparison = options.comparison
+    store: RunStore | None = RunStore(
+        comparison.runs_folder, resumes=comparison.resumes
+    )
+    if _STEP_LOG.value is not None:
+        store = None  # a run that is not made again has no steps to write
+    qps: Sequence[float] | None = options.load.qps
     if _GOODPUT.value:
-        return search_goodputs(
-            options.experiments,
+        qps = None if _START_QPS.value is None else [_START_QPS.value]
+    experiments, fits = fit_experiments(
+        options.experiments,
+        needs_fit=options.shapes.needs_fit,
+        seed=options.seeds[-1] + 1,
+        qps=qps,
+        levels=options.load.levels,
+        max_programs=_MAX_PROGRAMS.value,
+        num_processes=_NUM_PROCESSES.value,
+        store=store,
+    )
+    if _GOODPUT.value:
+        runs = search_goodputs(
+            experiments,
             options.seeds,
             start_qps=_START_QPS.value,
             resolution=_RESOLUTION.value,
             max_share=_MAX_VIOLATIONS.value,
             num_processes=_NUM_PROCESSES.value,
+            store=store,
         )
-    tasks = [
-        RateTask(experiment=one, seed=seed, qps=qps, levels=options.levels)
-        for qps in options.qps
-        for one in options.experiments
-        for seed in options.seeds
-    ]
-    return run_all(tasks, _NUM_PROCESSES.value)
+    else:
+        tasks = [
+            RateTask(
+                experiment=one,
+                seed=seed,
+                qps=qps,
+                levels=options.load.levels,
+                step_log=_STEP_LOG.value or "",
+            )
+            for qps in options.load.qps
+            for one in experiments
+            for seed in options.seeds
+        ]
+        runs = run_all(tasks, _NUM_PROCESSES.value, store)
+    return _Findings(
+        fits=fits, runs=runs, num_resumed=0 if store is None else store.num_found
+    )
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _publish(
-    options: _Options, runs: Sequence[dict[str, Any]], command: Sequence[str]
-) -> None:
+def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> None:
     """Writes the report, and prints the tables and the JSON line."""
-    trace = pathlib.Path(_TRACE.value).name if _TRACE.value is not None else ""
+    experiment = options.experiments[0]
+    load = options.load
     report = simulation_report(
         command=command,
-        experiment=options.experiments[0],
-        sample=options.sample,
-        trace=trace,
-        workload="" if trace else _WORKLOAD.value,
-        runs=runs,
+        experiment=experiment,
+        block_tokens=_BLOCK_TOKENS.value,
+        sample=load.load.unit_arrivals(options.seeds[0], experiment.yardstick),
+        trace=load.trace,
+        workload=load.workload,
+        runs=found.runs,
+        fits=found.fits,
+        num_resumed=found.num_resumed,
     )
-    _say(runs_table(runs))
+    if found.num_resumed:
+        _say(
+            f"{found.num_resumed} results are those of an interrupted call; "
+            "--noresume starts anew"
+        )
+    if found.fits:
+        _say(f"{fits_table(found.fits)}\n")
+    _say(f"{runs_table(found.runs)}\n\n{shapes_table(found.runs)}")
     if _GOODPUT.value:
-        _say("")
-        _say(goodput_table(runs))
-    _say("")
-    _say(speed_table(runs))
-    _say(f"\nreport: {write_report(options.output, report)}")
+        _say(f"\n{goodput_table(found.runs)}")
+    _say(f"\n{speed_table(found.runs)}")
+    publish(report, options.comparison, say=_say)
     _say(one_line(report))
 
 
@@ -414,8 +376,8 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
     try:
         options = _options()
-        runs = _find(options)
-        _publish(options, runs, ["jserve-simulate", *sys.argv[1:]])
+        found = _find(options)
+        _publish(options, found, ["jserve-simulate", *sys.argv[1:]])
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
 

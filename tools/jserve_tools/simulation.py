@@ -5,6 +5,7 @@ run anywhere and gives the same report.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick
 from jserve_tools.simulated_loads import Load
 from jserve_tools.simulated_predictors import make_predictor
+from jserve_tools.step_logs import write_simulated_log
 
 
 def split_limit(spec: str) -> tuple[str, int | None]:
@@ -118,9 +120,28 @@ class Experiment:
         qps: float,
         seed: int,
         labels: Mapping[str, Any] | None = None,
+        step_log: str = "",
     ) -> dict[str, Any]:
-        """Serves some arrivals; returns an entry of the report's `runs`."""
-        result = self.simulate(arrivals, seed, records_steps=self.records_steps)
+        """Serves some arrivals; returns an entry of the report's `runs`.
+
+        Args:
+          arrivals: the requests.
+          qps: their rate, for the report.
+          seed: of the noise.
+          labels: what else tells this run from others.
+          step_log: a file for the steps; "" for none.
+        """
+        has_steps = self.records_steps or bool(step_log)
+        result = self.simulate(arrivals, seed, records_steps=has_steps)
+        if step_log:
+            write_simulated_log(
+                pathlib.Path(step_log).expanduser(),
+                result.steps or (),
+                cost_model=self.cost_model,
+                buckets=self.buckets,
+                policy=self.policy,
+                arrivals=arrivals,
+            )
         num_warmup = self.num_warmup(arrivals)
         summary = summarise_run(
             result.outcomes[num_warmup:],
@@ -144,10 +165,13 @@ class Experiment:
         if plans is not None:
             summary["plan_ms"] = {name: plans[name] for name in ("p50", "p99")}
         summary["num_steps"] = result.num_steps
-        # Nothing is compiled here, and without padding no shape is worth counting.
+        # Nothing is compiled here, and without padding no shape is worth telling.
         del summary["num_compiles_after_warmup"]
         if self.bucket_strategy == "none":
             del summary["num_programs"]
+            summary.pop("steps_by_program", None)
+        else:
+            summary["buckets"] = self.buckets.to_json()
         assert result.wall_s is not None
         summary["simulation"] = {
             "wall_s": result.wall_s,

@@ -1,9 +1,9 @@
-"""Tables of what only simulations find: goodput, and how fast they ran."""
+"""Tables of what only simulations find: goodput, fits, and how fast they ran."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jserve_tools.tables import render
+from jserve_tools.tables import duration, render
 
 
 def goodput_table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -20,6 +20,24 @@ def goodput_table(runs: Sequence[Mapping[str, Any]]) -> str:
                 f"{run['goodput_violation_share'] * 100:.2f}%",
             ]
         )
+    return render(rows)
+
+
+def fits_table(fits: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one row for each turn of each fit of buckets to a simulation."""
+    rows = [["fitted for", "turn", "programs", "expected step", "pad time", "change"]]
+    for fit in fits:
+        for turn, one in enumerate(fit["iterations"], 1):
+            rows.append(
+                [
+                    f"{fit['policy']} @{fit['qps']:.3g}/s",
+                    str(turn),
+                    str(one["num_programs"]),
+                    duration(one["expected_s"]),
+                    f"{one['pad_share_time'] * 100:.1f}%",
+                    f"{one['change'] * 100:+.2f}%" if "change" in one else "-",
+                ]
+            )
     return render(rows)
 
 

@@ -1,7 +1,8 @@
 """Runs many simulations, in this process or in several.
 
 The one idea: a task holds all that decides its numbers and can be sent to another
-process, so a sweep gives the same report however many processes share it.
+process, so a sweep gives the same report however many processes share it, and goes on
+where it was interrupted.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ import multiprocessing
 import signal
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import tqdm
 
@@ -23,23 +24,22 @@ from jserve_sched.goodput import (
     search_seed,
 )
 from jserve_sched.workload import Arrival, Yardstick, at_levels, at_rate
+from jserve_tools.run_store import RunStore, run_key
 from jserve_tools.simulated_loads import Levels
 from jserve_tools.simulation import Experiment
 
-Found = TypeVar("Found")
-Found_co = TypeVar("Found_co", covariant=True)
 
-
-class Task(Protocol[Found_co]):
+class Task(Protocol):
     """Something to do, here or in another process."""
 
-    def run(self) -> Found_co:
-        """Does it."""
+    def run(self) -> dict[str, Any]:
+        """Does it; returns what came of it, for JSON."""
         ...
 
 
-def _run(task: Task[Found]) -> Found:
-    return task.run()
+def _run(job: tuple[int, Task]) -> tuple[int, dict[str, Any]]:
+    index, task = job
+    return index, task.run()
 
 
 def _leave_alone() -> None:
@@ -47,60 +47,83 @@ def _leave_alone() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_all(tasks: Sequence[Task[Found]], num_processes: int = 1) -> list[Found]:
-    """Returns what each task found, in order, with a progress bar.
+def run_all(
+    tasks: Sequence[Task], num_processes: int = 1, store: RunStore | None = None
+) -> list[dict[str, Any]]:
+    """Returns what came of each task, in order, with a progress bar.
 
     Args:
       tasks: what to do.
       num_processes: processes that share them; 1 does all in this one.
+      store: of finished tasks; what is there is not done again.
     """
+    keys = [run_key(task) for task in tasks]
+    found: list[Any] = [None if store is None else store.get(key) for key in keys]
+    jobs = [(index, tasks[index]) for index, one in enumerate(found) if one is None]
 
-    def with_progress(found: Iterable[Found]) -> list[Found]:
-        return list(
-            tqdm.tqdm(
-                found,
-                total=len(tasks),
-                desc="simulate",
-                unit="run",
-                disable=None,
-                leave=False,
-            )
-        )
+    def finish(done: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
+        for index, result in tqdm.tqdm(
+            done,
+            total=len(jobs),
+            desc="simulate",
+            unit="run",
+            disable=None,
+            leave=False,
+        ):
+            found[index] = result
+            if store is not None:
+                store.put(keys[index], result)
+        return found
 
-    if min(num_processes, len(tasks)) <= 1:
-        return with_progress(map(_run, tasks))
+    if min(num_processes, len(jobs)) <= 1:
+        return finish(map(_run, jobs))
     processes = multiprocessing.get_context("spawn")
-    with processes.Pool(min(num_processes, len(tasks)), _leave_alone) as workers:
-        return with_progress(workers.imap(_run, tasks))
+    with processes.Pool(min(num_processes, len(jobs)), _leave_alone) as workers:
+        return finish(workers.imap_unordered(_run, jobs))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateTask:
-    """One run at one rate, or at levels, with one seed."""
+    """One run at one rate, or at levels, with one seed.
+
+    Attributes:
+      experiment: what is run.
+      seed: draws the requests.
+      qps: their rate; under levels, the mean.
+      levels: rates that take turns, if they do.
+      step_log: a file for the steps; "" for none.
+    """
 
     experiment: Experiment
     seed: int
     qps: float
     levels: Levels | None = None
+    step_log: str = ""
 
-    def run(self) -> dict[str, Any]:
-        """Returns an entry of the report's `runs`."""
+    def arrivals(self) -> list[Arrival]:
+        """Returns the requests."""
         experiment = self.experiment
         units = experiment.load.unit_arrivals(self.seed, experiment.yardstick)
         if self.levels is None:
-            arrivals = at_rate(units, self.qps)
-            return experiment.run(arrivals, qps=self.qps, seed=self.seed)
-        arrivals = at_levels(
+            return at_rate(units, self.qps)
+        return at_levels(
             units,
             self.levels.levels_qps,
             period_s=self.levels.period_s,
             duration_s=self.levels.duration_s,
         )
-        return experiment.run(
-            arrivals,
-            qps=self.levels.mean_qps,
+
+    def run(self) -> dict[str, Any]:
+        """Returns an entry of the report's `runs`."""
+        labels = {}
+        if self.levels is not None:
+            labels["levels_qps"] = list(self.levels.levels_qps)
+        return self.experiment.run(
+            self.arrivals(),
+            qps=self.qps,
             seed=self.seed,
-            labels={"levels_qps": list(self.levels.levels_qps)},
+            labels=labels,
+            step_log=self.step_log,
         )
 
 
@@ -114,8 +137,8 @@ class GoodputTask:
     grid: RateGrid
     max_share: float
 
-    def run(self) -> SeedGoodput:
-        """Returns what the search found; hopeless probes are cut short."""
+    def run(self) -> dict[str, Any]:
+        """Returns the fields of SeedGoodput; hopeless probes are cut short."""
         experiment = self.experiment
         units = experiment.load.unit_arrivals(self.seed, experiment.yardstick)
         num_warmup = experiment.num_warmup(units)
@@ -128,13 +151,14 @@ class GoodputTask:
             counted = result.outcomes[num_warmup:]
             return sum(not one.is_met for one in counted), len(counted)
 
-        return search_seed(
+        found = search_seed(
             probe,
             self.seed,
             grid=self.grid,
             start_qps=self.start_qps,
             max_share=self.max_share,
         )
+        return dataclasses.asdict(found)
 
 
 def guess_qps(arrivals: Sequence[Arrival], yardstick: Yardstick) -> float:
@@ -158,6 +182,7 @@ def search_goodputs(
     resolution: float = RateGrid.resolution,
     max_share: float = MAX_VIOLATION_SHARE,
     num_processes: int = 1,
+    store: RunStore | None = None,
 ) -> list[dict[str, Any]]:
     """Searches every experiment's goodput.
 
@@ -168,6 +193,7 @@ def search_goodputs(
       resolution: relative distance of the rates tried.
       max_share: most violations, as a share of the counted requests.
       num_processes: processes that share the work.
+      store: of finished tasks.
 
     Returns:
       An entry of the report's `runs` each: the run of the first seed at its edge,
@@ -192,13 +218,14 @@ def search_goodputs(
             )
             for seed in seeds
         ]
-    found = run_all(searches, num_processes)
+    rows = run_all(searches, num_processes, store)
+    found = [SeedGoodput(**row) for row in rows]
     edges = []
     for index, one in enumerate(experiments):
         first = found[index * len(seeds)]
         qps = first.qps or searches[index * len(seeds)].grid.lowest_qps
         edges.append(RateTask(experiment=one, seed=first.seed, qps=qps))
-    runs = run_all(edges, num_processes)
+    runs = run_all(edges, num_processes, store)
     return [
         run | _labels(pool(found[index * len(seeds) : (index + 1) * len(seeds)]))
         for index, run in enumerate(runs)

@@ -48,38 +48,76 @@ def run_name(run: Mapping[str, Any]) -> str:
     return f"{name}, {run['num_clients']} clients"
 
 
+def _latencies(run: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [
+        duration(run.get(name, {}).get(percentile))
+        for name in names
+        for percentile in ("p50", "p99")
+    ]
+
+
 def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns one row for each run: promises kept, latencies, throughput, waste."""
+    """Returns one row for each run: promises kept, latencies, throughput."""
     classes = sorted({name for run in runs for name in run["by_class"]})
     if classes == ["best_effort"]:
         classes = []
-    header = ["run", "req/s", "met"]
-    header += [f"met {name}" for name in classes]
-    header += ["failed", "TTFT p50", "p99", "TBT p50", "p99"]
-    header += ["met req/s", "tok/s", "pad", "pad time", "compiles"]
+    has_goodput = any("goodput_qps" in run for run in runs)
+    header = ["run", "req/s"]
+    header += ["goodput"] if has_goodput else []
+    header += ["met", *(f"met {name}" for name in classes), "failed"]
+    header += ["TTFT p50", "p99", "TBT p50", "p99", "E2E p50", "p99"]
+    header += ["met req/s", "tok/s"]
     rows = [header]
     for run in runs:
-        ttft = run.get("ttft_s", {})
-        tbt = run.get("tbt_s", {})
         by_class = run["by_class"]
-        rows.append(
-            [
-                run_name(run),
-                _number(run.get("qps")),
-                _share(run["attainment"]),
-                *(_share(by_class.get(name, {}).get("attainment")) for name in classes),
-                str(run["num_requests"] - run["num_finished"]),
-                duration(ttft.get("p50")),
-                duration(ttft.get("p99")),
-                duration(tbt.get("p50")),
-                duration(tbt.get("p99")),
-                _number(run.get("met_per_s")),
-                _number(run.get("output_tokens_per_s"), ".0f"),
-                _share(run.get("pad_share_tokens")),
-                _share(run.get("pad_share_time")),
-                _number(run.get("num_compiles_after_warmup"), "d"),
-            ]
-        )
+        row = [run_name(run), _number(run.get("qps"))]
+        row += [_number(run.get("goodput_qps"), ".3f")] if has_goodput else []
+        row.append(_share(run["attainment"]))
+        row += [_share(by_class.get(name, {}).get("attainment")) for name in classes]
+        row.append(str(run["num_requests"] - run["num_finished"]))
+        row += _latencies(run, ("ttft_s", "tbt_s", "e2e_s"))
+        row.append(_number(run.get("met_per_s")))
+        row.append(_number(run.get("output_tokens_per_s"), ".0f"))
+        rows.append(row)
+    return render(rows)
+
+
+def shapes_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one row for each run: padding, steps, programs, and starting up.
+
+    A start ends when nothing is left to compile; "again" is a start with a compile
+    cache that is full.
+    """
+    header = ["shapes", "req/s", "pad", "pad time", "steps/s", "programs"]
+    starts = [
+        (name, title)
+        for name, title in (("start_up", "start"), ("start_up_warm", "start again"))
+        if any(name in run for run in runs)
+    ]
+    for _, title in starts:
+        header += [title, "compile"]
+    header += ["executables"] if starts else []
+    compiles = "num_compiles_after_warmup"
+    has_compiles = any(compiles in run for run in runs)
+    header += ["compiles later"] if has_compiles else []
+    rows = [header]
+    for run in runs:
+        row = [
+            run_name(run),
+            _number(run.get("qps")),
+            _share(run.get("pad_share_tokens")),
+            _share(run.get("pad_share_time")),
+            _number(run.get("steps_per_s"), ".1f"),
+            _number(run.get("num_programs"), "d"),
+        ]
+        for name, _ in starts:
+            start = run.get(name, {})
+            row += [duration(start.get("warm_s")), duration(start.get("compile_s"))]
+        if starts:
+            num_bytes = run.get("start_up", {}).get("executable_bytes")
+            row.append("-" if num_bytes is None else f"{num_bytes / 2**20:.1f} MiB")
+        row += [_number(run.get(compiles), "d")] if has_compiles else []
+        rows.append(row)
     return render(rows)
 
 

@@ -8,12 +8,15 @@ status is checked.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 
@@ -212,6 +215,36 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """A server that can be started, or is there; more than once if it must be.
+
+    Attributes:
+      name: for people.
+      config: of an engine of our own; None for a running server.
+      opener: starts or finds the server of a config.
+    """
+
+    name: str
+    config: EngineConfig | None
+    opener: Callable[[EngineConfig | None], AbstractAsyncContextManager[Client]]
+
+    def open(
+        self, *, cache_dir: pathlib.Path | None = None
+    ) -> AbstractAsyncContextManager[Client]:
+        """Returns the context in which it serves.
+
+        Args:
+          cache_dir: where an engine of our own keeps compiled programs, in place of
+            what its config says.
+        """
+        config = self.config
+        if cache_dir is not None:
+            assert config is not None
+            config = dataclasses.replace(config, compile_cache_dir=str(cache_dir))
+        return self.opener(config)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Servers:
     """What to run against.
 
@@ -221,7 +254,10 @@ class Servers:
       configs: one for each engine of our own.
       form: how HTTP requests are written.
       start_timeout_s: how long a server may take to be warm.
-      profiles_host: whether tokens of engines in process are turned into text.
+      profiles_host: whether steps are broken down; tokens of engines in process are
+        turned into text then, to time that.
+      measures_warm_start: whether the engine of each bucket strategy is started twice:
+        with an empty compile cache, then with what that start left in it.
     """
 
     url: str = ""
@@ -230,36 +266,49 @@ class Servers:
     form: RequestForm = dataclasses.field(default_factory=RequestForm)
     start_timeout_s: float = 600.0
     profiles_host: bool = False
+    measures_warm_start: bool = False
 
-    def open_each(
-        self, output: pathlib.Path
-    ) -> Iterator[tuple[str, contextlib.AbstractAsyncContextManager[Client]]]:
-        """Yields each server's name and the context in which it serves."""
+    def targets(self, output: pathlib.Path) -> Iterator[Target]:
+        """Yields each server; those of our own write logs in the folder `output`."""
         if self.url:
-            yield (
-                f"server at {self.url}",
-                server_at(self.url, self.form, start_timeout_s=self.start_timeout_s),
+            yield Target(
+                name=f"server at {self.url}",
+                config=None,
+                opener=lambda _: server_at(
+                    self.url, self.form, start_timeout_s=self.start_timeout_s
+                ),
             )
             return
         for config in self.configs:
             name = f"{config.policy}-{config.bucket_strategy}"
             if self.is_launched:
-                log = output / f"server-{name}.log"
-                yield (
-                    f"server with {name}, log in {log}",
-                    launched_server(
-                        config,
-                        self.form,
-                        log=log,
-                        start_timeout_s=self.start_timeout_s,
-                    ),
+                log = output / f"server-{re.sub(r'[^a-z0-9_.-]+', '_', name)}.log"
+                yield Target(
+                    name=f"server with {name}, log in {log}",
+                    config=config,
+                    opener=functools.partial(self._launched, log),
                 )
             else:
-                yield (
-                    f"engine with {name} in process",
-                    engine_in_process(
-                        config,
-                        start_timeout_s=self.start_timeout_s,
-                        profiles_host=self.profiles_host,
-                    ),
+                yield Target(
+                    name=f"engine with {name} in process",
+                    config=config,
+                    opener=self._in_process,
                 )
+
+    def _launched(
+        self, log: pathlib.Path, config: EngineConfig | None
+    ) -> AbstractAsyncContextManager[Client]:
+        assert config is not None
+        return launched_server(
+            config, self.form, log=log, start_timeout_s=self.start_timeout_s
+        )
+
+    def _in_process(
+        self, config: EngineConfig | None
+    ) -> AbstractAsyncContextManager[Client]:
+        assert config is not None
+        return engine_in_process(
+            config,
+            start_timeout_s=self.start_timeout_s,
+            profiles_host=self.profiles_host,
+        )

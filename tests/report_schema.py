@@ -1,0 +1,41 @@
+"""Holds reports against the page that documents their keys."""
+
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+PAGE = pathlib.Path(__file__).parents[1] / "tools" / "jserve_tools" / "REPORT.md"
+# Keys below these are names that a user or a cause gave.
+NAMED = re.compile(r"(runs\[\]\.by_class)\.[^.]+")
+
+
+def paths(value: Any, path: str = "") -> Iterator[str]:
+    """Yields the path of every key, as the page writes it."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            here = f"{path}.{name}" if path else str(name)
+            yield here
+            yield from paths(item, here)
+    elif isinstance(value, list):
+        for item in value:
+            yield from paths(item, f"{path}[]")
+
+
+def documented() -> set[str]:
+    """Returns all that the page sets in code style."""
+    return set(re.findall(r"`([^`]+)`", PAGE.read_text()))
+
+
+def undocumented(report: Mapping[str, Any]) -> list[str]:
+    """Returns the keys of a report that the page does not tell of."""
+    known = documented()
+    covered = tuple(one.removesuffix("*") for one in known if one.endswith(".*"))
+    found = []
+    for path in dict.fromkeys(paths(report)):
+        plain = NAMED.sub(r"\1.NAME", path)
+        # A key that holds documented ones needs no line of its own.
+        is_parent = any(one.startswith((f"{plain}.", f"{plain}[]")) for one in known)
+        if not (plain in known or plain.startswith(covered) or is_parent):
+            found.append(path)
+    return found
