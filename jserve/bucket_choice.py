@@ -5,7 +5,7 @@ import json
 import logging
 
 from jserve.config import EngineConfig
-from jserve_sched.bucket_fitting import expected_step_s
+from jserve_sched.bucket_costs import costs_of
 from jserve_sched.bucket_growth import TableCost, limit_programs
 from jserve_sched.bucket_strategies import BucketStrategy, Explicit, make_strategy
 from jserve_sched.buckets import BucketTable, table_from_json
@@ -34,13 +34,9 @@ class BucketChoice:
           predictor: of step times.
           page_size: tokens in one KV page.
         """
-
-        def cost_s(table: BucketTable) -> float:
-            return expected_step_s(
-                table, self.demand, predictor.predict, page_size=page_size
-            )
-
-        return cost_s
+        return costs_of(
+            self.demand, predictor.predict, self.table, page_size=page_size
+        ).expected_s
 
     def limited(self, max_programs: int, cost_s: TableCost) -> "BucketChoice":
         """Returns the choice with so few programs, and logs what is left out.

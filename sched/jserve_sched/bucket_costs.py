@@ -251,6 +251,24 @@ class BucketCosts:
             )
 
 
+def costs_of(
+    demand: StepDemand, step_s: StepTimes, table: BucketTable, *, page_size: int
+) -> BucketCosts:
+    """Returns what a demand costs under tables with the largest edges of `table`.
+
+    Raises:
+      ValueError: as `BucketCosts` does.
+    """
+    return BucketCosts(
+        demand,
+        step_s,
+        max_rows=table.max_rows,
+        max_blocks=table.max_blocks,
+        block_tokens=table.block_tokens,
+        page_size=page_size,
+    )
+
+
 def up_coefficients(
     weight: np.ndarray, block_edges: tuple[int, ...]
 ) -> tuple[list[int], np.ndarray]:

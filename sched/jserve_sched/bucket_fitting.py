@@ -13,42 +13,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jserve_sched.bucket_costs import BucketCosts, CostGrid
+from jserve_sched.bucket_costs import BucketCosts, CostGrid, costs_of
 from jserve_sched.bucket_strategies import MIN_ROWS, PowersOfTwo
 from jserve_sched.buckets import BucketTable
 from jserve_sched.step_demand import StepDemand, StepTimes
 
 _LEAST_GAIN = 1e-12  # relative; less is rounding
-
-
-def expected_step_s(
-    table: BucketTable, demand: StepDemand, step_s: StepTimes, *, page_size: int
-) -> float:
-    """Returns the mean padded step time under a table, seconds: what a fit minimises.
-
-    For many tables make one `BucketCosts`: the model is then asked only once.
-    """
-    return _costs_for(table, demand, step_s, page_size).expected_s(table)
-
-
-def pad_share_time(
-    table: BucketTable, demand: StepDemand, step_s: StepTimes, *, page_size: int
-) -> float:
-    """Returns the share of step time spent on padding, of the steps that round up."""
-    return _costs_for(table, demand, step_s, page_size).pad_share(table)
-
-
-def _costs_for(
-    table: BucketTable, demand: StepDemand, step_s: StepTimes, page_size: int
-) -> BucketCosts:
-    return BucketCosts(
-        demand,
-        step_s,
-        max_rows=table.max_rows,
-        max_blocks=table.max_blocks,
-        block_tokens=table.block_tokens,
-        page_size=page_size,
-    )
 
 
 def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
@@ -249,7 +219,7 @@ def fit_buckets(
         max_num_batched_tokens=max_num_batched_tokens,
         block_tokens=block_tokens,
     )
-    costs = _costs_for(limits, demand, step_s, page_size)
+    costs = costs_of(demand, step_s, limits, page_size=page_size)
     best: tuple[float, BucketTable] | None = None
     for start in _starts(costs, limits, max_programs, program_price_s, starts):
         for table in (start, *turns(costs, start)):

@@ -21,8 +21,10 @@ def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
 
     The covering set is the largest row edge with no prefill and with as many blocks
     as fit beside it: whatever there is to do, it can be done with these two programs,
-    if slowly. An edge changes which pairs can occur, so a pair of a smaller table may
-    be missing from a larger one; an edge never is.
+    if slowly. Where more blocks fit beside fewer rows, it has that many blocks and
+    such a row edge too: all tables end on the same edges. An edge changes which pairs
+    can occur, so a pair of a smaller table may be missing from a larger one; an edge
+    never is.
 
     Args:
       table: the last one.
@@ -76,13 +78,14 @@ def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
     max_tokens = no_limit if table.max_tokens is None else table.max_tokens
     kept = table.block_edge_beside(table.max_rows, max_tokens)
     edges = [(edge, 0) for edge in table.row_edges[:-1]]
-    edges += [(edge, 1) for edge in table.block_edges if edge not in (0, kept)]
+    kept_blocks = (0, kept, table.max_blocks)
+    edges += [(edge, 1) for edge in table.block_edges if edge not in kept_blocks]
     for edge, dimension in sorted(edges):
         if dimension:
             left = tuple(one for one in table.block_edges if one != edge)
             yield dataclasses.replace(table, block_edges=left)
             continue
         left = tuple(one for one in table.row_edges if one != edge)
-        # The most blocks may fit beside the fewest rows alone: those stay as long.
+        # The most blocks may fit beside the fewest rows alone.
         if left[0] + table.max_blocks * table.block_tokens <= max_tokens:
             yield dataclasses.replace(table, row_edges=left)

@@ -111,13 +111,13 @@ class Scheduler:
         """Plans with other shapes from the next plan on; those in flight keep theirs.
 
         Args:
-          table: has as many rows as the table before it, and blocks of the same size,
-            so what was admitted fits still.
+          table: has the largest edges of the table before it, and blocks of the same
+            size, so what was admitted fits still.
 
         Raises:
           ValueError: if it does not.
         """
-        for name in ("max_rows", "block_tokens"):
+        for name in ("max_rows", "max_blocks", "block_tokens"):
             old, new = getattr(self.buckets, name), getattr(table, name)
             if new != old:
                 raise ValueError(f"a table with {name}={new} cannot replace {old}")

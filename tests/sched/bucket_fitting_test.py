@@ -8,14 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jserve_sched import features
-from jserve_sched.bucket_costs import BucketCosts
+from jserve_sched.bucket_costs import BucketCosts, costs_of
 from jserve_sched.bucket_fitting import (
     best_block_edges,
     best_row_edges,
-    expected_step_s,
     fit_block_edges,
     fit_buckets,
-    pad_share_time,
     shortest_chains,
     turns,
 )
@@ -208,7 +206,8 @@ def test_fitted_is_never_worse_than_a_rule_of_as_many_programs(name, step_s) -> 
     demand = mixed_demand()
 
     def cost_s(table: BucketTable) -> float:
-        return expected_step_s(table, demand, step_s, page_size=PAGE_SIZE)
+        costs = costs_of(demand, step_s, table, page_size=PAGE_SIZE)
+        return costs.expected_s(table)
 
     def fit(starts: list[BucketTable]) -> BucketTable:
         return fit_buckets(
@@ -279,9 +278,9 @@ def test_edges_fall_just_below_a_budget() -> None:
     )
 
     def cost_s(edge: int) -> float:
-        return expected_step_s(
-            BucketTable((8,), (0, 1, edge, 64)), demand, step_s, page_size=PAGE_SIZE
-        )
+        with_edge = BucketTable((8,), (0, 1, edge, 64))
+        costs = costs_of(demand, step_s, with_edge, page_size=PAGE_SIZE)
+        return costs.expected_s(with_edge)
 
     found = fit_block_edges(
         demand,
@@ -339,11 +338,9 @@ def test_a_cost_linear_in_the_work_is_exact_though_contexts_are_grouped() -> Non
     edges = np.array(table.block_edges)[np.searchsorted(table.block_edges, blocks)]
     used_s = np.mean(0.01 + 0.002 * blocks + 1e-5 * 32 * blocks)
     expected_s = np.mean(0.01 + 0.002 * edges + 1e-5 * 32 * blocks)
-    args = (table, demand, shape_s)
-    assert expected_step_s(*args, page_size=PAGE_SIZE) == pytest.approx(expected_s)
-    assert pad_share_time(*args, page_size=PAGE_SIZE) == pytest.approx(
-        1 - used_s / expected_s
-    )
+    costs = costs_of(demand, shape_s, table, page_size=PAGE_SIZE)
+    assert costs.expected_s(table) == pytest.approx(expected_s)
+    assert costs.pad_share(table) == pytest.approx(1 - used_s / expected_s)
 
 
 def test_shortest_chains_are_listed_by_hops() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from jserve_sched.bucket_fitting import expected_step_s
+from jserve_sched.bucket_costs import costs_of
 from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
@@ -85,13 +85,10 @@ def test_no_strategy_is_better_at_its_own_number_of_programs(strategy: str) -> N
         one, arrivals, seed=0, max_programs=table.num_programs, max_iterations=2
     )
     wanted = with_prior(history.demand, table)
-    fitted_s, other_s = (
-        expected_step_s(
-            each, wanted, step_times(MACHINE, 32), page_size=MACHINE.page_size
-        )
-        for each in (history.table, table)
+    costs = costs_of(
+        wanted, step_times(MACHINE, 32), table, page_size=MACHINE.page_size
     )
-    assert fitted_s < other_s
+    assert costs.expected_s(history.table) < costs.expected_s(table)
 
 
 def test_a_price_leaves_programs_out() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.bucket_costs import BucketCosts
+from jserve_sched.bucket_costs import costs_of
 from jserve_sched.bucket_fitting import fit_buckets
 from jserve_sched.bucket_strategies import STRATEGIES, Linear, PowersOfTwo
 from jserve_sched.buckets import BucketTable
@@ -93,20 +93,6 @@ class FitHistory:
             "is_converged": self.is_converged,
             "iterations": [one.to_json() for one in self.iterations],
         }
-
-
-def costs_of(
-    demand: StepDemand, step_s: StepTimes, table: BucketTable, *, page_size: int
-) -> BucketCosts:
-    """Returns what a demand costs under tables with the largest edges of `table`."""
-    return BucketCosts(
-        demand,
-        step_s,
-        max_rows=table.max_rows,
-        max_blocks=table.max_blocks,
-        block_tokens=table.block_tokens,
-        page_size=page_size,
-    )
 
 
 def with_prior(

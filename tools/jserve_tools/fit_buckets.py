@@ -24,6 +24,7 @@ from typing import Any
 from absl import flags
 
 from jserve.program import ProgramError, run_program
+from jserve_sched.bucket_costs import costs_of
 from jserve_sched.bucket_fitting import fit_buckets
 from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS, BucketTable
@@ -35,7 +36,6 @@ from jserve_tools.bucket_fits import (
     PRIOR_SHARE,
     FitHistory,
     compact,
-    costs_of,
     default_max_programs,
     fit_to_simulation,
     known_tables,

@@ -8,13 +8,12 @@ programs as that one takes.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from jserve_sched.bucket_costs import BucketCosts
+from jserve_sched.bucket_costs import BucketCosts, costs_of
 from jserve_sched.bucket_fitting import fit_buckets
 from jserve_sched.buckets import BucketTable
 from jserve_sched.step_demand import StepDemand, StepTimes
 from jserve_tools.bucket_fits import (
     FitHistory,
-    costs_of,
     known_tables,
     with_prior,
 )

@@ -1,0 +1,342 @@
+"""How much step time goes to padding under each bucket strategy, on traces.
+
+  python benchmarks/buckets/pad_share.py --output=benchmarks/buckets
+
+Prefill blocks only (Q = 32, up to 8,192 prefill tokens a step): rows are never padded.
+The machine is the cost model `a100-llama3-8b`. Every trace is served in virtual time
+at the same load: 0.7 of the rate at which its first 500 requests come out when all are
+offered at once. Prompts are taken whole. `fitted` sees the steps that start before
+half of the requests have come; all strategies are judged on the steps after that.
+
+Under `fcfs` the table has every count, so that no chunk is filled up to an edge, and a
+step of b blocks is charged its bucket's time T(edge) instead of T(b): the pad share is
+the sum of T(edge) - T(b) over the sum of T(edge), over the steps with prefill.
+Targets: `fitted` with 16 edges at most half of `pow2`'s share, with 10, which is as
+many as `pow2` has, at most two thirds. 0 counts as an edge throughout. A trace with
+fewer than 30 steps to pad among those judged, as others are empty or full, decides
+nothing. `fitted` is what `jserve-fit-buckets` does: a tenth of the weight goes to sizes
+not seen; the same without that is shown beside it.
+
+Under `sliding`, which fills steps up to edges, each table is judged in the loop on the
+first 400 requests, since planning takes its time; `fitted` has seen the first half of
+them under `sliding` with every count.
+
+The last line of stdout is one JSON document.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+from pad_share_tables import NO_PRIOR, picture, tables
+from tqdm import tqdm
+
+from jserve.program import ProgramError, run_program
+from jserve_sched import features
+from jserve_sched.bucket_fitting import fit_block_edges
+from jserve_sched.bucket_strategies import STRATEGIES
+from jserve_sched.buckets import BucketTable
+from jserve_sched.cost_model import CLOSED_FORMS, OraclePredictor
+from jserve_sched.policies import make_policy
+from jserve_sched.report import SCHEMA_VERSION
+from jserve_sched.simulation_log import SimulatedStep
+from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.step_demand import StepDemand, demand_from_steps
+from jserve_sched.workload import DIALOGUE, Arrival, isolated_times, promise
+from jserve_tools.bucket_fits import with_prior
+from jserve_tools.documents import commit, plain, write_whole
+from jserve_tools.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
+
+_TRACES_DIR = flags.DEFINE_string(
+    "traces_dir",
+    str(DEFAULT_TRACE.parent),
+    "Folder of traces (*.csv); those that come with jserve unless set.",
+)
+_FULL_TRACES_DIR = flags.DEFINE_string(
+    "full_traces_dir", "", "Folder of longer traces, judged under fcfs as well."
+)
+_OUTPUT = flags.DEFINE_string(
+    "output", "", "Folder for pad_share.json, .md and .png; empty writes none."
+)
+_POLICIES = flags.DEFINE_list("policies", ["fcfs", "sliding"], "Policies to judge.")
+
+BLOCK_TOKENS = 32
+MAX_BLOCKS = 256
+LOAD = 0.7
+NUM_OFFERED_AT_ONCE = 500
+NUM_IN_LOOP = 400
+MAX_MODEL_LEN = 131_072
+TARGETS = {"fitted 16": 1 / 2, "fitted 10": 2 / 3}  # of pow2's share
+LEAST_OPEN_STEPS = 30
+
+_A100 = CLOSED_FORMS["a100-llama3-8b"]
+# Room for 8,192 prefill tokens beside a decode in every row.
+MACHINE = dataclasses.replace(
+    _A100,
+    max_num_batched_tokens=MAX_BLOCKS * BLOCK_TOKENS + _A100.max_num_seqs,
+)
+ALL_COUNTS = tuple(range(MAX_BLOCKS + 1))
+
+
+def unpadded_rows(block_edges: Sequence[int]) -> BucketTable:
+    """Returns the table of these block edges and every number of rows."""
+    rows = tuple(range(MACHINE.max_num_seqs + 1))
+    return BucketTable(rows, tuple(block_edges), BLOCK_TOKENS)
+
+
+def step_s(matrix: np.ndarray) -> np.ndarray:
+    """Returns the machine's step times `[N]`, seconds, for features `[N, F]`."""
+    return MACHINE.step_s(matrix, BLOCK_TOKENS)
+
+
+@functools.cache
+def _yardstick() -> Any:
+    return isolated_times(MACHINE, max_prompt_tokens=MAX_MODEL_LEN)
+
+
+def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
+    """Returns a trace's requests at a mean rate; all at once for None."""
+    factor = 0.0
+    if qps is not None:
+        factor = (len(rows) - 1) / rows[-1].arrival_s / qps
+    return [
+        promise(
+            index,
+            row.arrival_s * factor,
+            row.prompt_tokens,
+            row.output_tokens,
+            DIALOGUE,
+            _yardstick(),
+        )
+        for index, row in enumerate(rows)
+    ]
+
+
+def serve(
+    arrivals: Sequence[Arrival], policy: str, block_edges: Sequence[int]
+) -> SimulationResult:
+    """Serves requests with these block edges and rows that are never padded."""
+    scheduler = make_scheduler(
+        policy=make_policy(policy),
+        cost_model=MACHINE,
+        buckets=unpadded_rows(block_edges),
+        predictor=OraclePredictor(MACHINE, BLOCK_TOKENS),
+        max_model_len=MAX_MODEL_LEN,
+    )
+    return simulate(
+        scheduler, MACHINE, arrivals, records_steps=True, max_spans=float("inf")
+    )
+
+
+def load_qps(rows: Sequence[TraceRow]) -> float:
+    """Returns the rate at which a trace is served, requests per second."""
+    first = rows[:NUM_OFFERED_AT_ONCE]
+    result = serve(arrivals_of(first, None), "fcfs", ALL_COUNTS)
+    return LOAD * len(first) / result.end_s
+
+
+def halves(
+    steps: Sequence[SimulatedStep], arrivals: Sequence[Arrival]
+) -> tuple[list[SimulatedStep], list[SimulatedStep]]:
+    """Returns the steps before and after half of the requests have come."""
+    middle_s = arrivals[len(arrivals) // 2].arrival_s
+    return (
+        [step for step in steps if step.start_s < middle_s],
+        [step for step in steps if step.start_s >= middle_s],
+    )
+
+
+def demand_of(steps: Sequence[SimulatedStep]) -> StepDemand:
+    """Returns what steps in a table of every count want."""
+    return demand_from_steps(
+        steps,
+        unpadded_rows(ALL_COUNTS),
+        tbt_budgets=(),
+        step_s=step_s,
+        page_size=MACHINE.page_size,
+    )
+
+
+def fitted_edges(demand: StepDemand, num_edges: int) -> tuple[int, ...]:
+    """Returns the best block edges for a demand."""
+    return fit_block_edges(
+        demand,
+        step_s,
+        max_num_seqs=MACHINE.max_num_seqs,
+        max_blocks=MAX_BLOCKS,
+        block_tokens=BLOCK_TOKENS,
+        page_size=MACHINE.page_size,
+        num_edges=num_edges,
+    )
+
+
+def strategies(demand: StepDemand) -> dict[str, tuple[int, ...]]:
+    """Returns the block edges of every strategy, by its label."""
+    smoothed = with_prior(demand, unpadded_rows(ALL_COUNTS))
+    found = {
+        name: make()
+        .table(
+            max_num_seqs=MACHINE.max_num_seqs,
+            max_num_batched_tokens=MACHINE.max_num_batched_tokens,
+            block_tokens=BLOCK_TOKENS,
+        )
+        .block_edges
+        for name, make in STRATEGIES.items()
+    }
+    for num_edges in (10, 16):
+        found[f"fitted {num_edges}"] = fitted_edges(smoothed, num_edges)
+    for num_edges in (10, 16):
+        found[f"fitted {num_edges}{NO_PRIOR}"] = fitted_edges(demand, num_edges)
+    return found
+
+
+def judge(
+    steps: Sequence[SimulatedStep], block_edges: Sequence[int] | None
+) -> dict[str, Any]:
+    """Returns what of the steps' time is padding.
+
+    Args:
+      steps: what ran.
+      block_edges: charge these; None charges the buckets in which they ran.
+    """
+    matrix = np.stack([step.features for step in steps])
+    used = np.array([step.used_blocks for step in steps])
+    matrix[:, features.NUM_ROWS] = matrix[:, features.NUM_DECODES]
+
+    def time_s(num_blocks: np.ndarray) -> np.ndarray:
+        changed = matrix.copy()
+        changed[:, features.NUM_BLOCKS] = num_blocks
+        return step_s(changed)
+
+    if block_edges is None:
+        charged = matrix[:, features.NUM_BLOCKS]
+    else:
+        edges = np.array(block_edges)
+        charged = edges[np.searchsorted(edges, used)]
+    bucket_s, used_s = time_s(charged), time_s(used)
+    real_s = time_s(matrix[:, features.PREFILL_TOKENS] / BLOCK_TOKENS)
+    has_prefill = used > 0
+    padding_s = float(np.sum(bucket_s - used_s))
+    prefill_s = float(np.sum(bucket_s[has_prefill]))
+    return {
+        "pad_share_time": padding_s / prefill_s,
+        "pad_share_time_all_steps": padding_s / float(np.sum(bucket_s)),
+        "block_pad_share_time": float(np.sum(used_s - real_s)) / prefill_s,
+        "num_steps": len(steps),
+        "num_prefill_steps": int(np.sum(has_prefill)),
+        "num_open_steps": int(np.sum(has_prefill & (used < MAX_BLOCKS))),
+        "busy_s": float(np.sum(bucket_s)),
+    }
+
+
+def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
+    """Returns an entry for every strategy on one trace."""
+    rows = read_trace(path)
+    if policy != "fcfs":
+        rows = rows[:NUM_IN_LOOP]
+    qps = load_qps(rows)
+    arrivals = arrivals_of(rows, qps)
+    steps = serve(arrivals, policy, ALL_COUNTS).steps
+    assert steps is not None
+    seen, later = halves(steps, arrivals)
+    found = []
+    for name, edges in strategies(demand_of(seen)).items():
+        if policy == "fcfs":
+            figures = judge(later, edges)
+        elif name.endswith(NO_PRIOR):
+            continue
+        else:
+            in_loop = serve(arrivals, policy, edges).steps
+            assert in_loop is not None
+            figures = judge(halves(in_loop, arrivals)[1], None)
+        found.append(
+            {
+                "trace": path.stem,
+                "num_requests": len(rows),
+                "qps": qps,
+                "policy": policy,
+                "bucket_strategy": name,
+                "num_edges": len(edges),
+                "block_edges": list(edges),
+                **figures,
+            }
+        )
+    pow2 = next(one for one in found if one["bucket_strategy"] == "pow2")
+    for one in found:
+        share = one["pad_share_time"] / pow2["pad_share_time"]
+        one["share_of_pow2"] = share
+        target = TARGETS.get(one["bucket_strategy"])
+        if (
+            policy == "fcfs"
+            and target is not None
+            and one["num_open_steps"] >= LEAST_OPEN_STEPS
+        ):
+            one["target"] = target
+            one["is_target_met"] = share <= target
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints tables and one JSON document; ends with 1 if a target is missed."""
+    del argv
+    todo = []
+    for kind, folder in (
+        ("committed", _TRACES_DIR.value),
+        ("full", _FULL_TRACES_DIR.value),
+    ):
+        paths = sorted(pathlib.Path(folder).glob("*.csv")) if folder else []
+        if folder and not paths:
+            raise ProgramError(f"no trace (*.csv) in {folder}")
+        todo += [
+            (kind, path, policy)
+            for policy in _POLICIES.value
+            for path in paths
+            if kind == "committed" or policy == "fcfs"
+        ]
+    try:
+        runs = [
+            {"traces": kind, **run}
+            for kind, path, policy in tqdm(todo, unit="trace", disable=None)
+            for run in judge_trace(path, policy)
+        ]
+    except (OSError, ValueError) as error:
+        raise ProgramError(str(error)) from error
+    text = tables(runs)
+    print(text)
+    missed = [run for run in runs if run.get("is_target_met") is False]
+    for run in missed:
+        print(
+            f"missed: {run['traces']} {run['trace']}, {run['bucket_strategy']}: "
+            f"{run['share_of_pow2']:.2f} of pow2's share, target {run['target']:.2f}"
+        )
+    document = plain(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "commit": commit(),
+            "cost_model": MACHINE.name,
+            "max_num_batched_tokens": MACHINE.max_num_batched_tokens,
+            "block_tokens": BLOCK_TOKENS,
+            "max_blocks": MAX_BLOCKS,
+            "load": LOAD,
+            "num_offered_at_once": NUM_OFFERED_AT_ONCE,
+            "runs": runs,
+        }
+    )
+    if _OUTPUT.value:
+        folder = pathlib.Path(_OUTPUT.value)
+        content = (json.dumps(document, indent=1) + "\n").encode()
+        write_whole(folder / "pad_share.json", content)
+        write_whole(folder / "pad_share.md", text.encode())
+        write_whole(folder / "pad_share.png", picture(runs))
+    print(json.dumps(document, separators=(",", ":")))
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    run_program(sys.modules[__name__])
