@@ -8,7 +8,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-browser lint types bench build golden clean reproduce-slidingserve compare-policies predictor
+.PHONY: setup demo test test-browser lint types bench build golden clean reproduce-slidingserve compare-policies compare-buckets predictor
 
 setup: .venv/installed-$(VERSION)
 
@@ -67,6 +67,23 @@ compare-policies: setup
 	  $(BIN)/jserve-bench --launch --policies=$(TURNS) --num_requests=200 --load=0.9,1.2 --length_scale=0.25 --trace=tools/jserve_tools/traces/$$trace.csv --output=out/policies/$$trace && \
 	  $(BIN)/python benchmarks/policies/pool.py --report=out/policies/$$trace/report.json || exit 1; \
 	done
+
+# Buckets fitted to what a server recorded, on later requests: two strategies and two
+# policies on this machine's engine in turns, 7 minutes; then every pair in the
+# simulator, from the profile of this engine, 10 minutes.
+CONV := tools/jserve_tools/traces/azure_conv.csv
+RECORD := --length_scale=0.25 --num_requests=400
+compare-buckets: setup
+	mkdir -p out/buckets
+	rm -f out/buckets/steps_*
+	head -n 401 $(CONV) > out/buckets/first.csv
+	(head -n 1 $(CONV); tail -n +402 $(CONV) | head -n 200) > out/buckets/later.csv
+	for policy in fcfs sliding; do \
+	  $(BIN)/jserve-bench --launch --policies=$$policy --qps=19 $(RECORD) --trace=out/buckets/first.csv --step_log=out/buckets/steps_$$policy.jsonl --nohtml --output=out/buckets/record_$$policy || exit 1; \
+	done
+	$(BIN)/jserve-fit-buckets --step_log=out/buckets/steps_fcfs.jsonl,out/buckets/steps_sliding.jsonl --output=out/buckets/buckets.json
+	$(BIN)/jserve-bench --launch --bucket_strategies=pow2,fitted,pow2,fitted --policies=fcfs,sliding --buckets=out/buckets/buckets.json --load=0.9,1.2 --length_scale=0.25 --trace=out/buckets/later.csv --output=out/buckets/engine
+	$(BIN)/jserve-simulate --cost_model=table:benchmarks/buckets/samples.npz --trace=$(CONV) --num_requests=500 --qps=1.8,2.5 --num_seeds=3 --lag=1 --bucket_strategies=pow2,two_bit,linear,pad_limit,fitted --policies=fcfs,edf,qoserve,sliding --num_processes=2 --output=out/buckets/simulated
 
 # The predictors' profile, training and report, as committed in benchmarks/predictor.
 predictor: setup

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jserve.bucket_choice import BucketChoice, choose_buckets
 from jserve.compile_cache import CompileCache, open_compile_cache
 from jserve.config import EngineConfig
+from jserve.cpus import num_cpus
 from jserve.engine import Engine, kv_page_bytes
 from jserve.loop import EngineLoop
 from jserve.predictor_checkpoint import PredictorFacts
@@ -173,7 +174,7 @@ def _build_engine(
         page_size=config.page_size,
         max_model_len=max_model_len,
         captures_logits=config.capture_logits,
-        store=None if cache is None else cache.program_store(model.config),
+        store=None if cache is None else cache.program_store(),
     )
 
 
@@ -187,8 +188,8 @@ def _times_name(config: EngineConfig, engine: Engine) -> str:
     """Returns the file of step times: one for each table, model, pool and machine."""
     facts = (
         *(repr(engine.model.config), engine.dtype.name, config.page_size),
-        *(config.kv_cache_bytes, engine.max_model_len, os.cpu_count()),
-        engine.programs.table,
+        *(config.kv_cache_bytes, engine.max_model_len, num_cpus()),
+        *(engine.programs.table, os.environ.get("XLA_FLAGS")),
     )
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return f"step_times_{digest}.json"

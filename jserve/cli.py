@@ -45,7 +45,11 @@ def _folder(model: str) -> pathlib.Path | None:
 
 
 def _warm_up(config: EngineConfig) -> None:
-    """Fills the caches."""
+    """Fills the caches.
+
+    Raises:
+      ProgramError: if the flags are no good, or not all of it could be kept.
+    """
     try:
         from jserve.build import build_warm_up  # imports JAX
         from jserve.warm_up import start_up_table
@@ -53,6 +57,7 @@ def _warm_up(config: EngineConfig) -> None:
         warm_up = build_warm_up(config)
         warm_up.run()
         print(start_up_table(warm_up.start_up()), flush=True)
+        warm_up.check_kept()
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
 

@@ -5,13 +5,15 @@ that others may write to, that is full or holds broken entries costs one warning
 then the server compiles as if it had none.
 
 Compiled programs are code for one version of JAX, one kind of device and one host
-CPU, so each combination has a folder of its own. In it are JAX's persistent cache
-(`xla`), whole executables (`programs`), and whatever else belongs to the device.
+CPU, so each combination has a folder of its own. In it are whole executables of steps
+(`programs`), JAX's persistent cache (`xla`: all else, and steps where no executables
+can be kept), and whatever else belongs to the device.
 """
 
 import contextlib
 import dataclasses
 import errno
+import glob
 import hashlib
 import logging
 import os
@@ -43,16 +45,10 @@ class CompileCache:
     folder: pathlib.Path
     is_writable: bool
 
-    def program_store(self, facts: object) -> ProgramStore | None:
-        """Returns the store of one engine's programs, or None with a warning.
-
-        Args:
-          facts: what decides the programs besides the shapes they take.
-        """
+    def program_store(self) -> ProgramStore | None:
+        """Returns the store of programs, or None with a warning."""
         try:
-            return ProgramStore(
-                self.folder / "programs", facts, is_writable=self.is_writable
-            )
+            return ProgramStore(self.folder / "programs", is_writable=self.is_writable)
         except OSError as error:
             _LOG.warning("no store of compiled programs: %s", error)
             return None
@@ -84,6 +80,23 @@ def open_compile_cache(compile_cache_dir: str) -> CompileCache | None:
         _LOG.warning("compiled programs are not kept in %s: %s", folder, problem)
     _use_persistent_cache(xla_folder, is_writable=problem is None)
     return CompileCache(folder=folder, is_writable=problem is None)
+
+
+def forget_module(name: str) -> None:
+    """Takes a module out of JAX's persistent cache: it will be compiled anew.
+
+    JAX can be told not to look only for all threads at once, and not again.
+
+    Args:
+      name: the module's, such as "jit_step".
+    """
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not folder:
+        return
+    with contextlib.suppress(OSError):
+        for path in pathlib.Path(folder).glob(f"{glob.escape(name)}-*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _use_persistent_cache(folder: pathlib.Path, *, is_writable: bool) -> None:

@@ -8,7 +8,7 @@ stay on the device in a buffer by slot, where the next step finds them.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -118,9 +118,19 @@ class Engine:
         """Bytes of the KV pool, K and V together."""
         return sum(part.nbytes for part in self._state.kv)
 
-    def compile(self, buckets: Sequence[Bucket]) -> None:
-        """Makes programs; any thread may, while another one runs steps."""
-        self.programs.compile(buckets, self._abstract)
+    def compile(
+        self,
+        buckets: Sequence[Bucket],
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Makes programs; any thread may, while another one runs steps.
+
+        Args:
+          buckets: their shapes.
+          should_stop: asked before each; see `Programs.compile`.
+        """
+        self.programs.compile(buckets, self._abstract, should_stop=should_stop)
 
     def warm_up(self) -> None:
         """Makes every program of the table and runs each once on padding."""

@@ -171,7 +171,7 @@ class EngineLoop:
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
-        """Refuses new requests and lets the others finish.
+        """Refuses new requests and lets the others finish; no more is compiled.
 
         Returns:
           Whether all finished; those left after `timeout_s` are cancelled.
@@ -179,6 +179,7 @@ class EngineLoop:
         with self._changed:
             if self._health in _ORDER:
                 self._set_health(Health.DRAINING)
+            self._warm_up.begin_no_more()
             is_done = self._changed.wait_for(lambda: not self._num_untold, timeout_s)
             if not is_done:
                 self._cancelled.extend(self._in_use)
@@ -238,16 +239,17 @@ class EngineLoop:
         try:
             self._warm_up.cover()
             self._advance(Health.READY)
-            self._warm_up.start(self._notify)
+            if self._health in _ORDER:
+                self._warm_up.start(self._notify)
             self._serve()
-        except Exception as error:
+        except BaseException as error:  # of any kind: nobody else would tell
             _LOG.exception("the engine failed")
             self._fail(f"the engine failed: {error}")
         finally:
+            self._records.close()  # at once: what comes next may take long
             self._warm_up.stop()
             if self._predictor is not None:
                 self._predictor.stop()
-            self._records.close()
 
     def _advance(self, health: Health) -> None:
         """Takes the next state of start-up, unless the end has begun."""

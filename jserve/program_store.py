@@ -1,8 +1,14 @@
 """Compiled programs on disk, so that a second start neither traces nor compiles.
 
-The one idea: an executable is found by everything that decides it, the code of this
-package included, and is believed only if its digest is right. Whatever goes wrong
-with a file or with the folder costs one warning and a compilation, never a start.
+The one idea: there are two ways to an executable. The first needs no trace: a digest
+of all that decides the program, the code of this package included, leads to an index
+file that names the executable. The second is for code that was edited: an executable
+is named by what the compiler was given, so an edit that changes no program costs a
+trace and a new index file, not a compilation.
+
+A file is believed only if its digest is right. Whatever goes wrong with a file or
+with the folder costs one warning and a compilation, never a start; a file that is no
+good is deleted.
 
 A stored program is a pickle and machine code: whoever can write to the folder can
 run code in this process. So the folder is made for its owner alone, and one that
@@ -21,16 +27,21 @@ import pickle
 import stat
 import tempfile
 import threading
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 from jax.experimental import serialize_executable
 
 import jserve_models
+from jserve.cpus import num_cpus
 
+_T = TypeVar("_T")
 _LOG = logging.getLogger("jserve")
 _MAGIC = b"jserve program 1\n"
-_SUFFIX = ".program"
-MAX_STORED_PROGRAMS = 512
+_HEAD_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
+_PROGRAM, _INDEX = ".program", ".index"
+MAX_STORED_FILES = 1024  # two a program
 MAX_STORED_BYTES = 2**30
 # What decides a program besides jserve_models: this folder's part in the step.
 _SOURCES = ("packing.py", "sampling.py", "programs.py", "program_store.py")
@@ -96,29 +107,26 @@ def _source_digest() -> str:
 
 
 def _surroundings() -> tuple[object, ...]:
-    """Returns what decides a program besides its inputs and the caller's facts."""
+    """Returns what the compiler makes a program with."""
     device = jax.devices()[0]
     return (
-        _source_digest(),
         *(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")),
         (device.platform, device.device_kind, device.client.platform_version),
-        os.cpu_count(),
+        num_cpus(),
         *(os.environ.get(name) for name in _VARIABLES),
         *(repr(getattr(jax.config, name)) for name in _SETTINGS),
     )
 
 
 class ProgramStore:
-    """A folder of executables, one file a program; any thread may use it."""
+    """A folder of executables and of index files; any thread may use it."""
 
-    def __init__(self, folder: pathlib.Path, facts: object, *, is_writable: bool):
+    def __init__(self, folder: pathlib.Path, *, is_writable: bool):
         """Opens the folder.
 
         Args:
           folder: where the files are.
-          facts: what decides the programs and cannot be seen in the shapes they
-            take, such as the model's config; told apart by their `repr`.
-          is_writable: whether new programs are kept.
+          is_writable: whether new programs are kept, and broken files deleted.
 
         Raises:
           UntrustedFolderError: if others could have put code there.
@@ -126,54 +134,73 @@ class ProgramStore:
         """
         make_private_folder(folder)
         self._folder = folder
-        self._facts = repr((facts, _surroundings()))
+        self._surroundings = repr(_surroundings())
+        self._source_digest = _source_digest()
         self._is_writable = is_writable
         self._lock = threading.Lock()
         self._has_warned = False
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether new programs are kept."""
+        return self._is_writable
+
     def load(self, name: str, signature: object) -> StoredProgram | None:
-        """Returns a program, or None if there is none, or none that is sound.
+        """Returns a program of this very code, or None if there is no sound one.
 
         Args:
           name: begins the file's name.
-          signature: the shapes and options the program was made for, by `repr`.
+          signature: all that decides the program and is not code, by `repr`.
         """
-        key = self._key(signature)
-        path = self._path(name, key)
-        try:
-            content = path.read_bytes()
-            with contextlib.suppress(OSError):
-                os.utime(path)  # what is used stays longest
-            serialized, in_tree, out_tree = pickle.loads(_payload(content, key))
-            return StoredProgram(
-                compiled=serialize_executable.deserialize_and_load(
-                    serialized, in_tree, out_tree
-                ),
-                executable_bytes=len(content),
-            )
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # of the disk, the pickle, or the compiler
-            self._warn("stored program %s is not used: %s", path.name, error)
-            return None
+        key = self._source_key(signature)
+        program_key = self._read(self._path(name, key, _INDEX), key, bytes.decode)
+        return None if program_key is None else self._load(name, program_key)
+
+    def load_lowered(
+        self, name: str, signature: object, text: str
+    ) -> StoredProgram | None:
+        """Returns the program the compiler would make, or None; `load` finds it next.
+
+        Args:
+          name: as in `load`.
+          signature: as in `load`.
+          text: what the compiler is given.
+        """
+        program_key = self._program_key(signature, text)
+        stored = self._load(name, program_key)
+        if stored is not None:
+            self._point(name, signature, program_key)
+        return stored
 
     def save(
-        self, name: str, signature: object, compiled: jax.stages.Compiled
+        self, name: str, signature: object, text: str, compiled: jax.stages.Compiled
     ) -> int | None:
-        """Keeps a program; returns the size of its file, None if it was not kept."""
-        if not self._is_writable:
-            return None
-        key = self._key(signature)
-        path = self._path(name, key)
-        try:
-            payload = pickle.dumps(serialize_executable.serialize(compiled))
-            content = _MAGIC + _digest(key, payload) + payload
-            self._write(path, content)
-        except Exception as error:  # of the disk, or of a backend that cannot
-            self._is_writable = False
-            self._warn("compiled programs are not stored: %s", error)
-            return None
-        return len(content)
+        """Keeps a program; returns the size of its file, None if it was not kept.
+
+        Args:
+          name: as in `load`.
+          signature: as in `load`.
+          text: as in `load_lowered`.
+          compiled: what the compiler made of it just now. What JAX's cache gave back
+            cannot be serialized again on CPU: it would load, and then miss its
+            functions.
+        """
+        key = self._program_key(signature, text)
+
+        def payload() -> bytes:
+            return pickle.dumps(serialize_executable.serialize(compiled))
+
+        size = self._write(self._path(name, key, _PROGRAM), key, payload)
+        self._point(name, signature, key)
+        return size
+
+    def _load(self, name: str, key: str) -> StoredProgram | None:
+        return self._read(self._path(name, key, _PROGRAM), key, _stored)
+
+    def _point(self, name: str, signature: object, program_key: str) -> None:
+        """Writes the index file that leads this code to a program."""
+        key = self._source_key(signature)
+        self._write(self._path(name, key, _INDEX), key, program_key.encode)
 
     def prune(self) -> None:
         """Deletes the files longest unused, until what is left is within bounds."""
@@ -186,28 +213,60 @@ class ProgramStore:
         num_left, left_bytes = 0, 0
         for _, size, path in sorted(found, reverse=True):
             num_left, left_bytes = num_left + 1, left_bytes + size
-            if num_left > MAX_STORED_PROGRAMS or left_bytes > MAX_STORED_BYTES:
+            if num_left > MAX_STORED_FILES or left_bytes > MAX_STORED_BYTES:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _key(self, signature: object) -> str:
-        text = f"{self._facts}\n{signature!r}"
-        return hashlib.sha256(text.encode()).hexdigest()
+    def _source_key(self, signature: object) -> str:
+        return _key(self._surroundings, self._source_digest, repr(signature))
 
-    def _path(self, name: str, key: str) -> pathlib.Path:
-        return self._folder / f"{name}-{key[:32]}{_SUFFIX}"
+    def _program_key(self, signature: object, text: str) -> str:
+        return _key(self._surroundings, text, repr(signature))
 
-    def _write(self, path: pathlib.Path, content: bytes) -> None:
-        """Writes beside its place and renames: a reader finds all of it or nothing."""
-        handle, draft = tempfile.mkstemp(dir=self._folder, prefix=".draft.")
+    def _path(self, name: str, key: str, suffix: str) -> pathlib.Path:
+        return self._folder / f"{name}-{key[:32]}{suffix}"
+
+    def _read(
+        self, path: pathlib.Path, key: str, parse: Callable[[bytes], _T]
+    ) -> _T | None:
+        """Returns what is in a file; None if it is not there or no good."""
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(draft, path)
-        except BaseException:
+            content = path.read_bytes()
             with contextlib.suppress(OSError):
-                os.unlink(draft)
-            raise
+                os.utime(path)  # what is used stays longest
+            return parse(_payload(content, key))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # of the disk, the pickle, or the compiler
+            self._warn("stored program %s is not used: %s", path.name, error)
+            if self._is_writable:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            return None
+
+    def _write(
+        self, path: pathlib.Path, key: str, payload: Callable[[], bytes]
+    ) -> int | None:
+        """Writes beside its place and renames: a reader finds all of it or nothing."""
+        if not self._is_writable:
+            return None
+        try:
+            content = payload()
+            content = _MAGIC + _digest(key, content) + content
+            handle, draft = tempfile.mkstemp(dir=self._folder, prefix=".draft.")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                os.replace(draft, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(draft)
+                raise
+        except Exception as error:  # of the disk, or of a backend that cannot
+            self._is_writable = False
+            self._warn("compiled programs are not stored: %s", error)
+            return None
+        return len(content)
 
     def _warn(self, message: str, *args: object) -> None:
         with self._lock:
@@ -217,19 +276,29 @@ class ProgramStore:
         _LOG.warning(message, *args)
 
 
+def _stored(payload: bytes) -> StoredProgram:
+    return StoredProgram(
+        compiled=serialize_executable.deserialize_and_load(*pickle.loads(payload)),
+        executable_bytes=_HEAD_BYTES + len(payload),
+    )
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
 def _digest(key: str, payload: bytes) -> bytes:
-    """Returns 32 bytes that only this program's whole pickle has."""
+    """Returns 32 bytes that only the whole payload of this key has."""
     return hashlib.sha256(key.encode() + payload).digest()
 
 
 def _payload(content: bytes, key: str) -> bytes:
-    """Returns the pickle of a file.
+    """Returns what a file holds.
 
     Raises:
-      ValueError: if the file is not whole, or not the program that `key` stands for.
+      ValueError: if the file is not whole, or not the one that `key` stands for.
     """
-    start = len(_MAGIC) + hashlib.sha256().digest_size
-    payload = content[start:]
-    if content[:start] != _MAGIC + _digest(key, payload):
+    payload = content[_HEAD_BYTES:]
+    if content[:_HEAD_BYTES] != _MAGIC + _digest(key, payload):
         raise ValueError("it is broken, or another program's")
     return payload

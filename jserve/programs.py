@@ -2,14 +2,15 @@
 
 The one idea: a program comes from the cheapest place that has it. A stored
 executable is loaded without tracing; else the step is lowered from shapes (one after
-the other, tracing holds the interpreter lock) and compiled in parallel, where JAX's
-persistent cache may still know the result. Running a shape that is not there raises;
-nothing falls back to compiling silently.
+the other, tracing holds the interpreter lock), which the store may know; else it is
+compiled, in parallel. JAX's persistent cache is asked only if the store cannot keep
+anything: what comes from there could not be stored, so later starts would trace it
+again and again. Running a shape that is not there raises; nothing falls back to
+compiling silently.
 """
 
 import concurrent.futures
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +20,10 @@ import jax
 import numpy as np
 
 from jserve import packing, sampling
+from jserve.compile_cache import forget_module
 from jserve.compile_log import compile_log
-from jserve.program_store import ProgramStore
+from jserve.cpus import num_cpus
+from jserve.program_store import ProgramStore, StoredProgram
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets import Bucket, BucketTable
@@ -39,7 +42,7 @@ class ProgramReport:
 
     Attributes:
       bucket: its shape.
-      trace_s: seconds to trace and lower; 0 if it was stored.
+      trace_s: seconds to trace and lower; 0 if it was found without.
       compile_s: seconds to compile, or to find it in a cache and load it.
       temp_bytes: scratch memory while it runs.
       alias_bytes: bytes updated in place; the KV cache must be among them.
@@ -131,9 +134,9 @@ class Programs:
         return len(self._compiled)
 
     @property
-    def num_cache_hits(self) -> int:
-        """How many of them need not be compiled: stored, or in JAX's cache."""
-        return sum(report.source != "compiled" for report in tuple(self.reports))
+    def buckets(self) -> frozenset[Bucket]:
+        """The shapes that can run at this moment."""
+        return frozenset(tuple(self._compiled))
 
     @property
     def num_compiles_after_warmup(self) -> int:
@@ -178,7 +181,13 @@ class Programs:
 
         return step
 
-    def compile(self, buckets: Sequence[Bucket], state: DeviceState) -> None:
+    def compile(
+        self,
+        buckets: Sequence[Bucket],
+        state: DeviceState,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Makes those programs that are not there yet, in the order given.
 
         Args:
@@ -186,6 +195,8 @@ class Programs:
           state: gives shapes and placement; not touched. A thread that does not run
             the steps must bring an `abstract_state`: the real one is donated away
             under its feet.
+          should_stop: asked in any thread before a program is begun: those begun
+            are finished, the others are not made.
 
         Raises:
           BaseException: what a compilation raised; no further one is begun.
@@ -195,30 +206,34 @@ class Programs:
             start_s = time.perf_counter()
             missing = [bucket for bucket in buckets if not self.has(bucket)]
             try:
-                self._make(missing, abstract)
+                self._make(missing, abstract, should_stop)
             finally:
                 self.wall_s += time.perf_counter() - start_s
 
-    def _make(self, buckets: Sequence[Bucket], state: DeviceState) -> None:
+    def _make(
+        self,
+        buckets: Sequence[Bucket],
+        state: DeviceState,
+        should_stop: Callable[[], bool],
+    ) -> None:
         """Loads what is stored; traces the rest here and compiles it in the pool."""
         pool = concurrent.futures.ThreadPoolExecutor(
-            os.cpu_count(), thread_name_prefix="compile"
+            num_cpus(), thread_name_prefix="compile"
         )
         try:
             specs = [(bucket, self._arguments(bucket, state)) for bucket in buckets]
-            loads = [_submit(pool, self._load, *spec) for spec in specs]
+            loads = [_submit(pool, self._load, *spec, should_stop) for spec in specs]
             jobs: list[concurrent.futures.Future[Any]] = []
             for (bucket, arguments), load in zip(specs, loads, strict=True):
                 if load.result():
                     continue
+                if should_stop():
+                    break
                 start_s = time.perf_counter()
-                lowered = jax.jit(
-                    self.step_function(bucket), donate_argnums=(1, 2)
-                ).lower(*arguments)
+                lowered = self._lower(bucket, arguments)
                 trace_s = time.perf_counter() - start_s
-                jobs.append(
-                    _submit(pool, self._compile, bucket, arguments, lowered, trace_s)
-                )
+                made = (bucket, arguments, lowered, trace_s)
+                jobs.append(_submit(pool, self._compile, *made, should_stop))
                 _raise_failure(jobs)
             for job in concurrent.futures.as_completed(jobs):
                 job.result()
@@ -244,24 +259,42 @@ class Programs:
         options = (self._captures_logits, self._max_pages_per_row)
         return (self._model.config, bucket, options, inputs)
 
-    def _load(self, bucket: Bucket, arguments: tuple[Any, ...]) -> bool:
+    def _lower(self, bucket: Bucket, arguments: tuple[Any, ...]) -> jax.stages.Lowered:
+        """Traces a step, in a module of the bucket's name."""
+        step = self.step_function(bucket)
+        step.__name__ = f"step_{bucket}"
+        # With `keep_unused` the text alone tells which argument is which.
+        jitted = jax.jit(step, donate_argnums=(1, 2), keep_unused=True)
+        return jitted.lower(*arguments)
+
+    def _load(
+        self,
+        bucket: Bucket,
+        arguments: tuple[Any, ...],
+        should_stop: Callable[[], bool],
+    ) -> bool:
         """Takes the program from the store; returns whether it was there."""
-        if self._store is None:
+        if self._store is None or should_stop():
             return False
         start_s = time.perf_counter()
         stored = self._store.load(str(bucket), self._signature(bucket, arguments))
         if stored is None:
             return False
+        self._take_stored(bucket, stored, 0.0, start_s)
+        return True
+
+    def _take_stored(
+        self, bucket: Bucket, stored: StoredProgram, trace_s: float, start_s: float
+    ) -> None:
         self._compiled[bucket] = stored.compiled
         self._report(
             bucket,
             stored.compiled,
-            trace_s=0.0,
+            trace_s=trace_s,
             compile_s=time.perf_counter() - start_s,
             executable_bytes=stored.executable_bytes,
             source="stored",
         )
-        return True
 
     def _compile(
         self,
@@ -269,19 +302,30 @@ class Programs:
         arguments: tuple[Any, ...],
         lowered: jax.stages.Lowered,
         trace_s: float,
+        should_stop: Callable[[], bool],
     ) -> None:
-        num_hits = self._log.num_cache_hits_here
+        """Takes the program from the store by its text, or compiles and stores it."""
+        if should_stop():
+            return
         start_s = time.perf_counter()
+        entry: tuple[str, object, str] | None = None
+        if self._store is not None:
+            text = f"{lowered.as_text()}\n{lowered.in_tree}\n{lowered.out_tree}"
+            entry = str(bucket), self._signature(bucket, arguments), text
+            stored = self._store.load_lowered(*entry)
+            if stored is not None:
+                self._take_stored(bucket, stored, trace_s, start_s)
+                return
+            if self._store.is_writable:
+                forget_module(f"jit_step_{bucket}")
+        num_hits = self._log.num_cache_hits_here
         compiled = lowered.compile()
         compile_s = time.perf_counter() - start_s
         self._compiled[bucket] = compiled
         is_hit = self._log.num_cache_hits_here > num_hits
         executable_bytes = None
-        # What JAX's cache gave back cannot be serialized again on CPU: it would load,
-        # and then miss its functions.
-        if self._store is not None and not is_hit:
-            signature = self._signature(bucket, arguments)
-            executable_bytes = self._store.save(str(bucket), signature, compiled)
+        if self._store is not None and entry is not None and not is_hit:
+            executable_bytes = self._store.save(*entry, compiled)
         self._report(
             bucket,
             compiled,

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import pathlib
+import stat
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -149,7 +150,7 @@ class StepRecorder:
 
         Raises:
           ValueError: if the bound is too small for the header, or the file is there
-            and is no step log.
+            and is no step log. Such a file is left as it is.
           OSError: if the file cannot be written.
         """
         if max_bytes < MIN_MAX_BYTES:
@@ -161,9 +162,9 @@ class StepRecorder:
         self._header = self._checked(header_line(header))
         self._lines: list[bytes] = []
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: int | None = _open(path)
+        self._file: int | None
+        self._file, self._size = _open(path)
         try:
-            self._size = _cut_to_whole_lines(self._file, path)
             self._write(self._header)
         except BaseException:
             self._abandon()
@@ -207,7 +208,7 @@ class StepRecorder:
             return
         try:
             self._write(content)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # of the disk, or of the next file
             self._give_up(error)
 
     def _checked(self, header: bytes) -> bytes:
@@ -232,10 +233,10 @@ class StepRecorder:
 
     def _rotate(self) -> None:
         os.replace(self._path, rotated(self._path))
-        old, self._file = self._file, _open(self._path)
+        old = self._file
+        self._file, self._size = _open(self._path)
         assert old is not None
         os.close(old)
-        self._size = 0
 
     def _give_up(self, error: Exception) -> None:
         _LOG.warning("steps are no longer recorded: %s", error)
@@ -253,14 +254,26 @@ def rotated(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".1")
 
 
-def _open(path: pathlib.Path) -> int:
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+def _open(path: pathlib.Path) -> tuple[int, int]:
+    """Opens a log, or begins one; returns the file and its size, bytes.
+
+    Raises:
+      ValueError: if something is there that is no step log.
+      OSError: if it cannot be opened.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path} is a link: rotation would move it, not its file")
+    special = os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW  # pipes, terminals, links
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | special, 0o600)
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise ValueError(f"{path} is no regular file")
+        size = _cut_to_whole_lines(file, path)
         os.fchmod(file, 0o600)  # one of an earlier run may be open to others
-    except OSError:
+    except BaseException:
         os.close(file)
         raise
-    return file
+    return file, size
 
 
 def _cut_to_whole_lines(file: int, path: pathlib.Path) -> int:

@@ -32,13 +32,15 @@ class StepTimes:
             _LOG.warning("step times of an earlier start are unreadable: %s", error)
             return False
 
-    def save(self, predictor: TablePredictor) -> None:
-        """Writes the file, whole or not at all."""
+    def save(self, predictor: TablePredictor) -> bool:
+        """Writes the file, whole or not at all; tells whether it was written."""
         if self._path is None:
-            return
+            return False
         draft = self._path.with_suffix(".tmp")
         try:
             draft.write_text(json.dumps(predictor.to_json()))
             draft.replace(self._path)
         except OSError as error:
             _LOG.warning("step times are not saved: %s", error)
+            return False
+        return True

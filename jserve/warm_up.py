@@ -14,12 +14,13 @@ is still busy prices its steps; once it is quiet every program is timed properly
 
 import collections
 import logging
-import os
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from jserve.cpus import num_cpus
 from jserve.engine import Engine
 from jserve.events import ProgramStart, StartUp
 from jserve.serving_predictor import ServingPredictor
@@ -39,7 +40,7 @@ class _AllCompiled:
     """The thread's word that no further table comes."""
 
 
-_Message = BucketTable | _AllCompiled | ServingPredictor | Exception
+_Message = BucketTable | _AllCompiled | ServingPredictor | BaseException
 
 
 def _wake_nobody() -> None:
@@ -95,7 +96,8 @@ class WarmUp:
         self._wake: Callable[[], None] = _wake_nobody
         self._thread = threading.Thread(target=self._main, name="warm-up", daemon=True)
         self._are_timed = threading.Event()
-        self._is_stopping = False
+        self._stopping = threading.Event()
+        self._are_times_lost = False
         self._start_s = self._covering_s = 0.0
         self._ready_s: float | None = None
         self._warm_s: float | None = None
@@ -103,9 +105,7 @@ class WarmUp:
     @property
     def num_programs_total(self) -> int:
         """Programs made, and those the last table still lacks."""
-        programs = self._engine.programs
-        lacking = [one for one in self._tables[-1].buckets if not programs.has(one)]
-        return programs.num_compiled + len(lacking)
+        return len(self._engine.programs.buckets | set(self._tables[-1].buckets))
 
     def start_up(self) -> StartUp:
         """Returns how it went so far."""
@@ -136,11 +136,32 @@ class WarmUp:
             self.stop()
         return self.serving
 
+    def check_kept(self) -> None:
+        """Checks that a later start will find all that this one made.
+
+        Raises:
+          OSError: if something could not be kept.
+        """
+        reports = self._engine.programs.reports
+        num_lost = sum(one.executable_bytes is None for one in reports)
+        if num_lost:
+            raise OSError(
+                f"{num_lost} of {len(reports)} programs could not be kept in the "
+                "compile cache"
+            )
+        if self._are_times_lost:
+            raise OSError("step times could not be kept in the compile cache")
+
     def cover(self) -> None:
-        """Makes the covering set; after it the engine can run every step."""
+        """Makes the covering set; after it the engine can run every step.
+
+        Unless it is told to begin no more meanwhile.
+        """
         self._start_s = time.perf_counter()
         table = self._tables[0]
-        self._engine.compile(table.buckets)
+        self._compile(table)
+        if self._stopping.is_set():
+            return
         self._covering_s = time.perf_counter() - self._start_s
         for _ in self._take_over(table, table.buckets):
             pass
@@ -155,9 +176,13 @@ class WarmUp:
         self._wake = wake
         self._thread.start()
 
+    def begin_no_more(self) -> None:
+        """Lets no further compilation begin; any thread may ask for it."""
+        self._stopping.set()
+
     def stop(self) -> None:
         """Ends the thread; waits for the compilations it has begun."""
-        self._is_stopping = True
+        self.begin_no_more()
         self._are_timed.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -181,11 +206,11 @@ class WarmUp:
           is_idle: as in `is_due`.
 
         Raises:
-          Exception: what a compilation, or the choice of a predictor, raised.
+          BaseException: what a compilation, or the choice of a predictor, raised.
         """
         if self._task is None:
             message = self._inbox.get()
-            if isinstance(message, Exception):
+            if isinstance(message, BaseException):
                 raise message
             self._task = self._work_on(message)
         start_s = time.perf_counter()
@@ -240,12 +265,12 @@ class WarmUp:
             table = self._compile_finer()
             self._send(_AllCompiled())
             self._are_timed.wait()
-            if self._is_stopping:
+            if self._stopping.is_set():
                 return
             if self._times is not None and table == self._tables[-1]:
-                self._times.save(self._predictor)
+                self._are_times_lost = not self._times.save(self._predictor)
             self._send(self._choose(self._predictor, table))
-        except Exception as error:
+        except BaseException as error:  # of any kind: the engine waits for word
             self._send(error)
 
     def _send(self, message: _Message) -> None:
@@ -256,14 +281,19 @@ class WarmUp:
         """Compiles table after table; returns the last one."""
         reached = self._tables[0]
         left = collections.deque(self._tables[1:])
-        while left and not self._is_stopping:
+        while left and not self._stopping.is_set():
             table = self._next_table(left)
             if table is None:
                 break
-            self._engine.compile(table.buckets)
+            self._compile(table)
+            if self._stopping.is_set():
+                break  # it may not be whole
             self._send(table)
             reached = table
         return reached
+
+    def _compile(self, table: BucketTable) -> None:
+        self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
 
     def _next_table(self, left: collections.deque[BucketTable]) -> BucketTable | None:
         """Takes the next table to compile off those left; None if time is up.
@@ -271,17 +301,21 @@ class WarmUp:
         Tables are skipped as long as they are too small to occupy all cores.
         """
         programs = self._engine.programs
-        mean_s = programs.wall_s / max(programs.num_compiled, 1)
+        num_reports = max(len(programs.reports), 1)
+        trace_s = sum(one.trace_s for one in programs.reports) / num_reports
+        compile_s = sum(one.compile_s for one in programs.reports) / num_reports
         found = None
         while left:
             num_new = sum(not programs.has(one) for one in left[0].buckets)
-            expected_s = programs.wall_s + num_new * mean_s
+            # One is traced at a time, and as many are compiled as there are cores.
+            num_rounds = math.ceil(num_new / num_cpus())
+            expected_s = programs.wall_s + num_new * trace_s + num_rounds * compile_s
             if 0 < self._max_compile_s < expected_s:
                 if found is None:
                     self._say_what_is_left_out()
                 break
             found = left.popleft()
-            if num_new >= (os.cpu_count() or 1):
+            if num_new >= num_cpus():
                 break
         return found
 

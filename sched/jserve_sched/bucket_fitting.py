@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jserve_sched.bucket_costs import BucketCosts, CostGrid, costs_of
-from jserve_sched.bucket_strategies import MIN_ROWS, PowersOfTwo
+from jserve_sched.bucket_strategies import MIN_ROWS, STRATEGIES
 from jserve_sched.buckets import BucketTable
 from jserve_sched.step_demand import StepDemand, StepTimes
 
 _LEAST_GAIN = 1e-12  # relative; less is rounding
+_NUM_TURNED = 12  # candidates to go on from
 
 
 def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
@@ -109,10 +110,25 @@ def _block_matrix(grid: CostGrid, row_edges: tuple[int, ...]) -> np.ndarray:
 
 
 def best_row_edges(
-    costs: BucketCosts, block_edges: tuple[int, ...], max_edges: int
+    costs: BucketCosts,
+    block_edges: tuple[int, ...],
+    max_edges: int,
+    *,
+    has_next: bool = False,
 ) -> list[tuple[int, ...]]:
-    """Returns the best row edges beside some block edges, for 1, 2, ... edges."""
+    """Returns the best row edges beside some block edges, for 1, 2, ... edges.
+
+    Args:
+      costs: of the tables.
+      block_edges: beside them.
+      max_edges: most row edges.
+      has_next: whether one row less than the most is to be an edge as well, so that
+        the largest edge comes without prefill and is a single program; from 2 edges
+        on then.
+    """
     hops = _row_hops(costs.row_matrix(block_edges), min(MIN_ROWS, costs.max_rows))
+    if has_next:
+        hops[:-2, -1] = np.inf
     return shortest_chains(hops, max_edges)
 
 
@@ -135,15 +151,19 @@ def turns(costs: BucketCosts, table: BucketTable) -> Iterator[BucketTable]:
     """Yields ever better tables with a table's numbers of edges; none if it is best.
 
     One dimension's edges are made the best beside the other's, then the other's, until
-    neither finds better.
+    neither finds better. A table whose largest row edge comes without prefill keeps
+    that, or its programs would be more.
     """
+    has_next = table.max_rows > MIN_ROWS and table.max_rows - 1 in table.row_edges
     best_s = costs.expected_s(table)
     num_idle = 0
     is_rows_turn = False
     while num_idle < 2:
         if is_rows_turn:
-            rows = best_row_edges(costs, table.block_edges, len(table.row_edges))[-1]
-            found = _with_edges(table, rows, table.block_edges)
+            rows = best_row_edges(
+                costs, table.block_edges, len(table.row_edges), has_next=has_next
+            )
+            found = _with_edges(table, rows[-1], table.block_edges)
         else:
             blocks = best_block_edges(costs, table.row_edges, len(table.block_edges))
             found = _with_edges(table, table.row_edges, blocks[-1])
@@ -164,16 +184,20 @@ def _with_edges(
 
 def _edge_counts(
     max_programs: int, max_rows: int, max_blocks: int, *, is_priced: bool
-) -> Iterator[tuple[int, int]]:
-    """Yields numbers of row and block edges to try.
+) -> Iterator[tuple[int, int, bool]]:
+    """Yields numbers of row and block edges to try, and whether one is max_rows - 1.
 
+    If it is, the largest row edge comes without prefill and is one program only.
     Without a price more edges are never worse, so only the largest pairs are tried.
     """
-    most_rows = max_rows - min(MIN_ROWS, max_rows) + 1
-    for num_rows in range(1, min(most_rows, max_programs // 2) + 1):
-        most = min(max_programs // num_rows, max_blocks + 1)
-        for num_blocks in range(2 if is_priced else most, most + 1):
-            yield num_rows, num_blocks
+    least_rows = min(MIN_ROWS, max_rows)
+    for has_next in (False, True):
+        if has_next and max_rows - 1 < least_rows:
+            return
+        for num_full in range(1, max_rows - least_rows + 2 - has_next):
+            most = min((max_programs - has_next) // num_full, max_blocks + 1)
+            for num_blocks in range(2 if is_priced else max(most, 2), most + 1):
+                yield num_full + has_next, num_blocks, has_next
 
 
 def fit_buckets(
@@ -190,10 +214,11 @@ def fit_buckets(
 ) -> BucketTable:
     """Returns the table of least expected step time, price of its programs included.
 
-    For every pair of numbers of edges within `max_programs` the dimensions take turns,
-    from the best edges of each with the other unpadded, and from each start. Turns end
-    at a table that no change in one dimension improves, of which the best is returned:
-    never worse than any of `starts` within `max_programs`.
+    Candidates are, for every pair of numbers of edges within `max_programs`, the best
+    edges of each dimension with the other unpadded; the tables of the strategies that
+    need no fit; and `starts`. From the best of them the dimensions take turns, which
+    end at a table that no change in one dimension improves. The best table met is
+    returned: never worse than a candidate within `max_programs`.
 
     Args:
       demand: the steps to come.
@@ -204,7 +229,8 @@ def fit_buckets(
       page_size: tokens in one KV page.
       max_programs: most programs of the table.
       program_price_s: what a program must save, seconds of the mean step time.
-      starts: tables of the same largest edges; those of more programs are left aside.
+      starts: more candidates, of the same largest edges; those of more programs are
+        left aside.
 
     Raises:
       ValueError: if `max_programs` is below 2 or the price below 0, or the demand or a
@@ -214,47 +240,64 @@ def fit_buckets(
         raise ValueError(f"max_programs={max_programs} is below 2: with and without")
     if not program_price_s >= 0:
         raise ValueError(f"program_price_s={program_price_s} is below 0")
-    limits = PowersOfTwo().table(
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        block_tokens=block_tokens,
-    )
-    costs = costs_of(demand, step_s, limits, page_size=page_size)
-    best: tuple[float, BucketTable] | None = None
-    for start in _starts(costs, limits, max_programs, program_price_s, starts):
-        for table in (start, *turns(costs, start)):
-            if table.num_programs > max_programs:
-                continue
-            total_s = costs.expected_s(table) + program_price_s * table.num_programs
-            if best is None or total_s < best[0]:
-                best = total_s, table
-    assert best is not None, "one row edge and two block edges are always tried"
-    return best[1]
+    rules = [
+        strategy().table(
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            block_tokens=block_tokens,
+        )
+        for strategy in STRATEGIES.values()
+    ]
+    costs = costs_of(demand, step_s, rules[0], page_size=page_size)
+
+    def total_s(table: BucketTable) -> float:
+        return costs.expected_s(table) + program_price_s * table.num_programs
+
+    candidates = [
+        table for table in (*starts, *rules) if table.num_programs <= max_programs
+    ]
+    is_priced = program_price_s > 0
+    candidates += _separate_fits(costs, rules[0], max_programs, is_priced=is_priced)
+    candidates.sort(key=total_s)
+    found = candidates[:1]
+    for start in candidates[:_NUM_TURNED]:
+        found += turns(costs, start)
+    return min(found, key=total_s)
 
 
-def _starts(
-    costs: BucketCosts,
-    limits: BucketTable,
-    max_programs: int,
-    program_price_s: float,
-    starts: Sequence[BucketTable],
-) -> Iterator[BucketTable]:
-    """Yields tables to take turns from; `limits` is any table of the right size."""
-    yield from (start for start in starts if start.num_programs <= max_programs)
+def _separate_fits(
+    costs: BucketCosts, limits: BucketTable, max_programs: int, *, is_priced: bool
+) -> list[BucketTable]:
+    """Returns tables whose dimensions are each the best with the other unpadded.
+
+    Args:
+      costs: of the tables.
+      limits: any table of the right size.
+      max_programs: most programs.
+      is_priced: whether tables of fewer programs are wanted too.
+    """
     all_rows = tuple(range(min(MIN_ROWS, costs.max_rows), costs.max_rows + 1))
     all_blocks = tuple(range(costs.max_blocks + 1))
     counts = list(
         _edge_counts(
-            max_programs,
-            costs.max_rows,
-            costs.max_blocks,
-            is_priced=program_price_s > 0,
+            max_programs, costs.max_rows, costs.max_blocks, is_priced=is_priced
         )
     )
-    rows = best_row_edges(costs, all_blocks, max(one for one, _ in counts))
-    blocks = best_block_edges(costs, all_rows, max(one for _, one in counts))
-    for num_rows, num_blocks in counts:
-        yield _with_edges(limits, rows[num_rows - 1], blocks[num_blocks - 2])
+    blocks = best_block_edges(costs, all_rows, max(count for _, count, _ in counts))
+    rows = {
+        (len(edges), has_next): edges
+        for has_next in (False, True)
+        for edges in best_row_edges(
+            costs,
+            all_blocks,
+            max(count for count, _, _ in counts),
+            has_next=has_next,
+        )
+    }
+    return [
+        _with_edges(limits, rows[num_rows, has_next], blocks[num_blocks - 2])
+        for num_rows, num_blocks, has_next in counts
+    ]
 
 
 def fit_block_edges(

@@ -22,9 +22,10 @@ def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
     The covering set is the largest row edge with no prefill and with as many blocks
     as fit beside it: whatever there is to do, it can be done with these two programs,
     if slowly. Where more blocks fit beside fewer rows, it has that many blocks and
-    such a row edge too: all tables end on the same edges. An edge changes which pairs
-    can occur, so a pair of a smaller table may be missing from a larger one; an edge
-    never is.
+    such a row edge too: all tables end on the same edges. And where one row less than
+    the most is an edge, that edge is in every table, since beside it the largest row
+    edge comes without prefill: the covering set has a program for prefill there. So
+    not only edges nest, but pairs: what a table on the way has, the last one has.
 
     Args:
       table: the last one.
@@ -63,8 +64,9 @@ def limit_programs(
     tables = growth(table, cost_s)
     if tables[0].num_programs > max_programs:
         raise ValueError(
-            f"max_programs={max_programs} is below {tables[0].num_programs}: with "
-            "fewer programs some steps have no shape"
+            f"max_programs={max_programs} is below {tables[0].num_programs}: so many "
+            f"programs the table's largest edges need (rows {tables[0].row_edges}, "
+            f"blocks {tables[0].block_edges}), or some steps have no shape"
         )
     return next(one for one in reversed(tables) if one.num_programs <= max_programs)
 
@@ -77,7 +79,8 @@ def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
     no_limit = table.max_rows + table.max_blocks * table.block_tokens
     max_tokens = no_limit if table.max_tokens is None else table.max_tokens
     kept = table.block_edge_beside(table.max_rows, max_tokens)
-    edges = [(edge, 0) for edge in table.row_edges[:-1]]
+    kept_rows = (table.max_rows - 1, table.max_rows)
+    edges = [(edge, 0) for edge in table.row_edges if edge not in kept_rows]
     kept_blocks = (0, kept, table.max_blocks)
     edges += [(edge, 1) for edge in table.block_edges if edge not in kept_blocks]
     for edge, dimension in sorted(edges):

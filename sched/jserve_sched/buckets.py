@@ -188,19 +188,33 @@ def table_from_json(text: str) -> BucketTable:
     Other keys, such as where the edges come from, are not looked at.
 
     Raises:
-      ValueError: if the text is not such a table.
+      ValueError: if the text is not such a table, or a number in it is no integer.
     """
     try:
         row: Any = json.loads(text)
         max_tokens = row.get("max_tokens")
         return BucketTable(
-            tuple(int(edge) for edge in row["row_edges"]),
-            tuple(int(edge) for edge in row["block_edges"]),
-            int(row.get("block_tokens", DEFAULT_BLOCK_TOKENS)),
-            None if max_tokens is None else int(max_tokens),
+            _edges(row, "row_edges"),
+            _edges(row, "block_edges"),
+            _integer("block_tokens", row.get("block_tokens", DEFAULT_BLOCK_TOKENS)),
+            None if max_tokens is None else _integer("max_tokens", max_tokens),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             "a bucket file is a JSON object with row_edges and block_edges "
             f"(lists of integers): {error!r}"
         ) from None
+
+
+def _edges(row: dict[str, Any], name: str) -> tuple[int, ...]:
+    edges = row[name]
+    if not isinstance(edges, list):
+        raise ValueError(f"bucket file: {name}={edges!r} is no list of integers")
+    return tuple(_integer(name, edge) for edge in edges)
+
+
+def _integer(name: str, value: object) -> int:
+    """Returns a number of the file; `True`, `4.0` and `"4"` are none."""
+    if type(value) is not int:
+        raise ValueError(f"bucket file: {value!r} in {name} is no integer")
+    return value

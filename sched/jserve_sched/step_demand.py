@@ -173,10 +173,13 @@ def prior_demand(max_rows: int, max_blocks: int) -> StepDemand:
     """Returns what to expect where nothing is known: a weight of 1 in all.
 
     One half are decode steps, one half have prefill too; counts of rows and blocks
-    are log-uniform, so no size is favoured over its double. Contexts are short.
+    are log-uniform, so no size is favoured over its double. Contexts are short. Beside
+    prefill there is a row less than the most, for whose prompt it is holds a slot.
     """
     rows, blocks = np.meshgrid(np.arange(max_rows + 1), np.arange(max_blocks + 1))
-    rows, blocks = rows.reshape(-1)[1:], blocks.reshape(-1)[1:]  # an empty step is none
+    # Neither an empty step nor prefill for a request that has no slot.
+    can_occur = (rows + blocks > 0) & ((rows < max_rows) | (blocks == 0))
+    rows, blocks = rows[can_occur], blocks[can_occur]
     weight = 1.0 / ((1.0 + rows) * np.maximum(blocks, 1))
     for part in (blocks == 0, blocks > 0):
         weight[part] *= 0.5 / np.sum(weight[part])

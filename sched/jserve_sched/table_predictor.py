@@ -219,6 +219,8 @@ class TablePredictor:
     def load_json(self, data: dict[str, Any]) -> bool:
         """Takes back what `to_json` gave; tells whether it is for this table.
 
+        What is refused changes nothing.
+
         Raises:
           ValueError: if a time is negative or not finite.
         """
@@ -229,15 +231,12 @@ class TablePredictor:
             np.asarray(data["per_decode_page_s"], np.float64),
             np.asarray(data["per_block_page_s"], np.float64),
         )
-        if prior.base_s.shape != self._prior.base_s.shape:
+        parts = (prior.base_s, prior.per_decode_page_s, prior.per_block_page_s)
+        if any(part.shape != self._prior.base_s.shape for part in parts):
             return False
-        pages_s = (prior.per_decode_page_s, prior.per_block_page_s)
-        if not all(
-            np.isfinite(part).all() and part.min() >= 0.0
-            for part in (prior.base_s, *pages_s)
-        ):
+        if not all(np.isfinite(part).all() and np.min(part) >= 0.0 for part in parts):
             raise ValueError("a step time is negative or not finite")
-        if prior.base_s.min() <= 0.0:
+        if np.min(prior.base_s) <= 0.0:
             raise ValueError("a step time is 0")
         self._prior = prior
         self._rebuild()

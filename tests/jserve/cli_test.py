@@ -117,6 +117,30 @@ def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
     assert len(list(tmp_path.rglob("step_times_*.json"))) == 1
 
 
+UNKEPT = """
+import errno, os, sys
+sys.argv[0] = 'jserve'
+def is_full(draft, path):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+os.replace = is_full
+from jserve.cli import run
+run()
+"""
+
+
+def test_warmup_only_fails_if_it_could_not_keep_everything(tmp_path: pathlib.Path):
+    result = command(
+        *("--warmup_only", "--model=toy", f"--buckets={BUCKETS}", "--max_num_seqs=16"),
+        *("--max_num_batched_tokens=144", "--kv_cache_bytes=1048576"),
+        f"--compile_cache_dir={tmp_path}",
+        script=UNKEPT,
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "jserve: 4 of 4 programs could not be kept in the compile cache"
+    )
+
+
 def test_a_folder_without_a_tokenizer(tmp_path: pathlib.Path):
     result = command(f"--model={tmp_path}", "--port=0")
     assert result.returncode == 1

@@ -27,6 +27,7 @@ from jserve_sched.buckets import BucketTable
 TABLE = BucketTable((4,), (0, 1))
 NUM_PAGES, PAGE_SIZE, PAGES_PER_ROW = 8, 128, 4
 SIGNATURE = ("square", 8)
+TEXT = "the lowered step"
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +41,19 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path / "programs"
 
 
-def open_store(folder: pathlib.Path, facts: object = "model") -> ProgramStore:
-    return ProgramStore(folder, facts, is_writable=True)
+def open_store(folder: pathlib.Path) -> ProgramStore:
+    return ProgramStore(folder, is_writable=True)
+
+
+def program_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return list(folder.glob("*.program"))
 
 
 def test_a_program_comes_back_as_it_was(
     folder: pathlib.Path, compiled: jax.stages.Compiled
 ) -> None:
-    size = open_store(folder).save("square", SIGNATURE, compiled)
-    (path,) = folder.iterdir()
+    size = open_store(folder).save("square", SIGNATURE, TEXT, compiled)
+    (path,) = program_files(folder)
     assert path.name.startswith("square-")
     assert size == path.stat().st_size
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -66,15 +71,36 @@ def test_only_the_very_same_program_is_found(
 ) -> None:
     store = open_store(folder)
     assert store.load("square", SIGNATURE) is None
-    store.save("square", SIGNATURE, compiled)
+    store.save("square", SIGNATURE, TEXT, compiled)
     assert store.load("square", ("square", 16)) is None
-    assert open_store(folder, "another model").load("square", SIGNATURE) is None
     with monkeypatch.context() as patch:
         patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        flagged = open_store(folder)
+        assert flagged.load("square", SIGNATURE) is None
+        assert flagged.load_lowered("square", SIGNATURE, TEXT) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(program_store, "num_cpus", lambda: 77)
         assert open_store(folder).load("square", SIGNATURE) is None
     with monkeypatch.context() as patch:
         patch.setattr(program_store, "_source_digest", lambda: "code has changed")
         assert open_store(folder).load("square", SIGNATURE) is None
+    assert open_store(folder).load("square", SIGNATURE) is not None
+
+
+def test_an_edit_that_changes_no_program_costs_a_trace_once(
+    folder: pathlib.Path, compiled: jax.stages.Compiled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(folder).save("square", SIGNATURE, TEXT, compiled)
+    monkeypatch.setattr(program_store, "_source_digest", lambda: "a comment is mended")
+    store = open_store(folder)
+    assert store.load("square", SIGNATURE) is None
+    assert store.load_lowered("square", ("square", 16), TEXT) is None
+    assert store.load_lowered("square", SIGNATURE, "another step") is None
+    assert store.load("square", SIGNATURE) is None
+    stored = store.load_lowered("square", SIGNATURE, TEXT)
+    assert stored is not None
+    assert stored.compiled(jnp.full(8, 3.0)).tolist() == [9] * 8
+    assert len(program_files(folder)) == 1
     assert open_store(folder).load("square", SIGNATURE) is not None
 
 
@@ -96,7 +122,9 @@ class Bomb:
         lambda content: content[:49] + pickle.dumps(Bomb()),
     ],
 )
+@pytest.mark.parametrize("suffix", ["*.program", "*.index"])
 def test_broken_files_cost_one_warning_and_are_written_anew(
+    suffix: str,
     folder: pathlib.Path,
     compiled: jax.stages.Compiled,
     caplog: pytest.LogCaptureFixture,
@@ -104,8 +132,8 @@ def test_broken_files_cost_one_warning_and_are_written_anew(
 ) -> None:
     store = open_store(folder)
     for size in (8, 16):
-        store.save("square", ("square", size), compiled)
-    for path in folder.iterdir():
+        store.save("square", ("square", size), TEXT, compiled)
+    for path in folder.glob(suffix):
         path.write_bytes(breakage(path.read_bytes()))
     with caplog.at_level(logging.WARNING, logger="jserve"):
         for size in (8, 16):
@@ -113,22 +141,28 @@ def test_broken_files_cost_one_warning_and_are_written_anew(
     (record,) = caplog.records
     assert "square-" in record.getMessage()
     assert "broken" in record.getMessage()
-    store.save("square", SIGNATURE, compiled)
+    assert not list(folder.glob(suffix)), "it would be read again and again"
+    store.save("square", SIGNATURE, TEXT, compiled)
     assert store.load("square", SIGNATURE) is not None
 
 
 def test_a_sound_file_the_compiler_refuses_is_passed_over(
     folder: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = open_store(folder)
-    key = store._key(SIGNATURE)
+    make_private_folder(folder)
+    store = ProgramStore(folder, is_writable=False)
+    key = store._program_key(SIGNATURE, TEXT)
     payload = pickle.dumps(("no executable", None, None))
-    store._path("square", key).write_bytes(
+    path = store._path("square", key, ".program")
+    path.write_bytes(
         program_store._MAGIC + program_store._digest(key, payload) + payload
     )
     with caplog.at_level(logging.WARNING, logger="jserve"):
-        assert store.load("square", SIGNATURE) is None
+        assert store.load_lowered("square", SIGNATURE, TEXT) is None
     assert "is not used" in caplog.text
+    assert path.exists(), "deleted by one who may not write"
+    assert open_store(folder).load_lowered("square", SIGNATURE, TEXT) is None
+    assert not path.exists()
 
 
 def test_a_full_disk_costs_one_warning(
@@ -144,7 +178,7 @@ def test_a_full_disk_costs_one_warning(
     monkeypatch.setattr(os, "replace", is_full)
     with caplog.at_level(logging.WARNING, logger="jserve"):
         for size in (8, 16):
-            assert store.save("square", ("square", size), compiled) is None
+            assert store.save("square", ("square", size), TEXT, compiled) is None
     (record,) = caplog.records
     assert "No space left" in record.getMessage()
     assert not list(folder.iterdir()), "a draft is left behind"
@@ -153,8 +187,8 @@ def test_a_full_disk_costs_one_warning(
 def test_nothing_is_written_where_nothing_may_be(
     folder: pathlib.Path, compiled: jax.stages.Compiled
 ) -> None:
-    store = ProgramStore(folder, "model", is_writable=False)
-    assert store.save("square", SIGNATURE, compiled) is None
+    store = ProgramStore(folder, is_writable=False)
+    assert store.save("square", SIGNATURE, TEXT, compiled) is None
     assert not list(folder.iterdir())
 
 
@@ -188,11 +222,12 @@ def test_what_was_longest_unused_goes_first(
 ) -> None:
     store = open_store(folder)
     for size in range(5):
-        store.save("square", ("square", size), compiled)
-        key = store._key(("square", size))
-        os.utime(store._path("square", key), (1000.0 + size, 1000.0 + size))
+        store.save("square", ("square", size), TEXT, compiled)
+        for path in folder.iterdir():
+            if path.stat().st_mtime > 2000.0:
+                os.utime(path, (1000.0 + size, 1000.0 + size))
     store.load("square", ("square", 0))
-    monkeypatch.setattr(program_store, "MAX_STORED_PROGRAMS", 3)
+    monkeypatch.setattr(program_store, "MAX_STORED_FILES", 6)
     store.prune()
     assert [store.load("square", ("square", size)) is None for size in range(5)] == [
         False,
@@ -201,10 +236,10 @@ def test_what_was_longest_unused_goes_first(
         False,
         False,
     ]
-    (one, *_) = folder.iterdir()
-    monkeypatch.setattr(program_store, "MAX_STORED_BYTES", 2 * one.stat().st_size + 99)
+    size = program_files(folder)[0].stat().st_size
+    monkeypatch.setattr(program_store, "MAX_STORED_BYTES", 2 * size + 999)
     store.prune()
-    assert len(list(folder.iterdir())) == 2
+    assert len(program_files(folder)) == 2
 
 
 def make_programs(folder: pathlib.Path) -> tuple[Programs, DeviceState]:
@@ -259,7 +294,6 @@ def load_and_run(folder: pathlib.Path) -> None:
     assert all(one.executable_bytes for one in programs.reports)
     kv_bytes = sum(part.nbytes for part in state.kv)
     assert all(one.alias_bytes >= kv_bytes for one in programs.reports)
-    assert programs.num_cache_hits == len(TABLE.buckets)
     programs.mark_warm()
     found = run_all(programs, state)
     assert programs.num_compiles_after_warmup == 0

@@ -1,3 +1,5 @@
+import dataclasses
+import pathlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jserve import program_store
 from jserve.packing import Packer
+from jserve.program_store import ProgramStore
 from jserve.programs import DeviceState, Programs, abstract_state
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import KvCache, new_kv
@@ -94,7 +98,6 @@ def test_a_report_tells_what_a_program_cost(
     assert report.alias_bytes >= sum(part.nbytes for part in state.kv)
     assert report.source == "compiled"
     assert report.executable_bytes is None
-    assert programs.num_cache_hits == 0
 
 
 def test_programs_are_made_while_steps_run(
@@ -138,6 +141,55 @@ def test_shapes_survive_a_donation(
     programs.run(BUCKETS[0], state, padding(BUCKETS[0]))
     assert shapes.kv[0].shape == state.kv[0].shape
     assert abstract_state(shapes) == shapes
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_no_program_is_begun_once_it_should_stop(
+    make_programs: Callable[[], Programs],
+    state: DeviceState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs = make_programs()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", None)
+        patch.setattr(jax, "jit", None)
+        programs.compile(BUCKETS, state, should_stop=lambda: True)
+    assert programs.num_compiled == 0
+
+    answers = [False, True, True]  # the first is traced, but not compiled
+    programs.compile(BUCKETS, state, should_stop=lambda: answers.pop(0))
+    assert programs.buckets == frozenset()
+    assert len(answers) < 2
+    programs.compile(BUCKETS[:1], state, should_stop=lambda: False)
+    assert programs.buckets == {BUCKETS[0]}
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_a_stored_program_is_of_its_model_and_an_edit_may_change_none(
+    model: LoadedModel,
+    state: DeviceState,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make(model: LoadedModel = model) -> list[tuple[str, bool]]:
+        programs = Programs(
+            model=model,
+            table=TABLE,
+            max_pages_per_row=PAGES_PER_ROW,
+            captures_logits=False,
+            store=ProgramStore(tmp_path / "programs", is_writable=True),
+        )
+        programs.compile(BUCKETS, state)
+        return [(one.source, one.trace_s > 0) for one in programs.reports]
+
+    assert make() == [("compiled", True)] * 2
+    assert make() == [("stored", False)] * 2
+    config = dataclasses.replace(model.config, name="another")
+    other = dataclasses.replace(model, config=config)
+    assert make(other) == [("compiled", True)] * 2
+    monkeypatch.setattr(program_store, "_source_digest", lambda: "edited")
+    assert make() == [("stored", True)] * 2
+    assert make() == [("stored", False)] * 2
 
 
 class OutOfLuckError(BaseException):

@@ -136,9 +136,26 @@ def test_a_file_that_is_no_log_is_left_alone(
 ) -> None:
     path = tmp_path / "file"
     path.write_text(content)
+    path.chmod(0o644)
     with pytest.raises(ValueError, match="is no step log"):
         StepRecorder(path, HEADER, MIN_MAX_BYTES)
     assert path.read_text() == content
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_no_regular_file_is_refused_and_left_alone(
+    tmp_path: pathlib.Path,
+) -> None:
+    pipe, link, log = (tmp_path / name for name in ("pipe", "link", "log"))
+    os.mkfifo(pipe)
+    pipe.chmod(0o644)
+    log.touch()
+    link.symlink_to(log)
+    for path, message in ((pipe, "no regular file"), (link, "is a link")):
+        with pytest.raises(ValueError, match=f"{path}.*{message}"):
+            StepRecorder(path, HEADER, MIN_MAX_BYTES)
+    assert pipe.stat().st_mode & 0o777 == 0o644
+    assert log.stat().st_size == 0
 
 
 def test_a_path_that_cannot_be_written_is_told_at_once(tmp_path: pathlib.Path) -> None:
@@ -147,6 +164,28 @@ def test_a_path_that_cannot_be_written_is_told_at_once(tmp_path: pathlib.Path) -
     with pytest.raises(ValueError, match=f"100 is below {MIN_MAX_BYTES} bytes"):
         StepRecorder(tmp_path / "steps.jsonl", HEADER, 100)
     assert not (tmp_path / "steps.jsonl").exists()
+
+
+def test_what_stands_in_the_next_files_way_ends_the_recording(
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = tmp_path / "steps.jsonl"
+    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
+    rename = os.replace
+
+    def replace(old: pathlib.Path, new: pathlib.Path) -> None:
+        rename(old, new)
+        os.mkfifo(old)
+
+    monkeypatch.setattr(os, "replace", replace)
+    for number in range(1000):
+        recorder.append(step(number))
+    recorder.close()
+    (warning,) = caplog.records
+    assert "no longer recorded" in warning.message
+    assert "is no regular file" in warning.message
 
 
 def test_a_full_disk_ends_the_recording_with_one_warning(

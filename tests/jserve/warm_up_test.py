@@ -1,13 +1,17 @@
+import collections
 import dataclasses
+import errno
 import json
 import logging
 import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from engine_harness import small_config
 from fakes import make_request
@@ -16,6 +20,7 @@ from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health, ProgramStart, StartUp, TokenEvent
 from jserve.loop import EngineLoop
+from jserve.programs import ProgramReport
 from jserve.warm_up import start_up_table
 from jserve_sched.buckets import Bucket
 from jserve_sched.slo import ServiceClass
@@ -49,15 +54,17 @@ class Gate:
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
         self.is_open = threading.Event()
-        self._compile: Callable[[Sequence[Bucket]], None] = engine.compile
+        self.is_reached = threading.Event()
+        self._compile: Callable[..., None] = engine.compile
         self._num_calls = 0
         monkeypatch.setattr(engine, "compile", self)
 
-    def __call__(self, buckets: Sequence[Bucket]) -> None:
+    def __call__(self, buckets: Sequence[Bucket], **options: Any) -> None:
         self._num_calls += 1
         if self._num_calls > 1:
+            self.is_reached.set()
             assert self.is_open.wait(60.0)
-        self._compile(buckets)
+        self._compile(buckets, **options)
 
 
 def serve_one(
@@ -75,18 +82,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     (folder / "buckets.json").write_text(json.dumps(SIX_PROGRAMS))
     yield folder
     jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture
 def config(folder: pathlib.Path) -> EngineConfig:
     """Six programs whose step times are not known."""
-    for path in folder.rglob("step_times_*.json"):
-        path.unlink()
-    return small_config(
+    config = small_config(
         model="toy",
         buckets=folder / "buckets.json",
         compile_cache_dir=str(folder / "cache"),
     )
+    unlink_times(config)
+    return config
+
+
+def unlink_times(config: EngineConfig) -> None:
+    for path in pathlib.Path(config.compile_cache_dir).rglob("step_times_*.json"):
+        path.unlink()
 
 
 def test_a_request_is_answered_before_warm_up_ends(
@@ -167,8 +180,9 @@ def test_a_turn_beside_requests_is_followed_by_time_for_them(
     warm_up.stop()
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_a_compilation_that_fails_is_a_failed_engine(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+    kind: type[BaseException], config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
     inbox = Inbox()
@@ -176,13 +190,13 @@ def test_a_compilation_that_fails_is_a_failed_engine(
     compile_, is_first = loop._engine.compile, [True]
     failing = threading.Event()
 
-    def fail(buckets: Sequence[Bucket]) -> None:
+    def fail(buckets: Sequence[Bucket], **options: Any) -> None:
         if is_first.pop():
             is_first.append(False)
-            compile_(buckets)
+            compile_(buckets, **options)
         else:
             assert failing.wait(60.0)
-            raise RuntimeError("the compiler is gone")
+            raise kind("the compiler is gone")
 
     monkeypatch.setattr(loop._engine, "compile", fail)
     loop.start()
@@ -218,7 +232,8 @@ def test_stopping_does_not_wait_for_all_of_warm_up(
 ) -> None:
     loop = build_loop(config)
     gate = Gate(loop._engine, monkeypatch)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one table after the other
+    # One table after the other.
+    monkeypatch.setattr("jserve.warm_up.num_cpus", lambda: 1)
     loop.start()
     assert loop.wait_until(Health.READY, 60.0)
     opener = threading.Timer(0.1, gate.is_open.set)
@@ -227,6 +242,141 @@ def test_stopping_does_not_wait_for_all_of_warm_up(
     opener.join()
     assert loop.health is Health.DRAINING
     assert loop.stats().num_programs < 6
+
+
+def test_no_compilation_begins_while_requests_are_drained(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_loop(config)
+    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.READY, 60.0)
+    request = make_request(50, 300, arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    assert gate.is_reached.wait(60.0)
+    drained = threading.Thread(target=loop.drain, args=(60.0,))
+    drained.start()
+    while loop.health is not Health.DRAINING or not loop._warm_up._stopping.is_set():
+        time.sleep(1e-3)
+    gate.is_open.set()
+    drained.join()
+    assert inbox.wait_for(request.request_id).error is None
+    assert loop.stats().num_programs == 2
+    loop.stop()
+
+
+def test_a_drain_while_nothing_is_covered_ends_warm_up(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_loop(config)
+    monkeypatch.setattr(loop._warm_up, "start", None)
+    assert loop.drain(0.0)
+    loop.start()
+    loop.stop()
+    assert loop.health is Health.DRAINING
+    assert loop.stats().num_programs == 0
+
+
+def test_the_record_of_steps_is_closed_before_compilations_are_waited_for(
+    config: EngineConfig, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "steps.log"
+    loop = build_loop(dataclasses.replace(config, step_log=path))
+    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(Health.READY, 60.0)
+    serve_one(loop, inbox, 40, 5)
+    stopped = threading.Thread(target=loop.stop)
+    stopped.start()
+    deadline_s = time.perf_counter() + 20.0
+    while sum(line.startswith("[") for line in path.read_text().splitlines()) < 5:
+        assert time.perf_counter() < deadline_s, "a kill would lose these steps"
+        time.sleep(1e-3)
+    gate.is_open.set()
+    stopped.join()
+
+
+@pytest.mark.parametrize(("num_cpus", "num_begun"), [(1, 0), (4, 1)])
+def test_the_time_for_compiling_counts_the_cores(
+    num_cpus: int,
+    num_begun: int,
+    config: EngineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warm_up = build_warm_up(dataclasses.replace(config, max_compile_s=15.0))
+    programs = warm_up._engine.programs
+    report = ProgramReport(
+        bucket=Bucket(16, 4),
+        trace_s=1.0,
+        compile_s=5.0,
+        temp_bytes=0,
+        alias_bytes=0,
+        executable_bytes=None,
+        source="compiled",
+    )
+    programs.reports[:] = [report, report]
+    programs.wall_s = 4.0
+    monkeypatch.setattr("jserve.warm_up.num_cpus", lambda: num_cpus)
+    # Four are missing: 4 s so far, 4 s to trace, then 20 s on one core, 5 s on four.
+    table = warm_up._engine.programs.table
+    monkeypatch.setattr(programs, "has", lambda bucket: bucket not in table.buckets[:4])
+    left = collections.deque([table])
+    assert (warm_up._next_table(left) is None) == (num_begun == 0)
+
+
+def test_the_count_of_programs_is_of_one_moment(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up = build_warm_up(config)
+    programs = warm_up._engine.programs
+    made: Any = programs._compiled
+
+    def has(bucket: Bucket) -> bool:
+        # Another thread finishes one while they are counted.
+        made.setdefault(bucket, None)
+        return False
+
+    monkeypatch.setattr(programs, "has", has)
+    assert warm_up.num_programs_total == 6
+
+
+def test_what_could_not_be_kept_is_told(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up = build_warm_up(config)
+    warm_up.run()
+    warm_up.check_kept()
+    reports = warm_up._engine.programs.reports
+    whole = reports[0]
+    reports[0] = dataclasses.replace(whole, executable_bytes=None)
+    with pytest.raises(OSError, match="1 of 6 programs could not be kept"):
+        warm_up.check_kept()
+
+    unlink_times(config)
+    warm_up = build_warm_up(config)
+    monkeypatch.setattr(pathlib.Path, "replace", refuse)
+    warm_up.run()
+    with pytest.raises(OSError, match="step times could not be kept"):
+        warm_up.check_kept()
+
+
+def refuse(draft: pathlib.Path, path: pathlib.Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_step_times_are_of_one_set_of_flags(
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_warm_up(config).run()
+    assert build_warm_up(config)._times is None, "they are known"
+    with monkeypatch.context() as patch:
+        patch.setattr("jserve.build.num_cpus", lambda: 77)
+        assert build_warm_up(config)._times is not None
+    with monkeypatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+        assert build_warm_up(config)._times is not None
 
 
 def test_steps_are_recorded_with_the_shapes_they_ran_in(

@@ -61,7 +61,11 @@ def test_tables_grow_by_one_edge_from_a_covering_set(
     assert grown[-1] == table
     beside = table.block_edge_beside(table.max_rows, 10**6)
     assert grown[0].block_edges == tuple(sorted({0, beside, table.max_blocks}))
-    assert len(grown[0].row_edges) == (1 if beside == table.max_blocks else 2)
+    is_below = table.max_rows - 1 in table.row_edges
+    most_rows = {1, 2, 3} if beside < table.max_blocks else {1 + is_below}
+    assert len(grown[0].row_edges) in most_rows
+    if is_below:
+        assert table.max_rows - 1 in grown[0].row_edges
     assert all(one.max_rows == table.max_rows for one in grown)
     for smaller, larger in itertools.pairwise(grown):
         assert edges_of(smaller) < edges_of(larger)
@@ -90,6 +94,27 @@ def test_the_edge_left_out_is_the_one_that_costs_least_per_program(
         saved = table.num_programs - smaller.num_programs
         prices_s[smaller] = (cost_s(smaller) - cost_s(table)) / saved
     assert prices_s[[covering, *others][-2]] == min(prices_s.values())
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(tables(), st.booleans(), demands)
+def test_what_a_table_on_the_way_has_the_last_one_has(
+    table: BucketTable, adds_one_below: bool, demand: list[tuple[int, int]]
+) -> None:
+    if adds_one_below:
+        below = {*table.row_edges, table.max_rows - 1}
+        table = dataclasses.replace(table, row_edges=tuple(sorted(below)))
+    cost_s = padded_cost([(min(rows, table.max_rows), n) for rows, n in demand])
+    grown = growth(table, cost_s)
+    for smaller, larger in itertools.pairwise(grown):
+        assert set(smaller.buckets) < set(larger.buckets)
+    assert set().union(*(one.buckets for one in grown)) == set(table.buckets)
+
+
+def test_prefill_is_covered_beside_one_row_less_if_that_is_an_edge() -> None:
+    table = BucketTable((2, 7, 8), (0, 1, 4), block_tokens=4)
+    covering = growth(table, lambda table: 0.0)[0]
+    assert [str(one) for one in covering.buckets] == ["B8xNB0", "B7xNB4", "B7xNB0"]
 
 
 def test_of_equals_the_smaller_edge_goes_first_and_rows_before_blocks() -> None:
@@ -128,5 +153,5 @@ def test_the_limit_of_programs_takes_the_largest_that_is_within() -> None:
             (one for one in grown if one.num_programs <= limit),
             key=lambda one: one.num_programs,
         )
-    with pytest.raises(ValueError, match="max_programs=1 is below 2"):
+    with pytest.raises(ValueError, match=r"=1 is below 2: .* largest edges"):
         limit_programs(TABLE, 1, cost_s)

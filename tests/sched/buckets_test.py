@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -117,3 +118,24 @@ def test_bucket_files_round_trip() -> None:
     for text in ("{}", "[", '{"row_edges": 3, "block_edges": [0]}', "[]"):
         with pytest.raises(ValueError, match="bucket file"):
             table_from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("row_edges", [2, 8.0], "8.0 in row_edges"),
+        ("row_edges", [True, 8], "True in row_edges"),
+        ("block_edges", [0, "4"], "'4' in block_edges"),
+        ("block_edges", [0, None], "None in block_edges"),
+        ("block_edges", "04", "block_edges='04'"),
+        ("row_edges", {"2": 8}, "row_edges={'2': 8}"),
+        ("block_tokens", 32.5, "32.5 in block_tokens"),
+        ("block_tokens", None, "None in block_tokens"),
+        ("max_tokens", "99", "'99' in max_tokens"),
+        ("max_tokens", True, "True in max_tokens"),
+    ],
+)
+def test_a_bucket_file_holds_integers(field: str, value: object, named: str) -> None:
+    row = BucketTable((2, 8), (0, 3), 16, 99).to_json() | {field: value}
+    with pytest.raises(ValueError, match=f"bucket file: {re.escape(named)}"):
+        table_from_json(json.dumps(row))

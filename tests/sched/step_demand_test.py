@@ -161,6 +161,8 @@ def test_the_prior_favours_no_size_over_its_double() -> None:
     ]
     assert halves == pytest.approx([halves[0]] * 3, rel=0.1)
     assert not np.any((prior.rows == 0) & (prior.blocks == 0))
+    assert np.max(prior.rows) == 8
+    assert np.max(prior.rows[has_prefill]) == 7
 
 
 def test_features_of_shapes_agree_with_those_of_uniform_steps() -> None:

@@ -127,6 +127,20 @@ def test_saved_times_that_are_no_durations_are_refused(bad: float) -> None:
     assert np.isfinite(again.predict(step(8, 4, 9, 9)[None])).all()
 
 
+@pytest.mark.parametrize("name", ["base_s", "per_decode_page_s", "per_block_page_s"])
+@pytest.mark.parametrize("shape", [(1, 1), (9, 9), (4,)])
+def test_saved_times_of_another_shape_change_nothing(
+    name: str, shape: tuple[int, ...]
+) -> None:
+    data = fitted().to_json() | {name: np.full(shape, 0.5).tolist()}
+    again = TablePredictor(TABLE, max_pages_per_row=32)
+    before = again.to_json()
+    assert not again.load_json(data)
+    assert again.to_json() == before
+    again.update(samples()[0])
+    assert np.isfinite(again.predict(step(8, 4, 9, 9)[None])).all()
+
+
 def test_a_timed_pass_leaves_out_what_is_no_duration() -> None:
     predictor = TablePredictor(TABLE, max_pages_per_row=32)
     broken = [one._replace(duration_s=float("nan")) for one in samples()]

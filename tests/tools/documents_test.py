@@ -68,6 +68,7 @@ def test_document_leaves_out_what_is_unknown() -> None:
             "output_tokens": 2,
             "slo": {"ttft_s": 1.0},
             "ttft_s": 0.5,
+            "tbt_p99_s": 0.25,
             "e2e_s": 0.75,
         }
     ]
@@ -86,3 +87,21 @@ def test_document_leaves_out_what_is_unknown() -> None:
     assert "\n" not in line
     assert json.loads(line)["runs"] == [{"policy": "edf"}]
     assert report["runs"][0]["requests"]  # the file keeps them
+
+
+@pytest.mark.parametrize(
+    ("times_s", "wanted"), [((1.0,), None), ((), None), ((1.0, 1.5, 3.5), 1.985)]
+)
+def test_a_request_has_times_between_tokens_from_two_tokens_on(
+    times_s: tuple[float, ...], wanted: float | None
+) -> None:
+    outcome = Outcome(
+        service_class="a",
+        slo=Slo(ttft_s=1.0),
+        arrival_s=0.0,
+        num_prompt_tokens=3,
+        max_tokens=9,
+        token_times_s=times_s,
+    )
+    (row,) = outcome_rows([outcome])
+    assert row.get("tbt_p99_s") == pytest.approx(wanted)

@@ -1,3 +1,4 @@
+import logging
 import pathlib
 from typing import Any
 
@@ -10,7 +11,11 @@ from jserve_sched.bucket_fitting import fit_buckets
 from jserve_sched.buckets import BucketTable
 from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.fit_comparison import compare_strategies, strategies_table
+from jserve_tools.fit_comparison import (
+    MOST_FITTED,
+    compare_strategies,
+    strategies_table,
+)
 from jserve_tools.fit_sources import MIN_STEPS, FitSource, recorded_source
 from jserve_tools.samples import Samples, write_samples
 from jserve_tools.step_logs import RecordedStep
@@ -100,7 +105,6 @@ def test_edges_are_put_where_the_steps_are(tmp_path: pathlib.Path) -> None:
         **found.limits,
         page_size=found.page_size,
         max_programs=8,
-        starts=(),
     )
     assert 5 in table.row_edges
     assert {3, 6} <= set(table.block_edges)
@@ -135,6 +139,51 @@ def test_strategies_are_compared_on_both_halves(tmp_path: pathlib.Path) -> None:
     lines = strategies_table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     assert lines[2].split()[:4] == ["pow2", "15", "14.600", "23.97"]
+
+
+def test_nothing_is_fitted_with_thousands_of_programs(tmp_path: pathlib.Path) -> None:
+    found = source(tmp_path)
+    limits = {"max_num_seqs": 64, "max_num_batched_tokens": 2048, "block_tokens": 32}
+    rows = compare_strategies(
+        found.earlier,
+        found.later,
+        lambda matrix: 1e-3 + 1e-5 * matrix[:, features.NUM_BLOCKS],
+        limits=limits,
+        page_size=found.page_size,
+        max_programs=6,
+        prior_share=0.0,
+    )
+    (linear,) = [row for row in rows if row.bucket_strategy == "linear"]
+    fitted = [row for row in rows if row.bucket_strategy == "fitted"]
+    assert linear.num_programs > MOST_FITTED
+    assert len(fitted) == 4  # with as many as the three others have, and with 6
+    assert max(row.num_programs for row in fitted) <= MOST_FITTED
+    notes = strategies_table(rows).splitlines()[2 + len(rows) :]
+    assert notes == [
+        f"no edges are fitted with linear's {linear.num_programs} programs, which are "
+        "over 200"
+    ]
+
+
+def test_steps_of_more_blocks_than_are_fitted_count_as_the_most(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Beside 8 rows 168 tokens hold 5 blocks; a table of one's own had 8 beside few.
+    limits = {"max_num_seqs": 8, "max_num_batched_tokens": 168}
+    with caplog.at_level(logging.WARNING, "jserve"):
+        found = source(tmp_path, **limits)
+    assert found.later.blocks.tolist() == [3, 5]
+    assert found.later.last_block.tolist() == [3, 5]
+    (line,) = caplog.messages
+    assert line.startswith("37 of 300 steps want up to 6 prefill blocks, more than the")
+    table = fit_buckets(
+        found.later,
+        found.step_s,
+        **found.limits,
+        page_size=found.page_size,
+        max_programs=8,
+    )
+    assert table.max_blocks == 5
 
 
 @pytest.mark.parametrize(

@@ -121,3 +121,15 @@ def test_long_names_are_broken_after_signs() -> None:
 )
 def test_digits(value: float, text: str) -> None:
     assert digits(value) == text
+
+
+def test_an_engines_staircase_has_marks_and_no_stairs() -> None:
+    report = fake_report(policies=("fcfs",), strategies=("pow2",))
+    report["staircase"] |= {"tokens": [32, 96], "seconds": [0.1, 0.2]}
+    report["staircase"]["is_discrete"] = True
+    (plot,) = [one for one in plots(report) if one.kind == "staircase"]
+    (axes,) = draw(plot).axes
+    curve, marks = axes.lines  # and nothing between two edges
+    assert marks.get_xdata().tolist() == curve.get_xdata().tolist() == [32, 96]
+    assert not axes.collections
+    assert axes.get_title(loc="left").startswith("pow2: 8 edges")

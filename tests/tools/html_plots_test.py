@@ -77,12 +77,44 @@ def test_tables_that_differ_by_policy_are_told_apart() -> None:
         "fitted for sliding",
     )
     assert sliding["edges_tokens"] == [32, 96]  # the curve ends at 64 blocks
+    assert sliding["num_edges"] == 3
 
 
 def test_a_table_beyond_the_curve_has_no_stairs() -> None:
     report = fake_report(policies=("fcfs",), strategies=("pow2", "fitted"))
     report["staircase"]["num_rows"] = 4096
     assert "staircase" not in by_name(report)
+
+
+def test_only_edges_that_ran_have_a_time_in_an_engines_staircase() -> None:
+    report = fake_report(policies=("fcfs",), strategies=("pow2",))
+    report["staircase"] = {
+        "num_rows": 32,
+        "tokens": [32, 96, 160],
+        "seconds": [0.01, 0.02, 0.03],
+        "is_discrete": True,
+    }
+    plot = by_name(report)["staircase"]
+    (table,) = plot.data["tables"]
+    assert table["edges_tokens"] == [32, 96, 160]
+    assert table["edges_s"] == [0.01, 0.02, 0.03]
+    assert table["num_edges"] == len(BLOCK_EDGES["pow2"]) == 8
+    assert "no time and no mark" in plot.caption
+
+
+def test_turns_with_bins_of_different_widths_meet_in_the_widest() -> None:
+    report = fake_report(policies=("edf",), strategies=("pow2",))
+    (run,) = report["runs"]
+    report["runs"] = [
+        run | {"step_tokens": one}
+        for one in (
+            {"edges": [0, 4, 8, 12], "counts": [10, 20, 5]},
+            {"edges": [0, 8, 16, 24], "counts": [40, 0, 2]},
+            {"edges": [0, 1, 2], "counts": [0, 0]},
+        )
+    ]
+    (panel,) = by_name(report)["step-tokens-edf"].data["panels"]
+    assert panel["bins"] == [[0, 8, 70], [8, 16, 5], [16, 24, 2]]
 
 
 def test_steps_of_turns_add_up() -> None:

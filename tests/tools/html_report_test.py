@@ -237,3 +237,33 @@ def test_figures_become_pngs(tmp_path: pathlib.Path) -> None:
 def test_other_schemas_are_refused() -> None:
     with pytest.raises(ValueError, match="schema_version is 3"):
         html_page(small_report() | {"schema_version": 3})
+
+
+def test_a_start_is_called_cold_only_if_it_was() -> None:
+    report = fake_report(policies=("fcfs",), strategies=("pow2",))
+    (run,) = report["runs"]
+    assert "Start, empty cache" in Page(html_page(report)).text
+    del run["start_up_warm"]
+    stored = {"program": "B2xNB0", "trace_s": 0.1, "compile_s": 0.1}
+    for source, is_cold in (("stored", False), ("compiled", True)):
+        run["start_up"]["programs"] = [stored | {"source": source}]
+        page = html_page(report)
+        assert ("Start, empty cache" in Page(page).text) == is_cold
+        assert ("Start" in Page(page).text) != is_cold
+        data = json.loads(Page(page).scripts["data-start-up"])
+        kind = "cold" if is_cold else "other"
+        assert set(data["bars"][0]) - {"strategy", "num_programs"} == {
+            *(f"{kind}_ready_s", f"{kind}_warm_s")
+        }
+        assert ("empty cache:" in page.decode()) == is_cold  # the legend
+
+
+def test_one_compile_in_three_turns_is_told() -> None:
+    report = fake_report(policies=("fcfs",), strategies=("pow2",))
+    report["runs"] = [
+        report["runs"][0] | {"num_compiles_after_warmup": count} for count in (0, 1, 0)
+    ]
+    page = html_page(report).decode()
+    head = re.findall(r'<th scope="col">([^<]*)</th>', page)
+    row = re.findall(r"<td>([^<]*)</td>", page)
+    assert dict(zip(head[1:], row, strict=False))["compiled after warm-up"] == "1"

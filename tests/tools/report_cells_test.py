@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from jserve_tools.report_cells import cells
+from jserve_tools.report_cells import START_KINDS, cells
 
 
 def run(**fields: Any) -> dict[str, Any]:
@@ -91,3 +91,29 @@ def test_other_schemas_are_refused_by_name(version: Any) -> None:
 def test_a_report_without_runs_is_refused() -> None:
     with pytest.raises(ValueError, match="no runs"):
         cells(report())
+
+
+def start(warm_s: float, *sources: str) -> dict[str, Any]:
+    return {"warm_s": warm_s, "programs": [{"source": one} for one in sources]}
+
+
+def test_starts_of_different_kinds_are_never_put_together() -> None:
+    (cell,) = cells(
+        report(
+            run(start_up=start(8.0, "compiled", "compiled")),
+            run(start_up=start(1.0, "stored", "cache")),
+            run(start_up=start(3.0, "compiled", "cache")),
+            run(start_up=start(6.0), start_up_warm=start(0.5)),
+            run(start_up=start(2.0)),
+            run(),
+        )
+    )
+    kinds = {kind: cell.start_mean(kind, "warm_s") for kind in START_KINDS}
+    assert kinds == {"cold": 7.0, "cached": 0.5, "other": 2.0}
+    assert cell.start_mean("cold", "ready_s") is None
+
+
+def test_what_should_not_be_adds_up() -> None:
+    (cell,) = cells(report(run(bugs=0), run(bugs=1), run(bugs=0), run()))
+    assert cell.total("bugs") == 1
+    assert cell.total("more") is None

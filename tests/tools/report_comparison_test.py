@@ -215,3 +215,32 @@ def test_schemas_one_and_two_meet_and_others_are_refused_by_side() -> None:
 def test_a_comparison_can_be_written_as_json() -> None:
     found = compare_reports(report(run()), report(run(198)))
     assert dataclasses.asdict(found)["values"][0]["mark"] == "+"
+
+
+def test_times_between_tokens_are_judged_by_requests() -> None:
+    def measured(seed: int, scale: float) -> dict[str, Any]:
+        rows = [{"tbt_p99_s": one["ttft_s"]} for one in request_rows(seed, scale)]
+        return run(requests=[*rows, {"ttft_s": 1.0}])  # the last has one token
+
+    slower = compare(measured(0, 1.0), measured(1, 1.4))
+    assert slower["tbt_p99_s.p50"].mark == "-"
+    assert compare(measured(0, 1.0), measured(1, 1.0))["tbt_p99_s.p50"].mark == "="
+
+
+def test_compiles_of_turns_add_up() -> None:
+    old = report(*[run(num_compiles_after_warmup=0)] * 3)
+    counts = [run(num_compiles_after_warmup=count) for count in (0, 1, 0)]
+    found = {one.metric: one for one in compare_reports(old, report(*counts)).values}[
+        "num_compiles_after_warmup"
+    ]
+    assert (found.old, found.new, found.mark) == (0, 1, "-")
+
+
+def test_a_cold_start_is_not_held_against_a_warm_one() -> None:
+    def started(warm_s: float, source: str) -> dict[str, Any]:
+        return run(start_up={"warm_s": warm_s, "programs": [{"source": source}]})
+
+    cold, again = started(9.0, "compiled"), started(1.0, "stored")
+    assert not [one for one in compare(cold, again) if one.startswith("start_up")]
+    assert compare(cold, cold)["start_up_cold.warm_s"].mark == "="
+    assert compare(again, again)["start_up.warm_s"].old == 1.0

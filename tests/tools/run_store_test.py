@@ -96,3 +96,18 @@ def test_a_key_counts_what_the_platform_is_told(
     monkeypatch.undo()
     run_store._surroundings.cache_clear()
     assert run_key(1) == before
+
+
+def test_publishing_removes_only_what_was_used(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "runs"
+    other = RunStore(folder, resumes=True)
+    for key in ("found", "other"):
+        other.put(key, 1)
+    store = RunStore(folder, resumes=True)
+    store.put("made", 2)
+    assert (store.get("found"), store.get("absent")) == (1, None)
+    store.remove_used()
+    assert [path.name for path in folder.iterdir()] == ["other.json.gz"]
+    store.remove_used()  # what is gone is gone
+    other.remove_used()
+    assert not folder.exists()

@@ -60,7 +60,7 @@ def test_a_sweep_end_to_end(tmp_path: pathlib.Path) -> None:
         + "".join(f"{0.25 * k},{50 + 40 * (k % 9)},{3 + k % 5}\n" for k in range(40))
     )
     program = simulate(
-        "--policies=fcfs,edf@512",
+        "--policies=edf@512,fcfs",
         "--bucket_strategies=none,pow2",
         f"--trace={trace}",
         "--qps=2,8",
@@ -73,7 +73,11 @@ def test_a_sweep_end_to_end(tmp_path: pathlib.Path) -> None:
     assert not undocumented(line)
     assert (tmp_path / "out" / "report.html").exists()
     assert line["device"] == "simulated a100-llama3-8b"
+    # The machine's, though the first policy has a limit of its own.
     assert line["staircase"]["num_rows"] == 256
+    assert line["staircase"]["tokens"][-1] == 2048
+    assert line["cost_model"]["max_num_batched_tokens"] == 2048
+    assert set(line["workload"]["promises"]) == {"batch", "interactive"}
     assert line["cost_model"]["num_kv_tokens"] == 400_000
     assert line["workload"]["trace"] == "trace.csv"
     found = [(r["qps"], r["bucket_strategy"], r["policy"]) for r in line["runs"]]
@@ -81,7 +85,7 @@ def test_a_sweep_end_to_end(tmp_path: pathlib.Path) -> None:
         (qps, strategy, policy)
         for qps in (2.0, 8.0)
         for strategy in ("none", "pow2")
-        for policy in ("fcfs", "edf@512")
+        for policy in ("edf@512", "fcfs")
     ]
     for run in line["runs"]:
         assert (run["num_requests"], run["num_warmup"]) == (36, 4)
@@ -177,7 +181,11 @@ def test_buckets_are_fitted_to_a_load_that_is_not_judged(
         (["--bucket_strategies=explicit"], "explicit needs buckets, a file"),
         (["--compare=/none.json"], "/none.json"),
         (["--num_seeds=2", "--step_log=s.jsonl"], "is of a single run"),
-        (["--qps=1", "--goodput"], "give one of qps, goodput and levels_qps"),
+        (["--qps=1", "--goodput"], "goodput searches the rate: leave out qps"),
+        (["--start_qps=1"], "start_qps would do nothing without goodput"),
+        (["--max_programs=9"], "max_programs=9 is for bucket strategy fitted"),
+        (["--qps=1", "--levels_qps=1,2"], "give one of qps and levels_qps, not both"),
+        (["--period_s=9"], "period_s would do nothing without levels_qps"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(

@@ -21,6 +21,20 @@ def test_strategies_without_a_file() -> None:
         shapes.table("cubes", A100)
 
 
+def test_a_file_or_a_budget_that_would_do_nothing_is_refused() -> None:
+    with_file, without = (Shapes(file=one, block_tokens=32) for one in (FILE, None))
+    with_file.check_used(["pow2", "explicit"], None)
+    with_file.check_used(["fitted"], None)
+    without.check_used(["pow2", "fitted"], 9)
+    without.check_used(["pow2"], None)
+    with pytest.raises(ValueError, match="strategies explicit and fitted, not pow2"):
+        with_file.check_used(["pow2"], None)
+    with pytest.raises(ValueError, match=r"max_programs=9 is for .* not pow2, linear"):
+        without.check_used(["pow2", "linear"], 9)
+    with pytest.raises(ValueError, match=r"max_programs=9 is for .* without buckets"):
+        with_file.check_used(["fitted"], 9)
+
+
 @pytest.mark.parametrize("strategy", ["explicit", "fitted"])
 def test_a_file_has_its_own_edges_and_blocks(strategy: str) -> None:
     shapes = Shapes(file=FILE, block_tokens=32)

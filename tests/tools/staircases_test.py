@@ -17,6 +17,17 @@ def test_a_cost_model_is_a_curve_from_rows_to_the_limit() -> None:
     assert len(priced_staircase(A100, 1)["tokens"]) == 257
 
 
+def test_the_curve_reaches_the_largest_edge_of_any_table() -> None:
+    tables = [
+        {"block_edges": [0, 8], "block_tokens": 32},
+        {"block_edges": [0, 40], "block_tokens": 64},
+    ]
+    runs = [{"buckets": one} for one in tables]
+    curve = priced_staircase(A100, 32, [*runs, {}])
+    assert curve["tokens"][-1] == 256 + 40 * 64
+    assert priced_staircase(A100, 32, runs[:1])["tokens"][-1] == 2048
+
+
 def program(num_rows: int, num_blocks: int, bucket_s: float, num_steps: int) -> dict:
     return {
         "num_rows": num_rows,
@@ -35,7 +46,15 @@ def test_runs_draw_the_curve_of_their_widest_buckets() -> None:
     curve = run_staircase(runs, 8)
     assert curve is not None
     assert (curve["num_rows"], curve["tokens"]) == (4, [4, 20])
+    assert curve["is_discrete"] and not priced_staircase(A100, 32)["is_discrete"]
     assert curve["seconds"] == pytest.approx([0.015, 0.04])
     assert run_staircase(runs, None) is None
     assert run_staircase(runs[2:], 8) is None
     assert run_staircase(runs[:1], 8) is None
+
+
+def test_a_largest_row_edge_without_prefill_is_no_curve() -> None:
+    programs = [program(32, 0, 0.01, 3), program(31, 0, 0.01, 3), program(31, 4, 1, 1)]
+    curve = run_staircase([{"steps_by_program": programs}], 8)
+    assert curve is not None
+    assert (curve["num_rows"], curve["tokens"]) == (31, [31, 63])

@@ -8,6 +8,7 @@ from jserve_tools.replay import Flight
 from jserve_tools.workload import Workload
 from jserve_tools.workload_trace import TraceRow
 from jserve_tools.yardstick import (
+    mean_step_s,
     measure_capacity,
     measure_yardstick,
     price_request,
@@ -51,6 +52,16 @@ def test_prompts_are_spread_over_the_time_before_their_first_token() -> None:
     prompts, outputs = tokens_by_slice(flights, 1.0, 1.0, 3)
     assert prompts.tolist() == [40.0, 40.0, 0.0]
     assert outputs.tolist() == [2, 0, 2]
+
+
+def test_tokens_that_are_read_together_still_have_a_step_time() -> None:
+    burst = [1.0] * 24 + [1.048] * 24  # 46 of 47 gaps are 0
+    slow = [1.0 + 0.002 * k for k in range(48)]
+    assert mean_step_s([burst, slow, [2.0]]) == pytest.approx((0.048 / 47 + 0.002) / 2)
+    assert mean_step_s([burst] * 3) == pytest.approx(0.048 / 47)
+    for bad in ([[1.0, 1.0]], [[1.0], []]):
+        with pytest.raises(RuntimeError, match="decode step cannot be measured"):
+            mean_step_s(bad)
 
 
 def test_the_curve_and_the_step_of_a_known_server(fake_server) -> None:

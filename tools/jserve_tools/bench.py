@@ -13,7 +13,8 @@ machine; both are measured first and printed.
 
 Prints tables for people; the last line of stdout is one JSON document. The same goes
 to report.json in --output, with a picture in report.png and a page in report.html.
-A sweep that was interrupted goes on where it stopped.
+A sweep that was interrupted goes on where it stopped. With --step_log the record holds
+what measures idle times and capacity too; --qps and classes in seconds need neither.
 """
 
 import asyncio
@@ -240,23 +241,24 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-async def _find(options: _Options) -> Findings:
+async def _find(options: _Options, store: RunStore) -> Findings:
     # A polite end stops the server that was launched, as Ctrl-C does.
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    comparison = options.comparison
     return await Benchmark(
         servers=options.servers,
         load=options.load,
         workload=options.workload,
-        output=comparison.output,
-        store=RunStore(comparison.runs_folder, resumes=comparison.resumes),
+        output=options.comparison.output,
+        store=store,
         say=_say,
     ).run()
 
 
-def _publish(options: _Options, findings: Findings, command: Sequence[str]) -> None:
+def _publish(
+    options: _Options, findings: Findings, store: RunStore, command: Sequence[str]
+) -> None:
     """Writes the report and the picture, and prints the tables and the JSON line."""
     summaries = [run.summary for run in findings.runs]
     output = options.comparison.output
@@ -298,7 +300,7 @@ def _publish(options: _Options, findings: Findings, command: Sequence[str]) -> N
     picture = output / "report.png"
     write_whole(picture, draw(findings.runs, title=title))
     _say(f"\nplot: {picture}")
-    publish(report, options.comparison, say=_say)
+    publish(report, options.comparison, store, say=_say)
     _say(one_line(report))
 
 
@@ -311,13 +313,15 @@ def main(argv: Sequence[str]) -> None:
         options = _options()
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
+    comparison = options.comparison
     try:
-        findings = asyncio.run(_find(options))
+        store = RunStore(comparison.runs_folder, resumes=comparison.resumes)
+        findings = asyncio.run(_find(options, store))
     except (ValueError, OSError, TimeoutError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
     except asyncio.CancelledError as error:
         raise ProgramError("ended by SIGTERM; finished runs are kept") from error
-    _publish(options, findings, ["jserve-bench", *sys.argv[1:]])
+    _publish(options, findings, store, ["jserve-bench", *sys.argv[1:]])
 
 
 def run() -> None:

@@ -48,7 +48,7 @@ class FitIteration:
       num_steps: steps of this turn's run.
       expected_s: padded step time that the shapes make of the pooled steps, mean
         seconds.
-      pad_share_time: share of it that is padding.
+      pad_share_time: share of the time of the steps that round up that is padding.
       change: of `expected_s` against the turn before, relative; None in the first.
     """
 
@@ -213,7 +213,6 @@ def fit_to_simulation(
     }
     step_s = step_times(model, block_tokens)
     budgets = tbt_budgets(arrivals)
-    starts = list(known_tables(**limits).values())
     demands: list[StepDemand] = []
     turns: list[FitIteration] = []
     current = finest(experiment)
@@ -230,13 +229,13 @@ def fit_to_simulation(
         demands.append(demand.scaled(1.0))
         pooled = merge(demands)
         table = fit_buckets(
-            with_prior(pooled, starts[0], prior_share),
+            with_prior(pooled, current.buckets, prior_share),
             step_s,
             **limits,
             page_size=model.page_size,
             max_programs=max_programs,
             program_price_s=program_price_s,
-            starts=[*starts, *(one.table for one in turns[-1:])],
+            starts=[one.table for one in turns[-1:]],
         )
         costs = costs_of(pooled, step_s, table, page_size=model.page_size)
         expected_s = costs.expected_s(table)

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from jserve_tools.report_cells import require_readable
+from jserve_tools.report_comparison import compare_reports, comparison_table
 
 # absl gives a flag to the module that calls DEFINE_*; this one passes it on.
 flags.disclaim_key_flags()
@@ -50,7 +50,8 @@ def define_comparison_flags(
         "resume",
         True,
         "Go on where an interrupted call with the same settings and code stopped: its "
-        "finished runs are in the folder `runs` in --output. --noresume removes them.",
+        "finished runs are in the folder `runs` in --output until its report is "
+        "written; those of other calls stay there. --noresume removes them all.",
     )
     html = flags.DEFINE_bool(
         "html", True, "Write report.html, a page in one file, and pictures in figures/."
@@ -66,24 +67,33 @@ def define_comparison_flags(
             output=pathlib.Path(folder.value).expanduser(),
             resumes=resume.value,
             has_html=html.value,
-            old_report=None if compare.value is None else _read(compare.value),
+            old_report=None if compare.value is None else read_report(compare.value),
         )
 
     return read
 
 
-def _read(path: str) -> Mapping[str, Any]:
+def read_report(path: str) -> Mapping[str, Any]:
     """Returns a report of an earlier call.
+
+    It is compared with itself, so that no sweep ends in what is wrong with it.
 
     Raises:
       ValueError: if it is none.
       OSError: if the file cannot be read.
     """
     try:
-        report: Any = json.loads(pathlib.Path(path).expanduser().read_text())
+        text = pathlib.Path(path).expanduser().read_text()
+        report: Any = json.loads(text, parse_constant=_refuse_number)
         if not isinstance(report, dict):
             raise ValueError("it is no JSON object")
-        require_readable(report)
-    except ValueError as error:
+        comparison_table(compare_reports(report, report))
+    except (ValueError, ArithmeticError) as error:
         raise ValueError(f"compare={path} is no report: {error}") from None
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(f"compare={path} is no report: {error!r}") from None
     return report
+
+
+def _refuse_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")

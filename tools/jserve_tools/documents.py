@@ -17,7 +17,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jserve_sched.report import SCHEMA_VERSION, Outcome
+import numpy as np
+
+from jserve_sched.report import SCHEMA_VERSION, Outcome, token_gaps_s
 
 _PLACES = 6  # microseconds
 # What tells servers apart; the rest of what one says of itself is no result.
@@ -88,12 +90,19 @@ def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
                 if bound is not None
             },
             "ttft_s": outcome.ttft_s,
+            "tbt_p99_s": _tbt_p99_s(outcome),
             "e2e_s": outcome.e2e_s,
             "violation": outcome.violation,
             "message": outcome.message or None,
         }
         rows.append({name: value for name, value in row.items() if value is not None})
     return rows
+
+
+def _tbt_p99_s(outcome: Outcome) -> float | None:
+    """Returns the 99th percentile of a request's times between tokens, if any."""
+    gaps_s = token_gaps_s([outcome])
+    return float(np.percentile(gaps_s, 99)) if gaps_s else None
 
 
 def commit() -> str | None:

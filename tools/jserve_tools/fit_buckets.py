@@ -38,7 +38,6 @@ from jserve_tools.bucket_fits import (
     compact,
     default_max_programs,
     fit_to_simulation,
-    known_tables,
     with_prior,
 )
 from jserve_tools.documents import commit, plain, write_whole
@@ -231,15 +230,15 @@ def _fit(source: FitSource, max_programs: int) -> _Fitted:
         )
         return _Fitted(table=history.table, demand=history.demand, history=history)
     demand = merge([source.earlier, source.later])
-    starts = tuple(known_tables(**source.limits).values())
+    any_table = PowersOfTwo().table(**source.limits)
     table = fit_buckets(
-        with_prior(demand, starts[0], _PRIOR_SHARE.value),
+        with_prior(demand, any_table, _PRIOR_SHARE.value),
         source.step_s,
         **source.limits,
         page_size=source.page_size,
         max_programs=max_programs,
         program_price_s=_PRICE_S.value,
-        starts=starts,
+        starts=(),
     )
     return _Fitted(table=table, demand=demand, history=None)
 

@@ -19,6 +19,8 @@ from jserve_tools.bucket_fits import (
 )
 from jserve_tools.tables import render
 
+MOST_FITTED = 200  # programs of another strategy that edges are fitted with as well
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
@@ -26,7 +28,7 @@ class Judgement:
 
     Attributes:
       expected_s: mean padded step time, seconds.
-      pad_share_time: share of it that is padding.
+      pad_share_time: share of the time of the steps that round up that is padding.
     """
 
     expected_s: float
@@ -62,6 +64,9 @@ def compare_strategies(
 ) -> list[StrategyRow]:
     """Returns each strategy, and edges fitted with as many programs after it.
 
+    None are fitted after a strategy of more than `MOST_FITTED`: that takes long, and
+    nobody compiles so many.
+
     Args:
       earlier: what to fit to.
       later: what to judge by as well.
@@ -91,13 +96,14 @@ def compare_strategies(
             **limits,
             page_size=page_size,
             max_programs=num_programs,
-            starts=tuple(known.values()),
+            starts=(),
         )
         tables.append(("fitted", table))
 
     for name, table in known.items():
         tables.append((name, table))
-        add_fitted(table.num_programs)
+        if table.num_programs <= MOST_FITTED:
+            add_fitted(table.num_programs)
     add_fitted(max_programs)
     return [
         StrategyRow(
@@ -117,7 +123,7 @@ def _judge(costs: BucketCosts, table: BucketTable) -> Judgement:
 
 
 def strategies_table(rows: Sequence[StrategyRow]) -> str:
-    """Returns the rows as a table for people."""
+    """Returns the rows as a table for people, with what was left out below."""
     header = ["strategy", "programs"]
     for half in ("earlier", "later"):
         header += [f"step ms, {half}", f"padding %, {half}"]
@@ -127,7 +133,13 @@ def strategies_table(rows: Sequence[StrategyRow]) -> str:
         for one in (row.earlier, row.later):
             line += [f"{one.expected_s * 1e3:.3f}", f"{100 * one.pad_share_time:.2f}"]
         lines.append(line)
-    return render(lines)
+    notes = [
+        f"no edges are fitted with {row.bucket_strategy}'s {row.num_programs:,} "
+        f"programs, which are over {MOST_FITTED}"
+        for row in rows
+        if row.bucket_strategy != "fitted" and row.num_programs > MOST_FITTED
+    ]
+    return "\n".join([render(lines), *notes])
 
 
 def history_table(history: FitHistory) -> str:

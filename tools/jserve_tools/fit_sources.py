@@ -6,10 +6,14 @@ so strategies are compared the same way whatever the steps are from.
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.buckets import BucketTable, table_from_json
 from jserve_sched.step_demand import (
     DemandStep,
@@ -32,6 +36,7 @@ from jserve_tools.step_logs import (
 )
 
 MIN_STEPS = 200  # a hundred in each half
+_LOG = logging.getLogger("jserve")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +108,7 @@ def recorded_source(paths: Sequence[pathlib.Path], cost_model: str | None) -> Fi
     earlier, later = log.halves()
     limits = dataclasses.asdict(log.limits)
     del limits["page_size"]
+    demands = _within([demand(earlier), demand(later)], limits)
     facts: dict[str, Any] = {
         "source": "recorded",
         "step_logs": [path.name for path in paths],
@@ -115,8 +121,8 @@ def recorded_source(paths: Sequence[pathlib.Path], cost_model: str | None) -> Fi
         limits=limits,
         page_size=page_size,
         step_s=step_s,
-        earlier=demand(earlier),
-        later=demand(later),
+        earlier=demands[0],
+        later=demands[1],
         num_steps=log.num_steps,
     )
 
@@ -158,6 +164,41 @@ def simulated_source(simulation: Simulation) -> FitSource:
         num_steps=len(steps),
         simulation=simulation,
     )
+
+
+def _within(
+    demands: Sequence[StepDemand], limits: Mapping[str, int]
+) -> list[StepDemand]:
+    """Returns demands with no more blocks than the tables that are fitted have.
+
+    Edges of a user's own may hold more of them beside few rows. A warning says how
+    many such steps there are.
+    """
+    most = PowersOfTwo().table(**limits).max_blocks
+    is_over = [one.last_block > most for one in demands]
+    num_over = sum(
+        float(np.sum(one.weight[over]))
+        for one, over in zip(demands, is_over, strict=True)
+    )
+    if num_over:
+        _LOG.warning(
+            "%.0f of %.0f steps want up to %d prefill blocks, more than the %d that "
+            "fit beside max_num_seqs=%d; they count as steps of %d",
+            num_over,
+            sum(one.num_steps for one in demands),
+            max(int(np.max(one.last_block)) for one in demands),
+            most,
+            limits["max_num_seqs"],
+            most,
+        )
+    return [
+        dataclasses.replace(
+            one,
+            blocks=np.minimum(one.blocks, most),
+            last_block=np.minimum(one.last_block, most),
+        )
+        for one in demands
+    ]
 
 
 def _check_enough(num_steps: int) -> None:

@@ -36,6 +36,12 @@ _PAD_NAMES = {
     "block": "tokens: ends of used blocks",
     "time": "time",
 }
+# Of starts: colour and name.
+_STARTS = {
+    "cold": (COLOURS[0], "empty cache"),
+    "cached": (COLOURS[2], "cache full"),
+    "other": (COLOURS[1], "start"),
+}
 _LEAST_PLACES = 3  # along x: one strategy's bars are not as wide as the panel
 _MARKERS = "osD^vPX*"
 _MAP_COLOURS = "Blues"
@@ -191,22 +197,27 @@ def _draw_pads(data: Mapping[str, Any]) -> matplotlib.figure.Figure:
 def _draw_start_up(data: Mapping[str, Any]) -> matplotlib.figure.Figure:
     bars = data["bars"]
     figure, (axes,) = panels(1, 0.75 * len(bars), extra_in=0.9)
-    colours = {"cold": COLOURS[0], "cached": COLOURS[2]}
-    names = {"cold": "empty cache", "cached": "cache full"}
+    kinds = [
+        one
+        for one in _STARTS
+        if any(f"{one}_warm_s" in bar or f"{one}_ready_s" in bar for bar in bars)
+    ]
     most = max(value for bar in bars for key, value in bar.items() if key[-2:] == "_s")
     handles: dict[str, Any] = {}
     for index, bar in enumerate(bars):
-        for start, y in (("cold", index - 0.2), ("cached", index + 0.2)):
+        for place, start in enumerate(kinds):
+            y = index + 0.8 * ((place + 0.5) / len(kinds) - 0.5)
+            colour, name = _STARTS[start]
             for key, alpha in (("warm_s", 0.45), ("ready_s", 1.0)):
                 value = bar.get(f"{start}_{key}")
                 if value is None:
                     continue
                 (mark,) = axes.barh(
-                    y, value, 0.34, color=colours[start], alpha=alpha, lw=0
+                    y, value, 0.68 / len(kinds), color=colour, alpha=alpha, lw=0
                 )
                 mark.set_gid(f"mark-{index}-{start}-{key}")
                 what = "all programs" if key == "warm_s" else "ready"
-                mark.set_label(f"{names[start]}: {what}")
+                mark.set_label(f"{name}: {what}")
                 handles.setdefault(f"{start}_{key}", mark)
             ends = [bar.get(f"{start}_{key}", 0.0) for key in ("ready_s", "warm_s")]
             if max(ends) > 0:
@@ -229,7 +240,7 @@ def _draw_start_up(data: Mapping[str, Any]) -> matplotlib.figure.Figure:
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, most * 1.25)
     axes.grid(False, axis="y")
-    order = ("cold_ready_s", "cold_warm_s", "cached_ready_s", "cached_warm_s")
+    order = [f"{start}_{key}" for start in kinds for key in ("ready_s", "warm_s")]
     legend(figure, [handles[key] for key in order if key in handles], 2)
     return figure
 

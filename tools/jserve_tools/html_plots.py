@@ -11,7 +11,7 @@ from typing import Any
 
 from jserve_tools.html_plot import Plot, plot_name
 from jserve_tools.html_step_plots import programs, staircase, step_tokens
-from jserve_tools.report_cells import Cell, cells, distinct
+from jserve_tools.report_cells import START_KINDS, Cell, cells, distinct
 
 
 def plots(report: Mapping[str, Any]) -> list[Plot]:
@@ -201,8 +201,8 @@ def _start_up(known: Sequence[Cell]) -> list[Plot]:
         )
         whole = Cell(policy="", bucket_strategy=strategy, load="", runs=runs)
         numbers = {
-            f"{kind}_{key}": whole.mean(place, key)
-            for kind, place in (("cold", "start_up"), ("cached", "start_up_warm"))
+            f"{kind}_{key}": whole.start_mean(kind, key)
+            for kind in START_KINDS
             for key in ("ready_s", "warm_s")
         }
         bar = {key: value for key, value in numbers.items() if value is not None}
@@ -219,8 +219,8 @@ def _start_up(known: Sequence[Cell]) -> list[Plot]:
             kind="start_up",
             title="Start-up",
             caption="Seconds from the start until the server answers (dark) and until "
-            "every program is there (light): with an empty cache, and once more with "
-            "the cache full.",
+            "every program is there (light). Starts with an empty cache of compiled "
+            "programs and with a full one stand apart where they are known.",
             data={"bars": bars},
         )
     ]

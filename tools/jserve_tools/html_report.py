@@ -205,6 +205,22 @@ def _seconds(*path: str) -> Callable[[Cell], str | None]:
     return text
 
 
+def _start(kind: str, key: str) -> Callable[[Cell], str | None]:
+    def text(cell: Cell) -> str | None:
+        value = cell.start_mean(kind, key)
+        return None if value is None else duration(value)
+
+    return text
+
+
+def _total(*path: str) -> Callable[[Cell], str | None]:
+    def text(cell: Cell) -> str | None:
+        value = cell.total(*path)
+        return None if value is None else f"{value:,.0f}"
+
+    return text
+
+
 def _share(service_class: str | None) -> Callable[[Cell], str | None]:
     def text(cell: Cell) -> str | None:
         share: Share | None = cell.share(service_class)
@@ -259,10 +275,11 @@ def _columns(known: Sequence[Cell]) -> list[Column]:
         for quantile in ("p50", "p90", "p99")
     ]
     start_ups: list[Column] = [
-        (group, name, _seconds(place, key))
-        for group, place in (
-            ("Start, empty cache", "start_up"),
-            ("Start, cache full", "start_up_warm"),
+        (group, name, _start(kind, key))
+        for group, kind in (
+            ("Start, empty cache", "cold"),
+            ("Start, cache full", "cached"),
+            ("Start", "other"),
         )
         for name, key in (
             ("ready", "ready_s"),
@@ -288,7 +305,7 @@ def _columns(known: Sequence[Cell]) -> list[Column]:
         (
             "Programs",
             "compiled after warm-up",
-            _number("num_compiles_after_warmup"),
+            _total("num_compiles_after_warmup"),
         ),
         *start_ups,
     ]

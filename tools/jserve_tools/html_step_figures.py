@@ -35,18 +35,18 @@ def draw_staircase(data: Mapping[str, Any]) -> matplotlib.figure.Figure:
         edges = np.asarray(table["edges_tokens"], np.float64)
         edges_ms = 1e3 * np.asarray(table["edges_s"], np.float64)
         colour = COLOURS[index % len(COLOURS)]
-        inside = tokens[tokens <= edges[-1]] if edges.size else tokens[:0]
-        at = np.union1d(inside, np.concatenate([edges, edges[:-1] + 1e-6]))
-        stairs = edges_ms[np.searchsorted(edges, at)]
-        axes.fill_between(
-            at, np.interp(at, tokens, curve_ms), stairs, color=colour, alpha=0.3, lw=0
-        )
         axes.plot(tokens, curve_ms, color=INK, lw=1.3)
-        axes.plot(at, stairs, color=colour, lw=1.5)
+        if not data["is_discrete"]:  # or the edge above is not known to be drawn
+            inside = tokens[tokens <= edges[-1]]
+            at = np.union1d(inside, np.concatenate([edges, edges[:-1] + 1e-6]))
+            stairs = edges_ms[np.searchsorted(edges, at)]
+            under = np.interp(at, tokens, curve_ms)
+            axes.fill_between(at, under, stairs, color=colour, alpha=0.3, lw=0)
+            axes.plot(at, stairs, color=colour, lw=1.5)
         axes.plot(
             edges, edges_ms, "o", color=colour, ms=3.5, ls="", gid=f"mark-{index}"
         )
-        title = one_line(table["label"]) + f": {edges.size} edges"
+        title = one_line(table["label"]) + f": {table['num_edges']} edges"
         if table["num_programs"] is not None:
             title += f", {table['num_programs']} programs"
         style(axes, title, "", "step, ms")

@@ -43,32 +43,37 @@ def staircase(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Plot]:
         return []
     tokens = np.asarray(curve["tokens"], np.float64)
     seconds = np.asarray(curve["seconds"], np.float64)
+    is_discrete = bool(curve.get("is_discrete"))
     tables = []
     for table in _tables(known):
         edges = np.asarray(table["buckets"]["block_edges"], np.float64)
+        num_edges = edges.size
         edges = curve["num_rows"] + edges * table["buckets"]["block_tokens"]
         edges = edges[edges <= tokens[-1]]
+        if is_discrete:
+            edges = edges[np.isin(edges, tokens)]
         if not edges.size:
             continue
         tables.append(
             {
                 "label": table["label"],
                 "num_programs": table["num_programs"],
+                "num_edges": num_edges,
                 "edges_tokens": edges.tolist(),
                 "edges_s": np.interp(edges, tokens, seconds).tolist(),
             }
         )
     if not tables:
         return []
+    title, caption = _staircase_words(curve["num_rows"], is_discrete=is_discrete)
     return [
         Plot(
             name="staircase",
             kind="staircase",
-            title="What rounding up to a bucket costs",
-            caption=f"The line is the predicted step time without buckets, with "
-            f"{curve['num_rows']} decode rows. A step pays for the edge above its "
-            "tokens; the shaded area is what padding adds.",
+            title=title,
+            caption=caption,
             data={
+                "is_discrete": is_discrete,
                 "num_rows": curve["num_rows"],
                 "tokens": tokens.tolist(),
                 "seconds": seconds.tolist(),
@@ -76,6 +81,23 @@ def staircase(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Plot]:
             },
         )
     ]
+
+
+def _staircase_words(num_rows: int, *, is_discrete: bool) -> tuple[str, str]:
+    """Returns title and caption."""
+    if is_discrete:
+        return (
+            "What a step in each bucket takes",
+            f"The engine's predicted time of a step with {num_rows} decode rows, at "
+            "each number of blocks that ran; the line only joins them. A table's edges "
+            "at which nothing ran have no time and no mark.",
+        )
+    return (
+        "What rounding up to a bucket costs",
+        f"The line is the predicted step time without buckets, with {num_rows} decode "
+        "rows. A step pays for the edge above its tokens; the shaded area is what "
+        "padding adds.",
+    )
 
 
 def _program_steps(cell: Cell) -> dict[tuple[int, int], int]:
@@ -103,20 +125,34 @@ def _mean_positions(cell: Cell) -> list[float]:
     ]
 
 
+def _pooled_bins(cell: Cell) -> list[list[float]]:
+    """Returns low end, high end and steps of each bin; none without a step.
+
+    Each run's bins are alike, and begin at 0; those of several runs are put together
+    in bins as wide as the widest.
+    """
+    known = [one for one in cell.values("step_tokens") if any(one["counts"])]
+    width = max((one["edges"][1] - one["edges"][0] for one in known), default=0)
+    counts: dict[int, int] = {}
+    for one in known:
+        for low, count in zip(one["edges"][:-1], one["counts"], strict=True):
+            counts[low // width] = counts.get(low // width, 0) + count
+    return [
+        [place * width, (place + 1) * width, count]
+        for place, count in sorted(counts.items())
+    ]
+
+
 def step_tokens(here: Sequence[Cell], where: str) -> list[Plot]:
     """Returns how many tokens the steps of one policy held, for each strategy."""
     panels = []
     for cell in here:
-        counts: dict[tuple[float, float], int] = {}
-        for one in cell.values("step_tokens"):
-            bins = zip(one["edges"][:-1], one["edges"][1:], strict=True)
-            for span, count in zip(bins, one["counts"], strict=True):
-                counts[span] = counts.get(span, 0) + count
-        if any(counts.values()):
+        bins = _pooled_bins(cell)
+        if bins:
             panels.append(
                 {
                     "label": cell.bucket_strategy,
-                    "bins": [[*span, count] for span, count in sorted(counts.items())],
+                    "bins": bins,
                     "edges_tokens": _mean_positions(cell),
                 }
             )

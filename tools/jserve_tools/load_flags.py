@@ -16,6 +16,7 @@ from jserve_tools.workload_trace import mean_rate, read_trace
 flags.disclaim_key_flags()
 
 _DEFAULT_REQUESTS = 1000  # of a workload
+_LEVEL_FLAGS = ("period_s", "duration_s")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,14 @@ def _define_rates() -> Callable[[], tuple[list[float], Levels | None]]:
 
     def read() -> tuple[list[float], Levels | None]:
         if levels_qps.value is None:
+            idle = [one for one in _LEVEL_FLAGS if flags.FLAGS[one].present]
+            if idle:
+                raise ValueError(
+                    f"{' and '.join(idle)} would do nothing without levels_qps"
+                )
             return _rates("qps", qps.value or ()), None
+        if qps.value is not None:
+            raise ValueError("give one of qps and levels_qps, not both")
         levels = Levels(
             levels_qps=tuple(_rates("levels_qps", levels_qps.value)),
             period_s=period_s.value,

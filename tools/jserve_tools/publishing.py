@@ -6,22 +6,24 @@ from typing import Any
 from jserve_tools.comparison_flags import ComparisonOptions
 from jserve_tools.documents import write_report, write_whole
 from jserve_tools.report_comparison import compare_reports, comparison_table
-from jserve_tools.run_store import remove_runs
+from jserve_tools.run_store import RunStore
 
 
 def publish(
     report: Mapping[str, Any],
     options: ComparisonOptions,
+    store: RunStore | None,
     *,
     say: Callable[[str], None],
 ) -> None:
     """Writes report.json and, if wanted, the page and the pictures; compares.
 
-    The finished runs have served their purpose then and are removed.
+    The report's finished runs have served their purpose then and are removed.
 
     Args:
       report: as `documents.document` made it.
       options: where to, and what else.
+      store: of the finished runs that the report is made of, if there is one.
       say: prints a line for people.
     """
     say(f"\nreport: {write_report(options.output, report)}")
@@ -38,4 +40,5 @@ def publish(
     if options.old_report is not None:
         comparison = compare_reports(options.old_report, report)
         say(f"\n{comparison_table(comparison)}")
-    remove_runs(options.runs_folder)
+    if store is not None:
+        store.remove_used()

@@ -1,7 +1,9 @@
 """The cells of a report: what one policy did under one bucket strategy and one load.
 
 The one idea: turns and seeds of the same setting are one cell. Requests are pooled, so
-that shares get narrower intervals; any other number is the mean over the cell's runs.
+that shares get narrower intervals; any other number is the mean over the cell's runs,
+but for counts of what should not be, which add up. Starts of different kinds are never
+put together.
 """
 
 import dataclasses
@@ -12,6 +14,8 @@ from typing import Any
 from jserve_sched.report import wilson_interval
 
 READABLE_SCHEMAS = (1, 2)
+START_KINDS = ("cold", "cached", "other")
+"""With an empty compile cache, with a full one, and with whatever there was."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,30 @@ class Cell:
         known = self.values(*path)
         return statistics.fmean(known) if known else None
 
+    def total(self, *path: str) -> float | None:
+        """Returns the sum over the runs of a number; None if it is nowhere."""
+        known = self.values(*path)
+        return sum(known) if known else None
+
+    def starts(self, kind: str) -> list[Mapping[str, Any]]:
+        """Returns what the runs have of one of the `START_KINDS`.
+
+        A start was cold if a warm one was measured after it, or if every program was
+        compiled.
+        """
+        if kind == "cached":
+            return self.values("start_up_warm")
+        return [
+            run["start_up"]
+            for run in self.runs
+            if run.get("start_up") and _is_cold(run) == (kind == "cold")
+        ]
+
+    def start_mean(self, kind: str, key: str) -> float | None:
+        """Returns the mean of a number over the starts of a kind; None without any."""
+        known = [one[key] for one in self.starts(kind) if one.get(key) is not None]
+        return statistics.fmean(known) if known else None
+
     def first(self, *path: str) -> Any:
         """Returns what the first run that knows it has; None if it is nowhere."""
         return next(iter(self.values(*path)), None)
@@ -95,6 +123,12 @@ class Cell:
         num_requests = sum(one["num_requests"] for one in known)
         num_violations = sum(one["num_violations"] for one in known)
         return Share(num_met=num_requests - num_violations, num_requests=num_requests)
+
+
+def _is_cold(run: Mapping[str, Any]) -> bool:
+    programs = run["start_up"].get("programs") or ()
+    sources = {one.get("source") for one in programs}
+    return "start_up_warm" in run or sources == {"compiled"}
 
 
 def _look_up(entry: Any, path: Sequence[str]) -> Any:

@@ -4,7 +4,7 @@ The one idea: a difference gets a mark only if its own interval excludes zero. S
 and goodputs come with intervals, which are joined by Newcombe's square-and-add rule
 (Statistics in Medicine 17, 1998, pages 873 to 890, method 10); latencies are drawn
 anew from the requests of both reports; counts are exact. Whatever has none of these is
-shown without a verdict.
+shown without a verdict, and so is what depends on a rate or a promise that differs.
 """
 
 import dataclasses
@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from jserve_tools.report_cells import Cell, cells, distinct
+from jserve_tools.report_cells import START_KINDS, Cell, cells, distinct
+from jserve_tools.report_conditions import (
+    are_promises_alike,
+    different_facts,
+    not_asked_alike,
+)
 from jserve_tools.tables import render
 
 BETTER, WORSE, EQUAL, UNKNOWN = "+", "-", "=", "?"
@@ -23,20 +28,6 @@ _SEED = 0
 _QUANTILES = {"p50": 50.0, "p99": 99.0}
 _DRAWN_AT_ONCE = 250  # draws; 10,000 requests then take 20 MB
 
-# What must be equal for times to be comparable, and what merely deserves a line.
-_MACHINE = (("device",), ("machine", "processor"), ("machine", "num_cpus"))
-_FACTS = (
-    ("commit",),
-    ("jax",),
-    ("server", "model"),
-    ("cost_model", "name"),
-    ("predictor",),
-    ("workload", "trace"),
-    ("workload", "name"),
-    ("workload", "num_rows"),
-    ("workload", "num_requests"),
-    ("workload", "length_scale"),
-)
 # Numbers without an interval: path and unit.
 _PLAIN = (
     (("tbt_s", "p50"), "s"),
@@ -45,15 +36,10 @@ _PLAIN = (
     (("pad_share_time",), "%"),
     (("steps_per_s",), "/s"),
     (("output_tokens_per_s",), "/s"),
-    (("start_up", "warm_s"), "s"),
-    (("start_up", "compile_s"), "s"),
-    (("start_up_warm", "warm_s"), "s"),
 )
-_COUNTS = (
-    ("num_programs",),
-    ("num_compiles_after_warmup",),
-    ("start_up", "executable_bytes"),
-)
+# Times to judge requests by: drawn anew, one of each request.
+_REQUEST_TIMES = ("ttft_s", "tbt_p99_s", "e2e_s")
+_STARTS = {"cold": "start_up_cold", "cached": "start_up_warm", "other": "start_up"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +75,8 @@ class Comparison:
     """What two reports have in common, and what not.
 
     Attributes:
-      facts: one line for each fact in which they differ; the machine first.
+      facts: one line for each fact in which they differ, the machine first, and for
+        each cell of both that was asked for something else.
       values: metrics of the cells that both have.
       only_old: cells, with seeds, that only the old report has.
       only_new: the same of the new one.
@@ -171,7 +158,7 @@ def _shares(old: Cell, new: Cell) -> list[ComparedValue]:
 
 def _latencies(old: Cell, new: Cell) -> list[ComparedValue]:
     found = []
-    for key in ("ttft_s", "e2e_s"):
+    for key in _REQUEST_TIMES:
         rng = np.random.default_rng(_SEED)
         before, after = _request_times(old, key), _request_times(new, key)
         if before is None or after is None:
@@ -225,12 +212,18 @@ def _goodput(old: Cell, new: Cell) -> list[ComparedValue]:
 def _plain_value(
     old: Cell, new: Cell, path: Sequence[str], unit: str
 ) -> ComparedValue | None:
-    before, after = old.mean(*path), new.mean(*path)
+    return _plain(new.name, ".".join(path), unit, old.mean(*path), new.mean(*path))
+
+
+def _plain(
+    cell: str, metric: str, unit: str, before: float | None, after: float | None
+) -> ComparedValue | None:
+    """Returns two numbers side by side; None if one of them is not known."""
     if before is None or after is None:
         return None
     return ComparedValue(
-        cell=new.name,
-        metric=".".join(path),
+        cell=cell,
+        metric=metric,
         unit=unit,
         old=before,
         new=after,
@@ -239,50 +232,60 @@ def _plain_value(
     )
 
 
-def _count(old: Cell, new: Cell, path: Sequence[str]) -> ComparedValue | None:
-    unit = "bytes" if path[-1].endswith("_bytes") else ""
-    value = _plain_value(old, new, path, unit)
-    if value is None or value.mark == EQUAL:
-        return value
-    return dataclasses.replace(value, mark=BETTER if value.difference < 0 else WORSE)
+def _counts(old: Cell, new: Cell) -> list[ComparedValue | None]:
+    compiles, size = "num_compiles_after_warmup", ("start_up", "executable_bytes")
+    found = [
+        _plain_value(old, new, ("num_programs",), ""),
+        # The sum: one turn of several that compiled is no fraction of a bug.
+        _plain(new.name, compiles, "", old.total(compiles), new.total(compiles)),
+        _plain_value(old, new, size, "bytes"),
+    ]
+    return [
+        value
+        if value is None or value.mark == EQUAL
+        else dataclasses.replace(value, mark=BETTER if value.difference < 0 else WORSE)
+        for value in found
+    ]
 
 
-def _compare_cells(old: Cell, new: Cell) -> list[ComparedValue]:
+def _starts(old: Cell, new: Cell) -> list[ComparedValue | None]:
+    """Returns times of starts, each kind against its like."""
+    return [
+        _plain(
+            new.name,
+            f"{_STARTS[kind]}.{key}",
+            "s",
+            old.start_mean(kind, key),
+            new.start_mean(kind, key),
+        )
+        for kind in START_KINDS
+        for key in ("warm_s", "compile_s")
+    ]
+
+
+def _compare_cells(old: Cell, new: Cell, *, is_alike: bool) -> list[ComparedValue]:
     """Returns the metrics of two cells of one setting.
 
     Runs that stand where a search found the goodput differ in their rates, so their
     shares and latencies say nothing; only the goodput itself and what does not
     depend on the rate is compared.
+
+    Args:
+      old: a cell of the old report.
+      new: the cell of that name in the new one.
+      is_alike: whether the same was asked for and promised; if not, what follows from
+        that gets no verdict.
     """
-    counts = [_count(old, new, path) for path in _COUNTS]
     if new.is_goodput:
-        plain = [
-            _plain_value(old, new, path, unit)
-            for path, unit in _PLAIN
-            if path[0].startswith("start_up")
-        ]
-        found = [*_goodput(old, new), *plain, *counts]
+        judged = _goodput(old, new)
+        plain = []
     else:
+        judged = [*_shares(old, new), *_latencies(old, new)]
         plain = [_plain_value(old, new, path, unit) for path, unit in _PLAIN]
-        found = [*_shares(old, new), *_latencies(old, new), *plain, *counts]
+    if not is_alike:
+        judged = [dataclasses.replace(value, mark=UNKNOWN) for value in judged]
+    found = [*judged, *plain, *_starts(old, new), *_counts(old, new)]
     return [value for value in found if value is not None]
-
-
-def _fact(report: Mapping[str, Any], path: Sequence[str]) -> Any:
-    found: Any = report
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def _different_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for paths, prefix in ((_MACHINE, "not the same machine: "), (_FACTS, "")):
-        for path in paths:
-            before, after = _fact(old, path), _fact(new, path)
-            if before != after:
-                lines.append(f"{prefix}{' '.join(path)}: {before} -> {after}")
-    return lines
 
 
 def compare_reports(old: Mapping[str, Any], new: Mapping[str, Any]) -> Comparison:
@@ -292,14 +295,19 @@ def compare_reports(old: Mapping[str, Any], new: Mapping[str, Any]) -> Compariso
       ValueError: if one of them is of a schema that cannot be read.
     """
     before, after = _by_setting(old, "old"), _by_setting(new, "new")
+    facts = different_facts(old, new)
+    has_like_promises = are_promises_alike(old, new)
+    values = []
+    for key, cell in after.items():
+        if key not in before:
+            continue
+        reason = not_asked_alike(before[key], cell, has_like_promises=has_like_promises)
+        if reason:
+            facts.append(f"no verdict on {cell.name}, which differs: {reason}")
+        values += _compare_cells(before[key], cell, is_alike=not reason)
     return Comparison(
-        facts=tuple(_different_facts(old, new)),
-        values=tuple(
-            value
-            for key, cell in after.items()
-            if key in before
-            for value in _compare_cells(before[key], cell)
-        ),
+        facts=tuple(facts),
+        values=tuple(values),
         only_old=tuple(_full_name(before[key]) for key in before if key not in after),
         only_new=tuple(_full_name(after[key]) for key in after if key not in before),
     )

@@ -3,7 +3,7 @@
 The one idea: a run is known by a hash of everything that decides its numbers, the
 code included, so what is found again is what would be measured again. Whoever
 finishes a run writes it at once and whole; whoever has published the report of a
-sweep removes its runs.
+sweep removes that sweep's runs, and no others.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ import pathlib
 import pickle
 import platform
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,9 @@ class RunStore:
         """
         self.num_found = 0
         self._folder = folder
+        self._used: set[str] = set()
         if not resumes:
-            remove_runs(folder)
+            _remove(folder, folder.glob(f"*{_SUFFIX}"))
 
     def _path(self, key: str) -> pathlib.Path:
         return self._folder / f"{key}{_SUFFIX}"
@@ -71,6 +72,7 @@ class RunStore:
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise ValueError(f"{path} is no finished run, remove it: {error}") from None
         self.num_found += 1
+        self._used.add(key)
         return content
 
     def put(self, key: str, content: Any) -> None:
@@ -78,12 +80,17 @@ class RunStore:
         text = json.dumps(content, allow_nan=False, default=_plain_number).encode()
         # Without a time in it, the same run is the same file.
         write_whole(self._path(key), gzip.compress(text, mtime=0))
+        self._used.add(key)
+
+    def remove_used(self) -> None:
+        """Removes the runs that were found or put, and the folder if it is empty."""
+        _remove(self._folder, map(self._path, self._used))
 
 
-def remove_runs(folder: pathlib.Path) -> None:
-    """Removes the finished runs in a folder, and the folder if it is empty then."""
-    for path in folder.glob(f"*{_SUFFIX}"):
-        path.unlink()
+def _remove(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> None:
+    """Removes files of a folder, and the folder if it is empty then."""
+    for path in paths:
+        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
 

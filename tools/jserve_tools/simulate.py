@@ -63,7 +63,9 @@ _BUCKET_STRATEGIES = flags.DEFINE_list(
     "Bucket strategies, each with every policy, with options as in "
     "linear:block_gap=4: none has no padding at all; explicit is the file in buckets; "
     "fitted is that file too, or without one fitted for each policy to this load, "
-    "drawn with a seed that is not judged.",
+    "drawn with a seed that is not judged. Of a trace a seed draws the classes only: "
+    "such a fit has seen the requests it is judged by. To judge by others, fit to "
+    "another part of the trace with jserve-fit-buckets and give its file.",
 )
 _BUCKETS = flags.DEFINE_string(
     "buckets", None, "Bucket file (JSON) of bucket strategies explicit and fitted."
@@ -108,6 +110,7 @@ _RESOLUTION = flags.DEFINE_float(
     lower_bound=1e-4,
     upper_bound=1.0,
 )
+_GOODPUT_FLAGS = ("start_qps", "resolution", "max_violation_share")
 _WARMUP_SHARE = flags.DEFINE_float(
     "warmup_share",
     WARMUP_SHARE,
@@ -181,10 +184,11 @@ _STEP_LOG = flags.DEFINE_string(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Options:
-    """The flags, checked."""
+    """The flags, checked; the cost model is that without a policy's own limit."""
 
     load: LoadOptions
     shapes: Shapes
+    cost_model: CostModel
     experiments: Sequence[Experiment]
     seeds: Sequence[int]
     comparison: ComparisonOptions
@@ -197,12 +201,17 @@ class _Findings:
     Attributes:
       fits: one for each policy whose buckets were fitted.
       runs: entries of the report's `runs`.
-      num_resumed: searches, fits and runs that an earlier call had finished.
+      store: where these are as long as there is no report; None if nowhere.
     """
 
     fits: Sequence[Mapping[str, Any]]
     runs: Sequence[dict[str, Any]]
-    num_resumed: int
+    store: RunStore | None
+
+    @property
+    def num_resumed(self) -> int:
+        """Searches, fits and runs that an earlier call had finished."""
+        return 0 if self.store is None else self.store.num_found
 
 
 def _changed(cost_model: CostModel, **limits: int | None) -> CostModel:
@@ -228,12 +237,17 @@ def _options() -> _Options:
       ValueError: for a value that is wrong, naming it and the limit.
       OSError: for a file that cannot be read.
     """
-    asked = ("qps", "goodput", "levels_qps")
-    given = [name for name in asked if flags.FLAGS[name].value]
-    if len(given) > 1:
-        raise ValueError(f"give one of qps, goodput and levels_qps, not {given}")
+    if _GOODPUT.value:
+        given = [one for one in ("qps", "levels_qps") if flags.FLAGS[one].present]
+        if given:
+            raise ValueError(f"goodput searches the rate: leave out {given[0]}")
+    else:
+        given = [one for one in _GOODPUT_FLAGS if flags.FLAGS[one].present]
+        if given:
+            raise ValueError(f"{' and '.join(given)} would do nothing without goodput")
     comparison = _read_comparison()
     shapes = _shapes()
+    shapes.check_used(_BUCKET_STRATEGIES.value, _MAX_PROGRAMS.value)
     machine = load_machine(_COST_MODEL.value)
     cost_model = _changed(
         machine.cost_model,
@@ -280,6 +294,7 @@ def _options() -> _Options:
     return _Options(
         load=load,
         shapes=shapes,
+        cost_model=cost_model,
         experiments=experiments,
         seeds=range(_SEED.value, _SEED.value + _NUM_SEEDS.value),
         comparison=comparison,
@@ -331,9 +346,7 @@ def _find(options: _Options) -> _Findings:
             for seed in options.seeds
         ]
         runs = run_all(tasks, _NUM_PROCESSES.value, store)
-    return _Findings(
-        fits=fits, runs=runs, num_resumed=0 if store is None else store.num_found
-    )
+    return _Findings(fits=fits, runs=runs, store=store)
 
 
 def _say(line: str) -> None:
@@ -347,6 +360,7 @@ def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> Non
     report = simulation_report(
         command=command,
         experiment=experiment,
+        cost_model=options.cost_model,
         block_tokens=_BLOCK_TOKENS.value,
         sample=load.load.unit_arrivals(options.seeds[0], experiment.yardstick),
         trace=load.trace,
@@ -362,11 +376,16 @@ def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> Non
         )
     if found.fits:
         _say(f"{fits_table(found.fits)}\n")
+        if load.trace:
+            _say(
+                f"fitted has seen the requests of {load.trace} that it is judged by; "
+                "jserve-fit-buckets fits to another part of a trace\n"
+            )
     _say(f"{runs_table(found.runs)}\n\n{shapes_table(found.runs)}")
     if _GOODPUT.value:
         _say(f"\n{goodput_table(found.runs)}")
     _say(f"\n{speed_table(found.runs)}")
-    publish(report, options.comparison, say=_say)
+    publish(report, options.comparison, found.store, say=_say)
     _say(one_line(report))
 
 

@@ -5,6 +5,7 @@ fitted first, to a load with another seed than those it is judged by.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 from jserve_sched.bucket_strategies import (
     FROM_FILE,
@@ -33,6 +34,27 @@ class Shapes:
     def needs_fit(self, spec: str) -> bool:
         """Returns whether a strategy has no table before something has run."""
         return spec == "fitted" and self.file is None
+
+    def check_used(self, specs: Collection[str], max_programs: int | None) -> None:
+        """Checks that a file and a budget do something for some strategies.
+
+        Args:
+          specs: the strategies.
+          max_programs: the most programs of a fit, if that was given.
+
+        Raises:
+          ValueError: if one of the two would do nothing.
+        """
+        if self.file is not None and not set(FROM_FILE) & set(specs):
+            raise ValueError(
+                f"buckets is for bucket strategies {' and '.join(FROM_FILE)}, not "
+                f"{', '.join(specs)}"
+            )
+        if max_programs is not None and not any(map(self.needs_fit, specs)):
+            raise ValueError(
+                f"max_programs={max_programs} is for bucket strategy fitted without "
+                f"buckets, not {', '.join(specs)}"
+            )
 
     def table(self, spec: str, cost_model: CostModel) -> BucketTable:
         """Returns a strategy's table within a machine's limits.

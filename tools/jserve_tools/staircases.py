@@ -1,4 +1,4 @@
-"""Step time against tokens, at the largest row edge: the curve edges are drawn on."""
+"""Step time against tokens, beside many decode rows: what edges are judged on."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,23 @@ from jserve_sched.cost_model import CostModel
 _MAX_POINTS = 257
 
 
-def priced_staircase(cost_model: CostModel, block_tokens: int) -> dict[str, Any]:
+def priced_staircase(
+    cost_model: CostModel, block_tokens: int, runs: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """Returns the curve of a simulated machine, of full steps with short contexts.
 
     Args:
       cost_model: prices steps; the decode rows are its `max_num_seqs`.
       block_tokens: tokens in one prefill block.
+      runs: entries of the report's `runs`; the curve ends at the largest edge of their
+        buckets, or where the machine's limit is.
     """
     num_rows = cost_model.max_num_seqs
     most = max((cost_model.max_num_batched_tokens - num_rows) // block_tokens, 1)
+    for run in runs:
+        if (table := run.get("buckets")) is not None:
+            tokens = table["block_edges"][-1] * table["block_tokens"]
+            most = max(most, -(-tokens // block_tokens))
     counts = np.unique(np.linspace(0, most, _MAX_POINTS).astype(int)).tolist()
     buckets = [Bucket(num_rows, count, block_tokens) for count in counts]
     matrix = np.stack(
@@ -36,34 +44,37 @@ def priced_staircase(cost_model: CostModel, block_tokens: int) -> dict[str, Any]
         "num_rows": num_rows,
         "tokens": [bucket.num_tokens for bucket in buckets],
         "seconds": cost_model.step_s(matrix, block_tokens).tolist(),
+        "is_discrete": False,
     }
 
 
 def run_staircase(
     runs: Sequence[Mapping[str, Any]], block_tokens: int | None
 ) -> dict[str, Any] | None:
-    """Returns the curve that an engine's step-time table drew over its buckets.
+    """Returns what an engine's step-time table said of the buckets that ran.
 
     Args:
       runs: entries of the report's `runs`.
       block_tokens: tokens in one prefill block; None where that is unknown.
 
     Returns:
-      The predicted time of each bucket with the most rows, mean over its steps; None
-      for fewer than two such buckets.
+      The predicted time of each bucket with so many rows, mean over its steps, at the
+      row edge where the most different buckets ran, the largest of several; None for
+      fewer than two such buckets.
     """
     programs = [one for run in runs for one in run.get("steps_by_program", ())]
     if block_tokens is None or not programs:
         return None
-    num_rows = max(one["num_rows"] for one in programs)
-    times_s: dict[int, list[tuple[float, int]]] = collections.defaultdict(list)
+    by_rows: dict[int, dict[int, list[tuple[float, int]]]] = {}
     for one in programs:
-        if one["num_rows"] == num_rows:
-            tokens = num_rows + one["num_blocks"] * block_tokens
-            times_s[tokens].append((one["bucket_s"], one["num_steps"]))
-    if len(times_s) < 2:
+        num_rows = one["num_rows"]
+        times_s = by_rows.setdefault(num_rows, collections.defaultdict(list))
+        tokens = num_rows + one["num_blocks"] * block_tokens
+        times_s[tokens].append((one["bucket_s"], one["num_steps"]))
+    num_rows = max(by_rows, key=lambda rows: (len(by_rows[rows]), rows))
+    if len(by_rows[num_rows]) < 2:
         return None
-    ordered = sorted(times_s.items())
+    ordered = sorted(by_rows[num_rows].items())
     return {
         "num_rows": num_rows,
         "tokens": [tokens for tokens, _ in ordered],
@@ -72,4 +83,5 @@ def run_staircase(
             / sum(count for _, count in group)
             for _, group in ordered
         ],
+        "is_discrete": True,
     }

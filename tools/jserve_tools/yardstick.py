@@ -14,7 +14,7 @@ window, and priced for the workload's mean request.
 import asyncio
 import dataclasses
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -92,10 +92,11 @@ async def measure_yardstick(client: Client, workload: Workload, run: int) -> Yar
         )
 
     await flight(_STEP_PROMPT_TOKENS, 2)
-    gaps_s: list[float] = []
-    for _ in range(_NUM_REPEATS):
-        lone = await flight(_STEP_PROMPT_TOKENS, _STEP_OUTPUT_TOKENS)
-        gaps_s += np.diff(lone.token_times_s).tolist()
+    lone = [
+        await flight(_STEP_PROMPT_TOKENS, _STEP_OUTPUT_TOKENS)
+        for _ in range(_NUM_REPEATS)
+    ]
+    step_s = mean_step_s([one.token_times_s for one in lone])
     ttft_s = []
     for length in points:
         repeats = [await flight(length, 1) for _ in range(_NUM_REPEATS)]
@@ -105,8 +106,35 @@ async def measure_yardstick(client: Client, workload: Workload, run: int) -> Yar
     return Yardstick(
         prompt_tokens=tuple(points),
         ttft_s=tuple(np.maximum.accumulate(ttft_s).tolist()),
-        step_s=statistics.median(gaps_s),
+        step_s=step_s,
     )
+
+
+def mean_step_s(token_times_s: Sequence[Sequence[float]]) -> float:
+    """Returns the time between tokens of lone requests: each one's mean, the median.
+
+    Tokens may be read several at once where an engine is quicker than its client, so
+    that most gaps are 0; from the first token to the last is the same.
+
+    Args:
+      token_times_s: of each request, when its tokens came, ascending.
+
+    Raises:
+      RuntimeError: if that is no time: too few tokens, or all at once.
+    """
+    found = [
+        (times_s[-1] - times_s[0]) / (len(times_s) - 1)
+        for times_s in token_times_s
+        if len(times_s) > 1
+    ]
+    step_s = statistics.median(found) if found else 0.0
+    if step_s <= 0:
+        counts = [len(times_s) for times_s in token_times_s]
+        raise RuntimeError(
+            f"lone requests gave {counts} tokens, each one's all at the same time: a "
+            "decode step cannot be measured"
+        )
+    return step_s
 
 
 def _start_requests(
