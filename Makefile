@@ -72,17 +72,18 @@ compare-policies: setup
 # policies on this machine's engine in turns, 7 minutes; then every pair in the
 # simulator, from the profile of this engine, 10 minutes.
 CONV := tools/jserve_tools/traces/azure_conv.csv
+PAIRS := pow2,fitted,pow2,fitted,pow2,fitted,pow2,fitted
 RECORD := --length_scale=0.25 --num_requests=400
 compare-buckets: setup
 	mkdir -p out/buckets
 	rm -f out/buckets/steps_*
 	head -n 401 $(CONV) > out/buckets/first.csv
-	(head -n 1 $(CONV); tail -n +402 $(CONV) | head -n 200) > out/buckets/later.csv
+	(head -n 1 $(CONV); tail -n +402 $(CONV) | head -n 100) > out/buckets/later.csv
 	for policy in fcfs sliding; do \
 	  $(BIN)/jserve-bench --launch --policies=$$policy --qps=19 $(RECORD) --trace=out/buckets/first.csv --step_log=out/buckets/steps_$$policy.jsonl --nohtml --output=out/buckets/record_$$policy || exit 1; \
 	done
 	$(BIN)/jserve-fit-buckets --step_log=out/buckets/steps_fcfs.jsonl,out/buckets/steps_sliding.jsonl --output=out/buckets/buckets.json
-	$(BIN)/jserve-bench --launch --bucket_strategies=pow2,fitted,pow2,fitted --policies=fcfs,sliding --buckets=out/buckets/buckets.json --load=0.9,1.2 --length_scale=0.25 --trace=out/buckets/later.csv --output=out/buckets/engine
+	$(BIN)/jserve-bench --launch --bucket_strategies=$(PAIRS) --policies=fcfs,sliding --buckets=out/buckets/buckets.json --load=0.9,1.2 --length_scale=0.25 --num_requests=100 --trace=out/buckets/later.csv --output=out/buckets/engine
 	$(BIN)/jserve-simulate --cost_model=table:benchmarks/buckets/samples.npz --trace=$(CONV) --num_requests=500 --qps=1.8,2.5 --num_seeds=3 --lag=1 --bucket_strategies=pow2,two_bit,linear,pad_limit,fitted --policies=fcfs,edf,qoserve,sliding --num_processes=2 --output=out/buckets/simulated
 
 # The predictors' profile, training and report, as committed in benchmarks/predictor.

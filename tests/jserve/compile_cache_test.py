@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import logging
 import pathlib
@@ -186,23 +187,25 @@ def test_broken_entries_cost_one_warning_and_are_compiled_anew(
     assert make_programs(opened(tmp_path)) == ["cache", "cache"]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """No file grows beyond 256 bytes: the kernel itself refuses."""
+    """No file grows beyond 256 bytes: the kernel itself refuses.
+
+    Not for a whole test: the file that gets this program's own output may be larger.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (256, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_folder_that_cannot_be_written_is_still_read(
-    tmp_path: pathlib.Path,
-    caplog: pytest.LogCaptureFixture,
-    request: pytest.FixtureRequest,
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert make_programs(opened(tmp_path), stores=True) == ["compiled", "compiled"]
-    request.getfixturevalue("full_disk")
-    with caplog.at_level(logging.WARNING, logger="jserve"):
+    with caplog.at_level(logging.WARNING, logger="jserve"), full_disk():
         cache = opened(tmp_path)
         assert not cache.is_writable
         assert make_programs(cache, stores=True) == ["stored", "stored"]
@@ -212,13 +215,10 @@ def test_a_folder_that_cannot_be_written_is_still_read(
 
 
 def test_a_disk_that_fills_up_meanwhile(
-    tmp_path: pathlib.Path,
-    caplog: pytest.LogCaptureFixture,
-    request: pytest.FixtureRequest,
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = opened(tmp_path)
-    request.getfixturevalue("full_disk")
-    with caplog.at_level(logging.WARNING, logger="jserve"):
+    with caplog.at_level(logging.WARNING, logger="jserve"), full_disk():
         assert make_programs(cache, stores=True) == ["compiled", "compiled"]
     (record,) = caplog.records
     assert "are not stored" in record.getMessage()
