@@ -84,7 +84,7 @@ compare-buckets: setup
 	done
 	$(BIN)/jserve-fit-buckets --step_log=out/buckets/steps_fcfs.jsonl,out/buckets/steps_sliding.jsonl --output=out/buckets/buckets.json
 	$(BIN)/jserve-bench --launch --bucket_strategies=$(PAIRS) --policies=fcfs,sliding --buckets=out/buckets/buckets.json --load=0.9,1.2 --length_scale=0.25 --num_requests=100 --trace=out/buckets/later.csv --output=out/buckets/engine
-	$(BIN)/jserve-simulate --cost_model=table:benchmarks/buckets/samples.npz --trace=$(CONV) --num_requests=500 --qps=1.8,2.5 --num_seeds=3 --lag=1 --bucket_strategies=pow2,two_bit,linear,pad_limit,fitted --policies=fcfs,edf,qoserve,sliding --num_processes=2 --output=out/buckets/simulated
+	$(BIN)/jserve-simulate --cost_model=table:benchmarks/buckets/samples.npz --trace=$(CONV) --num_requests=500 --qps=2.5 --num_seeds=3 --lag=1 --bucket_strategies=pow2,two_bit,linear,pad_limit,fitted --policies=fcfs,edf,qoserve,sliding --num_processes=2 --output=out/buckets/simulated
 
 # The predictors' profile, training and report, as committed in benchmarks/predictor.
 predictor: setup

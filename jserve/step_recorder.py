@@ -19,6 +19,8 @@ import stat
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from jserve_sched.step_demand import DemandStep
+
 _LOG = logging.getLogger("jserve")
 
 FORMAT = "jserve-step-log"
@@ -48,47 +50,12 @@ FIELDS: dict[str, Callable[[Any], float]] = {
 }
 
 
-class LoggedStep(Protocol):
+class LoggedStep(DemandStep, Protocol):
     """What is logged of a step; see `jserve.events.StepRecord`."""
 
     @property
     def end_s(self) -> float:
         """When it ended, on the clock of whoever ran it, seconds."""
-        ...
-
-    @property
-    def num_rows(self) -> int:
-        """Decode rows compiled."""
-        ...
-
-    @property
-    def num_blocks(self) -> int:
-        """Prefill blocks compiled."""
-        ...
-
-    @property
-    def used_rows(self) -> int:
-        """Decode rows used."""
-        ...
-
-    @property
-    def used_blocks(self) -> int:
-        """Blocks that held a real token."""
-        ...
-
-    @property
-    def decode_pages(self) -> int:
-        """KV pages of the longest decode row."""
-        ...
-
-    @property
-    def block_pages(self) -> int:
-        """KV pages of the longest prefill block."""
-        ...
-
-    @property
-    def leaves_work(self) -> bool:
-        """Whether a prompt, or part of one, was left out for want of room."""
         ...
 
     @property

@@ -3,13 +3,18 @@
 import collections
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import numpy as np
 
 from jserve.config import EngineConfig
 from jserve.engine import Engine, PendingStep, kv_page_bytes
+from jserve.programs import Programs
 from jserve_models.registry import LoadedModel, load_model
-from jserve_sched.buckets import BucketTable
+from jserve_models.steps import KvCache
+from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.ledger import KvLedger
 from jserve_sched.plan import StepPlan, StepResult
 from jserve_sched.policies import make_policy
@@ -167,3 +172,16 @@ def small_config(**fields: object) -> EngineConfig:
         "enable_overlap": True,  # the harder case
     }
     return EngineConfig(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def step_of_little(
+    programs: Programs, bucket: Bucket
+) -> Callable[..., tuple[Any, ...]]:
+    """A step that is compiled in no time; each shape is a program of its own."""
+
+    def step(
+        leaves: list[jax.Array], kv: KvCache, slot_tokens: jax.Array, packed: jax.Array
+    ) -> tuple[Any, ...]:
+        return kv, slot_tokens, slot_tokens + packed[0]
+
+    return step

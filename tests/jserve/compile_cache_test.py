@@ -3,8 +3,7 @@ import dataclasses
 import logging
 import pathlib
 import resource
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +11,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from engine_harness import step_of_little
 from jserve.compile_cache import CompileCache, forget_module, open_compile_cache
 from jserve.programs import DeviceState, Programs
 from jserve_models.registry import load_model
-from jserve_models.steps import KvCache, new_kv
-from jserve_sched.buckets import Bucket, BucketTable
+from jserve_models.steps import new_kv
+from jserve_sched.buckets import BucketTable
 
 TABLE = BucketTable((4,), (0, 1))
 
@@ -35,19 +35,6 @@ def settings_as_before() -> Iterator[None]:
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
-
-
-def step_of_little(
-    programs: Programs, bucket: Bucket
-) -> Callable[..., tuple[Any, ...]]:
-    """A step that is compiled in no time; each shape is a program of its own."""
-
-    def step(
-        leaves: list[jax.Array], kv: KvCache, slot_tokens: jax.Array, packed: jax.Array
-    ) -> tuple[Any, ...]:
-        return kv, slot_tokens, slot_tokens + packed[0]
-
-    return step
 
 
 @pytest.fixture(autouse=True)

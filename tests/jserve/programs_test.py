@@ -2,37 +2,24 @@ import dataclasses
 import pathlib
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engine_harness import step_of_little
 from jserve import program_store
 from jserve.packing import Packer
 from jserve.program_store import ProgramStore
 from jserve.programs import DeviceState, Programs, abstract_state
 from jserve_models.registry import LoadedModel, load_model
-from jserve_models.steps import KvCache, new_kv
+from jserve_models.steps import new_kv
 from jserve_sched.buckets import Bucket, BucketTable
 
 NUM_SLOTS, NUM_PAGES, PAGE_SIZE, PAGES_PER_ROW = 16, 8, 128, 4
 TABLE = BucketTable((NUM_SLOTS,), (0, 4))
 BUCKETS = TABLE.buckets
-
-
-def step_of_little(
-    programs: Programs, bucket: Bucket
-) -> Callable[..., tuple[Any, ...]]:
-    """A step that is compiled in no time; each shape is a program of its own."""
-
-    def step(
-        leaves: list[jax.Array], kv: KvCache, slot_tokens: jax.Array, packed: jax.Array
-    ) -> tuple[Any, ...]:
-        return kv, slot_tokens, slot_tokens + packed[0]
-
-    return step
 
 
 @pytest.fixture
