@@ -1,6 +1,7 @@
 import json
 import logging
 import pathlib
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -140,7 +141,16 @@ def test_a_cache_folder_that_cannot_be_made_is_done_without(
         build_warm_up(config)
 
 
+@pytest.fixture
+def quick_compiler() -> Iterator[None]:
+    """Machine code is not optimised; who shares which buffer is decided before."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 def test_every_default_program_updates_the_cache_in_place() -> None:
     config = EngineConfig()
     dtype = np.dtype(np.float32)
@@ -156,7 +166,7 @@ def test_every_default_program_updates_the_cache_in_place() -> None:
         max_model_len=model.config.max_model_len,
     )
     assert engine.kv_bytes == config.kv_cache_bytes
-    engine.warm_up()
+    engine.compile(engine.programs.table.buckets)
     reports = engine.programs.reports
     assert len(reports) == len(engine.programs.table.buckets) == 30
     for report in reports:
