@@ -10,7 +10,7 @@ import bisect
 import dataclasses
 import functools
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,30 @@ class Bucket:
 
     def __str__(self) -> str:
         return f"B{self.num_rows}xNB{self.num_blocks}"
+
+
+class UsedBucket(Protocol):
+    """The bucket that a step ran in, and how much of it held something."""
+
+    @property
+    def num_rows(self) -> int:
+        """Decode rows compiled."""
+        ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Prefill blocks compiled."""
+        ...
+
+    @property
+    def used_rows(self) -> int:
+        """Decode rows used."""
+        ...
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks that held a real token."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

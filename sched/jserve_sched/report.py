@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jserve_sched.buckets import UsedBucket
 from jserve_sched.slo import Slo
 
 SCHEMA_VERSION = 2  # what the keys mean: jserve_tools/REPORT.md
@@ -99,28 +100,8 @@ class Outcome:
         return "late_last_token"
 
 
-class Step(Protocol):
+class Step(UsedBucket, Protocol):
     """What a report reads of one engine step; see jserve.events.StepRecord."""
-
-    @property
-    def num_rows(self) -> int:
-        """Decode rows compiled."""
-        ...
-
-    @property
-    def num_blocks(self) -> int:
-        """Prefill blocks compiled."""
-        ...
-
-    @property
-    def used_rows(self) -> int:
-        """Decode rows used."""
-        ...
-
-    @property
-    def used_blocks(self) -> int:
-        """Blocks that held a real token."""
-        ...
 
     @property
     def prefill_tokens(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jserve_sched import features
-from jserve_sched.buckets import BucketTable
+from jserve_sched.buckets import BucketTable, UsedBucket
 
 StepTimes = Callable[[np.ndarray], np.ndarray]
 """Features `[N, F]` to seconds `[N]`, for blocks of the table's size."""
@@ -26,28 +26,8 @@ StepTimes = Callable[[np.ndarray], np.ndarray]
 _COLUMNS = ("rows", "blocks", "last_block", "is_limited", "decode_pages", "block_pages")
 
 
-class DemandStep(Protocol):
+class DemandStep(UsedBucket, Protocol):
     """What is wanted of a recorded or simulated step."""
-
-    @property
-    def num_rows(self) -> int:
-        """Decode rows compiled."""
-        ...
-
-    @property
-    def num_blocks(self) -> int:
-        """Prefill blocks compiled."""
-        ...
-
-    @property
-    def used_rows(self) -> int:
-        """Decode rows used."""
-        ...
-
-    @property
-    def used_blocks(self) -> int:
-        """Prefill blocks that held a token."""
-        ...
 
     @property
     def decode_pages(self) -> int:
