@@ -11,6 +11,7 @@ from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
 from jserve_sched.predictor import StepSample
 from jserve_sched.request import Request
+from jserve_sched.request_latency import LatencySource
 from jserve_sched.view import SchedulerView
 from jserve_sched.waiting import WaitingQueue
 
@@ -70,4 +71,8 @@ def make_view(
         tight_ttft_s=tight_ttft_s,
         max_num_batched_tokens=max_tokens
         or table.max_rows + table.max_blocks * table.block_tokens,
+        max_num_seqs=table.max_rows,
+        epoch=0,
+        outlook=None,
+        latency_source=LatencySource(),
     )

@@ -13,7 +13,7 @@ from jserve_tools.predictor_report import (
     errors,
     errors_table,
     evaluate,
-    table_predictions,
+    learned_table,
     verdicts,
     verdicts_table,
     wilson_interval,
@@ -27,6 +27,7 @@ def test_errors_of_known_predictions() -> None:
     assert found["mae_ms"] == pytest.approx(2 / 3)
     assert found["rmse_ms"] == pytest.approx((2 / 3) ** 0.5)
     assert found["median_ape"] == pytest.approx(1 / 3)
+    assert found["mape"] == pytest.approx((1 + 0 + 1 / 3) / 3)
     assert found["r2"] == pytest.approx(0.0)
     assert errors(measured_s, measured_s)["r2"] == 1.0
     assert "r2" not in errors(np.ones(2), np.ones(2))
@@ -98,7 +99,7 @@ def test_the_table_knows_the_timed_pass_and_the_training_steps() -> None:
             timed_s=np.array([0.02, 0.01]),
             facts={},
         )
-        return table_predictions(samples, table, max_pages_per_row=4, matrix=rows)
+        return learned_table(samples, table, max_pages_per_row=4).predict(rows)
 
     assert predicted_s(1.0) == pytest.approx([0.02, 0.01], rel=0.01)
     assert predicted_s(1.3) == pytest.approx([0.026, 0.013], rel=0.02)

@@ -105,11 +105,19 @@ REFUSED = {
         "--hidden=8,many": "hidden=8,many is not integers",
         "--learning_rate=0": "learning_rate=0.0 is not above 0",
         "--patience=0": "patience=0 is not above 0",
+        "--kind=request --hidden=8 --resume": "leave out --resume, --hidden",
     },
 }
 FLAGS = {
     "profile_steps": ("--rounds", "--max_s", "--num_random_shapes", "--page_size"),
-    "train_predictor": ("--samples", "resume", "--hidden", "--patience", "--seed"),
+    "train_predictor": (
+        "--samples",
+        "--kind",
+        "resume",
+        "--hidden",
+        "--patience",
+        "--seed",
+    ),
 }
 
 

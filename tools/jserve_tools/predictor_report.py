@@ -53,6 +53,7 @@ def errors(predicted_s: np.ndarray, measured_s: np.ndarray) -> dict[str, float]:
     found = {
         "mae_ms": float(np.abs(error_s).mean()) * 1e3,
         "rmse_ms": float(np.sqrt(np.square(error_s).mean())) * 1e3,
+        "mape": float(relative.mean()),
         "median_ape": float(np.median(relative)),
         "p95_ape": float(np.quantile(relative, 0.95)),
     }
@@ -72,10 +73,10 @@ def coverage(upper_s: np.ndarray, measured_s: np.ndarray) -> dict[str, Any]:
     }
 
 
-def table_predictions(
-    samples: Samples, table: BucketTable, *, max_pages_per_row: int, matrix: np.ndarray
-) -> np.ndarray:
-    """Returns the seconds `[N]` that `table` predicts for features `[N, F]`.
+def learned_table(
+    samples: Samples, table: BucketTable, *, max_pages_per_row: int
+) -> TablePredictor:
+    """Returns a server's table predictor that has seen the training steps.
 
     It knows the timed pass of a server's start, and learned online from all rounds of
     the training steps.
@@ -93,7 +94,7 @@ def table_predictions(
             samples.features[steps], durations_s.tolist(), strict=True
         ):
             predictor.update(StepSample(row, duration_s))
-    return predictor.predict(matrix)
+    return predictor
 
 
 def evaluate(

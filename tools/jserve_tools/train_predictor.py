@@ -1,14 +1,20 @@
-"""Trains step-time predictors on a samples file, and says how well they do.
+"""Trains predictors on a samples file, and says how well they do.
 
-Two are fitted to the steps marked for training: SlidingServe's linear model, and a
-small network that says by what factor the linear model is wrong, with a median and a
-95th percentile. Both are judged, beside the server's start-up table, on steps held out.
+`--kind=step`, the default, predicts steps. Two models are fitted to the steps marked
+for training: SlidingServe's linear model, and a small network that says by what factor
+the linear model is wrong, with a median and a 95th percentile. Both are judged, beside
+the server's start-up table, on steps held out.
+
+`--kind=request` predicts whole requests: a prefill and a decode step, each bilinear in
+batch size and length, for policies that look ahead.
 
   jserve-train-predictor --samples=out/profile/samples.npz --output=out/predictor
   jserve-train-predictor --flagfile=train.flags --resume
   jserve --predictor=out/predictor                  serves with it
+  jserve-train-predictor --kind=request --samples=out/profile/samples.npz
+  jserve --request_latency=out/request_latency/request_latency.json
 
-Writes a checkpoint that `jserve --predictor` reads, report.json and report.png to
+Writes a checkpoint, or request_latency.json, with report.json and report.png to
 --output, and prints tables for people; the last line of stdout is one JSON document.
 """
 
@@ -33,11 +39,12 @@ from jserve_tools.predictor_plots import HeldOut, draw_predictor
 from jserve_tools.predictor_report import (
     errors_table,
     evaluate,
-    table_predictions,
+    learned_table,
     verdicts,
     verdicts_table,
 )
 from jserve_tools.predictor_training import Progress, Training, TrainingConfig
+from jserve_tools.request_training import publish_requests
 from jserve_tools.samples import TEST, TRAIN, VALIDATION, Samples, read_samples
 from jserve_tools.training_state import TrainingState
 
@@ -45,8 +52,14 @@ _DEFAULT = TrainingConfig()
 _SAMPLES = flags.DEFINE_string(
     "samples", "out/profile/samples.npz", "The samples file, from jserve-profile."
 )
+_KIND = flags.DEFINE_enum(
+    "kind", "step", ("step", "request"), "What is predicted: steps or whole requests."
+)
 _OUTPUT = flags.DEFINE_string(
-    "output", "out/predictor", "Folder for the checkpoint, report.json and report.png."
+    "output",
+    None,
+    "Folder for what was learned, report.json and report.png; by default "
+    "out/predictor, or out/request_latency for --kind=request.",
 )
 _RESUME = flags.DEFINE_bool(
     "resume",
@@ -88,6 +101,26 @@ _SEED = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=2**31 - 1,
 )
+
+
+# What only a training in epochs reads.
+_STEP_FLAGS = (
+    *("resume", "save_every", "hidden", "learning_rate", "weight_decay", "max_epochs"),
+    *("patience", "min_expert_samples", "seed"),
+)
+
+
+def _check_kind() -> None:
+    idle = [f"--{name}" for name in _STEP_FLAGS if flags.FLAGS[name].present]
+    if _KIND.value == "request" and idle:
+        raise ValueError(
+            f"kind=request is one fit without epochs: leave out {', '.join(idle)}"
+        )
+
+
+def _output() -> pathlib.Path:
+    default = "out/predictor" if _KIND.value == "step" else "out/request_latency"
+    return pathlib.Path(_OUTPUT.value or default).expanduser()
 
 
 def _config() -> TrainingConfig:
@@ -161,9 +194,9 @@ def _judge(
     predicted_s = {
         "linear": held_out.linear_s,
         "mlp": held_out.mlp_s,
-        "table": table_predictions(
-            samples, table, max_pages_per_row=max_pages_per_row, matrix=matrix
-        ),
+        "table": learned_table(
+            samples, table, max_pages_per_row=max_pages_per_row
+        ).predict(matrix),
     }
     report = evaluate(
         predicted_s,
@@ -239,12 +272,30 @@ def _publish(
     print(json.dumps(report, separators=(",", ":")), flush=True)
 
 
+def _train_and_publish(
+    samples: Samples,
+    config: TrainingConfig,
+    output: pathlib.Path,
+    measured_with: PredictorFacts,
+) -> None:
+    training = Training(samples, config)
+    state = TrainingState(output / "training", training.digest)
+    progress = _train(training, state, _RESUME.value)
+    trained = _Trained(
+        weights=training.weights(progress),
+        num_epochs=int(progress.epoch),
+        best_epoch=int(progress.best_epoch),
+    )
+    _publish(samples, trained, config, output, measured_with)
+
+
 def main(argv: Sequence[str]) -> None:
     """Trains what the flags describe."""
     del argv  # the flags say it all
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
-    output = pathlib.Path(_OUTPUT.value).expanduser()
+    output = _output()
     try:
+        _check_kind()
         config = _config()
         samples = read_samples(pathlib.Path(_SAMPLES.value).expanduser())
         try:
@@ -254,15 +305,10 @@ def main(argv: Sequence[str]) -> None:
                 f"samples={_SAMPLES.value!r} do not say what they were measured with: "
                 f"{error}"
             ) from None
-        training = Training(samples, config)
-        state = TrainingState(output / "training", training.digest)
-        progress = _train(training, state, _RESUME.value)
-        trained = _Trained(
-            weights=training.weights(progress),
-            num_epochs=int(progress.epoch),
-            best_epoch=int(progress.best_epoch),
-        )
-        _publish(samples, trained, config, output, measured_with)
+        if _KIND.value == "request":
+            publish_requests(samples, output, measured_with)
+        else:
+            _train_and_publish(samples, config, output, measured_with)
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
 

@@ -1,0 +1,100 @@
+"""`laxity`: least laxity first, with chunked prefill.
+
+As `edf`, but what counts is not when a deadline is, but how long a request could still
+wait for it: its laxity, the time to the deadline less the predicted time it still
+needs. A long prompt or a long answer must start sooner than a short one due at the
+same time. The rule is an old one of real-time scheduling, and MindIE documents it for
+the choice between a prefill and a decode step; this form of it is ours:
+
+* The next token's promise needs the rest of the prompt, computed alone, or one decode
+  step; a completion bound needs that and the expected rest of the answer, decoded
+  beside all that run now. With both, the lesser laxity counts.
+* A prompt that was partly computed, or is partly shared, is priced as a prompt of the
+  tokens left.
+* A request with a laxity below 0 will be late whatever is done. These go behind all
+  others, by arrival, so that one lost request does not make the next one late too; a
+  guarded request stays where its laxity puts it. Nothing is remembered.
+* What was promised nothing has no end of laxity: before the late, after all others.
+
+Under KV pressure the last in this order is preempted and recomputed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from jserve_sched.builder import plan_in_order
+from jserve_sched.forwarder import remaining_prompts
+from jserve_sched.plan import StepPlan
+from jserve_sched.policies.base import check_chunk_tokens
+from jserve_sched.request import Request, RequestState
+from jserve_sched.view import SchedulerView
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeastLaxityFirst:
+    """The request that can wait the shortest goes first.
+
+    Attributes:
+      chunk_tokens: tokens in a step, decodes included (Sarathi's chunk size), rounded
+        down to whole blocks but at least one; 0 fills the step.
+    """
+
+    chunk_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check_chunk_tokens(self.chunk_tokens)
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        requests = [*view.running, *view.admissible]
+        if not requests:
+            return None
+        wait_s = laxities_s(view, requests)
+        guard = _column(request.guard for request in requests)
+        arrival_s = _column(request.arrival_s for request in requests)
+        is_lost = (wait_s < 0.0) & (guard == 0.0)
+        order = np.lexsort((arrival_s, np.where(is_lost, 0.0, wait_s), is_lost))
+        rank = {requests[index].request_id: at for at, index in enumerate(order)}
+        return plan_in_order(
+            view,
+            lambda request: rank[request.request_id],
+            chunk_tokens=self.chunk_tokens,
+        )
+
+
+def laxities_s(view: SchedulerView, requests: list[Request]) -> np.ndarray:
+    """Returns how long each request could wait and keep its promises, `[N]` seconds.
+
+    Args:
+      view: the snapshot; waiting begins at its `start_s`.
+      requests: of that snapshot, running or waiting; at least one.
+    """
+    latency = view.request_latency
+    next_due_s = _column(request.next_promise_s for request in requests)
+    end_due_s = _column(_completion_due_s(request) for request in requests)
+    known_tokens = _column(request.num_projected for request in requests)
+    tokens_left = _column(request.expected_tokens_left for request in requests)
+    prompt_tokens = remaining_prompts(view, requests).tokens
+    is_running = _column(request.state is RequestState.RUNNING for request in requests)
+    is_decode = (is_running > 0.0) & (prompt_tokens == 1.0)
+    alone, together = np.ones(1), np.full(1, max(len(view.running), 1.0))
+    next_s = np.where(
+        is_decode,
+        latency.decode_s(together, known_tokens, np.full(1, 2.0)),
+        latency.prefill_s(alone, prompt_tokens),
+    )
+    rest_s = latency.decode_s(together, known_tokens, tokens_left)
+    wait_s: np.ndarray = np.minimum(next_due_s - next_s, end_due_s - next_s - rest_s)
+    return wait_s - view.start_s
+
+
+def _column(values: Iterable[float]) -> np.ndarray:
+    return np.fromiter(values, np.float64)
+
+
+def _completion_due_s(request: Request) -> float:
+    ttlt_s = request.slo.ttlt_s
+    return math.inf if ttlt_s is None else request.arrival_s + ttlt_s
