@@ -1,0 +1,92 @@
+"""Small and larger sets of waiting requests for the search; shared by its tests.
+
+Half are judged by their end, half by their first token and the mean time between
+tokens; lengths and times are those with which our notes on arXiv 2504.14966 checked
+their reading (section 6): log-normal lengths, invented coefficients.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched.annealing_problem import AnnealingProblem, TpotRule, make_problem
+from jserve_sched.request import Request
+from jserve_sched.request_latency import Bilinear, RequestLatency
+from jserve_sched.slo import Slo
+
+LATENCY = RequestLatency(
+    prefill=Bilinear(both=1e-4, batch=5e-3, length=2e-5, base=4e-2),
+    decode=Bilinear(both=3e-7, batch=3e-4, length=9e-7, base=1.8e-2),
+)
+NOW_S = 100.0
+NO_LIMIT = 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    """Requests that wait.
+
+    Attributes:
+      max_batch: B.
+      max_kv_tokens: a batch's budget.
+      start_ms: when the first batch can start.
+      ttlt_s: what half of the requests were promised.
+      ttft_s: what the others were promised, besides 50 ms between tokens.
+      rows: of each request: prompt tokens, output tokens, whether it is judged by
+        its end, and ms waited.
+    """
+
+    max_batch: int
+    max_kv_tokens: int
+    start_ms: int
+    ttlt_s: float
+    ttft_s: float
+    rows: Sequence[Sequence[int]]
+
+    def problem(self, tpot: TpotRule = "mean") -> AnnealingProblem:
+        return make_problem(
+            [self._request(index) for index in range(len(self.rows))],
+            LATENCY,
+            now_s=NOW_S,
+            max_batch=self.max_batch,
+            max_kv_tokens=self.max_kv_tokens,
+            start_s=self.start_ms / 1e3,
+            tpot=tpot,
+        )
+
+    def _request(self, index: int) -> Request:
+        prompt_tokens, output_tokens, is_whole, waited_ms = self.rows[index]
+        whole, chat = Slo(ttlt_s=self.ttlt_s), Slo(ttft_s=self.ttft_s, tbt_s=0.05)
+        return Request(
+            request_id=str(index),
+            arrival_s=NOW_S - waited_ms / 1e3,
+            prompt_tokens=np.zeros(prompt_tokens, np.int32),
+            max_tokens=output_tokens,
+            slo=whole if is_whole else chat,
+        )
+
+
+def draw(
+    rng: np.random.Generator,
+    num_jobs: int,
+    max_batch: int,
+    *,
+    max_kv_tokens: int = NO_LIMIT,
+    start_ms: int = 0,
+    max_waited_ms: int = 0,
+    ttlt_s: float = 30.0,
+    ttft_s: float = 10.0,
+) -> Instance:
+    """Returns requests of the notes' distribution."""
+    is_whole = rng.random(num_jobs) < 0.5
+    prompts = np.exp(rng.normal(5.0, np.where(is_whole, 0.8, 1.1)))
+    outputs = np.exp(rng.normal(5.3, np.where(is_whole, 0.6, 0.8)))
+    rows = zip(
+        np.clip(prompts, 1, 2000).astype(int).tolist(),
+        np.clip(outputs, 1, 1000).astype(int).tolist(),
+        is_whole.astype(int).tolist(),
+        rng.integers(max_waited_ms + 1, size=num_jobs).tolist(),
+        strict=True,
+    )
+    return Instance(max_batch, max_kv_tokens, start_ms, ttlt_s, ttft_s, tuple(rows))
