@@ -4,6 +4,8 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+from jserve_sched.length_errors import LengthErrors
+from jserve_sched.outlook import SearchTotals
 from jserve_sched.request import FinishReason
 
 
@@ -187,6 +189,8 @@ class EngineStats:
       compile_s: wall seconds spent compiling at start-up.
       predictor: what prices the steps.
       start_up: how starting up went, program by program.
+      length_errors: predicted output lengths against actual ones, by service class.
+      searches: what a policy that looks ahead has spent and gained.
     """
 
     health: Health
@@ -207,3 +211,5 @@ class EngineStats:
     compile_s: float
     predictor: PredictorStatus = PredictorStatus()
     start_up: StartUp = StartUp()
+    length_errors: dict[str, LengthErrors] = dataclasses.field(default_factory=dict)
+    searches: SearchTotals = dataclasses.field(default_factory=SearchTotals)

@@ -226,6 +226,8 @@ class EngineLoop:
             compile_s=programs.wall_s,
             predictor=predictor.status() if predictor else PredictorStatus(),
             start_up=self._warm_up.start_up(),
+            length_errors=dict(scheduler.length_errors),
+            searches=dataclasses.replace(scheduler.searches),
         )
 
     def _set_health(self, health: Health) -> None:

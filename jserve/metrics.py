@@ -225,6 +225,22 @@ class ServerMetrics(Collector):
                 "Predictions that were no durations; the table's were taken.",
                 stats.predictor.num_replaced,
             ),
+            (
+                "plan_searches",
+                "Searches for the order of the queue (policies annealing).",
+                stats.searches.num_searches,
+            ),
+            (
+                "plan_search_proposals",
+                "Changes of an order that they tried.",
+                stats.searches.num_proposals,
+            ),
+            ("plan_search_seconds", "Spent on them.", stats.searches.search_s),
+            (
+                "plan_search_gain",
+                "Sum of how much better each order was than its start, relative.",
+                stats.searches.gain,
+            ),
         ):
             counter = CounterMetricFamily(f"jserve:{name}", text, labels=["model_name"])
             counter.add_metric([self._model_name], value)
@@ -258,6 +274,7 @@ class ServerMetrics(Collector):
             for key, count in sorted(counts.items()):
                 family.add_metric([self._model_name, key], count)
             yield family
+        yield from self._length_errors()
         slo = CounterMetricFamily(
             "jserve:slo_requests",
             "Requests by class, and whether each of their objectives was met.",
@@ -266,6 +283,35 @@ class ServerMetrics(Collector):
         for (service_class, met), count in sorted(self._slo.items()):
             slo.add_metric([self._model_name, service_class, met], count)
         yield slo
+
+    def _length_errors(self) -> Iterator[Metric]:
+        errors = sorted(self._engine.stats().length_errors.items())
+        for name, text, field in (
+            (
+                "length_predictions",
+                "Answers ended that had stop tokens; the next three are of these.",
+                "num_requests",
+            ),
+            ("length_actual_tokens", "Tokens they had.", "sum_tokens"),
+            (
+                "length_predicted_tokens",
+                "Tokens predicted for them on arrival.",
+                "sum_predicted_tokens",
+            ),
+            (
+                "length_abs_error_tokens",
+                "Differences between the two, without their signs.",
+                "sum_abs_error_tokens",
+            ),
+        ):
+            family = CounterMetricFamily(
+                f"jserve:{name}", text, labels=["model_name", "service_class"]
+            )
+            for service_class, one in errors:
+                family.add_metric(
+                    [self._model_name, service_class], getattr(one, field)
+                )
+            yield family
 
     def _distributions(self) -> Iterator[Metric]:
         for name, text, values in (

@@ -10,6 +10,7 @@ import numpy as np
 from jserve_sched.buckets import BucketTable
 from jserve_sched.clock import ManualClock
 from jserve_sched.ledger import KvLedger
+from jserve_sched.length_estimates import LengthEstimator
 from jserve_sched.plan import StepPlan, StepResult
 from jserve_sched.policies import make_policy
 from jserve_sched.request import Request, SamplingParams
@@ -79,6 +80,7 @@ def make_scheduler(
     max_num_batched_tokens: int | None = None,
     max_model_len: int = 256,
     enable_prefix_caching: bool = True,
+    lengths: LengthEstimator | None = None,
 ) -> Scheduler:
     return Scheduler(
         policy=make_policy(policy),
@@ -95,6 +97,7 @@ def make_scheduler(
         max_num_batched_tokens=max_num_batched_tokens
         or table.max_rows + table.max_blocks * table.block_tokens,
         max_model_len=max_model_len,
+        lengths=lengths,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 PAGE = pathlib.Path(__file__).parents[1] / "tools" / "jserve_tools" / "REPORT.md"
 # Keys below these are names that a user or a cause gave.
-NAMED = re.compile(r"(runs\[\]\.by_class)\.[^.]+")
+NAMED = re.compile(r"(runs\[\]\.(?:by_class|length_error))\.[^.]+")
 
 
 def paths(value: Any, path: str = "") -> Iterator[str]:

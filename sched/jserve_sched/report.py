@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jserve_sched.buckets import UsedBucket
+from jserve_sched.length_errors import LengthErrors
 from jserve_sched.slo import Slo
 
 SCHEMA_VERSION = 2  # what the keys mean: jserve_tools/REPORT.md
@@ -138,12 +139,14 @@ class EngineCounters:
       num_compiles_after_warmup: compilations during the run.
       num_preemptions: requests preempted.
       prefix_hit_tokens: prompt tokens found in the prefix cache.
+      length_errors: predicted output lengths against actual ones, by service class.
     """
 
     num_programs: int
     num_compiles_after_warmup: int
     num_preemptions: int
     prefix_hit_tokens: int
+    length_errors: Mapping[str, LengthErrors] = dataclasses.field(default_factory=dict)
 
 
 def wilson_interval(num_met: int, num_requests: int) -> tuple[float, float]:
@@ -331,6 +334,21 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     return run
 
 
+def summarise_length_errors(
+    errors: Mapping[str, LengthErrors],
+) -> dict[str, dict[str, float]]:
+    """Returns how wrong predicted output lengths were, by service class, for JSON."""
+    return {
+        name: {
+            "num_requests": one.num_requests,
+            "mean_tokens": one.sum_tokens / one.num_requests,
+            "mean_predicted_tokens": one.sum_predicted_tokens / one.num_requests,
+            "mean_abs_error_tokens": one.sum_abs_error_tokens / one.num_requests,
+        }
+        for name, one in sorted(errors.items())
+    }
+
+
 def summarise_run(
     outcomes: Sequence[Outcome],
     *,
@@ -353,4 +371,7 @@ def summarise_run(
         run |= summarise_steps(steps, block_tokens=block_tokens)
     if counters is not None:
         run |= dataclasses.asdict(counters)
+        del run["length_errors"]
+        if counters.length_errors:
+            run["length_error"] = summarise_length_errors(counters.length_errors)
     return run

@@ -82,6 +82,9 @@ class Request:
       slo: what was promised.
       service_class: name of its class, for reports.
       sampling: how tokens are drawn.
+      predicted_output_tokens: how long the whole answer should be, 1 to `max_tokens`;
+        `max_tokens` until somebody predicts (`predict`).
+      first_predicted_tokens: what was predicted when it was submitted.
       output_tokens: applied output token ids.
       num_dispatched: positions whose KV is written by plans dispatched so far.
       num_pending: tokens sampled by plans in flight.
@@ -89,7 +92,7 @@ class Request:
       slot: row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
       page_hashes: chained content hash of each full page of known tokens.
-      pacing: when each output token is wanted.
+      pacing: when each output token is wanted, if the answer is as long as predicted.
       first_deadline_s: when the first output token is wanted; ranking asks it often.
       num_published_pages: own pages whose content the ledger may hand to others.
       num_cached_tokens: prompt tokens found in the prefix cache at first admission.
@@ -120,6 +123,8 @@ class Request:
     pages: list[int] = dataclasses.field(default_factory=list)
     page_hashes: list[bytes] = dataclasses.field(default_factory=list)
     num_published_pages: int = 0
+    predicted_output_tokens: int = dataclasses.field(init=False)
+    first_predicted_tokens: int = dataclasses.field(init=False)
     pacing: Pacing = dataclasses.field(init=False)
     first_deadline_s: float = dataclasses.field(init=False)
 
@@ -134,6 +139,8 @@ class Request:
             raise ValueError(
                 f"request {self.request_id!r}: max_tokens={self.max_tokens} is below 1"
             )
+        self.predicted_output_tokens = self.max_tokens
+        self.first_predicted_tokens = self.max_tokens
         self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
         self.first_deadline_s = self.pacing.first_s
         if not 0 <= self.min_tokens <= self.max_tokens:
@@ -171,6 +178,29 @@ class Request:
     def num_outputs_projected(self) -> int:
         """Output tokens there will be once the plans in flight are applied."""
         return len(self.output_tokens) + self.num_pending
+
+    @property
+    def expected_tokens_left(self) -> int:
+        """Output tokens still to be planned, as predicted; at least 1.
+
+        Who has outlived the prediction is always taken to end with the next token.
+        """
+        outputs = len(self.output_tokens) + self.num_pending
+        return max(self.predicted_output_tokens - outputs, 1)
+
+    def predict(self, tokens: int) -> None:
+        """Sets how long the whole answer should be, and paces it accordingly.
+
+        Args:
+          tokens: clipped to what is possible: more than `min_tokens`, more than there
+            are, up to `max_tokens`.
+        """
+        outputs = len(self.output_tokens) + self.num_pending
+        tokens = max(tokens, self.min_tokens + 1, outputs + 1)
+        tokens = min(tokens, self.max_tokens)
+        if tokens != self.predicted_output_tokens:
+            self.predicted_output_tokens = tokens
+            self.pacing = self.slo.pacing(self.arrival_s, tokens)
 
     @property
     def wants_more(self) -> bool:

@@ -12,15 +12,23 @@ that names it has been applied, and only a request in no such plan is preempted.
 
 import collections
 import dataclasses
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jserve_sched.buckets import BucketTable
+from jserve_sched.holders import Holders
 from jserve_sched.ledger import KvLedger, chain_hashes
+from jserve_sched.length_book import LengthBook
+from jserve_sched.length_errors import LengthErrors
+from jserve_sched.length_estimates import LengthEstimator, MaxTokens
+from jserve_sched.limits import check_parts, check_request
+from jserve_sched.outlook import Outlook, SearchTotals
 from jserve_sched.plan import Row, StepPlan, StepResult
-from jserve_sched.policies.base import Policy
+from jserve_sched.policies.base import LookaheadPolicy, Policy
 from jserve_sched.predictor import Predictor, StepSample
 from jserve_sched.recent_load import RecentLoad
 from jserve_sched.request import FinishReason, Request, RequestState
+from jserve_sched.request_latency import LatencySource, RequestLatency
 from jserve_sched.view import SchedulerView
 from jserve_sched.waiting import WaitingQueue
 
@@ -58,6 +66,7 @@ class Scheduler:
       ledger: the KV pages.
       predictor: prices steps.
       counters: totals since start.
+      searches: totals of a policy that looks ahead.
     """
 
     def __init__(
@@ -70,26 +79,33 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        lengths: LengthEstimator | None = None,
+        request_latency: RequestLatency | None = None,
     ):
-        if max_num_seqs > buckets.max_rows:
-            raise ValueError(
-                f"max_num_seqs={max_num_seqs} exceeds the largest row edge "
-                f"{buckets.max_rows}"
-            )
-        least = buckets.fit(max_num_seqs, 1).num_rows + (
-            buckets.block_edges[1] * buckets.block_tokens
+        """Makes an idle one.
+
+        Args:
+          policy: decides the order.
+          buckets: the compiled shapes.
+          ledger: the KV pages.
+          predictor: prices steps.
+          max_num_seqs: most requests that run at once.
+          max_num_batched_tokens: most token positions in a step.
+          max_model_len: most tokens of a prompt and its answer together.
+          lengths: predicts how long answers will be; None takes `max_tokens`.
+          request_latency: prices whole requests; None fits one to the predictor.
+
+        Raises:
+          ValueError: if the limits do not go together.
+        """
+        check_parts(
+            buckets,
+            ledger,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
         )
-        if max_num_batched_tokens < least:
-            raise ValueError(
-                f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for "
-                f"the smallest prefill beside {max_num_seqs} rows: at least {least}"
-            )
-        if ledger.page_size % buckets.block_tokens:
-            raise ValueError(
-                f"page_size={ledger.page_size} is not a multiple of "
-                f"block_tokens={buckets.block_tokens}"
-            )
         self.policy = policy
+        self._lookahead = policy if isinstance(policy, LookaheadPolicy) else None
         self.buckets = buckets
         self.ledger = ledger
         self.predictor = predictor
@@ -99,13 +115,15 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._requests: dict[str, Request] = {}  # waiting and running
         self._waiting = WaitingQueue()
-        # Who hold a slot, by admission. Not by id: a client may use one again while
-        # the steps of a cancelled request are in flight.
-        self._holders: dict[int, Request] = {}
-        self._free_slots = list(range(max_num_seqs))[::-1]
+        self._holders = Holders(ledger, max_num_seqs)
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
         self._recent = RecentLoad()
+        self._lengths = LengthBook(lengths or MaxTokens(), self._waiting)
+        self._epoch = 0  # requests that joined the queue or ended
+        self._outlook: Outlook | None = None
+        self.searches = SearchTotals()
+        self._latency_source = LatencySource(request_latency)
 
     def use_buckets(self, table: BucketTable) -> None:
         """Plans with other shapes from the next plan on; those in flight keep theirs.
@@ -139,6 +157,11 @@ class Scheduler:
         return len(self._in_flight)
 
     @property
+    def length_errors(self) -> Mapping[str, LengthErrors]:
+        """Predicted output lengths against actual ones, by service class."""
+        return self._lengths.errors
+
+    @property
     def has_work(self) -> bool:
         """Whether a request is live or a plan is in flight."""
         return bool(self._requests or self._in_flight or self._holders)
@@ -149,18 +172,12 @@ class Scheduler:
         Raises:
           ValueError: if it exceeds the context or the KV pool.
         """
-        total = num_prompt_tokens + max_tokens
-        if total > self.max_model_len:
-            raise ValueError(
-                f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
-                f"{total} tokens, over the context of {self.max_model_len}"
-            )
-        capacity = self.ledger.num_pages * self.ledger.page_size
-        if self.ledger.pages_for(total) > self.ledger.num_pages:
-            raise ValueError(
-                f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
-                f"{total} tokens, over the KV pool of {capacity}"
-            )
+        check_request(
+            self.ledger,
+            max_model_len=self.max_model_len,
+            num_prompt_tokens=num_prompt_tokens,
+            max_tokens=max_tokens,
+        )
 
     def submit(self, request: Request) -> None:
         """Takes a request in.
@@ -175,6 +192,7 @@ class Scheduler:
             request.page_hashes = chain_hashes(
                 request.prompt_tokens, self.ledger.page_size
             )
+        self._lengths.enter(request)
         self._requests[request.request_id] = request
         self._recent.add_request(request)
         self._enqueue(request)
@@ -182,6 +200,7 @@ class Scheduler:
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING
         self._waiting.add(request)
+        self._epoch += 1
 
     def view(self, now_s: float) -> SchedulerView:
         """Returns the snapshot that the policy sees."""
@@ -189,22 +208,37 @@ class Scheduler:
             now_s=now_s,
             in_flight_s=sum(plan.predicted_s for plan in self._in_flight),
             step_id=self._next_step_id,
-            running=[one for one in self._holders.values() if one.wants_more],
+            running=[one for one in self._holders.requests if one.wants_more],
             queue=self._waiting,
-            num_free_slots=len(self._free_slots),
+            num_free_slots=self._holders.num_free_slots,
             ledger=self.ledger,
             buckets=self.buckets,
             predictor=self.predictor,
             prefill_tokens_per_s=self._recent.prefill_tokens_per_s,
             tight_ttft_s=self._recent.tight_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
+            max_num_seqs=self.max_num_seqs,
+            epoch=self._epoch,
+            outlook=self._outlook,
+            latency_source=self._latency_source,
         )
 
     def plan(self, now_s: float) -> StepPlan | None:
-        """Returns the next step, changing nothing; None if nothing can run now."""
+        """Returns the next step; None if nothing can run now.
+
+        Nothing changes but the outlook, which a policy that looks ahead may revise, and
+        the totals of such searches.
+        """
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
-        return self.policy.plan(self.view(now_s))
+        view = self.view(now_s)
+        if self._lookahead is not None:
+            outlook = self._lookahead.revise(view)
+            if outlook is not None:
+                self._outlook = outlook
+                self.searches.add(outlook)
+                view = dataclasses.replace(view, outlook=outlook)
+        return self.policy.plan(view)
 
     def dispatch(self, plan: StepPlan, now_s: float) -> None:
         """Commits to a plan: preempts, admits, reserves pages, advances counts."""
@@ -219,9 +253,7 @@ class Scheduler:
                 self._admit(row, now_s)
         for row in (*plan.decodes, *plan.chunks):
             request = row.request
-            missing = self.ledger.pages_for(row.stop) - len(request.pages)
-            if missing > 0:
-                request.pages.extend(self.ledger.allocate(missing))
+            self._holders.reserve(request, row.stop)
             request.num_dispatched = row.stop
             request.num_pending += row.samples
             request.num_in_flight += 1
@@ -229,39 +261,22 @@ class Scheduler:
 
     def _admit(self, row: Row, now_s: float) -> None:
         request = row.request
-        num_shared = row.start // self.ledger.page_size
-        shared = self.ledger.find_prefix(request.page_hashes[:num_shared])
-        assert len(shared) == num_shared, "a page the plan relied on is gone"
-        self.ledger.share(shared)
-        request.pages = shared
-        request.num_published_pages = num_shared
+        self._holders.admit(request, row.start)
         request.state = RequestState.RUNNING
-        request.slot = self._free_slots.pop()
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
             request.num_cached_tokens = min(row.start, request.num_prompt_tokens)
             self.counters.prompt_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += request.num_cached_tokens
         self._waiting.remove(request)
-        self._holders[id(request)] = request
 
     def _preempt(self, victim: Request) -> None:
         assert victim.num_in_flight == 0 and victim.num_pending == 0
-        self._let_go(victim)
+        self._holders.let_go(victim)
         victim.num_dispatched = 0
         victim.num_preemptions += 1
         self.counters.num_preemptions += 1
         self._enqueue(victim)
-
-    def _let_go(self, request: Request) -> None:
-        """Takes the slot and the pages back."""
-        assert request.slot is not None
-        self.ledger.release(request.pages)
-        request.pages = []
-        request.num_published_pages = 0
-        self._free_slots.append(request.slot)
-        request.slot = None
-        del self._holders[id(request)]
 
     def apply(self, result: StepResult) -> list[Output]:
         """Commits the oldest plan in flight.
@@ -288,9 +303,10 @@ class Scheduler:
                     self._take_token(request, token)
                     outputs.append(Output(request, token))
             if request.state is not RequestState.FINISHED:
-                self._publish(request, row.stop)
+                self._holders.publish(request, row.stop)
             elif request.num_in_flight == 0 and request.slot is not None:
-                self._let_go(request)
+                self._holders.let_go(request)
+        self._lengths.catch_up()
         return outputs
 
     def _take_token(self, request: Request, token: int) -> None:
@@ -305,24 +321,10 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.state = RequestState.FINISHED
         request.finish_reason = reason
+        self._epoch += 1
         del self._requests[request.request_id]
-
-    def _publish(self, request: Request, num_written: int) -> None:
-        """Lets others find the pages that are full of written, known tokens."""
-        if not self.ledger.enable_prefix_caching:
-            return
-        page_size = self.ledger.page_size
-        num_full = num_written // page_size
-        if num_full <= request.num_published_pages:
-            return
-        known = request.page_hashes
-        if num_full > len(known):
-            start = len(known) * page_size
-            new = request.known_tokens(start, num_full * page_size)
-            known.extend(chain_hashes(new, page_size, known))
-        for index in range(request.num_published_pages, num_full):
-            self.ledger.publish(request.pages[index], known[index])
-        request.num_published_pages = num_full
+        if reason is not FinishReason.CANCELLED:
+            self._lengths.settle(request)
 
     def cancel(self, request_id: str) -> Output | None:
         """Ends a request early; None if it is not live.
@@ -337,52 +339,38 @@ class Scheduler:
             self._waiting.remove(request)
         self._finish(request, FinishReason.CANCELLED)
         if request.slot is not None and request.num_in_flight == 0:
-            self._let_go(request)
+            self._holders.let_go(request)
         return Output(request, None)
 
-    def num_steps_alike(self, plan: StepPlan) -> int:
+    def num_steps_alike(self, plan: StepPlan, most: int | None = None) -> int:
         """Returns how many steps can only repeat a plan that was just applied.
 
         That is so while its rows are all that runs, nobody waits, none of them ends
         and pages last; then any policy that lets every decode run has no choice. The
         step after which the first one ends is the last such step. For simulation: a
         new arrival changes everything.
+
+        Args:
+          plan: the one applied last.
+          most: steps in which no token is a stop token, as the caller knows. Without
+            it there are none where any token might be.
         """
         if plan.chunks or self._waiting or self._in_flight:
             return 0
         if len(self._holders) != len(plan.decodes):
             return 0
         requests = [row.request for row in plan.decodes]
-        if any(one.stop_token_ids for one in requests):
+        if most is None and any(one.stop_token_ids for one in requests):
             return 0
-
-        def need(num_steps: int) -> int:
-            pages_for = self.ledger.pages_for
-            return sum(
-                max(pages_for(one.num_dispatched + num_steps) - len(one.pages), 0)
-                for one in requests
-            )
-
-        least, most = (
-            0,
-            min(one.max_tokens - len(one.output_tokens) for one in requests),
-        )
-        free = self.ledger.num_available
-        if need(most) <= free:
-            return most
-        while most - least > 1:  # need(least) <= free < need(most)
-            middle = (least + most) // 2
-            if need(middle) <= free:
-                least = middle
-            else:
-                most = middle
-        return least
+        left = min(one.max_tokens - len(one.output_tokens) for one in requests)
+        most = left if most is None else min(left, most)
+        return self._holders.num_steps_with_pages(requests, most)
 
     def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
         """Runs a decode-only plan again and again, every token being 0.
 
         As plan, dispatch and apply would, step by step; the predictor is left to
-        the caller. For simulation.
+        the caller, and nobody ends by a stop token. For simulation.
 
         Args:
           plan: the one applied last.
@@ -395,15 +383,13 @@ class Scheduler:
         requests = [row.request for row in plan.decodes]
         for request in requests:
             request.num_dispatched += num_steps
-            missing = self.ledger.pages_for(request.num_dispatched) - len(request.pages)
-            if missing > 0:
-                request.pages.extend(self.ledger.allocate(missing))
+            self._holders.reserve(request, request.num_dispatched)
             request.output_tokens.extend([0] * num_steps)
             self.counters.generated_tokens += num_steps
         for request in requests:
             if len(request.output_tokens) >= request.max_tokens:
                 self._finish(request, FinishReason.LENGTH)
-                self._let_go(request)
+                self._holders.let_go(request)
         return requests
 
     def check_integrity(self) -> None:
@@ -412,24 +398,21 @@ class Scheduler:
         Raises:
           AssertionError: if anything is lost, freed early or held wrongly.
         """
-        self.ledger.check_integrity([one.pages for one in self._holders.values()])
-        slots = [one.slot for one in self._holders.values() if one.slot is not None]
-        assert sorted([*slots, *self._free_slots]) == list(range(self.max_num_seqs))
+        self._holders.check_integrity()
         named = collections.Counter(
             id(row.request)
             for plan in self._in_flight
             for row in (*plan.decodes, *plan.chunks)
         )
-        for request in self._holders.values():
+        for request in self._holders.requests:
             assert request.num_in_flight == named[id(request)]
-            assert request.num_dispatched <= len(request.pages) * self.ledger.page_size
             if request.state is RequestState.FINISHED:
                 assert request.num_in_flight, f"{request.request_id} keeps its pages"
         for request in self._waiting.requests:
             assert request.slot is None and not request.pages
         running = [
             one.request_id
-            for one in self._holders.values()
+            for one in self._holders.requests
             if one.state is RequestState.RUNNING
         ]
         waiting = [one.request_id for one in self._waiting.requests]

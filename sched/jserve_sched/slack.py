@@ -53,7 +53,7 @@ def decode_slack(decodes: Sequence[Request], start_s: float) -> DecodeSlack:
     for request in decodes:
         pacing = request.pacing
         index = len(request.output_tokens) + request.num_pending
-        after_s = pacing.start_s + (index + 1) * pacing.gap_s
+        after_s = pacing.start_s + (min(index, pacing.last) + 1) * pacing.gap_s
         rows.append((after_s - pacing.gap_s if index else pacing.first_s, after_s))
     dues = np.array(rows, np.float64).reshape(-1, 2) - start_s
     return DecodeSlack(dues[:, 0], dues[:, 1])

@@ -8,10 +8,12 @@ arXiv 2606.05933, Eq. 1).
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 NO_DEADLINE_S = math.inf
+NO_LAST = sys.maxsize  # every token has a time of its own
 
 
 def _check_positive(name: str, value: float | None) -> None:
@@ -28,16 +30,21 @@ class Pacing(NamedTuple):
       gap_s: between two tokens.
       end_s: where tokens are paced towards a completion bound, when that is: no token
         before the last was promised for its own sake. None where each one was.
+      last: later tokens are wanted when this one is: the bound allows no more, and the
+        answer was not expected to be longer.
     """
 
     first_s: float
     start_s: float
     gap_s: float
     end_s: float | None = None
+    last: int = NO_LAST
 
     def deadline_s(self, index: int) -> float:
         """Returns when output token `index` (from 0) is wanted."""
-        return self.start_s + index * self.gap_s if index else self.first_s
+        if not index:
+            return self.first_s
+        return self.start_s + min(index, self.last) * self.gap_s
 
     def promise_s(self, index: int) -> float:
         """Returns until when output token `index` breaks no promise."""
@@ -92,7 +99,7 @@ class Slo:
             due_s = min(due_s, arrival_s + self.ttlt_s)
         return due_s
 
-    def pacing(self, arrival_s: float, max_tokens: int) -> "Pacing":
+    def pacing(self, arrival_s: float, num_tokens: int) -> "Pacing":
         """Returns when a scheduler should want each output token.
 
         With a `tbt_s` these are the token deadlines, faster only if the last one
@@ -102,11 +109,15 @@ class Slo:
         last moment. (The papers' interactive classes need no such rule; QoServe's
         artifact paces by a fixed 0.4 s a token, which fits one machine.)
 
+        An answer that grows longer than expected is always taken to end with its next
+        token: no token is wanted after `ttlt_s`, and none sooner than the last one
+        expected. (Ours.)
+
         Args:
           arrival_s: when the request arrived.
-          max_tokens: most output tokens it will have.
+          num_tokens: output tokens it is expected to have, >= 1.
         """
-        gaps = max(max_tokens - 1, 1)
+        gaps = max(num_tokens - 1, 1)
         first_s = NO_DEADLINE_S if self.ttft_s is None else arrival_s + self.ttft_s
         if self.ttlt_s is None:
             if self.tbt_s is None:
@@ -115,11 +126,14 @@ class Slo:
         if self.ttft_s is not None and self.tbt_s is not None:
             first_s = min(first_s, arrival_s + self.ttlt_s)
             left_s = arrival_s + self.ttlt_s - first_s
-            return Pacing(first_s, first_s, min(self.tbt_s, left_s / gaps))
+            if self.tbt_s >= left_s / gaps:
+                return Pacing(first_s, first_s, left_s / gaps, last=gaps)
+            last = max(int(left_s / self.tbt_s), gaps)
+            return Pacing(first_s, first_s, self.tbt_s, last=last)
         half_s = self.ttlt_s / 2
         start_s = arrival_s + half_s
         end_s = arrival_s + self.ttlt_s
-        return Pacing(min(first_s, start_s), start_s, half_s / gaps, end_s)
+        return Pacing(min(first_s, start_s), start_s, half_s / gaps, end_s, gaps)
 
     def is_met(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool

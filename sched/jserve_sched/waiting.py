@@ -54,6 +54,15 @@ class WaitingQueue:
         for column in self._facts:
             del column[place]
 
+    def predict(self, request: Request, tokens: int) -> None:
+        """Sets how long the answer of a request that is in should be."""
+        request.predict(tokens)
+        if request.output_tokens:  # else no length changes when the next is due
+            place = bisect.bisect_left(self._requests, _order(request), key=_order)
+            due_s, promise_s, _, _ = self._facts
+            due_s[place] = request.next_deadline_s
+            promise_s[place] = request.next_promise_s
+
     def facts(self) -> np.ndarray:
         """Returns `[4, waiting]` float64, in order of the requests.
 

@@ -1,4 +1,5 @@
 import collections
+import pathlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -6,9 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from engine_harness import small_config
+from engine_harness import build_toy_loop
 from fakes import make_request
-from jserve.build import build_loop
 from jserve.events import Health, NotServingError, QueueFullError, TokenEvent
 from jserve.loop import EngineLoop
 from jserve_models.toy import toy_next_token
@@ -54,8 +54,8 @@ class Inbox:
 
 
 @pytest.fixture(scope="module")
-def loop() -> Iterator[EngineLoop]:
-    loop = build_loop(small_config(model="toy", max_queued_requests=600))
+def loop(shared_programs: pathlib.Path) -> Iterator[EngineLoop]:
+    loop = build_toy_loop(shared_programs, max_queued_requests=600)
     with pytest.raises(NotServingError, match="starting"):
         loop.submit(make_request())
     loop.start()
@@ -110,6 +110,17 @@ def test_500_mixed_requests_are_right_and_compile_nothing(
     assert stats.generated_tokens == sum(one.max_tokens for one in requests)
     per_batch = [[event.request_id for event in batch] for batch in inbox.batches]
     assert all(len(set(ids)) == len(ids) for ids in per_batch), "one call for each step"
+
+
+def test_lengths_that_were_wrong_are_told_of(loop: EngineLoop, inbox: Inbox) -> None:
+    request = make_request(8, 20, service_class="chat")
+    request.stop_token_ids = frozenset(toy_output(request)[2:3])
+    loop.submit(request)
+    inbox.wait_for(request)
+    found = loop.stats().length_errors["chat"]
+    num_tokens = len(inbox.tokens(request))
+    assert num_tokens <= 3
+    assert (found.sum_tokens, found.sum_predicted_tokens) == (num_tokens, 20)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -204,8 +215,8 @@ def test_what_can_never_run_is_refused_at_once(loop: EngineLoop) -> None:
         loop.submit(make_request(10, 5000))
 
 
-def test_a_full_queue_says_when_to_come_back() -> None:
-    loop = build_loop(small_config(model="toy", max_queued_requests=3))
+def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> None:
+    loop = build_toy_loop(shared_programs, max_queued_requests=3)
     inbox = Inbox()
     loop.set_listener(inbox)
     loop.start()
@@ -226,8 +237,8 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     loop.stop()
 
 
-def test_drain_lets_running_requests_finish() -> None:
-    loop = build_loop(small_config(model="toy", enable_overlap=False))
+def test_drain_lets_running_requests_finish(shared_programs: pathlib.Path) -> None:
+    loop = build_toy_loop(shared_programs, enable_overlap=False)
     inbox = Inbox()
     loop.set_listener(inbox)
     loop.start()
@@ -242,9 +253,9 @@ def test_drain_lets_running_requests_finish() -> None:
 
 
 def test_a_dead_engine_tells_everyone_and_takes_nobody(
-    monkeypatch: pytest.MonkeyPatch,
+    shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = build_loop(small_config(model="toy"))
+    loop = build_toy_loop(shared_programs)
     inbox = Inbox()
     loop.set_listener(inbox)
     loop.start()

@@ -5,6 +5,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from fake_server import FakeLoop
 from jserve.events import EngineStats, PredictorStatus, StartUp, StepRecord
 from jserve.metrics import ServerMetrics
+from jserve_sched.length_errors import LengthErrors
+from jserve_sched.outlook import Outlook, SearchTotals
+
+LABELS = ("chat", "code")
 
 
 class View:
@@ -45,6 +49,53 @@ def test_refits_and_replacements_are_counted() -> None:
     assert 'jserve:predictor_refits_total{model_name="m"} 3.0' in rows
     assert 'jserve:predictor_replaced_total{model_name="m"} 7.0' in rows
     assert not any("fallback_total" in row for row in rows)
+
+
+def test_searches_are_counted() -> None:
+    totals = SearchTotals()
+    for goal in (1.0, 1.5):
+        totals.add(
+            Outlook(
+                order=("a",),
+                batches=(0,),
+                cap=None,
+                made_s=0.0,
+                epoch=1,
+                num_proposals=100,
+                start_goal=1.0,
+                goal=goal,
+                search_s=0.25,
+            )
+        )
+    assert scrape("plan_search", searches=totals) == {
+        'jserve:plan_searches_total{model_name="m"} 2.0',
+        'jserve:plan_search_proposals_total{model_name="m"} 200.0',
+        'jserve:plan_search_seconds_total{model_name="m"} 0.5',
+        'jserve:plan_search_gain_total{model_name="m"} 0.5',
+    }
+
+
+def test_predicted_lengths_are_summed_by_class() -> None:
+    chat = LengthErrors(
+        num_requests=4,
+        sum_tokens=100,
+        sum_predicted_tokens=130,
+        sum_abs_error_tokens=50,
+    )
+    code = LengthErrors(
+        num_requests=1, sum_tokens=9, sum_predicted_tokens=7, sum_abs_error_tokens=2
+    )
+    rows = scrape("length_", length_errors={"chat": chat, "code": code})
+    labels = {one: f'{{model_name="m",service_class="{one}"}}' for one in LABELS}
+    for name, values in (
+        ("predictions", (4.0, 1.0)),
+        ("actual_tokens", (100.0, 9.0)),
+        ("predicted_tokens", (130.0, 7.0)),
+        ("abs_error_tokens", (50.0, 2.0)),
+    ):
+        for label, value in zip(LABELS, values, strict=True):
+            assert f"jserve:length_{name}_total{labels[label]} {value}" in rows
+    assert len(rows) == 8, "nothing is said of classes that have had no answer"
 
 
 def test_warm_up_can_be_watched() -> None:

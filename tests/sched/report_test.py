@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from jserve_sched.length_errors import LengthErrors
 from jserve_sched.report import (
     EngineCounters,
     Failure,
@@ -216,6 +217,35 @@ def test_steps_and_counters_join_the_run() -> None:
     assert run["prefix_hit_tokens"] == 0  # measured, so present
     assert run["pad_share_tokens"] == 0.0
     assert summarise_steps([], block_tokens=8) == {"num_steps": 0}
+
+
+def test_length_errors_join_the_run_by_class() -> None:
+    errors = LengthErrors(
+        num_requests=4,
+        sum_tokens=100,
+        sum_predicted_tokens=130,
+        sum_abs_error_tokens=50,
+    )
+    counters = EngineCounters(
+        num_programs=4,
+        num_compiles_after_warmup=0,
+        num_preemptions=0,
+        prefix_hit_tokens=0,
+        length_errors={"chat": errors},
+    )
+    run = summarise_run([outcome(10.5)], counters=counters)
+    assert run["length_error"] == {
+        "chat": {
+            "num_requests": 4,
+            "mean_tokens": 25.0,
+            "mean_predicted_tokens": 32.5,
+            "mean_abs_error_tokens": 12.5,
+        }
+    }
+    unmeasured = dataclasses.replace(counters, length_errors={})
+    assert "length_error" not in summarise_run([outcome(10.5)], counters=unmeasured)
+    assert "length_errors" not in run
+    json.dumps(run)
 
 
 def test_wilson_interval_against_the_textbook() -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from fakes import Driver, expected_output, make_request, make_scheduler
 from jserve_sched.buckets import BucketTable
-from jserve_sched.plan import PlanEnd
+from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import FinishReason, RequestState
 
 
@@ -217,3 +217,15 @@ def test_shapes_that_do_not_fit_what_was_admitted_are_refused(
     scheduler = make_scheduler()
     with pytest.raises(ValueError, match=words):
         scheduler.use_buckets(table)
+
+
+def test_who_knows_the_ends_may_repeat_steps_in_spite_of_stop_tokens() -> None:
+    plans: list[StepPlan] = []
+    driver = Driver(make_scheduler(), lag=0, on_plan=plans.append)
+    scheduler = driver.scheduler
+    scheduler.submit(make_request(5, 20, stop_token_ids=frozenset({999})))
+    driver.step()
+    driver.step()
+    assert scheduler.num_steps_alike(plans[-1]) == 0, "any token might end it"
+    for most, num_steps in ((0, 0), (3, 3), (18, 18), (100, 18)):
+        assert scheduler.num_steps_alike(plans[-1], most) == num_steps

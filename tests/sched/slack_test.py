@@ -27,6 +27,17 @@ def test_two_windows_add_up_to_the_tightest_second_deadline() -> None:
     assert current_s + next_s == pytest.approx(0.16)
 
 
+def test_an_answer_longer_than_predicted_is_due_at_the_end() -> None:
+    request = decoding(0, Slo(ttlt_s=10.0))
+    request.predict(5)  # paced at 5, 6.25, 7.5, 8.75 and 10 s
+    request.output_tokens = [1] * 4
+    assert decode_slack([request], 7.0).next_s == pytest.approx([3.0])
+    request.output_tokens = [1] * 40
+    slack = decode_slack([request], 7.0)
+    assert slack.next_s == pytest.approx([3.0])  # neither at once nor at leisure
+    assert slack.after_s == pytest.approx([4.25])  # a pace on, as for a last token
+
+
 def test_tokens_in_flight_count_as_produced() -> None:
     request = decoding(3, Slo(ttft_s=1.0, tbt_s=0.04))
     request.num_pending = 1

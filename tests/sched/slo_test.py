@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from jserve_sched.slo import ServiceClass, Slo, parse_service_classes
+from jserve_sched.slo import NO_LAST, ServiceClass, Slo, parse_service_classes
 
 
 def test_token_deadlines_are_anchored_at_arrival() -> None:
@@ -141,6 +141,34 @@ def test_a_paced_token_breaks_no_promise_before_the_end() -> None:
     assert [both.promise_s(k) for k in range(3)] == [101.0, 108.0, 108.0]
     token = Slo(ttft_s=1.0, tbt_s=0.5).pacing(100.0, 3)
     assert [token.promise_s(k) for k in range(3)] == [101.0, 101.5, 102.0]
+
+
+@pytest.mark.parametrize(
+    "slo",
+    [
+        Slo(ttlt_s=8.0),
+        Slo(ttft_s=1.0, ttlt_s=8.0),
+        Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0),
+        Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0),
+        Slo(ttft_s=9.0, tbt_s=5.0, ttlt_s=8.0),
+    ],
+)
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 1000])
+def test_tokens_beyond_the_expected_are_due_by_the_end(
+    slo: Slo, num_tokens: int
+) -> None:
+    pacing = slo.pacing(100.0, num_tokens)
+    due_s = [pacing.deadline_s(k) for k in range(2000)]
+    assert due_s == sorted(due_s)
+    assert due_s[-1] <= 108.0 + 1e-9
+    assert due_s[-1] + pacing.gap_s >= 108.0 - 1e-9  # and hardly before it
+    expected = [pacing._replace(last=NO_LAST).deadline_s(k) for k in range(num_tokens)]
+    assert due_s[:num_tokens] == expected  # those expected are paced as ever
+
+
+def test_a_bound_on_gaps_alone_goes_on_for_ever() -> None:
+    pacing = Slo(ttft_s=1.0, tbt_s=0.5).pacing(100.0, 3)
+    assert pacing.deadline_s(1000) == 601.0
 
 
 def test_without_a_promise_nothing_is_due() -> None:

@@ -180,6 +180,18 @@ def test_other_settings_or_a_wish_to_start_anew_measure_again(
     asyncio.run(go())
 
 
+def test_a_load_may_come_all_at_once(fake_server, tmp_path: pathlib.Path) -> None:
+    async def go() -> None:
+        async with fake_server.FakeServer() as server:
+            servers = OwnServers(server.url, "fcfs")
+            load = Replay(is_one_shot=True)
+            (run,) = (await replay_on(servers, tmp_path, load=load)).runs
+            assert run.summary["is_one_shot"] and "qps" not in run.summary
+            assert len({one.arrival_s for one in run.outcomes}) == 1
+
+    asyncio.run(go())
+
+
 def test_a_strategy_starts_cold_once_and_then_warm(
     fake_server, tmp_path: pathlib.Path
 ) -> None:

@@ -173,6 +173,7 @@ class FakeServer:
             "num_compiles_after_warmup": 0,
             "num_preemptions": 0,
             "prefix_hit_tokens": 0,
+            "length_errors": {},
         }
         return web.json_response(
             {

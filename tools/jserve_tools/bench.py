@@ -36,13 +36,14 @@ from jserve_tools.comparison_flags import (
 )
 from jserve_tools.documents import document, one_line, write_whole
 from jserve_tools.idle_flags import check_flags
+from jserve_tools.load_flags import define_one_shot_flag
 from jserve_tools.loads import ClosedLoop, Replay, describe
 from jserve_tools.plots import draw
 from jserve_tools.publishing import publish
 from jserve_tools.run_store import RunStore
 from jserve_tools.server_flags import define_server_flags
 from jserve_tools.staircases import run_staircase
-from jserve_tools.tables import host_table, runs_table, shapes_table
+from jserve_tools.tables import host_table, run_tables
 from jserve_tools.targets import Servers
 from jserve_tools.workload import (
     DEFAULT_SERVICE_CLASSES,
@@ -52,6 +53,7 @@ from jserve_tools.workload import (
 )
 from jserve_tools.workload_trace import (
     DEFAULT_TRACE,
+    TRACE_FORM,
     TraceRow,
     mean_rate,
     read_trace,
@@ -70,8 +72,7 @@ _MODE = flags.DEFINE_enum(
 _TRACE = flags.DEFINE_string(
     "trace",
     str(DEFAULT_TRACE),
-    "CSV of arrival_s (seconds), prompt_tokens, output_tokens; the default comes "
-    "with jserve.",
+    f"{TRACE_FORM}; the default comes with jserve.",
 )
 _NUM_REQUESTS = flags.DEFINE_integer(
     "num_requests",
@@ -98,6 +99,7 @@ _RATE_SCALE = flags.DEFINE_float(
     lower_bound=1e-6,
     upper_bound=1e6,
 )
+_ONE_SHOT = define_one_shot_flag()
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Decides classes and prompts.", lower_bound=0, upper_bound=2**32 - 1
 )
@@ -106,7 +108,8 @@ _SERVICE_CLASSES = flags.DEFINE_string(
     None,
     "JSON file: a list of classes, each with name, share (0 to 1) and ttft_s or "
     "ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or multiples of "
-    "an idle server's time). Default: a tight and a lax class.",
+    "an idle server's time). Classes that the trace names need no share. Default: a "
+    "tight and a lax class.",
 )
 _CAPACITY_S = flags.DEFINE_float(
     "capacity_s", 10.0, "Seconds to measure capacity for, once the server is full."
@@ -166,8 +169,10 @@ def _classes() -> Sequence[ServiceClass]:
     return parse_service_classes(path.read_text())
 
 
-def _replay(trace: pathlib.Path) -> tuple[Replay, list[TraceRow]]:
-    rows = read_trace(trace, num_requests=_NUM_REQUESTS.value)
+def _replay(
+    trace: pathlib.Path, classes: Sequence[ServiceClass]
+) -> tuple[Replay, list[TraceRow]]:
+    rows = read_trace(trace, num_requests=_NUM_REQUESTS.value, classes=classes)
     if not _NUM_REQUESTS.value:
         rows = rows[:_DEFAULT_ROWS]
     rows = scale_lengths(rows, _LENGTH_SCALE.value)
@@ -185,8 +190,10 @@ def _replay(trace: pathlib.Path) -> tuple[Replay, list[TraceRow]]:
     qps = _numbers("qps", _QPS.value)
     if _RATE_SCALE.value is not None:
         qps = [_RATE_SCALE.value * mean_rate(rows)]
+    has_rate = bool(qps) or _ONE_SHOT.value
     load = Replay(
-        loads=() if qps else _numbers("load", _LOAD.value or ["0.9"]),
+        is_one_shot=_ONE_SHOT.value,
+        loads=() if has_rate else _numbers("load", _LOAD.value or ["0.9"]),
         qps=qps,
         capacity_s=_CAPACITY_S.value,
         capacity_slots=_CAPACITY_SLOTS.value,
@@ -201,8 +208,9 @@ def _options() -> _Options:
       ValueError: for a value that is wrong, naming it and the limit.
       OSError: for a file that cannot be read.
     """
+    given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
     check_flags(
-        {name for name in flags.FLAGS if flags.FLAGS[name].present},
+        given if _ONE_SHOT.value else given - {"one_shot"},
         mode=_MODE.value,
         url=flags.FLAGS.url or "",
         is_launched=flags.FLAGS.launch,
@@ -212,9 +220,9 @@ def _options() -> _Options:
     classes: Sequence[ServiceClass] = (BEST_EFFORT,)
     if _MODE.value == "replay":
         trace = pathlib.Path(_TRACE.value).expanduser()
-        load, rows = _replay(trace)
-        name = trace.name
         classes = _classes()
+        load, rows = _replay(trace, classes)
+        name = trace.name
     else:
         rows = [TraceRow(0.0, _PROMPT_TOKENS.value, _OUTPUT_TOKENS.value)]
         name = "fixed lengths"
@@ -268,6 +276,8 @@ def _publish(
         if value not in ((), [], 0)
     }
     workload = describe(options.workload, options.trace)
+    if _ONE_SHOT.value:
+        workload["is_one_shot"] = True
     report = document(
         command=command,
         facts=findings.facts,
@@ -288,7 +298,7 @@ def _publish(
             f"{findings.num_resumed} of {len(summaries)} runs are those of an "
             "interrupted call; --noresume measures all anew"
         )
-    _say(f"\n{runs_table(summaries)}\n\n{shapes_table(summaries)}")
+    _say(f"\n{run_tables(summaries)}")
     for summary in summaries:
         if summary.get("host_profile"):
             _say(f"\n{host_table(summary['host_profile'])}")

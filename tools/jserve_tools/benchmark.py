@@ -8,6 +8,7 @@ finished runs, so a sweep that goes on later goes on with the same.
 
 import dataclasses
 import itertools
+import math
 import pathlib
 import re
 import tempfile
@@ -302,6 +303,8 @@ class Benchmark:
         return await self._closed_loop(client, facts, number, load.num_clients[place])
 
     def _rate(self, load: Replay, place: int) -> dict[str, float]:
+        if load.is_one_shot:
+            return {"is_one_shot": True}
         if load.qps:
             return {"qps": load.qps[place]}
         assert self.findings.capacity is not None
@@ -315,7 +318,7 @@ class Benchmark:
         number: int,
         rate: Mapping[str, float],
     ) -> PlottedRun:
-        rows = scale_rate(list(self._workload.rows), rate["qps"])
+        rows = scale_rate(list(self._workload.rows), rate.get("qps", math.inf))
         requests = dataclasses.replace(self._workload, rows=rows).requests(
             _FIRST_RUN + number, self.findings.yardstick
         )

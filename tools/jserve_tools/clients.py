@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from jserve.events import StepRecord
+from jserve_sched.length_errors import LengthErrors
 from jserve_sched.report import EngineCounters, Failure
 from jserve_tools.workload import WorkloadRequest
 
@@ -77,4 +78,25 @@ def counters_between(
             "prefix_hit_tokens",
         )
     }
-    return EngineCounters(num_programs=int(after["num_programs"]), **growth)
+    return EngineCounters(
+        num_programs=int(after["num_programs"]),
+        length_errors=_length_errors_between(
+            before.get("length_errors", {}), after.get("length_errors", {})
+        ),
+        **growth,
+    )
+
+
+def _length_errors_between(
+    before: Mapping[str, Mapping[str, int]], after: Mapping[str, Mapping[str, int]]
+) -> dict[str, LengthErrors]:
+    """Returns the growth of each class's sums, where an answer ended."""
+    growth = {}
+    for service_class, sums in after.items():
+        old = before.get(service_class, {})
+        more = {
+            name: int(value) - int(old.get(name, 0)) for name, value in sums.items()
+        }
+        if more["num_requests"]:
+            growth[service_class] = LengthErrors(**more)
+    return growth

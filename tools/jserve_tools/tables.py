@@ -45,6 +45,8 @@ def run_name(run: Mapping[str, Any]) -> str:
         return f"{name} @{run['load']:g}x"
     if "qps" in run:
         return f"{name} @{run['qps']:.3g}/s"
+    if run.get("is_one_shot"):
+        return f"{name}, all at once"
     return f"{name}, {run['num_clients']} clients"
 
 
@@ -119,6 +121,34 @@ def shapes_table(runs: Sequence[Mapping[str, Any]]) -> str:
         row += [_number(run.get(compiles), "d")] if has_compiles else []
         rows.append(row)
     return render(rows)
+
+
+def lengths_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one row for each class of each run whose answers were predicted."""
+    rows = [["lengths", "class", "answers", "tokens", "predicted", "off by", "share"]]
+    for run in runs:
+        for name, error in run.get("length_error", {}).items():
+            off_tokens, tokens = error["mean_abs_error_tokens"], error["mean_tokens"]
+            rows.append(
+                [
+                    run_name(run),
+                    name,
+                    str(error["num_requests"]),
+                    _number(tokens, ".1f"),
+                    _number(error["mean_predicted_tokens"], ".1f"),
+                    _number(off_tokens, ".1f"),
+                    _share(off_tokens / tokens),
+                ]
+            )
+    return render(rows)
+
+
+def run_tables(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns all that people are shown of runs."""
+    tables = [runs_table(runs), shapes_table(runs)]
+    if any("length_error" in run for run in runs):
+        tables.append(lengths_table(runs))
+    return "\n\n".join(tables)
 
 
 def slo_table(workload: Workload, yardstick: Yardstick | None) -> str:

@@ -12,7 +12,8 @@ baseline's favour:
   tokens even if a decode will be late for them; here a step may have no prefill.
 * Priority (Eq. 4 and 5): deadline of the first token plus `alpha_s_per_token` times
   the prompt tokens left; for a completion bound, its deadline plus that times prompt
-  and output tokens left. The paper's history of output lengths is `max_tokens` here.
+  and output tokens left. The paper's history of output lengths is the scheduler's
+  length estimator here, by default `max_tokens`.
 * A request that has missed its first deadline, or would miss it if it were alone with
   the decodes, is relegated: it goes behind all that are not. Nothing is remembered, so
   a request whose case improves comes back; the code never looks twice.
@@ -96,6 +97,6 @@ def _facts(request: Request) -> tuple[float, float, float, bool]:
     """Returns the deadline, output tokens that count, arrival and guard flag."""
     slo, arrival_s = request.slo, request.arrival_s
     if slo.ttft_s is None and slo.ttlt_s is not None:
-        left = request.max_tokens - request.num_outputs_projected
+        left = request.expected_tokens_left
         return arrival_s + slo.ttlt_s, left, arrival_s, request.guard
     return request.next_deadline_s, 0, arrival_s, request.guard

@@ -1,0 +1,68 @@
+"""Limits: do a scheduler's parts go together, and can a request ever run?"""
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.ledger import KvLedger
+
+
+def check_parts(
+    buckets: BucketTable,
+    ledger: KvLedger,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+) -> None:
+    """Checks that every step which may be asked for has a shape.
+
+    Args:
+      buckets: the compiled shapes.
+      ledger: the KV pages.
+      max_num_seqs: most requests that run at once.
+      max_num_batched_tokens: most token positions in a step.
+
+    Raises:
+      ValueError: if the limits or the sizes do not go together.
+    """
+    if max_num_seqs > buckets.max_rows:
+        raise ValueError(
+            f"max_num_seqs={max_num_seqs} exceeds the largest row edge "
+            f"{buckets.max_rows}"
+        )
+    least = buckets.fit(max_num_seqs, 1).num_rows + (
+        buckets.block_edges[1] * buckets.block_tokens
+    )
+    if max_num_batched_tokens < least:
+        raise ValueError(
+            f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for "
+            f"the smallest prefill beside {max_num_seqs} rows: at least {least}"
+        )
+    if ledger.page_size % buckets.block_tokens:
+        raise ValueError(
+            f"page_size={ledger.page_size} is not a multiple of "
+            f"block_tokens={buckets.block_tokens}"
+        )
+
+
+def check_request(
+    ledger: KvLedger, *, max_model_len: int, num_prompt_tokens: int, max_tokens: int
+) -> None:
+    """Checks that a request of this size can ever run.
+
+    Args:
+      ledger: the KV pages.
+      max_model_len: most tokens of a prompt and its answer together.
+      num_prompt_tokens: of the request.
+      max_tokens: most output tokens of it.
+
+    Raises:
+      ValueError: if it exceeds the context or the KV pool.
+    """
+    total = num_prompt_tokens + max_tokens
+    size = (
+        f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
+        f"{total} tokens"
+    )
+    if total > max_model_len:
+        raise ValueError(f"{size}, over the context of {max_model_len}")
+    if ledger.pages_for(total) > ledger.num_pages:
+        capacity = ledger.num_pages * ledger.page_size
+        raise ValueError(f"{size}, over the KV pool of {capacity}")
