@@ -3,47 +3,57 @@
 The one idea: it is the *same* `Scheduler` object that serves, so what a simulation
 says of a policy is about the code that runs; only the step's duration is made up.
 
-Overlap is as in the engine: with `lag` 0 a step is planned when the one before has
-ended; with `lag` 1 the next step is planned when one starts, so a request that comes
-during a step waits for the one after the next.
-
-A stretch of decode steps between two events (an arrival, a last token, a page too
-few) can only run the same rows again. With `lag` 0 such a stretch is advanced at
-once; its steps are priced by one call, each as it would be alone.
+Several engines, each with a scheduler of its own, share one clock and one stream of
+requests. Each request is given to one of them when it comes.
 """
 
-import collections
 import dataclasses
+import heapq
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from jserve_sched import features
 from jserve_sched.buckets import BucketTable
 from jserve_sched.clock import Clock
 from jserve_sched.cost_model import CostModel
+from jserve_sched.instances import Assignment
 from jserve_sched.ledger import KvLedger
-from jserve_sched.plan import StepPlan, StepResult
+from jserve_sched.length_errors import pool_length_errors
+from jserve_sched.length_estimates import LengthEstimator
 from jserve_sched.policies.base import Policy
-from jserve_sched.predictor import Predictor, StepSample
+from jserve_sched.predictor import Predictor
 from jserve_sched.report import EngineCounters, Failure, Outcome
-from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation_log import SimulatedStep, StepLog, Tally
+from jserve_sched.simulated_engine import SimulatedEngine, StepTimes
+from jserve_sched.simulation_log import SimulatedStep, Tally
 from jserve_sched.workload import Arrival
 
-_NOISE_BLOCK = 4096  # factors of step times drawn at once
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InstanceResult:
+    """What one of several engines did.
+
+    Attributes:
+      request_ids: who was given to it, in order.
+      num_steps: steps it ran.
+      busy_s: virtual time of these, seconds.
+    """
+
+    request_ids: tuple[str, ...]
+    num_steps: int
+    busy_s: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulationResult:
-    """What a simulation came to.
+    """What a simulation came to; of several engines, all together.
 
     Attributes:
       outcomes: every request's experience, by arrival.
-      steps: every step, if they were recorded.
-      counters: the scheduler's, in the form of an engine's.
+      steps: every step by its start, if they were recorded.
+      counters: the schedulers', in the form of an engine's.
+      instances: each engine's part.
       num_steps: steps run.
       end_s: virtual time when it ended, seconds.
       wall_s: what it took in real time, seconds; None without a clock.
@@ -54,6 +64,7 @@ class SimulationResult:
     outcomes: list[Outcome]
     steps: list[SimulatedStep] | None
     counters: EngineCounters
+    instances: tuple[InstanceResult, ...]
     num_steps: int
     end_s: float
     wall_s: float | None
@@ -67,6 +78,7 @@ def make_scheduler(
     buckets: BucketTable,
     predictor: Predictor,
     max_model_len: int,
+    lengths: LengthEstimator | None = None,
 ) -> Scheduler:
     """Returns a scheduler within a cost model's limits, without a prefix cache."""
     page_size = cost_model.page_size
@@ -82,43 +94,8 @@ def make_scheduler(
         max_num_seqs=cost_model.max_num_seqs,
         max_num_batched_tokens=cost_model.max_num_batched_tokens,
         max_model_len=max_model_len,
+        lengths=lengths,
     )
-
-
-class _StepTimes:
-    """Step durations: the cost model's, times a seeded factor for each step."""
-
-    def __init__(
-        self, cost_model: CostModel, block_tokens: int, noise: float, seed: int
-    ):
-        self._cost_model = cost_model
-        self._block_tokens = block_tokens
-        self._noise = noise
-        self._random = np.random.default_rng(seed)
-        self._factors = np.ones(0)
-
-    def of(self, first_step: int, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` of steps `first_step`, `first_step + 1` ..., s."""
-        duration_s = self._cost_model.step_s(matrix, self._block_tokens)
-        if not self._noise:
-            return duration_s
-        stop = first_step + len(matrix)
-        while len(self._factors) < stop:
-            more = np.exp(self._noise * self._random.standard_normal(_NOISE_BLOCK))
-            self._factors = np.concatenate((self._factors, more))
-        return duration_s * self._factors[first_step:stop]
-
-
-def _steps_after(plan: StepPlan, num_steps: int, page_size: int) -> np.ndarray:
-    """Returns features `[num_steps, F]` of the steps that repeat a decode-only plan."""
-    matrix = np.repeat(plan.features[None], num_steps, axis=0)
-    steps = np.arange(1, num_steps + 1)
-    grown = steps * len(plan.decodes)
-    matrix[:, features.DECODE_CONTEXT] += grown
-    matrix[:, features.CACHED_TOKENS] += grown
-    longest = max(row.stop for row in plan.decodes) + steps
-    matrix[:, features.DECODE_PAGES] = -(-longest // page_size)
-    return matrix
 
 
 class _Simulation:
@@ -126,30 +103,20 @@ class _Simulation:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        engines: Sequence[SimulatedEngine],
         arrivals: Sequence[Arrival],
         *,
-        times: _StepTimes,
+        assignment: Assignment | None,
         tally: Tally,
-        lag: int,
-        records_steps: bool,
-        advances_decodes: bool,
-        clock: Clock | None,
     ):
-        self._scheduler = scheduler
+        self._engines = engines
         self._arrivals = arrivals
-        self._times = times
-        self._lag = lag
-        self._clock = clock
-        self._advances_decodes = advances_decodes and lag == 0
-        self.tally = tally
+        self._assignment = assignment
+        self._tally = tally
         longest = max(one.num_prompt_tokens for one in arrivals)
         self._prompt = np.zeros(longest, np.int32)  # all prompts are slices of it
         self._next = 0
-        self._queue: collections.deque[tuple[StepPlan, float]] = collections.deque()
         self.now_s = arrivals[0].arrival_s
-        self.num_steps = 0
-        self.log = StepLog() if records_steps else None
 
     @property
     def _next_arrival_s(self) -> float:
@@ -157,116 +124,74 @@ class _Simulation:
             return math.inf
         return self._arrivals[self._next].arrival_s
 
-    def _submit(self) -> None:
-        """Hands over who has come by now."""
+    def _hand_over(self) -> None:
+        """Gives everyone who has come by now to an engine."""
         while self._next_arrival_s <= self.now_s:
             one = self._arrivals[self._next]
             self._next += 1
-            request = Request(
-                request_id=one.request_id,
-                arrival_s=one.arrival_s,
-                prompt_tokens=self._prompt[: one.num_prompt_tokens],
-                max_tokens=one.max_tokens,
-                slo=one.slo,
-                service_class=one.service_class,
-                guard=one.guard,
-            )
+            place = 0
+            if self._assignment is not None:
+                views = [engine.scheduler.view(self.now_s) for engine in self._engines]
+                place = self._assignment.choose(views)
             try:
-                self._scheduler.submit(request)
+                self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
             except ValueError:
-                self.tally.fail(one, Failure.TOO_LONG)
-
-    def _plan(self) -> None:
-        """Dispatches as many plans as may be in flight."""
-        while len(self._queue) <= self._lag:
-            start_s = self._clock.now_s() if self._clock else 0.0
-            plan = self._scheduler.plan(self.now_s)
-            if plan is None:
-                return
-            self._scheduler.dispatch(plan, self.now_s)
-            plan_s = self._clock.now_s() - start_s if self._clock else 0.0
-            self._queue.append((plan, plan_s))
+                self._tally.fail(one, Failure.TOO_LONG)
 
     def turn(self, end_s: float) -> bool:
-        """Runs one step, or more; tells whether there was anything to do by `end_s`."""
-        self._submit()
-        self._plan()
-        if self._queue:
-            plan, plan_s = self._queue.popleft()
-            self._run(plan, plan_s)
-            if self._advances_decodes and not plan.chunks:
-                self._advance(plan, end_s)
-        elif self._next < len(self._arrivals):
-            self.now_s = self._next_arrival_s
-        elif self._scheduler.has_work:
-            raise RuntimeError(
-                f"at {self.now_s:.3f} s {self._scheduler.num_waiting} requests wait "
-                f"and {self._scheduler.num_running} run, but policy "
-                f"{self._scheduler.policy} plans nothing"
-            )
-        else:
+        """Goes on to the next event; tells whether there was one before `end_s`."""
+        self._hand_over()
+        for engine in self._engines:
+            if engine.due_s <= self.now_s or (
+                engine.due_s == math.inf and engine.scheduler.has_work
+            ):
+                engine.start(self.now_s)
+        due_s = min(engine.due_s for engine in self._engines)
+        arrival_s = self._next_arrival_s
+        if due_s == arrival_s == math.inf:
+            self._check_done()
             return False
+        # A single engine takes requests in between its steps, as a server does. Whoever
+        # chooses among several looks at them when the request comes, and must find no
+        # step done that has not ended.
+        is_alone = self._assignment is None
+        self.now_s = due_s if is_alone and due_s < math.inf else min(due_s, arrival_s)
+        for engine in self._engines:
+            if engine.due_s <= self.now_s:
+                engine.finish(
+                    start_before_s=min(arrival_s, end_s) if is_alone else end_s,
+                    end_by_s=math.inf if is_alone else arrival_s,
+                )
         return self.now_s < end_s
 
-    def _run(self, plan: StepPlan, plan_s: float) -> None:
-        duration_s = float(self._times.of(self.num_steps, plan.features[None])[0])
-        if self.log is not None:
-            self.log.add(
-                plan.features,
-                used_blocks=plan.num_blocks,
-                leaves_work=plan.leaves_work,
-                start_s=self.now_s,
-                duration_s=duration_s,
-                plan_s=plan_s,
-            )
-        self.num_steps += 1
-        self.now_s += duration_s
-        result = StepResult(tokens=(0,) * plan.num_sampled, duration_s=duration_s)
-        for output in self._scheduler.apply(result):
-            self._take(output.request, (self.now_s,))
-
-    def _take(self, request: Request, times_s: Sequence[float]) -> None:
-        self.tally.times_of(request).extend(times_s)
-        if request.finish_reason is not None:
-            self.tally.finish(request)
-
-    def _advance(self, plan: StepPlan, end_s: float) -> None:
-        """Runs the steps after a decode-only one that can but repeat it."""
-        num_steps = self._scheduler.num_steps_alike(plan)
-        next_s = min(self._next_arrival_s, end_s)
-        if num_steps < 1 or self.now_s >= next_s:
-            return
-        matrix = _steps_after(plan, num_steps, self._scheduler.ledger.page_size)
-        durations_s = self._times.of(self.num_steps, matrix)
-        # Added one by one, as single steps would.
-        ends_s = np.add.accumulate(np.append(self.now_s, durations_s))
-        num_steps = min(num_steps, int(np.searchsorted(ends_s[:-1], next_s)))
-        matrix = matrix[:num_steps]
-        times_s = ends_s[1 : num_steps + 1].tolist()
-        for row, duration_s, stop_s in zip(
-            matrix, durations_s.tolist(), times_s, strict=False
-        ):
-            if self.log is not None:
-                self.log.add(
-                    row,
-                    used_blocks=0,
-                    leaves_work=plan.leaves_work,
-                    start_s=self.now_s,
-                    duration_s=duration_s,
-                    plan_s=0.0,
+    def _check_done(self) -> None:
+        """Raises RuntimeError if somebody waits for nothing."""
+        for scheduler in (engine.scheduler for engine in self._engines):
+            if scheduler.has_work:
+                raise RuntimeError(
+                    f"at {self.now_s:.3f} s {scheduler.num_waiting} requests wait "
+                    f"and {scheduler.num_running} run, but policy "
+                    f"{scheduler.policy} plans nothing"
                 )
-            self._scheduler.predictor.update(StepSample(row, duration_s))
-            self.now_s = stop_s
-        self.num_steps += num_steps
-        for request in self._scheduler.repeat_decodes(plan, num_steps):
-            self._take(request, times_s)
+
+
+def _counters(schedulers: Sequence[Scheduler]) -> EngineCounters:
+    counters = [one.counters for one in schedulers]
+    return EngineCounters(
+        num_programs=schedulers[0].buckets.num_programs,
+        num_compiles_after_warmup=0,
+        num_preemptions=sum(one.num_preemptions for one in counters),
+        prefix_hit_tokens=sum(one.prefix_hit_tokens for one in counters),
+        length_errors=pool_length_errors(one.length_errors for one in schedulers),
+    )
 
 
 def simulate(
-    scheduler: Scheduler,
+    schedulers: Scheduler | Sequence[Scheduler],
     cost_model: CostModel,
     arrivals: Sequence[Arrival],
     *,
+    assignment: Assignment | None = None,
     lag: int = 0,
     records_steps: bool = False,
     advances_decodes: bool = True,
@@ -280,14 +205,16 @@ def simulate(
     """Serves requests in virtual time.
 
     Args:
-      scheduler: a fresh one; see `make_scheduler`.
+      schedulers: a fresh one, or one for each of several engines that are alike; see
+        `make_scheduler`.
       cost_model: how long steps take.
       arrivals: the requests, by arrival.
+      assignment: which engine gets a request; None with a single one.
       lag: plans in flight beside the one that runs, 0 or 1.
       records_steps: whether to keep every step.
       advances_decodes: whether to advance decode-only stretches at once.
       noise: deviation of the logarithm of a step's duration about the cost model's.
-      seed: of the noise.
+      seed: of the noise; each further engine draws its own.
       max_spans: when to end, as a multiple of the time between the first and the
         last arrival (of at least a minute); who is not done then is unfinished.
       stop_after_violations: end as soon as more requests than this have certainly
@@ -297,7 +224,7 @@ def simulate(
 
     Raises:
       ValueError: if there is no request, or they are not sorted, or lag or noise is
-        out of range.
+        out of range, or there are several schedulers without an assignment.
     """
     if not arrivals:
         raise ValueError("a simulation needs at least one request")
@@ -308,36 +235,54 @@ def simulate(
         raise ValueError(f"lag={lag} is not 0 or 1")
     if not 0.0 <= noise <= 1.0:
         raise ValueError(f"noise={noise} is not in 0..1")
+    if isinstance(schedulers, Scheduler):
+        schedulers = [schedulers]
+    if (len(schedulers) == 1) != (assignment is None):
+        raise ValueError(f"{len(schedulers)} schedulers with assignment={assignment}")
     started_s = clock.now_s() if clock else 0.0
-    block_tokens = scheduler.buckets.block_tokens
+    block_tokens = schedulers[0].buckets.block_tokens
     tally = Tally(arrivals, num_uncounted)
-    run = _Simulation(
-        scheduler,
-        arrivals,
-        times=_StepTimes(cost_model, block_tokens, noise, seed),
-        tally=tally,
-        lag=lag,
-        records_steps=records_steps,
-        advances_decodes=advances_decodes,
-        clock=clock,
-    )
+    engines = [
+        SimulatedEngine(
+            one,
+            times=StepTimes(cost_model, block_tokens, noise, (seed, place)),
+            tally=tally,
+            lag=lag,
+            records_steps=records_steps,
+            advances_decodes=advances_decodes,
+            clock=clock,
+        )
+        for place, one in enumerate(schedulers)
+    ]
+    run = _Simulation(engines, arrivals, assignment=assignment, tally=tally)
     end_s = times_s[0] + max_spans * max(times_s[-1] - times_s[0], 60.0)
     is_stopped = False
     while not is_stopped and run.turn(end_s):
         if stop_after_violations is not None:
             is_stopped = tally.num_violations(run.now_s) > stop_after_violations
-    counters = scheduler.counters
+    logs = [
+        one.log.steps(cost_model, block_tokens)
+        for one in engines
+        if one.log is not None
+    ]
     return SimulationResult(
         outcomes=tally.outcomes(),
-        steps=run.log.steps(cost_model, block_tokens) if run.log else None,
-        counters=EngineCounters(
-            num_programs=scheduler.buckets.num_programs,
-            num_compiles_after_warmup=0,
-            num_preemptions=counters.num_preemptions,
-            prefix_hit_tokens=counters.prefix_hit_tokens,
+        steps=list(heapq.merge(*logs, key=_start_s)) if records_steps else None,
+        counters=_counters(schedulers),
+        instances=tuple(
+            InstanceResult(
+                request_ids=tuple(one.arrival_ids),
+                num_steps=one.num_steps,
+                busy_s=one.busy_s,
+            )
+            for one in engines
         ),
-        num_steps=run.num_steps,
+        num_steps=sum(one.num_steps for one in engines),
         end_s=run.now_s,
         wall_s=clock.now_s() - started_s if clock else None,
         is_stopped=is_stopped,
     )
+
+
+def _start_s(step: SimulatedStep) -> float:
+    return step.start_s

@@ -40,6 +40,9 @@ class Arrival:
       service_class: name of its class.
       slo: its absolute objective.
       guard: whether its class is guarded when late.
+      declared_max_tokens: what it says that it takes at most; it ends by a stop
+        token. Less than it takes says just what it takes; 0 does too, and that it
+        takes all of it.
     """
 
     request_id: str
@@ -49,6 +52,7 @@ class Arrival:
     service_class: str = "best_effort"
     slo: Slo = dataclasses.field(default_factory=Slo)
     guard: bool = False
+    declared_max_tokens: int = 0
 
 
 # Service classes of the paper's two kinds of request (its Table 3).
@@ -275,12 +279,12 @@ def unit_arrivals(
 
 
 def at_rate(arrivals: Sequence[Arrival], qps: float) -> list[Arrival]:
-    """Returns unit-rate arrivals at `qps` requests a second.
+    """Returns unit-rate arrivals at `qps` requests a second; infinite is all at once.
 
     Raises:
       ValueError: if the rate is not above 0.
     """
-    if not 0 < qps < math.inf:
+    if not qps > 0:
         raise ValueError(f"qps={qps} is not above 0")
     return [dataclasses.replace(one, arrival_s=one.arrival_s / qps) for one in arrivals]
 

@@ -18,9 +18,11 @@ from jserve_sched.cost_model import (
     OraclePredictor,
     PredictorCost,
 )
+from jserve_sched.length_estimates import LengthEstimator, make_length_estimator
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies import POLICIES, make_policy
 from jserve_sched.report import Failure, summarise_run
+from jserve_sched.request import FinishReason, Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import make_scheduler, simulate
 from jserve_sched.slo import Slo
@@ -48,11 +50,38 @@ METRONOME = ClosedForm(
 TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
 
 
+@dataclasses.dataclass
+class Watching:
+    """Keeps the requests that a scheduler took in."""
+
+    seen: list[Request] = dataclasses.field(default_factory=list)
+
+    def estimate(self, request: Request) -> int:
+        self.seen.append(request)
+        return request.max_tokens
+
+    def update(self, request: Request) -> bool:
+        del request
+        return False
+
+
+@dataclasses.dataclass
+class CountingClock:
+    """Tells how often it was looked at."""
+
+    num_looks: int = 0
+
+    def now_s(self) -> float:
+        self.num_looks += 1
+        return float(self.num_looks)
+
+
 def scheduler_of(
     cost_model: ClosedForm = METRONOME,
     *,
     table: BucketTable = TABLE,
     policy: str = "fcfs",
+    lengths: LengthEstimator | None = None,
 ) -> Scheduler:
     return make_scheduler(
         policy=make_policy(policy),
@@ -60,6 +89,7 @@ def scheduler_of(
         buckets=table,
         predictor=OraclePredictor(cost_model, table.block_tokens),
         max_model_len=16384,
+        lengths=lengths,
     )
 
 
@@ -218,6 +248,73 @@ def test_stretches_advanced_at_once_give_the_identical_report(
         for one in results
     ]
     assert reports[0] == reports[1]
+
+
+def early(arrivals: list[Arrival]) -> list[Arrival]:
+    """Every other request says that it takes thrice what it takes."""
+    return [
+        dataclasses.replace(one, declared_max_tokens=3 * one.max_tokens * (index % 2))
+        for index, one in enumerate(arrivals)
+    ]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_an_end_nobody_declared_comes_when_it_comes(lag: int) -> None:
+    watching = Watching()
+    scheduler = scheduler_of(lengths=watching)
+    arrivals = early([arrival(str(k), 2.0 * k, output=3 + k) for k in range(8)])
+    result = simulate(scheduler, METRONOME, arrivals, lag=lag)
+    assert [one.max_tokens for one in watching.seen] == [3, 12, 5, 18, 7, 24, 9, 30]
+    reasons = [FinishReason.LENGTH, FinishReason.STOP] * 4
+    assert [one.finish_reason for one in watching.seen] == reasons
+    assert [len(one.token_times_s) for one in result.outcomes] == [*range(3, 11)]
+    assert all(one.failure is None for one in result.outcomes)
+    scheduler.check_integrity()
+
+
+def test_a_declaration_below_the_truth_is_the_truth() -> None:
+    arrivals = [dataclasses.replace(arrival("a", 0.0, output=5), declared_max_tokens=2)]
+    result = simulate(scheduler_of(), METRONOME, arrivals)
+    assert result.outcomes[0].token_times_s == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "sjf", "sliding"])
+@pytest.mark.parametrize("case", [roomy, tight])
+def test_early_ends_change_nothing_about_stretches(
+    policy: str, case: Callable[[], tuple[ClosedForm, list[Arrival]]]
+) -> None:
+    cost_model, arrivals = case()
+    if case is tight:  # three times as much must fit the pool
+        arrivals = [dataclasses.replace(one, max_tokens=25) for one in arrivals]
+    table = PowersOfTwo().table(
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        block_tokens=4,
+    )
+    results, num_plans = [], []
+    for advances in (True, False):
+        # What is learned of lengths is learned in time for those who come next.
+        lengths = make_length_estimator("mean:least=2")
+        scheduler = scheduler_of(
+            cost_model, table=table, policy=policy, lengths=lengths
+        )
+        clock = CountingClock()
+        results.append(
+            simulate(
+                scheduler,
+                cost_model,
+                early(arrivals),
+                advances_decodes=advances,
+                clock=clock,
+            )
+        )
+        num_plans.append(clock.num_looks)
+        scheduler.check_integrity()
+    at_once, stepwise = results
+    assert at_once.outcomes == stepwise.outcomes
+    assert at_once.counters == stepwise.counters
+    assert at_once.num_steps == stepwise.num_steps
+    assert num_plans[0] < num_plans[1]
 
 
 def test_a_stretch_is_planned_once() -> None:

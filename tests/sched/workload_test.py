@@ -1,6 +1,7 @@
 """Simulated load: fitted lengths, common random numbers, promises."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -79,6 +80,8 @@ def test_rates_share_their_random_numbers() -> None:
     assert [one.slo for one in faster] == [one.slo for one in units]
     with pytest.raises(ValueError, match="qps=0"):
         at_rate(units, 0)
+    at_once = at_rate(units, math.inf)
+    assert {one.arrival_s for one in at_once} == {0.0} and len(at_once) == len(units)
 
 
 def test_arrivals_are_poisson() -> None:

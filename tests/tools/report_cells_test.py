@@ -55,6 +55,7 @@ def test_what_tells_cells_apart() -> None:
             {"policy": "fcfs", "qps": 2.0},
             {"levels_qps": [1, 2.5], "qps": 2.0},
             {"num_clients": 8},
+            {"is_one_shot": True},
             run(),
         )
     )
@@ -67,6 +68,7 @@ def test_what_tells_cells_apart() -> None:
         ("fcfs", "pow2", "2/s"),
         ("server", "pow2", "1/2.5/s"),
         ("server", "pow2", "8 clients"),
+        ("server", "pow2", "all at once"),
     ]
     assert len(found[0].runs) == 2
     assert [cell.is_goodput for cell in found].count(True) == 1

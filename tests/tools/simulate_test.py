@@ -186,6 +186,9 @@ def test_buckets_are_fitted_to_a_load_that_is_not_judged(
         (["--max_programs=9"], "max_programs=9 is for bucket strategy fitted"),
         (["--qps=1", "--levels_qps=1,2"], "give one of qps and levels_qps, not both"),
         (["--period_s=9"], "period_s would do nothing without levels_qps"),
+        (["--one_shot", "--qps=3", "--poisson"], "no rate: leave out qps, poisson"),
+        (["--assignment=kv"], "assignment=kv would do nothing with num_instances=1"),
+        (["--length_estimator=mean"], "would do nothing without declared_max_tokens"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(

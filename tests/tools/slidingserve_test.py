@@ -13,7 +13,6 @@ FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "slidingserve"
 sys.path.insert(0, str(FOLDER))
 
 import cells  # noqa: E402
-import markdown_tables  # noqa: E402
 import paper  # noqa: E402
 import pictures  # noqa: E402
 import rows  # noqa: E402
@@ -23,6 +22,7 @@ from settings import Choice, Settings, read_settings, write_settings  # noqa: E4
 from tuning import TuneTask  # noqa: E402
 
 from jserve_sched.goodput import RateGrid  # noqa: E402
+from jserve_tools.marked_pages import fill_page  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,19 +235,6 @@ def test_no_ratio_to_a_goodput_of_zero() -> None:
     assert stages.ratios(entries) == []
 
 
-def test_a_page_keeps_its_words_and_gets_its_tables() -> None:
-    page = (
-        "before\n<!-- table: seeds -->\nold\n<!-- end of table -->\nbetween\n"
-        "<!-- table: ttft-buckets -->\nkept\n<!-- end of table -->\nafter\n"
-    )
-    filled = markdown_tables.fill_page(page, {"seeds": "| new |"})
-    assert filled == (
-        "before\n<!-- table: seeds -->\n\n| new |\n\n<!-- end of table -->\nbetween\n"
-        "<!-- table: ttft-buckets -->\nkept\n<!-- end of table -->\nafter\n"
-    )
-    assert markdown_tables.fill_page(filled, {"seeds": "| new |"}) == filled
-
-
 def test_the_page_has_a_place_for_every_table() -> None:
     page = (FOLDER / "README.md").read_text()
     names = {"settings", "seeds", "transient"} | {
@@ -255,7 +242,7 @@ def test_the_page_has_a_place_for_every_table() -> None:
         for table in ("goodput", "ratios", "ablation", "overload", "ttft")
         for shape in (cells.CONTINUOUS, cells.BUCKETS)
     }
-    filled = markdown_tables.fill_page(page, {name: f"= {name} =" for name in names})
+    filled = fill_page(page, {name: f"= {name} =" for name in names})
     assert {name for name in names if f"= {name} =" in filled} == names
 
 

@@ -48,6 +48,16 @@ def test_requests_keep_lengths_classes_and_promises_across_runs() -> None:
         assert (a.prompt != b.prompt).any()
 
 
+def test_a_row_may_name_its_class() -> None:
+    rows = [TraceRow(0.0, 10, 1, "batch"), TraceRow(1.0, 10, 1, "interactive")]
+    unshared = [dataclasses.replace(one, share=0.0) for one in DEFAULT_SERVICE_CLASSES]
+    workload = Workload(rows=rows, classes=unshared)
+    requests = workload.requests(0, YARDSTICK)
+    assert [one.service_class for one in requests] == ["batch", "interactive"]
+    with pytest.raises(ValueError, match=r"request 1: .*'interactive' is not one of"):
+        Workload(rows=rows, classes=unshared[1:])
+
+
 def test_relative_objectives_become_absolute() -> None:
     tight = ServiceClass(name="t", share=1, ttft_slowdown=5, tbt_step_multiple=3)
     workload = Workload(rows=ROWS, classes=(tight,))

@@ -125,7 +125,8 @@ _OUTPUT = flags.DEFINE_string("output", "buckets.json", "The bucket file to writ
 # With recorded steps there is nothing to simulate.
 _TO_SIMULATE = (
     *("workload", "trace", "poisson", "num_requests", "service_classes", "qps"),
-    *("levels_qps", "period_s", "duration_s", "policy", "seed", "max_model_len"),
+    *("levels_qps", "period_s", "duration_s", "one_shot", "policy", "seed"),
+    "max_model_len",
     *("max_num_seqs", "max_num_batched_tokens", "block_tokens"),
 )
 
@@ -167,6 +168,7 @@ def _simulation() -> tuple[Simulation, dict[str, Any]]:
         load=options.load,
         yardstick=yardstick,
         max_model_len=_MAX_MODEL_LEN.value,
+        max_spans=options.max_spans,
     )
     (qps,) = options.qps
     units = options.load.unit_arrivals(_SEED.value, yardstick)
@@ -176,7 +178,8 @@ def _simulation() -> tuple[Simulation, dict[str, Any]]:
         arrivals = at_levels(units, **dataclasses.asdict(options.levels))
     simulation = Simulation(experiment=experiment, arrivals=arrivals, seed=_SEED.value)
     what = {"trace": options.trace} if options.trace else {"workload": options.workload}
-    return simulation, {**what, "qps": qps}
+    rate = {"is_one_shot": True} if options.is_one_shot else {"qps": qps}
+    return simulation, {**what, **rate}
 
 
 def _source() -> FitSource:

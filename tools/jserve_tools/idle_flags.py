@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterable
 
 from jserve.config import EngineConfig
 
+_RATE_FLAGS = ("load", "qps", "rate_scale")
 _REPLAY_FLAGS = (
-    *("trace", "length_scale", "load", "qps", "rate_scale"),
-    *("service_classes", "capacity_s", "capacity_slots"),
+    *("trace", "length_scale", *_RATE_FLAGS),
+    *("service_classes", "capacity_s", "capacity_slots", "one_shot"),
 )
 _CLOSED_FLAGS = ("clients", "prompt_tokens", "output_tokens")
 _CAPACITY_FLAGS = ("capacity_s", "capacity_slots")
@@ -53,5 +54,7 @@ def check_flags(
         refuse(_REPLAY_FLAGS, "mode=closed replays no trace")
         return
     refuse(_CLOSED_FLAGS, "mode=replay has the lengths and times of a trace")
+    if "one_shot" in given:
+        refuse((*_RATE_FLAGS, *_CAPACITY_FLAGS), "one_shot has no rate")
     if "qps" in given or "rate_scale" in given:
         refuse(_CAPACITY_FLAGS, "a rate in requests needs no capacity")

@@ -1,6 +1,7 @@
 """Flags that say what a simulation serves, and how fast it comes."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -10,13 +11,15 @@ from jserve_sched.slo import ServiceClass, parse_service_classes
 from jserve_sched.workload import WORKLOADS
 from jserve_tools.simulated_loads import Levels, Load, NamedLoad, TraceLoad
 from jserve_tools.workload import DEFAULT_SERVICE_CLASSES
-from jserve_tools.workload_trace import mean_rate, read_trace
+from jserve_tools.workload_trace import TRACE_FORM, mean_rate, read_trace
 
 # absl gives a flag to the module that calls DEFINE_*; this one passes it on.
 flags.disclaim_key_flags()
 
 _DEFAULT_REQUESTS = 1000  # of a workload
 _LEVEL_FLAGS = ("period_s", "duration_s")
+_RATE_FLAGS = ("qps", "levels_qps", *_LEVEL_FLAGS, "poisson")
+_MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,8 @@ class LoadOptions:
 
     Attributes:
       load: the requests.
-      qps: rates to run at; the mean of the levels, under levels.
+      qps: rates to run at; the mean of the levels, under levels; a single infinite
+        one if all come at once.
       levels: rates that take turns, if they do.
       trace: name of the trace; "" for a workload.
       workload: name of the workload; "" for a trace.
@@ -37,6 +41,23 @@ class LoadOptions:
     trace: str
     workload: str
 
+    @property
+    def is_one_shot(self) -> bool:
+        """Whether all come at once."""
+        return math.inf in self.qps
+
+    @property
+    def max_spans(self) -> float:
+        """When a run ends, as a multiple of the time between first and last arrival."""
+        return math.inf if self.is_one_shot else _MAX_SPANS
+
+
+def define_one_shot_flag() -> flags.FlagHolder[bool]:
+    """Defines the flag that lets all requests come at once."""
+    return flags.DEFINE_bool(
+        "one_shot", False, "All requests are due at time 0, so there is no rate."
+    )
+
 
 def define_load_flags() -> Callable[[], LoadOptions]:
     """Defines the flags; returns their reader, which raises for a bad value."""
@@ -46,8 +67,7 @@ def define_load_flags() -> Callable[[], LoadOptions]:
     trace = flags.DEFINE_string(
         "trace",
         None,
-        "CSV of arrival_s (seconds), prompt_tokens, output_tokens, in place of a "
-        "workload.",
+        f"{TRACE_FORM}; in place of a workload.",
     )
     poisson = flags.DEFINE_bool(
         "poisson", False, "Give a trace's requests Poisson arrivals."
@@ -65,7 +85,7 @@ def define_load_flags() -> Callable[[], LoadOptions]:
         "JSON file: a list of classes, each with name, share and ttft_s or "
         "ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or multiples of "
         "an idle machine's time). Classes named as the workload's parts replace "
-        "theirs.",
+        "theirs; those that a trace names need no share.",
     )
     read_rates = _define_rates()
 
@@ -77,13 +97,14 @@ def define_load_flags() -> Callable[[], LoadOptions]:
         qps, levels = read_rates()
         if trace.value is not None:
             path = pathlib.Path(trace.value).expanduser()
-            rows = read_trace(path, num_requests=num_requests.value or 0)
+            classes = classes or DEFAULT_SERVICE_CLASSES
+            rows = read_trace(
+                path, num_requests=num_requests.value or 0, classes=classes
+            )
+            if not poisson.value and math.inf not in qps:
+                mean_rate(rows)  # a trace without a rate is refused
             return LoadOptions(
-                load=TraceLoad(
-                    rows=rows,
-                    classes=classes or DEFAULT_SERVICE_CLASSES,
-                    is_poisson=poisson.value,
-                ),
+                load=TraceLoad(rows=rows, classes=classes, is_poisson=poisson.value),
                 qps=qps or [mean_rate(rows)],
                 levels=levels,
                 trace=path.name,
@@ -110,6 +131,7 @@ def define_load_flags() -> Callable[[], LoadOptions]:
 
 def _define_rates() -> Callable[[], tuple[list[float], Levels | None]]:
     """Defines the flags of rates; returns their reader."""
+    one_shot = define_one_shot_flag()
     qps = flags.DEFINE_list(
         "qps",
         None,
@@ -128,6 +150,11 @@ def _define_rates() -> Callable[[], tuple[list[float], Levels | None]]:
     )
 
     def read() -> tuple[list[float], Levels | None]:
+        if one_shot.value:
+            idle = [one for one in _RATE_FLAGS if flags.FLAGS[one].present]
+            if idle:
+                raise ValueError(f"one_shot has no rate: leave out {', '.join(idle)}")
+            return [math.inf], None
         if levels_qps.value is None:
             idle = [one for one in _LEVEL_FLAGS if flags.FLAGS[one].present]
             if idle:

@@ -13,23 +13,27 @@ from jserve_tools.workload_trace import mean_rate
 class Replay:
     """An open loop at the trace's times, stretched to each of some rates.
 
+    Or at no time at all: every request is due at once.
+
     Attributes:
+      is_one_shot: whether it is that, so that there is no rate.
       loads: rates as shares of the measured capacity.
       qps: rates in requests per second.
       capacity_s: how long capacity is measured, if `loads` need it.
       capacity_slots: requests that fill the server; 0 asks the server.
     """
 
+    is_one_shot: bool = False
     loads: Sequence[float] = ()
     qps: Sequence[float] = ()
     capacity_s: float = 10.0
     capacity_slots: int = 0
 
     def __post_init__(self) -> None:
-        if bool(self.loads) == bool(self.qps):
+        if sum(map(bool, (self.is_one_shot, self.loads, self.qps))) != 1:
             raise ValueError(
-                f"give load or qps, not both or none: load={list(self.loads)}, "
-                f"qps={list(self.qps)}"
+                f"give one of load, qps and one_shot: load={list(self.loads)}, "
+                f"qps={list(self.qps)}, one_shot={self.is_one_shot}"
             )
         for name in ("loads", "qps"):
             for rate in getattr(self, name):
@@ -41,7 +45,7 @@ class Replay:
     @property
     def num_runs(self) -> int:
         """Runs against each server."""
-        return len(self.loads) + len(self.qps)
+        return len(self.loads) + len(self.qps) + self.is_one_shot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

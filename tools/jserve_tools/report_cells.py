@@ -151,6 +151,8 @@ def _load(run: Mapping[str, Any]) -> str:
         return f"{run['qps']:.3g}/s"
     if "num_clients" in run:
         return f"{run['num_clients']} clients"
+    if run.get("is_one_shot"):
+        return "all at once"
     return "one load"
 
 

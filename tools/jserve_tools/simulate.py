@@ -9,6 +9,8 @@ most 1 % of the requests break a promise (goodput).
   jserve-simulate --policies=fcfs,sliding --bucket_strategies=pow2,two_bit,fitted
   jserve-simulate --policies=sliding,sliding:constructor=off --bucket_strategies=none
   jserve-simulate --cost_model=mlp:samples.npz:checkpoint --trace=my.csv
+  jserve-simulate --policies=sjf --declared_max_tokens=2000 --length_estimator=mean
+  jserve-simulate --policies=annealing --num_instances=4 --assignment=kv --qps=20
 
 Prints tables for people; the last line of stdout is one JSON document. The same goes
 to report.json in --output, with a page in report.html. A sweep that was interrupted
@@ -16,7 +18,6 @@ goes on where it stopped.
 """
 
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,30 +25,30 @@ from typing import Any
 from absl import flags, logging
 
 from jserve.program import ProgramError, run_program
-from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS, table_from_json
-from jserve_sched.cost_model import CostModel
 from jserve_sched.goodput import MAX_VIOLATION_SHARE, WARMUP_SHARE, RateGrid
-from jserve_sched.policies import make_policy
-from jserve_sched.workload import isolated_times
 from jserve_tools.comparison_flags import (
     ComparisonOptions,
     define_comparison_flags,
 )
 from jserve_tools.documents import one_line
 from jserve_tools.load_flags import LoadOptions, define_load_flags
-from jserve_tools.machines import load_machine
+from jserve_tools.machine_flags import MachineOptions, define_machine_flags
 from jserve_tools.publishing import publish
 from jserve_tools.run_store import RunStore
 from jserve_tools.simulated_fits import fit_experiments
-from jserve_tools.simulated_predictors import PREDICTORS
-from jserve_tools.simulated_shapes import Shapes
-from jserve_tools.simulation import Experiment, split_limit
+from jserve_tools.simulation import Experiment
 from jserve_tools.simulation_report import simulation_report
-from jserve_tools.simulation_tables import fits_table, goodput_table, speed_table
+from jserve_tools.simulation_tables import (
+    fits_table,
+    goodput_table,
+    instances_table,
+    speed_table,
+)
 from jserve_tools.sweep import RateTask, run_all, search_goodputs
-from jserve_tools.tables import runs_table, shapes_table
+from jserve_tools.tables import run_tables
 
 _read_load = define_load_flags()
+_read_machine = define_machine_flags()
 _read_comparison = define_comparison_flags(
     output="out/simulate", output_help="Folder for report.json and report.html."
 )
@@ -67,27 +68,11 @@ _BUCKET_STRATEGIES = flags.DEFINE_list(
     "such a fit has seen the requests it is judged by. To judge by others, fit to "
     "another part of the trace with jserve-fit-buckets and give its file.",
 )
-_BUCKETS = flags.DEFINE_string(
-    "buckets", None, "Bucket file (JSON) of bucket strategies explicit and fitted."
-)
 _MAX_PROGRAMS = flags.DEFINE_integer(
     "max_programs",
     None,
     "Most programs of a strategy that is fitted here. [default: as many as pow2 has]",
     lower_bound=2,
-)
-_COST_MODEL = flags.DEFINE_string(
-    "cost_model",
-    "a100-llama3-8b",
-    "The machine: a GPU by name, or a profile of jserve-profile as linear:SAMPLES, "
-    "table:SAMPLES or mlp:SAMPLES:CHECKPOINT.",
-)
-_PREDICTOR = flags.DEFINE_enum(
-    "predictor",
-    "oracle",
-    PREDICTORS,
-    "What policies plan by: oracle is never wrong; linear and table are fitted to "
-    "steps of the cost model.",
 )
 _GOODPUT = flags.DEFINE_bool("goodput", False, "Search the goodput instead.")
 _MAX_VIOLATIONS = flags.DEFINE_float(
@@ -113,8 +98,9 @@ _RESOLUTION = flags.DEFINE_float(
 _GOODPUT_FLAGS = ("start_qps", "resolution", "max_violation_share")
 _WARMUP_SHARE = flags.DEFINE_float(
     "warmup_share",
-    WARMUP_SHARE,
-    "Share of the requests, the first ones, that are not counted.",
+    None,
+    "Share of the requests, the first ones, that are not counted. [default: "
+    f"{WARMUP_SHARE}, and 0 if all come at once]",
     lower_bound=0.0,
     upper_bound=0.9,
 )
@@ -123,50 +109,6 @@ _SEED = flags.DEFINE_integer(
 )
 _NUM_SEEDS = flags.DEFINE_integer(
     "num_seeds", 1, "Seeds: seed, seed + 1, and so on.", lower_bound=1
-)
-_MAX_NUM_SEQS = flags.DEFINE_integer(
-    "max_num_seqs",
-    None,
-    "Most requests that run at once. [default: the cost model's]",
-    lower_bound=1,
-)
-_MAX_TOKENS = flags.DEFINE_integer(
-    "max_num_batched_tokens",
-    None,
-    "Most token positions in a step. [default: the cost model's]",
-    lower_bound=1,
-)
-_NUM_KV_TOKENS = flags.DEFINE_integer(
-    "num_kv_tokens",
-    None,
-    "Tokens that the KV pool holds. [default: the cost model's]",
-    lower_bound=1,
-)
-_PAGE_SIZE = flags.DEFINE_integer(
-    "page_size", None, "Tokens in one KV page. [default: the cost model's]"
-)
-_BLOCK_TOKENS = flags.DEFINE_integer(
-    "block_tokens",
-    DEFAULT_BLOCK_TOKENS,
-    "Tokens in one prefill block; must divide the page size.",
-    lower_bound=1,
-)
-_MAX_MODEL_LEN = flags.DEFINE_integer(
-    "max_model_len", 16_384, "Tokens of the longest request.", lower_bound=2
-)
-_LAG = flags.DEFINE_integer(
-    "lag",
-    0,
-    "1 plans a step while the one before runs, as jserve does; 0 after it has ended.",
-    lower_bound=0,
-    upper_bound=1,
-)
-_NOISE = flags.DEFINE_float(
-    "noise",
-    0.0,
-    "Deviation of the logarithm of a step's time about the cost model's.",
-    lower_bound=0.0,
-    upper_bound=1.0,
 )
 _RECORD_STEPS = flags.DEFINE_bool(
     "record_steps", True, "Report padding, step times and planning times too."
@@ -184,11 +126,10 @@ _STEP_LOG = flags.DEFINE_string(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Options:
-    """The flags, checked; the cost model is that without a policy's own limit."""
+    """The flags, checked."""
 
     load: LoadOptions
-    shapes: Shapes
-    cost_model: CostModel
+    machine: MachineOptions
     experiments: Sequence[Experiment]
     seeds: Sequence[int]
     comparison: ComparisonOptions
@@ -214,22 +155,6 @@ class _Findings:
         return 0 if self.store is None else self.store.num_found
 
 
-def _changed(cost_model: CostModel, **limits: int | None) -> CostModel:
-    """Returns the cost model with those of its limits that are given."""
-    model: Any = cost_model
-    given = {name: value for name, value in limits.items() if value is not None}
-    changed: CostModel = dataclasses.replace(model, **given)
-    return changed
-
-
-def _shapes() -> Shapes:
-    file = None
-    if _BUCKETS.value is not None:
-        text = pathlib.Path(_BUCKETS.value).expanduser().read_text()
-        file = table_from_json(text)
-    return Shapes(file=file, block_tokens=_BLOCK_TOKENS.value)
-
-
 def _options() -> _Options:
     """Reads the flags.
 
@@ -238,7 +163,9 @@ def _options() -> _Options:
       OSError: for a file that cannot be read.
     """
     if _GOODPUT.value:
-        given = [one for one in ("qps", "levels_qps") if flags.FLAGS[one].present]
+        given = [
+            one for one in ("qps", "levels_qps", "one_shot") if flags.FLAGS[one].present
+        ]
         if given:
             raise ValueError(f"goodput searches the rate: leave out {given[0]}")
     else:
@@ -246,55 +173,38 @@ def _options() -> _Options:
         if given:
             raise ValueError(f"{' and '.join(given)} would do nothing without goodput")
     comparison = _read_comparison()
-    shapes = _shapes()
-    shapes.check_used(_BUCKET_STRATEGIES.value, _MAX_PROGRAMS.value)
-    machine = load_machine(_COST_MODEL.value)
-    cost_model = _changed(
-        machine.cost_model,
-        max_num_seqs=_MAX_NUM_SEQS.value,
-        max_num_batched_tokens=_MAX_TOKENS.value,
-        num_kv_tokens=_NUM_KV_TOKENS.value,
-        page_size=_PAGE_SIZE.value,
-    )
+    machine = _read_machine()
+    machine.shapes.check_used(_BUCKET_STRATEGIES.value, _MAX_PROGRAMS.value)
     load = _read_load()
-    # The machine's own limits: promises do not change with a step's token limit.
-    yardstick = isolated_times(
-        machine.cost_model,
-        max_prompt_tokens=_MAX_MODEL_LEN.value,
-        block_tokens=machine.block_tokens or 1,
-    )
-    experiments = []
-    for strategy in _BUCKET_STRATEGIES.value:
-        for policy in _POLICIES.value:
-            spec, limit = split_limit(policy)
-            make_policy(spec)  # a wrong name or option is refused now
-            own = _changed(cost_model, max_num_batched_tokens=limit)
-            experiments.append(
-                Experiment(
-                    policy=policy,
-                    bucket_strategy=strategy,
-                    buckets=shapes.table(strategy, own),
-                    cost_model=own,
-                    predictor=_PREDICTOR.value,
-                    load=load.load,
-                    yardstick=yardstick,
-                    max_model_len=_MAX_MODEL_LEN.value,
-                    lag=_LAG.value,
-                    noise=_NOISE.value,
-                    warmup_share=_WARMUP_SHARE.value,
-                    records_steps=_RECORD_STEPS.value,
-                )
-            )
+    warmup_share = _WARMUP_SHARE.value
+    if warmup_share is None:
+        warmup_share = 0.0 if load.is_one_shot else WARMUP_SHARE
+    experiments = [
+        machine.experiment(
+            policy,
+            strategy,
+            load.load,
+            max_spans=load.max_spans,
+            warmup_share=warmup_share,
+            records_steps=_RECORD_STEPS.value,
+        )
+        for strategy in _BUCKET_STRATEGIES.value
+        for policy in _POLICIES.value
+    ]
     num_runs = len(experiments) * len(load.qps) * _NUM_SEEDS.value
     if _STEP_LOG.value is not None and (num_runs > 1 or _GOODPUT.value):
         raise ValueError(
             f"step_log={_STEP_LOG.value} is of a single run: one policy, bucket "
             "strategy, rate and seed, without goodput"
         )
+    if _STEP_LOG.value is not None and machine.num_instances > 1:
+        raise ValueError(
+            f"step_log={_STEP_LOG.value} is of a single engine, not of "
+            f"num_instances={machine.num_instances}"
+        )
     return _Options(
         load=load,
-        shapes=shapes,
-        cost_model=cost_model,
+        machine=machine,
         experiments=experiments,
         seeds=range(_SEED.value, _SEED.value + _NUM_SEEDS.value),
         comparison=comparison,
@@ -314,7 +224,7 @@ def _find(options: _Options) -> _Findings:
         qps = None if _START_QPS.value is None else [_START_QPS.value]
     experiments, fits = fit_experiments(
         options.experiments,
-        needs_fit=options.shapes.needs_fit,
+        needs_fit=options.machine.shapes.needs_fit,
         seed=options.seeds[-1] + 1,
         qps=qps,
         levels=options.load.levels,
@@ -360,13 +270,14 @@ def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> Non
     report = simulation_report(
         command=command,
         experiment=experiment,
-        cost_model=options.cost_model,
-        block_tokens=_BLOCK_TOKENS.value,
+        cost_model=options.machine.cost_model,
+        block_tokens=options.machine.shapes.block_tokens,
         sample=load.load.unit_arrivals(options.seeds[0], experiment.yardstick),
         trace=load.trace,
         workload=load.workload,
         runs=found.runs,
         fits=found.fits,
+        is_one_shot=load.is_one_shot,
         num_resumed=found.num_resumed,
     )
     if found.num_resumed:
@@ -381,7 +292,9 @@ def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> Non
                 f"fitted has seen the requests of {load.trace} that it is judged by; "
                 "jserve-fit-buckets fits to another part of a trace\n"
             )
-    _say(f"{runs_table(found.runs)}\n\n{shapes_table(found.runs)}")
+    _say(run_tables(found.runs))
+    if options.machine.num_instances > 1:
+        _say(f"\n{instances_table(found.runs)}")
     if _GOODPUT.value:
         _say(f"\n{goodput_table(found.runs)}")
     _say(f"\n{speed_table(found.runs)}")

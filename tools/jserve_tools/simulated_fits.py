@@ -6,6 +6,7 @@ finished, and it sees a load with a seed by which no run is judged.
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,7 +42,7 @@ class FitTask:
         labels = {
             "policy": self.load.experiment.policy,
             "seed": self.load.seed,
-            "qps": self.load.qps,
+            **({"qps": self.load.qps} if math.isfinite(self.load.qps) else {}),
             "max_programs": self.max_programs,
         }
         return {"table": history.table.to_json(), "fit": labels | history.to_json()}

@@ -16,12 +16,10 @@ from jserve_sched.workload import (
     Arrival,
     Component,
     Yardstick,
-    check_shares,
-    draw_class,
     promise,
     unit_arrivals,
 )
-from jserve_tools.workload_trace import TraceRow, mean_rate
+from jserve_tools.workload_trace import TraceRow, mean_rate, row_classes
 
 
 class Load(Protocol):
@@ -64,7 +62,7 @@ class TraceLoad:
 
     Attributes:
       rows: the trace.
-      classes: drawn by share for each row.
+      classes: the rows' own are among them; rows without get one by share.
       is_poisson: whether arrivals are drawn instead of the trace's.
     """
 
@@ -73,7 +71,7 @@ class TraceLoad:
     is_poisson: bool = False
 
     def __post_init__(self) -> None:
-        check_shares(self.classes)
+        row_classes(self.rows, self.classes, 0)  # a wrong one is refused now
 
     def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
         """Returns them at a mean of one request a second."""
@@ -81,18 +79,15 @@ class TraceLoad:
             gaps = np.random.default_rng(seed).exponential(1.0, len(self.rows))
             times_s = (np.cumsum(gaps) - gaps[0]).tolist()
         else:
-            rate = mean_rate(list(self.rows))
+            # Rows that all come at once stay so.
+            rate = mean_rate(list(self.rows)) if self.rows[-1].arrival_s else 1.0
             times_s = [row.arrival_s * rate for row in self.rows]
+        classes = row_classes(self.rows, self.classes, seed)
         return [
-            promise(
-                index,
-                time_s,
-                row.prompt_tokens,
-                row.output_tokens,
-                draw_class(self.classes, seed, index),
-                yardstick,
+            promise(index, time_s, row.prompt_tokens, row.output_tokens, one, yardstick)
+            for index, (row, time_s, one) in enumerate(
+                zip(self.rows, times_s, classes, strict=True)
             )
-            for index, (row, time_s) in enumerate(zip(self.rows, times_s, strict=True))
         ]
 
 

@@ -5,18 +5,23 @@ run anywhere and gives the same report.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jserve.compiled_annealing import best_kernel
 from jserve_sched.buckets import BucketTable
 from jserve_sched.clock import WallClock
 from jserve_sched.cost_model import CostModel
 from jserve_sched.goodput import WARMUP_SHARE
-from jserve_sched.policies import make_policy
-from jserve_sched.report import distribution, summarise_run
+from jserve_sched.instances import make_assignment
+from jserve_sched.policies import PlannedAdmission, Policy, make_policy
+from jserve_sched.report import Outcome, distribution, summarise_run
+from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick
+from jserve_tools.simulated_lengths import NO_ESTIMATES, declare, make_lengths
 from jserve_tools.simulated_loads import Load
 from jserve_tools.simulated_predictors import make_predictor
 from jserve_tools.step_logs import write_simulated_log
@@ -39,6 +44,14 @@ def split_limit(spec: str) -> tuple[str, int | None]:
     return policy, int(limit)
 
 
+def _policy(spec: str) -> Policy:
+    """Returns a fresh policy; a search is compiled, which changes no plan."""
+    policy = make_policy(spec)
+    if isinstance(policy, PlannedAdmission):  # no other is worth a compiler's start
+        return make_policy(spec, kernel=best_kernel())
+    return policy
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """All that decides the numbers of a run, but rate and seed.
@@ -58,6 +71,11 @@ class Experiment:
       max_spans: see `simulate`.
       warmup_share: share of the requests, the first ones, that are not counted.
       records_steps: whether runs at a given rate report on steps.
+      num_instances: engines, each with such buckets and such a machine.
+      assignment: who of several gets a request; one of `instances.ASSIGNMENTS`.
+      declared_max_tokens: output tokens that each request says it takes at most; 0
+        is what it takes.
+      length_estimator: what output lengths the policy plans by; see `make_lengths`.
     """
 
     policy: str
@@ -73,18 +91,15 @@ class Experiment:
     max_spans: float = 5.0
     warmup_share: float = WARMUP_SHARE
     records_steps: bool = True
+    num_instances: int = 1
+    assignment: str = "finish"
+    declared_max_tokens: int = 0
+    length_estimator: str = NO_ESTIMATES
 
-    def simulate(
-        self,
-        arrivals: Sequence[Arrival],
-        seed: int,
-        *,
-        records_steps: bool = False,
-        stop_after_violations: int | None = None,
-    ) -> SimulationResult:
-        """Serves some arrivals with a fresh scheduler."""
-        scheduler = make_scheduler(
-            policy=make_policy(split_limit(self.policy)[0]),
+    def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
+        """Returns a fresh scheduler of one engine."""
+        return make_scheduler(
+            policy=_policy(split_limit(self.policy)[0]),
             cost_model=self.cost_model,
             buckets=self.buckets,
             predictor=make_predictor(
@@ -94,11 +109,28 @@ class Experiment:
                 max_model_len=self.max_model_len,
             ),
             max_model_len=self.max_model_len,
+            lengths=make_lengths(self.length_estimator, arrivals),
         )
+
+    def simulate(
+        self,
+        arrivals: Sequence[Arrival],
+        seed: int,
+        *,
+        records_steps: bool = False,
+        stop_after_violations: int | None = None,
+    ) -> SimulationResult:
+        """Serves some arrivals with fresh schedulers."""
+        if self.declared_max_tokens:
+            arrivals = declare(
+                arrivals, self.declared_max_tokens, max_model_len=self.max_model_len
+            )
+        has_choice = self.num_instances > 1
         return simulate(
-            scheduler,
+            [self._scheduler(arrivals) for _ in range(self.num_instances)],
             self.cost_model,
             arrivals,
+            assignment=make_assignment(self.assignment) if has_choice else None,
             lag=self.lag,
             records_steps=records_steps,
             noise=self.noise,
@@ -126,7 +158,7 @@ class Experiment:
 
         Args:
           arrivals: the requests.
-          qps: their rate, for the report.
+          qps: their rate, for the report; infinite if all come at once.
           seed: of the noise.
           labels: what else tells this run from others.
           step_log: a file for the steps; "" for none.
@@ -151,7 +183,7 @@ class Experiment:
             labels={
                 "policy": self.policy,
                 "bucket_strategy": self.bucket_strategy,
-                "qps": qps,
+                **({"qps": qps} if math.isfinite(qps) else {"is_one_shot": True}),
                 "seed": seed,
                 "max_num_batched_tokens": self.cost_model.max_num_batched_tokens,
                 **(labels or {}),
@@ -165,6 +197,8 @@ class Experiment:
         if plans is not None:
             summary["plan_ms"] = {name: plans[name] for name in ("p50", "p99")}
         summary["num_steps"] = result.num_steps
+        if self.num_instances > 1:
+            summary["instances"] = _instances(result, arrivals, num_warmup)
         # Nothing is compiled here, and without padding no shape is worth telling.
         del summary["num_compiles_after_warmup"]
         if self.bucket_strategy == "none":
@@ -180,3 +214,35 @@ class Experiment:
             "requests_per_min": 60 * len(arrivals) / result.wall_s,
         }
         return summary
+
+
+def _instances(
+    result: SimulationResult, arrivals: Sequence[Arrival], num_warmup: int
+) -> list[dict[str, Any]]:
+    """Returns each engine's part, for JSON.
+
+    Args:
+      result: of several engines.
+      arrivals: the requests.
+      num_warmup: how many of the first ones are not counted.
+    """
+    counted: dict[str, Outcome] = {
+        one.request_id: outcome
+        for one, outcome in zip(
+            arrivals[num_warmup:], result.outcomes[num_warmup:], strict=True
+        )
+    }
+    span_s = result.end_s - arrivals[0].arrival_s
+    rows = []
+    for instance in result.instances:
+        mine = [counted[name] for name in instance.request_ids if name in counted]
+        row: dict[str, Any] = {
+            "num_requests": len(mine),
+            "output_tokens": sum(len(one.token_times_s) for one in mine),
+            "num_steps": instance.num_steps,
+            "busy_share": instance.busy_s / span_s,
+        }
+        if mine:
+            row["attainment"] = sum(one.is_met for one in mine) / len(mine)
+        rows.append(row)
+    return rows

@@ -34,6 +34,18 @@ def _promises(sample: Sequence[Arrival]) -> dict[str, dict[str, float]]:
     }
 
 
+def _unusual(experiment: Experiment) -> dict[str, Any]:
+    """Returns what a plain simulation does not have."""
+    found: dict[str, Any] = {}
+    if experiment.num_instances > 1:
+        found["num_instances"] = experiment.num_instances
+        found["assignment"] = experiment.assignment
+    if experiment.declared_max_tokens:
+        found["declared_max_tokens"] = experiment.declared_max_tokens
+        found["length_estimator"] = experiment.length_estimator
+    return found
+
+
 def simulation_report(
     *,
     command: Sequence[str],
@@ -45,13 +57,15 @@ def simulation_report(
     workload: str,
     runs: Sequence[Mapping[str, Any]],
     fits: Sequence[Mapping[str, Any]],
+    is_one_shot: bool,
     num_resumed: int,
 ) -> dict[str, Any]:
     """Returns the whole report, ready for `json.dumps`.
 
     Args:
       command: the program and its arguments.
-      experiment: one of those simulated; they have predictor, lag and noise in common.
+      experiment: one of those simulated; they have all but policy, shapes and a step's
+        token limit in common.
       cost_model: the machine, without a policy's own limit.
       block_tokens: tokens in one prefill block.
       sample: requests as one seed draws them.
@@ -59,6 +73,7 @@ def simulation_report(
       workload: name of the workload; "" for a trace.
       runs: one entry each.
       fits: how buckets were fitted, if any were.
+      is_one_shot: whether all requests come at once.
       num_resumed: results that an earlier call had finished.
     """
     what: dict[str, Any] = {
@@ -66,6 +81,8 @@ def simulation_report(
         "lengths": describe_lengths(sample),
         "promises": _promises(sample),
     }
+    if is_one_shot:
+        what["is_one_shot"] = True
     if trace:
         what["trace"] = trace
     else:
@@ -83,6 +100,7 @@ def simulation_report(
             "predictor": experiment.predictor,
             "lag": experiment.lag,
             "noise": experiment.noise,
+            **_unusual(experiment),
             "yardstick": experiment.yardstick,
             "staircase": priced_staircase(cost_model, block_tokens, runs),
             "fits": fits or None,

@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jserve_tools.tables import duration, render
+from jserve_tools.tables import duration, render, run_name
+
+
+def _rate(entry: Mapping[str, Any]) -> str:
+    return f"{entry['qps']:.3g}" if "qps" in entry else "-"
 
 
 def goodput_table(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -30,7 +34,7 @@ def fits_table(fits: Sequence[Mapping[str, Any]]) -> str:
         for turn, one in enumerate(fit["iterations"], 1):
             rows.append(
                 [
-                    f"{fit['policy']} @{fit['qps']:.3g}/s",
+                    run_name({"is_one_shot": True, **fit}),
                     str(turn),
                     str(one["num_programs"]),
                     duration(one["expected_s"]),
@@ -50,9 +54,27 @@ def speed_table(runs: Sequence[Mapping[str, Any]]) -> str:
             [
                 f"{run['policy']}/{run['bucket_strategy']}",
                 str(run["seed"]),
-                f"{run['qps']:.3g}",
+                _rate(run),
                 f"{speed['steps_per_s']:.0f}",
                 f"{speed['requests_per_min']:.0f}",
             ]
         )
+    return render(rows)
+
+
+def instances_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one row for each engine of each run with several."""
+    rows = [["engine", "requests", "met", "tok", "busy"]]
+    for run in runs:
+        for place, one in enumerate(run["instances"]):
+            met = one.get("attainment")
+            rows.append(
+                [
+                    f"{run_name(run)} #{place}",
+                    str(one["num_requests"]),
+                    "-" if met is None else f"{met * 100:.1f}%",
+                    str(one["output_tokens"]),
+                    f"{one['busy_share'] * 100:.1f}%",
+                ]
+            )
     return render(rows)

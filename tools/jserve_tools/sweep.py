@@ -89,7 +89,7 @@ class RateTask:
     Attributes:
       experiment: what is run.
       seed: draws the requests.
-      qps: their rate; under levels, the mean.
+      qps: their rate; under levels, the mean; infinite if all come at once.
       levels: rates that take turns, if they do.
       step_log: a file for the steps; "" for none.
     """

@@ -6,13 +6,14 @@ and promises, but no run finds the prompts of another in a cache.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from jserve_sched.slo import ServiceClass, Slo
-from jserve_sched.workload import Yardstick, check_shares, draw_class
-from jserve_tools.workload_trace import TraceRow
+from jserve_sched.workload import Yardstick
+from jserve_tools.workload_trace import TraceRow, row_classes
 
 # Ids that every vocabulary has, and that the usual layouts do not give to special
 # tokens: bytes in the byte tokenizer of the named models and in GPT-2's layout,
@@ -74,7 +75,8 @@ class Workload:
     Attributes:
       rows: the requests' lengths and arrivals.
       seed: decides classes and prompts.
-      classes: the service classes; their shares add up to 1.
+      classes: the service classes. Rows that name none get one by shares, which then
+        add up to 1.
       first_id: least token id of a prompt.
       last_id: greatest token id of a prompt.
     """
@@ -86,16 +88,20 @@ class Workload:
     last_id: int = LAST_TOKEN_ID
 
     def __post_init__(self) -> None:
-        check_shares(self.classes)
+        _ = self._row_classes  # a wrong one is refused now
         if not 0 <= self.first_id < self.last_id:
             raise ValueError(
                 f"first_prompt_token={self.first_id} is not in "
                 f"0..last_prompt_token={self.last_id}"
             )
 
+    @functools.cached_property
+    def _row_classes(self) -> list[ServiceClass]:
+        return row_classes(self.rows, self.classes, self.seed)
+
     def slo(self, row: int, yardstick: Yardstick | None) -> tuple[str, Slo]:
         """Returns the class name and the absolute objective of a row."""
-        one = draw_class(self.classes, self.seed, row)
+        one = self._row_classes[row]
         if yardstick is None:
             return one.name, one.resolve()
         isolated_s = yardstick.isolated_ttft_s(self.rows[row].prompt_tokens)

@@ -1,0 +1,136 @@
+"""Which of several engines gets the next request.
+
+The one idea: whoever assigns sees each engine's own snapshot, and no step that is still
+running has ended in it; so it knows what a router in front of real engines could know.
+
+How the paper on scheduling by simulated annealing (arXiv 2504.14966) spreads requests
+over engines could not be read. That a request is assigned first and then planned by its
+engine alone, and both measures below, are ours. `N` is the number of requests.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from jserve_sched.request import Request
+from jserve_sched.view import SchedulerView
+
+
+class Assignment(Protocol):
+    """Gives each request that comes to one of several engines that are alike."""
+
+    def choose(self, views: Sequence[SchedulerView]) -> int:
+        """Returns the index of the engine that gets the next request.
+
+        Args:
+          views: each engine's snapshot when the request comes, without the request.
+        """
+        ...
+
+
+def uncommitted_pages(view: SchedulerView) -> int:
+    """Returns the KV pages that nobody will want who is there; below 0 in a backlog.
+
+    Pages that are free, less what running and waiting requests will take until they
+    are as long as predicted.
+    """
+    pages_for = view.ledger.pages_for
+    wanted = sum(
+        max(pages_for(one.num_projected + one.expected_tokens_left) - len(one.pages), 0)
+        for one in (*view.running, *view.waiting)
+    )
+    return view.ledger.num_available - wanted
+
+
+def work_s(view: SchedulerView) -> float:
+    """Returns in how many seconds an engine should be done with all who are there.
+
+    Each takes as long as in a batch of as many as can run together, and all slots share
+    the sum evenly: so many short answers count as much as few long ones, though fewer
+    slots than all are in use. The step in flight counts in full: how far it has come is
+    not known outside.
+    """
+    requests = (*view.running, *view.waiting)
+    if not requests:
+        return view.in_flight_s
+    batch = min(len(requests), view.max_num_seqs)
+    latency = view.request_latency
+    facts = np.array([_left(one) for one in requests], np.float64)  # [N, 3]
+    prompts, contexts, outputs = facts.T
+    prefilled = prompts > 0
+    prefill_s = latency.prefill_s(np.array(batch), prompts[prefilled])
+    decode_s = latency.decode_s(np.array(batch), contexts, outputs)
+    total_s = float(np.sum(prefill_s)) + float(np.sum(decode_s))
+    return view.in_flight_s + total_s / view.max_num_seqs
+
+
+def _left(request: Request) -> tuple[int, int, int]:
+    """Returns what is to be computed: prompt tokens, then output tokens at a context.
+
+    The first output token of a prefill comes with it, so a request that decodes counts
+    as one more than it lacks.
+    """
+    left = request.expected_tokens_left
+    if request.num_remaining == 1:
+        return 0, request.num_projected - 1, left + 1
+    return request.num_remaining, request.num_projected, left
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MostFreeKv:
+    """To the engine with the most uncommitted KV; of equals, the first.
+
+    Nothing is held back when all are full: the one with the least backlog is next.
+    """
+
+    def choose(self, views: Sequence[SchedulerView]) -> int:
+        """Returns the index of the engine that gets the next request."""
+        return int(np.argmax([uncommitted_pages(view) for view in views]))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LeastFinish:
+    """To the engine that should be done soonest with what it has; of equals, the first.
+
+    The request's own time would be much the same on each, so it is left out.
+    """
+
+    def choose(self, views: Sequence[SchedulerView]) -> int:
+        """Returns the index of the engine that gets the next request."""
+        return int(np.argmin([work_s(view) for view in views]))
+
+
+@dataclasses.dataclass(kw_only=True)
+class RoundRobin:
+    """To each engine in turn, whatever it has to do: what the others should beat.
+
+    Attributes:
+      num_assigned: requests so far.
+    """
+
+    num_assigned: int = 0
+
+    def choose(self, views: Sequence[SchedulerView]) -> int:
+        """Returns the index of the engine that gets the next request."""
+        self.num_assigned += 1
+        return (self.num_assigned - 1) % len(views)
+
+
+ASSIGNMENTS: dict[str, type[Assignment]] = {
+    "kv": MostFreeKv,
+    "finish": LeastFinish,
+    "round_robin": RoundRobin,
+}
+
+
+def make_assignment(name: str) -> Assignment:
+    """Returns a fresh assignment.
+
+    Raises:
+      ValueError: if the name is unknown.
+    """
+    if name not in ASSIGNMENTS:
+        raise ValueError(f"assignment {name!r} is unknown; known: {list(ASSIGNMENTS)}")
+    return ASSIGNMENTS[name]()

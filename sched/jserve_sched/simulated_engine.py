@@ -1,0 +1,264 @@
+"""One scheduler and the machine that it drives, in virtual time.
+
+The one idea: what a step gives is known when it is launched, but nobody is told before
+the time at which it ends, so whoever looks in between sees what could be known then.
+
+Overlap is as in the engine: with `lag` 0 a step is planned when the one before has
+ended; with `lag` 1 the next step is planned when one starts, so a request that comes
+during a step waits for the one after the next.
+
+A stretch of decode steps between two events (an arrival, a last token, a page too
+few) can only run the same rows again. With `lag` 0 such a stretch is advanced at
+once; its steps are priced by one call, each as it would be alone.
+"""
+
+import collections
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched import features
+from jserve_sched.clock import Clock
+from jserve_sched.cost_model import CostModel
+from jserve_sched.plan import StepPlan, StepResult
+from jserve_sched.predictor import StepSample
+from jserve_sched.request import Request
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulation_log import StepLog, Tally
+from jserve_sched.workload import Arrival
+
+_NOISE_BLOCK = 4096  # factors of step times drawn at once
+_TOKEN, _STOP_TOKEN = 0, 1  # what answers are made of, and what ends some of them
+
+
+class StepTimes:
+    """Step durations: the cost model's, times a seeded factor for each step."""
+
+    def __init__(
+        self,
+        cost_model: CostModel,
+        block_tokens: int,
+        noise: float,
+        seed: tuple[int, int],
+    ):
+        """Makes them.
+
+        Args:
+          cost_model: how long steps take.
+          block_tokens: tokens in one prefill block.
+          noise: deviation of the logarithm of a step's duration about that.
+          seed: of the noise, and the engine's number; NumPy takes (seed, 0) for seed.
+        """
+        self._cost_model = cost_model
+        self._block_tokens = block_tokens
+        self._noise = noise
+        self._random = np.random.default_rng(seed)
+        self._factors = np.ones(0)
+
+    def of(self, first_step: int, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` of steps `first_step`, `first_step + 1` ..., s."""
+        duration_s = self._cost_model.step_s(matrix, self._block_tokens)
+        if not self._noise:
+            return duration_s
+        stop = first_step + len(matrix)
+        while len(self._factors) < stop:
+            more = np.exp(self._noise * self._random.standard_normal(_NOISE_BLOCK))
+            self._factors = np.concatenate((self._factors, more))
+        return duration_s * self._factors[first_step:stop]
+
+
+def _steps_after(plan: StepPlan, num_steps: int, page_size: int) -> np.ndarray:
+    """Returns features `[num_steps, F]` of the steps that repeat a decode-only plan."""
+    matrix = np.repeat(plan.features[None], num_steps, axis=0)
+    steps = np.arange(1, num_steps + 1)
+    grown = steps * len(plan.decodes)
+    matrix[:, features.DECODE_CONTEXT] += grown
+    matrix[:, features.CACHED_TOKENS] += grown
+    longest = max(row.stop for row in plan.decodes) + steps
+    matrix[:, features.DECODE_PAGES] = -(-longest // page_size)
+    return matrix
+
+
+class SimulatedEngine:
+    """A scheduler whose steps take virtual time.
+
+    Attributes:
+      scheduler: decides what each step runs.
+      due_s: when it is to be looked at next: a step ends, or the next can start;
+        infinite while nothing runs.
+      num_steps: steps run.
+      busy_s: virtual time of these steps, seconds.
+      log: every step, if they are recorded.
+      arrival_ids: who was submitted here, in order.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        times: StepTimes,
+        tally: Tally,
+        lag: int,
+        records_steps: bool,
+        advances_decodes: bool,
+        clock: Clock | None,
+    ):
+        """Makes one that has nothing to do; see `simulator.simulate`."""
+        self.scheduler = scheduler
+        self.due_s = math.inf
+        self.num_steps = 0
+        self.busy_s = 0.0
+        self.log = StepLog() if records_steps else None
+        self.arrival_ids: list[str] = []
+        self._times = times
+        self._tally = tally
+        self._lag = lag
+        self._advances_decodes = advances_decodes and lag == 0
+        self._clock = clock
+        self._planned: collections.deque[tuple[StepPlan, float]] = collections.deque()
+        self._running: tuple[StepPlan, float] | None = None  # and its duration
+        # Output tokens of those who end by a stop token.
+        self._ends: dict[str, int] = {}
+
+    def submit(self, one: Arrival, prompt: np.ndarray) -> None:
+        """Hands a request over to the scheduler.
+
+        Args:
+          one: who comes.
+          prompt: its token ids.
+
+        Raises:
+          ValueError: if it can never run.
+        """
+        self.arrival_ids.append(one.request_id)
+        max_tokens = max(one.declared_max_tokens, one.max_tokens)
+        ends_by_stop = one.declared_max_tokens > 0
+        self.scheduler.submit(
+            Request(
+                request_id=one.request_id,
+                arrival_s=one.arrival_s,
+                prompt_tokens=prompt,
+                max_tokens=max_tokens,
+                stop_token_ids=frozenset((_STOP_TOKEN,) if ends_by_stop else ()),
+                slo=one.slo,
+                service_class=one.service_class,
+                guard=one.guard,
+            )
+        )
+        if ends_by_stop:
+            self._ends[one.request_id] = one.max_tokens
+
+    def start(self, now_s: float) -> None:
+        """Launches the next step, if there is one, and plans as many as may wait."""
+        while len(self._planned) <= self._lag:
+            start_s = self._clock.now_s() if self._clock else 0.0
+            plan = self.scheduler.plan(now_s)
+            if plan is None:
+                break
+            self.scheduler.dispatch(plan, now_s)
+            plan_s = self._clock.now_s() - start_s if self._clock else 0.0
+            self._planned.append((plan, plan_s))
+        if not self._planned:
+            self.due_s = math.inf
+            return
+        plan, plan_s = self._planned.popleft()
+        duration_s = float(self._times.of(self.num_steps, plan.features[None])[0])
+        if self.log is not None:
+            self.log.add(
+                plan.features,
+                used_blocks=plan.num_blocks,
+                leaves_work=plan.leaves_work,
+                start_s=now_s,
+                duration_s=duration_s,
+                plan_s=plan_s,
+            )
+        self.num_steps += 1
+        self.busy_s += duration_s
+        self._running = plan, duration_s
+        self.due_s = now_s + duration_s
+
+    def finish(self, *, start_before_s: float, end_by_s: float) -> None:
+        """Ends the step that is due, and with it a stretch of steps that repeat it.
+
+        Args:
+          start_before_s: every step of the stretch starts before that.
+          end_by_s: and ends by that.
+        """
+        if self._running is None:
+            return  # a stretch has ended
+        plan, duration_s = self._running
+        self._running = None
+        tokens = self._tokens(plan)
+        result = StepResult(tokens=tokens, duration_s=duration_s)
+        for output in self.scheduler.apply(result):
+            self._take(output.request, (self.due_s,))
+        if self._advances_decodes and not plan.chunks:
+            self._advance(plan, start_before_s, end_by_s)
+
+    def _tokens(self, plan: StepPlan) -> tuple[int, ...]:
+        """Returns what a step samples."""
+        if not self._ends:
+            return (_TOKEN,) * plan.num_sampled
+        return tuple(
+            _STOP_TOKEN
+            if len(row.request.output_tokens) + 1
+            == self._ends.get(row.request.request_id)
+            else _TOKEN
+            for row in (*plan.decodes, *plan.chunks)
+            if row.samples
+        )
+
+    def _take(self, request: Request, times_s: Sequence[float]) -> None:
+        self._tally.times_of(request).extend(times_s)
+        if request.finish_reason is not None:
+            self._ends.pop(request.request_id, None)
+            self._tally.finish(request)
+
+    def _advance(self, plan: StepPlan, start_before_s: float, end_by_s: float) -> None:
+        """Runs the steps after a decode-only one that can but repeat it."""
+        if self.due_s >= start_before_s:
+            return
+        num_steps = self.scheduler.num_steps_alike(plan, self._steps_before_stop(plan))
+        if num_steps < 1:
+            return
+        matrix = _steps_after(plan, num_steps, self.scheduler.ledger.page_size)
+        durations_s = self._times.of(self.num_steps, matrix)
+        # Added one by one, as single steps would.
+        ends_s = np.add.accumulate(np.append(self.due_s, durations_s))
+        num_steps = min(
+            num_steps,
+            int(np.searchsorted(ends_s[:-1], start_before_s)),
+            int(np.searchsorted(ends_s[1:], end_by_s, side="right")),
+        )
+        if not num_steps:
+            return
+        matrix = matrix[:num_steps]
+        times_s = ends_s[1 : num_steps + 1].tolist()
+        for row, duration_s, stop_s in zip(
+            matrix, durations_s.tolist(), times_s, strict=False
+        ):
+            if self.log is not None:
+                self.log.add(
+                    row,
+                    used_blocks=0,
+                    leaves_work=plan.leaves_work,
+                    start_s=self.due_s,
+                    duration_s=duration_s,
+                    plan_s=0.0,
+                )
+            self.scheduler.predictor.update(StepSample(row, duration_s))
+            self.busy_s += duration_s
+            self.due_s = stop_s
+        self.num_steps += num_steps
+        for request in self.scheduler.repeat_decodes(plan, num_steps):
+            self._take(request, times_s)
+
+    def _steps_before_stop(self, plan: StepPlan) -> int | None:
+        """Returns how many steps yield no stop token; None if none ever comes."""
+        lefts = [
+            self._ends[row.request.request_id] - len(row.request.output_tokens) - 1
+            for row in plan.decodes
+            if row.request.request_id in self._ends
+        ]
+        return min(lefts, default=None)

@@ -1,0 +1,267 @@
+"""Several engines: who gets a request, and what may be known when it comes."""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+
+import pytest
+
+from jserve_sched.buckets import BucketTable
+from jserve_sched.cost_model import ClosedForm, Formula, OraclePredictor
+from jserve_sched.instances import (
+    ASSIGNMENTS,
+    Assignment,
+    LeastFinish,
+    MostFreeKv,
+    make_assignment,
+    uncommitted_pages,
+    work_s,
+)
+from jserve_sched.ledger import KvLedger
+from jserve_sched.plan import StepResult
+from jserve_sched.policies import make_policy
+from jserve_sched.request import Request
+from jserve_sched.request_latency import Bilinear, LatencySource, RequestLatency
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.view import SchedulerView
+from jserve_sched.workload import Arrival
+
+ONE_SECOND = Formula(base_s=1.0)
+METRONOME = ClosedForm(
+    name="metronome",
+    decode=ONE_SECOND,
+    prefill=ONE_SECOND,
+    mixed=ONE_SECOND,
+    num_kv_tokens=640,
+    page_size=8,
+    max_num_seqs=4,
+    max_num_batched_tokens=20,
+)
+TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
+# A prompt token takes a second, whoever is beside it, and a decode step two.
+LATENCY = RequestLatency(
+    prefill=Bilinear(both=0.0, batch=0.0, length=1.0, base=0.0),
+    decode=Bilinear(both=0.0, batch=0.0, length=0.0, base=2.0),
+)
+
+
+class Halves:
+    """Expects half of what a request may take."""
+
+    def estimate(self, request: Request) -> int:
+        return request.max_tokens // 2
+
+    def update(self, request: Request) -> bool:
+        del request
+        return False
+
+
+def scheduler_of(policy: str = "fcfs") -> Scheduler:
+    return make_scheduler(
+        policy=make_policy(policy),
+        cost_model=METRONOME,
+        buckets=TABLE,
+        predictor=OraclePredictor(METRONOME, TABLE.block_tokens),
+        max_model_len=512,
+    )
+
+
+def halving_scheduler() -> Scheduler:
+    return Scheduler(
+        policy=make_policy("fcfs"),
+        buckets=TABLE,
+        ledger=KvLedger(num_pages=80, page_size=8, enable_prefix_caching=False),
+        predictor=OraclePredictor(METRONOME, TABLE.block_tokens),
+        max_num_seqs=4,
+        max_num_batched_tokens=20,
+        max_model_len=512,
+        lengths=Halves(),
+        request_latency=LATENCY,
+    )
+
+
+def submit(scheduler: Scheduler, name: str, prompt: int, most: int) -> Request:
+    request = Request(
+        request_id=name, arrival_s=0.0, prompt_tokens=[7] * prompt, max_tokens=most
+    )
+    scheduler.submit(request)
+    return request
+
+
+def step(scheduler: Scheduler) -> None:
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    scheduler.dispatch(plan, 0.0)
+    scheduler.apply(StepResult(tokens=(0,) * plan.num_sampled, duration_s=1.0))
+
+
+def test_the_measures_by_hand() -> None:
+    scheduler = halving_scheduler()
+    assert uncommitted_pages(scheduler.view(0.0)) == 80
+    assert work_s(scheduler.view(0.0)) == 0.0
+    # 8 prompt tokens and 10 expected of 20: three pages of 8; 8 s and nine steps. Four
+    # slots share them.
+    submit(scheduler, "a", 8, 20)
+    assert uncommitted_pages(scheduler.view(0.0)) == 77
+    assert work_s(scheduler.view(0.0)) == (8.0 + 18.0) / 4
+    submit(scheduler, "b", 4, 8)
+    assert uncommitted_pages(scheduler.view(0.0)) == 76
+    assert work_s(scheduler.view(0.0)) == (8.0 + 18.0 + 4.0 + 6.0) / 4
+    # Both prompts fit one step. The pages they hold were counted before.
+    step(scheduler)
+    assert [one.num_remaining for one in scheduler.view(0.0).running] == [1, 1]
+    assert uncommitted_pages(scheduler.view(0.0)) == 76
+    assert work_s(scheduler.view(0.0)) == (18.0 + 6.0) / 4
+    # A step in flight is taken in full, and its tokens as done.
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    scheduler.dispatch(plan, 0.0)
+    view = scheduler.view(0.0)
+    assert view.in_flight_s == 1.0
+    assert work_s(view) == 1.0 + (16.0 + 4.0) / 4
+
+
+def test_a_request_takes_as_long_as_in_a_batch_of_those_who_can_run() -> None:
+    scheduler = scheduler_of()
+    view = scheduler.view(0.0)
+    by_batch = RequestLatency(
+        prefill=Bilinear(both=0.0, batch=1.0, length=0.0, base=0.0),
+        decode=Bilinear(both=0.0, batch=1.0, length=0.0, base=0.0),
+    )
+    view = dataclasses.replace(view, latency_source=LatencySource(by_batch))
+    for number, name in enumerate("abcdef", 1):
+        submit(scheduler, name, 4, 3)
+        batch = min(number, 4)  # of so many slots
+        assert work_s(view) == number * (batch + 2 * batch) / 4
+
+
+def test_each_goes_by_its_measure() -> None:
+    schedulers = [halving_scheduler() for _ in range(3)]
+    views = [one.view(0.0) for one in schedulers]
+    for name in ("kv", "finish"):
+        assert make_assignment(name).choose(views) == 0
+    submit(schedulers[0], "one", 60, 2)  # 61 and 61 tokens, 60 s each
+    submit(schedulers[0], "two", 60, 2)
+    submit(schedulers[1], "answer", 4, 152)  # 80 tokens, 154 s
+    submit(schedulers[2], "prompt", 90, 8)  # 94 tokens, 96 s
+    views = [one.view(0.0) for one in schedulers]
+    assert MostFreeKv().choose(views) == 1
+    assert LeastFinish().choose(views) == 2
+    rounds = make_assignment("round_robin")
+    assert [rounds.choose(views) for _ in range(5)] == [0, 1, 2, 0, 1]
+
+
+def test_an_unknown_assignment_is_told() -> None:
+    with pytest.raises(ValueError, match=r"'best' is unknown; known: \['kv'"):
+        make_assignment("best")
+
+
+def arrival(name: str, arrival_s: float, prompt: int = 8, output: int = 3) -> Arrival:
+    return Arrival(
+        request_id=name,
+        arrival_s=arrival_s,
+        num_prompt_tokens=prompt,
+        max_tokens=output,
+    )
+
+
+def run_on(
+    num_engines: int,
+    arrivals: Sequence[Arrival],
+    assignment: Assignment,
+    *,
+    policy: str = "fcfs",
+    lag: int = 0,
+    advances_decodes: bool = True,
+) -> SimulationResult:
+    schedulers = [scheduler_of(policy) for _ in range(num_engines)]
+    result = simulate(
+        schedulers,
+        METRONOME,
+        arrivals,
+        assignment=assignment,
+        lag=lag,
+        records_steps=True,
+        advances_decodes=advances_decodes,
+    )
+    for one in schedulers:
+        one.check_integrity()
+    return result
+
+
+@dataclasses.dataclass
+class Watching:
+    """Gives everything to the first; notes how many tokens each had had then."""
+
+    seen: list[list[int]] = dataclasses.field(default_factory=list)
+
+    def choose(self, views: Sequence[SchedulerView]) -> int:
+        self.seen.append([len(one.output_tokens) for one in views[0].running])
+        return 0
+
+
+@pytest.mark.parametrize("advances", [True, False])
+def test_nobody_sees_a_step_before_it_ends(advances: bool) -> None:
+    watching = Watching()
+    # Steps end at whole seconds; "b" comes in the prefill, "c" in a long stretch of
+    # decodes, "d" at the very end of one of them.
+    arrivals = [
+        arrival("a", 0.0, output=40),
+        arrival("b", 0.5, output=2),
+        arrival("c", 20.5, output=1),
+        arrival("d", 30.0, output=1),
+    ]
+    result = run_on(2, arrivals, watching, advances_decodes=advances)
+    assert watching.seen == [[], [0], [20], [30]]
+    assert result.outcomes[0].token_times_s == [float(k) for k in range(1, 41)]
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "sliding"])
+@pytest.mark.parametrize("lag", [0, 1])
+def test_each_engine_does_what_it_would_do_alone(policy: str, lag: int) -> None:
+    arrivals = [
+        arrival(str(k), 0.9 * k, prompt=4 + 5 * (k % 4), output=2 + 7 * (k % 3))
+        for k in range(30)
+    ]
+    together = run_on(
+        3, arrivals, make_assignment("round_robin"), policy=policy, lag=lag
+    )
+    for place, instance in enumerate(together.instances):
+        mine = arrivals[place::3]
+        alone = simulate(
+            scheduler_of(policy), METRONOME, mine, lag=lag, records_steps=True
+        )
+        assert together.outcomes[place::3] == alone.outcomes
+        assert instance.request_ids == tuple(one.request_id for one in mine)
+        assert instance.num_steps == alone.num_steps
+        assert alone.steps is not None
+        assert instance.busy_s == sum(one.duration_s for one in alone.steps)
+    assert together.num_steps == sum(one.num_steps for one in together.instances)
+    assert together.steps is not None
+    starts_s = [one.start_s for one in together.steps]
+    assert starts_s == sorted(starts_s) and len(starts_s) == together.num_steps
+
+
+def test_whoever_looks_beats_whoever_counts() -> None:
+    # Every other request is long: in turn, one of two engines gets all of these.
+    arrivals = [
+        arrival(str(k), 2.0 * k, prompt=8, output=3 if k % 2 else 60) for k in range(60)
+    ]
+
+    def mean_e2e_s(name: str) -> float:
+        outcomes = run_on(2, arrivals, make_assignment(name)).outcomes
+        return statistics.fmean(one.e2e_s or 0.0 for one in outcomes)
+
+    found = {name: mean_e2e_s(name) for name in ASSIGNMENTS}
+    assert found["kv"] < 0.75 * found["round_robin"]
+    assert found["finish"] < 0.75 * found["round_robin"]
+
+
+def test_several_engines_need_an_assignment() -> None:
+    with pytest.raises(ValueError, match="2 schedulers with assignment=None"):
+        simulate([scheduler_of(), scheduler_of()], METRONOME, [arrival("a", 0.0)])
+    with pytest.raises(ValueError, match="1 schedulers with assignment=MostFreeKv"):
+        simulate(
+            scheduler_of(), METRONOME, [arrival("a", 0.0)], assignment=MostFreeKv()
+        )
