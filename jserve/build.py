@@ -17,6 +17,7 @@ from jserve.config import EngineConfig
 from jserve.cpus import num_cpus
 from jserve.engine import Engine, kv_page_bytes
 from jserve.loop import EngineLoop
+from jserve.planning import read_request_latency, serving_policy
 from jserve.predictor_checkpoint import PredictorFacts
 from jserve.serving_predictor import ServingPredictor, choose_predictor
 from jserve.step_recorder import StepRecorder
@@ -27,7 +28,7 @@ from jserve_models.registry import load_model
 from jserve_sched.bucket_growth import growth
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
-from jserve_sched.policies import make_policy
+from jserve_sched.length_estimates import make_length_estimator
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import ServiceClass
 from jserve_sched.table_predictor import TablePredictor
@@ -106,7 +107,7 @@ def build_engine(config: EngineConfig) -> Engine:
 
 
 def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
-    policy = make_policy(config.policy)
+    policy = serving_policy(config)
     choice = choose_buckets(config)
     engine = _build_engine(config, choice, cache)
     table = engine.programs.table
@@ -127,6 +128,8 @@ def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=engine.max_model_len,
+        lengths=make_length_estimator(config.length_estimator),
+        request_latency=read_request_latency(config),
     )
     warm_up = WarmUp(
         engine=engine,

@@ -40,6 +40,15 @@ class EngineConfig:
       kv_cache_bytes: size of the KV pool, K and V together.
       enable_prefix_caching: whether requests share the KV of equal prefixes.
       max_queued_requests: most requests waiting; more are refused with 429.
+      length_estimator: guesses how long answers will be, by name and options:
+        "max_tokens" (what the request allows), "mean", "gaussian", or "quantile", as in
+        "quantile:q=0.75".
+      request_latency: file of `jserve-train-predictor --kind=request` that says how
+        long whole requests take; without it that is fitted to the step predictor.
+      annealing_budget_ms: most milliseconds that one search of the policies annealing
+        and annealing+sliding takes; 0 leaves it to their number of proposals.
+      annealing_interval_s: least seconds between two such searches; 0 leaves it to the
+        policy.
       enable_overlap: whether a step is planned while the last one runs. On CPU it
         gains at few rows and nothing, or less, once steps fill the cores.
       compile_cache_dir: where compiled programs and step times persist; "" for
@@ -67,6 +76,10 @@ class EngineConfig:
     kv_cache_bytes: int = 512 * 2**20
     enable_prefix_caching: bool = True
     max_queued_requests: int = 1024
+    length_estimator: str = "max_tokens"
+    request_latency: pathlib.Path | None = None
+    annealing_budget_ms: float = 0.0
+    annealing_interval_s: float = 0.0
     enable_overlap: bool = True
     compile_cache_dir: str = "~/.cache/jserve"
     step_log: pathlib.Path | None = None
@@ -100,6 +113,8 @@ class EngineConfig:
         _check_range("kv_cache_bytes", self.kv_cache_bytes, 1, 2**50)
         _check_range("max_model_len", self.max_model_len, 0, 2**24)
         _check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
+        _check_range("annealing_budget_ms", self.annealing_budget_ms, 0.0, 1000.0)
+        _check_range("annealing_interval_s", self.annealing_interval_s, 0.0, 3600.0)
         _check_range("max_programs", self.max_programs, 0, 2**16)
         _check_range("max_compile_s", self.max_compile_s, 0.0, 86400.0)
         _check_range("step_log_max_bytes", self.step_log_max_bytes, 2**16, 2**50)

@@ -43,6 +43,7 @@ class PlanBuilder:
         self.used_blocks = 0
         self._num_admitted = 0
         self._is_closed = False
+        self._holds_back = False
         self._leaves_work = False
         self._free = view.ledger.num_available
         self._committed = sum(
@@ -94,6 +95,20 @@ class PlanBuilder:
         """
         self._limit_blocks = num_blocks
         self._limit_end = end
+
+    def hold_back(self) -> None:
+        """Tells that the policy offers fewer requests than could be admitted."""
+        self._holds_back = True
+
+    def limit_tokens(self, num_tokens: int) -> None:
+        """Lets the step have no more tokens, the decodes placed already included.
+
+        Args:
+          num_tokens: rounded down to whole blocks but at least one; 0 sets no limit.
+        """
+        if num_tokens > 0:
+            room = (num_tokens - self.num_decodes) // self._view.buckets.block_tokens
+            self.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
 
     def _preempt_for(self, num_pages: int, victims: Iterable[Request]) -> bool:
         """Takes pages back from `victims`, in order, until `num_pages` are free."""
@@ -255,6 +270,8 @@ class PlanBuilder:
             self.ended_by = PlanEnd.FULL
         elif self.ended_by is PlanEnd.NO_WORK and self._is_cut_short:
             self.ended_by = self._why_no_room()
+        elif self.ended_by is PlanEnd.NO_WORK and self._holds_back:
+            self.ended_by = PlanEnd.HELD_BACK
         elif self.ended_by is PlanEnd.NO_WORK and len(view.waiting) > len(
             view.admissible
         ):
@@ -308,9 +325,7 @@ def plan_in_order(
         rank[request.request_id] = index
         if request.num_remaining == 1:
             builder.add_decode(request, behind(index))
-    if chunk_tokens > 0:
-        room = (chunk_tokens - builder.num_decodes) // view.buckets.block_tokens
-        builder.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
+    builder.limit_tokens(chunk_tokens)
     for request in prefills:
         if not builder.is_admitting and request.state is RequestState.WAITING:
             continue

@@ -1,8 +1,9 @@
-"""Candidates: who may be in the next step, for policies that rank by deadline.
+"""Candidates: who may be in the next step, for policies that rank many at once.
 
 The one idea: a queue may be long, a step is short. Of the waiting at most
-`MAX_WAITING` are ranked: the guarded, then those that can still be in time, then the
-others; half of them the shortest and half the most pressing.
+`MAX_WAITING` are ranked, or as many as a policy asks for: the guarded, then those that
+can still be in time, then the others; half of them the shortest and half the most
+pressing.
 """
 
 import functools
@@ -26,8 +27,17 @@ class Candidates:
       prompts: requests with a prompt to compute: all that run, then some that wait.
     """
 
-    def __init__(self, view: SchedulerView):
+    def __init__(self, view: SchedulerView, waiting: Sequence[Request] | None = None):
+        """Looks at a snapshot.
+
+        Args:
+          view: the snapshot.
+          waiting: who may be admitted, in their turn; None takes those most worth
+            ranking, by arrival.
+        """
         self._view = view
+        could_admit = min(len(view.admissible), view.num_free_slots)
+        self._holds_back = waiting is not None and len(waiting) < could_admit
         self.decodes: list[Request] = []
         self.prompts: list[Request] = []
         for request in view.running:
@@ -39,7 +49,7 @@ class Candidates:
                 - request.num_dispatched
             )
             (self.prompts if left > 1 else self.decodes).append(request)
-        self.prompts += _choose(view)
+        self.prompts += choose_waiting(view) if waiting is None else waiting
 
     @functools.cached_property
     def _ranks(self) -> dict[str, int]:
@@ -73,6 +83,8 @@ class Candidates:
 
     def add_prompts(self, builder: PlanBuilder, ordered: Sequence[Request]) -> None:
         """Adds prompts in order until nothing fits."""
+        if self._holds_back:
+            builder.hold_back()
         for request in ordered:
             if request.state is RequestState.WAITING:
                 if not builder.is_admitting:
@@ -88,12 +100,20 @@ class Candidates:
                 builder.add_prefill(request, self.victims(request))
 
 
-def _choose(view: SchedulerView) -> Sequence[Request]:
-    """Returns the waiting requests worth ranking, by arrival."""
-    waiting = view.admissible
-    if len(waiting) <= MAX_WAITING:
+def choose_waiting(
+    view: SchedulerView, most: int = MAX_WAITING, *, first: int = 0
+) -> Sequence[Request]:
+    """Returns the waiting requests worth ranking, by arrival.
+
+    Args:
+      view: the snapshot.
+      most: how many, at most; 2 or more.
+      first: so many, the first by arrival, are left out.
+    """
+    waiting = view.admissible[first:]
+    if len(waiting) <= most:
         return waiting
-    due_s, promise_s, tokens, guard = view.queue.facts()
+    due_s, promise_s, tokens, guard = view.queue.facts()[:, first:]
     work_s = tokens / (view.prefill_tokens_per_s or np.inf)
     late = promise_s < view.start_s + work_s
     index = np.arange(len(waiting))  # ties go by arrival
@@ -106,6 +126,6 @@ def _choose(view: SchedulerView) -> Sequence[Request]:
         wish[late] += 2 * _FAR_S  # the late ones after all others
         wish[guard > 0] -= 4 * _FAR_S  # the guarded before all others
         wish[chosen] = np.inf
-        half = MAX_WAITING // 2
+        half = most // 2
         chosen[np.argpartition(wish, half)[:half]] = True
     return [waiting[place] for place in np.flatnonzero(chosen).tolist()]

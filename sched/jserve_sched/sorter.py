@@ -19,6 +19,8 @@ Science 15, 1968, by Hodgson). It needs neither alpha nor epsilon.
 
 `off` goes by deadline alone: Sarathi-EDF.
 
+`given` leaves the order as it is: somebody else has ranked them.
+
 `P` is the number of prompts.
 """
 
@@ -31,7 +33,7 @@ import numpy as np
 from jserve_sched.forwarder import BatchForwarder, Prompts
 from jserve_sched.view import SchedulerView
 
-SORTERS = ("off", "mlps", "moore")
+SORTERS = ("off", "mlps", "moore", "given")
 LATE_RULES = ("off", "past", "hopeless")
 
 
@@ -56,7 +58,7 @@ class PrioritySorter:
     """Orders prompts.
 
     Attributes:
-      rule: off, mlps or moore.
+      rule: off, mlps, moore or given.
       alpha: of mlps: a request is urgent if its work takes more than this share of
         its slack.
       epsilon_s: of mlps: least slack that work is divided by.
@@ -83,7 +85,7 @@ class PrioritySorter:
     def rank(
         self, view: SchedulerView, forwarder: BatchForwarder, prompts: Prompts
     ) -> Ranking:
-        """Ranks prompts, given in any order."""
+        """Ranks prompts; of those that rank alike the order given decides."""
         facts = np.array(
             [
                 (one.next_deadline_s, one.next_promise_s, one.arrival_s, one.guard)
@@ -97,7 +99,10 @@ class PrioritySorter:
         left_s = promise_s - view.start_s
         alone_s = forwarder.alone_s(prompts)
         hopeless = left_s < alone_s
-        if self.rule == "off":
+        if self.rule == "given":
+            late = np.zeros(len(due_s), bool)
+            order = np.arange(len(due_s))
+        elif self.rule == "off":
             late = np.zeros(len(due_s), bool)
             order = np.lexsort((arrival_s, due_s))
         else:

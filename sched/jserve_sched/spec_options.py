@@ -5,7 +5,7 @@ linear:block_gap=4                    with options, each a field of its class
 sliding:constructor=off:alpha=0.8     more than one
 
 The one idea: a class's own fields are its options, so a new field is an option
-without a line here.
+without a line here. Fields of other types than these are set by code alone.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+_PLAIN = (bool, int, float, str)
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
@@ -22,7 +23,8 @@ def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
 
     Args:
       spec: `name:option=value:...`.
-      classes: dataclasses by name; their fields are bool, int, float or str.
+      classes: dataclasses by name; their options are the fields that are bool, int,
+        float, str or one of some literals.
       kind: what they are, for error messages.
 
     Raises:
@@ -33,7 +35,11 @@ def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
         raise ValueError(f"{kind} {name!r} is unknown; known: {sorted(classes)}")
     chosen: Any = classes[name]
     types = typing.get_type_hints(chosen)
-    known = [field.name for field in dataclasses.fields(chosen)]
+    known = [
+        field.name
+        for field in dataclasses.fields(chosen)
+        if types[field.name] in _PLAIN or _literals(types[field.name])
+    ]
     options: dict[str, Any] = {}
     for setting in settings:
         option, equals, text = setting.partition("=")
@@ -46,7 +52,14 @@ def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
     return chosen(**options)
 
 
+def _literals(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+
+
 def _parse(where: str, text: str, kind: Any) -> Any:
+    literals = _literals(kind)
+    if literals and text not in literals:
+        raise ValueError(f"{where}={text} is not one of {sorted(literals)}")
     if kind is bool:
         if text not in _SWITCH:
             raise ValueError(f"{where}={text} is not one of {sorted(_SWITCH)}")

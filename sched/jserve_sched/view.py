@@ -2,12 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
+from jserve_sched.outlook import Outlook
 from jserve_sched.predictor import Predictor
 from jserve_sched.request import Request
 from jserve_sched.waiting import WaitingQueue
+
+if TYPE_CHECKING:  # that module looks at views itself
+    from jserve_sched.request_latency import LatencySource, RequestLatency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,11 @@ class SchedulerView:
         first token; infinite if none did. Not the least: one client with a promise
         of its own must not make every step short.
       max_num_batched_tokens: most token positions in a step.
+      max_num_seqs: most requests that run at once.
+      epoch: counts requests that joined the queue or ended; while it stands still, a
+        plan for the queue is as good as it was.
+      outlook: what `LookaheadPolicy.revise` returned last; None before the first.
+      latency_source: says how long whole requests take; see `request_latency`.
     """
 
     now_s: float
@@ -47,11 +57,20 @@ class SchedulerView:
     prefill_tokens_per_s: float | None
     tight_ttft_s: float
     max_num_batched_tokens: int
+    max_num_seqs: int
+    epoch: int
+    outlook: Outlook | None
+    latency_source: "LatencySource"
 
     @property
     def start_s(self) -> float:
         """When the planned step should start: once the steps in flight have ended."""
         return self.now_s + self.in_flight_s
+
+    @property
+    def request_latency(self) -> "RequestLatency":
+        """How long whole requests take on this machine, by batch size and lengths."""
+        return self.latency_source.of(self)
 
     @property
     def waiting(self) -> Sequence[Request]:

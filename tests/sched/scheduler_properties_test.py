@@ -24,6 +24,10 @@ SPECS = (
     "sliding:sorter=mlps:constructor=off:late=off",
     "sliding:fill=off:sorter=off",
     "sliding:chunker=off",
+    *("laxity", "annealing:proposals=20", "annealing+sliding:proposals=20"),
+    "annealing:proposals=20:cap=on:interval_s=0:max_batch=2:max_age_s=0.5",
+    "annealing:proposals=20:tpot=mean:scale=raw:chunk_tokens=12:window=2",
+    "annealing+sliding:proposals=20:max_batch=2:max_age_s=0.2:cap=on",
 )
 
 TABLES = (
@@ -170,7 +174,9 @@ def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None
         largest = max((ledger.pages_for(r.num_known) for r in waiting), default=0)
         assert plan.preempted or largest + owed + taken + 1 > ledger.num_available
     elif plan.ended_by is PlanEnd.TIME_LIMIT:
-        assert workload.policy.startswith(("qoserve", "sliding"))
+        assert workload.policy.startswith(("qoserve", "sliding", "annealing+sliding"))
+    elif plan.ended_by is PlanEnd.HELD_BACK:
+        assert workload.policy.startswith("annealing")
     elif plan.ended_by is PlanEnd.TOKEN_LIMIT:
         assert "chunk_tokens" in workload.policy
     else:

@@ -4,9 +4,16 @@ fcfs                                  by name, with its defaults
 sliding:constructor=off:alpha=0.8     with options, each a field of its class
 """
 
-from jserve_sched.policies.base import Policy
+import dataclasses
+
+from jserve_sched.annealing_kernel import Kernel
+from jserve_sched.policies.annealing import Annealing
+from jserve_sched.policies.annealing_sliding import AnnealingSliding
+from jserve_sched.policies.base import LookaheadPolicy, Policy
 from jserve_sched.policies.edf import EarliestDeadlineFirst
 from jserve_sched.policies.fcfs import FirstComeFirstServed
+from jserve_sched.policies.laxity import LeastLaxityFirst
+from jserve_sched.policies.planned_admission import PlannedAdmission, SearchLimit
 from jserve_sched.policies.qoserve import QoServe
 from jserve_sched.policies.sjf import ShortestJobFirst
 from jserve_sched.policies.sliding import SlidingServe
@@ -16,27 +23,42 @@ POLICIES: dict[str, type[Policy]] = {
     "fcfs": FirstComeFirstServed,
     "edf": EarliestDeadlineFirst,
     "sjf": ShortestJobFirst,
+    "laxity": LeastLaxityFirst,
     "qoserve": QoServe,
     "sliding": SlidingServe,
+    "annealing": Annealing,
+    "annealing+sliding": AnnealingSliding,
 }
 
 
-def make_policy(spec: str) -> Policy:
+def make_policy(spec: str, *, kernel: Kernel | None = None) -> Policy:
     """Returns the policy that `name:option=value:...` describes.
+
+    Args:
+      spec: which one.
+      kernel: runs its search, if it searches; None leaves it to `sched`'s own.
 
     Raises:
       ValueError: if the policy or an option is unknown, or a value is no good.
     """
     policy: Policy = make_from_spec(spec, POLICIES, kind="policy")
+    if kernel is not None and isinstance(policy, PlannedAdmission):
+        return dataclasses.replace(policy, kernel=kernel)
     return policy
 
 
 __all__ = [
     "POLICIES",
+    "Annealing",
+    "AnnealingSliding",
     "EarliestDeadlineFirst",
     "FirstComeFirstServed",
+    "LeastLaxityFirst",
+    "LookaheadPolicy",
+    "PlannedAdmission",
     "Policy",
     "QoServe",
+    "SearchLimit",
     "ShortestJobFirst",
     "SlidingServe",
     "make_policy",

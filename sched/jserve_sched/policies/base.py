@@ -1,7 +1,8 @@
 """What a policy is: a pure function from a snapshot to a plan."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from jserve_sched.outlook import Outlook
 from jserve_sched.plan import StepPlan
 from jserve_sched.view import SchedulerView
 
@@ -19,5 +20,21 @@ class Policy(Protocol):
         """Returns the next step; None if nothing can run now.
 
         Pure: the same snapshot gives the same plan, and nothing is changed.
+        """
+        ...
+
+
+@runtime_checkable
+class LookaheadPolicy(Policy, Protocol):
+    """A policy that looks further than one step, now and then.
+
+    The scheduler asks `revise` before each `plan`, keeps what it returns and shows it
+    to both in `view.outlook`. So the policy itself remembers nothing.
+    """
+
+    def revise(self, view: SchedulerView) -> Outlook | None:
+        """Returns the outlook to plan by from now on; None to keep `view.outlook`.
+
+        Pure, but for the time that a search may take: see `Outlook.search_s`.
         """
         ...

@@ -53,7 +53,8 @@ class SlidingServe:
 
     Attributes:
       sorter: how prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
-        moore (ours) or off (by deadline); see `sorter`.
+        moore (ours), off (by deadline) or given (those that run by admission, then
+        those that wait by arrival); see `sorter`.
       chunker: whether the SlidingChunker sizes steps.
       constructor: whether the BatchConstructor selects prompts at risk.
       fill: whether room beside a selection goes to the prompts not selected.
@@ -112,7 +113,10 @@ class SlidingServe:
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        candidates = Candidates(view)
+        return self.plan_for(view, Candidates(view))
+
+    def plan_for(self, view: SchedulerView, candidates: Candidates) -> StepPlan | None:
+        """Returns the next step out of these candidates."""
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
         if candidates.prompts:
