@@ -8,7 +8,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-browser lint types bench build golden clean reproduce-slidingserve compare-policies compare-buckets predictor
+.PHONY: setup demo test test-browser lint types bench build golden golden-annealing clean reproduce-slidingserve reproduce-annealing compare-policies compare-buckets predictor request-latency
 
 setup: .venv/installed-$(VERSION)
 
@@ -22,8 +22,10 @@ setup: .venv/installed-$(VERSION)
 demo: setup
 	$(BIN)/jserve-bench --launch --policies=fcfs,edf,qoserve,sliding --num_requests=120 --load=0.9 --output=out/demo
 
+# A process for each core, up to four; each file's tests stay together, for what they
+# share, and files go out in their order: those that compile most come first.
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # The HTML report in a real browser; needs Debian's chromium, or another on PATH.
 test-browser: setup
@@ -53,11 +55,21 @@ golden:
 	.venv-parity/bin/python -m pip install --quiet --group parity
 	.venv-parity/bin/python tests/golden/write_golden.py
 
+# The optima that the search of `annealing` is held against.
+golden-annealing: setup
+	$(BIN)/python tests/golden/write_annealing.py
+
 # SlidingServe's tables in the simulator: under half an hour, or hours with
 # REPRODUCE=full, which goes on where it stopped.
 REPRODUCE ?= quick
 reproduce-slidingserve: setup
 	$(BIN)/python benchmarks/slidingserve/reproduce.py --mode=$(REPRODUCE)
+
+# The claims made for scheduling by annealing, beside what the simulator finds: under
+# half an hour; ANNEALING=full goes on where it stopped.
+ANNEALING ?= quick
+reproduce-annealing: setup
+	$(BIN)/python benchmarks/annealing/reproduce.py --mode=$(ANNEALING)
 
 # The policies on this machine's engine over HTTP, in turns (A B C D A B C D), on two
 # traces with lengths quartered: 10 minutes on a machine that does nothing else.
@@ -90,6 +102,10 @@ compare-buckets: setup
 predictor: setup
 	$(BIN)/jserve-profile --output=out/predictor/samples.npz
 	$(BIN)/jserve-train-predictor --samples=out/predictor/samples.npz --output=out/predictor
+
+# The times of whole requests, from the same profile; `make predictor` first.
+request-latency: setup
+	$(BIN)/jserve-train-predictor --kind=request --samples=out/predictor/samples.npz --output=out/request_latency
 
 clean:
 	rm -rf .venv .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

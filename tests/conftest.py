@@ -1,5 +1,8 @@
 """Set-up shared by all tests."""
 
+import os
+import pathlib
+
 import pytest
 from absl import flags
 
@@ -8,3 +11,17 @@ from absl import flags
 def parsed_flags() -> None:
     """absl's own test helpers read flags that nobody parsed under pytest."""
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def shared_programs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Programs that tests which are not about compiling have in common.
+
+    One folder for all workers of pytest-xdist, whose own folders stand side by side.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    programs = folder / "shared_programs"
+    programs.mkdir(mode=0o700, exist_ok=True)
+    return programs

@@ -8,9 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
+from jserve.build import build_loop
 from jserve.config import EngineConfig
 from jserve.engine import Engine, PendingStep, kv_page_bytes
+from jserve.loop import EngineLoop
+from jserve.program_store import ProgramStore
 from jserve.programs import Programs
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import KvCache
@@ -24,6 +28,7 @@ from jserve_sched.table_predictor import TablePredictor
 
 TEST_TABLE = BucketTable((4, 16), (0, 4))
 MAX_MODEL_LEN = 2048
+TOY_KV_BYTES = 160 * 4096  # the pages of `make_engine`
 
 
 def make_engine(
@@ -33,7 +38,9 @@ def make_engine(
     num_pages: int = 160,
     page_size: int = 128,
     captures_logits: bool = False,
+    programs: pathlib.Path | None = None,
 ) -> Engine:
+    """A warm engine; takes its programs from a folder, and leaves new ones there."""
     loaded: LoadedModel = load_model(model, seed=0, dtype=np.float32)
     assert kv_page_bytes(loaded, page_size, np.dtype(np.float32)) > 0
     engine = Engine(
@@ -45,6 +52,7 @@ def make_engine(
         page_size=page_size,
         max_model_len=min(MAX_MODEL_LEN, loaded.config.max_model_len),
         captures_logits=captures_logits,
+        store=None if programs is None else ProgramStore(programs, is_writable=True),
     )
     engine.warm_up()
     return engine
@@ -172,6 +180,23 @@ def small_config(**fields: object) -> EngineConfig:
         "enable_overlap": True,  # the harder case
     }
     return EngineConfig(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def build_toy_loop(programs: pathlib.Path, **fields: object) -> EngineLoop:
+    """A loop of the programs of `make_engine("toy")`, from that folder if it can be.
+
+    Unlike `compile_cache_dir`, that leaves JAX's own cache off, which is the whole
+    process's, and step times unknown.
+    """
+
+    def make_stored_engine(**parts: Any) -> Engine:
+        store = ProgramStore(programs, is_writable=True)
+        return Engine(**{**parts, "store": store})
+
+    toy: dict[str, object] = {"model": "toy", "kv_cache_bytes": TOY_KV_BYTES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jserve.build.Engine", make_stored_engine)
+        return build_loop(small_config(**{**toy, **fields}))
 
 
 def step_of_little(

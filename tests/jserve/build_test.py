@@ -104,7 +104,9 @@ def test_auto_is_float32_on_cpu() -> None:
 def test_step_times_are_measured_once_and_survive_a_broken_file(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = small_config(model="toy", compile_cache_dir=str(tmp_path))
+    buckets = tmp_path / "buckets.json"
+    buckets.write_text(json.dumps({"row_edges": [16], "block_edges": [0, 4]}))
+    config = small_config(model="toy", buckets=buckets, compile_cache_dir=str(tmp_path))
 
     def start_and_stop() -> None:
         loop = build_loop(config)
@@ -150,6 +152,7 @@ def quick_compiler() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("quick_compiler")
 def test_every_default_program_updates_the_cache_in_place() -> None:
     config = EngineConfig()

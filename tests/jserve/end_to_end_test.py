@@ -23,14 +23,14 @@ CLASSES = '[{"name": "chat", "ttft_s": 5, "tbt_s": 1, "guard": true}]'
 
 
 class Server:
-    def __init__(self, folder: pathlib.Path, *flags: str):
+    def __init__(self, folder: pathlib.Path, cache: pathlib.Path):
         classes = folder / "classes.json"
         classes.write_text(CLASSES)
         command = [
             *(sys.executable, "-m", "jserve.cli", "--port=0", f"--buckets={BUCKETS}"),
             *("--max_num_seqs=16", "--max_num_batched_tokens=144"),
             *("--max_model_len=2048", "--kv_cache_bytes=67108864"),
-            *("--compile_cache_dir=", f"--service_classes={classes}", *flags),
+            *(f"--compile_cache_dir={cache}", f"--service_classes={classes}"),
         ]
         self.log = folder / "server.log"
         with self.log.open("w") as log:
@@ -80,8 +80,16 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+def cache(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The second server finds here what the first one compiled."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def server(
+    cache: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), cache)
     server.wait_until_warm()
     yield server
     assert server.stop() == 0, server.log.read_text()
@@ -193,8 +201,10 @@ def test_bad_input_is_named_and_the_server_goes_on(
     assert server.post(good)[0] == 200
 
 
-def test_sigterm_lets_a_running_stream_finish(tmp_path: pathlib.Path) -> None:
-    server = Server(tmp_path)
+def test_sigterm_lets_a_running_stream_finish(
+    tmp_path: pathlib.Path, cache: pathlib.Path
+) -> None:
+    server = Server(tmp_path, cache)
     server.wait_until_warm()
     stream = server.client.completions.create(
         model="tiny",

@@ -1,3 +1,5 @@
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,8 +23,8 @@ from jserve_sched.slo import Slo
 
 
 @pytest.fixture(scope="session")
-def toy_engine() -> Engine:
-    return make_engine("toy")
+def toy_engine(shared_programs: pathlib.Path) -> Engine:
+    return make_engine("toy", programs=shared_programs)
 
 
 def toy_output(request: Request) -> list[int]:
@@ -131,9 +133,8 @@ def test_a_compilation_after_warm_up_is_counted(toy_engine: Engine) -> None:
     toy_engine.programs.mark_warm()
 
 
-def test_the_timed_pass_visits_every_shape() -> None:
-    engine = make_engine("toy", num_pages=64)
-    samples = list(engine.timed_pass(TEST_TABLE.buckets))
+def test_the_timed_pass_visits_every_shape(toy_engine: Engine) -> None:
+    samples = list(toy_engine.timed_pass(TEST_TABLE.buckets))
     shapes = {tuple(one.features[[NUM_ROWS, NUM_BLOCKS]]) for one in samples}
     assert shapes == {(4, 0), (4, 4), (16, 0), (16, 4)}
     assert {one.features[DECODE_PAGES] for one in samples} == {1, 16}

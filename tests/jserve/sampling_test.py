@@ -6,12 +6,13 @@ import pytest
 from jserve import sampling
 
 VOCAB = 50
+COUNT = 4000  # rows of a crowd: each other shape would be compiled anew
 BANNED = (7, 11)
 draw = jax.jit(sampling.scores)
 sample = jax.jit(sampling.sample)
 
 
-def rows(count: int, **fields: object) -> sampling.RowSampling:
+def rows(count: int = COUNT, **fields: object) -> sampling.RowSampling:
     defaults = {
         "temperature": (1.0, jnp.float32),
         "top_k": (0, jnp.int32),
@@ -44,8 +45,13 @@ def logits() -> np.ndarray:
     return np.random.default_rng(0).normal(0, 2, VOCAB).astype(np.float32)
 
 
-def crowd(logits: np.ndarray, count: int) -> np.ndarray:
+def crowd(logits: np.ndarray, count: int = COUNT) -> np.ndarray:
     return np.tile(logits, (count, 1))
+
+
+def padded(*logits: float) -> np.ndarray:
+    """A vocabulary of few tokens, and of others that cannot come."""
+    return np.array([*logits, *[-1e9] * (VOCAB - len(logits))], np.float32)
 
 
 def support(logits: np.ndarray, keep: np.ndarray) -> set[int]:
@@ -53,13 +59,18 @@ def support(logits: np.ndarray, keep: np.ndarray) -> set[int]:
 
 
 def test_temperature_zero_is_greedy(logits: np.ndarray) -> None:
-    drawn = tokens(crowd(logits, 8), rows(8, temperature=0.0))
+    drawn = tokens(crowd(logits), rows(temperature=0.0))
     assert set(drawn.tolist()) == {int(np.argmax(logits))}
 
 
 def test_draws_follow_the_softmax(logits: np.ndarray) -> None:
-    count = 20_000
-    drawn = tokens(crowd(logits, count), rows(count, temperature=1.5))
+    count = 5 * COUNT
+    drawn = np.concatenate(
+        [
+            tokens(crowd(logits), rows(temperature=1.5, position=positions))
+            for positions in np.arange(count).reshape(-1, COUNT)
+        ]
+    )
     expected = np.asarray(jax.nn.softmax(logits / 1.5))
     observed = np.bincount(drawn, minlength=VOCAB) / count
     # Five standard deviations of each binomial share.
@@ -69,7 +80,7 @@ def test_draws_follow_the_softmax(logits: np.ndarray) -> None:
 
 @pytest.mark.parametrize("top_k", [1, 3, 10])
 def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, top_k: int) -> None:
-    drawn = tokens(crowd(logits, 4000), rows(4000, top_k=top_k, temperature=3.0))
+    drawn = tokens(crowd(logits), rows(top_k=top_k, temperature=3.0))
     assert set(drawn.tolist()) == set(np.argsort(-logits)[:top_k].tolist())
 
 
@@ -77,7 +88,7 @@ def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, top_k: int) -> None:
 def test_top_p_keeps_the_smallest_set_with_that_mass(
     logits: np.ndarray, top_p: float
 ) -> None:
-    drawn = tokens(crowd(logits, 4000), rows(4000, top_p=top_p))
+    drawn = tokens(crowd(logits), rows(top_p=top_p))
     probs = np.asarray(jax.nn.softmax(logits))
     order = np.argsort(-probs)
     size = int(np.searchsorted(np.cumsum(probs[order]), top_p)) + 1
@@ -86,22 +97,22 @@ def test_top_p_keeps_the_smallest_set_with_that_mass(
 
 
 def test_top_p_is_taken_of_what_top_k_left() -> None:
-    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    logits = padded(*np.log([0.4, 0.3, 0.2, 0.1]))
     # Of the first two, 0.4 / 0.7 = 57 %: with top_p 0.5 the first is enough.
-    how = rows(500, top_k=2, top_p=0.5)
-    assert set(tokens(crowd(logits, 500), how).tolist()) == {0}
-    how = rows(500, top_k=2, top_p=0.6)
-    assert set(tokens(crowd(logits, 500), how).tolist()) == {0, 1}
+    how = rows(top_k=2, top_p=0.5)
+    assert set(tokens(crowd(logits), how).tolist()) == {0}
+    how = rows(top_k=2, top_p=0.6)
+    assert set(tokens(crowd(logits), how).tolist()) == {0, 1}
 
 
 def test_a_tiny_top_p_keeps_the_likeliest(logits: np.ndarray) -> None:
-    drawn = tokens(crowd(logits, 50), rows(50, top_p=1e-50))
+    drawn = tokens(crowd(logits), rows(top_p=1e-50))
     assert set(drawn.tolist()) == {int(np.argmax(logits))}
 
 
 def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
-    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
-    drawn = tokens(crowd(logits, 2000), rows(2000, min_p=0.5))
+    logits = padded(*np.log([0.5, 0.3, 0.15, 0.05]))
+    drawn = tokens(crowd(logits), rows(min_p=0.5))
     assert set(drawn.tolist()) == {0, 1}
 
 
@@ -115,17 +126,19 @@ def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray) -> None:
 
 
 def test_greedy_rows_are_untouched_beside_drawn_ones(logits: np.ndarray) -> None:
-    how = rows(3, temperature=[0.0, 1.0, 0.0], top_p=0.5)
-    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 3)), how))
-    assert np.array_equal(drawn[0], logits) and np.array_equal(drawn[2], logits)
+    is_greedy = np.arange(6) % 2 == 0
+    how = rows(6, temperature=np.where(is_greedy, 0.0, 1.0), top_p=0.5)
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits, 6)), how))
+    assert np.array_equal(drawn[is_greedy], crowd(logits, 3))
+    assert not np.any(np.all(drawn[~is_greedy] == logits, axis=-1))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_banned_tokens_do_not_come(logits: np.ndarray, temperature: float) -> None:
     logits = logits.copy()
-    logits[list(BANNED)] = 20.0
-    how = rows(200, temperature=temperature, bans=np.arange(200) < 100)
-    drawn = tokens(crowd(logits, 200), how)
+    logits[list(BANNED)] = 60.0  # so likely that no other token comes
+    how = rows(temperature=temperature, bans=np.arange(COUNT) < 100)
+    drawn = tokens(crowd(logits), how)
     assert not set(drawn[:100].tolist()) & set(BANNED)
     assert set(drawn[100:].tolist()) <= set(BANNED)
 

@@ -13,9 +13,10 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from engine_harness import small_config
+from engine_harness import TOY_KV_BYTES, small_config
 from fakes import make_request
 from jserve.build import build_loop, build_warm_up
+from jserve.compile_cache import open_compile_cache
 from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health, ProgramStart, StartUp, TokenEvent
@@ -25,7 +26,7 @@ from jserve.warm_up import start_up_table
 from jserve_sched.buckets import Bucket
 from jserve_sched.slo import ServiceClass
 
-SIX_PROGRAMS = {"row_edges": [2, 16], "block_edges": [0, 2, 4]}
+SIX_PROGRAMS = {"row_edges": [4, 16], "block_edges": [0, 2, 4]}
 COVERING = {"B16xNB4", "B16xNB0"}
 
 
@@ -76,10 +77,15 @@ def serve_one(
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
+def folder(
+    shared_programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[pathlib.Path]:
     """Holds the bucket file, and what has been compiled for these tests."""
     folder = tmp_path_factory.mktemp("warm_up")
     (folder / "buckets.json").write_text(json.dumps(SIX_PROGRAMS))
+    cache = open_compile_cache(str(folder / "cache"))
+    assert cache is not None
+    (cache.folder / "programs").symlink_to(shared_programs)
     yield folder
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -91,6 +97,7 @@ def config(folder: pathlib.Path) -> EngineConfig:
     config = small_config(
         model="toy",
         buckets=folder / "buckets.json",
+        kv_cache_bytes=TOY_KV_BYTES,
         compile_cache_dir=str(folder / "cache"),
     )
     unlink_times(config)
@@ -129,7 +136,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     assert stats.start_up.warm_s is not None
     assert stats.start_up.warm_s > stats.start_up.ready_s > stats.start_up.covering_s
     shapes = {(one.num_rows, one.num_blocks) for one in loop.steps(num_steps)}
-    assert shapes == {(2, 2), (2, 0)}, "the finer shapes are in use"
+    assert shapes == {(4, 2), (4, 0)}, "the finer shapes are in use"
     loop.stop()
 
 
