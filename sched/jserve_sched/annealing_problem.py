@@ -134,7 +134,7 @@ class Score:
         return (self.num_met + MERIT_MET) / self.total_ns
 
 
-def _whole_ns(seconds: np.ndarray) -> np.ndarray:
+def whole_ns(seconds: np.ndarray) -> np.ndarray:
     """Returns int64 nanoseconds; a bound that is infinite becomes forever or never."""
     return np.asarray(
         np.rint(np.clip(seconds * 1e9, NEVER_NS, FOREVER_NS)), dtype=np.int64
@@ -175,7 +175,7 @@ def make_problem(
     if not requests or max_batch < 1:
         raise ValueError(f"{len(requests)} requests, max_batch={max_batch}: both >= 1")
     num = len(requests)
-    known, left, waited_s, first_s, last_s, mean_s = _promises(requests, now_s, tpot)
+    known, left, waited_s, first_s, last_s, mean_s = promises(requests, now_s, tpot)
     batch = np.arange(1, max_batch + 1, dtype=np.float64)
     prefill_s = latency.prefill_s(batch, known[:, None])  # [N, B]
     decode_s = latency.decode_s(batch, known[:, None], left[:, None])
@@ -184,21 +184,21 @@ def make_problem(
     wait_s = np.minimum(first_s[:, None] - prefill_s, last_s[:, None] - exec_s)
     wait_s = np.where(decode_s <= mean_s[:, None] * gaps, wait_s, -math.inf)
     longest_ns = _MOST_NS / (4 * num * num)  # so that no sum of theirs can overflow
-    exec_ns = _whole_ns(exec_s)
+    exec_ns = whole_ns(exec_s)
     if float(np.sum(np.max(exec_ns, axis=1), dtype=np.float64)) > longest_ns * num:
         exec_ns = np.minimum(exec_ns, int(longest_ns))
     most_s = longest_ns * num * 1e-9
     return AnnealingProblem(
         exec_ns=np.maximum(exec_ns, 1),
-        latest_ns=_whole_ns(wait_s),
-        waited_ns=_whole_ns(np.clip(waited_s, 0.0, most_s)),
+        latest_ns=whole_ns(wait_s),
+        waited_ns=whole_ns(np.clip(waited_s, 0.0, most_s)),
         kv_tokens=(known + left).astype(np.int64),
         max_kv_tokens=max_kv_tokens,
         start_ns=round(min(max(start_s, 0.0), most_s) * 1e9),
     )
 
 
-def _promises(
+def promises(
     requests: Sequence[Request], now_s: float, tpot: TpotRule
 ) -> tuple[np.ndarray, ...]:
     """Returns sizes and bounds of requests, `[N]` float64 each.

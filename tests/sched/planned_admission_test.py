@@ -97,8 +97,11 @@ def test_the_search_puts_first_who_could_else_not_be_met() -> None:
     assert found is not None
     assert found.order[0] == "tight"
     assert found.batches == (0, 1, 2, 3)
-    assert found.cap == 1
+    assert found.cap is None
     assert found.goal > 0
+    capped = planner("annealing:max_batch=1:cap=on").revise(view_of(*jobs))
+    assert capped is not None
+    assert capped.cap == 1
 
 
 def test_a_search_begins_with_the_last_plan() -> None:
@@ -131,8 +134,9 @@ def test_admission_goes_by_turn_and_newcomers_go_behind() -> None:
     assert admitted(make_policy("annealing").plan(without)) == ["a", "b", "c", "new"]
 
 
-@pytest.mark.parametrize("spec", ["annealing:cap=on", "annealing+sliding:cap=on"])
-def test_the_cap_counts_who_runs(spec: str) -> None:
+@pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
+def test_the_cap_counts_who_runs(name: str) -> None:
+    spec = f"{name}:model=batches:cap=on"
     waiting = [job("a"), job("b"), job("c")]
     capped = outlook(("a", "b", "c"), cap=2)
     view = view_of(*waiting, running=[running("r")], outlook=capped)
@@ -140,13 +144,14 @@ def test_the_cap_counts_who_runs(spec: str) -> None:
     assert plan is not None
     assert admitted(plan) == ["a"]
     assert plan.ended_by is PlanEnd.HELD_BACK
-    free = make_policy(spec.replace("cap=on", "cap=off")).plan(view)
-    assert admitted(free) == ["a", "b", "c"]
+    free = dataclasses.replace(view, outlook=outlook(("a", "b", "c")))
+    assert admitted(make_policy(spec).plan(free)) == ["a", "b", "c"]
     done = dataclasses.replace(view, outlook=outlook(("x", "y"), cap=1))
     assert admitted(make_policy(spec).plan(done)) == ["a", "b", "c"], "none is planned"
 
 
-def test_the_aged_go_first_by_arrival_cap_or_not() -> None:
+@pytest.mark.parametrize("cap", [1, None])
+def test_the_aged_go_first_by_arrival_cap_or_not(cap: int | None) -> None:
     old = [job("old2", arrival_s=1.0), job("old1", arrival_s=0.5)]
     young = [job("y1", arrival_s=50.0), job("y2", arrival_s=51.0)]
     view = view_of(
@@ -154,12 +159,10 @@ def test_the_aged_go_first_by_arrival_cap_or_not() -> None:
         *young,
         now_s=60.0,
         running=[running("r")],
-        outlook=outlook(("y2", "y1"), ("old2", "old1"), cap=1),
+        outlook=outlook(("y2", "y1"), ("old2", "old1"), cap=cap),
     )
-    spec = "annealing:max_age_s=30:cap="
-    assert admitted(make_policy(f"{spec}on").plan(view)) == ["old1", "old2"]
-    everybody = ["old1", "old2", "y2", "y1"]
-    assert admitted(make_policy(f"{spec}off").plan(view)) == everybody
+    plan = make_policy("annealing:max_age_s=30").plan(view)
+    assert admitted(plan) == ["old1", "old2", *(() if cap else ("y2", "y1"))]
 
 
 def test_the_aged_are_not_searched_but_their_time_counts() -> None:
@@ -224,6 +227,7 @@ def test_a_view_gives_one_outlook_and_one_plan() -> None:
         ("window=1", "window=1 is below 2"),
         ("tpot=median", r"annealing:tpot=median is not one of \['anchored', 'mean'\]"),
         ("chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
+        ("cap=on:model=stream", "cap=on needs model=batches"),
         ("kernel=fast", "no option 'kernel=fast'"),
         ("limit=1", "no option 'limit=1'"),
     ],
@@ -241,7 +245,6 @@ class Flood:
     """Short urgent requests without end, and some long ones among them."""
 
     policy: str
-    cap: bool
     num_slots: int
     num_pages: int
     lag: int
@@ -251,8 +254,14 @@ class Flood:
 
 floods = st.builds(
     Flood,
-    policy=st.sampled_from(["annealing", "annealing+sliding"]),
-    cap=st.booleans(),
+    policy=st.sampled_from(
+        [
+            "annealing:model=batches:cap=on",
+            "annealing:model=batches",
+            "annealing+sliding:model=batches:cap=on",
+            "annealing+sliding:model=stream",
+        ]
+    ),
     num_slots=st.integers(1, 3),
     num_pages=st.integers(8, 16),
     lag=st.integers(0, 1),
@@ -264,9 +273,8 @@ floods = st.builds(
 def serve(flood: Flood) -> list[tuple[Request, float]]:
     """Serves a flood; returns each request and when it was let in."""
     rng = np.random.default_rng(flood.seed)
-    cap = "on" if flood.cap else "off"
     scheduler = make_scheduler(
-        policy=f"{flood.policy}:proposals=15:max_batch=2:cap={cap}"
+        policy=f"{flood.policy}:proposals=15:max_batch=2"
         f":max_age_s={MAX_AGE_S}:interval_s=0.02",
         num_pages=flood.num_pages,
         max_num_seqs=flood.num_slots,

@@ -170,6 +170,16 @@ def test_without_the_sorter_prompts_go_by_deadline() -> None:
     assert list(taken(plan)) == ["soon", "short"]
 
 
+def test_a_given_order_is_kept() -> None:
+    queue = [
+        make_request(900, 4, request_id="first", slo=Slo(ttft_s=9.0)),
+        make_request(10, 4, request_id="soon", arrival_s=1.0, slo=Slo(ttft_s=2.0)),
+    ]
+    spec = "sliding:constructor=off:sorter="
+    assert list(taken(plan_of(f"{spec}given", waiting=queue))) == ["first", "soon"]
+    assert list(taken(plan_of(f"{spec}off", waiting=queue))) == ["soon", "first"]
+
+
 def test_without_the_chunker_the_step_is_full() -> None:
     queue = [waiting("a", 4000, 9.0)]
     spec = "sliding:constructor=off:chunker=off"

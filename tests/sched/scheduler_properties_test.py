@@ -26,8 +26,8 @@ SPECS = (
     "sliding:chunker=off",
     *("laxity", "annealing:proposals=20", "annealing+sliding:proposals=20"),
     "annealing:proposals=20:cap=on:interval_s=0:max_batch=2:max_age_s=0.5",
-    "annealing:proposals=20:tpot=mean:scale=raw:chunk_tokens=12:window=2",
-    "annealing+sliding:proposals=20:max_batch=2:max_age_s=0.2:cap=on",
+    "annealing:proposals=20:model=stream:tpot=mean:scale=raw:chunk_tokens=12:window=2",
+    "annealing+sliding:proposals=20:max_batch=2:max_age_s=0.2",
 )
 
 TABLES = (

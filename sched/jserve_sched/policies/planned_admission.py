@@ -24,6 +24,7 @@ import bisect
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -35,11 +36,14 @@ from jserve_sched.annealing_problem import (
     TpotRule,
     make_problem,
 )
+from jserve_sched.annealing_stream import make_stream_problem
 from jserve_sched.candidates import choose_waiting
 from jserve_sched.clock import Clock
 from jserve_sched.outlook import Outlook
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
+
+PlanModel = Literal["batches", "stream"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,8 @@ class PlannedAdmission:
       interval_s: least time between two searches, seconds.
       max_batch: largest batch planned; 0 takes the most that may run at once.
       max_age_s: who has waited longer goes first, seconds.
+      model: how requests wait for each other in a plan: "batches", one after another
+        (our reading of the paper), or "stream" (ours), see `annealing_stream`.
       cap: whether the largest planned batch limits how many run together.
       tpot: how a bound on the time between tokens is judged: "anchored" by the last
         token's own deadline, as this project's reports do, or "mean".
@@ -82,6 +88,7 @@ class PlannedAdmission:
     interval_s: float = 0.05
     max_batch: int = 0
     max_age_s: float = 120.0
+    model: PlanModel = "batches"
     cap: bool = False
     tpot: TpotRule = "anchored"
     scale: Scale = "relative"
@@ -97,6 +104,8 @@ class PlannedAdmission:
         ):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+        if self.cap and self.model == "stream":
+            raise ValueError("cap=on needs model=batches: a stream has no batches")
 
     def revise(self, view: SchedulerView) -> Outlook | None:
         """Searches if that is due; None if it is not, or nobody can be moved."""
@@ -126,7 +135,7 @@ class PlannedAdmission:
         return Outlook(
             order=tuple(requests[index].request_id for index in found.plan.order),
             batches=tuple(np.repeat(np.arange(len(sizes)), sizes).tolist()),
-            cap=max(sizes) if len(sizes) > 1 else None,
+            cap=max(sizes) if self.cap and len(sizes) > 1 else None,
             made_s=view.now_s,
             epoch=view.epoch,
             num_proposals=found.num_proposals,
@@ -150,7 +159,7 @@ class PlannedAdmission:
             young = waiting[num_aged:]
             planned = [one for one in young if one.request_id in turns]
             planned.sort(key=lambda one: turns[one.request_id])
-            if self.cap and planned and outlook.cap is not None:
+            if planned and outlook.cap is not None:
                 room = outlook.cap - len(view.running) - len(chosen)
                 most = min(most, len(chosen) + max(room, 0))
             chosen += planned[: most - len(chosen)]
@@ -178,20 +187,31 @@ class PlannedAdmission:
         self, view: SchedulerView, requests: Sequence[Request], num_aged: int
     ) -> AnnealingProblem:
         """Returns what to search: these requests, once the aged have had their turn."""
-        max_batch = self.max_batch or view.max_num_seqs
+        most = self.max_batch or view.max_num_seqs
         latency = view.request_latency
         start_s = view.in_flight_s
-        for first in range(0, num_aged, max_batch):
-            batch = view.waiting[first : min(first + max_batch, num_aged)]
+        for first in range(0, num_aged, most):
+            batch = view.waiting[first : min(first + most, num_aged)]
             known = np.array([one.num_known for one in batch])
             left = np.array([one.expected_tokens_left for one in batch])
             start_s += float(np.max(latency.exec_s(np.array(len(batch)), known, left)))
+        num_kv_tokens = view.ledger.num_pages * view.ledger.page_size
+        if self.model == "stream":
+            return make_stream_problem(
+                requests,
+                latency,
+                now_s=view.now_s,
+                num_together=min(most, len(view.running) + len(requests)),
+                max_kv_tokens=num_kv_tokens,
+                start_s=start_s,
+                tpot=self.tpot,
+            )
         return make_problem(
             requests,
             latency,
             now_s=view.now_s,
-            max_batch=max_batch,
-            max_kv_tokens=view.ledger.num_pages * view.ledger.page_size,
+            max_batch=most,
+            max_kv_tokens=num_kv_tokens,
             start_s=start_s,
             tpot=self.tpot,
         )
