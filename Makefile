@@ -66,10 +66,10 @@ reproduce-slidingserve: setup
 	$(BIN)/python benchmarks/slidingserve/reproduce.py --mode=$(REPRODUCE)
 
 # The claims made for scheduling by annealing, beside what the simulator finds: under
-# half an hour; ANNEALING=full goes on where it stopped.
-ANNEALING ?= quick
+# half an hour, or hours with REPRODUCE=full, which goes on where it stopped.
 reproduce-annealing: setup
-	$(BIN)/python benchmarks/annealing/reproduce.py --mode=$(ANNEALING)
+	$(BIN)/python benchmarks/annealing/plan_time.py
+	$(BIN)/python benchmarks/annealing/reproduce.py --mode=$(REPRODUCE)
 
 # The policies on this machine's engine over HTTP, in turns (A B C D A B C D), on two
 # traces with lengths quartered: 10 minutes on a machine that does nothing else.
