@@ -8,7 +8,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-browser lint types bench build golden golden-annealing clean reproduce-slidingserve reproduce-annealing compare-policies compare-buckets predictor request-latency
+.PHONY: setup demo test test-browser lint types bench build golden golden-annealing clean reproduce-slidingserve reproduce-annealing rank-annealing compare-policies compare-buckets predictor request-latency
 
 setup: .venv/installed-$(VERSION)
 
@@ -68,8 +68,18 @@ reproduce-slidingserve: setup
 # The claims made for scheduling by annealing, beside what the simulator finds: under
 # half an hour, or hours with REPRODUCE=full, which goes on where it stopped.
 reproduce-annealing: setup
-	$(BIN)/python benchmarks/annealing/plan_time.py
+	$(BIN)/python benchmarks/annealing/plan_time.py --output=benchmarks/annealing
 	$(BIN)/python benchmarks/annealing/reproduce.py --mode=$(REPRODUCE)
+
+# The same ranking on this machine's engine over HTTP, in turns, and in the simulator
+# from a profile of this engine: 10 minutes on a machine that does nothing else.
+RANKING := out/annealing/engine
+RANKED := fcfs,sjf,annealing
+rank-annealing: setup
+	$(BIN)/python benchmarks/annealing/engine_ranking.py --step=prepare --folder=$(RANKING)
+	$(BIN)/jserve-bench --launch --policies=$(RANKED),$(RANKED) --trace=$(RANKING)/trace.csv --service_classes=$(RANKING)/classes.json --num_requests=400 --rate_scale=1 --max_num_seqs=4 --nohtml --output=$(RANKING)/engine
+	$(BIN)/jserve-simulate --cost_model=table:benchmarks/buckets/samples.npz --policies=$(RANKED) --trace=$(RANKING)/trace.csv --service_classes=$(RANKING)/classes.json --max_num_seqs=4 --lag=1 --warmup_share=0 --nohtml --output=$(RANKING)/simulator
+	$(BIN)/python benchmarks/annealing/engine_ranking.py --step=compare --folder=$(RANKING)
 
 # The policies on this machine's engine over HTTP, in turns (A B C D A B C D), on two
 # traces with lengths quartered: 10 minutes on a machine that does nothing else.

@@ -1,43 +1,18 @@
-"""The results as Markdown tables, and a page that quotes them.
+"""The results as Markdown tables, the paper's numbers beside them.
 
-The one idea: a page is written by hand around marked places, and the program fills
-these, so no number on it is typed.
+The one idea: a table is a pure function of one stage's entries, so what a page says
+and what results.json holds cannot differ.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import paper
 from settings import Settings
 
+from jserve_tools.marked_pages import markdown
+
 Entries = Sequence[Mapping[str, Any]]
-
-_PLACE = re.compile(
-    r"(?P<begin><!-- table: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end of table -->)",
-    re.DOTALL,
-)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table; the first column is text, the others are numbers."""
-    rule = ["---", *("--:" for _ in header[1:])]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
-
-
-def fill_page(page: str, tables: Mapping[str, str]) -> str:
-    """Returns a page with every marked place filled.
-
-    A place whose table was not made this time stays as it is.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        table = tables.get(match["name"])
-        if table is None:
-            return match[0]
-        return f"{match['begin']}\n{table}\n\n{match['end']}"
-
-    return _PLACE.sub(fill, page)
 
 
 def _names(entries: Entries, key: str) -> list[str]:

@@ -26,7 +26,7 @@ import paper
 from absl import flags
 from cell_store import CellStore, Workers
 from cells import BUCKETS, CONTINUOUS
-from markdown_tables import all_tables, fill_page
+from markdown_tables import all_tables
 from rows import TUNED_ROWS
 from settings import read_settings, write_settings
 from stages import Entry, Plan, Reproduction, ratios
@@ -34,6 +34,7 @@ from tuning import TuneTask
 
 from jserve.program import ProgramError, run_program
 from jserve_tools.documents import commit, plain, write_whole
+from jserve_tools.marked_pages import entry_a_line, fill_page
 
 _HERE = pathlib.Path(__file__).parent
 _STAGES = ("goodput", "ablation", "overload", "transient")
@@ -144,23 +145,11 @@ def _brief(entry: Entry) -> Entry:
     return entry | {"result": result}
 
 
-def _document(report: Entry) -> bytes:
-    """Returns the report as JSON with one entry a line, so that changes can be read."""
-    parts = []
-    for name, value in plain(report).items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            lines = ",\n  ".join(json.dumps(one) for one in value)
-            parts.append(f"{json.dumps(name)}: [\n  {lines}\n]")
-        else:
-            parts.append(f"{json.dumps(name)}: {json.dumps(value)}")
-    return ("{\n" + ",\n".join(parts) + "\n}\n").encode()
-
-
 def _write_results(report: Entry, tables: dict[str, str], folder: pathlib.Path) -> None:
     # Matplotlib takes a second to import, and the workers import this module.
     from pictures import draw_all
 
-    write_whole(folder / "results.json", _document(report))
+    write_whole(folder / "results.json", entry_a_line(report))
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
     write_whole(folder / "tables.md", f"{text}\n".encode())
     for name, picture in draw_all(report).items():

@@ -1,0 +1,106 @@
+"""The two kinds of task, and the requests drawn of them.
+
+The one idea: a mix names a trace for each kind, and a seed draws half of the requests
+from either, so every policy, batch size and error of prediction meets the same ones.
+
+The paper (arXiv 2504.14966) has one kind judged by its end-to-end latency, such as code
+completion, and one judged by TTFT and TPOT, such as chat. Its bounds could not be read:
+30 s, 10 s and 50 ms were fixed before the first run, and the traces are ours.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from jserve_sched.slo import ServiceClass
+from jserve_sched.workload import Arrival
+from jserve_tools.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
+
+TRACES = DEFAULT_TRACE.parent
+CODE = ServiceClass(name="code", share=0.5, ttlt_s=30.0)
+CHAT = ServiceClass(name="chat", share=0.5, ttft_s=10.0, tbt_s=0.050)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Whose lengths the two kinds have.
+
+    Attributes:
+      name: what flags and tables call it.
+      code: trace of the code completions.
+      chat: trace of the chat.
+    """
+
+    name: str
+    code: pathlib.Path
+    chat: pathlib.Path
+
+
+AZURE = Mix(
+    name="azure", code=TRACES / "azure_code.csv", chat=TRACES / "azure_conv.csv"
+)
+# Ours: completions as long as whole answers, so that lengths differ within a kind.
+LONG_CODE = dataclasses.replace(
+    AZURE, name="long_code", code=TRACES / "sharegpt_300.csv"
+)
+LONG_CHAT = dataclasses.replace(
+    AZURE, name="long_chat", chat=TRACES / "sharegpt_300.csv"
+)
+MIXES = {one.name: one for one in (AZURE, LONG_CODE, LONG_CHAT)}
+
+
+def _pick(
+    path: pathlib.Path, num_requests: int, rng: np.random.Generator
+) -> list[TraceRow]:
+    rows = read_trace(path)
+    if num_requests > len(rows):
+        raise ValueError(
+            f"{num_requests} requests of {path.name}, which has {len(rows)}"
+        )
+    return [rows[index] for index in rng.choice(len(rows), num_requests, replace=False)]
+
+
+def draw_requests(
+    mix: Mix,
+    *,
+    num_requests: int,
+    seed: int,
+    qps: float | None = None,
+) -> list[Arrival]:
+    """Returns requests in random order, half of each kind, sorted by arrival.
+
+    Args:
+      mix: whose lengths they have.
+      num_requests: how many; even.
+      seed: decides everything.
+      qps: rate of Poisson arrivals, requests per second; None: all come at once.
+
+    Raises:
+      ValueError: if the number is odd, or a trace has too few rows.
+    """
+    if num_requests % 2:
+        raise ValueError(f"num_requests={num_requests} is not even: half are of a kind")
+    rng = np.random.default_rng(seed)
+    half = num_requests // 2
+    jobs = [(CODE, row) for row in _pick(mix.code, half, rng)]
+    jobs += [(CHAT, row) for row in _pick(mix.chat, half, rng)]
+    order = rng.permutation(num_requests)
+    gaps_s = rng.exponential(1.0, num_requests)
+    times_s = np.zeros(num_requests)
+    if qps is not None:
+        times_s = (np.cumsum(gaps_s) - gaps_s[0]) / qps
+    arrivals = []
+    for place, (job, time_s) in enumerate(zip(order, times_s.tolist(), strict=True)):
+        kind, row = jobs[job]
+        arrivals.append(
+            Arrival(
+                request_id=f"{place:06d}",  # ties of arrival are broken by id
+                arrival_s=time_s,
+                num_prompt_tokens=row.prompt_tokens,
+                max_tokens=row.output_tokens,
+                service_class=kind.name,
+                slo=kind.resolve(),
+            )
+        )
+    return arrivals
