@@ -44,6 +44,7 @@ class _Parts:
     scheduler: Scheduler
     predictor: TablePredictor
     warm_up: WarmUp
+    request_latency_fallback: str
 
 
 def build_loop(
@@ -78,6 +79,7 @@ def build_loop(
         scheduler=parts.scheduler,
         warm_up=parts.warm_up,
         records=StepRecords(parts.predictor, recorder=recorder, header=header),
+        request_latency_fallback=parts.request_latency_fallback,
     )
 
 
@@ -107,9 +109,15 @@ def build_engine(config: EngineConfig) -> Engine:
 
 
 def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
-    policy = serving_policy(config)
+    # What can be wrong on the command line is found before anything takes long.
+    lengths = make_length_estimator(config.length_estimator)
+    latency_file = read_request_latency(config)
     choice = choose_buckets(config)
+    policy = serving_policy(config)
     engine = _build_engine(config, choice, cache)
+    latency_fault = ""
+    if latency_file is not None:
+        latency_fault = latency_file.fault(_facts(config, engine))
     table = engine.programs.table
     predictor = _new_predictor(table, engine.max_model_len, config.page_size)
     times = StepTimes(
@@ -128,8 +136,10 @@ def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=engine.max_model_len,
-        lengths=make_length_estimator(config.length_estimator),
-        request_latency=read_request_latency(config),
+        lengths=lengths,
+        request_latency=(
+            None if latency_file is None or latency_fault else latency_file.latency
+        ),
     )
     warm_up = WarmUp(
         engine=engine,
@@ -141,7 +151,11 @@ def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
         max_compile_s=config.max_compile_s,
     )
     return _Parts(
-        engine=engine, scheduler=scheduler, predictor=predictor, warm_up=warm_up
+        engine=engine,
+        scheduler=scheduler,
+        predictor=predictor,
+        warm_up=warm_up,
+        request_latency_fallback=latency_fault,
     )
 
 
@@ -205,13 +219,18 @@ def _choose_predictor(
         config.predictor,
         times,
         buckets=table,
-        expected=PredictorFacts.here(
-            engine.model.config,
-            dtype=engine.dtype.name,
-            page_size=config.page_size,
-            block_tokens=table.block_tokens,
-        ),
+        expected=_facts(config, engine),
         max_pages_per_row=-(-engine.max_model_len // config.page_size),
+    )
+
+
+def _facts(config: EngineConfig, engine: Engine) -> PredictorFacts:
+    """Returns what prices of this engine's steps must have been measured with."""
+    return PredictorFacts.here(
+        engine.model.config,
+        dtype=engine.dtype.name,
+        page_size=config.page_size,
+        block_tokens=engine.programs.table.block_tokens,
     )
 
 

@@ -10,6 +10,8 @@ import functools
 import importlib.util
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -25,23 +27,33 @@ _NUM_TIMED = 3
 
 @functools.cache
 def compiled_kernel() -> Kernel | None:
-    """Returns Numba's kernel, or None where Numba is not installed.
+    """Returns Numba's kernel, compiled, or None where Numba is not installed.
 
     The program is kept on disk (beside the source, or in the user's cache folder
     where that is read-only; `NUMBA_CACHE_DIR` names another), so that only a
-    machine's first start compiles. Where none can be written, each process compiles.
-    The interpreter's lock is let go while it runs.
+    machine's first start compiles. Where none can be written, or the one there is
+    damaged, each process compiles. The interpreter's lock is let go while it runs.
     """
     if importlib.util.find_spec("numba") is None:
         return None
     import numba
 
     try:
-        run = numba.njit(nogil=True, cache=True)(anneal)
-    except RuntimeError as error:  # no folder for the cache
-        _logger.info("the annealing kernel is compiled anew in each process: %s", error)
-        run = numba.njit(nogil=True)(anneal)
-    return Kernel(run=run, table=np.ascontiguousarray, slice_proposals=256)
+        return _ready(numba.njit(nogil=True, cache=True)(anneal))
+    except Exception as error:  # reading a damaged cache may raise anything
+        _logger.warning(
+            "no cache for the annealing kernel, it is compiled in this process: %s: %s",
+            type(error).__name__,
+            error,
+        )
+        return _ready(numba.njit(nogil=True)(anneal))
+
+
+def _ready(run: Callable[..., Any]) -> Kernel:
+    """Returns the kernel of a function, which has run once."""
+    kernel = Kernel(run=run, table=np.ascontiguousarray, slice_proposals=256)
+    search(_hopeless(2, 2), num_proposals=1, kernel=kernel)
+    return kernel
 
 
 def best_kernel() -> Kernel:
@@ -49,6 +61,7 @@ def best_kernel() -> Kernel:
 
     Without Numba it is plain Python's, which one line of the log says.
     """
+    start_s = time.perf_counter()
     kernel = compiled_kernel()
     if kernel is None:
         _logger.info(
@@ -56,8 +69,6 @@ def best_kernel() -> Kernel:
             "runs as plain Python, about twenty times slower"
         )
         return PYTHON_KERNEL
-    start_s = time.perf_counter()
-    search(_hopeless(2, 2), num_proposals=1, kernel=kernel)
     _logger.info("annealing kernel ready in %.1f s", time.perf_counter() - start_s)
     return kernel
 

@@ -44,11 +44,13 @@ class EngineConfig:
         "max_tokens" (what the request allows), "mean", "gaussian", or "quantile", as in
         "quantile:q=0.75".
       request_latency: file of `jserve-train-predictor --kind=request` that says how
-        long whole requests take; without it that is fitted to the step predictor.
+        long whole requests take; without it, or if it was measured with another device,
+        model, dtype or page size, that is fitted to the step predictor.
       annealing_budget_ms: most milliseconds that one search of the policies annealing
-        and annealing+sliding takes; 0 leaves it to their number of proposals.
+        and annealing+sliding takes; 0 counts proposals instead, as simulations do. A
+        policy that names its own, as in "annealing:proposals=77", is not timed.
       annealing_interval_s: least seconds between two such searches; 0 leaves it to the
-        policy.
+        policy. A policy that names its own, as in "annealing:interval_s=1", keeps it.
       enable_overlap: whether a step is planned while the last one runs. On CPU it
         gains at few rows and nothing, or less, once steps fill the cores.
       compile_cache_dir: where compiled programs and step times persist; "" for
@@ -78,7 +80,7 @@ class EngineConfig:
     max_queued_requests: int = 1024
     length_estimator: str = "max_tokens"
     request_latency: pathlib.Path | None = None
-    annealing_budget_ms: float = 0.0
+    annealing_budget_ms: float = 5.0
     annealing_interval_s: float = 0.0
     enable_overlap: bool = True
     compile_cache_dir: str = "~/.cache/jserve"

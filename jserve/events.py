@@ -191,6 +191,8 @@ class EngineStats:
       start_up: how starting up went, program by program.
       length_errors: predicted output lengths against actual ones, by service class.
       searches: what a policy that looks ahead has spent and gained.
+      request_latency_fallback: why a fitted request latency stands in for a file's;
+        "" if it does not.
     """
 
     health: Health
@@ -213,3 +215,4 @@ class EngineStats:
     start_up: StartUp = StartUp()
     length_errors: dict[str, LengthErrors] = dataclasses.field(default_factory=dict)
     searches: SearchTotals = dataclasses.field(default_factory=SearchTotals)
+    request_latency_fallback: str = ""

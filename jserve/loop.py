@@ -75,6 +75,7 @@ class EngineLoop:
         scheduler: Scheduler,
         warm_up: WarmUp,
         records: StepRecords,
+        request_latency_fallback: str = "",
     ):
         """Makes a loop that `start` will run.
 
@@ -84,6 +85,7 @@ class EngineLoop:
           scheduler: without requests; its predictor is the step-time table.
           warm_up: of this engine and scheduler.
           records: take every step; closed in the end.
+          request_latency_fallback: for the stats.
         """
         self.config = config
         self.clock: Clock = WallClock()
@@ -95,6 +97,7 @@ class EngineLoop:
         self._scheduler = scheduler
         self._warm_up = warm_up
         self._records = records
+        self._request_latency_fallback = request_latency_fallback
         self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = _tell_nobody
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -228,6 +231,7 @@ class EngineLoop:
             start_up=self._warm_up.start_up(),
             length_errors=dict(scheduler.length_errors),
             searches=dataclasses.replace(scheduler.searches),
+            request_latency_fallback=self._request_latency_fallback,
         )
 
     def _set_health(self, health: Health) -> None:

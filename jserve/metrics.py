@@ -247,7 +247,9 @@ class ServerMetrics(Collector):
             yield counter
 
     def _labelled_counters(self) -> Iterator[Metric]:
-        fallback = self._engine.stats().predictor.fallback
+        stats = self._engine.stats()
+        fallback = stats.predictor.fallback
+        latency_fallback = stats.request_latency_fallback
         for name, text, label, counts in (
             (
                 "request_success",
@@ -266,6 +268,12 @@ class ServerMetrics(Collector):
                 "Predictor checkpoints of no use; the table stands in.",
                 "reason",
                 {fallback: 1} if fallback else {},
+            ),
+            (
+                "request_latency_fallback",
+                "Request latency files of no use; a fitted one stands in.",
+                "reason",
+                {latency_fallback: 1} if latency_fallback else {},
             ),
         ):
             family = CounterMetricFamily(

@@ -16,7 +16,7 @@ import enum
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -147,7 +147,9 @@ def load_checkpoint(
     folder = folder.expanduser().absolute()
     facts, digest = _read_facts(folder)
     if expected is not None:
-        _check_facts(folder, facts, expected)
+        difference = first_difference(dataclasses.asdict(facts), expected)
+        if difference is not None:
+            raise CheckpointError(folder, *difference)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(folder / _WEIGHTS)
@@ -204,9 +206,15 @@ def _read_facts(folder: pathlib.Path) -> tuple[PredictorFacts, str]:
         ) from None
 
 
-def _check_facts(
-    folder: pathlib.Path, facts: PredictorFacts, expected: PredictorFacts
-) -> None:
+def first_difference(
+    facts: Mapping[str, Any], expected: PredictorFacts
+) -> tuple[CheckpointFault, str] | None:
+    """Returns how facts differ from those expected, as a fault and a sentence's end.
+
+    Args:
+      facts: by name; those that it lacks are not compared.
+      expected: of the engine that is to be priced.
+    """
     for name, fault in (
         ("platform", CheckpointFault.DEVICE),
         ("device_kind", CheckpointFault.DEVICE),
@@ -215,11 +223,11 @@ def _check_facts(
         ("page_size", CheckpointFault.LAYOUT),
         ("block_tokens", CheckpointFault.LAYOUT),
     ):
-        found, wanted = getattr(facts, name), getattr(expected, name)
-        if found != wanted:
-            raise CheckpointError(
-                folder, fault, f"was made for {name} {found!r}; here it is {wanted!r}"
-            )
+        wanted = getattr(expected, name)
+        if name in facts and facts[name] != wanted:
+            found = facts[name]
+            return fault, f"was made for {name} {found!r}; here it is {wanted!r}"
+    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -7,12 +7,16 @@ first token (10 s) and the mean time between tokens (50 ms); lengths are log-nor
 the machine's times invented, as in the notes on arXiv 2504.14966 that the search was
 built by. Searches end after a number of proposals, or with a budget of time: then the
 number is what the budget allows at the speed measured, and the clock ends it too, as
-in the server. Beside the time by the clock stands the processor's own, which what else
-runs on the machine hardly changes. G is compared with the sorted start's and with that
-of a long search.
+in the server. A search takes some time before its first change: a budget below that
+tries nothing, and is exceeded. Beside the time by the clock stands the processor's own,
+which what else runs on the machine hardly changes. G is compared with the sorted
+start's and with that of a long search.
+
+All requests are searched here; a server's policy searches a window of them, and is
+timed by itself (`revise_time`).
 
 Targets, for the median with the default number of proposals: 20 requests in 2 ms, 200
-in 20 ms; 2,000 within the budget.
+in 20 ms; 2,000 within the budget, as a server searches them.
 """
 
 import io
@@ -27,9 +31,10 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from absl import flags
+from revise_time import time_revisions
 
 from jserve.compiled_annealing import best_kernel, proposals_per_s
-from jserve.program import run_program
+from jserve.program import ProgramError, run_program
 from jserve_sched.annealing import DEFAULT_PROPOSALS, Found, check_plan, search
 from jserve_sched.annealing_kernel import PYTHON_KERNEL, Kernel
 from jserve_sched.annealing_problem import AnnealingProblem, make_problem
@@ -50,6 +55,9 @@ _NUM_DRAWS = flags.DEFINE_integer(
     "num_draws", 10, "Sets of requests for each of them.", lower_bound=1
 )
 _BUDGETS_MS = flags.DEFINE_list("budgets_ms", ["1", "2", "5", "20"], "Budgets of time.")
+_SERVED_WAITING = flags.DEFINE_integer(
+    "served_waiting", 2000, "Requests that wait at the server's policy.", lower_bound=1
+)
 _LONG_PROPOSALS = flags.DEFINE_integer(
     "long_proposals", 50_000, "Proposals of the long search.", lower_bound=1
 )
@@ -59,6 +67,9 @@ _LATENCY = RequestLatency(
     decode=Bilinear(both=3e-7, batch=3e-4, length=9e-7, base=1.8e-2),
 )
 _MAX_KV_TOKENS = 40_000
+_SERVED_SLOTS = (32, 256)
+_SERVED_BUDGET_MS = 5.0
+_SERVED_TIMES = 30
 _TARGETS_MS = {20: 2.0, 200: 20.0}  # by requests
 _COLOURS = {"compiled": "#009E73", "python": "#0072B2"}
 _BUDGET_COLOUR = "#D55E00"
@@ -93,8 +104,12 @@ def _problem(requests: Sequence[Request], max_batch: int) -> AnnealingProblem:
     )
 
 
-def _in_proposals(kernel: Kernel) -> Callable[[AnnealingProblem, float], Found]:
-    return lambda problem, _: search(problem, kernel=kernel)
+def _in_proposals(
+    kernel: Kernel, num_proposals: int
+) -> Callable[[AnnealingProblem, float], Found]:
+    return lambda problem, _: search(
+        problem, kernel=kernel, num_proposals=num_proposals
+    )
 
 
 def _in_budget(
@@ -144,9 +159,15 @@ def time_searches(
 
 
 def measure(
-    kernels: Mapping[str, Kernel], num_requests: int, max_batch: int
+    kernels: Mapping[str, Kernel],
+    num_requests: int,
+    max_batch: int,
+    budgets_ms: Sequence[float],
 ) -> dict[str, Any]:
-    """Returns what searches of so many requests took, by kernel and by budget."""
+    """Returns what searches of so many requests took, by kernel and by budget.
+
+    "start" is a search that ends before its first change.
+    """
     rng = np.random.default_rng(num_requests)
     draws = [draw_requests(rng, num_requests) for _ in range(_NUM_DRAWS.value)]
     fastest = kernels.get("compiled", PYTHON_KERNEL)
@@ -155,7 +176,6 @@ def measure(
             _problem(requests, max_batch),
             kernel=fastest,
             num_proposals=_LONG_PROPOSALS.value,
-            exits_early=False,
         ).score.goal
         for requests in draws
     ]
@@ -164,18 +184,49 @@ def measure(
         speed_per_s = proposals_per_s(kernel, min(num_requests, 256), max_batch)
         rows = {
             "proposals_per_s": round(speed_per_s),
+            "start": time_searches(
+                draws, max_batch, _in_proposals(kernel, 0), long_goals
+            ),
             "default": time_searches(
-                draws, max_batch, _in_proposals(kernel), long_goals
+                draws, max_batch, _in_proposals(kernel, DEFAULT_PROPOSALS), long_goals
             ),
         }
-        for budget_ms in _BUDGETS_MS.value:
-            run = _in_budget(kernel, float(budget_ms) / 1e3, speed_per_s)
-            rows[f"{budget_ms}_ms"] = time_searches(draws, max_batch, run, long_goals)
+        for budget_ms in budgets_ms:
+            run = _in_budget(kernel, budget_ms / 1e3, speed_per_s)
+            rows[f"{budget_ms:g}_ms"] = time_searches(draws, max_batch, run, long_goals)
         found[name] = rows
     return found
 
 
-def draw_picture(entries: Sequence[Mapping[str, Any]], max_batch: int) -> bytes:
+def _numbers(name: str, texts: Sequence[str], least: float) -> list[float]:
+    """Returns a flag's numbers.
+
+    Raises:
+      ProgramError: for what is none, or below the least.
+    """
+    try:
+        found = [float(text) for text in texts]
+    except ValueError:
+        raise ProgramError(f"{name}={','.join(texts)} is not numbers") from None
+    for number in found:
+        if not least <= number < 1e6:
+            raise ProgramError(f"{name}: {number:g} is not in {least:g}..1000000")
+    if not found:
+        raise ProgramError(f"{name} is empty")
+    return found
+
+
+def _counts(name: str, texts: Sequence[str]) -> list[int]:
+    found = _numbers(name, texts, 1)
+    for number in found:
+        if not number.is_integer():
+            raise ProgramError(f"{name}: {number:g} is not a whole number")
+    return [int(number) for number in found]
+
+
+def draw_picture(
+    entries: Sequence[Mapping[str, Any]], max_batch: int, budgets_ms: Sequence[float]
+) -> bytes:
     """Returns a PNG: time, and G to the long search's, over the number of requests."""
     rows = [one for one in entries if one["max_batch"] == max_batch]
     sizes = [one["num_requests"] for one in rows]
@@ -200,11 +251,15 @@ def draw_picture(entries: Sequence[Mapping[str, Any]], max_batch: int) -> bytes:
         for one in rows
     ]
     worth.plot(sizes, sorted_goals, color="#999999", ls="--", label="sorted start")
-    for index, budget_ms in enumerate(_BUDGETS_MS.value):
-        goals = [one[kernel][f"{budget_ms}_ms"]["goal_to_long"] for one in rows]
-        strength = 0.3 + 0.7 * (index + 1) / len(_BUDGETS_MS.value)
-        label = f"{budget_ms} ms"
-        worth.plot(sizes, goals, color=_BUDGET_COLOUR, alpha=strength, label=label)
+    for index, budget_ms in enumerate(budgets_ms):
+        row = f"{budget_ms:g}_ms"
+        look = {
+            "color": _BUDGET_COLOUR,
+            "alpha": 0.3 + 0.7 * (index + 1) / len(budgets_ms),
+            "label": f"{budget_ms:g} ms",
+        }
+        worth.plot(sizes, [one[kernel][row]["goal_to_long"] for one in rows], **look)
+        times.plot(sizes, [one[kernel][row]["p50_ms"] for one in rows], ls=":", **look)
     for axes in (times, worth):
         axes.set_xscale("log")
         axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -224,6 +279,9 @@ def draw_picture(entries: Sequence[Mapping[str, Any]], max_batch: int) -> bytes:
 def main(argv: Sequence[str]) -> None:
     """Prints one JSON document, by number of requests and largest batch."""
     del argv
+    sizes = _counts("num_requests", _NUM_REQUESTS.value)
+    batches = _counts("max_batches", _MAX_BATCHES.value)
+    budgets_ms = _numbers("budgets_ms", _BUDGETS_MS.value, 0.001)
     kernels = {"python": PYTHON_KERNEL}
     start_s = time.perf_counter()
     kernel = best_kernel()
@@ -231,9 +289,19 @@ def main(argv: Sequence[str]) -> None:
     if kernel is not PYTHON_KERNEL:
         kernels["compiled"] = kernel
     entries = [
-        measure(kernels, int(num_requests), int(max_batch))
-        for max_batch in _MAX_BATCHES.value
-        for num_requests in _NUM_REQUESTS.value
+        measure(kernels, num_requests, max_batch, budgets_ms)
+        for max_batch in batches
+        for num_requests in sizes
+    ]
+    rng = np.random.default_rng(_SERVED_WAITING.value)
+    served = [
+        time_revisions(
+            draw_requests(rng, _SERVED_WAITING.value),
+            max_num_seqs=max_num_seqs,
+            budget_ms=_SERVED_BUDGET_MS,
+            num_times=_SERVED_TIMES,
+        )
+        for max_num_seqs in _SERVED_SLOTS
     ]
     document = {
         "commit": commit(),
@@ -241,6 +309,7 @@ def main(argv: Sequence[str]) -> None:
         "default_proposals": DEFAULT_PROPOSALS,
         "long_proposals": _LONG_PROPOSALS.value,
         "num_draws": _NUM_DRAWS.value,
+        "served": served,
     }
     lines = ",\n".join(json.dumps(one) for one in entries)
     text = f'{json.dumps(document)[:-1]},\n"entries": [\n{lines}\n]}}\n'
@@ -248,9 +317,8 @@ def main(argv: Sequence[str]) -> None:
     if _OUTPUT.value:
         folder = pathlib.Path(_OUTPUT.value)
         write_whole(folder / "plan_time.json", text.encode())
-        batches = [int(one) for one in _MAX_BATCHES.value]
         shown = 4 if 4 in batches else batches[0]
-        write_whole(folder / "plan_time.png", draw_picture(entries, shown))
+        write_whole(folder / "plan_time.png", draw_picture(entries, shown, budgets_ms))
 
 
 if __name__ == "__main__":

@@ -222,8 +222,9 @@ def lengths_latency_table(entries: Entries) -> str:
 def plan_time_table(document: Mapping[str, Any]) -> str:
     """Returns what `plan_time.py` measured: time and worth of one search.
 
-    Worth is G in units of what a long search finds; where no kernel was compiled the
-    plain one stands alone.
+    Worth is G in units of what a long search finds, and of a budget it stands beside
+    the time that the search took. Where no kernel was compiled the plain one stands
+    alone.
     """
     entries = document["entries"]
     best = "compiled" if "compiled" in entries[0] else "python"
@@ -235,7 +236,8 @@ def plan_time_table(document: Mapping[str, Any]) -> str:
             *(f"{one[name]['default']['p50_ms']:.1f}" for name in kernels),
             f"{one[best]['default']['goal_to_sorted']:.2f}",
             f"{one[best]['default']['goal_to_long']:.2f}",
-            *(f"{one[best][name]['goal_to_long']:.2f}" for name in budgets),
+            f"{one[best]['start']['p50_ms']:.1f}",
+            *(_worth_and_time(one[best][name]) for name in budgets),
         ]
         for one in entries
     ]
@@ -244,9 +246,32 @@ def plan_time_table(document: Mapping[str, Any]) -> str:
         *(f"{name}, median ms" for name in kernels),
         "G / sorted start's",
         "G / long search's",
-        *(f"within {name.replace('_', ' ')}" for name in budgets),
+        "until the first change, ms",
+        *(f"{name.replace('_', ' ')}: G, ms taken" for name in budgets),
     ]
     return markdown(header, rows)
+
+
+def _worth_and_time(row: Mapping[str, Any]) -> str:
+    tried = "" if row["num_proposals"] else ", nothing tried"
+    return f"{row['goal_to_long']:.2f}, {row['p50_ms']:.1f}{tried}"
+
+
+def served_plans_table(document: Mapping[str, Any]) -> str:
+    """Returns what `plan_time.py` measured of a server's policy."""
+    rows = [
+        [
+            f"{one['num_waiting']:,} waiting, {one['max_num_seqs']} slots",
+            f"{one['window']}",
+            f"{one['budget_ms']:g}",
+            f"{one['p50_ms']:.1f}",
+            f"{one['max_ms']:.1f}",
+            f"{one['num_proposals']:,}",
+        ]
+        for one in document["served"]
+    ]
+    header = ["a server's policy", "window", "budget, ms", "median, ms", "most, ms"]
+    return markdown([*header, "proposals"], rows)
 
 
 def all_tables(report: Mapping[str, Any]) -> dict[str, str]:
@@ -264,4 +289,5 @@ def all_tables(report: Mapping[str, Any]) -> dict[str, str]:
         tables["lengths-latency"] = lengths_latency_table(report["lengths"])
     if report.get("plan_time"):
         tables["plan-time"] = plan_time_table(report["plan_time"])
+        tables["served-plans"] = served_plans_table(report["plan_time"])
     return tables

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 
 from engine_harness import small_config
+from jserve import planning
 from jserve.bucket_choice import choose_buckets
 from jserve.build import build_engine, build_loop, build_warm_up, resolve_dtype
 from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health
 from jserve_models.registry import load_model
+from jserve_sched.annealing_kernel import PYTHON_KERNEL
+from jserve_sched.length_estimates import QuantileLength
+from jserve_sched.policies import Annealing
 from jserve_sched.step_demand import prior_demand
 
 
@@ -128,6 +132,67 @@ def test_step_times_are_measured_once_and_survive_a_broken_file(
         assert json.loads(times.read_text())["base_s"]
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def test_a_scheduler_plans_by_what_the_config_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(planning, "best_kernel", lambda: PYTHON_KERNEL)
+    monkeypatch.setattr(planning, "proposals_per_s", lambda *_: 1e5)
+    part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
+    path = tmp_path / "request_latency.json"
+    path.write_text(json.dumps({"prefill": part, "decode": part}))
+    config = small_config(
+        model="toy",
+        policy="annealing:window=9",
+        annealing_budget_ms=3.0,
+        length_estimator="quantile:q=0.9",
+        request_latency=path,
+    )
+    scheduler = build_loop(config)._scheduler
+    policy = scheduler.policy
+    assert isinstance(policy, Annealing)
+    assert (policy.window, policy.proposals) == (9, 300)
+    assert policy.limit is not None
+    assert policy.limit.budget_s == 0.003
+    estimator = scheduler._lengths._estimator
+    assert isinstance(estimator, QuantileLength)
+    assert estimator.q == 0.9
+    assert scheduler.view(0.0).request_latency.prefill.length == 1e-4
+
+
+def test_a_request_latency_of_another_model_is_not_used(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
+    path = tmp_path / "request_latency.json"
+    content = {"prefill": part, "decode": part, "measured_with": {"model": "other"}}
+    path.write_text(json.dumps(content))
+    with caplog.at_level(logging.WARNING, logger="jserve"):
+        loop = build_loop(small_config(model="toy", request_latency=path))
+    assert caplog.text.count("was made for model 'other'") == 1
+    assert loop.stats().request_latency_fallback == "model"
+    assert loop._scheduler.view(0.0).request_latency.prefill.length != 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"length_estimator": "crystal_ball"}, "crystal_ball"),
+        ({"request_latency": pathlib.Path("absent.json")}, "absent.json"),
+        ({"bucket_strategy": "fib", "buckets": None}, "fib"),
+    ],
+)
+def test_a_slip_is_found_before_anything_takes_long(
+    fields: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take_long(*_: object, **__: object) -> None:
+        raise AssertionError("a kernel was compiled or a model loaded")
+
+    monkeypatch.setattr(planning, "best_kernel", take_long)
+    monkeypatch.setattr("jserve.build.load_model", take_long)
+    with pytest.raises(ValueError, match=message):
+        build_loop(small_config(policy="annealing", **fields))
 
 
 def test_a_cache_folder_that_cannot_be_made_is_done_without(

@@ -3,6 +3,10 @@
 import json
 import logging
 import pathlib
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,16 +15,23 @@ from annealing_instances import NO_LIMIT, Instance, draw
 from jserve import compiled_annealing
 from jserve.compiled_annealing import best_kernel, compiled_kernel, proposals_per_s
 from jserve_sched.annealing import search
-from jserve_sched.annealing_kernel import PYTHON_KERNEL, Kernel
-
-pytest.importorskip("numba")
+from jserve_sched.annealing_kernel import PYTHON_KERNEL, Kernel, anneal
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "annealing.json"
 
 
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
+    pytest.importorskip("numba")
     return best_kernel()
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """A process that has not asked for the kernel, before and after."""
+    compiled_kernel.cache_clear()
+    yield
+    compiled_kernel.cache_clear()
 
 
 @pytest.mark.parametrize("scale", ["relative", "raw"])
@@ -46,7 +57,7 @@ def test_within_one_percent_of_all_optima_on_file(kernel: Kernel) -> None:
     assert len(rows) == 200
     for fields, num_met, total_ns in rows:
         problem = Instance(**fields).problem()
-        found = search(problem, kernel=kernel, exits_early=False)
+        found = search(problem, kernel=kernel)
         assert found.score.goal >= 0.99e9 * num_met / total_ns
 
 
@@ -71,14 +82,46 @@ def test_speed_is_measured(kernel: Kernel) -> None:
     assert proposals_per_s(kernel, 20, 2) > 3 * proposals_per_s(PYTHON_KERNEL, 20, 2)
 
 
+@pytest.mark.usefixtures("fresh")
 def test_without_numba_plain_python_runs_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    compiled_kernel.cache_clear()
     monkeypatch.setattr(
         compiled_annealing.importlib.util, "find_spec", lambda name: None
     )
     with caplog.at_level(logging.INFO):
         assert best_kernel() is PYTHON_KERNEL
     assert ["Numba is not installed" in text for text in caplog.messages] == [True]
-    compiled_kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    "fault",
+    [
+        EOFError("Ran out of input"),
+        OSError(28, "No space left on device"),
+        pickle.UnpicklingError("invalid load key"),
+        RuntimeError("cannot cache function 'anneal'"),
+    ],
+)
+def test_a_cache_that_is_no_good_costs_one_line_and_a_compilation(
+    fault: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def njit(*, nogil: bool, cache: bool = False) -> Callable[[Callable], Callable]:
+        def broken(*arguments: object) -> object:
+            raise fault
+
+        assert nogil
+        return lambda run: broken if cache else run
+
+    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(njit=njit))
+    monkeypatch.setattr(
+        compiled_annealing.importlib.util, "find_spec", lambda name: name
+    )
+    with caplog.at_level(logging.WARNING):
+        assert best_kernel().run is anneal
+        assert best_kernel() is compiled_kernel()
+    (message,) = caplog.messages
+    assert "compiled in this process" in message and str(fault) in message

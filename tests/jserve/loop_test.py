@@ -12,7 +12,7 @@ from fakes import make_request
 from jserve.events import Health, NotServingError, QueueFullError, TokenEvent
 from jserve.loop import EngineLoop
 from jserve_models.toy import toy_next_token
-from jserve_sched.policies import POLICIES, make_policy
+from jserve_sched.policies import POLICIES, LookaheadPolicy, make_policy
 from jserve_sched.request import FinishReason, Request
 from jserve_sched.slo import Slo
 
@@ -136,8 +136,13 @@ def test_every_policy_serves_a_crowd_of_all_kinds(
         Slo(ttlt_s=3.0),
         Slo(ttft_s=1e-6, tbt_s=1e-6),
     )
-    before = loop._scheduler.policy
-    loop._scheduler.policy = make_policy(policy)
+    scheduler = loop._scheduler
+    before = scheduler.policy, scheduler._lookahead
+    searches = loop.stats().searches
+    looks_ahead = policy.startswith("annealing")
+    chosen = make_policy(policy + ":proposals=50" * looks_ahead)
+    scheduler.policy = chosen
+    scheduler._lookahead = chosen if isinstance(chosen, LookaheadPolicy) else None
     try:
         requests = [
             make_request(
@@ -153,10 +158,13 @@ def test_every_policy_serves_a_crowd_of_all_kinds(
             loop.submit(request)
         inbox.wait_for(*requests, timeout_s=100.0)
     finally:
-        loop._scheduler.policy = before
+        scheduler.policy, scheduler._lookahead = before
     for request in requests:
         assert inbox.tokens(request) == toy_output(request)
-    assert loop.stats().num_compiles_after_warmup == 0
+    stats = loop.stats()
+    assert stats.num_compiles_after_warmup == 0
+    assert (stats.searches.num_searches > searches.num_searches) == looks_ahead
+    assert (stats.searches.num_proposals > searches.num_proposals) == looks_ahead
 
 
 def test_every_step_is_on_record(loop: EngineLoop, inbox: Inbox) -> None:

@@ -38,6 +38,9 @@ def test_a_fallback_has_its_reason() -> None:
     assert 'jserve:predictor_info{model_name="m",predictor="table"} 1.0' in rows
     name = 'jserve:predictor_fallback_total{model_name="m",reason="device"} 1.0'
     assert name in rows
+    rows = scrape("request_latency_", request_latency_fallback="model")
+    name = 'jserve:request_latency_fallback_total{model_name="m",reason="model"} 1.0'
+    assert rows == {name}
 
 
 def test_refits_and_replacements_are_counted() -> None:

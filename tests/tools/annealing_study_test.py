@@ -14,12 +14,15 @@ sys.path.insert(0, str(FOLDER))
 
 import engine_ranking  # noqa: E402
 import gains  # noqa: E402
+import revise_time  # noqa: E402
 import served  # noqa: E402
 import studies  # noqa: E402
 import study_tables  # noqa: E402
 from task_classes import AZURE, CHAT, CODE, LONG_CODE, draw_requests  # noqa: E402
 
+from jserve_sched.annealing_kernel import PYTHON_KERNEL  # noqa: E402
 from jserve_sched.report import Outcome  # noqa: E402
+from jserve_sched.request import Request  # noqa: E402
 from jserve_sched.slo import Slo  # noqa: E402
 from jserve_tools.gpu_cost_models import gpu_cost_model  # noqa: E402
 from jserve_tools.marked_pages import fill_page  # noqa: E402
@@ -38,6 +41,7 @@ PAGE_TABLES = {
         "lengths",
         "lengths-latency",
         "plan-time",
+        "served-plans",
         "engine",
     ),
 }
@@ -187,17 +191,72 @@ def test_a_machine_asked_twice_says_the_same() -> None:
 
 def test_planning_times_are_those_of_the_faster_kernel() -> None:
     def kernel(p50_ms: float) -> dict[str, Any]:
-        found = {"p50_ms": p50_ms, "goal_to_sorted": 1.05, "goal_to_long": 0.98}
-        return {"proposals_per_s": 9, "default": found, "2_ms": found}
+        found = {
+            "p50_ms": p50_ms,
+            "goal_to_sorted": 1.05,
+            "goal_to_long": 0.98,
+            "num_proposals": 7,
+        }
+        return {
+            "proposals_per_s": 9,
+            "start": found | {"p50_ms": 0.3, "num_proposals": 0},
+            "default": found,
+            "1_ms": found | {"p50_ms": 1.4, "num_proposals": 0},
+            "2_ms": found | {"p50_ms": 2.1},
+        }
 
     entry = {"num_requests": 20, "max_batch": 4}
     document = {
         "default_proposals": 2000,
         "entries": [entry | {"python": kernel(12.0), "compiled": kernel(0.5)}],
     }
-    assert "| N = 20, b_max = 4 | 12.0 | 0.5 | 1.05 | 0.98 | 0.98 |" in (
-        study_tables.plan_time_table(document)
+    assert (
+        "| N = 20, b_max = 4 | 12.0 | 0.5 | 1.05 | 0.98 | 0.3 "
+        "| 0.98, 1.4, nothing tried | 0.98, 2.1 |"
+    ) in study_tables.plan_time_table(document)
+
+
+def test_a_servers_policy_searches_a_window_of_a_long_queue() -> None:
+    requests = [
+        Request(
+            request_id=str(index),
+            arrival_s=0.0,
+            prompt_tokens=np.zeros(20 + index % 7, np.int32),
+            max_tokens=10 + index % 50,
+            slo=Slo(ttlt_s=1.0 + index % 5),
+        )
+        for index in range(300)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jserve.planning.best_kernel", lambda: PYTHON_KERNEL)
+        patch.setattr("jserve.planning.proposals_per_s", lambda *_: 1e4)
+        row = revise_time.time_revisions(
+            requests, max_num_seqs=8, budget_ms=3.0, num_times=3
+        )
+    assert (row["num_waiting"], row["max_num_seqs"], row["window"]) == (300, 8, 256)
+    assert 0 <= row["num_proposals"] <= 30
+    assert 0.0 < row["p50_ms"] <= row["max_ms"]
+    table = study_tables.served_plans_table({"served": [row]})
+    assert "| 300 waiting, 8 slots | 256 | 3 |" in table
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--budgets_ms=soon", "budgets_ms=soon is not numbers"),
+        ("--num_requests=1.5", "num_requests: 1.5 is not a whole number"),
+    ],
+)
+def test_a_plan_to_time_that_makes_no_sense_is_refused(flag: str, message: str) -> None:
+    program = subprocess.run(
+        [sys.executable, str(FOLDER / "plan_time.py"), flag],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
+    assert program.returncode == 1
+    assert message in program.stderr
+    assert len(program.stderr.splitlines()) == 1
 
 
 def test_turns_of_an_engine_are_pooled_and_ranked() -> None:

@@ -217,6 +217,9 @@ WRONG_VALUES = {
     ),
     "--url=http://x --noenable_overlap": "leave out --enable_overlap",
     "--api=chat": "engines in this process take no HTTP requests",
+    "--length_estimator=mean": "no length to guess: leave out --length_estimator",
+    "--declared_max_tokens=9": "declared_max_tokens=9 would do nothing without",
+    "--mode=closed --noignore_eos": "replays no trace: leave out --ignore_eos",
     "--profile_host --enable_overlap": "profile_host needs noenable_overlap",
     "--mode=closed --load=0.9 --trace=t --length_scale=2": (
         "mode=closed replays no trace: leave out --trace, --length_scale, --load"

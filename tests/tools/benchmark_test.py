@@ -15,7 +15,7 @@ from jserve_tools.http_client import RequestForm
 from jserve_tools.loads import ClosedLoop, Replay
 from jserve_tools.run_store import RunStore
 from jserve_tools.targets import Servers, Target, server_at
-from jserve_tools.workload import Workload
+from jserve_tools.workload import Answers, Workload
 from jserve_tools.workload_trace import TraceRow
 
 
@@ -47,6 +47,52 @@ def test_padding_is_reported_of_all_steps_or_not_at_all(
             else:
                 assert "num_steps_missing" not in run.summary
                 assert run.summary["pad_share_tokens"] > 0
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_an_answer_that_ends_by_itself_is_complete_and_was_guessed(
+    fake_server, tmp_path: pathlib.Path, ignore_eos: bool
+) -> None:
+    async def go() -> None:
+        async with fake_server.FakeServer(natural_tokens=3) as server:
+            workload = Workload(
+                rows=[TraceRow(0.01 * k, 8, 5) for k in range(4)],
+                classes=(ServiceClass(name="all", share=1.0, ttlt_s=60.0),),
+                answers=Answers(
+                    ignore_eos=ignore_eos,
+                    declared_max_tokens=0 if ignore_eos else 9,
+                    temperature=0.5,
+                ),
+            )
+            benchmark = Benchmark(
+                servers=Servers(url=server.url, start_timeout_s=5),
+                load=Replay(qps=(50.0,)),
+                workload=workload,
+                output=tmp_path,
+                store=RunStore(tmp_path / "runs", resumes=True),
+                say=lambda _: None,
+            )
+            (run,) = (await benchmark.run()).runs
+            lengths = [len(one.token_times_s) for one in run.outcomes]
+            assert lengths == [5 if ignore_eos else 3] * 4
+            assert all(one.is_met for one in run.outcomes)
+            assert run.summary["num_short_outputs"] == 0
+            assert [one["max_tokens"] for one in server.bodies[-4:]] == (
+                [5 if ignore_eos else 9] * 4
+            )
+            if ignore_eos:
+                assert "length_error" not in run.summary
+                return
+            assert run.summary["length_error"] == {
+                "all": {
+                    "num_requests": 4,
+                    "mean_tokens": 3.0,
+                    "mean_predicted_tokens": 9.0,
+                    "mean_abs_error_tokens": 6.0,
+                }
+            }
 
     asyncio.run(go())
 

@@ -42,6 +42,8 @@ class FakeServer:
     enable_overlap: bool = False
     status: str = "warm"
     num_forgotten: int = 0  # of the oldest steps
+    natural_tokens: int = 1_000_000  # where the model ends an answer that may end
+    length_sums: dict[str, int] = dataclasses.field(default_factory=dict)
     bodies: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -173,7 +175,7 @@ class FakeServer:
             "num_compiles_after_warmup": 0,
             "num_preemptions": 0,
             "prefix_hit_tokens": 0,
-            "length_errors": {},
+            "length_errors": {"all": self.length_sums} if self.length_sums else {},
         }
         return web.json_response(
             {
@@ -204,14 +206,18 @@ class FakeServer:
         await response.prepare(request)
         slo = body.get("slo") or {}
         due_s = time.monotonic() + slo.get("ttft_s", slo.get("ttlt_s", 1e6))
-        job = Job(length, body["max_tokens"], asyncio.Queue(), due_s)
+        num_tokens = body["max_tokens"]
+        if not body["ignore_eos"]:
+            num_tokens = min(num_tokens, self.natural_tokens)
+            self.note_length(num_tokens, body["max_tokens"])
+        job = Job(length, num_tokens, asyncio.Queue(), due_s)
         self.jobs.append(job)
         self.wake.set()
         is_chat = "messages" in body
         try:
             if is_chat:
                 await self.event(response, {"delta": {"role": "assistant"}})
-            for count in range(body["max_tokens"]):
+            for count in range(num_tokens):
                 if count == self.broken_after:
                     return response
                 await job.queue.get()
@@ -225,6 +231,15 @@ class FakeServer:
         finally:
             job.is_cancelled = True
         return response
+
+    def note_length(self, num_tokens: int, num_predicted: int) -> None:
+        for name, value in (
+            ("num_requests", 1),
+            ("sum_tokens", num_tokens),
+            ("sum_predicted_tokens", num_predicted),
+            ("sum_abs_error_tokens", num_predicted - num_tokens),
+        ):
+            self.length_sums[name] = self.length_sums.get(name, 0) + value
 
     async def event(self, response: web.StreamResponse, choice: dict) -> None:
         data = json.dumps({"choices": [choice | {"finish_reason": None}]})

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import itertools
 import json
 
@@ -48,6 +49,12 @@ def test_events_are_timed_where_their_last_byte_came() -> None:
         (1, 1.0),
         (2, 3.0),
     ]
+
+
+def test_an_answer_without_text_has_the_token_that_ended_it() -> None:
+    role = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
+    assert times(role, usage(1), DONE, is_chat=True) == [(0, 3.0)]
+    assert times(role, usage(0), DONE, is_chat=True) == []
 
 
 def test_usage_settles_how_many_tokens_there_were() -> None:
@@ -107,6 +114,15 @@ def test_refusals_by_cause() -> None:
     assert refusal(400, long).failure is Failure.TOO_LONG
     assert refusal(400, b"{}").failure is Failure.ERROR
     assert str(refusal(500, b"<html>")) == "500: <html>"
+
+
+def test_a_request_says_how_it_is_sampled_and_may_end() -> None:
+    body = json.loads(RequestForm().body(REQUEST, "m"))
+    assert body["temperature"] == 0.0
+    assert "seed" not in body
+    warm = dataclasses.replace(REQUEST, ignore_eos=False, temperature=0.7, seed=5)
+    body = json.loads(RequestForm().body(warm, "m"))
+    assert (body["ignore_eos"], body["temperature"], body["seed"]) == (False, 0.7, 5)
 
 
 def test_body_is_token_ids_of_fixed_length_with_the_objective() -> None:

@@ -4,8 +4,16 @@ from jserve_tools.idle_flags import check_flags
 from jserve_tools.loads import Replay
 
 
-def check(*given: str, mode: str = "replay") -> None:
-    check_flags(given, mode=mode, url="", is_launched=False)
+def check(*given: str, mode: str = "replay", ignores_eos: bool = True) -> None:
+    check_flags(given, mode=mode, url="", is_launched=False, ignores_eos=ignores_eos)
+
+
+def test_lengths_are_guessed_where_answers_may_end() -> None:
+    check("length_estimator", ignores_eos=False)
+    with pytest.raises(ValueError, match=r"no length to guess: .* --length_estimator$"):
+        check("length_estimator")
+    with pytest.raises(ValueError, match=r"no trace: .* --declared_max_tokens$"):
+        check("declared_max_tokens", mode="closed", ignores_eos=False)
 
 
 def test_what_comes_all_at_once_has_no_rate() -> None:

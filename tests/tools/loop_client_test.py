@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
@@ -9,7 +10,7 @@ from jserve.config import EngineConfig
 from jserve.events import NotServingError, QueueFullError, TokenEvent
 from jserve_sched.clock import WallClock
 from jserve_sched.report import Failure
-from jserve_sched.request import FinishReason, Request
+from jserve_sched.request import FinishReason, Request, SamplingParams
 from jserve_tools.clients import RequestFailedError
 from jserve_tools.loop_client import LoopClient
 from jserve_tools.workload import WorkloadRequest
@@ -88,6 +89,25 @@ def test_tokens_arrive_with_rising_times_and_text_is_timed() -> None:
         assert await client.take_detokenise_s() is None
         assert loop.cancelled == []
         assert loop.requests[0].stop_token_ids == frozenset()  # ignores EOS
+
+    asyncio.run(go())
+
+
+def test_an_answer_may_end_where_the_model_ends_it() -> None:
+    async def go() -> None:
+        loop = FakeLoop()
+        client = LoopClient(
+            loop, detokeniser=None, eos_token_ids=lambda: frozenset({7})
+        )
+        one = request("a")
+        warm = dataclasses.replace(one, ignore_eos=False, temperature=0.7, seed=5)
+        for sent in (one, warm):
+            _ = [token async for token in client.send(sent)]
+        plain, sampled = loop.requests
+        assert plain.stop_token_ids == frozenset()
+        assert plain.sampling == SamplingParams()
+        assert sampled.stop_token_ids == {7}
+        assert sampled.sampling == SamplingParams(temperature=0.7, seed=5)
 
     asyncio.run(go())
 

@@ -98,6 +98,20 @@ def test_a_key_counts_what_the_platform_is_told(
     assert run_key(1) == before
 
 
+def test_a_key_counts_whether_searches_can_be_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from jserve_tools import run_store
+
+    keys = set()
+    for version in ("0.68.0", ""):
+        monkeypatch.setattr(run_store, "_version", lambda _, found=version: found)
+        run_store._surroundings.cache_clear()
+        keys.add(run_key(1))
+    run_store._surroundings.cache_clear()
+    assert len(keys) == 2
+
+
 def test_publishing_removes_only_what_was_used(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "runs"
     other = RunStore(folder, resumes=True)

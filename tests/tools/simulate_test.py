@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import pickle
 import signal
 import subprocess
 import sys
@@ -16,17 +15,12 @@ import time
 import numpy as np
 import pytest
 
-from jserve_sched import features
 from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
-from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import CLOSED_FORMS, CostModel
+from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
 from jserve_sched.workload import WORKLOADS, Yardstick, isolated_times
-from jserve_tools.machines import load_machine
 from jserve_tools.run_store import RunStore
-from jserve_tools.samples import Samples, write_samples
 from jserve_tools.simulated_loads import Levels, NamedLoad, TraceLoad
-from jserve_tools.simulated_predictors import make_predictor, random_batches
 from jserve_tools.simulation import Experiment, split_limit
 from jserve_tools.sweep import RateTask, guess_qps, run_all, search_goodputs
 from jserve_tools.workload_trace import TraceRow
@@ -182,6 +176,8 @@ def test_buckets_are_fitted_to_a_load_that_is_not_judged(
         (["--compare=/none.json"], "/none.json"),
         (["--num_seeds=2", "--step_log=s.jsonl"], "is of a single run"),
         (["--qps=1", "--goodput"], "goodput searches the rate: leave out qps"),
+        (["--one_shot", "--goodput"], "searches the rate: leave out one_shot"),
+        (["--noone_shot", "--goodput", "--policies=nobody"], "'nobody' is unknown"),
         (["--start_qps=1"], "start_qps would do nothing without goodput"),
         (["--max_programs=9"], "max_programs=9 is for bucket strategy fitted"),
         (["--qps=1", "--levels_qps=1,2"], "give one of qps and levels_qps, not both"),
@@ -296,121 +292,3 @@ def test_a_policy_may_have_a_limit_of_its_own() -> None:
     for bad in ("fcfs@", "fcfs@x", "fcfs@0", "fcfs@-1"):
         with pytest.raises(ValueError, match="is not a number of tokens"):
             split_limit(bad)
-
-
-@pytest.mark.parametrize(("name", "most"), [("oracle", 0.0), ("linear", 0.06)])
-def test_predictors_are_near_the_machine(name: str, most: float) -> None:
-    table = Continuous().table(
-        max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=1
-    )
-    batches = random_batches(
-        A100,
-        table,
-        max_model_len=16_384,
-        num_batches=300,
-        rng=np.random.default_rng(99),
-    )
-    kinds = np.bincount(features.scenarios(batches))
-    assert kinds.tolist() == [100, 100, 100]
-    assert batches[:, features.NUM_BLOCKS].max() > 1000
-    predictor = make_predictor(name, A100, table, max_model_len=16_384)
-    wanted = A100.step_s(batches, 1)
-    errors = np.abs(predictor.predict(batches) - wanted) / wanted
-    assert errors.mean() <= most
-
-
-def test_the_table_is_filled_as_a_server_fills_it() -> None:
-    table = PowersOfTwo().table(
-        max_num_seqs=64, max_num_batched_tokens=1024, block_tokens=32
-    )
-    predictor = make_predictor("table", A100, table, max_model_len=4096)
-    full = features.uniform_features(
-        table.fit(64, 0), decode_pages=1, block_pages=0, page_size=128
-    )[None]
-    assert predictor.predict(full) == pytest.approx(A100.step_s(full, 32), rel=1e-6)
-    with pytest.raises(ValueError, match="use oracle or linear"):
-        make_predictor(
-            "table",
-            A100,
-            Continuous().table(
-                max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=1
-            ),
-            max_model_len=4096,
-        )
-    with pytest.raises(ValueError, match="'tarot' is unknown"):
-        make_predictor("tarot", A100, table, max_model_len=4096)
-
-
-def samples_file(path: pathlib.Path, **facts: object) -> pathlib.Path:
-    table = BucketTable((2, 4), (0, 1, 2), block_tokens=32)
-    rows = np.stack(
-        [
-            features.uniform_features(
-                bucket, decode_pages=pages, block_pages=pages, page_size=64
-            )
-            for bucket in table.buckets
-            for pages in (1, 2, 4)
-        ]
-    )
-    cost_s = 1e-3 + 1e-4 * rows[:, features.NUM_DECODES]
-    cost_s += 2e-5 * rows[:, features.PREFILL_TOKENS]
-    write_samples(
-        path,
-        Samples(
-            features=rows,
-            duration_s=np.stack([cost_s] * 3),
-            split=np.zeros(len(rows), np.int8),
-            timed_features=rows,
-            timed_s=cost_s,
-            facts={
-                "buckets": table.to_json(),
-                "num_kv_tokens": 4096,
-                "max_model_len": 1024,
-                "engine": {
-                    "page_size": 64,
-                    "max_num_seqs": 4,
-                    "max_num_batched_tokens": 68,
-                },
-            }
-            | facts,
-        ),
-    )
-    return path
-
-
-@pytest.mark.parametrize("kind", ["linear", "table"])
-def test_a_profile_of_an_engine_is_a_machine(kind: str, tmp_path: pathlib.Path) -> None:
-    machine = load_machine(f"{kind}:{samples_file(tmp_path / 's.npz')}")
-    model: CostModel = pickle.loads(pickle.dumps(machine.cost_model))
-    assert (model.num_kv_tokens, model.page_size) == (4096, 64)
-    assert (model.max_num_seqs, model.max_num_batched_tokens) == (4, 68)
-    assert (model.name, machine.block_tokens) == (f"{kind}:s.npz", 32)
-    assert machine.buckets is not None
-    full = features.uniform_features(
-        machine.buckets.fit(4, 2), decode_pages=1, block_pages=1, page_size=64
-    )
-    assert model.step_s(full[None], 32)[0] == pytest.approx(
-        1e-3 + 4e-4 + 64 * 2e-5, rel=0.02
-    )
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("linear", "is unknown"),
-        ("magic:s.npz", "is unknown"),
-        ("abacus", "'abacus' is unknown"),
-        ("linear:{folder}/s.npz:more", "only mlp takes a checkpoint"),
-        ("mlp:{folder}/s.npz", "lacks a checkpoint"),
-        ("mlp:{folder}/s.npz:{folder}/none", "checkpoint"),
-        ("table:{folder}/none.npz", "none.npz"),
-        ("table:{folder}/odd.npz", "do not say the engine's limits"),
-    ],
-)
-def test_a_machine_that_cannot_be_had_is_told(
-    spec: str, message: str, tmp_path: pathlib.Path
-) -> None:
-    samples_file(tmp_path / "s.npz")
-    samples_file(tmp_path / "odd.npz", engine=None)
-    with pytest.raises(ValueError, match=message):
-        load_machine(spec.format(folder=tmp_path))

@@ -7,13 +7,16 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
+from jserve_sched.annealing_kernel import PYTHON_KERNEL
 from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
 from jserve_sched.workload import isolated_times
+from jserve_tools import simulation
 from jserve_tools.simulated_lengths import declare, make_lengths
 from jserve_tools.simulated_loads import TraceLoad
 from jserve_tools.simulation import Experiment
@@ -86,9 +89,24 @@ def test_a_guess_that_is_right_changes_nothing_but_what_is_declared() -> None:
     assert blind["ttft_s"] != plain["ttft_s"]
 
 
-def test_a_compiled_search_is_used_and_finds_plans() -> None:
+def test_a_compiled_search_is_used_and_finds_plans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    num_runs = 0
+
+    def count(*arguments: Any) -> Any:
+        nonlocal num_runs
+        num_runs += 1
+        return PYTHON_KERNEL.run(*arguments)
+
+    best = dataclasses.replace(PYTHON_KERNEL, run=count)
+    monkeypatch.setattr(simulation, "best_kernel", lambda: best)
     found = run(experiment(policy="annealing", declared_max_tokens=64), qps=200.0)
     assert found["num_finished"] == found["num_requests"] == 36
+    assert num_runs > 0
+    num_runs = 0
+    run(experiment(policy="edf"), qps=200.0)
+    assert num_runs == 0
 
 
 def test_nobody_declares_more_than_there_is_room_for() -> None:

@@ -7,6 +7,7 @@ from jserve_sched.slo import ServiceClass, Slo
 from jserve_sched.workload import Yardstick, draw_class
 from jserve_tools.workload import (
     DEFAULT_SERVICE_CLASSES,
+    Answers,
     Workload,
     draw_prompt,
 )
@@ -46,6 +47,21 @@ def test_requests_keep_lengths_classes_and_promises_across_runs() -> None:
         assert (a.arrival_s, a.slo) == (b.arrival_s, b.slo)
         assert a.service_class == b.service_class
         assert (a.prompt != b.prompt).any()
+
+
+def test_rows_alone_ask_for_other_answers() -> None:
+    answers = Answers(ignore_eos=False, declared_max_tokens=64, temperature=0.8)
+    workload = Workload(rows=ROWS, seed=7, answers=answers)
+    one, two = workload.requests(0, YARDSTICK), workload.requests(1, YARDSTICK)
+    for found in one:
+        assert (found.ignore_eos, found.max_tokens) == (False, 64)
+        assert found.temperature == 0.8
+    assert [a.seed for a in one] == [b.seed for b in two]
+    assert len({a.seed for a in one}) == len(ROWS)
+    measuring = workload.request(0, 0, prompt_tokens=3, max_tokens=2)
+    assert (measuring.ignore_eos, measuring.temperature) == (True, 0.0)
+    with pytest.raises(ValueError, match="=64 would do nothing without noignore_eos"):
+        Answers(declared_max_tokens=64)
 
 
 def test_a_row_may_name_its_class() -> None:

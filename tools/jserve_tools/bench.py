@@ -27,6 +27,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from jserve.config import EngineConfig
 from jserve.program import ProgramError, run_program
 from jserve_sched.slo import BEST_EFFORT, ServiceClass, parse_service_classes
 from jserve_tools.benchmark import Benchmark, Findings
@@ -49,6 +50,7 @@ from jserve_tools.workload import (
     DEFAULT_SERVICE_CLASSES,
     FIRST_TOKEN_ID,
     LAST_TOKEN_ID,
+    Answers,
     Workload,
 )
 from jserve_tools.workload_trace import (
@@ -100,8 +102,33 @@ _RATE_SCALE = flags.DEFINE_float(
     upper_bound=1e6,
 )
 _ONE_SHOT = define_one_shot_flag()
+_IGNORE_EOS = flags.DEFINE_bool(
+    "ignore_eos",
+    True,
+    "Answers have all the tokens that they ask for. Otherwise they may end before, "
+    "where the model ends them: then there are lengths to guess (--length_estimator). "
+    "Capacity is that of the trace's lengths all the same.",
+)
+_DECLARED_MAX_TOKENS = flags.DEFINE_integer(
+    "declared_max_tokens",
+    0,
+    "Most output tokens that each request asks for; 0 for what the trace says. Needs "
+    "--noignore_eos.",
+    lower_bound=0,
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature",
+    0.0,
+    "Of sampling; above 0 a model with random weights ends its answers at some time.",
+    lower_bound=0.0,
+    upper_bound=2.0,
+)
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Decides classes and prompts.", lower_bound=0, upper_bound=2**32 - 1
+    "seed",
+    0,
+    "Decides classes, prompts and sampling.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
 )
 _SERVICE_CLASSES = flags.DEFINE_string(
     "service_classes",
@@ -209,11 +236,16 @@ def _options() -> _Options:
       OSError: for a file that cannot be read.
     """
     given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
+    if not _ONE_SHOT.value:
+        given.discard("one_shot")
+    if flags.FLAGS.length_estimator == EngineConfig().length_estimator:
+        given.discard("length_estimator")
     check_flags(
-        given if _ONE_SHOT.value else given - {"one_shot"},
+        given,
         mode=_MODE.value,
         url=flags.FLAGS.url or "",
         is_launched=flags.FLAGS.launch,
+        ignores_eos=_IGNORE_EOS.value,
     )
     servers = _read_servers()
     load: Replay | ClosedLoop
@@ -239,6 +271,11 @@ def _options() -> _Options:
             classes=classes,
             first_id=_FIRST_PROMPT_TOKEN.value,
             last_id=_LAST_PROMPT_TOKEN.value,
+            answers=Answers(
+                ignore_eos=_IGNORE_EOS.value,
+                declared_max_tokens=_DECLARED_MAX_TOKENS.value,
+                temperature=_TEMPERATURE.value,
+            ),
         ),
         trace=name,
         comparison=_read_comparison(),

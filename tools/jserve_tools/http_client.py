@@ -57,11 +57,13 @@ class RequestForm:
         body: dict[str, Any] = {
             "model": model,
             "max_tokens": request.max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
+            "temperature": request.temperature,
+            "ignore_eos": request.ignore_eos,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if request.temperature:
+            body["seed"] = request.seed
         if self.api == "chat":
             content = words_prompt(request.prompt)
             body["messages"] = [{"role": "user", "content": content}]
@@ -101,10 +103,12 @@ class EventStream:
         self.is_done = False
         self._is_chat = is_chat
         self._rest = b""
+        self._fed_s = 0.0
         self._held: TokenTime | None = None
 
     def feed(self, data: bytes, time_s: float) -> Iterator[TokenTime]:
         """Yields the tokens that `data`, received at `time_s`, brings to light."""
+        self._fed_s = time_s
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             if line.startswith(b"data:") and self._is_token(line[5:].strip()):
@@ -123,11 +127,11 @@ class EventStream:
             raise RequestFailedError(
                 Failure.ERROR, f"the stream broke off after {self.num_events} events"
             )
-        if self._held is None:
-            return
+        # Of an answer that is its own end a chat tells no text: no event, one token.
+        held = self._held or TokenTime(0, self._fed_s)
         total = self.num_events if self.num_tokens is None else self.num_tokens
-        for index in range(self._held.place, total):
-            yield TokenTime(index, self._held.time_s)
+        for index in range(held.place, total):
+            yield TokenTime(index, held.time_s)
 
     @property
     def is_even(self) -> bool:

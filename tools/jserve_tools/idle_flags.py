@@ -13,6 +13,7 @@ _RATE_FLAGS = ("load", "qps", "rate_scale")
 _REPLAY_FLAGS = (
     *("trace", "length_scale", *_RATE_FLAGS),
     *("service_classes", "capacity_s", "capacity_slots", "one_shot"),
+    *("ignore_eos", "declared_max_tokens", "temperature"),
 )
 _CLOSED_FLAGS = ("clients", "prompt_tokens", "output_tokens")
 _CAPACITY_FLAGS = ("capacity_s", "capacity_slots")
@@ -24,7 +25,12 @@ _OWN_SERVER_FLAGS = (
 
 
 def check_flags(
-    given: Collection[str], *, mode: str, url: str, is_launched: bool
+    given: Collection[str],
+    *,
+    mode: str,
+    url: str,
+    is_launched: bool,
+    ignores_eos: bool = True,
 ) -> None:
     """Checks that every flag given on the command line is used.
 
@@ -33,6 +39,7 @@ def check_flags(
       mode: "replay" or "closed".
       url: of a running server; "" if there is none.
       is_launched: whether servers are started as processes.
+      ignores_eos: whether every answer has as many tokens as it asked for.
 
     Raises:
       ValueError: naming the flags and why they would do nothing.
@@ -50,6 +57,10 @@ def check_flags(
         )
     elif not is_launched:
         refuse(_HTTP_FLAGS, "engines in this process take no HTTP requests")
+    if ignores_eos:
+        refuse(
+            ("length_estimator",), "without noignore_eos there is no length to guess"
+        )
     if mode == "closed":
         refuse(_REPLAY_FLAGS, "mode=closed replays no trace")
         return

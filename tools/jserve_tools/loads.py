@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from jserve_tools.workload import Workload
+from jserve_tools.workload import Answers, Workload
 from jserve_tools.workload_trace import mean_rate
 
 
@@ -91,6 +91,8 @@ def describe(workload: Workload, trace: str) -> dict[str, Any]:
             for one in workload.classes
         ],
     }
+    if workload.answers != Answers():
+        found["answers"] = dataclasses.asdict(workload.answers)
     if rows[-1].arrival_s > rows[0].arrival_s:
         found["trace_qps"] = mean_rate(list(rows))
     return found

@@ -24,7 +24,7 @@ from jserve.events import (
 )
 from jserve_sched.clock import Clock
 from jserve_sched.report import Failure
-from jserve_sched.request import FinishReason, Request
+from jserve_sched.request import FinishReason, Request, SamplingParams
 from jserve_tools.clients import RequestFailedError, TokenTime
 from jserve_tools.workload import WorkloadRequest
 
@@ -79,12 +79,19 @@ class Engine(Protocol):
 class LoopClient:
     """An engine loop in this process, seen from one asyncio loop."""
 
-    def __init__(self, engine: Engine, *, detokeniser: DetokeniserFactory | None):
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        detokeniser: DetokeniserFactory | None,
+        eos_token_ids: Callable[[], frozenset[int]] = frozenset,
+    ):
         """Becomes the engine's listener; call it where an asyncio loop runs.
 
         Args:
           engine: the engine loop, started.
           detokeniser: if given, tokens are turned into text, and the time is kept.
+          eos_token_ids: says what ends an answer, if a request asks for that.
         """
         self._engine = engine
         self._asyncio = asyncio.get_running_loop()
@@ -92,6 +99,7 @@ class LoopClient:
         self._detokeniser = detokeniser
         self._texts: dict[str, Callable[[int], str]] = {}
         self._detokenise_s: list[float] = []
+        self._eos_token_ids = eos_token_ids
         engine.set_listener(self._publish)
 
     def _publish(self, events: Sequence[TokenEvent]) -> None:
@@ -159,6 +167,12 @@ class LoopClient:
                     arrival_s=self.now_s(),
                     prompt_tokens=request.prompt,
                     max_tokens=request.max_tokens,
+                    stop_token_ids=(
+                        frozenset() if request.ignore_eos else self._eos_token_ids()
+                    ),
+                    sampling=SamplingParams(
+                        temperature=request.temperature, seed=request.seed
+                    ),
                     slo=request.slo,
                     service_class=request.service_class,
                 )

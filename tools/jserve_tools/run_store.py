@@ -161,6 +161,14 @@ def _content(path: pathlib.Path) -> dict[str, Any]:
     return found
 
 
+def _version(package: str) -> str:
+    """Returns a package's version; "" where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
 @functools.cache
 def _surroundings() -> dict[str, Any]:
     """Returns what decides numbers beside what was asked for: code and machine."""
@@ -177,6 +185,7 @@ def _surroundings() -> dict[str, Any]:
         "python": platform.python_version(),
         "jax": importlib.metadata.version("jax"),
         "numpy": np.__version__,
+        "numba": _version("numba"),  # a search's speed, and so a server's plans
         "host": platform.node(),
         "num_cpus": os.cpu_count(),
         "platform": {

@@ -116,6 +116,7 @@ def _client_health(flights: Sequence[Flight]) -> dict[str, Any]:
     short = sum(
         flight.failure is None
         and flight.is_over
+        and flight.request.ignore_eos  # else it may end when the model likes
         and len(flight.token_times_s) < flight.request.max_tokens
         for flight in flights
     )

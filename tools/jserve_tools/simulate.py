@@ -163,9 +163,9 @@ def _options() -> _Options:
       OSError: for a file that cannot be read.
     """
     if _GOODPUT.value:
-        given = [
-            one for one in ("qps", "levels_qps", "one_shot") if flags.FLAGS[one].present
-        ]
+        given = [one for one in ("qps", "levels_qps") if flags.FLAGS[one].present]
+        if flags.FLAGS.one_shot:
+            given.append("one_shot")
         if given:
             raise ValueError(f"goodput searches the rate: leave out {given[0]}")
     else:

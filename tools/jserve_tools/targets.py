@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 import aiohttp
 
@@ -25,7 +26,10 @@ from jserve.engine_flags import engine_arguments
 from jserve.events import Health
 from jserve_tools.clients import Client
 from jserve_tools.http_client import RequestForm, open_http_client
-from jserve_tools.loop_client import DetokeniserFactory, LoopClient
+from jserve_tools.loop_client import LoopClient
+
+if TYPE_CHECKING:
+    from jserve.tokenizer import Tokenizer
 
 _POLL_S = 0.2
 _STOP_TIMEOUT_S = 60.0
@@ -50,8 +54,16 @@ async def engine_in_process(
     from jserve.build import build_loop  # loads JAX
 
     loop = await asyncio.to_thread(build_loop, config)
-    detokeniser = _detokeniser_factory(config) if profiles_host else None
-    client = LoopClient(loop, detokeniser=detokeniser)
+    tokenizer = functools.cache(functools.partial(_tokenizer, config))  # if wanted
+    if profiles_host:
+        tokenizer()  # now, while nothing is timed
+    client = LoopClient(
+        loop,
+        detokeniser=(
+            (lambda: tokenizer().detokenizer(()).step) if profiles_host else None
+        ),
+        eos_token_ids=lambda: tokenizer().eos_token_ids,
+    )
     loop.start()
     try:
         if not await asyncio.to_thread(loop.wait_until, Health.WARM, start_timeout_s):
@@ -63,12 +75,11 @@ async def engine_in_process(
         await asyncio.to_thread(loop.stop)
 
 
-def _detokeniser_factory(config: EngineConfig) -> DetokeniserFactory:
+def _tokenizer(config: EngineConfig) -> "Tokenizer":
     from jserve.tokenizer import load_tokenizer
 
     folder = pathlib.Path(config.model).expanduser()
-    tokenizer = load_tokenizer(folder if folder.is_dir() else None)
-    return lambda: tokenizer.detokenizer(()).step
+    return load_tokenizer(folder if folder.is_dir() else None)
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ and promises, but no run finds the prompts of another in a cache.
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,29 @@ DEFAULT_SERVICE_CLASSES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How the requests of a trace say that they want to be answered.
+
+    Attributes:
+      ignore_eos: whether an answer goes on to its last token whatever the model draws;
+        if not, it may end before.
+      declared_max_tokens: most tokens that each asks for; 0 for what the trace says.
+      temperature: of sampling; 0 takes the likeliest token.
+    """
+
+    ignore_eos: bool = True
+    declared_max_tokens: int = 0
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.declared_max_tokens and self.ignore_eos:
+            raise ValueError(
+                f"declared_max_tokens={self.declared_max_tokens} would do nothing "
+                "without noignore_eos: each answer has the tokens of the trace"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkloadRequest:
     """One request, ready to send.
 
@@ -41,9 +65,12 @@ class WorkloadRequest:
       request_id: unique within this program's life.
       arrival_s: when to send it, seconds after the replay starts.
       prompt: `[n]` int32 token ids.
-      max_tokens: output tokens to draw, all of them (`ignore_eos`).
+      max_tokens: most output tokens to draw.
       service_class: name of its class.
       slo: its absolute objective.
+      ignore_eos: whether it draws all of them.
+      temperature: of sampling.
+      seed: of sampling.
     """
 
     request_id: str
@@ -52,6 +79,9 @@ class WorkloadRequest:
     max_tokens: int
     service_class: str = "best_effort"
     slo: Slo = dataclasses.field(default_factory=Slo)
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    seed: int = 0
 
 
 def draw_prompt(
@@ -79,6 +109,7 @@ class Workload:
         add up to 1.
       first_id: least token id of a prompt.
       last_id: greatest token id of a prompt.
+      answers: what the rows ask for; requests that measure the machine do not.
     """
 
     rows: Sequence[TraceRow]
@@ -86,6 +117,7 @@ class Workload:
     classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
     first_id: int = FIRST_TOKEN_ID
     last_id: int = LAST_TOKEN_ID
+    answers: Answers = Answers()
 
     def __post_init__(self) -> None:
         _ = self._row_classes  # a wrong one is refused now
@@ -135,6 +167,7 @@ class Workload:
 
     def requests(self, run: int, yardstick: Yardstick | None) -> list[WorkloadRequest]:
         """Returns every row as a request of run number `run`."""
+        answers = self.answers
         requests = []
         for index, row in enumerate(self.rows):
             name, slo = self.slo(index, yardstick)
@@ -142,8 +175,17 @@ class Workload:
                 run,
                 index,
                 prompt_tokens=row.prompt_tokens,
-                max_tokens=row.output_tokens,
+                max_tokens=answers.declared_max_tokens or row.output_tokens,
                 arrival_s=row.arrival_s,
             )
-            requests.append(dataclasses.replace(request, service_class=name, slo=slo))
+            requests.append(
+                dataclasses.replace(
+                    request,
+                    service_class=name,
+                    slo=slo,
+                    ignore_eos=answers.ignore_eos,
+                    temperature=answers.temperature,
+                    seed=zlib.crc32(f"{self.seed}:{index}".encode()),
+                )
+            )
         return requests
