@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from jserve_sched.annealing_kernel import FOREVER_NS, MERIT_MET, NEVER_NS
+from jserve_sched.annealing_kernel import FOREVER_NS, MERIT_MET
 from jserve_sched.request import Request
 from jserve_sched.request_latency import RequestLatency
 
@@ -136,9 +136,9 @@ class Score:
 
 def whole_ns(seconds: np.ndarray) -> np.ndarray:
     """Returns int64 nanoseconds; a bound that is infinite becomes forever or never."""
-    return np.asarray(
-        np.rint(np.clip(seconds * 1e9, NEVER_NS, FOREVER_NS)), dtype=np.int64
-    )
+    most_s = FOREVER_NS / 1e9  # times 1e9 it is the bound again, exactly
+    clipped_s = np.clip(seconds, -most_s, most_s)  # first: the product may overflow
+    return np.asarray(np.rint(clipped_s * 1e9), dtype=np.int64)
 
 
 def make_problem(
@@ -148,6 +148,7 @@ def make_problem(
     now_s: float,
     max_batch: int,
     max_kv_tokens: int,
+    num_running: int = 0,
     start_s: float = 0.0,
     tpot: TpotRule = "anchored",
 ) -> AnnealingProblem:
@@ -164,6 +165,8 @@ def make_problem(
       now_s: clock seconds.
       max_batch: the largest batch planned, B.
       max_kv_tokens: most KV tokens of a batch.
+      num_running: requests that run already and whom every batch joins: a batch of b
+        takes as long as one of b and so many more.
       start_s: when the first batch can start, seconds from now.
       tpot: how a bound on the time between tokens is judged. "mean": the mean of the
         answer, as the paper has it. "anchored": the last token by its deadline
@@ -176,7 +179,7 @@ def make_problem(
         raise ValueError(f"{len(requests)} requests, max_batch={max_batch}: both >= 1")
     num = len(requests)
     known, left, waited_s, first_s, last_s, mean_s = promises(requests, now_s, tpot)
-    batch = np.arange(1, max_batch + 1, dtype=np.float64)
+    batch = num_running + np.arange(1, max_batch + 1, dtype=np.float64)
     prefill_s = latency.prefill_s(batch, known[:, None])  # [N, B]
     decode_s = latency.decode_s(batch, known[:, None], left[:, None])
     exec_s = prefill_s + decode_s

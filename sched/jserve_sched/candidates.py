@@ -7,6 +7,7 @@ pressing.
 """
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,15 +28,24 @@ class Candidates:
       prompts: requests with a prompt to compute: all that run, then some that wait.
     """
 
-    def __init__(self, view: SchedulerView, waiting: Sequence[Request] | None = None):
+    def __init__(
+        self,
+        view: SchedulerView,
+        waiting: Sequence[Request] | None = None,
+        *,
+        aged_before_s: float = -math.inf,
+    ):
         """Looks at a snapshot.
 
         Args:
           view: the snapshot.
           waiting: who may be admitted, in their turn; None takes those most worth
             ranking, by arrival.
+          aged_before_s: who arrived before this, clock seconds, is preempted last, the
+            first to come last of all.
         """
         self._view = view
+        self._aged_before_s = aged_before_s
         could_admit = min(len(view.admissible), view.num_free_slots)
         self._holds_back = waiting is not None and len(waiting) < could_admit
         self.decodes: list[Request] = []
@@ -57,21 +67,27 @@ class Candidates:
 
     @functools.cached_property
     def _by_deadline(self) -> list[Request]:
-        """Running requests: guarded or in time by deadline, then the late ones."""
-        start_s = self._view.start_s
+        """Running requests: the aged by arrival, the others by deadline.
 
-        def key(request: Request) -> tuple[bool, float, float, str]:
+        Of these the late ones come last, but for guarded ones.
+        """
+        start_s, aged_before_s = self._view.start_s, self._aged_before_s
+
+        def key(request: Request) -> tuple[bool, bool, float, float, str]:
+            arrival_s, name = request.arrival_s, request.request_id
+            if arrival_s < aged_before_s:
+                return (False, False, arrival_s, arrival_s, name)
             late = request.next_promise_s < start_s and not request.guard
-            due_s = request.next_deadline_s
-            return (late, due_s, request.arrival_s, request.request_id)
+            return (True, late, request.next_deadline_s, arrival_s, name)
 
         return sorted(self._view.running, key=key)
 
     def victims(self, request: Request) -> Iterator[Request]:
         """Yields whom to preempt for a request, first victim first.
 
-        The late first, then those whose next token is wanted last; nobody who comes
-        before the request itself. Nothing is sorted until a page is short.
+        The late first, then those whose next token is wanted last, the aged after all
+        others; nobody who comes before the request itself. Nothing is sorted until a
+        page is short.
         """
         rank = self._ranks.get(request.request_id, len(self._by_deadline))
         for index in range(len(self._by_deadline) - 1, rank, -1):
@@ -94,8 +110,8 @@ class Candidates:
             elif not builder.add_prefill(request, self.victims(request)):
                 break
         if builder.is_empty:
-            # The first in order may preempt nobody. The first by deadline may preempt
-            # all the others, so somebody goes on whatever the order was.
+            # The first in order may preempt nobody. The first of these may preempt all
+            # the others, so somebody goes on whatever the order was.
             for request in self._by_deadline:
                 builder.add_prefill(request, self.victims(request))
 
@@ -113,7 +129,7 @@ def choose_waiting(
     waiting = view.admissible[first:]
     if len(waiting) <= most:
         return waiting
-    due_s, promise_s, tokens, guard = view.queue.facts()[:, first:]
+    due_s, promise_s, tokens, guard = view.queue.facts(first)
     work_s = tokens / (view.prefill_tokens_per_s or np.inf)
     late = promise_s < view.start_s + work_s
     index = np.arange(len(waiting))  # ties go by arrival

@@ -1,7 +1,8 @@
 """Keeps the book on output lengths: predicted on arrival, settled at the end.
 
 The one idea: when the estimator has learned something, a long queue is not predicted
-anew between two steps, but some of it after each, until all of it has been.
+anew between two steps, but some of it after each, until all of it has been. News that
+come meanwhile start another round after that, so the tail is not passed over.
 """
 
 import collections
@@ -32,6 +33,7 @@ class LengthBook:
         self._estimator = estimator
         self._waiting = waiting
         self._stale: collections.deque[Request] = collections.deque()
+        self._has_news = False  # since the last round began
 
     def enter(self, request: Request) -> None:
         """Predicts the answer to a request that is new."""
@@ -45,11 +47,21 @@ class LengthBook:
             one = errors_of_one(len(request.output_tokens), predicted)
             self.errors[name] = self.errors.get(name, LengthErrors()) + one
         if self._estimator.update(request):
-            self._stale = collections.deque(self._waiting.requests)
+            self._has_news = True
 
-    def catch_up(self) -> None:
-        """Predicts some of the queue anew, if the estimator has learned something."""
+    def catch_up(self) -> bool:
+        """Predicts some of the queue anew, if the estimator has learned something.
+
+        Returns:
+          Whether that was the last of a round.
+        """
+        if self._has_news and not self._stale:
+            self._stale.extend(self._waiting.requests)
+            self._has_news = False
+        if not self._stale:
+            return False
         for _ in range(min(len(self._stale), MAX_ANEW)):
             request = self._stale.popleft()
             if request.state is RequestState.WAITING:
                 self._waiting.predict(request, self._estimator.estimate(request))
+        return not self._stale

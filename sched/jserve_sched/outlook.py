@@ -45,6 +45,17 @@ class Outlook:
         """The place of each request in the order, by id."""
         return {name: turn for turn, name in enumerate(self.order)}
 
+    def without(self, name: str) -> "Outlook":
+        """Returns it without a request; itself if that is not in it."""
+        if name not in self.turns:
+            return self
+        turn = self.turns[name]
+        return dataclasses.replace(
+            self,
+            order=self.order[:turn] + self.order[turn + 1 :],
+            batches=self.batches[:turn] + self.batches[turn + 1 :],
+        )
+
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class SearchTotals:

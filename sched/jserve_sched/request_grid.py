@@ -148,7 +148,8 @@ def request_grid(
     """Returns the batches that a server could run, in octaves of size and length.
 
     Lengths go up to four full steps of prefill, batches to what sixteen such steps
-    compute and the KV pool holds: beyond that the fit goes straight on.
+    compute and the KV pool holds: beyond that the fit goes straight on. There are at
+    least two lengths and two batch sizes, where the pool and the rows allow two.
 
     Args:
       buckets: the compiled shapes; the steps have no other.
@@ -159,7 +160,7 @@ def request_grid(
     size = buckets.block_tokens
     max_blocks = buckets.block_edge_beside(0, max_num_batched_tokens)
     most = min(_MAX_PROMPT_STEPS * max_blocks * size, num_kv_tokens)
-    lengths = _octaves(min(_LEAST_LENGTH, most), most)
+    lengths = _octaves(min(_LEAST_LENGTH, max(most // 2, 1)), most)
     batches = _octaves(1, max(buckets.max_rows, 1))
     pairs = [
         (batch, length)

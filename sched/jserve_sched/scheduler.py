@@ -120,7 +120,7 @@ class Scheduler:
         self._next_step_id = 0
         self._recent = RecentLoad()
         self._lengths = LengthBook(lengths or MaxTokens(), self._waiting)
-        self._epoch = 0  # requests that joined the queue or ended
+        self._epoch = 0  # see `SchedulerView.epoch`
         self._outlook: Outlook | None = None
         self.searches = SearchTotals()
         self._latency_source = LatencySource(request_latency)
@@ -193,6 +193,8 @@ class Scheduler:
                 request.prompt_tokens, self.ledger.page_size
             )
         self._lengths.enter(request)
+        if self._outlook is not None:  # planned under this id was another request
+            self._outlook = self._outlook.without(request.request_id)
         self._requests[request.request_id] = request
         self._recent.add_request(request)
         self._enqueue(request)
@@ -226,12 +228,13 @@ class Scheduler:
     def plan(self, now_s: float) -> StepPlan | None:
         """Returns the next step; None if nothing can run now.
 
-        Nothing changes but the outlook, which a policy that looks ahead may revise, and
-        the totals of such searches.
+        Nothing changes but the outlook, which a policy that looks ahead may revise, the
+        totals of such searches, and the request latency, which may be fitted anew.
         """
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
         view = self.view(now_s)
+        self._latency_source.keep_up(view)
         if self._lookahead is not None:
             outlook = self._lookahead.revise(view)
             if outlook is not None:
@@ -306,7 +309,8 @@ class Scheduler:
                 self._holders.publish(request, row.stop)
             elif request.num_in_flight == 0 and request.slot is not None:
                 self._holders.let_go(request)
-        self._lengths.catch_up()
+        if self._lengths.catch_up():
+            self._epoch += 1
         return outputs
 
     def _take_token(self, request: Request, token: int) -> None:
@@ -347,8 +351,9 @@ class Scheduler:
 
         That is so while its rows are all that runs, nobody waits, none of them ends
         and pages last; then any policy that lets every decode run has no choice. The
-        step after which the first one ends is the last such step. For simulation: a
-        new arrival changes everything.
+        step after which the first one ends is the last such step, or the one before
+        the request latency may be fitted anew. For simulation: a new arrival changes
+        everything.
 
         Args:
           plan: the one applied last.
@@ -363,6 +368,7 @@ class Scheduler:
         if most is None and any(one.stop_token_ids for one in requests):
             return 0
         left = min(one.max_tokens - len(one.output_tokens) for one in requests)
+        left = min(left, self._latency_source.num_steps_before(self._next_step_id))
         most = left if most is None else min(left, most)
         return self._holders.num_steps_with_pages(requests, most)
 

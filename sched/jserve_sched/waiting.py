@@ -63,10 +63,12 @@ class WaitingQueue:
             due_s[place] = request.next_deadline_s
             promise_s[place] = request.next_promise_s
 
-    def facts(self) -> np.ndarray:
-        """Returns `[4, waiting]` float64, in order of the requests.
+    def facts(self, first: int = 0) -> np.ndarray:
+        """Returns `[4, waiting - first]` float64, in order of the requests.
+
+        The first ones by arrival, so many, are left out.
 
         When each one's next token is wanted and until when it breaks no promise,
         clock seconds; its tokens to compute; whether it is guarded.
         """
-        return np.array(self._facts, np.float64)
+        return np.array([column[first:] for column in self._facts], np.float64)

@@ -48,6 +48,13 @@ def test_durations_sizes_and_waits() -> None:
     assert problem_of(request(Slo(), waited_s=-1.0)).waited_ns.tolist() == [0]
 
 
+def test_a_batch_joins_what_runs() -> None:
+    beside = problem_of(request(Slo(ttlt_s=5.0)), num_running=2)
+    among = problem_of(request(Slo(ttlt_s=5.0)), max_batch=4)
+    assert beside.exec_ns.tolist() == among.exec_ns[:, 2:].tolist()
+    assert beside.latest_ns.tolist() == among.latest_ns[:, 2:].tolist()
+
+
 @pytest.mark.parametrize(
     ("slo", "tpot", "latest_ms"),
     [
@@ -99,6 +106,11 @@ def test_endless_times_do_not_overflow() -> None:
         many, slow, now_s=NOW_S, max_batch=2, max_kv_tokens=9, start_s=1e12
     )
     assert np.all(problem.latest_ns < 0)
+
+
+def test_a_promise_for_the_end_of_time_is_none() -> None:
+    found = problem_of(request(Slo(ttlt_s=1e308))).latest_ns
+    assert np.all(found == FOREVER_NS)
 
 
 def test_no_requests_are_refused() -> None:

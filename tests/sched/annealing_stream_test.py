@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fakes import make_request
-from jserve_sched.annealing_problem import FOREVER_NS, NEVER_NS
+from jserve_sched.annealing_kernel import FOREVER_NS, NEVER_NS
 from jserve_sched.annealing_stream import make_stream_problem
 from jserve_sched.request_latency import Bilinear, RequestLatency
 from jserve_sched.slo import Slo

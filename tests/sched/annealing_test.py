@@ -100,18 +100,40 @@ def test_finds_the_plan_by_hand() -> None:
     assert found.sorted_score == Score(2, 184)
 
 
-def test_a_sorted_start_that_meets_all_is_returned_at_once() -> None:
-    problem = by_hand(
+def test_a_search_is_left_out_only_where_nothing_can_be_gained() -> None:
+    easy = by_hand(
         exec_ns=np.array([[10, 10], [100, 100], [100, 100]]),
         latest_ns=np.full((3, 2), FOREVER_NS),
         max_kv_tokens=100,
     )
-    found = search(problem)
-    assert (found.plan.sizes, found.num_proposals) == ((2, 1), 0)
-    assert found.is_early_exit
-    slower = search(problem, num_proposals=50, exits_early=False)
-    assert (slower.plan.sizes, slower.num_proposals) == ((1, 2), 50)
-    assert slower.score.merit > found.score.merit
+    found = search(easy, num_proposals=50)
+    assert found.sorted_score.num_met == 3
+    assert (found.plan.sizes, found.is_early_exit) == ((1, 2), False)
+    assert found.score == best_plan(easy)[1]
+    single = dataclasses.replace(
+        easy, exec_ns=easy.exec_ns[:, :1], latest_ns=easy.latest_ns[:, :1]
+    )
+    found = search(single)
+    assert (found.num_proposals, found.is_early_exit) == (0, True)
+    assert found.score == best_plan(single)[1]
+    hurried = dataclasses.replace(single, latest_ns=np.array([[99], [99], [0]]) + 7)
+    assert not search(hurried).is_early_exit
+
+
+def test_a_better_given_start_is_never_lost() -> None:
+    """Batches are slow here, so the sorted start is full of them and keeps all."""
+    alone_ns = np.arange(10, 70, 10)[:, None]
+    problem = AnnealingProblem(
+        exec_ns=alone_ns * np.array([[1, 4, 4, 5]]),
+        latest_ns=np.full((6, 4), FOREVER_NS),
+        waited_ns=np.zeros(6, np.int64),
+        kv_tokens=np.ones(6, np.int64),
+        max_kv_tokens=100,
+    )
+    better = BatchPlan(tuple(range(6)), (1,) * 6)
+    found = search(problem, num_proposals=0, starts=(better,))
+    assert found.sorted_score.num_met == 6
+    assert (found.plan, found.start_score) == (better, evaluate(problem, better))
 
 
 def test_where_nobody_can_be_met_the_shortest_plan_wins() -> None:
@@ -139,7 +161,7 @@ def test_small_optima_are_those_on_file() -> None:
 def test_within_one_percent_of_the_optimum() -> None:
     """Plain Python on every fifth; the compiled kernel takes all 200."""
     for instance, optimum in golden()[::5]:
-        found = search(instance.problem(), num_proposals=6_300, exits_early=False)
+        found = search(instance.problem())
         assert found.score.goal >= 0.99 * optimum.goal
 
 
@@ -172,9 +194,8 @@ def test_a_valid_plan_never_below_its_starts(
     check_plan(problem, found.plan)
     assert found.score == evaluate(problem, found.plan)
     assert found.sorted_score == evaluate(problem, sorted_start(problem))
-    if not found.is_early_exit:
-        for one in (start, sorted_start(problem), arrival_start(problem)):
-            assert found.start_score.merit >= evaluate(problem, one).merit
+    for one in (start, sorted_start(problem), arrival_start(problem)):
+        assert found.start_score.merit >= evaluate(problem, one).merit
     assert found.score.merit >= found.start_score.merit
 
 

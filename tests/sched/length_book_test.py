@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 
 from fakes import Driver, expected_output, make_request, make_scheduler
-from jserve_sched.length_book import MAX_ANEW
+from jserve_sched.length_book import MAX_ANEW, LengthBook
 from jserve_sched.length_errors import LengthErrors, pool_length_errors
 from jserve_sched.length_estimates import OracleLengths, make_length_estimator
 from jserve_sched.request import FinishReason, Request
 from jserve_sched.slo import Slo
+from jserve_sched.waiting import WaitingQueue
 
 
 @dataclasses.dataclass
@@ -114,6 +115,43 @@ def test_news_reach_the_queue_a_part_after_each_step() -> None:
     running = [one for one in waiting if one.slot is not None]
     assert num_told() + len(running) >= num_waiting
     assert all(one.first_predicted_tokens == 4 for one in waiting)
+
+
+def test_news_that_never_stop_reach_the_tail_too() -> None:
+    estimator = Scripted(4)
+    queue = WaitingQueue(
+        make_request(4, 9, request_id=f"{index:04}") for index in range(3 * MAX_ANEW)
+    )
+    book = LengthBook(estimator, queue)
+    ended = make_request(4, 9)
+    ends = []
+    for tokens in (5, 6, 7, 8):
+        estimator.tokens, estimator.has_news = tokens, True
+        book.settle(ended)
+        ends.append(book.catch_up())
+    assert ends == [False, False, True, False]
+    predicted = [one.predicted_output_tokens for one in queue.requests]
+    assert predicted == [8] * MAX_ANEW + [6] * MAX_ANEW + [7] * MAX_ANEW
+    assert [book.catch_up() for _ in range(5)] == [False, True, False, False, False]
+    assert {one.predicted_output_tokens for one in queue.requests} == {8}
+
+
+def test_a_round_of_new_predictions_asks_for_a_new_plan() -> None:
+    estimator = Scripted(4)
+    scheduler = make_scheduler(lengths=estimator, max_num_seqs=1)
+    driver = Driver(scheduler, lag=0)
+    scheduler.submit(make_request(4, 1))
+    for _ in range(MAX_ANEW + 1):
+        scheduler.submit(make_request(4, 9, prompt=[1] * 4, arrival_s=1.0))
+    before = scheduler.view(0.0).epoch
+    estimator.has_news = True
+    driver.step()
+    estimator.has_news = False
+    assert scheduler.view(0.0).epoch == before + 1, "one has ended"
+    driver.step()
+    assert scheduler.view(0.0).epoch == before + 2, "all have been told"
+    driver.step()
+    assert scheduler.view(0.0).epoch == before + 2
 
 
 def test_a_new_prediction_moves_the_deadline_of_who_was_preempted() -> None:

@@ -171,10 +171,14 @@ def view_at(step_id: int, predictor: Counting, table: BucketTable) -> SchedulerV
 
 def test_a_source_fits_anew_only_when_something_may_have_changed() -> None:
     predictor, source = Counting(0.02), LatencySource()
-    first = source.of(view_at(0, predictor, TABLE))
+    source.keep_up(view_at(99, predictor, TABLE))
+    assert predictor.num_asked == 0, "nobody has asked yet"
+    first = source.of(view_at(100, predictor, TABLE))
+    source.keep_up(view_at(511, predictor, TABLE))
     assert source.of(view_at(511, predictor, TABLE)) is first
     assert predictor.num_asked == 1
-    source.of(view_at(512, predictor, TABLE))
+    source.keep_up(view_at(512, predictor, TABLE))
+    source.keep_up(view_at(512, predictor, TABLE))
     assert predictor.num_asked == 2
     other = Counting(0.5)
     slower = source.of(view_at(513, other, TABLE))
@@ -183,9 +187,39 @@ def test_a_source_fits_anew_only_when_something_may_have_changed() -> None:
     assert other.num_asked == 2
 
 
+def test_fits_are_due_at_steps_that_are_counted_from_the_first() -> None:
+    before = LatencySource.num_steps_before
+    assert [before(step) for step in (0, 1, 511, 512, 513)] == [0, 511, 1, 0, 511]
+
+
+def test_points_of_one_kind_have_no_slope() -> None:
+    alone = LatencyPoints(
+        batch=np.ones(3),
+        length=np.array([10.0, 20.0, 40.0]),
+        duration_s=np.array([0.03, 0.04, 0.06]),
+    )
+    found = fit_bilinear(alone)
+    assert (found.both, found.batch) == (0.0, 0.0)
+    assert (found.length, found.base) == pytest.approx((1e-3, 0.02))
+    alike = LatencyPoints(
+        batch=np.array([1.0, 2.0, 4.0]),
+        length=np.full(3, 8.0),
+        duration_s=np.array([0.03, 0.04, 0.06]),
+    )
+    found = fit_bilinear(alike)
+    assert (found.both, found.length) == (0.0, 0.0)
+    assert (found.batch, found.base) == pytest.approx((0.01, 0.02))
+    single = LatencyPoints(
+        batch=np.ones(1), length=np.ones(1), duration_s=np.array([0.5])
+    )
+    assert fit_bilinear(single).base == pytest.approx(0.5)
+
+
 def test_a_fixed_source_asks_nobody() -> None:
     predictor = Counting(0.02)
-    assert LatencySource(LATENCY).of(view_at(0, predictor, TABLE)) is LATENCY
+    source = LatencySource(LATENCY)
+    source.keep_up(view_at(512, predictor, TABLE))
+    assert source.of(view_at(0, predictor, TABLE)) is LATENCY
     assert predictor.num_asked == 0
 
 

@@ -26,6 +26,7 @@ from jserve_sched.request import FinishReason, Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import make_scheduler, simulate
 from jserve_sched.slo import Slo
+from jserve_sched.table_predictor import TablePredictor
 from jserve_sched.view import SchedulerView
 from jserve_sched.workload import (
     WORKLOADS,
@@ -203,6 +204,47 @@ def tight() -> tuple[ClosedForm, list[Arrival]]:
         for k in range(16)
     ]
     return dataclasses.replace(METRONOME, num_kv_tokens=96), arrivals
+
+
+@pytest.mark.parametrize("policy", ["sjf", "laxity", "annealing:proposals=20"])
+def test_stretches_change_no_fit_to_a_predictor_that_learns(policy: str) -> None:
+    """Some stretches cross a step before which the request latency is fitted anew."""
+    cost_model = dataclasses.replace(A100, max_num_seqs=2)
+    rng = np.random.default_rng(1)
+    arrivals = [
+        arrival(
+            str(k),
+            9.0 * (k // 6),
+            prompt=int(rng.integers(10, 4000)),
+            output=int(rng.integers(50, 400)),
+            slo=Slo(ttlt_s=float(rng.uniform(2, 9))),
+        )
+        for k in range(18)
+    ]
+    table = PowersOfTwo().table(
+        max_num_seqs=2,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        block_tokens=4,
+    )
+    found = []
+    for advances in (True, False):
+        scheduler = make_scheduler(
+            policy=make_policy(policy),
+            cost_model=cost_model,
+            buckets=table,
+            predictor=TablePredictor(
+                table, max_pages_per_row=-(-8192 // cost_model.page_size)
+            ),
+            max_model_len=8192,
+        )
+        result = simulate(
+            scheduler, cost_model, arrivals, advances_decodes=advances, noise=0.3
+        )
+        found.append(
+            (result.num_steps, result.outcomes, scheduler.view(0.0).request_latency)
+        )
+    assert found[0][0] > 1024, "two fits and more"
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))

@@ -29,3 +29,4 @@ def test_facts_stay_beside_their_requests() -> None:
             for one in expected
         ]
         assert queue.facts().T.tolist() == [list(map(float, row)) for row in facts]
+        assert queue.facts(3).T.tolist() == queue.facts().T.tolist()[3:]

@@ -207,7 +207,7 @@ def test_planning_times_are_those_of_the_faster_kernel() -> None:
 
     entry = {"num_requests": 20, "max_batch": 4}
     document = {
-        "default_proposals": 2000,
+        "default_proposals": 10000,
         "entries": [entry | {"python": kernel(12.0), "compiled": kernel(0.5)}],
     }
     assert (

@@ -9,7 +9,6 @@ then whoever is let in, in the planned turn.
 import dataclasses
 
 from jserve_sched.builder import PlanBuilder
-from jserve_sched.candidates import Candidates
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies.base import check_chunk_tokens
 from jserve_sched.policies.planned_admission import PlannedAdmission
@@ -33,7 +32,7 @@ class Annealing(PlannedAdmission):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        candidates = Candidates(view, self.admitted(view))
+        candidates = self.candidates(view)
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
         builder.limit_tokens(self.chunk_tokens)

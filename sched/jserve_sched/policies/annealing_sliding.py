@@ -10,7 +10,6 @@ off: in simulation it kept no more promises, and it would break the bound on age
 import dataclasses
 import functools
 
-from jserve_sched.candidates import Candidates
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies.planned_admission import PlanModel, PlannedAdmission
 from jserve_sched.policies.sliding import SlidingServe
@@ -52,4 +51,4 @@ class AnnealingSliding(PlannedAdmission):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        return self._sliding.plan_for(view, Candidates(view, self.admitted(view)))
+        return self._sliding.plan_for(view, self.candidates(view))

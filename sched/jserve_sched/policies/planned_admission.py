@@ -18,6 +18,7 @@ continuously is not known from the paper; all of this is ours:
 * G has no ageing. Whoever has waited longer than `max_age_s` goes before all that have
   not, by arrival, cap or not; the search moves the others only, and starts after them.
 * What runs is never stopped by the plan, only by KV pressure: see `Candidates.victims`.
+  Those over the bound on age are stopped last, by arrival.
 """
 
 import bisect
@@ -28,7 +29,7 @@ from typing import Literal
 
 import numpy as np
 
-from jserve_sched.annealing import Scale, search
+from jserve_sched.annealing import DEFAULT_PROPOSALS, WINDOW_JOBS, Scale, search
 from jserve_sched.annealing_kernel import PYTHON_KERNEL, Kernel
 from jserve_sched.annealing_problem import (
     AnnealingProblem,
@@ -37,10 +38,11 @@ from jserve_sched.annealing_problem import (
     make_problem,
 )
 from jserve_sched.annealing_stream import make_stream_problem
-from jserve_sched.candidates import choose_waiting
+from jserve_sched.candidates import Candidates, choose_waiting
 from jserve_sched.clock import Clock
 from jserve_sched.outlook import Outlook
 from jserve_sched.request import Request
+from jserve_sched.request_latency import RequestLatency
 from jserve_sched.view import SchedulerView
 
 PlanModel = Literal["batches", "stream"]
@@ -67,15 +69,16 @@ class PlannedAdmission:
     Attributes:
       proposals: changes of the plan that one search tries.
       interval_s: least time between two searches, seconds.
-      max_batch: largest batch planned; 0 takes the most that may run at once.
-      max_age_s: who has waited longer goes first, seconds.
+      max_batch: largest batch planned; 0 takes as many as slots are free.
+      max_age_s: who has come longer ago goes first, seconds.
       model: how requests wait for each other in a plan: "batches", one after another
-        (our reading of the paper), or "stream" (ours), see `annealing_stream`.
+        (our reading of the paper), each beside all that runs now (ours); or "stream"
+        (ours), see `annealing_stream`.
       cap: whether the largest planned batch limits how many run together.
       tpot: how a bound on the time between tokens is judged: "anchored" by the last
         token's own deadline, as this project's reports do, or "mean".
       scale: what the search compares: the "relative" change of G, or "raw".
-      window: most requests that are searched.
+      window: most requests that are searched, 2 to `WINDOW_JOBS`.
       seed: of the search, together with `SchedulerView.epoch`.
       kernel: runs the search; no option of a spec.
       limit: ends it early and measures it; no option of a spec.
@@ -84,7 +87,7 @@ class PlannedAdmission:
       ValueError: for an option out of range.
     """
 
-    proposals: int = 2000
+    proposals: int = DEFAULT_PROPOSALS
     interval_s: float = 0.05
     max_batch: int = 0
     max_age_s: float = 120.0
@@ -92,7 +95,7 @@ class PlannedAdmission:
     cap: bool = False
     tpot: TpotRule = "anchored"
     scale: Scale = "relative"
-    window: int = 256
+    window: int = WINDOW_JOBS
     seed: int = 0
     kernel: Kernel = PYTHON_KERNEL
     limit: SearchLimit | None = None
@@ -104,6 +107,8 @@ class PlannedAdmission:
         ):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+        if self.window > WINDOW_JOBS:
+            raise ValueError(f"window={self.window} is above {WINDOW_JOBS}")
         if self.cap and self.model == "stream":
             raise ValueError("cap=on needs model=batches: a stream has no batches")
 
@@ -135,7 +140,7 @@ class PlannedAdmission:
         return Outlook(
             order=tuple(requests[index].request_id for index in found.plan.order),
             batches=tuple(np.repeat(np.arange(len(sizes)), sizes).tolist()),
-            cap=max(sizes) if self.cap and len(sizes) > 1 else None,
+            cap=len(view.running) + max(sizes) if self.cap and len(sizes) > 1 else None,
             made_s=view.now_s,
             epoch=view.epoch,
             num_proposals=found.num_proposals,
@@ -170,6 +175,14 @@ class PlannedAdmission:
             chosen += waiting[num_aged:most]
         return chosen
 
+    def candidates(self, view: SchedulerView) -> Candidates:
+        """Returns who may be in the next step."""
+        return Candidates(
+            view,
+            self.admitted(view),
+            aged_before_s=view.now_s - self.max_age_s,
+        )
+
     def _num_aged(self, view: SchedulerView) -> int:
         """Returns how many of the waiting, the first by arrival, are over the bound."""
         since_s = view.now_s - self.max_age_s
@@ -189,32 +202,47 @@ class PlannedAdmission:
         """Returns what to search: these requests, once the aged have had their turn."""
         most = self.max_batch or view.max_num_seqs
         latency = view.request_latency
-        start_s = view.in_flight_s
-        for first in range(0, num_aged, most):
-            batch = view.waiting[first : min(first + most, num_aged)]
-            known = np.array([one.num_known for one in batch])
-            left = np.array([one.expected_tokens_left for one in batch])
-            start_s += float(np.max(latency.exec_s(np.array(len(batch)), known, left)))
+        start_s = view.in_flight_s + _turns_s(view.waiting[:num_aged], latency, most)
+        num_running = len(view.running)
         num_kv_tokens = view.ledger.num_pages * view.ledger.page_size
         if self.model == "stream":
             return make_stream_problem(
                 requests,
                 latency,
                 now_s=view.now_s,
-                num_together=min(most, len(view.running) + len(requests)),
+                num_together=min(most, num_running + len(requests)),
                 max_kv_tokens=num_kv_tokens,
                 start_s=start_s,
                 tpot=self.tpot,
             )
+        held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
         return make_problem(
             requests,
             latency,
             now_s=view.now_s,
-            max_batch=most,
-            max_kv_tokens=num_kv_tokens,
+            max_batch=min(most, view.num_free_slots, len(requests)),
+            max_kv_tokens=max(num_kv_tokens - held, 0),
+            num_running=num_running,
             start_s=start_s,
             tpot=self.tpot,
         )
+
+
+def _turns_s(aged: Sequence[Request], latency: RequestLatency, most: int) -> float:
+    """Returns how long requests take that run by arrival, in batches of so many.
+
+    The first `WINDOW_JOBS` count by their own lengths, the others as so many more of
+    them: of thousands, not each is looked at.
+    """
+    counted = aged[:WINDOW_JOBS]
+    if not counted:
+        return 0.0
+    known = np.array([one.num_known for one in counted])
+    left = np.array([one.expected_tokens_left for one in counted])
+    batch = np.arange(len(counted)) // most
+    exec_s = latency.exec_s(np.bincount(batch)[batch], known, left)
+    batches_s = np.maximum.reduceat(exec_s, np.arange(0, len(counted), most))
+    return float(np.sum(batches_s)) * len(aged) / len(counted)
 
 
 def _renewed(
