@@ -12,8 +12,8 @@ import pytest
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "annealing"
 sys.path.insert(0, str(FOLDER))
 
-import engine_ranking  # noqa: E402
 import gains  # noqa: E402
+import ranking  # noqa: E402
 import revise_time  # noqa: E402
 import served  # noqa: E402
 import studies  # noqa: E402
@@ -270,11 +270,11 @@ def test_turns_of_an_engine_are_pooled_and_ranked() -> None:
         }
 
     runs = [run("fcfs", 8), run("sjf", 2), run("fcfs", 6), run("sjf", 3)]
-    first, second = engine_ranking.pool_runs(runs)
+    first, second = ranking.pool_runs(runs)
     assert (first["policy"], second["policy"]) == ("sjf", "fcfs")
     assert first["attainment"] == pytest.approx(0.75)
     assert second["mean_e2e_s"] == pytest.approx(7.0)
-    assert "| engine: sjf | 1 | 75.0 (" in engine_ranking.ranking_table(
+    assert "| engine: sjf | 1 | 75.0 (" in ranking.ranking_table(
         {"engine": [first, second]}
     )
 
