@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from absl import app, flags
@@ -17,6 +17,16 @@ from absl import app, flags
 
 class ProgramError(Exception):
     """A mistake of the user's, shown in one line; the program ends with 1."""
+
+
+def check_known(flag: str, values: Sequence[str], known: Collection[str]) -> None:
+    """Checks a flag that names some of what there is.
+
+    Raises:
+      ProgramError: if a value is not known, or there is none.
+    """
+    if not values or not set(values) <= set(known):
+        raise ProgramError(f"--{flag}={','.join(values)}: known are {', '.join(known)}")
 
 
 def _fail(message: object, exit_code: int) -> NoReturn:

@@ -8,12 +8,26 @@ import numpy as np
 
 from jserve_sched import features
 from jserve_sched.buckets import BucketTable
+from jserve_sched.cost_model import ClosedForm, Formula
 from jserve_sched.ledger import KvLedger
 from jserve_sched.predictor import StepSample
 from jserve_sched.request import Request
 from jserve_sched.request_latency import LatencySource
 from jserve_sched.view import SchedulerView
 from jserve_sched.waiting import WaitingQueue
+
+_ONE_SECOND = Formula(base_s=1.0)
+# A machine that takes a second for any step.
+METRONOME = ClosedForm(
+    name="metronome",
+    decode=_ONE_SECOND,
+    prefill=_ONE_SECOND,
+    mixed=_ONE_SECOND,
+    num_kv_tokens=640,
+    page_size=8,
+    max_num_seqs=4,
+    max_num_batched_tokens=20,
+)
 
 
 @dataclasses.dataclass(frozen=True)

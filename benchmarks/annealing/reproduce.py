@@ -28,9 +28,9 @@ from studies import BASE, POLICIES, SEARCHED, SORTED, Plan, Studies, claims_foun
 from study_tables import all_tables
 from task_classes import AZURE, CHAT, CODE, LONG_CODE, MIXES
 
-from jserve.program import ProgramError, run_program
-from jserve_tools.documents import commit, write_whole
-from jserve_tools.marked_pages import entry_a_line, fill_page
+from jserve.program import ProgramError, check_known, run_program
+from jserve_tools.documents import commit
+from jserve_tools.marked_pages import write_study
 from jserve_tools.run_store import RunStore
 from jserve_tools.sweep import run_all
 
@@ -73,12 +73,6 @@ _NUM_DRAWS_OF = {"quick": 20, "full": 100}
 _NUM_SEEDS_OF = {"quick": 2, "full": 10}
 
 
-def _check(name: str, values: Sequence[str], known: Sequence[str]) -> None:
-    wrong = [one for one in values if one not in known]
-    if wrong or not values:
-        raise ProgramError(f"--{name}={','.join(values)}: known are {', '.join(known)}")
-
-
 def _plan() -> Plan:
     mode = _MODE.value
     one_shot = {AZURE.name: _NUMBERS, LONG_CODE.name: (10, 20)}
@@ -97,17 +91,10 @@ def _write_results(report: dict[str, Any], folder: pathlib.Path) -> None:
     # Matplotlib takes a second to import, and the workers import this module.
     from study_pictures import draw_all
 
-    write_whole(folder / "results.json", entry_a_line(report))
     times = folder / "plan_time.json"
     plan_time = json.loads(times.read_text()) if times.exists() else None
     tables = all_tables(report | {"plan_time": plan_time})
-    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
-    write_whole(folder / "tables.md", f"{text}\n".encode())
-    for name, picture in draw_all(report).items():
-        write_whole(folder / name, picture)
-    page = folder / "README.md"
-    if page.exists():
-        write_whole(page, fill_page(page.read_text(), tables).encode())
+    write_study(folder, report, tables=tables, pictures=draw_all(report))
     for name, table in tables.items():
         print(f"{name}\n\n{table}\n")
 
@@ -138,8 +125,8 @@ def main(argv: Sequence[str]) -> None:
     """Runs the studies and writes their results."""
     del argv  # the flags say it all
     logging.set_verbosity(logging.WARNING)  # every process tells of its compiler
-    _check("studies", _STUDIES_FLAG.value, _STUDIES)
-    _check("policies", _POLICIES.value, POLICIES)
+    check_known("studies", _STUDIES_FLAG.value, _STUDIES)
+    check_known("policies", _POLICIES.value, POLICIES)
     missing = [one for one in (BASE, SORTED, SEARCHED) if one not in _POLICIES.value]
     if missing:
         raise ProgramError(f"--policies lacks {', '.join(missing)}: nothing to compare")

@@ -124,54 +124,28 @@ def serve(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OneShotTask:
-    """Some draws of requests that all come at once.
+class DrawsTask:
+    """Some draws of requests, all at once or at a rate.
+
+    At a rate the first tenth is served but not counted.
 
     Attributes:
       mix: whose lengths they have.
       num_requests: N, in each draw.
       setup: the server.
       num_draws: seeds 0, 1, and so on.
+      qps: rate of Poisson arrivals, requests per second; None: all come at once.
     """
 
     mix: Mix
     num_requests: int
     setup: Setup
     num_draws: int
+    qps: float | None = None
 
     def run(self) -> dict[str, Any]:
         """Returns `draws`, one entry of `gains.summarise` each."""
-        draws = []
-        for seed in range(self.num_draws):
-            arrivals = draw_requests(
-                self.mix,
-                num_requests=self.num_requests,
-                seed=seed,
-            )
-            draws.append(summarise(serve(self.setup, arrivals, seed=seed)[0]))
-        return {"draws": draws}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ArrivalsTask:
-    """Poisson arrivals at one rate; the first tenth is served but not counted.
-
-    Attributes:
-      mix: whose lengths they have.
-      num_requests: in each draw.
-      setup: the server.
-      num_draws: seeds 0, 1, and so on.
-      qps: the rate, requests per second.
-    """
-
-    mix: Mix
-    num_requests: int
-    setup: Setup
-    num_draws: int
-    qps: float
-
-    def run(self) -> dict[str, Any]:
-        """Returns `draws`, one entry of `gains.summarise` each."""
+        num_uncounted = 0 if self.qps is None else num_warmup(self.num_requests)
         draws = []
         for seed in range(self.num_draws):
             arrivals = draw_requests(
@@ -181,7 +155,7 @@ class ArrivalsTask:
                 qps=self.qps,
             )
             outcomes, _ = serve(self.setup, arrivals, seed=seed)
-            draws.append(summarise(outcomes[num_warmup(self.num_requests) :]))
+            draws.append(summarise(outcomes[num_uncounted:]))
         return {"draws": draws}
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gains import Draw, Entry, compare, middle_and_best, pool, share_of_gain
-from served import ArrivalsTask, CapacityTask, OneShotTask, Setup, draws_of
+from served import CapacityTask, DrawsTask, Setup, draws_of
 from task_classes import MIXES
 
 BASE = "fcfs"  # as vLLM orders by default, with which the paper compares itself
@@ -132,7 +132,7 @@ class Studies:
             for policy in plan.policies
         ]
         tasks = [
-            OneShotTask(
+            DrawsTask(
                 mix=MIXES[mix],
                 num_requests=num_requests,
                 setup=Setup(policy=policy, max_num_seqs=limit),
@@ -158,7 +158,7 @@ class Studies:
             for policy in plan.policies
         ]
         tasks = [
-            ArrivalsTask(
+            DrawsTask(
                 mix=MIXES[mix],
                 num_requests=plan.num_arrivals,
                 setup=Setup(policy=policy, max_num_seqs=limit),
@@ -197,7 +197,7 @@ class Studies:
                 policies.append(policy)
                 labels.append({"mix": name, "come": "at once", "lengths": label})
                 tasks.append(
-                    OneShotTask(
+                    DrawsTask(
                         mix=MIXES[name],
                         num_requests=plan.lengths_requests,
                         setup=knowledge.setup(policy, plan.lengths_limit),
@@ -207,7 +207,7 @@ class Studies:
             policies.append(policy)
             labels.append({"mix": mix, "come": "one by one", "lengths": label})
             tasks.append(
-                ArrivalsTask(
+                DrawsTask(
                     mix=MIXES[mix],
                     num_requests=plan.num_arrivals,
                     setup=knowledge.setup(policy, limit),

@@ -32,9 +32,9 @@ from settings import read_settings, write_settings
 from stages import Entry, Plan, Reproduction, ratios
 from tuning import TuneTask
 
-from jserve.program import ProgramError, run_program
-from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.marked_pages import entry_a_line, fill_page
+from jserve.program import ProgramError, check_known, run_program
+from jserve_tools.documents import commit, plain
+from jserve_tools.marked_pages import write_study
 
 _HERE = pathlib.Path(__file__).parent
 _STAGES = ("goodput", "ablation", "overload", "transient")
@@ -89,12 +89,6 @@ _NUM_REQUESTS_OF = {"quick": 1000, "full": 3000}
 _NUM_SEEDS_OF = {"quick": 2, "full": 5}
 
 
-def _check(name: str, values: Sequence[str], known: Sequence[str]) -> None:
-    wrong = [one for one in values if one not in known]
-    if wrong or not values:
-        raise ProgramError(f"--{name}={','.join(values)}: known are {', '.join(known)}")
-
-
 def _plan() -> Plan:
     mode = _MODE.value
     num_requests = _NUM_REQUESTS.value or _NUM_REQUESTS_OF[mode]
@@ -115,7 +109,7 @@ def _tune(workers: Workers, path: pathlib.Path) -> dict[str, Any]:
     """Tunes every row and writes the settings; others in the file stay."""
     names = [row.name for row in TUNED_ROWS]
     chosen = _ROWS.value or names
-    _check("tuned_rows", chosen, names)
+    check_known("tuned_rows", chosen, names)
     tasks = [
         TuneTask(
             row=row,
@@ -149,14 +143,7 @@ def _write_results(report: Entry, tables: dict[str, str], folder: pathlib.Path) 
     # Matplotlib takes a second to import, and the workers import this module.
     from pictures import draw_all
 
-    write_whole(folder / "results.json", entry_a_line(report))
-    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
-    write_whole(folder / "tables.md", f"{text}\n".encode())
-    for name, picture in draw_all(report).items():
-        write_whole(folder / name, picture)
-    page = folder / "README.md"
-    if page.exists():
-        write_whole(page, fill_page(page.read_text(), tables).encode())
+    write_study(folder, report, tables=tables, pictures=draw_all(report))
 
 
 def _reproduce(workers: Workers, plan: Plan, output: pathlib.Path) -> dict[str, Any]:
@@ -199,9 +186,9 @@ def main(argv: Sequence[str]) -> int:
     """Tunes, or runs the stages and writes their results."""
     del argv
     stages = _STAGES_FLAG.value
-    _check("stages", stages, [_TUNE] if _TUNE in stages else _STAGES)
-    _check("shapes", _SHAPES.value, [CONTINUOUS, BUCKETS])
-    _check("workloads", _WORKLOADS.value, paper.WORKLOADS)
+    check_known("stages", stages, [_TUNE] if _TUNE in stages else _STAGES)
+    check_known("shapes", _SHAPES.value, [CONTINUOUS, BUCKETS])
+    check_known("workloads", _WORKLOADS.value, paper.WORKLOADS)
     mode = _MODE.value
     here = _HERE if mode == "full" else pathlib.Path("out/slidingserve/quick")
     cells = pathlib.Path(_CELLS.value or f"out/slidingserve/{mode}/cells")

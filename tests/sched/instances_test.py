@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import ClosedForm, Formula, OraclePredictor
+from jserve_sched.cost_model import OraclePredictor
 from jserve_sched.instances import (
     ASSIGNMENTS,
     Assignment,
@@ -26,18 +26,8 @@ from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.view import SchedulerView
 from jserve_sched.workload import Arrival
+from step_costs import METRONOME
 
-ONE_SECOND = Formula(base_s=1.0)
-METRONOME = ClosedForm(
-    name="metronome",
-    decode=ONE_SECOND,
-    prefill=ONE_SECOND,
-    mixed=ONE_SECOND,
-    num_kv_tokens=640,
-    page_size=8,
-    max_num_seqs=4,
-    max_num_batched_tokens=20,
-)
 TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
 # A prompt token takes a second, whoever is beside it, and a decode step two.
 LATENCY = RequestLatency(

@@ -1,22 +1,18 @@
 """The simulator: arithmetic by hand, and stretches advanced at once."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from jserve_sched import features
 from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
-from jserve_sched.buckets import Bucket, BucketTable
+from jserve_sched.buckets import BucketTable
 from jserve_sched.clock import ManualClock
 from jserve_sched.cost_model import (
     CLOSED_FORMS,
     ClosedForm,
-    Formula,
     OraclePredictor,
-    PredictorCost,
 )
 from jserve_sched.length_estimates import LengthEstimator, make_length_estimator
 from jserve_sched.plan import StepPlan
@@ -35,19 +31,9 @@ from jserve_sched.workload import (
     isolated_times,
     unit_arrivals,
 )
+from step_costs import METRONOME
 
 A100 = CLOSED_FORMS["a100-llama3-8b"]
-ONE_SECOND = Formula(base_s=1.0)
-METRONOME = ClosedForm(
-    name="metronome",
-    decode=ONE_SECOND,
-    prefill=ONE_SECOND,
-    mixed=ONE_SECOND,
-    num_kv_tokens=640,
-    page_size=8,
-    max_num_seqs=4,
-    max_num_batched_tokens=20,
-)
 TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
 
 
@@ -433,85 +419,3 @@ def test_bad_input_is_refused(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"arrivals": [arrival("a", 0.0)]} | change
     with pytest.raises(ValueError, match=message):
         simulate(scheduler_of(), METRONOME, **arguments)  # type: ignore[arg-type]
-
-
-def row(bucket: Bucket, **columns: float) -> np.ndarray:
-    found = np.zeros((1, features.NUM_FEATURES))
-    found[0, features.NUM_ROWS] = bucket.num_rows
-    found[0, features.NUM_BLOCKS] = bucket.num_blocks
-    for name, value in columns.items():
-        found[0, getattr(features, name)] = value
-    return found
-
-
-def test_the_a100_formula_by_hand() -> None:
-    # A chunk of 1,000 after 500, 9 decodes over 9,000 cached tokens:
-    # 7.51 + 0.06551 (1000 + 9) + 4.396e-6 * 1000 * (500 + 500) + 8.415e-5 * 9009 ms.
-    step = row(
-        Bucket(9, 1000, 1),
-        PREFILL_WORK=1000 * 1500,
-        CHUNK_SQUARES=1e6,
-        NUM_DECODES=9,
-        DECODE_CONTEXT=9000,
-        PREFILL_TOKENS=1000,
-    )
-    ms = 7.51 + 0.06551 * 1009 + 4.396 + 8.415e-5 * 9009
-    assert A100.step_s(step, 1)[0] == pytest.approx(ms * 1e-3, rel=1e-12)
-    # Below the knee the floor holds.
-    lone = row(Bucket(1, 0, 1), NUM_DECODES=1, DECODE_CONTEXT=999)
-    assert A100.step_s(lone, 1)[0] == pytest.approx(10.73e-3 + 8.415e-5, rel=1e-12)
-
-
-def test_each_kind_of_batch_has_its_formula_and_padding_is_charged() -> None:
-    card = CLOSED_FORMS["rtx4090-llama3.1-8b"]
-    decodes = row(Bucket(8, 0, 16), NUM_DECODES=5, DECODE_CONTEXT=995)
-    assert card.step_s(decodes, 16)[0] == pytest.approx(
-        (16.88 + 0.04197 * 8 + 1.493e-4 * 1000) * 1e-3, rel=1e-12
-    )
-    # 20 tokens in two blocks of 16: 32 positions; empty decode rows are free.
-    prompt = row(
-        Bucket(8, 2, 16), PREFILL_WORK=400, CHUNK_SQUARES=400, PREFILL_TOKENS=20
-    )
-    assert card.step_s(prompt, 16)[0] == pytest.approx(
-        (15.51 + 0.06330 * 32 + 4.839e-6 * 200) * 1e-3, rel=1e-12
-    )
-
-
-@pytest.mark.parametrize("name", sorted(CLOSED_FORMS))
-def test_a_step_is_never_cheaper_in_a_coarser_bucket(name: str) -> None:
-    card = CLOSED_FORMS[name]
-    rng = np.random.default_rng(3)
-    for _ in range(50):
-        decodes, blocks = int(rng.integers(0, 60)), int(rng.integers(0, 40))
-        columns = {
-            "PREFILL_WORK": 900.0 * blocks,
-            "CHUNK_SQUARES": 600.0 * blocks,
-            "PREFILL_TOKENS": 30.0 * blocks,
-            "NUM_DECODES": decodes,
-            "DECODE_CONTEXT": 500.0 * decodes,
-        }
-        fine = row(Bucket(decodes, blocks), **columns)
-        coarse = row(Bucket(64, 64 if blocks else 0), **columns)
-        assert card.step_s(fine, 32)[0] <= card.step_s(coarse, 32)[0]
-
-
-def test_a_profile_of_the_engine_can_be_the_machine() -> None:
-    # Fitted at blocks of 32, asked at blocks of one token: the same positions.
-    cost = PredictorCost(
-        name="engine",
-        predictor=OraclePredictor(A100, 32),
-        block_tokens=32,
-        num_kv_tokens=1024,
-        page_size=8,
-        max_num_seqs=4,
-        max_num_batched_tokens=256,
-    )
-    step = row(Bucket(0, 64, 1), PREFILL_TOKENS=64)
-    assert cost.step_s(step, 1) == pytest.approx(A100.step_s(step, 1), rel=1e-12)
-    assert step[0, features.NUM_BLOCKS] == 64
-
-
-@pytest.mark.parametrize("bad", [{"base_s": -1.0}, {"base_s": math.nan}, {"base_s": 0}])
-def test_a_formula_without_sense_is_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="base_s"):
-        Formula(**bad)

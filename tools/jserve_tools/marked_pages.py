@@ -5,11 +5,12 @@ these, so no number on it is typed.
 """
 
 import json
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jserve_tools.documents import plain
+from jserve_tools.documents import plain, write_whole
 
 _PLACE = re.compile(
     r"(?P<begin><!-- table: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end of table -->)",
@@ -48,3 +49,28 @@ def entry_a_line(report: Mapping[str, Any]) -> bytes:
         else:
             parts.append(f"{json.dumps(name)}: {json.dumps(value)}")
     return ("{\n" + ",\n".join(parts) + "\n}\n").encode()
+
+
+def write_study(
+    folder: pathlib.Path,
+    report: Mapping[str, Any],
+    *,
+    tables: Mapping[str, str],
+    pictures: Mapping[str, bytes],
+) -> None:
+    """Writes results.json, tables.md and the pictures, and fills the page beside them.
+
+    Args:
+      folder: where to; a README.md in it gets its marked places filled.
+      report: what was found, for JSON.
+      tables: Markdown, by the names of the marked places.
+      pictures: files, by name.
+    """
+    write_whole(folder / "results.json", entry_a_line(report))
+    text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())
+    write_whole(folder / "tables.md", f"{text}\n".encode())
+    for name, picture in pictures.items():
+        write_whole(folder / name, picture)
+    page = folder / "README.md"
+    if page.exists():
+        write_whole(page, fill_page(page.read_text(), tables).encode())
