@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from jserve.config import EngineConfig, ServerConfig
-from jserve.engine_flags import define_config_flags, define_engine_flags
+from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 
 _ENGINE_CONFIG = define_engine_flags()
-_SERVER_CONFIG = define_config_flags(ServerConfig)
+_SERVER_CONFIG = define_config_flags(ServerConfig, group="Server")
 _WARMUP_ONLY = flags.DEFINE_bool(
     "warmup_only",
     False,

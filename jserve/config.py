@@ -7,7 +7,12 @@ from jserve_sched.bucket_strategies import FROM_FILE
 from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS
 
 
-def _check_range(name: str, value: float, least: float, most: float) -> None:
+def check_range(name: str, value: float, least: float, most: float) -> None:
+    """Checks a number against its limits.
+
+    Raises:
+      ValueError: if it is outside, naming it and both limits.
+    """
     if not least <= value <= most:
         raise ValueError(f"{name}={value} is not in {least}..{most}")
 
@@ -98,28 +103,28 @@ class EngineConfig:
                 f"buckets={str(self.buckets or '')!r}: a bucket file goes with "
                 f"{' and '.join(FROM_FILE)}, which need one, and with no other"
             )
-        _check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
-        _check_range("block_tokens", self.block_tokens, 1, 1024)
-        _check_range(
+        check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
+        check_range("block_tokens", self.block_tokens, 1, 1024)
+        check_range(
             "max_num_batched_tokens",
             self.max_num_batched_tokens,
             self.max_num_seqs + self.block_tokens,
             2**20,
         )
-        _check_range("page_size", self.page_size, self.block_tokens, 4096)
+        check_range("page_size", self.page_size, self.block_tokens, 4096)
         if self.page_size % self.block_tokens:
             raise ValueError(
                 f"page_size={self.page_size} is not a multiple of "
                 f"block_tokens={self.block_tokens}"
             )
-        _check_range("kv_cache_bytes", self.kv_cache_bytes, 1, 2**50)
-        _check_range("max_model_len", self.max_model_len, 0, 2**24)
-        _check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
-        _check_range("annealing_budget_ms", self.annealing_budget_ms, 0.0, 1000.0)
-        _check_range("annealing_interval_s", self.annealing_interval_s, 0.0, 3600.0)
-        _check_range("max_programs", self.max_programs, 0, 2**16)
-        _check_range("max_compile_s", self.max_compile_s, 0.0, 86400.0)
-        _check_range("step_log_max_bytes", self.step_log_max_bytes, 2**16, 2**50)
+        check_range("kv_cache_bytes", self.kv_cache_bytes, 1, 2**50)
+        check_range("max_model_len", self.max_model_len, 0, 2**24)
+        check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
+        check_range("annealing_budget_ms", self.annealing_budget_ms, 0.0, 1000.0)
+        check_range("annealing_interval_s", self.annealing_interval_s, 0.0, 3600.0)
+        check_range("max_programs", self.max_programs, 0, 2**16)
+        check_range("max_compile_s", self.max_compile_s, 0.0, 86400.0)
+        check_range("step_log_max_bytes", self.step_log_max_bytes, 2**16, 2**50)
         if not self.predictor:
             raise ValueError(
                 "predictor='' is not one of table, linear, or a checkpoint's folder"
@@ -155,6 +160,6 @@ class ServerConfig:
     max_body_bytes: int = 8 * 2**20
 
     def __post_init__(self) -> None:
-        _check_range("port", self.port, 0, 65535)
-        _check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
-        _check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)
+        check_range("port", self.port, 0, 65535)
+        check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
+        check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)

@@ -1,8 +1,7 @@
 """Runs a program with absl flags, and shows a user's mistake in one line.
 
-The one idea: absl finds "the program's flags" by the name of the file that was
-started, which for a console script is not the module that defines them. Here the
-module says so itself; `--help` then lists its flags either way.
+`--help` introduces the program with its module's docstring and lists the flags by
+group: the flags of each config dataclass under its heading.
 """
 
 import logging
@@ -13,6 +12,16 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NoReturn
 
 from absl import app, flags
+
+import jserve
+
+_HELP_ARGUMENTS = {"--help", "-help", "-h", "-?", "--helpshort", "-helpshort"}
+_HELP_END = """
+Also:
+  --flagfile=FILE  Read flags from a file, one a line.
+  --version        Show the version.
+  --helpfull       Show the flags of the libraries too.
+"""
 
 
 class ProgramError(Exception):
@@ -36,12 +45,29 @@ def _fail(message: object, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
+def _help(introduction: str) -> str:
+    """Returns what `--help` prints: the program's flags, without those of absl."""
+    groups = [
+        flags.FLAGS.module_help(group)
+        for group in flags.FLAGS.flags_by_module_dict()
+        if not group.startswith("absl")
+    ]
+    return f"{introduction.strip()}\n{''.join(groups)}\n{_HELP_END}"
+
+
 def _parse(arguments: Sequence[str]) -> list[str]:
+    given = set(arguments[1:])
+    if given & _HELP_ARGUMENTS:
+        print(_help(sys.modules["__main__"].__doc__ or ""))
+        sys.exit(0)
+    if given & {"--version", "-version"}:
+        print(f"jserve {jserve.__version__}")
+        sys.exit(0)
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
         _fail(f"{error} (--help lists the flags)", 2)
-    except SystemExit:  # --help was shown; absl calls that a failure
+    except SystemExit:  # --helpfull was shown; absl calls that a failure
         sys.exit(0)
 
 
@@ -66,12 +92,9 @@ def run_program(module: types.ModuleType) -> NoReturn:
     ends the program with 2, a `ProgramError` with 1, each in one line on stderr.
 
     Args:
-      module: the entry module: its docstring introduces `--help`, and the flags it
-        defines are those listed.
+      module: the entry module, whose docstring introduces `--help`.
     """
     sys.modules["__main__"].__doc__ = module.__doc__
-    for flag in flags.FLAGS.get_flags_for_module(module.__name__):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(
         lambda arguments: _guard(module.main, arguments),
         flags_parser=_parse,

@@ -27,8 +27,8 @@ import tqdm
 from absl import flags
 
 from jserve.build import build_engine
+from jserve.config_flags import define_engine_flags
 from jserve.engine import Engine
-from jserve.engine_flags import define_engine_flags
 from jserve.predictor_checkpoint import PredictorFacts
 from jserve.program import ProgramError, run_program
 from jserve_sched.features import SCENARIOS, scenarios

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from jserve.config import EngineConfig
-from jserve.engine_flags import define_engine_flags
+from jserve.config_flags import define_engine_flags
 from jserve_sched.bucket_strategies import FROM_FILE, make_strategy
 from jserve_tools.http_client import APIS, RequestForm
 from jserve_tools.targets import Servers

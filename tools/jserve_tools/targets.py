@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from jserve.config import EngineConfig
-from jserve.engine_flags import engine_arguments
+from jserve.config_flags import config_arguments
 from jserve.events import Health
 from jserve_tools.clients import Client
 from jserve_tools.http_client import RequestForm, open_http_client
@@ -182,7 +182,7 @@ async def launched_server(
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
-    arguments = ["--host=127.0.0.1", f"--port={port}", *engine_arguments(config)]
+    arguments = ["--host=127.0.0.1", f"--port={port}", *config_arguments(config)]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         # A session of its own: Ctrl-C reaches this program, which then stops it.

@@ -1,0 +1,5 @@
+"""`python -m jserve`: the server."""
+
+from jserve.cli import run
+
+run()

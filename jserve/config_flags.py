@@ -1,0 +1,203 @@
+"""Flags for a config dataclass, so that no program spells a default twice.
+
+The dataclass is the source. A flag's name, type and default are its field's, and its
+help is that field's entry under `Attributes:`. Wrong values and wrong combinations are
+the dataclass's to refuse, in `__post_init__`, so that they are refused wherever a
+config is made.
+"""
+
+import csv
+import dataclasses
+import inspect
+import pathlib
+import re
+import types
+import typing
+from collections.abc import Callable, Collection
+from typing import Any
+
+from absl import flags
+
+from jserve.config import EngineConfig
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT]i?)?B?)\s*", re.IGNORECASE)
+_UNITS = {"": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for suffix, base in (("", 1000), ("I", 1024))
+}
+
+Config = typing.TypeVar("Config")
+
+
+def parse_bytes(text: str) -> int:
+    """Returns a size: bytes, or a number with a unit such as 8GiB, 512MiB or 4GB.
+
+    Raises:
+      ValueError: if it is neither.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text} is not a size such as 8GiB, 512MiB or 1073741824")
+    size = float(match[1]) * _UNITS[(match[2] or "").upper()]
+    return int(match[1]) if match[1].isdigit() and not match[2] else int(size)
+
+
+class _Parser(flags.ArgumentParser[Any]):
+    """Makes a field's value from the text on the command line."""
+
+    def __init__(self, convert: Callable[[str], Any], noun: str):
+        self._convert = convert
+        self._noun = noun
+        self.syntactic_help = noun
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value; what is not text is a default, and one already."""
+        return self._convert(argument) if isinstance(argument, str) else argument
+
+    def flag_type(self) -> str:
+        """Returns what such a value is called."""
+        return self._noun
+
+
+class _Serializer(flags.ArgumentSerializer[Any]):
+    """Writes a value as the command line has it."""
+
+    def serialize(self, value: Any) -> str:
+        """Returns the text that is parsed to this value."""
+        if isinstance(value, tuple):
+            return ",".join(map(str, value))
+        return str(value)
+
+
+def _path(text: str) -> pathlib.Path | None:
+    return pathlib.Path(text).expanduser() if text else None
+
+
+def _parser(name: str, kind: Any) -> flags.ArgumentParser[Any]:
+    """Returns the parser of a field, by its name and type."""
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
+        return _parser(name, kind)
+    if origin is typing.Literal:
+        return flags.EnumParser(list(typing.get_args(kind)))
+    if origin is tuple:
+        one = _parser(name, typing.get_args(kind)[0])
+
+        def split(text: str) -> tuple[Any, ...]:
+            (texts,) = csv.reader([text], strict=True) if text.strip() else ([],)
+            return tuple(one.parse(item.strip()) for item in texts)
+
+        return _Parser(split, "a comma separated list")
+    if kind is int and name.endswith("_bytes"):
+        return _Parser(parse_bytes, "bytes, or a size such as 8GiB")
+    if kind is int:
+        return flags.IntegerParser()
+    if kind is float:
+        return flags.FloatParser()
+    if kind is pathlib.Path:
+        return _Parser(_path, "a path")
+    assert kind is str, f"{name}: no flag for {kind}"
+    return flags.ArgumentParser()
+
+
+def _flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag[Any]:
+    if kind is bool:
+        return flags.BooleanFlag(name, default, text)
+    parser = _parser(name, kind)
+    if isinstance(parser, flags.EnumParser):
+        return flags.EnumFlag(name, default, text, parser.enum_values)
+    return flags.Flag(parser, _Serializer(), name, default, text)
+
+
+def field_help(config_class: type) -> dict[str, str]:
+    """Returns what a dataclass's docstring says of each field, by name."""
+    lines = inspect.cleandoc(config_class.__doc__ or "").splitlines()
+    entries: dict[str, str] = {}
+    name = ""
+    for line in lines[
+        lines.index("Attributes:") + 1 if "Attributes:" in lines else 0 :
+    ]:
+        entry = re.match(r"  (\w+): (.*)", line)
+        if entry:
+            name = entry[1]
+            entries[name] = entry[2]
+        elif name and line.startswith("    "):
+            entries[name] += " " + line.strip()
+        else:
+            name = ""
+    return {name: text[:1].upper() + text[1:] for name, text in entries.items()}
+
+
+def define_config_flags(
+    config_class: type[Config],
+    *,
+    group: str,
+    exclude: Collection[str] = (),
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> Callable[..., Config]:
+    """Defines one flag for each field of a dataclass whose fields all have defaults.
+
+    Fields are booleans, numbers, strings, paths, `Literal`s of strings, tuples of any
+    of these, or one of these and None. A field whose name ends in `_bytes` takes sizes
+    such as 8GiB.
+
+    Args:
+      config_class: A frozen dataclass.
+      group: The heading that `--help` lists these flags under.
+      exclude: Fields that get no flag; they keep their defaults, or are given to
+        the reader.
+      flag_values: Where the flags are defined.
+
+    Returns:
+      A reader to call after flags are parsed: `read(**overrides)` builds the
+      config from the flags and the overrides, and raises the ValueError of the
+      dataclass for a value out of range.
+    """
+    assert dataclasses.is_dataclass(config_class)
+    kinds = typing.get_type_hints(config_class)
+    texts = field_help(config_class)
+    names = [
+        field.name
+        for field in dataclasses.fields(config_class)
+        if field.name not in exclude
+    ]
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    for name in names:
+        flags.DEFINE_flag(
+            _flag(name, kinds[name], defaults[name], texts.get(name, name)),
+            flag_values,
+            module_name=group,
+        )
+
+    def read(**overrides: Any) -> Config:
+        values = {name: flag_values[name].value for name in names}
+        return config_class(**(values | overrides))
+
+    return read
+
+
+def define_engine_flags(
+    *, exclude: Collection[str] = ("capture_logits",)
+) -> Callable[..., EngineConfig]:
+    """Defines a flag for each field of EngineConfig; returns their reader.
+
+    Args:
+      exclude: Fields that get no flag (tests alone capture logits).
+    """
+    return define_config_flags(EngineConfig, group="Engine", exclude=exclude)
+
+
+def config_arguments(config: Any) -> list[str]:
+    """Returns the command-line arguments that give another program this config."""
+    arguments = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            arguments.append(f"--{'' if value else 'no'}{field.name}")
+        else:
+            arguments.append(f"--{field.name}={_Serializer().serialize(value)}")
+    return arguments
