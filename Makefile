@@ -14,10 +14,15 @@ setup: .venv/installed-$(VERSION)
 
 .venv/installed-$(VERSION): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit("jserve needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable . --group dev
-	touch $@
+	@echo "setup: making .venv and installing $$(wc -l < $(CONSTRAINTS)) packages"
+	@$(PYTHON) -m venv --clear .venv
+	@while sleep 5; do \
+	  echo "setup: $$(ls -d .venv/lib/python*/site-packages/*.dist-info | wc -l) of $$(wc -l < $(CONSTRAINTS)) packages installed"; \
+	done & \
+	trap "kill $$!" EXIT; \
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
+	$(BIN)/python -m pip install --quiet --no-compile --constraint $(CONSTRAINTS) --editable . --group dev
+	@touch $@
 
 demo: setup
 	$(BIN)/jserve-bench --launch --policies=fcfs,edf,qoserve,sliding --num_requests=120 --load=0.9 --output=out/demo
