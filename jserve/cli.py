@@ -1,7 +1,7 @@
 """Serves a language model over HTTP, in OpenAI's protocol, under SLOs.
 
   jserve --model=tiny --port=8000
-  jserve --model=/models/my-llama --policy=edf --service_classes=classes.json
+  jserve --model=/models/my-llama --policy=qoserve --service_classes=classes.json
   jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
 The port answers at once. /health says when requests are served (ready, with status

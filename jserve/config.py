@@ -69,7 +69,7 @@ class EngineConfig:
     model: str = "tiny"
     seed: int = 0
     dtype: str = "auto"
-    policy: str = "edf"
+    policy: str = "sliding"
     predictor: str = "table"
     bucket_strategy: str = ""
     buckets: pathlib.Path | None = None

@@ -152,7 +152,7 @@ def test_info_says_what_was_measured():
     with serve_fake(service_classes=None, drain_timeout_s=5.0) as served:
         served.complete(max_tokens=2)
         info = served.get("/jserve/info").json()
-        assert info["engine"]["policy"] == "edf"
+        assert info["engine"]["policy"] == "sliding"
         assert info["server"]["drain_timeout_s"] == 5.0
         assert info["stats"]["health"] == "warm"
         assert info["num_kv_tokens"] == 4096
