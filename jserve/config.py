@@ -147,7 +147,10 @@ class ServerConfig:
       default_service_class: the class of a request that names none.
       api_key_file: file whose lines are accepted keys; None accepts everyone.
       drain_timeout_s: how long SIGTERM waits for running requests.
-      max_body_bytes: largest request body accepted.
+      keep_alive_s: seconds that an idle connection is kept for its client's next
+        request; clients that pool connections expect a minute or more.
+      max_body_bytes: largest request body accepted; 0 takes what the context needs:
+        64 KiB and 48 bytes a token, at least 1 MiB.
     """
 
     host: str = "127.0.0.1"
@@ -157,9 +160,12 @@ class ServerConfig:
     default_service_class: str = "best_effort"
     api_key_file: pathlib.Path | None = None
     drain_timeout_s: float = 30.0
-    max_body_bytes: int = 8 * 2**20
+    keep_alive_s: int = 75
+    max_body_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
         check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
-        check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)
+        check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
+        if self.max_body_bytes:
+            check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)

@@ -20,7 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from jserve.events import EngineStats, Health, StepRecord
+from jserve.events import EngineStats, Health, QueueFullError, StepRecord
 
 _TTFT_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -113,9 +113,10 @@ class ServerMetrics(Collector):
         """Counts one request that ended."""
         self._finished[reason] += 1
 
-    def count_rejected(self, reason: str) -> None:
+    def count_rejected(self, error: Exception) -> None:
         """Counts one request that was refused for the server's own reasons."""
-        self._rejected[reason] += 1
+        is_full = isinstance(error, QueueFullError)
+        self._rejected["queue_full" if is_full else "not_serving"] += 1
 
     def count_slo(self, service_class: str, is_met: bool) -> None:
         """Counts one request whose objective was kept or broken."""

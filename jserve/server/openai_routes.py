@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from jserve.server.body import parse_body, read_body
 from jserve.server.errors import error_json
 from jserve.server.generation import Reply
-from jserve.server.protocol import ChatRequest, CompletionRequest
+from jserve.server.http_limits import read_body
+from jserve.server.protocol import ChatRequest, CompletionRequest, parse_body
 from jserve.server.router import TokenRouter
 from jserve.server.service import Arrival, Service, unknown_model
 
@@ -112,8 +112,9 @@ def openai_router(service: Service) -> APIRouter:
     @router.post("/completions")
     async def completions(request: Request) -> Response:
         came = arrival(request)
+        service.check_open()
         try:
-            body = await read_body(request, service.config.max_body_bytes)
+            body = await read_body(request, service.max_body_bytes)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         reply = await service.complete(parse_body(CompletionRequest, body), came)
@@ -122,8 +123,9 @@ def openai_router(service: Service) -> APIRouter:
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         came = arrival(request)
+        service.check_open()
         try:
-            body = await read_body(request, service.config.max_body_bytes)
+            body = await read_body(request, service.max_body_bytes)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         reply = await service.chat(parse_body(ChatRequest, body), came)

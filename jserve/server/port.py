@@ -41,6 +41,10 @@ class EnginePort(Protocol):
         """How far start-up has come."""
         ...
 
+    def check_open(self) -> None:
+        """Raises QueueFullError or NotServingError if no request is taken now."""
+        ...
+
     def submit(self, request: Request) -> None:
         """Takes a request, or raises ValueError, QueueFullError, NotServingError."""
         ...

@@ -4,13 +4,17 @@ The one idea: a field is known (declared here), refused (it would change the
 answer; see refusals.py), or ignored.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import pydantic
+
+from jserve.server.errors import ApiError, quote
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
 class StreamOptions(pydantic.BaseModel):
@@ -80,3 +84,37 @@ class ChatRequest(GenerationRequest):
     messages: list[ChatMessage]
     max_completion_tokens: int | None = None
     add_generation_prompt: bool | None = None
+
+
+def parse_body(model: type[Model], body: bytes) -> Model:
+    """Returns the request that a body's JSON describes.
+
+    Raises:
+      ApiError: 400 if the body is not UTF-8, not JSON, or not such a request.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ApiError(
+            400,
+            f"the body is not UTF-8: byte {error.object[error.start]:#04x} at offset "
+            f"{error.start}",
+        ) from None
+    try:
+        return model.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        raise _explain(error) from None
+
+
+def _explain(error: pydantic.ValidationError) -> ApiError:
+    """Names the first fault; a client mends them one by one anyway."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['msg']}")
+    path = ".".join(str(part) for part in first["loc"])
+    if not path:
+        return ApiError(400, "the body must be a JSON object")
+    if first["type"] == "missing":
+        return ApiError(400, f"{path} is missing", param=path)
+    reason = first["msg"][:1].lower() + first["msg"][1:]
+    return ApiError(400, f"{path}={quote(first['input'])}: {reason}", param=path)

@@ -69,10 +69,9 @@ class TokenRouter:
     def _count_rejected(
         self, generations: Sequence[Generation], error: Exception
     ) -> None:
-        is_full = isinstance(error, QueueFullError)
         for generation in generations:
             request = generation.request
-            self._metrics.count_rejected("queue_full" if is_full else "not_serving")
+            self._metrics.count_rejected(error)
             self._metrics.count_slo(request.service_class, request.slo.is_best_effort)
 
     def close(self, reply: Reply) -> None:

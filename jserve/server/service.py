@@ -14,12 +14,13 @@ from jserve.server import limits
 from jserve.server.errors import ApiError
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply
+from jserve.server.http_limits import largest_honest_body
 from jserve.server.port import EnginePort
 from jserve.server.prompts import encode_chat, encode_prompt, split_prompts
 from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from jserve.server.refusals import FieldFilter
 from jserve.server.router import TokenRouter
-from jserve.server.slo_input import ServiceClasses
+from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
 from jserve.tokenizer import Tokenizer
 from jserve_sched.request import MAX_STOP_TOKENS, Request
@@ -86,9 +87,39 @@ class Service:
         self._fields = FieldFilter()
 
     @property
+    def max_body_bytes(self) -> int:
+        """Largest request body taken."""
+        return self.config.max_body_bytes or largest_honest_body(self.context_tokens)
+
+    @property
     def context_tokens(self) -> int:
         """Most tokens of prompt and output together that can run here."""
         return min(self.engine.max_model_len, self.engine.num_kv_tokens)
+
+    def check_open(self) -> None:
+        """Refuses a request before its body is read, if it could not even wait.
+
+        Raises:
+          ApiError: 429 if the queue is full, 503 if the engine is not serving.
+        """
+        try:
+            self.engine.check_open()
+        except (QueueFullError, NotServingError) as error:
+            self.metrics.count_rejected(error)
+            self.metrics.count_slo(UNREAD_CLASS, False)
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: QueueFullError | NotServingError) -> ApiError:
+        if isinstance(error, QueueFullError):
+            return ApiError(
+                429, str(error), code="queue_full", retry_after_s=error.retry_after_s
+            )
+        return ApiError(
+            503,
+            str(error) or "the engine is not serving",
+            code=self.engine.health.value,
+            retry_after_s=_NOT_SERVING_RETRY_S,
+        )
 
     async def complete(self, body: CompletionRequest, arrival: Arrival) -> Reply:
         """Starts a completion.
@@ -193,17 +224,8 @@ class Service:
         )
         try:
             self.router.open(reply)
-        except QueueFullError as error:
-            raise ApiError(
-                429, str(error), code="queue_full", retry_after_s=error.retry_after_s
-            ) from None
-        except NotServingError as error:
-            raise ApiError(
-                503,
-                str(error) or "the engine is not serving",
-                code=self.engine.health.value,
-                retry_after_s=_NOT_SERVING_RETRY_S,
-            ) from None
+        except (QueueFullError, NotServingError) as error:
+            raise self._refusal(error) from None
         except ValueError as error:
             raise ApiError(400, str(error)) from None
         return reply

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 
 from jserve.config import ServerConfig
 from jserve.events import Health
+from jserve.server.http_limits import BoundedHttp
 from jserve.server.port import EnginePort
 
 FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
@@ -65,16 +66,19 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
     """Returns a server for `app` that leaves signals and logging alone."""
     return _Uvicorn(
         uvicorn.Config(
             app,
+            http=BoundedHttp,
+            ws="none",
             lifespan="on",
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
+            timeout_keep_alive=config.keep_alive_s,
             timeout_graceful_shutdown=_FLUSH_TIMEOUT_S,
         )
     )
@@ -88,7 +92,7 @@ async def _wait_for_failure(engine: EnginePort) -> None:
 async def _serve(
     app: FastAPI, engine: EnginePort, config: ServerConfig, listener: socket.socket
 ) -> int:
-    server = make_server(app)
+    server = make_server(app, config)
     leaving = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:

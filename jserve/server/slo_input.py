@@ -15,6 +15,7 @@ from jserve_sched.slo import BEST_EFFORT, ServiceClass, Slo, parse_service_class
 
 MAX_BOUND_S = 86400.0
 CUSTOM_CLASS = "custom"  # in reports: an objective that no class names
+UNREAD_CLASS = "unread"  # in metrics: a request that was refused before it was read
 _DEFAULT_TIERS = ("auto", "default")
 # Name in the body: field of Slo, seconds in one unit.
 _BODY_KEYS = {

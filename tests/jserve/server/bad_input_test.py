@@ -10,7 +10,7 @@ from fake_server import serve_fake
 
 @pytest.fixture(scope="module")
 def served():
-    with serve_fake(max_body_bytes=2**16) as served:
+    with serve_fake() as served:
         yield served
 
 
@@ -47,47 +47,10 @@ def test_a_body_that_is_none(served, body, words):
         assert word in answer.error["message"]
 
 
-@pytest.mark.parametrize("size", [2**16 + 1, 10 * 2**20])
-def test_a_body_over_the_limit(served, size):
-    if size <= 8 * 2**16:  # read to its end, so that the client hears why
-        answer = post(served, b" " * size)
-        assert answer.status == 413
-        assert str(2**16) in answer.error["message"]
-        return
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
-            b"Content-Length: %d\r\n\r\n" % size
-        )
-        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
-
-
-def test_a_body_of_10_mb_at_the_default_limit():
-    with serve_fake() as served:
-        answer = post(served, b'{"prompt": "%s"}' % (b"a" * 10_000_000))
-        assert answer.status == 413
-        assert "8388608 bytes" in answer.error["message"]
-        assert served.complete(max_tokens=1).status == 200
-
-
-def test_a_chunked_body_over_the_limit(served):
-    chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3 + b"0\r\n\r\n"
-        )
-        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
-
-
-def test_a_broken_request_line_and_a_client_that_leaves_midway(served):
-    for text in (b"nonsense\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"):
+def test_a_client_that_leaves_midway(served):
+    for text in (b"", b"Content-Length: 99\r\n\r\n{"):
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-            sock.sendall(text)
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
-        )
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + text)
 
 
 @pytest.mark.parametrize(
