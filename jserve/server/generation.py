@@ -109,9 +109,9 @@ class Generation:
 
     def _time(self, time_s: float) -> None:
         if self._times_s:
-            self._metrics.gap_s.add(time_s - self._times_s[-1])
+            self._metrics.gap_s.observe(time_s - self._times_s[-1])
         else:
-            self._metrics.ttft_s.add(time_s - self.request.arrival_s)
+            self._metrics.ttft_s.observe(time_s - self.request.arrival_s)
         self._times_s.append(time_s)
 
     def _finish(
@@ -120,9 +120,9 @@ class Generation:
         self.finish_reason = reason
         request, metrics = self.request, self._metrics
         metrics.count_finished(reason)
-        metrics.e2e_s.add(now_s - request.arrival_s)
-        metrics.prompt_tokens.add(request.num_prompt_tokens)
-        metrics.output_tokens.add(len(self.tokens))
+        metrics.e2e_s.observe(now_s - request.arrival_s)
+        metrics.prompt_tokens.observe(request.num_prompt_tokens)
+        metrics.output_tokens.observe(len(self.tokens))
         if is_clients_wish:
             # Late already: broken. In time when its client left: neither.
             times_s = [*self._times_s, now_s]

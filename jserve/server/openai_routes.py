@@ -11,9 +11,14 @@ from starlette.types import Receive, Scope, Send
 from jserve.server.errors import error_json
 from jserve.server.generation import Reply
 from jserve.server.http_limits import read_body
-from jserve.server.protocol import ChatRequest, CompletionRequest, parse_body
+from jserve.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parse_body,
+)
 from jserve.server.router import TokenRouter
-from jserve.server.service import Arrival, Service, unknown_model
+from jserve.server.service import Arrival, Service
 
 _CLIENT_CLOSED_REQUEST = 499  # nobody will read it; logs and tests do
 
@@ -44,13 +49,12 @@ class ReplyResponse(Response):
         self._reply.leave()
 
     async def _send_stream(self, send: Send) -> None:
-        await _send_start(
+        await self._send_start(
             send,
             200,
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
-            (b"x-request-id", self._reply.form.response_id.encode()),
         )
         is_finished = False
         while not is_finished:
@@ -58,38 +62,29 @@ class ReplyResponse(Response):
             if self._reply.has_left:
                 return
             is_finished = self._reply.is_finished
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": chunk,
-                    "more_body": not is_finished,
-                }
-            )
+            more = {"body": chunk, "more_body": not is_finished}
+            await send({"type": "http.response.body", **more})
 
     async def _send_whole(self, send: Send) -> None:
         await self._reply.read()
         if self._reply.has_left:
             return
         error = self._reply.error
-        status, body = 200, b""
-        if error is None:
-            body = self._reply.answer()
-        else:
-            status, body = 500, error_json(500, error)
-        await _send_start(
+        body = self._reply.answer() if error is None else error_json(500, error)
+        await self._send_start(
             send,
-            status,
+            200 if error is None else 500,
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", self._reply.form.response_id.encode()),
         )
         await send({"type": "http.response.body", "body": body})
 
-
-async def _send_start(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
-    await send(
-        {"type": "http.response.start", "status": status, "headers": list(headers)}
-    )
+    async def _send_start(
+        self, send: Send, status: int, *headers: tuple[bytes, bytes]
+    ) -> None:
+        request_id = (b"x-request-id", self._reply.form.response_id.encode())
+        start = {"status": status, "headers": [*headers, request_id]}
+        await send({"type": "http.response.start", **start})
 
 
 def openai_router(service: Service) -> APIRouter:
@@ -106,30 +101,23 @@ def openai_router(service: Service) -> APIRouter:
             "max_model_len": service.context_tokens,
         }
 
-    def arrival(request: Request) -> Arrival:
-        return Arrival(time_s=service.engine.clock.now_s(), headers=request.headers)
+    async def answer(model: type[GenerationRequest], request: Request) -> Response:
+        arrival = Arrival(time_s=service.engine.clock.now_s(), headers=request.headers)
+        service.check_open()
+        try:
+            body = await read_body(request, service.max_body_bytes)
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        reply = await service.start(parse_body(model, body), arrival)
+        return ReplyResponse(reply, service.router)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:
-        came = arrival(request)
-        service.check_open()
-        try:
-            body = await read_body(request, service.max_body_bytes)
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        reply = await service.complete(parse_body(CompletionRequest, body), came)
-        return ReplyResponse(reply, service.router)
+        return await answer(CompletionRequest, request)
 
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        came = arrival(request)
-        service.check_open()
-        try:
-            body = await read_body(request, service.max_body_bytes)
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        reply = await service.chat(parse_body(ChatRequest, body), came)
-        return ReplyResponse(reply, service.router)
+        return await answer(ChatRequest, request)
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -137,8 +125,7 @@ def openai_router(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name != service.model_name:
-            raise unknown_model(name, service.model_name)
+        service.check_model(name)
         return model_card()
 
     return router

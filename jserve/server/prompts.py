@@ -8,13 +8,10 @@ import numpy as np
 
 from jserve.chat_template import Message
 from jserve.server.errors import ApiError, quote
-from jserve.server.protocol import ChatMessage
-from jserve.server.refusals import FieldFilter
 from jserve.tokenizer import Tokenizer
 
 # Longer texts are encoded in a thread: the loop would stand still meanwhile.
 _LONG_TEXT_CHARS = 20_000
-_ROLES = ("system", "developer", "user", "assistant")
 _FORMS = (
     "prompt must be a string, a list of strings, a list of token ids, "
     "or a list of such lists"
@@ -42,10 +39,12 @@ def split_prompts(prompt: Any) -> list[str | list[int]]:
     else:
         raise ApiError(400, _FORMS, param="prompt")
     if not prompts or not all(prompts):
-        raise ApiError(
-            400, "prompt is empty; it needs at least 1 token", param="prompt"
-        )
+        raise _empty()
     return prompts
+
+
+def _empty() -> ApiError:
+    return ApiError(400, "prompt is empty; it needs at least 1 token", param="prompt")
 
 
 async def _run(size_chars: int, encode: Callable[[], list[int]]) -> list[int]:
@@ -72,9 +71,7 @@ async def encode_prompt(
 
 def _check_tokens(tokens: Sequence[int], *, vocab_size: int) -> np.ndarray:
     if not tokens:
-        raise ApiError(
-            400, "prompt is empty; it needs at least 1 token", param="prompt"
-        )
+        raise _empty()
     for token in (min(tokens), max(tokens)):
         if not 0 <= token < vocab_size:
             raise ApiError(
@@ -86,64 +83,22 @@ def _check_tokens(tokens: Sequence[int], *, vocab_size: int) -> np.ndarray:
     return np.asarray(tokens, np.int32)
 
 
-def _message(message: ChatMessage, index: int, fields: FieldFilter) -> Message:
-    where = f"messages.{index}"
-    if message.role not in _ROLES:
-        raise ApiError(
-            400,
-            f"{where}.role={quote(message.role)} is not one of {', '.join(_ROLES)}",
-            param=f"{where}.role",
-        )
-    if (message.model_extra or {}).get("tool_calls"):
-        raise ApiError(
-            400,
-            f"{where}.tool_calls is not supported by this server",
-            param=f"{where}.tool_calls",
-            code="unsupported_parameter",
-        )
-    fields.check(message.model_extra, where="messages.")
-    if message.content is None:
-        raise ApiError(400, f"{where}.content is missing", param=f"{where}.content")
-    if isinstance(message.content, str):
-        text = message.content
-    else:
-        texts = []
-        for number, part in enumerate(message.content):
-            if part.type != "text" or part.text is None:
-                raise ApiError(
-                    400,
-                    f"{where}.content.{number}.type={quote(part.type)} is not "
-                    "supported; this server takes parts of type 'text'",
-                    param=f"{where}.content",
-                    code="unsupported_parameter",
-                )
-            texts.append(part.text)
-        text = "\n".join(texts)
-    # A developer's words are the system prompt's younger name.
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": text}
-
-
 async def encode_chat(
     tokenizer: Tokenizer,
-    messages: Sequence[ChatMessage],
+    turns: Sequence[Message],
     *,
     add_generation_prompt: bool,
     vocab_size: int,
-    fields: FieldFilter,
 ) -> np.ndarray:
     """Returns a conversation's token ids, `[n]` int32.
 
     Raises:
-      ApiError: 400 if a turn is not supported, or the template refuses it.
+      ApiError: 400 if the template refuses the conversation.
     """
-    if not messages:
-        raise ApiError(400, "messages is empty; it needs at least 1", param="messages")
     if not tokenizer.has_chat_template:
         raise ApiError(
             400, "this model has no chat template; use /v1/completions", param="model"
         )
-    turns = [_message(one, index, fields) for index, one in enumerate(messages)]
     try:
         tokens = await _run(
             sum(len(turn["content"]) for turn in turns),

@@ -9,6 +9,7 @@ import collections
 import logging
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from jserve.events import NotServingError, QueueFullError, TokenEvent
 from jserve.metrics import ServerMetrics
 from jserve.server.errors import SURPRISE
 from jserve.server.generation import Generation, Reply
-from jserve.server.port import EnginePort
+
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
@@ -25,7 +28,7 @@ _MAX_TIMED_STEPS = 4096
 class TokenRouter:
     """Knows which reply each live request belongs to. Lives on the event loop."""
 
-    def __init__(self, engine: EnginePort, metrics: ServerMetrics):
+    def __init__(self, engine: "EngineLoop", metrics: ServerMetrics):
         self._engine = engine
         self._metrics = metrics
         self._targets: dict[str, tuple[Reply, int]] = {}
@@ -104,7 +107,7 @@ class TokenRouter:
                 if event.finish_reason is None:
                     self._engine.cancel(event.request_id)
         duration_s = time.perf_counter() - start_s
-        self._metrics.publish_s.add(duration_s)
+        self._metrics.publish_s.observe(duration_s)
         self._publish_s.append(duration_s)
 
     def publish_times_s(self) -> dict[str, float]:

@@ -1,29 +1,35 @@
-"""From a checked request body to a reply that is under way."""
+"""From a request body to a reply that is under way."""
 
 import dataclasses
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jserve.config import ServerConfig
 from jserve.events import NotServingError, QueueFullError
 from jserve.metrics import ServerMetrics
-from jserve.server import limits
-from jserve.server.errors import ApiError
+from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply
 from jserve.server.http_limits import largest_honest_body
-from jserve.server.port import EnginePort
 from jserve.server.prompts import encode_chat, encode_prompt, split_prompts
-from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from jserve.server.refusals import FieldFilter
+from jserve.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    nth_seed,
+)
 from jserve.server.router import TokenRouter
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
 from jserve.tokenizer import Tokenizer
 from jserve_sched.request import MAX_STOP_TOKENS, Request
+
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
 
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
 _NOT_SERVING_RETRY_S = 5.0
@@ -34,8 +40,8 @@ class Arrival:
     """What is known of an HTTP request beside its body.
 
     Attributes:
-      time_s: when it came, on the engine's clock.
-      headers: names in lower case.
+      time_s: When it came, on the engine's clock.
+      headers: Names in lower case.
     """
 
     time_s: float
@@ -55,18 +61,20 @@ class Service:
     """Everything the endpoints share.
 
     Attributes:
-      engine: where requests run.
-      tokenizer: the model's.
-      config: what the server was told.
-      classes: service classes.
-      metrics: counters.
-      router: carries tokens back.
-      model_name: the name clients use.
+      engine: Where requests run.
+      tokenizer: Of the model.
+      config: What the server was told.
+      classes: Service classes.
+      model_name: Name that clients use.
+      context_tokens: Most tokens of prompt and output together that can run here.
+      max_body_bytes: Largest request body taken.
+      metrics: Counters.
+      router: Carries tokens back.
     """
 
     def __init__(
         self,
-        engine: EnginePort,
+        engine: "EngineLoop",
         tokenizer: Tokenizer,
         config: ServerConfig,
         classes: ServiceClasses,
@@ -82,19 +90,12 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
+        self.context_tokens = min(engine.max_model_len, engine.num_kv_tokens)
+        self.max_body_bytes = config.max_body_bytes or largest_honest_body(
+            self.context_tokens
+        )
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
-        self._fields = FieldFilter()
-
-    @property
-    def max_body_bytes(self) -> int:
-        """Largest request body taken."""
-        return self.config.max_body_bytes or largest_honest_body(self.context_tokens)
-
-    @property
-    def context_tokens(self) -> int:
-        """Most tokens of prompt and output together that can run here."""
-        return min(self.engine.max_model_len, self.engine.num_kv_tokens)
 
     def check_open(self) -> None:
         """Refuses a request before its body is read, if it could not even wait.
@@ -121,81 +122,102 @@ class Service:
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
-    async def complete(self, body: CompletionRequest, arrival: Arrival) -> Reply:
-        """Starts a completion.
+    async def start(self, body: GenerationRequest, arrival: Arrival) -> Reply:
+        """Starts a completion, or the next turn of a chat.
 
         Raises:
           ApiError: if it is refused.
         """
-        self._check(body)
+        if body.model is not None:
+            self.check_model(body.model)
+        if isinstance(body, CompletionRequest):
+            prompts = await self._prompts(body)
+        else:
+            assert isinstance(body, ChatRequest)
+            prompts = [await self._conversation(body)]
+        reply = self._reply(body, prompts, arrival)
+        try:
+            self.router.open(reply)
+        except (QueueFullError, NotServingError) as error:
+            raise self._refusal(error) from None
+        except ValueError as error:
+            raise ApiError(400, str(error)) from None
+        return reply
+
+    def check_model(self, name: str) -> None:
+        """Checks the name of a model.
+
+        Raises:
+          ApiError: 404 for any but the one that is served.
+        """
+        if name != self.model_name:
+            raise ApiError(
+                404,
+                f"the model {quote(name)} does not exist; this server has "
+                f"{self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def _prompts(self, body: CompletionRequest) -> list[_Prompt]:
         prompts = []
         for prompt in split_prompts(body.prompt):
             tokens = await encode_prompt(
                 self.tokenizer, prompt, vocab_size=self.engine.vocab_size
             )
-            max_tokens = limits.max_tokens(
-                "max_tokens",
-                body.max_tokens,
-                default=_DEFAULT_COMPLETION_TOKENS,
-                num_prompt_tokens=len(tokens),
-                context_tokens=self.context_tokens,
-            )
-            echo = ""
-            if body.echo:
-                echo = (
-                    prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
-                )
+            room = self._room(len(tokens), "prompt")
+            max_tokens = min(_DEFAULT_COMPLETION_TOKENS, room)
+            if body.max_tokens is not None:
+                max_tokens = self._fitting("max_tokens", body.max_tokens, room)
+            echo = prompt if body.echo else ""
+            if not isinstance(echo, str):
+                echo = self.tokenizer.decode(echo)
             prompts.append(_Prompt(tokens=tokens, max_tokens=max_tokens, echo=echo))
-        return self._open(body, prompts, arrival, best_of=body.best_of)
+        return prompts
 
-    async def chat(self, body: ChatRequest, arrival: Arrival) -> Reply:
-        """Starts the next turn of a chat.
-
-        Raises:
-          ApiError: if it is refused.
-        """
-        self._check(body)
-        add_generation_prompt = body.add_generation_prompt
+    async def _conversation(self, body: ChatRequest) -> _Prompt:
         tokens = await encode_chat(
             self.tokenizer,
-            body.messages,
-            add_generation_prompt=add_generation_prompt is not False,
+            [message.to_turn() for message in body.messages],
+            add_generation_prompt=body.add_generation_prompt is not False,
             vocab_size=self.engine.vocab_size,
-            fields=self._fields,
         )
-        name, asked = "max_completion_tokens", body.max_completion_tokens
-        if asked is None and body.max_tokens is not None:
-            name, asked = "max_tokens", body.max_tokens
-        max_tokens = limits.max_tokens(
-            name,
-            asked,
-            default=None,
-            num_prompt_tokens=len(tokens),
-            context_tokens=self.context_tokens,
-        )
-        prompt = _Prompt(tokens=tokens, max_tokens=max_tokens)
-        return self._open(body, [prompt], arrival, best_of=None)
+        room = max_tokens = self._room(len(tokens), "messages")
+        if body.max_completion_tokens is not None:
+            asked = body.max_completion_tokens
+            max_tokens = self._fitting("max_completion_tokens", asked, room)
+        elif body.max_tokens is not None:
+            max_tokens = self._fitting("max_tokens", body.max_tokens, room)
+        return _Prompt(tokens=tokens, max_tokens=max_tokens)
 
-    def _check(self, body: GenerationRequest) -> None:
-        if body.model is not None and body.model != self.model_name:
-            raise unknown_model(body.model, self.model_name)
-        self._fields.check(body.model_extra)
-        if body.stream_options is not None:
-            if not body.stream:
-                raise ApiError(
-                    400,
-                    "stream_options is for streams; set stream=true",
-                    param="stream_options",
-                )
-            self._fields.check(body.stream_options.model_extra, where="stream_options.")
+    def _room(self, num_prompt_tokens: int, param: str) -> int:
+        """Returns how many output tokens fit the context after a prompt."""
+        if num_prompt_tokens >= self.context_tokens:
+            raise ApiError(
+                400,
+                f"the prompt has {num_prompt_tokens} tokens; the context is "
+                f"{self.context_tokens} tokens, prompt and at least 1 of output "
+                "together",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return self.context_tokens - num_prompt_tokens
 
-    def _open(
-        self,
-        body: GenerationRequest,
-        prompts: Sequence[_Prompt],
-        arrival: Arrival,
-        *,
-        best_of: int | None,
+    def _fitting(self, name: str, asked: int, room: int) -> int:
+        """Returns the output tokens asked for, if they fit the context."""
+        if asked > room:
+            raise ApiError(
+                400,
+                f"{name}={quote(asked)} is over {room}: the context is "
+                f"{self.context_tokens} tokens and the prompt has "
+                f"{self.context_tokens - room}",
+                param=name,
+                code="context_length_exceeded",
+            )
+        return asked
+
+    def _reply(
+        self, body: GenerationRequest, prompts: Sequence[_Prompt], arrival: Arrival
     ) -> Reply:
         is_chat = isinstance(body, ChatRequest)
         form = AnswerFormat(
@@ -206,7 +228,7 @@ class Service:
             has_usage=bool(body.stream_options and body.stream_options.include_usage),
             has_token_ids=bool(body.return_token_ids),
         )
-        num_choices = limits.num_choices(body, best_of)
+        num_choices = body.n or 1
         num_requests = num_choices * len(prompts)
         max_requests = self.engine.config.max_queued_requests
         if num_requests > max_requests:
@@ -216,74 +238,69 @@ class Service:
                 f"requests; the limit is max_queued_requests={max_requests}",
                 param="n" if num_choices > 1 else "prompt",
             )
-        reply = Reply(
-            generations=self._generations(body, prompts, arrival, form, num_choices),
+        promise = self.classes.promise(
+            slo=body.slo, headers=arrival.headers, service_tier=body.service_tier
+        )
+        sampling = body.sampling()
+        stop_token_ids = self._stop_token_ids(body)
+        generations: list[Generation] = []
+        for index in range(num_requests):
+            prompt = prompts[index // num_choices]
+            min_tokens = body.min_tokens or 0
+            if min_tokens > prompt.max_tokens:
+                raise ApiError(
+                    400,
+                    f"min_tokens={quote(min_tokens)} is not in 0..{prompt.max_tokens}",
+                    param="min_tokens",
+                )
+            request = Request(
+                request_id=f"{form.response_id}-{index}",
+                arrival_s=arrival.time_s,
+                prompt_tokens=prompt.tokens,
+                max_tokens=prompt.max_tokens,
+                min_tokens=min_tokens,
+                stop_token_ids=stop_token_ids,
+                slo=promise.slo,
+                service_class=promise.service_class,
+                guard=promise.guard,
+                sampling=dataclasses.replace(
+                    sampling, seed=nth_seed(sampling.seed, index % num_choices)
+                ),
+            )
+            keep_stop = bool(body.include_stop_str_in_output)
+            generations.append(
+                Generation(
+                    request=request,
+                    tokenizer=self.tokenizer,
+                    finder=StopFinder(body.stop or (), keep_stop=keep_stop),
+                    metrics=self.metrics,
+                    prefix=prompt.echo,
+                )
+            )
+        return Reply(
+            generations=generations,
             num_choices=num_choices,
             form=form,
             is_streamed=bool(body.stream),
         )
-        try:
-            self.router.open(reply)
-        except (QueueFullError, NotServingError) as error:
-            raise self._refusal(error) from None
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
-        return reply
 
-    def _generations(
-        self,
-        body: GenerationRequest,
-        prompts: Sequence[_Prompt],
-        arrival: Arrival,
-        form: AnswerFormat,
-        num_choices: int,
-    ) -> list[Generation]:
-        promise = self.classes.promise(
-            slo=body.slo, headers=arrival.headers, service_tier=body.service_tier
-        )
-        sampling = limits.sampling(body)
-        stops = limits.stop_strings(body)
-        stop_ids = limits.stop_token_ids(
-            body,
-            eos_token_ids=self.tokenizer.eos_token_ids,
-            vocab_size=self.engine.vocab_size,
-        )
-        generations: list[Generation] = []
-        for prompt in prompts:
-            for choice in range(num_choices):
-                request = Request(
-                    request_id=f"{form.response_id}-{len(generations)}",
-                    arrival_s=arrival.time_s,
-                    prompt_tokens=prompt.tokens,
-                    max_tokens=prompt.max_tokens,
-                    min_tokens=limits.min_tokens(body, prompt.max_tokens),
-                    stop_token_ids=stop_ids,
-                    slo=promise.slo,
-                    service_class=promise.service_class,
-                    guard=promise.guard,
-                    sampling=dataclasses.replace(
-                        sampling, seed=limits.nth_seed(sampling.seed, choice)
-                    ),
+    def _stop_token_ids(self, body: GenerationRequest) -> frozenset[int]:
+        """Returns the tokens that end an output: those asked for and the model's."""
+        asked = frozenset(body.stop_token_ids or ())
+        own = frozenset() if body.ignore_eos else self.tokenizer.eos_token_ids
+        if len(asked | own) > MAX_STOP_TOKENS:
+            raise ApiError(
+                400,
+                f"stop_token_ids has {len(asked)} ids, {len(asked | own)} with the "
+                f"model's own end-of-sequence tokens; the limit is {MAX_STOP_TOKENS}",
+                param="stop_token_ids",
+            )
+        for token in asked:
+            if not 0 <= token < self.engine.vocab_size:
+                raise ApiError(
+                    400,
+                    f"stop_token_ids={quote(token)} is not in "
+                    f"0..{self.engine.vocab_size - 1}, the vocabulary",
+                    param="stop_token_ids",
                 )
-                generations.append(
-                    Generation(
-                        request=request,
-                        tokenizer=self.tokenizer,
-                        finder=StopFinder(
-                            stops, keep_stop=bool(body.include_stop_str_in_output)
-                        ),
-                        metrics=self.metrics,
-                        prefix=prompt.echo,
-                    )
-                )
-        return generations
-
-
-def unknown_model(name: str, known: str) -> ApiError:
-    """Returns the refusal of a model that is not served."""
-    return ApiError(
-        404,
-        f"the model {name[:80]!r} does not exist; this server has {known!r}",
-        param="model",
-        code="model_not_found",
-    )
+        return asked | own

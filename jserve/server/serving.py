@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -22,7 +23,9 @@ from fastapi import FastAPI
 from jserve.config import ServerConfig
 from jserve.events import Health
 from jserve.server.http_limits import BoundedHttp
-from jserve.server.port import EnginePort
+
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
 
 FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
 
@@ -84,13 +87,13 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
     )
 
 
-async def _wait_for_failure(engine: EnginePort) -> None:
+async def _wait_for_failure(engine: "EngineLoop") -> None:
     while engine.health is not Health.FAILED:
         await asyncio.sleep(_WATCH_S)
 
 
 async def _serve(
-    app: FastAPI, engine: EnginePort, config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
 ) -> int:
     server = make_server(app, config)
     leaving = asyncio.Event()
@@ -135,7 +138,7 @@ async def _serve(
 
 
 def serve(
-    app: FastAPI, engine: EnginePort, config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
 ) -> int:
     """Serves until a signal, or until the engine fails.
 

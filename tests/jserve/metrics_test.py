@@ -1,6 +1,6 @@
 import dataclasses
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from fake_server import FakeLoop
 from jserve.events import EngineStats, PredictorStatus, StartUp, StepRecord
@@ -25,9 +25,8 @@ class View:
 
 
 def scrape(prefix: str, **fields: object) -> set[str]:
-    registry = CollectorRegistry()
-    registry.register(ServerMetrics(View(**fields), "m"))
-    rows = generate_latest(registry).decode().splitlines()
+    rows = generate_latest(ServerMetrics(View(**fields), "m").registry)
+    rows = rows.decode().splitlines()
     return {row for row in rows if row.startswith(f"jserve:{prefix}") and "=" in row}
 
 
