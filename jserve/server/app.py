@@ -59,8 +59,8 @@ def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
         is_known = [hmac.compare_digest(key, known) for known in keys]
         if keys and not any(is_known):
             raise ApiError(
-                401,
                 "this server needs a key: Authorization: Bearer <key>",
+                status=401,
                 code="invalid_api_key",
             )
 

@@ -4,6 +4,8 @@ import http
 import json
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -28,14 +30,14 @@ def quote(value: object) -> str:
 
 
 class ApiError(Exception):
-    """A refusal: what to tell the client, and with which status."""
+    """A refusal: what to tell the client, of which field, and with which status."""
 
     def __init__(
         self,
-        status: int,
         message: str,
-        *,
         param: str | None = None,
+        *,
+        status: int = 400,
         code: str | None = None,
         retry_after_s: float | None = None,
     ):
@@ -50,10 +52,10 @@ class ApiError(Exception):
             self.headers["WWW-Authenticate"] = "Bearer"
 
 
-def validation_error(row: dict[str, object], path: str) -> ApiError:
+def validation_error(row: Mapping[str, Any], path: str) -> ApiError:
     """Returns the refusal of a value that pydantic found wrong at a path."""
-    reason = str(row["msg"])[:1].lower() + str(row["msg"])[1:]
-    return ApiError(400, f"{path}={quote(row['input'])}: {reason}", param=path)
+    reason = row["msg"][:1].lower() + row["msg"][1:]
+    return ApiError(f"{path}={quote(row['input'])}: {reason}", param=path)
 
 
 def error_json(
@@ -84,13 +86,13 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         phrase = http.HTTPStatus(error.status_code).phrase
         message = f"{phrase}: {request.method} {request.url.path}"
-        answer = ApiError(error.status_code, message)
+        answer = ApiError(message, status=error.status_code)
         answer.headers.update(error.headers or {})
         return _response(answer)
     logging.getLogger(__name__).error(
         "%s %s failed", request.method, request.url.path, exc_info=error
     )
-    return _response(ApiError(500, SURPRISE))
+    return _response(ApiError(SURPRISE, status=500))
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -48,9 +48,9 @@ async def read_body(request: Request, max_body_bytes: int) -> bytes:
         else:
             return bytes(body)
     raise ApiError(
-        413,
         f"the body has {num_bytes} bytes or more; the limit is {max_body_bytes} bytes "
         "(--max_body_bytes)",
+        status=413,
         code="body_too_large",
     )
 

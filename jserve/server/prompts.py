@@ -37,14 +37,14 @@ def split_prompts(prompt: Any) -> list[str | list[int]]:
     ):
         prompts = prompt
     else:
-        raise ApiError(400, _FORMS, param="prompt")
+        raise ApiError(_FORMS, param="prompt")
     if not prompts or not all(prompts):
         raise _empty()
     return prompts
 
 
 def _empty() -> ApiError:
-    return ApiError(400, "prompt is empty; it needs at least 1 token", param="prompt")
+    return ApiError("prompt is empty; it needs at least 1 token", param="prompt")
 
 
 async def _run(size_chars: int, encode: Callable[[], list[int]]) -> list[int]:
@@ -75,7 +75,6 @@ def _check_tokens(tokens: Sequence[int], *, vocab_size: int) -> np.ndarray:
     for token in (min(tokens), max(tokens)):
         if not 0 <= token < vocab_size:
             raise ApiError(
-                400,
                 f"prompt has the token id {quote(token)}, which is not in "
                 f"0..{vocab_size - 1}, the vocabulary",
                 param="prompt",
@@ -97,7 +96,7 @@ async def encode_chat(
     """
     if not tokenizer.has_chat_template:
         raise ApiError(
-            400, "this model has no chat template; use /v1/completions", param="model"
+            "this model has no chat template; use /v1/completions", param="model"
         )
     try:
         tokens = await _run(
@@ -107,5 +106,5 @@ async def encode_chat(
             ),
         )
     except ValueError as error:
-        raise ApiError(400, str(error), param="messages") from None
+        raise ApiError(str(error), param="messages") from None
     return _check_tokens(tokens, vocab_size=vocab_size)

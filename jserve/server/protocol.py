@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 
 from jserve.chat_template import Message
 from jserve.server.errors import ApiError, quote, validation_error
+from jserve.server.slo_input import SloFields
 from jserve_sched.request import SamplingParams
 
 MAX_CHOICES = 128
@@ -23,47 +24,30 @@ _SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
 
-# For each field not supported: the values that ask for nothing, besides None. Some are
-# known to the other endpoint, where they never come here.
-_HARMLESS: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": ([],),
-    "audio": (),
-    "bad_words": ([],),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "documents": ([],),
-    "ebnf": (),
-    "echo": (False,),
+# Fields that are not supported. Some are known to the other endpoint, where they never
+# come here. None asks for nothing, nor do these values, unless a field has its own.
+_REFUSED = frozenset(
+    """
+    allowed_token_ids audio bad_words chat_template chat_template_kwargs documents
+    continue_final_message ebnf echo functions guided_choice guided_grammar guided_regex
+    logit_bias logits_processors logprobs max_completion_tokens
+    prompt_embeds prompt_logprobs regex structured_outputs suffix tool_calls tools
+    truncate_prompt_tokens use_beam_search web_search_options
+    """.split()  # noqa: SIM905
+)
+_HARMLESS: tuple[Any, ...] = (False, [], {}, "")
+_HARMLESS_BY_FIELD: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_choice": ([],),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
+    "guided_json": (),  # {} asks for JSON
     "json_schema": (),
-    "logit_bias": ({},),
-    "logits_processors": ([],),
-    "logprobs": (False,),
-    "max_completion_tokens": (),
     "modalities": (["text"],),
     "presence_penalty": (0,),
-    "prompt_embeds": (),
-    "prompt_logprobs": (),
-    "regex": (),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
-    "structured_outputs": ({},),
-    "suffix": ("",),
-    "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_logprobs": (0,),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "web_search_options": (),
 }
 _logged: set[str] = set()
 
@@ -80,21 +64,24 @@ class _Fields(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _refuse_or_ignore(self) -> "_Fields":
         for name, value in (self.model_extra or {}).items():
-            harmless = _HARMLESS.get(name)
-            if harmless is None:
-                _log_ignored(self.where + name[:_MAX_NAME_CHARS])
-                continue
-            # 0 is not False: a completion's `logprobs: 0` asks for one value a token.
-            is_asked = name == "logprobs" and value is not False
-            if value is not None and (is_asked or value not in harmless):
-                path = self.where + name
+            path = self.where + name[:_MAX_NAME_CHARS]
+            if name not in _REFUSED and name not in _HARMLESS_BY_FIELD:
+                _log_ignored(path)
+            elif value is not None and not _is_harmless(name, value):
                 raise ApiError(
-                    400,
                     f"{path}={quote(value)} is not supported by this server",
-                    param=path,
+                    path,
                     code="unsupported_parameter",
                 )
         return self
+
+
+def _is_harmless(name: str, value: Any) -> bool:
+    # 0 is not False: a completion's `logprobs: 0` asks for one value a token.
+    return any(
+        value == one and isinstance(value, bool) == isinstance(one, bool)
+        for one in _HARMLESS_BY_FIELD.get(name, _HARMLESS)
+    )
 
 
 def _log_ignored(name: str) -> None:
@@ -141,7 +128,7 @@ class GenerationRequest(_Fields):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
-    slo: dict[str, Any] | None = None
+    slo: SloFields | None = None
     service_tier: str | None = None
     user: str | None = None
 
@@ -161,13 +148,12 @@ class GenerationRequest(_Fields):
                 seed=seed,
             )
         except ValueError as error:
-            raise ApiError(400, str(error), param=str(error).split("=")[0]) from None
+            raise ApiError(str(error), param=str(error).split("=")[0]) from None
 
     @pydantic.model_validator(mode="after")
     def _check_together(self) -> "GenerationRequest":
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ApiError(
-                400,
                 f"best_of={quote(self.best_of)} is not n={self.n or 1}: ranking is not "
                 "supported by this server",
                 param="best_of",
@@ -175,9 +161,7 @@ class GenerationRequest(_Fields):
             )
         if self.stream_options is not None and not self.stream:
             raise ApiError(
-                400,
-                "stream_options is for streams; set stream=true",
-                param="stream_options",
+                "stream_options is for streams; set stream=true", param="stream_options"
             )
         return self
 
@@ -245,9 +229,8 @@ def parse_body(model: type[Model], body: bytes) -> Model:
         return model.model_validate_json(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ApiError(
-            400,
             f"the body is not UTF-8: byte {error.object[error.start]:#04x} at offset "
-            f"{error.start}",
+            f"{error.start}"
         ) from None
     except pydantic.ValidationError as error:
         raise _first_fault(error) from None
@@ -257,10 +240,13 @@ def _first_fault(error: pydantic.ValidationError) -> ApiError:
     """Names one fault; a client mends them one by one anyway."""
     first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first['msg']}")
+        return ApiError(f"the body is not JSON: {first['msg']}")
     path = ".".join(str(part) for part in first["loc"])
     if not path:
-        return ApiError(400, "the body must be a JSON object")
+        return ApiError("the body must be a JSON object")
     if first["type"] == "missing":
-        return ApiError(400, f"{path} is missing", param=path)
-    return validation_error(dict(first), path)
+        return ApiError(f"{path} is missing", param=path)
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(SloFields.model_fields)
+        return ApiError(f"{path} is unknown; known: {known}", path)
+    return validation_error(first, path)

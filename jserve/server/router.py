@@ -1,7 +1,7 @@
 """Carries tokens from the engine's thread to the replies that wait for them.
 
-The one idea: one hand-over an engine step. The engine's thread leaves the whole
-step's events with the event loop in a single call; all else happens there.
+There is one hand-over an engine step: the engine's thread leaves the whole step's
+events with the event loop in a single call; all else happens there.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import numpy as np
 from jserve.events import NotServingError, QueueFullError, TokenEvent
 from jserve.metrics import ServerMetrics
 from jserve.server.errors import SURPRISE
-from jserve.server.generation import Generation, Reply
+from jserve.server.generation import Reply
 
 if TYPE_CHECKING:
     from jserve.loop import EngineLoop
@@ -63,29 +63,27 @@ class TokenRouter:
                 request = generation.request
                 self._targets[request.request_id] = reply, index
                 self._engine.submit(request)
-        except (ValueError, QueueFullError, NotServingError) as error:
-            self._drop(reply.generations)
-            if not isinstance(error, ValueError):
-                self._count_rejected(reply.generations, error)
+        except ValueError:
+            self._drop(reply)
             raise
-
-    def _count_rejected(
-        self, generations: Sequence[Generation], error: Exception
-    ) -> None:
-        for generation in generations:
-            request = generation.request
-            self._metrics.count_rejected(error)
-            self._metrics.count_slo(request.service_class, request.slo.is_best_effort)
+        except (QueueFullError, NotServingError) as error:
+            self._drop(reply)
+            for generation in reply.generations:
+                request = generation.request
+                self._metrics.count_rejected(error)
+                is_met = request.slo.is_best_effort
+                self._metrics.count_slo(request.service_class, is_met)
+            raise
 
     def close(self, reply: Reply) -> None:
         """Cancels what of a reply still runs: its client has gone."""
-        self._drop(reply.generations)
+        self._drop(reply)
         now_s = self._engine.clock.now_s()
         for generation in reply.generations:
             generation.abandon(now_s)
 
-    def _drop(self, generations: Sequence[Generation]) -> None:
-        for generation in generations:
+    def _drop(self, reply: Reply) -> None:
+        for generation in reply.generations:
             request_id = generation.request.request_id
             if self._targets.pop(request_id, None) is not None:
                 self._engine.cancel(request_id)

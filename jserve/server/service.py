@@ -36,19 +36,6 @@ _NOT_SERVING_RETRY_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """What is known of an HTTP request beside its body.
-
-    Attributes:
-      time_s: When it came, on the engine's clock.
-      headers: Names in lower case.
-    """
-
-    time_s: float
-    headers: Mapping[str, str]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Prompt:
     """A prompt's token ids, how long its output may be, and what precedes it."""
 
@@ -113,17 +100,27 @@ class Service:
     def _refusal(self, error: QueueFullError | NotServingError) -> ApiError:
         if isinstance(error, QueueFullError):
             return ApiError(
-                429, str(error), code="queue_full", retry_after_s=error.retry_after_s
+                str(error),
+                status=429,
+                code="queue_full",
+                retry_after_s=error.retry_after_s,
             )
         return ApiError(
-            503,
             str(error) or "the engine is not serving",
+            status=503,
             code=self.engine.health.value,
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
-    async def start(self, body: GenerationRequest, arrival: Arrival) -> Reply:
+    async def start(
+        self, body: GenerationRequest, headers: Mapping[str, str], arrival_s: float
+    ) -> Reply:
         """Starts a completion, or the next turn of a chat.
+
+        Args:
+          body: What is asked for.
+          headers: Of the request, names in lower case.
+          arrival_s: When it came, on the engine's clock.
 
         Raises:
           ApiError: if it is refused.
@@ -135,13 +132,13 @@ class Service:
         else:
             assert isinstance(body, ChatRequest)
             prompts = [await self._conversation(body)]
-        reply = self._reply(body, prompts, arrival)
+        reply = self._reply(body, prompts, headers, arrival_s)
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
             raise self._refusal(error) from None
         except ValueError as error:
-            raise ApiError(400, str(error)) from None
+            raise ApiError(str(error)) from None
         return reply
 
     def check_model(self, name: str) -> None:
@@ -152,9 +149,9 @@ class Service:
         """
         if name != self.model_name:
             raise ApiError(
-                404,
                 f"the model {quote(name)} does not exist; this server has "
                 f"{self.model_name!r}",
+                status=404,
                 param="model",
                 code="model_not_found",
             )
@@ -194,7 +191,6 @@ class Service:
         """Returns how many output tokens fit the context after a prompt."""
         if num_prompt_tokens >= self.context_tokens:
             raise ApiError(
-                400,
                 f"the prompt has {num_prompt_tokens} tokens; the context is "
                 f"{self.context_tokens} tokens, prompt and at least 1 of output "
                 "together",
@@ -207,7 +203,6 @@ class Service:
         """Returns the output tokens asked for, if they fit the context."""
         if asked > room:
             raise ApiError(
-                400,
                 f"{name}={quote(asked)} is over {room}: the context is "
                 f"{self.context_tokens} tokens and the prompt has "
                 f"{self.context_tokens - room}",
@@ -217,7 +212,11 @@ class Service:
         return asked
 
     def _reply(
-        self, body: GenerationRequest, prompts: Sequence[_Prompt], arrival: Arrival
+        self,
+        body: GenerationRequest,
+        prompts: Sequence[_Prompt],
+        headers: Mapping[str, str],
+        arrival_s: float,
     ) -> Reply:
         is_chat = isinstance(body, ChatRequest)
         form = AnswerFormat(
@@ -233,13 +232,12 @@ class Service:
         max_requests = self.engine.config.max_queued_requests
         if num_requests > max_requests:
             raise ApiError(
-                400,
                 f"{len(prompts)} prompts times n={num_choices} are {num_requests} "
                 f"requests; the limit is max_queued_requests={max_requests}",
                 param="n" if num_choices > 1 else "prompt",
             )
-        promise = self.classes.promise(
-            slo=body.slo, headers=arrival.headers, service_tier=body.service_tier
+        objective = self.classes.objective(
+            slo=body.slo, headers=headers, service_tier=body.service_tier
         )
         sampling = body.sampling()
         stop_token_ids = self._stop_token_ids(body)
@@ -249,20 +247,19 @@ class Service:
             min_tokens = body.min_tokens or 0
             if min_tokens > prompt.max_tokens:
                 raise ApiError(
-                    400,
                     f"min_tokens={quote(min_tokens)} is not in 0..{prompt.max_tokens}",
                     param="min_tokens",
                 )
             request = Request(
                 request_id=f"{form.response_id}-{index}",
-                arrival_s=arrival.time_s,
+                arrival_s=arrival_s,
                 prompt_tokens=prompt.tokens,
                 max_tokens=prompt.max_tokens,
                 min_tokens=min_tokens,
                 stop_token_ids=stop_token_ids,
-                slo=promise.slo,
-                service_class=promise.service_class,
-                guard=promise.guard,
+                slo=objective.slo,
+                service_class=objective.service_class,
+                guard=objective.guard,
                 sampling=dataclasses.replace(
                     sampling, seed=nth_seed(sampling.seed, index % num_choices)
                 ),
@@ -290,7 +287,6 @@ class Service:
         own = frozenset() if body.ignore_eos else self.tokenizer.eos_token_ids
         if len(asked | own) > MAX_STOP_TOKENS:
             raise ApiError(
-                400,
                 f"stop_token_ids has {len(asked)} ids, {len(asked | own)} with the "
                 f"model's own end-of-sequence tokens; the limit is {MAX_STOP_TOKENS}",
                 param="stop_token_ids",
@@ -298,7 +294,6 @@ class Service:
         for token in asked:
             if not 0 <= token < self.engine.vocab_size:
                 raise ApiError(
-                    400,
                     f"stop_token_ids={quote(token)} is not in "
                     f"0..{self.engine.vocab_size - 1}, the vocabulary",
                     param="stop_token_ids",

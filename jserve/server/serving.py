@@ -1,10 +1,10 @@
 """Listens, serves, and goes when told to.
 
-The one idea: on the first SIGTERM or SIGINT the socket stays open. New requests
-hear 503 while running ones finish; only then does the server close, and the
-process ends with 0. A second SIGINT ends it at once. When the engine has failed
-nothing can be served any more: everyone is told, and the process ends with another
-status than 0, so that whoever supervises it starts a new one.
+On the first SIGTERM or SIGINT the socket stays open. New requests hear 503 while
+running ones finish; only then does the server close, and the process ends with 0. A
+second SIGINT ends it at once. When the engine has failed nothing can be served any more:
+all clients are told, and the process ends with another status, so that its supervisor
+starts it again.
 """
 
 import asyncio
@@ -110,31 +110,25 @@ async def _serve(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     told = asyncio.create_task(leaving.wait())
     failed = asyncio.create_task(_wait_for_failure(engine))
-    status = FAILED_STATUS
     try:
         await asyncio.wait({serving, told, failed}, return_when=asyncio.FIRST_COMPLETED)
-        if leaving.is_set():
-            status = 0
+        is_told = leaving.is_set()
+        if is_told:
+            timeout_s = config.drain_timeout_s
             _LOGGER.info(
-                "draining: new requests are refused, running ones have %g s",
-                config.drain_timeout_s,
+                "draining: new requests are refused, running ones have %g s", timeout_s
             )
-            is_empty = await asyncio.to_thread(engine.drain, config.drain_timeout_s)
-            if not is_empty:
+            if not await asyncio.to_thread(engine.drain, timeout_s):
                 _LOGGER.warning("drain timed out: the remaining requests were cut off")
         elif failed.done():
             _LOGGER.error("leaving in %g s: the engine has failed", _FAILED_GRACE_S)
-            await asyncio.wait(
-                {serving, told},
-                timeout=_FAILED_GRACE_S,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait({serving}, timeout=_FAILED_GRACE_S)
         server.should_exit = True
         await serving
     finally:
         told.cancel()
         failed.cancel()
-    return status
+    return 0 if is_told else FAILED_STATUS
 
 
 def serve(
