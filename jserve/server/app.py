@@ -42,8 +42,8 @@ def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"api_key_file: {error}") from None
-    keys = tuple(line.strip().encode() for line in lines if line.strip())
+        raise ValueError(f"api_key_file={path}: {error}") from None
+    keys = tuple(key.encode() for line in lines if (key := line.strip()))
     if not keys:
         raise ValueError(f"api_key_file={path} holds no key")
     return keys
@@ -78,15 +78,10 @@ async def _watch(service: Service) -> None:
             if state is Health.FAILED:
                 _LOGGER.error("the engine has failed: requests are refused from now on")
             elif state in (Health.READY, Health.WARM):
-                stats = engine.stats()
+                duration_s = engine.clock.now_s() - start_s
+                count = engine.stats().num_programs
                 _LOGGER.info(
-                    "%s after %.1f s: model %s, policy %s, %d of %d programs compiled",
-                    state.value,
-                    engine.clock.now_s() - start_s,
-                    service.model_name,
-                    stats.policy,
-                    stats.num_programs,
-                    stats.num_programs_total,
+                    "%s after %.1f s, %d programs", state.value, duration_s, count
                 )
         if turn % _ABSORB_TURNS == 0:
             service.metrics.absorb_steps()

@@ -35,11 +35,11 @@ class Generation:
     """One output of one prompt.
 
     Attributes:
-      request: what the engine was asked.
-      finish_reason: why it ended, in the API's words; None while it runs.
-      error: what went wrong in the engine or here, if it did.
-      tokens: output token ids so far.
-      num_cached_tokens: prompt tokens that came from the prefix cache.
+      request: What the engine was asked.
+      finish_reason: Why it ended, in the API's words; None while it runs.
+      error: What went wrong in the engine or here, if it did.
+      tokens: Output token ids so far.
+      num_cached_tokens: Prompt tokens that came from the prefix cache.
     """
 
     def __init__(
@@ -168,25 +168,24 @@ class Reply:
         generation = self.generations[index]
         text = generation.take(event)
         tokens = () if event.token is None else (event.token,)
-        reason = generation.finish_reason
-        chunk = b""
-        if self.is_streamed and generation.error is None:
-            chunk = self._writers[index].event(text, reason, tokens)
-        self._advance(index, chunk)
+        self._advance(index, text, tokens)
 
     def fail(self, index: int, error: str, now_s: float) -> None:
         """Ends output `index`: an event of it could not be taken."""
         self.generations[index].fail(error, now_s)
-        self._advance(index, b"")
+        self._advance(index, "", ())
 
-    def _advance(self, index: int, chunk: bytes) -> None:
-        """Has a chunk sent, or the error that stands in its place, and the end."""
+    def _advance(self, index: int, text: str, tokens: Sequence[int]) -> None:
+        """Has text sent, or the error that stands in its place, and the end."""
         generation = self.generations[index]
-        if generation.finish_reason is not None:
+        reason, error = generation.finish_reason, generation.error
+        if reason is not None:
             self._open.discard(index)
         if self.is_streamed:
-            if generation.error is not None:
-                chunk = EVENT_HEAD + error_json(500, generation.error) + EVENT_TAIL
+            if error is None:
+                chunk = self._writers[index].event(text, reason, tokens)
+            else:
+                chunk = EVENT_HEAD + error_json(500, error) + EVENT_TAIL
             self._ready.append(chunk)
             if not self._open:
                 if self.form.has_usage:
@@ -194,20 +193,20 @@ class Reply:
                 self._ready.append(DONE_EVENT)
         elif not self._open:
             error = self.error
-            body = self._answer() if error is None else error_json(500, error)
-            self._ready.append(body)
+            self._ready = [self._answer() if error is None else error_json(500, error)]
         if self._ready:
             self._wake.set()
 
-    async def wait(self) -> None:
-        """Waits until there is something to send."""
+    async def wait(self) -> int:
+        """Waits until there is something to send; returns how many bytes."""
         await self._wake.wait()
+        return sum(map(len, self._ready))
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yields bytes to send, until every output has ended."""
         is_finished = False
         while not is_finished:
-            await self._wake.wait()
+            await self.wait()
             self._wake.clear()
             is_finished = not self._open
             chunk = b"".join(self._ready)

@@ -45,7 +45,8 @@ class ReplyResponse(StreamingResponse):
     async def stream_response(self, send: Send) -> None:
         """Sends the answer; the status of a whole one depends on how it ended."""
         if not self._reply.is_streamed:
-            await self._reply.wait()
+            num_bytes = await self._reply.wait()
+            self.headers["content-length"] = str(num_bytes)
             if self._reply.error is not None:
                 self.status_code = 500
         await super().stream_response(send)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import platform
 import sys
 from typing import Annotated, Any
@@ -17,30 +16,14 @@ from jserve.events import Health, StepRecord
 from jserve.server.service import Service
 
 MAX_STEPS_A_CALL = 20_000
-_STEP_FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
-
-
-def _steps_page(service: Service, since: int, limit: int) -> bytes:
-    steps = service.engine.steps(since)
-    page = steps[:limit]
-    return json.dumps(
-        {
-            "steps": [
-                {name: getattr(step, name) for name in _STEP_FIELDS} for step in page
-            ],
-            "next": page[-1].step_id + 1 if page else since,
-            "has_more": len(page) < len(steps),
-            "now_s": service.engine.clock.now_s(),
-        }
-    ).encode()
+_FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    versions = {"jserve": jserve.__version__, "python": platform.python_version()}
-    for name in ("jax", "flax", "numpy"):
-        versions[name] = importlib.metadata.version(name)
-    return versions
+    names = ("jax", "flax", "numpy")
+    own = {"jserve": jserve.__version__, "python": platform.python_version()}
+    return own | {name: importlib.metadata.version(name) for name in names}
 
 
 def _device() -> dict[str, Any] | None:
@@ -48,12 +31,8 @@ def _device() -> dict[str, Any] | None:
     jax = sys.modules.get("jax")
     if jax is None:
         return None
-    devices = jax.devices()
-    return {
-        "platform": devices[0].platform,
-        "kind": devices[0].device_kind,
-        "count": len(devices),
-    }
+    one, *_ = devices = jax.devices()
+    return {"platform": one.platform, "kind": one.device_kind, "count": len(devices)}
 
 
 def health_router(service: Service) -> APIRouter:
@@ -104,8 +83,17 @@ def inspection_router(service: Service) -> APIRouter:
         since: Annotated[int, Query(ge=0, le=10**15)] = 0,
         limit: Annotated[int, Query(ge=0, le=MAX_STEPS_A_CALL)] = MAX_STEPS_A_CALL,
     ) -> Response:
-        return Response(
-            _steps_page(service, since, limit), media_type="application/json"
+        found = service.engine.steps(since)
+        page = found[:limit]
+        return JSONResponse(
+            {
+                "steps": [
+                    {name: getattr(one, name) for name in _FIELDS} for one in page
+                ],
+                "next": page[-1].step_id + 1 if page else since,
+                "has_more": len(page) < len(found),
+                "now_s": service.engine.clock.now_s(),
+            }
         )
 
     @router.get("/info")

@@ -37,14 +37,14 @@ def split_prompts(prompt: Any) -> list[str | list[int]]:
     ):
         prompts = prompt
     else:
-        raise ApiError(_FORMS, param="prompt")
+        raise ApiError(_FORMS, "prompt")
     if not prompts or not all(prompts):
         raise _empty()
     return prompts
 
 
 def _empty() -> ApiError:
-    return ApiError("prompt is empty; it needs at least 1 token", param="prompt")
+    return ApiError("prompt is empty; it needs at least 1 token", "prompt")
 
 
 async def _run(size_chars: int, encode: Callable[[], list[int]]) -> list[int]:
@@ -77,7 +77,7 @@ def _check_tokens(tokens: Sequence[int], *, vocab_size: int) -> np.ndarray:
             raise ApiError(
                 f"prompt has the token id {quote(token)}, which is not in "
                 f"0..{vocab_size - 1}, the vocabulary",
-                param="prompt",
+                "prompt",
             )
     return np.asarray(tokens, np.int32)
 
@@ -95,9 +95,7 @@ async def encode_chat(
       ApiError: 400 if the template refuses the conversation.
     """
     if not tokenizer.has_chat_template:
-        raise ApiError(
-            "this model has no chat template; use /v1/completions", param="model"
-        )
+        raise ApiError("this model has no chat template; use /v1/completions", "model")
     try:
         tokens = await _run(
             sum(len(turn["content"]) for turn in turns),
@@ -106,5 +104,5 @@ async def encode_chat(
             ),
         )
     except ValueError as error:
-        raise ApiError(str(error), param="messages") from None
+        raise ApiError(str(error), "messages") from None
     return _check_tokens(tokens, vocab_size=vocab_size)

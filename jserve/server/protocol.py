@@ -148,7 +148,7 @@ class GenerationRequest(_Fields):
                 seed=seed,
             )
         except ValueError as error:
-            raise ApiError(str(error), param=str(error).split("=")[0]) from None
+            raise ApiError(str(error), str(error).split("=")[0]) from None
 
     @pydantic.model_validator(mode="after")
     def _check_together(self) -> "GenerationRequest":
@@ -156,12 +156,12 @@ class GenerationRequest(_Fields):
             raise ApiError(
                 f"best_of={quote(self.best_of)} is not n={self.n or 1}: ranking is not "
                 "supported by this server",
-                param="best_of",
+                "best_of",
                 code="unsupported_parameter",
             )
         if self.stream_options is not None and not self.stream:
             raise ApiError(
-                "stream_options is for streams; set stream=true", param="stream_options"
+                "stream_options is for streams; set stream=true", "stream_options"
             )
         return self
 
@@ -245,7 +245,7 @@ def _first_fault(error: pydantic.ValidationError) -> ApiError:
     if not path:
         return ApiError("the body must be a JSON object")
     if first["type"] == "missing":
-        return ApiError(f"{path} is missing", param=path)
+        return ApiError(f"{path} is missing", path)
     if first["type"] == "extra_forbidden":
         known = ", ".join(SloFields.model_fields)
         return ApiError(f"{path} is unknown; known: {known}", path)

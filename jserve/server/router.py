@@ -63,16 +63,13 @@ class TokenRouter:
                 request = generation.request
                 self._targets[request.request_id] = reply, index
                 self._engine.submit(request)
-        except ValueError:
+        except (ValueError, QueueFullError, NotServingError) as error:
             self._drop(reply)
-            raise
-        except (QueueFullError, NotServingError) as error:
-            self._drop(reply)
-            for generation in reply.generations:
-                request = generation.request
-                self._metrics.count_rejected(error)
-                is_met = request.slo.is_best_effort
-                self._metrics.count_slo(request.service_class, is_met)
+            if not isinstance(error, ValueError):
+                for request in (one.request for one in reply.generations):
+                    is_met = request.slo.is_best_effort
+                    self._metrics.count_rejected(error)
+                    self._metrics.count_slo(request.service_class, is_met)
             raise
 
     def close(self, reply: Reply) -> None:
@@ -110,8 +107,7 @@ class TokenRouter:
 
     def publish_times_s(self) -> dict[str, float]:
         """Returns what detokenising and encoding cost a step, over recent steps."""
-        times_s = np.array(self._publish_s)
-        if not times_s.size:
+        if not self._publish_s:
             return {}
-        p50, p99 = np.percentile(times_s, (50, 99))
-        return {"p50": float(p50), "p99": float(p99)}
+        p50, p99 = np.percentile(self._publish_s, (50, 99)).tolist()
+        return {"p50": p50, "p99": p99}

@@ -148,13 +148,9 @@ class Service:
           ApiError: 404 for any but the one that is served.
         """
         if name != self.model_name:
-            raise ApiError(
-                f"the model {quote(name)} does not exist; this server has "
-                f"{self.model_name!r}",
-                status=404,
-                param="model",
-                code="model_not_found",
-            )
+            message = f"the model {quote(name)} does not exist; this server has "
+            message += repr(self.model_name)
+            raise ApiError(message, "model", status=404, code="model_not_found")
 
     async def _prompts(self, body: CompletionRequest) -> list[_Prompt]:
         prompts = []
@@ -162,10 +158,12 @@ class Service:
             tokens = await encode_prompt(
                 self.tokenizer, prompt, vocab_size=self.engine.vocab_size
             )
-            room = self._room(len(tokens), "prompt")
-            max_tokens = min(_DEFAULT_COMPLETION_TOKENS, room)
-            if body.max_tokens is not None:
-                max_tokens = self._fitting("max_tokens", body.max_tokens, room)
+            max_tokens = self._max_tokens(
+                len(tokens),
+                "prompt",
+                default=_DEFAULT_COMPLETION_TOKENS,
+                max_tokens=body.max_tokens,
+            )
             echo = prompt if body.echo else ""
             if not isinstance(echo, str):
                 echo = self.tokenizer.decode(echo)
@@ -179,37 +177,44 @@ class Service:
             add_generation_prompt=body.add_generation_prompt is not False,
             vocab_size=self.engine.vocab_size,
         )
-        room = max_tokens = self._room(len(tokens), "messages")
-        if body.max_completion_tokens is not None:
-            asked = body.max_completion_tokens
-            max_tokens = self._fitting("max_completion_tokens", asked, room)
-        elif body.max_tokens is not None:
-            max_tokens = self._fitting("max_tokens", body.max_tokens, room)
+        if body.max_completion_tokens is None:
+            asked = {"max_tokens": body.max_tokens}
+        else:
+            asked = {"max_completion_tokens": body.max_completion_tokens}
+        max_tokens = self._max_tokens(len(tokens), "messages", **asked)
         return _Prompt(tokens=tokens, max_tokens=max_tokens)
 
-    def _room(self, num_prompt_tokens: int, param: str) -> int:
-        """Returns how many output tokens fit the context after a prompt."""
-        if num_prompt_tokens >= self.context_tokens:
-            raise ApiError(
-                f"the prompt has {num_prompt_tokens} tokens; the context is "
-                f"{self.context_tokens} tokens, prompt and at least 1 of output "
-                "together",
-                param=param,
-                code="context_length_exceeded",
-            )
-        return self.context_tokens - num_prompt_tokens
+    def _max_tokens(
+        self,
+        num_prompt_tokens: int,
+        prompt_name: str,
+        default: int | None = None,
+        **asked: int | None,
+    ) -> int:
+        """Returns the most output tokens after a prompt.
 
-    def _fitting(self, name: str, asked: int, room: int) -> int:
-        """Returns the output tokens asked for, if they fit the context."""
-        if asked > room:
-            raise ApiError(
-                f"{name}={quote(asked)} is over {room}: the context is "
-                f"{self.context_tokens} tokens and the prompt has "
-                f"{self.context_tokens - room}",
-                param=name,
-                code="context_length_exceeded",
+        Args:
+          num_prompt_tokens: Tokens of the prompt.
+          prompt_name: Field of the prompt.
+          default: When none are asked for; None gives the rest of the context.
+          **asked: Field that asks for a number, and that number.
+        """
+        code, context = "context_length_exceeded", self.context_tokens
+        room = context - num_prompt_tokens
+        if room < 1:
+            message = f"the prompt has {num_prompt_tokens} tokens; the context is "
+            message += f"{context} tokens, prompt and at least 1 of output together"
+            raise ApiError(message, prompt_name, code=code)
+        ((name, number),) = asked.items()
+        if number is None:
+            return room if default is None else min(default, room)
+        if number > room:
+            message = (
+                f"{name}={quote(number)} is over {room}: the context is {context} "
             )
-        return asked
+            message += f"tokens and the prompt has {num_prompt_tokens}"
+            raise ApiError(message, name, code=code)
+        return number
 
     def _reply(
         self,
@@ -231,25 +236,24 @@ class Service:
         num_requests = num_choices * len(prompts)
         max_requests = self.engine.config.max_queued_requests
         if num_requests > max_requests:
-            raise ApiError(
+            message = (
                 f"{len(prompts)} prompts times n={num_choices} are {num_requests} "
-                f"requests; the limit is max_queued_requests={max_requests}",
-                param="n" if num_choices > 1 else "prompt",
             )
+            message += f"requests; the limit is max_queued_requests={max_requests}"
+            raise ApiError(message, "n" if num_choices > 1 else "prompt")
         objective = self.classes.objective(
             slo=body.slo, headers=headers, service_tier=body.service_tier
         )
         sampling = body.sampling()
         stop_token_ids = self._stop_token_ids(body)
+        min_tokens = body.min_tokens or 0
+        fewest = min(prompt.max_tokens for prompt in prompts)
+        if min_tokens > fewest:
+            message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
+            raise ApiError(message, "min_tokens")
         generations: list[Generation] = []
         for index in range(num_requests):
             prompt = prompts[index // num_choices]
-            min_tokens = body.min_tokens or 0
-            if min_tokens > prompt.max_tokens:
-                raise ApiError(
-                    f"min_tokens={quote(min_tokens)} is not in 0..{prompt.max_tokens}",
-                    param="min_tokens",
-                )
             request = Request(
                 request_id=f"{form.response_id}-{index}",
                 arrival_s=arrival_s,
@@ -286,16 +290,14 @@ class Service:
         asked = frozenset(body.stop_token_ids or ())
         own = frozenset() if body.ignore_eos else self.tokenizer.eos_token_ids
         if len(asked | own) > MAX_STOP_TOKENS:
-            raise ApiError(
+            message = (
                 f"stop_token_ids has {len(asked)} ids, {len(asked | own)} with the "
-                f"model's own end-of-sequence tokens; the limit is {MAX_STOP_TOKENS}",
-                param="stop_token_ids",
             )
+            message += "model's own end-of-sequence tokens; the limit is "
+            raise ApiError(f"{message}{MAX_STOP_TOKENS}", "stop_token_ids")
+        last = self.engine.vocab_size - 1
         for token in asked:
-            if not 0 <= token < self.engine.vocab_size:
-                raise ApiError(
-                    f"stop_token_ids={quote(token)} is not in "
-                    f"0..{self.engine.vocab_size - 1}, the vocabulary",
-                    param="stop_token_ids",
-                )
+            if not 0 <= token <= last:
+                message = f"stop_token_ids={quote(token)} is not in 0..{last}"
+                raise ApiError(message, "stop_token_ids")
         return asked | own

@@ -2,9 +2,9 @@
 
 On the first SIGTERM or SIGINT the socket stays open. New requests hear 503 while
 running ones finish; only then does the server close, and the process ends with 0. A
-second SIGINT ends it at once. When the engine has failed nothing can be served any more:
-all clients are told, and the process ends with another status, so that its supervisor
-starts it again.
+second SIGINT ends it at once. When the engine has failed nothing can be served any
+more: all clients are told, and the process ends with another status, so that its
+supervisor starts it again.
 """
 
 import asyncio

@@ -94,18 +94,9 @@ class ServiceClasses:
         """Makes them ready.
 
         Raises:
-          ValueError: if a class is relative to the machine, or the default is not
-            among them.
+          ValueError: if a class has a bound that is relative to the machine, or the
+            default is not among them.
         """
-        for one in classes:
-            for field in ("ttft_slowdown", "tbt_step_multiple"):
-                value = getattr(one, field)
-                if value is not None:
-                    raise ValueError(
-                        f"service class {one.name!r} has {field}={value}, which is "
-                        "relative to the machine: a server needs absolute bounds "
-                        "(ttft_s, tbt_s, ttlt_s)"
-                    )
         named = {one.name: one for one in (BEST_EFFORT, *classes)}
         if default not in named:
             raise ValueError(
