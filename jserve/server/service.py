@@ -48,15 +48,9 @@ class Service:
     """Everything the endpoints share.
 
     Attributes:
-      engine: Where requests run.
-      tokenizer: Of the model.
-      config: What the server was told.
-      classes: Service classes.
       model_name: Name that clients use.
       context_tokens: Most tokens of prompt and output together that can run here.
       max_body_bytes: Largest request body taken.
-      metrics: Counters.
-      router: Carries tokens back.
     """
 
     def __init__(
@@ -241,7 +235,7 @@ class Service:
             )
             message += f"requests; the limit is max_queued_requests={max_requests}"
             raise ApiError(message, "n" if num_choices > 1 else "prompt")
-        objective = self.classes.objective(
+        slo, service_class = self.classes.choose(
             slo=body.slo, headers=headers, service_tier=body.service_tier
         )
         sampling = body.sampling()
@@ -261,9 +255,9 @@ class Service:
                 max_tokens=prompt.max_tokens,
                 min_tokens=min_tokens,
                 stop_token_ids=stop_token_ids,
-                slo=objective.slo,
-                service_class=objective.service_class,
-                guard=objective.guard,
+                slo=slo,
+                service_class=service_class.name,
+                guard=service_class.guard,
                 sampling=dataclasses.replace(
                     sampling, seed=nth_seed(sampling.seed, index % num_choices)
                 ),

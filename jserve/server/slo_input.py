@@ -4,7 +4,6 @@ The first source that says anything decides alone. Sources are never mixed, so t
 nobody has to guess which bound came from where.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -16,8 +15,8 @@ from jserve.server.errors import ApiError, quote, validation_error
 from jserve_sched.slo import BEST_EFFORT, ServiceClass, Slo, parse_service_classes
 
 MAX_BOUND_S = 86400.0
-CUSTOM_CLASS = "custom"  # in reports: an objective that no class names
 UNREAD_CLASS = "unread"  # in metrics: a request that was refused before it was read
+_CUSTOM = ServiceClass(name="custom")  # in reports: an SLO that no class names
 _DEFAULT_TIERS = ("auto", "default")
 # Field of SloFields, by header.
 _HEADERS = {"x-slo-ttft-ms": "ttft_ms", "x-slo-tpot-ms": "tpot_ms"}
@@ -72,23 +71,12 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
     return fields.to_slo(" and ".join(_HEADERS))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Objective:
-    """An SLO and the name it is reported under.
+class ServiceClasses:
+    """The classes a server knows, and the one for requests that name none.
 
     Attributes:
-      slo: Bounds.
-      service_class: Name in reports and metrics.
-      guard: Whether late requests are still worth guarding.
+      classes: Those of the file, and best effort.
     """
-
-    slo: Slo
-    service_class: str
-    guard: bool = False
-
-
-class ServiceClasses:
-    """The classes a server knows, and the one for requests that name none."""
 
     def __init__(self, classes: tuple[ServiceClass, ...], default: str):
         """Makes them ready.
@@ -97,26 +85,22 @@ class ServiceClasses:
           ValueError: if a class has a bound that is relative to the machine, or the
             default is not among them.
         """
-        named = {one.name: one for one in (BEST_EFFORT, *classes)}
-        if default not in named:
-            raise ValueError(
-                f"default_service_class={default!r} is not one of {sorted(named)}"
-            )
-        self.classes = tuple(named.values())
-        self._objectives = {
-            name: Objective(slo=one.resolve(), service_class=name, guard=one.guard)
-            for name, one in named.items()
-        }
-        self._default = self._objectives[default]
+        self._by_name = {one.name: one for one in (BEST_EFFORT, *classes)}
+        self.classes = tuple(self._by_name.values())
+        self._slos = {one.name: one.resolve() for one in self.classes}
+        if default not in self._by_name:
+            known = sorted(self._by_name)
+            raise ValueError(f"default_service_class={default!r} is not one of {known}")
+        self._default = self._by_name[default]
 
-    def objective(
+    def choose(
         self,
         *,
         slo: SloFields | None,
         headers: Mapping[str, str],
         service_tier: str | None,
-    ) -> Objective:
-        """Returns the objective of a request.
+    ) -> tuple[Slo, ServiceClass]:
+        """Returns the SLO of a request, and the class that it is reported under.
 
         Args:
           slo: The body's object.
@@ -126,30 +110,22 @@ class ServiceClasses:
         Raises:
           ApiError: 400 for an unknown class, or a value out of range.
         """
-        tier = self._tier(service_tier)
+        tier = None if service_tier is None else self._tier(service_tier)
         if slo is not None:
-            own = slo.to_slo()
-        elif any(name in headers for name in _HEADERS):
-            own = _slo_from_headers(headers)
-        else:
-            return tier or self._default
-        if tier is None:
-            return Objective(slo=own, service_class=CUSTOM_CLASS)
-        return dataclasses.replace(tier, slo=own)
+            return slo.to_slo(), tier or _CUSTOM
+        if any(name in headers for name in _HEADERS):
+            return _slo_from_headers(headers), tier or _CUSTOM
+        tier = tier or self._default
+        return self._slos[tier.name], tier
 
-    def _tier(self, name: str | None) -> Objective | None:
-        if name is None:
-            return None
-        if name in _DEFAULT_TIERS and name not in self._objectives:
-            return self._default
-        if name not in self._objectives:
-            known = ", ".join([*self._objectives, *_DEFAULT_TIERS])
-            raise ApiError(
-                f"service_tier={quote(name)} is not a class of this server; it knows "
-                f"{known}",
-                "service_tier",
-            )
-        return self._objectives[name]
+    def _tier(self, name: str) -> ServiceClass:
+        if name in _DEFAULT_TIERS:
+            return self._by_name.get(name, self._default)
+        if name not in self._by_name:
+            known = ", ".join([*self._by_name, *_DEFAULT_TIERS])
+            message = f"service_tier={quote(name)} is not one of {known}"
+            raise ApiError(message, "service_tier")
+        return self._by_name[name]
 
 
 def load_service_classes(config: ServerConfig) -> ServiceClasses:
