@@ -309,6 +309,15 @@ class Served:
         return sock
 
 
+def read_until(sock: socket.socket, mark: bytes) -> bytes:
+    """What comes until a mark has come."""
+    received = b""
+    while mark not in received:
+        received += (part := sock.recv(65536))
+        assert part, received
+    return received
+
+
 @contextlib.contextmanager
 def serve_fake(
     loop: FakeLoop | None = None,

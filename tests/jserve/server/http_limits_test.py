@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fake_server import FakeLoop, Served, serve_fake
+from fake_server import FakeLoop, Served, read_until, serve_fake
 from jserve.config import EngineConfig, ServerConfig
 from jserve.server.http_limits import MAX_HEAD_BYTES, largest_honest_body
 from jserve.server.serving import make_server
@@ -21,7 +21,6 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 def served() -> Iterator[Served]:
     with serve_fake(max_body_bytes=2**16) as served:
         yield served
-        assert served.complete(max_tokens=1).status == 200
 
 
 def connect(served: Served) -> socket.socket:
@@ -34,11 +33,7 @@ def answer_to(served: Served, *parts: bytes) -> bytes:
         for part in parts:
             sock.sendall(part)
             time.sleep(0.01)  # so that each is read alone
-        answer = b""
-        while b"}}" not in answer:
-            answer += (part := sock.recv(65536))
-            assert part, answer
-        return answer
+        return read_until(sock, b"}}")
 
 
 def test_connections_outlive_a_pause_of_a_pooled_client() -> None:
