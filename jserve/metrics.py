@@ -155,10 +155,6 @@ class ServerMetrics(Collector):
                 error_s = abs(step.predicted_s - step.duration_s)
                 self._error.observe(error_s / step.duration_s)
 
-    def describe(self) -> Iterator[Metric]:
-        """Yields nothing: names are not needed before the first scrape."""
-        yield from ()
-
     def collect(self) -> Iterator[Metric]:
         """Yields what the engine counts, for one scrape."""
         self.absorb_steps()

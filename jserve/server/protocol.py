@@ -20,7 +20,7 @@ from jserve_sched.request import SamplingParams
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
-_SEEDS = 2**32
+SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
 
@@ -133,12 +133,12 @@ class GenerationRequest(_Fields):
     user: str | None = None
 
     def sampling(self) -> SamplingParams:
-        """Returns how tokens are drawn; without a seed, from a fresh one.
+        """Returns how the first output is drawn; without a seed, from a fresh one.
 
         Raises:
           ApiError: 400 if a value is out of its range.
         """
-        seed = secrets.randbelow(_SEEDS) if self.seed is None else self.seed % _SEEDS
+        seed = secrets.randbelow(SEEDS) if self.seed is None else self.seed % SEEDS
         try:
             return SamplingParams(
                 temperature=1.0 if self.temperature is None else self.temperature,
@@ -164,11 +164,6 @@ class GenerationRequest(_Fields):
                 "stream_options is for streams; set stream=true", "stream_options"
             )
         return self
-
-
-def nth_seed(seed: int, index: int) -> int:
-    """Returns the seed of output `index` of `n`."""
-    return (seed + index) % _SEEDS
 
 
 class CompletionRequest(GenerationRequest):

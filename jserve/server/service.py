@@ -17,10 +17,10 @@ from jserve.server.generation import Generation, Reply
 from jserve.server.http_limits import largest_honest_body
 from jserve.server.prompts import encode_chat, encode_prompt, split_prompts
 from jserve.server.protocol import (
+    SEEDS,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    nth_seed,
 )
 from jserve.server.router import TokenRouter
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
@@ -230,10 +230,8 @@ class Service:
         num_requests = num_choices * len(prompts)
         max_requests = self.engine.config.max_queued_requests
         if num_requests > max_requests:
-            message = (
-                f"{len(prompts)} prompts times n={num_choices} are {num_requests} "
-            )
-            message += f"requests; the limit is max_queued_requests={max_requests}"
+            message = f"{len(prompts)} prompts with n={num_choices} are {num_requests}"
+            message += f" requests; the limit is max_queued_requests={max_requests}"
             raise ApiError(message, "n" if num_choices > 1 else "prompt")
         slo, service_class = self.classes.choose(
             slo=body.slo, headers=headers, service_tier=body.service_tier
@@ -259,7 +257,7 @@ class Service:
                 service_class=service_class.name,
                 guard=service_class.guard,
                 sampling=dataclasses.replace(
-                    sampling, seed=nth_seed(sampling.seed, index % num_choices)
+                    sampling, seed=(sampling.seed + index % num_choices) % SEEDS
                 ),
             )
             keep_stop = bool(body.include_stop_str_in_output)
@@ -284,11 +282,9 @@ class Service:
         asked = frozenset(body.stop_token_ids or ())
         own = frozenset() if body.ignore_eos else self.tokenizer.eos_token_ids
         if len(asked | own) > MAX_STOP_TOKENS:
-            message = (
-                f"stop_token_ids has {len(asked)} ids, {len(asked | own)} with the "
-            )
-            message += "model's own end-of-sequence tokens; the limit is "
-            raise ApiError(f"{message}{MAX_STOP_TOKENS}", "stop_token_ids")
+            message = f"stop_token_ids has {len(asked)} ids, {len(asked | own)} with "
+            message += f"the model's own; the limit is {MAX_STOP_TOKENS}"
+            raise ApiError(message, "stop_token_ids")
         last = self.engine.vocab_size - 1
         for token in asked:
             if not 0 <= token <= last:
