@@ -58,39 +58,38 @@ async def read_body(request: Request, max_body_bytes: int) -> bytes:
 class BoundedHttp(HttpToolsProtocol):
     """uvicorn's protocol, with limits on heads and on bodies that nobody reads.
 
-    A head over the limit is answered with 431. The rest of a refused request's body is
-    dropped, so that a client which is still writing it hears why; a client that goes on
-    beyond a limit is cut off.
+    A head over the limit is answered with 431, and so is any other overhead: trailers,
+    or a body in tiny chunks. The rest of a refused request's body is dropped, so that a
+    client which is still writing it hears why; one that goes on is cut off.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._is_in_head = True
-        self._head_bytes = 0
+        self._head_bytes = 0  # of this request: all that has come, less its body
         self._unread_bytes = 0
 
     def data_received(self, data: bytes) -> None:
         """Takes what has come, at most some 256 KiB."""
-        if self._is_in_head:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         super().data_received(data)
         # The parser keeps a header to itself until it is complete.
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
+        if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response("")
 
     def on_headers_complete(self) -> None:
         """Begins a request, unless its head is over the limit."""
-        self._is_in_head = False
-        self._head_bytes = len(self.url) + sum(
+        head_bytes = len(self.url) + sum(
             len(name) + len(value) + len(": \r\n") for name, value in self.headers
         )
-        if self._head_bytes > MAX_HEAD_BYTES:
+        if head_bytes > MAX_HEAD_BYTES:
+            self._head_bytes = head_bytes
             raise httptools.HttpParserError  # has the parser stop
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of a body; what comes after the response is dropped."""
         super().on_body(body)
+        self._head_bytes -= len(body)
         if self.cycle.response_complete:
             self._unread_bytes += len(body)
             if self._unread_bytes > _MAX_UNREAD_BYTES:
@@ -99,7 +98,6 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Ends a request; the next head begins."""
         super().on_message_complete()
-        self._is_in_head = True
         self._head_bytes = self._unread_bytes = 0
 
     def send_400_response(self, msg: str) -> None:

@@ -49,6 +49,7 @@ def test_connections_outlive_a_pause_of_a_pooled_client() -> None:
         (POST, b"X: " + b"a" * MAX_HEAD_BYTES),  # a header without an end
         (POST + b"X: %s\r\n\r\n" % (b"a" * MAX_HEAD_BYTES),),
         (POST + b"X: a\r\n" * 20_000 + b"\r\n",),
+        (CHUNKED + b"1\r\n{\r\n0\r\n", b"X: " + b"a" * MAX_HEAD_BYTES),  # a trailer
         (b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",),
     ],
 )
