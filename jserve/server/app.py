@@ -103,12 +103,8 @@ def build_app(
 ) -> FastAPI:
     """Returns the application; its lifespan starts and stops the engine.
 
-    At the end `app.state.has_stopped` says whether the engine's thread has ended.
-
-    Args:
-      engine: not started yet.
-      tokenizer: the model's.
-      config: of the server.
+    The engine is not started yet. At the end `app.state.has_stopped` says whether its
+    thread has ended.
 
     Raises:
       ValueError: if service classes or keys cannot be read, or the model has more

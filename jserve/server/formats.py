@@ -37,10 +37,7 @@ class AnswerFormat:
     """Names and labels of one answer.
 
     Attributes:
-      is_chat: Whether it is a chat.
-      response_id: Its id.
       created_s: Unix time at which it was begun.
-      model: Name of the model.
       has_usage: Whether a stream ends with its usage.
       has_token_ids: Whether token ids go beside the text.
     """
@@ -110,13 +107,7 @@ class ChunkWriter:
     def event(
         self, text: str, finish_reason: str | None, tokens: Sequence[int]
     ) -> bytes:
-        """Returns one event.
-
-        Args:
-          text: newly certain text, maybe empty.
-          finish_reason: on the last event.
-          tokens: the token ids the event stands for.
-        """
+        """Returns the event of newly certain text, maybe empty, and of its tokens."""
         head = self._head
         if self._is_first:
             self._is_first = False

@@ -113,8 +113,8 @@ class Service:
 
         Args:
           body: What is asked for.
-          headers: Of the request, names in lower case.
-          arrival_s: When it came, on the engine's clock.
+          headers: Names in lower case.
+          arrival_s: On the engine's clock.
 
         Raises:
           ApiError: if it is refused.

@@ -138,12 +138,6 @@ def serve(
 
     Where the engine cannot be stopped, since it compiles, the process ends here.
 
-    Args:
-      app: from `build_app`.
-      engine: the one `app` serves.
-      config: of the server.
-      listener: from `bind`.
-
     Returns:
       The process's exit status: 0 once a signal has had everything drained, and
       `FAILED_STATUS` if the server ended for any other reason.

@@ -72,11 +72,7 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
 
 
 class ServiceClasses:
-    """The classes a server knows, and the one for requests that name none.
-
-    Attributes:
-      classes: Those of the file, and best effort.
-    """
+    """The classes a server knows, best effort among them, and the default one."""
 
     def __init__(self, classes: tuple[ServiceClass, ...], default: str):
         """Makes them ready.
@@ -102,10 +98,7 @@ class ServiceClasses:
     ) -> tuple[Slo, ServiceClass]:
         """Returns the SLO of a request, and the class that it is reported under.
 
-        Args:
-          slo: The body's object.
-          headers: Of the request, names in lower case.
-          service_tier: The body's class name.
+        `slo` and `service_tier` are the body's; headers have names in lower case.
 
         Raises:
           ApiError: 400 for an unknown class, or a value out of range.
