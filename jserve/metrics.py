@@ -58,7 +58,11 @@ _COUNTERS = (
 )
 _FALLBACKS = (
     ("predictor_fallback", "predictor.fallback", "Predictor checkpoints not usable."),
-    ("request_latency_fallback", "request_latency_fallback", "Latency files likewise."),
+    (
+        "request_latency_fallback",
+        "request_latency_fallback",
+        "Latency files not usable.",
+    ),
 )
 # Name, attribute of a service class's errors, and help.
 _LENGTHS = (

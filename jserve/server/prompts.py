@@ -48,56 +48,30 @@ def _empty() -> ApiError:
 
 
 async def _run(size_chars: int, encode: Callable[[], list[int]]) -> list[int]:
-    return (
-        await asyncio.to_thread(encode) if size_chars > _LONG_TEXT_CHARS else encode()
-    )
+    is_long = size_chars > _LONG_TEXT_CHARS
+    return await asyncio.to_thread(encode) if is_long else encode()
 
 
-async def encode_prompt(
-    tokenizer: Tokenizer, prompt: str | list[int], *, vocab_size: int
-) -> np.ndarray:
-    """Returns a prompt's token ids, `[n]` int32.
-
-    Raises:
-      ApiError: 400 if an id is not in the vocabulary.
-    """
+async def encode_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
+    """Returns a prompt's token ids; those of a list are not checked."""
     if isinstance(prompt, str):
-        text = prompt
-        tokens = await _run(len(text), lambda: tokenizer.encode(text))
-    else:
-        tokens = prompt
-    return _check_tokens(tokens, vocab_size=vocab_size)
-
-
-def _check_tokens(tokens: Sequence[int], *, vocab_size: int) -> np.ndarray:
-    if not tokens:
-        raise _empty()
-    for token in (min(tokens), max(tokens)):
-        if not 0 <= token < vocab_size:
-            raise ApiError(
-                f"prompt has the token id {quote(token)}, which is not in "
-                f"0..{vocab_size - 1}, the vocabulary",
-                "prompt",
-            )
-    return np.asarray(tokens, np.int32)
+        return await _run(len(prompt), lambda: tokenizer.encode(prompt))
+    return prompt
 
 
 async def encode_chat(
-    tokenizer: Tokenizer,
-    turns: Sequence[Message],
-    *,
-    add_generation_prompt: bool,
-    vocab_size: int,
-) -> np.ndarray:
-    """Returns a conversation's token ids, `[n]` int32.
+    tokenizer: Tokenizer, turns: Sequence[Message], *, add_generation_prompt: bool
+) -> list[int]:
+    """Returns a conversation's token ids.
 
     Raises:
       ApiError: 400 if the template refuses the conversation.
     """
     if not tokenizer.has_chat_template:
-        raise ApiError("this model has no chat template; use /v1/completions", "model")
+        message = "this model has no chat template; use /v1/completions"
+        raise ApiError(message, "model")
     try:
-        tokens = await _run(
+        return await _run(
             sum(len(turn["content"]) for turn in turns),
             lambda: tokenizer.apply_chat_template(
                 turns, add_generation_prompt=add_generation_prompt
@@ -105,4 +79,18 @@ async def encode_chat(
         )
     except ValueError as error:
         raise ApiError(str(error), "messages") from None
-    return _check_tokens(tokens, vocab_size=vocab_size)
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> np.ndarray:
+    """Returns token ids as an array, `[n]` int32.
+
+    Raises:
+      ApiError: 400 if there is none, or one is not in the vocabulary.
+    """
+    if not tokens:
+        raise _empty()
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < vocab_size:
+            message = f"prompt has the token id {quote(token)}, which is not in "
+            raise ApiError(f"{message}0..{vocab_size - 1}, the vocabulary", "prompt")
+    return np.asarray(tokens, np.int32)

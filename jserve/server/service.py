@@ -15,7 +15,12 @@ from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply
 from jserve.server.http_limits import largest_honest_body
-from jserve.server.prompts import encode_chat, encode_prompt, split_prompts
+from jserve.server.prompts import (
+    check_tokens,
+    encode_chat,
+    encode_prompt,
+    split_prompts,
+)
 from jserve.server.protocol import (
     SEEDS,
     ChatRequest,
@@ -149,8 +154,8 @@ class Service:
     async def _prompts(self, body: CompletionRequest) -> list[_Prompt]:
         prompts = []
         for prompt in split_prompts(body.prompt):
-            tokens = await encode_prompt(
-                self.tokenizer, prompt, vocab_size=self.engine.vocab_size
+            tokens = check_tokens(
+                await encode_prompt(self.tokenizer, prompt), self.engine.vocab_size
             )
             max_tokens = self._max_tokens(
                 len(tokens),
@@ -169,14 +174,14 @@ class Service:
             self.tokenizer,
             [message.to_turn() for message in body.messages],
             add_generation_prompt=body.add_generation_prompt is not False,
-            vocab_size=self.engine.vocab_size,
         )
         if body.max_completion_tokens is None:
             asked = {"max_tokens": body.max_tokens}
         else:
             asked = {"max_completion_tokens": body.max_completion_tokens}
         max_tokens = self._max_tokens(len(tokens), "messages", **asked)
-        return _Prompt(tokens=tokens, max_tokens=max_tokens)
+        prompt_tokens = check_tokens(tokens, self.engine.vocab_size)
+        return _Prompt(tokens=prompt_tokens, max_tokens=max_tokens)
 
     def _max_tokens(
         self,

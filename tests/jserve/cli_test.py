@@ -74,9 +74,7 @@ def test_help_as_a_module():
         (["--warmup_only", "--compile_cache_dir="], 1, ["compile_cache_dir"]),
         (["--policy=lifo"], 1, ["'lifo'", "'sliding'"]),
         (["--default_service_class=chat"], 1, ["'chat'", "best_effort"]),
-        (["--service_classes=/no/file"], 1, ["service_classes", "/no/file"]),
         (["--api_key_file=/dev/null"], 1, ["/dev/null", "holds no key"]),
-        (["--step_log=/dev/null/steps"], 1, ["'/dev/null/steps'", "'/dev/null'"]),
         (
             ["--warmup_only", "--compile_cache_dir=/dev/null/cache"],
             1,
