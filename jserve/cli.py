@@ -1,7 +1,7 @@
 """Serves a language model over HTTP, in OpenAI's protocol, under SLOs.
 
   jserve --model=tiny --port=8000
-  jserve --model=/models/my-llama --policy=edf --service_classes=classes.json
+  jserve --model=/models/my-llama --policy=qoserve --service_classes=classes.json
   jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
 The port answers at once. /health says when requests are served (ready, with status
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig, ServerConfig, check_writable
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 
@@ -31,6 +31,7 @@ _WARMUP_ONLY = flags.DEFINE_bool(
     False,
     "Compile and time everything that a server with these flags needs, keep it in "
     "compile_cache_dir, print what it took, and exit without opening a port.",
+    module_name="Buckets and compilation",
 )
 
 
@@ -42,6 +43,26 @@ def _folder(model: str) -> pathlib.Path | None:
     if os.sep in model or model.startswith("~"):
         raise ValueError(f"model={model}: no such folder")
     return None
+
+
+def _check(engine: EngineConfig, server: ServerConfig) -> None:
+    """Refuses wrong names, and files of no use, before anything takes long.
+
+    Raises:
+      ValueError: naming flag and value.
+    """
+    from jserve.server.app import load_api_keys
+    from jserve.server.slo_input import load_service_classes
+    from jserve_sched.policies import make_policy
+
+    make_policy(engine.policy)
+    load_service_classes(server)
+    load_api_keys(server)
+    if _WARMUP_ONLY.value:
+        if not engine.compile_cache_dir:
+            raise ValueError("--warmup_only needs a compile_cache_dir to fill")
+        folder = pathlib.Path(engine.compile_cache_dir).expanduser()
+        check_writable("compile_cache_dir", folder)
 
 
 def _warm_up(config: EngineConfig) -> None:
@@ -74,10 +95,11 @@ def main(argv: Sequence[str]) -> int:
         engine_config = _ENGINE_CONFIG()
         server_config = _SERVER_CONFIG()
         folder = _folder(engine_config.model)
-    except ValueError as error:
+        _check(engine_config, server_config)
+    except (OSError, ValueError) as error:
         raise ProgramError(str(error)) from error
 
-    # From here on it takes seconds: --help and mistakes above must not.
+    # From here on JAX is imported, which takes seconds.
     if _WARMUP_ONLY.value:
         _warm_up(engine_config)
         return 0

@@ -1,7 +1,10 @@
 """What an engine and a server may be told; every default is written once, here."""
 
 import dataclasses
+import os
 import pathlib
+from collections.abc import Mapping
+from typing import ClassVar
 
 from jserve_sched.bucket_strategies import FROM_FILE
 from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS
@@ -17,34 +20,31 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
         raise ValueError(f"{name}={value} is not in {least}..{most}")
 
 
+def check_writable(name: str, path: pathlib.Path) -> None:
+    """Checks that a file or folder can be written, or made, where it is to be.
+
+    Raises:
+      ValueError: if it cannot, naming it and the folder that forbids it.
+    """
+    found = next(one for one in (path, *path.absolute().parents) if one.exists())
+    is_in_the_way = found != path and not found.is_dir()
+    if is_in_the_way or not os.access(found, os.W_OK):
+        raise ValueError(f"{name}={str(path)!r}: {str(found)!r} cannot be written")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """The engine and its scheduler.
 
     Attributes:
-      model: a named size or the path of a Hugging Face folder.
-      seed: draws the weights of a named size (a folder brings its own).
-      dtype: of weights and KV, "float32" or "bfloat16"; "auto" takes float32 on
-        CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
-      policy: the scheduling policy, by name.
-      predictor: what prices a step: "table" (timed at start), "linear" (SlidingServe's
+      model: A named size, or the path of a Hugging Face folder.
+      seed: Seed of a named size's weights; a folder brings its own weights.
+      dtype: Type of weights and KV: "float32", "bfloat16", or "auto", which is float32
+        on CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
+      max_model_len: Most tokens of prompt and output together; 0 takes the model's.
+      policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256".
+      predictor: What prices a step: "table" (timed at start), "linear" (SlidingServe's
         model, refitted while serving), or the folder of a trained checkpoint.
-      bucket_strategy: chooses the compiled shapes, by name and options, such as
-        "linear:block_gap=4"; "" takes "explicit" with `buckets`, "pow2" without.
-      buckets: a bucket file, for the strategies "explicit" and "fitted".
-      max_programs: most programs to compile; the edges that are worth least are
-        left out. 0 sets no limit.
-      max_compile_s: seconds to spend on compiling; shapes that would take longer are
-        left out, but for the few that every step needs. 0 sets no limit.
-      max_model_len: most tokens of prompt and output together; 0 takes the
-        model's own.
-      max_num_seqs: most requests running at once.
-      max_num_batched_tokens: most token positions in one step.
-      block_tokens: tokens in one prefill block, Q.
-      page_size: tokens in one KV page.
-      kv_cache_bytes: size of the KV pool, K and V together.
-      enable_prefix_caching: whether requests share the KV of equal prefixes.
-      max_queued_requests: most requests waiting; more are refused with 429.
       length_estimator: guesses how long answers will be, by name and options:
         "max_tokens" (what the request allows), "mean", "gaussian", or "quantile", as in
         "quantile:q=0.75".
@@ -56,39 +56,61 @@ class EngineConfig:
         policy that names its own, as in "annealing:proposals=77", is not timed.
       annealing_interval_s: least seconds between two such searches; 0 leaves it to the
         policy. A policy that names its own, as in "annealing:interval_s=1", keeps it.
-      enable_overlap: whether a step is planned while the last one runs. On CPU it
+      max_num_seqs: Most requests running at once.
+      max_num_batched_tokens: Most token positions in one step.
+      max_queued_requests: Most requests waiting; more are refused with status 429.
+      enable_overlap: Whether a step is planned while the last one runs. On CPU it
         gains at few rows and nothing, or less, once steps fill the cores.
-      compile_cache_dir: where compiled programs and step times persist; "" for
-        nowhere.
-      step_log: file in which steps are recorded, their shapes and times without any
-        text, for `jserve-fit-buckets`; "" records nothing.
-      step_log_max_bytes: most bytes the record takes, its older half included.
-      capture_logits: whether each step also returns its logits; for tests.
+      bucket_strategy: Strategy that chooses the compiled buckets, by name and options,
+        as in "linear:block_gap=4"; "" takes "explicit" with `buckets`, else "pow2".
+      buckets: Bucket file, for the strategies "explicit" and "fitted".
+      block_tokens: Tokens in one prefill block, Q.
+      max_programs: Most programs to compile; the edges that are worth least are left
+        out. 0 sets no limit.
+      max_compile_s: Seconds to spend on compiling; buckets that would take longer are
+        left out, except for the few that every step needs. 0 sets no limit.
+      compile_cache_dir: Folder that keeps compiled programs and step times; "" keeps
+        nothing.
+      kv_cache_bytes: Size of the KV pool, K and V together.
+      page_size: Tokens in one KV page.
+      enable_prefix_caching: Whether requests share the KV of equal prefixes.
+      step_log: File that records the shapes and times of steps, without any text, for
+        `jserve-fit-buckets`; "" records nothing.
+      step_log_max_bytes: Most bytes of that record, its older half included.
+      capture_logits: Whether each step also returns its logits; for tests.
     """
+
+    flag_groups: ClassVar[Mapping[str, str]] = {  # headings, by their first field
+        "model": "Model",
+        "policy": "Scheduling",
+        "bucket_strategy": "Buckets and compilation",
+        "kv_cache_bytes": "Memory",
+        "step_log": "Recording",
+    }
 
     model: str = "tiny"
     seed: int = 0
     dtype: str = "auto"
-    policy: str = "edf"
-    predictor: str = "table"
-    bucket_strategy: str = ""
-    buckets: pathlib.Path | None = None
-    max_programs: int = 0
-    max_compile_s: float = 0.0
     max_model_len: int = 0
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 544
-    block_tokens: int = DEFAULT_BLOCK_TOKENS
-    page_size: int = 128
-    kv_cache_bytes: int = 512 * 2**20
-    enable_prefix_caching: bool = True
-    max_queued_requests: int = 1024
+    policy: str = "sliding"
+    predictor: str = "table"
     length_estimator: str = "max_tokens"
     request_latency: pathlib.Path | None = None
     annealing_budget_ms: float = 5.0
     annealing_interval_s: float = 0.0
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 544
+    max_queued_requests: int = 1024
     enable_overlap: bool = True
+    bucket_strategy: str = ""
+    buckets: pathlib.Path | None = None
+    block_tokens: int = DEFAULT_BLOCK_TOKENS
+    max_programs: int = 0
+    max_compile_s: float = 0.0
     compile_cache_dir: str = "~/.cache/jserve"
+    kv_cache_bytes: int = 512 * 2**20
+    page_size: int = 128
+    enable_prefix_caching: bool = True
     step_log: pathlib.Path | None = None
     step_log_max_bytes: int = 64 * 2**20
     capture_logits: bool = False
@@ -125,6 +147,8 @@ class EngineConfig:
         check_range("max_programs", self.max_programs, 0, 2**16)
         check_range("max_compile_s", self.max_compile_s, 0.0, 86400.0)
         check_range("step_log_max_bytes", self.step_log_max_bytes, 2**16, 2**50)
+        if self.step_log is not None:
+            check_writable("step_log", self.step_log)
         if not self.predictor:
             raise ValueError(
                 "predictor='' is not one of table, linear, or a checkpoint's folder"
@@ -137,17 +161,20 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """The HTTP face.
+    """The HTTP server.
 
     Attributes:
-      host: address to listen on.
-      port: port to listen on; 0 takes a free one and prints it.
-      served_model_name: the name clients use; "" takes the model's.
-      service_classes: JSON file of service classes; None has best effort only.
-      default_service_class: the class of a request that names none.
-      api_key_file: file whose lines are accepted keys; None accepts everyone.
-      drain_timeout_s: how long SIGTERM waits for running requests.
-      max_body_bytes: largest request body accepted.
+      host: Address to listen on.
+      port: Port to listen on; 0 takes a free one and prints it.
+      served_model_name: Name that clients use; "" takes the model's.
+      service_classes: JSON file of service classes; "" has best effort only.
+      default_service_class: Service class of a request that names none.
+      api_key_file: File of the keys that are accepted, one a line; "" asks for none.
+      drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
+      keep_alive_s: Seconds that an idle connection is kept for its client's next
+        request; clients that pool connections expect a minute or more.
+      max_body_bytes: Largest request body accepted; 0 takes what the context needs:
+        64 KiB and 48 bytes a token, at least 1 MiB.
     """
 
     host: str = "127.0.0.1"
@@ -157,9 +184,12 @@ class ServerConfig:
     default_service_class: str = "best_effort"
     api_key_file: pathlib.Path | None = None
     drain_timeout_s: float = 30.0
-    max_body_bytes: int = 8 * 2**20
+    keep_alive_s: int = 75
+    max_body_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
         check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
-        check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)
+        check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
+        if self.max_body_bytes:
+            check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)

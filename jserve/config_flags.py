@@ -145,7 +145,8 @@ def define_config_flags(
 
     Args:
       config_class: A frozen dataclass.
-      group: The heading that `--help` lists these flags under.
+      group: The heading that `--help` lists these flags under. A class with many has
+        headings of its own: `flag_groups` maps the first field of each to it.
       exclude: Fields that get no flag; they keep their defaults, or are given to
         the reader.
       flag_values: Where the flags are defined.
@@ -158,15 +159,16 @@ def define_config_flags(
     assert dataclasses.is_dataclass(config_class)
     kinds = typing.get_type_hints(config_class)
     texts = field_help(config_class)
-    names = [
-        field.name
-        for field in dataclasses.fields(config_class)
-        if field.name not in exclude
-    ]
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
-    for name in names:
+    headings = getattr(config_class, "flag_groups", {})
+    names: list[str] = []
+    for field in dataclasses.fields(config_class):
+        name = field.name
+        group = headings.get(name, group)
+        if name in exclude:
+            continue
+        names.append(name)
         flags.DEFINE_flag(
-            _flag(name, kinds[name], defaults[name], texts.get(name, name)),
+            _flag(name, kinds[name], field.default, texts.get(name, name)),
             flag_values,
             module_name=group,
         )

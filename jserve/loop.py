@@ -143,6 +143,22 @@ class EngineLoop:
         """
         self._scheduler.check_fits(request.num_prompt_tokens, request.max_tokens)
         with self._changed:
+            self.check_open()
+            if request.request_id in self._in_use:
+                raise ValueError(f"request id {request.request_id!r} is in use")
+            self._submitted.append(request)
+            self._in_use.add(request.request_id)
+            self._num_untold += 1
+            self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Checks that one more request would be taken now, whatever it asks.
+
+        Raises:
+          QueueFullError: if too many wait.
+          NotServingError: while starting, draining or failed.
+        """
+        with self._changed:
             if self._health not in (Health.READY, Health.WARM):
                 raise NotServingError(f"the engine is {self._health.value}")
             # Those just submitted wait only if no slot is free for them.
@@ -154,12 +170,6 @@ class EngineLoop:
                     f"max_queued_requests={self.config.max_queued_requests}",
                     self._retry_after_s(),
                 )
-            if request.request_id in self._in_use:
-                raise ValueError(f"request id {request.request_id!r} is in use")
-            self._submitted.append(request)
-            self._in_use.add(request.request_id)
-            self._num_untold += 1
-            self._changed.notify_all()
 
     def _retry_after_s(self) -> float:
         """Returns when a place in the queue should be free, by recent completions."""

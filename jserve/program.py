@@ -52,7 +52,7 @@ def _help(introduction: str) -> str:
         for group in flags.FLAGS.flags_by_module_dict()
         if not group.startswith("absl")
     ]
-    return f"{introduction.strip()}\n{''.join(groups)}\n{_HELP_END}"
+    return "\n\n".join([introduction.strip(), *map(str.strip, groups), _HELP_END])
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:

@@ -81,12 +81,15 @@ class FakeLoop:
     def health(self, health: Health) -> None:
         self._health = health
 
+    def check_open(self) -> None:
+        if self._health not in (Health.READY, Health.WARM):
+            raise NotServingError(f"the engine is {self._health.value}")
+        if len(self._live) >= self.config.max_queued_requests:
+            raise QueueFullError("too many requests wait", 2.5)
+
     def submit(self, request: Request) -> None:
         with self._lock:
-            if self._health not in (Health.READY, Health.WARM):
-                raise NotServingError(f"the engine is {self._health.value}")
-            if len(self._live) >= self.config.max_queued_requests:
-                raise QueueFullError("too many requests wait", 2.5)
+            self.check_open()
             self.seen.append(request)
             self._live[request.request_id] = request
             self._lock.notify_all()
@@ -306,6 +309,15 @@ class Served:
         return sock
 
 
+def read_until(sock: socket.socket, mark: bytes) -> bytes:
+    """What comes until a mark has come."""
+    received = b""
+    while mark not in received:
+        received += (part := sock.recv(65536))
+        assert part, received
+    return received
+
+
 @contextlib.contextmanager
 def serve_fake(
     loop: FakeLoop | None = None,
@@ -315,8 +327,9 @@ def serve_fake(
 ) -> Iterator[Served]:
     """A server in a thread, on a free port."""
     loop = loop or FakeLoop()
-    app = build_app(loop, tokenizer or load_tokenizer(None), ServerConfig(**config))
-    server = make_server(app)
+    server_config = ServerConfig(**config)
+    app = build_app(loop, tokenizer or load_tokenizer(None), server_config)
+    server = make_server(app, server_config)
     listener = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True

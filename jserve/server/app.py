@@ -3,21 +3,26 @@
 import asyncio
 import contextlib
 import hmac
+import itertools
 import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.security import HTTPBearer
 
 from jserve.config import ServerConfig
 from jserve.events import Health
 from jserve.server.errors import ApiError, install_error_handlers
 from jserve.server.openai_routes import openai_router
 from jserve.server.operator_routes import health_router, inspection_router
-from jserve.server.port import EnginePort
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
 from jserve.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
 
 _LOGGER = logging.getLogger(__name__)
 _WATCH_S = 0.1
@@ -37,31 +42,29 @@ def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"api_key_file: {error}") from None
-    keys = tuple(line.strip().encode() for line in lines if line.strip())
+        raise ValueError(f"api_key_file={path}: {error}") from None
+    keys = tuple(key.encode() for line in lines if (key := line.strip()))
     if not keys:
         raise ValueError(f"api_key_file={path} holds no key")
     return keys
 
 
-class _KeyCheck:
-    """Lets those in who bring a key, comparing in constant time."""
+def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
+    """Returns what lets those in who bring a key, comparing in constant time."""
+    bearer = HTTPBearer(auto_error=False)
 
-    def __init__(self, keys: Sequence[bytes]):
-        self._keys = keys
-
-    async def __call__(self, request: Request) -> None:
-        if not self._keys:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        key = given.strip().encode("latin-1", "replace")
-        is_known = [hmac.compare_digest(key, known) for known in self._keys]
-        if scheme.lower() != "bearer" or not any(is_known):
+    async def check(request: Request) -> None:
+        given = await bearer(request)
+        key = given.credentials.strip().encode("latin-1", "replace") if given else b""
+        is_known = [hmac.compare_digest(key, known) for known in keys]
+        if keys and not any(is_known):
             raise ApiError(
-                401,
                 "this server needs a key: Authorization: Bearer <key>",
+                status=401,
                 code="invalid_api_key",
             )
+
+    return check
 
 
 async def _watch(service: Service) -> None:
@@ -69,67 +72,46 @@ async def _watch(service: Service) -> None:
     engine = service.engine
     start_s = engine.clock.now_s()
     state = Health.STARTING
-    turn = 0
-    while True:
+    for turn in itertools.count(1):
         if engine.health is not state:
             state = engine.health
-            _log_health(state, service, engine.clock.now_s() - start_s)
-        turn += 1
+            if state is Health.FAILED:
+                _LOGGER.error("the engine has failed: requests are refused from now on")
+            elif state in (Health.READY, Health.WARM):
+                duration_s = engine.clock.now_s() - start_s
+                count = engine.stats().num_programs
+                _LOGGER.info(
+                    "%s after %.1f s, %d programs", state.value, duration_s, count
+                )
         if turn % _ABSORB_TURNS == 0:
             service.metrics.absorb_steps()
         await asyncio.sleep(_WATCH_S)
 
 
-def _log_health(state: Health, service: Service, duration_s: float) -> None:
-    if state is Health.FAILED:
-        _LOGGER.error("the engine has failed: requests are refused from now on")
-    if state not in (Health.READY, Health.WARM):
-        return
-    stats = service.engine.stats()
-    _LOGGER.info(
-        "%s after %.1f s: model %s, policy %s, %d of %d programs compiled",
-        state.value,
-        duration_s,
-        service.model_name,
-        stats.policy,
-        stats.num_programs,
-        stats.num_programs_total,
-    )
-
-
-async def _stop(engine: EnginePort) -> bool:
+async def _stop(engine: "EngineLoop") -> bool:
     """Stops the engine; False if it does not stop soon: it may be in a compiler."""
-    stopped = threading.Event()
-
-    def stop() -> None:
-        engine.stop()
-        stopped.set()
-
-    threading.Thread(target=stop, name="jserve-stop", daemon=True).start()
+    thread = threading.Thread(target=engine.stop, name="jserve-stop", daemon=True)
+    thread.start()
     deadline_s = engine.clock.now_s() + _STOP_TIMEOUT_S
-    while not stopped.is_set() and engine.clock.now_s() < deadline_s:
+    while thread.is_alive() and engine.clock.now_s() < deadline_s:
         await asyncio.sleep(0.01)
-    return stopped.is_set()
+    return not thread.is_alive()
 
 
 def build_app(
-    engine: EnginePort, tokenizer: Tokenizer, config: ServerConfig
+    engine: "EngineLoop", tokenizer: Tokenizer, config: ServerConfig
 ) -> FastAPI:
     """Returns the application; its lifespan starts and stops the engine.
 
-    At the end `app.state.has_stopped` says whether the engine's thread has ended.
-
-    Args:
-      engine: not started yet.
-      tokenizer: the model's.
-      config: of the server.
+    The engine is not started yet. At the end `app.state.has_stopped` says whether its
+    thread has ended.
 
     Raises:
       ValueError: if service classes or keys cannot be read, or the model has more
         end-of-sequence tokens than a request may stop at.
     """
     service = Service(engine, tokenizer, config, load_service_classes(config))
-    key = Depends(_KeyCheck(load_api_keys(config)))
+    key = Depends(_key_check(load_api_keys(config)))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -5,12 +5,13 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
     429: "rate_limit_error",
@@ -29,23 +30,32 @@ def quote(value: object) -> str:
 
 
 class ApiError(Exception):
-    """A refusal: what to tell the client, and with which status."""
+    """A refusal: what to tell the client, of which field, and with which status."""
 
     def __init__(
         self,
-        status: int,
         message: str,
-        *,
         param: str | None = None,
+        *,
+        status: int = 400,
         code: str | None = None,
         retry_after_s: float | None = None,
     ):
         super().__init__(message)
         self.status = status
-        self.message = message
         self.param = param
         self.code = code
-        self.retry_after_s = retry_after_s
+        self.headers: dict[str, str] = {}
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+
+
+def validation_error(row: Mapping[str, Any], path: str) -> ApiError:
+    """Returns the refusal of a value that pydantic found wrong at a path."""
+    reason = row["msg"][:1].lower() + row["msg"][1:]
+    return ApiError(f"{path}={quote(row['input'])}: {reason}", param=path)
 
 
 def error_json(
@@ -53,60 +63,39 @@ def error_json(
 ) -> bytes:
     """Returns the body of an error response."""
     fallback = "server_error" if status >= 500 else "invalid_request_error"
-    return json.dumps(
-        {
-            "error": {
-                "message": message,
-                "type": _TYPES.get(status, fallback),
-                "param": param,
-                "code": code,
-            }
-        }
-    ).encode()
+    error = {
+        "message": message,
+        "type": _TYPES.get(status, fallback),
+        "param": param,
+        "code": code,
+    }
+    return json.dumps({"error": error}).encode()
 
 
-def error_response(error: ApiError) -> Response:
-    """Returns the response that tells a client of `error`."""
-    headers: dict[str, str] = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return _response(
-        error.status,
-        error_json(error.status, error.message, param=error.param, code=error.code),
-        headers,
-    )
+def _response(error: ApiError) -> Response:
+    body = error_json(error.status, str(error), param=error.param, code=error.code)
+    return Response(body, error.status, error.headers, media_type="application/json")
 
 
-def _response(
-    status: int, body: bytes, headers: Mapping[str, str] | None = None
-) -> Response:
-    return Response(body, status, headers, media_type="application/json")
-
-
-async def _on_api_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error_response(error)
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    status = error.status_code
-    phrase = http.HTTPStatus(status).phrase
-    message = f"{phrase}: {request.method} {request.url.path}"
-    return _response(status, error_json(status, message), error.headers)
-
-
-async def _on_surprise(request: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return _response(error)
+    if isinstance(error, RequestValidationError):  # of a query
+        row = error.errors()[0]
+        return _response(validation_error(row, row["loc"][-1]))
+    if isinstance(error, HTTPException):
+        phrase = http.HTTPStatus(error.status_code).phrase
+        message = f"{phrase}: {request.method} {request.url.path}"
+        answer = ApiError(message, status=error.status_code)
+        answer.headers.update(error.headers or {})
+        return _response(answer)
     logging.getLogger(__name__).error(
         "%s %s failed", request.method, request.url.path, exc_info=error
     )
-    return _response(500, error_json(500, SURPRISE))
+    return _response(ApiError(SURPRISE, status=500))
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Makes every failure of `app` answer in OpenAI's form."""
-    app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_surprise)
+    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)

@@ -1,8 +1,7 @@
 """The two shapes of an answer: a completion, and a chat.
 
-The one idea: all of a chunk but its text and its ending is the same for every
-token of an output. It is rendered once, as bytes, and each token costs one JSON
-string escape and one join.
+All of a chunk but its text and its ending is the same for every token of an output. It
+is rendered once, as bytes; a token costs one JSON string escape and one join.
 """
 
 import dataclasses
@@ -15,28 +14,22 @@ EVENT_TAIL = b"\n\n"
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Tokens of one HTTP request.
+def usage(
+    *, prompt_tokens: int, completion_tokens: int, cached_tokens: int
+) -> dict[str, Any]:
+    """Returns OpenAI's `usage`.
 
-    Attributes:
-      prompt_tokens: of its prompts, each counted once whatever `n`.
-      completion_tokens: of all its outputs.
-      cached_tokens: prompt tokens found in the prefix cache.
+    Args:
+      prompt_tokens: Of the prompts, each counted once whatever `n`.
+      completion_tokens: Of all outputs.
+      cached_tokens: Prompt tokens found in the prefix cache.
     """
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns OpenAI's `usage`."""
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,12 +37,9 @@ class AnswerFormat:
     """Names and labels of one answer.
 
     Attributes:
-      is_chat: which of the two shapes.
-      response_id: its id.
-      created_s: Unix time it was begun.
-      model: name of the model.
-      has_usage: whether a stream ends with its usage.
-      has_token_ids: whether token ids go beside the text.
+      created_s: Unix time at which it was begun.
+      has_usage: Whether a stream ends with its usage.
+      has_token_ids: Whether token ids go beside the text.
     """
 
     is_chat: bool
@@ -71,13 +61,9 @@ class AnswerFormat:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.is_chat else "text_completion"
 
-    def usage_event(self, usage: Usage) -> bytes:
+    def usage_event(self, usage: dict[str, Any]) -> bytes:
         """Returns the last chunk of a stream that was asked for its usage."""
-        chunk = {
-            **self._top(self._chunk_kind),
-            "choices": [],
-            "usage": usage.to_json(),
-        }
+        chunk = self._top(self._chunk_kind) | {"choices": [], "usage": usage}
         return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL
 
     def choice(
@@ -91,15 +77,10 @@ class AnswerFormat:
             return {"index": index, "message": message, **ending}
         return {"index": index, "text": text, **ending}
 
-    def answer(self, choices: Sequence[dict[str, Any]], usage: Usage) -> bytes:
+    def answer(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> bytes:
         """Returns the body of an answer that is not streamed."""
-        kind = "chat.completion" if self.is_chat else "text_completion"
-        answer = {
-            **self._top(kind),
-            "choices": list(choices),
-            "usage": usage.to_json(),
-        }
-        return json.dumps(answer).encode()
+        top = self._top("chat.completion" if self.is_chat else "text_completion")
+        return json.dumps(top | {"choices": choices, "usage": usage}).encode()
 
 
 class ChunkWriter:
@@ -126,13 +107,7 @@ class ChunkWriter:
     def event(
         self, text: str, finish_reason: str | None, tokens: Sequence[int]
     ) -> bytes:
-        """Returns one event.
-
-        Args:
-          text: newly certain text, maybe empty.
-          finish_reason: on the last event.
-          tokens: the token ids the event stands for.
-        """
+        """Returns the event of newly certain text, maybe empty, and of its tokens."""
         head = self._head
         if self._is_first:
             self._is_first = False

@@ -1,11 +1,12 @@
 """One output, and one reply made of several.
 
-The one idea: tokens become text and bytes where they arrive, for all requests of
-an engine step at once; a connection's task wakes only to write what is ready.
+Tokens become text and bytes where they arrive, for all requests of an engine step at
+once; a connection's task wakes only to write what is ready.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 from jserve.events import TokenEvent
 from jserve.metrics import ServerMetrics
@@ -16,7 +17,7 @@ from jserve.server.formats import (
     EVENT_TAIL,
     AnswerFormat,
     ChunkWriter,
-    Usage,
+    usage,
 )
 from jserve.server.stop_strings import StopFinder
 from jserve.tokenizer import Tokenizer
@@ -34,11 +35,11 @@ class Generation:
     """One output of one prompt.
 
     Attributes:
-      request: what the engine was asked.
-      finish_reason: why it ended, in the API's words; None while it runs.
-      error: what went wrong in the engine or here, if it did.
-      tokens: output token ids so far.
-      num_cached_tokens: prompt tokens that came from the prefix cache.
+      request: What the engine was asked.
+      finish_reason: Why it ended, in the API's words; None while it runs.
+      error: What went wrong in the engine or here, if it did.
+      tokens: Output token ids so far.
+      num_cached_tokens: Prompt tokens that came from the prefix cache.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Generation:
     def abandon(self, now_s: float) -> None:
         """Ends it since its client has gone."""
         if self.finish_reason is None:
-            self._finish("abort", now_s, is_clients_wish=True)
+            self._finish("abort", now_s, has_client_left=True)
 
     def _show(self, text: str) -> str:
         if len(self.tokens) <= self.request.min_tokens:
@@ -109,43 +110,35 @@ class Generation:
 
     def _time(self, time_s: float) -> None:
         if self._times_s:
-            self._metrics.gap_s.add(time_s - self._times_s[-1])
+            self._metrics.gap_s.observe(time_s - self._times_s[-1])
         else:
-            self._metrics.ttft_s.add(time_s - self.request.arrival_s)
+            self._metrics.ttft_s.observe(time_s - self.request.arrival_s)
         self._times_s.append(time_s)
 
     def _finish(
-        self, reason: str, now_s: float, *, is_clients_wish: bool = False
+        self, reason: str, now_s: float, *, has_client_left: bool = False
     ) -> None:
         self.finish_reason = reason
         request, metrics = self.request, self._metrics
         metrics.count_finished(reason)
-        metrics.e2e_s.add(now_s - request.arrival_s)
-        metrics.prompt_tokens.add(request.num_prompt_tokens)
-        metrics.output_tokens.add(len(self.tokens))
-        if is_clients_wish:
-            # Late already: broken. In time when its client left: neither.
-            times_s = [*self._times_s, now_s]
-            if request.slo.is_met(request.arrival_s, times_s, is_complete=True):
-                return
-            is_met = False
-        else:
-            is_met = request.slo.is_met(
-                request.arrival_s,
-                self._times_s,
-                is_complete=reason in ("stop", "length"),
-            )
-        metrics.count_slo(request.service_class, is_met)
+        metrics.e2e_s.observe(now_s - request.arrival_s)
+        metrics.prompt_tokens.observe(request.num_prompt_tokens)
+        metrics.output_tokens.observe(len(self.tokens))
+        # Late when its client left: violated. In time then: neither.
+        times_s = [*self._times_s, now_s] if has_client_left else self._times_s
+        is_complete = has_client_left or reason in ("stop", "length")
+        is_met = request.slo.is_met(request.arrival_s, times_s, is_complete=is_complete)
+        if not (has_client_left and is_met):
+            metrics.count_slo(request.service_class, is_met)
 
 
 class Reply:
     """All outputs of one HTTP request, in the order of their index.
 
     Attributes:
-      generations: the outputs.
-      form: how the answer is written.
-      is_streamed: whether each token is sent as it comes.
-      has_left: whether the client has gone, so that nobody reads on.
+      generations: `num_choices` outputs of each prompt, prompt by prompt.
+      form: How the answer is written.
+      is_streamed: Whether each token is sent as it comes.
     """
 
     def __init__(
@@ -156,28 +149,14 @@ class Reply:
         form: AnswerFormat,
         is_streamed: bool,
     ):
-        """Makes a reply that waits for its first event.
-
-        Args:
-          generations: `num_choices` for each prompt, prompt by prompt.
-          num_choices: outputs of each prompt.
-          form: how the answer is written.
-          is_streamed: whether each token is sent as it comes.
-        """
         self.generations = tuple(generations)
         self.form = form
         self.is_streamed = is_streamed
-        self.has_left = False
         self._num_choices = num_choices
         self._open = set(range(len(self.generations)))
         self._ready: list[bytes] = []
         self._wake = asyncio.Event()
         self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every output has ended."""
-        return not self._open
 
     @property
     def error(self) -> str | None:
@@ -188,65 +167,63 @@ class Reply:
         """Takes an event of output `index`."""
         generation = self.generations[index]
         text = generation.take(event)
-        if generation.finish_reason is not None:
-            self._open.discard(index)
-        if not self.is_streamed:
-            if not self._open:
-                self._wake.set()
-        elif generation.error is not None:
-            self._send_error(generation.error)
-        else:
-            tokens = () if event.token is None else (event.token,)
-            self._send(
-                self._writers[index].event(text, generation.finish_reason, tokens)
-            )
+        tokens = () if event.token is None else (event.token,)
+        self._advance(index, text, tokens)
 
     def fail(self, index: int, error: str, now_s: float) -> None:
         """Ends output `index`: an event of it could not be taken."""
         self.generations[index].fail(error, now_s)
-        self._open.discard(index)
+        self._advance(index, "", ())
+
+    def _advance(self, index: int, text: str, tokens: Sequence[int]) -> None:
+        """Has text sent, or the error that stands in its place, and the end."""
+        generation = self.generations[index]
+        reason, error = generation.finish_reason, generation.error
+        if reason is not None:
+            self._open.discard(index)
         if self.is_streamed:
-            self._send_error(error)
+            if error is None:
+                chunk = self._writers[index].event(text, reason, tokens)
+            else:
+                chunk = EVENT_HEAD + error_json(500, error) + EVENT_TAIL
+            self._ready.append(chunk)
+            if not self._open:
+                if self.form.has_usage:
+                    self._ready.append(self.form.usage_event(self._usage()))
+                self._ready.append(DONE_EVENT)
         elif not self._open:
+            error = self.error
+            self._ready = [self._answer() if error is None else error_json(500, error)]
+        if self._ready:
             self._wake.set()
 
-    def _send_error(self, error: str) -> None:
-        self._send(EVENT_HEAD + error_json(500, error) + EVENT_TAIL)
-
-    def _send(self, sse_event: bytes) -> None:
-        self._wake.set()
-        self._ready.append(sse_event)
-        if not self._open:
-            if self.form.has_usage:
-                self._ready.append(self.form.usage_event(self.usage()))
-            self._ready.append(DONE_EVENT)
-
-    def leave(self) -> None:
-        """Says that the client has gone."""
-        self.has_left = True
-        self._wake.set()
-
-    async def read(self) -> bytes:
-        """Waits for bytes to send, the end, or the client's leaving."""
+    async def wait(self) -> int:
+        """Waits until there is something to send; returns how many bytes."""
         await self._wake.wait()
-        self._wake.clear()
-        chunk = b"".join(self._ready)
-        self._ready.clear()
-        return chunk
+        return sum(map(len, self._ready))
 
-    def usage(self) -> Usage:
-        """Returns the tokens counted so far."""
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yields bytes to send, until every output has ended."""
+        is_finished = False
+        while not is_finished:
+            await self.wait()
+            self._wake.clear()
+            is_finished = not self._open
+            chunk = b"".join(self._ready)
+            self._ready.clear()
+            yield chunk
+
+    def _usage(self) -> dict[str, Any]:
         firsts = self.generations[:: self._num_choices]
-        return Usage(
+        return usage(
             prompt_tokens=sum(one.request.num_prompt_tokens for one in firsts),
             completion_tokens=sum(len(one.tokens) for one in self.generations),
             cached_tokens=sum(one.num_cached_tokens for one in firsts),
         )
 
-    def answer(self) -> bytes:
-        """Returns the body of a finished reply that is not streamed."""
+    def _answer(self) -> bytes:
         choices = [
             self.form.choice(index, one.text, one.finish_reason, one.tokens)
             for index, one in enumerate(self.generations)
         ]
-        return self.form.answer(choices, self.usage())
+        return self.form.answer(choices, self._usage())

@@ -1,95 +1,55 @@
 """OpenAI's endpoints: completions, chats, and the list of models."""
 
-import asyncio
 import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from jserve.server.body import parse_body, read_body
-from jserve.server.errors import error_json
 from jserve.server.generation import Reply
-from jserve.server.protocol import ChatRequest, CompletionRequest
+from jserve.server.http_limits import read_body
+from jserve.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parse_body,
+)
 from jserve.server.router import TokenRouter
-from jserve.server.service import Arrival, Service, unknown_model
+from jserve.server.service import Service
 
 _CLIENT_CLOSED_REQUEST = 499  # nobody will read it; logs and tests do
 
 
-class ReplyResponse(Response):
+class ReplyResponse(StreamingResponse):
     """Sends a reply, as it grows or whole, and cancels it if its client leaves."""
 
     def __init__(self, reply: Reply, router: TokenRouter):
-        super().__init__()
+        headers = {"x-request-id": reply.form.response_id}
+        media_type = "application/json"
+        if reply.is_streamed:
+            headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
+            media_type = "text/event-stream"
+        super().__init__(reply.chunks(), headers=headers, media_type=media_type)
         self._reply = reply
         self._router = router
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
-        watcher = asyncio.create_task(self._watch(receive))
         try:
-            if self._reply.is_streamed:
-                await self._send_stream(send)
-            else:
-                await self._send_whole(send)
+            await super().__call__(scope, receive, send)
         finally:
-            watcher.cancel()
             self._router.close(self._reply)
 
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._reply.leave()
-
-    async def _send_stream(self, send: Send) -> None:
-        await _send_start(
-            send,
-            200,
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no"),
-            (b"x-request-id", self._reply.form.response_id.encode()),
-        )
-        is_finished = False
-        while not is_finished:
-            chunk = await self._reply.read()
-            if self._reply.has_left:
-                return
-            is_finished = self._reply.is_finished
-            await send(
-                {
-                    "type": "http.response.body",
-                    "body": chunk,
-                    "more_body": not is_finished,
-                }
-            )
-
-    async def _send_whole(self, send: Send) -> None:
-        await self._reply.read()
-        if self._reply.has_left:
-            return
-        error = self._reply.error
-        status, body = 200, b""
-        if error is None:
-            body = self._reply.answer()
-        else:
-            status, body = 500, error_json(500, error)
-        await _send_start(
-            send,
-            status,
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(body)).encode()),
-            (b"x-request-id", self._reply.form.response_id.encode()),
-        )
-        await send({"type": "http.response.body", "body": body})
-
-
-async def _send_start(send: Send, status: int, *headers: tuple[bytes, bytes]) -> None:
-    await send(
-        {"type": "http.response.start", "status": status, "headers": list(headers)}
-    )
+    async def stream_response(self, send: Send) -> None:
+        """Sends the answer; the status of a whole one depends on how it ended."""
+        if not self._reply.is_streamed:
+            num_bytes = await self._reply.wait()
+            self.headers["content-length"] = str(num_bytes)
+            if self._reply.error is not None:
+                self.status_code = 500
+        await super().stream_response(send)
 
 
 def openai_router(service: Service) -> APIRouter:
@@ -106,28 +66,24 @@ def openai_router(service: Service) -> APIRouter:
             "max_model_len": service.context_tokens,
         }
 
-    def arrival(request: Request) -> Arrival:
-        return Arrival(time_s=service.engine.clock.now_s(), headers=request.headers)
+    async def answer(model: type[GenerationRequest], request: Request) -> Response:
+        arrival_s = service.engine.clock.now_s()
+        service.check_open()
+        try:
+            body = await read_body(request, service.max_body_bytes)
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        asked = parse_body(model, body)
+        reply = await service.start(asked, request.headers, arrival_s)
+        return ReplyResponse(reply, service.router)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:
-        came = arrival(request)
-        try:
-            body = await read_body(request, service.config.max_body_bytes)
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        reply = await service.complete(parse_body(CompletionRequest, body), came)
-        return ReplyResponse(reply, service.router)
+        return await answer(CompletionRequest, request)
 
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        came = arrival(request)
-        try:
-            body = await read_body(request, service.config.max_body_bytes)
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        reply = await service.chat(parse_body(ChatRequest, body), came)
-        return ReplyResponse(reply, service.router)
+        return await answer(ChatRequest, request)
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -135,8 +91,7 @@ def openai_router(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name != service.model_name:
-            raise unknown_model(name, service.model_name)
+        service.check_model(name)
         return model_card()
 
     return router

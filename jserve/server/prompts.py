@@ -8,13 +8,10 @@ import numpy as np
 
 from jserve.chat_template import Message
 from jserve.server.errors import ApiError, quote
-from jserve.server.protocol import ChatMessage
-from jserve.server.refusals import FieldFilter
 from jserve.tokenizer import Tokenizer
 
 # Longer texts are encoded in a thread: the loop would stand still meanwhile.
 _LONG_TEXT_CHARS = 20_000
-_ROLES = ("system", "developer", "user", "assistant")
 _FORMS = (
     "prompt must be a string, a list of strings, a list of token ids, "
     "or a list of such lists"
@@ -40,117 +37,60 @@ def split_prompts(prompt: Any) -> list[str | list[int]]:
     ):
         prompts = prompt
     else:
-        raise ApiError(400, _FORMS, param="prompt")
+        raise ApiError(_FORMS, "prompt")
     if not prompts or not all(prompts):
-        raise ApiError(
-            400, "prompt is empty; it needs at least 1 token", param="prompt"
-        )
+        raise _empty()
     return prompts
 
 
+def _empty() -> ApiError:
+    return ApiError("prompt is empty; it needs at least 1 token", "prompt")
+
+
 async def _run(size_chars: int, encode: Callable[[], list[int]]) -> list[int]:
-    return (
-        await asyncio.to_thread(encode) if size_chars > _LONG_TEXT_CHARS else encode()
-    )
+    is_long = size_chars > _LONG_TEXT_CHARS
+    return await asyncio.to_thread(encode) if is_long else encode()
 
 
-async def encode_prompt(
-    tokenizer: Tokenizer, prompt: str | list[int], *, vocab_size: int
-) -> np.ndarray:
-    """Returns a prompt's token ids, `[n]` int32.
-
-    Raises:
-      ApiError: 400 if an id is not in the vocabulary.
-    """
+async def encode_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
+    """Returns a prompt's token ids; those of a list are not checked."""
     if isinstance(prompt, str):
-        text = prompt
-        tokens = await _run(len(text), lambda: tokenizer.encode(text))
-    else:
-        tokens = prompt
-    return _check_tokens(tokens, vocab_size=vocab_size)
-
-
-def _check_tokens(tokens: Sequence[int], *, vocab_size: int) -> np.ndarray:
-    if not tokens:
-        raise ApiError(
-            400, "prompt is empty; it needs at least 1 token", param="prompt"
-        )
-    for token in (min(tokens), max(tokens)):
-        if not 0 <= token < vocab_size:
-            raise ApiError(
-                400,
-                f"prompt has the token id {quote(token)}, which is not in "
-                f"0..{vocab_size - 1}, the vocabulary",
-                param="prompt",
-            )
-    return np.asarray(tokens, np.int32)
-
-
-def _message(message: ChatMessage, index: int, fields: FieldFilter) -> Message:
-    where = f"messages.{index}"
-    if message.role not in _ROLES:
-        raise ApiError(
-            400,
-            f"{where}.role={quote(message.role)} is not one of {', '.join(_ROLES)}",
-            param=f"{where}.role",
-        )
-    if (message.model_extra or {}).get("tool_calls"):
-        raise ApiError(
-            400,
-            f"{where}.tool_calls is not supported by this server",
-            param=f"{where}.tool_calls",
-            code="unsupported_parameter",
-        )
-    fields.check(message.model_extra, where="messages.")
-    if message.content is None:
-        raise ApiError(400, f"{where}.content is missing", param=f"{where}.content")
-    if isinstance(message.content, str):
-        text = message.content
-    else:
-        texts = []
-        for number, part in enumerate(message.content):
-            if part.type != "text" or part.text is None:
-                raise ApiError(
-                    400,
-                    f"{where}.content.{number}.type={quote(part.type)} is not "
-                    "supported; this server takes parts of type 'text'",
-                    param=f"{where}.content",
-                    code="unsupported_parameter",
-                )
-            texts.append(part.text)
-        text = "\n".join(texts)
-    # A developer's words are the system prompt's younger name.
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": text}
+        return await _run(len(prompt), lambda: tokenizer.encode(prompt))
+    return prompt
 
 
 async def encode_chat(
-    tokenizer: Tokenizer,
-    messages: Sequence[ChatMessage],
-    *,
-    add_generation_prompt: bool,
-    vocab_size: int,
-    fields: FieldFilter,
-) -> np.ndarray:
-    """Returns a conversation's token ids, `[n]` int32.
+    tokenizer: Tokenizer, turns: Sequence[Message], *, add_generation_prompt: bool
+) -> list[int]:
+    """Returns a conversation's token ids.
 
     Raises:
-      ApiError: 400 if a turn is not supported, or the template refuses it.
+      ApiError: 400 if the template refuses the conversation.
     """
-    if not messages:
-        raise ApiError(400, "messages is empty; it needs at least 1", param="messages")
     if not tokenizer.has_chat_template:
-        raise ApiError(
-            400, "this model has no chat template; use /v1/completions", param="model"
-        )
-    turns = [_message(one, index, fields) for index, one in enumerate(messages)]
+        message = "this model has no chat template; use /v1/completions"
+        raise ApiError(message, "model")
     try:
-        tokens = await _run(
+        return await _run(
             sum(len(turn["content"]) for turn in turns),
             lambda: tokenizer.apply_chat_template(
                 turns, add_generation_prompt=add_generation_prompt
             ),
         )
     except ValueError as error:
-        raise ApiError(400, str(error), param="messages") from None
-    return _check_tokens(tokens, vocab_size=vocab_size)
+        raise ApiError(str(error), "messages") from None
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int) -> np.ndarray:
+    """Returns token ids as an array, `[n]` int32.
+
+    Raises:
+      ApiError: 400 if there is none, or one is not in the vocabulary.
+    """
+    if not tokens:
+        raise _empty()
+    for token in (min(tokens), max(tokens)):
+        if not 0 <= token < vocab_size:
+            message = f"prompt has the token id {quote(token)}, which is not in "
+            raise ApiError(f"{message}0..{vocab_size - 1}, the vocabulary", "prompt")
+    return np.asarray(tokens, np.int32)

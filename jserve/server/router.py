@@ -1,7 +1,7 @@
 """Carries tokens from the engine's thread to the replies that wait for them.
 
-The one idea: one hand-over an engine step. The engine's thread leaves the whole
-step's events with the event loop in a single call; all else happens there.
+There is one hand-over an engine step: the engine's thread leaves the whole step's
+events with the event loop in a single call; all else happens there.
 """
 
 import asyncio
@@ -9,14 +9,17 @@ import collections
 import logging
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jserve.events import NotServingError, QueueFullError, TokenEvent
 from jserve.metrics import ServerMetrics
 from jserve.server.errors import SURPRISE
-from jserve.server.generation import Generation, Reply
-from jserve.server.port import EnginePort
+from jserve.server.generation import Reply
+
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
@@ -25,7 +28,7 @@ _MAX_TIMED_STEPS = 4096
 class TokenRouter:
     """Knows which reply each live request belongs to. Lives on the event loop."""
 
-    def __init__(self, engine: EnginePort, metrics: ServerMetrics):
+    def __init__(self, engine: "EngineLoop", metrics: ServerMetrics):
         self._engine = engine
         self._metrics = metrics
         self._targets: dict[str, tuple[Reply, int]] = {}
@@ -61,29 +64,23 @@ class TokenRouter:
                 self._targets[request.request_id] = reply, index
                 self._engine.submit(request)
         except (ValueError, QueueFullError, NotServingError) as error:
-            self._drop(reply.generations)
+            self._drop(reply)
             if not isinstance(error, ValueError):
-                self._count_rejected(reply.generations, error)
+                for request in (one.request for one in reply.generations):
+                    is_met = request.slo.is_best_effort
+                    self._metrics.count_rejected(error)
+                    self._metrics.count_slo(request.service_class, is_met)
             raise
-
-    def _count_rejected(
-        self, generations: Sequence[Generation], error: Exception
-    ) -> None:
-        is_full = isinstance(error, QueueFullError)
-        for generation in generations:
-            request = generation.request
-            self._metrics.count_rejected("queue_full" if is_full else "not_serving")
-            self._metrics.count_slo(request.service_class, request.slo.is_best_effort)
 
     def close(self, reply: Reply) -> None:
         """Cancels what of a reply still runs: its client has gone."""
-        self._drop(reply.generations)
+        self._drop(reply)
         now_s = self._engine.clock.now_s()
         for generation in reply.generations:
             generation.abandon(now_s)
 
-    def _drop(self, generations: Sequence[Generation]) -> None:
-        for generation in generations:
+    def _drop(self, reply: Reply) -> None:
+        for generation in reply.generations:
             request_id = generation.request.request_id
             if self._targets.pop(request_id, None) is not None:
                 self._engine.cancel(request_id)
@@ -105,13 +102,12 @@ class TokenRouter:
                 if event.finish_reason is None:
                     self._engine.cancel(event.request_id)
         duration_s = time.perf_counter() - start_s
-        self._metrics.publish_s.add(duration_s)
+        self._metrics.publish_s.observe(duration_s)
         self._publish_s.append(duration_s)
 
     def publish_times_s(self) -> dict[str, float]:
         """Returns what detokenising and encoding cost a step, over recent steps."""
-        times_s = np.array(self._publish_s)
-        if not times_s.size:
+        if not self._publish_s:
             return {}
-        p50, p99 = np.percentile(times_s, (50, 99))
-        return {"p50": float(p50), "p99": float(p99)}
+        p50, p99 = np.percentile(self._publish_s, (50, 99)).tolist()
+        return {"p50": p50, "p99": p99}

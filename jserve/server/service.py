@@ -1,44 +1,43 @@
-"""From a checked request body to a reply that is under way."""
+"""From a request body to a reply that is under way."""
 
 import dataclasses
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jserve.config import ServerConfig
 from jserve.events import NotServingError, QueueFullError
 from jserve.metrics import ServerMetrics
-from jserve.server import limits
-from jserve.server.errors import ApiError
+from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply
-from jserve.server.port import EnginePort
-from jserve.server.prompts import encode_chat, encode_prompt, split_prompts
-from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from jserve.server.refusals import FieldFilter
+from jserve.server.http_limits import largest_honest_body
+from jserve.server.prompts import (
+    check_tokens,
+    encode_chat,
+    encode_prompt,
+    split_prompts,
+)
+from jserve.server.protocol import (
+    SEEDS,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+)
 from jserve.server.router import TokenRouter
-from jserve.server.slo_input import ServiceClasses
+from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
 from jserve.tokenizer import Tokenizer
 from jserve_sched.request import MAX_STOP_TOKENS, Request
 
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
+
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
 _NOT_SERVING_RETRY_S = 5.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Arrival:
-    """What is known of an HTTP request beside its body.
-
-    Attributes:
-      time_s: when it came, on the engine's clock.
-      headers: names in lower case.
-    """
-
-    time_s: float
-    headers: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,18 +53,14 @@ class Service:
     """Everything the endpoints share.
 
     Attributes:
-      engine: where requests run.
-      tokenizer: the model's.
-      config: what the server was told.
-      classes: service classes.
-      metrics: counters.
-      router: carries tokens back.
-      model_name: the name clients use.
+      model_name: Name that clients use.
+      context_tokens: Most tokens of prompt and output together that can run here.
+      max_body_bytes: Largest request body taken.
     """
 
     def __init__(
         self,
-        engine: EnginePort,
+        engine: "EngineLoop",
         tokenizer: Tokenizer,
         config: ServerConfig,
         classes: ServiceClasses,
@@ -81,90 +76,151 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
+        self.context_tokens = min(engine.max_model_len, engine.num_kv_tokens)
+        self.max_body_bytes = config.max_body_bytes or largest_honest_body(
+            self.context_tokens
+        )
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
-        self._fields = FieldFilter()
 
-    @property
-    def context_tokens(self) -> int:
-        """Most tokens of prompt and output together that can run here."""
-        return min(self.engine.max_model_len, self.engine.num_kv_tokens)
+    def check_open(self) -> None:
+        """Refuses a request before its body is read, if it could not even wait.
 
-    async def complete(self, body: CompletionRequest, arrival: Arrival) -> Reply:
-        """Starts a completion.
+        Raises:
+          ApiError: 429 if the queue is full, 503 if the engine is not serving.
+        """
+        try:
+            self.engine.check_open()
+        except (QueueFullError, NotServingError) as error:
+            self.metrics.count_rejected(error)
+            self.metrics.count_slo(UNREAD_CLASS, False)
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: QueueFullError | NotServingError) -> ApiError:
+        if isinstance(error, QueueFullError):
+            return ApiError(
+                str(error),
+                status=429,
+                code="queue_full",
+                retry_after_s=error.retry_after_s,
+            )
+        return ApiError(
+            str(error) or "the engine is not serving",
+            status=503,
+            code=self.engine.health.value,
+            retry_after_s=_NOT_SERVING_RETRY_S,
+        )
+
+    async def start(
+        self, body: GenerationRequest, headers: Mapping[str, str], arrival_s: float
+    ) -> Reply:
+        """Starts a completion, or the next turn of a chat.
+
+        Args:
+          body: What is asked for.
+          headers: Names in lower case.
+          arrival_s: On the engine's clock.
 
         Raises:
           ApiError: if it is refused.
         """
-        self._check(body)
+        if body.model is not None:
+            self.check_model(body.model)
+        if isinstance(body, CompletionRequest):
+            prompts = await self._prompts(body)
+        else:
+            assert isinstance(body, ChatRequest)
+            prompts = [await self._conversation(body)]
+        reply = self._reply(body, prompts, headers, arrival_s)
+        try:
+            self.router.open(reply)
+        except (QueueFullError, NotServingError) as error:
+            raise self._refusal(error) from None
+        except ValueError as error:
+            raise ApiError(str(error)) from None
+        return reply
+
+    def check_model(self, name: str) -> None:
+        """Checks the name of a model.
+
+        Raises:
+          ApiError: 404 for any but the one that is served.
+        """
+        if name != self.model_name:
+            message = f"the model {quote(name)} does not exist; this server has "
+            message += repr(self.model_name)
+            raise ApiError(message, "model", status=404, code="model_not_found")
+
+    async def _prompts(self, body: CompletionRequest) -> list[_Prompt]:
         prompts = []
         for prompt in split_prompts(body.prompt):
-            tokens = await encode_prompt(
-                self.tokenizer, prompt, vocab_size=self.engine.vocab_size
+            tokens = check_tokens(
+                await encode_prompt(self.tokenizer, prompt), self.engine.vocab_size
             )
-            max_tokens = limits.max_tokens(
-                "max_tokens",
-                body.max_tokens,
+            max_tokens = self._max_tokens(
+                len(tokens),
+                "prompt",
                 default=_DEFAULT_COMPLETION_TOKENS,
-                num_prompt_tokens=len(tokens),
-                context_tokens=self.context_tokens,
+                max_tokens=body.max_tokens,
             )
-            echo = ""
-            if body.echo:
-                echo = (
-                    prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
-                )
+            echo = prompt if body.echo else ""
+            if not isinstance(echo, str):
+                echo = self.tokenizer.decode(echo)
             prompts.append(_Prompt(tokens=tokens, max_tokens=max_tokens, echo=echo))
-        return self._open(body, prompts, arrival, best_of=body.best_of)
+        return prompts
 
-    async def chat(self, body: ChatRequest, arrival: Arrival) -> Reply:
-        """Starts the next turn of a chat.
-
-        Raises:
-          ApiError: if it is refused.
-        """
-        self._check(body)
-        add_generation_prompt = body.add_generation_prompt
+    async def _conversation(self, body: ChatRequest) -> _Prompt:
         tokens = await encode_chat(
             self.tokenizer,
-            body.messages,
-            add_generation_prompt=add_generation_prompt is not False,
-            vocab_size=self.engine.vocab_size,
-            fields=self._fields,
+            [message.to_turn() for message in body.messages],
+            add_generation_prompt=body.add_generation_prompt is not False,
         )
-        name, asked = "max_completion_tokens", body.max_completion_tokens
-        if asked is None and body.max_tokens is not None:
-            name, asked = "max_tokens", body.max_tokens
-        max_tokens = limits.max_tokens(
-            name,
-            asked,
-            default=None,
-            num_prompt_tokens=len(tokens),
-            context_tokens=self.context_tokens,
-        )
-        prompt = _Prompt(tokens=tokens, max_tokens=max_tokens)
-        return self._open(body, [prompt], arrival, best_of=None)
+        if body.max_completion_tokens is None:
+            asked = {"max_tokens": body.max_tokens}
+        else:
+            asked = {"max_completion_tokens": body.max_completion_tokens}
+        max_tokens = self._max_tokens(len(tokens), "messages", **asked)
+        prompt_tokens = check_tokens(tokens, self.engine.vocab_size)
+        return _Prompt(tokens=prompt_tokens, max_tokens=max_tokens)
 
-    def _check(self, body: GenerationRequest) -> None:
-        if body.model is not None and body.model != self.model_name:
-            raise unknown_model(body.model, self.model_name)
-        self._fields.check(body.model_extra)
-        if body.stream_options is not None:
-            if not body.stream:
-                raise ApiError(
-                    400,
-                    "stream_options is for streams; set stream=true",
-                    param="stream_options",
-                )
-            self._fields.check(body.stream_options.model_extra, where="stream_options.")
+    def _max_tokens(
+        self,
+        num_prompt_tokens: int,
+        prompt_name: str,
+        default: int | None = None,
+        **asked: int | None,
+    ) -> int:
+        """Returns the most output tokens after a prompt.
 
-    def _open(
+        Args:
+          num_prompt_tokens: Tokens of the prompt.
+          prompt_name: Field of the prompt.
+          default: When none are asked for; None gives the rest of the context.
+          **asked: Field that asks for a number, and that number.
+        """
+        code, context = "context_length_exceeded", self.context_tokens
+        room = context - num_prompt_tokens
+        if room < 1:
+            message = f"the prompt has {num_prompt_tokens} tokens; the context is "
+            message += f"{context} tokens, prompt and at least 1 of output together"
+            raise ApiError(message, prompt_name, code=code)
+        ((name, number),) = asked.items()
+        if number is None:
+            return room if default is None else min(default, room)
+        if number > room:
+            message = (
+                f"{name}={quote(number)} is over {room}: the context is {context} "
+            )
+            message += f"tokens and the prompt has {num_prompt_tokens}"
+            raise ApiError(message, name, code=code)
+        return number
+
+    def _reply(
         self,
         body: GenerationRequest,
         prompts: Sequence[_Prompt],
-        arrival: Arrival,
-        *,
-        best_of: int | None,
+        headers: Mapping[str, str],
+        arrival_s: float,
     ) -> Reply:
         is_chat = isinstance(body, ChatRequest)
         form = AnswerFormat(
@@ -175,93 +231,68 @@ class Service:
             has_usage=bool(body.stream_options and body.stream_options.include_usage),
             has_token_ids=bool(body.return_token_ids),
         )
-        num_choices = limits.num_choices(body, best_of)
+        num_choices = body.n or 1
         num_requests = num_choices * len(prompts)
         max_requests = self.engine.config.max_queued_requests
         if num_requests > max_requests:
-            raise ApiError(
-                400,
-                f"{len(prompts)} prompts times n={num_choices} are {num_requests} "
-                f"requests; the limit is max_queued_requests={max_requests}",
-                param="n" if num_choices > 1 else "prompt",
+            message = f"{len(prompts)} prompts with n={num_choices} are {num_requests}"
+            message += f" requests; the limit is max_queued_requests={max_requests}"
+            raise ApiError(message, "n" if num_choices > 1 else "prompt")
+        slo, service_class = self.classes.choose(
+            slo=body.slo, headers=headers, service_tier=body.service_tier
+        )
+        sampling = body.sampling()
+        stop_token_ids = self._stop_token_ids(body)
+        min_tokens = body.min_tokens or 0
+        fewest = min(prompt.max_tokens for prompt in prompts)
+        if min_tokens > fewest:
+            message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
+            raise ApiError(message, "min_tokens")
+        generations: list[Generation] = []
+        for index in range(num_requests):
+            prompt = prompts[index // num_choices]
+            request = Request(
+                request_id=f"{form.response_id}-{index}",
+                arrival_s=arrival_s,
+                prompt_tokens=prompt.tokens,
+                max_tokens=prompt.max_tokens,
+                min_tokens=min_tokens,
+                stop_token_ids=stop_token_ids,
+                slo=slo,
+                service_class=service_class.name,
+                guard=service_class.guard,
+                sampling=dataclasses.replace(
+                    sampling, seed=(sampling.seed + index % num_choices) % SEEDS
+                ),
             )
-        reply = Reply(
-            generations=self._generations(body, prompts, arrival, form, num_choices),
+            keep_stop = bool(body.include_stop_str_in_output)
+            generations.append(
+                Generation(
+                    request=request,
+                    tokenizer=self.tokenizer,
+                    finder=StopFinder(body.stop or (), keep_stop=keep_stop),
+                    metrics=self.metrics,
+                    prefix=prompt.echo,
+                )
+            )
+        return Reply(
+            generations=generations,
             num_choices=num_choices,
             form=form,
             is_streamed=bool(body.stream),
         )
-        try:
-            self.router.open(reply)
-        except QueueFullError as error:
-            raise ApiError(
-                429, str(error), code="queue_full", retry_after_s=error.retry_after_s
-            ) from None
-        except NotServingError as error:
-            raise ApiError(
-                503,
-                str(error) or "the engine is not serving",
-                code=self.engine.health.value,
-                retry_after_s=_NOT_SERVING_RETRY_S,
-            ) from None
-        except ValueError as error:
-            raise ApiError(400, str(error)) from None
-        return reply
 
-    def _generations(
-        self,
-        body: GenerationRequest,
-        prompts: Sequence[_Prompt],
-        arrival: Arrival,
-        form: AnswerFormat,
-        num_choices: int,
-    ) -> list[Generation]:
-        promise = self.classes.promise(
-            slo=body.slo, headers=arrival.headers, service_tier=body.service_tier
-        )
-        sampling = limits.sampling(body)
-        stops = limits.stop_strings(body)
-        stop_ids = limits.stop_token_ids(
-            body,
-            eos_token_ids=self.tokenizer.eos_token_ids,
-            vocab_size=self.engine.vocab_size,
-        )
-        generations: list[Generation] = []
-        for prompt in prompts:
-            for choice in range(num_choices):
-                request = Request(
-                    request_id=f"{form.response_id}-{len(generations)}",
-                    arrival_s=arrival.time_s,
-                    prompt_tokens=prompt.tokens,
-                    max_tokens=prompt.max_tokens,
-                    min_tokens=limits.min_tokens(body, prompt.max_tokens),
-                    stop_token_ids=stop_ids,
-                    slo=promise.slo,
-                    service_class=promise.service_class,
-                    guard=promise.guard,
-                    sampling=dataclasses.replace(
-                        sampling, seed=limits.nth_seed(sampling.seed, choice)
-                    ),
-                )
-                generations.append(
-                    Generation(
-                        request=request,
-                        tokenizer=self.tokenizer,
-                        finder=StopFinder(
-                            stops, keep_stop=bool(body.include_stop_str_in_output)
-                        ),
-                        metrics=self.metrics,
-                        prefix=prompt.echo,
-                    )
-                )
-        return generations
-
-
-def unknown_model(name: str, known: str) -> ApiError:
-    """Returns the refusal of a model that is not served."""
-    return ApiError(
-        404,
-        f"the model {name[:80]!r} does not exist; this server has {known!r}",
-        param="model",
-        code="model_not_found",
-    )
+    def _stop_token_ids(self, body: GenerationRequest) -> frozenset[int]:
+        """Returns the tokens that end an output: those asked for and the model's."""
+        asked = frozenset(body.stop_token_ids or ())
+        own = frozenset() if body.ignore_eos else self.tokenizer.eos_token_ids
+        if len(asked | own) > MAX_STOP_TOKENS:
+            message = f"stop_token_ids has {len(asked)} ids, {len(asked | own)} with "
+            message += f"the model's own; the limit is {MAX_STOP_TOKENS}"
+            raise ApiError(message, "stop_token_ids")
+        last = self.engine.vocab_size - 1
+        for token in asked:
+            if not 0 <= token <= last:
+                message = f"stop_token_ids={quote(token)} is not in 0..{last}"
+                raise ApiError(message, "stop_token_ids")
+        return asked | own

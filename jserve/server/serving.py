@@ -1,10 +1,10 @@
 """Listens, serves, and goes when told to.
 
-The one idea: on the first SIGTERM or SIGINT the socket stays open. New requests
-hear 503 while running ones finish; only then does the server close, and the
-process ends with 0. A second SIGINT ends it at once. When the engine has failed
-nothing can be served any more: everyone is told, and the process ends with another
-status than 0, so that whoever supervises it starts a new one.
+On the first SIGTERM or SIGINT the socket stays open. New requests hear 503 while
+running ones finish; only then does the server close, and the process ends with 0. A
+second SIGINT ends it at once. When the engine has failed nothing can be served any
+more: all clients are told, and the process ends with another status, so that its
+supervisor starts it again.
 """
 
 import asyncio
@@ -15,13 +15,17 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from jserve.config import ServerConfig
 from jserve.events import Health
-from jserve.server.port import EnginePort
+from jserve.server.http_limits import BoundedHttp
+
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
 
 FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
 
@@ -65,30 +69,33 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
+def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
     """Returns a server for `app` that leaves signals and logging alone."""
     return _Uvicorn(
         uvicorn.Config(
             app,
+            http=BoundedHttp,
+            ws="none",
             lifespan="on",
             log_config=None,
             log_level="warning",
             access_log=False,
             server_header=False,
+            timeout_keep_alive=config.keep_alive_s,
             timeout_graceful_shutdown=_FLUSH_TIMEOUT_S,
         )
     )
 
 
-async def _wait_for_failure(engine: EnginePort) -> None:
+async def _wait_for_failure(engine: "EngineLoop") -> None:
     while engine.health is not Health.FAILED:
         await asyncio.sleep(_WATCH_S)
 
 
 async def _serve(
-    app: FastAPI, engine: EnginePort, config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
 ) -> int:
-    server = make_server(app)
+    server = make_server(app, config)
     leaving = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
@@ -103,45 +110,33 @@ async def _serve(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     told = asyncio.create_task(leaving.wait())
     failed = asyncio.create_task(_wait_for_failure(engine))
-    status = FAILED_STATUS
     try:
         await asyncio.wait({serving, told, failed}, return_when=asyncio.FIRST_COMPLETED)
-        if leaving.is_set():
-            status = 0
+        is_told = leaving.is_set()
+        if is_told:
+            timeout_s = config.drain_timeout_s
             _LOGGER.info(
-                "draining: new requests are refused, running ones have %g s",
-                config.drain_timeout_s,
+                "draining: new requests are refused, running ones have %g s", timeout_s
             )
-            is_empty = await asyncio.to_thread(engine.drain, config.drain_timeout_s)
-            if not is_empty:
+            if not await asyncio.to_thread(engine.drain, timeout_s):
                 _LOGGER.warning("drain timed out: the remaining requests were cut off")
         elif failed.done():
             _LOGGER.error("leaving in %g s: the engine has failed", _FAILED_GRACE_S)
-            await asyncio.wait(
-                {serving, told},
-                timeout=_FAILED_GRACE_S,
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait({serving}, timeout=_FAILED_GRACE_S)
         server.should_exit = True
         await serving
     finally:
         told.cancel()
         failed.cancel()
-    return status
+    return 0 if is_told else FAILED_STATUS
 
 
 def serve(
-    app: FastAPI, engine: EnginePort, config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
 ) -> int:
     """Serves until a signal, or until the engine fails.
 
     Where the engine cannot be stopped, since it compiles, the process ends here.
-
-    Args:
-      app: from `build_app`.
-      engine: the one `app` serves.
-      config: of the server.
-      listener: from `bind`.
 
     Returns:
       The process's exit status: 0 once a signal has had everything drained, and

@@ -1,172 +1,124 @@
-"""What a request was promised: from its body, its headers, its tier, or by default.
+"""The SLO of a request: from its body, its headers, its tier, or by default.
 
-The one idea: the first source that says anything decides alone; sources are
-never mixed, so that nobody has to guess which bound came from where.
+The first source that says anything decides alone. Sources are never mixed, so that
+nobody has to guess which bound came from where.
 """
 
-import contextlib
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
+
+import pydantic
+from pydantic import Field
 
 from jserve.config import ServerConfig
-from jserve.server.errors import ApiError, quote
+from jserve.server.errors import ApiError, quote, validation_error
 from jserve_sched.slo import BEST_EFFORT, ServiceClass, Slo, parse_service_classes
 
 MAX_BOUND_S = 86400.0
-CUSTOM_CLASS = "custom"  # in reports: an objective that no class names
+UNREAD_CLASS = "unread"  # in metrics: a request that was refused before it was read
+_CUSTOM = ServiceClass(name="custom")  # in reports: an SLO that no class names
 _DEFAULT_TIERS = ("auto", "default")
-# Name in the body: field of Slo, seconds in one unit.
-_BODY_KEYS = {
-    "ttft_s": ("ttft_s", 1.0),
-    "ttft_ms": ("ttft_s", 1e-3),
-    "tbt_s": ("tbt_s", 1.0),
-    "tbt_ms": ("tbt_s", 1e-3),
-    "tpot_s": ("tbt_s", 1.0),
-    "tpot_ms": ("tbt_s", 1e-3),
-    "ttlt_s": ("ttlt_s", 1.0),
-    "ttlt_ms": ("ttlt_s", 1e-3),
-}
-_HEADERS = {"x-slo-ttft-ms": "ttft_s", "x-slo-tpot-ms": "tbt_s"}
+# Field of SloFields, by header.
+_HEADERS = {"x-slo-ttft-ms": "ttft_ms", "x-slo-tpot-ms": "tpot_ms"}
+
+_Seconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S)]
+_Milliseconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S * 1000)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Promise:
-    """An objective and the name it is reported under."""
+class SloFields(pydantic.BaseModel):
+    """The object `slo` of a body; TPOT is another name of TBT."""
 
-    slo: Slo
-    service_class: str
-    guard: bool = False
+    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
+
+    ttft_s: _Seconds | None = None
+    ttft_ms: _Milliseconds | None = None
+    tbt_s: _Seconds | None = None
+    tbt_ms: _Milliseconds | None = None
+    tpot_s: _Seconds | None = None
+    tpot_ms: _Milliseconds | None = None
+    ttlt_s: _Seconds | None = None
+    ttlt_ms: _Milliseconds | None = None
+
+    def to_slo(self, param: str = "slo") -> Slo:
+        """Returns the objective.
+
+        Raises:
+          ApiError: 400, naming `param`, if two fields are one bound, or one lacks its
+            companion.
+        """
+        bounds: dict[str, float] = {}
+        for name, value in self:
+            if value is None:
+                continue
+            kind, unit = name.replace("tpot", "tbt").split("_")
+            if f"{kind}_s" in bounds:
+                raise ApiError(f"slo gives {kind}_s twice, last as {name}", param)
+            bounds[f"{kind}_s"] = value * 1e-3 if unit == "ms" else value
+        try:
+            return Slo(**bounds)
+        except ValueError as error:
+            raise ApiError(f"{param}: {error}", param) from None
+
+
+def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
+    texts = {field: headers.get(name) for name, field in _HEADERS.items()}
+    try:
+        fields = SloFields.model_validate(texts, strict=False)
+    except pydantic.ValidationError as error:
+        row = error.errors()[0]
+        names = {field: name for name, field in _HEADERS.items()}
+        raise validation_error(row, names[str(row["loc"][0])]) from None
+    return fields.to_slo(" and ".join(_HEADERS))
 
 
 class ServiceClasses:
-    """The classes a server knows, and the one for requests that name none."""
+    """The classes a server knows, best effort among them, and the default one."""
 
     def __init__(self, classes: tuple[ServiceClass, ...], default: str):
         """Makes them ready.
 
         Raises:
-          ValueError: if a class is relative to the machine, or the default is
-            not among them.
+          ValueError: if a class has a bound that is relative to the machine, or the
+            default is not among them.
         """
-        for one in classes:
-            if one.is_relative:
-                field = (
-                    "ttft_slowdown"
-                    if one.ttft_slowdown is not None
-                    else "tbt_step_multiple"
-                )
-                raise ValueError(
-                    f"service class {one.name!r} has {field}="
-                    f"{getattr(one, field)}, which is relative to the machine: a "
-                    "server needs absolute bounds (ttft_s, tbt_s, ttlt_s)"
-                )
-        named = {one.name: one for one in (BEST_EFFORT, *classes)}
-        if default not in named:
-            raise ValueError(
-                f"default_service_class={default!r} is not one of {sorted(named)}"
-            )
-        self.classes = tuple(named.values())
-        self._promises = {
-            one.name: Promise(
-                slo=one.resolve(), service_class=one.name, guard=one.guard
-            )
-            for one in self.classes
-        }
-        self._default = self._promises[default]
+        self._by_name = {one.name: one for one in (BEST_EFFORT, *classes)}
+        self.classes = tuple(self._by_name.values())
+        self._slos = {one.name: one.resolve() for one in self.classes}
+        if default not in self._by_name:
+            known = sorted(self._by_name)
+            raise ValueError(f"default_service_class={default!r} is not one of {known}")
+        self._default = self._by_name[default]
 
-    def promise(
+    def choose(
         self,
         *,
-        slo: Mapping[str, Any] | None,
+        slo: SloFields | None,
         headers: Mapping[str, str],
         service_tier: str | None,
-    ) -> Promise:
-        """Returns what a request is promised.
+    ) -> tuple[Slo, ServiceClass]:
+        """Returns the SLO of a request, and the class that it is reported under.
 
-        Args:
-          slo: the body's object.
-          headers: of the request, names in lower case.
-          service_tier: the body's class name.
+        `slo` and `service_tier` are the body's; headers have names in lower case.
 
         Raises:
-          ApiError: 400 for an unknown key or class, or a value out of range.
+          ApiError: 400 for an unknown class, or a value out of range.
         """
-        tier = self._tier(service_tier)
-        label = CUSTOM_CLASS if tier is None else tier.service_class
-        guard = tier is not None and tier.guard
+        tier = None if service_tier is None else self._tier(service_tier)
         if slo is not None:
-            own = _slo_from_body(slo)
-        elif any(name in headers for name in _HEADERS):
-            own = _slo_from_headers(headers)
-        else:
-            return tier or self._default
-        return Promise(slo=own, service_class=label, guard=guard)
+            return slo.to_slo(), tier or _CUSTOM
+        if any(name in headers for name in _HEADERS):
+            return _slo_from_headers(headers), tier or _CUSTOM
+        tier = tier or self._default
+        return self._slos[tier.name], tier
 
-    def _tier(self, name: str | None) -> Promise | None:
-        if name is None:
-            return None
-        if name in self._promises:
-            return self._promises[name]
+    def _tier(self, name: str) -> ServiceClass:
         if name in _DEFAULT_TIERS:
-            return self._default
-        known = ", ".join([*self._promises, *_DEFAULT_TIERS])
-        raise ApiError(
-            400,
-            f"service_tier={quote(name)} is not a class of this server; it knows "
-            f"{known}",
-            param="service_tier",
-        )
-
-
-def _bound_s(name: str, value: Any, unit_s: float) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and 0 < value <= MAX_BOUND_S / unit_s:
-        return float(value) * unit_s
-    limit = MAX_BOUND_S / unit_s
-    raise ApiError(
-        400,
-        f"{name}={quote(value)} must be a number above 0 and at most {limit:.0f}",
-        param=name,
-    )
-
-
-def _slo(bounds: Mapping[str, float], param: str) -> Slo:
-    try:
-        return Slo(**bounds)
-    except ValueError as error:
-        raise ApiError(400, f"{param}: {error}", param=param) from None
-
-
-def _slo_from_body(row: Mapping[str, Any]) -> Slo:
-    bounds: dict[str, float] = {}
-    for key, value in row.items():
-        if key not in _BODY_KEYS:
-            raise ApiError(
-                400,
-                f"slo has the unknown key {quote(key)}; known: {', '.join(_BODY_KEYS)}",
-                param="slo",
-            )
-        if value is None:
-            continue
-        field, unit_s = _BODY_KEYS[key]
-        if field in bounds:
-            raise ApiError(400, f"slo gives {field} twice, last as {key}", param="slo")
-        bounds[field] = _bound_s(f"slo.{key}", value, unit_s)
-    return _slo(bounds, "slo")
-
-
-def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
-    bounds: dict[str, float] = {}
-    for name, field in _HEADERS.items():
-        text = headers.get(name)
-        if text is None:
-            continue
-        value: Any = text
-        with contextlib.suppress(ValueError):  # _bound_s names what is no number
-            value = float(text)
-        bounds[field] = _bound_s(name, value, 1e-3)
-    return _slo(bounds, " and ".join(_HEADERS))
+            return self._by_name.get(name, self._default)
+        if name not in self._by_name:
+            known = ", ".join([*self._by_name, *_DEFAULT_TIERS])
+            message = f"service_tier={quote(name)} is not one of {known}"
+            raise ApiError(message, "service_tier")
+        return self._by_name[name]
 
 
 def load_service_classes(config: ServerConfig) -> ServiceClasses:
@@ -175,15 +127,11 @@ def load_service_classes(config: ServerConfig) -> ServiceClasses:
     Raises:
       ValueError: if the file is missing or broken, or a class cannot be served.
     """
+    path = config.service_classes
     classes: tuple[ServiceClass, ...] = ()
-    if config.service_classes is not None:
+    if path is not None:
         try:
-            text = config.service_classes.read_text(encoding="utf-8")
-            classes = parse_service_classes(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"service_classes: {error}") from None
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"service_classes={config.service_classes}: {error}"
-            ) from None
+            classes = parse_service_classes(path.read_text(encoding="utf-8"))
+        except (OSError, TypeError, ValueError) as error:
+            raise ValueError(f"service_classes={path}: {error}") from None
     return ServiceClasses(classes, config.default_service_class)

@@ -1,7 +1,7 @@
 """Finds stop strings in text that arrives in pieces.
 
-The one idea: hold back exactly what might still become a stop string, that is
-the longest end of the text which begins one, and let everything before it go.
+Exactly that is held back which might still become a stop string: the longest end of the
+text that begins one.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ class StopFinder:
     """Watches one output.
 
     Attributes:
-      is_found: whether a stop string has come; text after it is dropped.
+      is_found: Whether a stop string has come; text after it is dropped.
     """
 
     def __init__(self, stops: Sequence[str], *, keep_stop: bool = False):

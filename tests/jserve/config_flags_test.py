@@ -62,6 +62,26 @@ def test_every_field_is_a_flag_with_its_default_and_help() -> None:
         assert all(texts[field.name] for field in dataclasses.fields(config))
 
 
+def test_flags_stand_under_the_headings_of_their_class() -> None:
+    values = flags.FlagValues()
+    define_config_flags(
+        EngineConfig, group="Engine", exclude=("model",), flag_values=values
+    )
+    groups = {
+        name: [flag.name for flag in found]
+        for name, found in values.flags_by_module_dict().items()
+    }
+    assert list(groups) == [
+        "Model",
+        "Scheduling",
+        "Buckets and compilation",
+        "Memory",
+        "Recording",
+    ]
+    assert groups["Model"] == ["seed", "dtype", "max_model_len"]
+    assert "page_size" in groups["Memory"]
+
+
 def test_arguments_carry_a_config_to_another_program() -> None:
     config = Example(
         fast=False,

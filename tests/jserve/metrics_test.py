@@ -1,111 +1,74 @@
 import dataclasses
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from fake_server import FakeLoop
-from jserve.events import EngineStats, PredictorStatus, StartUp, StepRecord
+from jserve.events import PredictorStatus, StartUp
 from jserve.metrics import ServerMetrics
 from jserve_sched.length_errors import LengthErrors
-from jserve_sched.outlook import Outlook, SearchTotals
-
-LABELS = ("chat", "code")
+from jserve_sched.outlook import SearchTotals
 
 
-class View:
-    """An idle engine with some counters."""
-
-    def __init__(self, **fields: object):
-        self._stats = dataclasses.replace(FakeLoop().stats(), **fields)
-
-    def stats(self) -> EngineStats:
-        return self._stats
-
-    def steps(self, since: int = 0) -> list[StepRecord]:
-        return []
-
-
-def scrape(prefix: str, **fields: object) -> set[str]:
-    registry = CollectorRegistry()
-    registry.register(ServerMetrics(View(**fields), "m"))
-    rows = generate_latest(registry).decode().splitlines()
-    return {row for row in rows if row.startswith(f"jserve:{prefix}") and "=" in row}
-
-
-def test_a_fallback_has_its_reason() -> None:
-    rows = scrape(
-        "predictor_", predictor=PredictorStatus(name="table", fallback="device")
-    )
-    assert 'jserve:predictor_info{model_name="m",predictor="table"} 1.0' in rows
-    name = 'jserve:predictor_fallback_total{model_name="m",reason="device"} 1.0'
-    assert name in rows
-    rows = scrape("request_latency_", request_latency_fallback="model")
-    name = 'jserve:request_latency_fallback_total{model_name="m",reason="model"} 1.0'
-    assert rows == {name}
-
-
-def test_refits_and_replacements_are_counted() -> None:
-    rows = scrape(
-        "predictor_",
-        predictor=PredictorStatus(name="linear", num_refits=3, num_replaced=7),
-    )
-    assert 'jserve:predictor_info{model_name="m",predictor="linear"} 1.0' in rows
-    assert 'jserve:predictor_refits_total{model_name="m"} 3.0' in rows
-    assert 'jserve:predictor_replaced_total{model_name="m"} 7.0' in rows
-    assert not any("fallback_total" in row for row in rows)
-
-
-def test_searches_are_counted() -> None:
-    totals = SearchTotals()
-    for goal in (1.0, 1.5):
-        totals.add(
-            Outlook(
-                order=("a",),
-                batches=(0,),
-                cap=None,
-                made_s=0.0,
-                epoch=1,
-                num_proposals=100,
-                start_goal=1.0,
-                goal=goal,
-                search_s=0.25,
-            )
-        )
-    assert scrape("plan_search", searches=totals) == {
-        'jserve:plan_searches_total{model_name="m"} 2.0',
-        'jserve:plan_search_proposals_total{model_name="m"} 200.0',
-        'jserve:plan_search_seconds_total{model_name="m"} 0.5',
-        'jserve:plan_search_gain_total{model_name="m"} 0.5',
+def scrape(**fields: object) -> dict[str, float]:
+    """What is told of a snapshot: values by name and labels, but the model's name."""
+    loop = FakeLoop()
+    stats = dataclasses.replace(loop.stats(), **fields)  # type: ignore[arg-type]
+    loop.stats = lambda: stats  # type: ignore[method-assign]
+    text = generate_latest(ServerMetrics(loop, "m").registry).decode()  # type: ignore
+    rows = (row.rsplit(" ", 1) for row in text.splitlines() if "#" not in row)
+    model = 'model_name="m"'
+    return {
+        name.replace(f"{{{model}}}", "").replace(f"{model},", ""): float(value)
+        for name, value in rows
     }
 
 
+def test_what_the_engine_says_is_told() -> None:
+    searches = SearchTotals(num_searches=2, num_proposals=200, search_s=0.5, gain=0.25)
+    rows = scrape(
+        predictor=PredictorStatus(name="linear", num_refits=3, num_replaced=7),
+        searches=searches,
+        num_programs=2,
+        num_programs_total=30,
+        start_up=StartUp(ready_s=1.5),
+    )
+    for name, value in {
+        'predictor_info{predictor="linear"}': 1,
+        "predictor_refits_total": 3,
+        "predictor_replaced_total": 7,
+        "plan_searches_total": 2,
+        "plan_search_proposals_total": 200,
+        "plan_search_seconds_total": 0.5,
+        "plan_search_gain_total": 0.25,
+        "num_programs": 2,
+        "num_programs_total": 30,
+        "ready_seconds": 1.5,
+    }.items():
+        assert rows[f"jserve:{name}"] == value
+    assert "jserve:warm_seconds" not in rows, "it is not warm yet"
+    assert not any("fallback_total" in name for name in rows)
+
+
+def test_a_fallback_has_its_reason() -> None:
+    status = PredictorStatus(name="table", fallback="device")
+    rows = scrape(predictor=status, request_latency_fallback="model")
+    assert rows['jserve:predictor_fallback_total{reason="device"}'] == 1
+    assert rows['jserve:request_latency_fallback_total{reason="model"}'] == 1
+
+
 def test_predicted_lengths_are_summed_by_class() -> None:
-    chat = LengthErrors(
-        num_requests=4,
-        sum_tokens=100,
-        sum_predicted_tokens=130,
-        sum_abs_error_tokens=50,
+    names = ("predictions", "actual_tokens", "predicted_tokens", "abs_error_tokens")
+    values = {"chat": (4, 100, 130, 50), "code": (1, 9, 7, 2)}
+    fields = [field.name for field in dataclasses.fields(LengthErrors)]
+    rows = scrape(
+        length_errors={
+            name: LengthErrors(**dict(zip(fields, numbers, strict=True)))
+            for name, numbers in values.items()
+        }
     )
-    code = LengthErrors(
-        num_requests=1, sum_tokens=9, sum_predicted_tokens=7, sum_abs_error_tokens=2
-    )
-    rows = scrape("length_", length_errors={"chat": chat, "code": code})
-    labels = {one: f'{{model_name="m",service_class="{one}"}}' for one in LABELS}
-    for name, values in (
-        ("predictions", (4.0, 1.0)),
-        ("actual_tokens", (100.0, 9.0)),
-        ("predicted_tokens", (130.0, 7.0)),
-        ("abs_error_tokens", (50.0, 2.0)),
-    ):
-        for label, value in zip(LABELS, values, strict=True):
-            assert f"jserve:length_{name}_total{labels[label]} {value}" in rows
-    assert len(rows) == 8, "nothing is said of classes that have had no answer"
-
-
-def test_warm_up_can_be_watched() -> None:
-    fields = {"num_programs": 2, "num_programs_total": 30}
-    rows = scrape("num_programs", **fields)
-    assert 'jserve:num_programs{model_name="m"} 2.0' in rows
-    assert 'jserve:num_programs_total{model_name="m"} 30.0' in rows
-    rows = scrape("", **fields, start_up=StartUp(ready_s=1.5))
-    assert 'jserve:ready_seconds{model_name="m"} 1.5' in rows
-    assert not any("warm_seconds" in row for row in rows), "it is not warm yet"
+    found = {name: value for name, value in rows.items() if ":length_" in name}
+    assert found == {
+        f'jserve:length_{name}_total{{service_class="{service_class}"}}': number
+        for service_class, numbers in values.items()
+        for name, number in zip(names, numbers, strict=True)
+    }

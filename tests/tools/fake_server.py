@@ -249,7 +249,7 @@ class FakeServer:
 async def serve(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--policy", default="edf")
+    parser.add_argument("--policy", default="sliding")
     parser.add_argument("--exit_status", type=int, default=0)
     parser.add_argument("--dies", action="store_true")
     parser.add_argument("--fails", action="store_true")

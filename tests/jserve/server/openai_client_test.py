@@ -7,12 +7,6 @@ from fake_server import FakeLoop, serve_fake
 from jserve.config import EngineConfig
 
 
-@pytest.fixture(scope="module")
-def served():
-    with serve_fake() as served:
-        yield served
-
-
 @pytest.fixture
 def client(served):
     with openai.OpenAI(

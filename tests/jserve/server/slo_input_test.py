@@ -61,14 +61,8 @@ def test_an_unknown_class_is_told_the_known_ones(served):
     ("text", "default", "words"),
     [
         ('[{"name": "a", "ttft_slowdown": 5}]', "a", "ttft_slowdown=5"),
-        (
-            '[{"name": "a", "ttft_s": 1, "tbt_step_multiple": 2}]',
-            "a",
-            "tbt_step_multiple=2",
-        ),
         ('[{"name": "a", "ttft_s": 1}]', "b", "default_service_class='b'"),
         ('[{"name": "a", "ttft_s": -1}]', "a", "-1"),
-        ('[{"name": "a", "ttft_s": "x"}]', "a", "classes.json"),
         ("{", "a", "JSON"),
         (None, "a", "classes.json"),
     ],

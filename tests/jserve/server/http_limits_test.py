@@ -1,0 +1,124 @@
+"""What a request may send, and what a full queue says before it has been sent."""
+
+import contextlib
+import http.client
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from fake_server import FakeLoop, Served, read_until, serve_fake
+from jserve.config import EngineConfig, ServerConfig
+from jserve.server.http_limits import MAX_HEAD_BYTES, largest_honest_body
+from jserve.server.serving import make_server
+
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serve_fake(max_body_bytes=2**16) as served:
+        yield served
+
+
+def connect(served: Served) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", served.port), timeout=10)
+
+
+def answer_to(served: Served, *parts: bytes) -> bytes:
+    """Sends a part of a request; returns the answer, which does not wait for more."""
+    with connect(served) as sock:
+        for part in parts:
+            sock.sendall(part)
+            time.sleep(0.01)  # so that each is read alone
+        return read_until(sock, b"}}")
+
+
+def test_connections_outlive_a_pause_of_a_pooled_client() -> None:
+    config = make_server(lambda: None, ServerConfig()).config
+    assert config.timeout_keep_alive == 75
+    config = make_server(lambda: None, ServerConfig(keep_alive_s=7)).config
+    assert config.timeout_keep_alive == 7
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (POST, b"X: " + b"a" * MAX_HEAD_BYTES),  # a header without an end
+        (POST + b"X: %s\r\n\r\n" % (b"a" * MAX_HEAD_BYTES),),
+        (POST + b"X: a\r\n" * 20_000 + b"\r\n",),
+        (CHUNKED + b"1\r\n{\r\n0\r\n", b"X: " + b"a" * MAX_HEAD_BYTES),  # a trailer
+        (b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\n\r\n",),
+    ],
+)
+def test_a_head_over_the_limit(served: Served, parts: tuple[bytes, ...]) -> None:
+    answer = answer_to(served, *parts)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b'"type": "invalid_request_error"' in answer
+    assert str(MAX_HEAD_BYTES).encode() in answer
+
+
+def test_heads_up_to_the_limit_and_many_on_one_connection(served: Served) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    with contextlib.closing(client):
+        for _ in range(3):
+            client.request("GET", "/health", None, {"X": "a" * (MAX_HEAD_BYTES - 99)})
+            with client.getresponse() as response:
+                assert (response.status, response.read()[:1]) == (200, b"{")
+
+
+def test_what_is_not_http(served: Served) -> None:
+    answer = answer_to(served, b"nonsense\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Invalid HTTP request" in answer
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (POST + b"Content-Length: 65537\r\n\r\n",),  # not one byte of it is read
+        (CHUNKED, *[b"8000\r\n" + b" " * 0x8000 + b"\r\n"] * 3),  # and no last chunk
+    ],
+)
+def test_a_body_over_the_limit(served: Served, parts: tuple[bytes, ...]) -> None:
+    answer = answer_to(served, *parts)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"65536" in answer
+
+
+def test_a_client_that_still_writes_hears_of_the_limit(served: Served) -> None:
+    answer = served.request("POST", "/v1/completions", b" " * 2**22)
+    assert answer.status == 413
+    with connect(served) as sock, pytest.raises(ConnectionError):
+        sock.sendall(CHUNKED)
+        for _ in range(2**10):  # 64 MiB
+            sock.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
+
+
+def test_the_limit_follows_from_the_context() -> None:
+    assert largest_honest_body(512) == 2**20
+    assert largest_honest_body(2**17) == 2**16 + 48 * 2**17
+    loop = FakeLoop()
+    loop.max_model_len = loop.num_kv_tokens = 2**16
+    with serve_fake(loop) as served:
+        text = b"\\u00e9" * 8 * 2**16  # 8 characters a token, each escaped
+        answer = served.request("POST", "/v1/completions", b'{"prompt": "%s"}' % text)
+        assert answer.error["code"] == "context_length_exceeded"  # it was read
+
+
+@pytest.mark.parametrize("body", [b"{", b'{"prompt": "a"}'])
+def test_a_full_queue_answers_before_the_body_is_read(body: bytes) -> None:
+    config = EngineConfig(max_queued_requests=1)
+    with serve_fake(FakeLoop(config=config)) as served:
+        served.loop.running.clear()
+        with served.send():
+            assert served.loop.wait_live(1)
+            answer = served.request("POST", "/v1/chat/completions", body)
+            assert answer.status == 429
+            assert answer.headers["retry-after"] == "3"
+            answer = answer_to(served, POST + b"Content-Length: 99\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            served.loop.running.set()
+            assert served.loop.wait_idle()
