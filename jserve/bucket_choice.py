@@ -61,7 +61,7 @@ def choose_buckets(config: EngineConfig) -> BucketChoice:
     """Returns the shapes that a configuration asks for, before `max_programs`.
 
     Raises:
-      ValueError: if the strategy is unknown, or the bucket file is no good.
+      ValueError: if the strategy is unknown, or the bucket file is invalid.
     """
     strategy: BucketStrategy
     demand = None

@@ -5,12 +5,14 @@
   jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
 The port answers at once. /health says when requests are served (ready, with status
-200): that is when the few shapes are compiled in which every step can run. Finer ones
+200): that is when the few buckets are compiled in which every step can run. Finer ones
 are added while it serves, and /health says when none is left (warm): measure only
-then. SIGTERM drains, then exits with 0. If the engine fails, the process says so and
-exits with 70: start it again.
+then. What start-up is doing is logged at least every 10 seconds. SIGTERM drains, then
+exits with 0. If the engine fails, the process says so and exits with 70: start it
+again.
 """
 
+import dataclasses
 import logging
 import os
 import pathlib
@@ -23,7 +25,9 @@ from absl import flags
 from jserve.config import EngineConfig, ServerConfig
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress
 
+_LOG = logging.getLogger("jserve")
 _ENGINE_CONFIG = define_engine_flags()
 _SERVER_CONFIG = define_config_flags(ServerConfig, group="Server")
 _WARMUP_ONLY = flags.DEFINE_bool(
@@ -44,22 +48,45 @@ def _folder(model: str) -> pathlib.Path | None:
     return None
 
 
-def _warm_up(config: EngineConfig) -> None:
-    """Fills the caches.
+def _check_predictor(predictor: str) -> None:
+    """Checks that there is such a predictor, or such a folder.
 
     Raises:
-      ProgramError: if the flags are no good, or not all of it could be kept.
+      ValueError: naming those known if there is neither.
     """
+    if (
+        predictor in ("table", "linear")
+        or pathlib.Path(predictor).expanduser().is_dir()
+    ):
+        return
+    raise ValueError(
+        f"predictor={predictor}: not one of table, linear, and no such folder"
+    )
+
+
+def _warm_up(config: EngineConfig) -> None:
+    """Fills the caches, showing a bar on a terminal and lines elsewhere.
+
+    Raises:
+      ProgramError: if a flag is invalid, or not all of it could be kept.
+    """
+    progress = Progress(_LOG.info, is_bar=sys.stderr.isatty())
     try:
-        from jserve.build import build_warm_up  # imports JAX
+        if not config.compile_cache_dir:
+            raise ValueError("compile_cache_dir='': there is no cache to fill")
+        progress.begin("loading JAX")
+        from jserve.build import build_loop
         from jserve.warm_up import start_up_table
 
-        warm_up = build_warm_up(config)
+        config = dataclasses.replace(config, step_log=None)
+        warm_up = build_loop(config, progress=progress).warm_up
         warm_up.run()
         print(start_up_table(warm_up.start_up()), flush=True)
         warm_up.check_kept()
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
+    finally:
+        progress.close()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,6 +101,7 @@ def main(argv: Sequence[str]) -> int:
         engine_config = _ENGINE_CONFIG()
         server_config = _SERVER_CONFIG()
         folder = _folder(engine_config.model)
+        _check_predictor(engine_config.predictor)
     except ValueError as error:
         raise ProgramError(str(error)) from error
 
@@ -81,7 +109,7 @@ def main(argv: Sequence[str]) -> int:
     if _WARMUP_ONLY.value:
         _warm_up(engine_config)
         return 0
-    # Until there is something to drain, being told to go is no failure.
+    # Until there is something to drain, SIGTERM is not a failure.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     from jserve.server.app import build_app
     from jserve.server.serving import bind, serve, url_of
@@ -95,15 +123,18 @@ def main(argv: Sequence[str]) -> int:
             f"cannot listen on {server_config.host}:{server_config.port}: "
             f"{error.strerror or error}"
         ) from error
+    progress = Progress(_LOG.info)
     with listener:
         try:
             tokenizer = load_tokenizer(folder)
-            from jserve.build import build_loop  # imports JAX
-
             classes = load_service_classes(server_config)
-            loop = build_loop(engine_config, classes.classes)
+            progress.begin("loading JAX")
+            from jserve.build import build_loop
+
+            loop = build_loop(engine_config, classes.classes, progress)
             app = build_app(loop, tokenizer, server_config)
         except (ValueError, OSError) as error:
+            progress.close()
             raise ProgramError(str(error)) from error
         name = server_config.served_model_name or loop.model_name
         print(

@@ -10,7 +10,7 @@ _LOG = logging.getLogger("jserve")
 
 
 class StepTimes:
-    """A file of what the timed pass found; one that is no good is done without."""
+    """A file of what the timed pass found; it is only ever a shortcut."""
 
     def __init__(self, path: pathlib.Path | None):
         """Touches nothing yet.
@@ -21,7 +21,7 @@ class StepTimes:
         self._path = path
 
     def load(self, predictor: TablePredictor) -> bool:
-        """Fills a predictor; tells whether the file has its table's times."""
+        """Fills a predictor; returns whether the file has its table's times."""
         if self._path is None:
             return False
         try:
@@ -33,7 +33,7 @@ class StepTimes:
             return False
 
     def save(self, predictor: TablePredictor) -> bool:
-        """Writes the file, whole or not at all; tells whether it was written."""
+        """Writes the file, whole or not at all; returns whether it was written."""
         if self._path is None:
             return False
         draft = self._path.with_suffix(".tmp")
