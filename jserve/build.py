@@ -20,7 +20,7 @@ from jserve.progress import Progress
 from jserve.serving_predictor import ServingPredictor, choose_predictor
 from jserve.step_recorder import StepRecorder
 from jserve.step_records import StepRecords
-from jserve.step_times import StepTimes
+from jserve.step_times import load_step_times, save_step_times
 from jserve.warm_up import WarmUp
 from jserve_models.registry import load_model
 from jserve_sched.bucket_growth import growth
@@ -64,10 +64,11 @@ def build_loop(
         latency_fault = latency_file.fault(_facts(config, engine))
     table = engine.programs.table
     predictor = _new_predictor(table, engine.max_model_len, config.page_size)
-    times = StepTimes(
-        None if cache is None else cache.folder / _times_name(config, engine)
-    )
-    is_timed = times.load(predictor)
+    is_timed, keep_times = False, _keep_nothing
+    if cache is not None:
+        path = cache.folder / _times_name(config, engine)
+        is_timed = load_step_times(path, predictor)
+        keep_times = functools.partial(save_step_times, path)
     scheduler = Scheduler(
         policy=policy,
         buckets=table,
@@ -90,7 +91,7 @@ def build_loop(
         scheduler=scheduler,
         tables=growth(table, choice.cost(predictor, page_size=config.page_size)),
         predictor=predictor,
-        times=None if is_timed else times,
+        keep_times=None if is_timed else keep_times,
         choose=functools.partial(_choose_predictor, config, engine),
         max_compile_s=config.max_compile_s,
         progress=progress,
@@ -167,6 +168,10 @@ def _new_predictor(
     table: BucketTable, max_model_len: int, page_size: int
 ) -> TablePredictor:
     return TablePredictor(table, max_pages_per_row=-(-max_model_len // page_size))
+
+
+def _keep_nothing(predictor: TablePredictor) -> bool:
+    return False
 
 
 def _times_name(config: EngineConfig, engine: Engine) -> str:

@@ -64,13 +64,17 @@ def _check_predictor(predictor: str) -> None:
     )
 
 
+def _say(text: str) -> None:
+    print(f"jserve: {text}", file=sys.stderr, flush=True)
+
+
 def _warm_up(config: EngineConfig) -> None:
     """Fills the caches, showing a bar on a terminal and lines elsewhere.
 
     Raises:
       ProgramError: if a flag is invalid, or not all of it could be kept.
     """
-    progress = Progress(_LOG.info, is_bar=sys.stderr.isatty())
+    progress = Progress(_say, is_bar=sys.stderr.isatty())
     try:
         if not config.compile_cache_dir:
             raise ValueError("compile_cache_dir='': there is no cache to fill")

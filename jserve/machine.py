@@ -13,6 +13,7 @@ _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _SETTINGS = (
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
+    "jax_disable_most_optimizations",
     "jax_enable_x64",
     "jax_threefry_partitionable",
 )

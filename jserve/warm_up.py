@@ -26,7 +26,6 @@ from jserve.events import ProgramStart, StartUp
 from jserve.machine import num_cpus
 from jserve.progress import Progress
 from jserve.serving_predictor import ServingPredictor
-from jserve.step_times import StepTimes
 from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.predictor import StepSample
 from jserve_sched.scheduler import Scheduler
@@ -61,7 +60,7 @@ class WarmUp:
         scheduler: Scheduler,
         tables: Sequence[BucketTable],
         predictor: TablePredictor,
-        times: StepTimes | None,
+        keep_times: Callable[[TablePredictor], bool] | None,
         choose: ChoosePredictor,
         max_compile_s: float = 0.0,
         progress: Progress | None = None,
@@ -73,8 +72,8 @@ class WarmUp:
           scheduler: plans what the engine runs; gets each table, and the predictor.
           tables: the covering one first, each with all edges of the one before it.
           predictor: of the last table; prices steps until all is warm.
-          times: where to keep what is measured; None if the predictor holds it
-            already, and nothing is to be measured.
+          keep_times: writes what is measured, and returns whether it did; None if the
+            predictor holds it already, and nothing is to be measured.
           choose: given the step times and the table reached, picks what plans then.
           max_compile_s: no further table is begun that is expected to end later; 0
             sets no limit.
@@ -86,7 +85,7 @@ class WarmUp:
         self._scheduler = scheduler
         self._tables = tuple(tables)
         self._predictor = predictor
-        self._times = times
+        self._keep_times = keep_times
         self._choose = choose
         self._max_compile_s = max_compile_s
         self._rough: list[StepSample] = []
@@ -233,7 +232,7 @@ class WarmUp:
             reached, table = table, self._next_table(left)
             job = self._submit(self._compile, table)
             yield from self._take_over(reached, new)
-        if self._times is not None:
+        if self._keep_times is not None:
             yield from self._time_all()
         self.progress.begin("choosing the predictor")
         job = self._submit(self._choose_predictor, reached)
@@ -255,7 +254,7 @@ class WarmUp:
         for bucket in new:
             self._engine.first_run(bucket)
             yield
-        if self._times is not None:
+        if self._keep_times is not None:
             for sample in self._engine.timed_pass(new, repeats=1):
                 self._rough.append(sample)
                 yield
@@ -286,8 +285,8 @@ class WarmUp:
             self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
-        if self._times is not None and reached == self._tables[-1]:
-            self._are_times_lost = not self._times.save(self._predictor)
+        if self._keep_times is not None and reached == self._tables[-1]:
+            self._are_times_lost = not self._keep_times(self._predictor)
         return self._choose(self._predictor, reached)
 
     def _next_table(self, left: collections.deque[BucketTable]) -> BucketTable | None:

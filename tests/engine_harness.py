@@ -14,7 +14,7 @@ import pytest
 from jserve.build import build_loop
 from jserve.config import EngineConfig
 from jserve.engine import Engine, PendingStep, kv_page_bytes
-from jserve.events import TokenEvent
+from jserve.events import Health, TokenEvent
 from jserve.loop import EngineLoop
 from jserve.program_store import ProgramStore
 from jserve.programs import Programs
@@ -248,3 +248,12 @@ class Inbox:
 
     def tokens(self, request: Request) -> list[int | None]:
         return [event.token for event in self.events[request.request_id]]
+
+
+def start(loop: EngineLoop, health: Health) -> Inbox:
+    """Starts a loop, waits for that state, and returns its listener."""
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(health, 120.0)
+    return inbox

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import signal
@@ -25,7 +26,8 @@ class Server:
         classes = folder / "classes.json"
         classes.write_text(CLASSES)
         command = [
-            *(sys.executable, "-m", "jserve.cli", "--port=0", f"--buckets={BUCKETS}"),
+            *(sys.executable, "-m", "jserve", "--model=toy", "--port=0"),
+            f"--buckets={BUCKETS}",
             *("--max_num_seqs=16", "--max_num_batched_tokens=144"),
             *("--max_model_len=2048", "--kv_cache_bytes=67108864"),
             *(f"--compile_cache_dir={cache}", f"--service_classes={classes}"),
@@ -33,7 +35,12 @@ class Server:
         self.log = folder / "server.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                # A program is made in less time, and is fast enough for the toy.
+                env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -76,7 +83,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_the_official_client_streams_a_chat(server: Server) -> None:
     stream = server.client.chat.completions.create(
-        model="tiny",
+        model="toy",
         messages=[{"role": "user", "content": "Good morning"}],
         max_tokens=20,
         temperature=0,
@@ -102,7 +109,7 @@ def test_mixed_requests_over_http_compile_nothing(server: Server) -> None:
         for index in range(15):
             prompt = rng_tokens[share][index]
             answer = server.client.completions.create(
-                model="tiny",
+                model="toy",
                 prompt=prompt,
                 max_tokens=5 + index,
                 temperature=float(index % 2),
@@ -131,7 +138,7 @@ def test_mixed_requests_over_http_compile_nothing(server: Server) -> None:
 
 def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
     stream = server.client.completions.create(
-        model="tiny",
+        model="toy",
         prompt=[1, 2, 3],
         max_tokens=400,
         stream=True,
@@ -146,4 +153,4 @@ def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
         assert server.process.wait(60) == 0, server.log.read_text()
     log = server.log.read_text()
     assert "Traceback" not in log
-    assert "loading model tiny" in log and "loading them: 4 of 4 (" in log
+    assert "loading model toy" in log and "loading them: 4 of 4 (" in log

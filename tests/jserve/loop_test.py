@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from engine_harness import Inbox, build_toy_loop
+from engine_harness import Inbox, build_toy_loop, start
 from fakes import make_request
 from jserve.events import Health, NotServingError, QueueFullError
 from jserve.loop import EngineLoop
@@ -20,8 +20,7 @@ def loop(shared_programs: pathlib.Path) -> Iterator[EngineLoop]:
     loop = build_toy_loop(shared_programs, max_queued_requests=600)
     with pytest.raises(NotServingError, match="starting"):
         loop.submit(make_request())
-    loop.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    start(loop, Health.WARM)
     yield loop
     loop.stop()
 
@@ -184,10 +183,7 @@ def test_an_id_in_use_or_a_request_too_long_is_refused(
 
 def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> None:
     loop = build_toy_loop(shared_programs, max_queued_requests=3)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    inbox = start(loop, Health.WARM)
     accepted = []
     with pytest.raises(QueueFullError, match="max_queued_requests=3") as caught:
         for _ in range(100):
@@ -206,10 +202,7 @@ def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> N
 
 def test_drain_lets_running_requests_finish(shared_programs: pathlib.Path) -> None:
     loop = build_toy_loop(shared_programs, enable_overlap=False)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 120.0)
+    inbox = start(loop, Health.READY)
     requests = [make_request(100, 30, arrival_s=0.1 * i) for i in range(4)]
     for request in requests:
         loop.submit(request)
@@ -223,10 +216,7 @@ def test_a_dead_engine_tells_everyone_and_takes_nobody(
     shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_toy_loop(shared_programs)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    inbox = start(loop, Health.WARM)
 
     def break_down(plan: object) -> None:
         raise RuntimeError("the device is gone")

@@ -13,7 +13,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from engine_harness import TOY_KV_BYTES, Inbox, small_config
+from engine_harness import TOY_KV_BYTES, Inbox, small_config, start
 from fakes import make_request
 from jserve.build import build_loop
 from jserve.compile_cache import open_compile_cache
@@ -99,10 +99,8 @@ def test_a_request_is_answered_before_warm_up_ends(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 120.0)
+    gate = Gate(loop._engine, monkeypatch)
+    inbox = start(loop, Health.READY)
 
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
@@ -128,10 +126,7 @@ def test_a_request_is_answered_before_warm_up_ends(
 
 def test_traffic_slows_warm_up_and_does_not_stop_it(config: EngineConfig) -> None:
     loop = build_loop(config)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 120.0)
+    inbox = start(loop, Health.READY)
     stopping = threading.Event()
 
     def client() -> None:
@@ -178,8 +173,6 @@ def test_a_compilation_that_fails_is_a_failed_engine(
     kind: type[BaseException], config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    inbox = Inbox()
-    loop.set_listener(inbox)
     compile_, is_first = loop._engine.compile, [True]
     failing = threading.Event()
 
@@ -192,8 +185,7 @@ def test_a_compilation_that_fails_is_a_failed_engine(
             raise kind("the compiler is gone")
 
     monkeypatch.setattr(loop._engine, "compile", fail)
-    loop.start()
-    assert loop.wait_until(Health.READY, 120.0)
+    inbox = start(loop, Health.READY)
     request = make_request(50, 1900, arrival_s=loop.clock.now_s())
     loop.submit(request)
     failing.set()
@@ -228,8 +220,7 @@ def test_stopping_does_not_wait_for_all_of_warm_up(
     gate = Gate(loop._engine, monkeypatch)
     # One table after the other.
     monkeypatch.setattr("jserve.warm_up.num_cpus", lambda: 1)
-    loop.start()
-    assert loop.wait_until(Health.READY, 120.0)
+    start(loop, Health.READY)
     opener = threading.Timer(0.1, gate.is_open.set)
     opener.start()
     loop.stop()
@@ -242,10 +233,8 @@ def test_no_compilation_begins_while_requests_are_drained(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 120.0)
+    gate = Gate(loop._engine, monkeypatch)
+    inbox = start(loop, Health.READY)
     request = make_request(50, 300, arrival_s=loop.clock.now_s())
     loop.submit(request)
     assert gate.is_reached.wait(120.0)
@@ -323,10 +312,7 @@ def test_steps_are_recorded_with_the_shapes_they_ran_in(
     path = tmp_path / "steps.log"
     classes = [ServiceClass(name="chat", ttft_s=1.0, tbt_s=0.05)]
     loop = build_loop(dataclasses.replace(config, step_log=path), classes)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    inbox = start(loop, Health.WARM)
     serve_one(loop, inbox, 50, 5)
     loop.stop()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -364,7 +350,7 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
     assert not any("timing programs" in line for line in warm)
     (times,) = pathlib.Path(config.compile_cache_dir).rglob("step_times_*.json")
     times.write_text("{broken")
-    assert build_warm_up(config)._times is not None
+    assert build_warm_up(config)._keep_times is not None
     assert "unreadable" in caplog.text
 
 
