@@ -52,9 +52,8 @@ def open_compile_cache(compile_cache_dir: str) -> CompileCache | None:
     """
     if not compile_cache_dir:
         return None
-    name = f"{jax.__version__}-{jax.devices()[0].platform}-{machine_digest()}"
     try:
-        folder = pathlib.Path(compile_cache_dir).expanduser() / name
+        folder = pathlib.Path(compile_cache_dir).expanduser() / machine_name()
         make_private_folder(folder)
         is_writable = os.access(folder, os.W_OK)
         store = ProgramStore(folder / "programs", is_writable=is_writable)
@@ -66,6 +65,11 @@ def open_compile_cache(compile_cache_dir: str) -> CompileCache | None:
         _LOG.warning("compiled programs are not kept in %s: it is read-only", folder)
     _use_persistent_cache(folder / "xla")
     return CompileCache(folder=folder, store=store)
+
+
+def machine_name() -> str:
+    """Returns the name of this machine's folder."""
+    return f"{jax.__version__}-{jax.devices()[0].platform}-{machine_digest()}"
 
 
 def forget_module(name: str) -> None:

@@ -9,11 +9,10 @@ import platform
 import jax
 
 # Variables and settings that change what the compiler makes of the same step.
-_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
 _SETTINGS = (
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
-    "jax_disable_most_optimizations",
     "jax_enable_x64",
     "jax_threefry_partitionable",
 )

@@ -153,7 +153,8 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
         begin = f'{{"format":"{FORMAT}"'.encode()
         if path.exists() and not begin.startswith(path.read_bytes()[: len(begin)]):
             raise ValueError(f"{path} is there already and is not a step log")
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        mode = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        handle = os.open(path, mode, 0o600)
         file = os.fdopen(handle, "a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jserve.build import build_loop
+from jserve.compile_cache import machine_name
 from jserve.config import EngineConfig
 from jserve.engine import Engine, PendingStep, kv_page_bytes
 from jserve.events import Health, TokenEvent
@@ -199,6 +200,13 @@ def build_toy_loop(programs: pathlib.Path, **fields: object) -> EngineLoop:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jserve.build.Engine", make_stored_engine)
         return build_loop(small_config(**{**toy, **fields}))
+
+
+def share_programs(cache: pathlib.Path, programs: pathlib.Path) -> None:
+    """Makes a folder for `compile_cache_dir` whose programs are those of a folder."""
+    folder = cache / machine_name()
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / "programs").symlink_to(programs)
 
 
 def step_of_little(

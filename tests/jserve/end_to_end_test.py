@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import re
 import signal
@@ -17,6 +16,8 @@ import numpy as np
 import openai
 import pytest
 
+from engine_harness import TOY_KV_BYTES, share_programs
+
 BUCKETS = pathlib.Path(__file__).parent.parent / "four_programs.json"
 CLASSES = '[{"name": "chat", "ttft_s": 5, "tbt_s": 1, "guard": true}]'
 
@@ -29,18 +30,13 @@ class Server:
             *(sys.executable, "-m", "jserve", "--model=toy", "--port=0"),
             f"--buckets={BUCKETS}",
             *("--max_num_seqs=16", "--max_num_batched_tokens=144"),
-            *("--max_model_len=2048", "--kv_cache_bytes=67108864"),
+            *("--max_model_len=2048", f"--kv_cache_bytes={TOY_KV_BYTES}"),
             *(f"--compile_cache_dir={cache}", f"--service_classes={classes}"),
         ]
         self.log = folder / "server.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                # A program is made in less time, and is fast enough for the toy.
-                env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+                command, stdout=subprocess.PIPE, stderr=log, text=True
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -68,9 +64,12 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    shared_programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """One server for all tests; the last one ends it."""
     folder = tmp_path_factory.mktemp("server")
+    share_programs(folder / "cache", shared_programs)
     server = Server(folder, folder / "cache")
     server.wait_until_warm()
     yield server

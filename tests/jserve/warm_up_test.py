@@ -13,10 +13,9 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from engine_harness import TOY_KV_BYTES, Inbox, small_config, start
+from engine_harness import TOY_KV_BYTES, Inbox, share_programs, small_config, start
 from fakes import make_request
 from jserve.build import build_loop
-from jserve.compile_cache import open_compile_cache
 from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health, ProgramStart, StartUp, TokenEvent
@@ -64,10 +63,7 @@ def folder(
     """Holds the bucket file, and what has been compiled for these tests."""
     folder = tmp_path_factory.mktemp("warm_up")
     (folder / "buckets.json").write_text(json.dumps(SIX_PROGRAMS))
-    cache = open_compile_cache(str(folder / "cache"))
-    assert cache is not None
-    (cache.folder / "programs").rmdir()
-    (cache.folder / "programs").symlink_to(shared_programs)
+    share_programs(folder / "cache", shared_programs)
     yield folder
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
