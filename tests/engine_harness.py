@@ -263,5 +263,5 @@ def start(loop: EngineLoop, health: Health) -> Inbox:
     inbox = Inbox()
     loop.set_listener(inbox)
     loop.start()
-    assert loop.wait_until(health, 120.0)
+    assert loop.wait_until(health, 200.0)
     return inbox

@@ -45,7 +45,7 @@ class Server:
         self.url = found[0]
         self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none")
 
-    def wait_until_warm(self, timeout_s: float = 120.0) -> None:
+    def wait_until_warm(self, timeout_s: float = 200.0) -> None:
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
             with contextlib.suppress(OSError):

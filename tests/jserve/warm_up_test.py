@@ -107,7 +107,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     assert {one.num_rows for one in loop.steps()} == {16}
 
     gate.is_open.set()
-    assert loop.wait_until(Health.WARM, 120.0)
+    assert loop.wait_until(Health.WARM, 200.0)
     num_steps = loop.stats().num_steps
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
@@ -132,7 +132,7 @@ def test_traffic_slows_warm_up_and_does_not_stop_it(config: EngineConfig) -> Non
     threads = [threading.Thread(target=client) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    assert loop.wait_until(Health.WARM, 200.0)
     stopping.set()
     for thread in threads:
         thread.join()
@@ -201,7 +201,7 @@ def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
     loop.set_listener(inbox)
     with caplog.at_level(logging.WARNING, logger="jserve"):
         loop.start()
-        assert loop.wait_until(Health.WARM, 120.0)
+        assert loop.wait_until(Health.WARM, 200.0)
     assert "4 of 6 programs are left out" in caplog.text
     assert {one.program for one in loop.stats().start_up.programs} == COVERING
     assert serve_one(loop, inbox, 40, 5).error is None
