@@ -1,4 +1,4 @@
-"""Which shapes an engine compiles: by strategy or from a file, and within limits."""
+"""Which buckets an engine compiles: by strategy or from a file, and within limits."""
 
 import dataclasses
 import json
@@ -17,32 +17,26 @@ _LOG = logging.getLogger("jserve")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BucketChoice:
-    """Shapes, and the steps by which to judge them.
+    """Buckets, and the steps by which to judge them.
 
     Attributes:
-      table: the shapes.
-      demand: the steps expected; those the bucket file was fitted to, if it says.
+      demand: The steps expected; those the bucket file was fitted to, if it says.
     """
 
     table: BucketTable
     demand: StepDemand
 
     def cost(self, predictor: Predictor, *, page_size: int) -> TableCost:
-        """Returns what prices a table: the expected seconds of a step.
-
-        Args:
-          predictor: of step times.
-          page_size: tokens in one KV page.
-        """
+        """Returns what prices a table: the expected seconds of a step."""
         return costs_of(
             self.demand, predictor.predict, self.table, page_size=page_size
         ).expected_s
 
     def limited(self, max_programs: int, cost_s: TableCost) -> "BucketChoice":
-        """Returns the choice with so few programs, and logs what is left out.
+        """Returns the choice with at most `max_programs`; logs what is left out.
 
         Raises:
-          ValueError: if some steps would have no shape.
+          ValueError: if some steps would have no bucket.
         """
         table = limit_programs(self.table, max_programs, cost_s)
         if table != self.table:
@@ -58,10 +52,10 @@ class BucketChoice:
 
 
 def choose_buckets(config: EngineConfig) -> BucketChoice:
-    """Returns the shapes that a configuration asks for, before `max_programs`.
+    """Returns the buckets that a configuration asks for, before `max_programs`.
 
     Raises:
-      ValueError: if the strategy is unknown, or the bucket file is no good.
+      ValueError: if the strategy is unknown, or the bucket file is invalid.
     """
     strategy: BucketStrategy
     demand = None

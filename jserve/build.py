@@ -1,10 +1,8 @@
-"""From an EngineConfig to an EngineLoop: the one place where the parts meet."""
+"""From an EngineConfig to an EngineLoop, put together from its parts."""
 
-import dataclasses
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,15 +12,15 @@ import jax.numpy as jnp
 from jserve.bucket_choice import BucketChoice, choose_buckets
 from jserve.compile_cache import CompileCache, open_compile_cache
 from jserve.config import EngineConfig
-from jserve.cpus import num_cpus
 from jserve.engine import Engine, kv_page_bytes
 from jserve.loop import EngineLoop
 from jserve.planning import read_request_latency, serving_policy
 from jserve.predictor_checkpoint import PredictorFacts
+from jserve.progress import Progress
 from jserve.serving_predictor import ServingPredictor, choose_predictor
 from jserve.step_recorder import StepRecorder
 from jserve.step_records import StepRecords
-from jserve.step_times import StepTimes
+from jserve.step_times import load_step_times, save_step_times
 from jserve.warm_up import WarmUp
 from jserve_models.registry import load_model
 from jserve_sched.bucket_growth import growth
@@ -36,94 +34,41 @@ from jserve_sched.table_predictor import TablePredictor
 _LOG = logging.getLogger("jserve")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """What serves, put together and with nothing compiled."""
-
-    engine: Engine
-    scheduler: Scheduler
-    predictor: TablePredictor
-    warm_up: WarmUp
-    request_latency_fallback: str
-
-
 def build_loop(
-    config: EngineConfig, service_classes: Sequence[ServiceClass] = ()
+    config: EngineConfig,
+    service_classes: Sequence[ServiceClass] = (),
+    progress: Progress | None = None,
 ) -> EngineLoop:
     """Loads the model and puts scheduler and engine together; compiles nothing yet.
 
     Args:
       config: what to build.
-      service_classes: those served; for the record of steps alone.
+      service_classes: those served; for the step log alone.
+      progress: shows how far start-up is, until the engine is warm.
 
     Raises:
-      ValueError: if the model, the policy, the buckets or a limit is no good, or
-        the record of steps cannot be written.
+      ValueError: if the model, the policy, the buckets or a limit is invalid, or
+        the step log cannot be written.
     """
-    parts = _build(config, open_compile_cache(config.compile_cache_dir))
-
-    def header() -> dict[str, Any]:
-        return _record_header(config, parts, service_classes)
-
-    recorder = None
-    if config.step_log is not None:
-        try:
-            recorder = StepRecorder(
-                config.step_log, header(), config.step_log_max_bytes
-            )
-        except OSError as error:
-            raise ValueError(f"step_log={str(config.step_log)!r}: {error}") from None
-    return EngineLoop(
-        config=config,
-        engine=parts.engine,
-        scheduler=parts.scheduler,
-        warm_up=parts.warm_up,
-        records=StepRecords(parts.predictor, recorder=recorder, header=header),
-        request_latency_fallback=parts.request_latency_fallback,
-    )
-
-
-def build_warm_up(config: EngineConfig) -> WarmUp:
-    """Loads the model and returns what fills the caches for later starts.
-
-    Raises:
-      ValueError: as `build_loop` does, or if there is no cache to fill.
-    """
-    cache = open_compile_cache(config.compile_cache_dir)
-    if cache is None or not cache.is_writable:
-        raise ValueError(
-            f"compile_cache_dir={config.compile_cache_dir!r} is no folder that can be "
-            "filled"
-        )
-    return _build(config, cache).warm_up
-
-
-def build_engine(config: EngineConfig) -> Engine:
-    """Loads the model and makes its engine, not yet warm, without a scheduler.
-
-    Raises:
-      ValueError: if the model, the buckets or a limit is no good.
-    """
-    cache = open_compile_cache(config.compile_cache_dir)
-    return _build_engine(config, choose_buckets(config), cache)
-
-
-def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
+    progress = progress or Progress()
     # What can be wrong on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
     latency_file = read_request_latency(config)
     choice = choose_buckets(config)
     policy = serving_policy(config)
+    progress.begin(f"loading model {config.model}")
+    cache = open_compile_cache(config.compile_cache_dir)
     engine = _build_engine(config, choice, cache)
     latency_fault = ""
     if latency_file is not None:
         latency_fault = latency_file.fault(_facts(config, engine))
     table = engine.programs.table
     predictor = _new_predictor(table, engine.max_model_len, config.page_size)
-    times = StepTimes(
-        None if cache is None else cache.folder / _times_name(config, engine)
-    )
-    is_timed = times.load(predictor)
+    is_timed, keep_times = False, _keep_nothing
+    if cache is not None:
+        path = cache.folder / _times_name(config, engine)
+        is_timed = load_step_times(path, predictor)
+        keep_times = functools.partial(save_step_times, path)
     scheduler = Scheduler(
         policy=policy,
         buckets=table,
@@ -146,17 +91,41 @@ def _build(config: EngineConfig, cache: CompileCache | None) -> _Parts:
         scheduler=scheduler,
         tables=growth(table, choice.cost(predictor, page_size=config.page_size)),
         predictor=predictor,
-        times=None if is_timed else times,
+        keep_times=None if is_timed else keep_times,
         choose=functools.partial(_choose_predictor, config, engine),
         max_compile_s=config.max_compile_s,
+        progress=progress,
     )
-    return _Parts(
+
+    def header() -> dict[str, Any]:
+        return _record_header(config, scheduler, warm_up, predictor, service_classes)
+
+    recorder = None
+    if config.step_log is not None:
+        try:
+            recorder = StepRecorder(
+                config.step_log, header(), config.step_log_max_bytes
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"step_log={str(config.step_log)!r}: {error}") from None
+    return EngineLoop(
+        config=config,
         engine=engine,
         scheduler=scheduler,
-        predictor=predictor,
         warm_up=warm_up,
+        records=StepRecords(predictor, recorder=recorder, header=header),
         request_latency_fallback=latency_fault,
     )
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """Loads the model and makes its engine, not yet warm, without a scheduler.
+
+    Raises:
+      ValueError: if the model, the buckets or a limit is invalid.
+    """
+    cache = open_compile_cache(config.compile_cache_dir)
+    return _build_engine(config, choose_buckets(config), cache)
 
 
 def _build_engine(
@@ -191,7 +160,7 @@ def _build_engine(
         page_size=config.page_size,
         max_model_len=max_model_len,
         captures_logits=config.capture_logits,
-        store=None if cache is None else cache.program_store(),
+        store=None if cache is None else cache.store,
     )
 
 
@@ -201,12 +170,15 @@ def _new_predictor(
     return TablePredictor(table, max_pages_per_row=-(-max_model_len // page_size))
 
 
+def _keep_nothing(predictor: TablePredictor) -> bool:
+    return False
+
+
 def _times_name(config: EngineConfig, engine: Engine) -> str:
-    """Returns the file of step times: one for each table, model, pool and machine."""
+    """Returns the file of step times: one for each table, model and pool."""
     facts = (
         *(repr(engine.model.config), engine.dtype.name, config.page_size),
-        *(config.kv_cache_bytes, engine.max_model_len, num_cpus()),
-        *(engine.programs.table, os.environ.get("XLA_FLAGS")),
+        *(config.kv_cache_bytes, engine.max_model_len, engine.programs.table),
     )
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return f"step_times_{digest}.json"
@@ -235,23 +207,25 @@ def _facts(config: EngineConfig, engine: Engine) -> PredictorFacts:
 
 
 def _record_header(
-    config: EngineConfig, parts: _Parts, service_classes: Sequence[ServiceClass]
+    config: EngineConfig,
+    scheduler: Scheduler,
+    warm_up: WarmUp,
+    predictor: TablePredictor,
+    service_classes: Sequence[ServiceClass],
 ) -> dict[str, Any]:
-    """Returns what holds for the steps that come next in their record."""
+    """Returns the header of the steps that come next in the step log."""
     return {
         "block_tokens": config.block_tokens,
         "page_size": config.page_size,
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "policy": config.policy,
-        "buckets": parts.scheduler.buckets.to_json(),
+        "buckets": scheduler.buckets.to_json(),
         "service_classes": [
             {"name": one.name, "ttft_s": one.ttft_s, "tbt_s": one.tbt_s}
             for one in service_classes
         ],
-        "step_times": (
-            None if parts.warm_up.serving is None else parts.predictor.to_json()
-        ),
+        "step_times": (None if warm_up.serving is None else predictor.to_json()),
     }
 
 

@@ -1,8 +1,7 @@
 """Chat templates: a conversation to the one text a model was trained on.
 
-The one idea: a template is a program from a file, so it runs in Jinja's sandbox,
-and whatever it says about a conversation it cannot render comes out as a
-ValueError for the client.
+A template is a program from a file, so it runs in Jinja's sandbox, and what it says
+about a conversation it cannot render comes out as a ValueError for the client.
 """
 
 import datetime

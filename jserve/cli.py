@@ -5,12 +5,14 @@
   jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
 The port answers at once. /health says when requests are served (ready, with status
-200): that is when the few shapes are compiled in which every step can run. Finer ones
+200): that is when the few buckets are compiled in which every step can run. Finer ones
 are added while it serves, and /health says when none is left (warm): measure only
-then. SIGTERM drains, then exits with 0. If the engine fails, the process says so and
-exits with 70: start it again.
+then. What start-up is doing is logged at least every 10 seconds. SIGTERM drains, then
+exits with 0. If the engine fails, the process says so and exits with 70: start it
+again.
 """
 
+import dataclasses
 import logging
 import os
 import pathlib
@@ -23,7 +25,9 @@ from absl import flags
 from jserve.config import EngineConfig, ServerConfig, check_writable
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress
 
+_LOG = logging.getLogger("jserve")
 _ENGINE_CONFIG = define_engine_flags()
 _SERVER_CONFIG = define_config_flags(ServerConfig, group="Server")
 _WARMUP_ONLY = flags.DEFINE_bool(
@@ -58,6 +62,14 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
     make_policy(engine.policy)
     load_service_classes(server)
     load_api_keys(server)
+    if (
+        engine.predictor not in ("table", "linear")
+        and not pathlib.Path(engine.predictor).expanduser().is_dir()
+    ):
+        raise ValueError(
+            f"predictor={engine.predictor}: not one of table, linear, and no such "
+            "folder"
+        )
     if _WARMUP_ONLY.value:
         if not engine.compile_cache_dir:
             raise ValueError("--warmup_only needs a compile_cache_dir to fill")
@@ -65,22 +77,31 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
         check_writable("compile_cache_dir", folder)
 
 
+def _say(text: str) -> None:
+    print(f"jserve: {text}", file=sys.stderr, flush=True)
+
+
 def _warm_up(config: EngineConfig) -> None:
-    """Fills the caches.
+    """Fills the caches, showing a bar on a terminal and lines elsewhere.
 
     Raises:
-      ProgramError: if the flags are no good, or not all of it could be kept.
+      ProgramError: if a flag is invalid, or not all of it could be kept.
     """
+    progress = Progress(_say, is_bar=sys.stderr.isatty())
     try:
-        from jserve.build import build_warm_up  # imports JAX
+        progress.begin("loading JAX")
+        from jserve.build import build_loop
         from jserve.warm_up import start_up_table
 
-        warm_up = build_warm_up(config)
+        config = dataclasses.replace(config, step_log=None)
+        warm_up = build_loop(config, progress=progress).warm_up
         warm_up.run()
         print(start_up_table(warm_up.start_up()), flush=True)
         warm_up.check_kept()
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
+    finally:
+        progress.close()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
     if _WARMUP_ONLY.value:
         _warm_up(engine_config)
         return 0
-    # Until there is something to drain, being told to go is no failure.
+    # Until there is something to drain, SIGTERM is not a failure.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     from jserve.server.app import build_app
     from jserve.server.serving import bind, serve, url_of
@@ -117,15 +138,18 @@ def main(argv: Sequence[str]) -> int:
             f"cannot listen on {server_config.host}:{server_config.port}: "
             f"{error.strerror or error}"
         ) from error
+    progress = Progress(_LOG.info)
     with listener:
         try:
             tokenizer = load_tokenizer(folder)
-            from jserve.build import build_loop  # imports JAX
-
             classes = load_service_classes(server_config)
-            loop = build_loop(engine_config, classes.classes)
+            progress.begin("loading JAX")
+            from jserve.build import build_loop
+
+            loop = build_loop(engine_config, classes.classes, progress)
             app = build_app(loop, tokenizer, server_config)
         except (ValueError, OSError) as error:
+            progress.close()
             raise ProgramError(str(error)) from error
         name = server_config.served_model_name or loop.model_name
         print(

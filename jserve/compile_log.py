@@ -1,8 +1,7 @@
 """Counts what the compiler does: a compilation while serving is a bug.
 
-JAX reports each real compilation, and each hit of its persistent cache, to
-listeners, in the thread that compiles. Listeners cannot be taken away again, so the
-process has one log.
+JAX reports each compilation, and each hit of its persistent cache, to listeners, in the
+thread that compiles. Listeners cannot be removed, so the process has one count.
 """
 
 import threading
@@ -18,13 +17,16 @@ class CompileLog:
     """Counts since the process began to listen.
 
     Attributes:
-      num_compiles: programs made executable by the compiler, those that it found in
+      num_compiles: Programs made executable by the compiler, those that it found in
         its persistent cache included.
     """
 
     def __init__(self) -> None:
         self.num_compiles = 0
-        self._here = _ThreadCounts()
+        self._lock = threading.Lock()
+        self._here = threading.local()
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        jax.monitoring.register_event_listener(self._on_event)
 
     @property
     def num_cache_hits_here(self) -> int:
@@ -33,43 +35,16 @@ class CompileLog:
         The difference over one compilation says whether that one was a hit, whatever
         other threads compile meanwhile.
         """
-        return self._here.num_cache_hits
+        return getattr(self._here, "num_hits", 0)
 
-    def on_compile(self) -> None:
-        """Counts a compilation; called under the module's lock."""
-        self.num_compiles += 1
+    def _on_duration(self, event: str, duration_secs: float, **_: Any) -> None:
+        if event == _COMPILE_EVENT:
+            with self._lock:
+                self.num_compiles += 1
 
-    def on_cache_hit(self) -> None:
-        """Counts a hit for the calling thread."""
-        self._here.num_cache_hits += 1
-
-
-class _ThreadCounts(threading.local):
-    num_cache_hits = 0
+    def _on_event(self, event: str, **_: Any) -> None:
+        if event == _CACHE_HIT_EVENT:
+            self._here.num_hits = self.num_cache_hits_here + 1
 
 
-_log: CompileLog | None = None
-_lock = threading.Lock()
-
-
-def compile_log() -> CompileLog:
-    """Returns the process's log; begins to listen on the first call."""
-    global _log
-    with _lock:
-        if _log is None:
-            _log = CompileLog()
-            jax.monitoring.register_event_duration_secs_listener(_on_duration)
-            jax.monitoring.register_event_listener(_on_event)
-        return _log
-
-
-def _on_duration(event: str, duration_secs: float, **_: Any) -> None:
-    del duration_secs
-    if event == _COMPILE_EVENT and _log is not None:
-        with _lock:
-            _log.on_compile()
-
-
-def _on_event(event: str, **_: Any) -> None:
-    if event == _CACHE_HIT_EVENT and _log is not None:
-        _log.on_cache_hit()
+COMPILE_LOG = CompileLog()

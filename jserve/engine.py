@@ -39,10 +39,10 @@ class PendingStep:
     """A step on its way.
 
     Attributes:
-      plan: what it computes.
-      transfer_s: host seconds spent packing its argument.
-      launch_s: host seconds spent handing it to the device.
-      launched_s: when it was handed over, `time.monotonic` seconds.
+      plan: What it computes.
+      transfer_s: Host seconds spent packing its argument.
+      launch_s: Host seconds spent handing it to the device.
+      launched_s: When it was handed over, `time.monotonic` seconds.
     """
 
     plan: StepPlan
@@ -68,12 +68,11 @@ class Engine:
     """Weights, KV pool and programs of one model on one device.
 
     Attributes:
-      model: the model.
       num_pages: KV pages in the pool.
-      page_size: tokens in one page.
-      max_model_len: most tokens of prompt and output together.
-      dtype: of weights and KV.
-      programs: one for each bucket.
+      page_size: Tokens in one page.
+      max_model_len: Most tokens of prompt and output together.
+      dtype: Type of weights and KV.
+      programs: One for each bucket.
     """
 
     def __init__(
@@ -173,7 +172,7 @@ class Engine:
                     yield StepSample(row, duration_s)
 
     def _run_padded(self, bucket: Bucket, decode_pages: int, block_pages: int) -> float:
-        """Runs a program on made-up rows of so many pages; returns its seconds."""
+        """Runs a program on made-up rows of these pages; returns its seconds."""
         packed = self._packer.pack_synthetic(
             bucket, decode_pages, block_pages, self.page_size
         )

@@ -1,4 +1,4 @@
-"""What crosses from the engine's thread to whoever waits for tokens."""
+"""What crosses from the engine's thread to those who wait for tokens."""
 
 import dataclasses
 import enum
@@ -10,15 +10,15 @@ from jserve_sched.request import FinishReason
 
 
 class Health(enum.Enum):
-    """How far start-up has come; each state holds what the one before promised.
+    """How far start-up has come; what holds in one state holds in the next.
 
-    Between READY and WARM requests are served in few, large shapes, while the finer
-    ones are compiled beside them: steps are padded more, and share the cores with a
-    compiler. Measure, and let traffic in that is in a hurry, when it is WARM.
+    Between READY and WARM requests are served in few, large buckets while the finer
+    ones are compiled: steps are padded more, and share the cores with a compiler.
+    Measure, and let urgent traffic in, when it is WARM.
     """
 
     STARTING = "starting"  # alive: the process answers
-    READY = "ready"  # requests are served, in the shapes compiled so far
+    READY = "ready"  # requests are served, in the buckets compiled so far
     WARM = "warm"  # nothing is left to compile or to time
     DRAINING = "draining"  # running requests finish, new ones are refused
     FAILED = "failed"  # the engine thread has died
@@ -40,13 +40,12 @@ class TokenEvent(NamedTuple):
     """One output token, or the end of a request, or both.
 
     Attributes:
-      request_id: whose.
-      token: the token id; None when the request ended without one (cancelled, or
+      token: The token id; None when the request ended without one (cancelled, or
         the engine failed).
-      time_s: when the engine had it, on the engine loop's clock.
-      finish_reason: set on the last event of a request.
-      num_cached_tokens: prompt tokens that came from the prefix cache.
-      error: what went wrong, on the last event of a request the engine failed.
+      time_s: When the engine had it, on the engine loop's clock.
+      finish_reason: Set on the last event of a request.
+      num_cached_tokens: Prompt tokens that came from the prefix cache.
+      error: What went wrong, on the last event of a request the engine failed.
     """
 
     request_id: str
@@ -59,33 +58,32 @@ class TokenEvent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One engine step: shapes and times only, never text.
+    """One engine step: sizes and times only, never text.
 
     Attributes:
-      step_id: counts steps from 0.
-      end_s: when it ended, on the engine loop's clock.
-      num_rows: decode rows compiled, B.
-      num_blocks: prefill blocks compiled, NB.
-      used_rows: decode rows used.
-      used_blocks: blocks that held a real token.
-      prefill_tokens: real prefill tokens.
+      end_s: When it ended, on the engine loop's clock.
+      num_rows: Decode rows compiled, B.
+      num_blocks: Prefill blocks compiled, NB.
+      used_rows: Decode rows used.
+      used_blocks: Blocks that held a real token.
+      prefill_tokens: Real prefill tokens.
       decode_pages: KV pages of the longest decode row.
       block_pages: KV pages of the longest prefill block.
-      num_waiting: requests waiting when it was planned.
-      ended_by: why no further block was planned.
-      leaves_work: whether a prompt, or part of one, was left out for want of room.
-      predicted_s: what the plan said of its duration.
-      bucket_s: the step-time table's word for the bucket, when the step had ended.
-      used_s: its word for the same step without padding, at the same moment.
-      duration_s: from launch, or from the end of the step before if that is later,
+      num_waiting: Requests waiting when it was planned.
+      ended_by: Why no further block was planned.
+      leaves_work: Whether a prompt, or part of one, was left out for want of room.
+      predicted_s: The plan's prediction of its duration.
+      bucket_s: The step-time table's price of the bucket when the step had ended.
+      used_s: Its price of the same step without padding, at the same moment.
+      duration_s: From launch, or from the end of the step before if that is later,
         to its end as the host saw it.
-      plan_s: the host's time for planning and dispatch.
-      transfer_s: for packing the step's argument.
-      launch_s: for handing the program to the device, or for running it where the
-        backend does so at once.
-      wait_s: for waiting on the device.
-      apply_s: for applying the result and telling the listeners.
-      host_s: all of the host's time for the step but `wait_s`: the four parts and
+      plan_s: Host time for planning and dispatch.
+      transfer_s: Host time for packing the step's argument.
+      launch_s: Host time for handing the program to the device, or for running it
+        where the backend does so at once.
+      wait_s: Host time waiting for the device.
+      apply_s: Host time for applying the result and notifying the listener.
+      host_s: All of the host's time for the step but `wait_s`: the four parts and
         the bookkeeping between them.
     """
 
@@ -119,9 +117,9 @@ class PredictorStatus:
 
     Attributes:
       name: "table", "linear" or "mlp".
-      fallback: why the table stands in for a checkpoint; "" if it does not.
-      num_refits: models swapped in since start.
-      num_replaced: predictions that were no durations and were replaced.
+      fallback: Why the table stands in for a checkpoint; "" if it does not.
+      num_refits: Models swapped in since start.
+      num_replaced: Predictions that were not durations and were replaced.
     """
 
     name: str = "table"
@@ -135,10 +133,10 @@ class ProgramStart:
     """One program, in the start-up table.
 
     Attributes:
-      program: its shape, such as "B32xNB16".
-      trace_s: seconds to trace and lower it.
-      compile_s: seconds to compile it, or to load it.
-      executable_bytes: its size; None where the backend does not say.
+      program: Its bucket, such as "B32xNB16".
+      trace_s: Seconds to trace and lower it; 0 if it was stored.
+      compile_s: Seconds to compile it, or to find it in a cache and load it.
+      executable_bytes: Its size on disk; None if it is not stored.
       source: "compiled", "cache" (JAX's persistent one) or "stored" (an executable).
     """
 
@@ -154,10 +152,10 @@ class StartUp:
     """What starting up took; seconds count from the start of the engine's thread.
 
     Attributes:
-      ready_s: until requests were served; None before that.
-      warm_s: until nothing was left to compile or to time; None before that.
-      covering_s: of `ready_s`, spent compiling the covering set.
-      programs: those made so far, in the order in which they were.
+      ready_s: Until requests were served; None before that.
+      warm_s: Until nothing was left to compile or to time; None before that.
+      covering_s: Part of `ready_s` spent compiling the covering set.
+      programs: Those made so far, in the order in which they were.
     """
 
     ready_s: float | None = None
@@ -171,27 +169,19 @@ class EngineStats:
     """A snapshot of the engine for health and metrics; counters since start.
 
     Attributes:
-      health: how far start-up has come.
-      policy: name of the scheduling policy.
-      block_tokens: tokens in one prefill block, Q.
-      num_running: requests that hold KV pages.
-      num_waiting: requests that wait.
-      num_pages: KV pages in the pool.
-      num_free_pages: those that no running request holds.
-      num_programs: programs compiled so far.
-      num_programs_total: programs there will be, unless a limit ends warm-up first.
-      num_compiles_after_warmup: compilations while warm; anything but 0 is a bug.
-      num_preemptions: requests preempted.
-      num_steps: steps run.
-      prompt_tokens: prompt tokens of requests admitted.
-      prefix_hit_tokens: of those, found in the prefix cache.
-      generated_tokens: output tokens.
-      compile_s: wall seconds spent compiling at start-up.
-      predictor: what prices the steps.
-      start_up: how starting up went, program by program.
-      length_errors: predicted output lengths against actual ones, by service class.
-      searches: what a policy that looks ahead has spent and gained.
-      request_latency_fallback: why a fitted request latency stands in for a file's;
+      block_tokens: Tokens in one prefill block, Q.
+      num_running: Requests that hold KV pages.
+      num_free_pages: KV pages that no running request holds.
+      num_programs: Programs compiled so far.
+      num_programs_total: Programs there will be, unless a limit ends warm-up first.
+      num_compiles_after_warmup: Compilations while warm; anything but 0 is a bug.
+      prompt_tokens: Prompt tokens of requests admitted.
+      prefix_hit_tokens: Those of them found in the prefix cache.
+      generated_tokens: Output tokens.
+      compile_s: Wall seconds spent compiling at start-up.
+      length_errors: Predicted output lengths against actual ones, by service class.
+      searches: What a policy that looks ahead has spent and gained.
+      request_latency_fallback: Why a fitted request latency stands in for a file's;
         "" if it does not.
     """
 

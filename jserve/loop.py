@@ -1,10 +1,10 @@
-"""EngineLoop: clock, scheduler and engine, one step a turn, in a thread of its own.
+"""EngineLoop: clock, scheduler and engine, one step a turn, in one thread.
 
-The one idea: with `enable_overlap` two plans may be in flight. While the device runs
-step n, the host plans and launches step n + 1, and only then waits for n. One turn:
+With `enable_overlap` two plans may be in flight. While the device runs step n, the host
+plans and launches step n + 1, and only then waits for n. One turn:
 
     take submits and cancels -> plan -> dispatch -> launch -> wait for the step
-    before -> apply -> tell the listener once, with all tokens of that step
+    before -> apply -> notify the listener once, with all tokens of that step
 
 Until the engine is warm, a turn of the warm-up may come between two such turns.
 """
@@ -44,8 +44,8 @@ _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 Listener = Callable[[Sequence[TokenEvent]], None]
 
 
-def _tell_nobody(events: Sequence[TokenEvent]) -> None:
-    del events
+def _notify_nobody(events: Sequence[TokenEvent]) -> None:
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,13 @@ class EngineLoop:
     """Serves requests; every method may be called from any thread.
 
     Attributes:
-      config: what was asked for.
-      clock: times in events and deadlines.
-      model_name: the model served.
-      vocab_size: token ids are below it.
-      max_model_len: most tokens of prompt and output together.
-      num_kv_tokens: tokens the KV pool holds.
+      config: The configuration it was built from.
+      clock: Gives the times in events and deadlines.
+      model_name: The model served.
+      vocab_size: All token ids are below it.
+      max_model_len: Most tokens of prompt and output together.
+      num_kv_tokens: Tokens that the KV pool holds.
+      warm_up: Makes the engine's programs; runs alone if the loop is not started.
     """
 
     def __init__(
@@ -80,12 +81,12 @@ class EngineLoop:
         """Makes a loop that `start` will run.
 
         Args:
-          config: what was asked for.
+          config: the configuration it was built from.
           engine: not yet warm.
           scheduler: without requests; its predictor is the step-time table.
           warm_up: of this engine and scheduler.
           records: take every step; closed in the end.
-          request_latency_fallback: for the stats.
+          request_latency_fallback: see `EngineStats`.
         """
         self.config = config
         self.clock: Clock = WallClock()
@@ -95,11 +96,11 @@ class EngineLoop:
         self.num_kv_tokens = engine.num_pages * engine.page_size
         self._engine = engine
         self._scheduler = scheduler
-        self._warm_up = warm_up
+        self.warm_up = warm_up
         self._records = records
         self._request_latency_fallback = request_latency_fallback
         self._predictor: ServingPredictor | None = None  # once warm
-        self._listener: Listener = _tell_nobody
+        self._listener: Listener = _notify_nobody
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._changed = threading.Condition()
         # Guarded by `_changed`:
@@ -117,7 +118,7 @@ class EngineLoop:
         return self._health
 
     def set_listener(self, publish: Listener) -> None:
-        """Sets who is told of tokens: once a step, in the loop's thread."""
+        """Sets what is called with new tokens: once a step, in the loop's thread."""
         self._listener = publish
 
     def start(self) -> None:
@@ -192,7 +193,7 @@ class EngineLoop:
         with self._changed:
             if self._health in _ORDER:
                 self._set_health(Health.DRAINING)
-            self._warm_up.begin_no_more()
+            self.warm_up.begin_no_more()
             is_done = self._changed.wait_for(lambda: not self._num_untold, timeout_s)
             if not is_done:
                 self._cancelled.extend(self._in_use)
@@ -208,7 +209,7 @@ class EngineLoop:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        self._listener = _tell_nobody
+        self._listener = _notify_nobody
         gc.unfreeze()  # the engine may be collected now
 
     def steps(self, since: int = 0) -> list[StepRecord]:
@@ -229,7 +230,7 @@ class EngineLoop:
             num_pages=self._engine.num_pages,
             num_free_pages=scheduler.ledger.num_available,
             num_programs=programs.num_compiled,
-            num_programs_total=self._warm_up.num_programs_total,
+            num_programs_total=self.warm_up.num_programs_total,
             num_compiles_after_warmup=programs.num_compiles_after_warmup,
             num_preemptions=counters.num_preemptions,
             num_steps=self._records.num_steps,
@@ -238,7 +239,7 @@ class EngineLoop:
             generated_tokens=counters.generated_tokens,
             compile_s=programs.wall_s,
             predictor=predictor.status() if predictor else PredictorStatus(),
-            start_up=self._warm_up.start_up(),
+            start_up=self.warm_up.start_up(),
             length_errors=dict(scheduler.length_errors),
             searches=dataclasses.replace(scheduler.searches),
             request_latency_fallback=self._request_latency_fallback,
@@ -253,24 +254,24 @@ class EngineLoop:
 
     def _main(self) -> None:
         try:
-            self._warm_up.cover()
+            self.warm_up.cover()
             self._advance(Health.READY)
             if self._health in _ORDER:
-                self._warm_up.start(self._notify)
+                self.warm_up.start(self._notify)
             self._serve()
-        except BaseException as error:  # of any kind: nobody else would tell
+        except BaseException as error:  # of any kind: clients must hear of it
             _LOG.exception("the engine failed")
             self._fail(f"the engine failed: {error}")
         finally:
             self._records.close()  # at once: what comes next may take long
-            self._warm_up.stop()
+            self.warm_up.stop()
             if self._predictor is not None:
                 self._predictor.stop()
 
     def _advance(self, health: Health) -> None:
         """Takes the next state of start-up, unless the end has begun."""
         gc.collect()
-        gc.freeze()  # what lives now lives on: keep the collector off it
+        gc.freeze()  # what lives now stays: keep the collector off it
         with self._changed:
             if self._health in _ORDER:
                 self._set_health(health)
@@ -281,19 +282,19 @@ class EngineLoop:
             self._changed.notify_all()
 
     def _is_warm_up_due(self) -> bool:
-        return self._health in _ORDER and self._warm_up.is_due(
+        return self._health in _ORDER and self.warm_up.is_due(
             is_idle=not self._scheduler.has_work
         )
 
     def _take_warm_up_turn(self) -> None:
         table = self._scheduler.buckets
-        self._warm_up.turn(is_idle=not self._scheduler.has_work)
-        serving = self._warm_up.serving
+        self.warm_up.turn(is_idle=not self._scheduler.has_work)
+        serving = self.warm_up.serving
         if serving is not None and self._predictor is None:
             self._predictor = serving
             serving.start()
             self._advance(Health.WARM)
-            _LOG.info("start-up:\n%s", start_up_table(self._warm_up.start_up()))
+            _LOG.info("start-up:\n%s", start_up_table(self.warm_up.start_up()))
         elif self._scheduler.buckets is not table:
             self._records.begin_stretch()
 
@@ -348,7 +349,7 @@ class EngineLoop:
             for request in submitted:
                 self._scheduler.submit(request)
         outputs = [self._scheduler.cancel(one) for one in cancelled]
-        self._tell([output for output in outputs if output is not None])
+        self._publish([output for output in outputs if output is not None])
 
     def _launch_next(self) -> _InFlight | None:
         start_s = time.perf_counter()
@@ -368,7 +369,7 @@ class EngineLoop:
         end_s = self.clock.now_s()
         waited_s = time.perf_counter()
         duration_s = end_s - max(step.pending.launched_s, last_end_s)
-        self._tell(
+        self._publish(
             self._scheduler.apply(StepResult(tokens=tokens, duration_s=duration_s))
         )
         applied_s = time.perf_counter()
@@ -383,8 +384,8 @@ class EngineLoop:
         )
         return end_s
 
-    def _tell(self, outputs: Sequence[Output]) -> None:
-        """Tells the listener of new tokens and ends."""
+    def _publish(self, outputs: Sequence[Output]) -> None:
+        """Notifies the listener of new tokens and ends."""
         if not outputs:
             return
         now_s = self.clock.now_s()

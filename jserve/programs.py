@@ -1,12 +1,10 @@
 """One compiled program per bucket, made ahead of time; none is made by a step.
 
-The one idea: a program comes from the cheapest place that has it. A stored
-executable is loaded without tracing; else the step is lowered from shapes (one after
-the other, tracing holds the interpreter lock), which the store may know; else it is
-compiled, in parallel. JAX's persistent cache is asked only if the store cannot keep
-anything: what comes from there could not be stored, so later starts would trace it
-again and again. Running a shape that is not there raises; nothing falls back to
-compiling silently.
+A stored executable is loaded without tracing. Otherwise the step is lowered from shapes
+(one after the other, since tracing holds the interpreter lock) and compiled, in
+parallel. JAX's persistent cache is asked only if the store cannot keep anything: what
+comes from there could not be stored, so each later start would trace it again. Running
+a bucket that is not there raises; nothing falls back to compiling silently.
 """
 
 import concurrent.futures
@@ -14,50 +12,26 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from jserve import packing, sampling
 from jserve.compile_cache import forget_module
-from jserve.compile_log import compile_log
-from jserve.cpus import num_cpus
-from jserve.program_store import ProgramStore, StoredProgram
+from jserve.compile_log import COMPILE_LOG
+from jserve.events import ProgramStart
+from jserve.machine import num_cpus
+from jserve.program_store import ProgramStore
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets import Bucket, BucketTable
 
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
-_stack_lock = threading.Lock()  # the stack size is the process's, not a thread's
 
 
 class UncompiledShapeError(RuntimeError):
-    """A step was asked for in a shape that is not compiled."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ProgramReport:
-    """What one program cost to make.
-
-    Attributes:
-      bucket: its shape.
-      trace_s: seconds to trace and lower; 0 if it was found without.
-      compile_s: seconds to compile, or to find it in a cache and load it.
-      temp_bytes: scratch memory while it runs.
-      alias_bytes: bytes updated in place; the KV cache must be among them.
-      executable_bytes: its size on disk; None if it was not stored.
-      source: whether the compiler made it, found it in JAX's persistent cache, or
-        was not asked because it was stored.
-    """
-
-    bucket: Bucket
-    trace_s: float
-    compile_s: float
-    temp_bytes: int
-    alias_bytes: int
-    executable_bytes: int | None
-    source: Literal["compiled", "cache", "stored"]
+    """A step was asked for in a bucket that is not compiled."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +39,7 @@ class DeviceState:
     """What stays on the device from step to step; donated to each program.
 
     Attributes:
-      kv: keys and values.
+      kv: Keys and values.
       slot_tokens: `[num_slots]` int32, the token each slot sampled last.
     """
 
@@ -92,9 +66,9 @@ class Programs:
     there for `has` and `run` from the moment it is made.
 
     Attributes:
-      table: the shapes.
-      reports: what each program cost, in the order they were made.
-      wall_s: seconds spent in `compile`.
+      table: The buckets.
+      reports: What each program cost, in the order they were made.
+      wall_s: Seconds spent in `compile`.
     """
 
     def __init__(
@@ -110,13 +84,13 @@ class Programs:
 
         Args:
           model: the model.
-          table: the shapes.
+          table: the buckets.
           max_pages_per_row: pages in a row's table.
           captures_logits: whether each step also returns logits and scores.
           store: keeps executables from start to start.
         """
         self.table = table
-        self.reports: list[ProgramReport] = []
+        self.reports: list[ProgramStart] = []
         self.wall_s = 0.0
         self._model = model
         self._max_pages_per_row = max_pages_per_row
@@ -125,7 +99,6 @@ class Programs:
         self._leaves = _abstract(model.leaves)
         self._compiled: dict[Bucket, jax.stages.Compiled] = {}
         self._compile_lock = threading.Lock()
-        self._log = compile_log()
         self._num_compiles_when_warm: int | None = None
 
     @property
@@ -143,11 +116,11 @@ class Programs:
         """Compilations in this process since `mark_warm`; anything but 0 is a bug."""
         if self._num_compiles_when_warm is None:
             return 0
-        return self._log.num_compiles - self._num_compiles_when_warm
+        return COMPILE_LOG.num_compiles - self._num_compiles_when_warm
 
     def mark_warm(self) -> None:
         """Says that from now on nothing may compile."""
-        self._num_compiles_when_warm = self._log.num_compiles
+        self._num_compiles_when_warm = COMPILE_LOG.num_compiles
 
     def has(self, bucket: Bucket) -> bool:
         """Returns whether a step of this shape can run."""
@@ -191,7 +164,7 @@ class Programs:
         """Makes those programs that are not there yet, in the order given.
 
         Args:
-          buckets: the shapes.
+          buckets: which.
           state: gives shapes and placement; not touched. A thread that does not run
             the steps must bring an `abstract_state`: the real one is donated away
             under its feet.
@@ -205,40 +178,42 @@ class Programs:
         with self._compile_lock:
             start_s = time.perf_counter()
             missing = [bucket for bucket in buckets if not self.has(bucket)]
+            # The process's setting, so threads that others begin get it as well.
+            old_stack_bytes = threading.stack_size(_STACK_BYTES)
+            pool = concurrent.futures.ThreadPoolExecutor(num_cpus(), "compile")
             try:
-                self._make(missing, abstract, should_stop)
+                self._make(pool, missing, abstract, should_stop)
             finally:
+                pool.shutdown(cancel_futures=True)
+                threading.stack_size(old_stack_bytes)
                 self.wall_s += time.perf_counter() - start_s
 
     def _make(
         self,
+        pool: concurrent.futures.Executor,
         buckets: Sequence[Bucket],
         state: DeviceState,
         should_stop: Callable[[], bool],
     ) -> None:
         """Loads what is stored; traces the rest here and compiles it in the pool."""
-        pool = concurrent.futures.ThreadPoolExecutor(
-            num_cpus(), thread_name_prefix="compile"
-        )
-        try:
-            specs = [(bucket, self._arguments(bucket, state)) for bucket in buckets]
-            loads = [_submit(pool, self._load, *spec, should_stop) for spec in specs]
-            jobs: list[concurrent.futures.Future[Any]] = []
-            for (bucket, arguments), load in zip(specs, loads, strict=True):
-                if load.result():
-                    continue
-                if should_stop():
-                    break
-                start_s = time.perf_counter()
-                lowered = self._lower(bucket, arguments)
-                trace_s = time.perf_counter() - start_s
-                made = (bucket, arguments, lowered, trace_s)
-                jobs.append(_submit(pool, self._compile, *made, should_stop))
-                _raise_failure(jobs)
-            for job in concurrent.futures.as_completed(jobs):
-                job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        specs = [(bucket, self._arguments(bucket, state)) for bucket in buckets]
+        loads = [pool.submit(self._load, *spec, should_stop) for spec in specs]
+        jobs: list[concurrent.futures.Future[None]] = []
+        for (bucket, arguments), load in zip(specs, loads, strict=True):
+            if load.result():
+                continue
+            if should_stop():
+                break
+            start_s = time.perf_counter()
+            lowered = self._lower(bucket, arguments)
+            trace_s = time.perf_counter() - start_s
+            made = (bucket, arguments, lowered, trace_s, should_stop)
+            jobs.append(pool.submit(self._compile, *made))
+            for job in jobs:
+                if job.done():
+                    job.result()  # one that failed ends it all
+        for job in concurrent.futures.as_completed(jobs):
+            job.result()
         if self._store is not None and jobs:
             self._store.prune()
 
@@ -251,21 +226,13 @@ class Programs:
         return self._leaves, state.kv, state.slot_tokens, packed
 
     def _signature(self, bucket: Bucket, arguments: tuple[Any, ...]) -> object:
-        """Returns what tells a program from others of the same model."""
+        """Returns what tells a program from others of the same code."""
         inputs = [
             (x.shape, x.dtype.name, repr(x.sharding))
             for x in jax.tree.leaves(arguments)
         ]
         options = (self._captures_logits, self._max_pages_per_row)
         return (self._model.config, bucket, options, inputs)
-
-    def _lower(self, bucket: Bucket, arguments: tuple[Any, ...]) -> jax.stages.Lowered:
-        """Traces a step, in a module of the bucket's name."""
-        step = self.step_function(bucket)
-        step.__name__ = f"step_{bucket}"
-        # With `keep_unused` the text alone tells which argument is which.
-        jitted = jax.jit(step, donate_argnums=(1, 2), keep_unused=True)
-        return jitted.lower(*arguments)
 
     def _load(
         self,
@@ -280,21 +247,17 @@ class Programs:
         stored = self._store.load(str(bucket), self._signature(bucket, arguments))
         if stored is None:
             return False
-        self._take_stored(bucket, stored, 0.0, start_s)
+        compiled, size = stored
+        compile_s = time.perf_counter() - start_s
+        report = ProgramStart(str(bucket), 0.0, compile_s, size, "stored")
+        self._take(bucket, compiled, report)
         return True
 
-    def _take_stored(
-        self, bucket: Bucket, stored: StoredProgram, trace_s: float, start_s: float
-    ) -> None:
-        self._compiled[bucket] = stored.compiled
-        self._report(
-            bucket,
-            stored.compiled,
-            trace_s=trace_s,
-            compile_s=time.perf_counter() - start_s,
-            executable_bytes=stored.executable_bytes,
-            source="stored",
-        )
+    def _lower(self, bucket: Bucket, arguments: tuple[Any, ...]) -> jax.stages.Lowered:
+        """Traces a step, in a module of the bucket's name."""
+        step = self.step_function(bucket)
+        step.__name__ = f"step_{bucket}"
+        return jax.jit(step, donate_argnums=(1, 2), keep_unused=True).lower(*arguments)
 
     def _compile(
         self,
@@ -304,50 +267,34 @@ class Programs:
         trace_s: float,
         should_stop: Callable[[], bool],
     ) -> None:
-        """Takes the program from the store by its text, or compiles and stores it."""
+        """Compiles a program and stores it."""
         if should_stop():
             return
+        store = self._store
+        if store is not None and store.is_writable:
+            forget_module(f"jit_step_{bucket}")
         start_s = time.perf_counter()
-        entry: tuple[str, object, str] | None = None
-        if self._store is not None:
-            text = f"{lowered.as_text()}\n{lowered.in_tree}\n{lowered.out_tree}"
-            entry = str(bucket), self._signature(bucket, arguments), text
-            stored = self._store.load_lowered(*entry)
-            if stored is not None:
-                self._take_stored(bucket, stored, trace_s, start_s)
-                return
-            if self._store.is_writable:
-                forget_module(f"jit_step_{bucket}")
-        num_hits = self._log.num_cache_hits_here
+        num_hits = COMPILE_LOG.num_cache_hits_here
         compiled = lowered.compile()
         compile_s = time.perf_counter() - start_s
-        self._compiled[bucket] = compiled
-        is_hit = self._log.num_cache_hits_here > num_hits
-        executable_bytes = None
-        if self._store is not None and entry is not None and not is_hit:
-            executable_bytes = self._store.save(*entry, compiled)
-        self._report(
-            bucket,
-            compiled,
-            trace_s=trace_s,
-            compile_s=compile_s,
-            executable_bytes=executable_bytes,
-            source="cache" if is_hit else "compiled",
-        )
+        is_hit = COMPILE_LOG.num_cache_hits_here > num_hits
+        size = None
+        if store is not None and not is_hit:
+            signature = self._signature(bucket, arguments)
+            size = store.save(str(bucket), signature, compiled)
+        source = "cache" if is_hit else "compiled"
+        report = ProgramStart(str(bucket), trace_s, compile_s, size, source)
+        self._take(bucket, compiled, report)
 
-    def _report(
-        self, bucket: Bucket, compiled: jax.stages.Compiled, **facts: Any
+    def _take(
+        self, bucket: Bucket, compiled: jax.stages.Compiled, report: ProgramStart
     ) -> None:
-        memory = compiled.memory_analysis()
-        assert memory is not None, "every backend we run on reports memory"
-        self.reports.append(
-            ProgramReport(
-                bucket=bucket,
-                temp_bytes=memory.temp_size_in_bytes,
-                alias_bytes=memory.alias_size_in_bytes,
-                **facts,
-            )
-        )
+        self._compiled[bucket] = compiled
+        self.reports.append(report)
+
+    def memory(self, bucket: Bucket) -> Any:
+        """Returns what a program takes; the KV cache must be updated in place."""
+        return self._compiled[bucket].memory_analysis()
 
     def run(
         self, bucket: Bucket, state: DeviceState, packed: np.ndarray
@@ -370,24 +317,3 @@ class Programs:
             self._model.leaves, state.kv, state.slot_tokens, packed
         )
         return DeviceState(kv=kv, slot_tokens=slot_tokens), tuple(out)
-
-
-def _submit(
-    pool: concurrent.futures.ThreadPoolExecutor,
-    function: Callable[..., Any],
-    *args: Any,
-) -> "concurrent.futures.Future[Any]":
-    """Submits a job; a thread that is begun for it gets a deep stack."""
-    with _stack_lock:
-        old_stack_bytes = threading.stack_size(_STACK_BYTES)
-        try:
-            return pool.submit(function, *args)
-        finally:
-            threading.stack_size(old_stack_bytes)
-
-
-def _raise_failure(jobs: "Sequence[concurrent.futures.Future[None]]") -> None:
-    """Raises what a finished job raised, if any did."""
-    for job in jobs:
-        if job.done():
-            job.result()

@@ -1,8 +1,8 @@
 """Logits to tokens, on the device, inside the step's program.
 
-The one idea: the draw of a token depends on (seed, position) and its logits, never
-on the row, the bucket or the neighbours, so a request gets the same tokens whatever
-runs beside it. Tokens are drawn by the Gumbel-max trick: the token with the highest
+The draw of a token depends on (seed, position) and its logits, never on the row, the
+bucket or the neighbours, so a request gets the same tokens whatever runs beside it.
+Tokens are drawn by the Gumbel-max trick: the token with the highest
 `logit / temperature + noise` wins, and the gap to the second is the margin of the
 decision.
 

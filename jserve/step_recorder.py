@@ -1,9 +1,9 @@
 """The step log as a file: what a bucket fit needs of each step, and nothing else.
 
-The one idea: a line of the log is a list of numbers, each made by `int` or `float`
-from a field named here, so no text and no id can get into the file, whatever a record
-carries. Lines of two kinds alternate: an object (a header: what holds from here on)
-and the lists of steps that follow it.
+A line is a list of numbers, each made by `int` or `float` from a field named here, so
+no text and no id can get into the file, whatever a record carries. Lines of two kinds
+alternate: an object (a header: what holds from here on) and the lists of steps that
+follow it.
 
     {"format": "jserve-step-log", "version": 1, "fields": ["end_s", ...], ...}
     [12.345678, 32, 16, 30, 13, 4, 9, 1, 0.0301, 0.0287, 0.0312]
@@ -11,28 +11,26 @@ and the lists of steps that follow it.
 `jserve_tools.step_logs` reads it.
 """
 
+import contextlib
+import fcntl
+import functools
+import io
 import json
 import logging
+import logging.handlers
 import os
 import pathlib
-import stat
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
-
-from jserve_sched.step_demand import DemandStep
+from typing import Any
 
 _LOG = logging.getLogger("jserve")
 
 FORMAT = "jserve-step-log"
 VERSION = 1
 MIN_MAX_BYTES = 2**16
-_FLUSH_EVERY = 64  # steps between two writes: about a second of serving
-_PLACES = 7  # a tenth of a microsecond
 
-
-def _seconds(value: float) -> float:
-    return round(float(value), _PLACES)
-
+_seconds = functools.partial(round, ndigits=7)  # a tenth of a microsecond
 
 # Name and kind of each number of a line, in order.
 FIELDS: dict[str, Callable[[Any], float]] = {
@@ -50,30 +48,6 @@ FIELDS: dict[str, Callable[[Any], float]] = {
 }
 
 
-class LoggedStep(DemandStep, Protocol):
-    """What is logged of a step; see `jserve.events.StepRecord`."""
-
-    @property
-    def end_s(self) -> float:
-        """When it ended, on the clock of whoever ran it, seconds."""
-        ...
-
-    @property
-    def bucket_s(self) -> float:
-        """Predicted time of the bucket, seconds."""
-        ...
-
-    @property
-    def used_s(self) -> float:
-        """Predicted time of the same step without padding, seconds."""
-        ...
-
-    @property
-    def duration_s(self) -> float:
-        """How long it took, seconds."""
-        ...
-
-
 def header_line(facts: Mapping[str, Any]) -> bytes:
     """Returns the line that says what holds for the steps after it.
 
@@ -88,23 +62,19 @@ def header_line(facts: Mapping[str, Any]) -> bytes:
     return text.encode() + b"\n"
 
 
-def step_line(step: LoggedStep) -> bytes:
-    """Returns a step's line: the numbers that `FIELDS` names, in that order."""
-    numbers = [kind(getattr(step, name)) for name, kind in FIELDS.items()]
+def step_line(step: Any) -> bytes:
+    """Returns a step's line: the attributes that `FIELDS` names, in that order."""
+    numbers = [kind(float(getattr(step, name))) for name, kind in FIELDS.items()]
     return json.dumps(numbers, separators=(",", ":")).encode() + b"\n"
 
 
-class StepRecorder:
-    """Appends steps to a bounded file; used by one thread of one process.
+class StepRecorder(logging.handlers.RotatingFileHandler):
+    """Appends steps to a bounded file, which one process at a time may write.
 
     Before it passes half of `max_bytes` the file becomes FILE.1, in place of an older
-    one, and a new one begins with the same header. So both together stay within
-    `max_bytes` and hold, once full, the steps of the last half of it at least. A log
-    of an earlier run is gone on with.
-
-    Steps are handed to the system 64 at a time, never waited for on the disk, so a
-    crash loses the last 64 at most. When writing fails (a full disk) there is one
-    warning, and recording ends; serving goes on. Only the owner may read the file.
+    one, and a new one begins with the same header. A log of an earlier run is
+    continued. When writing fails (a full disk) there is one warning, and recording
+    ends; serving goes on. Only the owner may read the file.
     """
 
     def __init__(self, path: pathlib.Path, header: Mapping[str, Any], max_bytes: int):
@@ -112,148 +82,91 @@ class StepRecorder:
 
         Args:
           path: the log; its folder is made if there is none.
-          header: what holds for all steps: limits, policy, shapes, step times.
+          header: what holds for all steps: limits, policy, buckets, step times.
           max_bytes: bound of the log, both files together.
 
         Raises:
           ValueError: if the bound is too small for the header, or the file is there
-            and is no step log. Such a file is left as it is.
+            and is not a step log, or another process writes it. It is left as it is.
           OSError: if the file cannot be written.
         """
         if max_bytes < MIN_MAX_BYTES:
             raise ValueError(
                 f"step_log_max_bytes={max_bytes} is below {MIN_MAX_BYTES} bytes"
             )
-        self._path = path
-        self._half_bytes = max_bytes // 2
-        self._header = self._checked(header_line(header))
-        self._lines: list[bytes] = []
+        self._header = b""
+        self._is_open = True
+        self.maxBytes = max_bytes // 2  # before `_checked` asks for it
+        self._checked(header)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: int | None
-        self._file, self._size = _open(path)
-        try:
-            self._write(self._header)
-        except BaseException:
-            self._abandon()
-            raise
+        super().__init__(path, maxBytes=max_bytes // 2, backupCount=1)
+        self.use_header(header)
 
     def use_header(self, header: Mapping[str, Any]) -> None:
-        """Says what holds from the next step on, such as more shapes.
+        """Says what holds from the next step on, such as more buckets.
 
-        One that is too large for the bound ends the recording, with a warning.
+        Raises:
+          ValueError: if it is too large for the bound.
         """
-        self._flush()
-        if self._file is None:
-            return
-        line = header_line(header)
-        try:
-            self._header = self._checked(line)
-        except ValueError as error:
-            self._give_up(error)
-        self._try_write(line)
+        self._header = self._checked(header)
+        self._write(self._header)
 
-    def append(self, step: LoggedStep) -> None:
-        """Takes the next step."""
-        if self._file is None:
-            return
-        self._lines.append(step_line(step))
-        if len(self._lines) >= _FLUSH_EVERY:
-            self._flush()
+    def append(self, step: Any) -> None:
+        """Takes the next step, which has the attributes that `FIELDS` names."""
+        self._write(step_line(step))
 
     def close(self) -> None:
-        """Writes what is left and closes the file; nothing is recorded after."""
-        self._flush()
-        self._abandon()
+        """Closes the file; nothing is recorded after."""
+        self._is_open = False
+        super().close()
 
-    def _flush(self) -> None:
-        lines, self._lines = self._lines, []
-        if lines:
-            self._try_write(b"".join(lines))
+    def doRollover(self) -> None:
+        """Begins the next file, with the header."""
+        super().doRollover()
+        assert self.stream is not None
+        self.stream.write(self._header.decode())
 
-    def _try_write(self, content: bytes) -> None:
-        if self._file is None:
-            return
-        try:
-            self._write(content)
-        except (OSError, ValueError) as error:  # of the disk, or of the next file
-            self._give_up(error)
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ends the recording, with a warning."""
+        _LOG.warning("steps are no longer recorded: %s", sys.exc_info()[1])
+        with contextlib.suppress(OSError):  # what is buffered cannot be written either
+            self.close()
 
-    def _checked(self, header: bytes) -> bytes:
-        # The other half of a new file is for the steps of one flush.
-        if len(header) > self._half_bytes // 2:
+    def _write(self, line: bytes) -> None:
+        if self._is_open:
+            self.handle(logging.makeLogRecord({"msg": line.decode().rstrip("\n")}))
+
+    def _checked(self, header: Mapping[str, Any]) -> bytes:
+        line = header_line(header)
+        if len(line) > self.maxBytes // 2:  # the other half is for steps
             raise ValueError(
-                f"step_log_max_bytes={2 * self._half_bytes} is too small for a header "
-                f"of {len(header)} bytes: at least {4 * len(header)}"
+                f"step_log_max_bytes={2 * self.maxBytes} is too small for a header "
+                f"of {len(line)} bytes: at least {4 * len(line)}"
             )
-        return header
+        return line
 
-    def _write(self, content: bytes) -> None:
-        assert self._file is not None
-        if self._size + len(content) > self._half_bytes:
-            self._rotate()
-            if content != self._header:
-                content = self._header + content
-        while content:  # a disk that fills up takes a part, then fails
-            num_bytes = os.write(self._file, content)
-            self._size += num_bytes
-            content = content[num_bytes:]
-
-    def _rotate(self) -> None:
-        os.replace(self._path, rotated(self._path))
-        old = self._file
-        self._file, self._size = _open(self._path)
-        assert old is not None
-        os.close(old)
-
-    def _give_up(self, error: Exception) -> None:
-        _LOG.warning("steps are no longer recorded: %s", error)
-        self._abandon()
-
-    def _abandon(self) -> None:
-        self._lines.clear()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+    def _open(self) -> io.TextIOWrapper:
+        """Opens the log, or begins one, for this process alone."""
+        path = pathlib.Path(self.baseFilename)
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ValueError(f"{path} is not a regular file, which could be rotated")
+        begin = f'{{"format":"{FORMAT}"'.encode()
+        if path.exists() and not begin.startswith(path.read_bytes()[: len(begin)]):
+            raise ValueError(f"{path} is there already and is not a step log")
+        mode = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        handle = os.open(path, mode, 0o600)
+        file = os.fdopen(handle, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(f"another process records its steps in {path}") from None
+        os.fchmod(file.fileno(), 0o600)  # one of an earlier run may be open to others
+        # A crash may have cut the last line short.
+        file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        return file
 
 
 def rotated(path: pathlib.Path) -> pathlib.Path:
     """Returns where the older half of a log lies."""
     return path.with_name(path.name + ".1")
-
-
-def _open(path: pathlib.Path) -> tuple[int, int]:
-    """Opens a log, or begins one; returns the file and its size, bytes.
-
-    Raises:
-      ValueError: if something is there that is no step log.
-      OSError: if it cannot be opened.
-    """
-    if path.is_symlink():
-        raise ValueError(f"{path} is a link: rotation would move it, not its file")
-    special = os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW  # pipes, terminals, links
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | special, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise ValueError(f"{path} is no regular file")
-        size = _cut_to_whole_lines(file, path)
-        os.fchmod(file, 0o600)  # one of an earlier run may be open to others
-    except BaseException:
-        os.close(file)
-        raise
-    return file, size
-
-
-def _cut_to_whole_lines(file: int, path: pathlib.Path) -> int:
-    """Takes a line off that a crash cut short; returns the size left, bytes.
-
-    Raises:
-      ValueError: if the file holds anything but a step log.
-    """
-    begin = f'{{"format":"{FORMAT}"'.encode()
-    if not begin.startswith(os.pread(file, len(begin), 0)):
-        raise ValueError(f"{path} is there already and is no step log")
-    content = os.pread(file, os.fstat(file).st_size, 0)
-    size = content.rfind(b"\n") + 1
-    if size < len(content):
-        os.ftruncate(file, size)
-    return size

@@ -1,10 +1,13 @@
 """What each step was: made into a record, remembered, and written if asked for.
 
-The one idea: the step-time table prices the padding of a step whatever predictor
-planned it, so padding is comparable between predictors.
+The step-time table prices the padding of a step whatever predictor planned it, so
+padding is comparable between predictors.
 """
 
+import collections
+import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,19 +16,19 @@ import numpy as np
 
 from jserve.engine import PendingStep
 from jserve.events import StepRecord
-from jserve.step_log import StepLog
 from jserve.step_recorder import StepRecorder
 from jserve_sched import features
 from jserve_sched.predictor import Predictor
 
 _LOG = logging.getLogger("jserve")
+_MAX_RECORDS = 65536
 
 
 class StepRecords:
     """Takes each step in the engine's thread; any thread may read.
 
     Attributes:
-      num_steps: steps taken so far.
+      num_steps: Steps taken so far.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class StepRecords:
         *,
         recorder: StepRecorder | None = None,
         header: Callable[[], Mapping[str, Any]] = dict,
+        max_records: int = _MAX_RECORDS,
     ):
         """Remembers nothing yet.
 
@@ -41,16 +45,24 @@ class StepRecords:
           prices: the step-time table.
           recorder: takes every record; closed by `close`.
           header: tells what holds for the steps that come next, for the recorder.
+          max_records: how many steps are remembered.
         """
         self.num_steps = 0
         self._prices = prices
         self._recorder = recorder
         self._header = header
-        self._log = StepLog()
+        self._records: collections.deque[StepRecord] = collections.deque(
+            maxlen=max_records
+        )
+        self._lock = threading.Lock()
 
     def since(self, step_id: int) -> list[StepRecord]:
         """Returns the records of steps `step_id` and later that are remembered."""
-        return self._log.since(step_id)
+        with self._lock:
+            if not self._records:
+                return []
+            skip = max(step_id - self._records[0].step_id, 0)
+            return list(itertools.islice(self._records, skip, None))
 
     def add(
         self,
@@ -72,8 +84,7 @@ class StepRecords:
         )
         matrix = np.stack((plan.features, bare))
         bucket_s, used_s = self._prices.predict(matrix).tolist()
-        transfer_s, launch_s = pending.transfer_s, pending.launch_s
-        record_s = time.perf_counter() - start_s
+        host_s = plan_s + pending.transfer_s + pending.launch_s + apply_s
         record = StepRecord(
             step_id=plan.step_id,
             end_s=end_s,
@@ -92,13 +103,14 @@ class StepRecords:
             used_s=used_s,
             duration_s=duration_s,
             plan_s=plan_s,
-            transfer_s=transfer_s,
-            launch_s=launch_s,
+            transfer_s=pending.transfer_s,
+            launch_s=pending.launch_s,
             wait_s=wait_s,
             apply_s=apply_s,
-            host_s=plan_s + transfer_s + launch_s + apply_s + record_s,
+            host_s=host_s + time.perf_counter() - start_s,
         )
-        self._log.append(record)
+        with self._lock:
+            self._records.append(record)
         if self._recorder is not None:
             self._recorder.append(record)
         self.num_steps += 1

@@ -1,20 +1,20 @@
 """Text to token ids and back, one token at a time.
 
-The one idea: output is decoded as a stream. A token may end inside a UTF-8
-character, so `Detokenizer.step` returns what is certain and keeps the rest;
-joined, the steps give the same text as decoding everything at once. The exception
-is noise: bytes that turn characters already shown into a broken run do not take
-them back.
+Output is decoded as a stream. A token may end inside a UTF-8 character, so
+`Detokenizer.step` returns what is certain and keeps the rest; joined, the steps give
+the same text as decoding everything at once. The exception is noise: bytes that turn
+characters already shown into a broken run do not take them back.
 """
 
+import abc
 import codecs
 import functools
 import importlib.resources
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import tokenizers
 import tokenizers.decoders
@@ -25,40 +25,45 @@ REPLACEMENT = "\ufffd"  # stands for what has no text
 _PRIMING_TOKENS = 6  # the prompt's end, which decides about spaces
 
 
-class Detokenizer(Protocol):
+class Detokenizer(abc.ABC):
     """Decodes one output, token by token."""
 
+    @abc.abstractmethod
     def step(self, token: int) -> str:
         """Takes a token; returns the text that is now certain, maybe empty."""
-        ...
 
+    @abc.abstractmethod
     def finish(self) -> str:
         """Returns what was held back, with a cut character replaced."""
-        ...
 
 
-class Tokenizer(Protocol):
+class Tokenizer(abc.ABC):
     """What the server needs of a tokenizer.
 
     Attributes:
-      eos_token_ids: tokens that end an output; their text is not part of it.
-      has_chat_template: whether `apply_chat_template` works.
+      eos_token_ids: Tokens that end an output; their text is not part of it.
     """
 
-    eos_token_ids: frozenset[int]
-    has_chat_template: bool
+    def __init__(self, eos_token_ids: frozenset[int], template: ChatTemplate | None):
+        self.eos_token_ids = eos_token_ids
+        self._template = template
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` works."""
+        return self._template is not None
+
+    @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a prompt, with the marks the model expects."""
-        ...
 
+    @abc.abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens; control tokens have none."""
-        ...
 
+    @abc.abstractmethod
     def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
         """Returns a decoder for the output that follows a prompt."""
-        ...
 
     def apply_chat_template(
         self, messages: Sequence[Message], *, add_generation_prompt: bool
@@ -68,7 +73,15 @@ class Tokenizer(Protocol):
         Raises:
           ValueError: if there is no template, or it refuses the conversation.
         """
-        ...
+        if self._template is None:
+            raise ValueError("this model's folder has no chat template")
+        return self._encode_chat(
+            self._template.render(messages, add_generation_prompt=add_generation_prompt)
+        )
+
+    @abc.abstractmethod
+    def _encode_chat(self, text: str) -> list[int]:
+        """Returns the token ids of a rendered template, which brings its marks."""
 
 
 # Byte values are their own ids; control tokens follow.
@@ -95,7 +108,7 @@ def _unescape(text: str) -> str:
     return re.sub("\0(.)", r"\1", text, flags=re.DOTALL)
 
 
-class _ByteDetokenizer:
+class _ByteDetokenizer(Detokenizer):
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -112,7 +125,7 @@ class _ByteDetokenizer:
         return text
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """The named models' tokenizer: a token per UTF-8 byte, then control tokens.
 
     Ids 0 to 255 are bytes, 256 to 261 the control tokens. A model's vocabulary
@@ -122,14 +135,10 @@ class ByteTokenizer:
     """
 
     def __init__(self) -> None:
-        self.eos_token_ids = frozenset(
-            {BYTE_CONTROL_TOKENS["<|eos|>"], BYTE_CONTROL_TOKENS["<|end|>"]}
-        )
-        self.has_chat_template = True
+        ends = {BYTE_CONTROL_TOKENS["<|eos|>"], BYTE_CONTROL_TOKENS["<|end|>"]}
         source = importlib.resources.files("jserve").joinpath("chat_template.jinja")
-        self._template = ChatTemplate(
-            source.read_text(encoding="utf-8"), finalize=_escape
-        )
+        text = source.read_text(encoding="utf-8")
+        super().__init__(frozenset(ends), ChatTemplate(text, finalize=_escape))
 
     def encode(self, text: str) -> list[int]:
         """Returns the bytes of the text."""
@@ -144,13 +153,7 @@ class ByteTokenizer:
         """Returns a decoder; what a prompt left of a character is not output."""
         return _ByteDetokenizer()
 
-    def apply_chat_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool
-    ) -> list[int]:
-        """Returns the token ids of a conversation."""
-        text = self._template.render(
-            messages, add_generation_prompt=add_generation_prompt
-        )
+    def _encode_chat(self, text: str) -> list[int]:
         tokens: list[int] = []
         for part in _CONTROL.split(text):
             control = BYTE_CONTROL_TOKENS.get(part)
@@ -165,11 +168,11 @@ def _new_stream() -> tokenizers.decoders.DecodeStream:
     return tokenizers.decoders.DecodeStream(skip_special_tokens=True)
 
 
-class _StreamDetokenizer:
+class _StreamDetokenizer(Detokenizer):
     """Decodes with the tokenizer's own stream, and remembers what it holds back.
 
     A byte-fallback decoder replaces every byte of a run that is not UTF-8, those of
-    characters already shown too. The stream then refuses to go on, for good: what it
+    characters already shown too. The stream then refuses all further tokens: what it
     held is decoded by itself, and a new stream takes over.
     """
 
@@ -206,7 +209,7 @@ class _StreamDetokenizer:
         return self._tokenizer.decode(held, skip_special_tokens=True) if held else ""
 
 
-class HuggingFaceTokenizer:
+class HuggingFaceTokenizer(Tokenizer):
     """The tokenizer of a Hugging Face folder: `tokenizer.json` and what names it.
 
     Marks such as a leading BOS are added as the tokenizer's own post-processor
@@ -224,10 +227,9 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         settings = _read_json(folder / "tokenizer_config.json")
-        self.eos_token_ids = self._find_eos(folder, settings)
-        source = _chat_template_source(folder, settings)
-        self.has_chat_template = source is not None
-        self._template = None if source is None else _compile(source, settings)
+        super().__init__(
+            self._find_eos(folder, settings), _chat_template(folder, settings)
+        )
 
     def _find_eos(
         self, folder: pathlib.Path, settings: dict[str, Any]
@@ -253,15 +255,7 @@ class HuggingFaceTokenizer:
         """Returns a decoder for the output that follows a prompt."""
         return _StreamDetokenizer(self._tokenizer, prompt_tokens)
 
-    def apply_chat_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool
-    ) -> list[int]:
-        """Returns the token ids of a conversation."""
-        if self._template is None:
-            raise ValueError("this model's folder has no chat template")
-        text = self._template.render(
-            messages, add_generation_prompt=add_generation_prompt
-        )
+    def _encode_chat(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
@@ -284,24 +278,26 @@ def _token_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _chat_template_source(folder: pathlib.Path, settings: dict[str, Any]) -> str | None:
+def _chat_template(
+    folder: pathlib.Path, settings: dict[str, Any]
+) -> ChatTemplate | None:
+    """Returns the folder's template, whichever of its files holds it."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
-    value = settings.get("chat_template")
+        value: Any = path.read_text(encoding="utf-8")
+    else:
+        value = settings.get("chat_template")
     if isinstance(value, list):  # several, by name
-        named: Iterable[Any] = (row for row in value if isinstance(row, dict))
-        value = {row.get("name"): row.get("template") for row in named}.get("default")
-    return value if isinstance(value, str) else None
-
-
-def _compile(source: str, settings: dict[str, Any]) -> ChatTemplate:
+        rows = [row for row in value if isinstance(row, dict)]
+        value = {row.get("name"): row.get("template") for row in rows}.get("default")
+    if not isinstance(value, str):
+        return None
     tokens = {
         name: text
         for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         if (text := _token_text(settings.get(name))) is not None
     }
-    return ChatTemplate(source, variables=tokens)
+    return ChatTemplate(value, variables=tokens)
 
 
 @functools.cache

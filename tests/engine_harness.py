@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import pathlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from jserve.build import build_loop
+from jserve.compile_cache import machine_name
 from jserve.config import EngineConfig
 from jserve.engine import Engine, PendingStep, kv_page_bytes
+from jserve.events import Health, TokenEvent
 from jserve.loop import EngineLoop
 from jserve.program_store import ProgramStore
 from jserve.programs import Programs
@@ -199,6 +202,13 @@ def build_toy_loop(programs: pathlib.Path, **fields: object) -> EngineLoop:
         return build_loop(small_config(**{**toy, **fields}))
 
 
+def share_programs(cache: pathlib.Path, programs: pathlib.Path) -> None:
+    """Makes a folder for `compile_cache_dir` whose programs are those of a folder."""
+    folder = cache / machine_name()
+    folder.mkdir(mode=0o700, parents=True)
+    (folder / "programs").symlink_to(programs)
+
+
 def step_of_little(
     programs: Programs, bucket: Bucket
 ) -> Callable[..., tuple[Any, ...]]:
@@ -210,3 +220,48 @@ def step_of_little(
         return kv, slot_tokens, slot_tokens + packed[0]
 
     return step
+
+
+class Inbox:
+    """A loop's listener: collects events; `batches` keeps how they came."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, list[TokenEvent]] = collections.defaultdict(list)
+        self.batches: list[list[TokenEvent]] = []
+        self._changed = threading.Condition()
+
+    def __call__(self, events: Sequence[TokenEvent]) -> None:
+        with self._changed:
+            self.batches.append(list(events))
+            for event in events:
+                self.events[event.request_id].append(event)
+            self._changed.notify_all()
+
+    def wait_for(self, *requests: Request, timeout_s: float = 60.0) -> None:
+        def is_done() -> bool:
+            return all(
+                self.events[one.request_id]
+                and self.events[one.request_id][-1].finish_reason is not None
+                for one in requests
+            )
+
+        with self._changed:
+            assert self._changed.wait_for(is_done, timeout_s), "a request never ended"
+
+    def wait_for_token(self, request: Request, timeout_s: float = 60.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(
+                lambda: self.events[request.request_id], timeout_s
+            )
+
+    def tokens(self, request: Request) -> list[int | None]:
+        return [event.token for event in self.events[request.request_id]]
+
+
+def start(loop: EngineLoop, health: Health) -> Inbox:
+    """Starts a loop, waits for that state, and returns its listener."""
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    loop.start()
+    assert loop.wait_until(health, 200.0)
+    return inbox

@@ -58,8 +58,6 @@ class ModelConfig:
       qkv_bias: whether q, k and v projections add a bias (Qwen2).
       qk_norm: whether each q and k head is normalised (Qwen3).
       max_model_len: most tokens of prompt and output together.
-      bos_token_id: begins a text; None where the model knows none.
-      eos_token_ids: any of these ends a text.
     """
 
     name: str
@@ -77,8 +75,6 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     max_model_len: int
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -127,8 +123,6 @@ _TINY = ModelConfig(
     head_dim=32,
     intermediate_size=688,
     max_model_len=16384,
-    bos_token_id=256,
-    eos_token_ids=(257,),
 )
 
 NAMED: dict[str, ModelConfig] = {
@@ -146,8 +140,6 @@ NAMED: dict[str, ModelConfig] = {
             head_dim=4,
             intermediate_size=1,
             max_model_len=16384,
-            bos_token_id=256,
-            eos_token_ids=(257,),
         ),
         _TINY,
         # The 19.3 M parameters on which other servers were measured.
@@ -170,8 +162,6 @@ NAMED: dict[str, ModelConfig] = {
             ),
             tie_embeddings=True,
             max_model_len=131072,
-            bos_token_id=128000,
-            eos_token_ids=(128001, 128008, 128009),
         ),
         ModelConfig(
             name="llama-8b",
@@ -190,8 +180,6 @@ NAMED: dict[str, ModelConfig] = {
                 original_max_len=8192,
             ),
             max_model_len=131072,
-            bos_token_id=128000,
-            eos_token_ids=(128001, 128008, 128009),
         ),
     )
 }

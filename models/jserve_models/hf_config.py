@@ -63,7 +63,6 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
         qkv_bias=architecture in _QKV_BIAS,
         qk_norm=architecture in _QK_NORM,
         max_model_len=max_len,
-        **_special_tokens(folder, raw),
     )
 
 
@@ -146,21 +145,3 @@ def _rope(raw: dict[str, Any]) -> tuple[float, LinearScaling | Llama3Scaling | N
     raise ValueError(
         f"rope_type={kind!r} is not supported, only default, linear, llama3"
     )
-
-
-def _special_tokens(folder: pathlib.Path, raw: dict[str, Any]) -> dict[str, Any]:
-    """Prefers `generation_config.json`, where chat models list all their ends."""
-    path = folder / "generation_config.json"
-    generation = _read_json(path) if path.exists() else {}
-    found = {}
-    for key in ("bos_token_id", "eos_token_id"):
-        value = generation.get(key)
-        value = raw.get(key) if value is None else value
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(token, int) and token >= 0 for token in ids):
-            raise ValueError(f"{key}={value!r} is not a token id or a list of them")
-        found[key] = tuple(ids)
-    return {
-        "bos_token_id": next(iter(found["bos_token_id"]), None),
-        "eos_token_ids": found["eos_token_id"],
-    }

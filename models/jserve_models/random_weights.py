@@ -1,8 +1,8 @@
 """Draws weights for a model without a checkpoint.
 
 On the host and by NumPy: nothing to compile, and the same seed gives the same
-weights on every backend and, rounded, in every type. Each part of a leaf has a
-stream of its own, so parts are drawn in parallel.
+weights on every backend and, rounded, in every type. Each part of a leaf has its
+own stream, so parts are drawn in parallel.
 """
 
 import concurrent.futures

@@ -23,33 +23,16 @@ class LoadedModel:
     """A model and its weights; equal only to itself.
 
     Attributes:
-      config: its shape.
-      leaves: its weights, to be handed back to `forward` in this order.
-      axes: for each leaf, what each dimension counts, None if never sharded.
-      folder: where it came from, with its tokenizer; None for a named size.
-      step: what `forward` calls.
+      config: Its sizes.
+      leaves: Its weights, to be handed back to `forward` in this order.
+      forward: Runs one step; pure, so it can be traced with any leaves. Returns
+        float32 logits [S, vocab] of the last real token of each wanted row, and the
+        cache.
     """
 
     config: ModelConfig
     leaves: list[jax.Array]
-    axes: tuple[tuple[str | None, ...], ...]
-    folder: pathlib.Path | None
-    step: Forward
-
-    def forward(
-        self,
-        leaves: Sequence[jax.Array],
-        kv: KvCache,
-        inputs: StepInputs,
-        shape: StepShape,
-    ) -> tuple[jax.Array, KvCache]:
-        """Runs one step; pure, so it can be traced with any leaves.
-
-        Returns:
-          float32 logits [S, vocab] of the last real token of each wanted row, and
-          the cache.
-        """
-        return self.step(leaves, kv, inputs, shape)
+    forward: Forward
 
 
 def load_config(name_or_path: str) -> ModelConfig:
@@ -81,26 +64,14 @@ def load_model(
     """
     config = load_config(name_or_path)
     if config is toy.TOY:
-        return LoadedModel(
-            config=config,
-            leaves=toy.toy_leaves(),
-            axes=((None,),),
-            folder=None,
-            step=toy.forward,
-        )
-    folder = None if name_or_path in NAMED else _folder(name_or_path)
+        return LoadedModel(config=config, leaves=toy.toy_leaves(), forward=toy.forward)
     structure = decoder.Decoder(config)
-    if folder is None:
+    if name_or_path in NAMED:
         leaves = random_weights.draw_weights(structure.leaves, seed, dtype)
     else:
+        folder = _folder(name_or_path)
         leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
-    return LoadedModel(
-        config=config,
-        leaves=leaves,
-        axes=tuple(leaf.axes for leaf in structure.leaves),
-        folder=folder,
-        step=structure.forward,
-    )
+    return LoadedModel(config=config, leaves=leaves, forward=structure.forward)
 
 
 def _folder(path: str) -> pathlib.Path:

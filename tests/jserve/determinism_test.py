@@ -9,7 +9,7 @@ from engine_harness import EngineDriver, Trace, make_engine, make_engine_schedul
 from jserve.engine import Engine
 from jserve_sched.request import Request, SamplingParams
 
-NUM_SEEDS = 20
+NUM_SEEDS = 6
 MARGIN = 1e-3
 LOGIT_TOLERANCE = 1e-4
 PROMPT_TOKENS = 300  # two full pages and more: a prefix hit is 256 tokens
@@ -74,9 +74,7 @@ def agreement(one: Trace, other: Trace, tokens: list[list[int]]) -> bool:
 
 
 @pytest.mark.parametrize("is_greedy", [True, False], ids=["greedy", "sampled"])
-def test_across_buckets_answers_agree(
-    engine: Engine, is_greedy: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_across_buckets_answers_agree(engine: Engine, is_greedy: bool) -> None:
     num_equal = dict.fromkeys(("crowd", "chunked", "prefix"), 0)
     for seed in range(NUM_SEEDS):
         alone_request = subject(seed, is_greedy=is_greedy)
@@ -106,11 +104,8 @@ def test_across_buckets_answers_agree(
                 trace = driver.traces["subject"]
             tokens = [alone_request.output_tokens, request.output_tokens]
             num_equal[name] += agreement(alone, trace, tokens)
-    with capsys.disabled():
-        kind = "greedy" if is_greedy else "sampled"
-        print(
-            f"\n{kind}: runs fully equal to the lone one, of {NUM_SEEDS}: {num_equal}"
-        )
+    # A difference in the last bits seldom decides a draw.
+    assert min(num_equal.values()) >= NUM_SEEDS - 1
 
 
 def test_within_one_bucket_and_row_logits_are_bit_identical(engine: Engine) -> None:
@@ -129,30 +124,3 @@ def test_within_one_bucket_and_row_logits_are_bit_identical(engine: Engine) -> N
                 assert np.array_equal(seen[past][0], logits)
             seen.setdefault(past, (logits, run_index))
     assert num_compared >= 2 * MAX_TOKENS
-
-
-def test_a_change_of_row_is_within_rounding(
-    engine: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = run(engine, dataclasses.replace(subject(3, is_greedy=True), arrival_s=0.0))
-    others = neighbours(3, first_s=0.0, seed=5)
-    for other in others:
-        other.prompt_tokens = other.prompt_tokens[:20]
-        other.max_tokens = 60
-    last = run(engine, subject(3, is_greedy=True), *others)
-    pairs = [
-        (one, two)
-        for one, two, past, other_past in zip(
-            first.logits, last.logits, first.pasts, last.pasts, strict=True
-        )
-        if past[-1][0] == other_past[-1][0] and past[-1][1] != other_past[-1][1]
-    ]
-    assert pairs, "the subject never changed its row within a bucket"
-    worst = max(float(np.max(np.abs(one - two))) for one, two in pairs)
-    assert worst < LOGIT_TOLERANCE
-    num_equal = sum(np.array_equal(one, two) for one, two in pairs)
-    with capsys.disabled():
-        print(
-            f"\na change of row: {num_equal} of {len(pairs)} logits bit-identical, "
-            f"worst difference {worst:.1e}"
-        )

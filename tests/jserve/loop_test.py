@@ -1,15 +1,13 @@
-import collections
 import pathlib
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from engine_harness import build_toy_loop
+from engine_harness import Inbox, build_toy_loop, start
 from fakes import make_request
-from jserve.events import Health, NotServingError, QueueFullError, TokenEvent
+from jserve.events import Health, NotServingError, QueueFullError
 from jserve.loop import EngineLoop
 from jserve_models.toy import toy_next_token
 from jserve_sched.policies import POLICIES, LookaheadPolicy, make_policy
@@ -17,49 +15,12 @@ from jserve_sched.request import FinishReason, Request
 from jserve_sched.slo import Slo
 
 
-class Inbox:
-    """Collects events; `batches` keeps how they came."""
-
-    def __init__(self) -> None:
-        self.events: dict[str, list[TokenEvent]] = collections.defaultdict(list)
-        self.batches: list[list[TokenEvent]] = []
-        self._changed = threading.Condition()
-
-    def __call__(self, events: Sequence[TokenEvent]) -> None:
-        with self._changed:
-            self.batches.append(list(events))
-            for event in events:
-                self.events[event.request_id].append(event)
-            self._changed.notify_all()
-
-    def wait_for(self, *requests: Request, timeout_s: float = 60.0) -> None:
-        def is_done() -> bool:
-            return all(
-                self.events[one.request_id]
-                and self.events[one.request_id][-1].finish_reason is not None
-                for one in requests
-            )
-
-        with self._changed:
-            assert self._changed.wait_for(is_done, timeout_s), "a request never ended"
-
-    def wait_for_token(self, request: Request, timeout_s: float = 60.0) -> None:
-        with self._changed:
-            assert self._changed.wait_for(
-                lambda: self.events[request.request_id], timeout_s
-            )
-
-    def tokens(self, request: Request) -> list[int | None]:
-        return [event.token for event in self.events[request.request_id]]
-
-
 @pytest.fixture(scope="module")
 def loop(shared_programs: pathlib.Path) -> Iterator[EngineLoop]:
     loop = build_toy_loop(shared_programs, max_queued_requests=600)
     with pytest.raises(NotServingError, match="starting"):
         loop.submit(make_request())
-    loop.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    start(loop, Health.WARM)
     yield loop
     loop.stop()
 
@@ -203,13 +164,15 @@ def test_a_cancelled_request_ends_and_gives_its_pages_back(
     assert loop.stats().num_free_pages == loop.stats().num_pages
 
 
-def test_an_id_in_use_is_refused_and_free_again_after(
+def test_an_id_in_use_or_a_request_too_long_is_refused(
     loop: EngineLoop, inbox: Inbox
 ) -> None:
     request = make_request(50, 400, request_id="same", arrival_s=loop.clock.now_s())
     loop.submit(request)
     with pytest.raises(ValueError, match="'same' is in use"):
         loop.submit(make_request(5, 2, request_id="same"))
+    with pytest.raises(ValueError, match="context of"):
+        loop.submit(make_request(10, 5000))
     loop.cancel("same")
     inbox.wait_for(request)
     again = make_request(5, 2, request_id="same", arrival_s=loop.clock.now_s())
@@ -218,17 +181,9 @@ def test_an_id_in_use_is_refused_and_free_again_after(
     inbox.wait_for(again)
 
 
-def test_what_can_never_run_is_refused_at_once(loop: EngineLoop) -> None:
-    with pytest.raises(ValueError, match="context of"):
-        loop.submit(make_request(10, 5000))
-
-
 def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> None:
     loop = build_toy_loop(shared_programs, max_queued_requests=3)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    inbox = start(loop, Health.WARM)
     accepted = []
     with pytest.raises(QueueFullError, match="max_queued_requests=3") as caught:
         for _ in range(100):
@@ -247,10 +202,7 @@ def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> N
 
 def test_drain_lets_running_requests_finish(shared_programs: pathlib.Path) -> None:
     loop = build_toy_loop(shared_programs, enable_overlap=False)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 120.0)
+    inbox = start(loop, Health.READY)
     requests = [make_request(100, 30, arrival_s=0.1 * i) for i in range(4)]
     for request in requests:
         loop.submit(request)
@@ -264,10 +216,7 @@ def test_a_dead_engine_tells_everyone_and_takes_nobody(
     shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_toy_loop(shared_programs)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.WARM, 120.0)
+    inbox = start(loop, Health.WARM)
 
     def break_down(plan: object) -> None:
         raise RuntimeError("the device is gone")

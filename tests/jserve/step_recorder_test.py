@@ -1,7 +1,7 @@
-import errno
 import json
 import os
 import pathlib
+import resource
 import types
 from typing import Any
 
@@ -31,44 +31,35 @@ def step(number: int = 0, **others: Any) -> Any:
     )
 
 
+@pytest.fixture
+def path(tmp_path: pathlib.Path) -> pathlib.Path:
+    return tmp_path / "folder" / "steps.jsonl"
+
+
+def record(path: pathlib.Path, header: dict[str, Any] = HEADER) -> StepRecorder:
+    return StepRecorder(path, header, MIN_MAX_BYTES)
+
+
 def lines(path: pathlib.Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_log_is_a_header_and_a_line_of_numbers_a_step(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "folder" / "steps.jsonl"
-    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
-    recorder.append(step(3))
+def test_a_log_is_a_header_and_a_line_of_numbers_a_step(path: pathlib.Path) -> None:
+    recorder = record(path)
+    recorder.append(step(3, prompt="a secret", request_id="r-17", token_ids=[4711]))
+    with pytest.raises(ValueError, match="could not convert"):
+        recorder.append(step(duration_s="a secret"))
+    header, row = lines(path)  # at once: a crash loses no step
     recorder.close()
-    header, row = lines(path)
     assert (header["format"], header["version"]) == ("jserve-step-log", 1)
     assert header["block_tokens"] == 32
-    assert dict(zip(header["fields"], row, strict=True)) == {
-        **{"end_s": 0.75, "num_rows": 8, "num_blocks": 4, "used_rows": 7},
-        **{"used_blocks": 3, "decode_pages": 2, "block_pages": 1, "leaves_work": 1},
-        **{"bucket_s": 0.03, "used_s": 0.02, "duration_s": 0.031},
-    }
+    assert header["fields"] == list(FIELDS)
+    assert row == [0.75, 8, 4, 7, 3, 2, 1, 1, 0.03, 0.02, 0.031]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_nothing_but_the_named_numbers_gets_in(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "steps.jsonl"
-    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
-    recorder.append(step(prompt="a secret", request_id="r-17", token_ids=[4711]))
-    with pytest.raises(ValueError, match="could not convert"):
-        recorder.append(step(duration_s="a secret"))
-    recorder.close()
-    text = path.read_text()
-    assert len(lines(path)[1]) == len(FIELDS)
-    for private in ("secret", "r-17", "4711"):
-        assert private not in text
-
-
-def test_a_log_is_bounded_and_each_half_can_be_read_alone(
-    tmp_path: pathlib.Path,
-) -> None:
-    path = tmp_path / "steps.jsonl"
-    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
+def test_a_log_is_bounded_and_each_half_can_be_read_alone(path: pathlib.Path) -> None:
+    recorder = record(path)
     most = 0
     for number in range(4000):
         recorder.append(step(number))
@@ -84,133 +75,89 @@ def test_a_log_is_bounded_and_each_half_can_be_read_alone(
     assert ends_s == [ends_s[0] + 0.25 * k for k in range(len(ends_s))]
 
 
-def test_steps_reach_the_file_in_batches(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "steps.jsonl"
-    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
-    for number in range(63):
-        recorder.append(step(number))
-    assert len(lines(path)) == 1
-    recorder.append(step(63))
-    assert len(lines(path)) == 65
-    recorder.close()
-
-
-def test_what_holds_may_change_on_the_way(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "steps.jsonl"
-    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
+def test_what_holds_may_change_on_the_way(path: pathlib.Path) -> None:
+    recorder = record(path)
     recorder.append(step(0))
     recorder.use_header({"block_tokens": 16})
     recorder.append(step(1))
-    recorder.use_header({"step_times": "x" * MIN_MAX_BYTES})
-    recorder.append(step(2))
+    too_large = {"step_times": "x" * MIN_MAX_BYTES}
+    with pytest.raises(ValueError, match="too small for a header of"):
+        recorder.use_header(too_large)
     recorder.close()
-    (warning,) = caplog.records
-    assert "too small for a header of" in warning.message
     found = lines(path)
     assert [isinstance(line, dict) for line in found] == [True, False, True, False]
     assert found[2]["block_tokens"] == 16
     with pytest.raises(ValueError, match="too small for a header of"):
-        StepRecorder(path, {"step_times": "x" * MIN_MAX_BYTES}, MIN_MAX_BYTES)
+        record(path.with_name("other"), too_large)
+    assert not path.with_name("other").exists()
 
 
-def test_a_log_of_an_earlier_run_is_gone_on_with(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "steps.jsonl"
+def test_a_log_of_an_earlier_run_is_continued(path: pathlib.Path) -> None:
     for number in range(2):
-        recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
+        recorder = record(path)
         recorder.append(step(number))
         recorder.close()
         with path.open("a") as file:
             file.write("[0.5, 8,")  # the process was killed while it wrote
     os.chmod(path, 0o644)
-    StepRecorder(path, HEADER, MIN_MAX_BYTES).close()
+    record(path).close()
     found = lines(path)
     assert [line[0] for line in found if isinstance(line, list)] == [0.0, 0.25]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_second_writer_is_refused(path: pathlib.Path) -> None:
+    recorder = record(path)
+    recorder.append(step())
+    with pytest.raises(ValueError, match="another process records its steps in"):
+        record(path)
+    assert len(lines(path)) == 2
+    recorder.close()
+    record(path).close()
+
+
 @pytest.mark.parametrize("content", ["my diary\n", '{"format":"jserve-step-times"}'])
-def test_a_file_that_is_no_log_is_left_alone(
+def test_a_file_that_is_not_a_log_is_left_alone(
     content: str, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "file"
     path.write_text(content)
     path.chmod(0o644)
-    with pytest.raises(ValueError, match="is no step log"):
-        StepRecorder(path, HEADER, MIN_MAX_BYTES)
+    with pytest.raises(ValueError, match="is not a step log"):
+        record(path)
     assert path.read_text() == content
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_what_is_no_regular_file_is_refused_and_left_alone(
-    tmp_path: pathlib.Path,
-) -> None:
+def test_what_could_not_be_rotated_is_refused(tmp_path: pathlib.Path) -> None:
     pipe, link, log = (tmp_path / name for name in ("pipe", "link", "log"))
     os.mkfifo(pipe)
-    pipe.chmod(0o644)
     log.touch()
     link.symlink_to(log)
-    for path, message in ((pipe, "no regular file"), (link, "is a link")):
-        with pytest.raises(ValueError, match=f"{path}.*{message}"):
-            StepRecorder(path, HEADER, MIN_MAX_BYTES)
-    assert pipe.stat().st_mode & 0o777 == 0o644
-    assert log.stat().st_size == 0
-
-
-def test_a_path_that_cannot_be_written_is_told_at_once(tmp_path: pathlib.Path) -> None:
-    with pytest.raises(IsADirectoryError):
-        StepRecorder(tmp_path, HEADER, MIN_MAX_BYTES)
+    for path in (pipe, link, tmp_path):
+        with pytest.raises(ValueError, match=f"{path} is not a regular file"):
+            record(path)
     with pytest.raises(ValueError, match=f"100 is below {MIN_MAX_BYTES} bytes"):
         StepRecorder(tmp_path / "steps.jsonl", HEADER, 100)
     assert not (tmp_path / "steps.jsonl").exists()
 
 
-def test_what_stands_in_the_next_files_way_ends_the_recording(
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("obstacle", ["a full disk", "a folder"])
+def test_what_cannot_be_written_ends_the_recording_with_one_warning(
+    obstacle: str, path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "steps.jsonl"
-    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
-    rename = os.replace
-
-    def replace(old: pathlib.Path, new: pathlib.Path) -> None:
-        rename(old, new)
-        os.mkfifo(old)
-
-    monkeypatch.setattr(os, "replace", replace)
-    for number in range(1000):
-        recorder.append(step(number))
-    recorder.close()
-    (warning,) = caplog.records
-    assert "no longer recorded" in warning.message
-    assert "is no regular file" in warning.message
-
-
-def test_a_full_disk_ends_the_recording_with_one_warning(
-    tmp_path: pathlib.Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    path = tmp_path / "steps.jsonl"
-    recorder = StepRecorder(path, HEADER, MIN_MAX_BYTES)
-    num_before, room, write = path.stat().st_size, 1000, os.write
-
-    def write_till_full(file: int, content: bytes) -> int:
-        nonlocal room
-        if not room:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        num_bytes = write(file, content[:room])
-        room -= num_bytes
-        return num_bytes
-
-    monkeypatch.setattr(os, "write", write_till_full)
-    for number in range(500):
-        recorder.append(step(number))
+    recorder = record(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if obstacle == "a folder":  # where the older half should be
+        (rotated(path) / "full").mkdir(parents=True)
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        for number in range(1000):
+            recorder.append(step(number))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     recorder.use_header(HEADER)
     recorder.close()
-    assert [one.message for one in caplog.records] == [
-        "steps are no longer recorded: [Errno 28] No space left on device"
-    ]
-    assert path.stat().st_size == num_before + 1000
+    (warning,) = caplog.records
+    assert warning.message.startswith("steps are no longer recorded: [Errno")

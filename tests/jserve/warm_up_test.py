@@ -13,41 +13,20 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from engine_harness import TOY_KV_BYTES, small_config
+from engine_harness import TOY_KV_BYTES, Inbox, share_programs, small_config, start
 from fakes import make_request
-from jserve.build import build_loop, build_warm_up
-from jserve.compile_cache import open_compile_cache
+from jserve.build import build_loop
 from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health, ProgramStart, StartUp, TokenEvent
 from jserve.loop import EngineLoop
-from jserve.programs import ProgramReport
-from jserve.warm_up import start_up_table
+from jserve.progress import Progress
+from jserve.warm_up import WarmUp, start_up_table
 from jserve_sched.buckets import Bucket
 from jserve_sched.slo import ServiceClass
 
 SIX_PROGRAMS = {"row_edges": [4, 16], "block_edges": [0, 2, 4]}
 COVERING = {"B16xNB4", "B16xNB0"}
-
-
-class Inbox:
-    """Hears of tokens, and tells when a request has ended."""
-
-    def __init__(self) -> None:
-        self.ended: dict[str, TokenEvent] = {}
-        self._changed = threading.Condition()
-
-    def __call__(self, events: Sequence[TokenEvent]) -> None:
-        with self._changed:
-            for event in events:
-                if event.finish_reason is not None:
-                    self.ended[event.request_id] = event
-            self._changed.notify_all()
-
-    def wait_for(self, request_id: str) -> TokenEvent:
-        with self._changed:
-            assert self._changed.wait_for(lambda: request_id in self.ended, 60.0)
-        return self.ended[request_id]
 
 
 class Gate:
@@ -64,7 +43,7 @@ class Gate:
         self._num_calls += 1
         if self._num_calls > 1:
             self.is_reached.set()
-            assert self.is_open.wait(60.0)
+            assert self.is_open.wait(120.0)
         self._compile(buckets, **options)
 
 
@@ -73,7 +52,8 @@ def serve_one(
 ) -> TokenEvent:
     request = make_request(num_prompt_tokens, max_tokens, arrival_s=loop.clock.now_s())
     loop.submit(request)
-    return inbox.wait_for(request.request_id)
+    inbox.wait_for(request)
+    return inbox.events[request.request_id][-1]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +63,7 @@ def folder(
     """Holds the bucket file, and what has been compiled for these tests."""
     folder = tmp_path_factory.mktemp("warm_up")
     (folder / "buckets.json").write_text(json.dumps(SIX_PROGRAMS))
-    cache = open_compile_cache(str(folder / "cache"))
-    assert cache is not None
-    (cache.folder / "programs").symlink_to(shared_programs)
+    share_programs(folder / "cache", shared_programs)
     yield folder
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.reset_cache()
@@ -104,6 +82,10 @@ def config(folder: pathlib.Path) -> EngineConfig:
     return config
 
 
+def build_warm_up(config: EngineConfig, progress: Progress | None = None) -> WarmUp:
+    return build_loop(config, progress=progress).warm_up
+
+
 def unlink_times(config: EngineConfig) -> None:
     for path in pathlib.Path(config.compile_cache_dir).rglob("step_times_*.json"):
         path.unlink()
@@ -113,10 +95,8 @@ def test_a_request_is_answered_before_warm_up_ends(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 60.0)
+    gate = Gate(loop._engine, monkeypatch)
+    inbox = start(loop, Health.READY)
 
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
@@ -127,7 +107,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     assert {one.num_rows for one in loop.steps()} == {16}
 
     gate.is_open.set()
-    assert loop.wait_until(Health.WARM, 60.0)
+    assert loop.wait_until(Health.WARM, 200.0)
     num_steps = loop.stats().num_steps
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
@@ -142,10 +122,7 @@ def test_a_request_is_answered_before_warm_up_ends(
 
 def test_traffic_slows_warm_up_and_does_not_stop_it(config: EngineConfig) -> None:
     loop = build_loop(config)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 60.0)
+    inbox = start(loop, Health.READY)
     stopping = threading.Event()
 
     def client() -> None:
@@ -155,13 +132,13 @@ def test_traffic_slows_warm_up_and_does_not_stop_it(config: EngineConfig) -> Non
     threads = [threading.Thread(target=client) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert loop.wait_until(Health.WARM, 60.0)
+    assert loop.wait_until(Health.WARM, 200.0)
     stopping.set()
     for thread in threads:
         thread.join()
     stats = loop.stats()
-    assert len(inbox.ended) >= 3
-    assert all(one.error is None for one in inbox.ended.values())
+    assert len(inbox.events) >= 3
+    assert all(events[-1].error is None for events in inbox.events.values())
     assert stats.num_programs == 6 and stats.num_compiles_after_warmup == 0
     loop._scheduler.check_integrity()
     loop.stop()
@@ -175,7 +152,7 @@ def test_a_turn_beside_requests_is_followed_by_time_for_them(
     assert not warm_up.is_due(is_idle=True), "nothing is compiled yet"
     news = threading.Semaphore(0)
     warm_up.start(news.release)
-    assert news.acquire(timeout=60.0)
+    assert news.acquire(timeout=120.0)
     assert warm_up.is_due(is_idle=False)
     start_s = time.perf_counter()
     warm_up.turn(is_idle=False)
@@ -192,8 +169,6 @@ def test_a_compilation_that_fails_is_a_failed_engine(
     kind: type[BaseException], config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    inbox = Inbox()
-    loop.set_listener(inbox)
     compile_, is_first = loop._engine.compile, [True]
     failing = threading.Event()
 
@@ -202,16 +177,16 @@ def test_a_compilation_that_fails_is_a_failed_engine(
             is_first.append(False)
             compile_(buckets, **options)
         else:
-            assert failing.wait(60.0)
+            assert failing.wait(120.0)
             raise kind("the compiler is gone")
 
     monkeypatch.setattr(loop._engine, "compile", fail)
-    loop.start()
-    assert loop.wait_until(Health.READY, 60.0)
+    inbox = start(loop, Health.READY)
     request = make_request(50, 1900, arrival_s=loop.clock.now_s())
     loop.submit(request)
     failing.set()
-    event = inbox.wait_for(request.request_id)
+    inbox.wait_for(request)
+    event = inbox.events[request.request_id][-1]
     assert event.error is not None and "the compiler is gone" in event.error
     assert loop.health is Health.FAILED
     assert not loop.wait_until(Health.WARM, 5.0)
@@ -226,7 +201,7 @@ def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
     loop.set_listener(inbox)
     with caplog.at_level(logging.WARNING, logger="jserve"):
         loop.start()
-        assert loop.wait_until(Health.WARM, 60.0)
+        assert loop.wait_until(Health.WARM, 200.0)
     assert "4 of 6 programs are left out" in caplog.text
     assert {one.program for one in loop.stats().start_up.programs} == COVERING
     assert serve_one(loop, inbox, 40, 5).error is None
@@ -241,8 +216,7 @@ def test_stopping_does_not_wait_for_all_of_warm_up(
     gate = Gate(loop._engine, monkeypatch)
     # One table after the other.
     monkeypatch.setattr("jserve.warm_up.num_cpus", lambda: 1)
-    loop.start()
-    assert loop.wait_until(Health.READY, 60.0)
+    start(loop, Health.READY)
     opener = threading.Timer(0.1, gate.is_open.set)
     opener.start()
     loop.stop()
@@ -255,20 +229,19 @@ def test_no_compilation_begins_while_requests_are_drained(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 60.0)
+    gate = Gate(loop._engine, monkeypatch)
+    inbox = start(loop, Health.READY)
     request = make_request(50, 300, arrival_s=loop.clock.now_s())
     loop.submit(request)
-    assert gate.is_reached.wait(60.0)
-    drained = threading.Thread(target=loop.drain, args=(60.0,))
+    assert gate.is_reached.wait(120.0)
+    drained = threading.Thread(target=loop.drain, args=(120.0,))
     drained.start()
-    while loop.health is not Health.DRAINING or not loop._warm_up._stopping.is_set():
+    while loop.health is not Health.DRAINING or not loop.warm_up._stopping.is_set():
         time.sleep(1e-3)
     gate.is_open.set()
     drained.join()
-    assert inbox.wait_for(request.request_id).error is None
+    inbox.wait_for(request)
+    assert inbox.events[request.request_id][-1].error is None
     assert loop.stats().num_programs == 2
     loop.stop()
 
@@ -277,32 +250,12 @@ def test_a_drain_while_nothing_is_covered_ends_warm_up(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    monkeypatch.setattr(loop._warm_up, "start", None)
+    monkeypatch.setattr(loop.warm_up, "start", None)
     assert loop.drain(0.0)
     loop.start()
     loop.stop()
     assert loop.health is Health.DRAINING
     assert loop.stats().num_programs == 0
-
-
-def test_the_record_of_steps_is_closed_before_compilations_are_waited_for(
-    config: EngineConfig, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "steps.log"
-    loop = build_loop(dataclasses.replace(config, step_log=path))
-    gate, inbox = Gate(loop._engine, monkeypatch), Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.READY, 60.0)
-    serve_one(loop, inbox, 40, 5)
-    stopped = threading.Thread(target=loop.stop)
-    stopped.start()
-    deadline_s = time.perf_counter() + 20.0
-    while sum(line.startswith("[") for line in path.read_text().splitlines()) < 5:
-        assert time.perf_counter() < deadline_s, "a kill would lose these steps"
-        time.sleep(1e-3)
-    gate.is_open.set()
-    stopped.join()
 
 
 @pytest.mark.parametrize(("num_cpus", "num_begun"), [(1, 0), (4, 1)])
@@ -314,15 +267,7 @@ def test_the_time_for_compiling_counts_the_cores(
 ) -> None:
     warm_up = build_warm_up(dataclasses.replace(config, max_compile_s=15.0))
     programs = warm_up._engine.programs
-    report = ProgramReport(
-        bucket=Bucket(16, 4),
-        trace_s=1.0,
-        compile_s=5.0,
-        temp_bytes=0,
-        alias_bytes=0,
-        executable_bytes=None,
-        source="compiled",
-    )
+    report = ProgramStart("B16xNB4", 1.0, 5.0, None, "compiled")
     programs.reports[:] = [report, report]
     programs.wall_s = 4.0
     monkeypatch.setattr("jserve.warm_up.num_cpus", lambda: num_cpus)
@@ -331,22 +276,6 @@ def test_the_time_for_compiling_counts_the_cores(
     monkeypatch.setattr(programs, "has", lambda bucket: bucket not in table.buckets[:4])
     left = collections.deque([table])
     assert (warm_up._next_table(left) is None) == (num_begun == 0)
-
-
-def test_the_count_of_programs_is_of_one_moment(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    warm_up = build_warm_up(config)
-    programs = warm_up._engine.programs
-    made: Any = programs._compiled
-
-    def has(bucket: Bucket) -> bool:
-        # Another thread finishes one while they are counted.
-        made.setdefault(bucket, None)
-        return False
-
-    monkeypatch.setattr(programs, "has", has)
-    assert warm_up.num_programs_total == 6
 
 
 def test_what_could_not_be_kept_is_told(
@@ -373,29 +302,13 @@ def refuse(draft: pathlib.Path, path: pathlib.Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_step_times_are_of_one_set_of_flags(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build_warm_up(config).run()
-    assert build_warm_up(config)._times is None, "they are known"
-    with monkeypatch.context() as patch:
-        patch.setattr("jserve.build.num_cpus", lambda: 77)
-        assert build_warm_up(config)._times is not None
-    with monkeypatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
-        assert build_warm_up(config)._times is not None
-
-
 def test_steps_are_recorded_with_the_shapes_they_ran_in(
     config: EngineConfig, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "steps.log"
     classes = [ServiceClass(name="chat", ttft_s=1.0, tbt_s=0.05)]
     loop = build_loop(dataclasses.replace(config, step_log=path), classes)
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    loop.start()
-    assert loop.wait_until(Health.WARM, 60.0)
+    inbox = start(loop, Health.WARM)
     serve_one(loop, inbox, 50, 5)
     loop.stop()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -413,14 +326,28 @@ def test_steps_are_recorded_with_the_shapes_they_ran_in(
     assert len(steps) == len(loop.steps()) == 5
 
 
-def test_a_warm_start_measures_nothing(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
+    config: EngineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    build_warm_up(config).run()
-    warm_up = build_warm_up(config)
+    cold: list[str] = []
+    warm: list[str] = []
+    build_warm_up(config, Progress(cold.append)).run()
+    warm_up = build_warm_up(config, Progress(warm.append))
     monkeypatch.setattr(warm_up._engine, "timed_pass", None)
     warm_up.run()
     assert {one.source for one in warm_up.start_up().programs} == {"stored"}
+    for lines in (cold, warm):
+        assert lines[0] == "loading model toy"
+        assert any("loading them: 6 of 6 (" in line for line in lines)
+        assert lines[-1].startswith("choosing the predictor")
+    assert any("timing programs: 80 of 80 (" in line for line in cold)
+    assert not any("timing programs" in line for line in warm)
+    (times,) = pathlib.Path(config.compile_cache_dir).rglob("step_times_*.json")
+    times.write_text("{broken")
+    assert build_warm_up(config)._keep_times is not None
+    assert "unreadable" in caplog.text
 
 
 def test_the_start_up_table_adds_up() -> None:
@@ -433,8 +360,8 @@ def test_the_start_up_table_adds_up() -> None:
         )
     )
     assert text.splitlines() == [
-        "program     trace s  compile s   bytes  source",
-        "B16xNB4       0.250      1.500  12,345  compiled",
-        "B16xNB0       0.000      0.125       -  stored",
-        "2 programs    0.250      1.625  12,345  1 compiled, 1 stored",
+        "program        trace s  compile s         bytes  source",
+        "B16xNB4          0.250      1.500        12,345  compiled",
+        "B16xNB0          0.000      0.125             -  stored",
+        "2 programs       0.250      1.625        12,345  1 compiled, 1 stored",
     ]

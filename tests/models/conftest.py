@@ -93,6 +93,14 @@ class PagedRun:
         return last
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_compiler():
+    """Machine code is not optimised: most of these tests run a program a few times."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def paged_run():
     return PagedRun

@@ -32,13 +32,10 @@ LLAMA3_SCALING = Llama3Scaling(
 
 @pytest.fixture
 def read(tmp_path):
-    def read_changed(change=None, generation=None):
+    def read_changed(change=None):
         raw = {**BASE, **(change or {})}
         raw = {key: value for key, value in raw.items() if value != "absent"}
         (tmp_path / "config.json").write_text(json.dumps(raw))
-        if generation is not None:
-            path = tmp_path / "generation_config.json"
-            path.write_text(json.dumps(generation))
         return read_config(tmp_path)
 
     return read_changed
@@ -50,7 +47,6 @@ def test_defaults_of_what_may_be_absent(read):
     assert (config.rope_theta, config.rope_scaling) == (10000.0, None)
     assert config.rms_norm_eps == 1e-6
     assert not config.tie_embeddings
-    assert (config.bos_token_id, config.eos_token_ids) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -99,13 +95,6 @@ def test_windows_that_change_nothing_are_accepted(read, change):
     assert read({**change, "architectures": ["MistralForCausalLM"]})
 
 
-def test_generation_config_lists_the_ends(read):
-    config = read(
-        {"bos_token_id": 1, "eos_token_id": 2}, {"eos_token_id": [2, 5], "other": 1}
-    )
-    assert (config.bos_token_id, config.eos_token_ids) == (1, (2, 5))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -124,7 +113,6 @@ def test_generation_config_lists_the_ends(read):
         ({"vocab_size": "absent"}, "vocab_size=None is not a number"),
         ({"num_hidden_layers": 2.5}, "num_hidden_layers=2.5 is not a whole number"),
         ({"hidden_size": 0}, "hidden_size=0.0 is not a whole number of at least 1"),
-        ({"eos_token_id": "</s>"}, "eos_token_id='</s>' is not a token id"),
     ],
 )
 def test_what_is_unsupported_is_refused_by_name(read, change, message):

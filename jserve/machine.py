@@ -1,0 +1,47 @@
+"""What the machine is: its cores, its CPU's instructions, and what compiles for it."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+import jax
+
+# Variables and settings that change what the compiler makes of the same step.
+_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+_SETTINGS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_threefry_partitionable",
+)
+
+
+def num_cpus() -> int:
+    """Returns the cores this process is allowed on: fewer than there are in a box."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def machine_digest() -> str:
+    """Returns a digest of all that compiles and runs a step: libraries, device, host.
+
+    Also the CPU's instructions: one model may have fewer under another hypervisor.
+    """
+    try:
+        cpu = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    except OSError:
+        cpu = platform.processor()
+    kinds = ("model name", "flags", "Features")
+    device = jax.devices()[0]
+    facts = (
+        *(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")),
+        (device.platform, device.device_kind, device.client.platform_version),
+        (platform.machine(), num_cpus()),
+        *(row for row in cpu.splitlines() if row.startswith(kinds)),
+        *(os.environ.get(name) for name in _VARIABLES),
+        *(repr(getattr(jax.config, name)) for name in _SETTINGS),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
