@@ -28,6 +28,7 @@ def record(
     *,
     earlier: Sequence[int] = (3,),
     later: int = 3,
+    later_rows: int = 5,
     num_steps: int = 300,
     table: BucketTable = TABLE,
 ) -> pathlib.Path:
@@ -47,9 +48,10 @@ def record(
     for number in range(num_steps):
         is_early = 2 * number < num_steps
         blocks = earlier[number % len(earlier)] if is_early else later
-        bucket = table.fit(5, blocks)
+        used = (5 if is_early else later_rows, blocks)
+        bucket = table.fit(*used)
         edges = (bucket.num_rows, bucket.num_blocks)
-        lines.append([0.05 * number, *edges, 5, blocks, 1, 1, 0, 0.02, 0.015, 0.022])
+        lines.append([0.05 * number, *edges, *used, 1, 1, 0, 0.02, 0.015, 0.022])
     path = folder / "steps.jsonl"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return path
@@ -108,9 +110,9 @@ def test_a_fit_is_judged_on_the_later_half_beside_pow2(tmp_path: pathlib.Path) -
 def test_a_table_that_loses_is_written_by_force_alone(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # No step of the earlier half has 1 or 2 blocks, for which pow2 has edges.
-    log = record(tmp_path, earlier=range(3, 9), later=1)
-    given = {"prior_share": 0.0, "max_programs": 7}
+    # Every count of blocks gets an edge beside 8 rows; then come steps of 2 rows.
+    log = record(tmp_path, earlier=range(1, 9), later=4, later_rows=2)
+    given = {"prior_share": 0.0}
     with pytest.raises(ValueError, match="without --force") as caught:
         fit(config(log, **given))
     found = fit(config(log, force=True, **given))
