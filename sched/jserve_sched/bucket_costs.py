@@ -106,11 +106,7 @@ class BucketCosts:
     ):
         """Asks the step-time model about every shape.
 
-        Args:
-          demand: The steps.
-          step_s: How long steps take.
-          table: Any table with the largest edges of those to be priced.
-          page_size: Tokens in one KV page.
+        `table` is any with the largest edges of those to be priced.
 
         Raises:
           ValueError: If a step exceeds the largest edges, or a time is not a duration.

@@ -141,15 +141,6 @@ def fit_buckets(
     best of them the dimensions take turns. So the table is never worse than that of a
     strategy with no more programs.
 
-    Args:
-      demand: The steps to come.
-      step_s: How long steps take.
-      max_num_seqs: Most requests in a step; the largest row edge.
-      max_num_batched_tokens: Most token positions in a step.
-      block_tokens: Tokens in one prefill block, Q.
-      page_size: Tokens in one KV page.
-      max_programs: Most programs of the table.
-
     Raises:
       ValueError: If `max_programs` is below 2, or the demand exceeds the limits.
     """
@@ -177,11 +168,8 @@ def _separate_fits(
 ) -> list[BucketTable]:
     """Returns tables whose dimensions are each the best with the other unpadded.
 
-    Args:
-      costs: Of the tables.
-      limits: Any table with the right largest edges.
-      max_programs: Most programs. More edges are never worse, so of each number of row
-        edges only the table with the most block edges is returned.
+    More edges are never worse, so of each number of row edges only the table with the
+    most block edges is returned. `limits` is any table with the right largest edges.
     """
     all_rows = tuple(range(min(MIN_ROWS, limits.max_rows), limits.max_rows + 1))
     all_blocks = tuple(range(limits.max_blocks + 1))

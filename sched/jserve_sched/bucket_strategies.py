@@ -196,8 +196,7 @@ class Explicit:
 class Continuous:
     """No padding at all: every count is an edge and a block is one token.
 
-    No engine compiles so many programs; the simulator compares with it, as the
-    papers' engines have no static shapes.
+    The simulator compares with it, as the papers' engines have no static shapes.
     """
 
     def table(

@@ -110,11 +110,7 @@ class BucketTable:
             )
 
     def _num_block_edges(self, num_rows: int) -> int:
-        """Returns how many of the block edges, the first ones, a row edge pairs with.
-
-        Args:
-          num_rows: a row edge.
-        """
+        """Returns how many of the first block edges a row edge pairs with."""
         if num_rows == self.max_rows and num_rows - 1 in self.row_edges[-2:]:
             return 1
         if self.max_tokens is None:
@@ -156,9 +152,7 @@ class BucketTable:
         return self.block_edges[-1]
 
     def fit(self, num_rows: int, num_blocks: int) -> Bucket:
-        """Returns the smallest bucket that holds so much.
-
-        Not asked whether such a step can occur: see `buckets`.
+        """Returns the smallest bucket that holds these counts; see `buckets`.
 
         Raises:
           ValueError: if either count exceeds the largest edge.
@@ -181,12 +175,9 @@ class BucketTable:
         return self.block_edges[max(index, 0)]
 
     def block_edge_beside(self, num_rows: int, max_tokens: int) -> int:
-        """Returns the most prefill blocks, an edge, of a step with so many decodes.
+        """Returns the most prefill blocks, an edge, of a step with `num_rows` decodes.
 
-        Args:
-          num_rows: decodes; they are padded to their edge.
-          max_tokens: most token positions in the step, if the table has no lower
-            limit.
+        Decodes are padded to their edge; a lower limit of the table counts as well.
         """
         if self.max_tokens is not None:
             max_tokens = min(max_tokens, self.max_tokens)

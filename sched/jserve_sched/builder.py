@@ -134,9 +134,7 @@ class PlanBuilder:
     def add_decode(self, request: Request, victims: Iterable[Request] = ()) -> bool:
         """Adds a running request's next token; tells whether it fits.
 
-        Args:
-          request: has exactly one token to compute.
-          victims: whom to preempt for a page, first victim first.
+        Victims are preempted for a page, in their order.
         """
         if request.request_id in self._placed:
             return False
@@ -157,9 +155,7 @@ class PlanBuilder:
     ) -> None:
         """Adds the next tokens of running requests, as `add_decode` does each.
 
-        Args:
-          requests: have exactly one token to compute each, first come first served.
-          victims: says whom to preempt for a request's page.
+        `victims` says whom to preempt for a request's page.
         """
         page_size, rows, placed = self._page_size, self._decodes, self._placed
         most = self._view.buckets.max_rows

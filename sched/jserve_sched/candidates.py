@@ -1,6 +1,6 @@
 """Candidates: who may be in the next step, for policies that rank many at once.
 
-The one idea: a queue may be long, a step is short. Of the waiting at most
+A queue may be long, a step is short. Of the waiting at most
 `MAX_WAITING` are ranked, or as many as a policy asks for: the guarded, then those that
 can still be in time, then the others; half of them the shortest and half the most
 pressing.
@@ -124,7 +124,7 @@ def choose_waiting(
     Args:
       view: the snapshot.
       most: how many, at most; 2 or more.
-      first: so many, the first by arrival, are left out.
+      first: number of the first requests by arrival that are left out.
     """
     waiting = view.admissible[first:]
     if len(waiting) <= most:

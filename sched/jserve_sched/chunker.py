@@ -1,6 +1,6 @@
 """SlidingChunker: how much prefill two steps should share (SlidingServe 3.4).
 
-The window is two steps; only the first is run, then all is decided anew. Both are
+The window is two steps; only the first is run, then all is decided again. Both are
 priced with today's decodes and prompts: the paper rolls nothing forward, and so do we.
 
 * `time` (Algorithm 1) keeps the tokens that fit into both steps, B_cur + B_next, and

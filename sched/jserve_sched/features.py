@@ -40,14 +40,7 @@ SCENARIOS = ("decode", "prefill", "mixed")
 def step_features(
     decodes: Sequence[Row], chunks: Sequence[Row], bucket: Bucket, page_size: int
 ) -> np.ndarray:
-    """Returns the features of one step, `[F]`.
-
-    Args:
-      decodes: its rows of one token.
-      chunks: its prefill rows.
-      bucket: the shape it runs in.
-      page_size: tokens in one KV page.
-    """
+    """Returns the features of one step, `[F]`."""
     context = longest_decode = 0
     for row in decodes:
         start = row.start

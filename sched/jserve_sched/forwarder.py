@@ -1,7 +1,7 @@
 """BatchForwarder: what would a step with this much prefill cost?
 
 SlidingServe's batch-forward simulator F (arXiv 2606.05933, section 4): all decodes,
-then prompts in order until a budget is used up. The one idea: a budget is a number of
+then prompts in order until a budget is used up. A budget is a number of
 prefill *blocks*, and the features of any number of budgets follow from prefix sums
 over the prompts, so all candidates are priced by one vectorised prediction. With
 continuous shapes a block is one token and this is the paper's token budget.
@@ -19,7 +19,7 @@ from jserve_sched import features
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
-_GRID_POINTS = 128  # at most so many budgets are priced at once
+_GRID_POINTS = 128  # most budgets that are priced at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +84,8 @@ class BatchForwarder:
     ):
         """Looks at a snapshot.
 
-        Args:
-          view: the snapshot.
-          decodes: requests with one token to compute, all of which have a row.
-          prompts: in the order in which they would be taken.
-          is_cautious: whether a budget costs the 95th percentile of its duration.
+        Every decode has a row. Prompts are in the order in which they would be taken.
+        If cautious, a budget costs the 95th percentile of its duration.
         """
         predictor = view.predictor
         self._price = predictor.predict_upper if is_cautious else predictor.predict
@@ -213,9 +210,6 @@ class BatchForwarder:
 
         The paper's TimeToBudget; 0 if nothing fits. Exact: where the grid is coarse,
         the budgets between two of its points are looked at as well.
-
-        Args:
-          limit_s: seconds.
         """
         if math.isinf(limit_s):
             return self.max_blocks

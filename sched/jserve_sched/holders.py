@@ -1,6 +1,6 @@
 """Holders: the requests that run, each with a slot and KV pages.
 
-The one idea: a slot and pages are taken and given back in one place, so nothing can
+A slot and pages are taken and given back in one place, so nothing can
 hold the one without the other, and who holds what can be checked.
 """
 
@@ -41,9 +41,7 @@ class Holders:
     def admit(self, request: Request, num_cached_tokens: int) -> None:
         """Gives a slot, and the pages that hold a request's first tokens already.
 
-        Args:
-          request: holds no slot.
-          num_cached_tokens: tokens of its prefix in the ledger's pages, full ones.
+        `num_cached_tokens` of its prefix lie in full pages of the ledger.
         """
         num_shared = num_cached_tokens // self._ledger.page_size
         shared = self._ledger.find_prefix(request.page_hashes[:num_shared])
@@ -55,7 +53,7 @@ class Holders:
         self._requests[id(request)] = request
 
     def reserve(self, request: Request, num_tokens: int) -> None:
-        """Gives the pages that a request lacks for so many tokens in all."""
+        """Gives the pages that a request lacks for `num_tokens` in all."""
         missing = self._ledger.pages_for(num_tokens) - len(request.pages)
         if missing > 0:
             request.pages.extend(self._ledger.allocate(missing))
@@ -90,9 +88,7 @@ class Holders:
     def num_steps_with_pages(self, requests: Sequence[Request], most: int) -> int:
         """Returns how many decode steps of these requests there are pages for.
 
-        Args:
-          requests: they all decode, in every step.
-          most: steps of interest; no more are returned.
+        No more than `most` are returned.
         """
         pages_for = self._ledger.pages_for
 

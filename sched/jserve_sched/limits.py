@@ -13,12 +13,6 @@ def check_parts(
 ) -> None:
     """Checks that every step which may be asked for has a shape.
 
-    Args:
-      buckets: the compiled shapes.
-      ledger: the KV pages.
-      max_num_seqs: most requests that run at once.
-      max_num_batched_tokens: most token positions in a step.
-
     Raises:
       ValueError: if the limits or the sizes do not go together.
     """
@@ -46,12 +40,6 @@ def check_request(
     ledger: KvLedger, *, max_model_len: int, num_prompt_tokens: int, max_tokens: int
 ) -> None:
     """Checks that a request of this size can ever run.
-
-    Args:
-      ledger: the KV pages.
-      max_model_len: most tokens of a prompt and its answer together.
-      num_prompt_tokens: of the request.
-      max_tokens: most output tokens of it.
 
     Raises:
       ValueError: if it exceeds the context or the KV pool.

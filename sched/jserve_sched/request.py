@@ -1,6 +1,6 @@
 """One request: what was asked, and how far it has come.
 
-The one idea: progress is counted twice. *Applied* state (`output_tokens`) is
+Progress is counted twice. *Applied* state (`output_tokens`) is
 what the engine has returned; *projected* state adds what plans in flight will
 return, so that the next step can be planned while the last one still runs.
 
@@ -185,8 +185,7 @@ class Request:
 
         Who has outlived the prediction is always taken to end with the next token.
         """
-        outputs = len(self.output_tokens) + self.num_pending
-        return max(self.predicted_output_tokens - outputs, 1)
+        return max(self.predicted_output_tokens - self.num_outputs_projected, 1)
 
     def predict(self, tokens: int) -> None:
         """Sets how long the whole answer should be, and paces it accordingly.
@@ -195,8 +194,7 @@ class Request:
           tokens: clipped to what is possible: more than `min_tokens`, more than there
             are, up to `max_tokens`.
         """
-        outputs = len(self.output_tokens) + self.num_pending
-        tokens = max(tokens, self.min_tokens + 1, outputs + 1)
+        tokens = max(tokens, self.min_tokens + 1, self.num_outputs_projected + 1)
         tokens = min(tokens, self.max_tokens)
         if tokens != self.predicted_output_tokens:
             self.predicted_output_tokens = tokens
@@ -213,13 +211,12 @@ class Request:
     @property
     def next_deadline_s(self) -> float:
         """When the next output token (after those in flight) is wanted."""
-        index = len(self.output_tokens) + self.num_pending
-        return self.pacing.deadline_s(index)
+        return self.pacing.deadline_s(self.num_outputs_projected)
 
     @property
     def next_promise_s(self) -> float:
         """Until when the next token (after those in flight) breaks no promise."""
-        return self.pacing.promise_s(len(self.output_tokens) + self.num_pending)
+        return self.pacing.promise_s(self.num_outputs_projected)
 
     def known_tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the token ids at positions `[start, stop)`, int32.

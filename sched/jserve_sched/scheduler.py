@@ -84,16 +84,8 @@ class Scheduler:
     ):
         """Makes an idle one.
 
-        Args:
-          policy: decides the order.
-          buckets: the compiled shapes.
-          ledger: the KV pages.
-          predictor: prices steps.
-          max_num_seqs: most requests that run at once.
-          max_num_batched_tokens: most token positions in a step.
-          max_model_len: most tokens of a prompt and its answer together.
-          lengths: predicts how long answers will be; None takes `max_tokens`.
-          request_latency: prices whole requests; None fits one to the predictor.
+        `lengths` predicts how long answers will be; None takes `max_tokens`.
+        `request_latency` prices whole requests; None fits one to the predictor.
 
         Raises:
           ValueError: if the limits do not go together.
@@ -128,9 +120,8 @@ class Scheduler:
     def use_buckets(self, table: BucketTable) -> None:
         """Plans with other shapes from the next plan on; those in flight keep theirs.
 
-        Args:
-          table: has the largest edges of the table before it, and blocks of the same
-            size, so what was admitted fits still.
+        It has the largest edges of the table before it and blocks of the same size, so
+        what was admitted still fits.
 
         Raises:
           ValueError: if it does not.
@@ -229,7 +220,7 @@ class Scheduler:
         """Returns the next step; None if nothing can run now.
 
         Nothing changes but the outlook, which a policy that looks ahead may revise, the
-        totals of such searches, and the request latency, which may be fitted anew.
+        totals of such searches, and the request latency, which may be fitted again.
         """
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
@@ -352,7 +343,7 @@ class Scheduler:
         That is so while its rows are all that runs, nobody waits, none of them ends
         and pages last; then any policy that lets every decode run has no choice. The
         step after which the first one ends is the last such step, or the one before
-        the request latency may be fitted anew. For simulation: a new arrival changes
+        the request latency may be fitted again. For simulation: a new arrival changes
         everything.
 
         Args:

@@ -30,8 +30,7 @@ class DecodeSlack:
         whose next token can still be in time, `s_i >= least_s`. A late one would
         stop all prefill without becoming less late.
 
-        Args:
-          least_s: duration of the step with no prefill in it.
+        `least_s` is the duration of the step with no prefill in it.
         """
         safe = self.next_s >= least_s
         if not safe.any():
@@ -43,12 +42,7 @@ class DecodeSlack:
 
 
 def decode_slack(decodes: Sequence[Request], start_s: float) -> DecodeSlack:
-    """Returns the slack of each decode.
-
-    Args:
-      decodes: running requests with one token to compute.
-      start_s: when the step starts, clock seconds.
-    """
+    """Returns the slack of each decode."""
     rows = []
     for request in decodes:
         pacing = request.pacing

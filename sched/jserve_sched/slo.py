@@ -1,6 +1,6 @@
 """Service level objectives, and the deadlines that follow from them.
 
-The one idea: every deadline is anchored at *arrival*, so that a request which
+Every deadline is anchored at *arrival*, so that a request which
 runs ahead banks slack that the scheduler may spend on others (SlidingServe,
 arXiv 2606.05933, Eq. 1).
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 NO_DEADLINE_S = math.inf
 NO_LAST = sys.maxsize  # every token has a time of its own
+_BOUNDS = ("ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s")
 
 
 def _check_positive(name: str, value: float | None) -> None:
@@ -113,9 +114,7 @@ class Slo:
         token: no token is wanted after `ttlt_s`, and none sooner than the last one
         expected. (Ours.)
 
-        Args:
-          arrival_s: when the request arrived.
-          num_tokens: output tokens it is expected to have, >= 1.
+        `num_tokens`, 1 or more, is how many output tokens it is expected to have.
         """
         gaps = max(num_tokens - 1, 1)
         first_s = NO_DEADLINE_S if self.ttft_s is None else arrival_s + self.ttft_s
@@ -210,17 +209,8 @@ class ServiceClass:
             raise ValueError("a service class needs a name")
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"class {self.name!r}: share={self.share} is not in 0..1")
-        for name in (
-            "ttft_s",
-            "ttft_slowdown",
-            "tbt_s",
-            "tbt_step_multiple",
-            "ttlt_s",
-        ):
-            try:
-                _check_positive(name, getattr(self, name))
-            except ValueError as error:
-                raise ValueError(f"class {self.name!r}: {error}") from None
+        for name in _BOUNDS:
+            _check_positive(f"class {self.name!r}: {name}", getattr(self, name))
         for absolute, relative in (
             ("ttft_s", "ttft_slowdown"),
             ("tbt_s", "tbt_step_multiple"),
@@ -275,9 +265,6 @@ class ServiceClass:
 BEST_EFFORT = ServiceClass(name="best_effort", share=1.0)
 
 
-_NULLABLE_FIELDS = {"ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s"}
-
-
 def _read_class(row: Mapping[str, Any]) -> ServiceClass:
     """Returns a class from a JSON object whose fields are all known.
 
@@ -289,7 +276,7 @@ def _read_class(row: Mapping[str, Any]) -> ServiceClass:
         raise ValueError(f"service class {dict(row)}: name={name!r} is not a string")
     values: dict[str, Any] = {}
     for field, value in row.items():
-        if value is None and field in _NULLABLE_FIELDS:
+        if value is None and field in _BOUNDS:
             continue
         is_bool = isinstance(value, bool)
         where = f"class {name!r}: {field}={value!r}"

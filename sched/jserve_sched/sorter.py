@@ -64,13 +64,8 @@ def rank(
 ) -> Ranking:
     """Ranks prompts; of those that rank equally the order given decides.
 
-    Args:
-      view: The snapshot.
-      forwarder: Prices steps with its decodes.
-      prompts: The prompts to rank.
-      sorter: The rule; see the module.
-      alpha: Of mlps: a request is urgent if its work takes more than this share of its
-        slack.
+    `alpha` is that of mlps: a request is urgent if its work takes more than this share
+    of its slack.
     """
     facts = np.array(
         [

@@ -209,10 +209,7 @@ def with_prior(
     without give the same share each: otherwise the many decode steps of long answers
     would bring more imagined prefill than there was.
 
-    Args:
-      demand: What was seen.
-      table: Any of the size to be fitted.
-      prior_share: Share of the weight that moves to `prior_demand`, in [0, 1).
+    `table` is any of the size to be fitted; `prior_share` is in [0, 1).
     """
     if not prior_share:
         return demand
@@ -292,12 +289,8 @@ def demand_from_steps(
     many, by the shares of these classes; if none does, any of e .. f-1 equally. On the
     last edge it wants exactly that.
 
-    Args:
-      steps: At least one; each in a bucket of the table.
-      table: The buckets they ran in.
-      tbt_budgets: Limits of time that may have ended them.
-      step_s: How long steps take.
-      page_size: Tokens in one KV page.
+    Each step ran in a bucket of the table. `tbt_budgets` are the limits of time that
+    may have ended them.
 
     Raises:
       ValueError: If there is no step.
