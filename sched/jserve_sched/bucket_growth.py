@@ -54,8 +54,8 @@ def limit_programs(
     tables = growth(table, cost_s)
     if tables[0].num_programs > max_programs:
         raise ValueError(
-            f"max_programs={max_programs} is below {tables[0].num_programs}: without the "
-            f"table's largest edges (rows {tables[0].row_edges}, blocks "
+            f"max_programs={max_programs} is below {tables[0].num_programs}: without "
+            f"the table's largest edges (rows {tables[0].row_edges}, blocks "
             f"{tables[0].block_edges}) some steps have no shape"
         )
     return next(one for one in reversed(tables) if one.num_programs <= max_programs)

@@ -79,15 +79,14 @@ class StepDemand:
             raise ValueError(
                 f"a demand has one or more steps in every column, got {lengths}"
             )
+        spread = self.last_block - self.blocks
+        if np.any((spread < 0) | ((spread > 0) & ~self.is_limited)):
+            raise ValueError("last_block is not blocks, or more in a limited step")
         if not np.all(np.isfinite(self.weight) & (self.weight > 0)):
             raise ValueError(f"weight {np.min(self.weight)} is not above 0")
         for name in _COLUMNS:
             if np.min(getattr(self, name)) < 0:
                 raise ValueError(f"{name}={np.min(getattr(self, name))} is below 0")
-        if np.any(self.last_block < self.blocks):
-            raise ValueError("last_block is below blocks")
-        if np.any((self.last_block > self.blocks) & ~self.is_limited):
-            raise ValueError("last_block is above blocks where nothing is limited")
 
     @property
     def num_steps(self) -> float:
@@ -239,15 +238,8 @@ def shape_features(
     Contexts of decodes are taken to spread evenly up to the longest. Blocks are taken
     to belong to as few chunks as can be, all of the longest's context.
 
-    Args:
-      num_rows: `[N]` decode rows compiled.
-      num_blocks: `[N]` prefill blocks compiled.
-      used_rows: Rows that hold a decode; this and all below `[N]` or one for all.
-      used_blocks: Blocks that hold a chunk, full ones.
-      decode_pages: KV pages of the longest decode.
-      block_pages: KV pages of the longest chunk.
-      page_size: Tokens in one KV page.
-      block_tokens: Tokens in one prefill block, Q.
+    Rows and blocks compiled are `[N]`; those that hold a decode or a chunk and the KV
+    pages of the longest of each are `[N]`, or one for all.
     """
     matrix = np.zeros((len(num_rows), features.NUM_FEATURES))
     has_decodes = np.asarray(used_rows) > 0

@@ -111,12 +111,6 @@ def test_what_a_table_on_the_way_has_the_last_one_has(
     assert set().union(*(one.buckets for one in grown)) == set(table.buckets)
 
 
-def test_prefill_is_covered_beside_one_row_less_if_that_is_an_edge() -> None:
-    table = BucketTable((2, 7, 8), (0, 1, 4), block_tokens=4)
-    covering = growth(table, lambda table: 0.0)[0]
-    assert [str(one) for one in covering.buckets] == ["B8xNB0", "B7xNB4", "B7xNB0"]
-
-
 def test_of_equals_the_smaller_edge_goes_first_and_rows_before_blocks() -> None:
     grown = growth(TABLE, lambda table: 0.0)
     order = [
@@ -126,11 +120,6 @@ def test_of_equals_the_smaller_edge_goes_first_and_rows_before_blocks() -> None:
     assert order[::-1] == [
         *({("block", 1)}, {("row", 2)}, {("block", 2)}, {("row", 4)})
     ]
-
-
-def test_an_edge_that_costs_nothing_is_worth_less_than_one_in_use() -> None:
-    grown = growth(TABLE, padded_cost([(3, 0), (3, 1)]))
-    assert edges_of(grown[2]) - edges_of(grown[0]) == {("row", 4), ("block", 1)}
 
 
 def test_rows_stay_while_blocks_need_them() -> None:

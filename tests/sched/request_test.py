@@ -4,12 +4,6 @@ from fakes import make_request
 from jserve_sched.slo import Slo
 
 
-def test_an_answer_is_expected_to_be_as_long_as_it_may() -> None:
-    request = make_request(8, 40)
-    assert request.predicted_output_tokens == 40
-    assert request.expected_tokens_left == 40
-
-
 @pytest.mark.parametrize(
     ("tokens", "predicted"),
     [(-5, 6), (1, 6), (6, 6), (7, 7), (40, 40), (10**9, 40)],

@@ -66,11 +66,3 @@ def test_no_promise_and_no_decode_mean_no_limit() -> None:
     assert decode_slack([], 0.0).tightest(0.0) == (math.inf, math.inf)
     free = decode_slack([decoding(2, Slo(ttft_s=1.0))], 0.0)
     assert free.tightest(0.0) == (math.inf, math.inf)
-
-
-def test_a_completion_bound_has_slack_too() -> None:
-    request = make_request(8, 5, slo=Slo(ttlt_s=8.0))
-    request.output_tokens.extend([1, 1])
-    slack = decode_slack([request], start_s=5.0)
-    assert slack.next_s == pytest.approx([1.0])
-    assert slack.after_s == pytest.approx([2.0])

@@ -61,11 +61,6 @@ def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
     assert ranked(requests, sorter="mlps") == ["in time", "hopeless"]
 
 
-def test_guarded_requests_are_not_pushed_back_when_late() -> None:
-    late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
-    assert ranked([*six(), late], sorter="mlps")[0] == "g"
-
-
 @pytest.mark.parametrize("alpha", [0.5, 0.9])
 def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha: float) -> None:
     requests = [

@@ -115,8 +115,8 @@ def test_json_brings_it_back() -> None:
     [
         ({"weight": [0.0]}, "weight 0.0 is not above 0"),
         ({"rows": [-1]}, "rows=-1 is below 0"),
-        ({"last_block": [3]}, "last_block is below"),
-        ({"last_block": [5]}, "nothing is limited"),
+        ({"last_block": [3]}, "last_block is not blocks"),
+        ({"last_block": [5]}, "last_block is not blocks"),
         ({"rows": [1, 2]}, "every column"),
         ({"rows": None}, "JSON object with lists"),
     ],

@@ -24,9 +24,9 @@ decided in `sorter`, `chunker`, `constructor`, `slack` and, for the whole:
 * After a selection the paper leaves the rest of the step empty (`fill=off`).
 * Nothing in the paper looks at requests that are yet to come, and a step, once begun,
   cannot be stopped: requests that arrive wait for its end. With `reserve` no step is
-  longer than the tight first-token promises of late leave after a step of decodes, so one
-  that comes at the worst moment can still be in time. The paper's only such limit is B,
-  the most tokens in a step, which must be tuned for each machine and load.
+  longer than the tight first-token objectives of late leave after a step of decodes, so
+  one that comes at the worst moment can still be in time. The paper's only such limit
+  is B, the most tokens in a step, which must be tuned for each machine and load.
 """
 
 import dataclasses
