@@ -67,9 +67,9 @@ class CostGrid:
 
     def expected_s(self, table: BucketTable) -> float:
         """Returns this grid's part of the mean padded step time, seconds."""
-        rows = self._row_edges(table.row_edges)[:, None]
+        weight, time_s = self._at_rows(table.row_edges)
         columns, runs = self.runs(table.block_edges)
-        return float(np.sum((self.weight @ runs) * self.time_s[:, rows, columns]))
+        return float(np.sum((weight @ runs) * time_s[:, :, columns]))
 
     def by_row_edge(self, block_edges: tuple[int, ...]) -> np.ndarray:
         """Returns `[R + 1, R + 1]` seconds of the steps that want r rows, at r'."""
@@ -80,13 +80,13 @@ class CostGrid:
 
     def by_block_edge(self, row_edges: tuple[int, ...]) -> np.ndarray:
         """Returns `[B + 1, B + 1]` seconds of the steps that want b blocks, at b'."""
-        time_s = self.time_s[:, self._row_edges(row_edges)]
-        return np.tensordot(self.weight, time_s, axes=((0, 1), (0, 1)))
+        return np.tensordot(*self._at_rows(row_edges), axes=((0, 1), (0, 1)))
 
-    def _row_edges(self, row_edges: tuple[int, ...]) -> np.ndarray:
-        """Returns `[R + 1]` the edge that each count of rows rounds up to."""
-        counts = np.arange(self.weight.shape[1])
-        return np.array(row_edges)[np.searchsorted(row_edges, counts)]
+    def _at_rows(self, row_edges: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns weights and times `[G, K, B + 1]`, rows rounded up to K edges."""
+        starts = [0, *(edge + 1 for edge in row_edges[:-1])]
+        weight = np.add.reduceat(self.weight, starts, axis=1)
+        return weight, self.time_s[:, list(row_edges)]
 
 
 class BucketCosts:

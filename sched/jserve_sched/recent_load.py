@@ -28,7 +28,7 @@ class RecentLoad:
 
     def add_request(self, request: Request) -> None:
         """Takes a new request into account."""
-        self._ttft_s.append(request.first_deadline_s - request.arrival_s)
+        self._ttft_s.append(request.pacing.first_s - request.arrival_s)
         ranked = sorted(self._ttft_s)
         self.tight_ttft_s = ranked[len(ranked) // _TIGHT_SHARE]
 

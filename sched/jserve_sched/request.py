@@ -93,7 +93,6 @@ class Request:
       pages: KV pages owned or shared, in order of position.
       page_hashes: chained content hash of each full page of known tokens.
       pacing: when each output token is wanted, if the answer is as long as predicted.
-      first_deadline_s: when the first output token is wanted; ranking asks it often.
       num_published_pages: own pages whose content the ledger may hand to others.
       num_cached_tokens: prompt tokens found in the prefix cache at first admission.
       guard: whether its class is guarded when late (policy `sliding`).
@@ -126,7 +125,6 @@ class Request:
     predicted_output_tokens: int = dataclasses.field(init=False)
     first_predicted_tokens: int = dataclasses.field(init=False)
     pacing: Pacing = dataclasses.field(init=False)
-    first_deadline_s: float = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
@@ -142,7 +140,6 @@ class Request:
         self.predicted_output_tokens = self.max_tokens
         self.first_predicted_tokens = self.max_tokens
         self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
-        self.first_deadline_s = self.pacing.first_s
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise ValueError(
                 f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "

@@ -143,11 +143,6 @@ class Scheduler:
         return len(self._holders)
 
     @property
-    def num_in_flight(self) -> int:
-        """Plans dispatched and not yet applied."""
-        return len(self._in_flight)
-
-    @property
     def length_errors(self) -> Mapping[str, LengthErrors]:
         """Predicted output lengths against actual ones, by service class."""
         return self._lengths.errors

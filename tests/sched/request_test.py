@@ -40,7 +40,7 @@ def test_a_completion_bound_is_paced_over_the_predicted_length() -> None:
     request = make_request(8, 401, slo=Slo(ttlt_s=8.0))
     first_s = request.next_deadline_s
     request.predict(5)
-    assert request.first_deadline_s == first_s == request.next_deadline_s == 4.0
+    assert request.pacing.first_s == first_s == request.next_deadline_s == 4.0
     due_s = []
     for num_outputs in range(1, 7):
         request.output_tokens = [1] * num_outputs

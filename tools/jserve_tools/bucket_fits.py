@@ -1,14 +1,12 @@
-"""Fits buckets to a simulated load, to the point where neither changes any more.
+"""Fits buckets to what a policy plans for a simulated load.
 
-Edges change plans, and plans change what edges are best. So a load is served again and
-again, each time with the shapes last fitted, and the steps of *all* runs are pooled,
-each run with the same weight. The k-th run moves the pool by one part in k, so the
-changes shrink, and edges that chase each other are averaged out. The first run has
-every shape there is, so that no edge hides what was wanted.
+The load is served once with every shape there is, so that no edge hides what was
+wanted. Serving it again with the shapes fitted, and fitting to both runs, gained
+nothing where it was tried.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,39 +15,39 @@ from jserve_sched.bucket_costs import BucketCosts
 from jserve_sched.bucket_fitting import fit_buckets
 from jserve_sched.bucket_strategies import Linear
 from jserve_sched.buckets import BucketTable
-from jserve_sched.step_demand import (
-    StepDemand,
-    demand_from_steps,
-    merge,
-    with_prior,
-)
+from jserve_sched.step_demand import demand_from_steps, with_prior
 from jserve_sched.workload import Arrival
 from jserve_tools.simulation import Experiment
 from jserve_tools.step_logs import tbt_budgets
 
-MAX_ITERATIONS = 8
-LEAST_CHANGE = 0.001  # of the expected step time; smaller ones end the iteration
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FitHistory:
-    """What the iteration came to.
+class SimulatedFit:
+    """Shapes fitted to a simulated load.
 
     Attributes:
-      table: Shapes of the last turn.
-      demand: Pooled steps that it was fitted to, without the prior.
-      iterations: Every turn, as a report holds it; see REPORT.md.
-      is_converged: Whether it ended for want of change, not of turns.
+      table: The shapes.
+      num_steps: Steps of the run that they were fitted to.
+      expected_s: Mean padded time of these steps in the shapes, seconds.
+      pad_share_time: Share of the time of the steps that round up that is padding.
     """
 
     table: BucketTable
-    demand: StepDemand
-    iterations: Sequence[Mapping[str, Any]]
-    is_converged: bool
+    num_steps: int
+    expected_s: float
+    pad_share_time: float
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the turns as a report holds them."""
-        return {"is_converged": self.is_converged, "iterations": [*self.iterations]}
+        """Returns the fit as a report holds it; see REPORT.md."""
+        fit = {
+            "row_edges": list(self.table.row_edges),
+            "block_edges": list(self.table.block_edges),
+            "num_programs": self.table.num_programs,
+            "num_steps": self.num_steps,
+            "expected_s": self.expected_s,
+            "pad_share_time": self.pad_share_time,
+        }
+        return {"iterations": [fit]}
 
 
 def finest(experiment: Experiment) -> Experiment:
@@ -68,71 +66,45 @@ def finest(experiment: Experiment) -> Experiment:
 
 def fit_to_simulation(
     experiment: Experiment, arrivals: Sequence[Arrival], *, seed: int, max_programs: int
-) -> FitHistory:
-    """Fits buckets to what a policy plans for a load, and the plans to the buckets.
+) -> SimulatedFit:
+    """Fits buckets to the steps that a policy plans for a load.
 
-    Ends when the shapes are those just served, or when the expected step time changes
-    by less than 0.1 %, or after 8 turns.
-
-    Args:
-      experiment: The machine, the policy and its predictor; of its buckets only
-        `block_tokens` is read.
-      arrivals: The load.
-      seed: Seed of the noise in step times.
-      max_programs: Most programs.
+    Of the experiment's buckets only `block_tokens` is read. `seed` draws the noise in
+    step times.
 
     Raises:
       ValueError: If `max_programs` is below 2, or no request fits the machine.
     """
-    model, block_tokens = experiment.cost_model, experiment.buckets.block_tokens
+    model, every_shape = experiment.cost_model, finest(experiment)
+    steps = every_shape.simulate(arrivals, seed, records_steps=True).steps
+    if not steps:
+        raise ValueError(
+            f"no step ran: none of the {len(arrivals)} requests fits the machine"
+        )
 
     def step_s(matrix: np.ndarray) -> np.ndarray:
-        return model.step_s(matrix, block_tokens)
+        return model.step_s(matrix, every_shape.buckets.block_tokens)
 
-    demands: list[StepDemand] = []
-    turns: list[dict[str, Any]] = []
-    current = finest(experiment)
-    is_converged = False
-    while not is_converged and len(turns) < MAX_ITERATIONS:
-        steps = current.simulate(arrivals, seed, records_steps=True).steps
-        if not steps:
-            raise ValueError(
-                f"no step ran: none of the {len(arrivals)} requests fits the machine"
-            )
-        demand = demand_from_steps(
-            steps,
-            current.buckets,
-            tbt_budgets=tbt_budgets(arrivals),
-            step_s=step_s,
-            page_size=model.page_size,
-        )
-        demands.append(demand.scaled(1.0))
-        pooled = merge(demands)
-        table = fit_buckets(
-            with_prior(pooled, current.buckets),
-            step_s,
-            max_num_seqs=model.max_num_seqs,
-            max_num_batched_tokens=model.max_num_batched_tokens,
-            block_tokens=block_tokens,
-            page_size=model.page_size,
-            max_programs=max_programs,
-        )
-        costs = BucketCosts(pooled, step_s, table, page_size=model.page_size)
-        turn: dict[str, Any] = {
-            "row_edges": list(table.row_edges),
-            "block_edges": list(table.block_edges),
-            "num_programs": table.num_programs,
-            "num_steps": len(steps),
-            "expected_s": costs.expected_s(table),
-            "pad_share_time": costs.pad_share(table),
-        }
-        if turns:
-            turn["change"] = turn["expected_s"] / turns[-1]["expected_s"] - 1.0
-            is_converged = (
-                table == current.buckets or abs(turn["change"]) < LEAST_CHANGE
-            )
-        turns.append(turn)
-        current = dataclasses.replace(experiment, buckets=table)
-    return FitHistory(
-        table=table, demand=pooled, iterations=turns, is_converged=is_converged
+    demand = demand_from_steps(
+        steps,
+        every_shape.buckets,
+        tbt_budgets=tbt_budgets(arrivals),
+        step_s=step_s,
+        page_size=model.page_size,
+    )
+    table = fit_buckets(
+        with_prior(demand, every_shape.buckets),
+        step_s,
+        max_num_seqs=model.max_num_seqs,
+        max_num_batched_tokens=model.max_num_batched_tokens,
+        block_tokens=every_shape.buckets.block_tokens,
+        page_size=model.page_size,
+        max_programs=max_programs,
+    )
+    costs = BucketCosts(demand, step_s, table, page_size=model.page_size)
+    return SimulatedFit(
+        table=table,
+        num_steps=len(steps),
+        expected_s=costs.expected_s(table),
+        pad_share_time=costs.pad_share(table),
     )
