@@ -101,7 +101,7 @@ class BucketTable:
             self._check_tokens(self.row_edges[0], self.max_blocks, self.max_tokens)
 
     def _check_tokens(self, num_rows: int, num_blocks: int, max_tokens: int) -> None:
-        """Checks that a pair exists without which an edge would be in vain."""
+        """Checks that a pair exists without which an edge would have no bucket."""
         bucket = Bucket(num_rows, num_blocks, self.block_tokens)
         if bucket.num_tokens > max_tokens:
             raise ValueError(
@@ -203,7 +203,7 @@ def table_from_json(text: str) -> BucketTable:
     Other keys, such as where the edges come from, are not looked at.
 
     Raises:
-      ValueError: if the text is not such a table, or a number in it is no integer.
+      ValueError: if the text is not such a table, or a number in it is not an integer.
     """
     try:
         row: Any = json.loads(text)
@@ -224,12 +224,12 @@ def table_from_json(text: str) -> BucketTable:
 def _edges(row: dict[str, Any], name: str) -> tuple[int, ...]:
     edges = row[name]
     if not isinstance(edges, list):
-        raise ValueError(f"bucket file: {name}={edges!r} is no list of integers")
+        raise ValueError(f"bucket file: {name}={edges!r} is not a list of integers")
     return tuple(_integer(name, edge) for edge in edges)
 
 
 def _integer(name: str, value: object) -> int:
     """Returns a number of the file; `True`, `4.0` and `"4"` are none."""
     if type(value) is not int:
-        raise ValueError(f"bucket file: {value!r} in {name} is no integer")
+        raise ValueError(f"bucket file: {value!r} in {name} is not an integer")
     return value

@@ -173,7 +173,7 @@ class PlanBuilder:
 
         Args:
           request: running and partly prefilled, or waiting.
-          victims: whom a running request may preempt; waiting ones preempt nobody.
+          victims: requests that a running one may preempt; a waiting one preempts none.
 
         Returns:
           False when no prefill of any request fits any more. A waiting request

@@ -86,7 +86,7 @@ class Candidates:
         """Yields whom to preempt for a request, first victim first.
 
         The late first, then those whose next token is wanted last, the aged after all
-        others; nobody who comes before the request itself. Nothing is sorted until a
+        others; none that comes before the request itself. Nothing is sorted until a
         page is short.
         """
         rank = self._ranks.get(request.request_id, len(self._by_deadline))
@@ -110,8 +110,8 @@ class Candidates:
             elif not builder.add_prefill(request, self.victims(request)):
                 break
         if builder.is_empty:
-            # The first in order may preempt nobody. The first of these may preempt all
-            # the others, so somebody goes on whatever the order was.
+            # The first in order may preempt none. The first of these may preempt all
+            # the others, so one continues whatever the order was.
             for request in self._by_deadline:
                 builder.add_prefill(request, self.victims(request))
 

@@ -1,4 +1,4 @@
-"""Limits: do a scheduler's parts go together, and can a request ever run?"""
+"""Limits: do a scheduler's parts go together?"""
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
@@ -34,23 +34,3 @@ def check_parts(
             f"page_size={ledger.page_size} is not a multiple of "
             f"block_tokens={buckets.block_tokens}"
         )
-
-
-def check_request(
-    ledger: KvLedger, *, max_model_len: int, num_prompt_tokens: int, max_tokens: int
-) -> None:
-    """Checks that a request of this size can ever run.
-
-    Raises:
-      ValueError: if it exceeds the context or the KV pool.
-    """
-    total = num_prompt_tokens + max_tokens
-    size = (
-        f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
-        f"{total} tokens"
-    )
-    if total > max_model_len:
-        raise ValueError(f"{size}, over the context of {max_model_len}")
-    if ledger.pages_for(total) > ledger.num_pages:
-        capacity = ledger.num_pages * ledger.page_size
-        raise ValueError(f"{size}, over the KV pool of {capacity}")

@@ -7,7 +7,7 @@ from jserve_sched import features
 from jserve_sched.plan import StepPlan
 from jserve_sched.request import Request
 
-_NUM_REQUESTS = 256  # whose promises stand for those of requests to come
+_NUM_REQUESTS = 256  # whose SLOs stand for those of requests to come
 _TIGHT_SHARE = 20  # one in so many requests is tighter
 _MEMORY = 0.98  # of the past at each step: about the last 50 count
 

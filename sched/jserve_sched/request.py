@@ -79,11 +79,11 @@ class Request:
       min_tokens: no stop token is drawn before this many outputs.
       stop_token_ids: tokens that end it (they are part of the output), at most
         `MAX_STOP_TOKENS`.
-      slo: what was promised.
+      slo: its objectives.
       service_class: name of its class, for reports.
       sampling: how tokens are drawn.
       predicted_output_tokens: how long the whole answer should be, 1 to `max_tokens`;
-        `max_tokens` until somebody predicts (`predict`).
+        `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: what was predicted when it was submitted.
       output_tokens: applied output token ids.
       num_dispatched: positions whose KV is written by plans dispatched so far.
@@ -212,7 +212,7 @@ class Request:
 
     @property
     def next_promise_s(self) -> float:
-        """Until when the next token (after those in flight) breaks no promise."""
+        """After when the next token (after those in flight) violates the SLO."""
         return self.pacing.promise_s(self.num_outputs_projected)
 
     def known_tokens(self, start: int, stop: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from jserve_sched.ledger import KvLedger, chain_hashes
 from jserve_sched.length_book import LengthBook
 from jserve_sched.length_errors import LengthErrors
 from jserve_sched.length_estimates import LengthEstimator, MaxTokens
-from jserve_sched.limits import check_parts, check_request
+from jserve_sched.limits import check_parts
 from jserve_sched.outlook import Outlook, SearchTotals
 from jserve_sched.plan import Row, StepPlan, StepResult
 from jserve_sched.policies.base import LookaheadPolicy, Policy
@@ -158,12 +158,16 @@ class Scheduler:
         Raises:
           ValueError: if it exceeds the context or the KV pool.
         """
-        check_request(
-            self.ledger,
-            max_model_len=self.max_model_len,
-            num_prompt_tokens=num_prompt_tokens,
-            max_tokens=max_tokens,
+        total = num_prompt_tokens + max_tokens
+        size = (
+            f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
+            f"{total} tokens"
         )
+        if total > self.max_model_len:
+            raise ValueError(f"{size}, over the context of {self.max_model_len}")
+        if self.ledger.pages_for(total) > self.ledger.num_pages:
+            capacity = self.ledger.num_pages * self.ledger.page_size
+            raise ValueError(f"{size}, over the KV pool of {capacity}")
 
     def submit(self, request: Request) -> None:
         """Takes a request in.
@@ -335,7 +339,7 @@ class Scheduler:
     def num_steps_alike(self, plan: StepPlan, most: int | None = None) -> int:
         """Returns how many steps can only repeat a plan that was just applied.
 
-        That is so while its rows are all that runs, nobody waits, none of them ends
+        That is so while its rows are all that runs, no request waits, none of them ends
         and pages last; then any policy that lets every decode run has no choice. The
         step after which the first one ends is the last such step, or the one before
         the request latency may be fitted again. For simulation: a new arrival changes
@@ -362,7 +366,7 @@ class Scheduler:
         """Runs a decode-only plan again and again, every token being 0.
 
         As plan, dispatch and apply would, step by step; the predictor is left to
-        the caller, and nobody ends by a stop token. For simulation.
+        the caller, and none ends by a stop token. For simulation.
 
         Args:
           plan: the one applied last.

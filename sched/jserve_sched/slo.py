@@ -26,11 +26,11 @@ class Pacing(NamedTuple):
     """When a request's output tokens are wanted, in clock seconds.
 
     Attributes:
-      first_s: the first token; infinite if it was promised nothing.
+      first_s: the first token; infinite without an objective for it.
       start_s: token k >= 1 is wanted at `start_s + k * gap_s`.
       gap_s: between two tokens.
       end_s: where tokens are paced towards a completion bound, when that is: no token
-        before the last was promised for its own sake. None where each one was.
+        before the last has an objective of its own. None where each one has.
       last: later tokens are wanted when this one is: the bound allows no more, and the
         answer was not expected to be longer.
     """
@@ -48,7 +48,7 @@ class Pacing(NamedTuple):
         return self.start_s + min(index, self.last) * self.gap_s
 
     def promise_s(self, index: int) -> float:
-        """Returns until when output token `index` breaks no promise."""
+        """Returns after when output token `index` violates the SLO."""
         due_s = self.deadline_s(index)
         if self.end_s is None or (not index and self.first_s < self.start_s):
             return due_s
@@ -57,7 +57,7 @@ class Pacing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slo:
-    """What one request was promised; an absent bound promises nothing.
+    """The objectives of one request; an absent bound is no objective.
 
     Attributes:
       ttft_s: bound on time to first token, seconds from arrival.
@@ -80,7 +80,7 @@ class Slo:
 
     @property
     def is_best_effort(self) -> bool:
-        """Whether nothing was promised."""
+        """Whether there is no objective."""
         return self.ttft_s is None and self.ttlt_s is None
 
     def token_deadline_s(self, arrival_s: float, index: int) -> float:

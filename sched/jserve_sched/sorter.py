@@ -13,13 +13,13 @@ then the least work left. Where the paper is silent or at odds with itself:
 * Ties go by arrival, then by the order given.
 
 `moore`, ours, asks who can be in time at all. Prompts go by deadline, the order that
-keeps all promises if any order does; whenever one of them would be late, the longest so
+attains all SLOs if any order does; whenever one of them would be late, the longest so
 far is pushed back instead, which loses the fewest (Moore's algorithm 1, Management
 Science 15, 1968, by Hodgson). It needs neither alpha nor epsilon.
 
 `off` goes by deadline alone: Sarathi-EDF.
 
-`given` leaves the order as it is: somebody else has ranked them.
+`given` leaves the order as it is: the caller has ranked them.
 
 `P` is the number of prompts.
 """

@@ -67,7 +67,7 @@ class WaitingQueue:
         """Returns `[4, waiting - first]` float64, in order of the requests.
 
         The `first` requests by arrival are left out. The rows are:
-        When each one's next token is wanted and until when it breaks no promise,
+        When each one's next token is wanted and when it violates its SLO,
         clock seconds; its tokens to compute; whether it is guarded.
         """
         return np.array([column[first:] for column in self._facts], np.float64)

@@ -1,8 +1,8 @@
 """`edf`: earliest deadline first, with chunked prefill (Sarathi-EDF).
 
 As `fcfs`, but prompts are taken by the deadline of their first token instead of
-by arrival, whether partly prefilled or waiting; requests that were promised
-nothing come last, by arrival. Deadlines are token deadlines (SlidingServe Eq. 1,
+by arrival, whether partly prefilled or waiting; requests without
+an objective come last, by arrival. Deadlines are token deadlines (SlidingServe Eq. 1,
 arXiv 2606.05933), so under KV pressure the request whose next token is due last is
 preempted and recomputed.
 """
