@@ -4,6 +4,7 @@ A slot and pages are taken and given back in one place, so nothing can
 hold the one without the other, and who holds what can be checked.
 """
 
+import bisect
 from collections.abc import Collection, Sequence
 
 from jserve_sched.ledger import KvLedger, chain_hashes
@@ -99,16 +100,7 @@ class Holders:
             )
 
         free = self._ledger.num_available
-        if need(most) <= free:
-            return most
-        least = 0
-        while most - least > 1:  # need(least) <= free < need(most)
-            middle = (least + most) // 2
-            if need(middle) <= free:
-                least = middle
-            else:
-                most = middle
-        return least
+        return bisect.bisect_right(range(1, most + 1), free, key=need)
 
     def check_integrity(self) -> None:
         """Checks pages and slots against each other.

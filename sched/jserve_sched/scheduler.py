@@ -404,12 +404,7 @@ class Scheduler:
             assert request.num_in_flight == named[id(request)]
             if request.state is RequestState.FINISHED:
                 assert request.num_in_flight, f"{request.request_id} keeps its pages"
-        for request in self._waiting.requests:
-            assert request.slot is None and not request.pages
-        running = [
-            one.request_id
-            for one in self._holders.requests
-            if one.state is RequestState.RUNNING
-        ]
-        waiting = [one.request_id for one in self._waiting.requests]
-        assert sorted(self._requests) == sorted([*waiting, *running])
+        live = [*self._waiting.requests]
+        assert not any(one.pages or one.slot is not None for one in live)
+        live += [one for one in self._holders.requests if one.finish_reason is None]
+        assert sorted(self._requests) == sorted(one.request_id for one in live)
