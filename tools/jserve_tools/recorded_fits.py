@@ -61,17 +61,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
     def costs(demand: StepDemand) -> BucketCosts:
         return BucketCosts(demand, step_s, pow2, page_size=page_size)
 
-    middle = num_steps // 2
-    earlier, later = log.demand(step_s, stop=middle), log.demand(step_s, middle)
+    earlier, later = _halves(log, step_s, pow2)
     demand = merge([earlier, later])
-    if np.max(demand.last_block) > pow2.max_blocks:
-        _LOG.warning(
-            "steps want up to %d prefill blocks, more than the %d that fit beside %d "
-            "rows; they count as steps of %d",
-            *(np.max(demand.last_block), pow2.max_blocks, pow2.max_rows),
-            pow2.max_blocks,
-        )
-    earlier, later, demand = (_within(one, pow2) for one in (earlier, later, demand))
     halves = {"earlier": costs(earlier), "later": costs(later)}
     rival = limit_programs(pow2, max_programs, halves["earlier"].expected_s)
     comparison = [
@@ -88,7 +79,9 @@ def fit(config: FitConfig) -> dict[str, Any]:
         "fit": {
             "source": "recorded",
             "step_logs": [path.name for path in config.step_log],
-            "policies": sorted({str(one.header["policy"]) for one in log.stretches}),
+            "policies": sorted(
+                {str(one.header.get("policy")) for one in log.stretches}
+            ),
             "step_times": config.cost_model or "the log's",
             **({"measured_over_predicted": ratio} if predicted_s else {}),
             "num_steps": num_steps,
@@ -122,16 +115,30 @@ def _step_times(log: RecordedSteps, cost_model: str | None) -> StepTimes:
     return lambda matrix: machine.cost_model.step_s(matrix, block_tokens)
 
 
-def _within(demand: StepDemand, table: BucketTable) -> StepDemand:
-    """Returns a demand with no more blocks than a fitted table has.
+def _halves(
+    log: RecordedSteps, step_s: StepTimes, table: BucketTable
+) -> list[StepDemand]:
+    """Returns what the earlier and the later half want of tables of a size.
 
-    Edges of a user's own may hold more of them beside few rows.
+    Edges of a user's own may hold more blocks beside few rows than a fitted table has.
     """
-    return dataclasses.replace(
-        demand,
-        blocks=np.minimum(demand.blocks, table.max_blocks),
-        last_block=np.minimum(demand.last_block, table.max_blocks),
-    )
+    middle, most = len(log.steps) // 2, table.max_blocks
+    halves = [log.demand(step_s, stop=middle), log.demand(step_s, middle)]
+    widest = max(int(np.max(one.last_block)) for one in halves)
+    if widest > most:
+        _LOG.warning(
+            "steps want up to %d prefill blocks, more than the %d that fit beside %d "
+            "rows; they count as steps of %d",
+            *(widest, most, table.max_rows, most),
+        )
+    return [
+        dataclasses.replace(
+            one,
+            blocks=np.minimum(one.blocks, most),
+            last_block=np.minimum(one.last_block, most),
+        )
+        for one in halves
+    ]
 
 
 def _judge(
