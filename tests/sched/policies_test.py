@@ -218,6 +218,7 @@ def test_the_guarded_are_ranked_however_late_they_are() -> None:
         ("sliding:alpha", "no option 'alpha'"),
         ("sliding:alpha=high", "sliding:alpha=high is not a number"),
         ("sliding:fill=maybe", "sliding:fill=maybe is not one of"),
+        ("sliding:sorter=magic", "sliding:sorter=magic is not one of"),
         ("sliding:objective=joy", "sliding:objective=joy is not one of"),
         ("edf:chunk_tokens=1.5", "chunk_tokens=1.5 is not a number"),
         ("edf:chunk_tokens=-1", "chunk_tokens=-1 is below 0"),

@@ -5,15 +5,18 @@ import logging
 import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from jserve_sched import features
 from jserve_sched.bucket_strategies import Explicit
 from jserve_sched.buckets import BucketTable, table_from_json
+from jserve_sched.predictor import StepSample
 from jserve_sched.step_demand import demand_from_json
+from jserve_sched.table_predictor import TablePredictor
 from jserve_tools.fit_config import FitConfig
 from jserve_tools.recorded_fits import fit
 from jserve_tools.samples import Samples, write_samples
@@ -31,6 +34,7 @@ def record(
     later_rows: int = 5,
     num_steps: int = 300,
     table: BucketTable = TABLE,
+    times: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
     """Writes a log of steps of 5 rows and some blocks, others in the later half."""
     header = {
@@ -43,6 +47,7 @@ def record(
         "max_num_batched_tokens": 264,
         "policy": "edf",
         "buckets": table.to_json(),
+        "step_times": times,
     }
     lines: list[Any] = [header]
     for number in range(num_steps):
@@ -105,6 +110,28 @@ def test_a_fit_is_judged_on_the_later_half_beside_pow2(tmp_path: pathlib.Path) -
     assert pow2["num_programs"] <= 6 and fitted["num_programs"] <= 6
     assert fitted["later"]["pad_share_time"] == pytest.approx(0.0, abs=1e-9)
     assert fitted["later"]["expected_s"] < pow2["later"]["expected_s"]
+
+
+def test_without_a_cost_model_steps_are_priced_as_the_server_measured(
+    tmp_path: pathlib.Path,
+) -> None:
+    predictor = TablePredictor(TABLE, max_pages_per_row=8)
+    predictor.fit(
+        StepSample(
+            features.uniform_features(
+                bucket, decode_pages=1, block_pages=1, page_size=128
+            ),
+            1e-3 + 1e-4 * bucket.num_tokens,
+        )
+        for bucket in TABLE.buckets
+    )
+    log = record(tmp_path, times=predictor.to_json())
+    found = fit(FitConfig(step_log=(log,), prior_share=0.0))["fit"]
+    assert found["step_times"] == "the log's"
+    # Steps of 5 rows and 3 blocks run as 8 and 4: 1 + 13.6 ms, where 1 + 10.1 do.
+    assert found["comparison"][0]["later"]["expected_s"] == pytest.approx(14.6e-3)
+    with pytest.raises(ValueError, match="holds no step times"):
+        fit(FitConfig(step_log=(record(tmp_path),)))
 
 
 def test_a_table_that_loses_is_written_by_force_alone(
