@@ -274,9 +274,7 @@ class Scheduler:
     def apply(self, result: StepResult) -> list[Output]:
         """Commits the oldest plan in flight.
 
-        Args:
-          result: its tokens, one for each row that samples, in plan order, and its
-            duration, from which the predictor learns.
+        The result has a token for each row that samples, in plan order.
 
         Returns:
           The new tokens of requests that are still wanted, in plan order.
@@ -343,12 +341,8 @@ class Scheduler:
         and pages last; then any policy that lets every decode run has no choice. The
         step after which the first one ends is the last such step, or the one before
         the request latency may be fitted again. For simulation: a new arrival changes
-        everything.
-
-        Args:
-          plan: the one applied last.
-          most: steps in which no token is a stop token, as the caller knows. Without
-            it there are none where any token might be.
+        everything. `most` are steps in which no token is a stop token, as the caller
+        knows; without it there are none where any token might be.
         """
         if plan.chunks or self._waiting or self._in_flight:
             return 0
@@ -365,12 +359,8 @@ class Scheduler:
     def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
         """Runs a decode-only plan again and again, every token being 0.
 
-        As plan, dispatch and apply would, step by step; the predictor is left to
-        the caller, and none ends by a stop token. For simulation.
-
-        Args:
-          plan: the one applied last.
-          num_steps: at most `num_steps_alike(plan)`.
+        As plan, dispatch and apply would, at most `num_steps_alike(plan)` times; the
+        predictor is left to the caller, and none ends by a stop token. For simulation.
 
         Returns:
           Its requests; those with a finish reason have ended.

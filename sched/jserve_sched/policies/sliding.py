@@ -39,7 +39,7 @@ from jserve_sched.chunker import Objective, Search, choose_budget
 from jserve_sched.constructor import select
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.slack import decode_slack
+from jserve_sched.slack import tightest_slack
 from jserve_sched.sorter import Sorter, rank
 from jserve_sched.view import SchedulerView
 
@@ -109,8 +109,11 @@ class SlidingServe:
         prompts = prompts.take(ranking.order)
         forwarder.use(prompts)
 
-        slack = decode_slack(candidates.decodes, view.start_s)
-        current_s, next_s = slack.tightest(float(forwarder.grid_s[0]))
+        current_s, next_s = tightest_slack(
+            candidates.decodes,
+            start_s=view.start_s,
+            least_s=float(forwarder.grid_s[0]),
+        )
         longest_s = np.inf
         if self.reserve:
             longest_s = self._longest_s(view, forwarder)
