@@ -19,7 +19,7 @@ import stat
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from jserve_sched.step_demand import DemandStep
+from jserve_sched.buckets import UsedBucket
 
 _LOG = logging.getLogger("jserve")
 
@@ -50,7 +50,7 @@ FIELDS: dict[str, Callable[[Any], float]] = {
 }
 
 
-class LoggedStep(DemandStep, Protocol):
+class LoggedStep(UsedBucket, Protocol):
     """What is logged of a step; see `jserve.events.StepRecord`."""
 
     @property

@@ -11,13 +11,14 @@ edges: the best edge for such a step is the one just below its limit.
 
 import dataclasses
 import json
+import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jserve_sched import features
-from jserve_sched.buckets import BucketTable, UsedBucket
+from jserve_sched.buckets import BucketTable
 
 StepTimes = Callable[[np.ndarray], np.ndarray]
 """Features `[N, F]` to seconds `[N]`, for blocks of the table's size."""
@@ -29,26 +30,11 @@ TbtBudgets = Sequence[tuple[float, float]]
 # programs: a tenth added 0.3 % to its steps and took 9 % off the later ones.
 PRIOR_SHARE = 0.1
 
+_STEP_FACTS = operator.attrgetter(
+    *("num_rows", "num_blocks", "used_rows", "used_blocks"),
+    *("decode_pages", "block_pages", "leaves_work"),
+)
 _COLUMNS = ("rows", "blocks", "last_block", "is_limited", "decode_pages", "block_pages")
-
-
-class DemandStep(UsedBucket, Protocol):
-    """What a demand needs of a recorded or simulated step."""
-
-    @property
-    def decode_pages(self) -> int:
-        """KV pages of the longest decode; 0 without one."""
-        ...
-
-    @property
-    def block_pages(self) -> int:
-        """KV pages of the longest chunk; 0 without one."""
-        ...
-
-    @property
-    def leaves_work(self) -> bool:
-        """Whether prefill was left over for want of room."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -265,7 +251,7 @@ def shape_features(
 
 
 def demand_from_steps(
-    steps: Iterable[DemandStep],
+    steps: Iterable[Any],
     table: BucketTable,
     *,
     tbt_budgets: TbtBudgets,
@@ -281,13 +267,14 @@ def demand_from_steps(
     many, by the shares of these classes; if none does, any of e .. f-1 equally. On the
     last edge it wants exactly that.
 
-    Each step ran in a bucket of the table. `tbt_budgets` are the limits of time that
+    A step, recorded or simulated, has the attributes of a line of a step log, and ran
+    in a bucket of the table. `tbt_budgets` are the limits of time that
     may have ended them.
 
     Raises:
       ValueError: If there is no step.
     """
-    found = np.array([_facts(step) for step in steps], np.int64).reshape(-1, 7)
+    found = np.array([*map(_STEP_FACTS, steps)], np.int64).reshape(-1, 7)
     if not len(found):
         raise ValueError("a demand needs at least one step")
     num_rows, num_blocks, rows, blocks, decode_pages, block_pages, leaves_work = found.T
@@ -315,18 +302,6 @@ def demand_from_steps(
     kept = [demand.where(~demand.is_limited)] if not np.all(demand.is_limited) else []
     limited = demand.where(demand.is_limited)
     return merge([*kept, *_at_budgets(limited, tbt_budgets, step_s, table, page_size)])
-
-
-def _facts(step: DemandStep) -> tuple[int, ...]:
-    return (
-        step.num_rows,
-        step.num_blocks,
-        step.used_rows,
-        step.used_blocks,
-        step.decode_pages,
-        step.block_pages,
-        step.leaves_work,
-    )
 
 
 def _at_budgets(
