@@ -100,6 +100,8 @@ class Holders:
             )
 
         free = self._ledger.num_available
+        if need(most) <= free:  # mostly so
+            return most
         return bisect.bisect_right(range(1, most + 1), free, key=need)
 
     def check_integrity(self) -> None:
