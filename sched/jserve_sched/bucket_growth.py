@@ -47,7 +47,7 @@ def limit_programs(
     """Returns the largest table of the growth within `max_programs`.
 
     Raises:
-      ValueError: if not even a covering set is within the limit.
+      ValueError: If not even a covering set is within the limit.
     """
     if table.num_programs <= max_programs:
         return table

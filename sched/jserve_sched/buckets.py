@@ -69,13 +69,13 @@ class BucketTable:
     have an edge of their own, the largest row edge comes without prefill only.
 
     Attributes:
-      row_edges: decode-row counts compiled, ascending, without repeats.
-      block_edges: prefill-block counts compiled, ascending; holds 0 and more.
-      block_tokens: tokens in one block, Q.
-      max_tokens: most token positions in a step; None if every pair is allowed.
+      row_edges: Decode-row counts compiled, ascending, without repeats.
+      block_edges: Prefill-block counts compiled, ascending; holds 0 and more.
+      block_tokens: Tokens in one block, Q.
+      max_tokens: Most token positions in a step; None if every pair is allowed.
 
     Raises:
-      ValueError: if the edges are no such lists, or one of them is in no pair.
+      ValueError: If the edges are not such lists, or one of them is in no pair.
     """
 
     row_edges: tuple[int, ...]
@@ -155,7 +155,7 @@ class BucketTable:
         """Returns the smallest bucket that holds these counts; see `buckets`.
 
         Raises:
-          ValueError: if either count exceeds the largest edge.
+          ValueError: If either count exceeds the largest edge.
         """
         if not 0 <= num_rows <= self.max_rows:
             raise ValueError(f"num_rows={num_rows} exceeds the largest {self.max_rows}")
@@ -203,7 +203,7 @@ def table_from_json(text: str) -> BucketTable:
     Other keys, such as where the edges come from, are not looked at.
 
     Raises:
-      ValueError: if the text is not such a table, or a number in it is not an integer.
+      ValueError: If the text is not such a table, or a number in it is not an integer.
     """
     try:
         row: Any = json.loads(text)

@@ -24,8 +24,8 @@ class Candidates:
     """The requests of one snapshot, apart by what they need.
 
     Attributes:
-      decodes: running requests with one token to compute.
-      prompts: requests with a prompt to compute: all that run, then some that wait.
+      decodes: Running requests with one token to compute.
+      prompts: Requests with a prompt to compute: all that run, then some that wait.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Candidates:
         """Looks at a snapshot.
 
         Args:
-          view: the snapshot.
-          waiting: who may be admitted, in their turn; None takes those most worth
+          view: The snapshot.
+          waiting: Requests that may be admitted, in order; None takes those most worth
             ranking, by arrival.
-          aged_before_s: who arrived before this, clock seconds, is preempted last, the
-            first to come last of all.
+          aged_before_s: Clock seconds; requests that arrived before are preempted last,
+            the first to come last of all.
         """
         self._view = view
         self._aged_before_s = aged_before_s
@@ -122,9 +122,9 @@ def choose_waiting(
     """Returns the waiting requests worth ranking, by arrival.
 
     Args:
-      view: the snapshot.
-      most: how many, at most; 2 or more.
-      first: number of the first requests by arrival that are left out.
+      view: The snapshot.
+      most: Most requests that are returned; 2 or more.
+      first: Number of the first requests by arrival that are left out.
     """
     waiting = view.admissible[first:]
     if len(waiting) <= most:

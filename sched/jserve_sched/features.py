@@ -81,11 +81,11 @@ def uniform_features(
     """Returns the features of a step of equal rows, `[F]`.
 
     Args:
-      bucket: the shape; every row and block of it is used, each block by a sequence
+      bucket: The shape; every row and block of it is used, each block by a sequence
         of its own.
-      decode_pages: pages every decode ends on; 0 leaves its rows empty.
-      block_pages: pages every block ends on; 0 leaves the blocks empty.
-      page_size: tokens in one KV page.
+      decode_pages: Pages every decode ends on; 0 leaves its rows empty.
+      block_pages: Pages every block ends on; 0 leaves the blocks empty.
+      page_size: Tokens in one KV page.
     """
     decodes = chunks = 0
     context = cached = 0

@@ -27,7 +27,7 @@ class Prompts:
     """What is left of some prompts, in the order in which they would be taken.
 
     Attributes:
-      requests: whose.
+      requests: Requests whose prompts they are.
       start: `[P]` tokens whose KV exists or is shared.
       tokens: `[P]` tokens left, r_i.
     """
@@ -67,8 +67,8 @@ class BatchForwarder:
     """Prices the steps that one snapshot allows.
 
     Attributes:
-      max_blocks: most blocks a step may have beside the decodes.
-      num_blocks: blocks of all the prompts together.
+      max_blocks: Most blocks a step may have beside the decodes.
+      num_blocks: Blocks of all the prompts together.
       grid_step: Blocks between two budgets of the grid.
       block_tokens: Tokens in one block, Q.
       grid: Budgets `[N]` that span what a step can hold, ascending from 0.

@@ -15,7 +15,7 @@ class Holders:
     """Requests that hold a slot, by admission. Only `Scheduler` changes it.
 
     Attributes:
-      num_slots: most requests that may hold one.
+      num_slots: Most requests that may hold one.
     """
 
     def __init__(self, ledger: KvLedger, num_slots: int):
@@ -108,7 +108,7 @@ class Holders:
         """Checks pages and slots against each other.
 
         Raises:
-          AssertionError: if any is lost, freed early or held twice.
+          AssertionError: If any is lost, freed early or held twice.
         """
         self._ledger.check_integrity([one.pages for one in self.requests])
         slots = [one.slot for one in self.requests if one.slot is not None]

@@ -42,9 +42,9 @@ class KvLedger:
     """Free, held and reusable pages of one KV pool.
 
     Attributes:
-      num_pages: pages in the pool.
-      page_size: tokens in one page.
-      enable_prefix_caching: whether equal prefixes share pages.
+      num_pages: Pages in the pool.
+      page_size: Tokens in one page.
+      enable_prefix_caching: Whether equal prefixes share pages.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class KvLedger:
         """Hands out pages, empty ones first, then the least recently released.
 
         Raises:
-          OutOfPagesError: if fewer than `num_pages` are available.
+          OutOfPagesError: If fewer than `num_pages` are available.
         """
         if num_pages > self.num_available:
             raise OutOfPagesError(
@@ -149,7 +149,7 @@ class KvLedger:
         """Checks every invariant against what the holders say they hold.
 
         Raises:
-          AssertionError: if a page is lost, freed early or held wrongly.
+          AssertionError: If a page is lost, freed early or held wrongly.
         """
         counts = collections.Counter(page for pages in held for page in pages)
         free, evictable = set(self._free), set(self._evictable)

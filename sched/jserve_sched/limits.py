@@ -14,7 +14,7 @@ def check_parts(
     """Checks that every step which may be asked for has a shape.
 
     Raises:
-      ValueError: if the limits or the sizes do not go together.
+      ValueError: If the limits or the sizes do not go together.
     """
     if max_num_seqs > buckets.max_rows:
         raise ValueError(

@@ -16,7 +16,7 @@ class RecentLoad:
     """How soon requests want their first token, and how fast a queue is worked off.
 
     Attributes:
-      tight_ttft_s: the 5th percentile of how soon the last requests wanted their first
+      tight_ttft_s: The 5th percentile of how soon the last requests wanted their first
         token, seconds; infinite if none did.
     """
 

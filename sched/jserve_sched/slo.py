@@ -26,12 +26,12 @@ class Pacing(NamedTuple):
     """When a request's output tokens are wanted, in clock seconds.
 
     Attributes:
-      first_s: the first token; infinite without an objective for it.
-      start_s: token k >= 1 is wanted at `start_s + k * gap_s`.
-      gap_s: between two tokens.
-      end_s: where tokens are paced towards a completion bound, when that is: no token
+      first_s: The first token; infinite without an objective for it.
+      start_s: Token k >= 1 is wanted at `start_s + k * gap_s`.
+      gap_s: Between two tokens.
+      end_s: Where tokens are paced towards a completion bound, when that is: no token
         before the last has an objective of its own. None where each one has.
-      last: later tokens are wanted when this one is: the bound allows no more, and the
+      last: Later tokens are wanted when this one is: the bound allows no more, and the
         answer was not expected to be longer.
     """
 
@@ -60,10 +60,10 @@ class Slo:
     """The objectives of one request; an absent bound is no objective.
 
     Attributes:
-      ttft_s: bound on time to first token, seconds from arrival.
-      tbt_s: bound on time between tokens: token k (from 0) is due at
+      ttft_s: Bound on time to first token, seconds from arrival.
+      tbt_s: Bound on time between tokens: token k (from 0) is due at
         `arrival + ttft_s + k * tbt_s`.
-      ttlt_s: bound on time to last token, seconds from arrival.
+      ttlt_s: Bound on time to last token, seconds from arrival.
     """
 
     ttft_s: float | None = None
@@ -140,9 +140,9 @@ class Slo:
         """Tells whether every objective was kept.
 
         Args:
-          arrival_s: when the request arrived.
-          token_times_s: when each output token came out, ascending.
-          is_complete: whether the request ran to its own end. An incomplete
+          arrival_s: When the request arrived.
+          token_times_s: When each output token came out, ascending.
+          is_complete: Whether the request ran to its own end. An incomplete
             request (refused, failed, cut off) has violated its objectives; with
             no objective it has violated nothing.
         """
@@ -189,9 +189,9 @@ class ServiceClass:
     absolute.
 
     Attributes:
-      name: what `service_tier` selects.
-      share: share of a replayed workload's requests in this class, 0 to 1.
-      guard: whether late requests of this class are still worth guarding
+      name: What `service_tier` selects.
+      share: Share of a replayed workload's requests in this class, 0 to 1.
+      guard: Whether late requests of this class are still worth guarding
         (SlidingServe's "guard" level; used by policy `sliding`).
     """
 
@@ -239,10 +239,10 @@ class ServiceClass:
 
         Args:
           isolated_ttft_s: TTFT of this prompt on an idle server, seconds.
-          step_s: duration of one isolated decode step, seconds.
+          step_s: Duration of one isolated decode step, seconds.
 
         Raises:
-          ValueError: if a relative bound lacks its measurement.
+          ValueError: If a relative bound lacks its measurement.
         """
         ttft_s, tbt_s = self.ttft_s, self.tbt_s
         if self.ttft_slowdown is not None:
@@ -269,7 +269,7 @@ def _read_class(row: Mapping[str, Any]) -> ServiceClass:
     """Returns a class from a JSON object whose fields are all known.
 
     Raises:
-      ValueError: if the name is missing, or a value is of the wrong type or range.
+      ValueError: If the name is missing, or a value is of the wrong type or range.
     """
     name = row.get("name")
     if not isinstance(name, str):
@@ -297,7 +297,7 @@ def parse_service_classes(text: str) -> tuple[ServiceClass, ...]:
     """Reads service classes from JSON: a list of objects with the class's fields.
 
     Raises:
-      ValueError: for anything but a non-empty list of valid, distinct classes.
+      ValueError: For anything but a non-empty list of valid, distinct classes.
     """
     try:
         rows: Any = json.loads(text)

@@ -23,12 +23,12 @@ def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
 
     Args:
       spec: `name:option=value:...`.
-      classes: dataclasses by name; their options are the fields that are bool, int,
+      classes: Dataclasses by name; their options are the fields that are bool, int,
         float, str or one of some literals.
-      kind: what they are, for error messages.
+      kind: What they are, for error messages.
 
     Raises:
-      ValueError: if the name or an option is unknown, or a value is invalid.
+      ValueError: If the name or an option is unknown, or a value is invalid.
     """
     name, *settings = spec.split(":")
     if name not in classes:

@@ -39,10 +39,10 @@ class QoServe:
     """Hybrid of deadline and work left, in chunks as large as decodes allow.
 
     Attributes:
-      alpha_s_per_token: weight of work against deadline, seconds per token; 0 is EDF.
-      margin: predicted times are multiplied by this when chunks are sized.
-      max_chunk_tokens: most prefill tokens in a step.
-      relegation: whether requests that will be late go behind the others.
+      alpha_s_per_token: Weight of work against deadline, seconds per token; 0 is EDF.
+      margin: Predicted times are multiplied by this when chunks are sized.
+      max_chunk_tokens: Most prefill tokens in a step.
+      relegation: Whether requests that will be late go behind the others.
     """
 
     alpha_s_per_token: float = 0.008
