@@ -104,7 +104,7 @@ class PlanBuilder:
         """Lets the step have no more tokens, the decodes placed already included.
 
         Args:
-          num_tokens: Tokens, rounded down to whole blocks but at least one; 0 sets no limit.
+          num_tokens: Rounded down to whole blocks but at least one; 0 sets no limit.
         """
         if num_tokens > 0:
             room = (num_tokens - self.num_decodes) // self._view.buckets.block_tokens
