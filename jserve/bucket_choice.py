@@ -5,7 +5,7 @@ import json
 import logging
 
 from jserve.config import EngineConfig
-from jserve_sched.bucket_costs import costs_of
+from jserve_sched.bucket_costs import BucketCosts
 from jserve_sched.bucket_growth import TableCost, limit_programs
 from jserve_sched.bucket_strategies import BucketStrategy, Explicit, make_strategy
 from jserve_sched.buckets import BucketTable, table_from_json
@@ -28,7 +28,7 @@ class BucketChoice:
 
     def cost(self, predictor: Predictor, *, page_size: int) -> TableCost:
         """Returns what prices a table: the expected seconds of a step."""
-        return costs_of(
+        return BucketCosts(
             self.demand, predictor.predict, self.table, page_size=page_size
         ).expected_s
 

@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from jserve.program import ProgramError, run_program
 from jserve_sched import features
-from jserve_sched.bucket_fitting import fit_block_edges
+from jserve_sched.bucket_costs import BucketCosts
+from jserve_sched.bucket_fitting import best_block_edges
 from jserve_sched.bucket_strategies import STRATEGIES
 from jserve_sched.buckets import BucketTable
 from jserve_sched.cost_model import CLOSED_FORMS, OraclePredictor
@@ -47,9 +48,8 @@ from jserve_sched.policies import make_policy
 from jserve_sched.report import SCHEMA_VERSION
 from jserve_sched.simulation_log import SimulatedStep
 from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
-from jserve_sched.step_demand import StepDemand, demand_from_steps
+from jserve_sched.step_demand import StepDemand, demand_from_steps, with_prior
 from jserve_sched.workload import DIALOGUE, Arrival, isolated_times, promise
-from jserve_tools.bucket_fits import with_prior
 from jserve_tools.documents import commit, plain, write_whole
 from jserve_tools.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
 
@@ -165,15 +165,9 @@ def demand_of(steps: Sequence[SimulatedStep]) -> StepDemand:
 
 def fitted_edges(demand: StepDemand, num_edges: int) -> tuple[int, ...]:
     """Returns the best block edges for a demand."""
-    return fit_block_edges(
-        demand,
-        step_s,
-        max_num_seqs=MACHINE.max_num_seqs,
-        max_blocks=MAX_BLOCKS,
-        block_tokens=BLOCK_TOKENS,
-        page_size=MACHINE.page_size,
-        num_edges=num_edges,
-    )
+    table = unpadded_rows(ALL_COUNTS)
+    costs = BucketCosts(demand, step_s, table, page_size=MACHINE.page_size)
+    return best_block_edges(costs, table.row_edges, num_edges)[-1]
 
 
 def strategies(demand: StepDemand) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,9 @@
 """Bucket growth: in which order to add edges, and which to leave out.
 
 A server can start with two programs and add finer ones while it serves, and a table
-may be larger than the programs one can pay for. Both want the edges in order of value.
-The one idea: value is found from the far end. Take away, again and again, the edge
-whose absence costs least for each program saved; read backwards, that is the order of
-growth, and every table on the way is a subset of the next.
+may be larger than the programs one can pay for. Both want the edges in order of value,
+which is found from the far end: the edge whose absence costs least for each program
+saved is taken away, again and again; read backwards, that is the order of growth.
 """
 
 import dataclasses
@@ -20,17 +19,13 @@ def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
     """Returns nested tables, each with one edge more, from a covering set to `table`.
 
     The covering set is the largest row edge with no prefill and with as many blocks
-    as fit beside it: whatever there is to do, it can be done with these two programs,
-    if slowly. Where more blocks fit beside fewer rows, it has that many blocks and
-    such a row edge too: all tables end on the same edges. And where one row less than
-    the most is an edge, that edge is in every table, since beside it the largest row
-    edge comes without prefill: the covering set has a program for prefill there. So
-    not only edges nest, but pairs: what a table on the way has, the last one has.
+    as fit beside it: two programs that can do everything, if slowly. Where more blocks
+    fit beside fewer rows, it has that many blocks and such a row edge too. And where
+    one row less than the most is an edge, that edge is in every table, since beside it
+    the largest row edge comes without prefill. So not only edges nest, but pairs.
 
-    Args:
-      table: the last one.
-      cost_s: prices a table. It is asked about every table with an edge less, so
-        about `E**2 / 2` times for E edges.
+    `cost_s` is asked about every table with an edge less: about `E**2 / 2` times for E
+    edges.
     """
     tables, now_s = [table], cost_s(table)
     while smaller := list(_with_one_edge_less(tables[-1])):
@@ -49,24 +44,19 @@ def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
 def limit_programs(
     table: BucketTable, max_programs: int, cost_s: TableCost
 ) -> BucketTable:
-    """Returns the largest table of the growth that has so few programs.
-
-    Args:
-      table: what one would have without a limit.
-      max_programs: most programs to compile.
-      cost_s: prices a table.
+    """Returns the largest table of the growth within `max_programs`.
 
     Raises:
-      ValueError: if not even a covering set is within the limit.
+      ValueError: If not even a covering set is within the limit.
     """
     if table.num_programs <= max_programs:
         return table
     tables = growth(table, cost_s)
     if tables[0].num_programs > max_programs:
         raise ValueError(
-            f"max_programs={max_programs} is below {tables[0].num_programs}: so many "
-            f"programs the table's largest edges need (rows {tables[0].row_edges}, "
-            f"blocks {tables[0].block_edges}), or some steps have no shape"
+            f"max_programs={max_programs} is below {tables[0].num_programs}: without "
+            f"the table's largest edges (rows {tables[0].row_edges}, blocks "
+            f"{tables[0].block_edges}) some steps have no shape"
         )
     return next(one for one in reversed(tables) if one.num_programs <= max_programs)
 

@@ -1,21 +1,18 @@
 """Bucket strategies: which shapes to compile for a server's limits.
 
-A strategy picks the edges of each dimension by a rule. The one idea: the limits
-are always edges, so whatever the rule leaves out, every step has a shape.
+A strategy picks the edges of each dimension by a rule. The limits are always edges, so
+whatever the rule leaves out, every step has a shape.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.spec_options import make_from_spec
 
 MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
-
-_Rule = Callable[[int, int], Sequence[int]]
-"""Takes the smallest count worth an edge and the limit; returns ascending edges."""
 
 
 class BucketStrategy(Protocol):
@@ -27,9 +24,9 @@ class BucketStrategy(Protocol):
         """Returns the table.
 
         Args:
-          max_num_seqs: most requests in a step; the largest row edge.
-          max_num_batched_tokens: most token positions in a step.
-          block_tokens: tokens in one prefill block, Q.
+          max_num_seqs: Most requests in a step; the largest row edge.
+          max_num_batched_tokens: Most token positions in a step.
+          block_tokens: Tokens in one prefill block, Q.
         """
         ...
 
@@ -47,82 +44,67 @@ def _max_blocks(
     return (max_num_batched_tokens - max_num_seqs) // block_tokens
 
 
-def _by_rule(
-    row_rule: _Rule,
-    block_rule: _Rule,
-    *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    block_tokens: int,
-) -> BucketTable:
-    """Returns the table of the edges that two rules give, and of no blocks at all."""
-    max_blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
-    return BucketTable(
-        tuple(row_rule(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
-        (0, *block_rule(1, max_blocks)),
-        block_tokens,
-    )
+class _ByRule:
+    """A strategy that gives rows and blocks edges by rule, and a table without blocks.
 
+    A subclass has `_row_edges`, and `_block_edges` where that differs: ascending edges
+    from the smallest count worth an edge to the limit.
+    """
 
-def _powers_of_two(first: int, last: int) -> list[int]:
-    powers = [1 << bit for bit in range(last.bit_length())]
-    return [*(edge for edge in powers if first <= edge < last), last]
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        raise NotImplementedError
 
-
-def _two_bits(first: int, last: int) -> list[int]:
-    powers = [1 << bit for bit in range(last.bit_length())]
-    edges = {*powers, *(edge + edge // 2 for edge in powers)}
-    return [*sorted(edge for edge in edges if first <= edge < last), last]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PowersOfTwo:
-    """Doubles each dimension up to its limit; few programs, up to 2x waste."""
+    def _block_edges(self, first: int, last: int) -> Sequence[int]:
+        return self._row_edges(first, last)
 
     def table(
         self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
     ) -> BucketTable:
-        """Returns rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ... up to the limits."""
-        return _by_rule(
-            _powers_of_two,
-            _powers_of_two,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_tokens=block_tokens,
+        """Returns the table of these edges, up to the limits."""
+        max_blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
+        return BucketTable(
+            tuple(self._row_edges(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
+            (0, *self._block_edges(1, max_blocks)),
+            block_tokens,
         )
 
 
+def _powers_of_two(last: int) -> list[int]:
+    return [1 << bit for bit in range(last.bit_length())]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoBit:
-    """Edges of at most two leading binary digits: x1.5, then x1.33, in turn.
+class PowersOfTwo(_ByRule):
+    """Rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ...; few programs, up to 2x waste."""
+
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        return [*(edge for edge in _powers_of_two(last) if first <= edge < last), last]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoBit(_ByRule):
+    """Edges of at most two leading binary digits: 2, 3, 4, 6, 8, 12 ...
 
     Nearly twice the edges of `PowersOfTwo`: less than a third of an edge is padding,
     not less than a half.
     """
 
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns rows 2, 3, 4, 6, 8, 12 ... and blocks 0, 1, 2, 3, 4, 6 ..."""
-        return _by_rule(
-            _two_bits,
-            _two_bits,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_tokens=block_tokens,
-        )
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        powers = _powers_of_two(last)
+        edges = {*powers, *(edge + edge // 2 for edge in powers)}
+        return [*sorted(edge for edge in edges if first <= edge < last), last]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear:
+class Linear(_ByRule):
     """Every multiple of a gap: the same waste at any size, and many programs.
 
     Attributes:
-      row_gap: rows between two edges.
-      block_gap: prefill blocks between two edges.
+      row_gap: Rows between two edges.
+      block_gap: Prefill blocks between two edges.
 
     Raises:
-      ValueError: if a gap is below 1.
+      ValueError: If a gap is below 1.
     """
 
     row_gap: int = 8
@@ -133,27 +115,19 @@ class Linear:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is below 1")
 
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns the multiples, the limits, and the smallest counts worth having."""
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        return _multiples(self.row_gap, first, last)
 
-        def multiples(gap: int) -> _Rule:
-            return lambda first, last: sorted(
-                {first, last} | {edge for edge in range(0, last, gap) if edge > first}
-            )
+    def _block_edges(self, first: int, last: int) -> Sequence[int]:
+        return _multiples(self.block_gap, first, last)
 
-        return _by_rule(
-            multiples(self.row_gap),
-            multiples(self.block_gap),
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_tokens=block_tokens,
-        )
+
+def _multiples(gap: int, first: int, last: int) -> list[int]:
+    return sorted({first, last, *(one for one in range(0, last, gap) if one > first)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PadLimit:
+class PadLimit(_ByRule):
     """The fewest edges that pad no count by more than a limit.
 
     After vLLM's Gaudi plugin, whose rule of this kind walks up in steps and wants the
@@ -162,12 +136,12 @@ class PadLimit:
     the top down, which leaves the fewest.
 
     Attributes:
-      absolute: rows, or blocks, of padding that are always allowed; 0 with relative=0
+      absolute: Rows, or blocks, of padding that are always allowed; 0 with relative=0
         gives every count.
-      relative: share of an edge that may be padding; 0.5 about doubles.
+      relative: Share of an edge that may be padding; 0.5 about doubles.
 
     Raises:
-      ValueError: if a limit is out of range.
+      ValueError: If a limit is out of range.
     """
 
     absolute: int = 1
@@ -179,27 +153,14 @@ class PadLimit:
         if not 0 <= self.relative < 1:
             raise ValueError(f"relative={self.relative} is not in 0..1, 1 excluded")
 
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns the fewest edges of each dimension that reach its limit."""
-
-        def edges(first: int, last: int) -> list[int]:
-            chosen = [last]
-            while True:
-                edge = chosen[-1]
-                most = max(self.absolute, math.floor(self.relative * edge))
-                if edge - most <= first:
-                    return chosen[::-1]
-                chosen.append(edge - most - 1)
-
-        return _by_rule(
-            edges,
-            edges,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_tokens=block_tokens,
-        )
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        chosen = [last]
+        while True:
+            edge = chosen[-1]
+            most = max(self.absolute, math.floor(self.relative * edge))
+            if edge - most <= first:
+                return chosen[::-1]
+            chosen.append(edge - most - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -235,14 +196,13 @@ class Explicit:
 class Continuous:
     """No padding at all: every count is an edge and a block is one token.
 
-    No engine compiles so many programs; the simulator compares with it, as the
-    papers' engines have no static shapes.
+    The simulator compares with it, as the papers' engines have no static shapes.
     """
 
     def table(
         self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
     ) -> BucketTable:
-        """Returns all counts up to the limits; `block_tokens` is not heeded."""
+        """Returns all counts up to the limits, whatever `block_tokens` is."""
         del block_tokens
         return BucketTable(
             tuple(range(max_num_seqs + 1)), tuple(range(max_num_batched_tokens + 1)), 1
@@ -272,12 +232,8 @@ def make_strategy(
 ) -> BucketStrategy:
     """Returns the strategy that `name:option=value:...` describes.
 
-    Args:
-      spec: the name, and fields of its class to set.
-      strategies: those to choose from, by name.
-
     Raises:
-      ValueError: if the strategy or an option is unknown, or a value is no good.
+      ValueError: If the strategy or an option is unknown, or a value is invalid.
     """
     if spec in FROM_FILE:
         raise ValueError(

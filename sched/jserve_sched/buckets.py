@@ -69,13 +69,13 @@ class BucketTable:
     have an edge of their own, the largest row edge comes without prefill only.
 
     Attributes:
-      row_edges: decode-row counts compiled, ascending, without repeats.
-      block_edges: prefill-block counts compiled, ascending; holds 0 and more.
-      block_tokens: tokens in one block, Q.
-      max_tokens: most token positions in a step; None if every pair is allowed.
+      row_edges: Decode-row counts compiled, ascending, without repeats.
+      block_edges: Prefill-block counts compiled, ascending; holds 0 and more.
+      block_tokens: Tokens in one block, Q.
+      max_tokens: Most token positions in a step; None if every pair is allowed.
 
     Raises:
-      ValueError: if the edges are no such lists, or one of them is in no pair.
+      ValueError: If the edges are not such lists, or one of them is in no pair.
     """
 
     row_edges: tuple[int, ...]
@@ -101,7 +101,7 @@ class BucketTable:
             self._check_tokens(self.row_edges[0], self.max_blocks, self.max_tokens)
 
     def _check_tokens(self, num_rows: int, num_blocks: int, max_tokens: int) -> None:
-        """Checks that a pair exists without which an edge would be in vain."""
+        """Checks that a pair exists without which an edge would have no bucket."""
         bucket = Bucket(num_rows, num_blocks, self.block_tokens)
         if bucket.num_tokens > max_tokens:
             raise ValueError(
@@ -110,11 +110,7 @@ class BucketTable:
             )
 
     def _num_block_edges(self, num_rows: int) -> int:
-        """Returns how many of the block edges, the first ones, a row edge pairs with.
-
-        Args:
-          num_rows: a row edge.
-        """
+        """Returns how many of the first block edges a row edge pairs with."""
         if num_rows == self.max_rows and num_rows - 1 in self.row_edges[-2:]:
             return 1
         if self.max_tokens is None:
@@ -156,12 +152,10 @@ class BucketTable:
         return self.block_edges[-1]
 
     def fit(self, num_rows: int, num_blocks: int) -> Bucket:
-        """Returns the smallest bucket that holds so much.
-
-        Not asked whether such a step can occur: see `buckets`.
+        """Returns the smallest bucket that holds these counts; see `buckets`.
 
         Raises:
-          ValueError: if either count exceeds the largest edge.
+          ValueError: If either count exceeds the largest edge.
         """
         if not 0 <= num_rows <= self.max_rows:
             raise ValueError(f"num_rows={num_rows} exceeds the largest {self.max_rows}")
@@ -181,12 +175,9 @@ class BucketTable:
         return self.block_edges[max(index, 0)]
 
     def block_edge_beside(self, num_rows: int, max_tokens: int) -> int:
-        """Returns the most prefill blocks, an edge, of a step with so many decodes.
+        """Returns the most prefill blocks, an edge, of a step with `num_rows` decodes.
 
-        Args:
-          num_rows: decodes; they are padded to their edge.
-          max_tokens: most token positions in the step, if the table has no lower
-            limit.
+        Decodes are padded to their edge; a lower limit of the table counts as well.
         """
         if self.max_tokens is not None:
             max_tokens = min(max_tokens, self.max_tokens)
@@ -212,7 +203,7 @@ def table_from_json(text: str) -> BucketTable:
     Other keys, such as where the edges come from, are not looked at.
 
     Raises:
-      ValueError: if the text is not such a table, or a number in it is no integer.
+      ValueError: If the text is not such a table, or a number in it is not an integer.
     """
     try:
         row: Any = json.loads(text)
@@ -233,12 +224,12 @@ def table_from_json(text: str) -> BucketTable:
 def _edges(row: dict[str, Any], name: str) -> tuple[int, ...]:
     edges = row[name]
     if not isinstance(edges, list):
-        raise ValueError(f"bucket file: {name}={edges!r} is no list of integers")
+        raise ValueError(f"bucket file: {name}={edges!r} is not a list of integers")
     return tuple(_integer(name, edge) for edge in edges)
 
 
 def _integer(name: str, value: object) -> int:
     """Returns a number of the file; `True`, `4.0` and `"4"` are none."""
     if type(value) is not int:
-        raise ValueError(f"bucket file: {value!r} in {name} is no integer")
+        raise ValueError(f"bucket file: {value!r} in {name} is not an integer")
     return value

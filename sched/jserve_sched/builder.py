@@ -27,8 +27,8 @@ class PlanBuilder:
     """One plan in the making.
 
     Attributes:
-      ended_by: why the last prefill was cut short or refused; NO_WORK so far.
-      used_blocks: prefill blocks that hold a token so far.
+      ended_by: Why the last prefill was cut short or refused; NO_WORK so far.
+      used_blocks: Prefill blocks that hold a token so far.
     """
 
     def __init__(self, view: SchedulerView):
@@ -90,8 +90,8 @@ class PlanBuilder:
         """Lets the step have no more prefill blocks than the policy wants.
 
         Args:
-          num_blocks: counts those placed already.
-          end: what the plan gives as its reason if blocks are left over for it.
+          num_blocks: Blocks in all, those placed already included.
+          end: Reason that the plan gives if blocks are left over for it.
         """
         self._limit_blocks = num_blocks
         self._limit_end = end
@@ -104,7 +104,7 @@ class PlanBuilder:
         """Lets the step have no more tokens, the decodes placed already included.
 
         Args:
-          num_tokens: rounded down to whole blocks but at least one; 0 sets no limit.
+          num_tokens: Rounded down to whole blocks but at least one; 0 sets no limit.
         """
         if num_tokens > 0:
             room = (num_tokens - self.num_decodes) // self._view.buckets.block_tokens
@@ -134,9 +134,7 @@ class PlanBuilder:
     def add_decode(self, request: Request, victims: Iterable[Request] = ()) -> bool:
         """Adds a running request's next token; tells whether it fits.
 
-        Args:
-          request: has exactly one token to compute.
-          victims: whom to preempt for a page, first victim first.
+        Victims are preempted for a page, in their order.
         """
         if request.request_id in self._placed:
             return False
@@ -157,9 +155,7 @@ class PlanBuilder:
     ) -> None:
         """Adds the next tokens of running requests, as `add_decode` does each.
 
-        Args:
-          requests: have exactly one token to compute each, first come first served.
-          victims: says whom to preempt for a request's page.
+        `victims` says whom to preempt for a request's page.
         """
         page_size, rows, placed = self._page_size, self._decodes, self._placed
         most = self._view.buckets.max_rows
@@ -176,8 +172,8 @@ class PlanBuilder:
         """Adds as much of a request's prefill as fits; tells whether more may fit.
 
         Args:
-          request: running and partly prefilled, or waiting.
-          victims: whom a running request may preempt; waiting ones preempt nobody.
+          request: Running and partly prefilled, or waiting.
+          victims: Requests that a running one may preempt; a waiting one preempts none.
 
         Returns:
           False when no prefill of any request fits any more. A waiting request
@@ -302,12 +298,12 @@ def plan_in_order(
     """Plans all decodes first, then prefill blocks in order until nothing fits.
 
     Args:
-      view: the snapshot.
-      key: what requests are ordered by, least first; of those that run the last is
+      view: The snapshot.
+      key: Order of requests, least first; of those that run the last is
         preempted first.
-      chunk_tokens: tokens in the step, decodes included, rounded down to whole blocks
+      chunk_tokens: Tokens in the step, decodes included, rounded down to whole blocks
         but at least one; 0 leaves it to the step's limit.
-      ranks_waiting: whether prompts that wait are ordered among those partly computed;
+      ranks_waiting: Whether prompts that wait are ordered among those partly computed;
         otherwise they come after them, by arrival.
     """
     builder = PlanBuilder(view)

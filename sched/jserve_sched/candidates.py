@@ -1,6 +1,6 @@
 """Candidates: who may be in the next step, for policies that rank many at once.
 
-The one idea: a queue may be long, a step is short. Of the waiting at most
+A queue may be long, a step is short. Of the waiting at most
 `MAX_WAITING` are ranked, or as many as a policy asks for: the guarded, then those that
 can still be in time, then the others; half of them the shortest and half the most
 pressing.
@@ -24,8 +24,8 @@ class Candidates:
     """The requests of one snapshot, apart by what they need.
 
     Attributes:
-      decodes: running requests with one token to compute.
-      prompts: requests with a prompt to compute: all that run, then some that wait.
+      decodes: Running requests with one token to compute.
+      prompts: Requests with a prompt to compute: all that run, then some that wait.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Candidates:
         """Looks at a snapshot.
 
         Args:
-          view: the snapshot.
-          waiting: who may be admitted, in their turn; None takes those most worth
+          view: The snapshot.
+          waiting: Requests that may be admitted, in order; None takes those most worth
             ranking, by arrival.
-          aged_before_s: who arrived before this, clock seconds, is preempted last, the
-            first to come last of all.
+          aged_before_s: Clock seconds; requests that arrived before are preempted last,
+            the first to come last of all.
         """
         self._view = view
         self._aged_before_s = aged_before_s
@@ -86,7 +86,7 @@ class Candidates:
         """Yields whom to preempt for a request, first victim first.
 
         The late first, then those whose next token is wanted last, the aged after all
-        others; nobody who comes before the request itself. Nothing is sorted until a
+        others; none that comes before the request itself. Nothing is sorted until a
         page is short.
         """
         rank = self._ranks.get(request.request_id, len(self._by_deadline))
@@ -110,8 +110,8 @@ class Candidates:
             elif not builder.add_prefill(request, self.victims(request)):
                 break
         if builder.is_empty:
-            # The first in order may preempt nobody. The first of these may preempt all
-            # the others, so somebody goes on whatever the order was.
+            # The first in order may preempt none. The first of these may preempt all
+            # the others, so one continues whatever the order was.
             for request in self._by_deadline:
                 builder.add_prefill(request, self.victims(request))
 
@@ -122,9 +122,9 @@ def choose_waiting(
     """Returns the waiting requests worth ranking, by arrival.
 
     Args:
-      view: the snapshot.
-      most: how many, at most; 2 or more.
-      first: so many, the first by arrival, are left out.
+      view: The snapshot.
+      most: Most requests that are returned; 2 or more.
+      first: Number of the first requests by arrival that are left out.
     """
     waiting = view.admissible[first:]
     if len(waiting) <= most:

@@ -1,6 +1,6 @@
 """SlidingChunker: how much prefill two steps should share (SlidingServe 3.4).
 
-The window is two steps; only the first is run, then all is decided anew. Both are
+The window is two steps; only the first is run, then all is decided again. Both are
 priced with today's decodes and prompts: the paper rolls nothing forward, and so do we.
 
 * `time` (Algorithm 1) keeps the tokens that fit into both steps, B_cur + B_next, and
@@ -16,88 +16,69 @@ is done at once, since waiting gains no time and costs TTFT. Ties go to the larg
 budget now.
 """
 
-import dataclasses
 import math
+from typing import Literal
 
 import numpy as np
 
 from jserve_sched.forwarder import BatchForwarder
 
-OBJECTIVES = ("time", "tokens")
-SEARCHES = ("ternary", "edges")
+Objective = Literal["time", "tokens"]
+Search = Literal["ternary", "edges"]
 _TERNARY_WIDTH_TOKENS = 30  # where Algorithm 1 stops
 _TIME_NOISE = 1e-9  # relative: sums that differ by less are equal
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SlidingChunker:
-    """Chooses the prefill budget of the next step.
+def choose_budget(
+    forwarder: BatchForwarder,
+    *,
+    current_s: float,
+    next_s: float,
+    longest_s: float = math.inf,
+    objective: Objective = "tokens",
+    search: Search = "edges",
+) -> int:
+    """Returns B*, the blocks of prefill that the next step should have.
 
-    Attributes:
-      objective: "time" (Algorithm 1) or "tokens" (Fig. 1).
-      search: "ternary" or "edges".
+    Args:
+      forwarder: Prices budgets.
+      current_s: T_cur (Eq. 14), seconds; infinite if nothing limits it.
+      next_s: T_next (Eq. 15), seconds.
+      longest_s: Most seconds of any step; without it the first would be kept short for
+        the sake of a second that never comes.
+      objective: What two steps share; see the module.
+      search: How budgets are tried; see the module.
     """
-
-    objective: str = "tokens"
-    search: str = "edges"
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective={self.objective!r} is not one of {OBJECTIVES}")
-        if self.search not in SEARCHES:
-            raise ValueError(f"search={self.search!r} is not one of {SEARCHES}")
-
-    def budget(
-        self,
-        forwarder: BatchForwarder,
-        *,
-        current_s: float,
-        next_s: float,
-        block_tokens: int,
-        longest_s: float = math.inf,
-    ) -> int:
-        """Returns B*, the blocks of prefill that the next step should have.
-
-        Args:
-          forwarder: prices budgets.
-          current_s: T_cur (Eq. 14), seconds; infinite if nothing limits it.
-          next_s: T_next (Eq. 15), seconds.
-          block_tokens: tokens in a block, Q.
-          longest_s: no step may be longer, seconds: else the first would be kept
-            short for the sake of a second that never comes.
-        """
-        current = forwarder.largest_within(current_s)
-        if current >= forwarder.num_blocks or current == 0 or math.isinf(next_s):
-            return current
-        if self.objective == "tokens":
-            total_s = current_s + next_s
-            return self._most_tokens(forwarder, current, total_s, longest_s)
-        following = forwarder.largest_within(next_s)
-        # No more than there is to do, or a step would be priced without its tokens.
-        total = min(current + following, forwarder.num_blocks)
-        low = max(0, total - forwarder.max_blocks)
-        width = _TERNARY_WIDTH_TOKENS // block_tokens
-        if self.search == "ternary":
-            return _ternary(forwarder, low, current, total, width)
-        return _exact(forwarder, low, current, total, width)
-
-    def _most_tokens(
-        self,
-        forwarder: BatchForwarder,
-        current: int,
-        total_s: float,
-        longest_s: float,
-    ) -> int:
-        """Returns the first budget of the pair with most tokens in `total_s`."""
+    current = forwarder.largest_within(current_s)
+    if current >= forwarder.num_blocks or current == 0 or math.isinf(next_s):
+        return current
+    if objective == "tokens":
         # Fig. 1 has no algorithm: without the edges, an even grid is searched.
-        every = forwarder.edges if self.search == "edges" else forwarder.grid
-        now = np.union1d(every[every <= current], [current]).astype(np.int64)
-        left_s = np.minimum(total_s - forwarder.predict(now), longest_s)
-        total = now + forwarder.capacities(left_s)
-        total = np.minimum(total, forwarder.num_blocks)  # no more than there is
-        # Between points of the grid capacities are estimates: as good is as good as.
-        slightly_less = total.max() - (forwarder.grid_step - 1)
-        return int(now[total >= slightly_less].max())
+        every = forwarder.edges if search == "edges" else forwarder.grid
+        return _most_tokens(forwarder, every, current, current_s + next_s, longest_s)
+    following = forwarder.largest_within(next_s)
+    # No more than there is to do, or a step would be priced without its tokens.
+    total = min(current + following, forwarder.num_blocks)
+    low = max(0, total - forwarder.max_blocks)
+    find = _ternary if search == "ternary" else _exact
+    return find(forwarder, low, current, total)
+
+
+def _most_tokens(
+    forwarder: BatchForwarder,
+    every: np.ndarray,
+    current: int,
+    total_s: float,
+    longest_s: float,
+) -> int:
+    """Returns the first budget, out of `every`, of the pair with most tokens."""
+    now = np.union1d(every[every <= current], [current]).astype(np.int64)
+    left_s = np.minimum(total_s - forwarder.predict(now), longest_s)
+    total = now + forwarder.capacities(left_s)
+    total = np.minimum(total, forwarder.num_blocks)  # no more than there is
+    # Between points of the grid capacities are estimates: so near is as good.
+    slightly_less = total.max() - (forwarder.grid_step - 1)
+    return int(now[total >= slightly_less].max())
 
 
 def _two_steps_s(
@@ -115,22 +96,19 @@ def _best(budgets: np.ndarray, times_s: np.ndarray) -> int:
     return int(budgets[times_s <= limit_s].max())
 
 
-def _exact(
-    forwarder: BatchForwarder, low: int, high: int, total: int, width: int
-) -> int:
+def _exact(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
     """The best of all edges, of what the ternary search finds, and of even halves."""
     every = forwarder.edges
-    found = _ternary(forwarder, low, high, total, width)
+    found = _ternary(forwarder, low, high, total)
     # Both the first and the second step should end on an edge.
     both = np.concatenate((every, total - every, (low, high, found, total // 2)))
     budgets = np.unique(both[(both >= low) & (both <= high)])
     return _best(budgets, _two_steps_s(forwarder, budgets, total))
 
 
-def _ternary(
-    forwarder: BatchForwarder, low: int, high: int, total: int, width: int
-) -> int:
-    """Algorithm 1's search: thirds until `width`, then the ends and the middle."""
+def _ternary(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
+    """Algorithm 1's search: thirds until 30 tokens, then the ends and the middle."""
+    width = _TERNARY_WIDTH_TOKENS // forwarder.block_tokens
     left, right = low, high
     while right - left > max(width, 2):
         third = (right - left) // 3

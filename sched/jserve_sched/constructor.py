@@ -10,69 +10,59 @@ one sequence. Where the paper is silent:
 
 * The capacity also keeps the decodes in time (the paper's Eq. 17 counts TTFT alone).
 * Late requests are no anchors and not in the pool: they cannot be saved.
-* At most `max_anchors` anchors, tightest first, and `max_pool` prompts in the pool, by
+* At most 8 anchors, tightest first, and 32 prompts in the pool, by
   least slack: the rest of a long queue cannot be finished in one step.
 * No anchor can be met: nothing is returned, and the chunker decides.
 
 `A` is the number of anchors, `J` of prompts, `C` the largest capacity.
 """
 
-import dataclasses
-
 import numpy as np
 
+_MAX_ANCHORS = 8
+_MAX_POOL = 32
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BatchConstructor:
-    """Selects prompts to finish in one step.
 
-    Attributes:
-      max_anchors: requests at risk that are tried.
-      max_pool: prompts among which is chosen.
+def select(
+    *,
+    slack_s: np.ndarray,
+    weight: np.ndarray,
+    is_at_risk: np.ndarray,
+    capacity: np.ndarray,
+    max_anchors: int = _MAX_ANCHORS,
+) -> np.ndarray:
+    """Returns the places of the prompts to finish, ascending; empty for none.
+
+    Args:
+      slack_s: `[J]` s_j, seconds; only those above 0 are looked at.
+      weight: `[J]` int, r_j in units.
+      is_at_risk: `[J]` bool, whether the full step would make it late.
+      capacity: `[J]` int, units that fit into the slack of each, C_j; read at the
+        places of anchors alone.
+      max_anchors: Requests at risk that are tried.
     """
-
-    max_anchors: int = 8
-    max_pool: int = 32
-
-    def select(
-        self,
-        *,
-        slack_s: np.ndarray,
-        weight: np.ndarray,
-        is_at_risk: np.ndarray,
-        capacity: np.ndarray,
-    ) -> np.ndarray:
-        """Returns the places of the prompts to finish, ascending; empty for none.
-
-        Args:
-          slack_s: `[J]` s_j, seconds; only those above 0 are looked at.
-          weight: `[J]` int, r_j in units.
-          is_at_risk: `[J]` bool, whether the full step would make it late.
-          capacity: `[J]` int, units that fit into the slack of each, C_j; read at the
-            places of anchors alone.
-        """
-        rank = np.lexsort((weight, slack_s))
-        rank = rank[slack_s[rank] > 0][: self.max_pool]
-        slack_s, weight = slack_s[rank], weight[rank]
-        at_risk = is_at_risk[rank] & (weight <= capacity[rank]) & (weight > 0)
-        anchors = np.flatnonzero(at_risk)[: self.max_anchors]
-        if not anchors.size:
-            return anchors
-        room = capacity[rank][anchors] - weight[anchors]
-        in_pool = slack_s[None, :] >= slack_s[anchors, None]
-        value = _values(slack_s, weight, in_pool)
-        taken = _knapsacks(
-            np.where(in_pool, value, -np.inf), weight, room, excluded=anchors
-        )
-        taken[np.arange(len(anchors)), anchors] = True
-        scores = (
-            (taken * weight).sum(axis=1),
-            np.where(taken, value, 0.0).sum(axis=1),
-            taken.sum(axis=1),
-        )
-        best = np.lexsort(scores)[-1]
-        places: np.ndarray = np.sort(rank[taken[best]])
-        return places
+    rank = np.lexsort((weight, slack_s))
+    rank = rank[slack_s[rank] > 0][:_MAX_POOL]
+    slack_s, weight = slack_s[rank], weight[rank]
+    at_risk = is_at_risk[rank] & (weight <= capacity[rank]) & (weight > 0)
+    anchors = np.flatnonzero(at_risk)[:max_anchors]
+    if not anchors.size:
+        return anchors
+    room = capacity[rank][anchors] - weight[anchors]
+    in_pool = slack_s[None, :] >= slack_s[anchors, None]
+    value = _values(slack_s, weight, in_pool)
+    taken = _knapsacks(
+        np.where(in_pool, value, -np.inf), weight, room, excluded=anchors
+    )
+    taken[np.arange(len(anchors)), anchors] = True
+    scores = (
+        (taken * weight).sum(axis=1),
+        np.where(taken, value, 0.0).sum(axis=1),
+        taken.sum(axis=1),
+    )
+    best = np.lexsort(scores)[-1]
+    places: np.ndarray = np.sort(rank[taken[best]])
+    return places
 
 
 def _values(slack_s: np.ndarray, weight: np.ndarray, in_pool: np.ndarray) -> np.ndarray:

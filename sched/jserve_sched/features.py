@@ -40,14 +40,7 @@ SCENARIOS = ("decode", "prefill", "mixed")
 def step_features(
     decodes: Sequence[Row], chunks: Sequence[Row], bucket: Bucket, page_size: int
 ) -> np.ndarray:
-    """Returns the features of one step, `[F]`.
-
-    Args:
-      decodes: its rows of one token.
-      chunks: its prefill rows.
-      bucket: the shape it runs in.
-      page_size: tokens in one KV page.
-    """
+    """Returns the features of one step, `[F]`."""
     context = longest_decode = 0
     for row in decodes:
         start = row.start
@@ -88,11 +81,11 @@ def uniform_features(
     """Returns the features of a step of equal rows, `[F]`.
 
     Args:
-      bucket: the shape; every row and block of it is used, each block by a sequence
+      bucket: The shape; every row and block of it is used, each block by a sequence
         of its own.
-      decode_pages: pages every decode ends on; 0 leaves its rows empty.
-      block_pages: pages every block ends on; 0 leaves the blocks empty.
-      page_size: tokens in one KV page.
+      decode_pages: Pages every decode ends on; 0 leaves its rows empty.
+      block_pages: Pages every block ends on; 0 leaves the blocks empty.
+      page_size: Tokens in one KV page.
     """
     decodes = chunks = 0
     context = cached = 0

@@ -1,7 +1,7 @@
 """BatchForwarder: what would a step with this much prefill cost?
 
 SlidingServe's batch-forward simulator F (arXiv 2606.05933, section 4): all decodes,
-then prompts in order until a budget is used up. The one idea: a budget is a number of
+then prompts in order until a budget is used up. A budget is a number of
 prefill *blocks*, and the features of any number of budgets follow from prefix sums
 over the prompts, so all candidates are priced by one vectorised prediction. With
 continuous shapes a block is one token and this is the paper's token budget.
@@ -19,7 +19,7 @@ from jserve_sched import features
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
-_GRID_POINTS = 128  # at most so many budgets are priced at once
+_GRID_POINTS = 128  # most budgets that are priced at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Prompts:
     """What is left of some prompts, in the order in which they would be taken.
 
     Attributes:
-      requests: whose.
+      requests: Requests whose prompts they are.
       start: `[P]` tokens whose KV exists or is shared.
       tokens: `[P]` tokens left, r_i.
     """
@@ -67,9 +67,11 @@ class BatchForwarder:
     """Prices the steps that one snapshot allows.
 
     Attributes:
-      max_blocks: most blocks a step may have beside the decodes.
-      num_blocks: blocks of all the prompts together.
-      grid_step: blocks between two budgets of the grid.
+      max_blocks: Most blocks a step may have beside the decodes.
+      num_blocks: Blocks of all the prompts together.
+      grid_step: Blocks between two budgets of the grid.
+      block_tokens: Tokens in one block, Q.
+      grid: Budgets `[N]` that span what a step can hold, ascending from 0.
     """
 
     def __init__(
@@ -82,11 +84,8 @@ class BatchForwarder:
     ):
         """Looks at a snapshot.
 
-        Args:
-          view: the snapshot.
-          decodes: requests with one token to compute, all of which have a row.
-          prompts: in the order in which they would be taken.
-          is_cautious: whether a budget costs the 95th percentile of its duration.
+        Every decode has a row. Prompts are in the order in which they would be taken.
+        If cautious, a budget costs the 95th percentile of its duration.
         """
         predictor = view.predictor
         self._price = predictor.predict_upper if is_cautious else predictor.predict
@@ -103,12 +102,12 @@ class BatchForwarder:
         if starts:
             longest = -(-(max(starts) + 1) // self._page_size)
             self._decode_row[features.DECODE_PAGES] = longest
-        self._size = view.buckets.block_tokens
+        self.block_tokens = view.buckets.block_tokens
         self.max_blocks = view.buckets.block_edge_beside(
             num_rows, view.max_num_batched_tokens
         )
         self.grid_step = -(-max(self.max_blocks, 1) // _GRID_POINTS)
-        self._grid = np.append(
+        self.grid = np.append(
             np.arange(0, self.max_blocks, self.grid_step), self.max_blocks
         )
         self._grid_s: np.ndarray | None = None
@@ -117,7 +116,7 @@ class BatchForwarder:
     def use(self, prompts: Prompts) -> None:
         """Takes the prompts in another order from now on."""
         start, tokens = prompts.start, prompts.tokens
-        blocks = np.ceil(tokens / self._size)
+        blocks = np.ceil(tokens / self.block_tokens)
         # Leading zeros: nothing taken. The last column is for the request cut short.
         columns = np.zeros((6, len(tokens) + 1))
         np.cumsum(blocks, out=columns[0, 1:])
@@ -147,7 +146,9 @@ class BatchForwarder:
         matrix = np.empty((len(used), features.NUM_FEATURES))
         matrix[:] = self._decode_row
         if len(self._tokens):
-            left = np.minimum((used - sums[0, whole]) * self._size, self._tokens[cut])
+            left = np.minimum(
+                (used - sums[0, whole]) * self.block_tokens, self._tokens[cut]
+            )
             start = np.where(left > 0, self._start[cut], 0.0)
             stop = start + left
             matrix[:, features.PREFILL_WORK] = sums[1, whole] + left * stop
@@ -173,7 +174,7 @@ class BatchForwarder:
 
         Full steps of `max_blocks` and one step with what is left of it.
         """
-        most = max(self.max_blocks, 1) * self._size
+        most = max(self.max_blocks, 1) * self.block_tokens
         full = np.maximum(np.ceil(prompts.tokens / most) - 1, 0)
         last = prompts.tokens - full * most
         both = np.concatenate((last, np.minimum(prompts.tokens, most)))
@@ -188,7 +189,7 @@ class BatchForwarder:
         matrix[:, features.PREFILL_TOKENS] = both
         matrix[:, features.LARGEST_CHUNK] = both
         matrix[:, features.BLOCK_PAGES] = np.ceil((start + both) / self._page_size)
-        blocks = self._edges.searchsorted(np.ceil(both / self._size))
+        blocks = self._edges.searchsorted(np.ceil(both / self.block_tokens))
         matrix[:, features.NUM_BLOCKS] = self._edges[
             np.minimum(blocks, len(self._edges) - 1)
         ]
@@ -198,15 +199,10 @@ class BatchForwarder:
         return times_s
 
     @property
-    def grid(self) -> np.ndarray:
-        """Budgets `[N]` that span what a step can hold, ascending from 0."""
-        return self._grid
-
-    @property
     def grid_s(self) -> np.ndarray:
         """Predicted duration `[N]` of each budget of the grid, seconds."""
         if self._grid_s is None:
-            self._grid_s = self.predict(self._grid)
+            self._grid_s = self.predict(self.grid)
         return self._grid_s
 
     def largest_within(self, limit_s: float) -> int:
@@ -214,9 +210,6 @@ class BatchForwarder:
 
         The paper's TimeToBudget; 0 if nothing fits. Exact: where the grid is coarse,
         the budgets between two of its points are looked at as well.
-
-        Args:
-          limit_s: seconds.
         """
         if math.isinf(limit_s):
             return self.max_blocks
@@ -224,10 +217,10 @@ class BatchForwarder:
         if not fits.size:
             return 0
         index = int(fits[-1])
-        low = int(self._grid[index])
-        if index + 1 == len(self._grid):
+        low = int(self.grid[index])
+        if index + 1 == len(self.grid):
             return low
-        between = np.arange(low + 1, int(self._grid[index + 1]))
+        between = np.arange(low + 1, int(self.grid[index + 1]))
         if between.size:
             closer = np.flatnonzero(self.predict(between) <= limit_s)
             if closer.size:
@@ -242,11 +235,11 @@ class BatchForwarder:
         """
         curve_s = np.maximum.accumulate(self.grid_s)
         place = curve_s.searchsorted(limits_s, "right")
-        low = self._grid[np.maximum(place - 1, 0)]
+        low = self.grid[np.maximum(place - 1, 0)]
         if self.grid_step == 1:
             budgets = low
         else:
-            budgets = np.floor(np.interp(limits_s, curve_s, self._grid))
+            budgets = np.floor(np.interp(limits_s, curve_s, self.grid))
         return np.where(place > 0, budgets, 0).astype(np.int64)
 
     @property
@@ -256,5 +249,5 @@ class BatchForwarder:
         Where almost every budget is an edge (continuous shapes), the grid.
         """
         if len(self._edges) > _GRID_POINTS:
-            return self._grid
+            return self.grid
         return self._edges[self._edges <= self.max_blocks]

@@ -1,9 +1,10 @@
 """Holders: the requests that run, each with a slot and KV pages.
 
-The one idea: a slot and pages are taken and given back in one place, so nothing can
+A slot and pages are taken and given back in one place, so nothing can
 hold the one without the other, and who holds what can be checked.
 """
 
+import bisect
 from collections.abc import Collection, Sequence
 
 from jserve_sched.ledger import KvLedger, chain_hashes
@@ -14,7 +15,7 @@ class Holders:
     """Requests that hold a slot, by admission. Only `Scheduler` changes it.
 
     Attributes:
-      num_slots: most requests that may hold one.
+      num_slots: Most requests that may hold one.
     """
 
     def __init__(self, ledger: KvLedger, num_slots: int):
@@ -41,9 +42,7 @@ class Holders:
     def admit(self, request: Request, num_cached_tokens: int) -> None:
         """Gives a slot, and the pages that hold a request's first tokens already.
 
-        Args:
-          request: holds no slot.
-          num_cached_tokens: tokens of its prefix in the ledger's pages, full ones.
+        `num_cached_tokens` of its prefix lie in full pages of the ledger.
         """
         num_shared = num_cached_tokens // self._ledger.page_size
         shared = self._ledger.find_prefix(request.page_hashes[:num_shared])
@@ -55,7 +54,7 @@ class Holders:
         self._requests[id(request)] = request
 
     def reserve(self, request: Request, num_tokens: int) -> None:
-        """Gives the pages that a request lacks for so many tokens in all."""
+        """Gives the pages that a request lacks for `num_tokens` in all."""
         missing = self._ledger.pages_for(num_tokens) - len(request.pages)
         if missing > 0:
             request.pages.extend(self._ledger.allocate(missing))
@@ -90,9 +89,7 @@ class Holders:
     def num_steps_with_pages(self, requests: Sequence[Request], most: int) -> int:
         """Returns how many decode steps of these requests there are pages for.
 
-        Args:
-          requests: they all decode, in every step.
-          most: steps of interest; no more are returned.
+        No more than `most` are returned.
         """
         pages_for = self._ledger.pages_for
 
@@ -103,22 +100,15 @@ class Holders:
             )
 
         free = self._ledger.num_available
-        if need(most) <= free:
+        if need(most) <= free:  # mostly so
             return most
-        least = 0
-        while most - least > 1:  # need(least) <= free < need(most)
-            middle = (least + most) // 2
-            if need(middle) <= free:
-                least = middle
-            else:
-                most = middle
-        return least
+        return bisect.bisect_right(range(1, most + 1), free, key=need)
 
     def check_integrity(self) -> None:
         """Checks pages and slots against each other.
 
         Raises:
-          AssertionError: if any is lost, freed early or held twice.
+          AssertionError: If any is lost, freed early or held twice.
         """
         self._ledger.check_integrity([one.pages for one in self.requests])
         slots = [one.slot for one in self.requests if one.slot is not None]

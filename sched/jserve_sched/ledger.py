@@ -1,6 +1,6 @@
 """Accounting of KV pages: who holds which, and what a page holds.
 
-The one idea: a page is named by the hash of *all* tokens up to its end, so equal
+A page is named by the hash of *all* tokens up to its end, so equal
 prefixes find equal pages. A page nobody holds any more keeps its content, and is
 handed out again only when no empty page is left (least recently released first).
 
@@ -25,10 +25,7 @@ def chain_hashes(
 ) -> list[bytes]:
     """Returns the content hash of each full page of `tokens` after the known ones.
 
-    Args:
-      tokens: `[n]` int32 token ids after the pages already in `known`.
-      page_size: tokens in one page.
-      known: hashes of the pages before; only the last is used.
+    Tokens `[n]` int32 follow the pages in `known`, of which only the last is used.
     """
     parent = known[-1] if known else b""
     hashes = []
@@ -45,9 +42,9 @@ class KvLedger:
     """Free, held and reusable pages of one KV pool.
 
     Attributes:
-      num_pages: pages in the pool.
-      page_size: tokens in one page.
-      enable_prefix_caching: whether equal prefixes share pages.
+      num_pages: Pages in the pool.
+      page_size: Tokens in one page.
+      enable_prefix_caching: Whether equal prefixes share pages.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class KvLedger:
         return len(self._free) + len(self._evictable)
 
     def pages_for(self, num_tokens: int) -> int:
-        """Returns how many pages hold so many tokens."""
+        """Returns how many pages hold `num_tokens`."""
         return -(-num_tokens // self.page_size)
 
     def find_prefix(self, hashes: Sequence[bytes]) -> list[int]:
@@ -104,7 +101,7 @@ class KvLedger:
         """Hands out pages, empty ones first, then the least recently released.
 
         Raises:
-          OutOfPagesError: if fewer than `num_pages` are available.
+          OutOfPagesError: If fewer than `num_pages` are available.
         """
         if num_pages > self.num_available:
             raise OutOfPagesError(
@@ -152,7 +149,7 @@ class KvLedger:
         """Checks every invariant against what the holders say they hold.
 
         Raises:
-          AssertionError: if a page is lost, freed early or held wrongly.
+          AssertionError: If a page is lost, freed early or held wrongly.
         """
         counts = collections.Counter(page for pages in held for page in pages)
         free, evictable = set(self._free), set(self._evictable)

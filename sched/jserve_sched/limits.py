@@ -1,4 +1,4 @@
-"""Limits: do a scheduler's parts go together, and can a request ever run?"""
+"""Limits: do a scheduler's parts go together?"""
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
@@ -13,14 +13,8 @@ def check_parts(
 ) -> None:
     """Checks that every step which may be asked for has a shape.
 
-    Args:
-      buckets: the compiled shapes.
-      ledger: the KV pages.
-      max_num_seqs: most requests that run at once.
-      max_num_batched_tokens: most token positions in a step.
-
     Raises:
-      ValueError: if the limits or the sizes do not go together.
+      ValueError: If the limits or the sizes do not go together.
     """
     if max_num_seqs > buckets.max_rows:
         raise ValueError(
@@ -40,29 +34,3 @@ def check_parts(
             f"page_size={ledger.page_size} is not a multiple of "
             f"block_tokens={buckets.block_tokens}"
         )
-
-
-def check_request(
-    ledger: KvLedger, *, max_model_len: int, num_prompt_tokens: int, max_tokens: int
-) -> None:
-    """Checks that a request of this size can ever run.
-
-    Args:
-      ledger: the KV pages.
-      max_model_len: most tokens of a prompt and its answer together.
-      num_prompt_tokens: of the request.
-      max_tokens: most output tokens of it.
-
-    Raises:
-      ValueError: if it exceeds the context or the KV pool.
-    """
-    total = num_prompt_tokens + max_tokens
-    size = (
-        f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
-        f"{total} tokens"
-    )
-    if total > max_model_len:
-        raise ValueError(f"{size}, over the context of {max_model_len}")
-    if ledger.pages_for(total) > ledger.num_pages:
-        capacity = ledger.num_pages * ledger.page_size
-        raise ValueError(f"{size}, over the KV pool of {capacity}")

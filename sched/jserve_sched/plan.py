@@ -26,10 +26,10 @@ class Row(NamedTuple):
     """The part of one request that a step computes.
 
     Attributes:
-      request: whose tokens.
-      start: first position computed.
-      num_tokens: positions computed, from `start`.
-      samples: whether the step draws the request's next token, which it does
+      request: Request whose tokens these are.
+      start: First position computed.
+      num_tokens: Positions computed, from `start`.
+      samples: Whether the step draws the request's next token, which it does
         when it computes its last projected position.
     """
 
@@ -49,16 +49,16 @@ class StepPlan:
     """One step.
 
     Attributes:
-      step_id: counts plans from 0.
-      bucket: the compiled shape it runs in.
-      decodes: rows of one token each, at most `bucket.num_rows`.
-      chunks: prefill rows; a chunk of c tokens takes ceil(c / Q) blocks, in
+      step_id: Counts plans from 0.
+      bucket: The compiled shape it runs in.
+      decodes: Rows of one token each, at most `bucket.num_rows`.
+      chunks: Prefill rows; a chunk of c tokens takes ceil(c / Q) blocks, in
         order, at most `bucket.num_blocks` in all.
-      preempted: running requests whose pages are taken back first.
-      predicted_s: predicted duration, seconds.
+      preempted: Running requests whose pages are taken back first.
+      predicted_s: Predicted duration, seconds.
       features: `[F]`, what its duration depends on; see `features`.
-      ended_by: why no further block was added.
-      leaves_work: whether a prompt, or part of one, was left out for want of room.
+      ended_by: Why no further block was added.
+      leaves_work: Whether a prompt, or part of one, was left out for want of room.
     """
 
     step_id: int
@@ -93,9 +93,9 @@ class StepResult:
     """What one step returned.
 
     Attributes:
-      tokens: the sampled token of each `samples` row, decodes first, then chunks,
+      tokens: The sampled token of each `samples` row, decodes first, then chunks,
         in plan order.
-      duration_s: how long it took, seconds.
+      duration_s: How long it took, seconds.
     """
 
     tokens: tuple[int, ...]

@@ -7,8 +7,8 @@ from jserve_sched import features
 from jserve_sched.plan import StepPlan
 from jserve_sched.request import Request
 
-_NUM_REQUESTS = 256  # whose promises stand for those of requests to come
-_TIGHT_SHARE = 20  # the tightest one in so many
+_NUM_REQUESTS = 256  # whose SLOs stand for those of requests to come
+_TIGHT_SHARE = 20  # one in so many requests is tighter
 _MEMORY = 0.98  # of the past at each step: about the last 50 count
 
 
@@ -16,7 +16,7 @@ class RecentLoad:
     """How soon requests want their first token, and how fast a queue is worked off.
 
     Attributes:
-      tight_ttft_s: the 5th percentile of how soon the last requests wanted their first
+      tight_ttft_s: The 5th percentile of how soon the last requests wanted their first
         token, seconds; infinite if none did.
     """
 
@@ -28,7 +28,7 @@ class RecentLoad:
 
     def add_request(self, request: Request) -> None:
         """Takes a new request into account."""
-        self._ttft_s.append(request.first_deadline_s - request.arrival_s)
+        self._ttft_s.append(request.pacing.first_s - request.arrival_s)
         ranked = sorted(self._ttft_s)
         self.tight_ttft_s = ranked[len(ranked) // _TIGHT_SHARE]
 

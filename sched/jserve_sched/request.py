@@ -1,6 +1,6 @@
 """One request: what was asked, and how far it has come.
 
-The one idea: progress is counted twice. *Applied* state (`output_tokens`) is
+Progress is counted twice. *Applied* state (`output_tokens`) is
 what the engine has returned; *projected* state adds what plans in flight will
 return, so that the next step can be planned while the last one still runs.
 
@@ -42,10 +42,10 @@ class SamplingParams:
 
     Attributes:
       temperature: 0 is greedy.
-      top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: keep the smallest set of tokens with this much probability.
-      min_p: drop tokens less likely than this share of the likeliest one.
-      seed: the draw of output token at position p depends on (seed, p) alone.
+      top_k: Keep the k most likely tokens; 0 keeps all.
+      top_p: Keep the smallest set of tokens with this much probability.
+      min_p: Drop tokens less likely than this share of the likeliest one.
+      seed: The draw of output token at position p depends on (seed, p) alone.
     """
 
     temperature: float = 0.0
@@ -72,31 +72,30 @@ class Request:
     """A request and its progress. Only `Scheduler` changes the progress fields.
 
     Attributes:
-      request_id: unique among live requests.
-      arrival_s: when it arrived, clock seconds; deadlines are anchored here.
+      request_id: Unique among live requests.
+      arrival_s: When it arrived, clock seconds; deadlines are anchored here.
       prompt_tokens: `[n]` int32 token ids, n >= 1.
-      max_tokens: most output tokens, >= 1.
-      min_tokens: no stop token is drawn before this many outputs.
-      stop_token_ids: tokens that end it (they are part of the output), at most
+      max_tokens: Most output tokens, >= 1.
+      min_tokens: No stop token is drawn before this many outputs.
+      stop_token_ids: Tokens that end it (they are part of the output), at most
         `MAX_STOP_TOKENS`.
-      slo: what was promised.
-      service_class: name of its class, for reports.
-      sampling: how tokens are drawn.
-      predicted_output_tokens: how long the whole answer should be, 1 to `max_tokens`;
-        `max_tokens` until somebody predicts (`predict`).
-      first_predicted_tokens: what was predicted when it was submitted.
-      output_tokens: applied output token ids.
-      num_dispatched: positions whose KV is written by plans dispatched so far.
-      num_pending: tokens sampled by plans in flight.
-      num_in_flight: plans in flight that name this request.
-      slot: row of the engine's per-request buffers while running.
+      slo: Its objectives.
+      service_class: Name of its class, for reports.
+      sampling: How tokens are drawn.
+      predicted_output_tokens: How long the whole answer should be, 1 to `max_tokens`;
+        `max_tokens` until it is predicted (`predict`).
+      first_predicted_tokens: What was predicted when it was submitted.
+      output_tokens: Applied output token ids.
+      num_dispatched: Positions whose KV is written by plans dispatched so far.
+      num_pending: Tokens sampled by plans in flight.
+      num_in_flight: Plans in flight that name this request.
+      slot: Row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
-      page_hashes: chained content hash of each full page of known tokens.
-      pacing: when each output token is wanted, if the answer is as long as predicted.
-      first_deadline_s: when the first output token is wanted; ranking asks it often.
-      num_published_pages: own pages whose content the ledger may hand to others.
-      num_cached_tokens: prompt tokens found in the prefix cache at first admission.
-      guard: whether its class is guarded when late (policy `sliding`).
+      page_hashes: Chained content hash of each full page of known tokens.
+      pacing: When each output token is wanted, if the answer is as long as predicted.
+      num_published_pages: Own pages whose content the ledger may hand to others.
+      num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
+      guard: Whether its class is guarded when late (policy `sliding`).
     """
 
     request_id: str
@@ -126,7 +125,6 @@ class Request:
     predicted_output_tokens: int = dataclasses.field(init=False)
     first_predicted_tokens: int = dataclasses.field(init=False)
     pacing: Pacing = dataclasses.field(init=False)
-    first_deadline_s: float = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
@@ -142,7 +140,6 @@ class Request:
         self.predicted_output_tokens = self.max_tokens
         self.first_predicted_tokens = self.max_tokens
         self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
-        self.first_deadline_s = self.pacing.first_s
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise ValueError(
                 f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "
@@ -185,18 +182,16 @@ class Request:
 
         Who has outlived the prediction is always taken to end with the next token.
         """
-        outputs = len(self.output_tokens) + self.num_pending
-        return max(self.predicted_output_tokens - outputs, 1)
+        return max(self.predicted_output_tokens - self.num_outputs_projected, 1)
 
     def predict(self, tokens: int) -> None:
         """Sets how long the whole answer should be, and paces it accordingly.
 
         Args:
-          tokens: clipped to what is possible: more than `min_tokens`, more than there
+          tokens: Clipped to what is possible: more than `min_tokens`, more than there
             are, up to `max_tokens`.
         """
-        outputs = len(self.output_tokens) + self.num_pending
-        tokens = max(tokens, self.min_tokens + 1, outputs + 1)
+        tokens = max(tokens, self.min_tokens + 1, self.num_outputs_projected + 1)
         tokens = min(tokens, self.max_tokens)
         if tokens != self.predicted_output_tokens:
             self.predicted_output_tokens = tokens
@@ -213,19 +208,18 @@ class Request:
     @property
     def next_deadline_s(self) -> float:
         """When the next output token (after those in flight) is wanted."""
-        index = len(self.output_tokens) + self.num_pending
-        return self.pacing.deadline_s(index)
+        return self.pacing.deadline_s(self.num_outputs_projected)
 
     @property
     def next_promise_s(self) -> float:
-        """Until when the next token (after those in flight) breaks no promise."""
-        return self.pacing.promise_s(len(self.output_tokens) + self.num_pending)
+        """After when the next token (after those in flight) violates the SLO."""
+        return self.pacing.promise_s(self.num_outputs_projected)
 
     def known_tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the token ids at positions `[start, stop)`, int32.
 
         Raises:
-          ValueError: if a position is not known yet.
+          ValueError: If a position is not known yet.
         """
         num_prompt = len(self.prompt_tokens)
         if stop <= num_prompt:

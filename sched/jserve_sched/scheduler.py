@@ -21,7 +21,7 @@ from jserve_sched.ledger import KvLedger, chain_hashes
 from jserve_sched.length_book import LengthBook
 from jserve_sched.length_errors import LengthErrors
 from jserve_sched.length_estimates import LengthEstimator, MaxTokens
-from jserve_sched.limits import check_parts, check_request
+from jserve_sched.limits import check_parts
 from jserve_sched.outlook import Outlook, SearchTotals
 from jserve_sched.plan import Row, StepPlan, StepResult
 from jserve_sched.policies.base import LookaheadPolicy, Policy
@@ -84,16 +84,8 @@ class Scheduler:
     ):
         """Makes an idle one.
 
-        Args:
-          policy: decides the order.
-          buckets: the compiled shapes.
-          ledger: the KV pages.
-          predictor: prices steps.
-          max_num_seqs: most requests that run at once.
-          max_num_batched_tokens: most token positions in a step.
-          max_model_len: most tokens of a prompt and its answer together.
-          lengths: predicts how long answers will be; None takes `max_tokens`.
-          request_latency: prices whole requests; None fits one to the predictor.
+        `lengths` predicts how long answers will be; None takes `max_tokens`.
+        `request_latency` prices whole requests; None fits one to the predictor.
 
         Raises:
           ValueError: if the limits do not go together.
@@ -128,9 +120,8 @@ class Scheduler:
     def use_buckets(self, table: BucketTable) -> None:
         """Plans with other shapes from the next plan on; those in flight keep theirs.
 
-        Args:
-          table: has the largest edges of the table before it, and blocks of the same
-            size, so what was admitted fits still.
+        It has the largest edges of the table before it and blocks of the same size, so
+        what was admitted still fits.
 
         Raises:
           ValueError: if it does not.
@@ -152,11 +143,6 @@ class Scheduler:
         return len(self._holders)
 
     @property
-    def num_in_flight(self) -> int:
-        """Plans dispatched and not yet applied."""
-        return len(self._in_flight)
-
-    @property
     def length_errors(self) -> Mapping[str, LengthErrors]:
         """Predicted output lengths against actual ones, by service class."""
         return self._lengths.errors
@@ -172,12 +158,16 @@ class Scheduler:
         Raises:
           ValueError: if it exceeds the context or the KV pool.
         """
-        check_request(
-            self.ledger,
-            max_model_len=self.max_model_len,
-            num_prompt_tokens=num_prompt_tokens,
-            max_tokens=max_tokens,
+        total = num_prompt_tokens + max_tokens
+        size = (
+            f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
+            f"{total} tokens"
         )
+        if total > self.max_model_len:
+            raise ValueError(f"{size}, over the context of {self.max_model_len}")
+        if self.ledger.pages_for(total) > self.ledger.num_pages:
+            capacity = self.ledger.num_pages * self.ledger.page_size
+            raise ValueError(f"{size}, over the KV pool of {capacity}")
 
     def submit(self, request: Request) -> None:
         """Takes a request in.
@@ -229,7 +219,7 @@ class Scheduler:
         """Returns the next step; None if nothing can run now.
 
         Nothing changes but the outlook, which a policy that looks ahead may revise, the
-        totals of such searches, and the request latency, which may be fitted anew.
+        totals of such searches, and the request latency, which may be fitted again.
         """
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
@@ -284,9 +274,7 @@ class Scheduler:
     def apply(self, result: StepResult) -> list[Output]:
         """Commits the oldest plan in flight.
 
-        Args:
-          result: its tokens, one for each row that samples, in plan order, and its
-            duration, from which the predictor learns.
+        The result has a token for each row that samples, in plan order.
 
         Returns:
           The new tokens of requests that are still wanted, in plan order.
@@ -349,16 +337,12 @@ class Scheduler:
     def num_steps_alike(self, plan: StepPlan, most: int | None = None) -> int:
         """Returns how many steps can only repeat a plan that was just applied.
 
-        That is so while its rows are all that runs, nobody waits, none of them ends
+        That is so while its rows are all that runs, no request waits, none of them ends
         and pages last; then any policy that lets every decode run has no choice. The
         step after which the first one ends is the last such step, or the one before
-        the request latency may be fitted anew. For simulation: a new arrival changes
-        everything.
-
-        Args:
-          plan: the one applied last.
-          most: steps in which no token is a stop token, as the caller knows. Without
-            it there are none where any token might be.
+        the request latency may be fitted again. For simulation: a new arrival changes
+        everything. `most` are steps in which no token is a stop token, as the caller
+        knows; without it there are none where any token might be.
         """
         if plan.chunks or self._waiting or self._in_flight:
             return 0
@@ -375,12 +359,8 @@ class Scheduler:
     def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
         """Runs a decode-only plan again and again, every token being 0.
 
-        As plan, dispatch and apply would, step by step; the predictor is left to
-        the caller, and nobody ends by a stop token. For simulation.
-
-        Args:
-          plan: the one applied last.
-          num_steps: at most `num_steps_alike(plan)`.
+        As plan, dispatch and apply would, at most `num_steps_alike(plan)` times; the
+        predictor is left to the caller, and none ends by a stop token. For simulation.
 
         Returns:
           Its requests; those with a finish reason have ended.
@@ -414,12 +394,7 @@ class Scheduler:
             assert request.num_in_flight == named[id(request)]
             if request.state is RequestState.FINISHED:
                 assert request.num_in_flight, f"{request.request_id} keeps its pages"
-        for request in self._waiting.requests:
-            assert request.slot is None and not request.pages
-        running = [
-            one.request_id
-            for one in self._holders.requests
-            if one.state is RequestState.RUNNING
-        ]
-        waiting = [one.request_id for one in self._waiting.requests]
-        assert sorted(self._requests) == sorted([*waiting, *running])
+        live = [*self._waiting.requests]
+        assert not any(one.pages or one.slot is not None for one in live)
+        live += [one for one in self._holders.requests if one.finish_reason is None]
+        assert sorted(self._requests) == sorted(one.request_id for one in live)

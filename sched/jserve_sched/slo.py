@@ -1,6 +1,6 @@
 """Service level objectives, and the deadlines that follow from them.
 
-The one idea: every deadline is anchored at *arrival*, so that a request which
+Every deadline is anchored at *arrival*, so that a request which
 runs ahead banks slack that the scheduler may spend on others (SlidingServe,
 arXiv 2606.05933, Eq. 1).
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 NO_DEADLINE_S = math.inf
 NO_LAST = sys.maxsize  # every token has a time of its own
+_BOUNDS = ("ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s")
 
 
 def _check_positive(name: str, value: float | None) -> None:
@@ -25,12 +26,12 @@ class Pacing(NamedTuple):
     """When a request's output tokens are wanted, in clock seconds.
 
     Attributes:
-      first_s: the first token; infinite if it was promised nothing.
-      start_s: token k >= 1 is wanted at `start_s + k * gap_s`.
-      gap_s: between two tokens.
-      end_s: where tokens are paced towards a completion bound, when that is: no token
-        before the last was promised for its own sake. None where each one was.
-      last: later tokens are wanted when this one is: the bound allows no more, and the
+      first_s: The first token; infinite without an objective for it.
+      start_s: Token k >= 1 is wanted at `start_s + k * gap_s`.
+      gap_s: Between two tokens.
+      end_s: Where tokens are paced towards a completion bound, when that is: no token
+        before the last has an objective of its own. None where each one has.
+      last: Later tokens are wanted when this one is: the bound allows no more, and the
         answer was not expected to be longer.
     """
 
@@ -47,7 +48,7 @@ class Pacing(NamedTuple):
         return self.start_s + min(index, self.last) * self.gap_s
 
     def promise_s(self, index: int) -> float:
-        """Returns until when output token `index` breaks no promise."""
+        """Returns after when output token `index` violates the SLO."""
         due_s = self.deadline_s(index)
         if self.end_s is None or (not index and self.first_s < self.start_s):
             return due_s
@@ -56,13 +57,13 @@ class Pacing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slo:
-    """What one request was promised; an absent bound promises nothing.
+    """The objectives of one request; an absent bound is no objective.
 
     Attributes:
-      ttft_s: bound on time to first token, seconds from arrival.
-      tbt_s: bound on time between tokens: token k (from 0) is due at
+      ttft_s: Bound on time to first token, seconds from arrival.
+      tbt_s: Bound on time between tokens: token k (from 0) is due at
         `arrival + ttft_s + k * tbt_s`.
-      ttlt_s: bound on time to last token, seconds from arrival.
+      ttlt_s: Bound on time to last token, seconds from arrival.
     """
 
     ttft_s: float | None = None
@@ -79,7 +80,7 @@ class Slo:
 
     @property
     def is_best_effort(self) -> bool:
-        """Whether nothing was promised."""
+        """Whether there is no objective."""
         return self.ttft_s is None and self.ttlt_s is None
 
     def token_deadline_s(self, arrival_s: float, index: int) -> float:
@@ -113,9 +114,7 @@ class Slo:
         token: no token is wanted after `ttlt_s`, and none sooner than the last one
         expected. (Ours.)
 
-        Args:
-          arrival_s: when the request arrived.
-          num_tokens: output tokens it is expected to have, >= 1.
+        `num_tokens`, 1 or more, is how many output tokens it is expected to have.
         """
         gaps = max(num_tokens - 1, 1)
         first_s = NO_DEADLINE_S if self.ttft_s is None else arrival_s + self.ttft_s
@@ -141,9 +140,9 @@ class Slo:
         """Tells whether every objective was kept.
 
         Args:
-          arrival_s: when the request arrived.
-          token_times_s: when each output token came out, ascending.
-          is_complete: whether the request ran to its own end. An incomplete
+          arrival_s: When the request arrived.
+          token_times_s: When each output token came out, ascending.
+          is_complete: Whether the request ran to its own end. An incomplete
             request (refused, failed, cut off) has violated its objectives; with
             no objective it has violated nothing.
         """
@@ -190,9 +189,9 @@ class ServiceClass:
     absolute.
 
     Attributes:
-      name: what `service_tier` selects.
-      share: share of a replayed workload's requests in this class, 0 to 1.
-      guard: whether late requests of this class are still worth guarding
+      name: What `service_tier` selects.
+      share: Share of a replayed workload's requests in this class, 0 to 1.
+      guard: Whether late requests of this class are still worth guarding
         (SlidingServe's "guard" level; used by policy `sliding`).
     """
 
@@ -210,17 +209,8 @@ class ServiceClass:
             raise ValueError("a service class needs a name")
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"class {self.name!r}: share={self.share} is not in 0..1")
-        for name in (
-            "ttft_s",
-            "ttft_slowdown",
-            "tbt_s",
-            "tbt_step_multiple",
-            "ttlt_s",
-        ):
-            try:
-                _check_positive(name, getattr(self, name))
-            except ValueError as error:
-                raise ValueError(f"class {self.name!r}: {error}") from None
+        for name in _BOUNDS:
+            _check_positive(f"class {self.name!r}: {name}", getattr(self, name))
         for absolute, relative in (
             ("ttft_s", "ttft_slowdown"),
             ("tbt_s", "tbt_step_multiple"),
@@ -249,10 +239,10 @@ class ServiceClass:
 
         Args:
           isolated_ttft_s: TTFT of this prompt on an idle server, seconds.
-          step_s: duration of one isolated decode step, seconds.
+          step_s: Duration of one isolated decode step, seconds.
 
         Raises:
-          ValueError: if a relative bound lacks its measurement.
+          ValueError: If a relative bound lacks its measurement.
         """
         ttft_s, tbt_s = self.ttft_s, self.tbt_s
         if self.ttft_slowdown is not None:
@@ -275,21 +265,18 @@ class ServiceClass:
 BEST_EFFORT = ServiceClass(name="best_effort", share=1.0)
 
 
-_NULLABLE_FIELDS = {"ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s"}
-
-
 def _read_class(row: Mapping[str, Any]) -> ServiceClass:
     """Returns a class from a JSON object whose fields are all known.
 
     Raises:
-      ValueError: if the name is missing, or a value is of the wrong type or range.
+      ValueError: If the name is missing, or a value is of the wrong type or range.
     """
     name = row.get("name")
     if not isinstance(name, str):
         raise ValueError(f"service class {dict(row)}: name={name!r} is not a string")
     values: dict[str, Any] = {}
     for field, value in row.items():
-        if value is None and field in _NULLABLE_FIELDS:
+        if value is None and field in _BOUNDS:
             continue
         is_bool = isinstance(value, bool)
         where = f"class {name!r}: {field}={value!r}"
@@ -310,7 +297,7 @@ def parse_service_classes(text: str) -> tuple[ServiceClass, ...]:
     """Reads service classes from JSON: a list of objects with the class's fields.
 
     Raises:
-      ValueError: for anything but a non-empty list of valid, distinct classes.
+      ValueError: For anything but a non-empty list of valid, distinct classes.
     """
     try:
         rows: Any = json.loads(text)

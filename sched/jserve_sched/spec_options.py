@@ -4,8 +4,8 @@ pow2                                  by name, with its defaults
 linear:block_gap=4                    with options, each a field of its class
 sliding:constructor=off:alpha=0.8     more than one
 
-The one idea: a class's own fields are its options, so a new field is an option
-without a line here. Fields of other types than these are set by code alone.
+A class's own fields are its options, so a new field is an option without a line here.
+Fields of other types than these are set by code alone.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
 
     Args:
       spec: `name:option=value:...`.
-      classes: dataclasses by name; their options are the fields that are bool, int,
+      classes: Dataclasses by name; their options are the fields that are bool, int,
         float, str or one of some literals.
-      kind: what they are, for error messages.
+      kind: What they are, for error messages.
 
     Raises:
-      ValueError: if the name or an option is unknown, or a value is no good.
+      ValueError: If the name or an option is unknown, or a value is invalid.
     """
     name, *settings = spec.split(":")
     if name not in classes:

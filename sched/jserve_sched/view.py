@@ -35,8 +35,8 @@ class SchedulerView:
       prefill_tokens_per_s: prompt tokens computed per second of the recent steps that
         left some for later; None before the first.
       tight_ttft_s: the 5th percentile of how soon the last requests wanted their
-        first token; infinite if none did. Not the least: one client with a promise
-        of its own must not make every step short.
+        first token; infinite if none did. Not the least: one client with a
+        tight SLO must not make every step short.
       max_num_batched_tokens: most token positions in a step.
       max_num_seqs: most requests that run at once.
       epoch: counts requests that joined the queue or ended, and rounds in which the
@@ -80,5 +80,5 @@ class SchedulerView:
 
     @property
     def admissible(self) -> Sequence[Request]:
-        """Waiting requests, if a slot is free; ranking the others would be in vain."""
+        """Waiting requests, if a slot is free; no other could be admitted."""
         return self.waiting if self.num_free_slots else ()

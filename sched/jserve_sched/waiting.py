@@ -1,6 +1,6 @@
 """The queue: requests without a slot, by arrival, and what ranking asks of all of them.
 
-The one idea: a queue may hold ten thousand, so what a policy needs to know of every one
+A queue may hold ten thousand, so what a policy needs to know of every one
 stands in lists beside the requests, and becomes an array without touching them.
 """
 
@@ -66,9 +66,8 @@ class WaitingQueue:
     def facts(self, first: int = 0) -> np.ndarray:
         """Returns `[4, waiting - first]` float64, in order of the requests.
 
-        The first ones by arrival, so many, are left out.
-
-        When each one's next token is wanted and until when it breaks no promise,
+        The `first` requests by arrival are left out. The rows are:
+        When each one's next token is wanted and when it violates its SLO,
         clock seconds; its tokens to compute; whether it is guarded.
         """
         return np.array([column[first:] for column in self._facts], np.float64)

@@ -11,10 +11,7 @@ from jserve_sched.bucket_strategies import (
     BucketStrategy,
     Continuous,
     Explicit,
-    Linear,
     PadLimit,
-    PowersOfTwo,
-    TwoBit,
     make_strategy,
 )
 from jserve_sched.buckets import Bucket, BucketTable
@@ -29,34 +26,26 @@ def table_of(strategy: BucketStrategy, num_rows: int, num_blocks: int) -> Bucket
     )
 
 
-def test_powers_of_two_reach_their_limits() -> None:
-    table = table_of(PowersOfTwo(), 24, 12)
-    assert table.row_edges == (2, 4, 8, 16, 24)
-    assert table.block_edges == (0, 1, 2, 4, 8, 12)
-
-
-def test_two_bits_halve_the_gaps() -> None:
-    table = table_of(TwoBit(), 24, 13)
-    assert table.row_edges == (2, 3, 4, 6, 8, 12, 16, 24)
-    assert table.block_edges == (0, 1, 2, 3, 4, 6, 8, 12, 13)
-
-
-def test_linear_edges_keep_a_small_one() -> None:
-    table = table_of(Linear(row_gap=8, block_gap=3), 20, 9)
-    assert table.row_edges == (2, 8, 16, 20)
-    assert table.block_edges == (0, 1, 3, 6, 9)
-    assert table_of(Linear(row_gap=1, block_gap=1), 4, 2) == BucketTable(
-        (2, 3, 4), (0, 1, 2), 4
-    )
-
-
-def test_pad_limits_reach_from_every_count_to_about_double() -> None:
-    assert table_of(PadLimit(absolute=0, relative=0), 4, 3) == BucketTable(
-        (2, 3, 4), (0, 1, 2, 3), 4
-    )
-    table = table_of(PadLimit(absolute=0, relative=0.5), 32, 63)
-    assert table.row_edges == (3, 7, 15, 32)
-    assert table.block_edges == (0, 1, 3, 7, 15, 31, 63)
+@pytest.mark.parametrize(
+    ("spec", "limits", "row_edges", "block_edges"),
+    [
+        ("pow2", (24, 12), (2, 4, 8, 16, 24), (0, 1, 2, 4, 8, 12)),
+        (
+            *("two_bit", (24, 13)),
+            *((2, 3, 4, 6, 8, 12, 16, 24), (0, 1, 2, 3, 4, 6, 8, 12, 13)),
+        ),
+        ("linear:block_gap=3", (20, 9), (2, 8, 16, 20), (0, 1, 3, 6, 9)),
+        ("linear:row_gap=1:block_gap=1", (4, 2), (2, 3, 4), (0, 1, 2)),
+        ("pad_limit:absolute=0:relative=0", (4, 3), (2, 3, 4), (0, 1, 2, 3)),
+        (
+            *("pad_limit:absolute=0:relative=0.5", (32, 63)),
+            *((3, 7, 15, 32), (0, 1, 3, 7, 15, 31, 63)),
+        ),
+    ],
+)
+def test_edges_follow_the_rule(spec, limits, row_edges, block_edges) -> None:
+    table = table_of(make_strategy(spec), *limits)
+    assert (table.row_edges, table.block_edges) == (row_edges, block_edges)
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
@@ -136,12 +125,7 @@ def test_continuous_shapes_are_never_padded() -> None:
     assert (table.max_rows, table.max_blocks) == (4, 12)
 
 
-def test_specs_set_options() -> None:
-    assert make_strategy("pow2") == PowersOfTwo()
-    assert make_strategy("linear:block_gap=4") == Linear(block_gap=4)
-    assert make_strategy("pad_limit:relative=0.5:absolute=3") == PadLimit(
-        relative=0.5, absolute=3
-    )
+def test_a_simulator_has_a_strategy_more() -> None:
     assert make_strategy("none", SIMULATED_STRATEGIES) == Continuous()
 
 

@@ -6,7 +6,7 @@ import pytest
 from fakes import make_request
 from jserve_sched.bucket_strategies import Continuous
 from jserve_sched.buckets import BucketTable
-from jserve_sched.chunker import SlidingChunker
+from jserve_sched.chunker import choose_budget
 from jserve_sched.forwarder import BatchForwarder, Prompts
 from step_costs import Curve, Staircase, make_view
 
@@ -22,21 +22,13 @@ def forwarder_of(table: BucketTable, predictor: Curve | Staircase) -> BatchForwa
     return BatchForwarder(make_view(table, predictor), [], prompt)
 
 
-def budget(chunker: SlidingChunker, forwarder: BatchForwarder, **times: float) -> int:
-    size = 32 if len(forwarder.edges) < 10 else 1
-    return chunker.budget(forwarder, **times, block_tokens=size)
-
-
 @pytest.mark.parametrize("search", ["ternary", "edges"])
 def test_convex_times_split_the_two_budgets_evenly(search: str) -> None:
     forwarder = forwarder_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3 + 1e-6 * t**2))
     current_s, next_s = 3.0, 2.0
     both = forwarder.largest_within(current_s) + forwarder.largest_within(next_s)
-    chosen = budget(
-        SlidingChunker(objective="time", search=search),
-        forwarder,
-        current_s=current_s,
-        next_s=next_s,
+    chosen = choose_budget(
+        forwarder, current_s=current_s, next_s=next_s, objective="time", search=search
     )
     assert chosen == pytest.approx(both / 2, abs=16)
 
@@ -45,11 +37,8 @@ def test_convex_times_split_the_two_budgets_evenly(search: str) -> None:
 @pytest.mark.parametrize("search", ["ternary", "edges"])
 def test_an_affine_cost_gains_nothing_over_greedy(objective: str, search: str) -> None:
     forwarder = forwarder_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3))
-    chosen = budget(
-        SlidingChunker(objective=objective, search=search),
-        forwarder,
-        current_s=2.0,
-        next_s=1.5,
+    chosen = choose_budget(
+        forwarder, current_s=2.0, next_s=1.5, objective=objective, search=search
     )
     assert chosen == forwarder.largest_within(2.0) == 1000
 
@@ -60,9 +49,7 @@ def test_figure_1_gains_tokens_in_the_same_time() -> None:
     forwarder = forwarder_of(
         CONTINUOUS, Curve(lambda t: 0.02 + 9e-5 * t**0.98 + 4e-8 * t**2)
     )
-    chosen = budget(
-        SlidingChunker(objective="tokens"), forwarder, current_s=0.100, next_s=0.050
-    )
+    chosen = choose_budget(forwarder, current_s=0.100, next_s=0.050, objective="tokens")
     greedy = forwarder.largest_within(0.100) + forwarder.largest_within(0.050)
     left_s = 0.150 - float(forwarder.predict(np.array([chosen]))[0])
     assert chosen + forwarder.largest_within(left_s) > greedy
@@ -74,9 +61,7 @@ def test_on_a_staircase_the_budget_is_an_edge() -> None:
     stairs = Staircase(lambda blocks: np.vectorize(steps_s.get)(blocks))
     forwarder = forwarder_of(TABLE, stairs)
     # 16 + 8 blocks take 50; 8 + 16 the same; 16 now is the larger.
-    exact = budget(
-        SlidingChunker(objective="time"), forwarder, current_s=31.0, next_s=21.0
-    )
+    exact = choose_budget(forwarder, current_s=31.0, next_s=21.0, objective="time")
     assert exact == 16
 
 
@@ -86,26 +71,10 @@ def test_work_that_does_not_exist_is_not_counted(work_tokens: int) -> None:
     prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([float(work_tokens)]))
     forwarder = BatchForwarder(view, [], prompt)
     for objective in ("tokens", "time"):
-        chunker = SlidingChunker(objective=objective)
-        chosen = budget(chunker, forwarder, current_s=1.85, next_s=1.85)
+        chosen = choose_budget(
+            forwarder, current_s=1.85, next_s=1.85, objective=objective
+        )
         assert chosen == 850, objective
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_exact_is_never_worse_where_the_price_is_no_staircase(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    slope_s, bend_s = rng.uniform(1e-4, 1e-3), rng.uniform(0, 1e-6)
-    curve = Curve(lambda t: 0.005 + slope_s * t + bend_s * t**2)
-    forwarder = forwarder_of(TABLE, curve)
-    current_s, next_s = rng.uniform(0.01, 0.6, 2)
-    both = forwarder.largest_within(current_s) + forwarder.largest_within(next_s)
-    total_s = {}
-    for search in ("ternary", "edges"):
-        chunker = SlidingChunker(objective="time", search=search)
-        first = budget(chunker, forwarder, current_s=current_s, next_s=next_s)
-        pair = forwarder.predict(np.array([first, both - first]))
-        total_s[search] = float(pair.sum())
-    assert total_s["edges"] <= total_s["ternary"] * (1 + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -123,8 +92,12 @@ def test_exact_is_never_worse_than_ternary_and_keeps_both_limits(seed: int) -> N
         return float(steps_s[first] + steps_s[both - first])
 
     found = {
-        search: SlidingChunker(objective="time", search=search).budget(
-            forwarder, current_s=current_s, next_s=next_s, block_tokens=32
+        search: choose_budget(
+            forwarder,
+            current_s=current_s,
+            next_s=next_s,
+            objective="time",
+            search=search,
         )
         for search in ("ternary", "edges")
     }
@@ -137,23 +110,12 @@ def test_exact_is_never_worse_than_ternary_and_keeps_both_limits(seed: int) -> N
 
 def test_nothing_to_protect_leaves_the_step_full() -> None:
     forwarder = forwarder_of(TABLE, Staircase(lambda blocks: blocks))
-    assert budget(
-        SlidingChunker(), forwarder, current_s=math.inf, next_s=math.inf
-    ) == max(EDGES)
+    assert choose_budget(forwarder, current_s=math.inf, next_s=math.inf) == max(EDGES)
 
 
 def test_all_the_work_at_once_if_it_fits() -> None:
     view = make_view(TABLE, Staircase(lambda blocks: 1 + blocks))
     prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([90.0]))
     forwarder = BatchForwarder(view, [], prompt)
-    chosen = budget(SlidingChunker(), forwarder, current_s=6.0, next_s=9.0)
+    chosen = choose_budget(forwarder, current_s=6.0, next_s=9.0)
     assert chosen >= forwarder.num_blocks == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"objective": "joy"}, "objective='joy'"), ({"search": "luck"}, "search='luck'")],
-)
-def test_unknown_options_are_refused(options: dict[str, str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SlidingChunker(**options)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jserve_sched.constructor import BatchConstructor
+from jserve_sched.constructor import select
 
 
 def brute_force(slack_s, weight, is_at_risk, capacity) -> list[int]:
@@ -43,7 +43,7 @@ def test_figure_2_keeps_the_first_and_the_third() -> None:
     slack_s = np.array([0.060, 0.080, 0.060, 0.150])
     weight = np.array([20, 35, 30, 10])
     capacity = np.array([50, 68, 50, 100])
-    chosen = BatchConstructor().select(
+    chosen = select(
         slack_s=slack_s,
         weight=weight,
         is_at_risk=slack_s < 0.095,
@@ -60,14 +60,18 @@ def test_it_equals_brute_force(seed: int) -> None:
     weight = rng.integers(1, 12, count)
     capacity = np.floor(np.maximum(slack_s, 0) * rng.uniform(50, 200)).astype(int)
     is_at_risk = rng.random(count) < 0.6
-    chosen = BatchConstructor(max_anchors=12).select(
-        slack_s=slack_s, weight=weight, is_at_risk=is_at_risk, capacity=capacity
+    chosen = select(
+        slack_s=slack_s,
+        weight=weight,
+        is_at_risk=is_at_risk,
+        capacity=capacity,
+        max_anchors=12,
     )
     assert chosen.tolist() == brute_force(slack_s, weight, is_at_risk, capacity)
 
 
 def test_late_requests_are_neither_anchors_nor_in_the_pool() -> None:
-    chosen = BatchConstructor().select(
+    chosen = select(
         slack_s=np.array([-0.1, 0.0, 0.05]),
         weight=np.array([1, 1, 1]),
         is_at_risk=np.array([True, True, True]),
@@ -77,7 +81,7 @@ def test_late_requests_are_neither_anchors_nor_in_the_pool() -> None:
 
 
 def test_no_anchor_that_fits_selects_nothing() -> None:
-    chosen = BatchConstructor().select(
+    chosen = select(
         slack_s=np.array([0.01, 0.5]),
         weight=np.array([8, 1]),
         is_at_risk=np.array([True, False]),
@@ -87,7 +91,7 @@ def test_no_anchor_that_fits_selects_nothing() -> None:
 
 
 def test_requests_that_were_promised_nothing_may_fill_up() -> None:
-    chosen = BatchConstructor().select(
+    chosen = select(
         slack_s=np.array([0.05, np.inf, np.inf]),
         weight=np.array([2, 3, 50]),
         is_at_risk=np.array([True, False, False]),

@@ -4,12 +4,6 @@ from fakes import make_request
 from jserve_sched.slo import Slo
 
 
-def test_an_answer_is_expected_to_be_as_long_as_it_may() -> None:
-    request = make_request(8, 40)
-    assert request.predicted_output_tokens == 40
-    assert request.expected_tokens_left == 40
-
-
 @pytest.mark.parametrize(
     ("tokens", "predicted"),
     [(-5, 6), (1, 6), (6, 6), (7, 7), (40, 40), (10**9, 40)],
@@ -46,7 +40,7 @@ def test_a_completion_bound_is_paced_over_the_predicted_length() -> None:
     request = make_request(8, 401, slo=Slo(ttlt_s=8.0))
     first_s = request.next_deadline_s
     request.predict(5)
-    assert request.first_deadline_s == first_s == request.next_deadline_s == 4.0
+    assert request.pacing.first_s == first_s == request.next_deadline_s == 4.0
     due_s = []
     for num_outputs in range(1, 7):
         request.output_tokens = [1] * num_outputs

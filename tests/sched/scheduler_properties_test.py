@@ -21,7 +21,7 @@ from step_costs import Staircase
 SPECS = (
     *("fcfs", "edf", "sjf", "qoserve", "sliding", "edf:chunk_tokens=12"),
     "sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off",
-    "sliding:sorter=mlps:constructor=off:late=off",
+    "sliding:sorter=mlps:constructor=off",
     "sliding:fill=off:sorter=off",
     "sliding:chunker=off",
     *("laxity", "annealing:proposals=20", "annealing+sliding:proposals=20"),

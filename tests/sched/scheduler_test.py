@@ -1,21 +1,10 @@
 import numpy as np
 import pytest
 
-from fakes import Driver, expected_output, make_request, make_scheduler
+from fakes import SMALL_TABLE, Driver, expected_output, make_request, make_scheduler
 from jserve_sched.buckets import BucketTable
 from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.request import FinishReason, RequestState
-
-
-@pytest.mark.parametrize("lag", [0, 1])
-def test_a_lone_request_yields_its_tokens(lag: int) -> None:
-    driver = Driver(make_scheduler(), lag=lag)
-    request = make_request(11, 5)
-    driver.scheduler.submit(request)
-    driver.run()
-    assert request.output_tokens == expected_output(request)
-    assert request.finish_reason is FinishReason.LENGTH
-    assert driver.scheduler.ledger.num_available == 64
+from jserve_sched.request import FinishReason
 
 
 def test_the_plan_is_projected_one_step_ahead() -> None:
@@ -30,16 +19,6 @@ def test_the_plan_is_projected_one_step_ahead() -> None:
     assert [(row.start, row.num_tokens) for row in second.decodes] == [(4, 1)]
     scheduler.dispatch(second, 0.0)
     assert scheduler.plan(0.0) is None, "two plans are in flight"
-
-
-def test_nothing_is_planned_past_max_tokens() -> None:
-    scheduler = make_scheduler()
-    request = make_request(4, 1)
-    scheduler.submit(request)
-    plan = scheduler.plan(0.0)
-    assert plan is not None
-    scheduler.dispatch(plan, 0.0)
-    assert scheduler.plan(0.0) is None
 
 
 def test_a_stop_token_ends_it_and_the_row_in_flight_is_discarded() -> None:
@@ -122,17 +101,6 @@ def test_the_latest_arrival_is_preempted_and_finishes_with_its_tokens() -> None:
         assert request.output_tokens == expected_output(request)
 
 
-def test_what_can_never_run_is_refused_at_submit() -> None:
-    scheduler = make_scheduler(num_pages=4, page_size=8, max_model_len=64)
-    with pytest.raises(ValueError, match="context of 64"):
-        scheduler.submit(make_request(60, 5))
-    with pytest.raises(ValueError, match="KV pool of 32"):
-        scheduler.submit(make_request(30, 5))
-    scheduler.submit(make_request(8, 5, request_id="a"))
-    with pytest.raises(ValueError, match="in use"):
-        scheduler.submit(make_request(8, 5, request_id="a"))
-
-
 def test_prefill_stops_at_the_token_limit_and_says_so() -> None:
     scheduler = make_scheduler(max_num_batched_tokens=8 + 2 * 4)
     scheduler.submit(make_request(40, 1))
@@ -141,24 +109,6 @@ def test_prefill_stops_at_the_token_limit_and_says_so() -> None:
     # 16 tokens less the smallest row bucket of 2 hold three blocks; the edge is 2.
     assert plan.bucket.num_blocks == 2 and plan.num_blocks == 2
     assert plan.ended_by is PlanEnd.FULL
-
-
-def test_an_empty_queue_ends_the_plan_with_no_work() -> None:
-    scheduler = make_scheduler()
-    scheduler.submit(make_request(9, 1))
-    plan = scheduler.plan(0.0)
-    assert plan is not None
-    assert (plan.num_blocks, plan.bucket.num_blocks) == (3, 4)
-    assert plan.ended_by is PlanEnd.NO_WORK
-
-
-def test_no_slot_left_ends_the_plan_with_rows() -> None:
-    scheduler = make_scheduler(max_num_seqs=1)
-    scheduler.submit(make_request(9, 4))
-    scheduler.submit(make_request(9, 4))
-    plan = scheduler.plan(0.0)
-    assert plan is not None and len(plan.chunks) == 1
-    assert plan.ended_by is PlanEnd.ROWS
 
 
 def test_a_prompt_that_does_not_fit_beside_the_others_waits_for_pages() -> None:
@@ -172,17 +122,6 @@ def test_a_prompt_that_does_not_fit_beside_the_others_waits_for_pages() -> None:
     plan = scheduler.plan(0.0)
     assert plan is not None and plan.ended_by is PlanEnd.PAGES
     assert scheduler.num_waiting == 1
-
-
-def test_state_follows_the_request() -> None:
-    driver = Driver(make_scheduler())
-    request = make_request(4, 2)
-    assert request.state is RequestState.WAITING
-    driver.scheduler.submit(request)
-    driver.step()
-    assert request.state is RequestState.RUNNING
-    driver.run()
-    assert request.state is RequestState.FINISHED
 
 
 def test_shapes_may_change_between_plans() -> None:
@@ -229,3 +168,26 @@ def test_who_knows_the_ends_may_repeat_steps_in_spite_of_stop_tokens() -> None:
     assert scheduler.num_steps_alike(plans[-1]) == 0, "any token might end it"
     for most, num_steps in ((0, 0), (3, 3), (18, 18), (100, 18)):
         assert scheduler.num_steps_alike(plans[-1], most) == num_steps
+
+
+def test_parts_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_num_seqs=9 exceeds the largest row edge"):
+        make_scheduler(max_num_seqs=9)
+    least = SMALL_TABLE.row_edges[-1] + SMALL_TABLE.block_tokens
+    with pytest.raises(ValueError, match=f"beside 8 rows: at least {least}"):
+        make_scheduler(max_num_batched_tokens=least - 1)
+    make_scheduler(max_num_batched_tokens=least)
+    with pytest.raises(ValueError, match="page_size=6 is not a multiple of"):
+        make_scheduler(page_size=6)
+
+
+def test_a_request_fits_the_context_and_the_pool_or_is_refused() -> None:
+    scheduler = make_scheduler(num_pages=4, page_size=8, max_model_len=64)
+    scheduler.submit(make_request(20, 12))
+    with pytest.raises(ValueError, match="are 33 tokens, over the KV pool of 32"):
+        scheduler.submit(make_request(20, 13))
+    with pytest.raises(ValueError, match="are 65 tokens, over the context of 64"):
+        scheduler.submit(make_request(20, 45))
+    scheduler.submit(make_request(8, 5, request_id="a"))
+    with pytest.raises(ValueError, match="in use"):
+        scheduler.submit(make_request(8, 5, request_id="a"))

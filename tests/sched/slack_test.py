@@ -4,7 +4,7 @@ import pytest
 
 from fakes import make_request
 from jserve_sched.request import Request
-from jserve_sched.slack import decode_slack
+from jserve_sched.slack import tightest_slack
 from jserve_sched.slo import Slo
 
 
@@ -14,63 +14,54 @@ def decoding(num_outputs: int, slo: Slo, arrival_s: float = 0.0) -> Request:
     return request
 
 
+def slack(decodes, start_s: float, least_s: float = 0.0):
+    """Until the next token is wanted, and until the one after, seconds."""
+    current_s, next_s = tightest_slack(decodes, start_s=start_s, least_s=least_s)
+    return pytest.approx((current_s, current_s + next_s))
+
+
 def test_two_windows_add_up_to_the_tightest_second_deadline() -> None:
     decodes = [
         decoding(3, Slo(ttft_s=1.0, tbt_s=0.04), arrival_s=5.0),
         decoding(9, Slo(ttft_s=0.8, tbt_s=0.08), arrival_s=4.9),
     ]
-    slack = decode_slack(decodes, start_s=6.0)
-    assert slack.next_s == pytest.approx([0.12, 0.42])
-    assert slack.after_s == pytest.approx([0.16, 0.50])
-    current_s, next_s = slack.tightest(0.0)
-    assert current_s == pytest.approx(0.12)
-    assert current_s + next_s == pytest.approx(0.16)
+    assert slack(decodes, 6.0) == (0.12, 0.16)
+    assert slack(decodes[1:], 6.0) == (0.42, 0.50)
 
 
 def test_an_answer_longer_than_predicted_is_due_at_the_end() -> None:
     request = decoding(0, Slo(ttlt_s=10.0))
     request.predict(5)  # paced at 5, 6.25, 7.5, 8.75 and 10 s
-    request.output_tokens = [1] * 4
-    assert decode_slack([request], 7.0).next_s == pytest.approx([3.0])
+    request.output_tokens = [1] * 2
+    assert slack([request], 7.0) == (0.5, 1.75)
+    # Neither at once nor at leisure; then a pace on, as for a last token.
     request.output_tokens = [1] * 40
-    slack = decode_slack([request], 7.0)
-    assert slack.next_s == pytest.approx([3.0])  # neither at once nor at leisure
-    assert slack.after_s == pytest.approx([4.25])  # a pace on, as for a last token
+    assert slack([request], 7.0) == (3.0, 4.25)
 
 
 def test_tokens_in_flight_count_as_produced() -> None:
     request = decoding(3, Slo(ttft_s=1.0, tbt_s=0.04))
     request.num_pending = 1
-    assert decode_slack([request], 1.0).next_s == pytest.approx([0.16])
+    assert slack([request], 1.0) == (0.16, 0.20)
 
 
-def test_a_decode_that_cannot_be_in_time_holds_nobody_back() -> None:
+def test_a_decode_that_cannot_be_in_time_delays_no_prefill() -> None:
     decodes = [
         decoding(1, Slo(ttft_s=1.0, tbt_s=0.04)),
         decoding(9, Slo(ttft_s=1.0, tbt_s=0.1)),
     ]
-    slack = decode_slack(decodes, start_s=1.03)  # 10 ms and 870 ms left
-    assert slack.tightest(0.005)[0] == pytest.approx(0.01)
-    assert slack.tightest(0.02)[0] == pytest.approx(0.87)
-    assert slack.tightest(2.0) == (math.inf, math.inf)
+    for least_s, current_s in ((0.005, 0.01), (0.02, 0.87), (2.0, math.inf)):
+        found, _ = tightest_slack(decodes, start_s=1.03, least_s=least_s)
+        assert found == pytest.approx(current_s)
 
 
 def test_after_a_first_token_the_pace_of_the_completion_bound_counts() -> None:
     request = make_request(1, 10, slo=Slo(ttft_s=2.0, ttlt_s=10.0))
-    slack = decode_slack([request], start_s=0.0)
-    assert slack.next_s == pytest.approx([2.0])
-    assert slack.after_s == pytest.approx([5.0 + 5.0 / 9])
+    assert slack([request], 0.0) == (2.0, 5.0 + 5.0 / 9)
 
 
-def test_no_promise_and_no_decode_mean_no_limit() -> None:
-    assert decode_slack([], 0.0).tightest(0.0) == (math.inf, math.inf)
-    free = decode_slack([decoding(2, Slo(ttft_s=1.0))], 0.0)
-    assert free.tightest(0.0) == (math.inf, math.inf)
-
-
-def test_a_completion_bound_has_slack_too() -> None:
-    request = make_request(8, 5, slo=Slo(ttlt_s=8.0))
-    request.output_tokens.extend([1, 1])
-    slack = decode_slack([request], start_s=5.0)
-    assert slack.next_s == pytest.approx([1.0])
-    assert slack.after_s == pytest.approx([2.0])
+def test_no_objective_and_no_decode_mean_no_limit() -> None:
+    free = decoding(2, Slo(ttft_s=1.0))
+    for decodes in ([], [free]):
+        found = tightest_slack(decodes, start_s=0.0, least_s=0.0)
+        assert found == (math.inf, math.inf)

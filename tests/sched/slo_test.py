@@ -118,11 +118,6 @@ def dues(slo: Slo, num_tokens: int) -> list[float]:
     return [pacing.deadline_s(k) for k in range(num_tokens)]
 
 
-def test_token_deadlines_are_the_papers() -> None:
-    slo = Slo(ttft_s=1.0, tbt_s=0.5)
-    assert dues(slo, 4) == [slo.token_deadline_s(100.0, k) for k in range(4)]
-
-
 def test_a_completion_bound_is_paced_over_the_tokens() -> None:
     assert dues(Slo(ttlt_s=8.0), 5) == [104.0, 105.0, 106.0, 107.0, 108.0]
     assert dues(Slo(ttlt_s=8.0), 1) == [104.0]

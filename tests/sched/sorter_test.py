@@ -7,14 +7,14 @@ from fakes import make_request
 from jserve_sched.bucket_strategies import Continuous
 from jserve_sched.forwarder import BatchForwarder, remaining_prompts
 from jserve_sched.slo import Slo
-from jserve_sched.sorter import PrioritySorter, surplus
+from jserve_sched.sorter import rank, surplus
 from step_costs import Curve, make_view
 
 TABLE = Continuous().table(max_num_seqs=8, max_num_batched_tokens=1032, block_tokens=1)
 NOW_S = 10.0
 
 
-def rank(sorter: PrioritySorter, requests, tokens_per_s: float | None = 1000.0):
+def ranked(requests, tokens_per_s: float | None = 1000.0, **options) -> list[str]:
     view = make_view(
         TABLE,
         Curve(lambda tokens: tokens / 1000),
@@ -23,7 +23,7 @@ def rank(sorter: PrioritySorter, requests, tokens_per_s: float | None = 1000.0):
     )
     prompts = remaining_prompts(view, requests)
     forwarder = BatchForwarder(view, [], prompts)
-    ranking = sorter.rank(view, forwarder, prompts)
+    ranking = rank(view, forwarder, prompts, **options)
     return [requests[index].request_id for index in ranking.order]
 
 
@@ -43,7 +43,7 @@ def six():
 
 
 def test_levels_then_the_least_work_left() -> None:
-    assert rank(PrioritySorter(rule="mlps", late="past"), six()) == [
+    assert ranked(six(), sorter="mlps") == [
         "guarded",
         "urgent-short",
         "urgent-long",
@@ -53,29 +53,12 @@ def test_levels_then_the_least_work_left() -> None:
     ]
 
 
-def test_the_printed_key_makes_the_late_urgent() -> None:
-    assert rank(PrioritySorter(rule="mlps", late="off"), six())[:2] == [
-        "guarded",
-        "late",
-    ]
-
-
 def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
     requests = [
         make_request(800, 4, request_id="hopeless", slo=Slo(ttft_s=NOW_S + 0.7)),
         make_request(900, 4, request_id="in time", slo=Slo(ttft_s=NOW_S + 1.0)),
     ]
-    hopeless, past = (
-        PrioritySorter(rule="mlps", late="hopeless"),
-        PrioritySorter(rule="mlps", late="past"),
-    )
-    assert rank(hopeless, requests) == ["in time", "hopeless"]
-    assert rank(past, requests) == ["hopeless", "in time"]
-
-
-def test_guarded_requests_are_not_pushed_back_when_late() -> None:
-    late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
-    assert rank(PrioritySorter(rule="mlps"), [*six(), late])[0] == "g"
+    assert ranked(requests, sorter="mlps") == ["in time", "hopeless"]
 
 
 @pytest.mark.parametrize("alpha", [0.5, 0.9])
@@ -84,14 +67,12 @@ def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha: float) -> None
         make_request(100, 4, request_id="calm", slo=Slo(ttft_s=NOW_S + 9)),
         make_request(700, 4, request_id="tight", slo=Slo(ttft_s=NOW_S + 1)),
     ]
-    first = rank(PrioritySorter(rule="mlps", alpha=alpha), requests)[0]
+    first = ranked(requests, sorter="mlps", alpha=alpha)[0]
     assert first == ("tight" if alpha < 0.7 else "calm")
 
 
 def test_before_any_step_was_seen_the_predictor_stands_in() -> None:
-    assert rank(PrioritySorter(rule="mlps"), six(), tokens_per_s=None) == rank(
-        PrioritySorter(rule="mlps"), six(), tokens_per_s=1000.0
-    )
+    assert ranked(six(), None, sorter="mlps") == ranked(six(), sorter="mlps")
 
 
 def test_ties_go_by_arrival() -> None:
@@ -99,7 +80,7 @@ def test_ties_go_by_arrival() -> None:
         make_request(9, 4, request_id=name, arrival_s=arrival_s, slo=Slo(ttft_s=60.0))
         for name, arrival_s in (("second", 2.0), ("first", 1.0))
     ]
-    assert rank(PrioritySorter(rule="mlps"), requests) == ["first", "second"]
+    assert ranked(requests, sorter="mlps") == ["first", "second"]
 
 
 def test_by_deadline_if_everybody_can_be_in_time() -> None:
@@ -107,8 +88,8 @@ def test_by_deadline_if_everybody_can_be_in_time() -> None:
         make_request(400, 4, request_id=name, slo=Slo(ttft_s=NOW_S + slack_s))
         for name, slack_s in (("c", 1.3), ("a", 0.5), ("b", 0.9))
     ]
-    assert rank(PrioritySorter(), requests) == ["a", "b", "c"]
-    assert rank(PrioritySorter(rule="off"), requests) == ["a", "b", "c"]
+    assert ranked(requests) == ["a", "b", "c"]
+    assert ranked(requests, sorter="off") == ["a", "b", "c"]
 
 
 def test_moore_gives_up_the_longest_and_saves_the_others() -> None:
@@ -120,14 +101,14 @@ def test_moore_gives_up_the_longest_and_saves_the_others() -> None:
             ("second", 300, 1.2),
         )
     ]
-    assert rank(PrioritySorter(), requests) == ["first", "second", "long"]
-    assert rank(PrioritySorter(rule="off"), requests)[0] == "long"
+    assert ranked(requests) == ["first", "second", "long"]
+    assert ranked(requests, sorter="off")[0] == "long"
 
 
 def test_moore_guards_whom_it_would_give_up() -> None:
     late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
-    assert rank(PrioritySorter(), [*six(), late])[0] in ("g", "guarded")
-    assert rank(PrioritySorter(), six()[:-1])[-1] == "late"
+    assert ranked([*six(), late])[0] in ("g", "guarded")
+    assert ranked(six()[:-1])[-1] == "late"
 
 
 def test_moore_counts_the_work_of_the_guarded_for_the_others() -> None:
@@ -142,7 +123,7 @@ def test_moore_counts_the_work_of_the_guarded_for_the_others() -> None:
     view = make_view(TABLE, Curve(lambda t: t / 1000), now_s=NOW_S)
     prompts = remaining_prompts(view, requests)
     forwarder = BatchForwarder(view, [], prompts)
-    ranking = PrioritySorter().rank(view, forwarder, prompts)
+    ranking = rank(view, forwarder, prompts)
     assert ranking.late.sum() == 2, "only one of three can be in time"
     assert requests[ranking.order[0]].request_id == "guarded"
 
@@ -156,8 +137,8 @@ def test_a_wish_that_has_passed_is_no_broken_promise() -> None:
         make_request(40, 4, request_id=f"o{i}", slo=Slo(ttft_s=NOW_S + 200))
         for i in range(3)
     ]
-    assert rank(PrioritySorter(), [*others, old])[0] == "old"
-    assert rank(PrioritySorter(rule="mlps"), [*others, old])[0] == "old"
+    assert ranked([*others, old])[0] == "old"
+    assert ranked([*others, old], sorter="mlps")[0] == "old"
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -178,12 +159,3 @@ def test_no_other_choice_saves_more(seed: int) -> None:
         is_in_time(list(chosen))
         for chosen in itertools.combinations(range(count), len(kept) + 1)
     )
-
-
-def test_unknown_rules_are_refused() -> None:
-    with pytest.raises(ValueError, match="sorter='magic'"):
-        PrioritySorter(rule="magic")
-    with pytest.raises(ValueError, match="late='maybe'"):
-        PrioritySorter(rule="mlps", late="maybe")
-    with pytest.raises(ValueError, match="epsilon_s=0 is not above 0"):
-        PrioritySorter(epsilon_s=0)

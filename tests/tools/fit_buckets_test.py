@@ -1,22 +1,72 @@
+"""jserve-fit-buckets: what it fits to, what it writes, and when it refuses."""
+
 import json
+import logging
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
+from jserve_sched import features
 from jserve_sched.bucket_strategies import Explicit
-from jserve_sched.buckets import table_from_json
+from jserve_sched.buckets import BucketTable, table_from_json
+from jserve_sched.predictor import StepSample
 from jserve_sched.step_demand import demand_from_json
+from jserve_sched.table_predictor import TablePredictor
+from jserve_tools.fit_config import FitConfig
+from jserve_tools.recorded_fits import fit
+from jserve_tools.samples import Samples, write_samples
+from jserve_tools.step_logs import RecordedStep
 
-SMALL = (
-    *("--workload=sharegpt", "--qps=6", "--num_requests=60", "--max_model_len=4096"),
-    *("--max_num_seqs=16", "--max_num_batched_tokens=272"),
-)
+A100 = "a100-llama3-8b"
+TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4, 8))
 
 
-def fit_buckets(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def record(
+    folder: pathlib.Path,
+    *,
+    earlier: Sequence[int] = (3,),
+    later: int = 3,
+    later_rows: int = 5,
+    num_steps: int = 300,
+    table: BucketTable = TABLE,
+    times: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Writes a log of steps of 5 rows and some blocks, others in the later half."""
+    header = {
+        "format": "jserve-step-log",
+        "version": 1,
+        "fields": RecordedStep._fields,
+        "block_tokens": 32,
+        "page_size": 128,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 264,
+        "policy": "edf",
+        "buckets": table.to_json(),
+        "step_times": times,
+    }
+    lines: list[Any] = [header]
+    for number in range(num_steps):
+        is_early = 2 * number < num_steps
+        blocks = earlier[number % len(earlier)] if is_early else later
+        used = (5 if is_early else later_rows, blocks)
+        bucket = table.fit(*used)
+        edges = (bucket.num_rows, bucket.num_blocks)
+        lines.append([0.05 * number, *edges, *used, 1, 1, 0, 0.02, 0.015, 0.022])
+    path = folder / "steps.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def config(path: pathlib.Path, **others: Any) -> FitConfig:
+    return FitConfig(step_log=(path,), cost_model=A100, **others)
+
+
+def program(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "jserve_tools.fit_buckets", *arguments],
         capture_output=True,
@@ -25,57 +75,154 @@ def fit_buckets(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_simulated_load_gives_a_file_that_a_server_loads(
+def test_the_file_that_is_written_is_one_that_a_server_loads(
     tmp_path: pathlib.Path,
 ) -> None:
     output = tmp_path / "folder" / "buckets.json"
-    program = fit_buckets(*SMALL, "--max_programs=16", f"--output={output}")
-    assert program.returncode == 0, program.stderr
+    log = record(tmp_path, later=6)
+    arguments = (f"--step_log={log}", f"--cost_model={A100}", "--prior_share=0")
+    done = program(*arguments, "--max_programs=8", f"--output={output}", "--force")
+    assert done.returncode == 0, done.stderr
     text = output.read_text()
     table = table_from_json(text)
+    assert 5 in table.row_edges
+    assert {3, 6} <= set(table.block_edges)
     # Loaded as a server loads it, with the same limits.
     served = Explicit(row_edges=table.row_edges, block_edges=table.block_edges).table(
-        max_num_seqs=16, max_num_batched_tokens=272, block_tokens=32
+        max_num_seqs=8, max_num_batched_tokens=264, block_tokens=32
     )
-    assert served.num_programs <= 16
+    assert served.num_programs <= 8
     file: dict[str, Any] = json.loads(text)
     demand = demand_from_json(json.dumps(file["demand"]))
-    assert demand.rows.max() <= 16
-    assert demand.last_block.max() <= 8
-    fit = file["fit"]
-    assert fit["source"] == "simulated"
-    assert (fit["workload"], fit["qps"], fit["policy"]) == ("sharegpt", 6.0, "fcfs")
-    assert fit["history"]["is_converged"]
-    assert fit["command"][0] == "jserve-fit-buckets"
-    report = json.loads(program.stdout.splitlines()[-1])
+    assert (demand.rows.max(), demand.last_block.max()) == (5, 6)
+    assert file["fit"]["measured_over_predicted"] == pytest.approx(1.1)
+    assert file["fit"]["policies"] == ["edf"]
+    assert file["fit"]["command"][0] == "jserve-fit-buckets"
+    report = json.loads(done.stdout.splitlines()[-1])
     assert report["row_edges"] == list(table.row_edges)
-    assert report["fit"] == fit
-    rows = report["comparison"]
-    assert rows[0]["bucket_strategy"] == "pow2"
-    assert "no change is left" in program.stdout
+    assert report["fit"] == file["fit"]
+
+
+def test_a_fit_is_judged_on_the_later_half_beside_pow2(tmp_path: pathlib.Path) -> None:
+    found = fit(config(record(tmp_path), max_programs=6, prior_share=0.0))
+    pow2, fitted = found["fit"]["comparison"]
+    assert (pow2["bucket_strategy"], fitted["bucket_strategy"]) == ("pow2", "fitted")
+    assert pow2["num_programs"] <= 6 and fitted["num_programs"] <= 6
+    assert fitted["later"]["pad_share_time"] == pytest.approx(0.0, abs=1e-9)
+    assert fitted["later"]["expected_s"] < pow2["later"]["expected_s"]
+
+
+def test_without_a_cost_model_steps_are_priced_as_the_server_measured(
+    tmp_path: pathlib.Path,
+) -> None:
+    predictor = TablePredictor(TABLE, max_pages_per_row=8)
+    predictor.fit(
+        StepSample(
+            features.uniform_features(
+                bucket, decode_pages=1, block_pages=1, page_size=128
+            ),
+            1e-3 + 1e-4 * bucket.num_tokens,
+        )
+        for bucket in TABLE.buckets
+    )
+    log = record(tmp_path, times=predictor.to_json())
+    found = fit(FitConfig(step_log=(log,), prior_share=0.0))["fit"]
+    assert found["step_times"] == "the log's"
+    # Steps of 5 rows and 3 blocks run as 8 and 4: 1 + 13.6 ms, where 1 + 10.1 do.
+    assert found["comparison"][0]["later"]["expected_s"] == pytest.approx(14.6e-3)
+    with pytest.raises(ValueError, match="holds no step times"):
+        fit(FitConfig(step_log=(record(tmp_path),)))
+
+
+def test_a_table_that_loses_is_written_by_force_alone(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Every count of blocks gets an edge beside 8 rows; then come steps of 2 rows.
+    log = record(tmp_path, earlier=range(1, 9), later=4, later_rows=2)
+    given = {"prior_share": 0.0}
+    with pytest.raises(ValueError, match="without --force") as caught:
+        fit(config(log, **given))
+    found = fit(config(log, force=True, **given))
+    pow2, fitted = (row["later"]["expected_s"] for row in found["fit"]["comparison"])
+    assert fitted > pow2
+    for number in (f"{fitted * 1e3:.3f} ms", f"{pow2 * 1e3:.3f} ms"):
+        assert number in str(caught.value)
+        assert number in caplog.text
+
+
+def test_blocks_beyond_a_full_set_of_rows_count_as_the_most(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = BucketTable((2, 8), (0, 4, 8, 12))
+    log = record(tmp_path, table=wide, earlier=(12,), later=12)
+    with caplog.at_level(logging.WARNING, logger="jserve"):
+        found = fit(config(log))
+    assert "up to 12 prefill blocks, more than the 8 that fit beside 8" in caplog.text
+    assert found["block_edges"][-1] == 8
+
+
+def test_a_profile_of_other_pages_is_refused(tmp_path: pathlib.Path) -> None:
+    rows = np.zeros((3, 11))
+    facts = {
+        "buckets": TABLE.to_json(),
+        "num_kv_tokens": 4096,
+        "max_model_len": 1024,
+        "engine": {
+            "page_size": 64,
+            "max_num_seqs": 8,
+            "max_num_batched_tokens": 264,
+        },
+    }
+    write_samples(
+        tmp_path / "samples.npz",
+        Samples(
+            features=rows,
+            duration_s=np.full((2, 3), 0.01),
+            split=np.zeros(3, np.int8),
+            timed_features=rows,
+            timed_s=np.full(3, 0.01),
+            facts=facts,
+        ),
+    )
+    spec = f"table:{tmp_path / 'samples.npz'}"
+    with pytest.raises(ValueError, match=r"page_size=128, but .* measured with 64"):
+        fit(FitConfig(step_log=(record(tmp_path),), cost_model=spec))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "give step_log, or workload or trace to simulate one"),
-        (("--step_log=steps.jsonl", "--qps=2"), "qps cannot be given with step_log"),
+        ((), "give step_log: "),
         (("--step_log={folder}/none",), "{folder}/none"),
-        (("--workload=sharegpt", "--qps=1,2"), "at one rate, not qps=[1.0, 2.0]"),
-        (("--workload=sharegpt", "--policy=nobody"), "'nobody' is unknown"),
+        (("--step_log={log}", "--max_programs=1"), "max_programs=1 is below 2"),
         (
-            (*SMALL, "--num_requests=2", "--max_programs=3"),
-            "steps are too few to fit buckets to: at least 200",
+            ("--step_log={log}", "--prior_share=1"),
+            "prior_share=1.0 is not in 0.0..0.99",
+        ),
+        (("--step_log={log}", "--output={folder}"), "output={folder} is a folder"),
+        (
+            ("--step_log={log}",),
+            "199 steps are too few to fit buckets to: at least 200",
         ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
     arguments: tuple[str, ...], message: str, tmp_path: pathlib.Path
 ) -> None:
+    places = {"folder": tmp_path, "log": record(tmp_path, num_steps=199)}
     output = tmp_path / "buckets.json"
-    given = [one.format(folder=tmp_path) for one in arguments]
-    program = fit_buckets(*given, f"--output={output}")
-    assert program.returncode == 1
-    assert message.format(folder=tmp_path) in program.stderr
-    assert len(program.stderr.splitlines()) == 1
+    given = [one.format(**places) for one in (f"--output={output}", *arguments)]
+    done = program(*given)
+    assert done.returncode == 1
+    assert message.format(**places) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
     assert not output.exists()
+
+
+def test_help_needs_no_numpy() -> None:
+    code = (
+        "import sys, jserve_tools.fit_buckets\n"
+        "print({'jax', 'numpy', 'scipy', 'fastapi'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

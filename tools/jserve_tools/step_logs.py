@@ -1,8 +1,8 @@
 """Step logs as files: reads what a server recorded, writes what a simulation ran.
 
-The one idea: a log is read as stretches of steps that share a header, since which
-plans were made depends on the shapes there were, and a server that warms up, or is
-started again with others, has several such tables in one log.
+A log is read as stretches of steps that share a header, since which plans were made
+depends on the shapes there were, and a server that warms up, or is started again with
+others, has several such tables in one log.
 
 The format is that of `jserve.step_recorder`.
 """
@@ -16,27 +16,27 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jserve.step_recorder import (
-    FIELDS,
-    FORMAT,
-    VERSION,
-    header_line,
-    rotated,
-    step_line,
-)
+from jserve.step_recorder import FORMAT, VERSION, header_line, step_line
 from jserve_sched.buckets import BucketTable, table_from_json
 from jserve_sched.cost_model import CostModel
 from jserve_sched.simulation_log import SimulatedStep
+from jserve_sched.step_demand import (
+    StepDemand,
+    StepTimes,
+    TbtBudgets,
+    demand_from_steps,
+    merge,
+)
+from jserve_sched.table_predictor import TablePredictor
 from jserve_sched.workload import Arrival
 from jserve_tools.documents import write_whole
 
 _LOG = logging.getLogger("jserve")
-
-TbtBudgets = Sequence[tuple[float, float]]  # (tbt_s, share of the requests)
+_LIMITS = ("block_tokens", "page_size", "max_num_seqs", "max_num_batched_tokens")
 
 
 class RecordedStep(NamedTuple):
-    """One step, by the fields of a line; see `jserve.step_recorder.LoggedStep`."""
+    """One step, by the fields of a line; see `jserve.step_recorder`."""
 
     end_s: float
     num_rows: int
@@ -52,76 +52,48 @@ class RecordedStep(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepLimits:
-    """The limits a server ran with; buckets are fitted for a server of the same.
-
-    Attributes:
-      block_tokens: tokens in one prefill block.
-      page_size: tokens in one KV page.
-      max_num_seqs: most requests in a step.
-      max_num_batched_tokens: most token positions in a step.
-    """
-
-    block_tokens: int
-    page_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} is not a whole number from 1 on")
-
-    def __str__(self) -> str:
-        return ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(self).items())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stretch:
     """Steps that ran one after another under one header.
 
     Attributes:
-      limits: the server's.
-      table: the shapes there were.
-      header: all that the header says.
-      steps: in order.
+      header: All that the header says.
+      table: Shapes that were compiled.
+      steps: The steps, in order.
     """
 
-    limits: StepLimits
-    table: BucketTable
     header: Mapping[str, Any]
-    steps: Sequence[RecordedStep]
+    table: BucketTable
+    steps: list[RecordedStep]
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """The server's limits; buckets are fitted for a server with the same."""
+        return {name: self.header[name] for name in _LIMITS}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepLogFile:
+class RecordedSteps:
     """What one or more step logs hold.
 
     Attributes:
-      limits: the same in all of them.
-      stretches: in order; each has a step.
+      stretches: In order; each has a step, and all have the same limits.
     """
 
-    limits: StepLimits
     stretches: Sequence[Stretch]
 
     @property
-    def num_steps(self) -> int:
-        """Steps in all."""
-        return sum(len(one.steps) for one in self.stretches)
+    def limits(self) -> dict[str, int]:
+        """The server's limits."""
+        return self.stretches[0].limits
 
     @property
-    def step_times(self) -> Mapping[str, Any] | None:
-        """The newest step times (`TablePredictor.to_json`); None if there are none."""
-        for one in reversed(self.stretches):
-            if one.header.get("step_times") is not None:
-                times: Mapping[str, Any] = one.header["step_times"]
-                return times
-        return None
+    def steps(self) -> list[RecordedStep]:
+        """All steps, in order."""
+        return [step for one in self.stretches for step in one.steps]
 
     @property
     def tbt_budgets(self) -> TbtBudgets:
-        """Times between tokens that the newest header's classes promise.
+        """Times between tokens that are objectives of the newest header's classes.
 
         A class without a share counts as much as the others without one.
         """
@@ -133,142 +105,142 @@ class StepLogFile:
         ]
         if not any(share for _, share in found):
             return [(tbt_s, 1.0 / len(found)) for tbt_s, _ in found]
-        return [(tbt_s, share) for tbt_s, share in found if share > 0]
+        return found
 
-    def halves(self) -> tuple[Sequence[Stretch], Sequence[Stretch]]:
-        """Returns the earlier and the later half of the steps."""
-        left = self.num_steps // 2
-        first: list[Stretch] = []
-        second: list[Stretch] = []
+    def measured(self) -> StepTimes:
+        """Returns the newest step times that a server measured when it was warm.
+
+        Raises:
+          ValueError: If no header holds any, or they are invalid.
+        """
+        headers = [one.header for one in self.stretches if one.header.get("step_times")]
+        if not headers:
+            raise ValueError(
+                "the step log holds no step times, which a server adds once it is warm:"
+                " give cost_model"
+            )
+        pages = max(max(step.decode_pages, step.block_pages) for step in self.steps)
+        times = headers[-1]["step_times"]
+        try:
+            table = table_from_json(json.dumps(times["buckets"]))
+            predictor = TablePredictor(table, max_pages_per_row=pages)
+            if not predictor.load_json(dict(times)):
+                raise ValueError("they do not agree with their own buckets")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the step times in the step log: {error}") from None
+        return predictor.predict
+
+    def demand(
+        self, step_s: StepTimes, start: int = 0, stop: int | None = None
+    ) -> StepDemand:
+        """Returns what the steps from `start` up to `stop` want; at least one."""
+        stop = len(self.steps) if stop is None else stop
+        parts = []
         for one in self.stretches:
-            num_first = min(left, len(one.steps))
-            left -= num_first
-            for half, steps in (
-                (first, one.steps[:num_first]),
-                (second, one.steps[num_first:]),
-            ):
-                if steps:
-                    half.append(dataclasses.replace(one, steps=steps))
-        return first, second
+            steps = one.steps[max(start, 0) : max(stop, 0)]
+            start, stop = start - len(one.steps), stop - len(one.steps)
+            if steps:
+                parts.append(
+                    demand_from_steps(
+                        steps,
+                        one.table,
+                        tbt_budgets=self.tbt_budgets,
+                        step_s=step_s,
+                        page_size=self.limits["page_size"],
+                    )
+                )
+        return merge(parts)
 
 
-def read_step_logs(paths: Sequence[pathlib.Path]) -> StepLogFile:
-    """Reads logs, each with the older half beside it if there is one.
+def read_step_logs(paths: Sequence[pathlib.Path]) -> RecordedSteps:
+    """Reads logs, each with the older part `FILE.1` beside it if there is one.
 
     A last line that was cut short is left out, with a warning.
 
     Args:
-      paths: the files, from the earliest to the latest.
+      paths: The files, from the earliest to the latest.
 
     Raises:
-      ValueError: naming file and line of what is wrong, or two headers whose limits
-        differ, or that there is no step.
-      OSError: if a file cannot be read.
+      ValueError: For a line that is invalid, naming file and line; for two headers
+        whose limits differ; or for a log without a step.
+      OSError: If a file cannot be read.
     """
     stretches: list[Stretch] = []
     for path in paths:
-        older = rotated(path)
+        older = path.with_name(path.name + ".1")
+        begun: Stretch | None = None
         for file in (older, path) if older.exists() else (path,):
-            for stretch in _read(file):
-                _append(stretches, stretch, file)
+            for where, row in _lines(file):
+                if isinstance(row, dict) and "format" in row:
+                    if begun is None or row != begun.header:
+                        begun = _begin(where, row)
+                        stretches.append(begun)
+                elif begun is None:
+                    raise ValueError(f"{where}: a step log begins with a header")
+                else:
+                    begun.steps.append(_step(where, row, begun.table))
+    stretches = [one for one in stretches if one.steps]
     if not stretches:
         raise ValueError(f"{', '.join(map(str, paths))}: there is no step in it")
-    return StepLogFile(limits=stretches[0].limits, stretches=stretches)
+    for one in stretches:
+        if one.limits != stretches[0].limits:
+            raise ValueError(
+                f"steps of servers with {stretches[0].limits} and with {one.limits} "
+                "cannot be mixed"
+            )
+    return RecordedSteps(stretches=stretches)
 
 
-def _append(stretches: list[Stretch], new: Stretch, file: pathlib.Path) -> None:
-    """Adds a stretch, or joins it to the one before if the headers agree."""
-    if not new.steps:
-        return
-    if not stretches:
-        stretches.append(new)
-        return
-    last = stretches[-1]
-    if new.limits != last.limits:
-        raise ValueError(
-            f"{file}: steps of a server with {new.limits} cannot be mixed with steps "
-            f"of one with {last.limits}"
-        )
-    if new.header == last.header:
-        steps = [*last.steps, *new.steps]
-        stretches[-1] = dataclasses.replace(last, steps=steps)
-    else:
-        stretches.append(new)
-
-
-def _read(path: pathlib.Path) -> Iterator[Stretch]:
-    """Yields the stretches of one file."""
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """Yields where each line of a file is, and what it holds."""
     lines = path.read_bytes().split(b"\n")
     if lines.pop():  # what follows the last line feed
         _LOG.warning("%s: line %d was cut short; it is left out", path, len(lines) + 1)
-    if not lines:
-        raise ValueError(f"{path} is empty, or its first line was cut short")
-    begun: Stretch | None = None
-    steps: list[RecordedStep] = []
     for number, line in enumerate(lines, 1):
         where = f"{path}: line {number}"
         try:
-            content = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            yield where, json.loads(line)
+        except ValueError as error:
             raise ValueError(f"{where} is not JSON: {error}") from None
-        if begun is not None and not isinstance(content, dict):
-            steps.append(_step(where, content, begun.table))
-            continue
-        if begun is not None:
-            yield dataclasses.replace(begun, steps=steps)
-        begun, steps = _begin(where, content), []
-    assert begun is not None
-    yield dataclasses.replace(begun, steps=steps)
 
 
-def _begin(where: str, header: Any) -> Stretch:
+def _begin(where: str, header: Mapping[str, Any]) -> Stretch:
     """Returns the stretch that a header begins, still without steps."""
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError(f"{where} is no header of a step log: {str(header)[:80]}")
-    if header.get("version") != VERSION or header.get("fields") != list(FIELDS):
-        raise ValueError(
-            f"{where}: the log is of version {header.get('version')}, this program "
-            f"reads {VERSION}; record it again"
-        )
-    names = [field.name for field in dataclasses.fields(StepLimits)]
-    missing = [name for name in (*names, "buckets") if name not in header]
-    if missing:
-        raise ValueError(f"{where}: the header lacks {missing}")
+    known = [FORMAT, VERSION, list(RecordedStep._fields)]
+    if [header.get(name) for name in ("format", "version", "fields")] != known:
+        raise ValueError(f"{where} is not a header of {FORMAT} version {VERSION}")
+    for name in _LIMITS:
+        value = header.get(name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{where}: {name}={value!r} is not a whole number above 0")
     try:
-        limits = StepLimits(**{name: header[name] for name in names})
-        table = table_from_json(json.dumps(header["buckets"]))
+        table = table_from_json(json.dumps(header.get("buckets")))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    for name, of_table, limit in (
-        ("block_tokens", table.block_tokens, limits.block_tokens),
-        ("the largest row edge", table.max_rows, limits.max_num_seqs),
+    for name, of_table in (
+        ("block_tokens", table.block_tokens),
+        ("max_num_seqs", table.max_rows),
     ):
-        if of_table != limit:
-            raise ValueError(
-                f"{where}: {name} is {of_table} in the buckets, {limit} in the limits"
-            )
-    return Stretch(limits=limits, table=table, header=header, steps=())
+        if of_table != header[name]:
+            raise ValueError(f"{where}: {name}={header[name]}, {of_table} in buckets")
+    return Stretch(header=header, table=table, steps=[])
 
 
 def _step(where: str, row: Any, table: BucketTable) -> RecordedStep:
-    if not isinstance(row, list) or len(row) != len(FIELDS):
-        raise ValueError(f"{where} is not a list of {len(FIELDS)} numbers")
-    for name, value in zip(FIELDS, row, strict=True):
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < 0:
-            raise ValueError(f"{where}: {name}={value!r} is not a number from 0 on")
-        if FIELDS[name] is int and value != int(value):
-            raise ValueError(f"{where}: {name}={value} is not a whole number")
-    step = RecordedStep._make(row)
-    for name, value, limit in (
-        ("num_rows", step.num_rows, table.max_rows),
-        ("num_blocks", step.num_blocks, table.max_blocks),
-        ("used_rows", step.used_rows, step.num_rows),
-        ("used_blocks", step.used_blocks, step.num_blocks),
-        ("leaves_work", step.leaves_work, 1),
-    ):
-        if value > limit:
-            raise ValueError(f"{where}: {name}={value} is over {limit}")
+    try:
+        step = RecordedStep._make(row)
+        is_valid = (
+            all(math.isfinite(value) and value >= 0 for value in step)
+            and all(value == int(value) for value in step[1:8])
+            and step.num_rows in table.row_edges
+            and step.num_blocks in table.block_edges
+            and step.used_rows <= step.num_rows
+            and step.used_blocks <= step.num_blocks
+        )
+    except (TypeError, ValueError):
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"{where} is not a step in the buckets: {str(row)[:200]}")
     return step._replace(leaves_work=bool(step.leaves_work))
 
 
@@ -286,21 +258,18 @@ def write_simulated_log(
     There are no step times in it: a fit to it asks the cost model.
 
     Args:
-      path: the log; replaced if it is there.
-      steps: in order, times in virtual seconds.
-      cost_model: the machine, for the limits.
-      buckets: the shapes the steps ran in.
-      policy: what planned them.
-      arrivals: whose promises are noted, by class.
+      path: The log; replaced if it is there.
+      steps: In order, times in virtual seconds.
+      cost_model: The machine, for the limits.
+      buckets: The shapes the steps ran in.
+      policy: What planned them.
+      arrivals: The requests, whose objectives are noted by class.
     """
-    limits = StepLimits(
-        block_tokens=buckets.block_tokens,
-        page_size=cost_model.page_size,
-        max_num_seqs=cost_model.max_num_seqs,
-        max_num_batched_tokens=cost_model.max_num_batched_tokens,
-    )
     header = {
-        **dataclasses.asdict(limits),
+        "block_tokens": buckets.block_tokens,
+        "page_size": cost_model.page_size,
+        "max_num_seqs": cost_model.max_num_seqs,
+        "max_num_batched_tokens": cost_model.max_num_batched_tokens,
         "policy": policy,
         "buckets": buckets.to_json(),
         "service_classes": [
@@ -309,32 +278,18 @@ def write_simulated_log(
     }
     lines = [header_line(header)]
     for one in steps:
-        record = RecordedStep(
-            end_s=one.start_s + one.duration_s,
-            num_rows=one.num_rows,
-            num_blocks=one.num_blocks,
-            used_rows=one.used_rows,
-            used_blocks=one.used_blocks,
-            decode_pages=one.decode_pages,
-            block_pages=one.block_pages,
-            leaves_work=one.leaves_work,
-            bucket_s=one.bucket_s,
-            used_s=one.used_s,
-            duration_s=one.duration_s,
-        )
-        lines.append(step_line(record))
+        end_s = one.start_s + one.duration_s
+        facts = {name: getattr(one, name) for name in RecordedStep._fields[1:]}
+        lines.append(step_line(RecordedStep(end_s=end_s, **facts)))
     write_whole(path, b"".join(lines))
 
 
 def tbt_budgets(arrivals: Sequence[Arrival]) -> TbtBudgets:
-    """Returns the times between tokens that are promised, s, and to what share.
+    """Returns the objectives for times between tokens, s, and the share of each.
 
-    Requests without such a promise are in no share.
+    Requests without such an objective are in no share.
     """
-    counts = collections.Counter(one.slo.tbt_s for one in arrivals)
-    return [
-        (tbt_s, count / len(arrivals))
-        for tbt_s, count in sorted(
-            (tbt_s, count) for tbt_s, count in counts.items() if tbt_s is not None
-        )
-    ]
+    counts = collections.Counter(
+        one.slo.tbt_s for one in arrivals if one.slo.tbt_s is not None
+    )
+    return [(tbt_s, count / len(arrivals)) for tbt_s, count in sorted(counts.items())]

@@ -34,12 +34,10 @@ POLICIES: dict[str, type[Policy]] = {
 def make_policy(spec: str, *, kernel: Kernel | None = None) -> Policy:
     """Returns the policy that `name:option=value:...` describes.
 
-    Args:
-      spec: which one.
-      kernel: runs its search, if it searches; None leaves it to `sched`'s own.
+    `kernel` runs its search, if it searches; None leaves it to `sched`'s own.
 
     Raises:
-      ValueError: if the policy or an option is unknown, or a value is no good.
+      ValueError: if the policy or an option is unknown, or a value is invalid.
     """
     policy: Policy = make_from_spec(spec, POLICIES, kind="policy")
     if kernel is not None and isinstance(policy, PlannedAdmission):

@@ -10,6 +10,7 @@ off: in simulation it kept no more promises, and it would break the bound on age
 import dataclasses
 import functools
 
+from jserve_sched.chunker import Objective, Search
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies.planned_admission import PlanModel, PlannedAdmission
 from jserve_sched.policies.sliding import SlidingServe
@@ -31,12 +32,8 @@ class AnnealingSliding(PlannedAdmission):
     model: PlanModel = "stream"
     reserve: bool = True
     cautious: bool = True
-    objective: str = "tokens"
-    search: str = "edges"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self._sliding  # wrong values are refused now, not in the first plan
+    objective: Objective = "tokens"
+    search: Search = "edges"
 
     @functools.cached_property
     def _sliding(self) -> SlidingServe:

@@ -1,8 +1,8 @@
 """`edf`: earliest deadline first, with chunked prefill (Sarathi-EDF).
 
 As `fcfs`, but prompts are taken by the deadline of their first token instead of
-by arrival, whether partly prefilled or waiting; requests that were promised
-nothing come last, by arrival. Deadlines are token deadlines (SlidingServe Eq. 1,
+by arrival, whether partly prefilled or waiting; requests without
+an objective come last, by arrival. Deadlines are token deadlines (SlidingServe Eq. 1,
 arXiv 2606.05933), so under KV pressure the request whose next token is due last is
 preempted and recomputed.
 """
@@ -11,7 +11,7 @@ import dataclasses
 
 from jserve_sched.builder import plan_in_order
 from jserve_sched.plan import StepPlan
-from jserve_sched.policies.base import check_chunk_tokens
+from jserve_sched.policies.base import FixedChunk
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
 
@@ -21,18 +21,8 @@ def _deadline(request: Request) -> tuple[float, float, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EarliestDeadlineFirst:
-    """The request whose next token is due first goes first.
-
-    Attributes:
-      chunk_tokens: tokens in a step, decodes included (Sarathi's chunk size), rounded
-        down to whole blocks but at least one; 0 fills the step.
-    """
-
-    chunk_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        check_chunk_tokens(self.chunk_tokens)
+class EarliestDeadlineFirst(FixedChunk):
+    """The request whose next token is due first goes first."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""

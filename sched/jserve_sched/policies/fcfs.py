@@ -9,7 +9,7 @@ import dataclasses
 
 from jserve_sched.builder import plan_in_order
 from jserve_sched.plan import StepPlan
-from jserve_sched.policies.base import check_chunk_tokens
+from jserve_sched.policies.base import FixedChunk
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
 
@@ -19,18 +19,8 @@ def _arrival(request: Request) -> tuple[float, str]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FirstComeFirstServed:
-    """Running requests first, then waiting ones, each by arrival.
-
-    Attributes:
-      chunk_tokens: tokens in a step, decodes included (Sarathi's chunk size), rounded
-        down to whole blocks but at least one; 0 fills the step.
-    """
-
-    chunk_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        check_chunk_tokens(self.chunk_tokens)
+class FirstComeFirstServed(FixedChunk):
+    """Running requests first, then waiting ones, each by arrival."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""

@@ -30,7 +30,7 @@ from jserve_sched.candidates import Candidates
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import Request
-from jserve_sched.slack import decode_slack
+from jserve_sched.slack import tightest_slack
 from jserve_sched.view import SchedulerView
 
 
@@ -39,10 +39,10 @@ class QoServe:
     """Hybrid of deadline and work left, in chunks as large as decodes allow.
 
     Attributes:
-      alpha_s_per_token: weight of work against deadline, seconds per token; 0 is EDF.
-      margin: predicted times are multiplied by this when chunks are sized.
-      max_chunk_tokens: most prefill tokens in a step.
-      relegation: whether requests that will be late go behind the others.
+      alpha_s_per_token: Weight of work against deadline, seconds per token; 0 is EDF.
+      margin: Predicted times are multiplied by this when chunks are sized.
+      max_chunk_tokens: Most prefill tokens in a step.
+      relegation: Whether requests that will be late go behind the others.
     """
 
     alpha_s_per_token: float = 0.008
@@ -68,8 +68,11 @@ class QoServe:
             forwarder = BatchForwarder(view, candidates.decodes, prompts)
             prompts = prompts.take(self._order(view, forwarder, prompts))
             forwarder.use(prompts)
-            slack = decode_slack(candidates.decodes, view.start_s)
-            least_s, _ = slack.tightest(float(forwarder.grid_s[0]) * self.margin)
+            least_s, _ = tightest_slack(
+                candidates.decodes,
+                start_s=view.start_s,
+                least_s=float(forwarder.grid_s[0]) * self.margin,
+            )
             budget = forwarder.largest_within(least_s / self.margin)
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
             least = 0 if builder.num_decodes else 1  # a step has something to do

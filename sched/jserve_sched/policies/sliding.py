@@ -23,25 +23,24 @@ decided in `sorter`, `chunker`, `constructor`, `slack` and, for the whole:
 * Skipped prompts that are partly computed keep their pages, as in the paper.
 * After a selection the paper leaves the rest of the step empty (`fill=off`).
 * Nothing in the paper looks at requests that are yet to come, and a step, once begun,
-  cannot be stopped: whoever arrives waits for its end. With `reserve` no step is longer
-  than the tight first-token promises of late leave after a step of decodes, so one
-  that comes at the worst moment can still be in time. The paper's only such limit is B,
-  the most tokens in a step, which must be tuned for each machine and load.
+  cannot be stopped: requests that arrive wait for its end. With `reserve` no step is
+  longer than the tight first-token objectives of late leave after a step of decodes, so
+  one that comes at the worst moment can still be in time. The paper's only such limit
+  is B, the most tokens in a step, which must be tuned for each machine and load.
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 
 from jserve_sched.builder import PlanBuilder
 from jserve_sched.candidates import Candidates
-from jserve_sched.chunker import SlidingChunker
-from jserve_sched.constructor import BatchConstructor
+from jserve_sched.chunker import Objective, Search, choose_budget
+from jserve_sched.constructor import select
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.slack import decode_slack
-from jserve_sched.sorter import PrioritySorter
+from jserve_sched.slack import tightest_slack
+from jserve_sched.sorter import Sorter, rank
 from jserve_sched.view import SchedulerView
 
 _QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
@@ -52,64 +51,39 @@ class SlidingServe:
     """SlidingServe's three parts, each of which may be off.
 
     Attributes:
-      sorter: how prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
+      sorter: How prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
         moore (ours), off (by deadline) or given (those that run by admission, then
         those that wait by arrival); see `sorter`.
-      chunker: whether the SlidingChunker sizes steps.
-      constructor: whether the BatchConstructor selects prompts at risk.
-      fill: whether room beside a selection goes to the prompts not selected.
-      reserve: whether steps are kept short enough for tight requests yet to come.
-      cautious: whether a step is sized by the 95th percentile of its predicted time
+      chunker: Whether the SlidingChunker sizes steps.
+      constructor: Whether the BatchConstructor selects prompts at risk.
+      fill: Whether room beside a selection goes to the prompts not selected.
+      reserve: Whether steps are kept short enough for tight requests yet to come.
+      cautious: Whether a step is sized by the 95th percentile of its predicted time
         instead of the median. Steps are filled up to the tightest deadline, so half
         of them would break it by the median.
-      alpha: of mlps: a prompt is urgent if its work takes more than this share of its
+      alpha: Of mlps: a prompt is urgent if its work takes more than this share of its
         slack.
-      epsilon_s: of mlps: least slack that work is divided by, seconds.
-      late: of mlps: who is pushed back: off, past or hopeless; see `sorter`.
-      objective: of the chunker: time (Algorithm 1) or tokens (Fig. 1).
-      search: of the chunker: ternary (published; with objective=tokens, for which
+      objective: Of the chunker: time (Algorithm 1) or tokens (Fig. 1).
+      search: Of the chunker: ternary (published; with objective=tokens, for which
         nothing is published, an even grid) or edges (exact on buckets).
-      max_anchors: requests at risk that the constructor tries.
 
     Raises:
-      ValueError: for an option out of range.
+      ValueError: If `alpha` is below 0.
     """
 
-    sorter: str = "moore"
+    sorter: Sorter = "moore"
     chunker: bool = True
     constructor: bool = True
     fill: bool = True
     reserve: bool = True
     cautious: bool = True
     alpha: float = 0.5
-    epsilon_s: float = 1e-3
-    late: str = "hopeless"
-    objective: str = "tokens"
-    search: str = "edges"
-    max_anchors: int = 8
+    objective: Objective = "tokens"
+    search: Search = "edges"
 
     def __post_init__(self) -> None:
-        # Wrong values are refused now, not in the first plan.
-        _ = self._sorter, self._chunker, self._constructor
-        if self.max_anchors < 1:
-            raise ValueError(f"max_anchors={self.max_anchors} is below 1")
-
-    @functools.cached_property
-    def _sorter(self) -> PrioritySorter:
-        return PrioritySorter(
-            rule=self.sorter,
-            alpha=self.alpha,
-            epsilon_s=self.epsilon_s,
-            late=self.late,
-        )
-
-    @functools.cached_property
-    def _chunker(self) -> SlidingChunker:
-        return SlidingChunker(objective=self.objective, search=self.search)
-
-    @functools.cached_property
-    def _constructor(self) -> BatchConstructor:
-        return BatchConstructor(max_anchors=self.max_anchors)
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha={self.alpha} is not 0 or more")
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -130,13 +104,16 @@ class SlidingServe:
         forwarder = BatchForwarder(
             view, candidates.decodes, prompts, is_cautious=self.cautious
         )
-        ranking = self._sorter.rank(view, forwarder, prompts)
+        ranking = rank(view, forwarder, prompts, sorter=self.sorter, alpha=self.alpha)
         slack_s, late = ranking.slack_s, ranking.late
         prompts = prompts.take(ranking.order)
         forwarder.use(prompts)
 
-        slack = decode_slack(candidates.decodes, view.start_s)
-        current_s, next_s = slack.tightest(float(forwarder.grid_s[0]))
+        current_s, next_s = tightest_slack(
+            candidates.decodes,
+            start_s=view.start_s,
+            least_s=float(forwarder.grid_s[0]),
+        )
         longest_s = np.inf
         if self.reserve:
             longest_s = self._longest_s(view, forwarder)
@@ -166,12 +143,13 @@ class SlidingServe:
                         return
                 forwarder.use(prompts)
         if self.chunker:
-            budget = self._chunker.budget(
+            budget = choose_budget(
                 forwarder,
                 current_s=current_s,
                 next_s=next_s,
-                block_tokens=view.buckets.block_tokens,
                 longest_s=longest_s,
+                objective=self.objective,
+                search=self.search,
             )
             least = 0 if builder.num_decodes else 1  # a step has something to do
             builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
@@ -205,7 +183,7 @@ class SlidingServe:
         limits_s = np.minimum(slack_s, current_s)
         size = view.buckets.block_tokens
         unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
-        chosen = self._constructor.select(
+        chosen = select(
             slack_s=slack_s,
             weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
             is_at_risk=at_risk,
@@ -246,7 +224,7 @@ class SlidingServe:
 def _in_front(prompts: Prompts, chosen: np.ndarray) -> tuple[Prompts, int]:
     """Returns the prompts with guarded and chosen ones in front, and how many."""
     is_first = np.array([request.guard for request in prompts.requests])
-    rank = np.where(is_first, 0, 2)
-    rank[chosen] = np.minimum(rank[chosen], 1)
-    front = prompts.take(np.argsort(rank, kind="stable"))
-    return front, int((rank < 2).sum())
+    place = np.where(is_first, 0, 2)
+    place[chosen] = np.minimum(place[chosen], 1)
+    front = prompts.take(np.argsort(place, kind="stable"))
+    return front, int((place < 2).sum())

@@ -1,0 +1,55 @@
+"""What `jserve-fit-buckets` is told."""
+
+import dataclasses
+import pathlib
+import tempfile
+
+from jserve.config import check_range
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """What to fit to, and where the bucket file goes.
+
+    Attributes:
+      step_log: Step logs of servers with the same limits, the earliest first. What a
+        log was rotated to (FILE.1) is read as well.
+      cost_model: What steps cost: a GPU by name, or a profile of jserve-profile as
+        linear:SAMPLES, table:SAMPLES or mlp:SAMPLES:CHECKPOINT. Unset takes the step
+        times in the log, which a simulated one does not hold.
+      max_programs: Most programs to compile; unset takes as many as pow2 has at the
+        same limits.
+      prior_share: Share of the demand that is spread over shapes of every size, so
+        that a load never seen is not padded to the largest.
+      output: Bucket file to write.
+      force: Write it even if pow2 is better on the later half of the steps.
+    """
+
+    step_log: tuple[pathlib.Path, ...] = ()
+    cost_model: str | None = None
+    max_programs: int | None = None
+    prior_share: float = 0.1
+    output: pathlib.Path = pathlib.Path("buckets.json")
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.step_log:
+            raise ValueError(
+                "give step_log: jserve --step_log and jserve-simulate --step_log write "
+                "one"
+            )
+        if self.max_programs is not None and self.max_programs < 2:
+            raise ValueError(f"max_programs={self.max_programs} is below 2")
+        check_range("prior_share", self.prior_share, 0.0, 0.99)
+
+    def probe(self) -> None:
+        """Checks that the output can be written, before any work.
+
+        Raises:
+          OSError: If it cannot.
+        """
+        if self.output.is_dir():
+            raise IsADirectoryError(f"output={self.output} is a folder")
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.output.parent):
+            pass
