@@ -152,7 +152,7 @@ def test_a_prompt_alone_is_cut_at_the_token_limit() -> None:
 
 
 def test_a_block_of_a_prompt_alone_is_charged_whole() -> None:
-    token = Formula(base_s=1e-9, prefill_token_s=1.0)
+    token = Formula(base_ms=1e-6, prefill_token_ms=1000.0)
     card = ClosedForm(
         name="card",
         decode=token,

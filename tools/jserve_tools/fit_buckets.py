@@ -16,6 +16,7 @@ stdout is one JSON document.
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from typing import Any
 
 from absl import flags
 
+from jserve.config_flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve_sched.bucket_costs import costs_of
 from jserve_sched.bucket_fitting import fit_buckets
@@ -31,7 +33,7 @@ from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS, BucketTable
 from jserve_sched.cost_model import CostModel
 from jserve_sched.policies import make_policy
 from jserve_sched.step_demand import StepDemand, merge
-from jserve_sched.workload import at_levels, at_rate, isolated_times
+from jserve_sched.workload import isolated_times
 from jserve_tools.bucket_fits import (
     PRIOR_SHARE,
     FitHistory,
@@ -53,9 +55,10 @@ from jserve_tools.fit_sources import (
     recorded_source,
     simulated_source,
 )
-from jserve_tools.load_flags import define_load_flags
 from jserve_tools.machines import load_machine
-from jserve_tools.simulation import Experiment, split_limit
+from jserve_tools.simulate_config import LoadConfig, split_limit
+from jserve_tools.simulated_loads import RatedLoad, arrivals_at, read_load
+from jserve_tools.simulation import Experiment
 
 _DEFAULT_COST_MODEL = "a100-llama3-8b"
 
@@ -78,7 +81,7 @@ _POLICY = flags.DEFINE_string(
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Draws lengths, arrivals and classes of the simulation.", lower_bound=0
 )
-_READ_LOAD = define_load_flags()
+_READ_LOAD = define_config_flags(LoadConfig, group="Load")
 _MAX_NUM_SEQS = flags.DEFINE_integer(
     "max_num_seqs",
     None,
@@ -133,7 +136,7 @@ _TO_SIMULATE = (
 
 def _simulation() -> tuple[Simulation, dict[str, Any]]:
     """Returns what the flags ask to simulate, and what to say of it."""
-    options = _READ_LOAD()
+    options: RatedLoad = read_load(_READ_LOAD())
     if len(options.qps) != 1:
         raise ValueError(
             f"buckets are fitted to a load at one rate, not qps={list(options.qps)}"
@@ -155,6 +158,7 @@ def _simulation() -> tuple[Simulation, dict[str, Any]]:
         max_prompt_tokens=_MAX_MODEL_LEN.value,
         block_tokens=machine.block_tokens or 1,
     )
+    (qps,) = options.qps
     experiment = Experiment(
         policy=_POLICY.value,
         bucket_strategy="fitted",
@@ -165,20 +169,16 @@ def _simulation() -> tuple[Simulation, dict[str, Any]]:
         ),
         cost_model=cost_model,
         predictor="oracle",
-        load=options.load,
+        load=options.requests,
         yardstick=yardstick,
         max_model_len=_MAX_MODEL_LEN.value,
-        max_spans=options.max_spans,
+        max_spans=5.0 if math.isfinite(qps) else math.inf,
     )
-    (qps,) = options.qps
-    units = options.load.unit_arrivals(_SEED.value, yardstick)
-    if options.levels is None:
-        arrivals = at_rate(units, qps)
-    else:
-        arrivals = at_levels(units, **dataclasses.asdict(options.levels))
+    units = options.requests.unit_arrivals(_SEED.value, yardstick)
+    arrivals = arrivals_at(units, qps, options.levels)
     simulation = Simulation(experiment=experiment, arrivals=arrivals, seed=_SEED.value)
     what = {"trace": options.trace} if options.trace else {"workload": options.workload}
-    rate = {"is_one_shot": True} if options.is_one_shot else {"qps": qps}
+    rate = {"is_one_shot": True} if math.isinf(qps) else {"qps": qps}
     return simulation, {**what, **rate}
 
 
