@@ -57,7 +57,7 @@ from jserve_tools.fit_sources import (
 )
 from jserve_tools.machines import load_machine
 from jserve_tools.simulate_config import LoadConfig, split_limit
-from jserve_tools.simulated_loads import RatedLoad, arrivals_at, read_load
+from jserve_tools.simulated_loads import read_load
 from jserve_tools.simulation import Experiment
 
 _DEFAULT_COST_MODEL = "a100-llama3-8b"
@@ -136,10 +136,10 @@ _TO_SIMULATE = (
 
 def _simulation() -> tuple[Simulation, dict[str, Any]]:
     """Returns what the flags ask to simulate, and what to say of it."""
-    options: RatedLoad = read_load(_READ_LOAD())
-    if len(options.qps) != 1:
+    load = read_load(_READ_LOAD())
+    if len(load.qps) != 1:
         raise ValueError(
-            f"buckets are fitted to a load at one rate, not qps={list(options.qps)}"
+            f"buckets are fitted to a load at one rate, not qps={list(load.qps)}"
         )
     machine = load_machine(_COST_MODEL.value or _DEFAULT_COST_MODEL)
     policy, limit = split_limit(_POLICY.value)
@@ -158,7 +158,7 @@ def _simulation() -> tuple[Simulation, dict[str, Any]]:
         max_prompt_tokens=_MAX_MODEL_LEN.value,
         block_tokens=machine.block_tokens or 1,
     )
-    (qps,) = options.qps
+    (qps,) = load.qps
     experiment = Experiment(
         policy=_POLICY.value,
         bucket_strategy="fitted",
@@ -169,15 +169,16 @@ def _simulation() -> tuple[Simulation, dict[str, Any]]:
         ),
         cost_model=cost_model,
         predictor="oracle",
-        load=options.requests,
+        load=load,
         yardstick=yardstick,
         max_model_len=_MAX_MODEL_LEN.value,
         max_spans=5.0 if math.isfinite(qps) else math.inf,
     )
-    units = options.requests.unit_arrivals(_SEED.value, yardstick)
-    arrivals = arrivals_at(units, qps, options.levels)
+    arrivals = load.arrivals(_SEED.value, yardstick, qps)
     simulation = Simulation(experiment=experiment, arrivals=arrivals, seed=_SEED.value)
-    what = {"trace": options.trace} if options.trace else {"workload": options.workload}
+    what = {"workload": load.workload}
+    if load.config.trace is not None:
+        what = {"trace": load.config.trace.name}
     rate = {"is_one_shot": True} if math.isinf(qps) else {"qps": qps}
     return simulation, {**what, **rate}
 

@@ -31,39 +31,41 @@ _PROFILES = {  # limits are those of the closed form of the same card
 GPU_COST_MODELS = (*CLOSED_FORMS, *_PROFILES)
 
 
-def _rows(path: pathlib.Path) -> np.ndarray:
-    """Returns the rows of a CSV file as records named by its first line."""
-    return np.genfromtxt(
-        path, delimiter=",", names=True, dtype=None, encoding="utf-8", ndmin=1
-    )
-
-
-def _columns(rows: np.ndarray, columns: tuple[str, ...]) -> np.ndarray:
-    return np.stack([rows[name].astype(np.float64) for name in columns], axis=-1)
+def _read(path: pathlib.Path, columns: tuple[str, ...], kind: str) -> np.ndarray:
+    """Returns the named columns of a CSV file, `[R, len(columns)]`."""
+    try:
+        rows = np.genfromtxt(
+            path,
+            delimiter=",",
+            names=True,
+            usecols=columns,
+            dtype=[(name, kind) for name in columns],
+            ndmin=1,
+            encoding="utf-8",
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return np.stack([rows[name] for name in columns], axis=-1)
 
 
 def read_points(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
     """Returns the named columns of a CSV file, `[R, len(columns)]` float64.
 
-    An empty cell is NaN.
-
     Raises:
-      ValueError: if a column is missing, or a value is not a number.
+      ValueError: if a column is missing, or a cell is empty or not a number.
       OSError: if the file cannot be read.
     """
-    try:
-        return _columns(_rows(path), columns)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    points = _read(path, columns, "f8")
+    if not np.isfinite(points).all():
+        raise ValueError(f"{path}: a cell is empty or not a number")
+    return points
 
 
 def _by_kernel(path: pathlib.Path, column: str) -> dict[str, np.ndarray]:
     """Returns kernel -> `[R, 2]` of `column` and microseconds."""
-    rows = _rows(path)
-    return {
-        name: _columns(rows[rows["layer"] == name], (column, "time_us"))
-        for name in dict.fromkeys(rows["layer"].tolist())
-    }
+    points = read_points(path, (column, "time_us"))
+    kernels = _read(path, ("layer",), "U64")[:, 0]
+    return {name: points[kernels == name] for name in dict.fromkeys(kernels.tolist())}
 
 
 def read_kernel_times(folder: pathlib.Path) -> KernelTimes:

@@ -89,6 +89,11 @@ class LoadConfig:
         if len(rates) > 1:
             raise ValueError("give one of qps and levels_qps, not both")
 
+    @property
+    def levels_s(self) -> tuple[float, float]:
+        """Seconds of each level, and of all arrivals under them."""
+        return self.period_s or 120.0, self.duration_s or 1200.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineConfig:

@@ -8,7 +8,6 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from jserve_sched.slo import ServiceClass, parse_service_classes
 from jserve_sched.workload import (
     WORKLOADS,
     Arrival,
-    Component,
     Yardstick,
     at_levels,
     at_rate,
@@ -27,64 +25,56 @@ from jserve_tools.simulate_config import LoadConfig
 from jserve_tools.workload import DEFAULT_SERVICE_CLASSES
 from jserve_tools.workload_trace import TraceRow, mean_rate, read_trace, row_classes
 
-_DEFAULT_WORKLOAD = "mixed_v1"
 _DEFAULT_REQUESTS = 1000  # of a workload
 
 
-class Load(Protocol):
-    """Requests, before a rate is known."""
-
-    def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
-        """Returns them at a mean of one request a second."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NamedLoad:
-    """Poisson arrivals of lengths that are drawn.
+class SimulatedLoad:
+    """Requests, and how fast they come.
 
     Attributes:
-      components: Kinds of request.
-      num_requests: Number of requests.
-      classes: Classes in place of the components' own; see
-        `jserve_sched.workload.unit_arrivals`.
+      config: What is served, and its rates.
+      classes: Service classes: of a trace those that its rows name or get by share; of
+        a workload those in place of its own, see `jserve_sched.workload.unit_arrivals`.
+      rows: The trace; empty for a workload.
     """
 
-    components: Sequence[Component]
-    num_requests: int
+    config: LoadConfig
     classes: Sequence[ServiceClass] = ()
-
-    def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
-        """Returns them at a mean of one request a second."""
-        return unit_arrivals(
-            self.components,
-            num_requests=self.num_requests,
-            seed=seed,
-            yardstick=yardstick,
-            classes=self.classes,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TraceLoad:
-    """A trace's lengths, in order, at its own times or Poisson ones.
-
-    Attributes:
-      rows: The trace.
-      classes: Classes that the rows name; rows that name none get one by share.
-      is_poisson: Whether arrivals are drawn instead of the trace's.
-    """
-
-    rows: Sequence[TraceRow]
-    classes: Sequence[ServiceClass]
-    is_poisson: bool = False
+    rows: Sequence[TraceRow] = ()
 
     def __post_init__(self) -> None:
-        row_classes(self.rows, self.classes, 0)  # a wrong one is refused now
+        if self.rows:  # wrong classes are refused now, and a trace without a rate
+            row_classes(self.rows, self.classes, 0)
+            if not self.config.poisson and not self.config.one_shot:
+                mean_rate(list(self.rows))
+
+    @property
+    def workload(self) -> str:
+        """Name of the workload."""
+        return self.config.workload or "mixed_v1"
+
+    @property
+    def qps(self) -> Sequence[float]:
+        """Rates to run at: the mean of levels; infinite if all come at once."""
+        config = self.config
+        if config.one_shot:
+            return [math.inf]
+        if config.levels_qps:
+            return [statistics.fmean(config.levels_qps)]
+        return config.qps or [mean_rate(list(self.rows)) if self.rows else 1.0]
 
     def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
-        """Returns them at a mean of one request a second."""
-        if self.is_poisson:
+        """Returns what a seed draws, at a mean of one request a second."""
+        if not self.rows:
+            return unit_arrivals(
+                WORKLOADS[self.workload],
+                num_requests=self.config.num_requests or self._default_requests(),
+                seed=seed,
+                yardstick=yardstick,
+                classes=self.classes,
+            )
+        if self.config.poisson:
             gaps = np.random.default_rng(seed).exponential(1.0, len(self.rows))
             times_s = (np.cumsum(gaps) - gaps[0]).tolist()
         else:
@@ -99,58 +89,28 @@ class TraceLoad:
             )
         ]
 
+    def _default_requests(self) -> int:
+        levels_qps = self.config.levels_qps
+        if not levels_qps:
+            return _DEFAULT_REQUESTS
+        most = max(levels_qps) * self.config.levels_s[1]
+        return int(most + 5 * most**0.5) + 10
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Levels:
-    """A rate that steps through levels, in turn (SlidingServe's Fig. 6).
+    def arrivals(self, seed: int, yardstick: Yardstick, qps: float) -> list[Arrival]:
+        """Returns what a seed draws, at a rate, or under the levels if there are any.
 
-    Attributes:
-      levels_qps: Rates, requests per second.
-      period_s: Time that each lasts, seconds.
-      duration_s: Time when arrivals end, seconds.
-    """
-
-    levels_qps: tuple[float, ...]
-    period_s: float = 120.0
-    duration_s: float = 1200.0
-
-    @property
-    def mean_qps(self) -> float:
-        """Mean of the levels, requests per second."""
-        return statistics.fmean(self.levels_qps)
-
-
-def arrivals_at(
-    units: Sequence[Arrival], qps: float, levels: Levels | None
-) -> list[Arrival]:
-    """Returns unit-rate arrivals at a rate, or under levels, whatever the rate is."""
-    if levels is None:
-        return at_rate(units, qps)
-    return at_levels(
-        units, levels.levels_qps, period_s=levels.period_s, duration_s=levels.duration_s
-    )
+        An infinite rate is all at once.
+        """
+        units = self.unit_arrivals(seed, yardstick)
+        if not self.config.levels_qps:
+            return at_rate(units, qps)
+        period_s, duration_s = self.config.levels_s
+        return at_levels(
+            units, self.config.levels_qps, period_s=period_s, duration_s=duration_s
+        )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RatedLoad:
-    """Requests, and how fast they come.
-
-    Attributes:
-      requests: The requests.
-      qps: Rates to run at; under levels their mean; infinite if all come at once.
-      levels: Rates that take turns, if they do.
-      trace: Name of the trace; "" for a workload.
-      workload: Name of the workload; "" for a trace.
-    """
-
-    requests: Load
-    qps: Sequence[float]
-    levels: Levels | None
-    trace: str = ""
-    workload: str = ""
-
-
-def read_load(config: LoadConfig) -> RatedLoad:
+def read_load(config: LoadConfig) -> SimulatedLoad:
     """Returns the load that a config describes.
 
     Raises:
@@ -160,35 +120,10 @@ def read_load(config: LoadConfig) -> RatedLoad:
     classes: Sequence[ServiceClass] = ()
     if config.service_classes is not None:
         classes = parse_service_classes(config.service_classes.read_text())
-    qps: Sequence[float] = [math.inf] if config.one_shot else config.qps
-    levels = None
-    if config.levels_qps:
-        times_s = {"period_s": config.period_s, "duration_s": config.duration_s}
-        given = {name: value for name, value in times_s.items() if value is not None}
-        levels = Levels(levels_qps=config.levels_qps, **given)
-        qps = [levels.mean_qps]
-    if config.trace is not None:
-        classes = classes or DEFAULT_SERVICE_CLASSES
-        rows = read_trace(
-            config.trace, num_requests=config.num_requests or 0, classes=classes
-        )
-        if not config.poisson and not config.one_shot:
-            mean_rate(rows)  # a trace without a rate is refused
-        return RatedLoad(
-            requests=TraceLoad(rows=rows, classes=classes, is_poisson=config.poisson),
-            qps=qps or [mean_rate(rows)],
-            levels=levels,
-            trace=config.trace.name,
-        )
-    count = config.num_requests or _DEFAULT_REQUESTS
-    if levels is not None and config.num_requests is None:
-        most = max(levels.levels_qps) * levels.duration_s
-        count = int(most + 5 * most**0.5) + 10
-    workload = config.workload or _DEFAULT_WORKLOAD
-    components = WORKLOADS[workload]
-    return RatedLoad(
-        requests=NamedLoad(components=components, num_requests=count, classes=classes),
-        qps=qps or [1.0],
-        levels=levels,
-        workload=workload,
+    if config.trace is None:
+        return SimulatedLoad(config=config, classes=classes)
+    classes = classes or DEFAULT_SERVICE_CLASSES
+    rows = read_trace(
+        config.trace, num_requests=config.num_requests or 0, classes=classes
     )
+    return SimulatedLoad(config=config, classes=classes, rows=rows)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import math
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from jserve_tools.machines import load_machine, simulated_table, with_limits
 from jserve_tools.publishing import publish
 from jserve_tools.simulate_config import SimulateConfig, split_limit
 from jserve_tools.simulated_lengths import NO_ESTIMATES
-from jserve_tools.simulated_loads import RatedLoad, read_load
+from jserve_tools.simulated_loads import SimulatedLoad, read_load
 from jserve_tools.simulation import Experiment
 from jserve_tools.simulation_report import simulation_report
 from jserve_tools.simulation_tables import (
@@ -26,7 +28,7 @@ from jserve_tools.simulation_tables import (
     instances_table,
     speed_table,
 )
-from jserve_tools.sweep import RateTask, fit_experiments, run_all, search_goodputs
+from jserve_tools.sweep import FitTask, RateTask, RunAll, run_all, search_goodputs
 from jserve_tools.tables import run_tables
 
 _MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
@@ -34,7 +36,7 @@ _NOT_IN_KEY = ("policies", "bucket_strategies", "num_processes", "step_log")
 
 
 def _experiments(
-    config: SimulateConfig, load: RatedLoad
+    config: SimulateConfig, load: SimulatedLoad
 ) -> tuple[CostModel, list[Experiment]]:
     """Returns the machine, without a policy's own limit, and what is run on it."""
     machine, sweep, is_one_shot = config.machine, config.sweep, config.load.one_shot
@@ -70,10 +72,9 @@ def _experiments(
                     ),
                     cost_model=model,
                     predictor=machine.predictor,
-                    load=load.requests,
+                    load=load,
                     yardstick=yardstick,
                     max_model_len=machine.max_model_len,
-                    levels=load.levels,
                     lag=machine.lag,
                     noise=machine.noise,
                     max_spans=math.inf if is_one_shot else _MAX_SPANS,
@@ -86,6 +87,28 @@ def _experiments(
                 )
             )
     return cost_model, experiments
+
+
+def _fit(
+    config: SimulateConfig, experiments: list[Experiment], run_all: RunAll
+) -> list[Mapping[str, Any]]:
+    """Fits buckets where the strategy says so; returns the report's `fits`."""
+    sweep = config.sweep
+    tasks = {
+        place: FitTask(
+            experiment=one,
+            seed=sweep.seed + sweep.num_seeds,
+            qps=sweep.start_qps if sweep.goodput else statistics.fmean(one.load.qps),
+            max_programs=sweep.max_programs or one.buckets.num_programs,
+        )
+        for place, one in enumerate(experiments)
+        if one.bucket_strategy == "fitted"
+    }
+    fits = run_all(list(tasks.values()))
+    for place, fit in zip(tasks, fits, strict=True):
+        table = table_from_json(json.dumps(fit["table"]))
+        experiments[place] = dataclasses.replace(experiments[place], buckets=table)
+    return [fit["fit"] for fit in fits]
 
 
 def _task_key(config: SimulateConfig, task: Any) -> dict[str, Any]:
@@ -107,9 +130,7 @@ def _task_key(config: SimulateConfig, task: Any) -> dict[str, Any]:
     }
 
 
-def _print_tables(
-    config: SimulateConfig, report: Mapping[str, Any], load: RatedLoad
-) -> None:
+def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
     runs, fits = report["runs"], report.get("fits", ())
     if report["num_resumed"]:
         print(
@@ -118,9 +139,9 @@ def _print_tables(
         )
     if fits:
         print(f"{fits_table(fits)}\n")
-    if fits and load.trace:
+    if fits and config.load.trace:
         print(
-            f"fitted has seen the requests of {load.trace} that it is judged by; "
+            f"fitted has seen the requests of {config.load.trace.name} that judge it; "
             "jserve-fit-buckets fits to another part of a trace\n"
         )
     print(run_tables(runs))
@@ -155,16 +176,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     seeds = range(sweep.seed, sweep.seed + sweep.num_seeds)
     fits: Sequence[Mapping[str, Any]] = ()
     if config.needs_fit:
-        rates = load.qps
-        if sweep.goodput:
-            rates = () if sweep.start_qps is None else (sweep.start_qps,)
-        experiments, fits = fit_experiments(
-            experiments,
-            seed=seeds[-1] + 1,
-            qps=rates,
-            max_programs=sweep.max_programs,
-            run_all=run_tasks,
-        )
+        fits = _fit(config, experiments, run_tasks)
     if sweep.goodput:
         runs = search_goodputs(
             experiments,
@@ -188,12 +200,11 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
         experiment=experiments[0],
         cost_model=cost_model,
         block_tokens=config.machine.block_tokens,
-        load=load,
         seed=seeds[0],
         runs=runs,
         fits=fits,
         num_resumed=0 if finished is None else finished.num_found,
     )
-    _print_tables(config, report, load)
+    _print_tables(config, report)
     publish(report, config.report, old_report, finished, say=print)
     print(one_line(report), flush=True)

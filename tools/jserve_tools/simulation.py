@@ -23,7 +23,7 @@ from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick
 from jserve_tools.simulate_config import split_limit
 from jserve_tools.simulated_lengths import NO_ESTIMATES, declare, make_lengths
-from jserve_tools.simulated_loads import Levels, Load, arrivals_at
+from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor
 from jserve_tools.step_logs import write_simulated_log
 
@@ -50,7 +50,6 @@ class Experiment:
       load: The requests.
       yardstick: An idle machine's times, for SLOs relative to them.
       max_model_len: Tokens of the longest context.
-      levels: Rates that take turns, in place of the rate of a run.
       lag: Plans in flight beside the one that runs.
       noise: Deviation of the logarithm of step times.
       max_spans: Bound of a run's time; see `simulate`.
@@ -69,10 +68,9 @@ class Experiment:
     buckets: BucketTable
     cost_model: CostModel
     predictor: str
-    load: Load
+    load: SimulatedLoad
     yardstick: Yardstick
     max_model_len: int
-    levels: Levels | None = None
     lag: int = 0
     noise: float = 0.0
     max_spans: float = 5.0
@@ -89,7 +87,7 @@ class Experiment:
 
     def arrivals(self, seed: int, qps: float) -> list[Arrival]:
         """Returns the same at a rate; infinite is all at once."""
-        return arrivals_at(self.units(seed), qps, self.levels)
+        return self.load.arrivals(seed, self.yardstick, qps)
 
     def num_warmup(self, arrivals: Sequence[Arrival]) -> int:
         """Returns how many of the first requests are not counted."""
@@ -204,8 +202,8 @@ class Experiment:
             "seed": seed,
             "max_num_batched_tokens": self.cost_model.max_num_batched_tokens,
         }
-        if self.levels is not None:
-            labels["levels_qps"] = list(self.levels.levels_qps)
+        if self.load.config.levels_qps:
+            labels["levels_qps"] = list(self.load.config.levels_qps)
         return labels
 
 

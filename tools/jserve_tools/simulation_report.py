@@ -9,7 +9,6 @@ from typing import Any
 from jserve_sched.cost_model import CostModel
 from jserve_sched.workload import WORKLOADS, Arrival, describe_lengths
 from jserve_tools.documents import document
-from jserve_tools.simulated_loads import RatedLoad
 from jserve_tools.simulation import Experiment
 from jserve_tools.staircases import priced_staircase
 
@@ -35,7 +34,6 @@ def simulation_report(
     experiment: Experiment,
     cost_model: CostModel,
     block_tokens: int,
-    load: RatedLoad,
     seed: int,
     runs: Sequence[Mapping[str, Any]],
     fits: Sequence[Mapping[str, Any]],
@@ -49,22 +47,22 @@ def simulation_report(
         token limit only.
       cost_model: the machine, without a policy's own limit.
       block_tokens: tokens in one prefill block.
-      load: what was served.
       seed: draws the requests that are described.
       runs: one entry each.
       fits: how buckets were fitted, if any were.
       num_resumed: results that an earlier call had finished.
     """
+    load = experiment.load
     sample = experiment.units(seed)
     what: dict[str, Any] = {
         "num_requests": len(sample),
         "lengths": describe_lengths(sample),
         "promises": _bounds_s(sample),
     }
-    if runs[0].get("is_one_shot"):
+    if load.config.one_shot:
         what["is_one_shot"] = True
-    if load.trace:
-        what["trace"] = load.trace
+    if load.config.trace is not None:
+        what["trace"] = load.config.trace.name
     else:
         what["name"] = load.workload
         what["paper"] = {

@@ -7,7 +7,7 @@ interrupted.
 
 import contextlib
 import dataclasses
-import json
+import math
 import multiprocessing
 import pathlib
 import signal
@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import tqdm
 
-from jserve_sched.buckets import table_from_json
 from jserve_sched.goodput import (
     MAX_VIOLATION_SHARE,
     Goodput,
@@ -133,66 +132,32 @@ class FitTask:
     Attributes:
       experiment: What is run; of its buckets only the size of a block matters.
       seed: Seed of the requests, by which no run is judged.
-      qps: Their rate; infinite if all come at once.
+      qps: Their rate; infinite if all come at once; None for a guess of the goodput.
       max_programs: Most programs.
     """
 
     experiment: Experiment
     seed: int
-    qps: float
+    qps: float | None
     max_programs: int
 
     def run(self) -> dict[str, Any]:
         """Returns the bucket file `table`, and an entry of the report's `fits`."""
+        experiment, seed = self.experiment, self.seed
+        qps = self.qps or guess_qps(experiment.units(seed), experiment.yardstick)
         history = fit_to_simulation(
-            self.experiment,
-            self.experiment.arrivals(self.seed, self.qps),
-            seed=self.seed,
+            experiment,
+            experiment.arrivals(seed, qps),
+            seed=seed,
             max_programs=self.max_programs,
         )
-        labels: dict[str, Any] = {"policy": self.experiment.policy, "seed": self.seed}
-        if self.qps < float("inf"):
-            labels["qps"] = self.qps
-        labels["max_programs"] = self.max_programs
+        labels: dict[str, Any] = {
+            "policy": experiment.policy,
+            "seed": seed,
+            **({"qps": qps} if math.isfinite(qps) else {}),
+            "max_programs": self.max_programs,
+        }
         return {"table": history.table.to_json(), "fit": labels | history.to_json()}
-
-
-def fit_experiments(
-    experiments: Sequence[Experiment],
-    *,
-    seed: int,
-    qps: Sequence[float],
-    max_programs: int | None,
-    run_all: RunAll,
-) -> tuple[list[Experiment], list[Mapping[str, Any]]]:
-    """Returns the experiments, with buckets for the strategy `fitted`, and the fits.
-
-    Args:
-      experiments: those to be fitted have the buckets that set their budget.
-      seed: draws the load that is fitted to.
-      qps: rates that are judged; the fit is at their mean. Without any, at a guess of
-        the goodput.
-      max_programs: most programs; None takes as many as the experiment's buckets.
-      run_all: runs the fits.
-    """
-    places = [k for k, one in enumerate(experiments) if one.bucket_strategy == "fitted"]
-    tasks = []
-    for one in (experiments[k] for k in places):
-        rates = qps or [guess_qps(one.units(seed), one.yardstick)]
-        tasks.append(
-            FitTask(
-                experiment=one,
-                seed=seed,
-                qps=statistics.fmean(rates),
-                max_programs=max_programs or one.buckets.num_programs,
-            )
-        )
-    fits = run_all(tasks)
-    fitted = list(experiments)
-    for place, fit in zip(places, fits, strict=True):
-        table = table_from_json(json.dumps(fit["table"]))
-        fitted[place] = dataclasses.replace(fitted[place], buckets=table)
-    return fitted, [fit["fit"] for fit in fits]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
