@@ -54,7 +54,7 @@ def make(
         ({"goodput": True, "load": {"qps": (1.0,)}}, "leave out qps"),
         ({"goodput": True, "load": {"one_shot": True}}, "leave out one_shot"),
         ({"machine": {"buckets": FILE}}, "explicit and fitted, not pow2"),
-        ({"load": {"qps": (0.0,)}}, r"qps: 0.0 is not in 0\.\."),
+        ({"load": {"qps": (0.0,)}}, r"qps=0.0 is not in 1e-06\.\."),
         ({"load": {"num_requests": 1}}, r"num_requests=1 is not in 2\.\."),
         ({"load": {"qps": (1.0,), "levels_qps": (1.0, 2.0)}}, "one of qps and levels"),
         ({"load": {"period_s": 9.0}}, "period_s would do nothing without levels_qps"),

@@ -178,7 +178,9 @@ def test_an_interrupted_sweep_is_continued(tmp_path: pathlib.Path) -> None:
     ]
     interrupted = program(*arguments)
     runs = tmp_path / "runs.jsonl"
-    while not runs.exists() and interrupted.poll() is None:
+    while interrupted.poll() is None:
+        if runs.exists() and runs.read_text().endswith("\n"):
+            break
         time.sleep(0.01)
     interrupted.send_signal(signal.SIGINT)
     out, err = interrupted.communicate(timeout=60)

@@ -124,7 +124,7 @@ def test_levels_run_for_their_time() -> None:
 
 
 def test_all_may_come_at_once() -> None:
-    one = experiment(load=TRACE, max_spans=math.inf)
+    one = experiment(load=TRACE)
     assert {arrival.arrival_s for arrival in one.arrivals(0, math.inf)} == {0.0}
     rows = [dataclasses.replace(row, arrival_s=0.0) for row in ROWS]
     at_once = dataclasses.replace(TRACE, rows=rows, config=LoadConfig(one_shot=True))

@@ -172,7 +172,6 @@ def _simulation() -> tuple[Simulation, dict[str, Any]]:
         load=load,
         yardstick=yardstick,
         max_model_len=_MAX_MODEL_LEN.value,
-        max_spans=5.0 if math.isfinite(qps) else math.inf,
     )
     arrivals = load.arrivals(_SEED.value, yardstick, qps)
     simulation = Simulation(experiment=experiment, arrivals=arrivals, seed=_SEED.value)

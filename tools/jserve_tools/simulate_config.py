@@ -17,8 +17,9 @@ from jserve_sched.bucket_strategies import (
 from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS
 from jserve_tools.report_config import ReportConfig
 
-_MOST_QPS = 1e6
-_MOST = 2**40  # of counts that only memory limits
+LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
+_ANY = 2**40  # where only memory sets a limit
+_RATES = (1e-6, 1e6)
 
 
 def _refuse_idle(config: object, needed: str, *names: str) -> None:
@@ -28,11 +29,12 @@ def _refuse_idle(config: object, needed: str, *names: str) -> None:
         raise ValueError(f"{' and '.join(idle)} would do nothing without {needed}")
 
 
-def _check_counts(config: object, **leasts: int) -> None:
-    for name, least in leasts.items():
-        value = getattr(config, name)
-        if value is not None:
-            check_range(name, value, least, _MOST)
+def _check_ranges(config: object, **limits: tuple[float, float]) -> None:
+    for name, (least, most) in limits.items():
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None:
+                check_range(name, value, least, most)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,20 +75,20 @@ class LoadConfig:
     def __post_init__(self) -> None:
         if self.workload is not None and self.trace is not None:
             raise ValueError(f"workload={self.workload} and trace={self.trace}: one of")
-        _check_counts(self, num_requests=2)
-        for name in ("qps", "levels_qps"):
-            for rate in getattr(self, name):
-                if not 0 < rate <= _MOST_QPS:
-                    raise ValueError(f"{name}: {rate} is not in 0..{_MOST_QPS:g}")
-        for name in ("period_s", "duration_s"):
-            check_range(name, getattr(self, name) or 1.0, 1e-3, 1e9)
+        _check_ranges(
+            self,
+            num_requests=(2, _ANY),
+            qps=_RATES,
+            levels_qps=_RATES,
+            period_s=(1e-3, 1e9),
+            duration_s=(1e-3, 1e9),
+        )
         if not self.levels_qps:
             _refuse_idle(self, "levels_qps", "period_s", "duration_s")
-        rates = [one for one in ("qps", "levels_qps") if getattr(self, one)]
-        if self.one_shot and (rates or self.poisson):
-            idle = ", ".join([*rates, "poisson"][: len(rates) + self.poisson])
-            raise ValueError(f"one_shot has no rate: leave out {idle}")
-        if len(rates) > 1:
+        given = [one for one in ("qps", "levels_qps", "poisson") if getattr(self, one)]
+        if self.one_shot and given:
+            raise ValueError(f"one_shot has no rate: leave out {', '.join(given)}")
+        if self.qps and self.levels_qps:
             raise ValueError("give one of qps and levels_qps, not both")
 
     @property
@@ -158,16 +160,15 @@ class MachineConfig:
                 f"{', '.join(sorted(GPU_COST_MODELS))}, linear:SAMPLES, table:SAMPLES, "
                 "mlp:SAMPLES:CHECKPOINT"
             )
-        limits = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens")
-        _check_counts(
+        _check_ranges(
             self,
-            **dict.fromkeys((*limits, "page_size", "block_tokens"), 1),
-            max_model_len=2,
-            declared_max_tokens=0,
+            **dict.fromkeys((*LIMITS, "block_tokens"), (1, _ANY)),
+            max_model_len=(2, _ANY),
+            declared_max_tokens=(0, _ANY),
+            lag=(0, 1),
+            noise=(0.0, 1.0),
+            num_instances=(1, 64),
         )
-        check_range("lag", self.lag, 0, 1)
-        check_range("noise", self.noise, 0.0, 1.0)
-        check_range("num_instances", self.num_instances, 1, 64)
         if self.num_instances == 1:
             _refuse_idle(self, "num_instances of 2 or more", "assignment")
         if self.length_estimator is not None:
@@ -234,15 +235,17 @@ class SweepConfig:
         for strategy in self.bucket_strategies:
             if strategy not in FROM_FILE:
                 make_strategy(strategy, SIMULATED_STRATEGIES)
-        _check_counts(self, max_programs=2, seed=0, num_seeds=1, num_processes=1)
-        for name, least, most in (
-            ("max_violation_share", 0.0, 1.0),
-            ("start_qps", 1e-6, _MOST_QPS),
-            ("resolution", 1e-4, 1.0),
-            ("warmup_share", 0.0, 0.9),
-        ):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), least, most)
+        _check_ranges(
+            self,
+            max_programs=(2, _ANY),
+            max_violation_share=(0.0, 1.0),
+            start_qps=_RATES,
+            resolution=(1e-4, 1.0),
+            warmup_share=(0.0, 0.9),
+            seed=(0, _ANY),
+            num_seeds=(1, _ANY),
+            num_processes=(1, _ANY),
+        )
         if not self.goodput:
             searched = ("start_qps", "resolution", "max_violation_share")
             _refuse_idle(self, "goodput", *searched)

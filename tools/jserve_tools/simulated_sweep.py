@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,14 +10,12 @@ from typing import Any
 
 from jserve_sched.buckets import table_from_json
 from jserve_sched.cost_model import CostModel
-from jserve_sched.goodput import WARMUP_SHARE
 from jserve_sched.workload import isolated_times
 from jserve_tools.documents import one_line
 from jserve_tools.finished_runs import FinishedRuns
 from jserve_tools.machines import load_machine, simulated_table, with_limits
 from jserve_tools.publishing import publish
-from jserve_tools.simulate_config import SimulateConfig, split_limit
-from jserve_tools.simulated_lengths import NO_ESTIMATES
+from jserve_tools.simulate_config import LIMITS, SimulateConfig, split_limit
 from jserve_tools.simulated_loads import SimulatedLoad, read_load
 from jserve_tools.simulation import Experiment
 from jserve_tools.simulation_report import simulation_report
@@ -31,7 +28,11 @@ from jserve_tools.simulation_tables import (
 from jserve_tools.sweep import FitTask, RateTask, RunAll, run_all, search_goodputs
 from jserve_tools.tables import run_tables
 
-_MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
+# Fields of MachineConfig that are fields of Experiment.
+_SHARED = (
+    *("predictor", "max_model_len", "lag", "noise", "num_instances", "assignment"),
+    *("declared_max_tokens", "length_estimator"),
+)
 _NOT_IN_KEY = ("policies", "bucket_strategies", "num_processes", "step_log")
 
 
@@ -39,51 +40,41 @@ def _experiments(
     config: SimulateConfig, load: SimulatedLoad
 ) -> tuple[CostModel, list[Experiment]]:
     """Returns the machine, without a policy's own limit, and what is run on it."""
-    machine, sweep, is_one_shot = config.machine, config.sweep, config.load.one_shot
+    machine, sweep = config.machine, config.sweep
     file = None
     if machine.buckets is not None:
         file = table_from_json(machine.buckets.read_text())
     loaded = load_machine(machine.cost_model)
-    limits = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
-    cost_model = with_limits(
-        loaded.cost_model, **{name: getattr(machine, name) for name in limits}
-    )
+    limits = {name: getattr(machine, name) for name in LIMITS}
+    cost_model = with_limits(loaded.cost_model, **limits)
     # The machine's own limits: SLOs do not change with a step's token limit.
     yardstick = isolated_times(
         loaded.cost_model,
         max_prompt_tokens=machine.max_model_len,
         block_tokens=loaded.block_tokens or 1,
     )
-    warmup_share = sweep.warmup_share
-    if warmup_share is None:
-        warmup_share = 0.0 if is_one_shot else WARMUP_SHARE
+    shared: dict[str, Any] = {
+        name: getattr(machine, name)
+        for name in _SHARED
+        if getattr(machine, name) is not None
+    }
     experiments = []
     for strategy in sweep.bucket_strategies:
         for policy in sweep.policies:
-            model = with_limits(
-                cost_model, max_num_batched_tokens=split_limit(policy)[1]
-            )
+            limit = split_limit(policy)[1]
+            model = with_limits(cost_model, max_num_batched_tokens=limit)
+            buckets = simulated_table(strategy, model, file, machine.block_tokens)
             experiments.append(
                 Experiment(
                     policy=policy,
                     bucket_strategy=strategy,
-                    buckets=simulated_table(
-                        strategy, model, file, machine.block_tokens
-                    ),
+                    buckets=buckets,
                     cost_model=model,
-                    predictor=machine.predictor,
                     load=load,
                     yardstick=yardstick,
-                    max_model_len=machine.max_model_len,
-                    lag=machine.lag,
-                    noise=machine.noise,
-                    max_spans=math.inf if is_one_shot else _MAX_SPANS,
-                    warmup_share=warmup_share,
+                    warmup_share=sweep.warmup_share,
                     records_steps=sweep.record_steps,
-                    num_instances=machine.num_instances,
-                    assignment=machine.assignment or "finish",
-                    declared_max_tokens=machine.declared_max_tokens,
-                    length_estimator=machine.length_estimator or NO_ESTIMATES,
+                    **shared,
                 )
             )
     return cost_model, experiments

@@ -27,6 +27,8 @@ from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor
 from jserve_tools.step_logs import write_simulated_log
 
+_MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
+
 
 def _policy(spec: str) -> Policy:
     """Returns a fresh policy; a search is compiled, which changes no plan."""
@@ -52,8 +54,8 @@ class Experiment:
       max_model_len: Tokens of the longest context.
       lag: Plans in flight beside the one that runs.
       noise: Deviation of the logarithm of step times.
-      max_spans: Bound of a run's time; see `simulate`.
-      warmup_share: Share of the requests, the first ones, that are not counted.
+      warmup_share: Share of the requests, the first ones, that are not counted; None
+        for a tenth, and for none if all come at once.
       records_steps: Whether runs at a given rate report on steps.
       num_instances: Number of engines, each with such buckets and such a machine.
       assignment: Rule by which one of several engines gets a request; one of
@@ -73,8 +75,7 @@ class Experiment:
     max_model_len: int
     lag: int = 0
     noise: float = 0.0
-    max_spans: float = 5.0
-    warmup_share: float = WARMUP_SHARE
+    warmup_share: float | None = None
     records_steps: bool = True
     num_instances: int = 1
     assignment: str = "finish"
@@ -91,7 +92,10 @@ class Experiment:
 
     def num_warmup(self, arrivals: Sequence[Arrival]) -> int:
         """Returns how many of the first requests are not counted."""
-        return int(len(arrivals) * self.warmup_share)
+        share = self.warmup_share
+        if share is None:
+            share = 0.0 if self.load.config.one_shot else WARMUP_SHARE
+        return int(len(arrivals) * share)
 
     def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
         """Returns a fresh scheduler of one engine."""
@@ -132,7 +136,7 @@ class Experiment:
             records_steps=records_steps,
             noise=self.noise,
             seed=seed,
-            max_spans=self.max_spans,
+            max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,
             stop_after_violations=stop_after_violations,
             num_uncounted=self.num_warmup(arrivals),
             clock=WallClock(),
