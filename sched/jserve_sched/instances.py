@@ -51,8 +51,8 @@ def work_s(view: SchedulerView) -> float:
     """Returns in how many seconds an engine should be done with all its requests.
 
     Each takes as long as in a batch of as many as can run together, and all slots share
-    the sum evenly: many short answers count as much as few long ones, though not all
-    slots are in use. The step in flight counts in full: how far it has come is not known
+    the sum evenly: many short answers count as much as few long ones, even if not all
+    slots are in use. The step in flight counts in full: its progress is not known
     outside.
     """
     requests = (*view.running, *view.waiting)

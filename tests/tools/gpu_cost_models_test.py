@@ -105,9 +105,10 @@ def test_padding_never_saves_time(table: TableCost) -> None:
 @pytest.mark.parametrize(
     ("row", "columns", "message"),
     [
-        ("1,2.5", ("layers",), r"points\.csv: .*layers"),
-        ("1,fast", ("tokens", "time_us"), r"points\.csv: .* not a number"),
-        ("1,", ("tokens", "time_us"), r"points\.csv: a cell is empty"),
+        ("1,2.5", ("layers",), r"points\.csv: .*lacks \['layers'\]"),
+        ("1,fast", ("tokens", "time_us"), r"points\.csv: .*'fast'"),
+        ("1,", ("tokens", "time_us"), r"points\.csv: .*''"),
+        ("1", ("tokens", "time_us"), r"points\.csv: a cell is empty"),
     ],
 )
 def test_points_are_checked(

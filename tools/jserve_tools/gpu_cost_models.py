@@ -4,6 +4,7 @@ A profile is a folder of CSV files as LLMServingSim writes them, so a card that 
 profiled with that tool becomes a cost model by a row in `_PROFILES`.
 """
 
+import csv
 import dataclasses
 import pathlib
 
@@ -31,40 +32,36 @@ _PROFILES = {  # limits are those of the closed form of the same card
 GPU_COST_MODELS = (*CLOSED_FORMS, *_PROFILES)
 
 
-def _read(path: pathlib.Path, columns: tuple[str, ...], kind: str) -> np.ndarray:
-    """Returns the named columns of a CSV file, `[R, len(columns)]`."""
-    try:
-        rows = np.genfromtxt(
-            path,
-            delimiter=",",
-            names=True,
-            usecols=columns,
-            dtype=[(name, kind) for name in columns],
-            ndmin=1,
-            encoding="utf-8",
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return np.stack([rows[name] for name in columns], axis=-1)
+def _read(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
+    """Returns the named columns of a CSV file, `[R, len(columns)]`, as texts."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"the first line lacks {missing}")
+        return np.array([[row[name] for name in columns] for row in reader])
 
 
 def read_points(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
     """Returns the named columns of a CSV file, `[R, len(columns)]` float64.
 
     Raises:
-      ValueError: if a column is missing, or a cell is empty or not a number.
+      ValueError: if a column is missing, or a cell is not a finite number.
       OSError: if the file cannot be read.
     """
-    points = _read(path, columns, "f8")
+    try:
+        points = _read(path, columns).astype(np.float64)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not np.isfinite(points).all():
-        raise ValueError(f"{path}: a cell is empty or not a number")
+        raise ValueError(f"{path}: a cell is empty or not finite")
     return points
 
 
 def _by_kernel(path: pathlib.Path, column: str) -> dict[str, np.ndarray]:
     """Returns kernel -> `[R, 2]` of `column` and microseconds."""
     points = read_points(path, (column, "time_us"))
-    kernels = _read(path, ("layer",), "U64")[:, 0]
+    kernels = _read(path, ("layer",))[:, 0]
     return {name: points[kernels == name] for name in dict.fromkeys(kernels.tolist())}
 
 
