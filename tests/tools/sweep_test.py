@@ -16,7 +16,7 @@ from jserve_sched.slo import ServiceClass
 from jserve_sched.workload import Yardstick, isolated_times
 from jserve_tools import simulation
 from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.simulate_config import LoadConfig
+from jserve_tools.simulate_config import LoadConfig, SweepConfig
 from jserve_tools.simulated_lengths import declare
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor, random_batches
@@ -72,7 +72,7 @@ def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not(
         (found,) = search_goodputs(
             [experiment()],
             (0, 1),
-            resolution=0.05,
+            SweepConfig(goodput=True, resolution=0.05),
             run_all=lambda tasks: run_all(tasks, runs=runs, key=key),
         )
         return found

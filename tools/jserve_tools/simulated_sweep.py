@@ -169,14 +169,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     if config.needs_fit:
         fits = _fit(config, experiments, run_tasks)
     if sweep.goodput:
-        runs = search_goodputs(
-            experiments,
-            seeds,
-            start_qps=sweep.start_qps,
-            resolution=sweep.resolution,
-            max_share=sweep.max_violation_share,
-            run_all=run_tasks,
-        )
+        runs = search_goodputs(experiments, seeds, sweep, run_all=run_tasks)
     else:
         runs = run_tasks(
             [
@@ -187,13 +180,13 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
             ]
         )
     report = simulation_report(
-        command=command,
-        experiment=experiments[0],
-        cost_model=cost_model,
+        experiments[0],
+        cost_model,
         block_tokens=config.machine.block_tokens,
-        seed=seeds[0],
+        seed=sweep.seed,
+        command=command,
         runs=runs,
-        fits=fits,
+        fits=fits or None,
         num_resumed=0 if finished is None else finished.num_found,
     )
     _print_tables(config, report)

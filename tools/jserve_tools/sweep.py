@@ -31,6 +31,7 @@ from jserve_sched.workload import Arrival, Yardstick, at_rate
 from jserve_tools.bucket_fits import fit_to_simulation
 from jserve_tools.finished_runs import FinishedRuns
 from jserve_tools.progress import Progress
+from jserve_tools.simulate_config import SweepConfig
 from jserve_tools.simulation import Experiment
 
 
@@ -210,33 +211,24 @@ def guess_qps(arrivals: Sequence[Arrival], yardstick: Yardstick) -> float:
 def search_goodputs(
     experiments: Sequence[Experiment],
     seeds: Sequence[int],
+    config: SweepConfig,
     *,
-    start_qps: float | None = None,
-    resolution: float | None = None,
-    max_share: float | None = None,
     run_all: RunAll = run_all,
 ) -> list[dict[str, Any]]:
-    """Searches every experiment's goodput.
-
-    Args:
-      experiments: what to search.
-      seeds: searched one by one; the mean is the goodput.
-      start_qps: where searches start; None guesses.
-      resolution: relative distance of the rates tried; None takes RateGrid's.
-      max_share: most violations, as a share of the counted requests; None takes 1 %.
-      run_all: runs the searches.
+    """Searches every experiment's goodput, which is the mean over the seeds.
 
     Returns:
       An entry of the report's `runs` each: the run of the first seed at its edge,
       with the goodput.
     """
+    max_share = config.max_violation_share
     searches = []
     for one in experiments:
-        start = start_qps or guess_qps(one.units(seeds[0]), one.yardstick)
+        start = config.start_qps or guess_qps(one.units(seeds[0]), one.yardstick)
         grid = RateGrid(
             lowest_qps=start / 100,
             highest_qps=start * 100,
-            resolution=resolution or RateGrid.resolution,
+            resolution=config.resolution or RateGrid.resolution,
         )
         searches += [
             GoodputTask(
@@ -264,12 +256,7 @@ def search_goodputs(
 
 def _labels(found: Goodput) -> dict[str, Any]:
     """Returns what a searched goodput adds to an entry of `runs`."""
-    labels: dict[str, Any] = {
-        "goodput_qps": found.qps,
-        "goodput_violation_share": found.violation_share,
-        "goodput_violation_ci95": list(found.violation_ci95),
-        "goodput_seeds": [dataclasses.asdict(one) for one in found.seeds],
-    }
-    if found.ci95_qps is not None:
-        labels["goodput_ci95_qps"] = list(found.ci95_qps)
-    return labels
+    labels = dataclasses.asdict(found)
+    if found.ci95_qps is None:
+        del labels["ci95_qps"]
+    return {f"goodput_{name}": value for name, value in labels.items()}
