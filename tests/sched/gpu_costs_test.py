@@ -139,16 +139,6 @@ def profile(dense_us: tuple[float, ...] = (10, 20)) -> dict[str, Any]:
     }
 
 
-def test_kernel_times_count_calls_and_layers() -> None:
-    times = kernel_times(**profile())
-    two = np.array([2.0])
-    # Per layer one mlp and two norms, and one embedding a step.
-    np.testing.assert_allclose(times.tokens.at(two), [(4 + 8 + 1) * 20e-6])
-    np.testing.assert_allclose(times.sequences.at(two), [20e-6])
-    np.testing.assert_allclose(times.decode.at(two, two), [4 * 100e-6])
-    np.testing.assert_allclose(times.mixed.at(two, two, two, two), [4 * 100e-6])
-
-
 def test_more_tokens_never_take_less_time() -> None:
     tokens = kernel_times(**profile((10, 8, 12))).tokens
     found = tokens.at(np.array([1.0, 2.0, 3.0]))

@@ -117,19 +117,17 @@ def test_tokens_come_one_step_apart(
 
 
 def test_who_is_not_done_in_time_is_unfinished() -> None:
-    # At most 2 x 60 s: "b" has had 119 tokens by then, one of 200 missing each second.
-    arrivals = [arrival("a", 0.0, output=10), arrival("b", 0.5, output=200)]
+    # At most 2 x 60 s: "b" has had 119 tokens by then. "c" can never run.
+    arrivals = [
+        arrival("a", 0.0, output=10),
+        arrival("b", 0.5, output=200),
+        arrival("c", 0.6, prompt=700),
+    ]
     result = simulate(scheduler_of(), METRONOME, arrivals, max_spans=2.0)
-    assert [one.failure for one in result.outcomes] == [None, Failure.UNFINISHED]
+    failures = [None, Failure.UNFINISHED, Failure.TOO_LONG]
+    assert [one.failure for one in result.outcomes] == failures
     assert len(result.outcomes[1].token_times_s) == 119
     assert result.end_s == 120.0
-
-
-def test_a_request_that_can_never_run_is_too_long() -> None:
-    result = simulate(
-        scheduler_of(), METRONOME, [arrival("a", 0.0, prompt=700), arrival("b", 0.0)]
-    )
-    assert [one.failure for one in result.outcomes] == [Failure.TOO_LONG, None]
 
 
 def test_a_hopeless_run_stops_at_once() -> None:

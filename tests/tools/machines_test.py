@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jserve_sched import features
-from jserve_sched.buckets import BucketTable
+from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.cost_model import CLOSED_FORMS, CostModel
 from jserve_tools.machines import load_machine, simulated_table, with_limits
 from jserve_tools.samples import Samples, write_samples
@@ -56,9 +56,8 @@ def test_a_profile_of_an_engine_is_a_machine(kind: str, tmp_path: pathlib.Path) 
     assert (model.num_kv_tokens, model.page_size) == (4096, 64)
     assert (model.max_num_seqs, model.max_num_batched_tokens) == (4, 68)
     assert (model.name, machine.block_tokens) == (f"{kind}:s.npz", 32)
-    assert machine.buckets is not None
     full = features.uniform_features(
-        machine.buckets.fit(4, 2), decode_pages=1, block_pages=1, page_size=64
+        Bucket(4, 2, 32), decode_pages=1, block_pages=1, page_size=64
     )
     assert model.step_s(full[None], 32)[0] == pytest.approx(
         1e-3 + 4e-4 + 64 * 2e-5, rel=0.02

@@ -37,12 +37,10 @@ class Machine:
       cost_model: Costs of its steps, and its limits.
       block_tokens: Tokens in one prefill block that it was measured with; None if its
         costs are by token.
-      buckets: Buckets that were measured; None if any bucket has a cost.
     """
 
     cost_model: CostModel
     block_tokens: int | None = None
-    buckets: BucketTable | None = None
 
 
 def load_machine(spec: str) -> Machine:
@@ -88,7 +86,6 @@ def load_machine(spec: str) -> Machine:
             **limits,
         ),
         block_tokens=buckets.block_tokens,
-        buckets=buckets,
     )
 
 

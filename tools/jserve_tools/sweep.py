@@ -52,10 +52,6 @@ def _run(job: tuple[int, Task]) -> tuple[int, dict[str, Any]]:
     return index, task.run()
 
 
-def _fields(task: Any) -> dict[str, Any]:
-    return {"task": type(task).__name__} | dataclasses.asdict(task)
-
-
 def _ignore_interrupts() -> None:
     """Lets Ctrl-C end the program, not each of its processes with a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -65,7 +61,7 @@ def run_all(
     tasks: Sequence[Task],
     num_processes: int = 1,
     runs: FinishedRuns | None = None,
-    key: Callable[[Any], Mapping[str, Any]] = _fields,
+    key: Callable[[Any], Mapping[str, Any]] = dataclasses.asdict,
 ) -> list[dict[str, Any]]:
     """Returns what came of each task, in order, and shows how far it has come.
 
