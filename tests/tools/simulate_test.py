@@ -161,6 +161,21 @@ def test_buckets_are_fitted_to_a_load_that_is_not_judged(
     assert len(log.read_text().splitlines()) == 1 + one["num_steps"]
 
 
+def test_mistakes_in_files_are_found_before_any_run(
+    sweep: Any, trace: pathlib.Path
+) -> None:
+    folder = trace.parent
+    classes = LoadConfig(service_classes=folder / "classes.json")
+    with pytest.raises(ValueError, match="add up to 0, not 1"):
+        sweep(classes)
+    with pytest.raises(ValueError, match=r"trace\.csv, line 2: service_class='a'"):
+        sweep(LoadConfig(trace=trace))
+    assert not (folder / "out").exists()
+    with pytest.raises(OSError, match=r"classes\.json"):
+        sweep(LoadConfig(), step_log=folder / "classes.json" / "steps.jsonl")
+    assert not list((folder / "out").iterdir())
+
+
 def program(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "jserve_tools.simulate", *arguments],

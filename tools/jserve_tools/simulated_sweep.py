@@ -153,11 +153,15 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     sweep = config.sweep
     load = read_load(config.load)
     cost_model, experiments = _experiments(config, load)
+    experiments[0].units(sweep.seed)  # wrong service classes are refused now
     old_report = config.report.probe()
     finished = None
-    if sweep.step_log is None:  # a run that is not made again has no steps to write
+    if sweep.step_log is None:
         path = config.report.output / "runs.jsonl"
         finished = FinishedRuns(path, resumes=config.report.resume)
+    else:  # a run that is not made again would have no steps to write
+        sweep.step_log.parent.mkdir(parents=True, exist_ok=True)
+        sweep.step_log.touch()
     run_tasks = functools.partial(
         run_all,
         num_processes=sweep.num_processes,
