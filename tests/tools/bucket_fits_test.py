@@ -10,7 +10,7 @@ from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
 from jserve_sched.step_demand import StepDemand, demand_from_json
-from jserve_sched.workload import WORKLOADS, Arrival, at_rate, isolated_times
+from jserve_sched.workload import Arrival, at_rate, isolated_times
 from jserve_tools.bucket_fits import (
     MAX_KINDS,
     compact,
@@ -21,7 +21,8 @@ from jserve_tools.bucket_fits import (
     step_times,
     with_prior,
 )
-from jserve_tools.simulated_loads import NamedLoad
+from jserve_tools.simulate_config import LoadConfig
+from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulation import Experiment
 
 LIMITS = {"max_num_seqs": 32, "max_num_batched_tokens": 544, "block_tokens": 32}
@@ -33,7 +34,9 @@ CLASSES = (ServiceClass(name="chat", share=1.0, ttft_s=2.0, tbt_s=0.03),)
 
 def experiment(policy: str) -> tuple[Experiment, list[Arrival]]:
     yardstick = isolated_times(MACHINE, max_prompt_tokens=4096)
-    load = NamedLoad(components=WORKLOADS["sharegpt"], num_requests=80, classes=CLASSES)
+    load = SimulatedLoad(
+        config=LoadConfig(workload="sharegpt", num_requests=80), classes=CLASSES
+    )
     return Experiment(
         policy=policy,
         bucket_strategy="fitted",
