@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import typing
 from typing import Any
 
 import pytest
@@ -89,10 +90,15 @@ def test_what_is_right_is_taken() -> None:
     assert not with_file.needs_fit
     assert split_limit("fcfs") == ("fcfs", None)
     assert split_limit("sliding:fill=off@512") == ("sliding:fill=off", 512)
-    for name in WORKLOADS:
-        make({"workload": name})
-    for name in ASSIGNMENTS:
-        make(machine={"assignment": name, "num_instances": 2})
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "known"),
+    [(LoadConfig, "workload", WORKLOADS), (MachineConfig, "assignment", ASSIGNMENTS)],
+)
+def test_flags_offer_all_that_is_known(config: type, field: str, known: dict) -> None:
+    literal, _ = typing.get_args(typing.get_type_hints(config)[field])
+    assert set(typing.get_args(literal)) == set(known)
 
 
 def test_help_and_configs_import_no_heavy_library() -> None:
