@@ -89,33 +89,14 @@ def _cross_product(rows: np.ndarray) -> Grid:
     return Grid(axes, values)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KernelTimes:
-    """Kernel times of one model on one GPU, seconds per step, all layers together.
-
-    Attributes:
-      tokens: All but attention, head and sampler; over the step's tokens.
-      sequences: Head and sampler; over the sequences of the step.
-      decode: Attention over (decodes, their mean context).
-      prefill: Attention over (chunk, tokens cached before it).
-      mixed: Attention over (chunk, cached before it, decodes, their mean context).
-    """
-
-    tokens: Grid
-    sequences: Grid
-    decode: Grid
-    prefill: Grid
-    mixed: Grid
-
-
 def kernel_times(
     *,
     attention: np.ndarray,
     dense: Mapping[str, np.ndarray],
     per_sequence: Mapping[str, np.ndarray],
     num_layers: int,
-) -> KernelTimes:
-    """Returns the grids of a profile that is a full cross product in each kind.
+) -> dict[str, Grid]:
+    """Returns the grids of a `TableCost` from a full cross product in each kind.
 
     Times over tokens and sequences are made monotone, so that padding is never paid
     for with less time; measured curves dip by a few percent at most.
@@ -145,28 +126,36 @@ def kernel_times(
     calls |= dict.fromkeys(_ONCE_A_STEP, 1)
     seconds = attention * (1, 1, 1, 1, num_layers * 1e-6)
     has_chunk, has_decode = attention[:, 0] > 0, attention[:, 2] > 0
-    return KernelTimes(
-        tokens=curve(dense, calls),
-        sequences=curve(per_sequence, dict.fromkeys(per_sequence, 1)),
-        decode=_cross_product(seconds[~has_chunk & has_decode][:, 2:]),
-        prefill=_cross_product(seconds[has_chunk & ~has_decode][:, (0, 1, 4)]),
-        mixed=_cross_product(seconds[has_chunk & has_decode]),
-    )
+    return {
+        "tokens": curve(dense, calls),
+        "sequences": curve(per_sequence, dict.fromkeys(per_sequence, 1)),
+        "decode": _cross_product(seconds[~has_chunk & has_decode][:, 2:]),
+        "prefill": _cross_product(seconds[has_chunk & ~has_decode][:, (0, 1, 4)]),
+        "mixed": _cross_product(seconds[has_chunk & has_decode]),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableCost(CostModel):
-    """A machine that adds up kernel times.
+    """A machine that adds up kernel times, in seconds for all layers together.
 
     Padded rows and blocks are charged as tokens; attention for real rows only.
 
     Attributes:
-      times: Times of its kernels.
+      tokens: All but attention, head and sampler; over the step's tokens.
+      sequences: Head and sampler; over the sequences of the step.
+      decode: Attention over (decodes, their mean context).
+      prefill: Attention over (chunk, tokens cached before it).
+      mixed: Attention over (chunk, cached before it, decodes, their mean context).
       skew: How far, 0 to 1, the time of decodes with unlike contexts is from that of
         as many with the mean context, towards that of as many with the longest.
     """
 
-    times: KernelTimes
+    tokens: Grid
+    sequences: Grid
+    decode: Grid
+    prefill: Grid
+    mixed: Grid
     skew: float = 0.0
 
     def __post_init__(self) -> None:
@@ -181,8 +170,8 @@ class TableCost(CostModel):
         # Chunks are not counted in the features; this is the fewest there can be.
         largest = np.maximum(matrix[:, features.LARGEST_CHUNK], 1.0)
         chunks = np.ceil(matrix[:, features.PREFILL_TOKENS] / largest)
-        total = self.times.tokens.at(tokens)
-        total += self.times.sequences.at(rows + chunks)
+        total = self.tokens.at(tokens)
+        total += self.sequences.at(rows + chunks)
         for kind in np.unique(kinds):
             chosen = kinds == kind
             total[chosen] += self._attention_s(kind, matrix[chosen])
@@ -198,8 +187,8 @@ class TableCost(CostModel):
             chunk = np.sqrt(squares)
             places += [chunk, (matrix[:, features.PREFILL_WORK] - squares) / chunk]
         if kind == features.PURE_PREFILL:
-            return self.times.prefill.at(*places)
-        grid = self.times.mixed if places else self.times.decode
+            return self.prefill.at(*places)
+        grid = self.mixed if places else self.decode
         num_decodes = np.maximum(matrix[:, features.NUM_DECODES], 1.0)
         mean = matrix[:, features.DECODE_CONTEXT] / num_decodes
         total_s = grid.at(*places, num_decodes, mean)

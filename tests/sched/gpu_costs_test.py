@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jserve_sched import features
-from jserve_sched.gpu_costs import Grid, KernelTimes, TableCost, kernel_times
+from jserve_sched.gpu_costs import Grid, TableCost, kernel_times
 
 EDGES = np.array([1.0, 2.0, 4.0, 8.0])
 
@@ -17,13 +17,11 @@ def toy_cost(skew: float = 0.0) -> TableCost:
 
     return TableCost(
         name="toy",
-        times=KernelTimes(
-            tokens=Grid([EDGES], EDGES * 0.01),
-            sequences=Grid([EDGES], np.full(4, 0.5)),
-            decode=added(2),
-            prefill=added(2),
-            mixed=added(4),
-        ),
+        tokens=Grid([EDGES], EDGES * 0.01),
+        sequences=Grid([EDGES], np.full(4, 0.5)),
+        decode=added(2),
+        prefill=added(2),
+        mixed=added(4),
         num_kv_tokens=1024,
         page_size=16,
         max_num_seqs=8,
@@ -140,7 +138,7 @@ def profile(dense_us: tuple[float, ...] = (10, 20)) -> dict[str, Any]:
 
 
 def test_more_tokens_never_take_less_time() -> None:
-    tokens = kernel_times(**profile((10, 8, 12))).tokens
+    tokens = kernel_times(**profile((10, 8, 12)))["tokens"]
     found = tokens.at(np.array([1.0, 2.0, 3.0]))
     np.testing.assert_allclose(found, [130e-6, 130e-6, 156e-6])
 

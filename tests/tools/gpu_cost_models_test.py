@@ -42,7 +42,7 @@ def test_a_table_has_its_name_and_the_limits_of_its_card(table: TableCost) -> No
 
 def test_grid_points_come_back(table: TableCost) -> None:
     mixed = mixed_rows(PROFILES / table.name.split("-")[0] / "attention.csv")
-    found = table.times.mixed.at(*mixed[:, :4].T)
+    found = table.mixed.at(*mixed[:, :4].T)
     np.testing.assert_allclose(found, mixed[:, 4] * 32e-6)
 
 
@@ -55,7 +55,7 @@ def test_kernels_are_counted_as_often_as_they_run(table: TableCost) -> None:
             for row in csv.DictReader(file)
             if row["tokens"] == "2048"
         )
-    assert table.times.tokens.at(np.array([2048.0]))[0] == pytest.approx(
+    assert table.tokens.at(np.array([2048.0]))[0] == pytest.approx(
         total_us * 1e-6, rel=0.05
     )
 
@@ -63,7 +63,7 @@ def test_kernels_are_counted_as_often_as_they_run(table: TableCost) -> None:
 def test_points_between_the_grid_are_near() -> None:
     mixed = mixed_rows(PROFILES / "rtxpro6000" / "attention_between.csv")
     times = read_kernel_times(PROFILES / "rtxpro6000")
-    errors = times.mixed.at(*mixed[:, :4].T) / (mixed[:, 4] * 32e-6) - 1.0
+    errors = times["mixed"].at(*mixed[:, :4].T) / (mixed[:, 4] * 32e-6) - 1.0
     assert len(errors) > 300
     assert np.median(np.abs(errors)) < 0.02
     assert abs(errors.mean()) < 0.02

@@ -7,11 +7,12 @@ profiled with that tool becomes a cost model by a row in `_PROFILES`.
 import csv
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from jserve_sched.cost_model import CLOSED_FORMS, CostModel
-from jserve_sched.gpu_costs import KernelTimes, TableCost, kernel_times
+from jserve_sched.gpu_costs import Grid, TableCost, kernel_times
 
 PROFILES = pathlib.Path(__file__).parent / "gpu_profiles"
 ATTENTION_COLUMNS = (
@@ -65,7 +66,7 @@ def _by_kernel(path: pathlib.Path, column: str) -> dict[str, np.ndarray]:
     return {name: points[kernels == name] for name in dict.fromkeys(kernels.tolist())}
 
 
-def read_kernel_times(folder: pathlib.Path) -> KernelTimes:
+def read_kernel_times(folder: pathlib.Path) -> dict[str, Grid]:
     """Reads a profile: attention.csv, dense.csv and per_sequence.csv.
 
     Raises:
@@ -93,9 +94,9 @@ def gpu_cost_model(name: str) -> CostModel:
             f"cost model {name!r} is unknown; known: {sorted(GPU_COST_MODELS)}"
         )
     closed_form, folder, skew = _PROFILES[name]
-    limits = {
+    limits: dict[str, Any] = {
         field.name: getattr(CLOSED_FORMS[closed_form], field.name)
         for field in dataclasses.fields(CostModel)
     }
     times = read_kernel_times(PROFILES / folder)
-    return TableCost(**limits | {"name": name}, times=times, skew=skew)
+    return TableCost(**limits | {"name": name}, **times, skew=skew)
