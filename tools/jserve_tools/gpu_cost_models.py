@@ -94,9 +94,9 @@ def gpu_cost_model(name: str) -> CostModel:
             f"cost model {name!r} is unknown; known: {sorted(GPU_COST_MODELS)}"
         )
     closed_form, folder, skew = _PROFILES[name]
-    limits: dict[str, Any] = {
+    fields: dict[str, Any] = {
         field.name: getattr(CLOSED_FORMS[closed_form], field.name)
         for field in dataclasses.fields(CostModel)
     }
-    times = read_kernel_times(PROFILES / folder)
-    return TableCost(**limits | {"name": name}, **times, skew=skew)
+    fields |= read_kernel_times(PROFILES / folder) | {"name": name, "skew": skew}
+    return TableCost(**fields)
