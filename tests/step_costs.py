@@ -16,7 +16,7 @@ from jserve_sched.request_latency import LatencySource
 from jserve_sched.view import SchedulerView
 from jserve_sched.waiting import WaitingQueue
 
-_ONE_SECOND = Formula(base_s=1.0)
+_ONE_SECOND = Formula(base_ms=1000.0)
 # A machine that takes a second for any step.
 METRONOME = ClosedForm(
     name="metronome",

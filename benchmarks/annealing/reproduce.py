@@ -30,8 +30,8 @@ from task_classes import AZURE, CHAT, CODE, LONG_CODE, MIXES
 
 from jserve.program import ProgramError, check_known, run_program
 from jserve_tools.documents import commit
+from jserve_tools.finished_runs import FinishedRuns
 from jserve_tools.marked_pages import write_study
-from jserve_tools.run_store import RunStore
 from jserve_tools.sweep import run_all
 
 _HERE = pathlib.Path(__file__).parent
@@ -63,7 +63,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
     "num_processes", 0, "Processes; 0: one a CPU.", lower_bound=0
 )
 _CELLS = flags.DEFINE_string(
-    "cells", "out/annealing/cells", "Folder of finished cells."
+    "cells", "out/annealing/cells.jsonl", "File of finished cells."
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "", "Folder of the results; this program's if empty."
@@ -99,11 +99,11 @@ def _write_results(report: dict[str, Any], folder: pathlib.Path) -> None:
         print(f"{name}\n\n{table}\n")
 
 
-def _reproduce(plan: Plan, store: RunStore) -> dict[str, Any]:
+def _reproduce(plan: Plan, runs: FinishedRuns) -> dict[str, Any]:
     start_s = time.monotonic()
     num_processes = _NUM_PROCESSES.value or os.cpu_count() or 1
     studies = Studies(
-        plan, functools.partial(run_all, num_processes=num_processes, store=store)
+        plan, functools.partial(run_all, num_processes=num_processes, runs=runs)
     )
     results = {name: getattr(studies, name)() for name in _STUDIES_FLAG.value}
     if "one_shot" in results:
@@ -115,7 +115,7 @@ def _reproduce(plan: Plan, store: RunStore) -> dict[str, Any]:
         "plan": dataclasses.asdict(plan),
         "cost_model": MACHINE,
         "service_classes": [dataclasses.asdict(one) for one in (CODE, CHAT)],
-        "num_cells_found": store.num_found,
+        "num_cells_found": runs.num_found,
         "wall_s": time.monotonic() - start_s,
         **results,
     }
@@ -132,8 +132,8 @@ def main(argv: Sequence[str]) -> None:
         raise ProgramError(f"--policies lacks {', '.join(missing)}: nothing to compare")
     output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else _HERE
     try:
-        store = RunStore(pathlib.Path(_CELLS.value), resumes=True)
-        report = _reproduce(_plan(), store)
+        runs = FinishedRuns(pathlib.Path(_CELLS.value), resumes=True)
+        report = _reproduce(_plan(), runs)
     except ValueError as error:
         raise ProgramError(str(error)) from error
     _write_results(report, output)

@@ -1,9 +1,9 @@
 """Step costs for simulation: how long would this step take on that machine?
 
-The one idea: a cost model reads the same features of a step as a predictor, so any
-predictor fitted on a profile can serve as the machine, and any machine can serve as
-a perfect predictor. It also names the limits of the server it stands for, since a
-step time without them says nothing about how many requests fit.
+A cost model reads the same features of a step as a predictor, so any predictor fitted
+on a profile can serve as the machine, and any machine can serve as a perfect predictor.
+It also names the limits of the server it stands for, since a step time without them
+says nothing about how many requests fit.
 
 Padding is charged as the backends charge it: padded rows and blocks go through the
 matrix products like real ones, but attention reads the KV of real rows only.
@@ -11,6 +11,7 @@ matrix products like real ones, but attention reads the KV of real rows only.
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
 
+import abc
 import dataclasses
 import functools
 from typing import Protocol
@@ -21,34 +22,25 @@ from jserve_sched import features
 from jserve_sched.predictor import StepSample
 
 
-class CostModel(Protocol):
-    """The machine of a simulation."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostModel(abc.ABC):
+    """The machine of a simulation.
 
-    @property
-    def name(self) -> str:
-        """What a flag and a report call it."""
-        ...
+    Attributes:
+      name: What a flag and a report call it.
+      num_kv_tokens: Tokens the KV pool holds.
+      page_size: Tokens in one KV page.
+      max_num_seqs: Most requests that run at once.
+      max_num_batched_tokens: Most token positions in a step.
+    """
 
-    @property
-    def num_kv_tokens(self) -> int:
-        """Tokens the KV pool holds."""
-        ...
+    name: str
+    num_kv_tokens: int
+    page_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
 
-    @property
-    def page_size(self) -> int:
-        """Tokens in one KV page."""
-        ...
-
-    @property
-    def max_num_seqs(self) -> int:
-        """Most requests that run at once."""
-        ...
-
-    @property
-    def max_num_batched_tokens(self) -> int:
-        """Most token positions in a step."""
-        ...
-
+    @abc.abstractmethod
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds.
 
@@ -56,80 +48,65 @@ class CostModel(Protocol):
           matrix: features `[N, F]`; see `features`.
           block_tokens: tokens in one prefill block of the bucket table, Q.
         """
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Formula:
-    """Seconds of one kind of batch.
+    """The time of one kind of batch, in milliseconds.
 
     `max(floor, base + prefill_token P + decode D) + prefill_work A + context C`,
     with P the prefill positions and D the decode rows, padding included; A the sum
     over chunks of `chunk (cached + chunk / 2)`; C the KV tokens that decodes read.
 
     Attributes:
-      base_s: of any step, seconds.
-      prefill_token_s: of a prefill position.
-      prefill_work_s: of a unit of A.
-      decode_s: of a decode row.
-      context_token_s: of a KV token read by a decode.
-      floor_s: least time of the part that reads the weights: the knee.
+      base_ms: Part that any step has.
+      prefill_token_ms: Cost of a prefill position.
+      prefill_work_ms: Cost of a unit of A.
+      decode_ms: Cost of a decode row.
+      context_token_ms: Cost of a KV token read by a decode.
+      floor_ms: Least time of the part that reads the weights: the knee.
     """
 
-    base_s: float
-    prefill_token_s: float = 0.0
-    prefill_work_s: float = 0.0
-    decode_s: float = 0.0
-    context_token_s: float = 0.0
-    floor_s: float = 0.0
+    base_ms: float
+    prefill_token_ms: float = 0.0
+    prefill_work_ms: float = 0.0
+    decode_ms: float = 0.0
+    context_token_ms: float = 0.0
+    floor_ms: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, value in dataclasses.asdict(self).items():
             if not 0.0 <= value < np.inf:
-                raise ValueError(f"{field.name}={value} is not a time of 0 or more")
-        if max(self.base_s, self.floor_s) <= 0.0:
-            raise ValueError("base_s and floor_s are both 0: a step takes some time")
+                raise ValueError(f"{name}={value} is not a time of 0 or more")
+        if max(self.base_ms, self.floor_ms) <= 0.0:
+            raise ValueError("base_ms and floor_ms are both 0: a step takes some time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClosedForm:
-    """A `CostModel` of one formula for each kind of batch.
+class ClosedForm(CostModel):
+    """A machine of one formula for each kind of batch.
 
     Attributes:
-      name: what a flag and a report call it.
-      decode: of a step without prefill.
-      prefill: of a step without decodes; its rows are not charged.
-      mixed: of a step with both.
-      num_kv_tokens: tokens the KV pool holds.
-      page_size: tokens in one KV page.
-      max_num_seqs: most requests that run at once.
-      max_num_batched_tokens: most token positions in a step.
+      decode: Formula of a step without prefill.
+      prefill: Formula of a step without decodes; its rows are not charged.
+      mixed: Formula of a step with both.
     """
 
-    name: str
     decode: Formula
     prefill: Formula
     mixed: Formula
-    num_kv_tokens: int
-    page_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
 
     @functools.cached_property
     def _coefficients(self) -> np.ndarray:
-        """Coefficients in the order of Formula's fields: `[6, 3]`, by scenario.
+        """Seconds in the order of Formula's fields: `[6, 3]`, by scenario.
 
         `[6, 1]` if one formula serves all.
         """
-        by_scenario = {
-            features.PURE_DECODE: self.decode,
-            features.PURE_PREFILL: self.prefill,
-            features.MIXED: self.mixed,
-        }
-        rows = [dataclasses.astuple(by_scenario[kind]) for kind in range(3)]
+        # The order of `features.SCENARIOS`.
+        formulas = (self.decode, self.prefill, self.mixed)
+        rows = [dataclasses.astuple(one) for one in formulas]
         is_one = rows[0] == rows[1] == rows[2]
-        return np.array(rows[:1] if is_one else rows, np.float64).T
+        return np.array(rows[:1] if is_one else rows, np.float64).T * 1e-3
 
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.
@@ -164,33 +141,23 @@ class StepModel(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PredictorCost:
-    """A `CostModel` that asks a predictor: the engine that was profiled for it.
+class PredictorCost(CostModel):
+    """A machine that asks a predictor: the engine that was profiled for it.
 
     The predictor is not shown the simulated steps, so the machine stays as it is.
 
     Attributes:
-      name: what a flag and a report call it.
-      predictor: fitted on samples of the engine.
-      block_tokens: tokens in one prefill block of the engine that was profiled.
-      num_kv_tokens: tokens the engine's KV pool holds.
-      page_size: tokens in one of its pages.
-      max_num_seqs: most requests it runs at once.
-      max_num_batched_tokens: most token positions in one of its steps.
+      predictor: A model fitted on samples of the engine.
+      block_tokens: Tokens in one prefill block of the engine that was profiled.
     """
 
-    name: str
     predictor: StepModel
     block_tokens: int
-    num_kv_tokens: int
-    page_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
 
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.
 
-        Blocks of another size are counted as so many of the profile's, in fractions.
+        Blocks of another size count as fractions of the profile's.
         """
         if block_tokens != self.block_tokens:
             matrix = matrix.copy()
@@ -217,108 +184,83 @@ class OraclePredictor:
         """Learns nothing."""
 
 
-def _milliseconds(
-    base: float,
-    *,
-    prefill_token: float = 0.0,
-    prefill_work: float = 0.0,
-    decode: float = 0.0,
-    context_token: float = 0.0,
-    floor: float = 0.0,
-) -> Formula:
-    return Formula(
-        base_s=base * 1e-3,
-        prefill_token_s=prefill_token * 1e-3,
-        prefill_work_s=prefill_work * 1e-3,
-        decode_s=decode * 1e-3,
-        context_token_s=context_token * 1e-3,
-        floor_s=floor * 1e-3,
-    )
-
-
-# A token of Llama-3-8B takes 128 KiB of KV (32 layers, 8 heads of 128, K and V, two
-# bytes). Nine tenths of 80 GB, less 16 GB of weights and a few of activations, hold
-# about 430,000; 400,000 stays inside the batches that the A100 formula was fitted to.
-_KV_TOKENS_80_GB = 400_000
-
 # One formula for all batches: b + k (P + D) above a floor of m, fitted to random
 # batches composed from Vidur's kernel tables (Agrawal et al., MLSys 2024; MIT), whose
 # attention was modelled from a sample; mean error of the fit 4.6 %.
-_A100 = _milliseconds(
-    7.51,
-    prefill_token=0.06551,
-    prefill_work=4.396e-6,
-    decode=0.06551,
-    context_token=8.415e-5,
-    floor=10.73,
+_A100 = Formula(
+    base_ms=7.51,
+    prefill_token_ms=0.06551,
+    prefill_work_ms=4.396e-6,
+    decode_ms=0.06551,
+    context_token_ms=8.415e-5,
+    floor_ms=10.73,
 )
 # The same composition scaled by the H100/A100 ratios of another model's operators
 # and by assumed ratios for attention: an estimate, not a measurement.
-_H100 = _milliseconds(
-    6.537,
-    prefill_token=0.01981,
-    prefill_work=2.156e-6,
-    decode=0.01655,
-    context_token=5.095e-5,
+_H100 = Formula(
+    base_ms=6.537,
+    prefill_token_ms=0.01981,
+    prefill_work_ms=2.156e-6,
+    decode_ms=0.01655,
+    context_token_ms=5.095e-5,
+)
+# A token of Llama-3-8B takes 128 KiB of KV (32 layers, 8 heads of 128, K and V, two
+# bytes). Nine tenths of 80 GB, less 16 GB of weights and a few of activations, hold
+# about 430,000; 400,000 stays inside the batches that the A100 formula was fitted to.
+_A100_80_GB = ClosedForm(
+    name="a100-llama3-8b",
+    decode=_A100,
+    prefill=_A100,
+    mixed=_A100,
+    num_kv_tokens=400_000,
+    page_size=128,
+    max_num_seqs=256,
+    max_num_batched_tokens=2048,
 )
 
 # The RTX formulas are fitted to LLMServingSim's profiles of vLLM (Cho et al., ISPASS
 # 2026; MIT). Limits are those of the vLLM runs published beside them; the KV pool of
 # the PRO 6000 is not recorded there: 96 GB at nine tenths hold about 550,000 tokens.
+_RTX_4090 = ClosedForm(
+    name="rtx4090-llama3.1-8b",
+    decode=Formula(base_ms=16.88, decode_ms=0.04197, context_token_ms=1.493e-4),
+    prefill=Formula(base_ms=15.51, prefill_token_ms=0.06330, prefill_work_ms=4.839e-6),
+    mixed=Formula(
+        base_ms=15.80,
+        prefill_token_ms=0.06724,
+        prefill_work_ms=5.322e-6,
+        decode_ms=0.07569,
+        context_token_ms=3.251e-4,
+    ),
+    num_kv_tokens=41_408,
+    page_size=16,
+    max_num_seqs=256,
+    max_num_batched_tokens=2048,
+)
+_RTX_PRO_6000 = ClosedForm(
+    name="rtxpro6000-llama3.1-8b",
+    decode=Formula(base_ms=11.15, decode_ms=0.01911, context_token_ms=8.860e-5),
+    prefill=Formula(base_ms=11.28, prefill_token_ms=0.02583, prefill_work_ms=2.731e-6),
+    mixed=Formula(
+        base_ms=11.34,
+        prefill_token_ms=0.02676,
+        prefill_work_ms=2.631e-6,
+        decode_ms=0.03396,
+        context_token_ms=1.520e-4,
+    ),
+    num_kv_tokens=550_000,
+    page_size=16,
+    max_num_seqs=128,
+    max_num_batched_tokens=2048,
+)
 CLOSED_FORMS: dict[str, ClosedForm] = {
     one.name: one
     for one in (
-        ClosedForm(
-            name="a100-llama3-8b",
-            decode=_A100,
-            prefill=_A100,
-            mixed=_A100,
-            num_kv_tokens=_KV_TOKENS_80_GB,
-            page_size=128,
-            max_num_seqs=256,
-            max_num_batched_tokens=2048,
+        _A100_80_GB,
+        dataclasses.replace(
+            _A100_80_GB, name="h100-llama3-8b", decode=_H100, prefill=_H100, mixed=_H100
         ),
-        ClosedForm(
-            name="h100-llama3-8b",
-            decode=_H100,
-            prefill=_H100,
-            mixed=_H100,
-            num_kv_tokens=_KV_TOKENS_80_GB,
-            page_size=128,
-            max_num_seqs=256,
-            max_num_batched_tokens=2048,
-        ),
-        ClosedForm(
-            name="rtx4090-llama3.1-8b",
-            decode=_milliseconds(16.88, decode=0.04197, context_token=1.493e-4),
-            prefill=_milliseconds(15.51, prefill_token=0.06330, prefill_work=4.839e-6),
-            mixed=_milliseconds(
-                15.80,
-                prefill_token=0.06724,
-                prefill_work=5.322e-6,
-                decode=0.07569,
-                context_token=3.251e-4,
-            ),
-            num_kv_tokens=41_408,
-            page_size=16,
-            max_num_seqs=256,
-            max_num_batched_tokens=2048,
-        ),
-        ClosedForm(
-            name="rtxpro6000-llama3.1-8b",
-            decode=_milliseconds(11.15, decode=0.01911, context_token=8.860e-5),
-            prefill=_milliseconds(11.28, prefill_token=0.02583, prefill_work=2.731e-6),
-            mixed=_milliseconds(
-                11.34,
-                prefill_token=0.02676,
-                prefill_work=2.631e-6,
-                decode=0.03396,
-                context_token=1.520e-4,
-            ),
-            num_kv_tokens=550_000,
-            page_size=16,
-            max_num_seqs=128,
-            max_num_batched_tokens=2048,
-        ),
+        _RTX_4090,
+        _RTX_PRO_6000,
     )
 }

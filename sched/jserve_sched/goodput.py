@@ -1,9 +1,9 @@
-"""Goodput: the highest rate at which enough requests keep their promises.
+"""Goodput: the highest rate at which enough requests attain their SLOs.
 
-The one idea: with common random numbers (one seed draws the requests, the rate only
-squeezes their times) a higher rate is harder for the very same requests, so for each
-seed there is one edge, and bisection on a grid of rates finds it. Chance is between
-seeds, and the interval says how much of it there is.
+With common random numbers (one seed draws the requests, the rate only squeezes their
+times) a higher rate is harder for the very same requests, so each seed has one edge,
+and bisection on a grid of rates finds it. Chance is between seeds, and the interval
+says how much of it there is.
 
 A rate passes if at most `MAX_VIOLATION_SHARE` of the counted requests are violations
 (SlidingServe, arXiv 2606.05933, section 5.1: 1 %).
@@ -38,9 +38,9 @@ class RateGrid:
     """Rates tried: `lowest_qps` times powers of `1 + resolution`.
 
     Attributes:
-      lowest_qps: the lowest, requests per second.
-      highest_qps: no rate above it is tried.
-      resolution: relative distance of two rates.
+      lowest_qps: Lowest rate, requests per second.
+      highest_qps: Bound of the rates, requests per second.
+      resolution: Relative distance of two rates.
     """
 
     lowest_qps: float = 0.05
@@ -77,13 +77,13 @@ class SeedGoodput:
     """What one seed's search found.
 
     Attributes:
-      seed: which.
-      qps: the highest rate that passed, requests per second; 0 if none did, not
-        even the grid's lowest.
-      num_violations: at that rate, or at the lowest.
-      num_requests: counted at that rate.
-      num_probes: rates tried.
-      is_unbounded: whether even the grid's highest rate passed.
+      seed: Seed of the requests.
+      qps: Highest rate that passed, requests per second; 0 if not even the grid's
+        lowest did.
+      num_violations: Violations at that rate, or at the lowest.
+      num_requests: Requests counted at that rate.
+      num_probes: Number of rates tried.
+      is_unbounded: Whether even the grid's highest rate passed.
     """
 
     seed: int
@@ -99,11 +99,11 @@ class Goodput:
     """What a search found over all seeds.
 
     Attributes:
-      qps: mean of the seeds' goodputs, requests per second.
+      qps: Mean of the seeds' goodputs, requests per second.
       ci95_qps: 95 % interval of that mean (Student's t); None for one seed.
-      violation_share: at the rates found, over all seeds.
-      violation_ci95: its Wilson interval.
-      seeds: one entry each.
+      violation_share: Share of violations at the rates found, over all seeds.
+      violation_ci95: Wilson interval of that share.
+      seeds: What each seed's search found.
     """
 
     qps: float
@@ -177,8 +177,10 @@ def pool(seeds: Sequence[SeedGoodput]) -> Goodput:
     mean = statistics.fmean(rates)
     interval = None
     if len(rates) > 1:
+        from scipy.special import stdtrit  # takes half a second to import
+
         error = statistics.stdev(rates) / math.sqrt(len(rates))
-        spread = _t_975(len(rates) - 1) * error
+        spread = float(stdtrit(len(rates) - 1, 0.975)) * error
         interval = (max(mean - spread, 0.0), mean + spread)
     num_violations = sum(one.num_violations for one in seeds)
     num_requests = sum(one.num_requests for one in seeds)
@@ -189,47 +191,3 @@ def pool(seeds: Sequence[SeedGoodput]) -> Goodput:
         violation_ci95=wilson_interval(num_violations, num_requests),
         seeds=tuple(seeds),
     )
-
-
-def search(
-    probe: Probe,
-    seeds: Sequence[int],
-    *,
-    grid: RateGrid,
-    start_qps: float,
-    max_share: float = MAX_VIOLATION_SHARE,
-) -> Goodput:
-    """Finds the goodput over seeds; each search starts where the last one ended.
-
-    Args:
-      probe: runs one rate and one seed. It may stop early once more than
-        `most_violations` have happened, and return what it has.
-      seeds: what draws the requests.
-      grid: the rates.
-      start_qps: where the first search starts.
-      max_share: most violations, as a share of the counted requests.
-
-    Raises:
-      ValueError: if there is no seed, or as `search_seed`.
-    """
-    found: list[SeedGoodput] = []
-    for seed in seeds:
-        one = search_seed(
-            probe, seed, grid=grid, start_qps=start_qps, max_share=max_share
-        )
-        found.append(one)
-        start_qps = one.qps or grid.lowest_qps
-    return pool(found)
-
-
-# Student's t at 97.5 %, for 1 to 10 degrees of freedom.
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
-def _t_975(freedom: int) -> float:
-    """Returns Student's t at 97.5 %; beyond the table by its expansion in 1/n."""
-    if freedom <= len(_T_975):
-        return _T_975[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    return z + (z**3 + z) / (4 * freedom) + second

@@ -1,7 +1,7 @@
 """Which of several engines gets the next request.
 
-The one idea: whoever assigns sees each engine's own snapshot, and no step that is still
-running has ended in it; so it knows what a router in front of real engines could know.
+An assignment sees each engine's own snapshot, in which no step that is still running
+has ended, so it knows what a router in front of real engines could know.
 
 How the paper on scheduling by simulated annealing (arXiv 2504.14966) spreads requests
 over engines could not be read. That a request is assigned first and then planned by its
@@ -34,7 +34,7 @@ class Assignment(Protocol):
 
 
 def uncommitted_pages(view: SchedulerView) -> int:
-    """Returns the KV pages that nobody will want who is there; below 0 in a backlog.
+    """Returns the KV pages that no present request will need; below 0 in a backlog.
 
     Pages that are free, less what running and waiting requests will take until they
     are as long as predicted.
@@ -48,12 +48,12 @@ def uncommitted_pages(view: SchedulerView) -> int:
 
 
 def work_s(view: SchedulerView) -> float:
-    """Returns in how many seconds an engine should be done with all who are there.
+    """Returns in how many seconds an engine should be done with all its requests.
 
     Each takes as long as in a batch of as many as can run together, and all slots share
-    the sum evenly: so many short answers count as much as few long ones, though fewer
-    slots than all are in use. The step in flight counts in full: how far it has come is
-    not known outside.
+    the sum evenly: many short answers count as much as few long ones, even if not all
+    slots are in use. The step in flight counts in full: its progress is not known
+    outside.
     """
     requests = (*view.running, *view.waiting)
     if not requests:
@@ -83,10 +83,7 @@ def _left(request: Request) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MostFreeKv:
-    """To the engine with the most uncommitted KV; of equals, the first.
-
-    Nothing is held back when all are full: the one with the least backlog is next.
-    """
+    """To the engine with the most uncommitted KV; of equals, the first."""
 
     def choose(self, views: Sequence[SchedulerView]) -> int:
         """Returns the index of the engine that gets the next request."""
@@ -97,7 +94,7 @@ class MostFreeKv:
 class LeastFinish:
     """To the engine that should be done soonest with what it has; of equals, the first.
 
-    The request's own time would be much the same on each, so it is left out.
+    The request's own time would be about equal on each, so it is left out.
     """
 
     def choose(self, views: Sequence[SchedulerView]) -> int:
@@ -107,11 +104,7 @@ class LeastFinish:
 
 @dataclasses.dataclass(kw_only=True)
 class RoundRobin:
-    """To each engine in turn, whatever it has to do: what the others should beat.
-
-    Attributes:
-      num_assigned: requests so far.
-    """
+    """To each engine in turn, whatever it has to do: what the others should beat."""
 
     num_assigned: int = 0
 

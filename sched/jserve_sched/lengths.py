@@ -1,7 +1,7 @@
 """Lengths of prompts and outputs, drawn from distributions fitted to two numbers.
 
-The one idea: papers give a mean and a 90th percentile; a log-normal has two
-parameters and fits both exactly, where it can, and a mixture of two fits the rest.
+Papers give a mean and a 90th percentile. A log-normal has two parameters and fits both
+exactly, where it can; a mixture of two fits the rest.
 """
 
 import dataclasses
@@ -82,17 +82,11 @@ def fit_two_parts(
     short_sigma: float,
     long_sigma: float,
 ) -> Lengths:
-    """Returns a mixture of two log-normals of this mean and 90th percentile.
+    """Returns a mixture of two log-normals of this mean and 90th percentile, tokens.
 
-    The long part is placed so that a tenth of all lengths is above `p90`; the short
-    part has what is left of the mean.
-
-    Args:
-      mean: of all lengths, tokens.
-      p90: the 90th percentile of all lengths, tokens.
-      long_share: share of the long part, more than a tenth.
-      short_sigma: deviation of the logarithm of the short part.
-      long_sigma: the same of the long part.
+    The long part, of more than a tenth, is placed so that a tenth of all lengths is
+    above `p90`; the short part has what is left of the mean. The sigmas are the
+    deviations of their logarithms.
 
     Raises:
       ValueError: if the long part alone exceeds the mean, or is too small.

@@ -349,6 +349,8 @@ class Scheduler:
         if len(self._holders) != len(plan.decodes):
             return 0
         requests = [row.request for row in plan.decodes]
+        if any(one.state is RequestState.FINISHED for one in requests):
+            return 0  # one ended by a stop token, and another holder did not run
         if most is None and any(one.stop_token_ids for one in requests):
             return 0
         left = min(one.max_tokens - len(one.output_tokens) for one in requests)

@@ -1,14 +1,14 @@
 """One scheduler and the machine that it drives, in virtual time.
 
-The one idea: what a step gives is known when it is launched, but nobody is told before
-the time at which it ends, so whoever looks in between sees what could be known then.
+What a step gives is known when it is launched, but is applied only at the time at which
+it ends, so that a snapshot in between holds what could be known then.
 
 Overlap is as in the engine: with `lag` 0 a step is planned when the one before has
 ended; with `lag` 1 the next step is planned when one starts, so a request that comes
 during a step waits for the one after the next.
 
-A stretch of decode steps between two events (an arrival, a last token, a page too
-few) can only run the same rows again. With `lag` 0 such a stretch is advanced at
+A stretch of decode steps between two events (an arrival, a last token, a missing page)
+can only run the same rows again. With `lag` 0 such a stretch is advanced at
 once; its steps are priced by one call, each as it would be alone.
 """
 
@@ -25,7 +25,7 @@ from jserve_sched.plan import StepPlan, StepResult
 from jserve_sched.predictor import StepSample
 from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation_log import StepLog, Tally
+from jserve_sched.simulation_log import SimulatedStep, Tally
 from jserve_sched.workload import Arrival
 
 _NOISE_BLOCK = 4096  # factors of step times drawn at once
@@ -42,13 +42,9 @@ class StepTimes:
         noise: float,
         seed: tuple[int, int],
     ):
-        """Makes them.
+        """Takes the deviation of the factors' logarithm, and (seed, engine number).
 
-        Args:
-          cost_model: how long steps take.
-          block_tokens: tokens in one prefill block.
-          noise: deviation of the logarithm of a step's duration about that.
-          seed: of the noise, and the engine's number; NumPy takes (seed, 0) for seed.
+        NumPy takes (seed, 0) for seed.
         """
         self._cost_model = cost_model
         self._block_tokens = block_tokens
@@ -84,13 +80,13 @@ class SimulatedEngine:
     """A scheduler whose steps take virtual time.
 
     Attributes:
-      scheduler: decides what each step runs.
-      due_s: when it is to be looked at next: a step ends, or the next can start;
-        infinite while nothing runs.
-      num_steps: steps run.
-      busy_s: virtual time of these steps, seconds.
-      log: every step, if they are recorded.
-      arrival_ids: who was submitted here, in order.
+      scheduler: What decides each step.
+      due_s: Time of the next event: a step ends, or the next can start; infinite while
+        nothing runs.
+      num_steps: Steps run.
+      busy_s: Virtual time of these steps, seconds.
+      steps: The steps, not priced, if they are recorded.
+      arrival_ids: Requests submitted here, in order.
     """
 
     def __init__(
@@ -109,24 +105,21 @@ class SimulatedEngine:
         self.due_s = math.inf
         self.num_steps = 0
         self.busy_s = 0.0
-        self.log = StepLog() if records_steps else None
+        self.steps: list[SimulatedStep] = []
         self.arrival_ids: list[str] = []
         self._times = times
         self._tally = tally
         self._lag = lag
+        self._records_steps = records_steps
         self._advances_decodes = advances_decodes and lag == 0
         self._clock = clock
         self._planned: collections.deque[tuple[StepPlan, float]] = collections.deque()
         self._running: tuple[StepPlan, float] | None = None  # and its duration
-        # Output tokens of those who end by a stop token.
+        # Output tokens of the requests that end by a stop token.
         self._ends: dict[str, int] = {}
 
     def submit(self, one: Arrival, prompt: np.ndarray) -> None:
-        """Hands a request over to the scheduler.
-
-        Args:
-          one: who comes.
-          prompt: its token ids.
+        """Hands a request with a prompt of these token ids to the scheduler.
 
         Raises:
           ValueError: if it can never run.
@@ -164,26 +157,35 @@ class SimulatedEngine:
             return
         plan, plan_s = self._planned.popleft()
         duration_s = float(self._times.of(self.num_steps, plan.features[None])[0])
-        if self.log is not None:
-            self.log.add(
-                plan.features,
-                used_blocks=plan.num_blocks,
-                leaves_work=plan.leaves_work,
-                start_s=now_s,
-                duration_s=duration_s,
-                plan_s=plan_s,
-            )
-        self.num_steps += 1
-        self.busy_s += duration_s
+        self.due_s = now_s
+        self._count(plan, plan.features, duration_s, plan_s)
         self._running = plan, duration_s
         self.due_s = now_s + duration_s
 
+    def _count(
+        self, plan: StepPlan, row: np.ndarray, duration_s: float, plan_s: float
+    ) -> None:
+        """Notes a step of features `[F]` that starts at `due_s`."""
+        self.num_steps += 1
+        self.busy_s += duration_s
+        if self._records_steps:
+            self.steps.append(
+                SimulatedStep(
+                    start_s=self.due_s,
+                    duration_s=duration_s,
+                    plan_s=plan_s,
+                    used_blocks=plan.num_blocks,
+                    leaves_work=plan.leaves_work,
+                    features=row,
+                )
+            )
+
     def finish(self, *, start_before_s: float, end_by_s: float) -> None:
-        """Ends the step that is due, and with it a stretch of steps that repeat it.
+        """Ends the step that is due, and runs a stretch of steps that repeat it.
 
         Args:
-          start_before_s: every step of the stretch starts before that.
-          end_by_s: and ends by that.
+          start_before_s: bound of the starts of the stretch's steps.
+          end_by_s: bound of their ends.
         """
         if self._running is None:
             return  # a stretch has ended
@@ -216,7 +218,7 @@ class SimulatedEngine:
             self._tally.finish(request)
 
     def _advance(self, plan: StepPlan, start_before_s: float, end_by_s: float) -> None:
-        """Runs the steps after a decode-only one that can but repeat it."""
+        """Runs the steps after a decode-only one that can only repeat it."""
         if self.due_s >= start_before_s:
             return
         num_steps = self.scheduler.num_steps_alike(plan, self._steps_before_stop(plan))
@@ -233,24 +235,13 @@ class SimulatedEngine:
         )
         if not num_steps:
             return
-        matrix = matrix[:num_steps]
         times_s = ends_s[1 : num_steps + 1].tolist()
         for row, duration_s, stop_s in zip(
-            matrix, durations_s.tolist(), times_s, strict=False
+            matrix[:num_steps], durations_s.tolist(), times_s, strict=False
         ):
-            if self.log is not None:
-                self.log.add(
-                    row,
-                    used_blocks=0,
-                    leaves_work=plan.leaves_work,
-                    start_s=self.due_s,
-                    duration_s=duration_s,
-                    plan_s=0.0,
-                )
+            self._count(plan, row, duration_s, 0.0)
             self.scheduler.predictor.update(StepSample(row, duration_s))
-            self.busy_s += duration_s
             self.due_s = stop_s
-        self.num_steps += num_steps
         for request in self.scheduler.repeat_decodes(plan, num_steps):
             self._take(request, times_s)
 

@@ -1,7 +1,7 @@
 """What happens in a simulation, noted as it happens: steps, token times, violations.
 
-The one idea: a broken promise is counted as soon as it is certain, so that a run
-whose question is answered can stop.
+A violated SLO is counted as soon as it is certain, so a run whose question is answered
+can stop.
 """
 
 import dataclasses
@@ -22,22 +22,22 @@ class SimulatedStep:
     """One step, as `report.Step` wants it.
 
     Attributes:
-      start_s: when it started, seconds.
-      duration_s: how long it took, seconds.
-      plan_s: the host's time for planning it, seconds; 0 without a clock, and in
-        a stretch advanced at once.
-      bucket_s: what the cost model says of it, seconds.
-      used_s: the same without padding, seconds.
-      used_blocks: blocks that held a real token.
-      leaves_work: whether prefill was left over for want of room.
-      features: `[F]`, what it computed.
+      start_s: Virtual time of its start, seconds.
+      duration_s: Virtual time that it took, seconds.
+      plan_s: Host time of planning it, seconds; 0 without a clock, and in a stretch
+        advanced at once.
+      bucket_s: Time by the cost model, seconds; 0 until it is priced.
+      used_s: The same without padding, seconds.
+      used_blocks: Blocks that held a real token.
+      leaves_work: Whether prefill was left over for want of room.
+      features: What it computed, `[F]`.
     """
 
     start_s: float
     duration_s: float
-    plan_s: float
-    bucket_s: float
-    used_s: float
+    plan_s: float = 0.0
+    bucket_s: float = 0.0
+    used_s: float = 0.0
     used_blocks: int
     leaves_work: bool
     features: np.ndarray
@@ -73,56 +73,22 @@ class SimulatedStep:
         return int(self.features[features.PREFILL_TOKENS])
 
 
-class StepLog:
-    """Steps as they run; priced at the end, all at once."""
-
-    def __init__(self) -> None:
-        self._rows: list[np.ndarray] = []
-        self._facts: list[tuple[int, bool, float, float, float]] = []
-
-    def add(
-        self,
-        row: np.ndarray,
-        *,
-        used_blocks: int,
-        leaves_work: bool,
-        start_s: float,
-        duration_s: float,
-        plan_s: float,
-    ) -> None:
-        """Takes one step; the names are those of `SimulatedStep`."""
-        self._rows.append(row)
-        self._facts.append((used_blocks, leaves_work, start_s, duration_s, plan_s))
-
-    def steps(self, cost_model: CostModel, block_tokens: int) -> list[SimulatedStep]:
-        """Returns the steps, with their costs as they ran and without padding."""
-        if not self._rows:
-            return []
-        matrix = np.stack(self._rows)
-        bare = matrix.copy()
-        bare[:, features.NUM_ROWS] = matrix[:, features.NUM_DECODES]
-        bare[:, features.NUM_BLOCKS] = [fact[0] for fact in self._facts]
-        bucket_s = cost_model.step_s(matrix, block_tokens).tolist()
-        used_s = cost_model.step_s(bare, block_tokens).tolist()
-        return [
-            SimulatedStep(
-                start_s=start_s,
-                duration_s=duration_s,
-                plan_s=plan_s,
-                bucket_s=bucket_s[index],
-                used_s=used_s[index],
-                used_blocks=used_blocks,
-                leaves_work=leaves_work,
-                features=self._rows[index],
-            )
-            for index, (
-                used_blocks,
-                leaves_work,
-                start_s,
-                duration_s,
-                plan_s,
-            ) in enumerate(self._facts)
-        ]
+def priced(
+    steps: Sequence[SimulatedStep], cost_model: CostModel, block_tokens: int
+) -> list[SimulatedStep]:
+    """Returns the steps with their costs, as they ran and without padding."""
+    if not steps:
+        return []
+    matrix = np.stack([one.features for one in steps])
+    bare = matrix.copy()
+    bare[:, features.NUM_ROWS] = matrix[:, features.NUM_DECODES]
+    bare[:, features.NUM_BLOCKS] = [one.used_blocks for one in steps]
+    bucket_s = cost_model.step_s(matrix, block_tokens).tolist()
+    used_s = cost_model.step_s(bare, block_tokens).tolist()
+    return [
+        dataclasses.replace(one, bucket_s=bucket, used_s=used)
+        for one, bucket, used in zip(steps, bucket_s, used_s, strict=True)
+    ]
 
 
 class Tally:
@@ -149,12 +115,9 @@ class Tally:
 
     def fail(self, arrival: Arrival, failure: Failure) -> None:
         """Notes that a request was turned away."""
-        self.failures[self._index[arrival.request_id]] = failure
-        self._count(self._index[arrival.request_id])
-
-    def _count(self, index: int) -> None:
-        if index >= self._num_uncounted:
-            self._violated.add(index)
+        index = self._index[arrival.request_id]
+        self.failures[index] = failure
+        self._violated.add(index)
 
     def finish(self, request: Request) -> None:
         """Notes that a request ran to its end."""
@@ -162,16 +125,16 @@ class Tally:
         one = self.arrivals[index]
         times_s = self.token_times_s[index]
         if not one.slo.is_met(one.arrival_s, times_s, is_complete=True):
-            self._count(index)
+            self._violated.add(index)
 
     def num_violations(self, now_s: float) -> int:
-        """Returns how many counted requests have broken a promise by now."""
+        """Returns how many counted requests have violated their SLO by now."""
         while self._due and self._due[0][0] < now_s:
             due_s, index = heapq.heappop(self._due)
             times_s = self.token_times_s[index]
             if not times_s or times_s[0] > due_s:
-                self._count(index)
-        return len(self._violated)
+                self._violated.add(index)
+        return sum(index >= self._num_uncounted for index in self._violated)
 
     def outcomes(self) -> list[Outcome]:
         """Returns what every request experienced; those without an end failed."""

@@ -1,9 +1,9 @@
 """Runs the scheduler in virtual time against a cost model.
 
-The one idea: it is the *same* `Scheduler` object that serves, so what a simulation
-says of a policy is about the code that runs; only the step's duration is made up.
+It is the *same* `Scheduler` object that serves, so what a simulation says of a policy
+is about the code that runs; only the step's duration is made up.
 
-Several engines, each with a scheduler of its own, share one clock and one stream of
+Several engines, each with its own scheduler, share one clock and one stream of
 requests. Each request is given to one of them when it comes.
 """
 
@@ -26,7 +26,7 @@ from jserve_sched.predictor import Predictor
 from jserve_sched.report import EngineCounters, Failure, Outcome
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulated_engine import SimulatedEngine, StepTimes
-from jserve_sched.simulation_log import SimulatedStep, Tally
+from jserve_sched.simulation_log import SimulatedStep, Tally, priced
 from jserve_sched.workload import Arrival
 
 
@@ -35,9 +35,9 @@ class InstanceResult:
     """What one of several engines did.
 
     Attributes:
-      request_ids: who was given to it, in order.
-      num_steps: steps it ran.
-      busy_s: virtual time of these, seconds.
+      request_ids: Requests given to it, in order.
+      num_steps: Steps it ran.
+      busy_s: Virtual time of these, seconds.
     """
 
     request_ids: tuple[str, ...]
@@ -50,14 +50,14 @@ class SimulationResult:
     """What a simulation came to; of several engines, all together.
 
     Attributes:
-      outcomes: every request's experience, by arrival.
-      steps: every step by its start, if they were recorded.
-      counters: the schedulers', in the form of an engine's.
-      instances: each engine's part.
-      num_steps: steps run.
-      end_s: virtual time when it ended, seconds.
-      wall_s: what it took in real time, seconds; None without a clock.
-      is_stopped: whether it was stopped for too many violations; requests that
+      outcomes: Every request's experience, by arrival.
+      steps: Every step by its start, if they were recorded.
+      counters: The schedulers' counters, in the form of an engine's.
+      instances: Each engine's part.
+      num_steps: Steps run.
+      end_s: Virtual time when it ended, seconds.
+      wall_s: Real time that it took, seconds; None without a clock.
+      is_stopped: Whether it was stopped for too many violations; requests that
         were live or yet to come are then unfinished.
     """
 
@@ -125,7 +125,7 @@ class _Simulation:
         return self._arrivals[self._next].arrival_s
 
     def _hand_over(self) -> None:
-        """Gives everyone who has come by now to an engine."""
+        """Gives every request that has come by now to an engine."""
         while self._next_arrival_s <= self.now_s:
             one = self._arrivals[self._next]
             self._next += 1
@@ -139,7 +139,7 @@ class _Simulation:
                 self._tally.fail(one, Failure.TOO_LONG)
 
     def turn(self, end_s: float) -> bool:
-        """Goes on to the next event; tells whether there was one before `end_s`."""
+        """Moves to the next event; returns whether there was one before `end_s`."""
         self._hand_over()
         for engine in self._engines:
             if engine.due_s <= self.now_s or (
@@ -151,9 +151,9 @@ class _Simulation:
         if due_s == arrival_s == math.inf:
             self._check_done()
             return False
-        # A single engine takes requests in between its steps, as a server does. Whoever
-        # chooses among several looks at them when the request comes, and must find no
-        # step done that has not ended.
+        # A single engine takes requests in between its steps, as a server does. An
+        # assignment to one of several looks at them when the request comes, and must
+        # find no step applied that has not ended.
         is_alone = self._assignment is None
         self.now_s = due_s if is_alone and due_s < math.inf else min(due_s, arrival_s)
         for engine in self._engines:
@@ -165,7 +165,7 @@ class _Simulation:
         return self.now_s < end_s
 
     def _check_done(self) -> None:
-        """Raises RuntimeError if somebody waits for nothing."""
+        """Raises RuntimeError if requests are left that no policy plans."""
         for scheduler in (engine.scheduler for engine in self._engines):
             if scheduler.has_work:
                 raise RuntimeError(
@@ -205,7 +205,7 @@ def simulate(
     """Serves requests in virtual time.
 
     Args:
-      schedulers: a fresh one, or one for each of several engines that are alike; see
+      schedulers: a fresh one, or one for each of several equal engines; see
         `make_scheduler`.
       cost_model: how long steps take.
       arrivals: the requests, by arrival.
@@ -216,9 +216,9 @@ def simulate(
       noise: deviation of the logarithm of a step's duration about the cost model's.
       seed: of the noise; each further engine draws its own.
       max_spans: when to end, as a multiple of the time between the first and the
-        last arrival (of at least a minute); who is not done then is unfinished.
+        last arrival (of at least a minute); requests that still run are unfinished.
       stop_after_violations: end as soon as more requests than this have certainly
-        broken a promise.
+        violated their SLO.
       num_uncounted: first requests that do not count for that.
       clock: real time, for `wall_s` and `plan_s`.
 
@@ -260,14 +260,13 @@ def simulate(
     while not is_stopped and run.turn(end_s):
         if stop_after_violations is not None:
             is_stopped = tally.num_violations(run.now_s) > stop_after_violations
-    logs = [
-        one.log.steps(cost_model, block_tokens)
-        for one in engines
-        if one.log is not None
-    ]
+    steps = None
+    if records_steps:
+        logs = [priced(one.steps, cost_model, block_tokens) for one in engines]
+        steps = list(heapq.merge(*logs, key=lambda step: step.start_s))
     return SimulationResult(
         outcomes=tally.outcomes(),
-        steps=list(heapq.merge(*logs, key=_start_s)) if records_steps else None,
+        steps=steps,
         counters=_counters(schedulers),
         instances=tuple(
             InstanceResult(
@@ -282,7 +281,3 @@ def simulate(
         wall_s=clock.now_s() - started_s if clock else None,
         is_stopped=is_stopped,
     )
-
-
-def _start_s(step: SimulatedStep) -> float:
-    return step.start_s

@@ -1,8 +1,8 @@
-"""Simulated load: who comes when, how long, and what was promised to them.
+"""Simulated load: when requests come, how long they are, and their SLOs.
 
-The one idea: lengths, classes and arrivals at *one request a second* are drawn once
-from a seed; every rate only squeezes the same times together. So two rates, or two
-policies, meet the same requests, and their difference is not chance.
+Lengths, classes and arrivals at *one request a second* are drawn once from a seed;
+every rate only squeezes the same times together. So two rates, or two policies, meet
+the same requests, and their difference is not chance.
 
 The named workloads have the mean and 90th percentile of SlidingServe's five
 (arXiv 2606.05933, section 5.1); it gives no more of them. Its arrival process is not
@@ -33,16 +33,15 @@ class Arrival:
     """One request to come.
 
     Attributes:
-      request_id: unique in its workload.
-      arrival_s: when it comes, seconds from the start.
-      num_prompt_tokens: length of its prompt.
-      max_tokens: output tokens it takes, all of them.
-      service_class: name of its class.
-      slo: its absolute objective.
-      guard: whether its class is guarded when late.
-      declared_max_tokens: what it says that it takes at most; it ends by a stop
-        token. Less than it takes says just what it takes; 0 does too, and that it
-        takes all of it.
+      request_id: Name, unique in its workload.
+      arrival_s: Time when it comes, seconds from the start.
+      num_prompt_tokens: Length of its prompt.
+      max_tokens: Output tokens that it takes, all of them.
+      service_class: Name of its class.
+      slo: Its absolute objective.
+      guard: Whether its class is guarded when late.
+      declared_max_tokens: Output tokens that it says it takes at most; it then ends by
+        a stop token. 0, or less than it takes, says just what it takes.
     """
 
     request_id: str
@@ -65,11 +64,11 @@ class Component:
     """One kind of request of a workload.
 
     Attributes:
-      service_class: what such requests are promised.
-      weight: share of the requests, relative to the other components.
-      prompt: prompt lengths.
-      output: output lengths.
-      paper: the statistics it was fitted to, tokens.
+      service_class: SLO of such requests.
+      weight: Share of the requests, relative to the other components.
+      prompt: Prompt lengths.
+      output: Output lengths.
+      paper: Statistics that the lengths were fitted to, tokens.
     """
 
     service_class: ServiceClass
@@ -79,20 +78,19 @@ class Component:
     paper: Mapping[str, float]
 
 
+_STATISTICS = ("prompt_mean", "prompt_p90", "output_mean", "output_p90")
+
+
 def _component(
-    service_class: ServiceClass, paper: Mapping[str, float], prompt: Lengths
+    service_class: ServiceClass, *tokens: int, prompt: Lengths | None = None
 ) -> Component:
+    """Returns a kind of request with these means and 90th percentiles."""
     return Component(
         service_class=service_class,
-        prompt=prompt,
-        output=fit_log_normal(paper["output_mean"], paper["output_p90"]),
-        paper=paper,
+        prompt=prompt or fit_log_normal(*tokens[:2]),
+        output=fit_log_normal(*tokens[2:]),
+        paper=dict(zip(_STATISTICS, tokens, strict=True)),
     )
-
-
-def _summaries(paper: Mapping[str, float]) -> Component:
-    prompt = fit_log_normal(paper["prompt_mean"], paper["prompt_p90"])
-    return _component(SUMMARISATION, paper, prompt)
 
 
 # A tenth of ShareGPT's prompts is above 4.8 times the mean, out of any log-normal's
@@ -101,17 +99,9 @@ def _summaries(paper: Mapping[str, float]) -> Component:
 _SHAREGPT_PROMPT = fit_two_parts(
     357, 1724, long_share=0.12, short_sigma=1.0, long_sigma=0.15
 )
-_SHAREGPT = _component(
-    DIALOGUE,
-    {"prompt_mean": 357, "prompt_p90": 1724, "output_mean": 89, "output_p90": 184},
-    _SHAREGPT_PROMPT,
-)
-_ARXIV_V1 = _summaries(
-    {"prompt_mean": 3253, "prompt_p90": 4382, "output_mean": 356, "output_p90": 542}
-)
-_ARXIV_V2 = _summaries(
-    {"prompt_mean": 6267, "prompt_p90": 7567, "output_mean": 423, "output_p90": 623}
-)
+_SHAREGPT = _component(DIALOGUE, 357, 1724, 89, 184, prompt=_SHAREGPT_PROMPT)
+_ARXIV_V1 = _component(SUMMARISATION, 3253, 4382, 356, 542)
+_ARXIV_V2 = _component(SUMMARISATION, 6267, 7567, 423, 623)
 WORKLOADS: dict[str, tuple[Component, ...]] = {
     "sharegpt": (_SHAREGPT,),
     "arxiv_v1": (_ARXIV_V1,),
@@ -126,9 +116,9 @@ class Yardstick:
     """What an idle server needs, known once and used for every policy.
 
     Attributes:
-      prompt_tokens: prompt lengths measured, ascending.
-      ttft_s: time to first token at each of them, seconds, ascending.
-      step_s: time between tokens of a lone request, seconds.
+      prompt_tokens: Prompt lengths measured, ascending.
+      ttft_s: Time to first token at each of them, seconds, ascending.
+      step_s: Time between tokens of a lone request, seconds.
     """
 
     prompt_tokens: tuple[int, ...]
@@ -148,13 +138,9 @@ def isolated_times(
 ) -> Yardstick:
     """Returns what a request alone takes on a simulated machine.
 
-    Its prompt is taken in chunks of the machine's token limit, without padding but
-    that of its last block, so that every bucket strategy keeps the same promises.
-
-    Args:
-      cost_model: the machine.
-      max_prompt_tokens: the longest prompt asked about.
-      block_tokens: tokens in one prefill block.
+    Its prompt, of `max_prompt_tokens` at most, is taken in chunks of the machine's
+    token limit, without padding but that of its last block, so that SLOs are the same
+    for every bucket strategy.
     """
     page_size = cost_model.page_size
     limit = cost_model.max_num_batched_tokens // block_tokens * block_tokens
@@ -163,6 +149,7 @@ def isolated_times(
     )
 
     def row(start: int, num_tokens: int) -> np.ndarray:
+        """Returns the features `[F]` of a step with one chunk."""
         chunk = Row(lone, start, num_tokens, samples=True)
         bucket = Bucket(0, -(-num_tokens // block_tokens), block_tokens)
         return features.step_features((), (chunk,), bucket, page_size)
@@ -240,11 +227,11 @@ def unit_arrivals(
 
     Args:
       components: the kinds of request.
-      num_requests: how many; the first ones are the same however many.
+      num_requests: how many; fewer are the first of more.
       seed: decides everything.
-      yardstick: an idle machine's times, for promises relative to them.
-      classes: what is promised instead: by name, if every component's class is
-        among them, else drawn by share.
+      yardstick: an idle machine's times, for SLOs relative to them.
+      classes: classes in place of the components' own: by name, if every component's
+        class is among them, else drawn by share.
 
     Raises:
       ValueError: if `classes` neither names the components' nor shares out to 1.
@@ -298,11 +285,11 @@ def at_levels(
 ) -> list[Arrival]:
     """Returns unit-rate arrivals under a rate that steps through levels, in turn.
 
-    As many requests as come within the duration; SlidingServe's Fig. 6 has levels
-    1.0 and 2.5, a period of 120 s and a duration of 1,200 s.
+    SlidingServe's Fig. 6 has levels 1.0 and 2.5, a period of 120 s and a duration of
+    1,200 s.
 
     Args:
-      arrivals: at one request a second; at least as many as will come.
+      arrivals: at one request a second; at least as many as come in the duration.
       levels_qps: the rates, requests per second.
       period_s: how long each level lasts.
       duration_s: when it ends.
@@ -329,10 +316,7 @@ def at_levels(
 
 
 def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:
-    """Returns, by class, how many came and the statistics of their lengths, tokens.
-
-    The paper's mean and 90th percentile are `paper` of each `Component`.
-    """
+    """Returns, by class, how many came and the statistics of their lengths, tokens."""
     found: dict[str, Any] = {}
     for name in sorted({one.service_class for one in arrivals}):
         group = [one for one in arrivals if one.service_class == name]

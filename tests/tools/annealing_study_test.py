@@ -331,7 +331,7 @@ def test_a_tiny_study_end_to_end(tmp_path: pathlib.Path) -> None:
             "--num_seeds=1",
             "--num_arrivals=20",
             "--num_processes=1",
-            f"--cells={tmp_path / 'cells'}",
+            f"--cells={tmp_path / 'cells.jsonl'}",
             f"--output={tmp_path}",
         ],
         capture_output=True,
@@ -343,7 +343,8 @@ def test_a_tiny_study_end_to_end(tmp_path: pathlib.Path) -> None:
     assert len(report["arrivals"]) == 2 * 5 * 3
     assert "| mean latency, s | fcfs | sjf | annealing |" in page.read_text()
     assert (tmp_path / "arrivals.png").exists()
-    assert len(list((tmp_path / "cells").iterdir())) == 2 + 2 * 5 * 3
+    cells = (tmp_path / "cells.jsonl").read_text().splitlines()
+    assert len(cells) == 2 + 2 * 5 * 3
 
 
 def test_a_study_without_its_base_is_refused() -> None:

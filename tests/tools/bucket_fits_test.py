@@ -6,9 +6,10 @@ import pytest
 from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
-from jserve_sched.workload import WORKLOADS, at_rate, isolated_times
+from jserve_sched.workload import at_rate, isolated_times
 from jserve_tools.bucket_fits import finest, fit_to_simulation
-from jserve_tools.simulated_loads import NamedLoad
+from jserve_tools.simulate_config import LoadConfig
+from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulation import Experiment
 
 LIMITS = {"max_num_seqs": 32, "max_num_batched_tokens": 544, "block_tokens": 32}
@@ -17,7 +18,9 @@ MACHINE = dataclasses.replace(
 )
 CLASSES = (ServiceClass(name="chat", share=1.0, ttft_s=2.0, tbt_s=0.03),)
 YARDSTICK = isolated_times(MACHINE, max_prompt_tokens=4096)
-LOAD = NamedLoad(components=WORKLOADS["sharegpt"], num_requests=80, classes=CLASSES)
+LOAD = SimulatedLoad(
+    config=LoadConfig(workload="sharegpt", num_requests=80), classes=CLASSES
+)
 
 
 def experiment(**others: Any) -> Experiment:

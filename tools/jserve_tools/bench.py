@@ -37,10 +37,10 @@ from jserve_tools.comparison_flags import (
 )
 from jserve_tools.documents import document, one_line, write_whole
 from jserve_tools.idle_flags import check_flags
-from jserve_tools.load_flags import define_one_shot_flag
 from jserve_tools.loads import ClosedLoop, Replay, describe
 from jserve_tools.plots import draw
 from jserve_tools.publishing import publish
+from jserve_tools.report_config import ReportConfig
 from jserve_tools.run_store import RunStore
 from jserve_tools.server_flags import define_server_flags
 from jserve_tools.staircases import run_staircase
@@ -101,7 +101,9 @@ _RATE_SCALE = flags.DEFINE_float(
     lower_bound=1e-6,
     upper_bound=1e6,
 )
-_ONE_SHOT = define_one_shot_flag()
+_ONE_SHOT = flags.DEFINE_bool(
+    "one_shot", False, "All requests are due at time 0, so there is no rate."
+)
 _IGNORE_EOS = flags.DEFINE_bool(
     "ignore_eos",
     True,
@@ -347,7 +349,9 @@ def _publish(
     picture = output / "report.png"
     write_whole(picture, draw(findings.runs, title=title))
     _say(f"\nplot: {picture}")
-    publish(report, options.comparison, store, say=_say)
+    config = ReportConfig(output=output, html=options.comparison.has_html)
+    publish(report, config, options.comparison.old_report, None, say=_say)
+    store.remove_used()
     _say(one_line(report))
 
 

@@ -1,17 +1,18 @@
 """Cost models by name: closed forms, and GPUs whose kernels were measured.
 
-The one idea: a profile is a folder of CSV files as LLMServingSim writes them, so that
-a card profiled with that tool becomes a cost model by a row in `_PROFILES`.
+A profile is a folder of CSV files as LLMServingSim writes them, so a card that was
+profiled with that tool becomes a cost model by a row in `_PROFILES`.
 """
 
 import csv
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from jserve_sched.cost_model import CLOSED_FORMS, CostModel
-from jserve_sched.gpu_costs import KernelTimes, TableCost, kernel_times
+from jserve_sched.gpu_costs import Grid, TableCost, kernel_times
 
 PROFILES = pathlib.Path(__file__).parent / "gpu_profiles"
 ATTENTION_COLUMNS = (
@@ -21,51 +22,36 @@ ATTENTION_COLUMNS = (
     "kv_decode",
     "time_us",
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Profile:
-    """A folder of kernel times, and what its files do not say.
-
-    Attributes:
-      folder: under `gpu_profiles`.
-      num_layers: of the model.
-      skew: see `TableCost`; 0 where it was not measured.
-      limits: the closed form with the limits of the same card.
-    """
-
-    folder: str
-    num_layers: int
-    skew: float
-    limits: str
-
-
-_PROFILES = {
-    "rtx4090-llama3.1-8b-table": _Profile(
-        folder="rtx4090", num_layers=32, skew=0.0, limits="rtx4090-llama3.1-8b"
-    ),
-    "rtxpro6000-llama3.1-8b-table": _Profile(
-        folder="rtxpro6000", num_layers=32, skew=0.0543, limits="rtxpro6000-llama3.1-8b"
-    ),
+_NUM_LAYERS = 32  # of Llama-3.1-8B, in all profiles here
+_PROFILES = {  # limits are those of the closed form of the same card
+    f"{name}-table": (name, folder, skew)
+    for name, folder, skew in (
+        ("rtx4090-llama3.1-8b", "rtx4090", 0.0),  # its skew was not measured
+        ("rtxpro6000-llama3.1-8b", "rtxpro6000", 0.0543),
+    )
 }
 GPU_COST_MODELS = (*CLOSED_FORMS, *_PROFILES)
+
+
+def _read(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
+    """Returns the named columns of a CSV file, `[R, len(columns)]`, as texts."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"the first line lacks {missing}")
+        return np.array([[row[name] for name in columns] for row in reader])
 
 
 def read_points(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
     """Returns the named columns of a CSV file, `[R, len(columns)]` float64.
 
     Raises:
-      ValueError: naming what is missing or no number.
+      ValueError: if a column is missing, or a cell is not a finite number.
       OSError: if the file cannot be read.
     """
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: the first line lacks {missing}")
-        rows = [[row[name] for name in columns] for row in reader]
     try:
-        points = np.array(rows, np.float64).reshape(-1, len(columns))
+        points = _read(path, columns).astype(np.float64)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if not np.isfinite(points).all():
@@ -76,12 +62,11 @@ def read_points(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
 def _by_kernel(path: pathlib.Path, column: str) -> dict[str, np.ndarray]:
     """Returns kernel -> `[R, 2]` of `column` and microseconds."""
     points = read_points(path, (column, "time_us"))
-    with path.open(newline="") as file:
-        kernels = np.array([row["layer"] for row in csv.DictReader(file)])
+    kernels = _read(path, ("layer",))[:, 0]
     return {name: points[kernels == name] for name in dict.fromkeys(kernels.tolist())}
 
 
-def read_kernel_times(folder: pathlib.Path, *, num_layers: int) -> KernelTimes:
+def read_kernel_times(folder: pathlib.Path) -> dict[str, Grid]:
     """Reads a profile: attention.csv, dense.csv and per_sequence.csv.
 
     Raises:
@@ -92,7 +77,7 @@ def read_kernel_times(folder: pathlib.Path, *, num_layers: int) -> KernelTimes:
         attention=read_points(folder / "attention.csv", ATTENTION_COLUMNS),
         dense=_by_kernel(folder / "dense.csv", "tokens"),
         per_sequence=_by_kernel(folder / "per_sequence.csv", "sequences"),
-        num_layers=num_layers,
+        num_layers=_NUM_LAYERS,
     )
 
 
@@ -108,16 +93,10 @@ def gpu_cost_model(name: str) -> CostModel:
         raise ValueError(
             f"cost model {name!r} is unknown; known: {sorted(GPU_COST_MODELS)}"
         )
-    profile = _PROFILES[name]
-    limits = CLOSED_FORMS[profile.limits]
-    return TableCost(
-        name=name,
-        times=read_kernel_times(
-            PROFILES / profile.folder, num_layers=profile.num_layers
-        ),
-        num_kv_tokens=limits.num_kv_tokens,
-        page_size=limits.page_size,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        skew=profile.skew,
-    )
+    closed_form, folder, skew = _PROFILES[name]
+    fields: dict[str, Any] = {
+        field.name: getattr(CLOSED_FORMS[closed_form], field.name)
+        for field in dataclasses.fields(CostModel)
+    }
+    fields |= read_kernel_times(PROFILES / folder) | {"name": name, "skew": skew}
+    return TableCost(**fields)

@@ -1,4 +1,4 @@
-"""Machines to simulate, by what a flag says: a GPU's costs, or a profile of ours.
+"""Machines to simulate: a GPU's costs by name, or a profile of one of our engines.
 
 a100-llama3-8b                 a cost model by name
 linear:samples.npz             SlidingServe's linear model, fitted to measured steps
@@ -11,16 +11,22 @@ import json
 import pathlib
 from typing import Any
 
+from jserve_sched.bucket_strategies import (
+    FROM_FILE,
+    SIMULATED_STRATEGIES,
+    BucketStrategy,
+    Explicit,
+    PowersOfTwo,
+    make_strategy,
+)
 from jserve_sched.buckets import BucketTable, table_from_json
 from jserve_sched.cost_model import CostModel, PredictorCost, StepModel
 from jserve_sched.linear_predictor import fit_linear
 from jserve_sched.mlp_predictor import MlpPredictor
 from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.gpu_cost_models import GPU_COST_MODELS, gpu_cost_model
+from jserve_tools.gpu_cost_models import gpu_cost_model
 from jserve_tools.samples import Samples, read_samples
-
-PROFILE_KINDS = ("linear", "table", "mlp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,42 +34,37 @@ class Machine:
     """A machine to simulate.
 
     Attributes:
-      cost_model: what its steps cost, and its limits.
-      block_tokens: tokens in one prefill block that it was measured with; None if
-        its costs are by token.
-      buckets: the shapes that were measured; None if any shape has a cost.
+      cost_model: Costs of its steps, and its limits.
+      block_tokens: Tokens in one prefill block that it was measured with; None if its
+        costs are by token.
     """
 
     cost_model: CostModel
     block_tokens: int | None = None
-    buckets: BucketTable | None = None
 
 
 def load_machine(spec: str) -> Machine:
     """Returns the machine that `spec` names.
 
     Raises:
-      ValueError: if it is unknown, or its file is no good.
+      ValueError: if it is unknown, or its file is invalid.
     """
     kind, _, rest = spec.partition(":")
-    if kind not in PROFILE_KINDS or not rest:
-        if kind != spec or kind in PROFILE_KINDS or kind not in GPU_COST_MODELS:
-            raise ValueError(
-                f"cost_model={spec!r} is unknown; known: {sorted(GPU_COST_MODELS)}, "
-                "linear:SAMPLES, table:SAMPLES, mlp:SAMPLES:CHECKPOINT"
-            )
+    if kind not in ("linear", "table", "mlp") or not rest:
         return Machine(cost_model=gpu_cost_model(spec))
     path, _, folder = rest.partition(":")
+    if bool(folder) != (kind == "mlp"):
+        raise ValueError(f"cost_model={spec!r}: mlp alone takes a checkpoint, a folder")
     samples = read_samples(pathlib.Path(path).expanduser())
     facts = samples.facts
     try:
+        engine = facts["engine"]
         buckets = table_from_json(json.dumps(facts["buckets"]))
-        limits: dict[str, Any] = {
-            "num_kv_tokens": int(facts["num_kv_tokens"]),
-            "page_size": int(facts["engine"]["page_size"]),
-            "max_num_seqs": int(facts["engine"]["max_num_seqs"]),
-            "max_num_batched_tokens": int(facts["engine"]["max_num_batched_tokens"]),
+        limits = {
+            name: int(engine[name])
+            for name in ("page_size", "max_num_seqs", "max_num_batched_tokens")
         }
+        limits["num_kv_tokens"] = int(facts["num_kv_tokens"])
         longest = int(facts["max_model_len"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
@@ -72,8 +73,6 @@ def load_machine(spec: str) -> Machine:
     predictor: StepModel
     if kind == "mlp":
         predictor = _network(spec, folder, limits["page_size"], buckets.block_tokens)
-    elif folder:
-        raise ValueError(f"cost_model={spec!r}: only mlp takes a checkpoint")
     elif kind == "linear":
         predictor = fit_linear(samples.features, samples.median_s)
     else:
@@ -87,7 +86,6 @@ def load_machine(spec: str) -> Machine:
             **limits,
         ),
         block_tokens=buckets.block_tokens,
-        buckets=buckets,
     )
 
 
@@ -100,8 +98,6 @@ def _table(samples: Samples, table: TablePredictor) -> TablePredictor:
 
 
 def _network(spec: str, folder: str, page_size: int, block_tokens: int) -> MlpPredictor:
-    if not folder:
-        raise ValueError(f"cost_model={spec!r} lacks a checkpoint: mlp:SAMPLES:FOLDER")
     # Orbax takes seconds to import, and no other machine needs it.
     from jserve.predictor_checkpoint import load_checkpoint
 
@@ -113,3 +109,42 @@ def _network(spec: str, folder: str, page_size: int, block_tokens: int) -> MlpPr
             f"{block_tokens}"
         )
     return MlpPredictor(weights)
+
+
+def with_limits(cost_model: CostModel, **limits: int | None) -> CostModel:
+    """Returns the cost model with those of its limits that are given."""
+    given: dict[str, Any] = {name: one for name, one in limits.items() if one}
+    return dataclasses.replace(cost_model, **given)
+
+
+def simulated_table(
+    spec: str, cost_model: CostModel, file: BucketTable | None, block_tokens: int
+) -> BucketTable:
+    """Returns a bucket strategy's table within a machine's limits.
+
+    The strategy `fitted` without a file gets that of pow2, from whose number of
+    programs the fit takes its budget.
+
+    Args:
+      spec: the strategy.
+      cost_model: the machine.
+      file: the bucket file of strategies explicit and fitted, with its own
+        `block_tokens`.
+      block_tokens: tokens in one prefill block.
+
+    Raises:
+      ValueError: if the strategy is unknown or does not fit.
+    """
+    strategy: BucketStrategy
+    if spec in FROM_FILE and file is not None:
+        strategy = Explicit(row_edges=file.row_edges, block_edges=file.block_edges)
+        block_tokens = file.block_tokens
+    elif spec == "fitted":
+        strategy = PowersOfTwo()
+    else:
+        strategy = make_strategy(spec, SIMULATED_STRATEGIES)
+    return strategy.table(
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        block_tokens=block_tokens,
+    )

@@ -1,81 +1,80 @@
 """What a simulation serves: drawn lengths or a trace's, at one rate or at levels.
 
-The one idea: requests are made at one a second, and the rate comes later, so that all
-rates share their random numbers.
+Requests are made at one a second, and the rate comes later, so that all rates share
+their random numbers.
 """
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
-from jserve_sched.slo import ServiceClass
+from jserve_sched.slo import ServiceClass, parse_service_classes
 from jserve_sched.workload import (
+    WORKLOADS,
     Arrival,
-    Component,
     Yardstick,
+    at_levels,
+    at_rate,
     promise,
     unit_arrivals,
 )
-from jserve_tools.workload_trace import TraceRow, mean_rate, row_classes
+from jserve_tools.simulate_config import LoadConfig
+from jserve_tools.workload import DEFAULT_SERVICE_CLASSES
+from jserve_tools.workload_trace import TraceRow, mean_rate, read_trace, row_classes
 
-
-class Load(Protocol):
-    """Requests, before a rate is known."""
-
-    def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
-        """Returns them at a mean of one request a second."""
-        ...
+_DEFAULT_REQUESTS = 1000  # of a workload
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NamedLoad:
-    """Poisson arrivals of lengths that are drawn.
+class SimulatedLoad:
+    """Requests, and how fast they come.
 
     Attributes:
-      components: the kinds of request.
-      num_requests: how many.
-      classes: what is promised in place of the components' own; see
-        `jserve_sched.workload.unit_arrivals`.
+      config: What is served, and its rates.
+      classes: Service classes: of a trace those that its rows name or get by share; of
+        a workload those in place of its own, see `jserve_sched.workload.unit_arrivals`.
+      rows: The trace; empty for a workload.
     """
 
-    components: Sequence[Component]
-    num_requests: int
+    config: LoadConfig
     classes: Sequence[ServiceClass] = ()
-
-    def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
-        """Returns them at a mean of one request a second."""
-        return unit_arrivals(
-            self.components,
-            num_requests=self.num_requests,
-            seed=seed,
-            yardstick=yardstick,
-            classes=self.classes,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TraceLoad:
-    """A trace's lengths, in order, at its own times or Poisson ones.
-
-    Attributes:
-      rows: the trace.
-      classes: the rows' own are among them; rows without get one by share.
-      is_poisson: whether arrivals are drawn instead of the trace's.
-    """
-
-    rows: Sequence[TraceRow]
-    classes: Sequence[ServiceClass]
-    is_poisson: bool = False
+    rows: Sequence[TraceRow] = ()
 
     def __post_init__(self) -> None:
-        row_classes(self.rows, self.classes, 0)  # a wrong one is refused now
+        if self.rows:  # wrong classes are refused now, and a trace without a rate
+            row_classes(self.rows, self.classes, 0)
+            if not self.config.poisson and not self.config.one_shot:
+                mean_rate(list(self.rows))
+
+    @property
+    def workload(self) -> str:
+        """Name of the workload."""
+        return self.config.workload or "mixed_v1"
+
+    @property
+    def qps(self) -> Sequence[float]:
+        """Rates to run at: the mean of levels; infinite if all come at once."""
+        config = self.config
+        if config.one_shot:
+            return [math.inf]
+        if config.levels_qps:
+            return [statistics.fmean(config.levels_qps)]
+        return config.qps or [mean_rate(list(self.rows)) if self.rows else 1.0]
 
     def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
-        """Returns them at a mean of one request a second."""
-        if self.is_poisson:
+        """Returns what a seed draws, at a mean of one request a second."""
+        if not self.rows:
+            return unit_arrivals(
+                WORKLOADS[self.workload],
+                num_requests=self.config.num_requests or self._default_requests(),
+                seed=seed,
+                yardstick=yardstick,
+                classes=self.classes,
+            )
+        if self.config.poisson:
             gaps = np.random.default_rng(seed).exponential(1.0, len(self.rows))
             times_s = (np.cumsum(gaps) - gaps[0]).tolist()
         else:
@@ -90,22 +89,41 @@ class TraceLoad:
             )
         ]
 
+    def _default_requests(self) -> int:
+        levels_qps = self.config.levels_qps
+        if not levels_qps:
+            return _DEFAULT_REQUESTS
+        most = max(levels_qps) * self.config.levels_s[1]
+        return int(most + 5 * most**0.5) + 10
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Levels:
-    """A rate that steps through levels, in turn (SlidingServe's Fig. 6).
+    def arrivals(self, seed: int, yardstick: Yardstick, qps: float) -> list[Arrival]:
+        """Returns what a seed draws, at a rate, or under the levels if there are any.
 
-    Attributes:
-      levels_qps: the rates, requests per second.
-      period_s: how long each lasts.
-      duration_s: when arrivals end.
+        An infinite rate is all at once.
+        """
+        units = self.unit_arrivals(seed, yardstick)
+        if not self.config.levels_qps:
+            return at_rate(units, qps)
+        period_s, duration_s = self.config.levels_s
+        return at_levels(
+            units, self.config.levels_qps, period_s=period_s, duration_s=duration_s
+        )
+
+
+def read_load(config: LoadConfig) -> SimulatedLoad:
+    """Returns the load that a config describes.
+
+    Raises:
+      ValueError: if a file is invalid, naming the value and the limit.
+      OSError: if a file cannot be read.
     """
-
-    levels_qps: tuple[float, ...]
-    period_s: float
-    duration_s: float
-
-    @property
-    def mean_qps(self) -> float:
-        """Mean of the levels, requests per second."""
-        return statistics.fmean(self.levels_qps)
+    classes: Sequence[ServiceClass] = ()
+    if config.service_classes is not None:
+        classes = parse_service_classes(config.service_classes.read_text())
+    if config.trace is None:
+        return SimulatedLoad(config=config, classes=classes)
+    classes = classes or DEFAULT_SERVICE_CLASSES
+    rows = read_trace(
+        config.trace, num_requests=config.num_requests or 0, classes=classes
+    )
+    return SimulatedLoad(config=config, classes=classes, rows=rows)

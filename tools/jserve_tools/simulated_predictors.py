@@ -1,8 +1,7 @@
 """Predictors for a simulated machine: perfect, or fitted to samples of it.
 
-The one idea: a policy should be judged with the predictor it would have, so `linear`
-and `table` are fitted to steps priced by the cost model, as on a real machine they
-are fitted to steps that were timed.
+A policy should be judged with the predictor it would have, so `linear` and `table` are
+fitted to steps priced by the cost model, as on a real machine to steps that were timed.
 """
 
 import numpy as np
@@ -16,12 +15,11 @@ from jserve_sched.predictor import Predictor, StepSample
 from jserve_sched.request import Request
 from jserve_sched.table_predictor import TablePredictor
 
-PREDICTORS = ("oracle", "linear", "table")
 _NUM_BATCHES = 3000
 _MAX_CHUNKS = 4  # prompts that share a step
 _LEAST_CONTEXT = 16
 # A table holds a cell for each pair of edges and each pair of context bins.
-_MAX_TABLE_SHAPES = 4096
+_MAX_TABLE_BUCKETS = 4096
 
 
 def random_batches(
@@ -36,13 +34,6 @@ def random_batches(
 
     A third each decodes only, prefill only and mixed; rows, tokens and contexts are
     log-uniform up to the limits, since small steps are as common as large ones.
-
-    Args:
-      cost_model: names the limits.
-      buckets: the shapes that steps are padded to.
-      max_model_len: the longest context.
-      num_batches: how many.
-      rng: consumed.
     """
     one = Request(
         request_id="made up", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
@@ -84,69 +75,61 @@ def random_batches(
 
 
 def make_predictor(
-    name: str,
-    cost_model: CostModel,
-    buckets: BucketTable,
-    *,
-    max_model_len: int,
-    seed: int = 0,
+    name: str, cost_model: CostModel, buckets: BucketTable, *, max_model_len: int
 ) -> Predictor:
     """Returns a predictor of a simulated machine's steps.
 
     Args:
-      name: one of `PREDICTORS`.
+      name: `oracle`, `linear` or `table`.
       cost_model: the machine.
-      buckets: the shapes that run.
+      buckets: the buckets that run.
       max_model_len: the longest context.
-      seed: draws the batches that `linear` is fitted to.
 
     Raises:
       ValueError: if the name is unknown, or the table would be too large.
     """
-    block_tokens = buckets.block_tokens
     if name == "oracle":
-        return OraclePredictor(cost_model, block_tokens)
-    if name == "linear":
-        matrix = random_batches(
-            cost_model,
-            buckets,
-            max_model_len=max_model_len,
-            num_batches=_NUM_BATCHES,
-            rng=np.random.default_rng(seed),
-        )
-        model = fit_linear(matrix, cost_model.step_s(matrix, block_tokens))
-        return LinearPredictor(model, refits_inline=True)
+        return OraclePredictor(cost_model, buckets.block_tokens)
     if name == "table":
         return _timed_table(cost_model, buckets, max_model_len)
-    raise ValueError(f"predictor {name!r} is unknown; known: {list(PREDICTORS)}")
+    if name != "linear":
+        raise ValueError(f"predictor={name} is not one of oracle, linear, table")
+    matrix = random_batches(
+        cost_model,
+        buckets,
+        max_model_len=max_model_len,
+        num_batches=_NUM_BATCHES,
+        rng=np.random.default_rng(0),
+    )
+    model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
+    return LinearPredictor(model, refits_inline=True)
 
 
 def _timed_table(
     cost_model: CostModel, buckets: BucketTable, max_model_len: int
 ) -> TablePredictor:
     """Returns a table filled as a server fills it when it starts."""
-    if buckets.num_programs > _MAX_TABLE_SHAPES:
+    if buckets.num_programs > _MAX_TABLE_BUCKETS:
         raise ValueError(
-            f"predictor=table needs compiled shapes, at most {_MAX_TABLE_SHAPES}, not "
+            f"predictor=table needs at most {_MAX_TABLE_BUCKETS} buckets, not "
             f"{buckets.num_programs}; use oracle or linear with bucket strategy none"
         )
     page_size = cost_model.page_size
     pages = -(-max_model_len // page_size)
     table = TablePredictor(buckets, max_pages_per_row=pages)
-    rows = [
-        uniform_features(
-            bucket,
-            decode_pages=decode_pages,
-            block_pages=block_pages,
-            page_size=page_size,
-        )
-        for bucket in buckets.buckets
-        for decode_pages, block_pages in ((1, 1), (pages, 1), (1, pages))
-        if bucket.num_blocks or block_pages == 1
-    ]
-    matrix = np.stack(rows)
-    times_s = cost_model.step_s(matrix, buckets.block_tokens).tolist()
-    table.fit(
-        StepSample(row, time_s) for row, time_s in zip(matrix, times_s, strict=True)
+    matrix = np.stack(
+        [
+            uniform_features(
+                bucket,
+                decode_pages=decode_pages,
+                block_pages=block_pages,
+                page_size=page_size,
+            )
+            for bucket in buckets.buckets
+            for decode_pages, block_pages in ((1, 1), (pages, 1), (1, pages))
+            if bucket.num_blocks or block_pages == 1
+        ]
     )
+    times_s = cost_model.step_s(matrix, buckets.block_tokens).tolist()
+    table.fit(map(StepSample, matrix, times_s))
     return table

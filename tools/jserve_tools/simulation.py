@@ -1,7 +1,7 @@
 """One simulated experiment: a load, a machine, a policy; at some rate and seed.
 
-The one idea: an `Experiment` holds all that decides its numbers, so that it can be
-run anywhere and gives the same report.
+An `Experiment` holds all that decides its numbers, so that it can be run in any process
+and gives the same report.
 """
 
 import dataclasses
@@ -17,31 +17,17 @@ from jserve_sched.cost_model import CostModel
 from jserve_sched.goodput import WARMUP_SHARE
 from jserve_sched.instances import make_assignment
 from jserve_sched.policies import PlannedAdmission, Policy, make_policy
-from jserve_sched.report import Outcome, distribution, summarise_run
+from jserve_sched.report import distribution, summarise_run
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick
+from jserve_tools.simulate_config import split_limit
 from jserve_tools.simulated_lengths import NO_ESTIMATES, declare, make_lengths
-from jserve_tools.simulated_loads import Load
+from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor
 from jserve_tools.step_logs import write_simulated_log
 
-
-def split_limit(spec: str) -> tuple[str, int | None]:
-    """Returns a policy's spec and its limit of token positions in a step, if given.
-
-    The limit bounds how long a request that comes during a step is kept waiting, so
-    each policy has a best one of its own.
-
-    Raises:
-      ValueError: if the limit is no number of 1 or more.
-    """
-    policy, at, limit = spec.partition("@")
-    if not at:
-        return policy, None
-    if not limit.isdecimal() or int(limit) < 1:
-        raise ValueError(f"policy {spec!r}: {limit!r} is not a number of tokens")
-    return policy, int(limit)
+_MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
 
 
 def _policy(spec: str) -> Policy:
@@ -54,28 +40,29 @@ def _policy(spec: str) -> Policy:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that decides the numbers of a run, but rate and seed.
+    """All that decides the numbers of a run, except rate and seed.
 
     Attributes:
-      policy: its name and options, and after an @ its own limit of token positions
-        in a step, as in `fcfs@512`; see `split_limit`.
-      bucket_strategy: its name, for the report.
-      buckets: the compiled shapes.
-      cost_model: the machine.
-      predictor: what the policy plans by; see `simulated_predictors`.
-      load: the requests.
-      yardstick: an idle machine's times, for promises relative to them.
-      max_model_len: the longest context.
-      lag: plans in flight beside the one that runs.
-      noise: deviation of the logarithm of step times.
-      max_spans: see `simulate`.
-      warmup_share: share of the requests, the first ones, that are not counted.
-      records_steps: whether runs at a given rate report on steps.
-      num_instances: engines, each with such buckets and such a machine.
-      assignment: who of several gets a request; one of `instances.ASSIGNMENTS`.
-      declared_max_tokens: output tokens that each request says it takes at most; 0
+      policy: Name and options, and after an @ its own limit of token positions in a
+        step, as in `fcfs@512`; see `split_limit`.
+      bucket_strategy: Name and options of the bucket strategy, for the report.
+      buckets: Buckets that steps are padded to.
+      cost_model: The machine.
+      predictor: What the policy plans by; see `simulated_predictors`.
+      load: The requests.
+      yardstick: An idle machine's times, for SLOs relative to them.
+      max_model_len: Tokens of the longest context.
+      lag: Plans in flight beside the one that runs.
+      noise: Deviation of the logarithm of step times.
+      warmup_share: Share of the requests, the first ones, that are not counted; None
+        for a tenth, and for none if all come at once.
+      records_steps: Whether runs at a given rate report on steps.
+      num_instances: Number of engines, each with such buckets and such a machine.
+      assignment: Rule by which one of several engines gets a request; one of
+        `instances.ASSIGNMENTS`.
+      declared_max_tokens: Output tokens that each request says it takes at most; 0
         is what it takes.
-      length_estimator: what output lengths the policy plans by; see `make_lengths`.
+      length_estimator: Output lengths that the policy plans by; see `make_lengths`.
     """
 
     policy: str
@@ -83,18 +70,32 @@ class Experiment:
     buckets: BucketTable
     cost_model: CostModel
     predictor: str
-    load: Load
+    load: SimulatedLoad
     yardstick: Yardstick
     max_model_len: int
     lag: int = 0
     noise: float = 0.0
-    max_spans: float = 5.0
-    warmup_share: float = WARMUP_SHARE
+    warmup_share: float | None = None
     records_steps: bool = True
     num_instances: int = 1
     assignment: str = "finish"
     declared_max_tokens: int = 0
     length_estimator: str = NO_ESTIMATES
+
+    def units(self, seed: int) -> list[Arrival]:
+        """Returns the requests that a seed draws, at one a second."""
+        return self.load.unit_arrivals(seed, self.yardstick)
+
+    def arrivals(self, seed: int, qps: float) -> list[Arrival]:
+        """Returns the same at a rate; infinite is all at once."""
+        return self.load.arrivals(seed, self.yardstick, qps)
+
+    def num_warmup(self, arrivals: Sequence[Arrival]) -> int:
+        """Returns how many of the first requests are not counted."""
+        share = self.warmup_share
+        if share is None:
+            share = 0.0 if self.load.config.one_shot else WARMUP_SHARE
+        return int(len(arrivals) * share)
 
     def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
         """Returns a fresh scheduler of one engine."""
@@ -120,7 +121,7 @@ class Experiment:
         records_steps: bool = False,
         stop_after_violations: int | None = None,
     ) -> SimulationResult:
-        """Serves some arrivals with fresh schedulers."""
+        """Serves some arrivals with fresh schedulers; see `simulator.simulate`."""
         if self.declared_max_tokens:
             arrivals = declare(
                 arrivals, self.declared_max_tokens, max_model_len=self.max_model_len
@@ -135,39 +136,28 @@ class Experiment:
             records_steps=records_steps,
             noise=self.noise,
             seed=seed,
-            max_spans=self.max_spans,
+            max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,
             stop_after_violations=stop_after_violations,
             num_uncounted=self.num_warmup(arrivals),
             clock=WallClock(),
         )
 
-    def num_warmup(self, arrivals: Sequence[Arrival]) -> int:
-        """Returns how many of the first requests are not counted."""
-        return int(len(arrivals) * self.warmup_share)
-
     def run(
-        self,
-        arrivals: Sequence[Arrival],
-        *,
-        qps: float,
-        seed: int,
-        labels: Mapping[str, Any] | None = None,
-        step_log: str = "",
+        self, *, qps: float, seed: int, step_log: pathlib.Path | None = None
     ) -> dict[str, Any]:
-        """Serves some arrivals; returns an entry of the report's `runs`.
+        """Returns an entry of the report's `runs`.
 
         Args:
-          arrivals: the requests.
-          qps: their rate, for the report; infinite if all come at once.
-          seed: of the noise.
-          labels: what else tells this run from others.
-          step_log: a file for the steps; "" for none.
+          qps: the rate; infinite if all come at once.
+          seed: seed of requests and noise.
+          step_log: a file for the steps; None for none.
         """
-        has_steps = self.records_steps or bool(step_log)
+        arrivals = self.arrivals(seed, qps)
+        has_steps = self.records_steps or step_log is not None
         result = self.simulate(arrivals, seed, records_steps=has_steps)
-        if step_log:
+        if step_log is not None:
             write_simulated_log(
-                pathlib.Path(step_log).expanduser(),
+                step_log,
                 result.steps or (),
                 cost_model=self.cost_model,
                 buckets=self.buckets,
@@ -180,14 +170,7 @@ class Experiment:
             steps=result.steps,
             block_tokens=self.buckets.block_tokens,
             counters=result.counters,
-            labels={
-                "policy": self.policy,
-                "bucket_strategy": self.bucket_strategy,
-                **({"qps": qps} if math.isfinite(qps) else {"is_one_shot": True}),
-                "seed": seed,
-                "max_num_batched_tokens": self.cost_model.max_num_batched_tokens,
-                **(labels or {}),
-            },
+            labels=self._labels(qps, seed),
         )
         summary["num_warmup"] = num_warmup
         # Steps of a stretch advanced at once were not planned one by one.
@@ -199,7 +182,7 @@ class Experiment:
         summary["num_steps"] = result.num_steps
         if self.num_instances > 1:
             summary["instances"] = _instances(result, arrivals, num_warmup)
-        # Nothing is compiled here, and without padding no shape is worth telling.
+        # Nothing is compiled here, and without padding no bucket is worth telling.
         del summary["num_compiles_after_warmup"]
         if self.bucket_strategy == "none":
             del summary["num_programs"]
@@ -215,27 +198,32 @@ class Experiment:
         }
         return summary
 
+    def _labels(self, qps: float, seed: int) -> Mapping[str, Any]:
+        labels: dict[str, Any] = {
+            "policy": self.policy,
+            "bucket_strategy": self.bucket_strategy,
+            **({"qps": qps} if math.isfinite(qps) else {"is_one_shot": True}),
+            "seed": seed,
+            "max_num_batched_tokens": self.cost_model.max_num_batched_tokens,
+        }
+        if self.load.config.levels_qps:
+            labels["levels_qps"] = list(self.load.config.levels_qps)
+        return labels
+
 
 def _instances(
     result: SimulationResult, arrivals: Sequence[Arrival], num_warmup: int
 ) -> list[dict[str, Any]]:
-    """Returns each engine's part, for JSON.
-
-    Args:
-      result: of several engines.
-      arrivals: the requests.
-      num_warmup: how many of the first ones are not counted.
-    """
-    counted: dict[str, Outcome] = {
-        one.request_id: outcome
-        for one, outcome in zip(
-            arrivals[num_warmup:], result.outcomes[num_warmup:], strict=True
-        )
-    }
+    """Returns each engine's part of the requests after the first `num_warmup`."""
+    outcomes = dict(
+        zip((one.request_id for one in arrivals), result.outcomes, strict=True)
+    )
+    for one in arrivals[:num_warmup]:
+        del outcomes[one.request_id]
     span_s = result.end_s - arrivals[0].arrival_s
     rows = []
     for instance in result.instances:
-        mine = [counted[name] for name in instance.request_ids if name in counted]
+        mine = [outcomes[name] for name in instance.request_ids if name in outcomes]
         row: dict[str, Any] = {
             "num_requests": len(mine),
             "output_tokens": sum(len(one.token_times_s) for one in mine),

@@ -1,15 +1,19 @@
 """Runs many simulations, in this process or in several.
 
-The one idea: a task holds all that decides its numbers and can be sent to another
-process, so a sweep gives the same report however many processes share it, and goes on
-where it was interrupted.
+A task holds all that decides its numbers and can be sent to another process, so a sweep
+gives the same report however many processes share it, and is continued where it was
+interrupted.
 """
 
+import contextlib
 import dataclasses
+import math
 import multiprocessing
+import pathlib
 import signal
 import statistics
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import tqdm
@@ -23,9 +27,11 @@ from jserve_sched.goodput import (
     pool,
     search_seed,
 )
-from jserve_sched.workload import Arrival, Yardstick, at_levels, at_rate
-from jserve_tools.run_store import RunStore, run_key
-from jserve_tools.simulated_loads import Levels
+from jserve_sched.workload import Arrival, Yardstick, at_rate
+from jserve_tools.bucket_fits import fit_to_simulation
+from jserve_tools.finished_runs import FinishedRuns
+from jserve_tools.progress import Progress
+from jserve_tools.simulate_config import SweepConfig
 from jserve_tools.simulation import Experiment
 
 
@@ -37,94 +43,118 @@ class Task(Protocol):
         ...
 
 
+RunAll = Callable[[Sequence[Task]], list[dict[str, Any]]]
+"""Runs tasks and returns what came of each, in order."""
+
+
 def _run(job: tuple[int, Task]) -> tuple[int, dict[str, Any]]:
     index, task = job
     return index, task.run()
 
 
-def _leave_alone() -> None:
+def _ignore_interrupts() -> None:
     """Lets Ctrl-C end the program, not each of its processes with a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_all(
-    tasks: Sequence[Task], num_processes: int = 1, store: RunStore | None = None
+    tasks: Sequence[Task],
+    num_processes: int = 1,
+    runs: FinishedRuns | None = None,
+    key: Callable[[Any], Mapping[str, Any]] = dataclasses.asdict,
 ) -> list[dict[str, Any]]:
-    """Returns what came of each task, in order, with a progress bar.
+    """Returns what came of each task, in order, and shows how far it has come.
 
     Args:
       tasks: what to do.
       num_processes: processes that share them; 1 does all in this one.
-      store: of finished tasks; what is there is not done again.
+      runs: finished tasks, which are not done again; None keeps none.
+      key: returns the configuration by which `runs` knows a task.
     """
-    keys = [run_key(task) for task in tasks]
-    found: list[Any] = [None if store is None else store.get(key) for key in keys]
+    found: list[Any] = [runs and runs.get(key(task)) for task in tasks]
     jobs = [(index, tasks[index]) for index, one in enumerate(found) if one is None]
+    bar = tqdm.tqdm(total=len(jobs), desc="simulate", unit="run", disable=None)
 
-    def finish(done: Iterable[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-        for index, result in tqdm.tqdm(
-            done,
-            total=len(jobs),
-            desc="simulate",
-            unit="run",
-            disable=None,
-            leave=False,
-        ):
+    def finish(done: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        for index, result in done:
             found[index] = result
-            if store is not None:
-                store.put(keys[index], result)
-        return found
+            if runs is not None:
+                runs.put(key(tasks[index]), result)
+            bar.update()
 
-    if min(num_processes, len(jobs)) <= 1:
-        return finish(map(_run, jobs))
-    processes = multiprocessing.get_context("spawn")
-    with processes.Pool(min(num_processes, len(jobs)), _leave_alone) as workers:
-        return finish(workers.imap_unordered(_run, jobs))
+    def count() -> str:
+        missing = sum(one is None for one in found)
+        return f"{len(found) - missing} of {len(found)} done"
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(bar)
+        if jobs and not sys.stderr.isatty():
+            stack.enter_context(Progress().doing("simulate", count))
+        if min(num_processes, len(jobs)) <= 1:
+            finish(map(_run, jobs))
+        else:
+            processes = multiprocessing.get_context("spawn")
+            workers = stack.enter_context(
+                processes.Pool(min(num_processes, len(jobs)), _ignore_interrupts)
+            )
+            finish(workers.imap_unordered(_run, jobs))
+    return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateTask:
-    """One run at one rate, or at levels, with one seed.
+    """One run at one rate with one seed.
 
     Attributes:
-      experiment: what is run.
-      seed: draws the requests.
-      qps: their rate; under levels, the mean; infinite if all come at once.
-      levels: rates that take turns, if they do.
-      step_log: a file for the steps; "" for none.
+      experiment: What is run.
+      seed: Seed of the requests.
+      qps: Their rate; infinite if all come at once.
+      step_log: File for the steps; None for none.
     """
 
     experiment: Experiment
     seed: int
     qps: float
-    levels: Levels | None = None
-    step_log: str = ""
-
-    def arrivals(self) -> list[Arrival]:
-        """Returns the requests."""
-        experiment = self.experiment
-        units = experiment.load.unit_arrivals(self.seed, experiment.yardstick)
-        if self.levels is None:
-            return at_rate(units, self.qps)
-        return at_levels(
-            units,
-            self.levels.levels_qps,
-            period_s=self.levels.period_s,
-            duration_s=self.levels.duration_s,
-        )
+    step_log: pathlib.Path | None = None
 
     def run(self) -> dict[str, Any]:
         """Returns an entry of the report's `runs`."""
-        labels = {}
-        if self.levels is not None:
-            labels["levels_qps"] = list(self.levels.levels_qps)
-        return self.experiment.run(
-            self.arrivals(),
-            qps=self.qps,
-            seed=self.seed,
-            labels=labels,
-            step_log=self.step_log,
+        return self.experiment.run(qps=self.qps, seed=self.seed, step_log=self.step_log)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """Fits buckets to one load under one policy.
+
+    Attributes:
+      experiment: What is run; of its buckets only the size of a block matters.
+      seed: Seed of the requests, by which no run is judged.
+      qps: Their rate; infinite if all come at once; None for a guess of the goodput.
+      max_programs: Most programs.
+    """
+
+    experiment: Experiment
+    seed: int
+    qps: float | None
+    max_programs: int
+
+    def run(self) -> dict[str, Any]:
+        """Returns the bucket file `table`, and an entry of the report's `fits`."""
+        experiment, seed = self.experiment, self.seed
+        qps = self.qps or guess_qps(experiment.units(seed), experiment.yardstick)
+        history = fit_to_simulation(
+            experiment,
+            experiment.arrivals(seed, qps),
+            seed=seed,
+            max_programs=self.max_programs,
         )
+        labels: dict[str, Any] = {
+            "policy": experiment.policy,
+            "seed": seed,
+            **({"qps": qps} if math.isfinite(qps) else {}),
+            "max_programs": self.max_programs,
+        }
+        return {"table": history.table.to_json(), "fit": labels | history.to_json()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +170,7 @@ class GoodputTask:
     def run(self) -> dict[str, Any]:
         """Returns the fields of SeedGoodput; hopeless probes are cut short."""
         experiment = self.experiment
-        units = experiment.load.unit_arrivals(self.seed, experiment.yardstick)
+        units = experiment.units(self.seed)
         num_warmup = experiment.num_warmup(units)
         limit = most_violations(len(units) - num_warmup, self.max_share)
 
@@ -177,36 +207,24 @@ def guess_qps(arrivals: Sequence[Arrival], yardstick: Yardstick) -> float:
 def search_goodputs(
     experiments: Sequence[Experiment],
     seeds: Sequence[int],
+    config: SweepConfig,
     *,
-    start_qps: float | None = None,
-    resolution: float = RateGrid.resolution,
-    max_share: float = MAX_VIOLATION_SHARE,
-    num_processes: int = 1,
-    store: RunStore | None = None,
+    run_all: RunAll = run_all,
 ) -> list[dict[str, Any]]:
-    """Searches every experiment's goodput.
-
-    Args:
-      experiments: what to search.
-      seeds: searched one by one; the mean is the goodput.
-      start_qps: where searches start; None guesses.
-      resolution: relative distance of the rates tried.
-      max_share: most violations, as a share of the counted requests.
-      num_processes: processes that share the work.
-      store: of finished tasks.
+    """Searches every experiment's goodput, which is the mean over the seeds.
 
     Returns:
       An entry of the report's `runs` each: the run of the first seed at its edge,
       with the goodput.
     """
+    max_share = config.max_violation_share
     searches = []
     for one in experiments:
-        start = start_qps
-        if start is None:
-            units = one.load.unit_arrivals(seeds[0], one.yardstick)
-            start = guess_qps(units, one.yardstick)
+        start = config.start_qps or guess_qps(one.units(seeds[0]), one.yardstick)
         grid = RateGrid(
-            lowest_qps=start / 100, highest_qps=start * 100, resolution=resolution
+            lowest_qps=start / 100,
+            highest_qps=start * 100,
+            resolution=config.resolution or RateGrid.resolution,
         )
         searches += [
             GoodputTask(
@@ -214,32 +232,27 @@ def search_goodputs(
                 seed=seed,
                 start_qps=start,
                 grid=grid,
-                max_share=max_share,
+                max_share=MAX_VIOLATION_SHARE if max_share is None else max_share,
             )
             for seed in seeds
         ]
-    rows = run_all(searches, num_processes, store)
-    found = [SeedGoodput(**row) for row in rows]
-    edges = []
-    for index, one in enumerate(experiments):
-        first = found[index * len(seeds)]
-        qps = first.qps or searches[index * len(seeds)].grid.lowest_qps
-        edges.append(RateTask(experiment=one, seed=first.seed, qps=qps))
-    runs = run_all(edges, num_processes, store)
-    return [
-        run | _labels(pool(found[index * len(seeds) : (index + 1) * len(seeds)]))
-        for index, run in enumerate(runs)
+    rows = [SeedGoodput(**row) for row in run_all(searches)]
+    found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
+    edges = [
+        RateTask(
+            experiment=search.experiment,
+            seed=search.seed,
+            qps=one.seeds[0].qps or search.grid.lowest_qps,
+        )
+        for search, one in zip(searches[:: len(seeds)], found, strict=True)
     ]
+    runs = run_all(edges)
+    return [run | _labels(one) for run, one in zip(runs, found, strict=True)]
 
 
 def _labels(found: Goodput) -> dict[str, Any]:
     """Returns what a searched goodput adds to an entry of `runs`."""
-    labels: dict[str, Any] = {
-        "goodput_qps": found.qps,
-        "goodput_violation_share": found.violation_share,
-        "goodput_violation_ci95": list(found.violation_ci95),
-        "goodput_seeds": [dataclasses.asdict(one) for one in found.seeds],
-    }
-    if found.ci95_qps is not None:
-        labels["goodput_ci95_qps"] = list(found.ci95_qps)
-    return labels
+    labels = dataclasses.asdict(found)
+    if found.ci95_qps is None:
+        del labels["ci95_qps"]
+    return {f"goodput_{name}": value for name, value in labels.items()}

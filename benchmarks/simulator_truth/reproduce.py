@@ -1,6 +1,6 @@
 """Holds the simulator against two real vLLM runs, request for request.
 
-  python benchmarks/simulator_truth.py --output=benchmarks/simulator_truth/report.json
+  python benchmarks/simulator_truth/reproduce.py --output=report.json
 
 300 ShareGPT requests at 10 a second on an RTX 4090 and an RTX PRO 6000, Llama-3.1-8B,
 vLLM 0.19 (see tools/jserve_tools/gpu_profiles/README.md), against `fcfs` with step
@@ -19,20 +19,20 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
-
-from jserve.program import run_program
-from jserve_sched.cost_model import CostModel
-from jserve_sched.gpu_costs import ChunkRule, TableCost
-from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.gpu_cost_models import gpu_cost_model
-from jserve_tools.measured_runs import (
+from measured_runs import (
     CARDS,
     measured_figures,
     simulated_run,
     trace_rows,
-    ttft_differences,
+    ttft_differences_s,
 )
+from tqdm import tqdm
+
+from jserve.program import run_program
+from jserve_sched.cost_model import CostModel
+from jserve_sched.gpu_costs import TableCost
+from jserve_tools.documents import commit, plain, write_whole
+from jserve_tools.gpu_cost_models import gpu_cost_model
 from jserve_tools.tables import render
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
@@ -59,9 +59,6 @@ def _variants(card: str) -> Iterator[_Variant]:
     yield _Variant(
         label="tables, no prefix cache", cost_model=table, enable_prefix_caching=False
     )
-    for rule in (ChunkRule.SUMMED_CACHE, ChunkRule.TOTAL):
-        changed = dataclasses.replace(table, chunk_rule=rule)
-        yield _Variant(label=f"tables, chunks as {rule.value}", cost_model=changed)
     if table.skew:
         changed = dataclasses.replace(table, skew=0.0)
         yield _Variant(label="tables, no skew", cost_model=changed)
@@ -81,7 +78,7 @@ def _run(card: str, variant: _Variant) -> dict[str, Any]:
         enable_prefix_caching=variant.enable_prefix_caching,
         lag=variant.lag,
     )
-    differences_s = np.abs(ttft_differences(card, result))
+    differences_s = np.abs(ttft_differences_s(card, result))
     return {
         "card": card,
         "variant": variant.label,

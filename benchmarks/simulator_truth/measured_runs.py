@@ -1,9 +1,9 @@
 """Real vLLM runs, and the same requests in virtual time: is the simulator true?
 
-The one idea: `fcfs` schedules as vLLM does by default, so a simulation with the card's
-step costs and the run's own settings must give the run's own latencies. Those settings
-matter: vLLM kept a prefix cache, in which a preempted request finds again what nobody
-has overwritten, and planned one step ahead.
+`fcfs` schedules as vLLM does by default, so a simulation with the card's step costs and
+the run's own settings must give the run's own latencies. Those settings matter: vLLM
+kept a prefix cache, in which a preempted request finds its pages again unless they were
+overwritten, and planned one step ahead.
 
 TTFT counts from the trace's arrivals in a simulation and from vLLM's own note of the
 arrival (its `queued_ts`) in a measured run, as LLMServingSim's validation does.
@@ -28,7 +28,6 @@ from jserve_tools.gpu_cost_models import PROFILES, read_points
 from jserve_tools.workload_trace import TraceRow, read_trace
 
 CARDS = ("rtx4090", "rtxpro6000")
-_TRACE = PROFILES / "sharegpt_300.csv"
 _MEASURED_COLUMNS = ("output_tokens", "queued_s", "first_token_s", "last_token_s")
 _MAX_MODEL_LEN = 32_768  # of the measured runs
 
@@ -38,11 +37,11 @@ class Figures:
     """What a run came to.
 
     Attributes:
-      ttft_mean_s: time to first token, mean over requests.
-      ttft_p50_s: the same, median.
-      ttft_p90_s: the same, 90th percentile.
-      tpot_mean_ms: mean over requests of a request's mean time between tokens.
-      makespan_s: from the first arrival to the last token.
+      ttft_mean_s: Time to first token, mean over requests.
+      ttft_p50_s: The same, median.
+      ttft_p90_s: The same, 90th percentile.
+      tpot_mean_ms: Mean over requests of a request's mean time between tokens.
+      makespan_s: Time from the first arrival to the last token.
     """
 
     ttft_mean_s: float
@@ -54,9 +53,8 @@ class Figures:
     def errors(self, truth: "Figures") -> dict[str, float]:
         """Returns each figure's deviation from the truth, in percent."""
         return {
-            field.name: 100.0
-            * (getattr(self, field.name) / getattr(truth, field.name) - 1.0)
-            for field in dataclasses.fields(self)
+            name: 100.0 * (value / getattr(truth, name) - 1.0)
+            for name, value in dataclasses.asdict(self).items()
         }
 
 
@@ -69,10 +67,11 @@ def _figures(
     """Returns the figures of times `[N]` and output lengths `[N]`, two or more."""
     ttft_s = first_token_s - arrival_s
     tpot_s = (last_token_s - first_token_s) / (output_tokens - 1)
+    p50_s, p90_s = np.percentile(ttft_s, (50, 90)).tolist()
     return Figures(
         ttft_mean_s=float(ttft_s.mean()),
-        ttft_p50_s=float(np.median(ttft_s)),
-        ttft_p90_s=float(np.percentile(ttft_s, 90)),
+        ttft_p50_s=p50_s,
+        ttft_p90_s=p90_s,
         tpot_mean_ms=float(tpot_s.mean() * 1e3),
         makespan_s=float(last_token_s.max() - arrival_s.min()),
     )
@@ -80,13 +79,12 @@ def _figures(
 
 def trace_rows() -> list[TraceRow]:
     """Returns the requests of the measured runs."""
-    return read_trace(_TRACE)
+    return read_trace(PROFILES / "sharegpt_300.csv")
 
 
 def _measured(card: str) -> np.ndarray:
     """Returns the columns of a measured run, `[4, N]`."""
-    path = PROFILES / card / "measured_requests.csv"
-    return read_points(path, _MEASURED_COLUMNS).T
+    return read_points(PROFILES / card / "measured_requests.csv", _MEASURED_COLUMNS).T
 
 
 def measured_figures(card: str) -> Figures:
@@ -95,18 +93,18 @@ def measured_figures(card: str) -> Figures:
     return _figures(queued_s, first_s, last_s, outputs)
 
 
-def ttft_differences(card: str, result: SimulationResult) -> np.ndarray:
+def ttft_differences_s(card: str, result: SimulationResult) -> np.ndarray:
     """Returns simulated less measured TTFT of each request, `[N]` seconds."""
     _, queued_s, first_s, _ = _measured(card)
-    found = [one.token_times_s[0] - one.arrival_s for one in result.outcomes]
-    differences_s: np.ndarray = np.array(found) - (first_s - queued_s)
+    found_s = np.array([one.ttft_s for one in result.outcomes], np.float64)
+    differences_s: np.ndarray = found_s - (first_s - queued_s)
     return differences_s
 
 
 class _OwnPrompts(Scheduler):
     """Gives each request a prompt that no other begins with.
 
-    The simulator's prompts are all alike; a prefix cache would take them for one.
+    The simulator's prompts are all equal; a prefix cache would take them for one.
     """
 
     def submit(self, request: Request) -> None:
@@ -164,10 +162,9 @@ def simulated_run(
     result = simulate(
         scheduler, cost_model, arrivals, lag=lag, advances_decodes=False, max_spans=20.0
     )
-    figures = _figures(
-        np.array([one.arrival_s for one in result.outcomes]),
-        np.array([one.token_times_s[0] for one in result.outcomes]),
-        np.array([one.token_times_s[-1] for one in result.outcomes]),
-        np.array([one.max_tokens for one in result.outcomes]),
-    )
+    columns = [
+        (one.arrival_s, one.token_times_s[0], one.token_times_s[-1], one.max_tokens)
+        for one in result.outcomes
+    ]
+    figures = _figures(*np.array(columns).T)
     return figures, result

@@ -1,0 +1,323 @@
+"""What `jserve-simulate` is told: the load, the machine, and what is run on it.
+
+Wrong values, and combinations of which a part would do nothing, are refused where a
+config is made. Nothing here imports more than that needs: `--help` imports no NumPy.
+"""
+
+import dataclasses
+import pathlib
+from typing import Literal
+
+from jserve.config import check_range
+from jserve_sched.bucket_strategies import (
+    FROM_FILE,
+    SIMULATED_STRATEGIES,
+    make_strategy,
+)
+from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS
+from jserve_tools.report_config import ReportConfig
+
+LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
+_ANY = 2**40  # where only memory sets a limit
+_RATES = (1e-6, 1e6)
+
+
+def _refuse_idle(config: object, needed: str, *names: str) -> None:
+    """Refuses settings that would do nothing without another."""
+    idle = [name for name in names if getattr(config, name) is not None]
+    if idle:
+        raise ValueError(f"{' and '.join(idle)} would do nothing without {needed}")
+
+
+def _check_ranges(config: object, **limits: tuple[float, float]) -> None:
+    for name, (least, most) in limits.items():
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None:
+                check_range(name, value, least, most)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadConfig:
+    """What a simulation serves, and how fast it comes.
+
+    Attributes:
+      workload: SlidingServe's workload to draw. [default: mixed_v1]
+      trace: CSV of arrival_s (seconds), prompt_tokens, output_tokens, and maybe
+        service_class, the name of one of service_classes; in place of a workload.
+      poisson: Give a trace's requests Poisson arrivals.
+      num_requests: Requests of a run, of a trace the first ones. [default: 1000, a
+        whole trace, or what comes under levels]
+      service_classes: JSON file: a list of classes, each with name, share and ttft_s
+        or ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or multiples of
+        an idle machine's time). Classes named as the workload's parts replace theirs;
+        those that a trace names need no share.
+      one_shot: All requests are due at time 0, so there is no rate.
+      qps: Rates in requests per second. [default: the trace's own, or 1]
+      levels_qps: Rates that take turns, such as 1,2.5, instead of one rate.
+      period_s: Seconds that each of the levels lasts. [default: 120]
+      duration_s: Seconds of arrivals under levels. [default: 1200]
+    """
+
+    workload: (
+        Literal["arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2", "sharegpt"] | None
+    ) = None
+    trace: pathlib.Path | None = None
+    poisson: bool = False
+    num_requests: int | None = None
+    service_classes: pathlib.Path | None = None
+    one_shot: bool = False
+    qps: tuple[float, ...] = ()
+    levels_qps: tuple[float, ...] = ()
+    period_s: float | None = None
+    duration_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.workload is not None and self.trace is not None:
+            raise ValueError(f"workload={self.workload} and trace={self.trace}: one of")
+        _check_ranges(
+            self,
+            num_requests=(2, _ANY),
+            qps=_RATES,
+            levels_qps=_RATES,
+            period_s=(1e-3, 1e9),
+            duration_s=(1e-3, 1e9),
+        )
+        if not self.levels_qps:
+            _refuse_idle(self, "levels_qps", "period_s", "duration_s")
+        given = [one for one in ("qps", "levels_qps", "poisson") if getattr(self, one)]
+        if self.one_shot and given:
+            raise ValueError(f"one_shot has no rate: leave out {', '.join(given)}")
+        if self.qps and self.levels_qps:
+            raise ValueError("give one of qps and levels_qps, not both")
+
+    @property
+    def levels_s(self) -> tuple[float, float]:
+        """Seconds of each level, and of all arrivals under them."""
+        return self.period_s or 120.0, self.duration_s or 1200.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MachineConfig:
+    """On what a simulation runs, and what its policies know.
+
+    Attributes:
+      cost_model: The machine: a GPU by name, or a profile of jserve-profile as
+        linear:SAMPLES, table:SAMPLES or mlp:SAMPLES:CHECKPOINT.
+      buckets: Bucket file (JSON) of bucket strategies explicit and fitted.
+      block_tokens: Tokens in one prefill block; must divide the page size.
+      max_model_len: Tokens of the longest request.
+      max_num_seqs: Most requests that run at once. [default: the cost model's]
+      max_num_batched_tokens: Most token positions in a step. [default: the cost
+        model's]
+      num_kv_tokens: Tokens that the KV pool holds. [default: the cost model's]
+      page_size: Tokens in one KV page. [default: the cost model's]
+      lag: 1 plans a step while the one before runs, as jserve does; 0 after it has
+        ended.
+      noise: Deviation of the logarithm of a step's time about the cost model's.
+      predictor: What policies plan by: oracle is never wrong; linear and table are
+        fitted to steps of the cost model.
+      declared_max_tokens: Output tokens that each request says it takes at most, as
+        far as the context has room; one that takes more says that. It ends by a stop
+        token. 0: each says what it takes.
+      length_estimator: What output lengths policies plan by, where requests declare
+        more than they take, by name and options such as quantile:q=0.75, or the truth
+        as oracle, made wrong as in oracle:error=0.5 or oracle:factor=10. [default:
+        max_tokens]
+      num_instances: Equal engines that serve the load together, each with its own
+        scheduler.
+      assignment: Which of several engines gets a request: finish, the one with the
+        least work by predicted times; kv, the one with the most KV that no request
+        will need; round_robin, each in turn. [default: finish]
+    """
+
+    cost_model: str = "a100-llama3-8b"
+    buckets: pathlib.Path | None = None
+    block_tokens: int = DEFAULT_BLOCK_TOKENS
+    max_model_len: int = 16_384
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    num_kv_tokens: int | None = None
+    page_size: int | None = None
+    lag: int = 0
+    noise: float = 0.0
+    predictor: Literal["oracle", "linear", "table"] = "oracle"
+    declared_max_tokens: int = 0
+    length_estimator: str | None = None
+    num_instances: int = 1
+    assignment: Literal["finish", "kv", "round_robin"] | None = None
+
+    def __post_init__(self) -> None:
+        # NumPy takes a tenth of a second to import.
+        from jserve_tools.gpu_cost_models import GPU_COST_MODELS
+        from jserve_tools.simulated_lengths import make_lengths
+
+        kind, _, rest = self.cost_model.partition(":")
+        is_profile = kind in ("linear", "table", "mlp") and bool(rest)
+        if not is_profile and self.cost_model not in GPU_COST_MODELS:
+            raise ValueError(
+                f"cost_model={self.cost_model} is unknown; known: "
+                f"{', '.join(sorted(GPU_COST_MODELS))}, linear:SAMPLES, table:SAMPLES, "
+                "mlp:SAMPLES:CHECKPOINT"
+            )
+        _check_ranges(
+            self,
+            **dict.fromkeys((*LIMITS, "block_tokens"), (1, _ANY)),
+            max_model_len=(2, _ANY),
+            declared_max_tokens=(0, _ANY),
+            lag=(0, 1),
+            noise=(0.0, 1.0),
+            num_instances=(1, 64),
+        )
+        if self.num_instances == 1:
+            _refuse_idle(self, "num_instances of 2 or more", "assignment")
+        if self.length_estimator is not None:
+            make_lengths(self.length_estimator, ())
+        if not self.declared_max_tokens:
+            _refuse_idle(self, "declared_max_tokens", "length_estimator")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Which runs are made, and what is reported of them.
+
+    Attributes:
+      policies: Scheduling policies, with options as in sliding:constructor=off, and
+        with their own token limit in place of max_num_batched_tokens as in fcfs@512.
+      bucket_strategies: Bucket strategies, each with every policy, with options as in
+        linear:block_gap=4: none has no padding at all; explicit is the file in
+        buckets; fitted is that file too, or without one fitted for each policy to this
+        load, drawn with a seed that is not judged. Of a trace a seed draws the classes
+        only: such a fit has seen the requests it is judged by. To judge by others, fit
+        to another part of the trace with jserve-fit-buckets and give its file.
+      max_programs: Most programs of a strategy that is fitted here. [default: as many
+        as pow2 has]
+      goodput: Search the goodput instead of running at given rates.
+      max_violation_share: Share of requests that may violate their SLO at the goodput.
+        [default: 0.01]
+      start_qps: Rate that a goodput search starts from. [default: a guess from the
+        lengths]
+      resolution: Relative distance of the rates that a goodput search tries. [default:
+        0.02]
+      warmup_share: Share of the requests, the first ones, that are not counted.
+        [default: 0.1, and 0 if all come at once]
+      seed: Seed of lengths, arrivals, classes and noise.
+      num_seeds: Number of seeds: seed, seed + 1, and so on.
+      record_steps: Report padding, step times and planning times too.
+      num_processes: Processes that share the runs.
+      step_log: File that gets the steps of a single run, as a server records them, for
+        jserve-fit-buckets.
+    """
+
+    policies: tuple[str, ...] = ("fcfs",)
+    bucket_strategies: tuple[str, ...] = ("pow2",)
+    max_programs: int | None = None
+    goodput: bool = False
+    max_violation_share: float | None = None
+    start_qps: float | None = None
+    resolution: float | None = None
+    warmup_share: float | None = None
+    seed: int = 0
+    num_seeds: int = 1
+    record_steps: bool = True
+    num_processes: int = 1
+    step_log: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        # NumPy takes a tenth of a second to import.
+        from jserve_sched.policies import make_policy
+
+        for name in ("policies", "bucket_strategies"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: name at least one")
+        for policy in self.policies:
+            make_policy(split_limit(policy)[0])
+        for strategy in self.bucket_strategies:
+            if strategy not in FROM_FILE:
+                make_strategy(strategy, SIMULATED_STRATEGIES)
+        _check_ranges(
+            self,
+            max_programs=(2, _ANY),
+            max_violation_share=(0.0, 1.0),
+            start_qps=_RATES,
+            resolution=(1e-4, 1.0),
+            warmup_share=(0.0, 0.9),
+            seed=(0, _ANY),
+            num_seeds=(1, _ANY),
+            num_processes=(1, _ANY),
+        )
+        if not self.goodput:
+            searched = ("start_qps", "resolution", "max_violation_share")
+            _refuse_idle(self, "goodput", *searched)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimulateConfig:
+    """The whole call of `jserve-simulate`.
+
+    Attributes:
+      load: What is served.
+      machine: On what.
+      sweep: Which runs are made.
+      report: Where the report goes.
+    """
+
+    load: LoadConfig
+    machine: MachineConfig
+    sweep: SweepConfig
+    report: ReportConfig
+
+    def __post_init__(self) -> None:
+        load, machine, sweep = self.load, self.machine, self.sweep
+        for name in ("qps", "levels_qps", "one_shot"):
+            if sweep.goodput and getattr(load, name):
+                raise ValueError(f"goodput searches the rate: leave out {name}")
+        strategies = sweep.bucket_strategies
+        if machine.buckets is not None and not set(FROM_FILE) & set(strategies):
+            raise ValueError(
+                f"buckets={machine.buckets} is for bucket strategies "
+                f"{' and '.join(FROM_FILE)}, not {', '.join(strategies)}"
+            )
+        if machine.buckets is None and "explicit" in strategies:
+            raise ValueError("bucket strategy explicit needs a file, --buckets=FILE")
+        if sweep.max_programs is not None and not self.needs_fit:
+            raise ValueError(
+                f"max_programs={sweep.max_programs} is for bucket strategy fitted "
+                f"without buckets, not {', '.join(strategies)}"
+            )
+        rates = load.qps or (None,)
+        counts = map(len, (sweep.policies, strategies, rates))
+        if sweep.step_log is None:
+            return
+        if sweep.goodput or sweep.num_seeds > 1 or any(one > 1 for one in counts):
+            raise ValueError(
+                f"step_log={sweep.step_log} is of a single run: one policy, bucket "
+                "strategy, rate and seed, without goodput"
+            )
+        if machine.num_instances > 1:
+            raise ValueError(
+                f"step_log={sweep.step_log} is of a single engine, not of "
+                f"num_instances={machine.num_instances}"
+            )
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether a strategy has no table before something has run."""
+        return "fitted" in self.sweep.bucket_strategies and self.machine.buckets is None
+
+
+def split_limit(spec: str) -> tuple[str, int | None]:
+    """Returns a policy's spec and its limit of token positions in a step, if given.
+
+    The limit bounds how long a request that comes during a step is kept waiting, so
+    each policy has its own best one.
+
+    Raises:
+      ValueError: if the limit is not a number of 1 or more.
+    """
+    policy, at, limit = spec.partition("@")
+    if not at:
+        return policy, None
+    if not limit.isdecimal() or int(limit) < 1:
+        raise ValueError(f"policy {spec!r}: {limit!r} is not a number of tokens")
+    return policy, int(limit)
