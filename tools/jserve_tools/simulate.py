@@ -34,6 +34,7 @@ from jserve_tools.documents import one_line
 from jserve_tools.load_flags import LoadOptions, define_load_flags
 from jserve_tools.machine_flags import MachineOptions, define_machine_flags
 from jserve_tools.publishing import publish
+from jserve_tools.report_config import ReportConfig
 from jserve_tools.run_store import RunStore
 from jserve_tools.simulated_fits import fit_experiments
 from jserve_tools.simulation import Experiment
@@ -298,7 +299,11 @@ def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> Non
     if _GOODPUT.value:
         _say(f"\n{goodput_table(found.runs)}")
     _say(f"\n{speed_table(found.runs)}")
-    publish(report, options.comparison, found.store, say=_say)
+    comparison = options.comparison
+    config = ReportConfig(output=comparison.output, html=comparison.has_html)
+    publish(report, config, comparison.old_report, None, say=_say)
+    if found.store is not None:
+        found.store.remove_used()
     _say(one_line(report))
 
 
