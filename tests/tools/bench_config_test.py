@@ -22,7 +22,7 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        (ReplayConfig, {"load": (-1.0,)}, "load=-1.0 is not in 0..1000000"),
+        (ReplayConfig, {"load": (-1.0,)}, "load=-1.0 is not in 1e-06"),
         (ReplayConfig, {"load": (1.0,), "qps": (2.0,)}, "give one of load, qps"),
         (ReplayConfig, {"one_shot": True, "rate_scale": 2.0}, "rate_scale, one_shot"),
         (ReplayConfig, {"qps": (1.0,), "capacity_s": 2.0}, "leave out --capacity_s=2"),
@@ -39,13 +39,12 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         (
             ServersConfig,
             {"url": "http://x", "launch": True, "measure_warm_start": True},
-            "http://x is a running server with its own settings: leave out --launch, "
-            "--measure_warm_start",
+            "http://x is a running server: leave out --launch, --measure_warm_start",
         ),
         (
             BenchConfig,
             {"servers": RUNNING, "engine": EngineConfig(kv_cache_bytes=9)},
-            "running server with its own settings: leave out --kv_cache_bytes=9",
+            "http://x is a running server: leave out --kv_cache_bytes=9",
         ),
         (
             BenchConfig,

@@ -48,9 +48,7 @@ class Baseline:
                 f"{full.prompt_tokens_per_s:.0f} prompt and "
                 f"{full.output_tokens_per_s:.0f} output tokens/s)"
             )
-        if workload.config.mode == "replay":
-            lines.append(slo_table(workload, self.yardstick))
-        return "\n".join(lines)
+        return "\n".join([*lines, slo_table(workload, self.yardstick)])
 
 
 def baseline_from_json(row: Mapping[str, Any]) -> Baseline:

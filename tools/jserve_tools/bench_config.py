@@ -8,7 +8,6 @@ import dataclasses
 import json
 import pathlib
 import urllib.parse
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from jserve.config import EngineConfig, check_range
@@ -23,10 +22,23 @@ _HOW_TO_FIT = (
 )
 
 
-def _check_rates(name: str, rates: Sequence[float]) -> None:
-    for rate in rates:
-        if not 0 < rate < 1e6:
-            raise ValueError(f"{name}={rate} is not in 0..1000000")
+def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
+    """Refuses settings that would do nothing.
+
+    Args:
+      reason: Why they would not.
+      config: What holds them.
+      flags: What the names of such flags begin with.
+    """
+    idle = [
+        one
+        for one in config_arguments(config)
+        if one.removeprefix("--").startswith(flags)
+        # The engine's config fills this in by itself.
+        and not one.startswith("--bucket_strategy=")
+    ]
+    if idle:
+        raise ValueError(f"{reason}: leave out {', '.join(idle)}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +87,9 @@ class ReplayConfig:
         check_range("temperature", self.temperature, 0.0, 2.0)
         check_range("capacity_s", self.capacity_s, 1.0, 3600.0)
         check_range("capacity_slots", self.capacity_slots, 0, 4096)
-        _check_rates("load", self.load)
-        _check_rates("qps", self.qps)
+        for name in ("load", "qps"):
+            for rate in getattr(self, name):
+                check_range(name, rate, 1e-6, 1e6)
         if self.rate_scale is not None:
             check_range("rate_scale", self.rate_scale, 1e-6, 1e6)
         given = [
@@ -86,13 +99,8 @@ class ReplayConfig:
         ]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(given)}: each sets the rate")
-        capacity = [
-            one for one in config_arguments(self) if one.startswith("--capacity_")
-        ]
-        if given not in ([], ["load"]) and capacity:
-            raise ValueError(
-                f"{given[0]} needs no capacity: leave out {', '.join(capacity)}"
-            )
+        if given not in ([], ["load"]):
+            _refuse(f"{given[0]} needs no capacity", self, ("capacity_",))
         if self.declared_max_tokens and self.ignore_eos:
             raise ValueError(
                 f"declared_max_tokens={self.declared_max_tokens} would do nothing "
@@ -228,16 +236,8 @@ class ServersConfig:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             address = self.url.removeprefix("//")
             raise ValueError(f"url={self.url} has no scheme: write http://{address}")
-        idle = [
-            one
-            for one in config_arguments(self)
-            if one.startswith(("--launch", "--policies", "--bucket", "--measure"))
-        ]
-        if idle:
-            raise ValueError(
-                f"url={self.url} is a running server with its own settings: leave out "
-                + ", ".join(idle)
-            )
+        idle = ("launch", "policies", "bucket_strategies", "measure_warm_start")
+        _refuse(f"url={self.url} is a running server", self, idle)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,28 +283,18 @@ class BenchConfig:
                 f"0..last_prompt_token={self.last_prompt_token}"
             )
         if self.mode == "closed":
-            self._refuse("mode=closed replays no trace", self.replay)
+            _refuse("mode=closed replays no trace", self.replay)
         else:
-            self._refuse("mode=replay has the lengths of a trace", self.closed)
+            _refuse("mode=replay has the lengths of a trace", self.closed)
         if self.servers.url:
-            reason = f"url={self.servers.url} is a running server with its own settings"
-            self._refuse(reason, self.engine)
-        else:
-            self._check_engines()
-            if not self.servers.launch:
-                self._refuse("engines in this process take no HTTP requests", self.http)
-
-    @staticmethod
-    def _refuse(reason: str, config: Any) -> None:
-        """Refuses settings that would do nothing."""
-        # The engine's config fills its bucket strategy in by itself.
-        idle = [
-            one
-            for one in config_arguments(config)
-            if not one.startswith("--bucket_strategy=")
-        ]
-        if idle:
-            raise ValueError(f"{reason}: leave out {', '.join(idle)}")
+            _refuse(f"url={self.servers.url} is a running server", self.engine)
+            return
+        if not self.servers.launch:
+            _refuse("engines in this process take no HTTP requests", self.http)
+        if self.replay.ignore_eos:
+            reason = "without noignore_eos there is no length to predict"
+            _refuse(reason, self.engine, ("length_estimator",))
+        self._check_engines()
 
     def _check_engines(self) -> None:
         engine, strategies = self.engine, self.servers.bucket_strategies
@@ -332,12 +322,6 @@ class BenchConfig:
                 f"step_log={engine.step_log} is one file for {len(self.engines())} "
                 "engines: record one policy with one bucket strategy"
             )
-        default = EngineConfig().length_estimator
-        if engine.length_estimator != default and self.replay.ignore_eos:
-            raise ValueError(
-                "without noignore_eos there is no length to predict: leave out "
-                f"--length_estimator={engine.length_estimator}"
-            )
 
     @property
     def num_runs(self) -> int:
@@ -348,20 +332,19 @@ class BenchConfig:
         """Returns the config of each engine of our own; none with a URL."""
         if self.servers.url:
             return []
-        found = []
-        for strategy in self.servers.bucket_strategies or ("",):
-            is_filed = not strategy or strategy in FROM_FILE
-            for policy in self.servers.policies:
-                found.append(
-                    dataclasses.replace(
-                        self.engine,
-                        policy=policy,
-                        bucket_strategy=strategy,
-                        buckets=self.engine.buckets if is_filed else None,
-                        # A run must not find another's prompts in the cache.
-                        enable_prefix_caching=False,
-                        enable_overlap=self.engine.enable_overlap
-                        and not self.servers.profile_host,
-                    )
-                )
-        return found
+        # A run must not find another's prompts in the cache.
+        shared = dataclasses.replace(
+            self.engine,
+            enable_prefix_caching=False,
+            enable_overlap=self.engine.enable_overlap and not self.servers.profile_host,
+        )
+        return [
+            dataclasses.replace(
+                shared,
+                policy=policy,
+                bucket_strategy=strategy,
+                buckets=shared.buckets if strategy in ("", *FROM_FILE) else None,
+            )
+            for strategy in self.servers.bucket_strategies or ("",)
+            for policy in self.servers.policies
+        ]

@@ -176,7 +176,7 @@ class Benchmark:
                     self.baseline = await measure_baseline(
                         client, self._workload, self._progress
                     )
-                    self._progress.say(self.baseline.describe(self._workload))
+                    self._describe(self.baseline)
                 run = await self._run(client, facts, number, self.baseline)
                 run |= self._start_up(engine, facts)
                 self.runs.append(run)
@@ -184,6 +184,10 @@ class Benchmark:
                     baseline = dataclasses.asdict(self.baseline)
                     baseline["facts"] = plain(self.baseline.facts)
                     self.finished.put(key, {"run": plain(run), "baseline": baseline})
+
+    def _describe(self, baseline: Baseline) -> None:
+        if self.config.mode == "replay":
+            self._progress.say(baseline.describe(self._workload))
 
     def _start_up(
         self, engine: EngineConfig | None, facts: Mapping[str, Any]
@@ -241,8 +245,7 @@ class Benchmark:
             return False
         if self.baseline is None:
             self.baseline = baseline
-            self._progress.say("measured by an interrupted call:")
-            self._progress.say(baseline.describe(self._workload))
+            self._describe(baseline)
         for row in found:
             run = row["run"]
             self.runs.append(run)
@@ -297,9 +300,10 @@ class Benchmark:
             progress=self._progress,
             profiles_host=config.servers.profile_host,
         )
+        num_attained = run["num_requests"] - run["num_violations"]
         self._progress.say(
-            f"{run_name(run)}: {run['attainment'] * 100:.1f} % of "
-            f"{run['num_requests']} requests attained their SLOs"
+            f"{run_name(run)}: {num_attained} of {run['num_requests']} requests "
+            + ("finished" if config.mode == "closed" else "attained their SLOs")
         )
         for one in run.get("failures", ()):
             self._progress.say(

@@ -122,11 +122,10 @@ def error_message(body: bytes) -> str:
 
 def refusal(status: int, body: bytes) -> RequestFailedError:
     """Returns the failure that a response other than 200 stands for."""
-    failure = Failure.ERROR
+    is_too_long = status == 400 and b"context_length_exceeded" in body
+    failure = Failure.TOO_LONG if is_too_long else Failure.ERROR
     if status == 429:
         failure = Failure.REJECTED
-    elif status == 400 and b"context_length_exceeded" in body:
-        failure = Failure.TOO_LONG
     return RequestFailedError(failure, f"HTTP {status}: {error_message(body)}")
 
 

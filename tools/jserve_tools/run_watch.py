@@ -95,14 +95,8 @@ def _counters_between(
     """Returns the growth of an engine's counters, or None where they are unknown."""
     if before is None or after is None:
         return None
-    growth = {
-        name: int(after[name]) - int(before[name])
-        for name in (
-            "num_compiles_after_warmup",
-            "num_preemptions",
-            "prefix_hit_tokens",
-        )
-    }
+    names = ("num_compiles_after_warmup", "num_preemptions", "prefix_hit_tokens")
+    growth = {name: int(after[name]) - int(before[name]) for name in names}
     length_errors = {}
     for service_class, sums in after.get("length_errors", {}).items():
         old = before.get("length_errors", {}).get(service_class, {})
@@ -131,18 +125,14 @@ def _failures(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 def _client_health(flights: Sequence[Flight]) -> dict[str, Any]:
     """Returns whether this program sent on time, and got what it asked for."""
     delays_s = [
-        flight.sent_s - flight.arrival_s
+        None if flight.sent_s is None else flight.sent_s - flight.arrival_s
         for flight in flights
-        if flight.sent_s is not None
     ]
-    short = sum(
-        flight.failure is None
-        and flight.is_over
-        and flight.request.ignore_eos  # else it may end when the model likes
-        and len(flight.token_times_s) < flight.request.max_tokens
-        for flight in flights
+    # An answer that may end when the model likes is never short.
+    finished = [one for one in flights if one.is_over and one.failure is None]
+    num_short = sum(
+        one.request.ignore_eos and len(one.token_times_s) < one.request.max_tokens
+        for one in finished
     )
-    health: dict[str, Any] = {"num_short_outputs": short}
-    if (delay := distribution(delays_s)) is not None:
-        health["send_delay_s"] = delay
-    return health
+    delay = distribution(delays_s)
+    return {"num_short_outputs": num_short} | ({"send_delay_s": delay} if delay else {})

@@ -154,33 +154,25 @@ class Workload:
     def describe(self) -> dict[str, Any]:
         """Returns what is sent, for the report."""
         rows, config, replay = self.rows, self.config, self.config.replay
-        prompts = [row.prompt_tokens for row in rows]
-        outputs = [row.output_tokens for row in rows]
         is_replay = config.mode == "replay"
         found: dict[str, Any] = {
             "trace": replay.trace.name if is_replay else "fixed lengths",
             "num_rows": len(rows),
             "seed": config.seed,
-            "prompt_tokens_mean": statistics.fmean(prompts),
-            "prompt_tokens_max": max(prompts),
-            "output_tokens_mean": statistics.fmean(outputs),
-            "output_tokens_max": max(outputs),
-            "service_classes": [
-                {
-                    name: value
-                    for name, value in dataclasses.asdict(one).items()
-                    if value is not None
-                }
-                for one in self.classes
-            ],
             "mode": config.mode,
             "length_scale": replay.length_scale,
+            "service_classes": [
+                {name: one for name, one in vars(kind).items() if one is not None}
+                for kind in self.classes
+            ],
         }
+        for name in ("prompt_tokens", "output_tokens"):
+            lengths = [getattr(row, name) for row in rows]
+            found[f"{name}_mean"] = statistics.fmean(lengths)
+            found[f"{name}_max"] = max(lengths)
         if replay.temperature or not replay.ignore_eos:
-            found["answers"] = {
-                name: getattr(replay, name)
-                for name in ("ignore_eos", "declared_max_tokens", "temperature")
-            }
+            names = ("ignore_eos", "declared_max_tokens", "temperature")
+            found["answers"] = {name: getattr(replay, name) for name in names}
         if rows[-1].arrival_s > rows[0].arrival_s:
             found["trace_qps"] = mean_rate(rows)
         if replay.one_shot:
