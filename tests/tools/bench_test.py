@@ -109,21 +109,6 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
     assert "attainment" in out
 
 
-def test_a_closed_loop_reports_throughput(url: str, tmp_path: pathlib.Path) -> None:
-    _, line = finish(
-        bench(
-            *(f"--url={url}", "--mode=closed", "--clients=1,4", "--num_requests=8"),
-            *("--prompt_tokens=8", "--output_tokens=4", "--api=chat", "--nohtml"),
-            f"--output={tmp_path}",
-        )
-    )
-    runs = line["runs"]
-    assert [run["num_clients"] for run in runs] == [1, 4]
-    assert [run["output_tokens"] for run in runs] == [32, 32]
-    assert runs[1]["output_tokens_per_s"] > runs[0]["output_tokens_per_s"]
-    assert "qps" not in runs[0]
-
-
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -109,6 +109,7 @@ def test_padding_is_reported_of_all_steps_or_not_at_all(
     ).runs
     # The warm-up of one request takes the first 4 steps of 20.
     assert (found["num_clients"], found["num_steps"]) == (1, 16)
+    assert found["output_tokens"] == 16 and "qps" not in found
     if num_forgotten:
         assert found["num_steps_missing"] == num_forgotten - 4
         assert not any(name.startswith("pad_share") for name in found)

@@ -1,4 +1,6 @@
 import asyncio
+import contextlib
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -44,30 +46,24 @@ async def open_and_close(server) -> dict:
         return dict(await client.facts())
 
 
-def is_gone(url: str) -> bool:
-    with pytest.raises(ConnectionError, match=r"nothing answers at .*refused"):
-        asyncio.run(open_and_close(server_at(url, HTTP, start_timeout_s=9)))
-    return True
-
-
-def test_a_launched_server_gets_its_flags_and_is_stopped(tmp_path: Path) -> None:
-    facts = asyncio.run(open_and_close(launch(tmp_path)))
-    assert facts["engine"]["policy"] == "fcfs"
-    assert is_gone(facts["url"])
-    assert (tmp_path / "new" / "log").exists()
-
-
-def test_an_error_in_the_benchmark_stops_the_server(tmp_path: Path) -> None:
-    urls: list[str] = []
+@pytest.mark.parametrize("error", [None, KeyError("mine")])
+def test_a_launched_server_gets_its_flags_and_is_stopped(
+    tmp_path: Path, error: Exception | None
+) -> None:
+    found: dict = {}
 
     async def go() -> None:
         async with launch(tmp_path) as client:
-            urls.append(str((await client.facts())["url"]))
-            raise KeyError("mine")
+            found.update(await client.facts())
+            if error is not None:
+                raise error
 
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(KeyError) if error else contextlib.nullcontext():
         asyncio.run(go())
-    assert is_gone(urls[0])
+    assert found["engine"]["policy"] == "fcfs"
+    assert (tmp_path / "new" / "log").exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(found["url"].rsplit(":", 1)[1])))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +118,8 @@ def test_a_running_server_and_one_where_nobody_listens() -> None:
         )
     assert facts["served_model_name"] == "fake"
     start_s = time.monotonic()
-    assert is_gone(served.url)
+    with pytest.raises(ConnectionError, match=r"nothing answers at .*refused"):
+        asyncio.run(open_and_close(server_at(served.url, HTTP, start_timeout_s=9)))
     assert time.monotonic() - start_s < 5
 
 

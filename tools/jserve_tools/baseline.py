@@ -23,8 +23,8 @@ class Baseline:
 
     Attributes:
       facts: What the server states of itself.
-      yardstick: Its idle times, where objectives need them.
-      capacity: What it sustains, where rates need that.
+      yardstick: Idle times, where objectives need them.
+      capacity: Capacity, where rates need it.
     """
 
     facts: Mapping[str, Any]

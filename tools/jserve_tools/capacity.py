@@ -25,14 +25,11 @@ _IDLE_LIMIT_S = 30.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What a full server sustains.
+    """What a full server sustains; keys of the report.
 
     Attributes:
-      requests_per_s: Of the workload's mean request.
-      num_clients: Requests kept in flight.
-      window_s: How long was measured, after the slots had filled.
-      prompt_tokens_per_s: Prompt tokens computed in the window.
-      output_tokens_per_s: Output tokens in the window.
+      requests_per_s: Rate of the workload's mean request.
+      window_s: Seconds measured, after the slots had filled.
       prompt_token_s: Fitted cost of one prompt token.
       output_token_s: Fitted cost of one output token.
     """

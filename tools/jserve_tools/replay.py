@@ -25,12 +25,9 @@ class Flight:
     """A request on its way; the one thing here that changes.
 
     Attributes:
-      request: What was sent.
-      arrival_s: When it was due, client's clock.
-      sent_s: When it was sent.
-      token_times_s: When its tokens came.
-      failure: Why it failed, if it did.
-      message: What was said of that.
+      arrival_s: When it was due, which need not be when it was sent; times are on the
+        client's clock.
+      message: What the server said of a failure.
       is_over: Whether nothing more will come.
     """
 
@@ -84,7 +81,7 @@ async def replay(
     """Sends each request at its own time.
 
     Args:
-      client: Where to.
+      client: Of a warm server.
       requests: Sorted by `arrival_s`, which counts from now.
       flights: Gets all of them at once, in the same order.
       min_grace_s: Least wait after the last arrival before giving up.
@@ -116,11 +113,7 @@ async def closed_loop(
 ) -> None:
     """Keeps `num_clients` requests in flight until there are none left to send.
 
-    Args:
-      client: Where to.
-      requests: What to send, in order.
-      flights: Gets each request as it is sent; its latency counts from then.
-      num_clients: Requests in flight at once.
+    Each request is put into `flights` as it is sent; its latency counts from then.
     """
 
     async def work() -> None:

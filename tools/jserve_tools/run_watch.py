@@ -32,9 +32,9 @@ async def watch_run(
     Args:
       client: Of a warm server.
       send: Sends the requests, and puts them into the list that it is given.
-      name: Of the run, for people.
-      labels: What tells this run from others in the report.
-      num_requests: How many there will be.
+      name: The run's, for people.
+      labels: Keys of the report that tell this run from others.
+      num_requests: Requests that `send` will send.
       progress: Gets lines for people.
       profiles_host: Whether to break steps down into parts.
     """

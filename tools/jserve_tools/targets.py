@@ -83,12 +83,7 @@ async def _health(session: aiohttp.ClientSession, url: str) -> Health:
 async def wait_until_warm(
     url: str, *, timeout_s: float, process: asyncio.subprocess.Process | None = None
 ) -> None:
-    """Waits for a server's `/health`.
-
-    Args:
-      url: Of the server.
-      timeout_s: How long that may take.
-      process: The server's, if it is ours; its end ends the wait.
+    """Waits for a server's `/health`; the end of its process, if given, ends the wait.
 
     Raises:
       TimeoutError: If it is not warm in time.
@@ -191,14 +186,7 @@ async def launched_server(
     start_timeout_s: float,
     command: Sequence[str] = _SERVER,
 ) -> AsyncIterator[Client]:
-    """Starts a server program of our own, and stops it.
-
-    Args:
-      config: Of its engine.
-      http: How requests are written.
-      log: The file that gets its output.
-      start_timeout_s: How long compiling may take.
-      command: What to run; port and engine flags are added.
+    """Starts a server program of our own, and stops it; `log` gets its output.
 
     Raises:
       ConnectionError: If it ends before its time, or its engine fails.
@@ -241,12 +229,7 @@ def _log_tail(log: pathlib.Path) -> str:
 def open_server(
     config: BenchConfig, engine: EngineConfig | None
 ) -> AbstractAsyncContextManager[Client]:
-    """Returns the context in which a server of the benchmark serves.
-
-    Args:
-      config: Says what kind of server that is.
-      engine: Of a server of our own; None for the one at the URL.
-    """
+    """Returns the context in which a server of our own, or the one at the URL, is."""
     timeout_s = config.servers.start_timeout_s
     if engine is None:
         return server_at(config.servers.url, config.http, start_timeout_s=timeout_s)

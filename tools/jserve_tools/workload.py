@@ -44,14 +44,9 @@ class WorkloadRequest:
 
     Attributes:
       request_id: Unique within this program's life.
-      arrival_s: When to send it, seconds after the replay starts.
+      arrival_s: When it is due, seconds after the replay starts.
       prompt: `[n]` int32 token ids.
-      max_tokens: Most output tokens to draw.
-      service_class: Name of its class.
-      slo: Its absolute objectives.
-      ignore_eos: Whether it draws all of its tokens.
-      temperature: Of sampling; 0 takes the likeliest token.
-      seed: Of sampling.
+      ignore_eos: Whether it draws all `max_tokens`.
     """
 
     request_id: str
@@ -124,8 +119,8 @@ class Workload:
         """Returns every row as a request of run number `run`.
 
         Args:
-          run: Draws the prompts.
-          yardstick: What relative objectives are multiples of.
+          run: Draws the prompts, with the seed.
+          yardstick: What relative objectives are multiples of; None without any.
           qps: Mean rate of arrivals; infinite has all of them come at once.
         """
         replay = self.config.replay
