@@ -157,8 +157,8 @@ class Benchmark:
         has_cache = self.config.servers.launch and engine.compile_cache_dir
         if has_cache and shared not in self._filled:
             self._filled.append(shared)
-            with self._progress.doing(f"filling the compile cache for {strategy}"):
-                await fill_compile_cache(shared, self._progress)
+            self._progress.note(f"filling the compile cache for {strategy}")
+            await fill_compile_cache(shared, self._progress)
         return engine
 
     async def _serve(self, engine: EngineConfig | None, numbers: Sequence[int]) -> None:

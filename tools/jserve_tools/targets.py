@@ -131,7 +131,7 @@ async def server_at(
 
 
 async def _start(
-    command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int
+    command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int | None
 ) -> asyncio.subprocess.Process:
     # In a session of its own: Ctrl-C reaches this program, which then stops it.
     return await asyncio.create_subprocess_exec(
@@ -158,18 +158,21 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
 async def fill_compile_cache(
     engine: EngineConfig, progress: Progress, *, command: Sequence[str] = _SERVER
 ) -> None:
-    """Compiles what a server needs, in a process of its own, and relays its lines.
+    """Compiles what a server needs, in a process of its own, which shows how far it is.
 
-    A cache that cannot be filled is noted only: each server compiles for itself then.
+    On a terminal that is its own bar; elsewhere its lines are passed on. A cache that
+    cannot be filled is noted only: each server compiles for itself then.
     """
-    pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     process = await _start(
-        (*command, "--warmup_only"), engine, stdout=null, stderr=pipe
+        (*command, "--warmup_only"),
+        engine,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=None if sys.stderr.isatty() else asyncio.subprocess.PIPE,
     )
-    assert process.stderr is not None
     try:
-        async for line in process.stderr:
-            progress.note(line.decode(errors="replace").strip())
+        if process.stderr is not None:
+            async for line in process.stderr:
+                progress.note(line.decode(errors="replace").strip())
         await process.wait()
     finally:
         status = await _stop(process)
