@@ -1,17 +1,23 @@
-"""A scripted engine behind a real server, for tests of the HTTP face.
+"""A scripted engine behind a real server, for tests of the HTTP face and its clients.
 
-Each step emits one token of every live request: those of its script, in turn,
-over and over. There is no model and no scheduler. A script that raises fails the
-engine.
+Each step emits one token of every request that runs and whose prompt is computed: those
+of its script, in turn, over and over. There is no model and no scheduler. A script that
+raises fails the engine. Runs as a program too, so that it can be launched.
 """
 
+import argparse
 import asyncio
 import contextlib
 import dataclasses
 import http.client
 import json
+import os
+import pathlib
+import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +26,9 @@ from jserve.events import (
     EngineStats,
     Health,
     NotServingError,
+    ProgramStart,
     QueueFullError,
+    StartUp,
     StepRecord,
     TokenEvent,
 )
@@ -31,6 +39,22 @@ from jserve_sched.clock import WallClock
 from jserve_sched.request import FinishReason, Request
 
 Script = Callable[[Request], Sequence[int]]
+MANY = 10**9
+ROOT = pathlib.Path(__file__).parents[1]
+# For programs that tests start: the sources, installed or not.
+SOURCES = os.pathsep.join(
+    str(ROOT / part) for part in (".", "models", "sched", "tools")
+)
+COMMAND = (sys.executable, str(pathlib.Path(__file__)))
+STARTED = StartUp(
+    ready_s=0.5,
+    warm_s=2.0,
+    covering_s=0.25,
+    programs=tuple(
+        ProgramStart(f"B8xNB{num_blocks}", 0.125, 0.375, 1000, "compiled")
+        for num_blocks in (0, 4)
+    ),
+)
 
 
 class FakeLoop:
@@ -39,6 +63,9 @@ class FakeLoop:
         script: Script | str = "hello ",
         *,
         step_s: float = 0.001,
+        prompt_token_s: float = 0.0,
+        chunk_tokens: int = MANY,
+        num_slots: int = MANY,
         config: EngineConfig | None = None,
         health: Health = Health.WARM,
     ):
@@ -48,6 +75,9 @@ class FakeLoop:
             else script
         )
         self.step_s = step_s
+        self.prompt_token_s = prompt_token_s
+        self.chunk_tokens = chunk_tokens  # of prompts, in one step
+        self.num_slots = num_slots
         self.config = config or EngineConfig()
         self.max_model_len = 512
         self.vocab_size = 320
@@ -59,9 +89,13 @@ class FakeLoop:
         self.running = threading.Event()  # cleared: no step is made
         self.running.set()
         self.fail_with: str | None = None
+        self.refusals: Iterator[Exception | None] = iter(())
+        self.start_up = StartUp()
+        self.num_forgotten = 0  # of the oldest steps
         self._health = health
         self._lock = threading.Condition()
         self._live: dict[str, Request] = {}
+        self._prompt_left: dict[str, int] = {}
         self._steps: list[StepRecord] = []
         self._publish: Callable[[Sequence[TokenEvent]], None] = lambda events: None
         self._stopping = False
@@ -90,7 +124,10 @@ class FakeLoop:
     def submit(self, request: Request) -> None:
         with self._lock:
             self.check_open()
+            if (refusal := next(self.refusals, None)) is not None:
+                raise refusal
             self.seen.append(request)
+            self._prompt_left[request.request_id] = request.num_prompt_tokens
             self._live[request.request_id] = request
             self._lock.notify_all()
 
@@ -130,10 +167,11 @@ class FakeLoop:
             prefix_hit_tokens=3,
             generated_tokens=sum(len(one.output_tokens) for one in self.seen),
             compile_s=0.5,
+            start_up=self.start_up,
         )
 
     def steps(self, since: int = 0) -> list[StepRecord]:
-        return self._steps[since:]
+        return self._steps[max(since, self.num_forgotten) :]
 
     def drain(self, timeout_s: float) -> bool:
         self._health = Health.DRAINING
@@ -176,14 +214,31 @@ class FakeLoop:
                 self._lock.wait_for(lambda: self._live or self._stopping)
                 if self._stopping:
                     return
-                events = [self._next(one) for one in list(self._live.values())]
+                running = list(self._live.values())[: self.num_slots]
+                prefill_tokens = self._prefill(running)
+            time.sleep(self.step_s + self.prompt_token_s * prefill_tokens)
+            with self._lock:
+                events = [
+                    self._next(one)
+                    for one in running
+                    if one.request_id in self._live
+                    and not self._prompt_left[one.request_id]
+                ]
                 for event in events:
                     if event.finish_reason is not None:
                         del self._live[event.request_id]
                 self._lock.notify_all()
             self._record(len(events))
             self._publish(events)
-            threading.Event().wait(self.step_s)
+
+    def _prefill(self, running: Sequence[Request]) -> int:
+        """Computes the next chunk of prompts; returns its tokens."""
+        room = self.chunk_tokens
+        for one in running:
+            taken = min(room, self._prompt_left[one.request_id])
+            self._prompt_left[one.request_id] -= taken
+            room -= taken
+        return self.chunk_tokens - room
 
     def _next(self, request: Request) -> TokenEvent:
         now_s = self.clock.now_s()
@@ -323,14 +378,19 @@ def serve_fake(
     loop: FakeLoop | None = None,
     *,
     tokenizer: Tokenizer | None = None,
+    is_jserve: bool = True,
+    port: int = 0,
     **config: Any,
 ) -> Iterator[Served]:
-    """A server in a thread, on a free port."""
+    """A server in a thread, on a free port; without `is_jserve` it tells nothing."""
     loop = loop or FakeLoop()
     server_config = ServerConfig(**config)
     app = build_app(loop, tokenizer or load_tokenizer(None), server_config)
-    server = make_server(app, server_config)
-    listener = socket.create_server(("127.0.0.1", 0))
+    server = make_server(app if is_jserve else _without_jserve(app), server_config)
+    # Only a socket that names its protocol gets TCP_NODELAY from asyncio.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", port))
+    listener.listen()
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[listener])), daemon=True
     )
@@ -342,3 +402,45 @@ def serve_fake(
         thread.join(timeout=10)
         listener.close()
         assert not thread.is_alive()
+
+
+def _without_jserve(app: Any) -> Any:
+    """An app whose own routes under /jserve are those of nobody."""
+
+    async def foreign(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path", "").startswith("/jserve"):
+            scope = scope | {"path": "/nowhere", "raw_path": b"/nowhere"}
+        await app(scope, receive, send)
+
+    return foreign
+
+
+def main(arguments: list[str]) -> int:
+    """Serves until SIGTERM, or goes wrong as it is told."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--policy", default="sliding")
+    parser.add_argument("--exit_status", type=int, default=0)
+    parser.add_argument("--dies", action="store_true")
+    parser.add_argument("--fails", action="store_true")
+    parser.add_argument("--warmup_only", action="store_true")
+    options, _ = parser.parse_known_args(arguments)
+    if options.dies or options.warmup_only:
+        print("no such model" if options.dies else "1 of 1 programs", file=sys.stderr)
+        return 3 if options.dies else options.exit_status
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    if options.fails:
+        print("out of memory", flush=True)
+    loop = FakeLoop(
+        config=EngineConfig(policy=options.policy),
+        health=Health.FAILED if options.fails else Health.WARM,
+    )
+    loop.start_up = STARTED
+    with serve_fake(loop, port=options.port):
+        stop.wait()
+    return int(options.exit_status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

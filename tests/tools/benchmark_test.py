@@ -1,281 +1,282 @@
-"""Benchmarks against a made-up server: forgotten steps, interruptions, starts."""
+"""Benchmarks against a scripted server: failures, interruptions, starts."""
 
 import asyncio
 import contextlib
+import itertools
 import pathlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 
+from fake_server import STARTED, FakeLoop, serve_fake
 from jserve.config import EngineConfig
-from jserve_sched.slo import BEST_EFFORT, ServiceClass
-from jserve_tools.benchmark import Benchmark, Findings
+from jserve.events import NotServingError, QueueFullError
+from jserve_tools.bench_config import (
+    BenchConfig,
+    ClosedConfig,
+    HttpConfig,
+    ReplayConfig,
+    ServersConfig,
+)
+from jserve_tools.benchmark import Benchmark
 from jserve_tools.clients import Client
-from jserve_tools.http_client import RequestForm
-from jserve_tools.loads import ClosedLoop, Replay
-from jserve_tools.run_store import RunStore
-from jserve_tools.targets import Servers, Target, server_at
-from jserve_tools.workload import Answers, Workload
-from jserve_tools.workload_trace import TraceRow
+from jserve_tools.progress import Progress
+from jserve_tools.report_config import ReportConfig
+from jserve_tools.targets import open_server, server_at
 
 
-@pytest.mark.parametrize("num_forgotten", [0, 12])
-def test_padding_is_reported_of_all_steps_or_not_at_all(
-    fake_server, tmp_path: pathlib.Path, num_forgotten: int
-) -> None:
-    lines: list[str] = []
-
-    async def go() -> None:
-        async with fake_server.FakeServer(num_forgotten=num_forgotten) as server:
-            workload = Workload(rows=[TraceRow(0.0, 8, 4)], classes=(BEST_EFFORT,))
-            benchmark = Benchmark(
-                servers=Servers(url=server.url, start_timeout_s=5),
-                load=ClosedLoop(num_clients=(1,), num_requests=4),
-                workload=workload,
-                output=tmp_path,
-                store=RunStore(tmp_path / "runs", resumes=True),
-                say=lines.append,
-            )
-            findings = await benchmark.run()
-            (run,) = findings.runs
-            # The warm-up of one request takes the first 4 steps of 20.
-            assert run.summary["num_steps"] == 16
-            if num_forgotten:
-                assert run.summary["num_steps_missing"] == num_forgotten - 4
-                assert not any(name.startswith("pad_share") for name in run.summary)
-                assert "forgot 8 of 16 steps" in lines[-1]
-            else:
-                assert "num_steps_missing" not in run.summary
-                assert run.summary["pad_share_tokens"] > 0
-
-    asyncio.run(go())
+@pytest.fixture
+def loop() -> FakeLoop:
+    loop = FakeLoop(num_slots=4)
+    loop.start_up = STARTED
+    return loop
 
 
-@pytest.mark.parametrize("ignore_eos", [True, False])
-def test_an_answer_that_ends_by_itself_is_complete_and_was_guessed(
-    fake_server, tmp_path: pathlib.Path, ignore_eos: bool
-) -> None:
-    async def go() -> None:
-        async with fake_server.FakeServer(natural_tokens=3) as server:
-            workload = Workload(
-                rows=[TraceRow(0.01 * k, 8, 5) for k in range(4)],
-                classes=(ServiceClass(name="all", share=1.0, ttlt_s=60.0),),
-                answers=Answers(
-                    ignore_eos=ignore_eos,
-                    declared_max_tokens=0 if ignore_eos else 9,
-                    temperature=0.5,
-                ),
-            )
-            benchmark = Benchmark(
-                servers=Servers(url=server.url, start_timeout_s=5),
-                load=Replay(qps=(50.0,)),
-                workload=workload,
-                output=tmp_path,
-                store=RunStore(tmp_path / "runs", resumes=True),
-                say=lambda _: None,
-            )
-            (run,) = (await benchmark.run()).runs
-            lengths = [len(one.token_times_s) for one in run.outcomes]
-            assert lengths == [5 if ignore_eos else 3] * 4
-            assert all(one.is_met for one in run.outcomes)
-            assert run.summary["num_short_outputs"] == 0
-            assert [one["max_tokens"] for one in server.bodies[-4:]] == (
-                [5 if ignore_eos else 9] * 4
-            )
-            if ignore_eos:
-                assert "length_error" not in run.summary
-                return
-            assert run.summary["length_error"] == {
-                "all": {
-                    "num_requests": 4,
-                    "mean_tokens": 3.0,
-                    "mean_predicted_tokens": 9.0,
-                    "mean_abs_error_tokens": 6.0,
-                }
-            }
+@pytest.fixture
+def url(loop: FakeLoop) -> Iterator[str]:
+    with serve_fake(loop) as served:
+        yield served.url
 
-    asyncio.run(go())
+
+CLASSES = '[{"name": "all", "share": 1, "ttft_slowdown": 90, "tbt_step_multiple": 90}]'
+
+
+def replay(folder: pathlib.Path, *, num_rows: int = 6, **fields: Any) -> ReplayConfig:
+    """A trace of short requests, 100 a second unless another rate is given."""
+    trace, classes = folder / "trace.csv", folder / "classes.json"
+    rows = [f"{k / 100},{8 + 8 * (k % 2)},4" for k in range(num_rows)]
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
+    classes.write_text(CLASSES)
+    return ReplayConfig(trace=trace, service_classes=classes, **fields)
+
+
+def config(folder: pathlib.Path, servers: ServersConfig, **fields: Any) -> BenchConfig:
+    resume = fields.pop("resume", True)
+    report = ReportConfig(output=folder / "out", resume=resume)
+    if not {"mode", "replay"} & set(fields):
+        fields["replay"] = replay(folder, qps=(50.0, 80.0))
+    return BenchConfig(servers=servers, report=report, **fields)
 
 
 class Interruption(Exception):
     pass
 
 
-class OwnServers:
-    """Engines of our own, each of which is the one fake server.
+class Opener:
+    """Opens the one fake server for each engine; the start `breaks_at` fails.
 
-    `opened` takes policy, strategy and compile cache of each start; the start of
-    number `breaks_at` fails.
+    `opened` has policy, bucket strategy and compile cache of each start.
     """
 
-    form = RequestForm()
-    is_launched = False
-    profiles_host = False
-
-    def __init__(
-        self,
-        url: str,
-        policies: str,
-        strategies: str = "pow2",
-        *,
-        breaks_at: int = -1,
-        measures_warm_start: bool = False,
-    ) -> None:
+    def __init__(self, url: str, *, breaks_at: int = -1) -> None:
         self.url = url
-        self.configs = [
-            EngineConfig(policy=policy, bucket_strategy=strategy)
-            for strategy in strategies.split()
-            for policy in policies.split()
-        ]
         self.breaks_at = breaks_at
-        self.measures_warm_start = measures_warm_start
         self.opened: list[tuple[str, str, str]] = []
 
-    def targets(self, output: pathlib.Path) -> Iterator[Target]:
-        for config in self.configs:
-            yield Target(name=config.policy, config=config, opener=self.open_fake)
-
     @contextlib.asynccontextmanager
-    async def open_fake(self, config: EngineConfig) -> AsyncIterator[Client]:
+    async def __call__(
+        self, config: BenchConfig, engine: EngineConfig | None
+    ) -> AsyncIterator[Client]:
         if len(self.opened) == self.breaks_at:
             raise Interruption
-        start = (config.policy, config.bucket_strategy, config.compile_cache_dir)
+        assert engine is not None
+        start = (engine.policy, engine.bucket_strategy, engine.compile_cache_dir)
         self.opened.append(start)
-        async with server_at(self.url, self.form, start_timeout_s=5) as client:
+        async with server_at(self.url, HttpConfig(), start_timeout_s=5) as client:
             yield client
 
 
-RELATIVE = ServiceClass(name="all", share=1.0, ttft_slowdown=50, tbt_step_multiple=50)
-WORKLOAD = Workload(
-    rows=[TraceRow(0.01 * k, 8 + 8 * (k % 2), 4) for k in range(6)], classes=(RELATIVE,)
-)
+def run(config: BenchConfig, opener: Any = open_server) -> Benchmark:
+    benchmark = Benchmark(config, Progress(), opener=opener)
+    asyncio.run(benchmark.run())
+    return benchmark
 
 
-RATES = Replay(qps=(50.0, 80.0))
-SHARES = Replay(loads=(0.5, 0.9), capacity_s=1.0)
-
-
-async def replay_on(
-    servers: OwnServers | Servers,
-    folder: pathlib.Path,
-    *,
-    load: Replay = RATES,
-    resumes: bool = True,
-) -> Findings:
-    return await Benchmark(
-        servers=servers,
-        load=load,
-        workload=WORKLOAD,
-        output=folder,
-        store=RunStore(folder / "runs", resumes=resumes),
-        say=lambda line: None,
-    ).run()
-
-
-def test_a_sweep_goes_on_where_it_was_interrupted(
-    fake_server, tmp_path: pathlib.Path
+@pytest.mark.parametrize("num_forgotten", [0, 12])
+def test_padding_is_reported_of_all_steps_or_not_at_all(
+    loop: FakeLoop,
+    url: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    num_forgotten: int,
 ) -> None:
-    async def go() -> None:
-        async with fake_server.FakeServer() as server:
-            broken = OwnServers(server.url, "fcfs edf sjf", breaks_at=2)
-            with pytest.raises(Interruption):
-                await replay_on(broken, tmp_path, load=SHARES)
-            # Two runs of two policies, and what they were judged by.
-            files = {path: path.stat() for path in (tmp_path / "runs").iterdir()}
-            assert len(files) == 5
-
-            whole = OwnServers(server.url, "fcfs edf sjf")
-            findings = await replay_on(whole, tmp_path, load=SHARES)
-            assert [start[0] for start in whole.opened] == ["sjf"]
-            assert findings.num_resumed == 4
-            assert len(findings.runs) == 6
-            assert findings.capacity is not None and findings.yardstick is not None
-            rates = [run.summary["qps"] for run in findings.runs]
-            assert rates == pytest.approx(
-                [share * findings.capacity.requests_per_s for share in (0.5, 0.9)] * 3,
-                rel=1e-3,
-            )
-            assert all(len(run.outcomes) == 6 and run.steps for run in findings.runs)
-            # The promises are those that the first call measured.
-            bounds = {
-                run.outcomes[0].slo.ttft_s for run in findings.runs if run.outcomes
-            }
-            assert len(bounds) == 1
-
-            again = OwnServers(server.url, "fcfs edf sjf")
-            repeated = await replay_on(again, tmp_path, load=SHARES)
-            assert again.opened == []
-            assert repeated.num_resumed == 6
-            assert repeated.runs[:4] == findings.runs[:4]
-
-    asyncio.run(go())
+    loop.num_forgotten = num_forgotten
+    closed = ClosedConfig(clients=(1,), prompt_tokens=8, output_tokens=4)
+    servers = ServersConfig(url=url)
+    (found,) = run(
+        config(tmp_path, servers, mode="closed", closed=closed, num_requests=4)
+    ).runs
+    # The warm-up of one request takes the first 4 steps of 20.
+    assert (found["num_clients"], found["num_steps"]) == (1, 16)
+    assert found["output_tokens"] == 16 and "qps" not in found
+    if num_forgotten:
+        assert found["num_steps_missing"] == num_forgotten - 4
+        assert not any(name.startswith("pad_share") for name in found)
+        assert "forgot 8 of 16 steps" in capsys.readouterr().out
+    else:
+        assert "num_steps_missing" not in found
+        assert found["pad_share_tokens"] > 0
 
 
-def test_other_settings_or_a_wish_to_start_anew_measure_again(
-    fake_server, tmp_path: pathlib.Path
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_an_answer_that_ends_by_itself_is_complete(
+    loop: FakeLoop, url: str, tmp_path: pathlib.Path, ignore_eos: bool
 ) -> None:
-    async def go() -> None:
-        async with fake_server.FakeServer() as server:
-            await replay_on(OwnServers(server.url, "fcfs"), tmp_path)
-            other = OwnServers(server.url, "edf")
-            assert (await replay_on(other, tmp_path)).num_resumed == 0
-            same = OwnServers(server.url, "fcfs")
-            anew = await replay_on(same, tmp_path, resumes=False)
-            assert (anew.num_resumed, len(same.opened)) == (0, 1)
-
-    asyncio.run(go())
-
-
-def test_a_load_may_come_all_at_once(fake_server, tmp_path: pathlib.Path) -> None:
-    async def go() -> None:
-        async with fake_server.FakeServer() as server:
-            servers = OwnServers(server.url, "fcfs")
-            load = Replay(is_one_shot=True)
-            (run,) = (await replay_on(servers, tmp_path, load=load)).runs
-            assert run.summary["is_one_shot"] and "qps" not in run.summary
-            assert len({one.arrival_s for one in run.outcomes}) == 1
-
-    asyncio.run(go())
+    loop.script = lambda request: [104, 105, min(request.stop_token_ids, default=106)]
+    answers = {} if ignore_eos else {"ignore_eos": False, "declared_max_tokens": 9}
+    (found,) = run(
+        config(
+            tmp_path,
+            ServersConfig(url=url),
+            replay=replay(tmp_path, qps=(50.0,), temperature=0.5, **answers),
+        )
+    ).runs
+    lengths = {one["output_tokens"] for one in found["requests"]}
+    assert lengths == {4 if ignore_eos else 3}
+    assert (found["attainment"], found["num_short_outputs"]) == (1.0, 0)
+    assert {one.max_tokens for one in loop.seen[-6:]} == {4 if ignore_eos else 9}
 
 
-def test_a_strategy_starts_cold_once_and_then_warm(
-    fake_server, tmp_path: pathlib.Path
+def test_failed_requests_are_named_with_their_reason(
+    loop: FakeLoop,
+    url: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async def go() -> None:
-        async with fake_server.FakeServer() as server:
-            servers = OwnServers(
-                server.url, "fcfs edf", "pow2 linear", measures_warm_start=True
-            )
-            findings = await replay_on(servers, tmp_path)
-            caches = [cache for _, _, cache in servers.opened]
-            assert [start[:2] for start in servers.opened] == [
-                *[("fcfs", "pow2")] * 2,
-                ("edf", "pow2"),
-                *[("fcfs", "linear")] * 2,
-                ("edf", "linear"),
-            ]
-            assert len(set(caches[:3])) == len(set(caches[3:])) == 1
-            assert len(set(caches)) == 2
-            assert not pathlib.Path(caches[0]).parent.exists()
-            for run in findings.runs:
-                assert run.summary["start_up"]["executable_bytes"] == 4000
-                assert run.summary["start_up_warm"]["warm_s"] == 2.0
-                assert run.summary["buckets"]["block_edges"] == [0, 4, 8, 16]
+    full = QueueFullError("too many requests wait", 1.0)
+    gone = NotServingError("the engine is draining")
+    # Of an idle server: one, three for the step, three for each of six lengths.
+    measuring = itertools.repeat(None, 1 + 3 + 3 * 6)
+    loop.refusals = itertools.chain(measuring, [full, None, gone, full])
+    replay_config = replay(tmp_path, qps=(50.0,))
+    servers = ServersConfig(url=url)
+    (found,) = run(config(tmp_path, servers, replay=replay_config)).runs
+    first, second = found["failures"]
+    assert (first["reason"], first["count"]) == ("rejected", 2)
+    assert first["message"].startswith("HTTP 429: ")
+    assert (second["reason"], second["count"]) == ("error", 1)
+    assert second["message"].startswith("HTTP 503: ")
+    assert (found["num_finished"], found["num_rejected"]) == (3, 2)
+    assert f"2 failed, rejected: {first['message']}" in capsys.readouterr().out
 
-    asyncio.run(go())
+
+def test_a_sweep_is_continued_where_it_was_interrupted(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    wanted = config(
+        tmp_path,
+        ServersConfig(policies=("fcfs", "edf", "sjf")),
+        replay=replay(tmp_path, load=(0.5, 0.9), capacity_s=1.0),
+    )
+    with pytest.raises(Interruption):
+        run(wanted, Opener(url, breaks_at=2))
+    rest = Opener(url)
+    benchmark = run(wanted, rest)
+    assert [start[0] for start in rest.opened] == ["sjf"]
+    assert (benchmark.num_resumed, len(benchmark.runs)) == (4, 6)
+    assert benchmark.baseline is not None
+    capacity, yardstick = benchmark.baseline.capacity, benchmark.baseline.yardstick
+    assert capacity is not None and yardstick is not None
+    # Rates and objectives are those that the first call measured.
+    rates = [run["qps"] for run in benchmark.runs]
+    assert rates == pytest.approx(
+        [share * capacity.requests_per_s for share in (0.5, 0.9)] * 3, rel=1e-3
+    )
+    assert len({run["requests"][0]["slo"]["ttft_s"] for run in benchmark.runs}) <= 2
+    again = Opener(url)
+    repeated = run(wanted, again)
+    assert (again.opened, repeated.num_resumed) == ([], 6)
+    assert repeated.runs[:4] == benchmark.runs[:4]
+    assert repeated.report(["x"])["num_resumed"] == 6
+
+
+def test_other_settings_or_no_resuming_measure_again(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    fcfs, edf = (ServersConfig(policies=(name,)) for name in ("fcfs", "edf"))
+    run(config(tmp_path, fcfs), Opener(url))
+    assert run(config(tmp_path, edf), Opener(url)).num_resumed == 0
+    longer = replay(tmp_path, qps=(50.0, 80.0), num_rows=7)
+    assert run(config(tmp_path, fcfs, replay=longer), Opener(url)).num_resumed == 0
+    assert run(config(tmp_path, fcfs, resume=False), Opener(url)).num_resumed == 0
+
+
+def test_runs_judged_by_another_baseline_are_made_again(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    def servers(*policies: str) -> ServersConfig:
+        return ServersConfig(policies=policies)
+
+    with pytest.raises(Interruption):
+        run(config(tmp_path, servers("fcfs", "edf")), Opener(url, breaks_at=1))
+    run(config(tmp_path, servers("sjf", "edf")), Opener(url))
+    mixed = run(config(tmp_path, servers("fcfs", "edf")), Opener(url))
+    assert mixed.num_resumed == 2  # fcfs at two rates, not edf by the second call
 
 
 @pytest.mark.parametrize("is_jserve", [True, False])
-def test_a_server_that_tells_no_settings_is_measured_anew(
-    fake_server, tmp_path: pathlib.Path, is_jserve: bool
+def test_a_server_that_states_no_settings_is_measured_again(
+    loop: FakeLoop, tmp_path: pathlib.Path, is_jserve: bool
 ) -> None:
-    async def go() -> None:
-        async with fake_server.FakeServer(is_jserve=is_jserve) as server:
-            servers = Servers(url=server.url, start_timeout_s=5)
-            first = await replay_on(servers, tmp_path)
-            second = await replay_on(servers, tmp_path)
-            assert first.num_resumed == 0
-            assert second.num_resumed == (2 if is_jserve else 0)
-            assert (tmp_path / "runs").exists() == is_jserve
+    with serve_fake(loop, is_jserve=is_jserve) as served:
+        wanted = config(tmp_path, ServersConfig(url=served.url))
+        assert run(wanted).num_resumed == 0
+        assert run(wanted).num_resumed == (2 if is_jserve else 0)
+    assert (tmp_path / "out" / "runs.jsonl").exists() == is_jserve
 
-    asyncio.run(go())
+
+def test_a_load_may_come_all_at_once(url: str, tmp_path: pathlib.Path) -> None:
+    servers = ServersConfig(url=url)
+    (found,) = run(
+        config(tmp_path, servers, replay=replay(tmp_path, one_shot=True))
+    ).runs
+    assert found["is_one_shot"] and "qps" not in found
+    assert {one["arrival_s"] for one in found["requests"]} == {0.0}
+
+
+def test_a_strategy_starts_cold_once_and_then_warm(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    opener = Opener(url)
+    servers = ServersConfig(
+        policies=("fcfs", "edf"),
+        bucket_strategies=("pow2", "linear"),
+        measure_warm_start=True,
+    )
+    benchmark = run(config(tmp_path, servers), opener)
+    caches = [cache for _, _, cache in opener.opened]
+    assert [start[:2] for start in opener.opened] == [
+        *[("fcfs", "pow2")] * 2,
+        ("edf", "pow2"),
+        *[("fcfs", "linear")] * 2,
+        ("edf", "linear"),
+    ]
+    assert len(set(caches[:3])) == len(set(caches[3:])) == 1
+    assert len(set(caches)) == 2
+    assert not pathlib.Path(caches[0]).parent.exists()
+    for one in benchmark.runs:
+        assert one["start_up"]["executable_bytes"] == 2000
+        assert one["start_up_warm"]["warm_s"] == 2.0
+        assert one["buckets"]["block_edges"] == [0, 4]
+
+
+def test_the_cache_is_filled_once_for_the_servers_that_share_it(
+    url: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[str] = []
+
+    async def fill(engine: EngineConfig, progress: Progress) -> None:
+        filled.append(engine.bucket_strategy)
+
+    monkeypatch.setattr("jserve_tools.benchmark.fill_compile_cache", fill)
+    servers = ServersConfig(
+        launch=True,
+        policies=("fcfs", "edf"),
+        bucket_strategies=("pow2", "linear"),
+    )
+    run(config(tmp_path, servers), Opener(url))
+    assert filled == ["pow2", "linear"]
+    engine = EngineConfig(compile_cache_dir="")
+    run(config(tmp_path, servers, engine=engine, resume=False), Opener(url))
+    assert filled == ["pow2", "linear"]

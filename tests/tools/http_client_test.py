@@ -1,20 +1,22 @@
 import asyncio
 import dataclasses
-import itertools
 import json
 
 import numpy as np
 import pytest
 
+from fake_server import FakeLoop, serve_fake
+from jserve.events import QueueFullError
 from jserve.server.formats import DONE_EVENT, AnswerFormat, ChunkWriter
 from jserve_sched.report import Failure
 from jserve_sched.slo import Slo
-from jserve_tools.clients import RequestFailedError, TokenTime
+from jserve_tools.bench_config import HttpConfig
+from jserve_tools.clients import RequestFailedError
 from jserve_tools.http_client import (
     EventStream,
-    RequestForm,
     open_http_client,
     refusal,
+    request_body,
 )
 from jserve_tools.workload import WorkloadRequest
 
@@ -27,6 +29,9 @@ REQUEST = WorkloadRequest(
 )
 TOKEN = b'data: {"choices":[{"text":"x"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+WORD = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+END = b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n'
 
 
 def usage(tokens: int) -> bytes:
@@ -34,53 +39,43 @@ def usage(tokens: int) -> bytes:
     return f"data: {json.dumps(body)}\n\n".encode()
 
 
-def times(*chunks: bytes, is_chat: bool = False) -> list[TokenTime]:
+def times(*chunks: bytes, is_chat: bool = False) -> list[float]:
     """Feeds one chunk a second, from second 1."""
     stream = EventStream(is_chat=is_chat)
-    found: list[TokenTime] = []
+    found: list[float] = []
     for second, chunk in enumerate(chunks, start=1):
         found += stream.feed(chunk, float(second))
     return found + list(stream.finish())
 
 
-def test_events_are_timed_where_their_last_byte_came() -> None:
-    assert times(TOKEN + TOKEN, TOKEN[:9], TOKEN[9:] + usage(3), DONE) == [
-        (0, 1.0),
-        (1, 1.0),
-        (2, 3.0),
-    ]
+@pytest.mark.parametrize(
+    ("chunks", "wanted"),
+    [
+        # A token is timed where the last byte of its event came.
+        ([TOKEN + TOKEN, TOKEN[:9], TOKEN[9:] + usage(3), DONE], [1.0, 1.0, 3.0]),
+        # Usage settles how many tokens there were.
+        ([TOKEN, TOKEN, TOKEN, usage(2), DONE], [1.0, 2.0]),
+        ([TOKEN, TOKEN, usage(4), DONE], [1.0, 2.0, 2.0, 2.0]),
+        ([TOKEN, TOKEN, DONE], [1.0, 2.0]),
+        # Comments and carriage returns are no tokens.
+        ([b": ping\n\n", TOKEN.replace(b"\n", b"\r\n"), DONE], [2.0]),
+    ],
+)
+def test_tokens_of_a_completion(chunks: list[bytes], wanted: list[float]) -> None:
+    assert times(*chunks) == wanted
 
 
-def test_an_answer_without_text_has_the_token_that_ended_it() -> None:
-    role = b'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n'
-    assert times(role, usage(1), DONE, is_chat=True) == [(0, 3.0)]
-    assert times(role, usage(0), DONE, is_chat=True) == []
-
-
-def test_usage_settles_how_many_tokens_there_were() -> None:
-    assert times(TOKEN, TOKEN, TOKEN, usage(2), DONE) == [(0, 1.0), (1, 2.0)]
-    assert times(TOKEN, TOKEN, usage(4), DONE) == [
-        (0, 1.0),
-        (1, 2.0),
-        (2, 2.0),
-        (3, 2.0),
-    ]
-    assert times(TOKEN, TOKEN, DONE) == [(0, 1.0), (1, 2.0)]
-
-
-def test_comments_and_carriage_returns_are_no_tokens() -> None:
-    crlf = TOKEN.replace(b"\n", b"\r\n")
-    assert times(b": ping\n\n", crlf, DONE) == [(0, 2.0)]
-
-
-def test_chat_counts_events_with_content() -> None:
-    role = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
-    word = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
-    end = b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n'
-    assert times(role, word, word, end, usage(2), DONE, is_chat=True) == [
-        (0, 2.0),
-        (1, 3.0),
-    ]
+@pytest.mark.parametrize(
+    ("chunks", "wanted"),
+    [
+        ([ROLE, WORD, WORD, END, usage(2), DONE], [2.0, 3.0]),
+        # An answer without text has the token that ended it.
+        ([ROLE, usage(1), DONE], [3.0]),
+        ([ROLE, usage(0), DONE], []),
+    ],
+)
+def test_tokens_of_a_chat(chunks: list[bytes], wanted: list[float]) -> None:
+    assert times(*chunks, is_chat=True) == wanted
 
 
 @pytest.mark.parametrize(
@@ -113,82 +108,65 @@ def test_refusals_by_cause() -> None:
     assert refusal(429, b"busy").failure is Failure.REJECTED
     assert refusal(400, long).failure is Failure.TOO_LONG
     assert refusal(400, b"{}").failure is Failure.ERROR
-    assert str(refusal(500, b"<html>")) == "500: <html>"
+    assert str(refusal(500, b"<html>")) == "HTTP 500: <html>"
+
+
+def body(request: WorkloadRequest = REQUEST, **config: str) -> dict:
+    return json.loads(request_body(HttpConfig(**config), request, "m"))
+
+
+def test_body_is_token_ids_of_fixed_length_with_the_objectives() -> None:
+    plain = body(extra_body='{"temperature": null, "user": "me"}')
+    assert plain["prompt"] == [5, 6, 7]
+    assert (plain["max_tokens"], plain["ignore_eos"]) == (3, True)
+    assert plain["slo"] == {"ttft_s": 0.5, "tbt_s": 0.05}
+    assert "temperature" not in plain and plain["user"] == "me"
+    assert body(api="chat")["messages"] == [{"role": "user", "content": "f g h"}]
 
 
 def test_a_request_says_how_it_is_sampled_and_may_end() -> None:
-    body = json.loads(RequestForm().body(REQUEST, "m"))
-    assert body["temperature"] == 0.0
-    assert "seed" not in body
+    assert body()["temperature"] == 0.0
+    assert "seed" not in body()
     warm = dataclasses.replace(REQUEST, ignore_eos=False, temperature=0.7, seed=5)
-    body = json.loads(RequestForm().body(warm, "m"))
-    assert (body["ignore_eos"], body["temperature"], body["seed"]) == (False, 0.7, 5)
+    sent = body(warm)
+    assert (sent["ignore_eos"], sent["temperature"], sent["seed"]) == (False, 0.7, 5)
 
 
-def test_body_is_token_ids_of_fixed_length_with_the_objective() -> None:
-    body = json.loads(RequestForm(extra={"temperature": None}).body(REQUEST, "m"))
-    assert body["prompt"] == [5, 6, 7]
-    assert body["max_tokens"] == 3
-    assert body["ignore_eos"] is True
-    assert body["slo"] == {"ttft_s": 0.5, "tbt_s": 0.05}
-    assert "temperature" not in body
-    chat = json.loads(RequestForm(api="chat").body(REQUEST, "m"))
-    assert chat["messages"] == [{"role": "user", "content": "f g h"}]
-    with pytest.raises(ValueError, match="api='tty' is not one of"):
-        RequestForm(api="tty")
+def test_against_a_server() -> None:
+    loop = FakeLoop(step_s=0.005)
+    loop.refusals = iter([None, QueueFullError("too many requests wait", 1.0)])
 
-
-def test_against_a_server(fake_server) -> None:
-    async def go() -> None:
-        server = fake_server.FakeServer(
-            statuses=itertools.chain([200, 429, 503], itertools.repeat(200))
-        )
-        async with (
-            server,
-            open_http_client(server.url + "/v1/", RequestForm()) as client,
-        ):
+    async def go(url: str) -> None:
+        async with open_http_client(url + "/v1/", HttpConfig()) as client:
             start_s = client.now_s()
-            tokens = [token async for token in client.send(REQUEST)]
-            assert [token.place for token in tokens] == [0, 1, 2]
-            assert start_s < tokens[0].time_s < tokens[2].time_s < client.now_s()
-            for failure in (Failure.REJECTED, Failure.ERROR):
-                with pytest.raises(RequestFailedError) as caught:
-                    _ = [token async for token in client.send(REQUEST)]
-                assert caught.value.failure is failure
-            server.broken_after = 1
-            with pytest.raises(RequestFailedError):
-                _ = [token async for token in client.send(REQUEST)]
-            assert server.bodies[0]["model"] == "fake"
-            stats = await client.stats()
-            assert stats is not None and stats["num_steps"] >= 4
+            times_s = [time_s async for time_s in client.send(REQUEST)]
+            assert len(times_s) == 3
+            assert start_s < times_s[0] <= times_s[2] < client.now_s() + 1e-9
+            with pytest.raises(RequestFailedError, match="HTTP 429: ") as caught:
+                _ = [time_s async for time_s in client.send(REQUEST)]
+            assert caught.value.failure is Failure.REJECTED
+            loop.fail_with = "out of memory"
+            with pytest.raises(RequestFailedError, match="out of memory"):
+                _ = [time_s async for time_s in client.send(REQUEST)]
+            facts = await client.facts()
+            assert facts["stats"]["num_steps"] >= 3 and "device" in facts
+            assert facts["publish_s"]["p50"] > 0 and facts["num_uneven_streams"] == 0
             steps = await client.steps(1)
             assert steps is not None
             assert [step.step_id for step in steps] == list(range(1, len(steps) + 1))
-            assert (await client.facts())["device"] == "fake"
-            assert await client.take_detokenise_s() == 2e-4
-            assert client.num_uneven_streams == 0
 
-    asyncio.run(go())
+    with serve_fake(loop) as served:
+        asyncio.run(go(served.url))
+    assert loop.seen[0].slo == REQUEST.slo
 
 
-def test_a_foreign_server_tells_little(fake_server) -> None:
-    async def go() -> None:
-        server = fake_server.FakeServer(is_jserve=False)
-        async with server, open_http_client(server.url, RequestForm()) as client:
-            assert await client.stats() is None
+def test_a_foreign_server_states_little() -> None:
+    async def go(url: str) -> None:
+        async with open_http_client(url, HttpConfig()) as client:
             assert await client.steps(0) is None
-            assert await client.take_detokenise_s() is None
             facts = await client.facts()
             assert facts["served_model_name"] == "fake"
-            assert "device" not in facts
+            assert not {"stats", "device"} & set(facts)
 
-    asyncio.run(go())
-
-
-def test_nobody_there() -> None:
-    async def go() -> None:
-        async with open_http_client("http://127.0.0.1:9", RequestForm()):
-            pass
-
-    with pytest.raises(ConnectionError, match="does not answer"):
-        asyncio.run(go())
+    with serve_fake(is_jserve=False) as served:
+        asyncio.run(go(served.url))

@@ -1,142 +1,107 @@
 import asyncio
 import dataclasses
-import threading
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from jserve.config import EngineConfig
+from fake_server import FakeLoop
 from jserve.events import NotServingError, QueueFullError, TokenEvent
-from jserve_sched.clock import WallClock
 from jserve_sched.report import Failure
-from jserve_sched.request import FinishReason, Request, SamplingParams
+from jserve_sched.request import FinishReason, SamplingParams
 from jserve_tools.clients import RequestFailedError
 from jserve_tools.loop_client import LoopClient
 from jserve_tools.workload import WorkloadRequest
 
-ROUTES = {
-    "too long": (ValueError("17 tokens exceed 16"), Failure.TOO_LONG),
-    "full": (QueueFullError("1 waits", 1.0), Failure.REJECTED),
-    "draining": (NotServingError("draining"), Failure.ERROR),
-}
+REQUEST = WorkloadRequest(
+    request_id="r", arrival_s=0.0, prompt=np.array([1, 2], np.int32), max_tokens=3
+)
 
 
-class FakeLoop:
-    """Publishes, from a thread, what the request's name asks for."""
-
-    config = EngineConfig()
-    clock = WallClock()
-    max_model_len = 64
-    num_kv_tokens = 256
-
-    def __init__(self) -> None:
-        self.cancelled: list[str] = []
-        self.requests: list[Request] = []
-
-    def set_listener(self, publish: Callable[[Sequence[TokenEvent]], None]) -> None:
-        self.publish = publish
-
-    def submit(self, request: Request) -> None:
-        self.requests.append(request)
-        name = request.request_id
-        if name in ROUTES:
-            raise ROUTES[name][0]
-        threading.Thread(target=self._speak, args=(name, request.max_tokens)).start()
-
-    def _speak(self, name: str, max_tokens: int) -> None:
-        now_s = self.clock.now_s()
-        if name == "broken":
-            self.publish([TokenEvent(name, None, now_s, error="out of luck")])
-        elif name == "cut":
-            reason = FinishReason.CANCELLED
-            self.publish([TokenEvent(name, None, now_s, finish_reason=reason)])
-        else:
-            for token in range(max_tokens):
-                is_last = token == max_tokens - 1 and name != "endless"
-                reason = FinishReason.LENGTH if is_last else None
-                self.publish(
-                    [
-                        TokenEvent(name, token, self.clock.now_s(), reason),
-                        TokenEvent("someone else", 1, 0.0),
-                    ]
-                )
-
-    def cancel(self, request_id: str) -> None:
-        self.cancelled.append(request_id)
+async def send(client: LoopClient, request: WorkloadRequest = REQUEST) -> list[float]:
+    return [time_s async for time_s in client.send(request)]
 
 
-def request(name: str, max_tokens: int = 3) -> WorkloadRequest:
-    return WorkloadRequest(
-        request_id=name,
-        arrival_s=0.0,
-        prompt=np.array([1, 2], np.int32),
-        max_tokens=max_tokens,
-    )
-
-
-def test_tokens_arrive_with_rising_times_and_text_is_timed() -> None:
-    texts: list[int] = []
+def test_an_answer_has_rising_times_and_ends_where_it_may() -> None:
+    loop = FakeLoop(lambda request: [7, 8])
 
     async def go() -> None:
-        loop = FakeLoop()
-        client = LoopClient(loop, detokeniser=lambda: lambda t: texts.append(t) or "")
-        tokens = [token async for token in client.send(request("a"))]
-        assert [token.place for token in tokens] == [0, 1, 2]
-        assert tokens[0].time_s <= tokens[1].time_s <= tokens[2].time_s
-        assert texts == [0, 1, 2]
-        assert (await client.take_detokenise_s() or 0.0) > 0.0
-        assert await client.take_detokenise_s() is None
-        assert loop.cancelled == []
-        assert loop.requests[0].stop_token_ids == frozenset()  # ignores EOS
+        client = LoopClient(loop, eos_token_ids=frozenset({8}))
+        loop.start()
+        start_s = client.now_s()
+        times_s = await send(client)
+        assert len(times_s) == 3 and [start_s, *times_s] == sorted([start_s, *times_s])
+        warm = dataclasses.replace(REQUEST, ignore_eos=False, temperature=0.7, seed=5)
+        assert len(await send(client, warm)) == 2
 
     asyncio.run(go())
+    loop.stop()
+    plain, sampled = loop.seen
+    assert (plain.stop_token_ids, plain.sampling) == (frozenset(), SamplingParams())
+    assert sampled.stop_token_ids == {8}
+    assert sampled.sampling == SamplingParams(temperature=0.7, seed=5)
+    assert loop.cancelled == []
 
 
-def test_an_answer_may_end_where_the_model_ends_it() -> None:
+@pytest.mark.parametrize(
+    ("refusal", "failure"),
+    [
+        (ValueError("17 tokens exceed 16"), Failure.TOO_LONG),
+        (QueueFullError("1 waits", 1.0), Failure.REJECTED),
+        (NotServingError("draining"), Failure.ERROR),
+    ],
+)
+def test_refusals_by_cause(refusal: Exception, failure: Failure) -> None:
+    loop = FakeLoop()
+    loop.refusals = iter([refusal])
+
     async def go() -> None:
-        loop = FakeLoop()
-        client = LoopClient(
-            loop, detokeniser=None, eos_token_ids=lambda: frozenset({7})
-        )
-        one = request("a")
-        warm = dataclasses.replace(one, ignore_eos=False, temperature=0.7, seed=5)
-        for sent in (one, warm):
-            _ = [token async for token in client.send(sent)]
-        plain, sampled = loop.requests
-        assert plain.stop_token_ids == frozenset()
-        assert plain.sampling == SamplingParams()
-        assert sampled.stop_token_ids == {7}
-        assert sampled.sampling == SamplingParams(temperature=0.7, seed=5)
+        client = LoopClient(loop, eos_token_ids=frozenset())
+        with pytest.raises(RequestFailedError, match=str(refusal.args[0])) as caught:
+            await send(client)
+        assert caught.value.failure is failure
 
     asyncio.run(go())
+    assert loop.cancelled == []
 
 
-@pytest.mark.parametrize("name", [*ROUTES, "broken", "cut"])
-def test_failures_by_cause(name: str) -> None:
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        ({"error": "out of luck"}, "out of luck"),
+        ({"finish_reason": FinishReason.CANCELLED}, "the engine cancelled it"),
+    ],
+)
+def test_an_answer_that_the_engine_breaks_off_is_a_failure(
+    event: dict, message: str
+) -> None:
+    loop = FakeLoop()
+
     async def go() -> None:
-        loop = FakeLoop()
-        client = LoopClient(loop, detokeniser=None)
-        with pytest.raises(RequestFailedError) as caught:
-            _ = [token async for token in client.send(request(name))]
-        wanted = ROUTES[name][1] if name in ROUTES else Failure.ERROR
-        assert caught.value.failure is wanted
-        assert loop.cancelled == []
-        assert await client.take_detokenise_s() is None
+        client = LoopClient(loop, eos_token_ids=frozenset())
+        answer = asyncio.create_task(send(client))
+        await asyncio.sleep(0)
+        loop._publish([TokenEvent("r", None, 0.0, **event), TokenEvent("x", 1, 0.0)])
+        with pytest.raises(RequestFailedError, match=message) as caught:
+            await answer
+        assert caught.value.failure is Failure.ERROR
 
     asyncio.run(go())
+    assert loop.cancelled == []
 
 
 def test_closing_the_stream_cancels_the_request() -> None:
+    loop = FakeLoop()
+
     async def go() -> None:
-        loop = FakeLoop()
-        client = LoopClient(loop, detokeniser=None)
-        tokens = client.send(request("endless"))
-        await anext(tokens)
-        await tokens.aclose()
-        assert loop.cancelled == ["endless"]
+        client = LoopClient(loop, eos_token_ids=frozenset())
+        loop.start()
+        times_s = client.send(dataclasses.replace(REQUEST, max_tokens=10**6))
+        await anext(times_s)
+        await times_s.aclose()
 
     asyncio.run(go())
+    loop.stop()
+    assert loop.cancelled == ["r"]
 
 
 def test_the_engine_survives_a_listener_whose_loop_closes(
@@ -145,9 +110,9 @@ def test_the_engine_survives_a_listener_whose_loop_closes(
     loop = FakeLoop()
 
     async def go() -> None:
-        LoopClient(loop, detokeniser=None)
+        LoopClient(loop, eos_token_ids=frozenset())
         # As if the loop closed between a look at it and the call.
         monkeypatch.setattr(asyncio.get_running_loop(), "is_closed", lambda: False)
 
     asyncio.run(go())
-    loop.publish([TokenEvent("a", 1, 0.0)])
+    loop._publish([TokenEvent("a", 1, 0.0)])

@@ -1,5 +1,4 @@
 import asyncio
-import itertools
 from collections.abc import AsyncGenerator
 
 import numpy as np
@@ -7,7 +6,7 @@ import pytest
 
 from jserve_sched.report import Failure
 from jserve_sched.slo import Slo
-from jserve_tools.clients import RequestFailedError, TokenTime
+from jserve_tools.clients import RequestFailedError
 from jserve_tools.replay import Flight, closed_loop, replay
 from jserve_tools.workload import WorkloadRequest
 
@@ -25,7 +24,7 @@ class ScriptedClient:
     def now_s(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def send(self, request: WorkloadRequest) -> AsyncGenerator[TokenTime, None]:
+    async def send(self, request: WorkloadRequest) -> AsyncGenerator[float, None]:
         self.sent_s[request.request_id] = self.now_s()
         self.num_flying += 1
         self.most_flying = max(self.most_flying, self.num_flying)
@@ -34,9 +33,9 @@ class ScriptedClient:
                 raise RequestFailedError(Failure.REJECTED, "429: full")
             if request.service_class == "buggy":
                 raise KeyError("a bug in the client")
-            for place in range(request.max_tokens):
+            for _ in range(request.max_tokens):
                 await asyncio.sleep(self.delays_s.get(request.request_id, 0.001))
-                yield TokenTime(place, self.now_s())
+                yield self.now_s()
         except asyncio.CancelledError:
             self.num_cancelled += 1
             raise
@@ -61,9 +60,8 @@ def test_requests_leave_on_time_whatever_the_server_does() -> None:
     async def go() -> None:
         client = ScriptedClient({"0": 0.3})  # the first answer is slow
         requests = [request(str(i), 0.05 * i) for i in range(4)]
-        done = itertools.count()
-        flights = await replay(client, requests, on_done=lambda: next(done) and None)
-        assert next(done) == 4
+        flights: list[Flight] = []
+        await replay(client, requests, flights)
         start_s = client.sent_s["0"]
         for i in range(4):
             assert client.sent_s[str(i)] - start_s == pytest.approx(0.05 * i, abs=0.02)
@@ -83,10 +81,9 @@ def test_latency_counts_from_the_scheduled_arrival() -> None:
 
 def test_failures_are_kept_by_cause() -> None:
     async def go() -> None:
-        flights = await replay(
-            ScriptedClient(),
-            [request("0"), request("1", service_class="refused")],
-        )
+        flights: list[Flight] = []
+        requests = [request("0"), request("1", service_class="refused")]
+        await replay(ScriptedClient(), requests, flights)
         outcomes = [flight.outcome() for flight in flights]
         assert [outcome.failure for outcome in outcomes] == [None, Failure.REJECTED]
         assert outcomes[1].message == "429: full"
@@ -98,10 +95,10 @@ def test_failures_are_kept_by_cause() -> None:
 def test_what_never_ends_is_given_up_with_the_tokens_it_had() -> None:
     async def go() -> None:
         client = ScriptedClient({"0": 0.1})
-        flights = await replay(
-            client, [request("0", max_tokens=1000)], min_grace_s=0.25
-        )
+        flights: list[Flight] = []
+        await replay(client, [request("0", max_tokens=1000)], flights, min_grace_s=0.25)
         outcome = flights[0].outcome()
+        assert outcome.message.startswith("no end after")
         assert outcome.failure is Failure.UNFINISHED
         assert 1 <= len(outcome.token_times_s) <= 2
         assert client.num_cancelled == 1
@@ -111,13 +108,14 @@ def test_what_never_ends_is_given_up_with_the_tokens_it_had() -> None:
 
 def test_a_bug_in_the_client_is_not_a_slow_server() -> None:
     with pytest.raises(KeyError, match="a bug"):
-        asyncio.run(replay(ScriptedClient(), [request("0", service_class="buggy")]))
+        asyncio.run(replay(ScriptedClient(), [request("0", service_class="buggy")], []))
 
 
 def test_an_interrupt_cancels_what_flies() -> None:
     async def go() -> None:
         client = ScriptedClient({"0": 9.0})
-        task = asyncio.create_task(replay(client, [request("0"), request("1", 9.0)]))
+        requests = [request("0"), request("1", 9.0)]
+        task = asyncio.create_task(replay(client, requests, []))
         await asyncio.sleep(0.15)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -132,7 +130,7 @@ def test_closed_loop_keeps_its_clients_busy() -> None:
         client = ScriptedClient()
         flights: list[Flight] = []
         requests = (request(str(i), max_tokens=2) for i in range(10))
-        await closed_loop(client, requests, num_clients=3, flights=flights)
+        await closed_loop(client, requests, flights, num_clients=3)
         assert len(flights) == 10
         assert client.most_flying == 3
         assert all(flight.outcome().is_met for flight in flights)

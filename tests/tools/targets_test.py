@@ -1,99 +1,126 @@
 import asyncio
-import pathlib
+import contextlib
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from fake_server import COMMAND, SOURCES, FakeLoop, serve_fake
 from jserve.config import EngineConfig
 from jserve.events import Health, TokenEvent
-from jserve_tools.http_client import RequestForm
+from jserve_tools.bench_config import BenchConfig, HttpConfig, ServersConfig
+from jserve_tools.progress import Progress
+from jserve_tools.report_config import ReportConfig
 from jserve_tools.targets import (
-    Servers,
     engine_in_process,
+    fill_compile_cache,
     launched_server,
+    open_server,
     server_at,
-    wait_until_warm,
 )
 
-FORM = RequestForm()
+HTTP = HttpConfig()
+FCFS = EngineConfig(policy="fcfs")
 
 
-def launch(fake_server_file: pathlib.Path, log: pathlib.Path, *arguments: str):
+@pytest.fixture(autouse=True)
+def sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", SOURCES)
+
+
+def launch(folder: Path, *arguments: str, command: Sequence[str] = COMMAND):
     return launched_server(
-        EngineConfig(policy="fcfs"),
-        FORM,
-        log=log,
-        start_timeout_s=20,
-        command=(sys.executable, str(fake_server_file), *arguments),
+        FCFS,
+        HTTP,
+        log=folder / "new" / "log",
+        start_timeout_s=30,
+        command=(*command, *arguments),
     )
 
 
+async def open_and_close(server) -> dict:
+    async with server as client:
+        return dict(await client.facts())
+
+
+@pytest.mark.parametrize("error", [None, KeyError("mine")])
 def test_a_launched_server_gets_its_flags_and_is_stopped(
-    fake_server_file: pathlib.Path, tmp_path: pathlib.Path
+    tmp_path: Path, error: Exception | None
 ) -> None:
-    async def go() -> str:
-        async with launch(fake_server_file, tmp_path / "new" / "log") as client:
-            facts = await client.facts()
-            assert facts["engine"]["policy"] == "fcfs"
-            return str(facts["url"])
-
-    url = asyncio.run(go())
-    with pytest.raises(TimeoutError, match="not warm"):
-        asyncio.run(wait_until_warm(url, timeout_s=0.3))
-    assert (tmp_path / "new" / "log").exists()
-
-
-def test_a_server_that_ends_badly_is_an_error(
-    fake_server_file: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    async def go(*arguments: str) -> None:
-        async with launch(fake_server_file, tmp_path / "log", *arguments):
-            pass
-
-    with pytest.raises(ConnectionError, match=r"ended with 3; .*no such model"):
-        asyncio.run(go("--dies"))
-    with pytest.raises(RuntimeError, match="ended with status 5, not 0"):
-        asyncio.run(go("--exit_status=5"))
-
-
-def test_a_failed_engine_ends_the_wait_at_once(
-    fake_server_file: pathlib.Path, fake_server, tmp_path: pathlib.Path
-) -> None:
-    async def launched() -> None:
-        async with launch(fake_server_file, tmp_path / "log", "--fails"):
-            pass
-
-    async def running() -> None:
-        async with fake_server.FakeServer(status="failed") as server:
-            await wait_until_warm(server.url, timeout_s=20)
-
-    start_s = time.monotonic()
-    with pytest.raises(ConnectionError, match=r"failed while .*; .*log ends: .*memory"):
-        asyncio.run(launched())
-    with pytest.raises(ConnectionError, match="failed while it started"):
-        asyncio.run(running())
-    assert time.monotonic() - start_s < 15
-
-
-def test_a_server_that_is_never_warm_shows_its_log(
-    fake_server_file: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    program = "import time; print('loading', flush=True); time.sleep(60)"
+    found: dict = {}
 
     async def go() -> None:
-        async with launched_server(
-            EngineConfig(),
-            FORM,
-            log=tmp_path / "log",
-            start_timeout_s=1,
-            command=(sys.executable, "-c", program),
-        ):
-            pass
+        async with launch(tmp_path) as client:
+            found.update(await client.facts())
+            if error is not None:
+                raise error
 
-    with pytest.raises(TimeoutError, match=r"not warm after 1 s .*log ends: loading"):
+    with pytest.raises(KeyError) if error else contextlib.nullcontext():
         asyncio.run(go())
+    assert found["engine"]["policy"] == "fcfs"
+    assert (tmp_path / "new" / "log").exists()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(found["url"].rsplit(":", 1)[1])))
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ("--dies", ConnectionError, r"ended with 3; .*log ends: no such model"),
+        ("--exit_status=5", RuntimeError, "ended with status 5, not 0"),
+        ("--fails", ConnectionError, r"failed while .*; .*log ends: .*memory"),
+    ],
+)
+def test_a_launched_server_that_goes_wrong_is_an_error(
+    tmp_path: Path, argument: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        asyncio.run(open_and_close(launch(tmp_path, argument)))
+
+
+def test_a_server_that_is_never_warm_shows_its_log(tmp_path: Path) -> None:
+    program = "import time; print('loading', flush=True); time.sleep(60)"
+    server = launched_server(
+        FCFS,
+        HTTP,
+        log=tmp_path / "log",
+        start_timeout_s=1,
+        command=(sys.executable, "-c", program),
+    )
+    with pytest.raises(TimeoutError, match=r"not warm after 1 s.*log ends: loading"):
+        asyncio.run(open_and_close(server))
+
+
+@pytest.mark.parametrize(
+    ("health", "error", "message"),
+    [
+        (Health.FAILED, ConnectionError, "failed while it started"),
+        (Health.STARTING, TimeoutError, "not warm after 1 s, but starting"),
+        (Health.READY, TimeoutError, "not warm after 1 s, but ready"),
+    ],
+)
+def test_a_running_server_that_is_not_warm_is_waited_for(
+    health: Health, error: type[Exception], message: str
+) -> None:
+    with serve_fake(FakeLoop(health=health)) as served:
+        server = server_at(served.url, HTTP, start_timeout_s=1)
+        with pytest.raises(error, match=message):
+            asyncio.run(open_and_close(server))
+
+
+def test_a_running_server_and_one_where_nobody_listens() -> None:
+    with serve_fake() as served:
+        facts = asyncio.run(
+            open_and_close(server_at(served.url + "/v1", HTTP, start_timeout_s=5))
+        )
+    assert facts["served_model_name"] == "fake"
+    start_s = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"nothing answers at .*refused"):
+        asyncio.run(open_and_close(server_at(served.url, HTTP, start_timeout_s=9)))
+    assert time.monotonic() - start_s < 5
 
 
 @pytest.mark.parametrize(
@@ -129,52 +156,36 @@ def test_an_engine_in_process_that_fails_says_so(
 
     loop = ColdLoop()
     monkeypatch.setattr("jserve.build.build_loop", lambda config: loop)
-
-    async def go() -> None:
-        async with engine_in_process(
-            EngineConfig(), start_timeout_s=5, profiles_host=False
-        ):
-            pass
-
+    engine = engine_in_process(FCFS, start_timeout_s=5)
     with pytest.raises(error, match=message):
-        asyncio.run(go())
+        asyncio.run(open_and_close(engine))
     assert loop.stopped
 
 
-def test_an_error_in_the_benchmark_stops_the_server(
-    fake_server_file: pathlib.Path, tmp_path: pathlib.Path
+@pytest.mark.parametrize("exit_status", [0, 1])
+def test_filling_the_cache_relays_what_the_server_says(
+    capfd: pytest.CaptureFixture[str], exit_status: int
 ) -> None:
-    urls: list[str] = []
-
-    async def go() -> None:
-        async with launch(fake_server_file, tmp_path / "log") as client:
-            urls.append(str((await client.facts())["url"]))
-            raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        asyncio.run(go())
-    with pytest.raises(TimeoutError):
-        asyncio.run(wait_until_warm(urls[0], timeout_s=0.3))
+    command = (*COMMAND, f"--exit_status={exit_status}")
+    asyncio.run(fill_compile_cache(FCFS, Progress(), command=command))
+    err = capfd.readouterr().err
+    assert "1 of 1 programs" in err
+    assert ("was not filled" in err) == bool(exit_status)
 
 
-def test_a_running_server(fake_server) -> None:
-    async def go() -> None:
-        server = fake_server.FakeServer()
-        async with (
-            server,
-            server_at(server.url + "/v1", FORM, start_timeout_s=5) as client,
-        ):
-            assert (await client.facts())["served_model_name"] == "fake"
-
-    asyncio.run(go())
-
-
-def test_each_config_gets_a_server_of_its_own(tmp_path: pathlib.Path) -> None:
-    configs = [EngineConfig(policy=policy) for policy in ("fcfs", "edf")]
-    servers = Servers(is_launched=True, configs=configs)
-    names = [target.name for target in servers.targets(tmp_path)]
-    assert [name.split(",")[0] for name in names] == [
-        "server with fcfs-pow2",
-        "server with edf-pow2",
-    ]
-    assert len(list(Servers(url="http://x", configs=configs).targets(tmp_path))) == 1
+def test_the_kind_of_server_is_what_the_config_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, opener in (
+        ("launched_server", lambda engine, http, **more: more["log"].name),
+        ("server_at", lambda url, http, **more: url),
+        ("engine_in_process", lambda engine, **more: engine.policy),
+    ):
+        monkeypatch.setattr(f"jserve_tools.targets.{name}", opener)
+    report = ReportConfig(output=tmp_path)
+    launched = BenchConfig(servers=ServersConfig(launch=True), report=report)
+    assert open_server(launched, FCFS) == "server-fcfs-pow2.log"
+    assert open_server(BenchConfig(), FCFS) == "fcfs"
+    assert open_server(BenchConfig(servers=ServersConfig(url="http://x")), None) == (
+        "http://x"
+    )

@@ -1,58 +1,57 @@
 import dataclasses
+import json
+import math
+import pathlib
 
-import numpy as np
 import pytest
 
 from jserve_sched.slo import ServiceClass, Slo
-from jserve_sched.workload import Yardstick, draw_class
+from jserve_sched.workload import Yardstick
+from jserve_tools.bench_config import BenchConfig, ClosedConfig, ReplayConfig
 from jserve_tools.workload import (
     DEFAULT_SERVICE_CLASSES,
-    Answers,
     Workload,
-    draw_prompt,
+    read_workload,
 )
 from jserve_tools.workload_trace import TraceRow
 
 ROWS = [TraceRow(float(i), 10 + i, 1 + i) for i in range(5)]
 YARDSTICK = Yardstick(prompt_tokens=(10, 20), ttft_s=(0.1, 0.3), step_s=0.01)
-
-
-def test_classes_follow_their_shares_and_the_seed() -> None:
-    classes = (ServiceClass(name="a", share=0.25), ServiceClass(name="b", share=0.75))
-    names = [draw_class(classes, 3, row).name for row in range(4000)]
-    assert names.count("a") / 4000 == pytest.approx(0.25, abs=0.03)
-    assert names == [draw_class(classes, 3, row).name for row in range(4000)]
-    assert names != [draw_class(classes, 4, row).name for row in range(4000)]
+SEVEN = BenchConfig(seed=7)
 
 
 def test_prompts_are_distinct_per_seed_run_and_row_and_never_special() -> None:
-    def prompt(seed: int, run: int, row: int) -> np.ndarray:
-        return draw_prompt(64, seed=seed, run=run, row=row)
+    def prompt(seed: int, run: int, row: int) -> tuple[int, ...]:
+        workload = Workload(rows=ROWS, config=BenchConfig(seed=seed))
+        request = workload.request(run, row, prompt_tokens=64, max_tokens=1)
+        return tuple(request.prompt.tolist())
 
     first = prompt(0, 0, 0)
-    assert first.dtype == np.int32
-    assert first.min() >= 4 and first.max() <= 255
-    np.testing.assert_array_equal(first, prompt(0, 0, 0))
-    for other in (prompt(1, 0, 0), prompt(0, 1, 0), prompt(0, 0, 1)):
-        assert (first != other).any()
+    assert len(first) == 64 and min(first) >= 4 and max(first) <= 255
+    assert first == prompt(0, 0, 0)
+    assert len({first, prompt(1, 0, 0), prompt(0, 1, 0), prompt(0, 0, 1)}) == 4
 
 
-def test_requests_keep_lengths_classes_and_promises_across_runs() -> None:
-    workload = Workload(rows=ROWS, seed=7)
-    one, two = workload.requests(0, YARDSTICK), workload.requests(1, YARDSTICK)
+def test_requests_keep_lengths_classes_and_slos_across_runs() -> None:
+    workload = Workload(rows=ROWS, config=SEVEN)
+    one, two = (workload.requests(run, YARDSTICK, qps=2.0) for run in range(2))
     assert len({request.request_id for request in one + two}) == 10
+    assert [request.arrival_s for request in one] == [0.0, 0.5, 1.0, 1.5, 2.0]
     for row, a, b in zip(ROWS, one, two, strict=True):
         assert len(a.prompt) == len(b.prompt) == row.prompt_tokens
         assert a.max_tokens == b.max_tokens == row.output_tokens
         assert (a.arrival_s, a.slo) == (b.arrival_s, b.slo)
         assert a.service_class == b.service_class
         assert (a.prompt != b.prompt).any()
+    at_once = workload.requests(0, YARDSTICK, qps=math.inf)
+    assert {request.arrival_s for request in at_once} == {0.0}
 
 
 def test_rows_alone_ask_for_other_answers() -> None:
-    answers = Answers(ignore_eos=False, declared_max_tokens=64, temperature=0.8)
-    workload = Workload(rows=ROWS, seed=7, answers=answers)
-    one, two = workload.requests(0, YARDSTICK), workload.requests(1, YARDSTICK)
+    replay = ReplayConfig(ignore_eos=False, declared_max_tokens=64, temperature=0.8)
+    config = dataclasses.replace(SEVEN, replay=replay)
+    workload = Workload(rows=ROWS, config=config)
+    one, two = (workload.requests(run, YARDSTICK, qps=1.0) for run in range(2))
     for found in one:
         assert (found.ignore_eos, found.max_tokens) == (False, 64)
         assert found.temperature == 0.8
@@ -60,17 +59,16 @@ def test_rows_alone_ask_for_other_answers() -> None:
     assert len({a.seed for a in one}) == len(ROWS)
     measuring = workload.request(0, 0, prompt_tokens=3, max_tokens=2)
     assert (measuring.ignore_eos, measuring.temperature) == (True, 0.0)
-    with pytest.raises(ValueError, match="=64 would do nothing without noignore_eos"):
-        Answers(declared_max_tokens=64)
+    assert workload.describe()["answers"]["declared_max_tokens"] == 64
 
 
 def test_a_row_may_name_its_class() -> None:
     rows = [TraceRow(0.0, 10, 1, "batch"), TraceRow(1.0, 10, 1, "interactive")]
     unshared = [dataclasses.replace(one, share=0.0) for one in DEFAULT_SERVICE_CLASSES]
     workload = Workload(rows=rows, classes=unshared)
-    requests = workload.requests(0, YARDSTICK)
+    requests = workload.requests(0, YARDSTICK, qps=1.0)
     assert [one.service_class for one in requests] == ["batch", "interactive"]
-    with pytest.raises(ValueError, match=r"request 1: .*'interactive' is not one of"):
+    with pytest.raises(ValueError, match=r"'interactive' is not one of"):
         Workload(rows=rows, classes=unshared[1:])
 
 
@@ -89,5 +87,21 @@ def test_shares_must_add_up() -> None:
     half = dataclasses.replace(DEFAULT_SERVICE_CLASSES[0], share=0.5)
     with pytest.raises(ValueError, match=r"add up to 0\.5, not 1"):
         Workload(rows=ROWS, classes=(half,))
-    with pytest.raises(ValueError, match=r"first_prompt_token=9 is not in 0\.\."):
-        Workload(rows=ROWS, first_id=9, last_id=8)
+
+
+def test_a_workload_is_read_as_the_mode_says(tmp_path: pathlib.Path) -> None:
+    trace = tmp_path / "mine.csv"
+    rows = "".join(f"{i},8,4\n" for i in range(3))
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
+    classes = tmp_path / "classes.json"
+    classes.write_text(json.dumps([{"name": "lax", "share": 1.0, "ttlt_s": 60}]))
+    replay = ReplayConfig(trace=trace, service_classes=classes, length_scale=0.5)
+    workload = read_workload(BenchConfig(replay=replay))
+    assert workload.rows == [TraceRow(float(i), 4, 2) for i in range(3)]
+    assert [one.name for one in workload.classes] == ["lax"]
+    found = workload.describe()
+    assert (found["trace"], found["trace_qps"], found["num_rows"]) == ("mine.csv", 1, 3)
+    closed = ClosedConfig(prompt_tokens=9, output_tokens=2)
+    workload = read_workload(BenchConfig(mode="closed", closed=closed))
+    assert workload.rows == [TraceRow(0.0, 9, 2)]
+    assert read_workload(BenchConfig()).describe()["num_rows"] == 200

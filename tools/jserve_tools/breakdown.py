@@ -1,10 +1,9 @@
 """Where a step's time goes: the host's work against XLA's, medians per step.
 
-The one idea: XLA's time can be told only where the host does nothing meanwhile.
-Without overlap it is what the host spends on launching a step and waiting for it;
-everything else is Python's. With overlap the device works while the host plans the
-next step, so a step's wait is no more than a lower bound, and no device time is
-given.
+XLA's time can be told only where the host does nothing meanwhile. Without overlap it is
+what the host spends on launching a step and waiting for it; everything else is
+Python's. With overlap the device works while the host plans the next step, so a step's
+wait is no more than a lower bound, and no device time is given.
 """
 
 import statistics
@@ -23,23 +22,18 @@ _PARTS: dict[str, Callable[[StepRecord], float]] = {
         step.host_s - step.plan_s - step.transfer_s - step.launch_s - step.apply_s
     ),
 }
-_FEW_STEPS = 10  # fewer of a kind have no median worth telling
-
-
-def _median_ms(times_s: Sequence[float]) -> float:
-    return statistics.median(times_s) * 1e3
+_FEW_STEPS = 10  # fewer of a kind have no median worth reporting
 
 
 def _kinds(steps: Sequence[StepRecord]) -> dict[str, list[StepRecord]]:
     most_rows = max(step.used_rows for step in steps)
+    decodes = [step for step in steps if not step.num_blocks]
     kinds = {
         "all steps": list(steps),
         "with prefill": [step for step in steps if step.num_blocks],
-        "decode only": [step for step in steps if not step.num_blocks],
+        "decode only": decodes,
         f"decode only, {most_rows} rows": [
-            step
-            for step in steps
-            if not step.num_blocks and step.used_rows == most_rows
+            step for step in decodes if step.used_rows == most_rows
         ],
     }
     return {
@@ -59,20 +53,23 @@ def break_down(
     there only without overlap.
 
     Args:
-      steps: a run's steps.
-      detokenise_s: time to turn a step's tokens into text, where it was taken; over
-        all steps, since only their number says what it costs.
-      has_overlap: whether steps were planned while others ran.
+      steps: A run's steps.
+      detokenise_s: Median time to turn a step's tokens into text, where it is known.
+      has_overlap: Whether steps were planned while others ran.
     """
     if not steps:
         return []
     found = []
     for name, group in _kinds(steps).items():
-        parts = {
-            part: _median_ms([read(step) for step in group])
-            for part, read in _PARTS.items()
-        }
-        host_ms = _median_ms([step.host_s - step.launch_s for step in group])
+
+        def median_ms(
+            read: Callable[[StepRecord], float],
+            group: Sequence[StepRecord] = group,
+        ) -> float:
+            return statistics.median(map(read, group)) * 1e3
+
+        parts = {part: median_ms(read) for part, read in _PARTS.items()}
+        host_ms = median_ms(lambda step: step.host_s - step.launch_s)
         if detokenise_s is not None:
             parts["detokenise"] = detokenise_s * 1e3
             host_ms += parts["detokenise"]
@@ -84,7 +81,7 @@ def break_down(
             "host_ms": host_ms,
         }
         if not has_overlap:
-            device_ms = _median_ms([step.launch_s + step.wait_s for step in group])
+            device_ms = median_ms(lambda step: step.launch_s + step.wait_s)
             entry["device_ms"] = device_ms
             entry["host_to_device"] = host_ms / max(device_ms, 1e-9)
         found.append(entry)

@@ -24,8 +24,8 @@ def publish(
     Args:
       report: as `documents.document` made it.
       config: where to, and what else.
-      old_report: a report to compare with, as `config.probe` read it.
-      runs: the finished runs that the report is made of, if they were kept.
+      old_report: to compare with; None for no comparison.
+      runs: the finished runs that the report is made of, if they are kept.
       say: prints a line for people.
     """
     say(f"\nreport: {write_report(config.output, report)}")

@@ -1,14 +1,14 @@
 """Sends requests: at their own times (open loop) or one after another (closed).
 
-The one idea: in an open loop the world does not wait for the server. A request
-is due when the trace says so, its latency counts from then, and what the server
-or this program made it wait is part of the answer.
+In an open loop arrivals do not wait for the server. A request is due when the trace
+says so, its latency counts from then, and what the server or this program made it wait
+is part of the answer.
 """
 
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from jserve_sched.report import Failure, Outcome
 from jserve_tools.clients import Client, RequestFailedError
@@ -25,13 +25,10 @@ class Flight:
     """A request on its way; the one thing here that changes.
 
     Attributes:
-      request: what was sent.
-      arrival_s: when it was due, client's clock.
-      sent_s: when it was sent.
-      token_times_s: when its tokens came.
-      failure: why it failed, if it did.
-      message: what was said of that.
-      is_over: whether nothing more will come.
+      arrival_s: When it was due, which need not be when it was sent; times are on the
+        client's clock.
+      message: What the server said of a failure.
+      is_over: Whether nothing more will come.
     """
 
     request: WorkloadRequest
@@ -44,9 +41,9 @@ class Flight:
 
     def outcome(self) -> Outcome:
         """Returns what became of it; unfinished, if it still flies."""
-        failure = self.failure
+        message = self.message
         if not self.is_over:
-            failure = Failure.UNFINISHED
+            message = f"no end after {len(self.token_times_s)} tokens"
         return Outcome(
             service_class=self.request.service_class,
             slo=self.request.slo,
@@ -54,8 +51,8 @@ class Flight:
             num_prompt_tokens=len(self.request.prompt),
             max_tokens=self.request.max_tokens,
             token_times_s=tuple(self.token_times_s),
-            failure=failure,
-            message=self.message,
+            failure=self.failure if self.is_over else Failure.UNFINISHED,
+            message=message,
         )
 
 
@@ -63,9 +60,9 @@ async def fly(client: Client, flight: Flight) -> None:
     """Sends one request and records its tokens."""
     flight.sent_s = client.now_s()
     try:
-        async with contextlib.aclosing(client.send(flight.request)) as tokens:
-            async for token in tokens:
-                flight.token_times_s.append(token.time_s)
+        async with contextlib.aclosing(client.send(flight.request)) as times_s:
+            async for time_s in times_s:
+                flight.token_times_s.append(time_s)
         if not flight.token_times_s:
             raise RequestFailedError(Failure.ERROR, "the answer held no token")
     except RequestFailedError as error:
@@ -77,20 +74,20 @@ async def fly(client: Client, flight: Flight) -> None:
 async def replay(
     client: Client,
     requests: Sequence[WorkloadRequest],
+    flights: list[Flight],
     *,
-    on_done: Callable[[], None] = lambda: None,
     min_grace_s: float = MIN_GRACE_S,
-) -> list[Flight]:
-    """Sends each request at its own time; returns all, in the same order.
+) -> None:
+    """Sends each request at its own time.
 
     Args:
-      client: where to.
-      requests: sorted by `arrival_s`, which counts from now.
-      on_done: called as each request ends.
-      min_grace_s: least wait after the last arrival before giving up.
+      client: Of a warm server.
+      requests: Sorted by `arrival_s`, which counts from now.
+      flights: Gets all of them at once, in the same order.
+      min_grace_s: Least wait after the last arrival before giving up.
     """
     start_s = client.now_s() + _HEAD_START_S
-    flights = [
+    flights += [
         Flight(request=request, arrival_s=start_s + request.arrival_s)
         for request in requests
     ]
@@ -100,32 +97,23 @@ async def replay(
             delay_s = flight.arrival_s - client.now_s()
             if delay_s > 0:
                 await asyncio.sleep(delay_s)
-            task = asyncio.create_task(fly(client, flight))
-            task.add_done_callback(lambda _: on_done())
-            tasks.append(task)
+            tasks.append(asyncio.create_task(fly(client, flight)))
         span_s = requests[-1].arrival_s - requests[0].arrival_s
         await asyncio.wait(tasks, timeout=max(GRACE_SPANS * span_s, min_grace_s))
     finally:
         await _settle(tasks)
-    return flights
 
 
 async def closed_loop(
     client: Client,
     requests: Iterator[WorkloadRequest],
+    flights: list[Flight],
     *,
     num_clients: int,
-    flights: list[Flight],
-    on_done: Callable[[], None] = lambda: None,
 ) -> None:
     """Keeps `num_clients` requests in flight until there are none left to send.
 
-    Args:
-      client: where to.
-      requests: what to send, in order.
-      num_clients: requests in flight at once.
-      flights: gets each request as it is sent; its latency counts from then.
-      on_done: called as each request ends.
+    Each request is put into `flights` as it is sent; its latency counts from then.
     """
 
     async def work() -> None:
@@ -133,7 +121,6 @@ async def closed_loop(
             flight = Flight(request=request, arrival_s=client.now_s())
             flights.append(flight)
             await fly(client, flight)
-            on_done()
 
     workers = [asyncio.create_task(work()) for _ in range(num_clients)]
     try:

@@ -19,9 +19,9 @@ def priced_staircase(
     """Returns the curve of a simulated machine, of full steps with short contexts.
 
     Args:
-      cost_model: prices steps; the decode rows are its `max_num_seqs`.
-      block_tokens: tokens in one prefill block.
-      runs: entries of the report's `runs`; the curve ends at the largest edge of their
+      cost_model: Prices steps; the decode rows are its `max_num_seqs`.
+      block_tokens: Tokens in one prefill block.
+      runs: Entries of the report's `runs`; the curve ends at the largest edge of their
         buckets, or where the machine's limit is.
     """
     num_rows = cost_model.max_num_seqs
@@ -54,34 +54,31 @@ def run_staircase(
     """Returns what an engine's step-time table said of the buckets that ran.
 
     Args:
-      runs: entries of the report's `runs`.
-      block_tokens: tokens in one prefill block; None where that is unknown.
+      runs: Entries of the report's `runs`.
+      block_tokens: Tokens in one prefill block; None where that is unknown.
 
     Returns:
-      The predicted time of each bucket with so many rows, mean over its steps, at the
-      row edge where the most different buckets ran, the largest of several; None for
-      fewer than two such buckets.
+      The predicted time of each bucket, mean over its steps, at the row edge where the
+      most different buckets ran, the largest of several; None for fewer than two.
     """
     programs = [one for run in runs for one in run.get("steps_by_program", ())]
     if block_tokens is None or not programs:
         return None
-    by_rows: dict[int, dict[int, list[tuple[float, int]]]] = {}
+    # By row edge and token positions: the sum of predicted times, and of steps.
+    sums: dict[int, dict[int, np.ndarray]] = collections.defaultdict(
+        lambda: collections.defaultdict(lambda: np.zeros(2))
+    )
     for one in programs:
-        num_rows = one["num_rows"]
-        times_s = by_rows.setdefault(num_rows, collections.defaultdict(list))
-        tokens = num_rows + one["num_blocks"] * block_tokens
-        times_s[tokens].append((one["bucket_s"], one["num_steps"]))
-    num_rows = max(by_rows, key=lambda rows: (len(by_rows[rows]), rows))
-    if len(by_rows[num_rows]) < 2:
+        count = one["num_steps"]
+        tokens = one["num_rows"] + one["num_blocks"] * block_tokens
+        sums[one["num_rows"]][tokens] += (one["bucket_s"] * count, count)
+    num_rows = max(sums, key=lambda rows: (len(sums[rows]), rows))
+    if len(sums[num_rows]) < 2:
         return None
-    ordered = sorted(by_rows[num_rows].items())
+    edges = sorted(sums[num_rows])
     return {
         "num_rows": num_rows,
-        "tokens": [tokens for tokens, _ in ordered],
-        "seconds": [
-            sum(mean_s * count for mean_s, count in group)
-            / sum(count for _, count in group)
-            for _, group in ordered
-        ],
+        "tokens": edges,
+        "seconds": [float(np.divide(*sums[num_rows][edge])) for edge in edges],
         "is_discrete": True,
     }

@@ -1,69 +1,55 @@
 """The servers a benchmark can run against; each is a context that ends it.
 
-The one idea: whoever opens a target gets a warm client, and whatever happens
-then, the engine is stopped or the server is asked to end (SIGTERM) and its exit
-status is checked.
+Who opens one gets the client of a warm server, and whatever happens then, the engine is
+stopped, or the server is asked to end (SIGTERM) and its exit status is checked.
 """
 
 import asyncio
 import contextlib
-import dataclasses
-import functools
 import os
 import pathlib
 import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
 
 import aiohttp
 
 from jserve.config import EngineConfig
 from jserve.config_flags import config_arguments
 from jserve.events import Health
+from jserve_tools.bench_config import BenchConfig, HttpConfig
 from jserve_tools.clients import Client
-from jserve_tools.http_client import RequestForm, open_http_client
+from jserve_tools.http_client import open_http_client
 from jserve_tools.loop_client import LoopClient
+from jserve_tools.progress import Progress
 
-if TYPE_CHECKING:
-    from jserve.tokenizer import Tokenizer
-
+_SERVER = (sys.executable, "-m", "jserve")
 _POLL_S = 0.2
 _STOP_TIMEOUT_S = 60.0
+_CONNECT_S = 3.0  # until an address is refused at which nothing answers
 _LOG_TAIL_LINES = 3
 
 
 @contextlib.asynccontextmanager
 async def engine_in_process(
-    config: EngineConfig, *, start_timeout_s: float, profiles_host: bool
+    config: EngineConfig, *, start_timeout_s: float
 ) -> AsyncIterator[Client]:
     """Starts an engine in this process and waits until it is warm.
 
-    Args:
-      config: of the engine.
-      start_timeout_s: how long compiling may take.
-      profiles_host: whether tokens are turned into text, to time that.
-
     Raises:
-      RuntimeError: if it fails while it starts.
-      TimeoutError: if it is not warm in time.
+      RuntimeError: If it fails while it starts.
+      TimeoutError: If it is not warm in time.
     """
-    from jserve.build import build_loop  # loads JAX
+    from jserve.build import build_loop  # imports JAX
+    from jserve.tokenizer import load_tokenizer
 
     loop = await asyncio.to_thread(build_loop, config)
-    tokenizer = functools.cache(functools.partial(_tokenizer, config))  # if wanted
-    if profiles_host:
-        tokenizer()  # now, while nothing is timed
-    client = LoopClient(
-        loop,
-        detokeniser=(
-            (lambda: tokenizer().detokenizer(()).step) if profiles_host else None
-        ),
-        eos_token_ids=lambda: tokenizer().eos_token_ids,
-    )
+    folder = pathlib.Path(config.model).expanduser()
+    tokenizer = load_tokenizer(folder if folder.is_dir() else None)
+    client = LoopClient(loop, eos_token_ids=tokenizer.eos_token_ids)
     loop.start()
     try:
         if not await asyncio.to_thread(loop.wait_until, Health.WARM, start_timeout_s):
@@ -75,147 +61,91 @@ async def engine_in_process(
         await asyncio.to_thread(loop.stop)
 
 
-def _tokenizer(config: EngineConfig) -> "Tokenizer":
-    from jserve.tokenizer import load_tokenizer
+async def _health(session: aiohttp.ClientSession, url: str) -> Health:
+    """Returns how far a server is, by /health; one that does not say so is warm.
 
-    folder = pathlib.Path(config.model).expanduser()
-    return load_tokenizer(folder if folder.is_dir() else None)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _log_tail(log: pathlib.Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return f"{log} ends: " + " | ".join(lines[-_LOG_TAIL_LINES:])
-
-
-async def _health(session: aiohttp.ClientSession, url: str) -> str:
-    """Returns "no", "ready", "warm" or "failed"; one that tells no more is warm."""
-    try:
-        async with session.get(f"{url}/health") as response:
-            if response.status == 404:
-                return "warm"
-            is_ready = response.status == 200
-            try:
-                body = await response.json(content_type=None)
-            except ValueError:
-                body = None
-    except (aiohttp.ClientError, OSError):
-        return "no"
-    body = body if isinstance(body, dict) else {}
-    if body.get("status") == Health.FAILED.value:
-        return "failed"
-    if not is_ready:
-        return "no"
-    if body.get("warm") is False:
-        return "ready"
-    return "warm"
+    Raises:
+      aiohttp.ClientError, OSError: If nothing answers.
+    """
+    async with session.get(f"{url}/health") as response:
+        if response.status == 404:
+            return Health.WARM
+        try:
+            body = await response.json(content_type=None)
+        except ValueError:
+            body = None
+        status = body.get("status") if isinstance(body, dict) else None
+        if response.status == 200:
+            return Health.READY if status == Health.READY.value else Health.WARM
+        return Health.FAILED if status == Health.FAILED.value else Health.STARTING
 
 
 async def wait_until_warm(
     url: str, *, timeout_s: float, process: asyncio.subprocess.Process | None = None
 ) -> None:
-    """Waits for a server's `/health`.
-
-    Args:
-      url: of the server.
-      timeout_s: how long that may take.
-      process: the server's, if it is ours; its end ends the wait.
+    """Waits for a server's `/health`; the end of its process, if given, ends the wait.
 
     Raises:
-      TimeoutError: if it is not warm in time.
-      ConnectionError: if the process ended, or its engine failed.
+      TimeoutError: If it is not warm in time.
+      ConnectionError: If the process ended, its engine failed, or nothing answers at
+        the URL of a server that is not ours.
     """
-    end_s = asyncio.get_running_loop().time() + timeout_s
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=10)
-    ) as session:
-        while (health := await _health(session, url)) != "warm":
+    now_s = asyncio.get_running_loop().time
+    start_s = now_s()
+    timeout = aiohttp.ClientTimeout(total=10, sock_connect=_CONNECT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        while True:
+            try:
+                health = await _health(session, url)
+            except (aiohttp.ClientError, OSError) as error:
+                health = Health.STARTING
+                if process is None and now_s() - start_s > _CONNECT_S:
+                    errno = getattr(error, "errno", None)
+                    fault = os.strerror(errno) if errno else repr(error)
+                    raise ConnectionError(
+                        f"nothing answers at {url} ({fault}): start a server there, or "
+                        "leave out --url for one of our own"
+                    ) from None
+            if health is Health.WARM:
+                return
+            if health is Health.FAILED:
+                raise ConnectionError(f"the engine of {url} failed while it started")
             if process is not None and process.returncode is not None:
                 raise ConnectionError(f"the server ended with {process.returncode}")
-            if health == "failed":
-                raise ConnectionError(f"the engine of {url} failed while it started")
-            if asyncio.get_running_loop().time() > end_s:
+            if now_s() - start_s > timeout_s:
                 raise TimeoutError(
-                    f"{url} is not warm after {timeout_s:g} s (ready: {health})"
+                    f"{url} is not warm after {timeout_s:g} s, but {health.value}"
                 )
             await asyncio.sleep(_POLL_S)
 
 
 @contextlib.asynccontextmanager
 async def server_at(
-    url: str, form: RequestForm, *, start_timeout_s: float
+    url: str, http: HttpConfig, *, start_timeout_s: float
 ) -> AsyncIterator[Client]:
     """Connects to a running server and waits until it is warm."""
     url = url.rstrip("/").removesuffix("/v1")
     await wait_until_warm(url, timeout_s=start_timeout_s)
-    async with open_http_client(url, form) as client:
+    async with open_http_client(url, http) as client:
         yield client
 
 
-@contextlib.asynccontextmanager
-async def launched_server(
-    config: EngineConfig,
-    form: RequestForm,
-    *,
-    log: pathlib.Path,
-    start_timeout_s: float,
-    command: Sequence[str] = (sys.executable, "-m", "jserve.cli"),
-) -> AsyncIterator[Client]:
-    """Starts a server program of our own, and stops it.
-
-    Args:
-      config: of its engine.
-      form: how requests are written.
-      log: the file that gets its output.
-      start_timeout_s: how long compiling may take.
-      command: what to run; port and engine flags are added.
-
-    Raises:
-      ConnectionError: if it ends before its time, or its engine fails.
-      TimeoutError: if it is not warm in time, or does not stop.
-      RuntimeError: if it ends with a status other than 0.
-    """
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    arguments = ["--host=127.0.0.1", f"--port={port}", *config_arguments(config)]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        # A session of its own: Ctrl-C reaches this program, which then stops it.
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
-    is_well = False
-    try:
-        try:
-            await wait_until_warm(url, timeout_s=start_timeout_s, process=process)
-            async with open_http_client(url, form) as client:
-                yield client
-            is_well = process.returncode is None
-        except ConnectionError as error:
-            raise ConnectionError(f"{error}; {_log_tail(log)}") from None
-        except TimeoutError as error:
-            raise TimeoutError(f"{error}; {_log_tail(log)}") from None
-    finally:
-        status = await _stop(process)
-    if not is_well or status != 0:
-        raise RuntimeError(
-            f"the server ended with status {status}, not 0; {_log_tail(log)}"
-        )
+async def _start(
+    command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int | None
+) -> asyncio.subprocess.Process:
+    # In a session of its own: Ctrl-C reaches this program, which then stops it.
+    return await asyncio.create_subprocess_exec(
+        *(*command, *config_arguments(config)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
 
 
 async def _stop(process: asyncio.subprocess.Process) -> int:
-    """Asks the server to end, insists after a while, and returns its status."""
+    """Asks a process to end, insists after a while, and returns its status."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
@@ -225,101 +155,94 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
         return await process.wait()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Target:
-    """A server that can be started, or is there; more than once if it must be.
+async def fill_compile_cache(
+    engine: EngineConfig, progress: Progress, *, command: Sequence[str] = _SERVER
+) -> None:
+    """Compiles what a server needs, in a process of its own, which shows how far it is.
 
-    Attributes:
-      name: for people.
-      config: of an engine of our own; None for a running server.
-      opener: starts or finds the server of a config.
+    On a terminal that is its own bar; elsewhere its lines are passed on. A cache that
+    cannot be filled is noted only: each server compiles for itself then.
     """
-
-    name: str
-    config: EngineConfig | None
-    opener: Callable[[EngineConfig | None], AbstractAsyncContextManager[Client]]
-
-    def open(
-        self, *, cache_dir: pathlib.Path | None = None
-    ) -> AbstractAsyncContextManager[Client]:
-        """Returns the context in which it serves.
-
-        Args:
-          cache_dir: where an engine of our own keeps compiled programs, in place of
-            what its config says.
-        """
-        config = self.config
-        if cache_dir is not None:
-            assert config is not None
-            config = dataclasses.replace(config, compile_cache_dir=str(cache_dir))
-        return self.opener(config)
+    process = await _start(
+        (*command, "--warmup_only"),
+        engine,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=None if sys.stderr.isatty() else asyncio.subprocess.PIPE,
+    )
+    try:
+        if process.stderr is not None:
+            async for line in process.stderr:
+                progress.note(line.decode(errors="replace").strip())
+        await process.wait()
+    finally:
+        status = await _stop(process)
+    if status != 0:
+        progress.note("the compile cache was not filled: each server compiles anew")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Servers:
-    """What to run against.
+@contextlib.asynccontextmanager
+async def launched_server(
+    config: EngineConfig,
+    http: HttpConfig,
+    *,
+    log: pathlib.Path,
+    start_timeout_s: float,
+    command: Sequence[str] = _SERVER,
+) -> AsyncIterator[Client]:
+    """Starts a server program of our own, and stops it; `log` gets its output.
 
-    Attributes:
-      url: a running server; "" for engines of our own.
-      is_launched: whether those are server processes, not engines in this process.
-      configs: one for each engine of our own.
-      form: how HTTP requests are written.
-      start_timeout_s: how long a server may take to be warm.
-      profiles_host: whether steps are broken down; tokens of engines in process are
-        turned into text then, to time that.
-      measures_warm_start: whether the engine of each bucket strategy is started twice:
-        with an empty compile cache, then with what that start left in it.
+    Raises:
+      ConnectionError: If it ends before its time, or its engine fails.
+      TimeoutError: If it is not warm in time, or does not stop.
+      RuntimeError: If it ends with a status other than 0.
     """
-
-    url: str = ""
-    is_launched: bool = False
-    configs: Sequence[EngineConfig] = ()
-    form: RequestForm = dataclasses.field(default_factory=RequestForm)
-    start_timeout_s: float = 600.0
-    profiles_host: bool = False
-    measures_warm_start: bool = False
-
-    def targets(self, output: pathlib.Path) -> Iterator[Target]:
-        """Yields each server; those of our own write logs in the folder `output`."""
-        if self.url:
-            yield Target(
-                name=f"server at {self.url}",
-                config=None,
-                opener=lambda _: server_at(
-                    self.url, self.form, start_timeout_s=self.start_timeout_s
-                ),
-            )
-            return
-        for config in self.configs:
-            name = f"{config.policy}-{config.bucket_strategy}"
-            if self.is_launched:
-                log = output / f"server-{re.sub(r'[^a-z0-9_.-]+', '_', name)}.log"
-                yield Target(
-                    name=f"server with {name}, log in {log}",
-                    config=config,
-                    opener=functools.partial(self._launched, log),
-                )
-            else:
-                yield Target(
-                    name=f"engine with {name} in process",
-                    config=config,
-                    opener=self._in_process,
-                )
-
-    def _launched(
-        self, log: pathlib.Path, config: EngineConfig | None
-    ) -> AbstractAsyncContextManager[Client]:
-        assert config is not None
-        return launched_server(
-            config, self.form, log=log, start_timeout_s=self.start_timeout_s
-        )
-
-    def _in_process(
-        self, config: EngineConfig | None
-    ) -> AbstractAsyncContextManager[Client]:
-        assert config is not None
-        return engine_in_process(
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = await _start(
+            (*command, "--host=127.0.0.1", f"--port={port}"),
             config,
-            start_timeout_s=self.start_timeout_s,
-            profiles_host=self.profiles_host,
+            stdout=output.fileno(),
+            stderr=asyncio.subprocess.STDOUT,
         )
+    is_well = False
+    try:
+        await wait_until_warm(url, timeout_s=start_timeout_s, process=process)
+        async with open_http_client(url, http) as client:
+            yield client
+        is_well = process.returncode is None
+    except (ConnectionError, TimeoutError) as error:
+        raise type(error)(f"{error}; {_log_tail(log)}") from None
+    finally:
+        status = await _stop(process)
+    if not is_well or status != 0:
+        raise RuntimeError(
+            f"the server ended with status {status}, not 0; {_log_tail(log)}"
+        )
+
+
+def _log_tail(log: pathlib.Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return f"{log} ends: " + " | ".join(lines[-_LOG_TAIL_LINES:])
+
+
+def open_server(
+    config: BenchConfig, engine: EngineConfig | None
+) -> AbstractAsyncContextManager[Client]:
+    """Returns the context in which a server of our own, or the one at the URL, is."""
+    timeout_s = config.servers.start_timeout_s
+    if engine is None:
+        return server_at(config.servers.url, config.http, start_timeout_s=timeout_s)
+    if not config.servers.launch:
+        return engine_in_process(engine, start_timeout_s=timeout_s)
+    name = re.sub(r"[^a-z0-9_.-]+", "_", engine_name(engine))
+    log = config.report.output / f"server-{name}.log"
+    return launched_server(engine, config.http, log=log, start_timeout_s=timeout_s)
+
+
+def engine_name(engine: EngineConfig) -> str:
+    """Returns what tells an engine from others of the benchmark."""
+    return f"{engine.policy}-{engine.bucket_strategy}"

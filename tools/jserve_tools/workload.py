@@ -1,30 +1,34 @@
-"""Turns trace rows into requests: token ids, a service class, a promise.
+"""Turns trace rows into requests: token ids, a service class, an SLO.
 
-The one idea: everything that chance decides is a function of (seed, row), or of
-(seed, run, row) for the prompt. So every policy meets the same lengths, classes
-and promises, but no run finds the prompts of another in a cache.
+Everything that chance decides is a function of (seed, row), or of (seed, run, row) for
+the prompt. So every policy gets the same lengths, classes and SLOs, but no run finds
+the prompts of another in a cache.
 """
 
 import dataclasses
 import functools
+import statistics
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jserve_sched.slo import ServiceClass, Slo
+from jserve_sched.slo import BEST_EFFORT, ServiceClass, Slo, parse_service_classes
 from jserve_sched.workload import Yardstick
-from jserve_tools.workload_trace import TraceRow, row_classes
+from jserve_tools.bench_config import BenchConfig
+from jserve_tools.workload_trace import (
+    TraceRow,
+    mean_rate,
+    read_trace,
+    row_classes,
+    scale_lengths,
+    scale_rate,
+)
 
-# Ids that every vocabulary has, and that the usual layouts do not give to special
-# tokens: bytes in the byte tokenizer of the named models and in GPT-2's layout,
-# byte-fallback tokens in Llama 2's. As a text they mean nothing, nor need they: a
-# step takes as long whatever the ids. A vocabulary that keeps other special tokens
-# there needs other bounds.
-FIRST_TOKEN_ID = 4
-LAST_TOKEN_ID = 255
+_DEFAULT_ROWS = 200  # of a trace
 
-# Chosen so that at nine tenths of capacity neither is met by all or by none: the
+# Chosen so that at nine tenths of capacity neither is attained by all or by none: the
 # tight one has room for one long prompt in front of it, the lax one for a queue.
 DEFAULT_SERVICE_CLASSES = (
     ServiceClass(
@@ -35,42 +39,14 @@ DEFAULT_SERVICE_CLASSES = (
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers:
-    """How the requests of a trace say that they want to be answered.
-
-    Attributes:
-      ignore_eos: whether an answer goes on to its last token whatever the model draws;
-        if not, it may end before.
-      declared_max_tokens: most tokens that each asks for; 0 for what the trace says.
-      temperature: of sampling; 0 takes the likeliest token.
-    """
-
-    ignore_eos: bool = True
-    declared_max_tokens: int = 0
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.declared_max_tokens and self.ignore_eos:
-            raise ValueError(
-                f"declared_max_tokens={self.declared_max_tokens} would do nothing "
-                "without noignore_eos: each answer has the tokens of the trace"
-            )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class WorkloadRequest:
     """One request, ready to send.
 
     Attributes:
-      request_id: unique within this program's life.
-      arrival_s: when to send it, seconds after the replay starts.
+      request_id: Unique within this program's life.
+      arrival_s: When it is due, seconds after the replay starts.
       prompt: `[n]` int32 token ids.
-      max_tokens: most output tokens to draw.
-      service_class: name of its class.
-      slo: its absolute objective.
-      ignore_eos: whether it draws all of them.
-      temperature: of sampling.
-      seed: of sampling.
+      ignore_eos: Whether it draws all `max_tokens`.
     """
 
     request_id: str
@@ -84,55 +60,30 @@ class WorkloadRequest:
     seed: int = 0
 
 
-def draw_prompt(
-    length: int,
-    *,
-    seed: int,
-    run: int,
-    row: int,
-    first_id: int = FIRST_TOKEN_ID,
-    last_id: int = LAST_TOKEN_ID,
-) -> np.ndarray:
-    """Returns `[length]` int32 ids, uniform from `first_id` to `last_id`."""
-    random = np.random.default_rng((seed, run, row))
-    return random.integers(first_id, last_id + 1, length, np.int32)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Trace rows and all that is needed to make requests of them.
+    """Trace rows and what is needed to make requests of them.
 
     Attributes:
-      rows: the requests' lengths and arrivals.
-      seed: decides classes and prompts.
-      classes: the service classes. Rows that name none get one by shares, which then
+      rows: Lengths and arrivals of the requests.
+      config: Seed, vocabulary and how answers end.
+      classes: The service classes. Rows that name none get one by shares, which then
         add up to 1.
-      first_id: least token id of a prompt.
-      last_id: greatest token id of a prompt.
-      answers: what the rows ask for; requests that measure the machine do not.
     """
 
     rows: Sequence[TraceRow]
-    seed: int = 0
+    config: BenchConfig = dataclasses.field(default_factory=BenchConfig)
     classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
-    first_id: int = FIRST_TOKEN_ID
-    last_id: int = LAST_TOKEN_ID
-    answers: Answers = Answers()
 
     def __post_init__(self) -> None:
         _ = self._row_classes  # a wrong one is refused now
-        if not 0 <= self.first_id < self.last_id:
-            raise ValueError(
-                f"first_prompt_token={self.first_id} is not in "
-                f"0..last_prompt_token={self.last_id}"
-            )
 
     @functools.cached_property
     def _row_classes(self) -> list[ServiceClass]:
-        return row_classes(self.rows, self.classes, self.seed)
+        return row_classes(self.rows, self.classes, self.config.seed)
 
     def slo(self, row: int, yardstick: Yardstick | None) -> tuple[str, Slo]:
-        """Returns the class name and the absolute objective of a row."""
+        """Returns the class name and the absolute objectives of a row."""
         one = self._row_classes[row]
         if yardstick is None:
             return one.name, one.resolve()
@@ -142,50 +93,105 @@ class Workload:
         )
 
     def request(
-        self,
-        run: int,
-        index: int,
-        *,
-        prompt_tokens: int,
-        max_tokens: int,
-        arrival_s: float = 0.0,
+        self, run: int, index: int, *, prompt_tokens: int, max_tokens: int
     ) -> WorkloadRequest:
-        """Returns a best-effort request of any length; for measuring the machine."""
+        """Returns a best-effort request of any length, due at once.
+
+        Its prompt is drawn by seed, run and index.
+        """
+        config = self.config
+        random = np.random.default_rng((config.seed, run, index))
         return WorkloadRequest(
             request_id=f"bench-{run}-{index}",
-            arrival_s=arrival_s,
-            prompt=draw_prompt(
+            arrival_s=0.0,
+            prompt=random.integers(
+                config.first_prompt_token,
+                config.last_prompt_token + 1,
                 prompt_tokens,
-                seed=self.seed,
-                run=run,
-                row=index,
-                first_id=self.first_id,
-                last_id=self.last_id,
+                np.int32,
             ),
             max_tokens=max_tokens,
         )
 
-    def requests(self, run: int, yardstick: Yardstick | None) -> list[WorkloadRequest]:
-        """Returns every row as a request of run number `run`."""
-        answers = self.answers
+    def requests(
+        self, run: int, yardstick: Yardstick | None, *, qps: float
+    ) -> list[WorkloadRequest]:
+        """Returns every row as a request of run number `run`.
+
+        Args:
+          run: Draws the prompts, with the seed.
+          yardstick: What relative objectives are multiples of; None without any.
+          qps: Mean rate of arrivals; infinite has all of them come at once.
+        """
+        replay = self.config.replay
         requests = []
-        for index, row in enumerate(self.rows):
+        for index, row in enumerate(scale_rate(self.rows, qps)):
             name, slo = self.slo(index, yardstick)
             request = self.request(
                 run,
                 index,
                 prompt_tokens=row.prompt_tokens,
-                max_tokens=answers.declared_max_tokens or row.output_tokens,
-                arrival_s=row.arrival_s,
+                max_tokens=replay.declared_max_tokens or row.output_tokens,
             )
             requests.append(
                 dataclasses.replace(
                     request,
+                    arrival_s=row.arrival_s,
                     service_class=name,
                     slo=slo,
-                    ignore_eos=answers.ignore_eos,
-                    temperature=answers.temperature,
-                    seed=zlib.crc32(f"{self.seed}:{index}".encode()),
+                    ignore_eos=replay.ignore_eos,
+                    temperature=replay.temperature,
+                    seed=zlib.crc32(f"{self.config.seed}:{index}".encode()),
                 )
             )
         return requests
+
+    def describe(self) -> dict[str, Any]:
+        """Returns what is sent, for the report."""
+        rows, config, replay = self.rows, self.config, self.config.replay
+        is_replay = config.mode == "replay"
+        found: dict[str, Any] = {
+            "trace": replay.trace.name if is_replay else "fixed lengths",
+            "num_rows": len(rows),
+            "seed": config.seed,
+            "mode": config.mode,
+            "length_scale": replay.length_scale,
+            "service_classes": [
+                {name: one for name, one in vars(kind).items() if one is not None}
+                for kind in self.classes
+            ],
+        }
+        for name in ("prompt_tokens", "output_tokens"):
+            lengths = [getattr(row, name) for row in rows]
+            found[f"{name}_mean"] = statistics.fmean(lengths)
+            found[f"{name}_max"] = max(lengths)
+        if replay.temperature or not replay.ignore_eos:
+            names = ("ignore_eos", "declared_max_tokens", "temperature")
+            found["answers"] = {name: getattr(replay, name) for name in names}
+        if rows[-1].arrival_s > rows[0].arrival_s:
+            found["trace_qps"] = mean_rate(rows)
+        if replay.one_shot:
+            found["is_one_shot"] = True
+        return found
+
+
+def read_workload(config: BenchConfig) -> Workload:
+    """Reads what a benchmark sends.
+
+    Raises:
+      ValueError: If the trace or the service classes are wrong, naming the value.
+      OSError: If a file cannot be read.
+    """
+    if config.mode == "closed":
+        closed = config.closed
+        row = TraceRow(0.0, closed.prompt_tokens, closed.output_tokens)
+        return Workload(rows=[row], config=config, classes=(BEST_EFFORT,))
+    replay = config.replay
+    classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
+    if replay.service_classes is not None:
+        classes = parse_service_classes(replay.service_classes.read_text())
+    rows = read_trace(replay.trace, num_requests=config.num_requests, classes=classes)
+    if not config.num_requests:
+        rows = rows[:_DEFAULT_ROWS]
+    rows = scale_lengths(rows, replay.length_scale)
+    return Workload(rows=rows, config=config, classes=classes)

@@ -7,12 +7,12 @@ request each was, if it says so; the text is made up by `workload`.
 
 import csv
 import dataclasses
+import itertools
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jserve_sched.slo import ServiceClass
-from jserve_sched.workload import check_shares, draw_class
 
 COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 CLASS_COLUMN = "service_class"
@@ -33,28 +33,34 @@ class TraceRow:
     service_class: str = ""
 
 
-def _number(where: str, name: str, text: str | None, least: float) -> float:
+def _number(name: str, text: str | None) -> float:
+    """Returns a cell's number: a time from 0, or a whole number of tokens from 1."""
     try:
         value = float(text or "")
     except ValueError:
-        raise ValueError(f"{where}: {name}={text!r} is not a number") from None
+        raise ValueError(f"{name}={text!r} is not a number") from None
+    least = 0 if name == "arrival_s" else 1
     if not math.isfinite(value) or value < least:
-        raise ValueError(f"{where}: {name}={text} is below {least:g}")
+        raise ValueError(f"{name}={text} is below {least}")
+    if name != "arrival_s" and value != int(value):
+        raise ValueError(f"{name}={text} is not a whole number")
     return value
 
 
-def _count(where: str, name: str, text: str | None) -> int:
-    value = _number(where, name, text, 1)
-    if value != int(value):
-        raise ValueError(f"{where}: {name}={text} is not a whole number")
-    return int(value)
-
-
-def _class_name(where: str, name: str, classes: Sequence[ServiceClass]) -> str:
+def _check_class(name: str, classes: Sequence[ServiceClass]) -> None:
     known = [one.name for one in classes]
     if name not in known:
-        raise ValueError(f"{where}: {CLASS_COLUMN}={name!r} is not one of {known}")
-    return name
+        raise ValueError(f"{CLASS_COLUMN}={name!r} is not one of {known}")
+
+
+def _row(cells: Mapping[str, str], classes: Sequence[ServiceClass]) -> TraceRow:
+    """Returns a line as a row; without classes, its own is not read."""
+    time_s, prompt, output = (_number(name, cells[name]) for name in COLUMNS)
+    service_class = ""
+    if classes and CLASS_COLUMN in cells:
+        service_class = cells[CLASS_COLUMN] or ""
+        _check_class(service_class, classes)
+    return TraceRow(time_s, int(prompt), int(output), service_class)
 
 
 def read_trace(
@@ -66,15 +72,15 @@ def read_trace(
     """Reads the first rows of a trace, with times from the first arrival.
 
     Args:
-      path: the CSV file.
-      num_requests: rows wanted; 0 takes all.
-      classes: what the trace's own classes must be among. Without any, its column of
+      path: The CSV file.
+      num_requests: Rows wanted; 0 takes all.
+      classes: What the trace's own classes must be among. Without any, its column of
         classes is not read.
 
     Raises:
-      ValueError: naming the line and the value that is wrong, or that the file
+      ValueError: Naming the line and the value that is wrong, or that the file
         has fewer rows than wanted.
-      OSError: if the file cannot be read.
+      OSError: If the file cannot be read.
     """
     rows: list[TraceRow] = []
     with path.open(newline="") as file:
@@ -84,25 +90,17 @@ def read_trace(
             raise ValueError(
                 f"{path}: the first line lacks {missing}; it must name {list(COLUMNS)}"
             )
-        has_classes = bool(classes) and CLASS_COLUMN in (reader.fieldnames or ())
-        for cells in reader:
-            where = f"{path}, line {reader.line_num}"
-            row = TraceRow(
-                _number(where, "arrival_s", cells["arrival_s"], 0),
-                _count(where, "prompt_tokens", cells["prompt_tokens"]),
-                _count(where, "output_tokens", cells["output_tokens"]),
-            )
-            if has_classes:
-                name = _class_name(where, cells[CLASS_COLUMN] or "", classes)
-                row = dataclasses.replace(row, service_class=name)
-            if rows and row.arrival_s < rows[-1].arrival_s:
-                raise ValueError(
-                    f"{where}: arrival_s={row.arrival_s} is before the line above "
-                    f"({rows[-1].arrival_s}); sort by arrival_s"
-                )
+        for cells in itertools.islice(reader, num_requests or None):
+            try:
+                row = _row(cells, classes)
+                if rows and row.arrival_s < rows[-1].arrival_s:
+                    raise ValueError(
+                        f"arrival_s={row.arrival_s} is before the line above "
+                        f"({rows[-1].arrival_s}); sort by arrival_s"
+                    )
+            except ValueError as error:
+                raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
             rows.append(row)
-            if len(rows) == num_requests:
-                break
     if not rows:
         raise ValueError(f"{path}: no requests")
     if len(rows) < num_requests:
@@ -132,20 +130,22 @@ def row_classes(
       ValueError: if a row's own is not among the classes, or one is to be drawn and
         their shares do not add up to 1.
     """
+    from jserve_sched.workload import check_shares, draw_class  # imports NumPy
+
     if not all(row.service_class for row in rows):
         check_shares(classes)
     by_name = {one.name: one for one in classes}
-    found = []
-    for index, row in enumerate(rows):
-        if not row.service_class:
-            found.append(draw_class(classes, seed, index))
-            continue
-        _class_name(f"request {index}", row.service_class, classes)
-        found.append(by_name[row.service_class])
-    return found
+    for name in {row.service_class for row in rows} - {""}:
+        _check_class(name, classes)
+    return [
+        by_name[row.service_class]
+        if row.service_class
+        else draw_class(classes, seed, index)
+        for index, row in enumerate(rows)
+    ]
 
 
-def mean_rate(rows: list[TraceRow]) -> float:
+def mean_rate(rows: Sequence[TraceRow]) -> float:
     """Returns the trace's mean arrival rate, requests per second.
 
     Raises:
@@ -157,7 +157,7 @@ def mean_rate(rows: list[TraceRow]) -> float:
     return (len(rows) - 1) / span_s
 
 
-def scale_rate(rows: list[TraceRow], qps: float) -> list[TraceRow]:
+def scale_rate(rows: Sequence[TraceRow], qps: float) -> list[TraceRow]:
     """Returns the rows with arrival times scaled to a mean rate of `qps` a second.
 
     An infinite rate has all come at once.
