@@ -109,7 +109,13 @@ def test_replay_over_http_end_to_end(url: str, tmp_path: pathlib.Path) -> None:
     assert set(run["by_class"]) == {"tight", "lax"}
     assert len(run["requests"]) == 25
     assert line["runs"][0] == {k: v for k, v in run.items() if k != "requests"}
-    for text in ("capacity:", "TTFT bound", "met tight", "host/device", "report.png"):
+    for text in (
+        "capacity:",
+        "TTFT bound",
+        "attained tight",
+        "host/device",
+        "report.png",
+    ):
         assert text in out
     assert run["start_up"]["executable_bytes"] == 4000
     assert run["buckets"]["block_edges"] == [0, 4, 8, 16]
@@ -150,7 +156,6 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_starts_anew(
     out, second = finish()
     assert second["num_resumed"] == 0
     assert "+ better, - worse, = within the noise" in out
-    assert (tmp_path / "out" / "report.png").exists()
     assert not (tmp_path / "out" / "report.html").exists()
 
 
@@ -202,7 +207,7 @@ def test_an_interrupt_leaves_no_file(
     _, err = program.communicate(timeout=30)
     assert program.returncode in (1, 130)
     assert "Traceback" not in err
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 WRONG_VALUES = {

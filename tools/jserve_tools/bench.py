@@ -24,23 +24,21 @@ import pathlib
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
 from jserve.config import EngineConfig
+from jserve.config_flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve_sched.slo import BEST_EFFORT, ServiceClass, parse_service_classes
 from jserve_tools.benchmark import Benchmark, Findings
-from jserve_tools.comparison_flags import (
-    ComparisonOptions,
-    define_comparison_flags,
-)
-from jserve_tools.documents import document, one_line, write_whole
+from jserve_tools.documents import document, one_line
 from jserve_tools.idle_flags import check_flags
 from jserve_tools.load_flags import define_one_shot_flag
 from jserve_tools.loads import ClosedLoop, Replay, describe
-from jserve_tools.plots import draw
 from jserve_tools.publishing import publish
+from jserve_tools.report_config import ReportConfig
 from jserve_tools.run_store import RunStore
 from jserve_tools.server_flags import define_server_flags
 from jserve_tools.staircases import run_staircase
@@ -165,10 +163,8 @@ _FIRST_PROMPT_TOKEN = flags.DEFINE_integer(
 _LAST_PROMPT_TOKEN = flags.DEFINE_integer(
     "last_prompt_token", LAST_TOKEN_ID, "Greatest token id of a prompt."
 )
-_read_comparison = define_comparison_flags(
-    output="out/bench",
-    output_help="Folder for report.json, report.png, report.html and servers' logs.",
-)
+_read_report_config = define_config_flags(ReportConfig, group="Report")
+flags.FLAGS.set_default("output", "out/bench")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,7 +175,8 @@ class _Options:
     load: Replay | ClosedLoop
     workload: Workload
     trace: str
-    comparison: ComparisonOptions
+    report: ReportConfig
+    old_report: dict[str, Any] | None
 
 
 def _numbers(name: str, texts: Sequence[str] | None) -> list[float]:
@@ -248,6 +245,7 @@ def _options() -> _Options:
         ignores_eos=_IGNORE_EOS.value,
     )
     servers = _read_servers()
+    report = _read_report_config()
     load: Replay | ClosedLoop
     classes: Sequence[ServiceClass] = (BEST_EFFORT,)
     if _MODE.value == "replay":
@@ -278,7 +276,8 @@ def _options() -> _Options:
             ),
         ),
         trace=name,
-        comparison=_read_comparison(),
+        report=report,
+        old_report=report.probe(),
     )
 
 
@@ -295,7 +294,7 @@ async def _find(options: _Options, store: RunStore) -> Findings:
         servers=options.servers,
         load=options.load,
         workload=options.workload,
-        output=options.comparison.output,
+        output=options.report.output,
         store=store,
         say=_say,
     ).run()
@@ -306,7 +305,6 @@ def _publish(
 ) -> None:
     """Writes the report and the picture, and prints the tables and the JSON line."""
     summaries = [run.summary for run in findings.runs]
-    output = options.comparison.output
     load = {
         name: value
         for name, value in dataclasses.asdict(options.load).items()
@@ -339,15 +337,8 @@ def _publish(
     for summary in summaries:
         if summary.get("host_profile"):
             _say(f"\n{host_table(summary['host_profile'])}")
-    title = f"{options.trace}, {summaries[0]['num_requests']} requests a run"
-    if findings.capacity is not None:
-        title += f", capacity {findings.capacity.requests_per_s:.2f} requests/s"
-    if report.get("device"):
-        title += f", {report['device']}"
-    picture = output / "report.png"
-    write_whole(picture, draw(findings.runs, title=title))
-    _say(f"\nplot: {picture}")
-    publish(report, options.comparison, store, say=_say)
+    publish(report, options.report, options.old_report, None, say=_say)
+    store.remove_used()
     _say(one_line(report))
 
 
@@ -360,9 +351,8 @@ def main(argv: Sequence[str]) -> None:
         options = _options()
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
-    comparison = options.comparison
     try:
-        store = RunStore(comparison.runs_folder, resumes=comparison.resumes)
+        store = RunStore(options.report.output / "runs", resumes=options.report.resume)
         findings = asyncio.run(_find(options, store))
     except (ValueError, OSError, TimeoutError, RuntimeError) as error:
         raise ProgramError(str(error)) from error

@@ -24,34 +24,31 @@ from typing import Any
 
 from absl import flags, logging
 
+from jserve.config_flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve_sched.goodput import MAX_VIOLATION_SHARE, WARMUP_SHARE, RateGrid
-from jserve_tools.comparison_flags import (
-    ComparisonOptions,
-    define_comparison_flags,
-)
 from jserve_tools.documents import one_line
 from jserve_tools.load_flags import LoadOptions, define_load_flags
 from jserve_tools.machine_flags import MachineOptions, define_machine_flags
 from jserve_tools.publishing import publish
+from jserve_tools.report_config import ReportConfig
 from jserve_tools.run_store import RunStore
 from jserve_tools.simulated_fits import fit_experiments
 from jserve_tools.simulation import Experiment
 from jserve_tools.simulation_report import simulation_report
-from jserve_tools.simulation_tables import (
+from jserve_tools.sweep import RateTask, run_all, search_goodputs
+from jserve_tools.tables import (
     fits_table,
     goodput_table,
     instances_table,
+    run_tables,
     speed_table,
 )
-from jserve_tools.sweep import RateTask, run_all, search_goodputs
-from jserve_tools.tables import run_tables
 
 _read_load = define_load_flags()
 _read_machine = define_machine_flags()
-_read_comparison = define_comparison_flags(
-    output="out/simulate", output_help="Folder for report.json and report.html."
-)
+_read_report_config = define_config_flags(ReportConfig, group="Report")
+flags.FLAGS.set_default("output", "out/simulate")
 _POLICIES = flags.DEFINE_list(
     "policies",
     ["fcfs"],
@@ -132,7 +129,8 @@ class _Options:
     machine: MachineOptions
     experiments: Sequence[Experiment]
     seeds: Sequence[int]
-    comparison: ComparisonOptions
+    report: ReportConfig
+    old_report: dict[str, Any] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,7 +170,7 @@ def _options() -> _Options:
         given = [one for one in _GOODPUT_FLAGS if flags.FLAGS[one].present]
         if given:
             raise ValueError(f"{' and '.join(given)} would do nothing without goodput")
-    comparison = _read_comparison()
+    report = _read_report_config()
     machine = _read_machine()
     machine.shapes.check_used(_BUCKET_STRATEGIES.value, _MAX_PROGRAMS.value)
     load = _read_load()
@@ -207,15 +205,15 @@ def _options() -> _Options:
         machine=machine,
         experiments=experiments,
         seeds=range(_SEED.value, _SEED.value + _NUM_SEEDS.value),
-        comparison=comparison,
+        report=report,
+        old_report=report.probe(),
     )
 
 
 def _find(options: _Options) -> _Findings:
     """Runs everything that no earlier call has finished."""
-    comparison = options.comparison
     store: RunStore | None = RunStore(
-        comparison.runs_folder, resumes=comparison.resumes
+        options.report.output / "runs", resumes=options.report.resume
     )
     if _STEP_LOG.value is not None:
         store = None  # a run that is not made again has no steps to write
@@ -298,7 +296,9 @@ def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> Non
     if _GOODPUT.value:
         _say(f"\n{goodput_table(found.runs)}")
     _say(f"\n{speed_table(found.runs)}")
-    publish(report, options.comparison, found.store, say=_say)
+    publish(report, options.report, options.old_report, None, say=_say)
+    if found.store is not None:
+        found.store.remove_used()
     _say(one_line(report))
 
 
