@@ -97,14 +97,14 @@ def test_latencies_come_from_requests_or_from_the_summary() -> None:
     times = {"p50": 1.0, "p90": 2.0, "p99": 3.0}
     by_class = {"a": {"ttft_s": times, "tbt_s": times}}
     rows = report_rows.latencies({}, cells(report(run("x", 9, by_class=by_class))))
-    assert [(row["latency"], row["p90"]) for row in rows] == [
+    assert [(row["latency"], row["p90_s"]) for row in rows] == [
         ("TTFT: time to the first token", 2),
         ("TBT: times between tokens, all pooled", 2),
     ]
     requests = [{"service_class": "a", "tbt_p99_s": 5.0}]
     listed = run("x", 9, by_class=by_class, requests=requests)
     found = {
-        row["latency"]: row["p50"]
+        row["latency"]: row["p50_s"]
         for row in report_rows.latencies({}, cells(report(listed)))
     }
     assert found["TBT: 99th percentile of a request's times between tokens"] == 5.0
@@ -117,10 +117,10 @@ def test_failures_and_their_reasons_are_counted_over_turns() -> None:
     turn = run("x", 95, by_class={"a": entry}, requests=[failed, {"ttft_s": 1.0}])
     known = cells(report(turn, turn))
     found = {row["cause"]: row for row in report_rows.failures(known)}
-    assert found["error"]["count"] == 2 and found["late token"]["count"] == 8
+    assert found["error"]["requests"] == 2 and found["late token"]["requests"] == 8
     assert found["late token"]["percent"] == 4.0  # of all 200
     (message,) = report_rows.messages(known)
-    assert (message["message"], message["count"]) == ("connection reset", 2)
+    assert (message["message"], message["requests"]) == ("connection reset", 2)
 
 
 def test_steps_fall_on_the_tokens_of_their_program() -> None:
@@ -139,7 +139,7 @@ def test_steps_fall_on_the_tokens_of_their_program() -> None:
     assert found["curve"] == [(4, 10.0), (68, 20.0), (132, 30.0)]
     assert found["edge"] == [(4, 10.0), (68, 20.0)]  # 64 blocks are off the curve
     assert found["ran"] == [(68, pytest.approx(25.0))]
-    assert [row["num_steps"] for row in rows if row["kind"] == "ran"] == [4]
+    assert [row["steps"] for row in rows if row["kind"] == "ran"] == [4]
     only_timed = {"staircase": curve | {"is_discrete": True, "tokens": [4, 100, 132]}}
     rows = report_rows.staircase(only_timed, cells(report(*runs)))
     assert [row["tokens"] for row in rows if row["kind"] == "edge"] == [4]
@@ -147,10 +147,10 @@ def test_steps_fall_on_the_tokens_of_their_program() -> None:
 
 def test_a_start_has_two_stages_and_its_kind() -> None:
     rows = report_rows.starts(cells(fake_report()))
-    assert {row["panel"] for row in rows} == {
+    assert {row["start"] for row in rows} == {
         *("empty compile cache", "full compile cache")
     }
-    cold = [row for row in rows if row["panel"].startswith("empty")][:2]
+    cold = [row for row in rows if row["start"].startswith("empty")][:2]
     assert [(row["since_s"], row["until_s"]) for row in cold] == [(0, 2.0), (2.0, 9.0)]
     assert {
         row["part"]: row["seconds"]

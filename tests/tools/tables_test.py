@@ -6,13 +6,9 @@ from typing import Any
 from jserve_sched.slo import ServiceClass
 from jserve_sched.workload import Yardstick
 from jserve_tools.tables import (
-    buckets_table,
     fits_table,
-    goodput_table,
-    lengths_table,
     render,
     run_tables,
-    runs_table,
     slo_table,
 )
 from jserve_tools.workload import Workload
@@ -30,9 +26,14 @@ def run(**fields: Any) -> dict[str, Any]:
     } | fields
 
 
-def columns(table: str) -> dict[str, list[str]]:
+def columns(table: str) -> dict[str, tuple[str, ...]]:
     head, _, *rows = [re.split(r"\s{2,}", line) for line in table.splitlines()]
     return dict(zip(head, zip(*rows, strict=True), strict=True))
+
+
+def shown(*runs: dict[str, Any]) -> list[dict[str, tuple[str, ...]]]:
+    """Returns the columns of each table of some runs."""
+    return [columns(table) for table in run_tables(runs).split("\n\n")]
 
 
 ERROR = {
@@ -50,7 +51,7 @@ def test_columns_line_up() -> None:
 
 
 def test_runs_have_a_row_each_and_dashes_for_the_unknown() -> None:
-    found = columns(runs_table([run(qps=2.0), run(policy="edf", ttft_s={"p50": 0.5})]))
+    found, _ = shown(run(qps=2.0), run(policy="edf", ttft_s={"p50": 0.5}))
     assert found == {
         "run": ("sjf @0.5x", "edf @0.5x"),
         "req/s": ("2.00", "-"),
@@ -64,7 +65,7 @@ def test_runs_have_a_row_each_and_dashes_for_the_unknown() -> None:
 
 def test_a_load_without_objectives_has_no_columns_of_classes() -> None:
     only = run(by_class={"best_effort": {"attainment": 1.0}}, goodput_qps=1.2345)
-    found = columns(runs_table([only]))
+    found, _ = shown(only)
     assert "attained best_effort" not in found and found["goodput"] == ("1.234",)
 
 
@@ -76,7 +77,8 @@ def test_padding_and_starts_are_told_where_they_were_measured() -> None:
         start_up_warm={"warm_s": 0.5},
         num_compiles_after_warmup=0,
     )
-    assert columns(buckets_table([started, run()])) == {
+    _, found = shown(started, run())
+    assert found == {
         "buckets": ("sjf @0.5x", "sjf @0.5x"),
         "pad time": ("20.0%", "-"),
         "programs": ("4", "-"),
@@ -89,24 +91,20 @@ def test_padding_and_starts_are_told_where_they_were_measured() -> None:
 
 
 def test_predicted_lengths_are_shown_only_where_something_was_predicted() -> None:
-    runs = [run(), run(policy="annealing", length_error=ERROR)]
-    _, _, row = lengths_table(runs).splitlines()
-    expected = ["annealing", "@0.5x", "chat", "3", "80.0", "100.0", "24.0", "30.0%"]
-    assert row.split() == expected
-    assert lengths_table(runs) in run_tables(runs)
-    assert len(run_tables([run()]).split("\n\n")) == 2
+    _, _, found = shown(run(), run(policy="annealing", length_error=ERROR))
+    assert [text for (text,) in found.values()] == [
+        *("annealing @0.5x", "chat", "3", "80.0", "100.0", "24.0", "30.0%")
+    ]
+    assert len(shown(run())) == 2
 
 
 def test_goodput_and_fits() -> None:
     searched = run(bucket_strategy="none", goodput_qps=2.5)
     searched |= {"goodput_violation_share": 0.0123, "goodput_ci95_qps": [2.25, 2.75]}
-    assert columns(goodput_table([searched])) == {
-        "goodput": ("sjf",),
-        "buckets": ("none",),
-        "requests/s": ("2.500",),
-        "95 % interval": ("2.250 to 2.750",),
-        "violations": ("1.23%",),
-    }
+    found, _ = shown(searched)
+    assert found["run"] == ("sjf/none @0.5x",) and found["goodput"] == ("2.500",)
+    assert found["95 % interval"] == ("2.250 to 2.750",)
+    assert found["violations"] == ("1.23%",)
     turn = {"num_programs": 12, "expected_s": 0.0123, "pad_share_time": 0.05}
     fit = {"policy": "edf", "qps": 2.0, "iterations": [turn, turn | {"change": -0.01}]}
     found = columns(fits_table([fit]))

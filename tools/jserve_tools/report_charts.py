@@ -12,6 +12,7 @@ import altair as alt
 
 from jserve_tools import report_rows
 from jserve_tools.report_cells import cells, distinct
+from jserve_tools.report_rows import Row
 
 FILTERS = ("policy", "strategy", "load", "class")
 # Okabe and Ito's palette: told apart by colour-blind readers too.
@@ -25,7 +26,8 @@ _TOP_ONLY = ("$schema", "params", "usermeta")  # of a specification
 _FEW = alt.Axis(tickCount=5)
 _PANEL = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelLimit=340)
 
-Column = tuple[str, str, str]  # field, title, and format of numbers or ""
+# Fields of rows that only place or order a mark; all others are told.
+_UNTOLD = {"setting", "panel", "latency", "label", "shade", "order", "since_s"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,6 @@ class Chart:
       name: Of its files and of its place in the page.
       title: What it shows, in a line.
       caption: How to read it.
-      columns: What its tooltips and the table beside it say.
       rows: What it is drawn from.
       spec: Vega-Lite, with parameters `pick_policy` and so on that filter rows;
         `usermeta` says how wide its panels may be.
@@ -45,9 +46,13 @@ class Chart:
     name: str
     title: str
     caption: str
-    columns: tuple[Column, ...]
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     spec: Mapping[str, Any]
+
+
+def fields(rows: Sequence[Row]) -> list[str]:
+    """Returns what tooltips and the table beside a chart say of its rows."""
+    return distinct([name for row in rows for name in row if name not in _UNTOLD])
 
 
 def theme(*, is_dark: bool) -> dict[str, Any]:
@@ -82,36 +87,38 @@ def theme(*, is_dark: bool) -> dict[str, Any]:
     }
 
 
-def _finish(
-    chart: Any,
-    rows: Sequence[Mapping[str, Any]],
+def _chart(
+    marks: Any,
+    rows: Sequence[Row],
     *,
     facet: str = "panel",
-    least_px: int = 220,
     label: str = "setting",
+    least_px: int = 220,
     columns: int = 2,
-    **resolve: Any,
-) -> dict[str, Any]:
-    """Returns a chart's panels as Vega-Lite that filters its rows.
+    resolve: Mapping[str, str] | None = None,
+    **words: str,
+) -> Chart:
+    """Returns a chart with a panel for each value of a field.
 
     Args:
-      chart: Of one panel, without data.
+      marks: A panel, without data.
       rows: The data.
-      facet: The field that has a panel for each value.
-      least_px: Narrowest panel, before they go below each other.
+      facet: The field that has the panels.
       label: The field whose words stand along y, if any.
+      least_px: Narrowest panel, before they go below each other.
       columns: Panels in a row of a picture in a file.
-      **resolve: Scales that panels have their own of.
+      resolve: Scales that are not shared by panels.
+      **words: The chart's name, title and caption.
     """
     names = distinct([row[facet] for row in rows])
-    label_px = 50 + 6 * min(18, max(len(str(row.get(label, ""))) for row in rows))
-    by_panel = alt.Facet(f"{facet}:N", sort=names, title=None, header=_PANEL)
     data = alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
-    chart = chart.properties(width=320, data=data)
-    faceted = chart.facet(facet=by_panel, columns=min(columns, len(names)))
-    if resolve:
-        faceted = faceted.resolve_scale(**resolve)
-    spec: dict[str, Any] = faceted.to_dict(validate=False)
+    faceted = marks.properties(width=320, data=data).facet(
+        facet=alt.Facet(f"{facet}:N", sort=names, title=None, header=_PANEL),
+        columns=min(columns, len(names)),
+    )
+    spec: dict[str, Any] = faceted.resolve_scale(**resolve or {}).to_dict(
+        validate=False
+    )
     del spec["config"]  # the page's theme is the only one
     spec["params"] = [{"name": f"pick_{name}", "value": "all"} for name in FILTERS]
     spec["transform"] = [
@@ -121,299 +128,216 @@ def _finish(
         }
         for name in FILTERS
     ]
+    longest = max(len(str(row.get(label, ""))) for row in rows)
     spec["usermeta"] = {
         "least_px": least_px,
-        "label_px": label_px,
+        "label_px": 50 + 6 * min(18, longest),
         "num_panels": len(names),
     }
-    return spec
+    return Chart(rows=rows, spec=spec, **words)
 
 
-def _tooltip(columns: Sequence[Column]) -> list[alt.Tooltip]:
+def _tooltip(rows: Sequence[Row]) -> list[alt.Tooltip]:
+    numbers = {
+        name
+        for row in rows
+        for name, value in row.items()
+        if type(value) in (int, float)
+    }
     return [
-        alt.Tooltip(field, type="quantitative", title=title, format=form)
-        if form
-        else alt.Tooltip(field, type="nominal", title=title)
-        for field, title, form in columns
+        alt.Tooltip(name, type="quantitative", title=_title(name), format=",.3~f")
+        if name in numbers
+        else alt.Tooltip(name, type="nominal", title=_title(name))
+        for name in fields(rows)
     ]
 
 
-_SETTING: tuple[Column, ...] = (("policy", "policy", ""), ("strategy", "buckets", ""))
-_AT: tuple[Column, ...] = (*_SETTING, ("load", "load", ""))
-_OF_CLASS: tuple[Column, ...] = (*_AT, ("class", "class", ""))
+def _title(field: str) -> str:
+    return field.replace("_", " ")
 
 
-def _by_setting(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> Any:
+def _by(field: str, rows: Sequence[Row], **options: Any) -> dict[str, Any]:
+    """Returns an axis or a colour by a field, its values in the order of rows."""
+    values = distinct([row[field] for row in rows if field in row])
+    return {"shorthand": f"{field}:N", "sort": values, "title": None, **options}
+
+
+def _by_setting(rows: Sequence[Row]) -> Any:
     """Returns a chart with a line for each setting, in its policy's colour."""
-    settings = distinct([row["setting"] for row in rows])
-    policies = distinct([row["policy"] for row in rows])
     return alt.Chart(height=alt.Step(19)).encode(
-        y=alt.Y("setting:N", sort=settings, title=None),
-        color=alt.Color("policy:N", sort=policies, legend=None),
-        tooltip=_tooltip(columns),
+        y=alt.Y(**_by("setting", rows)),
+        color=alt.Color(**_by("policy", rows, legend=None)),
+        tooltip=_tooltip(rows),
     )
 
 
-def _choice(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = (
-        *(*_AT, ("value", rows[0]["unit"], ",.2f"), ("interval", "95 % interval", "")),
-        *(("standing", "standing", ""), ("num_requests", "requests", ",d")),
-    )
+def _choice(rows: Sequence[Row]) -> Chart:
     base = alt.Chart(height=alt.Step(42)).encode(
-        x=alt.X(
-            "load:N",
-            sort=distinct([row["load"] for row in rows]),
-            title=None,
-            axis=alt.Axis(labelAngle=0),
-            scale=alt.Scale(padding=0.03),
-        ),
-        y=alt.Y(
-            "policy:N",
-            sort=distinct([row["policy"] for row in rows]),
-            title=None,
-            scale=alt.Scale(padding=0.06),
-        ),
-        tooltip=_tooltip(columns),
+        x=alt.X(**_by("load", rows, axis=alt.Axis(labelAngle=0))).scale(padding=0.03),
+        y=alt.Y(**_by("policy", rows)).scale(padding=0.06),
+        tooltip=_tooltip(rows),
     )
-    is_best = "datum.standing == 'best'"
-    cells_ = base.mark_rect(cornerRadius=3).encode(
+    is_best, is_deep = (
+        alt.when("datum.standing == 'best'"),
+        alt.when("datum.shade > 0.6"),
+    )
+    boxes = base.mark_rect(cornerRadius=3, strokeWidth=4).encode(
         color=alt.Color("value:Q", title=rows[0]["unit"]).scale(scheme="blues"),
-        stroke=alt.when(is_best).then(alt.value("#E69F00")).otherwise(alt.value(None)),
-        strokeWidth=alt.value(4),
+        stroke=is_best.then(alt.value("#E69F00")).otherwise(alt.value(None)),
     )
     words = base.mark_text(lineBreak="\n", fontSize=11, dy=-7).encode(
         text="label:N",
-        color=alt.when("datum.shade > 0.6")
-        .then(alt.value("white"))
-        .otherwise(alt.value("#1d1f23")),
+        color=is_deep.then(alt.value("white")).otherwise(alt.value("#1d1f23")),
     )
-    return Chart(
+    return _chart(
+        boxes + words,
+        rows,
+        facet="strategy",
+        label="policy",
+        least_px=170,
+        columns=3,
         name="choice",
         title="What to choose at which load",
         caption="★ is the best at its load. ≈ cannot be told from it: the interval of "
         "the difference includes zero. Below each number is its 95 % interval.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(
-            alt.layer(cells_, words),
-            rows,
-            facet="strategy",
-            label="policy",
-            least_px=170,
-            columns=3,
-        ),
     )
 
 
-def _classes(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = (
-        *(*_OF_CLASS, ("percent", "attained, %", ".1f")),
-        *(("low", "low", ".1f"), ("high", "high", ".1f")),
-        ("num_requests", "requests", ",d"),
-    )
-    base = _by_setting(rows, columns)
-    scale = alt.Scale(
-        domain=[min(90, *(row["low"] for row in rows)) // 10 * 10, 100], zero=False
-    )
-    chart = alt.layer(
-        base.mark_rule(strokeWidth=3, opacity=0.5).encode(
-            x=alt.X("low:Q", scale=scale), x2="high:Q"
-        ),
-        base.mark_point(filled=True, size=60, opacity=1).encode(
-            x=alt.X("percent:Q", title="attained, %", scale=scale, axis=_FEW)
-        ),
-    )
-    return Chart(
+def _classes(rows: Sequence[Row]) -> Chart:
+    base = _by_setting(rows)
+    least = min(90, *(row["low_percent"] for row in rows)) // 10 * 10
+    x = alt.X("attained_percent:Q", title="attained, %", axis=_FEW)
+    bars = base.mark_rule(strokeWidth=3, opacity=0.5)
+    points = base.mark_point(filled=True, size=60, opacity=1)
+    return _chart(
+        bars.encode(x="low_percent:Q", x2="high_percent:Q")
+        + points.encode(x=x.scale(domain=[least, 100], zero=False)),
+        rows,
         name="classes",
         title="Attainment by class, and its objectives",
         caption="Requests that attained every objective of their class; the bars are "
         "95 % Wilson intervals. Where a bound depends on the request, ≈ stands before "
         "the typical one.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(chart, rows),
     )
 
 
-def _latency(rows: Sequence[Mapping[str, Any]], name: str) -> Chart:
-    columns = (
-        *(*_OF_CLASS, ("p50", "p50, s", ",.3f"), ("p90", "p90, s", ",.3f")),
-        *(("p99", "p99, s", ",.3f"), ("slo", "SLO", "")),
-    )
-    base = _by_setting(rows, columns)
-    scale = alt.Scale(type="log", nice=False, padding=8)
+def _latency(rows: Sequence[Row]) -> Chart:
+    base = _by_setting(rows)
     axis = alt.Axis(labelExpr=_DURATION, values=_LOG_TICKS, labelSeparation=8)
-    chart = alt.layer(
-        alt.Chart()
-        .mark_rule(style="slo")
-        .encode(x="slo_s:Q", tooltip=alt.Tooltip("slo:N", title="SLO"))
-        .transform_filter("isValid(datum.slo_s)"),
-        base.mark_rule(strokeWidth=2, opacity=0.8).encode(x="p50:Q", x2="p99:Q"),
-        base.mark_rule(strokeWidth=7, opacity=0.8).encode(x="p50:Q", x2="p90:Q"),
-        base.mark_point(filled=True, size=70, opacity=1).encode(
-            x=alt.X("p50:Q", title=None, scale=scale, axis=axis)
-        ),
-    )
-    return Chart(
-        name=name,
+    x = alt.X("p50_s:Q", title=None, axis=axis).scale(type="log", nice=False, padding=8)
+    slo = alt.Chart().transform_filter("isValid(datum.slo_s)").mark_rule(style="slo")
+    points = base.mark_point(filled=True, size=70, opacity=1)
+    return _chart(
+        slo.encode(x="slo_s:Q", tooltip=alt.Tooltip("slo:N", title="SLO"))
+        + base.mark_rule(strokeWidth=2, opacity=0.8).encode(x="p50_s:Q", x2="p99_s:Q")
+        + base.mark_rule(strokeWidth=7, opacity=0.8).encode(x="p50_s:Q", x2="p90_s:Q")
+        + points.encode(x=x),
+        rows,
+        resolve={"x": "independent"},
+        name=rows[0]["latency"].partition(":")[0].lower(),
         title=rows[0]["latency"],
         caption="Point: median; thick to p90, thin to p99; logarithmic. The dashed "
         "line is the class's SLO, where it has one.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(chart, rows, x="independent"),
     )
 
 
-def _failures(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = (
-        *(*_OF_CLASS, ("cause", "cause", "")),
-        *(("count", "requests", ",d"), ("percent", "% of all requests", ".1f")),
-    )
-    chart = (
-        _by_setting(rows, columns)
-        .mark_bar()
-        .encode(
+def _failures(rows: Sequence[Row]) -> Chart:
+    bars = _by_setting(rows).mark_bar()
+    return _chart(
+        bars.encode(
             x=alt.X("sum(percent):Q", title="% of requests", axis=_FEW),
-            color=alt.Color("cause:N", title=None).scale(scheme="tableau10"),
+            color=alt.Color(**_by("cause", rows)).scale(scheme="tableau10"),
             detail="class:N",
-        )
-    )
-    return Chart(
+        ),
+        rows,
         name="failures",
         title="Why requests failed or violated their SLO",
         caption="Each violation counts once, by the first objective that it violated, "
         "or by its failure.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(chart, rows),
     )
 
 
-def _padding(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = (*_AT, ("of", "of", ""), ("percent", "padding, %", ".1f"))
-    chart = _by_setting(rows, columns).mark_bar()
-    chart = chart.encode(x=alt.X("percent:Q", title="padding, %", axis=_FEW))
-    return Chart(
+def _padding(rows: Sequence[Row]) -> Chart:
+    bars = _by_setting(rows).mark_bar()
+    return _chart(
+        bars.encode(x=alt.X("percent:Q", title="padding, %", axis=_FEW)),
+        rows,
         name="padding",
         title="Padding",
         caption="Share of the predicted step time, and of the computed token "
         "positions, that was padding.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(chart, rows),
     )
 
 
-def _staircase(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = (
-        *(*_AT, ("program", "program", ""), ("tokens", "tokens computed", ",d")),
-        *(("used_tokens", "real tokens, mean", ",.1f"), ("num_steps", "steps", ",d")),
-        ("step_ms", "predicted, ms", ",.2f"),
-    )
-    edge: tuple[Column, ...] = (
-        *(("strategy", "buckets of", ""), ("tokens", "tokens", ",d")),
-        ("step_ms", "step, ms", ",.2f"),
-    )
+def _staircase(rows: Sequence[Row]) -> Chart:
     ticks = alt.Axis(values=_LOG_TICKS, labelSeparation=8, format=",")
+    log = alt.Scale(type="log", nice=False, padding=8)
     base = alt.Chart(height=230).encode(
-        x=alt.X("tokens:Q", title="tokens computed", axis=ticks).scale(
-            type="log", nice=False, padding=8
-        ),
-        y=alt.Y("step_ms:Q", title="step, ms", axis=ticks).scale(
-            type="log", nice=False, padding=8
-        ),
+        x=alt.X("tokens:Q", title="tokens computed", axis=ticks, scale=log),
+        y=alt.Y("step_ms:Q", title="step, ms", axis=ticks, scale=log),
+        tooltip=_tooltip(rows),
     )
-    policies = distinct([row["policy"] for row in rows if "policy" in row])
-    chart = alt.layer(
-        base.mark_line(style="curve", strokeWidth=1.5).transform_filter(
-            "datum.kind == 'curve'"
-        ),
-        base.mark_point(filled=True, opacity=0.45)
-        .encode(
-            size=alt.Size("num_steps:Q", title="steps").scale(range=[8, 700]),
-            color=alt.Color("policy:N", sort=policies, title="policy"),
-            tooltip=_tooltip(columns),
-        )
-        .transform_filter("datum.kind == 'ran'"),
-        base.mark_point(shape="triangle-up", filled=True, size=45, style="ink")
-        .encode(tooltip=_tooltip(edge))
-        .transform_filter("datum.kind == 'edge'"),
+    curve, ran, edge = (
+        base.transform_filter(f"datum.kind == '{kind}'")
+        for kind in ("curve", "ran", "edge")
     )
-    return Chart(
+    ran = ran.mark_point(filled=True, opacity=0.45).encode(
+        size=alt.Size("steps:Q").scale(range=[8, 700]),
+        color=alt.Color(**_by("policy", rows)),
+    )
+    return _chart(
+        curve.mark_line(style="curve", strokeWidth=1.5)
+        + ran
+        + edge.mark_point(shape="triangle-up", filled=True, size=45, style="ink"),
+        rows,
+        facet="strategy",
+        label="",
         name="staircase",
         title="The staircase: buckets, and where steps fell",
         caption="Line: the time of a step of as many tokens without padding, or of the "
         "buckets that were timed. Triangles: the edges that are compiled, with full "
         "decode rows. Circles: programs that ran, larger with more steps.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(chart, rows, facet="strategy", label=""),
     )
 
 
-def _starts(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = (
-        *(("strategy", "buckets", ""), ("panel", "start", ""), ("stage", "stage", "")),
-        ("until_s", "seconds from start", ",.2f"),
-    )
-    chart = (
-        alt.Chart(height=alt.Step(26))
-        .mark_bar()
-        .encode(
-            y=alt.Y(
-                "strategy:N",
-                sort=distinct([row["strategy"] for row in rows]),
-                title=None,
-            ),
+def _starts(rows: Sequence[Row]) -> Chart:
+    bars = alt.Chart(height=alt.Step(26)).mark_bar()
+    return _chart(
+        bars.encode(
+            y=alt.Y(**_by("strategy", rows)),
             x=alt.X("since_s:Q", title="seconds from start", axis=_FEW),
             x2="until_s:Q",
-            color=alt.Color(
-                "stage:N", sort=distinct([row["stage"] for row in rows]), title=None
-            ).legend(columns=1),
-            tooltip=_tooltip(columns),
-        )
-    )
-    return Chart(
+            color=alt.Color(**_by("stage", rows)).legend(columns=1),
+            tooltip=_tooltip(rows),
+        ),
+        rows,
+        facet="start",
+        label="strategy",
         name="start-up",
         title="Start-up",
         caption="From the start until requests are served, and until no program is "
         "left to compile.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(chart, rows, label="strategy"),
     )
 
 
-def _programs(rows: Sequence[Mapping[str, Any]]) -> Chart:
-    columns = (
-        *(
-            ("strategy", "buckets", ""),
-            ("program", "program", ""),
-            ("part", "part", ""),
-        ),
-        *(("seconds", "seconds", ",.3f"), ("source", "came from", "")),
-        ("mib", "MiB", ",.2f"),
-    )
-    chart = (
-        alt.Chart(height=alt.Step(13))
-        .mark_bar()
-        .encode(
-            y=alt.Y("program:N", sort=distinct([row["program"] for row in rows])),
-            x=alt.X("seconds:Q", title="seconds"),
-            color=alt.Color("part:N", sort=["trace", "compile", "load"], title=None),
+def _programs(rows: Sequence[Row]) -> Chart:
+    bars = alt.Chart(height=alt.Step(13)).mark_bar()
+    return _chart(
+        bars.encode(
+            y=alt.Y(**_by("program", rows)),
+            x=alt.X("seconds:Q", title="seconds", axis=_FEW),
+            color=alt.Color(**_by("part", rows)),
             order="order:Q",
-            tooltip=_tooltip(columns),
-        )
-    )
-    return Chart(
+            tooltip=_tooltip(rows),
+        ),
+        rows,
+        facet="strategy",
+        label="program",
+        resolve={"y": "independent"},
         name="programs",
         title="Programs at the start",
         caption="Decode rows by prefill blocks, in the order in which they were made: "
         "tracing and lowering, then compiling or loading.",
-        columns=columns,
-        rows=rows,
-        spec=_finish(chart, rows, facet="strategy", label="program", y="independent"),
     )
 
 
@@ -424,24 +348,22 @@ def charts(report: Mapping[str, Any]) -> list[Chart]:
       ValueError: If the report cannot be read.
     """
     known = cells(report)
+    has_objectives = report_rows.judged_by(known)[0] != "throughput"
     times = report_rows.latencies(report, known)
-    latencies = [
-        ([row for row in times if row["latency"].startswith(name)], name)
-        for name in ("TTFT", "TBT", "E2E")
-    ]
-    found = [(_choice, report_rows.choice(known))]
-    if report_rows.judged_by(known)[0] != "throughput":
-        found.append((_classes, report_rows.classes(report, known)))
-    drawn = [draw(rows) for draw, rows in found if rows]
-    drawn += [_latency(rows, name.lower()) for rows, name in latencies if rows]
     found = [
+        (_choice, report_rows.choice(known)),
+        (_classes, report_rows.classes(report, known) if has_objectives else []),
+        *(
+            (_latency, [row for row in times if row["latency"].startswith(name)])
+            for name in ("TTFT", "TBT", "E2E")
+        ),
         (_failures, report_rows.failures(known)),
         (_padding, report_rows.padding(known)),
         (_staircase, report_rows.staircase(report, known)),
         (_starts, report_rows.starts(known)),
         (_programs, report_rows.programs(known)),
     ]
-    return drawn + [draw(rows) for draw, rows in found if rows]
+    return [draw(rows) for draw, rows in found if rows]
 
 
 def overview(found: Sequence[Chart]) -> dict[str, Any]:

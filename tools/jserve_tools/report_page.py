@@ -18,13 +18,15 @@ import vl_convert
 from jserve_tools import report_rows
 from jserve_tools.documents import write_whole
 from jserve_tools.report_cells import Cell, cells, distinct, look_up
-from jserve_tools.report_charts import FILTERS, Chart, charts, overview, theme
-from jserve_tools.report_metrics import metrics
-
-_MESSAGE_COLUMNS = (
-    *(("policy", "policy", ""), ("strategy", "buckets", ""), ("load", "load", "")),
-    *(("cause", "cause", ""), ("message", "reason", ""), ("count", "requests", ",d")),
+from jserve_tools.report_charts import (
+    FILTERS,
+    Chart,
+    charts,
+    fields,
+    overview,
+    theme,
 )
+from jserve_tools.report_metrics import metrics
 
 
 def write_page(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -64,7 +66,7 @@ def html_page(report: Mapping[str, Any], found: Sequence[Chart]) -> bytes:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters["cell"] = _text
+    environment.filters |= {"text": _text, "fields": fields}
     source = importlib.resources.files("jserve_tools") / "report.html.jinja"
     page = environment.from_string(source.read_text(encoding="utf-8")).render(
         title=_title(report),
@@ -76,7 +78,6 @@ def html_page(report: Mapping[str, Any], found: Sequence[Chart]) -> bytes:
         specs={one.name: one.spec for one in found},
         themes={"light": theme(is_dark=False), "dark": theme(is_dark=True)},
         messages=report_rows.messages(known),
-        message_columns=_MESSAGE_COLUMNS,
         **_numbers(known),
         script=markupsafe.Markup(_script()) if found else "",
     )
@@ -89,9 +90,13 @@ def _script() -> str:
     return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _text(row: Mapping[str, Any], field: str, form: str) -> str:
-    value = row.get(field)
-    return "–" if value is None or value == "" else format(value, form)  # noqa: RUF001
+def _text(value: Any) -> str:
+    """Returns what a chart's tooltip says; a dash for nothing."""
+    if value is None or value == "":
+        return "–"  # noqa: RUF001
+    return (
+        f"{value:,.3f}".rstrip("0").rstrip(".") if type(value) is float else str(value)
+    )
 
 
 def _title(report: Mapping[str, Any]) -> str:

@@ -145,7 +145,7 @@ def choice(known: Sequence[Cell]) -> list[Row]:
                 where(cell)
                 | {"value": one.value, "unit": unit, "interval": interval}
                 | {"standing": standing, "label": f"{label}\n{interval}"}
-                | {"num_requests": sum(run.get("num_requests", 0) for run in cell.runs)}
+                | {"requests": sum(run.get("num_requests", 0) for run in cell.runs)}
             )
     if not rows:
         return []
@@ -197,8 +197,9 @@ def classes(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
     return [
         where(cell)
         | {"class": name, "panel": _panel(cell, name, texts[name])}
-        | {"percent": 100 * one.value, "low": 100 * one.low, "high": 100 * one.high}
-        | {"num_requests": sum(entry["num_requests"] for entry in cell.entries(name))}
+        | {"attained_percent": 100 * one.value}
+        | {"low_percent": 100 * one.low, "high_percent": 100 * one.high}
+        | {"requests": sum(entry["num_requests"] for entry in cell.entries(name))}
         for cell in known
         if not cell.is_goodput
         for name in cell.service_classes
@@ -223,7 +224,7 @@ def latencies(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
                     title = "TBT: 99th percentile of a request's times between tokens"
                     key = "tbt_p99_s"
                 times = {
-                    f"p{percent}": cell.percentile_s(key, percent, name)
+                    f"p{percent}_s": cell.percentile_s(key, percent, name)
                     for percent in (50, 90, 99)
                 }
                 if None in times.values():
@@ -251,7 +252,7 @@ def failures(known: Sequence[Cell]) -> list[Row]:
                 causes.update(entry.get("violations_by_cause") or {})
             rows += [
                 where(cell)
-                | {"class": name, "cause": cause.replace("_", " "), "count": count}
+                | {"class": name, "cause": cause.replace("_", " "), "requests": count}
                 | {"percent": 100 * count / total, "panel": cell.load}
                 for cause, count in sorted(causes.items())
                 if total
@@ -269,7 +270,7 @@ def messages(known: Sequence[Cell]) -> list[Row]:
             if one.get("message")
         )
         rows += [
-            where(cell) | {"cause": cause, "message": message, "count": count}
+            where(cell) | {"cause": cause, "message": message, "requests": count}
             for (cause, message), count in counts.most_common(20)
         ]
     return rows
@@ -351,8 +352,8 @@ def _ran(cell: Cell) -> list[Row]:
                 where(cell)
                 | {"kind": "ran", "program": f"{num_rows} rows, {num_blocks} blocks"}
                 | {"tokens": num_rows + num_blocks * block_tokens}
-                | {"step_ms": 1e3 * means["bucket_s"], "num_steps": sum(counts)}
-                | {"used_tokens": means["used_tokens_mean"]}
+                | {"step_ms": 1e3 * means["bucket_s"], "steps": sum(counts)}
+                | {"real_tokens": means["used_tokens_mean"]}
             )
     return found
 
@@ -367,10 +368,10 @@ _STARTS = {
 def starts(known: Sequence[Cell]) -> list[Row]:
     """Returns a row for each strategy, kind of start and stage, mean over its runs."""
     rows = []
-    for key, panel in _STARTS.items():
+    for key, start in _STARTS.items():
         for strategy in distinct([cell.bucket_strategy for cell in known]):
             here = [cell for cell in known if cell.bucket_strategy == strategy]
-            found = [start for cell in here for start in cell.values(key)]
+            found = [one for cell in here for one in cell.values(key)]
             ready_s, warm_s = (
                 statistics.fmean(known_s) if known_s else None
                 for known_s in (
@@ -384,7 +385,7 @@ def starts(known: Sequence[Cell]) -> list[Row]:
             ):
                 if until_s is not None:
                     rows.append(
-                        {"strategy": strategy, "panel": panel, "stage": stage}
+                        {"strategy": strategy, "start": start, "stage": stage}
                         | {"order": order, "since_s": since_s, "until_s": until_s}
                     )
     return rows
@@ -408,7 +409,7 @@ def programs(known: Sequence[Cell]) -> list[Row]:
             rows += [
                 {"strategy": strategy, "program": str(one.get("program"))}
                 | {"part": part, "seconds": one[key], "source": source, "order": order}
-                | {"mib": None if size is None else size / 2**20}
+                | {"MiB": None if size is None else size / 2**20}
                 for order, part, key in (
                     (0, "trace", "trace_s"),
                     (1, made, "compile_s"),

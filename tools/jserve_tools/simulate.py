@@ -39,10 +39,8 @@ from jserve_tools.simulation_report import simulation_report
 from jserve_tools.sweep import RateTask, run_all, search_goodputs
 from jserve_tools.tables import (
     fits_table,
-    goodput_table,
     instances_table,
     run_tables,
-    speed_table,
 )
 
 _read_load = define_load_flags()
@@ -293,9 +291,6 @@ def _publish(options: _Options, found: _Findings, command: Sequence[str]) -> Non
     _say(run_tables(found.runs))
     if options.machine.num_instances > 1:
         _say(f"\n{instances_table(found.runs)}")
-    if _GOODPUT.value:
-        _say(f"\n{goodput_table(found.runs)}")
-    _say(f"\n{speed_table(found.runs)}")
     publish(report, options.report, options.old_report, None, say=_say)
     if found.store is not None:
         found.store.remove_used()

@@ -77,22 +77,22 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
     )
 
 
-def runs_table(runs: Sequence[Row]) -> str:
-    """Returns one row for each run: attainment, latencies, throughput."""
+def _runs_table(runs: Sequence[Row]) -> str:
+    """Returns one row for each run: goodput, attainment, latencies, throughput."""
     classes = sorted({name for run in runs for name in run["by_class"]})
-    rows = [
-        {
-            **run,
-            "run": run_name(run),
-            "failed": run["num_requests"] - run["num_finished"],
-        }
-        | {f"class {name}": one for name, one in run["by_class"].items()}
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        failed = run["num_requests"] - run["num_finished"]
+        by_class = {f"class {name}": one for name, one in run["by_class"].items()}
+        rows.append({**run, **by_class, "run": run_name(run), "failed": failed})
+        if (ends := run.get("goodput_ci95_qps")) is not None:
+            rows[-1]["interval"] = f"{ends[0]:.3f} to {ends[1]:.3f}"
     columns = [
         ("run", "run", ""),
         ("req/s", "qps", ".2f"),
         ("goodput", "goodput_qps", ".3f"),
+        ("95 % interval", "interval", ""),
+        ("violations", "goodput_violation_share", ".2%"),
         ("attained", "attainment", ".1%"),
     ]
     if classes != ["best_effort"]:
@@ -109,7 +109,7 @@ def runs_table(runs: Sequence[Row]) -> str:
     return _table(rows, columns)
 
 
-def buckets_table(runs: Sequence[Row]) -> str:
+def _buckets_table(runs: Sequence[Row]) -> str:
     """Returns one row for each run: padding, steps, programs, and starting up.
 
     A start ends when nothing is left to compile; "again" is a start with a compile
@@ -130,11 +130,13 @@ def buckets_table(runs: Sequence[Row]) -> str:
             ("compile", "start_up_warm/compile_s", "s"),
             ("executables, bytes", "start_up/executable_bytes", ",d"),
             ("compiles later", "num_compiles_after_warmup", "d"),
+            ("simulated steps/s", "simulation/steps_per_s", ".0f"),
+            ("requests/min", "simulation/requests_per_min", ".0f"),
         ],
     )
 
 
-def lengths_table(runs: Sequence[Row]) -> str:
+def _lengths_table(runs: Sequence[Row]) -> str:
     """Returns one row for each class of each run whose answers were predicted."""
     rows = [
         {**error, "run": run_name(run), "class": name}
@@ -158,33 +160,10 @@ def lengths_table(runs: Sequence[Row]) -> str:
 
 def run_tables(runs: Sequence[Row]) -> str:
     """Returns all that people are shown of runs."""
-    tables = [runs_table(runs), buckets_table(runs)]
+    tables = [_runs_table(runs), _buckets_table(runs)]
     if any("length_error" in run for run in runs):
-        tables.append(lengths_table(runs))
+        tables.append(_lengths_table(runs))
     return "\n\n".join(tables)
-
-
-def goodput_table(runs: Sequence[Row]) -> str:
-    """Returns one row for each goodput that was searched."""
-    rows = [
-        {
-            **run,
-            "interval": " to ".join(f"{end:.3f}" for end in run["goodput_ci95_qps"]),
-        }
-        if "goodput_ci95_qps" in run
-        else run
-        for run in runs
-    ]
-    return _table(
-        rows,
-        [
-            ("goodput", "policy", ""),
-            ("buckets", "bucket_strategy", ""),
-            ("requests/s", "goodput_qps", ".3f"),
-            ("95 % interval", "interval", ""),
-            ("violations", "goodput_violation_share", ".2%"),
-        ],
-    )
 
 
 def fits_table(fits: Sequence[Row]) -> str:
@@ -203,19 +182,6 @@ def fits_table(fits: Sequence[Row]) -> str:
             ("expected step", "expected_s", "s"),
             ("pad time", "pad_share_time", ".1%"),
             ("change", "change", "+.2%"),
-        ],
-    )
-
-
-def speed_table(runs: Sequence[Row]) -> str:
-    """Returns one row for each run: virtual steps and requests per real time."""
-    return _table(
-        [{**run, "run": run_name(run)} for run in runs],
-        [
-            ("simulation speed", "run", ""),
-            ("seed", "seed", "d"),
-            ("steps/s", "simulation/steps_per_s", ".0f"),
-            ("requests/min", "simulation/requests_per_min", ".0f"),
         ],
     )
 
