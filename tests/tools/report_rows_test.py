@@ -7,6 +7,7 @@ import pytest
 from fake_report import fake_report
 from jserve_tools import report_rows
 from jserve_tools.report_cells import cells
+from jserve_tools.report_choice import choice, verdict
 
 
 def run(policy: str, num_attained: int, **fields: Any) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def report(*runs: dict[str, Any], **fields: Any) -> dict[str, Any]:
 def test_the_verdict_says_what_is_best_and_what_may_be_as_good(
     runs: list[dict[str, Any]], text: str
 ) -> None:
-    assert report_rows.verdict(cells(report(*runs))) == text
+    assert verdict(cells(report(*runs))) == text
 
 
 def test_a_closed_loop_without_objectives_is_judged_by_throughput() -> None:
@@ -59,15 +60,13 @@ def test_a_closed_loop_without_objectives_is_judged_by_throughput() -> None:
         | {"by_class": {"best_effort": {}}, "output_tokens_per_s": rate}
         for policy, rate in (("fcfs", 800.0), ("sliding", 900.0))
     ]
-    assert report_rows.verdict(cells(report(*runs))).startswith(
+    assert verdict(cells(report(*runs))).startswith(
         "At 8 clients sliding is best: 900 tokens/s"
     )
 
 
 def test_standing_is_told_load_by_load() -> None:
-    rows = report_rows.choice(
-        cells(report(run("a", 50), run("b", 90), run("a", 90, load=1.2)))
-    )
+    rows = choice(cells(report(run("a", 50), run("b", 90), run("a", 90, load=1.2))))
     found = [(row["policy"], row["load"], row["standing"]) for row in rows]
     assert found == [
         ("a", "0.9x", "behind"),

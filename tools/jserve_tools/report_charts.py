@@ -12,6 +12,7 @@ import altair as alt
 
 from jserve_tools import report_rows
 from jserve_tools.report_cells import cells, distinct
+from jserve_tools.report_choice import choice, judged_by
 from jserve_tools.report_rows import Row
 
 FILTERS = ("policy", "strategy", "load", "class")
@@ -348,10 +349,10 @@ def charts(report: Mapping[str, Any]) -> list[Chart]:
       ValueError: If the report cannot be read.
     """
     known = cells(report)
-    has_objectives = report_rows.judged_by(known)[0] != "throughput"
+    has_objectives = judged_by(known)[0] != "throughput"
     times = report_rows.latencies(report, known)
     found = [
-        (_choice, report_rows.choice(known)),
+        (_choice, choice(known)),
         (_classes, report_rows.classes(report, known) if has_objectives else []),
         *(
             (_latency, [row for row in times if row["latency"].startswith(name)])

@@ -26,6 +26,7 @@ from jserve_tools.report_charts import (
     overview,
     theme,
 )
+from jserve_tools.report_choice import verdict
 from jserve_tools.report_metrics import metrics
 
 
@@ -70,7 +71,7 @@ def html_page(report: Mapping[str, Any], found: Sequence[Chart]) -> bytes:
     source = importlib.resources.files("jserve_tools") / "report.html.jinja"
     page = environment.from_string(source.read_text(encoding="utf-8")).render(
         title=_title(report),
-        verdict=report_rows.verdict(known),
+        verdict=verdict(known),
         facts=_facts(report),
         command=shlex.join(report.get("command", [])),
         filters=_filters(known),

@@ -5,14 +5,13 @@ filters and tables treat all charts the same.
 """
 
 import collections
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jserve_tools.report_cells import Cell, Estimate, difference, distinct, look_up
+from jserve_tools.report_cells import Cell, distinct, look_up
 from jserve_tools.tables import duration
 
 Row = dict[str, Any]
@@ -88,105 +87,6 @@ def _requests(known: Sequence[Cell]) -> Iterator[Mapping[str, Any]]:
 def _panel(cell: Cell, name: str, bounds: Sequence[str]) -> str:
     """Returns the title of a class's panel: its load, and its bounds line by line."""
     return "\n".join([f"{name} @ {cell.load}", *(bounds or ["no objective"])])
-
-
-def judged_by(known: Sequence[Cell]) -> tuple[str, str]:
-    """Returns the number by which settings are chosen, and its unit.
-
-    Goodput if it was searched; tokens a second where clients only wait for each
-    other, and no objective tells settings apart; else attainment.
-    """
-    if any(cell.is_goodput for cell in known):
-        return "goodput", "requests/s"
-    is_closed = all("num_clients" in run for cell in known for run in cell.runs)
-    if is_closed and all(cell.service_classes == ["best_effort"] for cell in known):
-        return "throughput", "tokens/s"
-    return "attainment", "%"
-
-
-def _judged(cell: Cell, by: str) -> Estimate | None:
-    if by == "goodput":
-        return cell.goodput_qps()
-    if by == "attainment":
-        found = cell.attainment()
-        return None if found is None else Estimate(*(100 * one for one in found))
-    value = cell.mean("output_tokens_per_s")
-    return None if value is None else Estimate(value, math.nan, math.nan)
-
-
-def choice(known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each cell: how good it is, and where it stands at its load.
-
-    `standing` is "best", "within noise of the best" if the interval of the difference
-    includes zero, "behind", or "" without intervals.
-    """
-    by, unit = judged_by(known)
-    found = [(cell, _judged(cell, by)) for cell in known]
-    rows = []
-    for load in distinct([cell.load for cell in known]):
-        here = [(cell, one) for cell, one in found if cell.load == load and one]
-        if not here:
-            continue
-        best = max((one for _, one in here), key=lambda one: one.value)
-        for cell, one in here:
-            gap = difference(one, best)
-            standing = "behind" if gap.low > 0 else "within noise of the best"
-            if math.isnan(gap.low):
-                standing = ""
-            if one is best:
-                standing = "best"
-            form = ".1f" if one.value >= 10 else ".2f"
-            label = {"best": "★ ", "within noise of the best": "≈ "}.get(standing, "")
-            label += format(one.value, form)
-            interval = ""
-            if not math.isnan(one.low):
-                interval = f"{one.low:{form}} to {one.high:{form}}"
-            rows.append(
-                where(cell)
-                | {"value": one.value, "unit": unit, "interval": interval}
-                | {"standing": standing, "label": f"{label}\n{interval}"}
-                | {"requests": sum(run.get("num_requests", 0) for run in cell.runs)}
-            )
-    if not rows:
-        return []
-    values = [row["value"] for row in rows]
-    least, span = min(values), max(values) - min(values)
-    return [
-        row | {"shade": (row["value"] - least) / span if span else 0.5} for row in rows
-    ]
-
-
-def verdict(known: Sequence[Cell]) -> str:
-    """Returns which setting is best at each load, and which ones may be as good."""
-    rows = choice(known)
-    by, _ = judged_by(known)
-    sentences = []
-    for load in distinct([row["load"] for row in rows]):
-        here = [row for row in rows if row["load"] == load]
-        best = next(row for row in here if row["standing"] == "best")
-        noun = "% attained" if by == "attainment" else f"{best['unit']}"
-        value = f"{best['value']:.3g}" if by != "attainment" else f"{best['value']:.1f}"
-        text = f"At {load} " if load != "goodput" else ""
-        text += f"{best['setting']} is best: {value} {noun}"
-        text += f" ({best['interval']})" if best["interval"] else ""
-        tied = [
-            row["setting"]
-            for row in here
-            if row["standing"] == "within noise of the best"
-        ]
-        if len(here) == 1:
-            text = text.replace(" is best", "")
-        elif len(tied) == len(here) - 1:
-            text = text.replace("is best", "leads by no more than noise")
-        elif tied:
-            text += f"; within noise of it: {', '.join(tied[:3])}"
-            text += f" and {len(tied) - 3} more" if len(tied) > 3 else ""
-        elif not best["interval"]:
-            text += ", from too few runs for an interval"
-        else:
-            text += ", ahead of all others by more than noise"
-        sentences.append(text)
-    return ". ".join(sentences)
 
 
 def classes(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
