@@ -286,10 +286,15 @@ def _staircase(rows: Sequence[Row]) -> Chart:
         size=alt.Size("steps:Q").scale(range=[8, 700]),
         color=alt.Color(**_by("policy", rows)),
     )
+    layers = [
+        curve.mark_line(style="curve", strokeWidth=1.5),
+        ran,
+        edge.mark_point(shape="triangle-up", filled=True, size=45, style="ink"),
+    ]
+    if all(row["kind"] != "ran" for row in rows):
+        del layers[1]  # the scale of no steps has no size
     return _chart(
-        curve.mark_line(style="curve", strokeWidth=1.5)
-        + ran
-        + edge.mark_point(shape="triangle-up", filled=True, size=45, style="ink"),
+        alt.layer(*layers),
         rows,
         facet="strategy",
         label="",
