@@ -94,6 +94,8 @@ def test_means_of_turns_are_judged_and_single_runs_are_not() -> None:
 
     assert compare(turns(800, 810), turns(900, 905))["tokens/s"][-1] == "+"
     assert compare(turns(800, 900), turns(790, 920))["tokens/s"][-1] == "="
+    assert compare(turns(800, 800), turns(900, 901))["tokens/s"][-1] == "+"
+    assert compare(turns(800), turns(800))["tokens/s"][-1] == "="
     assert compare(turns(800), turns(900))["tokens/s"] == [
         *("800/s", "900/s", "+100/s", "-", "?")
     ]

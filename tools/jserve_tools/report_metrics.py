@@ -8,6 +8,7 @@ are held against each other by Welch's interval; counts are exact.
 import dataclasses
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -134,10 +135,10 @@ def difference_of(metric: Metric, old: Cell, new: Cell) -> Estimate:
         return difference(before, after)
     if metric.kind == "count":
         return Estimate(value, value, value)
-    if metric.kind == "percentile":
-        samples = tuple(cell.request_times_s(metric.path[0]) for cell in (new, old))
-        if any(one is None or one.size < 2 for one in samples):
-            return Estimate(value, math.nan, math.nan)
+    samples = [cell.request_times_s(metric.path[0]) for cell in (new, old)]
+    if metric.kind == "percentile" and all(
+        one is not None and one.size > 1 for one in samples
+    ):
         interval = scipy.stats.bootstrap(
             samples,
             _percentile_difference(float(metric.path[1][1:])),
@@ -150,7 +151,9 @@ def difference_of(metric: Metric, old: Cell, new: Cell) -> Estimate:
     values = [cell.values(*metric.path) for cell in (new, old)]
     if min(map(len, values)) < 2 or max(map(statistics.pvariance, values)) == 0:
         return Estimate(value, math.nan, math.nan)
-    welch = scipy.stats.ttest_ind(*values, equal_var=False).confidence_interval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of turns that are nearly the same
+        welch = scipy.stats.ttest_ind(*values, equal_var=False).confidence_interval()
     return Estimate(value, float(welch.low), float(welch.high))
 
 
@@ -163,8 +166,8 @@ def _percentile_difference(percent: float) -> Callable[..., Any]:
 
 def mark(metric: Metric, found: Estimate) -> str:
     """Returns "+" better, "-" worse, "=" within the noise, or "?" without interval."""
+    if found.value == 0 or found.low <= 0 <= found.high:
+        return "="
     if math.isnan(found.low):
         return "?"
-    if found.low <= 0 <= found.high:
-        return "="
     return "+" if (found.low > 0) == (metric.better == "more") else "-"
