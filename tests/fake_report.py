@@ -1,21 +1,13 @@
-"""A made-up report with everything in it: five strategies, four policies."""
+"""A made-up report with everything in it that a page shows."""
 
 import itertools
 from typing import Any
 
 import numpy as np
 
-from jserve_sched.report import wilson_interval
-
-POLICIES = ("fcfs", "edf", "qoserve", "sliding")
-BLOCK_EDGES = {
-    "pow2": (0, 1, 2, 4, 8, 16, 32, 64),
-    "two_bit": (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64),
-    "linear:block_gap=8": tuple(range(0, 65, 8)),
-    "pad_limit:relative=0.25": (0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 17, 22, 28, 35, 44, 64),
-    "fitted": (0, 1, 3, 5, 7, 11, 14, 19, 27, 40, 64),
-}
-ROW_EDGES = (1, 2, 4, 8, 16, 32)
+POLICIES = ("fcfs", "edf", "sliding")
+BLOCK_EDGES = {"pow2": (0, 1, 2, 4, 8, 16, 32, 64), "fitted": (0, 1, 3, 5, 11, 27, 64)}
+ROW_EDGES = (1, 8, 32)
 CLASSES = {"interactive": 240, "batch": 160}
 
 
@@ -23,20 +15,30 @@ def fake_report(
     *,
     policies: tuple[str, ...] = POLICIES,
     strategies: tuple[str, ...] = tuple(BLOCK_EDGES),
-    loads: tuple[float, ...] = (0.9,),
+    loads: tuple[float, ...] = (0.9, 1.2),
 ) -> dict[str, Any]:
     """A report as jserve-bench writes it; the same for the same arguments."""
     rng = np.random.default_rng(7)
     tokens = 32 + np.arange(0, 2049, 32)
     return {
         "schema_version": 2,
+        "date": "2026-01-02T03:04:05+00:00",
+        "version": "0.1.0",
         "commit": "0123456789ab",
         "device": "cpu",
-        "jax": "0.10.2",
         "machine": {"processor": "x86_64", "num_cpus": 2},
         "command": ["jserve-bench", "--launch", "--policies=" + ",".join(policies)],
         "server": {"model": "tiny", "max_model_len": 16384},
-        "workload": {"trace": "azure_conv.csv", "num_rows": 400, "seed": 0},
+        "workload": {
+            "trace": "azure_conv.csv",
+            "num_rows": 400,
+            "prompt_tokens_mean": 20.0,
+            "service_classes": [
+                {"name": "interactive", "ttft_slowdown": 15.0, "tbt_s": 0.05},
+                {"name": "batch"},
+            ],
+        },
+        "yardstick": {"prompt_tokens": [10, 30], "ttft_s": [0.1, 0.2], "step_s": 0.01},
         "staircase": {
             "num_rows": 32,
             "tokens": tokens.tolist(),
@@ -49,92 +51,68 @@ def fake_report(
     }
 
 
-def _promises(rng: np.random.Generator, num: int, share: float) -> dict[str, Any]:
-    num_met = int(rng.binomial(num, share))
-    return {
-        "num_requests": num,
-        "num_finished": num,
-        "num_violations": num - num_met,
-        "attainment": num_met / num,
-        "attainment_ci95": list(wilson_interval(num_met, num)),
-    }
-
-
-def _times(scale: float) -> dict[str, float]:
-    return {"mean": scale, "p50": 0.7 * scale, "p90": 2 * scale, "p99": 4 * scale}
-
-
-def _start_up(rng: np.random.Generator, num: int, program_s: float) -> dict[str, Any]:
-    return {
-        "ready_s": 0.8 + 8 * program_s,
-        "warm_s": 0.8 + num * program_s,
-        "compile_s": num * program_s,
-        "executable_bytes": int(num * 180_000 * rng.uniform(0.9, 1.1)),
-        "programs": [],
-    }
+def _requests(rng: np.random.Generator, name: str, num: int) -> list[dict[str, Any]]:
+    times = rng.lognormal(-1, 0.5, (num, 3)).round(6).tolist()
+    rows: list[dict[str, Any]] = [
+        {"service_class": name, "ttft_s": ttft, "tbt_p99_s": tbt / 9, "e2e_s": 4 * e2e}
+        for ttft, tbt, e2e in times
+    ]
+    rows[0] |= {"violation": "error", "message": "connection reset by peer"}
+    return rows
 
 
 def _run(
     rng: np.random.Generator, strategy: str, policy: str, load: float
 ) -> dict[str, Any]:
-    names = list(BLOCK_EDGES)
-    place = names.index(strategy) if strategy in names else 0
+    place = list(BLOCK_EDGES).index(strategy) if strategy in BLOCK_EDGES else 0
+    skill = 0.06 * POLICIES.index(policy) if policy in POLICIES else 0.0
     blocks = BLOCK_EDGES.get(strategy, BLOCK_EDGES["pow2"])
-    skill = 0.03 * POLICIES.index(policy) if policy in POLICIES else 0.0
-    share = min(0.72 + skill + 0.03 * place - 0.3 * (load - 0.9), 0.99)
-    classes = {
-        name: _promises(rng, num, share if name == "interactive" else 0.97)
-        for name, num in CLASSES.items()
-    }
-    num_violations = sum(one["num_violations"] for one in classes.values())
-    num = sum(CLASSES.values())
-    num_programs = len(blocks) * len(ROW_EDGES) - 2
-    bucket, block = 0.3 / (1 + place), 0.02 + 0.01 * place
-    used = rng.geometric(0.12, 1400) * (rng.random(1400) < 0.6) * 40 + 20
-    counts, edges = np.histogram(used, bins=np.arange(0, 2049, 32))
-    programs = [
-        {
-            "num_rows": rows,
-            "num_blocks": edge,
-            "num_steps": int(800 / (1 + 2 * row) / (1 + column) ** 1.5),
-            "used_tokens_mean": 0.8 * (rows + 32 * edge),
-            "bucket_s": 0.004 + 1e-3 * edge,
-            "step_s_p50": 0.004 + 1.1e-3 * edge,
-            "total_s": 1.0,
+    share = min(0.8 + skill + 0.02 * place - 0.4 * (load - 0.9), 0.99)
+    by_class = {}
+    for name, num in CLASSES.items():
+        late = int(num * (1 - share)) if name == "interactive" else 2
+        by_class[name] = {
+            "num_requests": num,
+            "num_violations": late + 1,
+            "violations_by_cause": {"error": 1, "late_first_token": late},
         }
-        for row, rows in enumerate(reversed(ROW_EDGES))
-        for column, edge in enumerate(blocks)
-    ]
+    start = {"ready_s": 2.0, "warm_s": 9.0, "compile_s": 8.0, "executable_bytes": 10**6}
+    made = {"trace_s": 0.2, "compile_s": 1.5, "executable_bytes": 2**20}
     return {
         "policy": policy,
         "bucket_strategy": strategy,
         "load": load,
         "qps": 21.0 * load,
         "seed": 0,
-        "num_requests": num,
-        "num_finished": num,
-        "num_violations": num_violations,
-        "attainment": 1 - num_violations / num,
-        "by_class": classes,
-        "ttft_s": _times(0.5 - 0.05 * place),
-        "tbt_s": _times(0.02),
-        "e2e_s": _times(1.5),
-        "num_steps": 1400,
-        "steps_per_s": 118.0 + 3 * place,
-        "pad_share_tokens": bucket + block,
-        "pad_share_bucket": bucket,
-        "pad_share_block": block,
-        "pad_share_time": 0.6 * bucket,
-        "step_s": _times(0.008),
-        "num_programs": num_programs,
+        "num_requests": sum(CLASSES.values()),
+        "num_violations": sum(one["num_violations"] for one in by_class.values()),
+        "by_class": by_class,
+        "output_tokens_per_s": 800.0,
+        "steps_per_s": 118.0,
+        "pad_share_tokens": 0.3 - 0.1 * place,
+        "pad_share_time": 0.2 - 0.1 * place,
+        "num_programs": len(blocks) * len(ROW_EDGES),
         "num_compiles_after_warmup": 0,
         "buckets": {
             "row_edges": list(ROW_EDGES),
             "block_edges": list(blocks),
             "block_tokens": 32,
         },
-        "start_up": _start_up(rng, num_programs, 0.21),
-        "start_up_warm": _start_up(rng, num_programs, 0.02),
-        "steps_by_program": programs,
-        "step_tokens": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "start_up": start
+        | {"programs": [made | {"program": "B32xNB16", "source": "compiled"}]},
+        "start_up_warm": start | {"warm_s": 1.0, "programs": []},
+        "steps_by_program": [
+            {
+                "num_rows": rows,
+                "num_blocks": edge,
+                "num_steps": 100 - edge,
+                "used_tokens_mean": 0.8 * (rows + 32 * edge),
+                "bucket_s": 0.004 + 1e-3 * edge,
+            }
+            for rows in ROW_EDGES
+            for edge in blocks
+        ],
+        "requests": [
+            row for name, num in CLASSES.items() for row in _requests(rng, name, num)
+        ],
     }

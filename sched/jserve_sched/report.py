@@ -1,9 +1,8 @@
-"""What a run came to: latencies, kept promises, padding. One page of numbers.
+"""The numbers of a run: latencies, attainment, padding.
 
-The one idea: a report is a pure function of what each request experienced and
-of what each step computed, so a replay over HTTP, an engine in process and a
-simulation give the same numbers by the same definitions. A number that was not
-measured is absent.
+A report is a pure function of what each request experienced and of what each step
+computed, so a replay over HTTP, an engine in process and a simulation give the same
+numbers by the same definitions. A number that was not measured is absent.
 """
 
 import collections
@@ -38,14 +37,14 @@ class Outcome:
     """What one request experienced, on one clock.
 
     Attributes:
-      service_class: name of its class.
-      slo: what it was promised.
-      arrival_s: when it was *due* to be sent; all latencies count from here.
-      num_prompt_tokens: length of its prompt.
-      max_tokens: output tokens it asked for.
-      token_times_s: when each output token arrived, ascending.
-      failure: why it did not end well; None if it did.
-      message: what the server said of a failure.
+      service_class: Name of its class.
+      slo: Its objectives.
+      arrival_s: When it was *due* to be sent; all latencies count from here.
+      num_prompt_tokens: Length of its prompt.
+      max_tokens: Output tokens it asked for.
+      token_times_s: When each output token arrived, ascending.
+      failure: Why it did not run to its end; None if it did.
+      message: What the server said of a failure.
     """
 
     service_class: str
@@ -59,7 +58,7 @@ class Outcome:
 
     @property
     def is_met(self) -> bool:
-        """Whether it ran to its end and every objective was kept."""
+        """Whether it ran to its end and attained every objective."""
         return self.failure is None and self.slo.is_met(
             self.arrival_s, self.token_times_s, is_complete=True
         )
@@ -87,7 +86,7 @@ class Outcome:
 
     @property
     def violation(self) -> str | None:
-        """The first promise broken, in the order of a request's life; or None."""
+        """The first objective violated, in the order of a request's life; or None."""
         if self.failure is not None:
             return self.failure.value
         if self.is_met:
@@ -135,11 +134,11 @@ class EngineCounters:
     """The engine's counters over a run: their growth, but for `num_programs`.
 
     Attributes:
-      num_programs: programs compiled when the run ended.
-      num_compiles_after_warmup: compilations during the run.
-      num_preemptions: requests preempted.
-      prefix_hit_tokens: prompt tokens found in the prefix cache.
-      length_errors: predicted output lengths against actual ones, by service class.
+      num_programs: Programs compiled when the run ended.
+      num_compiles_after_warmup: Compilations during the run.
+      num_preemptions: Requests preempted.
+      prefix_hit_tokens: Prompt tokens found in the prefix cache.
+      length_errors: Predicted output lengths against actual ones, by service class.
     """
 
     num_programs: int
@@ -197,7 +196,7 @@ def _latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {name: values for name, values in found.items() if values is not None}
 
 
-def _promises(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _attainment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     num_requests = len(outcomes)
     num_met = sum(outcome.is_met for outcome in outcomes)
     num_met_mean = sum(outcome.is_met_mean_tpot for outcome in outcomes)
@@ -227,13 +226,13 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     for outcome in outcomes:
         by_class[outcome.service_class].append(outcome)
     failures = collections.Counter(outcome.failure for outcome in outcomes)
-    run = _promises(outcomes)
+    run = _attainment(outcomes)
     run["num_rejected"] = failures[Failure.REJECTED]
     run["num_errors"] = sum(failures.values()) - (
         failures[None] + failures[Failure.REJECTED]
     )
     run["by_class"] = {
-        name: _promises(group) | _latencies(group)
+        name: _attainment(group) | _latencies(group)
         for name, group in sorted(by_class.items())
     }
     run |= _latencies(outcomes)
@@ -253,10 +252,10 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _by_program(
     steps: Sequence[Step], used_tokens: np.ndarray
 ) -> list[dict[str, float]]:
-    """Returns what ran in each compiled shape, by rows and blocks.
+    """Returns what ran in each bucket, by rows and blocks.
 
     Args:
-      steps: at least one.
+      steps: At least one.
       used_tokens: `[N]` real tokens of each.
     """
     groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
@@ -281,7 +280,7 @@ def _by_program(
 def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
     """Returns how many steps held how many real tokens.
 
-    Bins are as wide as a power of two, so that runs of alike sizes share them; bin i
+    Bins are as wide as a power of two, so that runs of equal sizes share them; bin i
     holds the counts from `edges[i]` to one below `edges[i + 1]`.
     """
     num_counts = int(np.max(used_tokens)) + 1
@@ -299,7 +298,7 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     """Returns what the steps of one run computed and wasted, for JSON.
 
     `pad_share_tokens` is the share of computed positions that held no token; it
-    is the sum of `pad_share_bucket`, rows and blocks nobody used, and of
+    is the sum of `pad_share_bucket`, unused rows and blocks, and of
     `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
     share of predicted time that the same steps would save without padding.
     `steps_per_s` counts busy time only.

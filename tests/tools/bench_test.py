@@ -75,7 +75,7 @@ def test_replay_over_http_end_to_end(url: str, tmp_path: pathlib.Path) -> None:
     )
     assert set(run["by_class"]) == {"tight", "lax"}
     assert line["runs"][0] == {k: v for k, v in run.items() if k != "requests"}
-    for text in ("capacity:", "TTFT bound", "host/device", "report.json"):
+    for text in ("capacity:", "TTFT bound", "attained tight", "host/device"):
         assert text in out
 
 
@@ -106,7 +106,7 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
     assert "1 of 2 runs are those of an interrupted call" in out
     out, second = finish(start(f"--compare={output / 'report.json'}"))
     assert second["num_resumed"] == 0
-    assert "attainment" in out
+    assert "+ better, - worse, = within the noise" in out
 
 
 @pytest.mark.parametrize(

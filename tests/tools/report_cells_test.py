@@ -1,10 +1,11 @@
-"""Turns and seeds become cells."""
+"""Turns and seeds become cells, with what is sure about them."""
 
+import math
 from typing import Any
 
 import pytest
 
-from jserve_tools.report_cells import START_KINDS, cells
+from jserve_tools.report_cells import Estimate, cells, difference
 
 
 def run(**fields: Any) -> dict[str, Any]:
@@ -22,26 +23,33 @@ def report(*runs: dict[str, Any], schema_version: Any = 2) -> dict[str, Any]:
     return {"schema_version": schema_version, "runs": list(runs)}
 
 
-def test_turns_pool_requests_and_mean_the_rest() -> None:
+def test_turns_pool_requests_and_take_the_mean_of_the_rest() -> None:
     (cell,) = cells(
         report(
             run(seed=1, ttft_s={"p50": 1.0}, by_class={"a": run(num_violations=4)}),
             run(seed=0, num_requests=30, num_violations=7, ttft_s={"p50": 3.0}),
-            run(seed=2),
+            run(seed=1),
         )
     )
-    share = cell.share()
-    assert share is not None and (share.num_met, share.num_requests) == (41, 50)
-    low, high = share.ci95
-    assert low < share.value == 0.82 < high
-    of_class = cell.share("a")
-    assert of_class is not None and of_class.num_met == 6
-    assert cell.share("b") is None
-    assert cell.mean("ttft_s", "p50") == 2.0
-    assert cell.mean("ttft_s", "p99") is None and cell.first("ttft_s", "p99") is None
+    share = cell.attainment()
+    assert share is not None and share.low < share.value == 41 / 50 < share.high
+    of_class = cell.attainment("a")
+    assert of_class is not None and of_class.value == 0.6
+    assert cell.attainment("b") is None
+    assert cell.mean("ttft_s", "p50") == cell.percentile_s("ttft_s", 50) == 2.0
     assert cell.mean("ttft_s", "p50", "deeper") is None
-    assert cell.seeds == (0, 1, 2)
+    assert cell.seeds == (0, 1) and cell.setting == "fcfs"
     assert cell.name == "fcfs / pow2 @ 0.9x"
+
+
+def test_percentiles_are_of_all_requests_where_every_run_lists_them() -> None:
+    first = run(requests=[{"ttft_s": 1.0, "service_class": "a"}, {"ttft_s": 3.0}])
+    second = run(requests=[{"ttft_s": 8.0}, {}], ttft_s={"p50": 9.0})
+    (cell,) = cells(report(first, second))
+    assert cell.percentile_s("ttft_s", 50) == 3.0
+    assert cell.percentile_s("ttft_s", 50, "a") == 1.0
+    (cell,) = cells(report(first, run(ttft_s={"p50": 9.0})))
+    assert cell.percentile_s("ttft_s", 50) == 9.0
 
 
 def test_what_tells_cells_apart() -> None:
@@ -59,16 +67,16 @@ def test_what_tells_cells_apart() -> None:
             run(),
         )
     )
-    assert [(cell.policy, cell.bucket_strategy, cell.load) for cell in found] == [
-        ("fcfs", "pow2", "0.9x"),
-        ("edf", "pow2", "0.9x"),
-        ("fcfs", "linear", "0.9x"),
-        ("fcfs", "pow2", "1.2x"),
-        ("fcfs", "pow2", "goodput"),
-        ("fcfs", "pow2", "2/s"),
-        ("server", "pow2", "1/2.5/s"),
-        ("server", "pow2", "8 clients"),
-        ("server", "pow2", "all at once"),
+    assert [(cell.setting, cell.load) for cell in found] == [
+        ("fcfs / pow2", "0.9x"),
+        ("edf / pow2", "0.9x"),
+        ("fcfs / linear", "0.9x"),
+        ("fcfs / pow2", "1.2x"),
+        ("fcfs / pow2", "goodput"),
+        ("fcfs / pow2", "2/s"),
+        ("server / pow2", "1/2.5/s"),
+        ("server / pow2", "8 clients"),
+        ("server / pow2", "all at once"),
     ]
     assert len(found[0].runs) == 2
     assert [cell.is_goodput for cell in found].count(True) == 1
@@ -95,27 +103,27 @@ def test_a_report_without_runs_is_refused() -> None:
         cells(report())
 
 
-def start(warm_s: float, *sources: str) -> dict[str, Any]:
-    return {"warm_s": warm_s, "programs": [{"source": one} for one in sources]}
+@pytest.mark.parametrize(
+    ("fields", "sources", "is_cold"),
+    [
+        ({}, ["compiled", "compiled"], True),
+        ({}, ["compiled", "cache"], False),
+        ({}, [], False),
+        ({"start_up_warm": {"warm_s": 0.5}}, [], True),
+    ],
+)
+def test_a_start_is_cold_only_if_nothing_was_cached(
+    fields: dict[str, Any], sources: list[str], is_cold: bool
+) -> None:
+    start = {"warm_s": 8.0, "programs": [{"source": one} for one in sources]}
+    (cell,) = cells(report(run(start_up=start, **fields)))
+    assert cell.mean("start_up_cold", "warm_s") == (8.0 if is_cold else None)
+    assert cell.mean("start_up", "warm_s") == (None if is_cold else 8.0)
 
 
-def test_starts_of_different_kinds_are_never_put_together() -> None:
-    (cell,) = cells(
-        report(
-            run(start_up=start(8.0, "compiled", "compiled")),
-            run(start_up=start(1.0, "stored", "cache")),
-            run(start_up=start(3.0, "compiled", "cache")),
-            run(start_up=start(6.0), start_up_warm=start(0.5)),
-            run(start_up=start(2.0)),
-            run(),
-        )
-    )
-    kinds = {kind: cell.start_mean(kind, "warm_s") for kind in START_KINDS}
-    assert kinds == {"cold": 7.0, "cached": 0.5, "other": 2.0}
-    assert cell.start_mean("cold", "ready_s") is None
-
-
-def test_what_should_not_be_adds_up() -> None:
-    (cell,) = cells(report(run(bugs=0), run(bugs=1), run(bugs=0), run()))
-    assert cell.total("bugs") == 1
-    assert cell.total("more") is None
+def test_the_interval_of_a_difference_mirrors() -> None:
+    before, after = Estimate(0.5, 0.4, 0.7), Estimate(0.8, 0.7, 0.85)
+    value, low, high = difference(before, after)
+    assert low < value < high and value == pytest.approx(0.3)
+    assert difference(after, before) == pytest.approx((-value, -high, -low))
+    assert math.isnan(difference(before, Estimate(1.0, math.nan, math.nan)).low)

@@ -1,11 +1,12 @@
 """The report as one JSON document, and files that are whole or absent.
 
-The one idea: a file is written beside its place and renamed into it, so that
-whoever interrupts a benchmark finds the old report or the new, never half a one.
+A file is written beside its place and renamed into it, so that an interrupted
+benchmark leaves the old report or the new, never half of one.
 """
 
 import contextlib
 import dataclasses
+import datetime
 import enum
 import json
 import math
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+import jserve
 from jserve_sched.report import SCHEMA_VERSION, Outcome, token_gaps_s
 
 _PLACES = 6  # microseconds
@@ -54,7 +56,7 @@ def plain(value: Any) -> Any:
     """Returns a value as JSON can hold it; rounds times to a microsecond.
 
     Raises:
-      ValueError: for a number that is not finite; it would not be JSON.
+      ValueError: For a number that is not finite; it would not be JSON.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
@@ -149,15 +151,17 @@ def document(
     """Returns the whole report, ready for `json.dumps`.
 
     Args:
-      command: the program and its arguments.
-      facts: what the server told of itself: device, jax and so on.
-      workload: what was sent.
-      runs: one entry each.
-      extra: yardstick, capacity and the like; None is left out.
+      command: The program and its arguments.
+      facts: What the server told of itself: device, jax and so on.
+      workload: What was sent.
+      runs: One entry each.
+      extra: Yardstick, capacity and the like; None is left out.
     """
     versions = facts.get("versions") or {}
     head: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "version": jserve.__version__,
         "commit": commit(),
         "device": device_name(facts),
         "jax": facts.get("jax") or versions.get("jax"),

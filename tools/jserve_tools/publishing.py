@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jserve_tools.documents import write_report, write_whole
+from jserve_tools.documents import write_report
 from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.report_comparison import compare_reports, comparison_table
+from jserve_tools.report_comparison import comparison
 from jserve_tools.report_config import ReportConfig
 
 
@@ -22,25 +22,24 @@ def publish(
     The report's finished runs have served their purpose then and are removed.
 
     Args:
-      report: as `documents.document` made it.
-      config: where to, and what else.
-      old_report: to compare with; None for no comparison.
-      runs: the finished runs that the report is made of, if they are kept.
-      say: prints a line for people.
+      report: As `documents.document` made it.
+      config: Where to, and what else.
+      old_report: To compare with; None for no comparison.
+      runs: The finished runs that the report is made of, if they are kept.
+      say: Prints a line for people.
     """
     say(f"\nreport: {write_report(config.output, report)}")
     if config.html:
-        # Drawing takes a second to import.
-        from jserve_tools.html_report import html_page, write_figures
-
-        page = config.output / "report.html"
-        write_whole(page, html_page(report))
-        say(f"page: {page}")
-        figures = config.output / "figures"
-        write_figures(report, figures)
-        say(f"pictures: {figures}")
+        try:
+            # Altair takes a second to import.
+            from jserve_tools.report_page import write_page
+        except ImportError as error:
+            say(f"no page, for want of {error.name}: pip install 'jserve[report]'")
+        else:
+            write_page(report, config.output)
+            say(f"page: {config.output / 'report.html'}")
+            say(f"pictures: {config.output / 'report.png'} and figures/")
     if old_report is not None:
-        comparison = compare_reports(old_report, report)
-        say(f"\n{comparison_table(comparison)}")
+        say(f"\n{comparison(old_report, report)}")
     if runs is not None:
         runs.remove()

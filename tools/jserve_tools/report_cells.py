@@ -1,44 +1,42 @@
 """The cells of a report: what one policy did under one bucket strategy and one load.
 
-The one idea: turns and seeds of the same setting are one cell. Requests are pooled, so
-that shares get narrower intervals; any other number is the mean over the cell's runs,
-but for counts of what should not be, which add up. Starts of different kinds are never
-put together.
+Turns and seeds of the same setting are one cell. Their requests are pooled, so that
+shares and percentiles get narrower intervals; any other number is the mean over the
+cell's runs. Starts with an empty compile cache and others are kept apart.
 """
 
 import dataclasses
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jserve_sched.report import wilson_interval
 
+Run = Mapping[str, Any]
 READABLE_SCHEMAS = (1, 2)
-START_KINDS = ("cold", "cached", "other")
-"""With an empty compile cache, with a full one, and with whatever there was."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Share:
-    """Requests that kept every promise.
+class Estimate(NamedTuple):
+    """A number and its 95 % interval; the ends are NaN where it is unknown."""
 
-    Attributes:
-      num_met: how many did.
-      num_requests: of how many.
+    value: float
+    low: float
+    high: float
+
+
+def difference(old: Estimate, new: Estimate) -> Estimate:
+    """Returns new - old with its interval, of two independent estimates.
+
+    The intervals are joined by Newcombe's square-and-add rule (Statistics in Medicine
+    17, 1998, pages 873 to 890): with Wilson's intervals it is his method 10.
     """
-
-    num_met: int
-    num_requests: int
-
-    @property
-    def value(self) -> float:
-        """The share itself."""
-        return self.num_met / self.num_requests
-
-    @property
-    def ci95(self) -> tuple[float, float]:
-        """Its 95 % Wilson interval."""
-        return wilson_interval(self.num_met, self.num_requests)
+    value = new.value - old.value
+    below = math.hypot(new.value - new.low, old.high - old.value)
+    above = math.hypot(new.high - new.value, old.value - old.low)
+    return Estimate(value, value - below, value + above)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,21 +44,29 @@ class Cell:
     """All runs of one setting.
 
     Attributes:
-      policy: its name, with the token limit where a report has several.
-      bucket_strategy: its name.
-      load: what was sent, in a word; "goodput" where the rate was searched.
-      runs: entries of the report's `runs`, at least one.
+      policy: Its name, with the token limit where a report has several.
+      bucket_strategy: Its name.
+      load: What was sent, in a word; "goodput" where the rate was searched.
+      setting: Policy and bucket strategy, as far as the report has several.
+      runs: Entries of the report's `runs`, at least one. What a run has under
+        `start_up` stands under `start_up_cold` if its compile cache was empty.
     """
 
     policy: str
     bucket_strategy: str
     load: str
-    runs: tuple[Mapping[str, Any], ...]
+    setting: str
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        """The whole setting, for a line of a table."""
+        return f"{self.policy} / {self.bucket_strategy} @ {self.load}"
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """What drew the requests of its runs, ascending."""
-        return tuple(sorted(run["seed"] for run in self.runs if "seed" in run))
+        """Different seeds of its runs, ascending."""
+        return tuple(sorted({run["seed"] for run in self.runs if "seed" in run}))
 
     @property
     def is_goodput(self) -> bool:
@@ -68,13 +74,13 @@ class Cell:
         return any("goodput_qps" in run for run in self.runs)
 
     @property
-    def name(self) -> str:
-        """The whole setting, for a line of a table."""
-        return f"{self.policy} / {self.bucket_strategy} @ {self.load}"
+    def service_classes(self) -> list[str]:
+        """Names of the classes of its requests, sorted."""
+        return sorted({name for run in self.runs for name in run.get("by_class", ())})
 
     def values(self, *path: str) -> list[Any]:
         """Returns what the runs that know it have under a path of keys."""
-        found = [_look_up(run, path) for run in self.runs]
+        found = [look_up(run, path) for run in self.runs]
         return [value for value in found if value is not None]
 
     def mean(self, *path: str) -> float | None:
@@ -82,64 +88,111 @@ class Cell:
         known = self.values(*path)
         return statistics.fmean(known) if known else None
 
-    def total(self, *path: str) -> float | None:
-        """Returns the sum over the runs of a number; None if it is nowhere."""
-        known = self.values(*path)
-        return sum(known) if known else None
+    def entries(self, service_class: str | None) -> list[Run]:
+        """Returns what the runs say of a class, or of all requests."""
+        if service_class is None:
+            return list(self.runs)
+        return self.values("by_class", service_class)
 
-    def starts(self, kind: str) -> list[Mapping[str, Any]]:
-        """Returns what the runs have of one of the `START_KINDS`.
+    def attainment(self, service_class: str | None = None) -> Estimate | None:
+        """Returns the share of requests whose SLO was attained, of all or of a class.
 
-        A start was cold if a warm one was measured after it, or if every program was
-        compiled.
+        Its interval is Wilson's; None without requests.
         """
-        if kind == "cached":
-            return self.values("start_up_warm")
-        return [
-            run["start_up"]
-            for run in self.runs
-            if run.get("start_up") and _is_cold(run) == (kind == "cold")
-        ]
-
-    def start_mean(self, kind: str, key: str) -> float | None:
-        """Returns the mean of a number over the starts of a kind; None without any."""
-        known = [one[key] for one in self.starts(kind) if one.get(key) is not None]
-        return statistics.fmean(known) if known else None
-
-    def first(self, *path: str) -> Any:
-        """Returns what the first run that knows it has; None if it is nowhere."""
-        return next(iter(self.values(*path)), None)
-
-    def share(self, service_class: str | None = None) -> Share | None:
-        """Returns the share met, of all or of a class; None without requests."""
-        entries: list[Mapping[str, Any]] = (
-            list(self.runs)
-            if service_class is None
-            else self.values("by_class", service_class)
-        )
-        known = [one for one in entries if one.get("num_requests")]
+        known = [one for one in self.entries(service_class) if one.get("num_requests")]
         if not known:
             return None
         num_requests = sum(one["num_requests"] for one in known)
-        num_violations = sum(one["num_violations"] for one in known)
-        return Share(num_met=num_requests - num_violations, num_requests=num_requests)
+        num_attained = num_requests - sum(one["num_violations"] for one in known)
+        interval = wilson_interval(num_attained, num_requests)
+        return Estimate(num_attained / num_requests, *interval)
 
-
-def _is_cold(run: Mapping[str, Any]) -> bool:
-    programs = run["start_up"].get("programs") or ()
-    sources = {one.get("source") for one in programs}
-    return "start_up_warm" in run or sources == {"compiled"}
-
-
-def _look_up(entry: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        if not isinstance(entry, Mapping):
+    def goodput_qps(self) -> Estimate | None:
+        """Returns the mean goodput over seeds; None if none was searched."""
+        value = self.mean("goodput_qps")
+        if value is None:
             return None
-        entry = entry.get(key)
+        intervals = self.values("goodput_ci95_qps")
+        return Estimate(value, *(intervals[0] if intervals else (math.nan, math.nan)))
+
+    def request_times_s(
+        self, key: str, service_class: str | None = None
+    ) -> np.ndarray | None:
+        """Returns one time for each request, `[N]`; None if a run does not list them.
+
+        Args:
+          key: `ttft_s`, `tbt_p99_s` or `e2e_s`.
+          service_class: Whose requests; None for all.
+        """
+        if any("requests" not in run for run in self.runs):
+            return None
+        rows = [row for run in self.runs for row in run["requests"]]
+        found = [
+            row[key]
+            for row in rows
+            if key in row and service_class in (None, row.get("service_class"))
+        ]
+        return np.array(found, np.float64) if found else None
+
+    def percentile_s(
+        self, key: str, percent: int, service_class: str | None = None
+    ) -> float | None:
+        """Returns a percentile of pooled requests, or else the mean of the runs'."""
+        times_s = self.request_times_s(key, service_class)
+        if times_s is not None:
+            return float(np.percentile(times_s, percent))
+        entries = self.entries(service_class)
+        known = [look_up(entry, (key, f"p{percent}")) for entry in entries]
+        known = [value for value in known if value is not None]
+        return statistics.fmean(known) if known else None
+
+
+def look_up(entry: Any, path: Sequence[str]) -> Any:
+    """Returns what nested mappings have under a path of keys; None if nothing."""
+    for key in path:
+        entry = entry.get(key) if isinstance(entry, Mapping) else None
     return entry
 
 
-def _load(run: Mapping[str, Any]) -> str:
+def cells(report: Mapping[str, Any]) -> list[Cell]:
+    """Returns the cells of a report, in the order in which they were first run.
+
+    Raises:
+      ValueError: If it is not a report, or one of an unknown schema.
+    """
+    version = report.get("schema_version")
+    if version not in READABLE_SCHEMAS or isinstance(version, bool):
+        known = " and ".join(str(version) for version in READABLE_SCHEMAS)
+        raise ValueError(
+            f"schema_version is {version!r}; reports of schema {known} can be read"
+        )
+    if not isinstance(report.get("runs"), list) or not report["runs"]:
+        raise ValueError("the report has no runs")
+    limits: dict[str, set[int]] = {}
+    for run in report["runs"]:
+        limit = run.get("max_num_batched_tokens")
+        limits.setdefault(str(run.get("policy")), set()).add(limit)
+    groups: dict[tuple[str, str, str], list[Run]] = {}
+    for run in report["runs"]:
+        policy = str(run.get("policy", "server"))
+        if len(limits.get(policy, ())) > 1 and "max_num_batched_tokens" in run:
+            policy += f"@{run['max_num_batched_tokens']}"
+        key = (policy, str(run.get("bucket_strategy", "pow2")), _load(run))
+        groups.setdefault(key, []).append(_with_cold_start(run))
+    has_strategies = len({strategy for _, strategy, _ in groups}) > 1
+    return [
+        Cell(
+            policy=policy,
+            bucket_strategy=strategy,
+            load=load,
+            setting=f"{policy} / {strategy}" if has_strategies else policy,
+            runs=tuple(runs),
+        )
+        for (policy, strategy, load), runs in groups.items()
+    ]
+
+
+def _load(run: Run) -> str:
     """Returns what was sent in a run, by what the user asked for."""
     if "goodput_qps" in run:
         return "goodput"
@@ -151,59 +204,22 @@ def _load(run: Mapping[str, Any]) -> str:
         return f"{run['qps']:.3g}/s"
     if "num_clients" in run:
         return f"{run['num_clients']} clients"
-    if run.get("is_one_shot"):
-        return "all at once"
-    return "one load"
+    return "all at once" if run.get("is_one_shot") else "one load"
 
 
-def require_readable(report: Mapping[str, Any]) -> None:
-    """Refuses what is not a report, or one of an unknown schema.
+def _with_cold_start(run: Run) -> Run:
+    """Moves `start_up` to `start_up_cold` where the compile cache was empty.
 
-    Raises:
-      ValueError: naming what was found and what can be read.
+    It was if a second start was measured, or if every program was compiled.
     """
-    known = " and ".join(str(version) for version in READABLE_SCHEMAS)
-    version = report.get("schema_version")
-    if version not in READABLE_SCHEMAS or isinstance(version, bool):
-        raise ValueError(
-            f"schema_version is {version!r}; reports of schema {known} can be read"
-        )
-    runs = report.get("runs")
-    if not isinstance(runs, list) or not runs:
-        raise ValueError("the report has no runs")
-
-
-def cells(report: Mapping[str, Any]) -> list[Cell]:
-    """Returns the cells of a report, in the order in which they were first run.
-
-    Raises:
-      ValueError: as `require_readable`.
-    """
-    require_readable(report)
-    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for policy, run in _with_policy(report["runs"]):
-        key = (policy, str(run.get("bucket_strategy", "pow2")), _load(run))
-        groups.setdefault(key, []).append(run)
-    return [
-        Cell(policy=policy, bucket_strategy=strategy, load=load, runs=tuple(runs))
-        for (policy, strategy, load), runs in groups.items()
-    ]
-
-
-def _with_policy(
-    runs: Sequence[Mapping[str, Any]],
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields each run with its policy's name; limits are named where they differ."""
-    limits: dict[str, set[int]] = {}
-    for run in runs:
-        if "max_num_batched_tokens" in run:
-            limit = run["max_num_batched_tokens"]
-            limits.setdefault(str(run.get("policy")), set()).add(limit)
-    for run in runs:
-        policy = str(run.get("policy", "server"))
-        if len(limits.get(policy, ())) > 1 and "max_num_batched_tokens" in run:
-            policy += f"@{run['max_num_batched_tokens']}"
-        yield policy, run
+    start = run.get("start_up")
+    if not start:
+        return run
+    sources = {one.get("source") for one in start.get("programs") or ()}
+    if "start_up_warm" not in run and sources != {"compiled"}:
+        return run
+    rest = {name: value for name, value in run.items() if name != "start_up"}
+    return {**rest, "start_up_cold": start}
 
 
 def distinct(values: Sequence[str]) -> list[str]:

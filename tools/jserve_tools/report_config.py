@@ -28,7 +28,7 @@ class ReportConfig:
     compare: pathlib.Path | None = None
 
     def probe(self) -> dict[str, Any] | None:
-        """Makes the output folder and reads the older report, before any work.
+        """Reads the older report and makes the output folder, before any work.
 
         Returns:
           The report to compare with; None without one.
@@ -37,15 +37,22 @@ class ReportConfig:
           ValueError: If `compare` is not a report.
           OSError: If the folder cannot be written, or the report not be read.
         """
+        report = None if self.compare is None else _read_report(self.compare)
         self.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.output):
             pass
-        if self.compare is None:
-            return None
-        try:
-            report = json.loads(self.compare.read_text())
-        except ValueError as error:
-            raise ValueError(f"compare={self.compare} is not JSON: {error}") from None
-        if not isinstance(report, dict) or not isinstance(report.get("runs"), list):
-            raise ValueError(f"compare={self.compare} is not a report: it has no runs")
         return report
+
+
+def _read_report(path: pathlib.Path) -> dict[str, Any]:
+    """Returns a report that can be compared."""
+    from jserve_tools.report_cells import cells  # these take NumPy
+    from jserve_tools.report_metrics import metrics
+
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        for cell in cells(report):
+            metrics([cell])  # so that no sweep ends in what is wrong with them
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"compare={path} is not a report: {error}") from None
+    return report

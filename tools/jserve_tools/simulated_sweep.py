@@ -19,14 +19,8 @@ from jserve_tools.simulate_config import LIMITS, SimulateConfig, split_limit
 from jserve_tools.simulated_loads import SimulatedLoad, read_load
 from jserve_tools.simulation import Experiment
 from jserve_tools.simulation_report import simulation_report
-from jserve_tools.simulation_tables import (
-    fits_table,
-    goodput_table,
-    instances_table,
-    speed_table,
-)
 from jserve_tools.sweep import FitTask, RateTask, RunAll, run_all, search_goodputs
-from jserve_tools.tables import run_tables
+from jserve_tools.tables import fits_table, instances_table, run_tables
 
 # Fields of MachineConfig that are fields of Experiment.
 _SHARED = (
@@ -135,12 +129,9 @@ def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
             f"fitted has seen the requests of {config.load.trace.name} that judge it; "
             "jserve-fit-buckets fits to another part of a trace\n"
         )
-    print(run_tables(runs))
+    print(run_tables(runs), flush=True)
     if config.machine.num_instances > 1:
-        print(f"\n{instances_table(runs)}")
-    if config.sweep.goodput:
-        print(f"\n{goodput_table(runs)}")
-    print(f"\n{speed_table(runs)}", flush=True)
+        print(f"\n{instances_table(runs)}", flush=True)
 
 
 def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:

@@ -6,6 +6,9 @@ from typing import Any
 from jserve_sched.workload import Yardstick
 from jserve_tools.workload import Workload
 
+Row = Mapping[str, Any]
+Column = tuple[str, str, str]  # title, path of keys, form
+
 
 def render(rows: Sequence[Sequence[str]]) -> str:
     """Returns rows, the first of them a header, as aligned columns."""
@@ -25,18 +28,10 @@ def duration(seconds: float | None) -> str:
     """Returns seconds with a unit that suits them; a dash for None."""
     if seconds is None:
         return "-"
-    return f"{seconds * 1e3:.1f}ms" if seconds < 1 else f"{seconds:.2f}s"
+    return f"{seconds * 1e3:.1f}ms" if abs(seconds) < 1 else f"{seconds:.2f}s"
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value * 100:.1f}%"
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None else format(value, form)
-
-
-def run_name(run: Mapping[str, Any]) -> str:
+def run_name(run: Row) -> str:
     """Returns what tells a run from others, in a word or two."""
     name = str(run.get("policy", "server"))
     if run.get("bucket_strategy", "pow2") != "pow2":
@@ -45,129 +40,182 @@ def run_name(run: Mapping[str, Any]) -> str:
         return f"{name} @{run['load']:g}x"
     if "qps" in run:
         return f"{name} @{run['qps']:.3g}/s"
-    if run.get("is_one_shot"):
-        return f"{name}, all at once"
-    return f"{name}, {run['num_clients']} clients"
+    if "num_clients" in run:
+        return f"{name}, {run['num_clients']} clients"
+    return f"{name}, all at once" if run.get("is_one_shot") else name
 
 
-def _latencies(run: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [
-        duration(run.get(name, {}).get(percentile))
-        for name in names
-        for percentile in ("p50", "p99")
+def _text(row: Row, path: str, form: str) -> str | None:
+    """Returns what a row has under a path, as text; None if nothing."""
+    value: Any = row
+    for key in path.split("/"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    if value is None:
+        return None
+    return duration(value) if form == "s" else format(value, form)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Returns rows by columns; a column that no row has a value for is left out.
+
+    Args:
+      rows: What to show.
+      columns: Each one's title, the keys that lead to its values, joined by slashes,
+        and their format; "s" is a time in seconds.
+    """
+    filled = [
+        (title, [_text(row, path, form) for row in rows])
+        for title, path, form in columns
     ]
+    filled = [one for one in filled if any(text is not None for text in one[1])]
+    lines = zip(*(texts for _, texts in filled), strict=True)
+    return render(
+        [
+            [title for title, _ in filled],
+            *(["-" if text is None else text for text in line] for line in lines),
+        ]
+    )
 
 
-def runs_table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns one row for each run: promises kept, latencies, throughput."""
+def _runs_table(runs: Sequence[Row]) -> str:
+    """Returns one row for each run: goodput, attainment, latencies, throughput."""
     classes = sorted({name for run in runs for name in run["by_class"]})
-    if classes == ["best_effort"]:
-        classes = []
-    has_goodput = any("goodput_qps" in run for run in runs)
-    header = ["run", "req/s"]
-    header += ["goodput"] if has_goodput else []
-    header += ["met", *(f"met {name}" for name in classes), "failed"]
-    header += ["TTFT p50", "p99", "TBT p50", "p99", "E2E p50", "p99"]
-    header += ["met req/s", "tok/s"]
-    rows = [header]
+    rows = []
     for run in runs:
-        by_class = run["by_class"]
-        row = [run_name(run), _number(run.get("qps"))]
-        row += [_number(run.get("goodput_qps"), ".3f")] if has_goodput else []
-        row.append(_share(run["attainment"]))
-        row += [_share(by_class.get(name, {}).get("attainment")) for name in classes]
-        row.append(str(run["num_requests"] - run["num_finished"]))
-        row += _latencies(run, ("ttft_s", "tbt_s", "e2e_s"))
-        row.append(_number(run.get("met_per_s")))
-        row.append(_number(run.get("output_tokens_per_s"), ".0f"))
-        rows.append(row)
-    return render(rows)
+        failed = run["num_requests"] - run["num_finished"]
+        by_class = {f"class {name}": one for name, one in run["by_class"].items()}
+        rows.append({**run, **by_class, "run": run_name(run), "failed": failed})
+        if (ends := run.get("goodput_ci95_qps")) is not None:
+            rows[-1]["interval"] = f"{ends[0]:.3f} to {ends[1]:.3f}"
+    columns = [
+        ("run", "run", ""),
+        ("req/s", "qps", ".2f"),
+        ("goodput", "goodput_qps", ".3f"),
+        ("95 % interval", "interval", ""),
+        ("violations", "goodput_violation_share", ".2%"),
+        ("attained", "attainment", ".1%"),
+    ]
+    if classes != ["best_effort"]:
+        columns += [
+            (f"attained {name}", f"class {name}/attainment", ".1%") for name in classes
+        ]
+    columns.append(("failed", "failed", "d"))
+    for name, key in (("TTFT", "ttft_s"), ("TBT", "tbt_s"), ("E2E", "e2e_s")):
+        columns += [(f"{name} p50", f"{key}/p50", "s"), ("p99", f"{key}/p99", "s")]
+    columns += [
+        ("attained/s", "met_per_s", ".2f"),
+        ("tok/s", "output_tokens_per_s", ".0f"),
+    ]
+    return _table(rows, columns)
 
 
-def shapes_table(runs: Sequence[Mapping[str, Any]]) -> str:
+def _buckets_table(runs: Sequence[Row]) -> str:
     """Returns one row for each run: padding, steps, programs, and starting up.
 
     A start ends when nothing is left to compile; "again" is a start with a compile
     cache that is full.
     """
-    header = ["shapes", "req/s", "pad", "pad time", "steps/s", "programs"]
-    starts = [
-        (name, title)
-        for name, title in (("start_up", "start"), ("start_up_warm", "start again"))
-        if any(name in run for run in runs)
-    ]
-    for _, title in starts:
-        header += [title, "compile"]
-    header += ["executables"] if starts else []
-    compiles = "num_compiles_after_warmup"
-    has_compiles = any(compiles in run for run in runs)
-    header += ["compiles later"] if has_compiles else []
-    rows = [header]
-    for run in runs:
-        row = [
-            run_name(run),
-            _number(run.get("qps")),
-            _share(run.get("pad_share_tokens")),
-            _share(run.get("pad_share_time")),
-            _number(run.get("steps_per_s"), ".1f"),
-            _number(run.get("num_programs"), "d"),
-        ]
-        for name, _ in starts:
-            start = run.get(name, {})
-            row += [duration(start.get("warm_s")), duration(start.get("compile_s"))]
-        if starts:
-            num_bytes = run.get("start_up", {}).get("executable_bytes")
-            row.append("-" if num_bytes is None else f"{num_bytes / 2**20:.1f} MiB")
-        row += [_number(run.get(compiles), "d")] if has_compiles else []
-        rows.append(row)
-    return render(rows)
+    return _table(
+        [{**run, "run": run_name(run)} for run in runs],
+        [
+            ("buckets", "run", ""),
+            ("req/s", "qps", ".2f"),
+            ("pad", "pad_share_tokens", ".1%"),
+            ("pad time", "pad_share_time", ".1%"),
+            ("steps/s", "steps_per_s", ".1f"),
+            ("programs", "num_programs", "d"),
+            ("start", "start_up/warm_s", "s"),
+            ("compile", "start_up/compile_s", "s"),
+            ("start again", "start_up_warm/warm_s", "s"),
+            ("compile", "start_up_warm/compile_s", "s"),
+            ("executables, bytes", "start_up/executable_bytes", ",d"),
+            ("compiles later", "num_compiles_after_warmup", "d"),
+            ("simulated steps/s", "simulation/steps_per_s", ".0f"),
+            ("requests/min", "simulation/requests_per_min", ".0f"),
+        ],
+    )
 
 
-def lengths_table(runs: Sequence[Mapping[str, Any]]) -> str:
+def _lengths_table(runs: Sequence[Row]) -> str:
     """Returns one row for each class of each run whose answers were predicted."""
-    rows = [["lengths", "class", "answers", "tokens", "predicted", "off by", "share"]]
-    for run in runs:
-        for name, error in run.get("length_error", {}).items():
-            off_tokens, tokens = error["mean_abs_error_tokens"], error["mean_tokens"]
-            rows.append(
-                [
-                    run_name(run),
-                    name,
-                    str(error["num_requests"]),
-                    _number(tokens, ".1f"),
-                    _number(error["mean_predicted_tokens"], ".1f"),
-                    _number(off_tokens, ".1f"),
-                    _share(off_tokens / tokens),
-                ]
-            )
-    return render(rows)
+    rows = [
+        {**error, "run": run_name(run), "class": name}
+        | {"share": error["mean_abs_error_tokens"] / error["mean_tokens"]}
+        for run in runs
+        for name, error in run.get("length_error", {}).items()
+    ]
+    return _table(
+        rows,
+        [
+            ("lengths", "run", ""),
+            ("class", "class", ""),
+            ("answers", "num_requests", "d"),
+            ("tokens", "mean_tokens", ".1f"),
+            ("predicted", "mean_predicted_tokens", ".1f"),
+            ("off by", "mean_abs_error_tokens", ".1f"),
+            ("share", "share", ".1%"),
+        ],
+    )
 
 
-def run_tables(runs: Sequence[Mapping[str, Any]]) -> str:
+def run_tables(runs: Sequence[Row]) -> str:
     """Returns all that people are shown of runs."""
-    tables = [runs_table(runs), shapes_table(runs)]
+    tables = [_runs_table(runs), _buckets_table(runs)]
     if any("length_error" in run for run in runs):
-        tables.append(lengths_table(runs))
+        tables.append(_lengths_table(runs))
     return "\n\n".join(tables)
 
 
+def fits_table(fits: Sequence[Row]) -> str:
+    """Returns one row for each turn of each fit of buckets to a simulation."""
+    rows = [
+        {**one, "fit": run_name({"is_one_shot": True, **fit}), "turn": turn}
+        for fit in fits
+        for turn, one in enumerate(fit["iterations"], 1)
+    ]
+    return _table(
+        rows,
+        [
+            ("fitted for", "fit", ""),
+            ("turn", "turn", "d"),
+            ("programs", "num_programs", "d"),
+            ("expected step", "expected_s", "s"),
+            ("pad time", "pad_share_time", ".1%"),
+            ("change", "change", "+.2%"),
+        ],
+    )
+
+
+def instances_table(runs: Sequence[Row]) -> str:
+    """Returns one row for each engine of each run with several."""
+    rows = [
+        {**one, "engine": f"{run_name(run)} #{place}"}
+        for run in runs
+        for place, one in enumerate(run["instances"])
+    ]
+    return _table(
+        rows,
+        [
+            ("engine", "engine", ""),
+            ("requests", "num_requests", "d"),
+            ("attained", "attainment", ".1%"),
+            ("tok", "output_tokens", "d"),
+            ("busy", "busy_share", ".1%"),
+        ],
+    )
+
+
 def slo_table(workload: Workload, yardstick: Yardstick | None) -> str:
-    """Returns one row for each class: its share and its promises in seconds."""
+    """Returns one row for each class: its share and its SLO in seconds."""
     rows = [["class", "share", "requests", "TTFT bound", "TBT bound", "TTLT bound"]]
     resolved = [workload.slo(row, yardstick) for row in range(len(workload.rows))]
     for one in workload.classes:
         slos = [slo for name, slo in resolved if name == one.name]
-        rows.append(
-            [
-                one.name,
-                f"{one.share:g}",
-                str(len(slos)),
-                *(
-                    _range([getattr(slo, field) for slo in slos])
-                    for field in ("ttft_s", "tbt_s", "ttlt_s")
-                ),
-            ]
-        )
+        bounds = [
+            _range([getattr(slo, field) for slo in slos])
+            for field in ("ttft_s", "tbt_s", "ttlt_s")
+        ]
+        rows.append([one.name, f"{one.share:g}", str(len(slos)), *bounds])
     return render(rows)
 
 
@@ -179,30 +227,29 @@ def _range(values: Sequence[float | None]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def host_table(breakdown: Sequence[Mapping[str, Any]]) -> str:
+def host_table(breakdown: Sequence[Row]) -> str:
     """Returns the medians of a step's parts, and one line on host and device."""
+    parts = breakdown[0]["median_ms"]
+    table = _table(
+        breakdown,
+        [
+            ("median ms per step", "steps", ""),
+            ("steps", "num_steps", "d"),
+            *((part, f"median_ms/{part}", ".3f") for part in parts),
+            ("host", "host_ms", ".3f"),
+            ("device", "device_ms", ".3f"),
+            ("host/device", "host_to_device", ".2f"),
+        ],
+    )
     last = breakdown[-1]
-    has_overlap = bool(last["overlap"])
-    parts = list(breakdown[0]["median_ms"])
-    sums = ["host"] if has_overlap else ["host", "device", "host/device"]
-    rows = [["median ms per step", "steps", *parts, *sums]]
-    for entry in breakdown:
-        row = [entry["steps"], str(entry["num_steps"])]
-        row += [f"{entry['median_ms'][part]:.3f}" for part in parts]
-        row.append(f"{entry['host_ms']:.3f}")
-        if not has_overlap:
-            row += [f"{entry['device_ms']:.3f}", f"{entry['host_to_device']:.2f}"]
-        rows.append(row)
-    if has_overlap:
-        line = (
-            "overlap on: the device works while the host does, so its time cannot "
-            "be told from outside; waiting is a lower bound"
+    if last["overlap"]:
+        return (
+            f"{table}\noverlap on: the device works while the host does, so its time "
+            "cannot be told from outside; waiting is a lower bound"
         )
-    else:
-        verdict = "less" if last["host_ms"] < last["device_ms"] else "no less"
-        line = (
-            f"overlap off, {last['steps']}: host {last['host_ms']:.3f} ms, device "
-            f"(launch and wait) {last['device_ms']:.3f} ms: a step spends {verdict} "
-            "time in Python than in XLA"
-        )
-    return f"{render(rows)}\n{line}"
+    verdict = "less" if last["host_ms"] < last["device_ms"] else "no less"
+    return (
+        f"{table}\noverlap off, {last['steps']}: host {last['host_ms']:.3f} ms, device "
+        f"(launch and wait) {last['device_ms']:.3f} ms: a step spends {verdict} time "
+        "in Python than in XLA"
+    )

@@ -1,0 +1,67 @@
+"""A report is written whatever is installed, and an older one is read before work."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import pytest
+
+from fake_report import fake_report
+from jserve_tools.publishing import publish
+from jserve_tools.report_config import ReportConfig
+
+GOOD = {"policy": "fcfs", "num_requests": 2, "num_violations": 0}
+
+
+@pytest.mark.parametrize("missing", ["altair", "vl_convert"])
+def test_without_the_extra_one_line_says_how_to_get_the_page(
+    missing: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("jserve_tools.report_page", "jserve_tools.report_charts"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    lines: list[str] = []
+    config = ReportConfig(output=tmp_path)
+    report = fake_report(policies=("fcfs",), strategies=("pow2",), loads=(0.9,))
+    publish(report, config, report, None, say=lines.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert f"no page, for want of {missing}: pip install 'jserve[report]'" in lines
+    assert "within the noise" in lines[-1]  # the comparison comes all the same
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [],
+        [1],
+        [GOOD, GOOD | {"load": "x"}],
+        [{"by_class": 3, "num_requests": 1}],
+        [{"num_requests": 3}],
+        [GOOD | {"num_requests": "three"}],
+        [GOOD | {"requests": [{"ttft_s": "soon"}]}],
+    ],
+)
+def test_what_cannot_be_compared_is_told_before_any_work(
+    runs: list[Any], tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps({"schema_version": 2, "runs": runs}))
+    with pytest.raises(
+        ValueError, match=r"^compare=.*report\.json is not a report: \S.*$"
+    ):
+        ReportConfig(output=tmp_path, compare=path).probe()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{"])
+def test_what_is_not_a_report_is_told(text: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="compare="):
+        ReportConfig(output=tmp_path, compare=path).probe()
+
+
+def test_a_report_is_read(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(fake_report()))
+    assert ReportConfig(output=tmp_path, compare=path).probe() == fake_report()
