@@ -118,7 +118,7 @@ def test_the_timed_pass_round_trips_and_is_tied_to_its_table() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-3, 0.0])
-def test_saved_times_that_are_no_durations_are_refused(bad: float) -> None:
+def test_saved_times_that_are_not_durations_are_refused(bad: float) -> None:
     data = fitted().to_json()
     data["base_s"][1][1] = bad
     again = TablePredictor(TABLE, max_pages_per_row=32)
@@ -141,7 +141,7 @@ def test_saved_times_of_another_shape_change_nothing(
     assert np.isfinite(again.predict(step(8, 4, 9, 9)[None])).all()
 
 
-def test_a_timed_pass_leaves_out_what_is_no_duration() -> None:
+def test_a_timed_pass_leaves_out_what_is_not_a_duration() -> None:
     predictor = TablePredictor(TABLE, max_pages_per_row=32)
     broken = [one._replace(duration_s=float("nan")) for one in samples()]
     predictor.fit([*broken, *samples()])
