@@ -37,7 +37,6 @@ class ServingPredictor:
         *,
         chosen: LinearPredictor | MlpPredictor | None = None,
         fallback: str = "",
-        refit_interval_s: float = _REFIT_INTERVAL_S,
     ):
         """Puts the parts together.
 
@@ -45,14 +44,12 @@ class ServingPredictor:
           table: Filled by the timed pass.
           chosen: Plans in its place; None for the table itself.
           fallback: Why the table stands in for a checkpoint; "" if it does not.
-          refit_interval_s: Seconds between two looks whether a refit is due.
         """
         self.predictor: Predictor = table
         if chosen is not None:
             self.predictor = SafePredictor(chosen, table)
         self._chosen = chosen
         self._fallback = fallback
-        self._refit_interval_s = refit_interval_s
         self._stopping = threading.Event()
         self._refits = threading.Thread(target=self._refit, name="refit", daemon=True)
 
@@ -81,7 +78,7 @@ class ServingPredictor:
         """Fits what the engine's thread has stored, never in its way."""
         assert isinstance(self._chosen, LinearPredictor)
         has_warned = False
-        while not self._stopping.wait(self._refit_interval_s):
+        while not self._stopping.wait(_REFIT_INTERVAL_S):
             try:
                 self._chosen.refit()
             except ValueError as error:

@@ -39,8 +39,8 @@ def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
     x1 to x7 come in through it: given one by one they are learned by heart.
 
     Args:
-      matrix: the features.
-      base_s: `[N]`, what `mlp_base_s` says of them.
+      matrix: Features of the steps.
+      base_s: `[N]` seconds, of `mlp_base_s`.
     """
     inputs = np.empty((len(matrix), NUM_INPUTS))
     inputs[:, :4] = matrix[:, NUM_ROWS:]
@@ -63,11 +63,11 @@ class MlpWeights:
     """A trained network and the linear model under it.
 
     Attributes:
-      linear: what the residual is over.
-      mean: `[K]`, taken off the inputs.
+      linear: Model that the residual is over.
+      mean: `[K]`, subtracted from the inputs.
       scale: `[K]`, above 0, divides them after that.
-      low: `[K]`, the least scaled input of the training data.
-      high: `[K]`, the largest.
+      low: `[K]`, least scaled input of the training data.
+      high: `[K]`, largest scaled input of the training data.
       layers: (kernel `[inputs, H]`, bias `[H]`) of each dense layer; a ReLU follows
         each but the last, which has two outputs.
     """

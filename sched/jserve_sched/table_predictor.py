@@ -6,8 +6,8 @@ per (B, NB) and per power-of-two bin of those two page counts. Cells start from 
 timed pass, follow real steps, and are made monotone, since more work never takes less
 time; where two cells disagree, those that real steps have filled are kept.
 
-`N` is the number of steps asked about at once, `F` the features of a step, `B` and `NB`
-stand for the number of row edges (0 included) and block edges.
+`N` is the number of steps asked about at once, `F` the features of a step; in shapes,
+`B` and `NB` count the row edges (0 included) and block edges.
 """
 
 import itertools

@@ -159,7 +159,6 @@ def test_weights_that_give_no_duration_are_refused(
         ({"format_version": 99}, "version", "format version 99; this"),
         ({"shoe_size": 43}, "unreadable", "shoe_size"),
         ({"device_kind": "TPU v6"}, "device", "device_kind 'TPU v6'"),
-        ({"platform": "gpu"}, "device", "platform 'gpu'; here it is"),
         ({"model": "4567"}, "model", "model '4567'; here it is '0123'"),
         ({"dtype": "bfloat16"}, "model", "dtype 'bfloat16'"),
         ({"page_size": 64}, "layout", "page_size 64; here it is 128"),

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from engine_harness import small_config
+from fake_predictors import flat_model, flat_weights
+from jserve import serving_predictor
 from jserve.events import PredictorStatus
 from jserve.predictor_checkpoint import PredictorFacts, save_checkpoint
 from jserve.serving_predictor import ServingPredictor, choose_predictor, full_steps
 from jserve_sched.buckets import BucketTable
 from jserve_sched.features import SCENARIOS, scenarios
-from jserve_sched.linear_predictor import LinearModel, LinearPredictor
-from jserve_sched.mlp_predictor import NUM_INPUTS, MlpWeights
+from jserve_sched.linear_predictor import LinearPredictor
 from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
 
@@ -31,24 +32,6 @@ FACTS = PredictorFacts(
 )
 
 
-def flat_model(step_s: float) -> LinearModel:
-    coefficients = np.zeros((4, 8))
-    coefficients[:, 0] = step_s
-    return LinearModel(coefficients=coefficients, has_expert=np.zeros(3, bool))
-
-
-def flat_weights(step_s: float) -> MlpWeights:
-    """Every step takes as long."""
-    return MlpWeights(
-        linear=flat_model(step_s),
-        mean=np.zeros(NUM_INPUTS),
-        scale=np.ones(NUM_INPUTS),
-        low=np.zeros(NUM_INPUTS),
-        high=np.full(NUM_INPUTS, 50.0),
-        layers=((np.zeros((NUM_INPUTS, 2)), np.zeros(2)),),
-    )
-
-
 def new_table() -> TablePredictor:
     return TablePredictor(BUCKETS, max_pages_per_row=16)
 
@@ -62,7 +45,7 @@ def choose(name: str) -> ServingPredictor:
 def test_a_checkpoint_prices_the_steps(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_checkpoint(tmp_path, flat_weights(0.25), FACTS)
+    save_checkpoint(tmp_path, flat_weights(flat_model(0.25)), FACTS)
     with caplog.at_level(logging.WARNING):
         serving = choose(str(tmp_path))
     assert not caplog.records
@@ -85,7 +68,7 @@ def test_a_checkpoint_that_cannot_be_used_costs_one_warning_and_the_table_serves
 def test_absurd_weights_are_replaced_by_the_table_and_counted(
     tmp_path: pathlib.Path,
 ) -> None:
-    save_checkpoint(tmp_path, flat_weights(1e6), FACTS)
+    save_checkpoint(tmp_path, flat_weights(flat_model(1e6)), FACTS)
     serving = choose(str(tmp_path))
     expected_s = new_table().predict(STEPS)
     assert np.array_equal(serving.predictor.predict(STEPS), expected_s)
@@ -106,13 +89,12 @@ def test_linear_starts_from_full_steps_of_every_scenario() -> None:
     assert float(np.median(np.abs(error))) < 0.15
 
 
-def serve_linear(linear: LinearPredictor) -> ServingPredictor:
-    return ServingPredictor(new_table(), chosen=linear, refit_interval_s=0.001)
-
-
-def test_linear_is_refitted_in_a_thread_until_it_is_stopped() -> None:
+def test_linear_is_refitted_in_a_thread_until_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving_predictor, "_REFIT_INTERVAL_S", 0.001)
     linear = LinearPredictor(flat_model(0.01), refit_every=len(STEPS))
-    serving = serve_linear(linear)
+    serving = ServingPredictor(new_table(), chosen=linear)
     threads: list[str] = []
     refit = linear.refit
 
@@ -138,8 +120,9 @@ def test_linear_is_refitted_in_a_thread_until_it_is_stopped() -> None:
 
 
 def test_a_failing_fit_is_logged_once_and_leaves_the_model(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(serving_predictor, "_REFIT_INTERVAL_S", 0.001)
     linear = LinearPredictor(flat_model(1.0))
     tries = threading.Semaphore(0)
 
@@ -148,14 +131,10 @@ def test_a_failing_fit_is_logged_once_and_leaves_the_model(
         raise ValueError("singular")
 
     linear.refit = fail  # type: ignore[method-assign]
-    serving = serve_linear(linear)
+    serving = ServingPredictor(new_table(), chosen=linear)
     with caplog.at_level(logging.WARNING, logger="jserve"):
         serving.start()
         assert all(tries.acquire(timeout=10.0) for _ in range(3))
         serving.stop()
     assert caplog.text.count("stays as it is: singular") == 1
     assert serving.predictor.predict(STEPS[:1]).tolist() == [1.0]
-
-
-def test_one_that_never_started_can_be_stopped() -> None:
-    choose("table").stop()

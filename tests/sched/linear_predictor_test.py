@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from fake_predictors import flat_model
 from jserve_sched import features
 from jserve_sched.features import NUM_FEATURES
 from jserve_sched.linear_predictor import LinearModel, LinearPredictor, fit_linear
@@ -120,12 +121,6 @@ def test_what_cannot_be_fitted_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         fit_linear(matrix, duration_s)
-
-
-def flat_model(bias_s: float) -> LinearModel:
-    coefficients = np.zeros((4, 8))
-    coefficients[:, 0] = bias_s
-    return LinearModel(coefficients=coefficients, has_expert=np.zeros(3, bool))
 
 
 def feed(predictor: LinearPredictor, matrix: np.ndarray, factor: float = 1.0) -> None:

@@ -137,15 +137,3 @@ def test_the_correction_follows_a_slower_machine_in_its_scenario_only() -> None:
     ratio = predictor.predict(matrix) / untold.predict(matrix)
     assert ratio[mixed] == pytest.approx(1.3, rel=0.02)
     assert np.all(ratio[~mixed] == 1.0)
-
-
-def test_the_correction_is_bounded() -> None:
-    matrix = some_steps(600)
-    predictor, untold = MlpPredictor(some_weights()), MlpPredictor(some_weights())
-    for _ in range(5):
-        for row in matrix:
-            predictor.update(StepSample(row, 500.0))
-    ratio = predictor.predict(matrix) / untold.predict(matrix)
-    assert ratio == pytest.approx(4.0)
-    upper = predictor.predict_upper(matrix) / untold.predict_upper(matrix)
-    assert upper.max() <= 4.0 * 4.0 + 1e-9

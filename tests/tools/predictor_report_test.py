@@ -106,7 +106,7 @@ def test_a_picture_of_few_steps_is_drawn() -> None:
     median_s = np.median(duration_s, axis=0)
     picture = predictor_png(
         {"linear": median_s * 1.5, "mlp": median_s},
-        median_s * 1.1,
+        {"mlp": median_s * 1.1},
         matrix=matrix,
         duration_s=duration_s,
         title="three steps",

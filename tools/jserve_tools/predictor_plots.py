@@ -32,7 +32,7 @@ def _chart(**columns: Sequence[object] | np.ndarray) -> alt.Chart:
 
 def predictor_png(
     predicted_s: Mapping[str, np.ndarray],
-    upper_s: np.ndarray,
+    upper_s: Mapping[str, np.ndarray],
     *,
     matrix: np.ndarray,
     duration_s: np.ndarray,
@@ -42,14 +42,14 @@ def predictor_png(
 
     Args:
       predicted_s: `[N]` seconds, by predictor, the network ("mlp") among them.
-      upper_s: 95th percentiles of the network, `[N]` seconds.
+      upper_s: 95th percentiles `[N]` in seconds, that of the network among them.
       matrix: Features of the steps, `[N, F]`.
       duration_s: Measurements of the steps, `[R, N]` seconds.
       title: One line above all charts.
     """
     scenario = np.array(SCENARIOS)[scenarios(matrix)]
     median_s, mlp_s = np.median(duration_s, axis=0), predicted_s["mlp"]
-    to_upper = np.maximum(np.log(upper_s / mlp_s), 1e-9)
+    to_upper = np.maximum(np.log(upper_s["mlp"] / mlp_s), 1e-9)
     charts = alt.vconcat(
         _predicted_over_measured(predicted_s, median_s, scenario),
         alt.hconcat(

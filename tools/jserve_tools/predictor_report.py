@@ -8,17 +8,19 @@ errors says how much is left to learn.
 `N` is the number of held-out steps, `R` the rounds.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from jserve_sched.buckets import BucketTable
+from jserve_sched.buckets import BucketTable, table_from_json
 from jserve_sched.features import SCENARIOS, scenarios
+from jserve_sched.mlp_predictor import MlpPredictor, MlpWeights
 from jserve_sched.predictor import UPPER_QUANTILE, StepSample
 from jserve_sched.report import wilson_interval
 from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.samples import TRAIN, Samples, repeat_spread
+from jserve_tools.samples import TEST, TRAIN, Samples, repeat_spread
 from jserve_tools.tables import render
 
 ALL = "all"
@@ -116,6 +118,26 @@ def learned_table(
         for sample in map(StepSample, samples.features[steps], durations_s):
             predictor.update(sample)
     return predictor
+
+
+def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any]:
+    """Returns what `judge` takes, for each predictor on the steps of the test."""
+    facts, steps = samples.facts, samples.steps_in(TEST)
+    page_size = facts["predictor"]["page_size"]
+    table = table_from_json(json.dumps(facts["buckets"]))
+    pages = -(-int(facts["max_model_len"]) // page_size)
+    matrix, network = samples.features[steps], MlpPredictor(weights)
+    predictors = {
+        "linear": weights.linear.predict,
+        "mlp": network.predict,
+        "table": learned_table(samples, table, max_pages_per_row=pages).predict,
+    }
+    return {
+        "predicted_s": {name: ask(matrix) for name, ask in predictors.items()},
+        "upper_s": {"mlp": network.predict_upper(matrix)},
+        "matrix": matrix,
+        "duration_s": samples.duration_s[:, steps],
+    }
 
 
 def verdict(report: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Predictors for a simulated machine: perfect, or fitted to samples of it.
 
-The one idea: a policy should be judged with the predictor it would have, so `linear`
-and `table` are fitted to steps priced by the cost model, as on a real machine they
-are fitted to steps that were timed.
+A policy should be judged with the predictor it would have, so `linear` and `table` are
+fitted to steps priced by the cost model, as on a real machine they are fitted to steps
+that were timed.
 """
 
 import numpy as np
@@ -38,11 +38,11 @@ def random_batches(
     log-uniform up to the limits, since small steps are as common as large ones.
 
     Args:
-      cost_model: names the limits.
-      buckets: the shapes that steps are padded to.
-      max_model_len: the longest context.
-      num_batches: how many.
-      rng: consumed.
+      cost_model: The machine, which names the limits.
+      buckets: The shapes that steps are padded to.
+      max_model_len: Longest context, tokens.
+      num_batches: Number of steps.
+      rng: Draws them.
     """
     one = Request(
         request_id="made up", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
@@ -94,14 +94,14 @@ def make_predictor(
     """Returns a predictor of a simulated machine's steps.
 
     Args:
-      name: one of `PREDICTORS`.
-      cost_model: the machine.
-      buckets: the shapes that run.
-      max_model_len: the longest context.
-      seed: draws the batches that `linear` is fitted to.
+      name: One of `PREDICTORS`.
+      cost_model: The machine.
+      buckets: The compiled shapes.
+      max_model_len: Longest context, tokens.
+      seed: Seed of the batches that `linear` is fitted to.
 
     Raises:
-      ValueError: if the name is unknown, or the table would be too large.
+      ValueError: If the name is unknown, or the table would be too large.
     """
     block_tokens = buckets.block_tokens
     if name == "oracle":
@@ -145,8 +145,5 @@ def _timed_table(
         if bucket.num_blocks or block_pages == 1
     ]
     matrix = np.stack(rows)
-    times_s = cost_model.step_s(matrix, buckets.block_tokens).tolist()
-    table.fit(
-        StepSample(row, time_s) for row, time_s in zip(matrix, times_s, strict=True)
-    )
+    table.fit(map(StepSample, matrix, cost_model.step_s(matrix, buckets.block_tokens)))
     return table

@@ -21,12 +21,13 @@ stdout is one JSON document.
 import dataclasses
 import importlib.util
 import json
-import logging
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from absl import logging
 
 from jserve.config_flags import define_config_flags
 from jserve.program import ProgramError, run_program
@@ -37,9 +38,9 @@ from jserve_tools.training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from jserve.predictor_checkpoint import PredictorFacts
+    from jserve_sched.mlp_predictor import MlpWeights
 
 _read_config = define_config_flags(TrainingConfig, group="Training")
-_PARTS = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
 def _train(config: TrainingConfig, samples: Samples) -> None:
     from jserve.predictor_checkpoint import PredictorFacts  # JAX takes a second
 
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every file
     try:
         measured_with = PredictorFacts(**samples.facts["predictor"])
     except (KeyError, TypeError) as error:
@@ -67,12 +68,36 @@ def _train(config: TrainingConfig, samples: Samples) -> None:
             f"samples={str(config.samples)!r} do not say what they were measured with: "
             f"{error}"
         ) from None
-    if config.kind == "request":
-        from jserve_tools.request_training import publish_requests
-
-        publish_requests(samples, config.folder, measured_with)
-    else:
+    if config.kind == "step":
         _train_steps(config, samples, measured_with)
+        return
+    from jserve_tools.request_training import publish_requests
+
+    publish_requests(samples, config.folder, measured_with)
+
+
+def _fit(
+    config: TrainingConfig, samples: Samples
+) -> "tuple[MlpWeights, dict[str, Any]]":
+    """Returns the network, and how it was trained."""
+    from jserve_tools import predictor_training
+
+    states, num_epochs = config.folder / "training", 0
+    if not config.resume:
+        shutil.rmtree(states, ignore_errors=True)
+
+    def on_epoch(state: predictor_training.Progress) -> None:
+        nonlocal num_epochs
+        num_epochs = int(state.epoch)
+
+    with Progress().doing(
+        "training", lambda: f"{num_epochs} of at most {config.max_epochs} epochs"
+    ):
+        training = predictor_training.Training(samples, config)
+        state = training.run(states, on_epoch)
+    weights = training.weights(state)
+    epochs = {"num_epochs": state.epoch, "best_epoch": state.best_epoch}
+    return weights, {**config.network, **epochs}
 
 
 def _train_steps(
@@ -83,49 +108,21 @@ def _train_steps(
     import optax
 
     from jserve.predictor_checkpoint import save_checkpoint
-    from jserve_sched.buckets import table_from_json
-    from jserve_sched.mlp_predictor import MlpPredictor
-    from jserve_tools import predictor_report, predictor_training
-
-    test = samples.steps_in(TEST)
-    if not test.size:
-        raise ValueError("the samples hold no step for the test")
-    facts, states = samples.facts, config.folder / "training"
-    if not config.resume:
-        shutil.rmtree(states, ignore_errors=True)
-    training = predictor_training.Training(samples, config)
-    num_epochs = 0
-
-    def on_epoch(state: predictor_training.Progress) -> None:
-        nonlocal num_epochs
-        num_epochs = int(state.epoch)
-
-    with Progress().doing(
-        "training", lambda: f"{num_epochs} of at most {config.max_epochs} epochs"
-    ):
-        state = training.run(states, on_epoch)
-    weights = training.weights(state)
-    network = MlpPredictor(weights)
-    table = predictor_report.learned_table(
-        samples,
-        table_from_json(json.dumps(facts["buckets"])),
-        max_pages_per_row=-(-int(facts["max_model_len"]) // measured_with.page_size),
+    from jserve_tools.predictor_report import (
+        errors_table,
+        held_out_predictions,
+        judge,
+        verdict,
     )
-    judged: dict[str, Any] = {
-        "matrix": samples.features[test],
-        "duration_s": samples.duration_s[:, test],
-    }
-    predicted_s = {
-        name: predictor.predict(judged["matrix"])
-        for name, predictor in (
-            ("linear", weights.linear),
-            ("mlp", network),
-            ("table", table),
-        )
-    }
-    upper_s = network.predict_upper(judged["matrix"])
-    held_out = predictor_report.judge(predicted_s, {"mlp": upper_s}, **judged)
-    verdict = predictor_report.verdict(held_out)
+
+    parts = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
+    num_steps = {name: samples.steps_in(part).size for name, part in parts.items()}
+    if not num_steps["test"]:
+        raise ValueError("the samples hold no step for the test")
+    folder, facts = config.folder, samples.facts
+    weights, training = _fit(config, samples)
+    predictions = held_out_predictions(samples, weights)
+    held_out = judge(**predictions)
     report = plain(
         {
             "schema_version": 1,
@@ -139,42 +136,32 @@ def _train_steps(
                 for name in ("command", "model", "num_rounds", "repeat_spread")
                 if name in facts
             },
-            "num_steps": {
-                name: samples.steps_in(part).size for name, part in _PARTS.items()
-            },
-            "training": {
-                **config.network,
-                "num_epochs": state.epoch,
-                "best_epoch": state.best_epoch,
-            },
+            "num_steps": num_steps,
+            "training": training,
             "linear": {
                 "coefficients": weights.linear.coefficients.tolist(),
                 "has_expert": weights.linear.has_expert.tolist(),
             },
             "held_out": held_out,
-            "verdict": verdict,
+            "verdict": verdict(held_out),
         }
     )
     own_report = {"held_out": report["held_out"]["all"]}
     save_checkpoint(
-        config.folder, weights, dataclasses.replace(measured_with, report=own_report)
+        folder, weights, dataclasses.replace(measured_with, report=own_report)
     )
     picture = "none; pip install 'jserve[report]' draws one"
-    if importlib.util.find_spec("altair") and importlib.util.find_spec("vl_convert"):
+    if all(map(importlib.util.find_spec, ("altair", "vl_convert"))):
         from jserve_tools.predictor_plots import predictor_png
 
-        title = (
-            f"Step time on {measured_with.device_kind}, model "
-            f"{facts.get('model', '?')}: {test.size} held-out steps, "
-            f"{len(samples.duration_s)} rounds"
-        )
-        png = predictor_png(predicted_s, upper_s, **judged, title=title)
-        write_whole(config.folder / "report.png", png)
-        picture = str(config.folder / "report.png")
-    write_report(config.folder, report)
-    shutil.rmtree(states, ignore_errors=True)  # it is finished
-    print(f"\n{predictor_report.errors_table(held_out)}\n\n{verdict}")
-    print(f"\ncheckpoint: {config.folder}\npicture: {picture}")
+        title = f"Step time on {measured_with.device_kind}, model {facts.get('model')}"
+        title += f": {num_steps['test']} held-out steps, {facts['num_rounds']} rounds"
+        write_whole(folder / "report.png", predictor_png(**predictions, title=title))
+        picture = str(folder / "report.png")
+    write_report(folder, report)
+    shutil.rmtree(folder / "training", ignore_errors=True)  # it is finished
+    print(f"\n{errors_table(held_out)}\n\n{report['verdict']}")
+    print(f"\ncheckpoint: {folder}\npicture: {picture}")
     print(json.dumps(report, separators=(",", ":")), flush=True)
 
 
