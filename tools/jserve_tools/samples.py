@@ -151,12 +151,11 @@ def read_samples(path: pathlib.Path) -> Samples:
             return Samples(split=split, facts=facts, **floats)
     except OSError as error:
         raise ValueError(f"samples={str(path)!r}: {error}") from None
-    except (KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
-        raise ValueError(
-            f"samples={str(path)!r} is not a samples file: {error}"
-        ) from None
     except (zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"samples={str(path)!r} is damaged: {error}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+        message = f"samples={str(path)!r} is not a samples file: {error}"
+        raise ValueError(message) from None
     raise ValueError(
         f"samples={str(path)!r} has format version {version}, this program reads "
         f"{FORMAT_VERSION}; measure again with jserve-profile"

@@ -62,6 +62,8 @@ def _train(config: TrainingConfig, samples: Samples) -> None:
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file
     try:
+        for name in ("buckets", "max_model_len"):
+            samples.facts[name]
         measured_with = PredictorFacts(**samples.facts["predictor"])
     except (KeyError, TypeError) as error:
         raise ValueError(
@@ -155,7 +157,9 @@ def _train_steps(
         from jserve_tools.predictor_plots import predictor_png
 
         title = f"Step time on {measured_with.device_kind}, model {facts.get('model')}"
-        title += f": {num_steps['test']} held-out steps, {facts['num_rounds']} rounds"
+        title += (
+            f": {num_steps['test']} held-out steps, {len(samples.duration_s)} rounds"
+        )
         write_whole(folder / "report.png", predictor_png(**predictions, title=title))
         picture = str(folder / "report.png")
     write_report(folder, report)
