@@ -59,7 +59,7 @@ def predictor_png(
         title=title,
     ).resolve_scale(color="independent")
     picture = io.BytesIO()
-    charts.save(picture, format="png", scale_factor=1.5)
+    charts.save(picture, format="png")
     return picture.getvalue()
 
 
