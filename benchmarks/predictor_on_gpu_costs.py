@@ -36,6 +36,7 @@ from jserve_sched.workload import (
 )
 from jserve_tools.documents import commit, plain, write_whole
 from jserve_tools.gpu_cost_models import gpu_cost_model
+from jserve_tools.predictor_report import ALL, judge
 from jserve_tools.tables import render
 
 _POLICY = flags.DEFINE_string("policy", "sliding", "Policy that makes the batches.")
@@ -93,30 +94,28 @@ def _batches(
 
 
 def _judge(
-    matrix: np.ndarray, seconds: np.ndarray, order: np.ndarray, *, is_relative: bool
+    matrix: np.ndarray, seconds: np.ndarray, order: np.ndarray
 ) -> dict[str, Any]:
     """Fits to the first half of `order` and returns the errors on the second."""
     train, test = np.array_split(order, 2)
-    model = fit_linear(matrix[train], seconds[train], is_relative=is_relative)
-    truth = seconds[test]
-    errors_ms = np.abs(model.predict(matrix[test]) - truth) * 1e3
-    spread = float(((truth - truth.mean()) ** 2).sum())
-    kinds = features.scenarios(matrix[test])
-    return {
-        "mae_ms": errors_ms.mean(),
-        "mae_percent_of_mean": 100.0 * errors_ms.mean() / (truth.mean() * 1e3),
-        "mean_step_ms": truth.mean() * 1e3,
-        "r2": 1.0 - float((errors_ms**2).sum()) * 1e-6 / spread,
-        "by_scenario": {
-            name: {
-                "num_batches": int((kinds == kind).sum()),
-                "mae_ms": errors_ms[kinds == kind].mean(),
-                "mean_step_ms": truth[kinds == kind].mean() * 1e3,
-            }
-            for kind, name in enumerate(features.SCENARIOS)
-            if (kinds == kind).any()
-        },
+    model = fit_linear(matrix[train], seconds[train])
+    report = judge(
+        {"linear": model.predict(matrix[test])},
+        {},
+        matrix=matrix[test],
+        duration_s=seconds[None, test],
+    )
+    found = {
+        name: {
+            "num_batches": entry["num_steps"],
+            "mean_step_ms": entry["mean_step_ms"],
+            **entry["predictors"]["linear"]["against_median"],
+        }
+        for name, entry in report.items()
     }
+    every = found.pop(ALL)
+    share = every["mae_ms"] / every["mean_step_ms"]
+    return {**every, "mae_percent_of_mean": 100.0 * share, "by_scenario": found}
 
 
 def _runs(policy: Policy) -> list[dict[str, Any]]:
@@ -126,21 +125,18 @@ def _runs(policy: Policy) -> list[dict[str, Any]]:
         matrix, seconds, about = _batches(gpu_cost_model(name), policy, qps)
         shuffled = np.random.default_rng(_SEED.value).permutation(len(matrix))
         for split, order in (("random", shuffled), ("later", np.arange(len(matrix)))):
-            for is_relative in (True, False):
-                found = _judge(matrix, seconds, order, is_relative=is_relative)
-                labels = {"cost_model": name, "qps": qps, "test_half": split}
-                labels["errors_weighed"] = "relative" if is_relative else "absolute"
-                runs.append(labels | about | found)
+            labels = {"cost_model": name, "qps": qps, "test_half": split}
+            runs.append(labels | about | _judge(matrix, seconds, order))
     return runs
 
 
 def _table(runs: Sequence[dict[str, Any]]) -> str:
-    header = ["cost model", "req/s", "test half", "fit", "batches", "MAE ms", "of mean"]
+    header = ["cost model", "req/s", "test half", "batches", "MAE ms", "of mean"]
     header += ["R^2", *(f"{name} ms" for name in features.SCENARIOS)]
     rows = [header]
     for run in runs:
         row = [run["cost_model"], f"{run['qps']:g}", run["test_half"]]
-        row += [run["errors_weighed"], str(run["num_distinct"])]
+        row.append(str(run["num_distinct"]))
         row += [f"{run['mae_ms']:.2f}", f"{run['mae_percent_of_mean']:.2f} %"]
         row.append(f"{run['r2']:.4f}")
         for name in features.SCENARIOS:

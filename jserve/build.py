@@ -61,7 +61,7 @@ def build_loop(
     engine = _build_engine(config, choice, cache)
     latency_fault = ""
     if latency_file is not None:
-        latency_fault = latency_file.fault(_facts(config, engine))
+        latency_fault = latency_file.fault(PredictorFacts.of(engine))
     table = engine.programs.table
     predictor = _new_predictor(table, engine.max_model_len, config.page_size)
     is_timed, keep_times = False, _keep_nothing
@@ -191,18 +191,8 @@ def _choose_predictor(
         config.predictor,
         times,
         buckets=table,
-        expected=_facts(config, engine),
+        expected=PredictorFacts.of(engine),
         max_pages_per_row=-(-engine.max_model_len // config.page_size),
-    )
-
-
-def _facts(config: EngineConfig, engine: Engine) -> PredictorFacts:
-    """Returns what prices of this engine's steps must have been measured with."""
-    return PredictorFacts.here(
-        engine.model.config,
-        dtype=engine.dtype.name,
-        page_size=config.page_size,
-        block_tokens=engine.programs.table.block_tokens,
     )
 
 

@@ -109,7 +109,7 @@ class RequestLatencyFile:
             str(self.path),
             sentence,
         )
-        return fault.value
+        return fault
 
 
 def read_request_latency(config: EngineConfig) -> RequestLatencyFile | None:

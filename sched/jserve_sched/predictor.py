@@ -1,14 +1,15 @@
 """Batch-latency prediction: how long will this step take?
 
-The one idea: a predictor answers twice, with the middle of what to expect and with the
-95th percentile, and neither a broken model nor a broken clock may get past this file.
-`SafePredictor` lets no answer through that is not a duration, and `is_sound` keeps
-measurements that are none away from every model.
+A predictor answers twice, with the median and with the 95th percentile. No plan is
+priced by a broken model, and no model learns from a broken clock: `SafePredictor`
+replaces answers that are not durations, and `is_sound` rejects such measurements.
 
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
 
+import collections
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,9 +19,11 @@ from jserve_sched import features
 MAX_STEP_S = 600.0  # no step takes so long; a larger number is an error
 UPPER_QUANTILE = 0.95
 
-_WINDOW = 512  # ratios remembered for each scenario
 _MIN_RATIOS = 40  # of these, the two largest lie above the 95th percentile
 _MAX_RATIO = 4.0
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Returns durations `[N]` in seconds for features `[N, F]`."""
 
 
 class StepSample(NamedTuple):
@@ -28,7 +31,7 @@ class StepSample(NamedTuple):
 
     Attributes:
       features: `[F]`, what it computed; see `features`.
-      duration_s: how long it took, seconds.
+      duration_s: Measured time, seconds.
     """
 
     features: np.ndarray
@@ -43,11 +46,7 @@ class Predictor(Protocol):
         ...
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns the 95th percentile of the durations, `[N]` in seconds.
-
-        Args:
-          matrix: features `[N, F]`.
-        """
+        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
         ...
 
     def update(self, sample: StepSample) -> None:
@@ -62,44 +61,69 @@ def is_sound(sample: StepSample) -> bool:
     )
 
 
-class UpperRatio:
-    """The 95th percentile of measured over predicted time, by scenario.
+def stack_samples(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns features `[N, F]` and seconds `[N]` of at least one sample."""
+    matrix = np.stack([one.features for one in samples])
+    return matrix, np.array([one.duration_s for one in samples])
 
-    It is the empirical one of the last 512 steps, so that a slower machine is
-    noticed and forgotten again; a scenario seldom seen keeps the start value.
+
+class RatioQuantile:
+    """A quantile of measured over predicted time, by scenario.
+
+    It is the empirical one of the last steps, so that a machine that slows down and
+    recovers is followed; a scenario seldom seen keeps the start value.
     """
 
-    def __init__(self, *, start: float, least: float):
-        """Makes one that knows nothing yet.
+    def __init__(
+        self,
+        quantile: float = UPPER_QUANTILE,
+        *,
+        start: float = 1.1,
+        least: float = 1.0,
+        window: int = 512,
+        every: int = 16,
+    ):
+        """Makes one that has seen no step.
 
         Args:
-          start: the ratio until a scenario has been seen 40 times.
-          least: the ratio is never below it.
+          quantile: Above 0 and below 1.
+          start: The ratio until a scenario has been seen 40 times.
+          least: Lower bound of the ratio.
+          window: Ratios remembered for each scenario.
+          every: Samples that `learn` takes in together.
         """
+        self._quantile = quantile
+        self._every = every
         self._least = least
         self._ratios = np.full(len(features.SCENARIOS), start)
-        self._window = np.empty((len(features.SCENARIOS), _WINDOW))
-        self._counts = [0] * len(features.SCENARIOS)
+        self._windows: list[collections.deque[float]] = [
+            collections.deque(maxlen=window) for _ in features.SCENARIOS
+        ]
+        self._new: list[StepSample] = []
 
     def of(self, scenario: np.ndarray) -> np.ndarray:
         """Returns the ratio for each scenario, `[N]`."""
         found: np.ndarray = self._ratios[scenario]
         return found
 
-    def add(self, scenario: np.ndarray, ratio: np.ndarray) -> None:
-        """Learns measured over predicted time of some steps, `[N]` each."""
-        for index, window in enumerate(self._window):
-            new = ratio[scenario == index]
-            if not new.size:
-                continue
-            count = self._counts[index]
-            window[np.arange(count, count + new.size) % _WINDOW] = new
-            self._counts[index] = count = count + new.size
-            if count >= _MIN_RATIOS:
-                known = min(count, _WINDOW)
-                rank = math.ceil(UPPER_QUANTILE * known) - 1
-                upper = float(np.partition(window[:known], rank)[rank])
-                self._ratios[index] = min(max(upper, self._least), _MAX_RATIO)
+    def learn(self, sample: StepSample, predict: Predict) -> None:
+        """Takes in a sound sample; once enough are new, compares with `predict`."""
+        self._new.append(sample)
+        if len(self._new) < self._every:
+            return
+        matrix, measured_s = stack_samples(self._new)
+        self._new.clear()
+        ratio = measured_s / np.maximum(predict(matrix), 1e-9)
+        if not np.isfinite(ratio).all():
+            return  # a broken network: the fallback learns by itself
+        scenario = features.scenarios(matrix)
+        for index in np.unique(scenario).tolist():
+            window = self._windows[index]
+            window.extend(ratio[scenario == index].tolist())
+            if len(window) >= _MIN_RATIOS:
+                rank = math.ceil(self._quantile * len(window)) - 1
+                found = sorted(window)[rank]
+                self._ratios[index] = min(max(found, self._least), _MAX_RATIO)
 
 
 class SafePredictor:
@@ -109,7 +133,7 @@ class SafePredictor:
     the fallback, which learns from every step as well.
 
     Attributes:
-      num_replaced: entries taken from the fallback so far.
+      num_replaced: Entries taken from the fallback since the start.
     """
 
     def __init__(self, inner: Predictor, fallback: Predictor):
@@ -119,32 +143,25 @@ class SafePredictor:
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
-        found = self._inner.predict(matrix)
-        if _are_durations(found):
-            return found
-        return self._replace(found, self._fallback.predict(matrix))
+        return self._checked(matrix, self._inner.predict, self._fallback.predict)
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns the 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        found = self._inner.predict_upper(matrix)
-        if _are_durations(found):
-            return found
-        return self._replace(found, self._fallback.predict_upper(matrix))
+        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
+        return self._checked(
+            matrix, self._inner.predict_upper, self._fallback.predict_upper
+        )
 
     def update(self, sample: StepSample) -> None:
         """Learns from one measured step, in both predictors."""
         self._inner.update(sample)
         self._fallback.update(sample)
 
-    def _replace(self, found: np.ndarray, instead: np.ndarray) -> np.ndarray:
-        is_good = (found > 0.0) & (found <= MAX_STEP_S)
-        self.num_replaced += int(is_good.size - np.count_nonzero(is_good))
-        return np.where(is_good, found, instead)
-
-
-def _are_durations(values: np.ndarray) -> bool:
-    """Tells whether all are finite, positive and not absurd; NaN fails each test."""
-    if values.size == 1:
-        return bool(0.0 < values[0] <= MAX_STEP_S)
-    # `not size`: the least and largest of nothing are no numbers.
-    return not values.size or bool(values.min() > 0.0 and values.max() <= MAX_STEP_S)
+    def _checked(
+        self, matrix: np.ndarray, predict: Predict, fallback: Predict
+    ) -> np.ndarray:
+        found = predict(matrix)
+        is_duration = (found > 0.0) & (found <= MAX_STEP_S)  # NaN fails both
+        if is_duration.all():
+            return found
+        self.num_replaced += int(np.count_nonzero(~is_duration))
+        return np.where(is_duration, found, fallback(matrix))

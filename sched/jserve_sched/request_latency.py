@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jserve_sched.linear_predictor import non_negative_least_squares
 from jserve_sched.predictor import Predictor
 from jserve_sched.request_grid import LatencyPoints, RequestGrid, request_grid
 
@@ -180,10 +179,12 @@ def fit_bilinear(points: LatencyPoints) -> Bilinear:
     known = np.array(
         [batch_varies and length_varies, batch_varies, length_varies, True]
     )
+    from scipy.optimize import nnls  # takes half a second to import
+
     found = np.zeros(4)
-    found[known] = non_negative_least_squares(
-        design[:, known] * weight[:, None], np.ones(len(batch))
-    )
+    weighted = design[:, known] * weight[:, None]
+    scale = np.linalg.norm(weighted, axis=0)
+    found[known] = nnls(weighted / scale, np.ones(len(batch)))[0] / scale
     both, per_request, per_token, base = found.tolist()
     return Bilinear(both=both, batch=per_request, length=per_token, base=base)
 

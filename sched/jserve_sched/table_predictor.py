@@ -1,75 +1,45 @@
 """`table`: the step-time predictor of a cold start.
 
-The one idea: step time is a staircase over compiled shapes, and within a shape it
-grows with the pages of the longest context, since padded rows loop to the longest. So
-there is a cell per (B, NB) and per power-of-two bin of those two page counts; cells
-start from a short timed pass, follow real steps, and are made monotone, since more
-work never takes less time. Cells that real steps have filled come first in that: the
-others give way.
+Step time is a staircase over compiled shapes, and within a shape it grows with the
+pages of the longest context, since padded rows loop to the longest. So there is a cell
+per (B, NB) and per power-of-two bin of those two page counts. Cells start from a short
+timed pass, follow real steps, and are made monotone, since more work never takes less
+time; where two cells disagree, those that real steps have filled are kept.
 
-`N` is the number of steps asked about at once, `F` the features of a step.
+`N` is the number of steps asked about at once, `F` the features of a step; in shapes,
+`B` and `NB` count the row edges (0 included) and block edges.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from jserve_sched import features
 from jserve_sched.buckets import BucketTable
-from jserve_sched.predictor import StepSample, UpperRatio, is_sound
+from jserve_sched.predictor import RatioQuantile, StepSample, is_sound, stack_samples
 
 # The columns that a table tells apart: B, NB and the pages of the longest rows.
-_COLUMNS = (
-    features.NUM_ROWS,
-    features.NUM_BLOCKS,
-    features.DECODE_PAGES,
-    features.BLOCK_PAGES,
-)
+_SHAPE = (features.NUM_ROWS, features.NUM_BLOCKS)
+_PAGES = (features.DECODE_PAGES, features.BLOCK_PAGES)
+_COLUMNS = (*_SHAPE, *_PAGES)
 
-
-class _Timing(NamedTuple):
-    """A sample, as a table sees it."""
-
-    num_rows: float
-    num_blocks: float
-    decode_pages: float
-    block_pages: float
-    duration_s: float
-
-
-def _timing(sample: StepSample) -> _Timing:
-    rows, blocks, decode_pages, block_pages = sample.features[list(_COLUMNS)].tolist()
-    return _Timing(rows, blocks, decode_pages, block_pages, sample.duration_s)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prior:
-    """Time of each shape, linear in pages; each array is `[B edges, NB edges]`."""
-
-    base_s: np.ndarray
-    per_decode_page_s: np.ndarray
-    per_block_page_s: np.ndarray
-
-
+_PRIOR_PARTS = ("base_s", "per_decode_page_s", "per_block_page_s")
 _GUESS_STEP_S = 1e-3
 _GUESS_TOKEN_S = 2e-5
 _GUESS_PAGE_S = 1e-6
 _REBUILD_EVERY = 32  # updates between two clean-ups of the grid
 _MAX_WEIGHT = 32  # a cell forgets samples older than about this many
 _MIN_TRUSTED_WEIGHT = 4  # samples that make a cell more than a guess
-_START_UPPER_RATIO = 1.1
 
 
 class TablePredictor:
     """Medians per shape and context bin, interpolated and monotone.
 
-    Rows and blocks between two edges, and pages between two bins, are
-    interpolated linearly, so the time of a step *without* its padding can be asked
-    as well.
+    Rows and blocks between two edges, and pages between two bins, are interpolated
+    linearly, so that the time of a step *without* its padding is known too.
     """
 
     def __init__(self, table: BucketTable, *, max_pages_per_row: int):
@@ -77,36 +47,28 @@ class TablePredictor:
         bins = [0, 1]
         while bins[-1] < max_pages_per_row:
             bins.append(bins[-1] * 2)
-        self._axes = (
-            np.array((0, *table.row_edges), np.float64),
-            np.array(table.block_edges, np.float64),
-            np.array(bins, np.float64),
-            np.array(bins, np.float64),
-        )
-        rows, blocks = self._axes[0][:, None], self._axes[1][None, :]
-        tokens = rows + blocks * table.block_tokens
-        self._prior = _Prior(
-            _GUESS_STEP_S + _GUESS_TOKEN_S * tokens,
-            _GUESS_PAGE_S * np.broadcast_to(rows, tokens.shape),
-            _GUESS_PAGE_S * table.block_tokens * np.broadcast_to(blocks, tokens.shape),
+        axes = ((0, *table.row_edges), table.block_edges, bins, bins)
+        self._axes = tuple(np.array(axis, np.float64) for axis in axes)
+        rows, blocks = np.meshgrid(*self._axes[:2], indexing="ij")
+        # [3, B, NB]: seconds at one page, per further decode page and block page.
+        self._prior = np.stack(
+            (
+                _GUESS_STEP_S + _GUESS_TOKEN_S * (rows + blocks * table.block_tokens),
+                _GUESS_PAGE_S * rows,
+                _GUESS_PAGE_S * table.block_tokens * blocks,
+            )
         )
         shape = tuple(len(axis) for axis in self._axes)
         self._log_ratio = np.zeros(shape)  # log(measured / prior), running mean
         self._weight = np.zeros(shape)  # samples behind it
         self._strides = [math.prod(shape[dim + 1 :]) for dim in range(4)]
         # Places of a cell's corners after its first, in order of the dimensions.
-        self._corners = np.array(
-            [
-                sum(
-                    corner * stride
-                    for corner, stride in zip(one, self._strides, strict=True)
-                )
-                for one in itertools.product((0, 1), repeat=4)
-            ]
+        self._corners = np.array([*itertools.product((0, 1), repeat=4)]).dot(
+            self._strides
         )
         self._per_width = [1.0 / np.diff(axis) for axis in self._axes]
-        self._upper = UpperRatio(start=_START_UPPER_RATIO, least=1.0)
-        self._new: list[StepSample] = []  # since the last clean-up
+        self._upper = RatioQuantile(every=_REBUILD_EVERY)
+        self._num_new = 0  # updates since the last clean-up
         self._rebuild()
 
     def fit(self, samples: Iterable[StepSample]) -> None:
@@ -117,30 +79,23 @@ class TablePredictor:
         samples (pairs that cannot occur, or are not compiled yet) take the guess,
         scaled as the others were and no further than the timed ones around them.
         """
-        groups: dict[tuple[float, float], list[_Timing]] = {}
-        for sample in samples:
-            if not is_sound(sample):
-                continue
-            timing = _timing(sample)
-            groups.setdefault((timing.num_rows, timing.num_blocks), []).append(timing)
-        if not groups:
+        sound = [sample for sample in samples if is_sound(sample)]
+        if not sound:
             return
-        base = self._prior.base_s.copy()
-        decode = self._prior.per_decode_page_s.copy()
-        block = self._prior.per_block_page_s.copy()
-        is_timed = np.zeros(base.shape, bool)
-        for (num_rows, num_blocks), group in groups.items():
-            i = int(np.searchsorted(self._axes[0], num_rows))
-            j = int(np.searchsorted(self._axes[1], num_blocks))
-            base[i, j], decode[i, j], block[i, j] = _fit_pages(group)
+        matrix, duration_s = stack_samples(sound)
+        shapes, pages = matrix[:, _SHAPE], matrix[:, _PAGES]
+        prior = self._prior.copy()
+        is_timed = np.zeros(prior.shape[1:], bool)
+        for shape in np.unique(shapes, axis=0):
+            chosen = (shapes == shape).all(axis=1)
+            i, j = self._cell(shape)
+            prior[:, i, j] = _fit_pages(pages[chosen], duration_s[chosen])
             is_timed[i, j] = True
-        base = _filled(base, self._prior.base_s, is_timed)
-        decode = _filled(decode, self._prior.per_decode_page_s, is_timed)
-        block = _filled(block, self._prior.per_block_page_s, is_timed)
-        base[0] = base[1]  # no decode row is padded to the smallest edge
-        decode[0] = 0.0
-        block[0] = block[1]
-        self._prior = _Prior(base, decode, block)
+        for part, guess in zip(prior, self._prior, strict=True):
+            part[:] = _filled(part, guess, is_timed)
+        prior[:, 0] = prior[:, 1]  # no decode row is padded to the smallest edge
+        prior[1, 0] = 0.0
+        self._prior = prior
         self._log_ratio[:] = 0.0
         self._weight[:] = 0.0
         self._rebuild()
@@ -168,7 +123,7 @@ class TablePredictor:
         return seconds
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns the 95th percentiles `[N]` in seconds for features `[N, F]`."""
+        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
         ratio = self._upper.of(features.scenarios(matrix))
         ratio *= self.predict(matrix)
         return ratio
@@ -177,82 +132,64 @@ class TablePredictor:
         """Moves the sample's cell towards it; the grid follows in batches."""
         if not is_sound(sample):
             return
-        timing = _timing(sample)
-        cell = (
-            self._bin(0, timing.num_rows),
-            self._bin(1, timing.num_blocks),
-            self._bin(2, timing.decode_pages),
-            self._bin(3, timing.block_pages),
-        )
+        values = sample.features[list(_COLUMNS)].tolist()
+        cell = self._cell(values)
+        base_s, per_decode_page_s, per_block_page_s = self._prior[:, cell[0], cell[1]]
         prior_s = (
-            self._prior.base_s[cell[:2]]
-            + self._prior.per_decode_page_s[cell[:2]] * max(timing.decode_pages - 1, 0)
-            + self._prior.per_block_page_s[cell[:2]] * max(timing.block_pages - 1, 0)
+            base_s
+            + per_decode_page_s * max(values[2] - 1, 0)
+            + per_block_page_s * max(values[3] - 1, 0)
         )
         error = math.log(sample.duration_s / prior_s) - self._log_ratio[cell]
         weight = min(self._weight[cell] + 1, _MAX_WEIGHT)
         # A slow outlier (another process, a page fault) moves the cell a little.
         self._log_ratio[cell] += np.clip(error, -0.5, 0.5) / weight
         self._weight[cell] = weight
-        self._new.append(sample)
-        if len(self._new) >= _REBUILD_EVERY:
-            self._learn_upper()
+        self._upper.learn(sample, self.predict)
+        self._num_new += 1
+        if self._num_new >= _REBUILD_EVERY:
+            self._num_new = 0
             self._rebuild()
-
-    def _learn_upper(self) -> None:
-        """Compares what was measured with what the grid said meanwhile."""
-        matrix = np.stack([one.features for one in self._new])
-        measured_s = np.array([one.duration_s for one in self._new])
-        self._new.clear()
-        ratio = measured_s / self.predict(matrix)
-        self._upper.add(features.scenarios(matrix), ratio)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the timed pass, for a later start on the same device."""
-        return {
-            "buckets": self._table.to_json(),
-            "base_s": self._prior.base_s.tolist(),
-            "per_decode_page_s": self._prior.per_decode_page_s.tolist(),
-            "per_block_page_s": self._prior.per_block_page_s.tolist(),
-        }
+        parts = zip(_PRIOR_PARTS, self._prior.tolist(), strict=True)
+        return {"buckets": self._table.to_json(), **dict(parts)}
 
     def load_json(self, data: dict[str, Any]) -> bool:
-        """Takes back what `to_json` gave; tells whether it is for this table.
+        """Takes back what `to_json` returned; tells whether it is for this table.
 
-        What is refused changes nothing.
+        Refused data change nothing.
 
         Raises:
-          ValueError: if a time is negative or not finite.
+          ValueError: If a time is negative or not finite.
         """
         if data.get("buckets") != self._table.to_json():
             return False
-        prior = _Prior(
-            np.asarray(data["base_s"], np.float64),
-            np.asarray(data["per_decode_page_s"], np.float64),
-            np.asarray(data["per_block_page_s"], np.float64),
-        )
-        parts = (prior.base_s, prior.per_decode_page_s, prior.per_block_page_s)
-        if any(part.shape != self._prior.base_s.shape for part in parts):
+        parts = [np.asarray(data[name], np.float64) for name in _PRIOR_PARTS]
+        if any(part.shape != self._prior.shape[1:] for part in parts):
             return False
-        if not all(np.isfinite(part).all() and np.min(part) >= 0.0 for part in parts):
-            raise ValueError("a step time is negative or not finite")
-        if np.min(prior.base_s) <= 0.0:
-            raise ValueError("a step time is 0")
+        prior = np.stack(parts)
+        if not (np.isfinite(prior).all() and prior.min() >= 0 and prior[0].min() > 0):
+            raise ValueError("a step time is 0, negative or not finite")
         self._prior = prior
         self._rebuild()
         return True
 
-    def _bin(self, dim: int, value: float) -> int:
-        axis = self._axes[dim]
-        return min(int(np.searchsorted(axis, value)), len(axis) - 1)
+    def _cell(self, values: Iterable[float]) -> tuple[int, ...]:
+        """Returns the cell of a step, or its (row, block) part, above its values."""
+        return tuple(
+            min(int(axis.searchsorted(value)), len(axis) - 1)
+            for axis, value in zip(self._axes, values, strict=False)
+        )
 
     def _rebuild(self) -> None:
-        decode_pages = np.maximum(self._axes[2] - 1, 0)[None, None, :, None]
-        block_pages = np.maximum(self._axes[3] - 1, 0)[None, None, None, :]
+        decode_pages, block_pages = np.meshgrid(*self._axes[2:], indexing="ij")
+        base_s, per_decode_page_s, per_block_page_s = self._prior[..., None, None]
         grid = (
-            self._prior.base_s[:, :, None, None]
-            + self._prior.per_decode_page_s[:, :, None, None] * decode_pages
-            + self._prior.per_block_page_s[:, :, None, None] * block_pages
+            base_s
+            + per_decode_page_s * np.maximum(decode_pages - 1, 0)
+            + per_block_page_s * np.maximum(block_pages - 1, 0)
         )
         # Cells never seen take the mean correction of their shape.
         weight = self._weight.sum(axis=(2, 3), keepdims=True)
@@ -274,8 +211,8 @@ def _monotone(grid_s: np.ndarray, is_trusted: np.ndarray) -> np.ndarray:
     monotone grid clipped between monotone bounds is monotone.)
 
     Args:
-      grid_s: seconds, all above 0.
-      is_trusted: cells that real steps have filled.
+      grid_s: Seconds, all above 0.
+      is_trusted: Cells that real steps have filled.
     """
     trusted = _between(grid_s, is_trusted)
     found: np.ndarray = np.clip(
@@ -304,16 +241,13 @@ def _largest_before(grid_s: np.ndarray) -> np.ndarray:
 
 def _least_after(grid_s: np.ndarray) -> np.ndarray:
     """Returns the least cell from each on, along all axes."""
-    flipped = np.flip(grid_s)
-    for dim in range(grid_s.ndim):
-        flipped = np.minimum.accumulate(flipped, axis=dim)
-    return np.flip(flipped)
+    return -_largest_before(-np.flip(grid_s))[(slice(None, None, -1),) * grid_s.ndim]
 
 
 def _filled(
     timed_s: np.ndarray, guess_s: np.ndarray, is_timed: np.ndarray
 ) -> np.ndarray:
-    """Returns times `[B edges, NB edges]` where those not timed follow the others."""
+    """Returns times `[B, NB]` where those not timed follow the others."""
     usable = is_timed & (guess_s > 0.0)
     scale = float(np.median(timed_s[usable] / guess_s[usable])) if usable.any() else 1.0
     around = np.clip(
@@ -324,29 +258,21 @@ def _filled(
     return np.where(is_timed, timed_s, around)
 
 
-def _fit_pages(group: list[_Timing]) -> tuple[float, float, float]:
-    """Returns base seconds at one page, seconds per decode page and per block page."""
+def _fit_pages(pages: np.ndarray, duration_s: np.ndarray) -> tuple[float, float, float]:
+    """Returns seconds at the fewest pages, per decode page and per block page.
 
-    def median_s(chosen: list[_Timing]) -> float:
-        return float(np.median([one.duration_s for one in chosen]))
-
-    short = min((one.decode_pages, one.block_pages) for one in group)
-    base_s = median_s(
-        [one for one in group if (one.decode_pages, one.block_pages) == short]
-    )
-    slopes = []
-    for name, other in (
-        ("decode_pages", "block_pages"),
-        ("block_pages", "decode_pages"),
-    ):
-        longest = max(getattr(one, name) for one in group)
-        least = min(getattr(one, name) for one in group)
-        far = [
-            one
-            for one in group
-            if getattr(one, name) == longest
-            and getattr(one, other) == min(getattr(two, other) for two in group)
-        ]
-        span = longest - least
-        slopes.append(max(median_s(far) - base_s, 0.0) / span if span and far else 0.0)
-    return base_s, slopes[0], slopes[1]
+    Args:
+      pages: `[N, 2]` pages of the longest decode and of the longest block.
+      duration_s: `[N]` seconds.
+    """
+    shortest = min(pages.tolist())
+    base_s = np.median(duration_s[(pages == shortest).all(axis=1)])
+    slopes = [0.0, 0.0]
+    for dim in range(2):
+        far = pages.min(axis=0)
+        far[dim] = pages[:, dim].max()
+        is_far = (pages == far).all(axis=1)
+        span = far[dim] - pages[:, dim].min()
+        if span and is_far.any():
+            slopes[dim] = max(np.median(duration_s[is_far]) - base_s, 0.0) / span
+    return base_s, *slopes

@@ -1,168 +1,78 @@
 """A server plans by the predictor it was told, or warns once and plans by the table."""
 
-import collections
-import dataclasses
-import json
 import logging
 import pathlib
-import queue
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 import pytest
 
 from engine_harness import small_config
-from fakes import make_request
-from jserve.build import build_loop
-from jserve.config import EngineConfig
-from jserve.events import Health, PredictorStatus, TokenEvent
-from jserve.loop import EngineLoop
+from fake_predictors import flat_model, flat_weights
+from jserve import serving_predictor
+from jserve.events import PredictorStatus
 from jserve.predictor_checkpoint import PredictorFacts, save_checkpoint
-from jserve.serving_predictor import choose_predictor, table_samples
-from jserve_models.registry import load_model
+from jserve.serving_predictor import ServingPredictor, choose_predictor, full_steps
 from jserve_sched.buckets import BucketTable
-from jserve_sched.features import NUM_FEATURES, SCENARIOS, scenarios
-from jserve_sched.linear_predictor import LinearModel
-from jserve_sched.mlp_predictor import NUM_INPUTS, MlpWeights
+from jserve_sched.features import SCENARIOS, scenarios
+from jserve_sched.linear_predictor import LinearPredictor
 from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
 
-ServeOne = Callable[[str], tuple[EngineLoop, list[float]]]
-TABLE = BucketTable((4, 16), (0, 4))
-FACTS = PredictorFacts.here(
-    load_model("toy", seed=0, dtype=np.float32).config,
+BUCKETS = BucketTable((4, 16), (0, 4))
+STEPS = full_steps(BUCKETS, page_size=128, max_pages_per_row=16)
+FACTS = PredictorFacts(
+    platform="cpu",
+    device_kind="cpu",
+    model="0123",
     dtype="float32",
     page_size=128,
     block_tokens=32,
 )
 
 
-def flat_weights(step_s: float = 0.02) -> MlpWeights:
-    """Every step takes as long."""
-    coefficients = np.zeros((4, 8))
-    coefficients[:, 0] = step_s
-    return MlpWeights(
-        linear=LinearModel(coefficients=coefficients, has_expert=np.zeros(3, bool)),
-        mean=np.zeros(NUM_INPUTS),
-        scale=np.ones(NUM_INPUTS),
-        low=np.zeros(NUM_INPUTS),
-        high=np.full(NUM_INPUTS, 50.0),
-        layers=((np.zeros((NUM_INPUTS, 2)), np.zeros(2)),),
+def new_table() -> TablePredictor:
+    return TablePredictor(BUCKETS, max_pages_per_row=16)
+
+
+def choose(name: str) -> ServingPredictor:
+    return choose_predictor(
+        name, new_table(), buckets=BUCKETS, expected=FACTS, max_pages_per_row=16
     )
-
-
-@pytest.fixture(scope="module", name="serve_one")
-def serve_one_fixture(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Callable[[str], tuple[EngineLoop, list[float]]]]:
-    """Two small programs, compiled once for all tests of this file."""
-    folder = tmp_path_factory.mktemp("serve")
-    buckets = folder / "buckets.json"
-    buckets.write_text(json.dumps({"row_edges": [4], "block_edges": [0, 1]}))
-    config = small_config(
-        model="toy",
-        buckets=buckets,
-        max_num_seqs=4,
-        max_num_batched_tokens=4 + 32,
-        kv_cache_bytes=2**20,
-        compile_cache_dir=str(folder / "cache"),
-    )
-    yield lambda name: serve(dataclasses.replace(config, predictor=name))
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-def serve(config: EngineConfig, num_tokens: int = 5) -> tuple[EngineLoop, list[float]]:
-    """Serves a request; returns the stopped loop and the predictions of its steps."""
-    loop = build_loop(config)
-    told: queue.Queue[Sequence[TokenEvent]] = queue.Queue()
-    loop.set_listener(told.put)
-    loop.start()
-    try:
-        assert loop.wait_until(Health.WARM, 120.0)
-        loop.submit(make_request(8, num_tokens))
-        counts: collections.Counter[str] = collections.Counter()
-        while True:
-            for event in told.get(timeout=60.0):
-                counts["tokens"] += event.token is not None
-                counts["ends"] += event.finish_reason is not None
-            if counts["ends"]:
-                break
-        assert counts["tokens"] == num_tokens
-        return loop, [step.predicted_s for step in loop.steps()]
-    finally:
-        loop.stop()
-
-
-def missing(folder: pathlib.Path) -> None:
-    (folder / "facts.json").unlink()
-
-
-def truncated(folder: pathlib.Path) -> None:
-    files = [one for one in (folder / "weights").rglob("*") if one.is_file()]
-    largest = max(files, key=lambda one: one.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
-
-
-def changed(**fields: object) -> Callable[[pathlib.Path], None]:
-    def change(folder: pathlib.Path) -> None:
-        path = folder / "facts.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (missing, "missing"),
-        (truncated, "unreadable"),
-        (changed(format_version=0), "version"),
-        (changed(device_kind="another"), "device"),
-    ],
-)
-def test_a_useless_checkpoint_is_told_once_and_the_table_serves(
-    tmp_path: pathlib.Path,
-    caplog: pytest.LogCaptureFixture,
-    serve_one: ServeOne,
-    damage: Callable[[pathlib.Path], None],
-    reason: str,
-) -> None:
-    save_checkpoint(tmp_path, flat_weights(), FACTS)
-    damage(tmp_path)
-    with caplog.at_level(logging.WARNING):
-        loop, _ = serve_one(str(tmp_path))
-    warnings = [one for one in caplog.records if one.levelno >= logging.WARNING]
-    assert [one.name for one in warnings] == ["jserve"]
-    assert str(tmp_path) in warnings[0].getMessage()
-    assert loop.stats().predictor == PredictorStatus(name="table", fallback=reason)
 
 
 def test_a_checkpoint_prices_the_steps(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, serve_one: ServeOne
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    save_checkpoint(tmp_path, flat_weights(0.25), FACTS)
+    save_checkpoint(tmp_path, flat_weights(flat_model(0.25)), FACTS)
     with caplog.at_level(logging.WARNING):
-        loop, predicted_s = serve_one(str(tmp_path))
+        serving = choose(str(tmp_path))
     assert not caplog.records
-    assert loop.stats().predictor == PredictorStatus(name="mlp")
-    assert predicted_s == pytest.approx([0.25] * len(predicted_s))
+    assert serving.status() == PredictorStatus(name="mlp")
+    assert serving.predictor.predict(STEPS) == pytest.approx(0.25)
 
 
-def test_linear_starts_from_the_timed_pass(serve_one: ServeOne) -> None:
-    loop, predicted_s = serve_one("linear")
-    assert loop.stats().predictor.name == "linear"
-    assert all(1e-6 < one < 1.0 for one in predicted_s)
-
-
-def test_a_word_that_is_no_predictor_is_a_folder_that_is_missing(
-    caplog: pytest.LogCaptureFixture,
+def test_a_checkpoint_that_cannot_be_used_costs_one_warning_and_the_table_serves(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="jserve"):
-        serving = choose("forest")
-    assert serving.status().fallback == "missing"
-    assert "'forest'" in caplog.text or "/forest'" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        serving = choose(str(tmp_path))
+    assert [one.name for one in caplog.records] == ["jserve"]
+    assert str(tmp_path) in caplog.text
+    assert serving.status() == PredictorStatus(name="table", fallback="missing")
+    expected_s = new_table().predict(STEPS)
+    assert np.array_equal(serving.predictor.predict(STEPS), expected_s)
+
+
+def test_absurd_weights_are_replaced_by_the_table_and_counted(
+    tmp_path: pathlib.Path,
+) -> None:
+    save_checkpoint(tmp_path, flat_weights(flat_model(1e6)), FACTS)
+    serving = choose(str(tmp_path))
+    expected_s = new_table().predict(STEPS)
+    assert np.array_equal(serving.predictor.predict(STEPS), expected_s)
+    assert serving.status().num_replaced == len(STEPS)
 
 
 def test_no_name_is_refused() -> None:
@@ -170,59 +80,61 @@ def test_no_name_is_refused() -> None:
         small_config(predictor="")
 
 
-def choose(name: str):
-    return choose_predictor(
-        name,
-        TablePredictor(TABLE, max_pages_per_row=16),
-        buckets=TABLE,
-        expected=FACTS,
-        max_pages_per_row=16,
-    )
-
-
-def test_the_table_says_what_steps_of_every_scenario_take() -> None:
-    table = TablePredictor(TABLE, max_pages_per_row=16)
-    rows = table_samples(table, TABLE, page_size=128, max_pages_per_row=16)
-    assert set(scenarios(rows)) == set(range(len(SCENARIOS)))
-    assert rows.shape[1] == NUM_FEATURES + 1
-    assert np.array_equal(rows[:, -1], table.predict(rows[:, :-1]))
-    assert rows[:, -1].min() > 0
-
-
-def test_linear_agrees_with_its_table_where_the_table_is_linear() -> None:
+def test_linear_starts_from_full_steps_of_every_scenario() -> None:
     """The cold table is linear in tokens and pages, so x1 to x7 explain most of it."""
-    table = TablePredictor(TABLE, max_pages_per_row=16)
-    rows = table_samples(table, TABLE, page_size=128, max_pages_per_row=16)
-    predictor = choose("linear").predictor
-    error = predictor.predict(rows[:, :-1]) / rows[:, -1] - 1.0
+    assert set(scenarios(STEPS)) == set(range(len(SCENARIOS)))
+    serving = choose("linear")
+    assert serving.status().name == "linear"
+    error = serving.predictor.predict(STEPS) / new_table().predict(STEPS) - 1.0
     assert float(np.median(np.abs(error))) < 0.15
 
 
-def test_broken_weights_are_replaced_by_the_table_and_counted(
-    tmp_path: pathlib.Path,
+def test_linear_is_refitted_in_a_thread_until_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    save_checkpoint(tmp_path, flat_weights(1e6), FACTS)  # finite, and absurd
-    serving = choose(str(tmp_path))
-    table = TablePredictor(TABLE, max_pages_per_row=16)
-    rows = table_samples(table, TABLE, page_size=128, max_pages_per_row=16)[:, :-1]
-    assert np.array_equal(serving.predictor.predict(rows), table.predict(rows))
-    assert serving.status().num_replaced == len(rows)
+    monkeypatch.setattr(serving_predictor, "_REFIT_INTERVAL_S", 0.001)
+    linear = LinearPredictor(flat_model(0.01), refit_every=len(STEPS))
+    serving = ServingPredictor(new_table(), chosen=linear)
+    threads: list[str] = []
+    refit = linear.refit
 
+    def refit_and_tell() -> None:
+        threads.append(threading.current_thread().name)
+        refit()
 
-def test_linear_is_refitted_until_it_is_stopped() -> None:
-    serving = choose("linear")
-    rows = table_samples(
-        TablePredictor(TABLE, max_pages_per_row=16),
-        TABLE,
-        page_size=128,
-        max_pages_per_row=16,
-    )[:, :-1]
+    linear.refit = refit_and_tell  # type: ignore[method-assign]
     serving.start()
-    for index in range(600):
-        serving.predictor.update(StepSample(rows[index % len(rows)], 0.5))
+    for row in STEPS:
+        serving.predictor.update(StepSample(row, 0.5))
     deadline_s = time.monotonic() + 20.0
     while not serving.status().num_refits and time.monotonic() < deadline_s:
         time.sleep(0.01)
     serving.stop()
+    assert set(threads) == {"refit"}
     assert serving.status().num_refits == 1
-    assert serving.predictor.predict(rows) == pytest.approx(0.5, rel=0.5)
+    assert serving.predictor.predict(STEPS) == pytest.approx(0.5, rel=0.5)
+    for row in STEPS:
+        serving.predictor.update(StepSample(row, 0.5))
+    time.sleep(0.02)
+    assert serving.status().num_refits == 1, "it has stopped"
+
+
+def test_a_failing_fit_is_logged_once_and_leaves_the_model(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_predictor, "_REFIT_INTERVAL_S", 0.001)
+    linear = LinearPredictor(flat_model(1.0))
+    tries = threading.Semaphore(0)
+
+    def fail() -> None:
+        tries.release()
+        raise ValueError("singular")
+
+    linear.refit = fail  # type: ignore[method-assign]
+    serving = ServingPredictor(new_table(), chosen=linear)
+    with caplog.at_level(logging.WARNING, logger="jserve"):
+        serving.start()
+        assert all(tries.acquire(timeout=10.0) for _ in range(3))
+        serving.stop()
+    assert caplog.text.count("stays as it is: singular") == 1
+    assert serving.predictor.predict(STEPS[:1]).tolist() == [1.0]

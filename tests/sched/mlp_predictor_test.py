@@ -137,31 +137,3 @@ def test_the_correction_follows_a_slower_machine_in_its_scenario_only() -> None:
     ratio = predictor.predict(matrix) / untold.predict(matrix)
     assert ratio[mixed] == pytest.approx(1.3, rel=0.02)
     assert np.all(ratio[~mixed] == 1.0)
-
-
-def test_the_correction_is_bounded() -> None:
-    matrix = some_steps(600)
-    predictor, untold = MlpPredictor(some_weights()), MlpPredictor(some_weights())
-    for _ in range(5):
-        for row in matrix:
-            predictor.update(StepSample(row, 500.0))
-    ratio = predictor.predict(matrix) / untold.predict(matrix)
-    assert ratio == pytest.approx(math.e)
-    upper = predictor.predict_upper(matrix) / untold.predict_upper(matrix)
-    assert upper.max() <= math.e * 4.0 + 1e-9
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"mean": np.zeros(3)}, r"mean has shape \(3,\)"),
-        ({"scale": np.zeros(NUM_INPUTS)}, "the least scale is 0.0, not above 0"),
-        ({"layers": ()}, "at least one layer"),
-        ({"layers": ((np.zeros((4, 2)), np.zeros(2)),)}, "kernel 0 has shape"),
-        ({"layers": ((np.zeros((NUM_INPUTS, 2)), np.zeros(3)),)}, "bias 0 has shape"),
-        ({"layers": ((np.zeros((NUM_INPUTS, 3)), np.zeros(3)),)}, "has 3 outputs"),
-    ],
-)
-def test_weights_that_do_not_fit_are_named(fields: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        some_weights(**fields)

@@ -70,24 +70,6 @@ def test_it_interpolates_between_shapes_and_contexts() -> None:
     assert between == pytest.approx(true_s(5, 10, 5, 3), rel=0.1)
 
 
-def test_more_work_never_takes_less_time() -> None:
-    predictor = TablePredictor(TABLE, max_pages_per_row=32)
-    noisy = samples()
-    rng = np.random.default_rng(0)
-    predictor.fit(
-        [
-            one._replace(duration_s=one.duration_s * float(rng.uniform(0.5, 2)))
-            for one in noisy
-        ]
-    )
-    for column, values in enumerate(
-        ((0, 2, 5, 8), (0, 2, 4, 16), *[(0, 1, 9, 32)] * 2)
-    ):
-        matrix = np.tile(step(4, 4, 4, 4), (len(values), 1))
-        matrix[:, (NUM_ROWS, NUM_BLOCKS, DECODE_PAGES, BLOCK_PAGES)[column]] = values
-        assert np.all(np.diff(predictor.predict(matrix)) >= 0)
-
-
 def test_updates_follow_a_device_that_slowed_down() -> None:
     predictor = fitted()
     slow = StepSample(step(8, 0, 9, 0), 2 * true_s(8, 0, 9, 0))
@@ -95,16 +77,6 @@ def test_updates_follow_a_device_that_slowed_down() -> None:
         predictor.update(slow)
     predicted_s = predict_s(predictor, 8, 0, 9, 0)
     assert predicted_s == pytest.approx(slow.duration_s, rel=0.1)
-
-
-def test_one_outlier_moves_a_known_cell_little() -> None:
-    predictor = fitted()
-    usual = samples()[0]
-    for _ in range(63):
-        predictor.update(usual)
-    outlier = StepSample(step(2, 0, 1, 0), 10.0)
-    predictor.update(outlier)
-    assert predict_s(predictor, 2, 0, 1, 0) < 1.05 * usual.duration_s
 
 
 def test_the_timed_pass_round_trips_and_is_tied_to_its_table() -> None:
@@ -118,7 +90,7 @@ def test_the_timed_pass_round_trips_and_is_tied_to_its_table() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-3, 0.0])
-def test_saved_times_that_are_no_durations_are_refused(bad: float) -> None:
+def test_saved_times_that_are_not_durations_are_refused(bad: float) -> None:
     data = fitted().to_json()
     data["base_s"][1][1] = bad
     again = TablePredictor(TABLE, max_pages_per_row=32)
@@ -127,12 +99,9 @@ def test_saved_times_that_are_no_durations_are_refused(bad: float) -> None:
     assert np.isfinite(again.predict(step(8, 4, 9, 9)[None])).all()
 
 
-@pytest.mark.parametrize("name", ["base_s", "per_decode_page_s", "per_block_page_s"])
 @pytest.mark.parametrize("shape", [(1, 1), (9, 9), (4,)])
-def test_saved_times_of_another_shape_change_nothing(
-    name: str, shape: tuple[int, ...]
-) -> None:
-    data = fitted().to_json() | {name: np.full(shape, 0.5).tolist()}
+def test_saved_times_of_another_shape_change_nothing(shape: tuple[int, ...]) -> None:
+    data = fitted().to_json() | {"per_block_page_s": np.full(shape, 0.5).tolist()}
     again = TablePredictor(TABLE, max_pages_per_row=32)
     before = again.to_json()
     assert not again.load_json(data)
@@ -141,7 +110,7 @@ def test_saved_times_of_another_shape_change_nothing(
     assert np.isfinite(again.predict(step(8, 4, 9, 9)[None])).all()
 
 
-def test_a_timed_pass_leaves_out_what_is_no_duration() -> None:
+def test_a_timed_pass_leaves_out_what_is_not_a_duration() -> None:
     predictor = TablePredictor(TABLE, max_pages_per_row=32)
     broken = [one._replace(duration_s=float("nan")) for one in samples()]
     predictor.fit([*broken, *samples()])

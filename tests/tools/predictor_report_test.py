@@ -1,22 +1,25 @@
+"""The one judge of predictors, what it judges, and its pictures."""
+
 import numpy as np
 import pytest
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.features import (
+    NUM_BLOCKS,
     NUM_DECODES,
     NUM_FEATURES,
+    NUM_ROWS,
     PREFILL_TOKENS,
     uniform_features,
 )
+from jserve_tools.predictor_plots import predictor_png
 from jserve_tools.predictor_report import (
-    coverage,
     errors,
     errors_table,
-    evaluate,
+    judge,
     learned_table,
-    verdicts,
-    verdicts_table,
-    wilson_interval,
+    pinball,
+    verdict,
 )
 from jserve_tools.samples import Samples
 
@@ -33,47 +36,36 @@ def test_errors_of_known_predictions() -> None:
     assert "r2" not in errors(np.ones(2), np.ones(2))
 
 
-def test_an_interval_of_a_share_as_published() -> None:
-    # Newcombe, Two-sided confidence intervals for the single proportion (1998).
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+def test_a_pinball_loss_weighs_the_two_sides() -> None:
+    assert pinball(np.array([2.0, -4.0]), 0.75) == pytest.approx((1.5 + 1.0) / 2)
 
 
-def test_coverage_counts_single_measurements() -> None:
-    found = coverage(np.array([1.0, 2.0]), np.array([[1.0, 3.0], [0.5, 1.0]]))
-    assert (found["share"], found["num_samples"]) == (0.75, 4)
-
-
-def _evaluated(mlp_error: float) -> dict[str, object]:
+def test_predictors_are_judged_by_scenario() -> None:
     rng = np.random.default_rng(0)
     matrix = np.zeros((400, NUM_FEATURES))
     matrix[::2, NUM_DECODES] = 1
     matrix[1::2, PREFILL_TOKENS] = 1
     truth_s = np.geomspace(0.001, 0.1, 400)
     duration_s = truth_s * np.exp(rng.normal(0, 0.05, (9, 400)))
-    return evaluate(
-        {"linear": truth_s * 1.5, "mlp": truth_s * (1 + mlp_error)},
-        {"mlp": truth_s * np.exp(1.645 * 0.05)},
+    upper_s = truth_s * np.exp(1.645 * 0.05)
+    report = judge(
+        {"linear": truth_s * 1.5, "mlp": truth_s * 1.01},
+        {"mlp": upper_s},
         matrix=matrix,
         duration_s=duration_s,
     )
-
-
-def test_a_good_network_meets_its_targets_and_a_bad_one_does_not() -> None:
-    report = _evaluated(0.01)
     assert list(report) == ["all", "decode", "prefill"]
-    good = verdicts(report)
-    assert all(one["is_met"] for one in good.values())
-    assert len(good) == 5
-    bad = verdicts(_evaluated(0.4))
-    assert not bad["r2"]["is_met"]
-    assert not bad["median_ape_over_spread"]["is_met"]
-    assert not bad["mae_below_linear"]["is_met"]
-    assert bad["p95_coverage"]["is_met"]
-    assert "  no" in verdicts_table(bad) and "  no" not in verdicts_table(good)
+    found = report["all"]["predictors"]["mlp"]
+    assert found["against_median"]["r2"] > 0.99
+    assert found["against_median"]["median_ape"] == pytest.approx(0.015, abs=0.01)
+    assert found["p95_coverage"]["share"] == pytest.approx(0.95, abs=0.01)
+    assert found["p95_coverage"]["num_samples"] == 3600
+    expected_ms = 1e3 * pinball(duration_s - upper_s, 0.95)
+    assert found["p95_coverage"]["pinball_ms"] == pytest.approx(expected_ms)
     text = errors_table(report)
     assert "all (400)" in text and "prefill (200)" in text
     assert text.count("mlp") == 3
+    assert "0.04 times that of linear" in verdict(report)
 
 
 def test_the_table_knows_the_timed_pass_and_the_training_steps() -> None:
@@ -103,3 +95,21 @@ def test_the_table_knows_the_timed_pass_and_the_training_steps() -> None:
 
     assert predicted_s(1.0) == pytest.approx([0.02, 0.01], rel=0.01)
     assert predicted_s(1.3) == pytest.approx([0.026, 0.013], rel=0.02)
+
+
+def test_a_picture_of_few_steps_is_drawn() -> None:
+    matrix = np.zeros((3, NUM_FEATURES))
+    matrix[:, NUM_DECODES] = 1  # one scenario alone, and programs without a step
+    matrix[:, NUM_ROWS] = 2, 4, 4
+    matrix[:, NUM_BLOCKS] = 0, 0, 1
+    duration_s = np.array([[0.001, 0.002, 0.004], [0.0011, 0.0019, 0.005]])
+    median_s = np.median(duration_s, axis=0)
+    picture = predictor_png(
+        {"linear": median_s * 1.5, "mlp": median_s},
+        {"mlp": median_s * 1.1},
+        matrix=matrix,
+        duration_s=duration_s,
+        title="three steps",
+    )
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000

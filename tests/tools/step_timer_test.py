@@ -1,7 +1,6 @@
 import numpy as np
-import pytest
 
-from jserve_tools.step_timer import repeat_spread, time_rounds
+from jserve_tools.step_timer import time_rounds
 
 
 class Device:
@@ -18,14 +17,21 @@ class Device:
         return duration_s
 
 
-def time_on(device: Device, **options: object) -> np.ndarray:
-    settings: dict[str, object] = {"rounds": 3, "warmup_rounds": 1}
+def time_on(
+    device: Device,
+    *,
+    rounds: int = 3,
+    warmup_rounds: int = 1,
+    max_s: float = float("inf"),
+) -> np.ndarray:
     return time_rounds(
         device.time_step,
         10,
+        rounds=rounds,
+        warmup_rounds=warmup_rounds,
         rng=np.random.default_rng(0),
+        max_s=max_s,
         clock_s=lambda: device.now_s,
-        **(settings | options),  # type: ignore[arg-type]
     )
 
 
@@ -42,15 +48,3 @@ def test_every_round_visits_every_step_in_an_order_of_its_own() -> None:
 def test_time_runs_out_between_rounds_and_one_is_kept() -> None:
     assert time_on(Device(), warmup_rounds=0, rounds=50, max_s=1200.0).shape == (4, 10)
     assert time_on(Device(), max_s=0.0).shape == (1, 10)
-
-
-def test_each_step_is_told_of() -> None:
-    told: list[None] = []
-    time_on(Device(), on_step=lambda: told.append(None))
-    assert len(told) == 40
-
-
-def test_the_spread_is_relative_and_heeds_no_outlier() -> None:
-    repeats = np.array([[1.0, 10.0], [1.1, 10.0], [0.9, 10.0], [1.1, 10.0], [9.0, 9.0]])
-    assert repeat_spread(repeats) == pytest.approx([0.0, 0.0], abs=0.1)
-    assert repeat_spread(repeats[:3])[0] == pytest.approx(0.1)

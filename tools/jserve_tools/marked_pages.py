@@ -1,7 +1,7 @@
 """Markdown tables, and pages that quote them.
 
-The one idea: a page is written by hand around marked places, and the program fills
-these, so no number on it is typed.
+A page is written by hand around marked places, and the program fills these, so no
+number on it is typed.
 """
 
 import json
@@ -61,10 +61,10 @@ def write_study(
     """Writes results.json, tables.md and the pictures, and fills the page beside them.
 
     Args:
-      folder: where to; a README.md in it gets its marked places filled.
-      report: what was found, for JSON.
+      folder: Where to write; a README.md in it gets its marked places filled.
+      report: Results, for JSON.
       tables: Markdown, by the names of the marked places.
-      pictures: files, by name.
+      pictures: Contents of files, by name.
     """
     write_whole(folder / "results.json", entry_a_line(report))
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())

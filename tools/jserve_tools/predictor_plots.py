@@ -1,162 +1,153 @@
-"""One picture of a trained predictor: right where, wrong where, and how sure.
+"""Charts of a trained predictor, declared with Altair (extra `report`).
 
-The one idea: all panels show steps that no model has seen. Above, each step's
-prediction over its median, for the linear model and for the network; below, the
-network's error in each program, and how often each quantile of it holds.
+All show steps that no model has seen: each step's prediction over its measured median,
+the network's error in each program, and how often each quantile of the network holds.
 
 `N` is the number of held-out steps, `R` the rounds.
 """
 
-import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.figure
+import altair as alt
 import numpy as np
 
 from jserve_sched.features import NUM_BLOCKS, NUM_ROWS, SCENARIOS, scenarios
-from jserve_tools.plots import style_axes
 
+_SIZE = {"width": 330, "height": 300}
 # Okabe and Ito's palette: told apart by colour-blind readers too.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73")
-_GREY = "#666666"
-_SHOWN_APE = 0.3  # the colour scale ends here
+_SCENARIO = alt.Color(
+    "scenario:N",
+    scale=alt.Scale(domain=SCENARIOS, range=["#0072B2", "#D55E00", "#009E73"]),
+)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class HeldOut:
-    """What is plotted.
-
-    Attributes:
-      matrix: features, `[N, F]`.
-      duration_s: measurements, `[R, N]` seconds.
-      linear_s: the linear model's predictions, `[N]`.
-      mlp_s: the network's, `[N]`.
-      upper_s: the network's 95th percentiles, `[N]`.
-    """
-
-    matrix: np.ndarray
-    duration_s: np.ndarray
-    linear_s: np.ndarray
-    mlp_s: np.ndarray
-    upper_s: np.ndarray
-
-    @property
-    def median_s(self) -> np.ndarray:
-        """Medians over the rounds, `[N]` seconds."""
-        return np.asarray(np.median(self.duration_s, axis=0))
+def _chart(**columns: Sequence[object] | np.ndarray) -> alt.Chart:
+    """Returns a chart without marks over columns of equal length."""
+    rows = zip(*(np.asarray(one).tolist() for one in columns.values()), strict=True)
+    values = [dict(zip(columns, row, strict=True)) for row in rows]
+    return alt.Chart(alt.InlineData(values=values))
 
 
-def _scatter(axes: Any, steps: HeldOut, predicted_s: np.ndarray, name: str) -> None:
-    scenario = scenarios(steps.matrix)
-    median_ms = steps.median_s * 1e3
-    for index, label in enumerate(SCENARIOS):
-        chosen = scenario == index
-        axes.scatter(
-            median_ms[chosen],
-            predicted_s[chosen] * 1e3,
-            s=9,
-            alpha=0.6,
-            color=_COLOURS[index],
-            label=label,
-            linewidths=0,
-        )
-    everything = np.concatenate((steps.median_s, steps.linear_s, steps.mlp_s)) * 1e3
-    ends = np.array([np.min(everything) * 0.8, np.max(everything) * 1.25])
-    axes.plot(ends, ends, color=_GREY, lw=0.9)
-    for factor in (0.8, 1.25):
-        axes.plot(ends, ends * factor, color=_GREY, lw=0.6, ls=(0, (4, 3)))
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-    error_ms = np.abs(predicted_s * 1e3 - median_ms)
-    ape = np.median(error_ms / median_ms)
-    title = f"{name}: MAE {error_ms.mean():.2f} ms, median error {ape:.1%}"
-    style_axes(axes, title, "measured, median, ms", "predicted, ms")
-    axes.legend(fontsize=8, loc="upper left", frameon=False)
-
-
-def _programs_panel(figure: Any, axes: Any, steps: HeldOut) -> None:
-    rows, blocks = steps.matrix[:, NUM_ROWS], steps.matrix[:, NUM_BLOCKS]
-    row_edges, block_edges = np.unique(rows), np.unique(blocks)
-    ape = np.abs(steps.mlp_s / steps.median_s - 1.0)
-    grid = np.full((len(row_edges), len(block_edges)), np.nan)
-    for i, row_edge in enumerate(row_edges):
-        for j, block_edge in enumerate(block_edges):
-            chosen = (rows == row_edge) & (blocks == block_edge)
-            if chosen.any():
-                grid[i, j] = np.median(ape[chosen])
-                axes.text(
-                    j,
-                    i,
-                    f"{grid[i, j]:.1%}\n{chosen.sum()}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if grid[i, j] > 0.6 * _SHOWN_APE else "black",
-                )
-    image = axes.imshow(
-        grid, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=_SHOWN_APE
-    )
-    axes.set_xticks(range(len(block_edges)), [f"{edge:g}" for edge in block_edges])
-    axes.set_yticks(range(len(row_edges)), [f"{edge:g}" for edge in row_edges])
-    style_axes(
-        axes,
-        "Network's median error in each program (and steps)",
-        "prefill blocks",
-        "decode rows",
-    )
-    figure.colorbar(image, ax=axes, format=lambda value, _: f"{value:.0%}", shrink=0.8)
-
-
-def _calibration_panel(axes: Any, steps: HeldOut) -> None:
-    """Shows how many measurements lie below each multiple of the step to the p95."""
-    to_upper = np.maximum(np.log(steps.upper_s / steps.mlp_s), 1e-9)
-    place = np.log(steps.duration_s / steps.mlp_s) / to_upper
-    scenario = scenarios(steps.matrix)
-    at = np.linspace(-2.0, 3.0, 251)
-    for index, label in enumerate(SCENARIOS):
-        chosen = np.sort(place[:, scenario == index], axis=None)
-        if chosen.size:
-            share = np.searchsorted(chosen, at, "right") / chosen.size
-            axes.plot(at, share * 100, color=_COLOURS[index], lw=1.4, label=label)
-    for x, wanted, name in ((0.0, 50, "p50"), (1.0, 95, "p95")):
-        held = np.mean(place <= x) * 100
-        axes.axvline(x, color=_GREY, lw=0.8, ls=(0, (4, 3)))
-        axes.plot([x], [wanted], "x", color="black", ms=7)
-        axes.annotate(
-            f"{name}: {held:.1f} % below, {wanted} wanted",
-            (x, 6 if x else 16),
-            xytext=(5, 0),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    axes.set_xlim(at[0], at[-1])
-    axes.set_ylim(0, 101)
-    axes.grid(True, color="#DDDDDD", linewidth=0.6)
-    style_axes(
-        axes,
-        "Single measurements below the network's quantiles",
-        "log time: 0 is the predicted median, 1 the predicted p95",
-        "measurements, %",
-    )
-    axes.legend(fontsize=8, loc="upper left", frameon=False)
-
-
-def draw_predictor(steps: HeldOut, *, title: str) -> bytes:
-    """Returns the picture as a PNG.
+def predictor_png(
+    predicted_s: Mapping[str, np.ndarray],
+    upper_s: Mapping[str, np.ndarray],
+    *,
+    matrix: np.ndarray,
+    duration_s: np.ndarray,
+    title: str,
+) -> bytes:
+    """Returns all charts as one PNG.
 
     Args:
-      steps: the held-out steps.
-      title: one line above everything.
+      predicted_s: `[N]` seconds, by predictor, the network ("mlp") among them.
+      upper_s: 95th percentiles `[N]` in seconds, that of the network among them.
+      matrix: Features of the steps, `[N, F]`.
+      duration_s: Measurements of the steps, `[R, N]` seconds.
+      title: One line above all charts.
     """
-    figure = matplotlib.figure.Figure(figsize=(12, 10), layout="constrained", dpi=100)
-    figure.suptitle(title, fontsize=11)
-    grid = figure.add_gridspec(2, 2)
-    _scatter(
-        figure.add_subplot(grid[0, 0]), steps, steps.linear_s, "Linear model (x1 to x7)"
-    )
-    _scatter(figure.add_subplot(grid[0, 1]), steps, steps.mlp_s, "Network over it")
-    _programs_panel(figure, figure.add_subplot(grid[1, 0]), steps)
-    _calibration_panel(figure.add_subplot(grid[1, 1]), steps)
+    scenario = np.array(SCENARIOS)[scenarios(matrix)]
+    median_s, mlp_s = np.median(duration_s, axis=0), predicted_s["mlp"]
+    to_upper = np.maximum(np.log(upper_s["mlp"] / mlp_s), 1e-9)
+    charts = alt.vconcat(
+        _predicted_over_measured(predicted_s, median_s, scenario),
+        alt.hconcat(
+            _error_by_program(matrix, np.abs(mlp_s / median_s - 1.0)),
+            _calibration(np.log(duration_s / mlp_s) / to_upper, scenario),
+        ),
+        title=title,
+    ).resolve_scale(color="independent")
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
+    charts.save(picture, format="png")
     return picture.getvalue()
+
+
+def _predicted_over_measured(
+    predicted_s: Mapping[str, np.ndarray], median_s: np.ndarray, scenario: np.ndarray
+) -> Any:
+    all_ms = 1e3 * np.concatenate((median_s, *predicted_s.values()))
+    ends_ms = np.array([all_ms.min() * 0.8, all_ms.max() * 1.25])
+    scale = alt.Scale(type="log", domain=ends_ms.tolist(), nice=False)
+    x = alt.X("measured:Q", title="measured, median, ms", scale=scale)
+    y = alt.Y("predicted:Q", title="predicted, ms", scale=scale)
+    lines = [
+        _chart(measured=ends_ms, predicted=factor * ends_ms)
+        .mark_line(color="#666666", strokeWidth=0.8, clip=True)
+        .encode(x, y)
+        for factor in (0.8, 1.0, 1.25)
+    ]
+    panels = []
+    for name, values_s in predicted_s.items():
+        error_s = np.abs(values_s - median_s)
+        heading = f"{name}: MAE {1e3 * error_s.mean():.2f} ms, median error "
+        heading += f"{np.median(error_s / median_s):.1%} (lines: 0.8, 1, 1.25 times)"
+        points = (
+            _chart(measured=1e3 * median_s, predicted=1e3 * values_s, scenario=scenario)
+            .mark_circle(size=14, opacity=0.6)
+            .encode(x, y, _SCENARIO)
+        )
+        panels.append(alt.layer(*lines, points).properties(title=heading, **_SIZE))
+    return alt.hconcat(*panels)
+
+
+def _error_by_program(matrix: np.ndarray, error: np.ndarray) -> Any:
+    programs = matrix[:, [NUM_ROWS, NUM_BLOCKS]]
+    found, of_step = np.unique(programs, axis=0, return_inverse=True)
+    of_program = [error[of_step.ravel() == index] for index in range(len(found))]
+    medians = [float(np.median(one)) for one in of_program]
+    base = _chart(
+        rows=found[:, 0],
+        blocks=found[:, 1],
+        error=medians,
+        text=[
+            f"{median:.1%} of {one.size}"
+            for median, one in zip(medians, of_program, strict=True)
+        ],
+    ).encode(
+        alt.X("blocks:O", title="prefill blocks", axis=alt.Axis(labelAngle=0)),
+        alt.Y("rows:O", title="decode rows", sort="descending"),
+    )
+    scale = alt.Scale(scheme="blues", domain=(0, 0.3), clamp=True)
+    squares = base.mark_rect().encode(alt.Color("error:Q", scale=scale, legend=None))
+    ink = alt.condition("datum.error > 0.18", alt.value("white"), alt.value("#222"))
+    text = base.mark_text(fontSize=9).encode(text="text:N", color=ink)
+    return alt.layer(squares, text).properties(
+        title="mlp: median error in each program, of held-out steps",
+        **{**_SIZE, "width": 500},
+    )
+
+
+def _calibration(place: np.ndarray, scenario: np.ndarray) -> Any:
+    """Shows how many measurements lie below each multiple of the step to the p95.
+
+    Args:
+      place: `[R, N]` log time, 0 at the predicted median and 1 at the predicted p95.
+      scenario: `[N]` name of each step's scenario.
+    """
+    at = np.linspace(-2.0, 3.0, 101)
+    x = alt.X("at:Q", title="log time: 0 is the predicted median, 1 the predicted p95")
+    y = alt.Y("share:Q", title="measurements below", axis=alt.Axis(format="%"))
+    lines = [
+        _chart(
+            at=at,
+            share=(place[:, scenario == name, None] <= at).mean(axis=(0, 1)),
+            scenario=[name] * at.size,
+        )
+        .mark_line(strokeWidth=1.4)
+        .encode(x, y, _SCENARIO)
+        for name in np.unique(scenario).tolist()
+    ]
+    wanted = _chart(
+        at=[0.0, 1.0],
+        share=[0.5, 0.95],
+        text=[
+            f"{(place <= 0).mean():.1%} below, 50% wanted",
+            f"{(place <= 1).mean():.1%} below, 95% wanted",
+        ],
+    ).encode(x, y)
+    crosses = wanted.mark_point(shape="cross", color="black", size=80)
+    text = wanted.mark_text(align="left", dx=8, dy=14).encode(text="text:N")
+    return alt.layer(*lines, crosses, text).properties(
+        title="mlp: single measurements below its quantiles", **_SIZE
+    )

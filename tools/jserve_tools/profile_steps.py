@@ -2,7 +2,7 @@
 
 An engine like the server's is built and warmed up; then made-up steps run on it, one at
 a time, as the server runs them: launch, wait, and the host's clock. Every round visits
-every step once, in an order of its own. What comes out is a samples file for
+every step once, in an order of its own. The result is a samples file for
 jserve-train-predictor.
 
   jserve-profile --output=out/profile/samples.npz
@@ -17,141 +17,110 @@ import json
 import logging
 import pathlib
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-import tqdm
-from absl import flags
 
-from jserve.build import build_engine
-from jserve.config_flags import define_engine_flags
-from jserve.engine import Engine
-from jserve.predictor_checkpoint import PredictorFacts
+from jserve.config import EngineConfig, check_range
+from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve_sched.features import SCENARIOS, scenarios
 from jserve_tools.documents import commit, plain
-from jserve_tools.samples import Samples, split_steps, write_samples
-from jserve_tools.step_grid import (
-    StepLimits,
-    designed_shapes,
-    random_shapes,
-    step_plan,
-)
-from jserve_tools.step_timer import repeat_spread, time_rounds
+from jserve_tools.progress import Progress
+from jserve_tools.samples import Samples, repeat_spread, split_steps, write_samples
+from jserve_tools.step_grid import ProfileLimits, profile_plans
+from jserve_tools.step_timer import time_rounds
 from jserve_tools.tables import render
 
-# What plans steps, or feeds an engine; none of it changes how long a step takes.
-_IDLE_FIELDS = (
-    *("policy", "predictor", "enable_prefix_caching", "max_queued_requests"),
-    *("enable_overlap", "capture_logits", "seed"),
-)
-_read_engine_config = define_engine_flags(exclude=_IDLE_FIELDS)
-_ROUNDS = flags.DEFINE_integer(
-    "rounds", 9, "Measurements of each step.", lower_bound=1, upper_bound=10_000
-)
-_WARMUP_ROUNDS = flags.DEFINE_integer(
-    "warmup_rounds",
-    1,
-    "Rounds before these that are thrown away.",
-    lower_bound=0,
-    upper_bound=100,
-)
-_NUM_RANDOM_SHAPES = flags.DEFINE_integer(
-    "num_random_shapes",
-    600,
-    "Random batches beside the grid, a third of each scenario.",
-    lower_bound=0,
-    upper_bound=1_000_000,
-)
-_MAX_S = flags.DEFINE_float(
-    "max_s",
-    600.0,
-    "Seconds of measuring after which no further round is begun; one round is always "
-    "kept.",
-    lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer(
-    "seed",
-    0,
-    "Draws the random batches, the order of every round, the held-out steps and the "
-    "weights.",
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", "out/profile/samples.npz", "The samples file to write."
-)
+if TYPE_CHECKING:
+    from jserve.engine import Engine
+
+# The fields of EngineConfig that decide which steps there are and how long they take.
+_ENGINE_FIELDS = {
+    *("model", "dtype", "bucket_strategy", "buckets", "max_programs", "max_compile_s"),
+    *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_tokens"),
+    *("page_size", "kv_cache_bytes", "compile_cache_dir"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProfilePlan:
+class ProfileConfig:
     """What is measured, and how often.
 
     Attributes:
-      limits: what bounds a step.
-      rounds: measurements of each step.
-      warmup_rounds: rounds before these, thrown away.
-      num_random_shapes: random batches beside the grid.
-      max_s: seconds after which no further round is begun.
-      seed: draws batches, orders and held-out steps.
+      output: Samples file to write.
+      rounds: Measurements of each step.
+      warmup_rounds: Rounds before these that are discarded.
+      num_random_shapes: Random batches beside the grid, a third of each scenario.
+      max_s: Seconds of measuring after which no further round begins; one round is
+        always kept.
+      seed: Seed of the steps, the order of every round, the held-out steps and the
+        weights.
     """
 
-    limits: StepLimits
-    rounds: int
-    warmup_rounds: int
-    num_random_shapes: int
-    max_s: float
-    seed: int
+    output: pathlib.Path = pathlib.Path("out/profile/samples.npz")
+    rounds: int = 9
+    warmup_rounds: int = 1
+    num_random_shapes: int = 600
+    max_s: float = 600.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        output: pathlib.Path | None = self.output
+        if output is None:  # of the flag --output=
+            raise ValueError("output= is empty: it names the samples file")
+        check_range("rounds", self.rounds, 1, 10_000)
+        check_range("warmup_rounds", self.warmup_rounds, 0, 100)
+        check_range("num_random_shapes", self.num_random_shapes, 0, 1_000_000)
+        check_range("max_s", self.max_s, 0.0, 1e6)
+        check_range("seed", self.seed, 0, 2**32 - 1)
 
 
-def profile(engine: Engine, what: ProfilePlan, say: Callable[[str], object]) -> Samples:
-    """Measures the steps of a plan on an engine that has compiled nothing yet.
+_read_config = define_config_flags(ProfileConfig, group="Profile")
+_read_engine_config = define_engine_flags(
+    exclude={field.name for field in dataclasses.fields(EngineConfig)} - _ENGINE_FIELDS
+)
 
-    Args:
-      engine: the engine; what its KV pool holds is lost.
-      what: the plan.
-      say: told what goes on.
+
+def _profile(
+    engine: "Engine", limits: ProfileLimits, config: ProfileConfig, progress: Progress
+) -> Samples:
+    """Measures steps on an engine that has compiled nothing yet; its KV is lost.
 
     Raises:
-      ValueError: if the limits allow too few different steps.
-      RuntimeError: if a program was compiled while it was measured.
+      ValueError: If the limits allow too few different steps.
+      RuntimeError: If a program was compiled while steps were measured.
     """
     shapes_rng, order_rng, split_rng = (
-        np.random.default_rng((what.seed, stream)) for stream in range(3)
+        np.random.default_rng((config.seed, stream)) for stream in range(3)
     )
-    grid = designed_shapes(what.limits)
-    shapes = grid + random_shapes(
-        what.limits, shapes_rng, num_shapes=what.num_random_shapes, but=grid
-    )
-    say(f"compiling {len(what.limits.table.buckets)} programs")
-    engine.warm_up()
-    timed = list(engine.timed_pass(what.limits.table.buckets))
-    plans = [
-        step_plan(shape, what.limits, num_pages=engine.num_pages) for shape in shapes
-    ]
+    plans = profile_plans(limits, shapes_rng, num_random=config.num_random_shapes)
+    buckets = limits.table.buckets
+    with progress.doing(f"compiling {len(buckets)} programs"):
+        engine.warm_up()
+        timed = list(engine.timed_pass(buckets))
+    num_runs, num_done = len(plans) * (config.warmup_rounds + config.rounds), 0
 
     def time_step(index: int) -> float:
+        nonlocal num_done
         pending = engine.launch(plans[index])
         pending.wait()
+        num_done += 1
         return time.monotonic() - pending.launched_s
 
-    say(
-        f"measuring {len(plans)} steps, {len(grid)} of them of the grid, in "
-        f"{what.warmup_rounds} + {what.rounds} rounds"
-    )
-    num_runs = len(plans) * (what.warmup_rounds + what.rounds)
-    with tqdm.tqdm(total=num_runs, unit="step", smoothing=0.02) as progress:
+    with progress.doing(
+        f"measuring {len(plans)} steps", lambda: f"{num_done} of {num_runs} runs"
+    ):
         duration_s = time_rounds(
             time_step,
             len(plans),
-            rounds=what.rounds,
-            warmup_rounds=what.warmup_rounds,
+            rounds=config.rounds,
+            warmup_rounds=config.warmup_rounds,
             rng=order_rng,
-            max_s=what.max_s,
-            on_step=progress.update,
+            max_s=config.max_s,
         )
     num_compiles = engine.programs.num_compiles_after_warmup
     if num_compiles:
@@ -167,9 +136,9 @@ def profile(engine: Engine, what: ProfilePlan, say: Callable[[str], object]) -> 
     )
 
 
-def summary(samples: Samples) -> dict[str, Any]:
+def _summary(samples: Samples) -> dict[str, Any]:
     """Returns how many steps were measured, and how far their repeats spread."""
-    spread = repeat_spread(samples.duration_s)
+    spread, median_s = repeat_spread(samples.duration_s), samples.median_s
     scenario = scenarios(samples.features)
     return {
         "num_steps": len(samples.features),
@@ -182,8 +151,8 @@ def summary(samples: Samples) -> dict[str, Any]:
         "scenarios": {
             name: {
                 "num_steps": int(np.count_nonzero(chosen)),
-                "median_ms": np.median(samples.median_s[chosen]) * 1e3,
-                "longest_ms": samples.median_s[chosen].max() * 1e3,
+                "median_ms": np.median(median_s[chosen]) * 1e3,
+                "longest_ms": median_s[chosen].max() * 1e3,
                 "repeat_spread": np.median(spread[chosen]),
             }
             for index, name in enumerate(SCENARIOS)
@@ -192,81 +161,68 @@ def summary(samples: Samples) -> dict[str, Any]:
     }
 
 
-def _table(found: dict[str, Any]) -> str:
+def _table(summary: dict[str, Any]) -> str:
     rows = [["scenario", "steps", "median", "longest", "repeat spread"]]
-    for name, entry in found["scenarios"].items():
-        rows.append(
-            [
-                name,
-                str(entry["num_steps"]),
-                f"{entry['median_ms']:.2f}ms",
-                f"{entry['longest_ms']:.1f}ms",
-                f"{entry['repeat_spread'] * 100:.1f}%",
-            ]
-        )
+    for name, entry in summary["scenarios"].items():
+        times = [f"{entry['median_ms']:.2f}ms", f"{entry['longest_ms']:.1f}ms"]
+        spread = f"{entry['repeat_spread']:.1%}"
+        rows.append([name, str(entry["num_steps"]), *times, spread])
     return render(rows)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
     """Measures what the flags describe."""
     del argv  # the flags say it all
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    path = pathlib.Path(_OUTPUT.value).expanduser()
     try:
-        config = _read_engine_config(seed=_SEED.value)
-        engine = build_engine(config)
-        limits = StepLimits(
-            table=engine.programs.table,
-            num_slots=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=engine.max_model_len,
-            page_size=config.page_size,
-        )
-        what = ProfilePlan(
-            limits=limits,
-            rounds=_ROUNDS.value,
-            warmup_rounds=_WARMUP_ROUNDS.value,
-            num_random_shapes=_NUM_RANDOM_SHAPES.value,
-            max_s=_MAX_S.value,
-            seed=_SEED.value,
-        )
-        samples = profile(engine, what, _say)
+        config = _read_config()
+        engine_config = _read_engine_config(seed=config.seed)
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.output.parent):
+            pass  # it can be written, which is better known before the work
+        _measure(config, engine_config)
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
-    found = summary(samples)
-    predictor = PredictorFacts.here(
-        engine.model.config,
-        dtype=engine.dtype.name,
-        page_size=config.page_size,
-        block_tokens=config.block_tokens,
-        commit=commit() or "",
+
+
+def _measure(config: ProfileConfig, engine_config: EngineConfig) -> None:
+    """Builds the engine, measures, writes the file, and prints both forms."""
+    import jax  # takes a second, which --help need not
+
+    from jserve.build import build_engine
+    from jserve.predictor_checkpoint import PredictorFacts
+
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    engine = build_engine(engine_config)
+    limits = ProfileLimits(
+        table=engine.programs.table,
+        num_slots=engine_config.max_num_seqs,
+        max_num_batched_tokens=engine_config.max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+        page_size=engine.page_size,
+        num_pages=engine.num_pages,
     )
-    facts = {
-        "command": ["jserve-profile", *sys.argv[1:]],
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "model": config.model,
-        "predictor": dataclasses.asdict(predictor),
-        "engine": dataclasses.asdict(config),
-        "buckets": limits.table.to_json(),
-        "max_model_len": limits.max_model_len,
-        "num_kv_tokens": engine.num_pages * engine.page_size,
-        "seed": _SEED.value,
-        **found,
-    }
-    facts = plain(facts)
-    try:
-        write_samples(path, dataclasses.replace(samples, facts=facts))
-    except OSError as error:
-        raise ProgramError(f"output={str(path)!r}: {error}") from error
-    _say("")
-    _say(_table(found))
-    _say(f"\nsamples: {path} ({path.stat().st_size / 1e3:.0f} kB)")
-    _say(json.dumps({**facts, "output": str(path)}, separators=(",", ":")))
+    samples = _profile(engine, limits, config, Progress())
+    summary = _summary(samples)
+    facts = plain(
+        {
+            "command": ["jserve-profile", *sys.argv[1:]],
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "model": engine_config.model,
+            "predictor": PredictorFacts.of(engine, commit=commit() or ""),
+            "engine": engine_config,
+            "buckets": limits.table.to_json(),
+            "max_model_len": limits.max_model_len,
+            "num_kv_tokens": engine.num_pages * engine.page_size,
+            "seed": config.seed,
+            **summary,
+        }
+    )
+    write_samples(config.output, dataclasses.replace(samples, facts=facts))
+    size_kb = config.output.stat().st_size / 1e3
+    print(f"\n{_table(summary)}\n\nsamples: {config.output} ({size_kb:.0f} kB)")
+    document = {**facts, "output": str(config.output)}
+    print(json.dumps(document, separators=(",", ":")), flush=True)
 
 
 def run() -> None:

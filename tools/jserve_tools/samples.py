@@ -8,9 +8,8 @@ One `.npz` file holds it all (`N` steps, `R` rounds, `F` features, `M` timed ste
     timed_features, timed_s   [M, F] and [M]: the timed pass of a server's start
     facts                 JSON: version, device, model, engine, limits, command
 
-The one idea: a *step*, not a measurement, is held out. Repeats of one step agree
-whatever a model learned, so the split is by step, and it is made here, once, so that
-all models are judged on the same steps.
+A *step*, not a measurement, is held out: repeats of one step agree whatever a model
+learned. The split is made here, once, so that all models are judged on the same steps.
 """
 
 import dataclasses
@@ -30,7 +29,6 @@ from jserve_tools.documents import write_whole
 FORMAT_VERSION = 1
 TRAIN, VALIDATION, TEST = range(3)
 _VALIDATION_SHARE, _TEST_SHARE = 0.2, 0.25
-_ARRAYS = ("features", "duration_s", "split", "timed_features", "timed_s", "facts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,8 +40,8 @@ class Samples:
       duration_s: `[R, N]` float64, seconds, all above 0.
       split: `[N]` int8, `TRAIN`, `VALIDATION` or `TEST`.
       timed_features: `[M, F]` float64, the steps of the timed pass.
-      timed_s: `[M]` float64, their seconds.
-      facts: where the numbers come from, as JSON can hold it.
+      timed_s: `[M]` float64, seconds of the timed pass.
+      facts: Where the numbers come from, as JSON can hold it.
     """
 
     features: np.ndarray
@@ -74,7 +72,7 @@ class Samples:
             if array.size and array.min() <= 0:
                 raise ValueError(f"{name} holds {array.min()} s, not above 0")
         if not np.isin(self.split, (TRAIN, VALIDATION, TEST)).all():
-            raise ValueError("split holds a value that is none of 0, 1 and 2")
+            raise ValueError("split holds a value that is not 0, 1 or 2")
 
     @property
     def median_s(self) -> np.ndarray:
@@ -86,12 +84,26 @@ class Samples:
         return np.flatnonzero(self.split == part)
 
 
+def repeat_spread(duration_s: np.ndarray) -> np.ndarray:
+    """Returns each step's spread between rounds `[N]`, relative to its median.
+
+    The spread is the median absolute deviation: the typical error of a prediction
+    that knows a step's median and is judged by a single measurement of it.
+
+    Args:
+      duration_s: `[R, N]` seconds.
+    """
+    median_s = np.median(duration_s, axis=0)
+    spread: np.ndarray = np.median(np.abs(duration_s - median_s), axis=0) / median_s
+    return spread
+
+
 def split_steps(matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns a part for each step, `[N]` int8, in equal shares of each scenario.
 
     Args:
-      matrix: features `[N, F]`.
-      rng: draws the parts.
+      matrix: Features `[N, F]`.
+      rng: Draws the parts.
     """
     split = np.full(len(matrix), TRAIN, np.int8)
     scenario = scenarios(matrix)
@@ -105,7 +117,7 @@ def split_steps(matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_samples(path: pathlib.Path, samples: Samples) -> None:
-    """Writes the file in one stroke: whoever interrupts leaves the old one."""
+    """Writes the file whole: an interrupt leaves the old one."""
     content = io.BytesIO()
     facts = {"format_version": FORMAT_VERSION, **samples.facts}
     np.savez_compressed(
@@ -125,33 +137,26 @@ def read_samples(path: pathlib.Path) -> Samples:
     """Reads a samples file.
 
     Raises:
-      ValueError: if it is missing, cut short, of another version, or no such file.
+      ValueError: If it is missing, damaged, of another version, or not such a file.
     """
     try:
         content = io.BytesIO(path.read_bytes())
         with np.load(content, allow_pickle=False) as file:
-            if missing := [name for name in _ARRAYS if name not in file]:
-                raise ValueError(f"it lacks {', '.join(missing)}")
-            facts = json.loads(str(file["facts"]))
-            version = facts.get("format_version")
-            if version != FORMAT_VERSION:
-                raise ValueError(
-                    f"its format is version {version}, this program reads "
-                    f"{FORMAT_VERSION}; measure again with jserve-profile"
-                )
-            return Samples(
-                features=file["features"].astype(np.float64),
-                duration_s=file["duration_s"].astype(np.float64),
-                split=file["split"],
-                timed_features=file["timed_features"].astype(np.float64),
-                timed_s=file["timed_s"].astype(np.float64),
-                facts=facts,
-            )
+            arrays = {name: file[name] for name in file.files}
+        facts = json.loads(str(arrays.pop("facts")))
+        version = facts.get("format_version")
+        if version == FORMAT_VERSION:
+            split = arrays.pop("split")
+            floats = {name: one.astype(np.float64) for name, one in arrays.items()}
+            return Samples(split=split, facts=facts, **floats)
     except OSError as error:
         raise ValueError(f"samples={str(path)!r}: {error}") from None
-    except (ValueError, TypeError, AttributeError, EOFError) as error:
-        raise ValueError(f"samples={str(path)!r} is no samples file: {error}") from None
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"samples={str(path)!r} is cut short or damaged: {error}"
-        ) from None
+        raise ValueError(f"samples={str(path)!r} is damaged: {error}") from None
+    except (KeyError, ValueError, TypeError, AttributeError, EOFError) as error:
+        message = f"samples={str(path)!r} is not a samples file: {error}"
+        raise ValueError(message) from None
+    raise ValueError(
+        f"samples={str(path)!r} has format version {version}, this program reads "
+        f"{FORMAT_VERSION}; measure again with jserve-profile"
+    )

@@ -9,217 +9,122 @@ the server's start-up table, on steps held out.
 batch size and length, for policies that look ahead.
 
   jserve-train-predictor --samples=out/profile/samples.npz --output=out/predictor
-  jserve-train-predictor --flagfile=train.flags --resume
   jserve --predictor=out/predictor                  serves with it
   jserve-train-predictor --kind=request --samples=out/profile/samples.npz
   jserve --request_latency=out/request_latency/request_latency.json
 
-Writes a checkpoint, or request_latency.json, with report.json and report.png to
---output, and prints tables for people; the last line of stdout is one JSON document.
+Writes a checkpoint, or request_latency.json, with report.json and report.png (which
+needs the extra `report`) to --output, and prints tables for people; the last line of
+stdout is one JSON document.
 """
 
 import dataclasses
+import importlib.util
 import json
-import pathlib
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import optax
-import tqdm
-from absl import flags, logging
+from absl import logging
 
-from jserve.predictor_checkpoint import PredictorFacts, save_checkpoint
+from jserve.config_flags import define_config_flags
 from jserve.program import ProgramError, run_program
-from jserve_sched.buckets import BucketTable, table_from_json
-from jserve_sched.mlp_predictor import MlpPredictor, MlpWeights
-from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.predictor_plots import HeldOut, draw_predictor
-from jserve_tools.predictor_report import (
-    errors_table,
-    evaluate,
-    learned_table,
-    verdicts,
-    verdicts_table,
-)
-from jserve_tools.predictor_training import Progress, Training, TrainingConfig
-from jserve_tools.request_training import publish_requests
+from jserve_tools.documents import commit, plain, write_report, write_whole
+from jserve_tools.progress import Progress
 from jserve_tools.samples import TEST, TRAIN, VALIDATION, Samples, read_samples
-from jserve_tools.training_state import TrainingState
+from jserve_tools.training_config import TrainingConfig
 
-_DEFAULT = TrainingConfig()
-_SAMPLES = flags.DEFINE_string(
-    "samples", "out/profile/samples.npz", "The samples file, from jserve-profile."
-)
-_KIND = flags.DEFINE_enum(
-    "kind", "step", ("step", "request"), "What is predicted: steps or whole requests."
-)
-_OUTPUT = flags.DEFINE_string(
-    "output",
-    None,
-    "Folder for what was learned, report.json and report.png; by default "
-    "out/predictor, or out/request_latency for --kind=request.",
-)
-_RESUME = flags.DEFINE_bool(
-    "resume",
-    False,
-    "Go on from the state that --output holds; the result is that of a training never "
-    "interrupted.",
-)
-_SAVE_EVERY = flags.DEFINE_integer(
-    "save_every", 50, "Epochs between two states saved.", lower_bound=1
-)
-_HIDDEN = flags.DEFINE_list(
-    "hidden", [str(units) for units in _DEFAULT.hidden], "Units of each hidden layer."
-)
-_LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate",
-    _DEFAULT.learning_rate,
-    "Adam's at the start; it falls to 0 along a cosine over --max_epochs.",
-)
-_WEIGHT_DECAY = flags.DEFINE_float(
-    "weight_decay", _DEFAULT.weight_decay, "Of the kernels, as in AdamW."
-)
-_MAX_EPOCHS = flags.DEFINE_integer(
-    "max_epochs", _DEFAULT.max_epochs, "Most epochs, of 50 optimiser steps each."
-)
-_PATIENCE = flags.DEFINE_integer(
-    "patience",
-    _DEFAULT.patience,
-    "Epochs without a better validation loss that end the training.",
-)
-_MIN_EXPERT_SAMPLES = flags.DEFINE_integer(
-    "min_expert_samples",
-    _DEFAULT.min_expert_samples,
-    "Training steps of a scenario that give it a linear model of its own.",
-)
-_SEED = flags.DEFINE_integer(
-    "seed",
-    _DEFAULT.seed,
-    "Draws the first weights.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
-)
+if TYPE_CHECKING:
+    from jserve.predictor_checkpoint import PredictorFacts
+    from jserve_sched.mlp_predictor import MlpWeights
+
+_read_config = define_config_flags(TrainingConfig, group="Training")
 
 
-# What only a training in epochs reads.
-_STEP_FLAGS = (
-    *("resume", "save_every", "hidden", "learning_rate", "weight_decay", "max_epochs"),
-    *("patience", "min_expert_samples", "seed"),
-)
-
-
-def _check_kind() -> None:
-    idle = [f"--{name}" for name in _STEP_FLAGS if flags.FLAGS[name].present]
-    if _KIND.value == "request" and idle:
-        raise ValueError(
-            f"kind=request is one fit without epochs: leave out {', '.join(idle)}"
-        )
-
-
-def _output() -> pathlib.Path:
-    default = "out/predictor" if _KIND.value == "step" else "out/request_latency"
-    return pathlib.Path(_OUTPUT.value or default).expanduser()
-
-
-def _config() -> TrainingConfig:
+def main(argv: Sequence[str]) -> None:
+    """Trains what the flags describe."""
+    del argv  # the flags say it all
     try:
-        hidden = tuple(int(units) for units in _HIDDEN.value)
-    except ValueError:
-        raise ValueError(f"hidden={','.join(_HIDDEN.value)} is not integers") from None
-    return TrainingConfig(
-        hidden=hidden,
-        learning_rate=_LEARNING_RATE.value,
-        weight_decay=_WEIGHT_DECAY.value,
-        max_epochs=_MAX_EPOCHS.value,
-        patience=_PATIENCE.value,
-        min_expert_samples=_MIN_EXPERT_SAMPLES.value,
-        seed=_SEED.value,
-    )
+        config = _read_config()
+        samples = read_samples(config.samples)
+        config.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.folder):
+            pass  # it can be written, which is better known before the work
+        _train(config, samples)
+    except (ValueError, OSError) as error:
+        raise ProgramError(str(error)) from error
 
 
-def _train(training: Training, state: TrainingState, resumes: bool) -> Progress:
-    """Runs a training to its end, saving its state now and then."""
-    progress = training.start()
-    if resumes:
-        progress = state.restore(progress) or progress
-    else:
-        state.clear()
-    done = int(progress.epoch)
-    with tqdm.tqdm(initial=done, total=training.config.max_epochs, unit="epoch") as bar:
+def _train(config: TrainingConfig, samples: Samples) -> None:
+    from jserve.predictor_checkpoint import PredictorFacts  # JAX takes a second
 
-        def on_epoch(now: Progress) -> None:
-            bar.update()
-            if int(now.epoch) % _SAVE_EVERY.value == 0:
-                bar.set_postfix(validation_loss=f"{float(now.best_loss):.5f}")
-                state.save(now)
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every file
+    try:
+        for name in ("buckets", "max_model_len"):
+            samples.facts[name]
+        measured_with = PredictorFacts(**samples.facts["predictor"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"samples={str(config.samples)!r} do not say what they were measured with: "
+            f"{error}"
+        ) from None
+    if config.kind == "step":
+        _train_steps(config, samples, measured_with)
+        return
+    from jserve_tools.request_training import publish_requests
 
-        progress = training.run(progress, on_epoch)
-    state.save(progress)
-    return progress
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Trained:
-    """What came out.
-
-    Attributes:
-      weights: the network and the linear model under it.
-      num_epochs: epochs trained.
-      best_epoch: the one kept.
-    """
-
-    weights: MlpWeights
-    num_epochs: int
-    best_epoch: int
+    publish_requests(samples, config.folder, measured_with)
 
 
-def _judge(
-    samples: Samples, trained: _Trained, table: BucketTable, max_pages_per_row: int
-) -> tuple[dict[str, Any], HeldOut]:
-    """Returns the errors on the held-out steps, and what to plot of them."""
-    steps = samples.steps_in(TEST)
-    if not steps.size:
-        raise ValueError("the samples hold no step for the test")
-    matrix, duration_s = samples.features[steps], samples.duration_s[:, steps]
-    network = MlpPredictor(trained.weights)
-    held_out = HeldOut(
-        matrix=matrix,
-        duration_s=duration_s,
-        linear_s=trained.weights.linear.predict(matrix),
-        mlp_s=network.predict(matrix),
-        upper_s=network.predict_upper(matrix),
-    )
-    predicted_s = {
-        "linear": held_out.linear_s,
-        "mlp": held_out.mlp_s,
-        "table": learned_table(
-            samples, table, max_pages_per_row=max_pages_per_row
-        ).predict(matrix),
-    }
-    report = evaluate(
-        predicted_s,
-        {"mlp": held_out.upper_s},
-        matrix=matrix,
-        duration_s=duration_s,
-    )
-    return report, held_out
+def _fit(
+    config: TrainingConfig, samples: Samples
+) -> "tuple[MlpWeights, dict[str, Any]]":
+    """Returns the network, and how it was trained."""
+    from jserve_tools import predictor_training
+
+    states, num_epochs = config.folder / "training", 0
+    if not config.resume:
+        shutil.rmtree(states, ignore_errors=True)
+
+    def on_epoch(state: predictor_training.Progress) -> None:
+        nonlocal num_epochs
+        num_epochs = int(state.epoch)
+
+    with Progress().doing(
+        "training", lambda: f"{num_epochs} of at most {config.max_epochs} epochs"
+    ):
+        training = predictor_training.Training(samples, config)
+        state = training.run(states, on_epoch)
+    weights = training.weights(state)
+    epochs = {"num_epochs": state.epoch, "best_epoch": state.best_epoch}
+    return weights, {**config.network, **epochs}
 
 
-def _publish(
-    samples: Samples,
-    trained: _Trained,
-    config: TrainingConfig,
-    output: pathlib.Path,
-    measured_with: PredictorFacts,
+def _train_steps(
+    config: TrainingConfig, samples: Samples, measured_with: "PredictorFacts"
 ) -> None:
-    """Judges, writes checkpoint, report and picture, and prints tables and JSON."""
-    facts = samples.facts
-    table = table_from_json(json.dumps(facts["buckets"]))
-    pages = -(-int(facts["max_model_len"]) // measured_with.page_size)
-    held_out_report, held_out = _judge(samples, trained, table, pages)
-    found = verdicts(held_out_report)
+    """Trains, judges, writes checkpoint, report and picture, and prints both forms."""
+    import jax
+    import optax
+
+    from jserve.predictor_checkpoint import save_checkpoint
+    from jserve_tools.predictor_report import (
+        errors_table,
+        held_out_predictions,
+        judge,
+        verdict,
+    )
+
+    parts = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
+    num_steps = {name: samples.steps_in(part).size for name, part in parts.items()}
+    if not num_steps["test"]:
+        raise ValueError("the samples hold no step for the test")
+    folder, facts = config.folder, samples.facts
+    weights, training = _fit(config, samples)
+    predictions = held_out_predictions(samples, weights)
+    held_out = judge(**predictions)
     report = plain(
         {
             "schema_version": 1,
@@ -233,84 +138,35 @@ def _publish(
                 for name in ("command", "model", "num_rounds", "repeat_spread")
                 if name in facts
             },
-            "num_steps": {
-                name: len(samples.steps_in(part))
-                for name, part in (
-                    ("training", TRAIN),
-                    ("validation", VALIDATION),
-                    ("test", TEST),
-                )
-            },
-            "training": {
-                **dataclasses.asdict(config),
-                "num_epochs": trained.num_epochs,
-                "best_epoch": trained.best_epoch,
-            },
+            "num_steps": num_steps,
+            "training": training,
             "linear": {
-                "coefficients": trained.weights.linear.coefficients.tolist(),
-                "has_expert": trained.weights.linear.has_expert.tolist(),
+                "coefficients": weights.linear.coefficients.tolist(),
+                "has_expert": weights.linear.has_expert.tolist(),
             },
-            "held_out": held_out_report,
-            "targets": found,
+            "held_out": held_out,
+            "verdict": verdict(held_out),
         }
     )
+    own_report = {"held_out": report["held_out"]["all"]}
     save_checkpoint(
-        output,
-        trained.weights,
-        dataclasses.replace(
-            measured_with, report={"held_out": report["held_out"]["all"]}
-        ),
+        folder, weights, dataclasses.replace(measured_with, report=own_report)
     )
-    title = (
-        f"Step time on {measured_with.device_kind}, model {facts.get('model', '?')}: "
-        f"{len(held_out.matrix)} held-out steps, {len(held_out.duration_s)} rounds"
-    )
-    write_whole(output / "report.png", draw_predictor(held_out, title=title))
-    write_whole(output / "report.json", (json.dumps(report, indent=1) + "\n").encode())
-    print(f"\n{errors_table(held_out_report)}\n\n{verdicts_table(found)}")
-    print(f"\ncheckpoint: {output}\nplot: {output / 'report.png'}")
+    picture = "none; pip install 'jserve[report]' draws one"
+    if all(map(importlib.util.find_spec, ("altair", "vl_convert"))):
+        from jserve_tools.predictor_plots import predictor_png
+
+        title = f"Step time on {measured_with.device_kind}, model {facts.get('model')}"
+        title += (
+            f": {num_steps['test']} held-out steps, {len(samples.duration_s)} rounds"
+        )
+        write_whole(folder / "report.png", predictor_png(**predictions, title=title))
+        picture = str(folder / "report.png")
+    write_report(folder, report)
+    shutil.rmtree(folder / "training", ignore_errors=True)  # it is finished
+    print(f"\n{errors_table(held_out)}\n\n{report['verdict']}")
+    print(f"\ncheckpoint: {folder}\npicture: {picture}")
     print(json.dumps(report, separators=(",", ":")), flush=True)
-
-
-def _train_and_publish(
-    samples: Samples,
-    config: TrainingConfig,
-    output: pathlib.Path,
-    measured_with: PredictorFacts,
-) -> None:
-    training = Training(samples, config)
-    state = TrainingState(output / "training", training.digest)
-    progress = _train(training, state, _RESUME.value)
-    trained = _Trained(
-        weights=training.weights(progress),
-        num_epochs=int(progress.epoch),
-        best_epoch=int(progress.best_epoch),
-    )
-    _publish(samples, trained, config, output, measured_with)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Trains what the flags describe."""
-    del argv  # the flags say it all
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
-    output = _output()
-    try:
-        _check_kind()
-        config = _config()
-        samples = read_samples(pathlib.Path(_SAMPLES.value).expanduser())
-        try:
-            measured_with = PredictorFacts(**samples.facts["predictor"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"samples={_SAMPLES.value!r} do not say what they were measured with: "
-                f"{error}"
-            ) from None
-        if _KIND.value == "request":
-            publish_requests(samples, output, measured_with)
-        else:
-            _train_and_publish(samples, config, output, measured_with)
-    except (ValueError, OSError) as error:
-        raise ProgramError(str(error)) from error
 
 
 def run() -> None:

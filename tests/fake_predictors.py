@@ -1,0 +1,27 @@
+"""Step-time models whose answers are known."""
+
+import numpy as np
+
+from jserve_sched.features import NUM_DECODES
+from jserve_sched.linear_predictor import LinearModel
+from jserve_sched.mlp_predictor import NUM_INPUTS, MlpWeights
+
+
+def flat_model(step_s: float, *, per_decode_s: float = 0.0) -> LinearModel:
+    """Every step takes as long, but for its decodes."""
+    coefficients = np.zeros((4, 8))
+    coefficients[:, 0] = step_s
+    coefficients[:, 1 + NUM_DECODES] = per_decode_s
+    return LinearModel(coefficients=coefficients, has_expert=np.zeros(3, bool))
+
+
+def flat_weights(linear: LinearModel, *, output: float = 0.0) -> MlpWeights:
+    """A network of one layer whose outputs are constant."""
+    return MlpWeights(
+        linear=linear,
+        mean=np.zeros(NUM_INPUTS),
+        scale=np.ones(NUM_INPUTS),
+        low=np.zeros(NUM_INPUTS),
+        high=np.full(NUM_INPUTS, 100.0),
+        layers=((np.zeros((NUM_INPUTS, 2)), np.full(2, output)),),
+    )

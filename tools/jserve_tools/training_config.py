@@ -1,0 +1,71 @@
+"""What jserve-train-predictor trains, on what, and how."""
+
+import dataclasses
+import pathlib
+from typing import Any, Literal
+
+from jserve.config import check_range
+
+# The fields that a training in epochs depends on, beside its samples.
+_NETWORK = ("hidden", "learning_rate", "weight_decay", "max_epochs", "patience", "seed")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What is trained, on what, and how.
+
+    Attributes:
+      kind: What is predicted, steps or whole requests.
+      samples: Samples file of jserve-profile.
+      output: Folder for what was learned, report.json and report.png; by default
+        out/predictor, or out/request_latency for --kind=request.
+      resume: Continue where an interrupted training with the same samples and settings
+        stopped, with the same result. --noresume begins again.
+      hidden: Units of each hidden layer.
+      learning_rate: Adam's learning rate at the start; it falls to 0 along a cosine
+        over --max_epochs.
+      weight_decay: Decay of the kernels, decoupled from the gradient as in AdamW.
+      max_epochs: Most epochs, of 50 optimiser steps each.
+      patience: Epochs without a better validation loss that end the training.
+      seed: Seed of the first weights.
+    """
+
+    kind: Literal["step", "request"] = "step"
+    samples: pathlib.Path = pathlib.Path("out/profile/samples.npz")
+    output: pathlib.Path | None = None
+    resume: bool = True
+    hidden: tuple[int, ...] = (32, 32)
+    learning_rate: float = 5e-3
+    weight_decay: float = 0.1
+    max_epochs: int = 120
+    patience: int = 60
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.hidden:
+            raise ValueError("hidden= is empty: a network needs a hidden layer")
+        for units in self.hidden:
+            check_range("hidden", units, 1, 1024)
+        check_range("learning_rate", self.learning_rate, 1e-9, 1e9)
+        check_range("weight_decay", self.weight_decay, 0.0, 1e3)
+        check_range("max_epochs", self.max_epochs, 1, 1_000_000)
+        check_range("patience", self.patience, 1, 1_000_000)
+        check_range("seed", self.seed, 0, 2**31 - 1)
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        names = (*_NETWORK, "resume")
+        idle = [name for name in names if getattr(self, name) != default[name]]
+        if self.kind == "request" and idle:
+            raise ValueError(
+                f"kind=request is one fit without epochs: leave out {', '.join(idle)}"
+            )
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder to write to."""
+        name = "predictor" if self.kind == "step" else "request_latency"
+        return self.output or pathlib.Path("out") / name
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The settings that a training in epochs depends on."""
+        return {name: getattr(self, name) for name in _NETWORK}
