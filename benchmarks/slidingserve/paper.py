@@ -1,9 +1,9 @@
 """SlidingServe's published numbers that are printed beside ours.
 
-The one idea: what was copied from the paper stands in one file, so that it can be
-checked against it. All of it is arXiv 2606.05933v1, measured on two RTX 3090 with
-tensor parallelism. Goodputs, ablation and transient shares are printed there; the
-overload shares were read off its Fig. 5, to about 2 points.
+What was copied from the paper stands in one file, so that it can be checked against it.
+All of it is arXiv 2606.05933v1, measured on two RTX 3090 with tensor parallelism.
+Goodputs, ablation and transient shares are printed there; the overload shares were read
+off its Fig. 5, to about 2 points.
 """
 
 WORKLOADS = ("sharegpt", "arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2")
@@ -33,7 +33,7 @@ OVERLOAD_QPS = {
     "mixed_v2": (1.75, 2.0, 2.25, 2.5),
 }
 
-# Fig. 5, Qwen2.5-7B: requests that broke a promise at these loads, percent.
+# Fig. 5, Qwen2.5-7B: requests that violate their SLO at these loads, percent.
 OVERLOAD_PERCENT = {
     "sharegpt": {
         "edf": (38, 78, 83, 85),
@@ -87,7 +87,7 @@ def goodput_ratio(workload: str, policy: str, base: str, model: str) -> float:
 
 
 def load_scale(workload: str, our_sliding_qps: float) -> float:
-    """Returns by what the paper's loads are multiplied to load our machine alike.
+    """Returns by what the paper's loads are multiplied to load our machine equally.
 
     Both machines are then equally far above the goodput of their own `sliding`.
 

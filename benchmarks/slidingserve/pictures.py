@@ -1,299 +1,206 @@
 """The four figures: goodput, overload, transient load, ablation.
 
-The one idea: a policy has one colour everywhere, ours is solid, and what the paper
-measured on its own machine is an open mark or a dashed line beside it.
+A policy has one colour everywhere, ours is solid, and what the paper measured on its
+own machine is an open mark or a dashed line beside it.
 """
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import matplotlib.figure
+import altair as alt
 import numpy as np
-import paper
+import vl_convert
 
-from jserve_tools.plots import style_axes
+from benchmarks.slidingserve import paper
 
 Entries = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 _COLOURS = {
-    "edf": "#0072B2",
-    "qoserve": "#D55E00",
-    "sliding": "#009E73",
-    "sliding, as published": "#CC79A7",
     "fcfs": "#999999",
     "sjf": "#56B4E9",
+    "edf": "#0072B2",
+    "qoserve": "#D55E00",
     "+ SlidingChunker": "#E69F00",
-    "+ MLPS": "#56B4E9",
+    "+ MLPS": "#882255",
+    "sliding, as published": "#CC79A7",
     "+ reserve, fill": "#F0E442",
+    "sliding": "#009E73",
 }
-_LINES = {"edf": "o", "qoserve": "s", "sliding": "D"}
-_PAPER_MARKS = {paper.QWEN: "o", paper.LLAMA: "^"}
-_DARK = "#222222"
+_MARKS = {"circle": paper.QWEN, "triangle": paper.LLAMA}
 
 
-def _figure(width: float, height: float) -> Any:
-    return matplotlib.figure.Figure(
-        figsize=(width, height), layout="constrained", dpi=110
-    )
+def _colour(entries: Entries) -> alt.Color:
+    rows = {one["row"] for one in entries}
+    shown = [row for row in _COLOURS if row in rows]
+    scale = alt.Scale(domain=shown, range=[_COLOURS[row] for row in shown])
+    return alt.Color("row:N", scale=scale, title=None)
 
 
-def _png(figure: Any) -> bytes:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return picture.getvalue()
+def _by_shape() -> alt.Row:
+    return alt.Row("shape:N", title=None)
 
 
-def _shapes(entries: Entries) -> list[str]:
-    return list(dict.fromkeys(one["shape"] for one in entries))
+def _data(rows: Iterator[dict[str, Any]]) -> alt.Data:
+    return alt.Data(values=list(rows))
 
 
-def _spread(values: Sequence[float]) -> np.ndarray:
-    """Returns the distances `[2, 1]` of the mean from the lowest and the highest."""
-    mean = float(np.mean(values))
-    return np.array([[mean - min(values)], [max(values) - mean]])
-
-
-def draw_goodput(entries: Entries) -> bytes:
+def goodput_chart(entries: Entries) -> alt.Chart:
     """Returns bars of goodput in units of `edf`'s, the paper's ratios as marks."""
-    shapes = _shapes(entries)
-    figure = _figure(11, 3.9 * len(shapes))
-    for place, shape in enumerate(shapes):
-        axes = figure.add_subplot(len(shapes), 1, place + 1)
-        own = [
-            one for one in entries if one["shape"] == shape and one["row"] in _COLOURS
-        ]
-        by_case = {(one["row"], one["workload"]): one for one in own}
-        rows = list(dict.fromkeys(one["row"] for one in own))
-        workloads = list(dict.fromkeys(one["workload"] for one in own))
-        width = 0.84 / len(rows)
-        for index, row in enumerate(rows):
-            shift = (index - (len(rows) - 1) / 2) * width
-            for group, workload in enumerate(workloads):
-                base = by_case["edf", workload]["qps"]
-                one = by_case.get((row, workload))
-                if one is None or base <= 0:
-                    continue
-                seeds = [seed["qps"] / base for seed in one["seeds"]]
-                axes.bar(
-                    group + shift,
-                    one["qps"] / base,
-                    width * 0.92,
-                    color=_COLOURS[row],
-                    label=row if group == 0 else None,
-                    yerr=_spread(seeds),
-                    ecolor=_DARK,
-                    capsize=2,
-                    error_kw={"linewidth": 0.8},
-                )
-                is_high = one["qps"] / base > 0.3  # else the number goes above it
-                axes.annotate(
-                    f"{one['qps']:.2f}",
-                    (group + shift, 0.03 if is_high else max(seeds) + 0.05),
-                    ha="center",
-                    va="bottom",
-                    fontsize=7,
-                    rotation=90,
-                    color="white" if is_high else _DARK,
-                    fontweight="bold",
-                )
-                for model, mark in _PAPER_MARKS.items():
-                    if row in paper.POLICIES and row != "edf":
-                        axes.plot(
-                            group + shift,
-                            paper.goodput_ratio(workload, row, "edf", model),
-                            mark,
-                            markerfacecolor="white",
-                            markeredgecolor=_DARK,
-                            markersize=6,
-                            label=f"paper, {model}"
-                            if group == 0 and row == "sliding"
-                            else None,
-                        )
-        axes.set_xticks(np.arange(len(workloads)), workloads)
-        axes.axhline(1.0, color=_DARK, linewidth=0.8, linestyle=(0, (4, 2)))
-        style_axes(
-            axes,
-            f"Goodput at 1 % violations, {shape} "
-            "(on the bars: requests/s; whiskers: range over seeds)",
-            "",
-            "in units of edf's",
-        )
-        axes.grid(False, axis="x")
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _png(figure)
+    by_case = {(one["shape"], one["workload"], one["row"]): one for one in entries}
 
+    def rows() -> Iterator[dict[str, Any]]:
+        for one in entries:
+            base = by_case[one["shape"], one["workload"], "edf"]["qps"]
+            if one["row"] not in _COLOURS or base <= 0:
+                continue
+            seeds = [seed["qps"] / base for seed in one["seeds"]]
+            row = {name: one[name] for name in ("shape", "workload", "row")}
+            row |= {"ratio": one["qps"] / base, "low": min(seeds), "high": max(seeds)}
+            row["label"] = f"{one['qps']:.2f}"
+            if one["row"] in paper.POLICIES:
+                for mark, model in _MARKS.items():
+                    row[mark] = paper.goodput_ratio(
+                        one["workload"], one["row"], "edf", model
+                    )
+            yield row
 
-def draw_overload(entries: Entries) -> bytes:
-    """Returns violations over load, one panel for each workload and shape."""
-    shapes = _shapes(entries)
-    workloads = list(dict.fromkeys(one["workload"] for one in entries))
-    figure = _figure(3.1 * max(len(workloads), 2), 3.3 * len(shapes))
-    for place, shape in enumerate(shapes):
-        for column, workload in enumerate(workloads):
-            axes = figure.add_subplot(
-                len(shapes), len(workloads), place * len(workloads) + column + 1
-            )
-            for policy in paper.POLICIES:
-                own = [
-                    one
-                    for one in entries
-                    if (one["shape"], one["workload"], one["row"])
-                    == (shape, workload, policy)
-                ]
-                loads = [one["load"] for one in own]
-                percent = np.array([one["percent"] for one in own])
-                bounds = np.array([one["percent_ci95"] for one in own]).T
-                axes.errorbar(
-                    loads,
-                    percent,
-                    yerr=np.abs(bounds - percent),
-                    color=_COLOURS[policy],
-                    marker=_LINES[policy],
-                    markersize=4,
-                    linewidth=1.6,
-                    elinewidth=0.8,
-                    label=policy,
-                )
-                axes.plot(
-                    loads,
-                    [one["paper_percent"] for one in own],
-                    color=_COLOURS[policy],
-                    marker=_LINES[policy],
-                    markerfacecolor="white",
-                    markersize=4,
-                    linestyle=(0, (3, 2)),
-                    linewidth=1.0,
-                    label=f"{policy}, paper",
-                )
-            axes.set_ylim(0, 102)
-            style_axes(
-                axes,
-                f"{workload}, {shape}",
-                "load, in sliding's goodputs",
-                "violations, %" if column == 0 else "",
-            )
-            if place == 0 and column == 0:
-                handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, fontsize=8, loc="outside lower center", ncols=len(labels)
+    order = list(_COLOURS)
+    base = alt.Chart(_data(rows())).encode(
+        x=alt.X("row:N", title=None, sort=order, axis=None)
     )
-    return _png(figure)
-
-
-def draw_transient(entries: Entries) -> bytes:
-    """Returns violations so far over time; high load is shaded."""
-    shapes = _shapes(entries)
-    figure = _figure(6.2 * len(shapes), 4.2)
-    for place, shape in enumerate(shapes):
-        axes = figure.add_subplot(1, len(shapes), place + 1)
-        own = [one for one in entries if one["shape"] == shape]
-        num_bins = max(len(one["curve"]) for one in own)
-        times_s = np.arange(num_bins + 1) * own[0]["bin_s"]
-        for one in own:
-            curve = [0.0, *one["curve"]]
-            curve += [curve[-1]] * (num_bins + 1 - len(curve))
-            axes.plot(
-                times_s,
-                curve,
-                color=_COLOURS[one["row"]],
-                linewidth=1.8,
-                label=f"{one['row']}: {one['percent']:.1f} % "
-                f"(paper {one['paper_percent']:.1f} %)",
-            )
-        period_s = own[0]["period_s"]
-        duration_s = own[0]["duration_s"]
-        for start_s in np.arange(period_s, duration_s, 2 * period_s):
-            end_s = min(start_s + period_s, duration_s)
-            axes.axvspan(start_s, end_s, color=_DARK, alpha=0.07, lw=0)
-        axes.set_xlim(0, times_s[-1])
-        axes.set_ylim(bottom=0)
-        low, high = own[0]["levels_qps"]
-        style_axes(
-            axes,
-            f"{own[0]['workload']}, {shape}: {low:.2f} and {high:.2f} requests/s",
-            "seconds (shaded: high load)",
-            "requests ended with a violation, mean over seeds",
+    bars = base.mark_bar().encode(
+        y=alt.Y("ratio:Q", title="goodput, in units of edf's"), color=_colour(entries)
+    )
+    spread = base.mark_rule().encode(y="low:Q", y2="high:Q")
+    text = base.mark_text(angle=270, align="left", dx=4, baseline="middle").encode(
+        y=alt.value(176), text="label:N"
+    )
+    marks = [
+        base.mark_point(shape=mark, fill="white", color="#222222").encode(y=f"{mark}:Q")
+        for mark in _MARKS
+    ]
+    return (
+        alt.layer(bars, spread, text, *marks)
+        .properties(width=150, height=180)
+        .facet(column=alt.Column("workload:N", title=None), row=_by_shape())
+        .properties(
+            title=f"Goodput at 1 % violations; circle and triangle: the paper's, "
+            f"{paper.QWEN} and {paper.LLAMA}"
         )
-        axes.legend(fontsize=8, loc="upper left")
-    return _png(figure)
+    )
 
 
-def draw_ablation(entries: Entries) -> bytes:
+def overload_chart(entries: Entries) -> alt.Chart:
+    """Returns violations over load, one panel for each workload and shape."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for one in entries:
+            low, high = one["percent_ci95"]
+            row = {name: one[name] for name in ("shape", "workload", "row", "load")}
+            yield row | {"by": "ours", "percent": one["percent"], "lo": low, "hi": high}
+            yield row | {"by": "paper", "percent": one["paper_percent"]}
+
+    base = alt.Chart(_data(rows())).encode(
+        x=alt.X("load:Q", title="load, in sliding's goodputs", scale={"zero": False}),
+        color=_colour(entries),
+    )
+    lines = base.mark_line(point=True).encode(
+        y=alt.Y("percent:Q", title="violations, %", scale=alt.Scale(domain=[0, 100])),
+        strokeDash=alt.StrokeDash("by:N", title=None),
+        detail="by:N",
+    )
+    spread = base.mark_rule().encode(y="lo:Q", y2="hi:Q")
+    return (
+        alt.layer(lines, spread)
+        .properties(width=160, height=180)
+        .facet(column=alt.Column("workload:N", title=None), row=_by_shape())
+        .resolve_scale(x="independent")
+    )
+
+
+def transient_chart(entries: Entries) -> alt.Chart:
+    """Returns violations so far over time; the load changes at the grid lines."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for one in entries:
+            for index, violations in enumerate([0.0, *one["curve"]]):
+                yield {
+                    "panel": f"{one['workload']}, {one['shape']}: "
+                    + " and ".join(f"{qps:.2f}" for qps in one["levels_qps"])
+                    + " requests/s",
+                    "row": one["row"],
+                    "time_s": index * one["bin_s"],
+                    "violations": violations,
+                }
+
+    first = entries[0]
+    changes_s = np.arange(0, first["duration_s"] + 1, first["period_s"]).tolist()
+    base = alt.Chart(_data(rows())).encode(
+        x=alt.X("time_s:Q", title="seconds", axis=alt.Axis(values=changes_s)),
+        y=alt.Y("violations:Q", title="requests ended with a violation, mean of seeds"),
+        color=_colour(entries),
+    )
+    return (
+        base.mark_line()
+        .properties(width=480, height=280)
+        .facet(column=alt.Column("panel:N", title=None))
+        .properties(title="Violations under a load that alternates")
+    )
+
+
+def ablation_chart(entries: Entries) -> alt.Chart:
     """Returns goodput in units of `edf`'s, and violations, as parts are added."""
-    shapes = _shapes(entries)
-    figure = _figure(12, 3.5 * len(shapes))
-    for place, shape in enumerate(shapes):
-        own = [one for one in entries if one["shape"] == shape]
-        names = [one["row"] for one in own]
-        base, published = own[0]["goodput_qps"], own[0]["paper_goodput_qps"]
-        left = figure.add_subplot(len(shapes), 2, 2 * place + 1)
-        right = figure.add_subplot(len(shapes), 2, 2 * place + 2)
-        for index, one in enumerate(own):
-            colour = _COLOURS[one["row"]]
-            if base > 0:
-                seeds = [qps / base for qps in one["goodput_seeds_qps"]]
-                left.bar(
-                    index,
-                    one["goodput_qps"] / base,
-                    0.7,
-                    color=colour,
-                    yerr=_spread(seeds),
-                    ecolor=_DARK,
-                    capsize=3,
-                )
-            bounds = np.array(one["percent_ci95"])[:, None]
-            right.bar(
-                index,
-                one["percent"],
-                0.7,
-                color=colour,
-                yerr=np.abs(bounds - one["percent"]),
-                ecolor=_DARK,
-                capsize=3,
-            )
-        style: dict[str, Any] = {
-            "linestyle": "none",
-            "marker": "o",
-            "markersize": 8,
-            "markerfacecolor": "white",
-            "markeredgecolor": _DARK,
-            "label": f"paper, {paper.QWEN}",
-        }
-        at = np.arange(len(own))
-        papers = [one for one in own if "paper_percent" in one]
-        left.plot(
-            at[: len(papers)],
-            [one["paper_goodput_qps"] / published for one in papers],
-            **style,
-        )
-        right.plot(at[: len(papers)], [one["paper_percent"] for one in papers], **style)
-        for axes, title, label in (
-            (left, f"Goodput, {shape}", "in units of edf's"),
-            (right, f"Violations at {own[0]['qps']:.2f} requests/s", "%"),
-        ):
-            axes.set_xticks(
-                at, [name.replace(", ", ",\n") for name in names], fontsize=8
-            )
-            style_axes(axes, title, "", label)
-            axes.grid(False, axis="x")
-            axes.legend(fontsize=8, loc="upper left" if axes is left else "upper right")
-        left.set_ylim(0, left.get_ylim()[1] * 1.15)
-        right.set_ylim(0, 120)
-        right.set_yticks(range(0, 101, 20))
-    return _png(figure)
+    bases = {one["shape"]: one for one in entries if one["row"] == "edf"}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for one in entries:
+            base = bases[one["shape"]]
+            row = {name: one[name] for name in ("shape", "row")}
+            low, high = one["percent_ci95"]
+            percent = {"value": one["percent"], "lo": low, "hi": high}
+            ratio = {}
+            if base["goodput_qps"] > 0:
+                seeds = [qps / base["goodput_qps"] for qps in one["goodput_seeds_qps"]]
+                ratio = {
+                    "value": one["goodput_qps"] / base["goodput_qps"],
+                    "lo": min(seeds),
+                    "hi": max(seeds),
+                }
+            if "paper_percent" in one:
+                percent["paper"] = one["paper_percent"]
+                ratio["paper"] = one["paper_goodput_qps"] / base["paper_goodput_qps"]
+            yield row | {"what": f"goodput, {one['shape']}, in units of edf's"} | ratio
+            yield row | {"what": f"violations, %, at {one['qps']:.2f}/s"} | percent
+
+    order = [one["row"] for one in entries]
+    base = alt.Chart(_data(rows())).encode(
+        x=alt.X("row:N", title=None, sort=order, axis=alt.Axis(labelAngle=-30))
+    )
+    bars = base.mark_bar().encode(
+        y=alt.Y("value:Q", title=None), color=_colour(entries)
+    )
+    spread = base.mark_rule().encode(y="lo:Q", y2="hi:Q")
+    marks = base.mark_point(fill="white", color="#222222").encode(y="paper:Q")
+    return (
+        alt.layer(bars, spread, marks)
+        .properties(width=330, height=200)
+        .facet(alt.Facet("what:N", title=None), columns=2)
+        .resolve_scale(y="independent")
+        .properties(title=f"Parts added one by one (circle: paper, {paper.QWEN})")
+    )
 
 
 def draw_all(report: Mapping[str, Any]) -> dict[str, bytes]:
     """Returns every figure that the report's stages allow, by its file name."""
     pictures = {}
-    for stage, draw in (
-        ("goodput", draw_goodput),
-        ("overload", draw_overload),
-        ("transient", draw_transient),
-        ("ablation", draw_ablation),
+    for stage, make in (
+        ("goodput", goodput_chart),
+        ("overload", overload_chart),
+        ("transient", transient_chart),
+        ("ablation", ablation_chart),
     ):
         if report.get(stage):
-            pictures[f"{stage}.png"] = draw(report[stage])
+            chart = make(report[stage]).to_dict()
+            pictures[f"{stage}.png"] = vl_convert.vegalite_to_png(chart, ppi=110)
     return pictures

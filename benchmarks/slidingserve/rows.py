@@ -1,15 +1,15 @@
 """Who is compared: one row a scheduler, with the knobs that are tuned for it.
 
-The one idea: every row gets its best form. A row names its policy, the options that
-make it what it is, and the options whose values are searched; the step's token limit
-is searched for all rows that do not limit their steps themselves.
+Every row gets its best form. A row names its policy, the options that make it what it
+is, and the options whose values are searched; the step's token limit is searched for
+all rows that do not limit their steps themselves.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
-import paper
-from cells import BUCKETS, CONTINUOUS
+from benchmarks.slidingserve import paper
+from benchmarks.slidingserve.cells import BUCKETS, CONTINUOUS
 
 LIMITS_TOKENS = (160, 192, 224, 256, 320, 384, 512, 768, 1024, 2176)
 # Tried first; then the neighbours of the best.
@@ -23,8 +23,8 @@ class Knob:
     """An option to tune.
 
     Attributes:
-      option: its name.
-      values: those tried; the search starts from the first.
+      option: Its name.
+      values: Values tried; the search starts from the first.
     """
 
     option: str
@@ -36,14 +36,14 @@ class Row:
     """One scheduler of the comparison.
 
     Attributes:
-      name: what tables call it.
-      policy: the policy, with the options that make this row.
-      knobs: what is tuned besides the token limit.
-      predictor: what it knows of step times.
-      is_tuned: whether its step limit and knobs are searched; otherwise a full step and
+      name: Name in tables.
+      policy: Policy, with the options that make this row.
+      knobs: Options tuned besides the token limit.
+      predictor: What it knows of step times.
+      is_tuned: Whether its step limit and knobs are searched; otherwise a full step and
         the policy's defaults.
-      shapes: where it is compared.
-      workloads: on what.
+      shapes: Shapes on which it is compared.
+      workloads: Workloads on which it is compared.
     """
 
     name: str

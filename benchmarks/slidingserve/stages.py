@@ -1,27 +1,21 @@
 """The paper's experiments as lists of cells, and what their results come to.
 
-The one idea: each stage makes its cells from settings and earlier results, has them
-finished, and pools the seeds into entries: plain dictionaries for the report, the
-tables and the pictures alike.
+Each stage makes its cells from settings and earlier results, has them finished, and
+pools the seeds into entries: plain dictionaries for the report, the tables and the
+pictures.
 """
 
 import dataclasses
+import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import paper
-from cell_store import CellTask, Workers
-from cells import (
-    CURVE_BIN_S,
-    Cell,
-    GoodputCell,
-    LoadCell,
-    TransientCell,
-    paper_start_qps,
-)
-from rows import (
+
+from benchmarks.slidingserve import paper
+from benchmarks.slidingserve.cells import CURVE_BIN_S, Cell
+from benchmarks.slidingserve.rows import (
     ABLATION_ROWS,
     EDGES,
     GOODPUT_ROWS,
@@ -32,12 +26,12 @@ from rows import (
     TERNARY,
     Row,
 )
-from settings import Settings
-
+from benchmarks.slidingserve.tuning import Settings
 from jserve_sched.goodput import SeedGoodput, pool
 from jserve_sched.report import distribution, wilson_interval
 
 Entry = dict[str, Any]
+Case = tuple[str, str, Row]  # shape, workload, row
 
 # Which rows are divided by which.
 RATIOS = (
@@ -57,13 +51,13 @@ class Plan:
     """What is reproduced, and how carefully.
 
     Attributes:
-      shapes: continuous, buckets or both.
-      workloads: names.
-      seeds: that judge; none of them tunes.
-      num_requests: in a probe or a run.
-      resolution: relative distance of the rates tried for goodput.
-      transient_period_s: how long each level of the transient load lasts.
-      transient_duration_s: when its requests stop coming.
+      shapes: Continuous, buckets or both.
+      workloads: Their names.
+      seeds: Seeds that judge; none of them tunes.
+      num_requests: Requests of a probe or a run.
+      resolution: Relative distance of the rates tried for goodput.
+      transient_period_s: How long each level of the transient load lasts.
+      transient_duration_s: When its requests stop coming.
     """
 
     shapes: Sequence[str]
@@ -76,201 +70,179 @@ class Plan:
 
 
 class Reproduction:
-    """Runs the stages of one plan; keeps every cell it saw."""
+    """Runs the stages of one plan."""
 
-    def __init__(self, plan: Plan, settings: Settings, workers: Workers):
+    def __init__(
+        self,
+        plan: Plan,
+        settings: Settings,
+        finish: Callable[[Sequence[Cell]], list[dict[str, Any]]],
+    ):
+        """Makes one.
+
+        Args:
+          plan: What is reproduced.
+          settings: The tuned settings of each row.
+          finish: Returns the results of cells, in their order.
+        """
         self._plan = plan
         self._settings = settings
-        self._workers = workers
+        self._finish = finish
         self._goodputs: dict[tuple[str, str, str], Entry] = {}
-        self.cells: list[Entry] = []
 
-    def _finish(self, cells: Sequence[Cell], label: str) -> list[Entry]:
-        entries = self._workers.finish([CellTask(cell=one) for one in cells], label)
-        self.cells += entries
-        return [entry["result"] for entry in entries]
-
-    def _cases(self, rows: Sequence[Row]) -> list[tuple[str, str, Row]]:
+    def _cases(self, rows: Sequence[Row], workload: str = "") -> list[Case]:
         return [
-            (shape, workload, row)
+            (shape, name, row)
             for shape in self._plan.shapes
-            for workload in self._plan.workloads
+            for name in self._plan.workloads
             for row in rows
-            if shape in row.shapes and workload in row.workloads
+            if shape in row.shapes and name in row.workloads
+            if not workload or name == workload
         ]
 
-    def _need_goodputs(self, cases: Sequence[tuple[str, str, Row]]) -> list[Entry]:
-        """Returns the goodput of each case, found now or before."""
-        missing = [
-            case
-            for case in cases
-            if (case[0], case[1], case[2].name) not in self._goodputs
-        ]
+    def _by_case(self, todo: Sequence[tuple[Case, Mapping[str, Any]]]) -> list[Any]:
+        """Returns the results of every seed, a list for each case.
+
+        Args:
+          todo: Cases with the fields of their cells.
+        """
         seeds = self._plan.seeds
-        results = self._finish(
-            [
-                GoodputCell(
-                    workload=workload,
-                    setup=self._settings.setup(shape, workload, row),
-                    seed=seed,
-                    num_requests=self._plan.num_requests,
-                    start_qps=self._settings.start_qps(shape, workload, row)
-                    or paper_start_qps(workload),
-                    resolution=self._plan.resolution,
-                )
-                for shape, workload, row in missing
-                for seed in seeds
-            ],
-            "goodput",
-        )
-        for index, (shape, workload, row) in enumerate(missing):
-            own = results[index * len(seeds) : (index + 1) * len(seeds)]
-            self._goodputs[shape, workload, row.name] = {
-                "shape": shape,
-                "workload": workload,
-                "row": row.name,
-                **dataclasses.asdict(pool([SeedGoodput(**one) for one in own])),
-            }
-        return [self._goodputs[shape, load, row.name] for shape, load, row in cases]
+        cells = [
+            Cell(
+                workload=workload,
+                setup=self._settings.setup(shape, workload, row),
+                seed=seed,
+                num_requests=self._plan.num_requests,
+                **fields,
+            )
+            for (shape, workload, row), fields in todo
+            for seed in seeds
+        ]
+        results = self._finish(cells)
+        starts = range(0, len(results), len(seeds))
+        return [results[start : start + len(seeds)] for start in starts]
 
-    def _sliding_qps(self, shape: str, workload: str) -> float:
-        (found,) = self._need_goodputs([(shape, workload, SLIDING)])
-        return float(found["qps"])
+    def goodputs(self, cases: Sequence[Case]) -> list[Entry]:
+        """Returns the goodput of each case, found now or before."""
+
+        def key(case: Case) -> tuple[str, str, str]:
+            return case[0], case[1], case[2].name
+
+        missing = [case for case in cases if key(case) not in self._goodputs]
+        resolution = self._plan.resolution
+        found = self._by_case(
+            [
+                (
+                    case,
+                    {
+                        "kind": "goodput",
+                        "qps": self._settings.start_qps(*case),
+                        "resolution": resolution,
+                    },
+                )
+                for case in missing
+            ]
+        )
+        for case, results in zip(missing, found, strict=True):
+            pooled_seeds = pool([SeedGoodput(**one) for one in results])
+            self._goodputs[key(case)] = _labels(case) | dataclasses.asdict(pooled_seeds)
+        return [self._goodputs[key(case)] for case in cases]
+
+    def _scale(self, shape: str, workload: str) -> float:
+        """Returns by what the paper's loads are multiplied.
+
+        Raises:
+          ValueError: If `sliding` has no goodput to scale them to.
+        """
+        (found,) = self.goodputs([(shape, workload, SLIDING)])
+        return paper.load_scale(workload, float(found["qps"]))
 
     def goodput(self) -> list[Entry]:
         """Returns the goodput of each row, shape and workload (Fig. 4)."""
-        return self._need_goodputs(self._cases(GOODPUT_ROWS))
+        return self.goodputs(self._cases(GOODPUT_ROWS))
 
     def overload(self) -> list[Entry]:
-        """Returns violations and TTFT above goodput (Fig. 5).
-
-        Raises:
-          ValueError: if `sliding` has no goodput to scale the loads to.
-        """
-        self._need_goodputs(self._cases([SLIDING]))
+        """Returns violations and TTFT above goodput (Fig. 5)."""
+        self.goodputs(self._cases([SLIDING]))
         todo = []
-        for shape, workload, row in self._cases(MAIN_ROWS):
-            scale = paper.load_scale(workload, self._sliding_qps(shape, workload))
-            for index, load_qps in enumerate(paper.OVERLOAD_QPS[workload]):
+        for case in self._cases(MAIN_ROWS):
+            shape, workload, row = case
+            percents = paper.OVERLOAD_PERCENT[workload][row.name]
+            for load_qps, percent in zip(
+                paper.OVERLOAD_QPS[workload], percents, strict=True
+            ):
                 facts = {
-                    "shape": shape,
-                    "workload": workload,
-                    "row": row.name,
                     "paper_qps": load_qps,
-                    "qps": _rounded(load_qps * scale),
+                    "qps": _rounded(load_qps * self._scale(shape, workload)),
                     "load": load_qps / paper.goodput_qps(workload, "sliding"),
-                    "paper_percent": paper.OVERLOAD_PERCENT[workload][row.name][index],
+                    "paper_percent": percent,
                 }
-                todo.append((row, facts))
-        return self._run_loads(todo, "overload")
+                todo.append((case, facts))
+        return self._run_loads(todo)
 
     def ablation(self) -> list[Entry]:
         """Returns the goodput of each step from `edf` to `sliding` (Table 4).
 
         And violations at the paper's load of 3 a second, scaled to our machine.
-
-        Raises:
-          ValueError: if `sliding` has no goodput to scale the load to.
         """
-        workload = paper.ABLATION_WORKLOAD
-        if workload not in self._plan.workloads:
-            return []
-        cases = [
-            (shape, workload, row)
-            for shape in self._plan.shapes
-            for row in ABLATION_ROWS
-        ]
-        goodputs = self._need_goodputs(cases)
+        cases = self._cases(ABLATION_ROWS, paper.ABLATION_WORKLOAD)
         todo = []
-        for index, (shape, _, row) in enumerate(cases):
-            place = index % len(ABLATION_ROWS)
-            scale = paper.load_scale(workload, self._sliding_qps(shape, workload))
+        for case, found in zip(cases, self.goodputs(cases), strict=True):
+            shape, workload, row = case
             facts = {
-                "shape": shape,
-                "workload": workload,
-                "row": row.name,
-                "goodput_qps": goodputs[index]["qps"],
-                "goodput_seeds_qps": [one["qps"] for one in goodputs[index]["seeds"]],
-                "qps": _rounded(paper.ABLATION_LOAD_QPS * scale),
+                "goodput_qps": found["qps"],
+                "goodput_seeds_qps": [one["qps"] for one in found["seeds"]],
+                "qps": _rounded(paper.ABLATION_LOAD_QPS * self._scale(shape, workload)),
             }
+            place = ABLATION_ROWS.index(row)
             if place < len(paper.ABLATION_QPS):  # the rest is not the paper's
                 facts["paper_goodput_qps"] = paper.ABLATION_QPS[place]
                 facts["paper_percent"] = paper.ABLATION_PERCENT[place]
-            todo.append((row, facts))
-        return self._run_loads(todo, "ablation")
+            todo.append((case, facts))
+        return self._run_loads(todo)
 
-    def _run_loads(self, todo: Sequence[tuple[Row, Entry]], label: str) -> list[Entry]:
+    def _run_loads(self, todo: Sequence[tuple[Case, Entry]]) -> list[Entry]:
         """Runs a rate `qps` with every seed for each of some entries to be."""
-        seeds = self._plan.seeds
-        results = self._finish(
-            [
-                LoadCell(
-                    workload=facts["workload"],
-                    setup=self._settings.setup(facts["shape"], facts["workload"], row),
-                    seed=seed,
-                    num_requests=self._plan.num_requests,
-                    qps=facts["qps"],
-                )
-                for row, facts in todo
-                for seed in seeds
-            ],
-            label,
+        found = self._by_case(
+            [(case, {"kind": "load", "qps": facts["qps"]}) for case, facts in todo]
         )
         return [
-            facts | pooled(results[index * len(seeds) : (index + 1) * len(seeds)])
-            for index, (_, facts) in enumerate(todo)
+            _labels(case) | facts | pooled(results)
+            for (case, facts), results in zip(todo, found, strict=True)
         ]
 
     def transient(self) -> list[Entry]:
-        """Returns violations under a load that alternates (Fig. 6).
+        """Returns violations under a load that alternates (Fig. 6)."""
+        plan = self._plan
+        todo: list[tuple[Case, Entry]] = []
+        for case in self._cases(MAIN_ROWS, paper.TRANSIENT_WORKLOAD):
+            scale = self._scale(case[0], case[1])
+            fields = {
+                "kind": "transient",
+                "levels_qps": tuple(
+                    _rounded(level * scale) for level in paper.TRANSIENT_LEVELS_QPS
+                ),
+                "period_s": plan.transient_period_s,
+                "duration_s": plan.transient_duration_s,
+            }
+            todo.append((case, fields))
+        return [
+            _labels(case)
+            | {
+                "levels_qps": list(fields["levels_qps"]),
+                "period_s": plan.transient_period_s,
+                "duration_s": plan.transient_duration_s,
+                "paper_percent": paper.TRANSIENT_PERCENT[case[2].name],
+                "bin_s": CURVE_BIN_S,
+                "curve": _mean_curve([one["violations_by_bin"] for one in results]),
+            }
+            | pooled(results)
+            for (case, fields), results in zip(todo, self._by_case(todo), strict=True)
+        ]
 
-        Raises:
-          ValueError: if `sliding` has no goodput to scale the levels to.
-        """
-        workload = paper.TRANSIENT_WORKLOAD
-        if workload not in self._plan.workloads:
-            return []
-        plan, seeds = self._plan, self._plan.seeds
-        cases = [(shape, row) for shape in plan.shapes for row in MAIN_ROWS]
-        levels = {}
-        for shape in plan.shapes:
-            scale = paper.load_scale(workload, self._sliding_qps(shape, workload))
-            levels[shape] = tuple(
-                _rounded(level * scale) for level in paper.TRANSIENT_LEVELS_QPS
-            )
-        results = self._finish(
-            [
-                TransientCell(
-                    workload=workload,
-                    setup=self._settings.setup(shape, workload, row),
-                    seed=seed,
-                    levels_qps=levels[shape],
-                    period_s=plan.transient_period_s,
-                    duration_s=plan.transient_duration_s,
-                )
-                for shape, row in cases
-                for seed in seeds
-            ],
-            "transient",
-        )
-        entries = []
-        for index, (shape, row) in enumerate(cases):
-            own = results[index * len(seeds) : (index + 1) * len(seeds)]
-            entries.append(
-                {
-                    "shape": shape,
-                    "workload": workload,
-                    "row": row.name,
-                    "levels_qps": list(levels[shape]),
-                    "period_s": plan.transient_period_s,
-                    "duration_s": plan.transient_duration_s,
-                    "paper_percent": paper.TRANSIENT_PERCENT[row.name],
-                    "bin_s": CURVE_BIN_S,
-                    "curve": _mean_curve([one["violations_by_bin"] for one in own]),
-                    **pooled(own),
-                }
-            )
-        return entries
+
+def _labels(case: Case) -> Entry:
+    return {"shape": case[0], "workload": case[1], "row": case[2].name}
 
 
 def _rounded(qps: float) -> float:
@@ -281,7 +253,7 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> Entry:
     """Returns violations and TTFT over the seeds of one load.
 
     Args:
-      results: one of a `LoadCell` or `TransientCell` for each seed.
+      results: Result of a load or transient cell for each seed.
     """
     num_requests = sum(one["num_requests"] for one in results)
     num_violations = sum(one["num_violations"] for one in results)
@@ -305,10 +277,8 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> Entry:
 
 def _mean_curve(counts: Sequence[Sequence[int]]) -> list[float]:
     """Returns violations up to the end of each bin, the mean over seeds."""
-    curve = np.zeros((len(counts), max(map(len, counts))))
-    for index, one in enumerate(counts):
-        curve[index, : len(one)] = one
-    mean: list[float] = curve.cumsum(axis=1).mean(axis=0).tolist()
+    rows = itertools.zip_longest(*counts, fillvalue=0)
+    mean: list[float] = np.cumsum([statistics.fmean(row) for row in rows]).tolist()
     return mean
 
 

@@ -1,70 +1,220 @@
-"""Finds a row's best settings: one knob after the other, on a seed of its own.
+"""The settings of each row, found on a seed that judges nobody.
 
-The one idea: a setting is looked into only if it passes at the next rate above the
-best so far. So a worse one costs one probe, which stops as soon as it has failed, and
-a better one is searched upwards from there. Of equal settings the first stays.
+They are a committed file, so that what was tuned, and on what, is published with the
+results. One knob is searched after the other: a setting is looked into only if it
+passes at the next rate above the best so far. So a worse one costs one probe, which
+stops as soon as it has failed, and a better one is searched upwards from there. Of
+equal settings the first stays.
 """
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, Protocol
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
-from cell_store import CellStore
-from cells import Cell, GoodputCell, PassCell, Setup, paper_start_qps
-from rows import COARSE_LIMITS_TOKENS, LIMITS_TOKENS, Row, Value
-from settings import Choice
-
+from benchmarks.slidingserve.cells import (
+    FULL_STEP_TOKENS,
+    Cell,
+    Setup,
+    paper_start_qps,
+)
+from benchmarks.slidingserve.rows import (
+    COARSE_LIMITS_TOKENS,
+    LIMITS_TOKENS,
+    Row,
+    Value,
+)
 from jserve_sched.goodput import RateGrid
+from jserve_tools.documents import write_whole
 
 
-class _Results(Protocol):
-    def result(self, cell: Cell) -> dict[str, Any]: ...
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen for one row on one workload and shape.
+
+    Attributes:
+      shape: Continuous or buckets.
+      workload: Its name.
+      row: The row's name.
+      limit_tokens: Most token positions in a step.
+      options: Values of the row's knobs.
+      qps: Goodput of the tuning seed with these, requests per second.
+      num_tried: Settings that were tried.
+      seed: The tuning seed.
+      num_requests: Requests of each probe.
+      commit: Commit of the code that tuned.
+    """
+
+    shape: str
+    workload: str
+    row: str
+    limit_tokens: int
+    options: Mapping[str, Value]
+    qps: float
+    num_tried: int
+    seed: int
+    num_requests: int
+    commit: str | None = None
+
+
+class Settings:
+    """The choices, by shape, workload and row."""
+
+    def __init__(self, choices: Iterable[Choice] = ()):
+        self._choices = {(one.shape, one.workload, one.row): one for one in choices}
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """All of them, sorted by shape, workload and row."""
+        return tuple(one for _, one in sorted(self._choices.items()))
+
+    def updated(self, choices: Iterable[Choice]) -> "Settings":
+        """Returns these settings with some choices replaced or added."""
+        return Settings([*self.choices, *choices])
+
+    def start_qps(self, shape: str, workload: str, row: Row) -> float:
+        """Returns where to start the search for a row's goodput."""
+        chosen = self._choices.get((shape, workload, row.name))
+        return (chosen.qps if chosen else 0.0) or paper_start_qps(workload)
+
+    def setup(self, shape: str, workload: str, row: Row) -> Setup:
+        """Returns the server of a row.
+
+        Raises:
+          ValueError: If it is to be tuned and was not.
+        """
+        limit_tokens, options = FULL_STEP_TOKENS, {}
+        if row.is_tuned:
+            chosen = self._choices.get((shape, workload, row.name))
+            if chosen is None:
+                raise ValueError(
+                    f"no settings for {row.name!r} on {workload} with {shape} shapes: "
+                    "run --stages=tune first"
+                )
+            limit_tokens, options = chosen.limit_tokens, dict(chosen.options)
+        return Setup(
+            shape=shape,
+            policy=row.spec(options),
+            limit_tokens=limit_tokens,
+            predictor=row.predictor,
+        )
+
+
+def read_settings(path: pathlib.Path) -> Settings:
+    """Reads settings; there are none if the file does not exist.
+
+    Raises:
+      ValueError: If the file is not such a document.
+    """
+    if not path.exists():
+        return Settings()
+    try:
+        return Settings(
+            Choice(**one) for one in json.loads(path.read_text())["choices"]
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a settings file: {error!r}") from None
+
+
+def write_settings(path: pathlib.Path, settings: Settings) -> None:
+    """Writes settings, one choice a line."""
+    lines = ",\n".join(
+        f"  {json.dumps(dataclasses.asdict(one))}" for one in settings.choices
+    )
+    write_whole(path, f'{{"choices": [\n{lines}\n]}}\n'.encode())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneTask:
+    """Tunes one row on one workload and shape.
+
+    Attributes:
+      row: The row.
+      workload: Its name.
+      shape: Continuous or buckets.
+      seed: Seed of the requests; not a judging seed.
+      num_requests: Requests of each probe.
+      resolution: Relative distance of the rates tried.
+    """
+
+    row: Row
+    workload: str
+    shape: str
+    seed: int
+    num_requests: int
+    resolution: float
+
+    def run(
+        self, run_cell: Callable[[Cell], dict[str, Any]] = Cell.run
+    ) -> dict[str, Any]:
+        """Returns the fields of the best `Choice` by these results."""
+        search = _Search(self, run_cell)
+        for limit_tokens in COARSE_LIMITS_TOKENS:
+            search.offer(limit_tokens, search.options)
+        for limit_tokens in search.neighbours():
+            search.offer(limit_tokens, search.options)
+        before = search.options
+        for knob in self.row.knobs:
+            for value in knob.values:
+                options = search.options | {knob.option: value}
+                search.offer(search.limit_tokens, options)
+        if search.options != before:
+            for limit_tokens in search.neighbours():
+                search.offer(limit_tokens, search.options)
+        choice = Choice(
+            shape=self.shape,
+            workload=self.workload,
+            row=self.row.name,
+            limit_tokens=search.limit_tokens,
+            options=search.options,
+            qps=search.qps,
+            num_tried=len(search.tried),
+            seed=self.seed,
+            num_requests=self.num_requests,
+        )
+        return dataclasses.asdict(choice)
 
 
 class _Search:
     """The best of the settings tried so far."""
 
-    def __init__(self, task: "TuneTask", results: _Results):
+    def __init__(self, task: TuneTask, run_cell: Callable[[Cell], dict[str, Any]]):
         self._task = task
-        self._results = results
+        self._run_cell = run_cell
         self._grid = RateGrid(resolution=task.resolution)
-        self._tried: set[tuple[int, tuple[tuple[str, Value], ...]]] = set()
+        self.tried: set[tuple[int, tuple[tuple[str, Value], ...]]] = set()
         self.limit_tokens = COARSE_LIMITS_TOKENS[-1]
-        self.options: dict[str, Value] = {
-            knob.option: knob.values[0] for knob in task.row.knobs
-        }
+        self.options = {knob.option: knob.values[0] for knob in task.row.knobs}
         self.qps = 0.0
-
-    @property
-    def num_tried(self) -> int:
-        return len(self._tried)
 
     def offer(self, limit_tokens: int, options: dict[str, Value]) -> None:
         """Takes a setting if it is better than the best so far."""
         key = (limit_tokens, tuple(sorted(options.items())))
-        if key in self._tried:
+        if key in self.tried:
             return
-        self._tried.add(key)
+        self.tried.add(key)
         task = self._task
-        common: dict[str, Any] = {
-            "workload": task.workload,
-            "setup": Setup(
+        probe = Cell(
+            kind="pass",
+            workload=task.workload,
+            setup=Setup(
                 shape=task.shape,
                 policy=task.row.spec(options),
                 limit_tokens=limit_tokens,
                 predictor=task.row.predictor,
             ),
-            "seed": task.seed,
-            "num_requests": task.num_requests,
-        }
-        start_qps = paper_start_qps(task.workload)
-        if self.qps:
-            start_qps = self._grid.qps(self._grid.nearest(self.qps) + 1)
-            if not self._results.result(PassCell(**common, qps=start_qps))["passes"]:
-                return
-        found = self._results.result(
-            GoodputCell(**common, start_qps=start_qps, resolution=task.resolution)
+            seed=task.seed,
+            num_requests=task.num_requests,
+            qps=paper_start_qps(task.workload),
+            resolution=task.resolution,
         )
+        if self.qps:
+            next_qps = self._grid.qps(self._grid.nearest(self.qps) + 1)
+            probe = dataclasses.replace(probe, qps=next_qps)
+            if not self._run_cell(probe)["passes"]:
+                return
+        found = self._run_cell(dataclasses.replace(probe, kind="goodput"))
         if found["qps"] > self.qps:
             self.qps = found["qps"]
             self.limit_tokens, self.options = limit_tokens, options
@@ -78,56 +228,3 @@ class _Search:
                 index = LIMITS_TOKENS.index(before) + step
                 if 0 <= index < len(LIMITS_TOKENS):
                     yield LIMITS_TOKENS[index]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TuneTask:
-    """Tunes one row on one workload and shape.
-
-    Attributes:
-      row: who.
-      workload: its name.
-      shape: continuous or buckets.
-      seed: draws the requests; no judging seed.
-      num_requests: in each probe.
-      resolution: relative distance of the rates tried.
-    """
-
-    row: Row
-    workload: str
-    shape: str
-    seed: int
-    num_requests: int
-    resolution: float
-
-    def work(self, store: CellStore) -> Choice:
-        """Returns the settings found."""
-        return self.choose(store, store.commit)
-
-    def choose(self, results: _Results, commit: str | None) -> Choice:
-        """Returns the best settings by these results."""
-        search = _Search(self, results)
-        for limit_tokens in COARSE_LIMITS_TOKENS:
-            search.offer(limit_tokens, search.options)
-        for limit_tokens in search.neighbours():
-            search.offer(limit_tokens, search.options)
-        before = search.options
-        for knob in self.row.knobs:
-            for value in knob.values:
-                options = search.options | {knob.option: value}
-                search.offer(search.limit_tokens, options)
-        if search.options != before:
-            for limit_tokens in search.neighbours():
-                search.offer(limit_tokens, search.options)
-        return Choice(
-            shape=self.shape,
-            workload=self.workload,
-            row=self.row.name,
-            limit_tokens=search.limit_tokens,
-            options=search.options,
-            qps=search.qps,
-            num_tried=search.num_tried,
-            seed=self.seed,
-            num_requests=self.num_requests,
-            commit=commit,
-        )

@@ -1,6 +1,5 @@
 """The reproduction of SlidingServe's tables: tuning, pooling, pages, one tiny run."""
 
-import dataclasses
 import json
 import pathlib
 import subprocess
@@ -9,33 +8,19 @@ from typing import Any
 
 import pytest
 
-FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "slidingserve"
-sys.path.insert(0, str(FOLDER))
+from benchmarks.slidingserve import cells, paper, pictures, rows, stages, tuning
+from benchmarks.slidingserve.tuning import (
+    Choice,
+    Settings,
+    TuneTask,
+    read_settings,
+    write_settings,
+)
+from jserve_sched.goodput import RateGrid
+from jserve_tools.marked_pages import fill_page
 
-import cells  # noqa: E402
-import paper  # noqa: E402
-import pictures  # noqa: E402
-import rows  # noqa: E402
-import stages  # noqa: E402
-from cell_store import CellStore, CellTask, Workers  # noqa: E402
-from settings import Choice, Settings, read_settings, write_settings  # noqa: E402
-from tuning import TuneTask  # noqa: E402
-
-from jserve_sched.goodput import RateGrid  # noqa: E402
-from jserve_tools.marked_pages import fill_page  # noqa: E402
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Square:
-    """A cell that is computed in no time, and leaves a trace when it is."""
-
-    number: int
-    trace: str
-
-    def run(self) -> dict[str, Any]:
-        with open(self.trace, "a") as file:
-            file.write("x")
-        return {"square": self.number**2}
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks" / "slidingserve"
 
 
 def choice(**changes: Any) -> Choice:
@@ -102,8 +87,6 @@ def test_buckets_are_powers_of_two_up_to_a_full_step() -> None:
     assert table.row_edges == (2, 4, 8, 16, 32, 64, 128)
     assert table.block_edges == (0, 1, 2, 4, 8, 16, 32, 64)
     assert cells.bucket_table(cells.CONTINUOUS, 256).block_tokens == 1
-    with pytest.raises(ValueError, match="shape 'round' is unknown"):
-        cells.bucket_table("round", 256)
 
 
 def test_every_tuned_limit_leaves_room_beside_all_slots() -> None:
@@ -114,37 +97,6 @@ def test_every_tuned_limit_leaves_room_beside_all_slots() -> None:
 
 def test_a_row_spells_its_options() -> None:
     assert rows.QOSERVE.spec({"alpha": 0.2}) == "qoserve:alpha=0.2"
-
-
-def test_a_stored_cell_is_not_computed_again(tmp_path: pathlib.Path) -> None:
-    store = CellStore(folder=tmp_path / "cells", commit="abc")
-    trace = tmp_path / "trace"
-    cell = Square(number=3, trace=str(trace))
-    assert store.result(cell) == store.result(cell) == {"square": 9}
-    assert trace.read_text() == "x"
-    assert store.entry(cell)["commit"] == "abc"
-    store.result(Square(number=4, trace=str(trace)))
-    assert trace.read_text() == "xx"
-
-
-def test_a_foreign_cell_file_is_refused(tmp_path: pathlib.Path) -> None:
-    store = CellStore(folder=tmp_path, commit=None)
-    cell = Square(number=3, trace=str(tmp_path / "trace"))
-    store.result(cell)
-    (path,) = tmp_path.glob("*.json")
-    path.write_text('{"cell": {"kind": "Square", "number": 5}, "result": {}}')
-    with pytest.raises(ValueError, match="remove it"):
-        store.result(cell)
-
-
-def test_results_come_in_the_order_of_the_tasks(tmp_path: pathlib.Path) -> None:
-    store = CellStore(folder=tmp_path / "cells", commit=None)
-    tasks = [
-        CellTask(cell=Square(number=n, trace=str(tmp_path / "trace"))) for n in (5, 2)
-    ]
-    with Workers(store, 1) as workers:
-        entries = workers.finish(tasks, "squares")
-    assert [one["result"]["square"] for one in entries] == [25, 4]
 
 
 def test_settings_come_back_from_their_file(tmp_path: pathlib.Path) -> None:
@@ -166,7 +118,7 @@ def test_settings_come_back_from_their_file(tmp_path: pathlib.Path) -> None:
 def test_a_broken_settings_file_is_named(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text('{"choices": [{"shape": "continuous"}]}')
-    with pytest.raises(ValueError, match="is no settings file"):
+    with pytest.raises(ValueError, match="is not a settings file"):
         read_settings(path)
 
 
@@ -183,10 +135,9 @@ class Landscape:
         height += 1.0 * ("objective=tokens" in setup.policy)
         return self.grid.qps(self.grid.nearest(max(height, 1.0)))
 
-    def result(self, cell: cells.Cell) -> dict[str, Any]:
-        if isinstance(cell, cells.PassCell):
+    def run(self, cell: cells.Cell) -> dict[str, Any]:
+        if cell.kind == "pass":
             return {"passes": cell.qps <= self.qps(cell.setup) + 1e-9}
-        assert isinstance(cell, cells.GoodputCell)
         self.num_searches += 1
         return {"qps": self.qps(cell.setup)}
 
@@ -201,11 +152,11 @@ def test_tuning_finds_the_top_of_a_smooth_landscape() -> None:
         num_requests=100,
         resolution=0.02,
     )
-    found = task.choose(landscape, "abc")
+    found = tuning.Choice(**task.run(landscape.run))
     assert found.limit_tokens == 320
     assert found.options == {"alpha": 0.2, "objective": "tokens"}
     assert found.qps == pytest.approx(13.0, rel=0.02)
-    assert (found.row, found.commit) == (rows.PUBLISHED.name, "abc")
+    assert found.row == rows.PUBLISHED.name
     # What is no better costs one probe, not a search.
     assert landscape.num_searches < found.num_tried
 
@@ -257,8 +208,7 @@ def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
     )
     done = subprocess.run(
         [
-            sys.executable,
-            str(FOLDER / "reproduce.py"),
+            *(sys.executable, "-m", "benchmarks.slidingserve.reproduce"),
             "--workloads=mixed_v1",
             "--shapes=continuous",
             "--num_requests=20",
@@ -267,17 +217,16 @@ def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
             "--transient_s=6",
             "--num_processes=1",
             f"--settings={settings}",
-            f"--cells={tmp_path / 'cells'}",
             f"--output={output}",
         ],
         capture_output=True,
         text=True,
         check=True,
+        cwd=ROOT,
     )
     last = json.loads(done.stdout.splitlines()[-1])
     report = json.loads((output / "results.json").read_text())
-    assert last["num_cells"] == len(report["cells"]) == 29
-    assert len(list((tmp_path / "cells").iterdir())) == 29
+    assert last["output"] == str(output)
     assert {one["row"] for one in report["goodput"]} == {
         "edf",
         "qoserve",
@@ -298,9 +247,13 @@ def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
 
 def test_a_wrong_stage_ends_with_one_line() -> None:
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "reproduce.py"), "--stages=tune,goodput"],
+        [
+            *(sys.executable, "-m", "benchmarks.slidingserve.reproduce"),
+            "--stages=tune,goodput",
+        ],
         capture_output=True,
         text=True,
+        cwd=ROOT,
     )
     assert done.returncode == 1
-    assert "--stages=tune,goodput: known are tune" in done.stderr
+    assert "stages=tune,goodput: known are ['tune']" in done.stderr
