@@ -68,7 +68,7 @@ golden-annealing: setup
 # REPRODUCE=full, which goes on where it stopped.
 REPRODUCE ?= quick
 reproduce-slidingserve: setup
-	$(BIN)/python benchmarks/slidingserve/reproduce.py --mode=$(REPRODUCE)
+	$(BIN)/python -m benchmarks.slidingserve.reproduce --mode=$(REPRODUCE)
 
 # The claims made for scheduling by annealing, beside what the simulator finds: under
 # half an hour, or hours with REPRODUCE=full, which goes on where it stopped.
