@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jserve_sched.annealing_kernel import PYTHON_KERNEL
 
 from engine_harness import small_config
 from jserve import planning
@@ -16,8 +17,7 @@ from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health
 from jserve_models.registry import load_model
-from jserve_sched.annealing_kernel import PYTHON_KERNEL
-from jserve_sched.length_estimates import QuantileLength
+from jserve_sched.output_lengths import QuantileLength
 from jserve_sched.policies import Annealing
 from jserve_sched.step_demand import prior_demand
 

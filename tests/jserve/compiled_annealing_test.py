@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from jserve_sched.annealing_kernel import PYTHON_KERNEL, Kernel, anneal
 
 from annealing_instances import NO_LIMIT, Instance, draw
 from jserve import compiled_annealing
 from jserve.compiled_annealing import best_kernel, compiled_kernel, proposals_per_s
 from jserve_sched.annealing import search
-from jserve_sched.annealing_kernel import PYTHON_KERNEL, Kernel, anneal
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "annealing.json"
 

@@ -5,8 +5,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from fake_server import FakeLoop
 from jserve.events import EngineStats, PredictorStatus, StartUp, StepRecord
 from jserve.metrics import ServerMetrics
-from jserve_sched.length_errors import LengthErrors
 from jserve_sched.outlook import Outlook, SearchTotals
+from jserve_sched.output_lengths import LengthErrors
 
 LABELS = ("chat", "code")
 

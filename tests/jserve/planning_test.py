@@ -4,13 +4,13 @@ import math
 import pathlib
 
 import pytest
+from jserve_sched.annealing_kernel import PYTHON_KERNEL
 
 from jserve import planning
 from jserve.config import EngineConfig
 from jserve.planning import read_request_latency, serving_policy
 from jserve.predictor_checkpoint import PredictorFacts
 from jserve_sched.annealing import DEFAULT_PROPOSALS
-from jserve_sched.annealing_kernel import PYTHON_KERNEL
 from jserve_sched.clock import ManualClock
 from jserve_sched.policies import PlannedAdmission
 

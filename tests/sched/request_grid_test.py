@@ -1,17 +1,17 @@
 import numpy as np
 import pytest
-
-from fakes import make_request
-from jserve_sched import features
-from jserve_sched.bucket_strategies import Continuous
-from jserve_sched.buckets import BucketTable
-from jserve_sched.plan import Row
 from jserve_sched.request_grid import (
     LatencyPoints,
     decode_points,
     prefill_points,
     request_grid,
 )
+
+from fakes import make_request
+from jserve_sched import features
+from jserve_sched.bucket_strategies import Continuous
+from jserve_sched.buckets import BucketTable
+from jserve_sched.plan import Row
 from step_costs import Curve
 
 TABLES = (

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jserve_sched.request_grid import LatencyPoints
 
 from fakes import make_request
 from jserve_sched.bucket_strategies import Continuous
@@ -13,7 +14,6 @@ from jserve_sched.cost_model import CLOSED_FORMS, OraclePredictor
 from jserve_sched.ledger import KvLedger
 from jserve_sched.plan import StepResult
 from jserve_sched.policies import make_policy
-from jserve_sched.request_grid import LatencyPoints
 from jserve_sched.request_latency import (
     Bilinear,
     LatencySource,

@@ -18,9 +18,9 @@ import revise_time  # noqa: E402
 import served  # noqa: E402
 import studies  # noqa: E402
 import study_tables  # noqa: E402
+from jserve_sched.annealing_kernel import PYTHON_KERNEL  # noqa: E402
 from task_classes import AZURE, CHAT, CODE, LONG_CODE, draw_requests  # noqa: E402
 
-from jserve_sched.annealing_kernel import PYTHON_KERNEL  # noqa: E402
 from jserve_sched.report import Outcome  # noqa: E402
 from jserve_sched.request import Request  # noqa: E402
 from jserve_sched.slo import Slo  # noqa: E402

@@ -1,6 +1,6 @@
 from typing import Any
 
-from jserve_sched.length_errors import LengthErrors
+from jserve_sched.output_lengths import LengthErrors
 from jserve_tools.clients import counters_between
 
 

@@ -3,12 +3,12 @@ import pathlib
 
 import numpy as np
 import pytest
+from jserve_sched.request_grid import request_grid
 
 from jserve.predictor_checkpoint import PredictorFacts
 from jserve_sched import features
 from jserve_sched.bucket_strategies import Continuous
 from jserve_sched.cost_model import OraclePredictor
-from jserve_sched.request_grid import request_grid
 from jserve_sched.request_latency import (
     Bilinear,
     fit_request_latency,

@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 import pytest
-
 from jserve_sched.annealing_kernel import PYTHON_KERNEL
+
 from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass

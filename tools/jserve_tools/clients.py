@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from jserve.events import StepRecord
-from jserve_sched.length_errors import LengthErrors
+from jserve_sched.output_lengths import LengthErrors
 from jserve_sched.report import EngineCounters, Failure
 from jserve_tools.workload import WorkloadRequest
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from fakes import Driver, make_request, make_scheduler
-from jserve_sched.annealing_kernel import PYTHON_KERNEL
+from jserve_sched.annealing import PYTHON_KERNEL
+from jserve_sched.annealing_problem import AnnealingProblem
 from jserve_sched.buckets import BucketTable
+from jserve_sched.candidates import choose_waiting
 from jserve_sched.clock import ManualClock
 from jserve_sched.outlook import Outlook
-from jserve_sched.plan import PlanEnd, StepPlan
+from jserve_sched.plan import StepPlan
 from jserve_sched.policies import PlannedAdmission, SearchLimit, make_policy
 from jserve_sched.request import Request, RequestState
 from jserve_sched.request_latency import Bilinear, LatencySource, RequestLatency
@@ -57,14 +59,14 @@ def view_of(*waiting: Request, now_s: float = 0.0, **fields) -> SchedulerView:
     return dataclasses.replace(view, latency_source=LatencySource(LATENCY), **fields)
 
 
-def outlook(*batches: tuple[str, ...], cap: int | None = None) -> Outlook:
-    return Outlook(
-        order=tuple(name for batch in batches for name in batch),
-        batches=tuple(turn for turn, batch in enumerate(batches) for _ in batch),
-        cap=cap,
-        made_s=0.0,
-        epoch=0,
-    )
+def outlook(*order: str) -> Outlook:
+    return Outlook(order=order, made_s=0.0, epoch=0)
+
+
+def problem_of(policy: PlannedAdmission, view: SchedulerView) -> AnnealingProblem:
+    """What the policy searches, with this view."""
+    requests = choose_waiting(view, first=policy._num_aged(view))
+    return policy._problem(view, requests)
 
 
 def admitted(plan: StepPlan | None) -> list[str]:
@@ -94,15 +96,10 @@ def test_the_search_puts_first_who_could_else_not_be_met() -> None:
     found = policy.revise(view_of(*jobs))
     assert found is not None
     assert found.order[0] == "tight"
-    assert found.batches == (0, 1, 2, 3)
-    assert found.cap is None
-    assert found.goal > 0
-    capped = planner("annealing:max_batch=1:cap=on").revise(view_of(*jobs))
-    assert capped is not None
-    assert capped.cap == 1
+    assert found.gain > 0
 
 
-def test_a_search_begins_with_the_last_plan() -> None:
+def test_a_search_begins_with_the_last_order() -> None:
     rng = np.random.default_rng(3)
     jobs = [
         job(
@@ -112,20 +109,18 @@ def test_a_search_begins_with_the_last_plan() -> None:
         )
         for index in range(24)
     ]
-    good = planner("annealing:max_batch=2:proposals=4000")
-    idle = planner("annealing:max_batch=2:proposals=1")
     view = view_of(*jobs)
-    best, cold = good.revise(view), idle.revise(view)
-    assert best is not None and cold is not None
-    assert best.goal > cold.goal
-    warm = idle.revise(dataclasses.replace(view, outlook=best, epoch=1, now_s=0.05))
-    assert warm is not None
-    assert warm.start_goal > cold.goal, "the last plan is the better start"
+    best = planner("annealing:max_batch=1:proposals=4000").revise(view)
+    assert best is not None and best.gain > 0.1
+    again = dataclasses.replace(view, outlook=best, epoch=1, now_s=0.05)
+    idle = planner("annealing:max_batch=1:proposals=1").revise(again)
+    assert idle is not None
+    assert idle.order == best.order
 
 
 def test_admission_goes_by_turn_and_newcomers_go_behind() -> None:
     waiting = [job(name) for name in ("a", "b", "c", "new")]
-    view = view_of(*waiting, outlook=outlook(("c", "a"), ("gone", "b")))
+    view = view_of(*waiting, outlook=outlook("c", "a", "gone", "b"))
     for spec in ("annealing", "annealing+sliding"):
         assert admitted(make_policy(spec).plan(view)) == ["c", "a", "b", "new"]
     without = dataclasses.replace(view, outlook=None)
@@ -150,35 +145,14 @@ def test_an_id_used_again_does_not_inherit_a_turn() -> None:
     assert names == ["first", "b", "a", "x"]
 
 
-@pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
-def test_the_cap_counts_who_runs(name: str) -> None:
-    spec = f"{name}:model=batches:cap=on"
-    waiting = [job("a"), job("b"), job("c")]
-    capped = outlook(("a", "b", "c"), cap=2)
-    view = view_of(*waiting, running=[running("r")], outlook=capped)
-    plan = make_policy(spec).plan(view)
-    assert plan is not None
-    assert admitted(plan) == ["a"]
-    assert plan.ended_by is PlanEnd.HELD_BACK
-    free = dataclasses.replace(view, outlook=outlook(("a", "b", "c")))
-    assert admitted(make_policy(spec).plan(free)) == ["a", "b", "c"]
-    done = dataclasses.replace(view, outlook=outlook(("x", "y"), cap=1))
-    assert admitted(make_policy(spec).plan(done)) == ["a", "b", "c"], "none is planned"
-
-
-@pytest.mark.parametrize("cap", [1, None])
-def test_the_aged_go_first_by_arrival_cap_or_not(cap: int | None) -> None:
+def test_the_aged_go_first_by_arrival() -> None:
     old = [job("old2", arrival_s=1.0), job("old1", arrival_s=0.5)]
     young = [job("y1", arrival_s=50.0), job("y2", arrival_s=51.0)]
     view = view_of(
-        *old,
-        *young,
-        now_s=60.0,
-        running=[running("r")],
-        outlook=outlook(("y2", "y1"), ("old2", "old1"), cap=cap),
+        *old, *young, now_s=60.0, outlook=outlook("y2", "y1", "old2", "old1")
     )
     plan = make_policy("annealing:max_age_s=30").plan(view)
-    assert admitted(plan) == ["old1", "old2", *(() if cap else ("y2", "y1"))]
+    assert admitted(plan) == ["old1", "old2", "y2", "y1"]
 
 
 @pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
@@ -204,95 +178,43 @@ def test_the_aged_are_preempted_last_the_first_to_come_last_of_all(name: str) ->
 
 
 def test_the_aged_are_not_searched_but_their_time_counts() -> None:
-    old = [job(f"old{index}", tokens=100) for index in range(4)]  # 1 s each
+    old = [job(f"old{index}", tokens=101) for index in range(4)]  # 1.01 s each
     young = [job("late", ttlt_s=2.0, arrival_s=60.0), job("fine", arrival_s=60.0)]
-    view = view_of(*old, *young, now_s=60.0)
-    aged = planner("annealing:max_age_s=30:max_batch=1").revise(view)
-    assert aged is not None
-    assert sorted(aged.order) == ["fine", "late"]
-    alone = planner("annealing:max_batch=1").revise(view_of(*young, now_s=60.0))
-    assert alone is not None
-    assert alone.goal > 4 * aged.goal, "they start four seconds later"
-
-
-def test_of_thousands_of_aged_not_each_is_looked_at(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    num_priced = 0
-    exec_s = RequestLatency.exec_s
-
-    def counted(self, batch, prompt_tokens, output_tokens):
-        nonlocal num_priced
-        num_priced += np.size(batch)
-        return exec_s(self, batch, prompt_tokens, output_tokens)
-
-    monkeypatch.setattr(RequestLatency, "exec_s", counted)
-    old = [job(f"old{index:04}", tokens=100) for index in range(2000)]  # 1 s each
-    young = job("young", ttlt_s=1e6, arrival_s=60.0)
-    found = planner("annealing:max_age_s=30:max_batch=1").revise(
-        view_of(*old, young, now_s=60.0)
-    )
+    view = view_of(*old, *young, now_s=60.0, in_flight_s=0.5)
+    policy = planner("annealing:max_age_s=30:max_batch=1")
+    found = policy.revise(view)
     assert found is not None
-    assert found.goal == pytest.approx(1 / (2000 + 0.1))
-    assert num_priced <= 256
+    assert sorted(found.order) == ["fine", "late"]
+    assert problem_of(policy, view).start_s == pytest.approx(0.5 + 4 * 1.01)
+    thousands = [job(f"old{index:04}", tokens=101) for index in range(2000)]
+    start_s = problem_of(policy, view_of(*thousands, *young, now_s=60.0)).start_s
+    assert start_s == pytest.approx(2000 * 1.01)
 
 
-# Whoever runs beside it, a request takes 1 ms a prompt token and 10 ms an output token.
-ROOMY = RequestLatency(
-    prefill=Bilinear(both=0.0, batch=0.0, length=1e-3, base=0.0),
-    decode=Bilinear(both=0.0, batch=0.0, length=0.0, base=1e-2),
-)
-
-
-def test_no_batch_is_larger_than_the_free_slots() -> None:
-    jobs = [job(name, tokens=99) for name in "abc"]
-    jobs.append(job("tight", tokens=100, ttlt_s=1.2))  # 1.01 s; 1 s for the others
-    view = view_of(
-        *jobs, running=[running(f"r{index}") for index in range(7)], max_num_seqs=8
-    )
-    view = dataclasses.replace(view, latency_source=LatencySource(ROOMY))
-    wide = planner("annealing").revise(dataclasses.replace(view, num_free_slots=4))
-    assert wide is not None
-    assert wide.batches == (0, 0, 0, 0)
-    narrow = planner("annealing").revise(dataclasses.replace(view, num_free_slots=1))
-    assert narrow is not None
-    assert narrow.batches == (0, 1, 2, 3)
-    assert narrow.order[0] == "tight", "behind any other it would be late"
-
-
-def test_what_runs_slows_a_batch_and_holds_kv() -> None:
-    jobs = [job("a"), job("b")]
-    empty, beside = (
-        planner("annealing:max_batch=1").revise(view_of(*jobs, running=others))
-        for others in ((), [running("r")])
-    )
-    assert empty is not None and beside is not None
-    assert beside.goal == pytest.approx(empty.goal / 2)
-    view = dataclasses.replace(view_of(*jobs), latency_source=LatencySource(ROOMY))
+def test_a_batch_fits_what_runs() -> None:
+    jobs = [job(name) for name in "abc"]
+    view = view_of(*jobs, running=[running("r"), running("s")], num_free_slots=2)
+    held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
+    problem = problem_of(planner("annealing"), view)
+    assert problem.exec_s.shape == (3, 2), "no larger than the free slots"
     pool = view.ledger.num_pages * view.ledger.page_size
-    full = running("r")
-    full.max_tokens = pool
-    full.predict(pool - 4 - 40)  # 40 tokens are left: two jobs of 20
-    for spare, batches in ((0, (0, 0)), (1, (0, 1))):
-        full.predict(full.predicted_output_tokens + spare)
-        found = planner("annealing").revise(dataclasses.replace(view, running=[full]))
-        assert found is not None
-        assert found.batches == batches
+    assert problem.max_kv_tokens == pool - held
+    alone_s = problem_of(planner("annealing"), view_of(*jobs)).exec_s
+    # Nine decode steps, each 10 ms longer for each row that runs.
+    assert problem.exec_s[:, 0] == pytest.approx(alone_s[:, 0] + 2 * 9 * 0.01)
+    narrow = problem_of(planner("annealing:max_batch=1"), view)
+    assert narrow.exec_s.shape == (3, 1)
 
 
-def test_the_cap_is_what_a_batch_and_what_runs_make_together() -> None:
-    jobs = [job("a"), job("b"), job("c")]
-    view = view_of(*jobs, running=[running("r"), running("s")])
-    found = planner("annealing:max_batch=1:cap=on").revise(view)
-    assert found is not None
-    assert found.cap == 3
-
-
-def test_only_a_window_is_searched() -> None:
-    waiting = [job(f"j{index}", tokens=1 + index % 40) for index in range(50)]
-    found = planner("annealing:window=10:proposals=5").revise(view_of(*waiting))
-    assert found is not None
-    assert len(found.order) == 10
+def test_annealing_sliding_plans_a_stream_of_requests() -> None:
+    jobs = [job(name) for name in "abc"]  # 10 ms of prefill, 90 ms of decode steps
+    view = view_of(*jobs, running=[running("r")])
+    problem = problem_of(planner("annealing+sliding:max_batch=2"), view)
+    # Two run together: decode steps take twice as long, half of which is its own.
+    assert problem.exec_s == pytest.approx(np.full((3, 1), 0.01 + 0.18 / 2))
+    assert problem.waited_s == pytest.approx(np.full(3, 0.18 / 2))
+    latest_s = 99.0 - (0.01 + 0.18)
+    assert problem.latest_s == pytest.approx(np.full((3, 1), latest_s))
 
 
 def test_the_clock_ends_a_search() -> None:
@@ -302,7 +224,7 @@ def test_the_clock_ends_a_search() -> None:
         clock.advance(1e-3)  # as if it took that long
         return PYTHON_KERNEL.table(values)
 
-    kernel = dataclasses.replace(PYTHON_KERNEL, table=table, slice_proposals=1)
+    kernel = PYTHON_KERNEL._replace(table=table)
     jobs = [job(f"j{index}", ttlt_s=0.2) for index in range(6)]
     policy = dataclasses.replace(planner("annealing:max_batch=2"), kernel=kernel)
     endless = dataclasses.replace(policy, limit=SearchLimit(clock, 1e9))
@@ -335,11 +257,8 @@ def test_a_view_gives_one_outlook_and_one_plan() -> None:
     [
         ("proposals=0", "proposals=0 is below 1"),
         ("interval_s=-1", "interval_s=-1.0 is below 0"),
-        ("window=1", "window=1 is below 2"),
-        ("window=257", "window=257 is above 256"),
-        ("tpot=median", r"annealing:tpot=median is not one of \['anchored', 'mean'\]"),
         ("chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
-        ("cap=on:model=stream", "cap=on needs model=batches"),
+        ("seed=-1", "seed=-1 is below 0"),
         ("kernel=fast", "no option 'kernel=fast'"),
         ("limit=1", "no option 'limit=1'"),
     ],
