@@ -20,9 +20,6 @@ from jserve_sched.annealing_problem import AnnealingProblem
 
 _logger = logging.getLogger(__name__)
 
-_TIMED_PROPOSALS = 2_000
-_NUM_TIMED = 3
-
 
 @functools.cache
 def best_kernel() -> Kernel:
@@ -57,36 +54,13 @@ def best_kernel() -> Kernel:
 
 def _ready(run: Callable[..., Any]) -> Kernel:
     """Returns the kernel of a function, which has run once."""
-    kernel = Kernel(run=run, table=np.ascontiguousarray)
-    search(_random_jobs(2, 2), num_proposals=1, kernel=kernel)
-    return kernel
-
-
-def proposals_per_s(kernel: Kernel, num_jobs: int, max_batch: int) -> float:
-    """Returns how many proposals a second a search tries here, measured.
-
-    The best of a few short searches, start and end included: what else the machine
-    does at that moment is left to the clock that ends a search.
-    """
-    problem = _random_jobs(num_jobs, max_batch)
-    times_s = []
-    for _ in range(_NUM_TIMED):
-        start_s = time.perf_counter()
-        search(problem, num_proposals=_TIMED_PROPOSALS, kernel=kernel)
-        times_s.append(time.perf_counter() - start_s)
-    return _TIMED_PROPOSALS / min(times_s)
-
-
-def _random_jobs(num_jobs: int, max_batch: int) -> AnnealingProblem:
-    """Returns random jobs of up to 10 s of which not all can attain their SLOs."""
-    rng = np.random.default_rng(0)
-    alone_s = rng.uniform(0.1, 10.0, size=(num_jobs, 1))
-    latest_s = rng.uniform(0.0, 5.0 * num_jobs, size=(num_jobs, 1))
-    latest_s[0] = -np.inf
-    return AnnealingProblem(
-        exec_s=alone_s * (1.0 + 0.1 * np.arange(max_batch)),
-        latest_s=np.repeat(latest_s, max_batch, axis=1),
-        waited_s=np.zeros(num_jobs),
-        kv_tokens=np.ones(num_jobs, np.int64),
-        max_kv_tokens=num_jobs,
+    kernel = Kernel(run=run, table=np.ascontiguousarray, slice_proposals=512)
+    problem = AnnealingProblem(
+        exec_s=np.ones((2, 1)),
+        latest_s=np.zeros((2, 1)),
+        waited_s=np.zeros(2),
+        kv_tokens=np.ones(2, np.int64),
+        max_kv_tokens=1,
     )
+    search(problem, num_proposals=1, kernel=kernel)
+    return kernel

@@ -52,8 +52,7 @@ class EngineConfig:
         long whole requests take; without it, or if it was measured with another device,
         model, dtype or page size, that is fitted to the step predictor.
       annealing_budget_ms: most milliseconds that one search of the policies annealing
-        and annealing+sliding takes; 0 counts proposals instead, as simulations do. A
-        policy that names its own, as in "annealing:proposals=77", is not timed.
+        and annealing+sliding takes; 0 limits their proposals alone, as simulations do.
       enable_overlap: whether a step is planned while the last one runs. On CPU it
         gains at few rows and nothing, or less, once steps fill the cores.
       compile_cache_dir: where compiled programs and step times persist; "" for

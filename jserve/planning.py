@@ -1,9 +1,4 @@
-"""What the scheduler of a server plans by: its policy and its request latency.
-
-A simulation counts the changes that a search tries, so that it can be repeated; a
-server counts milliseconds, since its engine waits. Here one becomes the other, by the
-speed measured on this machine.
-"""
+"""What the scheduler of a server plans by: its policy and its request latency."""
 
 import dataclasses
 import json
@@ -13,24 +8,24 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jserve.compiled_annealing import best_kernel, proposals_per_s
+from jserve.compiled_annealing import best_kernel
 from jserve.config import EngineConfig
 from jserve.predictor_checkpoint import PredictorFacts, first_difference
-from jserve_sched.annealing import MOST_JOBS
 from jserve_sched.clock import Clock, WallClock
 from jserve_sched.policies import PlannedAdmission, Policy, SearchLimit, make_policy
 from jserve_sched.request_latency import RequestLatency, request_latency_from_json
 
 _LOG = logging.getLogger("jserve")
-_MAX_PROPOSALS = 50_000  # a search; drawing its chance takes time and memory as well
 
 
 def serving_policy(config: EngineConfig, clock: Clock | None = None) -> Policy:
     """Returns the policy that serves; one that searches has its kernel compiled.
 
+    A simulation counts the changes that a search tries, so that it can be repeated; a
+    server counts milliseconds too, since its engine waits.
+
     Args:
-      config: The policy, whose own options take precedence, and how long a search may
-        take.
+      config: The policy, and how long a search may take.
       clock: Ends searches; None takes the machine's.
 
     Raises:
@@ -51,15 +46,8 @@ def serving_policy(config: EngineConfig, clock: Clock | None = None) -> Policy:
             f"policy {config.policy!r}: max_batch={policy.max_batch} is above "
             f"max_num_seqs={config.max_num_seqs}"
         )
-    kernel, proposals, budget_s = best_kernel(), policy.proposals, math.inf
-    if budget_ms and ":proposals=" not in config.policy:
-        budget_s = budget_ms / 1e3
-        max_batch = policy.max_batch or config.max_num_seqs
-        speed = proposals_per_s(kernel, MOST_JOBS, max_batch)
-        proposals = min(max(round(speed * budget_s), 1), _MAX_PROPOSALS)
-        _LOG.info("annealing: %d proposals in %g ms", proposals, budget_ms)
-    limit = SearchLimit(clock or WallClock(), budget_s)
-    return dataclasses.replace(policy, kernel=kernel, proposals=proposals, limit=limit)
+    limit = SearchLimit(clock or WallClock(), budget_ms / 1e3 or math.inf)
+    return dataclasses.replace(policy, kernel=best_kernel(), limit=limit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

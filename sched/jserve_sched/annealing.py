@@ -35,7 +35,6 @@ _COLDEST = 0.003  # shares of one job
 _HOTTEST = (0.1, 2.0)  # least and most
 _PAIR_HEAT = 0.06  # the first temperature for each proposal that a pair of jobs gets
 _HEATING_PROPOSALS = 12_000  # more of them start no hotter
-_SLICE_PROPOSALS = 256  # carried out between two looks at the clock
 
 # Three moves of one job, each as likely (ours; the paper's are not known).
 SQUEEZE = 0  # into the batch before; if that is full, in exchange for a job of it
@@ -51,10 +50,12 @@ class Kernel(NamedTuple):
     Attributes:
       run: `anneal`, or what a compiler made of it.
       table: Makes what `run` is fast on from a flat array.
+      slice_proposals: Proposals carried out between two looks at the clock.
     """
 
     run: Callable[..., tuple[float, float]]
     table: Callable[[np.ndarray], Numbers]
+    slice_proposals: int
 
 
 class Found(NamedTuple):
@@ -219,7 +220,7 @@ def anneal(
     return merit, best_merit
 
 
-PYTHON_KERNEL = Kernel(run=anneal, table=np.ndarray.tolist)
+PYTHON_KERNEL = Kernel(run=anneal, table=np.ndarray.tolist, slice_proposals=64)
 
 
 def search(
@@ -229,7 +230,7 @@ def search(
     seed: int = 0,
     kernel: Kernel = PYTHON_KERNEL,
     starts: Sequence[np.ndarray] = (),
-    deadline: Callable[[], bool] | None = None,
+    spent: Callable[[], float] | None = None,
 ) -> Found:
     """Returns the best plan found; the same for the same arguments.
 
@@ -239,11 +240,12 @@ def search(
 
     Args:
       problem: The jobs.
-      num_proposals: Moves tried; the temperature falls over as many.
+      num_proposals: Most moves tried.
       seed: Seed of the draws.
       kernel: What carries the moves out.
       starts: Further plans to start from, such as the last one.
-      deadline: Asked now and then; once it is true, the best plan so far is returned.
+      spent: Says which share of the time allowed is spent; from 1 on the best plan so
+        far is returned. The temperature falls over time or proposals, as either ends.
     """
     num_jobs, max_batch = problem.exec_s.shape
     shortest = np.argsort(problem.exec_s[:, -1], kind="stable").tolist()
@@ -257,10 +259,6 @@ def search(
 
     rng = np.random.default_rng(seed)
     table, merit = kernel.table, start_score.merit
-    draws = (
-        *rng.integers([[3], [num_jobs], [num_jobs]], size=(3, num_proposals)),
-        _bars(rng, num_proposals, num_jobs) * merit / num_jobs,
-    )
     sizes, kv = np.zeros((2, 2 * num_jobs + 1), np.int64)
     places = 2 * start + 1
     np.add.at(sizes, places, 1)
@@ -275,27 +273,37 @@ def search(
         problem.start_s,
         float(np.sum(problem.waited_s)),
     )
-    done, best_merit = 0, merit
-    size = num_proposals if deadline is None else _SLICE_PROPOSALS
-    while done < num_proposals and not (deadline and deadline()):
-        some = [table(draw[done : done + size]) for draw in draws]
-        merit, best_merit = kernel.run(*tables, *some, *state, merit, best_merit)
-        done = min(done + size, num_proposals)
+    done, best_merit, unit = 0, merit, merit / num_jobs
+    while done < num_proposals:
+        share = max(spent() if spent else 0.0, done / num_proposals)
+        if share >= 1.0:
+            break
+        in_all = done / share if done else num_proposals
+        size = min(kernel.slice_proposals, num_proposals - done)
+        heats = _temperatures(share + np.arange(size) / in_all, in_all, num_jobs)
+        draws = (
+            *rng.integers([[3], [num_jobs], [num_jobs]], size=(3, size)),
+            # Metropolis: a change d is accepted if a uniform draw u is below
+            # exp(d / T), so not below T * log(u); -log(u) is an exponential draw.
+            rng.standard_exponential(size) * heats * -unit,
+        )
+        merit, best_merit = kernel.run(
+            *tables, *map(table, draws), *state, merit, best_merit
+        )
+        done += size
     found = np.unique(np.asarray(best_places), return_inverse=True)[1]
     return Found(found, evaluate(problem, found), start_score, done)
 
 
-def _bars(rng: np.random.Generator, num_proposals: int, num_jobs: int) -> np.ndarray:
-    """Returns by how many jobs' shares each proposal may be worse, `[K]`, 0 or below.
+def _temperatures(
+    shares: np.ndarray, num_proposals: float, num_jobs: int
+) -> np.ndarray:
+    """Returns temperatures in shares of one job, where shares of a search are done.
 
-    Metropolis: a change d is accepted if a uniform draw u is below exp(d / T), that is
-    if d is not below T * log(u); and -log(u) is an exponential draw. The first
-    temperature is the hotter, the more proposals there are for each pair of jobs, as
+    The first one is the hotter, the more proposals there are for each pair of jobs, as
     was best on the mixes of 2 to 200 jobs that we tried.
     """
     pairs_share = min(num_proposals, _HEATING_PROPOSALS) / num_jobs**2
-    start = np.log(np.clip(_PAIR_HEAT * pairs_share, *_HOTTEST))
-    progress = np.arange(num_proposals) * NUM_COOLINGS / max(num_proposals, 1) % 1.0
-    heats = np.exp(start + (np.log(_COLDEST) - start) * progress)
-    bars: np.ndarray = -rng.standard_exponential(num_proposals) * heats
-    return bars
+    hottest = np.clip(_PAIR_HEAT * pairs_share, *_HOTTEST)
+    heats: np.ndarray = hottest * (_COLDEST / hottest) ** (shares * NUM_COOLINGS % 1.0)
+    return heats

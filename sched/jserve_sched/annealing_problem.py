@@ -107,6 +107,7 @@ def make_problem(
     max_batch: int,
     max_kv_tokens: int,
     num_running: int = 0,
+    prefills_alone: bool = False,
     start_s: float = 0.0,
 ) -> AnnealingProblem:
     """Returns the problem of these waiting requests, in their order.
@@ -122,7 +123,9 @@ def make_problem(
       now_s: Clock seconds.
       max_batch: The largest batch planned, B, 1 or more.
       max_kv_tokens: Most KV tokens of a batch.
-      num_running: Requests that run already, which every batch decodes beside.
+      num_running: Requests that run already and that every batch joins: a batch of b
+        takes as long as one of b and these.
+      prefills_alone: Whether they are joined by its decode steps only.
       start_s: When the first batch can start, seconds from now.
     """
     rows = []
@@ -140,8 +143,9 @@ def make_problem(
         rows.append((request.num_known, left, -due_s, first_s, last_s))
     known, left, waited_s, first_s, last_s = np.array(rows, np.float64).T[:, :, None]
     batch = np.arange(1.0, max_batch + 1)
-    prefill_s = latency.prefill_s(batch, known)  # [N, B]
-    exec_s = prefill_s + latency.decode_s(num_running + batch, known, left)
+    joined = num_running + batch
+    prefill_s = latency.prefill_s(batch if prefills_alone else joined, known)  # [N, B]
+    exec_s = prefill_s + latency.decode_s(joined, known, left)
     return AnnealingProblem(
         exec_s=exec_s,
         latest_s=np.minimum(first_s - prefill_s, last_s - exec_s),

@@ -193,7 +193,7 @@ def make_length_estimator(
         known["oracle"] = OracleLengths
     estimator: LengthEstimator = make_from_spec(spec, known, kind="length estimator")
     if isinstance(estimator, OracleLengths):
-        estimator = dataclasses.replace(estimator, true_tokens=true_tokens)
+        return dataclasses.replace(estimator, true_tokens=true_tokens or {})
     return estimator
 
 

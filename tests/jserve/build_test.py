@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jserve_sched.annealing_kernel import PYTHON_KERNEL
 
 from engine_harness import small_config
 from jserve import planning
@@ -17,6 +16,7 @@ from jserve.config import EngineConfig
 from jserve.engine import Engine
 from jserve.events import Health
 from jserve_models.registry import load_model
+from jserve_sched.annealing import PYTHON_KERNEL
 from jserve_sched.output_lengths import QuantileLength
 from jserve_sched.policies import Annealing
 from jserve_sched.step_demand import prior_demand
@@ -138,13 +138,12 @@ def test_a_scheduler_plans_by_what_the_config_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     monkeypatch.setattr(planning, "best_kernel", lambda: PYTHON_KERNEL)
-    monkeypatch.setattr(planning, "proposals_per_s", lambda *_: 1e5)
     part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
     path = tmp_path / "request_latency.json"
     path.write_text(json.dumps({"prefill": part, "decode": part}))
     config = small_config(
         model="toy",
-        policy="annealing:window=9",
+        policy="annealing:seed=9",
         annealing_budget_ms=3.0,
         length_estimator="quantile:q=0.9",
         request_latency=path,
@@ -152,7 +151,7 @@ def test_a_scheduler_plans_by_what_the_config_says(
     scheduler = build_loop(config)._scheduler
     policy = scheduler.policy
     assert isinstance(policy, Annealing)
-    assert (policy.window, policy.proposals) == (9, 300)
+    assert policy.seed == 9
     assert policy.limit is not None
     assert policy.limit.budget_s == 0.003
     estimator = scheduler._lengths._estimator

@@ -56,17 +56,14 @@ def test_refits_and_replacements_are_counted() -> None:
 
 def test_searches_are_counted() -> None:
     totals = SearchTotals()
-    for goal in (1.0, 1.5):
+    for gain in (0.0, 0.5):
         totals.add(
             Outlook(
                 order=("a",),
-                batches=(0,),
-                cap=None,
                 made_s=0.0,
                 epoch=1,
                 num_proposals=100,
-                start_goal=1.0,
-                goal=goal,
+                gain=gain,
                 search_s=0.25,
             )
         )

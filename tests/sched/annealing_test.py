@@ -14,7 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annealing_instances import NO_LIMIT, Instance, draw
-from jserve_sched.annealing import DELAY, SQUEEZE, SWAP, anneal, search
+from jserve_sched.annealing import (
+    DELAY,
+    PYTHON_KERNEL,
+    SQUEEZE,
+    SWAP,
+    anneal,
+    search,
+)
 from jserve_sched.annealing_problem import (
     AnnealingProblem,
     Score,
@@ -133,26 +140,26 @@ def test_a_valid_plan_never_below_its_starts(
     assert found.score.merit >= found.start_score.merit * (1 - 1e-12)
 
 
-def test_the_same_arguments_give_the_same_plan_in_slices_or_not() -> None:
+def test_the_same_arguments_give_the_same_plan() -> None:
     problem = draw(np.random.default_rng(5), 20, 1).problem()
-    whole = search(problem, num_proposals=1_000, seed=3)
-    for deadline in (None, lambda: False):
-        again = search(problem, num_proposals=1_000, seed=3, deadline=deadline)
-        assert again[1:] == whole[1:]
-        assert again.batch_of.tolist() == whole.batch_of.tolist()
+    first = search(problem, num_proposals=1_000, seed=3)
+    for spent in (None, lambda: 0.0):
+        again = search(problem, num_proposals=1_000, seed=3, spent=spent)
+        assert again[1:] == first[1:]
+        assert again.batch_of.tolist() == first.batch_of.tolist()
     plans = {search(problem, num_proposals=99, seed=seed).score for seed in range(5)}
     assert len(plans) > 1
-    warm = search(problem, num_proposals=0, starts=(whole.batch_of,))
-    assert warm.start_score == whole.score, "a good start is not lost"
+    warm = search(problem, num_proposals=0, starts=(first.batch_of,))
+    assert warm.start_score == first.score, "a good start is not lost"
 
 
-def test_a_deadline_ends_the_search_with_the_best_so_far() -> None:
+def test_time_that_is_spent_ends_the_search_with_the_best_so_far() -> None:
     problem = draw(np.random.default_rng(5), 20, 1).problem()
     looks = itertools.count()
-    found = search(problem, deadline=lambda: next(looks) == 3)
-    assert 0 < found.num_proposals < 1_000
+    found = search(problem, spent=lambda: next(looks) / 8)
+    assert found.num_proposals == 8 * PYTHON_KERNEL.slice_proposals
     assert found.score.merit > found.start_score.merit
-    at_once = search(problem, deadline=lambda: True)
+    at_once = search(problem, spent=lambda: 1.0)
     assert (at_once.num_proposals, at_once.score) == (0, at_once.start_score)
 
 
@@ -314,8 +321,10 @@ def test_durations_sizes_and_waits() -> None:
     assert problem.kv_tokens.tolist() == [111]
     assert (problem.start_s, problem.max_kv_tokens) == (0.5, 999)
     assert problem_of(request(Slo(), waited_s=-1.0)).waited_s.tolist() == [0.0]
-    beside = problem_of(request(Slo()), num_running=2)  # which prefill no more
-    assert beside.exec_s == pytest.approx(np.array([[0.1 + 0.3, 0.2 + 0.4]]))
+    beside = problem_of(request(Slo()), num_running=2)
+    assert beside.exec_s == pytest.approx(np.array([[0.6, 0.8]]))
+    decoding = problem_of(request(Slo()), num_running=2, prefills_alone=True)
+    assert decoding.exec_s == pytest.approx(np.array([[0.1 + 0.3, 0.2 + 0.4]]))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Output lengths: estimated on arrival, learned from answers, and how wrong they were."""
+"""Output lengths: estimated on arrival, learned from answers, and their errors."""
 
 import dataclasses
 import math

@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 import pytest
-from jserve_sched.annealing_kernel import PYTHON_KERNEL
 
+from jserve_sched.annealing import PYTHON_KERNEL
 from jserve_sched.bucket_strategies import PowersOfTwo
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
@@ -99,7 +99,7 @@ def test_a_compiled_search_is_used_and_finds_plans(
         num_runs += 1
         return PYTHON_KERNEL.run(*arguments)
 
-    best = dataclasses.replace(PYTHON_KERNEL, run=count)
+    best = PYTHON_KERNEL._replace(run=count)
     monkeypatch.setattr(simulation, "best_kernel", lambda: best)
     found = run(experiment(policy="annealing", declared_max_tokens=64), qps=200.0)
     assert found["num_finished"] == found["num_requests"] == 36

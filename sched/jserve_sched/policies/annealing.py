@@ -25,7 +25,8 @@ import bisect
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +68,7 @@ class PlannedAdmission:
     """Orders the queue by simulated annealing; what a step holds is left to others.
 
     Attributes:
-      proposals: Changes of the plan that one search tries.
+      proposals: Most changes of the plan that one search tries.
       interval_s: Least time between two searches, seconds.
       max_batch: Largest batch planned; 0 takes the number of free slots.
       max_age_s: A request that came longer ago goes first, seconds.
@@ -101,7 +102,8 @@ class PlannedAdmission:
             and (view.epoch == last.epoch or view.now_s - last.made_s < self.interval_s)
         ):
             return None
-        begun_s = self.limit.clock.now_s() if self.limit else 0.0
+        clock, budget_s = self.limit or (None, math.inf)
+        begun_s = clock.now_s() if clock else 0.0
         requests = choose_waiting(view, MOST_JOBS, first=self._num_aged(view))
         if not requests:
             return None
@@ -120,7 +122,7 @@ class PlannedAdmission:
             seed=(self.seed << 32) + view.epoch,
             kernel=self.kernel,
             starts=starts,
-            deadline=self._deadline(begun_s),
+            spent=(lambda: (clock.now_s() - begun_s) / budget_s) if clock else None,
         )
         order = np.lexsort((problem.exec_s[:, -1], found.batch_of)).tolist()
         return Outlook(
@@ -129,60 +131,41 @@ class PlannedAdmission:
             epoch=view.epoch,
             num_proposals=found.num_proposals,
             gain=found.score.merit / found.start_score.merit - 1.0,
-            search_s=self.limit.clock.now_s() - begun_s if self.limit else None,
+            search_s=clock.now_s() - begun_s if clock else None,
         )
-
-    def _deadline(self, begun_s: float) -> Callable[[], bool] | None:
-        if self.limit is None:
-            return None
-        clock, end_s = self.limit.clock, begun_s + self.limit.budget_s
-        return lambda: clock.now_s() >= end_s
 
     def _problem(
         self, view: SchedulerView, requests: Sequence[Request]
     ) -> AnnealingProblem:
         """Returns what to search: these requests, in batches that join what runs."""
-        most = min(self._most(view), view.num_free_slots, len(requests))
-        return self._in_batches(view, requests, most, num_running=len(view.running))
-
-    def _in_batches(
-        self,
-        view: SchedulerView,
-        requests: Sequence[Request],
-        max_batch: int,
-        *,
-        num_running: int,
-    ) -> AnnealingProblem:
-        """Returns the problem of requests that start after the aged ones."""
         held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
-        num_kv_tokens = view.ledger.num_pages * view.ledger.page_size
         return make_problem(
             requests,
             view.request_latency,
             now_s=view.now_s,
-            max_batch=max_batch,
-            max_kv_tokens=max(num_kv_tokens - held, 0),
-            num_running=num_running,
-            start_s=view.in_flight_s + self._aged_s(view, self._most(view)),
+            max_batch=min(self._most(view), view.num_free_slots, len(requests)),
+            max_kv_tokens=max(_pool_tokens(view) - held, 0),
+            num_running=len(view.running),
+            start_s=self._start_s(view),
         )
 
     def _most(self, view: SchedulerView) -> int:
         return self.max_batch or view.max_num_seqs
 
-    def _aged_s(self, view: SchedulerView, together: int) -> float:
-        """Returns how long the aged keep the engine busy.
+    def _start_s(self, view: SchedulerView) -> float:
+        """Returns when the first batch can start: once the aged have had their turn.
 
         Of thousands the first ones are looked at; the others count as their mean.
         """
         aged = view.waiting[: self._num_aged(view)]
+        if not aged:
+            return view.in_flight_s
         counted = aged[:MOST_JOBS]
-        if not counted:
-            return 0.0
         known = np.array([one.num_known for one in counted])
         left = np.array([one.expected_tokens_left for one in counted])
-        together = min(together, len(aged))
+        together = min(self._most(view), len(aged))
         exec_s = view.request_latency.exec_s(np.array(float(together)), known, left)
-        return float(np.mean(exec_s)) * len(aged) / together
+        return view.in_flight_s + float(np.mean(exec_s)) * len(aged) / together
 
     def _num_aged(self, view: SchedulerView) -> int:
         """Returns how many of the waiting, the first by arrival, are over the bound."""
@@ -209,6 +192,10 @@ class PlannedAdmission:
             both = itertools.chain(planned, others)
             admitted += itertools.islice(both, most - num_aged)
         return Candidates(view, admitted, aged_before_s=view.now_s - self.max_age_s)
+
+
+def _pool_tokens(view: SchedulerView) -> int:
+    return view.ledger.num_pages * view.ledger.page_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,13 +239,21 @@ class AnnealingSliding(PlannedAdmission):
         """
         known = np.array([one.num_known for one in requests], np.float64)
         left = np.array([one.expected_tokens_left for one in requests])
-        num_kv_tokens = view.ledger.num_pages * view.ledger.page_size
         together = min(
             self._most(view),
             len(view.running) + len(requests),
-            max(int(num_kv_tokens / np.mean(known + left)), 1),
+            max(int(_pool_tokens(view) / np.mean(known + left)), 1),
         )
-        whole = self._in_batches(view, requests, 1, num_running=together - 1)
+        whole = make_problem(
+            requests,
+            view.request_latency,
+            now_s=view.now_s,
+            max_batch=1,
+            max_kv_tokens=0,
+            num_running=together - 1,
+            prefills_alone=True,
+            start_s=self._start_s(view),
+        )
         prefill_s = view.request_latency.prefill_s(np.ones(1), known)[:, None]
         rest_s = (whole.exec_s - prefill_s) * (1.0 - 1.0 / together)
         return dataclasses.replace(
