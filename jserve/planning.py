@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jserve.compiled_annealing import best_kernel
 from jserve.config import EngineConfig
@@ -50,8 +50,7 @@ def serving_policy(config: EngineConfig, clock: Clock | None = None) -> Policy:
     return dataclasses.replace(policy, kernel=best_kernel(), limit=limit)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RequestLatencyFile:
+class RequestLatencyFile(NamedTuple):
     """A request latency, and what it holds for.
 
     Attributes:
@@ -69,13 +68,12 @@ class RequestLatencyFile:
         difference = first_difference(self.measured_with, engine)
         if difference is None:
             return ""
-        fault, sentence = difference
         _LOG.warning(
             "request latency %r %s: it is fitted to the step predictor instead",
             str(self.path),
-            sentence,
+            difference[1],
         )
-        return fault.value
+        return difference[0].value
 
 
 def read_request_latency(config: EngineConfig) -> RequestLatencyFile | None:
@@ -95,4 +93,4 @@ def read_request_latency(config: EngineConfig) -> RequestLatencyFile | None:
             raise ValueError(f"measured_with={facts!r} is not a JSON object")
     except (OSError, ValueError) as error:
         raise ValueError(f"request_latency={str(path)!r}: {error}") from None
-    return RequestLatencyFile(path=path, latency=latency, measured_with=facts)
+    return RequestLatencyFile(path, latency, facts)

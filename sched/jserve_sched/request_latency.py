@@ -90,7 +90,7 @@ class RequestLatency:
     decode: Bilinear
 
     def prefill_s(self, batch: np.ndarray, prompt_tokens: np.ndarray) -> np.ndarray:
-        """Returns seconds until a batch of prompts of this length is prefilled."""
+        """Returns seconds until the batch's prompts are prefilled."""
         return self.prefill.of(batch, prompt_tokens)
 
     def decode_s(
@@ -111,21 +111,12 @@ class RequestLatency:
         self, batch: np.ndarray, prompt_tokens: np.ndarray, output_tokens: np.ndarray
     ) -> np.ndarray:
         """Returns seconds from the start of the prefill to the last token."""
-        prefill_s = self.prefill_s(batch, prompt_tokens)
-        return np.asarray(
-            prefill_s + self.decode_s(batch, prompt_tokens, output_tokens)
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the form that `request_latency_from_json` reads."""
-        return dataclasses.asdict(self)
+        decode_s = self.decode_s(batch, prompt_tokens, output_tokens)
+        return np.asarray(self.prefill_s(batch, prompt_tokens) + decode_s)
 
 
 def request_latency_from_json(text: str) -> RequestLatency:
     """Reads the file that training on whole requests writes.
-
-    It holds prefill and decode, each with both, batch, length and base in seconds.
-    Other keys, such as what it was measured with, are not looked at.
 
     Raises:
       ValueError: If the text is not that, or a coefficient is not a time.

@@ -101,7 +101,7 @@ def test_of_no_point_there_is_no_fit() -> None:
         fit_bilinear(LatencyPoints(*np.zeros((3, 0))))
 
 
-GOOD = LATENCY.to_json()
+GOOD = dataclasses.asdict(LATENCY)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,11 @@ continue a prompt. Both are judged on measured steps that nothing was learned fr
 decode steps, and prefill steps that are whole prefills of equal prompts.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
-from typing import Any
 
-import jax
 import numpy as np
 
 from jserve.predictor_checkpoint import PredictorFacts
@@ -90,10 +89,8 @@ def _prefill_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
     Those are without decodes and cached tokens, and all chunks have one length.
     """
     matrix = samples.features
-    tokens, length = (
-        matrix[:, features.PREFILL_TOKENS],
-        matrix[:, features.LARGEST_CHUNK],
-    )
+    tokens = matrix[:, features.PREFILL_TOKENS]
+    length = matrix[:, features.LARGEST_CHUNK]
     is_chosen = (
         is_chosen
         & (features.scenarios(matrix) == features.PURE_PREFILL)
@@ -120,7 +117,7 @@ def _decode_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
 def publish_requests(
     samples: Samples, output: pathlib.Path, measured_with: PredictorFacts
 ) -> None:
-    """Fits, writes request_latency.json and report.json, and prints both forms.
+    """Fits, writes request_latency.json, and prints its errors and content.
 
     Args:
       samples: A profile.
@@ -129,38 +126,23 @@ def publish_requests(
 
     Raises:
       ValueError: If the profile is not enough.
-      OSError: If a file cannot be written.
+      OSError: If the file cannot be written.
     """
     latency, found = train_requests(samples, page_size=measured_with.page_size)
-    device = {
-        name: getattr(measured_with, name)
-        for name in ("platform", "device_kind", "model", "dtype", "page_size")
-    }
-    report: dict[str, Any] = {
-        "schema_version": 1,
-        "kind": "request",
-        "commit": commit(),
-        "jax": jax.__version__,
-        "command": ["jserve-train-predictor", *sys.argv[1:]],
-        "samples": {
-            name: samples.facts[name]
-            for name in ("command", "model", "num_rounds", "repeat_spread")
-            if name in samples.facts
-        },
-        "measured_with": device,
-        "latency": latency.to_json(),
+    names = ("platform", "device_kind", "model", "dtype", "page_size")
+    document = {
+        **dataclasses.asdict(latency),
+        "measured_with": {name: getattr(measured_with, name) for name in names},
         "errors": found,
+        "commit": commit(),
+        "command": ["jserve-train-predictor", *sys.argv[1:]],
     }
-    content = {**latency.to_json(), "measured_with": device}
-    for name, document in (
-        ("request_latency.json", content),
-        ("report.json", report),
-    ):
-        write_whole(output / name, (json.dumps(document, indent=1) + "\n").encode())
+    path = output / "request_latency.json"
+    write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
     rows = [["part: points", "points", "R2", "MAE", "MAPE"]]
     for name, one in found.items():
         r2 = f"{one['r2']:.3f}" if "r2" in one else "-"
         error = [f"{one['mae_ms']:.3f}ms", f"{one['mape']:.1%}"]
         rows.append([name, str(one["num_points"]), r2, *error])
-    print(f"{render(rows)}\n\nlatency: {output / 'request_latency.json'}")
-    print(json.dumps(report, separators=(",", ":")), flush=True)
+    print(f"{render(rows)}\n\nlatency: {path}")
+    print(json.dumps(document, separators=(",", ":")), flush=True)
