@@ -8,7 +8,6 @@ Writes results.json, pictures, and the marked tables of the README.md beside the
 interrupted call is continued. The last line of stdout is one JSON document.
 """
 
-import concurrent.futures
 import dataclasses
 import io
 import json
@@ -26,10 +25,10 @@ from study import (
     BASE,
     LENGTHS,
     MACHINE,
-    ORACLE,
     POLICIES,
     SEARCHED,
     SORTED,
+    STUDIES,
     Cell,
     cells,
     claims,
@@ -69,6 +68,7 @@ class StudyConfig:
       policies: Policies to compare; fcfs, sjf and annealing are always among them.
       num_draws: Draws of requests that come at once.
       num_runs: Runs of each load.
+      studies: Parts of the study: at once, arrivals, lengths.
       num_processes: Processes; 0 takes one for each CPU.
       resume: Continue a call of the same commit that was interrupted.
       output: Folder of the results.
@@ -77,12 +77,14 @@ class StudyConfig:
     policies: tuple[str, ...] = POLICIES
     num_draws: int = 20
     num_runs: int = 2
+    studies: tuple[str, ...] = STUDIES
     num_processes: int = 0
     resume: bool = True
     output: pathlib.Path = _HERE
 
     def __post_init__(self) -> None:
         check_known("policies", self.policies, POLICIES)
+        check_known("studies", self.studies, STUDIES)
         missing = {BASE, SORTED, SEARCHED} - set(self.policies)
         if missing:
             raise ValueError(f"policies lacks {', '.join(sorted(missing))}")
@@ -112,16 +114,13 @@ def run_cells(
         draws[name] = runs.get(key(cell))
         if draws[name] is None:
             todo[name] = cell
-    with concurrent.futures.ProcessPoolExecutor(
-        config.num_processes or os.cpu_count(), multiprocessing.get_context("spawn")
+    with multiprocessing.get_context("spawn").Pool(
+        config.num_processes or os.cpu_count()
     ) as processes:
-        futures = {processes.submit(_run, cell): name for name, cell in todo.items()}
-        for future in tqdm.tqdm(
-            concurrent.futures.as_completed(futures), total=len(futures), disable=None
-        ):
-            name = futures[future]
-            draws[name] = future.result()
-            runs.put(key(todo[name]), draws[name])
+        done = zip(todo, processes.imap(_run, todo.values()), strict=True)
+        for name, found in tqdm.tqdm(done, total=len(todo), disable=None):
+            draws[name] = found
+            runs.put(key(todo[name]), found)
     return [
         dataclasses.asdict(cell)
         | pool(draws[json.dumps(key(cell))], draws[json.dumps(key(cell.base))])
@@ -182,20 +181,22 @@ def tables_of(entries: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str
     """Returns Markdown tables by the names of their places in the page."""
     tables = {}
     at_once = [one for one in entries if one["study"] == "at once"]
+    arrivals = [one for one in entries if one["study"] == "arrivals"]
     for name, (title, cell_of) in _MEASURES.items():
         for mix in dict.fromkeys(one["mix"] for one in at_once):
             own = [one for one in at_once if one["mix"] == mix]
             place = f"one-shot-{mix}-{name}".replace("_", "-")
             tables[place] = _grid(own, title, _row, cell_of)
-        arrivals = [one for one in entries if one["study"] == "arrivals"]
-        tables[f"arrivals-{name}"] = _grid(arrivals, title, _row, cell_of)
+        if arrivals:
+            tables[f"arrivals-{name}"] = _grid(arrivals, title, _row, cell_of)
     lengths = [one for one in entries if one["study"] == "lengths"]
-    tables["lengths"] = _grid(
-        lengths,
-        "attainment, % (mean latency, s)",
-        lambda one: one["lengths"] if one["policy"] != BASE else ORACLE,
-        lambda one: f"{100 * one['attainment']:.1f} ({one['mean_e2e_s']:.1f})",
-    )
+    if lengths:
+        tables["lengths"] = _grid(
+            lengths,
+            "attainment, % (mean latency, s)",
+            lambda one: one["lengths"] if one["policy"] != BASE else "-",
+            lambda one: f"{100 * one['attainment']:.1f} ({one['mean_e2e_s']:.1f})",
+        )
     rows = [
         [
             f"{one['mix']}, {one['policy']}",
@@ -278,7 +279,11 @@ def main(argv: Sequence[str]) -> None:
         raise ProgramError(str(error)) from error
     config.output.mkdir(parents=True, exist_ok=True)
     runs = FinishedRuns(config.output / "runs.jsonl", resumes=config.resume)
-    chosen = list(cells(config.num_draws, config.num_runs, config.policies))
+    chosen = [
+        cell
+        for cell in cells(config.num_draws, config.num_runs, config.policies)
+        if cell.study in config.studies
+    ]
     entries = run_cells(config, chosen, runs)
     found = claims(entries)
     tables = tables_of(entries, found)
@@ -295,7 +300,8 @@ def main(argv: Sequence[str]) -> None:
     }
     pictures = {
         f"{study.replace(' ', '_')}.png": picture(entries, study)
-        for study in ("at once", "arrivals")
+        for study in config.studies
+        if study != "lengths"
     }
     write_study(config.output, report, tables=tables, pictures=pictures)
     runs.remove()

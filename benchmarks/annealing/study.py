@@ -31,6 +31,7 @@ SORTED = "sjf"
 SEARCHED = "annealing"
 OTHERS = ("edf", "laxity", "qoserve", "sliding", "annealing+sliding")
 POLICIES = (BASE, SORTED, *OTHERS[:-1], SEARCHED, OTHERS[-1])
+STUDIES = ("at once", "arrivals", "lengths")
 MACHINE = "rtx4090-llama3.1-8b-table"
 ORACLE = "oracle"  # knows lengths, but for an error that it is given
 LENGTHS = (

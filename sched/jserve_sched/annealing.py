@@ -125,8 +125,9 @@ def anneal(
     for job in range(num_jobs):
         last_place = max(last_place, places[job])
     for step in range(len(moves)):
-        # Propose (section 4.3 of the notes): job `x` goes from place `a` to `b`; in an
-        # exchange `y` goes back from `b` to `a`.
+        # Propose a neighbour (the paper's priority mapping changes order p_i and batch
+        # a_i together): job `x` goes from place `a` to `b`; in an exchange `y` goes
+        # back from `b` to `a`.
         x, y = jobs[step], -1
         a, b = places[x], 0
         if moves[step] == SWAP:
@@ -163,8 +164,8 @@ def anneal(
 
         new_merit = 0.0
         if fits:
-            # Execute (section 2): a batch lasts as long as its longest job, and the
-            # next one waits for it.
+            # Execute (t_e2e = t_exec + t_wait): a batch lasts as long as its longest
+            # job, and the next one waits for it.
             for place in range(1, last_place + 2):
                 waits_s[place] = 0.0
             sum_s = waited_s
@@ -180,7 +181,7 @@ def anneal(
                     waits_s[place] = wait_s
                     sum_s += sizes[place] * wait_s
                     wait_s += duration_s
-            # Judge: G = n / t.
+            # Judge: x_i is whether job i attains its SLO, n their sum, G = n / t.
             num_attained = 0
             for job in range(num_jobs):
                 place = places[job]
@@ -188,7 +189,7 @@ def anneal(
                     num_attained += 1
             new_merit = (num_attained + JOB_SHARE) / sum_s
 
-        # Accept by Metropolis, or change back.
+        # Accept by Metropolis (simulated annealing), or change back.
         if fits and new_merit - merit >= bars[step]:
             merit = new_merit
             if sizes[a] == 0 or b == a + 1:

@@ -3,12 +3,12 @@
 A job's duration depends on the job and on the size of its batch alone, so its duration
 and the longest wait with which it attains its SLO are looked up by (job, batch size).
 
-A plan is an array: the number of each job's batch. It is read as in arXiv 2504.14966
-(section 2 of our notes on it): batches run one after another, all members of a batch
-start together, and G = n / t, where n counts the jobs that attain their SLOs and t is
-the sum of all jobs' latencies. That batches wait for one another is our reading of the
-paper's order and batch index; the KV budget is ours, and that a bound on the time
-between tokens is judged by the last token's deadline, as reports judge it.
+A plan is an array: the number of each job's batch. It is read as in arXiv 2504.14966:
+batches run one after another, all members of a batch start together, and G = n / t,
+where n counts the jobs that attain their SLOs and t is the sum of all jobs' latencies.
+That batches wait for one another is our reading of the paper's order and batch index;
+the KV budget is ours, and that a bound on the time between tokens is judged by the last
+token's deadline, as reports judge it.
 
 Shapes: `N` jobs, `B` the largest batch.
 """

@@ -108,10 +108,10 @@ def test_a_search_is_left_out_only_where_nothing_can_be_gained() -> None:
 
 def test_within_one_percent_of_the_optimum() -> None:
     """Of instances on file, solved by `golden/write_annealing.py`."""
-    rows = json.loads(GOLDEN.read_text())[::3]
-    assert len(rows) == 20
+    rows = json.loads(GOLDEN.read_text())[::4]
+    assert len(rows) == 15
     for fields, num_attained, total_s in rows:
-        found = search(Instance(**fields).problem(), num_proposals=4_000)
+        found = search(Instance(**fields).problem(), num_proposals=2_000)
         assert 0.99 <= found.score.goal * total_s / num_attained <= 1 + 1e-9
 
 

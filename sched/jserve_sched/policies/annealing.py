@@ -130,7 +130,7 @@ class PlannedAdmission:
             made_s=view.now_s,
             epoch=view.epoch,
             num_proposals=found.num_proposals,
-            gain=found.score.merit / found.start_score.merit - 1.0,
+            gain=max(found.score.merit / found.start_score.merit - 1.0, 0.0),
             search_s=clock.now_s() - begun_s if clock else None,
         )
 
