@@ -54,7 +54,7 @@ def best_kernel() -> Kernel:
 
 def _ready(run: Callable[..., Any]) -> Kernel:
     """Returns the kernel of a function, which has run once."""
-    kernel = Kernel(run=run, table=np.ascontiguousarray, slice_proposals=512)
+    kernel = Kernel(run=run, table=np.ascontiguousarray, slice_jobs=100_000)
     problem = AnnealingProblem(
         exec_s=np.ones((2, 1)),
         latest_s=np.zeros((2, 1)),

@@ -50,12 +50,12 @@ class Kernel(NamedTuple):
     Attributes:
       run: `anneal`, or what a compiler made of it.
       table: Makes what `run` is fast on from a flat array.
-      slice_proposals: Proposals carried out between two looks at the clock.
+      slice_jobs: Proposals, times jobs, carried out between two looks at the clock.
     """
 
     run: Callable[..., tuple[float, float]]
     table: Callable[[np.ndarray], Numbers]
-    slice_proposals: int
+    slice_jobs: int
 
 
 class Found(NamedTuple):
@@ -221,7 +221,7 @@ def anneal(
     return merit, best_merit
 
 
-PYTHON_KERNEL = Kernel(run=anneal, table=np.ndarray.tolist, slice_proposals=64)
+PYTHON_KERNEL = Kernel(run=anneal, table=np.ndarray.tolist, slice_jobs=1_000)
 
 
 def search(
@@ -280,7 +280,9 @@ def search(
         if share >= 1.0:
             break
         in_all = done / share if done else num_proposals
-        size = min(kernel.slice_proposals, num_proposals - done)
+        size = num_proposals - done
+        if spent:
+            size = min(size, max(kernel.slice_jobs // num_jobs, 1))
         heats = _temperatures(share + np.arange(size) / in_all, in_all, num_jobs)
         draws = (
             *rng.integers([[3], [num_jobs], [num_jobs]], size=(3, size)),

@@ -186,7 +186,7 @@ def _define_knowledge() -> Callable[[], dict[str, Any]]:
         "length_estimator",
         NO_ESTIMATES,
         "What output lengths policies plan by, where requests declare more than they "
-        "take: max_tokens, mean, gaussian, quantile (with options as in "
+        "take: max_tokens, mean, quantile (with options as in "
         "quantile:q=0.75), or the truth as oracle, made wrong as in oracle:error=0.5 "
         "or oracle:factor=10.",
     )
