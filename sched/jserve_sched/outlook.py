@@ -34,13 +34,6 @@ class Outlook:
         """The place of each request in the order, by id."""
         return {name: turn for turn, name in enumerate(self.order)}
 
-    def without(self, name: str) -> "Outlook":
-        """Returns it without a request; itself if that is not in it."""
-        if name not in self.turns:
-            return self
-        order = tuple(one for one in self.order if one != name)
-        return dataclasses.replace(self, order=order)
-
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class SearchTotals:

@@ -196,8 +196,6 @@ class Scheduler:
                 request.prompt_tokens, self.ledger.page_size
             )
         self._lengths.enter(request)
-        if self._outlook is not None:  # planned under this id was another request
-            self._outlook = self._outlook.without(request.request_id)
         self._requests[request.request_id] = request
         self._recent.add_request(request)
         self._enqueue(request)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from fakes import Driver, make_request, make_scheduler
+from fakes import make_request
 from jserve_sched.annealing import PYTHON_KERNEL
 from jserve_sched.annealing_problem import AnnealingProblem
 from jserve_sched.buckets import BucketTable
@@ -126,24 +126,6 @@ def test_admission_goes_by_turn_and_newcomers_go_behind() -> None:
         assert admitted(make_policy(spec).plan(view)) == ["c", "a", "b", "new"]
     without = dataclasses.replace(view, outlook=None)
     assert admitted(make_policy("annealing").plan(without)) == ["a", "b", "c", "new"]
-
-
-def test_an_id_used_again_does_not_inherit_a_turn() -> None:
-    scheduler = make_scheduler(
-        policy="annealing:max_batch=1:interval_s=1000", max_num_seqs=1
-    )
-    driver = Driver(scheduler, lag=0)
-    for name, tokens in (("a", 30), ("b", 20), ("x", 2), ("first", 1)):
-        scheduler.submit(job(name, tokens=tokens))
-    driver.step()
-    planned = scheduler.view(driver.now_s).outlook
-    assert planned is not None
-    assert planned.order == ("first", "x", "b", "a")
-    scheduler.cancel("x")
-    scheduler.submit(job("x", tokens=90, arrival_s=driver.now_s))
-    driver.run()
-    names = [one.request_id for one in driver.finished]
-    assert names == ["first", "b", "a", "x"]
 
 
 def test_the_aged_go_first_by_arrival() -> None:
