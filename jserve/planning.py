@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import scipy.optimize  # noqa: F401  A request waits for the first fit: import it now.
+
 from jserve.compiled_annealing import best_kernel
 from jserve.config import EngineConfig
 from jserve.predictor_checkpoint import PredictorFacts, first_difference

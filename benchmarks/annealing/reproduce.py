@@ -261,7 +261,7 @@ def picture(entries: Sequence[Entry], study: str) -> bytes:
             shape=altair.Shape("policy:N", sort=list(POLICIES)),
         )
         .properties(width=170, height=130)
-        .facet("cell:N", columns=4)
+        .facet(altair.Facet("cell:N", title=None), columns=4)
         .resolve_scale(x="independent")
     )
     file = io.BytesIO()
