@@ -285,7 +285,8 @@ def search(
             size = min(size, max(kernel.slice_jobs // num_jobs, 1))
         heats = _temperatures(share + np.arange(size) / in_all, in_all, num_jobs)
         draws = (
-            *rng.integers([[3], [num_jobs], [num_jobs]], size=(3, size)),
+            rng.integers(3, size=size),
+            *rng.integers(num_jobs, size=(2, size)),
             # Metropolis: a change d is accepted if a uniform draw u is below
             # exp(d / T), so not below T * log(u); -log(u) is an exponential draw.
             rng.standard_exponential(size) * heats * -unit,
@@ -308,5 +309,7 @@ def _temperatures(
     """
     pairs_share = min(num_proposals, _HEATING_PROPOSALS) / num_jobs**2
     hottest = np.clip(_PAIR_HEAT * pairs_share, *_HOTTEST)
-    heats: np.ndarray = hottest * (_COLDEST / hottest) ** (shares * NUM_COOLINGS % 1.0)
+    cooled = shares * NUM_COOLINGS
+    cooled -= np.floor(cooled)
+    heats: np.ndarray = hottest * np.exp(np.log(_COLDEST / hottest) * cooled)
     return heats
