@@ -26,7 +26,7 @@ from jserve_models.registry import load_model
 from jserve_sched.bucket_growth import growth
 from jserve_sched.buckets import BucketTable
 from jserve_sched.ledger import KvLedger
-from jserve_sched.length_estimates import make_length_estimator
+from jserve_sched.output_lengths import make_length_estimator
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import ServiceClass
 from jserve_sched.table_predictor import TablePredictor

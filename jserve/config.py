@@ -46,16 +46,13 @@ class EngineConfig:
       predictor: What prices a step: "table" (timed at start), "linear" (SlidingServe's
         model, refitted while serving), or the folder of a trained checkpoint.
       length_estimator: guesses how long answers will be, by name and options:
-        "max_tokens" (what the request allows), "mean", "gaussian", or "quantile", as in
+        "max_tokens" (what the request allows), "mean", or "quantile", as in
         "quantile:q=0.75".
       request_latency: file of `jserve-train-predictor --kind=request` that says how
         long whole requests take; without it, or if it was measured with another device,
         model, dtype or page size, that is fitted to the step predictor.
       annealing_budget_ms: most milliseconds that one search of the policies annealing
-        and annealing+sliding takes; 0 counts proposals instead, as simulations do. A
-        policy that names its own, as in "annealing:proposals=77", is not timed.
-      annealing_interval_s: least seconds between two such searches; 0 leaves it to the
-        policy. A policy that names its own, as in "annealing:interval_s=1", keeps it.
+        and annealing+sliding takes; 0 limits their proposals alone, as simulations do.
       max_num_seqs: Most requests running at once.
       max_num_batched_tokens: Most token positions in one step.
       max_queued_requests: Most requests waiting; more are refused with status 429.
@@ -97,7 +94,6 @@ class EngineConfig:
     length_estimator: str = "max_tokens"
     request_latency: pathlib.Path | None = None
     annealing_budget_ms: float = 5.0
-    annealing_interval_s: float = 0.0
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 544
     max_queued_requests: int = 1024
@@ -143,7 +139,6 @@ class EngineConfig:
         check_range("max_model_len", self.max_model_len, 0, 2**24)
         check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
         check_range("annealing_budget_ms", self.annealing_budget_ms, 0.0, 1000.0)
-        check_range("annealing_interval_s", self.annealing_interval_s, 0.0, 3600.0)
         check_range("max_programs", self.max_programs, 0, 2**16)
         check_range("max_compile_s", self.max_compile_s, 0.0, 86400.0)
         check_range("step_log_max_bytes", self.step_log_max_bytes, 2**16, 2**50)

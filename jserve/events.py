@@ -4,8 +4,8 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
-from jserve_sched.length_errors import LengthErrors
 from jserve_sched.outlook import SearchTotals
+from jserve_sched.output_lengths import LengthErrors
 from jserve_sched.request import FinishReason
 
 

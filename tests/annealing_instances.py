@@ -1,7 +1,7 @@
 """Small and larger sets of waiting requests for the search; shared by its tests.
 
-Half are judged by their end, half by their first token and the mean time between
-tokens; lengths and times are those with which our notes on arXiv 2504.14966 checked
+Half are judged by their end, half by their first token and the time between tokens;
+lengths and times are those with which our notes on arXiv 2504.14966 checked
 their reading (section 6): log-normal lengths, invented coefficients.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jserve_sched.annealing_problem import AnnealingProblem, TpotRule, make_problem
+from jserve_sched.annealing_problem import AnnealingProblem, make_problem
 from jserve_sched.request import Request
 from jserve_sched.request_latency import Bilinear, RequestLatency
 from jserve_sched.slo import Slo
@@ -29,12 +29,12 @@ class Instance:
 
     Attributes:
       max_batch: B.
-      max_kv_tokens: a batch's budget.
-      start_ms: when the first batch can start.
-      ttlt_s: what half of the requests were promised.
-      ttft_s: what the others were promised, besides 50 ms between tokens.
-      rows: of each request: prompt tokens, output tokens, whether it is judged by
-        its end, and ms waited.
+      max_kv_tokens: Budget of a batch.
+      start_ms: When the first batch can start.
+      ttlt_s: SLO of half of the requests.
+      ttft_s: SLO of the others, besides 50 ms between tokens.
+      rows: Prompt tokens, output tokens, whether its end is judged, and ms waited, of
+        each request.
     """
 
     max_batch: int
@@ -44,7 +44,7 @@ class Instance:
     ttft_s: float
     rows: Sequence[Sequence[int]]
 
-    def problem(self, tpot: TpotRule = "mean") -> AnnealingProblem:
+    def problem(self) -> AnnealingProblem:
         return make_problem(
             [self._request(index) for index in range(len(self.rows))],
             LATENCY,
@@ -52,7 +52,6 @@ class Instance:
             max_batch=self.max_batch,
             max_kv_tokens=self.max_kv_tokens,
             start_s=self.start_ms / 1e3,
-            tpot=tpot,
         )
 
     def _request(self, index: int) -> Request:

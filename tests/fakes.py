@@ -10,7 +10,7 @@ import numpy as np
 from jserve_sched.buckets import BucketTable
 from jserve_sched.clock import ManualClock
 from jserve_sched.ledger import KvLedger
-from jserve_sched.length_estimates import LengthEstimator
+from jserve_sched.output_lengths import LengthEstimator
 from jserve_sched.plan import StepPlan, StepResult
 from jserve_sched.policies import make_policy
 from jserve_sched.request import Request, SamplingParams

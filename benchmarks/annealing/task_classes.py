@@ -1,11 +1,11 @@
 """The two kinds of task, and the requests drawn of them.
 
-The one idea: a mix names a trace for each kind, and a seed draws half of the requests
-from either, so every policy, batch size and error of prediction meets the same ones.
+A mix names a trace for each kind, and a seed draws half of the requests from either, so
+every policy, batch size and error of prediction meets the same ones.
 
 The paper (arXiv 2504.14966) has one kind judged by its end-to-end latency, such as code
 completion, and one judged by TTFT and TPOT, such as chat. Its bounds could not be read:
-30 s, 10 s and 50 ms were fixed before the first run, and the traces are ours.
+30 s, 10 s and 50 ms are reconstructed, and the traces are ours.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Mix:
     """Whose lengths the two kinds have.
 
     Attributes:
-      name: what flags and tables call it.
-      code: trace of the code completions.
-      chat: trace of the chat.
+      name: What tables call it.
+      code: Trace of the code completions.
+      chat: Trace of the chat.
     """
 
     name: str
@@ -44,10 +44,7 @@ AZURE = Mix(
 LONG_CODE = dataclasses.replace(
     AZURE, name="long_code", code=TRACES / "sharegpt_300.csv"
 )
-LONG_CHAT = dataclasses.replace(
-    AZURE, name="long_chat", chat=TRACES / "sharegpt_300.csv"
-)
-MIXES = {one.name: one for one in (AZURE, LONG_CODE, LONG_CHAT)}
+MIXES = {one.name: one for one in (AZURE, LONG_CODE)}
 
 
 def _pick(
@@ -66,18 +63,18 @@ def draw_requests(
     *,
     num_requests: int,
     seed: int,
-    qps: float | None = None,
+    qps: float = 0.0,
 ) -> list[Arrival]:
     """Returns requests in random order, half of each kind, sorted by arrival.
 
     Args:
-      mix: whose lengths they have.
-      num_requests: how many; even.
-      seed: decides everything.
-      qps: rate of Poisson arrivals, requests per second; None: all come at once.
+      mix: Gives their lengths.
+      num_requests: An even number.
+      seed: Decides everything.
+      qps: Rate of Poisson arrivals, requests per second; 0: all come at once.
 
     Raises:
-      ValueError: if the number is odd, or a trace has too few rows.
+      ValueError: If the number is odd, or a trace has too few rows.
     """
     if num_requests % 2:
         raise ValueError(f"num_requests={num_requests} is not even: half are of a kind")
@@ -88,7 +85,7 @@ def draw_requests(
     order = rng.permutation(num_requests)
     gaps_s = rng.exponential(1.0, num_requests)
     times_s = np.zeros(num_requests)
-    if qps is not None:
+    if qps:
         times_s = (np.cumsum(gaps_s) - gaps_s[0]) / qps
     arrivals = []
     for place, (job, time_s) in enumerate(zip(order, times_s.tolist(), strict=True)):

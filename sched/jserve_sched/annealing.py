@@ -1,159 +1,227 @@
 """Simulated annealing over the order and the batches of waiting jobs.
 
-The one idea: start from the better of two plain orders, change one job's place at a
-time, and go back less and less readily (arXiv 2504.14966, "priority mapping"). That
-order and batch sizes are annealed together is the paper's. Ours, since its text was
-not to be had: the starts, the early exit, the three moves, the temperatures, and that
-acceptance looks at the *relative* change of G. G itself is tiny, so that temperatures
-in the hundreds accept everything and only the record of the best plan makes progress;
-`scale="raw"` does that for comparison.
+The chain starts from the better of two plain orders, changes one job's place at a time,
+and accepts worse plans less and less readily (arXiv 2504.14966, "priority mapping").
+That order and batch sizes are annealed together is the paper's. Ours, since its text
+could not be read: the starts, the early exit, the three moves, the temperatures, and
+that acceptance looks at the relative change of G. G itself is tiny, so that with
+temperatures in the hundreds every change is accepted.
 
-Temperatures are in shares of one job: 1 is G / N. One job met or missed changes G by
-about so much, hence what is hot for 10 jobs is a random walk for 200. The chain cools
-several times over, which a deadline may cut short with little lost.
+Temperatures are in shares of one job: 1 is G / N. One job attained or not changes G by
+about as much, hence what is hot for 10 jobs is a random walk for 200. The chain cools
+several times over, so a deadline that ends it early loses little.
 
-The chain is `annealing_kernel.anneal`. `evaluate` is the other way to the same number,
-from the whole plan at once.
+`anneal` is one function without helpers, fast on lists in plain Python and on arrays
+where Numba compiles it, to the same plan bit for bit. Hence chance comes in as draws.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jserve_sched import annealing_kernel
-from jserve_sched.annealing_kernel import (
-    FOREVER_NS,
-    NEVER_NS,
-    PYTHON_KERNEL,
-    Draws,
-    Kernel,
-    State,
-    Tables,
+from jserve_sched.annealing_problem import (
+    JOB_SHARE,
+    AnnealingProblem,
+    Score,
+    evaluate,
+    packed,
 )
-from jserve_sched.annealing_problem import AnnealingProblem, BatchPlan, Score
 
-WINDOW_JOBS = 256  # most jobs of one search; the others keep their start's order
-DEFAULT_PROPOSALS = 10_000  # what 20 jobs take 2 ms for, compiled, in all
-RAW_TEMPERATURES = (500.0, 20.0)  # first and last, of G in 1/s
+DEFAULT_PROPOSALS = 10_000
+MOST_JOBS = 256  # of one search, as its callers see to
 NUM_COOLINGS = 4  # times that the temperature falls from first to last
 _COLDEST = 0.003  # shares of one job
 _HOTTEST = (0.1, 2.0)  # least and most
-_BLOCK_PROPOSALS = 4_096  # whose chance is drawn at a time
 _PAIR_HEAT = 0.06  # the first temperature for each proposal that a pair of jobs gets
 _HEATING_PROPOSALS = 12_000  # more of them start no hotter
 
-Scale = Literal["relative", "raw"]
+# Three moves of one job, each as likely (ours; the paper's are not known).
+SQUEEZE = 0  # into the batch before; if that is full, in exchange for a job of it
+DELAY = 1  # into the batch after; if that is full, into a new one between the two
+SWAP = 2  # in exchange for any other job
+
+Numbers = Any  # a list where Python runs the kernel, an array where it is compiled
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Found:
+class Kernel(NamedTuple):
+    """How the inner loop runs.
+
+    Attributes:
+      run: `anneal`, or what a compiler made of it.
+      table: Makes what `run` is fast on from a flat array.
+      slice_jobs: Proposals, times jobs, carried out between two looks at the clock.
+    """
+
+    run: Callable[..., tuple[float, float]]
+    table: Callable[[np.ndarray], Numbers]
+    slice_jobs: int
+
+
+class Found(NamedTuple):
     """What a search found.
 
     Attributes:
-      plan: the best plan seen.
-      score: its worth.
-      start_score: of the start taken: the best of sorted, arrival and given ones.
-      sorted_score: of the plan sorted by duration.
-      num_proposals: moves tried.
-      is_early_exit: whether no move was tried, since none could have helped.
+      batch_of: `[N]` batch of each job in the best plan seen, from 0 without gaps.
+      score: Its worth.
+      start_score: Worth of the best start.
+      num_proposals: Moves tried; 0 where none could have helped.
     """
 
-    plan: BatchPlan
+    batch_of: np.ndarray
     score: Score
     start_score: Score
-    sorted_score: Score
     num_proposals: int
-    is_early_exit: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Laid:
-    """A plan with everything computed; `P` positions, `K` batches."""
+def anneal(
+    exec_s: Numbers,
+    latest_s: Numbers,
+    kv_tokens: Numbers,
+    max_kv_tokens: int,
+    start_s: float,
+    waited_s: float,
+    moves: Numbers,
+    jobs: Numbers,
+    others: Numbers,
+    bars: Numbers,
+    places: Numbers,
+    best_places: Numbers,
+    sizes: Numbers,
+    kv: Numbers,
+    waits_s: Numbers,
+    merit: float,
+    best_merit: float,
+) -> tuple[float, float]:
+    """Carries out `K` proposals; changes `places`, `best_places`, `sizes` and `kv`.
 
-    order: np.ndarray  # [P] jobs
-    sizes: np.ndarray  # [K]
-    execs_ns: np.ndarray  # [P]
-    starts_ns: np.ndarray  # [K]
-    durations_ns: np.ndarray  # [K]
-    is_met: np.ndarray  # [P]
-    score: Score
+    Batch k stands at place 2 k + 1, so that a new batch fits between any two.
 
+    Args:
+      exec_s: `[N * B]` durations; `job * B + size - 1` is a row and column.
+      latest_s: `[N * B]` longest waits.
+      kv_tokens: `[N]`.
+      max_kv_tokens: Most tokens of a batch of two or more.
+      start_s: When the first batch starts.
+      waited_s: What all jobs have waited already, summed.
+      moves: `[K]` `SQUEEZE`, `DELAY` or `SWAP`.
+      jobs: `[K]` the job that moves.
+      others: `[K]` the job it is exchanged for, or where the search for one begins.
+      bars: `[K]` the least change of merit accepted, 0 or below.
+      places: `[N]` place of each job's batch in the chain's plan.
+      best_places: `[N]` of the best plan seen.
+      sizes: `[2 N + 1]` jobs at each place.
+      kv: `[2 N + 1]` KV tokens at each place.
+      waits_s: `[2 N + 1]` scratch.
+      merit: `Score.merit` of the chain's plan.
+      best_merit: That of the best plan.
 
-def _lay(problem: AnnealingProblem, plan: BatchPlan) -> _Laid:
-    order = np.asarray(plan.order, np.int64)
-    sizes = np.asarray(plan.sizes, np.int64)
-    columns = np.repeat(sizes, sizes) - 1
-    execs_ns = problem.exec_ns[order, columns]
-    ends = np.cumsum(sizes)
-    durations_ns = np.maximum.reduceat(execs_ns, ends - sizes)
-    starts_ns = problem.start_ns + np.cumsum(durations_ns) - durations_ns
-    waits_ns = np.repeat(starts_ns, sizes)
-    is_met = waits_ns <= problem.latest_ns[order, columns]
-    total_ns = np.sum(waits_ns) + np.sum(execs_ns) + np.sum(problem.waited_ns[order])
-    score = Score(num_met=int(np.count_nonzero(is_met)), total_ns=int(total_ns))
-    return _Laid(order, sizes, execs_ns, starts_ns, durations_ns, is_met, score)
-
-
-def evaluate(problem: AnnealingProblem, plan: BatchPlan) -> Score:
-    """Returns what a plan is worth, computed from the whole of it."""
-    return _lay(problem, plan).score
-
-
-def check_plan(problem: AnnealingProblem, plan: BatchPlan) -> None:
-    """Checks that a plan is one of this problem.
-
-    Raises:
-      ValueError: if a job is missing or repeated, or a batch is empty, too large, or
-        over the KV budget with more than one job.
+    Returns:
+      `merit` and `best_merit` after the last proposal.
     """
-    if sorted(plan.order) != list(range(problem.num_jobs)):
-        raise ValueError(f"the order does not hold jobs 0..{problem.num_jobs - 1} once")
-    if sum(plan.sizes) != problem.num_jobs:
-        raise ValueError(
-            f"the batches hold {sum(plan.sizes)} jobs, not {problem.num_jobs}"
+    num_jobs = len(places)
+    max_batch = len(exec_s) // num_jobs
+    last_place = 0
+    for job in range(num_jobs):
+        last_place = max(last_place, places[job])
+    for step in range(len(moves)):
+        # Propose a neighbour (the paper's priority mapping changes order p_i and batch
+        # a_i together): job `x` goes from place `a` to `b`; in an exchange `y` goes
+        # back from `b` to `a`.
+        x, y = jobs[step], -1
+        a, b = places[x], 0
+        if moves[step] == SWAP:
+            y = others[step]
+            b = places[y]
+            if a == b:
+                continue
+        else:
+            b = a - 2 if moves[step] == SQUEEZE else a + 2
+            is_end = b < 0 or b > last_place
+            if is_end and (moves[step] == SQUEEZE or sizes[a] == 1):
+                continue
+            if is_end or sizes[b] == max_batch or kv[b] + kv_tokens[x] > max_kv_tokens:
+                if moves[step] == DELAY and sizes[a] > 1:
+                    b = a + 1
+                else:
+                    y = others[step]
+                    while places[y] != b:
+                        y = y + 1 if y + 1 < num_jobs else 0
+
+        # Change the plan; one over the KV budget is changed back at the end.
+        size_moved, kv_moved = 1, kv_tokens[x]
+        places[x] = b
+        if y >= 0:
+            places[y] = a
+            size_moved, kv_moved = 0, kv_moved - kv_tokens[y]
+        sizes[a] -= size_moved
+        sizes[b] += size_moved
+        kv[a] -= kv_moved
+        kv[b] += kv_moved
+        fits = (sizes[a] < 2 or kv[a] <= max_kv_tokens) and (
+            sizes[b] < 2 or kv[b] <= max_kv_tokens
         )
-    kv_tokens = problem.kv_tokens[list(plan.order)].tolist()
-    first = 0
-    for size in plan.sizes:
-        if not 1 <= size <= problem.max_batch:
-            raise ValueError(f"a batch of {size} is not in 1..{problem.max_batch}")
-        batch_tokens = sum(kv_tokens[first : first + size])
-        if size > 1 and batch_tokens > problem.max_kv_tokens:
-            raise ValueError(
-                f"a batch of {batch_tokens} KV tokens is over {problem.max_kv_tokens}"
-            )
-        first += size
+
+        new_merit = 0.0
+        if fits:
+            # Execute (t_e2e = t_exec + t_wait): a batch lasts as long as its longest
+            # job, and the next one waits for it.
+            for place in range(1, last_place + 2):
+                waits_s[place] = 0.0
+            sum_s = waited_s
+            for job in range(num_jobs):
+                place = places[job]
+                own_s = exec_s[job * max_batch + sizes[place] - 1]
+                sum_s += own_s
+                waits_s[place] = max(waits_s[place], own_s)
+            wait_s = start_s
+            for place in range(1, last_place + 2):
+                if sizes[place]:
+                    duration_s = waits_s[place]
+                    waits_s[place] = wait_s
+                    sum_s += sizes[place] * wait_s
+                    wait_s += duration_s
+            # Judge: x_i is whether job i attains its SLO, n their sum, G = n / t.
+            num_attained = 0
+            for job in range(num_jobs):
+                place = places[job]
+                if waits_s[place] <= latest_s[job * max_batch + sizes[place] - 1]:
+                    num_attained += 1
+            new_merit = (num_attained + JOB_SHARE) / sum_s
+
+        # Accept by Metropolis (simulated annealing), or change back.
+        if fits and new_merit - merit >= bars[step]:
+            merit = new_merit
+            if sizes[a] == 0 or b == a + 1:
+                # A batch was emptied or opened: number the places through.
+                fresh = 1
+                for place in range(1, last_place + 2):
+                    if sizes[place]:
+                        waits_s[place] = fresh
+                        fresh += 2
+                for place in range(1, last_place + 2):
+                    sizes[place] = kv[place] = 0
+                last_place = fresh - 2
+                for job in range(num_jobs):
+                    place = int(waits_s[places[job]])
+                    places[job] = place
+                    sizes[place] += 1
+                    kv[place] += kv_tokens[job]
+            if merit > best_merit:
+                best_merit = merit
+                best_places[:] = places
+        else:
+            places[x] = a
+            if y >= 0:
+                places[y] = b
+            sizes[a] += size_moved
+            sizes[b] -= size_moved
+            kv[a] += kv_moved
+            kv[b] -= kv_moved
+    return merit, best_merit
 
 
-def packed(problem: AnnealingProblem, order: Sequence[int]) -> BatchPlan:
-    """Returns an order cut into batches, each as full as it may be."""
-    sizes: list[int] = []
-    size = room = 0
-    max_batch, max_kv_tokens = problem.max_batch, problem.max_kv_tokens
-    for kv_tokens in problem.kv_tokens[list(order)].tolist():
-        if size and (size == max_batch or kv_tokens > room):
-            sizes.append(size)
-            size = 0
-        if not size:
-            room = max_kv_tokens
-        size += 1
-        room -= kv_tokens
-    sizes.append(size)
-    return BatchPlan(tuple(order), tuple(sizes))
-
-
-def sorted_start(problem: AnnealingProblem) -> BatchPlan:
-    """Returns the shortest jobs first, by their duration in a full batch."""
-    order = np.argsort(problem.exec_ns[:, -1], kind="stable")
-    return packed(problem, order.tolist())
-
-
-def arrival_start(problem: AnnealingProblem) -> BatchPlan:
-    """Returns the jobs that have waited longest first."""
-    order = np.argsort(-problem.waited_ns, kind="stable")
-    return packed(problem, order.tolist())
+PYTHON_KERNEL = Kernel(run=anneal, table=np.ndarray.tolist, slice_jobs=1_000)
 
 
 def search(
@@ -162,223 +230,86 @@ def search(
     num_proposals: int = DEFAULT_PROPOSALS,
     seed: int = 0,
     kernel: Kernel = PYTHON_KERNEL,
-    starts: Sequence[BatchPlan] = (),
-    temperatures: tuple[float, float] | None = None,
-    scale: Scale = "relative",
-    deadline: Callable[[], bool] | None = None,
+    starts: Sequence[np.ndarray] = (),
+    spent: Callable[[], float] | None = None,
 ) -> Found:
     """Returns the best plan found; the same for the same arguments.
 
-    Of more than `WINDOW_JOBS` jobs only the first batches of the best start are
-    searched, that many jobs at most (but a whole batch at least); the others keep that
-    start's order and batches behind them. The search counts how much later they end,
-    but not which promises of theirs that breaks. The plan returned is never below the
-    best start in any case.
-
-    The search is left out only where nothing can be gained: in batches of one, when the
-    sorted start keeps every promise, for then n is the most and t the least there is.
-    Where larger batches are allowed another cut may be better, so it goes on. (Ours:
-    when the paper's own search ends early is not known to us.)
+    The search is left out only where nothing can be gained: in batches of one, when
+    the sorted start attains every SLO, for then n is the most and t the least there is.
+    (Ours: when the paper's own search ends early is not known to us.)
 
     Args:
-      problem: the jobs.
-      num_proposals: moves tried; the temperature falls over just so many.
-      seed: of the draws.
-      kernel: what carries the moves out.
-      starts: further plans to start from, such as the last one.
-      temperatures: the first and the last of each cooling. By default it starts the
-        hotter, the more proposals there are for each pair of jobs, as was best on
-        the mixes of 2 to 200 jobs that we tried.
-      scale: what a temperature is compared with: the change of G in shares of one
-        job of the start's G, or the change of G in 1/s.
-      deadline: asked now and then; once it says yes, the best plan so far is returned.
-
-    Raises:
-      ValueError: if `num_proposals` is below 0, a temperature is not above 0, or one
-        of `starts` is no plan of this problem.
+      problem: The jobs.
+      num_proposals: Most moves tried.
+      seed: Seed of the draws.
+      kernel: What carries the moves out.
+      starts: Further plans to start from, such as the last one.
+      spent: Says which share of the time allowed is spent; from 1 on the best plan so
+        far is returned. The temperature falls over time or proposals, as either ends.
     """
-    if num_proposals < 0:
-        raise ValueError(f"num_proposals={num_proposals} is below 0")
-    if temperatures is not None and min(temperatures) <= 0.0:
-        raise ValueError(f"{temperatures=} are not both above 0")
-    for start in starts:
-        check_plan(problem, start)
-    plan = sorted_start(problem)
-    laid = _lay(problem, plan)
-    sorted_score = laid.score
-    for other in (arrival_start(problem), *starts):
-        found = _lay(problem, other)
-        if found.score.merit > laid.score.merit:
-            plan, laid = other, found
-    start_score = laid.score
-    is_early_exit = problem.num_jobs == 1 or (
-        problem.max_batch == 1 and sorted_score.num_met == problem.num_jobs
+    num_jobs, max_batch = problem.exec_s.shape
+    shortest = np.argsort(problem.exec_s[:, -1], kind="stable").tolist()
+    longest_waiting = np.argsort(-problem.waited_s, kind="stable").tolist()
+    plans = [packed(problem, shortest), packed(problem, longest_waiting), *starts]
+    scores = [evaluate(problem, plan) for plan in plans]
+    start_score = max(scores, key=lambda score: score.merit)
+    start = plans[scores.index(start_score)]
+    if num_jobs == 1 or (max_batch == 1 and scores[0].num_attained == num_jobs):
+        return Found(start, start_score, start_score, 0)
+
+    rng = np.random.default_rng(seed)
+    table, merit = kernel.table, start_score.merit
+    sizes, kv = np.zeros((2, 2 * num_jobs + 1), np.int64)
+    places = 2 * start + 1
+    np.add.at(sizes, places, 1)
+    np.add.at(kv, places, problem.kv_tokens)
+    best_places = table(places.copy())
+    state = (table(places), best_places, table(sizes), table(kv), table(sizes * 0.0))
+    tables = (
+        table(problem.exec_s.ravel()),
+        table(problem.latest_s.ravel()),
+        table(problem.kv_tokens),
+        problem.max_kv_tokens,
+        problem.start_s,
+        float(np.sum(problem.waited_s)),
     )
-    done = 0
-    if not is_early_exit:
-        _, num_jobs = _num_searched(laid)
-        unit = start_score.merit / num_jobs if scale == "relative" else 1e-9
-        if temperatures is None:
-            temperatures = (
-                _temperatures(num_proposals, num_jobs)
-                if scale == "relative"
-                else RAW_TEMPERATURES
-            )
-        cooling = _Cooling(
-            num_proposals=num_proposals, temperatures=temperatures, unit=unit
-        )
-        rng = np.random.default_rng(seed)
-        better, done = _anneal(problem, laid, cooling, rng, kernel, deadline)
-        found = _lay(problem, better)
-        if found.score.merit > start_score.merit:
-            plan, laid = better, found
-    return Found(
-        plan=plan,
-        score=laid.score,
-        start_score=start_score,
-        sorted_score=sorted_score,
-        num_proposals=done,
-        is_early_exit=is_early_exit,
-    )
-
-
-def _num_searched(laid: _Laid) -> tuple[int, int]:
-    """Returns how many batches and jobs of a start are searched."""
-    ends = np.cumsum(laid.sizes)
-    num_batches = max(int(np.searchsorted(ends, WINDOW_JOBS, side="right")), 1)
-    return num_batches, int(ends[num_batches - 1])
-
-
-def _temperatures(num_proposals: int, num_jobs: int) -> tuple[float, float]:
-    """Returns the first and last temperature in shares of one job."""
-    first = _PAIR_HEAT * min(num_proposals, _HEATING_PROPOSALS) / num_jobs**2
-    return float(np.clip(first, *_HOTTEST)), _COLDEST
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Cooling:
-    """How the bar for a worse plan rises over a search.
-
-    Attributes:
-      num_proposals: of the whole search.
-      temperatures: the first and the last of each fall.
-      unit: a temperature of 1, as a change of merit.
-    """
-
-    num_proposals: int
-    temperatures: tuple[float, float]
-    unit: float
-
-    def draws(
-        self, rng: np.random.Generator, num_jobs: int, first: int, last: int
-    ) -> Draws:
-        """Returns the chance of proposals `first` to `last` - 1.
-
-        Metropolis: a change d is accepted if a uniform draw u is below exp(d / T),
-        that is if d is not below T * log(u); and -log(u) is an exponential draw.
-        """
-        size = last - first
-        progress = np.arange(first, last) * (NUM_COOLINGS / self.num_proposals) % 1.0
-        start, end = np.log(self.temperatures)
-        heats = np.exp(start + (end - start) * progress)
-        return Draws(
-            moves=rng.integers(annealing_kernel.NUM_MOVES, size=size),
-            jobs=rng.integers(num_jobs, size=size),
-            others=rng.integers(num_jobs, size=size),
-            bars=rng.standard_exponential(size) * heats * -self.unit,
-        )
-
-
-def _anneal(
-    problem: AnnealingProblem,
-    laid: _Laid,
-    cooling: _Cooling,
-    rng: np.random.Generator,
-    kernel: Kernel,
-    deadline: Callable[[], bool] | None,
-) -> tuple[BatchPlan, int]:
-    """Returns the best plan of a chain from this start, and the proposals it took."""
-    num_batches, num_jobs = _num_searched(laid)
-    jobs = laid.order[:num_jobs]
-    table = kernel.table
-    tables = Tables(
-        max_batch=problem.max_batch,
-        max_kv_tokens=problem.max_kv_tokens,
-        num_behind=problem.num_jobs - num_jobs,
-        exec_ns=table(problem.exec_ns[jobs].ravel()),
-        latest_ns=table(problem.latest_ns[jobs].ravel()),
-        kv_tokens=table(problem.kv_tokens[jobs]),
-    )
-    state = _chain(problem, laid, num_batches, kernel)
-    slice_size = _BLOCK_PROPOSALS if deadline is None else kernel.slice_proposals
-    done = 0
-    for block in range(0, cooling.num_proposals, _BLOCK_PROPOSALS):
-        last = min(block + _BLOCK_PROPOSALS, cooling.num_proposals)
-        draws = Draws(*map(table, cooling.draws(rng, num_jobs, block, last)))
-        while done < last and (deadline is None or not deadline()):
-            end = min(done + slice_size, last)
-            kernel.run(tables, draws, state, done - block, end - block)
-            done = end
-        if done < last:
+    done, best_merit, unit = 0, merit, merit / num_jobs
+    while done < num_proposals:
+        share = max(spent() if spent else 0.0, done / num_proposals)
+        if share >= 1.0:
             break
-    starts_ns = np.asarray(state.best_starts, np.int64)
-    turns = np.argsort(starts_ns, kind="stable")
-    _, sizes = np.unique(starts_ns, return_counts=True)
-    order = np.concatenate([jobs[turns], laid.order[num_jobs:]])
-    sizes = np.concatenate([sizes, laid.sizes[num_batches:]])
-    return BatchPlan(tuple(order.tolist()), tuple(sizes.tolist())), done
+        in_all = done / share if done else num_proposals
+        size = num_proposals - done
+        if spent:
+            size = min(size, max(kernel.slice_jobs // num_jobs, 1))
+        heats = _temperatures(share + np.arange(size) / in_all, in_all, num_jobs)
+        draws = (
+            rng.integers(3, size=size),
+            *rng.integers(num_jobs, size=(2, size)),
+            # Metropolis: a change d is accepted if a uniform draw u is below
+            # exp(d / T), so not below T * log(u); -log(u) is an exponential draw.
+            rng.standard_exponential(size) * heats * -unit,
+        )
+        merit, best_merit = kernel.run(
+            *tables, *map(table, draws), *state, merit, best_merit
+        )
+        done += size
+    found = np.unique(np.asarray(best_places), return_inverse=True)[1]
+    return Found(found, evaluate(problem, found), start_score, done)
 
 
-def _chain(
-    problem: AnnealingProblem, laid: _Laid, num_batches: int, kernel: Kernel
-) -> State:
-    """Returns the kernel's state at the first batches of a plan, job 0 in front."""
-    sizes = laid.sizes[:num_batches]
-    batches = np.arange(num_batches)
-    num_jobs = int(np.sum(sizes))
-    max_batch = problem.max_batch
-    batch_of = np.repeat(batches, sizes)
-    firsts = np.cumsum(sizes) - sizes
-    places = np.arange(num_jobs) - np.repeat(firsts, sizes)
-    members = np.zeros(num_jobs * max_batch, np.int64)
-    members[batch_of * max_batch + places] = np.arange(num_jobs)
-    starts_ns = laid.starts_ns[:num_batches]
-    waits_ns = np.repeat(starts_ns, sizes)
-    latest_ns = problem.latest_ns[laid.order[:num_jobs], np.repeat(sizes, sizes) - 1]
-    is_met = latest_ns >= waits_ns
-    low = np.where(is_met, NEVER_NS, latest_ns)
-    high = np.where(is_met, latest_ns, FOREVER_NS)
-    sums = np.zeros(annealing_kernel.NUM_SUMS, np.int64)
-    sums[annealing_kernel.MET] = sums[annealing_kernel.BEST_MET] = laid.score.num_met
-    sums[annealing_kernel.TOTAL_NS] = laid.score.total_ns
-    sums[annealing_kernel.BEST_TOTAL_NS] = laid.score.total_ns
-    sums[annealing_kernel.NUM_UNUSED] = num_jobs - num_batches
+def _temperatures(
+    shares: np.ndarray, num_proposals: float, num_jobs: int
+) -> np.ndarray:
+    """Returns temperatures in shares of one job, where shares of a search are done.
 
-    def by_batch(values: np.ndarray) -> np.ndarray:
-        whole = np.zeros(num_jobs, np.int64)
-        whole[:num_batches] = values
-        return whole
-
-    kv_tokens = problem.kv_tokens[laid.order[:num_jobs]]
-    state = State(
-        sums=sums,
-        batch_of=batch_of,
-        members=members,
-        sizes=by_batch(sizes),
-        before=by_batch(batches - 1),
-        after=by_batch(np.append(batches[1:], -1)),
-        starts=by_batch(starts_ns),
-        durations=by_batch(laid.durations_ns[:num_batches]),
-        execs=by_batch(np.add.reduceat(laid.execs_ns[:num_jobs], firsts)),
-        met=by_batch(np.add.reduceat(is_met.astype(np.int64), firsts)),
-        low=by_batch(np.maximum.reduceat(low, firsts)),
-        high=by_batch(np.minimum.reduceat(high, firsts)),
-        kv=by_batch(np.add.reduceat(kv_tokens, firsts)),
-        unused=np.append(
-            np.arange(num_batches, num_jobs), np.zeros(num_batches, np.int64)
-        ),
-        best_starts=waits_ns.copy(),
-        changed=np.zeros(num_jobs * 4, np.int64),
-        edited=np.zeros(12, np.int64),
-    )
-    return State(*map(kernel.table, state))
+    The first one is the hotter, the more proposals there are for each pair of jobs, as
+    was best on the mixes of 2 to 200 jobs that we tried.
+    """
+    pairs_share = min(num_proposals, _HEATING_PROPOSALS) / num_jobs**2
+    hottest = np.clip(_PAIR_HEAT * pairs_share, *_HOTTEST)
+    cooled = shares * NUM_COOLINGS
+    cooled -= np.floor(cooled)
+    heats: np.ndarray = hottest * np.exp(np.log(_COLDEST / hottest) * cooled)
+    return heats

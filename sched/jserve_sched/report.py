@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from jserve_sched.buckets import UsedBucket
-from jserve_sched.length_errors import LengthErrors
+from jserve_sched.output_lengths import LengthErrors
 from jserve_sched.slo import Slo
 
 SCHEMA_VERSION = 2  # what the keys mean: jserve_tools/REPORT.md

@@ -1,8 +1,8 @@
-"""RequestLatency: how long would this request take in a batch of so many?
+"""RequestLatency: how long a whole request takes in a batch of a given size.
 
-The one idea: a planner that tries thousands of batchings cannot price steps. So a
-request's time is two bilinear functions, of the batch size and a length: one for the
-prefill, one for a decode step; the decode steps of an answer have a closed sum.
+A planner that tries thousands of batchings cannot price steps. So a request's time is
+two bilinear functions, of the batch size and a length: one for the prefill, one for a
+decode step; the decode steps of an answer have a closed sum.
 
     t_p(b, l)      time until b prompts of l tokens each are prefilled
     tau(b, L)      a decode step of b requests with L tokens of KV each
@@ -16,23 +16,32 @@ Inferences" (arXiv 2504.14966) is that it has these two parts, and that its pref
 grows linearly with the length and with the batch size. All else is ours: the product
 term, the sum, the fit and its weights, and that a request in a ragged batch is priced
 by its own length, not by the longest one.
+
+A step predictor is fitted over a small grid of uniform batches, cut into the very steps
+that a scheduler would run, since step times are staircases over compiled buckets.
+
+`N` is the number of batches, `S` of steps, `F` the features of a step.
 """
 
 import dataclasses
+import itertools
 import json
-import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jserve_sched.predictor import Predictor
-from jserve_sched.request_grid import LatencyPoints, RequestGrid, request_grid
+from jserve_sched import features
+from jserve_sched.buckets import BucketTable
+from jserve_sched.cost_model import StepModel
 
 if TYPE_CHECKING:
     from jserve_sched.view import SchedulerView
 
-_REFIT_EVERY = 512  # steps; a predictor is fitted anew at multiples of it
+_REFIT_EVERY = 512  # steps; a predictor is fitted again at multiples of it
+_MAX_PROMPT_STEPS = 4  # of the longest prompt, if it is alone
+_MAX_BATCH_STEPS = 16  # of the prefill of the largest batch
+_LEAST_LENGTH = 16
+_LEAST_STEP_S = 1e-6  # a predictor's answer of nothing counts as this much
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,10 +51,10 @@ class Bilinear:
     No coefficient is negative, so that more work never takes less time.
 
     Attributes:
-      both: of a token in each of the batch's requests.
-      batch: of a request.
-      length: of a token of length, whatever the batch size.
-      base: of anything at all.
+      both: Seconds of a token in each of the batch's requests.
+      batch: Seconds of a request.
+      length: Seconds of a token of length, whatever the batch size.
+      base: Seconds of anything at all.
     """
 
     both: float
@@ -54,19 +63,18 @@ class Bilinear:
     base: float
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not 0.0 <= value < math.inf:
-                raise ValueError(f"{field.name}={value} is not a time of 0 or more")
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name}={value!r} is not a number")
+            if not 0.0 <= value <= 1e9:
+                raise ValueError(f"{name}={value} is not a time of 0 or more")
         if self.both + self.batch + self.length + self.base <= 0.0:
             raise ValueError("all coefficients are 0: a step takes some time")
 
     def of(self, batch: np.ndarray, length: np.ndarray) -> np.ndarray:
         """Returns seconds for batch sizes and lengths that broadcast together."""
         slope = self.both * length + self.batch
-        found: np.ndarray = slope * batch
-        found = found + (self.length * length + self.base)
-        return found
+        return np.asarray(slope * batch + (self.length * length + self.base))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,12 +90,7 @@ class RequestLatency:
     decode: Bilinear
 
     def prefill_s(self, batch: np.ndarray, prompt_tokens: np.ndarray) -> np.ndarray:
-        """Returns seconds until prompts of this length are prefilled, so many at once.
-
-        Args:
-          batch: requests in the batch, 1 or more.
-          prompt_tokens: of each of them.
-        """
+        """Returns seconds until the batch's prompts are prefilled."""
         return self.prefill.of(batch, prompt_tokens)
 
     def decode_s(
@@ -95,159 +98,235 @@ class RequestLatency:
     ) -> np.ndarray:
         """Returns seconds from the first output token to the last.
 
-        Args:
-          batch: requests in the batch, 1 or more.
-          prompt_tokens: of each of them.
-          output_tokens: of each of them; with less than two there is no decode step.
+        With less than two output tokens there is no decode step.
         """
         num_steps = np.maximum(np.asarray(output_tokens) - 1.0, 0.0)
         # Tokens of KV that the steps read, summed: l, l + 1, .., l + num_steps - 1.
         context = num_steps * (prompt_tokens + (num_steps - 1.0) / 2)
         one = self.decode
         slope = one.both * context + one.batch * num_steps
-        found: np.ndarray = slope * batch
-        found = found + (one.length * context + one.base * num_steps)
-        return found
+        return np.asarray(slope * batch + (one.length * context + one.base * num_steps))
 
     def exec_s(
         self, batch: np.ndarray, prompt_tokens: np.ndarray, output_tokens: np.ndarray
     ) -> np.ndarray:
         """Returns seconds from the start of the prefill to the last token."""
-        found: np.ndarray = self.prefill_s(batch, prompt_tokens)
-        found = found + self.decode_s(batch, prompt_tokens, output_tokens)
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the form that `request_latency_from_json` reads."""
-        return dataclasses.asdict(self)
+        decode_s = self.decode_s(batch, prompt_tokens, output_tokens)
+        return np.asarray(self.prefill_s(batch, prompt_tokens) + decode_s)
 
 
 def request_latency_from_json(text: str) -> RequestLatency:
     """Reads the file that training on whole requests writes.
 
-    It holds prefill and decode, each with both, batch, length and base in seconds.
-    Other keys, such as what it was measured with, are not looked at.
-
     Raises:
-      ValueError: if the text is not that, or a coefficient is no time of 0 or more.
+      ValueError: If the text is not that, or a coefficient is not a time.
     """
+    names = [field.name for field in dataclasses.fields(Bilinear)]
     try:
         row: Any = json.loads(text)
-        return RequestLatency(
-            prefill=_bilinear("prefill", row["prefill"]),
-            decode=_bilinear("decode", row["decode"]),
+        prefill, decode = (
+            Bilinear(**{name: row[part][name] for name in names})
+            for part in ("prefill", "decode")
         )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             "a request latency file is a JSON object with prefill and decode, each "
-            f"with both, batch, length and base in seconds: {error!r}"
+            f"with {', '.join(names)} in seconds: {error!r}"
         ) from None
+    return RequestLatency(prefill=prefill, decode=decode)
 
 
-def _bilinear(part: str, row: Mapping[str, Any]) -> Bilinear:
-    values = {}
-    for field in dataclasses.fields(Bilinear):
-        value = row[field.name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(
-                f"request latency: {part}.{field.name}={value!r} is no number"
-            )
-        values[field.name] = value
-    try:
-        return Bilinear(**{name: float(value) for name, value in values.items()})
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"request latency: {part}: {error}") from None
+class LatencyPoints(NamedTuple):
+    """How long uniform batches took.
+
+    Attributes:
+      batch: `[N]` requests, 1 or more.
+      length: `[N]` tokens of each: of its prompt, or of its KV.
+      duration_s: `[N]` above 0.
+    """
+
+    batch: np.ndarray
+    length: np.ndarray
+    duration_s: np.ndarray
 
 
 def fit_bilinear(points: LatencyPoints) -> Bilinear:
     """Fits the least sum of squared relative errors with no coefficient below 0.
 
     Relative, since attention makes long prefills quadratic, and those would otherwise
-    decide what short ones cost. (Ours.) Over `request_grid`'s whole box the mean error
-    is 4 to 9 % for prefills and at most 4 % for decode steps on six GPU models, the
-    worst 31 and 12 %; with absolute errors the mean is up to about four times as large.
-    What the points cannot tell apart is no slope: of a single batch size or length, all
-    that it costs goes to the coefficients without it.
+    decide what short ones cost. (Ours.) Over the whole grid the mean error is 4 to 9 %
+    for prefills and at most 4 % for decode steps on six GPU models, the worst 31 and
+    12 %; with absolute errors the mean is up to about four times as large.
 
-    Args:
-      points: at least one.
+    Raises:
+      ValueError: If there is no point.
     """
-    batch, length = points.batch, points.length
-    design = np.stack((batch * length, batch, length, np.ones(len(batch))), axis=1)
-    weight = 1.0 / points.duration_s
-    batch_varies, length_varies = bool(np.ptp(batch)), bool(np.ptp(length))
-    known = np.array(
-        [batch_varies and length_varies, batch_varies, length_varies, True]
-    )
-    from scipy.optimize import nnls  # takes half a second to import
+    from scipy.optimize import nnls
 
-    found = np.zeros(4)
-    weighted = design[:, known] * weight[:, None]
-    scale = np.linalg.norm(weighted, axis=0)
-    found[known] = nnls(weighted / scale, np.ones(len(batch)))[0] / scale
+    batch, length, duration_s = points
+    if not len(batch):
+        raise ValueError("there is no point to fit")
+    design = np.stack((batch * length, batch, length, np.ones(len(batch))), axis=1)
+    design /= duration_s[:, None]
+    scale = np.linalg.norm(design, axis=0)
+    found = nnls(design / scale, np.ones(len(batch)))[0] / scale
     both, per_request, per_token, base = found.tolist()
     return Bilinear(both=both, batch=per_request, length=per_token, base=base)
 
 
-def fit_request_latency(
-    prefill: LatencyPoints, decode: LatencyPoints
-) -> RequestLatency:
-    """Fits both parts: to priced steps (`RequestGrid`) or to measured ones."""
-    return RequestLatency(prefill=fit_bilinear(prefill), decode=fit_bilinear(decode))
+def priced_points(
+    model: StepModel,
+    buckets: BucketTable,
+    *,
+    page_size: int,
+    num_kv_tokens: int,
+    max_num_batched_tokens: int,
+) -> tuple[LatencyPoints, LatencyPoints]:
+    """Returns what prefills and decode steps of uniform batches take, by a model.
+
+    Batches and lengths double. Lengths go up to four full steps of prefill, batches to
+    what sixteen such steps compute and the KV pool holds: beyond that the fit goes
+    straight on.
+
+    Args:
+      model: Prices steps.
+      buckets: The compiled buckets; the steps have no other.
+      page_size: Tokens in one KV page.
+      num_kv_tokens: Tokens in the KV pool.
+      max_num_batched_tokens: Most token positions in a step.
+    """
+    size = buckets.block_tokens
+    max_blocks = buckets.block_edge_beside(0, max_num_batched_tokens)
+    most = min(_MAX_PROMPT_STEPS * max_blocks * size, num_kv_tokens)
+    lengths = _octaves(min(_LEAST_LENGTH, max(most // 2, 1)), most)
+    pairs = [
+        (batch, length)
+        for batch, length in itertools.product(
+            _octaves(1, max(buckets.max_rows, 1)), lengths
+        )
+        if batch * length <= num_kv_tokens
+    ]
+    prefills = [
+        (batch, length)
+        for batch, length in pairs
+        if batch * -(-length // size) <= _MAX_BATCH_STEPS * max_blocks
+    ]
+    steps = [
+        _prefill_steps(buckets, batch, length, max_blocks, page_size)
+        for batch, length in prefills
+    ]
+    ends = np.cumsum([len(one) for one in steps])
+    rows, context = np.array(pairs, np.float64).T
+    decodes = _decode_steps(buckets, rows, context, page_size)
+    step_s = model.predict(np.concatenate((*steps, decodes)))
+    step_s = np.maximum(step_s, _LEAST_STEP_S)
+    prefill_s = np.add.reduceat(step_s[: ends[-1]], np.append(0, ends[:-1]))
+    batch, length = np.array(prefills, np.float64).T
+    return (
+        LatencyPoints(batch, length, prefill_s),
+        LatencyPoints(rows, context, step_s[ends[-1] :]),
+    )
+
+
+def _octaves(least: int, most: int) -> list[int]:
+    """Returns numbers that double from `least`, and `most`."""
+    found = []
+    while least < most:
+        found.append(least)
+        least *= 2
+    return [*found, most]
+
+
+def _prefill_steps(
+    buckets: BucketTable, batch: int, length: int, max_blocks: int, page_size: int
+) -> np.ndarray:
+    """Returns the features of the steps that prefill equal prompts in order, `[S, F]`.
+
+    They are full; a prompt that is cut continues in the next one.
+    """
+    size = buckets.block_tokens
+    blocks_each = -(-length // size)
+    total = batch * blocks_each
+    num_steps = -(-total // max_blocks)
+    # Blocks are numbered through; a chunk ends with its prompt or with its step.
+    begin = np.union1d(
+        np.arange(0, total, blocks_each), np.arange(0, total, max_blocks)
+    )
+    step = begin // max_blocks
+    start = begin % blocks_each * size
+    stop = np.minimum(start + np.diff(begin, append=total) * size, length)
+    chunk = stop - start
+    rows = np.zeros((num_steps, features.NUM_FEATURES))
+    for column, values in (
+        (features.PREFILL_WORK, chunk * stop),
+        (features.CHUNK_SQUARES, chunk * chunk),
+        (features.CACHED_TOKENS, start),
+        (features.PREFILL_TOKENS, chunk),
+    ):
+        rows[:, column] = np.bincount(step, weights=values, minlength=num_steps)
+    np.maximum.at(rows[:, features.LARGEST_CHUNK], step, chunk)
+    np.maximum.at(rows[:, features.BLOCK_PAGES], step, -(-stop // page_size))
+    rows[:, features.NUM_ROWS] = buckets.fit(0, 0).num_rows
+    rows[:, features.NUM_BLOCKS] = [
+        buckets.fit(0, min(total - first, max_blocks)).num_blocks
+        for first in range(0, total, max_blocks)
+    ]
+    return rows
+
+
+def _decode_steps(
+    buckets: BucketTable, num_rows: np.ndarray, context: np.ndarray, page_size: int
+) -> np.ndarray:
+    """Returns the features of decode steps of equal rows, `[N, F]`."""
+    rows = np.zeros((len(num_rows), features.NUM_FEATURES))
+    rows[:, features.CACHED_TOKENS] = num_rows * context
+    rows[:, features.NUM_DECODES] = num_rows
+    rows[:, features.DECODE_CONTEXT] = num_rows * context
+    rows[:, features.NUM_ROWS] = [
+        buckets.fit(count, 0).num_rows for count in num_rows.astype(int).tolist()
+    ]
+    rows[:, features.DECODE_PAGES] = np.ceil((context + 1) / page_size)
+    return rows
 
 
 class LatencySource:
     """Where a scheduler takes its request latency from.
 
-    A fixed one is for ever. Without one it is fitted to the step predictor when it is
-    first asked for, and from then on before every 512th step is planned, counted from
-    the scheduler's first, whoever asks and when; also whenever the shapes or the
-    predictor are others than before.
+    Without a fixed one it is fitted to the step predictor when it is first asked for,
+    and again where 512 steps have been planned, counted in whole multiples, or where
+    the buckets or the predictor are others than before.
     """
 
     def __init__(self, fixed: RequestLatency | None = None):
-        """Makes a source.
-
-        Args:
-          fixed: the answer; None fits one to the view's predictor.
-        """
         self._fixed = fixed
         self._found: RequestLatency | None = None
-        self._predictor: Predictor | None = None
-        self._grid: RequestGrid | None = None
-        self._due_step = 0
+        self._made_for: tuple[object, object, int] = (None, None, 0)
 
     def of(self, view: "SchedulerView") -> RequestLatency:
         """Returns the latency to plan with at this snapshot."""
         if self._fixed is not None:
             return self._fixed
+        predictor, buckets, number = self._made_for
         if (
             self._found is None
-            or self._grid is None
-            or view.predictor is not self._predictor
-            or view.buckets is not self._grid.buckets
+            or view.predictor is not predictor
+            or view.buckets is not buckets
+            or view.step_id // _REFIT_EVERY != number
         ):
-            self._found = self._fit(view)
-        return self._found
-
-    def keep_up(self, view: "SchedulerView") -> None:
-        """Fits anew if that is due; called before each step is planned."""
-        if self._found is not None and view.step_id >= self._due_step:
-            self._found = self._fit(view)
-
-    @staticmethod
-    def num_steps_before(step_id: int) -> int:
-        """Returns how many steps from this one on come before a fit may be due."""
-        return -step_id % _REFIT_EVERY
-
-    def _fit(self, view: "SchedulerView") -> RequestLatency:
-        self._predictor = view.predictor
-        self._due_step = (view.step_id // _REFIT_EVERY + 1) * _REFIT_EVERY
-        if self._grid is None or self._grid.buckets is not view.buckets:
-            self._grid = request_grid(
+            number = view.step_id // _REFIT_EVERY
+            self._made_for = (view.predictor, view.buckets, number)
+            points = priced_points(
+                view.predictor,
                 view.buckets,
                 page_size=view.ledger.page_size,
                 num_kv_tokens=view.ledger.num_pages * view.ledger.page_size,
                 max_num_batched_tokens=view.max_num_batched_tokens,
             )
-        return fit_request_latency(*self._grid.priced_by(view.predictor))
+            prefill, decode = map(fit_bilinear, points)
+            self._found = RequestLatency(prefill=prefill, decode=decode)
+        return self._found
+
+    @staticmethod
+    def num_steps_before(step_id: int) -> int:
+        """Returns how many steps from this one on come before a fit may be due."""
+        return -step_id % _REFIT_EVERY

@@ -18,11 +18,14 @@ from typing import NamedTuple
 from jserve_sched.buckets import BucketTable
 from jserve_sched.holders import Holders
 from jserve_sched.ledger import KvLedger, chain_hashes
-from jserve_sched.length_book import LengthBook
-from jserve_sched.length_errors import LengthErrors
-from jserve_sched.length_estimates import LengthEstimator, MaxTokens
 from jserve_sched.limits import check_parts
 from jserve_sched.outlook import Outlook, SearchTotals
+from jserve_sched.output_lengths import (
+    LengthBook,
+    LengthErrors,
+    LengthEstimator,
+    MaxTokens,
+)
 from jserve_sched.plan import Row, StepPlan, StepResult
 from jserve_sched.policies.base import LookaheadPolicy, Policy
 from jserve_sched.predictor import Predictor, StepSample
@@ -111,7 +114,7 @@ class Scheduler:
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
         self._recent = RecentLoad()
-        self._lengths = LengthBook(lengths or MaxTokens(), self._waiting)
+        self._lengths = LengthBook(lengths or MaxTokens())
         self._epoch = 0  # see `SchedulerView.epoch`
         self._outlook: Outlook | None = None
         self.searches = SearchTotals()
@@ -183,8 +186,6 @@ class Scheduler:
                 request.prompt_tokens, self.ledger.page_size
             )
         self._lengths.enter(request)
-        if self._outlook is not None:  # planned under this id was another request
-            self._outlook = self._outlook.without(request.request_id)
         self._requests[request.request_id] = request
         self._recent.add_request(request)
         self._enqueue(request)
@@ -218,13 +219,12 @@ class Scheduler:
     def plan(self, now_s: float) -> StepPlan | None:
         """Returns the next step; None if nothing can run now.
 
-        Nothing changes but the outlook, which a policy that looks ahead may revise, the
-        totals of such searches, and the request latency, which may be fitted again.
+        Nothing changes but the outlook, which a policy that looks ahead may revise, and
+        the totals of such searches.
         """
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
         view = self.view(now_s)
-        self._latency_source.keep_up(view)
         if self._lookahead is not None:
             outlook = self._lookahead.revise(view)
             if outlook is not None:
@@ -297,8 +297,6 @@ class Scheduler:
                 self._holders.publish(request, row.stop)
             elif request.num_in_flight == 0 and request.slot is not None:
                 self._holders.let_go(request)
-        if self._lengths.catch_up():
-            self._epoch += 1
         return outputs
 
     def _take_token(self, request: Request, token: int) -> None:

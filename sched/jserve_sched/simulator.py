@@ -19,8 +19,7 @@ from jserve_sched.clock import Clock
 from jserve_sched.cost_model import CostModel
 from jserve_sched.instances import Assignment
 from jserve_sched.ledger import KvLedger
-from jserve_sched.length_errors import pool_length_errors
-from jserve_sched.length_estimates import LengthEstimator
+from jserve_sched.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.policies.base import Policy
 from jserve_sched.predictor import Predictor
 from jserve_sched.report import EngineCounters, Failure, Outcome

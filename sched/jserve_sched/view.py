@@ -39,9 +39,8 @@ class SchedulerView:
         tight SLO must not make every step short.
       max_num_batched_tokens: most token positions in a step.
       max_num_seqs: most requests that run at once.
-      epoch: counts requests that joined the queue or ended, and rounds in which the
-        queue was predicted anew; while it stands still, a plan for the queue is as
-        good as it was.
+      epoch: counts requests that joined the queue or ended; while it stands still, a
+        plan for the queue is as good as it was.
       outlook: what `LookaheadPolicy.revise` returned last; None before the first.
       latency_source: says how long whole requests take; see `request_latency`.
     """

@@ -12,8 +12,8 @@ from jserve import planning
 from jserve.bucket_choice import choose_buckets
 from jserve.build import build_engine, build_loop, resolve_dtype
 from jserve.config import EngineConfig
-from jserve_sched.annealing_kernel import PYTHON_KERNEL
-from jserve_sched.length_estimates import QuantileLength
+from jserve_sched.annealing import PYTHON_KERNEL
+from jserve_sched.output_lengths import QuantileLength
 from jserve_sched.policies import Annealing
 from jserve_sched.step_demand import prior_demand
 
@@ -100,13 +100,12 @@ def test_a_scheduler_plans_by_what_the_config_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     monkeypatch.setattr(planning, "best_kernel", lambda: PYTHON_KERNEL)
-    monkeypatch.setattr(planning, "proposals_per_s", lambda *_: 1e5)
     part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
     path = tmp_path / "request_latency.json"
     path.write_text(json.dumps({"prefill": part, "decode": part}))
     config = small_config(
         model="toy",
-        policy="annealing:window=9",
+        policy="annealing:seed=9",
         annealing_budget_ms=3.0,
         length_estimator="quantile:q=0.9",
         request_latency=path,
@@ -114,7 +113,7 @@ def test_a_scheduler_plans_by_what_the_config_says(
     scheduler = build_loop(config)._scheduler
     policy = scheduler.policy
     assert isinstance(policy, Annealing)
-    assert (policy.window, policy.proposals) == (9, 300)
+    assert policy.seed == 9
     assert policy.limit is not None
     assert policy.limit.budget_s == 0.003
     estimator = scheduler._lengths._estimator

@@ -9,8 +9,7 @@ from jserve import planning
 from jserve.config import EngineConfig
 from jserve.planning import read_request_latency, serving_policy
 from jserve.predictor_checkpoint import PredictorFacts
-from jserve_sched.annealing import DEFAULT_PROPOSALS
-from jserve_sched.annealing_kernel import PYTHON_KERNEL
+from jserve_sched.annealing import PYTHON_KERNEL
 from jserve_sched.clock import ManualClock
 from jserve_sched.policies import PlannedAdmission
 
@@ -27,7 +26,6 @@ HERE = PredictorFacts(
 @pytest.fixture(autouse=True)
 def _nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "best_kernel", lambda: PYTHON_KERNEL)
-    monkeypatch.setattr(planning, "proposals_per_s", lambda *_: 1e5)
 
 
 def planner(**fields) -> PlannedAdmission:
@@ -36,37 +34,13 @@ def planner(**fields) -> PlannedAdmission:
     return policy
 
 
-def test_milliseconds_become_proposals() -> None:
-    policy = planner(policy="annealing", annealing_budget_ms=4.0)
-    assert policy.proposals == 400
-    assert policy.limit is not None
-    assert policy.limit.budget_s == pytest.approx(0.004)
-    assert planner(policy="annealing", annealing_budget_ms=1e-4).proposals == 1
-    long = planner(policy="annealing", annealing_budget_ms=1000.0)
-    assert long.proposals == 50_000, "no more than can be drawn in good time"
-
-
-def test_a_server_counts_milliseconds_unless_told_not_to() -> None:
-    policy = planner(policy="annealing")
-    assert (policy.proposals, policy.interval_s) == (500, 0.05)
-    assert policy.limit is not None
-    assert policy.limit.budget_s == pytest.approx(0.005)
-    counted = planner(policy="annealing", annealing_budget_ms=0.0)
-    assert counted.proposals == DEFAULT_PROPOSALS
-    assert counted.limit is not None
-    assert counted.limit.budget_s == math.inf
-    assert planner(policy="annealing", annealing_interval_s=0.7).interval_s == 0.7
-
-
-def test_the_options_of_the_policy_go_first() -> None:
-    policy = planner(
-        policy="annealing+sliding:proposals=77:interval_s=0.2",
-        annealing_budget_ms=9.0,
-        annealing_interval_s=0.7,
-    )
-    assert (policy.proposals, policy.interval_s) == (77, 0.2)
-    assert policy.limit is not None
-    assert policy.limit.budget_s == math.inf
+def test_a_server_counts_milliseconds_too() -> None:
+    for budget_ms, budget_s in ((None, 0.005), (9.0, 0.009), (0.0, math.inf)):
+        fields = {} if budget_ms is None else {"annealing_budget_ms": budget_ms}
+        policy = planner(policy="annealing:proposals=77", **fields)
+        assert policy.limit is not None
+        assert policy.limit.budget_s == pytest.approx(budget_s)
+        assert (policy.proposals, policy.kernel) == (77, PYTHON_KERNEL)
 
 
 def test_a_batch_cannot_exceed_what_may_run_at_once() -> None:
@@ -81,13 +55,11 @@ def test_other_policies_search_nothing_and_say_so(
     with caplog.at_level(logging.WARNING):
         serving_policy(EngineConfig(policy="edf"))
     assert caplog.messages == []
-    config = EngineConfig(
-        policy="edf", annealing_budget_ms=4.0, annealing_interval_s=0.5
-    )
+    config = EngineConfig(policy="edf", annealing_budget_ms=4.0)
     with caplog.at_level(logging.WARNING):
         assert not isinstance(serving_policy(config), PlannedAdmission)
     (message,) = caplog.messages
-    assert message.startswith("annealing_budget_ms=4, annealing_interval_s=0.5: ")
+    assert message.startswith("annealing_budget_ms=4 limits nothing: policy 'edf'")
 
 
 def test_the_latency_of_requests_is_read_from_a_file(tmp_path) -> None:
@@ -147,7 +119,6 @@ def test_a_latency_file_that_is_none_is_refused_by_name(tmp_path) -> None:
         read_request_latency(EngineConfig(request_latency=path))
 
 
-@pytest.mark.parametrize("name", ["annealing_budget_ms", "annealing_interval_s"])
-def test_limits_of_a_search_have_a_range(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name}=-1.0 is not in"):
-        EngineConfig(**{name: -1.0})
+def test_the_budget_of_a_search_has_a_range() -> None:
+    with pytest.raises(ValueError, match=r"annealing_budget_ms=-1.0 is not in"):
+        EngineConfig(annealing_budget_ms=-1.0)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jserve_sched.length_errors import LengthErrors
+from jserve_sched.output_lengths import LengthErrors
 from jserve_sched.report import (
     EngineCounters,
     Failure,

@@ -14,7 +14,7 @@ from jserve_sched.cost_model import (
     ClosedForm,
     OraclePredictor,
 )
-from jserve_sched.length_estimates import LengthEstimator
+from jserve_sched.output_lengths import LengthEstimator
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies import POLICIES, make_policy
 from jserve_sched.report import Failure, summarise_run

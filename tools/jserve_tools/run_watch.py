@@ -8,7 +8,7 @@ import collections
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from jserve_sched.length_errors import LengthErrors
+from jserve_sched.output_lengths import LengthErrors
 from jserve_sched.report import EngineCounters, Outcome, distribution, summarise_run
 from jserve_tools.breakdown import break_down
 from jserve_tools.clients import Client

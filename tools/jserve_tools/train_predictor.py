@@ -13,9 +13,9 @@ batch size and length, for policies that look ahead.
   jserve-train-predictor --kind=request --samples=out/profile/samples.npz
   jserve --request_latency=out/request_latency/request_latency.json
 
-Writes a checkpoint, or request_latency.json, with report.json and report.png (which
-needs the extra `report`) to --output, and prints tables for people; the last line of
-stdout is one JSON document.
+Writes a checkpoint with report.json and report.png (which needs the extra `report`), or
+request_latency.json, to --output, and prints tables for people; the last line of stdout
+is one JSON document.
 """
 
 import dataclasses

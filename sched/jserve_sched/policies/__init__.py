@@ -6,14 +6,17 @@ sliding:constructor=off:alpha=0.8     with options, each a field of its class
 
 import dataclasses
 
-from jserve_sched.annealing_kernel import Kernel
-from jserve_sched.policies.annealing import Annealing
-from jserve_sched.policies.annealing_sliding import AnnealingSliding
+from jserve_sched.annealing import Kernel
+from jserve_sched.policies.annealing import (
+    Annealing,
+    AnnealingSliding,
+    PlannedAdmission,
+    SearchLimit,
+)
 from jserve_sched.policies.base import LookaheadPolicy, Policy
 from jserve_sched.policies.edf import EarliestDeadlineFirst
 from jserve_sched.policies.fcfs import FirstComeFirstServed
 from jserve_sched.policies.laxity import LeastLaxityFirst
-from jserve_sched.policies.planned_admission import PlannedAdmission, SearchLimit
 from jserve_sched.policies.qoserve import QoServe
 from jserve_sched.policies.sjf import ShortestJobFirst
 from jserve_sched.policies.sliding import SlidingServe

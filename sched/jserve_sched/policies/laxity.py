@@ -1,20 +1,20 @@
 """`laxity`: least laxity first, with chunked prefill.
 
-As `edf`, but what counts is not when a deadline is, but how long a request could still
-wait for it: its laxity, the time to the deadline less the predicted time it still
-needs. A long prompt or a long answer must start sooner than a short one due at the
-same time. The rule is an old one of real-time scheduling, and MindIE documents it for
-the choice between a prefill and a decode step; this form of it is ours:
+As `edf`, but requests go by how long they could still wait for their deadline: their
+laxity, the time to the deadline less the predicted time still needed. A long prompt or
+a long answer must start sooner than a short one due at the same time. The rule is an
+old one of real-time scheduling, and MindIE documents it for the choice between a
+prefill and a decode step; this form of it is ours:
 
-* The next token's promise needs the rest of the prompt, computed alone, or one decode
+* The next token's deadline needs the rest of the prompt, computed alone, or one decode
   step; a completion bound needs that and the expected rest of the answer, decoded
   beside all that run now. With both, the lesser laxity counts.
 * A prompt that was partly computed, or is partly shared, is priced as a prompt of the
   tokens left.
 * A request with a laxity below 0 will be late whatever is done. These go behind all
   others, by arrival, so that one lost request does not make the next one late too; a
-  guarded request stays where its laxity puts it. Nothing is remembered.
-* What was promised nothing has no end of laxity: before the late, after all others.
+  guarded request stays where its laxity puts it.
+* A request without an SLO has infinite laxity: before the late, after all others.
 
 Under KV pressure the last in this order is preempted and recomputed.
 """
@@ -38,7 +38,7 @@ class LeastLaxityFirst:
     """The request that can wait the shortest goes first.
 
     Attributes:
-      chunk_tokens: tokens in a step, decodes included (Sarathi's chunk size), rounded
+      chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
         down to whole blocks but at least one; 0 fills the step.
     """
 
@@ -66,11 +66,11 @@ class LeastLaxityFirst:
 
 
 def laxities_s(view: SchedulerView, requests: list[Request]) -> np.ndarray:
-    """Returns how long each request could wait and keep its promises, `[N]` seconds.
+    """Returns how long each request could wait and attain its SLO, `[N]` seconds.
 
     Args:
-      view: the snapshot; waiting begins at its `start_s`.
-      requests: of that snapshot, running or waiting; at least one.
+      view: The snapshot; waiting begins at its `start_s`.
+      requests: Running or waiting in that snapshot; at least one.
     """
     latency = view.request_latency
     next_due_s = _column(request.next_promise_s for request in requests)

@@ -1,14 +1,14 @@
 """`sjf`: shortest job first, with chunked prefill.
 
 As `fcfs`, but the job with the least predicted time left comes first: the best order
-for mean latency where all are equal, and the one that starves the long. Objectives are
-not looked at. It is also where simulated annealing starts from, without the search.
+for mean latency where all are equal, and the one that starves the long. SLOs are not
+looked at. It is also where simulated annealing starts from, without the search.
 
 A job's time is that of the tokens left of its prompt and of the expected rest of its
 answer, in a batch as large as may run at once (`RequestLatency`); how long the answer
-should be says the scheduler's length estimator. `by=prompt` counts the tokens left of
-the prompt alone: what a server does that knows nothing of answers. Under KV pressure
-the request with most left is preempted.
+should be is the length estimator's to say. `by=prompt` counts the tokens left of the
+prompt alone, as a server does that knows nothing of answers. Under KV pressure the
+request with most left is preempted.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class ShortestJobFirst:
 
     Attributes:
       by: "e2e", predicted time of the whole rest, or "prompt", prompt tokens left.
-      chunk_tokens: tokens in a step, decodes included (Sarathi's chunk size), rounded
+      chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
         down to whole blocks but at least one; 0 fills the step.
     """
 
