@@ -1,12 +1,12 @@
 import dataclasses
 
-from jserve_sched.output_lengths import LengthErrors
 from prometheus_client import generate_latest
 
 from fake_server import FakeLoop
 from jserve.events import PredictorStatus, StartUp
 from jserve.metrics import ServerMetrics
 from jserve_sched.outlook import SearchTotals
+from jserve_sched.output_lengths import LengthErrors
 
 
 def scrape(**fields: object) -> dict[str, float]:
