@@ -92,9 +92,6 @@ class StudyConfig:
             raise ValueError("num_draws and num_runs must be 1 or more")
 
 
-_CONFIG = define_config_flags(StudyConfig, group="Study")
-
-
 def _run(cell: Cell) -> list[dict[str, Any]]:
     return cell.run()
 
@@ -311,4 +308,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    _CONFIG = define_config_flags(StudyConfig, group="Study")
     run_program(sys.modules[__name__])
