@@ -8,7 +8,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-browser lint types bench build golden golden-annealing clean reproduce-slidingserve reproduce-annealing rank-annealing compare-policies compare-buckets predictor request-latency
+.PHONY: setup demo test test-browser lint types bench build golden golden-annealing clean reproduce-slidingserve reproduce-annealing compare-policies compare-buckets predictor request-latency
 
 setup: .venv/installed-$(VERSION)
 
@@ -25,7 +25,7 @@ setup: .venv/installed-$(VERSION)
 	@touch $@
 
 demo: setup
-	$(BIN)/jserve-bench --launch --policies=fcfs,edf,qoserve,sliding --num_requests=120 --load=0.9 --output=out/demo
+	$(BIN)/jserve-bench --launch --policies=fcfs,edf,qoserve,sliding --num_requests=120 --length_scale=0.25 --load=0.9 --output=out/demo
 
 # A process for each core, up to four; each file's tests stay together, for what they
 # share, and files go out in their order: those that compile most come first.
@@ -65,34 +65,23 @@ golden-annealing: setup
 	$(BIN)/python tests/golden/write_annealing.py
 
 # SlidingServe's tables in the simulator: under half an hour, or hours with
-# REPRODUCE=full, which goes on where it stopped.
+# REPRODUCE=full, which is continued where it stopped.
 REPRODUCE ?= quick
 reproduce-slidingserve: setup
 	$(BIN)/python -m benchmarks.slidingserve.reproduce --mode=$(REPRODUCE)
 
 # The claims made for scheduling by annealing, beside what the simulator finds: under
-# half an hour, or hours with REPRODUCE=full, which goes on where it stopped.
+# half an hour; a call that was interrupted is continued.
 reproduce-annealing: setup
 	$(BIN)/python benchmarks/annealing/plan_time.py --output=benchmarks/annealing
-	$(BIN)/python benchmarks/annealing/reproduce.py --mode=$(REPRODUCE)
-
-# The same ranking on this machine's engine over HTTP, in turns, and in the simulator
-# from a profile of this engine: 10 minutes on a machine that does nothing else.
-RANKING := out/annealing/engine
-RANKED := fcfs,sjf,annealing
-rank-annealing: setup
-	$(BIN)/python benchmarks/annealing/engine_ranking.py --step=prepare --folder=$(RANKING)
-	$(BIN)/jserve-bench --launch --policies=$(RANKED),$(RANKED) --trace=$(RANKING)/trace.csv --service_classes=$(RANKING)/classes.json --num_requests=400 --rate_scale=1 --max_num_seqs=4 --nohtml --output=$(RANKING)/engine
-	$(BIN)/jserve-simulate --cost_model=table:benchmarks/buckets/samples.npz --policies=$(RANKED) --trace=$(RANKING)/trace.csv --service_classes=$(RANKING)/classes.json --max_num_seqs=4 --lag=1 --warmup_share=0 --nohtml --output=$(RANKING)/simulator
-	$(BIN)/python benchmarks/annealing/engine_ranking.py --step=compare --folder=$(RANKING)
+	$(BIN)/python benchmarks/annealing/reproduce.py
 
 # The policies on this machine's engine over HTTP, in turns (A B C D A B C D), on two
 # traces with lengths quartered: 10 minutes on a machine that does nothing else.
 TURNS := fcfs,edf,qoserve,sliding,fcfs,edf,qoserve,sliding
 compare-policies: setup
 	for trace in azure_conv azure_code; do \
-	  $(BIN)/jserve-bench --launch --policies=$(TURNS) --num_requests=200 --load=0.9,1.2 --length_scale=0.25 --trace=tools/jserve_tools/traces/$$trace.csv --output=out/policies/$$trace && \
-	  $(BIN)/python benchmarks/policies/pool.py --report=out/policies/$$trace/report.json || exit 1; \
+	  $(BIN)/jserve-bench --launch --policies=$(TURNS) --num_requests=200 --load=0.9,1.2 --length_scale=0.25 --trace=tools/jserve_tools/traces/$$trace.csv --output=out/policies/$$trace || exit 1; \
 	done
 
 # Buckets fitted to what a server recorded, on later requests: two strategies and two
