@@ -27,12 +27,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class StepSample(NamedTuple):
-    """One measured step.
-
-    Attributes:
-      features: `[F]`, what it computed; see `features`.
-      duration_s: Measured time, seconds.
-    """
+    """One measured step: what it computed, `[F]`, and how long that took."""
 
     features: np.ndarray
     duration_s: float
@@ -50,7 +45,7 @@ class Predictor(Protocol):
         ...
 
     def update(self, sample: StepSample) -> None:
-        """Learns from one measured step."""
+        """Learns from one measured step, unless it is not a duration."""
         ...
 
 
@@ -83,13 +78,11 @@ class RatioQuantile:
         window: int = 512,
         every: int = 16,
     ):
-        """Makes one that has seen no step.
+        """Makes one that remembers `window` ratios of each scenario.
 
         Args:
-          quantile: Above 0 and below 1.
           start: The ratio until a scenario has been seen 40 times.
           least: Lower bound of the ratio.
-          window: Ratios remembered for each scenario.
           every: Samples that `learn` takes in together.
         """
         self._quantile = quantile
