@@ -53,15 +53,14 @@ class PredictorFacts:
     """What a predictor was measured with, and how well it did.
 
     Attributes:
-      platform: Platform of the device, as JAX names it.
-      device_kind: Kind of the device, as JAX names it.
+      platform: Platform of the device, as JAX names it, like its kind.
       model: Digest of the model's configuration.
       dtype: Type of weights and KV.
       page_size: Tokens in one KV page.
       block_tokens: Tokens in one prefill block, Q.
-      jax_version: Version at training; not checked.
-      commit: Commit of the code, "" if unknown; not checked.
-      report: Errors on held-out shapes, for people; not checked.
+      jax_version: Version at training; not checked, like all that follows.
+      commit: Commit of the code, "" if unknown.
+      report: Errors on held-out shapes, for people.
     """
 
     platform: str
@@ -141,7 +140,10 @@ def load_checkpoint(
         difference = expected and first_difference(facts, expected)
         if difference:
             raise CheckpointError(folder, *difference)
-        weights = _weights(found["weights"])
+        tree = dict(found["weights"])
+        linear = LinearModel(**tree.pop("linear"))
+        layers = tuple(map(tuple, tree.pop("layers")))
+        weights = MlpWeights(linear=linear, layers=layers, **tree)
         answer_s = MlpPredictor(weights).predict_upper(np.ones((1, NUM_FEATURES)))
         if not np.isfinite(answer_s).all():
             raise ValueError(f"it predicts {answer_s[0]} s")
@@ -152,12 +154,6 @@ def load_checkpoint(
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         message = f"cannot be used: {reason}"
         raise CheckpointError(folder, "unreadable", message) from error
-
-
-def _weights(tree: dict[str, Any]) -> MlpWeights:
-    """Returns what `dataclasses.asdict` and Orbax made a tree of dicts and lists."""
-    linear, layers = LinearModel(**tree["linear"]), tuple(map(tuple, tree["layers"]))
-    return MlpWeights(**{**tree, "linear": linear, "layers": layers})
 
 
 def first_difference(

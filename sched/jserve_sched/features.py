@@ -1,13 +1,11 @@
-"""What a step's duration depends on, as a row of numbers.
+"""What a step's duration depends on, as a row of `F` numbers.
 
 The first seven columns are SlidingServe's x1 to x7 (arXiv 2606.05933, Table 1), of
 the tokens that are real: a row i computes `c_i` tokens after `u_i` cached ones. A row
 counts as a decode where it runs as one; that is Eq. 2's `c_i <= 1`, but for a
 one-token prompt, which takes a block. The last four are what static shapes add: the
-compiled rows and blocks, padding included, and the KV pages of the longest row of
-each kind, since all rows of a kind loop to the longest.
-
-`N` is the number of steps described at once, `F` is `NUM_FEATURES`.
+compiled rows and blocks, and the KV pages of the longest row of each kind, since all
+rows of a kind loop to the longest. `N` is the number of steps described at once.
 """
 
 from collections.abc import Sequence

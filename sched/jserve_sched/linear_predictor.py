@@ -5,13 +5,11 @@ coefficients for each scenario (arXiv 2606.05933, Eq. 5). The paper names neithe
 solver nor weights nor memory; here they are:
 
 * Non-negative least squares (SciPy's) on columns scaled to length 1.
-* Squared errors are divided by the measured time. Unweighted, a few long prefills
-  decide what a short decode costs; divided by its square, long steps hardly count. A
-  duration under a tenth of the median weighs no more than that, so that no outlier
-  decides.
-* The memory keeps the last steps of each scenario, so that a thousand decodes do not
-  push the last prefill out. The samples of the start stay beside it, moved to the
-  present speed, so that a narrow load does not make the model forget all other steps.
+* Squared errors are divided by the measured time, but for durations under a tenth of
+  the median. Unweighted, a few long prefills decide what a short decode costs; divided
+  by its square, long steps hardly count.
+* The memory keeps the last steps of each scenario. The samples of the start stay beside
+  it, moved to the present speed: a narrow load does not make the model forget others.
 
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
@@ -196,9 +194,8 @@ class LinearPredictor:
         """
         ratio = known_s / np.maximum(self._start.predict(known), 1e-9)
         scenario = features.scenarios(known)
-        slowdown = np.ones(len(SCENARIOS))
+        moved_s: np.ndarray = self._anchors[:, -1].copy()
         for index in np.unique(scenario).tolist():
-            slowdown[index] = np.median(ratio[scenario == index])
-        of_anchor = features.scenarios(self._anchors)
-        moved_s: np.ndarray = self._anchors[:, -1] * slowdown[of_anchor]
+            is_alike = features.scenarios(self._anchors) == index
+            moved_s[is_alike] *= np.median(ratio[scenario == index])
         return moved_s

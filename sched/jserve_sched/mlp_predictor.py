@@ -1,13 +1,10 @@
 """`mlp`: a small network over the linear model, trained offline, evaluated in NumPy.
 
-The network says only by what factor the linear model is wrong, as a
-residual in log time, and by how much more the 95th percentile lies above. The residual
-is bounded, and fades where a step lies outside the range the network was trained on:
-far from its data the answer is the linear model's, so it cannot be absurd there.
-
-While serving, the network and the linear model under it stay as trained, since one was
-trained over the other. What is learned is a factor for each scenario, which follows
-the middle of measured over predicted time, and another for the 95th percentile.
+The network says by what factor the linear model is wrong, as a residual in log time,
+and by how much more the 95th percentile lies above. The residual is bounded, and fades
+outside the range that the network was trained on, so that it cannot be absurd there.
+While serving both stay as trained; what is learned is a factor for each scenario, which
+follows the middle of measured over predicted time, and another for the percentile.
 
 `N` is the number of steps asked about at once, `F` the features of a step, `K` the
 network's inputs, `H` the units of a layer.

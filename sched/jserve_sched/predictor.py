@@ -1,10 +1,8 @@
 """Batch-latency prediction: how long will this step take?
 
-A predictor answers twice, with the median and with the 95th percentile. No plan is
-priced by a broken model, and no model learns from a broken clock: `SafePredictor`
-replaces answers that are not durations, and `is_sound` rejects such measurements.
-
-`N` is the number of steps asked about at once, `F` the features of a step.
+A predictor answers twice, with the median and with the 95th percentile. Answers and
+measurements that are not durations are never used. `N` is the number of steps asked
+about at once, `F` the features of a step.
 """
 
 import collections
@@ -65,8 +63,8 @@ def stack_samples(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray
 class RatioQuantile:
     """A quantile of measured over predicted time, by scenario.
 
-    It is the empirical one of the last steps, so that a machine that slows down and
-    recovers is followed; a scenario seldom seen keeps the start value.
+    It is the empirical one of the last steps; a scenario seldom seen keeps the start
+    value.
     """
 
     def __init__(

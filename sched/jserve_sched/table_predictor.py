@@ -4,10 +4,8 @@ Step time is a staircase over compiled shapes, and within a shape it grows with 
 pages of the longest context, since padded rows loop to the longest. So there is a cell
 per (B, NB) and per power-of-two bin of those two page counts. Cells start from a short
 timed pass, follow real steps, and are made monotone, since more work never takes less
-time; where two cells disagree, those that real steps have filled are kept.
-
-`N` is the number of steps asked about at once, `F` the features of a step; in shapes,
-`B` and `NB` count the row edges (0 included) and block edges.
+time. In shapes, `N` is the number of steps asked about at once, `F` the features of a
+step, `B` and `NB` count the row edges (0 included) and block edges.
 """
 
 import math
@@ -70,8 +68,8 @@ class TablePredictor:
 
         Each shape needs a sample with short contexts; samples with a long decode
         context, or a long block context, give the cost of a page. Shapes without
-        samples (pairs that cannot occur, or are not compiled yet) take the guess,
-        scaled as the others were and no further than the timed ones around them.
+        samples take the guess, scaled as the others were and no further than the timed
+        ones around them.
         """
         sound = [sample for sample in samples if is_sound(sample)]
         if not sound:
@@ -194,11 +192,10 @@ def _at_pages(prior: np.ndarray, decode_pages: Any, block_pages: Any) -> Any:
 def _monotone(grid_s: np.ndarray, is_trusted: np.ndarray) -> np.ndarray:
     """Returns a grid that falls along no axis, near the one given.
 
-    Violations are split between the two sides, at the geometric mean of the least
-    monotone grid above and the largest below: taking the one above would lift
-    everything to its noisiest cell. Trusted cells are made so among themselves, and
-    the others are clipped between them, so that no guess moves a measurement. (A
-    monotone grid clipped between monotone bounds is monotone.)
+    It is the geometric mean of the least monotone grid above and the largest below:
+    the one above would lift everything to its noisiest cell. Cells that real steps have
+    filled are made so among themselves, and the others are clipped between them, so
+    that no guess moves a measurement.
     """
     low_s, high_s = _bounds(grid_s, is_trusted)
     trusted_s = np.sqrt(low_s * np.where(is_trusted, high_s, 0.0))

@@ -62,11 +62,8 @@ def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
     content = path.read_bytes()
     with np.load(path) as file:
         old = dict(file) | {"facts": np.array(json.dumps({"format_version": 99}))}
-    for damaged in (
-        content[: len(content) // 2],
-        content[:2000] + bytes(500) + content[2500:],
-        b"hello",
-    ):
+    half = content[: len(content) // 2]
+    for damaged in (half, content[:2000] + bytes(500) + content[2500:], b"hello"):
         path.write_bytes(damaged)
         refusal()
     np.savez(path, facts=np.array('{"format_version": 1}'))
@@ -79,7 +76,6 @@ def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
     ("change", "message"),
     [
         ({"duration_s": np.ones((3, 11))}, "features have shape"),
-        ({"features": np.ones((12, 5))}, "features have shape"),
         ({"split": np.zeros(11, np.int8)}, "or no split for each"),
         ({"duration_s": np.ones((0, 12))}, "there is no sample"),
         ({"timed_s": np.ones(3)}, "timed_features have shape"),
@@ -101,7 +97,6 @@ def test_each_scenario_is_split_in_equal_shares() -> None:
     for value in range(3):
         found = np.bincount(split[scenario == value], minlength=3)
         assert found[[TRAIN, VALIDATION, TEST]].tolist() == [55, 20, 25]
-    assert (split != split_steps(matrix, np.random.default_rng(1))).any()
 
 
 def test_the_spread_is_relative_and_robust_to_outliers() -> None:

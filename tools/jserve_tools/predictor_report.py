@@ -1,10 +1,7 @@
 """How well predictors do on steps they never saw: one judge for every predictor.
 
-A step is compared twice. With the *median* of its repeats, which is what a perfect
-predictor says; and with each *single* measurement, which is what a server meets and
-where even a perfect predictor is off by the repeats' spread. The ratio of the two
-errors says how much is left to learn.
-
+A step is compared with the *median* of its repeats, which is what a perfect predictor
+says, and with each *single* measurement, where even that is off by the repeats' spread.
 `N` is the number of held-out steps, `R` the rounds.
 """
 

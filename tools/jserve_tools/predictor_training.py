@@ -1,13 +1,10 @@
 """Trains the step-time network: a residual over the linear model, in log time.
 
 Two pinball losses on log(measured / linear) give a median and a 95th percentile at
-once, and neither depends on how long the tail of a disturbed machine is. The data are a
-few thousand rows, so every step takes all of them: there is no order to draw, and a
-training that was interrupted continues as if it had not been.
-
-Sources: pinball loss, Koenker and Bassett, *Regression Quantiles* (1978); the last
-shift of the 95th percentile, split conformal prediction of quantiles, Romano, Patterson
-and Candes, arXiv 1905.03222.
+once, and neither depends on how long the tail of a disturbed machine is. Every step
+takes all of the few thousand rows: an interrupted training continues as if it had not
+been. Sources: pinball loss, Koenker and Bassett, *Regression Quantiles* (1978); split
+conformal prediction of quantiles, Romano, Patterson and Candes, arXiv 1905.03222.
 
 `N` is the number of steps, `R` the rounds, `K` the network's inputs.
 """

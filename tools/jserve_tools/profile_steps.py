@@ -1,15 +1,13 @@
 """Measures how long steps of an engine take, over a grid of shapes and random batches.
 
 An engine like the server's is built and warmed up; then made-up steps run on it, one at
-a time, as the server runs them: launch, wait, and the host's clock. Every round visits
-every step once, in an order of its own. The result is a samples file for
-jserve-train-predictor.
+a time, as the server runs them, in shuffled rounds. The result is a samples file for
+jserve-train-predictor; Ctrl-C leaves that of an earlier run as it was.
 
   jserve-profile --output=out/profile/samples.npz
   jserve-profile --model=toy --rounds=3 --num_random_shapes=20 --output=toy.npz
 
-Prints a table for people; the last line of stdout is one JSON document. Ctrl-C leaves
-the file of an earlier run as it was.
+Prints a table for people; the last line of stdout is one JSON document.
 """
 
 import dataclasses

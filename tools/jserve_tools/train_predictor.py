@@ -1,12 +1,9 @@
 """Trains predictors on a samples file, and says how well they do.
 
-`--kind=step`, the default, predicts steps. Two models are fitted to the steps marked
-for training: SlidingServe's linear model, and a small network that says by what factor
-the linear model is wrong, with a median and a 95th percentile. Both are judged, beside
-the server's start-up table, on steps held out.
-
-`--kind=request` predicts whole requests: a prefill and a decode step, each bilinear in
-batch size and length, for policies that look ahead.
+`--kind=step` fits SlidingServe's linear model, and a small network that says by what
+factor it is wrong; both are judged, beside the server's start-up table, on steps held
+out. `--kind=request` fits a prefill and a decode step of whole requests, each bilinear
+in batch size and length, for policies that look ahead.
 
   jserve-train-predictor --samples=out/profile/samples.npz --output=out/predictor
   jserve --predictor=out/predictor                  serves with it
@@ -14,8 +11,7 @@ batch size and length, for policies that look ahead.
   jserve --request_latency=out/request_latency/request_latency.json
 
 Writes a checkpoint, or request_latency.json, with report.json and report.png (which
-needs the extra `report`) to --output, and prints tables for people; the last line of
-stdout is one JSON document.
+needs the extra `report`) to --output; the last line of stdout is one JSON document.
 """
 
 import dataclasses
