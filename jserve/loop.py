@@ -292,7 +292,6 @@ class EngineLoop:
         serving = self.warm_up.serving
         if serving is not None and self._predictor is None:
             self._predictor = serving
-            serving.start()
             self._advance(Health.WARM)
             _LOG.info("start-up:\n%s", start_up_table(self.warm_up.start_up()))
         elif self._scheduler.buckets is not table:

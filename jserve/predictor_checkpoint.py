@@ -1,18 +1,12 @@
 """A trained step-time predictor on disk: its weights, and what they hold for.
 
 Weights are worth nothing on another device, model or page size, so facts travel with
-them and are checked before use.
-
-    <folder>/weights/      an Orbax checkpoint of NumPy arrays
-    <folder>/facts.json    format, device, model, layout, a digest of the arrays
-
-The facts are written last, and whole; a writer that died in between leaves a digest
-that does not match. A trainer may keep what it needs in further sub-folders.
+them and are checked before use. Both lie in `<folder>/checkpoint`, written by Orbax
+whole or not at all; a trainer may keep what it needs beside it.
 """
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,8 +22,8 @@ from jserve_sched.mlp_predictor import MlpPredictor, MlpWeights
 if TYPE_CHECKING:
     from jserve.engine import Engine
 
-FORMAT_VERSION = 1
-_WEIGHTS, _FACTS = "weights", "facts.json"
+FORMAT_VERSION = 2
+_CHECKPOINT = "checkpoint"
 # The facts that must agree, and what a difference is called.
 _FAULTS = {
     "platform": "device",
@@ -59,15 +53,14 @@ class PredictorFacts:
     """What a predictor was measured with, and how well it did.
 
     Attributes:
-      platform: Platform of the device, as JAX names it.
-      device_kind: Kind of the device, as JAX names it.
+      platform: Platform of the device, as JAX names it, like its kind.
       model: Digest of the model's configuration.
       dtype: Type of weights and KV.
       page_size: Tokens in one KV page.
       block_tokens: Tokens in one prefill block, Q.
-      jax_version: Version at training; not checked.
-      commit: Commit of the code, "" if unknown; not checked.
-      report: Errors on held-out shapes, for people; not checked.
+      jax_version: Version at training; not checked, like all that follows.
+      commit: Commit of the code, "" if unknown.
+      report: Errors on held-out shapes, for people.
     """
 
     platform: str
@@ -104,28 +97,16 @@ def save_checkpoint(
     Raises:
       OSError: If the folder cannot be written.
     """
-    folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    tree = {
-        "linear": dataclasses.asdict(weights.linear),
-        "inputs": {
-            name: getattr(weights, name) for name in ("mean", "scale", "low", "high")
-        },
-        "layers": {
-            f"{index:03d}": {"kernel": kernel, "bias": bias}
-            for index, (kernel, bias) in enumerate(weights.layers)
-        },
-    }
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder / _WEIGHTS, tree, force=True)
-    document = {
-        "format_version": FORMAT_VERSION,
-        "digest": _digest(tree),
-        **dataclasses.asdict(facts),
-    }
-    draft = folder / (_FACTS + ".tmp")
-    draft.write_text(json.dumps(document, indent=2) + "\n")
-    draft.replace(folder / _FACTS)
+    document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(facts)}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            folder.absolute() / _CHECKPOINT,
+            ocp.args.Composite(
+                weights=ocp.args.StandardSave(dataclasses.asdict(weights)),
+                facts=ocp.args.JsonSave(document),
+            ),
+            force=True,
+        )
 
 
 def load_checkpoint(
@@ -141,53 +122,38 @@ def load_checkpoint(
       CheckpointError: If it is missing, damaged, or for something else.
     """
     folder = folder.expanduser().absolute()
-    facts, digest = _read_facts(folder)
-    if expected is not None:
-        difference = first_difference(dataclasses.asdict(facts), expected)
-        if difference is not None:
-            raise CheckpointError(folder, *difference)
+    if not (folder / _CHECKPOINT).is_dir():
+        raise CheckpointError(folder, "missing", "does not exist")
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            tree = checkpointer.restore(folder / _WEIGHTS)
-        if _digest(tree) != digest:
-            raise ValueError("they are not those that its facts were written for")
-        layers = [layer for _, layer in sorted(tree["layers"].items())]
-        weights = MlpWeights(
-            linear=LinearModel(**tree["linear"]),
-            **tree["inputs"],
-            layers=tuple((layer["kernel"], layer["bias"]) for layer in layers),
-        )
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(
+                folder / _CHECKPOINT,
+                ocp.args.Composite(
+                    weights=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
+                ),
+            )
+        facts = dict(found["facts"])
+        version = facts.pop("format_version")
+        if version != FORMAT_VERSION:
+            message = f"has format version {version}, not {FORMAT_VERSION}"
+            raise CheckpointError(folder, "version", message)
+        difference = expected and first_difference(facts, expected)
+        if difference:
+            raise CheckpointError(folder, *difference)
+        tree = dict(found["weights"])
+        linear = LinearModel(**tree.pop("linear"))
+        layers = tuple(map(tuple, tree.pop("layers")))
+        weights = MlpWeights(linear=linear, layers=layers, **tree)
         answer_s = MlpPredictor(weights).predict_upper(np.ones((1, NUM_FEATURES)))
         if not np.isfinite(answer_s).all():
-            raise ValueError(f"they predict {answer_s[0]} s")
+            raise ValueError(f"it predicts {answer_s[0]} s")
+        return weights, PredictorFacts(**facts)
+    except CheckpointError:
+        raise
     except Exception as error:  # Orbax lets any error of its stores through
-        raise CheckpointError(
-            folder,
-            "unreadable",
-            f"has weights that cannot be used: {_first_line(error)}",
-        ) from error
-    return weights, facts
-
-
-def _read_facts(folder: pathlib.Path) -> tuple[PredictorFacts, str]:
-    """Returns the facts and the digest of the weights they belong to."""
-    try:
-        document = dict(json.loads((folder / _FACTS).read_text()))
-        version = document.pop("format_version", None)
-        digest = str(document.pop("digest", ""))
-        if version == FORMAT_VERSION:
-            return PredictorFacts(**document), digest
-    except (FileNotFoundError, NotADirectoryError):
-        message = "holds no facts.json" if folder.is_dir() else "does not exist"
-        raise CheckpointError(folder, "missing", message) from None
-    except (OSError, ValueError, TypeError) as error:
-        message = f"has facts that cannot be read: {_first_line(error)}"
-        raise CheckpointError(folder, "unreadable", message) from None
-    raise CheckpointError(
-        folder,
-        "version",
-        f"has format version {version}; this program reads {FORMAT_VERSION}",
-    )
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        message = f"cannot be used: {reason}"
+        raise CheckpointError(folder, "unreadable", message) from error
 
 
 def first_difference(
@@ -195,9 +161,7 @@ def first_difference(
 ) -> tuple[str, str] | None:
     """Returns how facts differ from those expected, as a fault and a sentence's end.
 
-    Args:
-      facts: Facts by name; those that it lacks are not compared.
-      expected: Facts of the engine whose steps are predicted.
+    Facts that are lacking are not compared.
     """
     for name, fault in _FAULTS.items():
         wanted = getattr(expected, name)
@@ -205,18 +169,3 @@ def first_difference(
             found = facts[name]
             return fault, f"was made for {name} {found!r}; here it is {wanted!r}"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
-
-
-def _digest(tree: dict[str, Any]) -> str:
-    """Returns a digest of the arrays' paths, types, shapes and numbers."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        value = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {value.dtype} {value.shape} ".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()

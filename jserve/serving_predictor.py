@@ -5,9 +5,12 @@ The step-time table of the timed pass always exists, so everything else may fail
 is a trained network, or else one warning, and the table.
 """
 
+import concurrent.futures
+import dataclasses
+import functools
 import logging
 import pathlib
-import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -21,70 +24,35 @@ from jserve_sched.predictor import Predictor, SafePredictor
 from jserve_sched.table_predictor import TablePredictor
 
 _LOG = logging.getLogger("jserve")
-_REFIT_INTERVAL_S = 1.0  # between two looks whether a refit is due
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServingPredictor:
-    """The predictor that plans, and the thread that refits it if it is `linear`.
+    """The predictor that plans.
 
     Attributes:
       predictor: Answers the scheduler.
+      name: "table", "linear" or "mlp".
+      fallback: Why the table stands in for a checkpoint; "" if it does not.
+      linear: The model that is refitted, if that plans.
+      stop: Ends the refits, once no step is measured any more; waits for one in
+        progress, which takes milliseconds.
     """
 
-    def __init__(
-        self,
-        table: TablePredictor,
-        *,
-        chosen: LinearPredictor | MlpPredictor | None = None,
-        fallback: str = "",
-    ):
-        """Puts the parts together.
-
-        Args:
-          table: Filled by the timed pass.
-          chosen: Plans in its place; None for the table itself.
-          fallback: Why the table stands in for a checkpoint; "" if it does not.
-        """
-        self.predictor: Predictor = table
-        if chosen is not None:
-            self.predictor = SafePredictor(chosen, table)
-        self._chosen = chosen
-        self._fallback = fallback
-        self._stopping = threading.Event()
-        self._refits = threading.Thread(target=self._refit, name="refit", daemon=True)
-
-    def start(self) -> None:
-        """Starts the refits of `linear`."""
-        if isinstance(self._chosen, LinearPredictor):
-            self._refits.start()
-
-    def stop(self) -> None:
-        """Ends the refits; waits for a fit in progress, which takes milliseconds."""
-        self._stopping.set()
-        if self._refits.is_alive():
-            self._refits.join()
+    predictor: Predictor
+    name: str
+    fallback: str = ""
+    linear: LinearPredictor | None = None
+    stop: Callable[[], None] = lambda: None
 
     def status(self) -> PredictorStatus:
         """Returns a snapshot for metrics."""
-        names = {LinearPredictor: "linear", MlpPredictor: "mlp"}
         return PredictorStatus(
-            name=names.get(type(self._chosen), "table"),
-            fallback=self._fallback,
-            num_refits=getattr(self._chosen, "num_refits", 0),
+            name=self.name,
+            fallback=self.fallback,
+            num_refits=self.linear.num_refits if self.linear else 0,
             num_replaced=getattr(self.predictor, "num_replaced", 0),
         )
-
-    def _refit(self) -> None:
-        """Fits what the engine's thread has stored, never in its way."""
-        assert isinstance(self._chosen, LinearPredictor)
-        has_warned = False
-        while not self._stopping.wait(_REFIT_INTERVAL_S):
-            try:
-                self._chosen.refit()
-            except ValueError as error:
-                if not has_warned:
-                    _LOG.warning("the step-time model stays as it is: %s", error)
-                has_warned = True
 
 
 def choose_predictor(
@@ -105,22 +73,33 @@ def choose_predictor(
       max_pages_per_row: KV pages of the longest context.
     """
     if name == "table":
-        return ServingPredictor(table)
+        return ServingPredictor(predictor=table, name=name)
     if name == "linear":
         matrix = full_steps(
             buckets, page_size=expected.page_size, max_pages_per_row=max_pages_per_row
         )
         step_s = table.predict(matrix)
-        model = fit_linear(matrix, step_s, min_expert_samples=1)
-        anchors = np.column_stack((matrix, step_s))
-        return ServingPredictor(table, chosen=LinearPredictor(model, anchors=anchors))
+        # Refits run beside the engine's thread, never in its way.
+        refits = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="refit")
+        linear = LinearPredictor(
+            fit_linear(matrix, step_s, min_expert_samples=1),
+            anchors=np.column_stack((matrix, step_s)),
+            submit=refits.submit,
+        )
+        return ServingPredictor(
+            predictor=SafePredictor(linear, table),
+            name=name,
+            linear=linear,
+            stop=functools.partial(refits.shutdown, cancel_futures=True),
+        )
     try:
         weights, facts = load_checkpoint(pathlib.Path(name), expected=expected)
     except CheckpointError as error:
         _LOG.warning("%s: steps are priced by the step-time table instead", error)
-        return ServingPredictor(table, fallback=error.fault)
+        return ServingPredictor(predictor=table, name="table", fallback=error.fault)
     _LOG.info("steps are priced by %s, trained at commit %r", name, facts.commit)
-    return ServingPredictor(table, chosen=MlpPredictor(weights))
+    safe = SafePredictor(MlpPredictor(weights), table)
+    return ServingPredictor(predictor=safe, name="mlp")
 
 
 def full_steps(
@@ -130,11 +109,6 @@ def full_steps(
 
     At one page, at the longest context and between; without decodes, without prefill
     and with both.
-
-    Args:
-      buckets: The compiled shapes.
-      page_size: Tokens in one KV page.
-      max_pages_per_row: KV pages of the longest context.
     """
     pages = sorted({1, max(round(max_pages_per_row**0.5), 1), max_pages_per_row})
     return np.stack(

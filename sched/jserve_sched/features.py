@@ -1,16 +1,15 @@
-"""What a step's duration depends on, as a row of numbers.
+"""What a step's duration depends on, as a row of `F` numbers.
 
 The first seven columns are SlidingServe's x1 to x7 (arXiv 2606.05933, Table 1), of
 the tokens that are real: a row i computes `c_i` tokens after `u_i` cached ones. A row
 counts as a decode where it runs as one; that is Eq. 2's `c_i <= 1`, but for a
 one-token prompt, which takes a block. The last four are what static shapes add: the
-compiled rows and blocks, padding included, and the KV pages of the longest row of
-each kind, since all rows of a kind loop to the longest.
-
-`N` is the number of steps described at once, `F` is `NUM_FEATURES`.
+compiled rows and blocks, and the KV pages of the longest row of each kind, since all
+rows of a kind loop to the longest. `N` is the number of steps described at once.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +36,18 @@ PURE_DECODE, PURE_PREFILL, MIXED = range(3)
 SCENARIOS = ("decode", "prefill", "mixed")
 
 
+class _Span(NamedTuple):
+    """The part of a `Row` that its cost depends on."""
+
+    start: int
+    num_tokens: int
+
+
 def step_features(
-    decodes: Sequence[Row], chunks: Sequence[Row], bucket: Bucket, page_size: int
+    decodes: Sequence[Row | _Span],
+    chunks: Sequence[Row | _Span],
+    bucket: Bucket,
+    page_size: int,
 ) -> np.ndarray:
     """Returns the features of one step, `[F]`."""
     context = longest_decode = 0
@@ -78,39 +87,19 @@ def step_features(
 def uniform_features(
     bucket: Bucket, *, decode_pages: int, block_pages: int, page_size: int
 ) -> np.ndarray:
-    """Returns the features of a step of equal rows, `[F]`.
+    """Returns the features `[F]` of a step of equal rows that fills a bucket.
 
-    Args:
-      bucket: The shape; every row and block of it is used, each block by a sequence
-        of its own.
-      decode_pages: Pages every decode ends on; 0 leaves its rows empty.
-      block_pages: Pages every block ends on; 0 leaves the blocks empty.
-      page_size: Tokens in one KV page.
+    Every decode ends after as many whole KV pages, and so does every block, each of a
+    sequence of its own; 0 pages leave the rows or the blocks empty.
     """
-    decodes = chunks = 0
-    context = cached = 0
     size = bucket.block_tokens
-    if decode_pages:
-        decodes = bucket.num_rows
-        context = decodes * (decode_pages * page_size - 1)
-    if block_pages and bucket.num_blocks:
-        chunks = bucket.num_blocks
-        cached = chunks * (block_pages * page_size - size)
-    return np.array(
-        (
-            chunks * size * block_pages * page_size,
-            chunks * size * size,
-            cached + context,
-            decodes,
-            context,
-            chunks * size,
-            size if chunks else 0,
-            bucket.num_rows,
-            bucket.num_blocks,
-            decode_pages if decodes else 0,
-            block_pages if chunks else 0,
-        ),
-        np.float64,
+    decodes = [_Span(decode_pages * page_size - 1, 1)] * bucket.num_rows
+    chunks = [_Span(block_pages * page_size - size, size)] * bucket.num_blocks
+    return step_features(
+        decodes if decode_pages else [],
+        chunks if block_pages else [],
+        bucket,
+        page_size,
     )
 
 

@@ -5,38 +5,28 @@ coefficients for each scenario (arXiv 2606.05933, Eq. 5). The paper names neithe
 solver nor weights nor memory; here they are:
 
 * Non-negative least squares (SciPy's) on columns scaled to length 1.
-* Squared errors are divided by the measured time. Unweighted, a few long prefills
-  decide what a short decode costs; divided by its square, long steps hardly count. On
-  937 shapes of a CPU engine, five-fold, dividing by time^0, time^1 and time^2 gave a
-  mean error of 15.2, 13.6 and 15.1 ms and a median one of 53, 29 and 25 %. A duration
-  under a tenth of the median weighs no more than that, so that no outlier decides.
-* The memory keeps the last steps of each scenario, so that a thousand decodes do not
-  push the last prefill out. The samples of the start stay beside it, moved to the
-  present speed, so that a narrow load does not make the model forget all other steps.
-
-`update` stores a sample and nothing else. A fit runs where its owner calls `refit`: in
-a background thread of a server, between two steps of a simulation.
+* Squared errors are divided by the measured time, but for durations under a tenth of
+  the median. Unweighted, a few long prefills decide what a short decode costs; divided
+  by its square, long steps hardly count.
+* The memory keeps the last steps of each scenario. The samples of the start stay beside
+  it, moved to the present speed: a narrow load does not make the model forget others.
 
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
 
 import collections
-import contextlib
 import dataclasses
 import functools
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jserve_sched import features
 from jserve_sched.features import NUM_FEATURES, PAPER_FEATURES, SCENARIOS
-from jserve_sched.predictor import (
-    MAX_STEP_S,
-    RatioQuantile,
-    StepSample,
-    is_sound,
-    stack_samples,
-)
+from jserve_sched.predictor import RatioQuantile, StepSample, is_sound, stack_samples
 
+_LOG = logging.getLogger("jserve")
 NUM_COEFFICIENTS = 8  # the bias and x1 to x7
 _MIN_EXPERT_SAMPLES = 64
 _LEAST_SHARE = 0.1  # of the median; shorter durations weigh no more
@@ -66,13 +56,11 @@ class LinearModel:
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]` (Eq. 5)."""
-        return self.predict_in(features.scenarios(matrix), matrix)
-
-    def predict_in(self, scenario: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        """Returns the same for steps whose scenarios `[N]` are known."""
+        scenario = features.scenarios(matrix)
         weights, biases = self._by_scenario
-        chosen = weights[scenario]
-        total: np.ndarray = np.einsum("nk,nk->n", matrix[:, PAPER_FEATURES], chosen)
+        total: np.ndarray = np.einsum(
+            "nk,nk->n", matrix[:, PAPER_FEATURES], weights[scenario]
+        )
         total += biases[scenario]
         return total
 
@@ -86,29 +74,20 @@ def fit_linear(
     """Fits the global model and an expert for each scenario seen often enough.
 
     Args:
-      matrix: Features `[N, F]`.
-      duration_s: Measured durations `[N]`, seconds.
-      min_expert_samples: Steps of a scenario that make an expert.
+      matrix: Features `[N, F]` of at least one step.
+      duration_s: Measured durations `[N]`, seconds above 0.
+      min_expert_samples: Steps of a scenario that make an expert, at least 1.
 
     Raises:
-      ValueError: If there is no sample, one is not finite or not positive, or the
-        solver did not converge.
+      ValueError: If the solver did not converge.
     """
-    if not len(matrix):
-        raise ValueError("a fit needs at least 1 sample")
-    if not (np.isfinite(matrix).all() and np.isfinite(duration_s).all()):
-        raise ValueError("a sample to fit has a number that is not finite")
-    if duration_s.min() <= 0:
-        raise ValueError(f"a duration to fit is {duration_s.min()} s, not above 0")
     design = np.insert(matrix[:, PAPER_FEATURES], 0, 1.0, axis=1)
-    scenario = features.scenarios(matrix)
-    of_scenario = [scenario == index for index in range(len(SCENARIOS))]
-    least_samples = max(min_expert_samples, 1)
-    has_expert = np.array([chosen.sum() >= least_samples for chosen in of_scenario])
+    counts = np.bincount(features.scenarios(matrix), minlength=len(SCENARIOS))
+    has_expert = counts >= min_expert_samples
     coefficients = np.zeros((1 + len(SCENARIOS), NUM_COEFFICIENTS))
     coefficients[0] = _fit_one(design, duration_s)
     for index in np.flatnonzero(has_expert).tolist():
-        chosen = of_scenario[index]
+        chosen = features.scenarios(matrix) == index
         coefficients[1 + index] = _fit_one(design[chosen], duration_s[chosen])
     return LinearModel(coefficients=coefficients, has_expert=has_expert)
 
@@ -132,9 +111,6 @@ def _fit_one(design: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
 class LinearPredictor:
     """The paper's model, with a memory to refit it from.
 
-    Prediction and `update` belong to the thread that plans; `refit` may run in one
-    other thread.
-
     Attributes:
       num_refits: Models fitted since the start.
     """
@@ -145,7 +121,7 @@ class LinearPredictor:
         *,
         anchors: np.ndarray | None = None,
         refit_every: int = 256,
-        refits_inline: bool = False,
+        submit: Callable[[Callable[[], None]], object] = lambda refit: refit(),
     ):
         """Makes a predictor that starts from `model`.
 
@@ -153,18 +129,17 @@ class LinearPredictor:
           model: Predicts until the first refit.
           anchors: `[M, F + 1]`, features and then seconds of samples that every
             refit takes in; None for none.
-          refit_every: Samples after which a refit is due.
-          refits_inline: Whether `update` refits when it is due: for simulations.
+          refit_every: Samples between two refits.
+          submit: Runs a refit, at once or in one other thread.
         """
         self._model = self._start = model
         self._anchors = np.empty((0, NUM_FEATURES + 1)) if anchors is None else anchors
         self._refit_every = refit_every
-        self._refits_inline = refits_inline
+        self._submit = submit
         self._memory: list[collections.deque[StepSample]] = [
             collections.deque(maxlen=_MEMORY) for _ in SCENARIOS
         ]
-        self._due: list[StepSample] = []  # a copy of the memory, to be fitted
-        self._num_since_due = 0
+        self._num_new = 0  # samples since the last refit
         self._upper = RatioQuantile()
         self.num_refits = 0
 
@@ -174,68 +149,53 @@ class LinearPredictor:
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        scenario = features.scenarios(matrix)
-        ratio = self._upper.of(scenario)
-        ratio *= self._model.predict_in(scenario, matrix)
-        return ratio
+        found = self.predict(matrix)
+        found *= self._upper.of(features.scenarios(matrix))
+        return found
 
     def update(self, sample: StepSample) -> None:
-        """Stores one measured step, unless it is not a duration."""
+        """Stores one measured step, unless it is not a duration; may submit a refit."""
         if not is_sound(sample):
             return
         self._memory[features.scenarios(sample.features[None])[0]].append(sample)
         self._upper.learn(sample, self.predict)
-        self._num_since_due += 1
-        if self._num_since_due >= self._refit_every:
-            self._num_since_due = 0
-            self._due = [one for ring in self._memory for one in ring]
-            if self._refits_inline:
-                with contextlib.suppress(ValueError):
-                    self.refit()
+        self._num_new += 1
+        if self._num_new >= self._refit_every:
+            self._num_new = 0
+            remembered = [one for ring in self._memory for one in ring]
+            self._submit(functools.partial(self._refit, remembered))
 
-    def refit(self) -> None:
-        """Fits to what was remembered when the refit fell due, and predicts by that.
+    def _refit(self, samples: Sequence[StepSample]) -> None:
+        """Fits to samples and predicts by that; a fit that fails changes nothing.
 
-        Coefficients out of range leave the model as it is, and so does a refit that is
-        not due. A scenario that makes no expert keeps the present one.
-
-        Raises:
-          ValueError: If the fit failed; the model stays as it is.
+        A scenario that makes no expert keeps the present one.
         """
-        samples, self._due = self._due, []
-        if not samples:
-            return
         known, known_s = stack_samples(samples)
-        model = fit_linear(
-            np.concatenate((self._anchors[:, :-1], known)),
-            np.concatenate((self._anchors_now_s(known, known_s), known_s)),
-        )
-        old = self._model
-        keeps = old.has_expert & ~model.has_expert
-        coefficients = model.coefficients
-        coefficients[1:][keeps] = old.coefficients[1:][keeps]
-        if np.isfinite(coefficients).all() and coefficients.max() <= MAX_STEP_S:
-            # One assignment, so that the next plan uses the new model whole.
-            self._model = LinearModel(
-                coefficients=coefficients, has_expert=model.has_expert | keeps
+        try:
+            model = fit_linear(
+                np.concatenate((self._anchors[:, :-1], known)),
+                np.concatenate((self._anchors_now_s(known, known_s), known_s)),
             )
-            self.num_refits += 1
+        except ValueError as error:
+            _LOG.warning("the step-time model stays as it is: %s", error)
+            return
+        keeps = self._model.has_expert & ~model.has_expert
+        model.coefficients[1:][keeps] = self._model.coefficients[1:][keeps]
+        model.has_expert[keeps] = True
+        self._model = model  # in one stroke: the next plan uses it whole
+        self.num_refits += 1
 
     def _anchors_now_s(self, known: np.ndarray, known_s: np.ndarray) -> np.ndarray:
         """Returns the anchors' seconds, as slow as remembered steps say, `[M]`.
 
         Left as they were, they would hold a machine that has become slower back: of
-        two steps that disagree the shorter one weighs more.
-
-        Args:
-          known: Features of the remembered steps, `[N, F]`.
-          known_s: Their seconds, `[N]`.
+        two steps that disagree the shorter one weighs more. `known` are the features
+        of the remembered steps, `[N, F]`, `known_s` their seconds, `[N]`.
         """
         ratio = known_s / np.maximum(self._start.predict(known), 1e-9)
         scenario = features.scenarios(known)
-        slowdown = np.ones(len(SCENARIOS))
+        moved_s: np.ndarray = self._anchors[:, -1].copy()
         for index in np.unique(scenario).tolist():
-            slowdown[index] = np.median(ratio[scenario == index])
-        of_anchor = features.scenarios(self._anchors)
-        moved_s: np.ndarray = self._anchors[:, -1] * slowdown[of_anchor]
+            is_alike = features.scenarios(self._anchors) == index
+            moved_s[is_alike] *= np.median(ratio[scenario == index])
         return moved_s

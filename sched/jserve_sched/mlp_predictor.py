@@ -1,19 +1,18 @@
 """`mlp`: a small network over the linear model, trained offline, evaluated in NumPy.
 
-The network says only by what factor the linear model is wrong, as a
-residual in log time, and by how much more the 95th percentile lies above. The residual
-is bounded, and fades where a step lies outside the range the network was trained on:
-far from its data the answer is the linear model's, so it cannot be absurd there.
-
-While serving, the network and the linear model under it stay as trained, since one was
-trained over the other. What is learned is a factor for each scenario, which follows
-the middle of measured over predicted time, and another for the 95th percentile.
+The network says by what factor the linear model is wrong, as a residual in log time,
+and by how much more the 95th percentile lies above. The residual is bounded, and fades
+outside the range that the network was trained on, so that it cannot be absurd there.
+While serving both stay as trained; what is learned is a factor for each scenario, which
+follows the middle of measured over predicted time, and another for the percentile.
 
 `N` is the number of steps asked about at once, `F` the features of a step, `K` the
 network's inputs, `H` the units of a layer.
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,10 @@ NUM_INPUTS = 7  # six sizes of the static shape, and the linear model's answer
 NUM_OUTPUTS = 2  # log residual of the median; softplus^-1 of the log step to the p95
 MAX_LOG_RESIDUAL = 3.0  # one long row among many: a factor of 8 was measured
 MAX_LOG_INCREMENT = 1.0
-MIN_BASE_S = 1e-6  # the least that the linear model counts as, for a logarithm
+_MIN_BASE_S = 1e-6  # the least that the linear model counts as, for a logarithm
+
+Layers = Sequence[tuple[Any, Any]]
+"""Kernel `[inputs, H]` and bias `[H]` of each layer, in NumPy or JAX."""
 
 
 def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
@@ -37,10 +39,7 @@ def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
     logarithm of the linear model's answer. The network must take that answer back
     where only the longest row counts, which is a subtraction once it is an input, and
     x1 to x7 come in through it: given one by one they are learned by heart.
-
-    Args:
-      matrix: Features of the steps.
-      base_s: `[N]` seconds, of `mlp_base_s`.
+    `base_s` are the seconds `[N]` of `mlp_base_s`.
     """
     inputs = np.empty((len(matrix), NUM_INPUTS))
     inputs[:, :4] = matrix[:, NUM_ROWS:]
@@ -54,8 +53,17 @@ def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
 def mlp_base_s(linear: LinearModel, matrix: np.ndarray) -> np.ndarray:
     """Returns the seconds `[N]` that the residual is taken over, all above 0."""
     base_s = linear.predict(matrix)
-    np.maximum(base_s, MIN_BASE_S, out=base_s)
+    np.maximum(base_s, _MIN_BASE_S, out=base_s)
     return base_s
+
+
+def mlp_outputs(layers: Layers, values: Any) -> Any:
+    """Returns the network's outputs `[N, 2]` for scaled inputs, in NumPy or JAX."""
+    for kernel, bias in layers[:-1]:
+        values = values @ kernel + bias
+        values = values * (values > 0.0)  # ReLU
+    kernel, bias = layers[-1]
+    return values @ kernel + bias
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,7 +98,7 @@ class MlpPredictor:
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
-        found = self._trained(matrix)
+        found = self._evaluate(matrix)[0]
         found *= self._middle.of(features.scenarios(matrix))
         return found
 
@@ -109,11 +117,7 @@ class MlpPredictor:
         """Learns from one measured step, unless it is not a duration."""
         if is_sound(sample):
             self._upper.learn(sample, self._trained_upper)
-            self._middle.learn(sample, self._trained)
-
-    def _trained(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns medians `[N]` in seconds, but for their correction."""
-        return self._evaluate(matrix)[0]
+            self._middle.learn(sample, lambda matrix: self._evaluate(matrix)[0])
 
     def _trained_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds, but for their own correction."""
@@ -131,10 +135,7 @@ class MlpPredictor:
             values = np.minimum(np.maximum(scaled, weights.low), weights.high)
             # How far outside the training range a step lies, in the worst input.
             outside = np.abs(scaled - values).max(axis=1)
-            for kernel, bias in weights.layers[:-1]:
-                values = np.maximum(values @ kernel + bias, 0.0)
-            kernel, bias = weights.layers[-1]
-            residual, increment = (values @ kernel + bias).T
+            residual, increment = mlp_outputs(weights.layers, values).T
             residual = np.minimum(
                 np.maximum(residual, -MAX_LOG_RESIDUAL), MAX_LOG_RESIDUAL
             ) / (1.0 + outside)

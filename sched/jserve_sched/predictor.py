@@ -1,10 +1,8 @@
 """Batch-latency prediction: how long will this step take?
 
-A predictor answers twice, with the median and with the 95th percentile. No plan is
-priced by a broken model, and no model learns from a broken clock: `SafePredictor`
-replaces answers that are not durations, and `is_sound` rejects such measurements.
-
-`N` is the number of steps asked about at once, `F` the features of a step.
+A predictor answers twice, with the median and with the 95th percentile. Answers and
+measurements that are not durations are never used. `N` is the number of steps asked
+about at once, `F` the features of a step.
 """
 
 import collections
@@ -27,12 +25,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class StepSample(NamedTuple):
-    """One measured step.
-
-    Attributes:
-      features: `[F]`, what it computed; see `features`.
-      duration_s: Measured time, seconds.
-    """
+    """One measured step: what it computed, `[F]`, and how long that took."""
 
     features: np.ndarray
     duration_s: float
@@ -50,7 +43,7 @@ class Predictor(Protocol):
         ...
 
     def update(self, sample: StepSample) -> None:
-        """Learns from one measured step."""
+        """Learns from one measured step, unless it is not a duration."""
         ...
 
 
@@ -70,8 +63,8 @@ def stack_samples(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray
 class RatioQuantile:
     """A quantile of measured over predicted time, by scenario.
 
-    It is the empirical one of the last steps, so that a machine that slows down and
-    recovers is followed; a scenario seldom seen keeps the start value.
+    It is the empirical one of the last steps; a scenario seldom seen keeps the start
+    value.
     """
 
     def __init__(
@@ -83,13 +76,11 @@ class RatioQuantile:
         window: int = 512,
         every: int = 16,
     ):
-        """Makes one that has seen no step.
+        """Makes one that remembers `window` ratios of each scenario.
 
         Args:
-          quantile: Above 0 and below 1.
           start: The ratio until a scenario has been seen 40 times.
           least: Lower bound of the ratio.
-          window: Ratios remembered for each scenario.
           every: Samples that `learn` takes in together.
         """
         self._quantile = quantile

@@ -4,13 +4,10 @@ Step time is a staircase over compiled shapes, and within a shape it grows with 
 pages of the longest context, since padded rows loop to the longest. So there is a cell
 per (B, NB) and per power-of-two bin of those two page counts. Cells start from a short
 timed pass, follow real steps, and are made monotone, since more work never takes less
-time; where two cells disagree, those that real steps have filled are kept.
-
-`N` is the number of steps asked about at once, `F` the features of a step; in shapes,
-`B` and `NB` count the row edges (0 included) and block edges.
+time. In shapes, `N` is the number of steps asked about at once, `F` the features of a
+step, `B` and `NB` count the row edges (0 included) and block edges.
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -58,15 +55,10 @@ class TablePredictor:
                 _GUESS_PAGE_S * table.block_tokens * blocks,
             )
         )
+        self._places = [np.arange(len(axis), dtype=np.float64) for axis in self._axes]
         shape = tuple(len(axis) for axis in self._axes)
         self._log_ratio = np.zeros(shape)  # log(measured / prior), running mean
         self._weight = np.zeros(shape)  # samples behind it
-        self._strides = [math.prod(shape[dim + 1 :]) for dim in range(4)]
-        # Places of a cell's corners after its first, in order of the dimensions.
-        self._corners = np.array([*itertools.product((0, 1), repeat=4)]).dot(
-            self._strides
-        )
-        self._per_width = [1.0 / np.diff(axis) for axis in self._axes]
         self._upper = RatioQuantile(every=_REBUILD_EVERY)
         self._num_new = 0  # updates since the last clean-up
         self._rebuild()
@@ -76,8 +68,8 @@ class TablePredictor:
 
         Each shape needs a sample with short contexts; samples with a long decode
         context, or a long block context, give the cost of a page. Shapes without
-        samples (pairs that cannot occur, or are not compiled yet) take the guess,
-        scaled as the others were and no further than the timed ones around them.
+        samples take the guess, scaled as the others were and no further than the timed
+        ones around them.
         """
         sound = [sample for sample in samples if is_sound(sample)]
         if not sound:
@@ -103,30 +95,26 @@ class TablePredictor:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.
 
-        Source: linear interpolation in four dimensions over the cells; beyond the
-        last edge the last cell holds.
+        Linear interpolation in four dimensions; beyond the last edge the last cell
+        holds.
         """
-        first = np.zeros(len(matrix), np.int64)
-        shares = []
-        for dim, axis in enumerate(self._axes):
-            values = np.minimum(np.maximum(matrix[:, _COLUMNS[dim]], 0.0), axis[-1])
-            low = np.minimum(axis.searchsorted(values, "right") - 1, len(axis) - 2)
-            shares.append((values - axis[low]) * self._per_width[dim][low])
-            first += low * self._strides[dim]
-        # The 16 corners of each step's cell; each dimension halves them.
-        total = self._grid_s.reshape(-1).take(first[:, None] + self._corners)
-        for share in shares:
-            half = total.shape[1] // 2
-            lower, upper = total[:, :half], total[:, half:]
-            total = lower + (upper - lower) * share[:, None]
-        seconds: np.ndarray = total[:, 0]
+        from scipy.ndimage import map_coordinates  # takes half a second to import
+
+        places = np.empty((len(_COLUMNS), len(matrix)))
+        for dim, column in enumerate(_COLUMNS):
+            places[dim] = np.interp(
+                matrix[:, column], self._axes[dim], self._places[dim]
+            )
+        seconds: np.ndarray = map_coordinates(
+            self._grid_s, places, order=1, mode="nearest", prefilter=False
+        )
         return seconds
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        ratio = self._upper.of(features.scenarios(matrix))
-        ratio *= self.predict(matrix)
-        return ratio
+        found = self.predict(matrix)
+        found *= self._upper.of(features.scenarios(matrix))
+        return found
 
     def update(self, sample: StepSample) -> None:
         """Moves the sample's cell towards it; the grid follows in batches."""
@@ -134,12 +122,7 @@ class TablePredictor:
             return
         values = sample.features[list(_COLUMNS)].tolist()
         cell = self._cell(values)
-        base_s, per_decode_page_s, per_block_page_s = self._prior[:, cell[0], cell[1]]
-        prior_s = (
-            base_s
-            + per_decode_page_s * max(values[2] - 1, 0)
-            + per_block_page_s * max(values[3] - 1, 0)
-        )
+        prior_s = _at_pages(self._prior[:, cell[0], cell[1]], values[2], values[3])
         error = math.log(sample.duration_s / prior_s) - self._log_ratio[cell]
         weight = min(self._weight[cell] + 1, _MAX_WEIGHT)
         # A slow outlier (another process, a page fault) moves the cell a little.
@@ -185,12 +168,7 @@ class TablePredictor:
 
     def _rebuild(self) -> None:
         decode_pages, block_pages = np.meshgrid(*self._axes[2:], indexing="ij")
-        base_s, per_decode_page_s, per_block_page_s = self._prior[..., None, None]
-        grid = (
-            base_s
-            + per_decode_page_s * np.maximum(decode_pages - 1, 0)
-            + per_block_page_s * np.maximum(block_pages - 1, 0)
-        )
+        grid = _at_pages(self._prior[..., None, None], decode_pages, block_pages)
         # Cells never seen take the mean correction of their shape.
         weight = self._weight.sum(axis=(2, 3), keepdims=True)
         mean = (self._weight * self._log_ratio).sum(axis=(2, 3), keepdims=True)
@@ -201,47 +179,41 @@ class TablePredictor:
         )
 
 
+def _at_pages(prior: np.ndarray, decode_pages: Any, block_pages: Any) -> Any:
+    """Returns the seconds of steps whose longest rows have these pages."""
+    base_s, per_decode_page_s, per_block_page_s = prior
+    return (
+        base_s
+        + per_decode_page_s * np.maximum(decode_pages - 1, 0)
+        + per_block_page_s * np.maximum(block_pages - 1, 0)
+    )
+
+
 def _monotone(grid_s: np.ndarray, is_trusted: np.ndarray) -> np.ndarray:
     """Returns a grid that falls along no axis, near the one given.
 
-    Violations are split between the two sides, at the geometric mean of the least
-    monotone grid above and the largest below: taking the one above would lift
-    everything to its noisiest cell. Trusted cells are made so among themselves, and
-    the others are clipped between them, so that no guess moves a measurement. (A
-    monotone grid clipped between monotone bounds is monotone.)
-
-    Args:
-      grid_s: Seconds, all above 0.
-      is_trusted: Cells that real steps have filled.
+    It is the geometric mean of the least monotone grid above and the largest below:
+    the one above would lift everything to its noisiest cell. Cells that real steps have
+    filled are made so among themselves, and the others are clipped between them, so
+    that no guess moves a measurement.
     """
-    trusted = _between(grid_s, is_trusted)
+    low_s, high_s = _bounds(grid_s, is_trusted)
+    trusted_s = np.sqrt(low_s * np.where(is_trusted, high_s, 0.0))
+    low_s, high_s = _bounds(grid_s, np.ones_like(is_trusted))
     found: np.ndarray = np.clip(
-        _between(grid_s, np.ones_like(is_trusted)),
-        _largest_before(trusted),
-        _least_after(np.where(is_trusted, trusted, np.inf)),
+        np.sqrt(low_s * high_s), *_bounds(trusted_s, is_trusted)
     )
     return found
 
 
-def _between(grid_s: np.ndarray, is_chosen: np.ndarray) -> np.ndarray:
-    """Returns chosen cells made monotone among themselves; 0 in the other cells."""
-    product = _largest_before(np.where(is_chosen, grid_s, 0.0))
-    below = _least_after(np.where(is_chosen, grid_s, np.inf))
-    product *= np.where(is_chosen, below, 0.0)
-    np.sqrt(product, out=product)
-    return product
-
-
-def _largest_before(grid_s: np.ndarray) -> np.ndarray:
-    """Returns the largest cell up to each, along all axes."""
+def _bounds(grid_s: np.ndarray, is_known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the largest known cell up to each, and the least from each on."""
+    low_s = np.where(is_known, grid_s, 0.0)
+    high_s = np.where(is_known, grid_s, np.inf)
     for dim in range(grid_s.ndim):
-        grid_s = np.maximum.accumulate(grid_s, axis=dim)
-    return grid_s
-
-
-def _least_after(grid_s: np.ndarray) -> np.ndarray:
-    """Returns the least cell from each on, along all axes."""
-    return -_largest_before(-np.flip(grid_s))[(slice(None, None, -1),) * grid_s.ndim]
+        low_s = np.maximum.accumulate(low_s, axis=dim)
+        high_s = np.flip(np.minimum.accumulate(np.flip(high_s, dim), axis=dim), dim)
+    return low_s, high_s
 
 
 def _filled(
@@ -250,20 +222,14 @@ def _filled(
     """Returns times `[B, NB]` where those not timed follow the others."""
     usable = is_timed & (guess_s > 0.0)
     scale = float(np.median(timed_s[usable] / guess_s[usable])) if usable.any() else 1.0
-    around = np.clip(
-        guess_s * scale,
-        _largest_before(np.where(is_timed, timed_s, 0.0)),
-        _least_after(np.where(is_timed, timed_s, np.inf)),
-    )
+    around = np.clip(guess_s * scale, *_bounds(timed_s, is_timed))
     return np.where(is_timed, timed_s, around)
 
 
 def _fit_pages(pages: np.ndarray, duration_s: np.ndarray) -> tuple[float, float, float]:
     """Returns seconds at the fewest pages, per decode page and per block page.
 
-    Args:
-      pages: `[N, 2]` pages of the longest decode and of the longest block.
-      duration_s: `[N]` seconds.
+    `pages` are those of the longest decode and of the longest block, `[N, 2]`.
     """
     shortest = min(pages.tolist())
     base_s = np.median(duration_s[(pages == shortest).all(axis=1)])

@@ -10,13 +10,11 @@ import pytest
 
 from engine_harness import small_config
 from fake_predictors import flat_model, flat_weights
-from jserve import serving_predictor
 from jserve.events import PredictorStatus
 from jserve.predictor_checkpoint import PredictorFacts, save_checkpoint
 from jserve.serving_predictor import ServingPredictor, choose_predictor, full_steps
 from jserve_sched.buckets import BucketTable
 from jserve_sched.features import SCENARIOS, scenarios
-from jserve_sched.linear_predictor import LinearPredictor
 from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
 
@@ -89,52 +87,17 @@ def test_linear_starts_from_full_steps_of_every_scenario() -> None:
     assert float(np.median(np.abs(error))) < 0.15
 
 
-def test_linear_is_refitted_in_a_thread_until_it_is_stopped(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(serving_predictor, "_REFIT_INTERVAL_S", 0.001)
-    linear = LinearPredictor(flat_model(0.01), refit_every=len(STEPS))
-    serving = ServingPredictor(new_table(), chosen=linear)
-    threads: list[str] = []
-    refit = linear.refit
-
-    def refit_and_tell() -> None:
-        threads.append(threading.current_thread().name)
-        refit()
-
-    linear.refit = refit_and_tell  # type: ignore[method-assign]
-    serving.start()
-    for row in STEPS:
-        serving.predictor.update(StepSample(row, 0.5))
+def test_linear_is_refitted_in_a_thread_until_it_is_stopped() -> None:
+    serving = choose("linear")
+    started_at_s = new_table().predict(STEPS)
+    for row, duration_s in zip([*STEPS] * 20, [*started_at_s] * 20, strict=True):
+        serving.predictor.update(StepSample(row, 3.0 * duration_s))
     deadline_s = time.monotonic() + 20.0
     while not serving.status().num_refits and time.monotonic() < deadline_s:
         time.sleep(0.01)
+    assert serving.status().num_refits
+    assert "refit_0" in {one.name for one in threading.enumerate()}
+    ratio = serving.predictor.predict(STEPS) / started_at_s
+    assert float(np.median(ratio)) == pytest.approx(3.0, rel=0.15)
     serving.stop()
-    assert set(threads) == {"refit"}
-    assert serving.status().num_refits == 1
-    assert serving.predictor.predict(STEPS) == pytest.approx(0.5, rel=0.5)
-    for row in STEPS:
-        serving.predictor.update(StepSample(row, 0.5))
-    time.sleep(0.02)
-    assert serving.status().num_refits == 1, "it has stopped"
-
-
-def test_a_failing_fit_is_logged_once_and_leaves_the_model(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(serving_predictor, "_REFIT_INTERVAL_S", 0.001)
-    linear = LinearPredictor(flat_model(1.0))
-    tries = threading.Semaphore(0)
-
-    def fail() -> None:
-        tries.release()
-        raise ValueError("singular")
-
-    linear.refit = fail  # type: ignore[method-assign]
-    serving = ServingPredictor(new_table(), chosen=linear)
-    with caplog.at_level(logging.WARNING, logger="jserve"):
-        serving.start()
-        assert all(tries.acquire(timeout=10.0) for _ in range(3))
-        serving.stop()
-    assert caplog.text.count("stays as it is: singular") == 1
-    assert serving.predictor.predict(STEPS[:1]).tolist() == [1.0]
+    assert "refit_0" not in {one.name for one in threading.enumerate()}

@@ -40,13 +40,10 @@ def test_a_uniform_step_is_a_step_of_equal_rows() -> None:
     chunks = [row(3 * 16 - 8, 8)] * 2
     expected = features.step_features(decodes, chunks, bucket, page_size=16)
     assert uniform.tolist() == expected.tolist()
-
-
-def test_padding_alone_has_no_work() -> None:
-    empty = features.uniform_features(
-        Bucket(3, 2, 8), decode_pages=0, block_pages=0, page_size=16
+    padding = features.uniform_features(
+        bucket, decode_pages=0, block_pages=0, page_size=16
     )
-    assert empty[features.PAPER_FEATURES].tolist() == [0.0] * 7
+    assert padding.tolist() == [0.0] * 7 + [3, 2, 0, 0]
 
 
 def test_scenarios_follow_equation_3() -> None:
@@ -58,8 +55,5 @@ def test_scenarios_follow_equation_3() -> None:
             features.step_features([row(9, 1)], [row(0, 9)], bucket, 16),
         ]
     )
-    assert features.scenarios(matrix).tolist() == [
-        features.PURE_DECODE,
-        features.PURE_PREFILL,
-        features.MIXED,
-    ]
+    expected = [features.PURE_DECODE, features.PURE_PREFILL, features.MIXED]
+    assert features.scenarios(matrix).tolist() == expected

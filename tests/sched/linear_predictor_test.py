@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,11 @@ from jserve_sched.features import NUM_FEATURES
 from jserve_sched.linear_predictor import LinearModel, LinearPredictor, fit_linear
 from jserve_sched.predictor import StepSample
 
+DECODE_COLUMNS = [features.NUM_DECODES, features.DECODE_CONTEXT]
+PREFILL_COLUMNS = [
+    *(features.PREFILL_WORK, features.CHUNK_SQUARES),
+    *(features.PREFILL_TOKENS, features.LARGEST_CHUNK),
+]
 # bias, x1 ... x7 of each scenario: a decode costs its context, a prefill its work.
 TRUE = np.array(
     [
@@ -18,25 +25,11 @@ TRUE = np.array(
 
 
 def random_steps(num_steps: int, seed: int = 0) -> np.ndarray:
-    """Features `[N, F]` of all three scenarios."""
-    rng = np.random.default_rng(seed)
-    rows = np.zeros((num_steps, NUM_FEATURES))
-    for index, row in enumerate(rows):
-        kind = index % 3
-        if kind != features.PURE_PREFILL:
-            row[features.NUM_DECODES] = rng.integers(1, 33)
-            row[features.DECODE_CONTEXT] = row[features.NUM_DECODES] * rng.integers(
-                1, 4000
-            )
-        row[features.CACHED_TOKENS] = row[features.DECODE_CONTEXT]
-        if kind != features.PURE_DECODE:
-            chunks = rng.integers(2, 512, rng.integers(1, 5)).astype(float)
-            cached = rng.integers(0, 4000, len(chunks)).astype(float)
-            row[features.PREFILL_WORK] = np.sum(chunks * (cached + chunks))
-            row[features.CHUNK_SQUARES] = np.sum(chunks**2)
-            row[features.CACHED_TOKENS] += np.sum(cached)
-            row[features.PREFILL_TOKENS] = np.sum(chunks)
-            row[features.LARGEST_CHUNK] = np.max(chunks)
+    """Features `[N, F]`: in turn a decode, a prefill and a mixed step."""
+    rows = np.random.default_rng(seed).uniform(1, 1000, (num_steps, NUM_FEATURES))
+    rows[np.ix_(np.arange(num_steps) % 3 == 0, PREFILL_COLUMNS)] = 0.0
+    rows[np.ix_(np.arange(num_steps) % 3 == 1, DECODE_COLUMNS)] = 0.0
+    rows[0::3, features.CACHED_TOKENS] = rows[0::3, features.DECODE_CONTEXT]
     return rows
 
 
@@ -53,15 +46,6 @@ def test_it_recovers_a_linear_device_scenario_by_scenario() -> None:
     assert model.predict(held_out) == pytest.approx(true_s(held_out), rel=1e-6)
 
 
-def test_a_scenario_without_expert_uses_the_global_model() -> None:
-    coefficients = np.zeros((4, 8))
-    coefficients[:, 0] = 0.1, 0.2, 0.3, 0.4
-    model = LinearModel(
-        coefficients=coefficients, has_expert=np.array([True, False, True])
-    )
-    assert model.predict(random_steps(3)).tolist() == [0.2, 0.1, 0.4]
-
-
 def test_squared_errors_are_divided_by_the_time() -> None:
     """Equal steps of 1 s and 9 s: the mean weighted by 1 / time."""
     matrix = np.zeros((100, NUM_FEATURES))
@@ -71,13 +55,15 @@ def test_squared_errors_are_divided_by_the_time() -> None:
     assert model.predict(matrix[:1])[0] == pytest.approx(1.8)
 
 
-def test_experts_need_enough_samples() -> None:
+def test_a_scenario_seen_too_seldom_uses_the_global_model() -> None:
     matrix = random_steps(90)
     matrix = matrix[features.scenarios(matrix) != features.MIXED]
     model = fit_linear(matrix, true_s(matrix), min_expert_samples=30)
     assert model.has_expert.tolist() == [True, True, False]
-    model = fit_linear(matrix, true_s(matrix), min_expert_samples=31)
-    assert not model.has_expert.any()
+    assert not fit_linear(matrix, true_s(matrix)).has_expert.any()
+    model.coefficients[:] = 0.0
+    model.coefficients[:, 0] = 0.1, 0.2, 0.3, 0.4
+    assert model.predict(random_steps(3)).tolist() == [0.2, 0.3, 0.1]
 
 
 def test_coefficients_are_never_negative_and_collinear_columns_harmless() -> None:
@@ -89,38 +75,6 @@ def test_coefficients_are_never_negative_and_collinear_columns_harmless() -> Non
     assert model.coefficients.min() >= 0.0
     assert model.coefficients[1, 3] + model.coefficients[1, 5] < 1e-6
     assert model.predict(decodes) == pytest.approx(true_s(decodes), rel=0.15)
-
-
-def test_a_solver_that_gives_up_leaves_the_model(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def give_up(*arguments: object) -> None:
-        raise RuntimeError("Maximum number of iterations reached.")
-
-    monkeypatch.setattr("scipy.optimize.nnls", give_up)
-    with pytest.raises(ValueError, match="a fit to 9 steps failed: Maximum"):
-        fit_linear(random_steps(9), np.ones(9))
-    matrix = random_steps(30)
-    inline = LinearPredictor(flat_model(1.0), refit_every=30, refits_inline=True)
-    feed(inline, matrix)
-    assert inline.num_refits == 0
-    assert inline.predict(matrix).tolist() == [1.0] * 30
-
-
-@pytest.mark.parametrize(
-    ("matrix", "duration_s", "message"),
-    [
-        (np.zeros((0, NUM_FEATURES)), np.zeros(0), "at least 1"),
-        (np.zeros((2, NUM_FEATURES)), np.array([1.0, np.nan]), "not finite"),
-        (np.full((1, NUM_FEATURES), np.inf), np.ones(1), "not finite"),
-        (np.zeros((1, NUM_FEATURES)), np.zeros(1), "is 0.0 s, not above 0"),
-    ],
-)
-def test_what_cannot_be_fitted_is_named(
-    matrix: np.ndarray, duration_s: np.ndarray, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        fit_linear(matrix, duration_s)
 
 
 def feed(predictor: LinearPredictor, matrix: np.ndarray, factor: float = 1.0) -> None:
@@ -136,52 +90,53 @@ def refitted(
     predictor = LinearPredictor(model, anchors=anchors, refit_every=num_samples)
     for matrix in fed:
         feed(predictor, matrix)
-    predictor.refit()
     assert predictor.num_refits == 1
     return predictor
 
 
-def test_it_stores_until_its_owner_refits() -> None:
-    matrix = random_steps(300)
-    predictor = LinearPredictor(flat_model(1.0), refit_every=300)
+def test_a_solver_that_gives_up_leaves_the_model(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def give_up(*arguments: object) -> None:
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr("scipy.optimize.nnls", give_up)
+    predictor = LinearPredictor(flat_model(1.0), refit_every=30)
+    matrix = random_steps(30)
+    feed(predictor, matrix)
+    assert "stays as it is: a fit to 30 steps failed: Maximum" in caplog.text
+    assert predictor.num_refits == 0
+    assert predictor.predict(matrix).tolist() == [1.0] * 30
+
+
+def test_it_stores_and_submits_a_refit_when_it_is_due() -> None:
+    matrix = random_steps(600)
+    due: list[Callable[[], None]] = []
+    predictor = LinearPredictor(flat_model(1.0), refit_every=300, submit=due.append)
     feed(predictor, matrix[:299])
-    predictor.refit()
-    assert predictor.num_refits == 0, "not due"
-    feed(predictor, matrix[299:])
-    assert predictor.predict(matrix).tolist() == [1.0] * 300
-    predictor.refit()
+    assert not due
+    feed(predictor, matrix[299:599])
+    assert predictor.predict(matrix).tolist() == [1.0] * 600
+    (refit,) = due
+    refit()
     assert predictor.num_refits == 1
     assert predictor.predict(matrix) == pytest.approx(true_s(matrix), rel=1e-6)
-    predictor.refit()
-    assert predictor.num_refits == 1, "not due again"
 
 
-def test_in_a_simulation_it_refits_by_itself() -> None:
-    matrix = random_steps(300)
-    predictor = LinearPredictor(flat_model(1.0), refit_every=100, refits_inline=True)
-    feed(predictor, matrix)
-    assert predictor.num_refits == 3
-    assert predictor.predict(matrix) == pytest.approx(true_s(matrix), rel=1e-6)
-
-
-def test_many_decodes_do_not_push_the_last_prefills_out() -> None:
-    matrix = random_steps(900)
-    scenario = features.scenarios(matrix)
-    decodes = matrix[scenario == features.PURE_DECODE]
-    prefills = matrix[scenario == features.PURE_PREFILL]
-    predictor = refitted(flat_model(1.0), prefills, *[decodes] * 12)
-    assert predictor.predict(prefills) == pytest.approx(true_s(prefills), rel=1e-6)
-
-
-def test_old_samples_are_forgotten_but_not_the_anchors() -> None:
+def test_old_samples_are_forgotten_but_no_scenario_and_no_anchor() -> None:
     matrix = random_steps(3072)  # all that the memory holds
     predictor = LinearPredictor(flat_model(1.0), refit_every=2 * len(matrix))
     feed(predictor, matrix)
     feed(predictor, matrix, factor=2.0)
-    predictor.refit()
     assert predictor.predict(matrix) == pytest.approx(2.0 * true_s(matrix), rel=1e-6)
 
-    mixed = features.scenarios(matrix) == features.MIXED
+    scenario = features.scenarios(matrix)
+    decodes = matrix[scenario == features.PURE_DECODE]
+    prefills = matrix[scenario == features.PURE_PREFILL][:300]
+    busy = refitted(flat_model(1.0), prefills, *[decodes] * 4)
+    assert busy.predict(prefills) == pytest.approx(true_s(prefills), rel=1e-6)
+
+    mixed = scenario == features.MIXED
     anchors = np.column_stack((matrix, true_s(matrix)))[mixed]
     anchored = refitted(flat_model(1.0), matrix[~mixed], anchors=anchors)
     assert anchored.predict(matrix[mixed]) == pytest.approx(true_s(matrix[mixed]))
@@ -196,7 +151,6 @@ def test_anchors_do_not_hold_a_slower_machine_back() -> None:
         refit_every=600,
     )
     feed(predictor, random_steps(600, seed=1), factor=3.0)
-    predictor.refit()
     assert predictor.predict(matrix) == pytest.approx(3.0 * start_s, rel=1e-6)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fake_predictors import flat_model, flat_weights
-from fakes import make_request, make_scheduler
 from jserve_sched.buckets import BucketTable
 from jserve_sched.features import (
     CACHED_TOKENS,
@@ -22,7 +21,6 @@ from jserve_sched.features import (
 )
 from jserve_sched.linear_predictor import LinearPredictor
 from jserve_sched.mlp_predictor import MlpPredictor
-from jserve_sched.plan import StepResult
 from jserve_sched.predictor import (
     MAX_STEP_S,
     Predictor,
@@ -30,23 +28,20 @@ from jserve_sched.predictor import (
     SafePredictor,
     StepSample,
 )
-from jserve_sched.slo import Slo
 from jserve_sched.table_predictor import TablePredictor
 
-TABLE = BucketTable((2, 8), (0, 4))
 
-
-def decode_step(num_decodes: int = 4, context: int = 400) -> np.ndarray:
+def decode_step(num_decodes: int = 4) -> np.ndarray:
     row = np.zeros(NUM_FEATURES)
-    row[[NUM_DECODES, CACHED_TOKENS, DECODE_CONTEXT]] = num_decodes, context, context
+    row[[NUM_DECODES, CACHED_TOKENS, DECODE_CONTEXT]] = num_decodes, 400, 400
     row[[NUM_ROWS, DECODE_PAGES]] = 8, 4
     return row
 
 
 def every_predictor() -> list[Predictor]:
-    table = TablePredictor(TABLE, max_pages_per_row=8)
+    table = TablePredictor(BucketTable((2, 8), (0, 4)), max_pages_per_row=8)
     model = flat_model(0.01, per_decode_s=0.001)
-    linear = LinearPredictor(model, refits_inline=True, refit_every=64)
+    linear = LinearPredictor(model, refit_every=64)
     return [table, linear, MlpPredictor(flat_weights(model))]
 
 
@@ -60,14 +55,16 @@ class Constant:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         return np.resize(self.values, len(matrix))
 
-    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        return np.resize(self.values, len(matrix))
+    predict_upper = predict
 
     def update(self, sample: StepSample) -> None:
         self.num_updates += 1
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e9])
+BAD_S = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e9)
+
+
+@pytest.mark.parametrize("bad", BAD_S)
 @pytest.mark.parametrize("ask", ["predict", "predict_upper"])
 def test_a_bad_answer_is_replaced_and_counted(bad: float, ask: str) -> None:
     safe = SafePredictor(Constant(0.5, bad, 0.25), Constant(0.125))
@@ -80,13 +77,12 @@ def test_a_good_answer_passes_and_both_learn() -> None:
     inner, fallback = Constant(0.5, MAX_STEP_S), Constant(0.125)
     safe = SafePredictor(inner, fallback)
     assert safe.predict(np.zeros((2, NUM_FEATURES))).tolist() == [0.5, MAX_STEP_S]
-    assert safe.predict(np.zeros((0, NUM_FEATURES))).tolist() == []
     safe.update(StepSample(decode_step(), 0.01))
     assert (inner.num_updates, fallback.num_updates) == (1, 1)
     assert safe.num_replaced == 0
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 0.0, -3.0, 1e9])
+@pytest.mark.parametrize("bad", BAD_S)
 def test_a_measurement_that_is_not_a_duration_teaches_nothing(bad: float) -> None:
     broken = decode_step()
     broken[CACHED_TOKENS] = math.nan
@@ -108,9 +104,7 @@ def test_a_rare_absurd_duration_moves_no_predictor_far() -> None:
             step = decode_step(1 + count % 8)
             true_s = 0.01 + 0.001 * (1 + count % 8)
             wrong_s = 300.0 if count % 200 else 1e-7
-            predictor.update(
-                StepSample(step, true_s if count % 100 else wrong_s),
-            )
+            predictor.update(StepSample(step, true_s if count % 100 else wrong_s))
         found_s = float(predictor.predict(decode_step(4)[None])[0])
         assert found_s == pytest.approx(0.014, rel=0.35), predictor
 
@@ -147,19 +141,3 @@ def test_the_ratio_is_the_percentile_of_its_scenario() -> None:
     assert learn(MIXED, *[3.0] * 16)[2] == 3.0
     assert learn(PURE_DECODE, *[0.2] * 640)[0] == 1.0, "bounded below"
     assert learn(MIXED, *[1e6] * 640)[2] == 4.0, "bounded above"
-
-
-def test_a_plan_is_priced_by_durations_only() -> None:
-    scheduler = make_scheduler(policy="edf")
-    fallback = scheduler.predictor
-    broken = MlpPredictor(flat_weights(flat_model(0.01), output=math.nan))
-    scheduler.predictor = SafePredictor(broken, fallback)
-    for _ in range(6):
-        scheduler.submit(make_request(20, 6, slo=Slo(ttft_s=1.0, tbt_s=0.1)))
-    num_plans = 0
-    while plan := scheduler.plan(0.0):
-        assert plan.predicted_s == fallback.predict(plan.features[None])[0] > 0.0
-        scheduler.dispatch(plan, 0.0)
-        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01))
-        num_plans += 1
-    assert num_plans > 6

@@ -13,14 +13,7 @@ from jserve_sched.features import (
     uniform_features,
 )
 from jserve_tools.predictor_plots import predictor_png
-from jserve_tools.predictor_report import (
-    errors,
-    errors_table,
-    judge,
-    learned_table,
-    pinball,
-    verdict,
-)
+from jserve_tools.predictor_report import errors, errors_table, judge, learned_table
 from jserve_tools.samples import Samples
 
 
@@ -34,10 +27,6 @@ def test_errors_of_known_predictions() -> None:
     assert found["r2"] == pytest.approx(0.0)
     assert errors(measured_s, measured_s)["r2"] == 1.0
     assert "r2" not in errors(np.ones(2), np.ones(2))
-
-
-def test_a_pinball_loss_weighs_the_two_sides() -> None:
-    assert pinball(np.array([2.0, -4.0]), 0.75) == pytest.approx((1.5 + 1.0) / 2)
 
 
 def test_predictors_are_judged_by_scenario() -> None:
@@ -59,13 +48,10 @@ def test_predictors_are_judged_by_scenario() -> None:
     assert found["against_median"]["r2"] > 0.99
     assert found["against_median"]["median_ape"] == pytest.approx(0.015, abs=0.01)
     assert found["p95_coverage"]["share"] == pytest.approx(0.95, abs=0.01)
-    assert found["p95_coverage"]["num_samples"] == 3600
-    expected_ms = 1e3 * pinball(duration_s - upper_s, 0.95)
-    assert found["p95_coverage"]["pinball_ms"] == pytest.approx(expected_ms)
+    assert report["all"]["num_samples"] == 3600
     text = errors_table(report)
     assert "all (400)" in text and "prefill (200)" in text
     assert text.count("mlp") == 3
-    assert "0.04 times that of linear" in verdict(report)
 
 
 def test_the_table_knows_the_timed_pass_and_the_training_steps() -> None:
@@ -104,12 +90,12 @@ def test_a_picture_of_few_steps_is_drawn() -> None:
     matrix[:, NUM_BLOCKS] = 0, 0, 1
     duration_s = np.array([[0.001, 0.002, 0.004], [0.0011, 0.0019, 0.005]])
     median_s = np.median(duration_s, axis=0)
-    picture = predictor_png(
-        {"linear": median_s * 1.5, "mlp": median_s},
-        {"mlp": median_s * 1.1},
-        matrix=matrix,
-        duration_s=duration_s,
-        title="three steps",
-    )
+    predictions = {
+        "predicted_s": {"linear": median_s * 1.5, "mlp": median_s},
+        "upper_s": {"mlp": median_s * 1.1},
+        "matrix": matrix,
+        "duration_s": duration_s,
+    }
+    picture = predictor_png(predictions, title="three steps")
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000

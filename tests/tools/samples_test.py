@@ -51,38 +51,36 @@ def test_what_is_written_is_read(tmp_path: pathlib.Path) -> None:
 
 def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "samples.npz"
-    with pytest.raises(ValueError, match=r"samples=.*No such file"):
-        read_samples(path)
+
+    def refusal() -> str:
+        with pytest.raises(ValueError, match=r"samples=.* cannot be read: ") as caught:
+            read_samples(path)
+        return str(caught.value)
+
+    assert "No such file" in refusal()
     write_samples(path, make_samples(400, 40))
     content = path.read_bytes()
     with np.load(path) as file:
         old = dict(file) | {"facts": np.array(json.dumps({"format_version": 99}))}
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"not a samples file|is damaged"):
-        read_samples(path)
-    path.write_bytes(content[:2000] + bytes(500) + content[2500:])
-    with pytest.raises(ValueError, match="is damaged"):
-        read_samples(path)
-    path.write_text("hello")
-    with pytest.raises(ValueError, match="not a samples file"):
-        read_samples(path)
+    half = content[: len(content) // 2]
+    for damaged in (half, content[:2000] + bytes(500) + content[2500:], b"hello"):
+        path.write_bytes(damaged)
+        refusal()
     np.savez(path, facts=np.array('{"format_version": 1}'))
-    with pytest.raises(ValueError, match="not a samples file: 'split'"):
-        read_samples(path)
+    assert "'split'" in refusal()
     np.savez(path, **old)
-    with pytest.raises(ValueError, match="version 99, this program reads 1"):
-        read_samples(path)
+    assert "it has version 99, not 1" in refusal()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"duration_s": np.ones((3, 11))}, "duration_s has shape"),
-        ({"split": np.full(12, 3, np.int8)}, "not 0, 1 or 2"),
-        ({"duration_s": np.zeros((3, 12))}, "duration_s holds 0.0 s, not above 0"),
-        ({"duration_s": np.full((3, 12), np.nan)}, "not finite"),
+        ({"duration_s": np.ones((3, 11))}, "features have shape"),
+        ({"split": np.zeros(11, np.int8)}, "or no split for each"),
         ({"duration_s": np.ones((0, 12))}, "there is no sample"),
-        ({"features": np.ones((12, 5))}, "features has shape"),
+        ({"timed_s": np.ones(3)}, "timed_features have shape"),
+        ({"duration_s": np.zeros((3, 12))}, "not above 0"),
+        ({"duration_s": np.full((3, 12), np.nan)}, "not finite"),
     ],
 )
 def test_bad_samples_are_refused(change: dict[str, np.ndarray], message: str) -> None:
@@ -99,7 +97,6 @@ def test_each_scenario_is_split_in_equal_shares() -> None:
     for value in range(3):
         found = np.bincount(split[scenario == value], minlength=3)
         assert found[[TRAIN, VALIDATION, TEST]].tolist() == [55, 20, 25]
-    assert (split != split_steps(matrix, np.random.default_rng(1))).any()
 
 
 def test_the_spread_is_relative_and_robust_to_outliers() -> None:

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,11 +7,16 @@ import pytest
 from jserve_sched.buckets import BucketTable
 from jserve_sched.features import SCENARIOS, scenarios, step_features
 from jserve_sched.plan import StepPlan
-from jserve_tools.step_grid import ProfileLimits, profile_plans, step_plan
+from jserve_tools.step_grid import (
+    ProfileLimits,
+    profile_plans,
+    step_plan,
+    time_rounds,
+)
 
 LIMITS = ProfileLimits(
     table=BucketTable((2, 4, 8), (0, 1, 2, 4), 32),
-    num_slots=8,
+    max_num_seqs=8,
     max_num_batched_tokens=8 + 4 * 32,
     max_model_len=2000,  # neither whole pages nor whole blocks
     page_size=128,
@@ -18,9 +24,8 @@ LIMITS = ProfileLimits(
 )
 
 
-def draw(num_random: int, seed: int = 3) -> list[StepPlan]:
-    rng = np.random.default_rng(seed)
-    return profile_plans(LIMITS, rng, num_random=num_random)
+def draw(num_random: int) -> list[StepPlan]:
+    return profile_plans(LIMITS, np.random.default_rng(3), num_random=num_random)
 
 
 def scenario_counts(plans: list[StepPlan]) -> dict[int, int]:
@@ -50,7 +55,7 @@ def test_random_batches_are_as_many_of_each_scenario_and_all_different() -> None
     plans = draw(90)
     for plan in plans:
         rows = [*plan.decodes, *plan.chunks]
-        assert len(rows) <= LIMITS.num_slots
+        assert len(rows) <= LIMITS.max_num_seqs
         assert plan.bucket.num_tokens <= LIMITS.max_num_batched_tokens
         assert all(row.num_tokens >= 1 for row in rows)
         assert max(row.stop for row in rows) <= LIMITS.max_model_len
@@ -60,19 +65,13 @@ def test_random_batches_are_as_many_of_each_scenario_and_all_different() -> None
     assert len({tuple(plan.features) for plan in plans}) == len(plans)
     assert any(row.num_tokens % 32 for plan in drawn for row in plan.chunks)
     assert len({len(plan.chunks) for plan in drawn}) > 2
-    features = [plan.features.tolist() for plan in plans]
-    assert [plan.features.tolist() for plan in draw(90)] == features
-    assert [plan.features.tolist() for plan in draw(90, seed=4)] != features
+    again = [plan.features.tolist() for plan in draw(90)]
+    assert again == [plan.features.tolist() for plan in plans]
 
 
 def test_too_many_random_batches_are_refused() -> None:
-    tiny = ProfileLimits(
-        table=BucketTable((1,), (0, 1), 1),
-        num_slots=1,
-        max_num_batched_tokens=2,
-        max_model_len=2,
-        page_size=1,
-        num_pages=9,
+    tiny = dataclasses.replace(
+        LIMITS, table=BucketTable((1,), (0, 1), 1), max_num_seqs=1, max_model_len=2
     )
     with pytest.raises(ValueError, match="num_random_shapes=50 is too many"):
         profile_plans(tiny, np.random.default_rng(0), num_random=50)
@@ -94,8 +93,27 @@ def test_a_plan_has_the_shape_and_rows_of_its_own() -> None:
     expected = step_features(plan.decodes, plan.chunks, plan.bucket, 128)
     np.testing.assert_array_equal(plan.features, expected)
 
-
-def test_a_pool_that_is_used_up_begins_again() -> None:
-    plan = step_plan(LIMITS, (8000, 5000), ())
-    pages = [page for row in plan.decodes for page in row.request.pages]
+    far = step_plan(LIMITS, (8000, 5000), ())  # a pool that is used up begins again
+    pages = [page for row in far.decodes for page in row.request.pages]
     assert pages == [*range(100), 0, 1, 2]
+
+
+@pytest.mark.parametrize(("max_s", "num_kept"), [(1e9, 3), (0.0, 1)])
+def test_rounds_are_shuffled_and_end_with_their_time(
+    max_s: float, num_kept: int
+) -> None:
+    visited: list[int] = []
+
+    def time_step(index: int) -> float:
+        visited.append(index)
+        return 1.0 + index + 100.0 * (len(visited) <= 10)  # cold at first
+
+    rng = np.random.default_rng(0)
+    duration_s = time_rounds(
+        time_step, 10, rounds=3, warmup_rounds=1, rng=rng, max_s=max_s
+    )
+    rounds = np.reshape(visited, (1 + num_kept, 10)).tolist()
+    assert all(sorted(one) == list(range(10)) for one in rounds)
+    assert len(set(map(tuple, rounds))) == 1 + num_kept
+    # The cold round is gone, and each time stands under its own step.
+    np.testing.assert_array_equal(duration_s, [np.arange(1.0, 11.0)] * num_kept)

@@ -1,13 +1,10 @@
 """Trains the step-time network: a residual over the linear model, in log time.
 
 Two pinball losses on log(measured / linear) give a median and a 95th percentile at
-once, and neither depends on how long the tail of a disturbed machine is. The data are a
-few thousand rows, so every step takes all of them: there is no order to draw, and a
-training that was interrupted continues as if it had not been.
-
-Sources: pinball loss, Koenker and Bassett, *Regression Quantiles* (1978); the last
-shift of the 95th percentile, split conformal prediction of quantiles, Romano, Patterson
-and Candes, arXiv 1905.03222.
+once, and neither depends on how long the tail of a disturbed machine is. Every step
+takes all of the few thousand rows: an interrupted training continues as if it had not
+been. Sources: pinball loss, Koenker and Bassett, *Regression Quantiles* (1978); split
+conformal prediction of quantiles, Romano, Patterson and Candes, arXiv 1905.03222.
 
 `N` is the number of steps, `R` the rounds, `K` the network's inputs.
 """
@@ -26,15 +23,15 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
-from jserve_sched.linear_predictor import LinearModel, fit_linear
+from jserve_sched.linear_predictor import fit_linear
 from jserve_sched.mlp_predictor import (
     NUM_OUTPUTS,
     MlpWeights,
     mlp_base_s,
     mlp_inputs,
+    mlp_outputs,
 )
 from jserve_sched.predictor import UPPER_QUANTILE
-from jserve_tools.predictor_report import pinball
 from jserve_tools.samples import TRAIN, VALIDATION, Samples
 from jserve_tools.training_config import TrainingConfig
 
@@ -44,16 +41,15 @@ _LEAST_SCALE = 1e-6  # an input that varies less is left as it is
 _MIN_EXPERT_SAMPLES = 30  # steps of a scenario that give it a linear model of its own
 
 Params = list[tuple[jax.Array, jax.Array]]
+"""Kernel and bias of each layer."""
 
 
 class Progress(NamedTuple):
     """All that training continues from; a tree of arrays.
 
     Attributes:
-      params: Kernel and bias of each layer.
       optimiser: The optimiser's state.
       epoch: Epochs done, `[]` int32.
-      best_params: Parameters of the best validation loss.
       best_loss: The best validation loss, `[]`.
       best_epoch: Epochs done when it was reached, `[]` int32.
     """
@@ -67,47 +63,44 @@ class Progress(NamedTuple):
 
 
 class _Data(NamedTuple):
-    """Steps of one part of the split: inputs `[N, K]`, log residuals `[R, N]`."""
+    """Steps of one part of the split: scaled inputs `[N, K]`, log residuals `[R, N]`.
+
+    A residual is the logarithm of measured over linear time.
+    """
 
     inputs: jax.Array
     residuals: jax.Array
 
 
-class _Rates(NamedTuple):
-    """The optimiser's settings: all that a compiled epoch depends on but shapes."""
+def _optimiser(config: TrainingConfig) -> optax.GradientTransformation:
+    """Returns AdamW along a cosine; biases do not decay."""
+    num_steps = config.max_epochs * _EPOCH_STEPS
+    return optax.adamw(
+        optax.cosine_decay_schedule(config.learning_rate, num_steps),
+        weight_decay=config.weight_decay,
+        mask=lambda params: [(True, False) for _ in params],
+    )
 
-    learning_rate: float
-    weight_decay: float
-    max_epochs: int
 
-    def optimiser(self) -> optax.GradientTransformation:
-        """Returns AdamW along a cosine; biases do not decay."""
-        num_steps = self.max_epochs * _EPOCH_STEPS
-        return optax.adamw(
-            optax.cosine_decay_schedule(self.learning_rate, num_steps),
-            weight_decay=self.weight_decay,
-            mask=lambda params: [(True, False) for _ in params],
-        )
+def _pinball(error: jax.Array, quantile: float) -> jax.Array:
+    """Returns the mean pinball loss of measured less predicted."""
+    loss: jax.Array = (error * (quantile - (error < 0))).mean()
+    return loss
 
 
 def _loss(params: Params, data: _Data) -> jax.Array:
-    values = data.inputs
-    for kernel, bias in params[:-1]:
-        values = jax.nn.relu(values @ kernel + bias)
-    kernel, bias = params[-1]
-    outputs = values @ kernel + bias
-    median, to_upper = outputs[:, 0], jax.nn.softplus(outputs[:, 1])
-    error = data.residuals - median
-    loss: jax.Array = pinball(error, 0.5) + pinball(error - to_upper, UPPER_QUANTILE)
-    return loss
+    outputs = mlp_outputs(params, data.inputs)
+    error = data.residuals - outputs[:, 0]
+    to_upper = jax.nn.softplus(outputs[:, 1])
+    return _pinball(error, 0.5) + _pinball(error - to_upper, UPPER_QUANTILE)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run_epoch(
-    rates: _Rates, progress: Progress, train: _Data, validation: _Data
+    config: TrainingConfig, progress: Progress, train: _Data, validation: _Data
 ) -> Progress:
     """Returns the state an epoch later."""
-    optimiser = rates.optimiser()
+    optimiser = _optimiser(config)
 
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], None]:
         params, state = carry
@@ -118,41 +111,33 @@ def _run_epoch(
         step, (progress.params, progress.optimiser), length=_EPOCH_STEPS
     )
     loss, epoch = _loss(params, validation), progress.epoch + 1
-    best_params, best_loss, best_epoch = jax.tree.map(
+    best = jax.tree.map(
         functools.partial(jnp.where, loss < progress.best_loss),
         (params, loss, epoch),
         (progress.best_params, progress.best_loss, progress.best_epoch),
     )
-    return Progress(params, state, epoch, best_params, best_loss, best_epoch)
+    return Progress(params, state, epoch, *best)
 
 
 class Training:
-    """One network on one set of samples.
-
-    Attributes:
-      linear: Model under the network, fitted to the medians of training steps.
-    """
+    """One network on one set of samples."""
 
     def __init__(self, samples: Samples, config: TrainingConfig):
-        """Fits the linear model and lays out the data.
+        """Fits the linear model to the medians of training steps; lays out the data.
 
         Raises:
           ValueError: If no step is for training, or none for validation.
         """
         self._config = config
-        self._rates = _Rates(
-            config.learning_rate, config.weight_decay, config.max_epochs
-        )
-        for part, name in ((TRAIN, "training"), (VALIDATION, "validation")):
-            if not samples.steps_in(part).size:
-                raise ValueError(f"the samples hold no step for {name}")
-        train = samples.steps_in(TRAIN)
-        self.linear: LinearModel = fit_linear(
+        train, validation = map(samples.steps_in, (TRAIN, VALIDATION))
+        if not train.size or not validation.size:
+            raise ValueError("the samples hold no step for training or for validation")
+        self._linear = fit_linear(
             samples.features[train],
             samples.median_s[train],
             min_expert_samples=_MIN_EXPERT_SAMPLES,
         )
-        base_s = mlp_base_s(self.linear, samples.features)
+        base_s = mlp_base_s(self._linear, samples.features)
         inputs = mlp_inputs(samples.features, base_s)
         self._mean = inputs[train].mean(axis=0)
         spread = inputs[train].std(axis=0)
@@ -165,7 +150,7 @@ class Training:
                 jnp.asarray(scaled[steps], jnp.float32),
                 jnp.asarray(residuals[:, steps], jnp.float32),
             )
-            for steps in map(samples.steps_in, (TRAIN, VALIDATION))
+            for steps in (train, validation)
         )
         content = json.dumps(config.network, sort_keys=True).encode()
         for array in (samples.features, samples.duration_s, samples.split):
@@ -185,13 +170,9 @@ class Training:
         # The first answer is the linear model's, a tenth of it added for the p95.
         kernel, _ = params[-1]
         params[-1] = (kernel * 0.0, jnp.array([0.0, math.log(math.expm1(0.1))]))
+        zero, optimiser = jnp.zeros((), jnp.int32), _optimiser(self._config)
         return Progress(
-            params=params,
-            optimiser=self._rates.optimiser().init(params),
-            epoch=jnp.zeros((), jnp.int32),
-            best_params=params,
-            best_loss=jnp.array(jnp.inf),
-            best_epoch=jnp.zeros((), jnp.int32),
+            params, optimiser.init(params), zero, params, jnp.array(jnp.inf), zero
         )
 
     def run(
@@ -209,7 +190,7 @@ class Training:
         Raises:
           ValueError: If the state in the folder cannot be read.
         """
-        progress = self._start()
+        config, progress = self._config, self._start()
         # A state of another training lies in another sub-folder.
         with ocp.CheckpointManager(
             folder.absolute() / self._digest,
@@ -228,22 +209,16 @@ class Training:
                         "--noresume begins again"
                     ) from error
             while (
-                progress.epoch < self._config.max_epochs
-                and progress.epoch - progress.best_epoch < self._config.patience
+                progress.epoch < config.max_epochs
+                and progress.epoch - progress.best_epoch < config.patience
             ):
-                progress = _run_epoch(
-                    self._rates, progress, self._train, self._validation
-                )
+                progress = _run_epoch(config, progress, self._train, self._validation)
                 states.save(int(progress.epoch), args=ocp.args.StandardSave(progress))
                 on_epoch(progress)
         return progress
 
     def weights(self, progress: Progress) -> MlpWeights:
         """Returns the best network, its 95th percentile shifted to hold.
-
-        The shift is the least that covers 95 % of the single measurements of the
-        validation steps, with split conformal prediction's correction for their
-        number; it goes into the bias of the second output.
 
         Raises:
           ValueError: If no epoch had a finite loss.
@@ -257,10 +232,9 @@ class Training:
             (np.array(kernel, np.float64), np.array(bias, np.float64))
             for kernel, bias in progress.best_params
         ]
-        kernel, bias = layers[-1]
-        layers[-1] = (kernel, bias + np.array([0.0, self._upper_shift(layers)]))
+        layers[-1][1][1] += self._upper_shift(layers)
         return MlpWeights(
-            linear=self.linear,
+            linear=self._linear,
             mean=self._mean,
             scale=self._scale,
             low=self._low,
@@ -269,14 +243,15 @@ class Training:
         )
 
     def _upper_shift(self, layers: list[tuple[np.ndarray, np.ndarray]]) -> float:
-        values = np.asarray(self._validation.inputs, np.float64)
-        for kernel, bias in layers[:-1]:
-            values = np.maximum(values @ kernel + bias, 0.0)
-        kernel, bias = layers[-1]
-        outputs = values @ kernel + bias
+        """Returns what to add to the bias of the second output.
+
+        It is the least that covers 95 % of the single measurements of the validation
+        steps, with split conformal prediction's correction for their number.
+        """
+        inputs, residuals = (np.asarray(one, np.float64) for one in self._validation)
+        outputs = mlp_outputs(layers, inputs)
         # By how much log time exceeds the median, [R, N]; what is below needs nothing.
-        excess = np.asarray(self._validation.residuals, np.float64) - outputs[:, 0]
-        wanted = np.log(np.expm1(np.maximum(excess, 1e-9))) - outputs[:, 1]
-        count = wanted.size
-        rank = min(math.ceil((count + 1) * UPPER_QUANTILE), count)
+        excess = np.maximum(residuals - outputs[:, 0], 1e-9)
+        wanted = np.log(np.expm1(excess)) - outputs[:, 1]
+        rank = min(math.ceil((wanted.size + 1) * UPPER_QUANTILE), wanted.size)
         return float(np.partition(wanted, rank - 1, axis=None)[rank - 1])

@@ -1,15 +1,13 @@
 """Measures how long steps of an engine take, over a grid of shapes and random batches.
 
 An engine like the server's is built and warmed up; then made-up steps run on it, one at
-a time, as the server runs them: launch, wait, and the host's clock. Every round visits
-every step once, in an order of its own. The result is a samples file for
-jserve-train-predictor.
+a time, as the server runs them, in shuffled rounds. The result is a samples file for
+jserve-train-predictor; Ctrl-C leaves that of an earlier run as it was.
 
   jserve-profile --output=out/profile/samples.npz
   jserve-profile --model=toy --rounds=3 --num_random_shapes=20 --output=toy.npz
 
-Prints a table for people; the last line of stdout is one JSON document. Ctrl-C leaves
-the file of an earlier run as it was.
+Prints a table for people; the last line of stdout is one JSON document.
 """
 
 import dataclasses
@@ -28,11 +26,12 @@ from jserve.config import EngineConfig, check_range
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve_sched.features import SCENARIOS, scenarios
+from jserve_sched.plan import StepPlan
+from jserve_sched.predictor import StepSample, stack_samples
 from jserve_tools.documents import commit, plain
 from jserve_tools.progress import Progress
 from jserve_tools.samples import Samples, repeat_spread, split_steps, write_samples
-from jserve_tools.step_grid import ProfileLimits, profile_plans
-from jserve_tools.step_timer import time_rounds
+from jserve_tools.step_grid import ProfileLimits, profile_plans, time_rounds
 from jserve_tools.tables import render
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ class ProfileConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        output: pathlib.Path | None = self.output
-        if output is None:  # of the flag --output=
+        if not self.output:  # of the flag --output=
             raise ValueError("output= is empty: it names the samples file")
         check_range("rounds", self.rounds, 1, 10_000)
         check_range("warmup_rounds", self.warmup_rounds, 0, 100)
@@ -85,20 +83,93 @@ _read_engine_config = define_engine_flags(
 )
 
 
-def _profile(
-    engine: "Engine", limits: ProfileLimits, config: ProfileConfig, progress: Progress
-) -> Samples:
-    """Measures steps on an engine that has compiled nothing yet; its KV is lost.
+def main(argv: Sequence[str]) -> None:
+    """Measures what the flags describe."""
+    del argv  # the flags say it all
+    try:
+        config = _read_config()
+        engine_config = _read_engine_config(seed=config.seed)
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.output.parent):
+            pass  # it can be written, which is better known before the work
+        _profile(config, engine_config)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise ProgramError(str(error)) from error
 
-    Raises:
-      ValueError: If the limits allow too few different steps.
-      RuntimeError: If a program was compiled while steps were measured.
-    """
+
+def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
+    """Builds the engine, measures, writes the file, and prints both forms."""
+    import jax  # takes a second, which --help need not
+
+    from jserve.build import build_engine
+    from jserve.predictor_checkpoint import PredictorFacts
+
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    engine = build_engine(engine_config)
+    limits = ProfileLimits(
+        table=engine.programs.table,
+        max_num_seqs=engine_config.max_num_seqs,
+        max_num_batched_tokens=engine_config.max_num_batched_tokens,
+        max_model_len=engine.max_model_len,
+        page_size=engine.page_size,
+        num_pages=engine.num_pages,
+    )
     shapes_rng, order_rng, split_rng = (
         np.random.default_rng((config.seed, stream)) for stream in range(3)
     )
     plans = profile_plans(limits, shapes_rng, num_random=config.num_random_shapes)
-    buckets = limits.table.buckets
+    matrix = np.stack([plan.features for plan in plans])
+    timed, duration_s = _measure(engine, plans, config, order_rng)
+    timed_features, timed_s = stack_samples(timed)
+    summary = _summary(matrix, duration_s)
+    facts = plain(
+        {
+            "command": ["jserve-profile", *sys.argv[1:]],
+            "jax": jax.__version__,
+            "numpy": np.__version__,
+            "model": engine_config.model,
+            "predictor": PredictorFacts.of(engine, commit=commit() or ""),
+            "engine": engine_config,
+            "buckets": limits.table.to_json(),
+            "max_model_len": limits.max_model_len,
+            "num_kv_tokens": engine.num_pages * engine.page_size,
+            "seed": config.seed,
+            "num_compiles_after_warmup": 0,
+            **summary,
+        }
+    )
+    samples = Samples(
+        features=matrix,
+        duration_s=duration_s,
+        split=split_steps(matrix, split_rng),
+        timed_features=timed_features,
+        timed_s=timed_s,
+        facts=facts,
+    )
+    write_samples(config.output, samples)
+    rows = [["scenario", "steps", "median", "longest", "repeat spread"]]
+    for name, entry in summary["scenarios"].items():
+        times = [f"{entry['median_ms']:.2f}ms", f"{entry['longest_ms']:.1f}ms"]
+        spread = f"{entry['repeat_spread']:.1%}"
+        rows.append([name, str(entry["num_steps"]), *times, spread])
+    print(f"\n{render(rows)}\n\nsamples: {config.output}")
+    document = {**facts, "output": str(config.output)}
+    print(json.dumps(document, separators=(",", ":")), flush=True)
+
+
+def _measure(
+    engine: "Engine",
+    plans: Sequence[StepPlan],
+    config: ProfileConfig,
+    rng: np.random.Generator,
+) -> tuple[list[StepSample], np.ndarray]:
+    """Returns the timed pass, and durations `[R, N]` in seconds; the KV is lost.
+
+    Raises:
+      RuntimeError: If a program was compiled while steps were measured.
+    """
+    progress = Progress()
+    buckets = engine.programs.table.buckets
     with progress.doing(f"compiling {len(buckets)} programs"):
         engine.warm_up()
         timed = list(engine.timed_pass(buckets))
@@ -119,110 +190,37 @@ def _profile(
             len(plans),
             rounds=config.rounds,
             warmup_rounds=config.warmup_rounds,
-            rng=order_rng,
+            rng=rng,
             max_s=config.max_s,
         )
     num_compiles = engine.programs.num_compiles_after_warmup
     if num_compiles:
         raise RuntimeError(f"{num_compiles} programs were compiled while measuring")
-    matrix = np.stack([plan.features for plan in plans])
-    return Samples(
-        features=matrix,
-        duration_s=duration_s,
-        split=split_steps(matrix, split_rng),
-        timed_features=np.stack([sample.features for sample in timed]),
-        timed_s=np.array([sample.duration_s for sample in timed]),
-        facts={},
-    )
+    return timed, duration_s
 
 
-def _summary(samples: Samples) -> dict[str, Any]:
+def _summary(matrix: np.ndarray, duration_s: np.ndarray) -> dict[str, Any]:
     """Returns how many steps were measured, and how far their repeats spread."""
-    spread, median_s = repeat_spread(samples.duration_s), samples.median_s
-    scenario = scenarios(samples.features)
-    return {
-        "num_steps": len(samples.features),
-        "num_rounds": len(samples.duration_s),
-        "num_compiles_after_warmup": 0,
-        "repeat_spread": {
-            "median": np.median(spread),
-            "p90": np.quantile(spread, 0.9),
-        },
-        "scenarios": {
-            name: {
+    spread, median_s = repeat_spread(duration_s), np.median(duration_s, axis=0)
+    groups = {}
+    for index, name in enumerate(SCENARIOS):
+        chosen = scenarios(matrix) == index
+        if chosen.any():
+            groups[name] = {
                 "num_steps": int(np.count_nonzero(chosen)),
                 "median_ms": np.median(median_s[chosen]) * 1e3,
                 "longest_ms": median_s[chosen].max() * 1e3,
                 "repeat_spread": np.median(spread[chosen]),
             }
-            for index, name in enumerate(SCENARIOS)
-            if (chosen := scenario == index).any()
+    return {
+        "num_steps": len(matrix),
+        "num_rounds": len(duration_s),
+        "repeat_spread": {
+            "median": np.median(spread),
+            "p90": np.quantile(spread, 0.9),
         },
+        "scenarios": groups,
     }
-
-
-def _table(summary: dict[str, Any]) -> str:
-    rows = [["scenario", "steps", "median", "longest", "repeat spread"]]
-    for name, entry in summary["scenarios"].items():
-        times = [f"{entry['median_ms']:.2f}ms", f"{entry['longest_ms']:.1f}ms"]
-        spread = f"{entry['repeat_spread']:.1%}"
-        rows.append([name, str(entry["num_steps"]), *times, spread])
-    return render(rows)
-
-
-def main(argv: Sequence[str]) -> None:
-    """Measures what the flags describe."""
-    del argv  # the flags say it all
-    try:
-        config = _read_config()
-        engine_config = _read_engine_config(seed=config.seed)
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=config.output.parent):
-            pass  # it can be written, which is better known before the work
-        _measure(config, engine_config)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise ProgramError(str(error)) from error
-
-
-def _measure(config: ProfileConfig, engine_config: EngineConfig) -> None:
-    """Builds the engine, measures, writes the file, and prints both forms."""
-    import jax  # takes a second, which --help need not
-
-    from jserve.build import build_engine
-    from jserve.predictor_checkpoint import PredictorFacts
-
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    engine = build_engine(engine_config)
-    limits = ProfileLimits(
-        table=engine.programs.table,
-        num_slots=engine_config.max_num_seqs,
-        max_num_batched_tokens=engine_config.max_num_batched_tokens,
-        max_model_len=engine.max_model_len,
-        page_size=engine.page_size,
-        num_pages=engine.num_pages,
-    )
-    samples = _profile(engine, limits, config, Progress())
-    summary = _summary(samples)
-    facts = plain(
-        {
-            "command": ["jserve-profile", *sys.argv[1:]],
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-            "model": engine_config.model,
-            "predictor": PredictorFacts.of(engine, commit=commit() or ""),
-            "engine": engine_config,
-            "buckets": limits.table.to_json(),
-            "max_model_len": limits.max_model_len,
-            "num_kv_tokens": engine.num_pages * engine.page_size,
-            "seed": config.seed,
-            **summary,
-        }
-    )
-    write_samples(config.output, dataclasses.replace(samples, facts=facts))
-    size_kb = config.output.stat().st_size / 1e3
-    print(f"\n{_table(summary)}\n\nsamples: {config.output} ({size_kb:.0f} kB)")
-    document = {**facts, "output": str(config.output)}
-    print(json.dumps(document, separators=(",", ":")), flush=True)
 
 
 def run() -> None:

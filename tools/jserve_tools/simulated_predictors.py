@@ -102,7 +102,7 @@ def make_predictor(
         rng=np.random.default_rng(0),
     )
     model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
-    return LinearPredictor(model, refits_inline=True)
+    return LinearPredictor(model)
 
 
 def _timed_table(

@@ -1,16 +1,15 @@
-"""Which steps to measure: a designed grid of every program, and random batches.
-
-A step's cost depends on how many rows it has and how long their contexts are, never on
-what the tokens say. So a step to measure is two lists of numbers, and `step_plan` gives
-them made-up requests that the engine cannot tell from real ones.
+"""Which steps to measure, and in what order.
 
 A *grid* step probes one program at a given longest context. A *random* step is a batch
-as a server might plan it: every count and every context is drawn.
+as a server might plan it: every count and every context is drawn. A step's cost depends
+on how many rows it has and how long their contexts are, never on what the tokens say,
+so requests are made up.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,19 +25,14 @@ _TRIES_PER_STEP = 100  # draws before the search for a new random step ends
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileLimits:
-    """What bounds a step.
+    """What bounds a step: the compiled shapes, and limits as in `EngineConfig`.
 
     Attributes:
-      table: The compiled shapes.
-      num_slots: Most requests in a step.
-      max_num_batched_tokens: Most token positions in a step, padded rows included.
-      max_model_len: Longest context, tokens.
-      page_size: Tokens in one KV page.
       num_pages: KV pages in the pool.
     """
 
     table: BucketTable
-    num_slots: int
+    max_num_seqs: int
     max_num_batched_tokens: int
     max_model_len: int
     page_size: int
@@ -53,10 +47,8 @@ def step_plan(
     Rows take the pool's pages in order, each its own, and begin again at the first
     when the pool is used up: what a shared page holds does not matter here.
 
-    Args:
-      limits: The limits it stays within.
-      decodes: Cached tokens of each decode, at least 1.
-      chunks: (cached tokens, tokens computed) of each prefill chunk.
+    `decodes` are the cached tokens of each decode, at least 1; `chunks` the cached
+    tokens and the tokens computed of each prefill chunk.
     """
     next_page, slots = itertools.count(), itertools.count()
 
@@ -100,11 +92,6 @@ def profile_plans(
     First the grid: every program, full and just over the edge below it, at contexts
     from one page to the limit. Then random batches, a third of each scenario.
 
-    Args:
-      limits: The limits they stay within.
-      rng: Draws them.
-      num_random: Number of random batches.
-
     Raises:
       ValueError: If the limits allow too few different steps.
     """
@@ -142,7 +129,7 @@ def profile_plans(
         scenario = len(plans) % len(SCENARIOS)
         rows = blocks = 0
         if scenario != PURE_PREFILL:
-            rows = _log_uniform(rng, 1, min(table.max_rows, limits.num_slots))
+            rows = _log_uniform(rng, 1, min(table.max_rows, limits.max_num_seqs))
         if scenario != PURE_DECODE:
             room = table.block_edge_beside(rows, limits.max_num_batched_tokens)
             blocks = _log_uniform(rng, 1, room)
@@ -174,23 +161,17 @@ def _draw(
     """Returns a step whose longest decode and first chunk end near the caps.
 
     Half of the steps have decodes of equal length, the others one long and the rest
-    drawn below it. Blocks are of one sequence up to many.
-
-    Args:
-      limits: The limits it stays within.
-      rng: Draws it.
-      num_decodes: Number of decodes; fewer where chunks need their slots.
-      num_blocks: Number of prefill blocks.
-      caps: Tokens of the longest decode's and the longest chunk's context.
+    drawn below it; they are fewer where chunks need their slots. Blocks are of one
+    sequence up to many. `caps` are tokens of the two contexts.
     """
     longest, size = limits.max_model_len, limits.table.block_tokens
-    num_decodes = min(num_decodes, limits.num_slots - bool(num_blocks))
+    num_decodes = min(num_decodes, limits.max_num_seqs - bool(num_blocks))
     most = min(max(caps[0], 2), longest) - 1
     decodes = [most] * num_decodes
     if rng.random() < 0.5:
         decodes[1:] = [_log_uniform(rng, 1, most) for _ in decodes[1:]]
     chunks = []
-    slots = min(num_blocks, limits.num_slots - num_decodes, _MAX_SEQUENCES)
+    slots = min(num_blocks, limits.max_num_seqs - num_decodes, _MAX_SEQUENCES)
     num_chunks = _log_uniform(rng, min(num_blocks, 1), slots)
     for index in range(num_chunks):
         blocks = (num_blocks + index) // num_chunks  # as evenly as can be
@@ -203,3 +184,36 @@ def _draw(
         start = _log_uniform(rng, 1, free_blocks + 1) - 1 if index else free_blocks
         chunks.append((start * size, count))
     return step_plan(limits, decodes, chunks)
+
+
+def time_rounds(
+    time_step: Callable[[int], float],
+    num_steps: int,
+    *,
+    rounds: int,
+    warmup_rounds: int,
+    rng: np.random.Generator,
+    max_s: float,
+) -> np.ndarray:
+    """Returns durations `[rounds, num_steps]` in seconds, measured in shuffled rounds.
+
+    A machine drifts, and other programs disturb it in bursts. Each round visits every
+    step once, in an order of its own, so that a slow moment falls on steps at random.
+
+    Args:
+      time_step: Runs the step of an index once; returns its seconds.
+      rounds: Rounds kept, unless time runs out.
+      warmup_rounds: Rounds before these, which are discarded.
+      max_s: Seconds after which no further round begins; one is always kept.
+    """
+    start_s = time.monotonic()
+    kept: list[np.ndarray] = []
+    for index in range(warmup_rounds + rounds):
+        if kept and time.monotonic() - start_s >= max_s:
+            break
+        durations_s = np.empty(num_steps)
+        for step in rng.permutation(num_steps).tolist():
+            durations_s[step] = time_step(step)
+        if index >= warmup_rounds:
+            kept.append(durations_s)
+    return np.stack(kept)

@@ -1,21 +1,17 @@
 """Trains predictors on a samples file, and says how well they do.
 
-`--kind=step`, the default, predicts steps. Two models are fitted to the steps marked
-for training: SlidingServe's linear model, and a small network that says by what factor
-the linear model is wrong, with a median and a 95th percentile. Both are judged, beside
-the server's start-up table, on steps held out.
-
-`--kind=request` predicts whole requests: a prefill and a decode step, each bilinear in
-batch size and length, for policies that look ahead.
+`--kind=step` fits SlidingServe's linear model, and a small network that says by what
+factor it is wrong; both are judged, beside the server's start-up table, on steps held
+out. `--kind=request` fits a prefill and a decode step of whole requests, each bilinear
+in batch size and length, for policies that look ahead.
 
   jserve-train-predictor --samples=out/profile/samples.npz --output=out/predictor
   jserve --predictor=out/predictor                  serves with it
   jserve-train-predictor --kind=request --samples=out/profile/samples.npz
   jserve --request_latency=out/request_latency/request_latency.json
 
-Writes a checkpoint with report.json and report.png (which needs the extra `report`), or
-request_latency.json, to --output, and prints tables for people; the last line of stdout
-is one JSON document.
+Writes a checkpoint, or request_latency.json, with report.json and report.png (which
+needs the extra `report`) to --output; the last line of stdout is one JSON document.
 """
 
 import dataclasses
@@ -52,30 +48,30 @@ def main(argv: Sequence[str]) -> None:
         config.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.folder):
             pass  # it can be written, which is better known before the work
-        _train(config, samples)
+        measured_with = _measured_with(config, samples)
+        if config.kind == "step":
+            _train_steps(config, samples, measured_with)
+        else:
+            from jserve_tools.request_training import publish_requests
+
+            publish_requests(samples, config.folder, measured_with)
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
 
 
-def _train(config: TrainingConfig, samples: Samples) -> None:
+def _measured_with(config: TrainingConfig, samples: Samples) -> "PredictorFacts":
     from jserve.predictor_checkpoint import PredictorFacts  # JAX takes a second
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file
     try:
         for name in ("buckets", "max_model_len"):
             samples.facts[name]
-        measured_with = PredictorFacts(**samples.facts["predictor"])
+        return PredictorFacts(**samples.facts["predictor"])
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"samples={str(config.samples)!r} do not say what they were measured with: "
             f"{error}"
         ) from None
-    if config.kind == "step":
-        _train_steps(config, samples, measured_with)
-        return
-    from jserve_tools.request_training import publish_requests
-
-    publish_requests(samples, config.folder, measured_with)
 
 
 def _fit(
@@ -97,9 +93,8 @@ def _fit(
     ):
         training = predictor_training.Training(samples, config)
         state = training.run(states, on_epoch)
-    weights = training.weights(state)
     epochs = {"num_epochs": state.epoch, "best_epoch": state.best_epoch}
-    return weights, {**config.network, **epochs}
+    return training.weights(state), {**config.network, **epochs}
 
 
 def _train_steps(
@@ -110,42 +105,32 @@ def _train_steps(
     import optax
 
     from jserve.predictor_checkpoint import save_checkpoint
-    from jserve_tools.predictor_report import (
-        errors_table,
-        held_out_predictions,
-        judge,
-        verdict,
-    )
+    from jserve_tools.predictor_report import errors_table, held_out_predictions, judge
 
-    parts = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
-    num_steps = {name: samples.steps_in(part).size for name, part in parts.items()}
-    if not num_steps["test"]:
-        raise ValueError("the samples hold no step for the test")
     folder, facts = config.folder, samples.facts
     weights, training = _fit(config, samples)
     predictions = held_out_predictions(samples, weights)
     held_out = judge(**predictions)
+    parts = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
     report = plain(
         {
-            "schema_version": 1,
+            "schema_version": 2,
             "commit": commit(),
             "device": measured_with.device_kind,
             "jax": jax.__version__,
             "optax": optax.__version__,
             "command": ["jserve-train-predictor", *sys.argv[1:]],
             "samples": {
-                name: facts[name]
+                name: facts.get(name)
                 for name in ("command", "model", "num_rounds", "repeat_spread")
-                if name in facts
             },
-            "num_steps": num_steps,
+            "num_steps": {name: samples.steps_in(parts[name]).size for name in parts},
             "training": training,
             "linear": {
                 "coefficients": weights.linear.coefficients.tolist(),
                 "has_expert": weights.linear.has_expert.tolist(),
             },
             "held_out": held_out,
-            "verdict": verdict(held_out),
         }
     )
     own_report = {"held_out": report["held_out"]["all"]}
@@ -157,15 +142,12 @@ def _train_steps(
         from jserve_tools.predictor_plots import predictor_png
 
         title = f"Step time on {measured_with.device_kind}, model {facts.get('model')}"
-        title += (
-            f": {num_steps['test']} held-out steps, {len(samples.duration_s)} rounds"
-        )
-        write_whole(folder / "report.png", predictor_png(**predictions, title=title))
+        title += f": {held_out['all']['num_steps']} held-out steps"
         picture = str(folder / "report.png")
+        write_whole(folder / "report.png", predictor_png(predictions, title=title))
     write_report(folder, report)
     shutil.rmtree(folder / "training", ignore_errors=True)  # it is finished
-    print(f"\n{errors_table(held_out)}\n\n{report['verdict']}")
-    print(f"\ncheckpoint: {folder}\npicture: {picture}")
+    print(f"\n{errors_table(held_out)}\n\ncheckpoint: {folder}\npicture: {picture}")
     print(json.dumps(report, separators=(",", ":")), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What jserve-train-predictor trains, on what, and how."""
+"""What jserve-train-predictor trains."""
 
 import dataclasses
 import pathlib
@@ -6,16 +6,14 @@ from typing import Any, Literal
 
 from jserve.config import check_range
 
-# The fields that a training in epochs depends on, beside its samples.
-_NETWORK = ("hidden", "learning_rate", "weight_decay", "max_epochs", "patience", "seed")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What is trained, on what, and how.
 
     Attributes:
-      kind: What is predicted, steps or whole requests.
+      kind: What is predicted, steps or whole requests; these need one fit and heed
+        none of the flags below --output.
       samples: Samples file of jserve-profile.
       output: Folder for what was learned, report.json and report.png; by default
         out/predictor, or out/request_latency for --kind=request.
@@ -44,20 +42,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if not self.hidden:
             raise ValueError("hidden= is empty: a network needs a hidden layer")
-        for units in self.hidden:
-            check_range("hidden", units, 1, 1024)
+        for num_units in self.hidden:
+            check_range("hidden", num_units, 1, 1024)
         check_range("learning_rate", self.learning_rate, 1e-9, 1e9)
         check_range("weight_decay", self.weight_decay, 0.0, 1e3)
         check_range("max_epochs", self.max_epochs, 1, 1_000_000)
         check_range("patience", self.patience, 1, 1_000_000)
         check_range("seed", self.seed, 0, 2**31 - 1)
-        default = {field.name: field.default for field in dataclasses.fields(self)}
-        names = (*_NETWORK, "resume")
-        idle = [name for name in names if getattr(self, name) != default[name]]
-        if self.kind == "request" and idle:
-            raise ValueError(
-                f"kind=request is one fit without epochs: leave out {', '.join(idle)}"
-            )
 
     @property
     def folder(self) -> pathlib.Path:
@@ -67,5 +58,6 @@ class TrainingConfig:
 
     @property
     def network(self) -> dict[str, Any]:
-        """The settings that a training in epochs depends on."""
-        return {name: getattr(self, name) for name in _NETWORK}
+        """The settings that a training in epochs depends on, beside its samples."""
+        names = ("hidden", "learning_rate", "weight_decay", "max_epochs", "patience")
+        return {name: getattr(self, name) for name in (*names, "seed")}
