@@ -1,8 +1,8 @@
 """One request: what was asked, and how far it has come.
 
-Progress is counted twice. *Applied* state (`output_tokens`) is
-what the engine has returned; *projected* state adds what plans in flight will
-return, so that the next step can be planned while the last one still runs.
+Progress is counted twice. *Applied* state (`output_tokens`) is what the engine has
+returned; *projected* state adds what plans in flight will return, so that the next step
+can be planned while the last one still runs.
 
     [0, num_dispatched)               KV written by plans dispatched so far
     [num_dispatched, num_projected)   tokens still to be computed
@@ -11,7 +11,6 @@ return, so that the next step can be planned while the last one still runs.
 
 import dataclasses
 import enum
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -79,9 +78,8 @@ class Request:
       min_tokens: No stop token is drawn before this many outputs.
       stop_token_ids: Tokens that end it (they are part of the output), at most
         `MAX_STOP_TOKENS`.
-      slo: Its objectives.
       service_class: Name of its class, for reports.
-      sampling: How tokens are drawn.
+      guard: Whether its class is guarded when late (policy `sliding`).
       predicted_output_tokens: How long the whole answer should be, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: What was predicted when it was submitted.
@@ -95,7 +93,6 @@ class Request:
       pacing: When each output token is wanted, if the answer is as long as predicted.
       num_published_pages: Own pages whose content the ledger may hand to others.
       num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
-      guard: Whether its class is guarded when late (policy `sliding`).
     """
 
     request_id: str
@@ -128,28 +125,21 @@ class Request:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
+        wrong = None
         if self.prompt_tokens.ndim != 1 or self.prompt_tokens.size == 0:
-            raise ValueError(
-                f"request {self.request_id!r}: the prompt must be a non-empty list of "
-                f"token ids, got shape {self.prompt_tokens.shape}"
-            )
-        if self.max_tokens < 1:
-            raise ValueError(
-                f"request {self.request_id!r}: max_tokens={self.max_tokens} is below 1"
-            )
+            shape = self.prompt_tokens.shape
+            wrong = f"the prompt must be a non-empty list of token ids, got {shape}"
+        elif self.max_tokens < 1:
+            wrong = f"max_tokens={self.max_tokens} is below 1"
+        elif not 0 <= self.min_tokens <= self.max_tokens:
+            wrong = f"min_tokens={self.min_tokens} is not in 0..{self.max_tokens}"
+        elif len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            wrong = f"{len(self.stop_token_ids)} stop tokens, at most {MAX_STOP_TOKENS}"
+        if wrong:
+            raise ValueError(f"request {self.request_id!r}: {wrong}")
         self.predicted_output_tokens = self.max_tokens
         self.first_predicted_tokens = self.max_tokens
         self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ValueError(
-                f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "
-                f"0..max_tokens={self.max_tokens}"
-            )
-        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
-            raise ValueError(
-                f"request {self.request_id!r}: {len(self.stop_token_ids)} stop tokens, "
-                f"the limit is {MAX_STOP_TOKENS}"
-            )
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -178,18 +168,14 @@ class Request:
 
     @property
     def expected_tokens_left(self) -> int:
-        """Output tokens still to be planned, as predicted; at least 1.
-
-        Who has outlived the prediction is always taken to end with the next token.
-        """
+        """Output tokens still to be planned, as predicted, or else one more."""
         return max(self.predicted_output_tokens - self.num_outputs_projected, 1)
 
     def predict(self, tokens: int) -> None:
         """Sets how long the whole answer should be, and paces it accordingly.
 
-        Args:
-          tokens: Clipped to what is possible: more than `min_tokens`, more than there
-            are, up to `max_tokens`.
+        `tokens` are clipped to what is possible: more than `min_tokens`, more than
+        there are, up to `max_tokens`.
         """
         tokens = max(tokens, self.min_tokens + 1, self.num_outputs_projected + 1)
         tokens = min(tokens, self.max_tokens)
@@ -229,8 +215,5 @@ class Request:
                 f"request {self.request_id!r}: position {stop - 1} is not known yet "
                 f"({self.num_known} tokens are)"
             )
-        tail: Sequence[int] = self.output_tokens[
-            max(start - num_prompt, 0) : stop - num_prompt
-        ]
-        head = self.prompt_tokens[min(start, num_prompt) : num_prompt]
-        return np.concatenate([head, np.asarray(tail, np.int32)])
+        outputs = self.output_tokens[max(start - num_prompt, 0) : stop - num_prompt]
+        return np.append(self.prompt_tokens[start:], np.array(outputs, np.int32))

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from fakes import SMALL_TABLE, Driver, expected_output, make_request, make_scheduler
+from fakes import (
+    SMALL_TABLE,
+    Driver,
+    check_integrity,
+    expected_output,
+    make_request,
+    make_scheduler,
+)
 from jserve_sched.buckets import BucketTable
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import FinishReason
@@ -53,7 +60,7 @@ def test_cancel_while_in_flight_keeps_pages_until_applied() -> None:
     output = scheduler.cancel(request.request_id)
     assert output is not None and output.token is None
     assert request.slot is not None, "a plan in flight still writes its pages"
-    scheduler.check_integrity()
+    check_integrity(scheduler)
     driver.step()
     assert request.slot is None
     assert not scheduler.has_work

@@ -40,15 +40,14 @@ class Policy(Protocol):
 
         Pure: the same snapshot gives the same plan, and nothing is changed.
         """
-        ...
 
 
 @runtime_checkable
 class LookaheadPolicy(Policy, Protocol):
     """A policy that looks further than one step, now and then.
 
-    The scheduler asks `revise` before each `plan`, keeps what it returns and shows it
-    to both in `view.outlook`. So the policy itself remembers nothing.
+    The scheduler asks `revise` before each `plan`, and keeps what it returns in
+    `view.outlook`. So the policy itself remembers nothing.
     """
 
     def revise(self, view: SchedulerView) -> Outlook | None:
@@ -56,4 +55,3 @@ class LookaheadPolicy(Policy, Protocol):
 
         Pure, but for the time that a search may take: see `Outlook.search_s`.
         """
-        ...

@@ -7,7 +7,7 @@ Under KV pressure the latest arrival is preempted and recomputed.
 
 import dataclasses
 
-from jserve_sched.builder import plan_in_order
+from jserve_sched.candidates import plan_in_order
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies.base import FixedChunk
 from jserve_sched.request import Request

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jserve_sched.builder import plan_in_order
+from jserve_sched.candidates import plan_in_order
 from jserve_sched.forwarder import remaining_prompts
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies.base import check_chunk_tokens

@@ -67,17 +67,16 @@ class QoServe:
             prompts = remaining_prompts(view, candidates.prompts)
             forwarder = BatchForwarder(view, candidates.decodes, prompts)
             prompts = prompts.take(self._order(view, forwarder, prompts))
-            forwarder.use(prompts)
+            forwarder = forwarder.of(prompts)
             least_s, _ = tightest_slack(
                 candidates.decodes,
                 start_s=view.start_s,
                 least_s=float(forwarder.grid_s[0]) * self.margin,
             )
-            budget = forwarder.largest_within(least_s / self.margin)
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
+            budget = min(forwarder.largest_within(least_s / self.margin), ceiling)
             least = 0 if builder.num_decodes else 1  # a step has something to do
-            budget = max(min(budget, ceiling), least)
-            builder.limit_blocks(budget, PlanEnd.TIME_LIMIT)
+            builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
             candidates.add_prompts(builder, prompts.requests)
         return builder.build()
 
