@@ -7,13 +7,11 @@ then the others; half of them the shortest and half the most pressing.
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from jserve_sched.builder import PlanBuilder
-from jserve_sched.plan import StepPlan
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
@@ -115,34 +113,6 @@ class Candidates:
             # the others, so one continues whatever the order was.
             for request in self._ranked:
                 builder.add_prefill(request, self.victims(request))
-
-
-def plan_in_order(
-    view: SchedulerView,
-    key: Callable[[Request], Any],
-    *,
-    chunk_tokens: int,
-    ranks_waiting: bool = True,
-) -> StepPlan | None:
-    """Plans all decodes first, then prefill blocks in order until nothing fits.
-
-    Args:
-      key: Order of requests, least first; of those that run the last is
-        preempted first.
-      chunk_tokens: Tokens in the step, decodes included, rounded down to whole blocks
-        but at least one; 0 leaves it to the step's limit.
-      ranks_waiting: Whether prompts that wait are ordered among those partly computed;
-        otherwise they come after them, by arrival.
-    """
-    builder = PlanBuilder(view)
-    running = sorted(view.running, key=key)
-    candidates = Candidates(view, view.admissible, running=running)
-    candidates.add_decodes(builder)
-    builder.limit_tokens(chunk_tokens)
-    prompts = candidates.prompts
-    ordered = sorted(prompts, key=key) if ranks_waiting else prompts
-    candidates.add_prompts(builder, ordered)
-    return builder.build()
 
 
 def choose_waiting(

@@ -29,7 +29,6 @@ def select(
     weight: np.ndarray,
     is_at_risk: np.ndarray,
     capacity: np.ndarray,
-    max_anchors: int = _MAX_ANCHORS,
 ) -> np.ndarray:
     """Returns the places of the prompts to finish, ascending; empty for none.
 
@@ -38,13 +37,12 @@ def select(
       weight: `[J]` int, r_j in units.
       is_at_risk: `[J]` bool, whether the full step would make it late.
       capacity: `[J]` int, units that fit into the slack of each, C_j.
-      max_anchors: Requests at risk that are tried.
     """
     rank = np.lexsort((weight, slack_s))
     rank = rank[slack_s[rank] > 0][:_MAX_POOL]
     slack_s, weight = slack_s[rank], weight[rank]
     at_risk = is_at_risk[rank] & (weight <= capacity[rank]) & (weight > 0)
-    anchors = np.flatnonzero(at_risk)[:max_anchors]
+    anchors = np.flatnonzero(at_risk)[:_MAX_ANCHORS]
     if not anchors.size:
         return anchors
     room = capacity[rank][anchors] - weight[anchors]

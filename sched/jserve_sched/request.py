@@ -186,10 +186,8 @@ class Request:
     @property
     def wants_more(self) -> bool:
         """Whether another output token may be planned."""
-        return (
-            self.state is not RequestState.FINISHED
-            and self.num_outputs_projected < self.max_tokens
-        )
+        is_live = self.state is not RequestState.FINISHED
+        return is_live and self.num_outputs_projected < self.max_tokens
 
     @property
     def next_deadline_s(self) -> float:

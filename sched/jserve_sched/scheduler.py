@@ -157,15 +157,13 @@ class Scheduler:
           ValueError: if it exceeds the context or the KV pool.
         """
         total = num_prompt_tokens + max_tokens
-        size = (
-            f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
-            f"{total} tokens"
-        )
-        if total > self.max_model_len:
-            raise ValueError(f"{size}, over the context of {self.max_model_len}")
-        if self.ledger.pages_for(total) > self.ledger.num_pages:
-            capacity = self.ledger.num_pages * self.ledger.page_size
-            raise ValueError(f"{size}, over the KV pool of {capacity}")
+        pool_tokens = self.ledger.num_pages * self.ledger.page_size
+        for limit, name in ((self.max_model_len, "context"), (pool_tokens, "KV pool")):
+            if total > limit:
+                raise ValueError(
+                    f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} "
+                    f"are {total} tokens, over the {name} of {limit}"
+                )
 
     def submit(self, request: Request) -> None:
         """Takes a request in.
@@ -361,11 +359,11 @@ class Scheduler:
         """
         self._next_step_id += num_steps
         requests = [row.request for row in plan.decodes]
+        self.counters.generated_tokens += num_steps * len(requests)
         for request in requests:
             request.num_dispatched += num_steps
             self._holders.reserve(request, request.num_dispatched)
             request.output_tokens.extend([0] * num_steps)
-            self.counters.generated_tokens += num_steps
         for request in requests:
             if len(request.output_tokens) >= request.max_tokens:
                 self._finish(request, FinishReason.LENGTH)

@@ -10,8 +10,7 @@ from jserve_sched.annealing_kernel import Kernel
 from jserve_sched.policies.annealing import Annealing
 from jserve_sched.policies.annealing_sliding import AnnealingSliding
 from jserve_sched.policies.base import LookaheadPolicy, Policy
-from jserve_sched.policies.edf import EarliestDeadlineFirst
-from jserve_sched.policies.fcfs import FirstComeFirstServed
+from jserve_sched.policies.in_order import EarliestDeadlineFirst, FirstComeFirstServed
 from jserve_sched.policies.laxity import LeastLaxityFirst
 from jserve_sched.policies.planned_admission import PlannedAdmission, SearchLimit
 from jserve_sched.policies.qoserve import QoServe
@@ -47,17 +46,9 @@ def make_policy(spec: str, *, kernel: Kernel | None = None) -> Policy:
 
 __all__ = [
     "POLICIES",
-    "Annealing",
-    "AnnealingSliding",
-    "EarliestDeadlineFirst",
-    "FirstComeFirstServed",
-    "LeastLaxityFirst",
     "LookaheadPolicy",
     "PlannedAdmission",
     "Policy",
-    "QoServe",
     "SearchLimit",
-    "ShortestJobFirst",
-    "SlidingServe",
     "make_policy",
 ]
