@@ -66,9 +66,7 @@ class PlanBuilder:
         return not self._decodes and not self._chunks
 
     def _missing_pages(self, request: Request, num_tokens: int) -> int:
-        if num_tokens <= len(request.pages) * self._page_size:
-            return 0
-        return self._view.ledger.pages_for(num_tokens) - len(request.pages)
+        return max(self._view.ledger.pages_for(num_tokens) - len(request.pages), 0)
 
     def limit_blocks(self, num_blocks: int, end: PlanEnd) -> None:
         """Lets the step have `num_blocks` prefill blocks in all; `end` says why."""
@@ -136,14 +134,9 @@ class PlanBuilder:
     def add_prefill(self, request: Request, victims: Iterable[Request] = ()) -> bool:
         """Adds as much of a request's prefill as fits; tells whether more may fit.
 
-        Args:
-          request: Running and partly prefilled, or waiting.
-          victims: Requests that a running one may preempt; a waiting one preempts none.
-
-        Returns:
-          False when no prefill of any request fits any more. A waiting request
-          that cannot be admitted closes admission, so that no smaller one overtakes
-          it, but running requests may still go on.
+        A running request may preempt `victims`, a waiting one none. A waiting request
+        that cannot be admitted closes admission, so that no smaller one overtakes it,
+        but the prefill of running requests may still fit.
         """
         is_waiting = request.state is RequestState.WAITING
         if request.request_id in self._placed or (is_waiting and not self.is_admitting):

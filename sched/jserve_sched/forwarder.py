@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jserve_sched import features
+from jserve_sched.plan import Row
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
@@ -97,19 +98,12 @@ class BatchForwarder:
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._edges = view.buckets.block_edge_array
-        num_rows = min(len(decodes), view.buckets.max_rows)
-        starts = [request.num_dispatched for request in decodes]
-        self._decode_row = np.zeros(features.NUM_FEATURES)
-        self._decode_row[features.NUM_DECODES] = len(starts)
-        self._decode_row[features.DECODE_CONTEXT] = sum(starts)
-        self._decode_row[features.CACHED_TOKENS] = sum(starts)
-        self._decode_row[features.NUM_ROWS] = view.buckets.fit(num_rows, 0).num_rows
-        if starts:
-            longest = -(-(max(starts) + 1) // self._page_size)
-            self._decode_row[features.DECODE_PAGES] = longest
+        rows = [Row(one, one.num_dispatched, 1, samples=True) for one in decodes]
+        bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
+        self._decode_row = features.step_features(rows, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens
         self.max_blocks = view.buckets.block_edge_beside(
-            num_rows, view.max_num_batched_tokens
+            bucket.num_rows, view.max_num_batched_tokens
         )
         self.grid_step = -(-max(self.max_blocks, 1) // _GRID_POINTS)
         self.grid = np.append(

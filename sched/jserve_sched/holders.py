@@ -67,8 +67,7 @@ class Holders:
             return
         known = request.page_hashes
         if num_full > len(known):
-            start = len(known) * page_size
-            new = request.known_tokens(start, num_full * page_size)
+            new = request.known_tokens(len(known) * page_size, num_full * page_size)
             known.extend(chain_hashes(new, page_size, known))
         for index in range(request.num_published_pages, num_full):
             self._ledger.publish(request.pages[index], known[index])

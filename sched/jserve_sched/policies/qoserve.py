@@ -26,11 +26,10 @@ import dataclasses
 import numpy as np
 
 from jserve_sched.builder import PlanBuilder
-from jserve_sched.candidates import Candidates
+from jserve_sched.candidates import Candidates, tightest_slack
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import Request
-from jserve_sched.slack import tightest_slack
 from jserve_sched.view import SchedulerView
 
 
@@ -97,8 +96,8 @@ class QoServe:
 
 def _facts(request: Request) -> tuple[float, float, float, bool]:
     """Returns the deadline, output tokens that count, arrival and guard flag."""
-    slo, arrival_s = request.slo, request.arrival_s
-    if slo.ttft_s is None and slo.ttlt_s is not None:
-        left = request.expected_tokens_left
-        return arrival_s + slo.ttlt_s, left, arrival_s, request.guard
-    return request.next_deadline_s, 0, arrival_s, request.guard
+    due_s, output_tokens = request.next_deadline_s, 0
+    if request.slo.ttft_s is None and request.slo.ttlt_s is not None:
+        due_s = request.arrival_s + request.slo.ttlt_s
+        output_tokens = request.expected_tokens_left
+    return due_s, output_tokens, request.arrival_s, request.guard

@@ -16,7 +16,7 @@ The defaults are what does best, not what was published; as published it is
 Without the sorter prompts go by deadline (the paper's Sarathi-EDF); without the chunker
 the step is as full as its token limit allows; without the constructor the chunker
 decides alone. What the paper leaves open is decided in `sorter`, `chunker`,
-`constructor`, `slack` and, for the whole:
+`constructor`, `tightest_slack` and, for the whole:
 
 * The paper has no KV limit: here a selected prompt that finds no pages waits, and the
   others go on (see `builder`).
@@ -34,12 +34,11 @@ import dataclasses
 import numpy as np
 
 from jserve_sched.builder import PlanBuilder
-from jserve_sched.candidates import Candidates
+from jserve_sched.candidates import Candidates, tightest_slack
 from jserve_sched.chunker import Objective, Search, choose_budget
 from jserve_sched.constructor import select
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.slack import tightest_slack
 from jserve_sched.sorter import Sorter, rank
 from jserve_sched.view import SchedulerView
 

@@ -3,8 +3,8 @@ import math
 import pytest
 
 from fakes import make_request
+from jserve_sched.candidates import tightest_slack
 from jserve_sched.request import Request
-from jserve_sched.slack import tightest_slack
 from jserve_sched.slo import Slo
 
 
