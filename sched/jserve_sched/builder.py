@@ -229,7 +229,7 @@ class PlanBuilder:
                 self.ended_by = self._why_no_room()
             elif self.holds_back:
                 self.ended_by = PlanEnd.HELD_BACK
-            elif len(view.waiting) > len(view.admissible):
+            elif len(view.waiting) > self._num_admitted >= view.num_free_slots:
                 self.ended_by = PlanEnd.ROWS
         row = features.step_features(
             self._decodes, self._chunks, bucket, self._page_size

@@ -1,7 +1,7 @@
 """SlidingChunker: how much prefill two steps should share (SlidingServe 3.4).
 
 The window is two steps; only the first is run, then all is decided again. Both are
-priced with today's decodes and prompts: the paper rolls nothing forward, and so do we.
+priced with the present decodes and prompts: as in the paper, nothing is rolled forward.
 
 * `time` (Algorithm 1) keeps the tokens that fit into both steps, B_cur + B_next, and
   takes the least total time. `tokens` (its Fig. 1) keeps the time, T_cur + T_next,
@@ -53,9 +53,7 @@ def choose_budget(
         # Fig. 1 has no algorithm: without the edges, an even grid is searched.
         every = forwarder.edges if search == "edges" else forwarder.grid
         return _most_tokens(forwarder, every, current, current_s + next_s, longest_s)
-    following = forwarder.largest_within(next_s)
-    # No more than there is to do, or a step would be priced without its tokens.
-    total = min(current + following, forwarder.num_blocks)
+    total = min(current + forwarder.largest_within(next_s), forwarder.num_blocks)
     low = max(0, total - forwarder.max_blocks)
     find = _ternary if search == "ternary" else _exact
     return find(forwarder, low, current, total)

@@ -54,16 +54,13 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 100.0:
-            raise ValueError(f"temperature={self.temperature} is not in 0..100")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all)")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"min_p={self.min_p} is not in 0..1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} is not in 0..{2**32 - 1}")
+        for name, most in (("temperature", 100), ("min_p", 1), ("seed", 2**32 - 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} is not in 0..{most}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all)")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True, slots=True)

@@ -94,12 +94,10 @@ class Slo:
         would come after `ttlt_s`. A `ttlt_s` without a `tbt_s` is spread: the first
         token is wanted at half of that time (or at `ttft_s`), the others evenly from
         half to the end, so that neither the prompt nor the decoding is left for the
-        last moment. (The papers' interactive classes need no such rule; QoServe's
-        artifact paces by a fixed 0.4 s a token, which fits one machine.)
-
-        An answer that grows longer than expected is always taken to end with its next
-        token: no token is wanted after `ttlt_s`, and none sooner than the last one
-        expected. (Ours.)
+        last moment. (Ours; QoServe's artifact paces by a fixed 0.4 s a token, which
+        fits one machine.) An answer that grows longer than expected is always taken to
+        end with its next token: no token is wanted after `ttlt_s`, and none sooner than
+        the last one expected.
         """
         gaps = max(num_tokens - 1, 1)
         first_s = arrival_s + (math.inf if self.ttft_s is None else self.ttft_s)

@@ -89,16 +89,6 @@ def test_the_latest_arrival_is_preempted_and_finishes_with_its_tokens() -> None:
         assert request.output_tokens == expected_output(request)
 
 
-def test_prefill_stops_at_the_token_limit_and_says_so() -> None:
-    scheduler = make_scheduler(max_num_batched_tokens=8 + 2 * 4)
-    scheduler.submit(make_request(40, 1))
-    plan = scheduler.plan(0.0)
-    assert plan is not None
-    # 16 tokens less the smallest row bucket of 2 hold three blocks; the edge is 2.
-    assert plan.bucket.num_blocks == 2 and plan.num_blocks == 2
-    assert plan.ended_by is PlanEnd.FULL
-
-
 def test_a_prompt_that_does_not_fit_beside_the_others_waits_for_pages() -> None:
     scheduler = make_scheduler(num_pages=5, page_size=8)
     scheduler.submit(make_request(28, 2, arrival_s=0.0))

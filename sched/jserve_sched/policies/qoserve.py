@@ -4,21 +4,19 @@ QoServe: Goel et al., ASPLOS '26, DOI 10.1145/3779212.3790206. Where the paper a
 released code differ, or are silent, the decisions below are ours, each in the
 baseline's favour:
 
-* The chunk is the largest whose predicted time, times `margin`, fits the least slack
-  of the decodes, up to `max_chunk_tokens` (paper: about 2,500). The predictor is the
-  server's, not the paper's forest. The code multiplies by 1.2; the paper biases its
-  forest instead. A decode that cannot be in time any more does not hold the chunk
-  back; the code gives such steps the smallest chunk. The code's chunks begin at 128
-  tokens even if a decode will be late for them; here a step may have no prefill.
+* The chunk is the largest whose predicted time, times `margin` (the code: 1.2; the
+  paper biases its forest instead), fits the least slack of the decodes, up to
+  `max_chunk_tokens` (paper: about 2,500). A decode that cannot be in time any more does
+  not hold the chunk back (the code: the smallest chunk), and a step may have no prefill
+  (the code: 128 tokens, even if a decode will be late for them).
 * Priority (Eq. 4 and 5): deadline of the first token plus `alpha_s_per_token` times
   the prompt tokens left; for a completion bound, its deadline plus that times prompt
   and output tokens left. The paper's history of output lengths is the scheduler's
   length estimator here, by default `max_tokens`.
 * A request that has missed its first deadline, or would miss it if it were alone with
-  the decodes, is relegated: it goes behind all that are not. Nothing is remembered, so
-  a request whose case improves comes back; the code never looks twice.
-* The paper relegates its free tier first; here no class is free, but guarded classes
-  are never relegated.
+  the decodes, is relegated behind all that are not, until its case improves; the code
+  never looks twice. Guarded classes are never relegated, and no class is free, which
+  the paper relegates first.
 """
 
 import dataclasses

@@ -20,7 +20,6 @@ decides alone. What the paper leaves open is decided in `sorter`, `chunker`,
 
 * The paper has no KV limit: here a selected prompt that finds no pages waits, and the
   others go on (see `builder`).
-* Skipped prompts that are partly computed keep their pages, as in the paper.
 * After a selection the paper leaves the rest of the step empty (`fill=off`).
 * Nothing in the paper looks at requests that are yet to come, and a step, once begun,
   cannot be stopped: requests that arrive wait for its end. With `reserve` no step is
@@ -51,8 +50,7 @@ class SlidingServe:
 
     Attributes:
       sorter: How prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
-        moore (ours), off (by deadline) or given (those that run by admission, then
-        those that wait by arrival); see `sorter`.
+        moore (ours), off (by deadline) or given; see `sorter`.
       chunker: Whether the SlidingChunker sizes steps.
       constructor: Whether the BatchConstructor selects prompts at risk.
       fill: Whether room beside a selection goes to the prompts not selected.
