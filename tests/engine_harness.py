@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from fakes import check_integrity
 from jserve.build import build_loop
 from jserve.compile_cache import machine_name
 from jserve.config import EngineConfig
@@ -139,7 +140,7 @@ class EngineDriver:
             if self.captures:
                 self._capture(pending)
             self.scheduler.apply(StepResult(tokens=tokens, duration_s=0.01))
-        self.scheduler.check_integrity()
+        check_integrity(self.scheduler)
 
     def _capture(self, pending: PendingStep) -> None:
         for request_id, place in places(pending.plan).items():

@@ -67,6 +67,33 @@ def make_request(
     )
 
 
+def check_integrity(scheduler: Scheduler) -> None:
+    """Asserts that no page or slot is lost, given back early or held wrongly."""
+    ledger, holders = scheduler.ledger, scheduler._holders
+    held = collections.Counter(page for one in holders.requests for page in one.pages)
+    idle = [*ledger._free, *ledger._evictable]
+    assert sorted([*held, *idle]) == list(range(ledger.num_pages))
+    assert all(ledger._num_holders[page] == held[page] for page in [*held, *idle])
+    known = {page: name for name, page in ledger._page_of.items()}
+    assert known == {page: name for page, name in enumerate(ledger._hash_of) if name}
+    assert not known.keys() & ledger._free and not ledger._evictable.keys() - known
+    slots = [*(one.slot for one in holders.requests), *holders._free_slots]
+    assert sorted(slots) == list(range(scheduler.max_num_seqs))
+    rows = [row for plan in scheduler._in_flight for row in plan.decodes + plan.chunks]
+    named = collections.Counter(id(row.request) for row in rows)
+    waiting = scheduler.view(0.0).waiting
+    assert not any(one.pages or one.slot is not None for one in waiting)
+    live = [*waiting]
+    for one in holders.requests:
+        assert one.num_dispatched <= len(one.pages) * ledger.page_size
+        assert one.num_in_flight == named[id(one)]
+        if one.finish_reason is None:
+            live.append(one)
+        else:
+            assert one.num_in_flight, f"{one.request_id} keeps its pages"
+    assert sorted(scheduler._requests) == sorted(one.request_id for one in live)
+
+
 SMALL_TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4)
 
 
@@ -180,7 +207,7 @@ class Driver:
             for output in scheduler.apply(self._results.popleft()):
                 if output.request.finish_reason is not None:
                     self.finished.append(output.request)
-        scheduler.check_integrity()
+        check_integrity(scheduler)
         return plan is not None or is_due
 
     def run(self, max_steps: int = 10_000) -> None:

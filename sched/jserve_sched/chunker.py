@@ -1,7 +1,7 @@
 """SlidingChunker: how much prefill two steps should share (SlidingServe 3.4).
 
 The window is two steps; only the first is run, then all is decided again. Both are
-priced with today's decodes and prompts: the paper rolls nothing forward, and so do we.
+priced with the present decodes and prompts: as in the paper, nothing is rolled forward.
 
 * `time` (Algorithm 1) keeps the tokens that fit into both steps, B_cur + B_next, and
   takes the least total time. `tokens` (its Fig. 1) keeps the time, T_cur + T_next,
@@ -41,13 +41,10 @@ def choose_budget(
     """Returns B*, the blocks of prefill that the next step should have.
 
     Args:
-      forwarder: Prices budgets.
       current_s: T_cur (Eq. 14), seconds; infinite if nothing limits it.
       next_s: T_next (Eq. 15), seconds.
       longest_s: Most seconds of any step; without it the first would be kept short for
         the sake of a second that never comes.
-      objective: What two steps share; see the module.
-      search: How budgets are tried; see the module.
     """
     current = forwarder.largest_within(current_s)
     if current >= forwarder.num_blocks or current == 0 or math.isinf(next_s):
@@ -56,9 +53,7 @@ def choose_budget(
         # Fig. 1 has no algorithm: without the edges, an even grid is searched.
         every = forwarder.edges if search == "edges" else forwarder.grid
         return _most_tokens(forwarder, every, current, current_s + next_s, longest_s)
-    following = forwarder.largest_within(next_s)
-    # No more than there is to do, or a step would be priced without its tokens.
-    total = min(current + following, forwarder.num_blocks)
+    total = min(current + forwarder.largest_within(next_s), forwarder.num_blocks)
     low = max(0, total - forwarder.max_blocks)
     find = _ternary if search == "ternary" else _exact
     return find(forwarder, low, current, total)
@@ -90,10 +85,10 @@ def _two_steps_s(
     return times_s
 
 
-def _best(budgets: np.ndarray, times_s: np.ndarray) -> int:
+def _best(forwarder: BatchForwarder, budgets: np.ndarray, total: int) -> int:
     """Returns the budget of least time; of equals the largest."""
-    limit_s = times_s.min() * (1 + _TIME_NOISE)
-    return int(budgets[times_s <= limit_s].max())
+    times_s = _two_steps_s(forwarder, budgets, total)
+    return int(budgets[times_s <= times_s.min() * (1 + _TIME_NOISE)].max())
 
 
 def _exact(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
@@ -102,8 +97,7 @@ def _exact(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
     found = _ternary(forwarder, low, high, total)
     # Both the first and the second step should end on an edge.
     both = np.concatenate((every, total - every, (low, high, found, total // 2)))
-    budgets = np.unique(both[(both >= low) & (both <= high)])
-    return _best(budgets, _two_steps_s(forwarder, budgets, total))
+    return _best(forwarder, np.unique(both[(both >= low) & (both <= high)]), total)
 
 
 def _ternary(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
@@ -118,5 +112,4 @@ def _ternary(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
             right = int(middle[1]) - 1
         else:
             left = int(middle[0]) + 1
-    budgets = np.array((low, high, (left + right) // 2))
-    return _best(budgets, _two_steps_s(forwarder, budgets, total))
+    return _best(forwarder, np.array((low, high, (left + right) // 2)), total)

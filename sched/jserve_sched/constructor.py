@@ -10,11 +10,11 @@ one sequence. Where the paper is silent:
 
 * The capacity also keeps the decodes in time (the paper's Eq. 17 counts TTFT alone).
 * Late requests are no anchors and not in the pool: they cannot be saved.
-* At most 8 anchors, tightest first, and 32 prompts in the pool, by
-  least slack: the rest of a long queue cannot be finished in one step.
+* At most 8 anchors, tightest first, and 32 prompts in the pool, by least slack: the
+  rest of a long queue cannot be finished in one step.
 * No anchor can be met: nothing is returned, and the chunker decides.
 
-`A` is the number of anchors, `J` of prompts, `C` the largest capacity.
+`A` is the number of anchors, `J` of prompts.
 """
 
 import numpy as np
@@ -29,7 +29,6 @@ def select(
     weight: np.ndarray,
     is_at_risk: np.ndarray,
     capacity: np.ndarray,
-    max_anchors: int = _MAX_ANCHORS,
 ) -> np.ndarray:
     """Returns the places of the prompts to finish, ascending; empty for none.
 
@@ -37,30 +36,24 @@ def select(
       slack_s: `[J]` s_j, seconds; only those above 0 are looked at.
       weight: `[J]` int, r_j in units.
       is_at_risk: `[J]` bool, whether the full step would make it late.
-      capacity: `[J]` int, units that fit into the slack of each, C_j; read at the
-        places of anchors alone.
-      max_anchors: Requests at risk that are tried.
+      capacity: `[J]` int, units that fit into the slack of each, C_j.
     """
     rank = np.lexsort((weight, slack_s))
     rank = rank[slack_s[rank] > 0][:_MAX_POOL]
     slack_s, weight = slack_s[rank], weight[rank]
     at_risk = is_at_risk[rank] & (weight <= capacity[rank]) & (weight > 0)
-    anchors = np.flatnonzero(at_risk)[:max_anchors]
+    anchors = np.flatnonzero(at_risk)[:_MAX_ANCHORS]
     if not anchors.size:
         return anchors
     room = capacity[rank][anchors] - weight[anchors]
     in_pool = slack_s[None, :] >= slack_s[anchors, None]
-    value = _values(slack_s, weight, in_pool)
-    taken = _knapsacks(
-        np.where(in_pool, value, -np.inf), weight, room, excluded=anchors
-    )
+    value = np.where(in_pool, _values(slack_s, weight, in_pool), 0.0)
+    free = value.copy()
+    free[np.arange(len(anchors)), anchors] = 0.0  # has its room already
+    taken = _knapsacks(free, weight, room)
     taken[np.arange(len(anchors)), anchors] = True
-    scores = (
-        (taken * weight).sum(axis=1),
-        np.where(taken, value, 0.0).sum(axis=1),
-        taken.sum(axis=1),
-    )
-    best = np.lexsort(scores)[-1]
+    work, gain = (taken * weight).sum(axis=1), (taken * value).sum(axis=1)
+    best = np.lexsort((work, gain, taken.sum(axis=1)))[-1]  # Eq. 21
     places: np.ndarray = np.sort(rank[taken[best]])
     return places
 
@@ -74,38 +67,32 @@ def _values(slack_s: np.ndarray, weight: np.ndarray, in_pool: np.ndarray) -> np.
     return value
 
 
-def _knapsacks(
-    value: np.ndarray, weight: np.ndarray, room: np.ndarray, *, excluded: np.ndarray
-) -> np.ndarray:
+def _knapsacks(value: np.ndarray, weight: np.ndarray, room: np.ndarray) -> np.ndarray:
     """Solves one 0/1 knapsack an anchor; returns what is taken, `[A, J]` bool.
 
     Dynamic programming over capacities, all anchors at once.
 
     Args:
-      value: `[A, J]`; -inf keeps an item out.
+      value: `[A, J]`; 0 keeps an item out.
       weight: `[J]` int, above 0.
       room: `[A]` int capacities.
-      excluded: `[A]` the one item of each row that is in already.
     """
     num_anchors, num_items = value.shape
-    value = value.copy()
-    value[np.arange(num_anchors), excluded] = -np.inf
     most = int(room.max())
     best = np.zeros((num_anchors, most + 1))
     takes = np.zeros((num_items, num_anchors, most + 1), bool)
+    # The best value of each capacity, item by item.
     for item in range(num_items):
         size = int(weight[item])
         if size > most:
             continue
         with_it = best[:, : most + 1 - size] + value[:, item, None]
-        gains = with_it > best[:, size:]
-        takes[item, :, size:] = gains
-        best[:, size:] = np.where(gains, with_it, best[:, size:])
+        takes[item, :, size:] = with_it > best[:, size:]
+        best[:, size:] = np.maximum(best[:, size:], with_it)
+    # The items behind the best value of each room.
     taken = np.zeros((num_anchors, num_items), bool)
-    left = room.copy()
-    rows = np.arange(num_anchors)
+    left, rows = room.copy(), np.arange(num_anchors)
     for item in range(num_items - 1, -1, -1):
-        chosen = takes[item, rows, left]
-        taken[:, item] = chosen
-        left = left - np.where(chosen, int(weight[item]), 0)
+        taken[:, item] = takes[item, rows, left]
+        left -= np.where(taken[:, item], int(weight[item]), 0)
     return taken

@@ -1,14 +1,14 @@
 """BatchForwarder: what would a step with this much prefill cost?
 
 SlidingServe's batch-forward simulator F (arXiv 2606.05933, section 4): all decodes,
-then prompts in order until a budget is used up. A budget is a number of
-prefill *blocks*, and the features of any number of budgets follow from prefix sums
-over the prompts, so all candidates are priced by one vectorised prediction. With
-continuous shapes a block is one token and this is the paper's token budget.
+then prompts in order until a budget of prefill *blocks* is used up. The features of any
+number of budgets follow from prefix sums over the prompts, so one vectorised prediction
+prices all of them. With continuous shapes a block is one token, as in the paper.
 
 `N` is the number of budgets asked about at once, `P` the number of prompts.
 """
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -16,10 +16,18 @@ from collections.abc import Sequence
 import numpy as np
 
 from jserve_sched import features
+from jserve_sched.plan import Row
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
 _GRID_POINTS = 128  # most budgets that are priced at once
+_CHUNK_FEATURES = [
+    features.PREFILL_WORK,
+    features.CHUNK_SQUARES,
+    features.CACHED_TOKENS,
+    features.PREFILL_TOKENS,
+    features.LARGEST_CHUNK,
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +72,7 @@ def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Promp
 
 
 class BatchForwarder:
-    """Prices the steps that one snapshot allows.
+    """Prices the steps that one snapshot and one order of its prompts allow.
 
     Attributes:
       max_blocks: Most blocks a step may have beside the decodes.
@@ -82,92 +90,86 @@ class BatchForwarder:
         *,
         is_cautious: bool = False,
     ):
-        """Looks at a snapshot.
+        """Looks at a snapshot in which every decode has a row.
 
-        Every decode has a row. Prompts are in the order in which they would be taken.
         If cautious, a budget costs the 95th percentile of its duration.
         """
-        predictor = view.predictor
-        self._price = predictor.predict_upper if is_cautious else predictor.predict
-        self._view = view
+        self._predictor = view.predictor
+        self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._edges = view.buckets.block_edge_array
-        num_rows = min(len(decodes), view.buckets.max_rows)
-        starts = [request.num_dispatched for request in decodes]
-        self._decode_row = np.zeros(features.NUM_FEATURES)
-        self._decode_row[features.NUM_DECODES] = len(starts)
-        self._decode_row[features.DECODE_CONTEXT] = sum(starts)
-        self._decode_row[features.CACHED_TOKENS] = sum(starts)
-        self._decode_row[features.NUM_ROWS] = view.buckets.fit(num_rows, 0).num_rows
-        if starts:
-            longest = -(-(max(starts) + 1) // self._page_size)
-            self._decode_row[features.DECODE_PAGES] = longest
+        rows = [Row(one, one.num_dispatched, 1, samples=True) for one in decodes]
+        bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
+        self._decode_row = features.step_features(rows, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens
         self.max_blocks = view.buckets.block_edge_beside(
-            num_rows, view.max_num_batched_tokens
+            bucket.num_rows, view.max_num_batched_tokens
         )
         self.grid_step = -(-max(self.max_blocks, 1) // _GRID_POINTS)
         self.grid = np.append(
             np.arange(0, self.max_blocks, self.grid_step), self.max_blocks
         )
-        self._grid_s: np.ndarray | None = None
-        self.use(prompts)
+        self._set_prompts(prompts)
 
-    def use(self, prompts: Prompts) -> None:
-        """Takes the prompts in another order from now on."""
-        start, tokens = prompts.start, prompts.tokens
-        blocks = np.ceil(tokens / self.block_tokens)
-        # Leading zeros: nothing taken. The last column is for the request cut short.
-        columns = np.zeros((6, len(tokens) + 1))
-        np.cumsum(blocks, out=columns[0, 1:])
-        np.cumsum(tokens * (start + tokens), out=columns[1, 1:])
-        np.cumsum(tokens * tokens, out=columns[2, 1:])
-        np.cumsum(start, out=columns[3, 1:])
-        np.cumsum(tokens, out=columns[4, 1:])
-        longest = np.zeros((2, len(tokens) + 1))
-        np.maximum.accumulate(tokens, out=longest[0, 1:])
-        np.maximum.accumulate(start + tokens, out=longest[1, 1:])
-        self._sums = columns
-        self._longest = longest
-        self._start, self._tokens = start, tokens
-        self._grid_s = None
-        self.num_blocks = int(columns[0, -1])
+    def of(self, prompts: Prompts) -> "BatchForwarder":
+        """Returns the prices of the same snapshot with prompts in another order."""
+        other = copy.copy(self)
+        other._set_prompts(prompts)
+        return other
+
+    def _set_prompts(self, prompts: Prompts) -> None:
+        columns = self._columns(prompts.start, prompts.tokens)
+        # Leading zeros: nothing taken.
+        self._taken = np.zeros((7, len(prompts.tokens) + 1))
+        np.cumsum(columns[:5], axis=1, out=self._taken[:5, 1:])
+        np.maximum.accumulate(columns[5:], axis=1, out=self._taken[5:, 1:])
+        # Trailing zeros: the prompt after the last one.
+        self._start = np.append(prompts.start, 0.0)
+        self._tokens = np.append(prompts.tokens, 0.0)
+        self._grid_s: np.ndarray | None = None
+        self.num_blocks = int(self._taken[0, -1])
+
+    def _columns(self, start: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Returns what chunks `[N]` bring into a step, `[7, N]`.
+
+        Of several chunks the first five add up: blocks, x1, x2, cached tokens, tokens;
+        of the others the largest counts: tokens, and the context after them.
+        """
+        stop, blocks = start + tokens, np.ceil(tokens / self.block_tokens)
+        both = (blocks, tokens * stop, tokens * tokens, start, tokens, tokens, stop)
+        return np.stack(both)
+
+    def _matrix(self, columns: np.ndarray) -> np.ndarray:
+        """Returns the features `[N, F]` of chunks `[7, N]` beside the decodes."""
+        matrix = np.empty((columns.shape[1], features.NUM_FEATURES))
+        matrix[:] = self._decode_row
+        matrix[:, _CHUNK_FEATURES] += columns[1:6].T
+        matrix[:, features.BLOCK_PAGES] = np.ceil(columns[6] / self._page_size)
+        edge = np.minimum(self._edges.searchsorted(columns[0]), len(self._edges) - 1)
+        matrix[:, features.NUM_BLOCKS] = self._edges[edge]
+        return matrix
 
     def blocks_of_first(self, count: int) -> int:
         """Returns the blocks that the first `count` prompts take."""
-        return int(self._sums[0, count])
+        return int(self._taken[0, count])
 
     def features(self, budgets: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of steps with budgets `[N]` of blocks."""
         used = np.minimum(budgets, self.num_blocks)
-        sums, longest = self._sums, self._longest
-        whole = sums[0].searchsorted(used, "right") - 1  # prompts taken entirely
-        cut = np.minimum(whole, len(self._tokens) - 1)
-        matrix = np.empty((len(used), features.NUM_FEATURES))
-        matrix[:] = self._decode_row
-        if len(self._tokens):
-            left = np.minimum(
-                (used - sums[0, whole]) * self.block_tokens, self._tokens[cut]
-            )
-            start = np.where(left > 0, self._start[cut], 0.0)
-            stop = start + left
-            matrix[:, features.PREFILL_WORK] = sums[1, whole] + left * stop
-            matrix[:, features.CHUNK_SQUARES] = sums[2, whole] + left * left
-            matrix[:, features.CACHED_TOKENS] += sums[3, whole] + start
-            matrix[:, features.PREFILL_TOKENS] = sums[4, whole] + left
-            matrix[:, features.LARGEST_CHUNK] = np.maximum(longest[0, whole], left)
-            matrix[:, features.BLOCK_PAGES] = np.ceil(
-                np.maximum(longest[1, whole], stop) / self._page_size
-            )
-        edge = self._edges.searchsorted(used)
-        matrix[:, features.NUM_BLOCKS] = self._edges[
-            np.minimum(edge, len(self._edges) - 1)
-        ]
-        return matrix
+        whole = self._taken[0].searchsorted(used, "right") - 1  # prompts taken entirely
+        taken = self._taken[:, whole]
+        left = np.minimum((used - taken[0]) * self.block_tokens, self._tokens[whole])
+        cut = self._columns(np.where(left > 0, self._start[whole], 0.0), left)
+        taken[:5] += cut[:5]
+        np.maximum(taken[5:], cut[5:], out=taken[5:])
+        return self._matrix(taken)
 
     def predict(self, budgets: np.ndarray) -> np.ndarray:
         """Returns predicted durations `[N]`, seconds: the paper's Pred(b, D, P)."""
-        return self._price(self.features(budgets))
+        matrix = self.features(budgets)
+        if self._is_cautious:
+            return self._predictor.predict_upper(matrix)
+        return self._predictor.predict(matrix)
 
     def alone_s(self, prompts: Prompts) -> np.ndarray:
         """Returns `[P]` seconds to finish each prompt beside the decodes, no other.
@@ -181,21 +183,9 @@ class BatchForwarder:
         # The cost of a chunk is linear in what is cached: the mean of the full ones.
         mean = prompts.start + np.maximum(full - 1, 0) / 2 * most
         start = np.concatenate((prompts.start + full * most, mean))
-        matrix = np.empty((len(both), features.NUM_FEATURES))
-        matrix[:] = self._decode_row
-        matrix[:, features.PREFILL_WORK] = both * (start + both)
-        matrix[:, features.CHUNK_SQUARES] = both * both
-        matrix[:, features.CACHED_TOKENS] += start
-        matrix[:, features.PREFILL_TOKENS] = both
-        matrix[:, features.LARGEST_CHUNK] = both
-        matrix[:, features.BLOCK_PAGES] = np.ceil((start + both) / self._page_size)
-        blocks = self._edges.searchsorted(np.ceil(both / self.block_tokens))
-        matrix[:, features.NUM_BLOCKS] = self._edges[
-            np.minimum(blocks, len(self._edges) - 1)
-        ]
-        both_s = self._view.predictor.predict(matrix)
-        count = len(full)
-        times_s: np.ndarray = both_s[:count] + full * both_s[count:]
+        both_s = self._predictor.predict(self._matrix(self._columns(start, both)))
+        last_s, full_s = both_s.reshape(2, -1)
+        times_s: np.ndarray = last_s + full * full_s
         return times_s
 
     @property
@@ -216,16 +206,13 @@ class BatchForwarder:
         fits = np.flatnonzero(self.grid_s <= limit_s)
         if not fits.size:
             return 0
-        index = int(fits[-1])
-        low = int(self.grid[index])
-        if index + 1 == len(self.grid):
-            return low
-        between = np.arange(low + 1, int(self.grid[index + 1]))
+        bounds = np.append(self.grid, self.max_blocks + 1)[fits[-1] :]
+        between = np.arange(bounds[0] + 1, bounds[1])
         if between.size:
-            closer = np.flatnonzero(self.predict(between) <= limit_s)
+            closer = between[self.predict(between) <= limit_s]
             if closer.size:
-                return int(between[closer[-1]])
-        return low
+                return int(closer[-1])
+        return int(bounds[0])
 
     def capacities(self, limits_s: np.ndarray) -> np.ndarray:
         """Returns `[N]` int budgets that fit limits `[N]`, by one look at the grid.
@@ -235,9 +222,8 @@ class BatchForwarder:
         """
         curve_s = np.maximum.accumulate(self.grid_s)
         place = curve_s.searchsorted(limits_s, "right")
-        low = self.grid[np.maximum(place - 1, 0)]
         if self.grid_step == 1:
-            budgets = low
+            budgets = self.grid[np.maximum(place - 1, 0)]
         else:
             budgets = np.floor(np.interp(limits_s, curve_s, self.grid))
         return np.where(place > 0, budgets, 0).astype(np.int64)

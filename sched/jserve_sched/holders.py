@@ -1,8 +1,4 @@
-"""Holders: the requests that run, each with a slot and KV pages.
-
-A slot and pages are taken and given back in one place, so nothing can
-hold the one without the other, and who holds what can be checked.
-"""
+"""Holders: the requests that run, each with a slot and KV pages."""
 
 import bisect
 from collections.abc import Collection, Sequence
@@ -12,14 +8,9 @@ from jserve_sched.request import Request
 
 
 class Holders:
-    """Requests that hold a slot, by admission. Only `Scheduler` changes it.
-
-    Attributes:
-      num_slots: Most requests that may hold one.
-    """
+    """Requests that hold a slot, by admission. Only `Scheduler` changes it."""
 
     def __init__(self, ledger: KvLedger, num_slots: int):
-        self.num_slots = num_slots
         self._ledger = ledger
         # Not by id: a client may use one again while the steps of a cancelled request
         # are in flight.
@@ -40,10 +31,7 @@ class Holders:
         return len(self._free_slots)
 
     def admit(self, request: Request, num_cached_tokens: int) -> None:
-        """Gives a slot, and the pages that hold a request's first tokens already.
-
-        `num_cached_tokens` of its prefix lie in full pages of the ledger.
-        """
+        """Gives a slot, and the full pages that hold `num_cached_tokens` already."""
         num_shared = num_cached_tokens // self._ledger.page_size
         shared = self._ledger.find_prefix(request.page_hashes[:num_shared])
         assert len(shared) == num_shared, "a page the plan relied on is gone"
@@ -79,18 +67,14 @@ class Holders:
             return
         known = request.page_hashes
         if num_full > len(known):
-            start = len(known) * page_size
-            new = request.known_tokens(start, num_full * page_size)
+            new = request.known_tokens(len(known) * page_size, num_full * page_size)
             known.extend(chain_hashes(new, page_size, known))
         for index in range(request.num_published_pages, num_full):
             self._ledger.publish(request.pages[index], known[index])
         request.num_published_pages = num_full
 
     def num_steps_with_pages(self, requests: Sequence[Request], most: int) -> int:
-        """Returns how many decode steps of these requests there are pages for.
-
-        No more than `most` are returned.
-        """
+        """Returns how many decode steps, up to `most`, there are pages for."""
         pages_for = self._ledger.pages_for
 
         def need(num_steps: int) -> int:
@@ -103,15 +87,3 @@ class Holders:
         if need(most) <= free:  # mostly so
             return most
         return bisect.bisect_right(range(1, most + 1), free, key=need)
-
-    def check_integrity(self) -> None:
-        """Checks pages and slots against each other.
-
-        Raises:
-          AssertionError: If any is lost, freed early or held twice.
-        """
-        self._ledger.check_integrity([one.pages for one in self.requests])
-        slots = [one.slot for one in self.requests if one.slot is not None]
-        assert sorted([*slots, *self._free_slots]) == list(range(self.num_slots))
-        for request in self.requests:
-            assert request.num_dispatched <= len(request.pages) * self._ledger.page_size

@@ -1,8 +1,8 @@
 """Accounting of KV pages: who holds which, and what a page holds.
 
-A page is named by the hash of *all* tokens up to its end, so equal
-prefixes find equal pages. A page nobody holds any more keeps its content, and is
-handed out again only when no empty page is left (least recently released first).
+A page is named by the hash of *all* tokens up to its end, so equal prefixes find equal
+pages. A page that is not held any more keeps its content, and is handed out again only
+when no empty page is left (least recently released first).
 
     free        no content anybody could want
     evictable   content known by hash, held by nobody
@@ -14,10 +14,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-
-
-class OutOfPagesError(Exception):
-    """More pages were asked for than are available; a bug in the caller's count."""
 
 
 def chain_hashes(
@@ -39,13 +35,7 @@ def chain_hashes(
 
 
 class KvLedger:
-    """Free, held and reusable pages of one KV pool.
-
-    Attributes:
-      num_pages: Pages in the pool.
-      page_size: Tokens in one page.
-      enable_prefix_caching: Whether equal prefixes share pages.
-    """
+    """Free, held and reusable pages of one KV pool; `page_size` is in tokens."""
 
     def __init__(
         self, *, num_pages: int, page_size: int, enable_prefix_caching: bool = True
@@ -98,15 +88,8 @@ class KvLedger:
             self._num_holders[page] += 1
 
     def allocate(self, num_pages: int) -> list[int]:
-        """Hands out pages, empty ones first, then the least recently released.
-
-        Raises:
-          OutOfPagesError: If fewer than `num_pages` are available.
-        """
-        if num_pages > self.num_available:
-            raise OutOfPagesError(
-                f"{num_pages} pages asked for, {self.num_available} available"
-            )
+        """Hands out pages, empty ones first, then the least recently released."""
+        assert num_pages <= self.num_available, f"{num_pages} pages are not available"
         pages = []
         for _ in range(num_pages):
             if self._free:
@@ -122,10 +105,7 @@ class KvLedger:
         return pages
 
     def publish(self, page: int, content: bytes) -> None:
-        """Makes a full, written page findable by its content hash.
-
-        Does nothing if another page with that content is known already.
-        """
+        """Makes a written page findable by its hash, unless another page has it."""
         if not self.enable_prefix_caching:
             return
         assert self._num_holders[page] > 0, f"page {page} is held by nobody"
@@ -144,28 +124,3 @@ class KvLedger:
                     self._free.append(page)
                 else:
                     self._evictable[page] = None
-
-    def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
-        """Checks every invariant against what the holders say they hold.
-
-        Raises:
-          AssertionError: If a page is lost, freed early or held wrongly.
-        """
-        counts = collections.Counter(page for pages in held for page in pages)
-        free, evictable = set(self._free), set(self._evictable)
-        assert len(free) == len(self._free), "a page is free twice"
-        assert not free & evictable, "a page is free and evictable"
-        for page in range(self.num_pages):
-            holders = self._num_holders[page]
-            assert holders == counts.get(page, 0), (
-                f"page {page}: {holders} holders counted, {counts.get(page, 0)} found"
-            )
-            is_idle = page in free or page in evictable
-            assert is_idle == (holders == 0), f"page {page} is lost or freed early"
-            content = self._hash_of[page]
-            if content is None:
-                assert page not in evictable, f"page {page} is evictable but unknown"
-            else:
-                assert page not in free, f"page {page} is free but known"
-                assert self._page_of.get(content) == page, f"page {page} is misnamed"
-        assert len(self._page_of) == sum(one is not None for one in self._hash_of)

@@ -23,14 +23,9 @@ class PlanEnd(enum.Enum):
 
 
 class Row(NamedTuple):
-    """The part of one request that a step computes.
+    """Positions `start` to `start + num_tokens` of one request, computed by a step.
 
-    Attributes:
-      request: Request whose tokens these are.
-      start: First position computed.
-      num_tokens: Positions computed, from `start`.
-      samples: Whether the step draws the request's next token, which it does
-        when it computes its last projected position.
+    It `samples` the next token when it computes the last projected position.
     """
 
     request: Request
@@ -50,7 +45,6 @@ class StepPlan:
 
     Attributes:
       step_id: Counts plans from 0.
-      bucket: The compiled shape it runs in.
       decodes: Rows of one token each, at most `bucket.num_rows`.
       chunks: Prefill rows; a chunk of c tokens takes ceil(c / Q) blocks, in
         order, at most `bucket.num_blocks` in all.
@@ -90,13 +84,7 @@ class StepPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step returned.
-
-    Attributes:
-      tokens: The sampled token of each `samples` row, decodes first, then chunks,
-        in plan order.
-      duration_s: How long it took, seconds.
-    """
+    """The token of each `samples` row, in plan order, decodes first, and the time."""
 
     tokens: tuple[int, ...]
     duration_s: float

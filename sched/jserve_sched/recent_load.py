@@ -17,7 +17,8 @@ class RecentLoad:
 
     Attributes:
       tight_ttft_s: The 5th percentile of how soon the last requests wanted their first
-        token, seconds; infinite if none did.
+        token, seconds; infinite if none did. Not the least: one client with a tight
+        SLO must not make every step short.
     """
 
     def __init__(self) -> None:
@@ -33,10 +34,7 @@ class RecentLoad:
         self.tight_ttft_s = ranked[len(ranked) // _TIGHT_SHARE]
 
     def add_step(self, plan: StepPlan, duration_s: float) -> None:
-        """Takes a step into account, if it had more prefill than it could do.
-
-        Steps with little to do say nothing about how fast a queue is worked off.
-        """
+        """Takes a step into account, if it left prefill for later."""
         if plan.leaves_work:
             num_tokens = float(plan.features[features.PREFILL_TOKENS])
             self._tokens = self._tokens * _MEMORY + num_tokens
@@ -44,5 +42,5 @@ class RecentLoad:
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
-        """Prompt tokens per second of such steps; None before the first."""
+        """Prompt tokens per second of recent such steps; None before the first."""
         return self._tokens / self._time_s if self._tokens > 0 else None

@@ -1,8 +1,8 @@
 """One request: what was asked, and how far it has come.
 
-Progress is counted twice. *Applied* state (`output_tokens`) is
-what the engine has returned; *projected* state adds what plans in flight will
-return, so that the next step can be planned while the last one still runs.
+Progress is counted twice. *Applied* state (`output_tokens`) is what the engine has
+returned; *projected* state adds what plans in flight will return, so that the next step
+can be planned while the last one still runs.
 
     [0, num_dispatched)               KV written by plans dispatched so far
     [num_dispatched, num_projected)   tokens still to be computed
@@ -11,7 +11,6 @@ return, so that the next step can be planned while the last one still runs.
 
 import dataclasses
 import enum
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -55,16 +54,13 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature <= 100.0:
-            raise ValueError(f"temperature={self.temperature} is not in 0..100")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all)")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise ValueError(f"min_p={self.min_p} is not in 0..1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} is not in 0..{2**32 - 1}")
+        for name, most in (("temperature", 100), ("min_p", 1), ("seed", 2**32 - 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} is not in 0..{most}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all)")
 
 
 @dataclasses.dataclass(eq=False, kw_only=True, slots=True)
@@ -79,9 +75,8 @@ class Request:
       min_tokens: No stop token is drawn before this many outputs.
       stop_token_ids: Tokens that end it (they are part of the output), at most
         `MAX_STOP_TOKENS`.
-      slo: Its objectives.
       service_class: Name of its class, for reports.
-      sampling: How tokens are drawn.
+      guard: Whether its class is guarded when late (policy `sliding`).
       predicted_output_tokens: How long the whole answer should be, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: What was predicted when it was submitted.
@@ -95,7 +90,6 @@ class Request:
       pacing: When each output token is wanted, if the answer is as long as predicted.
       num_published_pages: Own pages whose content the ledger may hand to others.
       num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
-      guard: Whether its class is guarded when late (policy `sliding`).
     """
 
     request_id: str
@@ -128,28 +122,21 @@ class Request:
 
     def __post_init__(self) -> None:
         self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
+        wrong = None
         if self.prompt_tokens.ndim != 1 or self.prompt_tokens.size == 0:
-            raise ValueError(
-                f"request {self.request_id!r}: the prompt must be a non-empty list of "
-                f"token ids, got shape {self.prompt_tokens.shape}"
-            )
-        if self.max_tokens < 1:
-            raise ValueError(
-                f"request {self.request_id!r}: max_tokens={self.max_tokens} is below 1"
-            )
+            shape = self.prompt_tokens.shape
+            wrong = f"the prompt must be a non-empty list of token ids, got {shape}"
+        elif self.max_tokens < 1:
+            wrong = f"max_tokens={self.max_tokens} is below 1"
+        elif not 0 <= self.min_tokens <= self.max_tokens:
+            wrong = f"min_tokens={self.min_tokens} is not in 0..{self.max_tokens}"
+        elif len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            wrong = f"{len(self.stop_token_ids)} stop tokens, at most {MAX_STOP_TOKENS}"
+        if wrong:
+            raise ValueError(f"request {self.request_id!r}: {wrong}")
         self.predicted_output_tokens = self.max_tokens
         self.first_predicted_tokens = self.max_tokens
         self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ValueError(
-                f"request {self.request_id!r}: min_tokens={self.min_tokens} is not in "
-                f"0..max_tokens={self.max_tokens}"
-            )
-        if len(self.stop_token_ids) > MAX_STOP_TOKENS:
-            raise ValueError(
-                f"request {self.request_id!r}: {len(self.stop_token_ids)} stop tokens, "
-                f"the limit is {MAX_STOP_TOKENS}"
-            )
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -178,18 +165,14 @@ class Request:
 
     @property
     def expected_tokens_left(self) -> int:
-        """Output tokens still to be planned, as predicted; at least 1.
-
-        Who has outlived the prediction is always taken to end with the next token.
-        """
+        """Output tokens still to be planned, as predicted, or else one more."""
         return max(self.predicted_output_tokens - self.num_outputs_projected, 1)
 
     def predict(self, tokens: int) -> None:
         """Sets how long the whole answer should be, and paces it accordingly.
 
-        Args:
-          tokens: Clipped to what is possible: more than `min_tokens`, more than there
-            are, up to `max_tokens`.
+        `tokens` are clipped to what is possible: more than `min_tokens`, more than
+        there are, up to `max_tokens`.
         """
         tokens = max(tokens, self.min_tokens + 1, self.num_outputs_projected + 1)
         tokens = min(tokens, self.max_tokens)
@@ -200,10 +183,8 @@ class Request:
     @property
     def wants_more(self) -> bool:
         """Whether another output token may be planned."""
-        return (
-            self.state is not RequestState.FINISHED
-            and self.num_outputs_projected < self.max_tokens
-        )
+        is_live = self.state is not RequestState.FINISHED
+        return is_live and self.num_outputs_projected < self.max_tokens
 
     @property
     def next_deadline_s(self) -> float:
@@ -229,8 +210,5 @@ class Request:
                 f"request {self.request_id!r}: position {stop - 1} is not known yet "
                 f"({self.num_known} tokens are)"
             )
-        tail: Sequence[int] = self.output_tokens[
-            max(start - num_prompt, 0) : stop - num_prompt
-        ]
-        head = self.prompt_tokens[min(start, num_prompt) : num_prompt]
-        return np.concatenate([head, np.asarray(tail, np.int32)])
+        outputs = self.output_tokens[max(start - num_prompt, 0) : stop - num_prompt]
+        return np.append(self.prompt_tokens[start:], np.array(outputs, np.int32))

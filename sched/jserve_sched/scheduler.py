@@ -18,7 +18,6 @@ from typing import NamedTuple
 from jserve_sched.buckets import BucketTable
 from jserve_sched.holders import Holders
 from jserve_sched.ledger import KvLedger, chain_hashes
-from jserve_sched.limits import check_parts
 from jserve_sched.outlook import Outlook, SearchTotals
 from jserve_sched.output_lengths import (
     LengthBook,
@@ -39,12 +38,7 @@ MAX_IN_FLIGHT = 2
 
 
 class Output(NamedTuple):
-    """One applied token of a request, or its end.
-
-    Attributes:
-      request: whose.
-      token: the token; None for an end without one.
-    """
+    """One applied token of a request; None for an end without one."""
 
     request: Request
     token: int | None
@@ -64,12 +58,8 @@ class Scheduler:
     """Owns requests, slots and the ledger; asks the policy what to run.
 
     Attributes:
-      policy: decides the order.
-      buckets: the compiled shapes; see `use_buckets`.
-      ledger: the KV pages.
-      predictor: prices steps.
-      counters: totals since start.
-      searches: totals of a policy that looks ahead.
+      counters: Totals since start.
+      searches: Totals of a policy that looks ahead.
     """
 
     def __init__(
@@ -91,14 +81,24 @@ class Scheduler:
         `request_latency` prices whole requests; None fits one to the predictor.
 
         Raises:
-          ValueError: if the limits do not go together.
+          ValueError: If a step that may be asked for has no bucket.
         """
-        check_parts(
-            buckets,
-            ledger,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-        )
+        if max_num_seqs > buckets.max_rows:
+            raise ValueError(
+                f"max_num_seqs={max_num_seqs} exceeds the largest row edge "
+                f"{buckets.max_rows}"
+            )
+        least = buckets.fit(max_num_seqs, 1).num_tokens
+        if max_num_batched_tokens < least:
+            raise ValueError(
+                f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for "
+                f"the smallest prefill beside {max_num_seqs} rows: at least {least}"
+            )
+        if ledger.page_size % buckets.block_tokens:
+            raise ValueError(
+                f"page_size={ledger.page_size} is not a multiple of "
+                f"block_tokens={buckets.block_tokens}"
+            )
         self.policy = policy
         self._lookahead = policy if isinstance(policy, LookaheadPolicy) else None
         self.buckets = buckets
@@ -121,13 +121,11 @@ class Scheduler:
         self._latency_source = LatencySource(request_latency)
 
     def use_buckets(self, table: BucketTable) -> None:
-        """Plans with other shapes from the next plan on; those in flight keep theirs.
-
-        It has the largest edges of the table before it and blocks of the same size, so
-        what was admitted still fits.
+        """Plans with other buckets from the next plan on.
 
         Raises:
-          ValueError: if it does not.
+          ValueError: If the largest edges or the block's size differ, so that what was
+            admitted might not fit.
         """
         for name in ("max_rows", "max_blocks", "block_tokens"):
             old, new = getattr(self.buckets, name), getattr(table, name)
@@ -162,15 +160,13 @@ class Scheduler:
           ValueError: if it exceeds the context or the KV pool.
         """
         total = num_prompt_tokens + max_tokens
-        size = (
-            f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} are "
-            f"{total} tokens"
-        )
-        if total > self.max_model_len:
-            raise ValueError(f"{size}, over the context of {self.max_model_len}")
-        if self.ledger.pages_for(total) > self.ledger.num_pages:
-            capacity = self.ledger.num_pages * self.ledger.page_size
-            raise ValueError(f"{size}, over the KV pool of {capacity}")
+        pool_tokens = self.ledger.num_pages * self.ledger.page_size
+        for limit, name in ((self.max_model_len, "context"), (pool_tokens, "KV pool")):
+            if total > limit:
+                raise ValueError(
+                    f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} "
+                    f"are {total} tokens, over the {name} of {limit}"
+                )
 
     def submit(self, request: Request) -> None:
         """Takes a request in.
@@ -274,10 +270,7 @@ class Scheduler:
     def apply(self, result: StepResult) -> list[Output]:
         """Commits the oldest plan in flight.
 
-        The result has a token for each row that samples, in plan order.
-
-        Returns:
-          The new tokens of requests that are still wanted, in plan order.
+        The new tokens of requests that have not ended are returned, in plan order.
         """
         plan = self._in_flight.popleft()
         self.predictor.update(StepSample(plan.features, result.duration_s))
@@ -317,10 +310,9 @@ class Scheduler:
             self._lengths.settle(request)
 
     def cancel(self, request_id: str) -> Output | None:
-        """Ends a request early; None if it is not live.
+        """Ends a request early, so that it yields no further token; None if not live.
 
-        A running one yields no further token; its pages come back once no plan in
-        flight names it.
+        Its pages come back once no plan in flight names it.
         """
         request = self._requests.get(request_id)
         if request is None:
@@ -335,21 +327,22 @@ class Scheduler:
     def num_steps_alike(self, plan: StepPlan, most: int | None = None) -> int:
         """Returns how many steps can only repeat a plan that was just applied.
 
-        That is so while its rows are all that runs, no request waits, none of them ends
-        and pages last; then any policy that lets every decode run has no choice. The
-        step after which the first one ends is the last such step, or the one before
-        the request latency may be fitted again. For simulation: a new arrival changes
-        everything. `most` are steps in which no token is a stop token, as the caller
-        knows; without it there are none where any token might be.
+        That is so while its rows are all that runs, no request waits or comes, none of
+        them ends before the last of these steps, and pages last: then any policy that
+        lets every decode run has no choice. For simulation.
+
+        Args:
+          most: Steps in which no token is a stop token, as the caller knows; without
+            it there are none where any token might be.
         """
+        requests = [row.request for row in plan.decodes]
         if plan.chunks or self._waiting or self._in_flight:
             return 0
-        if len(self._holders) != len(plan.decodes):
-            return 0
-        requests = [row.request for row in plan.decodes]
-        if any(one.state is RequestState.FINISHED for one in requests):
-            return 0  # one ended by a stop token, and another holder did not run
-        if most is None and any(one.stop_token_ids for one in requests):
+        if len(self._holders) != len(requests) or any(
+            # Ended by a stop token, while another holder did not run.
+            one.state is RequestState.FINISHED or (most is None and one.stop_token_ids)
+            for one in requests
+        ):
             return 0
         left = min(one.max_tokens - len(one.output_tokens) for one in requests)
         left = min(left, self._latency_source.num_steps_before(self._next_step_id))
@@ -357,44 +350,20 @@ class Scheduler:
         return self._holders.num_steps_with_pages(requests, most)
 
     def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
-        """Runs a decode-only plan again and again, every token being 0.
+        """Runs a decode-only plan at most `num_steps_alike` times, every token being 0.
 
-        As plan, dispatch and apply would, at most `num_steps_alike(plan)` times; the
-        predictor is left to the caller, and none ends by a stop token. For simulation.
-
-        Returns:
-          Its requests; those with a finish reason have ended.
+        As plan, dispatch and apply would, but the predictor is left to the caller. The
+        plan's requests are returned; those with a finish reason have ended.
         """
         self._next_step_id += num_steps
         requests = [row.request for row in plan.decodes]
+        self.counters.generated_tokens += num_steps * len(requests)
         for request in requests:
             request.num_dispatched += num_steps
             self._holders.reserve(request, request.num_dispatched)
             request.output_tokens.extend([0] * num_steps)
-            self.counters.generated_tokens += num_steps
         for request in requests:
             if len(request.output_tokens) >= request.max_tokens:
                 self._finish(request, FinishReason.LENGTH)
                 self._holders.let_go(request)
         return requests
-
-    def check_integrity(self) -> None:
-        """Checks pages, slots and counts against each other.
-
-        Raises:
-          AssertionError: if anything is lost, freed early or held wrongly.
-        """
-        self._holders.check_integrity()
-        named = collections.Counter(
-            id(row.request)
-            for plan in self._in_flight
-            for row in (*plan.decodes, *plan.chunks)
-        )
-        for request in self._holders.requests:
-            assert request.num_in_flight == named[id(request)]
-            if request.state is RequestState.FINISHED:
-                assert request.num_in_flight, f"{request.request_id} keeps its pages"
-        live = [*self._waiting.requests]
-        assert not any(one.pages or one.slot is not None for one in live)
-        live += [one for one in self._holders.requests if one.finish_reason is None]
-        assert sorted(self._requests) == sorted(one.request_id for one in live)

@@ -104,7 +104,7 @@ class Tally:
         self._num_uncounted = num_uncounted
         self._violated: set[int] = set()
         self._due = [
-            (one.slo.token_deadline_s(one.arrival_s, 0), i)
+            (one.slo.first_deadline_s(one.arrival_s), i)
             for i, one in enumerate(arrivals[num_uncounted:], num_uncounted)
         ]
         heapq.heapify(self._due)

@@ -1,24 +1,21 @@
 """Service level objectives, and the deadlines that follow from them.
 
-Every deadline is anchored at *arrival*, so that a request which
-runs ahead banks slack that the scheduler may spend on others (SlidingServe,
-arXiv 2606.05933, Eq. 1).
+Every deadline is anchored at *arrival*, so that a request which runs ahead banks slack
+that the scheduler may spend on others (SlidingServe, arXiv 2606.05933, Eq. 1).
 """
 
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-NO_DEADLINE_S = math.inf
-NO_LAST = sys.maxsize  # every token has a time of its own
 _BOUNDS = ("ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s")
 
 
 def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
+    if value is not None and not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
 
@@ -39,7 +36,7 @@ class Pacing(NamedTuple):
     start_s: float
     gap_s: float
     end_s: float | None = None
-    last: int = NO_LAST
+    last: float = math.inf
 
     def deadline_s(self, index: int) -> float:
         """Returns when output token `index` (from 0) is wanted."""
@@ -49,9 +46,8 @@ class Pacing(NamedTuple):
 
     def promise_s(self, index: int) -> float:
         """Returns after when output token `index` violates the SLO."""
-        due_s = self.deadline_s(index)
         if self.end_s is None or (not index and self.first_s < self.start_s):
-            return due_s
+            return self.deadline_s(index)
         return self.end_s
 
 
@@ -62,8 +58,11 @@ class Slo:
     Attributes:
       ttft_s: Bound on time to first token, seconds from arrival.
       tbt_s: Bound on time between tokens: token k (from 0) is due at
-        `arrival + ttft_s + k * tbt_s`.
+        `arrival + ttft_s + k * tbt_s` (SlidingServe Eq. 1).
       ttlt_s: Bound on time to last token, seconds from arrival.
+
+    Raises:
+      ValueError: If a bound is not positive and finite, or `tbt_s` lacks a `ttft_s`.
     """
 
     ttft_s: float | None = None
@@ -83,64 +82,47 @@ class Slo:
         """Whether there is no objective."""
         return self.ttft_s is None and self.ttlt_s is None
 
-    def token_deadline_s(self, arrival_s: float, index: int) -> float:
-        """Returns when output token `index` (from 0) is due, in clock seconds.
+    def first_deadline_s(self, arrival_s: float) -> float:
+        """Returns after when an absent first token violates a bound, clock seconds."""
+        bounds_s = [one for one in (self.ttft_s, self.ttlt_s) if one is not None]
+        return arrival_s + min(bounds_s, default=math.inf)
 
-        `d(k) = arrival + ttft + k * tbt` (SlidingServe Eq. 1). Without a `tbt_s`
-        only the first token has a deadline of its own; a `ttlt_s` bounds every
-        token, since no token may come after the last one is due.
-        """
-        due_s = NO_DEADLINE_S
-        if self.ttft_s is not None:
-            if self.tbt_s is not None:
-                due_s = arrival_s + self.ttft_s + index * self.tbt_s
-            elif index == 0:
-                due_s = arrival_s + self.ttft_s
-        if self.ttlt_s is not None:
-            due_s = min(due_s, arrival_s + self.ttlt_s)
-        return due_s
-
-    def pacing(self, arrival_s: float, num_tokens: int) -> "Pacing":
-        """Returns when a scheduler should want each output token.
+    def pacing(self, arrival_s: float, num_tokens: int) -> Pacing:
+        """Returns when a scheduler should want each of `num_tokens` output tokens.
 
         With a `tbt_s` these are the token deadlines, faster only if the last one
         would come after `ttlt_s`. A `ttlt_s` without a `tbt_s` is spread: the first
         token is wanted at half of that time (or at `ttft_s`), the others evenly from
         half to the end, so that neither the prompt nor the decoding is left for the
-        last moment. (The papers' interactive classes need no such rule; QoServe's
-        artifact paces by a fixed 0.4 s a token, which fits one machine.)
-
-        An answer that grows longer than expected is always taken to end with its next
-        token: no token is wanted after `ttlt_s`, and none sooner than the last one
-        expected. (Ours.)
-
-        `num_tokens`, 1 or more, is how many output tokens it is expected to have.
+        last moment. (Ours; QoServe's artifact paces by a fixed 0.4 s a token, which
+        fits one machine.) An answer that grows longer than expected is always taken to
+        end with its next token: no token is wanted after `ttlt_s`, and none sooner than
+        the last one expected.
         """
         gaps = max(num_tokens - 1, 1)
-        first_s = NO_DEADLINE_S if self.ttft_s is None else arrival_s + self.ttft_s
+        first_s = arrival_s + (math.inf if self.ttft_s is None else self.ttft_s)
         if self.ttlt_s is None:
             if self.tbt_s is None:
-                return Pacing(first_s, NO_DEADLINE_S, 0.0)
+                return Pacing(first_s, math.inf, 0.0)
             return Pacing(first_s, first_s, self.tbt_s)
-        if self.ttft_s is not None and self.tbt_s is not None:
-            first_s = min(first_s, arrival_s + self.ttlt_s)
-            left_s = arrival_s + self.ttlt_s - first_s
+        end_s = arrival_s + self.ttlt_s
+        if self.tbt_s is not None:
+            first_s = min(first_s, end_s)
+            left_s = end_s - first_s
             if self.tbt_s >= left_s / gaps:
                 return Pacing(first_s, first_s, left_s / gaps, last=gaps)
             last = max(int(left_s / self.tbt_s), gaps)
             return Pacing(first_s, first_s, self.tbt_s, last=last)
         half_s = self.ttlt_s / 2
         start_s = arrival_s + half_s
-        end_s = arrival_s + self.ttlt_s
         return Pacing(min(first_s, start_s), start_s, half_s / gaps, end_s, gaps)
 
     def is_met(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool
     ) -> bool:
-        """Tells whether every objective was kept.
+        """Tells whether every objective was attained.
 
         Args:
-          arrival_s: When the request arrived.
           token_times_s: When each output token came out, ascending.
           is_complete: Whether the request ran to its own end. An incomplete
             request (refused, failed, cut off) has violated its objectives; with
@@ -150,14 +132,13 @@ class Slo:
             return True
         if not is_complete or not token_times_s:
             return False
-        if self.ttft_s is not None and token_times_s[0] > arrival_s + self.ttft_s:
-            return False
         if self.ttlt_s is not None and token_times_s[-1] > arrival_s + self.ttlt_s:
             return False
-        if self.ttft_s is None or self.tbt_s is None:
+        if self.ttft_s is None:
             return True
-        first_due_s = arrival_s + self.ttft_s
-        tbt_s = self.tbt_s
+        first_due_s, tbt_s = arrival_s + self.ttft_s, self.tbt_s
+        if tbt_s is None:
+            return token_times_s[0] <= first_due_s
         return all(
             time_s <= first_due_s + k * tbt_s for k, time_s in enumerate(token_times_s)
         )
@@ -166,15 +147,11 @@ class Slo:
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool
     ) -> bool:
         """The laxer rule of other benchmarks: TTFT, *mean* TPOT and TTLT bounds."""
-        if self.is_best_effort:
-            return True
         relaxed = dataclasses.replace(self, tbt_s=None)
-        if not relaxed.is_best_effort and not relaxed.is_met(
-            arrival_s, token_times_s, is_complete=is_complete
-        ):
+        if not relaxed.is_met(arrival_s, token_times_s, is_complete=is_complete):
             return False
         if self.tbt_s is None or len(token_times_s) < 2:
-            return is_complete
+            return True
         span_s = token_times_s[-1] - token_times_s[0]
         return span_s / (len(token_times_s) - 1) <= self.tbt_s
 
@@ -193,6 +170,9 @@ class ServiceClass:
       share: Share of a replayed workload's requests in this class, 0 to 1.
       guard: Whether late requests of this class are still worth guarding
         (SlidingServe's "guard" level; used by policy `sliding`).
+
+    Raises:
+      ValueError: If a field is out of range, or two do not go together.
     """
 
     name: str
@@ -207,23 +187,19 @@ class ServiceClass:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("a service class needs a name")
+        where = f"class {self.name!r}"
         if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"class {self.name!r}: share={self.share} is not in 0..1")
+            raise ValueError(f"{where}: share={self.share} is not in 0..1")
         for name in _BOUNDS:
-            _check_positive(f"class {self.name!r}: {name}", getattr(self, name))
-        for absolute, relative in (
-            ("ttft_s", "ttft_slowdown"),
-            ("tbt_s", "tbt_step_multiple"),
-        ):
-            if getattr(self, absolute) is not None and getattr(self, relative):
-                raise ValueError(
-                    f"class {self.name!r}: give {absolute} or {relative}, not both"
-                )
-        has_ttft = self.ttft_s is not None or self.ttft_slowdown is not None
-        has_tbt = self.tbt_s is not None or self.tbt_step_multiple is not None
-        if has_tbt and not has_ttft:
+            _check_positive(f"{where}: {name}", getattr(self, name))
+        if self.ttft_s and self.ttft_slowdown:
+            raise ValueError(f"{where}: give ttft_s or ttft_slowdown, not both")
+        if self.tbt_s and self.tbt_step_multiple:
+            raise ValueError(f"{where}: give tbt_s or tbt_step_multiple, not both")
+        has_tbt = self.tbt_s or self.tbt_step_multiple
+        if has_tbt and not (self.ttft_s or self.ttft_slowdown):
             raise ValueError(
-                f"class {self.name!r}: a tbt bound needs a ttft bound, "
+                f"{where}: a tbt bound needs a ttft bound, "
                 "since token deadlines start there"
             )
 
@@ -246,51 +222,21 @@ class ServiceClass:
         """
         ttft_s, tbt_s = self.ttft_s, self.tbt_s
         if self.ttft_slowdown is not None:
-            if isolated_ttft_s is None:
-                raise ValueError(
-                    f"class {self.name!r}: ttft_slowdown={self.ttft_slowdown} needs "
-                    "a measured TTFT; use ttft_s here"
-                )
-            ttft_s = self.ttft_slowdown * isolated_ttft_s
+            ttft_s = self.ttft_slowdown * self._measured(isolated_ttft_s, "ttft_s")
         if self.tbt_step_multiple is not None:
-            if step_s is None:
-                raise ValueError(
-                    f"class {self.name!r}: tbt_step_multiple="
-                    f"{self.tbt_step_multiple} needs a measured step; use tbt_s here"
-                )
-            tbt_s = self.tbt_step_multiple * step_s
+            tbt_s = self.tbt_step_multiple * self._measured(step_s, "tbt_s")
         return Slo(ttft_s=ttft_s, tbt_s=tbt_s, ttlt_s=self.ttlt_s)
+
+    def _measured(self, time_s: float | None, bound: str) -> float:
+        if time_s is None:
+            raise ValueError(
+                f"class {self.name!r}: a relative bound needs a measured time; "
+                f"use {bound} here"
+            )
+        return time_s
 
 
 BEST_EFFORT = ServiceClass(name="best_effort", share=1.0)
-
-
-def _read_class(row: Mapping[str, Any]) -> ServiceClass:
-    """Returns a class from a JSON object whose fields are all known.
-
-    Raises:
-      ValueError: If the name is missing, or a value is of the wrong type or range.
-    """
-    name = row.get("name")
-    if not isinstance(name, str):
-        raise ValueError(f"service class {dict(row)}: name={name!r} is not a string")
-    values: dict[str, Any] = {}
-    for field, value in row.items():
-        if value is None and field in _BOUNDS:
-            continue
-        is_bool = isinstance(value, bool)
-        where = f"class {name!r}: {field}={value!r}"
-        if field == "guard" and not is_bool:
-            raise ValueError(f"{where} is not true or false")
-        if field not in ("name", "guard"):
-            if is_bool or not isinstance(value, (int, float)):
-                raise ValueError(f"{where} is not a number")
-            try:
-                float(value)
-            except OverflowError:
-                raise ValueError(f"class {name!r}: {field} is too large") from None
-        values[field] = value
-    return ServiceClass(**values)
 
 
 def parse_service_classes(text: str) -> tuple[ServiceClass, ...]:
@@ -303,21 +249,33 @@ def parse_service_classes(text: str) -> tuple[ServiceClass, ...]:
         rows: Any = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"service classes are not JSON: {error}") from None
-    if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+    if not isinstance(rows, list) or not rows:
         raise ValueError("service classes must be a non-empty JSON list of objects")
-    known = {field.name for field in dataclasses.fields(ServiceClass)}
-    classes: list[ServiceClass] = []
-    for row in rows:
-        if not isinstance(row, Mapping):
-            raise ValueError(f"a service class must be a JSON object, got {row!r}")
-        unknown = sorted(set(row) - known)
-        if unknown:
-            raise ValueError(
-                f"service class {row.get('name')!r} has unknown fields {unknown}; "
-                f"known: {sorted(known)}"
-            )
-        classes.append(_read_class(row))
+    classes = tuple(_read_class(row) for row in rows)
     names = [one.name for one in classes]
     if len(set(names)) != len(names):
         raise ValueError(f"service class names repeat: {names}")
-    return tuple(classes)
+    return classes
+
+
+def _read_class(row: Any) -> ServiceClass:
+    """Returns the class that a JSON object describes; a bound may be null."""
+    if not isinstance(row, dict):
+        raise ValueError(f"a service class must be a JSON object, got {row!r}")
+    known = {field.name for field in dataclasses.fields(ServiceClass)}
+    if unknown := sorted(set(row) - known):
+        raise ValueError(
+            f"service class {row.get('name')!r} has unknown fields {unknown}; "
+            f"known: {sorted(known)}"
+        )
+    if not isinstance(row.get("name"), str):
+        raise ValueError(f"service class {row}: name is not a string")
+    for field, value in row.items():
+        if field == "name" or (value is None and field in _BOUNDS):
+            continue
+        is_guard = field == "guard"
+        if isinstance(value, bool) != is_guard or not isinstance(value, int | float):
+            words = "true or false" if is_guard else "a number"
+            where = f"class {row['name']!r}: {field}={value!r}"
+            raise ValueError(f"{where} is not {words}")
+    return ServiceClass(**row)

@@ -1,4 +1,4 @@
-"""Who comes first: SlidingServe's priority sorter (3.3), and one that drops by rule.
+"""The order of prompts: SlidingServe's priority sorter (3.3), and three others.
 
 `mlps`, the paper's, ascends by K = (late, 1 - g, 1 - e, r): guarded first, then urgent,
 then the least work left. Where the paper is silent or at odds with itself:
@@ -17,11 +17,8 @@ attains all SLOs if any order does; whenever one of them would be late, the long
 far is pushed back instead, which loses the fewest (Moore's algorithm 1, Management
 Science 15, 1968, by Hodgson). It needs neither alpha nor epsilon.
 
-`off` goes by deadline alone: Sarathi-EDF.
-
-`given` leaves the order as it is: the caller has ranked them.
-
-`P` is the number of prompts.
+`off` goes by deadline alone: Sarathi-EDF. `given` leaves the order as it is: the caller
+has ranked them. `P` is the number of prompts.
 """
 
 import dataclasses
@@ -40,13 +37,12 @@ _LEAST_SLACK_S = 1e-3  # epsilon of Eq. 10
 
 @dataclasses.dataclass(frozen=True)
 class Ranking:
-    """Prompts in order.
+    """Prompts by rank, `[P]` each.
 
     Attributes:
-      order: `[P]` places of the prompts by rank.
-      slack_s: `[P]` until each one's first token is due, by rank, seconds (Eq. 8).
-      late: `[P]` whether each one was pushed back, or could not be in time alone and
-        is not guarded, by rank.
+      order: Places of the prompts.
+      slack_s: Until the first token is due, seconds (Eq. 8).
+      late: Whether it was pushed back, or is unguarded and could not be in time alone.
     """
 
     order: np.ndarray
@@ -67,14 +63,12 @@ def rank(
     `alpha` is that of mlps: a request is urgent if its work takes more than this share
     of its slack.
     """
-    facts = np.array(
-        [
-            (one.next_deadline_s, one.next_promise_s, one.arrival_s, one.guard)
-            for one in prompts.requests
-        ]
-    ).reshape(-1, 4)
-    due_s, promise_s, arrival_s = facts[:, 0], facts[:, 1], facts[:, 2]
-    guard = facts[:, 3] > 0
+    facts = [
+        (one.next_deadline_s, one.next_promise_s, one.arrival_s, one.guard)
+        for one in prompts.requests
+    ]
+    due_s, promise_s, arrival_s, guarded = np.array(facts).reshape(-1, 4).T
+    guard = guarded > 0
     slack_s = due_s - view.start_s
     # A token may come after its pace; late is a request that violates its SLO.
     left_s = promise_s - view.start_s
@@ -101,16 +95,13 @@ def rank(
 
 
 def surplus(slack_s: np.ndarray, work_s: np.ndarray) -> np.ndarray:
-    """Returns `[P]` whom to push back so that most are in time, one after another.
+    """Returns `[P]` which to push back so that most are in time, one after another.
 
-    Moore's algorithm: by deadline, giving up the longest whenever one would be late.
-
-    Args:
-      slack_s: `[P]` seconds until each is due; infinite ones are never pushed back.
-      work_s: `[P]` seconds each one takes.
+    Moore's algorithm: by slack `[P]`, giving up the longest work `[P]` whenever one
+    would be late. Those with infinite slack are never pushed back.
     """
     given_up = np.zeros(len(slack_s), bool)
-    if not len(slack_s) or work_s.sum() <= slack_s.min():
+    if work_s.sum() <= slack_s.min(initial=math.inf):
         return given_up
     end_s = 0.0
     longest: list[tuple[float, int]] = []

@@ -25,18 +25,10 @@ class SchedulerView:
     Attributes:
       now_s: clock seconds.
       in_flight_s: predicted duration of the steps in flight.
-      step_id: number of the step to plan.
       running: requests that hold a slot and want more tokens, by admission.
       queue: requests without a slot, by arrival.
-      num_free_slots: requests that may still be admitted.
-      ledger: the KV pages.
-      buckets: the compiled shapes.
-      predictor: prices a step.
-      prefill_tokens_per_s: prompt tokens computed per second of the recent steps that
-        left some for later; None before the first.
-      tight_ttft_s: the 5th percentile of how soon the last requests wanted their
-        first token; infinite if none did. Not the least: one client with a
-        tight SLO must not make every step short.
+      prefill_tokens_per_s: see `RecentLoad`; None before the first.
+      tight_ttft_s: see `RecentLoad`; infinite if no request wanted a first token.
       max_num_batched_tokens: most token positions in a step.
       max_num_seqs: most requests that run at once.
       epoch: counts requests that joined the queue or ended; while it stands still, a

@@ -1,7 +1,7 @@
 """The queue: requests without a slot, by arrival, and what ranking asks of all of them.
 
-A queue may hold ten thousand, so what a policy needs to know of every one
-stands in lists beside the requests, and becomes an array without touching them.
+A queue may hold ten thousand: the facts that rank them stand in lists beside the
+requests, and become an array without touching them.
 """
 
 import bisect
@@ -64,10 +64,9 @@ class WaitingQueue:
             promise_s[place] = request.next_promise_s
 
     def facts(self, first: int = 0) -> np.ndarray:
-        """Returns `[4, waiting - first]` float64, in order of the requests.
+        """Returns `[4, waiting - first]` float64, without the `first` requests.
 
-        The `first` requests by arrival are left out. The rows are:
-        When each one's next token is wanted and when it violates its SLO,
-        clock seconds; its tokens to compute; whether it is guarded.
+        When each one's next token is wanted and when it violates its SLO, clock
+        seconds; its tokens to compute; whether it is guarded.
         """
         return np.array([column[first:] for column in self._facts], np.float64)

@@ -14,7 +14,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from engine_harness import TOY_KV_BYTES, Inbox, share_programs, small_config, start
-from fakes import make_request
+from fakes import check_integrity, make_request
 from jserve.build import build_loop
 from jserve.config import EngineConfig
 from jserve.engine import Engine
@@ -140,7 +140,7 @@ def test_traffic_slows_warm_up_and_does_not_stop_it(config: EngineConfig) -> Non
     assert len(inbox.events) >= 3
     assert all(events[-1].error is None for events in inbox.events.values())
     assert stats.num_programs == 6 and stats.num_compiles_after_warmup == 0
-    loop._scheduler.check_integrity()
+    check_integrity(loop._scheduler)
     loop.stop()
 
 

@@ -1,7 +1,5 @@
 """The bound on age: what an endless flood of urgent requests cannot do."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,32 +16,23 @@ MOST_SHORT = 3
 LONGEST_STEPS = 5 + 16  # a long prompt in full steps, and its answer
 
 
-@dataclasses.dataclass(frozen=True)
-class Flood:
-    """Short urgent requests without end, and some long ones in no hurry among them."""
+def serve(
+    policy: str, *, num_slots: int, num_pages: int, lag: int, seed: int, wrong_by: float
+) -> list[tuple[Request, float]]:
+    """Serves short urgent requests without end, and some long ones in no hurry.
 
-    policy: str
-    num_slots: int
-    num_pages: int
-    lag: int
-    seed: int
-    wrong_by: float  # predicted lengths are this much off
-
-
-def serve(flood: Flood) -> list[tuple[Request, float]]:
-    """Serves a flood; returns each request and how long it waited to be let in.
-
-    One that waits still when the flood ends has waited until then.
+    Predicted lengths are `wrong_by` off. Returns each request and how long it waited
+    to be let in; one that waits still at the end has waited until then.
     """
-    rng = np.random.default_rng(flood.seed)
+    rng = np.random.default_rng(seed)
     scheduler = make_scheduler(
-        policy=f"{flood.policy}:proposals=8:max_batch=2"
+        policy=f"{policy}:proposals=8:max_batch=2"
         f":max_age_s={MAX_AGE_S}:interval_s=0.04",
-        num_pages=flood.num_pages,
-        max_num_seqs=flood.num_slots,
+        num_pages=num_pages,
+        max_num_seqs=num_slots,
         enable_prefix_caching=False,
     )
-    driver = Driver(scheduler, lag=flood.lag)
+    driver = Driver(scheduler, lag=lag)
     driver.runner = Idle()
     requests: list[Request] = []
 
@@ -63,7 +52,7 @@ def serve(flood: Flood) -> list[tuple[Request, float]]:
                 slo=Slo(ttlt_s=30.0) if long else Slo(ttft_s=0.1, tbt_s=0.05),
             )
             scheduler.submit(request)
-            request.predict(round(request.max_tokens * flood.wrong_by))
+            request.predict(round(request.max_tokens * wrong_by))
             requests.append(request)
         driver.step()
     waits = []
@@ -98,7 +87,7 @@ def test_nobody_waits_longer_than_the_bound_on_age(policy: str, **flood) -> None
     So many waited at most when it came, so many ran, and each is done in
     `LONGEST_STEPS` if it runs alone.
     """
-    waits = serve(Flood(policy=policy, **flood))
+    waits = serve(policy, **flood)
     num_before = MOST_LONG + MOST_SHORT + flood["num_slots"]
     bound_s = MAX_AGE_S + num_before * LONGEST_STEPS * STEP_S
     assert sum(request.slo.ttlt_s is not None for request, _ in waits) > 5

@@ -17,8 +17,10 @@ CONTINUOUS = Continuous().table(
 )
 
 
-def forwarder_of(table: BucketTable, predictor: Curve | Staircase) -> BatchForwarder:
-    prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([1e6]))
+def forwarder_of(
+    table: BucketTable, predictor: Curve | Staircase, work_tokens: float = 1e6
+) -> BatchForwarder:
+    prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([work_tokens]))
     return BatchForwarder(make_view(table, predictor), [], prompt)
 
 
@@ -65,16 +67,14 @@ def test_on_a_staircase_the_budget_is_an_edge() -> None:
     assert exact == 16
 
 
+@pytest.mark.parametrize("objective", ["time", "tokens"])
 @pytest.mark.parametrize("work_tokens", [900, 1000, 1150])
-def test_work_that_does_not_exist_is_not_counted(work_tokens: int) -> None:
-    view = make_view(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3))
-    prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([float(work_tokens)]))
-    forwarder = BatchForwarder(view, [], prompt)
-    for objective in ("tokens", "time"):
-        chosen = choose_budget(
-            forwarder, current_s=1.85, next_s=1.85, objective=objective
-        )
-        assert chosen == 850, objective
+def test_work_that_does_not_exist_is_not_counted(
+    work_tokens: int, objective: str
+) -> None:
+    forwarder = forwarder_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3), work_tokens)
+    chosen = choose_budget(forwarder, current_s=1.85, next_s=1.85, objective=objective)
+    assert chosen == 850
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -114,8 +114,6 @@ def test_nothing_to_protect_leaves_the_step_full() -> None:
 
 
 def test_all_the_work_at_once_if_it_fits() -> None:
-    view = make_view(TABLE, Staircase(lambda blocks: 1 + blocks))
-    prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([90.0]))
-    forwarder = BatchForwarder(view, [], prompt)
+    forwarder = forwarder_of(TABLE, Staircase(lambda blocks: 1 + blocks), 90.0)
     chosen = choose_budget(forwarder, current_s=6.0, next_s=9.0)
     assert chosen >= forwarder.num_blocks == 3

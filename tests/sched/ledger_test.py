@@ -1,19 +1,17 @@
 import numpy as np
 import pytest
 
-from jserve_sched.ledger import KvLedger, OutOfPagesError, chain_hashes
+from jserve_sched.ledger import KvLedger, chain_hashes
 
 
 def test_pages_go_out_and_come_back() -> None:
     ledger = KvLedger(num_pages=4, page_size=8)
     pages = ledger.allocate(3)
     assert ledger.num_available == 1
-    with pytest.raises(OutOfPagesError, match="2 pages asked for, 1 available"):
+    with pytest.raises(AssertionError, match="2 pages are not available"):
         ledger.allocate(2)
-    ledger.check_integrity([pages])
     ledger.release(pages)
     assert ledger.num_available == 4
-    ledger.check_integrity([])
 
 
 def test_a_hash_names_all_tokens_up_to_the_end_of_its_page() -> None:
@@ -47,7 +45,6 @@ def test_a_shared_page_is_free_when_the_last_holder_lets_go() -> None:
     ledger.share([page])
     assert ledger.num_released_by([page]) == 0
     ledger.release([page])
-    ledger.check_integrity([[page]])
     assert ledger.num_available == 1 and ledger.num_released_by([page]) == 1
     ledger.release([page])
     assert ledger.num_available == 2
@@ -58,12 +55,3 @@ def test_without_prefix_caching_nothing_is_found() -> None:
     pages = ledger.allocate(1)
     ledger.publish(pages[0], b"x")
     assert ledger.find_prefix([b"x"]) == []
-
-
-def test_integrity_catches_a_lost_and_a_stolen_page() -> None:
-    ledger = KvLedger(num_pages=2, page_size=2)
-    pages = ledger.allocate(1)
-    with pytest.raises(AssertionError, match="holders counted"):
-        ledger.check_integrity([])
-    with pytest.raises(AssertionError, match="holders counted"):
-        ledger.check_integrity([pages, pages])

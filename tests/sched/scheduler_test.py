@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from fakes import SMALL_TABLE, Driver, expected_output, make_request, make_scheduler
+from fakes import (
+    SMALL_TABLE,
+    Driver,
+    check_integrity,
+    expected_output,
+    make_request,
+    make_scheduler,
+)
 from jserve_sched.buckets import BucketTable
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import FinishReason
@@ -21,26 +28,17 @@ def test_the_plan_is_projected_one_step_ahead() -> None:
     assert scheduler.plan(0.0) is None, "two plans are in flight"
 
 
-def test_a_stop_token_ends_it_and_the_row_in_flight_is_discarded() -> None:
-    request = make_request(5, 20)
-    stop = expected_output(request)[3]
-    request.stop_token_ids = frozenset({stop})
-    driver = Driver(make_scheduler(), lag=1)
+@pytest.mark.parametrize(("place", "min_tokens"), [(3, 0), (0, 3)])
+def test_a_stop_token_ends_it_after_min_tokens(place: int, min_tokens: int) -> None:
+    request = make_request(5, 20, min_tokens=min_tokens)
+    request.stop_token_ids = frozenset({expected_output(request)[place]})
+    driver = Driver(make_scheduler(), lag=1)  # the row in flight is discarded
     driver.scheduler.submit(request)
     driver.run()
     assert request.output_tokens == expected_output(request)
-    assert request.finish_reason is FinishReason.STOP
-
-
-def test_min_tokens_keeps_a_stop_token_from_stopping() -> None:
-    request = make_request(5, 20)
-    stop = expected_output(request)[0]
-    request.stop_token_ids = frozenset({stop})
-    request.min_tokens = 3
-    driver = Driver(make_scheduler())
-    driver.scheduler.submit(request)
-    driver.run()
-    assert len(request.output_tokens) > 3
+    assert len(request.output_tokens) > min_tokens
+    if not min_tokens:
+        assert request.finish_reason is FinishReason.STOP
 
 
 def test_cancel_while_in_flight_keeps_pages_until_applied() -> None:
@@ -53,37 +51,27 @@ def test_cancel_while_in_flight_keeps_pages_until_applied() -> None:
     output = scheduler.cancel(request.request_id)
     assert output is not None and output.token is None
     assert request.slot is not None, "a plan in flight still writes its pages"
-    scheduler.check_integrity()
+    check_integrity(scheduler)
     driver.step()
     assert request.slot is None
     assert not scheduler.has_work
     assert scheduler.cancel(request.request_id) is None
 
 
-def test_equal_prefixes_share_pages_and_give_equal_tokens() -> None:
+@pytest.mark.parametrize(
+    ("num_tokens", "num_cached"),
+    [(30, 24), (16, 8)],  # the last token is always computed
+)
+def test_equal_prefixes_share_full_pages(num_tokens: int, num_cached: int) -> None:
     scheduler = make_scheduler(page_size=8)
-    prompt = np.arange(30) % 90
-    first = make_request(prompt=prompt, max_tokens=3)
-    again = make_request(prompt=prompt, max_tokens=3, arrival_s=1.0)
-    driver = Driver(scheduler)
-    scheduler.submit(first)
-    driver.run()
-    scheduler.submit(again)
-    driver.run()
-    assert again.num_cached_tokens == 24, "three full pages of eight"
-    assert again.output_tokens == first.output_tokens == expected_output(first)
-
-
-def test_a_whole_cached_prompt_still_computes_its_last_token() -> None:
-    scheduler = make_scheduler(page_size=8)
-    prompt = np.arange(16)
+    prompt = np.arange(num_tokens)
     driver = Driver(scheduler)
     for arrival_s in (0.0, 1.0):
-        request = make_request(prompt=prompt, max_tokens=2, arrival_s=arrival_s)
+        request = make_request(prompt=prompt, max_tokens=3, arrival_s=arrival_s)
         scheduler.submit(request)
         driver.run()
-    assert request.num_cached_tokens == 8
-    assert request.output_tokens == expected_output(request)
+        assert request.output_tokens == expected_output(request)
+    assert request.num_cached_tokens == num_cached
 
 
 def test_the_latest_arrival_is_preempted_and_finishes_with_its_tokens() -> None:
@@ -99,16 +87,6 @@ def test_the_latest_arrival_is_preempted_and_finishes_with_its_tokens() -> None:
     assert early.num_preemptions == 0 and late.num_preemptions > 0
     for request in (early, late):
         assert request.output_tokens == expected_output(request)
-
-
-def test_prefill_stops_at_the_token_limit_and_says_so() -> None:
-    scheduler = make_scheduler(max_num_batched_tokens=8 + 2 * 4)
-    scheduler.submit(make_request(40, 1))
-    plan = scheduler.plan(0.0)
-    assert plan is not None
-    # 16 tokens less the smallest row bucket of 2 hold three blocks; the edge is 2.
-    assert plan.bucket.num_blocks == 2 and plan.num_blocks == 2
-    assert plan.ended_by is PlanEnd.FULL
 
 
 def test_a_prompt_that_does_not_fit_beside_the_others_waits_for_pages() -> None:
@@ -143,19 +121,10 @@ def test_shapes_may_change_between_plans() -> None:
     assert second.bucket == fine.fit(1, 0) != coarse.fit(1, 0)
 
 
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        (BucketTable((2, 3), (0, 4), 4), "max_rows=3 cannot replace"),
-        (BucketTable((2, 8), (0, 4), 64), "block_tokens=64 cannot replace"),
-    ],
-)
-def test_shapes_that_do_not_fit_what_was_admitted_are_refused(
-    table: BucketTable, words: str
-) -> None:
+def test_buckets_that_do_not_fit_what_was_admitted_are_refused() -> None:
     scheduler = make_scheduler()
-    with pytest.raises(ValueError, match=words):
-        scheduler.use_buckets(table)
+    with pytest.raises(ValueError, match="max_rows=3 cannot replace"):
+        scheduler.use_buckets(BucketTable((2, 3), (0, 4), 4))
 
 
 def test_who_knows_the_ends_may_repeat_steps_in_spite_of_stop_tokens() -> None:

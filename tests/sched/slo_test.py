@@ -3,21 +3,20 @@ import math
 
 import pytest
 
-from jserve_sched.slo import NO_LAST, ServiceClass, Slo, parse_service_classes
+from jserve_sched.slo import ServiceClass, Slo, parse_service_classes
 
 
-def test_token_deadlines_are_anchored_at_arrival() -> None:
-    slo = Slo(ttft_s=1.0, tbt_s=0.1)
-    assert slo.token_deadline_s(5.0, 0) == pytest.approx(6.0)
-    assert slo.token_deadline_s(5.0, 3) == pytest.approx(6.3)
-
-
-def test_ttlt_bounds_every_token() -> None:
-    slo = Slo(ttft_s=1.0, tbt_s=1.0, ttlt_s=2.5)
-    assert slo.token_deadline_s(0.0, 9) == 2.5
-    assert Slo(ttlt_s=3.0).token_deadline_s(1.0, 0) == 4.0
-    assert Slo().token_deadline_s(1.0, 0) == math.inf
-    assert Slo(ttft_s=1.0).token_deadline_s(0.0, 1) == math.inf
+@pytest.mark.parametrize(
+    ("slo", "deadline_s"),
+    [
+        (Slo(ttft_s=1.0, tbt_s=1.0), 6.0),
+        (Slo(ttlt_s=3.0), 8.0),
+        (Slo(ttft_s=4.0, ttlt_s=3.0), 8.0),
+        (Slo(), math.inf),
+    ],
+)
+def test_the_first_token_has_a_deadline(slo: Slo, deadline_s: float) -> None:
+    assert slo.first_deadline_s(5.0) == deadline_s
 
 
 @pytest.mark.parametrize(
@@ -69,9 +68,9 @@ def test_relative_classes_resolve_against_measurements() -> None:
     chat = ServiceClass(name="chat", ttft_slowdown=4, tbt_step_multiple=3)
     assert chat.is_relative
     assert chat.resolve(isolated_ttft_s=0.5, step_s=0.01) == Slo(ttft_s=2.0, tbt_s=0.03)
-    with pytest.raises(ValueError, match="needs a measured TTFT"):
+    with pytest.raises(ValueError, match="measured time; use ttft_s here"):
         chat.resolve(step_s=0.01)
-    with pytest.raises(ValueError, match="needs a measured step"):
+    with pytest.raises(ValueError, match="measured time; use tbt_s here"):
         chat.resolve(isolated_ttft_s=0.5)
 
 
@@ -94,18 +93,12 @@ def test_parse_service_classes() -> None:
         ('[{"name": "a", "share": 2}]', "share=2"),
         ('[{"name": "a", "ttft_s": 1, "ttft_slowdown": 2}]', "not both"),
         ('[{"name": ""}]', "needs a name"),
-        ('[{"share": 1}]', r"\{'share': 1\}: name=None is not a string"),
-        ('[{"name": 7}]', "name=7 is not a string"),
+        ('[{"share": 1}]', "name is not a string"),
         ('[{"name": "a", "share": "0.5"}]', "class 'a': share='0.5' is not a number"),
-        ('[{"name": "a", "share": null}]', "class 'a': share=None is not a number"),
-        ('[{"name": "a", "share": true}]', "class 'a': share=True is not a number"),
-        ('[{"name": "a", "ttft_s": "1"}]', "class 'a': ttft_s='1' is not a number"),
-        ('[{"name": "a", "ttlt_s": [1]}]', r"class 'a': ttlt_s=\[1\] is not a number"),
-        ('[{"name": "a", "guard": 1}]', "class 'a': guard=1 is not true or false"),
-        (
-            f'[{{"name": "a", "ttft_s": 1{"0" * 400}}}]',
-            "class 'a': ttft_s is too large",
-        ),
+        ('[{"name": "a", "share": null}]', "share=None is not a number"),
+        ('[{"name": "a", "share": true}]', "share=True is not a number"),
+        ('[{"name": "a", "guard": 1}]', "guard=1 is not true or false"),
+        (f'[{{"name": "a", "ttft_s": 1{"0" * 400}}}]', "ttft_s must be a finite"),
     ],
 )
 def test_bad_service_classes_are_named(text: str, message: str) -> None:
@@ -113,29 +106,31 @@ def test_bad_service_classes_are_named(text: str, message: str) -> None:
         parse_service_classes(text)
 
 
-def dues(slo: Slo, num_tokens: int) -> list[float]:
-    pacing = slo.pacing(100.0, num_tokens)
-    return [pacing.deadline_s(k) for k in range(num_tokens)]
+@pytest.mark.parametrize(
+    ("slo", "due_s"),
+    [
+        (Slo(ttlt_s=8.0), [104.0, 105.0, 106.0, 107.0, 108.0]),
+        (Slo(ttlt_s=8.0), [104.0]),
+        (Slo(ttft_s=1.0, ttlt_s=8.0), [101.0, 106.0, 108.0]),
+        (Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0), [101.0, 101.5, 102.0]),
+        (Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0), [101.0, 104.5, 108.0]),
+        (Slo(), [math.inf, math.inf]),
+        (Slo(ttft_s=1.0), [101.0, math.inf]),
+    ],
+)
+def test_tokens_are_paced_by_the_tighter_bound(slo: Slo, due_s: list[float]) -> None:
+    pacing = slo.pacing(100.0, len(due_s))
+    assert [pacing.deadline_s(k) for k in range(len(due_s))] == due_s
 
 
-def test_a_completion_bound_is_paced_over_the_tokens() -> None:
-    assert dues(Slo(ttlt_s=8.0), 5) == [104.0, 105.0, 106.0, 107.0, 108.0]
-    assert dues(Slo(ttlt_s=8.0), 1) == [104.0]
-    assert dues(Slo(ttft_s=1.0, ttlt_s=8.0), 3) == [101.0, 106.0, 108.0]
+def test_a_paced_token_violates_nothing_before_the_end() -> None:
+    def deadlines_s(slo: Slo, num_tokens: int) -> list[float]:
+        pacing = slo.pacing(100.0, num_tokens)
+        return [pacing.promise_s(k) for k in range(num_tokens)]
 
-
-def test_the_tighter_of_two_paces_counts() -> None:
-    assert dues(Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0), 3) == [101.0, 101.5, 102.0]
-    assert dues(Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0), 3) == [101.0, 104.5, 108.0]
-
-
-def test_a_paced_token_breaks_no_promise_before_the_end() -> None:
-    pacing = Slo(ttlt_s=8.0).pacing(100.0, 5)
-    assert [pacing.promise_s(k) for k in range(5)] == [108.0] * 5
-    both = Slo(ttft_s=1.0, ttlt_s=8.0).pacing(100.0, 3)
-    assert [both.promise_s(k) for k in range(3)] == [101.0, 108.0, 108.0]
-    token = Slo(ttft_s=1.0, tbt_s=0.5).pacing(100.0, 3)
-    assert [token.promise_s(k) for k in range(3)] == [101.0, 101.5, 102.0]
+    assert deadlines_s(Slo(ttlt_s=8.0), 5) == [108.0] * 5
+    assert deadlines_s(Slo(ttft_s=1.0, ttlt_s=8.0), 3) == [101.0, 108.0, 108.0]
+    assert deadlines_s(Slo(ttft_s=1.0, tbt_s=0.5), 3) == [101.0, 101.5, 102.0]
 
 
 @pytest.mark.parametrize(
@@ -157,15 +152,5 @@ def test_tokens_beyond_the_expected_are_due_by_the_end(
     assert due_s == sorted(due_s)
     assert due_s[-1] <= 108.0 + 1e-9
     assert due_s[-1] + pacing.gap_s >= 108.0 - 1e-9  # and hardly before it
-    expected = [pacing._replace(last=NO_LAST).deadline_s(k) for k in range(num_tokens)]
+    expected = [pacing._replace(last=math.inf).deadline_s(k) for k in range(num_tokens)]
     assert due_s[:num_tokens] == expected  # those expected are paced as ever
-
-
-def test_a_bound_on_gaps_alone_goes_on_for_ever() -> None:
-    pacing = Slo(ttft_s=1.0, tbt_s=0.5).pacing(100.0, 3)
-    assert pacing.deadline_s(1000) == 601.0
-
-
-def test_without_a_promise_nothing_is_due() -> None:
-    assert dues(Slo(), 2) == [math.inf, math.inf]
-    assert dues(Slo(ttft_s=1.0), 2) == [101.0, math.inf]

@@ -14,7 +14,8 @@ TABLE = Continuous().table(max_num_seqs=8, max_num_batched_tokens=1032, block_to
 NOW_S = 10.0
 
 
-def ranked(requests, tokens_per_s: float | None = 1000.0, **options) -> list[str]:
+def ranking_of(requests, tokens_per_s: float | None = 1000.0, **options):
+    """How requests are ranked, and their names in that order."""
     view = make_view(
         TABLE,
         Curve(lambda tokens: tokens / 1000),
@@ -22,16 +23,20 @@ def ranked(requests, tokens_per_s: float | None = 1000.0, **options) -> list[str
         prefill_tokens_per_s=tokens_per_s,
     )
     prompts = remaining_prompts(view, requests)
-    forwarder = BatchForwarder(view, [], prompts)
-    ranking = rank(view, forwarder, prompts, **options)
-    return [requests[index].request_id for index in ranking.order]
+    ranking = rank(view, BatchForwarder(view, [], prompts), prompts, **options)
+    return ranking, [requests[index].request_id for index in ranking.order]
+
+
+def ranked(*args, **options) -> list[str]:
+    return ranking_of(*args, **options)[1]
+
+
+def one(name: str, tokens: int, slack_s: float, guard: bool = False):
+    slo = Slo(ttft_s=NOW_S + slack_s)
+    return make_request(tokens, 4, request_id=name, slo=slo, guard=guard)
 
 
 def six():
-    def one(name: str, tokens: int, slack_s: float, guard: bool = False):
-        slo = Slo(ttft_s=NOW_S + slack_s) if NOW_S + slack_s > 0 else Slo()
-        return make_request(tokens, 4, request_id=name, slo=slo, guard=guard)
-
     return [
         one("late", 20, -1.0),
         one("normal-long", 500, 60.0),
@@ -54,21 +59,14 @@ def test_levels_then_the_least_work_left() -> None:
 
 
 def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
-    requests = [
-        make_request(800, 4, request_id="hopeless", slo=Slo(ttft_s=NOW_S + 0.7)),
-        make_request(900, 4, request_id="in time", slo=Slo(ttft_s=NOW_S + 1.0)),
-    ]
+    requests = [one("hopeless", 800, 0.7), one("in time", 900, 1.0)]
     assert ranked(requests, sorter="mlps") == ["in time", "hopeless"]
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.9])
-def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha: float) -> None:
-    requests = [
-        make_request(100, 4, request_id="calm", slo=Slo(ttft_s=NOW_S + 9)),
-        make_request(700, 4, request_id="tight", slo=Slo(ttft_s=NOW_S + 1)),
-    ]
-    first = ranked(requests, sorter="mlps", alpha=alpha)[0]
-    assert first == ("tight" if alpha < 0.7 else "calm")
+@pytest.mark.parametrize(("alpha", "first"), [(0.5, "tight"), (0.9, "calm")])
+def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha, first) -> None:
+    requests = [one("calm", 100, 9), one("tight", 700, 1)]
+    assert ranked(requests, sorter="mlps", alpha=alpha)[0] == first
 
 
 def test_before_any_step_was_seen_the_predictor_stands_in() -> None:
@@ -84,23 +82,12 @@ def test_ties_go_by_arrival() -> None:
 
 
 def test_by_deadline_if_everybody_can_be_in_time() -> None:
-    requests = [
-        make_request(400, 4, request_id=name, slo=Slo(ttft_s=NOW_S + slack_s))
-        for name, slack_s in (("c", 1.3), ("a", 0.5), ("b", 0.9))
-    ]
-    assert ranked(requests) == ["a", "b", "c"]
-    assert ranked(requests, sorter="off") == ["a", "b", "c"]
+    requests = [one("c", 400, 1.3), one("a", 400, 0.5), one("b", 400, 0.9)]
+    assert ranked(requests) == ranked(requests, sorter="off") == ["a", "b", "c"]
 
 
 def test_moore_gives_up_the_longest_and_saves_the_others() -> None:
-    requests = [
-        make_request(tokens, 4, request_id=name, slo=Slo(ttft_s=NOW_S + slack_s))
-        for name, tokens, slack_s in (
-            ("long", 900, 1.0),
-            ("first", 300, 1.1),
-            ("second", 300, 1.2),
-        )
-    ]
+    requests = [one("long", 900, 1.0), one("first", 300, 1.1), one("second", 300, 1.2)]
     assert ranked(requests) == ["first", "second", "long"]
     assert ranked(requests, sorter="off")[0] == "long"
 
@@ -112,33 +99,19 @@ def test_moore_guards_whom_it_would_give_up() -> None:
 
 
 def test_moore_counts_the_work_of_the_guarded_for_the_others() -> None:
-    def one(name: str, tokens: int, slack_s: float, guard: bool = False):
-        slo = Slo(ttft_s=NOW_S + slack_s)
-        return make_request(tokens, 4, request_id=name, slo=slo, guard=guard)
-
-    requests = [
-        one("guarded", 100, 9.0, guard=True),
-        *(one(name, 50, 0.16) for name in ("a", "b", "c")),
-    ]
-    view = make_view(TABLE, Curve(lambda t: t / 1000), now_s=NOW_S)
-    prompts = remaining_prompts(view, requests)
-    forwarder = BatchForwarder(view, [], prompts)
-    ranking = rank(view, forwarder, prompts)
+    others = [one(name, 50, 0.16) for name in ("a", "b", "c")]
+    ranking, names = ranking_of([one("guarded", 100, 9.0, guard=True), *others], None)
     assert ranking.late.sum() == 2, "only one of three can be in time"
-    assert requests[ranking.order[0]].request_id == "guarded"
+    assert names[0] == "guarded"
 
 
-def test_a_wish_that_has_passed_is_no_broken_promise() -> None:
+def test_a_pace_that_has_passed_does_not_violate_the_slo() -> None:
     # Half of its time is gone, so its first token is overdue; but it is not late.
     old = make_request(
         40, 10, request_id="old", arrival_s=NOW_S - 31, slo=Slo(ttlt_s=60.0)
     )
-    others = [
-        make_request(40, 4, request_id=f"o{i}", slo=Slo(ttft_s=NOW_S + 200))
-        for i in range(3)
-    ]
-    assert ranked([*others, old])[0] == "old"
-    assert ranked([*others, old], sorter="mlps")[0] == "old"
+    requests = [*(one(f"o{i}", 40, 200) for i in range(3)), old]
+    assert ranked(requests)[0] == ranked(requests, sorter="mlps")[0] == "old"
 
 
 @pytest.mark.parametrize("seed", range(30))

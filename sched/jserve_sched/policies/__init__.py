@@ -14,8 +14,7 @@ from jserve_sched.policies.annealing import (
     SearchLimit,
 )
 from jserve_sched.policies.base import LookaheadPolicy, Policy
-from jserve_sched.policies.edf import EarliestDeadlineFirst
-from jserve_sched.policies.fcfs import FirstComeFirstServed
+from jserve_sched.policies.in_order import EarliestDeadlineFirst, FirstComeFirstServed
 from jserve_sched.policies.laxity import LeastLaxityFirst
 from jserve_sched.policies.qoserve import QoServe
 from jserve_sched.policies.sjf import ShortestJobFirst
@@ -50,17 +49,9 @@ def make_policy(spec: str, *, kernel: Kernel | None = None) -> Policy:
 
 __all__ = [
     "POLICIES",
-    "Annealing",
-    "AnnealingSliding",
-    "EarliestDeadlineFirst",
-    "FirstComeFirstServed",
-    "LeastLaxityFirst",
     "LookaheadPolicy",
     "PlannedAdmission",
     "Policy",
-    "QoServe",
     "SearchLimit",
-    "ShortestJobFirst",
-    "SlidingServe",
     "make_policy",
 ]

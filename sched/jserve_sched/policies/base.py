@@ -1,29 +1,10 @@
 """What a policy is: a pure function from a snapshot to a plan."""
 
-import dataclasses
 from typing import Protocol, runtime_checkable
 
 from jserve_sched.outlook import Outlook
 from jserve_sched.plan import StepPlan
 from jserve_sched.view import SchedulerView
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedChunk:
-    """A policy whose steps have a fixed size.
-
-    Attributes:
-      chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
-        down to whole blocks but at least one; 0 fills the step.
-
-    Raises:
-      ValueError: If it is below 0.
-    """
-
-    chunk_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        check_chunk_tokens(self.chunk_tokens)
 
 
 def check_chunk_tokens(chunk_tokens: int) -> None:
@@ -40,15 +21,14 @@ class Policy(Protocol):
 
         Pure: the same snapshot gives the same plan, and nothing is changed.
         """
-        ...
 
 
 @runtime_checkable
 class LookaheadPolicy(Policy, Protocol):
     """A policy that looks further than one step, now and then.
 
-    The scheduler asks `revise` before each `plan`, keeps what it returns and shows it
-    to both in `view.outlook`. So the policy itself remembers nothing.
+    The scheduler asks `revise` before each `plan`, and keeps what it returns in
+    `view.outlook`. So the policy itself remembers nothing.
     """
 
     def revise(self, view: SchedulerView) -> Outlook | None:
@@ -56,4 +36,3 @@ class LookaheadPolicy(Policy, Protocol):
 
         Pure, but for the time that a search may take: see `Outlook.search_s`.
         """
-        ...

@@ -25,10 +25,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jserve_sched.builder import plan_in_order
 from jserve_sched.forwarder import remaining_prompts
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies.base import check_chunk_tokens
+from jserve_sched.policies.in_order import plan_in_order
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 

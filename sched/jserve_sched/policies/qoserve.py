@@ -4,21 +4,19 @@ QoServe: Goel et al., ASPLOS '26, DOI 10.1145/3779212.3790206. Where the paper a
 released code differ, or are silent, the decisions below are ours, each in the
 baseline's favour:
 
-* The chunk is the largest whose predicted time, times `margin`, fits the least slack
-  of the decodes, up to `max_chunk_tokens` (paper: about 2,500). The predictor is the
-  server's, not the paper's forest. The code multiplies by 1.2; the paper biases its
-  forest instead. A decode that cannot be in time any more does not hold the chunk
-  back; the code gives such steps the smallest chunk. The code's chunks begin at 128
-  tokens even if a decode will be late for them; here a step may have no prefill.
+* The chunk is the largest whose predicted time, times `margin` (the code: 1.2; the
+  paper biases its forest instead), fits the least slack of the decodes, up to
+  `max_chunk_tokens` (paper: about 2,500). A decode that cannot be in time any more does
+  not hold the chunk back (the code: the smallest chunk), and a step may have no prefill
+  (the code: 128 tokens, even if a decode will be late for them).
 * Priority (Eq. 4 and 5): deadline of the first token plus `alpha_s_per_token` times
   the prompt tokens left; for a completion bound, its deadline plus that times prompt
   and output tokens left. The paper's history of output lengths is the scheduler's
   length estimator here, by default `max_tokens`.
 * A request that has missed its first deadline, or would miss it if it were alone with
-  the decodes, is relegated: it goes behind all that are not. Nothing is remembered, so
-  a request whose case improves comes back; the code never looks twice.
-* The paper relegates its free tier first; here no class is free, but guarded classes
-  are never relegated.
+  the decodes, is relegated behind all that are not, until its case improves; the code
+  never looks twice. Guarded classes are never relegated, and no class is free, which
+  the paper relegates first.
 """
 
 import dataclasses
@@ -26,11 +24,10 @@ import dataclasses
 import numpy as np
 
 from jserve_sched.builder import PlanBuilder
-from jserve_sched.candidates import Candidates
+from jserve_sched.candidates import Candidates, tightest_slack
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import PlanEnd, StepPlan
 from jserve_sched.request import Request
-from jserve_sched.slack import tightest_slack
 from jserve_sched.view import SchedulerView
 
 
@@ -67,17 +64,16 @@ class QoServe:
             prompts = remaining_prompts(view, candidates.prompts)
             forwarder = BatchForwarder(view, candidates.decodes, prompts)
             prompts = prompts.take(self._order(view, forwarder, prompts))
-            forwarder.use(prompts)
+            forwarder = forwarder.of(prompts)
             least_s, _ = tightest_slack(
                 candidates.decodes,
                 start_s=view.start_s,
                 least_s=float(forwarder.grid_s[0]) * self.margin,
             )
-            budget = forwarder.largest_within(least_s / self.margin)
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
+            budget = min(forwarder.largest_within(least_s / self.margin), ceiling)
             least = 0 if builder.num_decodes else 1  # a step has something to do
-            budget = max(min(budget, ceiling), least)
-            builder.limit_blocks(budget, PlanEnd.TIME_LIMIT)
+            builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
             candidates.add_prompts(builder, prompts.requests)
         return builder.build()
 
@@ -98,8 +94,8 @@ class QoServe:
 
 def _facts(request: Request) -> tuple[float, float, float, bool]:
     """Returns the deadline, output tokens that count, arrival and guard flag."""
-    slo, arrival_s = request.slo, request.arrival_s
-    if slo.ttft_s is None and slo.ttlt_s is not None:
-        left = request.expected_tokens_left
-        return arrival_s + slo.ttlt_s, left, arrival_s, request.guard
-    return request.next_deadline_s, 0, arrival_s, request.guard
+    due_s, output_tokens = request.next_deadline_s, 0
+    if request.slo.ttft_s is None and request.slo.ttlt_s is not None:
+        due_s = request.arrival_s + request.slo.ttlt_s
+        output_tokens = request.expected_tokens_left
+    return due_s, output_tokens, request.arrival_s, request.guard

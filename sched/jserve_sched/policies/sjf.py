@@ -14,9 +14,9 @@ request with most left is preempted.
 import dataclasses
 from collections.abc import Callable
 
-from jserve_sched.builder import plan_in_order
 from jserve_sched.plan import StepPlan
 from jserve_sched.policies.base import check_chunk_tokens
+from jserve_sched.policies.in_order import plan_in_order
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
 

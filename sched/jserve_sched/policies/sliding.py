@@ -13,14 +13,13 @@ The defaults are what does best, not what was published; as published it is
 
     sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off:cautious=off
 
-Each part can be switched off. Without the sorter prompts go by deadline (the paper's
-Sarathi-EDF); without the chunker the step is as full as its token limit allows;
-without the constructor the chunker decides alone. What the paper leaves open is
-decided in `sorter`, `chunker`, `constructor`, `slack` and, for the whole:
+Without the sorter prompts go by deadline (the paper's Sarathi-EDF); without the chunker
+the step is as full as its token limit allows; without the constructor the chunker
+decides alone. What the paper leaves open is decided in `sorter`, `chunker`,
+`constructor`, `tightest_slack` and, for the whole:
 
 * The paper has no KV limit: here a selected prompt that finds no pages waits, and the
   others go on (see `builder`).
-* Skipped prompts that are partly computed keep their pages, as in the paper.
 * After a selection the paper leaves the rest of the step empty (`fill=off`).
 * Nothing in the paper looks at requests that are yet to come, and a step, once begun,
   cannot be stopped: requests that arrive wait for its end. With `reserve` no step is
@@ -34,12 +33,11 @@ import dataclasses
 import numpy as np
 
 from jserve_sched.builder import PlanBuilder
-from jserve_sched.candidates import Candidates
+from jserve_sched.candidates import Candidates, tightest_slack
 from jserve_sched.chunker import Objective, Search, choose_budget
 from jserve_sched.constructor import select
 from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
 from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.slack import tightest_slack
 from jserve_sched.sorter import Sorter, rank
 from jserve_sched.view import SchedulerView
 
@@ -52,8 +50,7 @@ class SlidingServe:
 
     Attributes:
       sorter: How prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
-        moore (ours), off (by deadline) or given (those that run by admission, then
-        those that wait by arrival); see `sorter`.
+        moore (ours), off (by deadline) or given; see `sorter`.
       chunker: Whether the SlidingChunker sizes steps.
       constructor: Whether the BatchConstructor selects prompts at risk.
       fill: Whether room beside a selection goes to the prompts not selected.
@@ -101,50 +98,48 @@ class SlidingServe:
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
         prompts = remaining_prompts(view, candidates.prompts)
-        forwarder = BatchForwarder(
+        given = BatchForwarder(
             view, candidates.decodes, prompts, is_cautious=self.cautious
         )
-        ranking = rank(view, forwarder, prompts, sorter=self.sorter, alpha=self.alpha)
+        ranking = rank(view, given, prompts, sorter=self.sorter, alpha=self.alpha)
         slack_s, late = ranking.slack_s, ranking.late
         prompts = prompts.take(ranking.order)
-        forwarder.use(prompts)
+        ranked = given.of(prompts)
 
+        # How long two steps may be: for the decodes, and for requests to come.
         current_s, next_s = tightest_slack(
-            candidates.decodes,
-            start_s=view.start_s,
-            least_s=float(forwarder.grid_s[0]),
+            candidates.decodes, start_s=view.start_s, least_s=float(ranked.grid_s[0])
         )
         longest_s = np.inf
         if self.reserve:
-            longest_s = self._longest_s(view, forwarder)
+            longest_s = _longest_s(view, ranked)
             if longest_s < current_s:
                 next_s = min(current_s + next_s - longest_s, longest_s)
                 current_s = longest_s
-        if self.constructor:
-            full_s = min(float(forwarder.grid_s[-1]), longest_s)
-            at_risk = ~late & (slack_s < full_s)  # R_risk
-            if at_risk.any():
-                chosen = self._select(
-                    view,
-                    forwarder,
-                    prompts,
-                    at_risk=at_risk,
-                    slack_s=np.where(late, -1.0, slack_s),
-                    current_s=current_s,
-                )
-                if chosen.size:
-                    limit_s = min(float(slack_s[chosen].min()), current_s)
-                    prompts, num_first = _in_front(prompts, chosen)
-                    forwarder.use(prompts)
-                    self._add_selection(
-                        builder, candidates, forwarder, prompts, num_first, limit_s
-                    )
-                    if builder.used_blocks:
-                        return
-                forwarder.use(prompts)
+
+        # The BatchConstructor, if a full step would make a prompt late (R_risk).
+        full_s = min(float(ranked.grid_s[-1]), longest_s)
+        at_risk = ~late & (slack_s < full_s)
+        if self.constructor and at_risk.any():
+            waits_s = np.where(late, -1.0, slack_s)
+            chosen = _select(view, ranked, prompts, at_risk, waits_s, current_s)
+            if chosen.size:
+                limit_s = min(float(slack_s[chosen].min()), current_s)
+                front, num_first = _in_front(prompts, chosen)
+                forwarder = ranked.of(front)
+                blocks, requests = forwarder.blocks_of_first(num_first), front.requests
+                if self.fill:
+                    blocks = max(blocks, forwarder.largest_within(limit_s))
+                else:
+                    requests = requests[:num_first]
+                builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
+                candidates.add_prompts(builder, requests)
+                if builder.used_blocks:
+                    return
+
         if self.chunker:
             budget = choose_budget(
-                forwarder,
+                ranked,
                 current_s=current_s,
                 next_s=next_s,
                 longest_s=longest_s,
@@ -155,76 +150,54 @@ class SlidingServe:
             builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
         candidates.add_prompts(builder, prompts.requests)
 
-    def _longest_s(self, view: SchedulerView, forwarder: BatchForwarder) -> float:
-        """Returns how long a step may be for the sake of requests yet to come.
 
-        Where decodes alone take so long that one which comes at the worst moment is
-        late anyhow, short enough for one that comes at the end of a step. But never
-        too short for any prefill, and unlimited where no step is short enough.
-        """
-        least_s, first_s = forwarder.grid_s[:2].tolist()
-        num_waits = 2 if view.in_flight_s else 1  # a planned step cannot be recalled
-        longest_s = (view.tight_ttft_s - least_s) / num_waits
-        if longest_s < least_s:
-            longest_s = view.tight_ttft_s / num_waits
-        return max(longest_s, first_s) if longest_s >= least_s else np.inf
+def _longest_s(view: SchedulerView, forwarder: BatchForwarder) -> float:
+    """Returns how long a step may be for the sake of requests yet to come, seconds.
 
-    def _select(
-        self,
-        view: SchedulerView,
-        forwarder: BatchForwarder,
-        prompts: Prompts,
-        *,
-        at_risk: np.ndarray,
-        slack_s: np.ndarray,
-        current_s: float,
-    ) -> np.ndarray:
-        """Returns the places of the prompts to finish in this step; may be empty."""
-        limits_s = np.minimum(slack_s, current_s)
-        size = view.buckets.block_tokens
-        unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
-        chosen = select(
-            slack_s=slack_s,
-            weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
-            is_at_risk=at_risk,
-            capacity=forwarder.capacities(limits_s) * size // unit_tokens,  # Eq. 17
-        )
-        # The curve is that of the ranked prompts: price the selection itself, and give
-        # up the one that can wait longest until the rest is in time.
-        while chosen.size:
-            forwarder.use(prompts.take(chosen))
-            whole = np.array([forwarder.num_blocks])
-            if float(forwarder.predict(whole)[0]) <= limits_s[chosen].min():
-                break
-            patient = np.flatnonzero(slack_s[chosen] == slack_s[chosen].max())
-            chosen = np.delete(chosen, patient[-1])
-        return chosen
+    Where decodes alone take so long that one which comes at the worst moment is late
+    anyhow, short enough for one that comes at the end of a step. But never too short
+    for any prefill, and unlimited where no step is short enough.
+    """
+    least_s, first_s = forwarder.grid_s[:2].tolist()
+    num_waits = 2 if view.in_flight_s else 1  # a planned step cannot be recalled
+    longest_s = (view.tight_ttft_s - least_s) / num_waits
+    if longest_s < least_s:
+        longest_s = view.tight_ttft_s / num_waits
+    return max(longest_s, first_s) if longest_s >= least_s else np.inf
 
-    def _add_selection(
-        self,
-        builder: PlanBuilder,
-        candidates: Candidates,
-        forwarder: BatchForwarder,
-        prompts: Prompts,
-        num_first: int,
-        limit_s: float,
-    ) -> None:
-        """Adds the first `num_first` prompts whole, then others as time allows."""
-        blocks = forwarder.blocks_of_first(num_first)
-        if self.fill:
-            builder.limit_blocks(
-                max(blocks, forwarder.largest_within(limit_s)), PlanEnd.TIME_LIMIT
-            )
-            candidates.add_prompts(builder, prompts.requests)
-        else:
-            builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
-            candidates.add_prompts(builder, prompts.requests[:num_first])
+
+def _select(
+    view: SchedulerView,
+    forwarder: BatchForwarder,
+    prompts: Prompts,
+    at_risk: np.ndarray,
+    slack_s: np.ndarray,
+    current_s: float,
+) -> np.ndarray:
+    """Returns the places of the prompts to finish in this step; may be empty."""
+    limits_s = np.minimum(slack_s, current_s)
+    size = view.buckets.block_tokens
+    unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
+    chosen = select(
+        slack_s=slack_s,
+        weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
+        is_at_risk=at_risk,
+        capacity=forwarder.capacities(limits_s) * size // unit_tokens,  # Eq. 17
+    )
+    # The curve is that of the ranked prompts: price the selection itself, and give up
+    # the one that can wait longest until the rest is in time.
+    while chosen.size:
+        selection = forwarder.of(prompts.take(chosen))
+        whole = np.array([selection.num_blocks])
+        if float(selection.predict(whole)[0]) <= limits_s[chosen].min():
+            break
+        patient = np.flatnonzero(slack_s[chosen] == slack_s[chosen].max())
+        chosen = np.delete(chosen, patient[-1])
+    return chosen
 
 
 def _in_front(prompts: Prompts, chosen: np.ndarray) -> tuple[Prompts, int]:
-    """Returns the prompts with guarded and chosen ones in front, and how many."""
-    is_first = np.array([request.guard for request in prompts.requests])
-    place = np.where(is_first, 0, 2)
+    """Returns the prompts with guarded and chosen ones in front, and their number."""
+    place = np.where([request.guard for request in prompts.requests], 0, 2)
     place[chosen] = np.minimum(place[chosen], 1)
-    front = prompts.take(np.argsort(place, kind="stable"))
-    return front, int((place < 2).sum())
+    return prompts.take(np.argsort(place, kind="stable")), int((place < 2).sum())

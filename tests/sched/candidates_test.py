@@ -3,8 +3,8 @@ import math
 import pytest
 
 from fakes import make_request
+from jserve_sched.candidates import tightest_slack
 from jserve_sched.request import Request
-from jserve_sched.slack import tightest_slack
 from jserve_sched.slo import Slo
 
 
@@ -15,7 +15,6 @@ def decoding(num_outputs: int, slo: Slo, arrival_s: float = 0.0) -> Request:
 
 
 def slack(decodes, start_s: float, least_s: float = 0.0):
-    """Until the next token is wanted, and until the one after, seconds."""
     current_s, next_s = tightest_slack(decodes, start_s=start_s, least_s=least_s)
     return pytest.approx((current_s, current_s + next_s))
 
@@ -61,7 +60,5 @@ def test_after_a_first_token_the_pace_of_the_completion_bound_counts() -> None:
 
 
 def test_no_objective_and_no_decode_mean_no_limit() -> None:
-    free = decoding(2, Slo(ttft_s=1.0))
-    for decodes in ([], [free]):
-        found = tightest_slack(decodes, start_s=0.0, least_s=0.0)
-        assert found == (math.inf, math.inf)
+    for decodes in ([], [decoding(2, Slo(ttft_s=1.0))]):
+        assert slack(decodes, 0.0) == (math.inf, math.inf)

@@ -1,0 +1,90 @@
+"""`fcfs` and `edf`: chunked prefill in a fixed order.
+
+All decodes go first; the rest of the step's token limit is filled with prompt chunks
+(Sarathi-Serve, arXiv 2403.02310; vLLM's default). `fcfs` takes prompts by arrival, and
+preempts the latest arrival under KV pressure. `edf` (Sarathi-EDF) takes them by the
+deadline of their first token, whether partly computed or waiting, those without an
+objective last, by arrival; token deadlines are those of SlidingServe (Eq. 1, arXiv
+2606.05933), and the request whose next token is due last is preempted.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jserve_sched.builder import PlanBuilder
+from jserve_sched.candidates import Candidates
+from jserve_sched.plan import StepPlan
+from jserve_sched.policies.base import check_chunk_tokens
+from jserve_sched.request import Request
+from jserve_sched.view import SchedulerView
+
+
+def plan_in_order(
+    view: SchedulerView,
+    key: Callable[[Request], Any],
+    *,
+    chunk_tokens: int,
+    ranks_waiting: bool = True,
+) -> StepPlan | None:
+    """Plans all decodes first, then prefill blocks in order until nothing fits.
+
+    Args:
+      key: Order of requests, least first; of those that run the last is
+        preempted first.
+      chunk_tokens: Tokens in the step, decodes included, rounded down to whole blocks
+        but at least one; 0 leaves it to the step's limit.
+      ranks_waiting: Whether prompts that wait are ordered among those partly computed;
+        otherwise they come after them, by arrival.
+    """
+    builder = PlanBuilder(view)
+    running = sorted(view.running, key=key)
+    candidates = Candidates(view, view.admissible, running=running)
+    candidates.add_decodes(builder)
+    builder.limit_tokens(chunk_tokens)
+    prompts = candidates.prompts
+    ordered = sorted(prompts, key=key) if ranks_waiting else prompts
+    candidates.add_prompts(builder, ordered)
+    return builder.build()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FixedChunk:
+    """A policy whose steps have a fixed size.
+
+    Attributes:
+      chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
+        down to whole blocks but at least one; 0 fills the step.
+    """
+
+    chunk_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        check_chunk_tokens(self.chunk_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstComeFirstServed(FixedChunk):
+    """Running requests first, then waiting ones, each by arrival."""
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        return plan_in_order(
+            view,
+            lambda request: (request.arrival_s, request.request_id),
+            chunk_tokens=self.chunk_tokens,
+            ranks_waiting=False,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarliestDeadlineFirst(FixedChunk):
+    """The request whose next token is due first goes first."""
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        return plan_in_order(view, _deadline, chunk_tokens=self.chunk_tokens)
+
+
+def _deadline(request: Request) -> tuple[float, float, str]:
+    return (request.next_deadline_s, request.arrival_s, request.request_id)
