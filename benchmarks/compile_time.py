@@ -71,7 +71,7 @@ def measure_start(
     cache = open_compile_cache(str(cache_dir))
     if cache is None:
         raise ProgramError(f"cache_dir={str(cache_dir)!r} cannot be used")
-    store = None if kind == "cache" else cache.program_store()
+    store = None if kind == "cache" else cache
     open_s = time.perf_counter() - start_s
     programs = Programs(
         model=parts.model,

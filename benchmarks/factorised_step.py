@@ -22,7 +22,7 @@ from jserve.config import EngineConfig
 from jserve.engine import kv_page_bytes
 from jserve.packing import Packer
 from jserve.program import ProgramError
-from jserve.programs import DeviceState, Programs, abstract_state
+from jserve.programs import DeviceState, Programs, abstract
 from jserve_models.decoder import Decoder
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import KvCache, StepShape, new_kv
@@ -161,7 +161,7 @@ class _Form:
         self._factors = _Factorised(parts)
         self._leaves = parts.model.leaves if kind == "whole" else self._factors.leaves
         self._is_whole = kind == "whole"
-        state = abstract_state(parts.state)
+        state = abstract(parts.state)
         programs = Programs(
             model=parts.model,
             table=parts.table,

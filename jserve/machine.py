@@ -20,7 +20,7 @@ _SETTINGS = (
 
 def num_cpus() -> int:
     """Returns the cores this process is allowed on: fewer than there are in a box."""
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity"):  # not every system has it
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

@@ -65,7 +65,6 @@ def unpack(
     Args:
       packed: `[packed_size]` int32.
       slot_tokens: `[num_slots]` int32, the token each slot sampled last.
-      bucket: the static shape.
       max_pages_per_row: pages in a row's table, M.
     """
     num_table_rows = bucket.num_rows + bucket.num_blocks

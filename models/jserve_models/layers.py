@@ -36,11 +36,8 @@ def parameter(
     """Returns a parameter of zeros.
 
     Args:
-      shape: its shape.
-      axes: for each dimension the name of what it counts ("vocab", "heads", ...),
+      axes: For each dimension the name of what it counts ("vocab", "heads", ...),
         or None for one that is never sharded.
-      draw: how it is filled when weights are drawn.
-      dtype: its type.
     """
     return nnx.Param(jnp.zeros(shape, dtype), logical_axes=axes, draw=draw)
 

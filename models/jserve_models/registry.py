@@ -23,7 +23,6 @@ class LoadedModel:
     """A model and its weights; equal only to itself.
 
     Attributes:
-      config: Its sizes.
       leaves: Its weights, to be handed back to `forward` in this order.
       forward: Runs one step; pure, so it can be traced with any leaves. Returns
         float32 logits [S, vocab] of the last real token of each wanted row, and the

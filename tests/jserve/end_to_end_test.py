@@ -7,12 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 
-import numpy as np
 import openai
 import pytest
 
@@ -98,41 +96,6 @@ def test_the_official_client_streams_a_chat(server: Server) -> None:
     assert with_choices[-1].choices[0].finish_reason == "length"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in with_choices)
     assert text
-
-
-def test_mixed_requests_over_http_compile_nothing(server: Server) -> None:
-    rng = np.random.default_rng(3)
-    failures: list[str] = []
-
-    def client(share: int) -> None:
-        for index in range(15):
-            prompt = rng_tokens[share][index]
-            answer = server.client.completions.create(
-                model="toy",
-                prompt=prompt,
-                max_tokens=5 + index,
-                temperature=float(index % 2),
-                extra_body={"ignore_eos": True},
-            )
-            usage = answer.usage
-            if usage is None or usage.completion_tokens != 5 + index:
-                failures.append(f"{share}/{index}: {usage}")
-            if usage is None or usage.prompt_tokens != len(prompt):
-                failures.append(f"{share}/{index}: {usage}")
-
-    rng_tokens = [
-        [rng.integers(0, 256, rng.integers(1, 900)).tolist() for _ in range(15)]
-        for _ in range(8)
-    ]
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
-    stats = server.info()
-    assert stats["num_compiles_after_warmup"] == 0
-    assert stats["num_free_pages"] == stats["num_pages"]
 
 
 def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:

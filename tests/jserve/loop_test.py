@@ -73,17 +73,6 @@ def test_500_mixed_requests_are_right_and_compile_nothing(
     assert all(len(set(ids)) == len(ids) for ids in per_batch), "one call for each step"
 
 
-def test_lengths_that_were_wrong_are_told_of(loop: EngineLoop, inbox: Inbox) -> None:
-    request = make_request(8, 20, service_class="chat")
-    request.stop_token_ids = frozenset(toy_output(request)[2:3])
-    loop.submit(request)
-    inbox.wait_for(request)
-    found = loop.stats().length_errors["chat"]
-    num_tokens = len(inbox.tokens(request))
-    assert num_tokens <= 3
-    assert (found.sum_tokens, found.sum_predicted_tokens) == (num_tokens, 20)
-
-
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 def test_every_policy_serves_a_crowd_of_all_kinds(
     loop: EngineLoop, inbox: Inbox, policy: str

@@ -107,15 +107,6 @@ def test_a_conversation_in_bytes():
     )
 
 
-def test_a_folder(folder):
-    tokenizer = load_tokenizer(folder)
-    tokens = tokenizer.encode(TEXT)
-    assert tokens[0] == 0  # the post-processor's BOS
-    assert tokenizer.decode(tokens) == TEXT
-    assert tokenizer.eos_token_ids == {1, 2}
-    assert tokenizer.has_chat_template
-
-
 def test_a_folder_streams_what_it_decodes(folder):
     tokenizer = load_tokenizer(folder)
     tokens = tokenizer.encode(TEXT)
@@ -154,13 +145,6 @@ def byte_fallback_folder(tmp_path):
     tokenizer.add_special_tokens(words[:3])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return tmp_path
-
-
-def test_byte_fallback_streams_text(byte_fallback_folder):
-    tokenizer = load_tokenizer(byte_fallback_folder)
-    tokens = [260, *(3 + byte for byte in "Hé😀".encode()), 260, 261, 264]
-    assert tokenizer.decode(tokens) == "the" + "Hé😀" + " thethe世"
-    assert stream(tokenizer, [], tokens) == tokenizer.decode(tokens)
 
 
 def test_byte_fallback_goes_on_after_bytes_that_are_no_text(byte_fallback_folder):

@@ -18,10 +18,10 @@ from fakes import make_request
 from jserve.build import build_loop
 from jserve.config import EngineConfig
 from jserve.engine import Engine
-from jserve.events import Health, ProgramStart, StartUp, TokenEvent
+from jserve.events import Health, ProgramStart, TokenEvent
 from jserve.loop import EngineLoop
 from jserve.progress import Progress
-from jserve.warm_up import WarmUp, start_up_table
+from jserve.warm_up import WarmUp
 from jserve_sched.buckets import Bucket
 from jserve_sched.slo import ServiceClass
 
@@ -209,22 +209,6 @@ def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
     loop.stop()
 
 
-def test_stopping_does_not_wait_for_all_of_warm_up(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = build_loop(config)
-    gate = Gate(loop._engine, monkeypatch)
-    # One table after the other.
-    monkeypatch.setattr("jserve.warm_up.num_cpus", lambda: 1)
-    start(loop, Health.READY)
-    opener = threading.Timer(0.1, gate.is_open.set)
-    opener.start()
-    loop.stop()
-    opener.join()
-    assert loop.health is Health.DRAINING
-    assert loop.stats().num_programs < 6
-
-
 def test_no_compilation_begins_while_requests_are_drained(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,18 +230,6 @@ def test_no_compilation_begins_while_requests_are_drained(
     loop.stop()
 
 
-def test_a_drain_while_nothing_is_covered_ends_warm_up(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = build_loop(config)
-    monkeypatch.setattr(loop.warm_up, "start", None)
-    assert loop.drain(0.0)
-    loop.start()
-    loop.stop()
-    assert loop.health is Health.DRAINING
-    assert loop.stats().num_programs == 0
-
-
 @pytest.mark.parametrize(("num_cpus", "num_begun"), [(1, 0), (4, 1)])
 def test_the_time_for_compiling_counts_the_cores(
     num_cpus: int,
@@ -274,8 +246,9 @@ def test_the_time_for_compiling_counts_the_cores(
     # Four are missing: 4 s so far, 4 s to trace, then 20 s on one core, 5 s on four.
     table = warm_up._engine.programs.table
     monkeypatch.setattr(programs, "has", lambda bucket: bucket not in table.buckets[:4])
-    left = collections.deque([table])
-    assert (warm_up._next_table(left) is None) == (num_begun == 0)
+    monkeypatch.setattr(warm_up._engine, "compile", lambda *_, **__: None)
+    warm_up._left = collections.deque([table])
+    assert (warm_up._compile_next() is None) == (num_begun == 0)
 
 
 def test_what_could_not_be_kept_is_told(
@@ -346,22 +319,14 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
     assert not any("timing programs" in line for line in warm)
     (times,) = pathlib.Path(config.compile_cache_dir).rglob("step_times_*.json")
     times.write_text("{broken")
-    assert build_warm_up(config)._keep_times is not None
+    assert not build_warm_up(config)._is_timed
     assert "unreadable" in caplog.text
 
 
-def test_the_start_up_table_adds_up() -> None:
-    text = start_up_table(
-        StartUp(
-            programs=(
-                ProgramStart("B16xNB4", 0.25, 1.5, 12_345, "compiled"),
-                ProgramStart("B16xNB0", 0.0, 0.125, None, "stored"),
-            )
-        )
-    )
-    assert text.splitlines() == [
-        "program        trace s  compile s         bytes  source",
-        "B16xNB4          0.250      1.500        12,345  compiled",
-        "B16xNB0          0.000      0.125             -  stored",
-        "2 programs       0.250      1.625        12,345  1 compiled, 1 stored",
-    ]
+def test_a_drain_while_nothing_is_covered_ends_warm_up(config: EngineConfig) -> None:
+    loop = build_loop(config)
+    assert loop.drain(0.0)
+    loop.start()
+    loop.stop()
+    assert loop.health is Health.DRAINING
+    assert loop.stats().num_programs == 0

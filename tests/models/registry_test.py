@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jserve_models.config import NAMED, Llama3Scaling
+from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.registry import load_config, load_model
 
@@ -42,14 +42,6 @@ def test_a_seed_draws_the_same_weights():
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_layers_are_drawn_apart_and_in_the_type_asked_for():
-    model = load_model("tiny", seed=0, dtype="bfloat16")
-    assert {leaf.dtype for leaf in model.leaves} == {jnp.dtype("bfloat16")}
-    stacks = [leaf for leaf in model.leaves if leaf.ndim == 3]
-    assert len(stacks) == 7
-    assert not any(np.array_equal(stack[0], stack[1]) for stack in stacks)
-
-
 def test_a_folder_is_loaded_in_the_type_asked_for():
     model = load_model(str(GOLDEN / "llama"), seed=0, dtype="bfloat16")
     assert model.config.name == "llama"
@@ -73,13 +65,3 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 def test_impossible_shapes_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(NAMED["tiny"], **change)
-
-
-def test_impossible_scaling_is_refused():
-    with pytest.raises(ValueError, match=r"high_freq_factor=1.0 must exceed"):
-        Llama3Scaling(
-            factor=8.0,
-            low_freq_factor=1.0,
-            high_freq_factor=1.0,
-            original_max_len=64,
-        )

@@ -3,13 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jserve_models.config import NAMED
 from jserve_models.steps import (
     StepInputs,
     StepShape,
-    kv_shapes,
     lay_out,
-    new_kv,
     write_kv,
 )
 
@@ -54,26 +51,3 @@ def test_writes_touch_their_layer_only_and_padding_nothing():
             wanted[layer * NUM_PAGES + page, :, offset] = value
         np.testing.assert_array_equal(v, wanted)
         np.testing.assert_array_equal(k, -wanted.transpose(0, 1, 3, 2))
-
-
-def test_a_step_of_decodes_alone_or_blocks_alone_has_one_group():
-    inputs = make_inputs()
-    decodes = StepInputs(
-        inputs.tokens[:2], *(part[:2] for part in inputs[1:4]), jnp.array([1, 0])
-    )
-    layout = lay_out(decodes, StepShape(2, 0, 4), NUM_PAGES, PAGE_SIZE)
-    assert len(layout.groups) == 1
-    assert layout.logit_token.tolist() == [1, 0]
-    blocks = StepInputs(
-        inputs.tokens[2:], *(part[2:] for part in inputs[1:4]), jnp.array([0])
-    )
-    layout = lay_out(blocks, StepShape(0, 1, 4), NUM_PAGES, PAGE_SIZE)
-    assert layout.logit_token.tolist() == [2]
-
-
-def test_kv_shape():
-    keys, values = kv_shapes(NAMED["tiny"], 10, 128)
-    assert (keys, values) == ((40, 4, 32, 128), (40, 4, 128, 32))
-    k, v = new_kv(NAMED["tiny"], 10, 128, "bfloat16")
-    assert (k.shape, v.shape) == (keys, values)
-    assert k.dtype == jnp.bfloat16

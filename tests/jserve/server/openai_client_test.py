@@ -30,33 +30,6 @@ def test_streaming_a_chat(client):
     assert last.usage.prompt_tokens_details.cached_tokens == 2
 
 
-def test_streaming_a_completion(client):
-    stream = client.completions.create(
-        model="fake",
-        prompt="hi",
-        max_tokens=12,
-        stop=["llo h"],
-        stream=True,
-        extra_body={"ignore_eos": True, "slo": {"ttft_ms": 1000, "tpot_ms": 50}},
-    )
-    chunks = list(stream)
-    assert "".join(one.choices[0].text for one in chunks) == "he"
-    assert chunks[-1].choices[0].finish_reason == "stop"
-
-
-def test_n_choices_and_models(client):
-    answer = client.chat.completions.create(
-        model="fake",
-        messages=[{"role": "user", "content": "hi"}],
-        max_tokens=5,
-        n=2,
-    )
-    assert [one.message.content for one in answer.choices] == ["hello", "hello"]
-    assert answer._request_id == answer.id
-    assert [one.id for one in client.models.list()] == ["fake"]
-    assert client.models.retrieve("fake").id == "fake"
-
-
 def test_errors_become_the_clients_own(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="other", prompt="hi")
