@@ -92,7 +92,7 @@ class _Factorised:
 
     def num_logit_rows(self, bucket: Bucket) -> int:
         """Returns the rows that sample, padded to a row edge."""
-        num_rows = packing.num_logit_rows(bucket, _CONFIG.max_num_seqs)
+        num_rows = min(bucket.num_rows + bucket.num_blocks, _CONFIG.max_num_seqs)
         return self._parts.table.fit(num_rows, 0).num_rows
 
     def backbone(self, bucket: Bucket) -> Step:
@@ -106,9 +106,7 @@ class _Factorised:
             slot_tokens: jax.Array,
             packed: jax.Array,
         ) -> tuple[Any, ...]:
-            step_in = packing.unpack(
-                packed, slot_tokens, bucket, self._parts.max_pages_per_row
-            )
+            step_in = packing.unpack(packed, slot_tokens, bucket)
             hidden, kv = self._parts.model.forward(leaves, kv, step_in.inputs, shape)
             num_padding = num_rows - hidden.shape[0]
 

@@ -1,7 +1,6 @@
 """From an EngineConfig to an EngineLoop, put together from its parts."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +29,6 @@ from jserve_sched.length_estimates import make_length_estimator
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import ServiceClass
 from jserve_sched.table_predictor import TablePredictor
-
-_LOG = logging.getLogger("jserve")
 
 
 def build_loop(
@@ -215,12 +212,4 @@ def resolve_dtype(name: str) -> jnp.dtype:
     """Returns the dtype of weights and KV that `name` means on this backend."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    elif name == "bfloat16" and jax.default_backend() == "cpu":
-        version = tuple(int(part) for part in jax.__version__.split(".")[:3])
-        if version < (0, 11, 2):
-            _LOG.warning(
-                "bfloat16 on CPU is many times slower before jax 0.11.2 (this is %s): "
-                "each step converts the whole KV pool; float32 is the better choice",
-                jax.__version__,
-            )
     return jnp.dtype(name)

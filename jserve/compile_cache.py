@@ -1,9 +1,8 @@
 """Where compiled programs outlive the process, and how many the compiler made.
 
 Compiled programs are code for one version of JAX, one kind of device and one host CPU,
-so each combination has a folder. It holds executables of steps (`programs`), JAX's
-persistent cache (`xla`: everything else, and steps where no executables can be kept)
-and step times. A folder that cannot be used costs one warning.
+so each combination has a folder: executables of steps (`programs`), JAX's persistent
+cache (`xla`, for all else, and for steps that the store cannot keep) and step times.
 """
 
 import contextlib
@@ -23,18 +22,14 @@ from jserve.machine import machine_digest
 from jserve.program_store import ProgramStore
 
 _LOG = logging.getLogger("jserve")
-
-
-class UntrustedFolderError(OSError):
-    """A folder from which code would be loaded can be written by other users."""
+_FOLDER_SETTING = "jax_compilation_cache_dir"
 
 
 def make_private_folder(folder: pathlib.Path) -> None:
     """Makes a folder for its owner alone, or checks that one that is there is safe.
 
     Raises:
-      UntrustedFolderError: if others than this user or root own it or may write to it.
-      OSError: if it cannot be made.
+      OSError: if it cannot be made, or others own it or may write to it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = folder.stat()
@@ -44,7 +39,7 @@ def make_private_folder(folder: pathlib.Path) -> None:
     elif facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         fault = f"may be written by others (mode {facts.st_mode & 0o777:o})"
     if fault:
-        raise UntrustedFolderError(f"{folder} {fault}: code is not loaded from it")
+        raise PermissionError(f"{folder} {fault}: code is not loaded from it")
 
 
 def open_compile_cache(compile_cache_dir: str) -> ProgramStore | None:
@@ -69,9 +64,9 @@ def open_compile_cache(compile_cache_dir: str) -> ProgramStore | None:
         return None
     if not is_writable:
         _LOG.warning("compiled programs are not kept in %s: it is read-only", folder)
-    if _persistent_folder() != str(folder / "xla"):
+    if jax.config.values[_FOLDER_SETTING] != str(folder / "xla"):
         compilation_cache.reset_cache()  # it holds on to the first folder it had
-    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    jax.config.update(_FOLDER_SETTING, str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     # JAX would warn of each entry, at each start; the store says once what is wrong
@@ -87,16 +82,12 @@ def machine_name() -> str:
     return f"{jax.__version__}-{jax.devices()[0].platform}-{machine_digest()}"
 
 
-def _persistent_folder() -> str | None:
-    return getattr(jax.config, "jax_compilation_cache_dir", None)
-
-
 def forget_module(name: str) -> None:
     """Takes a module, such as "jit_step", out of JAX's persistent cache.
 
     JAX can be told not to look only for all threads at once, and only at the start.
     """
-    if folder := _persistent_folder():
+    if folder := jax.config.values[_FOLDER_SETTING]:
         with contextlib.suppress(OSError):
             for path in pathlib.Path(folder).glob(f"{glob.escape(name)}-*"):
                 path.unlink()

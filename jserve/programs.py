@@ -123,9 +123,7 @@ class Programs:
             slot_tokens: jax.Array,
             packed: jax.Array,
         ) -> tuple[Any, ...]:
-            step_in = packing.unpack(
-                packed, slot_tokens, bucket, self._max_pages_per_row
-            )
+            step_in = packing.unpack(packed, slot_tokens, bucket)
             logits, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
             tokens = sampling.sample(logits, step_in.sampling)
             slot_tokens = slot_tokens.at[step_in.target].set(tokens, mode="drop")

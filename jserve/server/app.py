@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -96,8 +97,8 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.router.attach(asyncio.get_running_loop())
-        engine.set_listener(service.router.publish)
+        loop = asyncio.get_running_loop()
+        engine.set_listener(functools.partial(service.router.publish, loop))
         engine.start()
         absorber = asyncio.create_task(_absorb_steps(service))
         try:

@@ -7,6 +7,7 @@ requests of the step at once; a connection's task wakes only to write what is re
 
 import asyncio
 import collections
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -242,23 +243,16 @@ class TokenRouter:
         self._engine = engine
         self._metrics = metrics
         self._targets: dict[str, tuple[Reply, int]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._publish_s: collections.deque[float] = collections.deque(
             maxlen=_MAX_TIMED_STEPS
         )
 
-    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Says which event loop the replies live on."""
-        self._loop = loop
-
-    def publish(self, events: Sequence[TokenEvent]) -> None:
-        """Takes one step's events; called from the engine's thread."""
-        if self._loop is None:
-            return
-        try:
-            self._loop.call_soon_threadsafe(self._route, events)
-        except RuntimeError:
-            return  # the loop has closed, and with it every connection
+    def publish(
+        self, loop: asyncio.AbstractEventLoop, events: Sequence[TokenEvent]
+    ) -> None:
+        """Hands one step's events to the loop; called from the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # it has closed, as have connections
+            loop.call_soon_threadsafe(self._route, events)
 
     def open(self, reply: Reply) -> None:
         """Submits all requests of a reply, or none.

@@ -86,19 +86,6 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd: rotary needs pairs")
 
-    @property
-    def num_parameters(self) -> int:
-        """Weights in all, norms and biases included."""
-        q_size = self.num_heads * self.head_dim
-        kv_size = self.num_kv_heads * self.head_dim
-        layer = self.hidden_size * (2 * q_size + 2 * kv_size)
-        layer += 3 * self.hidden_size * self.intermediate_size
-        layer += 2 * self.hidden_size
-        layer += (q_size + 2 * kv_size) * self.qkv_bias
-        layer += 2 * self.head_dim * self.qk_norm
-        ends = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + ends + self.hidden_size
-
 
 # Untied: with random weights and a tied head the likeliest next token is the last
 # one again, and a model that repeats itself hides a wrong page or position.

@@ -34,18 +34,6 @@ class LoadedModel:
     forward: Forward
 
 
-def load_config(name_or_path: str) -> ModelConfig:
-    """Returns the shape of a model without touching its weights.
-
-    Raises:
-      ValueError: if there is no such name or folder, or the folder's model is not
-        supported.
-    """
-    if name_or_path in NAMED:
-        return NAMED[name_or_path]
-    return hf_config.read_config(_folder(name_or_path))
-
-
 def load_model(
     name_or_path: str, *, seed: int, dtype: jax.typing.DTypeLike
 ) -> LoadedModel:
@@ -61,14 +49,16 @@ def load_model(
       ValueError: if there is no such name or folder, or the folder's model is not
         supported.
     """
-    config = load_config(name_or_path)
+    config = NAMED.get(name_or_path)
     if config is toy.TOY:
         return LoadedModel(config=config, leaves=toy.toy_leaves(), forward=toy.forward)
-    structure = decoder.Decoder(config)
-    if name_or_path in NAMED:
+    if config is not None:
+        structure = decoder.Decoder(config)
         leaves = random_weights.draw_weights(structure.leaves, seed, dtype)
     else:
         folder = _folder(name_or_path)
+        config = hf_config.read_config(folder)
+        structure = decoder.Decoder(config)
         leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
     return LoadedModel(config=config, leaves=leaves, forward=structure.forward)
 

@@ -1,9 +1,7 @@
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
 
-import jax
 import pytest
 
 from engine_harness import small_config
@@ -117,31 +115,15 @@ def test_a_request_latency_of_another_model_is_not_used(
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"length_estimator": "crystal_ball"}, "crystal_ball"),
-        ({"request_latency": pathlib.Path("absent.json")}, "absent.json"),
-        ({"bucket_strategy": "fib", "buckets": None}, "fib"),
-    ],
+    "fields", [{"length_estimator": "oops"}, {"request_latency": pathlib.Path("oops")}]
 )
 def test_a_slip_is_found_before_anything_takes_long(
-    fields: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take_long(*_: object, **__: object) -> None:
-        raise AssertionError("a kernel was compiled or a model loaded")
-
-    monkeypatch.setattr(planning, "best_kernel", take_long)
-    monkeypatch.setattr("jserve.build.load_model", take_long)
-    with pytest.raises(ValueError, match=message):
+    monkeypatch.setattr(planning, "best_kernel", None)
+    monkeypatch.setattr("jserve.build.load_model", None)
+    with pytest.raises(ValueError, match="oops"):
         build_loop(small_config(policy="annealing", **fields))
-
-
-@pytest.fixture
-def quick_compiler() -> Iterator[None]:
-    """Machine code is not optimised; who shares which buffer is decided before."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

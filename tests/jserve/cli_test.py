@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import unittest.mock
 
 import pytest
 
@@ -113,20 +114,9 @@ def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
 
 
 def test_warmup_only_fails_if_it_could_not_keep_everything(monkeypatch):
-    class Lossy:
-        @property
-        def warm_up(self):
-            return self
-
-        def run(self):
-            pass
-
-        def start_up(self):
-            return StartUp()
-
-        def check_kept(self):
-            raise OSError("2 of 2 programs could not be kept")
-
-    monkeypatch.setattr("jserve.build.build_loop", lambda *_, **__: Lossy())
+    lossy = unittest.mock.Mock()
+    lossy.warm_up.start_up.return_value = StartUp()
+    lossy.warm_up.check_kept.side_effect = OSError("2 of 2 programs could not be kept")
+    monkeypatch.setattr("jserve.build.build_loop", lambda *_, **__: lossy)
     with pytest.raises(ProgramError, match="2 of 2 programs could not be kept"):
         cli._warm_up(EngineConfig())

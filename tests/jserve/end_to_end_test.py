@@ -56,10 +56,6 @@ class Server:
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:
             return str(answer.read().decode())
 
-    def info(self) -> dict[str, object]:
-        stats: dict[str, object] = json.loads(self.get("/jserve/info"))["stats"]
-        return stats
-
 
 @pytest.fixture(scope="module")
 def server(
@@ -94,8 +90,19 @@ def test_the_official_client_streams_a_chat(server: Server) -> None:
     with_choices = [chunk for chunk in chunks if chunk.choices]
     assert len(with_choices) == 20, "one event for each token"
     assert with_choices[-1].choices[0].finish_reason == "length"
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in with_choices)
-    assert text
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in with_choices)
+    stats = json.loads(server.get("/jserve/info"))["stats"]
+    assert stats["num_compiles_after_warmup"] == 0
+
+
+def test_errors_become_the_clients_own(server: Server) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        server.client.completions.create(model="other", prompt="hi")
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as wrong:
+        server.client.completions.create(model="toy", prompt="hi", max_tokens=10**6)
+    assert wrong.value.param == "max_tokens"
+    assert [one.id for one in server.client.models.list()] == ["toy"]
 
 
 def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from jserve import sampling
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
 VOCAB = 50
 COUNT = 4000  # rows of a crowd: each other shape would be compiled anew
 BANNED = (7, 11)

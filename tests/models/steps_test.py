@@ -1,6 +1,6 @@
 """Where tokens are written, and that nothing else is touched."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from jserve_models.steps import (
@@ -11,16 +11,17 @@ from jserve_models.steps import (
 )
 
 NUM_PAGES, PAGE_SIZE = 6, 4
+jitted_lay_out = jax.jit(lay_out, static_argnums=(1, 2, 3))
 
 
 def make_inputs():
     """A decode at position 5, a padding decode, a block of 3 tokens from 6."""
     return StepInputs(
-        tokens=jnp.arange(6, dtype=jnp.int32),
-        row_start=jnp.array([5, 0, 6], jnp.int32),
-        row_len=jnp.array([1, 0, 3], jnp.int32),
-        page_table=jnp.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], jnp.int32),
-        logit_rows=jnp.array([2, 0, 3], jnp.int32),  # the last pads
+        tokens=np.arange(6, dtype=np.int32),
+        row_start=np.array([5, 0, 6], np.int32),
+        row_len=np.array([1, 0, 3], np.int32),
+        page_table=np.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], np.int32),
+        logit_rows=np.array([2, 0, 3], np.int32),  # the last pads
     )
 
 
@@ -28,7 +29,7 @@ SHAPE = StepShape(num_rows=2, num_blocks=1, block_tokens=4)
 
 
 def test_positions_slots_and_last_tokens():
-    layout = lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
+    layout = jitted_lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
     assert layout.positions.tolist() == [5, 0, 6, 7, 8, 9]
     # The decode's second page; discarded; the block's second page, its third, and
     # its padding token is discarded too.
@@ -39,12 +40,13 @@ def test_positions_slots_and_last_tokens():
 
 
 def test_writes_touch_their_layer_only_and_padding_nothing():
-    layout = lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
-    cache = jnp.zeros((3 * NUM_PAGES, 2, PAGE_SIZE, 5))
-    values = jnp.arange(1, 7)[:, None, None] * jnp.ones((6, 2, 5))
+    layout = jitted_lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
+    write = jax.jit(write_kv, static_argnums=5)
+    cache = np.zeros((3 * NUM_PAGES, 2, PAGE_SIZE, 5), np.float32)
+    values = np.arange(1, 7)[:, None, None] * np.ones((6, 2, 5), np.float32)
     kv = (cache.transpose(0, 1, 3, 2), cache)
     for layer in range(3):
-        k, v = write_kv(kv, -values, values, layout, jnp.int32(layer), NUM_PAGES)
+        k, v = write(kv, -values, values, layout, np.int32(layer), NUM_PAGES)
         wanted = np.zeros(cache.shape)
         slots = {(2, 1): 1, (3, 2): 3, (3, 3): 4, (5, 0): 5}
         for (page, offset), value in slots.items():
