@@ -1,8 +1,6 @@
 """From an EngineConfig to an EngineLoop, put together from its parts."""
 
-import functools
 import hashlib
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from jserve.bucket_choice import BucketChoice, choose_buckets
-from jserve.compile_cache import CompileCache, open_compile_cache
+from jserve.compile_cache import open_compile_cache
 from jserve.config import EngineConfig
 from jserve.engine import Engine, kv_page_bytes
 from jserve.loop import EngineLoop
 from jserve.planning import read_request_latency, serving_policy
 from jserve.predictor_checkpoint import PredictorFacts
+from jserve.program_store import ProgramStore
 from jserve.progress import Progress
 from jserve.serving_predictor import ServingPredictor, choose_predictor
 from jserve.step_recorder import StepRecorder
 from jserve.step_records import StepRecords
-from jserve.step_times import load_step_times, save_step_times
+from jserve.step_times import load_step_times
 from jserve.warm_up import WarmUp
 from jserve_models.registry import load_model
 from jserve_sched.bucket_growth import growth
@@ -31,8 +30,6 @@ from jserve_sched.scheduler import Scheduler
 from jserve_sched.slo import ServiceClass
 from jserve_sched.table_predictor import TablePredictor
 
-_LOG = logging.getLogger("jserve")
-
 
 def build_loop(
     config: EngineConfig,
@@ -42,9 +39,8 @@ def build_loop(
     """Loads the model and puts scheduler and engine together; compiles nothing yet.
 
     Args:
-      config: what to build.
-      service_classes: those served; for the step log alone.
-      progress: shows how far start-up is, until the engine is warm.
+      service_classes: Those served; for the step log alone.
+      progress: Shows how far start-up is, until the engine is warm.
 
     Raises:
       ValueError: if the model, the policy, the buckets or a limit is invalid, or
@@ -57,18 +53,16 @@ def build_loop(
     choice = choose_buckets(config)
     policy = serving_policy(config)
     progress.begin(f"loading model {config.model}")
-    cache = open_compile_cache(config.compile_cache_dir)
-    engine = _build_engine(config, choice, cache)
-    latency_fault = ""
-    if latency_file is not None:
-        latency_fault = latency_file.fault(PredictorFacts.of(engine))
+    store = open_compile_cache(config.compile_cache_dir)
+    engine = _build_engine(config, choice, store)
+    facts = PredictorFacts.of(engine)
+    latency_fault = "" if latency_file is None else latency_file.fault(facts)
     table = engine.programs.table
     predictor = _new_predictor(table, engine.max_model_len, config.page_size)
-    is_timed, keep_times = False, _keep_nothing
-    if cache is not None:
-        path = cache.folder / _times_name(config, engine)
-        is_timed = load_step_times(path, predictor)
-        keep_times = functools.partial(save_step_times, path)
+    times_path = None
+    if store is not None:
+        times_path = store.folder.parent / _times_name(config, engine)
+    is_timed = times_path is not None and load_step_times(times_path, predictor)
     scheduler = Scheduler(
         policy=policy,
         buckets=table,
@@ -86,13 +80,24 @@ def build_loop(
             None if latency_file is None or latency_fault else latency_file.latency
         ),
     )
+
+    def choose(reached: BucketTable) -> ServingPredictor:
+        return choose_predictor(
+            config.predictor,
+            predictor,
+            buckets=reached,
+            expected=facts,
+            max_pages_per_row=-(-engine.max_model_len // config.page_size),
+        )
+
     warm_up = WarmUp(
         engine=engine,
         scheduler=scheduler,
         tables=growth(table, choice.cost(predictor, page_size=config.page_size)),
         predictor=predictor,
-        keep_times=None if is_timed else keep_times,
-        choose=functools.partial(_choose_predictor, config, engine),
+        is_timed=is_timed,
+        times_path=times_path,
+        choose=choose,
         max_compile_s=config.max_compile_s,
         progress=progress,
     )
@@ -124,12 +129,12 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises:
       ValueError: if the model, the buckets or a limit is invalid.
     """
-    cache = open_compile_cache(config.compile_cache_dir)
-    return _build_engine(config, choose_buckets(config), cache)
+    store = open_compile_cache(config.compile_cache_dir)
+    return _build_engine(config, choose_buckets(config), store)
 
 
 def _build_engine(
-    config: EngineConfig, choice: BucketChoice, cache: CompileCache | None
+    config: EngineConfig, choice: BucketChoice, store: ProgramStore | None
 ) -> Engine:
     dtype = resolve_dtype(config.dtype)
     model = load_model(config.model, seed=config.seed, dtype=dtype)
@@ -160,7 +165,7 @@ def _build_engine(
         page_size=config.page_size,
         max_model_len=max_model_len,
         captures_logits=config.capture_logits,
-        store=None if cache is None else cache.store,
+        store=store,
     )
 
 
@@ -168,10 +173,6 @@ def _new_predictor(
     table: BucketTable, max_model_len: int, page_size: int
 ) -> TablePredictor:
     return TablePredictor(table, max_pages_per_row=-(-max_model_len // page_size))
-
-
-def _keep_nothing(predictor: TablePredictor) -> bool:
-    return False
 
 
 def _times_name(config: EngineConfig, engine: Engine) -> str:
@@ -182,18 +183,6 @@ def _times_name(config: EngineConfig, engine: Engine) -> str:
     )
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return f"step_times_{digest}.json"
-
-
-def _choose_predictor(
-    config: EngineConfig, engine: Engine, times: TablePredictor, table: BucketTable
-) -> ServingPredictor:
-    return choose_predictor(
-        config.predictor,
-        times,
-        buckets=table,
-        expected=PredictorFacts.of(engine),
-        max_pages_per_row=-(-engine.max_model_len // config.page_size),
-    )
 
 
 def _record_header(
@@ -223,12 +212,4 @@ def resolve_dtype(name: str) -> jnp.dtype:
     """Returns the dtype of weights and KV that `name` means on this backend."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    elif name == "bfloat16" and jax.default_backend() == "cpu":
-        version = tuple(int(part) for part in jax.__version__.split(".")[:3])
-        if version < (0, 11, 2):
-            _LOG.warning(
-                "bfloat16 on CPU is many times slower before jax 0.11.2 (this is %s): "
-                "each step converts the whole KV pool; float32 is the better choice",
-                jax.__version__,
-            )
     return jnp.dtype(name)

@@ -40,9 +40,8 @@ class ChatTemplate:
         """Compiles a template.
 
         Args:
-          source: the Jinja text.
-          finalize: applied to each value the template prints.
-          variables: further names the template may use, such as `bos_token`.
+          finalize: Applied to each value the template prints.
+          variables: Further names the template may use, such as `bos_token`.
 
         Raises:
           ValueError: if the text is not a template.
@@ -68,8 +67,8 @@ class ChatTemplate:
         """Returns the conversation as one text.
 
         Args:
-          messages: turns with `role` and `content`.
-          add_generation_prompt: whether to end where the assistant begins.
+          messages: Turns with `role` and `content`.
+          add_generation_prompt: Whether to end where the assistant begins.
 
         Raises:
           ValueError: if the template refuses the conversation.

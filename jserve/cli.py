@@ -77,17 +77,16 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
         check_writable("compile_cache_dir", folder)
 
 
-def _say(text: str) -> None:
-    print(f"jserve: {text}", file=sys.stderr, flush=True)
-
-
 def _warm_up(config: EngineConfig) -> None:
     """Fills the caches, showing a bar on a terminal and lines elsewhere.
 
     Raises:
       ProgramError: if a flag is invalid, or not all of it could be kept.
     """
-    progress = Progress(_say, is_bar=sys.stderr.isatty())
+    progress = Progress(
+        lambda text: print(f"jserve: {text}", file=sys.stderr, flush=True),
+        is_bar=sys.stderr.isatty(),
+    )
     try:
         progress.begin("loading JAX")
         from jserve.build import build_loop

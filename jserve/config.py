@@ -121,27 +121,26 @@ class EngineConfig:
                 f"buckets={str(self.buckets or '')!r}: a bucket file goes with "
                 f"{' and '.join(FROM_FILE)}, which need one, and with no other"
             )
-        check_range("max_num_seqs", self.max_num_seqs, 1, 4096)
-        check_range("block_tokens", self.block_tokens, 1, 1024)
-        check_range(
-            "max_num_batched_tokens",
-            self.max_num_batched_tokens,
-            self.max_num_seqs + self.block_tokens,
-            2**20,
-        )
-        check_range("page_size", self.page_size, self.block_tokens, 4096)
+        least_tokens = self.max_num_seqs + self.block_tokens
+        for name, least, most in (
+            ("max_num_seqs", 1, 4096),
+            ("block_tokens", 1, 1024),
+            ("max_num_batched_tokens", least_tokens, 2**20),
+            ("page_size", self.block_tokens, 4096),
+            ("kv_cache_bytes", 1, 2**50),
+            ("max_model_len", 0, 2**24),
+            ("max_queued_requests", 1, 2**20),
+            ("annealing_budget_ms", 0.0, 1000.0),
+            ("max_programs", 0, 2**16),
+            ("max_compile_s", 0.0, 86400.0),
+            ("step_log_max_bytes", 2**16, 2**50),
+        ):
+            check_range(name, getattr(self, name), least, most)
         if self.page_size % self.block_tokens:
             raise ValueError(
                 f"page_size={self.page_size} is not a multiple of "
                 f"block_tokens={self.block_tokens}"
             )
-        check_range("kv_cache_bytes", self.kv_cache_bytes, 1, 2**50)
-        check_range("max_model_len", self.max_model_len, 0, 2**24)
-        check_range("max_queued_requests", self.max_queued_requests, 1, 2**20)
-        check_range("annealing_budget_ms", self.annealing_budget_ms, 0.0, 1000.0)
-        check_range("max_programs", self.max_programs, 0, 2**16)
-        check_range("max_compile_s", self.max_compile_s, 0.0, 86400.0)
-        check_range("step_log_max_bytes", self.step_log_max_bytes, 2**16, 2**50)
         if self.step_log is not None:
             check_writable("step_log", self.step_log)
         if not self.predictor:

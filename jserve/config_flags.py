@@ -48,16 +48,11 @@ class _Parser(flags.ArgumentParser[Any]):
 
     def __init__(self, convert: Callable[[str], Any], noun: str):
         self._convert = convert
-        self._noun = noun
         self.syntactic_help = noun
 
     def parse(self, argument: Any) -> Any:
         """Returns the value; what is not text is a default, and one already."""
         return self._convert(argument) if isinstance(argument, str) else argument
-
-    def flag_type(self) -> str:
-        """Returns what such a value is called."""
-        return self._noun
 
 
 class _Serializer(flags.ArgumentSerializer[Any]):
@@ -144,12 +139,10 @@ def define_config_flags(
     such as 8GiB.
 
     Args:
-      config_class: A frozen dataclass.
       group: The heading that `--help` lists these flags under. A class with many has
         headings of its own: `flag_groups` maps the first field of each to it.
       exclude: Fields that get no flag; they keep their defaults, or are given to
         the reader.
-      flag_values: Where the flags are defined.
 
     Returns:
       A reader to call after flags are parsed: `read(**overrides)` builds the
@@ -183,11 +176,7 @@ def define_config_flags(
 def define_engine_flags(
     *, exclude: Collection[str] = ("capture_logits",)
 ) -> Callable[..., EngineConfig]:
-    """Defines a flag for each field of EngineConfig; returns their reader.
-
-    Args:
-      exclude: Fields that get no flag (tests alone capture logits).
-    """
+    """Defines a flag for each field of EngineConfig (tests alone capture logits)."""
     return define_config_flags(EngineConfig, group="Engine", exclude=exclude)
 
 

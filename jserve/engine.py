@@ -16,7 +16,7 @@ import numpy as np
 
 from jserve.packing import Packer
 from jserve.program_store import ProgramStore
-from jserve.programs import DeviceState, Programs, abstract_state
+from jserve.programs import DeviceState, Programs, abstract
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import kv_shapes, new_kv
 from jserve_sched.buckets import Bucket, BucketTable
@@ -39,7 +39,6 @@ class PendingStep:
     """A step on its way.
 
     Attributes:
-      plan: What it computes.
       transfer_s: Host seconds spent packing its argument.
       launch_s: Host seconds spent handing it to the device.
       launched_s: When it was handed over, `time.monotonic` seconds.
@@ -70,9 +69,7 @@ class Engine:
     Attributes:
       num_pages: KV pages in the pool.
       page_size: Tokens in one page.
-      max_model_len: Most tokens of prompt and output together.
       dtype: Type of weights and KV.
-      programs: One for each bucket.
     """
 
     def __init__(
@@ -110,7 +107,7 @@ class Engine:
             kv=new_kv(model.config, num_pages, page_size, dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32),
         )
-        self._abstract = abstract_state(self._state)
+        self._abstract = abstract(self._state)
 
     @property
     def kv_bytes(self) -> int:
@@ -123,12 +120,7 @@ class Engine:
         *,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Makes programs; any thread may, while another one runs steps.
-
-        Args:
-          buckets: their shapes.
-          should_stop: asked before each; see `Programs.compile`.
-        """
+        """Makes programs; any thread may, while another one runs steps."""
         self.programs.compile(buckets, self._abstract, should_stop=should_stop)
 
     def warm_up(self) -> None:
@@ -152,8 +144,7 @@ class Engine:
         visited in rounds, so that a slow moment does not fall on one shape.
 
         Args:
-          buckets: shapes that have been compiled and run.
-          repeats: samples of each shape and context.
+          buckets: Shapes that have been compiled and run.
         """
         long = min(_TIMED_LONG_PAGES, self._packer.max_pages_per_row)
         for _ in range(repeats):

@@ -41,11 +41,7 @@ _RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
 _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
-Listener = Callable[[Sequence[TokenEvent]], None]
-
-
-def _notify_nobody(events: Sequence[TokenEvent]) -> None:
-    pass
+Listener = Callable[[Sequence[TokenEvent]], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +55,7 @@ class EngineLoop:
     """Serves requests; every method may be called from any thread.
 
     Attributes:
-      config: The configuration it was built from.
       clock: Gives the times in events and deadlines.
-      model_name: The model served.
       vocab_size: All token ids are below it.
       max_model_len: Most tokens of prompt and output together.
       num_kv_tokens: Tokens that the KV pool holds.
@@ -78,16 +72,7 @@ class EngineLoop:
         records: StepRecords,
         request_latency_fallback: str = "",
     ):
-        """Makes a loop that `start` will run.
-
-        Args:
-          config: the configuration it was built from.
-          engine: not yet warm.
-          scheduler: without requests; its predictor is the step-time table.
-          warm_up: of this engine and scheduler.
-          records: take every step; closed in the end.
-          request_latency_fallback: see `EngineStats`.
-        """
+        """Makes a loop that `start` will run, of an engine that is not yet warm."""
         self.config = config
         self.clock: Clock = WallClock()
         self.model_name = engine.model.config.name
@@ -100,7 +85,7 @@ class EngineLoop:
         self._records = records
         self._request_latency_fallback = request_latency_fallback
         self._predictor: ServingPredictor | None = None  # once warm
-        self._listener: Listener = _notify_nobody
+        self._listener: Listener = len  # ignores them
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._changed = threading.Condition()
         # Guarded by `_changed`:
@@ -192,7 +177,8 @@ class EngineLoop:
         """
         with self._changed:
             if self._health in _ORDER:
-                self._set_health(Health.DRAINING)
+                self._health = Health.DRAINING
+                self._changed.notify_all()
             self.warm_up.begin_no_more()
             is_done = self._changed.wait_for(lambda: not self._num_untold, timeout_s)
             if not is_done:
@@ -209,7 +195,7 @@ class EngineLoop:
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
-        self._listener = _notify_nobody
+        self._listener = len
         gc.unfreeze()  # the engine may be collected now
 
     def steps(self, since: int = 0) -> list[StepRecord]:
@@ -245,11 +231,6 @@ class EngineLoop:
             request_latency_fallback=self._request_latency_fallback,
         )
 
-    def _set_health(self, health: Health) -> None:
-        with self._changed:
-            self._health = health
-            self._changed.notify_all()
-
     # All below runs in the loop's thread.
 
     def _main(self) -> None:
@@ -260,7 +241,7 @@ class EngineLoop:
                 self.warm_up.start(self._notify)
             self._serve()
         except BaseException as error:  # of any kind: clients must hear of it
-            _LOG.exception("the engine failed")
+            _LOG.exception("the engine failed: requests are refused from now on")
             self._fail(f"the engine failed: {error}")
         finally:
             self._records.close()  # at once: what comes next may take long
@@ -274,7 +255,12 @@ class EngineLoop:
         gc.freeze()  # what lives now stays: keep the collector off it
         with self._changed:
             if self._health in _ORDER:
-                self._set_health(health)
+                self._health = health
+                self._changed.notify_all()
+        reached = self.warm_up.start_up()
+        passed_s = reached.warm_s or reached.ready_s or 0.0
+        num_programs = len(reached.programs)
+        _LOG.info("%s after %.1f s, %d programs", health.value, passed_s, num_programs)
         self._records.begin_stretch()
 
     def _notify(self) -> None:
@@ -303,13 +289,11 @@ class EngineLoop:
             self._submitted.clear()
             self._in_use.clear()
             self._num_untold = 0
-            self._set_health(Health.FAILED)
-        now_s = self.clock.now_s()
+            self._health = Health.FAILED
+            self._changed.notify_all()
+        now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
         self._listener(
-            [
-                TokenEvent(one, None, now_s, FinishReason.CANCELLED, error=message)
-                for one in ids
-            ]
+            [TokenEvent(one, None, now_s, reason, error=message) for one in ids]
         )
 
     def _serve(self) -> None:

@@ -20,9 +20,8 @@ _SETTINGS = (
 
 def num_cpus() -> int:
     """Returns the cores this process is allowed on: fewer than there are in a box."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")  # not every system does
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def machine_digest() -> str:

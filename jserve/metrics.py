@@ -77,12 +77,9 @@ class ServerMetrics(Collector):
     """Counts what the server sees and, on a scrape, adds what the engine counts.
 
     Attributes:
-      registry: All metrics, to be scraped.
       ttft_s: Arrival to first token.
       gap_s: Between two tokens of one request.
       e2e_s: Arrival to last token.
-      prompt_tokens: Prompt tokens of a finished request.
-      output_tokens: Output tokens of a finished request.
       publish_s: Detokenising and encoding all tokens of one engine step.
     """
 

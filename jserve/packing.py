@@ -13,7 +13,7 @@ Per-slot parts (sampling, page table) are kept in arrays by slot and gathered, s
 step writes only what changed.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jserve_sched.buckets import Bucket
 from jserve_sched.plan import Row, StepPlan
 from jserve_sched.request import MAX_STOP_TOKENS, Request
 
+Array = TypeVar("Array", np.ndarray, jax.Array)
 FROM_DEVICE = -1
 NO_TOKEN = -1
 
@@ -42,40 +43,32 @@ class Unpacked(NamedTuple):
     target: jax.Array  # [S] slot that remembers the token; num_slots for none
 
 
-def num_logit_rows(bucket: Bucket, num_slots: int) -> int:
-    """Returns how many rows of a step may sample, S."""
-    return min(bucket.num_rows + bucket.num_blocks, num_slots)
-
-
 def packed_size(bucket: Bucket, num_slots: int, max_pages_per_row: int) -> int:
     """Returns the length of the argument for `bucket`."""
-    num_table_rows = bucket.num_rows + bucket.num_blocks
-    return (
-        bucket.num_tokens
-        + num_logit_rows(bucket, num_slots)
-        + num_table_rows * (_NUM_COLUMNS + max_pages_per_row)
-    )
+    num_rows = bucket.num_rows + bucket.num_blocks
+    num_logit_rows = min(num_rows, num_slots)
+    row_size = _NUM_COLUMNS + max_pages_per_row
+    return bucket.num_tokens + num_logit_rows + num_rows * row_size
 
 
-def unpack(
-    packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket, max_pages_per_row: int
-) -> Unpacked:
+def _cut(packed: Array, bucket: Bucket, num_slots: int) -> tuple[Array, Array, Array]:
+    """Returns the argument's tokens, logit rows and row table."""
+    num_rows = bucket.num_rows + bucket.num_blocks
+    table_start = bucket.num_tokens + min(num_rows, num_slots)
+    tokens = packed[: bucket.num_tokens]
+    logit_rows = packed[bucket.num_tokens : table_start]
+    return tokens, logit_rows, packed[table_start:].reshape(num_rows, -1)
+
+
+def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacked:
     """Cuts the argument up; traced.
 
     Args:
       packed: `[packed_size]` int32.
       slot_tokens: `[num_slots]` int32, the token each slot sampled last.
-      bucket: the static shape.
-      max_pages_per_row: pages in a row's table, M.
     """
-    num_table_rows = bucket.num_rows + bucket.num_blocks
     num_slots = slot_tokens.shape[0]
-    table_start = bucket.num_tokens + num_logit_rows(bucket, num_slots)
-    tokens = packed[: bucket.num_tokens]
-    logit_rows = packed[bucket.num_tokens : table_start]
-    table = packed[table_start:].reshape(
-        num_table_rows, _NUM_COLUMNS + max_pages_per_row
-    )
+    tokens, logit_rows, table = _cut(packed, bucket, num_slots)
     decodes = tokens[: bucket.num_rows]
     slots = table[: bucket.num_rows, _TARGET]
     last = slot_tokens.at[slots].get(mode="fill", fill_value=0)
@@ -86,7 +79,7 @@ def unpack(
     columns = table[:, :_NUM_COLUMNS]
     # A padding row is all zeros here: greedy, and remembered by no slot.
     wanted = columns.at[logit_rows].get(mode="fill", fill_value=0)
-    is_padding = logit_rows >= num_table_rows
+    is_padding = logit_rows >= len(table)
 
     def as_float(column: int) -> jax.Array:
         return jax.lax.bitcast_convert_type(wanted[:, column], jnp.float32)
@@ -127,22 +120,20 @@ class Packer:
         self._owner: list[tuple[Request, int] | None] = [None] * num_slots
         self._num_written = [0] * num_slots
 
-    def _new(self, bucket: Bucket) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns an argument of padding, and its logit rows and row table."""
-        num_rows = bucket.num_rows + bucket.num_blocks
+    def _new(self, bucket: Bucket) -> np.ndarray:
+        """Returns an argument of padding."""
         size = packed_size(bucket, self._num_slots, self.max_pages_per_row)
         packed = np.zeros(size, np.int32)
-        table_start = bucket.num_tokens + num_logit_rows(bucket, self._num_slots)
-        logit_rows = packed[bucket.num_tokens : table_start]
-        logit_rows[:] = num_rows
-        return packed, logit_rows, packed[table_start:].reshape(num_rows, -1)
+        _, logit_rows, table = _cut(packed, bucket, self._num_slots)
+        logit_rows[:] = len(table)
+        return packed
 
     def pack(self, plan: StepPlan) -> np.ndarray:
         """Returns the argument; its sampled tokens come out in plan order."""
         bucket = plan.bucket
         num_rows, size = bucket.num_rows, bucket.block_tokens
-        packed, logit_rows, table = self._new(bucket)
-        tokens = packed[: bucket.num_tokens]
+        packed = self._new(bucket)
+        tokens, logit_rows, table = _cut(packed, bucket, self._num_slots)
 
         slots = [self._num_slots] * len(table)
         starts, lengths = [0] * len(table), [0] * len(table)
@@ -192,7 +183,8 @@ class Packer:
         rows; nothing is sampled into a slot. Rows read made-up pages, and what they
         would write goes to the discard page, since all of it lies on their last one.
         """
-        packed, _, table = self._new(bucket)
+        packed = self._new(bucket)
+        *_, table = _cut(packed, bucket, self._num_slots)
         num_rows, size = bucket.num_rows, bucket.block_tokens
         table[:] = self._slots[self._num_slots]
         pages = np.arange(len(table) * self.max_pages_per_row) % self._num_pages

@@ -90,9 +90,7 @@ def run_program(module: types.ModuleType) -> NoReturn:
 
     Arguments that are no flags are refused. A wrong flag or an `app.UsageError`
     ends the program with 2, a `ProgramError` with 1, each in one line on stderr.
-
-    Args:
-      module: the entry module, whose docstring introduces `--help`.
+    The module's docstring introduces `--help`.
     """
     sys.modules["__main__"].__doc__ = module.__doc__
     app.run(

@@ -1,14 +1,9 @@
 """Compiled programs on disk, so that a second start neither traces nor compiles.
 
 A program is named by a digest of all that decides it: the code of this package that a
-step is made of, the machine, and the caller's signature. JAX's own persistent cache
-spares the compilation but not the trace, which takes longer than loading.
-
-A file is believed only if its digest is right. A file or a folder that cannot be used
-costs one warning and a compilation, never a start, and such a file is deleted.
-
-A stored program is a pickle and machine code: another user who can write to the folder
-can run code in this process, so such a folder is refused.
+step is made of, the machine, and the caller's signature. A file that is broken costs
+one warning and a compilation, and is deleted. It is a pickle and machine code, so the
+folder has to be its owner's alone (`compile_cache.make_private_folder`).
 """
 
 import contextlib
@@ -18,18 +13,14 @@ import logging
 import os
 import pathlib
 import pickle
-import tempfile
 
 import jax
 from jax.experimental import serialize_executable
 
 import jserve_models
 from jserve.machine import machine_digest
-from jserve.private_folder import make_private_folder
 
 _LOG = logging.getLogger("jserve")
-_MAGIC = b"jserve program 2\n"
-_HEAD_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 MAX_STORED_BYTES = 2**30
 # The files of this folder that decide a program, besides jserve_models.
 _SOURCES = ("packing.py", "sampling.py", "programs.py", "program_store.py")
@@ -47,20 +38,12 @@ def _source_digest() -> str:
 class ProgramStore:
     """A folder of executables; any thread may use it.
 
-    Attributes:
-      is_writable: Whether new programs are kept, and broken files deleted.
+    New programs are kept, and broken files deleted, only if it `is_writable`.
     """
 
     def __init__(self, folder: pathlib.Path, *, is_writable: bool):
-        """Opens the folder.
-
-        Raises:
-          UntrustedFolderError: if others could have put code there.
-          OSError: if the folder, or this package's code, cannot be read.
-        """
-        make_private_folder(folder)
         self.is_writable = is_writable
-        self._folder = folder
+        self.folder = folder
         self._key = (machine_digest(), _source_digest())
         self._has_warned = False
 
@@ -69,15 +52,13 @@ class ProgramStore:
     ) -> tuple[jax.stages.Compiled, int] | None:
         """Returns a program and the size of its file; None if there is no sound one.
 
-        Args:
-          name: begins the file's name.
-          signature: all that decides the program and is not code, by `repr`.
+        `signature` is all that decides the program and is not code, by its `repr`.
         """
         path = self._path(name, signature)
         try:
             content = path.read_bytes()
-            payload = content[_HEAD_BYTES:]
-            if content[:_HEAD_BYTES] != _head(path, payload):
+            payload = content[hashlib.sha256().digest_size :]
+            if content != _sealed(path, payload):
                 raise ValueError("it is broken, or another program's")
             with contextlib.suppress(OSError):
                 os.utime(path)  # what is used stays longest
@@ -98,37 +79,32 @@ class ProgramStore:
         """Keeps a program; returns the size of its file, None if it was not kept.
 
         It is written beside its place and renamed: a reader finds all of it or none.
-
-        Args:
-          name: as in `load`.
-          signature: as in `load`.
-          compiled: what the compiler made just now. What JAX's cache gave back cannot
-            be serialized again on CPU: it would load, and then miss its functions.
+        What JAX's cache gave back cannot be serialized again on CPU: it would load, and
+        then miss its functions.
         """
         if not self.is_writable:
             return None
         path = self._path(name, signature)
         try:
             payload = pickle.dumps(serialize_executable.serialize(compiled))
-            handle, draft = tempfile.mkstemp(dir=self._folder, prefix=".draft.")
+            content = _sealed(path, payload)
+            draft = path.with_suffix(f".draft{os.getpid()}")
             try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_head(path, payload) + payload)
-                os.replace(draft, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(draft)
-                raise
+                draft.touch(0o600)
+                draft.write_bytes(content)
+                draft.replace(path)
+            finally:
+                draft.unlink(missing_ok=True)
         except Exception as error:  # of the disk, or of a backend that cannot
             self.is_writable = False
             self._warn("compiled programs are not stored: %s", error)
             return None
-        return _HEAD_BYTES + len(payload)
+        return len(content)
 
     def prune(self) -> None:
         """Deletes the files longest unused, until what is left is within bounds."""
         with contextlib.suppress(OSError):  # another process deletes as well
-            facts = [(path.stat(), path) for path in self._folder.iterdir()]
+            facts = [(path.stat(), path) for path in self.folder.iterdir()]
             facts.sort(key=lambda one: -one[0].st_mtime)
             total_bytes = 0
             for fact, path in facts:
@@ -137,7 +113,7 @@ class ProgramStore:
                     path.unlink()
 
     def _path(self, name: str, signature: object) -> pathlib.Path:
-        return self._folder / f"{name}-{_digest(*self._key, signature)}.program"
+        return self.folder / f"{name}-{_digest(*self._key, signature)}.program"
 
     def _warn(self, message: str, *args: object) -> None:
         if not self._has_warned:
@@ -149,6 +125,6 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def _head(path: pathlib.Path, payload: bytes) -> bytes:
-    """Returns what begins the file of this name that has all of this payload."""
-    return _MAGIC + hashlib.sha256(path.name.encode() + payload).digest()
+def _sealed(path: pathlib.Path, payload: bytes) -> bytes:
+    """Returns the file of this name: a digest of name and payload, and the payload."""
+    return hashlib.sha256(path.name.encode() + payload).digest() + payload

@@ -32,12 +32,9 @@ class RowSampling(NamedTuple):
 def sample(logits: jax.Array, sampling: RowSampling) -> jax.Array:
     """Returns the token drawn for each row, `[R]` int32.
 
-    Args:
-      logits: `[R, V]` float32.
-      sampling: how each row is drawn.
-
-    Steps in which every row is greedy and nothing is banned take the maximum and
-    touch the logits no further: on CPU that is most of the sampler's time.
+    Logits are `[R, V]` float32. Steps in which every row is greedy and nothing is
+    banned take the maximum and touch the logits no further: on CPU that is most of the
+    sampler's time.
     """
     is_plain = ~(jnp.any(sampling.temperature > 0) | jnp.any(sampling.banned >= 0))
     tokens: jax.Array = jax.lax.cond(

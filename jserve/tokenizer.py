@@ -8,18 +8,17 @@ characters already shown into a broken run do not take them back.
 
 import abc
 import codecs
-import functools
 import importlib.resources
-import json
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
-import tokenizers.decoders
+from tokenizers.decoders import DecodeStream
 
 from jserve.chat_template import ChatTemplate, Message
+from jserve_models.hf_config import read_json
 
 REPLACEMENT = "\ufffd"  # stands for what has no text
 _PRIMING_TOKENS = 6  # the prompt's end, which decides about spaces
@@ -164,10 +163,6 @@ class ByteTokenizer(Tokenizer):
         return tokens
 
 
-def _new_stream() -> tokenizers.decoders.DecodeStream:
-    return tokenizers.decoders.DecodeStream(skip_special_tokens=True)
-
-
 class _StreamDetokenizer(Detokenizer):
     """Decodes with the tokenizer's own stream, and remembers what it holds back.
 
@@ -178,7 +173,7 @@ class _StreamDetokenizer(Detokenizer):
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
         self._tokenizer = tokenizer
-        self._stream = _new_stream()
+        self._stream = DecodeStream(skip_special_tokens=True)
         self._held: list[int] = []
         for token in prompt_tokens[-_PRIMING_TOKENS:]:
             self.step(token)
@@ -189,20 +184,15 @@ class _StreamDetokenizer(Detokenizer):
         try:
             text = self._stream.step(self._tokenizer, token)
         except Exception:  # the library raises plain Exception
-            return self._restart(token)
-        if not text:
-            return ""
-        self._held.clear()
-        return text
-
-    def _restart(self, token: int) -> str:
-        text = self.finish()
-        self._stream = _new_stream()
-        # The new stream must know that it does not begin the text, or it would drop
-        # the next space; but what was shown must not come out of it again.
-        if not self._stream.step(self._tokenizer, token):
-            self._stream = _new_stream()
-        return text
+            text = self.finish()
+            self._stream = DecodeStream(skip_special_tokens=True)
+            # The new stream must know that it does not begin the text, or it would
+            # drop the next space; but what was shown must not come out of it again.
+            if not self._stream.step(self._tokenizer, token):
+                self._stream = DecodeStream(skip_special_tokens=True)
+        if text:
+            self._held.clear()
+        return text or ""
 
     def finish(self) -> str:
         held, self._held = self._held, []
@@ -226,22 +216,17 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        settings = _read_json(folder / "tokenizer_config.json")
-        super().__init__(
-            self._find_eos(folder, settings), _chat_template(folder, settings)
-        )
-
-    def _find_eos(
-        self, folder: pathlib.Path, settings: dict[str, Any]
-    ) -> frozenset[int]:
-        found: set[Any] = set()
+        settings = _settings(folder / "tokenizer_config.json")
+        eos: list[Any] = [
+            self._tokenizer.token_to_id(_token_text(settings.get("eos_token")) or "")
+        ]
         for name in ("generation_config.json", "config.json"):
-            value = _read_json(folder / name).get("eos_token_id")
-            found.update(value if isinstance(value, list) else [value])
-        text = _token_text(settings.get("eos_token"))
-        if text is not None:
-            found.add(self._tokenizer.token_to_id(text))
-        return frozenset(token for token in found if isinstance(token, int))
+            value = _settings(folder / name).get("eos_token_id")
+            eos += value if isinstance(value, list) else [value]
+        super().__init__(
+            frozenset(token for token in eos if isinstance(token, int)),
+            _chat_template(folder, settings),
+        )
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a prompt, with the post-processor's marks."""
@@ -259,16 +244,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return value
+def _settings(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def _token_text(value: Any) -> str | None:
@@ -283,26 +260,20 @@ def _chat_template(
 ) -> ChatTemplate | None:
     """Returns the folder's template, whichever of its files holds it."""
     path = folder / "chat_template.jinja"
+    value = settings.get("chat_template")
     if path.is_file():
-        value: Any = path.read_text(encoding="utf-8")
-    else:
-        value = settings.get("chat_template")
+        value = path.read_text(encoding="utf-8")
     if isinstance(value, list):  # several, by name
         rows = [row for row in value if isinstance(row, dict)]
         value = {row.get("name"): row.get("template") for row in rows}.get("default")
     if not isinstance(value, str):
         return None
-    tokens = {
-        name: text
-        for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        if (text := _token_text(settings.get(name))) is not None
-    }
-    return ChatTemplate(value, variables=tokens)
-
-
-@functools.cache
-def _byte_tokenizer() -> ByteTokenizer:
-    return ByteTokenizer()
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    texts = {name: _token_text(settings.get(name)) for name in names}
+    return ChatTemplate(
+        value,
+        variables={name: text for name, text in texts.items() if text is not None},
+    )
 
 
 def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
@@ -311,4 +282,4 @@ def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
     Raises:
       ValueError: if the folder lacks a tokenizer, or one of its files is broken.
     """
-    return _byte_tokenizer() if folder is None else HuggingFaceTokenizer(folder)
+    return ByteTokenizer() if folder is None else HuggingFaceTokenizer(folder)

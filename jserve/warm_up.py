@@ -16,6 +16,7 @@ import collections
 import concurrent.futures
 import logging
 import math
+import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from jserve.events import ProgramStart, StartUp
 from jserve.machine import num_cpus
 from jserve.progress import Progress
 from jserve.serving_predictor import ServingPredictor
+from jserve.step_times import save_step_times
 from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.predictor import StepSample
 from jserve_sched.scheduler import Scheduler
@@ -34,12 +36,7 @@ from jserve_sched.table_predictor import TablePredictor
 _LOG = logging.getLogger("jserve")
 _SHARE = 0.25  # of the engine's time goes to padded runs while requests wait
 
-ChoosePredictor = Callable[[TablePredictor, BucketTable], ServingPredictor]
 _Job = concurrent.futures.Future[Any]
-
-
-def _wake_nobody() -> None:
-    pass
 
 
 class WarmUp:
@@ -60,45 +57,44 @@ class WarmUp:
         scheduler: Scheduler,
         tables: Sequence[BucketTable],
         predictor: TablePredictor,
-        keep_times: Callable[[TablePredictor], bool] | None,
-        choose: ChoosePredictor,
+        is_timed: bool,
+        times_path: pathlib.Path | None,
+        choose: Callable[[BucketTable], ServingPredictor],
         max_compile_s: float = 0.0,
         progress: Progress | None = None,
     ):
         """Does nothing yet.
 
         Args:
-          engine: has compiled nothing.
-          scheduler: plans what the engine runs; gets each table, and the predictor.
-          tables: the covering one first, each with all edges of the one before it.
-          predictor: of the last table; prices steps until all is warm.
-          keep_times: writes what is measured, and returns whether it did; None if the
-            predictor holds it already, and nothing is to be measured.
-          choose: given the step times and the table reached, picks what plans then.
-          max_compile_s: no further table is begun that is expected to end later; 0
+          tables: The covering one first, each with all edges of the one before it.
+          predictor: Of the last table; prices steps until all is warm.
+          is_timed: Whether the predictor holds its step times already.
+          times_path: Where they are kept once measured; None for nowhere.
+          choose: Given the table reached, picks what plans once all is warm.
+          max_compile_s: No further table is begun that is expected to end later; 0
             sets no limit.
-          progress: shows how far it is.
         """
         self.serving: ServingPredictor | None = None
         self.progress = progress or Progress()
         self._engine = engine
         self._scheduler = scheduler
         self._tables = tuple(tables)
+        self._left = collections.deque(self._tables[1:])
         self._predictor = predictor
-        self._keep_times = keep_times
+        self._is_timed = is_timed
+        self._times_path = times_path
+        self._are_times_lost = False
         self._choose = choose
         self._max_compile_s = max_compile_s
         self._rough: list[StepSample] = []
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "warm-up")
-        self._wake: Callable[[], None] = _wake_nobody
+        self._wake: Callable[[], object] = threading.Event().set
         self._task: Iterator[_Job | None] | None = None
         self._job: _Job | None = None  # that the task waits for
         self._not_before_s = 0.0
         self._stopping = threading.Event()
-        self._are_times_lost = False
-        self._start_s = self._covering_s = 0.0
-        self._ready_s: float | None = None
-        self._warm_s: float | None = None
+        self._start_s = 0.0
+        self._reached_s: dict[str, float] = {}  # by field of StartUp
 
     @property
     def num_programs_total(self) -> int:
@@ -107,24 +103,18 @@ class WarmUp:
 
     def start_up(self) -> StartUp:
         """Returns how it went so far."""
-        return StartUp(
-            ready_s=self._ready_s,
-            warm_s=self._warm_s,
-            covering_s=self._covering_s,
-            programs=tuple(self._engine.programs.reports),
-        )
+        reports = tuple(self._engine.programs.reports)
+        return StartUp(programs=reports, **self._reached_s)
 
-    def run(self) -> ServingPredictor:
+    def run(self) -> None:
         """Does all of it, where there are no requests to serve meanwhile."""
         self.cover()
-        self.start(_wake_nobody)
+        self.start(self._wake)
         try:
             while self._task is not None:
                 self.turn(is_idle=True)
         finally:
             self.stop()
-        assert self.serving is not None
-        return self.serving
 
     def check_kept(self) -> None:
         """Checks that a later start will find all that this one made.
@@ -134,13 +124,11 @@ class WarmUp:
         """
         reports = self._engine.programs.reports
         num_lost = sum(one.executable_bytes is None for one in reports)
-        if num_lost:
-            raise OSError(
-                f"{num_lost} of {len(reports)} programs could not be kept in the "
-                "compile cache"
+        if num_lost or self._are_times_lost:
+            lost = (
+                f"{num_lost} of {len(reports)} programs" if num_lost else "step times"
             )
-        if self._are_times_lost:
-            raise OSError("step times could not be kept in the compile cache")
+            raise OSError(f"{lost} could not be kept in the compile cache")
 
     def cover(self) -> None:
         """Makes the covering set; after it the engine can run every step.
@@ -153,16 +141,16 @@ class WarmUp:
         self._compile(table)
         if self._stopping.is_set():
             return
-        self._covering_s = time.perf_counter() - self._start_s
+        self._reach("covering_s")
         for _ in self._take_over(table, table.buckets):
             pass
-        self._ready_s = time.perf_counter() - self._start_s
+        self._reach("ready_s")
 
-    def start(self, wake: Callable[[], None]) -> None:
+    def start(self, wake: Callable[[], object]) -> None:
         """Begins to compile the finer tables.
 
         Args:
-          wake: called in another thread when a turn has come due.
+          wake: Called in another thread when a turn has come due.
         """
         self._wake = wake
         self._task = self._finish()
@@ -181,8 +169,7 @@ class WarmUp:
     def is_due(self, *, is_idle: bool) -> bool:
         """Tells whether a turn has something to do, and may do it now.
 
-        Args:
-          is_idle: no request is live. Else turns get a quarter of the time.
+        Beside live requests, when it is not `is_idle`, turns get a quarter of the time.
         """
         job = self._job
         if self._task is None or (job is not None and not job.done()):
@@ -193,9 +180,6 @@ class WarmUp:
         """Does the next piece, of the length of a step; no step may be in flight.
 
         Waits for a piece if there is none.
-
-        Args:
-          is_idle: as in `is_due`.
 
         Raises:
           BaseException: what a compilation, or the choice of a predictor, raised.
@@ -221,18 +205,19 @@ class WarmUp:
         """Yields at the end of each piece, or a job to wait for before the next."""
         self._show_compiling(self.num_programs_total)
         reached = self._tables[0]
-        left = collections.deque(self._tables[1:])
-        table = self._next_table(left)
-        job = self._submit(self._compile, table)
-        while table is not None:
+        job = self._submit(self._compile_next)
+        while True:
             yield job
             if self._stopping.is_set():
-                return  # it may not be whole
+                return  # the table may not be whole
+            table = job.result()
+            if table is None:
+                break
+            job = self._submit(self._compile_next)
             new = [one for one in table.buckets if one not in set(reached.buckets)]
-            reached, table = table, self._next_table(left)
-            job = self._submit(self._compile, table)
+            reached = table
             yield from self._take_over(reached, new)
-        if self._keep_times is not None:
+        if not self._is_timed:
             yield from self._time_all()
         self.progress.begin("choosing the predictor")
         job = self._submit(self._choose_predictor, reached)
@@ -240,12 +225,12 @@ class WarmUp:
         serving = job.result()
         self._scheduler.predictor = serving.predictor
         self._engine.programs.mark_warm()
-        self._warm_s = time.perf_counter() - self._start_s
+        self._reach("warm_s")
         self.progress.close()
         self.serving = serving
 
-    def _submit(self, work: Callable[[Any], Any], argument: Any) -> _Job:
-        job = self._pool.submit(work, argument)
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> _Job:
+        job = self._pool.submit(work, *arguments)
         job.add_done_callback(lambda _: self._wake())
         return job
 
@@ -254,7 +239,7 @@ class WarmUp:
         for bucket in new:
             self._engine.first_run(bucket)
             yield
-        if self._keep_times is not None:
+        if not self._is_timed:
             for sample in self._engine.timed_pass(new, repeats=1):
                 self._rough.append(sample)
                 yield
@@ -272,6 +257,9 @@ class WarmUp:
             yield
         self._predictor.fit(samples)
 
+    def _reach(self, field: str) -> None:
+        self._reached_s[field] = time.perf_counter() - self._start_s
+
     def _show_compiling(self, total: int) -> None:
         programs = self._engine.programs
         self.progress.begin(
@@ -280,27 +268,29 @@ class WarmUp:
 
     # In the pool's thread.
 
-    def _compile(self, table: BucketTable | None) -> None:
-        if table is not None:
-            self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
+    def _compile(self, table: BucketTable) -> None:
+        self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
-        if self._keep_times is not None and reached == self._tables[-1]:
-            self._are_times_lost = not self._keep_times(self._predictor)
-        return self._choose(self._predictor, reached)
+        if not self._is_timed and reached == self._tables[-1]:
+            path = self._times_path
+            self._are_times_lost = not path or not save_step_times(
+                path, self._predictor
+            )
+        return self._choose(reached)
 
-    def _next_table(self, left: collections.deque[BucketTable]) -> BucketTable | None:
-        """Takes the next table to compile off those left; None if time is up.
+    def _compile_next(self) -> BucketTable | None:
+        """Compiles and returns the next table; None if there is none, or no time.
 
         Tables are skipped as long as they are too small to occupy all cores.
         """
         programs = self._engine.programs
-        num_reports = max(len(programs.reports), 1)
-        trace_s = sum(one.trace_s for one in programs.reports) / num_reports
-        compile_s = sum(one.compile_s for one in programs.reports) / num_reports
-        found = None
-        while left:
-            num_new = sum(not programs.has(one) for one in left[0].buckets)
+        num_made = max(len(programs.reports), 1)
+        trace_s = sum(one.trace_s for one in programs.reports) / num_made
+        compile_s = sum(one.compile_s for one in programs.reports) / num_made
+        found, num_new = None, 0
+        while self._left and num_new < num_cpus():
+            num_new = sum(not programs.has(one) for one in self._left[0].buckets)
             # One is traced at a time, and as many are compiled as there are cores.
             num_rounds = math.ceil(num_new / num_cpus())
             expected_s = programs.wall_s + num_new * trace_s + num_rounds * compile_s
@@ -313,24 +303,14 @@ class WarmUp:
                         self.num_programs_total,
                     )
                 break
-            found = left.popleft()
-            if num_new >= num_cpus():
-                break
+            found = self._left.popleft()
+        if found is not None:
+            self._compile(found)
         return found
 
 
 def start_up_table(start_up: StartUp) -> str:
     """Returns what each program took, as text."""
-
-    def row(*cells: str) -> str:
-        program, trace, compile_, size, source = cells
-        return f"{program:<12}  {trace:>8}  {compile_:>9}  {size:>12}  {source}"
-
-    def row_of(one: ProgramStart) -> str:
-        size = "-" if one.executable_bytes is None else f"{one.executable_bytes:,}"
-        times = f"{one.trace_s:.3f}", f"{one.compile_s:.3f}"
-        return row(one.program, *times, size, one.source)
-
     programs = start_up.programs
     counts = collections.Counter(one.source for one in programs)
     total = ProgramStart(
@@ -340,5 +320,9 @@ def start_up_table(start_up: StartUp) -> str:
         sum(one.executable_bytes or 0 for one in programs),
         ", ".join(f"{count} {source}" for source, count in sorted(counts.items())),
     )
-    head = row("program", "trace s", "compile s", "bytes", "source")
-    return "\n".join((head, *map(row_of, programs), row_of(total)))
+    lines = ["program        trace s  compile s         bytes  source"]
+    for one in (*programs, total):
+        size = "-" if one.executable_bytes is None else f"{one.executable_bytes:,}"
+        times = f"{one.trace_s:>8.3f}  {one.compile_s:>9.3f}"
+        lines.append(f"{one.program:<12}  {times}  {size:>12}  {one.source}")
+    return "\n".join(lines)

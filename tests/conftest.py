@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 import pytest
 from absl import flags
@@ -25,3 +26,13 @@ def shared_programs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     programs = folder / "shared_programs"
     programs.mkdir(mode=0o700, exist_ok=True)
     return programs
+
+
+@pytest.fixture(scope="module")
+def quick_compiler() -> Iterator[None]:
+    """Machine code is not optimised: most programs of tests run a few times."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

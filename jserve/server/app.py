@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
-import itertools
-import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 
 from jserve.config import ServerConfig
-from jserve.events import Health
 from jserve.server.errors import ApiError, install_error_handlers
 from jserve.server.openai_routes import openai_router
 from jserve.server.operator_routes import health_router, inspection_router
@@ -24,9 +22,7 @@ from jserve.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from jserve.loop import EngineLoop
 
-_LOGGER = logging.getLogger(__name__)
-_WATCH_S = 0.1
-_ABSORB_TURNS = 100  # read the step log every 10 s, long before it wraps around
+_ABSORB_S = 10.0  # long before the step log wraps around
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -67,25 +63,11 @@ def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
     return check
 
 
-async def _watch(service: Service) -> None:
-    """Logs how far the engine has come, and keeps up with its step log."""
-    engine = service.engine
-    start_s = engine.clock.now_s()
-    state = Health.STARTING
-    for turn in itertools.count(1):
-        if engine.health is not state:
-            state = engine.health
-            if state is Health.FAILED:
-                _LOGGER.error("the engine has failed: requests are refused from now on")
-            elif state in (Health.READY, Health.WARM):
-                duration_s = engine.clock.now_s() - start_s
-                count = engine.stats().num_programs
-                _LOGGER.info(
-                    "%s after %.1f s, %d programs", state.value, duration_s, count
-                )
-        if turn % _ABSORB_TURNS == 0:
-            service.metrics.absorb_steps()
-        await asyncio.sleep(_WATCH_S)
+async def _absorb_steps(service: Service) -> None:
+    """Keeps the metrics up with the step log."""
+    while True:
+        await asyncio.sleep(_ABSORB_S)
+        service.metrics.absorb_steps()
 
 
 async def _stop(engine: "EngineLoop") -> bool:
@@ -115,14 +97,14 @@ def build_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.router.attach(asyncio.get_running_loop())
-        engine.set_listener(service.router.publish)
+        loop = asyncio.get_running_loop()
+        engine.set_listener(functools.partial(service.router.publish, loop))
         engine.start()
-        watcher = asyncio.create_task(_watch(service))
+        absorber = asyncio.create_task(_absorb_steps(service))
         try:
             yield
         finally:
-            watcher.cancel()
+            absorber.cancel()
             app.state.has_stopped = await _stop(engine)
 
     app = FastAPI(title="jserve", openapi_url=None, lifespan=lifespan)

@@ -24,9 +24,8 @@ _MAX_QUOTED_CHARS = 80
 def quote(value: object) -> str:
     """Returns a client's value as a message may repeat it: short."""
     text = repr(value)
-    if len(text) > _MAX_QUOTED_CHARS:
-        return text[:_MAX_QUOTED_CHARS] + "..."
-    return text
+    is_long = len(text) > _MAX_QUOTED_CHARS
+    return text[:_MAX_QUOTED_CHARS] + "..." if is_long else text
 
 
 class ApiError(Exception):

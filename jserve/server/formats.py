@@ -14,30 +14,11 @@ EVENT_TAIL = b"\n\n"
 DONE_EVENT = b"data: [DONE]\n\n"
 
 
-def usage(
-    *, prompt_tokens: int, completion_tokens: int, cached_tokens: int
-) -> dict[str, Any]:
-    """Returns OpenAI's `usage`.
-
-    Args:
-      prompt_tokens: Of the prompts, each counted once whatever `n`.
-      completion_tokens: Of all outputs.
-      cached_tokens: Prompt tokens found in the prefix cache.
-    """
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerFormat:
     """Names and labels of one answer.
 
     Attributes:
-      created_s: Unix time at which it was begun.
       has_usage: Whether a stream ends with its usage.
       has_token_ids: Whether token ids go beside the text.
     """
@@ -89,29 +70,22 @@ class ChunkWriter:
     def __init__(self, form: AnswerFormat, index: int):
         top = json.dumps(form._top(form._chunk_kind))[:-1]
         start = f'data: {top}, "choices": [{{"index": {index}, '
+        head, role = f'{start}"text": ', ""
         if form.is_chat:
-            self._head = f'{start}"delta": {{"content": '.encode()
-            self._first_head = (
-                f'{start}"delta": {{"role": "assistant", "content": '.encode()
-            )
-            middle = b'}, "logprobs": null'
-        else:
-            self._head = self._first_head = f'{start}"text": '.encode()
-            middle = b', "logprobs": null'
-        self._middle = middle
+            head, role = f'{start}"delta": {{', '"role": "assistant", '
+        content = '"content": ' if form.is_chat else ""
+        self._head = f"{head}{content}".encode()
+        self._next_head = f"{head}{role}{content}".encode()
+        self._middle = b'}, "logprobs": null' if form.is_chat else b', "logprobs": null'
         self._tail = b'}], "usage": null}\n\n' if form.has_usage else b"}]}\n\n"
-        self._plain_ending = middle + b', "finish_reason": null' + self._tail
+        self._plain_ending = self._middle + b', "finish_reason": null' + self._tail
         self._has_token_ids = form.has_token_ids
-        self._is_first = True
 
     def event(
         self, text: str, finish_reason: str | None, tokens: Sequence[int]
     ) -> bytes:
         """Returns the event of newly certain text, maybe empty, and of its tokens."""
-        head = self._head
-        if self._is_first:
-            self._is_first = False
-            head = self._first_head
+        head, self._next_head = self._next_head, self._head  # the role comes once
         escaped = json.dumps(text).encode()
         if finish_reason is None and not self._has_token_ids:
             return head + escaped + self._plain_ending

@@ -1,28 +1,39 @@
-"""One output, and one reply made of several.
+"""Outputs, the replies made of them, and the router that brings them their tokens.
 
-Tokens become text and bytes where they arrive, for all requests of an engine step at
-once; a connection's task wakes only to write what is ready.
+There is one hand-over an engine step: the engine's thread leaves the whole step's
+events with the event loop in a single call. There tokens become text and bytes, for all
+requests of the step at once; a connection's task wakes only to write what is ready.
 """
 
 import asyncio
+import collections
+import contextlib
+import logging
+import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jserve.events import TokenEvent
+import numpy as np
+
+from jserve.events import NotServingError, QueueFullError, TokenEvent
 from jserve.metrics import ServerMetrics
-from jserve.server.errors import error_json
+from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import (
     DONE_EVENT,
     EVENT_HEAD,
     EVENT_TAIL,
     AnswerFormat,
     ChunkWriter,
-    usage,
 )
 from jserve.server.stop_strings import StopFinder
 from jserve.tokenizer import Tokenizer
 from jserve_sched.request import FinishReason, Request
 
+if TYPE_CHECKING:
+    from jserve.loop import EngineLoop
+
+_LOGGER = logging.getLogger(__name__)
+_MAX_TIMED_STEPS = 4096
 # A request that the server cut off ends as vLLM ends it.
 _REASONS = {
     FinishReason.STOP: "stop",
@@ -35,10 +46,8 @@ class Generation:
     """One output of one prompt.
 
     Attributes:
-      request: What the engine was asked.
       finish_reason: Why it ended, in the API's words; None while it runs.
       error: What went wrong in the engine or here, if it did.
-      tokens: Output token ids so far.
       num_cached_tokens: Prompt tokens that came from the prefix cache.
     """
 
@@ -61,13 +70,8 @@ class Generation:
         self._finder = finder
         self._metrics = metrics
         self._prefix = prefix
-        self._texts: list[str] = []
+        self.texts: list[str] = []
         self._times_s: list[float] = []
-
-    @property
-    def text(self) -> str:
-        """All text so far."""
-        return "".join(self._texts)
 
     def take(self, event: TokenEvent) -> str:
         """Takes the next event; returns the text it made certain."""
@@ -89,19 +93,17 @@ class Generation:
             self._finish("stop", event.time_s)
         elif reason is not None:
             self._finish(_REASONS[reason], event.time_s)
-        self._texts.append(text)
+        self.texts.append(text)
         return text
 
     def fail(self, error: str, now_s: float) -> None:
         """Ends it since the server could not handle an event."""
         self.error = error
-        if self.finish_reason is None:
-            self._finish("error", now_s)
+        self._finish("error", now_s)
 
     def abandon(self, now_s: float) -> None:
         """Ends it since its client has gone."""
-        if self.finish_reason is None:
-            self._finish("abort", now_s, has_client_left=True)
+        self._finish("abort", now_s, has_client_left=True)
 
     def _show(self, text: str) -> str:
         if len(self.tokens) <= self.request.min_tokens:
@@ -118,6 +120,8 @@ class Generation:
     def _finish(
         self, reason: str, now_s: float, *, has_client_left: bool = False
     ) -> None:
+        if self.finish_reason is not None:
+            return
         self.finish_reason = reason
         request, metrics = self.request, self._metrics
         metrics.count_finished(reason)
@@ -137,8 +141,6 @@ class Reply:
 
     Attributes:
       generations: `num_choices` outputs of each prompt, prompt by prompt.
-      form: How the answer is written.
-      is_streamed: Whether each token is sent as it comes.
     """
 
     def __init__(
@@ -214,16 +216,102 @@ class Reply:
             yield chunk
 
     def _usage(self) -> dict[str, Any]:
+        """Returns OpenAI's `usage`; prompts count once, whatever `n`."""
         firsts = self.generations[:: self._num_choices]
-        return usage(
-            prompt_tokens=sum(one.request.num_prompt_tokens for one in firsts),
-            completion_tokens=sum(len(one.tokens) for one in self.generations),
-            cached_tokens=sum(one.num_cached_tokens for one in firsts),
-        )
+        num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
+        num_output = sum(len(one.tokens) for one in self.generations)
+        num_cached = sum(one.num_cached_tokens for one in firsts)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_output,
+            "total_tokens": num_prompt + num_output,
+            "prompt_tokens_details": {"cached_tokens": num_cached},
+        }
 
     def _answer(self) -> bytes:
         choices = [
-            self.form.choice(index, one.text, one.finish_reason, one.tokens)
+            self.form.choice(index, "".join(one.texts), one.finish_reason, one.tokens)
             for index, one in enumerate(self.generations)
         ]
         return self.form.answer(choices, self._usage())
+
+
+class TokenRouter:
+    """Knows which reply each live request belongs to. Lives on the event loop."""
+
+    def __init__(self, engine: "EngineLoop", metrics: ServerMetrics):
+        self._engine = engine
+        self._metrics = metrics
+        self._targets: dict[str, tuple[Reply, int]] = {}
+        self._publish_s: collections.deque[float] = collections.deque(
+            maxlen=_MAX_TIMED_STEPS
+        )
+
+    def publish(
+        self, loop: asyncio.AbstractEventLoop, events: Sequence[TokenEvent]
+    ) -> None:
+        """Hands one step's events to the loop; called from the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # it has closed, as have connections
+            loop.call_soon_threadsafe(self._route, events)
+
+    def open(self, reply: Reply) -> None:
+        """Submits all requests of a reply, or none.
+
+        Raises:
+          ValueError: if one can never run.
+          QueueFullError: if too many wait.
+          NotServingError: if the engine takes none.
+        """
+        try:
+            for index, generation in enumerate(reply.generations):
+                request = generation.request
+                self._targets[request.request_id] = reply, index
+                self._engine.submit(request)
+        except (ValueError, QueueFullError, NotServingError) as error:
+            self._drop(reply)
+            if not isinstance(error, ValueError):
+                for request in (one.request for one in reply.generations):
+                    is_met = request.slo.is_best_effort
+                    self._metrics.count_rejected(error)
+                    self._metrics.count_slo(request.service_class, is_met)
+            raise
+
+    def close(self, reply: Reply) -> None:
+        """Cancels what of a reply still runs: its client has gone."""
+        self._drop(reply)
+        now_s = self._engine.clock.now_s()
+        for generation in reply.generations:
+            generation.abandon(now_s)
+
+    def _drop(self, reply: Reply) -> None:
+        for generation in reply.generations:
+            request_id = generation.request.request_id
+            if self._targets.pop(request_id, None) is not None:
+                self._engine.cancel(request_id)
+
+    def _route(self, events: Sequence[TokenEvent]) -> None:
+        start_s = time.perf_counter()
+        for event in events:
+            target = self._targets.get(event.request_id)
+            if target is None:
+                continue
+            reply, index = target
+            try:
+                reply.take(index, event)
+            except Exception:  # must not cost the other requests their events
+                _LOGGER.exception("request %s failed", event.request_id)
+                reply.fail(index, SURPRISE, event.time_s)
+            if reply.generations[index].finish_reason is not None:
+                del self._targets[event.request_id]
+                if event.finish_reason is None:
+                    self._engine.cancel(event.request_id)
+        duration_s = time.perf_counter() - start_s
+        self._metrics.publish_s.observe(duration_s)
+        self._publish_s.append(duration_s)
+
+    def publish_times_s(self) -> dict[str, float]:
+        """Returns what detokenising and encoding cost a step, over recent steps."""
+        if not self._publish_s:
+            return {}
+        p50, p99 = np.percentile(self._publish_s, (50, 99)).tolist()
+        return {"p50": p50, "p99": p99}

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from jserve.server.generation import Reply
+from jserve.server.generation import Reply, TokenRouter
 from jserve.server.http_limits import read_body
 from jserve.server.protocol import (
     ChatRequest,
@@ -16,7 +16,6 @@ from jserve.server.protocol import (
     GenerationRequest,
     parse_body,
 )
-from jserve.server.router import TokenRouter
 from jserve.server.service import Service
 
 _CLIENT_CLOSED_REQUEST = 499  # nobody will read it; logs and tests do

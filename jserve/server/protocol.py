@@ -24,19 +24,19 @@ SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
 
-# Fields that are not supported. Some are known to the other endpoint, where they never
-# come here. None asks for nothing, nor do these values, unless a field has its own.
-_REFUSED = frozenset(
+_HARMLESS: tuple[Any, ...] = (False, [], {}, "")
+# Fields that are not supported, and the values, besides none, that ask for nothing.
+# Some are known to the other endpoint, where they never come here.
+_REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
     allowed_token_ids audio bad_words chat_template chat_template_kwargs documents
     continue_final_message ebnf echo functions guided_choice guided_grammar guided_regex
     logit_bias logits_processors logprobs max_completion_tokens
     prompt_embeds prompt_logprobs regex structured_outputs suffix tool_calls tools
     truncate_prompt_tokens use_beam_search web_search_options
-    """.split()  # noqa: SIM905
-)
-_HARMLESS: tuple[Any, ...] = (False, [], {}, "")
-_HARMLESS_BY_FIELD: dict[str, tuple[Any, ...]] = {
+    """.split(),  # noqa: SIM905
+    _HARMLESS,
+) | {
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "guided_json": (),  # {} asks for JSON
@@ -65,9 +65,10 @@ class _Fields(pydantic.BaseModel):
     def _refuse_or_ignore(self) -> "_Fields":
         for name, value in (self.model_extra or {}).items():
             path = self.where + name[:_MAX_NAME_CHARS]
-            if name not in _REFUSED and name not in _HARMLESS_BY_FIELD:
+            harmless = _REFUSED.get(name)
+            if harmless is None:
                 _log_ignored(path)
-            elif value is not None and not _is_harmless(name, value):
+            elif value is not None and not _is_among(harmless, value):
                 raise ApiError(
                     f"{path}={quote(value)} is not supported by this server",
                     path,
@@ -76,11 +77,11 @@ class _Fields(pydantic.BaseModel):
         return self
 
 
-def _is_harmless(name: str, value: Any) -> bool:
+def _is_among(values: tuple[Any, ...], value: Any) -> bool:
     # 0 is not False: a completion's `logprobs: 0` asks for one value a token.
     return any(
         value == one and isinstance(value, bool) == isinstance(one, bool)
-        for one in _HARMLESS_BY_FIELD.get(name, _HARMLESS)
+        for one in values
     )
 
 

@@ -13,7 +13,7 @@ from jserve.events import NotServingError, QueueFullError
 from jserve.metrics import ServerMetrics
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
-from jserve.server.generation import Generation, Reply
+from jserve.server.generation import Generation, Reply, TokenRouter
 from jserve.server.http_limits import largest_honest_body
 from jserve.server.prompts import (
     check_tokens,
@@ -27,7 +27,6 @@ from jserve.server.protocol import (
     CompletionRequest,
     GenerationRequest,
 )
-from jserve.server.router import TokenRouter
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
 from jserve.tokenizer import Tokenizer
@@ -40,7 +39,7 @@ _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
 _NOT_SERVING_RETRY_S = 5.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class _Prompt:
     """A prompt's token ids, how long its output may be, and what precedes it."""
 
@@ -50,13 +49,7 @@ class _Prompt:
 
 
 class Service:
-    """Everything the endpoints share.
-
-    Attributes:
-      model_name: Name that clients use.
-      context_tokens: Most tokens of prompt and output together that can run here.
-      max_body_bytes: Largest request body taken.
-    """
+    """Everything the endpoints share."""
 
     def __init__(
         self,
@@ -76,6 +69,7 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
+        # Most tokens of prompt and output together that can run here.
         self.context_tokens = min(engine.max_model_len, engine.num_kv_tokens)
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             self.context_tokens
@@ -117,7 +111,6 @@ class Service:
         """Starts a completion, or the next turn of a chat.
 
         Args:
-          body: What is asked for.
           headers: Names in lower case.
           arrival_s: On the engine's clock.
 
@@ -126,11 +119,7 @@ class Service:
         """
         if body.model is not None:
             self.check_model(body.model)
-        if isinstance(body, CompletionRequest):
-            prompts = await self._prompts(body)
-        else:
-            assert isinstance(body, ChatRequest)
-            prompts = [await self._conversation(body)]
+        prompts = await self._prompts(body)
         reply = self._reply(body, prompts, headers, arrival_s)
         try:
             self.router.open(reply)
@@ -151,62 +140,47 @@ class Service:
             message += repr(self.model_name)
             raise ApiError(message, "model", status=404, code="model_not_found")
 
-    async def _prompts(self, body: CompletionRequest) -> list[_Prompt]:
+    async def _prompts(self, body: GenerationRequest) -> list[_Prompt]:
+        """Returns a completion's prompts, or a chat's one, with room for an output."""
+        tokenizer, vocab_size = self.tokenizer, self.engine.vocab_size
+        if isinstance(body, ChatRequest):
+            turns = [message.to_turn() for message in body.messages]
+            tokens = check_tokens(
+                await encode_chat(
+                    tokenizer,
+                    turns,
+                    add_generation_prompt=body.add_generation_prompt is not False,
+                ),
+                vocab_size,
+            )
+            return [_Prompt(tokens, self._max_tokens(body, len(tokens)))]
+        assert isinstance(body, CompletionRequest)
         prompts = []
         for prompt in split_prompts(body.prompt):
-            tokens = check_tokens(
-                await encode_prompt(self.tokenizer, prompt), self.engine.vocab_size
-            )
-            max_tokens = self._max_tokens(
-                len(tokens),
-                "prompt",
-                default=_DEFAULT_COMPLETION_TOKENS,
-                max_tokens=body.max_tokens,
-            )
+            tokens = check_tokens(await encode_prompt(tokenizer, prompt), vocab_size)
             echo = prompt if body.echo else ""
             if not isinstance(echo, str):
-                echo = self.tokenizer.decode(echo)
-            prompts.append(_Prompt(tokens=tokens, max_tokens=max_tokens, echo=echo))
+                echo = tokenizer.decode(echo)
+            max_tokens = self._max_tokens(body, len(tokens))
+            prompts.append(_Prompt(tokens, max_tokens, echo))
         return prompts
 
-    async def _conversation(self, body: ChatRequest) -> _Prompt:
-        tokens = await encode_chat(
-            self.tokenizer,
-            [message.to_turn() for message in body.messages],
-            add_generation_prompt=body.add_generation_prompt is not False,
-        )
-        if body.max_completion_tokens is None:
-            asked = {"max_tokens": body.max_tokens}
-        else:
-            asked = {"max_completion_tokens": body.max_completion_tokens}
-        max_tokens = self._max_tokens(len(tokens), "messages", **asked)
-        prompt_tokens = check_tokens(tokens, self.engine.vocab_size)
-        return _Prompt(tokens=prompt_tokens, max_tokens=max_tokens)
-
-    def _max_tokens(
-        self,
-        num_prompt_tokens: int,
-        prompt_name: str,
-        default: int | None = None,
-        **asked: int | None,
-    ) -> int:
-        """Returns the most output tokens after a prompt.
-
-        Args:
-          num_prompt_tokens: Tokens of the prompt.
-          prompt_name: Field of the prompt.
-          default: When none are asked for; None gives the rest of the context.
-          **asked: Field that asks for a number, and that number.
-        """
+    def _max_tokens(self, body: GenerationRequest, num_prompt_tokens: int) -> int:
+        """Returns the most output tokens after a prompt of this length."""
         code, context = "context_length_exceeded", self.context_tokens
         room = context - num_prompt_tokens
+        default, name, number = room, "max_tokens", body.max_tokens
+        if not isinstance(body, ChatRequest):
+            default = min(_DEFAULT_COMPLETION_TOKENS, room)
+        elif body.max_completion_tokens is not None:
+            name, number = "max_completion_tokens", body.max_completion_tokens
         if room < 1:
             message = f"the prompt has {num_prompt_tokens} tokens; the context is "
             message += f"{context} tokens, prompt and at least 1 of output together"
-            raise ApiError(message, prompt_name, code=code)
-        ((name, number),) = asked.items()
+            param = "messages" if isinstance(body, ChatRequest) else "prompt"
+            raise ApiError(message, param, code=code)
         if number is None:
-            return room if default is None else min(default, room)
+            return default
         if number > room:
             message = (
                 f"{name}={quote(number)} is over {room}: the context is {context} "
@@ -248,6 +222,7 @@ class Service:
         if min_tokens > fewest:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
+        keep_stop = bool(body.include_stop_str_in_output)
         generations: list[Generation] = []
         for index in range(num_requests):
             prompt = prompts[index // num_choices]
@@ -265,7 +240,6 @@ class Service:
                     sampling, seed=(sampling.seed + index % num_choices) % SEEDS
                 ),
             )
-            keep_stop = bool(body.include_stop_str_in_output)
             generations.append(
                 Generation(
                     request=request,

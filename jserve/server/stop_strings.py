@@ -15,12 +15,7 @@ class StopFinder:
     """
 
     def __init__(self, stops: Sequence[str], *, keep_stop: bool = False):
-        """Starts watching.
-
-        Args:
-          stops: non-empty strings; none finds nothing.
-          keep_stop: whether the stop string is part of the text let through.
-        """
+        """Starts watching; `keep_stop` lets the stop string through as well."""
         self._stops = tuple(stops)
         self._keep_stop = keep_stop
         self._held = ""

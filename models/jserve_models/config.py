@@ -43,10 +43,8 @@ class ModelConfig:
     """The shape of a Llama-style decoder.
 
     Attributes:
-      name: what the model is called.
       vocab_size: token ids, 0 to `vocab_size - 1`.
       hidden_size: width of the residual stream.
-      num_layers: decoder layers.
       num_heads: query heads in a layer.
       num_kv_heads: key and value heads in a layer; divides `num_heads`.
       head_dim: width of a head; even.
@@ -77,18 +75,9 @@ class ModelConfig:
     max_model_len: int
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "intermediate_size",
-            "max_model_len",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+        for name, value in vars(self).items():
+            if type(value) is int and value < 1:
+                raise ValueError(f"{name}={value} is below 1")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of "
@@ -96,19 +85,6 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} is odd: rotary needs pairs")
-
-    @property
-    def num_parameters(self) -> int:
-        """Weights in all, norms and biases included."""
-        q_size = self.num_heads * self.head_dim
-        kv_size = self.num_kv_heads * self.head_dim
-        layer = self.hidden_size * (2 * q_size + 2 * kv_size)
-        layer += 3 * self.hidden_size * self.intermediate_size
-        layer += 2 * self.hidden_size
-        layer += (q_size + 2 * kv_size) * self.qkv_bias
-        layer += 2 * self.head_dim * self.qk_norm
-        ends = self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
-        return self.num_layers * layer + ends + self.hidden_size
 
 
 # Untied: with random weights and a tied head the likeliest next token is the last
@@ -123,6 +99,23 @@ _TINY = ModelConfig(
     head_dim=32,
     intermediate_size=688,
     max_model_len=16384,
+)
+
+_LLAMA_3_SCALING = Llama3Scaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_len=8192
+)
+_LLAMA_8B = ModelConfig(
+    name="llama-8b",
+    vocab_size=128256,
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    rope_theta=500000.0,
+    rope_scaling=_LLAMA_3_SCALING,
+    max_model_len=131072,
 )
 
 NAMED: dict[str, ModelConfig] = {
@@ -144,42 +137,16 @@ NAMED: dict[str, ModelConfig] = {
         _TINY,
         # The 19.3 M parameters on which other servers were measured.
         dataclasses.replace(_TINY, name="peer-19m", vocab_size=32000),
-        ModelConfig(
+        dataclasses.replace(
+            _LLAMA_8B,
             name="llama-1b",
-            vocab_size=128256,
             hidden_size=2048,
             num_layers=16,
-            num_heads=32,
-            num_kv_heads=8,
             head_dim=64,
             intermediate_size=8192,
-            rope_theta=500000.0,
-            rope_scaling=Llama3Scaling(
-                factor=32.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_len=8192,
-            ),
+            rope_scaling=dataclasses.replace(_LLAMA_3_SCALING, factor=32.0),
             tie_embeddings=True,
-            max_model_len=131072,
         ),
-        ModelConfig(
-            name="llama-8b",
-            vocab_size=128256,
-            hidden_size=4096,
-            num_layers=32,
-            num_heads=32,
-            num_kv_heads=8,
-            head_dim=128,
-            intermediate_size=14336,
-            rope_theta=500000.0,
-            rope_scaling=Llama3Scaling(
-                factor=8.0,
-                low_freq_factor=1.0,
-                high_freq_factor=4.0,
-                original_max_len=8192,
-            ),
-            max_model_len=131072,
-        ),
+        _LLAMA_8B,
     )
 }

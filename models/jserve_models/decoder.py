@@ -49,10 +49,8 @@ class Leaf:
     """What is known of one parameter before it has a value.
 
     Attributes:
-      path: its name, such as "layers.attention.q.kernel".
-      shape: its shape.
-      axes: for each dimension what it counts, or None if never sharded.
-      draw: how it is filled without a checkpoint.
+      path: Its name, such as "layers.attention.q.kernel".
+      axes: For each dimension what it counts, or None if never sharded.
     """
 
     path: str
@@ -90,10 +88,8 @@ class Decoder:
         """Runs one step.
 
         Args:
-          leaves: parameters in the order of `self.leaves`.
-          kv: the cache; donate it.
-          inputs: the step's tokens, rows and pages.
-          shape: the step's static sizes.
+          leaves: Parameters in the order of `self.leaves`.
+          kv: The cache; donate it.
 
         Returns:
           float32 logits [S, vocab] of the last real token of each wanted row

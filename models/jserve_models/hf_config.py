@@ -37,7 +37,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
       ValueError: if the folder holds no readable `config.json`, or its model is not
         supported; names the key, its value and what is.
     """
-    raw = _read_json(folder / "config.json")
+    raw = read_json(folder / "config.json")
     architecture = _architecture(raw)
     for key, wanted in _REFUSED.items():
         if raw.get(key) not in (None, wanted):
@@ -66,7 +66,12 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     )
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+      ValueError: if there is none.
+    """
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

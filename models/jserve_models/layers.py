@@ -6,6 +6,7 @@ parameter carries as metadata how it may be sharded and how it is drawn.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +37,8 @@ def parameter(
     """Returns a parameter of zeros.
 
     Args:
-      shape: its shape.
-      axes: for each dimension the name of what it counts ("vocab", "heads", ...),
+      axes: For each dimension the name of what it counts ("vocab", "heads", ...),
         or None for one that is never sharded.
-      draw: how it is filled when weights are drawn.
-      dtype: its type.
     """
     return nnx.Param(jnp.zeros(shape, dtype), logical_axes=axes, draw=draw)
 
@@ -99,27 +97,16 @@ class Attention(nnx.Module):
     """Self-attention over the paged cache, grouped queries."""
 
     def __init__(self, config: ModelConfig, dtype: jax.typing.DTypeLike):
-        num_layers, hidden = config.num_layers, config.hidden_size
+        hidden, bias = config.hidden_size, config.qkv_bias
         q_size = config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
-        bias = config.qkv_bias
+        linear = functools.partial(Linear, config.num_layers, dtype=dtype)
         # Three kernels, not one: a fused one would be cut across tensor shards.
-        self.q = Linear(
-            num_layers,
-            (hidden, q_size),
-            (None, "heads"),
-            dtype,
-            has_bias=bias,
-            gain=_Q_GAIN,
-        )
-        self.k = Linear(
-            num_layers, (hidden, kv_size), (None, "kv_heads"), dtype, has_bias=bias
-        )
-        self.v = Linear(
-            num_layers, (hidden, kv_size), (None, "kv_heads"), dtype, has_bias=bias
-        )
-        self.o = Linear(num_layers, (q_size, hidden), ("heads", None), dtype)
-        norm = (num_layers,), config.head_dim, config.rms_norm_eps, dtype
+        self.q = linear((hidden, q_size), (None, "heads"), has_bias=bias, gain=_Q_GAIN)
+        self.k = linear((hidden, kv_size), (None, "kv_heads"), has_bias=bias)
+        self.v = linear((hidden, kv_size), (None, "kv_heads"), has_bias=bias)
+        self.o = linear((q_size, hidden), ("heads", None))
+        norm = (config.num_layers,), config.head_dim, config.rms_norm_eps, dtype
         self.q_norm = RmsNorm(*norm) if config.qk_norm else None
         self.k_norm = RmsNorm(*norm) if config.qk_norm else None
         self.num_heads = config.num_heads

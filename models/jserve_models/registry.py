@@ -23,7 +23,6 @@ class LoadedModel:
     """A model and its weights; equal only to itself.
 
     Attributes:
-      config: Its sizes.
       leaves: Its weights, to be handed back to `forward` in this order.
       forward: Runs one step; pure, so it can be traced with any leaves. Returns
         float32 logits [S, vocab] of the last real token of each wanted row, and the
@@ -33,18 +32,6 @@ class LoadedModel:
     config: ModelConfig
     leaves: list[jax.Array]
     forward: Forward
-
-
-def load_config(name_or_path: str) -> ModelConfig:
-    """Returns the shape of a model without touching its weights.
-
-    Raises:
-      ValueError: if there is no such name or folder, or the folder's model is not
-        supported.
-    """
-    if name_or_path in NAMED:
-        return NAMED[name_or_path]
-    return hf_config.read_config(_folder(name_or_path))
 
 
 def load_model(
@@ -62,14 +49,16 @@ def load_model(
       ValueError: if there is no such name or folder, or the folder's model is not
         supported.
     """
-    config = load_config(name_or_path)
+    config = NAMED.get(name_or_path)
     if config is toy.TOY:
         return LoadedModel(config=config, leaves=toy.toy_leaves(), forward=toy.forward)
-    structure = decoder.Decoder(config)
-    if name_or_path in NAMED:
+    if config is not None:
+        structure = decoder.Decoder(config)
         leaves = random_weights.draw_weights(structure.leaves, seed, dtype)
     else:
         folder = _folder(name_or_path)
+        config = hf_config.read_config(folder)
+        structure = decoder.Decoder(config)
         leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
     return LoadedModel(config=config, leaves=leaves, forward=structure.forward)
 

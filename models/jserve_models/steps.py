@@ -146,15 +146,8 @@ def write_kv(
     place, where a second kind would make it copy the whole cache.
 
     Args:
-      kv: [L * N, K, D, P] and [L * N, K, P, D].
-      keys: [T, K, D].
-      values: [T, K, D].
-      layout: the step's.
+      keys: [T, K, D]; so are `values`.
       layer: [] index of the layer.
-      num_pages: N.
-
-    Returns:
-      The cache with the tokens in it.
     """
     k_cache, v_cache = kv
     # Past the end of the *flat* array: N alone is the next layer's first page, and

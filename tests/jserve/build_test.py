@@ -1,18 +1,16 @@
 import json
 import logging
 import pathlib
-from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from engine_harness import small_config
 from jserve import planning
 from jserve.bucket_choice import choose_buckets
-from jserve.build import build_engine, build_loop, resolve_dtype
+from jserve.build import build_engine, build_loop
 from jserve.config import EngineConfig
 from jserve_sched.annealing import PYTHON_KERNEL
+from jserve_sched.buckets import Bucket
 from jserve_sched.output_lengths import QuantileLength
 from jserve_sched.policies import Annealing
 from jserve_sched.step_demand import prior_demand
@@ -22,10 +20,12 @@ from jserve_sched.step_demand import prior_demand
     ("fields", "message"),
     [
         ({"policy": "lifo"}, "policy 'lifo' is unknown; known: .*'edf'"),
-        (
-            {"bucket_strategy": "fib", "buckets": None},
-            "bucket strategy 'fib' is unknown",
-        ),
+        ({"max_num_batched_tokens": 20}, "max_num_batched_tokens=20"),
+        ({"page_size": 100}, "page_size=100 is not a multiple of block_tokens=32"),
+        ({"dtype": "int4"}, "dtype='int4' is not one of"),
+        ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
+        ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),
+        ({"max_compile_s": -1.0}, "max_compile_s=-1.0"),
         ({"model": "no-such"}, "no-such"),
         ({"max_model_len": 99_999}, "max_model_len=99999 exceeds"),
         ({"kv_cache_bytes": 1000}, "kv_cache_bytes=1000 holds no KV page"),
@@ -37,25 +37,6 @@ from jserve_sched.step_demand import prior_demand
 def test_what_cannot_be_built_is_named(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_loop(small_config(**fields))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"max_num_seqs": 0}, "max_num_seqs=0"),
-        ({"max_num_batched_tokens": 20}, "max_num_batched_tokens=20"),
-        ({"page_size": 100}, "page_size=100 is not a multiple of block_tokens=32"),
-        ({"dtype": "int4"}, "dtype='int4' is not one of"),
-        ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
-        ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),
-        ({"max_programs": -1}, "max_programs=-1"),
-        ({"max_compile_s": -1.0}, "max_compile_s=-1.0"),
-        ({"step_log_max_bytes": 10}, "step_log_max_bytes=10"),
-    ],
-)
-def test_bad_limits_are_named(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        small_config(**fields)
 
 
 def test_the_strategy_goes_by_what_is_given(tmp_path: pathlib.Path) -> None:
@@ -90,10 +71,6 @@ def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> 
     assert 4 <= table.num_programs <= 6
     assert (table.max_rows, table.max_blocks) == (16, 4)
     assert "max_programs=6: " in caplog.text and "left out" in caplog.text
-
-
-def test_auto_is_float32_on_cpu() -> None:
-    assert resolve_dtype("auto") == jnp.float32
 
 
 def test_a_scheduler_plans_by_what_the_config_says(
@@ -137,31 +114,15 @@ def test_a_request_latency_of_another_model_is_not_used(
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"length_estimator": "crystal_ball"}, "crystal_ball"),
-        ({"request_latency": pathlib.Path("absent.json")}, "absent.json"),
-        ({"bucket_strategy": "fib", "buckets": None}, "fib"),
-    ],
+    "fields", [{"length_estimator": "oops"}, {"request_latency": pathlib.Path("oops")}]
 )
 def test_a_slip_is_found_before_anything_takes_long(
-    fields: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def take_long(*_: object, **__: object) -> None:
-        raise AssertionError("a kernel was compiled or a model loaded")
-
-    monkeypatch.setattr(planning, "best_kernel", take_long)
-    monkeypatch.setattr("jserve.build.load_model", take_long)
-    with pytest.raises(ValueError, match=message):
+    monkeypatch.setattr(planning, "best_kernel", None)
+    monkeypatch.setattr("jserve.build.load_model", None)
+    with pytest.raises(ValueError, match="oops"):
         build_loop(small_config(policy="annealing", **fields))
-
-
-@pytest.fixture
-def quick_compiler() -> Iterator[None]:
-    """Machine code is not optimised; who shares which buffer is decided before."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow
@@ -172,15 +133,12 @@ def test_default_programs_update_the_cache_in_place() -> None:
     assert engine.kv_bytes == config.kv_cache_bytes
     table = engine.programs.table
     assert len(table.buckets) == 30
-    # The corners, and the smallest with blocks: whatever else differs lies between.
-    rows, blocks = table.row_edges, table.block_edges
+    # Whatever else differs lies between these.
     corners = [
-        bucket
-        for bucket in table.buckets
-        if bucket.num_rows in (rows[0], rows[-1])
-        and bucket.num_blocks in (*blocks[:2], blocks[-1])
+        max(table.buckets, key=lambda one: one.num_tokens),
+        Bucket(table.max_rows, 0),
+        Bucket(table.row_edges[0], table.block_edges[1]),
     ]
-    assert len(corners) > 4
     engine.compile(corners)
     for bucket in corners:
         memory = engine.programs.memory(bucket)

@@ -126,8 +126,3 @@ def test_what_is_not_a_value_is_refused_by_name(argument: str, message: str) -> 
     with pytest.raises(flags.IllegalFlagValueError, match=message) as caught:
         parse(Example, argument)
     assert argument.split("=")[0].lstrip("-") in str(caught.value)
-
-
-def test_a_value_out_of_range_is_the_configs_to_refuse() -> None:
-    with pytest.raises(ValueError, match=r"port=70000 is not in 0\.\.65535"):
-        parse(ServerConfig, "--port=70000")

@@ -34,14 +34,6 @@ def toy_output(request: Request) -> list[int]:
     return context[request.num_prompt_tokens :]
 
 
-def test_the_toy_answers_by_hand(toy_engine: Engine) -> None:
-    driver = EngineDriver(toy_engine, make_engine_scheduler(toy_engine))
-    request = make_request(prompt=[3, 5], max_tokens=2)
-    driver.run(request)
-    # 1 * (3 + 1) + 2 * (5 + 1) = 16; and then 3 * (16 + 1) more = 67.
-    assert request.output_tokens == [16, 67]
-
-
 @pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("prefix_caching", [False, True])
 def test_a_crowd_of_mixed_lengths_gets_its_own_tokens(

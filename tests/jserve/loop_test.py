@@ -69,19 +69,8 @@ def test_500_mixed_requests_are_right_and_compile_nothing(
     assert stats.num_compiles_after_warmup == 0
     assert stats.num_free_pages == stats.num_pages
     assert stats.generated_tokens == sum(one.max_tokens for one in requests)
-    per_batch = [[event.request_id for event in batch] for batch in inbox.batches]
-    assert all(len(set(ids)) == len(ids) for ids in per_batch), "one call for each step"
-
-
-def test_lengths_that_were_wrong_are_told_of(loop: EngineLoop, inbox: Inbox) -> None:
-    request = make_request(8, 20, service_class="chat")
-    request.stop_token_ids = frozenset(toy_output(request)[2:3])
-    loop.submit(request)
-    inbox.wait_for(request)
-    found = loop.stats().length_errors["chat"]
-    num_tokens = len(inbox.tokens(request))
-    assert num_tokens <= 3
-    assert (found.sum_tokens, found.sum_predicted_tokens) == (num_tokens, 20)
+    for batch in inbox.batches:  # one call for each step
+        assert len({event.request_id for event in batch}) == len(batch)
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
@@ -89,14 +78,7 @@ def test_every_policy_serves_a_crowd_of_all_kinds(
     loop: EngineLoop, inbox: Inbox, policy: str
 ) -> None:
     rng = np.random.default_rng(2)
-    slos = (
-        Slo(),
-        Slo(ttft_s=0.02, tbt_s=0.005),
-        Slo(ttft_s=2.0, tbt_s=0.5),
-        Slo(ttft_s=0.5),
-        Slo(ttlt_s=3.0),
-        Slo(ttft_s=1e-6, tbt_s=1e-6),
-    )
+    slos = (Slo(), Slo(ttft_s=2.0, tbt_s=0.5), Slo(ttlt_s=3.0), Slo(ttft_s=1e-6))
     scheduler = loop._scheduler
     before = scheduler.policy, scheduler._lookahead
     searches = loop.stats().searches
@@ -125,7 +107,6 @@ def test_every_policy_serves_a_crowd_of_all_kinds(
     stats = loop.stats()
     assert stats.num_compiles_after_warmup == 0
     assert (stats.searches.num_searches > searches.num_searches) == looks_ahead
-    assert (stats.searches.num_proposals > searches.num_proposals) == looks_ahead
 
 
 def test_every_step_is_on_record(loop: EngineLoop, inbox: Inbox) -> None:

@@ -47,9 +47,6 @@ def test_what_the_engine_says_is_told() -> None:
         assert rows[f"jserve:{name}"] == value
     assert "jserve:warm_seconds" not in rows, "it is not warm yet"
     assert not any("fallback_total" in name for name in rows)
-
-
-def test_a_fallback_has_its_reason() -> None:
     status = PredictorStatus(name="table", fallback="device")
     rows = scrape(predictor=status, request_latency_fallback="model")
     assert rows['jserve:predictor_fallback_total{reason="device"}'] == 1
@@ -60,12 +57,11 @@ def test_predicted_lengths_are_summed_by_class() -> None:
     names = ("predictions", "actual_tokens", "predicted_tokens", "abs_error_tokens")
     values = {"chat": (4, 100, 130, 50), "code": (1, 9, 7, 2)}
     fields = [field.name for field in dataclasses.fields(LengthErrors)]
-    rows = scrape(
-        length_errors={
-            name: LengthErrors(**dict(zip(fields, numbers, strict=True)))
-            for name, numbers in values.items()
-        }
-    )
+    errors = {
+        name: LengthErrors(**dict(zip(fields, numbers, strict=True)))
+        for name, numbers in values.items()
+    }
+    rows = scrape(length_errors=errors)
     found = {name: value for name, value in rows.items() if ":length_" in name}
     assert found == {
         f'jserve:length_{name}_total{{service_class="{service_class}"}}': number

@@ -69,51 +69,14 @@ def test_bytes_that_are_no_text():
 
 def test_text_never_becomes_a_control_token():
     tokenizer = ByteTokenizer()
-    nasty = [
-        "<|end|>",
-        "<\0|end|>",
-        "<",
-        "\0",
-        "|end|>",
-        "\0\0<|<|eos|>\0",
-        "\0<|user|>",
-    ]
+    nasty = ["<|end|>", "<\0|end|>", "<", "\0", "\0\0<|<|eos|>\0", "{{ 7 * 7 }}"]
     for content in nasty:
         assert max(tokenizer.encode(content)) < 256
         tokens = tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-        control = BYTE_CONTROL_TOKENS
-        assert tokens == [
-            control["<|bos|>"],
-            control["<|user|>"],
-            *content.encode(),
-            control["<|end|>"],
-            control["<|assistant|>"],
-        ]
-
-
-def test_a_conversation_in_bytes():
-    turns = [
-        {"role": "system", "content": " s "},
-        {"role": "user", "content": "{{ 7 * 7 }}"},
-        {"role": "assistant", "content": ""},
-    ]
-    tokens = ByteTokenizer().apply_chat_template(turns, add_generation_prompt=False)
-    names = {value: key for key, value in BYTE_CONTROL_TOKENS.items()}
-    text = "".join(names.get(one) or chr(one) for one in tokens)
-    assert text == (
-        "<|bos|><|system|> s <|end|><|user|>{{ 7 * 7 }}<|end|><|assistant|><|end|>"
-    )
-
-
-def test_a_folder(folder):
-    tokenizer = load_tokenizer(folder)
-    tokens = tokenizer.encode(TEXT)
-    assert tokens[0] == 0  # the post-processor's BOS
-    assert tokenizer.decode(tokens) == TEXT
-    assert tokenizer.eos_token_ids == {1, 2}
-    assert tokenizer.has_chat_template
+        bos, _, _, user, assistant, end = BYTE_CONTROL_TOKENS.values()
+        assert tokens == [bos, user, *content.encode(), end, assistant]
 
 
 def test_a_folder_streams_what_it_decodes(folder):
@@ -154,13 +117,6 @@ def byte_fallback_folder(tmp_path):
     tokenizer.add_special_tokens(words[:3])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     return tmp_path
-
-
-def test_byte_fallback_streams_text(byte_fallback_folder):
-    tokenizer = load_tokenizer(byte_fallback_folder)
-    tokens = [260, *(3 + byte for byte in "Hé😀".encode()), 260, 261, 264]
-    assert tokenizer.decode(tokens) == "the" + "Hé😀" + " thethe世"
-    assert stream(tokenizer, [], tokens) == tokenizer.decode(tokens)
 
 
 def test_byte_fallback_goes_on_after_bytes_that_are_no_text(byte_fallback_folder):
@@ -207,21 +163,20 @@ def test_a_folders_chat_template(folder):
 def test_where_a_chat_template_may_stand(folder):
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     turns = [{"role": "user", "content": "hi"}]
-    tokenizer = load_tokenizer(folder)
-    tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
-    assert tokenizer.decode(tokens) == "hi!"
+
+    def render():
+        tokenizer = load_tokenizer(folder)
+        tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+        return tokenizer.decode(tokens)
+
+    assert render() == "hi!"
     (folder / "chat_template.jinja").unlink()
     rows = [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]
     write(folder / "tokenizer_config.json", {"chat_template": rows})
-    tokens = load_tokenizer(folder).apply_chat_template(
-        turns, add_generation_prompt=True
-    )
-    assert load_tokenizer(folder).decode(tokens) == "d"
+    assert render() == "d"
     write(folder / "tokenizer_config.json", {})
-    tokenizer = load_tokenizer(folder)
-    assert not tokenizer.has_chat_template
     with pytest.raises(ValueError, match="no chat template"):
-        tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+        render()
 
 
 def test_a_template_cannot_leave_its_sandbox(folder):

@@ -14,14 +14,14 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from engine_harness import TOY_KV_BYTES, Inbox, share_programs, small_config, start
-from fakes import check_integrity, make_request
+from fakes import make_request
 from jserve.build import build_loop
 from jserve.config import EngineConfig
 from jserve.engine import Engine
-from jserve.events import Health, ProgramStart, StartUp, TokenEvent
+from jserve.events import Health, ProgramStart, TokenEvent
 from jserve.loop import EngineLoop
 from jserve.progress import Progress
-from jserve.warm_up import WarmUp, start_up_table
+from jserve.warm_up import WarmUp
 from jserve_sched.buckets import Bucket
 from jserve_sched.slo import ServiceClass
 
@@ -35,7 +35,7 @@ class Gate:
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
         self.is_open = threading.Event()
         self.is_reached = threading.Event()
-        self._compile: Callable[..., None] = engine.compile
+        self.compile: Callable[..., None] = engine.compile
         self._num_calls = 0
         monkeypatch.setattr(engine, "compile", self)
 
@@ -44,7 +44,7 @@ class Gate:
         if self._num_calls > 1:
             self.is_reached.set()
             assert self.is_open.wait(120.0)
-        self._compile(buckets, **options)
+        self.compile(buckets, **options)
 
 
 def serve_one(
@@ -103,44 +103,23 @@ def test_a_request_is_answered_before_warm_up_ends(
     assert stats.health is Health.READY
     assert {one.program for one in stats.start_up.programs} == COVERING
     assert (stats.num_programs, stats.num_programs_total) == (2, 6)
-    assert stats.start_up.ready_s is not None and stats.start_up.warm_s is None
     assert {one.num_rows for one in loop.steps()} == {16}
 
+    beside = make_request(100, 600, arrival_s=loop.clock.now_s())
+    loop.submit(beside)
     gate.is_open.set()
     assert loop.wait_until(Health.WARM, 200.0)
+    inbox.wait_for(beside)
     num_steps = loop.stats().num_steps
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
     assert stats.num_programs == stats.num_programs_total == 6
     assert stats.num_compiles_after_warmup == 0
-    assert stats.start_up.warm_s is not None
-    assert stats.start_up.warm_s > stats.start_up.ready_s > stats.start_up.covering_s
+    found = stats.start_up
+    assert found.warm_s is not None and found.ready_s is not None
+    assert found.warm_s > found.ready_s > found.covering_s
     shapes = {(one.num_rows, one.num_blocks) for one in loop.steps(num_steps)}
     assert shapes == {(4, 2), (4, 0)}, "the finer shapes are in use"
-    loop.stop()
-
-
-def test_traffic_slows_warm_up_and_does_not_stop_it(config: EngineConfig) -> None:
-    loop = build_loop(config)
-    inbox = start(loop, Health.READY)
-    stopping = threading.Event()
-
-    def client() -> None:
-        while not stopping.is_set():
-            serve_one(loop, inbox, 100, 30)
-
-    threads = [threading.Thread(target=client) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    assert loop.wait_until(Health.WARM, 200.0)
-    stopping.set()
-    for thread in threads:
-        thread.join()
-    stats = loop.stats()
-    assert len(inbox.events) >= 3
-    assert all(events[-1].error is None for events in inbox.events.values())
-    assert stats.num_programs == 6 and stats.num_compiles_after_warmup == 0
-    check_integrity(loop._scheduler)
     loop.stop()
 
 
@@ -158,33 +137,24 @@ def test_a_turn_beside_requests_is_followed_by_time_for_them(
     warm_up.turn(is_idle=False)
     spent_s = time.perf_counter() - start_s
     assert warm_up.is_due(is_idle=True), "there is more to run"
-    while not warm_up.is_due(is_idle=False):
-        time.sleep(1e-5)
-    assert time.perf_counter() - start_s > 3 * spent_s
+    assert warm_up._not_before_s - start_s > 3 * spent_s
     warm_up.stop()
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, SystemExit])
 def test_a_compilation_that_fails_is_a_failed_engine(
-    kind: type[BaseException], config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_loop(config)
-    compile_, is_first = loop._engine.compile, [True]
-    failing = threading.Event()
+    gate = Gate(loop._engine, monkeypatch)
 
-    def fail(buckets: Sequence[Bucket], **options: Any) -> None:
-        if is_first.pop():
-            is_first.append(False)
-            compile_(buckets, **options)
-        else:
-            assert failing.wait(120.0)
-            raise kind("the compiler is gone")
+    def fail(*_: object, **__: object) -> None:
+        raise SystemExit("the compiler is gone")
 
-    monkeypatch.setattr(loop._engine, "compile", fail)
     inbox = start(loop, Health.READY)
+    gate.compile = fail
     request = make_request(50, 1900, arrival_s=loop.clock.now_s())
     loop.submit(request)
-    failing.set()
+    gate.is_open.set()
     inbox.wait_for(request)
     event = inbox.events[request.request_id][-1]
     assert event.error is not None and "the compiler is gone" in event.error
@@ -209,22 +179,6 @@ def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
     loop.stop()
 
 
-def test_stopping_does_not_wait_for_all_of_warm_up(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = build_loop(config)
-    gate = Gate(loop._engine, monkeypatch)
-    # One table after the other.
-    monkeypatch.setattr("jserve.warm_up.num_cpus", lambda: 1)
-    start(loop, Health.READY)
-    opener = threading.Timer(0.1, gate.is_open.set)
-    opener.start()
-    loop.stop()
-    opener.join()
-    assert loop.health is Health.DRAINING
-    assert loop.stats().num_programs < 6
-
-
 def test_no_compilation_begins_while_requests_are_drained(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,18 +200,6 @@ def test_no_compilation_begins_while_requests_are_drained(
     loop.stop()
 
 
-def test_a_drain_while_nothing_is_covered_ends_warm_up(
-    config: EngineConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = build_loop(config)
-    monkeypatch.setattr(loop.warm_up, "start", None)
-    assert loop.drain(0.0)
-    loop.start()
-    loop.stop()
-    assert loop.health is Health.DRAINING
-    assert loop.stats().num_programs == 0
-
-
 @pytest.mark.parametrize(("num_cpus", "num_begun"), [(1, 0), (4, 1)])
 def test_the_time_for_compiling_counts_the_cores(
     num_cpus: int,
@@ -274,8 +216,9 @@ def test_the_time_for_compiling_counts_the_cores(
     # Four are missing: 4 s so far, 4 s to trace, then 20 s on one core, 5 s on four.
     table = warm_up._engine.programs.table
     monkeypatch.setattr(programs, "has", lambda bucket: bucket not in table.buckets[:4])
-    left = collections.deque([table])
-    assert (warm_up._next_table(left) is None) == (num_begun == 0)
+    monkeypatch.setattr(warm_up._engine, "compile", lambda *_, **__: None)
+    warm_up._left = collections.deque([table])
+    assert (warm_up._compile_next() is None) == (num_begun == 0)
 
 
 def test_what_could_not_be_kept_is_told(
@@ -312,18 +255,12 @@ def test_steps_are_recorded_with_the_shapes_they_ran_in(
     serve_one(loop, inbox, 50, 5)
     loop.stop()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    heads = [line for line in lines if isinstance(line, dict)]
-    steps = [line for line in lines if isinstance(line, list)]
-    tables = [head["buckets"] for head in heads]
-    assert tables[1]["row_edges"] == [16] and tables[1]["block_edges"] == [0, 4]
-    assert tables[-1] == tables[0] | SIX_PROGRAMS
-    assert heads[1]["step_times"] is None and heads[-1]["step_times"]["base_s"]
-    assert heads[-1]["service_classes"][-1] == {
-        "name": "chat",
-        "ttft_s": 1.0,
-        "tbt_s": 0.05,
-    }
-    assert len(steps) == len(loop.steps()) == 5
+    _, first, *_, last = [line for line in lines if isinstance(line, dict)]
+    assert first["buckets"]["row_edges"] == [16] and first["step_times"] is None
+    assert last["buckets"]["row_edges"] == [4, 16] and last["step_times"]["base_s"]
+    chat = {"name": "chat", "ttft_s": 1.0, "tbt_s": 0.05}
+    assert last["service_classes"] == [chat]
+    assert len([line for line in lines if isinstance(line, list)]) == 5
 
 
 def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
@@ -346,22 +283,14 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
     assert not any("timing programs" in line for line in warm)
     (times,) = pathlib.Path(config.compile_cache_dir).rglob("step_times_*.json")
     times.write_text("{broken")
-    assert build_warm_up(config)._keep_times is not None
+    assert not build_warm_up(config)._is_timed
     assert "unreadable" in caplog.text
 
 
-def test_the_start_up_table_adds_up() -> None:
-    text = start_up_table(
-        StartUp(
-            programs=(
-                ProgramStart("B16xNB4", 0.25, 1.5, 12_345, "compiled"),
-                ProgramStart("B16xNB0", 0.0, 0.125, None, "stored"),
-            )
-        )
-    )
-    assert text.splitlines() == [
-        "program        trace s  compile s         bytes  source",
-        "B16xNB4          0.250      1.500        12,345  compiled",
-        "B16xNB0          0.000      0.125             -  stored",
-        "2 programs       0.250      1.625        12,345  1 compiled, 1 stored",
-    ]
+def test_a_drain_while_nothing_is_covered_ends_warm_up(config: EngineConfig) -> None:
+    loop = build_loop(config)
+    assert loop.drain(0.0)
+    loop.start()
+    loop.stop()
+    assert loop.health is Health.DRAINING
+    assert loop.stats().num_programs == 0

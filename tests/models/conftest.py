@@ -94,11 +94,8 @@ class PagedRun:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_compiler():
-    """Machine code is not optimised: most of these tests run a program a few times."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def compiles_quickly(quick_compiler):
+    """All programs of these tests."""
 
 
 @pytest.fixture

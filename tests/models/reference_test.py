@@ -65,9 +65,3 @@ def test_what_is_masked_does_not_matter():
     k[group.page_table[0, 0], :, :, 1:] = 1e4  # beyond the first row's only token
     group = group._replace(page_table=table)
     np.testing.assert_array_equal(base, attend(q, k, v, group, jnp.int32(0)))
-
-
-def test_no_live_page_gives_zeros():
-    q, k, v, group = make_case(1, [0, 0, 0])
-    group = group._replace(num_live_pages=jnp.int32(0))
-    assert not np.any(attend(q, k, v, group, jnp.int32(0)))

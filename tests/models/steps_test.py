@@ -1,29 +1,27 @@
 """Where tokens are written, and that nothing else is touched."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
-from jserve_models.config import NAMED
 from jserve_models.steps import (
     StepInputs,
     StepShape,
-    kv_shapes,
     lay_out,
-    new_kv,
     write_kv,
 )
 
 NUM_PAGES, PAGE_SIZE = 6, 4
+jitted_lay_out = jax.jit(lay_out, static_argnums=(1, 2, 3))
 
 
 def make_inputs():
     """A decode at position 5, a padding decode, a block of 3 tokens from 6."""
     return StepInputs(
-        tokens=jnp.arange(6, dtype=jnp.int32),
-        row_start=jnp.array([5, 0, 6], jnp.int32),
-        row_len=jnp.array([1, 0, 3], jnp.int32),
-        page_table=jnp.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], jnp.int32),
-        logit_rows=jnp.array([2, 0, 3], jnp.int32),  # the last pads
+        tokens=np.arange(6, dtype=np.int32),
+        row_start=np.array([5, 0, 6], np.int32),
+        row_len=np.array([1, 0, 3], np.int32),
+        page_table=np.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], np.int32),
+        logit_rows=np.array([2, 0, 3], np.int32),  # the last pads
     )
 
 
@@ -31,7 +29,7 @@ SHAPE = StepShape(num_rows=2, num_blocks=1, block_tokens=4)
 
 
 def test_positions_slots_and_last_tokens():
-    layout = lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
+    layout = jitted_lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
     assert layout.positions.tolist() == [5, 0, 6, 7, 8, 9]
     # The decode's second page; discarded; the block's second page, its third, and
     # its padding token is discarded too.
@@ -42,38 +40,16 @@ def test_positions_slots_and_last_tokens():
 
 
 def test_writes_touch_their_layer_only_and_padding_nothing():
-    layout = lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
-    cache = jnp.zeros((3 * NUM_PAGES, 2, PAGE_SIZE, 5))
-    values = jnp.arange(1, 7)[:, None, None] * jnp.ones((6, 2, 5))
+    layout = jitted_lay_out(make_inputs(), SHAPE, NUM_PAGES, PAGE_SIZE)
+    write = jax.jit(write_kv, static_argnums=5)
+    cache = np.zeros((3 * NUM_PAGES, 2, PAGE_SIZE, 5), np.float32)
+    values = np.arange(1, 7)[:, None, None] * np.ones((6, 2, 5), np.float32)
     kv = (cache.transpose(0, 1, 3, 2), cache)
     for layer in range(3):
-        k, v = write_kv(kv, -values, values, layout, jnp.int32(layer), NUM_PAGES)
+        k, v = write(kv, -values, values, layout, np.int32(layer), NUM_PAGES)
         wanted = np.zeros(cache.shape)
         slots = {(2, 1): 1, (3, 2): 3, (3, 3): 4, (5, 0): 5}
         for (page, offset), value in slots.items():
             wanted[layer * NUM_PAGES + page, :, offset] = value
         np.testing.assert_array_equal(v, wanted)
         np.testing.assert_array_equal(k, -wanted.transpose(0, 1, 3, 2))
-
-
-def test_a_step_of_decodes_alone_or_blocks_alone_has_one_group():
-    inputs = make_inputs()
-    decodes = StepInputs(
-        inputs.tokens[:2], *(part[:2] for part in inputs[1:4]), jnp.array([1, 0])
-    )
-    layout = lay_out(decodes, StepShape(2, 0, 4), NUM_PAGES, PAGE_SIZE)
-    assert len(layout.groups) == 1
-    assert layout.logit_token.tolist() == [1, 0]
-    blocks = StepInputs(
-        inputs.tokens[2:], *(part[2:] for part in inputs[1:4]), jnp.array([0])
-    )
-    layout = lay_out(blocks, StepShape(0, 1, 4), NUM_PAGES, PAGE_SIZE)
-    assert layout.logit_token.tolist() == [2]
-
-
-def test_kv_shape():
-    keys, values = kv_shapes(NAMED["tiny"], 10, 128)
-    assert (keys, values) == ((40, 4, 32, 128), (40, 4, 128, 32))
-    k, v = new_kv(NAMED["tiny"], 10, 128, "bfloat16")
-    assert (k.shape, v.shape) == (keys, values)
-    assert k.dtype == jnp.bfloat16

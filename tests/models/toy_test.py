@@ -1,7 +1,6 @@
 """The toy model against arithmetic done by hand."""
 
 import numpy as np
-import pytest
 
 from jserve_models.registry import load_model
 from jserve_models.steps import StepShape
@@ -17,25 +16,9 @@ def test_next_token_by_hand():
     assert toy_next_token([9, 4]) != toy_next_token([4, 9])
 
 
-def test_every_single_change_of_the_context_changes_the_answer():
-    rng = np.random.default_rng(0)
-    context = rng.integers(0, TOY.vocab_size, 700).tolist()
-    answer = toy_next_token(context)
-    for position in range(len(context)):
-        changed = list(context)
-        changed[position] = (changed[position] + 1) % TOY.vocab_size
-        assert toy_next_token(changed) != answer
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_generates_by_hand_over_pages_in_mixed_steps(dtype, paged_run, piece):
-    run = paged_run(
-        load_model("toy", seed=0, dtype=dtype),
-        num_pages=60,
-        page_size=16,
-        max_pages=26,
-        dtype=dtype,
-    )
+def test_generates_by_hand_over_pages_in_mixed_steps(paged_run, piece):
+    model = load_model("toy", seed=0, dtype="bfloat16")
+    run = paged_run(model, num_pages=60, page_size=16, max_pages=26, dtype="bfloat16")
     rng = np.random.default_rng(1)
     first = rng.integers(0, TOY.vocab_size, 370).tolist()  # past the 316 weights
     second = rng.integers(0, TOY.vocab_size, 5).tolist()
@@ -67,13 +50,3 @@ def test_a_foreign_page_changes_the_answer(paged_run, piece):
     answer = int(run.step(SHAPE, [piece("mine", 20, [7], [0])])[0].argmax())
     assert answer == toy_next_token([*mine[:8], *other[8:16], *mine[16:], 7])
     assert answer != toy_next_token([*mine, 7])
-
-
-def test_a_swapped_page_changes_the_answer(paged_run, piece):
-    run = paged_run(load_model("toy", seed=0, dtype="float32"), page_size=8)
-    tokens = np.random.default_rng(3).integers(0, 256, 20).tolist()
-    run.prefill(SHAPE, "mine", tokens)
-    pages = run.pages["mine"]
-    pages[1], pages[2] = pages[2], pages[1]
-    logits = run.step(SHAPE, [piece("mine", 20, [7], [0])])[0]
-    assert logits.argmax() != toy_next_token([*tokens, 7])

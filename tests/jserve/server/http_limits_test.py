@@ -67,12 +67,8 @@ def test_heads_up_to_the_limit_and_many_on_one_connection(served: Served) -> Non
             client.request("GET", "/health", None, {"X": "a" * (MAX_HEAD_BYTES - 99)})
             with client.getresponse() as response:
                 assert (response.status, response.read()[:1]) == (200, b"{")
-
-
-def test_what_is_not_http(served: Served) -> None:
     answer = answer_to(served, b"nonsense\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"Invalid HTTP request" in answer
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"Invalid HTTP request" in answer
 
 
 @pytest.mark.parametrize(
@@ -108,16 +104,12 @@ def test_the_limit_follows_from_the_context() -> None:
         assert answer.error["code"] == "context_length_exceeded"  # it was read
 
 
-@pytest.mark.parametrize("body", [b"{", b'{"prompt": "a"}'])
-def test_a_full_queue_answers_before_the_body_is_read(body: bytes) -> None:
+def test_a_full_queue_answers_before_the_body_is_read() -> None:
     config = EngineConfig(max_queued_requests=1)
     with serve_fake(FakeLoop(config=config)) as served:
         served.loop.running.clear()
         with served.send():
             assert served.loop.wait_live(1)
-            answer = served.request("POST", "/v1/chat/completions", body)
-            assert answer.status == 429
-            assert answer.headers["retry-after"] == "3"
             answer = answer_to(served, POST + b"Content-Length: 99\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 429 ")
             served.loop.running.set()
