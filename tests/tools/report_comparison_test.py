@@ -92,11 +92,11 @@ def test_means_of_turns_are_judged_and_single_runs_are_not() -> None:
     def turns(*rates: float) -> dict[str, Any]:
         return report(*(run(output_tokens_per_s=rate) for rate in rates))
 
-    assert compare(turns(800, 810), turns(900, 905))["tokens/s"][-1] == "+"
-    assert compare(turns(800, 900), turns(790, 920))["tokens/s"][-1] == "="
-    assert compare(turns(800, 800), turns(900, 901))["tokens/s"][-1] == "+"
-    assert compare(turns(800), turns(800))["tokens/s"][-1] == "="
-    assert compare(turns(800), turns(900))["tokens/s"] == [
+    assert compare(turns(800, 810), turns(900, 905))["output tokens"][-1] == "+"
+    assert compare(turns(800, 900), turns(790, 920))["output tokens"][-1] == "="
+    assert compare(turns(800, 800), turns(900, 901))["output tokens"][-1] == "+"
+    assert compare(turns(800), turns(800))["output tokens"][-1] == "="
+    assert compare(turns(800), turns(900))["output tokens"] == [
         *("800/s", "900/s", "+100/s", "-", "?")
     ]
 

@@ -78,7 +78,8 @@ def _publish(
     """Writes the report, and prints the tables and the JSON line."""
     from jserve_tools.documents import one_line
     from jserve_tools.publishing import publish
-    from jserve_tools.tables import host_table, run_tables
+    from jserve_tools.report_metrics import run_tables
+    from jserve_tools.tables import host_table
 
     report = benchmark.report(["jserve-bench", *sys.argv[1:]])
     runs = report["runs"]
