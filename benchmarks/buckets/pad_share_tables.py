@@ -75,4 +75,4 @@ def picture(runs: Sequence[dict[str, Any]]) -> bytes:
         )
         .resolve_scale(x="independent", xOffset="independent")
     )
-    return vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5)
+    return vl_convert.vegalite_to_png(chart.to_dict(), scale=1)

@@ -10,8 +10,6 @@ from jserve_tools.tables import fits_table, render, slo_table
 from jserve_tools.workload import Workload
 from jserve_tools.workload_trace import TraceRow
 
-ERROR = {"num_requests": 3, "mean_tokens": 80.0, "mean_predicted_tokens": 100.0}
-
 
 def run(**fields: Any) -> dict[str, Any]:
     counted = {"num_requests": 12, "num_violations": 3, "num_errors": 1}
@@ -63,11 +61,12 @@ def test_padding_and_starts_are_told_where_they_were_measured() -> None:
 
 
 def test_predicted_lengths_are_shown_only_where_something_was_predicted() -> None:
-    error = {"chat": ERROR | {"mean_abs_error_tokens": 24.0}}
-    _, found = shown(run(), run(policy="annealing", length_error=error))
-    assert [text for (text,) in found.values()] == [
-        *("annealing / pow2 @ 0.5x", "chat", "3", "80.0", "100.0", "24.0", "30.0%")
-    ]
+    error = {"chat": {"mean_abs_error_tokens": 24.0}}
+    classes = {"chat": run(), "code": run()}
+    guessed = run(policy="annealing", length_error=error)
+    (found,) = shown(run(by_class=classes), guessed | {"by_class": classes})
+    assert found["length error, chat"] == ("-", "24.0 tokens")
+    assert "length error, code" not in found
 
 
 def test_goodput_and_fits() -> None:

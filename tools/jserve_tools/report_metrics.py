@@ -15,15 +15,17 @@ from typing import Any, Literal
 import numpy as np
 
 from jserve_tools.report_cells import Cell, Estimate, cells_of, difference
-from jserve_tools.tables import duration, lengths_table, render
+from jserve_tools.tables import duration, render
 
 _NUM_DRAWS = 1000
+_ERROR = "mean_abs_error_tokens"
 # Factor and form of a value, by its unit.
 _FORMS = {
     "%": (100.0, ".1f"),
     " ms": (1.0, ".2f"),
     "/s": (1.0, ".4g"),
     "/min": (1.0, ".0f"),
+    " tokens": (1.0, ".1f"),
     "": (1.0, ",.6g"),
 }
 
@@ -34,7 +36,7 @@ class Metric:
 
     Attributes:
       name: What people call it.
-      path: Where a run has it in report.json.
+      path: Where a run has it in report.json; "*" is a service class.
       unit: "s", or a key of `_FORMS`.
       better: Which direction is.
       kind: How its interval is found; see the top of this file.
@@ -52,7 +54,7 @@ class Metric:
     def estimate(self, cell: Cell) -> Estimate | None:
         """Returns the cell's value, with an interval if it is a share or goodput."""
         if self.kind == "share":
-            return cell.attainment(*self.path[1:])
+            return cell.attainment(*self.path[1:2])
         if self.kind == "percentile":
             value = cell.percentile_s(self.path[0], int(self.path[1][1:]))
         else:
@@ -86,6 +88,7 @@ _REQUESTS = (
     GOODPUT,
     Metric("violations there", ("goodput_violation_share",), "%", "less"),
     ATTAINED,
+    Metric("attained", ("by_class", "*", "attainment"), "%", "more", "share"),
     *(
         Metric(f"{name} p{percent}", (key, f"p{percent}"), "s", "less", "percentile")
         for name, key in (
@@ -98,6 +101,7 @@ _REQUESTS = (
     Metric("errors", ("num_errors",), "", "less"),
     Metric("attained/s", ("met_per_s",), "/s", "more"),
     THROUGHPUT,
+    Metric("length error", ("length_error", "*", _ERROR), " tokens", "less"),
 )
 _ENGINE = (
     Metric("padding of time", ("pad_share_time",), "%", "less"),
@@ -127,18 +131,17 @@ _ENGINE = (
 def metrics(
     known: Sequence[Cell], among: Sequence[Metric] = (*_REQUESTS, *_ENGINE)
 ) -> list[Metric]:
-    """Returns the metrics that a cell has, with each class's share among them."""
+    """Returns the metrics that a cell has; those of classes once for each."""
     classes = sorted({name for cell in known for name in cell.service_classes})
     found: list[Metric] = []
     for metric in among:
-        found.append(metric)
-        if metric is ATTAINED and len(classes) > 1:
-            found += [
-                dataclasses.replace(
-                    metric, name=f"attained, {name}", path=(*metric.path, name)
-                )
-                for name in classes
-            ]
+        if "*" not in metric.path:
+            found.append(metric)
+        elif len(classes) > 1 or metric.kind != "share":
+            for name in classes:
+                path = tuple(name if key == "*" else key for key in metric.path)
+                title = f"{metric.name}, {name}"
+                found.append(dataclasses.replace(metric, name=title, path=path))
     return [one for one in found if any(map(one.estimate, known))]
 
 
@@ -166,18 +169,14 @@ def numbers(
 def run_tables(runs: Sequence[Mapping[str, Any]]) -> str:
     """Returns all that a terminal shows of runs: turns and seeds of a cell are a row.
 
-    One table is of requests, one of the engine, and one of predicted lengths if any
-    were.
+    One table is of requests, one of the engine.
     """
     known = cells_of(runs)
-    tables = [
+    return "\n\n".join(
         render(numbers(known, among, has_all_intervals=False))
         for among in (_REQUESTS, _ENGINE)
         if metrics(known, among)
-    ]
-    if any("length_error" in run for run in runs):
-        tables.append(lengths_table(runs))
-    return "\n\n".join(tables)
+    )
 
 
 def difference_of(metric: Metric, old: Cell, new: Cell) -> Estimate:

@@ -80,26 +80,6 @@ def _table(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> str:
     return render(list(zip(*texts, strict=True)))
 
 
-def lengths_table(runs: Sequence[Row]) -> str:
-    """Returns one row for each class of each run whose answers were predicted."""
-    rows = [
-        {**error, "run": run_name(run), "class": name}
-        | {"share": error["mean_abs_error_tokens"] / error["mean_tokens"]}
-        for run in runs
-        for name, error in run.get("length_error", {}).items()
-    ]
-    columns = [
-        ("lengths", "run", ""),
-        ("class", "class", ""),
-        ("answers", "num_requests", "d"),
-        ("tokens", "mean_tokens", ".1f"),
-        ("predicted", "mean_predicted_tokens", ".1f"),
-        ("off by", "mean_abs_error_tokens", ".1f"),
-        ("share", "share", ".1%"),
-    ]
-    return _table(rows, columns)
-
-
 def fits_table(fits: Sequence[Row]) -> str:
     """Returns one row for each fit of buckets to a simulation."""
     rows = [
