@@ -11,6 +11,17 @@ ROW_EDGES = (1, 8, 32)
 CLASSES = {"interactive": 240, "batch": 160}
 
 
+def small_run(num_attained: int = 180, num: int = 200, **fields: Any) -> dict[str, Any]:
+    """Returns as little of a run as cells need, with what a test adds."""
+    counts = {"num_requests": num, "num_violations": num - num_attained}
+    return {"policy": "fcfs", "load": 0.9, "seed": 0, "qps": 2.0} | counts | fields
+
+
+def small_report(*runs: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Returns a report of runs, with what a test adds."""
+    return {"schema_version": 2, "device": "cpu", "runs": list(runs)} | fields
+
+
 def fake_report(
     *,
     policies: tuple[str, ...] = POLICIES,

@@ -5,23 +5,20 @@ from typing import Any
 
 import pytest
 
+from fake_report import small_report as report
+from fake_report import small_run
 from jserve_tools.report_cells import Estimate, cells, difference
 
 
-def run(**fields: Any) -> dict[str, Any]:
-    counted = {"num_requests": 10, "num_violations": 1}
-    return {"policy": "fcfs", "bucket_strategy": "pow2", "load": 0.9} | counted | fields
-
-
-def report(*runs: dict[str, Any], schema_version: Any = 2) -> dict[str, Any]:
-    return {"schema_version": schema_version, "runs": list(runs)}
+def run(num_attained: int = 9, num: int = 10, **fields: Any) -> dict[str, Any]:
+    return small_run(num_attained, num, **fields)
 
 
 def test_turns_pool_requests_and_take_the_mean_of_the_rest() -> None:
     (cell,) = cells(
         report(
-            run(ttft_s={"p50": 1.0}, by_class={"a": run(num_violations=4)}),
-            run(num_requests=30, num_violations=7, ttft_s={"p50": 3.0}),
+            run(ttft_s={"p50": 1.0}, by_class={"a": run(6)}),
+            run(23, 30, ttft_s={"p50": 3.0}),
             run(),
         )
     )
@@ -73,7 +70,7 @@ def test_token_limits_are_named_only_where_they_differ() -> None:
 def test_other_schemas_and_empty_reports_are_refused_by_name() -> None:
     for version in (0, 3, None, "2", True):
         with pytest.raises(ValueError, match=r"schema_version is .*schema 1 and 2"):
-            cells(report(run(), schema_version=version))
+            cells(report(run(), **{"schema_version": version}))
     with pytest.raises(ValueError, match="no runs"):
         cells(report())
 

@@ -6,25 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fake_report import small_report as report
+from fake_report import small_run as run
 from jserve_tools.report_cells import cells
 from jserve_tools.report_comparison import comparison
 from jserve_tools.report_metrics import difference_of, metrics
-
-
-def run(num_attained: int = 180, num: int = 200, **fields: Any) -> dict[str, Any]:
-    return {
-        "policy": "fcfs",
-        "load": 0.9,
-        "seed": 0,
-        "qps": 2.0,
-        "num_requests": num,
-        "num_violations": num - num_attained,
-        **fields,
-    }
-
-
-def report(*runs: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return {"schema_version": 2, "device": "cpu", "runs": list(runs), **fields}
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
@@ -32,11 +18,6 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> dict[str, list[str]]:
     old, new = (one if "runs" in one else report(one) for one in (old, new))
     lines = [re.split(r"\s{2,}", one) for one in comparison(old, new).splitlines()]
     return {line[1]: line[2:] for line in lines if len(line) == 7}
-
-
-def request_rows(seed: int, scale: float, num: int = 300) -> list[dict[str, float]]:
-    times = np.random.default_rng(seed).lognormal(0, 0.5, num) * scale
-    return [{"ttft_s": float(one), "e2e_s": 2 * float(one)} for one in times]
 
 
 def test_newcombes_own_example() -> None:

@@ -4,24 +4,15 @@ from typing import Any
 
 import pytest
 
-from fake_report import fake_report
+from fake_report import fake_report, small_run
+from fake_report import small_report as report
 from jserve_tools import report_rows
 from jserve_tools.report_cells import cells
 from jserve_tools.report_choice import choice, verdict
 
 
 def run(policy: str, num_attained: int, **fields: Any) -> dict[str, Any]:
-    return {
-        "policy": policy,
-        "load": 0.9,
-        "num_requests": 100,
-        "num_violations": 100 - num_attained,
-        **fields,
-    }
-
-
-def report(*runs: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    return {"schema_version": 2, "runs": list(runs), **fields}
+    return small_run(num_attained, 100, policy=policy, **fields)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def _publish(
             f"{benchmark.num_resumed} of {len(runs)} runs are those of an interrupted "
             "call; --noresume measures all of them again"
         )
-    progress.say(f"\n{run_tables(runs)}")
+    progress.say(f"\n{run_tables(report)}")
     for run in runs:
         if run.get("host_profile"):
             progress.say(f"\n{host_table(run['host_profile'])}")

@@ -115,9 +115,10 @@ def device_name(facts: Mapping[str, Any]) -> str | None:
     device = facts.get("device")
     if not isinstance(device, Mapping):
         return device
-    name, kind, count = device.get("platform"), device.get("kind"), device.get("count")
-    words = [name, kind if kind != name else None, f"x{count}" if count != 1 else None]
-    return " ".join(str(word) for word in words if word)
+    words = dict.fromkeys(device[key] for key in ("platform", "kind") if key in device)
+    if device.get("count", 1) != 1:
+        words[f"x{device['count']}"] = None
+    return " ".join(map(str, words))
 
 
 def document(

@@ -143,11 +143,7 @@ def cells(report: Mapping[str, Any]) -> list[Cell]:
         )
     if not isinstance(report.get("runs"), list) or not report["runs"]:
         raise ValueError("the report has no runs")
-    return cells_of(report["runs"])
-
-
-def cells_of(runs: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """Returns the cells of runs, in the order in which they were first run."""
+    runs = report["runs"]
     limits = {(run.get("policy"), run.get("max_num_batched_tokens")) for run in runs}
     policies = [policy for policy, _ in limits]
     groups: dict[tuple[str, str, str], list[Row]] = {}

@@ -19,10 +19,8 @@ from jserve_tools.report_metrics import THROUGHPUT
 FILTERS = ("policy", "strategy", "load", "class")
 # Okabe and Ito's palette: told apart by colour-blind readers too.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-_DURATION = (
-    "datum.value < 1 ? format(1000 * datum.value, '~g') + ' ms'"
-    ": format(datum.value, '~g') + ' s'"
-)
+_DURATION = "datum.value < 1 ? format(1000 * datum.value, '~g') + ' ms' : "
+_DURATION += "format(datum.value, '~g') + ' s'"
 _LOG_TICKS = [
     digit * 10.0**power for power in range(-4, 6) for digit in (1, 1.5, 2, 3, 5, 7)
 ]
@@ -157,23 +155,19 @@ def _bars(rows: Sequence[Row], *, x: str, x_title: str, **options: Any) -> Any:
 
 
 def _choice(rows: Sequence[Row]) -> Any:
-    values = [row["value"] for row in rows]
-    deep = min(values) + 0.6 * (max(values) - min(values))
     base = alt.Chart(height=alt.Step(42)).encode(
         x=alt.X(**_by("load", rows, axis=alt.Axis(labelAngle=0))).scale(padding=0.03),
         y=alt.Y(**_by("policy", rows)).scale(padding=0.06),
         tooltip=_tooltip(rows),
     )
     is_best = alt.when("datum.standing == 'best'")
-    is_deep = alt.when(f"datum.value > {deep}")
+    shades = alt.Scale(range=["#eff5fb", "#85bce0"], zero=False)
     boxes = base.mark_rect(cornerRadius=3, strokeWidth=4).encode(
-        color=alt.Color("value:Q", legend=None).scale(scheme="blues", zero=False),
+        color=alt.Color("value:Q", legend=None, scale=shades),
         stroke=is_best.then(alt.value("#E69F00")).otherwise(alt.value(None)),
     )
-    return boxes + base.mark_text(lineBreak="\n", fontSize=11, dy=-7).encode(
-        text="label:N",
-        color=is_deep.then(alt.value("white")).otherwise(alt.value("#1d1f23")),
-    )
+    words = base.mark_text(lineBreak="\n", fontSize=11, dy=-7, color="#1d1f23")
+    return boxes + words.encode(text="label:N")
 
 
 def _classes(rows: Sequence[Row]) -> Any:
@@ -316,9 +310,12 @@ def charts(report: Mapping[str, Any]) -> list[Chart]:
 
 def overview(found: Sequence[Chart]) -> dict[str, Any]:
     """Returns one picture of the charts that say how requests fared."""
-    shown = ("choice", "classes", "latencies", "failures")
-    parts = [dict(one.spec, title=one.title) for one in found if one.name in shown]
+    head = {name: found[0].spec[name] for name in ("$schema", "params")}
+    parts = [
+        {"title": one.title, **one.spec}
+        for one in found
+        if one.name in ("choice", "classes", "latencies", "failures")
+    ]
     for part in parts:
-        schema, params, _ = map(part.pop, ("$schema", "params", "usermeta"))
-    head = {"$schema": schema, "params": params, "vconcat": parts}
-    return head | {"resolve": {"scale": {"color": "independent"}}}
+        del part["$schema"], part["params"], part["usermeta"]
+    return head | {"vconcat": parts, "resolve": {"scale": {"color": "independent"}}}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jserve_tools.report_cells import Cell, Estimate, cells_of, difference
+from jserve_tools.report_cells import Cell, Estimate, cells, difference
 from jserve_tools.tables import duration, render
 
 _NUM_DRAWS = 1000
@@ -166,12 +166,12 @@ def numbers(
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def run_tables(runs: Sequence[Mapping[str, Any]]) -> str:
+def run_tables(report: Mapping[str, Any]) -> str:
     """Returns all that a terminal shows of runs: turns and seeds of a cell are a row.
 
     One table is of requests, one of the engine.
     """
-    known = cells_of(runs)
+    known = cells(report)
     return "\n\n".join(
         render(numbers(known, among, has_all_intervals=False))
         for among in (_REQUESTS, _ENGINE)

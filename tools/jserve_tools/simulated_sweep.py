@@ -130,7 +130,7 @@ def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
             f"fitted has seen the requests of {config.load.trace.name} that judge it; "
             "jserve-fit-buckets fits to another part of a trace\n"
         )
-    print(run_tables(runs), flush=True)
+    print(run_tables(report), flush=True)
     if config.machine.num_instances > 1:
         print(f"\n{instances_table(runs)}", flush=True)
 
