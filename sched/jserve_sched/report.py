@@ -8,6 +8,7 @@ numbers by the same definitions. A number that was not measured is absent.
 import collections
 import dataclasses
 import enum
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -156,10 +157,11 @@ def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
 
 def token_gaps_s(outcomes: Sequence[Outcome]) -> list[float]:
     """Returns every time between two tokens of one request, pooled."""
-    gaps: list[float] = []
-    for outcome in outcomes:
-        gaps.extend(np.diff(np.asarray(outcome.token_times_s, np.float64)).tolist())
-    return gaps
+    return [
+        later - earlier
+        for outcome in outcomes
+        for earlier, later in itertools.pairwise(outcome.token_times_s)
+    ]
 
 
 def _latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def _attainment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     causes = collections.Counter(one.violation for one in outcomes if one.violation)
     return {
         "num_requests": num_requests,
-        "num_finished": sum(outcome.failure is None for outcome in outcomes),
+        "num_finished": sum(one.failure is None for one in outcomes),
         "num_violations": num_requests - num_met,
         "violations_by_cause": dict(sorted(causes.items())),
         "attainment": num_met / num_requests,
@@ -197,16 +199,16 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """
     if not outcomes:
         raise ValueError("a report needs at least one request")
-    by_class: dict[str, list[Outcome]] = collections.defaultdict(list)
+    by_class: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        by_class[outcome.service_class].append(outcome)
+        by_class.setdefault(outcome.service_class, []).append(outcome)
     run = _attainment(outcomes)
     run["num_rejected"] = sum(one.failure is Failure.REJECTED for one in outcomes)
     num_failed = run["num_requests"] - run["num_finished"]
     run["num_errors"] = num_failed - run["num_rejected"]
     run["by_class"] = {
-        name: _attainment(group) | _latencies(group)
-        for name, group in sorted(by_class.items())
+        name: _attainment(by_class[name]) | _latencies(by_class[name])
+        for name in sorted(by_class)
     }
     run |= _latencies(outcomes)
 
@@ -221,30 +223,27 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return run
 
 
-def _by_program(
-    steps: Sequence[Step], used_tokens: np.ndarray
-) -> list[dict[str, float]]:
-    """Returns what ran in each bucket, by rows and blocks.
-
-    Args:
-      steps: At least one.
-      used_tokens: `[N]` real tokens of each.
-    """
-    groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
-    for index, step in enumerate(steps):
-        groups[step.num_rows, step.num_blocks].append(index)
-    return [
-        {
-            "num_rows": num_rows,
-            "num_blocks": num_blocks,
-            "num_steps": len(group),
-            "used_tokens_mean": float(np.mean(used_tokens[group])),
-            "bucket_s": float(np.mean([steps[index].bucket_s for index in group])),
-            "step_s_p50": float(np.median([steps[one].duration_s for one in group])),
-            "total_s": float(np.sum([steps[index].duration_s for index in group])),
-        }
-        for (num_rows, num_blocks), group in sorted(groups.items())
-    ]
+def _by_program(steps: Sequence[Step]) -> list[dict[str, float]]:
+    """Returns what ran in each bucket, by rows and blocks."""
+    groups: dict[tuple[int, int], list[Step]] = {}
+    for step in steps:
+        groups.setdefault((step.num_rows, step.num_blocks), []).append(step)
+    found: list[dict[str, float]] = []
+    for (num_rows, num_blocks), group in sorted(groups.items(), key=lambda one: one[0]):
+        used_tokens = [step.used_rows + step.prefill_tokens for step in group]
+        duration_s = [step.duration_s for step in group]
+        found.append(
+            {
+                "num_rows": num_rows,
+                "num_blocks": num_blocks,
+                "num_steps": len(group),
+                "used_tokens_mean": float(np.mean(used_tokens)),
+                "bucket_s": float(np.mean([step.bucket_s for step in group])),
+                "step_s_p50": float(np.median(duration_s)),
+                "total_s": float(np.sum(duration_s)),
+            }
+        )
+    return found
 
 
 def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
@@ -273,9 +272,9 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     share of predicted time that the same steps would save without padding.
     `steps_per_s` counts busy time only; `block_tokens` are in one prefill block, Q.
     """
-    run: dict[str, Any] = {"num_steps": len(steps)}
     if not steps:
-        return run
+        return {"num_steps": 0}
+    run: dict[str, Any] = {"num_steps": len(steps)}
     computed = sum(step.num_rows + step.num_blocks * block_tokens for step in steps)
     opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
     used_tokens = np.array([step.used_rows + step.prefill_tokens for step in steps])
@@ -289,26 +288,12 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     busy_s = sum(step.duration_s for step in steps)
     if busy_s > 0:
         run["steps_per_s"] = len(steps) / busy_s
-    plan_ms = distribution(step.plan_s * 1e3 for step in steps)
-    duration_s = distribution(step.duration_s for step in steps)
-    if plan_ms and duration_s:
-        run["plan_ms"] = {key: plan_ms[key] for key in ("p50", "p99")}
-        run["step_s"] = duration_s
+    plan_ms = np.percentile([step.plan_s * 1e3 for step in steps], (50, 99)).tolist()
+    run["plan_ms"] = dict(zip(("p50", "p99"), plan_ms, strict=True))
+    run["step_s"] = distribution(step.duration_s for step in steps)
     run["step_tokens"] = _histogram(used_tokens)
-    run["steps_by_program"] = _by_program(steps, used_tokens)
+    run["steps_by_program"] = _by_program(steps)
     return run
-
-
-def _length_errors(errors: Mapping[str, LengthErrors]) -> dict[str, dict[str, float]]:
-    return {
-        name: {
-            "num_requests": one.num_requests,
-            "mean_tokens": one.sum_tokens / one.num_requests,
-            "mean_predicted_tokens": one.sum_predicted_tokens / one.num_requests,
-            "mean_abs_error_tokens": one.sum_abs_error_tokens / one.num_requests,
-        }
-        for name, one in sorted(errors.items())
-    }
 
 
 def summarise_run(
@@ -335,5 +320,15 @@ def summarise_run(
         run |= dataclasses.asdict(counters)
         del run["length_errors"]
         if counters.length_errors:
-            run["length_error"] = _length_errors(counters.length_errors)
+            run["length_error"] = {
+                name: {
+                    "num_requests": one.num_requests,
+                    "mean_tokens": one.sum_tokens / one.num_requests,
+                    "mean_predicted_tokens": one.sum_predicted_tokens
+                    / one.num_requests,
+                    "mean_abs_error_tokens": one.sum_abs_error_tokens
+                    / one.num_requests,
+                }
+                for name, one in sorted(counters.length_errors.items())
+            }
     return run
