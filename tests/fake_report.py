@@ -11,6 +11,17 @@ ROW_EDGES = (1, 8, 32)
 CLASSES = {"interactive": 240, "batch": 160}
 
 
+def small_run(num_attained: int = 180, num: int = 200, **fields: Any) -> dict[str, Any]:
+    """Returns as little of a run as cells need, with what a test adds."""
+    counts = {"num_requests": num, "num_violations": num - num_attained}
+    return {"policy": "fcfs", "load": 0.9, "seed": 0, "qps": 2.0} | counts | fields
+
+
+def small_report(*runs: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Returns a report of runs, with what a test adds."""
+    return {"schema_version": 2, "device": "cpu", "runs": list(runs)} | fields
+
+
 def fake_report(
     *,
     policies: tuple[str, ...] = POLICIES,
@@ -32,13 +43,7 @@ def fake_report(
         "workload": {
             "trace": "azure_conv.csv",
             "num_rows": 400,
-            "prompt_tokens_mean": 20.0,
-            "service_classes": [
-                {"name": "interactive", "ttft_slowdown": 15.0, "tbt_s": 0.05},
-                {"name": "batch"},
-            ],
         },
-        "yardstick": {"prompt_tokens": [10, 30], "ttft_s": [0.1, 0.2], "step_s": 0.01},
         "staircase": {
             "num_rows": 32,
             "tokens": tokens.tolist(),
@@ -53,11 +58,12 @@ def fake_report(
 
 def _requests(rng: np.random.Generator, name: str, num: int) -> list[dict[str, Any]]:
     times = rng.lognormal(-1, 0.5, (num, 3)).round(6).tolist()
-    rows: list[dict[str, Any]] = [
+    rows = [
         {"service_class": name, "ttft_s": ttft, "tbt_p99_s": tbt / 9, "e2e_s": 4 * e2e}
         for ttft, tbt, e2e in times
     ]
-    rows[0] |= {"violation": "error", "message": "connection reset by peer"}
+    if name == "interactive":
+        rows = [row | {"slo": {"ttft_s": 2.25, "tbt_s": 0.05}} for row in rows]
     return rows
 
 
@@ -87,6 +93,9 @@ def _run(
         "num_requests": sum(CLASSES.values()),
         "num_violations": sum(one["num_violations"] for one in by_class.values()),
         "by_class": by_class,
+        "failures": [
+            {"reason": "error", "count": 2, "message": "connection reset by peer"}
+        ],
         "output_tokens_per_s": 800.0,
         "steps_per_s": 118.0,
         "pad_share_tokens": 0.3 - 0.1 * place,
@@ -100,7 +109,7 @@ def _run(
         },
         "start_up": start
         | {"programs": [made | {"program": "B32xNB16", "source": "compiled"}]},
-        "start_up_warm": start | {"warm_s": 1.0, "programs": []},
+        "start_up_warm": start | {"ready_s": 0.5, "warm_s": 1.0, "programs": []},
         "steps_by_program": [
             {
                 "num_rows": rows,

@@ -1,16 +1,10 @@
-"""The table and the picture of `pad_share`.
+"""The table and the picture of `pad_share`, from the entries of its JSON document."""
 
-The one idea: both are made from the entries that go to the JSON document alone.
-"""
-
-import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.figure
-import numpy as np
-
-from jserve_tools.plots import COLOURS, style_axes
+import altair as alt
+import vl_convert
 
 NO_PRIOR = ", no prior"  # what ends the name of a fit to nothing but what was seen
 
@@ -57,42 +51,28 @@ def _cell(run: dict[str, Any]) -> str:
 
 def picture(runs: Sequence[dict[str, Any]]) -> bytes:
     """Returns a PNG: bars by trace and strategy, a panel for each table."""
-    panels = list(dict.fromkeys((run["policy"], run["traces"]) for run in runs))
-    names = [
-        name
-        for name in dict.fromkeys(run["bucket_strategy"] for run in runs)
-        if not name.endswith(NO_PRIOR)
+    rows = [
+        {
+            "panel": f"{run['policy']}, {run['traces']} traces",
+            "trace": "\n".join(run["trace"].split("_")[:2]),
+            "strategy": run["bucket_strategy"],
+            "percent": 100 * run["pad_share_time"],
+        }
+        for run in runs
+        if not run["bucket_strategy"].endswith(NO_PRIOR)
     ]
-    figure = matplotlib.figure.Figure(
-        figsize=(11, 3.2 * len(panels)), layout="constrained"
+    order = {name: list(dict.fromkeys(row[name] for row in rows)) for name in rows[0]}
+    words = alt.Axis(labelExpr="split(datum.label, '\\n')", labelAngle=0)
+    chart = (
+        alt.Chart(alt.Data(values=rows), width=900, height=200)
+        .mark_bar()
+        .encode(
+            x=alt.X("trace:N", sort=order["trace"], title=None, axis=words),
+            xOffset=alt.XOffset("strategy:N", sort=order["strategy"]),
+            y=alt.Y("percent:Q", title="padding, % of prefill steps"),
+            color=alt.Color("strategy:N", sort=order["strategy"], title=None),
+            row=alt.Row("panel:N", sort=order["panel"], title=None),
+        )
+        .resolve_scale(x="independent", xOffset="independent")
     )
-    for place, (policy, kind) in enumerate(panels):
-        here = [run for run in runs if (run["policy"], run["traces"]) == (policy, kind)]
-        traces = list(dict.fromkeys(run["trace"] for run in here))
-        axes = figure.add_subplot(len(panels), 1, place + 1)
-        style_axes(axes, f"{policy}, {kind} traces", "", "padding, % of prefill steps")
-        width = 0.8 / len(names)
-        for index, name in enumerate(names):
-            shares = [
-                100 * run["pad_share_time"]
-                for run in here
-                if run["bucket_strategy"] == name
-            ]
-            left = np.arange(len(traces)) + (index - (len(names) - 1) / 2) * width
-            axes.bar(left, shares, width, color=COLOURS[index], label=name)
-        axes.set_xticks(range(len(traces)), [_short(trace) for trace in traces])
-        axes.set_ylim(bottom=0)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside upper right",
-        ncols=len(names),
-        frameon=False,
-        fontsize=9,
-    )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
-
-
-def _short(trace: str) -> str:
-    return "\n".join(trace.split("_")[:2])
+    return vl_convert.vegalite_to_png(chart.to_dict(), scale=1)

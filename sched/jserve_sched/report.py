@@ -8,6 +8,7 @@ numbers by the same definitions. A number that was not measured is absent.
 import collections
 import dataclasses
 import enum
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -37,10 +38,7 @@ class Outcome:
     """What one request experienced, on one clock.
 
     Attributes:
-      service_class: Name of its class.
-      slo: Its objectives.
       arrival_s: When it was *due* to be sent; all latencies count from here.
-      num_prompt_tokens: Length of its prompt.
       max_tokens: Output tokens it asked for.
       token_times_s: When each output token arrived, ascending.
       failure: Why it did not run to its end; None if it did.
@@ -95,9 +93,8 @@ class Outcome:
         if not first.is_met(self.arrival_s, self.token_times_s, is_complete=True):
             return "late_first_token"
         gaps = dataclasses.replace(self.slo, ttlt_s=None)
-        if not gaps.is_met(self.arrival_s, self.token_times_s, is_complete=True):
-            return "late_token"
-        return "late_last_token"
+        is_met = gaps.is_met(self.arrival_s, self.token_times_s, is_complete=True)
+        return "late_last_token" if is_met else "late_token"
 
 
 class Step(UsedBucket, Protocol):
@@ -106,39 +103,29 @@ class Step(UsedBucket, Protocol):
     @property
     def prefill_tokens(self) -> int:
         """Real prefill tokens."""
-        ...
 
     @property
     def bucket_s(self) -> float:
         """Predicted duration of the bucket, seconds."""
-        ...
 
     @property
     def used_s(self) -> float:
         """The same prediction without padding, seconds."""
-        ...
 
     @property
     def duration_s(self) -> float:
         """Duration as the host saw it, seconds."""
-        ...
 
     @property
     def plan_s(self) -> float:
         """Time of the host for planning, seconds."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineCounters:
     """The engine's counters over a run: their growth, but for `num_programs`.
 
-    Attributes:
-      num_programs: Programs compiled when the run ended.
-      num_compiles_after_warmup: Compilations during the run.
-      num_preemptions: Requests preempted.
-      prefix_hit_tokens: Prompt tokens found in the prefix cache.
-      length_errors: Predicted output lengths against actual ones, by service class.
+    `length_errors` is by service class; all others are documented in REPORT.md.
     """
 
     num_programs: int
@@ -152,17 +139,11 @@ def wilson_interval(num_met: int, num_requests: int) -> tuple[float, float]:
     """Returns the 95 % Wilson interval of a share."""
     if num_requests < 1:
         raise ValueError(f"num_requests={num_requests}: a share needs at least 1")
-    share = num_met / num_requests
-    z2 = _Z_95**2
-    scale = 1.0 / (1.0 + z2 / num_requests)
+    share, z2 = num_met / num_requests, _Z_95**2
     centre = share + z2 / (2 * num_requests)
-    spread = _Z_95 * math.sqrt(
-        share * (1 - share) / num_requests + z2 / (4 * num_requests**2)
-    )
-    return (
-        max(0.0, scale * (centre - spread)),
-        min(1.0, scale * (centre + spread)),
-    )
+    variance = share * (1 - share) / num_requests + z2 / (4 * num_requests**2)
+    spread, scale = _Z_95 * math.sqrt(variance), 1.0 / (1.0 + z2 / num_requests)
+    return max(0.0, scale * (centre - spread)), min(1.0, scale * (centre + spread))
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
@@ -170,42 +151,38 @@ def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
     known = np.array([value for value in values if value is not None], np.float64)
     if not known.size:
         return None
-    p50, p90, p99 = np.percentile(known, (50, 90, 99))
-    return {
-        "mean": float(known.mean()),
-        "p50": float(p50),
-        "p90": float(p90),
-        "p99": float(p99),
-    }
+    p50, p90, p99 = np.percentile(known, (50, 90, 99)).tolist()
+    return {"mean": float(known.mean()), "p50": p50, "p90": p90, "p99": p99}
 
 
 def token_gaps_s(outcomes: Sequence[Outcome]) -> list[float]:
     """Returns every time between two tokens of one request, pooled."""
-    gaps: list[float] = []
-    for outcome in outcomes:
-        gaps.extend(np.diff(np.asarray(outcome.token_times_s, np.float64)).tolist())
-    return gaps
+    return [
+        later - earlier
+        for outcome in outcomes
+        for earlier, later in itertools.pairwise(outcome.token_times_s)
+    ]
 
 
 def _latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    found = {
-        "ttft_s": distribution(outcome.ttft_s for outcome in outcomes),
-        "tbt_s": distribution(token_gaps_s(outcomes)),
-        "e2e_s": distribution(outcome.e2e_s for outcome in outcomes),
+    times: dict[str, Sequence[float | None]] = {
+        "ttft_s": [outcome.ttft_s for outcome in outcomes],
+        "tbt_s": token_gaps_s(outcomes),
+        "e2e_s": [outcome.e2e_s for outcome in outcomes],
     }
-    return {name: values for name, values in found.items() if values is not None}
+    return {
+        name: found for name, some in times.items() if (found := distribution(some))
+    }
 
 
 def _attainment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     num_requests = len(outcomes)
     num_met = sum(outcome.is_met for outcome in outcomes)
     num_met_mean = sum(outcome.is_met_mean_tpot for outcome in outcomes)
-    causes = collections.Counter(
-        outcome.violation for outcome in outcomes if outcome.violation is not None
-    )
+    causes = collections.Counter(one.violation for one in outcomes if one.violation)
     return {
         "num_requests": num_requests,
-        "num_finished": sum(outcome.failure is None for outcome in outcomes),
+        "num_finished": sum(one.failure is None for one in outcomes),
         "num_violations": num_requests - num_met,
         "violations_by_cause": dict(sorted(causes.items())),
         "attainment": num_met / num_requests,
@@ -222,59 +199,51 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """
     if not outcomes:
         raise ValueError("a report needs at least one request")
-    by_class: dict[str, list[Outcome]] = collections.defaultdict(list)
+    by_class: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
-        by_class[outcome.service_class].append(outcome)
-    failures = collections.Counter(outcome.failure for outcome in outcomes)
+        by_class.setdefault(outcome.service_class, []).append(outcome)
     run = _attainment(outcomes)
-    run["num_rejected"] = failures[Failure.REJECTED]
-    run["num_errors"] = sum(failures.values()) - (
-        failures[None] + failures[Failure.REJECTED]
-    )
+    run["num_rejected"] = sum(one.failure is Failure.REJECTED for one in outcomes)
+    num_failed = run["num_requests"] - run["num_finished"]
+    run["num_errors"] = num_failed - run["num_rejected"]
     run["by_class"] = {
-        name: _attainment(group) | _latencies(group)
-        for name, group in sorted(by_class.items())
+        name: _attainment(by_class[name]) | _latencies(by_class[name])
+        for name in sorted(by_class)
     }
     run |= _latencies(outcomes)
 
     first_s = min(outcome.arrival_s for outcome in outcomes)
     last_s = max((o.token_times_s[-1] for o in outcomes if o.token_times_s), default=0)
-    if last_s > first_s:
-        span_s = last_s - first_s
-        run["span_s"] = span_s
-        run["output_tokens"] = sum(len(o.token_times_s) for o in outcomes)
-        run["output_tokens_per_s"] = run["output_tokens"] / span_s
+    if (span_s := last_s - first_s) > 0:
+        num_tokens = sum(len(outcome.token_times_s) for outcome in outcomes)
+        run |= {"span_s": span_s, "output_tokens": num_tokens}
+        run["output_tokens_per_s"] = num_tokens / span_s
         run["finished_per_s"] = run["num_finished"] / span_s
         run["met_per_s"] = (run["num_requests"] - run["num_violations"]) / span_s
     return run
 
 
-def _by_program(
-    steps: Sequence[Step], used_tokens: np.ndarray
-) -> list[dict[str, float]]:
-    """Returns what ran in each bucket, by rows and blocks.
-
-    Args:
-      steps: At least one.
-      used_tokens: `[N]` real tokens of each.
-    """
-    groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
-    for index, step in enumerate(steps):
-        groups[step.num_rows, step.num_blocks].append(index)
-    bucket_s = np.array([step.bucket_s for step in steps])
-    duration_s = np.array([step.duration_s for step in steps])
-    return [
-        {
-            "num_rows": num_rows,
-            "num_blocks": num_blocks,
-            "num_steps": len(group),
-            "used_tokens_mean": float(np.mean(used_tokens[group])),
-            "bucket_s": float(np.mean(bucket_s[group])),
-            "step_s_p50": float(np.median(duration_s[group])),
-            "total_s": float(np.sum(duration_s[group])),
-        }
-        for (num_rows, num_blocks), group in sorted(groups.items())
-    ]
+def _by_program(steps: Sequence[Step]) -> list[dict[str, float]]:
+    """Returns what ran in each bucket, by rows and blocks."""
+    groups: dict[tuple[int, int], list[Step]] = {}
+    for step in steps:
+        groups.setdefault((step.num_rows, step.num_blocks), []).append(step)
+    found: list[dict[str, float]] = []
+    for (num_rows, num_blocks), group in sorted(groups.items(), key=lambda one: one[0]):
+        used_tokens = [step.used_rows + step.prefill_tokens for step in group]
+        duration_s = [step.duration_s for step in group]
+        found.append(
+            {
+                "num_rows": num_rows,
+                "num_blocks": num_blocks,
+                "num_steps": len(group),
+                "used_tokens_mean": float(np.mean(used_tokens)),
+                "bucket_s": float(np.mean([step.bucket_s for step in group])),
+                "step_s_p50": float(np.median(duration_s)),
+                "total_s": float(np.sum(duration_s)),
+            }
+        )
+    return found
 
 
 def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
@@ -301,15 +270,11 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     is the sum of `pad_share_bucket`, unused rows and blocks, and of
     `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
     share of predicted time that the same steps would save without padding.
-    `steps_per_s` counts busy time only.
-
-    Args:
-      steps: the run's steps.
-      block_tokens: tokens in one prefill block, Q.
+    `steps_per_s` counts busy time only; `block_tokens` are in one prefill block, Q.
     """
-    run: dict[str, Any] = {"num_steps": len(steps)}
     if not steps:
-        return run
+        return {"num_steps": 0}
+    run: dict[str, Any] = {"num_steps": len(steps)}
     computed = sum(step.num_rows + step.num_blocks * block_tokens for step in steps)
     opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
     used_tokens = np.array([step.used_rows + step.prefill_tokens for step in steps])
@@ -323,29 +288,12 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     busy_s = sum(step.duration_s for step in steps)
     if busy_s > 0:
         run["steps_per_s"] = len(steps) / busy_s
-    plan_ms = distribution(step.plan_s * 1e3 for step in steps)
-    duration_s = distribution(step.duration_s for step in steps)
-    if plan_ms and duration_s:
-        run["plan_ms"] = {key: plan_ms[key] for key in ("p50", "p99")}
-        run["step_s"] = duration_s
+    plan_ms = np.percentile([step.plan_s * 1e3 for step in steps], (50, 99)).tolist()
+    run["plan_ms"] = dict(zip(("p50", "p99"), plan_ms, strict=True))
+    run["step_s"] = distribution(step.duration_s for step in steps)
     run["step_tokens"] = _histogram(used_tokens)
-    run["steps_by_program"] = _by_program(steps, used_tokens)
+    run["steps_by_program"] = _by_program(steps)
     return run
-
-
-def summarise_length_errors(
-    errors: Mapping[str, LengthErrors],
-) -> dict[str, dict[str, float]]:
-    """Returns how wrong predicted output lengths were, by service class, for JSON."""
-    return {
-        name: {
-            "num_requests": one.num_requests,
-            "mean_tokens": one.sum_tokens / one.num_requests,
-            "mean_predicted_tokens": one.sum_predicted_tokens / one.num_requests,
-            "mean_abs_error_tokens": one.sum_abs_error_tokens / one.num_requests,
-        }
-        for name, one in sorted(errors.items())
-    }
 
 
 def summarise_run(
@@ -359,11 +307,11 @@ def summarise_run(
     """Returns one entry of a report's `runs`, ready for JSON.
 
     Args:
-      outcomes: every request of the run, those that failed included.
-      steps: the run's engine steps, where they are known.
-      block_tokens: tokens in one prefill block; needed with `steps`.
-      counters: the engine's counters over the run, where they are known.
-      labels: what tells this run from others: policy, load, seed and so on.
+      outcomes: Every request of the run, those that failed included.
+      steps: The run's engine steps, where they are known.
+      block_tokens: Tokens in one prefill block; needed with `steps`.
+      counters: The engine's counters over the run, where they are known.
+      labels: What tells this run from others: policy, load, seed and so on.
     """
     run = dict(labels or {}) | summarise_outcomes(outcomes)
     if steps is not None and block_tokens is not None:
@@ -372,5 +320,15 @@ def summarise_run(
         run |= dataclasses.asdict(counters)
         del run["length_errors"]
         if counters.length_errors:
-            run["length_error"] = summarise_length_errors(counters.length_errors)
+            run["length_error"] = {
+                name: {
+                    "num_requests": one.num_requests,
+                    "mean_tokens": one.sum_tokens / one.num_requests,
+                    "mean_predicted_tokens": one.sum_predicted_tokens
+                    / one.num_requests,
+                    "mean_abs_error_tokens": one.sum_abs_error_tokens
+                    / one.num_requests,
+                }
+                for name, one in sorted(counters.length_errors.items())
+            }
     return run

@@ -75,7 +75,7 @@ def test_replay_over_http_end_to_end(url: str, tmp_path: pathlib.Path) -> None:
     )
     assert set(run["by_class"]) == {"tight", "lax"}
     assert line["runs"][0] == {k: v for k, v in run.items() if k != "requests"}
-    for text in ("capacity:", "TTFT bound", "attained tight", "host/device"):
+    for text in ("capacity:", "TTFT bound", "attained, tight", "host/device"):
         assert text in out
 
 

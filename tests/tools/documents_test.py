@@ -50,33 +50,33 @@ def test_device_name() -> None:
     assert device_name({}) is None
 
 
-def test_document_leaves_out_what_is_unknown() -> None:
-    outcome = Outcome(
+def outcome(*token_times_s: float) -> Outcome:
+    return Outcome(
         service_class="a",
         slo=Slo(ttft_s=1.0),
         arrival_s=5.0,
         num_prompt_tokens=3,
-        max_tokens=2,
-        token_times_s=(5.5, 5.75),
+        max_tokens=9,
+        token_times_s=token_times_s,
     )
-    rows = outcome_rows([outcome])
-    assert rows == [
-        {
-            "arrival_s": 0.0,
-            "service_class": "a",
-            "prompt_tokens": 3,
-            "output_tokens": 2,
-            "slo": {"ttft_s": 1.0},
-            "ttft_s": 0.5,
-            "tbt_p99_s": 0.25,
-            "e2e_s": 0.75,
-        }
-    ]
+
+
+def test_a_row_has_what_a_request_experienced_and_no_more() -> None:
+    whole, one_token, none = outcome_rows([outcome(5.5, 5.75), outcome(5.5), outcome()])
+    same = {"arrival_s": 0.0, "service_class": "a", "prompt_tokens": 3}
+    same |= {"slo": {"ttft_s": 1.0}}
+    times = {"ttft_s": 0.5, "tbt_p99_s": 0.25, "e2e_s": 0.75}
+    assert whole == same | times | {"output_tokens": 2}
+    assert one_token == same | {"output_tokens": 1, "ttft_s": 0.5, "e2e_s": 0.5}
+    assert none.keys() == same.keys() | {"output_tokens", "violation"}
+
+
+def test_document_leaves_out_what_is_unknown() -> None:
     report = document(
         command=["jserve-bench"],
         facts={"versions": {"jax": "1"}, "stats": {}, "model": "m"},
         workload={"trace": "t"},
-        runs=[{"policy": "edf", "requests": rows}],
+        runs=[{"policy": "edf", "requests": [1]}],
         extra={"capacity": None},
     )
     assert report["schema_version"] == 2
@@ -87,21 +87,3 @@ def test_document_leaves_out_what_is_unknown() -> None:
     assert "\n" not in line
     assert json.loads(line)["runs"] == [{"policy": "edf"}]
     assert report["runs"][0]["requests"]  # the file keeps them
-
-
-@pytest.mark.parametrize(
-    ("times_s", "wanted"), [((1.0,), None), ((), None), ((1.0, 1.5, 3.5), 1.985)]
-)
-def test_a_request_has_times_between_tokens_from_two_tokens_on(
-    times_s: tuple[float, ...], wanted: float | None
-) -> None:
-    outcome = Outcome(
-        service_class="a",
-        slo=Slo(ttft_s=1.0),
-        arrival_s=0.0,
-        num_prompt_tokens=3,
-        max_tokens=9,
-        token_times_s=times_s,
-    )
-    (row,) = outcome_rows([outcome])
-    assert row.get("tbt_p99_s") == pytest.approx(wanted)

@@ -116,7 +116,7 @@ def test_several_engines_at_once(sweep: Any, trace: pathlib.Path) -> None:
     assert report["workload"]["is_one_shot"] is True
     assert (report["num_instances"], report["assignment"]) == (2, "kv")
     assert report["length_estimator"] == "quantile:q=0.9"
-    assert "fcfs, all at once #1" in out
+    assert "fcfs / pow2 @ all at once #1" in out
     (one,) = report["runs"]
     assert one["is_one_shot"] and "qps" not in one
     assert (one["num_requests"], one["num_warmup"]) == (40, 0)

@@ -78,7 +78,8 @@ def _publish(
     """Writes the report, and prints the tables and the JSON line."""
     from jserve_tools.documents import one_line
     from jserve_tools.publishing import publish
-    from jserve_tools.tables import host_table, run_tables
+    from jserve_tools.report_metrics import run_tables
+    from jserve_tools.tables import host_table
 
     report = benchmark.report(["jserve-bench", *sys.argv[1:]])
     runs = report["runs"]
@@ -87,7 +88,7 @@ def _publish(
             f"{benchmark.num_resumed} of {len(runs)} runs are those of an interrupted "
             "call; --noresume measures all of them again"
         )
-    progress.say(f"\n{run_tables(runs)}")
+    progress.say(f"\n{run_tables(report)}")
     for run in runs:
         if run.get("host_profile"):
             progress.say(f"\n{host_table(run['host_profile'])}")

@@ -26,14 +26,8 @@ from jserve_sched.report import SCHEMA_VERSION, Outcome, token_gaps_s
 _PLACES = 6  # microseconds
 # What tells servers apart; the rest of what one says of itself is no result.
 _SERVER_FACTS = (
-    "url",
-    "model",
-    "served_model_name",
-    "max_model_len",
-    "num_kv_tokens",
-    "vocab_size",
-    "engine",
-    "versions",
+    *("url", "model", "served_model_name", "max_model_len", "num_kv_tokens"),
+    *("vocab_size", "engine", "versions"),
 )
 
 
@@ -77,54 +71,43 @@ def plain(value: Any) -> Any:
 
 
 def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Returns one compact row for each request, times from its own arrival."""
+    """Returns one compact row for each request, times from the first one's arrival."""
     first_s = min(outcome.arrival_s for outcome in outcomes)
     rows = []
     for outcome in outcomes:
+        gaps_s = token_gaps_s([outcome])
         row = {
             "arrival_s": outcome.arrival_s - first_s,
             "service_class": outcome.service_class,
             "prompt_tokens": outcome.num_prompt_tokens,
             "output_tokens": len(outcome.token_times_s),
-            "slo": {
-                name: bound
-                for name, bound in dataclasses.asdict(outcome.slo).items()
-                if bound is not None
-            },
+            "slo": _known(dataclasses.asdict(outcome.slo)),
             "ttft_s": outcome.ttft_s,
-            "tbt_p99_s": _tbt_p99_s(outcome),
+            "tbt_p99_s": float(np.percentile(gaps_s, 99)) if gaps_s else None,
             "e2e_s": outcome.e2e_s,
             "violation": outcome.violation,
             "message": outcome.message or None,
         }
-        rows.append({name: value for name, value in row.items() if value is not None})
+        rows.append(_known(row))
     return rows
 
 
-def _tbt_p99_s(outcome: Outcome) -> float | None:
-    """Returns the 99th percentile of a request's times between tokens, if any."""
-    gaps_s = token_gaps_s([outcome])
-    return float(np.percentile(gaps_s, 99)) if gaps_s else None
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def commit() -> str | None:
     """Returns the commit this code is at, with a plus if changed; None if unknown."""
-    folder = pathlib.Path(__file__).parent
-    git = ["git", "-C", str(folder)]
+    git = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always"]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
-        )
-        state = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
+        done = subprocess.run(
+            [*git, "--exclude=*", "--abbrev=12", "--dirty=+"],
             capture_output=True,
             text=True,
         )
     except OSError:
         return None
-    if head.returncode != 0:
-        return None
-    return head.stdout.strip() + ("+" if state.stdout.strip() else "")
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def device_name(facts: Mapping[str, Any]) -> str | None:
@@ -132,12 +115,10 @@ def device_name(facts: Mapping[str, Any]) -> str | None:
     device = facts.get("device")
     if not isinstance(device, Mapping):
         return device
-    name = str(device.get("platform"))
-    if device.get("kind") not in (None, name):
-        name += f" {device['kind']}"
+    words = dict.fromkeys(device[key] for key in ("platform", "kind") if key in device)
     if device.get("count", 1) != 1:
-        name += f" x{device['count']}"
-    return name
+        words[f"x{device['count']}"] = None
+    return " ".join(map(str, words))
 
 
 def document(
@@ -172,7 +153,7 @@ def document(
         **extra,
         "runs": list(runs),
     }
-    return {name: plain(value) for name, value in head.items() if value is not None}
+    return {name: plain(value) for name, value in _known(head).items()}
 
 
 def write_report(folder: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:

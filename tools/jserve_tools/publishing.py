@@ -19,14 +19,8 @@ def publish(
 ) -> None:
     """Writes report.json and, if wanted, the page and the pictures; compares.
 
-    The report's finished runs have served their purpose then and are removed.
-
-    Args:
-      report: As `documents.document` made it.
-      config: Where to, and what else.
-      old_report: To compare with; None for no comparison.
-      runs: The finished runs that the report is made of, if they are kept.
-      say: Prints a line for people.
+    The finished runs that the report is made of, if they are kept, have served their
+    purpose then and are removed. `say` prints a line for people.
     """
     say(f"\nreport: {write_report(config.output, report)}")
     if config.html:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jserve_sched.report import wilson_interval
+from jserve_tools.tables import load_name, look_up
 
-Run = Mapping[str, Any]
+Row = dict[str, Any]
 READABLE_SCHEMAS = (1, 2)
 
 
@@ -23,8 +24,8 @@ class Estimate(NamedTuple):
     """A number and its 95 % interval; the ends are NaN where it is unknown."""
 
     value: float
-    low: float
-    high: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 def difference(old: Estimate, new: Estimate) -> Estimate:
@@ -39,39 +40,30 @@ def difference(old: Estimate, new: Estimate) -> Estimate:
     return Estimate(value, value - below, value + above)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Cell:
     """All runs of one setting.
 
     Attributes:
-      policy: Its name, with the token limit where a report has several.
-      bucket_strategy: Its name.
-      load: What was sent, in a word; "goodput" where the rate was searched.
-      setting: Policy and bucket strategy, as far as the report has several.
+      labels: What every row about it says: `policy`, with the token limit where a
+        report has several; `strategy`, of buckets; `load`; and `setting`, policy and
+        strategy as far as the report has several.
       runs: Entries of the report's `runs`, at least one. What a run has under
         `start_up` stands under `start_up_cold` if its compile cache was empty.
     """
 
-    policy: str
-    bucket_strategy: str
-    load: str
-    setting: str
-    runs: tuple[Run, ...]
+    labels: Row
+    runs: list[Row]
 
     @property
     def name(self) -> str:
         """The whole setting, for a line of a table."""
-        return f"{self.policy} / {self.bucket_strategy} @ {self.load}"
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Different seeds of its runs, ascending."""
-        return tuple(sorted({run["seed"] for run in self.runs if "seed" in run}))
+        return "{policy} / {strategy} @ {load}".format(**self.labels)
 
     @property
     def is_goodput(self) -> bool:
         """Whether its runs stand at the rate that a search found."""
-        return any("goodput_qps" in run for run in self.runs)
+        return bool(self.labels["load"] == "goodput")
 
     @property
     def service_classes(self) -> list[str]:
@@ -88,16 +80,16 @@ class Cell:
         known = self.values(*path)
         return statistics.fmean(known) if known else None
 
-    def entries(self, service_class: str | None) -> list[Run]:
+    def entries(self, service_class: str | None) -> list[Row]:
         """Returns what the runs say of a class, or of all requests."""
-        if service_class is None:
-            return list(self.runs)
-        return self.values("by_class", service_class)
+        return self.values(
+            *(() if service_class is None else ("by_class", service_class))
+        )
 
     def attainment(self, service_class: str | None = None) -> Estimate | None:
-        """Returns the share of requests whose SLO was attained, of all or of a class.
+        """Returns the share of requests whose SLO was attained, with Wilson's interval.
 
-        Its interval is Wilson's; None without requests.
+        None without requests.
         """
         known = [one for one in self.entries(service_class) if one.get("num_requests")]
         if not known:
@@ -107,14 +99,6 @@ class Cell:
         interval = wilson_interval(num_attained, num_requests)
         return Estimate(num_attained / num_requests, *interval)
 
-    def goodput_qps(self) -> Estimate | None:
-        """Returns the mean goodput over seeds; None if none was searched."""
-        value = self.mean("goodput_qps")
-        if value is None:
-            return None
-        intervals = self.values("goodput_ci95_qps")
-        return Estimate(value, *(intervals[0] if intervals else (math.nan, math.nan)))
-
     def request_times_s(
         self, key: str, service_class: str | None = None
     ) -> np.ndarray | None:
@@ -122,14 +106,14 @@ class Cell:
 
         Args:
           key: `ttft_s`, `tbt_p99_s` or `e2e_s`.
-          service_class: Whose requests; None for all.
+          service_class: None for all.
         """
         if any("requests" not in run for run in self.runs):
             return None
-        rows = [row for run in self.runs for row in run["requests"]]
         found = [
             row[key]
-            for row in rows
+            for run in self.runs
+            for row in run["requests"]
             if key in row and service_class in (None, row.get("service_class"))
         ]
         return np.array(found, np.float64) if found else None
@@ -141,17 +125,8 @@ class Cell:
         times_s = self.request_times_s(key, service_class)
         if times_s is not None:
             return float(np.percentile(times_s, percent))
-        entries = self.entries(service_class)
-        known = [look_up(entry, (key, f"p{percent}")) for entry in entries]
-        known = [value for value in known if value is not None]
-        return statistics.fmean(known) if known else None
-
-
-def look_up(entry: Any, path: Sequence[str]) -> Any:
-    """Returns what nested mappings have under a path of keys; None if nothing."""
-    for key in path:
-        entry = entry.get(key) if isinstance(entry, Mapping) else None
-    return entry
+        path = () if service_class is None else ("by_class", service_class)
+        return self.mean(*path, key, f"p{percent}")
 
 
 def cells(report: Mapping[str, Any]) -> list[Cell]:
@@ -162,62 +137,40 @@ def cells(report: Mapping[str, Any]) -> list[Cell]:
     """
     version = report.get("schema_version")
     if version not in READABLE_SCHEMAS or isinstance(version, bool):
-        known = " and ".join(str(version) for version in READABLE_SCHEMAS)
+        known = " and ".join(map(str, READABLE_SCHEMAS))
         raise ValueError(
             f"schema_version is {version!r}; reports of schema {known} can be read"
         )
     if not isinstance(report.get("runs"), list) or not report["runs"]:
         raise ValueError("the report has no runs")
-    limits: dict[str, set[int]] = {}
-    for run in report["runs"]:
-        limit = run.get("max_num_batched_tokens")
-        limits.setdefault(str(run.get("policy")), set()).add(limit)
-    groups: dict[tuple[str, str, str], list[Run]] = {}
-    for run in report["runs"]:
+    runs = report["runs"]
+    limits = {(run.get("policy"), run.get("max_num_batched_tokens")) for run in runs}
+    policies = [policy for policy, _ in limits]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for run in runs:
         policy = str(run.get("policy", "server"))
-        if len(limits.get(policy, ())) > 1 and "max_num_batched_tokens" in run:
+        if policies.count(run.get("policy")) > 1 and "max_num_batched_tokens" in run:
             policy += f"@{run['max_num_batched_tokens']}"
-        key = (policy, str(run.get("bucket_strategy", "pow2")), _load(run))
+        key = (policy, str(run.get("bucket_strategy", "pow2")), load_name(run))
         groups.setdefault(key, []).append(_with_cold_start(run))
     has_strategies = len({strategy for _, strategy, _ in groups}) > 1
-    return [
-        Cell(
-            policy=policy,
-            bucket_strategy=strategy,
-            load=load,
-            setting=f"{policy} / {strategy}" if has_strategies else policy,
-            runs=tuple(runs),
-        )
-        for (policy, strategy, load), runs in groups.items()
-    ]
+    found = []
+    for (policy, strategy, load), group in groups.items():
+        setting = f"{policy} / {strategy}" if has_strategies else policy
+        labels = {"policy": policy, "strategy": strategy, "load": load}
+        found.append(Cell(labels | {"setting": setting}, group))
+    return found
 
 
-def _load(run: Run) -> str:
-    """Returns what was sent in a run, by what the user asked for."""
-    if "goodput_qps" in run:
-        return "goodput"
-    if "load" in run:
-        return f"{run['load']:g}x"
-    if "levels_qps" in run:
-        return "/".join(f"{qps:g}" for qps in run["levels_qps"]) + "/s"
-    if "qps" in run:
-        return f"{run['qps']:.3g}/s"
-    if "num_clients" in run:
-        return f"{run['num_clients']} clients"
-    return "all at once" if run.get("is_one_shot") else "one load"
-
-
-def _with_cold_start(run: Run) -> Run:
+def _with_cold_start(run: Mapping[str, Any]) -> Row:
     """Moves `start_up` to `start_up_cold` where the compile cache was empty.
 
     It was if a second start was measured, or if every program was compiled.
     """
-    start = run.get("start_up")
-    if not start:
-        return run
+    start = run.get("start_up") or {}
     sources = {one.get("source") for one in start.get("programs") or ()}
-    if "start_up_warm" not in run and sources != {"compiled"}:
-        return run
+    if not start or ("start_up_warm" not in run and sources != {"compiled"}):
+        return dict(run)
     rest = {name: value for name, value in run.items() if name != "start_up"}
     return {**rest, "start_up_cold": start}
 

@@ -17,17 +17,26 @@ import vl_convert
 
 from jserve_tools import report_rows
 from jserve_tools.documents import write_whole
-from jserve_tools.report_cells import Cell, cells, distinct, look_up
-from jserve_tools.report_charts import (
-    FILTERS,
-    Chart,
-    charts,
-    fields,
-    overview,
-    theme,
-)
+from jserve_tools.report_cells import cells, distinct
+from jserve_tools.report_charts import FILTERS, Chart, charts, fields, overview, theme
 from jserve_tools.report_choice import verdict
-from jserve_tools.report_metrics import metrics
+from jserve_tools.report_metrics import numbers
+from jserve_tools.tables import look_up
+
+_FACTS = {
+    "Date": "date",
+    "Version": "version",
+    "Commit": "commit",
+    "Device": "device",
+    "CPUs": "machine num_cpus",
+    "Processor": "machine processor",
+    "Model": "server model",
+    "JAX": "jax",
+    "Trace": "workload trace",
+    "Workload": "workload name",
+    "Capacity, requests/s": "capacity requests_per_s",
+    "Planned with": "predictor",
+}
 
 
 def write_page(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
@@ -53,12 +62,7 @@ def write_page(report: Mapping[str, Any], folder: pathlib.Path) -> list[pathlib.
 
 
 def html_page(report: Mapping[str, Any], found: Sequence[Chart]) -> bytes:
-    """Returns the page, UTF-8.
-
-    Args:
-      report: As `documents.document` made it.
-      found: Its charts.
-    """
+    """Returns the page of a report and its charts, UTF-8."""
     known = cells(report)
     environment = jinja2.Environment(
         autoescape=True,
@@ -69,17 +73,30 @@ def html_page(report: Mapping[str, Any], found: Sequence[Chart]) -> bytes:
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters |= {"text": _text, "fields": fields}
     source = importlib.resources.files("jserve_tools") / "report.html.jinja"
+    facts = {name: look_up(report, path.split()) for name, path in _FACTS.items()}
+    facts["Date"] = str(facts["Date"] or "")[:16].replace("T", " ") or None
+    command = list(report.get("command") or ["jserve"])
+    program = pathlib.PurePath(str(command[0])).name
+    of = [program, *(facts[name] for name in ("Trace", "Workload", "Device"))]
+    values = {name: [cell.labels[name] for cell in known] for name in FILTERS[:3]}
+    values["class"] = [name for cell in known for name in cell.service_classes]
+    head, *lines = numbers(known)
     page = environment.from_string(source.read_text(encoding="utf-8")).render(
-        title=_title(report),
+        title=" · ".join(str(word) for word in of if word),
         verdict=verdict(known),
-        facts=_facts(report),
+        facts={name: value for name, value in facts.items() if value is not None},
         command=shlex.join(report.get("command", [])),
-        filters=_filters(known),
+        filters={
+            name: distinct(some) for name, some in values.items() if len(set(some)) > 1
+        },
         charts=found,
         specs={one.name: one.spec for one in found},
         themes={"light": theme(is_dark=False), "dark": theme(is_dark=True)},
         messages=report_rows.messages(known),
-        **_numbers(known),
+        numbers=[
+            cell.labels | dict(zip(head[1:], line[1:], strict=True))
+            for cell, line in zip(known, lines, strict=True)
+        ],
         script=markupsafe.Markup(_script()) if found else "",
     )
     return page.encode("utf-8", errors="replace")
@@ -94,68 +111,7 @@ def _script() -> str:
 def _text(value: Any) -> str:
     """Returns what a chart's tooltip says; a dash for nothing."""
     if value is None or value == "":
-        return "–"  # noqa: RUF001
-    return (
-        f"{value:,.3f}".rstrip("0").rstrip(".") if type(value) is float else str(value)
-    )
-
-
-def _title(report: Mapping[str, Any]) -> str:
-    program = pathlib.PurePath(str((report.get("command") or ["jserve"])[0])).name
-    workload = report.get("workload") or {}
-    sent = workload.get("trace") or workload.get("name")
-    return " ".join(
-        [program, *([f"of {sent}"] if sent else [])]
-        + ([f"on {report['device']}"] if report.get("device") else [])
-    )
-
-
-def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what was measured, on what and with what; unknown facts are absent."""
-    machine = report.get("machine") or {}
-    capacity = look_up(report, ("capacity", "requests_per_s"))
-    workload = report.get("workload") or {}
-    found = {
-        "Date": str(report.get("date", ""))[:16].replace("T", " "),
-        "Version": report.get("version"),
-        "Commit": report.get("commit"),
-        "Device": report.get("device"),
-        "Machine": f"{machine.get('num_cpus')} CPUs, {machine.get('processor')}"
-        if machine
-        else None,
-        "Model": look_up(report, ("server", "model")),
-        "JAX": report.get("jax"),
-        "Workload": workload.get("trace") or workload.get("name"),
-        "Requests a run": report["runs"][0].get("num_requests"),
-        "Capacity": capacity and f"{capacity:.3g} requests/s",
-        "Planned with": report.get("predictor"),
-    }
-    return [(name, str(value)) for name, value in found.items() if value]
-
-
-def _filters(known: Sequence[Cell]) -> dict[str, list[str]]:
-    """Returns the values of each filter that has several."""
-    values = {
-        "policy": distinct([cell.policy for cell in known]),
-        "strategy": distinct([cell.bucket_strategy for cell in known]),
-        "load": distinct([cell.load for cell in known]),
-        "class": sorted({name for cell in known for name in cell.service_classes}),
-    }
-    assert tuple(values) == FILTERS
-    return {name: some for name, some in values.items() if len(some) > 1}
-
-
-def _numbers(known: Sequence[Cell]) -> dict[str, Any]:
-    """Returns the table of all cells: titles of columns, and rows with their texts."""
-    shown = metrics(known)
-    rows = []
-    for cell in known:
-        texts = []
-        for metric in shown:
-            found = metric.estimate(cell)
-            text = "–" if found is None else metric.text(found.value)  # noqa: RUF001
-            if found is not None and found.low == found.low:
-                text += f" ({metric.text(found.low)} to {metric.text(found.high)})"
-            texts.append(text)
-        rows.append(report_rows.where(cell) | {"texts": texts})
-    return {"metrics": [metric.name for metric in shown], "numbers": rows}
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.3f}".rstrip("0").rstrip(".")
+    return str(value)

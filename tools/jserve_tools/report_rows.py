@@ -6,33 +6,28 @@ filters and tables treat all charts the same.
 
 import collections
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jserve_tools.report_cells import Cell, distinct, look_up
-from jserve_tools.tables import duration
+from jserve_tools.report_cells import Cell, Row, distinct
+from jserve_tools.tables import duration, look_up
 
-Row = dict[str, Any]
-
-_BOUNDS = {"ttft_s": "TTFT", "tbt_s": "TBT", "ttlt_s": "E2E"}
+_TBT_OF_REQUESTS = "TBT: 99th percentile of a request's times between tokens"
+# Title of a latency, where a report has it, and the bound of an SLO that limits it.
 _TIMES = (
     ("TTFT: time to the first token", "ttft_s", "ttft_s"),
+    (_TBT_OF_REQUESTS, "tbt_p99_s", "tbt_s"),
     ("TBT: times between tokens, all pooled", "tbt_s", "tbt_s"),
     ("E2E: time to the last token", "e2e_s", "ttlt_s"),
 )
+_STARTS = {
+    "start_up_cold": "empty compile cache",
+    "start_up_warm": "full compile cache",
+    "start_up": "compile cache as it was",
+}
 _MAX_CURVE_POINTS = 120
-
-
-def where(cell: Cell) -> Row:
-    """Returns what every row of a cell says."""
-    return {
-        "policy": cell.policy,
-        "strategy": cell.bucket_strategy,
-        "load": cell.load,
-        "setting": cell.setting,
-    }
 
 
 def objectives(
@@ -40,66 +35,45 @@ def objectives(
 ) -> dict[str, dict[str, tuple[float, str]]]:
     """Returns each class's bounds: seconds, and the text that says so.
 
-    Bounds in seconds are taken as they are; where they depend on the request, the
-    median of the requests is taken, or what multiples of an idle server's times come
-    to for the mean prompt.
+    They are the means that a simulation reports, or the medians over requests; "≈"
+    stands before those that depend on the request.
     """
-    found: dict[str, dict[str, tuple[float, str]]] = collections.defaultdict(dict)
-
-    def put(name: str, bound: str, bound_s: float, sign: str, why: str = "") -> None:
-        text = f"{_BOUNDS[bound]} {sign} {duration(bound_s)}{why}"
-        found[name][bound] = (bound_s, text)
-
-    for name, bounds_s in (look_up(report, ("workload", "promises")) or {}).items():
-        for bound, bound_s in bounds_s.items():
-            put(name, bound, bound_s, "≈")
-    idle = report.get("yardstick") or {}
-    for one in look_up(report, ("workload", "service_classes")) or ():
-        for bound in _BOUNDS:
-            if one.get(bound) is not None:
-                put(one["name"], bound, one[bound], "≤")
-        if idle and one.get("ttft_slowdown"):
-            prompt = look_up(report, ("workload", "prompt_tokens_mean")) or 0.0
-            idle_s = float(np.interp(prompt, idle["prompt_tokens"], idle["ttft_s"]))
-            times = one["ttft_slowdown"]
-            put(one["name"], "ttft_s", times * idle_s, "≈", f" ({times:g} x idle)")
-        if idle and one.get("tbt_step_multiple"):
-            times = one["tbt_step_multiple"]
-            why = f" ({times:g} x idle)"
-            put(one["name"], "tbt_s", times * idle["step_s"], "≤", why)
-    drawn: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
-    for request in _requests(known):
-        for bound, bound_s in request.get("slo", {}).items():
-            drawn[str(request.get("service_class")), bound].append(bound_s)
-    for (name, bound), bounds_s in drawn.items():
-        if bound not in found[name]:
-            sign = "≤" if max(bounds_s) - min(bounds_s) < 1e-9 else "≈"
-            put(name, bound, statistics.median(bounds_s), sign)
-    return dict(found)
-
-
-def _requests(known: Sequence[Cell]) -> Iterator[Mapping[str, Any]]:
+    bounds_s: dict[str, dict[str, list[float]]] = {
+        name: {bound: [mean_s] for bound, mean_s in means_s.items()}
+        for name, means_s in (look_up(report, ("workload", "promises")) or {}).items()
+    }
     for cell in known:
-        for rows in cell.values("requests"):
-            yield from rows
+        for request in (row for rows in cell.values("requests") for row in rows):
+            of_class = bounds_s.setdefault(str(request.get("service_class")), {})
+            for bound, bound_s in request.get("slo", {}).items():
+                of_class.setdefault(bound, []).append(bound_s)
+    found: dict[str, dict[str, tuple[float, str]]] = {}
+    for name, of_class in bounds_s.items():
+        found[name] = {}
+        for title, _, bound in _TIMES:
+            if values_s := of_class.get(bound):
+                typical_s = statistics.median(values_s)
+                is_same = len(values_s) > 1 and max(values_s) - min(values_s) < 1e-9
+                sign = "≤" if is_same else "≈"
+                text = f"{title.partition(':')[0]} {sign} {duration(typical_s)}"
+                found[name][bound] = (typical_s, text)
+    return found
 
 
 def _panel(cell: Cell, name: str, bounds: Sequence[str]) -> str:
     """Returns the title of a class's panel: its load, and its bounds line by line."""
-    return "\n".join([f"{name} @ {cell.load}", *(bounds or ["no objective"])])
+    return "\n".join([f"{name} @ {cell.labels['load']}", *(bounds or ["no objective"])])
 
 
 def classes(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
     """Returns a row for each cell and class: attainment beside the objectives."""
-    texts: dict[str, list[str]] = collections.defaultdict(list)
-    for name, bounds in objectives(report, known).items():
-        texts[name] = [text for _, text in bounds.values()]
+    bounds = objectives(report, known)
     return [
-        where(cell)
-        | {"class": name, "panel": _panel(cell, name, texts[name])}
-        | {"attained_percent": 100 * one.value}
+        cell.labels
+        | {"class": name, "attained_percent": 100 * one.value}
         | {"low_percent": 100 * one.low, "high_percent": 100 * one.high}
         | {"requests": sum(entry["num_requests"] for entry in cell.entries(name))}
+        | {"panel": _panel(cell, name, [t for _, t in bounds.get(name, {}).values()])}
         for cell in known
         if not cell.is_goodput
         for name in cell.service_classes
@@ -116,44 +90,40 @@ def latencies(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
     bounds = objectives(report, known)
     rows: list[Row] = []
     for cell in known:
-        if cell.is_goodput:
-            continue
-        for name in cell.service_classes:
+        has_requests = cell.request_times_s("tbt_p99_s") is not None
+        for name in [] if cell.is_goodput else cell.service_classes:
             for title, key, bound in _TIMES:
-                if key == "tbt_s" and cell.request_times_s("tbt_p99_s") is not None:
-                    title = "TBT: 99th percentile of a request's times between tokens"
-                    key = "tbt_p99_s"
                 times = {
                     f"p{percent}_s": cell.percentile_s(key, percent, name)
                     for percent in (50, 90, 99)
                 }
-                if None in times.values():
+                if None in times.values() or (key == "tbt_s" and has_requests):
                     continue
-                slo = bounds.get(name, {}).get(bound)
+                slo_s, slo = bounds.get(name, {}).get(bound, (None, ""))
                 rows.append(
-                    where(cell)
+                    cell.labels
                     | {"class": name, "latency": title, **times}
-                    | {"slo_s": slo and slo[0], "slo": slo[1] if slo else ""}
-                    | {"panel": _panel(cell, name, [slo[1]] if slo else [])}
+                    | {"slo_s": slo_s, "slo": slo}
+                    | {"panel": title.partition(":")[0] + ", "}
                 )
-    return rows
+                rows[-1]["panel"] += _panel(cell, name, [slo] if slo else [])
+    titles = [title for title, _, _ in _TIMES]
+    return sorted(rows, key=lambda row: titles.index(row["latency"]))
 
 
 def failures(known: Sequence[Cell]) -> list[Row]:
     """Returns a row for each cell, class and cause of violations."""
     rows = []
     for cell in known:
-        if cell.is_goodput:
-            continue
         total = sum(run.get("num_requests", 0) for run in cell.runs)
-        for name in cell.service_classes:
+        for name in [] if cell.is_goodput else cell.service_classes:
             causes: collections.Counter[str] = collections.Counter()
             for entry in cell.entries(name):
                 causes.update(entry.get("violations_by_cause") or {})
             rows += [
-                where(cell)
+                cell.labels
                 | {"class": name, "cause": cause.replace("_", " "), "requests": count}
-                | {"percent": 100 * count / total, "panel": cell.load}
+                | {"percent": 100 * count / total, "panel": cell.labels["load"]}
                 for cause, count in sorted(causes.items())
                 if total
             ]
@@ -161,31 +131,35 @@ def failures(known: Sequence[Cell]) -> list[Row]:
 
 
 def messages(known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each reason that a server gave for failures."""
-    rows = []
-    for cell in known:
-        counts = collections.Counter(
-            (str(one.get("violation")), str(one["message"]))
-            for one in _requests([cell])
-            if one.get("message")
-        )
-        rows += [
-            where(cell) | {"cause": cause, "message": message, "requests": count}
-            for (cause, message), count in counts.most_common(20)
-        ]
-    return rows
+    """Returns a row for each reason of failures: how often, and what was said of it."""
+    return [
+        cell.labels
+        | {"reason": one["reason"], "requests": one["count"], "message": one["message"]}
+        for cell in known
+        for failures in cell.values("failures")
+        for one in failures
+    ]
 
 
 def padding(known: Sequence[Cell]) -> list[Row]:
     """Returns a row for each cell and what is padded: time, and token positions."""
     return [
-        where(cell) | {"of": of, "percent": 100 * share, "panel": f"{of}\n{cell.load}"}
+        cell.labels
+        | {"of": of, "percent": 100 * share, "panel": f"{of}\n{cell.labels['load']}"}
         for of, key in (
             ("predicted step time", "pad_share_time"),
             ("token positions", "pad_share_tokens"),
         )
         for cell in known
         if (share := cell.mean(key)) is not None
+    ]
+
+
+def _by_strategy(known: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    names = distinct([cell.labels["strategy"] for cell in known])
+    return [
+        (name, [cell for cell in known if cell.labels["strategy"] == name])
+        for name in names
     ]
 
 
@@ -201,8 +175,7 @@ def staircase(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
     step_ms = 1e3 * np.asarray(curve["seconds"], np.float64)
     thinned = np.unique(np.linspace(0, tokens.size - 1, _MAX_CURVE_POINTS).astype(int))
     rows: list[Row] = []
-    for strategy in distinct([cell.bucket_strategy for cell in known]):
-        here = [cell for cell in known if cell.bucket_strategy == strategy]
+    for strategy, here in _by_strategy(known):
         ran = [row for cell in here for row in _ran(cell)]
         edges = {
             curve["num_rows"] + edge * table["block_tokens"]
@@ -218,102 +191,46 @@ def staircase(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
             for edge in sorted(edges)
             if edge <= tokens[-1]
         ]
-        rows += [
-            {
-                "strategy": strategy,
-                "kind": kind,
-                "tokens": int(at),
-                "step_ms": float(ms),
-            }
-            for kind, at, ms in points
-            if edges or ran
-        ] + ran
+        if edges or ran:
+            rows += [
+                {"strategy": strategy, "kind": kind}
+                | {"tokens": int(at), "step_ms": float(ms)}
+                for kind, at, ms in points
+            ]
+        rows += ran
     return rows
 
 
 def _ran(cell: Cell) -> list[Row]:
-    """Returns a row for each program that ran: its tokens, time and steps."""
-    block_tokens = look_up(next(iter(cell.values("buckets")), {}), ("block_tokens",))
-    if block_tokens is None:
-        return []
-    groups: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-    for programs in cell.values("steps_by_program"):
-        for one in programs:
-            groups.setdefault((one["num_rows"], one["num_blocks"]), []).append(one)
-    found = []
-    for (num_rows, num_blocks), group in sorted(groups.items()):
-        counts = [one["num_steps"] for one in group]
-        if sum(counts):
-            means = {
-                key: float(np.average([one[key] for one in group], weights=counts))
-                for key in ("bucket_s", "used_tokens_mean")
-            }
-            found.append(
-                where(cell)
-                | {"kind": "ran", "program": f"{num_rows} rows, {num_blocks} blocks"}
-                | {"tokens": num_rows + num_blocks * block_tokens}
-                | {"step_ms": 1e3 * means["bucket_s"], "steps": sum(counts)}
-                | {"real_tokens": means["used_tokens_mean"]}
-            )
-    return found
-
-
-_STARTS = {
-    "start_up_cold": "empty compile cache",
-    "start_up_warm": "full compile cache",
-    "start_up": "compile cache as it was",
-}
+    """Returns a row for each program that ran in a run: its tokens, time and steps."""
+    return [
+        cell.labels
+        | {"kind": "ran", "tokens": one["num_rows"] + one["num_blocks"] * block_tokens}
+        | {"program": f"{one['num_rows']} rows, {one['num_blocks']} blocks"}
+        | {"step_ms": 1e3 * one["bucket_s"], "steps": one["num_steps"]}
+        | {"real_tokens": one["used_tokens_mean"]}
+        for run in cell.runs
+        if (block_tokens := look_up(run, ("buckets", "block_tokens"))) is not None
+        for one in run.get("steps_by_program", ())
+    ]
 
 
 def starts(known: Sequence[Cell]) -> list[Row]:
     """Returns a row for each strategy, kind of start and stage, mean over its runs."""
     rows = []
     for key, start in _STARTS.items():
-        for strategy in distinct([cell.bucket_strategy for cell in known]):
-            here = [cell for cell in known if cell.bucket_strategy == strategy]
-            found = [one for cell in here for one in cell.values(key)]
-            ready_s, warm_s = (
-                statistics.fmean(known_s) if known_s else None
-                for known_s in (
-                    [one[name] for one in found if one.get(name) is not None]
-                    for name in ("ready_s", "warm_s")
-                )
-            )
-            for order, stage, since_s, until_s in (
-                (0, "until requests are served", 0.0, ready_s),
-                (1, "until every program is there", ready_s or 0.0, warm_s),
-            ):
-                if until_s is not None:
-                    rows.append(
-                        {"strategy": strategy, "start": start, "stage": stage}
-                        | {"order": order, "since_s": since_s, "until_s": until_s}
-                    )
-    return rows
-
-
-def programs(known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each program of each strategy's first start, and its parts."""
-    rows: list[Row] = []
-    for strategy in distinct([cell.bucket_strategy for cell in known]):
-        lists = [
-            told
-            for key in _STARTS
-            for cell in known
-            if cell.bucket_strategy == strategy
-            for told in cell.values(key, "programs")
-            if told
-        ]
-        for one in lists[0] if lists else ():
-            size, source = one.get("executable_bytes"), one.get("source", "compiled")
-            made = "compile" if source == "compiled" else "load"
+        for strategy, here in _by_strategy(known):
+            means_s = [0.0]
+            for name in ("ready_s", "warm_s"):
+                found = [one for cell in here for one in cell.values(key, name)]
+                means_s.append(statistics.fmean(found) if found else means_s[-1])
+            stages = ("until requests are served", "until every program is there")
             rows += [
-                {"strategy": strategy, "program": str(one.get("program"))}
-                | {"part": part, "seconds": one[key], "source": source, "order": order}
-                | {"MiB": None if size is None else size / 2**20}
-                for order, part, key in (
-                    (0, "trace", "trace_s"),
-                    (1, made, "compile_s"),
+                {"strategy": strategy, "start": start, "stage": stage}
+                | {"since_s": since_s, "until_s": until_s}
+                for stage, since_s, until_s in zip(
+                    stages, means_s, means_s[1:], strict=False
                 )
-                if one.get(key) is not None
+                if until_s > since_s
             ]
     return rows

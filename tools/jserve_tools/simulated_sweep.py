@@ -15,12 +15,13 @@ from jserve_tools.documents import one_line
 from jserve_tools.finished_runs import FinishedRuns
 from jserve_tools.machines import load_machine, simulated_table, with_limits
 from jserve_tools.publishing import publish
+from jserve_tools.report_metrics import run_tables
 from jserve_tools.simulate_config import LIMITS, SimulateConfig, split_limit
 from jserve_tools.simulated_loads import SimulatedLoad, read_load
 from jserve_tools.simulation import Experiment
 from jserve_tools.simulation_report import simulation_report
 from jserve_tools.sweep import FitTask, RateTask, RunAll, run_all, search_goodputs
-from jserve_tools.tables import fits_table, instances_table, run_tables
+from jserve_tools.tables import fits_table, instances_table
 
 # Fields of MachineConfig that are fields of Experiment.
 _SHARED = (
@@ -129,7 +130,7 @@ def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
             f"fitted has seen the requests of {config.load.trace.name} that judge it; "
             "jserve-fit-buckets fits to another part of a trace\n"
         )
-    print(run_tables(runs), flush=True)
+    print(run_tables(report), flush=True)
     if config.machine.num_instances > 1:
         print(f"\n{instances_table(runs)}", flush=True)
 
