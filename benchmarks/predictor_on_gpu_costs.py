@@ -35,7 +35,7 @@ from jserve_sched.workload import (
     unit_arrivals,
 )
 from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.gpu_cost_models import gpu_cost_model
+from jserve_tools.machines import gpu_cost_model
 from jserve_tools.predictor_report import ALL, judge
 from jserve_tools.tables import render
 

@@ -24,7 +24,7 @@ from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, simulate
 from jserve_sched.workload import Arrival
-from jserve_tools.gpu_cost_models import PROFILES, read_points
+from jserve_tools.machines import PROFILES, read_points
 from jserve_tools.workload_trace import TraceRow, read_trace
 
 CARDS = ("rtx4090", "rtxpro6000")

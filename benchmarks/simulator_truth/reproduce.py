@@ -32,7 +32,7 @@ from jserve.program import run_program
 from jserve_sched.cost_model import CostModel
 from jserve_sched.gpu_costs import TableCost
 from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.gpu_cost_models import gpu_cost_model
+from jserve_tools.machines import gpu_cost_model
 from jserve_tools.tables import render
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")

@@ -24,7 +24,7 @@ from jserve_sched.annealing_kernel import PYTHON_KERNEL  # noqa: E402
 from jserve_sched.report import Outcome  # noqa: E402
 from jserve_sched.request import Request  # noqa: E402
 from jserve_sched.slo import Slo  # noqa: E402
-from jserve_tools.gpu_cost_models import gpu_cost_model  # noqa: E402
+from jserve_tools.machines import gpu_cost_model  # noqa: E402
 from jserve_tools.marked_pages import fill_page  # noqa: E402
 
 PAGE_TABLES = {

@@ -1,5 +1,6 @@
-"""Machines to simulate: profiles of engines, their buckets, and wrong names."""
+"""Machines to simulate: profiles of GPUs and engines, buckets, and wrong names."""
 
+import csv
 import pathlib
 import pickle
 
@@ -9,7 +10,18 @@ import pytest
 from jserve_sched import features
 from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.cost_model import CLOSED_FORMS, CostModel
-from jserve_tools.machines import load_machine, simulated_table, with_limits
+from jserve_sched.gpu_costs import TableCost
+from jserve_tools.machines import (
+    ATTENTION_COLUMNS,
+    GPU_COST_MODELS,
+    PROFILES,
+    gpu_cost_model,
+    load_machine,
+    read_kernel_times,
+    read_points,
+    simulated_table,
+    with_limits,
+)
 from jserve_tools.samples import Samples, write_samples
 
 A100 = CLOSED_FORMS["a100-llama3-8b"]
@@ -101,3 +113,95 @@ def test_strategies_make_tables_of_a_machines_limits() -> None:
     few = BucketTable((16,), (0, 4), block_tokens=64)
     with pytest.raises(ValueError, match="16 is not max_num_seqs=256"):
         simulated_table("explicit", A100, few, 32)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name for name in GPU_COST_MODELS if name.endswith("-table")],
+)
+def table(request: pytest.FixtureRequest) -> TableCost:
+    cost = gpu_cost_model(request.param)
+    assert isinstance(cost, TableCost)
+    return cost
+
+
+def mixed_rows(path: pathlib.Path) -> np.ndarray:
+    rows = read_points(path, ATTENTION_COLUMNS)
+    return rows[(rows[:, 0] > 0) & (rows[:, 2] > 0)]
+
+
+def test_a_profile_of_a_gpu_is_a_machine(table: TableCost) -> None:
+    folder = PROFILES / table.name.split("-")[0]
+    mixed = mixed_rows(folder / "attention.csv")
+    found = table.mixed.at(*mixed[:, :4].T)
+    np.testing.assert_allclose(found, mixed[:, 4] * 32e-6)
+    calls = {"layernorm": 64, "embedding": 1, "final_layernorm": 1}
+    with (folder / "dense.csv").open() as file:
+        total_us = sum(
+            calls.get(row["layer"], 32) * float(row["time_us"])
+            for row in csv.DictReader(file)
+            if row["tokens"] == "2048"
+        )
+    assert table.tokens.at(np.array([2048.0]))[0] == pytest.approx(
+        total_us * 1e-6, rel=0.05
+    )
+
+
+def test_points_between_the_grid_are_near() -> None:
+    mixed = mixed_rows(PROFILES / "rtxpro6000" / "attention_between.csv")
+    times = read_kernel_times(PROFILES / "rtxpro6000")
+    errors = times["mixed"].at(*mixed[:, :4].T) / (mixed[:, 4] * 32e-6) - 1.0
+    assert len(errors) > 300
+    assert np.median(np.abs(errors)) < 0.02
+    assert abs(errors.mean()) < 0.02
+
+
+def test_tables_and_closed_forms_of_a_card_agree(table: TableCost) -> None:
+    closed = CLOSED_FORMS[table.name.removesuffix("-table")]
+    for limit in ("num_kv_tokens", "page_size", "max_num_seqs"):
+        assert getattr(table, limit) == getattr(closed, limit)
+    rows = np.array(
+        [
+            features.uniform_features(
+                Bucket(num_rows, num_blocks, 32),
+                decode_pages=pages,
+                block_pages=pages if num_blocks else 0,
+                page_size=16,
+            )
+            for num_rows in (8, 64)
+            for num_blocks in (0, 16)
+            for pages in (16, 64)
+        ]
+    )
+    ratio = table.step_s(rows, 32) / closed.step_s(rows, 32)
+    assert (np.abs(ratio - 1.0) < 0.3).all(), ratio
+
+
+def test_padding_never_saves_time(table: TableCost) -> None:
+    rng = np.random.default_rng(0)
+    for num_rows, num_blocks in rng.integers(1, 50, (20, 2)).tolist():
+        exact = features.uniform_features(
+            Bucket(num_rows, num_blocks, 32),
+            decode_pages=20,
+            block_pages=20,
+            page_size=16,
+        )
+        padded = features.without_padding(exact, used_rows=64, used_blocks=64)
+        alone_s, padded_s = table.step_s(np.array([exact, padded]), 32)
+        assert 0 < alone_s <= padded_s
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "message"),
+    [
+        ("1,2.5", "layers", r"points\.csv: no field of name layers"),
+        ("1,fast", "time_us", r"points\.csv: a cell is not a finite number"),
+    ],
+)
+def test_points_are_checked(
+    row: str, column: str, message: str, tmp_path: pathlib.Path
+) -> None:
+    path = tmp_path / "points.csv"
+    path.write_text(f"tokens,time_us\n{row}\n{row}\n")
+    with pytest.raises(ValueError, match=message):
+        read_points(path, ("tokens", column))

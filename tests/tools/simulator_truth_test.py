@@ -17,7 +17,7 @@ from measured_runs import (  # noqa: E402
     ttft_differences_s,
 )
 
-from jserve_tools.gpu_cost_models import (  # noqa: E402
+from jserve_tools.machines import (  # noqa: E402
     PROFILES,
     gpu_cost_model,
     read_points,

@@ -1,15 +1,21 @@
 """Machines to simulate: a GPU's costs by name, or a profile of one of our engines.
 
-a100-llama3-8b                 a cost model by name
+a100-llama3-8b                 a closed form
+rtx4090-llama3.1-8b-table      a GPU whose kernels were measured
 linear:samples.npz             SlidingServe's linear model, fitted to measured steps
 table:samples.npz              the step-time table, fitted to measured steps
 mlp:samples.npz:folder         a trained network; the samples say the limits
+
+A GPU's profile is a folder of CSV files as LLMServingSim writes them, so a card that
+was profiled with that tool becomes a cost model by a row in `_PROFILES`.
 """
 
 import dataclasses
 import json
 import pathlib
 from typing import Any
+
+import numpy as np
 
 from jserve_sched.bucket_strategies import (
     FROM_FILE,
@@ -20,13 +26,89 @@ from jserve_sched.bucket_strategies import (
     make_strategy,
 )
 from jserve_sched.buckets import BucketTable, table_from_json
-from jserve_sched.cost_model import CostModel, PredictorCost, StepModel
+from jserve_sched.cost_model import CLOSED_FORMS, CostModel, PredictorCost, StepModel
+from jserve_sched.gpu_costs import Grid, TableCost, kernel_times
 from jserve_sched.linear_predictor import fit_linear
 from jserve_sched.mlp_predictor import MlpPredictor
 from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.gpu_cost_models import gpu_cost_model
 from jserve_tools.samples import Samples, read_samples
+
+PROFILES = pathlib.Path(__file__).parent / "gpu_profiles"
+ATTENTION_COLUMNS = (
+    "prefill_chunk",
+    "kv_prefill",
+    "n_decode",
+    "kv_decode",
+    "time_us",
+)
+_NUM_LAYERS = 32  # of Llama-3.1-8B, in all profiles here
+# Name -> closed form of the same card, whose limits hold, folder and skew.
+_PROFILES = {
+    "rtx4090-llama3.1-8b-table": ("rtx4090-llama3.1-8b", "rtx4090", 0.0),
+    "rtxpro6000-llama3.1-8b-table": ("rtxpro6000-llama3.1-8b", "rtxpro6000", 0.0543),
+}  # the skew of the RTX 4090 was not measured
+GPU_COST_MODELS = (*CLOSED_FORMS, *_PROFILES)
+
+
+def read_points(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
+    """Returns the named columns of a CSV file, `[R, len(columns)]` float64.
+
+    Raises:
+      ValueError: if a column is missing, or a cell is not a finite number.
+      OSError: if the file cannot be read.
+    """
+    try:
+        table = np.genfromtxt(path, delimiter=",", names=True)
+        points: np.ndarray = np.stack([table[name] for name in columns], axis=-1)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not np.isfinite(points).all():
+        raise ValueError(f"{path}: a cell is not a finite number")
+    return points
+
+
+def _by_kernel(path: pathlib.Path, column: str) -> dict[str, np.ndarray]:
+    """Returns kernel -> `[R, 2]` of `column` and microseconds."""
+    points = read_points(path, (column, "time_us"))
+    kernels = np.loadtxt(path, str, delimiter=",", skiprows=1, usecols=0)
+    return {name: points[kernels == name] for name in dict.fromkeys(kernels.tolist())}
+
+
+def read_kernel_times(folder: pathlib.Path) -> dict[str, Grid]:
+    """Reads a profile: attention.csv, dense.csv and per_sequence.csv.
+
+    Raises:
+      ValueError: if a column or a cell of a grid is missing, or a value is no time.
+      OSError: if a file cannot be read.
+    """
+    return kernel_times(
+        attention=read_points(folder / "attention.csv", ATTENTION_COLUMNS),
+        dense=_by_kernel(folder / "dense.csv", "tokens"),
+        per_sequence=_by_kernel(folder / "per_sequence.csv", "sequences"),
+        num_layers=_NUM_LAYERS,
+    )
+
+
+def gpu_cost_model(name: str) -> CostModel:
+    """Returns the cost model of that name.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if name in CLOSED_FORMS:
+        return CLOSED_FORMS[name]
+    if name not in _PROFILES:
+        raise ValueError(
+            f"cost model {name!r} is unknown; known: {sorted(GPU_COST_MODELS)}"
+        )
+    closed_form, folder, skew = _PROFILES[name]
+    fields: dict[str, Any] = {
+        field.name: getattr(CLOSED_FORMS[closed_form], field.name)
+        for field in dataclasses.fields(CostModel)
+    }
+    fields |= read_kernel_times(PROFILES / folder) | {"name": name, "skew": skew}
+    return TableCost(**fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,11 +208,8 @@ def simulated_table(
     programs the fit takes its budget.
 
     Args:
-      spec: the strategy.
-      cost_model: the machine.
-      file: the bucket file of strategies explicit and fitted, with its own
+      file: The bucket file of strategies explicit and fitted, with its own
         `block_tokens`.
-      block_tokens: tokens in one prefill block.
 
     Raises:
       ValueError: if the strategy is unknown or does not fit.

@@ -1,25 +1,22 @@
 """Predictors for a simulated machine: perfect, or fitted to samples of it.
 
-A policy should be judged with the predictor it would have, so `linear` and `table` are
-fitted to steps priced by the cost model, as on a real machine to steps that were timed.
+A policy should be judged with the predictor it would have, so `linear` is fitted to
+steps priced by the cost model, as on a real machine to steps that were timed.
 """
 
 import numpy as np
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.cost_model import CostModel, OraclePredictor
-from jserve_sched.features import step_features, uniform_features
+from jserve_sched.features import step_features
 from jserve_sched.linear_predictor import LinearPredictor, fit_linear
 from jserve_sched.plan import Row
-from jserve_sched.predictor import Predictor, StepSample
+from jserve_sched.predictor import Predictor
 from jserve_sched.request import Request
-from jserve_sched.table_predictor import TablePredictor
 
 _NUM_BATCHES = 3000
 _MAX_CHUNKS = 4  # prompts that share a step
 _LEAST_CONTEXT = 16
-# A table holds a cell for each pair of edges and each pair of context bins.
-_MAX_TABLE_BUCKETS = 4096
 
 
 def random_batches(
@@ -77,23 +74,9 @@ def random_batches(
 def make_predictor(
     name: str, cost_model: CostModel, buckets: BucketTable, *, max_model_len: int
 ) -> Predictor:
-    """Returns a predictor of a simulated machine's steps.
-
-    Args:
-      name: `oracle`, `linear` or `table`.
-      cost_model: the machine.
-      buckets: the buckets that run.
-      max_model_len: the longest context.
-
-    Raises:
-      ValueError: if the name is unknown, or the table would be too large.
-    """
+    """Returns the predictor `oracle` or `linear` of a simulated machine's steps."""
     if name == "oracle":
         return OraclePredictor(cost_model, buckets.block_tokens)
-    if name == "table":
-        return _timed_table(cost_model, buckets, max_model_len)
-    if name != "linear":
-        raise ValueError(f"predictor={name} is not one of oracle, linear, table")
     matrix = random_batches(
         cost_model,
         buckets,
@@ -103,33 +86,3 @@ def make_predictor(
     )
     model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
     return LinearPredictor(model, refits_inline=True)
-
-
-def _timed_table(
-    cost_model: CostModel, buckets: BucketTable, max_model_len: int
-) -> TablePredictor:
-    """Returns a table filled as a server fills it when it starts."""
-    if buckets.num_programs > _MAX_TABLE_BUCKETS:
-        raise ValueError(
-            f"predictor=table needs at most {_MAX_TABLE_BUCKETS} buckets, not "
-            f"{buckets.num_programs}; use oracle or linear with bucket strategy none"
-        )
-    page_size = cost_model.page_size
-    pages = -(-max_model_len // page_size)
-    table = TablePredictor(buckets, max_pages_per_row=pages)
-    matrix = np.stack(
-        [
-            uniform_features(
-                bucket,
-                decode_pages=decode_pages,
-                block_pages=block_pages,
-                page_size=page_size,
-            )
-            for bucket in buckets.buckets
-            for decode_pages, block_pages in ((1, 1), (pages, 1), (1, pages))
-            if bucket.num_blocks or block_pages == 1
-        ]
-    )
-    times_s = cost_model.step_s(matrix, buckets.block_tokens).tolist()
-    table.fit(map(StepSample, matrix, times_s))
-    return table
