@@ -31,12 +31,12 @@ from task_classes import AZURE, CHAT, CODE, draw_requests
 
 from jserve.program import ProgramError, run_program
 from jserve_sched.bucket_strategies import PowersOfTwo
-from jserve_sched.cost_model import OraclePredictor
+from jserve_sched.cost_model import CostModel, OraclePredictor
 from jserve_sched.policies import make_policy
 from jserve_sched.simulator import make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick, isolated_times
 from jserve_tools.documents import plain, write_whole
-from jserve_tools.machines import Machine, load_machine
+from jserve_tools.machines import load_machine
 from jserve_tools.marked_pages import fill_page
 
 _HERE = pathlib.Path(__file__).parent
@@ -83,19 +83,13 @@ def _alone_s(arrivals: Sequence[Arrival], yardstick: Yardstick) -> float:
     )
 
 
-def _yardstick(machine: Machine) -> Yardstick:
-    return isolated_times(
-        machine.cost_model,
-        max_prompt_tokens=MAX_MODEL_LEN,
-        block_tokens=machine.block_tokens or 1,
-    )
+def _yardstick(machine: CostModel) -> Yardstick:
+    return isolated_times(machine, max_prompt_tokens=MAX_MODEL_LEN)
 
 
-def _capacity_qps(machine: Machine, arrivals: Sequence[Arrival]) -> float:
+def _capacity_qps(machine: CostModel, arrivals: Sequence[Arrival]) -> float:
     """Returns requests per second under `fcfs` when all come at once."""
-    model: Any = machine.cost_model
-    model = dataclasses.replace(model, max_num_seqs=_MAX_NUM_SEQS.value)
-    assert machine.block_tokens is not None
+    model: Any = dataclasses.replace(machine, max_num_seqs=_MAX_NUM_SEQS.value)
     buckets = PowersOfTwo().table(
         max_num_seqs=model.max_num_seqs,
         max_num_batched_tokens=model.max_num_batched_tokens,

@@ -61,13 +61,12 @@ def samples_file(path: pathlib.Path, **facts: object) -> pathlib.Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["linear", "table"])
-def test_a_profile_of_an_engine_is_a_machine(kind: str, tmp_path: pathlib.Path) -> None:
-    machine = load_machine(f"{kind}:{samples_file(tmp_path / 's.npz')}")
-    model: CostModel = pickle.loads(pickle.dumps(machine.cost_model))
+def test_a_profile_of_an_engine_is_a_machine(tmp_path: pathlib.Path) -> None:
+    machine = load_machine(f"table:{samples_file(tmp_path / 's.npz')}")
+    model: CostModel = pickle.loads(pickle.dumps(machine))
     assert (model.num_kv_tokens, model.page_size) == (4096, 64)
     assert (model.max_num_seqs, model.max_num_batched_tokens) == (4, 68)
-    assert (model.name, machine.block_tokens) == (f"{kind}:s.npz", 32)
+    assert (model.name, model.block_tokens) == ("table:s.npz", 32)
     full = features.uniform_features(
         Bucket(4, 2, 32), decode_pages=1, block_pages=1, page_size=64
     )
@@ -81,9 +80,6 @@ def test_a_profile_of_an_engine_is_a_machine(kind: str, tmp_path: pathlib.Path) 
     ("spec", "message"),
     [
         ("abacus", "'abacus' is unknown"),
-        ("linear:{folder}/s.npz:more", "mlp alone takes a checkpoint"),
-        ("mlp:{folder}/s.npz", "mlp alone takes a checkpoint"),
-        ("mlp:{folder}/s.npz:{folder}/none", "checkpoint"),
         ("table:{folder}/none.npz", "none.npz"),
         ("table:{folder}/odd.npz", "do not say the engine's limits"),
     ],
@@ -91,7 +87,6 @@ def test_a_profile_of_an_engine_is_a_machine(kind: str, tmp_path: pathlib.Path) 
 def test_a_machine_that_cannot_be_had_is_refused(
     spec: str, message: str, tmp_path: pathlib.Path
 ) -> None:
-    samples_file(tmp_path / "s.npz")
     samples_file(tmp_path / "odd.npz", engine=None)
     with pytest.raises(ValueError, match=message):
         load_machine(spec.format(folder=tmp_path))

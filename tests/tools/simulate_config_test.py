@@ -17,7 +17,6 @@ from jserve_tools.simulate_config import (
     MachineConfig,
     SimulateConfig,
     SweepConfig,
-    split_limit,
 )
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -42,13 +41,11 @@ def make(
     ("config", "message"),
     [
         ({"policies": ("nobody",)}, "'nobody' is unknown; known: .*'sliding'"),
-        ({"policies": ("fcfs@x",)}, "'x' is not a number of tokens"),
         ({"policies": ()}, "policies is empty"),
         ({"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known: .*'pow2'"),
         ({"bucket_strategies": ("explicit",)}, "explicit needs a file"),
         ({"num_processes": 0}, r"num_processes=0 is not in 1\.\."),
         ({"max_violation_share": 0.1}, "would do nothing without goodput"),
-        ({"max_programs": 9}, "max_programs=9 is for bucket strategy fitted"),
         ({"num_seeds": 2, "step_log": FILE}, "is of a single run"),
         ({"goodput": True, "load": {"qps": (1.0,)}}, "leave out qps"),
         ({"machine": {"buckets": FILE}}, "explicit and fitted, not pow2"),
@@ -74,10 +71,9 @@ def test_a_wrong_combination_is_refused_with_its_limit(
 
 def test_what_is_right_is_taken() -> None:
     assert not make(step_log=FILE).needs_fit
-    assert make(bucket_strategies=("pow2", "fitted"), max_programs=9).needs_fit
+    assert make(bucket_strategies=("pow2", "fitted")).needs_fit
     with_file = make(machine={"buckets": FILE}, bucket_strategies=("fitted",))
     assert not with_file.needs_fit
-    assert split_limit("sliding:fill=off@512") == ("sliding:fill=off", 512)
 
 
 @pytest.mark.parametrize(

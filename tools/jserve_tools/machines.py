@@ -2,9 +2,7 @@
 
 a100-llama3-8b                 a closed form
 rtx4090-llama3.1-8b-table      a GPU whose kernels were measured
-linear:samples.npz             SlidingServe's linear model, fitted to measured steps
 table:samples.npz              the step-time table, fitted to measured steps
-mlp:samples.npz:folder         a trained network; the samples say the limits
 
 A GPU's profile is a folder of CSV files as LLMServingSim writes them, so a card that
 was profiled with that tool becomes a cost model by a row in `_PROFILES`.
@@ -26,13 +24,11 @@ from jserve_sched.bucket_strategies import (
     make_strategy,
 )
 from jserve_sched.buckets import BucketTable, table_from_json
-from jserve_sched.cost_model import CLOSED_FORMS, CostModel, PredictorCost, StepModel
+from jserve_sched.cost_model import CLOSED_FORMS, CostModel, PredictorCost
 from jserve_sched.gpu_costs import Grid, TableCost, kernel_times
-from jserve_sched.linear_predictor import fit_linear
-from jserve_sched.mlp_predictor import MlpPredictor
 from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.samples import Samples, read_samples
+from jserve_tools.samples import read_samples
 
 PROFILES = pathlib.Path(__file__).parent / "gpu_profiles"
 ATTENTION_COLUMNS = (
@@ -111,32 +107,15 @@ def gpu_cost_model(name: str) -> CostModel:
     return TableCost(**fields)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Machine:
-    """A machine to simulate.
-
-    Attributes:
-      cost_model: Costs of its steps, and its limits.
-      block_tokens: Tokens in one prefill block that it was measured with; None if its
-        costs are by token.
-    """
-
-    cost_model: CostModel
-    block_tokens: int | None = None
-
-
-def load_machine(spec: str) -> Machine:
+def load_machine(spec: str) -> CostModel:
     """Returns the machine that `spec` names.
 
     Raises:
       ValueError: if it is unknown, or its file is invalid.
     """
-    kind, _, rest = spec.partition(":")
-    if kind not in ("linear", "table", "mlp") or not rest:
-        return Machine(cost_model=gpu_cost_model(spec))
-    path, _, folder = rest.partition(":")
-    if bool(folder) != (kind == "mlp"):
-        raise ValueError(f"cost_model={spec!r}: mlp alone takes a checkpoint, a folder")
+    kind, _, path = spec.partition(":")
+    if kind != "table" or not path:
+        return gpu_cost_model(spec)
     samples = read_samples(pathlib.Path(path).expanduser())
     facts = samples.facts
     try:
@@ -152,45 +131,18 @@ def load_machine(spec: str) -> Machine:
         raise ValueError(
             f"cost_model={spec!r}: the samples do not say the engine's limits: {error}"
         ) from None
-    predictor: StepModel
-    if kind == "mlp":
-        predictor = _network(spec, folder, limits["page_size"], buckets.block_tokens)
-    elif kind == "linear":
-        predictor = fit_linear(samples.features, samples.median_s)
-    else:
-        pages = -(-longest // limits["page_size"])
-        predictor = _table(samples, TablePredictor(buckets, max_pages_per_row=pages))
-    return Machine(
-        cost_model=PredictorCost(
-            name=f"{kind}:{pathlib.Path(path).name}",
-            predictor=predictor,
-            block_tokens=buckets.block_tokens,
-            **limits,
-        ),
-        block_tokens=buckets.block_tokens,
-    )
-
-
-def _table(samples: Samples, table: TablePredictor) -> TablePredictor:
-    """Fills a table as a server does: the timed pass, then every step once."""
+    # As a server fills its table: the timed pass, then every step once.
+    pages = -(-longest // limits["page_size"])
+    table = TablePredictor(buckets, max_pages_per_row=pages)
     table.fit(map(StepSample, samples.timed_features, samples.timed_s.tolist()))
     for row, median_s in zip(samples.features, samples.median_s.tolist(), strict=True):
         table.update(StepSample(row, median_s))
-    return table
-
-
-def _network(spec: str, folder: str, page_size: int, block_tokens: int) -> MlpPredictor:
-    # Orbax takes seconds to import, and no other machine needs it.
-    from jserve.predictor_checkpoint import load_checkpoint
-
-    weights, facts = load_checkpoint(pathlib.Path(folder))
-    if (facts.page_size, facts.block_tokens) != (page_size, block_tokens):
-        raise ValueError(
-            f"cost_model={spec!r}: the checkpoint is for page_size={facts.page_size} "
-            f"and block_tokens={facts.block_tokens}, the samples for {page_size} and "
-            f"{block_tokens}"
-        )
-    return MlpPredictor(weights)
+    return PredictorCost(
+        name=f"table:{pathlib.Path(path).name}",
+        predictor=table,
+        block_tokens=buckets.block_tokens,
+        **limits,
+    )
 
 
 def with_limits(cost_model: CostModel, **limits: int | None) -> CostModel:

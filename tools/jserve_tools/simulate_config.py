@@ -79,7 +79,7 @@ class MachineConfig:
 
     Attributes:
       cost_model: The machine: a GPU by name, or a profile of jserve-profile as
-        linear:SAMPLES, table:SAMPLES or mlp:SAMPLES:CHECKPOINT.
+        table:SAMPLES.
       buckets: Bucket file (JSON) of bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
       max_model_len: Tokens of the longest request.
@@ -129,12 +129,11 @@ class MachineConfig:
         from jserve_tools.simulated_lengths import make_lengths
 
         kind, _, rest = self.cost_model.partition(":")
-        is_profile = kind in ("linear", "table", "mlp") and bool(rest)
+        is_profile = kind == "table" and bool(rest)
         if not is_profile and self.cost_model not in GPU_COST_MODELS:
             raise ValueError(
                 f"cost_model={self.cost_model} is unknown; known: "
-                f"{', '.join(sorted(GPU_COST_MODELS))}, linear:SAMPLES, table:SAMPLES, "
-                "mlp:SAMPLES:CHECKPOINT"
+                f"{', '.join(sorted(GPU_COST_MODELS))}, table:SAMPLES"
             )
         _check_ranges(
             self,
@@ -158,16 +157,14 @@ class SweepConfig:
     """Which runs are made, and what is reported of them.
 
     Attributes:
-      policies: Scheduling policies, with options as in sliding:constructor=off, and
-        with their own token limit in place of max_num_batched_tokens as in fcfs@512.
+      policies: Scheduling policies, with options as in sliding:constructor=off.
       bucket_strategies: Bucket strategies, each with every policy, with options as in
         linear:block_gap=4: none has no padding at all; explicit is the file in
         buckets; fitted is that file too, or without one fitted for each policy to this
-        load, drawn with a seed that is not judged. Of a trace a seed draws the classes
-        only: such a fit has seen the requests it is judged by. To judge by others, fit
-        to another part of the trace with jserve-fit-buckets and give its file.
-      max_programs: Most programs of a strategy that is fitted here. [default: as many
-        as pow2 has]
+        load, drawn with a seed that is not judged, with as many programs as pow2. Of a
+        trace a seed draws the classes only: such a fit has seen the requests it is
+        judged by. To judge by others, fit to another part of the trace with
+        jserve-fit-buckets and give its file.
       goodput: Search the goodput instead of running at given rates.
       max_violation_share: Share of requests that may violate their SLO at the goodput.
         [default: 0.01]
@@ -182,7 +179,6 @@ class SweepConfig:
 
     policies: tuple[str, ...] = ("fcfs",)
     bucket_strategies: tuple[str, ...] = ("pow2",)
-    max_programs: int | None = None
     goodput: bool = False
     max_violation_share: float | None = None
     warmup_share: float | None = None
@@ -199,13 +195,12 @@ class SweepConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
         for policy in self.policies:
-            make_policy(split_limit(policy)[0])
+            make_policy(policy)
         for strategy in self.bucket_strategies:
             if strategy not in FROM_FILE:
                 make_strategy(strategy, SIMULATED_STRATEGIES)
         _check_ranges(
             self,
-            max_programs=(2, _ANY),
             max_violation_share=(0.0, 1.0),
             warmup_share=(0.0, 0.9),
             seed=(0, _ANY),
@@ -238,11 +233,6 @@ class SimulateConfig:
             )
         if machine.buckets is None and "explicit" in strategies:
             raise ValueError("bucket strategy explicit needs a file, --buckets=FILE")
-        if sweep.max_programs is not None and not self.needs_fit:
-            raise ValueError(
-                f"max_programs={sweep.max_programs} is for bucket strategy fitted "
-                f"without buckets, not {', '.join(strategies)}"
-            )
         counts = [len(sweep.policies), len(strategies), len(load.qps)]
         is_single = max(*counts, sweep.num_seeds, machine.num_instances) == 1
         if sweep.step_log is not None and (sweep.goodput or not is_single):
@@ -255,20 +245,3 @@ class SimulateConfig:
     def needs_fit(self) -> bool:
         """Whether a strategy has no table before something has run."""
         return "fitted" in self.sweep.bucket_strategies and self.machine.buckets is None
-
-
-def split_limit(spec: str) -> tuple[str, int | None]:
-    """Returns a policy's spec and its limit of token positions in a step, if given.
-
-    The limit bounds how long a request that comes during a step is kept waiting, so
-    each policy has its own best one.
-
-    Raises:
-      ValueError: if the limit is not a number of 1 or more.
-    """
-    policy, at, limit = spec.partition("@")
-    if not at:
-        return policy, None
-    if not limit.isdecimal() or int(limit) < 1:
-        raise ValueError(f"policy {spec!r}: {limit!r} is not a number of tokens")
-    return policy, int(limit)

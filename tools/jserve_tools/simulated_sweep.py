@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jserve_sched.buckets import table_from_json
-from jserve_sched.cost_model import CostModel
 from jserve_sched.goodput import SeedGoodput, pool
 from jserve_sched.workload import WORKLOADS, Arrival, describe_lengths, isolated_times
 from jserve_tools.bucket_fits import fit_to_simulation
@@ -18,7 +17,7 @@ from jserve_tools.documents import document, one_line
 from jserve_tools.finished_runs import FinishedRuns
 from jserve_tools.machines import load_machine, simulated_table, with_limits
 from jserve_tools.publishing import publish
-from jserve_tools.simulate_config import LIMITS, SimulateConfig, split_limit
+from jserve_tools.simulate_config import LIMITS, SimulateConfig
 from jserve_tools.simulated_lengths import NO_ESTIMATES
 from jserve_tools.simulated_loads import SimulatedLoad, read_load
 from jserve_tools.simulation import Experiment
@@ -58,7 +57,7 @@ def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
     Returns:
       The bucket file `table`, and an entry of the report's `fits` as `fit`.
     """
-    max_programs = experiment.sweep.max_programs or experiment.buckets.num_programs
+    max_programs = experiment.buckets.num_programs
     history = fit_to_simulation(
         experiment,
         experiment.arrivals(seed, qps),
@@ -113,43 +112,30 @@ def search_goodputs(
     ]
 
 
-def _experiments(
-    config: SimulateConfig, load: SimulatedLoad
-) -> tuple[CostModel, list[Experiment]]:
-    """Returns the machine, without a policy's own limit, and what is run on it."""
+def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment]:
     machine = config.machine
     file = None
     if machine.buckets is not None:
         file = table_from_json(machine.buckets.read_text())
     loaded = load_machine(machine.cost_model)
     limits = {name: getattr(machine, name) for name in LIMITS}
-    cost_model = with_limits(loaded.cost_model, **limits)
-    # The machine's own limits: SLOs do not change with a step's token limit.
-    yardstick = isolated_times(
-        loaded.cost_model,
-        max_prompt_tokens=machine.max_model_len,
-        block_tokens=loaded.block_tokens or 1,
-    )
-    experiments = []
-    for strategy in config.sweep.bucket_strategies:
-        for policy in config.sweep.policies:
-            limit = split_limit(policy)[1]
-            model = with_limits(cost_model, max_num_batched_tokens=limit)
-            experiments.append(
-                Experiment(
-                    policy=policy,
-                    bucket_strategy=strategy,
-                    buckets=simulated_table(
-                        strategy, model, file, machine.block_tokens
-                    ),
-                    cost_model=model,
-                    load=load,
-                    yardstick=yardstick,
-                    machine=machine,
-                    sweep=config.sweep,
-                )
-            )
-    return cost_model, experiments
+    cost_model = with_limits(loaded, **limits)
+    # By its own limits: SLOs do not change with a step's token limit.
+    yardstick = isolated_times(loaded, max_prompt_tokens=machine.max_model_len)
+    return [
+        Experiment(
+            policy=policy,
+            bucket_strategy=strategy,
+            buckets=simulated_table(strategy, cost_model, file, machine.block_tokens),
+            cost_model=cost_model,
+            load=load,
+            yardstick=yardstick,
+            machine=machine,
+            sweep=config.sweep,
+        )
+        for strategy in config.sweep.bucket_strategies
+        for policy in config.sweep.policies
+    ]
 
 
 def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str, Any]]:
@@ -271,7 +257,8 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     """
     sweep = config.sweep
     load = read_load(config.load)
-    cost_model, experiments = _experiments(config, load)
+    experiments = _experiments(config, load)
+    cost_model = experiments[0].cost_model
     workload = _workload(experiments[0])  # wrong service classes are refused now
     old_report = config.report.probe()
     finished = None
@@ -300,7 +287,6 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
                 for seed in seeds
             ]
         )
-    limits = [field.name for field in dataclasses.fields(CostModel)]
     block_tokens = config.machine.block_tokens
     report = document(
         command=command,
@@ -308,7 +294,9 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
         workload=workload,
         runs=runs,
         extra={
-            "cost_model": {name: getattr(cost_model, name) for name in limits},
+            "cost_model": {
+                name: getattr(cost_model, name) for name in ("name", *LIMITS)
+            },
             "staircase": priced_staircase(cost_model, block_tokens, runs),
             **_settings(experiments[0]),
             "fits": fits,

@@ -21,13 +21,13 @@ from jserve_sched.goodput import (
     most_violations,
     search_seed,
 )
-from jserve_sched.instances import make_assignment
+from jserve_sched.instances import ASSIGNMENTS
 from jserve_sched.policies import PlannedAdmission, make_policy
 from jserve_sched.report import distribution, summarise_run
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick, at_rate
-from jserve_tools.simulate_config import MachineConfig, SweepConfig, split_limit
+from jserve_tools.simulate_config import MachineConfig, SweepConfig
 from jserve_tools.simulated_lengths import NO_ESTIMATES, declare, make_lengths
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor
@@ -41,12 +41,10 @@ class Experiment:
     """All that decides the numbers of a run, except rate and seed.
 
     Attributes:
-      policy: Name and options, and after an @ its own limit of token positions in a
-        step, as in `fcfs@512`; see `split_limit`.
-      bucket_strategy: Name and options of the bucket strategy, for the report.
+      policy: Name and options.
+      bucket_strategy: Name and options, for the report.
       buckets: Buckets that steps are padded to.
       cost_model: Costs and limits of each engine's machine.
-      load: The requests.
       yardstick: An idle machine's times, for SLOs relative to them.
       machine: The settings of engines and policies.
       sweep: What is counted and recorded, and what a goodput is.
@@ -78,10 +76,9 @@ class Experiment:
 
     def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
         """Returns a fresh scheduler of one engine."""
-        spec, machine = split_limit(self.policy)[0], self.machine
-        policy = make_policy(spec)
+        machine, policy = self.machine, make_policy(self.policy)
         if isinstance(policy, PlannedAdmission):  # no other is worth a compiler's start
-            policy = make_policy(spec, kernel=best_kernel())  # of the same plans
+            policy = make_policy(self.policy, kernel=best_kernel())  # of the same plans
         return make_scheduler(
             policy=policy,
             cost_model=self.cost_model,
@@ -114,7 +111,7 @@ class Experiment:
             )
         assignment = None
         if machine.num_instances > 1:
-            assignment = make_assignment(machine.assignment or "finish")
+            assignment = ASSIGNMENTS[machine.assignment or "finish"]()
         return simulate(
             [self._scheduler(arrivals) for _ in range(machine.num_instances)],
             self.cost_model,
