@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from jserve_sched.buckets import BucketTable
 from jserve_sched.cost_model import OraclePredictor
 from jserve_sched.instances import (
     ASSIGNMENTS,
@@ -19,12 +18,11 @@ from jserve_sched.policies import make_policy
 from jserve_sched.request import Request
 from jserve_sched.request_latency import Bilinear, LatencySource, RequestLatency
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.simulator import SimulationResult, simulate
 from jserve_sched.view import SchedulerView
 from jserve_sched.workload import Arrival
-from step_costs import METRONOME
+from step_costs import METRONOME, METRONOME_TABLE, arrival, scheduler_of
 
-TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
 # A prompt token takes a second, whoever is beside it, and a decode step two.
 LATENCY = RequestLatency(
     prefill=Bilinear(both=0.0, batch=0.0, length=1.0, base=0.0),
@@ -43,22 +41,12 @@ class Halves:
         return False
 
 
-def scheduler_of(policy: str = "fcfs") -> Scheduler:
-    return make_scheduler(
-        policy=make_policy(policy),
-        cost_model=METRONOME,
-        buckets=TABLE,
-        predictor=OraclePredictor(METRONOME, TABLE.block_tokens),
-        max_model_len=512,
-    )
-
-
 def halving_scheduler() -> Scheduler:
     return Scheduler(
         policy=make_policy("fcfs"),
-        buckets=TABLE,
+        buckets=METRONOME_TABLE,
         ledger=KvLedger(num_pages=80, page_size=8, enable_prefix_caching=False),
-        predictor=OraclePredictor(METRONOME, TABLE.block_tokens),
+        predictor=OraclePredictor(METRONOME, METRONOME_TABLE.block_tokens),
         max_num_seqs=4,
         max_num_batched_tokens=20,
         max_model_len=512,
@@ -135,15 +123,6 @@ def test_each_goes_by_its_measure() -> None:
     assert (kv(views), finish(views)) == (1, 2)
     rounds = ASSIGNMENTS["round_robin"]()
     assert [rounds(views) for _ in range(5)] == [0, 1, 2, 0, 1]
-
-
-def arrival(name: str, arrival_s: float, prompt: int = 8, output: int = 3) -> Arrival:
-    return Arrival(
-        request_id=name,
-        arrival_s=arrival_s,
-        num_prompt_tokens=prompt,
-        max_tokens=output,
-    )
 
 
 def run_on(
