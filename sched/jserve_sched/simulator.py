@@ -160,17 +160,6 @@ class _Simulation:
                 )
 
 
-def _counters(schedulers: Sequence[Scheduler]) -> EngineCounters:
-    counters = [one.counters for one in schedulers]
-    return EngineCounters(
-        num_programs=schedulers[0].buckets.num_programs,
-        num_compiles_after_warmup=0,
-        num_preemptions=sum(one.num_preemptions for one in counters),
-        prefix_hit_tokens=sum(one.prefix_hit_tokens for one in counters),
-        length_errors=pool_length_errors(one.length_errors for one in schedulers),
-    )
-
-
 def simulate(
     schedulers: Scheduler | Sequence[Scheduler],
     cost_model: CostModel,
@@ -243,7 +232,13 @@ def simulate(
     return SimulationResult(
         outcomes=tally.outcomes(),
         steps=steps,
-        counters=_counters(schedulers),
+        counters=EngineCounters(
+            num_programs=schedulers[0].buckets.num_programs,
+            num_compiles_after_warmup=0,
+            num_preemptions=sum(one.counters.num_preemptions for one in schedulers),
+            prefix_hit_tokens=sum(one.counters.prefix_hit_tokens for one in schedulers),
+            length_errors=pool_length_errors(one.length_errors for one in schedulers),
+        ),
         instances=engines,
         num_steps=sum(one.num_steps for one in engines),
         end_s=run.now_s,

@@ -56,20 +56,17 @@ _Z_90 = _NORMAL.inv_cdf(0.9)
 
 
 @dataclasses.dataclass(frozen=True)
-class LogNormal:
-    """Lengths whose logarithm is normal; `sigma` is that normal's deviation."""
-
-    median: float
-    sigma: float
-
-
-@dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Lengths in tokens: with `long_share` from `long`, else from `short`."""
+    """Log-normal lengths in tokens, of which `long_share` are of a longer kind.
 
-    short: LogNormal
-    long: LogNormal
-    long_share: float
+    Attributes:
+      medians: Of the usual and of the longer ones.
+      sigmas: Deviations of their logarithms.
+    """
+
+    medians: tuple[float, float]
+    sigmas: tuple[float, float]
+    long_share: float = 0.0
 
     def draw(self, rng: np.random.Generator, num_requests: int) -> np.ndarray:
         """Returns lengths `[num_requests]`, int64, at least 1; consumes `rng`.
@@ -77,11 +74,10 @@ class Lengths:
         The first lengths are the same however many are drawn.
         """
         point, normal = rng.random((num_requests, 2)).T
-        is_long = point < self.long_share
-        median = np.where(is_long, self.long.median, self.short.median)
-        sigma = np.where(is_long, self.long.sigma, self.short.sigma)
+        kind = (point < self.long_share).astype(np.int64)
         scores = [_NORMAL.inv_cdf(max(one, 1e-12)) for one in normal.tolist()]
-        lengths = median * np.exp(sigma * np.array(scores, np.float64))
+        spread = np.exp(np.array(self.sigmas)[kind] * np.array(scores, np.float64))
+        lengths = np.array(self.medians)[kind] * spread
         whole: np.ndarray = np.maximum(np.rint(lengths), 1).astype(np.int64)
         return whole
 
@@ -94,8 +90,8 @@ def fit_log_normal(mean: float, p90: float) -> Lengths:
     most 2.27.
     """
     sigma = _Z_90 - math.sqrt(_Z_90**2 - 2 * math.log(p90 / mean))
-    part = LogNormal(mean / math.exp(sigma**2 / 2), sigma)
-    return Lengths(part, part, 0.0)
+    median = mean / math.exp(sigma**2 / 2)
+    return Lengths((median, median), (sigma, sigma))
 
 
 # Service classes of the paper's two kinds of request (its Table 3).
@@ -139,8 +135,8 @@ def _component(
 # tokens, a usual cut. Shares and sigmas are chosen, medians follow from the mean and
 # the 90th percentile.
 _SHAREGPT_PROMPT = Lengths(
-    short=LogNormal(median=80.10995051605758, sigma=1.0),
-    long=LogNormal(median=1983.9750774776921, sigma=0.15),
+    medians=(80.10995051605758, 1983.9750774776921),
+    sigmas=(1.0, 0.15),
     long_share=0.12,
 )
 _SHAREGPT = _component(DIALOGUE, 357, 1724, 89, 184, prompt=_SHAREGPT_PROMPT)
@@ -196,9 +192,8 @@ def isolated_times(cost_model: CostModel, *, max_prompt_tokens: int) -> Yardstic
         bucket = Bucket(0, -(-num_tokens // block_tokens), block_tokens)
         return features.step_features((), (chunk,), bucket, page_size)
 
-    lengths = np.unique(
-        np.rint(np.geomspace(1, max(max_prompt_tokens, 2), 200)).astype(int)
-    ).tolist()
+    spread = np.geomspace(1, max(max_prompt_tokens, 2), 200)
+    lengths = np.unique(np.rint(spread).astype(int)).tolist()
     times_s = []
     for length in lengths:
         starts = range(0, length, limit)

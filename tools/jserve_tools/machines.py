@@ -31,13 +31,7 @@ from jserve_sched.table_predictor import TablePredictor
 from jserve_tools.samples import read_samples
 
 PROFILES = pathlib.Path(__file__).parent / "gpu_profiles"
-ATTENTION_COLUMNS = (
-    "prefill_chunk",
-    "kv_prefill",
-    "n_decode",
-    "kv_decode",
-    "time_us",
-)
+ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
 _NUM_LAYERS = 32  # of Llama-3.1-8B, in all profiles here
 # Name -> closed form of the same card, whose limits hold, folder and skew.
 _PROFILES = {
@@ -143,12 +137,6 @@ def load_machine(spec: str) -> CostModel:
         block_tokens=buckets.block_tokens,
         **limits,
     )
-
-
-def with_limits(cost_model: CostModel, **limits: int | None) -> CostModel:
-    """Returns the cost model with those of its limits that are given."""
-    given: dict[str, Any] = {name: one for name, one in limits.items() if one}
-    return dataclasses.replace(cost_model, **given)
 
 
 def simulated_table(

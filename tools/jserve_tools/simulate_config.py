@@ -240,8 +240,3 @@ class SimulateConfig:
                 f"step_log={sweep.step_log} is of a single run: one policy, bucket "
                 "strategy, rate, seed and instance, without goodput"
             )
-
-    @property
-    def needs_fit(self) -> bool:
-        """Whether a strategy has no table before something has run."""
-        return "fitted" in self.sweep.bucket_strategies and self.machine.buckets is None

@@ -11,11 +11,11 @@ from typing import Any
 
 from jserve_sched.buckets import table_from_json
 from jserve_sched.goodput import SeedGoodput, pool
-from jserve_sched.workload import WORKLOADS, Arrival, describe_lengths, isolated_times
+from jserve_sched.workload import WORKLOADS, describe_lengths, isolated_times
 from jserve_tools.bucket_fits import fit_to_simulation
 from jserve_tools.documents import document, one_line
 from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.machines import load_machine, simulated_table, with_limits
+from jserve_tools.machines import load_machine, simulated_table
 from jserve_tools.publishing import publish
 from jserve_tools.simulate_config import LIMITS, SimulateConfig
 from jserve_tools.simulated_lengths import NO_ESTIMATES
@@ -118,8 +118,8 @@ def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment
     if machine.buckets is not None:
         file = table_from_json(machine.buckets.read_text())
     loaded = load_machine(machine.cost_model)
-    limits = {name: getattr(machine, name) for name in LIMITS}
-    cost_model = with_limits(loaded, **limits)
+    limits = {name: getattr(machine, name) or getattr(loaded, name) for name in LIMITS}
+    cost_model = dataclasses.replace(loaded, **limits)
     # By its own limits: SLOs do not change with a step's token limit.
     yardstick = isolated_times(loaded, max_prompt_tokens=machine.max_model_len)
     return [
@@ -180,27 +180,22 @@ def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
     }
 
 
-def _bounds_s(sample: Sequence[Arrival]) -> dict[str, dict[str, float]]:
-    """Returns the mean of each bound of the SLOs, seconds, by service class."""
-    found: dict[str, dict[str, float]] = {}
-    for name in sorted({one.service_class for one in sample}):
-        slos = [one.slo for one in sample if one.service_class == name]
-        found[name] = {
-            bound: statistics.fmean(getattr(slo, bound) for slo in slos)
-            for bound in ("ttft_s", "tbt_s", "ttlt_s")
-            if getattr(slos[0], bound) is not None
-        }
-    return found
-
-
 def _workload(experiment: Experiment) -> dict[str, Any]:
     """Returns the report's `workload`: what the first seed draws."""
     config = experiment.load.config
     sample = experiment.units(experiment.sweep.seed)
+    bounds_s: dict[str, dict[str, float]] = {}  # means, by service class
+    for name in sorted({one.service_class for one in sample}):
+        slos = [one.slo for one in sample if one.service_class == name]
+        bounds_s[name] = {
+            bound: statistics.fmean(getattr(slo, bound) for slo in slos)
+            for bound in ("ttft_s", "tbt_s", "ttlt_s")
+            if getattr(slos[0], bound) is not None
+        }
     workload: dict[str, Any] = {
         "num_requests": len(sample),
         "lengths": describe_lengths(sample),
-        "promises": _bounds_s(sample),
+        "promises": bounds_s,
     }
     if config.one_shot:
         workload["is_one_shot"] = True
@@ -275,7 +270,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
         key=functools.partial(_task_key, config),
     )
     seeds = range(sweep.seed, sweep.seed + sweep.num_seeds)
-    fits = _fit_all(experiments, run_tasks) if config.needs_fit else None
+    fits = None if config.machine.buckets else _fit_all(experiments, run_tasks)
     if sweep.goodput:
         runs = search_goodputs(experiments, seeds, run_tasks)
     else:
@@ -299,7 +294,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
             },
             "staircase": priced_staircase(cost_model, block_tokens, runs),
             **_settings(experiments[0]),
-            "fits": fits,
+            "fits": fits or None,
             "num_resumed": 0 if finished is None else finished.num_found,
         },
     )
