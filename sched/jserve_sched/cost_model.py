@@ -14,12 +14,11 @@ matrix products like real ones, but attention reads the KV of real rows only.
 import abc
 import dataclasses
 import functools
-from typing import Protocol
 
 import numpy as np
 
 from jserve_sched import features
-from jserve_sched.predictor import StepSample
+from jserve_sched.predictor import Predictor, StepSample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,14 +111,6 @@ class ClosedForm(CostModel):
         return total
 
 
-class StepModel(Protocol):
-    """The part of a predictor that a machine needs."""
-
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` in seconds for features `[N, F]`."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCost(CostModel):
     """A machine that asks a predictor: the engine that was profiled for it.
@@ -127,7 +118,7 @@ class PredictorCost(CostModel):
     The predictor is not shown the simulated steps, so the machine stays as it is.
     """
 
-    predictor: StepModel
+    predictor: Predictor
 
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.

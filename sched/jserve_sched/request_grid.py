@@ -18,7 +18,7 @@ import numpy as np
 
 from jserve_sched import features
 from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import StepModel
+from jserve_sched.predictor import Predictor
 
 _MAX_PROMPT_STEPS = 4  # the longest prompt takes so many steps if it is alone
 _MAX_BATCH_STEPS = 16  # the largest batch takes so many to prefill
@@ -126,7 +126,7 @@ class RequestGrid:
     first_step: np.ndarray
     num_prefill_steps: int
 
-    def priced_by(self, model: StepModel) -> tuple[LatencyPoints, LatencyPoints]:
+    def priced_by(self, model: Predictor) -> tuple[LatencyPoints, LatencyPoints]:
         """Returns what prefills and decode steps take, by a model of steps."""
         step_s = np.maximum(model.predict(self.matrix), _LEAST_STEP_S)
         end = self.num_prefill_steps

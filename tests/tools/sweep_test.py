@@ -189,11 +189,7 @@ def test_a_search_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("name", "most"), [("oracle", 0.0), ("linear", 0.06)])
 def test_predictors_are_near_the_machine(name: str, most: float) -> None:
     batches = random_batches(
-        A100,
-        EVERY_COUNT,
-        max_model_len=16_384,
-        num_batches=300,
-        rng=np.random.default_rng(99),
+        A100, EVERY_COUNT, max_model_len=16_384, num_batches=300, seed=99
     )
     assert np.bincount(features.scenarios(batches)).tolist() == [100, 100, 100]
     assert batches[:, features.NUM_BLOCKS].max() > 1000

@@ -14,7 +14,6 @@ from jserve_sched.plan import Row
 from jserve_sched.predictor import Predictor
 from jserve_sched.request import Request
 
-_NUM_BATCHES = 3000
 _MAX_CHUNKS = 4  # prompts that share a step
 _LEAST_CONTEXT = 16
 
@@ -24,14 +23,15 @@ def random_batches(
     buckets: BucketTable,
     *,
     max_model_len: int,
-    num_batches: int,
-    rng: np.random.Generator,
+    num_batches: int = 3000,
+    seed: int = 0,
 ) -> np.ndarray:
     """Returns features `[num_batches, F]` of steps the machine could run.
 
     A third each decodes only, prefill only and mixed; rows, tokens and contexts are
     log-uniform up to the limits, since small steps are as common as large ones.
     """
+    rng = np.random.default_rng(seed)
     one = Request(
         request_id="made up", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
     )
@@ -77,12 +77,6 @@ def make_predictor(
     """Returns the predictor `oracle` or `linear` of a simulated machine's steps."""
     if name == "oracle":
         return OraclePredictor(cost_model, buckets.block_tokens)
-    matrix = random_batches(
-        cost_model,
-        buckets,
-        max_model_len=max_model_len,
-        num_batches=_NUM_BATCHES,
-        rng=np.random.default_rng(0),
-    )
+    matrix = random_batches(cost_model, buckets, max_model_len=max_model_len)
     model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
     return LinearPredictor(model, refits_inline=True)

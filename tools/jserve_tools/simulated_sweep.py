@@ -154,7 +154,7 @@ def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str,
         for place, one in enumerate(experiments)
         if one.bucket_strategy == "fitted"
     }
-    fits = run_tasks(list(tasks.values()))
+    fits = run_tasks(list(tasks.values())) if tasks else []
     for place, found in zip(tasks, fits, strict=True):
         table = table_from_json(json.dumps(found["table"]))
         experiments[place] = dataclasses.replace(experiments[place], buckets=table)
@@ -166,11 +166,11 @@ def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
     files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
-    settings: dict[str, Any] = {}
-    for part in (load, machine, config.sweep):
-        settings |= dataclasses.asdict(part)
+    sweep = dataclasses.asdict(config.sweep)
     return {
-        **{name: one for name, one in settings.items() if name not in _NOT_IN_KEY},
+        "load": dataclasses.asdict(load),
+        "machine": dataclasses.asdict(machine),
+        "sweep": {name: sweep[name] for name in sweep if name not in _NOT_IN_KEY},
         "files_ns": [one.expanduser().stat().st_mtime_ns for one in files if one],
         "task": task.work.__name__,
         "task_policy": task.experiment.policy,
