@@ -3,18 +3,28 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jserve_sched import features
 from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import ClosedForm, Formula
+from jserve_sched.cost_model import (
+    ClosedForm,
+    CostModel,
+    Formula,
+    OraclePredictor,
+)
 from jserve_sched.ledger import KvLedger
+from jserve_sched.policies import make_policy
 from jserve_sched.predictor import StepSample
 from jserve_sched.request import Request
 from jserve_sched.request_latency import LatencySource
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulator import make_scheduler
 from jserve_sched.view import SchedulerView
 from jserve_sched.waiting import WaitingQueue
+from jserve_sched.workload import Arrival
 
 _ONE_SECOND = Formula(base_ms=1000.0)
 # A machine that takes a second for any step.
@@ -29,15 +39,48 @@ METRONOME = ClosedForm(
     max_num_batched_tokens=20,
 )
 
+METRONOME_TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
+
+
+def arrival(
+    name: str, arrival_s: float, prompt: int = 8, output: int = 3, **others: Any
+) -> Arrival:
+    return Arrival(
+        request_id=name,
+        arrival_s=arrival_s,
+        num_prompt_tokens=prompt,
+        max_tokens=output,
+        **others,
+    )
+
+
+def scheduler_of(
+    policy: str = "fcfs",
+    cost_model: CostModel = METRONOME,
+    table: BucketTable = METRONOME_TABLE,
+    **others: Any,
+) -> Scheduler:
+    settings: dict[str, Any] = {
+        "predictor": OraclePredictor(cost_model, table.block_tokens),
+        "max_model_len": 16384,
+    }
+    return make_scheduler(
+        policy=make_policy(policy),
+        cost_model=cost_model,
+        buckets=table,
+        **settings | others,
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """A predictor: any function of the prefill tokens of a step, in seconds."""
 
     seconds: Callable[[np.ndarray], np.ndarray]
+    column: ClassVar[int] = features.PREFILL_TOKENS
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
-        return np.asarray(self.seconds(matrix[:, features.PREFILL_TOKENS]), np.float64)
+        return np.asarray(self.seconds(matrix[:, self.column]), np.float64)
 
     predict_upper = predict
 
@@ -45,24 +88,15 @@ class Curve:
         del sample
 
 
-@dataclasses.dataclass(frozen=True)
-class Staircase:
+class Staircase(Curve):
     """A predictor: any function of the compiled blocks of a step, in seconds."""
 
-    seconds: Callable[[np.ndarray], np.ndarray]
-
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        return np.asarray(self.seconds(matrix[:, features.NUM_BLOCKS]), np.float64)
-
-    predict_upper = predict
-
-    def update(self, sample: StepSample) -> None:
-        del sample
+    column = features.NUM_BLOCKS
 
 
 def make_view(
     table: BucketTable,
-    predictor: Curve | Staircase,
+    predictor: Curve,
     *,
     running: Sequence[Request] = (),
     waiting: Sequence[Request] = (),

@@ -22,7 +22,7 @@ from jserve_sched.policies import make_policy
 from jserve_sched.report import Outcome, wilson_interval
 from jserve_sched.simulator import make_scheduler, simulate
 from jserve_sched.workload import Arrival
-from jserve_tools.gpu_cost_models import gpu_cost_model
+from jserve_tools.machines import gpu_cost_model
 from jserve_tools.simulated_lengths import declare, make_lengths
 
 Entry = dict[str, Any]

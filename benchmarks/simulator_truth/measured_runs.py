@@ -1,9 +1,7 @@
 """Real vLLM runs, and the same requests in virtual time: is the simulator true?
 
-`fcfs` schedules as vLLM does by default, so a simulation with the card's step costs and
-the run's own settings must give the run's own latencies. Those settings matter: vLLM
-kept a prefix cache, in which a preempted request finds its pages again unless they were
-overwritten, and planned one step ahead.
+`fcfs` schedules as vLLM does by default. vLLM kept a prefix cache, in which a preempted
+request finds its pages again unless they were overwritten, and planned one step ahead.
 
 TTFT counts from the trace's arrivals in a simulation and from vLLM's own note of the
 arrival (its `queued_ts`) in a measured run, as LLMServingSim's validation does.
@@ -11,7 +9,6 @@ arrival (its `queued_ts`) in a measured run, as LLMServingSim's validation does.
 `N` is the number of requests.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +21,7 @@ from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, simulate
 from jserve_sched.workload import Arrival
-from jserve_tools.gpu_cost_models import PROFILES, read_points
+from jserve_tools.machines import PROFILES, read_points
 from jserve_tools.workload_trace import TraceRow, read_trace
 
 CARDS = ("rtx4090", "rtxpro6000")
@@ -32,30 +29,14 @@ _MEASURED_COLUMNS = ("output_tokens", "queued_s", "first_token_s", "last_token_s
 _MAX_MODEL_LEN = 32_768  # of the measured runs
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What a run came to.
+Figures = dict[str, float]
+"""What a run came to: TTFT over requests, the mean over requests of a request's mean
+time between tokens, and the time from the first arrival to the last token."""
 
-    Attributes:
-      ttft_mean_s: Time to first token, mean over requests.
-      ttft_p50_s: The same, median.
-      ttft_p90_s: The same, 90th percentile.
-      tpot_mean_ms: Mean over requests of a request's mean time between tokens.
-      makespan_s: Time from the first arrival to the last token.
-    """
 
-    ttft_mean_s: float
-    ttft_p50_s: float
-    ttft_p90_s: float
-    tpot_mean_ms: float
-    makespan_s: float
-
-    def errors(self, truth: "Figures") -> dict[str, float]:
-        """Returns each figure's deviation from the truth, in percent."""
-        return {
-            name: 100.0 * (value / getattr(truth, name) - 1.0)
-            for name, value in dataclasses.asdict(self).items()
-        }
+def errors_percent(figures: Figures, truth: Figures) -> dict[str, float]:
+    """Returns each figure's deviation from the truth, in percent."""
+    return {name: 100.0 * (figures[name] / truth[name] - 1.0) for name in truth}
 
 
 def _figures(
@@ -68,13 +49,13 @@ def _figures(
     ttft_s = first_token_s - arrival_s
     tpot_s = (last_token_s - first_token_s) / (output_tokens - 1)
     p50_s, p90_s = np.percentile(ttft_s, (50, 90)).tolist()
-    return Figures(
-        ttft_mean_s=float(ttft_s.mean()),
-        ttft_p50_s=p50_s,
-        ttft_p90_s=p90_s,
-        tpot_mean_ms=float(tpot_s.mean() * 1e3),
-        makespan_s=float(last_token_s.max() - arrival_s.min()),
-    )
+    return {
+        "ttft_mean_s": float(ttft_s.mean()),
+        "ttft_p50_s": p50_s,
+        "ttft_p90_s": p90_s,
+        "tpot_mean_ms": float(tpot_s.mean() * 1e3),
+        "makespan_s": float(last_token_s.max() - arrival_s.min()),
+    }
 
 
 def trace_rows() -> list[TraceRow]:
@@ -125,11 +106,8 @@ def simulated_run(
 ) -> tuple[Figures, SimulationResult]:
     """Returns what `fcfs` comes to on the same requests, without buckets.
 
-    Args:
-      rows: the requests.
-      cost_model: the card.
-      enable_prefix_caching: whether a preempted request may find its pages again.
-      lag: steps planned ahead, 0 or 1.
+    With `enable_prefix_caching` a preempted request may find its pages again; `lag`
+    steps, 0 or 1, are planned ahead.
     """
     table = Continuous().table(
         max_num_seqs=cost_model.max_num_seqs,

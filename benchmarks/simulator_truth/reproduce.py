@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 from measured_runs import (
     CARDS,
+    errors_percent,
     measured_figures,
     simulated_run,
     trace_rows,
@@ -32,21 +33,15 @@ from jserve.program import run_program
 from jserve_sched.cost_model import CostModel
 from jserve_sched.gpu_costs import TableCost
 from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.gpu_cost_models import gpu_cost_model
+from jserve_tools.machines import gpu_cost_model
 from jserve_tools.tables import render
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _TARGET_PERCENT = {"ttft_mean_s": 5.0, "tpot_mean_ms": 3.0, "makespan_s": 3.0}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Variant:
-    """One way to simulate a run; the first of a card is the one to judge."""
-
-    label: str
-    cost_model: CostModel
-    enable_prefix_caching: bool = True
-    lag: int = 1
+# Label, cost model, settings; the first variant is the one to judge.
+_Variant = tuple[str, CostModel, dict[str, Any]]
 
 
 def _variants(card: str) -> Iterator[_Variant]:
@@ -54,39 +49,29 @@ def _variants(card: str) -> Iterator[_Variant]:
     table = gpu_cost_model(f"{name}-table")
     closed = gpu_cost_model(name)
     assert isinstance(table, TableCost)
-    yield _Variant(label="tables", cost_model=table)
-    yield _Variant(label="tables, not planned ahead", cost_model=table, lag=0)
-    yield _Variant(
-        label="tables, no prefix cache", cost_model=table, enable_prefix_caching=False
-    )
+    uncached = {"enable_prefix_caching": False}
+    yield "tables", table, {}
+    yield "tables, not planned ahead", table, {"lag": 0}
+    yield "tables, no prefix cache", table, uncached
     if table.skew:
-        changed = dataclasses.replace(table, skew=0.0)
-        yield _Variant(label="tables, no skew", cost_model=changed)
-    yield _Variant(label="closed form", cost_model=closed)
-    yield _Variant(
-        label="closed form, no prefix cache",
-        cost_model=closed,
-        enable_prefix_caching=False,
-    )
+        yield "tables, no skew", dataclasses.replace(table, skew=0.0), {}
+    yield "closed form", closed, {}
+    yield "closed form, no prefix cache", closed, uncached
 
 
 def _run(card: str, variant: _Variant) -> dict[str, Any]:
+    label, cost_model, settings = variant
+    settings = {"enable_prefix_caching": True, "lag": 1} | settings
     start_s = time.perf_counter()
-    figures, result = simulated_run(
-        trace_rows(),
-        variant.cost_model,
-        enable_prefix_caching=variant.enable_prefix_caching,
-        lag=variant.lag,
-    )
+    figures, result = simulated_run(trace_rows(), cost_model, **settings)
     differences_s = np.abs(ttft_differences_s(card, result))
     return {
         "card": card,
-        "variant": variant.label,
-        "cost_model": variant.cost_model.name,
-        "enable_prefix_caching": variant.enable_prefix_caching,
-        "lag": variant.lag,
+        "variant": label,
+        "cost_model": cost_model.name,
+        **settings,
         "figures": figures,
-        "error_percent": figures.errors(measured_figures(card)),
+        "error_percent": errors_percent(figures, measured_figures(card)),
         "ttft_difference_p50_s": np.median(differences_s),
         "ttft_difference_p90_s": np.percentile(differences_s, 90),
         "num_steps": result.num_steps,
@@ -96,7 +81,7 @@ def _run(card: str, variant: _Variant) -> dict[str, Any]:
 
 
 def _table(card: str, runs: Sequence[dict[str, Any]]) -> str:
-    truth = dataclasses.asdict(measured_figures(card))
+    truth = measured_figures(card)
     rows = [
         [card, *truth, "|TTFT - measured| p50, p90 s", "steps", "preempted"],
         ["measured", *(f"{value:.2f}" for value in truth.values()), "", "", ""],
@@ -105,7 +90,7 @@ def _table(card: str, runs: Sequence[dict[str, Any]]) -> str:
         errors = run["error_percent"]
         cells = [
             f"{value:.2f} ({errors[name]:+.1f} %)"
-            for name, value in dataclasses.asdict(run["figures"]).items()
+            for name, value in run["figures"].items()
         ]
         cells.append(
             f"{run['ttft_difference_p50_s']:.2f}, {run['ttft_difference_p90_s']:.2f}"

@@ -14,12 +14,11 @@ matrix products like real ones, but attention reads the KV of real rows only.
 import abc
 import dataclasses
 import functools
-from typing import Protocol
 
 import numpy as np
 
 from jserve_sched import features
-from jserve_sched.predictor import StepSample
+from jserve_sched.predictor import Predictor, StepSample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,11 +26,12 @@ class CostModel(abc.ABC):
     """The machine of a simulation.
 
     Attributes:
-      name: What a flag and a report call it.
       num_kv_tokens: Tokens the KV pool holds.
       page_size: Tokens in one KV page.
       max_num_seqs: Most requests that run at once.
       max_num_batched_tokens: Most token positions in a step.
+      block_tokens: Tokens in one prefill block that it was measured with; 0 if its
+        costs are by token.
     """
 
     name: str
@@ -39,15 +39,11 @@ class CostModel(abc.ABC):
     page_size: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    block_tokens: int = 0
 
     @abc.abstractmethod
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
-        """Returns durations `[N]` in seconds.
-
-        Args:
-          matrix: features `[N, F]`; see `features`.
-          block_tokens: tokens in one prefill block of the bucket table, Q.
-        """
+        """Returns durations `[N]` in seconds for features `[N, F]`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +53,7 @@ class Formula:
     `max(floor, base + prefill_token P + decode D) + prefill_work A + context C`,
     with P the prefill positions and D the decode rows, padding included; A the sum
     over chunks of `chunk (cached + chunk / 2)`; C the KV tokens that decodes read.
-
-    Attributes:
-      base_ms: Part that any step has.
-      prefill_token_ms: Cost of a prefill position.
-      prefill_work_ms: Cost of a unit of A.
-      decode_ms: Cost of a decode row.
-      context_token_ms: Cost of a KV token read by a decode.
-      floor_ms: Least time of the part that reads the weights: the knee.
+    The floor is the time of reading the weights: the knee.
     """
 
     base_ms: float
@@ -74,22 +63,12 @@ class Formula:
     context_token_ms: float = 0.0
     floor_ms: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not 0.0 <= value < np.inf:
-                raise ValueError(f"{name}={value} is not a time of 0 or more")
-        if max(self.base_ms, self.floor_ms) <= 0.0:
-            raise ValueError("base_ms and floor_ms are both 0: a step takes some time")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClosedForm(CostModel):
     """A machine of one formula for each kind of batch.
 
-    Attributes:
-      decode: Formula of a step without prefill.
-      prefill: Formula of a step without decodes; its rows are not charged.
-      mixed: Formula of a step with both.
+    Rows of a step without decodes are not charged.
     """
 
     decode: Formula
@@ -132,27 +111,14 @@ class ClosedForm(CostModel):
         return total
 
 
-class StepModel(Protocol):
-    """The part of a predictor that a machine needs."""
-
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` in seconds for features `[N, F]`."""
-        ...
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCost(CostModel):
     """A machine that asks a predictor: the engine that was profiled for it.
 
     The predictor is not shown the simulated steps, so the machine stays as it is.
-
-    Attributes:
-      predictor: A model fitted on samples of the engine.
-      block_tokens: Tokens in one prefill block of the engine that was profiled.
     """
 
-    predictor: StepModel
-    block_tokens: int
+    predictor: Predictor
 
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.

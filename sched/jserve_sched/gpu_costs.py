@@ -1,12 +1,9 @@
 """Step costs of a GPU, interpolated from measured kernel times.
 
-A step's time is the sum of its kernels' times, and each kernel's time was measured on
-a grid of what it depends on. The matrix products and what goes with them depend on the
-tokens of the step, the head and the sampler on its sequences, attention on (chunk,
-tokens cached before it, decodes, their mean context). Attention has a grid for each
-kind of batch, since its kernels differ: a lone decode batch reads KV about twice as
-fast as a mixed one. Several chunks in one batch were not measured: they are looked up
-as the single chunk that does the same work.
+A step's time is the sum of its kernels' times, each measured on a grid of what it
+depends on. Attention has a grid for each kind of batch, since its kernels differ: a
+lone decode batch reads KV about twice as fast as a mixed one. Several chunks in one
+batch were not measured: they are looked up as the single chunk that does the same work.
 
 Source: the composition is LLMServingSim's (Cho et al., ISPASS 2026), as are the
 profiles this was written for. `N` is the number of steps asked about at once, `F` the
@@ -35,23 +32,15 @@ class Grid:
     """
 
     def __init__(self, axes: Sequence[np.ndarray], values: np.ndarray):
-        """Takes ascending `axes` and the values at their cross product.
+        """Takes ascending `axes` of two or more points, and values at their product.
 
         Raises:
-          ValueError: if they do not match, an axis has less than two points or does
-            not ascend, or a value is missing or negative.
+          ValueError: if a value is missing or negative.
         """
-        if values.shape != tuple(map(len, axes)):
-            raise ValueError(
-                f"values of shape {values.shape} do not fit axes of "
-                f"{[len(axis) for axis in axes]} points"
-            )
         if not np.isfinite(values).all() or (values < 0).any():
             raise ValueError("a grid holds a value that is missing or below 0")
         self._axes = []
         for dim, axis in enumerate(axes):
-            if len(axis) < 2 or (np.diff(axis) <= 0).any() or axis[0] < 0:
-                raise ValueError(f"an axis must ascend over two points: {axis}")
             half = int(axis.searchsorted(axis[-1] / 2, "right")) - 1
             half = min(max(half, 0), len(axis) - 2)
             last, before = values.take([-1], dim), values.take([half], dim)
@@ -105,9 +94,8 @@ def kernel_times(
       attention: `[R, 5]`, microseconds per layer in the last column, after chunk,
         tokens cached before it, decodes and their mean context; zeros where the
         batch has no chunk, or no decode.
-      dense: kernel -> `[R, 2]` tokens and microseconds of one call.
-      per_sequence: kernel -> `[R, 2]` sequences and microseconds of one call.
-      num_layers: layers of the model.
+      dense: Kernel -> `[R, 2]` tokens and microseconds of one call.
+      per_sequence: Kernel -> `[R, 2]` sequences and microseconds of one call.
 
     Raises:
       ValueError: if a cell is missing or kernels were measured at unlike points.
@@ -157,10 +145,6 @@ class TableCost(CostModel):
     prefill: Grid
     mixed: Grid
     skew: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.skew <= 1.0:
-            raise ValueError(f"skew={self.skew} is not in 0..1")
 
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""

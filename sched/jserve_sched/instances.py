@@ -1,7 +1,8 @@
 """Which of several engines gets the next request.
 
 An assignment sees each engine's own snapshot, in which no step that is still running
-has ended, so it knows what a router in front of real engines could know.
+has ended, so it knows what a router in front of real engines could know. Of equal
+engines it takes the first.
 
 How the paper on scheduling by simulated annealing (arXiv 2504.14966) spreads requests
 over engines could not be read. That a request is assigned first and then planned by its
@@ -11,26 +12,17 @@ Both measures look at every request that an engine has, so a choice takes time i
 proportion to all that wait: about one (`kv`) or two (`finish`) microseconds for each.
 """
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
 
-
-class Assignment(Protocol):
-    """Gives each request that comes to one of several engines that are alike."""
-
-    def choose(self, views: Sequence[SchedulerView]) -> int:
-        """Returns the index of the engine that gets the next request.
-
-        Args:
-          views: each engine's snapshot when the request comes, without the request.
-        """
-        ...
+Assignment = Callable[[Sequence[SchedulerView]], int]
+"""Returns the index of the engine that gets the next request, from each engine's
+snapshot when the request comes, without the request."""
 
 
 def uncommitted_pages(view: SchedulerView) -> int:
@@ -81,52 +73,24 @@ def _left(request: Request) -> tuple[int, int, int]:
     return request.num_remaining, request.num_projected, left
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MostFreeKv:
-    """To the engine with the most uncommitted KV; of equals, the first."""
-
-    def choose(self, views: Sequence[SchedulerView]) -> int:
-        """Returns the index of the engine that gets the next request."""
-        return int(np.argmax([uncommitted_pages(view) for view in views]))
+def _most_free_kv(views: Sequence[SchedulerView]) -> int:
+    return int(np.argmax([uncommitted_pages(view) for view in views]))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LeastFinish:
-    """To the engine that should be done soonest with what it has; of equals, the first.
-
-    The request's own time would be about equal on each, so it is left out.
-    """
-
-    def choose(self, views: Sequence[SchedulerView]) -> int:
-        """Returns the index of the engine that gets the next request."""
-        return int(np.argmin([work_s(view) for view in views]))
+def _least_finish(views: Sequence[SchedulerView]) -> int:
+    # The request's own time would be about equal on each, so it is left out.
+    return int(np.argmin([work_s(view) for view in views]))
 
 
-@dataclasses.dataclass(kw_only=True)
-class RoundRobin:
-    """To each engine in turn, whatever it has to do: what the others should beat."""
-
-    num_assigned: int = 0
-
-    def choose(self, views: Sequence[SchedulerView]) -> int:
-        """Returns the index of the engine that gets the next request."""
-        self.num_assigned += 1
-        return (self.num_assigned - 1) % len(views)
+def _round_robin() -> Assignment:
+    """Returns what the others should beat: each engine in turn."""
+    turns = itertools.count()
+    return lambda views: next(turns) % len(views)
 
 
-ASSIGNMENTS: dict[str, type[Assignment]] = {
-    "kv": MostFreeKv,
-    "finish": LeastFinish,
-    "round_robin": RoundRobin,
+ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
+    "kv": lambda: _most_free_kv,
+    "finish": lambda: _least_finish,
+    "round_robin": _round_robin,
 }
-
-
-def make_assignment(name: str) -> Assignment:
-    """Returns a fresh assignment.
-
-    Raises:
-      ValueError: if the name is unknown.
-    """
-    if name not in ASSIGNMENTS:
-        raise ValueError(f"assignment {name!r} is unknown; known: {list(ASSIGNMENTS)}")
-    return ASSIGNMENTS[name]()
+"""Name -> returns a fresh assignment."""

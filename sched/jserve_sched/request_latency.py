@@ -32,7 +32,7 @@ import numpy as np
 
 from jserve_sched import features
 from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import StepModel
+from jserve_sched.predictor import Predictor
 
 if TYPE_CHECKING:
     from jserve_sched.view import SchedulerView
@@ -175,7 +175,7 @@ def fit_bilinear(points: LatencyPoints) -> Bilinear:
 
 
 def priced_points(
-    model: StepModel,
+    model: Predictor,
     buckets: BucketTable,
     *,
     page_size: int,

@@ -20,9 +20,8 @@ import numpy as np
 
 from jserve_sched import features
 from jserve_sched.clock import Clock
-from jserve_sched.cost_model import CostModel
 from jserve_sched.plan import StepPlan, StepResult
-from jserve_sched.predictor import StepSample
+from jserve_sched.predictor import Predict, StepSample
 from jserve_sched.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation_log import SimulatedStep, Tally
@@ -35,26 +34,19 @@ _TOKEN, _STOP_TOKEN = 0, 1  # what answers are made of, and what ends some of th
 class StepTimes:
     """Step durations: the cost model's, times a seeded factor for each step."""
 
-    def __init__(
-        self,
-        cost_model: CostModel,
-        block_tokens: int,
-        noise: float,
-        seed: tuple[int, int],
-    ):
+    def __init__(self, step_s: Predict, noise: float, seed: tuple[int, int]):
         """Takes the deviation of the factors' logarithm, and (seed, engine number).
 
         NumPy takes (seed, 0) for seed.
         """
-        self._cost_model = cost_model
-        self._block_tokens = block_tokens
+        self._step_s = step_s
         self._noise = noise
         self._random = np.random.default_rng(seed)
         self._factors = np.ones(0)
 
     def of(self, first_step: int, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` of steps `first_step`, `first_step + 1` ..., s."""
-        duration_s = self._cost_model.step_s(matrix, self._block_tokens)
+        duration_s = self._step_s(matrix)
         if not self._noise:
             return duration_s
         stop = first_step + len(matrix)
@@ -80,13 +72,12 @@ class SimulatedEngine:
     """A scheduler whose steps take virtual time.
 
     Attributes:
-      scheduler: What decides each step.
       due_s: Time of the next event: a step ends, or the next can start; infinite while
         nothing runs.
       num_steps: Steps run.
       busy_s: Virtual time of these steps, seconds.
       steps: The steps, not priced, if they are recorded.
-      arrival_ids: Requests submitted here, in order.
+      request_ids: Requests submitted here, in order.
     """
 
     def __init__(
@@ -106,7 +97,7 @@ class SimulatedEngine:
         self.num_steps = 0
         self.busy_s = 0.0
         self.steps: list[SimulatedStep] = []
-        self.arrival_ids: list[str] = []
+        self.request_ids: list[str] = []
         self._times = times
         self._tally = tally
         self._lag = lag
@@ -124,7 +115,7 @@ class SimulatedEngine:
         Raises:
           ValueError: if it can never run.
         """
-        self.arrival_ids.append(one.request_id)
+        self.request_ids.append(one.request_id)
         max_tokens = max(one.declared_max_tokens, one.max_tokens)
         ends_by_stop = one.declared_max_tokens > 0
         self.scheduler.submit(
@@ -183,16 +174,13 @@ class SimulatedEngine:
     def finish(self, *, start_before_s: float, end_by_s: float) -> None:
         """Ends the step that is due, and runs a stretch of steps that repeat it.
 
-        Args:
-          start_before_s: bound of the starts of the stretch's steps.
-          end_by_s: bound of their ends.
+        The stretch's steps start before the first bound and end by the second.
         """
         if self._running is None:
             return  # a stretch has ended
         plan, duration_s = self._running
         self._running = None
-        tokens = self._tokens(plan)
-        result = StepResult(tokens=tokens, duration_s=duration_s)
+        result = StepResult(tokens=self._tokens(plan), duration_s=duration_s)
         for output in self.scheduler.apply(result):
             self._take(output.request, (self.due_s,))
         if self._advances_decodes and not plan.chunks:
@@ -212,10 +200,9 @@ class SimulatedEngine:
         )
 
     def _take(self, request: Request, times_s: Sequence[float]) -> None:
-        self._tally.times_of(request).extend(times_s)
+        self._tally.take(request, times_s)
         if request.finish_reason is not None:
             self._ends.pop(request.request_id, None)
-            self._tally.finish(request)
 
     def _advance(self, plan: StepPlan, start_before_s: float, end_by_s: float) -> None:
         """Runs the steps after a decode-only one that can only repeat it."""

@@ -7,14 +7,20 @@ can stop.
 import dataclasses
 import heapq
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jserve_sched import features
-from jserve_sched.cost_model import CostModel
+from jserve_sched import features as columns
+from jserve_sched.predictor import Predict
 from jserve_sched.report import Failure, Outcome
 from jserve_sched.request import Request
 from jserve_sched.workload import Arrival
+
+
+def _whole(column: int) -> Any:
+    """Returns a property that reads a feature as a whole number."""
+    return property(lambda step: int(step.features[column]))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +29,6 @@ class SimulatedStep:
 
     Attributes:
       start_s: Virtual time of its start, seconds.
-      duration_s: Virtual time that it took, seconds.
       plan_s: Host time of planning it, seconds; 0 without a clock, and in a stretch
         advanced at once.
       bucket_s: Time by the cost model, seconds; 0 until it is priced.
@@ -42,52 +47,26 @@ class SimulatedStep:
     leaves_work: bool
     features: np.ndarray
 
-    @property
-    def num_rows(self) -> int:
-        """Decode rows compiled."""
-        return int(self.features[features.NUM_ROWS])
-
-    @property
-    def num_blocks(self) -> int:
-        """Prefill blocks compiled."""
-        return int(self.features[features.NUM_BLOCKS])
-
-    @property
-    def used_rows(self) -> int:
-        """Decode rows used."""
-        return int(self.features[features.NUM_DECODES])
-
-    @property
-    def decode_pages(self) -> int:
-        """KV pages of the longest decode; 0 without one."""
-        return int(self.features[features.DECODE_PAGES])
-
-    @property
-    def block_pages(self) -> int:
-        """KV pages of the longest chunk; 0 without one."""
-        return int(self.features[features.BLOCK_PAGES])
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Real prefill tokens."""
-        return int(self.features[features.PREFILL_TOKENS])
+    num_rows = _whole(columns.NUM_ROWS)
+    num_blocks = _whole(columns.NUM_BLOCKS)
+    used_rows = _whole(columns.NUM_DECODES)
+    decode_pages = _whole(columns.DECODE_PAGES)
+    block_pages = _whole(columns.BLOCK_PAGES)
+    prefill_tokens = _whole(columns.PREFILL_TOKENS)
 
 
-def priced(
-    steps: Sequence[SimulatedStep], cost_model: CostModel, block_tokens: int
-) -> list[SimulatedStep]:
+def priced(steps: Sequence[SimulatedStep], step_s: Predict) -> list[SimulatedStep]:
     """Returns the steps with their costs, as they ran and without padding."""
     if not steps:
         return []
     matrix = np.stack([one.features for one in steps])
     bare = matrix.copy()
-    bare[:, features.NUM_ROWS] = matrix[:, features.NUM_DECODES]
-    bare[:, features.NUM_BLOCKS] = [one.used_blocks for one in steps]
-    bucket_s = cost_model.step_s(matrix, block_tokens).tolist()
-    used_s = cost_model.step_s(bare, block_tokens).tolist()
+    bare[:, columns.NUM_ROWS] = matrix[:, columns.NUM_DECODES]
+    bare[:, columns.NUM_BLOCKS] = [one.used_blocks for one in steps]
+    costs_s = np.stack([step_s(matrix), step_s(bare)], axis=-1).tolist()
     return [
-        dataclasses.replace(one, bucket_s=bucket, used_s=used)
-        for one, bucket, used in zip(steps, bucket_s, used_s, strict=True)
+        dataclasses.replace(one, bucket_s=bucket_s, used_s=used_s)
+        for one, (bucket_s, used_s) in zip(steps, costs_s, strict=True)
     ]
 
 
@@ -95,9 +74,9 @@ class Tally:
     """Token times of every request, and how many requests are late for sure."""
 
     def __init__(self, arrivals: Sequence[Arrival], num_uncounted: int):
-        self.arrivals = arrivals
-        self.token_times_s: list[list[float]] = [[] for _ in arrivals]
-        self.failures: dict[int, Failure] = {}
+        self._arrivals = arrivals
+        self._token_times_s: list[list[float]] = [[] for _ in arrivals]
+        self._refused: set[int] = set()
         self._index = {one.request_id: i for i, one in enumerate(arrivals)}
         if len(self._index) < len(arrivals):
             raise ValueError("two arrivals have the same request_id")
@@ -109,29 +88,27 @@ class Tally:
         ]
         heapq.heapify(self._due)
 
-    def times_of(self, request: Request) -> list[float]:
-        """Returns the list that takes a request's token times, seconds."""
-        return self.token_times_s[self._index[request.request_id]]
-
-    def fail(self, arrival: Arrival, failure: Failure) -> None:
-        """Notes that a request was turned away."""
+    def refuse(self, arrival: Arrival) -> None:
+        """Notes that a request was turned away, since it can never run."""
         index = self._index[arrival.request_id]
-        self.failures[index] = failure
+        self._refused.add(index)
         self._violated.add(index)
 
-    def finish(self, request: Request) -> None:
-        """Notes that a request ran to its end."""
+    def take(self, request: Request, times_s: Sequence[float]) -> None:
+        """Notes when a request got its next tokens, seconds, and whether it ended."""
         index = self._index[request.request_id]
-        one = self.arrivals[index]
-        times_s = self.token_times_s[index]
-        if not one.slo.is_met(one.arrival_s, times_s, is_complete=True):
+        one, own = self._arrivals[index], self._token_times_s[index]
+        own.extend(times_s)
+        if request.finish_reason is not None and not one.slo.is_met(
+            one.arrival_s, own, is_complete=True
+        ):
             self._violated.add(index)
 
     def num_violations(self, now_s: float) -> int:
         """Returns how many counted requests have violated their SLO by now."""
         while self._due and self._due[0][0] < now_s:
             due_s, index = heapq.heappop(self._due)
-            times_s = self.token_times_s[index]
+            times_s = self._token_times_s[index]
             if not times_s or times_s[0] > due_s:
                 self._violated.add(index)
         return sum(index >= self._num_uncounted for index in self._violated)
@@ -139,11 +116,11 @@ class Tally:
     def outcomes(self) -> list[Outcome]:
         """Returns what every request experienced; those without an end failed."""
         found = []
-        for index, one in enumerate(self.arrivals):
-            times_s = self.token_times_s[index]
-            failure = self.failures.get(index)
-            if failure is None and len(times_s) < one.max_tokens:
-                failure = Failure.UNFINISHED
+        for index, one in enumerate(self._arrivals):
+            times_s, failure = self._token_times_s[index], None
+            if len(times_s) < one.max_tokens:
+                is_refused = index in self._refused
+                failure = Failure.TOO_LONG if is_refused else Failure.UNFINISHED
             found.append(
                 Outcome(
                     service_class=one.service_class,

@@ -8,6 +8,7 @@ requests. Each request is given to one of them when it comes.
 """
 
 import dataclasses
+import functools
 import heapq
 import math
 from collections.abc import Sequence
@@ -22,26 +23,11 @@ from jserve_sched.ledger import KvLedger
 from jserve_sched.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.policies.base import Policy
 from jserve_sched.predictor import Predictor
-from jserve_sched.report import EngineCounters, Failure, Outcome
+from jserve_sched.report import EngineCounters, Outcome
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulated_engine import SimulatedEngine, StepTimes
 from jserve_sched.simulation_log import SimulatedStep, Tally, priced
 from jserve_sched.workload import Arrival
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InstanceResult:
-    """What one of several engines did.
-
-    Attributes:
-      request_ids: Requests given to it, in order.
-      num_steps: Steps it ran.
-      busy_s: Virtual time of these, seconds.
-    """
-
-    request_ids: tuple[str, ...]
-    num_steps: int
-    busy_s: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,8 +38,7 @@ class SimulationResult:
       outcomes: Every request's experience, by arrival.
       steps: Every step by its start, if they were recorded.
       counters: The schedulers' counters, in the form of an engine's.
-      instances: Each engine's part.
-      num_steps: Steps run.
+      instances: The engines, which say what each did.
       end_s: Virtual time when it ended, seconds.
       wall_s: Real time that it took, seconds; None without a clock.
       is_stopped: Whether it was stopped for too many violations; requests that
@@ -63,7 +48,7 @@ class SimulationResult:
     outcomes: list[Outcome]
     steps: list[SimulatedStep] | None
     counters: EngineCounters
-    instances: tuple[InstanceResult, ...]
+    instances: Sequence[SimulatedEngine]
     num_steps: int
     end_s: float
     wall_s: float | None
@@ -131,11 +116,11 @@ class _Simulation:
             place = 0
             if self._assignment is not None:
                 views = [engine.scheduler.view(self.now_s) for engine in self._engines]
-                place = self._assignment.choose(views)
+                place = self._assignment(views)
             try:
                 self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
             except ValueError:
-                self._tally.fail(one, Failure.TOO_LONG)
+                self._tally.refuse(one)
 
     def turn(self, end_s: float) -> bool:
         """Moves to the next event; returns whether there was one before `end_s`."""
@@ -174,17 +159,6 @@ class _Simulation:
                 )
 
 
-def _counters(schedulers: Sequence[Scheduler]) -> EngineCounters:
-    counters = [one.counters for one in schedulers]
-    return EngineCounters(
-        num_programs=schedulers[0].buckets.num_programs,
-        num_compiles_after_warmup=0,
-        num_preemptions=sum(one.num_preemptions for one in counters),
-        prefix_hit_tokens=sum(one.prefix_hit_tokens for one in counters),
-        length_errors=pool_length_errors(one.length_errors for one in schedulers),
-    )
-
-
 def simulate(
     schedulers: Scheduler | Sequence[Scheduler],
     cost_model: CostModel,
@@ -204,47 +178,38 @@ def simulate(
     """Serves requests in virtual time.
 
     Args:
-      schedulers: a fresh one, or one for each of several equal engines; see
+      schedulers: A fresh one, or one for each of several equal engines; see
         `make_scheduler`.
-      cost_model: how long steps take.
-      arrivals: the requests, by arrival.
-      assignment: which engine gets a request; None with a single one.
-      lag: plans in flight beside the one that runs, 0 or 1.
-      records_steps: whether to keep every step.
-      advances_decodes: whether to advance decode-only stretches at once.
-      noise: deviation of the logarithm of a step's duration about the cost model's.
-      seed: of the noise; each further engine draws its own.
-      max_spans: when to end, as a multiple of the time between the first and the
+      arrivals: At least one request, by arrival.
+      assignment: Which engine gets a request; None with a single one.
+      lag: Plans in flight beside the one that runs, 0 or 1.
+      advances_decodes: Whether to advance decode-only stretches at once.
+      noise: Deviation of the logarithm of a step's duration about the cost model's.
+      seed: Seed of the noise; each further engine draws its own.
+      max_spans: When to end, as a multiple of the time between the first and the
         last arrival (of at least a minute); requests that still run are unfinished.
-      stop_after_violations: end as soon as more requests than this have certainly
+      stop_after_violations: End as soon as more requests than this have certainly
         violated their SLO.
-      num_uncounted: first requests that do not count for that.
-      clock: real time, for `wall_s` and `plan_s`.
+      num_uncounted: First requests that do not count for that.
+      clock: Real time, for `wall_s` and `plan_s`.
 
     Raises:
-      ValueError: if there is no request, or they are not sorted, or lag or noise is
-        out of range, or there are several schedulers without an assignment.
+      ValueError: if the requests are not sorted, or two have the same name.
     """
-    if not arrivals:
-        raise ValueError("a simulation needs at least one request")
     times_s = [one.arrival_s for one in arrivals]
     if times_s != sorted(times_s):
         raise ValueError("arrivals must be sorted by arrival_s")
-    if lag not in (0, 1):
-        raise ValueError(f"lag={lag} is not 0 or 1")
-    if not 0.0 <= noise <= 1.0:
-        raise ValueError(f"noise={noise} is not in 0..1")
     if isinstance(schedulers, Scheduler):
         schedulers = [schedulers]
-    if (len(schedulers) == 1) != (assignment is None):
-        raise ValueError(f"{len(schedulers)} schedulers with assignment={assignment}")
     started_s = clock.now_s() if clock else 0.0
-    block_tokens = schedulers[0].buckets.block_tokens
+    step_s = functools.partial(
+        cost_model.step_s, block_tokens=schedulers[0].buckets.block_tokens
+    )
     tally = Tally(arrivals, num_uncounted)
     engines = [
         SimulatedEngine(
             one,
-            times=StepTimes(cost_model, block_tokens, noise, (seed, place)),
+            times=StepTimes(step_s, noise, (seed, place)),
             tally=tally,
             lag=lag,
             records_steps=records_steps,
@@ -261,20 +226,19 @@ def simulate(
             is_stopped = tally.num_violations(run.now_s) > stop_after_violations
     steps = None
     if records_steps:
-        logs = [priced(one.steps, cost_model, block_tokens) for one in engines]
+        logs = [priced(one.steps, step_s) for one in engines]
         steps = list(heapq.merge(*logs, key=lambda step: step.start_s))
     return SimulationResult(
         outcomes=tally.outcomes(),
         steps=steps,
-        counters=_counters(schedulers),
-        instances=tuple(
-            InstanceResult(
-                request_ids=tuple(one.arrival_ids),
-                num_steps=one.num_steps,
-                busy_s=one.busy_s,
-            )
-            for one in engines
+        counters=EngineCounters(
+            num_programs=schedulers[0].buckets.num_programs,
+            num_compiles_after_warmup=0,
+            num_preemptions=sum(one.counters.num_preemptions for one in schedulers),
+            prefix_hit_tokens=sum(one.counters.prefix_hit_tokens for one in schedulers),
+            length_errors=pool_length_errors(one.length_errors for one in schedulers),
         ),
+        instances=engines,
         num_steps=sum(one.num_steps for one in engines),
         end_s=run.now_s,
         wall_s=clock.now_s() - started_s if clock else None,

@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,6 @@ import numpy as np
 from jserve_sched import features
 from jserve_sched.buckets import Bucket
 from jserve_sched.cost_model import CostModel
-from jserve_sched.lengths import Lengths, fit_log_normal, fit_two_parts
 from jserve_sched.plan import Row
 from jserve_sched.request import Request
 from jserve_sched.slo import ServiceClass, Slo
@@ -33,11 +33,8 @@ class Arrival:
     """One request to come.
 
     Attributes:
-      request_id: Name, unique in its workload.
       arrival_s: Time when it comes, seconds from the start.
-      num_prompt_tokens: Length of its prompt.
       max_tokens: Output tokens that it takes, all of them.
-      service_class: Name of its class.
       slo: Its absolute objective.
       guard: Whether its class is guarded when late.
       declared_max_tokens: Output tokens that it says it takes at most; it then ends by
@@ -54,6 +51,49 @@ class Arrival:
     declared_max_tokens: int = 0
 
 
+_NORMAL = statistics.NormalDist()
+_Z_90 = _NORMAL.inv_cdf(0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Log-normal lengths in tokens, of which `long_share` are of a longer kind.
+
+    Attributes:
+      medians: Of the usual and of the longer ones.
+      sigmas: Deviations of their logarithms.
+    """
+
+    medians: tuple[float, float]
+    sigmas: tuple[float, float]
+    long_share: float = 0.0
+
+    def draw(self, rng: np.random.Generator, num_requests: int) -> np.ndarray:
+        """Returns lengths `[num_requests]`, int64, at least 1; consumes `rng`.
+
+        The first lengths are the same however many are drawn.
+        """
+        point, normal = rng.random((num_requests, 2)).T
+        kind = (point < self.long_share).astype(np.int64)
+        scores = [_NORMAL.inv_cdf(max(one, 1e-12)) for one in normal.tolist()]
+        spread = np.exp(np.array(self.sigmas)[kind] * np.array(scores, np.float64))
+        lengths = np.array(self.medians)[kind] * spread
+        whole: np.ndarray = np.maximum(np.rint(lengths), 1).astype(np.int64)
+        return whole
+
+
+def fit_log_normal(mean: float, p90: float) -> Lengths:
+    """Returns log-normal lengths of this mean and 90th percentile.
+
+    With m the mean, q the percentile and z = 1.2816 its score,
+    `log(q / m) = z sigma - sigma^2 / 2`; the smaller root is taken. The ratio is at
+    most 2.27.
+    """
+    sigma = _Z_90 - math.sqrt(_Z_90**2 - 2 * math.log(p90 / mean))
+    median = mean / math.exp(sigma**2 / 2)
+    return Lengths((median, median), (sigma, sigma))
+
+
 # Service classes of the paper's two kinds of request (its Table 3).
 DIALOGUE = ServiceClass(name="dialogue", ttft_slowdown=5.0, tbt_s=0.040)
 SUMMARISATION = ServiceClass(name="summarisation", ttft_slowdown=10.0, tbt_s=0.080)
@@ -64,10 +104,7 @@ class Component:
     """One kind of request of a workload.
 
     Attributes:
-      service_class: SLO of such requests.
       weight: Share of the requests, relative to the other components.
-      prompt: Prompt lengths.
-      output: Output lengths.
       paper: Statistics that the lengths were fitted to, tokens.
     """
 
@@ -95,9 +132,12 @@ def _component(
 
 # A tenth of ShareGPT's prompts is above 4.8 times the mean, out of any log-normal's
 # reach: most are short questions, and an eighth are conversations of about 2,000
-# tokens, a usual cut. Shares and spreads are chosen, medians follow.
-_SHAREGPT_PROMPT = fit_two_parts(
-    357, 1724, long_share=0.12, short_sigma=1.0, long_sigma=0.15
+# tokens, a usual cut. Shares and sigmas are chosen, medians follow from the mean and
+# the 90th percentile.
+_SHAREGPT_PROMPT = Lengths(
+    medians=(80.10995051605758, 1983.9750774776921),
+    sigmas=(1.0, 0.15),
+    long_share=0.12,
 )
 _SHAREGPT = _component(DIALOGUE, 357, 1724, 89, 184, prompt=_SHAREGPT_PROMPT)
 _ARXIV_V1 = _component(SUMMARISATION, 3253, 4382, 356, 542)
@@ -133,16 +173,14 @@ class Yardstick:
 _LONE_CONTEXT_TOKENS = 1024  # of the lone request whose decode step is a yardstick
 
 
-def isolated_times(
-    cost_model: CostModel, *, max_prompt_tokens: int, block_tokens: int = 1
-) -> Yardstick:
+def isolated_times(cost_model: CostModel, *, max_prompt_tokens: int) -> Yardstick:
     """Returns what a request alone takes on a simulated machine.
 
     Its prompt, of `max_prompt_tokens` at most, is taken in chunks of the machine's
     token limit, without padding but that of its last block, so that SLOs are the same
     for every bucket strategy.
     """
-    page_size = cost_model.page_size
+    page_size, block_tokens = cost_model.page_size, cost_model.block_tokens or 1
     limit = cost_model.max_num_batched_tokens // block_tokens * block_tokens
     lone = Request(
         request_id="lone", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
@@ -154,9 +192,8 @@ def isolated_times(
         bucket = Bucket(0, -(-num_tokens // block_tokens), block_tokens)
         return features.step_features((), (chunk,), bucket, page_size)
 
-    lengths = np.unique(
-        np.rint(np.geomspace(1, max(max_prompt_tokens, 2), 200)).astype(int)
-    ).tolist()
+    spread = np.geomspace(1, max(max_prompt_tokens, 2), 200)
+    lengths = np.unique(np.rint(spread).astype(int)).tolist()
     times_s = []
     for length in lengths:
         starts = range(0, length, limit)
@@ -226,10 +263,7 @@ def unit_arrivals(
     """Returns Poisson arrivals at a mean of one request a second.
 
     Args:
-      components: the kinds of request.
-      num_requests: how many; fewer are the first of more.
-      seed: decides everything.
-      yardstick: an idle machine's times, for SLOs relative to them.
+      num_requests: Fewer are the first of more.
       classes: classes in place of the components' own: by name, if every component's
         class is among them, else drawn by share.
 
@@ -266,13 +300,7 @@ def unit_arrivals(
 
 
 def at_rate(arrivals: Sequence[Arrival], qps: float) -> list[Arrival]:
-    """Returns unit-rate arrivals at `qps` requests a second; infinite is all at once.
-
-    Raises:
-      ValueError: if the rate is not above 0.
-    """
-    if not qps > 0:
-        raise ValueError(f"qps={qps} is not above 0")
+    """Returns unit-rate arrivals at `qps` a second; infinite is all at once."""
     return [dataclasses.replace(one, arrival_s=one.arrival_s / qps) for one in arrivals]
 
 
@@ -289,16 +317,12 @@ def at_levels(
     1,200 s.
 
     Args:
-      arrivals: at one request a second; at least as many as come in the duration.
-      levels_qps: the rates, requests per second.
-      period_s: how long each level lasts.
-      duration_s: when it ends.
+      period_s: How long each level lasts.
+      duration_s: When the last one ends.
 
     Raises:
-      ValueError: if a level is not above 0, or `arrivals` are too few.
+      ValueError: if `arrivals` are fewer than come in the duration.
     """
-    if not levels_qps or min(levels_qps) <= 0:
-        raise ValueError(f"levels_qps={list(levels_qps)} are not all above 0")
     edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
     rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
     expected = np.append(0.0, np.cumsum(rates * np.diff(edges_s)))
@@ -321,15 +345,10 @@ def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:
     for name in sorted({one.service_class for one in arrivals}):
         group = [one for one in arrivals if one.service_class == name]
         found[name] = {"num_requests": len(group)}
-        for what, values in (
-            ("prompt", [one.num_prompt_tokens for one in group]),
-            ("output", [one.max_tokens for one in group]),
-        ):
-            p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
-            found[name] |= {
-                f"{what}_mean": float(np.mean(values)),
-                f"{what}_p50": p50,
-                f"{what}_p90": p90,
-                f"{what}_p99": p99,
-            }
+        for what, field in (("prompt", "num_prompt_tokens"), ("output", "max_tokens")):
+            values = [getattr(one, field) for one in group]
+            found[name][f"{what}_mean"] = float(np.mean(values))
+            for percent in (50, 90, 99):
+                share = float(np.percentile(values, percent))
+                found[name][f"{what}_p{percent}"] = share
     return found

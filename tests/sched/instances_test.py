@@ -6,13 +6,10 @@ from collections.abc import Sequence
 import pytest
 
 from fakes import check_integrity
-from jserve_sched.buckets import BucketTable
 from jserve_sched.cost_model import OraclePredictor
 from jserve_sched.instances import (
+    ASSIGNMENTS,
     Assignment,
-    LeastFinish,
-    MostFreeKv,
-    make_assignment,
     uncommitted_pages,
     work_s,
 )
@@ -22,12 +19,11 @@ from jserve_sched.policies import make_policy
 from jserve_sched.request import Request
 from jserve_sched.request_latency import Bilinear, LatencySource, RequestLatency
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.simulator import SimulationResult, simulate
 from jserve_sched.view import SchedulerView
 from jserve_sched.workload import Arrival
-from step_costs import METRONOME
+from step_costs import METRONOME, METRONOME_TABLE, arrival, scheduler_of
 
-TABLE = BucketTable((2, 4), (0, 1, 2, 4), block_tokens=4)
 # A prompt token takes a second, whoever is beside it, and a decode step two.
 LATENCY = RequestLatency(
     prefill=Bilinear(both=0.0, batch=0.0, length=1.0, base=0.0),
@@ -46,22 +42,12 @@ class Halves:
         return False
 
 
-def scheduler_of(policy: str = "fcfs") -> Scheduler:
-    return make_scheduler(
-        policy=make_policy(policy),
-        cost_model=METRONOME,
-        buckets=TABLE,
-        predictor=OraclePredictor(METRONOME, TABLE.block_tokens),
-        max_model_len=512,
-    )
-
-
 def halving_scheduler() -> Scheduler:
     return Scheduler(
         policy=make_policy("fcfs"),
-        buckets=TABLE,
+        buckets=METRONOME_TABLE,
         ledger=KvLedger(num_pages=80, page_size=8, enable_prefix_caching=False),
-        predictor=OraclePredictor(METRONOME, TABLE.block_tokens),
+        predictor=OraclePredictor(METRONOME, METRONOME_TABLE.block_tokens),
         max_num_seqs=4,
         max_num_batched_tokens=20,
         max_model_len=512,
@@ -128,26 +114,16 @@ def test_a_request_takes_as_long_as_in_a_batch_of_those_who_can_run() -> None:
 def test_each_goes_by_its_measure() -> None:
     schedulers = [halving_scheduler() for _ in range(3)]
     views = [one.view(0.0) for one in schedulers]
-    for name in ("kv", "finish"):
-        assert make_assignment(name).choose(views) == 0
+    kv, finish = ASSIGNMENTS["kv"](), ASSIGNMENTS["finish"]()
+    assert kv(views) == finish(views) == 0
     submit(schedulers[0], "one", 60, 2)  # 61 and 61 tokens, 60 s each
     submit(schedulers[0], "two", 60, 2)
     submit(schedulers[1], "answer", 4, 152)  # 80 tokens, 154 s
     submit(schedulers[2], "prompt", 90, 8)  # 94 tokens, 96 s
     views = [one.view(0.0) for one in schedulers]
-    assert MostFreeKv().choose(views) == 1
-    assert LeastFinish().choose(views) == 2
-    rounds = make_assignment("round_robin")
-    assert [rounds.choose(views) for _ in range(5)] == [0, 1, 2, 0, 1]
-
-
-def arrival(name: str, arrival_s: float, prompt: int = 8, output: int = 3) -> Arrival:
-    return Arrival(
-        request_id=name,
-        arrival_s=arrival_s,
-        num_prompt_tokens=prompt,
-        max_tokens=output,
-    )
+    assert (kv(views), finish(views)) == (1, 2)
+    rounds = ASSIGNMENTS["round_robin"]()
+    assert [rounds(views) for _ in range(5)] == [0, 1, 2, 0, 1]
 
 
 def run_on(
@@ -174,20 +150,14 @@ def run_on(
     return result
 
 
-@dataclasses.dataclass
-class Watching:
-    """Gives everything to the first; notes how many tokens each had had then."""
-
-    seen: list[list[int]] = dataclasses.field(default_factory=list)
-
-    def choose(self, views: Sequence[SchedulerView]) -> int:
-        self.seen.append([len(one.output_tokens) for one in views[0].running])
-        return 0
-
-
 @pytest.mark.parametrize("advances", [True, False])
 def test_nobody_sees_a_step_before_it_ends(advances: bool) -> None:
-    watching = Watching()
+    seen: list[list[int]] = []  # how many tokens each had had then
+
+    def watching(views: Sequence[SchedulerView]) -> int:
+        seen.append([len(one.output_tokens) for one in views[0].running])
+        return 0
+
     # Steps end at whole seconds; "b" comes in the prefill, "c" in a long stretch of
     # decodes, "d" at the very end of one of them.
     arrivals = [
@@ -197,7 +167,7 @@ def test_nobody_sees_a_step_before_it_ends(advances: bool) -> None:
         arrival("d", 30.0, output=1),
     ]
     result = run_on(2, arrivals, watching, advances_decodes=advances)
-    assert watching.seen == [[], [0], [20], [30]]
+    assert seen == [[], [0], [20], [30]]
     assert result.outcomes[0].token_times_s == [float(k) for k in range(1, 41)]
 
 
@@ -208,16 +178,15 @@ def test_each_engine_does_what_it_would_do_alone(policy: str, lag: int) -> None:
         arrival(str(k), 0.9 * k, prompt=4 + 5 * (k % 4), output=2 + 7 * (k % 3))
         for k in range(30)
     ]
-    together = run_on(
-        3, arrivals, make_assignment("round_robin"), policy=policy, lag=lag
-    )
+    in_turn = ASSIGNMENTS["round_robin"]()
+    together = run_on(3, arrivals, in_turn, policy=policy, lag=lag)
     for place, instance in enumerate(together.instances):
         mine = arrivals[place::3]
         alone = simulate(
             scheduler_of(policy), METRONOME, mine, lag=lag, records_steps=True
         )
         assert together.outcomes[place::3] == alone.outcomes
-        assert instance.request_ids == tuple(one.request_id for one in mine)
+        assert instance.request_ids == [one.request_id for one in mine]
         assert instance.num_steps == alone.num_steps
         assert alone.steps is not None
         assert instance.busy_s == sum(one.duration_s for one in alone.steps)
@@ -225,14 +194,3 @@ def test_each_engine_does_what_it_would_do_alone(policy: str, lag: int) -> None:
     assert together.steps is not None
     starts_s = [one.start_s for one in together.steps]
     assert starts_s == sorted(starts_s) and len(starts_s) == together.num_steps
-
-
-def test_several_engines_need_an_assignment() -> None:
-    with pytest.raises(ValueError, match=r"'best' is unknown; known: \['kv'"):
-        make_assignment("best")
-    with pytest.raises(ValueError, match="2 schedulers with assignment=None"):
-        simulate([scheduler_of(), scheduler_of()], METRONOME, [arrival("a", 0.0)])
-    with pytest.raises(ValueError, match="1 schedulers with assignment=MostFreeKv"):
-        simulate(
-            scheduler_of(), METRONOME, [arrival("a", 0.0)], assignment=MostFreeKv()
-        )

@@ -19,7 +19,7 @@ from task_classes import AZURE, CHAT, CODE, LONG_CODE, draw_requests  # noqa: E4
 from jserve_sched.report import Outcome  # noqa: E402
 from jserve_sched.slo import Slo  # noqa: E402
 from jserve_tools.finished_runs import FinishedRuns  # noqa: E402
-from jserve_tools.gpu_cost_models import gpu_cost_model  # noqa: E402
+from jserve_tools.machines import gpu_cost_model  # noqa: E402
 from jserve_tools.marked_pages import fill_page  # noqa: E402
 
 

@@ -8,7 +8,7 @@ from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
 from jserve_sched.workload import at_rate, isolated_times
 from jserve_tools.bucket_fits import finest, fit_to_simulation
-from jserve_tools.simulate_config import LoadConfig
+from jserve_tools.simulate_config import LoadConfig, MachineConfig, SweepConfig
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulation import Experiment
 
@@ -29,10 +29,10 @@ def experiment(**others: Any) -> Experiment:
         bucket_strategy="fitted",
         buckets=PowersOfTwo().table(**LIMITS),
         cost_model=MACHINE,
-        predictor="table",
         load=LOAD,
         yardstick=YARDSTICK,
-        max_model_len=4096,
+        machine=MachineConfig(predictor="linear", max_model_len=4096),
+        sweep=SweepConfig(),
     )
     return dataclasses.replace(made, **others)
 
@@ -42,7 +42,7 @@ def test_buckets_are_fitted_to_a_run_with_every_shape(policy: str) -> None:
     every_shape = finest(experiment(policy=policy))
     assert every_shape.buckets.row_edges == tuple(range(2, 33))
     assert every_shape.buckets.block_edges == tuple(range(17))
-    assert every_shape.predictor == "oracle"
+    assert every_shape.machine.predictor == "oracle"
     arrivals = at_rate(LOAD.unit_arrivals(0, YARDSTICK), 6.0)
     found = fit_to_simulation(
         experiment(policy=policy), arrivals, seed=0, max_programs=30
@@ -58,7 +58,7 @@ def test_buckets_are_fitted_to_a_run_with_every_shape(policy: str) -> None:
 def test_a_machine_that_no_request_fits_is_refused() -> None:
     with pytest.raises(ValueError, match="none of the 80 requests fits the machine"):
         fit_to_simulation(
-            experiment(max_model_len=2),
+            experiment(machine=MachineConfig(max_model_len=2)),
             LOAD.unit_arrivals(0, YARDSTICK),
             seed=0,
             max_programs=30,

@@ -14,7 +14,7 @@ from jserve_sched.request_latency import (
     priced_points,
     request_latency_from_json,
 )
-from jserve_tools.gpu_cost_models import GPU_COST_MODELS, gpu_cost_model
+from jserve_tools.machines import GPU_COST_MODELS, gpu_cost_model
 from jserve_tools.predictor_report import errors
 from jserve_tools.request_training import publish_requests, train_requests
 from jserve_tools.samples import TRAIN, Samples, read_samples

@@ -9,26 +9,29 @@ import numpy as np
 import pytest
 
 from jserve_sched import features
-from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
+from jserve_sched.bucket_strategies import Continuous
 from jserve_sched.cost_model import CLOSED_FORMS
 from jserve_sched.slo import ServiceClass
 from jserve_sched.workload import Yardstick, isolated_times
 from jserve_tools import simulation
 from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.simulate_config import LoadConfig, SweepConfig
+from jserve_tools.simulate_config import LoadConfig, MachineConfig, SweepConfig
 from jserve_tools.simulated_lengths import declare
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor, random_batches
+from jserve_tools.simulated_sweep import ExperimentTask, search_goodputs
 from jserve_tools.simulation import Experiment
-from jserve_tools.sweep import RateTask, guess_qps, run_all, search_goodputs
+from jserve_tools.sweep import run_all
 from jserve_tools.workload_trace import TraceRow
 
 A100 = CLOSED_FORMS["a100-llama3-8b"]
-LIMITS = {"max_num_seqs": 256, "max_num_batched_tokens": 2048}
+EVERY_COUNT = Continuous().table(
+    max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=1
+)
 # Lax enough for a goodput near capacity, so that few requests show it.
-CLASSES = (ServiceClass(name="dialogue", ttft_s=1.0, tbt_s=0.2),)
 SHAREGPT = SimulatedLoad(
-    config=LoadConfig(workload="sharegpt", num_requests=120), classes=CLASSES
+    config=LoadConfig(workload="sharegpt", num_requests=120),
+    classes=(ServiceClass(name="dialogue", ttft_s=1.0, tbt_s=0.2),),
 )
 ROWS = [
     TraceRow(0.5 * k, 40 + 30 * (k % 7), 4 + 9 * (k % 5), ("chat", "code")[k % 2])
@@ -44,22 +47,23 @@ TRACE = SimulatedLoad(
 )
 
 
-def experiment(**changes: Any) -> Experiment:
-    settings = {
-        "policy": "fcfs",
-        "bucket_strategy": "none",
-        "buckets": Continuous().table(**LIMITS, block_tokens=1),
-        "cost_model": A100,
-        "predictor": "oracle",
-        "load": SHAREGPT,
-        "yardstick": isolated_times(A100, max_prompt_tokens=16_384),
-        "max_model_len": 16_384,
-    }
-    return Experiment(**settings | changes)
+def experiment(
+    policy: str = "fcfs", load: SimulatedLoad = SHAREGPT, **machine: Any
+) -> Experiment:
+    return Experiment(
+        policy=policy,
+        bucket_strategy="none",
+        buckets=EVERY_COUNT,
+        cost_model=A100,
+        load=load,
+        yardstick=isolated_times(A100, max_prompt_tokens=16_384),
+        machine=MachineConfig(**machine),
+        sweep=SweepConfig(goodput=True),
+    )
 
 
 def run(one: Experiment, qps: float) -> dict[str, Any]:
-    found = one.run(qps=qps, seed=0)
+    found = one.run(0, qps)
     del found["simulation"], found["plan_ms"]  # of this machine's time
     return found
 
@@ -67,17 +71,18 @@ def run(one: Experiment, qps: float) -> dict[str, Any]:
 def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not(
     tmp_path: pathlib.Path,
 ) -> None:
+    one = experiment()
+    # 31 ms of prompt and 0.96 s of decode for 89 tokens, shared by sixteen.
+    assert one.start_qps(0) == pytest.approx(5.5, rel=0.3)
+
     def search(runs: FinishedRuns) -> dict[str, Any]:
         (found,) = search_goodputs(
-            [experiment()],
-            (0, 1),
-            SweepConfig(goodput=True, resolution=0.05),
-            run_all=lambda tasks: run_all(tasks, runs=runs, key=key),
+            [one], (0, 1), lambda tasks: run_all(tasks, runs=runs, key=key)
         )
         return found
 
     def key(task: Any) -> dict[str, Any]:
-        return {"task": type(task).__name__, "seed": task.seed}
+        return {"task": task.work.__name__, "seed": task.seed}
 
     first = search(FinishedRuns(tmp_path / "runs.jsonl", resumes=True))
     seeds = first["goodput_seeds"]
@@ -86,7 +91,7 @@ def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not(
     assert first["qps"] == seeds[0]["qps"]
     # 108 of 120 requests count, and 1 % of them is one.
     assert first["num_violations"] == seeds[0]["num_violations"] <= 1
-    assert run(experiment(), first["qps"] * 1.05)["num_violations"] > 1
+    assert run(one, first["qps"] * 1.02)["num_violations"] > 1
 
     runs = FinishedRuns(tmp_path / "runs.jsonl", resumes=True)
     assert search(runs) == first
@@ -94,10 +99,13 @@ def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not(
 
 
 def test_processes_share_a_sweep_and_change_nothing() -> None:
-    config = LoadConfig(workload="sharegpt", num_requests=40)
-    load = dataclasses.replace(SHAREGPT, config=config)
     tasks = [
-        RateTask(experiment=experiment(policy=policy, load=load), seed=seed, qps=5.0)
+        ExperimentTask(
+            work=Experiment.run,
+            experiment=experiment(policy, TRACE),
+            seed=seed,
+            qps=5.0,
+        )
         for policy in ("fcfs", "edf")
         for seed in (0, 1)
     ]
@@ -108,28 +116,18 @@ def test_processes_share_a_sweep_and_change_nothing() -> None:
     assert [one["seed"] for one in alone] == [0, 1, 0, 1]
 
 
-def test_a_guess_is_in_the_right_decade() -> None:
-    one = experiment()
-    # 31 ms of prompt and 0.96 s of decode for 89 tokens, shared by sixteen.
-    assert guess_qps(one.units(0), one.yardstick) == pytest.approx(5.5, rel=0.3)
+@dataclasses.dataclass(frozen=True)
+class Double:
+    number: int
+
+    def run(self) -> dict[str, Any]:
+        return {"double": 2 * self.number}
 
 
-def test_levels_run_for_their_time() -> None:
-    config = LoadConfig(levels_qps=(1.0, 4.0), period_s=10.0, duration_s=40.0)
-    (qps,) = SimulatedLoad(config=config).qps
-    found = run(experiment(load=SimulatedLoad(config=config)), qps)
-    assert (found["levels_qps"], found["qps"]) == ([1.0, 4.0], 2.5)
-    assert 60 <= found["num_requests"] + found["num_warmup"] <= 140
-
-
-def test_all_may_come_at_once() -> None:
-    one = experiment(load=TRACE)
-    assert {arrival.arrival_s for arrival in one.arrivals(0, math.inf)} == {0.0}
-    rows = [dataclasses.replace(row, arrival_s=0.0) for row in ROWS]
-    at_once = dataclasses.replace(TRACE, rows=rows, config=LoadConfig(one_shot=True))
-    assert experiment(load=at_once).arrivals(0, math.inf) == one.arrivals(0, math.inf)
-    with pytest.raises(ValueError, match="have no rate"):
-        dataclasses.replace(TRACE, rows=rows)
+def test_tasks_are_known_by_class_and_fields(tmp_path: pathlib.Path) -> None:
+    runs = FinishedRuns(tmp_path / "runs.jsonl", resumes=True)
+    assert run_all([Double(1)], runs=runs) == [{"double": 2}]
+    assert runs.get({"task": "Double", "number": 1}) == {"double": 2}
 
 
 def test_a_trace_keeps_its_times_and_classes_or_draws_them() -> None:
@@ -149,26 +147,26 @@ def test_a_trace_keeps_its_times_and_classes_or_draws_them() -> None:
         dataclasses.replace(TRACE, rows=some)
 
 
+def test_a_trace_without_a_rate_comes_at_once() -> None:
+    rows = [dataclasses.replace(row, arrival_s=0.0) for row in ROWS]
+    with pytest.raises(ValueError, match="have no rate"):
+        dataclasses.replace(TRACE, rows=rows)
+    at_once = dataclasses.replace(TRACE, rows=rows, config=LoadConfig(one_shot=True))
+    found = experiment(load=at_once).arrivals(0, math.inf)
+    assert found == experiment(load=TRACE).arrivals(0, math.inf)
+    assert {one.arrival_s for one in found} == {0.0}
+
+
 def test_a_right_length_changes_nothing_but_what_is_declared() -> None:
-    shared = {"policy": "sjf", "load": TRACE, "max_model_len": 512}
-    plain = run(experiment(**shared), 400.0)
-    shared["declared_max_tokens"] = 280
-    right = run(experiment(**shared, length_estimator="oracle"), 400.0)
+    plain = run(experiment("sjf", TRACE, max_model_len=512), 400.0)
+    declared = {"max_model_len": 512, "declared_max_tokens": 280}
+    right = run(experiment("sjf", TRACE, **declared, length_estimator="oracle"), 400.0)
     errors = right.pop("length_error")
     assert right == plain
     assert errors["chat"]["mean_abs_error_tokens"] == 0.0
-    blind = run(experiment(**shared), 400.0)
+    blind = run(experiment("sjf", TRACE, **declared), 400.0)
     assert blind["length_error"]["code"]["mean_predicted_tokens"] == 280.0
     assert blind["ttft_s"] != plain["ttft_s"]
-
-
-def test_a_search_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels: list[None] = []
-    monkeypatch.setattr(simulation, "best_kernel", lambda: kernels.append(None))
-    for policy, num_kernels in (("edf", 0), ("annealing", 1)):
-        found = run(experiment(policy=policy, load=TRACE), 200.0)
-        assert found["num_finished"] == found["num_requests"] == 36
-        assert len(kernels) == num_kernels
 
 
 def test_no_request_declares_more_than_there_is_room_for() -> None:
@@ -179,33 +177,23 @@ def test_no_request_declares_more_than_there_is_room_for() -> None:
     assert [one.declared_max_tokens for one in short[:3]] == [5, 13, 22]
 
 
+def test_a_search_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels: list[None] = []
+    monkeypatch.setattr(simulation, "best_kernel", lambda: kernels.append(None))
+    for policy, num_kernels in (("edf", 0), ("annealing", 1)):
+        found = run(experiment(policy, TRACE), 200.0)
+        assert found["num_finished"] == found["num_requests"] == 36
+        assert len(kernels) == num_kernels
+
+
 @pytest.mark.parametrize(("name", "most"), [("oracle", 0.0), ("linear", 0.06)])
 def test_predictors_are_near_the_machine(name: str, most: float) -> None:
-    table = Continuous().table(**LIMITS, block_tokens=1)
     batches = random_batches(
-        A100,
-        table,
-        max_model_len=16_384,
-        num_batches=300,
-        rng=np.random.default_rng(99),
+        A100, EVERY_COUNT, max_model_len=16_384, num_batches=300, seed=99
     )
     assert np.bincount(features.scenarios(batches)).tolist() == [100, 100, 100]
     assert batches[:, features.NUM_BLOCKS].max() > 1000
-    predictor = make_predictor(name, A100, table, max_model_len=16_384)
+    predictor = make_predictor(name, A100, EVERY_COUNT, max_model_len=16_384)
     wanted = A100.step_s(batches, 1)
     errors = np.abs(predictor.predict(batches) - wanted) / wanted
     assert errors.mean() <= most
-
-
-def test_the_table_is_filled_as_a_server_fills_it() -> None:
-    table = PowersOfTwo().table(
-        max_num_seqs=64, max_num_batched_tokens=1024, block_tokens=32
-    )
-    predictor = make_predictor("table", A100, table, max_model_len=4096)
-    full = features.uniform_features(
-        table.fit(64, 0), decode_pages=1, block_pages=0, page_size=128
-    )[None]
-    assert predictor.predict(full) == pytest.approx(A100.step_s(full, 32), rel=1e-6)
-    every_count = Continuous().table(**LIMITS, block_tokens=1)
-    with pytest.raises(ValueError, match="use oracle or linear"):
-        make_predictor("table", A100, every_count, max_model_len=4096)

@@ -61,7 +61,8 @@ def finest(experiment: Experiment) -> Experiment:
         max_num_batched_tokens=model.max_num_batched_tokens,
         block_tokens=experiment.buckets.block_tokens,
     )
-    return dataclasses.replace(experiment, buckets=table, predictor="oracle")
+    machine = dataclasses.replace(experiment.machine, predictor="oracle")
+    return dataclasses.replace(experiment, buckets=table, machine=machine)
 
 
 def fit_to_simulation(

@@ -15,8 +15,8 @@ class FitConfig:
       step_log: Step logs of servers with the same limits, the earliest first. What a
         log was rotated to (FILE.1) is read as well.
       cost_model: What steps cost: a GPU by name, or a profile of jserve-profile as
-        linear:SAMPLES, table:SAMPLES or mlp:SAMPLES:CHECKPOINT. Unset takes the step
-        times in the log, which a simulated one does not hold.
+        table:SAMPLES. Unset takes the step times in the log, which a simulated one
+        does not hold.
       max_programs: Most programs to compile; unset takes as many as pow2 has at the
         same limits.
       prior_share: Share of the demand that is spread over shapes of every size, so

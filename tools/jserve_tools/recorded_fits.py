@@ -101,18 +101,16 @@ def _step_times(log: RecordedSteps, cost_model: str | None) -> StepTimes:
     if cost_model is None:
         return log.measured()
     machine = load_machine(cost_model)
-    if machine.block_tokens is not None:
-        for name, profiled in (
-            ("block_tokens", machine.block_tokens),
-            ("page_size", machine.cost_model.page_size),
-        ):
+    if machine.block_tokens:
+        for name in ("block_tokens", "page_size"):
+            profiled = getattr(machine, name)
             if profiled != log.limits[name]:
                 raise ValueError(
                     f"the steps were recorded with {name}={log.limits[name]}, but "
                     f"cost_model={cost_model!r} was measured with {profiled}"
                 )
     block_tokens = log.limits["block_tokens"]
-    return lambda matrix: machine.cost_model.step_s(matrix, block_tokens)
+    return lambda matrix: machine.step_s(matrix, block_tokens)
 
 
 def _halves(

@@ -6,10 +6,8 @@ most 1 % of the requests violate their SLO (goodput).
 
   jserve-simulate --policies=fcfs,sliding --workload=mixed_v1 --qps=2,3
   jserve-simulate --policies=edf,sliding --goodput --num_seeds=3 --num_processes=2
-  jserve-simulate --policies=fcfs,sliding --bucket_strategies=pow2,two_bit,fitted
   jserve-simulate --policies=sliding,sliding:constructor=off --bucket_strategies=none
-  jserve-simulate --cost_model=mlp:samples.npz:checkpoint --trace=my.csv
-  jserve-simulate --policies=sjf --declared_max_tokens=2000 --length_estimator=mean
+  jserve-simulate --cost_model=table:samples.npz --trace=my.csv
   jserve-simulate --policies=annealing --num_instances=4 --assignment=kv --qps=20
 
 Prints tables for people; the last line of stdout is one JSON document. The same goes

@@ -1,7 +1,7 @@
 """What `jserve-simulate` is told: the load, the machine, and what is run on it.
 
 Wrong values, and combinations of which a part would do nothing, are refused where a
-config is made. Nothing here imports more than that needs: `--help` imports no NumPy.
+config is made. `--help` imports no NumPy.
 """
 
 import dataclasses
@@ -19,14 +19,12 @@ from jserve_tools.report_config import ReportConfig
 
 LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
 _ANY = 2**40  # where only memory sets a limit
-_RATES = (1e-6, 1e6)
 
 
-def _refuse_idle(config: object, needed: str, *names: str) -> None:
-    """Refuses settings that would do nothing without another."""
-    idle = [name for name in names if getattr(config, name) is not None]
-    if idle:
-        raise ValueError(f"{' and '.join(idle)} would do nothing without {needed}")
+def _refuse_idle(config: object, name: str, needed: str) -> None:
+    """Refuses a setting that would do nothing without another."""
+    if getattr(config, name) is not None:
+        raise ValueError(f"{name} would do nothing without {needed}")
 
 
 def _check_ranges(config: object, **limits: tuple[float, float]) -> None:
@@ -46,17 +44,14 @@ class LoadConfig:
       trace: CSV of arrival_s (seconds), prompt_tokens, output_tokens, and maybe
         service_class, the name of one of service_classes; in place of a workload.
       poisson: Give a trace's requests Poisson arrivals.
-      num_requests: Requests of a run, of a trace the first ones. [default: 1000, a
-        whole trace, or what comes under levels]
+      num_requests: Requests of a run, of a trace the first ones. [default: 1000, or
+        a whole trace]
       service_classes: JSON file: a list of classes, each with name, share and ttft_s
         or ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or multiples of
         an idle machine's time). Classes named as the workload's parts replace theirs;
         those that a trace names need no share.
       one_shot: All requests are due at time 0, so there is no rate.
       qps: Rates in requests per second. [default: the trace's own, or 1]
-      levels_qps: Rates that take turns, such as 1,2.5, instead of one rate.
-      period_s: Seconds that each of the levels lasts. [default: 120]
-      duration_s: Seconds of arrivals under levels. [default: 1200]
     """
 
     workload: (
@@ -68,33 +63,14 @@ class LoadConfig:
     service_classes: pathlib.Path | None = None
     one_shot: bool = False
     qps: tuple[float, ...] = ()
-    levels_qps: tuple[float, ...] = ()
-    period_s: float | None = None
-    duration_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.workload is not None and self.trace is not None:
             raise ValueError(f"workload={self.workload} and trace={self.trace}: one of")
-        _check_ranges(
-            self,
-            num_requests=(2, _ANY),
-            qps=_RATES,
-            levels_qps=_RATES,
-            period_s=(1e-3, 1e9),
-            duration_s=(1e-3, 1e9),
-        )
-        if not self.levels_qps:
-            _refuse_idle(self, "levels_qps", "period_s", "duration_s")
-        given = [one for one in ("qps", "levels_qps", "poisson") if getattr(self, one)]
+        _check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
+        given = [name for name in ("qps", "poisson") if getattr(self, name)]
         if self.one_shot and given:
             raise ValueError(f"one_shot has no rate: leave out {', '.join(given)}")
-        if self.qps and self.levels_qps:
-            raise ValueError("give one of qps and levels_qps, not both")
-
-    @property
-    def levels_s(self) -> tuple[float, float]:
-        """Seconds of each level, and of all arrivals under them."""
-        return self.period_s or 120.0, self.duration_s or 1200.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,7 +79,7 @@ class MachineConfig:
 
     Attributes:
       cost_model: The machine: a GPU by name, or a profile of jserve-profile as
-        linear:SAMPLES, table:SAMPLES or mlp:SAMPLES:CHECKPOINT.
+        table:SAMPLES.
       buckets: Bucket file (JSON) of bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
       max_model_len: Tokens of the longest request.
@@ -149,16 +125,15 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
-        from jserve_tools.gpu_cost_models import GPU_COST_MODELS
+        from jserve_tools.machines import GPU_COST_MODELS
         from jserve_tools.simulated_lengths import make_lengths
 
         kind, _, rest = self.cost_model.partition(":")
-        is_profile = kind in ("linear", "table", "mlp") and bool(rest)
+        is_profile = kind == "table" and bool(rest)
         if not is_profile and self.cost_model not in GPU_COST_MODELS:
             raise ValueError(
                 f"cost_model={self.cost_model} is unknown; known: "
-                f"{', '.join(sorted(GPU_COST_MODELS))}, linear:SAMPLES, table:SAMPLES, "
-                "mlp:SAMPLES:CHECKPOINT"
+                f"{', '.join(sorted(GPU_COST_MODELS))}, table:SAMPLES"
             )
         _check_ranges(
             self,
@@ -170,11 +145,11 @@ class MachineConfig:
             num_instances=(1, 64),
         )
         if self.num_instances == 1:
-            _refuse_idle(self, "num_instances of 2 or more", "assignment")
+            _refuse_idle(self, "assignment", "num_instances of 2 or more")
         if self.length_estimator is not None:
             make_lengths(self.length_estimator, ())
         if not self.declared_max_tokens:
-            _refuse_idle(self, "declared_max_tokens", "length_estimator")
+            _refuse_idle(self, "length_estimator", "declared_max_tokens")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,28 +157,21 @@ class SweepConfig:
     """Which runs are made, and what is reported of them.
 
     Attributes:
-      policies: Scheduling policies, with options as in sliding:constructor=off, and
-        with their own token limit in place of max_num_batched_tokens as in fcfs@512.
+      policies: Scheduling policies, with options as in sliding:constructor=off.
       bucket_strategies: Bucket strategies, each with every policy, with options as in
         linear:block_gap=4: none has no padding at all; explicit is the file in
         buckets; fitted is that file too, or without one fitted for each policy to this
-        load, drawn with a seed that is not judged. Of a trace a seed draws the classes
-        only: such a fit has seen the requests it is judged by. To judge by others, fit
-        to another part of the trace with jserve-fit-buckets and give its file.
-      max_programs: Most programs of a strategy that is fitted here. [default: as many
-        as pow2 has]
+        load, drawn with a seed that is not judged, with as many programs as pow2. Of a
+        trace a seed draws the classes only: such a fit has seen the requests it is
+        judged by. To judge by others, fit to another part of the trace with
+        jserve-fit-buckets and give its file.
       goodput: Search the goodput instead of running at given rates.
       max_violation_share: Share of requests that may violate their SLO at the goodput.
         [default: 0.01]
-      start_qps: Rate that a goodput search starts from. [default: a guess from the
-        lengths]
-      resolution: Relative distance of the rates that a goodput search tries. [default:
-        0.02]
       warmup_share: Share of the requests, the first ones, that are not counted.
         [default: 0.1, and 0 if all come at once]
       seed: Seed of lengths, arrivals, classes and noise.
       num_seeds: Number of seeds: seed, seed + 1, and so on.
-      record_steps: Report padding, step times and planning times too.
       num_processes: Processes that share the runs.
       step_log: File that gets the steps of a single run, as a server records them, for
         jserve-fit-buckets.
@@ -211,15 +179,11 @@ class SweepConfig:
 
     policies: tuple[str, ...] = ("fcfs",)
     bucket_strategies: tuple[str, ...] = ("pow2",)
-    max_programs: int | None = None
     goodput: bool = False
     max_violation_share: float | None = None
-    start_qps: float | None = None
-    resolution: float | None = None
     warmup_share: float | None = None
     seed: int = 0
     num_seeds: int = 1
-    record_steps: bool = True
     num_processes: int = 1
     step_log: pathlib.Path | None = None
 
@@ -231,36 +195,25 @@ class SweepConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty: name at least one")
         for policy in self.policies:
-            make_policy(split_limit(policy)[0])
+            make_policy(policy)
         for strategy in self.bucket_strategies:
             if strategy not in FROM_FILE:
                 make_strategy(strategy, SIMULATED_STRATEGIES)
         _check_ranges(
             self,
-            max_programs=(2, _ANY),
             max_violation_share=(0.0, 1.0),
-            start_qps=_RATES,
-            resolution=(1e-4, 1.0),
             warmup_share=(0.0, 0.9),
             seed=(0, _ANY),
             num_seeds=(1, _ANY),
             num_processes=(1, _ANY),
         )
         if not self.goodput:
-            searched = ("start_qps", "resolution", "max_violation_share")
-            _refuse_idle(self, "goodput", *searched)
+            _refuse_idle(self, "max_violation_share", "goodput")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
-    """The whole call of `jserve-simulate`.
-
-    Attributes:
-      load: What is served.
-      machine: On what.
-      sweep: Which runs are made.
-      report: Where the report goes.
-    """
+    """The whole call of `jserve-simulate`."""
 
     load: LoadConfig
     machine: MachineConfig
@@ -269,7 +222,7 @@ class SimulateConfig:
 
     def __post_init__(self) -> None:
         load, machine, sweep = self.load, self.machine, self.sweep
-        for name in ("qps", "levels_qps", "one_shot"):
+        for name in ("qps", "one_shot"):
             if sweep.goodput and getattr(load, name):
                 raise ValueError(f"goodput searches the rate: leave out {name}")
         strategies = sweep.bucket_strategies
@@ -280,44 +233,10 @@ class SimulateConfig:
             )
         if machine.buckets is None and "explicit" in strategies:
             raise ValueError("bucket strategy explicit needs a file, --buckets=FILE")
-        if sweep.max_programs is not None and not self.needs_fit:
-            raise ValueError(
-                f"max_programs={sweep.max_programs} is for bucket strategy fitted "
-                f"without buckets, not {', '.join(strategies)}"
-            )
-        rates = load.qps or (None,)
-        counts = map(len, (sweep.policies, strategies, rates))
-        if sweep.step_log is None:
-            return
-        if sweep.goodput or sweep.num_seeds > 1 or any(one > 1 for one in counts):
+        counts = [len(sweep.policies), len(strategies), len(load.qps)]
+        is_single = max(*counts, sweep.num_seeds, machine.num_instances) == 1
+        if sweep.step_log is not None and (sweep.goodput or not is_single):
             raise ValueError(
                 f"step_log={sweep.step_log} is of a single run: one policy, bucket "
-                "strategy, rate and seed, without goodput"
+                "strategy, rate, seed and instance, without goodput"
             )
-        if machine.num_instances > 1:
-            raise ValueError(
-                f"step_log={sweep.step_log} is of a single engine, not of "
-                f"num_instances={machine.num_instances}"
-            )
-
-    @property
-    def needs_fit(self) -> bool:
-        """Whether a strategy has no table before something has run."""
-        return "fitted" in self.sweep.bucket_strategies and self.machine.buckets is None
-
-
-def split_limit(spec: str) -> tuple[str, int | None]:
-    """Returns a policy's spec and its limit of token positions in a step, if given.
-
-    The limit bounds how long a request that comes during a step is kept waiting, so
-    each policy has its own best one.
-
-    Raises:
-      ValueError: if the limit is not a number of 1 or more.
-    """
-    policy, at, limit = spec.partition("@")
-    if not at:
-        return policy, None
-    if not limit.isdecimal() or int(limit) < 1:
-        raise ValueError(f"policy {spec!r}: {limit!r} is not a number of tokens")
-    return policy, int(limit)

@@ -1,4 +1,4 @@
-"""What a simulation serves: drawn lengths or a trace's, at one rate or at levels.
+"""What a simulation serves: drawn lengths or a trace's, at some rate.
 
 Requests are made at one a second, and the rate comes later, so that all rates share
 their random numbers.
@@ -6,7 +6,6 @@ their random numbers.
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +15,6 @@ from jserve_sched.workload import (
     WORKLOADS,
     Arrival,
     Yardstick,
-    at_levels,
-    at_rate,
     promise,
     unit_arrivals,
 )
@@ -56,12 +53,10 @@ class SimulatedLoad:
 
     @property
     def qps(self) -> Sequence[float]:
-        """Rates to run at: the mean of levels; infinite if all come at once."""
+        """Rates to run at; infinite if all come at once."""
         config = self.config
         if config.one_shot:
             return [math.inf]
-        if config.levels_qps:
-            return [statistics.fmean(config.levels_qps)]
         return config.qps or [mean_rate(list(self.rows)) if self.rows else 1.0]
 
     def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
@@ -69,7 +64,7 @@ class SimulatedLoad:
         if not self.rows:
             return unit_arrivals(
                 WORKLOADS[self.workload],
-                num_requests=self.config.num_requests or self._default_requests(),
+                num_requests=self.config.num_requests or _DEFAULT_REQUESTS,
                 seed=seed,
                 yardstick=yardstick,
                 classes=self.classes,
@@ -88,26 +83,6 @@ class SimulatedLoad:
                 zip(self.rows, times_s, classes, strict=True)
             )
         ]
-
-    def _default_requests(self) -> int:
-        levels_qps = self.config.levels_qps
-        if not levels_qps:
-            return _DEFAULT_REQUESTS
-        most = max(levels_qps) * self.config.levels_s[1]
-        return int(most + 5 * most**0.5) + 10
-
-    def arrivals(self, seed: int, yardstick: Yardstick, qps: float) -> list[Arrival]:
-        """Returns what a seed draws, at a rate, or under the levels if there are any.
-
-        An infinite rate is all at once.
-        """
-        units = self.unit_arrivals(seed, yardstick)
-        if not self.config.levels_qps:
-            return at_rate(units, qps)
-        period_s, duration_s = self.config.levels_s
-        return at_levels(
-            units, self.config.levels_qps, period_s=period_s, duration_s=duration_s
-        )
 
 
 def read_load(config: LoadConfig) -> SimulatedLoad:

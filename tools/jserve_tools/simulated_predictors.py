@@ -15,7 +15,6 @@ from jserve_sched.predictor import Predictor, StepSample
 from jserve_sched.request import Request
 from jserve_sched.table_predictor import TablePredictor
 
-_NUM_BATCHES = 3000
 _MAX_CHUNKS = 4  # prompts that share a step
 _LEAST_CONTEXT = 16
 # A table holds a cell for each pair of edges and each pair of context bins.
@@ -27,14 +26,15 @@ def random_batches(
     buckets: BucketTable,
     *,
     max_model_len: int,
-    num_batches: int,
-    rng: np.random.Generator,
+    num_batches: int = 3000,
+    seed: int = 0,
 ) -> np.ndarray:
     """Returns features `[num_batches, F]` of steps the machine could run.
 
     A third each decodes only, prefill only and mixed; rows, tokens and contexts are
     log-uniform up to the limits, since small steps are as common as large ones.
     """
+    rng = np.random.default_rng(seed)
     one = Request(
         request_id="made up", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
     )
@@ -77,30 +77,16 @@ def random_batches(
 def make_predictor(
     name: str, cost_model: CostModel, buckets: BucketTable, *, max_model_len: int
 ) -> Predictor:
-    """Returns a predictor of a simulated machine's steps.
-
-    Args:
-      name: `oracle`, `linear` or `table`.
-      cost_model: the machine.
-      buckets: the buckets that run.
-      max_model_len: the longest context.
+    """Returns the predictor `oracle`, `linear` or `table` of a machine's steps.
 
     Raises:
-      ValueError: if the name is unknown, or the table would be too large.
+      ValueError: If a table would be too large.
     """
     if name == "oracle":
         return OraclePredictor(cost_model, buckets.block_tokens)
     if name == "table":
         return _timed_table(cost_model, buckets, max_model_len)
-    if name != "linear":
-        raise ValueError(f"predictor={name} is not one of oracle, linear, table")
-    matrix = random_batches(
-        cost_model,
-        buckets,
-        max_model_len=max_model_len,
-        num_batches=_NUM_BATCHES,
-        rng=np.random.default_rng(0),
-    )
+    matrix = random_batches(cost_model, buckets, max_model_len=max_model_len)
     model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
     return LinearPredictor(model)
 

@@ -3,117 +3,226 @@
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jserve_sched.buckets import table_from_json
-from jserve_sched.cost_model import CostModel
-from jserve_sched.workload import isolated_times
-from jserve_tools.documents import one_line
+from jserve_sched.goodput import SeedGoodput, pool
+from jserve_sched.workload import WORKLOADS, describe_lengths, isolated_times
+from jserve_tools.bucket_fits import fit_to_simulation
+from jserve_tools.documents import document, one_line
 from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.machines import load_machine, simulated_table, with_limits
+from jserve_tools.machines import load_machine, simulated_table
 from jserve_tools.publishing import publish
 from jserve_tools.report_metrics import run_tables
-from jserve_tools.simulate_config import LIMITS, SimulateConfig, split_limit
+from jserve_tools.simulate_config import LIMITS, SimulateConfig
+from jserve_tools.simulated_lengths import NO_ESTIMATES
 from jserve_tools.simulated_loads import SimulatedLoad, read_load
 from jserve_tools.simulation import Experiment
-from jserve_tools.simulation_report import simulation_report
-from jserve_tools.sweep import FitTask, RateTask, RunAll, run_all, search_goodputs
+from jserve_tools.staircases import priced_staircase
+from jserve_tools.sweep import run_all
 from jserve_tools.tables import fits_table, instances_table
 
-# Fields of MachineConfig that are fields of Experiment.
-_SHARED = (
-    *("predictor", "max_model_len", "lag", "noise", "num_instances", "assignment"),
-    *("declared_max_tokens", "length_estimator"),
-)
 _NOT_IN_KEY = ("policies", "bucket_strategies", "num_processes", "step_log")
 
 
-def _experiments(
-    config: SimulateConfig, load: SimulatedLoad
-) -> tuple[CostModel, list[Experiment]]:
-    """Returns the machine, without a policy's own limit, and what is run on it."""
-    machine, sweep = config.machine, config.sweep
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentTask:
+    """What is done with an experiment at a rate, with a seed.
+
+    Attributes:
+      work: `Experiment.run`, `Experiment.search` or `fit`.
+      qps: Requests per second; infinite if all come at once.
+    """
+
+    work: Callable[[Experiment, int, float], dict[str, Any]]
+    experiment: Experiment
+    seed: int
+    qps: float
+
+    def run(self) -> dict[str, Any]:
+        """Returns what comes of it."""
+        return self.work(self.experiment, self.seed, self.qps)
+
+
+RunAll = Callable[[Sequence[ExperimentTask]], list[dict[str, Any]]]
+"""Runs tasks and returns what came of each, in order."""
+
+
+def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
+    """Fits buckets to one load under one policy.
+
+    Returns:
+      The bucket file `table`, and an entry of the report's `fits` as `fit`.
+    """
+    max_programs = experiment.buckets.num_programs
+    history = fit_to_simulation(
+        experiment,
+        experiment.arrivals(seed, qps),
+        seed=seed,
+        max_programs=max_programs,
+    )
+    labels: dict[str, Any] = {
+        "policy": experiment.policy,
+        "seed": seed,
+        **({"qps": qps} if math.isfinite(qps) else {}),
+        "max_programs": max_programs,
+    }
+    return {"table": history.table.to_json(), "fit": labels | history.to_json()}
+
+
+def search_goodputs(
+    experiments: Sequence[Experiment], seeds: Sequence[int], run_tasks: RunAll
+) -> list[dict[str, Any]]:
+    """Searches every experiment's goodput, which is the mean over the seeds.
+
+    Returns:
+      An entry of the report's `runs` each: the run of the first seed at its edge,
+      with the goodput.
+    """
+    searches = []
+    for one in experiments:
+        start_qps = one.start_qps(seeds[0])
+        searches += [
+            ExperimentTask(
+                work=Experiment.search, experiment=one, seed=seed, qps=start_qps
+            )
+            for seed in seeds
+        ]
+    rows = [SeedGoodput(**row) for row in run_tasks(searches)]
+    found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
+    runs = run_tasks(
+        [
+            dataclasses.replace(  # where none passed, at the lowest rate tried
+                search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
+            )
+            for search, one in zip(searches[:: len(seeds)], found, strict=True)
+        ]
+    )
+    return [
+        run
+        | {
+            f"goodput_{name}": value
+            for name, value in dataclasses.asdict(one).items()
+            if value is not None
+        }
+        for run, one in zip(runs, found, strict=True)
+    ]
+
+
+def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment]:
+    machine = config.machine
     file = None
     if machine.buckets is not None:
         file = table_from_json(machine.buckets.read_text())
     loaded = load_machine(machine.cost_model)
-    limits = {name: getattr(machine, name) for name in LIMITS}
-    cost_model = with_limits(loaded.cost_model, **limits)
-    # The machine's own limits: SLOs do not change with a step's token limit.
-    yardstick = isolated_times(
-        loaded.cost_model,
-        max_prompt_tokens=machine.max_model_len,
-        block_tokens=loaded.block_tokens or 1,
-    )
-    shared: dict[str, Any] = {
-        name: getattr(machine, name)
-        for name in _SHARED
-        if getattr(machine, name) is not None
-    }
-    experiments = []
-    for strategy in sweep.bucket_strategies:
-        for policy in sweep.policies:
-            limit = split_limit(policy)[1]
-            model = with_limits(cost_model, max_num_batched_tokens=limit)
-            buckets = simulated_table(strategy, model, file, machine.block_tokens)
-            experiments.append(
-                Experiment(
-                    policy=policy,
-                    bucket_strategy=strategy,
-                    buckets=buckets,
-                    cost_model=model,
-                    load=load,
-                    yardstick=yardstick,
-                    warmup_share=sweep.warmup_share,
-                    records_steps=sweep.record_steps,
-                    **shared,
-                )
-            )
-    return cost_model, experiments
+    limits = {name: getattr(machine, name) or getattr(loaded, name) for name in LIMITS}
+    cost_model = dataclasses.replace(loaded, **limits)
+    # By its own limits: SLOs do not change with a step's token limit.
+    yardstick = isolated_times(loaded, max_prompt_tokens=machine.max_model_len)
+    return [
+        Experiment(
+            policy=policy,
+            bucket_strategy=strategy,
+            buckets=simulated_table(strategy, cost_model, file, machine.block_tokens),
+            cost_model=cost_model,
+            load=load,
+            yardstick=yardstick,
+            machine=machine,
+            sweep=config.sweep,
+        )
+        for strategy in config.sweep.bucket_strategies
+        for policy in config.sweep.policies
+    ]
 
 
-def _fit(
-    config: SimulateConfig, experiments: list[Experiment], run_all: RunAll
-) -> list[Mapping[str, Any]]:
+def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str, Any]]:
     """Fits buckets where the strategy says so; returns the report's `fits`."""
-    sweep = config.sweep
+    sweep = experiments[0].sweep
+    seed = sweep.seed + sweep.num_seeds  # by which no run is judged
     tasks = {
-        place: FitTask(
+        place: ExperimentTask(
+            work=fit,
             experiment=one,
-            seed=sweep.seed + sweep.num_seeds,
-            qps=sweep.start_qps if sweep.goodput else statistics.fmean(one.load.qps),
-            max_programs=sweep.max_programs or one.buckets.num_programs,
+            seed=seed,
+            qps=one.start_qps(seed)
+            if sweep.goodput
+            else statistics.fmean(one.load.qps),
         )
         for place, one in enumerate(experiments)
         if one.bucket_strategy == "fitted"
     }
-    fits = run_all(list(tasks.values()))
-    for place, fit in zip(tasks, fits, strict=True):
-        table = table_from_json(json.dumps(fit["table"]))
+    fits = run_tasks(list(tasks.values())) if tasks else []
+    for place, found in zip(tasks, fits, strict=True):
+        table = table_from_json(json.dumps(found["table"]))
         experiments[place] = dataclasses.replace(experiments[place], buckets=table)
-    return [fit["fit"] for fit in fits]
+    return [found["fit"] for found in fits]
 
 
-def _task_key(config: SimulateConfig, task: Any) -> dict[str, Any]:
+def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
     """Returns what a finished task is known by: the flags, files, and its labels."""
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
     files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
-    settings: dict[str, Any] = {}
-    for part in (load, machine, config.sweep):
-        settings |= dataclasses.asdict(part)
+    sweep = dataclasses.asdict(config.sweep)
     return {
-        **{name: one for name, one in settings.items() if name not in _NOT_IN_KEY},
+        "load": dataclasses.asdict(load),
+        "machine": dataclasses.asdict(machine),
+        "sweep": {name: sweep[name] for name in sweep if name not in _NOT_IN_KEY},
         "files_ns": [one.expanduser().stat().st_mtime_ns for one in files if one],
-        "task": type(task).__name__,
+        "task": task.work.__name__,
         "task_policy": task.experiment.policy,
         "task_bucket_strategy": task.experiment.bucket_strategy,
         "task_seed": task.seed,
-        "task_qps": str(getattr(task, "qps", None)),
+        "task_qps": str(task.qps),
     }
+
+
+def _workload(experiment: Experiment) -> dict[str, Any]:
+    """Returns the report's `workload`: what the first seed draws."""
+    config = experiment.load.config
+    sample = experiment.units(experiment.sweep.seed)
+    bounds_s: dict[str, dict[str, float]] = {}  # means, by service class
+    for name in sorted({one.service_class for one in sample}):
+        slos = [one.slo for one in sample if one.service_class == name]
+        bounds_s[name] = {
+            bound: statistics.fmean(getattr(slo, bound) for slo in slos)
+            for bound in ("ttft_s", "tbt_s", "ttlt_s")
+            if getattr(slos[0], bound) is not None
+        }
+    workload: dict[str, Any] = {
+        "num_requests": len(sample),
+        "lengths": describe_lengths(sample),
+        "promises": bounds_s,
+    }
+    if config.one_shot:
+        workload["is_one_shot"] = True
+    if config.trace is not None:
+        return workload | {"trace": config.trace.name}
+    name = experiment.load.workload
+    paper = {one.service_class.name: one.paper for one in WORKLOADS[name]}
+    return workload | {"name": name, "paper": paper}
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns the keys of the report that say how engines and policies were set."""
+    machine = experiment.machine
+    settings: dict[str, Any] = {
+        "predictor": machine.predictor,
+        "lag": machine.lag,
+        "noise": machine.noise,
+        "yardstick": experiment.yardstick,
+    }
+    if machine.num_instances > 1:
+        settings["num_instances"] = machine.num_instances
+        settings["assignment"] = machine.assignment or "finish"
+    if machine.declared_max_tokens:
+        settings["declared_max_tokens"] = machine.declared_max_tokens
+        settings["length_estimator"] = machine.length_estimator or NO_ESTIMATES
+    return settings
 
 
 def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
@@ -144,8 +253,9 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     """
     sweep = config.sweep
     load = read_load(config.load)
-    cost_model, experiments = _experiments(config, load)
-    experiments[0].units(sweep.seed)  # wrong service classes are refused now
+    experiments = _experiments(config, load)
+    cost_model = experiments[0].cost_model
+    workload = _workload(experiments[0])  # wrong service classes are refused now
     old_report = config.report.probe()
     finished = None
     if sweep.step_log is None:
@@ -161,29 +271,33 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
         key=functools.partial(_task_key, config),
     )
     seeds = range(sweep.seed, sweep.seed + sweep.num_seeds)
-    fits: Sequence[Mapping[str, Any]] = ()
-    if config.needs_fit:
-        fits = _fit(config, experiments, run_tasks)
+    fits = None if config.machine.buckets else _fit_all(experiments, run_tasks)
     if sweep.goodput:
-        runs = search_goodputs(experiments, seeds, sweep, run_all=run_tasks)
+        runs = search_goodputs(experiments, seeds, run_tasks)
     else:
         runs = run_tasks(
             [
-                RateTask(experiment=one, seed=seed, qps=qps, step_log=sweep.step_log)
+                ExperimentTask(work=Experiment.run, experiment=one, seed=seed, qps=qps)
                 for qps in load.qps
                 for one in experiments
                 for seed in seeds
             ]
         )
-    report = simulation_report(
-        experiments[0],
-        cost_model,
-        block_tokens=config.machine.block_tokens,
-        seed=sweep.seed,
+    block_tokens = config.machine.block_tokens
+    report = document(
         command=command,
+        facts={"device": f"simulated {cost_model.name}"},
+        workload=workload,
         runs=runs,
-        fits=fits or None,
-        num_resumed=0 if finished is None else finished.num_found,
+        extra={
+            "cost_model": {
+                name: getattr(cost_model, name) for name in ("name", *LIMITS)
+            },
+            "staircase": priced_staircase(cost_model, block_tokens, runs),
+            **_settings(experiments[0]),
+            "fits": fits or None,
+            "num_resumed": 0 if finished is None else finished.num_found,
+        },
     )
     _print_tables(config, report)
     publish(report, config.report, old_report, finished, say=print)
