@@ -10,11 +10,10 @@ import dataclasses
 import enum
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from jserve_sched.buckets import UsedBucket
 from jserve_sched.length_errors import LengthErrors
 from jserve_sched.slo import Slo
 
@@ -98,35 +97,6 @@ class Outcome:
         if not gaps.is_met(self.arrival_s, self.token_times_s, is_complete=True):
             return "late_token"
         return "late_last_token"
-
-
-class Step(UsedBucket, Protocol):
-    """What a report reads of one engine step; see jserve.events.StepRecord."""
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Real prefill tokens."""
-        ...
-
-    @property
-    def bucket_s(self) -> float:
-        """Predicted duration of the bucket, seconds."""
-        ...
-
-    @property
-    def used_s(self) -> float:
-        """The same prediction without padding, seconds."""
-        ...
-
-    @property
-    def duration_s(self) -> float:
-        """Duration as the host saw it, seconds."""
-        ...
-
-    @property
-    def plan_s(self) -> float:
-        """Time of the host for planning, seconds."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -250,7 +220,7 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _by_program(
-    steps: Sequence[Step], used_tokens: np.ndarray
+    steps: Sequence[Any], used_tokens: np.ndarray
 ) -> list[dict[str, float]]:
     """Returns what ran in each bucket, by rows and blocks.
 
@@ -294,7 +264,7 @@ def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, Any]:
+def summarise_steps(steps: Sequence[Any], *, block_tokens: int) -> dict[str, Any]:
     """Returns what the steps of one run computed and wasted, for JSON.
 
     `pad_share_tokens` is the share of computed positions that held no token; it
@@ -304,7 +274,7 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     `steps_per_s` counts busy time only.
 
     Args:
-      steps: the run's steps.
+      steps: the run's steps, recorded or simulated; see `jserve.events.StepRecord`.
       block_tokens: tokens in one prefill block, Q.
     """
     run: dict[str, Any] = {"num_steps": len(steps)}
@@ -351,7 +321,7 @@ def summarise_length_errors(
 def summarise_run(
     outcomes: Sequence[Outcome],
     *,
-    steps: Sequence[Step] | None = None,
+    steps: Sequence[Any] | None = None,
     block_tokens: int | None = None,
     counters: EngineCounters | None = None,
     labels: Mapping[str, Any] | None = None,

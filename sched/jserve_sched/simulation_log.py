@@ -19,7 +19,7 @@ from jserve_sched.workload import Arrival
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedStep:
-    """One step, as `report.Step` wants it.
+    """One step, as a report and a demand want it.
 
     Attributes:
       start_s: Virtual time of its start, seconds.
@@ -41,6 +41,11 @@ class SimulatedStep:
     used_blocks: int
     leaves_work: bool
     features: np.ndarray
+
+    @property
+    def end_s(self) -> float:
+        """Virtual time of its end, seconds."""
+        return self.start_s + self.duration_s
 
     @property
     def num_rows(self) -> int:

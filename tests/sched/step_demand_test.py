@@ -1,7 +1,6 @@
 """Step demand: what rounds up, what rounds down, and to where."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ from jserve_sched import features
 from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.step_demand import (
     StepDemand,
-    compact,
-    demand_from_json,
     demand_from_steps,
     merge,
     prior_demand,
@@ -102,29 +99,7 @@ def test_a_step_that_no_larger_edge_would_help_rounds_up(step: Step) -> None:
     assert wishes(found) == {(step.used_blocks, step.used_blocks, False): 1.0}
 
 
-def test_json_brings_it_back() -> None:
-    demand = demand_of(Step(), LEFT, budgets=[(0.07, 1.0)])
-    found = demand_from_json(json.dumps(demand.to_json()))
-    for field in dataclasses.fields(StepDemand):
-        assert np.array_equal(getattr(found, field.name), getattr(demand, field.name))
-        assert getattr(found, field.name).dtype == getattr(demand, field.name).dtype
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"weight": [0.0]}, "weight 0.0 is not above 0"),
-        ({"rows": [-1]}, "rows=-1 is below 0"),
-        ({"last_block": [3]}, "last_block is not blocks"),
-        ({"last_block": [5]}, "last_block is not blocks"),
-        ({"rows": [1, 2]}, "every column"),
-        ({"rows": None}, "JSON object with lists"),
-    ],
-)
-def test_a_bad_demand_is_refused(change, message) -> None:
-    row = {**demand_of(Step()).to_json(), **change}
-    with pytest.raises(ValueError, match=message):
-        demand_from_json(json.dumps(row))
+def test_a_demand_needs_a_step() -> None:
     with pytest.raises(ValueError, match="at least one step"):
         demand_of()
 
@@ -133,31 +108,6 @@ def test_merged_demands_add_up() -> None:
     one = demand_of(Step(), LEFT)
     found = merge([one, one.scaled(6.0), demand_of(Step(used_rows=2))])
     assert sorted(found.weight.tolist()) == [1.0, 4.0, 4.0]
-
-
-def test_a_file_gets_about_the_same_demand_in_few_entries() -> None:
-    rng = np.random.default_rng(0)
-    rows, blocks = (one.reshape(-1) for one in np.indices((60, 42)))
-    full = StepDemand(
-        rows=rows,
-        blocks=blocks,
-        last_block=blocks + blocks % 3,
-        is_limited=blocks % 3 > 0,
-        decode_pages=rows // 10,
-        block_pages=blocks // 10,
-        weight=rng.uniform(1, 9, len(rows)),
-    )
-    small = compact(full)
-    assert len(small.weight) < len(full.weight) / 2
-    assert small.num_steps == pytest.approx(full.num_steps)
-    for name in ("rows", "blocks", "last_block"):
-        before, after = (
-            np.average(getattr(one, name), weights=one.weight) for one in (full, small)
-        )
-        assert before <= after <= before * 1.12, name  # rounded up
-    assert small.rows.max() == full.rows.max()
-    assert small.last_block.max() == full.last_block.max()
-    assert set(small.decode_pages.tolist()) == {0, 1, 2, 4, 8}  # of 0 to 5
 
 
 def test_the_prior_favours_no_size_over_its_double() -> None:
@@ -171,8 +121,7 @@ def test_the_prior_favours_no_size_over_its_double() -> None:
     ]
     assert halves == pytest.approx([halves[0]] * 3, rel=0.1)
     assert not np.any((prior.rows == 0) & (prior.blocks == 0))
-    assert np.max(prior.rows) == 8
-    assert np.max(prior.rows[has_prefill]) == 7
+    assert (np.max(prior.rows), np.max(prior.rows[has_prefill])) == (8, 7)
 
 
 def test_a_prior_leaves_no_cliff_above_what_was_seen() -> None:

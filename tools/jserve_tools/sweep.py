@@ -142,7 +142,7 @@ class FitTask:
         """Returns the bucket file `table`, and an entry of the report's `fits`."""
         experiment, seed = self.experiment, self.seed
         qps = self.qps or guess_qps(experiment.units(seed), experiment.yardstick)
-        history = fit_to_simulation(
+        table, fit = fit_to_simulation(
             experiment,
             experiment.arrivals(seed, qps),
             seed=seed,
@@ -154,7 +154,7 @@ class FitTask:
             **({"qps": qps} if math.isfinite(qps) else {}),
             "max_programs": self.max_programs,
         }
-        return {"table": history.table.to_json(), "fit": labels | history.to_json()}
+        return {"table": table.to_json(), "fit": labels | {"iterations": [fit]}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
