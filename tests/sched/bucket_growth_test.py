@@ -10,7 +10,6 @@ from jserve_sched.bucket_growth import growth, limit_programs
 from jserve_sched.buckets import BucketTable
 
 TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4)
-DEEP = BucketTable((2, 4, 8), (0, 1, 2, 5, 8), block_tokens=4, max_tokens=34)
 
 
 def padded_cost(counts: Sequence[tuple[int, int]]) -> Callable[[BucketTable], float]:
@@ -96,17 +95,6 @@ def test_the_edge_left_out_is_the_one_that_costs_least_per_program(
         prices_s[smaller] = (cost_s(smaller) - cost_s(table)) / saved
     if others:
         assert prices_s[[covering, *others][-2]] == min(prices_s.values())
-
-
-def test_rows_stay_while_blocks_need_them() -> None:
-    def cost_s(table: BucketTable) -> float:
-        return float(10 * len(table.block_edges))  # blocks are dear, rows are free
-
-    grown = growth(DEEP, cost_s)
-    covering = dataclasses.replace(DEEP, row_edges=(2, 8), block_edges=(0, 5, 8))
-    assert grown[0] == covering
-    assert covering.num_programs == 5
-    assert all(table.row_edges[0] == 2 for table in grown)
 
 
 def test_the_limit_of_programs_takes_the_largest_that_is_within() -> None:

@@ -104,12 +104,6 @@ def test_a_demand_needs_a_step() -> None:
         demand_of()
 
 
-def test_merged_demands_add_up() -> None:
-    one = demand_of(Step(), LEFT)
-    found = merge([one, one.scaled(6.0), demand_of(Step(used_rows=2))])
-    assert sorted(found.weight.tolist()) == [1.0, 4.0, 4.0]
-
-
 def test_the_prior_favours_no_size_over_its_double() -> None:
     prior = prior_demand(8, 64)
     assert prior.num_steps == pytest.approx(1.0)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from jserve.step_recorder import FIELDS
@@ -19,9 +18,9 @@ from jserve_sched.predictor import StepSample
 from jserve_sched.table_predictor import TablePredictor
 from jserve_tools.fit_config import FitConfig
 from jserve_tools.recorded_fits import fit
-from jserve_tools.samples import Samples, write_samples
 
 A100 = "a100-llama3-8b"
+SAMPLES = pathlib.Path(__file__).parents[2] / "benchmarks" / "buckets" / "samples.npz"
 TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4, 8))
 
 
@@ -190,63 +189,43 @@ def test_blocks_beyond_a_full_set_of_rows_count_as_the_most(
 
 
 def test_a_profile_of_other_pages_is_refused(tmp_path: pathlib.Path) -> None:
-    rows = np.zeros((3, 11))
-    facts = {
-        "buckets": TABLE.to_json(),
-        "num_kv_tokens": 4096,
-        "max_model_len": 1024,
-        "engine": {
-            "page_size": 64,
-            "max_num_seqs": 8,
-            "max_num_batched_tokens": 264,
-        },
-    }
-    write_samples(
-        tmp_path / "samples.npz",
-        Samples(
-            features=rows,
-            duration_s=np.full((2, 3), 0.01),
-            split=np.zeros(3, np.int8),
-            timed_features=rows,
-            timed_s=np.full(3, 0.01),
-            facts=facts,
-        ),
-    )
-    spec = f"table:{tmp_path / 'samples.npz'}"
+    log, spec = record(tmp_path, page_size=64), f"table:{SAMPLES}"
     with pytest.raises(
-        ValueError, match=r"\(32, 128\) in the step log, but \(32, 64\) in"
+        ValueError, match=r"\(32, 64\) in the step log, but \(32, 128\)"
     ):
-        fit(FitConfig(step_log=(record(tmp_path),), cost_model=spec))
+        fit(FitConfig(step_log=(log,), cost_model=spec))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
-        ((), "give step_log: "),
-        (("--step_log={folder}/none",), "{folder}/none"),
-        (("--step_log={log}", "--max_programs=1"), "max_programs=1 is below 2"),
-        (
-            ("--step_log={log}", "--prior_share=1"),
-            "prior_share=1.0 is not in 0.0..0.99",
-        ),
-        (("--step_log={log}", "--output={folder}"), "output={folder} is a folder"),
-        (
-            ("--step_log={log}",),
-            "199 steps are too few to fit buckets to: at least 200",
-        ),
+        ({"step_log": ()}, "give step_log: "),
+        ({"step_log": ("none",)}, "none"),
+        ({"max_programs": 1}, "max_programs=1 is below 2"),
+        ({"prior_share": 1.0}, "prior_share=1.0 is not in 0.0..0.99"),
+        ({"output": "."}, "output=. is a folder"),
+        ({}, "199 steps are too few to fit buckets to: at least 200"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
-    arguments: tuple[str, ...], message: str, tmp_path: pathlib.Path
+def test_mistakes_are_refused(
+    given: dict[str, Any], message: str, tmp_path: pathlib.Path
 ) -> None:
-    places = {"folder": tmp_path, "log": record(tmp_path, num_steps=199)}
-    output = tmp_path / "buckets.json"
-    given = [one.format(**places) for one in (f"--output={output}", *arguments)]
-    done = program(*given)
+    log = record(tmp_path, num_steps=199)
+    arguments = {"step_log": (log,), "output": tmp_path / "buckets.json", **given}
+    paths = {
+        "step_log": tuple(map(pathlib.Path, arguments["step_log"])),
+        "output": pathlib.Path(arguments["output"]),
+    }
+    with pytest.raises((ValueError, OSError), match=message):
+        fit(FitConfig(**arguments | paths))
+
+
+def test_the_program_tells_a_mistake_in_one_line(tmp_path: pathlib.Path) -> None:
+    done = program(f"--step_log={tmp_path / 'none'}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 1
-    assert message.format(**places) in done.stderr
+    assert str(tmp_path / "none") in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not output.exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_needs_no_numpy() -> None:

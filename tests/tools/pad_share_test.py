@@ -1,6 +1,5 @@
 """The benchmark of padding's share: its arithmetic, one small run, its results."""
 
-import csv
 import json
 import pathlib
 import re
@@ -18,8 +17,6 @@ import pad_share_tables  # noqa: E402
 from jserve_sched import features  # noqa: E402
 from jserve_sched.simulation_log import SimulatedStep  # noqa: E402
 from jserve_tools.workload_trace import DEFAULT_TRACE, read_trace  # noqa: E402
-
-TRACES = DEFAULT_TRACE.parent
 
 
 def step(
@@ -132,21 +129,3 @@ def test_the_committed_result_meets_its_targets() -> None:
     assert len({run["trace"] for run in judged if run["traces"] == "full"}) == 8
     for run in judged:
         assert run["share_of_pow2"] <= pad_share.TARGETS[run["bucket_strategy"]]
-
-
-def test_the_list_of_traces_is_right() -> None:
-    readme = (TRACES / "README.md").read_text()
-    for path in TRACES.glob("*.csv"):
-        rows = read_trace(path)
-        cells = re.search(rf"^\| `{path.stem}` \|(.*)$", readme, re.MULTILINE)
-        assert cells, path.stem
-        numbers = cells[1].replace(",", "").split("|")
-        assert int(numbers[0]) == len(rows)
-        for column, name in ((3, "prompt_tokens"), (4, "output_tokens")):
-            lengths = [getattr(row, name) for row in rows]
-            mean, middle, most = (float(one) for one in numbers[column].split("/"))
-            assert mean == pytest.approx(np.mean(lengths), abs=0.6)
-            assert middle == pytest.approx(np.median(lengths), abs=2)
-            assert most == max(lengths)
-        with path.open(newline="") as file:
-            assert all(len(row) == 3 for row in csv.reader(file))
