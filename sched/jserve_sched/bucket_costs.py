@@ -108,7 +108,7 @@ class BucketCosts:
         Raises:
           ValueError: If a step exceeds the largest edges, or a time is not a duration.
         """
-        most = np.max(demand.rows), np.max(demand.last_block)
+        most = np.max(demand.rows), np.max(demand.blocks)
         if most[0] > table.max_rows or most[1] > table.max_blocks:
             raise ValueError(
                 f"the demand has steps of {most[0]} rows and of {most[1]} blocks; the "
@@ -146,7 +146,7 @@ def _groups(demand: StepDemand) -> Iterator[StepDemand]:
         np.ceil(np.log(np.maximum(pages, 1)) / np.log(_PAGES_FACTOR) - 1e-9) + is_used
         for pages, is_used in (
             (demand.decode_pages, demand.rows > 0),
-            (demand.block_pages, demand.last_block > 0),
+            (demand.block_pages, demand.blocks > 0),
         )
     ]
     kinds, places = np.unique(np.stack(keys, 1), axis=0, return_inverse=True)
@@ -160,7 +160,6 @@ def _time_s(
     """Returns `[R + 1, B + 1]` seconds of every shape for the steps of one group."""
     shape = table.max_rows + 1, table.max_blocks + 1
     rows, blocks = (one.reshape(-1) for one in np.indices(shape))
-    middle = (demand.blocks + demand.last_block) / 2
 
     def mean(values: np.ndarray) -> float:
         return float(np.average(values, weights=demand.weight))
@@ -173,9 +172,9 @@ def _time_s(
             rows,
             blocks,
             used_rows=mean(demand.rows),
-            used_blocks=blocks if demand.is_limited[0] else mean(middle),
+            used_blocks=blocks if demand.is_limited[0] else mean(demand.blocks),
             decode_pages=mean_pages(demand.decode_pages, demand.rows > 0),
-            block_pages=mean_pages(demand.block_pages, middle > 0),
+            block_pages=mean_pages(demand.block_pages, demand.blocks > 0),
             page_size=page_size,
             block_tokens=table.block_tokens,
         )
@@ -189,9 +188,6 @@ def _time_s(
 
 def _weight(demand: StepDemand, table: BucketTable) -> np.ndarray:
     """Returns `[R + 1, B + 1]` weight of each count of rows and blocks wanted."""
-    share = demand.weight / (demand.last_block - demand.blocks + 1)
-    starts_and_ends = np.zeros((table.max_rows + 1, table.max_blocks + 2))
-    np.add.at(starts_and_ends, (demand.rows, demand.blocks), share)
-    np.add.at(starts_and_ends, (demand.rows, demand.last_block + 1), -share)
-    weight = np.cumsum(starts_and_ends, axis=1)[:, :-1]
-    return np.where(weight > 1e-12 * np.max(weight), weight, 0.0)
+    weight = np.zeros((table.max_rows + 1, table.max_blocks + 1))
+    np.add.at(weight, (demand.rows, demand.blocks), demand.weight)
+    return weight

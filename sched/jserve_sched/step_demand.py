@@ -33,7 +33,7 @@ _STEP_FACTS = operator.attrgetter(
     *("num_blocks", "used_rows", "used_blocks"),
     *("decode_pages", "block_pages", "leaves_work"),
 )
-_COLUMNS = ("rows", "blocks", "last_block", "is_limited", "decode_pages", "block_pages")
+_COLUMNS = ("rows", "blocks", "is_limited", "decode_pages", "block_pages")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,8 +42,7 @@ class StepDemand:
 
     Attributes:
       rows: Decode rows wanted.
-      blocks: Prefill blocks wanted; of a limited step the fewest it may want.
-      last_block: Most it may want, evenly spread; `blocks` if not limited.
+      blocks: Prefill blocks wanted.
       is_limited: Whether it rounds down, since a limit ended it.
       decode_pages: KV pages of the longest decode; 0 without decodes.
       block_pages: KV pages of the longest chunk; 0 without prefill.
@@ -52,7 +51,6 @@ class StepDemand:
 
     rows: np.ndarray
     blocks: np.ndarray
-    last_block: np.ndarray
     is_limited: np.ndarray
     decode_pages: np.ndarray
     block_pages: np.ndarray
@@ -104,7 +102,6 @@ def prior_demand(max_rows: int, max_blocks: int) -> StepDemand:
     return StepDemand(
         rows=rows,
         blocks=blocks,
-        last_block=blocks,
         is_limited=np.zeros(len(rows), bool),
         decode_pages=(rows > 0).astype(np.int64),
         block_pages=(blocks > 0).astype(np.int64),
@@ -127,7 +124,7 @@ def with_prior(
     prior = prior_demand(table.max_rows, table.max_blocks)
     parts = [demand.scaled((1.0 - prior_share) * demand.num_steps)]
     for has_prefill in (False, True):
-        seen = float(np.sum(demand.weight[(demand.last_block > 0) == has_prefill]))
+        seen = float(np.sum(demand.weight[(demand.blocks > 0) == has_prefill]))
         if seen:
             expected = prior.where((prior.blocks > 0) == has_prefill)
             parts.append(expected.scaled(prior_share * seen))
@@ -202,14 +199,11 @@ def demand_from_steps(
     num_blocks, rows, blocks, decode_pages, block_pages, leaves_work = found.T
     is_limited = (leaves_work > 0) & (blocks == num_blocks)
     is_limited &= num_blocks < table.max_blocks
-    place = np.searchsorted(table.block_edges, num_blocks, side="right")
-    after = np.append(table.block_edges, 0)[place]
     demand = merge(
         [
             StepDemand(
                 rows=rows,
                 blocks=blocks,
-                last_block=np.where(is_limited, after - 1, blocks),
                 is_limited=is_limited,
                 decode_pages=decode_pages,
                 block_pages=block_pages,
@@ -217,27 +211,29 @@ def demand_from_steps(
             )
         ]
     )
-    if not tbt_budgets or not np.any(is_limited):
+    if not np.any(is_limited):
         return demand
     limited = demand.where(demand.is_limited)
-    parts = _at_budgets(limited, tbt_budgets, step_s, table, page_size)
-    return merge([demand.where(~demand.is_limited), *parts])
+    wanted = _spread(limited, tbt_budgets, step_s, table, page_size)
+    return merge([demand.where(~demand.is_limited), wanted])
 
 
-def _at_budgets(
+def _spread(
     limited: StepDemand,
     tbt_budgets: TbtBudgets,
     step_s: StepTimes,
     table: BucketTable,
     page_size: int,
-) -> list[StepDemand]:
-    """Returns limited steps at the counts of blocks where a class's budget lies."""
-    # Every count that a step may want, and one more: does that still fit?
-    num_counts = limited.last_block - limited.blocks + 2
+) -> StepDemand:
+    """Returns limited steps, which lie on edges, at the counts of blocks they want."""
+    # Every count that a step may want, and the next edge: does that still fit?
+    edges, row_edges = np.array(table.block_edges), np.array(table.row_edges)
+    after = edges[np.searchsorted(edges, limited.blocks, side="right")]
+    num_counts = after - limited.blocks + 1
     kind = np.repeat(np.arange(len(num_counts)), num_counts)
     first = np.repeat(np.cumsum(num_counts) - num_counts, num_counts)
     blocks = limited.blocks[kind] + np.arange(len(kind)) - first
-    row_edges = np.array(table.row_edges)
+    is_next_edge = blocks == after[kind]
     time_s = step_s(
         shape_features(
             row_edges[np.searchsorted(row_edges, limited.rows[kind])],
@@ -255,10 +251,11 @@ def _at_budgets(
     for tbt_s, of_class in tbt_budgets:
         fits = time_s <= tbt_s
         share += of_class * (fits & ~np.append(fits[1:], True))
-    share[blocks > limited.last_block[kind]] = 0.0
-    total = np.bincount(kind, share)
-    is_wish = share > 0
-    found, wish = limited.where(kind[is_wish]), blocks[is_wish]
-    weight = found.weight * share[is_wish] / total[kind[is_wish]]
-    at_budget = dataclasses.replace(found, blocks=wish, last_block=wish, weight=weight)
-    return [limited.where(total == 0), at_budget]
+    # Where no budget ends, every count counts equally.
+    share[is_next_edge] = 0.0
+    share[(np.bincount(kind, share) == 0)[kind] & ~is_next_edge] = 1.0
+    share /= np.bincount(kind, share)[kind]
+    is_wanted = share > 0
+    found = limited.where(kind[is_wanted])
+    weight = found.weight * share[is_wanted]
+    return dataclasses.replace(found, blocks=blocks[is_wanted], weight=weight)

@@ -36,16 +36,13 @@ def bumpy_s(matrix: np.ndarray) -> np.ndarray:
     return 1.0 + rows * (1 + 0.1 * pages) + blocks**1.3 + (blocks % 3) * (rows % 2)
 
 
-def demand_of(*steps: tuple[int, int, int, bool, float]) -> StepDemand:
-    """Steps are (rows, first block, last block, is limited, weight)."""
-    rows, blocks, last_block, is_limited, weight = map(
-        np.array, zip(*steps, strict=True)
-    )
+def demand_of(*steps: tuple[int, int, bool, float]) -> StepDemand:
+    """Steps are (rows, blocks, is limited, weight)."""
+    rows, blocks, is_limited, weight = map(np.array, zip(*steps, strict=True))
     pages = np.ones(len(rows), int)
     return StepDemand(
         rows=rows,
         blocks=blocks,
-        last_block=last_block,
         is_limited=is_limited.astype(bool),
         decode_pages=pages,
         block_pages=pages,
@@ -62,25 +59,19 @@ def plain_cost_s(demand: StepDemand, costs: BucketCosts, table: BucketTable) -> 
     """The definition, step by step, with the times of a one-group demand."""
     times_s = {grid.is_limited: grid.time_s[0] for grid in costs.grids}
     total = 0.0
-    columns = vars(demand)
-    names = ("rows", "blocks", "last_block", "is_limited", "weight")
-    for rows, first, last, limited, weight in zip(
-        *(columns[name] for name in names), strict=True
-    ):
-        bucket = table.fit(rows, first)
+    columns = (demand.rows, demand.blocks, demand.is_limited, demand.weight)
+    for rows, wish, limited, weight in zip(*columns, strict=True):
+        bucket = table.fit(rows, wish)
         time_s = times_s[bool(limited)][bucket.num_rows]
+        edge = table.largest_block_edge(wish)
         if not limited:
             total += weight * time_s[bucket.num_blocks]
-            continue
-        for wish in range(first, last + 1):
-            edge = table.largest_block_edge(wish)
-            if edge:
-                cost_s = time_s[edge] * wish / edge
-            elif wish:
-                cost_s = 2 * time_s[table.block_edges[1]] - time_s[wish]
-            else:
-                cost_s = time_s[0]
-            total += weight * cost_s / (last - first + 1)
+        elif edge:
+            total += weight * time_s[edge] * wish / edge
+        elif wish:
+            total += weight * (2 * time_s[table.block_edges[1]] - time_s[wish])
+        else:
+            total += weight * time_s[0]
     return total / float(np.sum(demand.weight))
 
 
@@ -89,11 +80,8 @@ def demands(draw: st.DrawFn) -> StepDemand:
     """Steps of one group: each has decodes and prefill, and few pages."""
     steps = []
     for _ in range(draw(st.integers(1, 12))):
-        first = draw(st.integers(1, BLOCKS))
-        is_limited = draw(st.booleans())
-        last = draw(st.integers(first, BLOCKS)) if is_limited else first
-        rows = draw(st.integers(1, ROWS - 1))
-        steps.append((rows, first, last, is_limited, draw(st.integers(1, 9))))
+        rows, blocks = draw(st.integers(1, ROWS - 1)), draw(st.integers(1, BLOCKS))
+        steps.append((rows, blocks, draw(st.booleans()), draw(st.integers(1, 9))))
     return demand_of(*steps)
 
 
@@ -148,7 +136,7 @@ def test_small_tables_are_the_best_of_all() -> None:
         steps = []
         for _ in range(15):
             rows, blocks = int(rng.integers(1, ROWS)), int(rng.integers(0, 8))
-            steps.append((rows, blocks, blocks, False, 1.0))
+            steps.append((rows, blocks, False, 1.0))
         costs = costs_of(demand_of(*steps))
         cost_s = [(costs.expected_s(one), one.num_programs) for one in every_table]
         for max_programs in (2, 4, 7, 9, 13):
@@ -197,7 +185,7 @@ def test_a_cost_linear_in_the_work_is_exact_though_contexts_are_grouped() -> Non
     rng = np.random.default_rng(1)
     blocks = rng.integers(1, 64, 60)
     demand = dataclasses.replace(
-        demand_of(*((8, one, one, False, 1.0) for one in blocks.tolist())),
+        demand_of(*((8, one, False, 1.0) for one in blocks.tolist())),
         decode_pages=rng.integers(5, 16, 60),
         block_pages=rng.integers(65, 256, 60),
     )
@@ -226,4 +214,4 @@ def test_a_cost_linear_in_the_work_is_exact_though_contexts_are_grouped() -> Non
 def test_what_cannot_be_fitted_is_refused(change, message) -> None:
     arguments = {"step_s": a100_s, **SMALL, "max_programs": 8, **change}
     with pytest.raises(ValueError, match=message):
-        fit_buckets(demand_of((5, 1, 1, False, 1)), page_size=PAGE_SIZE, **arguments)
+        fit_buckets(demand_of((5, 1, False, 1)), page_size=PAGE_SIZE, **arguments)

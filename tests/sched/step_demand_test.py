@@ -44,37 +44,36 @@ def demand_of(*steps: Step, budgets: list[tuple[float, float]] = []) -> StepDema
     )
 
 
-def wishes(demand: StepDemand) -> dict[tuple[int, int, bool], float]:
-    keys = zip(
-        demand.blocks.tolist(),
-        demand.last_block.tolist(),
-        demand.is_limited.tolist(),
-        strict=True,
-    )
+def wishes(demand: StepDemand) -> dict[tuple[int, bool], float]:
+    keys = zip(demand.blocks.tolist(), demand.is_limited.tolist(), strict=True)
     return dict(zip(keys, demand.weight.tolist(), strict=True))
+
+
+def limited(*blocks: int) -> dict[tuple[int, bool], float]:
+    return {(one, True): 1 / len(blocks) for one in blocks}
 
 
 def test_a_step_that_did_all_there_was_rounds_up() -> None:
     found = demand_of(Step(used_blocks=3), Step(used_blocks=3), Step())
-    assert wishes(found) == {(3, 3, False): 2.0, (4, 4, False): 1.0}
+    assert wishes(found) == {(3, False): 2.0, (4, False): 1.0}
     assert found.rows.tolist() == [6, 6]
 
 
 @pytest.mark.parametrize(
     ("budgets", "expected"),
     [
-        ([], {(4, 7, True): 1.0}),  # any count before the next edge
-        ([(0.070, 1.0)], {(6, 6, True): 1.0}),  # 0.010 + 6 x 0.010 just fits
-        ([(0.0699, 1.0)], {(5, 5, True): 1.0}),
-        ([(0.050, 1.0)], {(4, 4, True): 1.0}),
-        ([(0.0899, 1.0)], {(7, 7, True): 1.0}),
-        ([(0.090, 1.0)], {(4, 7, True): 1.0}),  # the next edge fits: not its limit
-        ([(0.049, 1.0)], {(4, 7, True): 1.0}),  # this edge does not: nor that
+        ([], limited(4, 5, 6, 7)),  # any count before the next edge
+        ([(0.070, 1.0)], limited(6)),  # 0.010 + 6 x 0.010 just fits
+        ([(0.0699, 1.0)], limited(5)),
+        ([(0.050, 1.0)], limited(4)),
+        ([(0.0899, 1.0)], limited(7)),
+        ([(0.090, 1.0)], limited(4, 5, 6, 7)),  # the next edge fits: not its limit
+        ([(0.049, 1.0)], limited(4, 5, 6, 7)),  # this edge does not: nor that
         (
             [(0.070, 0.3), (0.050, 0.1), (9.0, 0.6)],
-            {(6, 6, True): 0.75, (4, 4, True): 0.25},
+            {(6, True): 0.75, (4, True): 0.25},
         ),
-        ([(0.070, 0.0)], {(4, 7, True): 1.0}),
+        ([(0.070, 0.0)], limited(4, 5, 6, 7)),
     ],
 )
 def test_a_limited_step_wants_what_a_budget_allows(budgets, expected) -> None:
@@ -83,8 +82,8 @@ def test_a_limited_step_wants_what_a_budget_allows(budgets, expected) -> None:
 
 def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
     found = demand_of(LEFT, IDLE, Step(used_blocks=3), budgets=[(0.025, 1.0)])
-    assert wishes(found) == {(3, 3, False): 1.0, (4, 7, True): 1.0, (1, 1, True): 1.0}
-    assert wishes(demand_of(IDLE)) == {(0, 3, True): 1.0}
+    assert wishes(found) == {(3, False): 1.0, **limited(4, 5, 6, 7), (1, True): 1.0}
+    assert wishes(demand_of(IDLE)) == limited(0, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
 )
 def test_a_step_that_no_larger_edge_would_help_rounds_up(step: Step) -> None:
     found = demand_of(step, budgets=[(0.07, 1.0)])
-    assert wishes(found) == {(step.used_blocks, step.used_blocks, False): 1.0}
+    assert wishes(found) == {(step.used_blocks, False): 1.0}
 
 
 def test_a_demand_needs_a_step() -> None:
@@ -125,7 +124,7 @@ def test_a_prior_leaves_no_cliff_above_what_was_seen() -> None:
     assert mixed.num_steps == pytest.approx(8.0)
     above = mixed.weight[mixed.rows > 8].sum() / mixed.num_steps
     assert 0.025 < above < 0.1
-    assert np.all(mixed.last_block > 0)  # steps without prefill were never seen
+    assert np.all(mixed.blocks > 0)  # steps without prefill were never seen
     assert with_prior(seen, TABLE, 0.0) is seen
 
 

@@ -171,15 +171,14 @@ def _demand(
             for ran_in, group in itertools.groupby(steps, operator.itemgetter(0))
         ]
     )
-    most, widest = table.max_blocks, np.max(demand.last_block)
+    most, widest = table.max_blocks, np.max(demand.blocks)
     if widest > most:
         _LOG.warning(
             "steps want up to %d prefill blocks, more than the %d that fit beside %d "
             "rows; they count as steps of %d",
             *(widest, most, table.max_rows, most),
         )
-    blocks, last_block = np.minimum([demand.blocks, demand.last_block], most)
-    return dataclasses.replace(demand, blocks=blocks, last_block=last_block)
+    return dataclasses.replace(demand, blocks=np.minimum(demand.blocks, most))
 
 
 def _check_gain(comparison: Sequence[dict[str, Any]], *, is_forced: bool) -> None:
