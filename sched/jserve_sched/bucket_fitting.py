@@ -114,14 +114,14 @@ def improve(costs: BucketCosts, table: BucketTable) -> BucketTable:
 def fit_buckets(
     demand: StepDemand,
     step_s: StepTimes,
+    limits: BucketTable,
     *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    block_tokens: int,
     page_size: int,
     max_programs: int,
 ) -> BucketTable:
     """Returns the table of least expected step time within `max_programs`.
+
+    It has the largest edges of `limits`.
 
     Starts are, for every pair of numbers of edges, the best edges of each dimension
     with the other unpadded; and the tables of the strategies that need no fit, so that
@@ -132,16 +132,17 @@ def fit_buckets(
     """
     if max_programs < 2:
         raise ValueError(f"max_programs={max_programs} is below 2: with and without")
+    most_tokens = limits.max_rows + limits.max_blocks * limits.block_tokens
     rules = [
         strategy().table(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_tokens=block_tokens,
+            max_num_seqs=limits.max_rows,
+            max_num_batched_tokens=most_tokens,
+            block_tokens=limits.block_tokens,
         )
         for strategy in STRATEGIES.values()
     ]
-    costs = BucketCosts(demand, step_s, rules[0], page_size=page_size)
-    starts = _separate_fits(costs, rules[0], max_programs)
+    costs = BucketCosts(demand, step_s, limits, page_size=page_size)
+    starts = _separate_fits(costs, limits, max_programs)
     starts += [table for table in rules if table.num_programs <= max_programs]
     starts.sort(key=costs.expected_s)
     found = starts[:1] + [improve(costs, start) for start in starts[:_NUM_STARTS]]
@@ -155,7 +156,7 @@ def _separate_fits(
     """Returns tables whose dimensions are each the best with the other unpadded.
 
     More edges are never worse, so of each number of row edges only the table with the
-    most block edges is returned. `limits` is any table with the right largest edges.
+    most block edges is returned.
     """
     all_rows = tuple(range(min(MIN_ROWS, limits.max_rows), limits.max_rows + 1))
     all_blocks = tuple(range(limits.max_blocks + 1))

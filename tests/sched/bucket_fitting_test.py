@@ -25,6 +25,9 @@ SMALL = {
 }
 
 
+MOST = BucketTable((ROWS,), (0, BLOCKS))
+
+
 def a100_s(matrix: np.ndarray) -> np.ndarray:
     return CLOSED_FORMS["a100-llama3-8b"].step_s(matrix, 32)
 
@@ -50,8 +53,7 @@ def demand_of(*steps: tuple[int, int, bool, float]) -> StepDemand:
     )
 
 
-def costs_of(demand: StepDemand, step_s=bumpy_s, most=(ROWS, BLOCKS)) -> BucketCosts:
-    table = BucketTable((most[0],), (0, most[1]))
+def costs_of(demand: StepDemand, step_s=bumpy_s, table=MOST) -> BucketCosts:
     return BucketCosts(demand, step_s, table, page_size=PAGE_SIZE)
 
 
@@ -118,7 +120,7 @@ def test_brute_force_agrees(demand: StepDemand, num_rows: int, num_blocks: int) 
 
 def fit(demand: StepDemand, max_programs: int, step_s=bumpy_s) -> BucketTable:
     return fit_buckets(
-        demand, step_s, **SMALL, page_size=PAGE_SIZE, max_programs=max_programs
+        demand, step_s, MOST, page_size=PAGE_SIZE, max_programs=max_programs
     )
 
 
@@ -177,7 +179,7 @@ def test_edges_fall_just_below_a_budget() -> None:
         step_s=step_s,
         page_size=PAGE_SIZE,
     )
-    costs = costs_of(demand, step_s, (8, 64))
+    costs = costs_of(demand, step_s, BucketTable((8,), (0, 64)))
     assert best_block_edges(costs, (8,), 3)[-1] == (0, 30, 64)
 
 
@@ -198,7 +200,7 @@ def test_a_cost_linear_in_the_work_is_exact_though_contexts_are_grouped() -> Non
     edges = np.array(table.block_edges)[np.searchsorted(table.block_edges, blocks)]
     used_s = np.mean(0.01 + 0.002 * blocks + 1e-5 * 32 * blocks)
     expected_s = np.mean(0.01 + 0.002 * edges + 1e-5 * 32 * blocks)
-    found = costs_of(demand, step_s, (8, 64)).summary(table)
+    found = costs_of(demand, step_s, table).summary(table)
     assert found["expected_s"] == pytest.approx(expected_s)
     assert found["pad_share_time"] == pytest.approx(1 - used_s / expected_s)
 
@@ -207,11 +209,11 @@ def test_a_cost_linear_in_the_work_is_exact_though_contexts_are_grouped() -> Non
     ("change", "message"),
     [
         ({"max_programs": 1}, "max_programs=1 is below 2"),
-        ({"max_num_seqs": 4}, "5 rows"),
+        ({"limits": BucketTable((4,), (0, 1))}, "5 rows"),
         ({"step_s": lambda matrix: matrix[:, 0] * np.nan}, "nan s for a step"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(change, message) -> None:
-    arguments = {"step_s": a100_s, **SMALL, "max_programs": 8, **change}
+    arguments = {"step_s": a100_s, "limits": MOST, "max_programs": 8, **change}
     with pytest.raises(ValueError, match=message):
         fit_buckets(demand_of((5, 1, False, 1)), page_size=PAGE_SIZE, **arguments)

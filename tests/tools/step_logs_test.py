@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from jserve_sched.bucket_strategies import PowersOfTwo
-from jserve_sched.cost_model import CLOSED_FORMS, OraclePredictor
-from jserve_sched.policies import make_policy
-from jserve_sched.simulator import make_scheduler, simulate
+from jserve_sched import features
+from jserve_sched.buckets import Bucket, BucketTable
+from jserve_sched.cost_model import CLOSED_FORMS
+from jserve_sched.simulation_log import SimulatedStep
 from jserve_sched.slo import Slo
 from jserve_sched.workload import Arrival
 from jserve_tools.step_logs import read_step_logs, write_simulated_log
@@ -105,42 +105,36 @@ def test_a_line_that_is_not_json_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_simulation_is_logged_as_a_server_would(tmp_path: pathlib.Path) -> None:
-    limits = {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "block_tokens": 32}
+    table = BucketTable((2, 256), (0, 1, 4))
     arrivals = [
         Arrival(
             request_id=str(k),
-            arrival_s=0.02 * k,
-            num_prompt_tokens=1000,
-            max_tokens=20,
+            arrival_s=0.0,
+            num_prompt_tokens=9,
+            max_tokens=2,
             service_class="chat",
-            slo=Slo(ttft_s=1.0, tbt_s=0.05 if k % 4 else None),
+            slo=Slo(ttft_s=1.0, tbt_s=tbt_s),
         )
-        for k in range(8)
+        for k, tbt_s in enumerate((None, 0.05, 0.05, 0.05))
     ]
-    scheduler = make_scheduler(
-        policy=make_policy("fcfs"),
-        cost_model=A100,
-        buckets=PowersOfTwo().table(**limits),
-        predictor=OraclePredictor(A100, 32),
-        max_model_len=4096,
+    row = features.uniform_features(
+        Bucket(256, 4), decode_pages=3, block_pages=2, page_size=A100.page_size
     )
-    ran = simulate(scheduler, A100, arrivals, records_steps=True).steps
-    assert ran
+    ran = SimulatedStep(
+        start_s=1.0,
+        duration_s=0.25,
+        bucket_s=0.5,
+        used_s=0.125,
+        used_blocks=3,
+        leaves_work=True,
+        features=row,
+    )
+    path = tmp_path / "log"
     write_simulated_log(
-        tmp_path / "log",
-        ran,
-        cost_model=A100,
-        buckets=scheduler.buckets,
-        policy="fcfs",
-        arrivals=arrivals,
+        path, [ran], cost_model=A100, buckets=table, policy="edf", arrivals=arrivals
     )
-    steps = read_step_logs([tmp_path / "log"])
-    header = steps[0].header
-    assert header["table"] == scheduler.buckets
-    assert header["max_num_batched_tokens"] == 2048
-    assert header["service_classes"] == [{"tbt_s": 0.05, "share": 0.75}]
-    for name in ("used_blocks", "bucket_s", "end_s"):
-        found, expected = ([getattr(one, name) for one in log] for log in (steps, ran))
-        assert found == pytest.approx(expected, abs=1e-7)
-    left = [one.leaves_work for one in steps]
-    assert any(left) and left == [one.leaves_work for one in ran]
+    (step,) = read_step_logs([path])
+    assert step[1:] == (1.25, 256, 4, 256, 3, 3, 2, True, 0.5, 0.125, 0.25)
+    assert step.header["table"] == table
+    assert step.header["max_num_batched_tokens"] == A100.max_num_batched_tokens
+    assert step.header["service_classes"] == [{"tbt_s": 0.05, "share": 0.75}]

@@ -1,8 +1,7 @@
 """Fits buckets to what a policy plans for a simulated load.
 
 The load is served once with every shape there is, so that no edge hides what was
-wanted. Serving it again with the shapes fitted, and fitting to both runs, gained
-nothing where it was tried.
+wanted.
 """
 
 import dataclasses
@@ -70,9 +69,7 @@ def fit_to_simulation(
     table = fit_buckets(
         with_prior(demand, every_shape.buckets),
         step_s,
-        max_num_seqs=model.max_num_seqs,
-        max_num_batched_tokens=model.max_num_batched_tokens,
-        block_tokens=block_tokens,
+        every_shape.buckets,
         page_size=model.page_size,
         max_programs=max_programs,
     )

@@ -65,7 +65,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         return fit_buckets(
             with_prior(demand, pow2, config.prior_share),
             step_s,
-            **limits,
+            pow2,
             page_size=page_size,
             max_programs=max_programs,
         )
