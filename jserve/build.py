@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jserve.bucket_choice import BucketChoice, choose_buckets
+from jserve.bucket_choice import choose_buckets, expected_cost, limit_buckets
 from jserve.compile_cache import open_compile_cache
 from jserve.config import EngineConfig
 from jserve.engine import Engine, kv_page_bytes
@@ -50,11 +50,11 @@ def build_loop(
     # What can be wrong on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
     latency_file = read_request_latency(config)
-    choice = choose_buckets(config)
+    chosen = choose_buckets(config)
     policy = serving_policy(config)
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
-    engine = _build_engine(config, choice, store)
+    engine = _build_engine(config, chosen, store)
     facts = PredictorFacts.of(engine)
     latency_fault = "" if latency_file is None else latency_file.fault(facts)
     table = engine.programs.table
@@ -93,7 +93,9 @@ def build_loop(
     warm_up = WarmUp(
         engine=engine,
         scheduler=scheduler,
-        tables=growth(table, choice.cost(predictor, page_size=config.page_size)),
+        tables=growth(
+            table, expected_cost(table, predictor, page_size=config.page_size)
+        ),
         predictor=predictor,
         is_timed=is_timed,
         times_path=times_path,
@@ -134,7 +136,7 @@ def build_engine(config: EngineConfig) -> Engine:
 
 
 def _build_engine(
-    config: EngineConfig, choice: BucketChoice, store: ProgramStore | None
+    config: EngineConfig, table: BucketTable, store: ProgramStore | None
 ) -> Engine:
     dtype = resolve_dtype(config.dtype)
     model = load_model(config.model, seed=config.seed, dtype=dtype)
@@ -152,14 +154,13 @@ def _build_engine(
             f"{config.page_size} tokens takes {page_bytes} bytes"
         )
     if config.max_programs:
-        guess = _new_predictor(choice.table, max_model_len, config.page_size)
-        choice = choice.limited(
-            config.max_programs, choice.cost(guess, page_size=config.page_size)
-        )
+        guess = _new_predictor(table, max_model_len, config.page_size)
+        cost_s = expected_cost(table, guess, page_size=config.page_size)
+        table = limit_buckets(table, config.max_programs, cost_s)
     return Engine(
         model=model,
         dtype=dtype,
-        table=choice.table,
+        table=table,
         num_slots=config.max_num_seqs,
         num_pages=num_pages,
         page_size=config.page_size,

@@ -64,12 +64,9 @@ class StepRecord:
       end_s: When it ended, on the engine loop's clock.
       num_rows: Decode rows compiled, B.
       num_blocks: Prefill blocks compiled, NB.
-      used_rows: Decode rows used.
       used_blocks: Blocks that held a real token.
-      prefill_tokens: Real prefill tokens.
       decode_pages: KV pages of the longest decode row.
       block_pages: KV pages of the longest prefill block.
-      num_waiting: Requests waiting when it was planned.
       ended_by: Why no further block was planned.
       leaves_work: Whether a prompt, or part of one, was left out for want of room.
       predicted_s: The plan's prediction of its duration.

@@ -6,7 +6,6 @@ padding is comparable between predictors.
 
 import collections
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,6 @@ from jserve.step_recorder import StepRecorder
 from jserve_sched import features
 from jserve_sched.predictor import Predictor
 
-_LOG = logging.getLogger("jserve")
 _MAX_RECORDS = 65536
 
 
@@ -37,23 +35,19 @@ class StepRecords:
         *,
         recorder: StepRecorder | None = None,
         header: Callable[[], Mapping[str, Any]] = dict,
-        max_records: int = _MAX_RECORDS,
     ):
         """Remembers nothing yet.
 
         Args:
-          prices: the step-time table.
-          recorder: takes every record; closed by `close`.
-          header: tells what holds for the steps that come next, for the recorder.
-          max_records: how many steps are remembered.
+          prices: The step-time table.
+          recorder: Takes every record; closed by `close`.
+          header: Tells what holds for the steps that come next, for the recorder.
         """
         self.num_steps = 0
         self._prices = prices
         self._recorder = recorder
         self._header = header
-        self._records: collections.deque[StepRecord] = collections.deque(
-            maxlen=max_records
-        )
+        self._records = collections.deque[StepRecord](maxlen=_MAX_RECORDS)
         self._lock = threading.Lock()
 
     def since(self, step_id: int) -> list[StepRecord]:
@@ -117,16 +111,10 @@ class StepRecords:
 
     def begin_stretch(self) -> None:
         """Says in the file what holds from the next step on."""
-        if self._recorder is None:
-            return
-        try:
+        if self._recorder is not None:
             self._recorder.use_header(self._header())
-        except ValueError as error:
-            _LOG.warning("steps are no longer recorded: %s", error)
-            self.close()
 
     def close(self) -> None:
         """Ends the file; records are still remembered."""
         if self._recorder is not None:
             self._recorder.close()
-            self._recorder = None

@@ -1,13 +1,11 @@
 """What a demand costs under a bucket table: the expected padded time of a step.
 
 A step-time model is asked once for every shape that a table might compile. After that,
-the cost of any table is a sum over look-ups, so that thousands of tables can be
-compared.
+the cost of any table is a sum over look-ups, so that thousands can be compared.
 
 Steps are put into groups of similar contexts (KV pages, by factors of four). A group's
 work is that of its mean step, and only the shape varies. For a step time that is a
-function of the shape plus one linear in the work, which the cost models and the linear
-predictor are, this loses nothing.
+function of the shape plus one linear in the work this loses nothing.
 
 A step that rounds up costs `T(j)`, j its edge. A limited one that wants b blocks runs
 on the edge i below and has to run `b / i` times as often for the same work:
@@ -19,6 +17,7 @@ all counts from 0 to the most.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,7 +28,7 @@ from jserve_sched.step_demand import StepDemand, StepTimes, shape_features
 _PAGES_FACTOR = 4.0  # between the largest and the smallest of a group
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class CostGrid:
     """The steps that round the same way, and the time of every shape for them.
 
@@ -104,14 +103,12 @@ class BucketCosts:
         *,
         page_size: int,
     ):
-        """Asks the step-time model about every shape.
-
-        `table` is any with the largest edges of those to be priced.
+        """Asks the step-time model about every shape up to the edges of `table`.
 
         Raises:
           ValueError: If a step exceeds the largest edges, or a time is not a duration.
         """
-        most = np.max(demand.rows), np.max(demand.last_block)
+        most = np.max(demand.rows), np.max(demand.blocks)
         if most[0] > table.max_rows or most[1] > table.max_blocks:
             raise ValueError(
                 f"the demand has steps of {most[0]} rows and of {most[1]} blocks; the "
@@ -120,87 +117,77 @@ class BucketCosts:
         demand = demand.scaled(1.0)
         grids = []
         for is_limited in (False, True):
-            groups = list(_groups(demand, is_limited))
+            groups = list(_groups(demand.where(demand.is_limited == is_limited)))
             if groups:
+                weight = np.stack([_weight(one, table) for one in groups])
                 times_s = [_time_s(one, step_s, table, page_size) for one in groups]
-                weights = [_weight(one, table) for one in groups]
-                grids.append(
-                    CostGrid(
-                        is_limited=is_limited,
-                        weight=np.stack(weights),
-                        time_s=np.stack(times_s),
-                    )
-                )
+                grids.append(CostGrid(is_limited, weight, np.stack(times_s)))
         self.grids = tuple(grids)
 
     def expected_s(self, table: BucketTable) -> float:
         """Returns the mean padded time of a step under a table, seconds."""
         return sum(grid.expected_s(table) for grid in self.grids)
 
-    def pad_share(self, table: BucketTable) -> float:
-        """Returns the share of time that the steps that round up spend on padding."""
+    def summary(self, table: BucketTable) -> dict[str, float]:
+        """Returns the mean padded time of a step, seconds, and padding's share of it.
+
+        The share is of the steps that round up.
+        """
         up = [grid for grid in self.grids if not grid.is_limited]
         padded_s = sum(grid.expected_s(table) for grid in up)
         used_s = sum(float(np.sum(grid.weight * grid.time_s)) for grid in up)
-        return 1.0 - used_s / padded_s if padded_s else 0.0
+        share = 1.0 - used_s / padded_s if padded_s else 0.0
+        return {"expected_s": self.expected_s(table), "pad_share_time": share}
 
 
-def _groups(demand: StepDemand, is_limited: bool) -> Iterator[StepDemand]:
-    """Yields the steps that round one way, those of similar contexts together."""
+def _groups(demand: StepDemand) -> Iterator[StepDemand]:
+    """Yields the steps of similar contexts together."""
     keys = [
         np.ceil(np.log(np.maximum(pages, 1)) / np.log(_PAGES_FACTOR) - 1e-9) + is_used
         for pages, is_used in (
             (demand.decode_pages, demand.rows > 0),
-            (demand.block_pages, demand.last_block > 0),
+            (demand.block_pages, demand.blocks > 0),
         )
     ]
-    _, places = np.unique(np.stack(keys, 1), axis=0, return_inverse=True)
-    for group in range(int(np.max(places)) + 1):
-        is_here = (places.reshape(-1) == group) & (demand.is_limited == is_limited)
-        if np.any(is_here):
-            yield demand.where(is_here)
+    kinds, places = np.unique(np.stack(keys, 1), axis=0, return_inverse=True)
+    for group in range(len(kinds)):
+        yield demand.where(places.reshape(-1) == group)
 
 
 def _time_s(
     demand: StepDemand, step_s: StepTimes, table: BucketTable, page_size: int
 ) -> np.ndarray:
-    """Returns `[R + 1, B + 1]` seconds of every shape, for the steps of one group.
-
-    A larger shape is never quicker, whatever the model says.
-    """
+    """Returns `[R + 1, B + 1]` seconds of every shape for the steps of one group."""
     shape = table.max_rows + 1, table.max_blocks + 1
     rows, blocks = (one.reshape(-1) for one in np.indices(shape))
-    middle = (demand.blocks + demand.last_block) / 2
 
     def mean(values: np.ndarray) -> float:
         return float(np.average(values, weights=demand.weight))
 
     def mean_pages(pages: np.ndarray, is_used: np.ndarray) -> float:
-        return float(np.ceil(mean(np.where(is_used, np.maximum(pages, 1), 0))))
+        return math.ceil(mean(np.where(is_used, np.maximum(pages, 1), 0)))
 
     time_s = step_s(
         shape_features(
             rows,
             blocks,
             used_rows=mean(demand.rows),
-            used_blocks=blocks if demand.is_limited[0] else mean(middle),
+            used_blocks=blocks if demand.is_limited[0] else mean(demand.blocks),
             decode_pages=mean_pages(demand.decode_pages, demand.rows > 0),
-            block_pages=mean_pages(demand.block_pages, middle > 0),
+            block_pages=mean_pages(demand.block_pages, demand.blocks > 0),
             page_size=page_size,
             block_tokens=table.block_tokens,
         )
     )
     if not np.all(np.isfinite(time_s) & (time_s >= 0)):
         raise ValueError(f"the step-time model says {np.min(time_s)} s for a step")
+    # A larger shape is never quicker, whatever the model says.
     grid = np.maximum.accumulate(time_s.reshape(shape), axis=0)
     return np.maximum.accumulate(grid, axis=1)
 
 
 def _weight(demand: StepDemand, table: BucketTable) -> np.ndarray:
     """Returns `[R + 1, B + 1]` weight of each count of rows and blocks wanted."""
-    share = demand.weight / (demand.last_block - demand.blocks + 1)
-    starts_and_ends = np.zeros((table.max_rows + 1, table.max_blocks + 2))
-    np.add.at(starts_and_ends, (demand.rows, demand.blocks), share)
-    np.add.at(starts_and_ends, (demand.rows, demand.last_block + 1), -share)
-    weight = np.cumsum(starts_and_ends, axis=1)[:, :-1]
-    return np.where(weight > 1e-12 * np.max(weight), weight, 0.0)
+    weight = np.zeros((table.max_rows + 1, table.max_blocks + 1))
+    np.add.at(weight, (demand.rows, demand.blocks), demand.weight)
+    return weight

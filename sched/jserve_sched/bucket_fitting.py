@@ -3,10 +3,8 @@
 With the edges of one dimension given, the cost of a table is a sum over intervals
 between neighbouring edges of the other. So the best edges of one dimension are a
 shortest path from the smallest to the largest count with a given number of hops:
-exact, by dynamic programming. The two dimensions take turns until neither finds
-better; no turn ever makes it worse.
-
-The DP is over `R + 1` row counts or `B + 1` block counts; `BucketCosts` has the costs.
+exact, by dynamic programming over `R + 1` row counts or `B + 1` block counts. The two
+dimensions take turns until neither finds better; no turn ever makes it worse.
 """
 
 import dataclasses
@@ -28,7 +26,6 @@ def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
     Args:
       costs: `[M, M]`, of a hop from i to j > i at `[i, j]`; infinite where there is
         none. What lies on or below the diagonal is not read.
-      max_hops: Most hops.
 
     Returns:
       A chain without its first node for 1, 2, ... hops, at most `M - 1`; none where no
@@ -54,8 +51,7 @@ def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
 def _up_hops(matrix: np.ndarray) -> np.ndarray:
     """Returns `[M, M]` the cost at edge j of the steps that want i + 1 .. j.
 
-    Args:
-      matrix: `[M, M]` seconds of the steps that want the row's count, at the column's.
+    `matrix` is `[M, M]` seconds of steps that want the row's count, at the column's.
     """
     sums = np.cumsum(matrix, axis=0)
     hops: np.ndarray = np.diagonal(sums)[None] - sums
@@ -67,9 +63,7 @@ def _limited_hops(matrix: np.ndarray) -> np.ndarray:
 
     Those at no edge but 0 break their limit at edge j. The largest count is an edge
     always, so what wants it costs the same however the edges lie and is left out.
-
-    Args:
-      matrix: `[M, M]` seconds of the steps that want the row's count, at the column's.
+    `matrix` is `[M, M]` as in `_up_hops`.
     """
     counts = np.arange(len(matrix))
     repeated = matrix * counts[:, None] / np.maximum(counts, 1)
@@ -97,10 +91,7 @@ def best_row_edges(
 def best_block_edges(
     costs: BucketCosts, row_edges: tuple[int, ...], max_edges: int
 ) -> list[tuple[int, ...]]:
-    """Returns the best block edges beside some row edges, for 2, 3, ... edges.
-
-    The edge 0 is one of them.
-    """
+    """Returns the best block edges beside some row edges, for 2, 3, ... with the 0."""
     hops = sum(
         (_limited_hops if grid.is_limited else _up_hops)(grid.by_block_edge(row_edges))
         for grid in costs.grids
@@ -110,11 +101,7 @@ def best_block_edges(
 
 
 def improve(costs: BucketCosts, table: BucketTable) -> BucketTable:
-    """Returns a table with as many edges that no change in one dimension improves.
-
-    One dimension's edges are made the best beside the other's, then the other's, until
-    that gains nothing.
-    """
+    """Returns a table with as many edges that no change in one dimension improves."""
     while True:
         blocks = best_block_edges(costs, table.row_edges, len(table.block_edges))[-1]
         rows = best_row_edges(costs, blocks, len(table.row_edges))[-1]
@@ -127,35 +114,35 @@ def improve(costs: BucketCosts, table: BucketTable) -> BucketTable:
 def fit_buckets(
     demand: StepDemand,
     step_s: StepTimes,
+    limits: BucketTable,
     *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    block_tokens: int,
     page_size: int,
     max_programs: int,
 ) -> BucketTable:
     """Returns the table of least expected step time within `max_programs`.
 
+    It has the largest edges of `limits`.
+
     Starts are, for every pair of numbers of edges, the best edges of each dimension
-    with the other unpadded; and the tables of the strategies that need no fit. From the
-    best of them the dimensions take turns. So the table is never worse than that of a
-    strategy with no more programs.
+    with the other unpadded; and the tables of the strategies that need no fit, so that
+    the table is never worse than that of a strategy with no more programs.
 
     Raises:
       ValueError: If `max_programs` is below 2, or the demand exceeds the limits.
     """
     if max_programs < 2:
         raise ValueError(f"max_programs={max_programs} is below 2: with and without")
+    most_tokens = limits.max_rows + limits.max_blocks * limits.block_tokens
     rules = [
         strategy().table(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            block_tokens=block_tokens,
+            max_num_seqs=limits.max_rows,
+            max_num_batched_tokens=most_tokens,
+            block_tokens=limits.block_tokens,
         )
         for strategy in STRATEGIES.values()
     ]
-    costs = BucketCosts(demand, step_s, rules[0], page_size=page_size)
-    starts = _separate_fits(costs, rules[0], max_programs)
+    costs = BucketCosts(demand, step_s, limits, page_size=page_size)
+    starts = _separate_fits(costs, limits, max_programs)
     starts += [table for table in rules if table.num_programs <= max_programs]
     starts.sort(key=costs.expected_s)
     found = starts[:1] + [improve(costs, start) for start in starts[:_NUM_STARTS]]
@@ -169,7 +156,7 @@ def _separate_fits(
     """Returns tables whose dimensions are each the best with the other unpadded.
 
     More edges are never worse, so of each number of row edges only the table with the
-    most block edges is returned. `limits` is any table with the right largest edges.
+    most block edges is returned.
     """
     all_rows = tuple(range(min(MIN_ROWS, limits.max_rows), limits.max_rows + 1))
     all_blocks = tuple(range(limits.max_blocks + 1))

@@ -1,9 +1,9 @@
 """Bucket growth: in which order to add edges, and which to leave out.
 
-A server can start with two programs and add finer ones while it serves, and a table
-may be larger than the programs one can pay for. Both want the edges in order of value,
-which is found from the far end: the edge whose absence costs least for each program
-saved is taken away, again and again; read backwards, that is the order of growth.
+A server starts with two programs and adds finer ones while it serves, and a table may
+be larger than the programs one can pay for. Both want the edges in order of value,
+found from the far end: the edge whose absence costs least for each program saved is
+taken away, again and again; read backwards, that is the order of growth.
 """
 
 import dataclasses
@@ -66,19 +66,17 @@ def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
 
     By the edge that is left out, ascending, a row edge before a block edge.
     """
-    no_limit = table.max_rows + table.max_blocks * table.block_tokens
-    max_tokens = no_limit if table.max_tokens is None else table.max_tokens
-    kept = table.block_edge_beside(table.max_rows, max_tokens)
-    kept_rows = (table.max_rows - 1, table.max_rows)
-    edges = [(edge, 0) for edge in table.row_edges if edge not in kept_rows]
-    kept_blocks = (0, kept, table.max_blocks)
-    edges += [(edge, 1) for edge in table.block_edges if edge not in kept_blocks]
-    for edge, dimension in sorted(edges):
-        if dimension:
+    most_blocks_tokens = table.max_blocks * table.block_tokens
+    max_tokens = table.max_tokens or table.max_rows + most_blocks_tokens
+    beside = table.block_edge_beside(table.max_rows, max_tokens)
+    rows = set(table.row_edges) - {table.max_rows - 1, table.max_rows}
+    blocks = set(table.block_edges) - {0, beside, table.max_blocks}
+    for edge in sorted(rows | blocks):
+        if edge in rows:
+            left = tuple(one for one in table.row_edges if one != edge)
+            # The most blocks may fit beside the fewest rows alone.
+            if left[0] + most_blocks_tokens <= max_tokens:
+                yield dataclasses.replace(table, row_edges=left)
+        if edge in blocks:
             left = tuple(one for one in table.block_edges if one != edge)
             yield dataclasses.replace(table, block_edges=left)
-            continue
-        left = tuple(one for one in table.row_edges if one != edge)
-        # The most blocks may fit beside the fewest rows alone.
-        if left[0] + table.max_blocks * table.block_tokens <= max_tokens:
-            yield dataclasses.replace(table, row_edges=left)

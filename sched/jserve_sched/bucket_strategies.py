@@ -7,28 +7,11 @@ whatever the rule leaves out, every step has a shape.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from jserve_sched.buckets import BucketTable
 from jserve_sched.spec_options import make_from_spec
 
 MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
-
-
-class BucketStrategy(Protocol):
-    """Chooses the shapes to compile for a server's limits."""
-
-    def table(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
-    ) -> BucketTable:
-        """Returns the table.
-
-        Args:
-          max_num_seqs: Most requests in a step; the largest row edge.
-          max_num_batched_tokens: Most token positions in a step.
-          block_tokens: Tokens in one prefill block, Q.
-        """
-        ...
 
 
 def _max_blocks(
@@ -44,11 +27,11 @@ def _max_blocks(
     return (max_num_batched_tokens - max_num_seqs) // block_tokens
 
 
-class _ByRule:
-    """A strategy that gives rows and blocks edges by rule, and a table without blocks.
+class BucketStrategy:
+    """Chooses the shapes to compile for a server's limits.
 
-    A subclass has `_row_edges`, and `_block_edges` where that differs: ascending edges
-    from the smallest count worth an edge to the limit.
+    A rule has `_row_edges`, and `_block_edges` where that differs: ascending edges from
+    the smallest count worth an edge to the limit.
     """
 
     def _row_edges(self, first: int, last: int) -> Sequence[int]:
@@ -60,7 +43,12 @@ class _ByRule:
     def table(
         self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
     ) -> BucketTable:
-        """Returns the table of these edges, up to the limits."""
+        """Returns the table, up to the limits.
+
+        Args:
+          max_num_seqs: Most requests in a step; the largest row edge.
+          max_num_batched_tokens: Most token positions in a step.
+        """
         max_blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
         return BucketTable(
             tuple(self._row_edges(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
@@ -74,7 +62,7 @@ def _powers_of_two(last: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PowersOfTwo(_ByRule):
+class PowersOfTwo(BucketStrategy):
     """Rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ...; few programs, up to 2x waste."""
 
     def _row_edges(self, first: int, last: int) -> Sequence[int]:
@@ -82,7 +70,7 @@ class PowersOfTwo(_ByRule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoBit(_ByRule):
+class TwoBit(BucketStrategy):
     """Edges of at most two leading binary digits: 2, 3, 4, 6, 8, 12 ...
 
     Nearly twice the edges of `PowersOfTwo`: less than a third of an edge is padding,
@@ -96,15 +84,12 @@ class TwoBit(_ByRule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear(_ByRule):
+class Linear(BucketStrategy):
     """Every multiple of a gap: the same waste at any size, and many programs.
 
     Attributes:
       row_gap: Rows between two edges.
       block_gap: Prefill blocks between two edges.
-
-    Raises:
-      ValueError: If a gap is below 1.
     """
 
     row_gap: int = 8
@@ -127,21 +112,17 @@ def _multiples(gap: int, first: int, last: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PadLimit(_ByRule):
+class PadLimit(BucketStrategy):
     """The fewest edges that pad no count by more than a limit.
 
-    After vLLM's Gaudi plugin, whose rule of this kind walks up in steps and wants the
-    padding within both limits. Here the larger of the two counts, so that small
-    counts, whose padding is cheap, need no program each; and the edges are found from
-    the top down, which leaves the fewest.
+    After vLLM's Gaudi plugin, whose rule walks up in steps and wants both limits kept.
+    Here the larger counts, so that small counts, whose padding is cheap, need no
+    program each; and edges are found from the top down, which leaves the fewest.
 
     Attributes:
       absolute: Rows, or blocks, of padding that are always allowed; 0 with relative=0
         gives every count.
       relative: Share of an edge that may be padding; 0.5 about doubles.
-
-    Raises:
-      ValueError: If a limit is out of range.
     """
 
     absolute: int = 1
@@ -164,7 +145,7 @@ class PadLimit(_ByRule):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Explicit:
+class Explicit(BucketStrategy):
     """Exactly the edges given; those beyond the server's limits are refused.
 
     Blocks may be more than fit beside full rows, up to what fits beside the smallest
@@ -193,7 +174,7 @@ class Explicit:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Continuous:
+class Continuous(BucketStrategy):
     """No padding at all: every count is an edge and a block is one token.
 
     The simulator compares with it, as the papers' engines have no static shapes.

@@ -10,7 +10,7 @@ import bisect
 import dataclasses
 import functools
 import json
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,30 +33,6 @@ class Bucket:
 
     def __str__(self) -> str:
         return f"B{self.num_rows}xNB{self.num_blocks}"
-
-
-class UsedBucket(Protocol):
-    """The bucket that a step ran in, and how much of it held something."""
-
-    @property
-    def num_rows(self) -> int:
-        """Decode rows compiled."""
-        ...
-
-    @property
-    def num_blocks(self) -> int:
-        """Prefill blocks compiled."""
-        ...
-
-    @property
-    def used_rows(self) -> int:
-        """Decode rows used."""
-        ...
-
-    @property
-    def used_blocks(self) -> int:
-        """Blocks that held a real token."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,18 +72,17 @@ class BucketTable:
             )
         if self.block_tokens < 1:
             raise ValueError(f"block_tokens={self.block_tokens} is below 1")
-        if self.max_tokens is not None:
-            self._check_tokens(self.max_rows, self.block_edges[1], self.max_tokens)
-            self._check_tokens(self.row_edges[0], self.max_blocks, self.max_tokens)
-
-    def _check_tokens(self, num_rows: int, num_blocks: int, max_tokens: int) -> None:
-        """Checks that a pair exists without which an edge would have no bucket."""
-        bucket = Bucket(num_rows, num_blocks, self.block_tokens)
-        if bucket.num_tokens > max_tokens:
-            raise ValueError(
-                f"block edge {num_blocks} does not fit beside {num_rows} rows: "
-                f"{bucket.num_tokens} tokens are over max_tokens={max_tokens}"
-            )
+        # Each edge needs a pair within the limit.
+        for rows, blocks in (
+            (self.max_rows, self.block_edges[1]),
+            (self.row_edges[0], self.max_blocks),
+        ):
+            num_tokens = rows + blocks * self.block_tokens
+            if self.max_tokens is not None and num_tokens > self.max_tokens:
+                raise ValueError(
+                    f"block edge {blocks} does not fit beside {rows} rows: "
+                    f"{num_tokens} tokens are over max_tokens={self.max_tokens}"
+                )
 
     def _num_block_edges(self, num_rows: int) -> int:
         """Returns how many of the first block edges a row edge pairs with."""
@@ -163,11 +138,9 @@ class BucketTable:
             raise ValueError(
                 f"num_blocks={num_blocks} exceeds the largest {self.max_blocks}"
             )
-        row_index = bisect.bisect_left(self.row_edges, num_rows)
-        block_index = bisect.bisect_left(self.block_edges, num_blocks)
-        return Bucket(
-            self.row_edges[row_index], self.block_edges[block_index], self.block_tokens
-        )
+        rows = self.row_edges[bisect.bisect_left(self.row_edges, num_rows)]
+        blocks = self.block_edges[bisect.bisect_left(self.block_edges, num_blocks)]
+        return Bucket(rows, blocks, self.block_tokens)
 
     def largest_block_edge(self, num_blocks: int) -> int:
         """Returns the largest compiled block count that is at most `num_blocks`."""
@@ -191,15 +164,13 @@ class BucketTable:
             "block_edges": list(self.block_edges),
             "block_tokens": self.block_tokens,
         }
-        if self.max_tokens is not None:
-            row["max_tokens"] = self.max_tokens
-        return row
+        limit = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        return row | limit
 
 
 def table_from_json(text: str) -> BucketTable:
-    """Reads a bucket file.
+    """Reads a bucket file: row_edges, block_edges, maybe block_tokens and max_tokens.
 
-    It holds row_edges and block_edges, and may hold block_tokens and max_tokens.
     Other keys, such as where the edges come from, are not looked at.
 
     Raises:
@@ -207,29 +178,15 @@ def table_from_json(text: str) -> BucketTable:
     """
     try:
         row: Any = json.loads(text)
+        rows, blocks = tuple(row["row_edges"]), tuple(row["block_edges"])
+        block_tokens = row.get("block_tokens", DEFAULT_BLOCK_TOKENS)
         max_tokens = row.get("max_tokens")
-        return BucketTable(
-            _edges(row, "row_edges"),
-            _edges(row, "block_edges"),
-            _integer("block_tokens", row.get("block_tokens", DEFAULT_BLOCK_TOKENS)),
-            None if max_tokens is None else _integer("max_tokens", max_tokens),
-        )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(
             "a bucket file is a JSON object with row_edges and block_edges "
             f"(lists of integers): {error!r}"
         ) from None
-
-
-def _edges(row: dict[str, Any], name: str) -> tuple[int, ...]:
-    edges = row[name]
-    if not isinstance(edges, list):
-        raise ValueError(f"bucket file: {name}={edges!r} is not a list of integers")
-    return tuple(_integer(name, edge) for edge in edges)
-
-
-def _integer(name: str, value: object) -> int:
-    """Returns a number of the file; `True`, `4.0` and `"4"` are none."""
-    if type(value) is not int:
-        raise ValueError(f"bucket file: {value!r} in {name} is not an integer")
-    return value
+    for value in (*rows, *blocks, block_tokens, max_tokens or 0):
+        if type(value) is not int:  # nor True, 4.0 and "4"
+            raise ValueError(f"bucket file: {value!r} is not an integer")
+    return BucketTable(rows, blocks, block_tokens, max_tokens)

@@ -11,11 +11,10 @@ import enum
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from jserve_sched.buckets import UsedBucket
 from jserve_sched.output_lengths import LengthErrors
 from jserve_sched.slo import Slo
 
@@ -95,30 +94,6 @@ class Outcome:
         gaps = dataclasses.replace(self.slo, ttlt_s=None)
         is_met = gaps.is_met(self.arrival_s, self.token_times_s, is_complete=True)
         return "late_last_token" if is_met else "late_token"
-
-
-class Step(UsedBucket, Protocol):
-    """What a report reads of one engine step; see jserve.events.StepRecord."""
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Real prefill tokens."""
-
-    @property
-    def bucket_s(self) -> float:
-        """Predicted duration of the bucket, seconds."""
-
-    @property
-    def used_s(self) -> float:
-        """The same prediction without padding, seconds."""
-
-    @property
-    def duration_s(self) -> float:
-        """Duration as the host saw it, seconds."""
-
-    @property
-    def plan_s(self) -> float:
-        """Time of the host for planning, seconds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,9 +198,9 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return run
 
 
-def _by_program(steps: Sequence[Step]) -> list[dict[str, float]]:
+def _by_program(steps: Sequence[Any]) -> list[dict[str, float]]:
     """Returns what ran in each bucket, by rows and blocks."""
-    groups: dict[tuple[int, int], list[Step]] = {}
+    groups: dict[tuple[int, int], list[Any]] = {}
     for step in steps:
         groups.setdefault((step.num_rows, step.num_blocks), []).append(step)
     found: list[dict[str, float]] = []
@@ -263,7 +238,7 @@ def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, Any]:
+def summarise_steps(steps: Sequence[Any], *, block_tokens: int) -> dict[str, Any]:
     """Returns what the steps of one run computed and wasted, for JSON.
 
     `pad_share_tokens` is the share of computed positions that held no token; it
@@ -271,6 +246,7 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
     `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
     share of predicted time that the same steps would save without padding.
     `steps_per_s` counts busy time only; `block_tokens` are in one prefill block, Q.
+    Steps are recorded or simulated; see `jserve.events.StepRecord`.
     """
     if not steps:
         return {"num_steps": 0}
@@ -299,7 +275,7 @@ def summarise_steps(steps: Sequence[Step], *, block_tokens: int) -> dict[str, An
 def summarise_run(
     outcomes: Sequence[Outcome],
     *,
-    steps: Sequence[Step] | None = None,
+    steps: Sequence[Any] | None = None,
     block_tokens: int | None = None,
     counters: EngineCounters | None = None,
     labels: Mapping[str, Any] | None = None,

@@ -25,7 +25,7 @@ def _whole(column: int) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedStep:
-    """One step, as `report.Step` wants it.
+    """One step, as a report and a demand want it.
 
     Attributes:
       start_s: Virtual time of its start, seconds.
@@ -46,6 +46,11 @@ class SimulatedStep:
     used_blocks: int
     leaves_work: bool
     features: np.ndarray
+
+    @property
+    def end_s(self) -> float:
+        """Virtual time of its end, seconds."""
+        return self.start_s + self.duration_s
 
     num_rows = _whole(columns.NUM_ROWS)
     num_blocks = _whole(columns.NUM_BLOCKS)

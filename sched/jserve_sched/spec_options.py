@@ -5,7 +5,6 @@ linear:block_gap=4                    with options, each a field of its class
 sliding:constructor=off:alpha=0.8     more than one
 
 A class's own fields are its options, so a new field is an option without a line here.
-Fields of other types than these are set by code alone.
 """
 
 import dataclasses
@@ -21,11 +20,9 @@ _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
     """Returns an object of the class that a spec names, with the spec's options.
 
-    Args:
-      spec: `name:option=value:...`.
-      classes: Dataclasses by name; their options are the fields that are bool, int,
-        float, str or one of some literals.
-      kind: What they are, for error messages.
+    Options are the fields of a dataclass that are bool, int, float, str or one of some
+    literals; others are set by code alone. `kind` says what the classes are, for
+    error messages.
 
     Raises:
       ValueError: If the name or an option is unknown, or a value is invalid.
@@ -57,21 +54,17 @@ def _literals(kind: Any) -> tuple[Any, ...]:
 
 
 def _parse(where: str, text: str, kind: Any) -> Any:
-    literals = _literals(kind)
-    if literals and text not in literals:
-        raise ValueError(f"{where}={text} is not one of {sorted(literals)}")
-    if kind is bool:
-        if text not in _SWITCH:
-            raise ValueError(f"{where}={text} is not one of {sorted(_SWITCH)}")
-        return _SWITCH[text]
-    if kind in (int, float):
-        try:
-            value = kind(text)
-            if not math.isfinite(value):
-                raise ValueError
-            return value
-        except ValueError:
-            raise ValueError(f"{where}={text} is not a number ({kind.__name__})") from (
-                None
-            )
-    return text
+    choices = _SWITCH if kind is bool else {one: one for one in _literals(kind)}
+    if choices:
+        if text not in choices:
+            raise ValueError(f"{where}={text} is not one of {sorted(choices)}")
+        return choices[text]
+    if kind is str:
+        return text
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where}={text} is not a number ({kind.__name__})")
+    return value

@@ -10,7 +10,6 @@ edges: the best edge for such a step is the one just below its limit.
 """
 
 import dataclasses
-import json
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -31,10 +30,10 @@ TbtBudgets = Sequence[tuple[float, float]]
 PRIOR_SHARE = 0.1
 
 _STEP_FACTS = operator.attrgetter(
-    *("num_rows", "num_blocks", "used_rows", "used_blocks"),
+    *("num_blocks", "used_rows", "used_blocks"),
     *("decode_pages", "block_pages", "leaves_work"),
 )
-_COLUMNS = ("rows", "blocks", "last_block", "is_limited", "decode_pages", "block_pages")
+_COLUMNS = ("rows", "blocks", "is_limited", "decode_pages", "block_pages")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,8 +42,7 @@ class StepDemand:
 
     Attributes:
       rows: Decode rows wanted.
-      blocks: Prefill blocks wanted; of a limited step the fewest it may want.
-      last_block: Most it may want, evenly spread; `blocks` if not limited.
+      blocks: Prefill blocks wanted.
       is_limited: Whether it rounds down, since a limit ended it.
       decode_pages: KV pages of the longest decode; 0 without decodes.
       block_pages: KV pages of the longest chunk; 0 without prefill.
@@ -53,26 +51,10 @@ class StepDemand:
 
     rows: np.ndarray
     blocks: np.ndarray
-    last_block: np.ndarray
     is_limited: np.ndarray
     decode_pages: np.ndarray
     block_pages: np.ndarray
     weight: np.ndarray
-
-    def __post_init__(self) -> None:
-        lengths = {len(getattr(self, name)) for name in (*_COLUMNS, "weight")}
-        if len(lengths) != 1 or not len(self.weight):
-            raise ValueError(
-                f"a demand has one or more steps in every column, got {lengths}"
-            )
-        spread = self.last_block - self.blocks
-        if np.any((spread < 0) | ((spread > 0) & ~self.is_limited)):
-            raise ValueError("last_block is not blocks, or more in a limited step")
-        if not np.all(np.isfinite(self.weight) & (self.weight > 0)):
-            raise ValueError(f"weight {np.min(self.weight)} is not above 0")
-        for name in _COLUMNS:
-            if np.min(getattr(self, name)) < 0:
-                raise ValueError(f"{name}={np.min(getattr(self, name))} is below 0")
 
     @property
     def num_steps(self) -> float:
@@ -86,39 +68,8 @@ class StepDemand:
         )
 
     def where(self, mask: np.ndarray) -> "StepDemand":
-        """Returns the kinds at which `[N]` mask is true; at least one."""
-        return StepDemand(
-            **{
-                field.name: getattr(self, field.name)[mask]
-                for field in dataclasses.fields(self)
-            }
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the form that `demand_from_json` reads: column by column."""
-        columns = {name: getattr(self, name) for name in _COLUMNS}
-        return {
-            **{name: column.astype(int).tolist() for name, column in columns.items()},
-            "weight": [float(f"{weight:.6g}") for weight in self.weight.tolist()],
-        }
-
-
-def demand_from_json(text: str) -> StepDemand:
-    """Reads what `StepDemand.to_json` returned.
-
-    Raises:
-      ValueError: If the text is not a demand.
-    """
-    try:
-        row: Any = json.loads(text)
-        columns = {name: np.array(row[name], np.int64) for name in _COLUMNS}
-        columns["is_limited"] = columns["is_limited"].astype(bool)
-        return StepDemand(**columns, weight=np.array(row["weight"], np.float64))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"a step demand is a JSON object with lists {[*_COLUMNS, 'weight']}: "
-            f"{error!r}"
-        ) from None
+        """Returns the kinds at which `[N]` mask is true."""
+        return StepDemand(**{name: one[mask] for name, one in vars(self).items()})
 
 
 def merge(demands: Sequence[StepDemand]) -> StepDemand:
@@ -135,36 +86,11 @@ def merge(demands: Sequence[StepDemand]) -> StepDemand:
     )
 
 
-def compact(demand: StepDemand) -> StepDemand:
-    """Returns about the same demand in few entries, for a file.
-
-    Counts are rounded up to three leading bits, pages to one.
-    """
-
-    def rounded(counts: np.ndarray, num_bits: int, most: int) -> np.ndarray:
-        # frexp: counts lie in [2**(e-1), 2**e); `unit` is the worth of the last bit.
-        unit = 1 << np.maximum(np.frexp(counts)[1] - num_bits, 0).astype(np.int64)
-        found: np.ndarray = np.minimum(-(-counts // unit) * unit, most)
-        return found
-
-    most = int(np.max(demand.last_block))
-    columns = {
-        "rows": rounded(demand.rows, 3, int(np.max(demand.rows))),
-        "blocks": rounded(demand.blocks, 3, most),
-        "last_block": rounded(demand.last_block, 3, most),
-        "decode_pages": rounded(demand.decode_pages, 1, int(1e9)),
-        "block_pages": rounded(demand.block_pages, 1, int(1e9)),
-    }
-    return merge([dataclasses.replace(demand, **columns)])
-
-
 def prior_demand(max_rows: int, max_blocks: int) -> StepDemand:
     """Returns what to expect where nothing is known: a weight of 1 in all.
 
     One half are decode steps, one half have prefill too; counts of rows and blocks
-    are log-uniform, so no size is favoured over its double. Contexts are short. Beside
-    prefill there is at most one row less than the most, since the prompt's request
-    holds a slot.
+    are log-uniform, so no size is favoured over its double. Contexts are short.
     """
     rows, blocks = np.meshgrid(np.arange(max_rows + 1), np.arange(max_blocks + 1))
     # Neither an empty step nor prefill for a request that has no slot.
@@ -176,7 +102,6 @@ def prior_demand(max_rows: int, max_blocks: int) -> StepDemand:
     return StepDemand(
         rows=rows,
         blocks=blocks,
-        last_block=blocks,
         is_limited=np.zeros(len(rows), bool),
         decode_pages=(rows > 0).astype(np.int64),
         block_pages=(blocks > 0).astype(np.int64),
@@ -191,9 +116,7 @@ def with_prior(
 
     Edges fitted to nothing but what was seen leave none above it: 13 rows, where 12
     were the most so far, would be padded to the largest. Steps with prefill and
-    without give the same share each: otherwise the many decode steps of long answers
-    would bring more imagined prefill than there was.
-
+    without give the same share each, so that many decode steps bring no prefill.
     `table` is any of the size to be fitted; `prior_share` is in [0, 1).
     """
     if not prior_share:
@@ -201,10 +124,10 @@ def with_prior(
     prior = prior_demand(table.max_rows, table.max_blocks)
     parts = [demand.scaled((1.0 - prior_share) * demand.num_steps)]
     for has_prefill in (False, True):
-        num_steps = float(np.sum(demand.weight[(demand.last_block > 0) == has_prefill]))
-        if num_steps:
+        seen = float(np.sum(demand.weight[(demand.blocks > 0) == has_prefill]))
+        if seen:
             expected = prior.where((prior.blocks > 0) == has_prefill)
-            parts.append(expected.scaled(prior_share * num_steps))
+            parts.append(expected.scaled(prior_share * seen))
     return merge(parts)
 
 
@@ -222,10 +145,8 @@ def shape_features(
     """Returns the features `[N, F]` of steps of which only shapes are known.
 
     Contexts of decodes are taken to spread evenly up to the longest. Blocks are taken
-    to belong to as few chunks as can be, all of the longest's context.
-
-    Rows and blocks compiled are `[N]`; those that hold a decode or a chunk and the KV
-    pages of the longest of each are `[N]`, or one for all.
+    to belong to as few chunks as can be, all of the longest's context. `num_rows` and
+    `num_blocks` are `[N]`; the others `[N]`, or one for all.
     """
     matrix = np.zeros((len(num_rows), features.NUM_FEATURES))
     has_decodes = np.asarray(used_rows) > 0
@@ -267,29 +188,22 @@ def demand_from_steps(
     many, by the shares of these classes; if none does, any of e .. f-1 equally. On the
     last edge it wants exactly that.
 
-    A step, recorded or simulated, has the attributes of a line of a step log, and ran
-    in a bucket of the table. `tbt_budgets` are the limits of time that
-    may have ended them.
+    A step, recorded or simulated, has the attributes of `jserve.events.StepRecord`.
 
     Raises:
       ValueError: If there is no step.
     """
-    found = np.array([*map(_STEP_FACTS, steps)], np.int64).reshape(-1, 7)
+    found = np.array([*map(_STEP_FACTS, steps)], np.int64).reshape(-1, 6)
     if not len(found):
         raise ValueError("a demand needs at least one step")
-    num_rows, num_blocks, rows, blocks, decode_pages, block_pages, leaves_work = found.T
-    assert np.isin(num_rows, table.row_edges).all()
-    assert np.isin(num_blocks, table.block_edges).all()
+    num_blocks, rows, blocks, decode_pages, block_pages, leaves_work = found.T
     is_limited = (leaves_work > 0) & (blocks == num_blocks)
     is_limited &= num_blocks < table.max_blocks
-    place = np.searchsorted(table.block_edges, num_blocks, side="right")
-    after = np.append(table.block_edges, 0)[place]
     demand = merge(
         [
             StepDemand(
                 rows=rows,
                 blocks=blocks,
-                last_block=np.where(is_limited, after - 1, blocks),
                 is_limited=is_limited,
                 decode_pages=decode_pages,
                 block_pages=block_pages,
@@ -297,27 +211,29 @@ def demand_from_steps(
             )
         ]
     )
-    if not tbt_budgets or not np.any(is_limited):
+    if not np.any(is_limited):
         return demand
-    kept = [demand.where(~demand.is_limited)] if not np.all(demand.is_limited) else []
     limited = demand.where(demand.is_limited)
-    return merge([*kept, *_at_budgets(limited, tbt_budgets, step_s, table, page_size)])
+    wanted = _spread(limited, tbt_budgets, step_s, table, page_size)
+    return merge([demand.where(~demand.is_limited), wanted])
 
 
-def _at_budgets(
+def _spread(
     limited: StepDemand,
     tbt_budgets: TbtBudgets,
     step_s: StepTimes,
     table: BucketTable,
     page_size: int,
-) -> list[StepDemand]:
-    """Returns limited steps at the counts of blocks where a class's budget lies."""
-    # Every count that a step may want, and one more: does that still fit?
-    num_counts = limited.last_block - limited.blocks + 2
+) -> StepDemand:
+    """Returns limited steps, which lie on edges, at the counts of blocks they want."""
+    # Every count that a step may want, and the next edge: does that still fit?
+    edges, row_edges = np.array(table.block_edges), np.array(table.row_edges)
+    after = edges[np.searchsorted(edges, limited.blocks, side="right")]
+    num_counts = after - limited.blocks + 1
     kind = np.repeat(np.arange(len(num_counts)), num_counts)
     first = np.repeat(np.cumsum(num_counts) - num_counts, num_counts)
     blocks = limited.blocks[kind] + np.arange(len(kind)) - first
-    row_edges = np.array(table.row_edges)
+    is_next_edge = blocks == after[kind]
     time_s = step_s(
         shape_features(
             row_edges[np.searchsorted(row_edges, limited.rows[kind])],
@@ -335,15 +251,11 @@ def _at_budgets(
     for tbt_s, of_class in tbt_budgets:
         fits = time_s <= tbt_s
         share += of_class * (fits & ~np.append(fits[1:], True))
-    share[blocks > limited.last_block[kind]] = 0.0
-    total = np.bincount(kind, share)
-    parts = [limited.where(total == 0)] if np.any(total == 0) else []
-    if np.any(share > 0):
-        is_wish = share > 0
-        found = limited.where(kind[is_wish])
-        wish = blocks[is_wish]
-        weight = found.weight * share[is_wish] / total[kind[is_wish]]
-        parts.append(
-            dataclasses.replace(found, blocks=wish, last_block=wish, weight=weight)
-        )
-    return parts
+    # Where no budget ends, every count counts equally.
+    share[is_next_edge] = 0.0
+    share[(np.bincount(kind, share) == 0)[kind] & ~is_next_edge] = 1.0
+    share /= np.bincount(kind, share)[kind]
+    is_wanted = share > 0
+    found = limited.where(kind[is_wanted])
+    weight = found.weight * share[is_wanted]
+    return dataclasses.replace(found, blocks=blocks[is_wanted], weight=weight)

@@ -10,7 +10,6 @@ from jserve_sched.bucket_growth import growth, limit_programs
 from jserve_sched.buckets import BucketTable
 
 TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4)
-DEEP = BucketTable((2, 4, 8), (0, 1, 2, 5, 8), block_tokens=4, max_tokens=34)
 
 
 def padded_cost(counts: Sequence[tuple[int, int]]) -> Callable[[BucketTable], float]:
@@ -84,9 +83,6 @@ def test_the_edge_left_out_is_the_one_that_costs_least_per_program(
 ) -> None:
     cost_s = padded_cost([(min(rows, table.max_rows), n) for rows, n in demand])
     covering, *others = growth(table, cost_s)
-    if not others:
-        assert covering == table
-        return
     prices_s = {}
     for name, edge in edges_of(table) - edges_of(covering):
         field = f"{name}_edges"
@@ -97,39 +93,15 @@ def test_the_edge_left_out_is_the_one_that_costs_least_per_program(
             continue
         saved = table.num_programs - smaller.num_programs
         prices_s[smaller] = (cost_s(smaller) - cost_s(table)) / saved
-    assert prices_s[[covering, *others][-2]] == min(prices_s.values())
-
-
-def test_of_equals_the_smaller_edge_goes_first_and_rows_before_blocks() -> None:
-    grown = growth(TABLE, lambda table: 0.0)
-    order = [
-        edges_of(larger) - edges_of(smaller)
-        for smaller, larger in itertools.pairwise(grown)
-    ]
-    assert order[::-1] == [
-        *({("block", 1)}, {("row", 2)}, {("block", 2)}, {("row", 4)})
-    ]
-
-
-def test_rows_stay_while_blocks_need_them() -> None:
-    def cost_s(table: BucketTable) -> float:
-        return float(10 * len(table.block_edges))  # blocks are dear, rows are free
-
-    grown = growth(DEEP, cost_s)
-    covering = dataclasses.replace(DEEP, row_edges=(2, 8), block_edges=(0, 5, 8))
-    assert grown[0] == covering
-    assert covering.num_programs == 5
-    assert all(table.row_edges[0] == 2 for table in grown)
+    if others:
+        assert prices_s[[covering, *others][-2]] == min(prices_s.values())
 
 
 def test_the_limit_of_programs_takes_the_largest_that_is_within() -> None:
     cost_s = padded_cost([(1, 1), (3, 0), (8, 4)])
-    grown = growth(TABLE, cost_s)
     assert limit_programs(TABLE, 12, cost_s) == TABLE
     for limit in range(2, 12):
-        assert limit_programs(TABLE, limit, cost_s) == max(
-            (one for one in grown if one.num_programs <= limit),
-            key=lambda one: one.num_programs,
-        )
+        within = [t for t in growth(TABLE, cost_s) if t.num_programs <= limit]
+        assert limit_programs(TABLE, limit, cost_s) == within[-1]
     with pytest.raises(ValueError, match=r"=1 is below 2: .* largest edges"):
         limit_programs(TABLE, 1, cost_s)

@@ -1,7 +1,6 @@
 """Step demand: what rounds up, what rounds down, and to where."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -10,8 +9,6 @@ from jserve_sched import features
 from jserve_sched.buckets import Bucket, BucketTable
 from jserve_sched.step_demand import (
     StepDemand,
-    compact,
-    demand_from_json,
     demand_from_steps,
     merge,
     prior_demand,
@@ -47,37 +44,36 @@ def demand_of(*steps: Step, budgets: list[tuple[float, float]] = []) -> StepDema
     )
 
 
-def wishes(demand: StepDemand) -> dict[tuple[int, int, bool], float]:
-    keys = zip(
-        demand.blocks.tolist(),
-        demand.last_block.tolist(),
-        demand.is_limited.tolist(),
-        strict=True,
-    )
+def wishes(demand: StepDemand) -> dict[tuple[int, bool], float]:
+    keys = zip(demand.blocks.tolist(), demand.is_limited.tolist(), strict=True)
     return dict(zip(keys, demand.weight.tolist(), strict=True))
+
+
+def limited(*blocks: int) -> dict[tuple[int, bool], float]:
+    return {(one, True): 1 / len(blocks) for one in blocks}
 
 
 def test_a_step_that_did_all_there_was_rounds_up() -> None:
     found = demand_of(Step(used_blocks=3), Step(used_blocks=3), Step())
-    assert wishes(found) == {(3, 3, False): 2.0, (4, 4, False): 1.0}
+    assert wishes(found) == {(3, False): 2.0, (4, False): 1.0}
     assert found.rows.tolist() == [6, 6]
 
 
 @pytest.mark.parametrize(
     ("budgets", "expected"),
     [
-        ([], {(4, 7, True): 1.0}),  # any count before the next edge
-        ([(0.070, 1.0)], {(6, 6, True): 1.0}),  # 0.010 + 6 x 0.010 just fits
-        ([(0.0699, 1.0)], {(5, 5, True): 1.0}),
-        ([(0.050, 1.0)], {(4, 4, True): 1.0}),
-        ([(0.0899, 1.0)], {(7, 7, True): 1.0}),
-        ([(0.090, 1.0)], {(4, 7, True): 1.0}),  # the next edge fits: not its limit
-        ([(0.049, 1.0)], {(4, 7, True): 1.0}),  # this edge does not: nor that
+        ([], limited(4, 5, 6, 7)),  # any count before the next edge
+        ([(0.070, 1.0)], limited(6)),  # 0.010 + 6 x 0.010 just fits
+        ([(0.0699, 1.0)], limited(5)),
+        ([(0.050, 1.0)], limited(4)),
+        ([(0.0899, 1.0)], limited(7)),
+        ([(0.090, 1.0)], limited(4, 5, 6, 7)),  # the next edge fits: not its limit
+        ([(0.049, 1.0)], limited(4, 5, 6, 7)),  # this edge does not: nor that
         (
             [(0.070, 0.3), (0.050, 0.1), (9.0, 0.6)],
-            {(6, 6, True): 0.75, (4, 4, True): 0.25},
+            {(6, True): 0.75, (4, True): 0.25},
         ),
-        ([(0.070, 0.0)], {(4, 7, True): 1.0}),
+        ([(0.070, 0.0)], limited(4, 5, 6, 7)),
     ],
 )
 def test_a_limited_step_wants_what_a_budget_allows(budgets, expected) -> None:
@@ -86,8 +82,8 @@ def test_a_limited_step_wants_what_a_budget_allows(budgets, expected) -> None:
 
 def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
     found = demand_of(LEFT, IDLE, Step(used_blocks=3), budgets=[(0.025, 1.0)])
-    assert wishes(found) == {(3, 3, False): 1.0, (4, 7, True): 1.0, (1, 1, True): 1.0}
-    assert wishes(demand_of(IDLE)) == {(0, 3, True): 1.0}
+    assert wishes(found) == {(3, False): 1.0, **limited(4, 5, 6, 7), (1, True): 1.0}
+    assert wishes(demand_of(IDLE)) == limited(0, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -99,65 +95,12 @@ def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
 )
 def test_a_step_that_no_larger_edge_would_help_rounds_up(step: Step) -> None:
     found = demand_of(step, budgets=[(0.07, 1.0)])
-    assert wishes(found) == {(step.used_blocks, step.used_blocks, False): 1.0}
+    assert wishes(found) == {(step.used_blocks, False): 1.0}
 
 
-def test_json_brings_it_back() -> None:
-    demand = demand_of(Step(), LEFT, budgets=[(0.07, 1.0)])
-    found = demand_from_json(json.dumps(demand.to_json()))
-    for field in dataclasses.fields(StepDemand):
-        assert np.array_equal(getattr(found, field.name), getattr(demand, field.name))
-        assert getattr(found, field.name).dtype == getattr(demand, field.name).dtype
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"weight": [0.0]}, "weight 0.0 is not above 0"),
-        ({"rows": [-1]}, "rows=-1 is below 0"),
-        ({"last_block": [3]}, "last_block is not blocks"),
-        ({"last_block": [5]}, "last_block is not blocks"),
-        ({"rows": [1, 2]}, "every column"),
-        ({"rows": None}, "JSON object with lists"),
-    ],
-)
-def test_a_bad_demand_is_refused(change, message) -> None:
-    row = {**demand_of(Step()).to_json(), **change}
-    with pytest.raises(ValueError, match=message):
-        demand_from_json(json.dumps(row))
+def test_a_demand_needs_a_step() -> None:
     with pytest.raises(ValueError, match="at least one step"):
         demand_of()
-
-
-def test_merged_demands_add_up() -> None:
-    one = demand_of(Step(), LEFT)
-    found = merge([one, one.scaled(6.0), demand_of(Step(used_rows=2))])
-    assert sorted(found.weight.tolist()) == [1.0, 4.0, 4.0]
-
-
-def test_a_file_gets_about_the_same_demand_in_few_entries() -> None:
-    rng = np.random.default_rng(0)
-    rows, blocks = (one.reshape(-1) for one in np.indices((60, 42)))
-    full = StepDemand(
-        rows=rows,
-        blocks=blocks,
-        last_block=blocks + blocks % 3,
-        is_limited=blocks % 3 > 0,
-        decode_pages=rows // 10,
-        block_pages=blocks // 10,
-        weight=rng.uniform(1, 9, len(rows)),
-    )
-    small = compact(full)
-    assert len(small.weight) < len(full.weight) / 2
-    assert small.num_steps == pytest.approx(full.num_steps)
-    for name in ("rows", "blocks", "last_block"):
-        before, after = (
-            np.average(getattr(one, name), weights=one.weight) for one in (full, small)
-        )
-        assert before <= after <= before * 1.12, name  # rounded up
-    assert small.rows.max() == full.rows.max()
-    assert small.last_block.max() == full.last_block.max()
-    assert set(small.decode_pages.tolist()) == {0, 1, 2, 4, 8}  # of 0 to 5
 
 
 def test_the_prior_favours_no_size_over_its_double() -> None:
@@ -171,8 +114,7 @@ def test_the_prior_favours_no_size_over_its_double() -> None:
     ]
     assert halves == pytest.approx([halves[0]] * 3, rel=0.1)
     assert not np.any((prior.rows == 0) & (prior.blocks == 0))
-    assert np.max(prior.rows) == 8
-    assert np.max(prior.rows[has_prefill]) == 7
+    assert (np.max(prior.rows), np.max(prior.rows[has_prefill])) == (8, 7)
 
 
 def test_a_prior_leaves_no_cliff_above_what_was_seen() -> None:
@@ -182,7 +124,7 @@ def test_a_prior_leaves_no_cliff_above_what_was_seen() -> None:
     assert mixed.num_steps == pytest.approx(8.0)
     above = mixed.weight[mixed.rows > 8].sum() / mixed.num_steps
     assert 0.025 < above < 0.1
-    assert np.all(mixed.last_block > 0)  # steps without prefill were never seen
+    assert np.all(mixed.blocks > 0)  # steps without prefill were never seen
     assert with_prior(seen, TABLE, 0.0) is seen
 
 

@@ -5,24 +5,22 @@ import logging
 import pathlib
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
+from jserve.step_recorder import FIELDS
 from jserve_sched import features
 from jserve_sched.bucket_strategies import Explicit
 from jserve_sched.buckets import BucketTable, table_from_json
 from jserve_sched.predictor import StepSample
-from jserve_sched.step_demand import demand_from_json
 from jserve_sched.table_predictor import TablePredictor
 from jserve_tools.fit_config import FitConfig
 from jserve_tools.recorded_fits import fit
-from jserve_tools.samples import Samples, write_samples
-from jserve_tools.step_logs import RecordedStep
 
 A100 = "a100-llama3-8b"
+SAMPLES = pathlib.Path(__file__).parents[2] / "benchmarks" / "buckets" / "samples.npz"
 TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4, 8))
 
 
@@ -34,20 +32,21 @@ def record(
     later_rows: int = 5,
     num_steps: int = 300,
     table: BucketTable = TABLE,
-    times: Mapping[str, Any] | None = None,
+    leaves_work: int = 0,
+    **others: Any,
 ) -> pathlib.Path:
     """Writes a log of steps of 5 rows and some blocks, others in the later half."""
     header = {
         "format": "jserve-step-log",
         "version": 1,
-        "fields": RecordedStep._fields,
+        "fields": FIELDS,
         "block_tokens": 32,
         "page_size": 128,
         "max_num_seqs": 8,
         "max_num_batched_tokens": 264,
         "policy": "edf",
         "buckets": table.to_json(),
-        "step_times": times,
+        **others,
     }
     lines: list[Any] = [header]
     for number in range(num_steps):
@@ -56,7 +55,9 @@ def record(
         used = (5 if is_early else later_rows, blocks)
         bucket = table.fit(*used)
         edges = (bucket.num_rows, bucket.num_blocks)
-        lines.append([0.05 * number, *edges, *used, 1, 1, 0, 0.02, 0.015, 0.022])
+        lines.append(
+            [0.05 * number, *edges, *used, 1, 1, leaves_work, 0.02, 0.015, 0.022]
+        )
     path = folder / "steps.jsonl"
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return path
@@ -93,9 +94,6 @@ def test_the_file_that_is_written_is_one_that_a_server_loads(
     )
     assert served.num_programs <= 8
     file: dict[str, Any] = json.loads(text)
-    demand = demand_from_json(json.dumps(file["demand"]))
-    assert (demand.rows.max(), demand.last_block.max()) == (5, 6)
-    assert file["fit"]["measured_over_predicted"] == pytest.approx(1.1)
     assert file["fit"]["policies"] == ["edf"]
     assert file["fit"]["command"][0] == "jserve-fit-buckets"
     report = json.loads(done.stdout.splitlines()[-1])
@@ -112,26 +110,55 @@ def test_a_fit_is_judged_on_the_later_half_beside_pow2(tmp_path: pathlib.Path) -
     assert fitted["later"]["expected_s"] < pow2["later"]["expected_s"]
 
 
-def test_without_a_cost_model_steps_are_priced_as_the_server_measured(
-    tmp_path: pathlib.Path,
-) -> None:
+def times(base_s: float) -> dict[str, Any]:
     predictor = TablePredictor(TABLE, max_pages_per_row=8)
     predictor.fit(
         StepSample(
             features.uniform_features(
                 bucket, decode_pages=1, block_pages=1, page_size=128
             ),
-            1e-3 + 1e-4 * bucket.num_tokens,
+            base_s + 1e-4 * bucket.num_tokens,
         )
         for bucket in TABLE.buckets
     )
-    log = record(tmp_path, times=predictor.to_json())
-    found = fit(FitConfig(step_log=(log,), prior_share=0.0))["fit"]
+    return predictor.to_json()
+
+
+def test_without_a_cost_model_steps_are_priced_as_last_measured(
+    tmp_path: pathlib.Path,
+) -> None:
+    folders = [tmp_path / name for name in ("old", "new", "cold")]
+    known = (times(2e-3), times(1e-3), None)
+    for folder in folders:
+        folder.mkdir()
+    logs = [
+        record(folder, num_steps=100, step_times=one)
+        for folder, one in zip(folders, known, strict=True)
+    ]
+    found = fit(FitConfig(step_log=tuple(logs), prior_share=0.0))["fit"]
     assert found["step_times"] == "the log's"
     # Steps of 5 rows and 3 blocks run as 8 and 4: 1 + 13.6 ms, where 1 + 10.1 do.
     assert found["comparison"][0]["later"]["expected_s"] == pytest.approx(14.6e-3)
-    with pytest.raises(ValueError, match="holds no step times"):
-        fit(FitConfig(step_log=(record(tmp_path),)))
+    for one, message in (
+        (None, "holds no step times"),
+        (times(1e-3) | {"base_s": [[1.0]]}, "the step times in the step log"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(FitConfig(step_log=(record(tmp_path, step_times=one),)))
+
+
+def test_edges_fall_below_the_time_limits_of_the_classes(
+    tmp_path: pathlib.Path,
+) -> None:
+    # 8 rows and 4 blocks take 14.6 ms, 3.2 ms a block: 6 blocks fit in the limit.
+    wide = BucketTable((8,), (0, 4, 8))
+    facts = {"step_times": times(1e-3), "table": wide, "earlier": (4,), "later": 4}
+    limits = [{"name": "chat", "tbt_s": 22e-3}, {"name": "batch", "tbt_s": None}]
+    for classes, has_edge in ((limits, True), ([], False)):
+        log = record(tmp_path, **facts, leaves_work=1, service_classes=classes)
+        given = {"prior_share": 0.0, "max_programs": 3, "force": True}
+        found = fit(FitConfig(step_log=(log,), **given))
+        assert (6 in found["block_edges"]) == has_edge
 
 
 def test_a_table_that_loses_is_written_by_force_alone(
@@ -162,61 +189,43 @@ def test_blocks_beyond_a_full_set_of_rows_count_as_the_most(
 
 
 def test_a_profile_of_other_pages_is_refused(tmp_path: pathlib.Path) -> None:
-    rows = np.zeros((3, 11))
-    facts = {
-        "buckets": TABLE.to_json(),
-        "num_kv_tokens": 4096,
-        "max_model_len": 1024,
-        "engine": {
-            "page_size": 64,
-            "max_num_seqs": 8,
-            "max_num_batched_tokens": 264,
-        },
-    }
-    write_samples(
-        tmp_path / "samples.npz",
-        Samples(
-            features=rows,
-            duration_s=np.full((2, 3), 0.01),
-            split=np.zeros(3, np.int8),
-            timed_features=rows,
-            timed_s=np.full(3, 0.01),
-            facts=facts,
-        ),
-    )
-    spec = f"table:{tmp_path / 'samples.npz'}"
-    with pytest.raises(ValueError, match=r"page_size=128, but .* measured with 64"):
-        fit(FitConfig(step_log=(record(tmp_path),), cost_model=spec))
+    log, spec = record(tmp_path, page_size=64), f"table:{SAMPLES}"
+    with pytest.raises(
+        ValueError, match=r"\(32, 64\) in the step log, but \(32, 128\)"
+    ):
+        fit(FitConfig(step_log=(log,), cost_model=spec))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
-        ((), "give step_log: "),
-        (("--step_log={folder}/none",), "{folder}/none"),
-        (("--step_log={log}", "--max_programs=1"), "max_programs=1 is below 2"),
-        (
-            ("--step_log={log}", "--prior_share=1"),
-            "prior_share=1.0 is not in 0.0..0.99",
-        ),
-        (("--step_log={log}", "--output={folder}"), "output={folder} is a folder"),
-        (
-            ("--step_log={log}",),
-            "199 steps are too few to fit buckets to: at least 200",
-        ),
+        ({"step_log": ()}, "give step_log: "),
+        ({"step_log": ("none",)}, "none"),
+        ({"max_programs": 1}, "max_programs=1 is below 2"),
+        ({"prior_share": 1.0}, "prior_share=1.0 is not in 0.0..0.99"),
+        ({"output": "."}, "output=. is a folder"),
+        ({}, "199 steps are too few to fit buckets to: at least 200"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
-    arguments: tuple[str, ...], message: str, tmp_path: pathlib.Path
+def test_mistakes_are_refused(
+    given: dict[str, Any], message: str, tmp_path: pathlib.Path
 ) -> None:
-    places = {"folder": tmp_path, "log": record(tmp_path, num_steps=199)}
-    output = tmp_path / "buckets.json"
-    given = [one.format(**places) for one in (f"--output={output}", *arguments)]
-    done = program(*given)
+    log = record(tmp_path, num_steps=199)
+    arguments = {"step_log": (log,), "output": tmp_path / "buckets.json", **given}
+    paths = {
+        "step_log": tuple(map(pathlib.Path, arguments["step_log"])),
+        "output": pathlib.Path(arguments["output"]),
+    }
+    with pytest.raises((ValueError, OSError), match=message):
+        fit(FitConfig(**arguments | paths))
+
+
+def test_the_program_tells_a_mistake_in_one_line(tmp_path: pathlib.Path) -> None:
+    done = program(f"--step_log={tmp_path / 'none'}", f"--output={tmp_path / 'out'}")
     assert done.returncode == 1
-    assert message.format(**places) in done.stderr
+    assert str(tmp_path / "none") in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not output.exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_help_needs_no_numpy() -> None:

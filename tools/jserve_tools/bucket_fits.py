@@ -1,8 +1,7 @@
 """Fits buckets to what a policy plans for a simulated load.
 
 The load is served once with every shape there is, so that no edge hides what was
-wanted. Serving it again with the shapes fitted, and fitting to both runs, gained
-nothing where it was tried.
+wanted.
 """
 
 import dataclasses
@@ -19,35 +18,6 @@ from jserve_sched.step_demand import demand_from_steps, with_prior
 from jserve_sched.workload import Arrival
 from jserve_tools.simulation import Experiment
 from jserve_tools.step_logs import tbt_budgets
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SimulatedFit:
-    """Shapes fitted to a simulated load.
-
-    Attributes:
-      table: The shapes.
-      num_steps: Steps of the run that they were fitted to.
-      expected_s: Mean padded time of these steps in the shapes, seconds.
-      pad_share_time: Share of the time of the steps that round up that is padding.
-    """
-
-    table: BucketTable
-    num_steps: int
-    expected_s: float
-    pad_share_time: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fit as a report holds it; see REPORT.md."""
-        fit = {
-            "row_edges": list(self.table.row_edges),
-            "block_edges": list(self.table.block_edges),
-            "num_programs": self.table.num_programs,
-            "num_steps": self.num_steps,
-            "expected_s": self.expected_s,
-            "pad_share_time": self.pad_share_time,
-        }
-        return {"iterations": [fit]}
 
 
 def finest(experiment: Experiment) -> Experiment:
@@ -67,16 +37,20 @@ def finest(experiment: Experiment) -> Experiment:
 
 def fit_to_simulation(
     experiment: Experiment, arrivals: Sequence[Arrival], *, seed: int, max_programs: int
-) -> SimulatedFit:
+) -> tuple[BucketTable, dict[str, Any]]:
     """Fits buckets to the steps that a policy plans for a load.
 
     Of the experiment's buckets only `block_tokens` is read. `seed` draws the noise in
     step times.
 
+    Returns:
+      The table, and an entry of a report's `fits[].iterations`; see REPORT.md.
+
     Raises:
       ValueError: If `max_programs` is below 2, or no request fits the machine.
     """
     model, every_shape = experiment.cost_model, finest(experiment)
+    block_tokens = every_shape.buckets.block_tokens
     steps = every_shape.simulate(arrivals, seed, records_steps=True).steps
     if not steps:
         raise ValueError(
@@ -84,7 +58,7 @@ def fit_to_simulation(
         )
 
     def step_s(matrix: np.ndarray) -> np.ndarray:
-        return model.step_s(matrix, every_shape.buckets.block_tokens)
+        return model.step_s(matrix, block_tokens)
 
     demand = demand_from_steps(
         steps,
@@ -96,16 +70,15 @@ def fit_to_simulation(
     table = fit_buckets(
         with_prior(demand, every_shape.buckets),
         step_s,
-        max_num_seqs=model.max_num_seqs,
-        max_num_batched_tokens=model.max_num_batched_tokens,
-        block_tokens=every_shape.buckets.block_tokens,
+        every_shape.buckets,
         page_size=model.page_size,
         max_programs=max_programs,
     )
     costs = BucketCosts(demand, step_s, table, page_size=model.page_size)
-    return SimulatedFit(
-        table=table,
-        num_steps=len(steps),
-        expected_s=costs.expected_s(table),
-        pad_share_time=costs.pad_share(table),
-    )
+    return table, {
+        "row_edges": table.row_edges,
+        "block_edges": table.block_edges,
+        "num_programs": table.num_programs,
+        "num_steps": len(steps),
+        **costs.summary(table),
+    }

@@ -29,34 +29,26 @@ def main(argv: Sequence[str]) -> None:
     del argv  # the flags say it all
     try:
         config = _READ_CONFIG()
-        config.probe()
-    except (ValueError, OSError) as error:
-        raise ProgramError(str(error)) from error
-    # Imported here, so that --help and a refusal are quick.
-    from jserve_tools.documents import commit, plain, write_whole
-    from jserve_tools.recorded_fits import fit
-    from jserve_tools.tables import render
+        # Imported here, so that --help and a refusal are quick.
+        from jserve_tools.documents import commit, plain, write_whole
+        from jserve_tools.recorded_fits import fit
 
-    try:
         file = fit(config)
         facts = {"commit": commit(), "command": ["jserve-fit-buckets", *sys.argv[1:]]}
         file["fit"] = plain(file["fit"] | facts)
         write_whole(config.output, (json.dumps(file) + "\n").encode())
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
-    lines = [["fitted to the earlier half", "programs", "step ms, later", "padding %"]]
     for row in file["fit"]["comparison"]:
         later = row["later"]
-        times = (
-            f"{later['expected_s'] * 1e3:.3f}",
-            f"{100 * later['pad_share_time']:.2f}",
+        print(
+            f"{row['bucket_strategy']:8}{row['num_programs']:5} programs: "
+            f"{later['expected_s'] * 1e3:.3f} ms a step of the later half, "
+            f"{100 * later['pad_share_time']:.2f} % padding"
         )
-        lines.append([row["bucket_strategy"], str(row["num_programs"]), *times])
-    print(render(lines))
     print(f"\nrow edges    {', '.join(map(str, file['row_edges']))}")
     print(f"block edges  {', '.join(map(str, file['block_edges']))}")
     print(f"programs     {file['fit']['num_programs']}\n\nbucket file: {config.output}")
-    del file["demand"]
     report = {"schema_version": 1, **file, "output": str(config.output)}
     print(json.dumps(report, separators=(",", ":")), flush=True)
 

@@ -2,9 +2,8 @@
 
 import dataclasses
 import pathlib
-import tempfile
 
-from jserve.config import check_range
+from jserve.config import check_range, check_writable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,15 +40,6 @@ class FitConfig:
         if self.max_programs is not None and self.max_programs < 2:
             raise ValueError(f"max_programs={self.max_programs} is below 2")
         check_range("prior_share", self.prior_share, 0.0, 0.99)
-
-    def probe(self) -> None:
-        """Checks that the output can be written, before any work.
-
-        Raises:
-          OSError: If it cannot.
-        """
+        check_writable("output", self.output)
         if self.output.is_dir():
-            raise IsADirectoryError(f"output={self.output} is a folder")
-        self.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.output.parent):
-            pass
+            raise ValueError(f"output={self.output} is a folder")

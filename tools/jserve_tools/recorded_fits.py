@@ -5,8 +5,11 @@ judged on the later half, against the default strategy `pow2`.
 """
 
 import dataclasses
+import itertools
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,18 @@ from jserve_sched.bucket_costs import BucketCosts
 from jserve_sched.bucket_fitting import fit_buckets
 from jserve_sched.bucket_growth import limit_programs
 from jserve_sched.bucket_strategies import PowersOfTwo
-from jserve_sched.buckets import BucketTable
-from jserve_sched.step_demand import StepDemand, StepTimes, compact, merge, with_prior
+from jserve_sched.buckets import BucketTable, table_from_json
+from jserve_sched.step_demand import (
+    StepDemand,
+    StepTimes,
+    demand_from_steps,
+    merge,
+    with_prior,
+)
+from jserve_sched.table_predictor import TablePredictor
 from jserve_tools.fit_config import FitConfig
 from jserve_tools.machines import load_machine
-from jserve_tools.step_logs import RecordedSteps, read_step_logs
+from jserve_tools.step_logs import LIMITS, RecordedStep, read_step_logs
 
 MIN_STEPS = 200  # a hundred in each half
 _LOG = logging.getLogger("jserve")
@@ -29,65 +39,67 @@ def fit(config: FitConfig) -> dict[str, Any]:
     """Fits buckets to recorded steps.
 
     Returns:
-      The bucket file: edges, `demand` for a server that starts with few programs, and
-      `fit`, where the edges come from and how they did on steps not fitted to.
+      The bucket file: edges, and `fit`, where the edges come from and how they did on
+      steps not fitted to.
 
     Raises:
       ValueError: If a log, the cost model or a limit is invalid, or the fitted table
         loses on the later half of the steps and `force` is off.
       OSError: If a file cannot be read.
     """
-    log = read_step_logs(config.step_log)
-    num_steps = len(log.steps)
-    if num_steps < MIN_STEPS:
+    steps = read_step_logs(config.step_log)
+    if len(steps) < MIN_STEPS:
         raise ValueError(
-            f"{num_steps} steps are too few to fit buckets to: at least {MIN_STEPS}"
+            f"{len(steps)} steps are too few to fit buckets to: at least {MIN_STEPS}"
         )
-    step_s = _step_times(log, config.cost_model)
-    limits = log.limits
+    limits = {name: steps[0].header[name] for name in LIMITS}
+    step_s = _step_times(steps, config.cost_model)
     page_size = limits.pop("page_size")
     pow2 = PowersOfTwo().table(**limits)
     max_programs = config.max_programs or pow2.num_programs
+
+    def costs(demand: StepDemand) -> BucketCosts:
+        return BucketCosts(demand, step_s, pow2, page_size=page_size)
 
     def fitted(demand: StepDemand) -> BucketTable:
         return fit_buckets(
             with_prior(demand, pow2, config.prior_share),
             step_s,
-            **limits,
+            pow2,
             page_size=page_size,
             max_programs=max_programs,
         )
 
-    def costs(demand: StepDemand) -> BucketCosts:
-        return BucketCosts(demand, step_s, pow2, page_size=page_size)
-
-    earlier, later = _halves(log, step_s, pow2)
-    demand = merge([earlier, later])
-    halves = {"earlier": costs(earlier), "later": costs(later)}
-    rival = limit_programs(pow2, max_programs, halves["earlier"].expected_s)
+    middle = len(steps) // 2
+    earlier, later = (
+        _demand(half, steps[-1].header, step_s, pow2)
+        for half in (steps[:middle], steps[middle:])
+    )
+    rivals = {
+        "pow2": limit_programs(pow2, max_programs, costs(earlier).expected_s),
+        "fitted": fitted(earlier),
+    }
     comparison = [
-        _judge("pow2", rival, halves),
-        _judge("fitted", fitted(earlier), halves),
+        {
+            "bucket_strategy": name,
+            "num_programs": table.num_programs,
+            "later": costs(later).summary(table),
+        }
+        for name, table in rivals.items()
     ]
     _check_gain(comparison, is_forced=config.force)
-    table, costs_of_all = fitted(demand), costs(demand)
-    predicted_s = sum(step.bucket_s for step in log.steps)
-    ratio = sum(step.duration_s for step in log.steps) / (predicted_s or float("nan"))
+    demand = merge([earlier, later])
+    table = fitted(demand)
     return {
         **table.to_json(),
-        "demand": compact(demand).to_json(),
         "fit": {
             "source": "recorded",
             "step_logs": [path.name for path in config.step_log],
-            "policies": sorted(
-                {str(one.header.get("policy")) for one in log.stretches}
-            ),
+            "policies": sorted({str(one.header.get("policy")) for one in steps}),
             "step_times": config.cost_model or "the log's",
-            **({"measured_over_predicted": ratio} if predicted_s else {}),
-            "num_steps": num_steps,
+            "num_steps": len(steps),
             "num_programs": table.num_programs,
-            "expected_s": costs_of_all.expected_s(table),
-            "pad_share_time": costs_of_all.pad_share(table),
+            **costs(demand).summary(table),
             "prior_share": config.prior_share,
             "limits": limits,
             "page_size": page_size,
@@ -96,66 +108,80 @@ def fit(config: FitConfig) -> dict[str, Any]:
     }
 
 
-def _step_times(log: RecordedSteps, cost_model: str | None) -> StepTimes:
+def _step_times(steps: Sequence[RecordedStep], cost_model: str | None) -> StepTimes:
     """Returns the log's own step times, or those of a machine that agrees with it."""
     if cost_model is None:
-        return log.measured()
-    machine = load_machine(cost_model)
-    if machine.block_tokens:
-        for name in ("block_tokens", "page_size"):
-            profiled = getattr(machine, name)
-            if profiled != log.limits[name]:
-                raise ValueError(
-                    f"the steps were recorded with {name}={log.limits[name]}, but "
-                    f"cost_model={cost_model!r} was measured with {profiled}"
-                )
-    block_tokens = log.limits["block_tokens"]
-    return lambda matrix: machine.step_s(matrix, block_tokens)
+        return _measured(steps)
+    machine, header = load_machine(cost_model), steps[0].header
+    sizes = (machine.block_tokens, machine.page_size)
+    recorded = (header["block_tokens"], header["page_size"])
+    if machine.block_tokens and sizes != recorded:
+        raise ValueError(
+            f"block_tokens, page_size = {recorded} in the step log, but {sizes} in "
+            f"cost_model={cost_model!r}"
+        )
+    return lambda matrix: machine.step_s(matrix, recorded[0])
 
 
-def _halves(
-    log: RecordedSteps, step_s: StepTimes, table: BucketTable
-) -> list[StepDemand]:
-    """Returns what the earlier and the later half want of tables of a size.
+def _measured(steps: Sequence[RecordedStep]) -> StepTimes:
+    """Returns the newest step times that a server measured when it was warm."""
+    known = (one.header.get("step_times") for one in reversed(steps))
+    times = next(filter(None, known), None)
+    if times is None:
+        raise ValueError(
+            "the step log holds no step times, which a server adds once it is warm:"
+            " give cost_model"
+        )
+    pages = max(max(step.decode_pages, step.block_pages) for step in steps)
+    try:
+        table = table_from_json(json.dumps(times["buckets"]))
+        predictor = TablePredictor(table, max_pages_per_row=pages)
+        if not predictor.load_json(dict(times)):
+            raise ValueError("they do not agree with their own buckets")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the step times in the step log: {error}") from None
+    return predictor.predict
 
-    Edges of a user's own may hold more blocks beside few rows than a fitted table has.
+
+def _demand(
+    steps: Sequence[RecordedStep],
+    header: dict[str, Any],
+    step_s: StepTimes,
+    table: BucketTable,
+) -> StepDemand:
+    """Returns what steps want of tables with the largest edges of `table`.
+
+    The objectives of the service classes of a `header` may have ended a step.
+    A server's own edges may hold more blocks beside few rows than a fitted table has.
     """
-    middle, most = len(log.steps) // 2, table.max_blocks
-    halves = [log.demand(step_s, stop=middle), log.demand(step_s, middle)]
-    widest = max(int(np.max(one.last_block)) for one in halves)
+    budgets = [
+        (float(row["tbt_s"]), float(row.get("share", 1.0)))
+        for row in header.get("service_classes") or ()
+        if row.get("tbt_s") is not None
+    ]
+    demand = merge(
+        [
+            demand_from_steps(
+                group,
+                ran_in["table"],
+                tbt_budgets=budgets,
+                step_s=step_s,
+                page_size=header["page_size"],
+            )
+            for ran_in, group in itertools.groupby(steps, operator.itemgetter(0))
+        ]
+    )
+    most, widest = table.max_blocks, np.max(demand.blocks)
     if widest > most:
         _LOG.warning(
             "steps want up to %d prefill blocks, more than the %d that fit beside %d "
             "rows; they count as steps of %d",
             *(widest, most, table.max_rows, most),
         )
-    return [
-        dataclasses.replace(
-            one,
-            blocks=np.minimum(one.blocks, most),
-            last_block=np.minimum(one.last_block, most),
-        )
-        for one in halves
-    ]
+    return dataclasses.replace(demand, blocks=np.minimum(demand.blocks, most))
 
 
-def _judge(
-    name: str, table: BucketTable, halves: Mapping[str, BucketCosts]
-) -> dict[str, Any]:
-    return {
-        "bucket_strategy": name,
-        "num_programs": table.num_programs,
-        **{
-            half: {
-                "expected_s": costs.expected_s(table),
-                "pad_share_time": costs.pad_share(table),
-            }
-            for half, costs in halves.items()
-        },
-    }
-
-
-def _check_gain(comparison: Sequence[Mapping[str, Any]], *, is_forced: bool) -> None:
+def _check_gain(comparison: Sequence[dict[str, Any]], *, is_forced: bool) -> None:
     """Raises ValueError if the fitted table loses on the later half, unless forced."""
     pow2_s, fitted_s = (row["later"]["expected_s"] for row in comparison)
     if fitted_s <= pow2_s:

@@ -59,7 +59,7 @@ def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
       The bucket file `table`, and an entry of the report's `fits` as `fit`.
     """
     max_programs = experiment.buckets.num_programs
-    history = fit_to_simulation(
+    table, fitted = fit_to_simulation(
         experiment,
         experiment.arrivals(seed, qps),
         seed=seed,
@@ -71,7 +71,7 @@ def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
         **({"qps": qps} if math.isfinite(qps) else {}),
         "max_programs": max_programs,
     }
-    return {"table": history.table.to_json(), "fit": labels | history.to_json()}
+    return {"table": table.to_json(), "fit": labels | {"iterations": [fitted]}}
 
 
 def search_goodputs(
