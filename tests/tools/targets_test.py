@@ -11,8 +11,8 @@ import pytest
 from fake_server import COMMAND, SOURCES, FakeLoop, serve_fake
 from jserve.config import EngineConfig
 from jserve.events import Health, TokenEvent
+from jserve.progress import Progress, timed_lines
 from jserve_tools.bench_config import BenchConfig, HttpConfig, ServersConfig
-from jserve_tools.progress import Progress
 from jserve_tools.report_config import ReportConfig
 from jserve_tools.targets import (
     engine_in_process,
@@ -36,7 +36,7 @@ def launch(folder: Path, *arguments: str, command: Sequence[str] = COMMAND):
         FCFS,
         HTTP,
         log=folder / "new" / "log",
-        start_timeout_s=30,
+        timeout_s=30,
         command=(*command, *arguments),
     )
 
@@ -87,7 +87,7 @@ def test_a_server_that_is_never_warm_shows_its_log(tmp_path: Path) -> None:
         FCFS,
         HTTP,
         log=tmp_path / "log",
-        start_timeout_s=1,
+        timeout_s=1,
         command=(sys.executable, "-c", program),
     )
     with pytest.raises(TimeoutError, match=r"not warm after 1 s.*log ends: loading"):
@@ -106,7 +106,7 @@ def test_a_running_server_that_is_not_warm_is_waited_for(
     health: Health, error: type[Exception], message: str
 ) -> None:
     with serve_fake(FakeLoop(health=health)) as served:
-        server = server_at(served.url, HTTP, start_timeout_s=1)
+        server = server_at(served.url, HTTP, timeout_s=1)
         with pytest.raises(error, match=message):
             asyncio.run(open_and_close(server))
 
@@ -114,12 +114,12 @@ def test_a_running_server_that_is_not_warm_is_waited_for(
 def test_a_running_server_and_one_where_nobody_listens() -> None:
     with serve_fake() as served:
         facts = asyncio.run(
-            open_and_close(server_at(served.url + "/v1", HTTP, start_timeout_s=5))
+            open_and_close(server_at(served.url + "/v1", HTTP, timeout_s=5))
         )
     assert facts["served_model_name"] == "fake"
     start_s = time.monotonic()
     with pytest.raises(ConnectionError, match=r"nothing answers at .*refused"):
-        asyncio.run(open_and_close(server_at(served.url, HTTP, start_timeout_s=9)))
+        asyncio.run(open_and_close(server_at(served.url, HTTP, timeout_s=9)))
     assert time.monotonic() - start_s < 5
 
 
@@ -156,7 +156,7 @@ def test_an_engine_in_process_that_fails_says_so(
 
     loop = ColdLoop()
     monkeypatch.setattr("jserve.build.build_loop", lambda config: loop)
-    engine = engine_in_process(FCFS, start_timeout_s=5)
+    engine = engine_in_process(FCFS, timeout_s=5)
     with pytest.raises(error, match=message):
         asyncio.run(open_and_close(engine))
     assert loop.stopped
@@ -167,7 +167,7 @@ def test_filling_the_cache_relays_what_the_server_says(
     capfd: pytest.CaptureFixture[str], exit_status: int
 ) -> None:
     command = (*COMMAND, f"--exit_status={exit_status}")
-    asyncio.run(fill_compile_cache(FCFS, Progress(), command=command))
+    asyncio.run(fill_compile_cache(FCFS, Progress(timed_lines()), command=command))
     err = capfd.readouterr().err
     assert "1 of 1 programs" in err
     assert ("was not filled" in err) == bool(exit_status)

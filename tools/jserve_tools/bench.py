@@ -30,6 +30,7 @@ from absl import flags
 
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress, timed_lines
 from jserve_tools.bench_config import (
     BenchConfig,
     ClosedConfig,
@@ -37,7 +38,6 @@ from jserve_tools.bench_config import (
     ReplayConfig,
     ServersConfig,
 )
-from jserve_tools.progress import Progress
 from jserve_tools.report_config import ReportConfig
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ _PARTS: dict[str, Callable[..., Any]] = {
     # What the servers' flags say for each engine, or the benchmark's own for all.
     "engine": define_engine_flags(
         exclude=(
-            *("policy", "bucket_strategy", "seed"),
+            # Answers have the tokens of the trace: there is no length to predict.
+            *("policy", "bucket_strategy", "seed", "length_estimator"),
             *("enable_prefix_caching", "capture_logits"),
         )
     ),
@@ -71,9 +72,7 @@ async def _run(benchmark: "Benchmark") -> None:
 
 
 def _publish(
-    benchmark: "Benchmark",
-    old_report: Mapping[str, Any] | None,
-    progress: Progress,
+    benchmark: "Benchmark", old_report: Mapping[str, Any] | None, progress: Progress
 ) -> None:
     """Writes the report, and prints the tables and the JSON line."""
     from jserve_tools.documents import one_line
@@ -81,28 +80,22 @@ def _publish(
     from jserve_tools.tables import host_table, run_tables
 
     report = benchmark.report(["jserve-bench", *sys.argv[1:]])
+    config = benchmark.config.report
     runs = report["runs"]
     if benchmark.num_resumed:
-        progress.say(
+        print(
             f"{benchmark.num_resumed} of {len(runs)} runs are those of an interrupted "
             "call; --noresume measures all of them again"
         )
-    progress.say(f"\n{run_tables(runs)}")
+    print(f"\n{run_tables(runs)}")
     for run in runs:
         if run.get("host_profile"):
-            progress.say(f"\n{host_table(run['host_profile'])}")
+            print(f"\n{host_table(run['host_profile'])}")
     with progress.doing("writing the report"):
-        publish(
-            report,
-            benchmark.config.report,
-            old_report,
-            benchmark.finished,
-            say=progress.say,
-        )
+        publish(report, config, old_report, benchmark.finished, say=print)
     if not sys.stdout.isatty():
-        progress.say(one_line(report))
-    output = benchmark.config.report.output
-    pages = [output / name for name in ("report.html", "report.json")]
+        print(one_line(report), flush=True)
+    pages = [config.output / name for name in ("report.html", "report.json")]
     progress.note(f"open {next(one for one in pages if one.exists())}")
 
 
@@ -111,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     del argv  # the flags say it all
     # An engine in this process would warn of every backend that is not there.
     logging.getLogger("jax").setLevel(logging.WARNING)
-    progress = Progress()
+    progress = Progress(timed_lines())
     try:
         config = _CONFIG(**{name: read() for name, read in _PARTS.items()})
         old_report = config.report.probe()

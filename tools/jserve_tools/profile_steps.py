@@ -27,9 +27,9 @@ import numpy as np
 from jserve.config import EngineConfig, check_range
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress, timed_lines
 from jserve_sched.features import SCENARIOS, scenarios
 from jserve_tools.documents import commit, plain
-from jserve_tools.progress import Progress
 from jserve_tools.samples import Samples, repeat_spread, split_steps, write_samples
 from jserve_tools.step_grid import ProfileLimits, profile_plans
 from jserve_tools.step_timer import time_rounds
@@ -112,7 +112,7 @@ def _profile(
         return time.monotonic() - pending.launched_s
 
     with progress.doing(
-        f"measuring {len(plans)} steps", lambda: f"{num_done} of {num_runs} runs"
+        f"measuring {len(plans)} steps, runs", num_runs, lambda: num_done
     ):
         duration_s = time_rounds(
             time_step,
@@ -201,7 +201,7 @@ def _measure(config: ProfileConfig, engine_config: EngineConfig) -> None:
         page_size=engine.page_size,
         num_pages=engine.num_pages,
     )
-    samples = _profile(engine, limits, config, Progress())
+    samples = _profile(engine, limits, config, Progress(timed_lines()))
     summary = _summary(samples)
     facts = plain(
         {

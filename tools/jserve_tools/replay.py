@@ -133,7 +133,6 @@ async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancels what still runs, and raises what went wrong in the rest."""
     for task in tasks:
         task.cancel()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, Exception):
             raise result

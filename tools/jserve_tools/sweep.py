@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import tqdm
 
+from jserve.progress import Progress, timed_lines
 from jserve_sched.goodput import (
     MAX_VIOLATION_SHARE,
     Goodput,
@@ -30,7 +31,6 @@ from jserve_sched.goodput import (
 from jserve_sched.workload import Arrival, Yardstick, at_rate
 from jserve_tools.bucket_fits import fit_to_simulation
 from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.progress import Progress
 from jserve_tools.simulate_config import SweepConfig
 from jserve_tools.simulation import Experiment
 
@@ -82,14 +82,14 @@ def run_all(
                 runs.put(key(tasks[index]), result)
             bar.update()
 
-    def count() -> str:
-        missing = sum(one is None for one in found)
-        return f"{len(found) - missing} of {len(found)} done"
+    def count() -> int:
+        return sum(one is not None for one in found)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         if jobs and not sys.stderr.isatty():
-            stack.enter_context(Progress().doing("simulate", count))
+            progress = Progress(timed_lines())
+            stack.enter_context(progress.doing("simulate", len(found), count))
         if min(num_processes, len(jobs)) <= 1:
             finish(map(_run, jobs))
         else:
