@@ -14,7 +14,6 @@ from jserve_tools.baseline import (
     token_costs_s,
     tokens_by_slice,
 )
-from jserve_tools.bench_config import HttpConfig
 from jserve_tools.clients import HttpClient, open_http_client
 from jserve_tools.replay import Flight
 from jserve_tools.workload import Workload, WorkloadRequest
@@ -33,7 +32,7 @@ class BuggyClient(HttpClient):
 
 def yardstick(loop: FakeLoop, *rows: TraceRow):
     async def go(url: str):
-        async with open_http_client(url, HttpConfig()) as client:
+        async with open_http_client(url) as client:
             return await measure_yardstick(client, Workload(rows=rows))
 
     with serve_fake(loop) as served:
@@ -42,7 +41,7 @@ def yardstick(loop: FakeLoop, *rows: TraceRow):
 
 def capacity(loop: FakeLoop, *, client_class: type = HttpClient, duration_s: float):
     async def go(url: str):
-        async with open_http_client(url, HttpConfig()) as client:
+        async with open_http_client(url) as client:
             client.__class__ = client_class
             return await measure_capacity(
                 client, Workload(rows=ROWS), num_slots=4, duration_s=duration_s

@@ -9,7 +9,6 @@ from jserve.config import EngineConfig
 from jserve_tools.bench_config import (
     BenchConfig,
     ClosedConfig,
-    HttpConfig,
     ReplayConfig,
     ServersConfig,
 )
@@ -24,12 +23,12 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
     [
         (ReplayConfig, {"load": (-1.0,)}, "load=-1.0 is not in 1e-06"),
         (ReplayConfig, {"load": (1.0,), "qps": (2.0,)}, "give one of load, qps"),
-        (ReplayConfig, {"one_shot": True, "rate_scale": 2.0}, "rate_scale, one_shot"),
+        (ReplayConfig, {"qps": (1.0,), "rate_scale": 2.0}, "qps, rate_scale"),
         (ReplayConfig, {"qps": (1.0,), "capacity_s": 2.0}, "leave out --capacity_s=2"),
         (ClosedConfig, {"clients": (0,)}, "clients=0 is not in 1..4096"),
         (ClosedConfig, {"clients": ()}, "clients is empty"),
-        (HttpConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
-        (HttpConfig, {"extra_body": "{"}, "extra_body is not JSON"),
+        (ServersConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
+        (ServersConfig, {"extra_body": "{"}, "extra_body is not JSON"),
         (ServersConfig, {"policies": ("edff",)}, "'edff' is unknown; known: ['ann"),
         (ServersConfig, {"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known"),
         (ServersConfig, {"bucket_strategies": ("linear:gap=4",)}, "no option 'gap=4'"),
@@ -56,7 +55,7 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         ),
         (
             BenchConfig,
-            {"http": HttpConfig(extra_body='{"a": 1}')},
+            {"servers": ServersConfig(extra_body='{"a": 1}')},
             "engines in this process take no HTTP requests: leave out --extra_body=",
         ),
         (
@@ -101,9 +100,8 @@ def test_rates_are_shares_of_the_capacity_unless_others_are_given() -> None:
     assert ReplayConfig().loads == (0.9,)
     assert ReplayConfig(load=(0.5, 1.0)).num_runs == 2
     assert ReplayConfig(qps=(1.0, 2.0, 3.0)).num_runs == 3
-    for one in ({"one_shot": True}, {"rate_scale": 1.0}):
-        config = ReplayConfig(**one)
-        assert (config.loads, config.num_runs) == ((), 1)
+    config = ReplayConfig(rate_scale=1.0)
+    assert (config.loads, config.num_runs) == ((), 1)
 
 
 def test_each_policy_gets_each_bucket_strategy() -> None:

@@ -16,7 +16,6 @@ from jserve.progress import Progress
 from jserve_tools.bench_config import (
     BenchConfig,
     ClosedConfig,
-    HttpConfig,
     ReplayConfig,
     ServersConfig,
 )
@@ -83,7 +82,7 @@ class Opener:
         assert engine is not None
         start = (engine.policy, engine.bucket_strategy, engine.compile_cache_dir)
         self.opened.append(start)
-        async with server_at(self.url, HttpConfig(), timeout_s=5) as client:
+        async with server_at(self.url, timeout_s=5) as client:
             yield client
 
 
@@ -208,15 +207,6 @@ def test_a_server_that_states_no_settings_is_measured_again(
         assert run(wanted).num_resumed == 0
         assert run(wanted).num_resumed == (2 if is_jserve else 0)
     assert (tmp_path / "out" / "runs.jsonl").exists() == is_jserve
-
-
-def test_a_load_may_come_all_at_once(url: str, tmp_path: pathlib.Path) -> None:
-    servers = ServersConfig(url=url)
-    (found,) = run(
-        config(tmp_path, servers, replay=replay(tmp_path, one_shot=True))
-    ).runs
-    assert found["is_one_shot"] and "qps" not in found
-    assert {one["arrival_s"] for one in found["requests"]} == {0.0}
 
 
 def test_the_cache_is_filled_once_for_the_servers_that_share_it(

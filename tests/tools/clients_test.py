@@ -12,7 +12,6 @@ from jserve.server.formats import DONE_EVENT, AnswerFormat, ChunkWriter
 from jserve_sched.report import Failure
 from jserve_sched.request import FinishReason
 from jserve_sched.slo import Slo
-from jserve_tools.bench_config import HttpConfig
 from jserve_tools.clients import (
     EventStream,
     LoopClient,
@@ -97,8 +96,8 @@ def test_refusals_by_cause() -> None:
 
 
 def test_body_is_token_ids_of_fixed_length_with_the_objectives() -> None:
-    config = HttpConfig(extra_body='{"temperature": null, "user": "me"}')
-    body = json.loads(request_body(config, REQUEST, "m"))
+    extra = {"temperature": None, "user": "me"}
+    body = json.loads(request_body(REQUEST, "m", extra))
     assert body["prompt"] == [5, 6, 7]
     assert (body["max_tokens"], body["ignore_eos"]) == (3, True)
     assert body["slo"] == {"ttft_s": 0.5, "tbt_s": 0.05}
@@ -111,7 +110,7 @@ def test_against_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
 
     async def go(url: str) -> None:
-        async with open_http_client(url + "/v1/", HttpConfig()) as client:
+        async with open_http_client(url + "/v1/") as client:
             start_s = client.now_s()
             times_s = [time_s async for time_s in client.send(REQUEST)]
             assert len(times_s) == 3
@@ -136,7 +135,7 @@ def test_against_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_foreign_server_states_little() -> None:
     async def go(url: str) -> None:
-        async with open_http_client(url, HttpConfig()) as client:
+        async with open_http_client(url) as client:
             assert await client.steps(0) is None
             facts = await client.facts()
             assert facts["served_model_name"] == "fake"

@@ -12,7 +12,7 @@ from fake_server import COMMAND, SOURCES, FakeLoop, serve_fake
 from jserve.config import EngineConfig
 from jserve.events import Health, TokenEvent
 from jserve.progress import Progress, timed_lines
-from jserve_tools.bench_config import BenchConfig, HttpConfig, ServersConfig
+from jserve_tools.bench_config import BenchConfig, ServersConfig
 from jserve_tools.report_config import ReportConfig
 from jserve_tools.targets import (
     engine_in_process,
@@ -22,7 +22,6 @@ from jserve_tools.targets import (
     server_at,
 )
 
-HTTP = HttpConfig()
 FCFS = EngineConfig(policy="fcfs")
 
 
@@ -34,7 +33,6 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> None:
 def launch(folder: Path, *arguments: str, command: Sequence[str] = COMMAND):
     return launched_server(
         FCFS,
-        HTTP,
         log=folder / "new" / "log",
         timeout_s=30,
         command=(*command, *arguments),
@@ -85,7 +83,6 @@ def test_a_server_that_is_never_warm_shows_its_log(tmp_path: Path) -> None:
     program = "import time; print('loading', flush=True); time.sleep(60)"
     server = launched_server(
         FCFS,
-        HTTP,
         log=tmp_path / "log",
         timeout_s=1,
         command=(sys.executable, "-c", program),
@@ -106,20 +103,18 @@ def test_a_running_server_that_is_not_warm_is_waited_for(
     health: Health, error: type[Exception], message: str
 ) -> None:
     with serve_fake(FakeLoop(health=health)) as served:
-        server = server_at(served.url, HTTP, timeout_s=1)
+        server = server_at(served.url, timeout_s=1)
         with pytest.raises(error, match=message):
             asyncio.run(open_and_close(server))
 
 
 def test_a_running_server_and_one_where_nobody_listens() -> None:
     with serve_fake() as served:
-        facts = asyncio.run(
-            open_and_close(server_at(served.url + "/v1", HTTP, timeout_s=5))
-        )
+        facts = asyncio.run(open_and_close(server_at(served.url + "/v1", timeout_s=5)))
     assert facts["served_model_name"] == "fake"
     start_s = time.monotonic()
     with pytest.raises(ConnectionError, match=r"nothing answers at .*refused"):
-        asyncio.run(open_and_close(server_at(served.url, HTTP, timeout_s=9)))
+        asyncio.run(open_and_close(server_at(served.url, timeout_s=9)))
     assert time.monotonic() - start_s < 5
 
 
@@ -177,8 +172,8 @@ def test_the_kind_of_server_is_what_the_config_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, opener in (
-        ("launched_server", lambda engine, http, **more: more["log"].name),
-        ("server_at", lambda url, http, **more: url),
+        ("launched_server", lambda engine, extra, **more: more["log"].name),
+        ("server_at", lambda url, extra, **more: url),
         ("engine_in_process", lambda engine, **more: engine.policy),
     ):
         monkeypatch.setattr(f"jserve_tools.targets.{name}", opener)

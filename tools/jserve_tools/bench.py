@@ -1,15 +1,12 @@
 """Measures a server by replaying a real request trace, against its SLOs.
 
-Latency counts from the moment a request was *due*, so a server that falls behind
-cannot hide it. Load and objectives are multiples of what the server does on this
-machine; both are measured first and printed.
+Latency counts from the moment a request was *due*. Load and objectives are multiples
+of what the server does on this machine; both are measured first and printed.
 
   jserve-bench --policies=fcfs,edf                  engines in this process
   jserve-bench --launch --policies=fcfs,edf         servers of our own, over HTTP
   jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
   jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
-  jserve-bench --policies=fcfs,sliding --bucket_strategies=pow2,two_bit,linear
-                                                    each policy with each strategy
 
 Prints tables for people; the last line of stdout is one JSON document, unless stdout
 is a terminal. The same goes to report.json in --output, with a page in report.html.
@@ -34,7 +31,6 @@ from jserve.progress import Progress, timed_lines
 from jserve_tools.bench_config import (
     BenchConfig,
     ClosedConfig,
-    HttpConfig,
     ReplayConfig,
     ServersConfig,
 )
@@ -43,13 +39,12 @@ from jserve_tools.report_config import ReportConfig
 if TYPE_CHECKING:
     from jserve_tools.benchmark import Benchmark
 
-_PART_NAMES = ("replay", "closed", "servers", "http", "report", "engine")
+_PART_NAMES = ("replay", "closed", "servers", "report", "engine")
 _CONFIG = define_config_flags(BenchConfig, group="Benchmark", exclude=_PART_NAMES)
 _PARTS: dict[str, Callable[..., Any]] = {
     "replay": define_config_flags(ReplayConfig, group="Replay (--mode=replay)"),
     "closed": define_config_flags(ClosedConfig, group="Closed loop (--mode=closed)"),
     "servers": define_config_flags(ServersConfig, group="Servers"),
-    "http": define_config_flags(HttpConfig, group="HTTP (--url, --launch)"),
     "report": define_config_flags(ReportConfig, group="Report"),
     # What the servers' flags say for each engine, or the benchmark's own for all.
     "engine": define_engine_flags(

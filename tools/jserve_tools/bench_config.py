@@ -46,7 +46,6 @@ class ReplayConfig:
       load: Rates as shares of the measured capacity; 0.9 if no other rate is given.
       qps: Rates in requests per second.
       rate_scale: A rate as a multiple of the trace's own.
-      one_shot: All requests are due at time 0, so there is no rate.
       service_classes: JSON file: a list of classes, each with name, share (0 to 1) and
         ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or
         multiples of an idle server's time). Classes that the trace names need no
@@ -59,7 +58,6 @@ class ReplayConfig:
     load: tuple[float, ...] = ()
     qps: tuple[float, ...] = ()
     rate_scale: float | None = None
-    one_shot: bool = False
     service_classes: pathlib.Path | None = None
     capacity_s: float = 10.0
 
@@ -71,7 +69,7 @@ class ReplayConfig:
         for name, values in rates.items():
             for rate in values:
                 check_range(name, rate, 1e-6, 1e6)
-        given = [name for name in (*rates, "one_shot") if getattr(self, name)]
+        given = [name for name in rates if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(given)}: each sets the rate")
         if given not in ([], ["load"]):
@@ -80,7 +78,7 @@ class ReplayConfig:
     @property
     def loads(self) -> tuple[float, ...]:
         """Rates as shares of the capacity; empty where rates need none."""
-        has_rate = self.qps or self.rate_scale is not None or self.one_shot
+        has_rate = self.qps or self.rate_scale is not None
         return () if has_rate else self.load or (0.9,)
 
     @property
@@ -118,33 +116,6 @@ class ClosedConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HttpConfig:
-    """How requests are written for a server behind a URL.
-
-    Attributes:
-      extra_body: JSON object merged into every request's body; null removes a field,
-        such as one that a server refuses: {"slo": null}. The key that a server asks
-        for is read from OPENAI_API_KEY.
-    """
-
-    extra_body: str = "{}"
-
-    def __post_init__(self) -> None:
-        try:
-            extra: Any = json.loads(self.extra_body)
-        except ValueError as error:
-            raise ValueError(f"extra_body is not JSON: {error}") from None
-        if not isinstance(extra, dict):
-            raise ValueError(f"extra_body={self.extra_body} is not a JSON object")
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Fields merged into every body."""
-        fields: dict[str, Any] = json.loads(self.extra_body)
-        return fields
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServersConfig:
     """Which servers are measured.
 
@@ -158,6 +129,9 @@ class ServersConfig:
       profile_host: Break the median step down into its parts, in ms. Engines of our
         own run without overlap then: only so can the time of Python and that of XLA be
         told apart.
+      extra_body: JSON object merged into every HTTP request's body; null removes a
+        field, such as one that a server refuses: {"slo": null}. The key that a server
+        asks for is read from OPENAI_API_KEY.
     """
 
     url: str = ""
@@ -165,10 +139,17 @@ class ServersConfig:
     policies: tuple[str, ...] = (EngineConfig().policy,)
     bucket_strategies: tuple[str, ...] = ()
     profile_host: bool = False
+    extra_body: str = "{}"
 
     def __post_init__(self) -> None:
         from jserve_sched.policies import make_policy  # imports NumPy
 
+        try:
+            is_object = isinstance(json.loads(self.extra_body), dict)
+        except ValueError as error:
+            raise ValueError(f"extra_body is not JSON: {error}") from None
+        if not is_object:
+            raise ValueError(f"extra_body={self.extra_body} is not a JSON object")
         if not self.policies:
             raise ValueError("policies is empty: name at least one")
         for policy in self.policies:
@@ -185,6 +166,12 @@ class ServersConfig:
         idle = ("launch", "policies", "bucket_strategies")
         _refuse(f"url={self.url} is a running server", self, idle)
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Fields merged into every body."""
+        fields: dict[str, Any] = json.loads(self.extra_body)
+        return fields
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BenchConfig:
@@ -200,7 +187,6 @@ class BenchConfig:
       replay: For mode replay.
       closed: For mode closed.
       servers: Which servers are measured.
-      http: How requests are written down.
       engine: Engines of our own, but for policy and bucket strategy.
       report: Where the report goes.
     """
@@ -211,7 +197,6 @@ class BenchConfig:
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
     closed: ClosedConfig = dataclasses.field(default_factory=ClosedConfig)
     servers: ServersConfig = dataclasses.field(default_factory=ServersConfig)
-    http: HttpConfig = dataclasses.field(default_factory=HttpConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
 
@@ -226,7 +211,8 @@ class BenchConfig:
             _refuse(f"url={self.servers.url} is a running server", self.engine)
             return
         if not self.servers.launch:
-            _refuse("engines in this process take no HTTP requests", self.http)
+            reason = "engines in this process take no HTTP requests"
+            _refuse(reason, self.servers, ("extra_body",))
         self._check_engines()
 
     def _check_engines(self) -> None:

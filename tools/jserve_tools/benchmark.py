@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -110,7 +109,6 @@ class Benchmark:
         }
         if config.mode == "replay":
             load = {
-                "is_one_shot": replay_config.one_shot,
                 "loads": replay_config.loads,
                 "qps": self._qps,
                 "capacity_s": replay_config.capacity_s,
@@ -247,9 +245,7 @@ class Benchmark:
             assert self.baseline is not None
             labels |= self._rate(place)
             requests = self._workload.requests(
-                FIRST_RUN + number,
-                self.baseline.yardstick,
-                qps=labels.get("qps", math.inf),
+                FIRST_RUN + number, self.baseline.yardstick, qps=labels["qps"]
             )
             num_requests = len(requests)
             send = functools.partial(replay, client, requests, flights)
@@ -282,8 +278,6 @@ class Benchmark:
         return run
 
     def _rate(self, place: int) -> dict[str, Any]:
-        if self.config.replay.one_shot:
-            return {"is_one_shot": True}
         if self._qps:
             return {"qps": self._qps[place]}
         assert self.baseline is not None and self.baseline.capacity is not None

@@ -19,7 +19,6 @@ import aiohttp
 from jserve.events import NotServingError, QueueFullError, StepRecord, TokenEvent
 from jserve_sched.report import Failure
 from jserve_sched.request import FinishReason, Request
-from jserve_tools.bench_config import HttpConfig
 from jserve_tools.workload import WorkloadRequest
 
 if TYPE_CHECKING:
@@ -39,8 +38,10 @@ class RequestFailedError(Exception):
         self.failure = failure
 
 
-def request_body(config: HttpConfig, request: WorkloadRequest, model: str) -> bytes:
-    """Returns the JSON body of a request."""
+def request_body(
+    request: WorkloadRequest, model: str, extra: Mapping[str, Any]
+) -> bytes:
+    """Returns the JSON body of a request; fields of `extra` come in addition."""
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": request.max_tokens,
@@ -53,7 +54,7 @@ def request_body(config: HttpConfig, request: WorkloadRequest, model: str) -> by
     if not request.slo.is_best_effort:
         slo = dataclasses.asdict(request.slo)
         body["slo"] = {name: one for name, one in slo.items() if one is not None}
-    body |= config.extra
+    body |= extra
     kept = {name: value for name, value in body.items() if value is not None}
     return json.dumps(kept, separators=(",", ":")).encode()
 
@@ -143,7 +144,7 @@ class HttpClient:
 
     session: aiohttp.ClientSession
     url: str
-    config: HttpConfig
+    extra: Mapping[str, Any]
     model: str = ""
     is_jserve: bool = False
 
@@ -161,7 +162,7 @@ class HttpClient:
         try:
             async with self.session.post(
                 f"{self.url}/v1/completions",
-                data=request_body(self.config, request, self.model),
+                data=request_body(request, self.model, self.extra),
                 headers={"Content-Type": "application/json"},
             ) as response:
                 if response.status != 200:
@@ -204,7 +205,9 @@ class HttpClient:
 
 
 @contextlib.asynccontextmanager
-async def open_http_client(url: str, config: HttpConfig) -> AsyncIterator[HttpClient]:
+async def open_http_client(
+    url: str, extra: Mapping[str, Any] | None = None
+) -> AsyncIterator[HttpClient]:
     """Connects to a server that is ready, with the key in OPENAI_API_KEY if any.
 
     Raises:
@@ -217,13 +220,13 @@ async def open_http_client(url: str, config: HttpConfig) -> AsyncIterator[HttpCl
     async with aiohttp.ClientSession(
         connector=connector, timeout=_TIMEOUT, headers=headers
     ) as session:
-        client = HttpClient(session=session, url=url, config=config)
+        client = HttpClient(session=session, url=url, extra=extra or {})
         try:
             served = (await client.get("/v1/models")).get("data") or [{}]
             client.is_jserve = bool(await client.get("/jserve/info"))
         except (aiohttp.ClientError, OSError) as error:
             raise ConnectionError(f"{url} does not answer: {error}") from None
-        client.model = str(config.extra.get("model") or served[0].get("id") or "")
+        client.model = str(client.extra.get("model") or served[0].get("id") or "")
         if not client.model:
             raise ConnectionError(f"{url}/v1/models names no model")
         yield client

@@ -12,8 +12,9 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import aiohttp
 
@@ -21,7 +22,7 @@ from jserve.config import EngineConfig
 from jserve.config_flags import config_arguments
 from jserve.events import Health
 from jserve.progress import Progress
-from jserve_tools.bench_config import BenchConfig, HttpConfig
+from jserve_tools.bench_config import BenchConfig
 from jserve_tools.clients import Client, LoopClient, open_http_client
 
 _SERVER = (sys.executable, "-m", "jserve")
@@ -70,7 +71,7 @@ async def _health(session: aiohttp.ClientSession, url: str) -> Health:
 @contextlib.asynccontextmanager
 async def server_at(
     url: str,
-    http: HttpConfig,
+    extra: Mapping[str, Any] | None = None,
     *,
     timeout_s: float = _START_TIMEOUT_S,
     process: asyncio.subprocess.Process | None = None,
@@ -79,7 +80,7 @@ async def server_at(
 
     Args:
       url: Its address.
-      http: How requests are written.
+      extra: Fields merged into every request's body.
       timeout_s: Seconds it may take to be warm.
       process: Of a server of our own; its end ends the wait.
 
@@ -116,7 +117,7 @@ async def server_at(
                         f"{url} is not warm after {timeout_s:g} s, but {health.value}"
                     )
                 await asyncio.sleep(_POLL_S)
-    async with open_http_client(url, http) as client:
+    async with open_http_client(url, extra) as client:
         yield client
 
 
@@ -173,7 +174,7 @@ async def fill_compile_cache(
 @contextlib.asynccontextmanager
 async def launched_server(
     config: EngineConfig,
-    http: HttpConfig,
+    extra: Mapping[str, Any] | None = None,
     *,
     log: pathlib.Path,
     timeout_s: float = _START_TIMEOUT_S,
@@ -204,7 +205,9 @@ async def launched_server(
 
     url, is_well = f"http://127.0.0.1:{port}", False
     try:
-        async with server_at(url, http, timeout_s=timeout_s, process=process) as client:
+        async with server_at(
+            url, extra, timeout_s=timeout_s, process=process
+        ) as client:
             yield client
         is_well = process.returncode is None
     except (ConnectionError, TimeoutError) as error:
@@ -222,12 +225,12 @@ def open_server(
 ) -> AbstractAsyncContextManager[Client]:
     """Returns the context in which a server of our own, or the one at the URL, is."""
     if engine is None:
-        return server_at(config.servers.url, config.http)
+        return server_at(config.servers.url, config.servers.extra)
     if not config.servers.launch:
         return engine_in_process(engine)
     name = re.sub(r"[^a-z0-9_.-]+", "_", engine_name(engine))
     log = config.report.output / f"server-{name}.log"
-    return launched_server(engine, config.http, log=log)
+    return launched_server(engine, config.servers.extra, log=log)
 
 
 def engine_name(engine: EngineConfig) -> str:

@@ -7,7 +7,6 @@ the prompts of another in a cache.
 
 import dataclasses
 import functools
-import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -103,17 +102,17 @@ class Workload:
     def requests(
         self, run: int, yardstick: Yardstick | None, *, qps: float
     ) -> list[WorkloadRequest]:
-        """Returns every row as a request of run number `run`.
+        """Returns every row as a request of run number `run`, at a mean rate.
 
         Args:
           run: Draws the prompts, with the seed.
           yardstick: What relative objectives are multiples of; None without any.
-          qps: Mean rate of arrivals; infinite has all of them come at once.
+          qps: The rate, requests per second.
 
         Raises:
-          ValueError: If the rows do not span any time and the rate is finite.
+          ValueError: If the rows do not span any time.
         """
-        time_factor = mean_rate(self.rows) / qps if math.isfinite(qps) else 0.0
+        time_factor = mean_rate(self.rows) / qps
         requests = []
         for index, row in enumerate(self.rows):
             name, slo = self.slo(index, yardstick)
@@ -154,8 +153,6 @@ class Workload:
             found[f"{name}_max"] = max(lengths)
         if rows[-1].arrival_s > rows[0].arrival_s:
             found["trace_qps"] = mean_rate(rows)
-        if replay.one_shot:
-            found["is_one_shot"] = True
         return found
 
 
