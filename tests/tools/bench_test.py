@@ -118,8 +118,6 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
     [
         (["--num_requests=99999"], 1, "num_requests=99999, but"),
         (["--load=fast"], 2, "load=fast"),
-        (["--qps=1", "--load=1"], 1, "give one of load, qps"),
-        (["--trace=/none.csv"], 1, "/none.csv"),
         (["--compare=/none.json"], 1, "/none.json"),
         (["--output=/dev/null/x"], 1, "/dev/null"),
         (["--url=http://127.0.0.1:9"], 1, "nothing answers at http://127.0.0.1:9"),

@@ -60,12 +60,9 @@ class Capacity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What rates and relative objectives are multiples of.
+    """What the server states of itself, its idle times and its capacity.
 
-    Attributes:
-      facts: What the server states of itself.
-      yardstick: Idle times, where objectives need them.
-      capacity: Capacity, where rates need it.
+    The last two are None where neither objectives nor rates are multiples of them.
     """
 
     facts: Mapping[str, Any]
@@ -185,9 +182,6 @@ def mean_step_s(token_times_s: Sequence[Sequence[float]]) -> float:
     Tokens may be read several at once where an engine is quicker than its client, so
     that most gaps are 0; from the first token to the last is the same.
 
-    Args:
-      token_times_s: Of each request, when its tokens came, ascending.
-
     Raises:
       RuntimeError: If no time can be told: too few tokens, or all at once.
     """
@@ -215,11 +209,9 @@ def mean_step_s(token_times_s: Sequence[Sequence[float]]) -> float:
 async def measure_capacity(
     client: Client, workload: Workload, *, num_slots: int, duration_s: float
 ) -> Capacity:
-    """Keeps the server full for a while and says what it sustains.
+    """Keeps an idle server full for a while and says what it sustains.
 
     Args:
-      client: Of an idle server.
-      workload: Its rows are sent, in random order, as long as it takes.
       num_slots: Requests the server runs at once; a quarter more are sent.
       duration_s: How long to measure after the slots have filled.
 

@@ -47,12 +47,8 @@ def break_down(
 
     `host_ms` is the host's time but launching, bookkeeping and text included;
     `device_ms`, launching and waiting, and `host_to_device`, their ratio, are
-    there only without overlap.
-
-    Args:
-      steps: A run's steps.
-      detokenise_s: Median time to turn a step's tokens into text, where it is known.
-      has_overlap: Whether steps were planned while others ran.
+    there only without overlap. `detokenise_s` is the median time to turn a step's
+    tokens into text, where it is known.
     """
     found = []
     for name, group in _kinds(steps).items() if steps else ():

@@ -31,12 +31,10 @@ async def measure_run(
     """Sends requests; returns what they and the engine's steps came to.
 
     Args:
-      client: Of a warm server.
       send: Sends the requests, and puts them into `flights`.
       flights: Empty at first.
       labels: Keys of the report that tell this run from others.
       showing: Says how far it is.
-      profiles_host: Whether to break steps down into parts.
     """
     before = await client.facts()
     with showing:

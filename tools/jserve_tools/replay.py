@@ -81,7 +81,6 @@ async def replay(
     """Sends each request at its own time.
 
     Args:
-      client: Of a warm server.
       requests: Sorted by `arrival_s`, which counts from now.
       flights: Gets all of them at once, in the same order.
       min_grace_s: Least wait after the last arrival before giving up.

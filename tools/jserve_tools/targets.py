@@ -79,9 +79,7 @@ async def server_at(
     """Connects to a server once it is warm.
 
     Args:
-      url: Its address.
       extra: Fields merged into every request's body.
-      timeout_s: Seconds it may take to be warm.
       process: Of a server of our own; its end ends the wait.
 
     Raises:
