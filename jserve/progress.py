@@ -1,13 +1,25 @@
-"""How start-up goes, for the person who waits: a bar, or a line every few seconds."""
+"""Shows the person who waits what a program is doing: a bar, or lines."""
 
+import contextlib
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _POLL_S = 0.2
-_BRIEF_S = 1.0  # between two lines of one stage, while something is made
-_SILENT_S = 10.0  # after which the same line comes again, with the time it took
+_PERIOD_S = 5.0  # between two lines about one stage
+
+
+def timed_lines() -> Callable[[str], None]:
+    """Returns a writer of lines to stderr, with the time since this call."""
+    start_s = time.monotonic()
+
+    def write(line: str) -> None:
+        elapsed_s = time.monotonic() - start_s
+        print(f"[{elapsed_s:4.0f} s] {line}", file=sys.stderr, flush=True)
+
+    return write
 
 
 def _count_nothing() -> int:
@@ -15,22 +27,21 @@ def _count_nothing() -> int:
 
 
 class Progress:
-    """Shows which stage start-up is in, and how far, until it is closed.
+    """Shows which stage a program is in, and how far, until it is closed.
 
-    A stage is begun, and what it has made is then asked for in a thread. The first
-    line comes at once; after that something is shown at least every 10 s.
+    A thread repeats it every few seconds, even while the program is busy.
     """
 
     def __init__(
-        self, say: Callable[[str], None] | None = None, *, is_bar: bool = False
+        self, write: Callable[[str], None] | None = None, *, is_bar: bool = False
     ):
         """Shows nothing yet.
 
         Args:
-          say: takes the lines; None shows nothing at all.
-          is_bar: whether a bar is drawn on stderr instead, a terminal.
+          write: Takes each line; None shows nothing at all.
+          is_bar: Whether a bar is drawn on stderr instead, a terminal.
         """
-        self._say = say
+        self._write = write
         self._is_bar = is_bar
         self._bar: Any = None  # tqdm's, on a terminal
         self._stage = ""
@@ -42,17 +53,22 @@ class Progress:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
+    def note(self, line: str) -> None:
+        """Writes a line that stands alone."""
+        if self._write is not None:
+            self._write(line)
+
     def begin(
         self, stage: str, total: int = 0, count: Callable[[], int] = _count_nothing
     ) -> None:
         """Ends the stage before, and begins another.
 
         Args:
-          stage: what is being done.
-          total: how much of it there is; 0 if that is not known.
-          count: tells how much is done; called in another thread.
+          stage: What is being done; "" for nothing.
+          total: How much of it there is; 0 if that is not known.
+          count: Tells how much is done; called in another thread.
         """
-        if self._say is None or self._closed.is_set():
+        if self._write is None or self._closed.is_set():
             return
         with self._lock:
             self._show(is_last=True)
@@ -63,12 +79,21 @@ class Progress:
         if not self._thread.is_alive():
             self._thread.start()
 
+    @contextlib.contextmanager
+    def doing(
+        self, stage: str, total: int = 0, count: Callable[[], int] = _count_nothing
+    ) -> Iterator[None]:
+        """Begins a stage, and ends it with the context."""
+        self.begin(stage, total, count)
+        try:
+            yield
+        finally:
+            self.begin("")
+
     def close(self) -> None:
         """Ends the last stage; nothing is shown after."""
-        with self._lock:
-            if not self._closed.is_set():
-                self._show(is_last=True)
-            self._closed.set()
+        self.begin("")
+        self._closed.set()
 
     def _watch(self) -> None:
         while not self._closed.wait(_POLL_S):
@@ -76,7 +101,7 @@ class Progress:
                 self._show()
 
     def _show(self, *, is_last: bool = False) -> None:
-        if self._say is None or not self._stage or self._closed.is_set():
+        if self._write is None or not self._stage:
             return
         done = self._count()
         if self._is_bar:
@@ -84,14 +109,10 @@ class Progress:
             return
         text = f"{self._stage}: {done} of {self._total}" if self._total else self._stage
         now_s = time.monotonic()
-        silent_s = now_s - self._said_s
-        if text == self._said:
-            is_due = silent_s >= _SILENT_S
-        else:
-            is_due = not self._said or is_last or silent_s >= _BRIEF_S
-        if is_due:
+        is_due = not self._said or now_s - self._said_s >= _PERIOD_S
+        if is_due or (is_last and text != self._said):
             spent_s = now_s - self._begun_s
-            self._say(f"{text} ({spent_s:.0f} s)" if self._said else text)
+            self._write(f"{text} ({spent_s:.0f} s)" if self._said else text)
             self._said, self._said_s = text, now_s
 
     def _draw(self, done: int, is_last: bool) -> None:

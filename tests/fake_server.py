@@ -5,7 +5,6 @@ of its script, in turn, over and over. There is no model and no scheduler. A scr
 raises fails the engine. Runs as a program too, so that it can be launched.
 """
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -92,7 +91,7 @@ class FakeLoop:
         self.refusals: Iterator[Exception | None] = iter(())
         self.start_up = StartUp()
         self.num_forgotten = 0  # of the oldest steps
-        self._health = health
+        self.health = health
         self._lock = threading.Condition()
         self._live: dict[str, Request] = {}
         self._prompt_left: dict[str, int] = {}
@@ -107,17 +106,9 @@ class FakeLoop:
     def start(self) -> None:
         self._thread.start()
 
-    @property
-    def health(self) -> Health:
-        return self._health
-
-    @health.setter
-    def health(self, health: Health) -> None:
-        self._health = health
-
     def check_open(self) -> None:
-        if self._health not in (Health.READY, Health.WARM):
-            raise NotServingError(f"the engine is {self._health.value}")
+        if self.health not in (Health.READY, Health.WARM):
+            raise NotServingError(f"the engine is {self.health.value}")
         if len(self._live) >= self.config.max_queued_requests:
             raise QueueFullError("too many requests wait", 2.5)
 
@@ -151,7 +142,7 @@ class FakeLoop:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            health=self._health,
+            health=self.health,
             policy=self.config.policy,
             block_tokens=32,
             num_running=self.num_live(),
@@ -174,7 +165,7 @@ class FakeLoop:
         return self._steps[max(since, self.num_forgotten) :]
 
     def drain(self, timeout_s: float) -> bool:
-        self._health = Health.DRAINING
+        self.health = Health.DRAINING
         is_done = self.wait_idle(timeout_s)
         with self._lock:
             left = list(self._live)
@@ -201,7 +192,7 @@ class FakeLoop:
             with self._lock:
                 left = list(self._live)
                 self._live.clear()
-                self._health = Health.FAILED
+                self.health = Health.FAILED
             now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
             self._publish(
                 [TokenEvent(one, None, now_s, reason, error=str(error)) for one in left]
@@ -417,29 +408,24 @@ def _without_jserve(app: Any) -> Any:
 
 def main(arguments: list[str]) -> int:
     """Serves until SIGTERM, or goes wrong as it is told."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--policy", default="sliding")
-    parser.add_argument("--exit_status", type=int, default=0)
-    parser.add_argument("--dies", action="store_true")
-    parser.add_argument("--fails", action="store_true")
-    parser.add_argument("--warmup_only", action="store_true")
-    options, _ = parser.parse_known_args(arguments)
-    if options.dies or options.warmup_only:
-        print("no such model" if options.dies else "1 of 1 programs", file=sys.stderr)
-        return 3 if options.dies else options.exit_status
+    options = dict(one.removeprefix("--").partition("=")[::2] for one in arguments)
+    exit_status = int(options.get("exit_status", 0))
+    dies, fails = "dies" in options, "fails" in options
+    if dies or "warmup_only" in options:
+        print("no such model" if dies else "1 of 1 programs", file=sys.stderr)
+        return 3 if dies else exit_status
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    if options.fails:
+    if fails:
         print("out of memory", flush=True)
     loop = FakeLoop(
-        config=EngineConfig(policy=options.policy),
-        health=Health.FAILED if options.fails else Health.WARM,
+        config=EngineConfig(policy=options.get("policy", "sliding")),
+        health=Health.FAILED if fails else Health.WARM,
     )
     loop.start_up = STARTED
-    with serve_fake(loop, port=options.port):
+    with serve_fake(loop, port=int(options.get("port", 0))):
         stop.wait()
-    return int(options.exit_status)
+    return exit_status
 
 
 if __name__ == "__main__":

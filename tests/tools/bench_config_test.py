@@ -9,7 +9,6 @@ from jserve.config import EngineConfig
 from jserve_tools.bench_config import (
     BenchConfig,
     ClosedConfig,
-    HttpConfig,
     ReplayConfig,
     ServersConfig,
 )
@@ -24,22 +23,20 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
     [
         (ReplayConfig, {"load": (-1.0,)}, "load=-1.0 is not in 1e-06"),
         (ReplayConfig, {"load": (1.0,), "qps": (2.0,)}, "give one of load, qps"),
-        (ReplayConfig, {"one_shot": True, "rate_scale": 2.0}, "rate_scale, one_shot"),
+        (ReplayConfig, {"qps": (1.0,), "rate_scale": 2.0}, "qps, rate_scale"),
         (ReplayConfig, {"qps": (1.0,), "capacity_s": 2.0}, "leave out --capacity_s=2"),
-        (ReplayConfig, {"declared_max_tokens": 9}, "=9 would do nothing without"),
-        (ReplayConfig, {"temperature": 3.0}, "temperature=3.0 is not in 0.0..2.0"),
         (ClosedConfig, {"clients": (0,)}, "clients=0 is not in 1..4096"),
         (ClosedConfig, {"clients": ()}, "clients is empty"),
-        (HttpConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
-        (HttpConfig, {"extra_body": "{"}, "extra_body is not JSON"),
+        (ServersConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
+        (ServersConfig, {"extra_body": "{"}, "extra_body is not JSON"),
         (ServersConfig, {"policies": ("edff",)}, "'edff' is unknown; known: ['ann"),
         (ServersConfig, {"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known"),
         (ServersConfig, {"bucket_strategies": ("linear:gap=4",)}, "no option 'gap=4'"),
         (ServersConfig, {"url": "127.0.0.1:1"}, "no scheme: write http://127.0.0.1:1"),
         (
             ServersConfig,
-            {"url": "http://x", "launch": True, "measure_warm_start": True},
-            "http://x is a running server: leave out --launch, --measure_warm_start",
+            {"url": "http://x", "launch": True, "policies": ("fcfs",)},
+            "http://x is a running server: leave out --launch, --policies=fcfs",
         ),
         (
             BenchConfig,
@@ -58,13 +55,8 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         ),
         (
             BenchConfig,
-            {"http": HttpConfig(api="chat")},
-            "engines in this process take no HTTP requests: leave out --api=chat",
-        ),
-        (
-            BenchConfig,
-            {"engine": EngineConfig(length_estimator="mean")},
-            "no length to predict: leave out --length_estimator=mean",
+            {"servers": ServersConfig(extra_body='{"a": 1}')},
+            "engines in this process take no HTTP requests: leave out --extra_body=",
         ),
         (
             BenchConfig,
@@ -94,7 +86,6 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
             {"servers": TWO, "engine": EngineConfig(step_log=pathlib.Path("s"))},
             "step_log=s is one file for 2 engines",
         ),
-        (BenchConfig, {"first_prompt_token": 300}, "first_prompt_token=300 is not in"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(
@@ -105,20 +96,12 @@ def test_a_wrong_value_is_refused_by_name(
     assert message in str(caught.value)
 
 
-def test_lengths_are_predicted_where_answers_may_end() -> None:
-    BenchConfig(
-        engine=EngineConfig(length_estimator="mean"),
-        replay=ReplayConfig(ignore_eos=False, declared_max_tokens=9),
-    )
-
-
 def test_rates_are_shares_of_the_capacity_unless_others_are_given() -> None:
     assert ReplayConfig().loads == (0.9,)
     assert ReplayConfig(load=(0.5, 1.0)).num_runs == 2
     assert ReplayConfig(qps=(1.0, 2.0, 3.0)).num_runs == 3
-    for one in ({"one_shot": True}, {"rate_scale": 1.0}):
-        config = ReplayConfig(**one)
-        assert (config.loads, config.num_runs) == ((), 1)
+    config = ReplayConfig(rate_scale=1.0)
+    assert (config.loads, config.num_runs) == ((), 1)
 
 
 def test_each_policy_gets_each_bucket_strategy() -> None:
@@ -139,13 +122,3 @@ def test_each_policy_gets_each_bucket_strategy() -> None:
     assert not any(one.enable_overlap for one in engines)
     assert BenchConfig(servers=RUNNING).engines() == []
     assert BenchConfig().engines()[0].bucket_strategy == "pow2"
-
-
-def test_the_key_is_the_first_word_of_its_file(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "key"
-    path.write_text("secret\nother\n")
-    assert HttpConfig(api_key_file=path).api_key() == "secret"
-    assert HttpConfig().api_key() == ""
-    path.write_text("\n")
-    with pytest.raises(ValueError, match="key is empty"):
-        HttpConfig(api_key_file=path).api_key()

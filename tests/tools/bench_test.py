@@ -93,8 +93,12 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
             *(f"--service_classes={classes}", f"--output={output}", *arguments),
         )
 
+    def num_kept() -> int:  # the baseline, then a line for each run
+        kept = output / "runs.jsonl"
+        return kept.read_text().count("\n") if kept.exists() else 0
+
     program = start()
-    while not (output / "runs.jsonl").exists() and program.poll() is None:
+    while num_kept() < 2 and program.poll() is None:
         time.sleep(0.01)
     program.send_signal(signal.SIGTERM)
     _, err = program.communicate(timeout=60)
@@ -114,8 +118,6 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
     [
         (["--num_requests=99999"], 1, "num_requests=99999, but"),
         (["--load=fast"], 2, "load=fast"),
-        (["--qps=1", "--load=1"], 1, "give one of load, qps"),
-        (["--trace=/none.csv"], 1, "/none.csv"),
         (["--compare=/none.json"], 1, "/none.json"),
         (["--output=/dev/null/x"], 1, "/dev/null"),
         (["--url=http://127.0.0.1:9"], 1, "nothing answers at http://127.0.0.1:9"),

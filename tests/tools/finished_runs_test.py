@@ -1,4 +1,5 @@
 import pathlib
+import subprocess
 
 import pytest
 
@@ -26,12 +27,26 @@ def test_a_later_call_finds_what_an_interrupted_one_finished(
 def test_other_code_and_a_fresh_start_measure_again(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "runs.jsonl"
-    monkeypatch.setattr(finished_runs, "commit", lambda: "aaaa")
-    FinishedRuns(path, resumes=True).put({"seed": 1}, 7)
-    assert FinishedRuns(path, resumes=True).get({"seed": 1}) == 7
-    monkeypatch.setattr(finished_runs, "commit", lambda: "bbbb")
-    assert FinishedRuns(path, resumes=True).get({"seed": 1}) is None
-    monkeypatch.setattr(finished_runs, "commit", lambda: "aaaa")
-    assert FinishedRuns(path, resumes=False).get({"seed": 1}) is None
-    assert not path.exists()
+    runs, code = tmp_path / "runs.jsonl", tmp_path / "code.py"
+    code.write_text("1")
+    for command in ("init", "add code.py", "commit --message=first"):
+        identity = ("-c", "user.name=a", "-c", "user.email=a")
+        subprocess.run(
+            ["git", *identity, *command.split()], cwd=tmp_path, check=True, stdout=-3
+        )
+    monkeypatch.setattr(finished_runs, "__file__", str(code))
+
+    def find(version: str, *, resumes: bool = True) -> object:
+        monkeypatch.setattr(finished_runs, "commit", lambda: version)
+        return FinishedRuns(runs, resumes=resumes).get({"seed": 1})
+
+    monkeypatch.setattr(finished_runs, "commit", lambda: "aaaa+")
+    code.write_text("2")
+    FinishedRuns(runs, resumes=True).put({"seed": 1}, 7)
+    assert (find("aaaa+"), find("aaaa"), find("bbbb+")) == (7, None, None)
+    code.write_text("3")
+    assert find("aaaa+") is None
+    code.write_text("2")
+    assert find("aaaa+") == 7
+    assert find("aaaa+", resumes=False) is None
+    assert not runs.exists()

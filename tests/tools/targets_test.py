@@ -11,8 +11,8 @@ import pytest
 from fake_server import COMMAND, SOURCES, FakeLoop, serve_fake
 from jserve.config import EngineConfig
 from jserve.events import Health, TokenEvent
-from jserve_tools.bench_config import BenchConfig, HttpConfig, ServersConfig
-from jserve_tools.progress import Progress
+from jserve.progress import Progress, timed_lines
+from jserve_tools.bench_config import BenchConfig, ServersConfig
 from jserve_tools.report_config import ReportConfig
 from jserve_tools.targets import (
     engine_in_process,
@@ -22,7 +22,6 @@ from jserve_tools.targets import (
     server_at,
 )
 
-HTTP = HttpConfig()
 FCFS = EngineConfig(policy="fcfs")
 
 
@@ -34,9 +33,8 @@ def sources(monkeypatch: pytest.MonkeyPatch) -> None:
 def launch(folder: Path, *arguments: str, command: Sequence[str] = COMMAND):
     return launched_server(
         FCFS,
-        HTTP,
         log=folder / "new" / "log",
-        start_timeout_s=30,
+        timeout_s=30,
         command=(*command, *arguments),
     )
 
@@ -85,9 +83,8 @@ def test_a_server_that_is_never_warm_shows_its_log(tmp_path: Path) -> None:
     program = "import time; print('loading', flush=True); time.sleep(60)"
     server = launched_server(
         FCFS,
-        HTTP,
         log=tmp_path / "log",
-        start_timeout_s=1,
+        timeout_s=1,
         command=(sys.executable, "-c", program),
     )
     with pytest.raises(TimeoutError, match=r"not warm after 1 s.*log ends: loading"):
@@ -106,20 +103,18 @@ def test_a_running_server_that_is_not_warm_is_waited_for(
     health: Health, error: type[Exception], message: str
 ) -> None:
     with serve_fake(FakeLoop(health=health)) as served:
-        server = server_at(served.url, HTTP, start_timeout_s=1)
+        server = server_at(served.url, timeout_s=1)
         with pytest.raises(error, match=message):
             asyncio.run(open_and_close(server))
 
 
 def test_a_running_server_and_one_where_nobody_listens() -> None:
     with serve_fake() as served:
-        facts = asyncio.run(
-            open_and_close(server_at(served.url + "/v1", HTTP, start_timeout_s=5))
-        )
+        facts = asyncio.run(open_and_close(server_at(served.url + "/v1", timeout_s=5)))
     assert facts["served_model_name"] == "fake"
     start_s = time.monotonic()
     with pytest.raises(ConnectionError, match=r"nothing answers at .*refused"):
-        asyncio.run(open_and_close(server_at(served.url, HTTP, start_timeout_s=9)))
+        asyncio.run(open_and_close(server_at(served.url, timeout_s=9)))
     assert time.monotonic() - start_s < 5
 
 
@@ -156,7 +151,7 @@ def test_an_engine_in_process_that_fails_says_so(
 
     loop = ColdLoop()
     monkeypatch.setattr("jserve.build.build_loop", lambda config: loop)
-    engine = engine_in_process(FCFS, start_timeout_s=5)
+    engine = engine_in_process(FCFS, timeout_s=5)
     with pytest.raises(error, match=message):
         asyncio.run(open_and_close(engine))
     assert loop.stopped
@@ -167,7 +162,7 @@ def test_filling_the_cache_relays_what_the_server_says(
     capfd: pytest.CaptureFixture[str], exit_status: int
 ) -> None:
     command = (*COMMAND, f"--exit_status={exit_status}")
-    asyncio.run(fill_compile_cache(FCFS, Progress(), command=command))
+    asyncio.run(fill_compile_cache(FCFS, Progress(timed_lines()), command=command))
     err = capfd.readouterr().err
     assert "1 of 1 programs" in err
     assert ("was not filled" in err) == bool(exit_status)
@@ -177,8 +172,8 @@ def test_the_kind_of_server_is_what_the_config_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, opener in (
-        ("launched_server", lambda engine, http, **more: more["log"].name),
-        ("server_at", lambda url, http, **more: url),
+        ("launched_server", lambda engine, extra, **more: more["log"].name),
+        ("server_at", lambda url, extra, **more: url),
         ("engine_in_process", lambda engine, **more: engine.policy),
     ):
         monkeypatch.setattr(f"jserve_tools.targets.{name}", opener)

@@ -1,4 +1,3 @@
-import math
 import pathlib
 
 import pytest
@@ -11,8 +10,6 @@ from jserve_tools.workload_trace import (
     mean_rate,
     read_trace,
     row_classes,
-    scale_lengths,
-    scale_rate,
 )
 
 HEADER = "arrival_s,prompt_tokens,output_tokens\n"
@@ -69,9 +66,7 @@ def test_a_column_of_classes_names_known_ones(tmp_path: pathlib.Path) -> None:
     path = write(tmp_path, header + "b,0,1,1\na,1,1,1\n")
     rows = read_trace(path, classes=CLASSES)
     assert [row.service_class for row in rows] == ["b", "a"]
-    assert [row.service_class for row in scale_lengths(rows, 2.0)] == ["b", "a"]
     assert [one.name for one in row_classes(rows, CLASSES, 3)] == ["b", "a"]
-    # Whoever has no classes has no use for their names.
     assert [row.service_class for row in read_trace(path)] == ["", ""]
     for name in ("c", ""):
         path = write(tmp_path, f"{header}a,0,1,1\n{name},1,1,1\n")
@@ -88,13 +83,8 @@ def test_rows_without_a_class_get_one_by_share() -> None:
         row_classes(rows, CLASSES[:1], 3)
 
 
-def test_rate_and_lengths_scale() -> None:
+def test_a_rate_needs_time_between_arrivals() -> None:
     rows = [TraceRow(0.0, 10, 4), TraceRow(1.0, 3, 1), TraceRow(4.0, 20, 8)]
     assert mean_rate(rows) == 0.5  # two arrivals after the first, in four seconds
-    faster = scale_rate(rows, 2.0)
-    assert [row.arrival_s for row in faster] == [0.0, 0.25, 1.0]
-    assert mean_rate(faster) == 2.0
-    assert {row.arrival_s for row in scale_rate(rows, math.inf)} == {0.0}
-    assert scale_lengths(rows, 0.25)[1] == TraceRow(1.0, 1, 1)
     with pytest.raises(ValueError, match="no rate"):
         mean_rate(rows[:1])

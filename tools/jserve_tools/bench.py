@@ -1,15 +1,12 @@
 """Measures a server by replaying a real request trace, against its SLOs.
 
-Latency counts from the moment a request was *due*, so a server that falls behind
-cannot hide it. Load and objectives are multiples of what the server does on this
-machine; both are measured first and printed.
+Latency counts from the moment a request was *due*. Load and objectives are multiples
+of what the server does on this machine; both are measured first and printed.
 
   jserve-bench --policies=fcfs,edf                  engines in this process
   jserve-bench --launch --policies=fcfs,edf         servers of our own, over HTTP
   jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
   jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
-  jserve-bench --policies=fcfs,sliding --bucket_strategies=pow2,two_bit,linear
-                                                    each policy with each strategy
 
 Prints tables for people; the last line of stdout is one JSON document, unless stdout
 is a terminal. The same goes to report.json in --output, with a page in report.html.
@@ -30,31 +27,30 @@ from absl import flags
 
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress, timed_lines
 from jserve_tools.bench_config import (
     BenchConfig,
     ClosedConfig,
-    HttpConfig,
     ReplayConfig,
     ServersConfig,
 )
-from jserve_tools.progress import Progress
 from jserve_tools.report_config import ReportConfig
 
 if TYPE_CHECKING:
     from jserve_tools.benchmark import Benchmark
 
-_PART_NAMES = ("replay", "closed", "servers", "http", "report", "engine")
+_PART_NAMES = ("replay", "closed", "servers", "report", "engine")
 _CONFIG = define_config_flags(BenchConfig, group="Benchmark", exclude=_PART_NAMES)
 _PARTS: dict[str, Callable[..., Any]] = {
     "replay": define_config_flags(ReplayConfig, group="Replay (--mode=replay)"),
     "closed": define_config_flags(ClosedConfig, group="Closed loop (--mode=closed)"),
     "servers": define_config_flags(ServersConfig, group="Servers"),
-    "http": define_config_flags(HttpConfig, group="HTTP (--url, --launch)"),
     "report": define_config_flags(ReportConfig, group="Report"),
     # What the servers' flags say for each engine, or the benchmark's own for all.
     "engine": define_engine_flags(
         exclude=(
-            *("policy", "bucket_strategy", "seed"),
+            # Answers have the tokens of the trace: there is no length to predict.
+            *("policy", "bucket_strategy", "seed", "length_estimator"),
             *("enable_prefix_caching", "capture_logits"),
         )
     ),
@@ -71,9 +67,7 @@ async def _run(benchmark: "Benchmark") -> None:
 
 
 def _publish(
-    benchmark: "Benchmark",
-    old_report: Mapping[str, Any] | None,
-    progress: Progress,
+    benchmark: "Benchmark", old_report: Mapping[str, Any] | None, progress: Progress
 ) -> None:
     """Writes the report, and prints the tables and the JSON line."""
     from jserve_tools.documents import one_line
@@ -82,28 +76,22 @@ def _publish(
     from jserve_tools.tables import host_table
 
     report = benchmark.report(["jserve-bench", *sys.argv[1:]])
+    config = benchmark.config.report
     runs = report["runs"]
     if benchmark.num_resumed:
-        progress.say(
+        print(
             f"{benchmark.num_resumed} of {len(runs)} runs are those of an interrupted "
             "call; --noresume measures all of them again"
         )
-    progress.say(f"\n{run_tables(report)}")
+    print(f"\n{run_tables(report)}")
     for run in runs:
         if run.get("host_profile"):
-            progress.say(f"\n{host_table(run['host_profile'])}")
+            print(f"\n{host_table(run['host_profile'])}")
     with progress.doing("writing the report"):
-        publish(
-            report,
-            benchmark.config.report,
-            old_report,
-            benchmark.finished,
-            say=progress.say,
-        )
+        publish(report, config, old_report, benchmark.finished, say=print)
     if not sys.stdout.isatty():
-        progress.say(one_line(report))
-    output = benchmark.config.report.output
-    pages = [output / name for name in ("report.html", "report.json")]
+        print(one_line(report), flush=True)
+    pages = [config.output / name for name in ("report.html", "report.json")]
     progress.note(f"open {next(one for one in pages if one.exists())}")
 
 
@@ -112,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     del argv  # the flags say it all
     # An engine in this process would warn of every backend that is not there.
     logging.getLogger("jax").setLevel(logging.WARNING)
-    progress = Progress()
+    progress = Progress(timed_lines())
     try:
         config = _CONFIG(**{name: read() for name, read in _PARTS.items()})
         old_report = config.report.probe()

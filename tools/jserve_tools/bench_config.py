@@ -23,13 +23,7 @@ _HOW_TO_FIT = (
 
 
 def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
-    """Refuses settings that would do nothing.
-
-    Args:
-      reason: Why they would not.
-      config: What holds them.
-      flags: What the names of such flags begin with.
-    """
+    """Refuses settings that would do nothing: those whose names begin with `flags`."""
     idle = [
         one
         for one in config_arguments(config)
@@ -52,20 +46,11 @@ class ReplayConfig:
       load: Rates as shares of the measured capacity; 0.9 if no other rate is given.
       qps: Rates in requests per second.
       rate_scale: A rate as a multiple of the trace's own.
-      one_shot: All requests are due at time 0, so there is no rate.
-      ignore_eos: Answers have all the tokens that they ask for. Otherwise they may end
-        before, where the model ends them: then there are lengths to predict
-        (--length_estimator). Capacity is that of the trace's lengths all the same.
-      declared_max_tokens: Most output tokens that each request asks for, with
-        --noignore_eos; 0 for what the trace says.
-      temperature: Of sampling; above 0 a model with random weights ends its answers at
-        some time.
       service_classes: JSON file: a list of classes, each with name, share (0 to 1) and
         ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or
         multiples of an idle server's time). Classes that the trace names need no
         share. Default: a tight and a lax class.
       capacity_s: Seconds to measure capacity for, once the server is full.
-      capacity_slots: Requests at once that fill the server; 0 asks the server.
     """
 
     trace: pathlib.Path = DEFAULT_TRACE
@@ -73,44 +58,27 @@ class ReplayConfig:
     load: tuple[float, ...] = ()
     qps: tuple[float, ...] = ()
     rate_scale: float | None = None
-    one_shot: bool = False
-    ignore_eos: bool = True
-    declared_max_tokens: int = 0
-    temperature: float = 0.0
     service_classes: pathlib.Path | None = None
     capacity_s: float = 10.0
-    capacity_slots: int = 0
 
     def __post_init__(self) -> None:
         check_range("length_scale", self.length_scale, 1e-4, 1e4)
-        check_range("declared_max_tokens", self.declared_max_tokens, 0, 2**24)
-        check_range("temperature", self.temperature, 0.0, 2.0)
         check_range("capacity_s", self.capacity_s, 1.0, 3600.0)
-        check_range("capacity_slots", self.capacity_slots, 0, 4096)
-        for name in ("load", "qps"):
-            for rate in getattr(self, name):
+        scales = () if self.rate_scale is None else (self.rate_scale,)
+        rates = {"load": self.load, "qps": self.qps, "rate_scale": scales}
+        for name, values in rates.items():
+            for rate in values:
                 check_range(name, rate, 1e-6, 1e6)
-        if self.rate_scale is not None:
-            check_range("rate_scale", self.rate_scale, 1e-6, 1e6)
-        given = [
-            name
-            for name in ("load", "qps", "rate_scale", "one_shot")
-            if getattr(self, name)
-        ]
+        given = [name for name in rates if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(given)}: each sets the rate")
         if given not in ([], ["load"]):
             _refuse(f"{given[0]} needs no capacity", self, ("capacity_",))
-        if self.declared_max_tokens and self.ignore_eos:
-            raise ValueError(
-                f"declared_max_tokens={self.declared_max_tokens} would do nothing "
-                "without noignore_eos: each answer has the tokens of the trace"
-            )
 
     @property
     def loads(self) -> tuple[float, ...]:
         """Rates as shares of the capacity; empty where rates need none."""
-        has_rate = self.qps or self.rate_scale is not None or self.one_shot
+        has_rate = self.qps or self.rate_scale is not None
         return () if has_rate else self.load or (0.9,)
 
     @property
@@ -148,51 +116,6 @@ class ClosedConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HttpConfig:
-    """How requests are written for a server behind a URL.
-
-    Attributes:
-      api: completions sends token ids; chat sends about as many words, for servers
-        that take no ids.
-      extra_body: JSON object merged into every request's body; null removes a field,
-        such as one that a server refuses: {"slo": null}.
-      api_key_file: File whose first line is sent as the API key.
-    """
-
-    api: Literal["completions", "chat"] = "completions"
-    extra_body: str = "{}"
-    api_key_file: pathlib.Path | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            extra: Any = json.loads(self.extra_body)
-        except ValueError as error:
-            raise ValueError(f"extra_body is not JSON: {error}") from None
-        if not isinstance(extra, dict):
-            raise ValueError(f"extra_body={self.extra_body} is not a JSON object")
-
-    @property
-    def extra(self) -> dict[str, Any]:
-        """Fields merged into every body."""
-        fields: dict[str, Any] = json.loads(self.extra_body)
-        return fields
-
-    def api_key(self) -> str:
-        """Reads the key; "" without one.
-
-        Raises:
-          ValueError: If the file is empty.
-          OSError: If it cannot be read.
-        """
-        if self.api_key_file is None:
-            return ""
-        words = self.api_key_file.read_text().split()
-        if not words:
-            raise ValueError(f"api_key_file={self.api_key_file} is empty")
-        return words[0]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ServersConfig:
     """Which servers are measured.
 
@@ -203,26 +126,30 @@ class ServersConfig:
       policies: Scheduling policies, one server each.
       bucket_strategies: Bucket strategies, each with every policy, with options as in
         linear:block_gap=4. [default: explicit with --buckets, else pow2]
-      start_timeout_s: Seconds a server may take to be warm.
-      measure_warm_start: Start the engine of each bucket strategy twice, with an empty
-        compile cache and with what that start left there, and report both.
       profile_host: Break the median step down into its parts, in ms. Engines of our
         own run without overlap then: only so can the time of Python and that of XLA be
         told apart.
+      extra_body: JSON object merged into every HTTP request's body; null removes a
+        field, such as one that a server refuses: {"slo": null}. The key that a server
+        asks for is read from OPENAI_API_KEY.
     """
 
     url: str = ""
     launch: bool = False
     policies: tuple[str, ...] = (EngineConfig().policy,)
     bucket_strategies: tuple[str, ...] = ()
-    start_timeout_s: float = 600.0
-    measure_warm_start: bool = False
     profile_host: bool = False
+    extra_body: str = "{}"
 
     def __post_init__(self) -> None:
         from jserve_sched.policies import make_policy  # imports NumPy
 
-        check_range("start_timeout_s", self.start_timeout_s, 1.0, 86400.0)
+        try:
+            is_object = isinstance(json.loads(self.extra_body), dict)
+        except ValueError as error:
+            raise ValueError(f"extra_body is not JSON: {error}") from None
+        if not is_object:
+            raise ValueError(f"extra_body={self.extra_body} is not a JSON object")
         if not self.policies:
             raise ValueError("policies is empty: name at least one")
         for policy in self.policies:
@@ -236,8 +163,14 @@ class ServersConfig:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             address = self.url.removeprefix("//")
             raise ValueError(f"url={self.url} has no scheme: write http://{address}")
-        idle = ("launch", "policies", "bucket_strategies", "measure_warm_start")
+        idle = ("launch", "policies", "bucket_strategies")
         _refuse(f"url={self.url} is a running server", self, idle)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """Fields merged into every body."""
+        fields: dict[str, Any] = json.loads(self.extra_body)
+        return fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,13 +184,9 @@ class BenchConfig:
       num_requests: Requests of a run: the first of the trace. 0 takes 200, or all of
         a shorter trace, and 8 a client in a closed loop.
       seed: Decides classes, prompts and sampling.
-      first_prompt_token: Least token id of a prompt. Any vocabulary has 4 to 255, and
-        the usual ones give them to no special token.
-      last_prompt_token: Greatest token id of a prompt.
       replay: For mode replay.
       closed: For mode closed.
       servers: Which servers are measured.
-      http: How requests are written down.
       engine: Engines of our own, but for policy and bucket strategy.
       report: Where the report goes.
     """
@@ -265,23 +194,15 @@ class BenchConfig:
     mode: Literal["replay", "closed"] = "replay"
     num_requests: int = 0
     seed: int = 0
-    first_prompt_token: int = 4
-    last_prompt_token: int = 255
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
     closed: ClosedConfig = dataclasses.field(default_factory=ClosedConfig)
     servers: ServersConfig = dataclasses.field(default_factory=ServersConfig)
-    http: HttpConfig = dataclasses.field(default_factory=HttpConfig)
     engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
         check_range("num_requests", self.num_requests, 0, 2**24)
         check_range("seed", self.seed, 0, 2**32 - 1)
-        if not 0 <= self.first_prompt_token < self.last_prompt_token:
-            raise ValueError(
-                f"first_prompt_token={self.first_prompt_token} is not in "
-                f"0..last_prompt_token={self.last_prompt_token}"
-            )
         if self.mode == "closed":
             _refuse("mode=closed replays no trace", self.replay)
         else:
@@ -290,10 +211,8 @@ class BenchConfig:
             _refuse(f"url={self.servers.url} is a running server", self.engine)
             return
         if not self.servers.launch:
-            _refuse("engines in this process take no HTTP requests", self.http)
-        if self.replay.ignore_eos:
-            reason = "without noignore_eos there is no length to predict"
-            _refuse(reason, self.engine, ("length_estimator",))
+            reason = "engines in this process take no HTTP requests"
+            _refuse(reason, self.servers, ("extra_body",))
         self._check_engines()
 
     def _check_engines(self) -> None:
@@ -305,18 +224,19 @@ class BenchConfig:
                 "the folder of a trained one"
             )
         needs_file = [one for one in strategies if one in FROM_FILE]
-        if needs_file and engine.buckets is None:
-            raise ValueError(
-                f"bucket strategy {needs_file[0]!r} needs a bucket file, "
-                f"--buckets=FILE; {_HOW_TO_FIT}"
-            )
-        if engine.buckets is not None and strategies and not needs_file:
+        if engine.buckets is None:
+            if needs_file:
+                raise ValueError(
+                    f"bucket strategy {needs_file[0]!r} needs a bucket file, "
+                    f"--buckets=FILE; {_HOW_TO_FIT}"
+                )
+        elif not engine.buckets.is_file():
+            raise ValueError(f"buckets={engine.buckets}: no such file")
+        elif strategies and not needs_file:
             raise ValueError(
                 f"buckets={engine.buckets} is for bucket strategies "
                 f"{' and '.join(FROM_FILE)}, not {', '.join(strategies)}"
             )
-        if engine.buckets is not None and not engine.buckets.is_file():
-            raise ValueError(f"buckets={engine.buckets}: no such file")
         if engine.step_log is not None and len(self.engines()) > 1:
             raise ValueError(
                 f"step_log={engine.step_log} is one file for {len(self.engines())} "

@@ -7,40 +7,37 @@ wait is no more than a lower bound, and no device time is given.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jserve.events import StepRecord
 
-_PARTS: dict[str, Callable[[StepRecord], float]] = {
-    "plan": lambda step: step.plan_s,
-    "transfer": lambda step: step.transfer_s,
-    "launch": lambda step: step.launch_s,
-    "wait": lambda step: step.wait_s,
-    "apply": lambda step: step.apply_s,
-    "bookkeeping": lambda step: (
-        step.host_s - step.plan_s - step.transfer_s - step.launch_s - step.apply_s
-    ),
-}
+_PARTS = ("plan", "transfer", "launch", "wait", "apply")
 _FEW_STEPS = 10  # fewer of a kind have no median worth reporting
 
 
-def _kinds(steps: Sequence[StepRecord]) -> dict[str, list[StepRecord]]:
+def _kinds(steps: Sequence[StepRecord]) -> dict[str, Sequence[StepRecord]]:
     most_rows = max(step.used_rows for step in steps)
     decodes = [step for step in steps if not step.num_blocks]
+    fullest = [step for step in decodes if step.used_rows == most_rows]
     kinds = {
-        "all steps": list(steps),
+        "all steps": steps,
         "with prefill": [step for step in steps if step.num_blocks],
         "decode only": decodes,
-        f"decode only, {most_rows} rows": [
-            step for step in decodes if step.used_rows == most_rows
-        ],
+        f"decode only, {most_rows} rows": fullest,
     }
-    return {
-        name: group
-        for name, group in kinds.items()
-        if len(group) >= min(_FEW_STEPS, len(steps))
-    }
+    least = min(_FEW_STEPS, len(steps))
+    return {name: group for name, group in kinds.items() if len(group) >= least}
+
+
+def _times_ms(step: StepRecord) -> dict[str, float]:
+    """Returns a step's parts, and what the host and the device spent, milliseconds."""
+    times_s = {name: float(getattr(step, f"{name}_s")) for name in _PARTS}
+    on_host_s = sum(one for name, one in times_s.items() if name != "wait")
+    times_s["bookkeeping"] = step.host_s - on_host_s
+    times_s["host"] = step.host_s - step.launch_s
+    times_s["device"] = step.launch_s + step.wait_s
+    return {name: one * 1e3 for name, one in times_s.items()}
 
 
 def break_down(
@@ -50,26 +47,14 @@ def break_down(
 
     `host_ms` is the host's time but launching, bookkeeping and text included;
     `device_ms`, launching and waiting, and `host_to_device`, their ratio, are
-    there only without overlap.
-
-    Args:
-      steps: A run's steps.
-      detokenise_s: Median time to turn a step's tokens into text, where it is known.
-      has_overlap: Whether steps were planned while others ran.
+    there only without overlap. `detokenise_s` is the median time to turn a step's
+    tokens into text, where it is known.
     """
-    if not steps:
-        return []
     found = []
-    for name, group in _kinds(steps).items():
-
-        def median_ms(
-            read: Callable[[StepRecord], float],
-            group: Sequence[StepRecord] = group,
-        ) -> float:
-            return statistics.median(map(read, group)) * 1e3
-
-        parts = {part: median_ms(read) for part, read in _PARTS.items()}
-        host_ms = median_ms(lambda step: step.host_s - step.launch_s)
+    for name, group in _kinds(steps).items() if steps else ():
+        rows = [_times_ms(step) for step in group]
+        parts = {part: statistics.median(row[part] for row in rows) for part in rows[0]}
+        host_ms, device_ms = parts.pop("host"), parts.pop("device")
         if detokenise_s is not None:
             parts["detokenise"] = detokenise_s * 1e3
             host_ms += parts["detokenise"]
@@ -81,7 +66,6 @@ def break_down(
             "host_ms": host_ms,
         }
         if not has_overlap:
-            device_ms = median_ms(lambda step: step.launch_s + step.wait_s)
             entry["device_ms"] = device_ms
             entry["host_to_device"] = host_ms / max(device_ms, 1e-9)
         found.append(entry)

@@ -1,17 +1,30 @@
 """Finished runs of a sweep, kept until its report is written.
 
 An interrupted sweep is continued from the JSON lines that it wrote: each holds a run's
-key (its whole configuration) and its result. The commit is part of the key, so other
-code measures again.
+key (its whole configuration and the code's version) and its result.
 """
 
+import hashlib
 import json
 import pathlib
 import platform
+import subprocess
 from collections.abc import Mapping
 from typing import Any
 
 from jserve_tools.documents import commit, plain
+
+
+def code_version() -> str | None:
+    """Returns the commit; of a changed tree, with a hash of what was changed."""
+    found = commit()
+    if found is None or not found.endswith("+"):
+        return found
+    folder = str(pathlib.Path(__file__).parent)
+    changes = subprocess.run(
+        ["git", "-C", folder, "diff", "HEAD"], capture_output=True, check=True
+    )
+    return found + hashlib.blake2b(changes.stdout, digest_size=8).hexdigest()
 
 
 class FinishedRuns:
@@ -22,15 +35,10 @@ class FinishedRuns:
     """
 
     def __init__(self, path: pathlib.Path, *, resumes: bool):
-        """Opens a file, which need not exist.
-
-        Args:
-          path: The file.
-          resumes: Whether earlier runs are used; if not, the file is removed.
-        """
+        """Reads a file, which need not exist; removes it unless `resumes`."""
         self.num_found = 0
         self._path = path
-        self._commit = commit()
+        self._where = {"commit": code_version(), "host": platform.node()}
         self._runs: dict[str, Any] = {}
         if not resumes:
             self.remove()
@@ -43,8 +51,7 @@ class FinishedRuns:
                     continue  # the line that an interrupt cut off
 
     def _key(self, config: Mapping[str, Any]) -> str:
-        where = {"commit": self._commit, "host": platform.node()}
-        return json.dumps(plain(where | dict(config)), sort_keys=True)
+        return json.dumps(plain(self._where | dict(config)), sort_keys=True)
 
     def get(self, config: Mapping[str, Any]) -> Any:
         """Returns the result put under this configuration; None if there is none."""

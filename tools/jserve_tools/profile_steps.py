@@ -25,11 +25,11 @@ import numpy as np
 from jserve.config import EngineConfig, check_range
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress
 from jserve_sched.features import SCENARIOS, scenarios
 from jserve_sched.plan import StepPlan
 from jserve_sched.predictor import StepSample, stack_samples
 from jserve_tools.documents import commit, plain
-from jserve_tools.progress import Progress
 from jserve_tools.samples import Samples, repeat_spread, split_steps, write_samples
 from jserve_tools.step_grid import ProfileLimits, profile_plans, time_rounds
 from jserve_tools.tables import render
@@ -168,7 +168,7 @@ def _measure(
     Raises:
       RuntimeError: If a program was compiled while steps were measured.
     """
-    progress = Progress()
+    progress = Progress(timed_lines())
     buckets = engine.programs.table.buckets
     with progress.doing(f"compiling {len(buckets)} programs"):
         engine.warm_up()
@@ -183,7 +183,7 @@ def _measure(
         return time.monotonic() - pending.launched_s
 
     with progress.doing(
-        f"measuring {len(plans)} steps", lambda: f"{num_done} of {num_runs} runs"
+        f"measuring {len(plans)} steps, runs", num_runs, lambda: num_done
     ):
         duration_s = time_rounds(
             time_step,

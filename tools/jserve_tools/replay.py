@@ -81,7 +81,6 @@ async def replay(
     """Sends each request at its own time.
 
     Args:
-      client: Of a warm server.
       requests: Sorted by `arrival_s`, which counts from now.
       flights: Gets all of them at once, in the same order.
       min_grace_s: Least wait after the last arrival before giving up.
@@ -133,7 +132,6 @@ async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
     """Cancels what still runs, and raises what went wrong in the rest."""
     for task in tasks:
         task.cancel()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    for result in results:
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(result, Exception):
             raise result

@@ -18,11 +18,8 @@ def priced_staircase(
 ) -> dict[str, Any]:
     """Returns the curve of a simulated machine, of full steps with short contexts.
 
-    Args:
-      cost_model: Prices steps; the decode rows are its `max_num_seqs`.
-      block_tokens: Tokens in one prefill block.
-      runs: Entries of the report's `runs`; the curve ends at the largest edge of their
-        buckets, or where the machine's limit is.
+    The decode rows are its `max_num_seqs`. The curve ends at the largest edge of the
+    buckets of any of the report's `runs`, or where the machine's limit is.
     """
     num_rows = cost_model.max_num_seqs
     most = max((cost_model.max_num_batched_tokens - num_rows) // block_tokens, 1)
@@ -53,13 +50,9 @@ def run_staircase(
 ) -> dict[str, Any] | None:
     """Returns what an engine's step-time table said of the buckets that ran.
 
-    Args:
-      runs: Entries of the report's `runs`.
-      block_tokens: Tokens in one prefill block; None where that is unknown.
-
-    Returns:
-      The predicted time of each bucket, mean over its steps, at the row edge where the
-      most different buckets ran, the largest of several; None for fewer than two.
+    That is the predicted time of each bucket, mean over its steps, at the row edge
+    where the most different buckets ran, the largest of several; None for fewer than
+    two, or if the `block_tokens` of a block are unknown.
     """
     programs = [one for run in runs for one in run.get("steps_by_program", ())]
     if block_tokens is None or not programs:

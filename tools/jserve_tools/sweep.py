@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import tqdm
 
+from jserve.progress import Progress, timed_lines
 from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.progress import Progress
 
 
 class Task(Protocol):
@@ -65,14 +65,14 @@ def run_all(
                 runs.put(key(tasks[index]), result)
             bar.update()
 
-    def count() -> str:
-        missing = sum(one is None for one in found)
-        return f"{len(found) - missing} of {len(found)} done"
+    def count() -> int:
+        return sum(one is not None for one in found)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(bar)
         if jobs and not sys.stderr.isatty():
-            stack.enter_context(Progress().doing("simulate", count))
+            progress = Progress(timed_lines())
+            stack.enter_context(progress.doing("simulate", len(found), count))
         if min(num_processes, len(jobs)) <= 1:
             finish(map(_run, jobs))
         else:

@@ -1,6 +1,6 @@
 """The servers a benchmark can run against; each is a context that ends it.
 
-Who opens one gets the client of a warm server, and whatever happens then, the engine is
+A context gives the client of a warm server, and whatever happens then, the engine is
 stopped, or the server is asked to end (SIGTERM) and its exit status is checked.
 """
 
@@ -12,21 +12,21 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import aiohttp
 
 from jserve.config import EngineConfig
 from jserve.config_flags import config_arguments
 from jserve.events import Health
-from jserve_tools.bench_config import BenchConfig, HttpConfig
-from jserve_tools.clients import Client
-from jserve_tools.http_client import open_http_client
-from jserve_tools.loop_client import LoopClient
-from jserve_tools.progress import Progress
+from jserve.progress import Progress
+from jserve_tools.bench_config import BenchConfig
+from jserve_tools.clients import Client, LoopClient, open_http_client
 
 _SERVER = (sys.executable, "-m", "jserve")
+_START_TIMEOUT_S = 3600.0  # a large model has many programs to compile
 _POLL_S = 0.2
 _STOP_TIMEOUT_S = 60.0
 _CONNECT_S = 3.0  # until an address is refused at which nothing answers
@@ -35,7 +35,7 @@ _LOG_TAIL_LINES = 3
 
 @contextlib.asynccontextmanager
 async def engine_in_process(
-    config: EngineConfig, *, start_timeout_s: float
+    config: EngineConfig, *, timeout_s: float = _START_TIMEOUT_S
 ) -> AsyncIterator[Client]:
     """Starts an engine in this process and waits until it is warm.
 
@@ -44,57 +44,56 @@ async def engine_in_process(
       TimeoutError: If it is not warm in time.
     """
     from jserve.build import build_loop  # imports JAX
-    from jserve.tokenizer import load_tokenizer
 
     loop = await asyncio.to_thread(build_loop, config)
-    folder = pathlib.Path(config.model).expanduser()
-    tokenizer = load_tokenizer(folder if folder.is_dir() else None)
-    client = LoopClient(loop, eos_token_ids=tokenizer.eos_token_ids)
+    client = LoopClient(loop)
     loop.start()
     try:
-        if not await asyncio.to_thread(loop.wait_until, Health.WARM, start_timeout_s):
+        if not await asyncio.to_thread(loop.wait_until, Health.WARM, timeout_s):
             if loop.health is Health.FAILED:
                 raise RuntimeError("the engine failed while it started: see its log")
-            raise TimeoutError(f"the engine is not warm after {start_timeout_s:g} s")
+            raise TimeoutError(f"the engine is not warm after {timeout_s:g} s")
         yield client
     finally:
         await asyncio.to_thread(loop.stop)
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> Health:
-    """Returns how far a server is, by /health; one that does not say so is warm.
-
-    Raises:
-      aiohttp.ClientError, OSError: If nothing answers.
-    """
+    """Returns how far a server is, by /health; one that does not say so is warm."""
     async with session.get(f"{url}/health") as response:
-        if response.status == 404:
-            return Health.WARM
         try:
-            body = await response.json(content_type=None)
-        except ValueError:
-            body = None
-        status = body.get("status") if isinstance(body, dict) else None
-        if response.status == 200:
-            return Health.READY if status == Health.READY.value else Health.WARM
-        return Health.FAILED if status == Health.FAILED.value else Health.STARTING
+            return Health((await response.json(content_type=None))["status"])
+        except (ValueError, KeyError, TypeError):
+            is_well = response.status in (200, 404)
+            return Health.WARM if is_well else Health.STARTING
 
 
-async def wait_until_warm(
-    url: str, *, timeout_s: float, process: asyncio.subprocess.Process | None = None
-) -> None:
-    """Waits for a server's `/health`; the end of its process, if given, ends the wait.
+@contextlib.asynccontextmanager
+async def server_at(
+    url: str,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = _START_TIMEOUT_S,
+    process: asyncio.subprocess.Process | None = None,
+) -> AsyncIterator[Client]:
+    """Connects to a server once it is warm.
+
+    Args:
+      extra: Fields merged into every request's body.
+      process: Of a server of our own; its end ends the wait.
 
     Raises:
       TimeoutError: If it is not warm in time.
       ConnectionError: If the process ended, its engine failed, or nothing answers at
         the URL of a server that is not ours.
     """
+    url = url.rstrip("/").removesuffix("/v1")
     now_s = asyncio.get_running_loop().time
     start_s = now_s()
     timeout = aiohttp.ClientTimeout(total=10, sock_connect=_CONNECT_S)
+    health = Health.STARTING
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        while True:
+        while health is not Health.WARM:
             try:
                 health = await _health(session, url)
             except (aiohttp.ClientError, OSError) as error:
@@ -106,27 +105,17 @@ async def wait_until_warm(
                         f"nothing answers at {url} ({fault}): start a server there, or "
                         "leave out --url for one of our own"
                     ) from None
-            if health is Health.WARM:
-                return
             if health is Health.FAILED:
                 raise ConnectionError(f"the engine of {url} failed while it started")
             if process is not None and process.returncode is not None:
                 raise ConnectionError(f"the server ended with {process.returncode}")
-            if now_s() - start_s > timeout_s:
-                raise TimeoutError(
-                    f"{url} is not warm after {timeout_s:g} s, but {health.value}"
-                )
-            await asyncio.sleep(_POLL_S)
-
-
-@contextlib.asynccontextmanager
-async def server_at(
-    url: str, http: HttpConfig, *, start_timeout_s: float
-) -> AsyncIterator[Client]:
-    """Connects to a running server and waits until it is warm."""
-    url = url.rstrip("/").removesuffix("/v1")
-    await wait_until_warm(url, timeout_s=start_timeout_s)
-    async with open_http_client(url, http) as client:
+            if health is not Health.WARM:
+                if now_s() - start_s > timeout_s:
+                    raise TimeoutError(
+                        f"{url} is not warm after {timeout_s:g} s, but {health.value}"
+                    )
+                await asyncio.sleep(_POLL_S)
+    async with open_http_client(url, extra) as client:
         yield client
 
 
@@ -177,16 +166,16 @@ async def fill_compile_cache(
     finally:
         status = await _stop(process)
     if status != 0:
-        progress.note("the compile cache was not filled: each server compiles anew")
+        progress.note("the compile cache was not filled: each server compiles again")
 
 
 @contextlib.asynccontextmanager
 async def launched_server(
     config: EngineConfig,
-    http: HttpConfig,
+    extra: Mapping[str, Any] | None = None,
     *,
     log: pathlib.Path,
-    start_timeout_s: float,
+    timeout_s: float = _START_TIMEOUT_S,
     command: Sequence[str] = _SERVER,
 ) -> AsyncIterator[Client]:
     """Starts a server program of our own, and stops it; `log` gets its output.
@@ -199,7 +188,6 @@ async def launched_server(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    url = f"http://127.0.0.1:{port}"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = await _start(
@@ -208,39 +196,39 @@ async def launched_server(
             stdout=output.fileno(),
             stderr=asyncio.subprocess.STDOUT,
         )
-    is_well = False
+
+    def log_tail() -> str:
+        lines = log.read_text(errors="replace").splitlines()
+        return f"{log} ends: " + " | ".join(lines[-_LOG_TAIL_LINES:])
+
+    url, is_well = f"http://127.0.0.1:{port}", False
     try:
-        await wait_until_warm(url, timeout_s=start_timeout_s, process=process)
-        async with open_http_client(url, http) as client:
+        async with server_at(
+            url, extra, timeout_s=timeout_s, process=process
+        ) as client:
             yield client
         is_well = process.returncode is None
     except (ConnectionError, TimeoutError) as error:
-        raise type(error)(f"{error}; {_log_tail(log)}") from None
+        raise type(error)(f"{error}; {log_tail()}") from None
     finally:
         status = await _stop(process)
     if not is_well or status != 0:
         raise RuntimeError(
-            f"the server ended with status {status}, not 0; {_log_tail(log)}"
+            f"the server ended with status {status}, not 0; {log_tail()}"
         )
-
-
-def _log_tail(log: pathlib.Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return f"{log} ends: " + " | ".join(lines[-_LOG_TAIL_LINES:])
 
 
 def open_server(
     config: BenchConfig, engine: EngineConfig | None
 ) -> AbstractAsyncContextManager[Client]:
     """Returns the context in which a server of our own, or the one at the URL, is."""
-    timeout_s = config.servers.start_timeout_s
     if engine is None:
-        return server_at(config.servers.url, config.http, start_timeout_s=timeout_s)
+        return server_at(config.servers.url, config.servers.extra)
     if not config.servers.launch:
-        return engine_in_process(engine, start_timeout_s=timeout_s)
+        return engine_in_process(engine)
     name = re.sub(r"[^a-z0-9_.-]+", "_", engine_name(engine))
     log = config.report.output / f"server-{name}.log"
-    return launched_server(engine, config.http, log=log, start_timeout_s=timeout_s)
+    return launched_server(engine, config.servers.extra, log=log)
 
 
 def engine_name(engine: EngineConfig) -> str:

@@ -27,8 +27,8 @@ from absl import logging
 
 from jserve.config_flags import define_config_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress, timed_lines
 from jserve_tools.documents import commit, plain, write_report, write_whole
-from jserve_tools.progress import Progress
 from jserve_tools.samples import TEST, TRAIN, VALIDATION, Samples, read_samples
 from jserve_tools.training_config import TrainingConfig
 
@@ -88,9 +88,8 @@ def _fit(
         nonlocal num_epochs
         num_epochs = int(state.epoch)
 
-    with Progress().doing(
-        "training", lambda: f"{num_epochs} of at most {config.max_epochs} epochs"
-    ):
+    progress = Progress(timed_lines())
+    with progress.doing("training, epochs", config.max_epochs, lambda: num_epochs):
         training = predictor_training.Training(samples, config)
         state = training.run(states, on_epoch)
     epochs = {"num_epochs": state.epoch, "best_epoch": state.best_epoch}

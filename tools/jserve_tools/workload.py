@@ -8,7 +8,6 @@ the prompts of another in a cache.
 import dataclasses
 import functools
 import statistics
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,16 +16,11 @@ import numpy as np
 from jserve_sched.slo import BEST_EFFORT, ServiceClass, Slo, parse_service_classes
 from jserve_sched.workload import Yardstick
 from jserve_tools.bench_config import BenchConfig
-from jserve_tools.workload_trace import (
-    TraceRow,
-    mean_rate,
-    read_trace,
-    row_classes,
-    scale_lengths,
-    scale_rate,
-)
+from jserve_tools.workload_trace import TraceRow, mean_rate, read_trace, row_classes
 
 _DEFAULT_ROWS = 200  # of a trace
+# Any vocabulary has these, and the usual ones give them to no special token.
+_PROMPT_TOKENS = range(4, 256)
 
 # Chosen so that at nine tenths of capacity neither is attained by all or by none: the
 # tight one has room for one long prompt in front of it, the lax one for a queue.
@@ -46,7 +40,7 @@ class WorkloadRequest:
       request_id: Unique within this program's life.
       arrival_s: When it is due, seconds after the replay starts.
       prompt: `[n]` int32 token ids.
-      ignore_eos: Whether it draws all `max_tokens`.
+      max_tokens: Output tokens; the model's own end is ignored.
     """
 
     request_id: str
@@ -55,9 +49,6 @@ class WorkloadRequest:
     max_tokens: int
     service_class: str = "best_effort"
     slo: Slo = dataclasses.field(default_factory=Slo)
-    ignore_eos: bool = True
-    temperature: float = 0.0
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +57,7 @@ class Workload:
 
     Attributes:
       rows: Lengths and arrivals of the requests.
-      config: Seed, vocabulary and how answers end.
+      config: Has the seed.
       classes: The service classes. Rows that name none get one by shares, which then
         add up to 1.
     """
@@ -99,49 +90,44 @@ class Workload:
 
         Its prompt is drawn by seed, run and index.
         """
-        config = self.config
-        random = np.random.default_rng((config.seed, run, index))
+        random = np.random.default_rng((self.config.seed, run, index))
+        first, end = _PROMPT_TOKENS.start, _PROMPT_TOKENS.stop
         return WorkloadRequest(
             request_id=f"bench-{run}-{index}",
             arrival_s=0.0,
-            prompt=random.integers(
-                config.first_prompt_token,
-                config.last_prompt_token + 1,
-                prompt_tokens,
-                np.int32,
-            ),
+            prompt=random.integers(first, end, prompt_tokens, np.int32),
             max_tokens=max_tokens,
         )
 
     def requests(
         self, run: int, yardstick: Yardstick | None, *, qps: float
     ) -> list[WorkloadRequest]:
-        """Returns every row as a request of run number `run`.
+        """Returns every row as a request of run number `run`, at a mean rate.
 
         Args:
           run: Draws the prompts, with the seed.
           yardstick: What relative objectives are multiples of; None without any.
-          qps: Mean rate of arrivals; infinite has all of them come at once.
+          qps: The rate, requests per second.
+
+        Raises:
+          ValueError: If the rows do not span any time.
         """
-        replay = self.config.replay
+        time_factor = mean_rate(self.rows) / qps
         requests = []
-        for index, row in enumerate(scale_rate(self.rows, qps)):
+        for index, row in enumerate(self.rows):
             name, slo = self.slo(index, yardstick)
             request = self.request(
                 run,
                 index,
                 prompt_tokens=row.prompt_tokens,
-                max_tokens=replay.declared_max_tokens or row.output_tokens,
+                max_tokens=row.output_tokens,
             )
             requests.append(
                 dataclasses.replace(
                     request,
-                    arrival_s=row.arrival_s,
+                    arrival_s=row.arrival_s * time_factor,
                     service_class=name,
                     slo=slo,
-                    ignore_eos=replay.ignore_eos,
-                    temperature=replay.temperature,
-                    seed=zlib.crc32(f"{self.config.seed}:{index}".encode()),
                 )
             )
         return requests
@@ -165,13 +151,8 @@ class Workload:
             lengths = [getattr(row, name) for row in rows]
             found[f"{name}_mean"] = statistics.fmean(lengths)
             found[f"{name}_max"] = max(lengths)
-        if replay.temperature or not replay.ignore_eos:
-            names = ("ignore_eos", "declared_max_tokens", "temperature")
-            found["answers"] = {name: getattr(replay, name) for name in names}
         if rows[-1].arrival_s > rows[0].arrival_s:
             found["trace_qps"] = mean_rate(rows)
-        if replay.one_shot:
-            found["is_one_shot"] = True
         return found
 
 
@@ -190,8 +171,17 @@ def read_workload(config: BenchConfig) -> Workload:
     classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
     if replay.service_classes is not None:
         classes = parse_service_classes(replay.service_classes.read_text())
-    rows = read_trace(replay.trace, num_requests=config.num_requests, classes=classes)
-    if not config.num_requests:
-        rows = rows[:_DEFAULT_ROWS]
-    rows = scale_lengths(rows, replay.length_scale)
+    trace = read_trace(replay.trace, num_requests=config.num_requests, classes=classes)
+
+    def scaled(tokens: int) -> int:
+        return max(1, round(tokens * replay.length_scale))
+
+    rows = [
+        dataclasses.replace(
+            row,
+            prompt_tokens=scaled(row.prompt_tokens),
+            output_tokens=scaled(row.output_tokens),
+        )
+        for row in trace[: config.num_requests or _DEFAULT_ROWS]
+    ]
     return Workload(rows=rows, config=config, classes=classes)

@@ -14,12 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from jserve_sched.slo import ServiceClass
 
-COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
-CLASS_COLUMN = "service_class"
-TRACE_FORM = (
-    "CSV of arrival_s (seconds), prompt_tokens, output_tokens, and maybe "
-    "service_class, the name of one of service_classes"
-)
+_COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 DEFAULT_TRACE = pathlib.Path(__file__).parent / "traces" / "azure_conv.csv"
 
 
@@ -47,19 +42,21 @@ def _number(name: str, text: str | None) -> float:
     return value
 
 
-def _check_class(name: str, classes: Sequence[ServiceClass]) -> None:
-    known = [one.name for one in classes]
-    if name not in known:
-        raise ValueError(f"{CLASS_COLUMN}={name!r} is not one of {known}")
-
-
-def _row(cells: Mapping[str, str], classes: Sequence[ServiceClass]) -> TraceRow:
-    """Returns a line as a row; without classes, its own is not read."""
-    time_s, prompt, output = (_number(name, cells[name]) for name in COLUMNS)
+def _row(
+    cells: Mapping[str, str], class_names: Sequence[str], last_s: float
+) -> TraceRow:
+    time_s, prompt, output = (_number(name, cells[name]) for name in _COLUMNS)
+    if time_s < last_s:
+        raise ValueError(
+            f"arrival_s={time_s} is before the line above ({last_s}); sort by arrival_s"
+        )
     service_class = ""
-    if classes and CLASS_COLUMN in cells:
-        service_class = cells[CLASS_COLUMN] or ""
-        _check_class(service_class, classes)
+    if class_names and "service_class" in cells:
+        service_class = cells["service_class"] or ""
+        if service_class not in class_names:
+            raise ValueError(
+                f"service_class={service_class!r} is not one of {class_names}"
+            )
     return TraceRow(time_s, int(prompt), int(output), service_class)
 
 
@@ -83,24 +80,19 @@ def read_trace(
       OSError: If the file cannot be read.
     """
     rows: list[TraceRow] = []
+    names = [one.name for one in classes]
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(
-                f"{path}: the first line lacks {missing}; it must name {list(COLUMNS)}"
+                f"{path}: the first line lacks {missing}; it must name {list(_COLUMNS)}"
             )
         for cells in itertools.islice(reader, num_requests or None):
             try:
-                row = _row(cells, classes)
-                if rows and row.arrival_s < rows[-1].arrival_s:
-                    raise ValueError(
-                        f"arrival_s={row.arrival_s} is before the line above "
-                        f"({rows[-1].arrival_s}); sort by arrival_s"
-                    )
+                rows.append(_row(cells, names, rows[-1].arrival_s if rows else 0.0))
             except ValueError as error:
                 raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-            rows.append(row)
     if not rows:
         raise ValueError(f"{path}: no requests")
     if len(rows) < num_requests:
@@ -109,34 +101,19 @@ def read_trace(
     return [dataclasses.replace(row, arrival_s=row.arrival_s - start_s) for row in rows]
 
 
-def scale_lengths(rows: list[TraceRow], factor: float) -> list[TraceRow]:
-    """Returns the rows with prompts and outputs `factor` times as long, at least 1."""
-    return [
-        dataclasses.replace(
-            row,
-            prompt_tokens=max(1, round(row.prompt_tokens * factor)),
-            output_tokens=max(1, round(row.output_tokens * factor)),
-        )
-        for row in rows
-    ]
-
-
 def row_classes(
     rows: Sequence[TraceRow], classes: Sequence[ServiceClass], seed: int
 ) -> list[ServiceClass]:
     """Returns the class of each row: its own, or one drawn by share.
 
     Raises:
-      ValueError: if a row's own is not among the classes, or one is to be drawn and
-        their shares do not add up to 1.
+      ValueError: If one is to be drawn and their shares do not add up to 1.
     """
     from jserve_sched.workload import check_shares, draw_class  # imports NumPy
 
     if not all(row.service_class for row in rows):
         check_shares(classes)
     by_name = {one.name: one for one in classes}
-    for name in {row.service_class for row in rows} - {""}:
-        _check_class(name, classes)
     return [
         by_name[row.service_class]
         if row.service_class
@@ -149,21 +126,9 @@ def mean_rate(rows: Sequence[TraceRow]) -> float:
     """Returns the trace's mean arrival rate, requests per second.
 
     Raises:
-      ValueError: if the rows do not span any time.
+      ValueError: If the rows do not span any time.
     """
     span_s = rows[-1].arrival_s - rows[0].arrival_s
     if span_s <= 0:
         raise ValueError(f"{len(rows)} requests within {span_s} s have no rate")
     return (len(rows) - 1) / span_s
-
-
-def scale_rate(rows: Sequence[TraceRow], qps: float) -> list[TraceRow]:
-    """Returns the rows with arrival times scaled to a mean rate of `qps` a second.
-
-    An infinite rate has all come at once.
-
-    Raises:
-      ValueError: if the rows do not span any time and the rate is finite.
-    """
-    factor = mean_rate(rows) / qps if math.isfinite(qps) else 0.0
-    return [dataclasses.replace(row, arrival_s=row.arrival_s * factor) for row in rows]

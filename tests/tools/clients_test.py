@@ -1,19 +1,21 @@
 import asyncio
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from fake_server import FakeLoop, serve_fake
-from jserve.events import QueueFullError
+from jserve.events import NotServingError, QueueFullError, TokenEvent
 from jserve.server.formats import DONE_EVENT, AnswerFormat, ChunkWriter
 from jserve_sched.report import Failure
+from jserve_sched.request import FinishReason
 from jserve_sched.slo import Slo
-from jserve_tools.bench_config import HttpConfig
-from jserve_tools.clients import RequestFailedError
-from jserve_tools.http_client import (
+from jserve_tools.clients import (
     EventStream,
+    LoopClient,
+    RequestFailedError,
     open_http_client,
     refusal,
     request_body,
@@ -29,9 +31,6 @@ REQUEST = WorkloadRequest(
 )
 TOKEN = b'data: {"choices":[{"text":"x"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
-ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
-WORD = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
-END = b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n'
 
 
 def usage(tokens: int) -> bytes:
@@ -39,9 +38,9 @@ def usage(tokens: int) -> bytes:
     return f"data: {json.dumps(body)}\n\n".encode()
 
 
-def times(*chunks: bytes, is_chat: bool = False) -> list[float]:
+def times(*chunks: bytes) -> list[float]:
     """Feeds one chunk a second, from second 1."""
-    stream = EventStream(is_chat=is_chat)
+    stream = EventStream()
     found: list[float] = []
     for second, chunk in enumerate(chunks, start=1):
         found += stream.feed(chunk, float(second))
@@ -66,19 +65,6 @@ def test_tokens_of_a_completion(chunks: list[bytes], wanted: list[float]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("chunks", "wanted"),
-    [
-        ([ROLE, WORD, WORD, END, usage(2), DONE], [2.0, 3.0]),
-        # An answer without text has the token that ended it.
-        ([ROLE, usage(1), DONE], [3.0]),
-        ([ROLE, usage(0), DONE], []),
-    ],
-)
-def test_tokens_of_a_chat(chunks: list[bytes], wanted: list[float]) -> None:
-    assert times(*chunks, is_chat=True) == wanted
-
-
-@pytest.mark.parametrize(
     ("chunks", "message"),
     [
         ([TOKEN], "broke off after 1 events"),
@@ -92,15 +78,13 @@ def test_streams_that_fail(chunks: list[bytes], message: str) -> None:
     assert caught.value.failure is Failure.ERROR
 
 
-@pytest.mark.parametrize("is_chat", [False, True])
-def test_an_abort_as_the_server_writes_it_is_a_failure(is_chat: bool) -> None:
-    form = AnswerFormat(is_chat=is_chat, response_id="r", created_s=1, model="m")
+def test_an_abort_as_the_server_writes_it_is_a_failure() -> None:
+    form = AnswerFormat(is_chat=False, response_id="r", created_s=1, model="m")
     writer = ChunkWriter(form, 0)
     told = writer.event('says "finish_reason": "abort"', None, [7])
-    assert len(times(told, DONE_EVENT, is_chat=is_chat)) == 1
-    with pytest.raises(RequestFailedError, match="aborted") as caught:
-        times(told, writer.event("", "abort", []), DONE_EVENT, is_chat=is_chat)
-    assert caught.value.failure is Failure.ERROR
+    assert len(times(told, DONE_EVENT)) == 1
+    with pytest.raises(RequestFailedError, match="aborted"):
+        times(told, writer.event("", "abort", []), DONE_EVENT)
 
 
 def test_refusals_by_cause() -> None:
@@ -111,33 +95,22 @@ def test_refusals_by_cause() -> None:
     assert str(refusal(500, b"<html>")) == "HTTP 500: <html>"
 
 
-def body(request: WorkloadRequest = REQUEST, **config: str) -> dict:
-    return json.loads(request_body(HttpConfig(**config), request, "m"))
-
-
 def test_body_is_token_ids_of_fixed_length_with_the_objectives() -> None:
-    plain = body(extra_body='{"temperature": null, "user": "me"}')
-    assert plain["prompt"] == [5, 6, 7]
-    assert (plain["max_tokens"], plain["ignore_eos"]) == (3, True)
-    assert plain["slo"] == {"ttft_s": 0.5, "tbt_s": 0.05}
-    assert "temperature" not in plain and plain["user"] == "me"
-    assert body(api="chat")["messages"] == [{"role": "user", "content": "f g h"}]
+    extra = {"temperature": None, "user": "me"}
+    body = json.loads(request_body(REQUEST, "m", extra))
+    assert body["prompt"] == [5, 6, 7]
+    assert (body["max_tokens"], body["ignore_eos"]) == (3, True)
+    assert body["slo"] == {"ttft_s": 0.5, "tbt_s": 0.05}
+    assert "temperature" not in body and body["user"] == "me"
 
 
-def test_a_request_says_how_it_is_sampled_and_may_end() -> None:
-    assert body()["temperature"] == 0.0
-    assert "seed" not in body()
-    warm = dataclasses.replace(REQUEST, ignore_eos=False, temperature=0.7, seed=5)
-    sent = body(warm)
-    assert (sent["ignore_eos"], sent["temperature"], sent["seed"]) == (False, 0.7, 5)
-
-
-def test_against_a_server() -> None:
+def test_against_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = FakeLoop(step_s=0.005)
     loop.refusals = iter([None, QueueFullError("too many requests wait", 1.0)])
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
 
     async def go(url: str) -> None:
-        async with open_http_client(url + "/v1/", HttpConfig()) as client:
+        async with open_http_client(url + "/v1/") as client:
             start_s = client.now_s()
             times_s = [time_s async for time_s in client.send(REQUEST)]
             assert len(times_s) == 3
@@ -150,7 +123,7 @@ def test_against_a_server() -> None:
                 _ = [time_s async for time_s in client.send(REQUEST)]
             facts = await client.facts()
             assert facts["stats"]["num_steps"] >= 3 and "device" in facts
-            assert facts["publish_s"]["p50"] > 0 and facts["num_uneven_streams"] == 0
+            assert facts["publish_s"]["p50"] > 0
             steps = await client.steps(1)
             assert steps is not None
             assert [step.step_id for step in steps] == list(range(1, len(steps) + 1))
@@ -162,7 +135,7 @@ def test_against_a_server() -> None:
 
 def test_a_foreign_server_states_little() -> None:
     async def go(url: str) -> None:
-        async with open_http_client(url, HttpConfig()) as client:
+        async with open_http_client(url) as client:
             assert await client.steps(0) is None
             facts = await client.facts()
             assert facts["served_model_name"] == "fake"
@@ -170,3 +143,89 @@ def test_a_foreign_server_states_little() -> None:
 
     with serve_fake(is_jserve=False) as served:
         asyncio.run(go(served.url))
+
+
+# An engine in this process.
+
+
+async def send(client: LoopClient) -> list[float]:
+    return [time_s async for time_s in client.send(REQUEST)]
+
+
+def test_an_answer_has_rising_times_and_all_its_tokens() -> None:
+    loop = FakeLoop(lambda request: [7, 8])
+
+    async def go() -> None:
+        client = LoopClient(loop)
+        loop.start()
+        start_s = client.now_s()
+        times_s = await send(client)
+        assert len(times_s) == 3 and [start_s, *times_s] == sorted([start_s, *times_s])
+
+    asyncio.run(go())
+    loop.stop()
+    (seen,) = loop.seen
+    assert (seen.stop_token_ids, seen.slo) == (frozenset(), REQUEST.slo)
+    assert loop.cancelled == []
+
+
+@pytest.mark.parametrize(
+    ("refusals", "event", "message", "failure"),
+    [
+        ([ValueError("17 exceed 16")], {}, "17 exceed 16", Failure.TOO_LONG),
+        ([QueueFullError("1 waits", 1.0)], {}, "1 waits", Failure.REJECTED),
+        ([NotServingError("draining")], {}, "draining", Failure.ERROR),
+        ([], {"error": "out of luck"}, "out of luck", Failure.ERROR),
+        (
+            [],
+            {"finish_reason": FinishReason.CANCELLED},
+            "the engine cancelled it",
+            Failure.ERROR,
+        ),
+    ],
+)
+def test_a_refused_or_broken_answer_is_a_failure_of_its_kind(
+    refusals: Sequence[Exception], event: dict, message: str, failure: Failure
+) -> None:
+    loop = FakeLoop()
+    loop.refusals = iter(refusals)
+
+    async def go() -> None:
+        answer = asyncio.create_task(send(LoopClient(loop)))
+        await asyncio.sleep(0)
+        loop._publish([TokenEvent("r", None, 0.0, **event), TokenEvent("x", 1, 0.0)])
+        with pytest.raises(RequestFailedError, match=message) as caught:
+            await answer
+        assert caught.value.failure is failure
+
+    asyncio.run(go())
+    assert loop.cancelled == []
+
+
+def test_closing_the_stream_cancels_the_request() -> None:
+    loop = FakeLoop()
+
+    async def go() -> None:
+        client = LoopClient(loop)
+        loop.start()
+        times_s = client.send(dataclasses.replace(REQUEST, max_tokens=10**6))
+        await anext(times_s)
+        await times_s.aclose()
+
+    asyncio.run(go())
+    loop.stop()
+    assert loop.cancelled == ["r"]
+
+
+def test_the_engine_survives_a_listener_whose_loop_closes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = FakeLoop()
+
+    async def go() -> None:
+        LoopClient(loop)
+        # As if the loop closed between a look at it and the call.
+        monkeypatch.setattr(asyncio.get_running_loop(), "is_closed", lambda: False)
+
+    asyncio.run(go())
+    loop._publish([TokenEvent("a", 1, 0.0)])
