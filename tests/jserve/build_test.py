@@ -12,7 +12,7 @@ from jserve import planning
 from jserve.bucket_choice import choose_buckets
 from jserve.build import build_engine, build_loop, resolve_dtype
 from jserve.config import EngineConfig
-from jserve_sched.annealing import PYTHON_KERNEL
+from jserve_sched.annealing import anneal
 from jserve_sched.output_lengths import QuantileLength
 from jserve_sched.policies import Annealing
 from jserve_sched.step_demand import prior_demand
@@ -99,7 +99,7 @@ def test_auto_is_float32_on_cpu() -> None:
 def test_a_scheduler_plans_by_what_the_config_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(planning, "best_kernel", lambda: PYTHON_KERNEL)
+    monkeypatch.setattr(planning, "best_kernel", lambda: anneal)
     part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
     path = tmp_path / "request_latency.json"
     path.write_text(json.dumps({"prefill": part, "decode": part}))

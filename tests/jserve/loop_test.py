@@ -125,7 +125,6 @@ def test_every_policy_serves_a_crowd_of_all_kinds(
     stats = loop.stats()
     assert stats.num_compiles_after_warmup == 0
     assert (stats.searches.num_searches > searches.num_searches) == looks_ahead
-    assert (stats.searches.num_proposals > searches.num_proposals) == looks_ahead
 
 
 def test_every_step_is_on_record(loop: EngineLoop, inbox: Inbox) -> None:

@@ -37,8 +37,7 @@ def serve(flood: Flood) -> list[tuple[Request, float]]:
     """
     rng = np.random.default_rng(flood.seed)
     scheduler = make_scheduler(
-        policy=f"{flood.policy}:proposals=8:max_batch=2"
-        f":max_age_s={MAX_AGE_S}:interval_s=0.04",
+        policy=f"{flood.policy}:proposals=8:max_age_s={MAX_AGE_S}:interval_s=0.04",
         num_pages=flood.num_pages,
         max_num_seqs=flood.num_slots,
         enable_prefix_caching=False,
