@@ -23,7 +23,7 @@ from jserve_sched.report import Outcome, wilson_interval
 from jserve_sched.simulator import make_scheduler, simulate
 from jserve_sched.workload import Arrival
 from jserve_tools.gpu_cost_models import gpu_cost_model
-from jserve_tools.simulated_lengths import declare, make_lengths
+from jserve_tools.simulation import declare, make_lengths
 
 Entry = dict[str, Any]
 BASE = "fcfs"  # as vLLM orders by default, with which the paper compares itself

@@ -16,10 +16,9 @@ from jserve_sched.workload import Yardstick, isolated_times
 from jserve_tools import simulation
 from jserve_tools.finished_runs import FinishedRuns
 from jserve_tools.simulate_config import LoadConfig, SweepConfig
-from jserve_tools.simulated_lengths import declare
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor, random_batches
-from jserve_tools.simulation import Experiment
+from jserve_tools.simulation import Experiment, declare
 from jserve_tools.sweep import RateTask, guess_qps, run_all, search_goodputs
 from jserve_tools.workload_trace import TraceRow
 

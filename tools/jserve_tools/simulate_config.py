@@ -149,8 +149,8 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
+        from jserve_sched.output_lengths import make_length_estimator
         from jserve_tools.gpu_cost_models import GPU_COST_MODELS
-        from jserve_tools.simulated_lengths import make_lengths
 
         kind, _, rest = self.cost_model.partition(":")
         is_profile = kind in ("linear", "table", "mlp") and bool(rest)
@@ -172,7 +172,7 @@ class MachineConfig:
         if self.num_instances == 1:
             _refuse_idle(self, "num_instances of 2 or more", "assignment")
         if self.length_estimator is not None:
-            make_lengths(self.length_estimator, ())
+            make_length_estimator(self.length_estimator, {})
         if not self.declared_max_tokens:
             _refuse_idle(self, "declared_max_tokens", "length_estimator")
 

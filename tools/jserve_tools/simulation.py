@@ -16,13 +16,13 @@ from jserve_sched.clock import WallClock
 from jserve_sched.cost_model import CostModel
 from jserve_sched.goodput import WARMUP_SHARE
 from jserve_sched.instances import make_assignment
+from jserve_sched.output_lengths import LengthEstimator, make_length_estimator
 from jserve_sched.policies import PlannedAdmission, Policy, make_policy
 from jserve_sched.report import distribution, summarise_run
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick
 from jserve_tools.simulate_config import split_limit
-from jserve_tools.simulated_lengths import NO_ESTIMATES, declare, make_lengths
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor
 from jserve_tools.step_logs import write_simulated_log
@@ -36,6 +36,32 @@ def _policy(spec: str) -> Policy:
     if isinstance(policy, PlannedAdmission):  # no other is worth a compiler's start
         return make_policy(spec, kernel=best_kernel())
     return policy
+
+
+def make_lengths(spec: str, arrivals: Sequence[Arrival]) -> LengthEstimator:
+    """Returns a fresh estimator; an `oracle` knows the lengths of these arrivals."""
+    return make_length_estimator(
+        spec, {one.request_id: one.max_tokens for one in arrivals}
+    )
+
+
+def declare(
+    arrivals: Sequence[Arrival], declared_tokens: int, *, max_model_len: int
+) -> list[Arrival]:
+    """Returns requests that say they take at most so many output tokens, as real ones.
+
+    One says more if it takes more, and no more than the context has room for.
+    """
+    return [
+        dataclasses.replace(
+            one,
+            declared_max_tokens=max(
+                min(declared_tokens, max_model_len - one.num_prompt_tokens),
+                one.max_tokens,
+            ),
+        )
+        for one in arrivals
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +106,7 @@ class Experiment:
     num_instances: int = 1
     assignment: str = "finish"
     declared_max_tokens: int = 0
-    length_estimator: str = NO_ESTIMATES
+    length_estimator: str = "max_tokens"
 
     def units(self, seed: int) -> list[Arrival]:
         """Returns the requests that a seed draws, at one a second."""

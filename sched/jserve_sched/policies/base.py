@@ -23,13 +23,8 @@ class FixedChunk:
     chunk_tokens: int = 0
 
     def __post_init__(self) -> None:
-        check_chunk_tokens(self.chunk_tokens)
-
-
-def check_chunk_tokens(chunk_tokens: int) -> None:
-    """Raises ValueError unless a chunk size is 0 or more."""
-    if chunk_tokens < 0:
-        raise ValueError(f"chunk_tokens={chunk_tokens} is below 0")
+        if self.chunk_tokens < 0:
+            raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
 
 
 class Policy(Protocol):
