@@ -36,7 +36,7 @@ def train_requests(
     """Fits a request latency to the training steps, and judges it on the others.
 
     Returns:
-      The latency, and `predictor_report.errors` with `num_points` by "part: points".
+      The latency, and `predictor_report.errors` with `num_points` by part, held out.
 
     Raises:
       ValueError: If the profile lacks a fact, or steps of a kind.
@@ -61,13 +61,8 @@ def train_requests(
     decode = _decode_points(samples, is_training)
     latency = RequestLatency(prefill=fit_bilinear(prefill), decode=fit_bilinear(decode))
     judged = {
-        "prefill: held out": (latency.prefill, _prefill_points(samples, ~is_training)),
-        "prefill: fitted": (latency.prefill, prefill),
-        "decode step: held out": (
-            latency.decode,
-            _decode_points(samples, ~is_training),
-        ),
-        "decode step: fitted": (latency.decode, decode),
+        "prefill": (latency.prefill, _prefill_points(samples, ~is_training)),
+        "decode step": (latency.decode, _decode_points(samples, ~is_training)),
     }
     return latency, {
         name: {
@@ -129,7 +124,7 @@ def publish_requests(
     }
     path = output / "request_latency.json"
     write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
-    rows = [["part: points", "points", "R2", "MAE", "MAPE"]]
+    rows = [["held out", "points", "R2", "MAE", "MAPE"]]
     for name, one in found.items():
         error = [f"{one['mae_ms']:.3f}ms", f"{one['mape']:.1%}"]
         rows.append(
