@@ -12,7 +12,7 @@ from jserve.compile_cache import open_compile_cache
 from jserve.config import EngineConfig
 from jserve.engine import Engine, kv_page_bytes
 from jserve.loop import EngineLoop
-from jserve.planning import read_request_latency, serving_policy
+from jserve.planning import latency_fault, read_request_latency, serving_policy
 from jserve.predictor_checkpoint import PredictorFacts
 from jserve.program_store import ProgramStore
 from jserve.progress import Progress
@@ -49,14 +49,14 @@ def build_loop(
     progress = progress or Progress()
     # What can be wrong on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
-    latency_file = read_request_latency(config)
+    latency = read_request_latency(config)
     chosen = choose_buckets(config)
     policy = serving_policy(config)
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
     engine = _build_engine(config, chosen, store)
     facts = PredictorFacts.of(engine)
-    latency_fault = "" if latency_file is None else latency_file.fault(facts)
+    fault = latency_fault(latency, facts)
     table = engine.programs.table
     predictor = _new_predictor(table, engine.max_model_len, config.page_size)
     times_path = None
@@ -76,9 +76,7 @@ def build_loop(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=engine.max_model_len,
         lengths=lengths,
-        request_latency=(
-            None if latency_file is None or latency_fault else latency_file.latency
-        ),
+        request_latency=None if fault else latency,
     )
 
     def choose(reached: BucketTable) -> ServingPredictor:
@@ -121,7 +119,7 @@ def build_loop(
         scheduler=scheduler,
         warm_up=warm_up,
         records=StepRecords(predictor, recorder=recorder, header=header),
-        request_latency_fallback=latency_fault,
+        request_latency_fallback=fault,
     )
 
 

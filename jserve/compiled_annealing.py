@@ -2,23 +2,22 @@
 
 `annealing.anneal` is compiled as it stands, on arrays instead of lists. Both give the
 same plan bit for bit, so the compiler is a matter of speed alone. It is the extra
-`annealing`; Numba is imported when a kernel is asked for, so that nothing else pays
-for it.
+`annealing`, imported when a kernel is asked for, so that nothing else pays for it.
 """
 
 import functools
 import importlib.util
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
 
-import numpy as np
-
-from jserve_sched.annealing import PYTHON_KERNEL, Kernel, anneal, search
-from jserve_sched.annealing_problem import AnnealingProblem
+from jserve_sched.annealing import Kernel, anneal
 
 _logger = logging.getLogger(__name__)
+_INTS, _FLOATS = "i8[::1], ", "f8[::1], "
+_SIGNATURE = (  # of `anneal`, in the order of its arguments
+    f"UniTuple(f8, 2)({2 * _FLOATS}{_INTS}i8, f8, f8, {3 * _INTS}{_FLOATS}"
+    f"{4 * _INTS}{_FLOATS}f8, f8)"
+)
 
 
 @functools.cache
@@ -36,31 +35,17 @@ def best_kernel() -> Kernel:
             "Numba is not installed (pip install 'jserve[annealing]'): annealing "
             "runs as plain Python, about fifty times slower"
         )
-        return PYTHON_KERNEL
+        return anneal
     import numba
 
+    kernel: Kernel
     try:
-        kernel = _ready(numba.njit(nogil=True, cache=True)(anneal))
+        kernel = numba.njit(_SIGNATURE, nogil=True, cache=True)(anneal)
     except Exception as error:  # reading a damaged cache may raise anything
         _logger.warning(
-            "no cache for the annealing kernel, it is compiled in this process: %s: %s",
-            type(error).__name__,
+            "no cache for the annealing kernel, it is compiled in this process: %r",
             error,
         )
-        kernel = _ready(numba.njit(nogil=True)(anneal))
+        kernel = numba.njit(_SIGNATURE, nogil=True)(anneal)
     _logger.info("annealing kernel ready in %.1f s", time.perf_counter() - start_s)
-    return kernel
-
-
-def _ready(run: Callable[..., Any]) -> Kernel:
-    """Returns the kernel of a function, which has run once."""
-    kernel = Kernel(run=run, table=np.ascontiguousarray, slice_jobs=100_000)
-    problem = AnnealingProblem(
-        exec_s=np.ones((2, 1)),
-        latest_s=np.zeros((2, 1)),
-        waited_s=np.zeros(2),
-        kv_tokens=np.ones(2, np.int64),
-        max_kv_tokens=1,
-    )
-    search(problem, num_proposals=1, kernel=kernel)
     return kernel

@@ -52,9 +52,7 @@ _COUNTERS = (
     ("predictor_refits", "predictor.num_refits", "Models fitted while serving."),
     ("predictor_replaced", "predictor.num_replaced", "Predictions that were invalid."),
     ("plan_searches", "searches.num_searches", "Searches for the queue's order."),
-    ("plan_search_proposals", "searches.num_proposals", "Changes that they tried."),
     ("plan_search_seconds", "searches.search_s", "Spent on them."),
-    ("plan_search_gain", "searches.gain", "Sum of their relative gains."),
 )
 _FALLBACKS = (
     ("predictor_fallback", "predictor.fallback", "Predictor checkpoints not usable."),

@@ -28,9 +28,6 @@ class Instance:
     """Requests that wait.
 
     Attributes:
-      max_batch: B.
-      max_kv_tokens: Budget of a batch.
-      start_ms: When the first batch can start.
       ttlt_s: SLO of half of the requests.
       ttft_s: SLO of the others, besides 50 ms between tokens.
       rows: Prompt tokens, output tokens, whether its end is judged, and ms waited, of
@@ -45,24 +42,26 @@ class Instance:
     rows: Sequence[Sequence[int]]
 
     def problem(self) -> AnnealingProblem:
+        slos = (Slo(ttft_s=self.ttft_s, tbt_s=0.05), Slo(ttlt_s=self.ttlt_s))
+        requests = [
+            Request(
+                request_id=str(index),
+                arrival_s=NOW_S - waited_ms / 1e3,
+                prompt_tokens=np.zeros(prompt_tokens, np.int32),
+                max_tokens=output_tokens,
+                slo=slos[is_whole],
+            )
+            for index, (prompt_tokens, output_tokens, is_whole, waited_ms) in enumerate(
+                self.rows
+            )
+        ]
         return make_problem(
-            [self._request(index) for index in range(len(self.rows))],
+            requests,
             LATENCY,
             now_s=NOW_S,
             max_batch=self.max_batch,
             max_kv_tokens=self.max_kv_tokens,
             start_s=self.start_ms / 1e3,
-        )
-
-    def _request(self, index: int) -> Request:
-        prompt_tokens, output_tokens, is_whole, waited_ms = self.rows[index]
-        whole, chat = Slo(ttlt_s=self.ttlt_s), Slo(ttft_s=self.ttft_s, tbt_s=0.05)
-        return Request(
-            request_id=str(index),
-            arrival_s=NOW_S - waited_ms / 1e3,
-            prompt_tokens=np.zeros(prompt_tokens, np.int32),
-            max_tokens=output_tokens,
-            slo=whole if is_whole else chat,
         )
 
 

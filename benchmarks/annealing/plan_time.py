@@ -26,7 +26,7 @@ import numpy as np
 from jserve.compiled_annealing import best_kernel
 from jserve.config_flags import define_config_flags
 from jserve.program import run_program
-from jserve_sched.annealing import DEFAULT_PROPOSALS, PYTHON_KERNEL, Kernel, search
+from jserve_sched.annealing import DEFAULT_PROPOSALS, Kernel, anneal, search
 from jserve_sched.annealing_problem import (
     AnnealingProblem,
     evaluate,
@@ -102,17 +102,17 @@ def measure(
         requests = draw_requests(rng, num_requests)
         start_s = time.perf_counter()
         problem = _problem(requests, max_batch)
-        goal = search(problem, kernel=kernel).score.goal
+        goal = search(problem, kernel=kernel).score.merit
         times_s.append(time.perf_counter() - start_s)
         if index < 3:
             start_s = time.perf_counter()
-            search(problem, kernel=PYTHON_KERNEL, num_proposals=DEFAULT_PROPOSALS // 10)
+            search(problem, kernel=anneal, num_proposals=DEFAULT_PROPOSALS // 10)
             python_s.append(10 * (time.perf_counter() - start_s))
         by_time = np.argsort(problem.exec_s[:, -1], kind="stable").tolist()
-        sorted_goal = evaluate(problem, packed(problem, by_time)).goal
+        sorted_goal = evaluate(problem, packed(problem, by_time)).merit
         gains.append(goal / max(sorted_goal, 1e-12))
         long = search(problem, kernel=kernel, num_proposals=5 * DEFAULT_PROPOSALS)
-        shares.append(goal / max(long.score.goal, 1e-12))
+        shares.append(goal / max(long.score.merit, 1e-12))
     return {
         "num_requests": num_requests,
         "max_batch": max_batch,
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
     ]
     document = {
         "commit": commit(),
-        "is_compiled": kernel is not PYTHON_KERNEL,
+        "is_compiled": kernel is not anneal,
         "num_proposals": DEFAULT_PROPOSALS,
         "entries": entries,
     }

@@ -23,7 +23,7 @@ from jserve_sched.report import Outcome, wilson_interval
 from jserve_sched.simulator import make_scheduler, simulate
 from jserve_sched.workload import Arrival
 from jserve_tools.machines import gpu_cost_model
-from jserve_tools.simulated_lengths import declare, make_lengths
+from jserve_tools.simulation import declare, make_lengths
 
 Entry = dict[str, Any]
 BASE = "fcfs"  # as vLLM orders by default, with which the paper compares itself
@@ -133,36 +133,11 @@ def cells(num_draws: int, num_runs: int, policies: Sequence[str]) -> Iterator[Ce
     yield dataclasses.replace(one_by_one, study="lengths")
 
 
-class RememberingMachine:
-    """A cost model that is not asked twice about a step.
-
-    The policy's predictor asks about a plan, and the simulator about the step that it
-    becomes: the same features. Pricing is what most of a simulation's time goes to.
-    """
-
-    def __init__(self, cost_model: CostModel, max_num_seqs: int):
-        self.name = cost_model.name
-        self.num_kv_tokens = cost_model.num_kv_tokens
-        self.page_size = cost_model.page_size
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = cost_model.max_num_batched_tokens
-        self._cost_model = cost_model
-        self._asked = b""
-        self._step_s = np.zeros(0)
-
-    def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
-        """Returns durations `[N]` in seconds for features `[N, F]`."""
-        asked = matrix.tobytes()
-        if asked != self._asked:
-            self._step_s = self._cost_model.step_s(matrix, block_tokens)
-            self._asked = asked
-        return self._step_s.copy()
-
-
 @functools.cache
-def _machine(max_num_seqs: int) -> RememberingMachine:
+def _machine(max_num_seqs: int) -> CostModel:
     model = gpu_cost_model(MACHINE)
-    return RememberingMachine(model, max_num_seqs or model.max_num_seqs)
+    limit = max_num_seqs or model.max_num_seqs
+    return dataclasses.replace(model, max_num_seqs=limit)
 
 
 @functools.cache

@@ -3,16 +3,11 @@
 The chain starts from the better of two plain orders, changes one job's place at a time,
 and accepts worse plans less and less readily (arXiv 2504.14966, "priority mapping").
 That order and batch sizes are annealed together is the paper's. Ours, since its text
-could not be read: the starts, the early exit, the three moves, the temperatures, and
-that acceptance looks at the relative change of G. G itself is tiny, so that with
-temperatures in the hundreds every change is accepted.
-
-Temperatures are in shares of one job: 1 is G / N. One job attained or not changes G by
-about as much, hence what is hot for 10 jobs is a random walk for 200. The chain cools
-several times over, so a deadline that ends it early loses little.
-
-`anneal` is one function without helpers, fast on lists in plain Python and on arrays
-where Numba compiles it, to the same plan bit for bit. Hence chance comes in as draws.
+could not be read: the starts, the early exit, the moves, the temperatures, and that
+acceptance looks at the change of G relative to the start's, in shares of one job: 1 is
+G / N. G itself is so small that temperatures in the hundreds would accept any change,
+and what is hot for 10 jobs is a random walk for 200. The chain cools several times
+over, so a deadline that ends it early loses little.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +25,7 @@ from jserve_sched.annealing_problem import (
 
 DEFAULT_PROPOSALS = 10_000
 MOST_JOBS = 256  # of one search, as its callers see to
-NUM_COOLINGS = 4  # times that the temperature falls from first to last
+_NUM_COOLINGS = 4  # times that the temperature falls from first to last
 _COLDEST = 0.003  # shares of one job
 _HOTTEST = (0.1, 2.0)  # least and most
 _PAIR_HEAT = 0.06  # the first temperature for each proposal that a pair of jobs gets
@@ -42,20 +37,7 @@ DELAY = 1  # into the batch after; if that is full, into a new one between the t
 SWAP = 2  # in exchange for any other job
 
 Numbers = Any  # a list where Python runs the kernel, an array where it is compiled
-
-
-class Kernel(NamedTuple):
-    """How the inner loop runs.
-
-    Attributes:
-      run: `anneal`, or what a compiler made of it.
-      table: Makes what `run` is fast on from a flat array.
-      slice_jobs: Proposals, times jobs, carried out between two looks at the clock.
-    """
-
-    run: Callable[..., tuple[float, float]]
-    table: Callable[[np.ndarray], Numbers]
-    slice_jobs: int
+Kernel = Callable[..., tuple[float, float]]  # `anneal`, or what a compiler made of it
 
 
 class Found(NamedTuple):
@@ -64,13 +46,11 @@ class Found(NamedTuple):
     Attributes:
       batch_of: `[N]` batch of each job in the best plan seen, from 0 without gaps.
       score: Its worth.
-      start_score: Worth of the best start.
       num_proposals: Moves tried; 0 where none could have helped.
     """
 
     batch_of: np.ndarray
     score: Score
-    start_score: Score
     num_proposals: int
 
 
@@ -95,13 +75,14 @@ def anneal(
 ) -> tuple[float, float]:
     """Carries out `K` proposals; changes `places`, `best_places`, `sizes` and `kv`.
 
+    One function without helpers, fast on lists in plain Python and on arrays where
+    Numba compiles it, to the same plan bit for bit. Hence chance comes in as draws.
     Batch k stands at place 2 k + 1, so that a new batch fits between any two.
 
     Args:
       exec_s: `[N * B]` durations; `job * B + size - 1` is a row and column.
       latest_s: `[N * B]` longest waits.
-      kv_tokens: `[N]`.
-      max_kv_tokens: Most tokens of a batch of two or more.
+      kv_tokens: `[N]`; batches of two or more hold at most `max_kv_tokens`.
       start_s: When the first batch starts.
       waited_s: What all jobs have waited already, summed.
       moves: `[K]` `SQUEEZE`, `DELAY` or `SWAP`.
@@ -109,15 +90,14 @@ def anneal(
       others: `[K]` the job it is exchanged for, or where the search for one begins.
       bars: `[K]` the least change of merit accepted, 0 or below.
       places: `[N]` place of each job's batch in the chain's plan.
-      best_places: `[N]` of the best plan seen.
+      best_places: `[N]` the same of the best plan seen.
       sizes: `[2 N + 1]` jobs at each place.
       kv: `[2 N + 1]` KV tokens at each place.
       waits_s: `[2 N + 1]` scratch.
-      merit: `Score.merit` of the chain's plan.
-      best_merit: That of the best plan.
 
     Returns:
-      `merit` and `best_merit` after the last proposal.
+      `Score.merit` of the chain's plan and of the best one, as `merit` and `best_merit`
+      were before the first proposal.
     """
     num_jobs = len(places)
     max_batch = len(exec_s) // num_jobs
@@ -148,49 +128,50 @@ def anneal(
                     while places[y] != b:
                         y = y + 1 if y + 1 < num_jobs else 0
 
-        # Change the plan; one over the KV budget is changed back at the end.
         size_moved, kv_moved = 1, kv_tokens[x]
+        if y >= 0:
+            size_moved, kv_moved = 0, kv_moved - kv_tokens[y]
+        if (sizes[a] - size_moved > 1 and kv[a] - kv_moved > max_kv_tokens) or (
+            sizes[b] + size_moved > 1 and kv[b] + kv_moved > max_kv_tokens
+        ):
+            continue
+
+        # Change the plan.
         places[x] = b
         if y >= 0:
             places[y] = a
-            size_moved, kv_moved = 0, kv_moved - kv_tokens[y]
         sizes[a] -= size_moved
         sizes[b] += size_moved
         kv[a] -= kv_moved
         kv[b] += kv_moved
-        fits = (sizes[a] < 2 or kv[a] <= max_kv_tokens) and (
-            sizes[b] < 2 or kv[b] <= max_kv_tokens
-        )
 
-        new_merit = 0.0
-        if fits:
-            # Execute (t_e2e = t_exec + t_wait): a batch lasts as long as its longest
-            # job, and the next one waits for it.
-            for place in range(1, last_place + 2):
-                waits_s[place] = 0.0
-            sum_s = waited_s
-            for job in range(num_jobs):
-                place = places[job]
-                own_s = exec_s[job * max_batch + sizes[place] - 1]
-                sum_s += own_s
-                waits_s[place] = max(waits_s[place], own_s)
-            wait_s = start_s
-            for place in range(1, last_place + 2):
-                if sizes[place]:
-                    duration_s = waits_s[place]
-                    waits_s[place] = wait_s
-                    sum_s += sizes[place] * wait_s
-                    wait_s += duration_s
-            # Judge: x_i is whether job i attains its SLO, n their sum, G = n / t.
-            num_attained = 0
-            for job in range(num_jobs):
-                place = places[job]
-                if waits_s[place] <= latest_s[job * max_batch + sizes[place] - 1]:
-                    num_attained += 1
-            new_merit = (num_attained + JOB_SHARE) / sum_s
+        # Execute (t_e2e = t_exec + t_wait): a batch lasts as long as its longest job,
+        # and the next one waits for it.
+        for place in range(1, last_place + 2):
+            waits_s[place] = 0.0
+        sum_s = waited_s
+        for job in range(num_jobs):
+            place = places[job]
+            own_s = exec_s[job * max_batch + sizes[place] - 1]
+            sum_s += own_s
+            waits_s[place] = max(waits_s[place], own_s)
+        wait_s = start_s
+        for place in range(1, last_place + 2):
+            if sizes[place]:
+                duration_s = waits_s[place]
+                waits_s[place] = wait_s
+                sum_s += sizes[place] * wait_s
+                wait_s += duration_s
+        # Judge: x_i is whether job i attains its SLO, n their sum, G = n / t.
+        num_attained = 0
+        for job in range(num_jobs):
+            place = places[job]
+            if waits_s[place] <= latest_s[job * max_batch + sizes[place] - 1]:
+                num_attained += 1
+        new_merit = (num_attained + JOB_SHARE) / sum_s
 
         # Accept by Metropolis (simulated annealing), or change back.
-        if fits and new_merit - merit >= bars[step]:
+        if new_merit - merit >= bars[step]:
             merit = new_merit
             if sizes[a] == 0 or b == a + 1:
                 # A batch was emptied or opened: number the places through.
@@ -221,15 +202,12 @@ def anneal(
     return merit, best_merit
 
 
-PYTHON_KERNEL = Kernel(run=anneal, table=np.ndarray.tolist, slice_jobs=1_000)
-
-
 def search(
     problem: AnnealingProblem,
     *,
     num_proposals: int = DEFAULT_PROPOSALS,
     seed: int = 0,
-    kernel: Kernel = PYTHON_KERNEL,
+    kernel: Kernel = anneal,
     starts: Sequence[np.ndarray] = (),
     spent: Callable[[], float] | None = None,
 ) -> Found:
@@ -243,23 +221,27 @@ def search(
       problem: The jobs.
       num_proposals: Most moves tried.
       seed: Seed of the draws.
-      kernel: What carries the moves out.
+      kernel: Carries the moves out; any but `anneal` is given arrays.
       starts: Further plans to start from, such as the last one.
       spent: Says which share of the time allowed is spent; from 1 on the best plan so
         far is returned. The temperature falls over time or proposals, as either ends.
     """
     num_jobs, max_batch = problem.exec_s.shape
-    shortest = np.argsort(problem.exec_s[:, -1], kind="stable").tolist()
-    longest_waiting = np.argsort(-problem.waited_s, kind="stable").tolist()
-    plans = [packed(problem, shortest), packed(problem, longest_waiting), *starts]
+    sort_keys = (problem.exec_s[:, -1], -problem.waited_s)
+    orders = [np.argsort(key, kind="stable").tolist() for key in sort_keys]
+    plans = [*(packed(problem, order) for order in orders), *starts]
     scores = [evaluate(problem, plan) for plan in plans]
     start_score = max(scores, key=lambda score: score.merit)
     start = plans[scores.index(start_score)]
     if num_jobs == 1 or (max_batch == 1 and scores[0].num_attained == num_jobs):
-        return Found(start, start_score, start_score, 0)
+        return Found(start, start_score, 0)
 
+    is_python = kernel is anneal
+    table: Callable[[np.ndarray], Numbers] = np.ascontiguousarray
+    if is_python:
+        table = np.ndarray.tolist
+    most_at_once = (1_000 if is_python else 100_000) // num_jobs  # between two looks
     rng = np.random.default_rng(seed)
-    table, merit = kernel.table, start_score.merit
     sizes, kv = np.zeros((2, 2 * num_jobs + 1), np.int64)
     places = 2 * start + 1
     np.add.at(sizes, places, 1)
@@ -274,7 +256,7 @@ def search(
         problem.start_s,
         float(np.sum(problem.waited_s)),
     )
-    done, best_merit, unit = 0, merit, merit / num_jobs
+    done, merit, best_merit = 0, start_score.merit, start_score.merit
     while done < num_proposals:
         share = max(spent() if spent else 0.0, done / num_proposals)
         if share >= 1.0:
@@ -282,34 +264,23 @@ def search(
         in_all = done / share if done else num_proposals
         size = num_proposals - done
         if spent:
-            size = min(size, max(kernel.slice_jobs // num_jobs, 1))
-        heats = _temperatures(share + np.arange(size) / in_all, in_all, num_jobs)
+            size = min(size, max(most_at_once, 1))
+        # The more proposals there are for each pair of jobs, the hotter the start, as
+        # was best on the mixes of 2 to 200 jobs that we tried.
+        pairs_share = min(in_all, _HEATING_PROPOSALS) / num_jobs**2
+        hottest = np.clip(_PAIR_HEAT * pairs_share, *_HOTTEST)
+        cooled = (share + np.arange(size) / in_all) * _NUM_COOLINGS % 1.0
+        heats = hottest * np.exp(np.log(_COLDEST / hottest) * cooled)
         draws = (
             rng.integers(3, size=size),
             *rng.integers(num_jobs, size=(2, size)),
             # Metropolis: a change d is accepted if a uniform draw u is below
             # exp(d / T), so not below T * log(u); -log(u) is an exponential draw.
-            rng.standard_exponential(size) * heats * -unit,
+            rng.standard_exponential(size) * heats * (-start_score.merit / num_jobs),
         )
-        merit, best_merit = kernel.run(
+        merit, best_merit = kernel(
             *tables, *map(table, draws), *state, merit, best_merit
         )
         done += size
     found = np.unique(np.asarray(best_places), return_inverse=True)[1]
-    return Found(found, evaluate(problem, found), start_score, done)
-
-
-def _temperatures(
-    shares: np.ndarray, num_proposals: float, num_jobs: int
-) -> np.ndarray:
-    """Returns temperatures in shares of one job, where shares of a search are done.
-
-    The first one is the hotter, the more proposals there are for each pair of jobs, as
-    was best on the mixes of 2 to 200 jobs that we tried.
-    """
-    pairs_share = min(num_proposals, _HEATING_PROPOSALS) / num_jobs**2
-    hottest = np.clip(_PAIR_HEAT * pairs_share, *_HOTTEST)
-    cooled = shares * NUM_COOLINGS
-    cooled -= np.floor(cooled)
-    heats: np.ndarray = hottest * np.exp(np.log(_COLDEST / hottest) * cooled)
-    return heats
+    return Found(found, evaluate(problem, found), done)

@@ -1,8 +1,5 @@
 """What the search over orders and batches knows: tables, one row for each job.
 
-A job's duration depends on the job and on the size of its batch alone, so its duration
-and the longest wait with which it attains its SLO are looked up by (job, batch size).
-
 A plan is an array: the number of each job's batch. It is read as in arXiv 2504.14966:
 batches run one after another, all members of a batch start together, and G = n / t,
 where n counts the jobs that attain their SLOs and t is the sum of all jobs' latencies.
@@ -28,12 +25,12 @@ JOB_SHARE = 1e-3  # of a job, added to n: it ranks plans in which no job is atta
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AnnealingProblem:
-    """Jobs to be put into order and into batches.
+    """Jobs to be put into order and into batches, by job and batch size.
 
     Attributes:
       exec_s: `[N, B]` duration of a job in a batch of b, in column b - 1.
-      latest_s: `[N, B]` longest wait from now with which the job, in a batch of b,
-        attains its SLO; infinite without an SLO.
+      latest_s: `[N, B]` longest wait from now with which the job attains its SLO;
+        infinite without an SLO.
       waited_s: `[N]` time waited already, which counts in the latency.
       kv_tokens: `[N]` int64, tokens whose KV the job holds when it ends.
       max_kv_tokens: Most tokens of a batch; a job above it may stand alone.
@@ -49,24 +46,14 @@ class AnnealingProblem:
 
 
 class Score(NamedTuple):
-    """What a plan is worth.
-
-    Attributes:
-      num_attained: Jobs that attain their SLOs, n.
-      total_s: Sum of all jobs' latencies since their arrivals, t.
-    """
+    """What a plan is worth: n, and t since the jobs' arrivals."""
 
     num_attained: int
     total_s: float
 
     @property
-    def goal(self) -> float:
-        """G = n / t in 1/s (arXiv 2504.14966)."""
-        return self.num_attained / self.total_s
-
-    @property
     def merit(self) -> float:
-        """What plans are compared by: G, and the shorter plan where G is 0."""
+        """What plans are compared by: G in 1/s, and the shorter plan where it is 0."""
         return (self.num_attained + JOB_SHARE) / self.total_s
 
 
@@ -107,10 +94,10 @@ def make_problem(
     max_batch: int,
     max_kv_tokens: int,
     num_running: int = 0,
-    prefills_alone: bool = False,
+    is_stream: bool = False,
     start_s: float = 0.0,
 ) -> AnnealingProblem:
-    """Returns the problem of these waiting requests, in their order.
+    """Returns the problem of these waiting requests, at least one, in their order.
 
     A request has to keep every bound of its SLO. The prompt counts with all tokens
     known (one that was preempted computes its own answer again), the answer with the
@@ -118,14 +105,12 @@ def make_problem(
     of its next token instead of its first.
 
     Args:
-      requests: At least one.
-      latency: How long a request takes alone and in company.
-      now_s: Clock seconds.
-      max_batch: The largest batch planned, B, 1 or more.
-      max_kv_tokens: Most KV tokens of a batch.
-      num_running: Requests that run already and that every batch joins: a batch of b
-        takes as long as one of b and these.
-      prefills_alone: Whether they are joined by its decode steps only.
+      max_batch: B, 1 or more.
+      num_running: Requests that every batch joins: a batch of b takes as long as one of
+        b and these.
+      is_stream: Whether requests pass through an engine that batches continuously: one
+        keeps it busy for its prefill, which these join by decode steps only, and for
+        its share of its own decode steps, and the next one can be let in as much later.
       start_s: When the first batch can start, seconds from now.
     """
     rows = []
@@ -144,12 +129,13 @@ def make_problem(
     known, left, waited_s, first_s, last_s = np.array(rows, np.float64).T[:, :, None]
     batch = np.arange(1.0, max_batch + 1)
     joined = num_running + batch
-    prefill_s = latency.prefill_s(batch if prefills_alone else joined, known)  # [N, B]
+    prefill_s = latency.prefill_s(batch if is_stream else joined, known)  # [N, B]
     exec_s = prefill_s + latency.decode_s(joined, known, left)
+    shared_s = (exec_s - prefill_s) * (1.0 - 1.0 / joined) * is_stream
     return AnnealingProblem(
-        exec_s=exec_s,
+        exec_s=exec_s - shared_s,
         latest_s=np.minimum(first_s - prefill_s, last_s - exec_s),
-        waited_s=np.maximum(waited_s[:, 0], 0.0),
+        waited_s=np.maximum(waited_s[:, 0], 0.0) + shared_s[:, 0],
         kv_tokens=(known + left)[:, 0].astype(np.int64),
         max_kv_tokens=max_kv_tokens,
         start_s=max(start_s, 0.0),

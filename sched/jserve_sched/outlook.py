@@ -17,17 +17,13 @@ class Outlook:
       order: Request ids, by planned turn.
       made_s: Clock seconds of the snapshot that it was made from.
       epoch: `SchedulerView.epoch` of that snapshot.
-      num_proposals: Changes of the order that were tried.
-      gain: How much better the objective is than the start's, relative; 0 or more.
-      search_s: Seconds that the search took; None where no clock was at hand.
+      search_s: Seconds that the search took; 0 where no clock was at hand.
     """
 
     order: tuple[str, ...]
     made_s: float
     epoch: int
-    num_proposals: int = 0
-    gain: float = 0.0
-    search_s: float | None = dataclasses.field(default=None, compare=False)
+    search_s: float = dataclasses.field(default=0.0, compare=False)
 
     @functools.cached_property
     def turns(self) -> Mapping[str, int]:
@@ -37,23 +33,12 @@ class Outlook:
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class SearchTotals:
-    """What the searches for outlooks took and gave, since start.
-
-    Attributes:
-      num_searches: Outlooks made.
-      num_proposals: Changes of an order that were tried.
-      search_s: Seconds spent, as far as they were measured.
-      gain: Sum of the outlooks' gains.
-    """
+    """What the searches for outlooks took since start."""
 
     num_searches: int = 0
-    num_proposals: int = 0
     search_s: float = 0.0
-    gain: float = 0.0
 
     def add(self, outlook: Outlook) -> None:
         """Counts one search."""
         self.num_searches += 1
-        self.num_proposals += outlook.num_proposals
-        self.search_s += outlook.search_s or 0.0
-        self.gain += outlook.gain
+        self.search_s += outlook.search_s

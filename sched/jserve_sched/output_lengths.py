@@ -18,13 +18,15 @@ lengths; how it predicts them is not known to us. All estimators here are ours.
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from jserve_sched.request import Request
 from jserve_sched.spec_options import make_from_spec
+
+_Kind = tuple[str | int, ...]
 
 
 class LengthEstimator(Protocol):
@@ -44,7 +46,7 @@ class LengthEstimator(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MaxTokens:
-    """Every answer is as long as it may be."""
+    """Every answer is as long as it may be; nothing is learned."""
 
     def estimate(self, request: Request) -> int:
         """Returns `max_tokens`."""
@@ -75,26 +77,24 @@ class MeanLength:
             raise ValueError(f"memory={self.memory} is not in 1..65536")
         if not 1 <= self.least <= self.memory:
             raise ValueError(f"least={self.least} is not in 1..memory={self.memory}")
-        self._known: dict[tuple[str | int, ...], collections.deque[int]] = {}
+        self._known: dict[_Kind, collections.deque[int]] = collections.defaultdict(
+            lambda: collections.deque(maxlen=self.memory)
+        )
 
-    def _summary(self, tokens: np.ndarray) -> float:
+    def _summary(self, tokens: Sequence[int]) -> float:
         return float(np.mean(tokens))
 
     def estimate(self, request: Request) -> int:
         """Returns the length that answers of the request's kind have."""
         for kind in _kinds(request) if request.stop_token_ids else ():
-            known = self._known.get(kind, ())
-            if len(known) >= self.least:
-                return _whole(self._summary(np.array(known)), request)
+            if len(self._known[kind]) >= self.least:
+                return _whole(self._summary(self._known[kind]), request)
         return request.max_tokens
 
     def update(self, request: Request) -> None:
         """Learns from a request that had stop tokens and was not cancelled."""
-        if request.stop_token_ids:
-            for kind in _kinds(request):
-                if kind not in self._known:
-                    self._known[kind] = collections.deque(maxlen=self.memory)
-                self._known[kind].append(len(request.output_tokens))
+        for kind in _kinds(request) if request.stop_token_ids else ():
+            self._known[kind].append(len(request.output_tokens))
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -112,20 +112,17 @@ class QuantileLength(MeanLength):
         if not 0 < self.q < 1:
             raise ValueError(f"q={self.q} is not between 0 and 1")
 
-    def _summary(self, tokens: np.ndarray) -> float:
+    def _summary(self, tokens: Sequence[int]) -> float:
         return float(np.quantile(tokens, self.q))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OracleLengths:
-    """The truth, or the truth with an error of a known size.
-
-    Seed and request id decide the error.
+    """The truth with an error that seed and request id decide.
 
     Attributes:
       error: Largest share that a length is off by, evenly drawn, 0 to 1.
       factor: How many times too long or too short each is, by the toss of a coin.
-      seed: Seed of the errors.
       true_tokens: Each answer's length in tokens, by request id.
     """
 
@@ -159,7 +156,7 @@ class OracleLengths:
         """Learns nothing."""
 
 
-def _kinds(request: Request) -> tuple[tuple[str | int, ...], ...]:
+def _kinds(request: Request) -> tuple[_Kind, ...]:
     """Returns the names of a request's kinds, the closest first."""
     name, band = request.service_class, len(request.prompt_tokens).bit_length()
     return ((name, band), (name,), ())
@@ -169,26 +166,22 @@ def _whole(tokens: float, request: Request) -> int:
     return min(max(round(tokens), 1), request.max_tokens)
 
 
-LENGTH_ESTIMATORS: dict[str, type[LengthEstimator]] = {
-    "max_tokens": MaxTokens,
-    "mean": MeanLength,
-    "quantile": QuantileLength,
-}
-
-
 def make_length_estimator(
     spec: str, true_tokens: Mapping[str, int] | None = None
 ) -> LengthEstimator:
     """Returns the estimator that `name:option=value:...` describes.
 
     Args:
-      spec: Which one.
       true_tokens: Each answer's length by request id, which allows for `oracle`.
 
     Raises:
       ValueError: If the estimator or an option is unknown, or a value is invalid.
     """
-    known = dict(LENGTH_ESTIMATORS)
+    known: dict[str, type[LengthEstimator]] = {
+        "max_tokens": MaxTokens,
+        "mean": MeanLength,
+        "quantile": QuantileLength,
+    }
     if true_tokens is not None:
         known["oracle"] = OracleLengths
     estimator: LengthEstimator = make_from_spec(spec, known, kind="length estimator")
@@ -197,18 +190,12 @@ def make_length_estimator(
     return estimator
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class LengthErrors:
-    """Answers to requests of one service class that had stop tokens.
+    """Sums over answers to requests of one service class that had stop tokens.
 
     Without these there is nothing to guess. One that `max_tokens` ended counts as it
-    is, a cancelled one does not. These are sums: those of two engines add up.
-
-    Attributes:
-      num_requests: Answers counted.
-      sum_tokens: Sum of their lengths.
-      sum_predicted_tokens: Sum of the lengths predicted when they were submitted.
-      sum_abs_error_tokens: Sum of the differences between the two.
+    is, a cancelled one does not. Predictions are those made on arrival.
     """
 
     num_requests: int = 0
@@ -217,8 +204,8 @@ class LengthErrors:
     sum_abs_error_tokens: int = 0
 
     def __add__(self, other: "LengthErrors") -> "LengthErrors":
-        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        return LengthErrors(**{name: ours[name] + theirs[name] for name in ours})
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return LengthErrors(*map(sum, pairs))
 
 
 def pool_length_errors(
@@ -253,11 +240,6 @@ class LengthBook:
         if request.stop_token_ids:  # else there was nothing to predict
             name, predicted = request.service_class, request.first_predicted_tokens
             tokens = len(request.output_tokens)
-            one = LengthErrors(
-                num_requests=1,
-                sum_tokens=tokens,
-                sum_predicted_tokens=predicted,
-                sum_abs_error_tokens=abs(tokens - predicted),
-            )
+            one = LengthErrors(1, tokens, predicted, abs(tokens - predicted))
             self.errors[name] = self.errors.get(name, LengthErrors()) + one
         self._estimator.update(request)

@@ -17,15 +17,14 @@ grows linearly with the length and with the batch size. All else is ours: the pr
 term, the sum, the fit and its weights, and that a request in a ragged batch is priced
 by its own length, not by the longest one.
 
-A step predictor is fitted over a small grid of uniform batches, cut into the very steps
-that a scheduler would run, since step times are staircases over compiled buckets.
-
 `N` is the number of batches, `S` of steps, `F` the features of a step.
 """
 
 import dataclasses
 import itertools
 import json
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,13 +47,7 @@ _LEAST_STEP_S = 1e-6  # a predictor's answer of nothing counts as this much
 class Bilinear:
     """Seconds as `both * b * l + batch * b + length * l + base`.
 
-    No coefficient is negative, so that more work never takes less time.
-
-    Attributes:
-      both: Seconds of a token in each of the batch's requests.
-      batch: Seconds of a request.
-      length: Seconds of a token of length, whatever the batch size.
-      base: Seconds of anything at all.
+    Lengths are tokens. No coefficient is negative, so more work never takes less time.
     """
 
     both: float
@@ -63,12 +56,10 @@ class Bilinear:
     base: float
 
     def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"{name}={value!r} is not a number")
+        for name, value in vars(self).items():
             if not 0.0 <= value <= 1e9:
                 raise ValueError(f"{name}={value} is not a time of 0 or more")
-        if self.both + self.batch + self.length + self.base <= 0.0:
+        if not any(vars(self).values()):
             raise ValueError("all coefficients are 0: a step takes some time")
 
     def of(self, batch: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -84,10 +75,12 @@ class RequestLatency:
     Attributes:
       prefill: t_p over batch size and prompt tokens.
       decode: tau over batch size and tokens of KV before the step.
+      measured_with: Facts of the engine that it holds for, by name.
     """
 
     prefill: Bilinear
     decode: Bilinear
+    measured_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def prefill_s(self, batch: np.ndarray, prompt_tokens: np.ndarray) -> np.ndarray:
         """Returns seconds until the batch's prompts are prefilled."""
@@ -96,10 +89,7 @@ class RequestLatency:
     def decode_s(
         self, batch: np.ndarray, prompt_tokens: np.ndarray, output_tokens: np.ndarray
     ) -> np.ndarray:
-        """Returns seconds from the first output token to the last.
-
-        With less than two output tokens there is no decode step.
-        """
+        """Returns seconds from the first output token to the last, if there are two."""
         num_steps = np.maximum(np.asarray(output_tokens) - 1.0, 0.0)
         # Tokens of KV that the steps read, summed: l, l + 1, .., l + num_steps - 1.
         context = num_steps * (prompt_tokens + (num_steps - 1.0) / 2)
@@ -128,22 +118,20 @@ def request_latency_from_json(text: str) -> RequestLatency:
             Bilinear(**{name: row[part][name] for name in names})
             for part in ("prefill", "decode")
         )
+        return RequestLatency(
+            prefill=prefill,
+            decode=decode,
+            measured_with={**row.get("measured_with", {})},
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             "a request latency file is a JSON object with prefill and decode, each "
-            f"with {', '.join(names)} in seconds: {error!r}"
+            f"with {', '.join(names)} in seconds, and measured_with: {error!r}"
         ) from None
-    return RequestLatency(prefill=prefill, decode=decode)
 
 
 class LatencyPoints(NamedTuple):
-    """How long uniform batches took.
-
-    Attributes:
-      batch: `[N]` requests, 1 or more.
-      length: `[N]` tokens of each: of its prompt, or of its KV.
-      duration_s: `[N]` above 0.
-    """
+    """How long `[N]` uniform batches took: requests, tokens of each, and seconds."""
 
     batch: np.ndarray
     length: np.ndarray
@@ -157,21 +145,16 @@ def fit_bilinear(points: LatencyPoints) -> Bilinear:
     decide what short ones cost. (Ours.) Over the whole grid the mean error is 4 to 9 %
     for prefills and at most 4 % for decode steps on six GPU models, the worst 31 and
     12 %; with absolute errors the mean is up to about four times as large.
-
-    Raises:
-      ValueError: If there is no point.
     """
     from scipy.optimize import nnls
 
     batch, length, duration_s = points
-    if not len(batch):
-        raise ValueError("there is no point to fit")
     design = np.stack((batch * length, batch, length, np.ones(len(batch))), axis=1)
     design /= duration_s[:, None]
     scale = np.linalg.norm(design, axis=0)
     found = nnls(design / scale, np.ones(len(batch)))[0] / scale
-    both, per_request, per_token, base = found.tolist()
-    return Bilinear(both=both, batch=per_request, length=per_token, base=base)
+    names = [field.name for field in dataclasses.fields(Bilinear)]
+    return Bilinear(**dict(zip(names, found.tolist(), strict=True)))
 
 
 def priced_points(
@@ -184,40 +167,37 @@ def priced_points(
 ) -> tuple[LatencyPoints, LatencyPoints]:
     """Returns what prefills and decode steps of uniform batches take, by a model.
 
-    Batches and lengths double. Lengths go up to four full steps of prefill, batches to
-    what sixteen such steps compute and the KV pool holds: beyond that the fit goes
-    straight on.
-
-    Args:
-      model: Prices steps.
-      buckets: The compiled buckets; the steps have no other.
-      page_size: Tokens in one KV page.
-      num_kv_tokens: Tokens in the KV pool.
-      max_num_batched_tokens: Most token positions in a step.
+    They are cut into the very steps that a scheduler would run, since step times are
+    staircases over compiled buckets. Batches and lengths double. Lengths go up to four
+    full steps of prefill, batches to what sixteen such steps compute and the KV pool
+    holds: beyond that the fit goes straight on.
     """
     size = buckets.block_tokens
     max_blocks = buckets.block_edge_beside(0, max_num_batched_tokens)
     most = min(_MAX_PROMPT_STEPS * max_blocks * size, num_kv_tokens)
     lengths = _octaves(min(_LEAST_LENGTH, max(most // 2, 1)), most)
+    batches = _octaves(1, max(buckets.max_rows, 1))
     pairs = [
-        (batch, length)
-        for batch, length in itertools.product(
-            _octaves(1, max(buckets.max_rows, 1)), lengths
-        )
-        if batch * length <= num_kv_tokens
+        pair
+        for pair in itertools.product(batches, lengths)
+        if math.prod(pair) <= num_kv_tokens
     ]
     prefills = [
         (batch, length)
         for batch, length in pairs
         if batch * -(-length // size) <= _MAX_BATCH_STEPS * max_blocks
     ]
-    steps = [
-        _prefill_steps(buckets, batch, length, max_blocks, page_size)
-        for batch, length in prefills
-    ]
+    steps = [_prefill_steps(buckets, *pair, max_blocks, page_size) for pair in prefills]
     ends = np.cumsum([len(one) for one in steps])
     rows, context = np.array(pairs, np.float64).T
-    decodes = _decode_steps(buckets, rows, context, page_size)
+    decodes = np.zeros((len(rows), features.NUM_FEATURES))
+    decodes[:, features.CACHED_TOKENS] = rows * context
+    decodes[:, features.NUM_DECODES] = rows
+    decodes[:, features.DECODE_CONTEXT] = rows * context
+    decodes[:, features.NUM_ROWS] = [
+        buckets.fit(count, 0).num_rows for count, _ in pairs
+    ]
+    decodes[:, features.DECODE_PAGES] = np.ceil((context + 1) / page_size)
     step_s = model.predict(np.concatenate((*steps, decodes)))
     step_s = np.maximum(step_s, _LEAST_STEP_S)
     prefill_s = np.add.reduceat(step_s[: ends[-1]], np.append(0, ends[:-1]))
@@ -274,21 +254,6 @@ def _prefill_steps(
     return rows
 
 
-def _decode_steps(
-    buckets: BucketTable, num_rows: np.ndarray, context: np.ndarray, page_size: int
-) -> np.ndarray:
-    """Returns the features of decode steps of equal rows, `[N, F]`."""
-    rows = np.zeros((len(num_rows), features.NUM_FEATURES))
-    rows[:, features.CACHED_TOKENS] = num_rows * context
-    rows[:, features.NUM_DECODES] = num_rows
-    rows[:, features.DECODE_CONTEXT] = num_rows * context
-    rows[:, features.NUM_ROWS] = [
-        buckets.fit(count, 0).num_rows for count in num_rows.astype(int).tolist()
-    ]
-    rows[:, features.DECODE_PAGES] = np.ceil((context + 1) / page_size)
-    return rows
-
-
 class LatencySource:
     """Where a scheduler takes its request latency from.
 
@@ -307,14 +272,8 @@ class LatencySource:
         if self._fixed is not None:
             return self._fixed
         predictor, buckets, number = self._made_for
-        if (
-            self._found is None
-            or view.predictor is not predictor
-            or view.buckets is not buckets
-            or view.step_id // _REFIT_EVERY != number
-        ):
-            number = view.step_id // _REFIT_EVERY
-            self._made_for = (view.predictor, view.buckets, number)
+        is_same = view.predictor is predictor and view.buckets is buckets
+        if self._found is None or not is_same or view.step_id // _REFIT_EVERY != number:
             points = priced_points(
                 view.predictor,
                 view.buckets,
@@ -324,6 +283,8 @@ class LatencySource:
             )
             prefill, decode = map(fit_bilinear, points)
             self._found = RequestLatency(prefill=prefill, decode=decode)
+            number = view.step_id // _REFIT_EVERY
+            self._made_for = (view.predictor, view.buckets, number)
         return self._found
 
     @staticmethod

@@ -9,7 +9,7 @@ from jserve import planning
 from jserve.bucket_choice import choose_buckets
 from jserve.build import build_engine, build_loop
 from jserve.config import EngineConfig
-from jserve_sched.annealing import PYTHON_KERNEL
+from jserve_sched.annealing import anneal
 from jserve_sched.buckets import Bucket
 from jserve_sched.output_lengths import QuantileLength
 from jserve_sched.policies import Annealing
@@ -61,7 +61,7 @@ def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> 
 def test_a_scheduler_plans_by_what_the_config_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(planning, "best_kernel", lambda: PYTHON_KERNEL)
+    monkeypatch.setattr(planning, "best_kernel", lambda: anneal)
     part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
     path = tmp_path / "request_latency.json"
     path.write_text(json.dumps({"prefill": part, "decode": part}))

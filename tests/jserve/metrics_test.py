@@ -24,7 +24,7 @@ def scrape(**fields: object) -> dict[str, float]:
 
 
 def test_what_the_engine_says_is_told() -> None:
-    searches = SearchTotals(num_searches=2, num_proposals=200, search_s=0.5, gain=0.25)
+    searches = SearchTotals(num_searches=2, search_s=0.5)
     rows = scrape(
         predictor=PredictorStatus(name="linear", num_refits=3, num_replaced=7),
         searches=searches,
@@ -37,9 +37,7 @@ def test_what_the_engine_says_is_told() -> None:
         "predictor_refits_total": 3,
         "predictor_replaced_total": 7,
         "plan_searches_total": 2,
-        "plan_search_proposals_total": 200,
         "plan_search_seconds_total": 0.5,
-        "plan_search_gain_total": 0.25,
         "num_programs": 2,
         "num_programs_total": 30,
         "ready_seconds": 1.5,

@@ -26,8 +26,7 @@ def serve(
     """
     rng = np.random.default_rng(seed)
     scheduler = make_scheduler(
-        policy=f"{policy}:proposals=8:max_batch=2"
-        f":max_age_s={MAX_AGE_S}:interval_s=0.04",
+        policy=f"{policy}:proposals=8:max_age_s={MAX_AGE_S}:interval_s=0.04",
         num_pages=num_pages,
         max_num_seqs=num_slots,
         enable_prefix_caching=False,

@@ -14,14 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from annealing_instances import NO_LIMIT, Instance, draw
-from jserve_sched.annealing import (
-    DELAY,
-    PYTHON_KERNEL,
-    SQUEEZE,
-    SWAP,
-    anneal,
-    search,
-)
+from jserve_sched.annealing import DELAY, SQUEEZE, SWAP, anneal, search
 from jserve_sched.annealing_problem import (
     AnnealingProblem,
     Score,
@@ -68,11 +61,10 @@ def test_a_plan_is_worth_what_it_is_by_hand() -> None:
     # [0, 1] together from 7 to 31: the third job may wait no longer than 25.
     score = evaluate(by_hand(), np.array([0, 0, 1]))
     assert score == Score(2, (7 + 12 + 1) + (7 + 24 + 2) + (31 + 100))
-    assert score.goal == pytest.approx(2 / 184)
+    assert score.merit == pytest.approx(2 / 184, rel=1e-3)
     # One after another: 0 from 7, 2 from 17, 1 from 117.
     score = evaluate(by_hand(), np.array([0, 2, 1]))
     assert score == Score(3, (7 + 10 + 1) + (17 + 100) + (117 + 20 + 2))
-    assert Score(0, 10.0).goal == 0.0, "and the shorter plan wins"
     assert Score(0, 10.0).merit > Score(0, 20.0).merit
 
 
@@ -80,14 +72,6 @@ def test_starts_fill_batches_up_to_the_kv_budget() -> None:
     assert packed(by_hand(), (0, 2, 1)).tolist() == [0, 2, 1]
     assert packed(by_hand(), (1, 0, 2)).tolist() == [0, 0, 1]
     assert packed(by_hand(max_kv_tokens=9), (0, 1, 2)).tolist() == [0, 1, 2]
-
-
-def test_finds_the_plan_by_hand() -> None:
-    found = search(by_hand(), num_proposals=100)
-    assert found.batch_of.tolist() == [0, 2, 1]
-    assert (found.score, found.start_score) == (Score(3, 274.0), Score(2, 184.0))
-    hopeless = search(by_hand(latest_s=np.full((3, 2), NEVER)), num_proposals=100)
-    assert hopeless.score == Score(0, 184.0), "the shortest of all"
 
 
 def test_a_search_is_left_out_only_where_nothing_can_be_gained() -> None:
@@ -108,11 +92,12 @@ def test_a_search_is_left_out_only_where_nothing_can_be_gained() -> None:
 
 def test_within_one_percent_of_the_optimum() -> None:
     """Of instances on file, solved by `golden/write_annealing.py`."""
-    rows = json.loads(GOLDEN.read_text())[::4]
-    assert len(rows) == 15
+    rows = json.loads(GOLDEN.read_text())
+    assert len(rows) == 60
     for fields, num_attained, total_s in rows:
         found = search(Instance(**fields).problem(), num_proposals=2_000)
-        assert 0.99 <= found.score.goal * total_s / num_attained <= 1 + 1e-9
+        best = Score(num_attained, total_s).merit
+        assert 0.99 <= found.score.merit / best <= 1 + 1e-9
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -136,41 +121,37 @@ def test_a_valid_plan_never_below_its_starts(
     assert found.score == evaluate(problem, found.batch_of)
     longest_waiting = np.argsort(-problem.waited_s, kind="stable").tolist()
     for one in (start, sorted_start(problem), packed(problem, longest_waiting)):
-        assert found.start_score.merit >= evaluate(problem, one).merit
-    assert found.score.merit >= found.start_score.merit * (1 - 1e-12)
+        assert found.score.merit >= evaluate(problem, one).merit * (1 - 1e-12)
 
 
 def test_the_same_arguments_give_the_same_plan() -> None:
     problem = draw(np.random.default_rng(5), 20, 1).problem()
-    first = search(problem, num_proposals=1_000, seed=3)
-    again = search(problem, num_proposals=1_000, seed=3)
+    first, again = (search(problem, num_proposals=1_000, seed=3) for _ in range(2))
     assert again[1:] == first[1:]
     assert again.batch_of.tolist() == first.batch_of.tolist()
     plans = {search(problem, num_proposals=99, seed=seed).score for seed in range(5)}
     assert len(plans) > 1
-    warm = search(problem, num_proposals=0, starts=(first.batch_of,))
-    assert warm.start_score == first.score, "a good start is not lost"
 
 
 def test_time_that_is_spent_ends_the_search_with_the_best_so_far() -> None:
     problem = draw(np.random.default_rng(5), 20, 1).problem()
     looks = itertools.count()
     found = search(problem, spent=lambda: next(looks) / 8)
-    assert found.num_proposals == 8 * PYTHON_KERNEL.slice_jobs // 20
-    assert found.score.merit > found.start_score.merit
+    assert found.num_proposals == 8 * 1_000 // 20
     at_once = search(problem, spent=lambda: 1.0)
-    assert (at_once.num_proposals, at_once.score) == (0, at_once.start_score)
+    assert at_once.num_proposals == 0
+    assert found.score.merit > at_once.score.merit
 
 
-@pytest.mark.parametrize("max_batch", [1, 2, 4])
-def test_beats_the_sorted_start_at_20_jobs(max_batch: int) -> None:
+def test_beats_the_sorted_start_at_20_jobs() -> None:
     rng = np.random.default_rng(20)
-    gains = []
-    for _ in range(8):
-        problem = draw(rng, 20, max_batch).problem()
-        found = search(problem, num_proposals=2_000)
-        gains.append(found.score.goal / evaluate(problem, sorted_start(problem)).goal)
-    assert np.mean(gains) >= 1.04
+    for max_batch in (1, 2, 4):
+        gains = []
+        for _ in range(8):
+            problem = draw(rng, 20, max_batch).problem()
+            found = search(problem, num_proposals=2_000).score
+            gains.append(found.merit / evaluate(problem, sorted_start(problem)).merit)
+        assert np.mean(gains) >= 1.04
 
 
 @dataclasses.dataclass
@@ -322,15 +303,21 @@ def test_durations_sizes_and_waits() -> None:
     assert problem_of(request(Slo(), waited_s=-1.0)).waited_s.tolist() == [0.0]
     beside = problem_of(request(Slo()), num_running=2)
     assert beside.exec_s == pytest.approx(np.array([[0.6, 0.8]]))
-    decoding = problem_of(request(Slo()), num_running=2, prefills_alone=True)
-    assert decoding.exec_s == pytest.approx(np.array([[0.1 + 0.3, 0.2 + 0.4]]))
+
+
+def test_a_stream_is_kept_busy_for_a_requests_share_of_its_steps() -> None:
+    slo = Slo(ttlt_s=3.0)
+    # Two run together: decode steps take twice as long, half of which is its own.
+    problem = problem_of(request(slo), max_batch=1, num_running=1, is_stream=True)
+    assert problem.exec_s == pytest.approx(np.array([[0.1 + 0.2 / 2]]))
+    assert problem.waited_s == pytest.approx(np.array([2.0 + 0.2 / 2]))
+    assert problem.latest_s == pytest.approx(np.array([[1.0 - (0.1 + 0.2)]]))
 
 
 @pytest.mark.parametrize(
     ("slo", "latest_s"),
     [
         (Slo(), [EVER, EVER]),
-        (Slo(ttlt_s=3.0), [0.8, 0.6]),
         (Slo(ttlt_s=2.3), [0.1, -0.1]),
         (Slo(ttft_s=3.0), [0.9, 0.8]),
         (Slo(ttft_s=3.0, tbt_s=0.015), [0.9, 0.75]),
@@ -353,6 +340,3 @@ def test_an_answer_begun_has_to_keep_its_next_token() -> None:
     # after its arrival, the last one 3 + 10 * 0.5 s after.
     assert problem.exec_s[0, 0] == pytest.approx(0.104 + 0.060)
     assert problem.latest_s[0, 0] == pytest.approx(3.0 - 0.104)
-    started = request(Slo(ttft_s=3.0))
-    started.output_tokens.append(1)
-    assert problem_of(started).latest_s[0, 0] == EVER

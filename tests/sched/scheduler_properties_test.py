@@ -24,8 +24,8 @@ SPECS = (
     "sliding:fill=off:sorter=off",
     "sliding:chunker=off",
     *("laxity", "annealing:proposals=20", "annealing+sliding:proposals=20"),
-    "annealing:proposals=20:interval_s=0:max_batch=2:max_age_s=0.5:chunk_tokens=12",
-    "annealing+sliding:proposals=20:max_batch=2:max_age_s=0.2",
+    "annealing:proposals=20:interval_s=0:max_age_s=0.5:chunk_tokens=12",
+    "annealing+sliding:proposals=20:max_age_s=0.2",
 )
 
 TABLES = (

@@ -6,7 +6,6 @@ import sys
 import types
 from typing import Any
 
-import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).parents[2] / "benchmarks" / "annealing"
@@ -19,7 +18,6 @@ from task_classes import AZURE, CHAT, CODE, LONG_CODE, draw_requests  # noqa: E4
 from jserve_sched.report import Outcome  # noqa: E402
 from jserve_sched.slo import Slo  # noqa: E402
 from jserve_tools.finished_runs import FinishedRuns  # noqa: E402
-from jserve_tools.machines import gpu_cost_model  # noqa: E402
 from jserve_tools.marked_pages import fill_page  # noqa: E402
 
 
@@ -108,16 +106,6 @@ def test_claims_name_the_best_cell() -> None:
     assert sjf["share"] == pytest.approx((1 / 2 + 3 / 4) / 2)
 
 
-def test_a_machine_asked_twice_says_the_same() -> None:
-    model = gpu_cost_model(study.MACHINE)
-    machine = study.RememberingMachine(model, 4)
-    assert machine.max_num_seqs == 4 and machine.num_kv_tokens == model.num_kv_tokens
-    rows = np.ones((2, 16))
-    first = machine.step_s(rows, 1)
-    first += 1.0
-    np.testing.assert_array_equal(machine.step_s(rows, 1), model.step_s(rows, 1))
-
-
 def test_a_tiny_study_end_to_end(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,8 +135,3 @@ def test_a_tiny_study_end_to_end(
     page = (FOLDER / "README.md").read_text()
     assert all(f"<!-- table: {name} -->" in page for name in (*tables, "plan-time"))
     assert reproduce.picture(entries, "at once").startswith(b"\x89PNG")
-
-
-def test_a_study_without_its_base_is_refused() -> None:
-    with pytest.raises(ValueError, match="policies lacks fcfs"):
-        reproduce.StudyConfig(policies=("sjf", "annealing"))

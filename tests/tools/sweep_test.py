@@ -16,11 +16,10 @@ from jserve_sched.workload import Yardstick, isolated_times
 from jserve_tools import simulation
 from jserve_tools.finished_runs import FinishedRuns
 from jserve_tools.simulate_config import LoadConfig, MachineConfig, SweepConfig
-from jserve_tools.simulated_lengths import declare
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor, random_batches
 from jserve_tools.simulated_sweep import ExperimentTask, search_goodputs
-from jserve_tools.simulation import Experiment
+from jserve_tools.simulation import Experiment, declare
 from jserve_tools.sweep import run_all
 from jserve_tools.workload_trace import TraceRow
 

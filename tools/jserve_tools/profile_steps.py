@@ -25,7 +25,7 @@ import numpy as np
 from jserve.config import EngineConfig, check_range
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
-from jserve.progress import Progress
+from jserve.progress import Progress, timed_lines
 from jserve_sched.features import SCENARIOS, scenarios
 from jserve_sched.plan import StepPlan
 from jserve_sched.predictor import StepSample, stack_samples

@@ -1,15 +1,15 @@
 """Request latency from a profile: fitted, judged on steps held out, and written.
 
-A profile measures steps, and a request is many of them. The decode part is fitted to
-the profile's own decode steps, with the mean of their contexts, whose contexts are as
-unlike as in a server. The prefill part is fitted to whole prefills priced by the
-server's table of step times, learned from the profile, since nearly all measured steps
-continue a prompt. Both are judged on measured steps that nothing was learned from:
-decode steps, and prefill steps that are whole prefills of equal prompts.
+A profile measures steps. Its own decode steps are fitted with the mean of their
+contexts, which are as unlike as in a server. Prefills are fitted to whole ones priced
+by the server's table of step times, learned from the profile, since nearly all measured
+steps continue a prompt. Both are judged on measured steps that nothing was learned
+from; of prefill steps on those that are whole prefills of equal prompts.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 
@@ -35,12 +35,8 @@ def train_requests(
 ) -> tuple[RequestLatency, dict[str, dict[str, float]]]:
     """Fits a request latency to the training steps, and judges it on the others.
 
-    Args:
-      samples: A profile.
-      page_size: Tokens in one KV page of its engine.
-
     Returns:
-      The latency, and `predictor_report.errors` with `num_points` by "part: points".
+      The latency, and `predictor_report.errors` with `num_points` by part, held out.
 
     Raises:
       ValueError: If the profile lacks a fact, or steps of a kind.
@@ -64,23 +60,17 @@ def train_requests(
     is_training = samples.split == TRAIN
     decode = _decode_points(samples, is_training)
     latency = RequestLatency(prefill=fit_bilinear(prefill), decode=fit_bilinear(decode))
-    found = {}
-    for name, model, points in (
-        ("prefill: held out", latency.prefill, _prefill_points(samples, ~is_training)),
-        ("prefill: fitted", latency.prefill, prefill),
-        (
-            "decode step: held out",
-            latency.decode,
-            _decode_points(samples, ~is_training),
-        ),
-        ("decode step: fitted", latency.decode, decode),
-    ):
-        predicted_s = model.of(points.batch, points.length)
-        found[name] = {
+    judged = {
+        "prefill": (latency.prefill, _prefill_points(samples, ~is_training)),
+        "decode step": (latency.decode, _decode_points(samples, ~is_training)),
+    }
+    return latency, {
+        name: {
             "num_points": len(points.batch),
-            **errors(predicted_s, points.duration_s),
+            **errors(model.of(points.batch, points.length), points.duration_s),
         }
-    return latency, found
+        for name, (model, points) in judged.items()
+    }
 
 
 def _prefill_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
@@ -91,16 +81,16 @@ def _prefill_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
     matrix = samples.features
     tokens = matrix[:, features.PREFILL_TOKENS]
     length = matrix[:, features.LARGEST_CHUNK]
-    is_chosen = (
+    chosen = (
         is_chosen
         & (features.scenarios(matrix) == features.PURE_PREFILL)
         & (matrix[:, features.CACHED_TOKENS] == 0)
         & (matrix[:, features.CHUNK_SQUARES] == tokens * length)
-    )
-    if not is_chosen.any():
+    ).nonzero()
+    if not chosen[0].size:
         raise ValueError("no step is a whole prefill of equal prompts")
-    tokens, length = tokens[is_chosen], length[is_chosen]
-    return LatencyPoints(tokens / length, length, samples.median_s[is_chosen])
+    length = length[chosen]
+    return LatencyPoints(tokens[chosen] / length, length, samples.median_s[chosen])
 
 
 def _decode_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
@@ -119,11 +109,6 @@ def publish_requests(
 ) -> None:
     """Fits, writes request_latency.json, and prints its errors and content.
 
-    Args:
-      samples: A profile.
-      output: The folder to write to.
-      measured_with: What the profile was measured with.
-
     Raises:
       ValueError: If the profile is not enough.
       OSError: If the file cannot be written.
@@ -139,10 +124,11 @@ def publish_requests(
     }
     path = output / "request_latency.json"
     write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
-    rows = [["part: points", "points", "R2", "MAE", "MAPE"]]
+    rows = [["held out", "points", "R2", "MAE", "MAPE"]]
     for name, one in found.items():
-        r2 = f"{one['r2']:.3f}" if "r2" in one else "-"
         error = [f"{one['mae_ms']:.3f}ms", f"{one['mape']:.1%}"]
-        rows.append([name, str(one["num_points"]), r2, *error])
+        rows.append(
+            [name, str(one["num_points"]), f"{one.get('r2', math.nan):.3f}", *error]
+        )
     print(f"{render(rows)}\n\nlatency: {path}")
     print(json.dumps(document, separators=(",", ":")), flush=True)

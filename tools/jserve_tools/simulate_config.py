@@ -125,8 +125,8 @@ class MachineConfig:
 
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
+        from jserve_sched.output_lengths import make_length_estimator
         from jserve_tools.machines import GPU_COST_MODELS
-        from jserve_tools.simulated_lengths import make_lengths
 
         kind, _, rest = self.cost_model.partition(":")
         is_profile = kind == "table" and bool(rest)
@@ -147,7 +147,7 @@ class MachineConfig:
         if self.num_instances == 1:
             _refuse_idle(self, "assignment", "num_instances of 2 or more")
         if self.length_estimator is not None:
-            make_lengths(self.length_estimator, ())
+            make_length_estimator(self.length_estimator, {})
         if not self.declared_max_tokens:
             _refuse_idle(self, "length_estimator", "declared_max_tokens")
 

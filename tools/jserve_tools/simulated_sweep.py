@@ -19,9 +19,8 @@ from jserve_tools.machines import load_machine, simulated_table
 from jserve_tools.publishing import publish
 from jserve_tools.report_metrics import run_tables
 from jserve_tools.simulate_config import LIMITS, SimulateConfig
-from jserve_tools.simulated_lengths import NO_ESTIMATES
 from jserve_tools.simulated_loads import SimulatedLoad, read_load
-from jserve_tools.simulation import Experiment
+from jserve_tools.simulation import NO_ESTIMATES, Experiment
 from jserve_tools.staircases import priced_staircase
 from jserve_tools.sweep import run_all
 from jserve_tools.tables import fits_table, instances_table

@@ -22,18 +22,47 @@ from jserve_sched.goodput import (
     search_seed,
 )
 from jserve_sched.instances import ASSIGNMENTS
+from jserve_sched.output_lengths import LengthEstimator, make_length_estimator
 from jserve_sched.policies import PlannedAdmission, make_policy
 from jserve_sched.report import distribution, summarise_run
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.workload import Arrival, Yardstick, at_rate
 from jserve_tools.simulate_config import MachineConfig, SweepConfig
-from jserve_tools.simulated_lengths import NO_ESTIMATES, declare, make_lengths
 from jserve_tools.simulated_loads import SimulatedLoad
 from jserve_tools.simulated_predictors import make_predictor
 from jserve_tools.step_logs import write_simulated_log
 
 _MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
+
+
+NO_ESTIMATES = "max_tokens"
+
+
+def make_lengths(spec: str, arrivals: Sequence[Arrival]) -> LengthEstimator:
+    """Returns a fresh estimator; an `oracle` knows the lengths of these arrivals."""
+    return make_length_estimator(
+        spec, {one.request_id: one.max_tokens for one in arrivals}
+    )
+
+
+def declare(
+    arrivals: Sequence[Arrival], declared_tokens: int, *, max_model_len: int
+) -> list[Arrival]:
+    """Returns requests that say they take at most so many output tokens, as real ones.
+
+    One says more if it takes more, and no more than the context has room for.
+    """
+    return [
+        dataclasses.replace(
+            one,
+            declared_max_tokens=max(
+                min(declared_tokens, max_model_len - one.num_prompt_tokens),
+                one.max_tokens,
+            ),
+        )
+        for one in arrivals
+    ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

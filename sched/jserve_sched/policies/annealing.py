@@ -14,11 +14,6 @@ that batches continuously is not known from the paper; all of this is ours:
   that have not, by arrival; the search moves the others only, and starts after them.
 * What runs is never stopped by the plan, only by KV pressure: see `Candidates.victims`.
   Those over the bound on age are stopped last, by arrival.
-
-`annealing` fills a step as `fcfs` does: all decodes, then prompts partly computed, by
-admission, then the admitted in their turn. `annealing+sliding` sizes steps as `sliding`
-does, by the slack of the decodes and by what late arrivals may want, without its
-constructor, which selects prompts out of turn and would break the bound on age.
 """
 
 import bisect
@@ -27,15 +22,15 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from jserve_sched.annealing import (
     DEFAULT_PROPOSALS,
     MOST_JOBS,
-    PYTHON_KERNEL,
     Kernel,
+    anneal,
     search,
 )
 from jserve_sched.annealing_problem import AnnealingProblem, make_problem, packed
@@ -44,7 +39,6 @@ from jserve_sched.candidates import Candidates, choose_waiting
 from jserve_sched.clock import Clock
 from jserve_sched.outlook import Outlook
 from jserve_sched.plan import StepPlan
-from jserve_sched.policies.base import check_chunk_tokens
 from jserve_sched.policies.sliding import SlidingServe
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
@@ -53,10 +47,7 @@ from jserve_sched.view import SchedulerView
 class SearchLimit(NamedTuple):
     """Ends a search by the clock; what it finds then depends on the machine's speed.
 
-    Attributes:
-      clock: Tells the time.
-      budget_s: Seconds that one search may take, with all that it prepares; infinite
-        to measure only.
+    The budget counts all that a search prepares; infinite, it is measured only.
     """
 
     clock: Clock
@@ -70,29 +61,26 @@ class PlannedAdmission:
     Attributes:
       proposals: Most changes of the plan that one search tries.
       interval_s: Least time between two searches, seconds.
-      max_batch: Largest batch planned; 0 takes the number of free slots.
       max_age_s: A request that came longer ago goes first, seconds.
       seed: Seed of the search, together with `SchedulerView.epoch`.
       kernel: Runs the search; not an option of a spec.
       limit: Ends the search early and measures it; not an option of a spec.
-
-    Raises:
-      ValueError: For an option out of range.
     """
+
+    is_stream: ClassVar[bool] = False  # see `make_problem`
 
     proposals: int = DEFAULT_PROPOSALS
     interval_s: float = 0.05
-    max_batch: int = 0
     max_age_s: float = 120.0
     seed: int = 0
-    kernel: Kernel = PYTHON_KERNEL
+    kernel: Kernel = anneal
     limit: SearchLimit | None = None
 
     def __post_init__(self) -> None:
-        for name in ("proposals", "interval_s", "max_batch", "max_age_s", "seed"):
-            least = 1 if name == "proposals" else 0
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}={getattr(self, name)} is below {least}")
+        for name, value in vars(self).items():
+            least = int(name == "proposals")
+            if isinstance(value, int | float) and not value >= least:
+                raise ValueError(f"{name}={value} is below {least}")
 
     def revise(self, view: SchedulerView) -> Outlook | None:
         """Searches if that is due; None if it is not, or no request can be moved."""
@@ -110,11 +98,8 @@ class PlannedAdmission:
         problem = self._problem(view, requests)
         starts = []
         if last is not None:
-            turns = last.turns
-            order = sorted(
-                range(len(requests)),
-                key=lambda job: turns.get(requests[job].request_id, len(turns)),
-            )
+            turns = [last.turns.get(one.request_id, MOST_JOBS) for one in requests]
+            order = sorted(range(len(requests)), key=turns.__getitem__)
             starts.append(packed(problem, order))
         found = search(
             problem,
@@ -129,43 +114,42 @@ class PlannedAdmission:
             order=tuple(requests[job].request_id for job in order),
             made_s=view.now_s,
             epoch=view.epoch,
-            num_proposals=found.num_proposals,
-            gain=max(found.score.merit / found.start_score.merit - 1.0, 0.0),
-            search_s=clock.now_s() - begun_s if clock else None,
+            search_s=clock.now_s() - begun_s if clock else 0.0,
         )
 
     def _problem(
         self, view: SchedulerView, requests: Sequence[Request]
     ) -> AnnealingProblem:
-        """Returns what to search: these requests, in batches that join what runs."""
+        """Returns what to search: these requests, in batches that join what runs.
+
+        The first batch starts once the aged have had their turn. Of thousands of them
+        the first ones are looked at; the others count as their mean.
+        """
+        latency, num_aged = view.request_latency, self._num_aged(view)
+        start_s = view.in_flight_s
+        if num_aged:
+            known, left = _lengths(view.waiting[: min(num_aged, MOST_JOBS)])
+            together = min(view.max_num_seqs, num_aged)
+            mean_s = float(np.mean(latency.exec_s(np.array(together), known, left)))
+            start_s += mean_s * num_aged / together
         held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
+        pool_tokens = view.ledger.num_pages * view.ledger.page_size
+        max_batch, num_running = view.num_free_slots, len(view.running)
+        if self.is_stream:
+            needed = float(np.mean(np.sum(_lengths(requests), axis=0)))
+            together = max(int(pool_tokens / needed), 1)
+            together = min(view.max_num_seqs, num_running + len(requests), together)
+            max_batch, num_running = 1, together - 1
         return make_problem(
             requests,
-            view.request_latency,
+            latency,
             now_s=view.now_s,
-            max_batch=min(self._most(view), view.num_free_slots, len(requests)),
-            max_kv_tokens=max(_pool_tokens(view) - held, 0),
-            num_running=len(view.running),
-            start_s=self._start_s(view),
+            max_batch=min(max_batch, len(requests)),
+            max_kv_tokens=max(pool_tokens - held, 0),
+            num_running=num_running,
+            is_stream=self.is_stream,
+            start_s=start_s,
         )
-
-    def _most(self, view: SchedulerView) -> int:
-        return self.max_batch or view.max_num_seqs
-
-    def _start_s(self, view: SchedulerView) -> float:
-        """Returns when the first batch can start: once the aged have had their turn.
-
-        Of thousands the first ones are looked at; the others count as their mean.
-        """
-        aged = view.waiting[: self._num_aged(view)]
-        if not aged:
-            return view.in_flight_s
-        counted = aged[:MOST_JOBS]
-        known = np.array([one.num_known for one in counted])
-        left = np.array([one.expected_tokens_left for one in counted])
-        together = min(self._most(view), len(aged))
-        exec_s = view.request_latency.exec_s(np.array(float(together)), known, left)
-        return view.in_flight_s + float(np.mean(exec_s)) * len(aged) / together
 
     def _num_aged(self, view: SchedulerView) -> int:
         """Returns how many of the waiting, the first by arrival, are over the bound."""
@@ -180,38 +164,32 @@ class PlannedAdmission:
         One more waits than there are slots, if there is one: so a plan can tell that it
         lacks slots.
         """
-        waiting, most = view.admissible, view.num_free_slots + 1
-        num_aged = min(self._num_aged(view), most)
+        waiting, num_aged = view.admissible, self._num_aged(view)
         turns = view.outlook.turns if view.outlook else {}
-        admitted = list(waiting[:num_aged])
-        if num_aged < most:
-            young = waiting[num_aged:]
-            planned = [one for one in young if one.request_id in turns]
-            planned.sort(key=lambda one: turns[one.request_id])
-            others = (one for one in young if one.request_id not in turns)
-            both = itertools.chain(planned, others)
-            admitted += itertools.islice(both, most - num_aged)
+        aged, young = waiting[:num_aged], waiting[num_aged:]
+        planned = [one for one in young if one.request_id in turns]
+        planned.sort(key=lambda one: turns[one.request_id])
+        others = (one for one in young if one.request_id not in turns)
+        in_turn = itertools.chain(aged, planned, others)
+        admitted = list(itertools.islice(in_turn, view.num_free_slots + 1))
         return Candidates(view, admitted, aged_before_s=view.now_s - self.max_age_s)
 
 
-def _pool_tokens(view: SchedulerView) -> int:
-    return view.ledger.num_pages * view.ledger.page_size
+def _lengths(requests: Sequence[Request]) -> np.ndarray:
+    """Returns tokens known and tokens expected to be left, `[2, N]`."""
+    rows = [(one.num_known, one.expected_tokens_left) for one in requests]
+    return np.array(rows, np.float64).T
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Annealing(PlannedAdmission):
-    """Simulated annealing orders the queue; steps are filled.
+    """Simulated annealing orders the queue; steps are filled as `fcfs` fills them.
 
     Attributes:
-      chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
-        down to whole blocks but at least one; 0 fills the step.
+      chunk_tokens: As in `FixedChunk`.
     """
 
     chunk_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_chunk_tokens(self.chunk_tokens)
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -225,42 +203,14 @@ class Annealing(PlannedAdmission):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnnealingSliding(PlannedAdmission):
-    """Simulated annealing orders the queue; `sliding` sizes the steps."""
+    """Simulated annealing orders the queue; `sliding` sizes the steps.
 
-    def _problem(
-        self, view: SchedulerView, requests: Sequence[Request]
-    ) -> AnnealingProblem:
-        """Returns what to search: these requests, as a stream through the engine.
+    Without its constructor, which selects prompts out of turn and would break the bound
+    on age. The search plans a stream (ours: with even steps it gives a higher G than
+    batches that wait for one another).
+    """
 
-        A request keeps an engine that batches continuously busy for its prefill and for
-        its share of the decode steps, and the next one can be let in as much later.
-        (Ours: with even steps it gives a higher G than batches that wait for one
-        another.)
-        """
-        known = np.array([one.num_known for one in requests], np.float64)
-        left = np.array([one.expected_tokens_left for one in requests])
-        together = min(
-            self._most(view),
-            len(view.running) + len(requests),
-            max(int(_pool_tokens(view) / np.mean(known + left)), 1),
-        )
-        whole = make_problem(
-            requests,
-            view.request_latency,
-            now_s=view.now_s,
-            max_batch=1,
-            max_kv_tokens=0,
-            num_running=together - 1,
-            prefills_alone=True,
-            start_s=self._start_s(view),
-        )
-        prefill_s = view.request_latency.prefill_s(np.ones(1), known)[:, None]
-        rest_s = (whole.exec_s - prefill_s) * (1.0 - 1.0 / together)
-        return dataclasses.replace(
-            whole,
-            exec_s=whole.exec_s - rest_s,
-            waited_s=whole.waited_s + rest_s[:, 0],
-        )
+    is_stream: ClassVar[bool] = True
 
     @functools.cached_property
     def _sliding(self) -> SlidingServe:

@@ -7,12 +7,6 @@ from jserve_sched.plan import StepPlan
 from jserve_sched.view import SchedulerView
 
 
-def check_chunk_tokens(chunk_tokens: int) -> None:
-    """Raises ValueError unless a chunk size is 0 or more."""
-    if chunk_tokens < 0:
-        raise ValueError(f"chunk_tokens={chunk_tokens} is below 0")
-
-
 class Policy(Protocol):
     """Decides what one step runs."""
 

@@ -15,7 +15,6 @@ from typing import Any
 from jserve_sched.builder import PlanBuilder
 from jserve_sched.candidates import Candidates
 from jserve_sched.plan import StepPlan
-from jserve_sched.policies.base import check_chunk_tokens
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
 
@@ -60,7 +59,8 @@ class FixedChunk:
     chunk_tokens: int = 0
 
     def __post_init__(self) -> None:
-        check_chunk_tokens(self.chunk_tokens)
+        if self.chunk_tokens < 0:
+            raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

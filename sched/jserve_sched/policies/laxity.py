@@ -27,25 +27,14 @@ import numpy as np
 
 from jserve_sched.forwarder import remaining_prompts
 from jserve_sched.plan import StepPlan
-from jserve_sched.policies.base import check_chunk_tokens
-from jserve_sched.policies.in_order import plan_in_order
+from jserve_sched.policies.in_order import FixedChunk, plan_in_order
 from jserve_sched.request import Request, RequestState
 from jserve_sched.view import SchedulerView
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LeastLaxityFirst:
-    """The request that can wait the shortest goes first.
-
-    Attributes:
-      chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
-        down to whole blocks but at least one; 0 fills the step.
-    """
-
-    chunk_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        check_chunk_tokens(self.chunk_tokens)
+class LeastLaxityFirst(FixedChunk):
+    """The request that can wait the shortest goes first."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -66,11 +55,10 @@ class LeastLaxityFirst:
 
 
 def laxities_s(view: SchedulerView, requests: list[Request]) -> np.ndarray:
-    """Returns how long each request could wait and attain its SLO, `[N]` seconds.
+    """Returns how long each of the view's requests could wait and attain its SLO.
 
-    Args:
-      view: The snapshot; waiting begins at its `start_s`.
-      requests: Running or waiting in that snapshot; at least one.
+    Returns:
+      `[N]` seconds from `view.start_s` on.
     """
     latency = view.request_latency
     next_due_s = _column(request.next_promise_s for request in requests)

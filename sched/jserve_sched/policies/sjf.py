@@ -13,15 +13,14 @@ request with most left is preempted.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
 from jserve_sched.plan import StepPlan
-from jserve_sched.policies.base import check_chunk_tokens
-from jserve_sched.policies.in_order import plan_in_order
+from jserve_sched.policies.in_order import FixedChunk, plan_in_order
 from jserve_sched.request import Request
 from jserve_sched.view import SchedulerView
 
 _Key = tuple[float, float, str]
-MEASURES = ("e2e", "prompt")
 
 
 def _tokens_left(request: Request) -> _Key:
@@ -51,22 +50,14 @@ def _time_left(view: SchedulerView) -> Callable[[Request], _Key]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShortestJobFirst:
+class ShortestJobFirst(FixedChunk):
     """The request with the least left to do goes first.
 
     Attributes:
       by: "e2e", predicted time of the whole rest, or "prompt", prompt tokens left.
-      chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
-        down to whole blocks but at least one; 0 fills the step.
     """
 
-    by: str = "e2e"
-    chunk_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        if self.by not in MEASURES:
-            raise ValueError(f"by={self.by!r} is not one of {MEASURES}")
-        check_chunk_tokens(self.chunk_tokens)
+    by: Literal["e2e", "prompt"] = "e2e"
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
