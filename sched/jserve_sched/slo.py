@@ -222,16 +222,17 @@ class ServiceClass:
         """
         ttft_s, tbt_s = self.ttft_s, self.tbt_s
         if self.ttft_slowdown is not None:
-            ttft_s = self.ttft_slowdown * self._measured(isolated_ttft_s, "ttft_s")
+            idle_s = self._measured("ttft_slowdown", isolated_ttft_s)
+            ttft_s = self.ttft_slowdown * idle_s
         if self.tbt_step_multiple is not None:
-            tbt_s = self.tbt_step_multiple * self._measured(step_s, "tbt_s")
+            tbt_s = self.tbt_step_multiple * self._measured("tbt_step_multiple", step_s)
         return Slo(ttft_s=ttft_s, tbt_s=tbt_s, ttlt_s=self.ttlt_s)
 
-    def _measured(self, time_s: float | None, bound: str) -> float:
+    def _measured(self, bound: str, time_s: float | None) -> float:
         if time_s is None:
             raise ValueError(
-                f"class {self.name!r}: a relative bound needs a measured time; "
-                f"use {bound} here"
+                f"class {self.name!r}: {bound}={getattr(self, bound):g} needs a "
+                "measured time; give seconds here"
             )
         return time_s
 

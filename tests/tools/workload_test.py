@@ -59,7 +59,7 @@ def test_relative_objectives_become_absolute() -> None:
     _, slo = Workload(rows=[TraceRow(0, 15, 1)], classes=(tight,)).slo(0, YARDSTICK)
     assert slo.ttft_s == pytest.approx(5 * 0.2)  # half way along the curve
     assert YARDSTICK.isolated_ttft_s(99) == 0.3  # flat beyond it
-    with pytest.raises(ValueError, match="needs a measured TTFT"):
+    with pytest.raises(ValueError, match="ttft_slowdown=5 needs a measured time"):
         workload.slo(0, None)
 
 
