@@ -68,9 +68,9 @@ def test_relative_classes_resolve_against_measurements() -> None:
     chat = ServiceClass(name="chat", ttft_slowdown=4, tbt_step_multiple=3)
     assert chat.is_relative
     assert chat.resolve(isolated_ttft_s=0.5, step_s=0.01) == Slo(ttft_s=2.0, tbt_s=0.03)
-    with pytest.raises(ValueError, match="ttft_slowdown=.* needs a measured time"):
+    with pytest.raises(ValueError, match=r"ttft_slowdown=.* needs a measured"):
         chat.resolve(step_s=0.01)
-    with pytest.raises(ValueError, match="tbt_step_multiple=.* needs a measured time"):
+    with pytest.raises(ValueError, match=r"tbt_step_multiple=.* needs a measured"):
         chat.resolve(isolated_ttft_s=0.5)
 
 

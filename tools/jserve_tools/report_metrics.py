@@ -84,24 +84,24 @@ class Metric:
 GOODPUT = Metric("goodput", ("goodput_qps",), "/s", "more", "goodput", is_of_rate=False)
 ATTAINED = Metric("attained", ("attainment",), "%", "more", "share")
 THROUGHPUT = Metric("output tokens", ("output_tokens_per_s",), "/s", "more")
-_REQUESTS = (
+_GOALS = (
     GOODPUT,
     Metric("violations there", ("goodput_violation_share",), "%", "less"),
     ATTAINED,
     Metric("attained", ("by_class", "*", "attainment"), "%", "more", "share"),
-    *(
-        Metric(f"{name} p{percent}", (key, f"p{percent}"), "s", "less", "percentile")
-        for name, key in (
-            *(("TTFT", "ttft_s"), ("TBT", "tbt_s")),
-            *(("request's TBT p99,", "tbt_p99_s"), ("E2E", "e2e_s")),
-        )
-        for percent in (50, 99)
-    ),
     Metric("rejected", ("num_rejected",), "", "less"),
     Metric("errors", ("num_errors",), "", "less"),
     Metric("attained/s", ("met_per_s",), "/s", "more"),
     THROUGHPUT,
     Metric("length error", ("length_error", "*", _ERROR), " tokens", "less"),
+)
+_LATENCIES = tuple(
+    Metric(f"{name} p{percent}", (key, f"p{percent}"), "s", "less", "percentile")
+    for name, key in (
+        *(("TTFT", "ttft_s"), ("TBT", "tbt_s")),
+        *(("request's TBT p99,", "tbt_p99_s"), ("E2E", "e2e_s")),
+    )
+    for percent in (50, 99)
 )
 _ENGINE = (
     Metric("padding of time", ("pad_share_time",), "%", "less"),
@@ -129,7 +129,7 @@ _ENGINE = (
 
 
 def metrics(
-    known: Sequence[Cell], among: Sequence[Metric] = (*_REQUESTS, *_ENGINE)
+    known: Sequence[Cell], among: Sequence[Metric] = (*_GOALS, *_LATENCIES, *_ENGINE)
 ) -> list[Metric]:
     """Returns the metrics that a cell has; those of classes once for each."""
     classes = sorted({name for cell in known for name in cell.service_classes})
@@ -147,7 +147,7 @@ def metrics(
 
 def numbers(
     known: Sequence[Cell],
-    among: Sequence[Metric] = (*_REQUESTS, *_ENGINE),
+    among: Sequence[Metric] = (*_GOALS, *_LATENCIES, *_ENGINE),
     *,
     has_all_intervals: bool = True,
 ) -> list[list[str]]:
@@ -169,12 +169,12 @@ def numbers(
 def run_tables(report: Mapping[str, Any]) -> str:
     """Returns all that a terminal shows of runs: turns and seeds of a cell are a row.
 
-    One table is of requests, one of the engine.
+    One table is of SLOs and throughput, one of latencies, one of the engine.
     """
     known = cells(report)
     return "\n\n".join(
         render(numbers(known, among, has_all_intervals=False))
-        for among in (_REQUESTS, _ENGINE)
+        for among in (_GOALS, _LATENCIES, _ENGINE)
         if metrics(known, among)
     )
 
