@@ -36,8 +36,6 @@ def load_name(run: Row) -> str:
         return "goodput"
     if "load" in run:
         return f"{run['load']:g}x"
-    if "levels_qps" in run:
-        return "/".join(f"{qps:g}" for qps in run["levels_qps"]) + "/s"
     if "qps" in run:
         return f"{run['qps']:.3g}/s"
     if "num_clients" in run:
