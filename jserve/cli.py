@@ -4,12 +4,12 @@
   jserve --model=/models/my-llama --policy=qoserve --service_classes=classes.json
   jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
-The port answers at once. /health says when requests are served (ready, with status
-200): that is when the few buckets are compiled in which every step can run. Finer ones
-are added while it serves, and /health says when none is left (warm): measure only
-then. What start-up is doing is logged at least every 10 seconds. SIGTERM drains, then
-exits with 0. If the engine fails, the process says so and exits with 70: start it
-again.
+The port is taken at once and answers when the model is loaded. /health says when
+requests are served (ready, with status 200): that is when the few buckets are compiled
+in which every step can run. Finer ones are added while it serves, and /health says when
+none is left (warm): measure only then. What start-up is doing is logged at least every
+10 seconds. SIGTERM drains, then exits with 0. If the engine fails, the process says so
+and exits with 70: start it again.
 """
 
 import dataclasses

@@ -52,7 +52,8 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
     Before it passes half of `max_bytes` the file becomes FILE.1, in place of an older
     one, and a new one begins with the same header. A log of an earlier run is
     continued. When writing fails (a full disk) there is one warning, and recording
-    ends; serving goes on. Only the owner may read the file.
+    ends; serving goes on. Only the owner may read the file. `close` is logging's, which
+    closes every handler when it is set up again: the next step opens the file again.
     """
 
     def __init__(self, path: pathlib.Path, header: Mapping[str, Any], max_bytes: int):
@@ -83,11 +84,11 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
         """Takes the next step, which has the attributes that `FIELDS` names."""
         self._write(step_line(step))
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Closes the file; nothing is recorded after."""
         self._is_open = False
         with contextlib.suppress(OSError):  # what is buffered cannot be written either
-            super().close()
+            self.close()
 
     def doRollover(self) -> None:
         """Begins the next file, with the header."""
@@ -102,7 +103,7 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
     def _end(self, reason: object) -> None:
         if self._is_open:
             _LOG.warning("steps are no longer recorded: %s", reason)
-        self.close()
+        self.end()
 
     def _write(self, line: str) -> None:
         if self._is_open:

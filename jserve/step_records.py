@@ -117,4 +117,4 @@ class StepRecords:
     def close(self) -> None:
         """Ends the file; records are still remembered."""
         if self._recorder is not None:
-            self._recorder.close()
+            self._recorder.end()

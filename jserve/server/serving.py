@@ -142,7 +142,9 @@ def serve(
       The process's exit status: 0 once a signal has had everything drained, and
       `FAILED_STATUS` if the server ended for any other reason.
     """
-    runner = asyncio.Runner(loop_factory=uvicorn.Config(app).get_loop_factory())
+    # Without `log_config=None` it would set logging up again for the whole process.
+    loop_factory = uvicorn.Config(app, log_config=None).get_loop_factory()
+    runner = asyncio.Runner(loop_factory=loop_factory)
     with runner:
         status = runner.run(_serve(app, engine, config, listener))
     if not app.state.has_stopped:

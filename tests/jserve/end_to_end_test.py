@@ -30,8 +30,10 @@ class Server:
             *("--max_num_seqs=16", "--max_num_batched_tokens=144"),
             *("--max_model_len=2048", f"--kv_cache_bytes={TOY_KV_BYTES}"),
             *(f"--compile_cache_dir={cache}", f"--service_classes={classes}"),
+            f"--step_log={folder / 'steps.jsonl'}",
         ]
         self.log = folder / "server.log"
+        self.step_log = folder / "steps.jsonl"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, text=True
@@ -118,6 +120,8 @@ def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
     num_more = sum(1 for chunk in events if chunk.choices)
     assert num_more == 399
+    num_steps = sum(row[0] == "[" for row in server.step_log.read_text().splitlines())
+    assert num_steps >= 400  # a step a token, and those of the tests before
     with server.process:
         assert server.process.wait(60) == 0, server.log.read_text()
     log = server.log.read_text()

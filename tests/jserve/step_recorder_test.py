@@ -45,7 +45,7 @@ def test_a_log_is_a_header_and_a_line_of_numbers_a_step(path: pathlib.Path) -> N
     with pytest.raises(TypeError, match="__round__"):
         recorder.append(step(duration_s="a secret"))
     header, row = lines(path)  # at once: a crash loses no step
-    recorder.close()
+    recorder.end()
     assert (header["format"], header["version"]) == ("jserve-step-log", 1)
     assert header["block_tokens"] == 32
     assert header["fields"] == list(FIELDS)
@@ -60,7 +60,7 @@ def test_a_log_is_bounded_and_each_half_can_be_read_alone(path: pathlib.Path) ->
         recorder.append(step(number))
         both = [one for one in (path, older(path)) if one.exists()]
         most = max(most, sum(one.stat().st_size for one in both))
-    recorder.close()
+    recorder.end()
     assert MAX_BYTES / 2 < most <= MAX_BYTES
     first, second = lines(older(path)), lines(path)
     assert first[0] == second[0]
@@ -90,11 +90,11 @@ def test_a_log_of_an_earlier_run_is_continued(path: pathlib.Path) -> None:
     for number in range(2):
         recorder = record(path)
         recorder.append(step(number))
-        recorder.close()
+        recorder.end()
         with path.open("a") as file:
             file.write("[0.5, 8,")  # the process was killed while it wrote
     os.chmod(path, 0o644)
-    record(path).close()
+    record(path).end()
     found = lines(path)
     assert [line[0] for line in found if isinstance(line, list)] == [0.0, 0.25]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -105,8 +105,8 @@ def test_a_second_writer_is_refused(path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match="another process records its steps in"):
         record(path)
     assert len(lines(path)) == 1
-    recorder.close()
-    record(path).close()
+    recorder.end()
+    record(path).end()
 
 
 def test_what_is_not_a_log_is_left_alone(tmp_path: pathlib.Path) -> None:
@@ -140,6 +140,15 @@ def test_what_cannot_be_written_ends_the_recording_with_one_warning(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     recorder.use_header(HEADER)
-    recorder.close()
+    recorder.end()
     (warning,) = caplog.records
     assert warning.message.startswith("steps are no longer recorded: [Errno")
+
+
+def test_a_new_set_up_of_logging_does_not_end_the_record(path: pathlib.Path) -> None:
+    recorder = record(path)
+    recorder.append(step(1))
+    recorder.close()  # as logging does with every handler
+    recorder.append(step(2))
+    recorder.end()
+    assert [row[0] for row in lines(path)[1:]] == [0.25, 0.5]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jserve.config import EngineConfig, check_range
+from jserve.config import EngineConfig, check_range, check_writable
 from jserve.config_flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
@@ -89,6 +89,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = _read_config()
         engine_config = _read_engine_config(seed=config.seed)
+        check_writable("output", config.output)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.output.parent):
             pass  # it can be written, which is better known before the work

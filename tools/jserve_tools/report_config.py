@@ -6,6 +6,8 @@ import pathlib
 import tempfile
 from typing import Any
 
+from jserve.config import check_writable
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
@@ -34,10 +36,11 @@ class ReportConfig:
           The report to compare with; None without one.
 
         Raises:
-          ValueError: If `compare` is not a report.
+          ValueError: If `compare` is not a report, or `output` cannot be a folder.
           OSError: If the folder cannot be written, or the report not be read.
         """
         report = None if self.compare is None else _read_report(self.compare)
+        check_writable("output", self.output)
         self.output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.output):
             pass

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import logging
 
+from jserve.config import check_writable
 from jserve.config_flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
@@ -45,6 +46,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = _read_config()
         samples = read_samples(config.samples)
+        check_writable("output", config.folder)
         config.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.folder):
             pass  # it can be written, which is better known before the work
