@@ -7,6 +7,7 @@ whole or not at all; a trainer may keep what it needs beside it.
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jserve_models.config import ModelConfig
 from jserve_sched.features import NUM_FEATURES
 from jserve_sched.linear_predictor import LinearModel
 from jserve_sched.mlp_predictor import MlpPredictor, MlpWeights
@@ -48,6 +50,20 @@ class CheckpointError(ValueError):
         self.fault = fault
 
 
+def model_digest(config: ModelConfig) -> str:
+    """Returns a digest of all fields that are not as by default.
+
+    A field that is added with a default leaves the digests of older models alone.
+    """
+    fields = {
+        field.name: repr(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    content = json.dumps(fields, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorFacts:
     """What a predictor was measured with, and how well it did.
@@ -75,13 +91,12 @@ class PredictorFacts:
 
     @classmethod
     def of(cls, engine: "Engine", *, commit: str = "") -> "PredictorFacts":
-        """Returns the facts of an engine; the model is identified by its `repr`."""
+        """Returns the facts of an engine."""
         device = jax.devices()[0]
-        config = repr(engine.model.config).encode()
         return cls(
             platform=device.platform,
             device_kind=device.device_kind,
-            model=hashlib.sha256(config).hexdigest()[:16],
+            model=model_digest(engine.model.config),
             dtype=engine.dtype.name,
             page_size=engine.page_size,
             block_tokens=engine.programs.table.block_tokens,

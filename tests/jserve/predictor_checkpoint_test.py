@@ -15,6 +15,7 @@ from jserve.predictor_checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from jserve_models.config import NAMED
 from jserve_sched.features import NUM_FEATURES
 from jserve_sched.linear_predictor import LinearModel
 from jserve_sched.mlp_predictor import NUM_INPUTS, MlpPredictor, MlpWeights
@@ -65,16 +66,16 @@ def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
 def test_facts_are_those_of_the_device_and_the_engine() -> None:
     def facts(config: str) -> PredictorFacts:
         engine = types.SimpleNamespace(
-            model=types.SimpleNamespace(config=config),
+            model=types.SimpleNamespace(config=NAMED[config]),
             dtype=np.dtype("float32"),
             page_size=8,
             programs=types.SimpleNamespace(table=types.SimpleNamespace(block_tokens=4)),
         )
         return PredictorFacts.of(engine)  # type: ignore[arg-type]
 
-    assert facts("config").platform == jax.devices()[0].platform
-    assert (facts("config").page_size, facts("config").block_tokens) == (8, 4)
-    assert facts("config").model != facts("another").model
+    assert facts("tiny").platform == jax.devices()[0].platform
+    assert (facts("tiny").page_size, facts("tiny").block_tokens) == (8, 4)
+    assert facts("tiny").model != facts("toy").model
 
 
 def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -> None:

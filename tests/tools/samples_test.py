@@ -5,6 +5,8 @@ import pathlib
 import numpy as np
 import pytest
 
+from jserve.predictor_checkpoint import model_digest
+from jserve_models.config import NAMED
 from jserve_sched.features import (
     NUM_DECODES,
     NUM_FEATURES,
@@ -103,3 +105,11 @@ def test_the_spread_is_relative_and_robust_to_outliers() -> None:
     repeats = np.array([[1.0, 10.0], [1.1, 10.0], [0.9, 10.0], [1.1, 10.0], [9.0, 9.0]])
     assert repeat_spread(repeats) == pytest.approx([0.0, 0.0], abs=0.1)
     assert repeat_spread(repeats[:3])[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("study", ["predictor", "buckets"])
+def test_the_committed_samples_are_of_today_s_model(study: str) -> None:
+    """Their predictor would be refused by every server, with reason `model`."""
+    root = pathlib.Path(__file__).parents[2]
+    facts = read_samples(root / "benchmarks" / study / "samples.npz").facts
+    assert facts["predictor"]["model"] == model_digest(NAMED["tiny"])
