@@ -62,7 +62,7 @@ golden:
 
 # The optima that the search of `annealing` is held against.
 golden-annealing: setup
-	$(BIN)/python tests/golden/write_annealing.py
+	$(BIN)/python -m tests.golden.write_annealing
 
 # SlidingServe's tables in the simulator: under half an hour, or hours with
 # REPRODUCE=full, which is continued where it stopped.

@@ -21,15 +21,15 @@ import numpy as np
 from absl import flags
 
 from jserve.program import run_program
-from jserve_sched.bucket_strategies import PowersOfTwo
-from jserve_sched.ledger import KvLedger
-from jserve_sched.plan import StepResult
-from jserve_sched.policies import POLICIES, make_policy
-from jserve_sched.request import Request
+from jserve_sched.buckets.strategies import PowersOfTwo
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.policies.registry import POLICIES, make_policy
+from jserve_sched.requests.request import Request
+from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.slo import Slo
-from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.documents import commit, write_whole
+from jserve_sched.steps.plan import StepResult
+from jserve_sched.timing.table import TablePredictor
+from jserve_tools.reporting.documents import commit, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_PLANS = flags.DEFINE_integer(

@@ -18,13 +18,13 @@ import numpy as np
 from absl import flags
 
 from jserve.program import run_program
-from jserve.serving_predictor import full_steps
-from jserve_sched.bucket_strategies import PowersOfTwo
-from jserve_sched.linear_predictor import LinearPredictor, fit_linear
-from jserve_sched.mlp_predictor import NUM_INPUTS, MlpPredictor, MlpWeights
-from jserve_sched.predictor import Predictor, SafePredictor
-from jserve_sched.table_predictor import TablePredictor
-from jserve_tools.documents import commit, write_whole
+from jserve.timing.serving_predictor import full_steps
+from jserve_sched.buckets.strategies import PowersOfTwo
+from jserve_sched.timing.linear import LinearPredictor, fit_linear
+from jserve_sched.timing.mlp import NUM_INPUTS, MlpPredictor, MlpWeights
+from jserve_sched.timing.predictor import Predictor, SafePredictor
+from jserve_sched.timing.table import TablePredictor
+from jserve_tools.reporting.documents import commit, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_CALLS = flags.DEFINE_integer(

@@ -7,28 +7,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jserve.bucket_choice import choose_buckets, expected_cost, limit_buckets
-from jserve.compile_cache import open_compile_cache
 from jserve.config import EngineConfig
-from jserve.engine import Engine, kv_page_bytes
-from jserve.loop import EngineLoop
+from jserve.engine.bucket_plan import choose_buckets, expected_cost, limit_buckets
+from jserve.engine.compile_cache import open_compile_cache
+from jserve.engine.engine import Engine, kv_page_bytes
+from jserve.engine.loop import EngineLoop
+from jserve.engine.program_store import ProgramStore
+from jserve.engine.step_records import StepRecords
+from jserve.engine.warm_up import WarmUp
 from jserve.planning import latency_fault, read_request_latency, serving_policy
-from jserve.predictor_checkpoint import PredictorFacts
-from jserve.program_store import ProgramStore
 from jserve.progress import Progress
-from jserve.serving_predictor import ServingPredictor, choose_predictor
-from jserve.step_recorder import StepRecorder
-from jserve.step_records import StepRecords
-from jserve.step_times import load_step_times
-from jserve.warm_up import WarmUp
+from jserve.records.step_log import StepRecorder
+from jserve.timing.serving_predictor import ServingPredictor, choose_predictor
+from jserve.timing.step_times import load_step_times
 from jserve_models.registry import load_model
-from jserve_sched.bucket_growth import growth
-from jserve_sched.buckets import BucketTable
-from jserve_sched.ledger import KvLedger
-from jserve_sched.output_lengths import make_length_estimator
+from jserve_sched.buckets.growth import growth
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.requests.output_lengths import make_length_estimator
+from jserve_sched.requests.slo import ServiceClass
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.slo import ServiceClass
-from jserve_sched.table_predictor import TablePredictor
+from jserve_sched.timing.table import TablePredictor
 
 
 def build_loop(
@@ -55,7 +54,7 @@ def build_loop(
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
     engine = _build_engine(config, chosen, store)
-    facts = PredictorFacts.of(engine)
+    facts = engine.predictor_facts()
     fault = latency_fault(latency, facts)
     table = engine.programs.table
     predictor = _new_predictor(table, engine.max_model_len, config.page_size)

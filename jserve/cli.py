@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from jserve.config import EngineConfig, ServerConfig, check_writable
-from jserve.config_flags import define_config_flags, define_engine_flags
+from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
 
@@ -57,7 +57,7 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
     """
     from jserve.server.app import load_api_keys
     from jserve.server.slo_input import load_service_classes
-    from jserve_sched.policies import make_policy
+    from jserve_sched.policies.registry import make_policy
 
     make_policy(engine.policy)
     load_service_classes(server)
@@ -90,7 +90,7 @@ def _warm_up(config: EngineConfig) -> None:
     try:
         progress.begin("loading JAX")
         from jserve.build import build_loop
-        from jserve.warm_up import start_up_table
+        from jserve.engine.warm_up import start_up_table
 
         config = dataclasses.replace(config, step_log=None)
         warm_up = build_loop(config, progress=progress).warm_up
@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> int:
     from jserve.server.app import build_app
     from jserve.server.serving import bind, serve, url_of
     from jserve.server.slo_input import load_service_classes
-    from jserve.tokenizer import load_tokenizer
+    from jserve.text.tokenizer import load_tokenizer
 
     try:
         listener = bind(server_config)

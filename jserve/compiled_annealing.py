@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import time
 
-from jserve_sched.annealing import Kernel, anneal
+from jserve_sched.policies.annealing.search import Kernel, anneal
 
 _logger = logging.getLogger(__name__)
 _INTS, _FLOATS = "i8[::1], ", "f8[::1], "

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
 
-from jserve_sched.bucket_strategies import FROM_FILE
-from jserve_sched.buckets import DEFAULT_BLOCK_TOKENS
+from jserve_sched.buckets.strategies import FROM_FILE
+from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
 
 
 def check_range(name: str, value: float, least: float, most: float) -> None:

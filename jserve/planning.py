@@ -8,10 +8,15 @@ import scipy.optimize  # noqa: F401  A request waits for the first fit: import i
 
 from jserve.compiled_annealing import best_kernel
 from jserve.config import EngineConfig
-from jserve.predictor_checkpoint import PredictorFacts, first_difference
+from jserve.timing.checkpoint import PredictorFacts, first_difference
 from jserve_sched.clock import WallClock
-from jserve_sched.policies import PlannedAdmission, Policy, SearchLimit, make_policy
-from jserve_sched.request_latency import RequestLatency, request_latency_from_json
+from jserve_sched.policies.annealing.policy import PlannedAdmission, SearchLimit
+from jserve_sched.policies.base import Policy
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.timing.request_latency import (
+    RequestLatency,
+    request_latency_from_json,
+)
 
 _LOG = logging.getLogger("jserve")
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jserve_sched.annealing_problem import AnnealingProblem, make_problem
-from jserve_sched.request import Request
-from jserve_sched.request_latency import Bilinear, RequestLatency
-from jserve_sched.slo import Slo
+from jserve_sched.policies.annealing.problem import AnnealingProblem, make_problem
+from jserve_sched.requests.request import Request
+from jserve_sched.requests.slo import Slo
+from jserve_sched.timing.request_latency import Bilinear, RequestLatency
 
 LATENCY = RequestLatency(
     prefill=Bilinear(both=1e-4, batch=5e-3, length=2e-5, base=4e-2),

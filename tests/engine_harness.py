@@ -11,24 +11,25 @@ import jax
 import numpy as np
 import pytest
 
-from fakes import check_integrity
 from jserve.build import build_loop
-from jserve.compile_cache import machine_name
 from jserve.config import EngineConfig
-from jserve.engine import Engine, PendingStep, kv_page_bytes
-from jserve.events import Health, TokenEvent
-from jserve.loop import EngineLoop
-from jserve.program_store import ProgramStore
-from jserve.programs import Programs
+from jserve.engine.compile_cache import machine_name
+from jserve.engine.engine import Engine, PendingStep, kv_page_bytes
+from jserve.engine.loop import EngineLoop
+from jserve.engine.program_store import ProgramStore
+from jserve.engine.programs import Programs
+from jserve.records.events import Health, TokenEvent
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import KvCache
-from jserve_sched.buckets import Bucket, BucketTable
-from jserve_sched.ledger import KvLedger
-from jserve_sched.plan import StepPlan, StepResult
-from jserve_sched.policies import make_policy
-from jserve_sched.request import Request
+from jserve_sched.buckets.table import Bucket, BucketTable
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.table_predictor import TablePredictor
+from jserve_sched.steps.plan import StepPlan, StepResult
+from jserve_sched.timing.table import TablePredictor
+from tests import TESTS
+from tests.fakes import check_integrity
 
 TEST_TABLE = BucketTable((4, 16), (0, 4))
 MAX_MODEL_LEN = 2048
@@ -175,7 +176,7 @@ def small_config(**fields: object) -> EngineConfig:
     defaults: dict[str, object] = {
         "model": "tiny",
         "policy": "fcfs",
-        "buckets": pathlib.Path(__file__).parent / "four_programs.json",
+        "buckets": TESTS / "four_programs.json",
         "max_num_seqs": 16,
         "max_num_batched_tokens": 16 + 4 * 32,
         "max_model_len": MAX_MODEL_LEN,

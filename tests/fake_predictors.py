@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from jserve_sched.features import NUM_DECODES
-from jserve_sched.linear_predictor import LinearModel
-from jserve_sched.mlp_predictor import NUM_INPUTS, MlpWeights
+from jserve_sched.steps.features import NUM_DECODES
+from jserve_sched.timing.linear import LinearModel
+from jserve_sched.timing.mlp import NUM_INPUTS, MlpWeights
 
 
 def flat_model(step_s: float, *, per_decode_s: float = 0.0) -> LinearModel:

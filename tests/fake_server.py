@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jserve.config import EngineConfig, ServerConfig
-from jserve.events import (
+from jserve.records.events import (
     EngineStats,
     Health,
     NotServingError,
@@ -33,13 +33,13 @@ from jserve.events import (
 )
 from jserve.server.app import build_app
 from jserve.server.serving import make_server
-from jserve.tokenizer import Tokenizer, load_tokenizer
+from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.clock import WallClock
-from jserve_sched.request import FinishReason, Request
+from jserve_sched.requests.request import FinishReason, Request
+from tests import ROOT
 
 Script = Callable[[Request], Sequence[int]]
 MANY = 10**9
-ROOT = pathlib.Path(__file__).parents[1]
 # For programs that tests start: the sources, installed or not.
 SOURCES = os.pathsep.join(
     str(ROOT / part) for part in (".", "models", "sched", "tools")

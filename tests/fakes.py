@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jserve_sched.buckets import BucketTable
+from jserve_sched.buckets.table import BucketTable
 from jserve_sched.clock import ManualClock
-from jserve_sched.ledger import KvLedger
-from jserve_sched.output_lengths import LengthEstimator
-from jserve_sched.plan import StepPlan, StepResult
-from jserve_sched.policies import make_policy
-from jserve_sched.request import Request, SamplingParams
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.output_lengths import LengthEstimator
+from jserve_sched.requests.request import Request, SamplingParams
+from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.slo import Slo
-from jserve_sched.table_predictor import TablePredictor
+from jserve_sched.steps.plan import StepPlan, StepResult
+from jserve_sched.timing.table import TablePredictor
 
 VOCAB = 97
 STEP_S = 0.01

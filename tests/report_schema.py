@@ -1,11 +1,12 @@
 """Holds reports against the page that documents their keys."""
 
-import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-PAGE = pathlib.Path(__file__).parents[1] / "tools" / "jserve_tools" / "REPORT.md"
+from tests import ROOT
+
+PAGE = ROOT / "tools" / "jserve_tools" / "reporting" / "REPORT.md"
 # Keys below these are names that a user or a cause gave.
 NAMED = re.compile(r"(runs\[\]\.(?:by_class|length_error))\.[^.]+")
 

@@ -7,24 +7,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jserve_sched import features
-from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import (
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.request import Request
+from jserve_sched.requests.waiting import WaitingQueue
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulation.cost_model import (
     ClosedForm,
     CostModel,
     Formula,
     OraclePredictor,
 )
-from jserve_sched.ledger import KvLedger
-from jserve_sched.policies import make_policy
-from jserve_sched.predictor import StepSample
-from jserve_sched.request import Request
-from jserve_sched.request_latency import LatencySource
-from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulator import make_scheduler
-from jserve_sched.view import SchedulerView
-from jserve_sched.waiting import WaitingQueue
-from jserve_sched.workload import Arrival
+from jserve_sched.simulation.simulator import make_scheduler
+from jserve_sched.simulation.workload import Arrival
+from jserve_sched.steps import features
+from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.request_latency import LatencySource
 
 _ONE_SECOND = Formula(base_ms=1000.0)
 # A machine that takes a second for any step.

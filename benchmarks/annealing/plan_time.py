@@ -24,20 +24,25 @@ from typing import Any
 import numpy as np
 
 from jserve.compiled_annealing import best_kernel
-from jserve.config_flags import define_config_flags
+from jserve.flags import define_config_flags
 from jserve.program import run_program
-from jserve_sched.annealing import DEFAULT_PROPOSALS, Kernel, anneal, search
-from jserve_sched.annealing_problem import (
+from jserve_sched.policies.annealing.problem import (
     AnnealingProblem,
     evaluate,
     make_problem,
     packed,
 )
-from jserve_sched.request import Request
-from jserve_sched.request_latency import Bilinear, RequestLatency
-from jserve_sched.slo import Slo
-from jserve_tools.documents import commit, write_whole
-from jserve_tools.marked_pages import fill_page, markdown
+from jserve_sched.policies.annealing.search import (
+    DEFAULT_PROPOSALS,
+    Kernel,
+    anneal,
+    search,
+)
+from jserve_sched.requests.request import Request
+from jserve_sched.requests.slo import Slo
+from jserve_sched.timing.request_latency import Bilinear, RequestLatency
+from jserve_tools.reporting.documents import commit, write_whole
+from jserve_tools.reporting.marked_pages import fill_page, markdown
 
 _LATENCY = RequestLatency(
     prefill=Bilinear(both=1e-4, batch=5e-3, length=2e-5, base=4e-2),

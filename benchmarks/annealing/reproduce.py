@@ -36,11 +36,11 @@ from study import (
 )
 from task_classes import CHAT, CODE
 
-from jserve.config_flags import define_config_flags
+from jserve.flags import define_config_flags
 from jserve.program import ProgramError, check_known, run_program
-from jserve_tools.documents import commit
-from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.marked_pages import markdown, write_study
+from jserve_tools.reporting.documents import commit
+from jserve_tools.reporting.finished_runs import FinishedRuns
+from jserve_tools.reporting.marked_pages import markdown, write_study
 
 Entry = Mapping[str, Any]
 _HERE = pathlib.Path(__file__).parent

@@ -15,15 +15,15 @@ import numpy as np
 from task_classes import MIXES, draw_requests
 
 from jserve.compiled_annealing import best_kernel
-from jserve_sched.bucket_strategies import Continuous
-from jserve_sched.cost_model import CostModel, OraclePredictor
-from jserve_sched.goodput import num_warmup
-from jserve_sched.policies import make_policy
-from jserve_sched.report import Outcome, wilson_interval
-from jserve_sched.simulator import make_scheduler, simulate
-from jserve_sched.workload import Arrival
-from jserve_tools.machines import gpu_cost_model
-from jserve_tools.simulation import declare, make_lengths
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.outcomes import Outcome, wilson_interval
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.simulation.cost_model import CostModel, OraclePredictor
+from jserve_sched.simulation.goodput import num_warmup
+from jserve_sched.simulation.simulator import make_scheduler, simulate
+from jserve_sched.simulation.workload import Arrival
+from jserve_tools.gpu_profiles.machines import gpu_cost_model
+from jserve_tools.simulating.simulation import declare, make_lengths
 
 Entry = dict[str, Any]
 BASE = "fcfs"  # as vLLM orders by default, with which the paper compares itself

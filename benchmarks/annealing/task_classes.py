@@ -13,9 +13,9 @@ import pathlib
 
 import numpy as np
 
-from jserve_sched.slo import ServiceClass
-from jserve_sched.workload import Arrival
-from jserve_tools.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
+from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.simulation.workload import Arrival
+from jserve_tools.load.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
 
 TRACES = DEFAULT_TRACE.parent
 CODE = ServiceClass(name="code", share=0.5, ttlt_s=30.0)

@@ -38,20 +38,20 @@ from pad_share_tables import NO_PRIOR, picture, tables
 from tqdm import tqdm
 
 from jserve.program import ProgramError, run_program
-from jserve_sched import features
-from jserve_sched.bucket_costs import BucketCosts
-from jserve_sched.bucket_fitting import best_block_edges
-from jserve_sched.bucket_strategies import STRATEGIES
-from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import CLOSED_FORMS, OraclePredictor
-from jserve_sched.policies import make_policy
-from jserve_sched.report import SCHEMA_VERSION
-from jserve_sched.simulation_log import SimulatedStep
-from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
-from jserve_sched.step_demand import StepDemand, demand_from_steps, with_prior
-from jserve_sched.workload import DIALOGUE, Arrival, isolated_times, promise
-from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
+from jserve_sched.buckets.strategies import STRATEGIES
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.fitting.costs import BucketCosts
+from jserve_sched.fitting.demand import StepDemand, demand_from_steps, with_prior
+from jserve_sched.fitting.fit import best_block_edges
+from jserve_sched.outcomes import SCHEMA_VERSION
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
+from jserve_sched.simulation.log import SimulatedStep
+from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.simulation.workload import DIALOGUE, Arrival, isolated_times, promise
+from jserve_sched.steps import features
+from jserve_tools.load.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
+from jserve_tools.reporting.documents import commit, plain, write_whole
 
 _TRACES_DIR = flags.DEFINE_string(
     "traces_dir",

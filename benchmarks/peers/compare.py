@@ -25,9 +25,9 @@ from typing import Any
 from quiet import CpuMeter, wait_until_quiet
 from servers import VLLM, Server, server_specs
 
-from jserve.config_flags import define_config_flags
+from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
-from jserve_tools.documents import commit, plain, write_whole
+from jserve_tools.reporting.documents import commit, plain, write_whole
 
 _OURS = "jserve"
 _LOGS = pathlib.Path("out/peers/logs")

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jserve_sched.bucket_strategies import Continuous
-from jserve_sched.cost_model import CostModel, OraclePredictor
-from jserve_sched.ledger import KvLedger
-from jserve_sched.policies import make_policy
-from jserve_sched.request import Request
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulator import SimulationResult, simulate
-from jserve_sched.workload import Arrival
-from jserve_tools.machines import PROFILES, read_points
-from jserve_tools.workload_trace import TraceRow, read_trace
+from jserve_sched.simulation.cost_model import CostModel, OraclePredictor
+from jserve_sched.simulation.simulator import SimulationResult, simulate
+from jserve_sched.simulation.workload import Arrival
+from jserve_tools.gpu_profiles.machines import PROFILES, read_points
+from jserve_tools.load.workload_trace import TraceRow, read_trace
 
 CARDS = ("rtx4090", "rtxpro6000")
 _MEASURED_COLUMNS = ("output_tokens", "queued_s", "first_token_s", "last_token_s")

@@ -30,11 +30,11 @@ from measured_runs import (
 from tqdm import tqdm
 
 from jserve.program import run_program
-from jserve_sched.cost_model import CostModel
-from jserve_sched.gpu_costs import TableCost
-from jserve_tools.documents import commit, plain, write_whole
-from jserve_tools.machines import gpu_cost_model
-from jserve_tools.tables import render
+from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.gpu_costs import TableCost
+from jserve_tools.gpu_profiles.machines import gpu_cost_model
+from jserve_tools.reporting.documents import commit, plain, write_whole
+from jserve_tools.reporting.tables import render
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _TARGET_PERCENT = {"ttft_mean_s": 5.0, "tpot_mean_ms": 3.0, "makespan_s": 3.0}

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.slidingserve import paper
-from jserve_sched import goodput
-from jserve_sched.bucket_strategies import Continuous, PowersOfTwo
-from jserve_sched.buckets import BucketTable
-from jserve_sched.cost_model import CLOSED_FORMS
-from jserve_sched.policies import make_policy
-from jserve_sched.report import Outcome
-from jserve_sched.simulator import SimulationResult, make_scheduler, simulate
-from jserve_sched.workload import (
+from jserve_sched.buckets.strategies import Continuous, PowersOfTwo
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.outcomes import Outcome
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.simulation import goodput
+from jserve_sched.simulation.cost_model import CLOSED_FORMS
+from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.simulation.workload import (
     WORKLOADS,
     Arrival,
     at_levels,
@@ -31,7 +31,7 @@ from jserve_sched.workload import (
     isolated_times,
     unit_arrivals,
 )
-from jserve_tools.simulated_predictors import make_predictor
+from jserve_tools.simulating.predictors import make_predictor
 
 MACHINE = dataclasses.replace(CLOSED_FORMS["a100-llama3-8b"], max_num_seqs=128)
 MAX_MODEL_LEN = 65_536

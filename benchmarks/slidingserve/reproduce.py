@@ -34,12 +34,12 @@ from benchmarks.slidingserve.tuning import (
     write_settings,
 )
 from jserve.config import check_range
-from jserve.config_flags import define_config_flags
+from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
-from jserve_tools.documents import commit, plain
-from jserve_tools.finished_runs import FinishedRuns
-from jserve_tools.marked_pages import write_study
-from jserve_tools.sweep import run_all
+from jserve_tools.reporting.documents import commit, plain
+from jserve_tools.reporting.finished_runs import FinishedRuns
+from jserve_tools.reporting.marked_pages import write_study
+from jserve_tools.reporting.sweep import run_all
 
 _HERE = pathlib.Path(__file__).parent
 _TUNING_SEED = 0

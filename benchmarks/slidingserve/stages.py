@@ -27,8 +27,8 @@ from benchmarks.slidingserve.rows import (
     Row,
 )
 from benchmarks.slidingserve.tuning import Settings
-from jserve_sched.goodput import SeedGoodput, pool
-from jserve_sched.report import distribution, wilson_interval
+from jserve_sched.outcomes import distribution, wilson_interval
+from jserve_sched.simulation.goodput import SeedGoodput, pool
 
 Entry = dict[str, Any]
 Case = tuple[str, str, Row]  # shape, workload, row

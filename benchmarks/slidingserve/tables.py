@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.tuning import Settings
-from jserve_tools.marked_pages import markdown
+from jserve_tools.reporting.marked_pages import markdown
 
 Entry = Mapping[str, Any]
 

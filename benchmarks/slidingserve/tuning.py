@@ -25,8 +25,8 @@ from benchmarks.slidingserve.rows import (
     Row,
     Value,
 )
-from jserve_sched.goodput import RateGrid
-from jserve_tools.documents import write_whole
+from jserve_sched.simulation.goodput import RateGrid
+from jserve_tools.reporting.documents import write_whole
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

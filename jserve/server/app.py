@@ -17,10 +17,10 @@ from jserve.server.openai_routes import openai_router
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
-from jserve.tokenizer import Tokenizer
+from jserve.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from jserve.loop import EngineLoop
+    from jserve.engine.loop import EngineLoop
 
 _ABSORB_S = 10.0  # long before the step log wraps around
 _STOP_TIMEOUT_S = 5.0

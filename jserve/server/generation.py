@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jserve.events import NotServingError, QueueFullError, TokenEvent
-from jserve.metrics import ServerMetrics
+from jserve.records.events import NotServingError, QueueFullError, TokenEvent
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import (
     DONE_EVENT,
@@ -25,12 +24,13 @@ from jserve.server.formats import (
     AnswerFormat,
     ChunkWriter,
 )
+from jserve.server.metrics import ServerMetrics
 from jserve.server.stop_strings import StopFinder
-from jserve.tokenizer import Tokenizer
-from jserve_sched.request import FinishReason, Request
+from jserve.text.tokenizer import Tokenizer
+from jserve_sched.requests.request import FinishReason, Request
 
 if TYPE_CHECKING:
-    from jserve.loop import EngineLoop
+    from jserve.engine.loop import EngineLoop
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 import jserve
-from jserve.events import Health, StepRecord
+from jserve.records.events import Health, StepRecord
 from jserve.server.service import Service
 
 MAX_STEPS_A_CALL = 20_000

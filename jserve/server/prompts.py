@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jserve.chat_template import Message
 from jserve.server.errors import ApiError, quote
-from jserve.tokenizer import Tokenizer
+from jserve.text.chat_template import Message
+from jserve.text.tokenizer import Tokenizer
 
 # Longer texts are encoded in a thread: the loop would stand still meanwhile.
 _LONG_TEXT_CHARS = 20_000

@@ -12,10 +12,10 @@ import pydantic
 from pydantic import Field
 from pydantic_core import PydanticCustomError
 
-from jserve.chat_template import Message
 from jserve.server.errors import ApiError, quote, validation_error
 from jserve.server.slo_input import SloFields
-from jserve_sched.request import SamplingParams
+from jserve.text.chat_template import Message
+from jserve_sched.requests.request import SamplingParams
 
 MAX_CHOICES = 128
 MAX_STOPS = 16

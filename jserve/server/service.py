@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jserve.config import ServerConfig
-from jserve.events import NotServingError, QueueFullError
-from jserve.metrics import ServerMetrics
+from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply, TokenRouter
 from jserve.server.http_limits import largest_honest_body
+from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import (
     check_tokens,
     encode_chat,
@@ -29,11 +29,11 @@ from jserve.server.protocol import (
 )
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
-from jserve.tokenizer import Tokenizer
-from jserve_sched.request import MAX_STOP_TOKENS, Request
+from jserve.text.tokenizer import Tokenizer
+from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
 if TYPE_CHECKING:
-    from jserve.loop import EngineLoop
+    from jserve.engine.loop import EngineLoop
 
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
 _NOT_SERVING_RETRY_S = 5.0

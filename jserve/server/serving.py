@@ -21,11 +21,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from jserve.config import ServerConfig
-from jserve.events import Health
+from jserve.records.events import Health
 from jserve.server.http_limits import BoundedHttp
 
 if TYPE_CHECKING:
-    from jserve.loop import EngineLoop
+    from jserve.engine.loop import EngineLoop
 
 FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
 

@@ -15,24 +15,24 @@ import dataclasses
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from jserve_sched.buckets import BucketTable
-from jserve_sched.holders import Holders
-from jserve_sched.ledger import KvLedger, chain_hashes
-from jserve_sched.outlook import Outlook, SearchTotals
-from jserve_sched.output_lengths import (
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.memory.ledger import KvLedger, chain_hashes
+from jserve_sched.memory.slots import Holders
+from jserve_sched.planning.outlook import Outlook, SearchTotals
+from jserve_sched.planning.recent_load import RecentLoad
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.base import LookaheadPolicy, Policy
+from jserve_sched.requests.output_lengths import (
     LengthBook,
     LengthErrors,
     LengthEstimator,
     MaxTokens,
 )
-from jserve_sched.plan import Row, StepPlan, StepResult
-from jserve_sched.policies.base import LookaheadPolicy, Policy
-from jserve_sched.predictor import Predictor, StepSample
-from jserve_sched.recent_load import RecentLoad
-from jserve_sched.request import FinishReason, Request, RequestState
-from jserve_sched.request_latency import LatencySource, RequestLatency
-from jserve_sched.view import SchedulerView
-from jserve_sched.waiting import WaitingQueue
+from jserve_sched.requests.request import FinishReason, Request, RequestState
+from jserve_sched.requests.waiting import WaitingQueue
+from jserve_sched.steps.plan import Row, StepPlan, StepResult
+from jserve_sched.timing.predictor import Predictor, StepSample
+from jserve_sched.timing.request_latency import LatencySource, RequestLatency
 
 MAX_IN_FLIGHT = 2
 

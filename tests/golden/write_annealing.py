@@ -16,12 +16,12 @@ import sys
 
 import numpy as np
 
-from jserve_sched.annealing_problem import AnnealingProblem, Score
+from jserve_sched.policies.annealing.problem import AnnealingProblem, Score
 
 FOLDER = pathlib.Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))
 
-from annealing_instances import NO_LIMIT, draw  # noqa: E402
+from tests.annealing_instances import NO_LIMIT, draw  # noqa: E402
 
 NUM_INSTANCES = 60
 

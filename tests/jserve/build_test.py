@@ -4,15 +4,15 @@ import pathlib
 
 import pytest
 
-from engine_harness import small_config
 from jserve import planning
-from jserve.bucket_choice import choose_buckets
 from jserve.build import build_engine, build_loop
 from jserve.config import EngineConfig
-from jserve_sched.annealing import anneal
-from jserve_sched.buckets import Bucket
-from jserve_sched.output_lengths import QuantileLength
-from jserve_sched.policies import Annealing
+from jserve.engine.bucket_plan import choose_buckets
+from jserve_sched.buckets.table import Bucket
+from jserve_sched.policies.annealing.policy import Annealing
+from jserve_sched.policies.annealing.search import anneal
+from jserve_sched.requests.output_lengths import QuantileLength
+from tests.engine_harness import small_config
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 
 from jserve import cli
 from jserve.config import EngineConfig, ServerConfig
-from jserve.events import StartUp
 from jserve.program import ProgramError
+from jserve.records.events import StartUp
 
 SCRIPT = "import sys; sys.argv[0] = 'jserve'; from jserve.cli import run; run()"
 NOTED = """
@@ -25,7 +25,7 @@ try:
     run()
 finally:
     heavy = {'jax', 'flax', 'numpy', 'scipy', 'fastapi', 'pydantic', 'uvicorn'}
-    import jserve, jserve.config, jserve.config_flags
+    import jserve, jserve.config, jserve.flags
     print('heavy:', sorted(heavy & set(sys.modules)))
 """
 

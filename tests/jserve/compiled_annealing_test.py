@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from annealing_instances import NO_LIMIT, draw
 from jserve import compiled_annealing
 from jserve.compiled_annealing import best_kernel
-from jserve_sched.annealing import Kernel, anneal, search
+from jserve_sched.policies.annealing.search import Kernel, anneal, search
+from tests.annealing_instances import NO_LIMIT, draw
 
 
 @pytest.fixture(scope="module")

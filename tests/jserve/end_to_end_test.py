@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from engine_harness import TOY_KV_BYTES, share_programs
+from tests import TESTS
+from tests.engine_harness import TOY_KV_BYTES, share_programs
 
-BUCKETS = pathlib.Path(__file__).parent.parent / "four_programs.json"
+BUCKETS = TESTS / "four_programs.json"
 CLASSES = '[{"name": "chat", "ttft_s": 5, "tbt_s": 1, "guard": true}]'
 
 

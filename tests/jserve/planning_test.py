@@ -7,9 +7,9 @@ import pytest
 from jserve import planning
 from jserve.config import EngineConfig
 from jserve.planning import latency_fault, read_request_latency, serving_policy
-from jserve.predictor_checkpoint import PredictorFacts
-from jserve_sched.annealing import anneal
-from jserve_sched.policies import PlannedAdmission
+from jserve.timing.checkpoint import PredictorFacts
+from jserve_sched.policies.annealing.policy import PlannedAdmission
+from jserve_sched.policies.annealing.search import anneal
 
 PART = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
 HERE = PredictorFacts(

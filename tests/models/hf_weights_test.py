@@ -9,8 +9,9 @@ import pytest
 import safetensors.numpy
 
 from jserve_models.registry import load_model
+from tests import TESTS
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = TESTS / "golden"
 
 
 def read_tensors(family):

@@ -1,15 +1,15 @@
 """Logits of checkpoints written by transformers, chunked, paged and batched."""
 
 import collections
-import pathlib
 
 import numpy as np
 import pytest
 
 from jserve_models.registry import load_model
 from jserve_models.steps import StepShape
+from tests import TESTS
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = TESTS / "golden"
 FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
 SHAPE = StepShape(5, 7, 32)
 

@@ -1,7 +1,6 @@
 """Names and folders become models."""
 
 import dataclasses
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +9,9 @@ import pytest
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.registry import load_model
+from tests import TESTS
 
-GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+GOLDEN = TESTS / "golden"
 
 
 def test_every_leaf_says_how_it_may_be_sharded():

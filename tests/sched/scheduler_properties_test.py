@@ -7,15 +7,21 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fakes import Driver, check_integrity, expected_output, make_request, make_scheduler
-from jserve_sched import features
-from jserve_sched.buckets import BucketTable
-from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.predictor import Predictor
-from jserve_sched.request import FinishReason, Request, RequestState
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.requests.request import FinishReason, Request, RequestState
+from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.slo import Slo
-from step_costs import Staircase
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import PlanEnd, StepPlan
+from jserve_sched.timing.predictor import Predictor
+from tests.fakes import (
+    Driver,
+    check_integrity,
+    expected_output,
+    make_request,
+    make_scheduler,
+)
+from tests.step_costs import Staircase
 
 SPECS = (
     *("fcfs", "edf", "sjf", "qoserve", "sliding", "edf:chunk_tokens=12"),

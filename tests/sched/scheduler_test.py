@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
 
-from fakes import (
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.requests.request import FinishReason
+from jserve_sched.steps.plan import PlanEnd, StepPlan
+from tests.fakes import (
     SMALL_TABLE,
     Driver,
     check_integrity,
@@ -9,9 +12,6 @@ from fakes import (
     make_request,
     make_scheduler,
 )
-from jserve_sched.buckets import BucketTable
-from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.request import FinishReason
 
 
 def test_the_plan_is_projected_one_step_ahead() -> None:

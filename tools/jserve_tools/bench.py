@@ -25,19 +25,19 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jserve.config_flags import define_config_flags, define_engine_flags
+from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
-from jserve_tools.bench_config import (
+from jserve_tools.load.config import (
     BenchConfig,
     ClosedConfig,
     ReplayConfig,
     ServersConfig,
 )
-from jserve_tools.report_config import ReportConfig
+from jserve_tools.reporting.config import ReportConfig
 
 if TYPE_CHECKING:
-    from jserve_tools.benchmark import Benchmark
+    from jserve_tools.measuring.benchmark import Benchmark
 
 _PART_NAMES = ("replay", "closed", "servers", "report", "engine")
 _CONFIG = define_config_flags(BenchConfig, group="Benchmark", exclude=_PART_NAMES)
@@ -70,10 +70,10 @@ def _publish(
     benchmark: "Benchmark", old_report: Mapping[str, Any] | None, progress: Progress
 ) -> None:
     """Writes the report, and prints the tables and the JSON line."""
-    from jserve_tools.documents import one_line
-    from jserve_tools.publishing import publish
-    from jserve_tools.report_metrics import run_tables
-    from jserve_tools.tables import host_table
+    from jserve_tools.reporting.documents import one_line
+    from jserve_tools.reporting.metrics import run_tables
+    from jserve_tools.reporting.publishing import publish
+    from jserve_tools.reporting.tables import host_table
 
     report = benchmark.report(["jserve-bench", *sys.argv[1:]])
     config = benchmark.config.report
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
         config = _CONFIG(**{name: read() for name, read in _PARTS.items()})
         old_report = config.report.probe()
         with progress.doing("starting the benchmark"):
-            from jserve_tools.benchmark import Benchmark  # imports aiohttp
+            from jserve_tools.measuring.benchmark import Benchmark  # imports aiohttp
 
             benchmark = Benchmark(config, progress)
         asyncio.run(_run(benchmark))

@@ -17,9 +17,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from jserve.config_flags import define_config_flags
+from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
-from jserve_tools.fit_config import FitConfig
+from jserve_tools.fitting.config import FitConfig
 
 _READ_CONFIG = define_config_flags(FitConfig, group="Fit")
 
@@ -30,8 +30,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = _READ_CONFIG()
         # Imported here, so that --help and a refusal are quick.
-        from jserve_tools.documents import commit, plain, write_whole
-        from jserve_tools.recorded_fits import fit
+        from jserve_tools.fitting.recorded_fits import fit
+        from jserve_tools.reporting.documents import commit, plain, write_whole
 
         file = fit(config)
         facts = {"commit": commit(), "command": ["jserve-fit-buckets", *sys.argv[1:]]}

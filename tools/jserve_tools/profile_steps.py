@@ -23,19 +23,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jserve.config import EngineConfig, check_range, check_writable
-from jserve.config_flags import define_config_flags, define_engine_flags
+from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
-from jserve_sched.features import SCENARIOS, scenarios
-from jserve_sched.plan import StepPlan
-from jserve_sched.predictor import StepSample, stack_samples
-from jserve_tools.documents import commit, plain
-from jserve_tools.samples import Samples, repeat_spread, split_steps, write_samples
-from jserve_tools.step_grid import ProfileLimits, profile_plans, time_rounds
-from jserve_tools.tables import render
+from jserve_sched.steps.features import SCENARIOS, scenarios
+from jserve_sched.steps.plan import StepPlan
+from jserve_sched.timing.predictor import StepSample, stack_samples
+from jserve_tools.reporting.documents import commit, plain
+from jserve_tools.reporting.tables import render
+from jserve_tools.training.samples import (
+    Samples,
+    repeat_spread,
+    split_steps,
+    write_samples,
+)
+from jserve_tools.training.step_grid import ProfileLimits, profile_plans, time_rounds
 
 if TYPE_CHECKING:
-    from jserve.engine import Engine
+    from jserve.engine.engine import Engine
 
 # The fields of EngineConfig that decide which steps there are and how long they take.
 _ENGINE_FIELDS = {
@@ -103,7 +108,6 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
     import jax  # takes a second, which --help need not
 
     from jserve.build import build_engine
-    from jserve.predictor_checkpoint import PredictorFacts
 
     logging.getLogger("jax").setLevel(logging.WARNING)
     engine = build_engine(engine_config)
@@ -129,7 +133,7 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
             "jax": jax.__version__,
             "numpy": np.__version__,
             "model": engine_config.model,
-            "predictor": PredictorFacts.of(engine, commit=commit() or ""),
+            "predictor": engine.predictor_facts(commit=commit() or ""),
             "engine": engine_config,
             "buckets": limits.table.to_json(),
             "max_model_len": limits.max_model_len,

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from jserve.config_flags import define_config_flags
+from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
-from jserve_tools.report_config import ReportConfig
-from jserve_tools.simulate_config import (
+from jserve_tools.reporting.config import ReportConfig
+from jserve_tools.simulating.config import (
     LoadConfig,
     MachineConfig,
     SimulateConfig,
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
             report=_read_report(),
         )
         # The rest is imported here, so that --help and mistakes are quick.
-        from jserve_tools.simulated_sweep import simulate_sweep
+        from jserve_tools.simulating.sweep import simulate_sweep
 
         simulate_sweep(config, ["jserve-simulate", *sys.argv[1:]])
     except (ValueError, OSError, RuntimeError) as error:

@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, Any
 from absl import logging
 
 from jserve.config import check_writable
-from jserve.config_flags import define_config_flags
+from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
-from jserve_tools.documents import commit, plain, write_report, write_whole
-from jserve_tools.samples import TEST, TRAIN, VALIDATION, Samples, read_samples
-from jserve_tools.training_config import TrainingConfig
+from jserve_tools.reporting.documents import commit, plain, write_report, write_whole
+from jserve_tools.training.config import TrainingConfig
+from jserve_tools.training.samples import TEST, TRAIN, VALIDATION, Samples, read_samples
 
 if TYPE_CHECKING:
-    from jserve.predictor_checkpoint import PredictorFacts
-    from jserve_sched.mlp_predictor import MlpWeights
+    from jserve.timing.checkpoint import PredictorFacts
+    from jserve_sched.timing.mlp import MlpWeights
 
 _read_config = define_config_flags(TrainingConfig, group="Training")
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         if config.kind == "step":
             _train_steps(config, samples, measured_with)
         else:
-            from jserve_tools.request_training import publish_requests
+            from jserve_tools.training.request_latency import publish_requests
 
             publish_requests(samples, config.folder, measured_with)
     except (ValueError, OSError) as error:
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _measured_with(config: TrainingConfig, samples: Samples) -> "PredictorFacts":
-    from jserve.predictor_checkpoint import PredictorFacts  # JAX takes a second
+    from jserve.timing.checkpoint import PredictorFacts  # JAX takes a second
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file
     try:
@@ -80,7 +80,7 @@ def _fit(
     config: TrainingConfig, samples: Samples
 ) -> "tuple[MlpWeights, dict[str, Any]]":
     """Returns the network, and how it was trained."""
-    from jserve_tools import predictor_training
+    from jserve_tools.training import mlp as predictor_training
 
     states, num_epochs = config.folder / "training", 0
     if not config.resume:
@@ -105,8 +105,8 @@ def _train_steps(
     import jax
     import optax
 
-    from jserve.predictor_checkpoint import save_checkpoint
-    from jserve_tools.predictor_report import errors_table, held_out_predictions, judge
+    from jserve.timing.checkpoint import save_checkpoint
+    from jserve_tools.training.report import errors_table, held_out_predictions, judge
 
     folder, facts = config.folder, samples.facts
     weights, training = _fit(config, samples)
@@ -140,7 +140,7 @@ def _train_steps(
     )
     picture = "none; pip install 'jserve[report]' draws one"
     if all(map(importlib.util.find_spec, ("altair", "vl_convert"))):
-        from jserve_tools.predictor_plots import predictor_png
+        from jserve_tools.training.plots import predictor_png
 
         title = f"Step time on {measured_with.device_kind}, model {facts.get('model')}"
         title += f": {held_out['all']['num_steps']} held-out steps"

@@ -1,57 +1,6 @@
-"""Scheduling policies; a flag picks one by name, and may set its options.
+"""Policies: what the next step runs; `registry` knows them by name."""
 
-fcfs                                  by name, with its defaults
-sliding:constructor=off:alpha=0.8     with options, each a field of its class
-"""
+from jserve_sched.policies.base import Policy
+from jserve_sched.policies.registry import POLICIES, make_policy
 
-import dataclasses
-
-from jserve_sched.annealing import Kernel
-from jserve_sched.policies.annealing import (
-    Annealing,
-    AnnealingSliding,
-    PlannedAdmission,
-    SearchLimit,
-)
-from jserve_sched.policies.base import LookaheadPolicy, Policy
-from jserve_sched.policies.in_order import EarliestDeadlineFirst, FirstComeFirstServed
-from jserve_sched.policies.laxity import LeastLaxityFirst
-from jserve_sched.policies.qoserve import QoServe
-from jserve_sched.policies.sjf import ShortestJobFirst
-from jserve_sched.policies.sliding import SlidingServe
-from jserve_sched.spec_options import make_from_spec
-
-POLICIES: dict[str, type[Policy]] = {
-    "fcfs": FirstComeFirstServed,
-    "edf": EarliestDeadlineFirst,
-    "sjf": ShortestJobFirst,
-    "laxity": LeastLaxityFirst,
-    "qoserve": QoServe,
-    "sliding": SlidingServe,
-    "annealing": Annealing,
-    "annealing+sliding": AnnealingSliding,
-}
-
-
-def make_policy(spec: str, *, kernel: Kernel | None = None) -> Policy:
-    """Returns the policy that `name:option=value:...` describes.
-
-    `kernel` runs its search, if it searches; None leaves it to `sched`'s own.
-
-    Raises:
-      ValueError: if the policy or an option is unknown, or a value is invalid.
-    """
-    policy: Policy = make_from_spec(spec, POLICIES, kind="policy")
-    if kernel is not None and isinstance(policy, PlannedAdmission):
-        return dataclasses.replace(policy, kernel=kernel)
-    return policy
-
-
-__all__ = [
-    "POLICIES",
-    "LookaheadPolicy",
-    "PlannedAdmission",
-    "Policy",
-    "SearchLimit",
-    "make_policy",
-]
+__all__ = ["POLICIES", "Policy", "make_policy"]

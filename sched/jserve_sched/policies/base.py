@@ -2,9 +2,9 @@
 
 from typing import Protocol, runtime_checkable
 
-from jserve_sched.outlook import Outlook
-from jserve_sched.plan import StepPlan
-from jserve_sched.view import SchedulerView
+from jserve_sched.planning.outlook import Outlook
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.steps.plan import StepPlan
 
 
 class Policy(Protocol):

@@ -12,11 +12,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jserve_sched.builder import PlanBuilder
-from jserve_sched.candidates import Candidates
-from jserve_sched.plan import StepPlan
-from jserve_sched.request import Request
-from jserve_sched.view import SchedulerView
+from jserve_sched.planning.builder import PlanBuilder
+from jserve_sched.planning.candidates import Candidates
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.request import Request
+from jserve_sched.steps.plan import StepPlan
 
 
 def plan_in_order(

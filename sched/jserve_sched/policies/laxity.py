@@ -25,11 +25,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jserve_sched.forwarder import remaining_prompts
-from jserve_sched.plan import StepPlan
+from jserve_sched.planning.forwarder import remaining_prompts
+from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import FixedChunk, plan_in_order
-from jserve_sched.request import Request, RequestState
-from jserve_sched.view import SchedulerView
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.steps.plan import StepPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

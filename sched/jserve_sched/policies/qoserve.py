@@ -23,12 +23,12 @@ import dataclasses
 
 import numpy as np
 
-from jserve_sched.builder import PlanBuilder
-from jserve_sched.candidates import Candidates, tightest_slack
-from jserve_sched.forwarder import BatchForwarder, Prompts, remaining_prompts
-from jserve_sched.plan import PlanEnd, StepPlan
-from jserve_sched.request import Request
-from jserve_sched.view import SchedulerView
+from jserve_sched.planning.builder import PlanBuilder
+from jserve_sched.planning.candidates import Candidates, tightest_slack
+from jserve_sched.planning.forwarder import BatchForwarder, Prompts, remaining_prompts
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.request import Request
+from jserve_sched.steps.plan import PlanEnd, StepPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from jserve_sched.plan import StepPlan
+from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import FixedChunk, plan_in_order
-from jserve_sched.request import Request
-from jserve_sched.view import SchedulerView
+from jserve_sched.requests.request import Request
+from jserve_sched.steps.plan import StepPlan
 
 _Key = tuple[float, float, str]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from fake_server import FakeLoop, read_until, serve_fake
 from jserve.config import ServerConfig
 from jserve.server.app import build_app
-from jserve.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer, load_tokenizer
+from jserve.text.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer, load_tokenizer
+from tests.fake_server import FakeLoop, read_until, serve_fake
 
 EOS = BYTE_CONTROL_TOKENS["<|eos|>"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fake_server import Served, serve_fake
+from tests.fake_server import Served, serve_fake
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from fake_server import FakeLoop, Served, read_until, serve_fake
 from jserve.config import EngineConfig, ServerConfig
 from jserve.server.http_limits import MAX_HEAD_BYTES, largest_honest_body
 from jserve.server.serving import make_server
+from tests.fake_server import FakeLoop, Served, read_until, serve_fake
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"

@@ -4,16 +4,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from fake_server import FakeLoop, Served, read_until, serve_fake
 from jserve.config import EngineConfig
-from jserve.events import Health
+from jserve.records.events import Health
 from jserve.server.serving import FAILED_STATUS
+from tests import TESTS
+from tests.fake_server import FakeLoop, Served, read_until, serve_fake
 
-TESTS = Path(__file__).parents[2]
 SERVING = (Health.READY, Health.WARM)
 
 
@@ -169,10 +168,10 @@ def test_keys(tmp_path):
 # With "stuck": an engine that does not stop, in a thread that Python would wait for.
 SERVER = """
 import sys, threading
-from fake_server import FakeLoop
+from tests.fake_server import FakeLoop
 from jserve.config import ServerConfig
 from jserve.server import app as app_module, serving
-from jserve.tokenizer import load_tokenizer
+from jserve.text.tokenizer import load_tokenizer
 def script(request):
     if len(request.prompt_tokens) == 1 and len(request.output_tokens) == 2:
         raise RuntimeError("the device has gone")

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from fake_server import serve_fake
 from jserve.config import ServerConfig
 from jserve.server.slo_input import load_service_classes
+from tests.fake_server import serve_fake
 
 CLASSES = [
     {"name": "chat", "ttft_s": 2.0, "tbt_s": 0.1, "guard": True},

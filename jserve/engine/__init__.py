@@ -1,0 +1,14 @@
+"""The engine: plans carried out in compiled programs, one step a turn."""
+
+__all__ = [
+    "bucket_plan",
+    "compile_cache",
+    "engine",
+    "loop",
+    "machine",
+    "packing",
+    "program_store",
+    "programs",
+    "sampling",
+    "warm_up",
+]

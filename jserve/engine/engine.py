@@ -1,0 +1,207 @@
+"""Engine: carries out StepPlans on the device, and nothing else.
+
+`launch` packs a plan and enqueues its program; `PendingStep.wait` brings the sampled
+tokens back. Between the two the host is free to plan the next step: sampled tokens
+stay on the device in a buffer by slot, where the next step finds them.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jserve.engine.packing import Packer
+from jserve.engine.program_store import ProgramStore
+from jserve.engine.programs import DeviceState, Programs, abstract
+from jserve.timing.checkpoint import PredictorFacts, model_digest
+from jserve_models.registry import LoadedModel
+from jserve_models.steps import kv_shapes, new_kv
+from jserve_sched.buckets.table import Bucket, BucketTable
+from jserve_sched.steps.features import uniform_features
+from jserve_sched.steps.plan import StepPlan
+from jserve_sched.timing.predictor import StepSample
+
+TIMED_REPEATS = 5
+_TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
+
+
+def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
+    """Returns the bytes of one page over all layers, K and V together."""
+    shapes = kv_shapes(model.config, 1, page_size)
+    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+
+
+@dataclasses.dataclass
+class PendingStep:
+    """A step on its way.
+
+    Attributes:
+      transfer_s: Host seconds spent packing its argument.
+      launch_s: Host seconds spent handing it to the device.
+      launched_s: When it was handed over, `time.monotonic` seconds.
+    """
+
+    plan: StepPlan
+    transfer_s: float
+    launch_s: float
+    launched_s: float
+    _out: tuple[jax.Array, ...]
+    _num_sampled: int
+
+    def wait(self) -> tuple[int, ...]:
+        """Waits for the device; returns sampled tokens, decodes first, then chunks."""
+        tokens = np.asarray(self._out[0])
+        return tuple(tokens[: self._num_sampled].tolist())
+
+    def captured(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits and scores, `[sampled rows, vocab]` each, if captured."""
+        _, logits, scores = self._out
+        size = self._num_sampled
+        return np.asarray(logits)[:size].copy(), np.asarray(scores)[:size].copy()
+
+
+class Engine:
+    """Weights, KV pool and programs of one model on one device.
+
+    Attributes:
+      num_pages: KV pages in the pool.
+      page_size: Tokens in one page.
+      dtype: Type of weights and KV.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: LoadedModel,
+        dtype: jnp.dtype,
+        table: BucketTable,
+        num_slots: int,
+        num_pages: int,
+        page_size: int,
+        max_model_len: int,
+        captures_logits: bool = False,
+        store: ProgramStore | None = None,
+    ):
+        self.model = model
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self.max_model_len = max_model_len
+        self.dtype = dtype
+        max_pages_per_row = -(-max_model_len // page_size)
+        self.programs = Programs(
+            model=model,
+            table=table,
+            max_pages_per_row=max_pages_per_row,
+            captures_logits=captures_logits,
+            store=store,
+        )
+        self._packer = Packer(
+            num_slots=num_slots,
+            num_pages=num_pages,
+            max_pages_per_row=max_pages_per_row,
+        )
+        self._state = DeviceState(
+            kv=new_kv(model.config, num_pages, page_size, dtype),
+            slot_tokens=jnp.zeros(num_slots, jnp.int32),
+        )
+        self._abstract = abstract(self._state)
+
+    def predictor_facts(self, commit: str = "") -> PredictorFacts:
+        """Returns what a predictor of this engine's step times holds for."""
+        device = jax.devices()[0]
+        return PredictorFacts(
+            platform=device.platform,
+            device_kind=device.device_kind,
+            model=model_digest(self.model.config),
+            dtype=self.dtype.name,
+            page_size=self.page_size,
+            block_tokens=self.programs.table.block_tokens,
+            commit=commit,
+        )
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV pool, K and V together."""
+        return sum(part.nbytes for part in self._state.kv)
+
+    def compile(
+        self,
+        buckets: Sequence[Bucket],
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Makes programs; any thread may, while another one runs steps."""
+        self.programs.compile(buckets, self._abstract, should_stop=should_stop)
+
+    def warm_up(self) -> None:
+        """Makes every program of the table and runs each once on padding."""
+        self.compile(self.programs.table.buckets)
+        for bucket in self.programs.table.buckets:
+            self.first_run(bucket)
+        self.programs.mark_warm()
+
+    def first_run(self, bucket: Bucket) -> None:
+        """Runs a program on padding: a first run is slow, and no request's."""
+        self._run_padded(bucket, 0, 0)
+
+    def timed_pass(
+        self, buckets: Sequence[Bucket], *, repeats: int = TIMED_REPEATS
+    ) -> Iterator[StepSample]:
+        """Times programs at a short context, a long decode and a long block.
+
+        Nothing is written that a request could read, so steps of requests may run
+        between two samples; none may be in flight while one is drawn. Shapes are
+        visited in rounds, so that a slow moment does not fall on one shape.
+
+        Args:
+          buckets: Shapes that have been compiled and run.
+        """
+        long = min(_TIMED_LONG_PAGES, self._packer.max_pages_per_row)
+        for _ in range(repeats):
+            for bucket in buckets:
+                contexts = [(1, 1), (long, 1)]
+                if bucket.num_blocks:
+                    contexts.append((1, long))
+                for decode_pages, block_pages in contexts:
+                    duration_s = self._run_padded(bucket, decode_pages, block_pages)
+                    row = uniform_features(
+                        bucket,
+                        decode_pages=decode_pages,
+                        block_pages=block_pages,
+                        page_size=self.page_size,
+                    )
+                    yield StepSample(row, duration_s)
+
+    def _run_padded(self, bucket: Bucket, decode_pages: int, block_pages: int) -> float:
+        """Runs a program on made-up rows of these pages; returns its seconds."""
+        packed = self._packer.pack_synthetic(
+            bucket, decode_pages, block_pages, self.page_size
+        )
+        start_s = time.perf_counter()
+        self._state, out = self.programs.run(bucket, self._state, packed)
+        jax.block_until_ready(out)
+        return time.perf_counter() - start_s
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Enqueues a dispatched plan; steps run in the order they are launched.
+
+        Raises:
+          UncompiledShapeError: if the plan's bucket was not compiled.
+        """
+        start_s = time.perf_counter()
+        packed = self._packer.pack(plan)
+        packed_s = time.perf_counter()
+        launched_s = time.monotonic()
+        self._state, out = self.programs.run(plan.bucket, self._state, packed)
+        return PendingStep(
+            plan=plan,
+            transfer_s=packed_s - start_s,
+            launch_s=time.perf_counter() - packed_s,
+            launched_s=launched_s,
+            _out=out,
+            _num_sampled=plan.num_sampled,
+        )

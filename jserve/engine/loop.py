@@ -1,0 +1,394 @@
+"""EngineLoop: clock, scheduler and engine, one step a turn, in one thread.
+
+With `enable_overlap` two plans may be in flight. While the device runs step n, the host
+plans and launches step n + 1, and only then waits for n. One turn:
+
+    take submits and cancels -> plan -> dispatch -> launch -> wait for the step
+    before -> apply -> notify the listener once, with all tokens of that step
+
+Until the engine is warm, a turn of the warm-up may come between two such turns.
+"""
+
+import collections
+import dataclasses
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from jserve.config import EngineConfig
+from jserve.engine.engine import Engine, PendingStep
+from jserve.engine.step_records import StepRecords
+from jserve.engine.warm_up import WarmUp, start_up_table
+from jserve.records.events import (
+    EngineStats,
+    Health,
+    NotServingError,
+    PredictorStatus,
+    QueueFullError,
+    StepRecord,
+    TokenEvent,
+)
+from jserve.timing.serving_predictor import ServingPredictor
+from jserve_sched.clock import Clock, WallClock
+from jserve_sched.requests.request import FinishReason, Request
+from jserve_sched.scheduler import Output, Scheduler
+from jserve_sched.steps.plan import StepResult
+
+_LOG = logging.getLogger("jserve")
+_RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
+_CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
+_ORDER = (Health.STARTING, Health.READY, Health.WARM)
+
+Listener = Callable[[Sequence[TokenEvent]], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class _InFlight:
+    pending: PendingStep
+    plan_s: float
+    num_waiting: int
+
+
+class EngineLoop:
+    """Serves requests; every method may be called from any thread.
+
+    Attributes:
+      clock: Gives the times in events and deadlines.
+      vocab_size: All token ids are below it.
+      max_model_len: Most tokens of prompt and output together.
+      num_kv_tokens: Tokens that the KV pool holds.
+      warm_up: Makes the engine's programs; runs alone if the loop is not started.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: EngineConfig,
+        engine: Engine,
+        scheduler: Scheduler,
+        warm_up: WarmUp,
+        records: StepRecords,
+        request_latency_fallback: str = "",
+    ):
+        """Makes a loop that `start` will run, of an engine that is not yet warm."""
+        self.config = config
+        self.clock: Clock = WallClock()
+        self.model_name = engine.model.config.name
+        self.vocab_size = engine.model.config.vocab_size
+        self.max_model_len = scheduler.max_model_len
+        self.num_kv_tokens = engine.num_pages * engine.page_size
+        self._engine = engine
+        self._scheduler = scheduler
+        self.warm_up = warm_up
+        self._records = records
+        self._request_latency_fallback = request_latency_fallback
+        self._predictor: ServingPredictor | None = None  # once warm
+        self._listener: Listener = len  # ignores them
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._changed = threading.Condition()
+        # Guarded by `_changed`:
+        self._health = Health.STARTING
+        self._submitted: list[Request] = []
+        self._cancelled: list[str] = []
+        self._in_use: set[str] = set()  # ids not to be used again yet
+        self._num_untold = 0  # requests whose listener has not heard their end
+        self._is_stopping = False
+        self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
+
+    @property
+    def health(self) -> Health:
+        """How far start-up has come, or how far the end."""
+        return self._health
+
+    def set_listener(self, publish: Listener) -> None:
+        """Sets what is called with new tokens: once a step, in the loop's thread."""
+        self._listener = publish
+
+    def start(self) -> None:
+        """Begins to warm up, and to serve as soon as that is possible."""
+        self._thread.start()
+
+    def wait_until(self, health: Health, timeout_s: float) -> bool:
+        """Waits for a state of start-up; False on time-out or failure."""
+        wanted = set(_ORDER[_ORDER.index(health) :])
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._health in wanted or self._health not in _ORDER, timeout_s
+            )
+            return self._health in wanted
+
+    def submit(self, request: Request) -> None:
+        """Hands a request over; its tokens come to the listener.
+
+        Raises:
+          ValueError: if it can never run, or its id is in use.
+          QueueFullError: if too many wait.
+          NotServingError: while starting, draining or failed.
+        """
+        self._scheduler.check_fits(request.num_prompt_tokens, request.max_tokens)
+        with self._changed:
+            self.check_open()
+            if request.request_id in self._in_use:
+                raise ValueError(f"request id {request.request_id!r} is in use")
+            self._submitted.append(request)
+            self._in_use.add(request.request_id)
+            self._num_untold += 1
+            self._changed.notify_all()
+
+    def check_open(self) -> None:
+        """Checks that one more request would be taken now, whatever it asks.
+
+        Raises:
+          QueueFullError: if too many wait.
+          NotServingError: while starting, draining or failed.
+        """
+        with self._changed:
+            if self._health not in (Health.READY, Health.WARM):
+                raise NotServingError(f"the engine is {self._health.value}")
+            # Those just submitted wait only if no slot is free for them.
+            num_waiting = self._scheduler.num_waiting + len(self._submitted)
+            num_free = self._scheduler.max_num_seqs - self._scheduler.num_running
+            if num_waiting - num_free >= self.config.max_queued_requests:
+                raise QueueFullError(
+                    f"{num_waiting} requests wait, the limit is "
+                    f"max_queued_requests={self.config.max_queued_requests}",
+                    self._retry_after_s(),
+                )
+
+    def _retry_after_s(self) -> float:
+        """Returns when a place in the queue should be free, by recent completions."""
+        now_s = self.clock.now_s()
+        recent = [t for t in self._finish_times_s if t > now_s - _RATE_WINDOW_S]
+        return _RATE_WINDOW_S / len(recent) if recent else 1.0
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request after the step in flight; ids that are gone are ignored."""
+        with self._changed:
+            self._cancelled.append(request_id)
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests and lets the others finish; no more is compiled.
+
+        Returns:
+          Whether all finished; those left after `timeout_s` are cancelled.
+        """
+        with self._changed:
+            if self._health in _ORDER:
+                self._health = Health.DRAINING
+                self._changed.notify_all()
+            self.warm_up.begin_no_more()
+            is_done = self._changed.wait_for(lambda: not self._num_untold, timeout_s)
+            if not is_done:
+                self._cancelled.extend(self._in_use)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._num_untold, _CANCEL_TIMEOUT_S)
+            return is_done
+
+    def stop(self) -> None:
+        """Ends the thread; requests still live are cancelled."""
+        self.drain(0.0)
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._listener = len
+        gc.unfreeze()  # the engine may be collected now
+
+    def steps(self, since: int = 0) -> list[StepRecord]:
+        """Returns the records of steps `since` and later that are remembered."""
+        return self._records.since(since)
+
+    def stats(self) -> EngineStats:
+        """Returns a snapshot for health and metrics."""
+        scheduler, programs = self._scheduler, self._engine.programs
+        predictor = self._predictor
+        counters = scheduler.counters
+        return EngineStats(
+            health=self._health,
+            policy=self.config.policy,
+            block_tokens=scheduler.buckets.block_tokens,
+            num_running=scheduler.num_running,
+            num_waiting=scheduler.num_waiting + len(self._submitted),
+            num_pages=self._engine.num_pages,
+            num_free_pages=scheduler.ledger.num_available,
+            num_programs=programs.num_compiled,
+            num_programs_total=self.warm_up.num_programs_total,
+            num_compiles_after_warmup=programs.num_compiles_after_warmup,
+            num_preemptions=counters.num_preemptions,
+            num_steps=self._records.num_steps,
+            prompt_tokens=counters.prompt_tokens,
+            prefix_hit_tokens=counters.prefix_hit_tokens,
+            generated_tokens=counters.generated_tokens,
+            compile_s=programs.wall_s,
+            predictor=predictor.status() if predictor else PredictorStatus(),
+            start_up=self.warm_up.start_up(),
+            length_errors=dict(scheduler.length_errors),
+            searches=dataclasses.replace(scheduler.searches),
+            request_latency_fallback=self._request_latency_fallback,
+        )
+
+    # All below runs in the loop's thread.
+
+    def _main(self) -> None:
+        try:
+            self.warm_up.cover()
+            self._advance(Health.READY)
+            if self._health in _ORDER:
+                self.warm_up.start(self._notify)
+            self._serve()
+        except BaseException as error:  # of any kind: clients must hear of it
+            _LOG.exception("the engine failed: requests are refused from now on")
+            self._fail(f"the engine failed: {error}")
+        finally:
+            self._records.close()  # at once: what comes next may take long
+            self.warm_up.stop()
+            if self._predictor is not None:
+                self._predictor.stop()
+
+    def _advance(self, health: Health) -> None:
+        """Takes the next state of start-up, unless the end has begun."""
+        gc.collect()
+        gc.freeze()  # what lives now stays: keep the collector off it
+        with self._changed:
+            if self._health in _ORDER:
+                self._health = health
+                self._changed.notify_all()
+        reached = self.warm_up.start_up()
+        passed_s = reached.warm_s or reached.ready_s or 0.0
+        num_programs = len(reached.programs)
+        _LOG.info("%s after %.1f s, %d programs", health.value, passed_s, num_programs)
+        self._records.begin_stretch()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _is_warm_up_due(self) -> bool:
+        return self._health in _ORDER and self.warm_up.is_due(
+            is_idle=not self._scheduler.has_work
+        )
+
+    def _take_warm_up_turn(self) -> None:
+        table = self._scheduler.buckets
+        self.warm_up.turn(is_idle=not self._scheduler.has_work)
+        serving = self.warm_up.serving
+        if serving is not None and self._predictor is None:
+            self._predictor = serving
+            self._advance(Health.WARM)
+            _LOG.info("start-up:\n%s", start_up_table(self.warm_up.start_up()))
+        elif self._scheduler.buckets is not table:
+            self._records.begin_stretch()
+
+    def _fail(self, message: str) -> None:
+        with self._changed:
+            ids = sorted(self._in_use)
+            self._submitted.clear()
+            self._in_use.clear()
+            self._num_untold = 0
+            self._health = Health.FAILED
+            self._changed.notify_all()
+        now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
+        self._listener(
+            [TokenEvent(one, None, now_s, reason, error=message) for one in ids]
+        )
+
+    def _serve(self) -> None:
+        in_flight: collections.deque[_InFlight] = collections.deque()
+        max_in_flight = 2 if self.config.enable_overlap else 1
+        last_end_s = 0.0
+        while True:
+            self._take_commands(can_wait=not self._scheduler.has_work)
+            if self._is_stopping and not in_flight:
+                return
+            if self._is_warm_up_due():
+                while in_flight:  # a padded run must not lengthen a step
+                    last_end_s = self._finish_step(in_flight.popleft(), last_end_s)
+                self._take_warm_up_turn()
+            step = self._launch_next()
+            if step is not None:
+                in_flight.append(step)
+            if in_flight and (step is None or len(in_flight) >= max_in_flight):
+                last_end_s = self._finish_step(in_flight.popleft(), last_end_s)
+            elif step is None and self._scheduler.has_work:
+                raise AssertionError("requests are live, but no step can be planned")
+
+    def _take_commands(self, *, can_wait: bool) -> None:
+        with self._changed:
+            if can_wait:
+                self._changed.wait_for(
+                    lambda: (
+                        self._submitted
+                        or self._cancelled
+                        or self._is_stopping
+                        or self._is_warm_up_due()
+                    )
+                )
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+            for request in submitted:
+                self._scheduler.submit(request)
+        outputs = [self._scheduler.cancel(one) for one in cancelled]
+        self._publish([output for output in outputs if output is not None])
+
+    def _launch_next(self) -> _InFlight | None:
+        start_s = time.perf_counter()
+        now_s = self.clock.now_s()
+        num_waiting = self._scheduler.num_waiting
+        plan = self._scheduler.plan(now_s)
+        if plan is None:
+            return None
+        self._scheduler.dispatch(plan, now_s)
+        plan_s = time.perf_counter() - start_s
+        return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
+
+    def _finish_step(self, step: _InFlight, last_end_s: float) -> float:
+        """Waits for a step and applies it; returns when it ended on the device."""
+        start_s = time.perf_counter()
+        tokens = step.pending.wait()
+        end_s = self.clock.now_s()
+        waited_s = time.perf_counter()
+        duration_s = end_s - max(step.pending.launched_s, last_end_s)
+        self._publish(
+            self._scheduler.apply(StepResult(tokens=tokens, duration_s=duration_s))
+        )
+        applied_s = time.perf_counter()
+        self._records.add(
+            step.pending,
+            plan_s=step.plan_s,
+            num_waiting=step.num_waiting,
+            end_s=end_s,
+            duration_s=duration_s,
+            wait_s=waited_s - start_s,
+            apply_s=applied_s - waited_s,
+        )
+        return end_s
+
+    def _publish(self, outputs: Sequence[Output]) -> None:
+        """Notifies the listener of new tokens and ends."""
+        if not outputs:
+            return
+        now_s = self.clock.now_s()
+        events = [
+            TokenEvent(
+                output.request.request_id,
+                output.token,
+                now_s,
+                output.request.finish_reason,
+                output.request.num_cached_tokens,
+            )
+            for output in outputs
+        ]
+        ended = [one.request_id for one in events if one.finish_reason is not None]
+        if ended:
+            with self._changed:
+                self._in_use.difference_update(ended)
+        self._listener(events)
+        if ended:
+            with self._changed:
+                self._num_untold -= len(ended)
+                self._finish_times_s.extend([now_s] * len(ended))
+                self._changed.notify_all()

@@ -1,0 +1,253 @@
+"""One compiled program per bucket, made ahead of time; none is made by a step.
+
+A stored executable is loaded without tracing. Otherwise the step is lowered from shapes
+(one after the other, since tracing holds the interpreter lock) and compiled, in
+parallel. JAX's persistent cache is asked only if the store cannot keep anything: what
+comes from there could not be stored, so each later start would trace it again. Running
+a bucket that is not there raises; nothing falls back to compiling silently.
+"""
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from jserve.engine import packing, sampling
+from jserve.engine.compile_cache import COMPILE_LOG, forget_module
+from jserve.engine.machine import num_cpus
+from jserve.engine.program_store import ProgramStore
+from jserve.records.events import ProgramStart
+from jserve_models.registry import LoadedModel
+from jserve_models.steps import KvCache, StepShape
+from jserve_sched.buckets.table import Bucket, BucketTable
+
+_STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
+_Tree = TypeVar("_Tree")
+
+
+class UncompiledShapeError(RuntimeError):
+    """A step was asked for in a bucket that is not compiled."""
+
+
+class DeviceState(NamedTuple):
+    """What stays on the device from step to step; donated to each program."""
+
+    kv: KvCache
+    slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
+
+
+def abstract(tree: _Tree) -> _Tree:
+    """Returns shapes and placement alone, which no step can donate away."""
+    found: _Tree = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+    return found
+
+
+class Programs:
+    """The compiled step functions of one engine.
+
+    `compile` may run in one thread while another one runs steps: each program is
+    there for `has` and `run` from the moment it is made.
+
+    Attributes:
+      table: The buckets.
+      reports: What each program cost, in the order they were made.
+      wall_s: Seconds spent in `compile`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: LoadedModel,
+        table: BucketTable,
+        max_pages_per_row: int,
+        captures_logits: bool,
+        store: ProgramStore | None = None,
+    ):
+        """Makes no program yet; with `captures_logits` steps return logits too."""
+        self.table = table
+        self.reports: list[ProgramStart] = []
+        self.wall_s = 0.0
+        self._model = model
+        self._max_pages_per_row = max_pages_per_row
+        self._captures_logits = captures_logits
+        self._store = store
+        self._leaves = abstract(model.leaves)
+        self._compiled: dict[Bucket, jax.stages.Compiled] = {}
+        self._compile_lock = threading.Lock()
+        self._trace_lock = threading.Lock()
+        self._num_compiles_when_warm: int | None = None
+
+    @property
+    def num_compiled(self) -> int:
+        """Programs ready to run."""
+        return len(self._compiled)
+
+    @property
+    def buckets(self) -> frozenset[Bucket]:
+        """The shapes that can run at this moment."""
+        return frozenset(tuple(self._compiled))
+
+    @property
+    def num_compiles_after_warmup(self) -> int:
+        """Compilations in this process since `mark_warm`; anything but 0 is a bug."""
+        if self._num_compiles_when_warm is None:
+            return 0
+        return COMPILE_LOG.num_compiles - self._num_compiles_when_warm
+
+    def mark_warm(self) -> None:
+        """Says that from now on nothing may compile."""
+        self._num_compiles_when_warm = COMPILE_LOG.num_compiles
+
+    def has(self, bucket: Bucket) -> bool:
+        """Returns whether a step of this shape can run."""
+        return bucket in self._compiled
+
+    def step_function(self, bucket: Bucket) -> Callable[..., tuple[Any, ...]]:
+        """Returns the pure step of one shape.
+
+        It takes (leaves, kv, slot_tokens, packed) and returns (kv, slot_tokens,
+        tokens `[S]` int32), and with captured logits also logits and scores
+        `[S, V]`.
+        """
+        shape = StepShape(bucket.num_rows, bucket.num_blocks, bucket.block_tokens)
+
+        def step(
+            leaves: list[jax.Array],
+            kv: KvCache,
+            slot_tokens: jax.Array,
+            packed: jax.Array,
+        ) -> tuple[Any, ...]:
+            step_in = packing.unpack(packed, slot_tokens, bucket)
+            logits, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
+            tokens = sampling.sample(logits, step_in.sampling)
+            slot_tokens = slot_tokens.at[step_in.target].set(tokens, mode="drop")
+            if self._captures_logits:
+                scores = sampling.scores(logits, step_in.sampling)
+                return kv, slot_tokens, tokens, logits, scores
+            return kv, slot_tokens, tokens
+
+        return step
+
+    def compile(
+        self,
+        buckets: Sequence[Bucket],
+        state: DeviceState,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Makes those programs that are not there yet, in the order given.
+
+        Args:
+          state: Gives shapes and placement. A thread that does not run the steps must
+            bring an `abstract` one: the real one is donated away under its feet.
+          should_stop: Asked in any thread before a program is begun: those begun
+            are finished, the others are not made.
+
+        Raises:
+          BaseException: what a compilation raised; no further one is begun.
+        """
+        state = abstract(state)
+        with self._compile_lock:
+            start_s = time.perf_counter()
+            # The process's setting, so threads that others begin get it as well.
+            old_stack_bytes = threading.stack_size(_STACK_BYTES)
+            # One traces while the others compile.
+            pool = concurrent.futures.ThreadPoolExecutor(num_cpus() + 1, "compile")
+            try:
+                jobs = [
+                    pool.submit(self._make, bucket, state, should_stop)
+                    for bucket in buckets
+                    if not self.has(bucket)
+                ]
+                for job in concurrent.futures.as_completed(jobs):
+                    job.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+                threading.stack_size(old_stack_bytes)
+                self.wall_s += time.perf_counter() - start_s
+            if self._store is not None and jobs:
+                self._store.prune()
+
+    def _make(
+        self, bucket: Bucket, state: DeviceState, should_stop: Callable[[], bool]
+    ) -> None:
+        """Loads a program, or traces and compiles it and stores it."""
+        size = packing.packed_size(
+            bucket, state.slot_tokens.shape[0], self._max_pages_per_row
+        )
+        packed = jax.ShapeDtypeStruct((size,), np.int32)
+        arguments = (self._leaves, *state, packed)
+        # All that tells a program from others of the same code.
+        shapes = [
+            (x.shape, x.dtype.name, repr(x.sharding))
+            for x in jax.tree.leaves(arguments)
+        ]
+        options = (self._captures_logits, self._max_pages_per_row)
+        key = str(bucket), (self._model.config, bucket, options, shapes)
+        store = self._store
+        if should_stop():
+            return
+        start_s = time.perf_counter()
+        if store is not None and (stored := store.load(*key)) is not None:
+            compiled, file_bytes = stored
+            load_s = time.perf_counter() - start_s
+            self._compiled[bucket] = compiled
+            self.reports.append(
+                ProgramStart(str(bucket), 0.0, load_s, file_bytes, "stored")
+            )
+            return
+        with self._trace_lock:
+            if should_stop():
+                return
+            start_s = time.perf_counter()
+            step = self.step_function(bucket)
+            step.__name__ = f"step_{bucket}"
+            lowered = jax.jit(step, donate_argnums=(1, 2), keep_unused=True).lower(
+                *arguments
+            )
+            trace_s = time.perf_counter() - start_s
+        if should_stop():
+            return
+        if store is not None and store.is_writable:
+            forget_module(f"jit_step_{bucket}")
+        start_s = time.perf_counter()
+        num_hits = COMPILE_LOG.num_cache_hits_here
+        compiled = lowered.compile()
+        compile_s = time.perf_counter() - start_s
+        is_hit = COMPILE_LOG.num_cache_hits_here > num_hits
+        saved = None if store is None or is_hit else store.save(*key, compiled)
+        source = "cache" if is_hit else "compiled"
+        self._compiled[bucket] = compiled
+        self.reports.append(
+            ProgramStart(str(bucket), trace_s, compile_s, saved, source)
+        )
+
+    def memory(self, bucket: Bucket) -> Any:
+        """Returns what a program takes; the KV cache must be updated in place."""
+        return self._compiled[bucket].memory_analysis()
+
+    def run(
+        self, bucket: Bucket, state: DeviceState, packed: np.ndarray
+    ) -> tuple[DeviceState, tuple[jax.Array, ...]]:
+        """Enqueues one step; `state` is consumed.
+
+        Returns:
+          The new state, and what `step_function` returns after it.
+
+        Raises:
+          UncompiledShapeError: if the bucket was not compiled.
+        """
+        compiled = self._compiled.get(bucket)
+        if compiled is None:
+            raise UncompiledShapeError(
+                f"no program for {bucket} (compiled: {self.num_compiled} of "
+                f"{len(self.table.buckets)} in the table)"
+            )
+        kv, slot_tokens, *out = compiled(self._model.leaves, *state, packed)
+        return DeviceState(kv, slot_tokens), tuple(out)

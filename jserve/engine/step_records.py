@@ -1,0 +1,120 @@
+"""What each step was: made into a record, remembered, and written if asked for.
+
+The step-time table prices the padding of a step whatever predictor planned it, so
+padding is comparable between predictors.
+"""
+
+import collections
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jserve.engine.engine import PendingStep
+from jserve.records.events import StepRecord
+from jserve.records.step_log import StepRecorder
+from jserve_sched.steps import features
+from jserve_sched.timing.predictor import Predictor
+
+_MAX_RECORDS = 65536
+
+
+class StepRecords:
+    """Takes each step in the engine's thread; any thread may read.
+
+    Attributes:
+      num_steps: Steps taken so far.
+    """
+
+    def __init__(
+        self,
+        prices: Predictor,
+        *,
+        recorder: StepRecorder | None = None,
+        header: Callable[[], Mapping[str, Any]] = dict,
+    ):
+        """Remembers nothing yet.
+
+        Args:
+          prices: The step-time table.
+          recorder: Takes every record; closed by `close`.
+          header: Tells what holds for the steps that come next, for the recorder.
+        """
+        self.num_steps = 0
+        self._prices = prices
+        self._recorder = recorder
+        self._header = header
+        self._records = collections.deque[StepRecord](maxlen=_MAX_RECORDS)
+        self._lock = threading.Lock()
+
+    def since(self, step_id: int) -> list[StepRecord]:
+        """Returns the records of steps `step_id` and later that are remembered."""
+        with self._lock:
+            if not self._records:
+                return []
+            skip = max(step_id - self._records[0].step_id, 0)
+            return list(itertools.islice(self._records, skip, None))
+
+    def add(
+        self,
+        pending: PendingStep,
+        *,
+        plan_s: float,
+        num_waiting: int,
+        end_s: float,
+        duration_s: float,
+        wait_s: float,
+        apply_s: float,
+    ) -> None:
+        """Takes a step that has been applied; see `StepRecord` for the arguments."""
+        start_s = time.perf_counter()
+        plan = pending.plan
+        used_rows, used_blocks = len(plan.decodes), plan.num_blocks
+        bare = features.without_padding(
+            plan.features, used_rows=used_rows, used_blocks=used_blocks
+        )
+        matrix = np.stack((plan.features, bare))
+        bucket_s, used_s = self._prices.predict(matrix).tolist()
+        host_s = plan_s + pending.transfer_s + pending.launch_s + apply_s
+        record = StepRecord(
+            step_id=plan.step_id,
+            end_s=end_s,
+            num_rows=plan.bucket.num_rows,
+            num_blocks=plan.bucket.num_blocks,
+            used_rows=used_rows,
+            used_blocks=used_blocks,
+            prefill_tokens=plan.num_tokens - used_rows,
+            decode_pages=int(plan.features[features.DECODE_PAGES]),
+            block_pages=int(plan.features[features.BLOCK_PAGES]),
+            num_waiting=num_waiting,
+            ended_by=plan.ended_by.value,
+            leaves_work=plan.leaves_work,
+            predicted_s=plan.predicted_s,
+            bucket_s=bucket_s,
+            used_s=used_s,
+            duration_s=duration_s,
+            plan_s=plan_s,
+            transfer_s=pending.transfer_s,
+            launch_s=pending.launch_s,
+            wait_s=wait_s,
+            apply_s=apply_s,
+            host_s=host_s + time.perf_counter() - start_s,
+        )
+        with self._lock:
+            self._records.append(record)
+        if self._recorder is not None:
+            self._recorder.append(record)
+        self.num_steps += 1
+
+    def begin_stretch(self) -> None:
+        """Says in the file what holds from the next step on."""
+        if self._recorder is not None:
+            self._recorder.use_header(self._header())
+
+    def close(self) -> None:
+        """Ends the file; records are still remembered."""
+        if self._recorder is not None:
+            self._recorder.end()

@@ -1,0 +1,328 @@
+"""Warm-up: from an engine that has compiled nothing to one that has nothing left to.
+
+Compiling needs no device and running needs no compiler, so both go on at once. First a
+covering set is made, the few large buckets in which every step can run, and requests
+are served. Then a thread compiles finer tables, most valuable edge first, and the
+thread that runs the engine takes each over between two steps:
+
+    a thread           compile table 1 | compile table 2 | ...          | choose
+    the engine's       ...step, run 1, step, use 1, step, run 2, ..., time all, use
+
+A program is run once before a request needs it. One rough timing while the compiler
+is still busy prices its steps; once it is quiet every program is timed properly.
+"""
+
+import collections
+import concurrent.futures
+import logging
+import math
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from jserve.engine.engine import TIMED_REPEATS, Engine
+from jserve.engine.machine import num_cpus
+from jserve.progress import Progress
+from jserve.records.events import ProgramStart, StartUp
+from jserve.timing.serving_predictor import ServingPredictor
+from jserve.timing.step_times import save_step_times
+from jserve_sched.buckets.table import Bucket, BucketTable
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.table import TablePredictor
+
+_LOG = logging.getLogger("jserve")
+_SHARE = 0.25  # of the engine's time goes to padded runs while requests wait
+
+_Job = concurrent.futures.Future[Any]
+
+
+class WarmUp:
+    """Warms one engine up, in turns that the engine's thread takes.
+
+    `cover`, then `start`, then `turn` whenever `is_due`, until `serving` is there; or
+    `run` for all of it at once.
+
+    Attributes:
+      serving: The predictor that plans once all is warm; None before that.
+      progress: Shows how far it is; closed once all is warm, or on `stop`.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        scheduler: Scheduler,
+        tables: Sequence[BucketTable],
+        predictor: TablePredictor,
+        is_timed: bool,
+        times_path: pathlib.Path | None,
+        choose: Callable[[BucketTable], ServingPredictor],
+        max_compile_s: float = 0.0,
+        progress: Progress | None = None,
+    ):
+        """Does nothing yet.
+
+        Args:
+          tables: The covering one first, each with all edges of the one before it.
+          predictor: Of the last table; prices steps until all is warm.
+          is_timed: Whether the predictor holds its step times already.
+          times_path: Where they are kept once measured; None for nowhere.
+          choose: Given the table reached, picks what plans once all is warm.
+          max_compile_s: No further table is begun that is expected to end later; 0
+            sets no limit.
+        """
+        self.serving: ServingPredictor | None = None
+        self.progress = progress or Progress()
+        self._engine = engine
+        self._scheduler = scheduler
+        self._tables = tuple(tables)
+        self._left = collections.deque(self._tables[1:])
+        self._predictor = predictor
+        self._is_timed = is_timed
+        self._times_path = times_path
+        self._are_times_lost = False
+        self._choose = choose
+        self._max_compile_s = max_compile_s
+        self._rough: list[StepSample] = []
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "warm-up")
+        self._wake: Callable[[], object] = threading.Event().set
+        self._task: Iterator[_Job | None] | None = None
+        self._job: _Job | None = None  # that the task waits for
+        self._not_before_s = 0.0
+        self._stopping = threading.Event()
+        self._start_s = 0.0
+        self._reached_s: dict[str, float] = {}  # by field of StartUp
+
+    @property
+    def num_programs_total(self) -> int:
+        """Programs made, and those the last table still lacks."""
+        return len(self._engine.programs.buckets | set(self._tables[-1].buckets))
+
+    def start_up(self) -> StartUp:
+        """Returns how it went so far."""
+        reports = tuple(self._engine.programs.reports)
+        return StartUp(programs=reports, **self._reached_s)
+
+    def run(self) -> None:
+        """Does all of it, where there are no requests to serve meanwhile."""
+        self.cover()
+        self.start(self._wake)
+        try:
+            while self._task is not None:
+                self.turn(is_idle=True)
+        finally:
+            self.stop()
+
+    def check_kept(self) -> None:
+        """Checks that a later start will find all that this one made.
+
+        Raises:
+          OSError: if something could not be kept.
+        """
+        reports = self._engine.programs.reports
+        num_lost = sum(one.executable_bytes is None for one in reports)
+        if num_lost or self._are_times_lost:
+            lost = (
+                f"{num_lost} of {len(reports)} programs" if num_lost else "step times"
+            )
+            raise OSError(f"{lost} could not be kept in the compile cache")
+
+    def cover(self) -> None:
+        """Makes the covering set; after it the engine can run every step.
+
+        It ends early after `begin_no_more`.
+        """
+        self._start_s = time.perf_counter()
+        table = self._tables[0]
+        self._show_compiling(len(table.buckets))
+        self._compile(table)
+        if self._stopping.is_set():
+            return
+        self._reach("covering_s")
+        for _ in self._take_over(table, table.buckets):
+            pass
+        self._reach("ready_s")
+
+    def start(self, wake: Callable[[], object]) -> None:
+        """Begins to compile the finer tables.
+
+        Args:
+          wake: Called in another thread when a turn has come due.
+        """
+        self._wake = wake
+        self._task = self._finish()
+        self._resume()
+
+    def begin_no_more(self) -> None:
+        """Lets no further compilation begin; any thread may ask for it."""
+        self._stopping.set()
+
+    def stop(self) -> None:
+        """Ends the thread; waits for the compilations it has begun."""
+        self.begin_no_more()
+        self._pool.shutdown()
+        self.progress.close()
+
+    def is_due(self, *, is_idle: bool) -> bool:
+        """Tells whether a turn has something to do, and may do it now.
+
+        Beside live requests, when it is not `is_idle`, turns get a quarter of the time.
+        """
+        job = self._job
+        if self._task is None or (job is not None and not job.done()):
+            return False
+        return is_idle or time.perf_counter() >= self._not_before_s
+
+    def turn(self, *, is_idle: bool) -> None:
+        """Does the next piece, of the length of a step; no step may be in flight.
+
+        Waits for a piece if there is none.
+
+        Raises:
+          BaseException: what a compilation, or the choice of a predictor, raised.
+        """
+        if self._job is not None:
+            self._job.result()
+        start_s = time.perf_counter()
+        self._resume()
+        end_s = time.perf_counter()
+        if not is_idle:
+            self._not_before_s = end_s + (end_s - start_s) * (1 / _SHARE - 1)
+
+    # In the engine's thread.
+
+    def _resume(self) -> None:
+        assert self._task is not None
+        try:
+            self._job = next(self._task)
+        except StopIteration:
+            self._task = self._job = None
+
+    def _finish(self) -> Iterator[_Job | None]:
+        """Yields at the end of each piece, or a job to wait for before the next."""
+        self._show_compiling(self.num_programs_total)
+        reached = self._tables[0]
+        job = self._submit(self._compile_next)
+        while True:
+            yield job
+            if self._stopping.is_set():
+                return  # the table may not be whole
+            table = job.result()
+            if table is None:
+                break
+            job = self._submit(self._compile_next)
+            new = [one for one in table.buckets if one not in set(reached.buckets)]
+            reached = table
+            yield from self._take_over(reached, new)
+        if not self._is_timed:
+            yield from self._time_all()
+        self.progress.begin("choosing the predictor")
+        job = self._submit(self._choose_predictor, reached)
+        yield job
+        serving = job.result()
+        self._scheduler.predictor = serving.predictor
+        self._engine.programs.mark_warm()
+        self._reach("warm_s")
+        self.progress.close()
+        self.serving = serving
+
+    def _submit(self, work: Callable[..., Any], *arguments: Any) -> _Job:
+        job = self._pool.submit(work, *arguments)
+        job.add_done_callback(lambda _: self._wake())
+        return job
+
+    def _take_over(self, table: BucketTable, new: Sequence[Bucket]) -> Iterator[None]:
+        """Runs what is new in a table, and lets the scheduler plan with it."""
+        for bucket in new:
+            self._engine.first_run(bucket)
+            yield
+        if not self._is_timed:
+            for sample in self._engine.timed_pass(new, repeats=1):
+                self._rough.append(sample)
+                yield
+            self._predictor.fit(self._rough)
+        self._scheduler.use_buckets(table)
+
+    def _time_all(self) -> Iterator[None]:
+        buckets = self._scheduler.buckets.buckets
+        samples: list[StepSample] = []
+        contexts = sum(3 if bucket.num_blocks else 2 for bucket in buckets)
+        total = contexts * TIMED_REPEATS
+        self.progress.begin("timing programs", total, lambda: len(samples))
+        for sample in self._engine.timed_pass(buckets):
+            samples.append(sample)
+            yield
+        self._predictor.fit(samples)
+
+    def _reach(self, field: str) -> None:
+        self._reached_s[field] = time.perf_counter() - self._start_s
+
+    def _show_compiling(self, total: int) -> None:
+        programs = self._engine.programs
+        self.progress.begin(
+            "compiling programs, or loading them", total, lambda: programs.num_compiled
+        )
+
+    # In the pool's thread.
+
+    def _compile(self, table: BucketTable) -> None:
+        self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
+
+    def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
+        if not self._is_timed and reached == self._tables[-1]:
+            path = self._times_path
+            self._are_times_lost = not path or not save_step_times(
+                path, self._predictor
+            )
+        return self._choose(reached)
+
+    def _compile_next(self) -> BucketTable | None:
+        """Compiles and returns the next table; None if there is none, or no time.
+
+        Tables are skipped as long as they are too small to occupy all cores.
+        """
+        programs = self._engine.programs
+        num_made = max(len(programs.reports), 1)
+        trace_s = sum(one.trace_s for one in programs.reports) / num_made
+        compile_s = sum(one.compile_s for one in programs.reports) / num_made
+        found, num_new = None, 0
+        while self._left and num_new < num_cpus():
+            num_new = sum(not programs.has(one) for one in self._left[0].buckets)
+            # One is traced at a time, and as many are compiled as there are cores.
+            num_rounds = math.ceil(num_new / num_cpus())
+            expected_s = programs.wall_s + num_new * trace_s + num_rounds * compile_s
+            if 0 < self._max_compile_s < expected_s:
+                if found is None:
+                    _LOG.warning(
+                        "max_compile_s=%g: %d of %d programs are left out",
+                        self._max_compile_s,
+                        self.num_programs_total - programs.num_compiled,
+                        self.num_programs_total,
+                    )
+                break
+            found = self._left.popleft()
+        if found is not None:
+            self._compile(found)
+        return found
+
+
+def start_up_table(start_up: StartUp) -> str:
+    """Returns what each program took, as text."""
+    programs = start_up.programs
+    counts = collections.Counter(one.source for one in programs)
+    total = ProgramStart(
+        f"{len(programs)} programs",
+        sum(one.trace_s for one in programs),
+        sum(one.compile_s for one in programs),
+        sum(one.executable_bytes or 0 for one in programs),
+        ", ".join(f"{count} {source}" for source, count in sorted(counts.items())),
+    )
+    lines = ["program        trace s  compile s         bytes  source"]
+    for one in (*programs, total):
+        size = "-" if one.executable_bytes is None else f"{one.executable_bytes:,}"
+        times = f"{one.trace_s:>8.3f}  {one.compile_s:>9.3f}"
+        lines.append(f"{one.program:<12}  {times}  {size:>12}  {one.source}")
+    return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""What crosses from the engine's thread to those who wait for tokens."""
+
+import dataclasses
+import enum
+from typing import NamedTuple
+
+from jserve_sched.planning.outlook import SearchTotals
+from jserve_sched.requests.output_lengths import LengthErrors
+from jserve_sched.requests.request import FinishReason
+
+
+class Health(enum.Enum):
+    """How far start-up has come; what holds in one state holds in the next.
+
+    Between READY and WARM requests are served in few, large buckets while the finer
+    ones are compiled: steps are padded more, and share the cores with a compiler.
+    Measure, and let urgent traffic in, when it is WARM.
+    """
+
+    STARTING = "starting"  # alive: the process answers
+    READY = "ready"  # requests are served, in the buckets compiled so far
+    WARM = "warm"  # nothing is left to compile or to time
+    DRAINING = "draining"  # running requests finish, new ones are refused
+    FAILED = "failed"  # the engine thread has died
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may; carries when to try again."""
+
+    def __init__(self, message: str, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotServingError(Exception):
+    """The engine is not taking requests: starting, draining or failed."""
+
+
+class TokenEvent(NamedTuple):
+    """One output token, or the end of a request, or both.
+
+    Attributes:
+      token: The token id; None when the request ended without one (cancelled, or
+        the engine failed).
+      time_s: When the engine had it, on the engine loop's clock.
+      finish_reason: Set on the last event of a request.
+      num_cached_tokens: Prompt tokens that came from the prefix cache.
+      error: What went wrong, on the last event of a request the engine failed.
+    """
+
+    request_id: str
+    token: int | None
+    time_s: float
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One engine step: sizes and times only, never text.
+
+    Attributes:
+      end_s: When it ended, on the engine loop's clock.
+      num_rows: Decode rows compiled, B.
+      num_blocks: Prefill blocks compiled, NB.
+      used_blocks: Blocks that held a real token.
+      decode_pages: KV pages of the longest decode row.
+      block_pages: KV pages of the longest prefill block.
+      ended_by: Why no further block was planned.
+      leaves_work: Whether a prompt, or part of one, was left out for want of room.
+      predicted_s: The plan's prediction of its duration.
+      bucket_s: The step-time table's price of the bucket when the step had ended.
+      used_s: Its price of the same step without padding, at the same moment.
+      duration_s: From launch, or from the end of the step before if that is later,
+        to its end as the host saw it.
+      plan_s: Host time for planning and dispatch.
+      transfer_s: Host time for packing the step's argument.
+      launch_s: Host time for handing the program to the device, or for running it
+        where the backend does so at once.
+      wait_s: Host time waiting for the device.
+      apply_s: Host time for applying the result and notifying the listener.
+      host_s: All of the host's time for the step but `wait_s`: the four parts and
+        the bookkeeping between them.
+    """
+
+    step_id: int
+    end_s: float
+    num_rows: int
+    num_blocks: int
+    used_rows: int
+    used_blocks: int
+    prefill_tokens: int
+    decode_pages: int
+    block_pages: int
+    num_waiting: int
+    ended_by: str
+    leaves_work: bool
+    predicted_s: float
+    bucket_s: float
+    used_s: float
+    duration_s: float
+    plan_s: float
+    transfer_s: float
+    launch_s: float
+    wait_s: float
+    apply_s: float
+    host_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PredictorStatus:
+    """Which predictor plans, and how it fares.
+
+    Attributes:
+      name: "table", "linear" or "mlp".
+      fallback: Why the table stands in for a checkpoint; "" if it does not.
+      num_refits: Models swapped in since start.
+      num_replaced: Predictions that were not durations and were replaced.
+    """
+
+    name: str = "table"
+    fallback: str = ""
+    num_refits: int = 0
+    num_replaced: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProgramStart:
+    """One program, in the start-up table.
+
+    Attributes:
+      program: Its bucket, such as "B32xNB16".
+      trace_s: Seconds to trace and lower it; 0 if it was stored.
+      compile_s: Seconds to compile it, or to find it in a cache and load it.
+      executable_bytes: Its size on disk; None if it is not stored.
+      source: "compiled", "cache" (JAX's persistent one) or "stored" (an executable).
+    """
+
+    program: str
+    trace_s: float
+    compile_s: float
+    executable_bytes: int | None
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StartUp:
+    """What starting up took; seconds count from the start of the engine's thread.
+
+    Attributes:
+      ready_s: Until requests were served; None before that.
+      warm_s: Until nothing was left to compile or to time; None before that.
+      covering_s: Part of `ready_s` spent compiling the covering set.
+      programs: Those made so far, in the order in which they were.
+    """
+
+    ready_s: float | None = None
+    warm_s: float | None = None
+    covering_s: float = 0.0
+    programs: tuple[ProgramStart, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot of the engine for health and metrics; counters since start.
+
+    Attributes:
+      block_tokens: Tokens in one prefill block, Q.
+      num_running: Requests that hold KV pages.
+      num_free_pages: KV pages that no running request holds.
+      num_programs: Programs compiled so far.
+      num_programs_total: Programs there will be, unless a limit ends warm-up first.
+      num_compiles_after_warmup: Compilations while warm; anything but 0 is a bug.
+      prompt_tokens: Prompt tokens of requests admitted.
+      prefix_hit_tokens: Those of them found in the prefix cache.
+      generated_tokens: Output tokens.
+      compile_s: Wall seconds spent compiling at start-up.
+      length_errors: Predicted output lengths against actual ones, by service class.
+      searches: What a policy that looks ahead has spent and gained.
+      request_latency_fallback: Why a fitted request latency stands in for a file's;
+        "" if it does not.
+    """
+
+    health: Health
+    policy: str
+    block_tokens: int
+    num_running: int
+    num_waiting: int
+    num_pages: int
+    num_free_pages: int
+    num_programs: int
+    num_programs_total: int
+    num_compiles_after_warmup: int
+    num_preemptions: int
+    num_steps: int
+    prompt_tokens: int
+    prefix_hit_tokens: int
+    generated_tokens: int
+    compile_s: float
+    predictor: PredictorStatus = PredictorStatus()
+    start_up: StartUp = StartUp()
+    length_errors: dict[str, LengthErrors] = dataclasses.field(default_factory=dict)
+    searches: SearchTotals = dataclasses.field(default_factory=SearchTotals)
+    request_latency_fallback: str = ""

@@ -1,0 +1,208 @@
+"""Metrics for Prometheus, named as vLLM names its own where the meaning is equal.
+
+What the server sees is counted by Prometheus's own objects, on the server's event loop.
+What the engine counts is read from its snapshot and its step log on each scrape.
+"""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import prometheus_client
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from jserve.records.events import Health, QueueFullError
+
+if TYPE_CHECKING:
+    from jserve.engine.loop import EngineLoop
+
+_TTFT_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
+)
+_GAP_S = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
+)
+_E2E_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0)
+_STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_HOST_S = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+_ERROR_SHARE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_TOKENS = tuple(2.0**power for power in range(15))
+
+# Name, attribute of the engine's snapshot, and help.
+_GAUGES = (
+    ("num_requests_running", "num_running", "Requests that hold KV pages."),
+    ("num_requests_waiting", "num_waiting", "Requests that wait."),
+    ("num_programs", "num_programs", "Programs compiled."),
+    ("num_programs_total", "num_programs_total", "Programs, if no limit ends warm-up."),
+    ("compile_seconds", "compile_s", "Spent compiling at start-up."),
+    ("ready_seconds", "start_up.ready_s", "Until requests were served."),
+    ("warm_seconds", "start_up.warm_s", "Until all was compiled and timed."),
+)
+_COUNTERS = (
+    ("prompt_tokens", "prompt_tokens", "Prompt tokens admitted."),
+    ("generation_tokens", "generated_tokens", "Output tokens."),
+    ("num_preemptions", "num_preemptions", "Requests preempted."),
+    ("prefix_cache_queries", "prompt_tokens", "Prompt tokens looked up."),
+    ("prefix_cache_hits", "prefix_hit_tokens", "Of those, found in the prefix cache."),
+    ("engine_steps", "num_steps", "Engine steps."),
+    ("compiles_after_warmup", "num_compiles_after_warmup", "Anything but 0 is a bug."),
+    ("predictor_refits", "predictor.num_refits", "Models fitted while serving."),
+    ("predictor_replaced", "predictor.num_replaced", "Predictions that were invalid."),
+    ("plan_searches", "searches.num_searches", "Searches for the queue's order."),
+    ("plan_search_seconds", "searches.search_s", "Spent on them."),
+)
+_FALLBACKS = (
+    ("predictor_fallback", "predictor.fallback", "Predictor checkpoints not usable."),
+    (
+        "request_latency_fallback",
+        "request_latency_fallback",
+        "Latency files not usable.",
+    ),
+)
+# Name, attribute of a service class's errors, and help.
+_LENGTHS = (
+    ("length_predictions", "num_requests", "Answers ended that had stop tokens."),
+    ("length_actual_tokens", "sum_tokens", "Tokens of those answers."),
+    ("length_predicted_tokens", "sum_predicted_tokens", "Predicted on arrival."),
+    ("length_abs_error_tokens", "sum_abs_error_tokens", "Sum of absolute errors."),
+)
+
+
+class ServerMetrics(Collector):
+    """Counts what the server sees and, on a scrape, adds what the engine counts.
+
+    Attributes:
+      ttft_s: Arrival to first token.
+      gap_s: Between two tokens of one request.
+      e2e_s: Arrival to last token.
+      publish_s: Detokenising and encoding all tokens of one engine step.
+    """
+
+    def __init__(self, engine: "EngineLoop", model_name: str):
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._engine = engine
+        self._model_name = model_name
+        self._next_step = 0
+        self.registry = prometheus_client.CollectorRegistry()
+        self.registry.register(self)  # first: a scrape reads the step log with it
+        make = self._histogram
+        self.ttft_s = make("time_to_first_token_seconds", _TTFT_S, "From arrival.")
+        self.gap_s = make("inter_token_latency_seconds", _GAP_S, "Between two tokens.")
+        self.e2e_s = make("e2e_request_latency_seconds", _E2E_S, "To the last token.")
+        self.prompt_tokens = make("request_prompt_tokens", _TOKENS, "Of a prompt.")
+        self.output_tokens = make("request_generation_tokens", _TOKENS, "Of an output.")
+        self.publish_s = make("step_publish_seconds", _HOST_S, "Encoding one step.")
+        self._step_s = make("step_duration_seconds", _STEP_S, "One step on its device.")
+        self._plan_s = make("step_plan_seconds", _HOST_S, "Planning one step.")
+        self._error = make("predictor_error_ratio", _ERROR_SHARE, "Of a step's time.")
+        count = self._counter
+        self._step_tokens = count("step_tokens", "Token positions computed.")
+        self._pad_tokens = count("pad_tokens", "Of those, padding.")
+        self._finished = count("request_success", "Requests ended.", "finished_reason")
+        self._rejected = count("requests_rejected", "Requests refused.", "reason")
+        self._slo = count("slo_requests", "Requests with SLOs.", "service_class", "met")
+
+    def _histogram(
+        self, name: str, bounds: Sequence[float], text: str
+    ) -> prometheus_client.Histogram:
+        return prometheus_client.Histogram(
+            f"jserve:{name}",
+            text,
+            ["model_name"],
+            registry=self.registry,
+            buckets=bounds,
+        ).labels(self._model_name)
+
+    def _counter(self, name: str, text: str, *labels: str) -> prometheus_client.Counter:
+        counter = prometheus_client.Counter(
+            f"jserve:{name}", text, ["model_name", *labels], registry=self.registry
+        )
+        return counter if labels else counter.labels(self._model_name)
+
+    def count_finished(self, reason: str) -> None:
+        """Counts one request that ended."""
+        self._finished.labels(self._model_name, reason).inc()
+
+    def count_rejected(self, error: Exception) -> None:
+        """Counts one request that was refused for the server's own reasons."""
+        is_full = isinstance(error, QueueFullError)
+        reason = "queue_full" if is_full else "not_serving"
+        self._rejected.labels(self._model_name, reason).inc()
+
+    def count_slo(self, service_class: str, is_met: bool) -> None:
+        """Counts one request whose SLO was attained or violated."""
+        met = "true" if is_met else "false"
+        self._slo.labels(self._model_name, service_class, met).inc()
+
+    def absorb_steps(self) -> None:
+        """Reads the engine's step log on from where the last call ended.
+
+        The log is bounded: call this more often than it wraps around.
+        """
+        block_tokens = self._engine.stats().block_tokens
+        for step in self._engine.steps(self._next_step):
+            self._next_step = step.step_id + 1
+            size = step.num_rows + step.num_blocks * block_tokens
+            self._step_tokens.inc(size)
+            self._pad_tokens.inc(size - step.used_rows - step.prefill_tokens)
+            self._step_s.observe(step.duration_s)
+            self._plan_s.observe(step.plan_s)
+            if step.duration_s > 0:
+                error_s = abs(step.predicted_s - step.duration_s)
+                self._error.observe(error_s / step.duration_s)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields what the engine counts, for one scrape."""
+        self.absorb_steps()
+        stats = self._engine.stats()
+        is_serving = stats.health in (Health.READY, Health.WARM)
+        usage = 1 - stats.num_free_pages / max(stats.num_pages, 1)
+        for name, text, value in (
+            ("ready", "1 if requests are served.", is_serving),
+            ("warm", "1 if all is compiled.", stats.health is Health.WARM),
+            ("kv_cache_usage_perc", "Share of KV pages held, 0 to 1.", usage),
+        ):
+            yield self._family(GaugeMetricFamily, name, text, {"": value})
+        for kind, rows in (
+            (GaugeMetricFamily, _GAUGES),
+            (CounterMetricFamily, _COUNTERS),
+        ):
+            for name, path, text in rows:
+                value = operator.attrgetter(path)(stats)
+                if value is not None:  # else it is not known yet
+                    yield self._family(kind, name, text, {"": value})
+        yield self._family(
+            GaugeMetricFamily,
+            "predictor_info",
+            "1 for the predictor that prices the steps.",
+            {stats.predictor.name: 1},
+            "predictor",
+        )
+        for name, path, text in _FALLBACKS:
+            reason = operator.attrgetter(path)(stats)
+            counts = {reason: 1} if reason else {}
+            yield self._family(CounterMetricFamily, name, text, counts, "reason")
+        for name, field, text in _LENGTHS:
+            sums = {
+                service_class: getattr(errors, field)
+                for service_class, errors in sorted(stats.length_errors.items())
+            }
+            yield self._family(CounterMetricFamily, name, text, sums, "service_class")
+
+    def _family(
+        self,
+        kind: Any,
+        name: str,
+        text: str,
+        values: Mapping[str, float],
+        *label: str,
+    ) -> Metric:
+        """Returns a metric with a value for each value of its label, if it has one."""
+        family = kind(f"jserve:{name}", text, labels=["model_name", *label])
+        for key, value in values.items():
+            keys = [self._model_name, key] if label else [self._model_name]
+            family.add_metric(keys, float(value))
+        return cast(Metric, family)

@@ -1,0 +1,3 @@
+"""Text: token ids of text and of chats, and back."""
+
+__all__ = ["chat_template", "tokenizer"]

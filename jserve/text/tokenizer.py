@@ -1,0 +1,287 @@
+"""Text to token ids and back, one token at a time.
+
+Output is decoded as a stream. A token may end inside a UTF-8 character, so
+`Detokenizer.step` returns what is certain and keeps the rest; joined, the steps give
+the same text as decoding everything at once. The exception is noise: bytes that turn
+characters already shown into a broken run do not take them back.
+"""
+
+import abc
+import codecs
+import importlib.resources
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tokenizers
+from tokenizers.decoders import DecodeStream
+
+from jserve.text.chat_template import ChatTemplate, Message
+from jserve_models.hf_config import read_json
+
+REPLACEMENT = "\ufffd"  # stands for what has no text
+_PRIMING_TOKENS = 6  # the prompt's end, which decides about spaces
+
+
+class Detokenizer(abc.ABC):
+    """Decodes one output, token by token."""
+
+    @abc.abstractmethod
+    def step(self, token: int) -> str:
+        """Takes a token; returns the text that is now certain, maybe empty."""
+
+    @abc.abstractmethod
+    def finish(self) -> str:
+        """Returns what was held back, with a cut character replaced."""
+
+
+class Tokenizer(abc.ABC):
+    """What the server needs of a tokenizer.
+
+    Attributes:
+      eos_token_ids: Tokens that end an output; their text is not part of it.
+    """
+
+    def __init__(self, eos_token_ids: frozenset[int], template: ChatTemplate | None):
+        self.eos_token_ids = eos_token_ids
+        self._template = template
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` works."""
+        return self._template is not None
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a prompt, with the marks the model expects."""
+
+    @abc.abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens; control tokens have none."""
+
+    @abc.abstractmethod
+    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt."""
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool
+    ) -> list[int]:
+        """Returns the token ids of a conversation.
+
+        Raises:
+          ValueError: if there is no template, or it refuses the conversation.
+        """
+        if self._template is None:
+            raise ValueError("this model's folder has no chat template")
+        return self._encode_chat(
+            self._template.render(messages, add_generation_prompt=add_generation_prompt)
+        )
+
+    @abc.abstractmethod
+    def _encode_chat(self, text: str) -> list[int]:
+        """Returns the token ids of a rendered template, which brings its marks."""
+
+
+# Byte values are their own ids; control tokens follow.
+BYTE_CONTROL_TOKENS = {
+    "<|bos|>": 256,
+    "<|eos|>": 257,
+    "<|system|>": 258,
+    "<|user|>": 259,
+    "<|assistant|>": 260,
+    "<|end|>": 261,
+}
+_CONTROL = re.compile("(" + "|".join(map(re.escape, BYTE_CONTROL_TOKENS)) + ")")
+_FIRST_UNUSED = 256 + len(BYTE_CONTROL_TOKENS)
+
+
+def _escape(value: Any) -> Any:
+    """Makes a printed value unable to spell a control token; see `_unescape`."""
+    if not isinstance(value, str):
+        return value
+    return value.replace("\0", "\0\0").replace("<|", "<\0|")
+
+
+def _unescape(text: str) -> str:
+    return re.sub("\0(.)", r"\1", text, flags=re.DOTALL)
+
+
+class _ByteDetokenizer(Detokenizer):
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def step(self, token: int) -> str:
+        if token < 256:
+            return self._decoder.decode(bytes((token,)))
+        if token < _FIRST_UNUSED:
+            return ""
+        return self.finish() + REPLACEMENT
+
+    def finish(self) -> str:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+class ByteTokenizer(Tokenizer):
+    """The named models' tokenizer: a token per UTF-8 byte, then control tokens.
+
+    Ids 0 to 255 are bytes, 256 to 261 the control tokens. A model's vocabulary
+    may be larger, for the sake of its shape: ids beyond have no text and decode
+    to U+FFFD. Text never becomes a control token; only the chat template writes
+    them, and what it quotes is escaped.
+    """
+
+    def __init__(self) -> None:
+        ends = {BYTE_CONTROL_TOKENS["<|eos|>"], BYTE_CONTROL_TOKENS["<|end|>"]}
+        source = importlib.resources.files("jserve.text").joinpath(
+            "chat_template.jinja"
+        )
+        text = source.read_text(encoding="utf-8")
+        super().__init__(frozenset(ends), ChatTemplate(text, finalize=_escape))
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the bytes of the text."""
+        return list(text.encode("utf-8"))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens; control tokens have none."""
+        stream = _ByteDetokenizer()
+        return "".join([stream.step(token) for token in tokens]) + stream.finish()
+
+    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+        """Returns a decoder; what a prompt left of a character is not output."""
+        return _ByteDetokenizer()
+
+    def _encode_chat(self, text: str) -> list[int]:
+        tokens: list[int] = []
+        for part in _CONTROL.split(text):
+            control = BYTE_CONTROL_TOKENS.get(part)
+            if control is None:
+                tokens.extend(_unescape(part).encode("utf-8"))
+            else:
+                tokens.append(control)
+        return tokens
+
+
+class _StreamDetokenizer(Detokenizer):
+    """Decodes with the tokenizer's own stream, and remembers what it holds back.
+
+    A byte-fallback decoder replaces every byte of a run that is not UTF-8, those of
+    characters already shown too. The stream then refuses all further tokens: what it
+    held is decoded by itself, and a new stream takes over.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._held: list[int] = []
+        for token in prompt_tokens[-_PRIMING_TOKENS:]:
+            self.step(token)
+        self._held.clear()
+
+    def step(self, token: int) -> str:
+        self._held.append(token)
+        try:
+            text = self._stream.step(self._tokenizer, token)
+        except Exception:  # the library raises plain Exception
+            text = self.finish()
+            self._stream = DecodeStream(skip_special_tokens=True)
+            # The new stream must know that it does not begin the text, or it would
+            # drop the next space; but what was shown must not come out of it again.
+            if not self._stream.step(self._tokenizer, token):
+                self._stream = DecodeStream(skip_special_tokens=True)
+        if text:
+            self._held.clear()
+        return text or ""
+
+    def finish(self) -> str:
+        held, self._held = self._held, []
+        return self._tokenizer.decode(held, skip_special_tokens=True) if held else ""
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """The tokenizer of a Hugging Face folder: `tokenizer.json` and what names it.
+
+    Marks such as a leading BOS are added as the tokenizer's own post-processor
+    does. A chat template brings its own marks, so its text gets none.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"no tokenizer.json in {folder}")
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        settings = _settings(folder / "tokenizer_config.json")
+        eos: list[Any] = [
+            self._tokenizer.token_to_id(_token_text(settings.get("eos_token")) or "")
+        ]
+        for name in ("generation_config.json", "config.json"):
+            value = _settings(folder / name).get("eos_token_id")
+            eos += value if isinstance(value, list) else [value]
+        super().__init__(
+            frozenset(token for token in eos if isinstance(token, int)),
+            _chat_template(folder, settings),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a prompt, with the post-processor's marks."""
+        return self._tokenizer.encode(text).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens; special tokens have none."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt."""
+        return _StreamDetokenizer(self._tokenizer, prompt_tokens)
+
+    def _encode_chat(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _settings(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _token_text(value: Any) -> str | None:
+    """Reads a token as the settings write it: a text, or an object that holds it."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _chat_template(
+    folder: pathlib.Path, settings: dict[str, Any]
+) -> ChatTemplate | None:
+    """Returns the folder's template, whichever of its files holds it."""
+    path = folder / "chat_template.jinja"
+    value = settings.get("chat_template")
+    if path.is_file():
+        value = path.read_text(encoding="utf-8")
+    if isinstance(value, list):  # several, by name
+        rows = [row for row in value if isinstance(row, dict)]
+        value = {row.get("name"): row.get("template") for row in rows}.get("default")
+    if not isinstance(value, str):
+        return None
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    texts = {name: _token_text(settings.get(name)) for name in names}
+    return ChatTemplate(
+        value,
+        variables={name: text for name, text in texts.items() if text is not None},
+    )
+
+
+def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
+    """Returns the tokenizer of a Hugging Face folder, or the named models' own.
+
+    Raises:
+      ValueError: if the folder lacks a tokenizer, or one of its files is broken.
+    """
+    return ByteTokenizer() if folder is None else HuggingFaceTokenizer(folder)

@@ -1,0 +1,169 @@
+"""A trained step-time predictor on disk: its weights, and what they hold for.
+
+Weights are worth nothing on another device, model or page size, so facts travel with
+them and are checked before use. Both lie in `<folder>/checkpoint`, written by Orbax
+whole or not at all; a trainer may keep what it needs beside it.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jserve_models.config import ModelConfig
+from jserve_sched.steps.features import NUM_FEATURES
+from jserve_sched.timing.linear import LinearModel
+from jserve_sched.timing.mlp import MlpPredictor, MlpWeights
+
+FORMAT_VERSION = 2
+_CHECKPOINT = "checkpoint"
+# The facts that must agree, and what a difference is called.
+_FAULTS = {
+    "platform": "device",
+    "device_kind": "device",
+    "model": "model",
+    "dtype": "model",
+    "page_size": "layout",
+    "block_tokens": "layout",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; says why in one sentence.
+
+    Attributes:
+      fault: The same in a word, for metrics: "missing", "unreadable" (truncated,
+        damaged, or not such a checkpoint), "version", or one of `_FAULTS`.
+    """
+
+    def __init__(self, folder: pathlib.Path, fault: str, message: str):
+        super().__init__(f"predictor checkpoint {str(folder)!r} {message}")
+        self.fault = fault
+
+
+def model_digest(config: ModelConfig) -> str:
+    """Returns a digest of all fields that are not as by default.
+
+    A field that is added with a default leaves the digests of older models alone.
+    """
+    fields = {
+        field.name: repr(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    content = json.dumps(fields, sort_keys=True).encode()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictorFacts:
+    """What a predictor was measured with, and how well it did.
+
+    Attributes:
+      platform: Platform of the device, as JAX names it, like its kind.
+      model: Digest of the model's configuration.
+      dtype: Type of weights and KV.
+      page_size: Tokens in one KV page.
+      block_tokens: Tokens in one prefill block, Q.
+      jax_version: Version at training; not checked, like all that follows.
+      commit: Commit of the code, "" if unknown.
+      report: Errors on held-out shapes, for people.
+    """
+
+    platform: str
+    device_kind: str
+    model: str
+    dtype: str
+    page_size: int
+    block_tokens: int
+    jax_version: str = jax.__version__
+    commit: str = ""
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def save_checkpoint(
+    folder: pathlib.Path, weights: MlpWeights, facts: PredictorFacts
+) -> None:
+    """Writes a checkpoint; replaces the one that is there.
+
+    Raises:
+      OSError: If the folder cannot be written.
+    """
+    document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(facts)}
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            folder.absolute() / _CHECKPOINT,
+            ocp.args.Composite(
+                weights=ocp.args.StandardSave(dataclasses.asdict(weights)),
+                facts=ocp.args.JsonSave(document),
+            ),
+            force=True,
+        )
+
+
+def load_checkpoint(
+    folder: pathlib.Path, *, expected: PredictorFacts | None = None
+) -> tuple[MlpWeights, PredictorFacts]:
+    """Reads a checkpoint, and asks it once.
+
+    Args:
+      folder: Where it lies.
+      expected: Facts that it must have been measured with; None takes any.
+
+    Raises:
+      CheckpointError: If it is missing, damaged, or for something else.
+    """
+    folder = folder.expanduser().absolute()
+    if not (folder / _CHECKPOINT).is_dir():
+        raise CheckpointError(folder, "missing", "does not exist")
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(
+                folder / _CHECKPOINT,
+                ocp.args.Composite(
+                    weights=ocp.args.StandardRestore(), facts=ocp.args.JsonRestore()
+                ),
+            )
+        facts = dict(found["facts"])
+        version = facts.pop("format_version")
+        if version != FORMAT_VERSION:
+            message = f"has format version {version}, not {FORMAT_VERSION}"
+            raise CheckpointError(folder, "version", message)
+        difference = expected and first_difference(facts, expected)
+        if difference:
+            raise CheckpointError(folder, *difference)
+        tree = dict(found["weights"])
+        linear = LinearModel(**tree.pop("linear"))
+        layers = tuple(map(tuple, tree.pop("layers")))
+        weights = MlpWeights(linear=linear, layers=layers, **tree)
+        answer_s = MlpPredictor(weights).predict_upper(np.ones((1, NUM_FEATURES)))
+        if not np.isfinite(answer_s).all():
+            raise ValueError(f"it predicts {answer_s[0]} s")
+        return weights, PredictorFacts(**facts)
+    except CheckpointError:
+        raise
+    except Exception as error:  # Orbax lets any error of its stores through
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        message = f"cannot be used: {reason}"
+        raise CheckpointError(folder, "unreadable", message) from error
+
+
+def first_difference(
+    facts: Mapping[str, Any], expected: PredictorFacts
+) -> tuple[str, str] | None:
+    """Returns how facts differ from those expected, as a fault and a sentence's end.
+
+    Facts that are lacking are not compared.
+    """
+    for name, fault in _FAULTS.items():
+        wanted = getattr(expected, name)
+        if name in facts and facts[name] != wanted:
+            found = facts[name]
+            return fault, f"was made for {name} {found!r}; here it is {wanted!r}"
+    return None

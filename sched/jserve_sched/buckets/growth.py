@@ -1,0 +1,82 @@
+"""Bucket growth: in which order to add edges, and which to leave out.
+
+A server starts with two programs and adds finer ones while it serves, and a table may
+be larger than the programs one can pay for. Both want the edges in order of value,
+found from the far end: the edge whose absence costs least for each program saved is
+taken away, again and again; read backwards, that is the order of growth.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from jserve_sched.buckets.table import BucketTable
+
+TableCost = Callable[[BucketTable], float]
+"""Returns the expected seconds of a step under a table."""
+
+
+def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
+    """Returns nested tables, each with one edge more, from a covering set to `table`.
+
+    The covering set is the largest row edge with no prefill and with as many blocks
+    as fit beside it: two programs that can do everything, if slowly. Where more blocks
+    fit beside fewer rows, it has that many blocks and such a row edge too. And where
+    one row less than the most is an edge, that edge is in every table, since beside it
+    the largest row edge comes without prefill. So not only edges nest, but pairs.
+
+    `cost_s` is asked about every table with an edge less: about `E**2 / 2` times for E
+    edges.
+    """
+    tables, now_s = [table], cost_s(table)
+    while smaller := list(_with_one_edge_less(tables[-1])):
+        num_programs = tables[-1].num_programs
+        costs_s = [cost_s(one) for one in smaller]
+        prices_s = [
+            (then_s - now_s) / (num_programs - one.num_programs)
+            for one, then_s in zip(smaller, costs_s, strict=True)
+        ]
+        best = prices_s.index(min(prices_s))  # the first of equals: the smallest edge
+        tables.append(smaller[best])
+        now_s = costs_s[best]
+    return tables[::-1]
+
+
+def limit_programs(
+    table: BucketTable, max_programs: int, cost_s: TableCost
+) -> BucketTable:
+    """Returns the largest table of the growth within `max_programs`.
+
+    Raises:
+      ValueError: If not even a covering set is within the limit.
+    """
+    if table.num_programs <= max_programs:
+        return table
+    tables = growth(table, cost_s)
+    if tables[0].num_programs > max_programs:
+        raise ValueError(
+            f"max_programs={max_programs} is below {tables[0].num_programs}: without "
+            f"the table's largest edges (rows {tables[0].row_edges}, blocks "
+            f"{tables[0].block_edges}) some steps have no shape"
+        )
+    return next(one for one in reversed(tables) if one.num_programs <= max_programs)
+
+
+def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
+    """Yields the tables between a table and its covering set, one edge smaller.
+
+    By the edge that is left out, ascending, a row edge before a block edge.
+    """
+    most_blocks_tokens = table.max_blocks * table.block_tokens
+    max_tokens = table.max_tokens or table.max_rows + most_blocks_tokens
+    beside = table.block_edge_beside(table.max_rows, max_tokens)
+    rows = set(table.row_edges) - {table.max_rows - 1, table.max_rows}
+    blocks = set(table.block_edges) - {0, beside, table.max_blocks}
+    for edge in sorted(rows | blocks):
+        if edge in rows:
+            left = tuple(one for one in table.row_edges if one != edge)
+            # The most blocks may fit beside the fewest rows alone.
+            if left[0] + most_blocks_tokens <= max_tokens:
+                yield dataclasses.replace(table, row_edges=left)
+        if edge in blocks:
+            left = tuple(one for one in table.block_edges if one != edge)
+            yield dataclasses.replace(table, block_edges=left)

@@ -1,0 +1,225 @@
+"""Bucket strategies: which shapes to compile for a server's limits.
+
+A strategy picks the edges of each dimension by a rule. The limits are always edges, so
+whatever the rule leaves out, every step has a shape.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.options import make_from_spec
+
+MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
+
+
+def _max_blocks(
+    max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+) -> int:
+    """Returns the prefill blocks that fit beside a full set of decode rows."""
+    if max_num_batched_tokens < max_num_seqs + block_tokens:
+        raise ValueError(
+            f"max_num_batched_tokens={max_num_batched_tokens} leaves no room for a "
+            f"prefill block beside {max_num_seqs} rows: at least "
+            f"{max_num_seqs + block_tokens}"
+        )
+    return (max_num_batched_tokens - max_num_seqs) // block_tokens
+
+
+class BucketStrategy:
+    """Chooses the shapes to compile for a server's limits.
+
+    A rule has `_row_edges`, and `_block_edges` where that differs: ascending edges from
+    the smallest count worth an edge to the limit.
+    """
+
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        raise NotImplementedError
+
+    def _block_edges(self, first: int, last: int) -> Sequence[int]:
+        return self._row_edges(first, last)
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns the table, up to the limits.
+
+        Args:
+          max_num_seqs: Most requests in a step; the largest row edge.
+          max_num_batched_tokens: Most token positions in a step.
+        """
+        max_blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
+        return BucketTable(
+            tuple(self._row_edges(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
+            (0, *self._block_edges(1, max_blocks)),
+            block_tokens,
+        )
+
+
+def _powers_of_two(last: int) -> list[int]:
+    return [1 << bit for bit in range(last.bit_length())]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PowersOfTwo(BucketStrategy):
+    """Rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ...; few programs, up to 2x waste."""
+
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        return [*(edge for edge in _powers_of_two(last) if first <= edge < last), last]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoBit(BucketStrategy):
+    """Edges of at most two leading binary digits: 2, 3, 4, 6, 8, 12 ...
+
+    Nearly twice the edges of `PowersOfTwo`: less than a third of an edge is padding,
+    not less than a half.
+    """
+
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        powers = _powers_of_two(last)
+        edges = {*powers, *(edge + edge // 2 for edge in powers)}
+        return [*sorted(edge for edge in edges if first <= edge < last), last]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(BucketStrategy):
+    """Every multiple of a gap: the same waste at any size, and many programs.
+
+    Attributes:
+      row_gap: Rows between two edges.
+      block_gap: Prefill blocks between two edges.
+    """
+
+    row_gap: int = 8
+    block_gap: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("row_gap", "block_gap"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is below 1")
+
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        return _multiples(self.row_gap, first, last)
+
+    def _block_edges(self, first: int, last: int) -> Sequence[int]:
+        return _multiples(self.block_gap, first, last)
+
+
+def _multiples(gap: int, first: int, last: int) -> list[int]:
+    return sorted({first, last, *(one for one in range(0, last, gap) if one > first)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PadLimit(BucketStrategy):
+    """The fewest edges that pad no count by more than a limit.
+
+    After vLLM's Gaudi plugin, whose rule walks up in steps and wants both limits kept.
+    Here the larger counts, so that small counts, whose padding is cheap, need no
+    program each; and edges are found from the top down, which leaves the fewest.
+
+    Attributes:
+      absolute: Rows, or blocks, of padding that are always allowed; 0 with relative=0
+        gives every count.
+      relative: Share of an edge that may be padding; 0.5 about doubles.
+    """
+
+    absolute: int = 1
+    relative: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.absolute < 0:
+            raise ValueError(f"absolute={self.absolute} is below 0")
+        if not 0 <= self.relative < 1:
+            raise ValueError(f"relative={self.relative} is not in 0..1, 1 excluded")
+
+    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+        chosen = [last]
+        while True:
+            edge = chosen[-1]
+            most = max(self.absolute, math.floor(self.relative * edge))
+            if edge - most <= first:
+                return chosen[::-1]
+            chosen.append(edge - most - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explicit(BucketStrategy):
+    """Exactly the edges given; those beyond the server's limits are refused.
+
+    Blocks may be more than fit beside full rows, up to what fits beside the smallest
+    row edge.
+    """
+
+    row_edges: Sequence[int]
+    block_edges: Sequence[int]
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns the table of these edges."""
+        _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
+        table = BucketTable(
+            tuple(self.row_edges), tuple(self.block_edges), block_tokens
+        )
+        if table.row_edges[0] < 1:
+            raise ValueError(f"row_edges must begin at 1 or more: {table.row_edges}")
+        if table.max_rows != max_num_seqs:
+            raise ValueError(
+                f"the largest row edge {table.max_rows} is not "
+                f"max_num_seqs={max_num_seqs}"
+            )
+        return dataclasses.replace(table, max_tokens=max_num_batched_tokens)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continuous(BucketStrategy):
+    """No padding at all: every count is an edge and a block is one token.
+
+    The simulator compares with it, as the papers' engines have no static shapes.
+    """
+
+    def table(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
+    ) -> BucketTable:
+        """Returns all counts up to the limits, whatever `block_tokens` is."""
+        del block_tokens
+        return BucketTable(
+            tuple(range(max_num_seqs + 1)), tuple(range(max_num_batched_tokens + 1)), 1
+        )
+
+
+STRATEGIES: dict[str, type[BucketStrategy]] = {
+    "pow2": PowersOfTwo,
+    "two_bit": TwoBit,
+    "linear": Linear,
+    "pad_limit": PadLimit,
+}
+"""Those a server can compile from its limits alone."""
+
+SIMULATED_STRATEGIES: dict[str, type[BucketStrategy]] = {
+    **STRATEGIES,
+    "none": Continuous,
+}
+"""Those a simulator can run as well."""
+
+FROM_FILE = ("explicit", "fitted")
+"""Names whose edges come from a bucket file."""
+
+
+def make_strategy(
+    spec: str, strategies: Mapping[str, type[BucketStrategy]] = STRATEGIES
+) -> BucketStrategy:
+    """Returns the strategy that `name:option=value:...` describes.
+
+    Raises:
+      ValueError: If the strategy or an option is unknown, or a value is invalid.
+    """
+    if spec in FROM_FILE:
+        raise ValueError(
+            f"bucket strategy {spec!r} needs a bucket file (buckets=FILE); without "
+            f"one: {sorted(strategies)}"
+        )
+    strategy: BucketStrategy = make_from_spec(spec, strategies, kind="bucket strategy")
+    return strategy

@@ -1,0 +1,7 @@
+"""Fitting: the buckets that make the steps of some traffic cheapest."""
+
+from jserve_sched.fitting.costs import BucketCosts
+from jserve_sched.fitting.demand import StepDemand
+from jserve_sched.fitting.fit import fit_buckets
+
+__all__ = ["BucketCosts", "StepDemand", "fit_buckets"]

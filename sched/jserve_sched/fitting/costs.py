@@ -1,0 +1,193 @@
+"""What a demand costs under a bucket table: the expected padded time of a step.
+
+A step-time model is asked once for every shape that a table might compile. After that,
+the cost of any table is a sum over look-ups, so that thousands can be compared.
+
+Steps are put into groups of similar contexts (KV pages, by factors of four). A group's
+work is that of its mean step, and only the shape varies. For a step time that is a
+function of the shape plus one linear in the work this loses nothing.
+
+A step that rounds up costs `T(j)`, j its edge. A limited one that wants b blocks runs
+on the edge i below and has to run `b / i` times as often for the same work:
+`T(i) b / i`. With no edge but 0 below b it must break its limit: `T(j)`, and the
+excess `T(j) - T(b)` counts again.
+
+`G` groups, `R` decode rows and `B` prefill blocks: arrays `[G, R + 1, B + 1]` are over
+all counts from 0 to the most.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.fitting.demand import StepDemand, StepTimes, shape_features
+
+_PAGES_FACTOR = 4.0  # between the largest and the smallest of a group
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CostGrid:
+    """The steps that round the same way, and the time of every shape for them.
+
+    Attributes:
+      is_limited: Whether these steps round down.
+      weight: `[G, R + 1, B + 1]` share of the steps that want these rows and blocks.
+      time_s: `[G, R + 1, B + 1]` time of a shape for the group's mean step, seconds.
+    """
+
+    is_limited: bool
+    weight: np.ndarray
+    time_s: np.ndarray
+
+    def runs(self, block_edges: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns how often which block count runs for each demand; see the module.
+
+        Returns:
+          Block counts `[C]`, and `[B + 1, C]` how often each runs for a step that wants
+          b blocks: below 0 where the time of what was wanted is taken off an excess.
+        """
+        edges = np.array(block_edges)
+        wanted = np.arange(self.weight.shape[2])
+        runs = np.zeros((len(wanted), len(wanted)))
+        if self.is_limited:
+            below = edges[np.searchsorted(edges, wanted, side="right") - 1]
+            runs[wanted, below] = np.where(below, wanted / np.maximum(below, 1), 0.0)
+            runs[0, 0] = 1.0
+            short = wanted[1 : edges[1]]
+            runs[short, edges[1]] = 2.0
+            runs[short, short] = -1.0
+        else:
+            runs[wanted, edges[np.searchsorted(edges, wanted)]] = 1.0
+        columns = np.flatnonzero(runs.any(axis=0))
+        return columns, runs[:, columns]
+
+    def expected_s(self, table: BucketTable) -> float:
+        """Returns this grid's part of the mean padded step time, seconds."""
+        weight, time_s = self._at_rows(table.row_edges)
+        columns, runs = self.runs(table.block_edges)
+        return float(np.sum((weight @ runs) * time_s[:, :, columns]))
+
+    def by_row_edge(self, block_edges: tuple[int, ...]) -> np.ndarray:
+        """Returns `[R + 1, R + 1]` seconds of the steps that want r rows, at r'."""
+        columns, runs = self.runs(block_edges)
+        return np.tensordot(
+            self.weight @ runs, self.time_s[:, :, columns], axes=((0, 2), (0, 2))
+        )
+
+    def by_block_edge(self, row_edges: tuple[int, ...]) -> np.ndarray:
+        """Returns `[B + 1, B + 1]` seconds of the steps that want b blocks, at b'."""
+        return np.tensordot(*self._at_rows(row_edges), axes=((0, 1), (0, 1)))
+
+    def _at_rows(self, row_edges: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns weights and times `[G, K, B + 1]`, rows rounded up to K edges."""
+        starts = [0, *(edge + 1 for edge in row_edges[:-1])]
+        weight = np.add.reduceat(self.weight, starts, axis=1)
+        return weight, self.time_s[:, list(row_edges)]
+
+
+class BucketCosts:
+    """The costs of tables with the same largest edges for one demand.
+
+    Attributes:
+      grids: The steps that round up and those that round down, where there are any.
+    """
+
+    def __init__(
+        self,
+        demand: StepDemand,
+        step_s: StepTimes,
+        table: BucketTable,
+        *,
+        page_size: int,
+    ):
+        """Asks the step-time model about every shape up to the edges of `table`.
+
+        Raises:
+          ValueError: If a step exceeds the largest edges, or a time is not a duration.
+        """
+        most = np.max(demand.rows), np.max(demand.blocks)
+        if most[0] > table.max_rows or most[1] > table.max_blocks:
+            raise ValueError(
+                f"the demand has steps of {most[0]} rows and of {most[1]} blocks; the "
+                f"largest edges are {table.max_rows} and {table.max_blocks}"
+            )
+        demand = demand.scaled(1.0)
+        grids = []
+        for is_limited in (False, True):
+            groups = list(_groups(demand.where(demand.is_limited == is_limited)))
+            if groups:
+                weight = np.stack([_weight(one, table) for one in groups])
+                times_s = [_time_s(one, step_s, table, page_size) for one in groups]
+                grids.append(CostGrid(is_limited, weight, np.stack(times_s)))
+        self.grids = tuple(grids)
+
+    def expected_s(self, table: BucketTable) -> float:
+        """Returns the mean padded time of a step under a table, seconds."""
+        return sum(grid.expected_s(table) for grid in self.grids)
+
+    def summary(self, table: BucketTable) -> dict[str, float]:
+        """Returns the mean padded time of a step, seconds, and padding's share of it.
+
+        The share is of the steps that round up.
+        """
+        up = [grid for grid in self.grids if not grid.is_limited]
+        padded_s = sum(grid.expected_s(table) for grid in up)
+        used_s = sum(float(np.sum(grid.weight * grid.time_s)) for grid in up)
+        share = 1.0 - used_s / padded_s if padded_s else 0.0
+        return {"expected_s": self.expected_s(table), "pad_share_time": share}
+
+
+def _groups(demand: StepDemand) -> Iterator[StepDemand]:
+    """Yields the steps of similar contexts together."""
+    keys = [
+        np.ceil(np.log(np.maximum(pages, 1)) / np.log(_PAGES_FACTOR) - 1e-9) + is_used
+        for pages, is_used in (
+            (demand.decode_pages, demand.rows > 0),
+            (demand.block_pages, demand.blocks > 0),
+        )
+    ]
+    kinds, places = np.unique(np.stack(keys, 1), axis=0, return_inverse=True)
+    for group in range(len(kinds)):
+        yield demand.where(places.reshape(-1) == group)
+
+
+def _time_s(
+    demand: StepDemand, step_s: StepTimes, table: BucketTable, page_size: int
+) -> np.ndarray:
+    """Returns `[R + 1, B + 1]` seconds of every shape for the steps of one group."""
+    shape = table.max_rows + 1, table.max_blocks + 1
+    rows, blocks = (one.reshape(-1) for one in np.indices(shape))
+
+    def mean(values: np.ndarray) -> float:
+        return float(np.average(values, weights=demand.weight))
+
+    def mean_pages(pages: np.ndarray, is_used: np.ndarray) -> float:
+        return math.ceil(mean(np.where(is_used, np.maximum(pages, 1), 0)))
+
+    time_s = step_s(
+        shape_features(
+            rows,
+            blocks,
+            used_rows=mean(demand.rows),
+            used_blocks=blocks if demand.is_limited[0] else mean(demand.blocks),
+            decode_pages=mean_pages(demand.decode_pages, demand.rows > 0),
+            block_pages=mean_pages(demand.block_pages, demand.blocks > 0),
+            page_size=page_size,
+            block_tokens=table.block_tokens,
+        )
+    )
+    if not np.all(np.isfinite(time_s) & (time_s >= 0)):
+        raise ValueError(f"the step-time model says {np.min(time_s)} s for a step")
+    # A larger shape is never quicker, whatever the model says.
+    grid = np.maximum.accumulate(time_s.reshape(shape), axis=0)
+    return np.maximum.accumulate(grid, axis=1)
+
+
+def _weight(demand: StepDemand, table: BucketTable) -> np.ndarray:
+    """Returns `[R + 1, B + 1]` weight of each count of rows and blocks wanted."""
+    weight = np.zeros((table.max_rows + 1, table.max_blocks + 1))
+    np.add.at(weight, (demand.rows, demand.blocks), demand.weight)
+    return weight

@@ -1,0 +1,6 @@
+"""Memory: KV pages and slots, and who holds them."""
+
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.memory.slots import Holders
+
+__all__ = ["Holders", "KvLedger"]

@@ -1,0 +1,310 @@
+"""The numbers of a run: latencies, attainment, padding.
+
+A report is a pure function of what each request experienced and of what each step
+computed, so a replay over HTTP, an engine in process and a simulation give the same
+numbers by the same definitions. A number that was not measured is absent.
+"""
+
+import collections
+import dataclasses
+import enum
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jserve_sched.requests.output_lengths import LengthErrors
+from jserve_sched.requests.slo import Slo
+
+SCHEMA_VERSION = 2  # what the keys mean: jserve_tools/REPORT.md
+_Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+_MAX_BINS = 64  # of the histogram of a step's tokens
+
+
+class Failure(enum.Enum):
+    """Why a request did not run to its end."""
+
+    REJECTED = "rejected"  # the server was full
+    TOO_LONG = "too_long"  # prompt and output exceed what the server can hold
+    ERROR = "error"  # anything else that the server or the connection did
+    UNFINISHED = "unfinished"  # cut off when the run ended
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one request experienced, on one clock.
+
+    Attributes:
+      arrival_s: When it was *due* to be sent; all latencies count from here.
+      max_tokens: Output tokens it asked for.
+      token_times_s: When each output token arrived, ascending.
+      failure: Why it did not run to its end; None if it did.
+      message: What the server said of a failure.
+    """
+
+    service_class: str
+    slo: Slo
+    arrival_s: float
+    num_prompt_tokens: int
+    max_tokens: int
+    token_times_s: Sequence[float]
+    failure: Failure | None = None
+    message: str = ""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it ran to its end and attained every objective."""
+        return self.failure is None and self.slo.is_met(
+            self.arrival_s, self.token_times_s, is_complete=True
+        )
+
+    @property
+    def is_met_mean_tpot(self) -> bool:
+        """The same by the laxer rule: mean time per output token."""
+        return self.failure is None and self.slo.is_met_mean_tpot(
+            self.arrival_s, self.token_times_s, is_complete=True
+        )
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token, seconds."""
+        if not self.token_times_s:
+            return None
+        return self.token_times_s[0] - self.arrival_s
+
+    @property
+    def e2e_s(self) -> float | None:
+        """Time to the last token of a request that ended well, seconds."""
+        if self.failure is not None or not self.token_times_s:
+            return None
+        return self.token_times_s[-1] - self.arrival_s
+
+    @property
+    def violation(self) -> str | None:
+        """The first objective violated, in the order of a request's life; or None."""
+        if self.failure is not None:
+            return self.failure.value
+        if self.is_met:
+            return None
+        first = dataclasses.replace(self.slo, tbt_s=None, ttlt_s=None)
+        if not first.is_met(self.arrival_s, self.token_times_s, is_complete=True):
+            return "late_first_token"
+        gaps = dataclasses.replace(self.slo, ttlt_s=None)
+        is_met = gaps.is_met(self.arrival_s, self.token_times_s, is_complete=True)
+        return "late_last_token" if is_met else "late_token"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineCounters:
+    """The engine's counters over a run: their growth, but for `num_programs`.
+
+    `length_errors` is by service class; all others are documented in REPORT.md.
+    """
+
+    num_programs: int
+    num_compiles_after_warmup: int
+    num_preemptions: int
+    prefix_hit_tokens: int
+    length_errors: Mapping[str, LengthErrors] = dataclasses.field(default_factory=dict)
+
+
+def wilson_interval(num_met: int, num_requests: int) -> tuple[float, float]:
+    """Returns the 95 % Wilson interval of a share."""
+    if num_requests < 1:
+        raise ValueError(f"num_requests={num_requests}: a share needs at least 1")
+    share, z2 = num_met / num_requests, _Z_95**2
+    centre = share + z2 / (2 * num_requests)
+    variance = share * (1 - share) / num_requests + z2 / (4 * num_requests**2)
+    spread, scale = _Z_95 * math.sqrt(variance), 1.0 / (1.0 + z2 / num_requests)
+    return max(0.0, scale * (centre - spread)), min(1.0, scale * (centre + spread))
+
+
+def distribution(values: Iterable[float | None]) -> dict[str, float] | None:
+    """Returns mean, p50, p90 and p99 of the values there are; None if none."""
+    known = np.array([value for value in values if value is not None], np.float64)
+    if not known.size:
+        return None
+    p50, p90, p99 = np.percentile(known, (50, 90, 99)).tolist()
+    return {"mean": float(known.mean()), "p50": p50, "p90": p90, "p99": p99}
+
+
+def token_gaps_s(outcomes: Sequence[Outcome]) -> list[float]:
+    """Returns every time between two tokens of one request, pooled."""
+    return [
+        later - earlier
+        for outcome in outcomes
+        for earlier, later in itertools.pairwise(outcome.token_times_s)
+    ]
+
+
+def _latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    times: dict[str, Sequence[float | None]] = {
+        "ttft_s": [outcome.ttft_s for outcome in outcomes],
+        "tbt_s": token_gaps_s(outcomes),
+        "e2e_s": [outcome.e2e_s for outcome in outcomes],
+    }
+    return {
+        name: found for name, some in times.items() if (found := distribution(some))
+    }
+
+
+def _attainment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    num_requests = len(outcomes)
+    num_met = sum(outcome.is_met for outcome in outcomes)
+    num_met_mean = sum(outcome.is_met_mean_tpot for outcome in outcomes)
+    causes = collections.Counter(one.violation for one in outcomes if one.violation)
+    return {
+        "num_requests": num_requests,
+        "num_finished": sum(one.failure is None for one in outcomes),
+        "num_violations": num_requests - num_met,
+        "violations_by_cause": dict(sorted(causes.items())),
+        "attainment": num_met / num_requests,
+        "attainment_ci95": list(wilson_interval(num_met, num_requests)),
+        "attainment_mean_tpot": num_met_mean / num_requests,
+    }
+
+
+def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Returns what the requests of one run experienced, for JSON.
+
+    Raises:
+      ValueError: if there is no request.
+    """
+    if not outcomes:
+        raise ValueError("a report needs at least one request")
+    by_class: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_class.setdefault(outcome.service_class, []).append(outcome)
+    run = _attainment(outcomes)
+    run["num_rejected"] = sum(one.failure is Failure.REJECTED for one in outcomes)
+    num_failed = run["num_requests"] - run["num_finished"]
+    run["num_errors"] = num_failed - run["num_rejected"]
+    run["by_class"] = {
+        name: _attainment(by_class[name]) | _latencies(by_class[name])
+        for name in sorted(by_class)
+    }
+    run |= _latencies(outcomes)
+
+    first_s = min(outcome.arrival_s for outcome in outcomes)
+    last_s = max((o.token_times_s[-1] for o in outcomes if o.token_times_s), default=0)
+    if (span_s := last_s - first_s) > 0:
+        num_tokens = sum(len(outcome.token_times_s) for outcome in outcomes)
+        run |= {"span_s": span_s, "output_tokens": num_tokens}
+        run["output_tokens_per_s"] = num_tokens / span_s
+        run["finished_per_s"] = run["num_finished"] / span_s
+        run["met_per_s"] = (run["num_requests"] - run["num_violations"]) / span_s
+    return run
+
+
+def _by_program(steps: Sequence[Any]) -> list[dict[str, float]]:
+    """Returns what ran in each bucket, by rows and blocks."""
+    groups: dict[tuple[int, int], list[Any]] = {}
+    for step in steps:
+        groups.setdefault((step.num_rows, step.num_blocks), []).append(step)
+    found: list[dict[str, float]] = []
+    for (num_rows, num_blocks), group in sorted(groups.items(), key=lambda one: one[0]):
+        used_tokens = [step.used_rows + step.prefill_tokens for step in group]
+        duration_s = [step.duration_s for step in group]
+        found.append(
+            {
+                "num_rows": num_rows,
+                "num_blocks": num_blocks,
+                "num_steps": len(group),
+                "used_tokens_mean": float(np.mean(used_tokens)),
+                "bucket_s": float(np.mean([step.bucket_s for step in group])),
+                "step_s_p50": float(np.median(duration_s)),
+                "total_s": float(np.sum(duration_s)),
+            }
+        )
+    return found
+
+
+def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
+    """Returns how many steps held how many real tokens.
+
+    Bins are as wide as a power of two, so that runs of equal sizes share them; bin i
+    holds the counts from `edges[i]` to one below `edges[i + 1]`.
+    """
+    num_counts = int(np.max(used_tokens)) + 1
+    width = 1
+    while num_counts > width * _MAX_BINS:
+        width *= 2
+    counts = np.bincount(used_tokens // width)
+    return {
+        "edges": [width * place for place in range(len(counts) + 1)],
+        "counts": counts.tolist(),
+    }
+
+
+def summarise_steps(steps: Sequence[Any], *, block_tokens: int) -> dict[str, Any]:
+    """Returns what the steps of one run computed and wasted, for JSON.
+
+    `pad_share_tokens` is the share of computed positions that held no token; it
+    is the sum of `pad_share_bucket`, unused rows and blocks, and of
+    `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
+    share of predicted time that the same steps would save without padding.
+    `steps_per_s` counts busy time only; `block_tokens` are in one prefill block, Q.
+    Steps are recorded or simulated; see `jserve.records.events.StepRecord`.
+    """
+    if not steps:
+        return {"num_steps": 0}
+    run: dict[str, Any] = {"num_steps": len(steps)}
+    computed = sum(step.num_rows + step.num_blocks * block_tokens for step in steps)
+    opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
+    used_tokens = np.array([step.used_rows + step.prefill_tokens for step in steps])
+    used = int(np.sum(used_tokens))
+    run["pad_share_tokens"] = 1.0 - used / computed
+    run["pad_share_bucket"] = 1.0 - opened / computed
+    run["pad_share_block"] = (opened - used) / computed
+    bucket_s = sum(step.bucket_s for step in steps)
+    if bucket_s > 0:
+        run["pad_share_time"] = 1.0 - sum(step.used_s for step in steps) / bucket_s
+    busy_s = sum(step.duration_s for step in steps)
+    if busy_s > 0:
+        run["steps_per_s"] = len(steps) / busy_s
+    plan_ms = np.percentile([step.plan_s * 1e3 for step in steps], (50, 99)).tolist()
+    run["plan_ms"] = dict(zip(("p50", "p99"), plan_ms, strict=True))
+    run["step_s"] = distribution(step.duration_s for step in steps)
+    run["step_tokens"] = _histogram(used_tokens)
+    run["steps_by_program"] = _by_program(steps)
+    return run
+
+
+def summarise_run(
+    outcomes: Sequence[Outcome],
+    *,
+    steps: Sequence[Any] | None = None,
+    block_tokens: int | None = None,
+    counters: EngineCounters | None = None,
+    labels: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Returns one entry of a report's `runs`, ready for JSON.
+
+    Args:
+      outcomes: Every request of the run, those that failed included.
+      steps: The run's engine steps, where they are known.
+      block_tokens: Tokens in one prefill block; needed with `steps`.
+      counters: The engine's counters over the run, where they are known.
+      labels: What tells this run from others: policy, load, seed and so on.
+    """
+    run = dict(labels or {}) | summarise_outcomes(outcomes)
+    if steps is not None and block_tokens is not None:
+        run |= summarise_steps(steps, block_tokens=block_tokens)
+    if counters is not None:
+        run |= dataclasses.asdict(counters)
+        del run["length_errors"]
+        if counters.length_errors:
+            run["length_error"] = {
+                name: {
+                    "num_requests": one.num_requests,
+                    "mean_tokens": one.sum_tokens / one.num_requests,
+                    "mean_predicted_tokens": one.sum_predicted_tokens
+                    / one.num_requests,
+                    "mean_abs_error_tokens": one.sum_abs_error_tokens
+                    / one.num_requests,
+                }
+                for name, one in sorted(counters.length_errors.items())
+            }
+    return run

@@ -1,0 +1,247 @@
+"""PlanBuilder: puts rows into a step without breaking a limit.
+
+Policies say *who* comes next; the builder says whether it still fits: rows and
+blocks of the bucket table, the step's token limit, slots, and KV pages. A plan it
+builds is full, or names the limit that kept the next block out.
+
+Pages, from the point of view of one plan:
+
+    free        available now, less what this plan takes
+    committed   still owed to prompts that are partly prefilled; a new request is
+                admitted only if its whole prompt fits beside them, so two half
+                prefilled prompts never wait for each other's pages
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import PlanEnd, Row, StepPlan
+
+_WATERMARK_PAGES = 1  # left free at admission, so that a decode can grow
+
+
+class PlanBuilder:
+    """One plan in the making.
+
+    Attributes:
+      ended_by: Why the last prefill was cut short or refused; NO_WORK so far.
+      used_blocks: Prefill blocks that hold a token so far.
+      is_admitting: Whether a waiting request may still be taken in.
+      holds_back: Whether the policy offers fewer requests than could be admitted.
+    """
+
+    def __init__(self, view: SchedulerView):
+        self._view = view
+        self._limit_blocks: int | None = None
+        self._limit_end = PlanEnd.TOKEN_LIMIT
+        self._page_size = view.ledger.page_size
+        self._block_tokens = view.buckets.block_tokens
+        self._decodes: list[Row] = []
+        self._chunks: list[Row] = []
+        self._preempted: list[Request] = []
+        self._placed: set[str] = set()
+        self._num_admitted = 0
+        self._leaves_work = False
+        self._free = view.ledger.num_available
+        self._committed = sum(
+            self._missing_pages(request, request.num_projected)
+            for request in view.running
+            if request.num_remaining > 1
+        )
+        self.used_blocks = 0
+        self.is_admitting = True
+        self.holds_back = False
+        self.ended_by = PlanEnd.NO_WORK
+
+    @property
+    def num_decodes(self) -> int:
+        """Decodes placed so far."""
+        return len(self._decodes)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been placed yet."""
+        return not self._decodes and not self._chunks
+
+    def _missing_pages(self, request: Request, num_tokens: int) -> int:
+        return max(self._view.ledger.pages_for(num_tokens) - len(request.pages), 0)
+
+    def limit_blocks(self, num_blocks: int, end: PlanEnd) -> None:
+        """Lets the step have `num_blocks` prefill blocks in all; `end` says why."""
+        self._limit_blocks = num_blocks
+        self._limit_end = end
+
+    def limit_tokens(self, num_tokens: int) -> None:
+        """Lets the step have `num_tokens`, the decodes placed already included.
+
+        They are rounded down to whole blocks but at least one; 0 sets no limit.
+        """
+        if num_tokens > 0:
+            room = (num_tokens - self.num_decodes) // self._block_tokens
+            self.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
+
+    def _take_pages(self, num_pages: int, victims: Iterable[Request] = ()) -> bool:
+        """Takes pages if they are free, or are once `victims` in order are preempted.
+
+        No page is taken if they are too few, but victims may be.
+        """
+        for victim in victims if self._free < num_pages else ():
+            if victim.request_id in self._placed or victim.slot is None:
+                continue
+            released = self._view.ledger.num_released_by(victim.pages)
+            if not released:
+                continue
+            # Placed here means "not in this plan": a victim in flight is held back
+            # now, so that it can be preempted when the next plan is made.
+            self._placed.add(victim.request_id)
+            if victim.num_in_flight:
+                return False
+            self._preempted.append(victim)
+            self._free += released
+            if victim.num_remaining > 1:
+                self._committed -= self._missing_pages(victim, victim.num_projected)
+            if self._free >= num_pages:
+                break
+        if self._free < num_pages:
+            return False
+        self._free -= num_pages
+        return True
+
+    def add_decodes(
+        self,
+        requests: Sequence[Request],
+        victims: Callable[[Request], Iterable[Request]],
+    ) -> None:
+        """Adds the next tokens of running requests, as far as they fit.
+
+        `victims` says whom to preempt, in order, for a request's page.
+        """
+        page_size, rows, placed = self._page_size, self._decodes, self._placed
+        most = self._view.buckets.max_rows
+        for request in requests:
+            start, name = request.num_dispatched, request.request_id
+            if name in placed or len(rows) >= most:
+                continue
+            if start >= len(request.pages) * page_size:
+                need = self._missing_pages(request, start + 1)
+                if not self._take_pages(need, victims(request)):
+                    continue
+            placed.add(name)
+            rows.append(Row(request, start, 1, True))
+
+    def add_prefill(self, request: Request, victims: Iterable[Request] = ()) -> bool:
+        """Adds as much of a request's prefill as fits; tells whether more may fit.
+
+        A running request may preempt `victims`, a waiting one none. A waiting request
+        that cannot be admitted closes admission, so that no smaller one overtakes it,
+        but the prefill of running requests may still fit.
+        """
+        is_waiting = request.state is RequestState.WAITING
+        if request.request_id in self._placed or (is_waiting and not self.is_admitting):
+            return True
+        view = self._view
+        room = view.buckets.block_edge_beside(
+            len(self._decodes), view.max_num_batched_tokens
+        )
+        if self._limit_blocks is not None:
+            room = min(room, self._limit_blocks)
+        room_tokens = (room - self.used_blocks) * self._block_tokens
+        if room_tokens <= 0:
+            self.ended_by = self._why_no_room()
+            self._leaves_work = True
+            return False
+        if not is_waiting:
+            return self._continue(request, room_tokens, victims)
+        self.is_admitting = self._admit(request, room_tokens)
+        return True
+
+    def _why_no_room(self) -> PlanEnd:
+        if self.used_blocks == self._view.buckets.max_blocks:
+            return PlanEnd.FULL
+        limit = self._limit_blocks
+        is_policy = limit is not None and self.used_blocks >= limit
+        return self._limit_end if is_policy else PlanEnd.TOKEN_LIMIT
+
+    def _continue(
+        self, request: Request, room_tokens: int, victims: Iterable[Request]
+    ) -> bool:
+        start = request.num_dispatched
+        num_tokens = min(request.num_projected - start, room_tokens)
+        need = self._missing_pages(request, start + num_tokens)
+        if not self._take_pages(need, victims):
+            # What the free pages can hold, in whole blocks: pages hold whole blocks.
+            self.ended_by = PlanEnd.PAGES
+            pages = len(request.pages) + self._free
+            num_tokens = min(num_tokens, pages * self._page_size - start)
+            if num_tokens <= 0:
+                return False
+            need = self._missing_pages(request, start + num_tokens)
+            self._free -= need
+        self._committed -= need
+        self._place_chunk(request, start, num_tokens)
+        return True
+
+    def _admit(self, request: Request, room_tokens: int) -> bool:
+        ledger = self._view.ledger
+        if self._num_admitted >= self._view.num_free_slots:
+            self.ended_by = PlanEnd.ROWS
+            return False
+        # The last token is always computed, since its logits are wanted.
+        num_reusable = (request.num_known - 1) // self._page_size
+        shared = ledger.find_prefix(request.page_hashes[:num_reusable])
+        start = len(shared) * self._page_size
+        num_tokens = min(request.num_known - start, room_tokens)
+        revived = ledger.num_evictable_among(shared)
+        whole = ledger.pages_for(request.num_known) - len(shared)
+        is_alone = not self._view.running and not self._num_admitted
+        spare = self._free - self._committed - (0 if is_alone else _WATERMARK_PAGES)
+        # Pages taken back in this plan may be among the shared ones, and counting
+        # both would count them twice: admit when the next plan is made.
+        if self._preempted or whole + revived > spare:
+            self.ended_by = PlanEnd.PAGES
+            return False
+        need = ledger.pages_for(start + num_tokens) - len(shared)
+        self._free -= need + revived
+        self._committed += whole - need
+        self._num_admitted += 1
+        self._place_chunk(request, start, num_tokens)
+        return True
+
+    def _place_chunk(self, request: Request, start: int, num_tokens: int) -> None:
+        self._placed.add(request.request_id)
+        self.used_blocks += -(-num_tokens // self._block_tokens)
+        is_last = start + num_tokens == request.num_projected
+        self._chunks.append(Row(request, start, num_tokens, samples=is_last))
+
+    def build(self) -> StepPlan | None:
+        """Returns the plan; None if there is nothing to compute."""
+        if self.is_empty:
+            return None
+        view = self._view
+        bucket = view.buckets.fit(len(self._decodes), self.used_blocks)
+        is_cut_short = bool(self._chunks) and not self._chunks[-1].samples
+        if bucket.num_blocks == self.used_blocks and self.used_blocks:
+            self.ended_by = PlanEnd.FULL
+        elif self.ended_by is PlanEnd.NO_WORK:
+            if is_cut_short:
+                self.ended_by = self._why_no_room()
+            elif self.holds_back:
+                self.ended_by = PlanEnd.HELD_BACK
+            elif len(view.waiting) > self._num_admitted >= view.num_free_slots:
+                self.ended_by = PlanEnd.ROWS
+        row = features.step_features(
+            self._decodes, self._chunks, bucket, self._page_size
+        )
+        return StepPlan(
+            step_id=view.step_id,
+            bucket=bucket,
+            decodes=tuple(self._decodes),
+            chunks=tuple(self._chunks),
+            preempted=tuple(self._preempted),
+            predicted_s=float(view.predictor.predict(row[None])[0]),
+            features=row,
+            ended_by=self.ended_by,
+            leaves_work=self._leaves_work or is_cut_short,
+        )

@@ -1,0 +1,171 @@
+"""Candidates: the requests that may be in the next step, and which of them give way.
+
+A queue may be long, a step is short. Of the waiting at most `MAX_WAITING` are ranked,
+or the number that a policy asks for: the guarded, then those that can still be in time,
+then the others; half of them the shortest and half the most pressing.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jserve_sched.planning.builder import PlanBuilder
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.request import Request, RequestState
+
+_FAR_S = 1e12  # later than any deadline, in clock seconds
+MAX_WAITING = 128  # waiting requests that one plan ranks
+
+
+class Candidates:
+    """The requests of one snapshot, apart by what they need.
+
+    Attributes:
+      decodes: Running requests with one token to compute.
+      prompts: Requests with a prompt to compute: all that run, then some that wait.
+    """
+
+    def __init__(
+        self,
+        view: SchedulerView,
+        waiting: Sequence[Request] | None = None,
+        *,
+        running: Sequence[Request] | None = None,
+        aged_before_s: float = -math.inf,
+    ):
+        """Looks at a snapshot.
+
+        Args:
+          waiting: Requests that may be admitted, in order; None takes those most worth
+            ranking, by arrival.
+          running: All that run, the last to be preempted first; None ranks them by
+            deadline.
+          aged_before_s: Clock seconds; requests that arrived before are preempted last,
+            the first to come last of all.
+        """
+        self._view = view
+        self._running = running
+        self._aged_before_s = aged_before_s
+        could_admit = min(len(view.admissible), view.num_free_slots)
+        self._holds_back = waiting is not None and len(waiting) < could_admit
+        self.decodes: list[Request] = []
+        self.prompts: list[Request] = []
+        for request in view.running if running is None else running:
+            # `num_remaining`, written out: this runs for every row of every step.
+            left = (
+                len(request.prompt_tokens)
+                + len(request.output_tokens)
+                + request.num_pending
+                - request.num_dispatched
+            )
+            (self.prompts if left > 1 else self.decodes).append(request)
+        self.prompts += choose_waiting(view) if waiting is None else waiting
+
+    @functools.cached_property
+    def _ranked(self) -> Sequence[Request]:
+        """Running requests: by default the aged by arrival, the others by deadline.
+
+        Of these the late ones come last, but for guarded ones.
+        """
+        start_s, aged_before_s = self._view.start_s, self._aged_before_s
+
+        def key(request: Request) -> tuple[bool, bool, float, float, str]:
+            arrival_s, name = request.arrival_s, request.request_id
+            if arrival_s < aged_before_s:
+                return (False, False, arrival_s, arrival_s, name)
+            late = request.next_promise_s < start_s and not request.guard
+            return (True, late, request.next_deadline_s, arrival_s, name)
+
+        return self._running or sorted(self._view.running, key=key)
+
+    @functools.cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {one.request_id: rank for rank, one in enumerate(self._ranked)}
+
+    def victims(self, request: Request) -> Iterator[Request]:
+        """Yields the running requests that rank behind a request, the last one first.
+
+        Nothing is sorted until a page is short.
+        """
+        rank = self._ranks.get(request.request_id, len(self._ranked))
+        for index in range(len(self._ranked) - 1, rank, -1):
+            yield self._ranked[index]
+
+    def add_decodes(self, builder: PlanBuilder) -> None:
+        """Adds every decode; under KV pressure the most important ones."""
+        builder.add_decodes(self.decodes, self.victims)
+
+    def add_prompts(self, builder: PlanBuilder, ordered: Sequence[Request]) -> None:
+        """Adds prompts in order until nothing fits."""
+        builder.holds_back |= self._holds_back
+        for request in ordered:
+            if request.state is RequestState.WAITING:
+                if not builder.is_admitting:
+                    continue
+                if not builder.add_prefill(request):
+                    break
+            elif not builder.add_prefill(request, self.victims(request)):
+                break
+        if builder.is_empty and self._running is None:
+            # The first in order may preempt none. The first of these may preempt all
+            # the others, so one continues whatever the order was.
+            for request in self._ranked:
+                builder.add_prefill(request, self.victims(request))
+
+
+def tightest_slack(
+    decodes: Sequence[Request], *, start_s: float, least_s: float
+) -> tuple[float, float]:
+    """Returns T_cur and T_next (SlidingServe Eq. 14 and 15), seconds; infinite if free.
+
+    They are how long decodes can wait for their next token and, after it, for another,
+    in a step that starts at `start_s` and takes `least_s` without any prefill. The
+    paper does not say which decodes are protected (D_safe). Here: those whose next
+    token can still be in time, `s_i >= least_s`. A late one would stop all prefill
+    without becoming less late.
+    """
+    rows = []
+    for request in decodes:
+        pacing = request.pacing
+        index = len(request.output_tokens) + request.num_pending
+        after_s = pacing.start_s + (min(index, pacing.last) + 1) * pacing.gap_s
+        rows.append((after_s - pacing.gap_s if index else pacing.first_s, after_s))
+    # s_i (Eq. 1), and s_i + L^tbt_i: until the next token is wanted, and the one after.
+    next_s, after_s = (np.array(rows, np.float64).reshape(-1, 2) - start_s).T
+    safe = next_s >= least_s
+    current_s = float(next_s[safe].min(initial=np.inf))
+    if np.isinf(current_s):
+        return np.inf, np.inf
+    return current_s, float(after_s[safe].min()) - current_s
+
+
+def choose_waiting(
+    view: SchedulerView, most: int = MAX_WAITING, *, first: int = 0
+) -> Sequence[Request]:
+    """Returns the waiting requests worth ranking, by arrival.
+
+    Args:
+      most: Most requests that are returned; 2 or more.
+      first: Number of the first requests by arrival that are left out.
+    """
+    waiting = view.admissible[first:]
+    if len(waiting) <= most:
+        return waiting
+    due_s, promise_s, tokens, guard = view.queue.facts(first)
+    work_s = tokens / (view.prefill_tokens_per_s or np.inf)
+    late = promise_s < view.start_s + work_s
+    index = np.arange(len(waiting))  # ties go by arrival
+    wishes = (
+        tokens + index / len(waiting),
+        np.where(np.isinf(due_s), _FAR_S + index, due_s),
+    )
+    chosen = np.zeros(len(waiting), bool)
+    for wish in wishes:
+        wish[late] += 2 * _FAR_S  # the late ones after all others
+        wish[guard > 0] -= 4 * _FAR_S  # the guarded before all others
+        wish[chosen] = np.inf
+        half = most // 2
+        chosen[np.argpartition(wish, half)[:half]] = True
+    return [waiting[place] for place in np.flatnonzero(chosen).tolist()]

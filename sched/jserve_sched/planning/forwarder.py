@@ -1,0 +1,239 @@
+"""BatchForwarder: what would a step with this much prefill cost?
+
+SlidingServe's batch-forward simulator F (arXiv 2606.05933, section 4): all decodes,
+then prompts in order until a budget of prefill *blocks* is used up. The features of any
+number of budgets follow from prefix sums over the prompts, so one vectorised prediction
+prices all of them. With continuous shapes a block is one token, as in the paper.
+
+`N` is the number of budgets asked about at once, `P` the number of prompts.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import Row
+
+_GRID_POINTS = 128  # most budgets that are priced at once
+_CHUNK_FEATURES = [
+    features.PREFILL_WORK,
+    features.CHUNK_SQUARES,
+    features.CACHED_TOKENS,
+    features.PREFILL_TOKENS,
+    features.LARGEST_CHUNK,
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What is left of some prompts, in the order in which they would be taken.
+
+    Attributes:
+      requests: Requests whose prompts they are.
+      start: `[P]` tokens whose KV exists or is shared.
+      tokens: `[P]` tokens left, r_i.
+    """
+
+    requests: Sequence[Request]
+    start: np.ndarray
+    tokens: np.ndarray
+
+    def take(self, order: np.ndarray) -> "Prompts":
+        """Returns those at the given places, in that order."""
+        return Prompts(
+            [self.requests[index] for index in order.tolist()],
+            self.start[order],
+            self.tokens[order],
+        )
+
+
+def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Prompts:
+    """Returns what is left of the prompts of running or waiting requests.
+
+    A page of a waiting request that the prefix cache holds is not left to do.
+    """
+    page_size = view.ledger.page_size
+    find_prefix = view.ledger.find_prefix
+    start, tokens = [], []
+    for request in requests:
+        begin = request.num_dispatched  # 0 while waiting
+        if request.page_hashes and request.state is RequestState.WAITING:
+            reusable = (request.num_known - 1) // page_size
+            begin = len(find_prefix(request.page_hashes[:reusable])) * page_size
+        start.append(begin)
+        tokens.append(request.num_projected - begin)
+    return Prompts(requests, np.array(start, np.float64), np.array(tokens, np.float64))
+
+
+class BatchForwarder:
+    """Prices the steps that one snapshot and one order of its prompts allow.
+
+    Attributes:
+      max_blocks: Most blocks a step may have beside the decodes.
+      num_blocks: Blocks of all the prompts together.
+      grid_step: Blocks between two budgets of the grid.
+      block_tokens: Tokens in one block, Q.
+      grid: Budgets `[N]` that span what a step can hold, ascending from 0.
+    """
+
+    def __init__(
+        self,
+        view: SchedulerView,
+        decodes: Sequence[Request],
+        prompts: Prompts,
+        *,
+        is_cautious: bool = False,
+    ):
+        """Looks at a snapshot in which every decode has a row.
+
+        If cautious, a budget costs the 95th percentile of its duration.
+        """
+        self._predictor = view.predictor
+        self._is_cautious = is_cautious
+        self._page_size = view.ledger.page_size
+        self._edges = view.buckets.block_edge_array
+        rows = [Row(one, one.num_dispatched, 1, samples=True) for one in decodes]
+        bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
+        self._decode_row = features.step_features(rows, (), bucket, self._page_size)
+        self.block_tokens = view.buckets.block_tokens
+        self.max_blocks = view.buckets.block_edge_beside(
+            bucket.num_rows, view.max_num_batched_tokens
+        )
+        self.grid_step = -(-max(self.max_blocks, 1) // _GRID_POINTS)
+        self.grid = np.append(
+            np.arange(0, self.max_blocks, self.grid_step), self.max_blocks
+        )
+        self._set_prompts(prompts)
+
+    def of(self, prompts: Prompts) -> "BatchForwarder":
+        """Returns the prices of the same snapshot with prompts in another order."""
+        other = copy.copy(self)
+        other._set_prompts(prompts)
+        return other
+
+    def _set_prompts(self, prompts: Prompts) -> None:
+        columns = self._columns(prompts.start, prompts.tokens)
+        # Leading zeros: nothing taken.
+        self._taken = np.zeros((7, len(prompts.tokens) + 1))
+        np.cumsum(columns[:5], axis=1, out=self._taken[:5, 1:])
+        np.maximum.accumulate(columns[5:], axis=1, out=self._taken[5:, 1:])
+        # Trailing zeros: the prompt after the last one.
+        self._start = np.append(prompts.start, 0.0)
+        self._tokens = np.append(prompts.tokens, 0.0)
+        self._grid_s: np.ndarray | None = None
+        self.num_blocks = int(self._taken[0, -1])
+
+    def _columns(self, start: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Returns what chunks `[N]` bring into a step, `[7, N]`.
+
+        Of several chunks the first five add up: blocks, x1, x2, cached tokens, tokens;
+        of the others the largest counts: tokens, and the context after them.
+        """
+        stop, blocks = start + tokens, np.ceil(tokens / self.block_tokens)
+        both = (blocks, tokens * stop, tokens * tokens, start, tokens, tokens, stop)
+        return np.stack(both)
+
+    def _matrix(self, columns: np.ndarray) -> np.ndarray:
+        """Returns the features `[N, F]` of chunks `[7, N]` beside the decodes."""
+        matrix = np.empty((columns.shape[1], features.NUM_FEATURES))
+        matrix[:] = self._decode_row
+        matrix[:, _CHUNK_FEATURES] += columns[1:6].T
+        matrix[:, features.BLOCK_PAGES] = np.ceil(columns[6] / self._page_size)
+        edge = np.minimum(self._edges.searchsorted(columns[0]), len(self._edges) - 1)
+        matrix[:, features.NUM_BLOCKS] = self._edges[edge]
+        return matrix
+
+    def blocks_of_first(self, count: int) -> int:
+        """Returns the blocks that the first `count` prompts take."""
+        return int(self._taken[0, count])
+
+    def features(self, budgets: np.ndarray) -> np.ndarray:
+        """Returns the features `[N, F]` of steps with budgets `[N]` of blocks."""
+        used = np.minimum(budgets, self.num_blocks)
+        whole = self._taken[0].searchsorted(used, "right") - 1  # prompts taken entirely
+        taken = self._taken[:, whole]
+        left = np.minimum((used - taken[0]) * self.block_tokens, self._tokens[whole])
+        cut = self._columns(np.where(left > 0, self._start[whole], 0.0), left)
+        taken[:5] += cut[:5]
+        np.maximum(taken[5:], cut[5:], out=taken[5:])
+        return self._matrix(taken)
+
+    def predict(self, budgets: np.ndarray) -> np.ndarray:
+        """Returns predicted durations `[N]`, seconds: the paper's Pred(b, D, P)."""
+        matrix = self.features(budgets)
+        if self._is_cautious:
+            return self._predictor.predict_upper(matrix)
+        return self._predictor.predict(matrix)
+
+    def alone_s(self, prompts: Prompts) -> np.ndarray:
+        """Returns `[P]` seconds to finish each prompt beside the decodes, no other.
+
+        Full steps of `max_blocks` and one step with what is left of it.
+        """
+        most = max(self.max_blocks, 1) * self.block_tokens
+        full = np.maximum(np.ceil(prompts.tokens / most) - 1, 0)
+        last = prompts.tokens - full * most
+        both = np.concatenate((last, np.minimum(prompts.tokens, most)))
+        # The cost of a chunk is linear in what is cached: the mean of the full ones.
+        mean = prompts.start + np.maximum(full - 1, 0) / 2 * most
+        start = np.concatenate((prompts.start + full * most, mean))
+        both_s = self._predictor.predict(self._matrix(self._columns(start, both)))
+        last_s, full_s = both_s.reshape(2, -1)
+        times_s: np.ndarray = last_s + full * full_s
+        return times_s
+
+    @property
+    def grid_s(self) -> np.ndarray:
+        """Predicted duration `[N]` of each budget of the grid, seconds."""
+        if self._grid_s is None:
+            self._grid_s = self.predict(self.grid)
+        return self._grid_s
+
+    def largest_within(self, limit_s: float) -> int:
+        """Returns the largest budget whose predicted time is within a limit.
+
+        The paper's TimeToBudget; 0 if nothing fits. Exact: where the grid is coarse,
+        the budgets between two of its points are looked at as well.
+        """
+        if math.isinf(limit_s):
+            return self.max_blocks
+        fits = np.flatnonzero(self.grid_s <= limit_s)
+        if not fits.size:
+            return 0
+        bounds = np.append(self.grid, self.max_blocks + 1)[fits[-1] :]
+        between = np.arange(bounds[0] + 1, bounds[1])
+        if between.size:
+            closer = between[self.predict(between) <= limit_s]
+            if closer.size:
+                return int(closer[-1])
+        return int(bounds[0])
+
+    def capacities(self, limits_s: np.ndarray) -> np.ndarray:
+        """Returns `[N]` int budgets that fit limits `[N]`, by one look at the grid.
+
+        Where the grid leaves budgets out, the time between two of its points is taken
+        to be linear: nearly `largest_within`, for many limits at once.
+        """
+        curve_s = np.maximum.accumulate(self.grid_s)
+        place = curve_s.searchsorted(limits_s, "right")
+        if self.grid_step == 1:
+            budgets = self.grid[np.maximum(place - 1, 0)]
+        else:
+            budgets = np.floor(np.interp(limits_s, curve_s, self.grid))
+        return np.where(place > 0, budgets, 0).astype(np.int64)
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Budgets `[N]` on which a step should end: the compiled edges.
+
+        Where almost every budget is an edge (continuous shapes), the grid.
+        """
+        if len(self._edges) > _GRID_POINTS:
+            return self.grid
+        return self._edges[self._edges <= self.max_blocks]

@@ -1,0 +1,46 @@
+"""What the last requests and steps were like, for those that are to come."""
+
+import collections
+import math
+
+from jserve_sched.requests.request import Request
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import StepPlan
+
+_NUM_REQUESTS = 256  # whose SLOs stand for those of requests to come
+_TIGHT_SHARE = 20  # one in so many requests is tighter
+_MEMORY = 0.98  # of the past at each step: about the last 50 count
+
+
+class RecentLoad:
+    """How soon requests want their first token, and how fast a queue is worked off.
+
+    Attributes:
+      tight_ttft_s: The 5th percentile of how soon the last requests wanted their first
+        token, seconds; infinite if none did. Not the least: one client with a tight
+        SLO must not make every step short.
+    """
+
+    def __init__(self) -> None:
+        self.tight_ttft_s = math.inf
+        self._ttft_s: collections.deque[float] = collections.deque(maxlen=_NUM_REQUESTS)
+        self._tokens = 0.0
+        self._time_s = 0.0
+
+    def add_request(self, request: Request) -> None:
+        """Takes a new request into account."""
+        self._ttft_s.append(request.pacing.first_s - request.arrival_s)
+        ranked = sorted(self._ttft_s)
+        self.tight_ttft_s = ranked[len(ranked) // _TIGHT_SHARE]
+
+    def add_step(self, plan: StepPlan, duration_s: float) -> None:
+        """Takes a step into account, if it left prefill for later."""
+        if plan.leaves_work:
+            num_tokens = float(plan.features[features.PREFILL_TOKENS])
+            self._tokens = self._tokens * _MEMORY + num_tokens
+            self._time_s = self._time_s * _MEMORY + duration_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Prompt tokens per second of recent such steps; None before the first."""
+        return self._tokens / self._time_s if self._tokens > 0 else None

@@ -1,0 +1,5 @@
+"""SLO-aware simulated annealing (arXiv 2504.14966)."""
+
+from jserve_sched.policies.annealing.policy import Annealing, AnnealingSliding
+
+__all__ = ["Annealing", "AnnealingSliding"]

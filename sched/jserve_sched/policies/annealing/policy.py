@@ -1,0 +1,225 @@
+"""`annealing` and `annealing+sliding`: admission by a searched plan.
+
+From "SLO-Aware Scheduling for Large Language Model Inferences" (arXiv 2504.14966) come
+the objective G = n / t (requests that attain their SLOs, over the sum of all latencies)
+and the annealing of order and batch sizes together. How its result drives an engine
+that batches continuously is not known from the paper; all of this is ours:
+
+* Whenever requests came or ended, but at most once in `interval_s`, and only while a
+  slot is free, the waiting requests are searched again, starting among others from the
+  last order.
+* Requests are admitted in the planned turn; those that came since the last search go
+  behind, by arrival.
+* G has no ageing. A request that has waited longer than `max_age_s` goes before all
+  that have not, by arrival; the search moves the others only, and starts after them.
+* What runs is never stopped by the plan, only by KV pressure: see `Candidates.victims`.
+  Those over the bound on age are stopped last, by arrival.
+"""
+
+import bisect
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from jserve_sched.clock import Clock
+from jserve_sched.planning.builder import PlanBuilder
+from jserve_sched.planning.candidates import Candidates, choose_waiting
+from jserve_sched.planning.outlook import Outlook
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.annealing.problem import (
+    AnnealingProblem,
+    make_problem,
+    packed,
+)
+from jserve_sched.policies.annealing.search import (
+    DEFAULT_PROPOSALS,
+    MOST_JOBS,
+    Kernel,
+    anneal,
+    search,
+)
+from jserve_sched.policies.sliding.policy import SlidingServe
+from jserve_sched.requests.request import Request
+from jserve_sched.steps.plan import StepPlan
+
+
+class SearchLimit(NamedTuple):
+    """Ends a search by the clock; what it finds then depends on the machine's speed.
+
+    The budget counts all that a search prepares; infinite, it is measured only.
+    """
+
+    clock: Clock
+    budget_s: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedAdmission:
+    """Orders the queue by simulated annealing; what a step holds is left to others.
+
+    Attributes:
+      proposals: Most changes of the plan that one search tries.
+      interval_s: Least time between two searches, seconds.
+      max_age_s: A request that came longer ago goes first, seconds.
+      seed: Seed of the search, together with `SchedulerView.epoch`.
+      kernel: Runs the search; not an option of a spec.
+      limit: Ends the search early and measures it; not an option of a spec.
+    """
+
+    is_stream: ClassVar[bool] = False  # see `make_problem`
+
+    proposals: int = DEFAULT_PROPOSALS
+    interval_s: float = 0.05
+    max_age_s: float = 120.0
+    seed: int = 0
+    kernel: Kernel = anneal
+    limit: SearchLimit | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            least = int(name == "proposals")
+            if isinstance(value, int | float) and not value >= least:
+                raise ValueError(f"{name}={value} is below {least}")
+
+    def revise(self, view: SchedulerView) -> Outlook | None:
+        """Searches if that is due; None if it is not, or no request can be moved."""
+        last = view.outlook
+        if not view.num_free_slots or (
+            last is not None
+            and (view.epoch == last.epoch or view.now_s - last.made_s < self.interval_s)
+        ):
+            return None
+        clock, budget_s = self.limit or (None, math.inf)
+        begun_s = clock.now_s() if clock else 0.0
+        requests = choose_waiting(view, MOST_JOBS, first=self._num_aged(view))
+        if not requests:
+            return None
+        problem = self._problem(view, requests)
+        starts = []
+        if last is not None:
+            turns = [last.turns.get(one.request_id, MOST_JOBS) for one in requests]
+            order = sorted(range(len(requests)), key=turns.__getitem__)
+            starts.append(packed(problem, order))
+        found = search(
+            problem,
+            num_proposals=self.proposals,
+            seed=(self.seed << 32) + view.epoch,
+            kernel=self.kernel,
+            starts=starts,
+            spent=(lambda: (clock.now_s() - begun_s) / budget_s) if clock else None,
+        )
+        order = np.lexsort((problem.exec_s[:, -1], found.batch_of)).tolist()
+        return Outlook(
+            order=tuple(requests[job].request_id for job in order),
+            made_s=view.now_s,
+            epoch=view.epoch,
+            search_s=clock.now_s() - begun_s if clock else 0.0,
+        )
+
+    def _problem(
+        self, view: SchedulerView, requests: Sequence[Request]
+    ) -> AnnealingProblem:
+        """Returns what to search: these requests, in batches that join what runs.
+
+        The first batch starts once the aged have had their turn. Of thousands of them
+        the first ones are looked at; the others count as their mean.
+        """
+        latency, num_aged = view.request_latency, self._num_aged(view)
+        start_s = view.in_flight_s
+        if num_aged:
+            known, left = _lengths(view.waiting[: min(num_aged, MOST_JOBS)])
+            together = min(view.max_num_seqs, num_aged)
+            mean_s = float(np.mean(latency.exec_s(np.array(together), known, left)))
+            start_s += mean_s * num_aged / together
+        held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
+        pool_tokens = view.ledger.num_pages * view.ledger.page_size
+        max_batch, num_running = view.num_free_slots, len(view.running)
+        if self.is_stream:
+            needed = float(np.mean(np.sum(_lengths(requests), axis=0)))
+            together = max(int(pool_tokens / needed), 1)
+            together = min(view.max_num_seqs, num_running + len(requests), together)
+            max_batch, num_running = 1, together - 1
+        return make_problem(
+            requests,
+            latency,
+            now_s=view.now_s,
+            max_batch=min(max_batch, len(requests)),
+            max_kv_tokens=max(pool_tokens - held, 0),
+            num_running=num_running,
+            is_stream=self.is_stream,
+            start_s=start_s,
+        )
+
+    def _num_aged(self, view: SchedulerView) -> int:
+        """Returns how many of the waiting, the first by arrival, are over the bound."""
+        since_s = view.now_s - self.max_age_s
+        return bisect.bisect_left(
+            view.admissible, since_s, key=lambda one: one.arrival_s
+        )
+
+    def candidates(self, view: SchedulerView) -> Candidates:
+        """Returns the requests that may be in the next step, the waiting in turn.
+
+        One more waits than there are slots, if there is one: so a plan can tell that it
+        lacks slots.
+        """
+        waiting, num_aged = view.admissible, self._num_aged(view)
+        turns = view.outlook.turns if view.outlook else {}
+        aged, young = waiting[:num_aged], waiting[num_aged:]
+        planned = [one for one in young if one.request_id in turns]
+        planned.sort(key=lambda one: turns[one.request_id])
+        others = (one for one in young if one.request_id not in turns)
+        in_turn = itertools.chain(aged, planned, others)
+        admitted = list(itertools.islice(in_turn, view.num_free_slots + 1))
+        return Candidates(view, admitted, aged_before_s=view.now_s - self.max_age_s)
+
+
+def _lengths(requests: Sequence[Request]) -> np.ndarray:
+    """Returns tokens known and tokens expected to be left, `[2, N]`."""
+    rows = [(one.num_known, one.expected_tokens_left) for one in requests]
+    return np.array(rows, np.float64).T
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Annealing(PlannedAdmission):
+    """Simulated annealing orders the queue; steps are filled as `fcfs` fills them.
+
+    Attributes:
+      chunk_tokens: As in `FixedChunk`.
+    """
+
+    chunk_tokens: int = 0
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        candidates = self.candidates(view)
+        builder = PlanBuilder(view)
+        candidates.add_decodes(builder)
+        builder.limit_tokens(self.chunk_tokens)
+        candidates.add_prompts(builder, candidates.prompts)
+        return builder.build()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnealingSliding(PlannedAdmission):
+    """Simulated annealing orders the queue; `sliding` sizes the steps.
+
+    Without its constructor, which selects prompts out of turn and would break the bound
+    on age. The search plans a stream (ours: with even steps it gives a higher G than
+    batches that wait for one another).
+    """
+
+    is_stream: ClassVar[bool] = True
+
+    @functools.cached_property
+    def _sliding(self) -> SlidingServe:
+        return SlidingServe(sorter="given", constructor=False)
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        return self._sliding.plan_for(view, self.candidates(view))

@@ -1,0 +1,203 @@
+"""`sliding`: SlidingServe (arXiv 2606.05933), snapped to compiled buckets.
+
+A step is planned in this order (section 3.1):
+
+1. Every decode has a row.
+2. The sorter ranks the prompts.
+3. The fullest step is priced. If it would make a prompt late that is not late yet,
+   the BatchConstructor selects the prompts to finish; if none is at risk, or no
+   selection helps, the SlidingChunker sizes the step.
+4. Room left in the bucket is filled in order of rank, since padding costs as much.
+
+The defaults are what does best, not what was published; as published it is
+
+    sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off:cautious=off
+
+Without the sorter prompts go by deadline (the paper's Sarathi-EDF); without the chunker
+the step is as full as its token limit allows; without the constructor the chunker
+decides alone. What the paper leaves open is decided in `sorter`, `chunker`,
+`constructor`, `tightest_slack` and, for the whole:
+
+* The paper has no KV limit: here a selected prompt that finds no pages waits, and the
+  others go on (see `builder`).
+* After a selection the paper leaves the rest of the step empty (`fill=off`).
+* Nothing in the paper looks at requests that are yet to come, and a step, once begun,
+  cannot be stopped: requests that arrive wait for its end. With `reserve` no step is
+  longer than the tight first-token objectives of late leave after a step of decodes, so
+  one that comes at the worst moment can still be in time. The paper's only such limit
+  is B, the most tokens in a step, which must be tuned for each machine and load.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jserve_sched.planning.builder import PlanBuilder
+from jserve_sched.planning.candidates import Candidates, tightest_slack
+from jserve_sched.planning.forwarder import BatchForwarder, Prompts, remaining_prompts
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.sliding.chunker import Objective, Search, choose_budget
+from jserve_sched.policies.sliding.constructor import select
+from jserve_sched.policies.sliding.sorter import Sorter, rank
+from jserve_sched.steps.plan import PlanEnd, StepPlan
+
+_QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SlidingServe:
+    """SlidingServe's three parts, each of which may be off.
+
+    Attributes:
+      sorter: How prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
+        moore (ours), off (by deadline) or given; see `sorter`.
+      chunker: Whether the SlidingChunker sizes steps.
+      constructor: Whether the BatchConstructor selects prompts at risk.
+      fill: Whether room beside a selection goes to the prompts not selected.
+      reserve: Whether steps are kept short enough for tight requests yet to come.
+      cautious: Whether a step is sized by the 95th percentile of its predicted time
+        instead of the median. Steps are filled up to the tightest deadline, so half
+        of them would break it by the median.
+      alpha: Of mlps: a prompt is urgent if its work takes more than this share of its
+        slack.
+      objective: Of the chunker: time (Algorithm 1) or tokens (Fig. 1).
+      search: Of the chunker: ternary (published; with objective=tokens, for which
+        nothing is published, an even grid) or edges (exact on buckets).
+
+    Raises:
+      ValueError: If `alpha` is below 0.
+    """
+
+    sorter: Sorter = "moore"
+    chunker: bool = True
+    constructor: bool = True
+    fill: bool = True
+    reserve: bool = True
+    cautious: bool = True
+    alpha: float = 0.5
+    objective: Objective = "tokens"
+    search: Search = "edges"
+
+    def __post_init__(self) -> None:
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha={self.alpha} is not 0 or more")
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        return self.plan_for(view, Candidates(view))
+
+    def plan_for(self, view: SchedulerView, candidates: Candidates) -> StepPlan | None:
+        """Returns the next step out of these candidates."""
+        builder = PlanBuilder(view)
+        candidates.add_decodes(builder)
+        if candidates.prompts:
+            self._add_prompts(view, candidates, builder)
+        return builder.build()
+
+    def _add_prompts(
+        self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
+    ) -> None:
+        prompts = remaining_prompts(view, candidates.prompts)
+        given = BatchForwarder(
+            view, candidates.decodes, prompts, is_cautious=self.cautious
+        )
+        ranking = rank(view, given, prompts, sorter=self.sorter, alpha=self.alpha)
+        slack_s, late = ranking.slack_s, ranking.late
+        prompts = prompts.take(ranking.order)
+        ranked = given.of(prompts)
+
+        # How long two steps may be: for the decodes, and for requests to come.
+        current_s, next_s = tightest_slack(
+            candidates.decodes, start_s=view.start_s, least_s=float(ranked.grid_s[0])
+        )
+        longest_s = np.inf
+        if self.reserve:
+            longest_s = _longest_s(view, ranked)
+            if longest_s < current_s:
+                next_s = min(current_s + next_s - longest_s, longest_s)
+                current_s = longest_s
+
+        # The BatchConstructor, if a full step would make a prompt late (R_risk).
+        full_s = min(float(ranked.grid_s[-1]), longest_s)
+        at_risk = ~late & (slack_s < full_s)
+        if self.constructor and at_risk.any():
+            waits_s = np.where(late, -1.0, slack_s)
+            chosen = _select(view, ranked, prompts, at_risk, waits_s, current_s)
+            if chosen.size:
+                limit_s = min(float(slack_s[chosen].min()), current_s)
+                front, num_first = _in_front(prompts, chosen)
+                forwarder = ranked.of(front)
+                blocks, requests = forwarder.blocks_of_first(num_first), front.requests
+                if self.fill:
+                    blocks = max(blocks, forwarder.largest_within(limit_s))
+                else:
+                    requests = requests[:num_first]
+                builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
+                candidates.add_prompts(builder, requests)
+                if builder.used_blocks:
+                    return
+
+        if self.chunker:
+            budget = choose_budget(
+                ranked,
+                current_s=current_s,
+                next_s=next_s,
+                longest_s=longest_s,
+                objective=self.objective,
+                search=self.search,
+            )
+            least = 0 if builder.num_decodes else 1  # a step has something to do
+            builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
+        candidates.add_prompts(builder, prompts.requests)
+
+
+def _longest_s(view: SchedulerView, forwarder: BatchForwarder) -> float:
+    """Returns how long a step may be for the sake of requests yet to come, seconds.
+
+    Where decodes alone take so long that one which comes at the worst moment is late
+    anyhow, short enough for one that comes at the end of a step. But never too short
+    for any prefill, and unlimited where no step is short enough.
+    """
+    least_s, first_s = forwarder.grid_s[:2].tolist()
+    num_waits = 2 if view.in_flight_s else 1  # a planned step cannot be recalled
+    longest_s = (view.tight_ttft_s - least_s) / num_waits
+    if longest_s < least_s:
+        longest_s = view.tight_ttft_s / num_waits
+    return max(longest_s, first_s) if longest_s >= least_s else np.inf
+
+
+def _select(
+    view: SchedulerView,
+    forwarder: BatchForwarder,
+    prompts: Prompts,
+    at_risk: np.ndarray,
+    slack_s: np.ndarray,
+    current_s: float,
+) -> np.ndarray:
+    """Returns the places of the prompts to finish in this step; may be empty."""
+    limits_s = np.minimum(slack_s, current_s)
+    size = view.buckets.block_tokens
+    unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
+    chosen = select(
+        slack_s=slack_s,
+        weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
+        is_at_risk=at_risk,
+        capacity=forwarder.capacities(limits_s) * size // unit_tokens,  # Eq. 17
+    )
+    # The curve is that of the ranked prompts: price the selection itself, and give up
+    # the one that can wait longest until the rest is in time.
+    while chosen.size:
+        selection = forwarder.of(prompts.take(chosen))
+        whole = np.array([selection.num_blocks])
+        if float(selection.predict(whole)[0]) <= limits_s[chosen].min():
+            break
+        patient = np.flatnonzero(slack_s[chosen] == slack_s[chosen].max())
+        chosen = np.delete(chosen, patient[-1])
+    return chosen
+
+
+def _in_front(prompts: Prompts, chosen: np.ndarray) -> tuple[Prompts, int]:
+    """Returns the prompts with guarded and chosen ones in front, and their number."""
+    place = np.where([request.guard for request in prompts.requests], 0, 2)
+    place[chosen] = np.minimum(place[chosen], 1)
+    return prompts.take(np.argsort(place, kind="stable")), int((place < 2).sum())

@@ -1,0 +1,214 @@
+"""One request: what was asked, and how far it has come.
+
+Progress is counted twice. *Applied* state (`output_tokens`) is what the engine has
+returned; *projected* state adds what plans in flight will return, so that the next step
+can be planned while the last one still runs.
+
+    [0, num_dispatched)               KV written by plans dispatched so far
+    [num_dispatched, num_projected)   tokens still to be computed
+    num_projected = prompt + output + pending (sampled in flight, value unknown)
+"""
+
+import dataclasses
+import enum
+
+import numpy as np
+
+from jserve_sched.requests.slo import Pacing, Slo
+
+MAX_STOP_TOKENS = 8  # token ids that may end one request
+
+
+class RequestState(enum.Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(enum.Enum):
+    """Why a request ended; the first two as OpenAI's API names them."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn; carried by the scheduler, read by the engine.
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_k: Keep the k most likely tokens; 0 keeps all.
+      top_p: Keep the smallest set of tokens with this much probability.
+      min_p: Drop tokens less likely than this share of the likeliest one.
+      seed: The draw of output token at position p depends on (seed, p) alone.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p={self.top_p} is not in (0, 1]")
+        for name, most in (("temperature", 100), ("min_p", 1), ("seed", 2**32 - 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} is not in 0..{most}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all)")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True, slots=True)
+class Request:
+    """A request and its progress. Only `Scheduler` changes the progress fields.
+
+    Attributes:
+      request_id: Unique among live requests.
+      arrival_s: When it arrived, clock seconds; deadlines are anchored here.
+      prompt_tokens: `[n]` int32 token ids, n >= 1.
+      max_tokens: Most output tokens, >= 1.
+      min_tokens: No stop token is drawn before this many outputs.
+      stop_token_ids: Tokens that end it (they are part of the output), at most
+        `MAX_STOP_TOKENS`.
+      service_class: Name of its class, for reports.
+      guard: Whether its class is guarded when late (policy `sliding`).
+      predicted_output_tokens: How long the whole answer should be, 1 to `max_tokens`;
+        `max_tokens` until it is predicted (`predict`).
+      first_predicted_tokens: What was predicted when it was submitted.
+      output_tokens: Applied output token ids.
+      num_dispatched: Positions whose KV is written by plans dispatched so far.
+      num_pending: Tokens sampled by plans in flight.
+      num_in_flight: Plans in flight that name this request.
+      slot: Row of the engine's per-request buffers while running.
+      pages: KV pages owned or shared, in order of position.
+      page_hashes: Chained content hash of each full page of known tokens.
+      pacing: When each output token is wanted, if the answer is as long as predicted.
+      num_published_pages: Own pages whose content the ledger may hand to others.
+      num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
+    """
+
+    request_id: str
+    arrival_s: float
+    prompt_tokens: np.ndarray
+    max_tokens: int
+    min_tokens: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    slo: Slo = dataclasses.field(default_factory=Slo)
+    service_class: str = "best_effort"
+    guard: bool = False
+    sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+
+    state: RequestState = RequestState.WAITING
+    finish_reason: FinishReason | None = None
+    output_tokens: list[int] = dataclasses.field(default_factory=list)
+    first_scheduled_s: float | None = None
+    num_dispatched: int = 0
+    num_pending: int = 0
+    num_in_flight: int = 0
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+    slot: int | None = None
+    pages: list[int] = dataclasses.field(default_factory=list)
+    page_hashes: list[bytes] = dataclasses.field(default_factory=list)
+    num_published_pages: int = 0
+    predicted_output_tokens: int = dataclasses.field(init=False)
+    first_predicted_tokens: int = dataclasses.field(init=False)
+    pacing: Pacing = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)
+        wrong = None
+        if self.prompt_tokens.ndim != 1 or self.prompt_tokens.size == 0:
+            shape = self.prompt_tokens.shape
+            wrong = f"the prompt must be a non-empty list of token ids, got {shape}"
+        elif self.max_tokens < 1:
+            wrong = f"max_tokens={self.max_tokens} is below 1"
+        elif not 0 <= self.min_tokens <= self.max_tokens:
+            wrong = f"min_tokens={self.min_tokens} is not in 0..{self.max_tokens}"
+        elif len(self.stop_token_ids) > MAX_STOP_TOKENS:
+            wrong = f"{len(self.stop_token_ids)} stop tokens, at most {MAX_STOP_TOKENS}"
+        if wrong:
+            raise ValueError(f"request {self.request_id!r}: {wrong}")
+        self.predicted_output_tokens = self.max_tokens
+        self.first_predicted_tokens = self.max_tokens
+        self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_tokens)
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose value the host knows: prompt and applied output."""
+        return len(self.prompt_tokens) + len(self.output_tokens)
+
+    @property
+    def num_projected(self) -> int:
+        """Tokens there will be once the plans in flight are applied."""
+        return len(self.prompt_tokens) + len(self.output_tokens) + self.num_pending
+
+    @property
+    def num_remaining(self) -> int:
+        """Projected tokens whose KV no plan has computed yet; 1 means decoding."""
+        return self.num_projected - self.num_dispatched
+
+    @property
+    def num_outputs_projected(self) -> int:
+        """Output tokens there will be once the plans in flight are applied."""
+        return len(self.output_tokens) + self.num_pending
+
+    @property
+    def expected_tokens_left(self) -> int:
+        """Output tokens still to be planned, as predicted, or else one more."""
+        return max(self.predicted_output_tokens - self.num_outputs_projected, 1)
+
+    def predict(self, tokens: int) -> None:
+        """Sets how long the whole answer should be, and paces it accordingly.
+
+        `tokens` are clipped to what is possible: more than `min_tokens`, more than
+        there are, up to `max_tokens`.
+        """
+        tokens = max(tokens, self.min_tokens + 1, self.num_outputs_projected + 1)
+        tokens = min(tokens, self.max_tokens)
+        if tokens != self.predicted_output_tokens:
+            self.predicted_output_tokens = tokens
+            self.pacing = self.slo.pacing(self.arrival_s, tokens)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether another output token may be planned."""
+        is_live = self.state is not RequestState.FINISHED
+        return is_live and self.num_outputs_projected < self.max_tokens
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When the next output token (after those in flight) is wanted."""
+        return self.pacing.deadline_s(self.num_outputs_projected)
+
+    @property
+    def next_promise_s(self) -> float:
+        """After when the next token (after those in flight) violates the SLO."""
+        return self.pacing.promise_s(self.num_outputs_projected)
+
+    def known_tokens(self, start: int, stop: int) -> np.ndarray:
+        """Returns the token ids at positions `[start, stop)`, int32.
+
+        Raises:
+          ValueError: If a position is not known yet.
+        """
+        num_prompt = len(self.prompt_tokens)
+        if stop <= num_prompt:
+            return self.prompt_tokens[start:stop]
+        if stop > self.num_known:
+            raise ValueError(
+                f"request {self.request_id!r}: position {stop - 1} is not known yet "
+                f"({self.num_known} tokens are)"
+            )
+        outputs = self.output_tokens[max(start - num_prompt, 0) : stop - num_prompt]
+        return np.append(self.prompt_tokens[start:], np.array(outputs, np.int32))

@@ -1,0 +1,72 @@
+"""The queue: requests without a slot, by arrival, and what ranking asks of all of them.
+
+A queue may hold ten thousand: the facts that rank them stand in lists beside the
+requests, and become an array without touching them.
+"""
+
+import bisect
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from jserve_sched.requests.request import Request
+
+
+def _order(request: Request) -> tuple[float, str]:
+    return (request.arrival_s, request.request_id)
+
+
+class WaitingQueue:
+    """Waiting requests, by arrival and then id. Only `Scheduler` changes it."""
+
+    def __init__(self, requests: Iterable[Request] = ()):
+        self._requests: list[Request] = []
+        self._facts: tuple[list[float], ...] = ([], [], [], [])
+        for request in requests:
+            self.add(request)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """All of them, in order."""
+        return self._requests
+
+    def add(self, request: Request) -> None:
+        """Takes a request in, at its place."""
+        place = bisect.bisect_left(self._requests, _order(request), key=_order)
+        self._requests.insert(place, request)
+        facts = (
+            request.next_deadline_s,
+            request.next_promise_s,
+            request.num_known,
+            request.guard,
+        )
+        for column, value in zip(self._facts, facts, strict=True):
+            column.insert(place, value)
+
+    def remove(self, request: Request) -> None:
+        """Takes a request out that is in."""
+        place = bisect.bisect_left(self._requests, _order(request), key=_order)
+        assert self._requests[place] is request
+        del self._requests[place]
+        for column in self._facts:
+            del column[place]
+
+    def predict(self, request: Request, tokens: int) -> None:
+        """Sets how long the answer of a request that is in should be."""
+        request.predict(tokens)
+        if request.output_tokens:  # else no length changes when the next is due
+            place = bisect.bisect_left(self._requests, _order(request), key=_order)
+            due_s, promise_s, _, _ = self._facts
+            due_s[place] = request.next_deadline_s
+            promise_s[place] = request.next_promise_s
+
+    def facts(self, first: int = 0) -> np.ndarray:
+        """Returns `[4, waiting - first]` float64, without the `first` requests.
+
+        When each one's next token is wanted and when it violates its SLO, clock
+        seconds; its tokens to compute; whether it is guarded.
+        """
+        return np.array([column[first:] for column in self._facts], np.float64)

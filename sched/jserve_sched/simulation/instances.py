@@ -1,0 +1,96 @@
+"""Which of several engines gets the next request.
+
+An assignment sees each engine's own snapshot, in which no step that is still running
+has ended, so it knows what a router in front of real engines could know. Of equal
+engines it takes the first.
+
+How the paper on scheduling by simulated annealing (arXiv 2504.14966) spreads requests
+over engines could not be read. That a request is assigned first and then planned by its
+engine alone, and both measures below, are ours. `N` is the number of requests.
+
+Both measures look at every request that an engine has, so a choice takes time in
+proportion to all that wait: about one (`kv`) or two (`finish`) microseconds for each.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.request import Request
+
+Assignment = Callable[[Sequence[SchedulerView]], int]
+"""Returns the index of the engine that gets the next request, from each engine's
+snapshot when the request comes, without the request."""
+
+
+def uncommitted_pages(view: SchedulerView) -> int:
+    """Returns the KV pages that no present request will need; below 0 in a backlog.
+
+    Pages that are free, less what running and waiting requests will take until they
+    are as long as predicted.
+    """
+    pages_for = view.ledger.pages_for
+    wanted = sum(
+        max(pages_for(one.num_projected + one.expected_tokens_left) - len(one.pages), 0)
+        for one in (*view.running, *view.waiting)
+    )
+    return view.ledger.num_available - wanted
+
+
+def work_s(view: SchedulerView) -> float:
+    """Returns in how many seconds an engine should be done with all its requests.
+
+    Each takes as long as in a batch of as many as can run together, and all slots share
+    the sum evenly: many short answers count as much as few long ones, even if not all
+    slots are in use. The step in flight counts in full: its progress is not known
+    outside.
+    """
+    requests = (*view.running, *view.waiting)
+    if not requests:
+        return view.in_flight_s
+    batch = min(len(requests), view.max_num_seqs)
+    latency = view.request_latency
+    facts = np.array([_left(one) for one in requests], np.float64)  # [N, 3]
+    prompts, contexts, outputs = facts.T
+    prefilled = prompts > 0
+    prefill_s = latency.prefill_s(np.array(batch), prompts[prefilled])
+    decode_s = latency.decode_s(np.array(batch), contexts, outputs)
+    total_s = float(np.sum(prefill_s)) + float(np.sum(decode_s))
+    return view.in_flight_s + total_s / view.max_num_seqs
+
+
+def _left(request: Request) -> tuple[int, int, int]:
+    """Returns what is to be computed: prompt tokens, then output tokens at a context.
+
+    The first output token of a prefill comes with it, so a request that decodes counts
+    as one more than it lacks.
+    """
+    left = request.expected_tokens_left
+    if request.num_remaining == 1:
+        return 0, request.num_projected - 1, left + 1
+    return request.num_remaining, request.num_projected, left
+
+
+def _most_free_kv(views: Sequence[SchedulerView]) -> int:
+    return int(np.argmax([uncommitted_pages(view) for view in views]))
+
+
+def _least_finish(views: Sequence[SchedulerView]) -> int:
+    # The request's own time would be about equal on each, so it is left out.
+    return int(np.argmin([work_s(view) for view in views]))
+
+
+def _round_robin() -> Assignment:
+    """Returns what the others should beat: each engine in turn."""
+    turns = itertools.count()
+    return lambda views: next(turns) % len(views)
+
+
+ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
+    "kv": lambda: _most_free_kv,
+    "finish": lambda: _least_finish,
+    "round_robin": _round_robin,
+}
+"""Name -> returns a fresh assignment."""

@@ -1,0 +1,246 @@
+"""Runs the scheduler in virtual time against a cost model.
+
+It is the *same* `Scheduler` object that serves, so what a simulation says of a policy
+is about the code that runs; only the step's duration is made up.
+
+Several engines, each with its own scheduler, share one clock and one stream of
+requests. Each request is given to one of them when it comes.
+"""
+
+import dataclasses
+import functools
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.clock import Clock
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.outcomes import EngineCounters, Outcome
+from jserve_sched.policies.base import Policy
+from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.engine import SimulatedEngine, StepTimes
+from jserve_sched.simulation.instances import Assignment
+from jserve_sched.simulation.log import SimulatedStep, Tally, priced
+from jserve_sched.simulation.workload import Arrival
+from jserve_sched.timing.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimulationResult:
+    """What a simulation came to; of several engines, all together.
+
+    Attributes:
+      outcomes: Every request's experience, by arrival.
+      steps: Every step by its start, if they were recorded.
+      counters: The schedulers' counters, in the form of an engine's.
+      instances: The engines, which say what each did.
+      end_s: Virtual time when it ended, seconds.
+      wall_s: Real time that it took, seconds; None without a clock.
+      is_stopped: Whether it was stopped for too many violations; requests that
+        were live or yet to come are then unfinished.
+    """
+
+    outcomes: list[Outcome]
+    steps: list[SimulatedStep] | None
+    counters: EngineCounters
+    instances: Sequence[SimulatedEngine]
+    num_steps: int
+    end_s: float
+    wall_s: float | None
+    is_stopped: bool
+
+
+def make_scheduler(
+    *,
+    policy: Policy,
+    cost_model: CostModel,
+    buckets: BucketTable,
+    predictor: Predictor,
+    max_model_len: int,
+    lengths: LengthEstimator | None = None,
+) -> Scheduler:
+    """Returns a scheduler within a cost model's limits, without a prefix cache."""
+    page_size = cost_model.page_size
+    return Scheduler(
+        policy=policy,
+        buckets=buckets,
+        ledger=KvLedger(
+            num_pages=cost_model.num_kv_tokens // page_size,
+            page_size=page_size,
+            enable_prefix_caching=False,
+        ),
+        predictor=predictor,
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        lengths=lengths,
+    )
+
+
+class _Simulation:
+    """One run; see `simulate` for what it is given."""
+
+    def __init__(
+        self,
+        engines: Sequence[SimulatedEngine],
+        arrivals: Sequence[Arrival],
+        *,
+        assignment: Assignment | None,
+        tally: Tally,
+    ):
+        self._engines = engines
+        self._arrivals = arrivals
+        self._assignment = assignment
+        self._tally = tally
+        longest = max(one.num_prompt_tokens for one in arrivals)
+        self._prompt = np.zeros(longest, np.int32)  # all prompts are slices of it
+        self._next = 0
+        self.now_s = arrivals[0].arrival_s
+
+    @property
+    def _next_arrival_s(self) -> float:
+        if self._next == len(self._arrivals):
+            return math.inf
+        return self._arrivals[self._next].arrival_s
+
+    def _hand_over(self) -> None:
+        """Gives every request that has come by now to an engine."""
+        while self._next_arrival_s <= self.now_s:
+            one = self._arrivals[self._next]
+            self._next += 1
+            place = 0
+            if self._assignment is not None:
+                views = [engine.scheduler.view(self.now_s) for engine in self._engines]
+                place = self._assignment(views)
+            try:
+                self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
+            except ValueError:
+                self._tally.refuse(one)
+
+    def turn(self, end_s: float) -> bool:
+        """Moves to the next event; returns whether there was one before `end_s`."""
+        self._hand_over()
+        for engine in self._engines:
+            if engine.due_s <= self.now_s or (
+                engine.due_s == math.inf and engine.scheduler.has_work
+            ):
+                engine.start(self.now_s)
+        due_s = min(engine.due_s for engine in self._engines)
+        arrival_s = self._next_arrival_s
+        if due_s == arrival_s == math.inf:
+            self._check_done()
+            return False
+        # A single engine takes requests in between its steps, as a server does. An
+        # assignment to one of several looks at them when the request comes, and must
+        # find no step applied that has not ended.
+        is_alone = self._assignment is None
+        self.now_s = due_s if is_alone and due_s < math.inf else min(due_s, arrival_s)
+        for engine in self._engines:
+            if engine.due_s <= self.now_s:
+                engine.finish(
+                    start_before_s=min(arrival_s, end_s) if is_alone else end_s,
+                    end_by_s=math.inf if is_alone else arrival_s,
+                )
+        return self.now_s < end_s
+
+    def _check_done(self) -> None:
+        """Raises RuntimeError if requests are left that no policy plans."""
+        for scheduler in (engine.scheduler for engine in self._engines):
+            if scheduler.has_work:
+                raise RuntimeError(
+                    f"at {self.now_s:.3f} s {scheduler.num_waiting} requests wait "
+                    f"and {scheduler.num_running} run, but policy "
+                    f"{scheduler.policy} plans nothing"
+                )
+
+
+def simulate(
+    schedulers: Scheduler | Sequence[Scheduler],
+    cost_model: CostModel,
+    arrivals: Sequence[Arrival],
+    *,
+    assignment: Assignment | None = None,
+    lag: int = 0,
+    records_steps: bool = False,
+    advances_decodes: bool = True,
+    noise: float = 0.0,
+    seed: int = 0,
+    max_spans: float = 5.0,
+    stop_after_violations: int | None = None,
+    num_uncounted: int = 0,
+    clock: Clock | None = None,
+) -> SimulationResult:
+    """Serves requests in virtual time.
+
+    Args:
+      schedulers: A fresh one, or one for each of several equal engines; see
+        `make_scheduler`.
+      arrivals: At least one request, by arrival.
+      assignment: Which engine gets a request; None with a single one.
+      lag: Plans in flight beside the one that runs, 0 or 1.
+      advances_decodes: Whether to advance decode-only stretches at once.
+      noise: Deviation of the logarithm of a step's duration about the cost model's.
+      seed: Seed of the noise; each further engine draws its own.
+      max_spans: When to end, as a multiple of the time between the first and the
+        last arrival (of at least a minute); requests that still run are unfinished.
+      stop_after_violations: End as soon as more requests than this have certainly
+        violated their SLO.
+      num_uncounted: First requests that do not count for that.
+      clock: Real time, for `wall_s` and `plan_s`.
+
+    Raises:
+      ValueError: if the requests are not sorted, or two have the same name.
+    """
+    times_s = [one.arrival_s for one in arrivals]
+    if times_s != sorted(times_s):
+        raise ValueError("arrivals must be sorted by arrival_s")
+    if isinstance(schedulers, Scheduler):
+        schedulers = [schedulers]
+    started_s = clock.now_s() if clock else 0.0
+    step_s = functools.partial(
+        cost_model.step_s, block_tokens=schedulers[0].buckets.block_tokens
+    )
+    tally = Tally(arrivals, num_uncounted)
+    engines = [
+        SimulatedEngine(
+            one,
+            times=StepTimes(step_s, noise, (seed, place)),
+            tally=tally,
+            lag=lag,
+            records_steps=records_steps,
+            advances_decodes=advances_decodes,
+            clock=clock,
+        )
+        for place, one in enumerate(schedulers)
+    ]
+    run = _Simulation(engines, arrivals, assignment=assignment, tally=tally)
+    end_s = times_s[0] + max_spans * max(times_s[-1] - times_s[0], 60.0)
+    is_stopped = False
+    while not is_stopped and run.turn(end_s):
+        if stop_after_violations is not None:
+            is_stopped = tally.num_violations(run.now_s) > stop_after_violations
+    steps = None
+    if records_steps:
+        logs = [priced(one.steps, step_s) for one in engines]
+        steps = list(heapq.merge(*logs, key=lambda step: step.start_s))
+    return SimulationResult(
+        outcomes=tally.outcomes(),
+        steps=steps,
+        counters=EngineCounters(
+            num_programs=schedulers[0].buckets.num_programs,
+            num_compiles_after_warmup=0,
+            num_preemptions=sum(one.counters.num_preemptions for one in schedulers),
+            prefix_hit_tokens=sum(one.counters.prefix_hit_tokens for one in schedulers),
+            length_errors=pool_length_errors(one.length_errors for one in schedulers),
+        ),
+        instances=engines,
+        num_steps=sum(one.num_steps for one in engines),
+        end_s=run.now_s,
+        wall_s=clock.now_s() - started_s if clock else None,
+        is_stopped=is_stopped,
+    )

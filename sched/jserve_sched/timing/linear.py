@@ -1,0 +1,206 @@
+"""`linear`: SlidingServe's step-time model, refitted while serving.
+
+Step time is a non-negative sum of the paper's seven features, with a set of
+coefficients for each scenario (arXiv 2606.05933, Eq. 5). The paper names neither
+solver nor weights nor memory; here they are:
+
+* Non-negative least squares (SciPy's) on columns scaled to length 1.
+* Squared errors are divided by the measured time, but for durations under a tenth of
+  the median. Unweighted, a few long prefills decide what a short decode costs; divided
+  by its square, long steps hardly count.
+* The memory keeps the last steps of each scenario. The samples of the start stay beside
+  it, moved to the present speed: a narrow load does not make the model forget others.
+
+`N` is the number of steps asked about at once, `F` the features of a step.
+"""
+
+import collections
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jserve_sched.steps import features
+from jserve_sched.steps.features import NUM_FEATURES, PAPER_FEATURES, SCENARIOS
+from jserve_sched.timing.predictor import (
+    RatioQuantile,
+    StepSample,
+    is_sound,
+    stack_samples,
+)
+
+_LOG = logging.getLogger("jserve")
+NUM_COEFFICIENTS = 8  # the bias and x1 to x7
+_MIN_EXPERT_SAMPLES = 64
+_LEAST_SHARE = 0.1  # of the median; shorter durations weigh no more
+_MEMORY = 1024  # steps remembered of each scenario
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class LinearModel:
+    """Coefficients of Eq. 5.
+
+    Attributes:
+      coefficients: `[4, 8]` seconds per unit; row 0 for all steps, rows 1 to 3 the
+        experts in the order of `features.SCENARIOS`; column 0 the bias, then x1 to x7.
+      has_expert: `[3]` bool; a scenario without one uses row 0.
+    """
+
+    coefficients: np.ndarray
+    has_expert: np.ndarray
+
+    @functools.cached_property
+    def _by_scenario(self) -> tuple[np.ndarray, np.ndarray]:
+        """The coefficients in use: weights `[3, 7]` and biases `[3]`."""
+        used = np.where(
+            self.has_expert[:, None], self.coefficients[1:], self.coefficients[0]
+        ).astype(np.float64)
+        return np.ascontiguousarray(used[:, 1:]), used[:, 0].copy()
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]` (Eq. 5)."""
+        scenario = features.scenarios(matrix)
+        weights, biases = self._by_scenario
+        total: np.ndarray = np.einsum(
+            "nk,nk->n", matrix[:, PAPER_FEATURES], weights[scenario]
+        )
+        total += biases[scenario]
+        return total
+
+
+def fit_linear(
+    matrix: np.ndarray,
+    duration_s: np.ndarray,
+    *,
+    min_expert_samples: int = _MIN_EXPERT_SAMPLES,
+) -> LinearModel:
+    """Fits the global model and an expert for each scenario seen often enough.
+
+    Args:
+      matrix: Features `[N, F]` of at least one step.
+      duration_s: Measured durations `[N]`, seconds above 0.
+      min_expert_samples: Steps of a scenario that make an expert, at least 1.
+
+    Raises:
+      ValueError: If the solver did not converge.
+    """
+    design = np.insert(matrix[:, PAPER_FEATURES], 0, 1.0, axis=1)
+    counts = np.bincount(features.scenarios(matrix), minlength=len(SCENARIOS))
+    has_expert = counts >= min_expert_samples
+    coefficients = np.zeros((1 + len(SCENARIOS), NUM_COEFFICIENTS))
+    coefficients[0] = _fit_one(design, duration_s)
+    for index in np.flatnonzero(has_expert).tolist():
+        chosen = features.scenarios(matrix) == index
+        coefficients[1 + index] = _fit_one(design[chosen], duration_s[chosen])
+    return LinearModel(coefficients=coefficients, has_expert=has_expert)
+
+
+def _fit_one(design: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
+    """Returns the coefficients `[8]` for rows of 1 and x1 to x7, `[N, 8]`."""
+    from scipy.optimize import nnls  # takes half a second to import
+
+    least_s = _LEAST_SHARE * np.median(duration_s)
+    weight = 1.0 / np.sqrt(np.maximum(duration_s, least_s))
+    weighted = design * weight[:, None]
+    scale = np.linalg.norm(weighted, axis=0)
+    scale[scale == 0.0] = 1.0
+    try:
+        found: np.ndarray = nnls(weighted / scale, duration_s * weight)[0] / scale
+    except RuntimeError as error:
+        raise ValueError(f"a fit to {len(design)} steps failed: {error}") from None
+    return found
+
+
+class LinearPredictor:
+    """The paper's model, with a memory to refit it from.
+
+    Attributes:
+      num_refits: Models fitted since the start.
+    """
+
+    def __init__(
+        self,
+        model: LinearModel,
+        *,
+        anchors: np.ndarray | None = None,
+        refit_every: int = 256,
+        submit: Callable[[Callable[[], None]], object] = lambda refit: refit(),
+    ):
+        """Makes a predictor that starts from `model`.
+
+        Args:
+          model: Predicts until the first refit.
+          anchors: `[M, F + 1]`, features and then seconds of samples that every
+            refit takes in; None for none.
+          refit_every: Samples between two refits.
+          submit: Runs a refit, at once or in one other thread.
+        """
+        self._model = self._start = model
+        self._anchors = np.empty((0, NUM_FEATURES + 1)) if anchors is None else anchors
+        self._refit_every = refit_every
+        self._submit = submit
+        self._memory: list[collections.deque[StepSample]] = [
+            collections.deque(maxlen=_MEMORY) for _ in SCENARIOS
+        ]
+        self._num_new = 0  # samples since the last refit
+        self._upper = RatioQuantile()
+        self.num_refits = 0
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]`."""
+        return self._model.predict(matrix)
+
+    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
+        found = self.predict(matrix)
+        found *= self._upper.of(features.scenarios(matrix))
+        return found
+
+    def update(self, sample: StepSample) -> None:
+        """Stores one measured step, unless it is not a duration; may submit a refit."""
+        if not is_sound(sample):
+            return
+        self._memory[features.scenarios(sample.features[None])[0]].append(sample)
+        self._upper.learn(sample, self.predict)
+        self._num_new += 1
+        if self._num_new >= self._refit_every:
+            self._num_new = 0
+            remembered = [one for ring in self._memory for one in ring]
+            self._submit(functools.partial(self._refit, remembered))
+
+    def _refit(self, samples: Sequence[StepSample]) -> None:
+        """Fits to samples and predicts by that; a fit that fails changes nothing.
+
+        A scenario that makes no expert keeps the present one.
+        """
+        known, known_s = stack_samples(samples)
+        try:
+            model = fit_linear(
+                np.concatenate((self._anchors[:, :-1], known)),
+                np.concatenate((self._anchors_now_s(known, known_s), known_s)),
+            )
+        except ValueError as error:
+            _LOG.warning("the step-time model stays as it is: %s", error)
+            return
+        keeps = self._model.has_expert & ~model.has_expert
+        model.coefficients[1:][keeps] = self._model.coefficients[1:][keeps]
+        model.has_expert[keeps] = True
+        self._model = model  # in one stroke: the next plan uses it whole
+        self.num_refits += 1
+
+    def _anchors_now_s(self, known: np.ndarray, known_s: np.ndarray) -> np.ndarray:
+        """Returns the anchors' seconds, as slow as remembered steps say, `[M]`.
+
+        Left as they were, they would hold a machine that has become slower back: of
+        two steps that disagree the shorter one weighs more. `known` are the features
+        of the remembered steps, `[N, F]`, `known_s` their seconds, `[N]`.
+        """
+        ratio = known_s / np.maximum(self._start.predict(known), 1e-9)
+        scenario = features.scenarios(known)
+        moved_s: np.ndarray = self._anchors[:, -1].copy()
+        for index in np.unique(scenario).tolist():
+            is_alike = features.scenarios(self._anchors) == index
+            moved_s[is_alike] *= np.median(ratio[scenario == index])
+        return moved_s

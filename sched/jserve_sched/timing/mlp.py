@@ -1,0 +1,143 @@
+"""`mlp`: a small network over the linear model, trained offline, evaluated in NumPy.
+
+The network says by what factor the linear model is wrong, as a residual in log time,
+and by how much more the 95th percentile lies above. The residual is bounded, and fades
+outside the range that the network was trained on, so that it cannot be absurd there.
+While serving both stay as trained; what is learned is a factor for each scenario, which
+follows the middle of measured over predicted time, and another for the percentile.
+
+`N` is the number of steps asked about at once, `F` the features of a step, `K` the
+network's inputs, `H` the units of a layer.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jserve_sched.steps import features
+from jserve_sched.steps.features import BLOCK_PAGES, DECODE_PAGES, NUM_BLOCKS, NUM_ROWS
+from jserve_sched.timing.linear import LinearModel
+from jserve_sched.timing.predictor import RatioQuantile, StepSample, is_sound
+
+NUM_INPUTS = 7  # six sizes of the static shape, and the linear model's answer
+NUM_OUTPUTS = 2  # log residual of the median; softplus^-1 of the log step to the p95
+MAX_LOG_RESIDUAL = 3.0  # one long row among many: a factor of 8 was measured
+MAX_LOG_INCREMENT = 1.0
+_MIN_BASE_S = 1e-6  # the least that the linear model counts as, for a logarithm
+
+Layers = Sequence[tuple[Any, Any]]
+"""Kernel `[inputs, H]` and bias `[H]` of each layer, in NumPy or JAX."""
+
+
+def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
+    """Returns the network's inputs `[N, K]`, not yet scaled, for features `[N, F]`.
+
+    They are log(1 + x) of B, NB, the pages of the longest rows of either kind, and
+    the pages that all compiled rows and all compiled blocks loop over; then the
+    logarithm of the linear model's answer. The network must take that answer back
+    where only the longest row counts, which is a subtraction once it is an input, and
+    x1 to x7 come in through it: given one by one they are learned by heart.
+    `base_s` are the seconds `[N]` of `mlp_base_s`.
+    """
+    inputs = np.empty((len(matrix), NUM_INPUTS))
+    inputs[:, :4] = matrix[:, NUM_ROWS:]
+    inputs[:, 4] = matrix[:, NUM_ROWS] * matrix[:, DECODE_PAGES]
+    inputs[:, 5] = matrix[:, NUM_BLOCKS] * matrix[:, BLOCK_PAGES]
+    np.log1p(inputs[:, :6], out=inputs[:, :6])
+    np.log(base_s, out=inputs[:, 6])
+    return inputs
+
+
+def mlp_base_s(linear: LinearModel, matrix: np.ndarray) -> np.ndarray:
+    """Returns the seconds `[N]` that the residual is taken over, all above 0."""
+    base_s = linear.predict(matrix)
+    np.maximum(base_s, _MIN_BASE_S, out=base_s)
+    return base_s
+
+
+def mlp_outputs(layers: Layers, values: Any) -> Any:
+    """Returns the network's outputs `[N, 2]` for scaled inputs, in NumPy or JAX."""
+    for kernel, bias in layers[:-1]:
+        values = values @ kernel + bias
+        values = values * (values > 0.0)  # ReLU
+    kernel, bias = layers[-1]
+    return values @ kernel + bias
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class MlpWeights:
+    """A trained network and the linear model under it.
+
+    Attributes:
+      linear: Model that the residual is over.
+      mean: `[K]`, subtracted from the inputs.
+      scale: `[K]`, above 0, divides them after that.
+      low: `[K]`, least scaled input of the training data.
+      high: `[K]`, largest scaled input of the training data.
+      layers: (kernel `[inputs, H]`, bias `[H]`) of each dense layer; a ReLU follows
+        each but the last, which has two outputs.
+    """
+
+    linear: LinearModel
+    mean: np.ndarray
+    scale: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+class MlpPredictor:
+    """Evaluates a network, and corrects its scale and its 95th percentile online."""
+
+    def __init__(self, weights: MlpWeights):
+        self._weights = weights
+        self._middle = RatioQuantile(0.5, start=1.0, least=0.25, window=64)
+        self._upper = RatioQuantile(start=1.0, least=0.5)
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]`."""
+        found = self._evaluate(matrix)[0]
+        found *= self._middle.of(features.scenarios(matrix))
+        return found
+
+    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`.
+
+        None is below what `predict` says of the same step.
+        """
+        scenario = features.scenarios(matrix)
+        found, to_upper = self._evaluate(matrix)
+        found *= self._middle.of(scenario)
+        found *= np.maximum(to_upper * self._upper.of(scenario), 1.0)
+        return found
+
+    def update(self, sample: StepSample) -> None:
+        """Learns from one measured step, unless it is not a duration."""
+        if is_sound(sample):
+            self._upper.learn(sample, self._trained_upper)
+            self._middle.learn(sample, lambda matrix: self._evaluate(matrix)[0])
+
+    def _trained_upper(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns 95th percentiles `[N]` in seconds, but for their own correction."""
+        found, to_upper = self._evaluate(matrix)
+        found *= self._middle.of(features.scenarios(matrix)) * to_upper
+        return found
+
+    def _evaluate(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the network's medians in seconds, and p95 over median, `[N]` each."""
+        weights = self._weights
+        base_s = mlp_base_s(weights.linear, matrix)
+        # Broken weights may give NaN or infinity; SafePredictor replaces those.
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = (mlp_inputs(matrix, base_s) - weights.mean) / weights.scale
+            values = np.minimum(np.maximum(scaled, weights.low), weights.high)
+            # How far outside the training range a step lies, in the worst input.
+            outside = np.abs(scaled - values).max(axis=1)
+            residual, increment = mlp_outputs(weights.layers, values).T
+            residual = np.minimum(
+                np.maximum(residual, -MAX_LOG_RESIDUAL), MAX_LOG_RESIDUAL
+            ) / (1.0 + outside)
+            increment = np.minimum(np.logaddexp(0.0, increment), MAX_LOG_INCREMENT)
+            return base_s * np.exp(residual), np.exp(increment)

@@ -1,0 +1,52 @@
+"""The claims of benchmarks/simulator_truth that must not be lost."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from tests import ROOT
+
+FOLDER = ROOT / "benchmarks" / "simulator_truth"
+sys.path.insert(0, str(FOLDER))
+
+from measured_runs import (  # noqa: E402
+    CARDS,
+    errors_percent,
+    measured_figures,
+    simulated_run,
+    trace_rows,
+    ttft_differences_s,
+)
+
+from jserve_tools.gpu_profiles.machines import (  # noqa: E402
+    PROFILES,
+    gpu_cost_model,
+    read_points,
+)
+
+PUBLISHED = {"rtx4090": (65.4566, 183.567), "rtxpro6000": (7.0972, 65.926)}
+
+
+@pytest.mark.parametrize("card", CARDS)
+def test_measured_figures_are_those_published(card: str) -> None:
+    figures = measured_figures(card)
+    found = figures["ttft_mean_s"], figures["makespan_s"]
+    assert found == pytest.approx(PUBLISHED[card], abs=1e-3)
+    path = PROFILES / card / "measured_requests.csv"
+    lengths = read_points(path, ("prompt_tokens", "output_tokens")).tolist()
+    assert lengths == [[row.prompt_tokens, row.output_tokens] for row in trace_rows()]
+
+
+def test_the_rtx4090_takes_as_long_as_measured() -> None:
+    model = gpu_cost_model("rtx4090-llama3.1-8b-table")
+    figures, result = simulated_run(trace_rows(), model)
+    errors = errors_percent(figures, measured_figures("rtx4090"))
+    assert abs(errors["ttft_mean_s"]) <= 5.0
+    assert abs(errors["tpot_mean_ms"]) <= 3.0
+    assert abs(errors["makespan_s"]) <= 3.0
+    assert all(outcome.failure is None for outcome in result.outcomes)
+    assert result.counters.num_preemptions > 100  # the run is about KV pressure
+    assert result.counters.prefix_hit_tokens == 0  # requests share no prompt
+    differences_s = np.abs(ttft_differences_s("rtx4090", result))
+    assert np.median(differences_s) < 1.0  # of a mean of 65 s

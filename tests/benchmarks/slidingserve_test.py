@@ -1,0 +1,259 @@
+"""The reproduction of SlidingServe's tables: tuning, pooling, pages, one tiny run."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks.slidingserve import cells, paper, pictures, rows, stages, tuning
+from benchmarks.slidingserve.tuning import (
+    Choice,
+    Settings,
+    TuneTask,
+    read_settings,
+    write_settings,
+)
+from jserve_sched.simulation.goodput import RateGrid
+from jserve_tools.reporting.marked_pages import fill_page
+from tests import ROOT
+
+FOLDER = ROOT / "benchmarks" / "slidingserve"
+
+
+def choice(**changes: Any) -> Choice:
+    values: dict[str, Any] = {
+        "shape": cells.CONTINUOUS,
+        "workload": "mixed_v1",
+        "row": "qoserve",
+        "limit_tokens": 384,
+        "options": {"margin": 1.2},
+        "qps": 4.5,
+        "num_tried": 3,
+        "seed": 0,
+        "num_requests": 100,
+        "commit": None,
+    }
+    return Choice(**(values | changes))
+
+
+def goodput_entry(row: str, *qps: float, shape: str = cells.CONTINUOUS) -> Any:
+    return {
+        "shape": shape,
+        "workload": "mixed_v1",
+        "row": row,
+        "qps": sum(qps) / len(qps),
+        "ci95_qps": None,
+        "seeds": [{"seed": i + 1, "qps": one} for i, one in enumerate(qps)],
+    }
+
+
+def load_result(num_violations: int, late_s: list[float]) -> dict[str, Any]:
+    return {
+        "num_requests": 10,
+        "num_violations": num_violations,
+        "num_unserved": 0,
+        "on_time_ttft_s": [1.0] * (10 - len(late_s)),
+        "late_ttft_s": late_s,
+    }
+
+
+@pytest.mark.parametrize(
+    ("workload", "upper", "lower", "model", "expected"),
+    [
+        ("sharegpt", "sliding", "edf", paper.QWEN, 1.25),
+        ("arxiv_v1", "sliding", "edf", paper.LLAMA, 2.11),
+        ("arxiv_v2", "sliding", "qoserve", paper.QWEN, 1.30),
+        ("mixed_v1", "sliding", "qoserve", paper.LLAMA, 1.19),
+    ],
+)
+def test_paper_ratios_are_those_it_claims(
+    workload: str, upper: str, lower: str, model: str, expected: float
+) -> None:
+    found = paper.goodput_ratio(workload, upper, lower, model)
+    assert found == pytest.approx(expected, abs=0.006)
+
+
+def test_loads_are_scaled_by_slidings_goodput() -> None:
+    assert paper.load_scale("mixed_v1", 3.9) == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="goodput of 0 on mixed_v1"):
+        paper.load_scale("mixed_v1", 0.0)
+
+
+def test_buckets_are_powers_of_two_up_to_a_full_step() -> None:
+    table = cells.bucket_table(cells.BUCKETS, 256)
+    assert table.row_edges == (2, 4, 8, 16, 32, 64, 128)
+    assert table.block_edges == (0, 1, 2, 4, 8, 16, 32, 64)
+    assert cells.bucket_table(cells.CONTINUOUS, 256).block_tokens == 1
+
+
+def test_every_tuned_limit_leaves_room_beside_all_slots() -> None:
+    least = cells.MACHINE.max_num_seqs + cells.BLOCK_TOKENS
+    assert min(rows.LIMITS_TOKENS) >= least
+    assert set(rows.COARSE_LIMITS_TOKENS) <= set(rows.LIMITS_TOKENS)
+
+
+def test_a_row_spells_its_options() -> None:
+    assert rows.QOSERVE.spec({"alpha": 0.2}) == "qoserve:alpha=0.2"
+
+
+def test_settings_come_back_from_their_file(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "settings.json"
+    assert read_settings(path).choices == ()
+    settings = Settings([choice()])
+    write_settings(path, settings.updated([choice(limit_tokens=192)]))
+    read = read_settings(path)
+    assert [one.limit_tokens for one in read.choices] == [192]
+    setup = read.setup(cells.CONTINUOUS, "mixed_v1", rows.QOSERVE)
+    assert (setup.policy, setup.predictor) == ("qoserve:margin=1.2", "oracle")
+    setup = read.setup(cells.CONTINUOUS, "mixed_v1", rows.LINEAR)
+    assert (setup.policy, setup.predictor) == ("sliding", "linear")
+    assert setup.limit_tokens == cells.FULL_STEP_TOKENS
+    with pytest.raises(ValueError, match="no settings for 'edf' on mixed_v1"):
+        read.setup(cells.CONTINUOUS, "mixed_v1", rows.EDF)
+
+
+def test_a_broken_settings_file_is_named(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "settings.json"
+    path.write_text('{"choices": [{"shape": "continuous"}]}')
+    with pytest.raises(ValueError, match="is not a settings file"):
+        read_settings(path)
+
+
+class Landscape:
+    """Goodputs by formula, in place of simulations."""
+
+    def __init__(self) -> None:
+        self.grid = RateGrid(resolution=0.02)
+        self.num_searches = 0
+
+    def qps(self, setup: cells.Setup) -> float:
+        height = 10.0 - abs(setup.limit_tokens - 310) / 100
+        height += 2.0 * ("alpha=0.2" in setup.policy)
+        height += 1.0 * ("objective=tokens" in setup.policy)
+        return self.grid.qps(self.grid.nearest(max(height, 1.0)))
+
+    def run(self, cell: cells.Cell) -> dict[str, Any]:
+        if cell.kind == "pass":
+            return {"passes": cell.qps <= self.qps(cell.setup) + 1e-9}
+        self.num_searches += 1
+        return {"qps": self.qps(cell.setup)}
+
+
+def test_tuning_finds_the_top_of_a_smooth_landscape() -> None:
+    landscape = Landscape()
+    task = TuneTask(
+        row=rows.PUBLISHED,
+        workload="mixed_v1",
+        shape=cells.CONTINUOUS,
+        seed=0,
+        num_requests=100,
+        resolution=0.02,
+    )
+    found = tuning.Choice(**task.run(landscape.run))
+    assert found.limit_tokens == 320
+    assert found.options == {"alpha": 0.2, "objective": "tokens"}
+    assert found.qps == pytest.approx(13.0, rel=0.02)
+    assert found.row == rows.PUBLISHED.name
+    # What is no better costs one probe, not a search.
+    assert landscape.num_searches < found.num_tried
+
+
+def test_pooling_adds_the_seeds_up() -> None:
+    found = stages.pooled([load_result(2, [5.0, 7.0]), load_result(4, [9.0])])
+    assert found["percent"] == pytest.approx(30.0)
+    assert found["seeds_percent"] == pytest.approx([20.0, 40.0])
+    low, high = found["percent_ci95"]
+    assert 10 < low < 30 < high < 55
+    assert found["num_served_late"] == 3
+    assert found["late_ttft_s"]["p50"] == pytest.approx(7.0)
+    assert found["ttft_s"]["p50"] == pytest.approx(1.0)
+
+
+def test_ratios_are_paired_by_seed() -> None:
+    entries = [goodput_entry("qoserve", 2.0, 4.0), goodput_entry("sliding", 3.0, 4.0)]
+    (found,) = stages.ratios(entries)
+    assert (found["row"], found["base"]) == ("sliding", "qoserve")
+    assert found["ratio"] == pytest.approx(1.25)
+    assert (found["lowest"], found["highest"]) == (1.0, 1.5)
+    assert found["paper"][paper.QWEN] == pytest.approx(1.95 / 1.70)
+
+
+def test_no_ratio_to_a_goodput_of_zero() -> None:
+    entries = [goodput_entry("qoserve", 2.0, 0.0), goodput_entry("sliding", 3.0, 4.0)]
+    assert stages.ratios(entries) == []
+
+
+def test_the_page_has_a_place_for_every_table() -> None:
+    page = (FOLDER / "README.md").read_text()
+    names = {"settings", "seeds", "transient"} | {
+        f"{table}-{shape}"
+        for table in ("goodput", "ratios", "ablation", "overload", "ttft")
+        for shape in (cells.CONTINUOUS, cells.BUCKETS)
+    }
+    filled = fill_page(page, {name: f"= {name} =" for name in names})
+    assert {name for name in names if f"= {name} =" in filled} == names
+
+
+def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
+    names = [row.name for row in (*rows.MAIN_ROWS, *rows.ABLATION_ROWS)]
+    settings = tmp_path / "settings.json"
+    write_settings(settings, Settings([choice(row=name, options={}) for name in names]))
+    output = tmp_path / "results"
+    output.mkdir()
+    (output / "README.md").write_text(
+        "<!-- table: transient -->\n<!-- end of table -->\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.slidingserve.reproduce"),
+            "--workloads=mixed_v1",
+            "--shapes=continuous",
+            "--num_requests=20",
+            "--num_seeds=1",
+            "--resolution=0.5",
+            "--transient_s=6",
+            "--num_processes=1",
+            f"--settings={settings}",
+            f"--output={output}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    last = json.loads(done.stdout.splitlines()[-1])
+    report = json.loads((output / "results.json").read_text())
+    assert last["output"] == str(output)
+    assert {one["row"] for one in report["goodput"]} == {
+        "edf",
+        "qoserve",
+        "sliding, as published",
+        "sliding",
+        "sliding, linear predictor",
+    }
+    assert [one["row"] for one in report["ablation"]][1:3] == [
+        "+ SlidingChunker",
+        "+ MLPS",
+    ]
+    assert len(report["overload"]) == 12
+    assert "| continuous, edf |" in (output / "README.md").read_text()
+    assert set(pictures.draw_all(report)) == {
+        name.name for name in output.glob("*.png")
+    }
+
+
+def test_a_wrong_stage_ends_with_one_line() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.slidingserve.reproduce"),
+            "--stages=tune,goodput",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 1
+    assert "stages=tune,goodput: known are ['tune']" in done.stderr

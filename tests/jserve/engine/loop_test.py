@@ -1,0 +1,216 @@
+import pathlib
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from jserve.engine.loop import EngineLoop
+from jserve.records.events import Health, NotServingError, QueueFullError
+from jserve_models.toy import toy_next_token
+from jserve_sched.policies.base import LookaheadPolicy
+from jserve_sched.policies.registry import POLICIES, make_policy
+from jserve_sched.requests.request import FinishReason, Request
+from jserve_sched.requests.slo import Slo
+from tests.engine_harness import Inbox, build_toy_loop, start
+from tests.fakes import make_request
+
+
+@pytest.fixture(scope="module")
+def loop(shared_programs: pathlib.Path) -> Iterator[EngineLoop]:
+    loop = build_toy_loop(shared_programs, max_queued_requests=600)
+    with pytest.raises(NotServingError, match="starting"):
+        loop.submit(make_request())
+    start(loop, Health.WARM)
+    yield loop
+    loop.stop()
+
+
+@pytest.fixture
+def inbox(loop: EngineLoop) -> Inbox:
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    return inbox
+
+
+def settle(loop: EngineLoop) -> None:
+    """Waits for the last record: it is written just after its tokens are told of."""
+    num_steps = -1
+    while num_steps != loop.stats().num_steps:
+        num_steps = loop.stats().num_steps
+        time.sleep(0.05)
+
+
+def toy_output(request: Request) -> list[int]:
+    context = request.prompt_tokens.tolist()
+    for _ in range(request.max_tokens):
+        context.append(toy_next_token(context))
+    return context[request.num_prompt_tokens :]
+
+
+def test_500_mixed_requests_are_right_and_compile_nothing(
+    loop: EngineLoop, inbox: Inbox
+) -> None:
+    rng = np.random.default_rng(1)
+    requests = [
+        make_request(
+            int(min(rng.lognormal(4, 1.2), 900)) + 1,
+            int(min(rng.lognormal(2, 1), 60)) + 1,
+            arrival_s=loop.clock.now_s(),
+        )
+        for _ in range(500)
+    ]
+    for request in requests:
+        loop.submit(request)
+    inbox.wait_for(*requests, timeout_s=200.0)
+    for request in requests:
+        assert inbox.tokens(request) == toy_output(request)
+        assert inbox.events[request.request_id][-1].finish_reason is FinishReason.LENGTH
+    stats = loop.stats()
+    assert stats.num_compiles_after_warmup == 0
+    assert stats.num_free_pages == stats.num_pages
+    assert stats.generated_tokens == sum(one.max_tokens for one in requests)
+    for batch in inbox.batches:  # one call for each step
+        assert len({event.request_id for event in batch}) == len(batch)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_every_policy_serves_a_crowd_of_all_kinds(
+    loop: EngineLoop, inbox: Inbox, policy: str
+) -> None:
+    rng = np.random.default_rng(2)
+    slos = (Slo(), Slo(ttft_s=2.0, tbt_s=0.5), Slo(ttlt_s=3.0), Slo(ttft_s=1e-6))
+    scheduler = loop._scheduler
+    before = scheduler.policy, scheduler._lookahead
+    searches = loop.stats().searches
+    looks_ahead = policy.startswith("annealing")
+    chosen = make_policy(policy + ":proposals=50" * looks_ahead)
+    scheduler.policy = chosen
+    scheduler._lookahead = chosen if isinstance(chosen, LookaheadPolicy) else None
+    try:
+        requests = [
+            make_request(
+                int(rng.integers(1, 250)),
+                int(rng.integers(1, 12)),
+                arrival_s=loop.clock.now_s(),
+                slo=slos[index % len(slos)],
+                guard=index % 7 == 0,
+            )
+            for index in range(42)
+        ]
+        for request in requests:
+            loop.submit(request)
+        inbox.wait_for(*requests, timeout_s=100.0)
+    finally:
+        scheduler.policy, scheduler._lookahead = before
+    for request in requests:
+        assert inbox.tokens(request) == toy_output(request)
+    stats = loop.stats()
+    assert stats.num_compiles_after_warmup == 0
+    assert (stats.searches.num_searches > searches.num_searches) == looks_ahead
+
+
+def test_every_step_is_on_record(loop: EngineLoop, inbox: Inbox) -> None:
+    settle(loop)
+    first = loop.stats().num_steps
+    request = make_request(
+        prompt=range(200), max_tokens=8, arrival_s=loop.clock.now_s()
+    )
+    loop.submit(request)
+    inbox.wait_for(request)
+    settle(loop)
+    steps = loop.steps(since=first)
+    assert [one.step_id for one in steps] == list(range(first, first + len(steps)))
+    assert sum(one.prefill_tokens for one in steps) == 200
+    assert sum(one.used_rows for one in steps) == 7
+    for one in steps:
+        assert one.used_rows <= one.num_rows and one.used_blocks <= one.num_blocks
+        assert one.duration_s > 0 and one.predicted_s > 0
+        assert 0 < one.used_s <= one.predicted_s * 1.001
+
+
+def test_a_cancelled_request_ends_and_gives_its_pages_back(
+    loop: EngineLoop, inbox: Inbox
+) -> None:
+    request = make_request(50, 1500, arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    inbox.wait_for_token(request)
+    loop.cancel(request.request_id)
+    loop.cancel("nobody")
+    inbox.wait_for(request)
+    last = inbox.events[request.request_id][-1]
+    assert (last.token, last.finish_reason) == (None, FinishReason.CANCELLED)
+    after = make_request(5, 2, arrival_s=loop.clock.now_s())
+    loop.submit(after)
+    inbox.wait_for(after)
+    assert loop.stats().num_free_pages == loop.stats().num_pages
+
+
+def test_an_id_in_use_or_a_request_too_long_is_refused(
+    loop: EngineLoop, inbox: Inbox
+) -> None:
+    request = make_request(50, 400, request_id="same", arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    with pytest.raises(ValueError, match="'same' is in use"):
+        loop.submit(make_request(5, 2, request_id="same"))
+    with pytest.raises(ValueError, match="context of"):
+        loop.submit(make_request(10, 5000))
+    loop.cancel("same")
+    inbox.wait_for(request)
+    again = make_request(5, 2, request_id="same", arrival_s=loop.clock.now_s())
+    inbox.events.clear()
+    loop.submit(again)
+    inbox.wait_for(again)
+
+
+def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> None:
+    loop = build_toy_loop(shared_programs, max_queued_requests=3)
+    inbox = start(loop, Health.WARM)
+    accepted = []
+    with pytest.raises(QueueFullError, match="max_queued_requests=3") as caught:
+        for _ in range(100):
+            request = make_request(600, 100, arrival_s=loop.clock.now_s())
+            loop.submit(request)
+            accepted.append(request)
+    assert caught.value.retry_after_s > 0
+    assert not loop.drain(0.05), "there was too much to finish"
+    inbox.wait_for(*accepted)
+    reasons = {inbox.events[one.request_id][-1].finish_reason for one in accepted}
+    assert FinishReason.CANCELLED in reasons
+    with pytest.raises(NotServingError, match="draining"):
+        loop.submit(make_request())
+    loop.stop()
+
+
+def test_drain_lets_running_requests_finish(shared_programs: pathlib.Path) -> None:
+    loop = build_toy_loop(shared_programs, enable_overlap=False)
+    inbox = start(loop, Health.READY)
+    requests = [make_request(100, 30, arrival_s=0.1 * i) for i in range(4)]
+    for request in requests:
+        loop.submit(request)
+    assert loop.drain(60.0)
+    for request in requests:
+        assert inbox.tokens(request) == toy_output(request)
+    loop.stop()
+
+
+def test_a_dead_engine_tells_everyone_and_takes_nobody(
+    shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_toy_loop(shared_programs)
+    inbox = start(loop, Health.WARM)
+
+    def break_down(plan: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(loop._engine, "launch", break_down)
+    request = make_request(arrival_s=loop.clock.now_s())
+    loop.submit(request)
+    inbox.wait_for(request)
+    last = inbox.events[request.request_id][-1]
+    assert last.error is not None and "the device is gone" in last.error
+    assert loop.health is Health.FAILED
+    with pytest.raises(NotServingError, match="failed"):
+        loop.submit(make_request())
+    assert not loop.wait_until(Health.READY, 5.0)
+    loop.stop()

@@ -1,0 +1,178 @@
+import concurrent.futures
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jserve.engine import program_store
+from jserve.engine.packing import Packer
+from jserve.engine.program_store import ProgramStore
+from jserve.engine.programs import DeviceState, Programs, abstract
+from jserve_models.registry import LoadedModel, load_model
+from jserve_models.steps import new_kv
+from jserve_sched.buckets.table import Bucket, BucketTable
+from tests.engine_harness import step_of_little
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+NUM_SLOTS, NUM_PAGES, PAGE_SIZE, PAGES_PER_ROW = 16, 8, 128, 4
+TABLE = BucketTable((NUM_SLOTS,), (0, 4))
+BUCKETS = TABLE.buckets
+
+
+@pytest.fixture
+def small_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Programs, "step_function", step_of_little)
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model("toy", seed=0, dtype=np.float32)
+
+
+@pytest.fixture
+def state(model: LoadedModel) -> DeviceState:
+    kv = new_kv(model.config, NUM_PAGES, PAGE_SIZE, np.float32)
+    return DeviceState(kv, jnp.zeros(NUM_SLOTS, jnp.int32))
+
+
+@pytest.fixture
+def make_programs(model: LoadedModel) -> Callable[[], Programs]:
+    return lambda: Programs(
+        model=model,
+        table=TABLE,
+        max_pages_per_row=PAGES_PER_ROW,
+        captures_logits=False,
+    )
+
+
+def padding(bucket: Bucket) -> np.ndarray:
+    packer = Packer(
+        num_slots=NUM_SLOTS, num_pages=NUM_PAGES, max_pages_per_row=PAGES_PER_ROW
+    )
+    return packer.pack_synthetic(bucket, 1, min(bucket.num_blocks, 1), PAGE_SIZE)
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_only_what_is_asked_for_and_missing_is_made(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    programs.compile(BUCKETS[:1], state)
+    assert [programs.has(bucket) for bucket in BUCKETS] == [True, False]
+    first_s = programs.wall_s
+    programs.compile(BUCKETS, state)
+    assert programs.num_compiled == len(BUCKETS)
+    assert programs.wall_s > first_s > 0
+    assert {one.program for one in programs.reports} == {str(one) for one in BUCKETS}
+    kv_bytes = sum(part.nbytes for part in state.kv)
+    for bucket, one in zip(BUCKETS, programs.reports, strict=True):
+        assert programs.memory(bucket).alias_size_in_bytes >= kv_bytes
+        assert one.trace_s > 0 and one.compile_s > 0
+        assert (one.source, one.executable_bytes) == ("compiled", None)
+
+
+def test_programs_are_made_while_steps_run(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    programs.compile(BUCKETS[:1], state)
+    shapes = abstract(state)
+    packed = padding(BUCKETS[0])
+    num_steps = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        job = pool.submit(programs.compile, BUCKETS[1:], shapes)
+        while not job.done():
+            donated = state
+            state, _ = programs.run(BUCKETS[0], state, packed)
+            assert donated.kv[0].is_deleted()
+            num_steps += 1
+        job.result()
+    assert num_steps > 10
+    for bucket in BUCKETS:
+        state, (tokens,) = programs.run(bucket, state, padding(bucket))
+        assert np.all(np.isfinite(np.asarray(tokens)))
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_no_program_is_begun_once_it_should_stop(
+    make_programs: Callable[[], Programs],
+    state: DeviceState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    programs = make_programs()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", None)
+        patch.setattr(jax, "jit", None)
+        programs.compile(BUCKETS, state, should_stop=lambda: True)
+    assert programs.num_compiled == 0
+
+    answers = iter([False, False])  # the first is traced, but not compiled
+    programs.compile(BUCKETS[:1], state, should_stop=lambda: next(answers, True))
+    assert programs.buckets == frozenset()
+    programs.compile(BUCKETS[:1], state, should_stop=lambda: False)
+    assert programs.buckets == {BUCKETS[0]}
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_a_stored_program_is_of_its_model_and_its_code(
+    model: LoadedModel,
+    state: DeviceState,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make(model: LoadedModel = model) -> list[tuple[str, bool]]:
+        programs = Programs(
+            model=model,
+            table=TABLE,
+            max_pages_per_row=PAGES_PER_ROW,
+            captures_logits=False,
+            store=ProgramStore(tmp_path, is_writable=True),
+        )
+        programs.compile(BUCKETS, state)
+        return [(one.source, one.trace_s > 0) for one in programs.reports]
+
+    assert make() == [("compiled", True)] * 2
+    assert make() == [("stored", False)] * 2
+    config = dataclasses.replace(model.config, name="another")
+    other = dataclasses.replace(model, config=config)
+    assert make(other) == [("compiled", True)] * 2
+    monkeypatch.setattr(program_store, "_source_digest", lambda: "edited")
+    assert make() == [("compiled", True)] * 2
+    assert make() == [("stored", False)] * 2
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_what_a_worker_raises_comes_out(
+    make_programs: Callable[[], Programs],
+    state: DeviceState,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(lowered: jax.stages.Lowered) -> None:
+        raise SystemExit
+
+    programs = make_programs()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.stages.Lowered, "compile", fail)
+        with pytest.raises(SystemExit):
+            programs.compile(BUCKETS, state)
+    assert programs.num_compiled == 0
+    programs.compile(BUCKETS[:1], state)  # nothing is left locked
+    assert programs.num_compiled == 1
+
+
+@pytest.mark.usefixtures("small_programs")
+def test_compilations_after_warm_up_are_counted(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs = make_programs()
+    assert programs.num_compiles_after_warmup == 0
+    programs.compile(BUCKETS[:1], state)
+    programs.mark_warm()
+    programs.compile(BUCKETS[:1], state)
+    assert programs.num_compiles_after_warmup == 0
+    programs.compile(BUCKETS[1:2], state)
+    assert programs.num_compiles_after_warmup == 1

@@ -1,0 +1,142 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jserve.engine import sampling
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+VOCAB = 50
+COUNT = 4000  # rows of a crowd: each other shape would be compiled anew
+BANNED = (7, 11)
+draw = jax.jit(sampling.scores)
+sample = jax.jit(sampling.sample)
+
+
+def rows(count: int = COUNT, **fields: object) -> sampling.RowSampling:
+    defaults = {
+        "temperature": (1.0, jnp.float32),
+        "top_k": (0, jnp.int32),
+        "top_p": (1.0, jnp.float32),
+        "min_p": (0.0, jnp.float32),
+        "seed": (0, jnp.uint32),
+        "position": (np.arange(count), jnp.int32),
+    }
+    bans = np.broadcast_to(fields.get("bans", False), count)
+    return sampling.RowSampling(
+        banned=jnp.where(jnp.asarray(bans)[:, None], jnp.asarray([*BANNED, -1]), -1),
+        **{
+            name: jnp.broadcast_to(
+                jnp.asarray(fields.get(name, value), dtype), (count,)
+            )
+            for name, (value, dtype) in defaults.items()
+        },
+    )
+
+
+def tokens(logits: np.ndarray, how: sampling.RowSampling) -> np.ndarray:
+    drawn = np.asarray(sample(jnp.asarray(logits), how))
+    best = np.argmax(np.asarray(draw(jnp.asarray(logits), how)), axis=-1)
+    assert np.array_equal(drawn, best)
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 2, VOCAB).astype(np.float32)
+
+
+def crowd(logits: np.ndarray, count: int = COUNT) -> np.ndarray:
+    return np.tile(logits, (count, 1))
+
+
+def padded(*logits: float) -> np.ndarray:
+    """A vocabulary of few tokens, and of others that cannot come."""
+    return np.array([*logits, *[-1e9] * (VOCAB - len(logits))], np.float32)
+
+
+def test_temperature_zero_is_greedy(logits: np.ndarray) -> None:
+    drawn = tokens(crowd(logits), rows(temperature=0.0))
+    assert set(drawn.tolist()) == {int(np.argmax(logits))}
+
+
+def test_draws_follow_the_softmax(logits: np.ndarray) -> None:
+    count = 5 * COUNT
+    drawn = np.concatenate(
+        [
+            tokens(crowd(logits), rows(temperature=1.5, position=positions))
+            for positions in np.arange(count).reshape(-1, COUNT)
+        ]
+    )
+    expected = np.asarray(jax.nn.softmax(logits / 1.5))
+    observed = np.bincount(drawn, minlength=VOCAB) / count
+    # Five standard deviations of each binomial share.
+    bound = 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9
+    assert np.all(np.abs(observed - expected) < bound)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 10])
+def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, top_k: int) -> None:
+    drawn = tokens(crowd(logits), rows(top_k=top_k, temperature=3.0))
+    assert set(drawn.tolist()) == set(np.argsort(-logits)[:top_k].tolist())
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.8])
+def test_top_p_keeps_the_smallest_set_with_that_mass(
+    logits: np.ndarray, top_p: float
+) -> None:
+    drawn = tokens(crowd(logits), rows(top_p=top_p))
+    probs = np.asarray(jax.nn.softmax(logits))
+    order = np.argsort(-probs)
+    size = int(np.searchsorted(np.cumsum(probs[order]), top_p)) + 1
+    assert set(drawn.tolist()) <= set(order[:size].tolist())
+    assert len(set(drawn.tolist())) >= size - 1  # the rarest may not have come up
+
+
+def test_top_p_is_taken_of_what_top_k_left() -> None:
+    logits = padded(*np.log([0.4, 0.3, 0.2, 0.1]))
+    # Of the first two, 0.4 / 0.7 = 57 %: with top_p 0.5 the first is enough.
+    how = rows(top_k=2, top_p=0.5)
+    assert set(tokens(crowd(logits), how).tolist()) == {0}
+    how = rows(top_k=2, top_p=0.6)
+    assert set(tokens(crowd(logits), how).tolist()) == {0, 1}
+
+
+def test_min_p_drops_what_is_unlikely_beside_the_best() -> None:
+    logits = padded(*np.log([0.5, 0.3, 0.15, 0.05]))
+    drawn = tokens(crowd(logits), rows(min_p=0.5))
+    assert set(drawn.tolist()) == {0, 1}
+
+
+def test_a_draw_depends_on_seed_and_position_alone(logits: np.ndarray) -> None:
+    seeds, positions = np.resize([1, 2, 1, 1, 2, 9], COUNT), np.full(COUNT, 5)
+    positions[3] = 6
+    how = rows(seed=seeds, position=positions)
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits)), how))
+    assert np.array_equal(drawn[0], drawn[2]) and np.array_equal(drawn[1], drawn[4])
+    assert not np.array_equal(drawn[0], drawn[3])
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_greedy_rows_are_untouched_beside_drawn_ones(logits: np.ndarray) -> None:
+    is_greedy = np.arange(COUNT) % 2 == 0
+    how = rows(temperature=np.where(is_greedy, 0.0, 1.0), top_p=0.5)
+    drawn = np.asarray(draw(jnp.asarray(crowd(logits)), how))
+    assert np.array_equal(drawn[is_greedy], crowd(logits, COUNT // 2))
+    assert not np.any(np.all(drawn[~is_greedy] == logits, axis=-1))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_banned_tokens_do_not_come(logits: np.ndarray, temperature: float) -> None:
+    logits = logits.copy()
+    logits[list(BANNED)] = 60.0  # so likely that no other token comes
+    how = rows(temperature=temperature, bans=np.arange(COUNT) < 100)
+    drawn = tokens(crowd(logits), how)
+    assert not set(drawn[:100].tolist()) & set(BANNED)
+    assert set(drawn[100:].tolist()) <= set(BANNED)
+
+
+def test_argmax_takes_the_first_of_equals_and_survives_nan() -> None:
+    values = jnp.array([[1.0, 5.0, 5.0], [-np.inf, -np.inf, -np.inf], [np.nan, 1, 2]])
+    assert sampling.argmax(values).tolist()[:2] == [1, 0]
+    assert 0 <= int(sampling.argmax(values)[2]) < 3

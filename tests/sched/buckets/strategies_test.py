@@ -1,0 +1,130 @@
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jserve_sched.buckets.strategies import (
+    FROM_FILE,
+    SIMULATED_STRATEGIES,
+    STRATEGIES,
+    BucketStrategy,
+    Explicit,
+    PadLimit,
+    make_strategy,
+)
+from jserve_sched.buckets.table import Bucket, BucketTable
+
+
+def table_of(strategy: BucketStrategy, num_rows: int, num_blocks: int) -> BucketTable:
+    """The table for limits of so many rows and, beside them, blocks."""
+    return strategy.table(
+        max_num_seqs=num_rows,
+        max_num_batched_tokens=num_rows + num_blocks * 4 + 3,
+        block_tokens=4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "limits", "row_edges", "block_edges"),
+    [
+        ("pow2", (24, 12), (2, 4, 8, 16, 24), (0, 1, 2, 4, 8, 12)),
+        ("two_bit", (9, 13), (2, 3, 4, 6, 8, 9), (0, 1, 2, 3, 4, 6, 8, 12, 13)),
+        ("linear:block_gap=3", (20, 9), (2, 8, 16, 20), (0, 1, 3, 6, 9)),
+        ("pad_limit:absolute=0:relative=0.5", (8, 15), (3, 8), (0, 1, 3, 7, 15)),
+    ],
+)
+def test_edges_follow_the_rule(spec, limits, row_edges, block_edges) -> None:
+    table = table_of(make_strategy(spec), *limits)
+    assert (table.row_edges, table.block_edges) == (row_edges, block_edges)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(st.integers(1, 12), st.integers(0, 3), st.sampled_from([0, 0.1, 0.25, 0.5, 0.9]))
+def test_pad_limits_hold_with_the_fewest_edges(
+    num_blocks: int, absolute: int, relative: float
+) -> None:
+    def holds(edges: tuple[int, ...]) -> bool:
+        padded = [min(e for e in edges if e >= n) for n in range(1, num_blocks + 1)]
+        return all(
+            edge - count <= max(absolute, relative * edge)
+            for count, edge in enumerate(padded, 1)
+        )
+
+    table = table_of(PadLimit(absolute=absolute, relative=relative), 2, num_blocks)
+    chosen = table.block_edges[1:]
+    assert holds(chosen)
+    for count in range(len(chosen) - 1):
+        for fewer in itertools.combinations(range(1, num_blocks), count):
+            assert not holds((*fewer, num_blocks))
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(
+    st.sampled_from([*STRATEGIES, "linear:row_gap=1", "pad_limit:relative=0.9"]),
+    st.integers(1, 70),
+    st.integers(1, 130),
+)
+def test_the_limits_are_the_last_edges(
+    spec: str, num_rows: int, num_blocks: int
+) -> None:
+    table = table_of(make_strategy(spec), num_rows, num_blocks)
+    assert (table.max_rows, table.max_blocks) == (num_rows, num_blocks)
+    assert table.row_edges[0] >= min(2, num_rows)
+    with pytest.raises(ValueError, match="no room for a prefill block"):
+        make_strategy(spec).table(
+            max_num_seqs=num_rows, max_num_batched_tokens=num_rows + 3, block_tokens=4
+        )
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "num_seqs", "message"),
+    [
+        ((4,), (0, 4), 8, "max_num_seqs=8"),
+        ((4,), (0, 9), 4, "block edge 9"),
+        ((4,), (0, 4), 109, "no room for a prefill block"),
+        ((0, 4), (0, 1), 4, "row_edges must begin at 1"),
+    ],
+)
+def test_explicit_edges_are_held_against_the_limits(
+    rows, blocks, num_seqs, message
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Explicit(row_edges=rows, block_edges=blocks).table(
+            max_num_seqs=num_seqs, max_num_batched_tokens=140, block_tokens=32
+        )
+
+
+def test_explicit_blocks_may_need_empty_rows() -> None:
+    table = Explicit(row_edges=(2, 64), block_edges=(0, 1, 4)).table(
+        max_num_seqs=64, max_num_batched_tokens=140, block_tokens=32
+    )
+    assert table.max_tokens == 140
+    assert Bucket(2, 4) in table.buckets
+    assert Bucket(64, 4) not in table.buckets
+
+
+def test_continuous_shapes_are_never_padded() -> None:
+    strategy = make_strategy("none", SIMULATED_STRATEGIES)
+    table = strategy.table(max_num_seqs=4, max_num_batched_tokens=12, block_tokens=32)
+    assert table.fit(0, 3) == Bucket(0, 3, 1)
+    assert table.fit(3, 8).num_tokens == 11
+    assert (table.max_rows, table.max_blocks) == (4, 12)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pow3", "'pow3' is unknown; known: .*'linear', 'pad_limit', 'pow2'"),
+        ("none", "bucket strategy 'none' is unknown"),
+        ("pow2:gap=2", "'pow2' has no option 'gap=2'"),
+        ("linear:row_gap=0", "row_gap=0 is below 1"),
+        ("linear:block_gap=0.5", "linear:block_gap=0.5 is not a number"),
+        ("pad_limit:relative=1", r"relative=1.0 is not in 0\.\.1"),
+        ("pad_limit:absolute=-1", "absolute=-1 is below 0"),
+        *((name, f"'{name}' needs a bucket file") for name in FROM_FILE),
+    ],
+)
+def test_wrong_specs_are_refused_by_name(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_strategy(spec)

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.planning.forwarder import BatchForwarder, Prompts, remaining_prompts
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import Row
+from tests.fakes import make_request
+from tests.step_costs import Curve, make_view
+
+TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4, 8), block_tokens=4)
+CONTINUOUS = Continuous().table(
+    max_num_seqs=8, max_num_batched_tokens=1032, block_tokens=4
+)
+
+
+def decoding(context_tokens: int) -> Request:
+    request = make_request(context_tokens, 8)
+    request.num_dispatched = context_tokens
+    request.output_tokens.append(1)
+    request.state = RequestState.RUNNING
+    return request
+
+
+def prompts_of(*lengths: int) -> list[Request]:
+    return [make_request(length, 4) for length in lengths]
+
+
+@pytest.mark.parametrize("table", [TABLE, CONTINUOUS])
+def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> None:
+    decodes = [decoding(30), decoding(9)]
+    requests = prompts_of(5, 13, 3)
+    requests[1].num_dispatched = 4  # partly computed
+    requests[1].state = RequestState.RUNNING
+    view = make_view(table, Curve(lambda tokens: tokens))
+    forwarder = BatchForwarder(view, decodes, remaining_prompts(view, requests))
+    size = table.block_tokens
+    budgets = np.arange(forwarder.max_blocks + 1)
+    matrix = forwarder.features(budgets)
+    for budget in budgets.tolist():
+        chunks, left = [], budget
+        for request in requests:
+            tokens = min(request.num_remaining, left * size)
+            if tokens:
+                chunks.append(Row(request, request.num_dispatched, tokens, False))
+                left -= -(-tokens // size)
+        used = sum(-(-row.num_tokens // size) for row in chunks)
+        expected = features.step_features(
+            [Row(one, one.num_dispatched, 1, True) for one in decodes],
+            chunks,
+            table.fit(2, used),
+            view.ledger.page_size,
+        )
+        assert matrix[budget].tolist() == expected.tolist(), budget
+
+
+@pytest.mark.parametrize("limit", [0.0, 3.0, 17.5, 100.0, 999.0, 5000.0])
+def test_time_to_budget_is_the_largest_that_fits(limit: float) -> None:
+    view = make_view(CONTINUOUS, Curve(lambda tokens: 1 + tokens + 1e-3 * tokens**2))
+    prompts = Prompts(prompts_of(600, 600), np.zeros(2), np.array([600.0, 600.0]))
+    forwarder = BatchForwarder(view, [], prompts)
+    budgets = np.arange(forwarder.max_blocks + 1)
+    fits = budgets[forwarder.predict(budgets) <= limit]
+    assert forwarder.largest_within(limit) == (fits[-1] if fits.size else 0)
+    assert forwarder.largest_within(float("inf")) == forwarder.max_blocks
+
+
+def test_a_prompt_alone_takes_as_many_full_steps_as_it_needs() -> None:
+    view = make_view(TABLE, Curve(lambda tokens: 10.0 + tokens), max_tokens=40)
+    prompts = Prompts(prompts_of(8, 70), np.array([0.0, 4.0]), np.array([8.0, 70.0]))
+    alone_s = BatchForwarder(view, [], prompts).alone_s(prompts)
+    assert alone_s.tolist() == [18.0, 2 * (10 + 32) + 10 + 6]
+
+
+def test_a_page_in_the_prefix_cache_is_not_left_to_do() -> None:
+    view = make_view(TABLE, Curve(lambda tokens: tokens))
+    request = make_request(20, 4)
+    (page,) = view.ledger.allocate(1)
+    view.ledger.publish(page, b"first page")
+    request.page_hashes = [b"first page", b"second page"]
+    prompts = remaining_prompts(view, [request])
+    size = view.ledger.page_size
+    assert (prompts.start[0], prompts.tokens[0]) == (size, 20 - size)

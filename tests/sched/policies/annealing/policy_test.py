@@ -1,0 +1,242 @@
+"""Admission by a searched plan: when it searches, whom it lets in, and when."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.planning.candidates import choose_waiting
+from jserve_sched.planning.outlook import Outlook
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.annealing.policy import PlannedAdmission, SearchLimit
+from jserve_sched.policies.annealing.problem import AnnealingProblem
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.slo import Slo
+from jserve_sched.steps.plan import StepPlan
+from jserve_sched.timing.request_latency import Bilinear, LatencySource, RequestLatency
+from tests.fakes import make_request
+from tests.step_costs import Curve, make_view
+
+TABLE = BucketTable((8,), (0, 64), block_tokens=4)
+# One request alone: 1 ms a prompt token, 10 ms an output token; twice as slow for two.
+LATENCY = RequestLatency(
+    prefill=Bilinear(both=1e-3, batch=0.0, length=0.0, base=0.0),
+    decode=Bilinear(both=0.0, batch=1e-2, length=0.0, base=0.0),
+)
+
+
+def planner(spec: str) -> PlannedAdmission:
+    policy = make_policy(spec)
+    assert isinstance(policy, PlannedAdmission)
+    return policy
+
+
+def job(name: str, *, tokens: int = 10, ttlt_s: float = 99.0, **fields) -> Request:
+    slo = Slo(ttlt_s=ttlt_s)
+    return make_request(10, tokens, request_id=name, slo=slo, **fields)
+
+
+def running(name: str) -> Request:
+    request = make_request(4, 8, request_id=name)
+    request.output_tokens.append(1)
+    request.num_dispatched = 4
+    request.slot, request.pages = 0, [0]
+    request.state = RequestState.RUNNING
+    return request
+
+
+def view_of(*waiting: Request, now_s: float = 0.0, **fields) -> SchedulerView:
+    view = make_view(
+        TABLE,
+        Curve(lambda tokens: 0.001 + 1e-4 * tokens),
+        waiting=waiting,
+        running=fields.pop("running", ()),
+        now_s=now_s,
+    )
+    return dataclasses.replace(view, latency_source=LatencySource(LATENCY), **fields)
+
+
+def outlook(*order: str) -> Outlook:
+    return Outlook(order=order, made_s=0.0, epoch=0)
+
+
+def problem_of(policy: PlannedAdmission, view: SchedulerView) -> AnnealingProblem:
+    """What the policy searches, with this view."""
+    requests = choose_waiting(view, first=policy._num_aged(view))
+    return policy._problem(view, requests)
+
+
+def admitted(plan: StepPlan | None) -> list[str]:
+    assert plan is not None
+    return [row.request.request_id for row in plan.chunks]
+
+
+def test_it_searches_after_a_change_but_not_too_often() -> None:
+    policy = planner("annealing:interval_s=0.5:proposals=10")
+    view = view_of(job("a"), job("b"), epoch=7, now_s=1.0)
+    first = policy.revise(view)
+    assert first is not None
+    assert (first.epoch, first.made_s, sorted(first.order)) == (7, 1.0, ["a", "b"])
+    later = dataclasses.replace(view, outlook=first, now_s=1.6)
+    assert policy.revise(later) is None, "nothing has changed"
+    later = dataclasses.replace(later, epoch=8)
+    assert policy.revise(later) is not None
+    assert policy.revise(dataclasses.replace(later, now_s=1.4)) is None, "too soon"
+    assert policy.revise(dataclasses.replace(later, num_free_slots=0)) is None
+    assert policy.revise(view_of(epoch=8)) is None, "nobody waits"
+
+
+def test_the_search_puts_first_who_could_else_not_be_met() -> None:
+    # Each takes 0.1 s alone; "tight" is late unless it is first, and all fit so.
+    jobs = [job("a"), job("b"), job("c"), job("tight", ttlt_s=0.15)]
+    found = planner("annealing").revise(view_of(*jobs, num_free_slots=1))
+    assert found is not None
+    assert found.order[0] == "tight"
+
+
+def test_a_search_begins_with_the_last_order() -> None:
+    rng = np.random.default_rng(3)
+    jobs = [
+        job(
+            f"j{index:02}",
+            tokens=int(rng.integers(5, 80)),
+            ttlt_s=float(rng.uniform(0.5, 9)),
+        )
+        for index in range(24)
+    ]
+    view = view_of(*jobs, num_free_slots=1)
+    best = planner("annealing:proposals=4000").revise(view)
+    idle = planner("annealing:proposals=1")
+    assert best is not None
+    again = idle.revise(dataclasses.replace(view, outlook=best, epoch=1, now_s=0.05))
+    alone = idle.revise(view)
+    assert again is not None and alone is not None
+    assert again.order == best.order != alone.order
+
+
+def test_admission_goes_by_turn_and_newcomers_go_behind() -> None:
+    waiting = [job(name) for name in ("a", "b", "c", "new")]
+    view = view_of(*waiting, outlook=outlook("c", "a", "gone", "b"))
+    for spec in ("annealing", "annealing+sliding"):
+        assert admitted(make_policy(spec).plan(view)) == ["c", "a", "b", "new"]
+    without = dataclasses.replace(view, outlook=None)
+    assert admitted(make_policy("annealing").plan(without)) == ["a", "b", "c", "new"]
+
+
+def test_the_aged_go_first_by_arrival() -> None:
+    old = [job("old2", arrival_s=1.0), job("old1", arrival_s=0.5)]
+    young = [job("y1", arrival_s=50.0), job("y2", arrival_s=51.0)]
+    view = view_of(
+        *old, *young, now_s=60.0, outlook=outlook("y2", "y1", "old2", "old1")
+    )
+    plan = make_policy("annealing:max_age_s=30").plan(view)
+    assert admitted(plan) == ["old1", "old2", "y2", "y1"]
+
+
+@pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
+def test_the_aged_are_preempted_last_the_first_to_come_last_of_all(name: str) -> None:
+    def one(name: str, arrival_s: float, due_s: float) -> Request:
+        request = running(name)
+        request.arrival_s = arrival_s
+        request.pacing = Slo(ttlt_s=due_s - arrival_s).pacing(arrival_s, 8)
+        return request
+
+    runs = [
+        one("old2", 2.0, 900.0),  # may end long after the others
+        one("late", 40.0, 41.0),
+        one("old1", 1.0, 50.0),  # is late
+        one("fine", 41.0, 500.0),
+        one("soon", 42.0, 62.0),
+    ]
+    policy = planner(f"{name}:max_age_s=30")
+    candidates = policy.candidates(view_of(now_s=60.0, running=runs))
+    victims = [victim.request_id for victim in candidates.victims(runs[2])]
+    assert victims == ["late", "fine", "soon", "old2"]
+    assert [one.request_id for one in candidates.victims(runs[4])] == ["late", "fine"]
+
+
+def test_the_aged_are_not_searched_but_their_time_counts() -> None:
+    old = [job(f"old{index}", tokens=101) for index in range(4)]  # 1.01 s each
+    young = [job("late", ttlt_s=2.0, arrival_s=60.0), job("fine", arrival_s=60.0)]
+    fields = {"now_s": 60.0, "num_free_slots": 1, "max_num_seqs": 1}
+    view = view_of(*old, *young, in_flight_s=0.5, **fields)
+    policy = planner("annealing:max_age_s=30")
+    found = policy.revise(view)
+    assert found is not None
+    assert sorted(found.order) == ["fine", "late"]
+    assert problem_of(policy, view).start_s == pytest.approx(0.5 + 4 * 1.01)
+    thousands = [job(f"old{index:04}", tokens=101) for index in range(2000)]
+    start_s = problem_of(policy, view_of(*thousands, *young, **fields)).start_s
+    assert start_s == pytest.approx(2000 * 1.01)
+
+
+def test_a_batch_fits_what_runs() -> None:
+    jobs = [job(name) for name in "abc"]
+    view = view_of(*jobs, running=[running("r"), running("s")], num_free_slots=2)
+    held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
+    problem = problem_of(planner("annealing"), view)
+    assert problem.exec_s.shape == (3, 2), "no larger than the free slots"
+    pool = view.ledger.num_pages * view.ledger.page_size
+    assert problem.max_kv_tokens == pool - held
+    alone_s = problem_of(planner("annealing"), view_of(*jobs)).exec_s
+    # Ten prompt tokens and nine decode steps, each longer for each row that runs.
+    assert problem.exec_s[:, 0] == pytest.approx(3 * alone_s[:, 0])
+
+
+def test_annealing_sliding_plans_a_stream_of_requests() -> None:
+    jobs = [job(name) for name in "abc"]  # 10 ms of prefill, 90 ms of decode steps
+    view = view_of(*jobs, running=[running("r")], max_num_seqs=2)
+    problem = problem_of(planner("annealing+sliding"), view)
+    # Two run together: decode steps take twice as long, half of which is its own.
+    assert problem.exec_s == pytest.approx(np.full((3, 1), 0.01 + 0.18 / 2))
+
+
+def test_the_clock_ends_a_search() -> None:
+    class Clock:
+        """A millisecond passes between two looks."""
+
+        looks = 0
+
+        def now_s(self) -> float:
+            self.looks += 1
+            return self.looks * 1e-3
+
+    jobs = [job(f"j{index}", ttlt_s=0.2) for index in range(6)]
+    policy = planner("annealing:proposals=999")
+    for budget_s, num_looks in ((math.inf, 9), (1e9, 9), (2e-3, 4)):
+        limited = dataclasses.replace(policy, limit=SearchLimit(Clock(), budget_s))
+        found = limited.revise(view_of(*jobs))
+        assert found is not None
+        assert found.search_s == pytest.approx((num_looks - 1) * 1e-3)
+        assert sorted(found.order) == sorted(one.request_id for one in jobs)
+
+
+def test_a_view_gives_one_outlook_and_one_plan() -> None:
+    jobs = [job(f"j{index}", tokens=5 + index % 7, ttlt_s=0.4) for index in range(12)]
+    view = view_of(*jobs, epoch=5)
+    for spec in ("annealing", "annealing+sliding"):
+        policy = planner(spec + ":proposals=500")
+        first = policy.revise(view)
+        assert first == policy.revise(view)
+        planned = dataclasses.replace(view, outlook=first)
+        plan = policy.plan(planned)
+        assert len(admitted(plan)) == 8, "every row is taken"
+        assert plan == make_policy(spec).plan(planned)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("proposals=0", "proposals=0 is below 1"),
+        ("interval_s=-1", "interval_s=-1.0 is below 0"),
+        ("chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
+        ("seed=-1", "seed=-1 is below 0"),
+        ("kernel=fast", "no option 'kernel=fast'"),
+    ],
+)
+def test_wrong_options_are_refused(option: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy(f"annealing:{option}")

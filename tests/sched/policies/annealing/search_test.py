@@ -1,0 +1,342 @@
+"""The search for a plan: what plans are worth, which are found, and how far it goes."""
+
+import collections
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jserve_sched.policies.annealing.problem import (
+    AnnealingProblem,
+    Score,
+    evaluate,
+    make_problem,
+    packed,
+)
+from jserve_sched.policies.annealing.search import DELAY, SQUEEZE, SWAP, anneal, search
+from jserve_sched.requests.request import Request
+from jserve_sched.requests.slo import Slo
+from jserve_sched.timing.request_latency import Bilinear, RequestLatency
+from tests import TESTS
+from tests.annealing_instances import NO_LIMIT, Instance, draw
+
+GOLDEN = TESTS / "golden" / "annealing.json"
+EVER, NEVER = math.inf, -math.inf
+
+
+def by_hand(**fields: object) -> AnnealingProblem:
+    """Two short jobs and a long one; only the long one is in a hurry."""
+    return dataclasses.replace(
+        AnnealingProblem(
+            exec_s=np.array([[10.0, 12], [20, 24], [100, 120]]),
+            latest_s=np.array([[EVER, EVER], [EVER, EVER], [25, NEVER]]),
+            waited_s=np.array([1.0, 2, 0]),
+            kv_tokens=np.array([5, 5, 50]),
+            max_kv_tokens=30,
+            start_s=7.0,
+        ),
+        **fields,
+    )
+
+
+def sorted_start(problem: AnnealingProblem) -> np.ndarray:
+    return packed(problem, np.argsort(problem.exec_s[:, -1], kind="stable").tolist())
+
+
+def check_plan(problem: AnnealingProblem, batch_of: np.ndarray) -> None:
+    sizes = np.bincount(batch_of, minlength=1)
+    tokens = np.bincount(batch_of, weights=problem.kv_tokens)
+    assert len(batch_of) == len(problem.exec_s)
+    assert sizes.min() >= 1 and sizes.max() <= problem.exec_s.shape[1]
+    assert np.all((sizes == 1) | (tokens <= problem.max_kv_tokens))
+
+
+def test_a_plan_is_worth_what_it_is_by_hand() -> None:
+    # [0, 1] together from 7 to 31: the third job may wait no longer than 25.
+    score = evaluate(by_hand(), np.array([0, 0, 1]))
+    assert score == Score(2, (7 + 12 + 1) + (7 + 24 + 2) + (31 + 100))
+    assert score.merit == pytest.approx(2 / 184, rel=1e-3)
+    # One after another: 0 from 7, 2 from 17, 1 from 117.
+    score = evaluate(by_hand(), np.array([0, 2, 1]))
+    assert score == Score(3, (7 + 10 + 1) + (17 + 100) + (117 + 20 + 2))
+    assert Score(0, 10.0).merit > Score(0, 20.0).merit
+
+
+def test_starts_fill_batches_up_to_the_kv_budget() -> None:
+    assert packed(by_hand(), (0, 2, 1)).tolist() == [0, 2, 1]
+    assert packed(by_hand(), (1, 0, 2)).tolist() == [0, 0, 1]
+    assert packed(by_hand(max_kv_tokens=9), (0, 1, 2)).tolist() == [0, 1, 2]
+
+
+def test_a_search_is_left_out_only_where_nothing_can_be_gained() -> None:
+    easy = by_hand(
+        exec_s=np.array([[10.0, 10], [100, 100], [100, 100]]),
+        latest_s=np.full((3, 2), EVER),
+        max_kv_tokens=100,
+    )
+    found = search(easy, num_proposals=50)
+    assert (found.batch_of.tolist(), found.num_proposals) == ([0, 1, 1], 50)
+    single = dataclasses.replace(
+        easy, exec_s=easy.exec_s[:, :1], latest_s=easy.latest_s[:, :1]
+    )
+    assert search(single).num_proposals == 0
+    hurried = dataclasses.replace(single, latest_s=np.array([[99.0], [99], [0]]) + 7)
+    assert search(hurried, num_proposals=9).num_proposals == 9
+
+
+def test_within_one_percent_of_the_optimum() -> None:
+    """Of instances on file, solved by `golden/write_annealing.py`."""
+    rows = json.loads(GOLDEN.read_text())
+    assert len(rows) == 60
+    for fields, num_attained, total_s in rows:
+        found = search(Instance(**fields).problem(), num_proposals=2_000)
+        best = Score(num_attained, total_s).merit
+        assert 0.99 <= found.score.merit / best <= 1 + 1e-9
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    num_jobs=st.integers(1, 30),
+    max_batch=st.integers(1, 6),
+    max_kv_tokens=st.sampled_from([0, 700, NO_LIMIT]),
+    num_proposals=st.sampled_from([0, 1, 7, 200]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_valid_plan_never_below_its_starts(
+    num_jobs: int, max_batch: int, max_kv_tokens: int, num_proposals: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    problem = draw(
+        rng, num_jobs, max_batch, max_kv_tokens=max_kv_tokens, max_waited_ms=9000
+    ).problem()
+    start = packed(problem, rng.permutation(num_jobs).tolist())
+    found = search(problem, num_proposals=num_proposals, seed=seed, starts=(start,))
+    check_plan(problem, found.batch_of)
+    assert found.score == evaluate(problem, found.batch_of)
+    longest_waiting = np.argsort(-problem.waited_s, kind="stable").tolist()
+    for one in (start, sorted_start(problem), packed(problem, longest_waiting)):
+        assert found.score.merit >= evaluate(problem, one).merit * (1 - 1e-12)
+
+
+def test_the_same_arguments_give_the_same_plan() -> None:
+    problem = draw(np.random.default_rng(5), 20, 1).problem()
+    first, again = (search(problem, num_proposals=1_000, seed=3) for _ in range(2))
+    assert again[1:] == first[1:]
+    assert again.batch_of.tolist() == first.batch_of.tolist()
+    plans = {search(problem, num_proposals=99, seed=seed).score for seed in range(5)}
+    assert len(plans) > 1
+
+
+def test_time_that_is_spent_ends_the_search_with_the_best_so_far() -> None:
+    problem = draw(np.random.default_rng(5), 20, 1).problem()
+    looks = itertools.count()
+    found = search(problem, spent=lambda: next(looks) / 8)
+    assert found.num_proposals == 8 * 1_000 // 20
+    at_once = search(problem, spent=lambda: 1.0)
+    assert at_once.num_proposals == 0
+    assert found.score.merit > at_once.score.merit
+
+
+def test_beats_the_sorted_start_at_20_jobs() -> None:
+    rng = np.random.default_rng(20)
+    for max_batch in (1, 2, 4):
+        gains = []
+        for _ in range(8):
+            problem = draw(rng, 20, max_batch).problem()
+            found = search(problem, num_proposals=2_000).score
+            gains.append(found.merit / evaluate(problem, sorted_start(problem)).merit)
+        assert np.mean(gains) >= 1.04
+
+
+@dataclasses.dataclass
+class Chain:
+    """The kernel's state at a plan."""
+
+    problem: AnnealingProblem
+    places: list[int]
+
+    def __post_init__(self) -> None:
+        empty = [0] * (2 * len(self.places) + 1)
+        self.sizes, self.kv, self.waits_s = empty.copy(), empty.copy(), empty.copy()
+        for place, tokens in zip(
+            self.places, self.problem.kv_tokens.tolist(), strict=True
+        ):
+            self.sizes[place] += 1
+            self.kv[place] += tokens
+        self.merit = self.best_merit = evaluate(self.problem, self.plan).merit
+        self.best = self.places.copy()
+
+    @property
+    def plan(self) -> np.ndarray:
+        return np.array(self.places) // 2
+
+    def move(self, move: int, job: int, other: int, bar: float) -> None:
+        problem = self.problem
+        self.merit, self.best_merit = anneal(
+            problem.exec_s.ravel().tolist(),
+            problem.latest_s.ravel().tolist(),
+            problem.kv_tokens.tolist(),
+            problem.max_kv_tokens,
+            problem.start_s,
+            float(np.sum(problem.waited_s)),
+            *([move], [job], [other], [bar]),
+            *(self.places, self.best, self.sizes, self.kv, self.waits_s),
+            *(self.merit, self.best_merit),
+        )
+
+
+@pytest.mark.parametrize("max_kv_tokens", [NO_LIMIT, 900])
+@pytest.mark.parametrize("max_batch", [1, 2, 5])
+def test_every_proposal_is_priced_as_the_whole_plan_is(
+    max_batch: int, max_kv_tokens: int
+) -> None:
+    rng = np.random.default_rng(max_batch)
+    seen: collections.Counter[tuple[int, bool]] = collections.Counter()
+    for num_jobs in (2, 5, 13):
+        problem = draw(
+            rng,
+            num_jobs,
+            max_batch,
+            max_kv_tokens=max_kv_tokens,
+            start_ms=500,
+            max_waited_ms=3000,
+            ttft_s=4.0,
+        ).problem()
+        chain = Chain(problem, (2 * sorted_start(problem) + 1).tolist())
+        best = chain.merit
+        for _ in range(150):
+            move, before = int(rng.integers(3)), chain.places.copy()
+            # Of the worse moves two in five are kept: plans of all kinds come up.
+            bar = float(rng.choice([0.0, -math.inf], p=[0.6, 0.4]))
+            chain.move(move, *rng.integers(num_jobs, size=2).tolist(), bar)
+            check_plan(problem, chain.plan)
+            assert set(chain.places) == set(range(1, 2 * max(chain.plan) + 2, 2))
+            merit = evaluate(problem, chain.plan).merit
+            assert chain.merit == pytest.approx(merit, rel=1e-12)
+            best = max(best, merit)
+            assert chain.best_merit == pytest.approx(best, rel=1e-12)
+            found = evaluate(problem, np.array(chain.best) // 2).merit
+            assert found == pytest.approx(best, rel=1e-12)
+            sizes = np.bincount(chain.places, minlength=len(chain.sizes))
+            tokens = np.bincount(
+                chain.places, weights=problem.kv_tokens, minlength=len(chain.kv)
+            )
+            assert (chain.sizes, chain.kv) == (sizes.tolist(), tokens.tolist())
+            seen[move, chain.places != before] += 1
+    assert min(seen[move, True] for move in range(3)) > 20
+
+
+def moved(
+    move: int, job: int, other: int, *, max_kv_tokens: int = 100
+) -> list[list[int]]:
+    """Jobs 0 to 4 of one KV token each, in batches [0, 1], [2, 3], [4]; one move."""
+    problem = AnnealingProblem(
+        exec_s=np.full((5, 2), 1.0),
+        latest_s=np.full((5, 2), 1e6),
+        waited_s=np.zeros(5),
+        kv_tokens=np.ones(5, np.int64),
+        max_kv_tokens=max_kv_tokens,
+    )
+    chain = Chain(problem, [1, 1, 3, 3, 5])
+    chain.move(move, job, other, -math.inf)
+    plan = chain.plan
+    return [np.flatnonzero(plan == k).tolist() for k in range(max(plan) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("move", "job", "other", "plan"),
+    [
+        (SQUEEZE, 0, 0, [[0, 1], [2, 3], [4]]),  # nothing runs before it
+        (SQUEEZE, 2, 0, [[1, 2], [0, 3], [4]]),  # takes a place in a full batch
+        (SQUEEZE, 4, 3, [[0, 1], [2, 4], [3]]),
+        (DELAY, 3, 0, [[0, 1], [2], [3, 4]]),  # joins the batch behind
+        (DELAY, 1, 0, [[0], [1], [2, 3], [4]]),  # opens one
+        (DELAY, 4, 0, [[0, 1], [2, 3], [4]]),  # alone and last
+        (SWAP, 0, 4, [[1, 4], [2, 3], [0]]),
+        (SWAP, 2, 3, [[0, 1], [2, 3], [4]]),  # of one batch
+    ],
+)
+def test_moves_by_hand(move: int, job: int, other: int, plan: Sequence[object]) -> None:
+    assert moved(move, job, other) == plan
+
+
+def test_a_batch_over_the_kv_budget_is_not_joined() -> None:
+    assert moved(DELAY, 3, 0, max_kv_tokens=1) == [[0, 1], [2], [3], [4]]
+
+
+# A prompt token takes 1 ms for each request of the batch, a decode step 10 ms each.
+LATENCY = RequestLatency(
+    prefill=Bilinear(both=1e-3, batch=0.0, length=0.0, base=0.0),
+    decode=Bilinear(both=0.0, batch=10e-3, length=0.0, base=0.0),
+)
+NOW_S = 50.0
+
+
+def request(slo: Slo, *, waited_s: float = 2.0) -> Request:
+    """100 prompt tokens: alone 100 ms and ten steps of 10 ms, in a pair twice that."""
+    return Request(
+        request_id="r",
+        arrival_s=NOW_S - waited_s,
+        prompt_tokens=np.zeros(100, np.int32),
+        max_tokens=11,
+        slo=slo,
+    )
+
+
+def problem_of(one: Request, **options: object) -> AnnealingProblem:
+    fields = {"now_s": NOW_S, "max_batch": 2, "max_kv_tokens": 999}
+    return make_problem([one], LATENCY, **{**fields, **options})
+
+
+def test_durations_sizes_and_waits() -> None:
+    problem = problem_of(request(Slo()), start_s=0.5)
+    assert problem.exec_s == pytest.approx(np.array([[0.2, 0.4]]))
+    assert problem.waited_s.tolist() == [2.0]
+    assert problem.kv_tokens.tolist() == [111]
+    assert (problem.start_s, problem.max_kv_tokens) == (0.5, 999)
+    assert problem_of(request(Slo(), waited_s=-1.0)).waited_s.tolist() == [0.0]
+    beside = problem_of(request(Slo()), num_running=2)
+    assert beside.exec_s == pytest.approx(np.array([[0.6, 0.8]]))
+
+
+def test_a_stream_is_kept_busy_for_a_requests_share_of_its_steps() -> None:
+    slo = Slo(ttlt_s=3.0)
+    # Two run together: decode steps take twice as long, half of which is its own.
+    problem = problem_of(request(slo), max_batch=1, num_running=1, is_stream=True)
+    assert problem.exec_s == pytest.approx(np.array([[0.1 + 0.2 / 2]]))
+    assert problem.waited_s == pytest.approx(np.array([2.0 + 0.2 / 2]))
+    assert problem.latest_s == pytest.approx(np.array([[1.0 - (0.1 + 0.2)]]))
+
+
+@pytest.mark.parametrize(
+    ("slo", "latest_s"),
+    [
+        (Slo(), [EVER, EVER]),
+        (Slo(ttlt_s=2.3), [0.1, -0.1]),
+        (Slo(ttft_s=3.0), [0.9, 0.8]),
+        (Slo(ttft_s=3.0, tbt_s=0.015), [0.9, 0.75]),
+        (Slo(ttft_s=3.0, tbt_s=0.001), [0.81, 0.61]),
+        # All bounds at once: the completion is the tightest.
+        (Slo(ttft_s=3.0, tbt_s=0.02, ttlt_s=2.5), [0.3, 0.1]),
+    ],
+)
+def test_the_longest_wait_that_attains_every_bound(
+    slo: Slo, latest_s: list[float]
+) -> None:
+    assert problem_of(request(slo)).latest_s[0] == pytest.approx(latest_s)
+
+
+def test_an_answer_begun_has_to_keep_its_next_token() -> None:
+    one = request(Slo(ttft_s=3.0, tbt_s=0.5))
+    one.output_tokens.extend([1, 1, 1, 1])
+    problem = problem_of(one)
+    # 104 tokens to compute again and seven to come, the next one due 3 + 4 * 0.5 s
+    # after its arrival, the last one 3 + 10 * 0.5 s after.
+    assert problem.exec_s[0, 0] == pytest.approx(0.104 + 0.060)
+    assert problem.latest_s[0, 0] == pytest.approx(3.0 - 0.104)

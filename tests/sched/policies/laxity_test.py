@@ -1,0 +1,123 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.laxity import LeastLaxityFirst, laxities_s
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.slo import Slo
+from jserve_sched.timing.request_latency import Bilinear, LatencySource, RequestLatency
+from tests.fakes import make_request
+from tests.step_costs import Curve, make_view
+
+# A prompt token takes 1 ms; a decode step 10 ms and 1 ms for each row.
+LATENCY = RequestLatency(
+    prefill=Bilinear(both=1e-3, batch=0, length=0, base=0),
+    decode=Bilinear(both=0, batch=1e-3, length=0, base=0.01),
+)
+TABLE = BucketTable((8,), (0, 64), block_tokens=4)
+
+
+def view_of(
+    *waiting: Request, running: tuple[Request, ...] = (), now_s: float = 0.0
+) -> SchedulerView:
+    view = make_view(
+        TABLE,
+        Curve(lambda tokens: 0.001 + 1e-4 * tokens),
+        running=running,
+        waiting=waiting,
+        now_s=now_s,
+    )
+    return dataclasses.replace(view, latency_source=LatencySource(LATENCY))
+
+
+def order_of(view: SchedulerView) -> list[str]:
+    plan = LeastLaxityFirst().plan(view)
+    assert plan is not None
+    return [row.request.request_id for row in plan.chunks]
+
+
+def waiting(name: str, tokens: int, *, max_tokens: int = 4, **slo: float) -> Request:
+    return make_request(tokens, max_tokens, request_id=name, slo=Slo(**slo))
+
+
+def decoding(tokens: int, max_tokens: int, **slo: float) -> Request:
+    """A running request with one output token."""
+    request = make_request(tokens, max_tokens, slo=Slo(**slo))
+    request.output_tokens.append(1)
+    request.num_dispatched = tokens
+    request.slot, request.pages = 0, list(range(-(-tokens // 8) + 1))
+    request.state = RequestState.RUNNING
+    return request
+
+
+def laxity_s(request: Request, view: SchedulerView) -> float:
+    return float(laxities_s(view, [request])[0])
+
+
+def test_laxity_is_the_time_that_is_not_needed() -> None:
+    first = waiting("first", 100, ttft_s=2.0)
+    assert laxity_s(first, view_of(first, now_s=0.5)) == pytest.approx(2 - 0.5 - 0.1)
+    whole = waiting("whole", 100, max_tokens=21, ttlt_s=2.0)
+    # Its prompt, and 20 decode steps by itself.
+    assert laxity_s(whole, view_of(whole)) == pytest.approx(2 - 0.1 - 20 * 0.011)
+    whole.predict(11)
+    assert laxity_s(whole, view_of(whole)) == pytest.approx(2 - 0.1 - 10 * 0.011)
+    free = waiting("free", 100)
+    assert laxity_s(free, view_of(free)) == np.inf
+
+
+def test_the_lesser_of_two_laxities_counts() -> None:
+    tight_start = waiting("a", 100, max_tokens=2, ttft_s=0.3, ttlt_s=9.0)
+    assert laxity_s(tight_start, view_of(tight_start)) == pytest.approx(0.3 - 0.1)
+    tight_end = waiting("b", 100, max_tokens=101, ttft_s=3.0, ttlt_s=3.5)
+    rest_s = 0.1 + 100 * 0.011
+    assert laxity_s(tight_end, view_of(tight_end)) == pytest.approx(3.5 - rest_s)
+
+
+def test_a_decode_needs_steps_beside_those_that_run() -> None:
+    one = decoding(16, 9, ttft_s=1.0, tbt_s=0.5)
+    other = decoding(16, 9, ttlt_s=4.0)
+    view = view_of(running=(one, other), now_s=1.0)
+    assert laxity_s(one, view) == pytest.approx(1.5 - 1.0 - 0.012)
+    assert laxity_s(other, view) == pytest.approx(4 - 1.0 - 8 * 0.012)
+
+
+def test_a_long_prompt_goes_before_a_short_one_due_earlier() -> None:
+    short = waiting("short", 8, ttft_s=0.30)
+    long = waiting("long", 200, ttft_s=0.35)
+    assert order_of(view_of(short, long)) == ["long", "short"]
+    edf = make_policy("edf").plan(view_of(short, long))
+    assert edf is not None and edf.chunks[0].request is short
+
+
+def test_the_late_come_last_by_arrival_and_the_guarded_do_not() -> None:
+    late = [
+        make_request(100, 2, request_id=name, arrival_s=arrival_s, slo=Slo(ttft_s=ttft))
+        for name, arrival_s, ttft in (("later", 0.02, 0.01), ("sooner", 0.01, 0.05))
+    ]
+    guarded = make_request(
+        20, 2, request_id="guarded", slo=Slo(ttft_s=0.01), guard=True
+    )
+    fine = waiting("fine", 20, ttft_s=5.0)
+    free = waiting("free", 4)
+    view = view_of(*late, free, fine, guarded, now_s=0.03)
+    assert order_of(view) == ["guarded", "fine", "free", "sooner", "later"]
+
+
+def test_what_is_left_of_a_prompt_counts() -> None:
+    partly = waiting("partly", 100, ttft_s=1.0)
+    partly.state, partly.slot = RequestState.RUNNING, 0
+    partly.num_dispatched, partly.pages = 60, list(range(8))
+    view = view_of(running=(partly,))
+    assert laxity_s(partly, view) == pytest.approx(1 - 0.04)
+
+
+def test_plans_are_chunked() -> None:
+    view = view_of(waiting("a", 40, ttft_s=0.2))
+    plan = make_policy("laxity:chunk_tokens=8").plan(view)
+    assert plan is not None and plan.num_blocks == 2  # of four tokens
+    assert LeastLaxityFirst().plan(view_of()) is None

@@ -1,0 +1,261 @@
+"""What the policies decide on hand-made snapshots."""
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.planning.candidates import MAX_WAITING, Candidates
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.slo import Slo
+from jserve_sched.steps.plan import StepPlan
+from tests.fakes import Driver, make_request, make_scheduler
+from tests.step_costs import Curve, Staircase, make_view
+
+CONTINUOUS = Continuous().table(
+    max_num_seqs=64, max_num_batched_tokens=4160, block_tokens=1
+)
+PER_TOKEN_S = 1e-4
+
+
+def decoding(slack_s: float, *, gap_s: float = 0.05) -> Request:
+    """A running request whose next token is due `slack_s` after time 0."""
+    request = make_request(16, 8, slo=Slo(ttft_s=10.0, tbt_s=gap_s))
+    request.output_tokens.append(1)
+    request.num_dispatched = 16
+    request.slot, request.pages = 0, [0, 1]
+    request.state = RequestState.RUNNING
+    request.pacing = request.pacing._replace(start_s=slack_s - gap_s)
+    return request
+
+
+def plan_of(policy: str, *, table=CONTINUOUS, predictor=None, **view) -> StepPlan:
+    predictor = predictor or Curve(lambda tokens: 0.001 + PER_TOKEN_S * tokens)
+    plan = make_policy(policy).plan(make_view(table, predictor, **view))
+    assert plan is not None
+    return plan
+
+
+def taken(plan: StepPlan) -> dict[str, int]:
+    return {row.request.request_id: row.num_tokens for row in plan.chunks}
+
+
+def waiting(name: str, tokens: int, ttft_s: float) -> Request:
+    return make_request(tokens, 4, request_id=name, slo=Slo(ttft_s=ttft_s))
+
+
+@pytest.mark.parametrize("policy", ["qoserve", "sliding", "sliding:constructor=off"])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_chunk_never_breaks_a_safe_decode(policy: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    running = [decoding(float(s)) for s in rng.uniform(-0.05, 0.3, 12)]
+    queue = [
+        waiting(f"w{i}", int(rng.integers(1, 1500)), float(rng.uniform(0.01, 2)))
+        for i in range(20)
+    ]
+    view = {"running": running, "waiting": queue}
+    for table, predictor in (
+        (CONTINUOUS, Curve(lambda tokens: 0.001 + PER_TOKEN_S * tokens)),
+        (
+            BucketTable((16,), (0, 1, 2, 4, 8, 16), 32),
+            Staircase(lambda blocks: 0.002 + 0.01 * blocks),
+        ),
+    ):
+        plan = plan_of(policy, table=table, predictor=predictor, **view)
+        alone_s = float(predictor.predict(plan.features[None] * 0)[0])
+        dues_s = [one.next_deadline_s for one in running]
+        safe = [due_s for due_s in dues_s if due_s >= alone_s]
+        assert plan.predicted_s <= min(safe) + 1e-12
+        assert len(plan.decodes) == len(running)
+
+
+def test_after_no_selection_the_whole_queue_is_priced_again() -> None:
+    # Each prompt at risk misses alone with this context: the chunker must not take
+    # the price of the last one tried for that of the full queue.
+    def seconds(tokens: np.ndarray) -> np.ndarray:
+        return 0.001 + 1e-5 * tokens + np.where(tokens > 280, 0.01, 0.0)
+
+    queue = [
+        waiting("a", 300, 0.0125),
+        *(waiting(f"w{i}", 1200, 9.0) for i in range(4)),
+    ]
+    running = [decoding(0.03)]
+    view = {"waiting": queue, "running": running}
+    plan = plan_of("sliding", predictor=Curve(seconds), **view)
+    assert plan.predicted_s <= 0.03 + 1e-9
+
+
+def test_a_selection_leaves_whoever_can_wait() -> None:
+    queue = [waiting("tight", 160, 0.0185), waiting("loose", 100, 30.0)]
+    plan = plan_of("sliding:fill=off", waiting=queue, running=[decoding(0.02)])
+    assert list(taken(plan)) == ["tight"]
+
+
+def test_one_tight_request_does_not_stop_all_prefill() -> None:
+    queue = [waiting("a", 500, 1.0)]
+    running = [decoding(5.0)]
+    for tight_s in (0.0019, 0.0021, 0.0025, 0.01):
+        plan = plan_of("sliding", waiting=queue, running=running, tight_ttft_s=tight_s)
+        assert plan.chunks, tight_s
+
+
+def test_qoserve_takes_the_largest_chunk_up_to_its_ceiling() -> None:
+    queue = [waiting("a", 4000, 9.0)]
+    assert taken(plan_of("qoserve", waiting=queue)) == {"a": 2500}
+    plan = plan_of("qoserve", waiting=queue, running=[decoding(0.101)])
+    assert taken(plan) == {"a": 1000}
+    margin = plan_of("qoserve:margin=1.25", waiting=queue, running=[decoding(0.101)])
+    assert taken(margin) == {"a": 798}
+    late = plan_of("qoserve", waiting=queue, running=[decoding(-1.0)])
+    assert taken(late) == {"a": 2500}, "a late decode holds nobody back"
+
+
+@pytest.mark.parametrize(
+    ("options", "order"),
+    [
+        ("relegation=off:alpha_s_per_token=0", ["late", "long", "short"]),
+        ("alpha_s_per_token=0", ["long", "short", "late"]),
+        ("alpha_s_per_token=0.008", ["short", "long", "late"]),
+    ],
+)
+def test_qoserve_trades_deadline_against_work_and_relegates(options, order) -> None:
+    queue = [
+        waiting("late", 300, 0.02),
+        waiting("long", 900, 1.0),
+        waiting("short", 100, 2.0),
+    ]
+    assert list(taken(plan_of(f"qoserve:{options}", waiting=queue))) == order
+
+
+def test_sliding_finishes_the_prompts_at_risk_as_in_figure_2() -> None:
+    # Slacks 60, 80, 60 and 150 ms; 1 ms + 0.1 ms a token. All four take 96 ms.
+    queue = [
+        waiting("r1", 200, 0.060),
+        waiting("r2", 350, 0.080),
+        waiting("r3", 300, 0.060),
+        waiting("r4", 100, 0.150),
+    ]
+    plan = plan_of("sliding:fill=off", waiting=queue)
+    assert taken(plan) == {"r1": 200, "r3": 300}
+    assert plan.predicted_s <= 0.060
+    filled = plan_of("sliding", waiting=queue)
+    assert taken(filled)["r1"] == 200 and taken(filled)["r3"] == 300
+    assert filled.predicted_s <= 0.060
+
+
+def test_without_the_constructor_a_prompt_at_risk_is_not_special() -> None:
+    queue = [waiting("big", 900, 0.095), waiting("small", 850, 0.090)]
+    alone = plan_of("sliding:constructor=off", waiting=queue)
+    assert list(taken(alone)) == ["small", "big"]
+    assert list(taken(plan_of("sliding:fill=off", waiting=queue))) == ["small"]
+
+
+def test_a_given_order_is_kept() -> None:
+    queue = [
+        waiting("first", 900, 9.0),
+        make_request(10, 4, request_id="soon", arrival_s=1.0, slo=Slo(ttft_s=2.0)),
+    ]
+    spec = "sliding:constructor=off:sorter="
+    assert list(taken(plan_of(f"{spec}given", waiting=queue))) == ["first", "soon"]
+    assert list(taken(plan_of(f"{spec}off", waiting=queue))) == ["soon", "first"]
+
+
+def test_without_the_chunker_the_step_is_full() -> None:
+    queue = [waiting("a", 4000, 9.0)]
+    spec = "sliding:constructor=off:chunker=off"
+    plan = plan_of(spec, waiting=queue, running=[decoding(0.05)])
+    assert taken(plan) == {"a": 4000}
+
+
+def test_a_step_is_short_enough_for_whoever_comes_next() -> None:
+    queue = [waiting("a", 4000, 9.0)]
+    running = [decoding(0.9, gap_s=0.9)]
+    view = {"waiting": queue, "running": running, "tight_ttft_s": 0.052}
+    plan = plan_of("sliding", **view)
+    assert plan.predicted_s == pytest.approx(0.051, abs=2e-3)
+    free = plan_of("sliding:reserve=off", **view)
+    assert free.predicted_s > 0.3
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "edf", "sjf"])
+def test_a_fixed_chunk_counts_the_decodes(policy: str) -> None:
+    queue = [waiting("a", 900, 9.0)]
+    running = [decoding(0.05), decoding(0.05)]
+    plan = plan_of(f"{policy}:chunk_tokens=256", waiting=queue, running=running)
+    assert taken(plan) == {"a": 254}
+
+
+def test_of_a_long_queue_the_hopeful_and_the_guarded_are_ranked() -> None:
+    late = [waiting(f"late{i}", 8, 1.0) for i in range(5 * MAX_WAITING)]
+    hopeful = [waiting(f"ok{i}", 8 + i, 100.0 + i) for i in range(40)]
+    guarded = make_request(99, 4, request_id="g", slo=Slo(ttft_s=0.5), guard=True)
+    queue = [*late, *hopeful, guarded]
+    view = make_view(CONTINUOUS, Curve(lambda t: t), waiting=queue, now_s=50.0)
+    chosen = Candidates(view).prompts
+    assert len(chosen) <= MAX_WAITING
+    names = {one.request_id for one in chosen}
+    assert {one.request_id for one in [*hopeful, guarded]} <= names
+
+
+def test_of_equals_in_a_long_queue_the_oldest_are_ranked() -> None:
+    queue = [make_request(8, 4, arrival_s=float(i)) for i in range(5 * MAX_WAITING)]
+    view = make_view(CONTINUOUS, Curve(lambda t: t), waiting=queue)
+    assert Candidates(view).prompts == queue[:MAX_WAITING]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("luck", "policy 'luck' is unknown"),
+        ("sliding:speed=9", "policy 'sliding' has no option 'speed=9'"),
+        ("sliding:alpha=high", "sliding:alpha=high is not a number"),
+        ("sliding:fill=maybe", "sliding:fill=maybe is not one of"),
+        ("edf:chunk_tokens=1.5", "chunk_tokens=1.5 is not a number"),
+        ("edf:chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
+        ("sliding:alpha=nan", "sliding:alpha=nan is not a number"),
+        ("sliding:alpha=-0.5", "alpha=-0.5 is not 0 or more"),
+        ("qoserve:margin=0", "margin=0.0 is not in"),
+        ("qoserve:alpha_s_per_token=-1", "alpha_s_per_token=-1.0 is below 0"),
+        ("qoserve:max_chunk_tokens=-7", "max_chunk_tokens=-7 is below 1"),
+    ],
+)
+def test_wrong_specs_are_refused_by_name(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy(spec)
+
+
+def test_late_requests_lose_their_pages_first() -> None:
+    scheduler = make_scheduler(policy="sliding", num_pages=12, page_size=8)
+    driver = Driver(scheduler, lag=0)
+    late = make_request(30, 40, slo=Slo(ttft_s=0.001, tbt_s=0.001))
+    fine = make_request(30, 40, slo=Slo(ttft_s=100.0, tbt_s=100.0))
+    scheduler.submit(late)
+    scheduler.submit(fine)
+    driver.run()
+    assert (late.num_preemptions > 0, fine.num_preemptions) == (True, 0)
+
+
+def test_the_earliest_first_token_deadline_goes_first() -> None:
+    driver = Driver(make_scheduler(policy="edf"))
+    lax = make_request(16, 2, arrival_s=0.0, slo=Slo(ttft_s=10.0))
+    tight = make_request(16, 2, arrival_s=1.0, slo=Slo(ttft_s=1.0))
+    free = make_request(16, 2, arrival_s=0.0)
+    for request in (free, lax, tight):
+        driver.scheduler.submit(request)
+    driver.run()
+    assert driver.finished == [tight, lax, free]
+
+
+def test_an_urgent_prompt_overtakes_one_partly_prefilled() -> None:
+    scheduler = make_scheduler(policy="edf", num_pages=64)
+    long = make_request(64, 2, arrival_s=0.0, slo=Slo(ttft_s=50.0))
+    scheduler.submit(long)
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    scheduler.dispatch(plan, 0.0)
+    urgent = make_request(8, 2, arrival_s=0.1, slo=Slo(ttft_s=0.5))
+    scheduler.submit(urgent)
+    plan = scheduler.plan(0.1)
+    assert plan is not None
+    assert [row.request for row in plan.chunks] == [urgent, long]

@@ -1,0 +1,73 @@
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.timing.request_latency import Bilinear, LatencySource, RequestLatency
+from tests.fakes import make_request
+from tests.step_costs import Curve, make_view
+
+SLOTS = 64
+TABLE = Continuous().table(
+    max_num_seqs=SLOTS, max_num_batched_tokens=8256, block_tokens=1
+)
+LATENCY = RequestLatency(
+    prefill=Bilinear(both=1e-5, batch=2e-3, length=3e-5, base=4e-3),
+    decode=Bilinear(both=2e-7, batch=3e-4, length=1e-6, base=5e-3),
+)
+
+
+def order_of(
+    policy: str, waiting: list[Request], running: list[Request] | None = None
+) -> list[str]:
+    """Returns the order in which prompts are put into one large step."""
+    view = make_view(
+        TABLE, Curve(lambda tokens: tokens), waiting=waiting, running=running or []
+    )
+    view = dataclasses.replace(view, latency_source=LatencySource(LATENCY))
+    plan = make_policy(policy).plan(view)
+    assert plan is not None and not plan.decodes
+    return [row.request.request_id for row in plan.chunks]
+
+
+def job(name: str, num_prompt_tokens: int, num_output_tokens: int) -> Request:
+    made = make_request(num_prompt_tokens, 2000, request_id=name)
+    made.predict(num_output_tokens)
+    return made
+
+
+def test_jobs_go_by_the_time_of_prompt_and_answer() -> None:
+    chance = random.Random(0)
+    jobs = [
+        job(f"{k}", chance.randint(1, 200), chance.randint(1, 300)) for k in range(40)
+    ]
+    exec_s = LATENCY.exec_s(
+        np.full(1, float(SLOTS)),
+        np.array([float(one.num_prompt_tokens) for one in jobs]),
+        np.array([float(one.predicted_output_tokens) for one in jobs]),
+    )
+    ranked = [jobs[place].request_id for place in np.argsort(exec_s).tolist()]
+    assert order_of("sjf", jobs) == ranked
+    lengths = {one.request_id: one.num_prompt_tokens for one in jobs}
+    by_prompt = [lengths[name] for name in order_of("sjf:by=prompt", jobs)]
+    assert by_prompt == sorted(by_prompt)
+    assert ranked != order_of("sjf:by=prompt", jobs)
+
+
+def test_what_is_computed_is_not_counted_again() -> None:
+    begun = job("begun", 500, 1)
+    begun.num_dispatched = 480
+    begun.state, begun.slot, begun.pages = RequestState.RUNNING, 0, list(range(63))
+    fresh = job("fresh", 60, 1)
+    assert order_of("sjf", [fresh], [begun]) == ["begun", "fresh"]
+    begun.num_dispatched = 100
+    assert order_of("sjf", [fresh], [begun]) == ["fresh", "begun"]
+
+
+def test_an_unknown_measure_is_named() -> None:
+    with pytest.raises(ValueError, match=r"by=tokens is not one of \['e2e', "):
+        make_policy("sjf:by=tokens")

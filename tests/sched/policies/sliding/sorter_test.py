@@ -1,0 +1,134 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.planning.forwarder import BatchForwarder, remaining_prompts
+from jserve_sched.policies.sliding.sorter import rank, surplus
+from jserve_sched.requests.slo import Slo
+from tests.fakes import make_request
+from tests.step_costs import Curve, make_view
+
+TABLE = Continuous().table(max_num_seqs=8, max_num_batched_tokens=1032, block_tokens=1)
+NOW_S = 10.0
+
+
+def ranking_of(requests, tokens_per_s: float | None = 1000.0, **options):
+    """How requests are ranked, and their names in that order."""
+    view = make_view(
+        TABLE,
+        Curve(lambda tokens: tokens / 1000),
+        now_s=NOW_S,
+        prefill_tokens_per_s=tokens_per_s,
+    )
+    prompts = remaining_prompts(view, requests)
+    ranking = rank(view, BatchForwarder(view, [], prompts), prompts, **options)
+    return ranking, [requests[index].request_id for index in ranking.order]
+
+
+def ranked(*args, **options) -> list[str]:
+    return ranking_of(*args, **options)[1]
+
+
+def one(name: str, tokens: int, slack_s: float, guard: bool = False):
+    slo = Slo(ttft_s=NOW_S + slack_s)
+    return make_request(tokens, 4, request_id=name, slo=slo, guard=guard)
+
+
+def six():
+    return [
+        one("late", 20, -1.0),
+        one("normal-long", 500, 60.0),
+        one("urgent-long", 600, 0.9),
+        one("urgent-short", 300, 0.5),
+        one("normal-short", 50, 60.0),
+        one("guarded", 700, 60.0, guard=True),
+    ]
+
+
+def test_levels_then_the_least_work_left() -> None:
+    assert ranked(six(), sorter="mlps") == [
+        "guarded",
+        "urgent-short",
+        "urgent-long",
+        "normal-short",
+        "normal-long",
+        "late",
+    ]
+
+
+def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
+    requests = [one("hopeless", 800, 0.7), one("in time", 900, 1.0)]
+    assert ranked(requests, sorter="mlps") == ["in time", "hopeless"]
+
+
+@pytest.mark.parametrize(("alpha", "first"), [(0.5, "tight"), (0.9, "calm")])
+def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha, first) -> None:
+    requests = [one("calm", 100, 9), one("tight", 700, 1)]
+    assert ranked(requests, sorter="mlps", alpha=alpha)[0] == first
+
+
+def test_before_any_step_was_seen_the_predictor_stands_in() -> None:
+    assert ranked(six(), None, sorter="mlps") == ranked(six(), sorter="mlps")
+
+
+def test_ties_go_by_arrival() -> None:
+    requests = [
+        make_request(9, 4, request_id=name, arrival_s=arrival_s, slo=Slo(ttft_s=60.0))
+        for name, arrival_s in (("second", 2.0), ("first", 1.0))
+    ]
+    assert ranked(requests, sorter="mlps") == ["first", "second"]
+
+
+def test_by_deadline_if_everybody_can_be_in_time() -> None:
+    requests = [one("c", 400, 1.3), one("a", 400, 0.5), one("b", 400, 0.9)]
+    assert ranked(requests) == ranked(requests, sorter="off") == ["a", "b", "c"]
+
+
+def test_moore_gives_up_the_longest_and_saves_the_others() -> None:
+    requests = [one("long", 900, 1.0), one("first", 300, 1.1), one("second", 300, 1.2)]
+    assert ranked(requests) == ["first", "second", "long"]
+    assert ranked(requests, sorter="off")[0] == "long"
+
+
+def test_moore_guards_whom_it_would_give_up() -> None:
+    late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
+    assert ranked([*six(), late])[0] in ("g", "guarded")
+    assert ranked(six()[:-1])[-1] == "late"
+
+
+def test_moore_counts_the_work_of_the_guarded_for_the_others() -> None:
+    others = [one(name, 50, 0.16) for name in ("a", "b", "c")]
+    ranking, names = ranking_of([one("guarded", 100, 9.0, guard=True), *others], None)
+    assert ranking.late.sum() == 2, "only one of three can be in time"
+    assert names[0] == "guarded"
+
+
+def test_a_pace_that_has_passed_does_not_violate_the_slo() -> None:
+    # Half of its time is gone, so its first token is overdue; but it is not late.
+    old = make_request(
+        40, 10, request_id="old", arrival_s=NOW_S - 31, slo=Slo(ttlt_s=60.0)
+    )
+    requests = [*(one(f"o{i}", 40, 200) for i in range(3)), old]
+    assert ranked(requests)[0] == ranked(requests, sorter="mlps")[0] == "old"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_other_choice_saves_more(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 9))
+    work_s = rng.uniform(0.1, 1.0, count)
+    slack_s = rng.uniform(0.05, 2.5, count)
+    kept = np.flatnonzero(~surplus(slack_s, work_s))
+
+    def is_in_time(chosen) -> bool:
+        order = sorted(chosen, key=lambda index: slack_s[index])
+        ends_s = np.cumsum(work_s[order])
+        return bool(np.all(ends_s <= slack_s[order] + 1e-12))
+
+    assert is_in_time(list(kept))
+    assert not any(
+        is_in_time(list(chosen))
+        for chosen in itertools.combinations(range(count), len(kept) + 1)
+    )

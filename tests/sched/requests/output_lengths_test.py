@@ -1,0 +1,226 @@
+"""Output lengths: estimated on arrival, learned from answers, and their errors."""
+
+import functools
+import operator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jserve_sched.requests.output_lengths import (
+    LengthErrors,
+    LengthEstimator,
+    OracleLengths,
+    make_length_estimator,
+    pool_length_errors,
+)
+from jserve_sched.requests.request import FinishReason, Request
+from jserve_sched.requests.slo import Slo
+from tests.fakes import Driver, expected_output, make_request, make_scheduler
+
+LEARNING = ["mean", "quantile:q=0.75"]
+
+
+def ask(max_tokens: int = 2048, *, prompt_tokens: int = 8, **fields: object) -> Request:
+    return make_request(
+        max_tokens=max_tokens,
+        prompt=[0] * prompt_tokens,
+        **{"request_id": "a", "stop_token_ids": frozenset((1,)), **fields},
+    )
+
+
+def teach(estimator: LengthEstimator, lengths: list[int], **fields: object) -> None:
+    for tokens in lengths:
+        request = ask(**fields)
+        request.output_tokens = [0] * tokens
+        request.finish_reason = FinishReason.STOP
+        estimator.update(request)
+
+
+def taught(spec: str, lengths: list[int]) -> LengthEstimator:
+    estimator = make_length_estimator(spec)
+    teach(estimator, lengths)
+    return estimator
+
+
+def test_the_longest_that_it_may_be_is_never_learned_from() -> None:
+    assert taught("max_tokens", [30] * 50).estimate(ask(500)) == 500
+
+
+@pytest.mark.parametrize("spec", LEARNING)
+def test_without_evidence_an_answer_is_as_long_as_it_may_be(spec: str) -> None:
+    estimator = taught(spec, [30] * 7)
+    assert estimator.estimate(ask(500)) == 500
+    teach(estimator, [30])
+    assert estimator.estimate(ask(500)) == 30
+    # A request that cannot stop is not guessed at, nor learned from.
+    teach(estimator, [400] * 50, stop_token_ids=frozenset())
+    assert estimator.estimate(ask(500, stop_token_ids=frozenset())) == 500
+    assert estimator.estimate(ask(500)) == 30
+
+
+def test_a_rare_kind_is_judged_by_its_class_and_that_by_all() -> None:
+    estimator = taught("mean:least=2", [10] * 4)
+    teach(estimator, [70] * 4, prompt_tokens=900)
+    teach(estimator, [200] * 2, service_class="code")
+    assert estimator.estimate(ask()) == 10
+    assert estimator.estimate(ask(prompt_tokens=1000)) == 70, "a power of two"
+    assert estimator.estimate(ask(prompt_tokens=100)) == 40, "its class"
+    assert estimator.estimate(ask(service_class="new")) == 72, "all"
+
+
+@pytest.mark.parametrize("spec", LEARNING)
+def test_estimates_follow_data_that_drifts(spec: str) -> None:
+    rng = np.random.default_rng(1)
+    estimator = make_length_estimator(f"{spec}:memory=128")
+    for centre in (100, 900, 300):
+        teach(estimator, rng.integers(centre - 50, centre + 50, 150).tolist())
+        assert abs(estimator.estimate(ask()) - centre) < 70
+
+
+def test_each_estimator_means_what_it_says() -> None:
+    lengths = np.random.default_rng(2).normal(500, 100, 2000).astype(int).tolist()
+    last = np.array(lengths[-512:])
+    found = taught("mean", lengths).estimate(ask())
+    assert found == pytest.approx(np.mean(last), abs=1)
+    for q in (0.25, 0.75, 0.95):
+        found = taught(f"quantile:q={q}", lengths).estimate(ask())
+        assert np.mean(last <= found) == pytest.approx(q, abs=0.02)
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(
+    spec=st.sampled_from([*LEARNING, "quantile:q=0.01", "quantile:q=0.99"]),
+    lengths=st.lists(st.integers(1, 5000), min_size=8, max_size=40),
+    max_tokens=st.integers(1, 5000),
+)
+def test_estimates_are_possible_lengths(
+    spec: str, lengths: list[int], max_tokens: int
+) -> None:
+    estimator = taught(f"{spec}:memory=16", lengths)
+    assert 1 <= estimator.estimate(ask(max_tokens)) <= max_tokens
+
+
+def test_the_oracle_tells_the_truth() -> None:
+    oracle = make_length_estimator("oracle", {"a": 70})
+    assert oracle.estimate(ask()) == 70
+    assert oracle.estimate(ask(50)) == 50
+
+
+def oracle_of(**errors: float) -> np.ndarray:
+    truth = {f"{k}": 1000 for k in range(500)}
+    oracle = OracleLengths(true_tokens=truth, **errors)  # type: ignore[arg-type]
+    found = [oracle.estimate(ask(10**6, request_id=name)) for name in truth]
+    assert found == [oracle.estimate(ask(10**6, request_id=name)) for name in truth]
+    return np.array(found)
+
+
+def test_the_oracles_errors_are_as_large_as_asked_for() -> None:
+    even = oracle_of(error=0.5)
+    assert 500 <= np.min(even) < 520 and 1480 < np.max(even) <= 1500
+    assert abs(np.mean(even) - 1000) < 30
+    assert np.any(even != oracle_of(error=0.5, seed=1))
+    coin = oracle_of(factor=10.0)
+    assert set(coin.tolist()) == {100, 10000}
+    assert 200 < np.count_nonzero(coin == 100) < 300
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("guess", r"length estimator 'guess' is unknown; known: \['max_tokens', "),
+        ("quantile:q=1", r"q=1.0 is not between 0 and 1"),
+        ("mean:least=0", "least=0 is not in 1..memory=512"),
+        ("mean:memory=65537", "memory=65537 is not in 1..65536"),
+        ("oracle:error=-0.1", "error=-0.1 is not in 0..1"),
+        ("oracle:factor=0.5", "factor=0.5 is not a finite number from 1"),
+    ],
+)
+def test_bad_specs_are_named(spec: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_length_estimator(spec, {})
+
+
+def test_only_a_simulation_has_an_oracle() -> None:
+    with pytest.raises(ValueError, match="'oracle' is unknown"):
+        make_length_estimator("oracle")
+
+
+def errors_of(*predictions: tuple[int, int]) -> LengthErrors:
+    """Sums over answers, each of (tokens, predicted tokens)."""
+    each = [LengthErrors(1, a, b, abs(a - b)) for a, b in predictions]
+    return functools.reduce(operator.add, each)
+
+
+def test_answers_are_predicted_on_arrival_and_compared_at_the_end() -> None:
+    lengths = OracleLengths(true_tokens={"a": 3, "b": 9, "c": 2})
+    scheduler = make_scheduler(lengths=lengths)
+    stops = frozenset((999,))  # which no answer has
+    for name, service_class in (("a", "chat"), ("b", "chat"), ("c", "code")):
+        request = make_request(
+            8, 5, request_id=name, service_class=service_class, stop_token_ids=stops
+        )
+        scheduler.submit(request)
+        assert request.predicted_output_tokens == {"a": 3, "b": 5, "c": 2}[name]
+    Driver(scheduler).run()
+    assert scheduler.length_errors == {
+        "chat": errors_of((5, 3), (5, 5)),
+        "code": errors_of((5, 2)),
+    }
+
+
+def test_only_what_might_stop_can_be_wrong() -> None:
+    scheduler = make_scheduler()
+    prompt = [3, 1, 4]
+    second = expected_output(make_request(max_tokens=5, prompt=prompt))[1]
+    scheduler.submit(
+        make_request(
+            max_tokens=5,
+            prompt=prompt,
+            min_tokens=1,
+            stop_token_ids=frozenset((second,)),
+        )
+    )
+    scheduler.submit(make_request(8, 5, service_class="as long as asked for"))
+    Driver(scheduler).run()
+    assert scheduler.length_errors == {"best_effort": errors_of((2, 5))}
+
+
+def test_cancelled_requests_teach_nothing() -> None:
+    estimator = make_length_estimator("mean:least=1")
+    scheduler = make_scheduler(lengths=estimator)
+    for name in ("a", "b"):
+        stops = frozenset((999,))
+        scheduler.submit(make_request(8, 5, request_id=name, stop_token_ids=stops))
+    scheduler.cancel("a")
+    Driver(scheduler).run()
+    assert scheduler.length_errors["best_effort"].num_requests == 1
+    assert estimator.estimate(ask()) == 5
+
+
+def test_learned_lengths_change_no_answer() -> None:
+    outputs = []
+    for estimator in (make_length_estimator("mean:least=2"), None):
+        scheduler = make_scheduler(policy="sliding", lengths=estimator, num_pages=24)
+        requests = [
+            make_request(
+                5 + index % 13,
+                30,
+                request_id=f"{index}",
+                slo=Slo(ttlt_s=1.0) if index % 2 else Slo(),
+                stop_token_ids=frozenset(range(8)),
+            )
+            for index in range(24)
+        ]
+        for one in requests:
+            scheduler.submit(one)
+        Driver(scheduler).run()
+        outputs.append([one.output_tokens for one in requests])
+    assert outputs[0] == outputs[1]
+
+
+def test_errors_of_engines_add_up() -> None:
+    one, two = errors_of((5, 7)), errors_of((5, 7), (3, 1))
+    pooled = pool_length_errors([{"a": one}, {"a": two, "b": one}, {}])
+    assert pooled == {"a": errors_of((5, 7), (5, 7), (3, 1)), "b": one}

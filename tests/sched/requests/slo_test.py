@@ -1,0 +1,156 @@
+import json
+import math
+
+import pytest
+
+from jserve_sched.requests.slo import ServiceClass, Slo, parse_service_classes
+
+
+@pytest.mark.parametrize(
+    ("slo", "deadline_s"),
+    [
+        (Slo(ttft_s=1.0, tbt_s=1.0), 6.0),
+        (Slo(ttlt_s=3.0), 8.0),
+        (Slo(ttft_s=4.0, ttlt_s=3.0), 8.0),
+        (Slo(), math.inf),
+    ],
+)
+def test_the_first_token_has_a_deadline(slo: Slo, deadline_s: float) -> None:
+    assert slo.first_deadline_s(5.0) == deadline_s
+
+
+@pytest.mark.parametrize(
+    ("slo", "times_s", "is_met"),
+    [
+        (Slo(ttft_s=1.0, tbt_s=0.1), [1.0, 1.1], True),
+        (Slo(ttft_s=1.0, tbt_s=0.1), [1.01, 1.05], False),
+        (Slo(ttft_s=1.0, tbt_s=0.1), [0.2, 1.05, 1.15], True),  # slack was banked
+        (Slo(ttft_s=1.0, tbt_s=0.1), [0.2, 1.05, 1.25], False),
+        (Slo(ttlt_s=2.0), [0.1, 1.9], True),
+        (Slo(ttlt_s=2.0), [0.1, 2.1], False),
+        (Slo(), [99.0], True),
+    ],
+)
+def test_is_met(slo: Slo, times_s: list[float], is_met: bool) -> None:
+    assert slo.is_met(0.0, times_s, is_complete=True) is is_met
+
+
+def test_incomplete_requests_violate_what_they_were_promised() -> None:
+    assert not Slo(ttft_s=9.0).is_met(0.0, [0.1], is_complete=False)
+    assert not Slo(ttft_s=9.0).is_met(0.0, [], is_complete=True)
+    assert Slo().is_met(0.0, [], is_complete=False)
+
+
+def test_the_mean_tpot_rule_is_laxer() -> None:
+    slo = Slo(ttft_s=1.0, tbt_s=0.1)
+    times_s = [1.0, 1.19, 1.2]  # the second token is late, the mean is not
+    assert not slo.is_met(0.0, times_s, is_complete=True)
+    assert slo.is_met_mean_tpot(0.0, times_s, is_complete=True)
+    assert not slo.is_met_mean_tpot(0.0, [1.1, 1.2], is_complete=True)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_bounds_are_positive_and_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="ttft_s"):
+        Slo(ttft_s=value)
+    with pytest.raises(ValueError, match="ttft_s"):
+        ServiceClass(name="a", ttft_s=value)
+
+
+def test_tbt_needs_ttft() -> None:
+    with pytest.raises(ValueError, match="needs ttft_s"):
+        Slo(tbt_s=0.1)
+    with pytest.raises(ValueError, match="needs a ttft bound"):
+        ServiceClass(name="a", tbt_step_multiple=2)
+
+
+def test_relative_classes_resolve_against_measurements() -> None:
+    chat = ServiceClass(name="chat", ttft_slowdown=4, tbt_step_multiple=3)
+    assert chat.is_relative
+    assert chat.resolve(isolated_ttft_s=0.5, step_s=0.01) == Slo(ttft_s=2.0, tbt_s=0.03)
+    with pytest.raises(ValueError, match=r"ttft_slowdown=.* needs a measured"):
+        chat.resolve(step_s=0.01)
+    with pytest.raises(ValueError, match=r"tbt_step_multiple=.* needs a measured"):
+        chat.resolve(isolated_ttft_s=0.5)
+
+
+def test_parse_service_classes() -> None:
+    text = json.dumps([{"name": "a", "share": 0.5, "ttft_s": 1}, {"name": "b"}])
+    assert [one.name for one in parse_service_classes(text)] == ["a", "b"]
+    (one,) = parse_service_classes('[{"name": "a", "tbt_s": null, "guard": true}]')
+    assert one == ServiceClass(name="a", guard=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "non-empty"),
+        ('"a"', "non-empty"),
+        ("[1]", "must be a JSON object"),
+        ('[{"name": "a", "tfft_s": 1}]', "tfft_s"),
+        ('[{"name": "a"}, {"name": "a"}]', "repeat"),
+        ('[{"name": "a", "share": 2}]', "share=2"),
+        ('[{"name": "a", "ttft_s": 1, "ttft_slowdown": 2}]', "not both"),
+        ('[{"name": ""}]', "needs a name"),
+        ('[{"share": 1}]', "name is not a string"),
+        ('[{"name": "a", "share": "0.5"}]', "class 'a': share='0.5' is not a number"),
+        ('[{"name": "a", "share": null}]', "share=None is not a number"),
+        ('[{"name": "a", "share": true}]', "share=True is not a number"),
+        ('[{"name": "a", "guard": 1}]', "guard=1 is not true or false"),
+        (f'[{{"name": "a", "ttft_s": 1{"0" * 400}}}]', "ttft_s must be a finite"),
+    ],
+)
+def test_bad_service_classes_are_named(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_service_classes(text)
+
+
+@pytest.mark.parametrize(
+    ("slo", "due_s"),
+    [
+        (Slo(ttlt_s=8.0), [104.0, 105.0, 106.0, 107.0, 108.0]),
+        (Slo(ttlt_s=8.0), [104.0]),
+        (Slo(ttft_s=1.0, ttlt_s=8.0), [101.0, 106.0, 108.0]),
+        (Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0), [101.0, 101.5, 102.0]),
+        (Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0), [101.0, 104.5, 108.0]),
+        (Slo(), [math.inf, math.inf]),
+        (Slo(ttft_s=1.0), [101.0, math.inf]),
+    ],
+)
+def test_tokens_are_paced_by_the_tighter_bound(slo: Slo, due_s: list[float]) -> None:
+    pacing = slo.pacing(100.0, len(due_s))
+    assert [pacing.deadline_s(k) for k in range(len(due_s))] == due_s
+
+
+def test_a_paced_token_violates_nothing_before_the_end() -> None:
+    def deadlines_s(slo: Slo, num_tokens: int) -> list[float]:
+        pacing = slo.pacing(100.0, num_tokens)
+        return [pacing.promise_s(k) for k in range(num_tokens)]
+
+    assert deadlines_s(Slo(ttlt_s=8.0), 5) == [108.0] * 5
+    assert deadlines_s(Slo(ttft_s=1.0, ttlt_s=8.0), 3) == [101.0, 108.0, 108.0]
+    assert deadlines_s(Slo(ttft_s=1.0, tbt_s=0.5), 3) == [101.0, 101.5, 102.0]
+
+
+@pytest.mark.parametrize(
+    "slo",
+    [
+        Slo(ttlt_s=8.0),
+        Slo(ttft_s=1.0, ttlt_s=8.0),
+        Slo(ttft_s=1.0, tbt_s=0.5, ttlt_s=8.0),
+        Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0),
+        Slo(ttft_s=9.0, tbt_s=5.0, ttlt_s=8.0),
+    ],
+)
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 1000])
+def test_tokens_beyond_the_expected_are_due_by_the_end(
+    slo: Slo, num_tokens: int
+) -> None:
+    pacing = slo.pacing(100.0, num_tokens)
+    due_s = [pacing.deadline_s(k) for k in range(2000)]
+    assert due_s == sorted(due_s)
+    assert due_s[-1] <= 108.0 + 1e-9
+    assert due_s[-1] + pacing.gap_s >= 108.0 - 1e-9  # and hardly before it
+    expected = [pacing._replace(last=math.inf).deadline_s(k) for k in range(num_tokens)]
+    assert due_s[:num_tokens] == expected  # those expected are paced as ever

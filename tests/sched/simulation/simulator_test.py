@@ -1,0 +1,289 @@
+"""The simulator: arithmetic by hand, and stretches advanced at once."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.strategies import Continuous, PowersOfTwo
+from jserve_sched.clock import ManualClock
+from jserve_sched.outcomes import Failure
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.registry import POLICIES, make_policy
+from jserve_sched.requests.request import FinishReason, Request
+from jserve_sched.requests.slo import Slo
+from jserve_sched.simulation.cost_model import (
+    CLOSED_FORMS,
+    ClosedForm,
+)
+from jserve_sched.simulation.simulator import SimulationResult, simulate
+from jserve_sched.simulation.workload import (
+    WORKLOADS,
+    Arrival,
+    at_rate,
+    isolated_times,
+    unit_arrivals,
+)
+from jserve_sched.steps.plan import StepPlan
+from jserve_sched.timing.table import TablePredictor
+from tests.fakes import check_integrity
+from tests.step_costs import METRONOME, arrival, scheduler_of
+
+A100 = CLOSED_FORMS["a100-llama3-8b"]
+
+
+@dataclasses.dataclass
+class Watching:
+    """Keeps the requests that a scheduler took in."""
+
+    seen: list[Request] = dataclasses.field(default_factory=list)
+
+    def estimate(self, request: Request) -> int:
+        self.seen.append(request)
+        return request.max_tokens
+
+    def update(self, request: Request) -> bool:
+        del request
+        return False
+
+
+LONG_AND_LATE = [arrival("a", 0.0, output=9), arrival("b", 1.5)]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "lag", "times_s"),
+    [
+        ([arrival("a", 5.0)], 0, [[6, 7, 8]]),
+        # An idle server waits for the next arrival.
+        ([arrival("a", 0.0, 8, 1), arrival("b", 100.0, 8, 1)], 0, [[1], [101]]),
+        # "b" comes while the step from 1 s to 2 s runs; with overlap the step from 2 s
+        # to 3 s is planned by then.
+        (LONG_AND_LATE, 0, [[*range(1, 10)], [3, 4, 5]]),
+        (LONG_AND_LATE, 1, [[*range(1, 10)], [4, 5, 6]]),
+        # The truth, although it says that it takes less.
+        (
+            [dataclasses.replace(arrival("a", 0.0), declared_max_tokens=2)],
+            0,
+            [[1, 2, 3]],
+        ),
+    ],
+)
+def test_tokens_come_one_step_apart(
+    arrivals: list[Arrival], lag: int, times_s: list[list[int]]
+) -> None:
+    result = simulate(scheduler_of(), METRONOME, arrivals, lag=lag)
+    assert [one.token_times_s for one in result.outcomes] == times_s
+    assert all(one.failure is None for one in result.outcomes)
+    assert result.end_s == max(one[-1] for one in times_s)
+    assert result.wall_s is None
+
+
+def test_who_is_not_done_in_time_is_unfinished() -> None:
+    # At most 2 x 60 s: "b" has had 119 tokens by then. "c" can never run.
+    arrivals = [
+        arrival("a", 0.0, output=10),
+        arrival("b", 0.5, output=200),
+        arrival("c", 0.6, prompt=700),
+    ]
+    result = simulate(scheduler_of(), METRONOME, arrivals, max_spans=2.0)
+    failures = [None, Failure.UNFINISHED, Failure.TOO_LONG]
+    assert [one.failure for one in result.outcomes] == failures
+    assert len(result.outcomes[1].token_times_s) == 119
+    assert result.end_s == 120.0
+
+
+def test_a_hopeless_run_stops_at_once() -> None:
+    slo = Slo(ttft_s=1.5)
+    arrivals = [arrival(str(k), 0.1 * k, slo=slo, output=20) for k in range(100)]
+    whole = simulate(scheduler_of(), METRONOME, arrivals)
+    short = simulate(
+        scheduler_of(),
+        METRONOME,
+        arrivals,
+        stop_after_violations=5,
+        num_uncounted=10,
+    )
+    late = [not one.is_met for one in whole.outcomes]
+    assert sum(late[10:]) > 6
+    assert short.is_stopped and not whole.is_stopped
+    assert short.num_steps < whole.num_steps / 5
+    assert sum(not one.is_met for one in short.outcomes[10:]) > 5
+
+
+def roomy() -> tuple[ClosedForm, list[Arrival]]:
+    units = unit_arrivals(
+        WORKLOADS["mixed_v1"],
+        num_requests=30,
+        seed=7,
+        yardstick=isolated_times(A100, max_prompt_tokens=16384),
+    )
+    return A100, at_rate(units, 5.0)
+
+
+def tight() -> tuple[ClosedForm, list[Arrival]]:
+    """Two requests' pages for four rows: decodes preempt one another."""
+    arrivals = [
+        arrival(str(k), 2.5 * k, output=20 + 5 * (k % 4), slo=Slo(ttft_s=9.0))
+        for k in range(16)
+    ]
+    return dataclasses.replace(METRONOME, num_kv_tokens=96), arrivals
+
+
+def early(arrivals: list[Arrival]) -> list[Arrival]:
+    """Every other request says that it takes nine tokens more than it takes."""
+    return [
+        dataclasses.replace(one, declared_max_tokens=(one.max_tokens + 9) * (k % 2))
+        for k, one in enumerate(arrivals)
+    ]
+
+
+@pytest.mark.parametrize("policy", ["sjf", "laxity", "annealing:proposals=20"])
+def test_stretches_change_no_fit_to_a_predictor_that_learns(policy: str) -> None:
+    """Some stretches cross a step before which the request latency is fitted anew."""
+    cost_model = dataclasses.replace(A100, max_num_seqs=2)
+    rng = np.random.default_rng(1)
+    arrivals = [
+        arrival(str(k), 9.0 * (k // 6), prompt, output, slo=Slo(ttlt_s=5.0))
+        for k, (prompt, output) in enumerate(rng.integers(50, 400, (18, 2)).tolist())
+    ]
+    table = PowersOfTwo().table(
+        max_num_seqs=2, max_num_batched_tokens=2048, block_tokens=4
+    )
+    found = []
+    for advances in (True, False):
+        predictor = TablePredictor(table, max_pages_per_row=64)
+        scheduler = scheduler_of(policy, cost_model, table, predictor=predictor)
+        result = simulate(
+            scheduler, cost_model, arrivals, advances_decodes=advances, noise=0.3
+        )
+        latency = scheduler.view(0.0).request_latency
+        found.append((result.num_steps, result.outcomes, latency))
+    assert found[0][0] > 1024, "two fits and more"
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("case", [roomy, tight])
+@pytest.mark.parametrize(
+    "strategy", [Continuous(), PowersOfTwo()], ids=["none", "pow2"]
+)
+def test_stretches_advanced_at_once_give_the_identical_report(
+    policy: str,
+    case: Callable[[], tuple[ClosedForm, list[Arrival]]],
+    strategy: Continuous | PowersOfTwo,
+) -> None:
+    cost_model, arrivals = case()
+    table = strategy.table(
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        block_tokens=4,
+    )
+
+    def run(advances: bool) -> SimulationResult:
+        scheduler = scheduler_of(policy, cost_model, table)
+        result = simulate(
+            scheduler,
+            cost_model,
+            early(arrivals),
+            records_steps=True,
+            advances_decodes=advances,
+            noise=0.1,
+        )
+        check_integrity(scheduler)
+        return result
+
+    at_once, stepwise = run(True), run(False)
+    assert at_once.outcomes == stepwise.outcomes
+    assert at_once.counters == stepwise.counters
+    assert (at_once.counters.num_preemptions > 0) == (case is tight)
+    assert at_once.steps is not None and stepwise.steps is not None
+    for one, other in zip(at_once.steps, stepwise.steps, strict=True):
+        assert np.array_equal(one.features, other.features)
+        assert (one.start_s, one.duration_s) == (other.start_s, other.duration_s)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_an_end_nobody_declared_comes_when_it_comes(lag: int) -> None:
+    watching = Watching()
+    scheduler = scheduler_of(lengths=watching)
+    arrivals = early([arrival(str(k), 2.0 * k, output=3 + k) for k in range(8)])
+    result = simulate(scheduler, METRONOME, arrivals, lag=lag)
+    assert [one.max_tokens for one in watching.seen] == [3, 13, 5, 15, 7, 17, 9, 19]
+    reasons = [FinishReason.LENGTH, FinishReason.STOP] * 4
+    assert [one.finish_reason for one in watching.seen] == reasons
+    assert [len(one.token_times_s) for one in result.outcomes] == [*range(3, 11)]
+    assert all(one.failure is None for one in result.outcomes)
+    check_integrity(scheduler)
+
+
+def test_a_stretch_is_planned_once() -> None:
+    @dataclasses.dataclass
+    class Counting:
+        num_plans: int = 0
+
+        def plan(self, view: SchedulerView) -> StepPlan | None:
+            self.num_plans += 1
+            return make_policy("fcfs").plan(view)
+
+    plans = []
+    for advances in (True, False):
+        scheduler = scheduler_of()
+        scheduler.policy = counting = Counting()
+        arrivals = [arrival("a", 0.0, output=50), arrival("b", 30.5, output=9)]
+        simulate(scheduler, METRONOME, arrivals, advances_decodes=advances)
+        plans.append(counting.num_plans)
+    # Prefill and a decode, then b's; a decode after b has ended; the end itself.
+    assert plans == [6, 51]
+
+
+def test_noise_is_seeded_and_about_the_cost() -> None:
+    def durations(noise: float, seed: int) -> np.ndarray:
+        result = simulate(
+            scheduler_of(),
+            METRONOME,
+            [arrival(str(k), 3.0 * k, output=5) for k in range(200)],
+            records_steps=True,
+            noise=noise,
+            seed=seed,
+        )
+        assert result.steps is not None
+        return np.array([one.duration_s for one in result.steps])
+
+    assert np.all(durations(0.0, 1) == 1.0)
+    first = durations(0.2, 1)
+    assert np.array_equal(first[:500], durations(0.2, 1)[:500])
+    assert not np.array_equal(first[:500], durations(0.2, 2)[:500])
+    assert abs(np.log(first).mean()) < 0.04
+    assert np.log(first).std() == pytest.approx(0.2, rel=0.15)
+
+
+def test_real_time_is_measured_by_the_clock_handed_in() -> None:
+    @dataclasses.dataclass
+    class Ticking(ManualClock):
+        def now_s(self) -> float:
+            self.advance(1.0)
+            return self.time_s
+
+    result = simulate(
+        scheduler_of(),
+        METRONOME,
+        [arrival("a", 0.0, output=1)],
+        records_steps=True,
+        clock=Ticking(),
+    )
+    assert result.steps is not None
+    assert [one.plan_s for one in result.steps] == [1.0]
+    assert result.wall_s == 4.0  # start, twice for the plan, twice for no plan, end
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "message"),
+    [
+        ([arrival("a", 1.0), arrival("b", 0.0)], "sorted"),
+        ([arrival("a", 0.0), arrival("a", 0.0)], "same request_id"),
+    ],
+)
+def test_bad_arrivals_are_refused(arrivals: list[Arrival], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        simulate(scheduler_of(), METRONOME, arrivals)

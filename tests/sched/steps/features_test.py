@@ -1,0 +1,59 @@
+import numpy as np
+
+from jserve_sched.buckets.table import Bucket
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import Row
+from tests.fakes import make_request
+
+
+def row(start: int, num_tokens: int) -> Row:
+    return Row(make_request(), start, num_tokens, samples=False)
+
+
+def test_a_hand_made_batch() -> None:
+    decodes = [row(100, 1), row(29, 1)]
+    chunks = [row(0, 64), row(32, 10)]
+    found = features.step_features(decodes, chunks, Bucket(4, 4, 32), page_size=16)
+    assert found.tolist() == [
+        64 * 64 + 10 * 42,  # x1 = sum c (u + c)
+        64 * 64 + 10 * 10,  # x2 = sum c^2
+        100 + 29 + 0 + 32,  # x3 = all cached tokens
+        2,  # x4 = decodes
+        129,  # x5 = decode context
+        74,  # x6 = prefill tokens
+        64,  # x7 = largest chunk
+        *(4, 4),  # B, NB
+        7,  # pages of 101 tokens
+        4,  # pages of 64 tokens
+    ]
+    bare = features.without_padding(found, used_rows=2, used_blocks=3)
+    assert bare[features.NUM_ROWS] == 2 and bare[features.NUM_BLOCKS] == 3
+    assert found[features.NUM_ROWS] == 4, "the original is untouched"
+
+
+def test_a_uniform_step_is_a_step_of_equal_rows() -> None:
+    bucket = Bucket(3, 2, 8)
+    uniform = features.uniform_features(
+        bucket, decode_pages=2, block_pages=3, page_size=16
+    )
+    decodes = [row(2 * 16 - 1, 1)] * 3
+    chunks = [row(3 * 16 - 8, 8)] * 2
+    expected = features.step_features(decodes, chunks, bucket, page_size=16)
+    assert uniform.tolist() == expected.tolist()
+    padding = features.uniform_features(
+        bucket, decode_pages=0, block_pages=0, page_size=16
+    )
+    assert padding.tolist() == [0.0] * 7 + [3, 2, 0, 0]
+
+
+def test_scenarios_follow_equation_3() -> None:
+    bucket = Bucket(4, 4, 32)
+    matrix = np.stack(
+        [
+            features.step_features([row(9, 1)], [], bucket, 16),
+            features.step_features([], [row(0, 9)], bucket, 16),
+            features.step_features([row(9, 1)], [row(0, 9)], bucket, 16),
+        ]
+    )
+    expected = [features.PURE_DECODE, features.PURE_PREFILL, features.MIXED]
+    assert features.scenarios(matrix).tolist() == expected

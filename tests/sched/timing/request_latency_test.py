@@ -1,0 +1,253 @@
+"""Times of whole requests: the form, its fit to steps, and when that is due."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import Row, StepResult
+from jserve_sched.timing.request_latency import (
+    Bilinear,
+    LatencyPoints,
+    LatencySource,
+    RequestLatency,
+    fit_bilinear,
+    priced_points,
+    request_latency_from_json,
+)
+from tests.fakes import make_request
+from tests.step_costs import Curve, make_view
+
+PREFILL = Bilinear(both=1e-4, batch=2e-4, length=3e-5, base=0.01)
+DECODE = Bilinear(both=2e-7, batch=5e-5, length=1e-7, base=0.015)
+LATENCY = RequestLatency(prefill=PREFILL, decode=DECODE)
+TABLE = BucketTable((2, 8), (0, 4, 16), block_tokens=8)
+SMALL = BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4)
+
+coefficients = st.floats(0.0, 1e-2)
+models = st.builds(
+    Bilinear, both=coefficients, batch=coefficients, length=coefficients,
+    base=st.floats(1e-4, 1e-1),
+)  # fmt: skip
+
+
+@given(
+    model=models,
+    batch=st.integers(1, 64),
+    prompt_tokens=st.integers(1, 4000),
+    output_tokens=st.integers(1, 300),
+)
+@settings(derandomize=True, max_examples=60)
+def test_the_closed_form_is_the_sum_of_the_steps(
+    model: Bilinear, batch: int, prompt_tokens: int, output_tokens: int
+) -> None:
+    latency = RequestLatency(prefill=PREFILL, decode=model)
+    # The first token comes from the prefill; the first decode reads the prompt.
+    context = prompt_tokens + np.arange(output_tokens - 1)
+    summed_s = float(np.sum(model.of(np.array(batch), context)))
+    arguments = [np.array(one) for one in (batch, prompt_tokens, output_tokens)]
+    assert latency.decode_s(*arguments) == pytest.approx(summed_s, rel=1e-9)
+    whole_s = float(PREFILL.of(*arguments[:2])) + summed_s
+    assert latency.exec_s(*arguments) == pytest.approx(whole_s, rel=1e-9)
+
+
+@given(model=models)
+@settings(derandomize=True, max_examples=40, deadline=None)
+def test_a_fit_finds_the_form(model: Bilinear) -> None:
+    batch, length = np.meshgrid([1.0, 2, 4, 8], [16.0, 64, 256, 1024])
+    batch, length = batch.ravel(), length.ravel()
+    duration_s = model.of(batch, length)
+    found = fit_bilinear(LatencyPoints(batch, length, duration_s))
+    assert found.of(batch, length) == pytest.approx(duration_s, rel=1e-6)
+
+
+def test_short_steps_count_as_much_as_long_ones() -> None:
+    # A quadratic cannot be met: the errors must be shared out, not all be the short.
+    length = np.geomspace(16, 4096, 9)
+    points = LatencyPoints(np.ones(9), length, 0.01 + 1e-8 * length**2)
+    found_s = fit_bilinear(points).of(points.batch, points.length)
+    assert np.max(np.abs(found_s / points.duration_s - 1)[:5]) < 0.2
+
+
+GOOD = dataclasses.asdict(LATENCY)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "is a JSON object with prefill and decode"),
+        ({"prefill": GOOD["prefill"]}, "'decode'"),
+        (GOOD | {"measured_with": 3}, "measured_with: TypeError"),
+        (GOOD | {"decode": {"both": 0}}, "'batch'"),
+        (GOOD | {"decode": GOOD["decode"] | {"base": "1"}}, "str"),
+        (GOOD | {"decode": GOOD["decode"] | {"base": -1}}, "base=-1 is not a time"),
+        (GOOD | {"decode": GOOD["decode"] | {"both": np.nan}}, "both=nan is not"),
+        (GOOD | {"decode": dict.fromkeys(GOOD["decode"], 0)}, "all coefficients are 0"),
+    ],
+)
+def test_a_latency_survives_its_file_and_others_are_refused(
+    content: object, message: str
+) -> None:
+    assert request_latency_from_json(json.dumps({**GOOD, "other": 1})) == LATENCY
+    with pytest.raises(ValueError, match="request latency file") as error:
+        request_latency_from_json(json.dumps(content))
+    assert message in str(error.value)
+
+
+class Recorder:
+    """A model of steps that keeps what it was asked about."""
+
+    def __init__(self, seconds: float = 0.02):
+        self.inner = Curve(lambda tokens: seconds + tokens * 1e-4)
+        self.asked: list[np.ndarray] = []
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        self.asked.append(matrix)
+        return self.inner.predict(matrix)
+
+    predict_upper = predict
+
+    def update(self, sample: object) -> None:
+        raise AssertionError("a source must not teach the predictor")
+
+
+def grid_of(
+    table: BucketTable, *, num_kv_tokens: int = 4096
+) -> tuple[np.ndarray, LatencyPoints, LatencyPoints]:
+    """Features of the steps, and both kinds of points."""
+    model = Recorder()
+    prefill, decode = priced_points(
+        model,
+        table,
+        page_size=8,
+        num_kv_tokens=num_kv_tokens,
+        max_num_batched_tokens=table.max_rows + table.max_blocks * table.block_tokens,
+    )
+    return model.asked[0], prefill, decode
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        SMALL,
+        BucketTable((3,), (0, 5), block_tokens=4),
+        BucketTable((1, 3, 8), (0, 1, 2, 6, 8), block_tokens=4, max_tokens=33),
+        Continuous().table(max_num_seqs=4, max_num_batched_tokens=64, block_tokens=1),
+    ],
+)
+def test_prefills_are_cut_into_compiled_steps(table: BucketTable) -> None:
+    matrix, prefill, _ = grid_of(table)
+    known = {(one.num_rows, one.num_blocks) for one in table.buckets}
+    columns = [features.NUM_ROWS, features.NUM_BLOCKS]
+    assert {(int(b), int(nb)) for b, nb in matrix[:, columns]} <= known
+    assert np.sum(matrix[:, features.PREFILL_TOKENS]) == np.sum(
+        prefill.batch * prefill.length
+    )
+    # A position attends to itself and all before it, in whole chunks.
+    twice = 2 * matrix[:, features.PREFILL_WORK] - matrix[:, features.CHUNK_SQUARES]
+    assert np.sum(twice) == np.sum(prefill.batch * prefill.length**2)
+
+
+def test_steps_are_those_that_a_scheduler_runs() -> None:
+    matrix, prefill, decode = grid_of(SMALL)  # at most four blocks of four tokens
+    found = {tuple(row) for row in matrix.tolist()}
+    request = make_request(32, 2)
+    cut = [Row(request, start, 16, samples=False) for start in (0, 16)]
+    rows = [Row(make_request(16, 2), 16, 1, samples=True) for _ in range(8)]
+    for decodes, chunks in (((), cut[:1]), ((), cut[1:]), (rows, ())):
+        bucket = SMALL.fit(len(decodes), 4 if chunks else 0)
+        row = features.step_features(decodes, chunks, bucket, 8)
+        assert tuple(row.tolist()) in found
+    # Two prompts of 32 tokens take four full steps.
+    is_pair = (prefill.batch == 2) & (prefill.length == 32)
+    expected_s = 4 * 0.02 + 64 * 1e-4
+    assert prefill.duration_s[is_pair] == pytest.approx([expected_s])
+    assert decode.duration_s == pytest.approx(np.full(len(decode.batch), 0.02))
+
+
+def test_no_batch_is_larger_than_the_pool() -> None:
+    matrix, prefill, _ = grid_of(SMALL, num_kv_tokens=64)
+    assert np.max(prefill.batch * prefill.length) == 64
+    assert np.max(matrix[:, features.DECODE_CONTEXT]) == 64
+
+
+def view_at(step_id: int, predictor: Recorder, table: BucketTable) -> SchedulerView:
+    return dataclasses.replace(
+        make_view(table, predictor.inner), step_id=step_id, predictor=predictor
+    )
+
+
+def at(source: LatencySource, view: SchedulerView) -> RequestLatency:
+    return dataclasses.replace(view, latency_source=source).request_latency
+
+
+def test_a_source_fits_again_only_when_something_may_have_changed() -> None:
+    predictor, source = Recorder(0.02), LatencySource()
+    first = at(source, view_at(100, predictor, TABLE))
+    assert at(source, view_at(511, predictor, TABLE)) is first
+    assert len(predictor.asked) == 1
+    at(source, view_at(512, predictor, TABLE))
+    at(source, view_at(700, predictor, TABLE))
+    assert len(predictor.asked) == 2
+    other = Recorder(0.5)
+    slower = at(source, view_at(701, other, TABLE))
+    assert slower.decode.base > 0.4 > first.decode.base
+    at(source, view_at(702, other, BucketTable((4,), (0, 2), block_tokens=8)))
+    assert len(other.asked) == 2
+    before = LatencySource.num_steps_before
+    assert [before(step) for step in (0, 1, 511, 512, 513)] == [0, 511, 1, 0, 511]
+    fixed = LatencySource(LATENCY)
+    assert at(fixed, view_at(0, other, TABLE)) is LATENCY
+    assert len(other.asked) == 2
+
+
+@pytest.mark.parametrize("num_requests", [1, 4, 16])
+@pytest.mark.parametrize(("prompt_tokens", "output_tokens"), [(100, 30), (1000, 20)])
+def test_it_is_near_what_the_schedulers_steps_take(
+    num_requests: int, prompt_tokens: int, output_tokens: int
+) -> None:
+    machine = CLOSED_FORMS["rtx4090-llama3.1-8b"]
+    table = Continuous().table(
+        max_num_seqs=64, max_num_batched_tokens=2048, block_tokens=1
+    )
+    scheduler = Scheduler(
+        policy=make_policy("fcfs"),
+        buckets=table,
+        ledger=KvLedger(num_pages=2588, page_size=16, enable_prefix_caching=False),
+        predictor=OraclePredictor(machine, 1),
+        max_num_seqs=64,
+        max_num_batched_tokens=2048,
+        max_model_len=4096,
+    )
+    for _ in range(num_requests):
+        scheduler.submit(make_request(prompt_tokens, output_tokens))
+    latency = scheduler.view(0.0).request_latency
+    now_s = 0.0
+    first_s: dict[str, float] = {}
+    while scheduler.has_work:
+        plan = scheduler.plan(now_s)
+        assert plan is not None
+        scheduler.dispatch(plan, now_s)
+        now_s += plan.predicted_s
+        sampled = sum(row.samples for row in (*plan.decodes, *plan.chunks))
+        result = StepResult(tokens=(1,) * sampled, duration_s=plan.predicted_s)
+        for output in scheduler.apply(result):
+            first_s.setdefault(output.request.request_id, now_s)
+    size, prompt, answer = (
+        np.array(one) for one in (num_requests, prompt_tokens, output_tokens)
+    )
+    assert latency.prefill_s(size, prompt) == pytest.approx(
+        max(first_s.values()), rel=0.15
+    )
+    assert latency.exec_s(size, prompt, answer) == pytest.approx(now_s, rel=0.1)

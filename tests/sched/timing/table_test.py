@@ -1,0 +1,159 @@
+import json
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.steps.features import (
+    BLOCK_PAGES,
+    DECODE_PAGES,
+    NUM_BLOCKS,
+    NUM_FEATURES,
+    NUM_ROWS,
+)
+from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.table import TablePredictor
+
+TABLE = BucketTable((2, 8), (0, 4, 16))
+
+
+def true_s(rows: float, blocks: float, decode_pages: int, block_pages: int) -> float:
+    """A made-up device: affine in rows, blocks and the pages they loop over."""
+    return (
+        1e-3
+        + 1e-4 * rows
+        + 1e-3 * blocks
+        + 1e-5 * rows * max(decode_pages - 1, 0)
+        + 2e-4 * blocks * max(block_pages - 1, 0)
+    )
+
+
+def step(rows: float, blocks: float, decode_pages: float, block_pages: float):
+    row = np.zeros(NUM_FEATURES)
+    row[[NUM_ROWS, NUM_BLOCKS]] = rows, blocks
+    row[[DECODE_PAGES, BLOCK_PAGES]] = decode_pages, block_pages
+    return row
+
+
+def predict_s(predictor: TablePredictor, *shape: float) -> float:
+    return float(predictor.predict(step(*shape)[None])[0])
+
+
+def samples() -> list[StepSample]:
+    return [
+        StepSample(
+            step(rows, blocks, decode_pages, block_pages if blocks else 0),
+            true_s(rows, blocks, decode_pages, block_pages),
+        )
+        for rows in (2, 8)
+        for blocks in (0, 4, 16)
+        for decode_pages, block_pages in ((1, 1), (9, 1), (1, 9))
+    ]
+
+
+def fitted() -> TablePredictor:
+    predictor = TablePredictor(TABLE, max_pages_per_row=32)
+    predictor.fit(samples())
+    return predictor
+
+
+def test_it_returns_what_was_timed_and_interpolates_between() -> None:
+    predictor = TablePredictor(TABLE, max_pages_per_row=32)
+    broken = [one._replace(duration_s=float("nan")) for one in samples()]
+    predictor.fit([*broken, *samples()])
+    matrix = np.stack([one.features for one in samples()])
+    expected_s = [one.duration_s for one in samples()]
+    assert predictor.predict(matrix) == pytest.approx(expected_s, rel=1e-6)
+    between = predict_s(predictor, 5, 10, 5, 3)
+    assert between == pytest.approx(true_s(5, 10, 5, 3), rel=0.1)
+
+
+def test_updates_follow_a_device_that_slowed_down() -> None:
+    predictor = fitted()
+    slow = StepSample(step(8, 0, 9, 0), 2 * true_s(8, 0, 9, 0))
+    for _ in range(128):
+        predictor.update(slow)
+    predicted_s = predict_s(predictor, 8, 0, 9, 0)
+    assert predicted_s == pytest.approx(slow.duration_s, rel=0.1)
+
+
+def test_the_timed_pass_round_trips_and_is_tied_to_its_table() -> None:
+    data = json.loads(json.dumps(fitted().to_json()))
+    again = TablePredictor(TABLE, max_pages_per_row=32)
+    assert again.load_json(data)
+    matrix = step(8, 4, 9, 9)[None]
+    assert again.predict(matrix) == pytest.approx(fitted().predict(matrix))
+    other = TablePredictor(BucketTable((4,), (0, 4)), max_pages_per_row=32)
+    before = other.to_json()
+    assert not other.load_json(data)
+    assert not again.load_json(data | {"per_block_page_s": [[0.5]]})
+    assert other.to_json() == before and again.to_json() == data
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-3, 0.0])
+def test_saved_times_that_are_not_durations_are_refused(bad: float) -> None:
+    data = fitted().to_json()
+    data["base_s"][1][1] = bad
+    again = TablePredictor(TABLE, max_pages_per_row=32)
+    with pytest.raises(ValueError, match="a step time is"):
+        again.load_json(json.loads(json.dumps(data)))
+    assert np.isfinite(again.predict(step(8, 4, 9, 9)[None])).all()
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+def test_shapes_not_timed_yet_leave_the_timed_ones_alone(scale: float) -> None:
+    """Whatever the machine's speed, a guess about another shape is no measurement."""
+    covering = [
+        one._replace(duration_s=scale * one.duration_s)
+        for one in samples()
+        if one.features[NUM_ROWS] == 8 and one.features[NUM_BLOCKS] in (0, 16)
+    ]
+    predictor = TablePredictor(TABLE, max_pages_per_row=32)
+    predictor.fit(covering)
+    for rows, blocks in ((8, 0), (8, 16)):
+        found = predict_s(predictor, rows, blocks, 1, 1 if blocks else 0)
+        wanted = scale * true_s(rows, blocks, 1, 1 if blocks else 0)
+        assert found == pytest.approx(wanted, rel=0.01)
+    small_s, large_s = (predict_s(predictor, 8, n, 1, n and 1) for n in (0, 16))
+    assert small_s <= predict_s(predictor, 8, 4, 1, 1) <= large_s
+    assert 0 < predict_s(predictor, 2, 4, 1, 1) <= large_s
+
+
+def test_one_slow_guess_does_not_lift_what_was_measured() -> None:
+    """The timed pass of a small shape was disturbed; larger ones run for real."""
+    predictor = TablePredictor(TABLE, max_pages_per_row=32)
+    predictor.fit(
+        [
+            one._replace(duration_s=20 * one.duration_s)
+            if tuple(one.features[[NUM_ROWS, NUM_BLOCKS]]) == (2, 4)
+            else one
+            for one in samples()
+        ]
+    )
+    usual = StepSample(step(8, 16, 8, 8), true_s(8, 16, 8, 8))
+    assert predict_s(predictor, 8, 16, 8, 8) > 1.4 * usual.duration_s
+    for _ in range(64):
+        predictor.update(usual)
+    assert predict_s(predictor, 8, 16, 8, 8) == pytest.approx(usual.duration_s)
+    small_s = predict_s(predictor, 2, 4, 8, 8)
+    assert true_s(2, 4, 8, 8) < small_s <= 1.001 * usual.duration_s
+
+
+def test_it_stays_monotone_whatever_is_measured() -> None:
+    predictor = fitted()
+    rng = np.random.default_rng(3)
+    for _ in range(320):
+        row = step(
+            rng.choice([2, 8]),
+            rng.choice([0, 4, 16]),
+            rng.integers(1, 33),
+            rng.integers(1, 33),
+        )
+        predictor.update(StepSample(row, float(rng.lognormal(-4, 1))))
+    edges = (range(1, 9), range(17), range(1, 33), range(1, 33))
+    for dim, values in enumerate(edges):
+        for _ in range(20):
+            others = [float(rng.choice(list(one))) for one in edges]
+            rows = [[*others[:dim], value, *others[dim + 1 :]] for value in values]
+            found = predictor.predict(np.stack([step(*one) for one in rows]))
+            assert np.all(np.diff(found) >= -1e-12)

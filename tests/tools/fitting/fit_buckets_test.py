@@ -1,0 +1,238 @@
+"""jserve-fit-buckets: what it fits to, what it writes, and when it refuses."""
+
+import json
+import logging
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from jserve.records.step_log import FIELDS
+from jserve_sched.buckets.strategies import Explicit
+from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.steps import features
+from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.table import TablePredictor
+from jserve_tools.fitting.config import FitConfig
+from jserve_tools.fitting.recorded_fits import fit
+from tests import ROOT
+
+A100 = "a100-llama3-8b"
+SAMPLES = ROOT / "benchmarks" / "buckets" / "samples.npz"
+TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4, 8))
+
+
+def record(
+    folder: pathlib.Path,
+    *,
+    earlier: Sequence[int] = (3,),
+    later: int = 3,
+    later_rows: int = 5,
+    num_steps: int = 300,
+    table: BucketTable = TABLE,
+    leaves_work: int = 0,
+    **others: Any,
+) -> pathlib.Path:
+    """Writes a log of steps of 5 rows and some blocks, others in the later half."""
+    header = {
+        "format": "jserve-step-log",
+        "version": 1,
+        "fields": FIELDS,
+        "block_tokens": 32,
+        "page_size": 128,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 264,
+        "policy": "edf",
+        "buckets": table.to_json(),
+        **others,
+    }
+    lines: list[Any] = [header]
+    for number in range(num_steps):
+        is_early = 2 * number < num_steps
+        blocks = earlier[number % len(earlier)] if is_early else later
+        used = (5 if is_early else later_rows, blocks)
+        bucket = table.fit(*used)
+        edges = (bucket.num_rows, bucket.num_blocks)
+        lines.append(
+            [0.05 * number, *edges, *used, 1, 1, leaves_work, 0.02, 0.015, 0.022]
+        )
+    path = folder / "steps.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def config(path: pathlib.Path, **others: Any) -> FitConfig:
+    return FitConfig(step_log=(path,), cost_model=A100, **others)
+
+
+def program(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "jserve_tools.fit_buckets", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_file_that_is_written_is_one_that_a_server_loads(
+    tmp_path: pathlib.Path,
+) -> None:
+    output = tmp_path / "folder" / "buckets.json"
+    log = record(tmp_path, later=6)
+    arguments = (f"--step_log={log}", f"--cost_model={A100}", "--prior_share=0")
+    done = program(*arguments, "--max_programs=8", f"--output={output}", "--force")
+    assert done.returncode == 0, done.stderr
+    text = output.read_text()
+    table = table_from_json(text)
+    assert 5 in table.row_edges
+    assert {3, 6} <= set(table.block_edges)
+    # Loaded as a server loads it, with the same limits.
+    served = Explicit(row_edges=table.row_edges, block_edges=table.block_edges).table(
+        max_num_seqs=8, max_num_batched_tokens=264, block_tokens=32
+    )
+    assert served.num_programs <= 8
+    file: dict[str, Any] = json.loads(text)
+    assert file["fit"]["policies"] == ["edf"]
+    assert file["fit"]["command"][0] == "jserve-fit-buckets"
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["row_edges"] == list(table.row_edges)
+    assert report["fit"] == file["fit"]
+
+
+def test_a_fit_is_judged_on_the_later_half_beside_pow2(tmp_path: pathlib.Path) -> None:
+    found = fit(config(record(tmp_path), max_programs=6, prior_share=0.0))
+    pow2, fitted = found["fit"]["comparison"]
+    assert (pow2["bucket_strategy"], fitted["bucket_strategy"]) == ("pow2", "fitted")
+    assert pow2["num_programs"] <= 6 and fitted["num_programs"] <= 6
+    assert fitted["later"]["pad_share_time"] == pytest.approx(0.0, abs=1e-9)
+    assert fitted["later"]["expected_s"] < pow2["later"]["expected_s"]
+
+
+def times(base_s: float) -> dict[str, Any]:
+    predictor = TablePredictor(TABLE, max_pages_per_row=8)
+    predictor.fit(
+        StepSample(
+            features.uniform_features(
+                bucket, decode_pages=1, block_pages=1, page_size=128
+            ),
+            base_s + 1e-4 * bucket.num_tokens,
+        )
+        for bucket in TABLE.buckets
+    )
+    return predictor.to_json()
+
+
+def test_without_a_cost_model_steps_are_priced_as_last_measured(
+    tmp_path: pathlib.Path,
+) -> None:
+    folders = [tmp_path / name for name in ("old", "new", "cold")]
+    known = (times(2e-3), times(1e-3), None)
+    for folder in folders:
+        folder.mkdir()
+    logs = [
+        record(folder, num_steps=100, step_times=one)
+        for folder, one in zip(folders, known, strict=True)
+    ]
+    found = fit(FitConfig(step_log=tuple(logs), prior_share=0.0))["fit"]
+    assert found["step_times"] == "the log's"
+    # Steps of 5 rows and 3 blocks run as 8 and 4: 1 + 13.6 ms, where 1 + 10.1 do.
+    assert found["comparison"][0]["later"]["expected_s"] == pytest.approx(14.6e-3)
+    for one, message in (
+        (None, "holds no step times"),
+        (times(1e-3) | {"base_s": [[1.0]]}, "the step times in the step log"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(FitConfig(step_log=(record(tmp_path, step_times=one),)))
+
+
+def test_edges_fall_below_the_time_limits_of_the_classes(
+    tmp_path: pathlib.Path,
+) -> None:
+    # 8 rows and 4 blocks take 14.6 ms, 3.2 ms a block: 6 blocks fit in the limit.
+    wide = BucketTable((8,), (0, 4, 8))
+    facts = {"step_times": times(1e-3), "table": wide, "earlier": (4,), "later": 4}
+    limits = [{"name": "chat", "tbt_s": 22e-3}, {"name": "batch", "tbt_s": None}]
+    for classes, has_edge in ((limits, True), ([], False)):
+        log = record(tmp_path, **facts, leaves_work=1, service_classes=classes)
+        given = {"prior_share": 0.0, "max_programs": 3, "force": True}
+        found = fit(FitConfig(step_log=(log,), **given))
+        assert (6 in found["block_edges"]) == has_edge
+
+
+def test_a_table_that_loses_is_written_by_force_alone(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Every count of blocks gets an edge beside 8 rows; then come steps of 2 rows.
+    log = record(tmp_path, earlier=range(1, 9), later=4, later_rows=2)
+    given = {"prior_share": 0.0}
+    with pytest.raises(ValueError, match="without --force") as caught:
+        fit(config(log, **given))
+    found = fit(config(log, force=True, **given))
+    pow2, fitted = (row["later"]["expected_s"] for row in found["fit"]["comparison"])
+    assert fitted > pow2
+    for number in (f"{fitted * 1e3:.3f} ms", f"{pow2 * 1e3:.3f} ms"):
+        assert number in str(caught.value)
+        assert number in caplog.text
+
+
+def test_blocks_beyond_a_full_set_of_rows_count_as_the_most(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wide = BucketTable((2, 8), (0, 4, 8, 12))
+    log = record(tmp_path, table=wide, earlier=(12,), later=12)
+    with caplog.at_level(logging.WARNING, logger="jserve"):
+        found = fit(config(log))
+    assert "up to 12 prefill blocks, more than the 8 that fit beside 8" in caplog.text
+    assert found["block_edges"][-1] == 8
+
+
+def test_a_profile_of_other_pages_is_refused(tmp_path: pathlib.Path) -> None:
+    log, spec = record(tmp_path, page_size=64), f"table:{SAMPLES}"
+    with pytest.raises(
+        ValueError, match=r"\(32, 64\) in the step log, but \(32, 128\)"
+    ):
+        fit(FitConfig(step_log=(log,), cost_model=spec))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"step_log": ()}, "give step_log: "),
+        ({"step_log": ("none",)}, "none"),
+        ({"max_programs": 1}, "max_programs=1 is below 2"),
+        ({"prior_share": 1.0}, "prior_share=1.0 is not in 0.0..0.99"),
+        ({"output": "."}, "output=. is a folder"),
+        ({}, "199 steps are too few to fit buckets to: at least 200"),
+    ],
+)
+def test_mistakes_are_refused(
+    given: dict[str, Any], message: str, tmp_path: pathlib.Path
+) -> None:
+    log = record(tmp_path, num_steps=199)
+    arguments = {"step_log": (log,), "output": tmp_path / "buckets.json", **given}
+    paths = {
+        "step_log": tuple(map(pathlib.Path, arguments["step_log"])),
+        "output": pathlib.Path(arguments["output"]),
+    }
+    with pytest.raises((ValueError, OSError), match=message):
+        fit(FitConfig(**arguments | paths))
+
+
+def test_the_program_tells_a_mistake_in_one_line(tmp_path: pathlib.Path) -> None:
+    done = program(f"--step_log={tmp_path / 'none'}", f"--output={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert str(tmp_path / "none") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_needs_no_numpy() -> None:
+    code = (
+        "import sys, jserve_tools.fit_buckets\n"
+        "print({'jax', 'numpy', 'scipy', 'fastapi'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

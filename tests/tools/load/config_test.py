@@ -1,0 +1,125 @@
+"""What a benchmark refuses before any work, and what it makes of its flags."""
+
+import pathlib
+from typing import Any
+
+import pytest
+
+from jserve.config import EngineConfig
+from jserve_tools.load.config import (
+    BenchConfig,
+    ClosedConfig,
+    ReplayConfig,
+    ServersConfig,
+)
+from tests import TESTS
+
+BUCKETS = TESTS / "four_programs.json"
+RUNNING = ServersConfig(url="http://x")
+TWO = ServersConfig(policies=("fcfs", "edf"))
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "message"),
+    [
+        (ReplayConfig, {"load": (-1.0,)}, "load=-1.0 is not in 1e-06"),
+        (ReplayConfig, {"load": (1.0,), "qps": (2.0,)}, "give one of load, qps"),
+        (ReplayConfig, {"qps": (1.0,), "rate_scale": 2.0}, "qps, rate_scale"),
+        (ReplayConfig, {"qps": (1.0,), "capacity_s": 2.0}, "leave out --capacity_s=2"),
+        (ClosedConfig, {"clients": (0,)}, "clients=0 is not in 1..4096"),
+        (ClosedConfig, {"clients": ()}, "clients is empty"),
+        (ServersConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
+        (ServersConfig, {"extra_body": "{"}, "extra_body is not JSON"),
+        (ServersConfig, {"policies": ("edff",)}, "'edff' is unknown; known: ['ann"),
+        (ServersConfig, {"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known"),
+        (ServersConfig, {"bucket_strategies": ("linear:gap=4",)}, "no option 'gap=4'"),
+        (ServersConfig, {"url": "127.0.0.1:1"}, "no scheme: write http://127.0.0.1:1"),
+        (
+            ServersConfig,
+            {"url": "http://x", "launch": True, "policies": ("fcfs",)},
+            "http://x is a running server: leave out --launch, --policies=fcfs",
+        ),
+        (
+            BenchConfig,
+            {"servers": RUNNING, "engine": EngineConfig(kv_cache_bytes=9)},
+            "http://x is a running server: leave out --kv_cache_bytes=9",
+        ),
+        (
+            BenchConfig,
+            {"mode": "closed", "replay": ReplayConfig(length_scale=2.0, qps=(1.0,))},
+            "mode=closed replays no trace: leave out --length_scale=2.0, --qps=1.0",
+        ),
+        (
+            BenchConfig,
+            {"closed": ClosedConfig(prompt_tokens=9)},
+            "mode=replay has the lengths of a trace: leave out --prompt_tokens=9",
+        ),
+        (
+            BenchConfig,
+            {"servers": ServersConfig(extra_body='{"a": 1}')},
+            "engines in this process take no HTTP requests: leave out --extra_body=",
+        ),
+        (
+            BenchConfig,
+            {"engine": EngineConfig(predictor="tabel")},
+            "predictor=tabel is not one of table, linear, and not the folder",
+        ),
+        (
+            BenchConfig,
+            {"servers": ServersConfig(bucket_strategies=("fitted",))},
+            "'fitted' needs a bucket file, --buckets=FILE; to write one: jserve",
+        ),
+        (
+            BenchConfig,
+            {
+                "servers": ServersConfig(bucket_strategies=("pow2",)),
+                "engine": EngineConfig(buckets=BUCKETS),
+            },
+            "is for bucket strategies explicit and fitted, not pow2",
+        ),
+        (
+            BenchConfig,
+            {"engine": EngineConfig(buckets=pathlib.Path("/none.json"))},
+            "buckets=/none.json: no such file",
+        ),
+        (
+            BenchConfig,
+            {"servers": TWO, "engine": EngineConfig(step_log=pathlib.Path("s"))},
+            "step_log=s is one file for 2 engines",
+        ),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(
+    config: type, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        config(**fields)
+    assert message in str(caught.value)
+
+
+def test_rates_are_shares_of_the_capacity_unless_others_are_given() -> None:
+    assert ReplayConfig().loads == (0.9,)
+    assert ReplayConfig(load=(0.5, 1.0)).num_runs == 2
+    assert ReplayConfig(qps=(1.0, 2.0, 3.0)).num_runs == 3
+    config = ReplayConfig(rate_scale=1.0)
+    assert (config.loads, config.num_runs) == ((), 1)
+
+
+def test_each_policy_gets_each_bucket_strategy() -> None:
+    servers = ServersConfig(
+        policies=("fcfs", "edf"),
+        bucket_strategies=("pow2", "fitted"),
+        profile_host=True,
+    )
+    config = BenchConfig(servers=servers, engine=EngineConfig(buckets=BUCKETS))
+    engines = config.engines()
+    assert [(one.policy, one.bucket_strategy, one.buckets) for one in engines] == [
+        ("fcfs", "pow2", None),
+        ("edf", "pow2", None),
+        ("fcfs", "fitted", BUCKETS),
+        ("edf", "fitted", BUCKETS),
+    ]
+    assert not any(one.enable_prefix_caching for one in engines)
+    assert not any(one.enable_overlap for one in engines)
+    assert BenchConfig(servers=RUNNING).engines() == []
+    assert BenchConfig().engines()[0].bucket_strategy == "pow2"

@@ -1,0 +1,230 @@
+"""Benchmarks against a scripted server: failures, interruptions, starts."""
+
+import asyncio
+import contextlib
+import itertools
+import pathlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from jserve.config import EngineConfig
+from jserve.progress import Progress
+from jserve.records.events import NotServingError, QueueFullError
+from jserve_tools.load.clients import Client
+from jserve_tools.load.config import (
+    BenchConfig,
+    ClosedConfig,
+    ReplayConfig,
+    ServersConfig,
+)
+from jserve_tools.measuring.benchmark import Benchmark
+from jserve_tools.measuring.targets import open_server, server_at
+from jserve_tools.reporting.config import ReportConfig
+from tests.fake_server import STARTED, FakeLoop, serve_fake
+
+
+@pytest.fixture
+def loop() -> FakeLoop:
+    loop = FakeLoop(num_slots=4)
+    loop.start_up = STARTED
+    return loop
+
+
+@pytest.fixture
+def url(loop: FakeLoop) -> Iterator[str]:
+    with serve_fake(loop) as served:
+        yield served.url
+
+
+CLASSES = '[{"name": "all", "share": 1, "ttft_slowdown": 90, "tbt_step_multiple": 90}]'
+
+
+def replay(folder: pathlib.Path, *, num_rows: int = 6, **fields: Any) -> ReplayConfig:
+    """A trace of short requests, 100 a second unless another rate is given."""
+    trace, classes = folder / "trace.csv", folder / "classes.json"
+    rows = [f"{k / 100},{8 + 8 * (k % 2)},4" for k in range(num_rows)]
+    trace.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]))
+    classes.write_text(CLASSES)
+    return ReplayConfig(trace=trace, service_classes=classes, **fields)
+
+
+def config(folder: pathlib.Path, servers: ServersConfig, **fields: Any) -> BenchConfig:
+    resume = fields.pop("resume", True)
+    report = ReportConfig(output=folder / "out", resume=resume)
+    if not {"mode", "replay"} & set(fields):
+        fields["replay"] = replay(folder, qps=(50.0, 80.0))
+    return BenchConfig(servers=servers, report=report, **fields)
+
+
+class Interruption(Exception):
+    pass
+
+
+class Opener:
+    """Opens the one fake server for each engine; the start `breaks_at` fails.
+
+    `opened` has policy, bucket strategy and compile cache of each start.
+    """
+
+    def __init__(self, url: str, *, breaks_at: int = -1) -> None:
+        self.url = url
+        self.breaks_at = breaks_at
+        self.opened: list[tuple[str, str, str]] = []
+
+    @contextlib.asynccontextmanager
+    async def __call__(
+        self, config: BenchConfig, engine: EngineConfig | None
+    ) -> AsyncIterator[Client]:
+        if len(self.opened) == self.breaks_at:
+            raise Interruption
+        assert engine is not None
+        start = (engine.policy, engine.bucket_strategy, engine.compile_cache_dir)
+        self.opened.append(start)
+        async with server_at(self.url, timeout_s=5) as client:
+            yield client
+
+
+def run(config: BenchConfig, opener: Any = open_server) -> Benchmark:
+    benchmark = Benchmark(config, Progress(), opener=opener)
+    asyncio.run(benchmark.run())
+    return benchmark
+
+
+@pytest.mark.parametrize("num_forgotten", [0, 12])
+def test_padding_is_reported_of_all_steps_or_not_at_all(
+    loop: FakeLoop,
+    url: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+    num_forgotten: int,
+) -> None:
+    loop.num_forgotten = num_forgotten
+    closed = ClosedConfig(clients=(1,), prompt_tokens=8, output_tokens=4)
+    servers = ServersConfig(url=url)
+    (found,) = run(
+        config(tmp_path, servers, mode="closed", closed=closed, num_requests=4)
+    ).runs
+    # The warm-up of one request takes the first 4 steps of 20.
+    assert (found["num_clients"], found["num_steps"]) == (1, 16)
+    assert found["output_tokens"] == 16 and "qps" not in found
+    if num_forgotten:
+        assert found["num_steps_missing"] == num_forgotten - 4
+        assert not any(name.startswith("pad_share") for name in found)
+        assert "forgot 8 of 16 steps" in capsys.readouterr().out
+    else:
+        assert "num_steps_missing" not in found
+        assert found["pad_share_tokens"] > 0
+
+
+def test_failed_requests_are_named_with_their_reason(
+    loop: FakeLoop,
+    url: str,
+    tmp_path: pathlib.Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = QueueFullError("too many requests wait", 1.0)
+    gone = NotServingError("the engine is draining")
+    # Of an idle server: one, three for the step, three for each of six lengths.
+    measuring = itertools.repeat(None, 1 + 3 + 3 * 6)
+    loop.refusals = itertools.chain(measuring, [full, None, gone, full])
+    replay_config = replay(tmp_path, qps=(50.0,))
+    servers = ServersConfig(url=url)
+    (found,) = run(config(tmp_path, servers, replay=replay_config)).runs
+    first, second = found["failures"]
+    assert (first["reason"], first["count"]) == ("rejected", 2)
+    assert first["message"].startswith("HTTP 429: ")
+    assert (second["reason"], second["count"]) == ("error", 1)
+    assert second["message"].startswith("HTTP 503: ")
+    assert (found["num_finished"], found["num_rejected"]) == (3, 2)
+    assert f"2 failed, rejected: {first['message']}" in capsys.readouterr().out
+
+
+def test_a_sweep_is_continued_where_it_was_interrupted(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    wanted = config(
+        tmp_path,
+        ServersConfig(policies=("fcfs", "edf", "sjf")),
+        replay=replay(tmp_path, load=(0.5, 0.9), capacity_s=1.0),
+    )
+    with pytest.raises(Interruption):
+        run(wanted, Opener(url, breaks_at=2))
+    rest = Opener(url)
+    benchmark = run(wanted, rest)
+    assert [start[0] for start in rest.opened] == ["sjf"]
+    assert (benchmark.num_resumed, len(benchmark.runs)) == (4, 6)
+    assert benchmark.baseline is not None
+    capacity, yardstick = benchmark.baseline.capacity, benchmark.baseline.yardstick
+    assert capacity is not None and yardstick is not None
+    # Rates and objectives are those that the first call measured.
+    rates = [run["qps"] for run in benchmark.runs]
+    assert rates == pytest.approx(
+        [share * capacity.requests_per_s for share in (0.5, 0.9)] * 3, rel=1e-3
+    )
+    assert len({run["requests"][0]["slo"]["ttft_s"] for run in benchmark.runs}) <= 2
+    again = Opener(url)
+    repeated = run(wanted, again)
+    assert (again.opened, repeated.num_resumed) == ([], 6)
+    assert repeated.runs[:4] == benchmark.runs[:4]
+    assert repeated.report(["x"])["num_resumed"] == 6
+
+
+def test_other_settings_or_no_resuming_measure_again(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    fcfs, edf = (ServersConfig(policies=(name,)) for name in ("fcfs", "edf"))
+    run(config(tmp_path, fcfs), Opener(url))
+    assert run(config(tmp_path, edf), Opener(url)).num_resumed == 0
+    longer = replay(tmp_path, qps=(50.0, 80.0), num_rows=7)
+    assert run(config(tmp_path, fcfs, replay=longer), Opener(url)).num_resumed == 0
+    assert run(config(tmp_path, fcfs, resume=False), Opener(url)).num_resumed == 0
+
+
+def test_policies_that_are_added_are_judged_by_the_baseline_there_was(
+    url: str, tmp_path: pathlib.Path
+) -> None:
+    def servers(*policies: str) -> ServersConfig:
+        return ServersConfig(policies=policies)
+
+    first = run(config(tmp_path, servers("fcfs")), Opener(url))
+    later = run(config(tmp_path, servers("fcfs", "edf")), Opener(url))
+    assert (later.num_resumed, len(later.runs)) == (2, 4)
+    assert first.baseline is not None and later.baseline is not None
+    assert later.baseline.yardstick is not None
+    assert later.baseline.yardstick.step_s == first.baseline.yardstick.step_s
+    slos = [one.runs[-1]["requests"][0]["slo"] for one in (first, later)]
+    assert slos[0] == slos[1]
+
+
+@pytest.mark.parametrize("is_jserve", [True, False])
+def test_a_server_that_states_no_settings_is_measured_again(
+    loop: FakeLoop, tmp_path: pathlib.Path, is_jserve: bool
+) -> None:
+    with serve_fake(loop, is_jserve=is_jserve) as served:
+        wanted = config(tmp_path, ServersConfig(url=served.url))
+        assert run(wanted).num_resumed == 0
+        assert run(wanted).num_resumed == (2 if is_jserve else 0)
+    assert (tmp_path / "out" / "runs.jsonl").exists() == is_jserve
+
+
+def test_the_cache_is_filled_once_for_the_servers_that_share_it(
+    url: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[str] = []
+
+    async def fill(engine: EngineConfig, progress: Progress) -> None:
+        filled.append(engine.bucket_strategy)
+
+    monkeypatch.setattr("jserve_tools.measuring.benchmark.fill_compile_cache", fill)
+    servers = ServersConfig(
+        launch=True,
+        policies=("fcfs", "edf"),
+        bucket_strategies=("pow2", "linear"),
+    )
+    run(config(tmp_path, servers), Opener(url))
+    assert filled == ["pow2", "linear"]
+    engine = EngineConfig(compile_cache_dir="")
+    run(config(tmp_path, servers, engine=engine, resume=False), Opener(url))
+    assert filled == ["pow2", "linear"]

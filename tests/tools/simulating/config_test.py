@@ -1,0 +1,106 @@
+"""What jserve-simulate refuses before any work, and what it imports for that."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import typing
+from typing import Any
+
+import pytest
+
+from jserve_sched.simulation.instances import ASSIGNMENTS
+from jserve_sched.simulation.workload import WORKLOADS
+from jserve_tools.reporting.config import ReportConfig
+from jserve_tools.simulating.config import (
+    LoadConfig,
+    MachineConfig,
+    SimulateConfig,
+    SweepConfig,
+)
+from tests import ROOT
+
+PATH = os.pathsep.join(str(ROOT / part) for part in (".", "models", "sched", "tools"))
+FILE = pathlib.Path("buckets.json")
+
+
+def make(
+    load: dict[str, Any] | None = None,
+    machine: dict[str, Any] | None = None,
+    **sweep: Any,
+) -> SimulateConfig:
+    return SimulateConfig(
+        load=LoadConfig(**(load or {})),
+        machine=MachineConfig(**(machine or {})),
+        sweep=SweepConfig(**sweep),
+        report=ReportConfig(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"policies": ("nobody",)}, "'nobody' is unknown; known: .*'sliding'"),
+        ({"policies": ()}, "policies is empty"),
+        ({"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known: .*'pow2'"),
+        ({"bucket_strategies": ("explicit",)}, "explicit needs a file"),
+        ({"num_processes": 0}, r"num_processes=0 is not in 1\.\."),
+        ({"max_violation_share": 0.1}, "would do nothing without goodput"),
+        ({"num_seeds": 2, "step_log": FILE}, "is of a single run"),
+        ({"goodput": True, "load": {"qps": (1.0,)}}, "leave out qps"),
+        ({"machine": {"buckets": FILE}}, "explicit and fitted, not pow2"),
+        ({"load": {"qps": (0.0,)}}, r"qps=0.0 is not in 1e-06\.\."),
+        ({"load": {"one_shot": True, "qps": (3.0,)}}, "no rate: leave out qps"),
+        ({"load": {"workload": "sharegpt", "trace": FILE}}, "workload=sharegpt and"),
+        ({"machine": {"cost_model": "abacus"}}, "abacus is unknown; known: a100"),
+        ({"machine": {"page_size": 0}}, r"page_size=0 is not in 1\.\."),
+        ({"machine": {"assignment": "kv"}}, "without num_instances of 2 or more"),
+        ({"machine": {"length_estimator": "oracle"}}, "without declared_max_tokens"),
+        (
+            {"machine": {"length_estimator": "tarot", "declared_max_tokens": 9}},
+            "'tarot' is unknown",
+        ),
+    ],
+)
+def test_a_wrong_combination_is_refused_with_its_limit(
+    config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**config)
+
+
+def test_what_is_right_is_taken() -> None:
+    make(step_log=FILE)
+    make(machine={"buckets": FILE}, bucket_strategies=("explicit", "fitted"))
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "known"),
+    [(LoadConfig, "workload", WORKLOADS), (MachineConfig, "assignment", ASSIGNMENTS)],
+)
+def test_flags_offer_all_that_is_known(config: type, field: str, known: dict) -> None:
+    literal, _ = typing.get_args(typing.get_type_hints(config)[field])
+    assert set(typing.get_args(literal)) == set(known)
+
+
+def test_help_and_configs_import_no_heavy_library() -> None:
+    code = (
+        "import sys; from jserve_tools.simulating.config import *\n"
+        "SimulateConfig(load=LoadConfig(), machine=MachineConfig(),"
+        " sweep=SweepConfig(), report=ReportConfig())\n"
+        "from jserve_tools import simulate\n"
+        "sys.argv = ['jserve-simulate', '--help']\n"
+        "try: simulate.run()\n"
+        "except SystemExit: pass\n"
+        "print({'jax', 'scipy', 'fastapi', 'tqdm'} & set(sys.modules))\n"
+    )
+    program = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": PATH},
+        timeout=60,
+    )
+    assert program.returncode == 0, program.stderr
+    assert "--declared_max_tokens" in program.stdout
+    assert program.stdout.splitlines()[-1] == "set()"

@@ -1,0 +1,146 @@
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from jserve_sched.steps.features import (
+    BLOCK_PAGES,
+    DECODE_CONTEXT,
+    DECODE_PAGES,
+    NUM_BLOCKS,
+    NUM_DECODES,
+    NUM_FEATURES,
+    NUM_ROWS,
+    PREFILL_TOKENS,
+)
+from jserve_sched.timing.mlp import MlpPredictor
+from jserve_tools.training.config import TrainingConfig
+from jserve_tools.training.mlp import Progress, Training
+from jserve_tools.training.samples import TEST, VALIDATION, Samples, split_steps
+
+SHORT = TrainingConfig(max_epochs=30)
+
+
+def staircase_s(matrix: np.ndarray) -> np.ndarray:
+    """A device that pays for compiled shapes and the longest rows alone."""
+    rows, blocks = matrix[:, NUM_ROWS], matrix[:, NUM_BLOCKS]
+    pages = rows * matrix[:, DECODE_PAGES] + 12 * blocks * matrix[:, BLOCK_PAGES]
+    return 1e-3 + 5e-5 * rows + 1e-3 * blocks + 2e-5 * pages
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers([1, 0, 1, 1], [17, 5, 33, 33], (400, 4))  # B, NB, pages
+    matrix = np.zeros((400, NUM_FEATURES))
+    matrix[:, NUM_ROWS:] = sizes
+    matrix[:, NUM_DECODES] = sizes[:, 0]
+    matrix[:, PREFILL_TOKENS] = 32 * sizes[:, 1]
+    matrix[:, DECODE_CONTEXT] = 90 * sizes[:, 0] * sizes[:, 2]
+    noise = np.exp(rng.normal(0.0, 0.04, (9, len(matrix))))
+    noise *= np.where(rng.random(noise.shape) < 0.05, 1.5, 1.0)  # disturbances
+    return Samples(
+        features=matrix,
+        duration_s=staircase_s(matrix) * noise,
+        split=split_steps(matrix, rng),
+        timed_features=matrix[:0],
+        timed_s=np.empty(0),
+        facts={},
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Progress:
+    """The state at the end of a training without interruption."""
+    return Training(samples, SHORT).run(tmp_path_factory.mktemp("state"))
+
+
+def same(one: Progress, other: Progress) -> bool:
+    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+
+
+def test_a_staircase_is_learned_where_the_linear_model_fails(
+    samples: Samples, whole: Progress
+) -> None:
+    weights = Training(samples, SHORT).weights(whole)
+    network = MlpPredictor(weights)
+
+    def covered(part: int) -> float:
+        steps = samples.steps_in(part)
+        upper_s = network.predict_upper(samples.features[steps])
+        return float(np.mean(samples.duration_s[:, steps] <= upper_s))
+
+    matrix = samples.features[samples.steps_in(TEST)]
+    truth_s = staircase_s(matrix)
+    error_s = np.abs(network.predict(matrix) - truth_s)
+    linear_error_s = np.abs(weights.linear.predict(matrix) - truth_s)
+    assert error_s.mean() < 0.4 * linear_error_s.mean()
+    assert np.median(error_s / truth_s) < 0.06
+    assert 0.9 < covered(TEST) < 0.98
+    assert 0.95 <= covered(VALIDATION) < 0.955, "just enough"
+
+
+def test_an_interrupted_training_ends_like_one_that_was_not(
+    samples: Samples, whole: Progress, tmp_path: pathlib.Path
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    epochs: list[int] = []
+
+    def note(progress: Progress) -> None:
+        epochs.append(int(progress.epoch))
+
+    def stop(progress: Progress) -> None:
+        if int(progress.epoch) == 11:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        Training(samples, SHORT).run(tmp_path, stop)
+    assert same(Training(samples, SHORT).run(tmp_path, note), whole)
+    assert 1 < epochs[0] <= 11, "it began at a state that was saved"
+
+    epochs.clear()
+    other = Training(samples, dataclasses.replace(SHORT, seed=1))
+    assert not same(other.run(tmp_path, note), whole)
+    assert epochs[0] == 1, "a state of another training is not continued"
+
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(ValueError, match="cannot be read: --noresume begins again"):
+        Training(samples, SHORT).run(tmp_path)
+
+
+def test_training_stops_when_nothing_gets_better(
+    samples: Samples, tmp_path: pathlib.Path
+) -> None:
+    # Steps too wild to learn much by.
+    config = TrainingConfig(learning_rate=0.5, patience=3, max_epochs=50)
+    result = Training(samples, config).run(tmp_path)
+    assert int(result.epoch) == int(result.best_epoch) + 3 < 50
+
+
+def test_what_cannot_be_trained_is_refused(samples: Samples, whole: Progress) -> None:
+    blown_up = whole._replace(best_loss=np.float32(np.inf))
+    with pytest.raises(ValueError, match=r"learning_rate=0.005 is too large"):
+        Training(samples, SHORT).weights(blown_up)
+    alone = dataclasses.replace(samples, split=np.zeros_like(samples.split))
+    with pytest.raises(ValueError, match="no step for training or for validation"):
+        Training(alone, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": ()}, "hidden= is empty"),
+        ({"hidden": (0,)}, r"hidden=0 is not in 1\.\.1024"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is not in"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1 is not in"),
+    ],
+)
+def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**change)  # type: ignore[arg-type]

@@ -1,0 +1,115 @@
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from jserve.timing.checkpoint import model_digest
+from jserve_models.config import NAMED
+from jserve_sched.steps.features import (
+    NUM_DECODES,
+    NUM_FEATURES,
+    PREFILL_TOKENS,
+    scenarios,
+)
+from jserve_tools.training.samples import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Samples,
+    read_samples,
+    repeat_spread,
+    split_steps,
+    write_samples,
+)
+from tests import ROOT
+
+
+def make_samples(num_steps: int = 12, num_rounds: int = 3) -> Samples:
+    rng = np.random.default_rng(0)
+    return Samples(
+        features=rng.integers(0, 9, (num_steps, NUM_FEATURES)).astype(np.float64),
+        duration_s=rng.uniform(0.001, 0.1, (num_rounds, num_steps)),
+        split=np.arange(num_steps, dtype=np.int8) % 3,
+        timed_features=np.ones((4, NUM_FEATURES)),
+        timed_s=np.full(4, 0.002),
+        facts={"model": "toy"},
+    )
+
+
+def test_what_is_written_is_read(tmp_path: pathlib.Path) -> None:
+    samples = make_samples()
+    path = tmp_path / "new" / "samples.npz"
+    write_samples(path, samples)
+    found = read_samples(path)
+    np.testing.assert_array_equal(found.features, samples.features)
+    np.testing.assert_allclose(found.duration_s, samples.duration_s, rtol=1e-6)
+    np.testing.assert_array_equal(found.split, samples.split)
+    np.testing.assert_allclose(found.timed_s, samples.timed_s, rtol=1e-6)
+    assert found.facts["model"] == "toy"
+    assert found.steps_in(VALIDATION).tolist() == [1, 4, 7, 10]
+    np.testing.assert_array_equal(found.median_s, np.median(found.duration_s, axis=0))
+
+
+def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "samples.npz"
+
+    def refusal() -> str:
+        with pytest.raises(ValueError, match=r"samples=.* cannot be read: ") as caught:
+            read_samples(path)
+        return str(caught.value)
+
+    assert "No such file" in refusal()
+    write_samples(path, make_samples(400, 40))
+    content = path.read_bytes()
+    with np.load(path) as file:
+        old = dict(file) | {"facts": np.array(json.dumps({"format_version": 99}))}
+    half = content[: len(content) // 2]
+    for damaged in (half, content[:2000] + bytes(500) + content[2500:], b"hello"):
+        path.write_bytes(damaged)
+        refusal()
+    np.savez(path, facts=np.array('{"format_version": 1}'))
+    assert "'split'" in refusal()
+    np.savez(path, **old)
+    assert "it has version 99, not 1" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"duration_s": np.ones((3, 11))}, "features have shape"),
+        ({"split": np.zeros(11, np.int8)}, "or no split for each"),
+        ({"duration_s": np.ones((0, 12))}, "there is no sample"),
+        ({"timed_s": np.ones(3)}, "timed_features have shape"),
+        ({"duration_s": np.zeros((3, 12))}, "not above 0"),
+        ({"duration_s": np.full((3, 12), np.nan)}, "not finite"),
+    ],
+)
+def test_bad_samples_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(make_samples(), **change)
+
+
+def test_each_scenario_is_split_in_equal_shares() -> None:
+    matrix = np.zeros((300, NUM_FEATURES))
+    matrix[:200, NUM_DECODES] = 1  # 100 decode, 100 mixed, 100 prefill
+    matrix[100:, PREFILL_TOKENS] = 1
+    split = split_steps(matrix, np.random.default_rng(0))
+    scenario = scenarios(matrix)
+    for value in range(3):
+        found = np.bincount(split[scenario == value], minlength=3)
+        assert found[[TRAIN, VALIDATION, TEST]].tolist() == [55, 20, 25]
+
+
+def test_the_spread_is_relative_and_robust_to_outliers() -> None:
+    repeats = np.array([[1.0, 10.0], [1.1, 10.0], [0.9, 10.0], [1.1, 10.0], [9.0, 9.0]])
+    assert repeat_spread(repeats) == pytest.approx([0.0, 0.0], abs=0.1)
+    assert repeat_spread(repeats[:3])[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("study", ["predictor", "buckets"])
+def test_the_committed_samples_are_of_today_s_model(study: str) -> None:
+    """Their predictor would be refused by every server, with reason `model`."""
+    facts = read_samples(ROOT / "benchmarks" / study / "samples.npz").facts
+    assert facts["predictor"]["model"] == model_digest(NAMED["tiny"])

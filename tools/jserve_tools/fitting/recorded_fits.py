@@ -1,0 +1,195 @@
+"""Fits buckets to the steps that servers recorded, and judges the fit.
+
+Edges fitted to some steps look good on those steps, so a fit to the earlier half is
+judged on the later half, against the default strategy `pow2`.
+"""
+
+import dataclasses
+import itertools
+import json
+import logging
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jserve_sched.buckets.growth import limit_programs
+from jserve_sched.buckets.strategies import PowersOfTwo
+from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.fitting.costs import BucketCosts
+from jserve_sched.fitting.demand import (
+    StepDemand,
+    StepTimes,
+    demand_from_steps,
+    merge,
+    with_prior,
+)
+from jserve_sched.fitting.fit import fit_buckets
+from jserve_sched.timing.table import TablePredictor
+from jserve_tools.fitting.config import FitConfig
+from jserve_tools.fitting.step_logs import LIMITS, RecordedStep, read_step_logs
+from jserve_tools.gpu_profiles.machines import load_machine
+
+MIN_STEPS = 200  # a hundred in each half
+_LOG = logging.getLogger("jserve")
+
+
+def fit(config: FitConfig) -> dict[str, Any]:
+    """Fits buckets to recorded steps.
+
+    Returns:
+      The bucket file: edges, and `fit`, where the edges come from and how they did on
+      steps not fitted to.
+
+    Raises:
+      ValueError: If a log, the cost model or a limit is invalid, or the fitted table
+        loses on the later half of the steps and `force` is off.
+      OSError: If a file cannot be read.
+    """
+    steps = read_step_logs(config.step_log)
+    if len(steps) < MIN_STEPS:
+        raise ValueError(
+            f"{len(steps)} steps are too few to fit buckets to: at least {MIN_STEPS}"
+        )
+    limits = {name: steps[0].header[name] for name in LIMITS}
+    step_s = _step_times(steps, config.cost_model)
+    page_size = limits.pop("page_size")
+    pow2 = PowersOfTwo().table(**limits)
+    max_programs = config.max_programs or pow2.num_programs
+
+    def costs(demand: StepDemand) -> BucketCosts:
+        return BucketCosts(demand, step_s, pow2, page_size=page_size)
+
+    def fitted(demand: StepDemand) -> BucketTable:
+        return fit_buckets(
+            with_prior(demand, pow2, config.prior_share),
+            step_s,
+            pow2,
+            page_size=page_size,
+            max_programs=max_programs,
+        )
+
+    middle = len(steps) // 2
+    earlier, later = (
+        _demand(half, steps[-1].header, step_s, pow2)
+        for half in (steps[:middle], steps[middle:])
+    )
+    rivals = {
+        "pow2": limit_programs(pow2, max_programs, costs(earlier).expected_s),
+        "fitted": fitted(earlier),
+    }
+    comparison = [
+        {
+            "bucket_strategy": name,
+            "num_programs": table.num_programs,
+            "later": costs(later).summary(table),
+        }
+        for name, table in rivals.items()
+    ]
+    _check_gain(comparison, is_forced=config.force)
+    demand = merge([earlier, later])
+    table = fitted(demand)
+    return {
+        **table.to_json(),
+        "fit": {
+            "source": "recorded",
+            "step_logs": [path.name for path in config.step_log],
+            "policies": sorted({str(one.header.get("policy")) for one in steps}),
+            "step_times": config.cost_model or "the log's",
+            "num_steps": len(steps),
+            "num_programs": table.num_programs,
+            **costs(demand).summary(table),
+            "prior_share": config.prior_share,
+            "limits": limits,
+            "page_size": page_size,
+            "comparison": comparison,
+        },
+    }
+
+
+def _step_times(steps: Sequence[RecordedStep], cost_model: str | None) -> StepTimes:
+    """Returns the log's own step times, or those of a machine that agrees with it."""
+    if cost_model is None:
+        return _measured(steps)
+    machine, header = load_machine(cost_model), steps[0].header
+    sizes = (machine.block_tokens, machine.page_size)
+    recorded = (header["block_tokens"], header["page_size"])
+    if machine.block_tokens and sizes != recorded:
+        raise ValueError(
+            f"block_tokens, page_size = {recorded} in the step log, but {sizes} in "
+            f"cost_model={cost_model!r}"
+        )
+    return lambda matrix: machine.step_s(matrix, recorded[0])
+
+
+def _measured(steps: Sequence[RecordedStep]) -> StepTimes:
+    """Returns the newest step times that a server measured when it was warm."""
+    known = (one.header.get("step_times") for one in reversed(steps))
+    times = next(filter(None, known), None)
+    if times is None:
+        raise ValueError(
+            "the step log holds no step times, which a server adds once it is warm:"
+            " give cost_model"
+        )
+    pages = max(max(step.decode_pages, step.block_pages) for step in steps)
+    try:
+        table = table_from_json(json.dumps(times["buckets"]))
+        predictor = TablePredictor(table, max_pages_per_row=pages)
+        if not predictor.load_json(dict(times)):
+            raise ValueError("they do not agree with their own buckets")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"the step times in the step log: {error}") from None
+    return predictor.predict
+
+
+def _demand(
+    steps: Sequence[RecordedStep],
+    header: dict[str, Any],
+    step_s: StepTimes,
+    table: BucketTable,
+) -> StepDemand:
+    """Returns what steps want of tables with the largest edges of `table`.
+
+    The objectives of the service classes of a `header` may have ended a step.
+    A server's own edges may hold more blocks beside few rows than a fitted table has.
+    """
+    budgets = [
+        (float(row["tbt_s"]), float(row.get("share", 1.0)))
+        for row in header.get("service_classes") or ()
+        if row.get("tbt_s") is not None
+    ]
+    demand = merge(
+        [
+            demand_from_steps(
+                group,
+                ran_in["table"],
+                tbt_budgets=budgets,
+                step_s=step_s,
+                page_size=header["page_size"],
+            )
+            for ran_in, group in itertools.groupby(steps, operator.itemgetter(0))
+        ]
+    )
+    most, widest = table.max_blocks, np.max(demand.blocks)
+    if widest > most:
+        _LOG.warning(
+            "steps want up to %d prefill blocks, more than the %d that fit beside %d "
+            "rows; they count as steps of %d",
+            *(widest, most, table.max_rows, most),
+        )
+    return dataclasses.replace(demand, blocks=np.minimum(demand.blocks, most))
+
+
+def _check_gain(comparison: Sequence[dict[str, Any]], *, is_forced: bool) -> None:
+    """Raises ValueError if the fitted table loses on the later half, unless forced."""
+    pow2_s, fitted_s = (row["later"]["expected_s"] for row in comparison)
+    if fitted_s <= pow2_s:
+        return
+    text = (
+        f"on the later half of the steps fitted buckets take {fitted_s * 1e3:.3f} ms a "
+        f"step, more than the {pow2_s * 1e3:.3f} ms of pow2"
+    )
+    if not is_forced:
+        raise ValueError(f"{text}: nothing is written without --force")
+    _LOG.warning("%s", text)

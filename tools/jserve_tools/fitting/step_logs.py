@@ -1,0 +1,162 @@
+"""Step logs as files: reads what a server recorded, writes what a simulation ran.
+
+The format is that of `jserve.records.step_log`.
+"""
+
+import collections
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jserve.records.step_log import FIELDS, FORMAT, VERSION, header_line, step_line
+from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.fitting.demand import TbtBudgets
+from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.log import SimulatedStep
+from jserve_sched.simulation.workload import Arrival
+from jserve_tools.reporting.documents import write_whole
+
+_LOG = logging.getLogger("jserve")
+LIMITS = ("block_tokens", "page_size", "max_num_seqs", "max_num_batched_tokens")
+
+
+class RecordedStep(NamedTuple):
+    """A step's line, and the header above it with its `table`; see `StepRecord`."""
+
+    header: dict[str, Any]
+    end_s: float
+    num_rows: int
+    num_blocks: int
+    used_rows: int
+    used_blocks: int
+    decode_pages: int
+    block_pages: int
+    leaves_work: int
+    bucket_s: float
+    used_s: float
+    duration_s: float
+
+
+def read_step_logs(paths: Sequence[pathlib.Path]) -> list[RecordedStep]:
+    """Reads logs, each with the older part `FILE.1` beside it if there is one.
+
+    A last line that was cut short is left out, with a warning.
+
+    Args:
+      paths: The files, from the earliest to the latest.
+
+    Raises:
+      ValueError: For an invalid line, naming file, line and content, such as a header
+        with other limits than the first one's; or if there is no step.
+      OSError: If a file cannot be read.
+    """
+    steps: list[RecordedStep] = []
+    for path in paths:
+        header: dict[str, Any] | None = None
+        older = path.with_name(path.name + ".1")
+        for file in (older, path) if older.exists() else (path,):
+            for where, line in _lines(file):
+                try:
+                    row = json.loads(line)
+                    if isinstance(row, dict):
+                        header = _header(row, steps[0].header if steps else row)
+                    elif header is None:
+                        raise ValueError("a step log begins with a header")
+                    else:
+                        steps.append(_step(header, row))
+                except (TypeError, ValueError) as error:
+                    text = line[:200].decode(errors="replace")
+                    raise ValueError(f"{where}: {error}: {text}") from None
+    if not steps:
+        raise ValueError(f"{', '.join(map(str, paths))}: there is no step in it")
+    return steps
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+    """Yields where each line of a file is, and what it holds."""
+    lines = path.read_bytes().split(b"\n")
+    if lines.pop():  # what follows the last line feed
+        _LOG.warning("%s: line %d was cut short; it is left out", path, len(lines) + 1)
+    for number, line in enumerate(lines, 1):
+        yield f"{path}: line {number}", line
+
+
+def _header(row: dict[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a header with its `table`; it has the limits of the first one."""
+    known = [FORMAT, VERSION, list(FIELDS)]
+    if [row.get(name) for name in ("format", "version", "fields")] != known:
+        raise ValueError(f"this is not a header of {FORMAT} version {VERSION}")
+    for name in LIMITS:
+        value = row.get(name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name}={value!r} is not a whole number above 0")
+        if value != first[name]:
+            raise ValueError(f"{name}={value} cannot be mixed with {first[name]}")
+    table = table_from_json(json.dumps(row.get("buckets")))
+    if (table.block_tokens, table.max_rows) != (
+        row["block_tokens"],
+        row["max_num_seqs"],
+    ):
+        raise ValueError("the buckets are of another block_tokens or max_num_seqs")
+    return row | {"table": table}
+
+
+def _step(header: dict[str, Any], numbers: Sequence[float]) -> RecordedStep:
+    step = RecordedStep(header, *numbers)  # type: ignore[arg-type]
+    if not (
+        all(math.isfinite(value) and value >= 0 for value in numbers)
+        and all(value == int(value) for value in numbers[1:8])
+        and step.num_rows in header["table"].row_edges
+        and step.num_blocks in header["table"].block_edges
+        and step.used_rows <= step.num_rows
+        and step.used_blocks <= step.num_blocks
+    ):
+        raise ValueError("this is not a step in the buckets")
+    return step
+
+
+def write_simulated_log(
+    path: pathlib.Path,
+    steps: Sequence[SimulatedStep],
+    *,
+    cost_model: CostModel,
+    buckets: BucketTable,
+    policy: str,
+    arrivals: Sequence[Arrival],
+) -> None:
+    """Writes simulated steps as a server with the same limits would have logged them.
+
+    There are no step times in it: a fit to it asks the cost model.
+
+    Args:
+      steps: In order, times in virtual seconds.
+      buckets: The shapes the steps ran in.
+      arrivals: The requests, whose objectives are noted by class.
+    """
+    header = {
+        "block_tokens": buckets.block_tokens,
+        "page_size": cost_model.page_size,
+        "max_num_seqs": cost_model.max_num_seqs,
+        "max_num_batched_tokens": cost_model.max_num_batched_tokens,
+        "policy": policy,
+        "buckets": buckets.to_json(),
+        "service_classes": [
+            {"tbt_s": tbt_s, "share": share} for tbt_s, share in tbt_budgets(arrivals)
+        ],
+    }
+    lines = [header_line(header), *map(step_line, steps)]
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def tbt_budgets(arrivals: Sequence[Arrival]) -> TbtBudgets:
+    """Returns the objectives for times between tokens, s, and the share of each.
+
+    Requests without such an objective are in no share.
+    """
+    counts = collections.Counter(
+        one.slo.tbt_s for one in arrivals if one.slo.tbt_s is not None
+    )
+    return [(tbt_s, count / len(arrivals)) for tbt_s, count in sorted(counts.items())]

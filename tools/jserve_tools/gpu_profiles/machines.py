@@ -1,0 +1,169 @@
+"""Machines to simulate: a GPU's costs by name, or a profile of one of our engines.
+
+a100-llama3-8b                 a closed form
+rtx4090-llama3.1-8b-table      a GPU whose kernels were measured
+table:samples.npz              the step-time table, fitted to measured steps
+
+A GPU's profile is a folder of CSV files as LLMServingSim writes them, so a card that
+was profiled with that tool becomes a cost model by a row in `_PROFILES`.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jserve_sched.buckets.strategies import (
+    FROM_FILE,
+    SIMULATED_STRATEGIES,
+    BucketStrategy,
+    Explicit,
+    PowersOfTwo,
+    make_strategy,
+)
+from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, PredictorCost
+from jserve_sched.simulation.gpu_costs import Grid, TableCost, kernel_times
+from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.table import TablePredictor
+from jserve_tools.training.samples import read_samples
+
+PROFILES = pathlib.Path(__file__).parent
+ATTENTION_COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
+_NUM_LAYERS = 32  # of Llama-3.1-8B, in all profiles here
+# Name -> closed form of the same card, whose limits hold, folder and skew.
+_PROFILES = {
+    "rtx4090-llama3.1-8b-table": ("rtx4090-llama3.1-8b", "rtx4090", 0.0),
+    "rtxpro6000-llama3.1-8b-table": ("rtxpro6000-llama3.1-8b", "rtxpro6000", 0.0543),
+}  # the skew of the RTX 4090 was not measured
+GPU_COST_MODELS = (*CLOSED_FORMS, *_PROFILES)
+
+
+def read_points(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
+    """Returns the named columns of a CSV file, `[R, len(columns)]` float64.
+
+    Raises:
+      ValueError: if a column is missing, or a cell is not a finite number.
+      OSError: if the file cannot be read.
+    """
+    try:
+        table = np.genfromtxt(path, delimiter=",", names=True)
+        points: np.ndarray = np.stack([table[name] for name in columns], axis=-1)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not np.isfinite(points).all():
+        raise ValueError(f"{path}: a cell is not a finite number")
+    return points
+
+
+def _by_kernel(path: pathlib.Path, column: str) -> dict[str, np.ndarray]:
+    """Returns kernel -> `[R, 2]` of `column` and microseconds."""
+    points = read_points(path, (column, "time_us"))
+    kernels = np.loadtxt(path, str, delimiter=",", skiprows=1, usecols=0)
+    return {name: points[kernels == name] for name in dict.fromkeys(kernels.tolist())}
+
+
+def read_kernel_times(folder: pathlib.Path) -> dict[str, Grid]:
+    """Reads a profile: attention.csv, dense.csv and per_sequence.csv.
+
+    Raises:
+      ValueError: if a column or a cell of a grid is missing, or a value is no time.
+      OSError: if a file cannot be read.
+    """
+    return kernel_times(
+        attention=read_points(folder / "attention.csv", ATTENTION_COLUMNS),
+        dense=_by_kernel(folder / "dense.csv", "tokens"),
+        per_sequence=_by_kernel(folder / "per_sequence.csv", "sequences"),
+        num_layers=_NUM_LAYERS,
+    )
+
+
+def gpu_cost_model(name: str) -> CostModel:
+    """Returns the cost model of that name.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    if name in CLOSED_FORMS:
+        return CLOSED_FORMS[name]
+    if name not in _PROFILES:
+        raise ValueError(
+            f"cost model {name!r} is unknown; known: {sorted(GPU_COST_MODELS)}"
+        )
+    closed_form, folder, skew = _PROFILES[name]
+    fields: dict[str, Any] = {
+        field.name: getattr(CLOSED_FORMS[closed_form], field.name)
+        for field in dataclasses.fields(CostModel)
+    }
+    fields |= read_kernel_times(PROFILES / folder) | {"name": name, "skew": skew}
+    return TableCost(**fields)
+
+
+def load_machine(spec: str) -> CostModel:
+    """Returns the machine that `spec` names.
+
+    Raises:
+      ValueError: if it is unknown, or its file is invalid.
+    """
+    kind, _, path = spec.partition(":")
+    if kind != "table" or not path:
+        return gpu_cost_model(spec)
+    samples = read_samples(pathlib.Path(path).expanduser())
+    facts = samples.facts
+    try:
+        engine = facts["engine"]
+        buckets = table_from_json(json.dumps(facts["buckets"]))
+        limits = {
+            name: int(engine[name])
+            for name in ("page_size", "max_num_seqs", "max_num_batched_tokens")
+        }
+        limits["num_kv_tokens"] = int(facts["num_kv_tokens"])
+        longest = int(facts["max_model_len"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"cost_model={spec!r}: the samples do not say the engine's limits: {error}"
+        ) from None
+    # As a server fills its table: the timed pass, then every step once.
+    pages = -(-longest // limits["page_size"])
+    table = TablePredictor(buckets, max_pages_per_row=pages)
+    table.fit(map(StepSample, samples.timed_features, samples.timed_s.tolist()))
+    for row, median_s in zip(samples.features, samples.median_s.tolist(), strict=True):
+        table.update(StepSample(row, median_s))
+    return PredictorCost(
+        name=f"table:{pathlib.Path(path).name}",
+        predictor=table,
+        block_tokens=buckets.block_tokens,
+        **limits,
+    )
+
+
+def simulated_table(
+    spec: str, cost_model: CostModel, file: BucketTable | None, block_tokens: int
+) -> BucketTable:
+    """Returns a bucket strategy's table within a machine's limits.
+
+    The strategy `fitted` without a file gets that of pow2, from whose number of
+    programs the fit takes its budget.
+
+    Args:
+      file: The bucket file of strategies explicit and fitted, with its own
+        `block_tokens`.
+
+    Raises:
+      ValueError: if the strategy is unknown or does not fit.
+    """
+    strategy: BucketStrategy
+    if spec in FROM_FILE and file is not None:
+        strategy = Explicit(row_edges=file.row_edges, block_edges=file.block_edges)
+        block_tokens = file.block_tokens
+    elif spec == "fitted":
+        strategy = PowersOfTwo()
+    else:
+        strategy = make_strategy(spec, SIMULATED_STRATEGIES)
+    return strategy.table(
+        max_num_seqs=cost_model.max_num_seqs,
+        max_num_batched_tokens=cost_model.max_num_batched_tokens,
+        block_tokens=block_tokens,
+    )

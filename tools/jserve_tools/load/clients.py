@@ -1,0 +1,336 @@
+"""Sends the benchmark's requests, over HTTP or to an engine in this process.
+
+A client turns a request into the times at which its tokens came, on the client's own
+clock. Every latency is computed from these, so it means the same for every server.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from jserve.records.events import (
+    NotServingError,
+    QueueFullError,
+    StepRecord,
+    TokenEvent,
+)
+from jserve_sched.outcomes import Failure
+from jserve_sched.requests.request import FinishReason, Request
+from jserve_tools.load.workload import WorkloadRequest
+
+if TYPE_CHECKING:
+    from jserve.engine.loop import EngineLoop
+
+_STEP_FIELDS = {field.name for field in dataclasses.fields(StepRecord)}
+# In JSON with and without blanks; within a text these quotes would be escaped.
+_ABORT_MARKS = (b'"finish_reason": "abort"', b'"finish_reason":"abort"')
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=600)
+
+
+class RequestFailedError(Exception):
+    """A request that did not run to its end, and the kind of failure."""
+
+    def __init__(self, failure: Failure, message: str):
+        super().__init__(message)
+        self.failure = failure
+
+
+def request_body(
+    request: WorkloadRequest, model: str, extra: Mapping[str, Any]
+) -> bytes:
+    """Returns the JSON body of a request; fields of `extra` come in addition."""
+    body: dict[str, Any] = {
+        "model": model,
+        "max_tokens": request.max_tokens,
+        "prompt": request.prompt.tolist(),
+        "temperature": 0.0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if not request.slo.is_best_effort:
+        slo = dataclasses.asdict(request.slo)
+        body["slo"] = {name: one for name, one in slo.items() if one is not None}
+    body |= extra
+    kept = {name: value for name, value in body.items() if value is not None}
+    return json.dumps(kept, separators=(",", ":")).encode()
+
+
+class EventStream:
+    """Splits a server-sent event stream and times its tokens.
+
+    Client and server may share two cores, so bytes are searched, not parsed: an event
+    of `/v1/completions` is one token. The newest token is held back until the next one
+    or the end, since only the usage at the end tells whether a last event carried a
+    token or just news.
+    """
+
+    def __init__(self) -> None:
+        self.num_events = 0
+        self.num_tokens: int | None = None  # by the server's usage
+        self.is_done = False
+        self._rest = b""
+        self._last_s = 0.0  # when the newest token, or without one anything, came
+
+    def feed(self, data: bytes, time_s: float) -> Iterator[float]:
+        """Yields the times of tokens that `data`, received at `time_s`, completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not self.num_events:
+            self._last_s = time_s
+        for line in lines:
+            if line.startswith(b"data:") and self._is_token(line[5:].strip()):
+                if self.num_events:
+                    yield self._last_s
+                self._last_s = time_s
+                self.num_events += 1
+
+    def finish(self) -> Iterator[float]:
+        """Yields what was held back, as many tokens as the usage says.
+
+        Raises:
+          RequestFailedError: If the stream broke off.
+        """
+        if not self.is_done:
+            raise RequestFailedError(
+                Failure.ERROR, f"the stream broke off after {self.num_events} events"
+            )
+        total = self.num_events if self.num_tokens is None else self.num_tokens
+        for _ in range(max(self.num_events - 1, 0), total):
+            yield self._last_s
+
+    def _is_token(self, payload: bytes) -> bool:
+        if payload == b"[DONE]":
+            self.is_done = True
+            return False
+        if b'"usage":{' in payload or b'"usage": {' in payload:
+            usage = json.loads(payload)
+            self.num_tokens = int(usage["usage"]["completion_tokens"])
+            return bool(usage.get("choices"))
+        if payload.startswith((b'{"error"', b'{ "error"')):
+            raise RequestFailedError(Failure.ERROR, _error_message(payload))
+        if any(mark in payload for mark in _ABORT_MARKS):
+            raise RequestFailedError(Failure.ERROR, "the server aborted the request")
+        return True
+
+
+def _error_message(body: bytes) -> str:
+    """Returns the message of an OpenAI-style error body, or the body's start."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")
+
+
+def refusal(status: int, body: bytes) -> RequestFailedError:
+    """Returns the failure that a response other than 200 stands for."""
+    is_too_long = status == 400 and b"context_length_exceeded" in body
+    failure = Failure.TOO_LONG if is_too_long else Failure.ERROR
+    if status == 429:
+        failure = Failure.REJECTED
+    return RequestFailedError(failure, f"HTTP {status}: {_error_message(body)}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class HttpClient:
+    """A server behind a URL; made by `open_http_client`.
+
+    Attributes:
+      url: Address without a path.
+      model: What requests name.
+    """
+
+    session: aiohttp.ClientSession
+    url: str
+    extra: Mapping[str, Any]
+    model: str = ""
+    is_jserve: bool = False
+
+    def now_s(self) -> float:
+        """Returns the client's clock, in seconds."""
+        return time.monotonic()
+
+    async def send(self, request: WorkloadRequest) -> AsyncGenerator[float, None]:
+        """Yields when each token came; closing the iterator disconnects.
+
+        Raises:
+          RequestFailedError: While iterating, if the request is refused or fails.
+        """
+        stream = EventStream()
+        try:
+            async with self.session.post(
+                f"{self.url}/v1/completions",
+                data=request_body(request, self.model, self.extra),
+                headers={"Content-Type": "application/json"},
+            ) as response:
+                if response.status != 200:
+                    raise refusal(response.status, await response.read())
+                async for data in response.content.iter_any():
+                    for time_s in stream.feed(data, self.now_s()):
+                        yield time_s
+                for time_s in stream.finish():
+                    yield time_s
+        except (aiohttp.ClientError, OSError) as error:
+            raise RequestFailedError(Failure.ERROR, repr(error)) from error
+
+    async def facts(self) -> Mapping[str, Any]:
+        """Returns what a server states at /jserve/info; of a foreign one, little."""
+        served = {"url": self.url, "served_model_name": self.model}
+        return served | (await self.get("/jserve/info") if self.is_jserve else {})
+
+    async def steps(self, since: int) -> list[StepRecord] | None:
+        """Returns the steps numbered from `since`; None from a foreign server."""
+        if not self.is_jserve:
+            return None
+        steps: list[StepRecord] = []
+        while rows := (await self.get(f"/jserve/steps?since={since}")).get("steps"):
+            for row in rows:
+                known = {name: row[name] for name in _STEP_FIELDS & set(row)}
+                steps.append(StepRecord(**known))
+            since = steps[-1].step_id + 1
+        return steps
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """Returns the JSON object at a path; an empty one if there is none."""
+        async with self.session.get(self.url + path) as response:
+            if response.status != 200:
+                return {}
+            try:
+                found = await response.json(content_type=None)
+            except ValueError:
+                return {}
+        return found if isinstance(found, dict) else {}
+
+
+@contextlib.asynccontextmanager
+async def open_http_client(
+    url: str, extra: Mapping[str, Any] | None = None
+) -> AsyncIterator[HttpClient]:
+    """Connects to a server that is ready, with the key in OPENAI_API_KEY if any.
+
+    Raises:
+      ConnectionError: If it does not answer, or serves no model.
+    """
+    url = url.rstrip("/").removesuffix("/v1")
+    key = os.environ.get("OPENAI_API_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=_TIMEOUT, headers=headers
+    ) as session:
+        client = HttpClient(session=session, url=url, extra=extra or {})
+        try:
+            served = (await client.get("/v1/models")).get("data") or [{}]
+            client.is_jserve = bool(await client.get("/jserve/info"))
+        except (aiohttp.ClientError, OSError) as error:
+            raise ConnectionError(f"{url} does not answer: {error}") from None
+        client.model = str(client.extra.get("model") or served[0].get("id") or "")
+        if not client.model:
+            raise ConnectionError(f"{url}/v1/models names no model")
+        yield client
+
+
+class LoopClient:
+    """An engine loop in this process, seen from one asyncio loop.
+
+    A token's time is taken where the engine publishes it, once a step, and the tasks
+    that wait are woken by a single call per step.
+    """
+
+    def __init__(self, engine: "EngineLoop"):
+        """Becomes the engine's listener; call it where an asyncio loop runs."""
+        self._engine = engine
+        self._asyncio = asyncio.get_running_loop()
+        self._queues: dict[str, asyncio.Queue[tuple[TokenEvent, float]]] = {}
+        engine.set_listener(self._publish)
+
+    def _publish(self, events: Sequence[TokenEvent]) -> None:
+        now_s = self.now_s()
+        # The loop may be closed at any moment from its own thread: then nobody is
+        # left to notify, and the engine's thread must live on.
+        with contextlib.suppress(RuntimeError):
+            self._asyncio.call_soon_threadsafe(self._deliver, tuple(events), now_s)
+
+    def _deliver(self, events: Sequence[TokenEvent], time_s: float) -> None:
+        for event in events:
+            queue = self._queues.get(event.request_id)
+            if queue is not None:
+                queue.put_nowait((event, time_s))
+
+    def now_s(self) -> float:
+        """Returns the engine loop's clock, in seconds."""
+        return self._engine.clock.now_s()
+
+    async def send(self, request: WorkloadRequest) -> AsyncGenerator[float, None]:
+        """Yields when each token came; closing the iterator cancels the request.
+
+        Raises:
+          RequestFailedError: While iterating, if the request is refused or fails.
+        """
+        name = request.request_id
+        queue = self._queues[name] = asyncio.Queue()
+        is_live = False
+        try:
+            self._engine.submit(
+                Request(
+                    request_id=name,
+                    arrival_s=self.now_s(),
+                    prompt_tokens=request.prompt,
+                    max_tokens=request.max_tokens,
+                    slo=request.slo,
+                    service_class=request.service_class,
+                )
+            )
+            is_live = True
+            while is_live:
+                event, time_s = await queue.get()
+                is_live = event.finish_reason is None and event.error is None
+                if event.error is not None:
+                    raise RequestFailedError(Failure.ERROR, event.error)
+                if event.finish_reason is FinishReason.CANCELLED:
+                    raise RequestFailedError(Failure.ERROR, "the engine cancelled it")
+                if event.token is not None:
+                    yield time_s
+        except QueueFullError as error:
+            raise RequestFailedError(Failure.REJECTED, str(error)) from error
+        except NotServingError as error:
+            raise RequestFailedError(Failure.ERROR, str(error)) from error
+        except ValueError as error:
+            raise RequestFailedError(Failure.TOO_LONG, str(error)) from error
+        finally:
+            if is_live:
+                self._engine.cancel(name)
+            del self._queues[name]
+
+    async def facts(self) -> Mapping[str, Any]:
+        """Returns what a server of this engine would state at /jserve/info."""
+        import jax  # loaded by the engine already; not at start-up
+
+        one, *_ = devices = jax.devices()
+        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+        return {
+            "engine": dataclasses.asdict(self._engine.config),
+            "max_model_len": self._engine.max_model_len,
+            "num_kv_tokens": self._engine.num_kv_tokens,
+            "stats": dataclasses.asdict(self._engine.stats()),
+            "versions": versions,
+            "device": {
+                "platform": one.platform,
+                "kind": one.device_kind,
+                "count": len(devices),
+            },
+        }
+
+    async def steps(self, since: int) -> list[StepRecord] | None:
+        """Returns the steps numbered from `since`."""
+        return self._engine.steps(since)
+
+
+Client = HttpClient | LoopClient

@@ -1,0 +1,3 @@
+"""Measuring: engines and servers under load, and what comes of it."""
+
+__all__ = ["baseline", "benchmark", "breakdown", "measured_run", "targets"]

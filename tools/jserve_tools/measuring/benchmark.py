@@ -1,0 +1,299 @@
+"""The benchmark itself: open each server, measure the first one, run the load.
+
+What is measured on the first server (idle times, capacity) holds for all of them, so
+every policy gets the same SLOs, the same arrivals and the same lengths, and only
+prompts differ from run to run. It is kept beside the finished runs, so a sweep that is
+continued later has the same.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from jserve.config import EngineConfig
+from jserve.progress import Progress
+from jserve_tools.load.clients import Client
+from jserve_tools.load.config import BenchConfig
+from jserve_tools.load.replay import Flight, closed_loop, replay
+from jserve_tools.load.workload import WorkloadRequest, read_workload
+from jserve_tools.load.workload_trace import mean_rate
+from jserve_tools.measuring.baseline import (
+    FIRST_RUN,
+    Baseline,
+    baseline_from_json,
+    measure_baseline,
+)
+from jserve_tools.measuring.measured_run import measure_run
+from jserve_tools.measuring.targets import engine_name, fill_compile_cache, open_server
+from jserve_tools.reporting.documents import document, plain
+from jserve_tools.reporting.finished_runs import FinishedRuns
+from jserve_tools.reporting.staircases import run_staircase
+from jserve_tools.reporting.tables import run_name
+
+# What tells one jserve from another that had the same URL.
+_SERVER_IDENTITY = ("model", "served_model_name", "engine", "device", "versions")
+
+OpenServer = Callable[
+    [BenchConfig, EngineConfig | None], AbstractAsyncContextManager[Client]
+]
+
+
+class Benchmark:
+    """Runs one load against some servers, one after another.
+
+    Attributes:
+      config: What it was told.
+      finished: Its runs that are finished, on disk.
+      baseline: What the first server does; None before that is measured.
+      runs: Entries of the report, in the order they were made.
+      num_resumed: How many of them an earlier call had finished.
+    """
+
+    def __init__(
+        self,
+        config: BenchConfig,
+        progress: Progress,
+        *,
+        opener: OpenServer = open_server,
+    ):
+        """Reads what will be sent; nothing is started.
+
+        Raises:
+          ValueError, OSError: If a file is wrong or cannot be read.
+        """
+        self.config = config
+        self.finished = FinishedRuns(
+            config.report.output / "runs.jsonl", resumes=config.report.resume
+        )
+        self.baseline: Baseline | None = None
+        self.runs: list[dict[str, Any]] = []
+        self.num_resumed = 0
+        self._workload = read_workload(config)
+        self._progress = progress
+        self._opener = opener
+        self._filled: list[EngineConfig] = []
+        self._qps = config.replay.qps
+        if config.replay.rate_scale is not None:
+            self._qps = (config.replay.rate_scale * mean_rate(self._workload.rows),)
+
+    async def run(self) -> None:
+        """Runs everything.
+
+        Raises:
+          ConnectionError, TimeoutError, RuntimeError: If a server fails; the message
+            says which and how.
+        """
+        num_runs = self.config.num_runs
+        for index, engine in enumerate(self.config.engines() or (None,)):
+            numbers = range(index * num_runs, (index + 1) * num_runs)
+            if engine is not None:
+                found = [self._find(engine, number, {}) for number in numbers]
+                runs = [run for run in found if run is not None]
+                if len(runs) == num_runs:
+                    self._take(runs)
+                    continue
+                await self._fill_cache(engine)
+            await self._serve(engine, numbers)
+
+    def report(self, command: Sequence[str]) -> dict[str, Any]:
+        """Returns the report of what was found by `command`."""
+        assert self.baseline is not None
+        config, replay_config = self.config, self.config.replay
+        load: dict[str, Any] = {
+            "num_clients": config.closed.clients,
+            "num_requests": config.num_requests,
+        }
+        if config.mode == "replay":
+            load = {
+                "loads": replay_config.loads,
+                "qps": self._qps,
+                "capacity_s": replay_config.capacity_s,
+            }
+        engine = self.baseline.facts.get("engine") or {}
+        return document(
+            command=command,
+            facts=self.baseline.facts,
+            workload=self._workload.describe(),
+            runs=self.runs,
+            extra={
+                "load": {name: value for name, value in load.items() if value},
+                "yardstick": self.baseline.yardstick,
+                "capacity": self.baseline.capacity,
+                "staircase": run_staircase(self.runs, engine.get("block_tokens")),
+                "num_resumed": self.num_resumed,
+            },
+        )
+
+    async def _fill_cache(self, engine: EngineConfig) -> None:
+        """Compiles what servers of our own share, once."""
+        shared = dataclasses.replace(engine, policy=EngineConfig().policy)
+        has_cache = self.config.servers.launch and engine.compile_cache_dir
+        if has_cache and shared not in self._filled:
+            self._filled.append(shared)
+            strategy = engine.bucket_strategy
+            self._progress.note(f"filling the compile cache for {strategy}")
+            await fill_compile_cache(shared, self._progress)
+
+    async def _serve(self, engine: EngineConfig | None, numbers: Sequence[int]) -> None:
+        """Does those runs of one server that are not finished yet."""
+        name = self.config.servers.url if engine is None else engine_name(engine)
+        async with contextlib.AsyncExitStack() as stack:
+            with self._progress.doing(f"waiting for {name} to be warm"):
+                server = self._opener(self.config, engine)
+                client = await stack.enter_async_context(server)
+            facts = await client.facts()
+            key = self._key(engine, facts)
+            for number in numbers:
+                if (run := self._find(engine, number, facts)) is not None:
+                    self._take([run])
+                    continue
+                if self.baseline is None:
+                    baseline = await measure_baseline(
+                        client, self._workload, self._progress
+                    )
+                    self._use_baseline(baseline)
+                    if key is not None:
+                        row = dataclasses.asdict(baseline)
+                        row["facts"] = plain(baseline.facts)
+                        self.finished.put(_baseline_key(key), row)
+                run = await self._run(client, facts, number)
+                self.runs.append(run)
+                if key is not None:
+                    self.finished.put(self._run_key(key, number), plain(run))
+
+    def _use_baseline(self, baseline: Baseline) -> None:
+        self.baseline = baseline
+        if self.config.mode == "replay":
+            print(baseline.describe(self._workload), flush=True)
+
+    # Finished runs.
+
+    def _key(
+        self, engine: EngineConfig | None, facts: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """Returns what decides the numbers of a server; None to measure it again.
+
+        That is so for a step log, which only a run fills, and for a foreign server,
+        which may be another by now.
+        """
+        if engine is None and "engine" not in facts:
+            return None
+        server: dict[str, Any] = {name: facts.get(name) for name in _SERVER_IDENTITY}
+        if engine is not None:
+            if engine.step_log is not None:
+                return None
+            server = dataclasses.asdict(engine) | {"compile_cache_dir": ""}
+        config = dataclasses.asdict(self.config)
+        del config["report"], config["engine"]
+        del config["servers"]["policies"], config["servers"]["bucket_strategies"]
+        sent = [self._workload.rows, self._workload.classes]
+        return {"config": config, "sent": sent, "server": server}
+
+    def _run_key(self, key: Mapping[str, Any], number: int) -> dict[str, Any]:
+        judged = dataclasses.asdict(self.baseline) if self.baseline else {}
+        return {**key, "number": number, "baseline": judged | {"facts": None}}
+
+    def _find(
+        self, engine: EngineConfig | None, number: int, facts: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """Returns a run that an earlier call finished, by the baseline of this one.
+
+        Without a baseline so far, that is the earlier call's.
+        """
+        key = self._key(engine, facts)
+        if key is None:
+            return None
+        if self.baseline is None:
+            row = self.finished.get(_baseline_key(key))
+            if row is None:
+                return None
+            self._use_baseline(baseline_from_json(row))
+        run: dict[str, Any] | None = self.finished.get(self._run_key(key, number))
+        return run
+
+    def _take(self, runs: Sequence[dict[str, Any]]) -> None:
+        self.runs += runs
+        self.num_resumed += len(runs)
+
+    # Running.
+
+    async def _run(
+        self, client: Client, facts: Mapping[str, Any], number: int
+    ) -> dict[str, Any]:
+        """Does run `number`, counted over all servers."""
+        config, place = self.config, number % self.config.num_runs
+        engine = facts.get("engine") or {}
+        names = ("policy", "bucket_strategy")
+        labels = {name: engine[name] for name in names if name in engine}
+        flights: list[Flight] = []
+        if config.mode == "closed":
+            num_clients = config.closed.clients[place]
+            labels["num_clients"] = num_clients
+            num_requests = config.num_requests or 8 * num_clients
+            # A request of each client, after which nothing is new to the server.
+            warm_up = itertools.islice(self._cycle(2 * number), num_clients)
+            await closed_loop(client, warm_up, [], num_clients=num_clients)
+            source = itertools.islice(self._cycle(2 * number + 1), num_requests)
+            send = functools.partial(
+                closed_loop, client, source, flights, num_clients=num_clients
+            )
+        else:
+            assert self.baseline is not None
+            labels |= self._rate(place)
+            requests = self._workload.requests(
+                FIRST_RUN + number, self.baseline.yardstick, qps=labels["qps"]
+            )
+            num_requests = len(requests)
+            send = functools.partial(replay, client, requests, flights)
+
+        total = config.num_runs * max(len(config.engines()), 1)
+        stage = f"run {number + 1} of {total}, {run_name(labels)}, requests"
+        run = await measure_run(
+            client,
+            send,
+            flights,
+            labels=labels | {"seed": config.seed},
+            showing=self._progress.doing(
+                stage, num_requests, lambda: sum(one.is_over for one in flights)
+            ),
+            profiles_host=config.servers.profile_host,
+        )
+        num_attained = run["num_requests"] - run["num_violations"]
+        verb = "finished" if config.mode == "closed" else "attained their SLOs"
+        lines = [
+            f"{run_name(run)}: {num_attained} of {run['num_requests']} requests {verb}"
+        ]
+        for one in run.get("failures", ()):
+            lines.append(f"  {one['count']} failed, {one['reason']}: {one['message']}")
+        if (missing := run.get("num_steps_missing")) is not None:
+            lines.append(
+                f"  the engine forgot {missing} of {run['num_steps']} steps before "
+                "they were read: padding is not reported"
+            )
+        print("\n".join(lines), flush=True)
+        return run
+
+    def _rate(self, place: int) -> dict[str, Any]:
+        if self._qps:
+            return {"qps": self._qps[place]}
+        assert self.baseline is not None and self.baseline.capacity is not None
+        share = self.config.replay.loads[place]
+        return {"load": share, "qps": share * self.baseline.capacity.requests_per_s}
+
+    def _cycle(self, run: int) -> Iterator[WorkloadRequest]:
+        """Yields requests of the fixed lengths without end."""
+        (row,) = self._workload.rows
+        lengths = {"prompt_tokens": row.prompt_tokens, "max_tokens": row.output_tokens}
+        for index in itertools.count():
+            yield self._workload.request(run, index, **lengths)
+
+
+def _baseline_key(key: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the key of a baseline, which holds for all policies and buckets."""
+    own = ("policy", "bucket_strategy", "buckets")
+    server = {name: one for name, one in key["server"].items() if name not in own}
+    return {**key, "server": server}

@@ -1,0 +1,236 @@
+"""The servers a benchmark can run against; each is a context that ends it.
+
+A context gives the client of a warm server, and whatever happens then, the engine is
+stopped, or the server is asked to end (SIGTERM) and its exit status is checked.
+"""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import aiohttp
+
+from jserve.config import EngineConfig
+from jserve.flags import config_arguments
+from jserve.progress import Progress
+from jserve.records.events import Health
+from jserve_tools.load.clients import Client, LoopClient, open_http_client
+from jserve_tools.load.config import BenchConfig
+
+_SERVER = (sys.executable, "-m", "jserve")
+_START_TIMEOUT_S = 3600.0  # a large model has many programs to compile
+_POLL_S = 0.2
+_STOP_TIMEOUT_S = 60.0
+_CONNECT_S = 3.0  # until an address is refused at which nothing answers
+_LOG_TAIL_LINES = 3
+
+
+@contextlib.asynccontextmanager
+async def engine_in_process(
+    config: EngineConfig, *, timeout_s: float = _START_TIMEOUT_S
+) -> AsyncIterator[Client]:
+    """Starts an engine in this process and waits until it is warm.
+
+    Raises:
+      RuntimeError: If it fails while it starts.
+      TimeoutError: If it is not warm in time.
+    """
+    from jserve.build import build_loop  # imports JAX
+
+    loop = await asyncio.to_thread(build_loop, config)
+    client = LoopClient(loop)
+    loop.start()
+    try:
+        if not await asyncio.to_thread(loop.wait_until, Health.WARM, timeout_s):
+            if loop.health is Health.FAILED:
+                raise RuntimeError("the engine failed while it started: see its log")
+            raise TimeoutError(f"the engine is not warm after {timeout_s:g} s")
+        yield client
+    finally:
+        await asyncio.to_thread(loop.stop)
+
+
+async def _health(session: aiohttp.ClientSession, url: str) -> Health:
+    """Returns how far a server is, by /health; one that does not say so is warm."""
+    async with session.get(f"{url}/health") as response:
+        try:
+            return Health((await response.json(content_type=None))["status"])
+        except (ValueError, KeyError, TypeError):
+            is_well = response.status in (200, 404)
+            return Health.WARM if is_well else Health.STARTING
+
+
+@contextlib.asynccontextmanager
+async def server_at(
+    url: str,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    timeout_s: float = _START_TIMEOUT_S,
+    process: asyncio.subprocess.Process | None = None,
+) -> AsyncIterator[Client]:
+    """Connects to a server once it is warm.
+
+    Args:
+      extra: Fields merged into every request's body.
+      process: Of a server of our own; its end ends the wait.
+
+    Raises:
+      TimeoutError: If it is not warm in time.
+      ConnectionError: If the process ended, its engine failed, or nothing answers at
+        the URL of a server that is not ours.
+    """
+    url = url.rstrip("/").removesuffix("/v1")
+    now_s = asyncio.get_running_loop().time
+    start_s = now_s()
+    timeout = aiohttp.ClientTimeout(total=10, sock_connect=_CONNECT_S)
+    health = Health.STARTING
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        while health is not Health.WARM:
+            try:
+                health = await _health(session, url)
+            except (aiohttp.ClientError, OSError) as error:
+                health = Health.STARTING
+                if process is None and now_s() - start_s > _CONNECT_S:
+                    errno = getattr(error, "errno", None)
+                    fault = os.strerror(errno) if errno else repr(error)
+                    raise ConnectionError(
+                        f"nothing answers at {url} ({fault}): start a server there, or "
+                        "leave out --url for one of our own"
+                    ) from None
+            if health is Health.FAILED:
+                raise ConnectionError(f"the engine of {url} failed while it started")
+            if process is not None and process.returncode is not None:
+                raise ConnectionError(f"the server ended with {process.returncode}")
+            if health is not Health.WARM:
+                if now_s() - start_s > timeout_s:
+                    raise TimeoutError(
+                        f"{url} is not warm after {timeout_s:g} s, but {health.value}"
+                    )
+                await asyncio.sleep(_POLL_S)
+    async with open_http_client(url, extra) as client:
+        yield client
+
+
+async def _start(
+    command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int | None
+) -> asyncio.subprocess.Process:
+    # In a session of its own: Ctrl-C reaches this program, which then stops it.
+    return await asyncio.create_subprocess_exec(
+        *(*command, *config_arguments(config)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+
+
+async def _stop(process: asyncio.subprocess.Process) -> int:
+    """Asks a process to end, insists after a while, and returns its status."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        return await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
+    except TimeoutError:
+        process.kill()
+        return await process.wait()
+
+
+async def fill_compile_cache(
+    engine: EngineConfig, progress: Progress, *, command: Sequence[str] = _SERVER
+) -> None:
+    """Compiles what a server needs, in a process of its own, which shows how far it is.
+
+    On a terminal that is its own bar; elsewhere its lines are passed on. A cache that
+    cannot be filled is noted only: each server compiles for itself then.
+    """
+    process = await _start(
+        (*command, "--warmup_only"),
+        engine,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=None if sys.stderr.isatty() else asyncio.subprocess.PIPE,
+    )
+    try:
+        if process.stderr is not None:
+            async for line in process.stderr:
+                progress.note(line.decode(errors="replace").strip())
+        await process.wait()
+    finally:
+        status = await _stop(process)
+    if status != 0:
+        progress.note("the compile cache was not filled: each server compiles again")
+
+
+@contextlib.asynccontextmanager
+async def launched_server(
+    config: EngineConfig,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    log: pathlib.Path,
+    timeout_s: float = _START_TIMEOUT_S,
+    command: Sequence[str] = _SERVER,
+) -> AsyncIterator[Client]:
+    """Starts a server program of our own, and stops it; `log` gets its output.
+
+    Raises:
+      ConnectionError: If it ends before its time, or its engine fails.
+      TimeoutError: If it is not warm in time, or does not stop.
+      RuntimeError: If it ends with a status other than 0.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = await _start(
+            (*command, "--host=127.0.0.1", f"--port={port}"),
+            config,
+            stdout=output.fileno(),
+            stderr=asyncio.subprocess.STDOUT,
+        )
+
+    def log_tail() -> str:
+        lines = log.read_text(errors="replace").splitlines()
+        return f"{log} ends: " + " | ".join(lines[-_LOG_TAIL_LINES:])
+
+    url, is_well = f"http://127.0.0.1:{port}", False
+    try:
+        async with server_at(
+            url, extra, timeout_s=timeout_s, process=process
+        ) as client:
+            yield client
+        is_well = process.returncode is None
+    except (ConnectionError, TimeoutError) as error:
+        raise type(error)(f"{error}; {log_tail()}") from None
+    finally:
+        status = await _stop(process)
+    if not is_well or status != 0:
+        raise RuntimeError(
+            f"the server ended with status {status}, not 0; {log_tail()}"
+        )
+
+
+def open_server(
+    config: BenchConfig, engine: EngineConfig | None
+) -> AbstractAsyncContextManager[Client]:
+    """Returns the context in which a server of our own, or the one at the URL, is."""
+    if engine is None:
+        return server_at(config.servers.url, config.servers.extra)
+    if not config.servers.launch:
+        return engine_in_process(engine)
+    name = re.sub(r"[^a-z0-9_.-]+", "_", engine_name(engine))
+    log = config.report.output / f"server-{name}.log"
+    return launched_server(engine, config.servers.extra, log=log)
+
+
+def engine_name(engine: EngineConfig) -> str:
+    """Returns what tells an engine from others of the benchmark."""
+    return f"{engine.policy}-{engine.bucket_strategy}"

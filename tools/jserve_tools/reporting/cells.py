@@ -1,0 +1,180 @@
+"""The cells of a report: what one policy did under one bucket strategy and one load.
+
+Turns and seeds of the same setting are one cell. Their requests are pooled, so that
+shares and percentiles get narrower intervals; any other number is the mean over the
+cell's runs. Starts with an empty compile cache and others are kept apart.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jserve_sched.outcomes import wilson_interval
+from jserve_tools.reporting.tables import load_name, look_up
+
+Row = dict[str, Any]
+READABLE_SCHEMAS = (1, 2)
+
+
+class Estimate(NamedTuple):
+    """A number and its 95 % interval; the ends are NaN where it is unknown."""
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def difference(old: Estimate, new: Estimate) -> Estimate:
+    """Returns new - old with its interval, of two independent estimates.
+
+    The intervals are joined by Newcombe's square-and-add rule (Statistics in Medicine
+    17, 1998, pages 873 to 890): with Wilson's intervals it is his method 10.
+    """
+    value = new.value - old.value
+    below = math.hypot(new.value - new.low, old.high - old.value)
+    above = math.hypot(new.high - new.value, old.value - old.low)
+    return Estimate(value, value - below, value + above)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """All runs of one setting.
+
+    Attributes:
+      labels: What every row about it says: `policy`, with the token limit where a
+        report has several; `strategy`, of buckets; `load`; and `setting`, policy and
+        strategy as far as the report has several.
+      runs: Entries of the report's `runs`, at least one. What a run has under
+        `start_up` stands under `start_up_cold` if its compile cache was empty.
+    """
+
+    labels: Row
+    runs: list[Row]
+
+    @property
+    def name(self) -> str:
+        """The whole setting, for a line of a table."""
+        return "{policy} / {strategy} @ {load}".format(**self.labels)
+
+    @property
+    def is_goodput(self) -> bool:
+        """Whether its runs stand at the rate that a search found."""
+        return bool(self.labels["load"] == "goodput")
+
+    @property
+    def service_classes(self) -> list[str]:
+        """Names of the classes of its requests, sorted."""
+        return sorted({name for run in self.runs for name in run.get("by_class", ())})
+
+    def values(self, *path: str) -> list[Any]:
+        """Returns what the runs that know it have under a path of keys."""
+        found = [look_up(run, path) for run in self.runs]
+        return [value for value in found if value is not None]
+
+    def mean(self, *path: str) -> float | None:
+        """Returns the mean over the runs of a number; None if it is nowhere."""
+        known = self.values(*path)
+        return statistics.fmean(known) if known else None
+
+    def entries(self, service_class: str | None) -> list[Row]:
+        """Returns what the runs say of a class, or of all requests."""
+        return self.values(
+            *(() if service_class is None else ("by_class", service_class))
+        )
+
+    def attainment(self, service_class: str | None = None) -> Estimate | None:
+        """Returns the share of requests whose SLO was attained, with Wilson's interval.
+
+        None without requests.
+        """
+        known = [one for one in self.entries(service_class) if one.get("num_requests")]
+        if not known:
+            return None
+        num_requests = sum(one["num_requests"] for one in known)
+        num_attained = num_requests - sum(one["num_violations"] for one in known)
+        interval = wilson_interval(num_attained, num_requests)
+        return Estimate(num_attained / num_requests, *interval)
+
+    def request_times_s(
+        self, key: str, service_class: str | None = None
+    ) -> np.ndarray | None:
+        """Returns one time for each request, `[N]`; None if a run does not list them.
+
+        Args:
+          key: `ttft_s`, `tbt_p99_s` or `e2e_s`.
+          service_class: None for all.
+        """
+        if any("requests" not in run for run in self.runs):
+            return None
+        found = [
+            row[key]
+            for run in self.runs
+            for row in run["requests"]
+            if key in row and service_class in (None, row.get("service_class"))
+        ]
+        return np.array(found, np.float64) if found else None
+
+    def percentile_s(
+        self, key: str, percent: int, service_class: str | None = None
+    ) -> float | None:
+        """Returns a percentile of pooled requests, or else the mean of the runs'."""
+        times_s = self.request_times_s(key, service_class)
+        if times_s is not None:
+            return float(np.percentile(times_s, percent))
+        path = () if service_class is None else ("by_class", service_class)
+        return self.mean(*path, key, f"p{percent}")
+
+
+def cells(report: Mapping[str, Any]) -> list[Cell]:
+    """Returns the cells of a report, in the order in which they were first run.
+
+    Raises:
+      ValueError: If it is not a report, or one of an unknown schema.
+    """
+    version = report.get("schema_version")
+    if version not in READABLE_SCHEMAS or isinstance(version, bool):
+        known = " and ".join(map(str, READABLE_SCHEMAS))
+        raise ValueError(
+            f"schema_version is {version!r}; reports of schema {known} can be read"
+        )
+    if not isinstance(report.get("runs"), list) or not report["runs"]:
+        raise ValueError("the report has no runs")
+    runs = report["runs"]
+    limits = {(run.get("policy"), run.get("max_num_batched_tokens")) for run in runs}
+    policies = [policy for policy, _ in limits]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for run in runs:
+        policy = str(run.get("policy", "server"))
+        if policies.count(run.get("policy")) > 1 and "max_num_batched_tokens" in run:
+            policy += f"@{run['max_num_batched_tokens']}"
+        key = (policy, str(run.get("bucket_strategy", "pow2")), load_name(run))
+        groups.setdefault(key, []).append(_with_cold_start(run))
+    has_strategies = len({strategy for _, strategy, _ in groups}) > 1
+    found = []
+    for (policy, strategy, load), group in groups.items():
+        setting = f"{policy} / {strategy}" if has_strategies else policy
+        labels = {"policy": policy, "strategy": strategy, "load": load}
+        found.append(Cell(labels | {"setting": setting}, group))
+    return found
+
+
+def _with_cold_start(run: Mapping[str, Any]) -> Row:
+    """Moves `start_up` to `start_up_cold` where the compile cache was empty.
+
+    It was if a second start was measured, or if every program was compiled.
+    """
+    start = run.get("start_up") or {}
+    sources = {one.get("source") for one in start.get("programs") or ()}
+    if not start or ("start_up_warm" not in run and sources != {"compiled"}):
+        return dict(run)
+    rest = {name: value for name, value in run.items() if name != "start_up"}
+    return {**rest, "start_up_cold": start}
+
+
+def distinct(values: Sequence[str]) -> list[str]:
+    """Returns values without repeats, in their order."""
+    return list(dict.fromkeys(values))

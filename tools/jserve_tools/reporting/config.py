@@ -1,0 +1,61 @@
+"""Where a program's report goes, and what else is made of it."""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+from jserve.config import check_writable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Where a report goes, and what else is made of it.
+
+    Attributes:
+      output: Folder for report.json, report.html and figures.
+      resume: Continue where an interrupted call with the same settings and commit
+        stopped: its finished runs are in runs.jsonl in --output until the report is
+        written. --noresume measures all of them again.
+      html: Write report.html, a page in one file, and its charts in figures/; needs
+        the extra `report`.
+      compare: A report.json to compare with: prints which metrics differ by more
+        than noise.
+    """
+
+    output: pathlib.Path = pathlib.Path("out/report")
+    resume: bool = True
+    html: bool = True
+    compare: pathlib.Path | None = None
+
+    def probe(self) -> dict[str, Any] | None:
+        """Reads the older report and makes the output folder, before any work.
+
+        Returns:
+          The report to compare with; None without one.
+
+        Raises:
+          ValueError: If `compare` is not a report, or `output` cannot be a folder.
+          OSError: If the folder cannot be written, or the report not be read.
+        """
+        report = None if self.compare is None else _read_report(self.compare)
+        check_writable("output", self.output)
+        self.output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.output):
+            pass
+        return report
+
+
+def _read_report(path: pathlib.Path) -> dict[str, Any]:
+    """Returns a report that can be compared."""
+    from jserve_tools.reporting.cells import cells  # these take NumPy
+    from jserve_tools.reporting.metrics import metrics
+
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        for cell in cells(report):
+            metrics([cell])  # so that no sweep ends in what is wrong with them
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"compare={path} is not a report: {error}") from None
+    return report

@@ -1,0 +1,224 @@
+"""The numbers of a cell by which settings are judged, and how sure each one is.
+
+Shares and goodputs have intervals of their own, whose differences join them;
+percentiles of requests are resampled (bootstrap); means over several turns or seeds
+are held against each other by Welch's interval; counts are exact.
+"""
+
+import dataclasses
+import math
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jserve_tools.reporting.cells import Cell, Estimate, cells, difference
+from jserve_tools.reporting.tables import duration, render
+
+_NUM_DRAWS = 1000
+_ERROR = "mean_abs_error_tokens"
+# Factor and form of a value, by its unit.
+_FORMS = {
+    "%": (100.0, ".1f"),
+    " ms": (1.0, ".2f"),
+    "/s": (1.0, ".4g"),
+    "/min": (1.0, ".0f"),
+    " tokens": (1.0, ".1f"),
+    "": (1.0, ",.6g"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A number of a cell.
+
+    Attributes:
+      name: What people call it.
+      path: Where a run has it in report.json; "*" is a service class.
+      unit: "s", or a key of `_FORMS`.
+      better: Which direction is.
+      kind: How its interval is found; see the top of this file.
+      is_of_rate: Whether it depends on the rate, so that it says nothing where a
+        search chose the rate.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    unit: str
+    better: Literal["more", "less"]
+    kind: Literal["mean", "share", "goodput", "percentile", "count"] = "mean"
+    is_of_rate: bool = True
+
+    def estimate(self, cell: Cell) -> Estimate | None:
+        """Returns the cell's value, with an interval if it is a share or goodput."""
+        if self.kind == "share":
+            return cell.attainment(*self.path[1:2])
+        if self.kind == "percentile":
+            value = cell.percentile_s(self.path[0], int(self.path[1][1:]))
+        else:
+            value = cell.mean(*self.path)
+        if value is not None and self.kind == "goodput":
+            return Estimate(value, *next(iter(cell.values("goodput_ci95_qps")), ()))
+        return None if value is None else Estimate(value)
+
+    def text(self, value: float, sign: str = "") -> str:
+        """Returns a value with its unit."""
+        if self.unit == "s":
+            return ("+" if sign and value >= 0 else "") + duration(value)
+        factor, form = _FORMS[self.unit]
+        return f"{value * factor:{sign}{form}}{self.unit}"
+
+    def interval(self, found: Estimate, sign: str = "") -> str:
+        """Returns the ends of the interval with their unit; "" if they are unknown."""
+        ends = [self.text(end, sign) for end in found[1:] if not math.isnan(end)]
+        return " to ".join(ends)
+
+    def with_interval(self, found: Estimate) -> str:
+        """Returns a value and, in parentheses, its interval if it has one."""
+        interval = self.interval(found)
+        return self.text(found.value) + (f" ({interval})" if interval else "")
+
+
+GOODPUT = Metric("goodput", ("goodput_qps",), "/s", "more", "goodput", is_of_rate=False)
+ATTAINED = Metric("attained", ("attainment",), "%", "more", "share")
+THROUGHPUT = Metric("output tokens", ("output_tokens_per_s",), "/s", "more")
+_GOALS = (
+    GOODPUT,
+    Metric("violations there", ("goodput_violation_share",), "%", "less"),
+    ATTAINED,
+    Metric("attained", ("by_class", "*", "attainment"), "%", "more", "share"),
+    Metric("rejected", ("num_rejected",), "", "less"),
+    Metric("errors", ("num_errors",), "", "less"),
+    Metric("attained/s", ("met_per_s",), "/s", "more"),
+    THROUGHPUT,
+    Metric("length error", ("length_error", "*", _ERROR), " tokens", "less"),
+)
+_LATENCIES = tuple(
+    Metric(f"{name} p{percent}", (key, f"p{percent}"), "s", "less", "percentile")
+    for name, key in (
+        *(("TTFT", "ttft_s"), ("TBT", "tbt_s")),
+        *(("request's TBT p99,", "tbt_p99_s"), ("E2E", "e2e_s")),
+    )
+    for percent in (50, 99)
+)
+_ENGINE = (
+    Metric("padding of time", ("pad_share_time",), "%", "less"),
+    Metric("padding of tokens", ("pad_share_tokens",), "%", "less"),
+    Metric("steps", ("steps_per_s",), "/s", "more"),
+    Metric("plan p50", ("plan_ms", "p50"), " ms", "less"),
+    Metric("programs", ("num_programs",), "", "less", "count", is_of_rate=False),
+    Metric(
+        "compiled after warm-up",
+        *(("num_compiles_after_warmup",), "", "less", "count"),
+        is_of_rate=False,
+    ),
+    *(
+        Metric(f"{start} start, {name}", (key, part), "s", "less", is_of_rate=False)
+        for start, key in (
+            *(("cold", "start_up_cold"), ("warm", "start_up_warm")),
+            ("other", "start_up"),
+        )
+        for name, part in (
+            *(("ready", "ready_s"), ("all", "warm_s"), ("compiling", "compile_s")),
+        )
+    ),
+    Metric("simulated", ("simulation", "requests_per_min"), "/min", "more"),
+)
+
+
+def metrics(
+    known: Sequence[Cell], among: Sequence[Metric] = (*_GOALS, *_LATENCIES, *_ENGINE)
+) -> list[Metric]:
+    """Returns the metrics that a cell has; those of classes once for each."""
+    classes = sorted({name for cell in known for name in cell.service_classes})
+    found: list[Metric] = []
+    for metric in among:
+        if "*" not in metric.path:
+            found.append(metric)
+        elif len(classes) > 1 or metric.kind != "share":
+            for name in classes:
+                path = tuple(name if key == "*" else key for key in metric.path)
+                title = f"{metric.name}, {name}"
+                found.append(dataclasses.replace(metric, name=title, path=path))
+    return [one for one in found if any(map(one.estimate, known))]
+
+
+def numbers(
+    known: Sequence[Cell],
+    among: Sequence[Metric] = (*_GOALS, *_LATENCIES, *_ENGINE),
+    *,
+    has_all_intervals: bool = True,
+) -> list[list[str]]:
+    """Returns a table with a row for each cell; the first row names the metrics.
+
+    Without all intervals it has that of all requests' share and of goodput.
+    """
+    columns = [["setting", *(cell.name for cell in known)]]
+    for metric in metrics(known, among):
+        columns.append([metric.name])
+        is_sure = has_all_intervals or len(metric.path) == 1
+        for found in map(metric.estimate, known):
+            if found is not None and not is_sure:
+                found = Estimate(found.value)
+            columns[-1].append("-" if found is None else metric.with_interval(found))
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def run_tables(report: Mapping[str, Any]) -> str:
+    """Returns all that a terminal shows of runs: turns and seeds of a cell are a row.
+
+    One table is of SLOs and throughput, one of latencies, one of the engine.
+    """
+    known = cells(report)
+    return "\n\n".join(
+        render(numbers(known, among, has_all_intervals=False))
+        for among in (_GOALS, _LATENCIES, _ENGINE)
+        if metrics(known, among)
+    )
+
+
+def difference_of(metric: Metric, old: Cell, new: Cell) -> Estimate:
+    """Returns new - old of a metric that both cells have, with its interval."""
+    import scipy.stats  # slow to import, and needed here alone
+
+    before, after = metric.estimate(old), metric.estimate(new)
+    assert before is not None and after is not None
+    value = after.value - before.value
+    if metric.kind in ("share", "goodput"):
+        return difference(before, after)
+    if metric.kind == "count":
+        return Estimate(value, value, value)
+    samples = [cell.request_times_s(metric.path[0]) for cell in (new, old)]
+    if metric.kind == "percentile" and all(
+        one is not None and one.size > 1 for one in samples
+    ):
+        percent = int(metric.path[1][1:])
+        interval = scipy.stats.bootstrap(
+            samples,
+            lambda new, old, axis: np.subtract(
+                np.percentile(new, percent, axis), np.percentile(old, percent, axis)
+            ),
+            n_resamples=_NUM_DRAWS,
+            batch=100,
+            method="percentile",
+            random_state=np.random.default_rng(0),
+        ).confidence_interval
+        return Estimate(value, float(interval.low), float(interval.high))
+    values = [cell.values(*metric.path) for cell in (new, old)]
+    if min(map(len, values)) < 2 or max(map(statistics.pvariance, values)) == 0:
+        return Estimate(value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of turns that are nearly the same
+        welch = scipy.stats.ttest_ind(*values, equal_var=False).confidence_interval()
+    return Estimate(value, float(welch.low), float(welch.high))
+
+
+def mark(metric: Metric, found: Estimate) -> str:
+    """Returns "+" better, "-" worse, "=" within the noise, or "?" without interval."""
+    if found.value == 0 or found.low <= 0 <= found.high:
+        return "="
+    if math.isnan(found.low):
+        return "?"
+    return "+" if (found.low > 0) == (metric.better == "more") else "-"

@@ -1,0 +1,39 @@
+"""Hands a finished report over: files in a folder, and a comparison on the screen."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jserve_tools.reporting.comparison import comparison
+from jserve_tools.reporting.config import ReportConfig
+from jserve_tools.reporting.documents import write_report
+from jserve_tools.reporting.finished_runs import FinishedRuns
+
+
+def publish(
+    report: Mapping[str, Any],
+    config: ReportConfig,
+    old_report: Mapping[str, Any] | None,
+    runs: FinishedRuns | None,
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """Writes report.json and, if wanted, the page and the pictures; compares.
+
+    The finished runs that the report is made of, if they are kept, have served their
+    purpose then and are removed. `say` prints a line for people.
+    """
+    say(f"\nreport: {write_report(config.output, report)}")
+    if config.html:
+        try:
+            # Altair takes a second to import.
+            from jserve_tools.reporting.page import write_page
+        except ImportError as error:
+            say(f"no page, for want of {error.name}: pip install 'jserve[report]'")
+        else:
+            write_page(report, config.output)
+            say(f"page: {config.output / 'report.html'}")
+            say(f"pictures: {config.output / 'report.png'} and figures/")
+    if old_report is not None:
+        say(f"\n{comparison(old_report, report)}")
+    if runs is not None:
+        runs.remove()

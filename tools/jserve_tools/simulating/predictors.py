@@ -1,0 +1,121 @@
+"""Predictors for a simulated machine: perfect, or fitted to samples of it.
+
+A policy should be judged with the predictor it would have, so `linear` and `table` are
+fitted to steps priced by the cost model, as on a real machine to steps that were timed.
+"""
+
+import numpy as np
+
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.requests.request import Request
+from jserve_sched.simulation.cost_model import CostModel, OraclePredictor
+from jserve_sched.steps.features import step_features, uniform_features
+from jserve_sched.steps.plan import Row
+from jserve_sched.timing.linear import LinearPredictor, fit_linear
+from jserve_sched.timing.predictor import Predictor, StepSample
+from jserve_sched.timing.table import TablePredictor
+
+_MAX_CHUNKS = 4  # prompts that share a step
+_LEAST_CONTEXT = 16
+# A table holds a cell for each pair of edges and each pair of context bins.
+_MAX_TABLE_BUCKETS = 4096
+
+
+def random_batches(
+    cost_model: CostModel,
+    buckets: BucketTable,
+    *,
+    max_model_len: int,
+    num_batches: int = 3000,
+    seed: int = 0,
+) -> np.ndarray:
+    """Returns features `[num_batches, F]` of steps the machine could run.
+
+    A third each decodes only, prefill only and mixed; rows, tokens and contexts are
+    log-uniform up to the limits, since small steps are as common as large ones.
+    """
+    rng = np.random.default_rng(seed)
+    one = Request(
+        request_id="made up", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
+    )
+
+    def log_uniform(least: int, most: int) -> int:
+        if most <= least:
+            return most
+        return int(np.exp(rng.uniform(np.log(least), np.log(most + 1))))
+
+    rows = []
+    for index in range(num_batches):
+        kind = index % 3
+        decodes: list[Row] = []
+        kv_tokens = cost_model.num_kv_tokens
+        if kind != 1:
+            num_rows = log_uniform(1, cost_model.max_num_seqs)
+            longest = min(kv_tokens // num_rows, max_model_len - 1)
+            context = log_uniform(min(_LEAST_CONTEXT, longest), longest)
+            lengths = rng.uniform(0.5, 1.0, num_rows) * context
+            decodes = [Row(one, int(length), 1, True) for length in lengths]
+        chunks: list[Row] = []
+        if kind != 0:
+            most = cost_model.max_num_batched_tokens
+            room = buckets.block_edge_beside(len(decodes), most)
+            num_blocks = log_uniform(1, room)
+            num_chunks = log_uniform(1, min(_MAX_CHUNKS, num_blocks))
+            cuts = np.sort(rng.integers(1, num_blocks + 1, num_chunks - 1)).tolist()
+            for begin, end in zip([0, *cuts], [*cuts, num_blocks], strict=True):
+                tokens = (end - begin) * buckets.block_tokens
+                if tokens:
+                    start = log_uniform(1, max(max_model_len - tokens, 1)) - 1
+                    is_first = rng.random() < 0.5
+                    chunks.append(Row(one, 0 if is_first else start, tokens, True))
+        blocks = sum(-(-row.num_tokens // buckets.block_tokens) for row in chunks)
+        bucket = buckets.fit(len(decodes), blocks)
+        rows.append(step_features(decodes, chunks, bucket, cost_model.page_size))
+    return np.stack(rows)
+
+
+def make_predictor(
+    name: str, cost_model: CostModel, buckets: BucketTable, *, max_model_len: int
+) -> Predictor:
+    """Returns the predictor `oracle`, `linear` or `table` of a machine's steps.
+
+    Raises:
+      ValueError: If a table would be too large.
+    """
+    if name == "oracle":
+        return OraclePredictor(cost_model, buckets.block_tokens)
+    if name == "table":
+        return _timed_table(cost_model, buckets, max_model_len)
+    matrix = random_batches(cost_model, buckets, max_model_len=max_model_len)
+    model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
+    return LinearPredictor(model)
+
+
+def _timed_table(
+    cost_model: CostModel, buckets: BucketTable, max_model_len: int
+) -> TablePredictor:
+    """Returns a table filled as a server fills it when it starts."""
+    if buckets.num_programs > _MAX_TABLE_BUCKETS:
+        raise ValueError(
+            f"predictor=table needs at most {_MAX_TABLE_BUCKETS} buckets, not "
+            f"{buckets.num_programs}; use oracle or linear with bucket strategy none"
+        )
+    page_size = cost_model.page_size
+    pages = -(-max_model_len // page_size)
+    table = TablePredictor(buckets, max_pages_per_row=pages)
+    matrix = np.stack(
+        [
+            uniform_features(
+                bucket,
+                decode_pages=decode_pages,
+                block_pages=block_pages,
+                page_size=page_size,
+            )
+            for bucket in buckets.buckets
+            for decode_pages, block_pages in ((1, 1), (pages, 1), (1, pages))
+            if bucket.num_blocks or block_pages == 1
+        ]
+    )
+    times_s = cost_model.step_s(matrix, buckets.block_tokens).tolist()
+    table.fit(map(StepSample, matrix, times_s))
+    return table

@@ -1,0 +1,274 @@
+"""One simulated experiment: a load, a machine, a policy; at some rate and seed.
+
+An `Experiment` holds all that decides its numbers, so that it can be run in any process
+and gives the same report.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from jserve.compiled_annealing import best_kernel
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.clock import WallClock
+from jserve_sched.outcomes import distribution, summarise_run
+from jserve_sched.policies.annealing.policy import PlannedAdmission
+from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.output_lengths import LengthEstimator, make_length_estimator
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.goodput import (
+    MAX_VIOLATION_SHARE,
+    WARMUP_SHARE,
+    RateGrid,
+    most_violations,
+    search_seed,
+)
+from jserve_sched.simulation.instances import ASSIGNMENTS
+from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
+from jserve_sched.simulation.workload import Arrival, Yardstick, at_rate
+from jserve_tools.fitting.step_logs import write_simulated_log
+from jserve_tools.simulating.config import MachineConfig, SweepConfig
+from jserve_tools.simulating.loads import SimulatedLoad
+from jserve_tools.simulating.predictors import make_predictor
+
+_MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
+
+
+NO_ESTIMATES = "max_tokens"
+
+
+def make_lengths(spec: str, arrivals: Sequence[Arrival]) -> LengthEstimator:
+    """Returns a fresh estimator; an `oracle` knows the lengths of these arrivals."""
+    return make_length_estimator(
+        spec, {one.request_id: one.max_tokens for one in arrivals}
+    )
+
+
+def declare(
+    arrivals: Sequence[Arrival], declared_tokens: int, *, max_model_len: int
+) -> list[Arrival]:
+    """Returns requests that say they take at most so many output tokens, as real ones.
+
+    One says more if it takes more, and no more than the context has room for.
+    """
+    return [
+        dataclasses.replace(
+            one,
+            declared_max_tokens=max(
+                min(declared_tokens, max_model_len - one.num_prompt_tokens),
+                one.max_tokens,
+            ),
+        )
+        for one in arrivals
+    ]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that decides the numbers of a run, except rate and seed.
+
+    Attributes:
+      policy: Name and options.
+      bucket_strategy: Name and options, for the report.
+      buckets: Buckets that steps are padded to.
+      cost_model: Costs and limits of each engine's machine.
+      yardstick: An idle machine's times, for SLOs relative to them.
+      machine: The settings of engines and policies.
+      sweep: What is counted and recorded, and what a goodput is.
+    """
+
+    policy: str
+    bucket_strategy: str
+    buckets: BucketTable
+    cost_model: CostModel
+    load: SimulatedLoad
+    yardstick: Yardstick
+    machine: MachineConfig
+    sweep: SweepConfig
+
+    def units(self, seed: int) -> list[Arrival]:
+        """Returns the requests that a seed draws, at one a second."""
+        return self.load.unit_arrivals(seed, self.yardstick)
+
+    def arrivals(self, seed: int, qps: float) -> list[Arrival]:
+        """Returns the same at a rate; infinite is all at once."""
+        return at_rate(self.units(seed), qps)
+
+    def num_warmup(self, arrivals: Sequence[Arrival]) -> int:
+        """Returns how many of the first requests are not counted."""
+        share = self.sweep.warmup_share
+        if share is None:
+            share = 0.0 if self.load.config.one_shot else WARMUP_SHARE
+        return int(len(arrivals) * share)
+
+    def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
+        """Returns a fresh scheduler of one engine."""
+        machine, policy = self.machine, make_policy(self.policy)
+        if isinstance(policy, PlannedAdmission):  # no other is worth a compiler's start
+            policy = make_policy(self.policy, kernel=best_kernel())  # of the same plans
+        return make_scheduler(
+            policy=policy,
+            cost_model=self.cost_model,
+            buckets=self.buckets,
+            predictor=make_predictor(
+                machine.predictor,
+                self.cost_model,
+                self.buckets,
+                max_model_len=machine.max_model_len,
+            ),
+            max_model_len=machine.max_model_len,
+            lengths=make_lengths(machine.length_estimator or NO_ESTIMATES, arrivals),
+        )
+
+    def simulate(
+        self, arrivals: Sequence[Arrival], seed: int, **options: Any
+    ) -> SimulationResult:
+        """Serves some arrivals with fresh schedulers.
+
+        Args:
+          seed: Seed of the noise.
+          options: Further arguments of `simulator.simulate`.
+        """
+        machine = self.machine
+        if machine.declared_max_tokens:
+            arrivals = declare(
+                arrivals,
+                machine.declared_max_tokens,
+                max_model_len=machine.max_model_len,
+            )
+        assignment = None
+        if machine.num_instances > 1:
+            assignment = ASSIGNMENTS[machine.assignment or "finish"]()
+        return simulate(
+            [self._scheduler(arrivals) for _ in range(machine.num_instances)],
+            self.cost_model,
+            arrivals,
+            assignment=assignment,
+            lag=machine.lag,
+            noise=machine.noise,
+            seed=seed,
+            max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,
+            num_uncounted=self.num_warmup(arrivals),
+            clock=WallClock(),
+            **options,
+        )
+
+    def run(self, seed: int, qps: float) -> dict[str, Any]:
+        """Returns an entry of the report's `runs`; writes the step log if wanted.
+
+        An infinite rate is all requests at once.
+        """
+        arrivals = self.arrivals(seed, qps)
+        result = self.simulate(arrivals, seed, records_steps=True)
+        steps = result.steps or ()
+        if self.sweep.step_log is not None:
+            write_simulated_log(
+                self.sweep.step_log,
+                steps,
+                cost_model=self.cost_model,
+                buckets=self.buckets,
+                policy=self.policy,
+                arrivals=arrivals,
+            )
+        num_warmup = self.num_warmup(arrivals)
+        labels: dict[str, Any] = {
+            "policy": self.policy,
+            "bucket_strategy": self.bucket_strategy,
+            **({"qps": qps} if math.isfinite(qps) else {"is_one_shot": True}),
+            "seed": seed,
+            "max_num_batched_tokens": self.cost_model.max_num_batched_tokens,
+        }
+        summary = summarise_run(
+            result.outcomes[num_warmup:],
+            steps=steps,
+            block_tokens=self.buckets.block_tokens,
+            counters=result.counters,
+            labels=labels,
+        )
+        summary["num_warmup"] = num_warmup
+        # Steps of a stretch advanced at once were not planned one by one.
+        plans = distribution(one.plan_s * 1e3 for one in steps if one.plan_s)
+        if plans is not None:
+            summary["plan_ms"] = {name: plans[name] for name in ("p50", "p99")}
+        summary["num_steps"] = result.num_steps
+        if self.machine.num_instances > 1:
+            summary["instances"] = _instances(result, arrivals, num_warmup)
+        # Nothing is compiled here, and without padding no bucket is worth telling.
+        del summary["num_compiles_after_warmup"]
+        if self.bucket_strategy == "none":
+            del summary["num_programs"]
+            summary.pop("steps_by_program", None)
+        else:
+            summary["buckets"] = self.buckets.to_json()
+        assert result.wall_s is not None
+        summary["simulation"] = {
+            "wall_s": result.wall_s,
+            "virtual_s": result.end_s,
+            "steps_per_s": result.num_steps / result.wall_s,
+            "requests_per_min": 60 * len(arrivals) / result.wall_s,
+        }
+        return summary
+
+    def start_qps(self, seed: int) -> float:
+        """Returns a rate near the goodput, for a search to start from.
+
+        Half of what a machine could do that computes prompts one by one and shares a
+        decode step among sixteen.
+        """
+        units, yardstick = self.units(seed), self.yardstick
+        prefill_s = statistics.fmean(
+            yardstick.isolated_ttft_s(one.num_prompt_tokens) for one in units
+        )
+        decode_s = statistics.fmean(one.max_tokens for one in units) * yardstick.step_s
+        return 0.5 / (prefill_s + decode_s / 16)
+
+    def search(self, seed: int, start_qps: float) -> dict[str, Any]:
+        """Returns the fields of a seed's SeedGoodput; hopeless probes are cut short."""
+        units = self.units(seed)
+        num_warmup = self.num_warmup(units)
+        max_share = self.sweep.max_violation_share
+        if max_share is None:
+            max_share = MAX_VIOLATION_SHARE
+        limit = most_violations(len(units) - num_warmup, max_share)
+
+        def probe(qps: float, seed: int) -> tuple[int, int]:
+            result = self.simulate(
+                at_rate(units, qps), seed, stop_after_violations=limit
+            )
+            counted = result.outcomes[num_warmup:]
+            return sum(not one.is_met for one in counted), len(counted)
+
+        grid = RateGrid(lowest_qps=start_qps / 100, highest_qps=start_qps * 100)
+        found = search_seed(
+            probe, seed, grid=grid, start_qps=start_qps, max_share=max_share
+        )
+        return dataclasses.asdict(found)
+
+
+def _instances(
+    result: SimulationResult, arrivals: Sequence[Arrival], num_warmup: int
+) -> list[dict[str, Any]]:
+    """Returns each engine's part of the requests after the first `num_warmup`."""
+    outcomes = {
+        arrival.request_id: outcome
+        for arrival, outcome in zip(
+            arrivals[num_warmup:], result.outcomes[num_warmup:], strict=True
+        )
+    }
+    span_s = result.end_s - arrivals[0].arrival_s
+    rows = []
+    for instance in result.instances:
+        mine = [outcomes[name] for name in instance.request_ids if name in outcomes]
+        row: dict[str, Any] = {
+            "num_requests": len(mine),
+            "output_tokens": sum(len(one.token_times_s) for one in mine),
+            "num_steps": instance.num_steps,
+            "busy_share": instance.busy_s / span_s,
+        }
+        if mine:
+            row["attainment"] = sum(one.is_met for one in mine) / len(mine)
+        rows.append(row)
+    return rows

@@ -1,0 +1,303 @@
+"""Runs the sweep that a `SimulateConfig` describes, and publishes its report."""
+
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jserve_sched.buckets.table import table_from_json
+from jserve_sched.simulation.goodput import SeedGoodput, pool
+from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
+from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
+from jserve_tools.reporting.documents import document, one_line
+from jserve_tools.reporting.finished_runs import FinishedRuns
+from jserve_tools.reporting.metrics import run_tables
+from jserve_tools.reporting.publishing import publish
+from jserve_tools.reporting.staircases import priced_staircase
+from jserve_tools.reporting.sweep import run_all
+from jserve_tools.reporting.tables import fits_table, instances_table
+from jserve_tools.simulating.bucket_fits import fit_to_simulation
+from jserve_tools.simulating.config import LIMITS, SimulateConfig
+from jserve_tools.simulating.loads import SimulatedLoad, read_load
+from jserve_tools.simulating.simulation import NO_ESTIMATES, Experiment
+
+_NOT_IN_KEY = ("policies", "bucket_strategies", "num_processes", "step_log")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentTask:
+    """What is done with an experiment at a rate, with a seed.
+
+    Attributes:
+      work: `Experiment.run`, `Experiment.search` or `fit`.
+      qps: Requests per second; infinite if all come at once.
+    """
+
+    work: Callable[[Experiment, int, float], dict[str, Any]]
+    experiment: Experiment
+    seed: int
+    qps: float
+
+    def run(self) -> dict[str, Any]:
+        """Returns what comes of it."""
+        return self.work(self.experiment, self.seed, self.qps)
+
+
+RunAll = Callable[[Sequence[ExperimentTask]], list[dict[str, Any]]]
+"""Runs tasks and returns what came of each, in order."""
+
+
+def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
+    """Fits buckets to one load under one policy.
+
+    Returns:
+      The bucket file `table`, and an entry of the report's `fits` as `fit`.
+    """
+    max_programs = experiment.buckets.num_programs
+    table, fitted = fit_to_simulation(
+        experiment,
+        experiment.arrivals(seed, qps),
+        seed=seed,
+        max_programs=max_programs,
+    )
+    labels: dict[str, Any] = {
+        "policy": experiment.policy,
+        "seed": seed,
+        **({"qps": qps} if math.isfinite(qps) else {}),
+        "max_programs": max_programs,
+    }
+    return {"table": table.to_json(), "fit": labels | {"iterations": [fitted]}}
+
+
+def search_goodputs(
+    experiments: Sequence[Experiment], seeds: Sequence[int], run_tasks: RunAll
+) -> list[dict[str, Any]]:
+    """Searches every experiment's goodput, which is the mean over the seeds.
+
+    Returns:
+      An entry of the report's `runs` each: the run of the first seed at its edge,
+      with the goodput.
+    """
+    searches = []
+    for one in experiments:
+        start_qps = one.start_qps(seeds[0])
+        searches += [
+            ExperimentTask(
+                work=Experiment.search, experiment=one, seed=seed, qps=start_qps
+            )
+            for seed in seeds
+        ]
+    rows = [SeedGoodput(**row) for row in run_tasks(searches)]
+    found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
+    runs = run_tasks(
+        [
+            dataclasses.replace(  # where none passed, at the lowest rate tried
+                search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
+            )
+            for search, one in zip(searches[:: len(seeds)], found, strict=True)
+        ]
+    )
+    return [
+        run
+        | {
+            f"goodput_{name}": value
+            for name, value in dataclasses.asdict(one).items()
+            if value is not None
+        }
+        for run, one in zip(runs, found, strict=True)
+    ]
+
+
+def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment]:
+    machine = config.machine
+    file = None
+    if machine.buckets is not None:
+        file = table_from_json(machine.buckets.read_text())
+    loaded = load_machine(machine.cost_model)
+    limits = {name: getattr(machine, name) or getattr(loaded, name) for name in LIMITS}
+    cost_model = dataclasses.replace(loaded, **limits)
+    # By its own limits: SLOs do not change with a step's token limit.
+    yardstick = isolated_times(loaded, max_prompt_tokens=machine.max_model_len)
+    return [
+        Experiment(
+            policy=policy,
+            bucket_strategy=strategy,
+            buckets=simulated_table(strategy, cost_model, file, machine.block_tokens),
+            cost_model=cost_model,
+            load=load,
+            yardstick=yardstick,
+            machine=machine,
+            sweep=config.sweep,
+        )
+        for strategy in config.sweep.bucket_strategies
+        for policy in config.sweep.policies
+    ]
+
+
+def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str, Any]]:
+    """Fits buckets where the strategy says so; returns the report's `fits`."""
+    sweep = experiments[0].sweep
+    seed = sweep.seed + sweep.num_seeds  # by which no run is judged
+    tasks = {
+        place: ExperimentTask(
+            work=fit,
+            experiment=one,
+            seed=seed,
+            qps=one.start_qps(seed)
+            if sweep.goodput
+            else statistics.fmean(one.load.qps),
+        )
+        for place, one in enumerate(experiments)
+        if one.bucket_strategy == "fitted"
+    }
+    fits = run_tasks(list(tasks.values())) if tasks else []
+    for place, found in zip(tasks, fits, strict=True):
+        table = table_from_json(json.dumps(found["table"]))
+        experiments[place] = dataclasses.replace(experiments[place], buckets=table)
+    return [found["fit"] for found in fits]
+
+
+def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
+    """Returns what a finished task is known by: the flags, files, and its labels."""
+    load, machine = config.load, config.machine
+    files = [load.trace, load.service_classes, machine.buckets]
+    files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
+    sweep = dataclasses.asdict(config.sweep)
+    return {
+        "load": dataclasses.asdict(load),
+        "machine": dataclasses.asdict(machine),
+        "sweep": {name: sweep[name] for name in sweep if name not in _NOT_IN_KEY},
+        "files_ns": [one.expanduser().stat().st_mtime_ns for one in files if one],
+        "task": task.work.__name__,
+        "task_policy": task.experiment.policy,
+        "task_bucket_strategy": task.experiment.bucket_strategy,
+        "task_seed": task.seed,
+        "task_qps": str(task.qps),
+    }
+
+
+def _workload(experiment: Experiment) -> dict[str, Any]:
+    """Returns the report's `workload`: what the first seed draws."""
+    config = experiment.load.config
+    sample = experiment.units(experiment.sweep.seed)
+    bounds_s: dict[str, dict[str, float]] = {}  # means, by service class
+    for name in sorted({one.service_class for one in sample}):
+        slos = [one.slo for one in sample if one.service_class == name]
+        bounds_s[name] = {
+            bound: statistics.fmean(getattr(slo, bound) for slo in slos)
+            for bound in ("ttft_s", "tbt_s", "ttlt_s")
+            if getattr(slos[0], bound) is not None
+        }
+    workload: dict[str, Any] = {
+        "num_requests": len(sample),
+        "lengths": describe_lengths(sample),
+        "promises": bounds_s,
+    }
+    if config.one_shot:
+        workload["is_one_shot"] = True
+    if config.trace is not None:
+        return workload | {"trace": config.trace.name}
+    name = experiment.load.workload
+    paper = {one.service_class.name: one.paper for one in WORKLOADS[name]}
+    return workload | {"name": name, "paper": paper}
+
+
+def _settings(experiment: Experiment) -> dict[str, Any]:
+    """Returns the keys of the report that say how engines and policies were set."""
+    machine = experiment.machine
+    settings: dict[str, Any] = {
+        "predictor": machine.predictor,
+        "lag": machine.lag,
+        "noise": machine.noise,
+        "yardstick": experiment.yardstick,
+    }
+    if machine.num_instances > 1:
+        settings["num_instances"] = machine.num_instances
+        settings["assignment"] = machine.assignment or "finish"
+    if machine.declared_max_tokens:
+        settings["declared_max_tokens"] = machine.declared_max_tokens
+        settings["length_estimator"] = machine.length_estimator or NO_ESTIMATES
+    return settings
+
+
+def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
+    runs, fits = report["runs"], report.get("fits", ())
+    if report["num_resumed"]:
+        print(
+            f"{report['num_resumed']} results are those of an interrupted call; "
+            "--noresume simulates all of them again"
+        )
+    if fits:
+        print(f"{fits_table(fits)}\n")
+    if fits and config.load.trace:
+        print(
+            f"fitted has seen the requests of {config.load.trace.name} that judge it; "
+            "jserve-fit-buckets fits to another part of a trace\n"
+        )
+    print(run_tables(report), flush=True)
+    if config.machine.num_instances > 1:
+        print(f"\n{instances_table(runs)}", flush=True)
+
+
+def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
+    """Runs what no earlier call has finished; prints tables and writes the report.
+
+    Raises:
+      ValueError: if a file is invalid, or a policy's limit leaves no room for buckets.
+      OSError: if a file cannot be read or written.
+    """
+    sweep = config.sweep
+    load = read_load(config.load)
+    experiments = _experiments(config, load)
+    cost_model = experiments[0].cost_model
+    workload = _workload(experiments[0])  # wrong service classes are refused now
+    old_report = config.report.probe()
+    finished = None
+    if sweep.step_log is None:
+        path = config.report.output / "runs.jsonl"
+        finished = FinishedRuns(path, resumes=config.report.resume)
+    else:  # a run that is not made again would have no steps to write
+        sweep.step_log.parent.mkdir(parents=True, exist_ok=True)
+        sweep.step_log.touch()
+    run_tasks = functools.partial(
+        run_all,
+        num_processes=sweep.num_processes,
+        runs=finished,
+        key=functools.partial(_task_key, config),
+    )
+    seeds = range(sweep.seed, sweep.seed + sweep.num_seeds)
+    fits = None if config.machine.buckets else _fit_all(experiments, run_tasks)
+    if sweep.goodput:
+        runs = search_goodputs(experiments, seeds, run_tasks)
+    else:
+        runs = run_tasks(
+            [
+                ExperimentTask(work=Experiment.run, experiment=one, seed=seed, qps=qps)
+                for qps in load.qps
+                for one in experiments
+                for seed in seeds
+            ]
+        )
+    block_tokens = config.machine.block_tokens
+    report = document(
+        command=command,
+        facts={"device": f"simulated {cost_model.name}"},
+        workload=workload,
+        runs=runs,
+        extra={
+            "cost_model": {
+                name: getattr(cost_model, name) for name in ("name", *LIMITS)
+            },
+            "staircase": priced_staircase(cost_model, block_tokens, runs),
+            **_settings(experiments[0]),
+            "fits": fits or None,
+            "num_resumed": 0 if finished is None else finished.num_found,
+        },
+    )
+    _print_tables(config, report)
+    publish(report, config.report, old_report, finished, say=print)
+    print(one_line(report), flush=True)

@@ -1,0 +1,152 @@
+"""How well predictors do on steps they never saw: one judge for every predictor.
+
+A step is compared with the *median* of its repeats, which is what a perfect predictor
+says, and with each *single* measurement, where even that is off by the repeats' spread.
+`N` is the number of held-out steps, `R` the rounds.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.outcomes import wilson_interval
+from jserve_sched.steps.features import SCENARIOS, scenarios
+from jserve_sched.timing.mlp import MlpPredictor, MlpWeights
+from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.table import TablePredictor
+from jserve_tools.reporting.tables import render
+from jserve_tools.training.samples import TEST, TRAIN, Samples, repeat_spread
+
+
+def errors(predicted_s: np.ndarray, measured_s: np.ndarray) -> dict[str, float]:
+    """Returns how far predictions are from measurements of any equal shape, in s.
+
+    R^2 is left out where the measurements do not differ.
+    """
+    error_s = predicted_s - measured_s
+    relative = np.abs(error_s) / measured_s
+    found = {
+        "mae_ms": float(np.abs(error_s).mean()) * 1e3,
+        "rmse_ms": float(np.sqrt(np.square(error_s).mean())) * 1e3,
+        "mape": float(relative.mean()),
+        "median_ape": float(np.median(relative)),
+        "p95_ape": float(np.quantile(relative, 0.95)),
+    }
+    total = float(np.square(measured_s - measured_s.mean()).sum())
+    if total > 0:
+        found["r2"] = 1.0 - float(np.square(error_s).sum()) / total
+    return found
+
+
+def judge(
+    predicted_s: Mapping[str, np.ndarray],
+    upper_s: Mapping[str, np.ndarray],
+    *,
+    matrix: np.ndarray,
+    duration_s: np.ndarray,
+) -> dict[str, Any]:
+    """Returns the errors on held-out steps, for all and for each scenario.
+
+    Args:
+      predicted_s: `[N]` seconds, by predictor.
+      upper_s: 95th percentiles `[N]`, by predictor, for those that give one.
+      matrix: Features of the steps, `[N, F]`.
+      duration_s: Measurements of the steps, `[R, N]` seconds.
+    """
+    scenario = scenarios(matrix)
+    groups = {"all": np.ones(len(matrix), bool)}
+    groups |= {name: scenario == index for index, name in enumerate(SCENARIOS)}
+    report: dict[str, Any] = {}
+    for group, chosen in groups.items():
+        if not chosen.any():
+            continue
+        single_s = duration_s[:, chosen]
+        median_s = np.median(single_s, axis=0)
+        predictors: dict[str, Any] = {}
+        for name, values_s in predicted_s.items():
+            predictors[name] = {
+                "against_median": errors(values_s[chosen], median_s),
+                "against_single": errors(values_s[chosen], single_s),
+            }
+            if name in upper_s:
+                num_below = int((single_s <= upper_s[name][chosen]).sum())
+                predictors[name]["p95_coverage"] = {
+                    "share": num_below / single_s.size,
+                    "ci95": wilson_interval(num_below, single_s.size),
+                }
+        report[group] = {
+            "num_steps": int(chosen.sum()),
+            "num_samples": single_s.size,
+            "mean_step_ms": float(median_s.mean()) * 1e3,
+            "repeat_spread": float(np.median(repeat_spread(single_s))),
+            "predictors": predictors,
+        }
+    return report
+
+
+def learned_table(
+    samples: Samples, table: BucketTable, *, max_pages_per_row: int
+) -> TablePredictor:
+    """Returns a server's table predictor that has seen the training steps.
+
+    It knows the timed pass of a server's start, and learned online from all rounds of
+    the training steps.
+    """
+    predictor = TablePredictor(table, max_pages_per_row=max_pages_per_row)
+    predictor.fit(map(StepSample, samples.timed_features, samples.timed_s.tolist()))
+    steps = samples.steps_in(TRAIN)
+    for durations_s in samples.duration_s[:, steps].tolist():
+        for sample in map(StepSample, samples.features[steps], durations_s):
+            predictor.update(sample)
+    return predictor
+
+
+def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any]:
+    """Returns what `judge` takes, for each predictor on the steps of the test.
+
+    Raises:
+      ValueError: If no step is for the test.
+    """
+    facts, steps = samples.facts, samples.steps_in(TEST)
+    if not steps.size:
+        raise ValueError("the samples hold no step for the test")
+    table = table_from_json(json.dumps(facts["buckets"]))
+    pages = -(-int(facts["max_model_len"]) // facts["predictor"]["page_size"])
+    matrix, network = samples.features[steps], MlpPredictor(weights)
+    learned = learned_table(samples, table, max_pages_per_row=pages)
+    return {
+        "predicted_s": {
+            "linear": weights.linear.predict(matrix),
+            "mlp": network.predict(matrix),
+            "table": learned.predict(matrix),
+        },
+        "upper_s": {"mlp": network.predict_upper(matrix)},
+        "matrix": matrix,
+        "duration_s": samples.duration_s[:, steps],
+    }
+
+
+def errors_table(report: Mapping[str, Any]) -> str:
+    """Returns the errors as a table for people."""
+    header = ["held-out steps", "predictor", "MAE", "RMSE", "R2"]
+    header += ["median APE", "p95 APE", "single: median APE", "p95 covers"]
+    rows = [header]
+    for group, entry in report.items():
+        for name, found in entry["predictors"].items():
+            median, single = found["against_median"], found["against_single"]
+            row = [f"{group} ({entry['num_steps']})", name]
+            row += [f"{median['mae_ms']:.3f}ms", f"{median['rmse_ms']:.3f}ms"]
+            row.append(f"{median['r2']:.4f}" if "r2" in median else "-")
+            row += [f"{median['median_ape']:.1%}", f"{median['p95_ape']:.1%}"]
+            row.append(f"{single['median_ape']:.1%}")
+            covered = found.get("p95_coverage")
+            row.append(
+                "{:.1%} ({:.1%} to {:.1%})".format(covered["share"], *covered["ci95"])
+                if covered
+                else "-"
+            )
+            rows.append(row)
+    return render(rows)
