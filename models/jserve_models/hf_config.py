@@ -34,7 +34,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     """Returns the shape of the folder's model.
 
     Raises:
-      ValueError: if the folder holds no readable `config.json`, or its model is not
+      ValueError: If the folder holds no readable `config.json`, or its model is not
         supported; names the key, its value and what is.
     """
     raw = read_json(folder / "config.json")
@@ -70,7 +70,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: If there is none.
     """
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jserve_models.decoder import Decoder
 from jserve_models.registry import load_model
 from jserve_models.steps import StepInputs, StepShape, kv_shapes
 
@@ -63,6 +64,23 @@ def test_padding_is_finite_and_writes_nothing(tiny, paged_run):
     assert np.isfinite(logits).all()
     for old, new in zip(before, run.kv, strict=True):
         np.testing.assert_array_equal(old, np.array(new))
+
+
+def test_twice_the_attention_scale_is_as_twice_the_queries(tiny, paged_run):
+    config = dataclasses.replace(tiny.config, attention_scale=2 * 32**-0.5)
+    structure = Decoder(config)
+    scaled = dataclasses.replace(tiny, config=config, forward=structure.forward)
+    is_query = [leaf.path == "layers.attention.q.kernel" for leaf in structure.leaves]
+    leaves = [
+        leaf * (1 + twice) for twice, leaf in zip(is_query, tiny.leaves, strict=True)
+    ]
+    doubled = dataclasses.replace(tiny, leaves=leaves)
+    got, wanted, plain = (
+        paged_run(model).prefill(SHAPE, "a", tokens_of(8, 90))
+        for model in (scaled, doubled, tiny)
+    )
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
+    assert np.abs(got - plain).max() > 100 * TOLERANCE
 
 
 def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float32"):
