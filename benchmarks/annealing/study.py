@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from task_classes import MIXES, draw_requests
 
+from benchmarks.annealing.task_classes import MIXES, draw_requests
 from jserve.compiled_annealing import best_kernel
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.outcomes import Outcome, wilson_interval

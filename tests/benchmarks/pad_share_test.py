@@ -2,22 +2,17 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 
+from benchmarks.buckets import pad_share, pad_share_tables
+from jserve_sched.simulation.log import SimulatedStep
+from jserve_sched.steps import features
+from jserve_tools.load.workload_trace import DEFAULT_TRACE, read_trace
 from tests import ROOT
 
 FOLDER = ROOT / "benchmarks" / "buckets"
-sys.path.insert(0, str(FOLDER))
-
-import pad_share  # noqa: E402
-import pad_share_tables  # noqa: E402
-
-from jserve_sched.simulation.log import SimulatedStep  # noqa: E402
-from jserve_sched.steps import features  # noqa: E402
-from jserve_tools.load.workload_trace import DEFAULT_TRACE, read_trace  # noqa: E402
 
 
 def step(

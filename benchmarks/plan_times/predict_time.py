@@ -1,6 +1,6 @@
 """Times one question to each predictor: 1 step, and 64 candidates at once.
 
-  python benchmarks/predict_time.py --output=out/predict_time.json
+  python -m benchmarks.plan_times.predict_time --output=out/predict_time.json
 
 A policy scores its candidates in one call, so 64 of them must cost well under a
 plan's millisecond: the target is a median under 100 microseconds. `safe` is the linear
