@@ -8,6 +8,7 @@ takes. Step times are known exactly, so that what is judged is the order.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -280,7 +281,7 @@ def claims(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
         entry: Entry = {"mix": mix, "policy": policy, "num_cells": len(own)}
         for name, best in (("attainment_ratio", max), ("latency_ratio", min)):
             known = [one for one in own if one[name] is not None]
-            one = best(known, key=lambda one, name=name: one[name])
+            one = best(known, key=operator.itemgetter(name))
             entry[name] = {
                 "median": float(np.median([one[name] for one in known])),
                 "best": one[name],

@@ -323,11 +323,11 @@ def main(argv: Sequence[str]) -> int:
         }
     )
     if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
+        output = pathlib.Path(_OUTPUT.value)
         content = (json.dumps(document, indent=1) + "\n").encode()
-        write_whole(folder / "pad_share.json", content)
-        write_whole(folder / "pad_share.md", text.encode())
-        write_whole(folder / "pad_share.png", picture(runs))
+        write_whole(output / "pad_share.json", content)
+        write_whole(output / "pad_share.md", text.encode())
+        write_whole(output / "pad_share.png", picture(runs))
     print(json.dumps(document, separators=(",", ":")))
     return 1 if missed else 0
 

@@ -60,8 +60,8 @@ def _variants(card: str) -> Iterator[_Variant]:
 
 
 def _run(card: str, variant: _Variant) -> dict[str, Any]:
-    label, cost_model, settings = variant
-    settings = {"enable_prefix_caching": True, "lag": 1} | settings
+    label, cost_model, changes = variant
+    settings: dict[str, Any] = {"enable_prefix_caching": True, "lag": 1} | changes
     start_s = time.perf_counter()
     figures, result = simulated_run(trace_rows(), cost_model, **settings)
     differences_s = np.abs(ttft_differences_s(card, result))
