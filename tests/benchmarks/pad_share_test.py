@@ -93,7 +93,11 @@ def test_a_small_trace_is_judged(small_runs) -> None:
         "two_bit",
         "linear",
         "pad_limit",
-        *(f"fitted {n}{end}" for n in (10, 16) for end in ("", pad_share.NO_PRIOR)),
+        *(
+            f"fitted {n}{end}"
+            for n in (10, 16)
+            for end in ("", pad_share_tables.NO_PRIOR)
+        ),
     }
     shares = {name: run["pad_share_time"] for name, run in by_name.items()}
     assert shares["linear"] < shares["two_bit"] < shares["pow2"]

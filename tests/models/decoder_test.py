@@ -1,6 +1,7 @@
 """What the engine relies on, whichever program computes a row."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,8 +98,8 @@ def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float
         (num_all, max_pages),
         (num_all,),
     )
-    inputs = StepInputs(*(jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes))
-    return leaves, kv, inputs
+    parts: Any = (jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes)
+    return leaves, kv, StepInputs(*parts)
 
 
 @pytest.mark.parametrize(

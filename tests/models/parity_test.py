@@ -69,7 +69,7 @@ def test_logits_equal_transformers(folder, paged_run, piece):
         (str(index), tokens, [0, *(positions + 1)])
         for index, (tokens, positions, _) in enumerate(golden)
     )
-    found = collections.defaultdict(dict)
+    found: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
     most_mixed = 0
     while waiting:
         taken = take_pieces(waiting, piece, SHAPE)

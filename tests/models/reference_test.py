@@ -1,5 +1,7 @@
 """The page loop against a softmax written out."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +25,8 @@ def make_case(width, starts):
     k, v = rng.normal(size=(2, *cache_shape)).astype(np.float32)
     k = np.ascontiguousarray(k.transpose(0, 1, 3, 2))  # tokens innermost
     q = rng.normal(size=(len(starts), width, HEADS, HEAD_DIM)).astype(np.float32)
-    table = rng.permutation(NUM_PAGES).reshape(len(starts), -1).astype(np.int32)
-    positions = (np.array(starts)[:, None] + np.arange(width)).astype(np.int32)
+    table: Any = rng.permutation(NUM_PAGES).reshape(len(starts), -1).astype(np.int32)
+    positions: Any = (np.array(starts)[:, None] + np.arange(width)).astype(np.int32)
     num_pages = -(-(max(starts) + width) // PAGE_SIZE)
     return q, k, v, RowGroup(positions, table, jnp.int32(num_pages))
 
