@@ -72,16 +72,26 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
 
     Raises:
       ValueError: If the folder holds no readable `config.json`, or its model is not
-        supported; names the key, its value and what is.
+        supported; names the file, the key, its value and what is.
     """
-    keys = _Keys(read_json(folder / "config.json"))
+    path = folder / "config.json"
+    keys = _Keys(read_json(path))
+    try:
+        config = _config(folder.resolve().name, keys)
+        keys.check_all_taken()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return config
+
+
+def _config(name: str, keys: "_Keys") -> ModelConfig:
     family = _family(keys)
     num_heads = keys.integer("num_attention_heads")
     hidden_size = keys.integer("hidden_size")
     theta, scaling = _rope(keys)
     scale_key = family.attention_scale_key
-    config = ModelConfig(
-        name=folder.resolve().name,
+    return ModelConfig(
+        name=name,
         vocab_size=keys.integer("vocab_size"),
         hidden_size=hidden_size,
         num_layers=keys.integer("num_hidden_layers"),
@@ -98,8 +108,6 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
         attention_scale=keys.number(scale_key) if scale_key else None,
         max_model_len=_max_len(keys),
     )
-    keys.check_all_taken()
-    return config
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

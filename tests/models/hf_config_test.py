@@ -199,7 +199,7 @@ def test_published_folders_are_read(read, published, head_dim, max_len):
     ],
 )
 def test_what_may_change_the_logits_is_refused_by_name(read, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"config\.json: .*{message}"):
         read(change)
 
 
