@@ -1,5 +1,5 @@
 #!/bin/sh
-# Where a step's time goes at 32 running requests: about a minute, to
+# Where a step's time goes at 32 running requests: a few minutes, to
 # out/host_breakdown.
 # Needs `make setup`.
 set -eu
