@@ -141,7 +141,7 @@ def _build_engine(
     if max_model_len > model.config.max_model_len:
         raise ValueError(
             f"max_model_len={max_model_len} exceeds the {model.config.max_model_len} "
-            f"that model {config.model!r} was made for"
+            f"of model {config.model!r}"
         )
     page_bytes = kv_page_bytes(model, config.page_size, dtype)
     num_pages = config.kv_cache_bytes // page_bytes

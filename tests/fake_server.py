@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from jserve.config import EngineConfig, ServerConfig
 from jserve.records.events import (
@@ -376,7 +376,7 @@ def serve_fake(
     """A server in a thread, on a free port; without `is_jserve` it tells nothing."""
     loop = loop or FakeLoop()
     server_config = ServerConfig(**config)
-    app = build_app(loop, tokenizer or load_tokenizer(None), server_config)
+    app = build_app(cast(Any, loop), tokenizer or load_tokenizer(None), server_config)
     server = make_server(app if is_jserve else _without_jserve(app), server_config)
     # Only a socket that names its protocol gets TCP_NODELAY from asyncio.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -48,9 +49,9 @@ def make_request(
     *,
     request_id: str | None = None,
     arrival_s: float = 0.0,
-    prompt: Sequence[int] | None = None,
+    prompt: Sequence[int] | np.ndarray | None = None,
     slo: Slo | None = None,
-    **fields: object,
+    **fields: Any,
 ) -> Request:
     name = request_id if request_id is not None else f"r{next(_ids)}"
     if prompt is None:
@@ -63,7 +64,7 @@ def make_request(
         max_tokens=max_tokens,
         slo=slo or Slo(),
         sampling=SamplingParams(),
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 
@@ -77,7 +78,8 @@ def check_integrity(scheduler: Scheduler) -> None:
     known = {page: name for name, page in ledger._page_of.items()}
     assert known == {page: name for page, name in enumerate(ledger._hash_of) if name}
     assert not known.keys() & ledger._free and not ledger._evictable.keys() - known
-    slots = [*(one.slot for one in holders.requests), *holders._free_slots]
+    slots: list[Any] = [one.slot for one in holders.requests]
+    slots += holders._free_slots
     assert sorted(slots) == list(range(scheduler.max_num_seqs))
     rows = [row for plan in scheduler._in_flight for row in plan.decodes + plan.chunks]
     named = collections.Counter(id(row.request) for row in rows)
@@ -162,7 +164,7 @@ class PagedRunner:
             request = row.request
             context = self._memory[request.pages].reshape(-1)[: row.stop]
             if row.samples:
-                token = fake_next_token(context)
+                token = fake_next_token(context.tolist())
                 self._slot_tokens[request.slot] = token
                 tokens.append(token)
         return StepResult(tokens=tuple(tokens), duration_s=STEP_S)

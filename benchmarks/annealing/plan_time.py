@@ -1,6 +1,6 @@
 """Times one search for a plan, tables included, and says what its plan is worth.
 
-  python benchmarks/annealing/plan_time.py --output=benchmarks/annealing
+  python -m benchmarks.annealing.plan_time --output=benchmarks/annealing
 
 All requests are there at once. Half are judged by their end (30 s), half by their first
 token (10 s) and the time between tokens (50 ms); lengths are log-normal and the

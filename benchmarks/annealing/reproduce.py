@@ -1,8 +1,8 @@
 """Reproduces the SA scheduler's claims in the simulator, beside what it published.
 
-  python benchmarks/annealing/reproduce.py                    # 20 draws, 2 runs a load
-  python benchmarks/annealing/reproduce.py --num_draws=100 --num_runs=10
-  python benchmarks/annealing/reproduce.py --policies=fcfs,sjf,annealing
+  python -m benchmarks.annealing.reproduce                    # 20 draws, 2 runs a load
+  python -m benchmarks.annealing.reproduce --num_draws=100 --num_runs=10
+  python -m benchmarks.annealing.reproduce --policies=fcfs,sjf,annealing
 
 Writes results.json, pictures, and the marked tables of the README.md beside them; an
 interrupted call is continued. The last line of stdout is one JSON document.
@@ -21,7 +21,8 @@ from typing import Any
 import altair
 import tqdm
 from absl import logging
-from study import (
+
+from benchmarks.annealing.study import (
     BASE,
     LENGTHS,
     MACHINE,
@@ -34,8 +35,7 @@ from study import (
     claims,
     pool,
 )
-from task_classes import CHAT, CODE
-
+from benchmarks.annealing.task_classes import CHAT, CODE
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, check_known, run_program
 from jserve_tools.reporting.documents import commit

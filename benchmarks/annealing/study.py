@@ -8,12 +8,13 @@ takes. Step times are known exactly, so that what is judged is the order.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from task_classes import MIXES, draw_requests
 
+from benchmarks.annealing.task_classes import MIXES, draw_requests
 from jserve.compiled_annealing import best_kernel
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.outcomes import Outcome, wilson_interval
@@ -280,7 +281,7 @@ def claims(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
         entry: Entry = {"mix": mix, "policy": policy, "num_cells": len(own)}
         for name, best in (("attainment_ratio", max), ("latency_ratio", min)):
             known = [one for one in own if one[name] is not None]
-            one = best(known, key=lambda one, name=name: one[name])
+            one = best(known, key=operator.itemgetter(name))
             entry[name] = {
                 "median": float(np.median([one[name] for one in known])),
                 "best": one[name],

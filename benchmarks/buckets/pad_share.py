@@ -1,6 +1,6 @@
 """How much step time goes to padding under each bucket strategy, on traces.
 
-  python benchmarks/buckets/pad_share.py --output=benchmarks/buckets
+  python -m benchmarks.buckets.pad_share --output=benchmarks/buckets
 
 Prefill blocks only (Q = 32, up to 8,192 prefill tokens a step): rows are never padded.
 The machine is the cost model `a100-llama3-8b`. Every trace is served in virtual time
@@ -34,9 +34,9 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from pad_share_tables import NO_PRIOR, picture, tables
 from tqdm import tqdm
 
+from benchmarks.buckets.pad_share_tables import NO_PRIOR, picture, tables
 from jserve.program import ProgramError, run_program
 from jserve_sched.buckets.strategies import STRATEGIES
 from jserve_sched.buckets.table import BucketTable
@@ -323,11 +323,11 @@ def main(argv: Sequence[str]) -> int:
         }
     )
     if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
+        output = pathlib.Path(_OUTPUT.value)
         content = (json.dumps(document, indent=1) + "\n").encode()
-        write_whole(folder / "pad_share.json", content)
-        write_whole(folder / "pad_share.md", text.encode())
-        write_whole(folder / "pad_share.png", picture(runs))
+        write_whole(output / "pad_share.json", content)
+        write_whole(output / "pad_share.md", text.encode())
+        write_whole(output / "pad_share.png", picture(runs))
     print(json.dumps(document, separators=(",", ":")))
     return 1 if missed else 0
 

@@ -1,7 +1,7 @@
 """Compares jserve with other servers over HTTP, by vLLM's client for all of them.
 
-  .venv/bin/python benchmarks/peers/compare.py
-  .venv/bin/python benchmarks/peers/compare.py --systems=jserve,transformers,vllm
+  .venv/bin/python -m benchmarks.peers.compare
+  .venv/bin/python -m benchmarks.peers.compare --systems=jserve,transformers,vllm
 
 Same model, same random prompts of 128 tokens, 64 output tokens, greedy, float32,
 streamed; 1, 16 and 32 clients in a closed loop (`vllm bench serve`). The servers take
@@ -22,9 +22,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from quiet import CpuMeter, wait_until_quiet
-from servers import VLLM, Server, server_specs
-
+from benchmarks.peers.quiet import CpuMeter, wait_until_quiet
+from benchmarks.peers.servers import VLLM, Server, server_specs
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve_tools.reporting.documents import commit, plain, write_whole

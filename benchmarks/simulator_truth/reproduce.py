@@ -1,6 +1,6 @@
 """Holds the simulator against two real vLLM runs, request for request.
 
-  python benchmarks/simulator_truth/reproduce.py --output=report.json
+  python -m benchmarks.simulator_truth.reproduce --output=report.json
 
 300 ShareGPT requests at 10 a second on an RTX 4090 and an RTX PRO 6000, Llama-3.1-8B,
 vLLM 0.19 (see tools/jserve_tools/gpu_profiles/README.md), against `fcfs` with step
@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from measured_runs import (
+from tqdm import tqdm
+
+from benchmarks.simulator_truth.measured_runs import (
     CARDS,
     errors_percent,
     measured_figures,
@@ -27,8 +29,6 @@ from measured_runs import (
     trace_rows,
     ttft_differences_s,
 )
-from tqdm import tqdm
-
 from jserve.program import run_program
 from jserve_sched.simulation.cost_model import CostModel
 from jserve_sched.simulation.gpu_costs import TableCost
@@ -60,8 +60,8 @@ def _variants(card: str) -> Iterator[_Variant]:
 
 
 def _run(card: str, variant: _Variant) -> dict[str, Any]:
-    label, cost_model, settings = variant
-    settings = {"enable_prefix_caching": True, "lag": 1} | settings
+    label, cost_model, changes = variant
+    settings: dict[str, Any] = {"enable_prefix_caching": True, "lag": 1} | changes
     start_s = time.perf_counter()
     figures, result = simulated_run(trace_rows(), cost_model, **settings)
     differences_s = np.abs(ttft_differences_s(card, result))

@@ -11,7 +11,7 @@ policy and shape, so that all have the same SLOs.
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -38,7 +38,8 @@ MAX_MODEL_LEN = 65_536
 BLOCK_TOKENS = 32
 # A full step: 2,048 prompt tokens beside all slots.
 FULL_STEP_TOKENS = MACHINE.max_num_batched_tokens + MACHINE.max_num_seqs
-CONTINUOUS, BUCKETS = "continuous", "buckets"
+CONTINUOUS: Final = "continuous"
+BUCKETS: Final = "buckets"
 CURVE_BIN_S = 10.0
 
 

@@ -45,7 +45,7 @@ def _data(rows: Iterator[dict[str, Any]]) -> alt.Data:
     return alt.Data(values=list(rows))
 
 
-def goodput_chart(entries: Entries) -> alt.Chart:
+def goodput_chart(entries: Entries) -> Any:
     """Returns bars of goodput in units of `edf`'s, the paper's ratios as marks."""
     by_case = {(one["shape"], one["workload"], one["row"]): one for one in entries}
 
@@ -91,7 +91,7 @@ def goodput_chart(entries: Entries) -> alt.Chart:
     )
 
 
-def overload_chart(entries: Entries) -> alt.Chart:
+def overload_chart(entries: Entries) -> Any:
     """Returns violations over load, one panel for each workload and shape."""
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -119,7 +119,7 @@ def overload_chart(entries: Entries) -> alt.Chart:
     )
 
 
-def transient_chart(entries: Entries) -> alt.Chart:
+def transient_chart(entries: Entries) -> Any:
     """Returns violations so far over time; the load changes at the grid lines."""
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -149,7 +149,7 @@ def transient_chart(entries: Entries) -> alt.Chart:
     )
 
 
-def ablation_chart(entries: Entries) -> alt.Chart:
+def ablation_chart(entries: Entries) -> Any:
     """Returns goodput in units of `edf`'s, and violations, as parts are added."""
     bases = {one["shape"]: one for one in entries if one["row"] == "edf"}
 

@@ -155,7 +155,7 @@ def _reproduce(config: Config, finish: Any) -> dict[str, Any]:
     start_s = time.monotonic()
     settings = read_settings(config.settings)
     work = Reproduction(config.plan, settings, finish)
-    results = {stage: getattr(work, stage)() for stage in config.stages}
+    results: dict[str, Any] = {stage: getattr(work, stage)() for stage in config.stages}
     if "goodput" in results:
         results["ratios"] = ratios(results["goodput"])
     plan = config.plan

@@ -19,10 +19,10 @@ class Llama3Scaling:
     """Stretches only the slow rotary frequencies, with a ramp between.
 
     Attributes:
-      factor: what slow frequencies are divided by.
-      low_freq_factor: a wave longer than the original length over this is slow.
-      high_freq_factor: a wave shorter than the original length over this is kept.
-      original_max_len: context the model was trained on, tokens.
+      factor: Divisor of the slow frequencies.
+      low_freq_factor: Waves longer than the original length over this are slow.
+      high_freq_factor: Waves shorter than the original length over this are kept.
+      original_max_len: Context that the model was trained on, in tokens.
     """
 
     factor: float
@@ -43,19 +43,22 @@ class ModelConfig:
     """The shape of a Llama-style decoder.
 
     Attributes:
-      vocab_size: token ids, 0 to `vocab_size - 1`.
-      hidden_size: width of the residual stream.
-      num_heads: query heads in a layer.
-      num_kv_heads: key and value heads in a layer; divides `num_heads`.
-      head_dim: width of a head; even.
-      intermediate_size: width of the feed-forward part.
-      rope_theta: base of the rotary frequencies.
-      rope_scaling: how the frequencies are stretched; None leaves them.
-      rms_norm_eps: added to the mean square before its root.
-      tie_embeddings: whether the head is the embedding, transposed.
-      qkv_bias: whether q, k and v projections add a bias (Qwen2).
-      qk_norm: whether each q and k head is normalised (Qwen3).
-      max_model_len: most tokens of prompt and output together.
+      name: Name that answers and logs give it.
+      vocab_size: Number of token ids, 0 to `vocab_size - 1`.
+      hidden_size: Width of the residual stream.
+      num_layers: Number of decoder layers.
+      num_heads: Number of query heads in a layer.
+      num_kv_heads: Number of key and value heads in a layer; divides `num_heads`.
+      head_dim: Width of a head; even.
+      intermediate_size: Width of the feed-forward part.
+      rope_theta: Base of the rotary frequencies.
+      rope_scaling: Stretching of the rotary frequencies; None leaves them.
+      rms_norm_eps: Term added to the mean square before its root.
+      tie_embeddings: Whether the head is the embedding, transposed.
+      qkv_bias: Whether q, k and v projections add a bias (Qwen2).
+      qk_norm: Whether each q and k head is normalised (Qwen3).
+      attention_scale: Factor of the attention scores; None is `head_dim ** -0.5`.
+      max_model_len: Most tokens of prompt and output together.
     """
 
     name: str
@@ -72,6 +75,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    attention_scale: float | None = None
     max_model_len: int
 
     def __post_init__(self) -> None:

@@ -1,68 +1,112 @@
 """Reads the `config.json` of a Hugging Face folder.
 
-Four architectures share one decoder. Whatever would make their logits differ from
-ours is refused by name: a model served wrongly is worse than one not served.
+Every key is read, known to leave the logits alone, or refused by name: a model
+served wrongly is worse than one not served.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
+import re
 from typing import Any
 
 from jserve_models.config import LinearScaling, Llama3Scaling, ModelConfig
 
-_QKV_BIAS = {"Qwen2ForCausalLM"}
-_QK_NORM = {"Qwen3ForCausalLM"}
-ARCHITECTURES = (
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
 
-_REFUSED = {
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """How an architecture differs from the decoder that all of them share.
+
+    Attributes:
+      qkv_bias: Whether q, k and v projections add a bias.
+      qk_norm: Whether each q and k head is normalised.
+      attention_scale_key: Key that gives the attention scale; "" for the usual one.
+    """
+
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    attention_scale_key: str = ""
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(),
+    "MistralForCausalLM": Family(),
+    "Qwen2ForCausalLM": Family(qkv_bias=True),
+    "Qwen3ForCausalLM": Family(qk_norm=True),
+}
+
+_ONLY = {
     "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
+    "is_causal": True,
     "partial_rotary_factor": 1.0,
-    "quantization_config": None,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
 }
 """Keys that may be absent or null, or else must have this value."""
 
+_IGNORED = re.compile(
+    r"""
+    # Names, versions, types and ids.
+    _.* | model_type | .*_version | unsloth_.* | tokenizer_class | finetuning_task
+    | (torch_)?dtype | use_bfloat16 | .*_token_id | id2label | label2id | problem_type
+    # Training.
+    | initializer_.* | .*dropout.* | .*_pdrop | pretraining_tp | gradient_checkpointing
+    | model_max_length | max_sequence_length | tf_legacy_loss
+    # How a library computes and what it returns, and how tokens are sampled.
+    | use_cache | use_flash_attn | chunk_size_feed_forward | is_decoder | return_dict.*
+    | do_sample | (max|min)_length | temperature | top_[kp] | typical_p | num_beam.*
+    | .*_penalty | num_return_sequences | .*no_repeat_ngram_size
+    # Where windows begin; `_max_len` keeps to what all layers see.
+    | max_window_layers
+    """,
+    re.VERBOSE,
+)
+"""Keys that leave the logits alone, whatever their value."""
+
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
-    """Returns the shape of the folder's model.
+    """Returns the configuration of the folder's model.
 
     Raises:
-      ValueError: if the folder holds no readable `config.json`, or its model is not
-        supported; names the key, its value and what is.
+      ValueError: If the folder holds no readable `config.json`, or its model is not
+        supported; names the file, the key, its value and what is.
     """
-    raw = read_json(folder / "config.json")
-    architecture = _architecture(raw)
-    for key, wanted in _REFUSED.items():
-        if raw.get(key) not in (None, wanted):
-            raise ValueError(f"{key}={raw[key]!r} is not supported, only {wanted!r}")
-    max_len = _integer(raw, "max_position_embeddings")
-    _check_window(raw, max_len)
-    num_heads = _integer(raw, "num_attention_heads")
-    hidden_size = _integer(raw, "hidden_size")
-    theta, scaling = _rope(raw)
+    path = folder / "config.json"
+    keys = _Keys(read_json(path))
+    try:
+        config = _config(folder.resolve().name, keys)
+        keys.check_all_taken()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return config
+
+
+def _config(name: str, keys: "_Keys") -> ModelConfig:
+    family = _family(keys)
+    num_heads = keys.integer("num_attention_heads")
+    hidden_size = keys.integer("hidden_size")
+    theta, scaling = _rope(keys)
+    scale_key = family.attention_scale_key
     return ModelConfig(
-        name=folder.resolve().name,
-        vocab_size=_integer(raw, "vocab_size"),
+        name=name,
+        vocab_size=keys.integer("vocab_size"),
         hidden_size=hidden_size,
-        num_layers=_integer(raw, "num_hidden_layers"),
+        num_layers=keys.integer("num_hidden_layers"),
         num_heads=num_heads,
-        num_kv_heads=_integer(raw, "num_key_value_heads", num_heads),
-        head_dim=_integer(raw, "head_dim", hidden_size // num_heads),
-        intermediate_size=_integer(raw, "intermediate_size"),
+        num_kv_heads=keys.integer("num_key_value_heads", num_heads),
+        head_dim=keys.integer("head_dim", hidden_size // num_heads),
+        intermediate_size=keys.integer("intermediate_size"),
         rope_theta=theta,
         rope_scaling=scaling,
-        rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
-        tie_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        qkv_bias=architecture in _QKV_BIAS,
-        qk_norm=architecture in _QK_NORM,
-        max_model_len=max_len,
+        rms_norm_eps=keys.number("rms_norm_eps", 1e-6),
+        tie_embeddings=bool(keys.take("tie_word_embeddings")),
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
+        attention_scale=keys.number(scale_key) if scale_key else None,
+        max_model_len=_max_len(keys),
     )
 
 
@@ -70,7 +114,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Returns the JSON object in a file.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: If there is none.
     """
     try:
         raw: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -83,70 +127,96 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return raw
 
 
-def _architecture(raw: dict[str, Any]) -> str:
-    names = raw.get("architectures") or ()
+class _Keys:
+    """The keys of a JSON object, each to be taken once."""
+
+    def __init__(self, values: dict[str, Any]):
+        self._left = dict(values)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        value = self._left.pop(key, None)
+        return default if value is None else value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.take(key, default)
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
+            raise ValueError(f"{key}={value!r} is not a number")
+        return float(value)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.number(key, default)
+        if value != int(value) or value < 1:
+            raise ValueError(f"{key}={value!r} is not a whole number of at least 1")
+        return int(value)
+
+    def check_all_taken(self) -> None:
+        """Raises ValueError for a key not taken that may change the logits."""
+        for key, value in self._left.items():
+            if key in _ONLY:
+                if value not in (None, _ONLY[key]):
+                    raise ValueError(
+                        f"{key}={value!r} is not supported, only {_ONLY[key]!r}"
+                    )
+            # Not `value in (None, False)`: 0 equals False and may mean something.
+            elif not (
+                _IGNORED.fullmatch(key)
+                or value is None
+                or value is False
+                or value in ("", [], {})
+            ):
+                raise ValueError(
+                    f"{key}={repr(value)[:100]} is not supported (a key that does not "
+                    "change the logits may be deleted)"
+                )
+
+
+def _family(keys: _Keys) -> Family:
+    names = keys.take("architectures", ())
     for name in names:
-        if name in ARCHITECTURES:
-            return str(name)
+        if name in FAMILIES:
+            return FAMILIES[name]
     raise ValueError(
-        f"architectures={list(names)} is not supported, only {', '.join(ARCHITECTURES)}"
+        f"architectures={list(names)} is not supported, only {', '.join(FAMILIES)}"
     )
 
 
-def _number(raw: dict[str, Any], key: str, default: float | None = None) -> float:
-    value = raw.get(key)
-    if value is None:
-        value = default
-    if (
-        not isinstance(value, int | float)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-    ):
-        raise ValueError(f"{key}={value!r} is not a number")
-    return float(value)
+def _max_len(keys: _Keys) -> int:
+    """Returns how many tokens every layer sees, where full attention is exact."""
+    max_len = keys.integer("max_position_embeddings")
+    kinds = set(keys.take("layer_types", ()))
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layer_types={sorted(kinds)} is not supported")
+    window = keys.integer("sliding_window", max_len)
+    has_window = keys.take("use_sliding_window", True) or "sliding_attention" in kinds
+    return min(max_len, window) if has_window else max_len
 
 
-def _integer(raw: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = _number(raw, key, default)
-    if value != int(value) or value < 1:
-        raise ValueError(f"{key}={value!r} is not a whole number of at least 1")
-    return int(value)
-
-
-def _check_window(raw: dict[str, Any], max_len: int) -> None:
-    window = raw.get("sliding_window")
-    if window is None or raw.get("use_sliding_window") is False:
-        return
-    if _number(raw, "sliding_window") < max_len:
-        raise ValueError(
-            f"sliding_window={window} is below max_position_embeddings={max_len}: "
-            "only full attention is supported"
-        )
-
-
-def _rope(raw: dict[str, Any]) -> tuple[float, LinearScaling | Llama3Scaling | None]:
+def _rope(keys: _Keys) -> tuple[float, LinearScaling | Llama3Scaling | None]:
     """Reads either spelling: `rope_parameters`, or `rope_theta` + `rope_scaling`."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = _number(rope, "rope_theta", _number(raw, "rope_theta", 10000.0))
-    if rope.get("partial_rotary_factor") not in (None, 1.0):
-        raise ValueError(
-            f"partial_rotary_factor={rope['partial_rotary_factor']!r} is not "
-            "supported, only 1.0"
-        )
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise ValueError("rope parameters that differ among layers are not supported")
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return theta, None
+    raw = keys.take("rope_parameters") or keys.take("rope_scaling", {})
+    if not isinstance(raw, dict):
+        raise ValueError(f"rope_scaling={raw!r} is not a JSON object")
+    rope = _Keys(raw)
+    theta = rope.number("rope_theta", keys.number("rope_theta", 10000.0))
+    kind = rope.take("type", "default")
+    kind = rope.take("rope_type", kind)
+    scaling: LinearScaling | Llama3Scaling | None = None
     if kind == "linear":
-        return theta, LinearScaling(factor=_number(rope, "factor"))
-    if kind == "llama3":
-        return theta, Llama3Scaling(
-            factor=_number(rope, "factor"),
-            low_freq_factor=_number(rope, "low_freq_factor"),
-            high_freq_factor=_number(rope, "high_freq_factor"),
-            original_max_len=_integer(rope, "original_max_position_embeddings"),
+        scaling = LinearScaling(factor=rope.number("factor"))
+    elif kind == "llama3":
+        scaling = Llama3Scaling(
+            factor=rope.number("factor"),
+            low_freq_factor=rope.number("low_freq_factor"),
+            high_freq_factor=rope.number("high_freq_factor"),
+            original_max_len=rope.integer("original_max_position_embeddings"),
         )
-    raise ValueError(
-        f"rope_type={kind!r} is not supported, only default, linear, llama3"
-    )
+    elif kind != "default":
+        raise ValueError(
+            f"rope_type={kind!r} is not supported, only default, linear, llama3"
+        )
+    rope.check_all_taken()
+    return theta, scaling

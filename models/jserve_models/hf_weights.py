@@ -44,7 +44,7 @@ def read_weights(
     """Returns the weights in the order of `leaves`, cast to `dtype`.
 
     Raises:
-      ValueError: if a tensor is missing, has another shape, or has no place in the
+      ValueError: If a tensor is missing, has another shape, or has no place in the
         model.
     """
     with contextlib.ExitStack() as stack:

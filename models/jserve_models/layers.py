@@ -112,6 +112,11 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
+        self.scale = (
+            config.head_dim**-0.5
+            if config.attention_scale is None
+            else config.attention_scale
+        )
 
     def __call__(
         self,
@@ -140,7 +145,7 @@ class Attention(nnx.Module):
             queries = q[begin:end].reshape(
                 num_rows, width, self.num_heads, self.head_dim
             )
-            out = attend(queries, *kv, group, layer * num_pages)
+            out = attend(queries, *kv, group, layer * num_pages, scale=self.scale)
             outs.append(out.reshape(num_rows * width, -1))
             begin = end
         return self.o(jnp.concatenate(outs)), kv

@@ -25,7 +25,7 @@ def draw_weights(
     """Returns random weights in the order of `leaves`, one leaf on the host at a time.
 
     Raises:
-      ValueError: if the seed is negative.
+      ValueError: If the seed is negative.
     """
     if seed < 0:
         raise ValueError(f"seed={seed} is below 0")

@@ -40,13 +40,13 @@ def load_model(
     """Loads a model.
 
     Args:
-      name_or_path: a key of `config.NAMED`, or a folder with `config.json` and
+      name_or_path: Key of `config.NAMED`, or a folder with `config.json` and
         `model.safetensors` or its sharded index.
-      seed: draws the weights of a named size; a folder ignores it.
-      dtype: of the weights; those of a folder are cast.
+      seed: Seed of the weights of a named size; a folder ignores it.
+      dtype: Type of the weights; those of a folder are cast.
 
     Raises:
-      ValueError: if there is no such name or folder, or the folder's model is not
+      ValueError: If there is no such name or folder, or the folder's model is not
         supported.
     """
     config = NAMED.get(name_or_path)

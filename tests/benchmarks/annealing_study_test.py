@@ -2,25 +2,26 @@
 
 import multiprocessing.dummy
 import pathlib
-import sys
 import types
 from typing import Any
 
 import pytest
 
+from benchmarks.annealing import reproduce, study
+from benchmarks.annealing.task_classes import (
+    AZURE,
+    CHAT,
+    CODE,
+    LONG_CODE,
+    draw_requests,
+)
+from jserve_sched.outcomes import Outcome
+from jserve_sched.requests.slo import Slo
+from jserve_tools.reporting.finished_runs import FinishedRuns
+from jserve_tools.reporting.marked_pages import fill_page
 from tests import ROOT
 
 FOLDER = ROOT / "benchmarks" / "annealing"
-sys.path.insert(0, str(FOLDER))
-
-import reproduce  # noqa: E402
-import study  # noqa: E402
-from task_classes import AZURE, CHAT, CODE, LONG_CODE, draw_requests  # noqa: E402
-
-from jserve_sched.outcomes import Outcome  # noqa: E402
-from jserve_sched.requests.slo import Slo  # noqa: E402
-from jserve_tools.reporting.finished_runs import FinishedRuns  # noqa: E402
-from jserve_tools.reporting.marked_pages import fill_page  # noqa: E402
 
 
 def draw(num_attained: int, total_e2e_s: float) -> dict[str, Any]:

@@ -2,22 +2,17 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
 
+from benchmarks.buckets import pad_share, pad_share_tables
+from jserve_sched.simulation.log import SimulatedStep
+from jserve_sched.steps import features
+from jserve_tools.load.workload_trace import DEFAULT_TRACE, read_trace
 from tests import ROOT
 
 FOLDER = ROOT / "benchmarks" / "buckets"
-sys.path.insert(0, str(FOLDER))
-
-import pad_share  # noqa: E402
-import pad_share_tables  # noqa: E402
-
-from jserve_sched.simulation.log import SimulatedStep  # noqa: E402
-from jserve_sched.steps import features  # noqa: E402
-from jserve_tools.load.workload_trace import DEFAULT_TRACE, read_trace  # noqa: E402
 
 
 def step(
@@ -98,7 +93,11 @@ def test_a_small_trace_is_judged(small_runs) -> None:
         "two_bit",
         "linear",
         "pad_limit",
-        *(f"fitted {n}{end}" for n in (10, 16) for end in ("", pad_share.NO_PRIOR)),
+        *(
+            f"fitted {n}{end}"
+            for n in (10, 16)
+            for end in ("", pad_share_tables.NO_PRIOR)
+        ),
     }
     shares = {name: run["pad_share_time"] for name, run in by_name.items()}
     assert shares["linear"] < shares["two_bit"] < shares["pow2"]

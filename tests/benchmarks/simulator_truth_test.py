@@ -1,16 +1,9 @@
 """The claims of benchmarks/simulator_truth that must not be lost."""
 
-import sys
-
 import numpy as np
 import pytest
 
-from tests import ROOT
-
-FOLDER = ROOT / "benchmarks" / "simulator_truth"
-sys.path.insert(0, str(FOLDER))
-
-from measured_runs import (  # noqa: E402
+from benchmarks.simulator_truth.measured_runs import (
     CARDS,
     errors_percent,
     measured_figures,
@@ -18,8 +11,7 @@ from measured_runs import (  # noqa: E402
     trace_rows,
     ttft_differences_s,
 )
-
-from jserve_tools.gpu_profiles.machines import (  # noqa: E402
+from jserve_tools.gpu_profiles.machines import (
     PROFILES,
     gpu_cost_model,
     read_points,

@@ -12,6 +12,7 @@ import copy
 import json
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def write_family(
             weight.copy_(weight.to(stored))
     copy.deepcopy(model).to(stored).save_pretrained(folder)
     rng = np.random.default_rng(seed)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for index, num_tokens in enumerate(PROMPT_TOKENS):
         tokens = rng.integers(0, VOCAB_SIZE, num_tokens, dtype=np.int32)
         positions = kept_positions(num_tokens)

@@ -1,5 +1,6 @@
 """The compiled kernel: plain Python's plans, bit for bit."""
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -8,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jserve import compiled_annealing
 from jserve.compiled_annealing import best_kernel
 from jserve_sched.policies.annealing.search import Kernel, anneal, search
 from tests.annealing_instances import NO_LIMIT, draw
@@ -48,9 +48,7 @@ def test_equals_plain_python_bit_for_bit(kernel: Kernel, max_batch: int) -> None
 def test_without_numba_plain_python_runs_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(
-        compiled_annealing.importlib.util, "find_spec", lambda name: None
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.INFO):
         assert best_kernel() is anneal
     assert ["Numba is not installed" in text for text in caplog.messages] == [True]
@@ -70,9 +68,7 @@ def test_an_unusable_cache_costs_one_line_and_a_compilation(
         return compiled
 
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(njit=njit))
-    monkeypatch.setattr(
-        compiled_annealing.importlib.util, "find_spec", lambda name: name
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with caplog.at_level(logging.WARNING):
         assert best_kernel() is anneal
     (message,) = caplog.messages

@@ -42,7 +42,7 @@ class Example:
     limit: int | None = None
 
 
-def parse(config_class: type, *arguments: str, **overrides: Any) -> Any:
+def parse(config_class: type[Any], *arguments: str, **overrides: Any) -> Any:
     values = flags.FlagValues()
     read = define_config_flags(config_class, group="Test", flag_values=values)
     values(["program", *arguments])

@@ -1,6 +1,7 @@
 import json
 import math
 import pathlib
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ HERE = PredictorFacts(
 
 
 def test_a_server_counts_milliseconds_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: Any
     monkeypatch.setattr(planning, "best_kernel", lambda: anneal)
     for budget_ms, budget_s in ((None, 0.005), (9.0, 0.009), (0.0, math.inf)):
         fields = {} if budget_ms is None else {"annealing_budget_ms": budget_ms}

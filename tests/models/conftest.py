@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,7 +72,8 @@ class PagedRun:
                 done += len(part)
             assert done == len(piece.tokens)
         wanted = np.arange(num_all, dtype=np.int32)
-        return StepInputs(tokens, start, length, table, wanted)
+        arrays: list[Any] = [tokens, start, length, table, wanted]
+        return StepInputs(*arrays)
 
     def step(self, shape: StepShape, pieces: Sequence[Piece]) -> np.ndarray:
         """Runs one step and returns the logits of every row."""

@@ -1,12 +1,14 @@
 """What the engine relies on, whichever program computes a row."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jserve_models.decoder import Decoder
 from jserve_models.registry import load_model
 from jserve_models.steps import StepInputs, StepShape, kv_shapes
 
@@ -65,6 +67,23 @@ def test_padding_is_finite_and_writes_nothing(tiny, paged_run):
         np.testing.assert_array_equal(old, np.array(new))
 
 
+def test_twice_the_attention_scale_is_as_twice_the_queries(tiny, paged_run):
+    config = dataclasses.replace(tiny.config, attention_scale=2 * 32**-0.5)
+    structure = Decoder(config)
+    scaled = dataclasses.replace(tiny, config=config, forward=structure.forward)
+    is_query = [leaf.path == "layers.attention.q.kernel" for leaf in structure.leaves]
+    leaves = [
+        leaf * (1 + twice) for twice, leaf in zip(is_query, tiny.leaves, strict=True)
+    ]
+    doubled = dataclasses.replace(tiny, leaves=leaves)
+    got, wanted, plain = (
+        paged_run(model).prefill(SHAPE, "a", tokens_of(8, 90))
+        for model in (scaled, doubled, tiny)
+    )
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=TOLERANCE)
+    assert np.abs(got - plain).max() > 100 * TOLERANCE
+
+
 def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float32"):
     num_all = shape.num_rows + shape.num_blocks
     kv = tuple(
@@ -79,8 +98,8 @@ def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float
         (num_all, max_pages),
         (num_all,),
     )
-    inputs = StepInputs(*(jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes))
-    return leaves, kv, inputs
+    parts: Any = (jax.ShapeDtypeStruct(size, jnp.int32) for size in sizes)
+    return leaves, kv, StepInputs(*parts)
 
 
 @pytest.mark.parametrize(

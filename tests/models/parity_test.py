@@ -1,16 +1,18 @@
 """Logits of checkpoints written by transformers, chunked, paged and batched."""
 
 import collections
+import json
 
 import numpy as np
 import pytest
 
+from jserve_models.hf_config import FAMILIES
 from jserve_models.registry import load_model
 from jserve_models.steps import StepShape
 from tests import TESTS
 
 GOLDEN = TESTS / "golden"
-FAMILIES = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
+FOLDERS = sorted(path.parent.name for path in GOLDEN.glob("*/golden.npz"))
 SHAPE = StepShape(5, 7, 32)
 
 
@@ -49,17 +51,25 @@ def take_pieces(waiting, piece, shape):
     return taken
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_transformers(family, paged_run, piece):
-    golden = read_golden(GOLDEN / family)
-    model = load_model(str(GOLDEN / family), seed=0, dtype="float32")
+def test_every_family_has_a_golden_folder():
+    configs = [
+        json.loads((GOLDEN / name / "config.json").read_text()) for name in FOLDERS
+    ]
+    found = {name for config in configs for name in config["architectures"]}
+    assert found == set(FAMILIES)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_logits_equal_transformers(folder, paged_run, piece):
+    golden = read_golden(GOLDEN / folder)
+    model = load_model(str(GOLDEN / folder), seed=0, dtype="float32")
     run = paged_run(model, page_size=64, max_pages=4)
     # Logits come from a row's last token: cut each prompt after each kept position.
     waiting = collections.deque(
         (str(index), tokens, [0, *(positions + 1)])
         for index, (tokens, positions, _) in enumerate(golden)
     )
-    found = collections.defaultdict(dict)
+    found: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
     most_mixed = 0
     while waiting:
         taken = take_pieces(waiting, piece, SHAPE)

@@ -1,6 +1,7 @@
 """Where tokens are written, and that nothing else is touched."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jserve_models.steps import (
@@ -17,11 +18,11 @@ jitted_lay_out = jax.jit(lay_out, static_argnums=(1, 2, 3))
 def make_inputs():
     """A decode at position 5, a padding decode, a block of 3 tokens from 6."""
     return StepInputs(
-        tokens=np.arange(6, dtype=np.int32),
-        row_start=np.array([5, 0, 6], np.int32),
-        row_len=np.array([1, 0, 3], np.int32),
-        page_table=np.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], np.int32),
-        logit_rows=np.array([2, 0, 3], np.int32),  # the last pads
+        tokens=jnp.arange(6, dtype=jnp.int32),
+        row_start=jnp.array([5, 0, 6], jnp.int32),
+        row_len=jnp.array([1, 0, 3], jnp.int32),
+        page_table=jnp.array([[4, 2, 6], [6, 6, 6], [0, 3, 5]], jnp.int32),
+        logit_rows=jnp.array([2, 0, 3], jnp.int32),  # the last pads
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -97,7 +98,7 @@ def test_run_counts_every_request_once() -> None:
         labels={"policy": "edf"},
     )
     causes = {"late_first_token": 1, "rejected": 1, "too_long": 1}
-    counts = {"num_requests": 5, "num_finished": 3, "num_violations": 3}
+    counts: dict[str, Any] = {"num_requests": 5, "num_finished": 3, "num_violations": 3}
     counts |= {"num_rejected": 1, "num_errors": 1, "violations_by_cause": causes}
     assert run.items() >= (counts | {"policy": "edf", "attainment": 2 / 5}).items()
     assert run["by_class"]["tight"]["attainment"] == pytest.approx(1 / 3)

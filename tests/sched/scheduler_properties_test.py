@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, given, settings
@@ -270,5 +271,5 @@ def test_fcfs_admits_in_order_of_arrival_so_nobody_starves(workload: Workload) -
     workload.policy = "fcfs"
     _, requests = run_workload(workload)
     requests.sort(key=lambda one: (one.arrival_s, one.request_id))
-    starts_s = [one.first_scheduled_s for one in requests]
+    starts_s: list[Any] = [one.first_scheduled_s for one in requests]
     assert starts_s == sorted(starts_s)

@@ -21,15 +21,16 @@ def attend(
     v_cache: jax.Array,
     group: RowGroup,
     first_page: jax.Array,
+    *,
+    scale: float,
 ) -> jax.Array:
     """Attends each query to its own sequence; see `attention.Attend`."""
     num_rows, width, num_heads, head_dim = q.shape
     _, num_kv_heads, page_size, _ = v_cache.shape
     group_size = num_heads // num_kv_heads
-    # Queries that share a KV head stand together, so keys are never repeated.
-    queries = (q * head_dim**-0.5).reshape(
-        num_rows, width, num_kv_heads, group_size, head_dim
-    )
+    # Scale, and group by KV head: queries that share one stand together, so that
+    # keys are never repeated.
+    queries = (q * scale).reshape(num_rows, width, num_kv_heads, group_size, head_dim)
     queries = queries.transpose(0, 2, 3, 1, 4).reshape(
         num_rows, num_kv_heads, group_size * width, head_dim
     )
@@ -40,6 +41,7 @@ def attend(
         index: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         best, total, weighted = state
+        # Scores against one page of each row; what a query must not see is masked.
         page = first_page + group.page_table[:, index]
         # An unused entry may point past the end; what it reads is masked.
         k = k_cache.at[page].get(mode="clip")  # [rows, K, D, P]
@@ -49,6 +51,7 @@ def attend(
         )
         is_seen = index * page_size + offsets <= positions[:, :, None]
         scores = jnp.where(is_seen[:, None], scores, _MASKED)
+        # The online softmax: what is summed so far shrinks to the new maximum.
         new_best = jnp.maximum(best, scores.max(axis=-1))
         shrink = jnp.exp(best - new_best)
         weights = jnp.exp(scores - new_best[..., None])
@@ -68,7 +71,8 @@ def attend(
         jnp.zeros(queries.shape, jnp.float32),
     )
     _, total, weighted = jax.lax.fori_loop(0, group.num_live_pages, one_page, state)
-    # No page at all (a group of padding only) leaves a total of zero.
+    # Divide by the softmax's sum and put the axes back. No page at all (a group of
+    # padding only) leaves a total of zero.
     out: jax.Array = weighted / jnp.maximum(total, 1e-30)[..., None]
     out = out.reshape(num_rows, num_kv_heads, group_size, width, head_dim)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)

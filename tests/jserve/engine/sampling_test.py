@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ draw = jax.jit(sampling.scores)
 sample = jax.jit(sampling.sample)
 
 
-def rows(count: int = COUNT, **fields: object) -> sampling.RowSampling:
+def rows(count: int = COUNT, **fields: Any) -> sampling.RowSampling:
     defaults = {
         "temperature": (1.0, jnp.float32),
         "top_k": (0, jnp.int32),

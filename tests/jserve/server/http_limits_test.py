@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from fastapi import FastAPI
 
 from jserve.config import EngineConfig, ServerConfig
 from jserve.server.http_limits import MAX_HEAD_BYTES, largest_honest_body
@@ -37,9 +38,10 @@ def answer_to(served: Served, *parts: bytes) -> bytes:
 
 
 def test_connections_outlive_a_pause_of_a_pooled_client() -> None:
-    config = make_server(lambda: None, ServerConfig()).config
+    app = FastAPI()
+    config = make_server(app, ServerConfig()).config
     assert config.timeout_keep_alive == 75
-    config = make_server(lambda: None, ServerConfig(keep_alive_s=7)).config
+    config = make_server(app, ServerConfig(keep_alive_s=7)).config
     assert config.timeout_keep_alive == 7
 
 

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -199,9 +200,10 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert self.process.stdout is not None
         port = int(self.process.stdout.readline().rsplit(":", 1)[1])
-        # `loop` stays behind in the other process; only the port is used here.
-        self.client = Served(None, port)
+        loop: Any = None  # stays behind in the other process
+        self.client = Served(loop, port)
         wait_for(self.is_up)
 
     def is_up(self):

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -86,7 +87,7 @@ def test_the_edge_left_out_is_the_one_that_costs_least_per_program(
     prices_s = {}
     for name, edge in edges_of(table) - edges_of(covering):
         field = f"{name}_edges"
-        left = tuple(one for one in getattr(table, field) if one != edge)
+        left: Any = tuple(one for one in getattr(table, field) if one != edge)
         try:
             smaller = dataclasses.replace(table, **{field: left})
         except ValueError:  # the largest block edge would fit beside no rows

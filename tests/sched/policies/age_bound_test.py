@@ -1,5 +1,7 @@
 """The bound on age: what an endless flood of urgent requests cannot do."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,7 +33,7 @@ def serve(
         max_num_seqs=num_slots,
         enable_prefix_caching=False,
     )
-    driver = Driver(scheduler, lag=lag)
+    driver: Any = Driver(scheduler, lag=lag)
     driver.runner = Idle()
     requests: list[Request] = []
 

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.fakes import Driver, expected_output, make_request, make_scheduler
 LEARNING = ["mean", "quantile:q=0.75"]
 
 
-def ask(max_tokens: int = 2048, *, prompt_tokens: int = 8, **fields: object) -> Request:
+def ask(max_tokens: int = 2048, *, prompt_tokens: int = 8, **fields: Any) -> Request:
     return make_request(
         max_tokens=max_tokens,
         prompt=[0] * prompt_tokens,
@@ -30,7 +31,7 @@ def ask(max_tokens: int = 2048, *, prompt_tokens: int = 8, **fields: object) -> 
     )
 
 
-def teach(estimator: LengthEstimator, lengths: list[int], **fields: object) -> None:
+def teach(estimator: LengthEstimator, lengths: list[int], **fields: Any) -> None:
     for tokens in lengths:
         request = ask(**fields)
         request.output_tokens = [0] * tokens

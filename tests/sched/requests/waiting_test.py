@@ -1,5 +1,6 @@
 import numpy as np
 
+from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.requests.waiting import WaitingQueue
 from tests.fakes import make_request
@@ -7,7 +8,8 @@ from tests.fakes import make_request
 
 def test_facts_stay_beside_their_requests() -> None:
     rng = np.random.default_rng(0)
-    queue, inside = WaitingQueue(), []
+    queue = WaitingQueue()
+    inside: list[Request] = []
     for _ in range(300):
         if inside and rng.random() < 0.4:
             queue.remove(inside.pop(int(rng.integers(len(inside)))))

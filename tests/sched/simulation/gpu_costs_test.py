@@ -13,7 +13,8 @@ def toy_cost(skew: float = 0.0) -> TableCost:
     """Attention of a kind costs its edges' sum; tokens cost 0.01 each."""
 
     def added(dims: int) -> Grid:
-        return Grid([EDGES] * dims, sum(np.meshgrid(*[EDGES] * dims, indexing="ij")))
+        points = np.meshgrid(*[EDGES] * dims, indexing="ij")
+        return Grid([EDGES] * dims, np.sum(points, axis=0))
 
     return TableCost(
         name="toy",

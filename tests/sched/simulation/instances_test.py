@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from jserve_sched.memory.ledger import KvLedger
@@ -37,9 +38,8 @@ class Halves:
     def estimate(self, request: Request) -> int:
         return request.max_tokens // 2
 
-    def update(self, request: Request) -> bool:
+    def update(self, request: Request) -> None:
         del request
-        return False
 
 
 def halving_scheduler() -> Scheduler:
@@ -58,7 +58,10 @@ def halving_scheduler() -> Scheduler:
 
 def submit(scheduler: Scheduler, name: str, prompt: int, most: int) -> Request:
     request = Request(
-        request_id=name, arrival_s=0.0, prompt_tokens=[7] * prompt, max_tokens=most
+        request_id=name,
+        arrival_s=0.0,
+        prompt_tokens=np.full(prompt, 7),
+        max_tokens=most,
     )
     scheduler.submit(request)
     return request

@@ -57,7 +57,7 @@ def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeigh
             for pair in itertools.pairwise(sizes)
         ),
     }
-    return MlpWeights(**{**defaults, **fields})  # type: ignore[arg-type]
+    return MlpWeights(**{**defaults, **fields})
 
 
 def by_hand(weights: MlpWeights, row: np.ndarray) -> tuple[float, float]:

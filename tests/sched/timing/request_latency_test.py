@@ -65,8 +65,8 @@ def test_the_closed_form_is_the_sum_of_the_steps(
 @given(model=models)
 @settings(derandomize=True, max_examples=40, deadline=None)
 def test_a_fit_finds_the_form(model: Bilinear) -> None:
-    batch, length = np.meshgrid([1.0, 2, 4, 8], [16.0, 64, 256, 1024])
-    batch, length = batch.ravel(), length.ravel()
+    grid = np.meshgrid([1.0, 2, 4, 8], [16.0, 64, 256, 1024])
+    batch, length = (one.ravel() for one in grid)
     duration_s = model.of(batch, length)
     found = fit_bilinear(LatencyPoints(batch, length, duration_s))
     assert found.of(batch, length) == pytest.approx(duration_s, rel=1e-6)

@@ -146,8 +146,7 @@ def test_it_stays_monotone_whatever_is_measured() -> None:
         row = step(
             rng.choice([2, 8]),
             rng.choice([0, 4, 16]),
-            rng.integers(1, 33),
-            rng.integers(1, 33),
+            *rng.integers(1, 33, size=2).tolist(),
         )
         predictor.update(StepSample(row, float(rng.lognormal(-4, 1))))
     edges = (range(1, 9), range(17), range(1, 33), range(1, 33))

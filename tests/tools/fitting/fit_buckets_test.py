@@ -153,11 +153,11 @@ def test_edges_fall_below_the_time_limits_of_the_classes(
 ) -> None:
     # 8 rows and 4 blocks take 14.6 ms, 3.2 ms a block: 6 blocks fit in the limit.
     wide = BucketTable((8,), (0, 4, 8))
-    facts = {"step_times": times(1e-3), "table": wide, "earlier": (4,), "later": 4}
+    facts: Any = {"step_times": times(1e-3), "table": wide, "earlier": (4,), "later": 4}
     limits = [{"name": "chat", "tbt_s": 22e-3}, {"name": "batch", "tbt_s": None}]
     for classes, has_edge in ((limits, True), ([], False)):
         log = record(tmp_path, **facts, leaves_work=1, service_classes=classes)
-        given = {"prior_share": 0.0, "max_programs": 3, "force": True}
+        given: Any = {"prior_share": 0.0, "max_programs": 3, "force": True}
         found = fit(FitConfig(step_log=(log,), **given))
         assert (6 in found["block_edges"]) == has_edge
 

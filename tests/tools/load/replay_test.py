@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def request(
 
 def test_requests_leave_on_time_whatever_the_server_does() -> None:
     async def go() -> None:
-        client = ScriptedClient({"0": 0.3})  # the first answer is slow
+        client: Any = ScriptedClient({"0": 0.3})  # the first answer is slow
         requests = [request(str(i), 0.05 * i) for i in range(4)]
         flights: list[Flight] = []
         await replay(client, requests, flights)
@@ -83,7 +84,8 @@ def test_failures_are_kept_by_cause() -> None:
     async def go() -> None:
         flights: list[Flight] = []
         requests = [request("0"), request("1", service_class="refused")]
-        await replay(ScriptedClient(), requests, flights)
+        client: Any = ScriptedClient()
+        await replay(client, requests, flights)
         outcomes = [flight.outcome() for flight in flights]
         assert [outcome.failure for outcome in outcomes] == [None, Failure.REJECTED]
         assert outcomes[1].message == "429: full"
@@ -94,7 +96,7 @@ def test_failures_are_kept_by_cause() -> None:
 
 def test_what_never_ends_is_given_up_with_the_tokens_it_had() -> None:
     async def go() -> None:
-        client = ScriptedClient({"0": 0.1})
+        client: Any = ScriptedClient({"0": 0.1})
         flights: list[Flight] = []
         await replay(client, [request("0", max_tokens=1000)], flights, min_grace_s=0.25)
         outcome = flights[0].outcome()
@@ -107,13 +109,14 @@ def test_what_never_ends_is_given_up_with_the_tokens_it_had() -> None:
 
 
 def test_a_bug_in_the_client_is_not_a_slow_server() -> None:
+    client: Any = ScriptedClient()
     with pytest.raises(KeyError, match="a bug"):
-        asyncio.run(replay(ScriptedClient(), [request("0", service_class="buggy")], []))
+        asyncio.run(replay(client, [request("0", service_class="buggy")], []))
 
 
 def test_an_interrupt_cancels_what_flies() -> None:
     async def go() -> None:
-        client = ScriptedClient({"0": 9.0})
+        client: Any = ScriptedClient({"0": 9.0})
         requests = [request("0"), request("1", 9.0)]
         task = asyncio.create_task(replay(client, requests, []))
         await asyncio.sleep(0.15)
@@ -127,7 +130,7 @@ def test_an_interrupt_cancels_what_flies() -> None:
 
 def test_closed_loop_keeps_its_clients_busy() -> None:
     async def go() -> None:
-        client = ScriptedClient()
+        client: Any = ScriptedClient()
         flights: list[Flight] = []
         requests = (request(str(i), max_tokens=2) for i in range(10))
         await closed_loop(client, requests, flights, num_clients=3)

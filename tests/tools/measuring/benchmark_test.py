@@ -192,6 +192,7 @@ def test_policies_that_are_added_are_judged_by_the_baseline_there_was(
     later = run(config(tmp_path, servers("fcfs", "edf")), Opener(url))
     assert (later.num_resumed, len(later.runs)) == (2, 4)
     assert first.baseline is not None and later.baseline is not None
+    assert first.baseline.yardstick is not None
     assert later.baseline.yardstick is not None
     assert later.baseline.yardstick.step_s == first.baseline.yardstick.step_s
     slos = [one.runs[-1]["requests"][0]["slo"] for one in (first, later)]

@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from tests.fake_server import STARTED
 ONE = STARTED.programs[0]
 
 
-def stats(**fields: object) -> dict:
+def stats(**fields: Any) -> dict:
     start_up = dataclasses.asdict(dataclasses.replace(STARTED, **fields))
     return {"block_tokens": 32, "compile_s": 1.5, "start_up": start_up}
 

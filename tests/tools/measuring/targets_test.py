@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,9 +179,10 @@ def test_the_kind_of_server_is_what_the_config_says(
     ):
         monkeypatch.setattr(f"jserve_tools.measuring.targets.{name}", opener)
     report = ReportConfig(output=tmp_path)
+    open_one: Any = open_server
     launched = BenchConfig(servers=ServersConfig(launch=True), report=report)
-    assert open_server(launched, FCFS) == "server-fcfs-pow2.log"
-    assert open_server(BenchConfig(), FCFS) == "fcfs"
-    assert open_server(BenchConfig(servers=ServersConfig(url="http://x")), None) == (
+    assert open_one(launched, FCFS) == "server-fcfs-pow2.log"
+    assert open_one(BenchConfig(), FCFS) == "fcfs"
+    assert open_one(BenchConfig(servers=ServersConfig(url="http://x")), None) == (
         "http://x"
     )

@@ -130,7 +130,7 @@ def test_buckets_are_fitted_to_a_load_that_is_not_judged(
     sweep: Any, tmp_path: pathlib.Path
 ) -> None:
     load = LoadConfig(num_requests=60, qps=(4.0,))
-    limits = {"max_num_seqs": 32, "max_num_batched_tokens": 544}
+    limits: Any = {"max_num_seqs": 32, "max_num_batched_tokens": 544}
     strategies = ("pow2", "fitted", "linear:block_gap=4")
     out, report = sweep(
         load,

@@ -2,6 +2,7 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -124,7 +125,7 @@ def test_training_stops_when_nothing_gets_better(
 
 
 def test_what_cannot_be_trained_is_refused(samples: Samples, whole: Progress) -> None:
-    blown_up = whole._replace(best_loss=np.float32(np.inf))
+    blown_up = whole._replace(best_loss=jnp.float32(np.inf))
     with pytest.raises(ValueError, match=r"learning_rate=0.005 is too large"):
         Training(samples, SHORT).weights(blown_up)
     alone = dataclasses.replace(samples, split=np.zeros_like(samples.split))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,7 +87,7 @@ def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
         ({"duration_s": np.full((3, 12), np.nan)}, "not finite"),
     ],
 )
-def test_bad_samples_are_refused(change: dict[str, np.ndarray], message: str) -> None:
+def test_bad_samples_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(make_samples(), **change)
 

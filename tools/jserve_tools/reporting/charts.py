@@ -96,7 +96,7 @@ def _specification(
     `least_px` go below each other.
     """
     names = distinct([row[facet] for row in rows])
-    data = alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
+    data = alt.Data(values=list(rows))
     spec: dict[str, Any] = (
         marks.properties(width=320, data=data)
         .facet(

@@ -1,3 +1,4 @@
+# mypy: disable-error-code="attr-defined"
 """Admission by a searched plan: when it searches, whom it lets in, and when."""
 
 import dataclasses

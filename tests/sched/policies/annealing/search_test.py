@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ GOLDEN = TESTS / "golden" / "annealing.json"
 EVER, NEVER = math.inf, -math.inf
 
 
-def by_hand(**fields: object) -> AnnealingProblem:
+def by_hand(**fields: Any) -> AnnealingProblem:
     """Two short jobs and a long one; only the long one is in a hurry."""
     return dataclasses.replace(
         AnnealingProblem(
@@ -214,7 +215,8 @@ def test_every_proposal_is_priced_as_the_whole_plan_is(
             move, before = int(rng.integers(3)), chain.places.copy()
             # Of the worse moves two in five are kept: plans of all kinds come up.
             bar = float(rng.choice([0.0, -math.inf], p=[0.6, 0.4]))
-            chain.move(move, *rng.integers(num_jobs, size=2).tolist(), bar)
+            one, other = rng.integers(num_jobs, size=2).tolist()
+            chain.move(move, one, other, bar)
             check_plan(problem, chain.plan)
             assert set(chain.places) == set(range(1, 2 * max(chain.plan) + 2, 2))
             merit = evaluate(problem, chain.plan).merit
@@ -289,8 +291,8 @@ def request(slo: Slo, *, waited_s: float = 2.0) -> Request:
     )
 
 
-def problem_of(one: Request, **options: object) -> AnnealingProblem:
-    fields = {"now_s": NOW_S, "max_batch": 2, "max_kv_tokens": 999}
+def problem_of(one: Request, **options: Any) -> AnnealingProblem:
+    fields: dict[str, Any] = {"now_s": NOW_S, "max_batch": 2, "max_kv_tokens": 999}
     return make_problem([one], LATENCY, **{**fields, **options})
 
 

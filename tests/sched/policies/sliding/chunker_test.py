@@ -1,3 +1,4 @@
+# mypy: disable-error-code="arg-type"
 import math
 
 import numpy as np

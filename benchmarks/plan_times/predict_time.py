@@ -1,12 +1,13 @@
 """Times one question to each predictor: 1 step, and 64 candidates at once.
 
-  python benchmarks/predict_time.py --output=out/predict_time.json
+  python -m benchmarks.plan_times.predict_time --output=out/predict_time.json
 
 A policy scores its candidates in one call, so 64 of them must cost well under a
 plan's millisecond: the target is a median under 100 microseconds. `safe` is the linear
 predictor behind the check that every serving predictor stands behind.
 """
 
+import functools
 import json
 import pathlib
 import statistics
@@ -74,9 +75,9 @@ def main(argv: Sequence[str]) -> None:
     many = np.random.default_rng(0).permutation(matrix)[:64]
     found = {
         name: {
-            "predict_1_us": _median_us(lambda ask=one.predict: ask(many[:1])),
-            "predict_64_us": _median_us(lambda ask=one.predict: ask(many)),
-            "upper_64_us": _median_us(lambda ask=one.predict_upper: ask(many)),
+            "predict_1_us": _median_us(functools.partial(one.predict, many[:1])),
+            "predict_64_us": _median_us(functools.partial(one.predict, many)),
+            "upper_64_us": _median_us(functools.partial(one.predict_upper, many)),
         }
         for name, one in _predictors(matrix).items()
     }

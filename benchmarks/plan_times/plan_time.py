@@ -1,6 +1,6 @@
 """Times one plan of each policy with a crowd running and a crowd waiting.
 
-  python benchmarks/plan_time.py --num_running=128 --num_waiting=500
+  python -m benchmarks.plan_times.plan_time --num_running=128 --num_waiting=500
 
 The scheduler is the real one, without an engine; a fake step gives every row a token
 and the clock stands still. A slot stays free, so that the waiting are ranked, but no

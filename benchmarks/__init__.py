@@ -1,0 +1,1 @@
+"""Studies of jserve: each folder has its programs, its results and what they say."""
