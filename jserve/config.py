@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
 
-from jserve_sched.buckets.strategies import FROM_FILE
+from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
 
 
@@ -68,7 +68,8 @@ class EngineConfig:
         left out, except for the few that every step needs. 0 sets no limit.
       compile_cache_dir: Folder that keeps compiled programs and step times; "" keeps
         nothing.
-      kv_cache_bytes: Size of the KV pool, K and V together.
+      kv_cache_bytes: Size of the KV pool, K and V together. It is part of every
+        program: another size compiles all of them again.
       page_size: Tokens in one KV page.
       enable_prefix_caching: Whether requests share the KV of equal prefixes.
       step_log: File that records the shapes and times of steps, without any text, for
@@ -112,12 +113,11 @@ class EngineConfig:
     capture_logits: bool = False
 
     def __post_init__(self) -> None:
-        if not self.bucket_strategy:
-            name = "pow2" if self.buckets is None else FROM_FILE[0]
-            object.__setattr__(self, "bucket_strategy", name)  # frozen for all others
-        if (self.buckets is not None) != (self.bucket_strategy in FROM_FILE):
+        if self.strategy not in FROM_FILE:
+            make_strategy(self.strategy)  # raises for one that is unknown
+        if (self.buckets is not None) != (self.strategy in FROM_FILE):
             raise ValueError(
-                f"bucket_strategy={self.bucket_strategy!r} with "
+                f"bucket_strategy={self.strategy!r} with "
                 f"buckets={str(self.buckets or '')!r}: a bucket file goes with "
                 f"{' and '.join(FROM_FILE)}, which need one, and with no other"
             )
@@ -151,6 +151,11 @@ class EngineConfig:
             raise ValueError(
                 f"dtype={self.dtype!r} is not one of auto, float32, bfloat16"
             )
+
+    @property
+    def strategy(self) -> str:
+        """The bucket strategy that `bucket_strategy` asks for; never empty."""
+        return self.bucket_strategy or ("explicit" if self.buckets else "pow2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -216,10 +216,14 @@ def make_strategy(
     Raises:
       ValueError: If the strategy or an option is unknown, or a value is invalid.
     """
-    if spec in FROM_FILE:
+    name = spec.partition(":")[0]
+    if name in FROM_FILE:
         raise ValueError(
             f"bucket strategy {spec!r} needs a bucket file (buckets=FILE); without "
             f"one: {sorted(strategies)}"
         )
+    if name not in strategies:
+        known = sorted([*strategies, *FROM_FILE])
+        raise ValueError(f"bucket strategy {name!r} is unknown; known: {known}")
     strategy: BucketStrategy = make_from_spec(spec, strategies, kind="bucket strategy")
     return strategy

@@ -220,7 +220,7 @@ def test_the_time_for_compiling_counts_the_cores(
     programs.wall_s = 4.0
     monkeypatch.setattr("jserve.engine.warm_up.num_cpus", lambda: num_cpus)
     # Four are missing: 4 s so far, 4 s to trace, then 20 s on one core, 5 s on four.
-    table = warm_up._engine.programs.table
+    table = warm_up._plan.final
     monkeypatch.setattr(programs, "has", lambda bucket: bucket not in table.buckets[:4])
     monkeypatch.setattr(warm_up._engine, "compile", lambda *_, **__: None)
     warm_up._left = collections.deque([table])
@@ -295,6 +295,7 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
 
 def test_a_drain_while_nothing_is_covered_ends_warm_up(config: EngineConfig) -> None:
     loop = build_loop(config)
+    assert loop._scheduler.buckets == loop.warm_up._plan.covering
     assert loop.drain(0.0)
     loop.start()
     loop.stop()

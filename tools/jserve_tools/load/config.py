@@ -28,8 +28,6 @@ def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
         one
         for one in config_arguments(config)
         if one.removeprefix("--").startswith(flags)
-        # The engine's config fills this in by itself.
-        and not one.startswith("--bucket_strategy=")
     ]
     if idle:
         raise ValueError(f"{reason}: leave out {', '.join(idle)}")
@@ -263,8 +261,8 @@ class BenchConfig:
                 shared,
                 policy=policy,
                 bucket_strategy=strategy,
-                buckets=shared.buckets if strategy in ("", *FROM_FILE) else None,
+                buckets=shared.buckets if strategy in FROM_FILE else None,
             )
-            for strategy in self.servers.bucket_strategies or ("",)
+            for strategy in self.servers.bucket_strategies or (shared.strategy,)
             for policy in self.servers.policies
         ]

@@ -134,8 +134,7 @@ class Benchmark:
         has_cache = self.config.servers.launch and engine.compile_cache_dir
         if has_cache and shared not in self._filled:
             self._filled.append(shared)
-            strategy = engine.bucket_strategy
-            self._progress.note(f"filling the compile cache for {strategy}")
+            self._progress.note(f"filling the compile cache for {engine.strategy}")
             await fill_compile_cache(shared, self._progress)
 
     async def _serve(self, engine: EngineConfig | None, numbers: Sequence[int]) -> None:

@@ -233,4 +233,4 @@ def open_server(
 
 def engine_name(engine: EngineConfig) -> str:
     """Returns what tells an engine from others of the benchmark."""
-    return f"{engine.policy}-{engine.bucket_strategy}"
+    return f"{engine.policy}-{engine.strategy}"
