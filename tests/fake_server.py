@@ -35,6 +35,7 @@ from jserve.server.app import build_app
 from jserve.server.serving import make_server
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.clock import WallClock
+from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
 from tests import ROOT
 
@@ -78,9 +79,8 @@ class FakeLoop:
         self.chunk_tokens = chunk_tokens  # of prompts, in one step
         self.num_slots = num_slots
         self.config = config or EngineConfig()
-        self.max_model_len = 512
         self.vocab_size = 320
-        self.num_kv_tokens = 4096
+        self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
         self.clock = WallClock()
         self.seen: list[Request] = []
@@ -113,6 +113,7 @@ class FakeLoop:
             raise QueueFullError("too many requests wait", 2.5)
 
     def submit(self, request: Request) -> None:
+        self.limits.check(request.num_prompt_tokens, request.max_tokens)
         with self._lock:
             self.check_open()
             if (refusal := next(self.refusals, None)) is not None:

@@ -57,8 +57,7 @@ class EngineLoop:
     Attributes:
       clock: Gives the times in events and deadlines.
       vocab_size: All token ids are below it.
-      max_model_len: Most tokens of prompt and output together.
-      num_kv_tokens: Tokens that the KV pool holds.
+      limits: What a single request may hold.
       warm_up: Makes the engine's programs; runs alone if the loop is not started.
     """
 
@@ -77,8 +76,7 @@ class EngineLoop:
         self.clock: Clock = WallClock()
         self.model_name = engine.model.config.name
         self.vocab_size = engine.model.config.vocab_size
-        self.max_model_len = scheduler.max_model_len
-        self.num_kv_tokens = engine.num_pages * engine.page_size
+        self.limits = scheduler.limits
         self._engine = engine
         self._scheduler = scheduler
         self.warm_up = warm_up
@@ -123,11 +121,12 @@ class EngineLoop:
         """Hands a request over; its tokens come to the listener.
 
         Raises:
-          ValueError: if it can never run, or its id is in use.
+          TooLongError: if it can never run.
+          ValueError: if its id is in use.
           QueueFullError: if too many wait.
           NotServingError: while starting, draining or failed.
         """
-        self._scheduler.check_fits(request.num_prompt_tokens, request.max_tokens)
+        self.limits.check(request.num_prompt_tokens, request.max_tokens)
         with self._changed:
             self.check_open()
             if request.request_id in self._in_use:

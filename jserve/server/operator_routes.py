@@ -101,10 +101,10 @@ def inspection_router(service: Service) -> APIRouter:
         engine = service.engine
         return {
             "model": service.model_name,
-            "max_model_len": engine.max_model_len,
+            "max_model_len": engine.limits.max_model_len,
             "max_body_bytes": service.max_body_bytes,
             "vocab_size": engine.vocab_size,
-            "num_kv_tokens": engine.num_kv_tokens,
+            "num_kv_tokens": engine.limits.num_kv_tokens,
             "engine": engine.config,
             "server": service.config,
             "service_classes": service.classes.classes,

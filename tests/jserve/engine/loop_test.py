@@ -10,6 +10,7 @@ from jserve.records.events import Health, NotServingError, QueueFullError
 from jserve_models.toy import toy_next_token
 from jserve_sched.policies.base import LookaheadPolicy
 from jserve_sched.policies.registry import POLICIES, make_policy
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.requests.slo import Slo
 from tests.engine_harness import Inbox, build_toy_loop, start
@@ -153,7 +154,7 @@ def test_an_id_in_use_or_a_request_too_long_is_refused(
     loop.submit(request)
     with pytest.raises(ValueError, match="'same' is in use"):
         loop.submit(make_request(5, 2, request_id="same"))
-    with pytest.raises(ValueError, match="context of"):
+    with pytest.raises(TooLongError, match="the context is 2048 tokens"):
         loop.submit(make_request(10, 5000))
     loop.cancel("same")
     inbox.wait_for(request)

@@ -27,7 +27,7 @@ def test_a_whole_completion(served):
 def test_max_tokens_defaults_to_16_and_for_a_chat_to_the_rest_of_the_context(served):
     assert served.complete().json()["usage"]["completion_tokens"] == 16
     usage = served.chat().json()["usage"]
-    assert usage["total_tokens"] == served.loop.max_model_len
+    assert usage["total_tokens"] == served.loop.limits.max_model_len
 
 
 def test_a_stream_has_an_event_for_each_token_and_usage_last_when_asked_for(served):

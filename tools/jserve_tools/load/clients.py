@@ -23,6 +23,7 @@ from jserve.records.events import (
     TokenEvent,
 )
 from jserve_sched.outcomes import Failure
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_tools.load.workload import WorkloadRequest
 
@@ -302,7 +303,7 @@ class LoopClient:
             raise RequestFailedError(Failure.REJECTED, str(error)) from error
         except NotServingError as error:
             raise RequestFailedError(Failure.ERROR, str(error)) from error
-        except ValueError as error:
+        except TooLongError as error:
             raise RequestFailedError(Failure.TOO_LONG, str(error)) from error
         finally:
             if is_live:
@@ -317,8 +318,8 @@ class LoopClient:
         versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
         return {
             "engine": dataclasses.asdict(self._engine.config),
-            "max_model_len": self._engine.max_model_len,
-            "num_kv_tokens": self._engine.num_kv_tokens,
+            "max_model_len": self._engine.limits.max_model_len,
+            "num_kv_tokens": self._engine.limits.num_kv_tokens,
             "stats": dataclasses.asdict(self._engine.stats()),
             "versions": versions,
             "device": {
