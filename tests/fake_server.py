@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jserve.config import EngineConfig, ServerConfig
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import (
     EngineStats,
     Health,
@@ -58,6 +59,8 @@ STARTED = StartUp(
 
 
 class FakeLoop:
+    """A `ServingEngine` of scripted requests."""
+
     def __init__(
         self,
         script: Script | str = "hello ",
@@ -105,6 +108,10 @@ class FakeLoop:
 
     def start(self) -> None:
         self._thread.start()
+
+    def wait_until(self, health: Health, timeout_s: float) -> bool:
+        order = (Health.STARTING, Health.READY, Health.WARM)
+        return self.health in order[order.index(health) :]
 
     def check_open(self) -> None:
         if self.health not in (Health.READY, Health.WARM):
@@ -376,6 +383,7 @@ def serve_fake(
 ) -> Iterator[Served]:
     """A server in a thread, on a free port; without `is_jserve` it tells nothing."""
     loop = loop or FakeLoop()
+    assert isinstance(loop, ServingEngine)
     server_config = ServerConfig(**config)
     app = build_app(loop, tokenizer or load_tokenizer(None), server_config)
     server = make_server(app if is_jserve else _without_jserve(app), server_config)

@@ -15,10 +15,11 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
+from jserve.engine.interface import Listener
 from jserve.engine.step_records import StepRecords
 from jserve.engine.warm_up import WarmUp, start_up_table
 from jserve.records.events import (
@@ -41,8 +42,6 @@ _RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
 _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
-Listener = Callable[[Sequence[TokenEvent]], object]
-
 
 @dataclasses.dataclass(frozen=True)
 class _InFlight:
@@ -52,12 +51,9 @@ class _InFlight:
 
 
 class EngineLoop:
-    """Serves requests; every method may be called from any thread.
+    """A `ServingEngine`: one scheduler and one engine, in one thread.
 
     Attributes:
-      clock: Gives the times in events and deadlines.
-      vocab_size: All token ids are below it.
-      limits: What a single request may hold.
       warm_up: Makes the engine's programs; runs alone if the loop is not started.
     """
 
@@ -137,7 +133,7 @@ class EngineLoop:
             self._changed.notify_all()
 
     def check_open(self) -> None:
-        """Checks that one more request would be taken now, whatever it asks.
+        """Checks that one more request would be taken now, of any size.
 
         Raises:
           QueueFullError: if too many wait.

@@ -4,11 +4,11 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jserve.config import ServerConfig
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
@@ -33,9 +33,6 @@ from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
-
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
 _NOT_SERVING_RETRY_S = 5.0
 
@@ -54,7 +51,7 @@ class Service:
 
     def __init__(
         self,
-        engine: "EngineLoop",
+        engine: ServingEngine,
         tokenizer: Tokenizer,
         config: ServerConfig,
         classes: ServiceClasses,

@@ -15,17 +15,14 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from jserve.config import ServerConfig
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import Health
 from jserve.server.http_limits import BoundedHttp
-
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
 
 FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
 
@@ -87,13 +84,13 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
     )
 
 
-async def _wait_for_failure(engine: "EngineLoop") -> None:
+async def _wait_for_failure(engine: ServingEngine) -> None:
     while engine.health is not Health.FAILED:
         await asyncio.sleep(_WATCH_S)
 
 
 async def _serve(
-    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: ServingEngine, config: ServerConfig, listener: socket.socket
 ) -> int:
     server = make_server(app, config)
     leaving = asyncio.Event()
@@ -132,7 +129,7 @@ async def _serve(
 
 
 def serve(
-    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: ServingEngine, config: ServerConfig, listener: socket.socket
 ) -> int:
     """Serves until a signal, or until the engine fails.
 

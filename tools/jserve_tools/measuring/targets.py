@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from jserve.config import EngineConfig
+from jserve.engine.interface import ServingEngine
 from jserve.flags import config_arguments
 from jserve.progress import Progress
 from jserve.records.events import Health
@@ -45,17 +46,17 @@ async def engine_in_process(
     """
     from jserve.build import build_loop  # imports JAX
 
-    loop = await asyncio.to_thread(build_loop, config)
-    client = LoopClient(loop)
-    loop.start()
+    engine: ServingEngine = await asyncio.to_thread(build_loop, config)
+    client = LoopClient(engine)
+    engine.start()
     try:
-        if not await asyncio.to_thread(loop.wait_until, Health.WARM, timeout_s):
-            if loop.health is Health.FAILED:
+        if not await asyncio.to_thread(engine.wait_until, Health.WARM, timeout_s):
+            if engine.health is Health.FAILED:
                 raise RuntimeError("the engine failed while it started: see its log")
             raise TimeoutError(f"the engine is not warm after {timeout_s:g} s")
         yield client
     finally:
-        await asyncio.to_thread(loop.stop)
+        await asyncio.to_thread(engine.stop)
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> Health:
