@@ -20,6 +20,17 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
         raise ValueError(f"{name}={value} is not in {least}..{most}")
 
 
+def check_readable(name: str, *paths: pathlib.Path | None) -> None:
+    """Checks that the files that a setting names, if any, can be read.
+
+    Raises:
+      ValueError: if one cannot, naming setting and file.
+    """
+    for path in paths:
+        if path is not None and (path.is_dir() or not os.access(path, os.R_OK)):
+            raise ValueError(f"{name}={str(path)!r} is not a file that can be read")
+
+
 def check_writable(name: str, path: pathlib.Path) -> None:
     """Checks that a file or folder can be written, or made, where it is to be.
 
@@ -141,6 +152,8 @@ class EngineConfig:
                 f"page_size={self.page_size} is not a multiple of "
                 f"block_tokens={self.block_tokens}"
             )
+        check_readable("buckets", self.buckets)
+        check_readable("request_latency", self.request_latency)
         if self.step_log is not None:
             check_writable("step_log", self.step_log)
         if not self.predictor:

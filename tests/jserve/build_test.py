@@ -41,8 +41,10 @@ def test_what_cannot_be_built_is_named(fields: dict[str, object], message: str) 
 
 def test_the_strategy_goes_by_what_is_given(tmp_path: pathlib.Path) -> None:
     assert EngineConfig().strategy == "pow2"
-    assert EngineConfig(buckets=tmp_path).strategy == "explicit"
-    fitted = EngineConfig(bucket_strategy="fitted", buckets=tmp_path)
+    path = tmp_path / "buckets.json"
+    path.touch()
+    assert EngineConfig(buckets=path).strategy == "explicit"
+    fitted = EngineConfig(bucket_strategy="fitted", buckets=path)
     assert fitted.strategy == "fitted"
     linear = EngineConfig(bucket_strategy="linear:block_gap=4")
     assert 4 in plan_buckets(linear).final.block_edges

@@ -10,7 +10,7 @@ import pathlib
 import urllib.parse
 from typing import Any, Literal
 
-from jserve.config import EngineConfig, check_range
+from jserve.config import EngineConfig, check_range, check_readable
 from jserve.flags import config_arguments
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_tools.load.workload_trace import DEFAULT_TRACE
@@ -60,6 +60,8 @@ class ReplayConfig:
     capacity_s: float = 10.0
 
     def __post_init__(self) -> None:
+        check_readable("trace", self.trace)
+        check_readable("service_classes", self.service_classes)
         check_range("length_scale", self.length_scale, 1e-4, 1e4)
         check_range("capacity_s", self.capacity_s, 1.0, 3600.0)
         scales = () if self.rate_scale is None else (self.rate_scale,)
@@ -228,8 +230,6 @@ class BenchConfig:
                     f"bucket strategy {needs_file[0]!r} needs a bucket file, "
                     f"--buckets=FILE; {_HOW_TO_FIT}"
                 )
-        elif not engine.buckets.is_file():
-            raise ValueError(f"buckets={engine.buckets}: no such file")
         elif strategies and not needs_file:
             raise ValueError(
                 f"buckets={engine.buckets} is for bucket strategies "
