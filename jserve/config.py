@@ -1,4 +1,4 @@
-"""What an engine and a server may be told; every default is written once, here."""
+"""The settings of an engine and a server; every default is written once, here."""
 
 import dataclasses
 import os
@@ -56,13 +56,13 @@ class EngineConfig:
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256".
       predictor: What prices a step: "table" (timed at start), "linear" (SlidingServe's
         model, refitted while serving), or the folder of a trained checkpoint.
-      length_estimator: guesses how long answers will be, by name and options:
+      length_estimator: Estimator of output lengths, by name and options:
         "max_tokens" (what the request allows), "mean", or "quantile", as in
         "quantile:q=0.75".
-      request_latency: file of `jserve-train-predictor --kind=request` that says how
+      request_latency: File of `jserve-train-predictor --kind=request` that says how
         long whole requests take; without it, or if it was measured with another device,
         model, dtype or page size, that is fitted to the step predictor.
-      annealing_budget_ms: most milliseconds that one search of the policies annealing
+      annealing_budget_ms: Most milliseconds that one search of the policies annealing
         and annealing+sliding takes; 0 limits their proposals alone, as simulations do.
       max_num_seqs: Most requests running at once.
       max_num_batched_tokens: Most token positions in one step.
@@ -83,7 +83,7 @@ class EngineConfig:
         program: another size compiles all of them again.
       page_size: Tokens in one KV page.
       enable_prefix_caching: Whether requests share the KV of equal prefixes.
-      step_log: File that records the shapes and times of steps, without any text, for
+      step_log: File that records the buckets and times of steps, without any text, for
         `jserve-fit-buckets`; "" records nothing.
       step_log_max_bytes: Most bytes of that record, its older half included.
       capture_logits: Whether each step also returns its logits; for tests.

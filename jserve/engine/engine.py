@@ -193,7 +193,7 @@ class Engine:
         """Enqueues a dispatched plan; steps run in the order they are launched.
 
         Raises:
-          UncompiledShapeError: if the plan's bucket was not compiled.
+          UncompiledBucketError: if the plan's bucket was not compiled.
         """
         start_s = time.perf_counter()
         packed = self._packer.pack(plan)

@@ -87,7 +87,7 @@ class EngineLoop:
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
         self._in_use: set[str] = set()  # ids not to be used again yet
-        self._num_untold = 0  # requests whose listener has not heard their end
+        self._num_open = 0  # requests whose end is not published yet
         self._is_stopping = False
         self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
 
@@ -129,7 +129,7 @@ class EngineLoop:
                 raise ValueError(f"request id {request.request_id!r} is in use")
             self._submitted.append(request)
             self._in_use.add(request.request_id)
-            self._num_untold += 1
+            self._num_open += 1
             self._changed.notify_all()
 
     def check_open(self) -> None:
@@ -175,11 +175,11 @@ class EngineLoop:
                 self._health = Health.DRAINING
                 self._changed.notify_all()
             self.warm_up.begin_no_more()
-            is_done = self._changed.wait_for(lambda: not self._num_untold, timeout_s)
+            is_done = self._changed.wait_for(lambda: not self._num_open, timeout_s)
             if not is_done:
                 self._cancelled.extend(self._in_use)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._num_untold, _CANCEL_TIMEOUT_S)
+                self._changed.wait_for(lambda: not self._num_open, _CANCEL_TIMEOUT_S)
             return is_done
 
     def stop(self) -> None:
@@ -235,7 +235,7 @@ class EngineLoop:
             if self._health in _ORDER:
                 self.warm_up.start(self._notify)
             self._serve()
-        except BaseException as error:  # of any kind: clients must hear of it
+        except BaseException as error:  # of any kind: clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
             self._fail(f"the engine failed: {error}")
         finally:
@@ -283,7 +283,7 @@ class EngineLoop:
             ids = sorted(self._in_use)
             self._submitted.clear()
             self._in_use.clear()
-            self._num_untold = 0
+            self._num_open = 0
             self._health = Health.FAILED
             self._changed.notify_all()
         now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
@@ -384,6 +384,6 @@ class EngineLoop:
         self._listener(events)
         if ended:
             with self._changed:
-                self._num_untold -= len(ended)
+                self._num_open -= len(ended)
                 self._finish_times_s.extend([now_s] * len(ended))
                 self._changed.notify_all()

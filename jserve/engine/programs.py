@@ -29,7 +29,7 @@ _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
 _Tree = TypeVar("_Tree")
 
 
-class UncompiledShapeError(RuntimeError):
+class UncompiledBucketError(RuntimeError):
     """A step was asked for in a bucket that is not compiled."""
 
 
@@ -180,7 +180,7 @@ class Programs:
         )
         packed = jax.ShapeDtypeStruct((size,), np.int32)
         arguments = (self._leaves, *state, packed)
-        # All that tells a program from others of the same code.
+        # All in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
             for x in jax.tree.leaves(arguments)
@@ -238,11 +238,11 @@ class Programs:
           The new state, and what `step_function` returns after it.
 
         Raises:
-          UncompiledShapeError: if the bucket was not compiled.
+          UncompiledBucketError: if the bucket was not compiled.
         """
         compiled = self._compiled.get(bucket)
         if compiled is None:
-            raise UncompiledShapeError(
+            raise UncompiledBucketError(
                 f"no program for {bucket}, but for {self.num_compiled} other buckets"
             )
         kv, slot_tokens, *out = compiled(self._model.leaves, *state, packed)

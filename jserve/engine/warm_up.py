@@ -169,7 +169,7 @@ class WarmUp:
         self.progress.close()
 
     def is_due(self, *, is_idle: bool) -> bool:
-        """Tells whether a turn has something to do, and may do it now.
+        """Returns whether a turn has something to do, and may do it now.
 
         Beside live requests, when it is not `is_idle`, turns get a quarter of the time.
         """

@@ -22,7 +22,7 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
-        """Tells how far start-up has come; the status is 200 once it is ready.
+        """Returns how far start-up has come; the status is 200 once it is ready.
 
         `alive`: the process answers. `ready`: requests are served, in the buckets
         compiled so far. `warm`: no bucket is left to compile or to time.

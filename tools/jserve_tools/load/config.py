@@ -1,4 +1,4 @@
-"""What a benchmark is told: which servers, which requests, at which rate.
+"""The settings of a benchmark: which servers, which requests, at which rate.
 
 Values that are wrong, and settings that would do nothing in the chosen mode, are
 refused where a config is made, before any work.
@@ -187,7 +187,7 @@ class BenchConfig:
       replay: For mode replay.
       closed: For mode closed.
       servers: Which servers are measured.
-      engine: Engines of our own, but for policy and bucket strategy.
+      engine: Settings of the engines, but for policy and bucket strategy.
       report: Where the report goes.
     """
 
@@ -247,7 +247,7 @@ class BenchConfig:
         return (self.replay if self.mode == "replay" else self.closed).num_runs
 
     def engines(self) -> list[EngineConfig]:
-        """Returns the config of each engine of our own; none with a URL."""
+        """Returns the config of each engine to start; none with a URL."""
         if self.servers.url:
             return []
         # A run must not find another's prompts in the cache.
