@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jserve.config import EngineConfig, ServerConfig
-from jserve.engine.interface import ServingEngine
+from jserve.engine.interface import Listener, ServingEngine
 from jserve.records.events import (
     EngineStats,
     Health,
@@ -99,11 +99,11 @@ class FakeLoop:
         self._live: dict[str, Request] = {}
         self._prompt_left: dict[str, int] = {}
         self._steps: list[StepRecord] = []
-        self._publish: Callable[[Sequence[TokenEvent]], None] = lambda events: None
+        self._publish: Listener = len
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def set_listener(self, publish: Callable[[Sequence[TokenEvent]], None]) -> None:
+    def set_listener(self, publish: Listener) -> None:
         self._publish = publish
 
     def start(self) -> None:

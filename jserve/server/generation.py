@@ -256,7 +256,7 @@ class TokenRouter:
         """Submits all requests of a reply, or none.
 
         Raises:
-          ValueError: if one can never run.
+          ValueError: if one can never run, or its id is in use.
           QueueFullError: if too many wait.
           NotServingError: if the engine takes none.
         """

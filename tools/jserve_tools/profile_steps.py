@@ -137,7 +137,9 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
             "numpy": np.__version__,
             "model": engine_config.model,
             "predictor": engine.predictor_facts(commit=commit() or ""),
-            "engine": engine_config,
+            "engine": dataclasses.replace(
+                engine_config, bucket_strategy=engine_config.strategy
+            ),
             "buckets": table.to_json(),
             "max_model_len": limits.max_model_len,
             "num_kv_tokens": engine.num_pages * engine.page_size,
