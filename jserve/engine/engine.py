@@ -70,6 +70,7 @@ class Engine:
     Attributes:
       num_pages: KV pages in the pool.
       page_size: Tokens in one page.
+      block_tokens: Tokens in one prefill block, Q.
       max_model_len: Most tokens of prompt and output together.
       max_pages_per_row: KV pages of the longest context.
       dtype: Type of weights and KV.
@@ -95,7 +96,7 @@ class Engine:
         self.max_model_len = max_model_len
         self.dtype = dtype
         self.max_pages_per_row = -(-max_model_len // page_size)
-        self._block_tokens = block_tokens
+        self.block_tokens = block_tokens
         self.programs = Programs(
             model=model,
             max_pages_per_row=self.max_pages_per_row,
@@ -122,7 +123,7 @@ class Engine:
             model=model_digest(self.model.config),
             dtype=self.dtype.name,
             page_size=self.page_size,
-            block_tokens=self._block_tokens,
+            block_tokens=self.block_tokens,
             commit=commit,
         )
 
