@@ -53,6 +53,8 @@ class _InFlight:
 class EngineLoop:
     """A `ServingEngine`: one scheduler and one engine, in one thread.
 
+    `ServingEngine` says what its methods do and raise.
+
     Attributes:
       warm_up: Makes the engine's programs; runs alone if the loop is not started.
     """
@@ -114,14 +116,7 @@ class EngineLoop:
             return self._health in wanted
 
     def submit(self, request: Request) -> None:
-        """Hands a request over; its tokens come to the listener.
-
-        Raises:
-          TooLongError: if it can never run.
-          ValueError: if its id is in use.
-          QueueFullError: if too many wait.
-          NotServingError: while starting, draining or failed.
-        """
+        """Hands a request over; its tokens come to the listener."""
         self.limits.check(request.num_prompt_tokens, request.max_tokens)
         with self._changed:
             self.check_open()
@@ -133,12 +128,7 @@ class EngineLoop:
             self._changed.notify_all()
 
     def check_open(self) -> None:
-        """Checks that one more request would be taken now, of any size.
-
-        Raises:
-          QueueFullError: if too many wait.
-          NotServingError: while starting, draining or failed.
-        """
+        """Checks that one more request would be taken now, of any size."""
         with self._changed:
             if self._health not in (Health.READY, Health.WARM):
                 raise NotServingError(f"the engine is {self._health.value}")
@@ -165,11 +155,7 @@ class EngineLoop:
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
-        """Refuses new requests and lets the others finish; no more is compiled.
-
-        Returns:
-          Whether all finished; those left after `timeout_s` are cancelled.
-        """
+        """Refuses new requests and lets the others finish; no more is compiled."""
         with self._changed:
             if self._health in _ORDER:
                 self._health = Health.DRAINING
