@@ -106,7 +106,7 @@ def test_stop_tokens_are_not_drawn_before_min_tokens(toy_engine: Engine) -> None
     assert len(request.output_tokens) > 4
 
 
-def test_an_unwarmed_shape_trips_the_guard(toy_engine: Engine) -> None:
+def test_a_bucket_that_is_not_compiled_is_an_error(toy_engine: Engine) -> None:
     plan = StepPlan(
         step_id=0,
         bucket=Bucket(3, 1),

@@ -35,7 +35,7 @@ def inbox(loop: EngineLoop) -> Inbox:
 
 
 def settle(loop: EngineLoop) -> None:
-    """Waits for the last record: it is written just after its tokens are told of."""
+    """Waits for the last record: it is written just after its tokens are published."""
     num_steps = -1
     while num_steps != loop.stats().num_steps:
         num_steps = loop.stats().num_steps
@@ -195,7 +195,7 @@ def test_drain_lets_running_requests_finish(shared_programs: pathlib.Path) -> No
     loop.stop()
 
 
-def test_a_dead_engine_tells_everyone_and_takes_nobody(
+def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
     shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_toy_loop(shared_programs)

@@ -251,7 +251,7 @@ def test_sampling_reaches_the_engine(served):
     assert served.loop.seen[-1].sampling.temperature == 1.0
 
 
-def test_an_engine_failure_is_told():
+def test_a_failed_engine_is_an_error_of_the_request():
     with serve_fake() as served:
         served.loop.fail_with = "the device is gone"
         answer = served.complete()
