@@ -1,5 +1,6 @@
 """From an EngineConfig to an EngineLoop, put together from its parts."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jserve.config import EngineConfig
-from jserve.engine.bucket_plan import choose_buckets, expected_cost, limit_buckets
+from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.compile_cache import open_compile_cache
 from jserve.engine.engine import Engine, kv_page_bytes
 from jserve.engine.loop import EngineLoop
@@ -21,7 +22,6 @@ from jserve.records.step_log import StepRecorder
 from jserve.timing.serving_predictor import ServingPredictor, choose_predictor
 from jserve.timing.step_times import load_step_times
 from jserve_models.registry import load_model
-from jserve_sched.buckets.growth import growth
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.requests.output_lengths import make_length_estimator
@@ -49,22 +49,23 @@ def build_loop(
     # What can be wrong on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
     latency = read_request_latency(config)
-    chosen = choose_buckets(config)
+    plan = plan_buckets(config)
     policy = serving_policy(config)
+    # What "" stands for is said wherever the running engine states its config.
+    config = dataclasses.replace(config, bucket_strategy=config.strategy)
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
-    engine = _build_engine(config, chosen, store)
+    engine = _build_engine(config, store)
     facts = engine.predictor_facts()
     fault = latency_fault(latency, facts)
-    table = engine.programs.table
-    predictor = _new_predictor(table, engine.max_model_len, config.page_size)
+    predictor = TablePredictor(plan.final, max_pages_per_row=engine.max_pages_per_row)
     times_path = None
     if store is not None:
-        times_path = store.folder.parent / _times_name(config, engine)
+        times_path = store.folder.parent / _times_name(config, engine, plan.final)
     is_timed = times_path is not None and load_step_times(times_path, predictor)
     scheduler = Scheduler(
         policy=policy,
-        buckets=table,
+        buckets=plan.covering,
         ledger=KvLedger(
             num_pages=engine.num_pages,
             page_size=config.page_size,
@@ -84,15 +85,13 @@ def build_loop(
             predictor,
             buckets=reached,
             expected=facts,
-            max_pages_per_row=-(-engine.max_model_len // config.page_size),
+            max_pages_per_row=engine.max_pages_per_row,
         )
 
     warm_up = WarmUp(
         engine=engine,
         scheduler=scheduler,
-        tables=growth(
-            table, expected_cost(table, predictor, page_size=config.page_size)
-        ),
+        plan=plan,
         predictor=predictor,
         is_timed=is_timed,
         times_path=times_path,
@@ -126,15 +125,12 @@ def build_engine(config: EngineConfig) -> Engine:
     """Loads the model and makes its engine, not yet warm, without a scheduler.
 
     Raises:
-      ValueError: if the model, the buckets or a limit is invalid.
+      ValueError: if the model or a limit is invalid.
     """
-    store = open_compile_cache(config.compile_cache_dir)
-    return _build_engine(config, choose_buckets(config), store)
+    return _build_engine(config, open_compile_cache(config.compile_cache_dir))
 
 
-def _build_engine(
-    config: EngineConfig, table: BucketTable, store: ProgramStore | None
-) -> Engine:
+def _build_engine(config: EngineConfig, store: ProgramStore | None) -> Engine:
     dtype = resolve_dtype(config.dtype)
     model = load_model(config.model, seed=config.seed, dtype=dtype)
     max_model_len = config.max_model_len or model.config.max_model_len
@@ -150,34 +146,24 @@ def _build_engine(
             f"kv_cache_bytes={config.kv_cache_bytes} holds no KV page: one of "
             f"{config.page_size} tokens takes {page_bytes} bytes"
         )
-    if config.max_programs:
-        guess = _new_predictor(table, max_model_len, config.page_size)
-        cost_s = expected_cost(table, guess, page_size=config.page_size)
-        table = limit_buckets(table, config.max_programs, cost_s)
     return Engine(
         model=model,
         dtype=dtype,
-        table=table,
         num_slots=config.max_num_seqs,
         num_pages=num_pages,
         page_size=config.page_size,
+        block_tokens=config.block_tokens,
         max_model_len=max_model_len,
         captures_logits=config.capture_logits,
         store=store,
     )
 
 
-def _new_predictor(
-    table: BucketTable, max_model_len: int, page_size: int
-) -> TablePredictor:
-    return TablePredictor(table, max_pages_per_row=-(-max_model_len // page_size))
-
-
-def _times_name(config: EngineConfig, engine: Engine) -> str:
+def _times_name(config: EngineConfig, engine: Engine, table: BucketTable) -> str:
     """Returns the file of step times: one for each table, model and pool."""
     facts = (
         *(repr(engine.model.config), engine.dtype.name, config.page_size),
-        *(config.kv_cache_bytes, engine.max_model_len, engine.programs.table),
+        *(config.kv_cache_bytes, engine.max_model_len, table),
     )
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return f"step_times_{digest}.json"

@@ -1,4 +1,4 @@
-"""What an engine and a server may be told; every default is written once, here."""
+"""The settings of an engine and a server; every default is written once, here."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import ClassVar
 
-from jserve_sched.buckets.strategies import FROM_FILE
+from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
 
 
@@ -18,6 +18,17 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
     """
     if not least <= value <= most:
         raise ValueError(f"{name}={value} is not in {least}..{most}")
+
+
+def check_readable(name: str, *paths: pathlib.Path | None) -> None:
+    """Checks that the files that a setting names, if any, can be read.
+
+    Raises:
+      ValueError: if one cannot, naming setting and file.
+    """
+    for path in paths:
+        if path is not None and (path.is_dir() or not os.access(path, os.R_OK)):
+            raise ValueError(f"{name}={str(path)!r} is not a file that can be read")
 
 
 def check_writable(name: str, path: pathlib.Path) -> None:
@@ -45,13 +56,13 @@ class EngineConfig:
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256".
       predictor: What prices a step: "table" (timed at start), "linear" (SlidingServe's
         model, refitted while serving), or the folder of a trained checkpoint.
-      length_estimator: guesses how long answers will be, by name and options:
+      length_estimator: Estimator of output lengths, by name and options:
         "max_tokens" (what the request allows), "mean", or "quantile", as in
         "quantile:q=0.75".
-      request_latency: file of `jserve-train-predictor --kind=request` that says how
+      request_latency: File of `jserve-train-predictor --kind=request` that says how
         long whole requests take; without it, or if it was measured with another device,
         model, dtype or page size, that is fitted to the step predictor.
-      annealing_budget_ms: most milliseconds that one search of the policies annealing
+      annealing_budget_ms: Most milliseconds that one search of the policies annealing
         and annealing+sliding takes; 0 limits their proposals alone, as simulations do.
       max_num_seqs: Most requests running at once.
       max_num_batched_tokens: Most token positions in one step.
@@ -68,10 +79,11 @@ class EngineConfig:
         left out, except for the few that every step needs. 0 sets no limit.
       compile_cache_dir: Folder that keeps compiled programs and step times; "" keeps
         nothing.
-      kv_cache_bytes: Size of the KV pool, K and V together.
+      kv_cache_bytes: Size of the KV pool, K and V together. It is part of every
+        program: another size compiles all of them again.
       page_size: Tokens in one KV page.
       enable_prefix_caching: Whether requests share the KV of equal prefixes.
-      step_log: File that records the shapes and times of steps, without any text, for
+      step_log: File that records the buckets and times of steps, without any text, for
         `jserve-fit-buckets`; "" records nothing.
       step_log_max_bytes: Most bytes of that record, its older half included.
       capture_logits: Whether each step also returns its logits; for tests.
@@ -112,12 +124,11 @@ class EngineConfig:
     capture_logits: bool = False
 
     def __post_init__(self) -> None:
-        if not self.bucket_strategy:
-            name = "pow2" if self.buckets is None else FROM_FILE[0]
-            object.__setattr__(self, "bucket_strategy", name)  # frozen for all others
-        if (self.buckets is not None) != (self.bucket_strategy in FROM_FILE):
+        if self.strategy not in FROM_FILE:
+            make_strategy(self.strategy)  # raises for one that is unknown
+        if (self.buckets is not None) != (self.strategy in FROM_FILE):
             raise ValueError(
-                f"bucket_strategy={self.bucket_strategy!r} with "
+                f"bucket_strategy={self.strategy!r} with "
                 f"buckets={str(self.buckets or '')!r}: a bucket file goes with "
                 f"{' and '.join(FROM_FILE)}, which need one, and with no other"
             )
@@ -141,6 +152,8 @@ class EngineConfig:
                 f"page_size={self.page_size} is not a multiple of "
                 f"block_tokens={self.block_tokens}"
             )
+        check_readable("buckets", self.buckets)
+        check_readable("request_latency", self.request_latency)
         if self.step_log is not None:
             check_writable("step_log", self.step_log)
         if not self.predictor:
@@ -151,6 +164,11 @@ class EngineConfig:
             raise ValueError(
                 f"dtype={self.dtype!r} is not one of auto, float32, bfloat16"
             )
+
+    @property
+    def strategy(self) -> str:
+        """The bucket strategy that `bucket_strategy` asks for; never empty."""
+        return self.bucket_strategy or ("explicit" if self.buckets else "pow2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

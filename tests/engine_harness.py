@@ -51,27 +51,27 @@ def make_engine(
     engine = Engine(
         model=loaded,
         dtype=np.dtype(np.float32),
-        table=table,
         num_slots=table.max_rows,
         num_pages=num_pages,
         page_size=page_size,
+        block_tokens=table.block_tokens,
         max_model_len=min(MAX_MODEL_LEN, loaded.config.max_model_len),
         captures_logits=captures_logits,
         store=None if programs is None else ProgramStore(programs, is_writable=True),
     )
-    engine.warm_up()
+    engine.warm_up(table.buckets)
     return engine
 
 
 def make_engine_scheduler(
     engine: Engine,
     *,
+    table: BucketTable = TEST_TABLE,
     policy: str = "fcfs",
     num_pages: int | None = None,
     max_num_batched_tokens: int | None = None,
     enable_prefix_caching: bool = False,
 ) -> Scheduler:
-    table = engine.programs.table
     return Scheduler(
         policy=make_policy(policy),
         buckets=table,

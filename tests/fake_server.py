@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 from jserve.config import EngineConfig, ServerConfig
+from jserve.engine.interface import Listener, ServingEngine
 from jserve.records.events import (
     EngineStats,
     Health,
@@ -35,6 +36,7 @@ from jserve.server.app import build_app
 from jserve.server.serving import make_server
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.clock import WallClock
+from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
 from tests import ROOT
 
@@ -57,6 +59,8 @@ STARTED = StartUp(
 
 
 class FakeLoop:
+    """A `ServingEngine` of scripted requests."""
+
     def __init__(
         self,
         script: Script | str = "hello ",
@@ -78,9 +82,8 @@ class FakeLoop:
         self.chunk_tokens = chunk_tokens  # of prompts, in one step
         self.num_slots = num_slots
         self.config = config or EngineConfig()
-        self.max_model_len = 512
         self.vocab_size = 320
-        self.num_kv_tokens = 4096
+        self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
         self.clock = WallClock()
         self.seen: list[Request] = []
@@ -96,15 +99,19 @@ class FakeLoop:
         self._live: dict[str, Request] = {}
         self._prompt_left: dict[str, int] = {}
         self._steps: list[StepRecord] = []
-        self._publish: Callable[[Sequence[TokenEvent]], None] = lambda events: None
+        self._publish: Listener = len
         self._stopping = False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def set_listener(self, publish: Callable[[Sequence[TokenEvent]], None]) -> None:
+    def set_listener(self, publish: Listener) -> None:
         self._publish = publish
 
     def start(self) -> None:
         self._thread.start()
+
+    def wait_until(self, health: Health, timeout_s: float) -> bool:
+        order = (Health.STARTING, Health.READY, Health.WARM)
+        return self.health in order[order.index(health) :]
 
     def check_open(self) -> None:
         if self.health not in (Health.READY, Health.WARM):
@@ -113,6 +120,7 @@ class FakeLoop:
             raise QueueFullError("too many requests wait", 2.5)
 
     def submit(self, request: Request) -> None:
+        self.limits.check(request.num_prompt_tokens, request.max_tokens)
         with self._lock:
             self.check_open()
             if (refusal := next(self.refusals, None)) is not None:
@@ -375,6 +383,7 @@ def serve_fake(
 ) -> Iterator[Served]:
     """A server in a thread, on a free port; without `is_jserve` it tells nothing."""
     loop = loop or FakeLoop()
+    assert isinstance(loop, ServingEngine)
     server_config = ServerConfig(**config)
     app = build_app(cast(Any, loop), tokenizer or load_tokenizer(None), server_config)
     server = make_server(app if is_jserve else _without_jserve(app), server_config)

@@ -1,38 +1,61 @@
-"""Which buckets an engine compiles: by strategy or from a file, and within limits."""
+"""Which buckets a server compiles and in which order, decided once from its flags."""
 
+import functools
 import logging
 
 from jserve.config import EngineConfig
-from jserve_sched.buckets.growth import TableCost, limit_programs
+from jserve_sched.buckets.growth import BucketPlan, plan_growth
 from jserve_sched.buckets.strategies import BucketStrategy, Explicit, make_strategy
-from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.buckets.table import table_from_json
 from jserve_sched.fitting.costs import BucketCosts
 from jserve_sched.fitting.demand import prior_demand
-from jserve_sched.timing.predictor import Predictor
+from jserve_sched.timing.table import guess_step_s
 
 _LOG = logging.getLogger("jserve")
 
 
-def choose_buckets(config: EngineConfig) -> BucketTable:
-    """Returns the buckets that a configuration asks for, before `max_programs`.
+def plan_buckets(config: EngineConfig) -> BucketPlan:
+    """Returns the plan of a configuration; logs what `max_programs` leaves out.
 
     Raises:
-      ValueError: If the strategy is unknown, or the bucket file is invalid.
+      ValueError: If the bucket file is invalid, an edge is beyond the server's limits,
+        or `max_programs` is too few for every step to have a bucket.
     """
-    if config.buckets is None:
-        strategy = make_strategy(config.bucket_strategy)
-    else:
-        strategy = _read(config)
-    return strategy.table(
+    # All edges: by the strategy's rule or from the bucket file.
+    table = _strategy(config).table(
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         block_tokens=config.block_tokens,
     )
+    # Their prices: neither the traffic nor the time of a step is known yet, so an edge
+    # is worth what it saves of guessed step times where no size is favoured.
+    costs = BucketCosts(
+        prior_demand(table.max_rows, table.max_blocks),
+        functools.partial(guess_step_s, block_tokens=table.block_tokens),
+        table,
+        page_size=config.page_size,
+    )
+    # The order of growth, and where it ends.
+    plan = plan_growth(table, costs.expected_s)
+    if not config.max_programs:
+        return plan
+    plan = plan.within(config.max_programs)
+    if plan.final != table:
+        _LOG.warning(
+            "max_programs=%d: %d of %d programs are left out; rows %s, blocks %s",
+            config.max_programs,
+            table.num_programs - plan.final.num_programs,
+            table.num_programs,
+            list(plan.final.row_edges),
+            list(plan.final.block_edges),
+        )
+    return plan
 
 
-def _read(config: EngineConfig) -> BucketStrategy:
-    """Returns the edges of the bucket file."""
-    assert config.buckets is not None
+def _strategy(config: EngineConfig) -> BucketStrategy:
+    """Returns what chooses the edges: a rule, or the bucket file."""
+    if config.buckets is None:
+        return make_strategy(config.strategy)
     try:
         table = table_from_json(config.buckets.read_text())
     except (OSError, ValueError) as error:
@@ -43,35 +66,3 @@ def _read(config: EngineConfig) -> BucketStrategy:
             f"{table.block_tokens}"
         )
     return Explicit(row_edges=table.row_edges, block_edges=table.block_edges)
-
-
-def expected_cost(
-    table: BucketTable, predictor: Predictor, *, page_size: int
-) -> TableCost:
-    """Returns what prices tables with the largest edges of `table`.
-
-    That is the expected seconds of a step where nothing is known of the traffic.
-    """
-    demand = prior_demand(table.max_rows, table.max_blocks)
-    return BucketCosts(demand, predictor.predict, table, page_size=page_size).expected_s
-
-
-def limit_buckets(
-    table: BucketTable, max_programs: int, cost_s: TableCost
-) -> BucketTable:
-    """Returns a table with at most `max_programs`; logs what is left out.
-
-    Raises:
-      ValueError: If some steps would have no bucket.
-    """
-    found = limit_programs(table, max_programs, cost_s)
-    if found != table:
-        _LOG.warning(
-            "max_programs=%d: %d of %d programs are left out; rows %s, blocks %s",
-            max_programs,
-            table.num_programs - found.num_programs,
-            table.num_programs,
-            list(found.row_edges),
-            list(found.block_edges),
-        )
-    return found

@@ -85,7 +85,7 @@ def machine_name() -> str:
 def forget_module(name: str) -> None:
     """Takes a module, such as "jit_step", out of JAX's persistent cache.
 
-    JAX can be told not to look only for all threads at once, and only at the start.
+    JAX's setting not to look there holds for all threads, and only from the start.
     """
     if folder := jax.config.values[_FOLDER_SETTING]:
         with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from jserve.engine.programs import DeviceState, Programs, abstract
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import kv_shapes, new_kv
-from jserve_sched.buckets.table import Bucket, BucketTable
+from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.features import uniform_features
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.predictor import StepSample
@@ -70,6 +70,9 @@ class Engine:
     Attributes:
       num_pages: KV pages in the pool.
       page_size: Tokens in one page.
+      block_tokens: Tokens in one prefill block, Q.
+      max_model_len: Most tokens of prompt and output together.
+      max_pages_per_row: KV pages of the longest context.
       dtype: Type of weights and KV.
     """
 
@@ -78,31 +81,32 @@ class Engine:
         *,
         model: LoadedModel,
         dtype: jnp.dtype,
-        table: BucketTable,
         num_slots: int,
         num_pages: int,
         page_size: int,
+        block_tokens: int,
         max_model_len: int,
         captures_logits: bool = False,
         store: ProgramStore | None = None,
     ):
+        """Makes one without programs: `compile` or `warm_up` adds them."""
         self.model = model
         self.num_pages = num_pages
         self.page_size = page_size
         self.max_model_len = max_model_len
         self.dtype = dtype
-        max_pages_per_row = -(-max_model_len // page_size)
+        self.max_pages_per_row = -(-max_model_len // page_size)
+        self.block_tokens = block_tokens
         self.programs = Programs(
             model=model,
-            table=table,
-            max_pages_per_row=max_pages_per_row,
+            max_pages_per_row=self.max_pages_per_row,
             captures_logits=captures_logits,
             store=store,
         )
         self._packer = Packer(
             num_slots=num_slots,
             num_pages=num_pages,
-            max_pages_per_row=max_pages_per_row,
+            max_pages_per_row=self.max_pages_per_row,
         )
         self._state = DeviceState(
             kv=new_kv(model.config, num_pages, page_size, dtype),
@@ -119,7 +123,7 @@ class Engine:
             model=model_digest(self.model.config),
             dtype=self.dtype.name,
             page_size=self.page_size,
-            block_tokens=self.programs.table.block_tokens,
+            block_tokens=self.block_tokens,
             commit=commit,
         )
 
@@ -137,10 +141,10 @@ class Engine:
         """Makes programs; any thread may, while another one runs steps."""
         self.programs.compile(buckets, self._abstract, should_stop=should_stop)
 
-    def warm_up(self) -> None:
-        """Makes every program of the table and runs each once on padding."""
-        self.compile(self.programs.table.buckets)
-        for bucket in self.programs.table.buckets:
+    def warm_up(self, buckets: Sequence[Bucket]) -> None:
+        """Makes all programs that there will be, and runs each once on padding."""
+        self.compile(buckets)
+        for bucket in buckets:
             self.first_run(bucket)
         self.programs.mark_warm()
 
@@ -154,13 +158,13 @@ class Engine:
         """Times programs at a short context, a long decode and a long block.
 
         Nothing is written that a request could read, so steps of requests may run
-        between two samples; none may be in flight while one is drawn. Shapes are
-        visited in rounds, so that a slow moment does not fall on one shape.
+        between two samples; none may be in flight while one is drawn. Buckets are
+        visited in rounds, so that a slow moment does not fall on one bucket.
 
         Args:
-          buckets: Shapes that have been compiled and run.
+          buckets: Those that have been compiled and run.
         """
-        long = min(_TIMED_LONG_PAGES, self._packer.max_pages_per_row)
+        long = min(_TIMED_LONG_PAGES, self.max_pages_per_row)
         for _ in range(repeats):
             for bucket in buckets:
                 contexts = [(1, 1), (long, 1)]
@@ -190,7 +194,7 @@ class Engine:
         """Enqueues a dispatched plan; steps run in the order they are launched.
 
         Raises:
-          UncompiledShapeError: if the plan's bucket was not compiled.
+          UncompiledBucketError: if the plan's bucket was not compiled.
         """
         start_s = time.perf_counter()
         packed = self._packer.pack(plan)

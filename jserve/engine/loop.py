@@ -15,10 +15,11 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
+from jserve.engine.interface import Listener
 from jserve.engine.step_records import StepRecords
 from jserve.engine.warm_up import WarmUp, start_up_table
 from jserve.records.events import (
@@ -41,8 +42,6 @@ _RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
 _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
-Listener = Callable[[Sequence[TokenEvent]], object]
-
 
 @dataclasses.dataclass(frozen=True)
 class _InFlight:
@@ -52,13 +51,11 @@ class _InFlight:
 
 
 class EngineLoop:
-    """Serves requests; every method may be called from any thread.
+    """A `ServingEngine`: one scheduler and one engine, in one thread.
+
+    `ServingEngine` says what its methods do and raise.
 
     Attributes:
-      clock: Gives the times in events and deadlines.
-      vocab_size: All token ids are below it.
-      max_model_len: Most tokens of prompt and output together.
-      num_kv_tokens: Tokens that the KV pool holds.
       warm_up: Makes the engine's programs; runs alone if the loop is not started.
     """
 
@@ -77,8 +74,7 @@ class EngineLoop:
         self.clock: Clock = WallClock()
         self.model_name = engine.model.config.name
         self.vocab_size = engine.model.config.vocab_size
-        self.max_model_len = scheduler.max_model_len
-        self.num_kv_tokens = engine.num_pages * engine.page_size
+        self.limits = scheduler.limits
         self._engine = engine
         self._scheduler = scheduler
         self.warm_up = warm_up
@@ -93,7 +89,7 @@ class EngineLoop:
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
         self._in_use: set[str] = set()  # ids not to be used again yet
-        self._num_untold = 0  # requests whose listener has not heard their end
+        self._num_open = 0  # requests whose end is not published yet
         self._is_stopping = False
         self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
 
@@ -120,30 +116,19 @@ class EngineLoop:
             return self._health in wanted
 
     def submit(self, request: Request) -> None:
-        """Hands a request over; its tokens come to the listener.
-
-        Raises:
-          ValueError: if it can never run, or its id is in use.
-          QueueFullError: if too many wait.
-          NotServingError: while starting, draining or failed.
-        """
-        self._scheduler.check_fits(request.num_prompt_tokens, request.max_tokens)
+        """Hands a request over; its tokens come to the listener."""
+        self.limits.check(request.num_prompt_tokens, request.max_tokens)
         with self._changed:
             self.check_open()
             if request.request_id in self._in_use:
                 raise ValueError(f"request id {request.request_id!r} is in use")
             self._submitted.append(request)
             self._in_use.add(request.request_id)
-            self._num_untold += 1
+            self._num_open += 1
             self._changed.notify_all()
 
     def check_open(self) -> None:
-        """Checks that one more request would be taken now, whatever it asks.
-
-        Raises:
-          QueueFullError: if too many wait.
-          NotServingError: while starting, draining or failed.
-        """
+        """Checks that one more request would be taken now, of any size."""
         with self._changed:
             if self._health not in (Health.READY, Health.WARM):
                 raise NotServingError(f"the engine is {self._health.value}")
@@ -170,21 +155,17 @@ class EngineLoop:
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
-        """Refuses new requests and lets the others finish; no more is compiled.
-
-        Returns:
-          Whether all finished; those left after `timeout_s` are cancelled.
-        """
+        """Refuses new requests and lets the others finish; no more is compiled."""
         with self._changed:
             if self._health in _ORDER:
                 self._health = Health.DRAINING
                 self._changed.notify_all()
             self.warm_up.begin_no_more()
-            is_done = self._changed.wait_for(lambda: not self._num_untold, timeout_s)
+            is_done = self._changed.wait_for(lambda: not self._num_open, timeout_s)
             if not is_done:
                 self._cancelled.extend(self._in_use)
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._num_untold, _CANCEL_TIMEOUT_S)
+                self._changed.wait_for(lambda: not self._num_open, _CANCEL_TIMEOUT_S)
             return is_done
 
     def stop(self) -> None:
@@ -240,7 +221,7 @@ class EngineLoop:
             if self._health in _ORDER:
                 self.warm_up.start(self._notify)
             self._serve()
-        except BaseException as error:  # of any kind: clients must hear of it
+        except BaseException as error:  # of any kind: clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
             self._fail(f"the engine failed: {error}")
         finally:
@@ -288,7 +269,7 @@ class EngineLoop:
             ids = sorted(self._in_use)
             self._submitted.clear()
             self._in_use.clear()
-            self._num_untold = 0
+            self._num_open = 0
             self._health = Health.FAILED
             self._changed.notify_all()
         now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
@@ -389,6 +370,6 @@ class EngineLoop:
         self._listener(events)
         if ended:
             with self._changed:
-                self._num_untold -= len(ended)
+                self._num_open -= len(ended)
                 self._finish_times_s.extend([now_s] * len(ended))
                 self._changed.notify_all()

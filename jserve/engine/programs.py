@@ -23,13 +23,13 @@ from jserve.engine.program_store import ProgramStore
 from jserve.records.events import ProgramStart
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import KvCache, StepShape
-from jserve_sched.buckets.table import Bucket, BucketTable
+from jserve_sched.buckets.table import Bucket
 
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
 _Tree = TypeVar("_Tree")
 
 
-class UncompiledShapeError(RuntimeError):
+class UncompiledBucketError(RuntimeError):
     """A step was asked for in a bucket that is not compiled."""
 
 
@@ -55,7 +55,6 @@ class Programs:
     there for `has` and `run` from the moment it is made.
 
     Attributes:
-      table: The buckets.
       reports: What each program cost, in the order they were made.
       wall_s: Seconds spent in `compile`.
     """
@@ -64,13 +63,11 @@ class Programs:
         self,
         *,
         model: LoadedModel,
-        table: BucketTable,
         max_pages_per_row: int,
         captures_logits: bool,
         store: ProgramStore | None = None,
     ):
         """Makes no program yet; with `captures_logits` steps return logits too."""
-        self.table = table
         self.reports: list[ProgramStart] = []
         self.wall_s = 0.0
         self._model = model
@@ -90,7 +87,7 @@ class Programs:
 
     @property
     def buckets(self) -> frozenset[Bucket]:
-        """The shapes that can run at this moment."""
+        """The buckets in which a step can run at this moment."""
         return frozenset(tuple(self._compiled))
 
     @property
@@ -105,11 +102,11 @@ class Programs:
         self._num_compiles_when_warm = COMPILE_LOG.num_compiles
 
     def has(self, bucket: Bucket) -> bool:
-        """Returns whether a step of this shape can run."""
+        """Returns whether a step can run in this bucket."""
         return bucket in self._compiled
 
     def step_function(self, bucket: Bucket) -> Callable[..., tuple[Any, ...]]:
-        """Returns the pure step of one shape.
+        """Returns the pure step of one bucket.
 
         It takes (leaves, kv, slot_tokens, packed) and returns (kv, slot_tokens,
         tokens `[S]` int32), and with captured logits also logits and scores
@@ -183,7 +180,7 @@ class Programs:
         )
         packed = jax.ShapeDtypeStruct((size,), np.int32)
         arguments = (self._leaves, *state, packed)
-        # All that tells a program from others of the same code.
+        # All in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
             for x in jax.tree.leaves(arguments)
@@ -241,13 +238,12 @@ class Programs:
           The new state, and what `step_function` returns after it.
 
         Raises:
-          UncompiledShapeError: if the bucket was not compiled.
+          UncompiledBucketError: if the bucket was not compiled.
         """
         compiled = self._compiled.get(bucket)
         if compiled is None:
-            raise UncompiledShapeError(
-                f"no program for {bucket} (compiled: {self.num_compiled} of "
-                f"{len(self.table.buckets)} in the table)"
+            raise UncompiledBucketError(
+                f"no program for {bucket}, but for {self.num_compiled} other buckets"
             )
         kv, slot_tokens, *out = compiled(self._model.leaves, *state, packed)
         return DeviceState(kv, slot_tokens), tuple(out)

@@ -41,7 +41,7 @@ class StepRecords:
         Args:
           prices: The step-time table.
           recorder: Takes every record; closed by `close`.
-          header: Tells what holds for the steps that come next, for the recorder.
+          header: Returns what holds for the steps that come next, for the recorder.
         """
         self.num_steps = 0
         self._prices = prices

@@ -1,9 +1,9 @@
 """Warm-up: from an engine that has compiled nothing to one that has nothing left to.
 
 Compiling needs no device and running needs no compiler, so both go on at once. First a
-covering set is made, the few large buckets in which every step can run, and requests
-are served. Then a thread compiles finer tables, most valuable edge first, and the
-thread that runs the engine takes each over between two steps:
+covering table is made, the few large buckets in which every step can run, and requests
+are served. Then a thread compiles the finer tables of the bucket plan, in its order,
+and the thread that runs the engine takes each over between two steps:
 
     a thread           compile table 1 | compile table 2 | ...          | choose
     the engine's       ...step, run 1, step, use 1, step, run 2, ..., time all, use
@@ -28,6 +28,7 @@ from jserve.progress import Progress
 from jserve.records.events import ProgramStart, StartUp
 from jserve.timing.serving_predictor import ServingPredictor
 from jserve.timing.step_times import save_step_times
+from jserve_sched.buckets.growth import BucketPlan
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.timing.predictor import StepSample
@@ -55,7 +56,7 @@ class WarmUp:
         *,
         engine: Engine,
         scheduler: Scheduler,
-        tables: Sequence[BucketTable],
+        plan: BucketPlan,
         predictor: TablePredictor,
         is_timed: bool,
         times_path: pathlib.Path | None,
@@ -66,8 +67,9 @@ class WarmUp:
         """Does nothing yet.
 
         Args:
-          tables: The covering one first, each with all edges of the one before it.
-          predictor: Of the last table; prices steps until all is warm.
+          scheduler: Plans with the covering table of `plan`.
+          plan: The tables to compile and to hand over, in this order.
+          predictor: Of the final table; prices steps until all is warm.
           is_timed: Whether the predictor holds its step times already.
           times_path: Where they are kept once measured; None for nowhere.
           choose: Given the table reached, picks what plans once all is warm.
@@ -78,8 +80,8 @@ class WarmUp:
         self.progress = progress or Progress()
         self._engine = engine
         self._scheduler = scheduler
-        self._tables = tuple(tables)
-        self._left = collections.deque(self._tables[1:])
+        self._plan = plan
+        self._left = collections.deque(plan.tables[1:])
         self._predictor = predictor
         self._is_timed = is_timed
         self._times_path = times_path
@@ -98,8 +100,8 @@ class WarmUp:
 
     @property
     def num_programs_total(self) -> int:
-        """Programs made, and those the last table still lacks."""
-        return len(self._engine.programs.buckets | set(self._tables[-1].buckets))
+        """Programs made, and those the final table still lacks."""
+        return len(self._engine.programs.buckets | set(self._plan.final.buckets))
 
     def start_up(self) -> StartUp:
         """Returns how it went so far."""
@@ -131,18 +133,18 @@ class WarmUp:
             raise OSError(f"{lost} could not be kept in the compile cache")
 
     def cover(self) -> None:
-        """Makes the covering set; after it the engine can run every step.
+        """Makes the covering table; after it the engine can run every step.
 
         It ends early after `begin_no_more`.
         """
         self._start_s = time.perf_counter()
-        table = self._tables[0]
+        table = self._plan.covering
         self._show_compiling(len(table.buckets))
         self._compile(table)
         if self._stopping.is_set():
             return
         self._reach("covering_s")
-        for _ in self._take_over(table, table.buckets):
+        for _ in self._first_runs(table.buckets):
             pass
         self._reach("ready_s")
 
@@ -167,7 +169,7 @@ class WarmUp:
         self.progress.close()
 
     def is_due(self, *, is_idle: bool) -> bool:
-        """Tells whether a turn has something to do, and may do it now.
+        """Returns whether a turn has something to do, and may do it now.
 
         Beside live requests, when it is not `is_idle`, turns get a quarter of the time.
         """
@@ -204,7 +206,7 @@ class WarmUp:
     def _finish(self) -> Iterator[_Job | None]:
         """Yields at the end of each piece, or a job to wait for before the next."""
         self._show_compiling(self.num_programs_total)
-        reached = self._tables[0]
+        reached = self._plan.covering
         job = self._submit(self._compile_next)
         while True:
             yield job
@@ -216,7 +218,8 @@ class WarmUp:
             job = self._submit(self._compile_next)
             new = [one for one in table.buckets if one not in set(reached.buckets)]
             reached = table
-            yield from self._take_over(reached, new)
+            yield from self._first_runs(new)
+            self._scheduler.use_buckets(reached)
         if not self._is_timed:
             yield from self._time_all()
         self.progress.begin("choosing the predictor")
@@ -234,17 +237,16 @@ class WarmUp:
         job.add_done_callback(lambda _: self._wake())
         return job
 
-    def _take_over(self, table: BucketTable, new: Sequence[Bucket]) -> Iterator[None]:
-        """Runs what is new in a table, and lets the scheduler plan with it."""
-        for bucket in new:
+    def _first_runs(self, buckets: Sequence[Bucket]) -> Iterator[None]:
+        """Runs new programs before a step needs them, and prices their steps."""
+        for bucket in buckets:
             self._engine.first_run(bucket)
             yield
         if not self._is_timed:
-            for sample in self._engine.timed_pass(new, repeats=1):
+            for sample in self._engine.timed_pass(buckets, repeats=1):
                 self._rough.append(sample)
                 yield
             self._predictor.fit(self._rough)
-        self._scheduler.use_buckets(table)
 
     def _time_all(self) -> Iterator[None]:
         buckets = self._scheduler.buckets.buckets
@@ -272,7 +274,7 @@ class WarmUp:
         self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
-        if not self._is_timed and reached == self._tables[-1]:
+        if not self._is_timed and reached == self._plan.final:
             path = self._times_path
             self._are_times_lost = not path or not save_step_times(
                 path, self._predictor

@@ -6,21 +6,18 @@ import functools
 import hmac
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 
 from jserve.config import ServerConfig
+from jserve.engine.interface import ServingEngine
 from jserve.server.errors import ApiError, install_error_handlers
 from jserve.server.openai_routes import openai_router
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
 from jserve.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
 
 _ABSORB_S = 10.0  # long before the step log wraps around
 _STOP_TIMEOUT_S = 5.0
@@ -70,7 +67,7 @@ async def _absorb_steps(service: Service) -> None:
         service.metrics.absorb_steps()
 
 
-async def _stop(engine: "EngineLoop") -> bool:
+async def _stop(engine: ServingEngine) -> bool:
     """Stops the engine; False if it does not stop soon: it may be in a compiler."""
     thread = threading.Thread(target=engine.stop, name="jserve-stop", daemon=True)
     thread.start()
@@ -81,7 +78,7 @@ async def _stop(engine: "EngineLoop") -> bool:
 
 
 def build_app(
-    engine: "EngineLoop", tokenizer: Tokenizer, config: ServerConfig
+    engine: ServingEngine, tokenizer: Tokenizer, config: ServerConfig
 ) -> FastAPI:
     """Returns the application; its lifespan starts and stops the engine.
 

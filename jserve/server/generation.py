@@ -11,10 +11,11 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError, TokenEvent
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import (
@@ -28,9 +29,6 @@ from jserve.server.metrics import ServerMetrics
 from jserve.server.stop_strings import StopFinder
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import FinishReason, Request
-
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
@@ -239,7 +237,7 @@ class Reply:
 class TokenRouter:
     """Knows which reply each live request belongs to. Lives on the event loop."""
 
-    def __init__(self, engine: "EngineLoop", metrics: ServerMetrics):
+    def __init__(self, engine: ServingEngine, metrics: ServerMetrics):
         self._engine = engine
         self._metrics = metrics
         self._targets: dict[str, tuple[Reply, int]] = {}
@@ -258,7 +256,7 @@ class TokenRouter:
         """Submits all requests of a reply, or none.
 
         Raises:
-          ValueError: if one can never run.
+          ValueError: if one can never run, or its id is in use.
           QueueFullError: if too many wait.
           NotServingError: if the engine takes none.
         """

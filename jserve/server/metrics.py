@@ -6,16 +6,14 @@ What the engine counts is read from its snapshot and its step log on each scrape
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import prometheus_client
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import Health, QueueFullError
-
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
 
 _TTFT_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -81,7 +79,7 @@ class ServerMetrics(Collector):
       publish_s: Detokenising and encoding all tokens of one engine step.
     """
 
-    def __init__(self, engine: "EngineLoop", model_name: str):
+    def __init__(self, engine: ServingEngine, model_name: str):
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self._engine = engine
         self._model_name = model_name

@@ -62,7 +62,7 @@ def openai_router(service: Service) -> APIRouter:
             "object": "model",
             "created": started_s,
             "owned_by": "jserve",
-            "max_model_len": service.context_tokens,
+            "max_model_len": service.engine.limits.context_tokens,
         }
 
     async def answer(model: type[GenerationRequest], request: Request) -> Response:

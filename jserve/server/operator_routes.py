@@ -1,10 +1,6 @@
 """Endpoints for those who run the server: health, metrics, steps, what it is."""
 
 import dataclasses
-import functools
-import importlib.metadata
-import platform
-import sys
 from typing import Annotated, Any
 
 import prometheus_client
@@ -12,27 +8,12 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 import jserve
+from jserve.engine.facts import engine_facts
 from jserve.records.events import Health, StepRecord
 from jserve.server.service import Service
 
 MAX_STEPS_A_CALL = 20_000
 _FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    names = ("jax", "flax", "numpy")
-    own = {"jserve": jserve.__version__, "python": platform.python_version()}
-    return own | {name: importlib.metadata.version(name) for name in names}
-
-
-def _device() -> dict[str, Any] | None:
-    """Describes what the engine computes on; None where no engine has loaded JAX."""
-    jax = sys.modules.get("jax")
-    if jax is None:
-        return None
-    one, *_ = devices = jax.devices()
-    return {"platform": one.platform, "kind": one.device_kind, "count": len(devices)}
 
 
 def health_router(service: Service) -> APIRouter:
@@ -41,7 +22,7 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
-        """Tells how far start-up has come; the status is 200 once it is ready.
+        """Returns how far start-up has come; the status is 200 once it is ready.
 
         `alive`: the process answers. `ready`: requests are served, in the buckets
         compiled so far. `warm`: no bucket is left to compile or to time.
@@ -75,7 +56,7 @@ def health_router(service: Service) -> APIRouter:
 
 
 def inspection_router(service: Service) -> APIRouter:
-    """Returns the endpoints under /jserve: shapes, times and settings, no text."""
+    """Returns the endpoints under /jserve: sizes, times and settings, no text."""
     router = APIRouter()
 
     @router.get("/steps")
@@ -98,21 +79,12 @@ def inspection_router(service: Service) -> APIRouter:
 
     @router.get("/info")
     async def info() -> dict[str, Any]:
-        engine = service.engine
-        return {
+        return engine_facts(service.engine) | {
             "model": service.model_name,
-            "max_model_len": engine.max_model_len,
             "max_body_bytes": service.max_body_bytes,
-            "vocab_size": engine.vocab_size,
-            "num_kv_tokens": engine.num_kv_tokens,
-            "engine": engine.config,
             "server": service.config,
             "service_classes": service.classes.classes,
-            "stats": engine.stats(),
             "publish_s": service.router.publish_times_s(),
-            "device": _device(),
-            "versions": _versions(),
-            "now_s": engine.clock.now_s(),
         }
 
     return router

@@ -4,11 +4,11 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jserve.config import ServerConfig
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
@@ -30,10 +30,8 @@ from jserve.server.protocol import (
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
 from jserve.text.tokenizer import Tokenizer
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
-
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
 
 _DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
 _NOT_SERVING_RETRY_S = 5.0
@@ -53,7 +51,7 @@ class Service:
 
     def __init__(
         self,
-        engine: "EngineLoop",
+        engine: ServingEngine,
         tokenizer: Tokenizer,
         config: ServerConfig,
         classes: ServiceClasses,
@@ -69,10 +67,8 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
-        # Most tokens of prompt and output together that can run here.
-        self.context_tokens = min(engine.max_model_len, engine.num_kv_tokens)
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
-            self.context_tokens
+            engine.limits.context_tokens
         )
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
@@ -167,27 +163,22 @@ class Service:
 
     def _max_tokens(self, body: GenerationRequest, num_prompt_tokens: int) -> int:
         """Returns the most output tokens after a prompt of this length."""
-        code, context = "context_length_exceeded", self.context_tokens
-        room = context - num_prompt_tokens
-        default, name, number = room, "max_tokens", body.max_tokens
-        if not isinstance(body, ChatRequest):
-            default = min(_DEFAULT_COMPLETION_TOKENS, room)
-        elif body.max_completion_tokens is not None:
-            name, number = "max_completion_tokens", body.max_completion_tokens
-        if room < 1:
-            message = f"the prompt has {num_prompt_tokens} tokens; the context is "
-            message += f"{context} tokens, prompt and at least 1 of output together"
-            param = "messages" if isinstance(body, ChatRequest) else "prompt"
-            raise ApiError(message, param, code=code)
-        if number is None:
-            return default
-        if number > room:
-            message = (
-                f"{name}={quote(number)} is over {room}: the context is {context} "
-            )
-            message += f"tokens and the prompt has {num_prompt_tokens}"
-            raise ApiError(message, name, code=code)
-        return number
+        limits = self.engine.limits
+        room = limits.context_tokens - num_prompt_tokens
+        prompt, default = "prompt", min(_DEFAULT_COMPLETION_TOKENS, room)
+        name, number = "max_tokens", body.max_tokens
+        if isinstance(body, ChatRequest):
+            prompt, default = "messages", room
+            if body.max_completion_tokens is not None:
+                name, number = "max_completion_tokens", body.max_completion_tokens
+        max_tokens = default if number is None else number
+        try:
+            limits.check(num_prompt_tokens, max_tokens, name)
+        except TooLongError as error:
+            param = prompt if room < 1 else name
+            code = "context_length_exceeded"
+            raise ApiError(str(error), param, code=code) from None
+        return max_tokens
 
     def _reply(
         self,

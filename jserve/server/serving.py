@@ -1,9 +1,9 @@
-"""Listens, serves, and goes when told to.
+"""Listens, serves, and drains on a signal.
 
-On the first SIGTERM or SIGINT the socket stays open. New requests hear 503 while
-running ones finish; only then does the server close, and the process ends with 0. A
-second SIGINT ends it at once. When the engine has failed nothing can be served any
-more: all clients are told, and the process ends with another status, so that its
+On the first SIGTERM or SIGINT the socket stays open. New requests are answered with 503
+while running ones finish; only then does the server close, and the process ends with 0.
+A second SIGINT ends it at once. When the engine has failed nothing can be served any
+more: all clients get an error, and the process ends with another status, so that its
 supervisor starts it again.
 """
 
@@ -15,23 +15,20 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from jserve.config import ServerConfig
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import Health
 from jserve.server.http_limits import BoundedHttp
-
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
 
 FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
 
 _LOGGER = logging.getLogger(__name__)
 _WATCH_S = 0.1
-_FAILED_GRACE_S = 1.0  # for streams to hear of it, and /health to be asked
+_FAILED_GRACE_S = 1.0  # for streams to end, and /health to be asked
 _FLUSH_TIMEOUT_S = 5  # for connections to take their last bytes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -87,13 +84,13 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
     )
 
 
-async def _wait_for_failure(engine: "EngineLoop") -> None:
+async def _wait_for_failure(engine: ServingEngine) -> None:
     while engine.health is not Health.FAILED:
         await asyncio.sleep(_WATCH_S)
 
 
 async def _serve(
-    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: ServingEngine, config: ServerConfig, listener: socket.socket
 ) -> int:
     server = make_server(app, config)
     leaving = asyncio.Event()
@@ -108,12 +105,14 @@ async def _serve(
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    told = asyncio.create_task(leaving.wait())
+    signalled = asyncio.create_task(leaving.wait())
     failed = asyncio.create_task(_wait_for_failure(engine))
     try:
-        await asyncio.wait({serving, told, failed}, return_when=asyncio.FIRST_COMPLETED)
-        is_told = leaving.is_set()
-        if is_told:
+        await asyncio.wait(
+            {serving, signalled, failed}, return_when=asyncio.FIRST_COMPLETED
+        )
+        is_signalled = leaving.is_set()
+        if is_signalled:
             timeout_s = config.drain_timeout_s
             _LOGGER.info(
                 "draining: new requests are refused, running ones have %g s", timeout_s
@@ -126,13 +125,13 @@ async def _serve(
         server.should_exit = True
         await serving
     finally:
-        told.cancel()
+        signalled.cancel()
         failed.cancel()
-    return 0 if is_told else FAILED_STATUS
+    return 0 if is_signalled else FAILED_STATUS
 
 
 def serve(
-    app: FastAPI, engine: "EngineLoop", config: ServerConfig, listener: socket.socket
+    app: FastAPI, engine: ServingEngine, config: ServerConfig, listener: socket.socket
 ) -> int:
     """Serves until a signal, or until the engine fails.
 

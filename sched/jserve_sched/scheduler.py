@@ -22,6 +22,7 @@ from jserve_sched.planning.outlook import Outlook, SearchTotals
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import LookaheadPolicy, Policy
+from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.output_lengths import (
     LengthBook,
     LengthErrors,
@@ -58,6 +59,7 @@ class Scheduler:
     """Owns requests, slots and the ledger; asks the policy what to run.
 
     Attributes:
+      limits: What a single request may hold.
       counters: Totals since start.
       searches: Totals of a policy that looks ahead.
     """
@@ -104,7 +106,7 @@ class Scheduler:
         self.buckets = buckets
         self.ledger = ledger
         self.predictor = predictor
-        self.max_model_len = max_model_len
+        self.limits = RequestLimits(max_model_len, ledger.num_pages * ledger.page_size)
         self.max_num_seqs = max_num_seqs
         self.counters = SchedulerCounters()
         self._max_num_batched_tokens = max_num_batched_tokens
@@ -153,30 +155,16 @@ class Scheduler:
         """Whether a request is live or a plan is in flight."""
         return bool(self._requests or self._in_flight or self._holders)
 
-    def check_fits(self, num_prompt_tokens: int, max_tokens: int) -> None:
-        """Checks that a request of this size can ever run.
-
-        Raises:
-          ValueError: if it exceeds the context or the KV pool.
-        """
-        total = num_prompt_tokens + max_tokens
-        pool_tokens = self.ledger.num_pages * self.ledger.page_size
-        for limit, name in ((self.max_model_len, "context"), (pool_tokens, "KV pool")):
-            if total > limit:
-                raise ValueError(
-                    f"{num_prompt_tokens} prompt tokens and max_tokens={max_tokens} "
-                    f"are {total} tokens, over the {name} of {limit}"
-                )
-
     def submit(self, request: Request) -> None:
         """Takes a request in.
 
         Raises:
-          ValueError: if it can never run, or its id is in use.
+          TooLongError: if it can never run.
+          ValueError: if its id is in use.
         """
         if request.request_id in self._requests:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        self.check_fits(request.num_prompt_tokens, request.max_tokens)
+        self.limits.check(request.num_prompt_tokens, request.max_tokens)
         if self.ledger.enable_prefix_caching:
             request.page_hashes = chain_hashes(
                 request.prompt_tokens, self.ledger.page_size

@@ -7,7 +7,7 @@ import pytest
 from jserve import planning
 from jserve.build import build_engine, build_loop
 from jserve.config import EngineConfig
-from jserve.engine.bucket_plan import choose_buckets
+from jserve.engine.bucket_plan import plan_buckets
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.annealing.search import anneal
@@ -22,6 +22,7 @@ from tests.engine_harness import small_config
         ({"max_num_batched_tokens": 20}, "max_num_batched_tokens=20"),
         ({"page_size": 100}, "page_size=100 is not a multiple of block_tokens=32"),
         ({"dtype": "int4"}, "dtype='int4' is not one of"),
+        ({"bucket_strategy": "pow3"}, "'pow3' is unknown; known: .*'explicit', 'fit"),
         ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
         ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),
         ({"max_compile_s": -1.0}, "max_compile_s=-1.0"),
@@ -39,12 +40,14 @@ def test_what_cannot_be_built_is_named(fields: dict[str, object], message: str) 
 
 
 def test_the_strategy_goes_by_what_is_given(tmp_path: pathlib.Path) -> None:
-    assert EngineConfig().bucket_strategy == "pow2"
-    assert EngineConfig(buckets=tmp_path).bucket_strategy == "explicit"
-    fitted = EngineConfig(bucket_strategy="fitted", buckets=tmp_path)
-    assert fitted.bucket_strategy == "fitted"
+    assert EngineConfig().strategy == "pow2"
+    path = tmp_path / "buckets.json"
+    path.touch()
+    assert EngineConfig(buckets=path).strategy == "explicit"
+    fitted = EngineConfig(bucket_strategy="fitted", buckets=path)
+    assert fitted.strategy == "fitted"
     linear = EngineConfig(bucket_strategy="linear:block_gap=4")
-    assert 4 in choose_buckets(linear).block_edges
+    assert 4 in plan_buckets(linear).final.block_edges
 
 
 def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> None:
@@ -52,7 +55,7 @@ def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> 
         **{"model": "toy", "buckets": None, "max_programs": 6, "max_num_seqs": 16}
     )
     with caplog.at_level(logging.WARNING, logger="jserve"):
-        table = build_engine(config).programs.table
+        table = plan_buckets(config).final
     assert 4 <= table.num_programs <= 6
     assert (table.max_rows, table.max_blocks) == (16, 4)
     assert "max_programs=6: " in caplog.text and "left out" in caplog.text
@@ -116,7 +119,7 @@ def test_default_programs_update_the_cache_in_place() -> None:
     config = EngineConfig(compile_cache_dir="")
     engine = build_engine(config)
     assert engine.kv_bytes == config.kv_cache_bytes
-    table = engine.programs.table
+    table = plan_buckets(config).final
     assert len(table.buckets) == 30
     # Whatever else differs lies between these.
     corners = [

@@ -69,7 +69,7 @@ def test_without_a_file_there_is_no_fault() -> None:
 
 def test_a_latency_file_that_is_none_is_refused_by_name(tmp_path) -> None:
     path = tmp_path / "request_latency.json"
-    with pytest.raises(ValueError, match=r"request_latency=.*No such file"):
+    with pytest.raises(ValueError, match=r"request_latency=.* is not a file"):
         read_request_latency(EngineConfig(request_latency=path))
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"request_latency=.*prefill"):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets.table import BucketTable
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason
 from jserve_sched.steps.plan import PlanEnd, StepPlan
 from tests.fakes import (
@@ -150,13 +151,11 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
         make_scheduler(page_size=6)
 
 
-def test_a_request_fits_the_context_and_the_pool_or_is_refused() -> None:
+def test_a_request_that_can_never_run_or_whose_id_is_in_use_is_refused() -> None:
     scheduler = make_scheduler(num_pages=4, page_size=8, max_model_len=64)
     scheduler.submit(make_request(20, 12))
-    with pytest.raises(ValueError, match="are 33 tokens, over the KV pool of 32"):
+    with pytest.raises(TooLongError, match="max_tokens=13 is over 12: the KV pool"):
         scheduler.submit(make_request(20, 13))
-    with pytest.raises(ValueError, match="are 65 tokens, over the context of 64"):
-        scheduler.submit(make_request(20, 45))
     scheduler.submit(make_request(8, 5, request_id="a"))
     with pytest.raises(ValueError, match="in use"):
         scheduler.submit(make_request(8, 5, request_id="a"))

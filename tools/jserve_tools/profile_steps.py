@@ -26,6 +26,7 @@ from jserve.config import EngineConfig, check_range, check_writable
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
+from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.features import SCENARIOS, scenarios
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.predictor import StepSample, stack_samples
@@ -108,11 +109,13 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
     import jax  # takes a second, which --help need not
 
     from jserve.build import build_engine
+    from jserve.engine.bucket_plan import plan_buckets
 
     logging.getLogger("jax").setLevel(logging.WARNING)
+    table = plan_buckets(engine_config).final
     engine = build_engine(engine_config)
     limits = ProfileLimits(
-        table=engine.programs.table,
+        table=table,
         max_num_seqs=engine_config.max_num_seqs,
         max_num_batched_tokens=engine_config.max_num_batched_tokens,
         max_model_len=engine.max_model_len,
@@ -124,7 +127,7 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
     )
     plans = profile_plans(limits, shapes_rng, num_random=config.num_random_shapes)
     matrix = np.stack([plan.features for plan in plans])
-    timed, duration_s = _measure(engine, plans, config, order_rng)
+    timed, duration_s = _measure(engine, table.buckets, plans, config, order_rng)
     timed_features, timed_s = stack_samples(timed)
     summary = _summary(matrix, duration_s)
     facts = plain(
@@ -134,8 +137,10 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
             "numpy": np.__version__,
             "model": engine_config.model,
             "predictor": engine.predictor_facts(commit=commit() or ""),
-            "engine": engine_config,
-            "buckets": limits.table.to_json(),
+            "engine": dataclasses.replace(
+                engine_config, bucket_strategy=engine_config.strategy
+            ),
+            "buckets": table.to_json(),
             "max_model_len": limits.max_model_len,
             "num_kv_tokens": engine.num_pages * engine.page_size,
             "seed": config.seed,
@@ -164,6 +169,7 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
 
 def _measure(
     engine: "Engine",
+    buckets: Sequence[Bucket],
     plans: Sequence[StepPlan],
     config: ProfileConfig,
     rng: np.random.Generator,
@@ -174,9 +180,8 @@ def _measure(
       RuntimeError: If a program was compiled while steps were measured.
     """
     progress = Progress(timed_lines())
-    buckets = engine.programs.table.buckets
     with progress.doing(f"compiling {len(buckets)} programs"):
-        engine.warm_up()
+        engine.warm_up(buckets)
         timed = list(engine.timed_pass(buckets))
     num_runs, num_done = len(plans) * (config.warmup_rounds + config.rounds), 0
 

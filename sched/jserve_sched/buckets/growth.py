@@ -1,4 +1,4 @@
-"""Bucket growth: in which order to add edges, and which to leave out.
+"""Bucket growth: in which order edges are added, and which are left out.
 
 A server starts with two programs and adds finer ones while it serves, and a table may
 be larger than the programs one can pay for. Both want the edges in order of value,
@@ -15,10 +15,48 @@ TableCost = Callable[[BucketTable], float]
 """Returns the expected seconds of a step under a table."""
 
 
-def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
-    """Returns nested tables, each with one edge more, from a covering set to `table`.
+@dataclasses.dataclass(frozen=True)
+class BucketPlan:
+    """Which buckets a server compiles, and in which order.
 
-    The covering set is the largest row edge with no prefill and with as many blocks
+    Attributes:
+      tables: Nested tables in the order of growth, each with one edge more than the
+        one before it.
+    """
+
+    tables: tuple[BucketTable, ...]
+
+    @property
+    def covering(self) -> BucketTable:
+        """The first table: its few large buckets hold every step."""
+        return self.tables[0]
+
+    @property
+    def final(self) -> BucketTable:
+        """The last table, with all edges."""
+        return self.tables[-1]
+
+    def within(self, max_programs: int) -> "BucketPlan":
+        """Returns the plan that ends at the last table of at most `max_programs`.
+
+        Raises:
+          ValueError: If not even the covering table is within the limit.
+        """
+        if self.covering.num_programs > max_programs:
+            raise ValueError(
+                f"max_programs={max_programs} is below {self.covering.num_programs}: "
+                f"without the table's largest edges (rows {self.covering.row_edges}, "
+                f"blocks {self.covering.block_edges}) some steps have no bucket"
+            )
+        return BucketPlan(
+            tuple(one for one in self.tables if one.num_programs <= max_programs)
+        )
+
+
+def plan_growth(table: BucketTable, cost_s: TableCost) -> BucketPlan:
+    """Returns the plan that grows, edge by edge, from a covering table to `table`.
+
+    The covering table is the largest row edge with no prefill and with as many blocks
     as fit beside it: two programs that can do everything, if slowly. Where more blocks
     fit beside fewer rows, it has that many blocks and such a row edge too. And where
     one row less than the most is an edge, that edge is in every table, since beside it
@@ -38,31 +76,11 @@ def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
         best = prices_s.index(min(prices_s))  # the first of equals: the smallest edge
         tables.append(smaller[best])
         now_s = costs_s[best]
-    return tables[::-1]
-
-
-def limit_programs(
-    table: BucketTable, max_programs: int, cost_s: TableCost
-) -> BucketTable:
-    """Returns the largest table of the growth within `max_programs`.
-
-    Raises:
-      ValueError: If not even a covering set is within the limit.
-    """
-    if table.num_programs <= max_programs:
-        return table
-    tables = growth(table, cost_s)
-    if tables[0].num_programs > max_programs:
-        raise ValueError(
-            f"max_programs={max_programs} is below {tables[0].num_programs}: without "
-            f"the table's largest edges (rows {tables[0].row_edges}, blocks "
-            f"{tables[0].block_edges}) some steps have no shape"
-        )
-    return next(one for one in reversed(tables) if one.num_programs <= max_programs)
+    return BucketPlan(tuple(reversed(tables)))
 
 
 def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
-    """Yields the tables between a table and its covering set, one edge smaller.
+    """Yields the tables between a table and its covering one, one edge smaller.
 
     By the edge that is left out, ascending, a row edge before a block edge.
     """

@@ -1,7 +1,7 @@
-"""Bucket strategies: which shapes to compile for a server's limits.
+"""Bucket strategies: which buckets to compile for a server's limits.
 
 A strategy picks the edges of each dimension by a rule. The limits are always edges, so
-whatever the rule leaves out, every step has a shape.
+whatever the rule leaves out, every step has a bucket.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def _max_blocks(
 
 
 class BucketStrategy:
-    """Chooses the shapes to compile for a server's limits.
+    """Chooses the buckets to compile for a server's limits.
 
     A rule has `_row_edges`, and `_block_edges` where that differs: ascending edges from
     the smallest count worth an edge to the limit.
@@ -216,10 +216,14 @@ def make_strategy(
     Raises:
       ValueError: If the strategy or an option is unknown, or a value is invalid.
     """
-    if spec in FROM_FILE:
+    name = spec.partition(":")[0]
+    if name in FROM_FILE:
         raise ValueError(
             f"bucket strategy {spec!r} needs a bucket file (buckets=FILE); without "
             f"one: {sorted(strategies)}"
         )
+    if name not in strategies:
+        known = sorted([*strategies, *FROM_FILE])
+        raise ValueError(f"bucket strategy {name!r} is unknown; known: {known}")
     strategy: BucketStrategy = make_from_spec(spec, strategies, kind="bucket strategy")
     return strategy

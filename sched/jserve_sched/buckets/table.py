@@ -20,7 +20,7 @@ DEFAULT_BLOCK_TOKENS = 32
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
 class Bucket:
-    """One compiled shape: `num_rows` B, `num_blocks` NB of `block_tokens` Q."""
+    """One static shape of a step: `num_rows` B, `num_blocks` NB of `block_tokens` Q."""
 
     num_rows: int
     num_blocks: int
@@ -37,12 +37,12 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class BucketTable:
-    """Every shape that may run: the pairs of row and block edges that can occur.
+    """Every bucket that may run: the pairs of row and block edges that can occur.
 
     Two kinds of pairs cannot. A pair of more than `max_tokens` token positions
     breaks the step's limit. And a step with prefill has at most one decode less than
     the largest row edge, since whose prompt it is holds a slot too: if that many rows
-    have an edge of their own, the largest row edge comes without prefill only.
+    are an edge themselves, the largest row edge comes without prefill only.
 
     Attributes:
       row_edges: Decode-row counts compiled, ascending, without repeats.
@@ -95,7 +95,7 @@ class BucketTable:
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
-        """All shapes that can occur, largest first."""
+        """All buckets that can occur, largest first."""
         return tuple(
             Bucket(rows, blocks, self.block_tokens)
             for rows in reversed(self.row_edges)
@@ -104,7 +104,7 @@ class BucketTable:
 
     @property
     def num_programs(self) -> int:
-        """Shapes that can occur, counted without making them."""
+        """Number of buckets that can occur, counted without making them."""
         return sum(self._num_block_edges(rows) for rows in self.row_edges)
 
     @functools.cached_property

@@ -113,7 +113,7 @@ class SimulatedEngine:
         """Hands a request with a prompt of these token ids to the scheduler.
 
         Raises:
-          ValueError: if it can never run.
+          TooLongError: if it can never run.
         """
         self.request_ids.append(one.request_id)
         max_tokens = max(one.declared_max_tokens, one.max_tokens)

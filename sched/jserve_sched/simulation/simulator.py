@@ -20,6 +20,7 @@ from jserve_sched.clock import Clock
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.outcomes import EngineCounters, Outcome
 from jserve_sched.policies.base import Policy
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
@@ -119,7 +120,7 @@ class _Simulation:
                 place = self._assignment(views)
             try:
                 self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
-            except ValueError:
+            except TooLongError:
                 self._tally.refuse(one)
 
     def turn(self, end_s: float) -> bool:

@@ -53,13 +53,7 @@ class TablePredictor:
         self._axes = tuple(np.array(axis, np.float64) for axis in axes)
         rows, blocks = np.meshgrid(*self._axes[:2], indexing="ij")
         # [3, B, NB]: seconds at one page, per further decode page and block page.
-        self._prior = np.stack(
-            (
-                _GUESS_STEP_S + _GUESS_TOKEN_S * (rows + blocks * table.block_tokens),
-                _GUESS_PAGE_S * rows,
-                _GUESS_PAGE_S * table.block_tokens * blocks,
-            )
-        )
+        self._prior = _guess(rows, blocks, table.block_tokens)
         self._places = [np.arange(len(axis), dtype=np.float64) for axis in self._axes]
         shape = tuple(len(axis) for axis in self._axes)
         self._log_ratio = np.zeros(shape)  # log(measured / prior), running mean
@@ -182,6 +176,26 @@ class TablePredictor:
         self._grid_s = _monotone(
             grid * np.exp(ratio), self._weight >= _MIN_TRUSTED_WEIGHT
         )
+
+
+def guess_step_s(matrix: np.ndarray, *, block_tokens: int) -> np.ndarray:
+    """Returns durations `[N]`, seconds, of features `[N, F]` before any is measured."""
+    rows, blocks, decode_pages, block_pages = matrix[:, _COLUMNS].T
+    found: np.ndarray = _at_pages(
+        _guess(rows, blocks, block_tokens), decode_pages, block_pages
+    )
+    return found
+
+
+def _guess(rows: np.ndarray, blocks: np.ndarray, block_tokens: int) -> np.ndarray:
+    """Returns `[3, ...]` seconds at one page, per further decode and block page."""
+    return np.stack(
+        (
+            _GUESS_STEP_S + _GUESS_TOKEN_S * (rows + blocks * block_tokens),
+            _GUESS_PAGE_S * rows,
+            _GUESS_PAGE_S * block_tokens * blocks,
+        )
+    )
 
 
 def _at_pages(prior: np.ndarray, decode_pages: Any, block_pages: Any) -> Any:

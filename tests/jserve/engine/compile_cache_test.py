@@ -54,7 +54,6 @@ def make_programs(cache: ProgramStore, *, stores: bool = True) -> list[str]:
     state = DeviceState(kv, jnp.zeros(4, jnp.int32))
     programs = Programs(
         model=model,
-        table=TABLE,
         max_pages_per_row=4,
         captures_logits=False,
         store=cache if stores else None,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jserve.engine.engine import Engine
-from jserve.engine.programs import DeviceState, UncompiledShapeError
+from jserve.engine.programs import DeviceState, UncompiledBucketError
 from jserve_models.toy import toy_next_token
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.request import Request
@@ -106,7 +106,7 @@ def test_stop_tokens_are_not_drawn_before_min_tokens(toy_engine: Engine) -> None
     assert len(request.output_tokens) > 4
 
 
-def test_an_unwarmed_shape_trips_the_guard(toy_engine: Engine) -> None:
+def test_a_bucket_that_is_not_compiled_is_an_error(toy_engine: Engine) -> None:
     plan = StepPlan(
         step_id=0,
         bucket=Bucket(3, 1),
@@ -117,7 +117,7 @@ def test_an_unwarmed_shape_trips_the_guard(toy_engine: Engine) -> None:
         features=np.zeros(NUM_FEATURES),
         ended_by=PlanEnd.NO_WORK,
     )
-    with pytest.raises(UncompiledShapeError, match="no program for B3xNB1"):
+    with pytest.raises(UncompiledBucketError, match="no program for B3xNB1"):
         toy_engine.launch(plan)
 
 

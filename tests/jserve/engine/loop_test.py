@@ -10,6 +10,7 @@ from jserve.records.events import Health, NotServingError, QueueFullError
 from jserve_models.toy import toy_next_token
 from jserve_sched.policies.base import LookaheadPolicy
 from jserve_sched.policies.registry import POLICIES, make_policy
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.requests.slo import Slo
 from tests.engine_harness import Inbox, build_toy_loop, start
@@ -34,7 +35,7 @@ def inbox(loop: EngineLoop) -> Inbox:
 
 
 def settle(loop: EngineLoop) -> None:
-    """Waits for the last record: it is written just after its tokens are told of."""
+    """Waits for the last record: it is written just after its tokens are published."""
     num_steps = -1
     while num_steps != loop.stats().num_steps:
         num_steps = loop.stats().num_steps
@@ -153,7 +154,7 @@ def test_an_id_in_use_or_a_request_too_long_is_refused(
     loop.submit(request)
     with pytest.raises(ValueError, match="'same' is in use"):
         loop.submit(make_request(5, 2, request_id="same"))
-    with pytest.raises(ValueError, match="context of"):
+    with pytest.raises(TooLongError, match="the context is 2048 tokens"):
         loop.submit(make_request(10, 5000))
     loop.cancel("same")
     inbox.wait_for(request)
@@ -194,7 +195,7 @@ def test_drain_lets_running_requests_finish(shared_programs: pathlib.Path) -> No
     loop.stop()
 
 
-def test_a_dead_engine_tells_everyone_and_takes_nobody(
+def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
     shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = build_toy_loop(shared_programs)

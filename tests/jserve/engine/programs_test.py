@@ -43,7 +43,6 @@ def state(model: LoadedModel) -> DeviceState:
 def make_programs(model: LoadedModel) -> Callable[[], Programs]:
     return lambda: Programs(
         model=model,
-        table=TABLE,
         max_pages_per_row=PAGES_PER_ROW,
         captures_logits=False,
     )
@@ -127,7 +126,6 @@ def test_a_stored_program_is_of_its_model_and_its_code(
     def make(model: LoadedModel = model) -> list[tuple[str, bool]]:
         programs = Programs(
             model=model,
-            table=TABLE,
             max_pages_per_row=PAGES_PER_ROW,
             captures_logits=False,
             store=ProgramStore(tmp_path, is_writable=True),

@@ -124,8 +124,8 @@ def test_a_request_is_answered_before_warm_up_ends(
     found = stats.start_up
     assert found.warm_s is not None and found.ready_s is not None
     assert found.warm_s > found.ready_s > found.covering_s
-    shapes = {(one.num_rows, one.num_blocks) for one in loop.steps(num_steps)}
-    assert shapes == {(4, 2), (4, 0)}, "the finer shapes are in use"
+    buckets = {(one.num_rows, one.num_blocks) for one in loop.steps(num_steps)}
+    assert buckets == {(4, 2), (4, 0)}, "the finer buckets are in use"
     loop.stop()
 
 
@@ -220,14 +220,14 @@ def test_the_time_for_compiling_counts_the_cores(
     programs.wall_s = 4.0
     monkeypatch.setattr("jserve.engine.warm_up.num_cpus", lambda: num_cpus)
     # Four are missing: 4 s so far, 4 s to trace, then 20 s on one core, 5 s on four.
-    table = warm_up._engine.programs.table
+    table = warm_up._plan.final
     monkeypatch.setattr(programs, "has", lambda bucket: bucket not in table.buckets[:4])
     monkeypatch.setattr(warm_up._engine, "compile", lambda *_, **__: None)
     warm_up._left = collections.deque([table])
     assert (warm_up._compile_next() is None) == (num_begun == 0)
 
 
-def test_what_could_not_be_kept_is_told(
+def test_what_could_not_be_kept_is_an_error(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warm_up = build_warm_up(config)
@@ -251,7 +251,7 @@ def refuse(draft: pathlib.Path, path: pathlib.Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_steps_are_recorded_with_the_shapes_they_ran_in(
+def test_steps_are_recorded_with_the_buckets_they_ran_in(
     config: EngineConfig, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "steps.log"
@@ -295,6 +295,7 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
 
 def test_a_drain_while_nothing_is_covered_ends_warm_up(config: EngineConfig) -> None:
     loop = build_loop(config)
+    assert loop._scheduler.buckets == loop.warm_up._plan.covering
     assert loop.drain(0.0)
     loop.start()
     loop.stop()

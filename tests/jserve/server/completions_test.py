@@ -29,7 +29,7 @@ def test_a_whole_completion(served):
 def test_max_tokens_defaults_to_16_and_for_a_chat_to_the_rest_of_the_context(served):
     assert served.complete().json()["usage"]["completion_tokens"] == 16
     usage = served.chat().json()["usage"]
-    assert usage["total_tokens"] == served.loop.max_model_len
+    assert usage["total_tokens"] == served.loop.limits.max_model_len
 
 
 def test_a_stream_has_an_event_for_each_token_and_usage_last_when_asked_for(served):
@@ -254,7 +254,7 @@ def test_sampling_reaches_the_engine(served):
     assert served.loop.seen[-1].sampling.temperature == 1.0
 
 
-def test_an_engine_failure_is_told():
+def test_a_failed_engine_is_an_error_of_the_request():
     with serve_fake() as served:
         served.loop.fail_with = "the device is gone"
         answer = served.complete()

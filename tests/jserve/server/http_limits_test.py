@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from jserve.config import EngineConfig, ServerConfig
 from jserve.server.http_limits import MAX_HEAD_BYTES, largest_honest_body
 from jserve.server.serving import make_server
+from jserve_sched.requests.limits import RequestLimits
 from tests.fake_server import FakeLoop, Served, read_until, serve_fake
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
@@ -99,7 +100,7 @@ def test_the_limit_follows_from_the_context() -> None:
     assert largest_honest_body(512) == 2**20
     assert largest_honest_body(2**17) == 2**16 + 48 * 2**17
     loop = FakeLoop()
-    loop.max_model_len = loop.num_kv_tokens = 2**16
+    loop.limits = RequestLimits(max_model_len=2**16, num_kv_tokens=2**16)
     with serve_fake(loop) as served:
         text = b"\\u00e9" * 8 * 2**16  # 8 characters a token, each escaped
         answer = served.request("POST", "/v1/completions", b'{"prompt": "%s"}' % text)

@@ -10,11 +10,11 @@ from tests.fake_server import FakeLoop
 
 
 def scrape(**fields: object) -> dict[str, float]:
-    """What is told of a snapshot: values by name and labels, but the model's name."""
+    """The scrape of a snapshot: values by name and labels, without the model's."""
     loop = FakeLoop()
     stats = dataclasses.replace(loop.stats(), **fields)  # type: ignore[arg-type]
     loop.stats = lambda: stats  # type: ignore[method-assign]
-    text = generate_latest(ServerMetrics(loop, "m").registry).decode()  # type: ignore
+    text = generate_latest(ServerMetrics(loop, "m").registry).decode()
     rows = (row.rsplit(" ", 1) for row in text.splitlines() if "#" not in row)
     model = 'model_name="m"'
     return {
@@ -23,7 +23,7 @@ def scrape(**fields: object) -> dict[str, float]:
     }
 
 
-def test_what_the_engine_says_is_told() -> None:
+def test_what_the_engine_counts_is_scraped() -> None:
     searches = SearchTotals(num_searches=2, search_s=0.5)
     rows = scrape(
         predictor=PredictorStatus(name="linear", num_refits=3, num_replaced=7),

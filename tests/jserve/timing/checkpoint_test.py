@@ -70,7 +70,7 @@ def test_facts_are_those_of_the_device_and_the_engine() -> None:
             model=types.SimpleNamespace(config=NAMED[config]),
             dtype=np.dtype("float32"),
             page_size=8,
-            programs=types.SimpleNamespace(table=types.SimpleNamespace(block_tokens=4)),
+            block_tokens=4,
         )
         return Engine.predictor_facts(engine)  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jserve_sched.buckets.growth import growth, limit_programs
+from jserve_sched.buckets.growth import plan_growth
 from jserve_sched.buckets.table import BucketTable
 
 TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4), block_tokens=4)
@@ -60,8 +60,9 @@ def test_tables_grow_by_one_edge_from_a_covering_set(
         below = {*table.row_edges, table.max_rows - 1}
         table = dataclasses.replace(table, row_edges=tuple(sorted(below)))
     demand = [(min(rows, table.max_rows), blocks) for rows, blocks in demand]
-    grown = growth(table, padded_cost(demand))
-    assert grown[-1] == table
+    plan = plan_growth(table, padded_cost(demand))
+    grown = plan.tables
+    assert (plan.covering, plan.final) == (grown[0], table)
     beside = table.block_edge_beside(table.max_rows, 10**6)
     assert grown[0].block_edges == tuple(sorted({0, beside, table.max_blocks}))
     is_below = table.max_rows - 1 in table.row_edges
@@ -83,7 +84,7 @@ def test_the_edge_left_out_is_the_one_that_costs_least_per_program(
     table: BucketTable, demand: list[tuple[int, int]]
 ) -> None:
     cost_s = padded_cost([(min(rows, table.max_rows), n) for rows, n in demand])
-    covering, *others = growth(table, cost_s)
+    covering, *others = plan_growth(table, cost_s).tables
     prices_s = {}
     for name, edge in edges_of(table) - edges_of(covering):
         field = f"{name}_edges"
@@ -100,9 +101,12 @@ def test_the_edge_left_out_is_the_one_that_costs_least_per_program(
 
 def test_the_limit_of_programs_takes_the_largest_that_is_within() -> None:
     cost_s = padded_cost([(1, 1), (3, 0), (8, 4)])
-    assert limit_programs(TABLE, 12, cost_s) == TABLE
+    plan = plan_growth(TABLE, cost_s)
+    assert plan.within(12) == plan
     for limit in range(2, 12):
-        within = [t for t in growth(TABLE, cost_s) if t.num_programs <= limit]
-        assert limit_programs(TABLE, limit, cost_s) == within[-1]
+        within = plan.within(limit)
+        assert within.tables == plan.tables[: len(within.tables)]
+        assert within.final.num_programs <= limit
+        assert plan.tables[len(within.tables)].num_programs > limit
     with pytest.raises(ValueError, match=r"=1 is below 2: .* largest edges"):
-        limit_programs(TABLE, 1, cost_s)
+        plan.within(1)

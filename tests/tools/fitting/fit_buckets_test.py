@@ -201,7 +201,7 @@ def test_a_profile_of_other_pages_is_refused(tmp_path: pathlib.Path) -> None:
     ("given", "message"),
     [
         ({"step_log": ()}, "give step_log: "),
-        ({"step_log": ("none",)}, "none"),
+        ({"step_log": ("none",)}, "step_log=.none. is not a file"),
         ({"max_programs": 1}, "max_programs=1 is below 2"),
         ({"prior_share": 1.0}, "prior_share=1.0 is not in 0.0..0.99"),
         ({"output": "."}, "output=. is a folder"),

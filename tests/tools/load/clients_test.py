@@ -10,6 +10,7 @@ import pytest
 from jserve.records.events import NotServingError, QueueFullError, TokenEvent
 from jserve.server.formats import DONE_EVENT, AnswerFormat, ChunkWriter
 from jserve_sched.outcomes import Failure
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason
 from jserve_sched.requests.slo import Slo
 from jserve_tools.load.clients import (
@@ -173,7 +174,7 @@ def test_an_answer_has_rising_times_and_all_its_tokens() -> None:
 @pytest.mark.parametrize(
     ("refusals", "event", "message", "failure"),
     [
-        ([ValueError("17 exceed 16")], {}, "17 exceed 16", Failure.TOO_LONG),
+        ([TooLongError("17 exceed 16")], {}, "17 exceed 16", Failure.TOO_LONG),
         ([QueueFullError("1 waits", 1.0)], {}, "1 waits", Failure.REJECTED),
         ([NotServingError("draining")], {}, "draining", Failure.ERROR),
         ([], {"error": "out of luck"}, "out of luck", Failure.ERROR),
@@ -209,7 +210,7 @@ def test_closing_the_stream_cancels_the_request() -> None:
     async def go() -> None:
         client = LoopClient(loop)
         loop.start()
-        times_s = client.send(dataclasses.replace(REQUEST, max_tokens=10**6))
+        times_s = client.send(dataclasses.replace(REQUEST, max_tokens=500))
         await anext(times_s)
         await times_s.aclose()
 

@@ -78,9 +78,9 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
             "is for bucket strategies explicit and fitted, not pow2",
         ),
         (
-            BenchConfig,
-            {"engine": EngineConfig(buckets=pathlib.Path("/none.json"))},
-            "buckets=/none.json: no such file",
+            ReplayConfig,
+            {"trace": pathlib.Path("/none.csv")},
+            "trace='/none.csv' is not a file that can be read",
         ),
         (
             BenchConfig,

@@ -3,7 +3,7 @@ import contextlib
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from jserve.config import EngineConfig
 from jserve.progress import Progress, timed_lines
-from jserve.records.events import Health, TokenEvent
+from jserve.records.events import Health
 from jserve_tools.load.config import BenchConfig, ServersConfig
 from jserve_tools.measuring.targets import (
     engine_in_process,
@@ -132,30 +132,12 @@ def test_an_engine_in_process_that_fails_says_so(
     error: type[Exception],
     message: str,
 ) -> None:
-    class ColdLoop:
-        stopped = False
-
-        def __init__(self) -> None:
-            self.health = health
-
-        def set_listener(self, publish: Callable[[Sequence[TokenEvent]], None]) -> None:
-            pass
-
-        def start(self) -> None:
-            pass
-
-        def wait_until(self, wanted: Health, timeout_s: float) -> bool:
-            return False
-
-        def stop(self) -> None:
-            self.stopped = True
-
-    loop = ColdLoop()
+    loop = FakeLoop(health=health)
     monkeypatch.setattr("jserve.build.build_loop", lambda config: loop)
     engine = engine_in_process(FCFS, timeout_s=5)
     with pytest.raises(error, match=message):
         asyncio.run(open_and_close(engine))
-    assert loop.stopped
+    assert not loop._thread.is_alive()
 
 
 @pytest.mark.parametrize("exit_status", [0, 1])

@@ -1,7 +1,6 @@
 """What jserve-simulate refuses before any work, and what it imports for that."""
 
 import os
-import pathlib
 import subprocess
 import sys
 import typing
@@ -18,10 +17,10 @@ from jserve_tools.simulating.config import (
     SimulateConfig,
     SweepConfig,
 )
-from tests import ROOT
+from tests import ROOT, TESTS
 
 PATH = os.pathsep.join(str(ROOT / part) for part in (".", "models", "sched", "tools"))
-FILE = pathlib.Path("buckets.json")
+FILE = TESTS / "four_programs.json"
 
 
 def make(

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from jserve.config import check_range, check_writable
+from jserve.config import check_range, check_readable, check_writable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class FitConfig:
                 "give step_log: jserve --step_log and jserve-simulate --step_log write "
                 "one"
             )
+        check_readable("step_log", *self.step_log)
         if self.max_programs is not None and self.max_programs < 2:
             raise ValueError(f"max_programs={self.max_programs} is below 2")
         check_range("prior_share", self.prior_share, 0.0, 0.99)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.buckets.growth import limit_programs
+from jserve_sched.buckets.growth import plan_growth
 from jserve_sched.buckets.strategies import PowersOfTwo
 from jserve_sched.buckets.table import BucketTable, table_from_json
 from jserve_sched.fitting.costs import BucketCosts
@@ -75,10 +75,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
         _demand(half, steps[-1].header, step_s, pow2)
         for half in (steps[:middle], steps[middle:])
     )
-    rivals = {
-        "pow2": limit_programs(pow2, max_programs, costs(earlier).expected_s),
-        "fitted": fitted(earlier),
-    }
+    grown = plan_growth(pow2, costs(earlier).expected_s)
+    rivals = {"pow2": grown.within(max_programs).final, "fitted": fitted(earlier)}
     comparison = [
         {
             "bucket_strategy": name,

@@ -7,15 +7,16 @@ clock. Every latency is computed from these, so it means the same for every serv
 import asyncio
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 
+from jserve.engine.facts import engine_facts
+from jserve.engine.interface import ServingEngine
 from jserve.records.events import (
     NotServingError,
     QueueFullError,
@@ -23,11 +24,9 @@ from jserve.records.events import (
     TokenEvent,
 )
 from jserve_sched.outcomes import Failure
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_tools.load.workload import WorkloadRequest
-
-if TYPE_CHECKING:
-    from jserve.engine.loop import EngineLoop
 
 _STEP_FIELDS = {field.name for field in dataclasses.fields(StepRecord)}
 # In JSON with and without blanks; within a text these quotes would be escaped.
@@ -69,7 +68,7 @@ class EventStream:
 
     Client and server may share two cores, so bytes are searched, not parsed: an event
     of `/v1/completions` is one token. The newest token is held back until the next one
-    or the end, since only the usage at the end tells whether a last event carried a
+    or the end, since only the usage at the end says whether a last event carried a
     token or just news.
     """
 
@@ -238,13 +237,13 @@ async def open_http_client(
 
 
 class LoopClient:
-    """An engine loop in this process, seen from one asyncio loop.
+    """An engine in this process, seen from one asyncio loop.
 
     A token's time is taken where the engine publishes it, once a step, and the tasks
     that wait are woken by a single call per step.
     """
 
-    def __init__(self, engine: "EngineLoop"):
+    def __init__(self, engine: ServingEngine):
         """Becomes the engine's listener; call it where an asyncio loop runs."""
         self._engine = engine
         self._asyncio = asyncio.get_running_loop()
@@ -265,7 +264,7 @@ class LoopClient:
                 queue.put_nowait((event, time_s))
 
     def now_s(self) -> float:
-        """Returns the engine loop's clock, in seconds."""
+        """Returns the engine's clock, in seconds."""
         return self._engine.clock.now_s()
 
     async def send(self, request: WorkloadRequest) -> AsyncGenerator[float, None]:
@@ -302,7 +301,7 @@ class LoopClient:
             raise RequestFailedError(Failure.REJECTED, str(error)) from error
         except NotServingError as error:
             raise RequestFailedError(Failure.ERROR, str(error)) from error
-        except ValueError as error:
+        except TooLongError as error:
             raise RequestFailedError(Failure.TOO_LONG, str(error)) from error
         finally:
             if is_live:
@@ -310,23 +309,8 @@ class LoopClient:
             del self._queues[name]
 
     async def facts(self) -> Mapping[str, Any]:
-        """Returns what a server of this engine would state at /jserve/info."""
-        import jax  # loaded by the engine already; not at start-up
-
-        one, *_ = devices = jax.devices()
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
-        return {
-            "engine": dataclasses.asdict(self._engine.config),
-            "max_model_len": self._engine.max_model_len,
-            "num_kv_tokens": self._engine.num_kv_tokens,
-            "stats": dataclasses.asdict(self._engine.stats()),
-            "versions": versions,
-            "device": {
-                "platform": one.platform,
-                "kind": one.device_kind,
-                "count": len(devices),
-            },
-        }
+        """Returns what the engine states about itself."""
+        return engine_facts(self._engine)
 
     async def steps(self, since: int) -> list[StepRecord] | None:
         """Returns the steps numbered from `since`."""

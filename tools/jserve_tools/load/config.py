@@ -1,4 +1,4 @@
-"""What a benchmark is told: which servers, which requests, at which rate.
+"""The settings of a benchmark: which servers, which requests, at which rate.
 
 Values that are wrong, and settings that would do nothing in the chosen mode, are
 refused where a config is made, before any work.
@@ -10,7 +10,7 @@ import pathlib
 import urllib.parse
 from typing import Any, Literal
 
-from jserve.config import EngineConfig, check_range
+from jserve.config import EngineConfig, check_range, check_readable
 from jserve.flags import config_arguments
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_tools.load.workload_trace import DEFAULT_TRACE
@@ -28,8 +28,6 @@ def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
         one
         for one in config_arguments(config)
         if one.removeprefix("--").startswith(flags)
-        # The engine's config fills this in by itself.
-        and not one.startswith("--bucket_strategy=")
     ]
     if idle:
         raise ValueError(f"{reason}: leave out {', '.join(idle)}")
@@ -62,6 +60,8 @@ class ReplayConfig:
     capacity_s: float = 10.0
 
     def __post_init__(self) -> None:
+        check_readable("trace", self.trace)
+        check_readable("service_classes", self.service_classes)
         check_range("length_scale", self.length_scale, 1e-4, 1e4)
         check_range("capacity_s", self.capacity_s, 1.0, 3600.0)
         scales = () if self.rate_scale is None else (self.rate_scale,)
@@ -187,7 +187,7 @@ class BenchConfig:
       replay: For mode replay.
       closed: For mode closed.
       servers: Which servers are measured.
-      engine: Engines of our own, but for policy and bucket strategy.
+      engine: Settings of the engines, but for policy and bucket strategy.
       report: Where the report goes.
     """
 
@@ -230,8 +230,6 @@ class BenchConfig:
                     f"bucket strategy {needs_file[0]!r} needs a bucket file, "
                     f"--buckets=FILE; {_HOW_TO_FIT}"
                 )
-        elif not engine.buckets.is_file():
-            raise ValueError(f"buckets={engine.buckets}: no such file")
         elif strategies and not needs_file:
             raise ValueError(
                 f"buckets={engine.buckets} is for bucket strategies "
@@ -249,7 +247,7 @@ class BenchConfig:
         return (self.replay if self.mode == "replay" else self.closed).num_runs
 
     def engines(self) -> list[EngineConfig]:
-        """Returns the config of each engine of our own; none with a URL."""
+        """Returns the config of each engine to start; none with a URL."""
         if self.servers.url:
             return []
         # A run must not find another's prompts in the cache.
@@ -263,8 +261,8 @@ class BenchConfig:
                 shared,
                 policy=policy,
                 bucket_strategy=strategy,
-                buckets=shared.buckets if strategy in ("", *FROM_FILE) else None,
+                buckets=shared.buckets if strategy in FROM_FILE else None,
             )
-            for strategy in self.servers.bucket_strategies or ("",)
+            for strategy in self.servers.bucket_strategies or (shared.strategy,)
             for policy in self.servers.policies
         ]

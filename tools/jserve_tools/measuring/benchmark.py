@@ -34,7 +34,7 @@ from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.staircases import run_staircase
 from jserve_tools.reporting.tables import run_name
 
-# What tells one jserve from another that had the same URL.
+# In which facts one jserve differs from another that had the same URL.
 _SERVER_IDENTITY = ("model", "served_model_name", "engine", "device", "versions")
 
 OpenServer = Callable[
@@ -46,7 +46,7 @@ class Benchmark:
     """Runs one load against some servers, one after another.
 
     Attributes:
-      config: What it was told.
+      config: Servers, load and report.
       finished: Its runs that are finished, on disk.
       baseline: What the first server does; None before that is measured.
       runs: Entries of the report, in the order they were made.
@@ -129,13 +129,12 @@ class Benchmark:
         )
 
     async def _fill_cache(self, engine: EngineConfig) -> None:
-        """Compiles what servers of our own share, once."""
+        """Compiles what launched servers share, once."""
         shared = dataclasses.replace(engine, policy=EngineConfig().policy)
         has_cache = self.config.servers.launch and engine.compile_cache_dir
         if has_cache and shared not in self._filled:
             self._filled.append(shared)
-            strategy = engine.bucket_strategy
-            self._progress.note(f"filling the compile cache for {strategy}")
+            self._progress.note(f"filling the compile cache for {engine.strategy}")
             await fill_compile_cache(shared, self._progress)
 
     async def _serve(self, engine: EngineConfig | None, numbers: Sequence[int]) -> None:

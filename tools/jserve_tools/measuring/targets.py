@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 
 from jserve.config import EngineConfig
+from jserve.engine.interface import ServingEngine
 from jserve.flags import config_arguments
 from jserve.progress import Progress
 from jserve.records.events import Health
@@ -45,17 +46,17 @@ async def engine_in_process(
     """
     from jserve.build import build_loop  # imports JAX
 
-    loop = await asyncio.to_thread(build_loop, config)
-    client = LoopClient(loop)
-    loop.start()
+    engine: ServingEngine = await asyncio.to_thread(build_loop, config)
+    client = LoopClient(engine)
+    engine.start()
     try:
-        if not await asyncio.to_thread(loop.wait_until, Health.WARM, timeout_s):
-            if loop.health is Health.FAILED:
+        if not await asyncio.to_thread(engine.wait_until, Health.WARM, timeout_s):
+            if engine.health is Health.FAILED:
                 raise RuntimeError("the engine failed while it started: see its log")
             raise TimeoutError(f"the engine is not warm after {timeout_s:g} s")
         yield client
     finally:
-        await asyncio.to_thread(loop.stop)
+        await asyncio.to_thread(engine.stop)
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> Health:
@@ -80,7 +81,7 @@ async def server_at(
 
     Args:
       extra: Fields merged into every request's body.
-      process: Of a server of our own; its end ends the wait.
+      process: Process of a launched server; its end ends the wait.
 
     Raises:
       TimeoutError: If it is not warm in time.
@@ -103,7 +104,7 @@ async def server_at(
                     fault = os.strerror(errno) if errno else repr(error)
                     raise ConnectionError(
                         f"nothing answers at {url} ({fault}): start a server there, or "
-                        "leave out --url for one of our own"
+                        "leave out --url, and the benchmark starts one"
                     ) from None
             if health is Health.FAILED:
                 raise ConnectionError(f"the engine of {url} failed while it started")
@@ -122,7 +123,7 @@ async def server_at(
 async def _start(
     command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int | None
 ) -> asyncio.subprocess.Process:
-    # In a session of its own: Ctrl-C reaches this program, which then stops it.
+    # In another session: Ctrl-C reaches this program, which then stops it.
     return await asyncio.create_subprocess_exec(
         *(*command, *config_arguments(config)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -147,9 +148,9 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
 async def fill_compile_cache(
     engine: EngineConfig, progress: Progress, *, command: Sequence[str] = _SERVER
 ) -> None:
-    """Compiles what a server needs, in a process of its own, which shows how far it is.
+    """Compiles what a server needs, in another process, which shows how far it is.
 
-    On a terminal that is its own bar; elsewhere its lines are passed on. A cache that
+    On a terminal that is a bar; elsewhere its lines are passed on. A cache that
     cannot be filled is noted only: each server compiles for itself then.
     """
     process = await _start(
@@ -178,7 +179,7 @@ async def launched_server(
     timeout_s: float = _START_TIMEOUT_S,
     command: Sequence[str] = _SERVER,
 ) -> AsyncIterator[Client]:
-    """Starts a server program of our own, and stops it; `log` gets its output.
+    """Starts a server program, and stops it; `log` gets its output.
 
     Raises:
       ConnectionError: If it ends before its time, or its engine fails.
@@ -221,7 +222,7 @@ async def launched_server(
 def open_server(
     config: BenchConfig, engine: EngineConfig | None
 ) -> AbstractAsyncContextManager[Client]:
-    """Returns the context in which a server of our own, or the one at the URL, is."""
+    """Returns the context of a server to start, or of the one at the URL."""
     if engine is None:
         return server_at(config.servers.url, config.servers.extra)
     if not config.servers.launch:
@@ -232,5 +233,5 @@ def open_server(
 
 
 def engine_name(engine: EngineConfig) -> str:
-    """Returns what tells an engine from others of the benchmark."""
-    return f"{engine.policy}-{engine.bucket_strategy}"
+    """Returns the name of an engine, which no other of the benchmark has."""
+    return f"{engine.policy}-{engine.strategy}"

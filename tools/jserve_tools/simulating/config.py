@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from jserve.config import check_range
+from jserve.config import check_range, check_readable
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
     SIMULATED_STRATEGIES,
@@ -67,6 +67,8 @@ class LoadConfig:
     def __post_init__(self) -> None:
         if self.workload is not None and self.trace is not None:
             raise ValueError(f"workload={self.workload} and trace={self.trace}: one of")
+        check_readable("trace", self.trace)
+        check_readable("service_classes", self.service_classes)
         _check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
         given = [name for name in ("qps", "poisson") if getattr(self, name)]
         if self.one_shot and given:
@@ -128,6 +130,7 @@ class MachineConfig:
         from jserve_sched.requests.output_lengths import make_length_estimator
         from jserve_tools.gpu_profiles.machines import GPU_COST_MODELS
 
+        check_readable("buckets", self.buckets)
         kind, _, rest = self.cost_model.partition(":")
         is_profile = kind == "table" and bool(rest)
         if not is_profile and self.cost_model not in GPU_COST_MODELS:

@@ -1,0 +1,91 @@
+"""The engine as the server, its metrics and the benchmark see it."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+from jserve.config import EngineConfig
+from jserve.records.events import EngineStats, Health, StepRecord, TokenEvent
+from jserve_sched.clock import Clock
+from jserve_sched.requests.limits import RequestLimits
+from jserve_sched.requests.request import Request
+
+Listener = Callable[[Sequence[TokenEvent]], object]
+"""Takes the new tokens of one step."""
+
+
+@runtime_checkable
+class ServingEngine(Protocol):
+    """An engine that serves, whatever makes its steps; any thread may call it.
+
+    `set_listener`, then `start`, then requests once its health is READY, and `stop`.
+    """
+
+    @property
+    def config(self) -> EngineConfig:
+        """Settings, with the bucket strategy by name."""
+
+    @property
+    def model_name(self) -> str:
+        """Name of the model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: all are below it."""
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What a single request may hold."""
+
+    @property
+    def clock(self) -> Clock:
+        """Clock of arrivals, deadlines and events."""
+
+    @property
+    def health(self) -> Health:
+        """How far start-up has come, or how far the end."""
+
+    def set_listener(self, publish: Listener, /) -> None:
+        """Sets what is called once a step, in the engine's thread."""
+
+    def start(self) -> None:
+        """Begins to warm up, and to serve as soon as that is possible."""
+
+    def wait_until(self, health: Health, timeout_s: float) -> bool:
+        """Waits for a state of start-up; False on time-out or failure."""
+
+    def check_open(self) -> None:
+        """Checks that one more request would be taken now, of any size.
+
+        Raises:
+          QueueFullError: If too many wait.
+          NotServingError: While starting, draining or failed.
+        """
+
+    def submit(self, request: Request) -> None:
+        """Takes a request; its tokens, and its end, come to the listener.
+
+        Raises:
+          TooLongError: If it can never run.
+          ValueError: If its id is in use.
+          QueueFullError: If too many wait.
+          NotServingError: While starting, draining or failed.
+        """
+
+    def cancel(self, request_id: str) -> None:
+        """Ends a request after the step in flight; ids that are gone are ignored."""
+
+    def stats(self) -> EngineStats:
+        """Returns a snapshot of counters for health and metrics."""
+
+    def steps(self, since: int = 0) -> list[StepRecord]:
+        """Returns the records of steps `since` and later that are remembered."""
+
+    def drain(self, timeout_s: float) -> bool:
+        """Refuses new requests and lets the others finish.
+
+        Returns:
+          Whether all finished; those left after `timeout_s` are cancelled.
+        """
+
+    def stop(self) -> None:
+        """Ends the engine; requests still live are cancelled."""
