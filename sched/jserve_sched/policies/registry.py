@@ -4,13 +4,14 @@ fcfs                                  by name, with its defaults
 sliding:constructor=off:alpha=0.8     with options, each a field of its class
 """
 
-import dataclasses
+from collections.abc import Callable
 
 from jserve_sched.options import make_from_spec
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.annealing.policy import (
     Annealing,
     AnnealingSliding,
-    PlannedAdmission,
+    SearchLimit,
 )
 from jserve_sched.policies.annealing.search import Kernel
 from jserve_sched.policies.base import Policy
@@ -32,15 +33,25 @@ POLICIES: dict[str, type[Policy]] = {
 }
 
 
-def make_policy(spec: str, *, kernel: Kernel | None = None) -> Policy:
-    """Returns the policy that `name:option=value:...` describes.
+def make_policy(
+    spec: str,
+    *,
+    latency: LatencySource | None = None,
+    make_kernel: Callable[[], Kernel] | None = None,
+    limit: SearchLimit | None = None,
+) -> Policy:
+    """Returns a new policy that `name:option=value:...` describes, for one scheduler.
 
-    `kernel` runs its search, if it searches; None leaves it to `sched`'s own.
+    Args:
+      latency: Times of whole requests; None fits them to the predictor.
+      make_kernel: Returns what runs searches; only called if the policy searches. None
+        takes `anneal` as it stands.
+      limit: Ends searches by the clock; None does not.
 
     Raises:
-      ValueError: if the policy or an option is unknown, or a value is invalid.
+      ValueError: If the policy or an option is unknown, or a value is invalid.
     """
-    policy: Policy = make_from_spec(spec, POLICIES, kind="policy")
-    if kernel is not None and isinstance(policy, PlannedAdmission):
-        return dataclasses.replace(policy, kernel=kernel)
+    parts = {"latency": latency, "make_kernel": make_kernel, "limit": limit}
+    given = {name: part for name, part in parts.items() if part is not None}
+    policy: Policy = make_from_spec(spec, POLICIES, kind="policy", given=given)
     return policy

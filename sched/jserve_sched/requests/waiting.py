@@ -17,9 +17,16 @@ def _order(request: Request) -> tuple[float, str]:
 
 
 class WaitingQueue:
-    """Waiting requests, by arrival and then id. Only `Scheduler` changes it."""
+    """Waiting requests, by arrival and then id. Only `Scheduler` changes it.
+
+    Attributes:
+      num_arrived: Requests added so far, each once.
+      num_returned: Times that one was added again, after it was preempted.
+    """
 
     def __init__(self, requests: Iterable[Request] = ()):
+        self.num_arrived = 0
+        self.num_returned = 0
         self._requests: list[Request] = []
         self._facts: tuple[list[float], ...] = ([], [], [], [])
         for request in requests:
@@ -35,6 +42,8 @@ class WaitingQueue:
 
     def add(self, request: Request) -> None:
         """Takes a request in, at its place."""
+        self.num_arrived += request.num_preemptions == 0
+        self.num_returned += request.num_preemptions > 0
         place = bisect.bisect_left(self._requests, _order(request), key=_order)
         self._requests.insert(place, request)
         facts = (

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.scheduler import Scheduler
@@ -20,7 +21,6 @@ from jserve_sched.steps.plan import Row, StepResult
 from jserve_sched.timing.request_latency import (
     Bilinear,
     LatencyPoints,
-    LatencySource,
     RequestLatency,
     fit_bilinear,
     priced_points,
@@ -188,27 +188,21 @@ def view_at(step_id: int, predictor: Recorder, table: BucketTable) -> SchedulerV
     )
 
 
-def at(source: LatencySource, view: SchedulerView) -> RequestLatency:
-    return dataclasses.replace(view, latency_source=source).request_latency
-
-
 def test_a_source_fits_again_only_when_something_may_have_changed() -> None:
     predictor, source = Recorder(0.02), LatencySource()
-    first = at(source, view_at(100, predictor, TABLE))
-    assert at(source, view_at(511, predictor, TABLE)) is first
+    first = source.at(view_at(100, predictor, TABLE))
+    assert source.at(view_at(511, predictor, TABLE)) is first
     assert len(predictor.asked) == 1
-    at(source, view_at(512, predictor, TABLE))
-    at(source, view_at(700, predictor, TABLE))
+    source.at(view_at(512, predictor, TABLE))
+    source.at(view_at(700, predictor, TABLE))
     assert len(predictor.asked) == 2
     other = Recorder(0.5)
-    slower = at(source, view_at(701, other, TABLE))
+    slower = source.at(view_at(701, other, TABLE))
     assert slower.decode.base > 0.4 > first.decode.base
-    at(source, view_at(702, other, BucketTable((4,), (0, 2), block_tokens=8)))
+    source.at(view_at(702, other, BucketTable((4,), (0, 2), block_tokens=8)))
     assert len(other.asked) == 2
-    before = LatencySource.num_steps_before
-    assert [before(step) for step in (0, 1, 511, 512, 513)] == [0, 511, 1, 0, 511]
     fixed = LatencySource(LATENCY)
-    assert at(fixed, view_at(0, other, TABLE)) is LATENCY
+    assert fixed.at(view_at(0, other, TABLE)) is LATENCY
     assert len(other.asked) == 2
 
 
@@ -232,7 +226,7 @@ def test_it_is_near_what_the_schedulers_steps_take(
     )
     for _ in range(num_requests):
         scheduler.submit(make_request(prompt_tokens, output_tokens))
-    latency = scheduler.view(0.0).request_latency
+    latency = LatencySource().at(scheduler.view(0.0))
     now_s = 0.0
     first_s: dict[str, float] = {}
     while scheduler.has_work:
