@@ -73,7 +73,10 @@ def test_500_mixed_requests_are_right_and_compile_nothing(
         assert len({event.request_id for event in batch}) == len(batch)
 
 
-@pytest.mark.parametrize("policy", sorted(POLICIES))
+LIFO = "examples.lifo_policy.LastComeFirstServed"
+
+
+@pytest.mark.parametrize("policy", [*sorted(POLICIES), LIFO])
 def test_every_policy_serves_a_crowd_of_all_kinds(
     loop: EngineLoop, inbox: Inbox, policy: str
 ) -> None:
