@@ -25,8 +25,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jserve_sched.planning.forwarder import remaining_prompts
 from jserve_sched.planning.latency_source import LatencySource
+from jserve_sched.planning.step_prices import remaining_prompts
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import FixedChunk, plan_in_order
 from jserve_sched.requests.request import Request, RequestState

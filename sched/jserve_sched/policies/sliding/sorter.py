@@ -28,7 +28,7 @@ from typing import Literal
 
 import numpy as np
 
-from jserve_sched.planning.forwarder import BatchForwarder, Prompts
+from jserve_sched.planning.step_prices import Prompts, StepPrices
 from jserve_sched.planning.view import SchedulerView
 
 Sorter = Literal["off", "mlps", "moore", "given"]
@@ -52,7 +52,7 @@ class Ranking:
 
 def rank(
     view: SchedulerView,
-    forwarder: BatchForwarder,
+    step_prices: StepPrices,
     prompts: Prompts,
     *,
     sorter: Sorter = "moore",
@@ -72,7 +72,7 @@ def rank(
     slack_s = due_s - view.start_s
     # A token may come after its pace; late is a request that violates its SLO.
     left_s = promise_s - view.start_s
-    work_s = alone_s = forwarder.alone_s(prompts)
+    work_s = alone_s = step_prices.alone_s(prompts)
     if view.prefill_tokens_per_s is not None:
         work_s = prompts.tokens / view.prefill_tokens_per_s  # Eq. 9
     hopeless = left_s < alone_s
