@@ -72,7 +72,7 @@ def laxities_s(
     Returns:
       `[N]` seconds from `view.start_s` on.
     """
-    next_due_s = _column(request.next_promise_s for request in requests)
+    next_due_s = _column(request.deadline_s for request in requests)
     end_due_s = _column(_completion_due_s(request) for request in requests)
     known_tokens = _column(request.num_projected for request in requests)
     tokens_left = _column(request.expected_tokens_left for request in requests)

@@ -98,8 +98,7 @@ class QoServe:
 
 def _facts(request: Request) -> tuple[float, float, float, bool]:
     """Returns the deadline, output tokens that count, arrival and guard flag."""
-    due_s, output_tokens = request.next_deadline_s, 0
+    output_tokens = 0
     if request.slo.ttft_s is None and request.slo.ttlt_s is not None:
-        due_s = request.arrival_s + request.slo.ttlt_s
         output_tokens = request.expected_tokens_left
-    return due_s, output_tokens, request.arrival_s, request.guard
+    return request.deadline_s, output_tokens, request.arrival_s, request.guard

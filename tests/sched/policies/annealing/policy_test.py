@@ -165,7 +165,8 @@ def test_the_aged_are_preempted_last_the_first_to_come_last_of_all(name: str) ->
     def one(name: str, arrival_s: float, due_s: float) -> Request:
         request = running(name)
         request.arrival_s = arrival_s
-        request.pacing = Slo(ttlt_s=due_s - arrival_s).pacing(arrival_s, 8)
+        request.slo = Slo(ttlt_s=due_s - arrival_s)
+        request.pacing = request.slo.pacing(arrival_s, 8)
         return request
 
     runs = [
