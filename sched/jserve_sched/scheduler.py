@@ -212,7 +212,7 @@ class Scheduler:
         self._next_step_id += 1
         for victim in plan.preempted:
             self._preempt(victim)
-        # All shared pages first: allocation may evict pages that nobody holds.
+        # All shared pages first: allocation may evict pages that no request holds.
         for row in plan.chunks:
             if row.request.state is RequestState.WAITING:
                 self._admit(row, now_s)

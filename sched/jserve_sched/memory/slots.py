@@ -27,7 +27,7 @@ class Holders:
 
     @property
     def num_free_slots(self) -> int:
-        """Slots that nobody holds."""
+        """Slots that no request holds."""
         return len(self._free_slots)
 
     def admit(self, request: Request, num_cached_tokens: int) -> None:

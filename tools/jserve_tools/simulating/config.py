@@ -1,4 +1,4 @@
-"""What `jserve-simulate` is told: the load, the machine, and what is run on it.
+"""The settings of `jserve-simulate`: the load, the machine, and what is run on it.
 
 Wrong values, and combinations of which a part would do nothing, are refused where a
 config is made. `--help` imports no NumPy.

@@ -50,9 +50,9 @@ def make_lengths(spec: str, arrivals: Sequence[Arrival]) -> LengthEstimator:
 def declare(
     arrivals: Sequence[Arrival], declared_tokens: int, *, max_model_len: int
 ) -> list[Arrival]:
-    """Returns requests that say they take at most so many output tokens, as real ones.
+    """Returns requests that declare `declared_tokens` of output, as real ones do.
 
-    One says more if it takes more, and no more than the context has room for.
+    One declares more if it takes more, and no more than the context has room for.
     """
     return [
         dataclasses.replace(
