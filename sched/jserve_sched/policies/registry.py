@@ -7,7 +7,6 @@ my_module.MyPolicy:option=value       a class of a module that Python finds, or 
 """
 
 import importlib
-import inspect
 import os
 import pathlib
 import sys
@@ -80,7 +79,7 @@ def policy_file(spec: str) -> pathlib.Path | None:
     name = spec.partition(":")[0]
     if name in POLICIES:
         return None
-    path = inspect.getsourcefile(_import_policy(name))
+    path = sys.modules[_import_policy(name).__module__].__file__
     return None if path is None else pathlib.Path(path)
 
 
