@@ -24,6 +24,7 @@ from jserve.timing.step_times import load_step_times
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import make_length_estimator
 from jserve_sched.requests.slo import ServiceClass
 from jserve_sched.scheduler import Scheduler
@@ -50,7 +51,7 @@ def build_loop(
     lengths = make_length_estimator(config.length_estimator)
     latency = read_request_latency(config)
     plan = plan_buckets(config)
-    policy = serving_policy(config)
+    make_policy(config.policy)
     # What "" stands for is said wherever the running engine states its config.
     config = dataclasses.replace(config, bucket_strategy=config.strategy)
     progress.begin(f"loading model {config.model}")
@@ -64,7 +65,7 @@ def build_loop(
         times_path = store.folder.parent / _times_name(config, engine, plan.final)
     is_timed = times_path is not None and load_step_times(times_path, predictor)
     scheduler = Scheduler(
-        policy=policy,
+        policy=serving_policy(config, None if fault else latency),
         buckets=plan.covering,
         ledger=KvLedger(
             num_pages=engine.num_pages,
@@ -76,7 +77,6 @@ def build_loop(
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_model_len=engine.max_model_len,
         lengths=lengths,
-        request_latency=None if fault else latency,
     )
 
     def choose(reached: BucketTable) -> ServingPredictor:

@@ -53,7 +53,8 @@ class EngineConfig:
       dtype: Type of weights and KV: "float32", "bfloat16", or "auto", which is float32
         on CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
       max_model_len: Most tokens of prompt and output together; 0 takes the model's.
-      policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256".
+      policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
+        a class of your own, as in "my_module.MyPolicy".
       predictor: What prices a step: "table" (timed at start), "linear" (SlidingServe's
         model, refitted while serving), or the folder of a trained checkpoint.
       length_estimator: Estimator of output lengths, by name and options:

@@ -1,6 +1,5 @@
 """What the scheduler of a server plans by: its policy and its request latency."""
 
-import dataclasses
 import logging
 import math
 
@@ -10,7 +9,8 @@ from jserve.compiled_annealing import best_kernel
 from jserve.config import EngineConfig
 from jserve.timing.checkpoint import PredictorFacts, first_difference
 from jserve_sched.clock import WallClock
-from jserve_sched.policies.annealing.policy import PlannedAdmission, SearchLimit
+from jserve_sched.planning.latency_source import LatencySource
+from jserve_sched.policies.annealing.policy import SearchLimit
 from jserve_sched.policies.base import Policy
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.timing.request_latency import (
@@ -21,20 +21,24 @@ from jserve_sched.timing.request_latency import (
 _LOG = logging.getLogger("jserve")
 
 
-def serving_policy(config: EngineConfig) -> Policy:
+def serving_policy(config: EngineConfig, latency: RequestLatency | None) -> Policy:
     """Returns the policy that serves; one that searches has its kernel compiled.
 
     A simulation counts the changes that a search tries, so that it can be repeated; a
     server counts milliseconds too, since its engine waits.
 
+    Args:
+      latency: Times of whole requests; None fits them to the step predictor.
+
     Raises:
       ValueError: If the policy is invalid.
     """
-    policy = make_policy(config.policy)
-    if not isinstance(policy, PlannedAdmission):
-        return policy
-    limit = SearchLimit(WallClock(), config.annealing_budget_ms / 1e3 or math.inf)
-    return dataclasses.replace(policy, kernel=best_kernel(), limit=limit)
+    return make_policy(
+        config.policy,
+        latency=LatencySource(latency),
+        make_kernel=best_kernel,
+        limit=SearchLimit(WallClock(), config.annealing_budget_ms / 1e3 or math.inf),
+    )
 
 
 def read_request_latency(config: EngineConfig) -> RequestLatency | None:

@@ -24,7 +24,6 @@ from jserve_sched.simulation.simulator import make_scheduler
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
 from jserve_sched.timing.predictor import StepSample
-from jserve_sched.timing.request_latency import LatencySource
 
 _ONE_SECOND = Formula(base_ms=1000.0)
 # A machine that takes a second for any step.
@@ -105,12 +104,14 @@ def make_view(
     prefill_tokens_per_s: float | None = None,
     tight_ttft_s: float = math.inf,
 ) -> SchedulerView:
+    queue = WaitingQueue(waiting)
+    queue.num_arrived += len(running)  # they waited once
     return SchedulerView(
         now_s=now_s,
         in_flight_s=0.0,
         step_id=0,
         running=running,
-        queue=WaitingQueue(waiting),
+        queue=queue,
         num_free_slots=table.max_rows - len(running),
         ledger=KvLedger(num_pages=4096, page_size=8),
         buckets=table,
@@ -120,7 +121,4 @@ def make_view(
         max_num_batched_tokens=max_tokens
         or table.max_rows + table.max_blocks * table.block_tokens,
         max_num_seqs=table.max_rows,
-        epoch=0,
-        outlook=None,
-        latency_source=LatencySource(),
     )

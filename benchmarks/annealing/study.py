@@ -172,7 +172,7 @@ def _serve(
         block_tokens=1,
     )
     scheduler = make_scheduler(
-        policy=make_policy(cell.policy, kernel=best_kernel()),
+        policy=make_policy(cell.policy, make_kernel=best_kernel),
         cost_model=machine,
         buckets=table,
         predictor=OraclePredictor(machine, 1),

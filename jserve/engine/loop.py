@@ -33,6 +33,7 @@ from jserve.records.events import (
 )
 from jserve.timing.serving_predictor import ServingPredictor
 from jserve_sched.clock import Clock, WallClock
+from jserve_sched.policies.base import searches_of
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
 from jserve_sched.steps.plan import StepResult
@@ -208,7 +209,7 @@ class EngineLoop:
             predictor=predictor.status() if predictor else PredictorStatus(),
             start_up=self.warm_up.start_up(),
             length_errors=dict(scheduler.length_errors),
-            searches=dataclasses.replace(scheduler.searches),
+            searches=searches_of(scheduler.policy),
             request_latency_fallback=self._request_latency_fallback,
         )
 

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
-from jserve_sched.planning.outlook import SearchTotals
+from jserve_sched.policies.base import SearchTotals
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.request import FinishReason
 
@@ -177,7 +177,7 @@ class EngineStats:
       generated_tokens: Output tokens.
       compile_s: Wall seconds spent compiling at start-up.
       length_errors: Predicted output lengths against actual ones, by service class.
-      searches: What a policy that looks ahead has spent and gained.
+      searches: Searches of a policy that searches.
       request_latency_fallback: Why a fitted request latency stands in for a file's;
         "" if it does not.
     """

@@ -17,12 +17,21 @@ _PLAIN = (bool, int, float, str)
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
-def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
+def make_from_spec(
+    spec: str,
+    classes: Mapping[str, type],
+    *,
+    kind: str,
+    given: Mapping[str, Any] | None = None,
+) -> Any:
     """Returns an object of the class that a spec names, with the spec's options.
 
     Options are the fields of a dataclass that are bool, int, float, str or one of some
-    literals; others are set by code alone. `kind` says what the classes are, for
-    error messages.
+    literals; others are set by code alone.
+
+    Args:
+      kind: What the classes are, for error messages.
+      given: Values of fields that are no options, by name, for classes that have them.
 
     Raises:
       ValueError: If the name or an option is unknown, or a value is invalid.
@@ -31,12 +40,10 @@ def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
     if name not in classes:
         raise ValueError(f"{kind} {name!r} is unknown; known: {sorted(classes)}")
     chosen: Any = classes[name]
-    types = typing.get_type_hints(chosen)
-    known = [
-        field.name
-        for field in dataclasses.fields(chosen)
-        if types[field.name] in _PLAIN or _literals(types[field.name])
-    ]
+    fields = dataclasses.fields(chosen) if dataclasses.is_dataclass(chosen) else ()
+    types = typing.get_type_hints(chosen) if fields else {}
+    names = [field.name for field in fields if field.init]
+    known = [one for one in names if types[one] in _PLAIN or _literals(types[one])]
     options: dict[str, Any] = {}
     for setting in settings:
         option, equals, text = setting.partition("=")
@@ -46,6 +53,9 @@ def make_from_spec(spec: str, classes: Mapping[str, type], *, kind: str) -> Any:
                 f"{[f'{one}=...' for one in known]}"
             )
         options[option] = _parse(f"{name}:{option}", text, types[option])
+    for field, value in (given or {}).items():
+        if field in names and field not in known:
+            options[field] = value
     return chosen(**options)
 
 

@@ -18,10 +18,9 @@ from typing import NamedTuple
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
-from jserve_sched.planning.outlook import Outlook, SearchTotals
 from jserve_sched.planning.recent_load import RecentLoad
-from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.base import LookaheadPolicy, Policy
+from jserve_sched.planning.view import REFRESH_STEPS, SchedulerView
+from jserve_sched.policies.base import Policy
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.output_lengths import (
     LengthBook,
@@ -33,7 +32,6 @@ from jserve_sched.requests.request import FinishReason, Request, RequestState
 from jserve_sched.requests.waiting import WaitingQueue
 from jserve_sched.steps.plan import Row, StepPlan, StepResult
 from jserve_sched.timing.predictor import Predictor, StepSample
-from jserve_sched.timing.request_latency import LatencySource, RequestLatency
 
 MAX_IN_FLIGHT = 2
 
@@ -60,8 +58,8 @@ class Scheduler:
 
     Attributes:
       limits: What a single request may hold.
+      policy: Plans every step; no other scheduler may use the same object.
       counters: Totals since start.
-      searches: Totals of a policy that looks ahead.
     """
 
     def __init__(
@@ -75,12 +73,10 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         lengths: LengthEstimator | None = None,
-        request_latency: RequestLatency | None = None,
     ):
         """Makes an idle one.
 
         `lengths` predicts how long answers will be; None takes `max_tokens`.
-        `request_latency` prices whole requests; None fits one to the predictor.
 
         Raises:
           ValueError: If a step that may be asked for has no bucket.
@@ -102,7 +98,6 @@ class Scheduler:
                 f"block_tokens={buckets.block_tokens}"
             )
         self.policy = policy
-        self._lookahead = policy if isinstance(policy, LookaheadPolicy) else None
         self.buckets = buckets
         self.ledger = ledger
         self.predictor = predictor
@@ -117,10 +112,6 @@ class Scheduler:
         self._next_step_id = 0
         self._recent = RecentLoad()
         self._lengths = LengthBook(lengths or MaxTokens())
-        self._epoch = 0  # see `SchedulerView.epoch`
-        self._outlook: Outlook | None = None
-        self.searches = SearchTotals()
-        self._latency_source = LatencySource(request_latency)
 
     def use_buckets(self, table: BucketTable) -> None:
         """Plans with other buckets from the next plan on.
@@ -177,7 +168,6 @@ class Scheduler:
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING
         self._waiting.add(request)
-        self._epoch += 1
 
     def view(self, now_s: float) -> SchedulerView:
         """Returns the snapshot that the policy sees."""
@@ -195,27 +185,13 @@ class Scheduler:
             tight_ttft_s=self._recent.tight_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,
-            epoch=self._epoch,
-            outlook=self._outlook,
-            latency_source=self._latency_source,
         )
 
     def plan(self, now_s: float) -> StepPlan | None:
-        """Returns the next step; None if nothing can run now.
-
-        Nothing changes but the outlook, which a policy that looks ahead may revise, and
-        the totals of such searches.
-        """
+        """Returns the next step; None if nothing can run now."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
-        view = self.view(now_s)
-        if self._lookahead is not None:
-            outlook = self._lookahead.revise(view)
-            if outlook is not None:
-                self._outlook = outlook
-                self.searches.add(outlook)
-                view = dataclasses.replace(view, outlook=outlook)
-        return self.policy.plan(view)
+        return self.policy.plan(self.view(now_s))
 
     def dispatch(self, plan: StepPlan, now_s: float) -> None:
         """Commits to a plan: preempts, admits, reserves pages, advances counts."""
@@ -224,7 +200,7 @@ class Scheduler:
         self._next_step_id += 1
         for victim in plan.preempted:
             self._preempt(victim)
-        # All shared pages first: allocation may evict pages that nobody holds.
+        # All shared pages first: allocation may evict pages that no request holds.
         for row in plan.chunks:
             if row.request.state is RequestState.WAITING:
                 self._admit(row, now_s)
@@ -249,7 +225,7 @@ class Scheduler:
 
     def _preempt(self, victim: Request) -> None:
         assert victim.num_in_flight == 0 and victim.num_pending == 0
-        self._holders.let_go(victim)
+        self._holders.release(victim)
         victim.num_dispatched = 0
         victim.num_preemptions += 1
         self.counters.num_preemptions += 1
@@ -277,7 +253,7 @@ class Scheduler:
             if request.state is not RequestState.FINISHED:
                 self._holders.publish(request, row.stop)
             elif request.num_in_flight == 0 and request.slot is not None:
-                self._holders.let_go(request)
+                self._holders.release(request)
         return outputs
 
     def _take_token(self, request: Request, token: int) -> None:
@@ -292,7 +268,6 @@ class Scheduler:
     def _finish(self, request: Request, reason: FinishReason) -> None:
         request.state = RequestState.FINISHED
         request.finish_reason = reason
-        self._epoch += 1
         del self._requests[request.request_id]
         if reason is not FinishReason.CANCELLED:
             self._lengths.settle(request)
@@ -309,15 +284,16 @@ class Scheduler:
             self._waiting.remove(request)
         self._finish(request, FinishReason.CANCELLED)
         if request.slot is not None and request.num_in_flight == 0:
-            self._holders.let_go(request)
+            self._holders.release(request)
         return Output(request, None)
 
-    def num_steps_alike(self, plan: StepPlan, most: int | None = None) -> int:
-        """Returns how many steps can only repeat a plan that was just applied.
+    def num_repeats(self, plan: StepPlan, most: int | None = None) -> int:
+        """Returns how many times a plan that was just applied can only be repeated.
 
         That is so while its rows are all that runs, no request waits or comes, none of
         them ends before the last of these steps, and pages last: then any policy that
-        lets every decode run has no choice. For simulation.
+        lets every decode run has no choice. The policy is still asked at each multiple
+        of `REFRESH_STEPS`. For simulation.
 
         Args:
           most: Steps in which no token is a stop token, as the caller knows; without
@@ -333,12 +309,12 @@ class Scheduler:
         ):
             return 0
         left = min(one.max_tokens - len(one.output_tokens) for one in requests)
-        left = min(left, self._latency_source.num_steps_before(self._next_step_id))
+        left = min(left, -self._next_step_id % REFRESH_STEPS)
         most = left if most is None else min(left, most)
         return self._holders.num_steps_with_pages(requests, most)
 
     def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
-        """Runs a decode-only plan at most `num_steps_alike` times, every token being 0.
+        """Runs a decode-only plan at most `num_repeats` times, every token being 0.
 
         As plan, dispatch and apply would, but the predictor is left to the caller. The
         plan's requests are returned; those with a finish reason have ended.
@@ -353,5 +329,5 @@ class Scheduler:
         for request in requests:
             if len(request.output_tokens) >= request.max_tokens:
                 self._finish(request, FinishReason.LENGTH)
-                self._holders.let_go(request)
+                self._holders.release(request)
         return requests

@@ -11,6 +11,7 @@ from jserve.engine.bucket_plan import plan_buckets
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.annealing.search import anneal
+from jserve_sched.policies.sjf import ShortestJobFirst
 from jserve_sched.requests.output_lengths import QuantileLength
 from tests.engine_harness import small_config
 
@@ -84,7 +85,7 @@ def test_a_scheduler_plans_by_what_the_config_says(
     estimator = scheduler._lengths._estimator
     assert isinstance(estimator, QuantileLength)
     assert estimator.q == 0.9
-    assert scheduler.view(0.0).request_latency.prefill.length == 1e-4
+    assert policy.latency.at(scheduler.view(0.0)).prefill.length == 1e-4
 
 
 def test_a_request_latency_of_another_model_is_not_used(
@@ -95,10 +96,13 @@ def test_a_request_latency_of_another_model_is_not_used(
     content = {"prefill": part, "decode": part, "measured_with": {"model": "other"}}
     path.write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING, logger="jserve"):
-        loop = build_loop(small_config(model="toy", request_latency=path))
+        loop = build_loop(small_config(model="toy", policy="sjf", request_latency=path))
     assert caplog.text.count("was made for model 'other'") == 1
     assert loop.stats().request_latency_fallback == "model"
-    assert loop._scheduler.view(0.0).request_latency.prefill.length != 1e-4
+    scheduler = loop._scheduler
+    assert isinstance(scheduler.policy, ShortestJobFirst)
+    latency = scheduler.policy.latency.at(scheduler.view(0.0))
+    assert latency.prefill.length != 1e-4
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,12 @@ def test_a_server_counts_milliseconds_too(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(planning, "best_kernel", lambda: anneal)
     for budget_ms, budget_s in ((None, 0.005), (9.0, 0.009), (0.0, math.inf)):
         fields = {} if budget_ms is None else {"annealing_budget_ms": budget_ms}
-        policy = serving_policy(EngineConfig(policy="annealing:proposals=77", **fields))
+        config = EngineConfig(policy="annealing:proposals=77", **fields)
+        policy = serving_policy(config, None)
         assert isinstance(policy, PlannedAdmission)
         assert policy.limit is not None
         assert policy.limit.budget_s == pytest.approx(budget_s)
-        assert (policy.proposals, policy.kernel) == (77, anneal)
+        assert (policy.proposals, policy._kernel) == (77, anneal)
 
 
 @pytest.mark.parametrize(

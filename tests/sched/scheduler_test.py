@@ -135,9 +135,9 @@ def test_who_knows_the_ends_may_repeat_steps_in_spite_of_stop_tokens() -> None:
     scheduler.submit(make_request(5, 20, stop_token_ids=frozenset({999})))
     driver.step()
     driver.step()
-    assert scheduler.num_steps_alike(plans[-1]) == 0, "any token might end it"
+    assert scheduler.num_repeats(plans[-1]) == 0, "any token might end it"
     for most, num_steps in ((0, 0), (3, 3), (18, 18), (100, 18)):
-        assert scheduler.num_steps_alike(plans[-1], most) == num_steps
+        assert scheduler.num_repeats(plans[-1], most) == num_steps
 
 
 def test_parts_that_do_not_go_together_are_refused() -> None:

@@ -27,7 +27,7 @@ class Holders:
 
     @property
     def num_free_slots(self) -> int:
-        """Slots that nobody holds."""
+        """Slots that no request holds."""
         return len(self._free_slots)
 
     def admit(self, request: Request, num_cached_tokens: int) -> None:
@@ -47,7 +47,7 @@ class Holders:
         if missing > 0:
             request.pages.extend(self._ledger.allocate(missing))
 
-    def let_go(self, request: Request) -> None:
+    def release(self, request: Request) -> None:
         """Takes the slot and the pages back."""
         assert request.slot is not None
         self._ledger.release(request.pages)

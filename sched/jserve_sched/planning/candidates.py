@@ -75,8 +75,8 @@ class Candidates:
             arrival_s, name = request.arrival_s, request.request_id
             if arrival_s < aged_before_s:
                 return (False, False, arrival_s, arrival_s, name)
-            late = request.next_promise_s < start_s and not request.guard
-            return (True, late, request.next_deadline_s, arrival_s, name)
+            late = request.deadline_s < start_s and not request.guard
+            return (True, late, request.pace_s, arrival_s, name)
 
         return self._running or sorted(self._view.running, key=key)
 
@@ -153,19 +153,19 @@ def choose_waiting(
     waiting = view.admissible[first:]
     if len(waiting) <= most:
         return waiting
-    due_s, promise_s, tokens, guard = view.queue.facts(first)
+    pace_s, deadline_s, tokens, guard = view.queue.facts(first)
     work_s = tokens / (view.prefill_tokens_per_s or np.inf)
-    late = promise_s < view.start_s + work_s
+    late = deadline_s < view.start_s + work_s
     index = np.arange(len(waiting))  # ties go by arrival
-    wishes = (
+    keys = (
         tokens + index / len(waiting),
-        np.where(np.isinf(due_s), _FAR_S + index, due_s),
+        np.where(np.isinf(pace_s), _FAR_S + index, pace_s),
     )
     chosen = np.zeros(len(waiting), bool)
-    for wish in wishes:
-        wish[late] += 2 * _FAR_S  # the late ones after all others
-        wish[guard > 0] -= 4 * _FAR_S  # the guarded before all others
-        wish[chosen] = np.inf
+    for key in keys:
+        key[late] += 2 * _FAR_S  # the late ones after all others
+        key[guard > 0] -= 4 * _FAR_S  # the guarded before all others
+        key[chosen] = np.inf
         half = most // 2
-        chosen[np.argpartition(wish, half)[:half]] = True
+        chosen[np.argpartition(key, half)[:half]] = True
     return [waiting[place] for place in np.flatnonzero(chosen).tolist()]

@@ -8,7 +8,7 @@ from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan
 
 _NUM_REQUESTS = 256  # whose SLOs stand for those of requests to come
-_TIGHT_SHARE = 20  # one in so many requests is tighter
+_TIGHT_SHARE = 20  # one request in 20 is tighter
 _MEMORY = 0.98  # of the past at each step: about the last 50 count
 
 
@@ -16,9 +16,9 @@ class RecentLoad:
     """How soon requests want their first token, and how fast a queue is worked off.
 
     Attributes:
-      tight_ttft_s: The 5th percentile of how soon the last requests wanted their first
-        token, seconds; infinite if none did. Not the least: one client with a tight
-        SLO must not make every step short.
+      tight_ttft_s: 5th percentile of the times from arrival to when the last requests
+        wanted their first token, seconds; infinite if none did. Not the least: one
+        client with a tight SLO must not make every step short.
     """
 
     def __init__(self) -> None:

@@ -1,32 +1,53 @@
-"""What a policy is: a pure function from a snapshot to a plan."""
+"""What a policy is: it decides what each step of one engine runs."""
 
+import dataclasses
 from typing import Protocol, runtime_checkable
 
-from jserve_sched.planning.outlook import Outlook
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.steps.plan import StepPlan
 
 
 class Policy(Protocol):
-    """Decides what one step runs."""
+    """Decides what one step runs.
+
+    An object serves one scheduler, since it may remember what it saw. It is
+    deterministic: two new objects that are given the same views return the same plans.
+    """
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step; None if nothing can run now.
 
-        Pure: the same snapshot gives the same plan, and nothing is changed.
+        What the view holds is not changed. A simulation repeats a plan that runs all
+        there is without asking, up to the next multiple of `REFRESH_STEPS`.
         """
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class SearchTotals:
+    """What the searches of a policy took since start.
+
+    Attributes:
+      num_searches: Number of searches.
+      search_s: Their time, seconds; 0 without a clock.
+    """
+
+    num_searches: int = 0
+    search_s: float = 0.0
 
 
 @runtime_checkable
-class LookaheadPolicy(Policy, Protocol):
-    """A policy that looks further than one step, now and then.
+class SearchingPolicy(Policy, Protocol):
+    """A policy that searches now and then, and counts it for metrics.
 
-    The scheduler asks `revise` before each `plan`, and keeps what it returns in
-    `view.outlook`. So the policy itself remembers nothing.
+    Attributes:
+      searches: Totals since the policy was made.
     """
 
-    def revise(self, view: SchedulerView) -> Outlook | None:
-        """Returns the outlook to plan by from now on; None to keep `view.outlook`.
+    searches: SearchTotals
 
-        Pure, but for the time that a search may take: see `Outlook.search_s`.
-        """
+
+def searches_of(policy: Policy) -> SearchTotals:
+    """Returns a copy of a policy's totals; zeros if it does not search."""
+    if isinstance(policy, SearchingPolicy):
+        return dataclasses.replace(policy.searches)
+    return SearchTotals()

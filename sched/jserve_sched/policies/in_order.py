@@ -5,7 +5,8 @@ All decodes go first; the rest of the step's token limit is filled with prompt c
 preempts the latest arrival under KV pressure. `edf` (Sarathi-EDF) takes them by the
 deadline of their first token, whether partly computed or waiting, those without an
 objective last, by arrival; token deadlines are those of SlidingServe (Eq. 1, arXiv
-2606.05933), and the request whose next token is due last is preempted.
+2606.05933), a completion bound is spread over the tokens (`Slo.pacing`), and the
+request whose next token is wanted last is preempted.
 """
 
 import dataclasses
@@ -79,12 +80,12 @@ class FirstComeFirstServed(FixedChunk):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EarliestDeadlineFirst(FixedChunk):
-    """The request whose next token is due first goes first."""
+    """The request whose next token is wanted first goes first."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        return plan_in_order(view, _deadline, chunk_tokens=self.chunk_tokens)
+        return plan_in_order(view, _by_pace, chunk_tokens=self.chunk_tokens)
 
 
-def _deadline(request: Request) -> tuple[float, float, str]:
-    return (request.next_deadline_s, request.arrival_s, request.request_id)
+def _by_pace(request: Request) -> tuple[float, float, str]:
+    return (request.pace_s, request.arrival_s, request.request_id)

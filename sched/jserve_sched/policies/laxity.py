@@ -25,23 +25,33 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jserve_sched.planning.forwarder import remaining_prompts
+from jserve_sched.planning.latency_source import LatencySource
+from jserve_sched.planning.step_prices import remaining_prompts
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import FixedChunk, plan_in_order
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.plan import StepPlan
+from jserve_sched.timing.request_latency import RequestLatency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeastLaxityFirst(FixedChunk):
-    """The request that can wait the shortest goes first."""
+    """The request that can wait the shortest goes first.
+
+    Attributes:
+      latency: Times of whole requests.
+    """
+
+    latency: LatencySource = dataclasses.field(
+        default_factory=LatencySource, compare=False, repr=False
+    )
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         requests = [*view.running, *view.admissible]
         if not requests:
             return None
-        wait_s = laxities_s(view, requests)
+        wait_s = laxities_s(view, requests, self.latency.at(view))
         guard = _column(request.guard for request in requests)
         arrival_s = _column(request.arrival_s for request in requests)
         is_lost = (wait_s < 0.0) & (guard == 0.0)
@@ -54,14 +64,15 @@ class LeastLaxityFirst(FixedChunk):
         )
 
 
-def laxities_s(view: SchedulerView, requests: list[Request]) -> np.ndarray:
+def laxities_s(
+    view: SchedulerView, requests: list[Request], latency: RequestLatency
+) -> np.ndarray:
     """Returns how long each of the view's requests could wait and attain its SLO.
 
     Returns:
       `[N]` seconds from `view.start_s` on.
     """
-    latency = view.request_latency
-    next_due_s = _column(request.next_promise_s for request in requests)
+    next_due_s = _column(request.deadline_s for request in requests)
     end_due_s = _column(_completion_due_s(request) for request in requests)
     known_tokens = _column(request.num_projected for request in requests)
     tokens_left = _column(request.expected_tokens_left for request in requests)

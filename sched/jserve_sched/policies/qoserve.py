@@ -25,7 +25,7 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, tightest_slack
-from jserve_sched.planning.forwarder import BatchForwarder, Prompts, remaining_prompts
+from jserve_sched.planning.step_prices import Prompts, StepPrices, remaining_prompts
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import PlanEnd, StepPlan
@@ -61,41 +61,44 @@ class QoServe:
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
         if candidates.prompts:
+            step_prices = StepPrices(view, candidates.decodes)
+            # Hybrid priority, and eager relegation.
             prompts = remaining_prompts(view, candidates.prompts)
-            forwarder = BatchForwarder(view, candidates.decodes, prompts)
-            prompts = prompts.take(self._order(view, forwarder, prompts))
-            forwarder = forwarder.of(prompts)
+            alone_s = step_prices.alone_s(prompts)
+            prices = step_prices.of(prompts.take(self._order(view, prompts, alone_s)))
+            # The largest chunk that no decode minds.
             least_s, _ = tightest_slack(
                 candidates.decodes,
                 start_s=view.start_s,
-                least_s=float(forwarder.grid_s[0]) * self.margin,
+                least_s=float(prices.grid_s[0]) * self.margin,
             )
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
-            budget = min(forwarder.largest_within(least_s / self.margin), ceiling)
+            budget = min(prices.largest_within(least_s / self.margin), ceiling)
             least = 0 if builder.num_decodes else 1  # a step has something to do
             builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
-            candidates.add_prompts(builder, prompts.requests)
+            candidates.add_prompts(builder, prices.prompts.requests)
         return builder.build()
 
     def _order(
-        self, view: SchedulerView, forwarder: BatchForwarder, prompts: Prompts
+        self, view: SchedulerView, prompts: Prompts, alone_s: np.ndarray
     ) -> np.ndarray:
-        """Returns the places of prompts by (relegated, priority, arrival)."""
+        """Returns the places of prompts by (relegated, priority, arrival).
+
+        `alone_s` is the time of each without the others, `[P]` seconds.
+        """
         facts = np.array([_facts(one) for one in prompts.requests])
         due_s, output_tokens, arrival_s, guard = facts.T
         work_tokens = prompts.tokens + output_tokens
         priority_s = due_s + self.alpha_s_per_token * work_tokens
         relegated = np.zeros(len(due_s), bool)
         if self.relegation:
-            end_s = view.start_s + forwarder.alone_s(prompts)
-            relegated = (end_s > due_s) & (guard == 0)
+            relegated = (view.start_s + alone_s > due_s) & (guard == 0)
         return np.lexsort((arrival_s, priority_s, relegated))
 
 
 def _facts(request: Request) -> tuple[float, float, float, bool]:
     """Returns the deadline, output tokens that count, arrival and guard flag."""
-    due_s, output_tokens = request.next_deadline_s, 0
+    output_tokens = 0
     if request.slo.ttft_s is None and request.slo.ttlt_s is not None:
-        due_s = request.arrival_s + request.slo.ttlt_s
         output_tokens = request.expected_tokens_left
-    return due_s, output_tokens, request.arrival_s, request.guard
+    return request.deadline_s, output_tokens, request.arrival_s, request.guard

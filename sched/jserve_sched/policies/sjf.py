@@ -15,10 +15,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import FixedChunk, plan_in_order
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
+from jserve_sched.timing.request_latency import RequestLatency
 
 _Key = tuple[float, float, str]
 
@@ -27,13 +29,12 @@ def _tokens_left(request: Request) -> _Key:
     return (request.num_remaining, request.arrival_s, request.request_id)
 
 
-def _time_left(view: SchedulerView) -> Callable[[Request], _Key]:
-    """Returns a key of the seconds left, less what is the same for all jobs.
+def _time_left(latency: RequestLatency, batch: int) -> Callable[[Request], _Key]:
+    """Returns a key of the seconds left in a batch, less what is equal for all jobs.
 
     The closed sum of `RequestLatency.exec_s`, for one request and in plain numbers: a
     queue of ten thousand is sorted by it.
     """
-    latency, batch = view.request_latency, view.max_num_seqs
     prefill, decode = latency.prefill, latency.decode
     prompt_token_s = prefill.both * batch + prefill.length
     step_s = decode.batch * batch + decode.base
@@ -54,12 +55,19 @@ class ShortestJobFirst(FixedChunk):
     """The request with the least left to do goes first.
 
     Attributes:
-      by: "e2e", predicted time of the whole rest, or "prompt", prompt tokens left.
+      by: Measure of a job: e2e, predicted time of the whole rest, or prompt, tokens
+        left of the prompt.
+      latency: Times of whole requests.
     """
 
     by: Literal["e2e", "prompt"] = "e2e"
+    latency: LatencySource = dataclasses.field(
+        default_factory=LatencySource, compare=False, repr=False
+    )
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        key = _tokens_left if self.by == "prompt" else _time_left(view)
+        if self.by == "prompt":
+            return plan_in_order(view, _tokens_left, chunk_tokens=self.chunk_tokens)
+        key = _time_left(self.latency.at(view), view.max_num_seqs)
         return plan_in_order(view, key, chunk_tokens=self.chunk_tokens)

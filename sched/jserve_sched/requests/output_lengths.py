@@ -6,7 +6,7 @@ quantile:q=0.75                    long enough for a share q of them
 oracle:error=0.5                   the truth with an error of a known size, for studies
 ...:least=8:memory=512             answers needed for an estimate; most remembered
 
-SLOs are kept by these estimates, so they are conservative until there is evidence.
+Tokens are paced by these estimates, so they are conservative until there is evidence.
 Where too few answers of a kind are known the request's class is asked, then all
 answers, and at last `max_tokens`. A request without stop tokens leaves nothing to
 guess: its answer has `max_tokens`.

@@ -187,14 +187,17 @@ class Request:
         return is_live and self.num_outputs_projected < self.max_tokens
 
     @property
-    def next_deadline_s(self) -> float:
-        """When the next output token (after those in flight) is wanted."""
-        return self.pacing.deadline_s(self.num_outputs_projected)
+    def pace_s(self) -> float:
+        """When the next output token (after those in flight) is wanted, clock seconds.
+
+        Soft: with a completion bound, tokens are paced towards it.
+        """
+        return self.pacing.pace_s(self.num_outputs_projected)
 
     @property
-    def next_promise_s(self) -> float:
+    def deadline_s(self) -> float:
         """After when the next token (after those in flight) violates the SLO."""
-        return self.pacing.promise_s(self.num_outputs_projected)
+        return self.slo.deadline_s(self.arrival_s, self.num_outputs_projected)
 
     def known_tokens(self, start: int, stop: int) -> np.ndarray:
         """Returns the token ids at positions `[start, stop)`, int32.

@@ -22,12 +22,12 @@ def _check_positive(name: str, value: float | None) -> None:
 class Pacing(NamedTuple):
     """When a request's output tokens are wanted, in clock seconds.
 
+    A token that comes later than this may still be in time: see `Slo.deadline_s`.
+
     Attributes:
-      first_s: The first token; infinite without an objective for it.
+      first_s: Time of the first token; infinite without an objective for it.
       start_s: Token k >= 1 is wanted at `start_s + k * gap_s`.
-      gap_s: Between two tokens.
-      end_s: Where tokens are paced towards a completion bound, when that is: no token
-        before the last has an objective of its own. None where each one has.
+      gap_s: Time between two tokens.
       last: Later tokens are wanted when this one is: the bound allows no more, and the
         answer was not expected to be longer.
     """
@@ -35,20 +35,13 @@ class Pacing(NamedTuple):
     first_s: float
     start_s: float
     gap_s: float
-    end_s: float | None = None
     last: float = math.inf
 
-    def deadline_s(self, index: int) -> float:
+    def pace_s(self, index: int) -> float:
         """Returns when output token `index` (from 0) is wanted."""
         if not index:
             return self.first_s
         return self.start_s + min(index, self.last) * self.gap_s
-
-    def promise_s(self, index: int) -> float:
-        """Returns after when output token `index` violates the SLO."""
-        if self.end_s is None or (not index and self.first_s < self.start_s):
-            return self.deadline_s(index)
-        return self.end_s
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,15 +75,24 @@ class Slo:
         """Whether there is no objective."""
         return self.ttft_s is None and self.ttlt_s is None
 
-    def first_deadline_s(self, arrival_s: float) -> float:
-        """Returns after when an absent first token violates a bound, clock seconds."""
-        bounds_s = [one for one in (self.ttft_s, self.ttlt_s) if one is not None]
-        return arrival_s + min(bounds_s, default=math.inf)
+    def deadline_s(self, arrival_s: float, index: int) -> float:
+        """Returns after when an absent output token violates a bound, clock seconds.
+
+        `index` is that of the token, from 0.
+        """
+        due_s = math.inf
+        if self.ttft_s is not None and not index:
+            due_s = arrival_s + self.ttft_s
+        elif self.ttft_s is not None and self.tbt_s is not None:
+            due_s = arrival_s + self.ttft_s + index * self.tbt_s
+        if self.ttlt_s is not None:
+            due_s = min(due_s, arrival_s + self.ttlt_s)
+        return due_s
 
     def pacing(self, arrival_s: float, num_tokens: int) -> Pacing:
         """Returns when a scheduler should want each of `num_tokens` output tokens.
 
-        With a `tbt_s` these are the token deadlines, faster only if the last one
+        With a `tbt_s` that is at their deadlines, faster only if the last one
         would come after `ttlt_s`. A `ttlt_s` without a `tbt_s` is spread: the first
         token is wanted at half of that time (or at `ttft_s`), the others evenly from
         half to the end, so that neither the prompt nor the decoding is left for the
@@ -115,7 +117,7 @@ class Slo:
             return Pacing(first_s, first_s, self.tbt_s, last=last)
         half_s = self.ttlt_s / 2
         start_s = arrival_s + half_s
-        return Pacing(min(first_s, start_s), start_s, half_s / gaps, end_s, gaps)
+        return Pacing(min(first_s, start_s), start_s, half_s / gaps, gaps)
 
     def is_met(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool

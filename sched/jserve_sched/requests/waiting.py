@@ -17,9 +17,18 @@ def _order(request: Request) -> tuple[float, str]:
 
 
 class WaitingQueue:
-    """Waiting requests, by arrival and then id. Only `Scheduler` changes it."""
+    """Waiting requests, by arrival and then id. Only `Scheduler` changes it.
+
+    The facts of a request that is in do not change.
+
+    Attributes:
+      num_arrived: Requests added so far, each once.
+      num_returned: Times that one was added again, after it was preempted.
+    """
 
     def __init__(self, requests: Iterable[Request] = ()):
+        self.num_arrived = 0
+        self.num_returned = 0
         self._requests: list[Request] = []
         self._facts: tuple[list[float], ...] = ([], [], [], [])
         for request in requests:
@@ -35,11 +44,13 @@ class WaitingQueue:
 
     def add(self, request: Request) -> None:
         """Takes a request in, at its place."""
+        self.num_arrived += request.num_preemptions == 0
+        self.num_returned += request.num_preemptions > 0
         place = bisect.bisect_left(self._requests, _order(request), key=_order)
         self._requests.insert(place, request)
         facts = (
-            request.next_deadline_s,
-            request.next_promise_s,
+            request.pace_s,
+            request.deadline_s,
             request.num_known,
             request.guard,
         )
@@ -54,19 +65,10 @@ class WaitingQueue:
         for column in self._facts:
             del column[place]
 
-    def predict(self, request: Request, tokens: int) -> None:
-        """Sets how long the answer of a request that is in should be."""
-        request.predict(tokens)
-        if request.output_tokens:  # else no length changes when the next is due
-            place = bisect.bisect_left(self._requests, _order(request), key=_order)
-            due_s, promise_s, _, _ = self._facts
-            due_s[place] = request.next_deadline_s
-            promise_s[place] = request.next_promise_s
-
     def facts(self, first: int = 0) -> np.ndarray:
         """Returns `[4, waiting - first]` float64, without the `first` requests.
 
-        When each one's next token is wanted and when it violates its SLO, clock
-        seconds; its tokens to compute; whether it is guarded.
+        Each one's `pace_s` and `deadline_s`, clock seconds; its tokens to compute;
+        whether it is guarded.
         """
         return np.array([column[first:] for column in self._facts], np.float64)

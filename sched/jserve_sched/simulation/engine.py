@@ -208,7 +208,7 @@ class SimulatedEngine:
         """Runs the steps after a decode-only one that can only repeat it."""
         if self.due_s >= start_before_s:
             return
-        num_steps = self.scheduler.num_steps_alike(plan, self._steps_before_stop(plan))
+        num_steps = self.scheduler.num_repeats(plan, self._steps_before_stop(plan))
         if num_steps < 1:
             return
         matrix = _steps_after(plan, num_steps, self.scheduler.ledger.page_size)

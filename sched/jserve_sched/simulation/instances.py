@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request
 
@@ -39,7 +40,7 @@ def uncommitted_pages(view: SchedulerView) -> int:
     return view.ledger.num_available - wanted
 
 
-def work_s(view: SchedulerView) -> float:
+def work_s(view: SchedulerView, source: LatencySource) -> float:
     """Returns in how many seconds an engine should be done with all its requests.
 
     Each takes as long as in a batch of as many as can run together, and all slots share
@@ -51,7 +52,7 @@ def work_s(view: SchedulerView) -> float:
     if not requests:
         return view.in_flight_s
     batch = min(len(requests), view.max_num_seqs)
-    latency = view.request_latency
+    latency = source.at(view)
     facts = np.array([_left(one) for one in requests], np.float64)  # [N, 3]
     prompts, contexts, outputs = facts.T
     prefilled = prompts > 0
@@ -73,24 +74,25 @@ def _left(request: Request) -> tuple[int, int, int]:
     return request.num_remaining, request.num_projected, left
 
 
-def _most_free_kv(views: Sequence[SchedulerView]) -> int:
-    return int(np.argmax([uncommitted_pages(view) for view in views]))
+def _most_free_kv(sources: Sequence[LatencySource]) -> Assignment:
+    del sources
+    return lambda views: int(np.argmax([uncommitted_pages(view) for view in views]))
 
 
-def _least_finish(views: Sequence[SchedulerView]) -> int:
+def _least_finish(sources: Sequence[LatencySource]) -> Assignment:
     # The request's own time would be about equal on each, so it is left out.
-    return int(np.argmin([work_s(view) for view in views]))
+    return lambda views: int(np.argmin(list(map(work_s, views, sources))))
 
 
-def _round_robin() -> Assignment:
+def _round_robin(sources: Sequence[LatencySource]) -> Assignment:
     """Returns what the others should beat: each engine in turn."""
-    turns = itertools.count()
-    return lambda views: next(turns) % len(views)
+    turns = itertools.cycle(range(len(sources)))
+    return lambda views: next(turns)
 
 
-ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
-    "kv": lambda: _most_free_kv,
-    "finish": lambda: _least_finish,
+ASSIGNMENTS: dict[str, Callable[[Sequence[LatencySource]], Assignment]] = {
+    "kv": _most_free_kv,
+    "finish": _least_finish,
     "round_robin": _round_robin,
 }
-"""Name -> returns a fresh assignment."""
+"""Name -> returns a fresh assignment to engines with these sources of latencies."""

@@ -88,7 +88,7 @@ class Tally:
         self._num_uncounted = num_uncounted
         self._violated: set[int] = set()
         self._due = [
-            (one.slo.first_deadline_s(one.arrival_s), i)
+            (one.slo.deadline_s(one.arrival_s, 0), i)
             for i, one in enumerate(arrivals[num_uncounted:], num_uncounted)
         ]
         heapq.heapify(self._due)

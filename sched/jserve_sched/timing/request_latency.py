@@ -30,11 +30,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.steps import features
 from jserve_sched.timing.predictor import Predictor
 
-_REFIT_EVERY = 512  # steps; a predictor is fitted again at multiples of it
 _MAX_PROMPT_STEPS = 4  # of the longest prompt, if it is alone
 _MAX_BATCH_STEPS = 16  # of the prefill of the largest batch
 _LEAST_LENGTH = 16
@@ -250,48 +248,3 @@ def _prefill_steps(
         for first in range(0, total, max_blocks)
     ]
     return rows
-
-
-class LatencySource:
-    """Where a scheduler takes its request latency from.
-
-    Without a fixed one it is fitted to the step predictor when it is first asked for,
-    and again where 512 steps have been planned, counted in whole multiples, or where
-    the buckets or the predictor are others than before.
-    """
-
-    def __init__(self, fixed: RequestLatency | None = None):
-        self._fixed = fixed
-        self._found: RequestLatency | None = None
-        self._made_for: tuple[object, object, int] = (None, None, 0)
-
-    def at(
-        self,
-        step_id: int,
-        predictor: Predictor,
-        buckets: BucketTable,
-        *,
-        ledger: KvLedger,
-        max_num_batched_tokens: int,
-    ) -> RequestLatency:
-        """Returns the latency to plan the step with."""
-        if self._fixed is not None:
-            return self._fixed
-        made_for = (predictor, buckets, step_id // _REFIT_EVERY)
-        if self._found is None or made_for != self._made_for:
-            points = priced_points(
-                predictor,
-                buckets,
-                page_size=ledger.page_size,
-                num_kv_tokens=ledger.num_pages * ledger.page_size,
-                max_num_batched_tokens=max_num_batched_tokens,
-            )
-            prefill, decode = map(fit_bilinear, points)
-            self._found = RequestLatency(prefill=prefill, decode=decode)
-            self._made_for = made_for
-        return self._found
-
-    @staticmethod
-    def num_steps_before(step_id: int) -> int:
-        """Returns how many steps from this one on come before a fit may be due."""
-        return -step_id % _REFIT_EVERY

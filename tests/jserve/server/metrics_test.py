@@ -4,7 +4,7 @@ from prometheus_client import generate_latest
 
 from jserve.records.events import PredictorStatus, StartUp
 from jserve.server.metrics import ServerMetrics
-from jserve_sched.planning.outlook import SearchTotals
+from jserve_sched.policies.base import SearchTotals
 from jserve_sched.requests.output_lengths import LengthErrors
 from tests.fake_server import FakeLoop
 

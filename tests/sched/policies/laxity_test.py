@@ -1,15 +1,14 @@
-import dataclasses
-
 import numpy as np
 import pytest
 
 from jserve_sched.buckets.table import BucketTable
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.laxity import LeastLaxityFirst, laxities_s
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.requests.slo import Slo
-from jserve_sched.timing.request_latency import Bilinear, LatencySource, RequestLatency
+from jserve_sched.timing.request_latency import Bilinear, RequestLatency
 from tests.fakes import make_request
 from tests.step_costs import Curve, make_view
 
@@ -24,18 +23,17 @@ TABLE = BucketTable((8,), (0, 64), block_tokens=4)
 def view_of(
     *waiting: Request, running: tuple[Request, ...] = (), now_s: float = 0.0
 ) -> SchedulerView:
-    view = make_view(
+    return make_view(
         TABLE,
         Curve(lambda tokens: 0.001 + 1e-4 * tokens),
         running=running,
         waiting=waiting,
         now_s=now_s,
     )
-    return dataclasses.replace(view, latency_source=LatencySource(LATENCY))
 
 
 def order_of(view: SchedulerView) -> list[str]:
-    plan = LeastLaxityFirst().plan(view)
+    plan = LeastLaxityFirst(latency=LatencySource(LATENCY)).plan(view)
     assert plan is not None
     return [row.request.request_id for row in plan.chunks]
 
@@ -55,7 +53,7 @@ def decoding(tokens: int, max_tokens: int, **slo: float) -> Request:
 
 
 def laxity_s(request: Request, view: SchedulerView) -> float:
-    return float(laxities_s(view, [request])[0])
+    return float(laxities_s(view, [request], LATENCY)[0])
 
 
 def test_laxity_is_the_time_that_is_not_needed() -> None:

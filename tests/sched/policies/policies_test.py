@@ -64,7 +64,7 @@ def test_the_chunk_never_breaks_a_safe_decode(policy: str, seed: int) -> None:
     ):
         plan = plan_of(policy, table=table, predictor=predictor, **view)
         alone_s = float(predictor.predict(plan.features[None] * 0)[0])
-        dues_s = [one.next_deadline_s for one in running]
+        dues_s = [one.pace_s for one in running]
         safe = [due_s for due_s in dues_s if due_s >= alone_s]
         assert plan.predicted_s <= min(safe) + 1e-12
         assert len(plan.decodes) == len(running)
@@ -126,6 +126,16 @@ def test_qoserve_trades_deadline_against_work_and_relegates(options, order) -> N
         waiting("short", 100, 2.0),
     ]
     assert list(taken(plan_of(f"qoserve:{options}", waiting=queue))) == order
+
+
+def test_qoserve_relegates_nobody_who_is_behind_its_pace_alone() -> None:
+    both = Slo(ttft_s=1.5, ttlt_s=2.0)  # the first token is wanted after 1 s
+    queue = [
+        make_request(100, 4, request_id="behind", slo=both),
+        waiting("later", 100, 1.9),
+    ]
+    plan = plan_of("qoserve:alpha_s_per_token=0", waiting=queue, now_s=1.2)
+    assert list(taken(plan)) == ["behind", "later"]
 
 
 def test_sliding_finishes_the_prompts_at_risk_as_in_figure_2() -> None:

@@ -1,13 +1,13 @@
-import dataclasses
 import random
 
 import numpy as np
 import pytest
 
 from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request, RequestState
-from jserve_sched.timing.request_latency import Bilinear, LatencySource, RequestLatency
+from jserve_sched.timing.request_latency import Bilinear, RequestLatency
 from tests.fakes import make_request
 from tests.step_costs import Curve, make_view
 
@@ -28,8 +28,7 @@ def order_of(
     view = make_view(
         TABLE, Curve(lambda tokens: tokens), waiting=waiting, running=running or []
     )
-    view = dataclasses.replace(view, latency_source=LatencySource(LATENCY))
-    plan = make_policy(policy).plan(view)
+    plan = make_policy(policy, latency=LatencySource(LATENCY)).plan(view)
     assert plan is not None and not plan.decodes
     return [row.request.request_id for row in plan.chunks]
 

@@ -38,14 +38,14 @@ def test_who_has_outlived_the_prediction_ends_with_the_next_token() -> None:
 
 def test_a_completion_bound_is_paced_over_the_predicted_length() -> None:
     request = make_request(8, 401, slo=Slo(ttlt_s=8.0))
-    first_s = request.next_deadline_s
+    first_s = request.pace_s
     request.predict(5)
-    assert request.pacing.first_s == first_s == request.next_deadline_s == 4.0
+    assert request.pacing.first_s == first_s == request.pace_s == 4.0
     due_s = []
     for num_outputs in range(1, 7):
         request.output_tokens = [1] * num_outputs
-        due_s.append(request.next_deadline_s)
-        assert request.next_promise_s == 8.0
+        due_s.append(request.pace_s)
+        assert request.deadline_s == 8.0
     assert due_s == [5.0, 6.0, 7.0, 8.0, 8.0, 8.0]
     request.predict(401)
-    assert request.next_deadline_s == pytest.approx(4.0 + 4.0 * 6 / 400)
+    assert request.pace_s == pytest.approx(4.0 + 4.0 * 6 / 400)

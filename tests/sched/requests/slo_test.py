@@ -16,7 +16,7 @@ from jserve_sched.requests.slo import ServiceClass, Slo, parse_service_classes
     ],
 )
 def test_the_first_token_has_a_deadline(slo: Slo, deadline_s: float) -> None:
-    assert slo.first_deadline_s(5.0) == deadline_s
+    assert slo.deadline_s(5.0, 0) == deadline_s
 
 
 @pytest.mark.parametrize(
@@ -120,17 +120,32 @@ def test_bad_service_classes_are_named(text: str, message: str) -> None:
 )
 def test_tokens_are_paced_by_the_tighter_bound(slo: Slo, due_s: list[float]) -> None:
     pacing = slo.pacing(100.0, len(due_s))
-    assert [pacing.deadline_s(k) for k in range(len(due_s))] == due_s
+    assert [pacing.pace_s(k) for k in range(len(due_s))] == due_s
 
 
-def test_a_paced_token_violates_nothing_before_the_end() -> None:
-    def deadlines_s(slo: Slo, num_tokens: int) -> list[float]:
-        pacing = slo.pacing(100.0, num_tokens)
-        return [pacing.promise_s(k) for k in range(num_tokens)]
-
-    assert deadlines_s(Slo(ttlt_s=8.0), 5) == [108.0] * 5
-    assert deadlines_s(Slo(ttft_s=1.0, ttlt_s=8.0), 3) == [101.0, 108.0, 108.0]
-    assert deadlines_s(Slo(ttft_s=1.0, tbt_s=0.5), 3) == [101.0, 101.5, 102.0]
+@pytest.mark.parametrize(
+    ("slo", "deadlines_s"),
+    [
+        (Slo(ttlt_s=8.0), [108.0, 108.0, 108.0]),
+        (Slo(ttft_s=1.0), [101.0, math.inf, math.inf]),
+        (Slo(ttft_s=1.0, ttlt_s=8.0), [101.0, 108.0, 108.0]),
+        (Slo(ttft_s=6.0, ttlt_s=8.0), [106.0, 108.0, 108.0]),  # wanted after 4 s
+        (Slo(ttft_s=1.0, tbt_s=0.5), [101.0, 101.5, 102.0]),
+        (Slo(ttft_s=1.0, tbt_s=5.0, ttlt_s=8.0), [101.0, 106.0, 108.0]),
+    ],
+)
+def test_a_token_violates_nothing_before_its_deadline(
+    slo: Slo, deadlines_s: list[float]
+) -> None:
+    assert [slo.deadline_s(100.0, k) for k in range(3)] == deadlines_s
+    pacing = slo.pacing(100.0, 3)
+    assert all(pacing.pace_s(k) <= deadlines_s[k] for k in range(3))
+    assert slo.is_met(100.0, deadlines_s, is_complete=True)
+    for k, due_s in enumerate(deadlines_s):
+        if due_s < math.inf:
+            late_s = [min(one, due_s) for one in deadlines_s[:k]]
+            late_s += [max(one, due_s + 1e-6) for one in deadlines_s[k:]]
+            assert not slo.is_met(100.0, late_s, is_complete=True)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +163,9 @@ def test_tokens_beyond_the_expected_are_due_by_the_end(
     slo: Slo, num_tokens: int
 ) -> None:
     pacing = slo.pacing(100.0, num_tokens)
-    due_s = [pacing.deadline_s(k) for k in range(2000)]
+    due_s = [pacing.pace_s(k) for k in range(2000)]
     assert due_s == sorted(due_s)
     assert due_s[-1] <= 108.0 + 1e-9
     assert due_s[-1] + pacing.gap_s >= 108.0 - 1e-9  # and hardly before it
-    expected = [pacing._replace(last=math.inf).deadline_s(k) for k in range(num_tokens)]
+    expected = [pacing._replace(last=math.inf).pace_s(k) for k in range(num_tokens)]
     assert due_s[:num_tokens] == expected  # those expected are paced as ever

@@ -1,4 +1,4 @@
-"""Times of whole requests: the form, its fit to steps, and when that is due."""
+"""Times of whole requests: the form, and its fit to steps."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
-from jserve_sched.planning.view import SchedulerView
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
@@ -20,14 +20,13 @@ from jserve_sched.steps.plan import Row, StepResult
 from jserve_sched.timing.request_latency import (
     Bilinear,
     LatencyPoints,
-    LatencySource,
     RequestLatency,
     fit_bilinear,
     priced_points,
     request_latency_from_json,
 )
 from tests.fakes import make_request
-from tests.step_costs import Curve, make_view
+from tests.step_costs import Curve
 
 PREFILL = Bilinear(both=1e-4, batch=2e-4, length=3e-5, base=0.01)
 DECODE = Bilinear(both=2e-7, batch=5e-5, length=1e-7, base=0.015)
@@ -182,36 +181,6 @@ def test_no_batch_is_larger_than_the_pool() -> None:
     assert np.max(matrix[:, features.DECODE_CONTEXT]) == 64
 
 
-def view_at(step_id: int, predictor: Recorder, table: BucketTable) -> SchedulerView:
-    return dataclasses.replace(
-        make_view(table, predictor.inner), step_id=step_id, predictor=predictor
-    )
-
-
-def at(source: LatencySource, view: SchedulerView) -> RequestLatency:
-    return dataclasses.replace(view, latency_source=source).request_latency
-
-
-def test_a_source_fits_again_only_when_something_may_have_changed() -> None:
-    predictor, source = Recorder(0.02), LatencySource()
-    first = at(source, view_at(100, predictor, TABLE))
-    assert at(source, view_at(511, predictor, TABLE)) is first
-    assert len(predictor.asked) == 1
-    at(source, view_at(512, predictor, TABLE))
-    at(source, view_at(700, predictor, TABLE))
-    assert len(predictor.asked) == 2
-    other = Recorder(0.5)
-    slower = at(source, view_at(701, other, TABLE))
-    assert slower.decode.base > 0.4 > first.decode.base
-    at(source, view_at(702, other, BucketTable((4,), (0, 2), block_tokens=8)))
-    assert len(other.asked) == 2
-    before = LatencySource.num_steps_before
-    assert [before(step) for step in (0, 1, 511, 512, 513)] == [0, 511, 1, 0, 511]
-    fixed = LatencySource(LATENCY)
-    assert at(fixed, view_at(0, other, TABLE)) is LATENCY
-    assert len(other.asked) == 2
-
-
 @pytest.mark.parametrize("num_requests", [1, 4, 16])
 @pytest.mark.parametrize(("prompt_tokens", "output_tokens"), [(100, 30), (1000, 20)])
 def test_it_is_near_what_the_schedulers_steps_take(
@@ -232,7 +201,7 @@ def test_it_is_near_what_the_schedulers_steps_take(
     )
     for _ in range(num_requests):
         scheduler.submit(make_request(prompt_tokens, output_tokens))
-    latency = scheduler.view(0.0).request_latency
+    latency = LatencySource().at(scheduler.view(0.0))
     now_s = 0.0
     first_s: dict[str, float] = {}
     while scheduler.has_work:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import itertools
+import os
 import pathlib
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -22,6 +24,7 @@ from jserve_tools.load.config import (
 from jserve_tools.measuring.benchmark import Benchmark
 from jserve_tools.measuring.targets import open_server, server_at
 from jserve_tools.reporting.config import ReportConfig
+from tests import ROOT
 from tests.fake_server import STARTED, FakeLoop, serve_fake
 
 
@@ -180,6 +183,23 @@ def test_other_settings_or_no_resuming_measure_again(
     longer = replay(tmp_path, qps=(50.0, 80.0), num_rows=7)
     assert run(config(tmp_path, fcfs, replay=longer), Opener(url)).num_resumed == 0
     assert run(config(tmp_path, fcfs, resume=False), Opener(url)).num_resumed == 0
+
+
+def test_a_policy_whose_file_has_changed_is_measured_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "changing_policy.py"
+    path.write_text((ROOT / "examples" / "lifo_policy.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    engine = EngineConfig(policy="changing_policy.LastComeFirstServed")
+    benchmark = Benchmark(
+        config(tmp_path, ServersConfig(policies=(engine.policy,))), Progress()
+    )
+    before = benchmark._key(engine, {})
+    assert benchmark._key(engine, {}) == before is not None
+    os.utime(path, ns=(0, 0))
+    assert benchmark._key(engine, {}) != before
 
 
 def test_policies_that_are_added_are_judged_by_the_baseline_there_was(

@@ -123,7 +123,7 @@ class ServersConfig:
       url: A running OpenAI-compatible server, such as http://127.0.0.1:8000.
       launch: Start a jserve process for each policy and talk HTTP to it; otherwise,
         and without --url, engines run in this process.
-      policies: Scheduling policies, one server each.
+      policies: Scheduling policies as of a server's --policy, one server each.
       bucket_strategies: Bucket strategies, each with every policy, with options as in
         linear:block_gap=4. [default: explicit with --buckets, else pow2]
       profile_host: Break the median step down into its parts, in ms. Engines of our

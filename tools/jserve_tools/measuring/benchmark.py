@@ -16,6 +16,7 @@ from typing import Any
 
 from jserve.config import EngineConfig
 from jserve.progress import Progress
+from jserve_sched.policies.registry import policy_file
 from jserve_tools.load.clients import Client
 from jserve_tools.load.config import BenchConfig
 from jserve_tools.load.replay import Flight, closed_loop, replay
@@ -186,6 +187,8 @@ class Benchmark:
             if engine.step_log is not None:
                 return None
             server = dataclasses.asdict(engine) | {"compile_cache_dir": ""}
+            if (file := policy_file(engine.policy)) is not None:
+                server["policy_ns"] = file.stat().st_mtime_ns
         config = dataclasses.asdict(self.config)
         del config["report"], config["engine"]
         del config["servers"]["policies"], config["servers"]["bucket_strategies"]

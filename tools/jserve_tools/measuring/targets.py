@@ -227,7 +227,7 @@ def open_server(
         return server_at(config.servers.url, config.servers.extra)
     if not config.servers.launch:
         return engine_in_process(engine)
-    name = re.sub(r"[^a-z0-9_.-]+", "_", engine_name(engine))
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", engine_name(engine))
     log = config.report.output / f"server-{name}.log"
     return launched_server(engine, config.servers.extra, log=log)
 

@@ -1,4 +1,4 @@
-"""What `jserve-simulate` is told: the load, the machine, and what is run on it.
+"""The settings of `jserve-simulate`: the load, the machine, and what is run on it.
 
 Wrong values, and combinations of which a part would do nothing, are refused where a
 config is made. `--help` imports no NumPy.
@@ -160,7 +160,8 @@ class SweepConfig:
     """Which runs are made, and what is reported of them.
 
     Attributes:
-      policies: Scheduling policies, with options as in sliding:constructor=off.
+      policies: Scheduling policies, with options as in sliding:constructor=off, or
+        classes of your own as in my_module.MyPolicy.
       bucket_strategies: Bucket strategies, each with every policy, with options as in
         linear:block_gap=4: none has no padding at all; explicit is the file in
         buckets; fitted is that file too, or without one fitted for each policy to this

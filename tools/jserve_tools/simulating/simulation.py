@@ -14,7 +14,7 @@ from jserve.compiled_annealing import best_kernel
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.clock import WallClock
 from jserve_sched.outcomes import distribution, summarise_run
-from jserve_sched.policies.annealing.policy import PlannedAdmission
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import LengthEstimator, make_length_estimator
 from jserve_sched.scheduler import Scheduler
@@ -50,9 +50,9 @@ def make_lengths(spec: str, arrivals: Sequence[Arrival]) -> LengthEstimator:
 def declare(
     arrivals: Sequence[Arrival], declared_tokens: int, *, max_model_len: int
 ) -> list[Arrival]:
-    """Returns requests that say they take at most so many output tokens, as real ones.
+    """Returns requests that declare `declared_tokens` of output, as real ones do.
 
-    One says more if it takes more, and no more than the context has room for.
+    One declares more if it takes more, and no more than the context has room for.
     """
     return [
         dataclasses.replace(
@@ -104,13 +104,13 @@ class Experiment:
             share = 0.0 if self.load.config.one_shot else WARMUP_SHARE
         return int(len(arrivals) * share)
 
-    def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
+    def _scheduler(
+        self, arrivals: Sequence[Arrival], source: LatencySource
+    ) -> Scheduler:
         """Returns a fresh scheduler of one engine."""
-        machine, policy = self.machine, make_policy(self.policy)
-        if isinstance(policy, PlannedAdmission):  # no other is worth a compiler's start
-            policy = make_policy(self.policy, kernel=best_kernel())  # of the same plans
+        machine = self.machine
         return make_scheduler(
-            policy=policy,
+            policy=make_policy(self.policy, latency=source, make_kernel=best_kernel),
             cost_model=self.cost_model,
             buckets=self.buckets,
             predictor=make_predictor(
@@ -139,11 +139,12 @@ class Experiment:
                 machine.declared_max_tokens,
                 max_model_len=machine.max_model_len,
             )
+        sources = [LatencySource() for _ in range(machine.num_instances)]
         assignment = None
         if machine.num_instances > 1:
-            assignment = ASSIGNMENTS[machine.assignment or "finish"]()
+            assignment = ASSIGNMENTS[machine.assignment or "finish"](sources)
         return simulate(
-            [self._scheduler(arrivals) for _ in range(machine.num_instances)],
+            [self._scheduler(arrivals, source) for source in sources],
             self.cost_model,
             arrivals,
             assignment=assignment,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jserve_sched.buckets.table import table_from_json
+from jserve_sched.policies.registry import policy_file
 from jserve_sched.simulation.goodput import SeedGoodput, pool
 from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
@@ -166,6 +167,7 @@ def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
     files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
+    files += [policy_file(task.experiment.policy)]
     sweep = dataclasses.asdict(config.sweep)
     return {
         "load": dataclasses.asdict(load),

@@ -7,7 +7,7 @@ that batches continuously is not known from the paper; all of this is ours:
 
 * Whenever requests came or ended, but at most once in `interval_s`, and only while a
   slot is free, the waiting requests are searched again, starting among others from the
-  last order.
+  last order. Finding a good order takes longer than a step and stays good for many.
 * Requests are admitted in the planned turn; those that came since the last search go
   behind, by arrival.
 * G has no ageing. A request that has waited longer than `max_age_s` goes before all
@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ import numpy as np
 from jserve_sched.clock import Clock
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, choose_waiting
-from jserve_sched.planning.outlook import Outlook
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.annealing.problem import (
     AnnealingProblem,
@@ -43,6 +43,7 @@ from jserve_sched.policies.annealing.search import (
     anneal,
     search,
 )
+from jserve_sched.policies.base import SearchTotals
 from jserve_sched.policies.sliding.policy import SlidingServe
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -59,16 +60,57 @@ class SearchLimit(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundOrder:
+    """The order in which a search would admit the requests that waited then.
+
+    Attributes:
+      order: Request ids, by planned turn.
+      made_s: Time of the snapshot that it was made from, clock seconds.
+      num_changes: `num_changes` of that snapshot.
+    """
+
+    order: tuple[str, ...]
+    made_s: float
+    num_changes: int
+
+    @functools.cached_property
+    def turns(self) -> Mapping[str, int]:
+        """The place of each request in the order, by id."""
+        return {name: turn for turn, name in enumerate(self.order)}
+
+
+def num_changes(view: SchedulerView) -> int:
+    """Returns how often a request has come, ended, or been preempted.
+
+    While the count stands still, a plan for the queue is as good as it was.
+    """
+    queue = view.queue
+    num_ended = queue.num_arrived - len(queue) - view.max_num_seqs + view.num_free_slots
+    return queue.num_arrived + queue.num_returned + num_ended
+
+
+def _plain_kernel() -> Kernel:
+    return anneal
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
 class PlannedAdmission:
     """Orders the queue by simulated annealing; what a step holds is left to others.
+
+    It has a memory: the order that the last search found, which is looked at in every
+    step until the next one, and the totals of its searches. So plans depend on the
+    views of earlier steps too.
 
     Attributes:
       proposals: Most changes of the plan that one search tries.
       interval_s: Least time between two searches, seconds.
       max_age_s: A request that came longer ago goes first, seconds.
-      seed: Seed of the search, together with `SchedulerView.epoch`.
-      kernel: Runs the search; not an option of a spec.
-      limit: Ends the search early and measures it; not an option of a spec.
+      seed: Seed of the searches, together with `num_changes`.
+      latency: Times of whole requests.
+      make_kernel: Returns what runs the searches; called once.
+      limit: Ends a search early and measures it.
+      searches: Totals of the searches, for metrics.
+      found: What the last search found; None before the first.
     """
 
     is_stream: ClassVar[bool] = False  # see `make_problem`
@@ -77,28 +119,41 @@ class PlannedAdmission:
     interval_s: float = 0.05
     max_age_s: float = 120.0
     seed: int = 0
-    kernel: Kernel = anneal
-    limit: SearchLimit | None = None
+    latency: LatencySource = dataclasses.field(
+        default_factory=LatencySource, repr=False
+    )
+    make_kernel: Callable[[], Kernel] = dataclasses.field(
+        default=_plain_kernel, repr=False
+    )
+    limit: SearchLimit | None = dataclasses.field(default=None, repr=False)
+    searches: SearchTotals = dataclasses.field(
+        init=False, default_factory=SearchTotals, repr=False
+    )
+    found: FoundOrder | None = dataclasses.field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             least = int(name == "proposals")
             if isinstance(value, int | float) and not value >= least:
                 raise ValueError(f"{name}={value} is below {least}")
+        self._kernel = self.make_kernel()
 
-    def revise(self, view: SchedulerView) -> Outlook | None:
-        """Searches if that is due; None if it is not, or no request can be moved."""
-        last = view.outlook
+    def search_if_due(self, view: SchedulerView) -> None:
+        """Searches the order of the queue again, if that is due."""
+        last, changes = self.found, num_changes(view)
         if not view.num_free_slots or (
             last is not None
-            and (view.epoch == last.epoch or view.now_s - last.made_s < self.interval_s)
+            and (
+                changes == last.num_changes
+                or view.now_s - last.made_s < self.interval_s
+            )
         ):
-            return None
+            return
         clock, budget_s = self.limit or (None, math.inf)
         begun_s = clock.now_s() if clock else 0.0
         requests = choose_waiting(view, MOST_JOBS, first=self._num_aged(view))
         if not requests:
-            return None
+            return
         problem = self._problem(view, requests)
         starts = []
         if last is not None:
@@ -108,18 +163,19 @@ class PlannedAdmission:
         found = search(
             problem,
             num_proposals=self.proposals,
-            seed=(self.seed << 32) + view.epoch,
-            kernel=self.kernel,
+            seed=(self.seed << 32) + changes,
+            kernel=self._kernel,
             starts=starts,
             spent=(lambda: (clock.now_s() - begun_s) / budget_s) if clock else None,
         )
         order = np.lexsort((problem.exec_s[:, -1], found.batch_of)).tolist()
-        return Outlook(
+        self.found = FoundOrder(
             order=tuple(requests[job].request_id for job in order),
             made_s=view.now_s,
-            epoch=view.epoch,
-            search_s=clock.now_s() - begun_s if clock else 0.0,
+            num_changes=changes,
         )
+        self.searches.num_searches += 1
+        self.searches.search_s += clock.now_s() - begun_s if clock else 0.0
 
     def _problem(
         self, view: SchedulerView, requests: Sequence[Request]
@@ -129,7 +185,7 @@ class PlannedAdmission:
         The first batch starts once the aged have had their turn. Of thousands of them
         the first ones are looked at; the others count as their mean.
         """
-        latency, num_aged = view.request_latency, self._num_aged(view)
+        latency, num_aged = self.latency.at(view), self._num_aged(view)
         start_s = view.in_flight_s
         if num_aged:
             known, left = _lengths(view.waiting[: min(num_aged, MOST_JOBS)])
@@ -165,11 +221,12 @@ class PlannedAdmission:
     def candidates(self, view: SchedulerView) -> Candidates:
         """Returns the requests that may be in the next step, the waiting in turn.
 
-        One more waits than there are slots, if there is one: so a plan can tell that it
-        lacks slots.
+        Searches first, if that is due. One more waits than there are slots, if there is
+        one: so a plan can tell that it lacks slots.
         """
+        self.search_if_due(view)
         waiting, num_aged = view.admissible, self._num_aged(view)
-        turns = view.outlook.turns if view.outlook else {}
+        turns = self.found.turns if self.found else {}
         aged, young = waiting[:num_aged], waiting[num_aged:]
         planned = [one for one in young if one.request_id in turns]
         planned.sort(key=lambda one: turns[one.request_id])
@@ -185,7 +242,7 @@ def _lengths(requests: Sequence[Request]) -> np.ndarray:
     return np.array(rows, np.float64).T
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class Annealing(PlannedAdmission):
     """Simulated annealing orders the queue; steps are filled as `fcfs` fills them.
 
@@ -205,7 +262,7 @@ class Annealing(PlannedAdmission):
         return builder.build()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(eq=False, kw_only=True)
 class AnnealingSliding(PlannedAdmission):
     """Simulated annealing orders the queue; `sliding` sizes the steps.
 

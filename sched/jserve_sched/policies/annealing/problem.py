@@ -99,10 +99,10 @@ def make_problem(
 ) -> AnnealingProblem:
     """Returns the problem of these waiting requests, at least one, in their order.
 
-    A request has to keep every bound of its SLO. The prompt counts with all tokens
-    known (one that was preempted computes its own answer again), the answer with the
-    tokens expected to be left; one that has answered in part has to keep the deadline
-    of its next token instead of its first.
+    A request attains its SLO if it attains every bound. The prompt counts with all
+    tokens known (one that was preempted computes its own answer again), the answer with
+    the tokens expected to be left; one that has answered in part is judged by the
+    deadline of its next token instead of its first.
 
     Args:
       max_batch: B, 1 or more.
@@ -110,7 +110,7 @@ def make_problem(
         b and these.
       is_stream: Whether requests pass through an engine that batches continuously: one
         keeps it busy for its prefill, which these join by decode steps only, and for
-        its share of its own decode steps, and the next one can be let in as much later.
+        its share of its own decode steps, and the next one is admitted that much later.
       start_s: When the first batch can start, seconds from now.
     """
     rows = []

@@ -226,6 +226,7 @@ def search(
       spent: Says which share of the time allowed is spent; from 1 on the best plan so
         far is returned. The temperature falls over time or proposals, as either ends.
     """
+    # Start from the best of the sorted plans and those given.
     num_jobs, max_batch = problem.exec_s.shape
     sort_keys = (problem.exec_s[:, -1], -problem.waited_s)
     orders = [np.argsort(key, kind="stable").tolist() for key in sort_keys]
@@ -236,6 +237,7 @@ def search(
     if num_jobs == 1 or (max_batch == 1 and scores[0].num_attained == num_jobs):
         return Found(start, start_score, 0)
 
+    # Lay out the chain's state as the kernel takes it: lists or arrays.
     is_python = kernel is anneal
     table: Callable[[np.ndarray], Numbers] = np.ascontiguousarray
     if is_python:
@@ -256,6 +258,8 @@ def search(
         problem.start_s,
         float(np.sum(problem.waited_s)),
     )
+
+    # Propose in portions, each as hot as the share of the search that is over says.
     done, merit, best_merit = 0, start_score.merit, start_score.merit
     while done < num_proposals:
         share = max(spent() if spent else 0.0, done / num_proposals)

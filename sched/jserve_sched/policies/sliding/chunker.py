@@ -6,8 +6,8 @@ priced with the present decodes and prompts: as in the paper, nothing is rolled 
 * `time` (Algorithm 1) keeps the tokens that fit into both steps, B_cur + B_next, and
   takes the least total time. `tokens` (its Fig. 1) keeps the time, T_cur + T_next,
   and takes the most tokens.
-* `ternary` is the published search; `edges` tries every compiled edge (or a grid, on
-  continuous shapes) and is exact there: E candidates are one prediction, E^2 sums.
+* `ternary` is the published search; `edges` tries every compiled edge (or a grid, where
+  there are no buckets) and is exact there: E candidates are one prediction, E^2 sums.
 
 Where the paper is silent: the budget is clamped to B_cur (as printed it may break
 T_cur) and the other one to what a step can hold; their sum is at most the work there
@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from jserve_sched.planning.forwarder import BatchForwarder
+from jserve_sched.planning.step_prices import OrderPrices
 
 Objective = Literal["time", "tokens"]
 Search = Literal["ternary", "edges"]
@@ -30,7 +30,7 @@ _TIME_NOISE = 1e-9  # relative: sums that differ by less are equal
 
 
 def choose_budget(
-    forwarder: BatchForwarder,
+    prices: OrderPrices,
     *,
     current_s: float,
     next_s: float,
@@ -46,21 +46,21 @@ def choose_budget(
       longest_s: Most seconds of any step; without it the first would be kept short for
         the sake of a second that never comes.
     """
-    current = forwarder.largest_within(current_s)
-    if current >= forwarder.num_blocks or current == 0 or math.isinf(next_s):
+    current = prices.largest_within(current_s)
+    if current >= prices.num_blocks or current == 0 or math.isinf(next_s):
         return current
     if objective == "tokens":
         # Fig. 1 has no algorithm: without the edges, an even grid is searched.
-        every = forwarder.edges if search == "edges" else forwarder.grid
-        return _most_tokens(forwarder, every, current, current_s + next_s, longest_s)
-    total = min(current + forwarder.largest_within(next_s), forwarder.num_blocks)
-    low = max(0, total - forwarder.max_blocks)
+        every = prices.steps.edges if search == "edges" else prices.steps.grid
+        return _most_tokens(prices, every, current, current_s + next_s, longest_s)
+    total = min(current + prices.largest_within(next_s), prices.num_blocks)
+    low = max(0, total - prices.steps.max_blocks)
     find = _ternary if search == "ternary" else _exact
-    return find(forwarder, low, current, total)
+    return find(prices, low, current, total)
 
 
 def _most_tokens(
-    forwarder: BatchForwarder,
+    prices: OrderPrices,
     every: np.ndarray,
     current: int,
     total_s: float,
@@ -68,48 +68,46 @@ def _most_tokens(
 ) -> int:
     """Returns the first budget, out of `every`, of the pair with most tokens."""
     now = np.union1d(every[every <= current], [current]).astype(np.int64)
-    left_s = np.minimum(total_s - forwarder.predict(now), longest_s)
-    total = now + forwarder.capacities(left_s)
-    total = np.minimum(total, forwarder.num_blocks)  # no more than there is
+    left_s = np.minimum(total_s - prices.predict(now), longest_s)
+    total = now + prices.capacities(left_s)
+    total = np.minimum(total, prices.num_blocks)  # no more than there is
     # Between points of the grid capacities are estimates: so near is as good.
-    slightly_less = total.max() - (forwarder.grid_step - 1)
+    slightly_less = total.max() - (prices.steps.grid_step - 1)
     return int(now[total >= slightly_less].max())
 
 
-def _two_steps_s(
-    forwarder: BatchForwarder, budgets: np.ndarray, total: int
-) -> np.ndarray:
+def _two_steps_s(prices: OrderPrices, budgets: np.ndarray, total: int) -> np.ndarray:
     """Returns `T(b) + T(total - b)` for budgets b `[N]` (Eq. 16)."""
-    both = forwarder.predict(np.concatenate((budgets, total - budgets)))
+    both = prices.predict(np.concatenate((budgets, total - budgets)))
     times_s: np.ndarray = both.reshape(2, -1).sum(axis=0)
     return times_s
 
 
-def _best(forwarder: BatchForwarder, budgets: np.ndarray, total: int) -> int:
+def _best(prices: OrderPrices, budgets: np.ndarray, total: int) -> int:
     """Returns the budget of least time; of equals the largest."""
-    times_s = _two_steps_s(forwarder, budgets, total)
+    times_s = _two_steps_s(prices, budgets, total)
     return int(budgets[times_s <= times_s.min() * (1 + _TIME_NOISE)].max())
 
 
-def _exact(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
+def _exact(prices: OrderPrices, low: int, high: int, total: int) -> int:
     """The best of all edges, of what the ternary search finds, and of even halves."""
-    every = forwarder.edges
-    found = _ternary(forwarder, low, high, total)
+    every = prices.steps.edges
+    found = _ternary(prices, low, high, total)
     # Both the first and the second step should end on an edge.
     both = np.concatenate((every, total - every, (low, high, found, total // 2)))
-    return _best(forwarder, np.unique(both[(both >= low) & (both <= high)]), total)
+    return _best(prices, np.unique(both[(both >= low) & (both <= high)]), total)
 
 
-def _ternary(forwarder: BatchForwarder, low: int, high: int, total: int) -> int:
+def _ternary(prices: OrderPrices, low: int, high: int, total: int) -> int:
     """Algorithm 1's search: thirds until 30 tokens, then the ends and the middle."""
-    width = _TERNARY_WIDTH_TOKENS // forwarder.block_tokens
+    width = _TERNARY_WIDTH_TOKENS // prices.steps.block_tokens
     left, right = low, high
     while right - left > max(width, 2):
         third = (right - left) // 3
         middle = np.array((left + third, right - third))
-        first_s, second_s = _two_steps_s(forwarder, middle, total)
+        first_s, second_s = _two_steps_s(prices, middle, total)
         if first_s <= second_s:
             right = int(middle[1]) - 1
         else:
             left = int(middle[0]) + 1
-    return _best(forwarder, np.array((low, high, (left + right) // 2)), total)
+    return _best(prices, np.array((low, high, (left + right) // 2)), total)

@@ -12,7 +12,7 @@ one sequence. Where the paper is silent:
 * Late requests are no anchors and not in the pool: they cannot be saved.
 * At most 8 anchors, tightest first, and 32 prompts in the pool, by least slack: the
   rest of a long queue cannot be finished in one step.
-* No anchor can be met: nothing is returned, and the chunker decides.
+* No anchor can be in time: nothing is returned, and the chunker decides.
 
 `A` is the number of anchors, `J` of prompts.
 """
@@ -38,6 +38,7 @@ def select(
       is_at_risk: `[J]` bool, whether the full step would make it late.
       capacity: `[J]` int, units that fit into the slack of each, C_j.
     """
+    # The pool by slack, and its anchors: at risk, and finished within their own slack.
     rank = np.lexsort((weight, slack_s))
     rank = rank[slack_s[rank] > 0][:_MAX_POOL]
     slack_s, weight = slack_s[rank], weight[rank]
@@ -45,6 +46,7 @@ def select(
     anchors = np.flatnonzero(at_risk)[:_MAX_ANCHORS]
     if not anchors.size:
         return anchors
+    # Each anchor's knapsack: what can wait as long fills the room beside it (Eq. 18).
     room = capacity[rank][anchors] - weight[anchors]
     in_pool = slack_s[None, :] >= slack_s[anchors, None]
     value = np.where(in_pool, _values(slack_s, weight, in_pool), 0.0)
@@ -52,8 +54,9 @@ def select(
     free[np.arange(len(anchors)), anchors] = 0.0  # has its room already
     taken = _knapsacks(free, weight, room)
     taken[np.arange(len(anchors)), anchors] = True
+    # The best anchor: most prompts, then most value, then most work (Eq. 21).
     work, gain = (taken * weight).sum(axis=1), (taken * value).sum(axis=1)
-    best = np.lexsort((work, gain, taken.sum(axis=1)))[-1]  # Eq. 21
+    best = np.lexsort((work, gain, taken.sum(axis=1)))[-1]
     places: np.ndarray = np.sort(rank[taken[best]])
     return places
 

@@ -34,11 +34,15 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, tightest_slack
-from jserve_sched.planning.forwarder import BatchForwarder, Prompts, remaining_prompts
+from jserve_sched.planning.step_prices import (
+    OrderPrices,
+    StepPrices,
+    remaining_prompts,
+)
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.sliding.chunker import Objective, Search, choose_budget
 from jserve_sched.policies.sliding.constructor import select
-from jserve_sched.policies.sliding.sorter import Sorter, rank
+from jserve_sched.policies.sliding.sorter import Ranking, Sorter, rank
 from jserve_sched.steps.plan import PlanEnd, StepPlan
 
 _QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
@@ -97,49 +101,40 @@ class SlidingServe:
     def _add_prompts(
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
-        prompts = remaining_prompts(view, candidates.prompts)
-        given = BatchForwarder(
-            view, candidates.decodes, prompts, is_cautious=self.cautious
-        )
-        ranking = rank(view, given, prompts, sorter=self.sorter, alpha=self.alpha)
-        slack_s, late = ranking.slack_s, ranking.late
-        prompts = prompts.take(ranking.order)
-        ranked = given.of(prompts)
+        step_prices = StepPrices(view, candidates.decodes, is_cautious=self.cautious)
 
-        # How long two steps may be: for the decodes, and for requests to come.
+        # Multi-Level Priority Sorter (3.3, Eq. 6 to 13): all prompts, by rank.
+        prompts = remaining_prompts(view, candidates.prompts)
+        ranking = rank(view, step_prices, prompts, sorter=self.sorter, alpha=self.alpha)
+        prices = step_prices.of(prompts.take(ranking.order))
+
+        # T_cur and T_next (Eq. 14 and 15), and ours: how long a step may be at most.
         current_s, next_s = tightest_slack(
-            candidates.decodes, start_s=view.start_s, least_s=float(ranked.grid_s[0])
+            candidates.decodes, start_s=view.start_s, least_s=float(prices.grid_s[0])
         )
         longest_s = np.inf
         if self.reserve:
-            longest_s = _longest_s(view, ranked)
+            longest_s = _longest_s(view, prices)
             if longest_s < current_s:
                 next_s = min(current_s + next_s - longest_s, longest_s)
                 current_s = longest_s
 
-        # The BatchConstructor, if a full step would make a prompt late (R_risk).
-        full_s = min(float(ranked.grid_s[-1]), longest_s)
-        at_risk = ~late & (slack_s < full_s)
+        # Violation Checker (3.1): R_risk, the prompts that a full step would make late.
+        full_s = min(float(prices.grid_s[-1]), longest_s)
+        at_risk = ~ranking.late & (ranking.slack_s < full_s)
         if self.constructor and at_risk.any():
-            waits_s = np.where(late, -1.0, slack_s)
-            chosen = _select(view, ranked, prompts, at_risk, waits_s, current_s)
+            # BatchConstructor (3.5, Algorithm 2): the prompts that this step finishes.
+            chosen = _select(view, prices, ranking, at_risk, current_s)
             if chosen.size:
-                limit_s = min(float(slack_s[chosen].min()), current_s)
-                front, num_first = _in_front(prompts, chosen)
-                forwarder = ranked.of(front)
-                blocks, requests = forwarder.blocks_of_first(num_first), front.requests
-                if self.fill:
-                    blocks = max(blocks, forwarder.largest_within(limit_s))
-                else:
-                    requests = requests[:num_first]
-                builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
-                candidates.add_prompts(builder, requests)
+                limit_s = min(float(ranking.slack_s[chosen].min()), current_s)
+                self._add_selection(candidates, builder, prices, chosen, limit_s)
                 if builder.used_blocks:
                     return
 
+        # SlidingChunker (3.4, Algorithm 1): B*, the prefill of the first of two steps.
         if self.chunker:
             budget = choose_budget(
-                ranked,
+                prices,
                 current_s=current_s,
                 next_s=next_s,
                 longest_s=longest_s,
@@ -148,17 +143,42 @@ class SlidingServe:
             )
             least = 0 if builder.num_decodes else 1  # a step has something to do
             builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
-        candidates.add_prompts(builder, prompts.requests)
+        candidates.add_prompts(builder, prices.prompts.requests)
+
+    def _add_selection(
+        self,
+        candidates: Candidates,
+        builder: PlanBuilder,
+        prices: OrderPrices,
+        chosen: np.ndarray,
+        limit_s: float,
+    ) -> None:
+        """Adds the chosen prompts, and with `fill` others as far as `limit_s` allows.
+
+        Guarded prompts stay in front of the chosen ones.
+        """
+        prompts = prices.prompts
+        place = np.where([request.guard for request in prompts.requests], 0, 2)
+        place[chosen] = np.minimum(place[chosen], 1)
+        front = prices.steps.of(prompts.take(np.argsort(place, kind="stable")))
+        num_first = int((place < 2).sum())
+        blocks, requests = front.blocks_of_first(num_first), front.prompts.requests
+        if self.fill:
+            blocks = max(blocks, front.largest_within(limit_s))
+        else:
+            requests = requests[:num_first]
+        builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
+        candidates.add_prompts(builder, requests)
 
 
-def _longest_s(view: SchedulerView, forwarder: BatchForwarder) -> float:
+def _longest_s(view: SchedulerView, prices: OrderPrices) -> float:
     """Returns how long a step may be for the sake of requests yet to come, seconds.
 
     Where decodes alone take so long that one which comes at the worst moment is late
     anyhow, short enough for one that comes at the end of a step. But never too short
     for any prefill, and unlimited where no step is short enough.
     """
-    least_s, first_s = forwarder.grid_s[:2].tolist()
+    least_s, first_s = prices.grid_s[:2].tolist()
     num_waits = 2 if view.in_flight_s else 1  # a planned step cannot be recalled
     longest_s = (view.tight_ttft_s - least_s) / num_waits
     if longest_s < least_s:
@@ -168,36 +188,29 @@ def _longest_s(view: SchedulerView, forwarder: BatchForwarder) -> float:
 
 def _select(
     view: SchedulerView,
-    forwarder: BatchForwarder,
-    prompts: Prompts,
+    prices: OrderPrices,
+    ranking: Ranking,
     at_risk: np.ndarray,
-    slack_s: np.ndarray,
     current_s: float,
 ) -> np.ndarray:
     """Returns the places of the prompts to finish in this step; may be empty."""
+    slack_s = np.where(ranking.late, -1.0, ranking.slack_s)
     limits_s = np.minimum(slack_s, current_s)
-    size = view.buckets.block_tokens
+    prompts, size = prices.prompts, view.buckets.block_tokens
     unit_tokens = -(-max(size, _QUANTUM_TOKENS) // size) * size
     chosen = select(
         slack_s=slack_s,
         weight=np.ceil(prompts.tokens / unit_tokens).astype(np.int64),
         is_at_risk=at_risk,
-        capacity=forwarder.capacities(limits_s) * size // unit_tokens,  # Eq. 17
+        capacity=prices.capacities(limits_s) * size // unit_tokens,  # C_j, Eq. 17
     )
     # The curve is that of the ranked prompts: price the selection itself, and give up
     # the one that can wait longest until the rest is in time.
     while chosen.size:
-        selection = forwarder.of(prompts.take(chosen))
+        selection = prices.steps.of(prompts.take(chosen))
         whole = np.array([selection.num_blocks])
         if float(selection.predict(whole)[0]) <= limits_s[chosen].min():
             break
         patient = np.flatnonzero(slack_s[chosen] == slack_s[chosen].max())
         chosen = np.delete(chosen, patient[-1])
     return chosen
-
-
-def _in_front(prompts: Prompts, chosen: np.ndarray) -> tuple[Prompts, int]:
-    """Returns the prompts with guarded and chosen ones in front, and their number."""
-    place = np.where([request.guard for request in prompts.requests], 0, 2)
-    place[chosen] = np.minimum(place[chosen], 1)
-    return prompts.take(np.argsort(place, kind="stable")), int((place < 2).sum())

@@ -28,7 +28,7 @@ from typing import Literal
 
 import numpy as np
 
-from jserve_sched.planning.forwarder import BatchForwarder, Prompts
+from jserve_sched.planning.step_prices import Prompts, StepPrices
 from jserve_sched.planning.view import SchedulerView
 
 Sorter = Literal["off", "mlps", "moore", "given"]
@@ -41,7 +41,7 @@ class Ranking:
 
     Attributes:
       order: Places of the prompts.
-      slack_s: Until the first token is due, seconds (Eq. 8).
+      slack_s: Time until the next token is wanted, seconds (Eq. 8).
       late: Whether it was pushed back, or is unguarded and could not be in time alone.
     """
 
@@ -52,7 +52,7 @@ class Ranking:
 
 def rank(
     view: SchedulerView,
-    forwarder: BatchForwarder,
+    step_prices: StepPrices,
     prompts: Prompts,
     *,
     sorter: Sorter = "moore",
@@ -64,28 +64,28 @@ def rank(
     of its slack.
     """
     facts = [
-        (one.next_deadline_s, one.next_promise_s, one.arrival_s, one.guard)
+        (one.pace_s, one.deadline_s, one.arrival_s, one.guard)
         for one in prompts.requests
     ]
-    due_s, promise_s, arrival_s, guarded = np.array(facts).reshape(-1, 4).T
+    pace_s, deadline_s, arrival_s, guarded = np.array(facts).reshape(-1, 4).T
     guard = guarded > 0
-    slack_s = due_s - view.start_s
+    slack_s = pace_s - view.start_s  # Eq. 8
     # A token may come after its pace; late is a request that violates its SLO.
-    left_s = promise_s - view.start_s
-    work_s = alone_s = forwarder.alone_s(prompts)
+    left_s = deadline_s - view.start_s
+    work_s = alone_s = step_prices.alone_s(prompts)
     if view.prefill_tokens_per_s is not None:
         work_s = prompts.tokens / view.prefill_tokens_per_s  # Eq. 9
     hopeless = left_s < alone_s
     late = hopeless & ~guard
     if sorter == "given":
-        order = np.arange(len(due_s))
+        order = np.arange(len(pace_s))
     elif sorter == "off":
-        order = np.lexsort((arrival_s, due_s))
+        order = np.lexsort((arrival_s, pace_s))
     elif sorter == "moore":
         free_s = left_s - work_s[guard].sum()  # the guarded come first
         free_s[hopeless | guard] = np.inf
         late |= surplus(free_s, work_s) & ~guard
-        order = np.lexsort((arrival_s, due_s, ~guard, late))
+        order = np.lexsort((arrival_s, pace_s, ~guard, late))
     else:
         urgency = work_s / np.maximum(slack_s, _LEAST_SLACK_S)  # Eq. 10
         normal = ~(urgency > alpha)  # Eq. 11

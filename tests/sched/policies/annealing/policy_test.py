@@ -9,15 +9,19 @@ import pytest
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.planning.candidates import choose_waiting
-from jserve_sched.planning.outlook import Outlook
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.annealing.policy import PlannedAdmission, SearchLimit
+from jserve_sched.policies.annealing.policy import (
+    FoundOrder,
+    PlannedAdmission,
+    SearchLimit,
+)
 from jserve_sched.policies.annealing.problem import AnnealingProblem
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.plan import StepPlan
-from jserve_sched.timing.request_latency import Bilinear, LatencySource, RequestLatency
+from jserve_sched.timing.request_latency import Bilinear, RequestLatency
 from tests.fakes import make_request
 from tests.step_costs import Curve, make_view
 
@@ -29,10 +33,25 @@ LATENCY = RequestLatency(
 )
 
 
-def planner(spec: str) -> PlannedAdmission:
-    policy = make_policy(spec)
+def planner(
+    spec: str, *order: str, limit: SearchLimit | None = None
+) -> PlannedAdmission:
+    """A policy that remembers an order of an older queue, if one is given."""
+    policy = make_policy(spec, latency=LatencySource(LATENCY), limit=limit)
     assert isinstance(policy, PlannedAdmission)
+    if order:
+        policy.found = FoundOrder(order=order, made_s=0.0, num_changes=-1)
     return policy
+
+
+def search(policy: PlannedAdmission, view: SchedulerView) -> tuple[str, ...] | None:
+    """The order that the policy finds, if it searches at all."""
+    before = policy.found
+    policy.search_if_due(view)
+    if policy.found is before:
+        return None
+    assert policy.found is not None
+    return policy.found.order
 
 
 def job(name: str, *, tokens: int = 10, ttlt_s: float = 99.0, **fields) -> Request:
@@ -50,18 +69,18 @@ def running(name: str) -> Request:
 
 
 def view_of(*waiting: Request, now_s: float = 0.0, **fields) -> SchedulerView:
+    runs = fields.pop("running", ())
     view = make_view(
         TABLE,
         Curve(lambda tokens: 0.001 + 1e-4 * tokens),
         waiting=waiting,
-        running=fields.pop("running", ()),
+        running=runs,
         now_s=now_s,
     )
-    return dataclasses.replace(view, latency_source=LatencySource(LATENCY), **fields)
-
-
-def outlook(*order: str) -> Outlook:
-    return Outlook(order=order, made_s=0.0, epoch=0)
+    slots = {
+        "max_num_seqs": len(runs) + fields.get("num_free_slots", view.max_num_seqs)
+    }
+    return dataclasses.replace(view, **slots | fields)
 
 
 def problem_of(policy: PlannedAdmission, view: SchedulerView) -> AnnealingProblem:
@@ -77,25 +96,33 @@ def admitted(plan: StepPlan | None) -> list[str]:
 
 def test_it_searches_after_a_change_but_not_too_often() -> None:
     policy = planner("annealing:interval_s=0.5:proposals=10")
-    view = view_of(job("a"), job("b"), epoch=7, now_s=1.0)
-    first = policy.revise(view)
-    assert first is not None
-    assert (first.epoch, first.made_s, sorted(first.order)) == (7, 1.0, ["a", "b"])
-    later = dataclasses.replace(view, outlook=first, now_s=1.6)
-    assert policy.revise(later) is None, "nothing has changed"
-    later = dataclasses.replace(later, epoch=8)
-    assert policy.revise(later) is not None
-    assert policy.revise(dataclasses.replace(later, now_s=1.4)) is None, "too soon"
-    assert policy.revise(dataclasses.replace(later, num_free_slots=0)) is None
-    assert policy.revise(view_of(epoch=8)) is None, "nobody waits"
+    view = view_of(job("a"), job("b"), now_s=1.0)
+    assert sorted(search(policy, view) or ()) == ["a", "b"]
+    later = dataclasses.replace(view, now_s=1.6)
+    assert search(policy, later) is None, "nothing has changed"
+    view.queue.add(job("c"))
+    assert search(policy, dataclasses.replace(later, now_s=1.4)) is None, "too soon"
+    assert search(policy, dataclasses.replace(later, num_free_slots=0)) is None
+    assert search(policy, later) is not None
+    first = view.waiting[0]
+    view.queue.remove(first)
+    admitted = dataclasses.replace(later, now_s=3.0, num_free_slots=7)
+    assert search(policy, admitted) is None, "an admission is no change"
+    first.num_preemptions = 1
+    view.queue.add(first)
+    assert search(policy, dataclasses.replace(later, now_s=3.0)) is not None
+    view.queue.remove(first)
+    assert search(policy, dataclasses.replace(later, now_s=4.0)) is not None, "an end"
+    assert search(policy, view_of(now_s=9.0)) is None, "nobody waits"
+    assert policy.searches.num_searches == 4
 
 
 def test_the_search_puts_first_who_could_else_not_be_met() -> None:
     # Each takes 0.1 s alone; "tight" is late unless it is first, and all fit so.
     jobs = [job("a"), job("b"), job("c"), job("tight", ttlt_s=0.15)]
-    found = planner("annealing").revise(view_of(*jobs, num_free_slots=1))
+    found = search(planner("annealing"), view_of(*jobs, num_free_slots=1))
     assert found is not None
-    assert found.order[0] == "tight"
+    assert found[0] == "tight"
 
 
 def test_a_search_begins_with_the_last_order() -> None:
@@ -109,32 +136,29 @@ def test_a_search_begins_with_the_last_order() -> None:
         for index in range(24)
     ]
     view = view_of(*jobs, num_free_slots=1)
-    best = planner("annealing:proposals=4000").revise(view)
-    idle = planner("annealing:proposals=1")
+    best = search(planner("annealing:proposals=4000"), view)
     assert best is not None
-    again = idle.revise(dataclasses.replace(view, outlook=best, epoch=1, now_s=0.05))
-    alone = idle.revise(view)
-    assert again is not None and alone is not None
-    assert again.order == best.order != alone.order
+    later = dataclasses.replace(view, now_s=0.05)
+    again = search(planner("annealing:proposals=1", *best), later)
+    alone = search(planner("annealing:proposals=1"), later)
+    assert again == best != alone
 
 
 def test_admission_goes_by_turn_and_newcomers_go_behind() -> None:
     waiting = [job(name) for name in ("a", "b", "c", "new")]
-    view = view_of(*waiting, outlook=outlook("c", "a", "gone", "b"))
+    view = view_of(*waiting)
+    order = ("c", "a", "gone", "b")
     for spec in ("annealing", "annealing+sliding"):
-        assert admitted(make_policy(spec).plan(view)) == ["c", "a", "b", "new"]
-    without = dataclasses.replace(view, outlook=None)
-    assert admitted(make_policy("annealing").plan(without)) == ["a", "b", "c", "new"]
+        policy = planner(f"{spec}:interval_s=9", *order)
+        assert admitted(policy.plan(view)) == ["c", "a", "b", "new"]
 
 
 def test_the_aged_go_first_by_arrival() -> None:
     old = [job("old2", arrival_s=1.0), job("old1", arrival_s=0.5)]
     young = [job("y1", arrival_s=50.0), job("y2", arrival_s=51.0)]
-    view = view_of(
-        *old, *young, now_s=60.0, outlook=outlook("y2", "y1", "old2", "old1")
-    )
-    plan = make_policy("annealing:max_age_s=30").plan(view)
-    assert admitted(plan) == ["old1", "old2", "y2", "y1"]
+    view = view_of(*old, *young, now_s=60.0)
+    policy = planner("annealing:max_age_s=30:interval_s=99", "y2", "y1", "old2", "old1")
+    assert admitted(policy.plan(view)) == ["old1", "old2", "y2", "y1"]
 
 
 @pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
@@ -142,7 +166,8 @@ def test_the_aged_are_preempted_last_the_first_to_come_last_of_all(name: str) ->
     def one(name: str, arrival_s: float, due_s: float) -> Request:
         request = running(name)
         request.arrival_s = arrival_s
-        request.pacing = Slo(ttlt_s=due_s - arrival_s).pacing(arrival_s, 8)
+        request.slo = Slo(ttlt_s=due_s - arrival_s)
+        request.pacing = request.slo.pacing(arrival_s, 8)
         return request
 
     runs = [
@@ -165,9 +190,7 @@ def test_the_aged_are_not_searched_but_their_time_counts() -> None:
     fields = {"now_s": 60.0, "num_free_slots": 1, "max_num_seqs": 1}
     view = view_of(*old, *young, in_flight_s=0.5, **fields)
     policy = planner("annealing:max_age_s=30")
-    found = policy.revise(view)
-    assert found is not None
-    assert sorted(found.order) == ["fine", "late"]
+    assert sorted(search(policy, view) or ()) == ["fine", "late"]
     assert problem_of(policy, view).start_s == pytest.approx(0.5 + 4 * 1.01)
     thousands = [job(f"old{index:04}", tokens=101) for index in range(2000)]
     start_s = problem_of(policy, view_of(*thousands, *young, **fields)).start_s
@@ -206,26 +229,27 @@ def test_the_clock_ends_a_search() -> None:
             return self.looks * 1e-3
 
     jobs = [job(f"j{index}", ttlt_s=0.2) for index in range(6)]
-    policy = planner("annealing:proposals=999")
     for budget_s, num_looks in ((math.inf, 9), (1e9, 9), (2e-3, 4)):
-        limited = dataclasses.replace(policy, limit=SearchLimit(Clock(), budget_s))
-        found = limited.revise(view_of(*jobs))
-        assert found is not None
-        assert found.search_s == pytest.approx((num_looks - 1) * 1e-3)
-        assert sorted(found.order) == sorted(one.request_id for one in jobs)
+        limit = SearchLimit(Clock(), budget_s)
+        policy = planner("annealing:proposals=999", limit=limit)
+        found = search(policy, view_of(*jobs))
+        assert policy.searches.search_s == pytest.approx((num_looks - 1) * 1e-3)
+        assert sorted(found or ()) == sorted(one.request_id for one in jobs)
 
 
-def test_a_view_gives_one_outlook_and_one_plan() -> None:
+@pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
+def test_the_same_views_give_new_objects_the_same_plans(name: str) -> None:
     jobs = [job(f"j{index}", tokens=5 + index % 7, ttlt_s=0.4) for index in range(12)]
-    view = view_of(*jobs, epoch=5)
-    for spec in ("annealing", "annealing+sliding"):
-        policy = planner(spec + ":proposals=500")
-        first = policy.revise(view)
-        assert first == policy.revise(view)
-        planned = dataclasses.replace(view, outlook=first)
-        plan = policy.plan(planned)
+    view = view_of(*jobs)
+    one, other = planner(f"{name}:proposals=500"), planner(f"{name}:proposals=500")
+    for now_s in (0.0, 0.01, 0.2):
+        view.queue.add(job(f"at{now_s}"))
+        now = dataclasses.replace(view, now_s=now_s)
+        plan = one.plan(now)
         assert len(admitted(plan)) == 8, "every row is taken"
-        assert plan == make_policy(spec).plan(planned)
+        assert plan == other.plan(now)
+    assert one.found == other.found
+    assert one.searches.num_searches == other.searches.num_searches == 2
 
 
 @pytest.mark.parametrize(
@@ -235,7 +259,7 @@ def test_a_view_gives_one_outlook_and_one_plan() -> None:
         ("interval_s=-1", "interval_s=-1.0 is below 0"),
         ("chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
         ("seed=-1", "seed=-1 is below 0"),
-        ("kernel=fast", "no option 'kernel=fast'"),
+        ("make_kernel=fast", "no option 'make_kernel=fast'"),
     ],
 )
 def test_wrong_options_are_refused(option: str, message: str) -> None:

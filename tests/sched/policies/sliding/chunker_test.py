@@ -6,7 +6,7 @@ import pytest
 
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.planning.forwarder import BatchForwarder, Prompts
+from jserve_sched.planning.step_prices import OrderPrices, Prompts, StepPrices
 from jserve_sched.policies.sliding.chunker import choose_budget
 from tests.fakes import make_request
 from tests.step_costs import Curve, Staircase, make_view
@@ -18,20 +18,20 @@ CONTINUOUS = Continuous().table(
 )
 
 
-def forwarder_of(
+def prices_of(
     table: BucketTable, predictor: Curve | Staircase, work_tokens: float = 1e6
-) -> BatchForwarder:
+) -> OrderPrices:
     prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([work_tokens]))
-    return BatchForwarder(make_view(table, predictor), [], prompt)
+    return StepPrices(make_view(table, predictor), []).of(prompt)
 
 
 @pytest.mark.parametrize("search", ["ternary", "edges"])
 def test_convex_times_split_the_two_budgets_evenly(search: str) -> None:
-    forwarder = forwarder_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3 + 1e-6 * t**2))
+    prices = prices_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3 + 1e-6 * t**2))
     current_s, next_s = 3.0, 2.0
-    both = forwarder.largest_within(current_s) + forwarder.largest_within(next_s)
+    both = prices.largest_within(current_s) + prices.largest_within(next_s)
     chosen = choose_budget(
-        forwarder, current_s=current_s, next_s=next_s, objective="time", search=search
+        prices, current_s=current_s, next_s=next_s, objective="time", search=search
     )
     assert chosen == pytest.approx(both / 2, abs=16)
 
@@ -39,32 +39,30 @@ def test_convex_times_split_the_two_budgets_evenly(search: str) -> None:
 @pytest.mark.parametrize("objective", ["time", "tokens"])
 @pytest.mark.parametrize("search", ["ternary", "edges"])
 def test_an_affine_cost_gains_nothing_over_greedy(objective: str, search: str) -> None:
-    forwarder = forwarder_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3))
+    prices = prices_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3))
     chosen = choose_budget(
-        forwarder, current_s=2.0, next_s=1.5, objective=objective, search=search
+        prices, current_s=2.0, next_s=1.5, objective=objective, search=search
     )
-    assert chosen == forwarder.largest_within(2.0) == 1000
+    assert chosen == prices.largest_within(2.0) == 1000
 
 
 def test_figure_1_gains_tokens_in_the_same_time() -> None:
     # Greedy: 100 ms then 50 ms. A cost whose marginal price rises makes two steps of
     # 75 ms hold more tokens.
-    forwarder = forwarder_of(
-        CONTINUOUS, Curve(lambda t: 0.02 + 9e-5 * t**0.98 + 4e-8 * t**2)
-    )
-    chosen = choose_budget(forwarder, current_s=0.100, next_s=0.050, objective="tokens")
-    greedy = forwarder.largest_within(0.100) + forwarder.largest_within(0.050)
-    left_s = 0.150 - float(forwarder.predict(np.array([chosen]))[0])
-    assert chosen + forwarder.largest_within(left_s) > greedy
-    assert chosen < forwarder.largest_within(0.100)
+    prices = prices_of(CONTINUOUS, Curve(lambda t: 0.02 + 9e-5 * t**0.98 + 4e-8 * t**2))
+    chosen = choose_budget(prices, current_s=0.100, next_s=0.050, objective="tokens")
+    greedy = prices.largest_within(0.100) + prices.largest_within(0.050)
+    left_s = 0.150 - float(prices.predict(np.array([chosen]))[0])
+    assert chosen + prices.largest_within(left_s) > greedy
+    assert chosen < prices.largest_within(0.100)
 
 
 def test_on_a_staircase_the_budget_is_an_edge() -> None:
     steps_s = {0: 5, 1: 6, 2: 7, 4: 9, 8: 20, 16: 30, 32: 80}
     stairs = Staircase(lambda blocks: np.vectorize(steps_s.get)(blocks))
-    forwarder = forwarder_of(TABLE, stairs)
+    prices = prices_of(TABLE, stairs)
     # 16 + 8 blocks take 50; 8 + 16 the same; 16 now is the larger.
-    exact = choose_budget(forwarder, current_s=31.0, next_s=21.0, objective="time")
+    exact = choose_budget(prices, current_s=31.0, next_s=21.0, objective="time")
     assert exact == 16
 
 
@@ -73,8 +71,8 @@ def test_on_a_staircase_the_budget_is_an_edge() -> None:
 def test_work_that_does_not_exist_is_not_counted(
     work_tokens: int, objective: str
 ) -> None:
-    forwarder = forwarder_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3), work_tokens)
-    chosen = choose_budget(forwarder, current_s=1.85, next_s=1.85, objective=objective)
+    prices = prices_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3), work_tokens)
+    chosen = choose_budget(prices, current_s=1.85, next_s=1.85, objective=objective)
     assert chosen == 850
 
 
@@ -84,17 +82,17 @@ def test_exact_is_never_worse_than_ternary_and_keeps_both_limits(seed: int) -> N
     steps_s = np.cumsum(rng.uniform(0.1, 3.0, 33) * (rng.random(33) < 0.4)) + 1
     stairs = Staircase(lambda blocks: steps_s[blocks.astype(int)])
     table = BucketTable((8,), tuple(range(33)), block_tokens=32)
-    forwarder = forwarder_of(table, stairs)
+    prices = prices_of(table, stairs)
     current_s, next_s = rng.uniform(1, steps_s[-1] * 1.1, 2)
-    current = forwarder.largest_within(current_s)
-    both = current + forwarder.largest_within(next_s)
+    current = prices.largest_within(current_s)
+    both = current + prices.largest_within(next_s)
 
     def total_s(first: int) -> float:
         return float(steps_s[first] + steps_s[both - first])
 
     found = {
         search: choose_budget(
-            forwarder,
+            prices,
             current_s=current_s,
             next_s=next_s,
             objective="time",
@@ -104,17 +102,17 @@ def test_exact_is_never_worse_than_ternary_and_keeps_both_limits(seed: int) -> N
     }
     for first in found.values():
         assert 0 <= first <= current, "the current deadline would be broken"
-        assert both - first <= forwarder.max_blocks
+        assert both - first <= prices.steps.max_blocks
     if current:
         assert total_s(found["edges"]) <= total_s(found["ternary"]) * (1 + 1e-9)
 
 
 def test_nothing_to_protect_leaves_the_step_full() -> None:
-    forwarder = forwarder_of(TABLE, Staircase(lambda blocks: blocks))
-    assert choose_budget(forwarder, current_s=math.inf, next_s=math.inf) == max(EDGES)
+    prices = prices_of(TABLE, Staircase(lambda blocks: blocks))
+    assert choose_budget(prices, current_s=math.inf, next_s=math.inf) == max(EDGES)
 
 
 def test_all_the_work_at_once_if_it_fits() -> None:
-    forwarder = forwarder_of(TABLE, Staircase(lambda blocks: 1 + blocks), 90.0)
-    chosen = choose_budget(forwarder, current_s=6.0, next_s=9.0)
-    assert chosen >= forwarder.num_blocks == 3
+    prices = prices_of(TABLE, Staircase(lambda blocks: 1 + blocks), 90.0)
+    chosen = choose_budget(prices, current_s=6.0, next_s=9.0)
+    assert chosen >= prices.num_blocks == 3

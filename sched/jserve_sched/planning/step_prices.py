@@ -1,15 +1,19 @@
-"""BatchForwarder: what would a step with this much prefill cost?
+"""What would a step with this budget of prefill cost?
 
 SlidingServe's batch-forward simulator F (arXiv 2606.05933, section 4): all decodes,
 then prompts in order until a budget of prefill *blocks* is used up. The features of any
 number of budgets follow from prefix sums over the prompts, so one vectorised prediction
-prices all of them. With continuous shapes a block is one token, as in the paper.
+prices all of them. Without buckets a block is one token, as in the paper.
+
+    step_prices = StepPrices(view, decodes)      # of one snapshot
+    prices = step_prices.of(prompts)             # of one order of its prompts
+    budget = prices.largest_within(0.05)         # the paper's TimeToBudget
 
 `N` is the number of budgets asked about at once, `P` the number of prompts.
 """
 
-import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -71,33 +75,31 @@ def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Promp
     return Prompts(requests, np.array(start, np.float64), np.array(tokens, np.float64))
 
 
-class BatchForwarder:
-    """Prices the steps that one snapshot and one order of its prompts allow.
+class StepPrices:
+    """Prices the steps of one snapshot, in which every decode has a row.
 
     Attributes:
       max_blocks: Most blocks a step may have beside the decodes.
-      num_blocks: Blocks of all the prompts together.
-      grid_step: Blocks between two budgets of the grid.
       block_tokens: Tokens in one block, Q.
       grid: Budgets `[N]` that span what a step can hold, ascending from 0.
+      grid_step: Blocks between two budgets of the grid.
     """
 
     def __init__(
         self,
         view: SchedulerView,
         decodes: Sequence[Request],
-        prompts: Prompts,
         *,
         is_cautious: bool = False,
     ):
-        """Looks at a snapshot in which every decode has a row.
+        """Looks at a snapshot.
 
         If cautious, a budget costs the 95th percentile of its duration.
         """
         self._predictor = view.predictor
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
-        self._edges = view.buckets.block_edge_array
+        self._block_edges = view.buckets.block_edge_array
         rows = [Row(one, one.num_dispatched, 1, samples=True) for one in decodes]
         bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
         self._decode_row = features.step_features(rows, (), bucket, self._page_size)
@@ -109,27 +111,22 @@ class BatchForwarder:
         self.grid = np.append(
             np.arange(0, self.max_blocks, self.grid_step), self.max_blocks
         )
-        self._set_prompts(prompts)
 
-    def of(self, prompts: Prompts) -> "BatchForwarder":
-        """Returns the prices of the same snapshot with prompts in another order."""
-        other = copy.copy(self)
-        other._set_prompts(prompts)
-        return other
+    def of(self, prompts: Prompts) -> "OrderPrices":
+        """Returns the prices of steps that take prompts in this order."""
+        return OrderPrices(self, prompts)
 
-    def _set_prompts(self, prompts: Prompts) -> None:
-        columns = self._columns(prompts.start, prompts.tokens)
-        # Leading zeros: nothing taken.
-        self._taken = np.zeros((7, len(prompts.tokens) + 1))
-        np.cumsum(columns[:5], axis=1, out=self._taken[:5, 1:])
-        np.maximum.accumulate(columns[5:], axis=1, out=self._taken[5:, 1:])
-        # Trailing zeros: the prompt after the last one.
-        self._start = np.append(prompts.start, 0.0)
-        self._tokens = np.append(prompts.tokens, 0.0)
-        self._grid_s: np.ndarray | None = None
-        self.num_blocks = int(self._taken[0, -1])
+    @property
+    def edges(self) -> np.ndarray:
+        """Budgets `[N]` on which a step should end: the compiled edges.
 
-    def _columns(self, start: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        Where almost every budget is an edge (no buckets), the grid.
+        """
+        if len(self._block_edges) > _GRID_POINTS:
+            return self.grid
+        return self._block_edges[self._block_edges <= self.max_blocks]
+
+    def columns(self, start: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Returns what chunks `[N]` bring into a step, `[7, N]`.
 
         Of several chunks the first five add up: blocks, x1, x2, cached tokens, tokens;
@@ -139,34 +136,19 @@ class BatchForwarder:
         both = (blocks, tokens * stop, tokens * tokens, start, tokens, tokens, stop)
         return np.stack(both)
 
-    def _matrix(self, columns: np.ndarray) -> np.ndarray:
+    def matrix(self, columns: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of chunks `[7, N]` beside the decodes."""
         matrix = np.empty((columns.shape[1], features.NUM_FEATURES))
         matrix[:] = self._decode_row
         matrix[:, _CHUNK_FEATURES] += columns[1:6].T
         matrix[:, features.BLOCK_PAGES] = np.ceil(columns[6] / self._page_size)
-        edge = np.minimum(self._edges.searchsorted(columns[0]), len(self._edges) - 1)
-        matrix[:, features.NUM_BLOCKS] = self._edges[edge]
+        edges = self._block_edges
+        edge = np.minimum(edges.searchsorted(columns[0]), len(edges) - 1)
+        matrix[:, features.NUM_BLOCKS] = edges[edge]
         return matrix
 
-    def blocks_of_first(self, count: int) -> int:
-        """Returns the blocks that the first `count` prompts take."""
-        return int(self._taken[0, count])
-
-    def features(self, budgets: np.ndarray) -> np.ndarray:
-        """Returns the features `[N, F]` of steps with budgets `[N]` of blocks."""
-        used = np.minimum(budgets, self.num_blocks)
-        whole = self._taken[0].searchsorted(used, "right") - 1  # prompts taken entirely
-        taken = self._taken[:, whole]
-        left = np.minimum((used - taken[0]) * self.block_tokens, self._tokens[whole])
-        cut = self._columns(np.where(left > 0, self._start[whole], 0.0), left)
-        taken[:5] += cut[:5]
-        np.maximum(taken[5:], cut[5:], out=taken[5:])
-        return self._matrix(taken)
-
-    def predict(self, budgets: np.ndarray) -> np.ndarray:
-        """Returns predicted durations `[N]`, seconds: the paper's Pred(b, D, P)."""
-        matrix = self.features(budgets)
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns the cost `[N]` of steps with features `[N, F]`, seconds."""
         if self._is_cautious:
             return self._predictor.predict_upper(matrix)
         return self._predictor.predict(matrix)
@@ -183,17 +165,60 @@ class BatchForwarder:
         # The cost of a chunk is linear in what is cached: the mean of the full ones.
         mean = prompts.start + np.maximum(full - 1, 0) / 2 * most
         start = np.concatenate((prompts.start + full * most, mean))
-        both_s = self._predictor.predict(self._matrix(self._columns(start, both)))
+        both_s = self._predictor.predict(self.matrix(self.columns(start, both)))
         last_s, full_s = both_s.reshape(2, -1)
         times_s: np.ndarray = last_s + full * full_s
         return times_s
 
-    @property
+
+class OrderPrices:
+    """Prices the steps that take prompts in one order. Its attributes do not change.
+
+    Attributes:
+      steps: Prices of the snapshot.
+      prompts: The prompts, in the order in which they are taken.
+      num_blocks: Blocks of all of them together.
+    """
+
+    def __init__(self, steps: StepPrices, prompts: Prompts):
+        """Takes the first prompts whole and cuts the one at which a budget ends."""
+        self.steps = steps
+        self.prompts = prompts
+        columns = steps.columns(prompts.start, prompts.tokens)
+        # What the first prompts bring, none of them to all: leading zeros.
+        self._taken = np.zeros((7, len(prompts.tokens) + 1))
+        np.cumsum(columns[:5], axis=1, out=self._taken[:5, 1:])
+        np.maximum.accumulate(columns[5:], axis=1, out=self._taken[5:, 1:])
+        # Trailing zeros: the prompt after the last one.
+        self._start = np.append(prompts.start, 0.0)
+        self._tokens = np.append(prompts.tokens, 0.0)
+        self.num_blocks = int(self._taken[0, -1])
+
+    def blocks_of_first(self, count: int) -> int:
+        """Returns the blocks that the first `count` prompts take."""
+        return int(self._taken[0, count])
+
+    def features(self, budgets: np.ndarray) -> np.ndarray:
+        """Returns the features `[N, F]` of steps with budgets `[N]` of blocks."""
+        used = np.minimum(budgets, self.num_blocks)
+        whole = self._taken[0].searchsorted(used, "right") - 1  # prompts taken entirely
+        taken = self._taken[:, whole]
+        left = (used - taken[0]) * self.steps.block_tokens
+        left = np.minimum(left, self._tokens[whole])
+        start = np.where(left > 0, self._start[whole], 0.0)
+        cut = self.steps.columns(start, left)
+        taken[:5] += cut[:5]
+        np.maximum(taken[5:], cut[5:], out=taken[5:])
+        return self.steps.matrix(taken)
+
+    def predict(self, budgets: np.ndarray) -> np.ndarray:
+        """Returns predicted durations `[N]`, seconds: the paper's Pred(b, D, P)."""
+        return self.steps.predict(self.features(budgets))
+
+    @functools.cached_property
     def grid_s(self) -> np.ndarray:
         """Predicted duration `[N]` of each budget of the grid, seconds."""
-        if self._grid_s is None:
-            self._grid_s = self.predict(self.grid)
-        return self._grid_s
+        return self.predict(self.steps.grid)
 
     def largest_within(self, limit_s: float) -> int:
         """Returns the largest budget whose predicted time is within a limit.
@@ -202,11 +227,11 @@ class BatchForwarder:
         the budgets between two of its points are looked at as well.
         """
         if math.isinf(limit_s):
-            return self.max_blocks
+            return self.steps.max_blocks
         fits = np.flatnonzero(self.grid_s <= limit_s)
         if not fits.size:
             return 0
-        bounds = np.append(self.grid, self.max_blocks + 1)[fits[-1] :]
+        bounds = np.append(self.steps.grid, self.steps.max_blocks + 1)[fits[-1] :]
         between = np.arange(bounds[0] + 1, bounds[1])
         if between.size:
             closer = between[self.predict(between) <= limit_s]
@@ -220,20 +245,10 @@ class BatchForwarder:
         Where the grid leaves budgets out, the time between two of its points is taken
         to be linear: nearly `largest_within`, for many limits at once.
         """
-        curve_s = np.maximum.accumulate(self.grid_s)
+        grid, curve_s = self.steps.grid, np.maximum.accumulate(self.grid_s)
         place = curve_s.searchsorted(limits_s, "right")
-        if self.grid_step == 1:
-            budgets = self.grid[np.maximum(place - 1, 0)]
+        if self.steps.grid_step == 1:
+            budgets = grid[np.maximum(place - 1, 0)]
         else:
-            budgets = np.floor(np.interp(limits_s, curve_s, self.grid))
+            budgets = np.floor(np.interp(limits_s, curve_s, grid))
         return np.where(place > 0, budgets, 0).astype(np.int64)
-
-    @property
-    def edges(self) -> np.ndarray:
-        """Budgets `[N]` on which a step should end: the compiled edges.
-
-        Where almost every budget is an edge (continuous shapes), the grid.
-        """
-        if len(self._edges) > _GRID_POINTS:
-            return self.grid
-        return self._edges[self._edges <= self.max_blocks]

@@ -3,7 +3,7 @@ import pytest
 
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.planning.forwarder import BatchForwarder, Prompts, remaining_prompts
+from jserve_sched.planning.step_prices import Prompts, StepPrices, remaining_prompts
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import Row
@@ -35,10 +35,10 @@ def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> No
     requests[1].num_dispatched = 4  # partly computed
     requests[1].state = RequestState.RUNNING
     view = make_view(table, Curve(lambda tokens: tokens))
-    forwarder = BatchForwarder(view, decodes, remaining_prompts(view, requests))
+    prices = StepPrices(view, decodes).of(remaining_prompts(view, requests))
     size = table.block_tokens
-    budgets = np.arange(forwarder.max_blocks + 1)
-    matrix = forwarder.features(budgets)
+    budgets = np.arange(prices.steps.max_blocks + 1)
+    matrix = prices.features(budgets)
     for budget in budgets.tolist():
         chunks, left = [], budget
         for request in requests:
@@ -60,17 +60,17 @@ def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> No
 def test_time_to_budget_is_the_largest_that_fits(limit: float) -> None:
     view = make_view(CONTINUOUS, Curve(lambda tokens: 1 + tokens + 1e-3 * tokens**2))
     prompts = Prompts(prompts_of(600, 600), np.zeros(2), np.array([600.0, 600.0]))
-    forwarder = BatchForwarder(view, [], prompts)
-    budgets = np.arange(forwarder.max_blocks + 1)
-    fits = budgets[forwarder.predict(budgets) <= limit]
-    assert forwarder.largest_within(limit) == (fits[-1] if fits.size else 0)
-    assert forwarder.largest_within(float("inf")) == forwarder.max_blocks
+    prices = StepPrices(view, []).of(prompts)
+    budgets = np.arange(prices.steps.max_blocks + 1)
+    fits = budgets[prices.predict(budgets) <= limit]
+    assert prices.largest_within(limit) == (fits[-1] if fits.size else 0)
+    assert prices.largest_within(float("inf")) == prices.steps.max_blocks
 
 
 def test_a_prompt_alone_takes_as_many_full_steps_as_it_needs() -> None:
     view = make_view(TABLE, Curve(lambda tokens: 10.0 + tokens), max_tokens=40)
     prompts = Prompts(prompts_of(8, 70), np.array([0.0, 4.0]), np.array([8.0, 70.0]))
-    alone_s = BatchForwarder(view, [], prompts).alone_s(prompts)
+    alone_s = StepPrices(view, []).alone_s(prompts)
     assert alone_s.tolist() == [18.0, 2 * (10 + 32) + 10 + 6]
 
 
