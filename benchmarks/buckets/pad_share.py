@@ -48,7 +48,12 @@ from jserve_sched.policies.registry import make_policy
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
 from jserve_sched.simulation.log import SimulatedStep
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
-from jserve_sched.simulation.workload import DIALOGUE, Arrival, isolated_times, promise
+from jserve_sched.simulation.workload import (
+    DIALOGUE,
+    Arrival,
+    isolated_times,
+    request_arrival,
+)
 from jserve_sched.steps import features
 from jserve_tools.load.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
 from jserve_tools.reporting.documents import commit, plain, write_whole
@@ -106,7 +111,7 @@ def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
     if qps is not None:
         factor = (len(rows) - 1) / rows[-1].arrival_s / qps
     return [
-        promise(
+        request_arrival(
             index,
             row.arrival_s * factor,
             row.prompt_tokens,

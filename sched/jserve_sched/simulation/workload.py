@@ -229,7 +229,7 @@ def draw_class(classes: Sequence[ServiceClass], seed: int, row: int) -> ServiceC
     return classes[-1]
 
 
-def promise(
+def request_arrival(
     index: int,
     arrival_s: float,
     prompt_tokens: int,
@@ -237,7 +237,7 @@ def promise(
     service_class: ServiceClass,
     yardstick: Yardstick,
 ) -> Arrival:
-    """Returns request number `index`, its class's objective made absolute."""
+    """Returns request number `index`, with its class's objective in seconds."""
     return Arrival(
         request_id=str(index),
         arrival_s=arrival_s,
@@ -295,7 +295,9 @@ def unit_arrivals(
         elif classes:
             service_class = draw_class(classes, seed, index)
         lengths = int(prompts[kind][index]), int(outputs[kind][index])
-        arrivals.append(promise(index, time_s, *lengths, service_class, yardstick))
+        arrivals.append(
+            request_arrival(index, time_s, *lengths, service_class, yardstick)
+        )
     return arrivals
 
 

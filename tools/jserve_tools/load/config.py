@@ -1,7 +1,7 @@
-"""What a benchmark is told: which servers, which requests, at which rate.
+"""Configuration of `jserve-bench`: which servers, which requests, at which rate.
 
-Values that are wrong, and settings that would do nothing in the chosen mode, are
-refused where a config is made, before any work.
+Invalid values, and settings without an effect in the chosen mode, are refused when a
+config is made, before any work.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ _HOW_TO_FIT = (
 
 
 def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
-    """Refuses settings that would do nothing: those whose names begin with `flags`."""
+    """Refuses settings without an effect: those whose names begin with `flags`."""
     idle = [
         one
         for one in config_arguments(config)
         if one.removeprefix("--").startswith(flags)
-        # The engine's config fills this in by itself.
+        # The engine's config sets this one itself.
         and not one.startswith("--bucket_strategy=")
     ]
     if idle:
@@ -37,20 +37,21 @@ def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """A trace that is replayed at its own times, stretched to each of some rates.
+    """Replay of a trace, its arrival times scaled to one or several rates.
 
     Attributes:
-      trace: CSV of arrival_s (seconds), prompt_tokens, output_tokens, and maybe
-        service_class, the name of one of --service_classes.
-      length_scale: Multiplies the trace's prompt and output lengths.
-      load: Rates as shares of the measured capacity; 0.9 if no other rate is given.
+      trace: CSV file with the columns arrival_s (seconds), prompt_tokens,
+        output_tokens and, optionally, service_class, a name in --service_classes.
+      length_scale: Factor on the trace's prompt and output lengths.
+      load: Rates as shares of the measured capacity. [default: 0.9, unless another
+        flag gives the rate]
       qps: Rates in requests per second.
-      rate_scale: A rate as a multiple of the trace's own.
-      service_classes: JSON file: a list of classes, each with name, share (0 to 1) and
-        ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or
-        multiples of an idle server's time). Classes that the trace names need no
-        share. Default: a tight and a lax class.
-      capacity_s: Seconds to measure capacity for, once the server is full.
+      rate_scale: Rate as a multiple of the trace's.
+      service_classes: JSON file with a list of classes. Each has a name, a share (0 to
+        1) and any of ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, and ttlt_s:
+        seconds, or multiples of an idle server's time. Classes that the trace names
+        need no share. [default: a tight and a lax class]
+      capacity_s: Seconds for which capacity is measured, once the server is full.
     """
 
     trace: pathlib.Path = DEFAULT_TRACE
@@ -83,16 +84,16 @@ class ReplayConfig:
 
     @property
     def num_runs(self) -> int:
-        """Runs against each server."""
+        """Number of runs against each server."""
         return len(self.loads) + len(self.qps) or 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClosedConfig:
-    """Clients that each send the next request of a fixed length when one ends.
+    """Closed loop: a client sends its next request, of fixed length, when one ends.
 
     Attributes:
-      clients: Numbers of clients, one run each.
+      clients: Numbers of clients, with one run for each.
       prompt_tokens: Prompt tokens of a request.
       output_tokens: Output tokens of a request.
     """
@@ -111,7 +112,7 @@ class ClosedConfig:
 
     @property
     def num_runs(self) -> int:
-        """Runs against each server."""
+        """Number of runs against each server."""
         return len(self.clients)
 
 
@@ -120,18 +121,18 @@ class ServersConfig:
     """Which servers are measured.
 
     Attributes:
-      url: A running OpenAI-compatible server, such as http://127.0.0.1:8000.
-      launch: Start a jserve process for each policy and talk HTTP to it; otherwise,
-        and without --url, engines run in this process.
-      policies: Scheduling policies, one server each.
-      bucket_strategies: Bucket strategies, each with every policy, with options as in
-        linear:block_gap=4. [default: explicit with --buckets, else pow2]
-      profile_host: Break the median step down into its parts, in ms. Engines of our
-        own run without overlap then: only so can the time of Python and that of XLA be
-        told apart.
-      extra_body: JSON object merged into every HTTP request's body; null removes a
-        field, such as one that a server refuses: {"slo": null}. The key that a server
-        asks for is read from OPENAI_API_KEY.
+      url: URL of a running OpenAI-compatible server, such as http://127.0.0.1:8000.
+      launch: Start a jserve process for each policy and measure it over HTTP. Without
+        this flag and --url, engines run in this process.
+      policies: Scheduling policies, with one server for each.
+      bucket_strategies: Bucket strategies, each combined with every policy; with
+        options as in linear:block_gap=4. [default: explicit with --buckets, else pow2]
+      profile_host: Report the median time of each part of a step, in ms. Engines that
+        the benchmark starts then run without overlap, since only then can Python's
+        time be separated from XLA's.
+      extra_body: JSON object merged into the body of every HTTP request; null removes
+        a field, as {"slo": null} does for a server that refuses it. The API key, if
+        the server needs one, is read from OPENAI_API_KEY.
     """
 
     url: str = ""
@@ -168,7 +169,7 @@ class ServersConfig:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Fields merged into every body."""
+        """Fields merged into every request's body."""
         fields: dict[str, Any] = json.loads(self.extra_body)
         return fields
 
@@ -178,17 +179,18 @@ class BenchConfig:
     """The whole benchmark.
 
     Attributes:
-      mode: replay: a trace at its own times, stretched to a rate. closed: --clients
-        that each send the next request of --prompt_tokens and --output_tokens when
-        one ends.
-      num_requests: Requests of a run: the first of the trace. 0 takes 200, or all of
-        a shorter trace, and 8 a client in a closed loop.
-      seed: Decides classes, prompts and sampling.
-      replay: For mode replay.
-      closed: For mode closed.
-      servers: Which servers are measured.
-      engine: Engines of our own, but for policy and bucket strategy.
-      report: Where the report goes.
+      mode: Kind of load. replay: the requests of a trace, at its arrival times scaled
+        to a rate. closed: each of --clients sends its next request, of --prompt_tokens
+        and --output_tokens, when one ends.
+      num_requests: Number of requests in a run, the first of the trace. 0 takes 200,
+        or all of a shorter trace, and in a closed loop 8 for each client.
+      seed: Seed of classes, prompts and sampling.
+      replay: Settings of mode replay.
+      closed: Settings of mode closed.
+      servers: Servers that are measured.
+      engine: Settings of engines that the benchmark starts, except policy and bucket
+        strategy.
+      report: Settings of the report.
     """
 
     mode: Literal["replay", "closed"] = "replay"
@@ -245,11 +247,11 @@ class BenchConfig:
 
     @property
     def num_runs(self) -> int:
-        """Runs against each server."""
+        """Number of runs against each server."""
         return (self.replay if self.mode == "replay" else self.closed).num_runs
 
     def engines(self) -> list[EngineConfig]:
-        """Returns the config of each engine of our own; none with a URL."""
+        """Returns the config of each engine to start; none if a URL is given."""
         if self.servers.url:
             return []
         # A run must not find another's prompts in the cache.

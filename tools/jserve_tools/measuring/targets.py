@@ -1,7 +1,7 @@
-"""The servers a benchmark can run against; each is a context that ends it.
+"""The servers that a benchmark measures, as context managers.
 
-A context gives the client of a warm server, and whatever happens then, the engine is
-stopped, or the server is asked to end (SIGTERM) and its exit status is checked.
+A context gives the client of a warm server. At its end the engine is stopped, or the
+server process is asked to end (SIGTERM) and its exit status is checked.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _SERVER = (sys.executable, "-m", "jserve")
 _START_TIMEOUT_S = 3600.0  # a large model has many programs to compile
 _POLL_S = 0.2
 _STOP_TIMEOUT_S = 60.0
-_CONNECT_S = 3.0  # until an address is refused at which nothing answers
+_CONNECT_S = 3.0  # after which an address without an answer is refused
 _LOG_TAIL_LINES = 3
 
 
@@ -59,7 +59,7 @@ async def engine_in_process(
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> Health:
-    """Returns how far a server is, by /health; one that does not say so is warm."""
+    """Returns a server's health by /health; a server that states none is warm."""
     async with session.get(f"{url}/health") as response:
         try:
             return Health((await response.json(content_type=None))["status"])
@@ -80,7 +80,7 @@ async def server_at(
 
     Args:
       extra: Fields merged into every request's body.
-      process: Of a server of our own; its end ends the wait.
+      process: Process of a launched server; if it ends, so does the wait.
 
     Raises:
       TimeoutError: If it is not warm in time.
@@ -122,7 +122,7 @@ async def server_at(
 async def _start(
     command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int | None
 ) -> asyncio.subprocess.Process:
-    # In a session of its own: Ctrl-C reaches this program, which then stops it.
+    # In a new session, so that Ctrl-C reaches this program only, which then stops it.
     return await asyncio.create_subprocess_exec(
         *(*command, *config_arguments(config)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -134,7 +134,7 @@ async def _start(
 
 
 async def _stop(process: asyncio.subprocess.Process) -> int:
-    """Asks a process to end, insists after a while, and returns its status."""
+    """Asks a process to end, kills it after a while, and returns its status."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
@@ -147,10 +147,10 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
 async def fill_compile_cache(
     engine: EngineConfig, progress: Progress, *, command: Sequence[str] = _SERVER
 ) -> None:
-    """Compiles what a server needs, in a process of its own, which shows how far it is.
+    """Compiles a server's programs in a separate process, which shows its progress.
 
-    On a terminal that is its own bar; elsewhere its lines are passed on. A cache that
-    cannot be filled is noted only: each server compiles for itself then.
+    On a terminal it draws its own bar; elsewhere its lines are passed on. A failure is
+    only noted, since each server can compile for itself.
     """
     process = await _start(
         (*command, "--warmup_only"),
@@ -178,10 +178,10 @@ async def launched_server(
     timeout_s: float = _START_TIMEOUT_S,
     command: Sequence[str] = _SERVER,
 ) -> AsyncIterator[Client]:
-    """Starts a server program of our own, and stops it; `log` gets its output.
+    """Starts a jserve process, and stops it at the end; `log` gets its output.
 
     Raises:
-      ConnectionError: If it ends before its time, or its engine fails.
+      ConnectionError: If it ends too early, or its engine fails.
       TimeoutError: If it is not warm in time, or does not stop.
       RuntimeError: If it ends with a status other than 0.
     """
@@ -221,7 +221,7 @@ async def launched_server(
 def open_server(
     config: BenchConfig, engine: EngineConfig | None
 ) -> AbstractAsyncContextManager[Client]:
-    """Returns the context in which a server of our own, or the one at the URL, is."""
+    """Returns the context of the engine or process to start, or of the URL's server."""
     if engine is None:
         return server_at(config.servers.url, config.servers.extra)
     if not config.servers.launch:
@@ -232,5 +232,5 @@ def open_server(
 
 
 def engine_name(engine: EngineConfig) -> str:
-    """Returns what tells an engine from others of the benchmark."""
+    """Returns an engine's name, which no other engine of the benchmark has."""
     return f"{engine.policy}-{engine.bucket_strategy}"
