@@ -22,12 +22,12 @@ from jserve.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from jserve.engine.loop import EngineLoop
 
-_ABSORB_S = 10.0  # long before the step log wraps around
+_ABSORB_S = 10.0  # much less than the engine's record of steps covers
 _STOP_TIMEOUT_S = 5.0
 
 
 def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
-    """Reads the keys that clients may use, one a line; none means no key is asked.
+    """Reads the accepted API keys, one per line; without a file no key is required.
 
     Raises:
       ValueError: if the file is missing or holds no key.
@@ -46,7 +46,7 @@ def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
 
 
 def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
-    """Returns what lets those in who bring a key, comparing in constant time."""
+    """Returns a check that a request has an accepted key, in constant time."""
     bearer = HTTPBearer(auto_error=False)
 
     async def check(request: Request) -> None:
@@ -64,14 +64,14 @@ def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
 
 
 async def _absorb_steps(service: Service) -> None:
-    """Keeps the metrics up with the step log."""
+    """Regularly adds new steps to the metrics."""
     while True:
         await asyncio.sleep(_ABSORB_S)
         service.metrics.absorb_steps()
 
 
 async def _stop(engine: "EngineLoop") -> bool:
-    """Stops the engine; False if it does not stop soon: it may be in a compiler."""
+    """Stops the engine; returns False if it does not stop soon, as in a compiler."""
     thread = threading.Thread(target=engine.stop, name="jserve-stop", daemon=True)
     thread.start()
     deadline_s = engine.clock.now_s() + _STOP_TIMEOUT_S
@@ -83,10 +83,9 @@ async def _stop(engine: "EngineLoop") -> bool:
 def build_app(
     engine: "EngineLoop", tokenizer: Tokenizer, config: ServerConfig
 ) -> FastAPI:
-    """Returns the application; its lifespan starts and stops the engine.
+    """Returns the application, whose lifespan starts and stops the engine.
 
-    The engine is not started yet. At the end `app.state.has_stopped` says whether its
-    thread has ended.
+    At the end `app.state.has_stopped` says whether the engine's thread has ended.
 
     Raises:
       ValueError: if service classes or keys cannot be read, or the model has more

@@ -1,4 +1,4 @@
-"""Endpoints for those who run the server: health, metrics, steps, what it is."""
+"""Endpoints for operators of the server: health, metrics, steps and settings."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ def _versions() -> dict[str, str]:
 
 
 def _device() -> dict[str, Any] | None:
-    """Describes what the engine computes on; None where no engine has loaded JAX."""
+    """Returns the engine's device; None if no engine has loaded JAX."""
     jax = sys.modules.get("jax")
     if jax is None:
         return None
@@ -41,10 +41,10 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> Response:
-        """Tells how far start-up has come; the status is 200 once it is ready.
+        """Reports the state of start-up; the status is 200 once it is ready.
 
         `alive`: the process answers. `ready`: requests are served, in the buckets
-        compiled so far. `warm`: no bucket is left to compile or to time.
+        compiled so far. `warm`: all buckets are compiled and timed.
         """
         state = service.engine.health
         is_ready = state in (Health.READY, Health.WARM)
@@ -75,11 +75,11 @@ def health_router(service: Service) -> APIRouter:
 
 
 def inspection_router(service: Service) -> APIRouter:
-    """Returns the endpoints under /jserve: shapes, times and settings, no text."""
+    """Returns the endpoints under /jserve: steps and settings, never text."""
     router = APIRouter()
 
     @router.get("/steps")
-    def steps(  # in a thread, since a page takes a while to encode
+    def steps(  # runs in a thread, since a page takes a while to encode
         since: Annotated[int, Query(ge=0, le=10**15)] = 0,
         limit: Annotated[int, Query(ge=0, le=MAX_STEPS_A_CALL)] = MAX_STEPS_A_CALL,
     ) -> Response:

@@ -1,10 +1,9 @@
-"""Listens, serves, and goes when told to.
+"""Listens, serves, and ends on a signal or when the engine fails.
 
-On the first SIGTERM or SIGINT the socket stays open. New requests hear 503 while
-running ones finish; only then does the server close, and the process ends with 0. A
-second SIGINT ends it at once. When the engine has failed nothing can be served any
-more: all clients are told, and the process ends with another status, so that its
-supervisor starts it again.
+On the first SIGTERM or SIGINT the socket stays open: new requests are answered with 503
+while running ones finish. Then the server closes, and the process ends with status 0. A
+second SIGINT ends it at once. If the engine has failed, all clients get an error, and
+the process ends with another status, so that its supervisor starts it again.
 """
 
 import asyncio
@@ -27,17 +26,17 @@ from jserve.server.http_limits import BoundedHttp
 if TYPE_CHECKING:
     from jserve.engine.loop import EngineLoop
 
-FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
+FAILED_STATUS = os.EX_SOFTWARE  # 70; mistakes of the user end with 1 or 2
 
 _LOGGER = logging.getLogger(__name__)
 _WATCH_S = 0.1
-_FAILED_GRACE_S = 1.0  # for streams to hear of it, and /health to be asked
-_FLUSH_TIMEOUT_S = 5  # for connections to take their last bytes
+_FAILED_GRACE_S = 1.0  # for streams to get the error, and /health to be read
+_FLUSH_TIMEOUT_S = 5  # for connections to receive their last bytes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn without its signal handlers, which would kill after the shutdown."""
+    """Uvicorn without its signal handlers, which would end the process afterwards."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -48,7 +47,7 @@ def bind(config: ServerConfig) -> socket.socket:
     """Returns a socket bound to the configured address; port 0 takes a free one.
 
     Raises:
-      OSError: if the address cannot be had.
+      OSError: if the address cannot be bound.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -64,13 +63,13 @@ def bind(config: ServerConfig) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Returns the URL that a bound socket answers under."""
+    """Returns the URL of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
-    """Returns a server for `app` that leaves signals and logging alone."""
+    """Returns a server for `app` that does not change signals and logging."""
     return _Uvicorn(
         uvicorn.Config(
             app,
@@ -108,12 +107,13 @@ async def _serve(
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    told = asyncio.create_task(leaving.wait())
+    signalled = asyncio.create_task(leaving.wait())
     failed = asyncio.create_task(_wait_for_failure(engine))
     try:
-        await asyncio.wait({serving, told, failed}, return_when=asyncio.FIRST_COMPLETED)
-        is_told = leaving.is_set()
-        if is_told:
+        events = {serving, signalled, failed}
+        await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        is_leaving = leaving.is_set()
+        if is_leaving:
             timeout_s = config.drain_timeout_s
             _LOGGER.info(
                 "draining: new requests are refused, running ones have %g s", timeout_s
@@ -126,9 +126,9 @@ async def _serve(
         server.should_exit = True
         await serving
     finally:
-        told.cancel()
+        signalled.cancel()
         failed.cancel()
-    return 0 if is_told else FAILED_STATUS
+    return 0 if is_leaving else FAILED_STATUS
 
 
 def serve(
@@ -136,13 +136,13 @@ def serve(
 ) -> int:
     """Serves until a signal, or until the engine fails.
 
-    Where the engine cannot be stopped, since it compiles, the process ends here.
+    If the engine cannot be stopped, since it is compiling, the process ends here.
 
     Returns:
-      The process's exit status: 0 once a signal has had everything drained, and
-      `FAILED_STATUS` if the server ended for any other reason.
+      The exit status of the process: 0 after a signal, `FAILED_STATUS` if the server
+      ended for any other reason.
     """
-    # Without `log_config=None` it would set logging up again for the whole process.
+    # Without `log_config=None` uvicorn would configure logging for the whole process.
     loop_factory = uvicorn.Config(app, log_config=None).get_loop_factory()
     runner = asyncio.Runner(loop_factory=loop_factory)
     with runner:

@@ -261,7 +261,7 @@ class Scheduler:
 
     def _preempt(self, victim: Request) -> None:
         assert victim.num_in_flight == 0 and victim.num_pending == 0
-        self._holders.let_go(victim)
+        self._holders.release(victim)
         victim.num_dispatched = 0
         victim.num_preemptions += 1
         self.counters.num_preemptions += 1
@@ -289,7 +289,7 @@ class Scheduler:
             if request.state is not RequestState.FINISHED:
                 self._holders.publish(request, row.stop)
             elif request.num_in_flight == 0 and request.slot is not None:
-                self._holders.let_go(request)
+                self._holders.release(request)
         return outputs
 
     def _take_token(self, request: Request, token: int) -> None:
@@ -321,7 +321,7 @@ class Scheduler:
             self._waiting.remove(request)
         self._finish(request, FinishReason.CANCELLED)
         if request.slot is not None and request.num_in_flight == 0:
-            self._holders.let_go(request)
+            self._holders.release(request)
         return Output(request, None)
 
     def num_steps_alike(self, plan: StepPlan, most: int | None = None) -> int:
@@ -365,5 +365,5 @@ class Scheduler:
         for request in requests:
             if len(request.output_tokens) >= request.max_tokens:
                 self._finish(request, FinishReason.LENGTH)
-                self._holders.let_go(request)
+                self._holders.release(request)
         return requests

@@ -1,9 +1,9 @@
-"""Bucket growth: in which order to add edges, and which to leave out.
+"""Bucket growth: the order in which edges are added, and which are left out.
 
 A server starts with two programs and adds finer ones while it serves, and a table may
-be larger than the programs one can pay for. Both want the edges in order of value,
-found from the far end: the edge whose absence costs least for each program saved is
-taken away, again and again; read backwards, that is the order of growth.
+have more programs than a limit allows. Both need the edges in order of value. It is
+found backwards: from the full table, the edge whose removal costs least for each
+program saved is removed, again and again. The reverse is the order of growth.
 """
 
 import dataclasses
@@ -18,14 +18,15 @@ TableCost = Callable[[BucketTable], float]
 def growth(table: BucketTable, cost_s: TableCost) -> list[BucketTable]:
     """Returns nested tables, each with one edge more, from a covering set to `table`.
 
-    The covering set is the largest row edge with no prefill and with as many blocks
-    as fit beside it: two programs that can do everything, if slowly. Where more blocks
-    fit beside fewer rows, it has that many blocks and such a row edge too. And where
-    one row less than the most is an edge, that edge is in every table, since beside it
-    the largest row edge comes without prefill. So not only edges nest, but pairs.
+    The covering set is the largest row edge without prefill and with as many blocks as
+    fit beside it: two programs in which every step can run, if slowly. If more blocks
+    fit beside fewer rows, it has that block edge and such a row edge too. If one row
+    less than the most is an edge, every table has that edge, since the largest row edge
+    then occurs without prefill only. So each table's buckets, not only its edges, are
+    among the next one's.
 
-    `cost_s` is asked about every table with an edge less: about `E**2 / 2` times for E
-    edges.
+    `cost_s` is called about `E**2 / 2` times for E edges: for every table with one edge
+    less.
     """
     tables, now_s = [table], cost_s(table)
     while smaller := list(_with_one_edge_less(tables[-1])):
@@ -56,15 +57,15 @@ def limit_programs(
         raise ValueError(
             f"max_programs={max_programs} is below {tables[0].num_programs}: without "
             f"the table's largest edges (rows {tables[0].row_edges}, blocks "
-            f"{tables[0].block_edges}) some steps have no shape"
+            f"{tables[0].block_edges}) some steps have no bucket"
         )
     return next(one for one in reversed(tables) if one.num_programs <= max_programs)
 
 
 def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
-    """Yields the tables between a table and its covering set, one edge smaller.
+    """Yields the tables with one edge less that still have the covering set.
 
-    By the edge that is left out, ascending, a row edge before a block edge.
+    They are in ascending order of the removed edge, a row edge before a block edge.
     """
     most_blocks_tokens = table.max_blocks * table.block_tokens
     max_tokens = table.max_tokens or table.max_rows + most_blocks_tokens
@@ -74,7 +75,7 @@ def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
     for edge in sorted(rows | blocks):
         if edge in rows:
             left = tuple(one for one in table.row_edges if one != edge)
-            # The most blocks may fit beside the fewest rows alone.
+            # The most blocks may fit beside the smallest row edge only.
             if left[0] + most_blocks_tokens <= max_tokens:
                 yield dataclasses.replace(table, row_edges=left)
         if edge in blocks:
