@@ -1,7 +1,7 @@
 """The four figures: goodput, overload, transient load, ablation.
 
-A policy has one colour everywhere, ours is solid, and what the paper measured on its
-own machine is an open mark or a dashed line beside it.
+A policy has the same colour everywhere. Simulated results are solid; the paper's, which
+it measured on its own machine, are open marks or dashed lines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from benchmarks.slidingserve import paper
 
 Entries = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
 _COLOURS = {
     "fcfs": "#999999",
     "sjf": "#56B4E9",
@@ -46,7 +46,7 @@ def _data(rows: Iterator[dict[str, Any]]) -> alt.Data:
 
 
 def goodput_chart(entries: Entries) -> alt.Chart:
-    """Returns bars of goodput in units of `edf`'s, the paper's ratios as marks."""
+    """Returns bars of goodput in units of `edf`'s, with the paper's ratios as marks."""
     by_case = {(one["shape"], one["workload"], one["row"]): one for one in entries}
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -92,7 +92,7 @@ def goodput_chart(entries: Entries) -> alt.Chart:
 
 
 def overload_chart(entries: Entries) -> alt.Chart:
-    """Returns violations over load, one panel for each workload and shape."""
+    """Returns violations over load, with a panel for each workload and shape."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for one in entries:
@@ -120,7 +120,7 @@ def overload_chart(entries: Entries) -> alt.Chart:
 
 
 def transient_chart(entries: Entries) -> alt.Chart:
-    """Returns violations so far over time; the load changes at the grid lines."""
+    """Returns cumulated violations over time; the load changes at the grid lines."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for one in entries:
@@ -192,7 +192,7 @@ def ablation_chart(entries: Entries) -> alt.Chart:
 
 
 def draw_all(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns every figure that the report's stages allow, by its file name."""
+    """Returns the figures of all stages in the report, by file name."""
     pictures = {}
     for stage, make in (
         ("goodput", goodput_chart),
