@@ -1,18 +1,19 @@
 """Measures a server by replaying a real request trace, against its SLOs.
 
-Latency counts from the moment a request was *due*. Load and objectives are multiples
-of what the server does on this machine; both are measured first and printed.
+Latency counts from the moment a request was *due*. By default rates and objectives are
+multiples of what the first server does on this machine, which is measured and printed
+first.
 
   jserve-bench --policies=fcfs,edf                  engines in this process
-  jserve-bench --launch --policies=fcfs,edf         servers of our own, over HTTP
+  jserve-bench --launch --policies=fcfs,edf         jserve processes, over HTTP
   jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
   jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
 
 Prints tables and, unless stdout is a terminal, one JSON document as the last line. The
 same numbers go to report.json in --output, with a page in report.html; progress goes to
 stderr. An interrupted sweep continues where it stopped. With --qps, and classes in
-seconds, neither idle times nor capacity are measured; otherwise a --step_log holds the
-steps of these measurements too.
+seconds, nothing is measured first; otherwise a --step_log holds the steps of these
+measurements too.
 """
 
 import asyncio

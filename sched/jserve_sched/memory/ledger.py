@@ -110,7 +110,7 @@ class KvLedger:
         """Makes a written page findable by its hash, unless another page has it."""
         if not self.enable_prefix_caching:
             return
-        assert self._num_holders[page] > 0, f"page {page} is held by nobody"
+        assert self._num_holders[page] > 0, f"page {page} has no holder"
         if content not in self._page_of and self._hash_of[page] is None:
             self._page_of[content] = page
             self._hash_of[page] = content
@@ -119,7 +119,7 @@ class KvLedger:
         """Removes a holder from each page; the last pages are reused first."""
         for page in reversed(pages):
             holders = self._num_holders[page]
-            assert holders > 0, f"page {page} is released but held by nobody"
+            assert holders > 0, f"page {page} is released without a holder"
             self._num_holders[page] = holders - 1
             if holders == 1:
                 if self._hash_of[page] is None:

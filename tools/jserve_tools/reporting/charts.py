@@ -27,6 +27,7 @@ _LOG_TICKS = [
 _LOG = alt.Scale(type="log", nice=False, padding=8)
 _FEW = alt.Axis(tickCount=5)
 _PANEL = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelLimit=340)
+_STRATEGY = alt.Header(title=None, labelExpr="'buckets: ' + datum.label")
 # Fields of rows that only place or shade a mark; tooltips and tables show all others.
 _HIDDEN = {"setting", "panel", "label", "value", "since_s"}
 
@@ -100,7 +101,12 @@ def _specification(
     spec: dict[str, Any] = (
         marks.properties(width=320, data=data)
         .facet(
-            facet=alt.Facet(f"{facet}:N", sort=names, title=None, header=_PANEL),
+            facet=alt.Facet(
+                f"{facet}:N",
+                sort=names,
+                title=None,
+                header=_STRATEGY if facet == "strategy" else _PANEL,
+            ),
             columns=min(2, len(names)),
         )
         .resolve_scale(x=x)
@@ -229,8 +235,8 @@ _CHARTS: dict[str, tuple[Callable[[Sequence[Row]], Any], str, str, Row]] = {
         _classes,
         "Attainment by class",
         "Share of requests that attained every objective of their class, given above "
-        "each panel; ≈ marks the median of an objective that differs between requests. "
-        "The bars are 95 % Wilson intervals.",
+        "each panel; ≈ marks a mean or median over requests. The bars are 95 % Wilson "
+        "intervals.",
         {},
     ),
     "latencies": (

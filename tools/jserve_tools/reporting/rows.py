@@ -62,7 +62,8 @@ def objectives(
 
 def _panel(cell: Cell, name: str, bounds: Sequence[str]) -> str:
     """Returns the title of a class's panel: its load, and its bounds line by line."""
-    return "\n".join([f"{name} @ {cell.labels['load']}", *(bounds or ["no objective"])])
+    texts = [f"SLO: {one}" for one in bounds] or ["no SLO"]
+    return "\n".join([f"{name} @ {cell.labels['load']}", *texts])
 
 
 def classes(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:

@@ -99,10 +99,10 @@ class MachineConfig:
         cost model's.
       predictor: Predictor of step times that policies plan by: oracle is never wrong;
         linear and table are fitted to steps of the cost model.
-      declared_max_tokens: max_tokens that each request declares, as clients of a real
-        server do, limited by the room in the context; it then ends earlier, by a stop
-        token. A request that takes more declares its own length. 0: every request
-        declares its own length.
+      declared_max_tokens: Most output tokens (max_tokens) that each request declares,
+        as clients of a real server do, limited by the room in the context; it then ends
+        earlier, by a stop token. A request that takes more declares its own length. 0:
+        every request declares its own length.
       length_estimator: Estimator of output lengths that policies plan by, by name and
         options as in quantile:q=0.75; needs --declared_max_tokens. oracle knows the
         lengths; oracle:error=0.5 and oracle:factor=10 make it wrong. [default:
