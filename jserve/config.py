@@ -37,8 +37,8 @@ class EngineConfig:
     """The engine and its scheduler.
 
     Attributes:
-      model: Name of a model size ("toy", "tiny", ...), or path of a Hugging Face
-        folder.
+      model: Name of a model size ("toy", "tiny", "peer-19m", "llama-1b", "llama-8b"),
+        which gets random weights, or path of a Hugging Face folder.
       seed: Seed of the random weights of a named size.
       dtype: Type of weights and KV: "float32", "bfloat16", or "auto", which is float32
         on CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.

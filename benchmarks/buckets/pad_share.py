@@ -238,6 +238,7 @@ def judge(
 
 def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
     """Returns an entry for every strategy on one trace."""
+    # Serve with every count.
     rows = read_trace(path)
     if policy != "fcfs":
         rows = rows[:NUM_IN_LOOP]
@@ -245,6 +246,8 @@ def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
     arrivals = arrivals_of(rows, qps)
     steps = serve(arrivals, policy, ALL_COUNTS).steps
     assert steps is not None
+
+    # Fit the first half, and judge the second.
     seen, later = halves(steps, arrivals)
     found = []
     for name, edges in strategies(demand_of(seen)).items():
@@ -268,6 +271,8 @@ def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
                 **figures,
             }
         )
+
+    # Compare with pow2 and the targets.
     pow2 = next(one for one in found if one["bucket_strategy"] == "pow2")
     for one in found:
         share = one["pad_share_time"] / pow2["pad_share_time"]
@@ -286,6 +291,7 @@ def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
 def main(argv: Sequence[str]) -> int:
     """Prints tables and one JSON document; returns 1 if a target is missed."""
     del argv
+    # Find the traces.
     todo = []
     for kind, folder in (
         ("committed", _TRACES_DIR.value),
@@ -300,6 +306,8 @@ def main(argv: Sequence[str]) -> int:
             for path in paths
             if kind == "committed" or policy == "fcfs"
         ]
+
+    # Judge every trace under every policy.
     try:
         runs = [
             {"traces": kind, **run}
@@ -308,6 +316,8 @@ def main(argv: Sequence[str]) -> int:
         ]
     except (OSError, ValueError) as error:
         raise ProgramError(str(error)) from error
+
+    # Print and write.
     text = tables(runs)
     print(text)
     missed = [run for run in runs if run.get("is_target_met") is False]

@@ -132,7 +132,7 @@ def measure(
     while len(attempts) < _MOST_ATTEMPTS:
         wait_until_quiet(one.most_other_cores, _QUIET_TIMEOUT_S, sessions)
         server.resume()
-        # The client's CPU time is not others' either; it is known when it has ended.
+        # Measure. The client's CPU time is not others' either, and known at its end.
         meter = CpuMeter(sessions)
         children = os.times()
         found = run_client(
@@ -150,6 +150,7 @@ def measure(
             after.elapsed - children.elapsed
         )
         server.pause()
+        # Keep the attempt; repeat it if others disturbed it.
         attempts.append(
             {
                 "system": name,
@@ -217,7 +218,7 @@ def main(argv: Sequence[str]) -> None:
     ):
         if not path.exists():
             raise ProgramError(f"{path} is not there; {maker}")
-    # SIGTERM ends the servers too.
+    # Start the servers. SIGTERM ends them too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     specs = server_specs(one.model, one.threads)
     servers: dict[str, Server] = {}
@@ -229,6 +230,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"{name}: ready after {start_s:.1f} s", flush=True)
             run_client(servers[name], one, num_clients=4, num_requests=8, seed=99)
             servers[name].pause()
+        # Measure in turns.
         for num_clients in one.clients:
             for repeat in range(one.repeats):
                 for name in one.systems:
@@ -240,6 +242,7 @@ def main(argv: Sequence[str]) -> None:
     finally:
         for server in servers.values():
             server.close()
+    # Summarise and write.
     summary = summarise(measurements)
     report = {
         "commit": commit(),

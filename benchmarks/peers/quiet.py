@@ -31,7 +31,7 @@ class CpuMeter:
         return max((busy_s - own_s) / max(time_s, 1e-6), 0.0)
 
     def _read(self) -> tuple[float, float, float]:
-        """Returns the time, all CPU seconds since boot, and those of our processes."""
+        """Returns the time, all CPU seconds since boot, and those not of others."""
         if not (_PROC / "stat").exists():
             return time.monotonic(), 0.0, 0.0
         tick = os.sysconf("SC_CLK_TCK")

@@ -65,6 +65,7 @@ def goodput_chart(entries: Entries) -> alt.Chart:
                     )
             yield row
 
+    # Layers: bars, the range over seeds, rates, and the paper's ratios.
     order = list(_COLOURS)
     base = alt.Chart(_data(rows())).encode(
         x=alt.X("row:N", title=None, sort=order, axis=None)

@@ -196,6 +196,7 @@ class Service:
         headers: Mapping[str, str],
         arrival_s: float,
     ) -> Reply:
+        # The format of the answer, and the number of requests.
         is_chat = isinstance(body, ChatRequest)
         form = AnswerFormat(
             is_chat=is_chat,
@@ -212,6 +213,7 @@ class Service:
             message = f"{len(prompts)} prompts with n={num_choices} are {num_requests}"
             message += f" requests; the limit is max_queued_requests={max_requests}"
             raise ApiError(message, "n" if num_choices > 1 else "prompt")
+        # What all requests share.
         slo, service_class = self.classes.choose(
             slo=body.slo, headers=headers, service_tier=body.service_tier
         )
@@ -223,6 +225,7 @@ class Service:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
         keep_stop = bool(body.include_stop_str_in_output)
+        # A request and a generation for each output.
         generations: list[Generation] = []
         for index in range(num_requests):
             prompt = prompts[index // num_choices]

@@ -47,6 +47,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         loses on the later half of the steps and `force` is off.
       OSError: If a file cannot be read.
     """
+    # Read the steps, their limits and their times.
     steps = read_step_logs(config.step_log)
     if len(steps) < MIN_STEPS:
         raise ValueError(
@@ -70,6 +71,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
             max_programs=max_programs,
         )
 
+    # Fit the earlier half, and compare with pow2 on the later half.
     middle = len(steps) // 2
     earlier, later = (
         _demand(half, steps[-1].header, step_s, pow2)
@@ -88,6 +90,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
         for name, table in rivals.items()
     ]
     _check_gain(comparison, is_forced=config.force)
+
+    # Fit all steps.
     demand = merge([earlier, later])
     table = fitted(demand)
     return {

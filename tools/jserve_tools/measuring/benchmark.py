@@ -224,6 +224,7 @@ class Benchmark:
         self, client: Client, facts: Mapping[str, Any], number: int
     ) -> dict[str, Any]:
         """Makes run `number`, which counts over all servers."""
+        # Prepare what is sent.
         config, place = self.config, number % self.config.num_runs
         engine = facts.get("engine") or {}
         names = ("policy", "bucket_strategy")
@@ -249,6 +250,7 @@ class Benchmark:
             num_requests = len(requests)
             send = functools.partial(replay, client, requests, flights)
 
+        # Send it, and measure.
         total = config.num_runs * max(len(config.engines()), 1)
         stage = f"run {number + 1} of {total}, {run_name(labels)}, requests"
         run = await measure_run(
@@ -261,6 +263,8 @@ class Benchmark:
             ),
             profiles_host=config.servers.profile_host,
         )
+
+        # Say how it went.
         num_attained = run["num_requests"] - run["num_violations"]
         verb = "finished" if config.mode == "closed" else "attained their SLOs"
         lines = [

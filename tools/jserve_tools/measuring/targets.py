@@ -85,7 +85,7 @@ async def server_at(
     Raises:
       TimeoutError: If it is not warm in time.
       ConnectionError: If the process ended, its engine failed, or nothing answers at
-        the URL of a server that is not ours.
+        the URL of a server that was not launched here.
     """
     url = url.rstrip("/").removesuffix("/v1")
     now_s = asyncio.get_running_loop().time
