@@ -27,7 +27,6 @@ _LOG_TICKS = [
 _LOG = alt.Scale(type="log", nice=False, padding=8)
 _FEW = alt.Axis(tickCount=5)
 _PANEL = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelLimit=340)
-_STRATEGY = alt.Header(title=None, labelExpr="'buckets: ' + datum.label")
 # Fields of rows that only place or shade a mark; tooltips and tables show all others.
 _HIDDEN = {"setting", "panel", "label", "value", "since_s"}
 
@@ -96,17 +95,15 @@ def _specification(
     The field `label` holds the words along y. Panels that would be narrower than
     `least_px` are put below each other.
     """
+    if facet == "strategy":
+        rows = [row | {"panel": f"buckets: {row['strategy']}"} for row in rows]
+        facet = "panel"
     names = distinct([row[facet] for row in rows])
     data = alt.Data(values=list(rows))  # type: ignore[no-untyped-call]
     spec: dict[str, Any] = (
         marks.properties(width=320, data=data)
         .facet(
-            facet=alt.Facet(
-                f"{facet}:N",
-                sort=names,
-                title=None,
-                header=_STRATEGY if facet == "strategy" else _PANEL,
-            ),
+            facet=alt.Facet(f"{facet}:N", sort=names, title=None, header=_PANEL),
             columns=min(2, len(names)),
         )
         .resolve_scale(x=x)
