@@ -1,15 +1,15 @@
-"""Serves a language model over HTTP, in OpenAI's protocol, under SLOs.
+"""Serves a language model over HTTP, with OpenAI's API, under SLOs.
 
   jserve --model=tiny --port=8000
   jserve --model=/models/my-llama --policy=qoserve --service_classes=classes.json
   jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
-The port is taken at once and answers when the model is loaded. /health says when
-requests are served (ready, with status 200): that is when the few buckets are compiled
-in which every step can run. Finer ones are added while it serves, and /health says when
-none is left (warm): measure only then. What start-up is doing is logged at least every
-10 seconds. SIGTERM drains, then exits with 0. If the engine fails, the process says so
-and exits with 70: start it again.
+The port is bound at once and answers when the model is loaded. /health reports "ready",
+with status 200, when the few buckets are compiled in which every step can run; from
+then on requests are served. Finer buckets are added meanwhile, and /health reports
+"warm" when none is left: measure only then. Start-up logs its progress every few
+seconds. On SIGTERM the server finishes running requests, then exits with 0. If the
+engine fails, it exits with 70: start it again.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ _SERVER_CONFIG = define_config_flags(ServerConfig, group="Server")
 _WARMUP_ONLY = flags.DEFINE_bool(
     "warmup_only",
     False,
-    "Compile and time everything that a server with these flags needs, keep it in "
-    "compile_cache_dir, print what it took, and exit without opening a port.",
+    "Compile and time all programs of a server with these flags, store them in "
+    "compile_cache_dir, print the times, and exit without opening a port.",
     module_name="Buckets and compilation",
 )
 
 
 def _folder(model: str) -> pathlib.Path | None:
-    """Returns the folder that a model's name means, or None for a named size."""
+    """Returns the folder that `model` names, or None for a named size."""
     path = pathlib.Path(model).expanduser()
     if path.is_dir():
         return path
@@ -50,7 +50,7 @@ def _folder(model: str) -> pathlib.Path | None:
 
 
 def _check(engine: EngineConfig, server: ServerConfig) -> None:
-    """Refuses wrong names, and files of no use, before anything takes long.
+    """Refuses invalid names and files before any slow work.
 
     Raises:
       ValueError: naming flag and value.
@@ -78,10 +78,10 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
 
 
 def _warm_up(config: EngineConfig) -> None:
-    """Fills the caches, showing a bar on a terminal and lines elsewhere.
+    """Fills the caches, with a bar on a terminal and lines elsewhere.
 
     Raises:
-      ProgramError: if a flag is invalid, or not all of it could be kept.
+      ProgramError: if a flag is invalid, or something could not be stored.
     """
     progress = Progress(
         lambda text: print(f"jserve: {text}", file=sys.stderr, flush=True),
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     del argv
     logging.getLogger("jserve").setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
-    # NumPy's threads would fight XLA's over the cores.
+    # NumPy's threads would compete with XLA's for the cores.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
     try:
@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     if _WARMUP_ONLY.value:
         _warm_up(engine_config)
         return 0
-    # Until there is something to drain, SIGTERM is not a failure.
+    # Until requests are served, SIGTERM just ends the process.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     from jserve.server.app import build_app
     from jserve.server.serving import bind, serve, url_of
@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """The `jserve` command."""
+    """Entry point of the command `jserve`."""
     run_program(sys.modules[__name__])
 
 

@@ -14,7 +14,7 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
     """Checks a number against its limits.
 
     Raises:
-      ValueError: if it is outside, naming it and both limits.
+      ValueError: if the number is outside, naming it and both limits.
     """
     if not least <= value <= most:
         raise ValueError(f"{name}={value} is not in {least}..{most}")
@@ -32,10 +32,10 @@ def check_readable(name: str, *paths: pathlib.Path | None) -> None:
 
 
 def check_writable(name: str, path: pathlib.Path) -> None:
-    """Checks that a file or folder can be written, or made, where it is to be.
+    """Checks that a file or folder can be written, or made if it does not exist.
 
     Raises:
-      ValueError: if it cannot, naming it and the folder that forbids it.
+      ValueError: if it cannot, naming it and the folder that is not writable.
     """
     found = next(one for one in (path, *path.absolute().parents) if one.exists())
     is_in_the_way = found != path and not found.is_dir()
@@ -48,8 +48,9 @@ class EngineConfig:
     """The engine and its scheduler.
 
     Attributes:
-      model: A named size, or the path of a Hugging Face folder.
-      seed: Seed of a named size's weights; a folder brings its own weights.
+      model: Name of a model size ("toy", "tiny", "peer-19m", "llama-1b", "llama-8b"),
+        which gets random weights, or path of a Hugging Face folder.
+      seed: Seed of the random weights of a named size.
       dtype: Type of weights and KV: "float32", "bfloat16", or "auto", which is float32
         on CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
       max_model_len: Most tokens of prompt and output together; 0 takes the model's.
@@ -67,15 +68,15 @@ class EngineConfig:
         and annealing+sliding takes; 0 limits their proposals alone, as simulations do.
       max_num_seqs: Most requests running at once.
       max_num_batched_tokens: Most token positions in one step.
-      max_queued_requests: Most requests waiting; more are refused with status 429.
-      enable_overlap: Whether a step is planned while the last one runs. On CPU it
-        gains at few rows and nothing, or less, once steps fill the cores.
+      max_queued_requests: Most requests that wait; more are refused with status 429.
+      enable_overlap: Whether a step is planned while the previous one runs. On CPU this
+        gains at few rows, and nothing, or less, once steps use all cores.
       bucket_strategy: Strategy that chooses the compiled buckets, by name and options,
-        as in "linear:block_gap=4"; "" takes "explicit" with `buckets`, else "pow2".
-      buckets: Bucket file, for the strategies "explicit" and "fitted".
-      block_tokens: Tokens in one prefill block, Q.
-      max_programs: Most programs to compile; the edges that are worth least are left
-        out. 0 sets no limit.
+        as in "linear:block_gap=4"; "" takes "explicit" with --buckets, else "pow2".
+      buckets: Bucket file (JSON), for the strategies "explicit" and "fitted".
+      block_tokens: Tokens in one prefill block.
+      max_programs: Most programs to compile; the least valuable edges are left out. 0
+        sets no limit.
       max_compile_s: Seconds to spend on compiling; buckets that would take longer are
         left out, except for the few that every step needs. 0 sets no limit.
       compile_cache_dir: Folder that keeps compiled programs and step times; "" keeps
@@ -86,7 +87,7 @@ class EngineConfig:
       enable_prefix_caching: Whether requests share the KV of equal prefixes.
       step_log: File that records the buckets and times of steps, without any text, for
         `jserve-fit-buckets`; "" records nothing.
-      step_log_max_bytes: Most bytes of that record, its older half included.
+      step_log_max_bytes: Most bytes of the step log, including its rotated part.
       capture_logits: Whether each step also returns its logits; for tests.
     """
 
@@ -178,16 +179,17 @@ class ServerConfig:
 
     Attributes:
       host: Address to listen on.
-      port: Port to listen on; 0 takes a free one and prints it.
-      served_model_name: Name that clients use; "" takes the model's.
-      service_classes: JSON file of service classes; "" has best effort only.
-      default_service_class: Service class of a request that names none.
-      api_key_file: File of the keys that are accepted, one a line; "" asks for none.
+      port: Port to listen on; 0 takes a free port and prints it.
+      served_model_name: Model name for clients; "" takes the name of --model.
+      service_classes: JSON file with a list of service classes, each with a name and
+        any of ttft_s, tbt_s and ttlt_s, in seconds. "" has best effort only.
+      default_service_class: Service class of requests that name none.
+      api_key_file: File of accepted API keys, one per line; "" requires no key.
       drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
-      keep_alive_s: Seconds that an idle connection is kept for its client's next
+      keep_alive_s: Seconds that an idle connection is kept open for its client's next
         request; clients that pool connections expect a minute or more.
-      max_body_bytes: Largest request body accepted; 0 takes what the context needs:
-        64 KiB and 48 bytes a token, at least 1 MiB.
+      max_body_bytes: Largest request body accepted; 0 takes what the context needs: 64
+        KiB and 48 bytes per token, at least 1 MiB.
     """
 
     host: str = "127.0.0.1"

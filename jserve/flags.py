@@ -1,9 +1,8 @@
-"""Flags for a config dataclass, so that no program spells a default twice.
+"""Flags for a config dataclass, so that every default is written once.
 
-The dataclass is the source. A flag's name, type and default are its field's, and its
-help is that field's entry under `Attributes:`. Wrong values and wrong combinations are
-the dataclass's to refuse, in `__post_init__`, so that they are refused wherever a
-config is made.
+A flag has the name, type and default of a field, and its help is the field's entry
+under `Attributes:`. Invalid values and combinations are refused by the dataclass, in
+`__post_init__`, so that they are refused wherever a config is made.
 """
 
 import csv
@@ -34,7 +33,7 @@ def parse_bytes(text: str) -> int:
     """Returns a size: bytes, or a number with a unit such as 8GiB, 512MiB or 4GB.
 
     Raises:
-      ValueError: if it is neither.
+      ValueError: if the text is neither.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -44,22 +43,22 @@ def parse_bytes(text: str) -> int:
 
 
 class _Parser(flags.ArgumentParser[Any]):
-    """Makes a field's value from the text on the command line."""
+    """Converts the text on the command line to a field's value."""
 
     def __init__(self, convert: Callable[[str], Any], noun: str):
         self._convert = convert
         self.syntactic_help = noun
 
     def parse(self, argument: Any) -> Any:
-        """Returns the value; what is not text is a default, and one already."""
+        """Returns the value of a text; a default, which is a value, stays."""
         return self._convert(argument) if isinstance(argument, str) else argument
 
 
 class _Serializer(flags.ArgumentSerializer[Any]):
-    """Writes a value as the command line has it."""
+    """Converts a value to its text on the command line."""
 
     def serialize(self, value: Any) -> str:
-        """Returns the text that is parsed to this value."""
+        """Returns the text that is parsed to `value`."""
         if isinstance(value, tuple):
             return ",".join(map(str, value))
         return str(value)
@@ -107,7 +106,7 @@ def _flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag[Any]:
 
 
 def field_help(config_class: type) -> dict[str, str]:
-    """Returns what a dataclass's docstring says of each field, by name."""
+    """Returns the entries under `Attributes:` of a dataclass, by field."""
     lines = inspect.cleandoc(config_class.__doc__ or "").splitlines()
     entries: dict[str, str] = {}
     name = ""
@@ -139,10 +138,10 @@ def define_config_flags(
     such as 8GiB.
 
     Args:
-      group: The heading that `--help` lists these flags under. A class with many has
-        headings of its own: `flag_groups` maps the first field of each to it.
-      exclude: Fields that get no flag; they keep their defaults, or are given to
-        the reader.
+      group: Heading of these flags in `--help`. A class may have several headings: its
+        attribute `flag_groups` maps the first field under each to the heading.
+      exclude: Fields that get no flag; they keep their defaults, or are given to the
+        reader.
 
     Returns:
       A reader to call after flags are parsed: `read(**overrides)` builds the
@@ -176,12 +175,12 @@ def define_config_flags(
 def define_engine_flags(
     *, exclude: Collection[str] = ("capture_logits",)
 ) -> Callable[..., EngineConfig]:
-    """Defines a flag for each field of EngineConfig (tests alone capture logits)."""
+    """Defines a flag for each field of EngineConfig, except those in `exclude`."""
     return define_config_flags(EngineConfig, group="Engine", exclude=exclude)
 
 
 def config_arguments(config: Any) -> list[str]:
-    """Returns the command-line arguments that give another program this config."""
+    """Returns command-line arguments by which another program gets this config."""
     arguments = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

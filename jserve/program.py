@@ -1,7 +1,7 @@
-"""Runs a program with absl flags, and shows a user's mistake in one line.
+"""Runs a program with absl flags, and reports a user's mistake in one line.
 
-`--help` introduces the program with its module's docstring and lists the flags by
-group: the flags of each config dataclass under its heading.
+`--help` prints the docstring of the program's module and lists the flags by group: the
+flags of each config dataclass under its heading.
 """
 
 import logging
@@ -25,14 +25,14 @@ Also:
 
 
 class ProgramError(Exception):
-    """A mistake of the user's, shown in one line; the program ends with 1."""
+    """A mistake of the user, reported in one line; the exit status is 1."""
 
 
 def check_known(flag: str, values: Sequence[str], known: Collection[str]) -> None:
-    """Checks a flag that names some of what there is.
+    """Checks a flag whose values must be among `known`.
 
     Raises:
-      ProgramError: if a value is not known, or there is none.
+      ProgramError: if a value is unknown, or there is none.
     """
     if not values or not set(values) <= set(known):
         raise ProgramError(f"--{flag}={','.join(values)}: known are {', '.join(known)}")
@@ -46,7 +46,7 @@ def _fail(message: object, exit_code: int) -> NoReturn:
 
 
 def _help(introduction: str) -> str:
-    """Returns what `--help` prints: the program's flags, without those of absl."""
+    """Returns the text of `--help`: introduction and flags, without those of absl."""
     groups = [
         flags.FLAGS.module_help(group)
         for group in flags.FLAGS.flags_by_module_dict()
@@ -67,7 +67,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         return flags.FLAGS(arguments)
     except flags.Error as error:
         _fail(f"{error} (--help lists the flags)", 2)
-    except SystemExit:  # --helpfull was shown; absl calls that a failure
+    except SystemExit:  # --helpfull was printed, which absl ends with a failure
         sys.exit(0)
 
 
@@ -86,11 +86,11 @@ def _guard(main: Callable[[Sequence[str]], object], arguments: Sequence[str]) ->
 
 
 def run_program(module: types.ModuleType) -> NoReturn:
-    """Parses flags, calls `module.main(argv)` and exits with what it returns.
+    """Parses flags, calls `module.main(argv)` and exits with the status it returns.
 
-    Arguments that are no flags are refused. A wrong flag or an `app.UsageError`
-    ends the program with 2, a `ProgramError` with 1, each in one line on stderr.
-    The module's docstring introduces `--help`.
+    Arguments other than flags are refused. An invalid flag or an `app.UsageError` ends
+    the program with status 2, a `ProgramError` with 1, each with one line on stderr.
+    `--help` begins with the module's docstring.
     """
     sys.modules["__main__"].__doc__ = module.__doc__
     app.run(

@@ -1,4 +1,4 @@
-"""Shows the person who waits what a program is doing: a bar, or lines."""
+"""Shows the progress of a program, as a bar or as lines."""
 
 import contextlib
 import sys
@@ -27,9 +27,9 @@ def _count_nothing() -> int:
 
 
 class Progress:
-    """Shows which stage a program is in, and how far, until it is closed.
+    """Shows the stage that a program is in, and its count, until it is closed.
 
-    A thread repeats it every few seconds, even while the program is busy.
+    A thread shows it again every few seconds, even while the program is busy.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class Progress:
         """Shows nothing yet.
 
         Args:
-          write: Takes each line; None shows nothing at all.
-          is_bar: Whether a bar is drawn on stderr instead, a terminal.
+          write: Function that writes a line; None shows nothing at all.
+          is_bar: Whether to draw a bar on stderr, a terminal, instead of lines.
         """
         self._write = write
         self._is_bar = is_bar
@@ -54,19 +54,19 @@ class Progress:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def note(self, line: str) -> None:
-        """Writes a line that stands alone."""
+        """Writes a line, apart from the stage."""
         if self._write is not None:
             self._write(line)
 
     def begin(
         self, stage: str, total: int = 0, count: Callable[[], int] = _count_nothing
     ) -> None:
-        """Ends the stage before, and begins another.
+        """Ends the current stage, and begins another.
 
         Args:
-          stage: What is being done; "" for nothing.
-          total: How much of it there is; 0 if that is not known.
-          count: Tells how much is done; called in another thread.
+          stage: Name of the stage; "" begins none.
+          total: Count at the end of the stage; 0 if it is unknown.
+          count: Function that returns the present count; called in another thread.
         """
         if self._write is None or self._closed.is_set():
             return
@@ -83,7 +83,7 @@ class Progress:
     def doing(
         self, stage: str, total: int = 0, count: Callable[[], int] = _count_nothing
     ) -> Iterator[None]:
-        """Begins a stage, and ends it with the context."""
+        """Begins a stage, and ends it when the context ends."""
         self.begin(stage, total, count)
         try:
             yield
@@ -91,7 +91,7 @@ class Progress:
             self.begin("")
 
     def close(self) -> None:
-        """Ends the last stage; nothing is shown after."""
+        """Ends the last stage; nothing is shown afterwards."""
         self.begin("")
         self._closed.set()
 

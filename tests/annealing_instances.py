@@ -1,8 +1,7 @@
-"""Small and larger sets of waiting requests for the search; shared by its tests.
+"""Sets of waiting requests for tests of the annealing search.
 
-Half are judged by their end, half by their first token and the time between tokens;
-lengths and times are those with which our notes on arXiv 2504.14966 checked
-their reading (section 6): log-normal lengths, invented coefficients.
+Half have an SLO on their last token, half on the first token and the time between
+tokens. Lengths are log-normal and the coefficients of the times are invented.
 """
 
 import dataclasses
@@ -25,12 +24,12 @@ NO_LIMIT = 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-    """Requests that wait.
+    """A set of waiting requests.
 
     Attributes:
       ttlt_s: SLO of half of the requests.
       ttft_s: SLO of the others, besides 50 ms between tokens.
-      rows: Prompt tokens, output tokens, whether its end is judged, and ms waited, of
+      rows: Prompt tokens, output tokens, whether the SLO is `ttlt_s`, and ms waited, of
         each request.
     """
 
@@ -76,7 +75,7 @@ def draw(
     ttlt_s: float = 30.0,
     ttft_s: float = 10.0,
 ) -> Instance:
-    """Returns requests of the notes' distribution."""
+    """Returns requests with random lengths, SLOs and waiting times."""
     is_whole = rng.random(num_jobs) < 0.5
     prompts = np.exp(rng.normal(5.0, np.where(is_whole, 0.8, 1.1)))
     outputs = np.exp(rng.normal(5.3, np.where(is_whole, 0.6, 0.8)))

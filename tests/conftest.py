@@ -10,15 +10,15 @@ from absl import flags
 
 @pytest.fixture(autouse=True, scope="session")
 def parsed_flags() -> None:
-    """absl's own test helpers read flags that nobody parsed under pytest."""
+    """Marks absl's flags as parsed, since pytest does not parse them."""
     flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture(scope="session")
 def shared_programs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Programs that tests which are not about compiling have in common.
+    """Folder of compiled programs that tests share if they do not test compiling.
 
-    One folder for all workers of pytest-xdist, whose own folders stand side by side.
+    It is the same for all workers of pytest-xdist.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -30,7 +30,7 @@ def shared_programs(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def quick_compiler() -> Iterator[None]:
-    """Machine code is not optimised: most programs of tests run a few times."""
+    """Compiles without optimisation, since most programs of tests run a few times."""
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)

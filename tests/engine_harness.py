@@ -1,4 +1,4 @@
-"""Runs requests through a real engine, step by step, and keeps what it saw."""
+"""Runs requests through a real engine, step by step, and keeps its results."""
 
 import collections
 import dataclasses
@@ -45,7 +45,7 @@ def make_engine(
     captures_logits: bool = False,
     programs: pathlib.Path | None = None,
 ) -> Engine:
-    """A warm engine; takes its programs from a folder, and leaves new ones there."""
+    """A warm engine; loads its programs from a folder, and stores new ones there."""
     loaded: LoadedModel = load_model(model, seed=0, dtype=np.float32)
     assert kv_page_bytes(loaded, page_size, np.dtype(np.float32)) > 0
     engine = Engine(
@@ -95,7 +95,7 @@ Place = tuple[str, int, int]  # bucket, first row, tokens
 
 @dataclasses.dataclass
 class Trace:
-    """What one request saw: logits, scores and its whole past at each token."""
+    """Logits, scores and the places of all earlier rows at each token of a request."""
 
     logits: list[np.ndarray] = dataclasses.field(default_factory=list)
     scores: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -103,7 +103,7 @@ class Trace:
 
 
 def places(plan: StepPlan) -> dict[str, Place]:
-    """Where each request of a plan is computed."""
+    """The place where each request of a plan is computed."""
     bucket = plan.bucket
     found = {
         row.request.request_id: (str(bucket), index, 1)
@@ -157,7 +157,7 @@ class EngineDriver:
                 trace.pasts.append(self._pasts[row.request.request_id])
 
     def run(self, *requests: Request, until: Request | None = None) -> None:
-        """Runs until all requests are done; or until one is, and drops the rest."""
+        """Runs until all requests, or one of them, have ended; then drops the rest."""
         for request in requests:
             self.scheduler.submit(request)
         for _ in range(20_000):
@@ -188,10 +188,10 @@ def small_config(**fields: object) -> EngineConfig:
 
 
 def build_toy_loop(programs: pathlib.Path, **fields: object) -> EngineLoop:
-    """A loop of the programs of `make_engine("toy")`, from that folder if it can be.
+    """A loop with the programs of `make_engine("toy")`, loaded from a folder if there.
 
-    Unlike `compile_cache_dir`, that leaves JAX's own cache off, which is the whole
-    process's, and step times unknown.
+    Unlike `compile_cache_dir`, this leaves JAX's cache, which is global, switched off,
+    and step times unknown.
     """
 
     def make_stored_engine(**parts: Any) -> Engine:
@@ -205,7 +205,7 @@ def build_toy_loop(programs: pathlib.Path, **fields: object) -> EngineLoop:
 
 
 def share_programs(cache: pathlib.Path, programs: pathlib.Path) -> None:
-    """Makes a folder for `compile_cache_dir` whose programs are those of a folder."""
+    """Makes a folder for `compile_cache_dir` with the programs of another folder."""
     folder = cache / machine_name()
     folder.mkdir(mode=0o700, parents=True)
     (folder / "programs").symlink_to(programs)
@@ -214,7 +214,7 @@ def share_programs(cache: pathlib.Path, programs: pathlib.Path) -> None:
 def step_of_little(
     programs: Programs, bucket: Bucket
 ) -> Callable[..., tuple[Any, ...]]:
-    """A step that is compiled in no time; each shape is a program of its own."""
+    """A step that compiles at once; each bucket is a separate program."""
 
     def step(
         leaves: list[jax.Array], kv: KvCache, slot_tokens: jax.Array, packed: jax.Array
@@ -225,7 +225,7 @@ def step_of_little(
 
 
 class Inbox:
-    """A loop's listener: collects events; `batches` keeps how they came."""
+    """A loop's listener, which collects events; `batches` has them step by step."""
 
     def __init__(self) -> None:
         self.events: dict[str, list[TokenEvent]] = collections.defaultdict(list)
@@ -261,7 +261,7 @@ class Inbox:
 
 
 def start(loop: EngineLoop, health: Health) -> Inbox:
-    """Starts a loop, waits for that state, and returns its listener."""
+    """Starts a loop, waits until it has a health, and returns its listener."""
     inbox = Inbox()
     loop.set_listener(inbox)
     loop.start()

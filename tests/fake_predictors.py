@@ -1,4 +1,4 @@
-"""Step-time models whose answers are known."""
+"""Step-time models with known predictions."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from jserve_sched.timing.mlp import NUM_INPUTS, MlpWeights
 
 
 def flat_model(step_s: float, *, per_decode_s: float = 0.0) -> LinearModel:
-    """Every step takes as long, but for its decodes."""
+    """A model in which every step takes the same time, plus a time for each decode."""
     coefficients = np.zeros((4, 8))
     coefficients[:, 0] = step_s
     coefficients[:, 1 + NUM_DECODES] = per_decode_s

@@ -1,4 +1,4 @@
-"""A made-up report with everything in it that a page shows."""
+"""A synthetic report with all the data that a page shows."""
 
 import itertools
 from typing import Any
@@ -12,13 +12,13 @@ CLASSES = {"interactive": 240, "batch": 160}
 
 
 def small_run(num_attained: int = 180, num: int = 200, **fields: Any) -> dict[str, Any]:
-    """Returns as little of a run as cells need, with what a test adds."""
+    """Returns the fields of a run that cells need, and those that a test adds."""
     counts = {"num_requests": num, "num_violations": num - num_attained}
     return {"policy": "fcfs", "load": 0.9, "seed": 0, "qps": 2.0} | counts | fields
 
 
 def small_report(*runs: dict[str, Any], **fields: Any) -> dict[str, Any]:
-    """Returns a report of runs, with what a test adds."""
+    """Returns a report of runs, with fields that a test adds."""
     return {"schema_version": 2, "device": "cpu", "runs": list(runs)} | fields
 
 
@@ -28,7 +28,7 @@ def fake_report(
     strategies: tuple[str, ...] = tuple(BLOCK_EDGES),
     loads: tuple[float, ...] = (0.9, 1.2),
 ) -> dict[str, Any]:
-    """A report as jserve-bench writes it; the same for the same arguments."""
+    """A report as jserve-bench writes it, the same for equal arguments."""
     rng = np.random.default_rng(7)
     tokens = 32 + np.arange(0, 2049, 32)
     return {

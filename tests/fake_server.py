@@ -1,8 +1,8 @@
-"""A scripted engine behind a real server, for tests of the HTTP face and its clients.
+"""A scripted engine behind a real server, for tests of the HTTP server and its clients.
 
-Each step emits one token of every request that runs and whose prompt is computed: those
-of its script, in turn, over and over. There is no model and no scheduler. A script that
-raises fails the engine. Runs as a program too, so that it can be launched.
+Each step emits one token of every running request whose prompt is computed: the next of
+its script, which repeats. It has no model and no scheduler. A script that raises an
+error fails the engine. The file is also a program, so that tests can launch it.
 """
 
 import asyncio
@@ -305,7 +305,7 @@ class Answer:
         return error
 
     def chunks(self) -> list[dict[str, Any]]:
-        """The JSON of each event of a stream that ended as it should."""
+        """The JSON of each event of a stream, which must have ended correctly."""
         assert self.body.endswith(b"data: [DONE]\n\n"), self.body[-200:]
         events = self.body.decode().split("\n\n")
         assert events[-1] == ""
@@ -351,7 +351,7 @@ class Served:
         return self.request("POST", "/v1/chat/completions", json.dumps(body).encode())
 
     def send(self, **fields: Any) -> socket.socket:
-        """Sends a streaming completion, and reads nothing."""
+        """Sends a request for a streamed completion, and reads nothing."""
         body = json.dumps({"prompt": "hi", "stream": True, **fields}).encode()
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
         sock.sendall(
@@ -364,7 +364,7 @@ class Served:
 
 
 def read_until(sock: socket.socket, mark: bytes) -> bytes:
-    """What comes until a mark has come."""
+    """Data received up to and including a mark."""
     received = b""
     while mark not in received:
         received += (part := sock.recv(65536))
@@ -381,7 +381,7 @@ def serve_fake(
     port: int = 0,
     **config: Any,
 ) -> Iterator[Served]:
-    """A server in a thread, on a free port; without `is_jserve` it tells nothing."""
+    """A server in a thread, on a free port; foreign unless `is_jserve`."""
     loop = loop or FakeLoop()
     assert isinstance(loop, ServingEngine)
     server_config = ServerConfig(**config)
@@ -405,7 +405,7 @@ def serve_fake(
 
 
 def _without_jserve(app: Any) -> Any:
-    """An app whose own routes under /jserve are those of nobody."""
+    """An app without the routes under /jserve."""
 
     async def foreign(scope: Any, receive: Any, send: Any) -> None:
         if scope.get("path", "").startswith("/jserve"):
@@ -416,7 +416,7 @@ def _without_jserve(app: Any) -> Any:
 
 
 def main(arguments: list[str]) -> int:
-    """Serves until SIGTERM, or goes wrong as it is told."""
+    """Serves until SIGTERM, or fails as the arguments say."""
     options = dict(one.removeprefix("--").partition("=")[::2] for one in arguments)
     exit_status = int(options.get("exit_status", 0))
     dies, fails = "dies" in options, "fails" in options

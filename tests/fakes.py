@@ -1,4 +1,4 @@
-"""Stand-ins and builders: a test states only what matters to it."""
+"""Fakes and builders, with defaults for all that a test does not care about."""
 
 import collections
 import dataclasses
@@ -25,13 +25,13 @@ _ids = itertools.count()
 
 
 def fake_next_token(context: Sequence[int]) -> int:
-    """The token after `context`: every token and every position matters."""
+    """The token after `context`, which depends on every token and its position."""
     weighted = sum((index + 1) * int(token) for index, token in enumerate(context))
     return (weighted + 7 * len(context)) % VOCAB
 
 
 def expected_output(request: Request) -> list[int]:
-    """What a request must produce, whatever runs beside it."""
+    """The output that a request must have, whatever runs beside it."""
     context = [int(token) for token in request.prompt_tokens]
     output: list[int] = []
     while len(output) < request.max_tokens:
@@ -69,7 +69,7 @@ def make_request(
 
 
 def check_integrity(scheduler: Scheduler) -> None:
-    """Asserts that no page or slot is lost, given back early or held wrongly."""
+    """Asserts that no page or slot is lost, released too early or held wrongly."""
     ledger, holders = scheduler.ledger, scheduler._holders
     held = collections.Counter(page for one in holders.requests for page in one.pages)
     idle = [*ledger._free, *ledger._evictable]
@@ -132,10 +132,10 @@ def make_scheduler(
 
 @dataclasses.dataclass
 class PagedRunner:
-    """An engine of paged memory: reads every context through its pages.
+    """An engine with paged memory, which reads every context through its pages.
 
-    A page that is lost, shared wrongly or handed out too early holds somebody
-    else's tokens, and the next token comes out wrong.
+    A page that is lost, shared wrongly or handed out too early holds another request's
+    tokens, so the next token is wrong.
     """
 
     num_pages: int
@@ -195,7 +195,7 @@ class Driver:
         return self.clock.now_s()
 
     def step(self) -> bool:
-        """Plans one step and applies what is due; False when nothing happened."""
+        """Plans one step and applies the result that is due; False without either."""
         scheduler = self.scheduler
         plan = scheduler.plan(self.now_s)
         if plan is not None:

@@ -48,7 +48,7 @@ ROOMS = {
 
 
 def imports(path: pathlib.Path, package: str) -> Iterator[str]:
-    """Yields the modules that a file imports, of `package` or any other of ours."""
+    """Yields the modules and names that a file imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -58,7 +58,7 @@ def imports(path: pathlib.Path, package: str) -> Iterator[str]:
 
 
 def upward_imports(folder: pathlib.Path, package: str) -> list[str]:
-    """Returns what the files of a package import from a room above their own."""
+    """Returns the imports of a package's files from a room above their own."""
     rooms = ROOMS[package]
     found = []
     for path in sorted(folder.rglob("*.py")):

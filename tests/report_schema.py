@@ -1,4 +1,4 @@
-"""Holds reports against the page that documents their keys."""
+"""Compares reports with the page that documents their keys."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from tests import ROOT
 
 PAGE = ROOT / "tools" / "jserve_tools" / "reporting" / "REPORT.md"
-# Keys below these are names that a user or a cause gave.
+# Keys below these are names of service classes.
 NAMED = re.compile(r"(runs\[\]\.(?:by_class|length_error))\.[^.]+")
 
 
@@ -24,18 +24,18 @@ def paths(value: Any, path: str = "") -> Iterator[str]:
 
 
 def documented() -> set[str]:
-    """Returns all that the page sets in code style."""
+    """Returns everything on the page in code style."""
     return set(re.findall(r"`([^`]+)`", PAGE.read_text()))
 
 
 def undocumented(report: Mapping[str, Any]) -> list[str]:
-    """Returns the keys of a report that the page does not tell of."""
+    """Returns the keys of a report that the page does not document."""
     known = documented()
     covered = tuple(one.removesuffix("*") for one in known if one.endswith(".*"))
     found = []
     for path in dict.fromkeys(paths(report)):
         plain = NAMED.sub(r"\1.NAME", path)
-        # A key that holds documented ones needs no line of its own.
+        # A key above documented keys needs no separate line.
         is_parent = any(one.startswith((f"{plain}.", f"{plain}[]")) for one in known)
         if not (plain in known or plain.startswith(covered) or is_parent):
             found.append(path)

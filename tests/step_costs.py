@@ -1,4 +1,4 @@
-"""Made-up step costs, and snapshots to plan with them by hand."""
+"""Synthetic step costs, and scheduler views with them."""
 
 import dataclasses
 import math
@@ -73,7 +73,7 @@ def scheduler_of(
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A predictor: any function of the prefill tokens of a step, in seconds."""
+    """A predictor of seconds from the prefill tokens of a step, by any function."""
 
     seconds: Callable[[np.ndarray], np.ndarray]
     column: ClassVar[int] = features.PREFILL_TOKENS
@@ -88,7 +88,7 @@ class Curve:
 
 
 class Staircase(Curve):
-    """A predictor: any function of the compiled blocks of a step, in seconds."""
+    """A predictor of seconds from the compiled blocks of a step, by any function."""
 
     column = features.NUM_BLOCKS
 

@@ -1,15 +1,15 @@
-"""Times one search for a plan, tables included, and says what its plan is worth.
+"""Times one search for a plan, and measures how good its plan is.
 
   python -m benchmarks.annealing.plan_time --output=benchmarks/annealing
 
-All requests are there at once. Half are judged by their end (30 s), half by their first
-token (10 s) and the time between tokens (50 ms); lengths are log-normal and the
-machine's times invented, as in the notes on arXiv 2504.14966 that the search was built
-by: all reconstructed. G is compared with the sorted start's and with that of a search
-of five times as many proposals.
+All requests are due at once. Half have an SLO on their last token (30 s), half on their
+first token (10 s) and the time between tokens (50 ms). Lengths are log-normal and the
+machine's times are invented, as in the reconstruction of arXiv 2504.14966 that the
+search is based on. The plan's G is compared with that of the sorted start and of a
+search with five times as many proposals. The time includes the tables of the problem.
 
-Targets, for the median with the default number of proposals, compiled: 20 requests in
-2 ms, 200 in 20 ms.
+Targets for the median with the default number of proposals, compiled: 2 ms with 20
+requests, 20 ms with 200.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class TimingConfig:
     """What is timed.
 
     Attributes:
-      num_draws: Sets of requests for each number of them.
+      num_draws: Number of sets of requests drawn for each number of requests.
       output: Folder of plan_time.json and of the page with its table.
     """
 
@@ -70,7 +70,7 @@ _CONFIG = define_config_flags(TimingConfig, group="Timing")
 
 
 def draw_requests(rng: np.random.Generator, num_requests: int) -> list[Request]:
-    """Returns requests that arrived at 0."""
+    """Returns requests that arrived at time 0."""
     is_code = rng.random(num_requests) < 0.5
     prompts = np.exp(rng.normal(5.0, np.where(is_code, 0.8, 1.1)))
     outputs = np.exp(rng.normal(5.3, np.where(is_code, 0.6, 0.8)))
@@ -100,7 +100,7 @@ def _problem(requests: Sequence[Request], max_batch: int) -> AnnealingProblem:
 def measure(
     kernel: Kernel, num_requests: int, max_batch: int, num_draws: int
 ) -> dict[str, Any]:
-    """Returns what searches took, and what their plans are worth."""
+    """Returns the times of searches, and the G of their plans."""
     rng = np.random.default_rng(num_requests)
     times_s, python_s, gains, shares = [], [], [], []
     for index in range(num_draws):

@@ -1,11 +1,11 @@
-"""Reproduces the SA scheduler's claims in the simulator, beside what it published.
+"""Reproduces the claims of the SA scheduler (arXiv 2504.14966) in the simulator.
 
   python -m benchmarks.annealing.reproduce                    # 20 draws, 2 runs a load
   python -m benchmarks.annealing.reproduce --num_draws=100 --num_runs=10
   python -m benchmarks.annealing.reproduce --policies=fcfs,sjf,annealing
 
-Writes results.json, pictures, and the marked tables of the README.md beside them; an
-interrupted call is continued. The last line of stdout is one JSON document.
+Writes results.json and pictures, and fills the marked tables of the README.md beside
+them. An interrupted call is continued. The last line of stdout is one JSON document.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ from jserve_tools.reporting.marked_pages import markdown, write_study
 Entry = Mapping[str, Any]
 _HERE = pathlib.Path(__file__).parent
 
-# What the paper (arXiv 2504.14966) claims, from its abstract: two maxima, against vLLM
-# and LMDeploy, which need not come from one experiment.
+# The paper's claims in its abstract: two maxima, against vLLM and LMDeploy, which may
+# come from different experiments.
 CLAIMS = {"attainment_ratio": 5.0, "latency_ratio": 1.0 - 0.316}
 RECONSTRUCTED = {
     "objectives": "30 s for code completions, 10 s and 50 ms for chat",
@@ -65,13 +65,13 @@ class StudyConfig:
     """What is run.
 
     Attributes:
-      policies: Policies to compare; fcfs, sjf and annealing are always among them.
-      num_draws: Draws of requests that come at once.
-      num_runs: Runs of each load.
+      policies: Policies to compare; fcfs, sjf and annealing must be among them.
+      num_draws: Number of draws of requests that are due at once.
+      num_runs: Number of runs at each load.
       studies: Parts of the study: at once, arrivals, lengths.
-      num_processes: Processes; 0 takes one for each CPU.
-      resume: Continue a call of the same commit that was interrupted.
-      output: Folder of the results.
+      num_processes: Number of processes; 0 takes one for each CPU.
+      resume: Continue an interrupted call of the same commit.
+      output: Folder for the results.
     """
 
     policies: tuple[str, ...] = POLICIES
@@ -176,6 +176,7 @@ def _ratio(value: float | None, interval: Sequence[float] | None = None) -> str:
 
 def tables_of(entries: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str]:
     """Returns Markdown tables by the names of their places in the page."""
+    # Each study.
     tables = {}
     at_once = [one for one in entries if one["study"] == "at once"]
     arrivals = [one for one in entries if one["study"] == "arrivals"]
@@ -194,6 +195,7 @@ def tables_of(entries: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str
             lambda one: one["lengths"] if one["policy"] != BASE else "-",
             lambda one: f"{100 * one['attainment']:.1f} ({one['mean_e2e_s']:.1f})",
         )
+    # The claims, beside the paper's.
     rows = [
         [
             f"{one['mix']}, {one['policy']}",
@@ -218,6 +220,7 @@ def tables_of(entries: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str
     header = ["reconstructed setting, over fcfs", "attainment: median", "best cell"]
     header += ["mean latency: median", "best cell", "share of annealing's attainment"]
     tables["claims"] = markdown(header, rows)
+    # Gains of the search, and what is reconstructed.
     tables["search"] = markdown(
         [f"{SEARCHED} over {BASE}", "attainment", "mean latency"],
         [
@@ -237,7 +240,7 @@ def tables_of(entries: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str
 
 
 def picture(entries: Sequence[Entry], study: str) -> bytes:
-    """Returns a PNG of attainment and G by policy, a panel for each cell."""
+    """Returns a PNG of attainment and latency by policy, with a panel for each cell."""
     rows = [
         {
             "cell": f"{one['mix']}, {_row(one)}",
@@ -269,7 +272,7 @@ def picture(entries: Sequence[Entry], study: str) -> bytes:
 def main(argv: Sequence[str]) -> None:
     """Runs the study and writes its results."""
     del argv  # the flags say it all
-    logging.set_verbosity(logging.WARNING)  # every process tells of its compiler
+    logging.set_verbosity(logging.WARNING)  # every process logs its compiler
     try:
         config = _CONFIG()
     except ValueError as error:

@@ -1,9 +1,9 @@
-"""The cells of the study: what is run, and what a policy gains.
+"""The cells of the study: which runs are made, and what a policy gains.
 
-What is run was settled before anything was looked at, and every cell is reported. The
-machine is Llama-3.1-8B on an RTX 4090 whose kernels were measured, without padding
-(every count is a bucket). Planning takes no virtual time; plan_time.py says what it
-takes. Step times are known exactly, so that what is judged is the order.
+The runs were chosen before any result was seen, and every cell is reported. The machine
+is Llama-3.1-8B on an RTX 4090 whose kernels were measured, without padding (every count
+is a bucket). Planning takes no virtual time; plan_time.py measures it. Step times are
+known exactly, so that policies differ by their order only.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ from jserve_tools.gpu_profiles.machines import gpu_cost_model
 from jserve_tools.simulating.simulation import declare, make_lengths
 
 Entry = dict[str, Any]
-BASE = "fcfs"  # as vLLM orders by default, with which the paper compares itself
+BASE = "fcfs"  # vLLM's default order, with which the paper compares itself
 SORTED = "sjf"
 SEARCHED = "annealing"
 OTHERS = ("edf", "laxity", "qoserve", "sliding", "annealing+sliding")
 POLICIES = (BASE, SORTED, *OTHERS[:-1], SEARCHED, OTHERS[-1])
 STUDIES = ("at once", "arrivals", "lengths")
 MACHINE = "rtx4090-llama3.1-8b-table"
-ORACLE = "oracle"  # knows lengths, but for an error that it is given
+ORACLE = "oracle"  # knows lengths, with a given error
 LENGTHS = (
     *("oracle:error=0", "oracle:error=0.5", "oracle:factor=10"),
     *("max_tokens", "mean", "quantile"),
 )
-DECLARED_MAX_TOKENS = 2048  # where lengths are estimated
+DECLARED_MAX_TOKENS = 2048  # if lengths are estimated
 MAX_MODEL_LEN = 16_384
-_MAX_SPANS = 200.0  # no request is cut off: latencies of all count
+_MAX_SPANS = 200.0  # enough for all requests to finish, since all latencies count
 _NUM_RESAMPLES = 2000
 
 
@@ -50,15 +50,15 @@ class Cell:
     """Draws of requests served by one policy.
 
     Attributes:
-      study: The table that it is part of.
-      mix: Name of the lengths.
-      policy: Name and options.
-      num_requests: Requests of a draw, N.
-      max_num_seqs: Most requests that run at once, b_max; 0: the machine's own.
-      num_draws: Draws, with the seeds 0, 1, and so on.
-      load: Rate of Poisson arrivals in capacities of `fcfs`; 0: all come at once. At a
-        rate the first tenth is served but not counted.
-      lengths: Estimator of lengths.
+      study: Part of the study that it belongs to.
+      mix: Name of the mix of tasks.
+      policy: Name and options of the policy.
+      num_requests: Number of requests in a draw, N.
+      max_num_seqs: Most requests that run at once, b_max; 0 takes the machine's limit.
+      num_draws: Number of draws, with the seeds 0, 1, and so on.
+      load: Rate of Poisson arrivals, in capacities of `fcfs`. The first tenth of the
+        requests is then served but not counted. 0: all are due at once.
+      lengths: Estimator of output lengths.
     """
 
     study: str
@@ -71,7 +71,7 @@ class Cell:
     lengths: str = ORACLE
 
     def run(self) -> list[Entry]:
-        """Returns what the requests of each draw experienced."""
+        """Returns a summary of the outcomes of each draw."""
         qps = self.load and self.load * capacity_qps(
             self.mix, self.num_requests, self.max_num_seqs
         )
@@ -95,9 +95,9 @@ def cells(num_draws: int, num_runs: int, policies: Sequence[str]) -> Iterator[Ce
     """Yields every cell of the study.
 
     Args:
-      num_draws: Draws of requests that come at once.
-      num_runs: Runs of 300 requests that come one by one.
-      policies: The policies compared.
+      num_draws: Number of draws of requests that are due at once.
+      num_runs: Number of runs of 300 requests that arrive one by one.
+      policies: Policies to compare.
     """
     for mix, numbers in (("azure", (10, 20, 50)), ("long_code", (10, 20))):
         for number in numbers:
@@ -143,7 +143,7 @@ def _machine(max_num_seqs: int) -> CostModel:
 
 @functools.cache
 def capacity_qps(mix: str, num_requests: int, max_num_seqs: int) -> float:
-    """Returns requests per second that `fcfs` completes when all come at once."""
+    """Returns requests per second that `fcfs` completes if all are due at once."""
     cell = Cell(
         study="capacity",
         mix=mix,
@@ -159,7 +159,7 @@ def capacity_qps(mix: str, num_requests: int, max_num_seqs: int) -> float:
 def _serve(
     cell: Cell, arrivals: Sequence[Arrival], *, seed: int
 ) -> tuple[list[Outcome], float]:
-    """Serves requests; returns what they experienced and when the last one ended."""
+    """Serves requests; returns their outcomes and the time at which the last ended."""
     machine = _machine(cell.max_num_seqs)
     lengths = cell.lengths
     if lengths != ORACLE:
@@ -184,10 +184,10 @@ def _serve(
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Entry:
-    """Returns what the requests of one draw experienced, in counts and seconds.
+    """Returns a summary of one draw's outcomes, in counts and seconds.
 
     Raises:
-      RuntimeError: If one did not run to its end.
+      RuntimeError: If a request did not finish.
     """
     latencies_s = [one.e2e_s for one in outcomes if one.e2e_s is not None]
     if len(latencies_s) < len(outcomes):
@@ -205,11 +205,11 @@ def _column(draws: Sequence[Entry], name: str) -> np.ndarray:
 
 
 def pool(draws: Sequence[Entry], base: Sequence[Entry]) -> Entry:
-    """Returns draws as one entry, with gains over the base on the same draws.
+    """Returns draws as one entry, with ratios to the base on the same draws.
 
-    `attainment` is by token deadlines, `attainment_mean_tpot` by the mean TPOT;
-    `goal_per_s` is G = requests attained / sum of all latencies, the mean over draws.
-    Intervals are 95 %; gains are None where the base attained nothing.
+    `attainment` is by token deadlines, `attainment_mean_tpot` by the mean TPOT.
+    `goal_per_s` is the mean over draws of G = requests that attained their SLO / sum of
+    all latencies. Intervals are 95 %; a ratio is None if the base's value is 0.
     """
     num_requests = int(np.sum(_column(draws, "num_requests")))
     num_attained = int(np.sum(_column(draws, "num_attained")))
@@ -236,7 +236,7 @@ def pool(draws: Sequence[Entry], base: Sequence[Entry]) -> Entry:
 def _ratio(
     ours: np.ndarray, theirs: np.ndarray
 ) -> tuple[float | None, list[float] | None]:
-    """Returns the ratio of two sums, and its interval from draws paired `[D]`."""
+    """Returns the ratio of two sums, and its bootstrap interval over pairs `[D]`."""
     total = float(np.sum(theirs))
     if not total:
         return None, None
@@ -252,10 +252,10 @@ def _ratio(
 
 
 def claims(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
-    """Returns each policy's gains over `fcfs`, by mix: the median and the best cell.
+    """Returns each policy's ratios to `fcfs`, by mix: the median and the best cell.
 
-    `share` is the median share of the search's gain in attainment that a policy has
-    too, over the cells in which the search gains at least one request in a hundred.
+    `share` is a policy's gain in attainment as a share of the search's gain: the median
+    over the cells in which the search gains at least 1 % of the requests.
     """
     at_once = [one for one in entries if one["study"] == "at once"]
     attainment = {

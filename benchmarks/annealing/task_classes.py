@@ -1,11 +1,12 @@
-"""The two kinds of task, and the requests drawn of them.
+"""The two kinds of task, and the requests drawn from them.
 
-A mix names a trace for each kind, and a seed draws half of the requests from either, so
-every policy, batch size and error of prediction meets the same ones.
+A mix names a trace for each kind, and a seed draws half of the requests from each, so
+every policy, batch size and prediction error gets the same requests.
 
-The paper (arXiv 2504.14966) has one kind judged by its end-to-end latency, such as code
-completion, and one judged by TTFT and TPOT, such as chat. Its bounds could not be read:
-30 s, 10 s and 50 ms are reconstructed, and the traces are ours.
+The paper (arXiv 2504.14966) has one kind of task with an SLO on end-to-end latency,
+such as code completion, and one with SLOs on TTFT and TPOT, such as chat. Its bounds
+could not be determined: 30 s, 10 s and 50 ms are reconstructed, and the traces are not
+the paper's.
 """
 
 import dataclasses
@@ -24,12 +25,12 @@ CHAT = ServiceClass(name="chat", share=0.5, ttft_s=10.0, tbt_s=0.050)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mix:
-    """Whose lengths the two kinds have.
+    """Traces that the two kinds of task have their lengths from.
 
     Attributes:
-      name: What tables call it.
+      name: Name in tables.
       code: Trace of the code completions.
-      chat: Trace of the chat.
+      chat: Trace of the chats.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Mix:
 AZURE = Mix(
     name="azure", code=TRACES / "azure_code.csv", chat=TRACES / "azure_conv.csv"
 )
-# Ours: completions as long as whole answers, so that lengths differ within a kind.
+# Not in the paper: completions as long as whole answers, with various lengths.
 LONG_CODE = dataclasses.replace(
     AZURE, name="long_code", code=TRACES / "sharegpt_300.csv"
 )
@@ -68,10 +69,10 @@ def draw_requests(
     """Returns requests in random order, half of each kind, sorted by arrival.
 
     Args:
-      mix: Gives their lengths.
-      num_requests: An even number.
-      seed: Decides everything.
-      qps: Rate of Poisson arrivals, requests per second; 0: all come at once.
+      mix: Traces of the lengths.
+      num_requests: Number of requests, an even number.
+      seed: Seed of lengths, order and arrivals.
+      qps: Rate of Poisson arrivals, requests per second; 0 makes all due at once.
 
     Raises:
       ValueError: If the number is odd, or a trace has too few rows.

@@ -1,25 +1,26 @@
-"""How much step time goes to padding under each bucket strategy, on traces.
+"""Measures the share of padding in step time under each bucket strategy, on traces.
 
   python -m benchmarks.buckets.pad_share --output=benchmarks/buckets
 
-Prefill blocks only (Q = 32, up to 8,192 prefill tokens a step): rows are never padded.
-The machine is the cost model `a100-llama3-8b`. Every trace is served in virtual time
-at the same load: 0.7 of the rate at which its first 500 requests come out when all are
-offered at once. Prompts are taken whole. `fitted` sees the steps that start before
-half of the requests have come; all strategies are judged on the steps after that.
+Only prefill blocks are padded (Q = 32, up to 8,192 prefill tokens a step); rows are
+not. The machine is the cost model `a100-llama3-8b`. Every trace is served in virtual
+time at the same load: 0.7 of the rate at which its first 500 requests are completed
+when all are due at once. Prompts are not shortened. `fitted` is fitted to the steps
+that start before half of the requests have arrived; all strategies are judged on the
+steps after that.
 
-Under `fcfs` the table has every count, so that no chunk is filled up to an edge, and a
-step of b blocks is charged its bucket's time T(edge) instead of T(b): the pad share is
-the sum of T(edge) - T(b) over the sum of T(edge), over the steps with prefill.
-Targets: `fitted` with 16 edges at most half of `pow2`'s share, with 10, which is as
-many as `pow2` has, at most two thirds. 0 counts as an edge throughout. A trace with
-fewer than 30 steps to pad among those judged, as others are empty or full, decides
-nothing. `fitted` is what `jserve-fit-buckets` does: a tenth of the weight goes to sizes
-not seen; the same without that is shown beside it.
+Under `fcfs` steps run in a table of every count, so that no chunk is filled up to an
+edge. A step of b blocks is then charged the time T(edge) of its bucket instead of T(b);
+the share of padding is the sum of T(edge) - T(b) over the sum of T(edge), of steps with
+prefill. The targets: `fitted` with 16 edges has at most half of `pow2`'s share, and
+with 10, the number that `pow2` has, at most two thirds. 0 counts as an edge. A trace is
+not compared with the targets if fewer than 30 of the judged steps have between 0 and
+the most blocks. `fitted` is the fit of `jserve-fit-buckets`, with a tenth of the weight
+on sizes not seen; the fit without this prior is shown too.
 
-Under `sliding`, which fills steps up to edges, each table is judged in the loop on the
-first 400 requests, since planning takes its time; `fitted` has seen the first half of
-them under `sliding` with every count.
+Under `sliding`, which fills steps up to edges, each table is used while the first 400
+requests are served; `fitted` is fitted to the first half of them under `sliding` with
+every count.
 
 The last line of stdout is one JSON document.
 """
@@ -48,7 +49,12 @@ from jserve_sched.policies.registry import make_policy
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
 from jserve_sched.simulation.log import SimulatedStep
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
-from jserve_sched.simulation.workload import DIALOGUE, Arrival, isolated_times, promise
+from jserve_sched.simulation.workload import (
+    DIALOGUE,
+    Arrival,
+    isolated_times,
+    request_arrival,
+)
 from jserve_sched.steps import features
 from jserve_tools.load.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
 from jserve_tools.reporting.documents import commit, plain, write_whole
@@ -56,10 +62,10 @@ from jserve_tools.reporting.documents import commit, plain, write_whole
 _TRACES_DIR = flags.DEFINE_string(
     "traces_dir",
     str(DEFAULT_TRACE.parent),
-    "Folder of traces (*.csv); those that come with jserve unless set.",
+    "Folder of traces (*.csv); by default the traces that come with jserve.",
 )
 _FULL_TRACES_DIR = flags.DEFINE_string(
-    "full_traces_dir", "", "Folder of longer traces, judged under fcfs as well."
+    "full_traces_dir", "", "Folder of longer traces, to judge under fcfs as well."
 )
 _OUTPUT = flags.DEFINE_string(
     "output", "", "Folder for pad_share.json, .md and .png; empty writes none."
@@ -101,12 +107,12 @@ def _yardstick() -> Any:
 
 
 def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
-    """Returns a trace's requests at a mean rate; all at once for None."""
+    """Returns a trace's requests at a mean rate; None makes all due at once."""
     factor = 0.0
     if qps is not None:
         factor = (len(rows) - 1) / rows[-1].arrival_s / qps
     return [
-        promise(
+        request_arrival(
             index,
             row.arrival_s * factor,
             row.prompt_tokens,
@@ -121,7 +127,7 @@ def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
 def serve(
     arrivals: Sequence[Arrival], policy: str, block_edges: Sequence[int]
 ) -> SimulationResult:
-    """Serves requests with these block edges and rows that are never padded."""
+    """Serves requests with these block edges, and rows that are not padded."""
     scheduler = make_scheduler(
         policy=make_policy(policy),
         cost_model=MACHINE,
@@ -144,7 +150,7 @@ def load_qps(rows: Sequence[TraceRow]) -> float:
 def halves(
     steps: Sequence[SimulatedStep], arrivals: Sequence[Arrival]
 ) -> tuple[list[SimulatedStep], list[SimulatedStep]]:
-    """Returns the steps before and after half of the requests have come."""
+    """Returns the steps before and after half of the requests have arrived."""
     middle_s = arrivals[len(arrivals) // 2].arrival_s
     return (
         [step for step in steps if step.start_s < middle_s],
@@ -153,7 +159,7 @@ def halves(
 
 
 def demand_of(steps: Sequence[SimulatedStep]) -> StepDemand:
-    """Returns what steps in a table of every count want."""
+    """Returns the demand of steps that ran in a table of every count."""
     return demand_from_steps(
         steps,
         unpadded_rows(ALL_COUNTS),
@@ -193,11 +199,12 @@ def strategies(demand: StepDemand) -> dict[str, tuple[int, ...]]:
 def judge(
     steps: Sequence[SimulatedStep], block_edges: Sequence[int] | None
 ) -> dict[str, Any]:
-    """Returns what of the steps' time is padding.
+    """Returns the shares of padding in the steps' time.
 
     Args:
-      steps: what ran.
-      block_edges: charge these; None charges the buckets in which they ran.
+      steps: Steps that ran.
+      block_edges: Edges that steps are charged; None takes the buckets in which they
+        ran.
     """
     matrix = np.stack([step.features for step in steps])
     used = np.array([step.used_blocks for step in steps])
@@ -231,6 +238,7 @@ def judge(
 
 def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
     """Returns an entry for every strategy on one trace."""
+    # Serve with every count.
     rows = read_trace(path)
     if policy != "fcfs":
         rows = rows[:NUM_IN_LOOP]
@@ -238,6 +246,8 @@ def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
     arrivals = arrivals_of(rows, qps)
     steps = serve(arrivals, policy, ALL_COUNTS).steps
     assert steps is not None
+
+    # Fit the first half, and judge the second.
     seen, later = halves(steps, arrivals)
     found = []
     for name, edges in strategies(demand_of(seen)).items():
@@ -261,6 +271,8 @@ def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
                 **figures,
             }
         )
+
+    # Compare with pow2 and the targets.
     pow2 = next(one for one in found if one["bucket_strategy"] == "pow2")
     for one in found:
         share = one["pad_share_time"] / pow2["pad_share_time"]
@@ -277,8 +289,9 @@ def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints tables and one JSON document; ends with 1 if a target is missed."""
+    """Prints tables and one JSON document; returns 1 if a target is missed."""
     del argv
+    # Find the traces.
     todo = []
     for kind, folder in (
         ("committed", _TRACES_DIR.value),
@@ -293,6 +306,8 @@ def main(argv: Sequence[str]) -> int:
             for path in paths
             if kind == "committed" or policy == "fcfs"
         ]
+
+    # Judge every trace under every policy.
     try:
         runs = [
             {"traces": kind, **run}
@@ -301,6 +316,8 @@ def main(argv: Sequence[str]) -> int:
         ]
     except (OSError, ValueError) as error:
         raise ProgramError(str(error)) from error
+
+    # Print and write.
     text = tables(runs)
     print(text)
     missed = [run for run in runs if run.get("is_target_met") is False]

@@ -6,11 +6,11 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-NO_PRIOR = ", no prior"  # what ends the name of a fit to nothing but what was seen
+NO_PRIOR = ", no prior"  # end of the name of a fit without a prior
 
 
 def tables(runs: Sequence[dict[str, Any]]) -> str:
-    """Returns Markdown: for each set of traces and policy one table."""
+    """Returns Markdown, with a table for each set of traces and policy."""
     parts = []
     for traces, policy in dict.fromkeys((run["traces"], run["policy"]) for run in runs):
         here = [

@@ -1,13 +1,13 @@
-"""Compares jserve with other servers over HTTP, by vLLM's client for all of them.
+"""Compares jserve with other servers over HTTP, with vLLM's client for all.
 
   .venv/bin/python -m benchmarks.peers.compare
   .venv/bin/python -m benchmarks.peers.compare --systems=jserve,transformers,vllm
 
-Same model, same random prompts of 128 tokens, 64 output tokens, greedy, float32,
-streamed; 1, 16 and 32 clients in a closed loop (`vllm bench serve`). The servers take
-turns, A B A B, and those that wait are stopped; a ratio is taken within one repeat,
-whose measurements are seconds apart, and the median of these ratios counts. A
-measurement that other processes disturbed is taken again.
+All serve the same model and the same random prompts of 128 tokens, with 64 output
+tokens, greedy, in float32 and streamed, for 1, 16 and 32 clients in a closed loop
+(`vllm bench serve`). The servers take turns, A B A B, and waiting servers are stopped.
+A ratio is taken within one repeat, whose measurements are seconds apart; the result is
+the median of these ratios. A measurement that other processes disturbed is repeated.
 """
 
 import dataclasses
@@ -36,20 +36,20 @@ _MOST_ATTEMPTS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared, and how carefully.
+    """What is compared, and how.
 
     Attributes:
-      model: Model folder, as make_model.py writes it.
-      systems: Servers that take part, in the order of their turns.
-      clients: Numbers of clients, each sending its next request when one ends.
-      requests_per_client: Requests of each client in a measurement.
-      min_requests: Fewest requests of a measurement.
-      repeats: Measurements of each server at each number of clients.
+      model: Model folder written by make_model.py.
+      systems: Servers to compare, in the order of their turns.
+      clients: Numbers of clients, each of which sends its next request when one ends.
+      requests_per_client: Number of requests of each client in a measurement.
+      min_requests: Fewest requests in a measurement.
+      repeats: Number of measurements of each server at each number of clients.
       prompt_tokens: Tokens of a prompt.
       output_tokens: Tokens of an answer.
-      threads: Threads that each server may use.
-      start_timeout_s: Longest wait for a server to be ready.
-      most_other_cores: Cores that others may use during a measurement.
+      threads: Number of threads that each server may use.
+      start_timeout_s: Longest wait for a server to be ready, in seconds.
+      most_other_cores: Most cores that other processes may use during a measurement.
       output: Result file.
     """
 
@@ -131,7 +131,7 @@ def measure(
     while len(attempts) < _MOST_ATTEMPTS:
         wait_until_quiet(one.most_other_cores, _QUIET_TIMEOUT_S, sessions)
         server.resume()
-        # The client is ours too: its CPU time is counted when it has ended.
+        # Measure. The client's CPU time is not others' either, and known at its end.
         meter = CpuMeter(sessions)
         children = os.times()
         found = run_client(
@@ -149,6 +149,7 @@ def measure(
             after.elapsed - children.elapsed
         )
         server.pause()
+        # Keep the attempt; repeat it if others disturbed it.
         attempts.append(
             {
                 "system": name,
@@ -168,7 +169,7 @@ def measure(
 
 
 def summarise(measurements: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns medians by clients and system, with our ratio within each repeat."""
+    """Returns medians by clients and system, with ratios within each repeat."""
     speeds: dict[tuple[int, str], dict[int, float]] = {}
     for one in measurements:
         by_repeat = speeds.setdefault((one["num_clients"], one["system"]), {})
@@ -216,7 +217,7 @@ def main(argv: Sequence[str]) -> None:
     ):
         if not path.exists():
             raise ProgramError(f"{path} is not there; {maker}")
-    # SIGTERM ends the servers too.
+    # Start the servers. SIGTERM ends them too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     specs = server_specs(one.model, one.threads)
     servers: dict[str, Server] = {}
@@ -228,6 +229,7 @@ def main(argv: Sequence[str]) -> None:
             print(f"{name}: ready after {start_s:.1f} s", flush=True)
             run_client(servers[name], one, num_clients=4, num_requests=8, seed=99)
             servers[name].pause()
+        # Measure in turns.
         for num_clients in one.clients:
             for repeat in range(one.repeats):
                 for name in one.systems:
@@ -239,6 +241,7 @@ def main(argv: Sequence[str]) -> None:
     finally:
         for server in servers.values():
             server.close()
+    # Summarise and write.
     summary = summarise(measurements)
     report = {
         "commit": commit(),

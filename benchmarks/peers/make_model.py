@@ -6,7 +6,7 @@ Runs in the peers' environment, which has torch and Transformers:
 
 Nothing is downloaded. The weights are random (seeded), and the tokenizer, a byte-level
 BPE of 32,000 entries, is trained on the source text of the Python that runs this. No
-token ends a text, so outputs have the length that was asked for.
+token ends a text, so outputs have the requested length.
 """
 
 import json
@@ -25,9 +25,9 @@ from transformers import (
 )
 
 _OUTPUT = flags.DEFINE_string(
-    "output", "out/peers/model", "Folder to write; one that is complete is kept."
+    "output", "out/peers/model", "Folder to write; a complete one is kept."
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Draws the weights.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights.")
 
 VOCAB_SIZE = 32_000
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
@@ -55,7 +55,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Returns a byte-level BPE of exactly VOCAB_SIZE entries.
 
     Raises:
-      ValueError: if the text was too little for so many.
+      ValueError: if there is too little text for this number.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -106,7 +106,7 @@ def make_model(seed: int) -> LlamaForCausalLM:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the folder, unless it is there."""
+    """Writes the folder, unless it is complete."""
     del argv
     folder = pathlib.Path(_OUTPUT.value)
     complete = folder / "complete"

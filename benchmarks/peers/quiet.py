@@ -1,6 +1,6 @@
-"""How many cores other people's processes keep busy (on Linux; elsewhere 0).
+"""Measures how many cores other processes keep busy (on Linux; elsewhere 0).
 
-A shared machine makes timings lie, and the lie can be measured.
+On a shared machine these disturb timings.
 """
 
 import os
@@ -12,26 +12,26 @@ _PROC = pathlib.Path("/proc")
 
 
 class CpuMeter:
-    """Counts the cores that others keep busy from the moment it is made."""
+    """Measures the cores that other processes use, from its creation on."""
 
     def __init__(self, sessions: Collection[int]):
-        """Begins to count.
+        """Begins to measure.
 
         Args:
-          sessions: Session ids whose processes count as ours, beside this process.
+          sessions: Ids of the sessions whose processes do not count as others.
         """
         self._sessions = frozenset(sessions)
         self._start = self._read()
 
     def other_cores(self) -> float:
-        """Returns the mean number of cores that others used."""
+        """Returns the mean number of cores that other processes used."""
         time_s, busy_s, own_s = (
             now - start for now, start in zip(self._read(), self._start, strict=True)
         )
         return max((busy_s - own_s) / max(time_s, 1e-6), 0.0)
 
     def _read(self) -> tuple[float, float, float]:
-        """Returns the time, everybody's CPU seconds since boot, and ours."""
+        """Returns the time, all CPU seconds since boot, and those not of others."""
         if not (_PROC / "stat").exists():
             return time.monotonic(), 0.0, 0.0
         tick = os.sysconf("SC_CLK_TCK")
@@ -40,7 +40,7 @@ class CpuMeter:
         own_ticks = 0
         for path in _PROC.glob("[0-9]*/stat"):
             try:
-                # The name, in parentheses, may hold spaces: count from behind it.
+                # The name, in parentheses, may hold spaces: fields count after it.
                 fields = path.read_text(errors="replace").rpartition(")")[2].split()
             except OSError:
                 continue  # it has ended
@@ -58,7 +58,7 @@ class CpuMeter:
 def wait_until_quiet(
     most_cores: float, timeout_s: float, sessions: Collection[int]
 ) -> None:
-    """Waits until others use at most this many cores, or the time is up."""
+    """Waits until others use at most `most_cores` cores, or the time is up."""
     end_s = time.monotonic() + timeout_s
     while time.monotonic() < end_s:
         meter = CpuMeter(sessions)

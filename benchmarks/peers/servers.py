@@ -1,8 +1,8 @@
-"""The servers that are compared: how each is started, and what is set for it.
+"""The servers that are compared: their commands and settings.
 
-Every server gets the settings it is best with here, written down in one place. All are
-told two threads, float32 and no sharing of prefixes, and run in a session of their own,
-so that those that wait for their turn can be stopped (SIGSTOP).
+Every server gets the settings that are best for it here. All use two threads, float32
+and no prefix cache. Each runs in a separate session, so that it can be stopped
+(SIGSTOP) while it waits for its turn.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ class ServerSpec:
 
     Attributes:
       command: Program and arguments, without host and port.
-      environment: Variables to set.
-      model_name: What requests call the model.
-      client: Arguments that the client needs for this server.
+      environment: Environment variables to set.
+      model_name: Model name in requests.
+      client: Arguments of the client for this server.
     """
 
     command: tuple[str, ...]
@@ -58,13 +58,14 @@ def server_specs(model: pathlib.Path, threads: int) -> dict[str, ServerSpec]:
             command=(
                 *(str(_TRANSFORMERS), "serve", str(model)),
                 *("--continuous-batching", "--device", "cpu", "--dtype", "float32"),
-                # The KV pool it would size by a GPU's memory: 64 requests of 256.
+                # By default the size of the KV pool depends on a GPU's memory; this is
+                # 64 requests of 256 tokens.
                 *("--cb-block-size", "256", "--cb-num-blocks", "64"),
                 *("--cb-max-batch-tokens", "1024", "--log-level", "error"),
             ),
             environment=_QUIET | {"OMP_NUM_THREADS": str(threads)},
             model_name=str(model),
-            client=(),  # it refuses fields that it does not know
+            client=(),  # it refuses unknown fields
         ),
         "vllm": ServerSpec(
             command=(
@@ -108,14 +109,14 @@ class Server:
 
     @property
     def session(self) -> int:
-        """Id of the session that all its processes belong to."""
+        """Id of the session of all its processes."""
         return self._process.pid
 
     def wait_until_healthy(self, timeout_s: float) -> float:
-        """Waits for /health to say yes; returns the seconds that took.
+        """Waits until /health answers; returns the seconds that this took.
 
         Raises:
-          RuntimeError: If it ended, or the time is up.
+          RuntimeError: If the server ended, or the time is up.
         """
         start_s = time.monotonic()
         while time.monotonic() - start_s < timeout_s and self._process.poll() is None:
@@ -135,7 +136,7 @@ class Server:
         os.killpg(self.session, signal.SIGCONT)
 
     def close(self) -> None:
-        """Ends it and its children."""
+        """Ends the server and its children."""
         if self._process.poll() is None:
             self.resume()
             self._process.terminate()

@@ -1,13 +1,14 @@
-"""Times one plan of each policy with a crowd running and a crowd waiting.
+"""Times one plan of each policy with many requests running and many waiting.
 
   python -m benchmarks.plan_times.plan_time --num_running=128 --num_waiting=500
 
-The scheduler is the real one, without an engine; a fake step gives every row a token
-and the clock stands still. A slot stays free, so that the waiting are ranked, but no
-KV page does, so that nobody is admitted. Of the waiting three in ten are late, two in
-ten have less than 50 ms left, and the rest up to 5 s: what `sliding` has most work
-with. Targets for it: 1 ms median and 3 ms at the 99th percentile with 128 and 500;
-10 ms at the 99th with 10,000 waiting, of which it ranks `candidates.MAX_WAITING`.
+The scheduler is the server's, without an engine: a fake step gives every row a token,
+and the clock stands still. One slot stays free, so that the waiting requests are
+ranked, but no KV page does, so that none is admitted. Of the waiting requests three in
+ten are late, two in ten have less than 50 ms left, and the rest up to 5 s, which is the
+most work for `sliding`. Its targets: 1 ms in the median and 3 ms at the 99th percentile
+with 128 running and 500 waiting; 10 ms at the 99th percentile with 10,000 waiting, of
+which it ranks `candidates.MAX_WAITING`.
 """
 
 import json
@@ -33,17 +34,17 @@ from jserve_tools.reporting.documents import commit, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_PLANS = flags.DEFINE_integer(
-    "num_plans", 500, "Plans timed for each policy.", lower_bound=1
+    "num_plans", 500, "Number of plans timed for each policy.", lower_bound=1
 )
 _NUM_RUNNING = flags.DEFINE_integer(
-    "num_running", 32, "Requests that decode.", lower_bound=1
+    "num_running", 32, "Number of requests that decode.", lower_bound=1
 )
-_NUM_WAITING = flags.DEFINE_list("num_waiting", ["200"], "Requests that wait.")
+_NUM_WAITING = flags.DEFINE_list("num_waiting", ["200"], "Numbers of waiting requests.")
 _POLICIES = flags.DEFINE_list("policies", sorted(POLICIES), "Policies to time.")
 
 _PAGE_SIZE = 128
 _RUNNING_TOKENS = 900
-_MAX_TOKENS = 10_000  # nobody finishes while we look
+_MAX_TOKENS = 10_000  # no request finishes meanwhile
 _NOW_S = 100.0
 _STEP_TOKENS = 2048
 
@@ -64,7 +65,7 @@ def _request(
 def crowded_scheduler(
     policy: str, num_running: int, num_waiting: int, num_plans: int
 ) -> Scheduler:
-    """Returns a scheduler with so many requests decoding and waiting."""
+    """Returns a scheduler with `num_running` decodes and `num_waiting` requests."""
     table = PowersOfTwo().table(
         max_num_seqs=num_running + 1,
         max_num_batched_tokens=_STEP_TOKENS,
@@ -83,13 +84,14 @@ def crowded_scheduler(
         max_num_batched_tokens=_STEP_TOKENS,
         max_model_len=32768,
     )
+    # Fill the running requests.
     rng = np.random.default_rng(0)
     for _ in range(num_running):
         scheduler.submit(_request(rng, _RUNNING_TOKENS, 0.05))
     while (plan := scheduler.plan(_NOW_S)) and len(plan.decodes) < num_running:
         scheduler.dispatch(plan, _NOW_S)
         scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01))
-    # Pages for all the tokens to come are held already, which keeps the waiting out.
+    # Pages for all further tokens are held already, so that no request is admitted.
     ledger = scheduler.ledger
     for request in scheduler.view(_NOW_S).running:
         missing = ledger.pages_for(num_tokens) - len(request.pages)
@@ -112,7 +114,7 @@ def crowded_scheduler(
 def time_plans(
     policy: str, num_running: int, num_waiting: int, num_plans: int
 ) -> dict[str, float]:
-    """Returns the time of a plan and of its dispatch, ms."""
+    """Returns the times of a plan and of its dispatch, ms."""
     scheduler = crowded_scheduler(policy, num_running, num_waiting, num_plans)
     plan_s, dispatch_s = [], []
     for _ in range(num_plans):

@@ -1,10 +1,10 @@
-"""Times one question to each predictor: 1 step, and 64 candidates at once.
+"""Times one call of each predictor: for 1 step, and for 64 candidates together.
 
   python -m benchmarks.plan_times.predict_time --output=out/predict_time.json
 
-A policy scores its candidates in one call, so 64 of them must cost well under a
-plan's millisecond: the target is a median under 100 microseconds. `safe` is the linear
-predictor behind the check that every serving predictor stands behind.
+A policy prices its candidates in one call, which must take much less than the
+millisecond of a plan: the target for 64 candidates is a median under 100 microseconds.
+`safe` is the linear predictor inside `SafePredictor`, as in the server.
 """
 
 import functools
@@ -29,7 +29,7 @@ from jserve_tools.reporting.documents import commit, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_CALLS = flags.DEFINE_integer(
-    "num_calls", 3000, "Calls timed for each number.", lower_bound=1
+    "num_calls", 3000, "Number of calls timed for each result.", lower_bound=1
 )
 
 _MAX_PAGES = 64
@@ -39,7 +39,7 @@ _BUCKETS = PowersOfTwo().table(
 
 
 def _predictors(matrix: np.ndarray) -> dict[str, Predictor]:
-    """Returns one of each, by name; what they answer does not matter here."""
+    """Returns one of each predictor, by name; their predictions do not matter here."""
     table = TablePredictor(_BUCKETS, max_pages_per_row=_MAX_PAGES)
     linear = fit_linear(matrix, table.predict(matrix))
     rng = np.random.default_rng(0)

@@ -1,10 +1,10 @@
-"""Real vLLM runs, and the same requests in virtual time: is the simulator true?
+"""Measured vLLM runs, and simulations of the same requests.
 
 `fcfs` schedules as vLLM does by default. vLLM kept a prefix cache, in which a preempted
 request finds its pages again unless they were overwritten, and planned one step ahead.
 
-TTFT counts from the trace's arrivals in a simulation and from vLLM's own note of the
-arrival (its `queued_ts`) in a measured run, as LLMServingSim's validation does.
+TTFT counts from the trace's arrivals in a simulation, and from vLLM's time of arrival
+(its `queued_ts`) in a measured run, as in LLMServingSim's validation.
 
 `N` is the number of requests.
 """
@@ -30,12 +30,12 @@ _MAX_MODEL_LEN = 32_768  # of the measured runs
 
 
 Figures = dict[str, float]
-"""What a run came to: TTFT over requests, the mean over requests of a request's mean
-time between tokens, and the time from the first arrival to the last token."""
+"""Results of a run: TTFT over requests, the mean over requests of a request's mean time
+between tokens, and the time from the first arrival to the last token."""
 
 
 def errors_percent(figures: Figures, truth: Figures) -> dict[str, float]:
-    """Returns each figure's deviation from the truth, in percent."""
+    """Returns the deviation of each figure from the measured one, in percent."""
     return {name: 100.0 * (figures[name] / truth[name] - 1.0) for name in truth}
 
 
@@ -45,7 +45,7 @@ def _figures(
     last_token_s: np.ndarray,
     output_tokens: np.ndarray,
 ) -> Figures:
-    """Returns the figures of times `[N]` and output lengths `[N]`, two or more."""
+    """Returns the figures of times `[N]` and output lengths `[N]`, at least 2 each."""
     ttft_s = first_token_s - arrival_s
     tpot_s = (last_token_s - first_token_s) / (output_tokens - 1)
     p50_s, p90_s = np.percentile(ttft_s, (50, 90)).tolist()
@@ -69,13 +69,13 @@ def _measured(card: str) -> np.ndarray:
 
 
 def measured_figures(card: str) -> Figures:
-    """Returns what vLLM came to on a card of `CARDS`."""
+    """Returns the figures of the vLLM run on a card of `CARDS`."""
     outputs, queued_s, first_s, last_s = _measured(card)
     return _figures(queued_s, first_s, last_s, outputs)
 
 
 def ttft_differences_s(card: str, result: SimulationResult) -> np.ndarray:
-    """Returns simulated less measured TTFT of each request, `[N]` seconds."""
+    """Returns simulated minus measured TTFT of each request, `[N]` seconds."""
     _, queued_s, first_s, _ = _measured(card)
     found_s = np.array([one.ttft_s for one in result.outcomes], np.float64)
     differences_s: np.ndarray = found_s - (first_s - queued_s)
@@ -83,13 +83,13 @@ def ttft_differences_s(card: str, result: SimulationResult) -> np.ndarray:
 
 
 class _OwnPrompts(Scheduler):
-    """Gives each request a prompt that no other begins with.
+    """A scheduler that gives each request a random prompt.
 
-    The simulator's prompts are all equal; a prefix cache would take them for one.
+    The simulator's prompts have equal tokens, so a prefix cache would share them.
     """
 
     def submit(self, request: Request) -> None:
-        """Takes a request in."""
+        """Submits a request with a random prompt."""
         random = np.random.default_rng([*request.request_id.encode()])
         request.prompt_tokens = random.integers(
             2**31, size=request.num_prompt_tokens, dtype=np.int32
@@ -104,11 +104,13 @@ def simulated_run(
     enable_prefix_caching: bool = True,
     lag: int = 1,
 ) -> tuple[Figures, SimulationResult]:
-    """Returns what `fcfs` comes to on the same requests, without buckets.
+    """Simulates `fcfs` on the requests of a trace, without padding.
 
-    With `enable_prefix_caching` a preempted request may find its pages again; `lag`
-    steps, 0 or 1, are planned ahead.
+    Args:
+      enable_prefix_caching: Whether a preempted request may find its pages again.
+      lag: Number of steps planned ahead, 0 or 1.
     """
+    # Set up the scheduler with vLLM's limits.
     table = Continuous().table(
         max_num_seqs=cost_model.max_num_seqs,
         max_num_batched_tokens=cost_model.max_num_batched_tokens,
@@ -136,7 +138,7 @@ def simulated_run(
         )
         for index, row in enumerate(rows)
     ]
-    # Stretches of decodes advanced at once would leave the prefix cache out.
+    # Decode steps advanced together would bypass the prefix cache.
     result = simulate(
         scheduler, cost_model, arrivals, lag=lag, advances_decodes=False, max_spans=20.0
     )

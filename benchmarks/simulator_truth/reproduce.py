@@ -1,12 +1,12 @@
-"""Holds the simulator against two real vLLM runs, request for request.
+"""Compares the simulator with two measured vLLM runs, request by request.
 
   python -m benchmarks.simulator_truth.reproduce --output=report.json
 
-300 ShareGPT requests at 10 a second on an RTX 4090 and an RTX PRO 6000, Llama-3.1-8B,
-vLLM 0.19 (see tools/jserve_tools/gpu_profiles/README.md), against `fcfs` with step
-costs of the same cards. On the RTX 4090 the target is TTFT within 5 %, TPOT and
-makespan within 3 %, by the interpolated tables at the run's own settings. The last
-line of stdout is one JSON document.
+vLLM 0.19 served 300 ShareGPT requests at 10 a second with Llama-3.1-8B on an RTX 4090
+and an RTX PRO 6000 (see tools/jserve_tools/gpu_profiles/README.md). They are compared
+with `fcfs` and the cost models of these cards. The target on the RTX 4090 is TTFT
+within 5 %, TPOT and makespan within 3 %, with the interpolated tables at the settings
+of the run. The last line of stdout is one JSON document.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _TARGET_PERCENT = {"ttft_mean_s": 5.0, "tpot_mean_ms": 3.0, "makespan_s": 3.0}
 
 
-# Label, cost model, settings; the first variant is the one to judge.
+# Label, cost model, settings; the first variant is compared with the target.
 _Variant = tuple[str, CostModel, dict[str, Any]]
 
 
@@ -101,7 +101,7 @@ def _table(card: str, runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints a table for each card; ends with 1 if the target is missed."""
+    """Prints a table for each card; returns 1 if the target is missed."""
     del argv
     todo = [(card, variant) for card in CARDS for variant in _variants(card)]
     runs = [_run(card, variant) for card, variant in tqdm(todo, disable=None)]

@@ -1,11 +1,11 @@
-"""The pieces of the reproduction: each one simulation, or one search over some.
+"""The cells of the reproduction: each is one simulation, or a search over several.
 
-A cell is a frozen set of plain values that decides its result, so it can be sent to a
-process, run in any order, and found again among finished runs.
+A cell is a frozen set of plain values that its result depends on, so it can be sent to
+another process, run in any order, and found among finished runs.
 
-The machine is Llama-3-8B on an A100 with 128 slots and pages of 128 tokens. Its
-yardstick, the isolated TTFT, is that of unpadded steps of 2,048 tokens for every
-policy and shape, so that all have the same SLOs.
+The machine is Llama-3-8B on an A100 with 128 slots and pages of 128 tokens. The
+isolated TTFT is that of unpadded steps of 2,048 tokens, for every policy, with and
+without buckets, so that all have the same SLOs.
 """
 
 import dataclasses
@@ -48,10 +48,10 @@ class Setup:
     """How the simulated server is set up.
 
     Attributes:
-      shape: `continuous` (no padding) or `buckets`.
-      policy: Its name and options.
+      shape: Padding of steps: `continuous` has none, `buckets` pads to powers of two.
+      policy: Name and options of the policy.
       limit_tokens: Most token positions in a step, padding included.
-      predictor: `oracle`, or `linear` for the paper's model.
+      predictor: Predictor of step times: `oracle`, or `linear` for the paper's model.
     """
 
     shape: str
@@ -62,22 +62,22 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One piece of work.
+    """One cell of the reproduction.
 
     Attributes:
-      kind: `pass`, does one rate pass; `goodput`, the search for the highest rate that
-        does; `load`, one run to its end at one rate; `transient`, one run under a load
-        that alternates between levels.
-      workload: Its name.
-      setup: The server.
+      kind: Kind of work. `pass` tests whether one rate passes; `goodput` searches the
+        highest rate that does; `load` is one run to its end at one rate; `transient` is
+        one run at a rate that alternates between levels.
+      workload: Name of the workload.
+      setup: Simulated server.
       seed: Seed of the requests.
-      num_requests: Requests of a run or probe, the first ones (which are not counted)
-        included.
-      qps: Rate in requests per second; of a search, the first one tried.
+      num_requests: Number of requests in a run or probe, including the first, which are
+        not counted.
+      qps: Rate in requests per second; of a search the first rate tried.
       resolution: Relative distance of the rates that a search tries.
-      levels_qps: Rates that take turns.
-      period_s: How long each of these lasts.
-      duration_s: When requests stop coming under levels.
+      levels_qps: Rates of a transient load, which take turns.
+      period_s: Duration of each level, seconds.
+      duration_s: End of the arrivals of a transient load, seconds.
     """
 
     kind: Literal["pass", "goodput", "load", "transient"]
@@ -92,10 +92,10 @@ class Cell:
     duration_s: float = 0.0
 
     def run(self) -> dict[str, Any]:
-        """Returns the result, ready for JSON.
+        """Returns the result, in the types of JSON.
 
-        Of a pass `passes`; of a goodput the fields of `goodput.SeedGoodput`; of the
-        others what `_experience` returns.
+        It is `passes` of a pass; the fields of `goodput.SeedGoodput` of a goodput; and
+        the result of `_experience` of the others.
         """
         if self.kind == "pass":
             num_violations, num_counted = self._probe(self.qps)
@@ -118,7 +118,7 @@ class Cell:
         return at_rate(_unit_arrivals(self.workload, self.seed, self.num_requests), qps)
 
     def _probe(self, qps: float) -> tuple[int, int]:
-        """Returns violations and requests counted; stops once the rate cannot pass."""
+        """Returns violations and counted requests; stops once the rate cannot pass."""
         num_uncounted = goodput.num_warmup(self.num_requests)
         num_counted = self.num_requests - num_uncounted
         limit = goodput.most_violations(num_counted)
@@ -128,7 +128,7 @@ class Cell:
         )
 
     def _transient(self) -> dict[str, Any]:
-        """Returns what `_experience` does, and when the violating requests ended."""
+        """Returns `_experience`, and violations by the time when requests ended."""
         expected = max(self.levels_qps) * self.duration_s
         enough = math.ceil(expected + 6 * math.sqrt(expected) + 20)
         arrivals = at_levels(
@@ -178,7 +178,7 @@ class Cell:
 
 
 def _experience(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Returns counts, and the TTFT of requests on time and late, in seconds."""
+    """Returns counts, and the TTFT of requests in time and late, in seconds."""
     on_time_s: list[float] = []
     late_s: list[float] = []
     for one in outcomes:
@@ -207,10 +207,10 @@ def _unit_arrivals(workload: str, seed: int, num_requests: int) -> list[Arrival]
 
 @functools.lru_cache(maxsize=16)
 def bucket_table(shape: str, limit_tokens: int) -> BucketTable:
-    """Returns the compiled buckets; the limit does not change those of `buckets`.
+    """Returns the table of a shape.
 
-    Rows 2, 4 .. 128 and blocks of 32 tokens 0, 1, 2, 4 .. 64. Without padding every
-    count up to the limit is a bucket.
+    `buckets` has rows 2, 4 .. 128 and blocks of 32 tokens 0, 1, 2, 4 .. 64, whatever
+    the limit is. `continuous` has a bucket for every count up to the limit.
     """
     if shape == CONTINUOUS:
         return Continuous().table(
@@ -226,8 +226,8 @@ def bucket_table(shape: str, limit_tokens: int) -> BucketTable:
 
 
 def paper_start_qps(workload: str) -> float:
-    """Returns where to start a search of which nothing is known yet.
+    """Returns the rate at which a first search starts.
 
-    The simulated card is about 2.5 times as fast as the paper's pair.
+    The simulated card is about 2.5 times as fast as the paper's two.
     """
     return 2.5 * paper.goodput_qps(workload, "edf", paper.LLAMA)

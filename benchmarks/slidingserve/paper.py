@@ -1,9 +1,8 @@
-"""SlidingServe's published numbers that are printed beside ours.
+"""SlidingServe's published numbers, which tables show beside those of jserve.
 
-What was copied from the paper stands in one file, so that it can be checked against it.
-All of it is arXiv 2606.05933v1, measured on two RTX 3090 with tensor parallelism.
-Goodputs, ablation and transient shares are printed there; the overload shares were read
-off its Fig. 5, to about 2 points.
+All are from arXiv 2606.05933v1, measured on two RTX 3090 with tensor parallelism, and
+are in this file so that they can be checked. Goodputs, ablation and transient shares
+are printed there; the overload shares were read off its Fig. 5, to about 2 points.
 """
 
 WORKLOADS = ("sharegpt", "arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2")
@@ -82,17 +81,17 @@ def goodput_qps(workload: str, policy: str, model: str = QWEN) -> float:
 
 
 def goodput_ratio(workload: str, policy: str, base: str, model: str) -> float:
-    """Returns how many times the goodput of `base` a policy had."""
+    """Returns a policy's published goodput divided by that of `base`."""
     return goodput_qps(workload, policy, model) / goodput_qps(workload, base, model)
 
 
 def load_scale(workload: str, our_sliding_qps: float) -> float:
-    """Returns by what the paper's loads are multiplied to load our machine equally.
+    """Returns the factor on the paper's loads for a machine with this goodput.
 
-    Both machines are then equally far above the goodput of their own `sliding`.
+    Both machines are then equally far above their goodputs of `sliding`.
 
     Raises:
-      ValueError: if our goodput is 0, to which no load is in proportion.
+      ValueError: if `our_sliding_qps` is 0, so that there is no factor.
     """
     if our_sliding_qps <= 0:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The four figures: goodput, overload, transient load, ablation.
 
-A policy has one colour everywhere, ours is solid, and what the paper measured on its
-own machine is an open mark or a dashed line beside it.
+A policy has the same colour everywhere. Simulated results are solid; the paper's, which
+it measured on its own machine, are open marks or dashed lines.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from benchmarks.slidingserve import paper
 
 Entries = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
 _COLOURS = {
     "fcfs": "#999999",
     "sjf": "#56B4E9",
@@ -65,6 +65,7 @@ def goodput_chart(entries: Entries) -> Any:
                     )
             yield row
 
+    # Layers: bars, the range over seeds, rates, and the paper's ratios.
     order = list(_COLOURS)
     base = alt.Chart(_data(rows())).encode(
         x=alt.X("row:N", title=None, sort=order, axis=None)
@@ -192,7 +193,7 @@ def ablation_chart(entries: Entries) -> Any:
 
 
 def draw_all(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """Returns every figure that the report's stages allow, by its file name."""
+    """Returns the figures of all stages in the report, by file name."""
     pictures = {}
     for stage, make in (
         ("goodput", goodput_chart),

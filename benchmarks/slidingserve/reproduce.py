@@ -4,11 +4,11 @@
   python -m benchmarks.slidingserve.reproduce --mode=full    # hours
   python -m benchmarks.slidingserve.reproduce --stages=tune  # settings.json again
 
-Goodput (the paper's Fig. 4), overload (Fig. 5), transient load (Fig. 6) and ablation
-(Table 4), on continuous shapes and on buckets. A call that was interrupted continues
-where it stopped, as long as the commit is the same. The results are results.json,
-tables.md and pictures; a README.md that lies beside them gets its marked tables filled.
-The last line of stdout is one JSON document.
+The stages are goodput (the paper's Fig. 4), overload (Fig. 5), transient load (Fig. 6)
+and ablation (Table 4), each without padding (continuous) and with buckets. An
+interrupted call continues where it stopped, if the commit is the same. The results are
+results.json, tables.md and pictures; the marked tables of a README.md beside them are
+filled. The last line of stdout is one JSON document.
 """
 
 import dataclasses
@@ -53,20 +53,21 @@ class Config:
     """What is reproduced, and where the results go.
 
     Attributes:
-      mode: quick has 1,000 requests a probe and 2 seeds; full 3,000 and 5.
-      stages: Experiments to run; or tune alone, which writes the settings.
-      shapes: Shapes to run.
+      mode: Size of the experiments: quick has 1,000 requests in a probe and 2 seeds,
+        full 3,000 and 5.
+      stages: Experiments to run; or only tune, which writes the settings.
+      shapes: Padding to run with: continuous has none, buckets pads to powers of two.
       workloads: Workloads to run.
-      tuned_rows: With tune, rows to tune, by name; all of them if empty.
-      num_requests: Requests of a probe. [default: as the mode says]
-      num_seeds: Seeds that judge, from 1 on. [default: as the mode says]
-      tune_requests: Requests of a probe while tuning.
+      tuned_rows: Names of the rows that the stage tune tunes. [default: all]
+      num_requests: Number of requests in a probe. [default: that of the mode]
+      num_seeds: Number of seeds to judge by, from 1 on. [default: that of the mode]
+      tune_requests: Number of requests in a probe while tuning.
       resolution: Relative distance of the rates tried for goodput.
-      transient_s: Length of the transient run in seconds.
-      num_processes: Processes that share the work. [default: one a CPU]
+      transient_s: Duration of the transient run, in seconds.
+      num_processes: Number of processes that share the work. [default: one per CPU]
       settings: File of tuned settings.
-      output: Folder of the results. [default: out/slidingserve/quick, or this
-        program's if full]
+      output: Folder for the results. [default: out/slidingserve/quick, or with
+        --mode=full the folder of this program]
     """
 
     mode: Literal["quick", "full"] = "quick"
@@ -102,7 +103,7 @@ class Config:
 
     @property
     def plan(self) -> Plan:
-        """The experiments' own part of this."""
+        """Plan of the experiments."""
         is_full = self.mode == "full"
         num_seeds = self.num_seeds or (5 if is_full else 2)
         return Plan(
@@ -116,7 +117,7 @@ class Config:
 
     @property
     def folder(self) -> pathlib.Path:
-        """Where the results go."""
+        """Folder for the results."""
         return self.output or (
             _HERE if self.mode == "full" else pathlib.Path("out/slidingserve/quick")
         )
@@ -126,7 +127,7 @@ _read_config = define_config_flags(Config, group="Reproduction")
 
 
 def _tune(config: Config, finish: Any) -> dict[str, Any]:
-    """Tunes rows and writes the settings; others in the file stay."""
+    """Tunes rows and writes their settings; other settings in the file stay."""
     tasks = [
         TuneTask(
             row=row,
@@ -150,7 +151,7 @@ def _tune(config: Config, finish: Any) -> dict[str, Any]:
 
 def _reproduce(config: Config, finish: Any) -> dict[str, Any]:
     """Runs the stages, writes their results and prints the tables."""
-    from benchmarks.slidingserve.pictures import draw_all  # the workers need none
+    from benchmarks.slidingserve.pictures import draw_all  # workers do not need Altair
 
     start_s = time.monotonic()
     settings = read_settings(config.settings)

@@ -1,8 +1,8 @@
-"""Who is compared: one row a scheduler, with the knobs that are tuned for it.
+"""The rows of the comparison: each is a scheduler, with the options tuned for it.
 
-Every row gets its best form. A row names its policy, the options that make it what it
-is, and the options whose values are searched; the step's token limit is searched for
-all rows that do not limit their steps themselves.
+A row names its policy, fixed options, and the options whose values are searched. The
+step's token limit is searched too, for all rows that do not limit their steps
+themselves. So every row is compared at its best.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.cells import BUCKETS, CONTINUOUS
 
 LIMITS_TOKENS = (160, 192, 224, 256, 320, 384, 512, 768, 1024, 2176)
-# Tried first; then the neighbours of the best.
+# These are tried first, then the neighbours of the best.
 COARSE_LIMITS_TOKENS = (192, 256, 384, 768, 2176)
 
 Value = float | str
@@ -23,8 +23,8 @@ class Knob:
     """An option to tune.
 
     Attributes:
-      option: Its name.
-      values: Values tried; the search starts from the first.
+      option: Name of the option.
+      values: Values to try; the search starts from the first.
     """
 
     option: str
@@ -37,12 +37,12 @@ class Row:
 
     Attributes:
       name: Name in tables.
-      policy: Policy, with the options that make this row.
-      knobs: Options tuned besides the token limit.
-      predictor: What it knows of step times.
-      is_tuned: Whether its step limit and knobs are searched; otherwise a full step and
-        the policy's defaults.
-      shapes: Shapes on which it is compared.
+      policy: Policy with its fixed options.
+      knobs: Options that are tuned besides the token limit.
+      predictor: Predictor of step times.
+      is_tuned: Whether its step limit and knobs are searched; otherwise it has full
+        steps and the policy's defaults.
+      shapes: Shapes (`continuous`, `buckets`) on which it is compared.
       workloads: Workloads on which it is compared.
     """
 
@@ -64,7 +64,7 @@ class Row:
 _ALPHA = Knob(option="alpha", values=(0.2, 0.5, 1.0))
 _OBJECTIVE = Knob(option="objective", values=("time", "tokens"))
 _WORK_WEIGHT = Knob(option="alpha_s_per_token", values=(0.0002, 0.0, 0.001, 0.008))
-# The paper's policy, part by part: nothing in it looks at requests yet to come.
+# The paper's policy without its parts; none of them considers future requests.
 _PUBLISHED = "sliding:search=ternary:fill=off:reserve=off:cautious=off"
 
 EDF = Row(name="edf", policy="edf")

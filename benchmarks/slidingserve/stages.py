@@ -1,8 +1,7 @@
-"""The paper's experiments as lists of cells, and what their results come to.
+"""The paper's experiments as lists of cells, and entries made of their results.
 
-Each stage makes its cells from settings and earlier results, has them finished, and
-pools the seeds into entries: plain dictionaries for the report, the tables and the
-pictures.
+Each stage makes cells from settings and earlier results, runs them, and pools the seeds
+into entries: plain dictionaries for the report, the tables and the pictures.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ from jserve_sched.simulation.goodput import SeedGoodput, pool
 Entry = dict[str, Any]
 Case = tuple[str, str, Row]  # shape, workload, row
 
-# Which rows are divided by which.
+# Pairs of rows of which ratios are reported.
 RATIOS = (
     ("sliding", "qoserve"),
     ("sliding", "edf"),
@@ -48,16 +47,16 @@ RATIOS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is reproduced, and how carefully.
+    """What is reproduced, and with how many requests and seeds.
 
     Attributes:
-      shapes: Continuous, buckets or both.
-      workloads: Their names.
-      seeds: Seeds that judge; none of them tunes.
-      num_requests: Requests of a probe or a run.
+      shapes: `continuous`, `buckets` or both.
+      workloads: Names of the workloads.
+      seeds: Seeds of the experiments, none of which is used for tuning.
+      num_requests: Number of requests in a probe or a run.
       resolution: Relative distance of the rates tried for goodput.
-      transient_period_s: How long each level of the transient load lasts.
-      transient_duration_s: When its requests stop coming.
+      transient_period_s: Duration of each level of the transient load.
+      transient_duration_s: End of the transient load's arrivals.
     """
 
     shapes: Sequence[str]
@@ -78,12 +77,11 @@ class Reproduction:
         settings: Settings,
         finish: Callable[[Sequence[Cell]], list[dict[str, Any]]],
     ):
-        """Makes one.
+        """Makes a reproduction; runs nothing.
 
         Args:
-          plan: What is reproduced.
-          settings: The tuned settings of each row.
-          finish: Returns the results of cells, in their order.
+          settings: Tuned settings of each row.
+          finish: Function that runs cells and returns their results, in order.
         """
         self._plan = plan
         self._settings = settings
@@ -101,10 +99,10 @@ class Reproduction:
         ]
 
     def _by_case(self, todo: Sequence[tuple[Case, Mapping[str, Any]]]) -> list[Any]:
-        """Returns the results of every seed, a list for each case.
+        """Runs a cell for each case and seed; returns a list of results by case.
 
         Args:
-          todo: Cases with the fields of their cells.
+          todo: Cases, with the fields of their cells.
         """
         seeds = self._plan.seeds
         cells = [
@@ -123,7 +121,7 @@ class Reproduction:
         return [results[start : start + len(seeds)] for start in starts]
 
     def goodputs(self, cases: Sequence[Case]) -> list[Entry]:
-        """Returns the goodput of each case, found now or before."""
+        """Returns the goodput of each case, searched now or before."""
 
         def key(case: Case) -> tuple[str, str, str]:
             return case[0], case[1], case[2].name
@@ -149,10 +147,10 @@ class Reproduction:
         return [self._goodputs[key(case)] for case in cases]
 
     def _scale(self, shape: str, workload: str) -> float:
-        """Returns by what the paper's loads are multiplied.
+        """Returns the factor on the paper's loads.
 
         Raises:
-          ValueError: If `sliding` has no goodput to scale them to.
+          ValueError: If the goodput of `sliding` is 0.
         """
         (found,) = self.goodputs([(shape, workload, SLIDING)])
         return paper.load_scale(workload, float(found["qps"]))
@@ -183,7 +181,8 @@ class Reproduction:
     def ablation(self) -> list[Entry]:
         """Returns the goodput of each step from `edf` to `sliding` (Table 4).
 
-        And violations at the paper's load of 3 a second, scaled to our machine.
+        Entries also have violations at the paper's load of 3 requests a second, scaled
+        to the simulated machine.
         """
         cases = self._cases(ABLATION_ROWS, paper.ABLATION_WORKLOAD)
         todo = []
@@ -195,14 +194,14 @@ class Reproduction:
                 "qps": _rounded(paper.ABLATION_LOAD_QPS * self._scale(shape, workload)),
             }
             place = ABLATION_ROWS.index(row)
-            if place < len(paper.ABLATION_QPS):  # the rest is not the paper's
+            if place < len(paper.ABLATION_QPS):  # later rows are not in the paper
                 facts["paper_goodput_qps"] = paper.ABLATION_QPS[place]
                 facts["paper_percent"] = paper.ABLATION_PERCENT[place]
             todo.append((case, facts))
         return self._run_loads(todo)
 
     def _run_loads(self, todo: Sequence[tuple[Case, Entry]]) -> list[Entry]:
-        """Runs a rate `qps` with every seed for each of some entries to be."""
+        """Runs each case at its rate `qps`, with every seed; returns entries."""
         found = self._by_case(
             [(case, {"kind": "load", "qps": facts["qps"]}) for case, facts in todo]
         )
@@ -276,7 +275,7 @@ def pooled(results: Sequence[Mapping[str, Any]]) -> Entry:
 
 
 def _mean_curve(counts: Sequence[Sequence[int]]) -> list[float]:
-    """Returns violations up to the end of each bin, the mean over seeds."""
+    """Returns cumulated violations at the end of each bin, mean over seeds."""
     rows = itertools.zip_longest(*counts, fillvalue=0)
     mean: list[float] = np.cumsum([statistics.fmean(row) for row in rows]).tolist()
     return mean
@@ -285,7 +284,7 @@ def _mean_curve(counts: Sequence[Sequence[int]]) -> list[float]:
 def ratios(goodputs: Sequence[Mapping[str, Any]]) -> list[Entry]:
     """Returns the ratios of goodput, paired by seed, beside the paper's.
 
-    Where a seed of the lower row has no goodput there is no ratio.
+    A ratio is left out if the goodput of a seed of the lower row is 0.
     """
     by_case = {(one["shape"], one["workload"], one["row"]): one for one in goodputs}
     entries = []

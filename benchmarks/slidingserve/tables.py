@@ -1,7 +1,6 @@
-"""The results as Markdown tables, the paper's numbers beside them.
+"""The results as Markdown tables, with the paper's numbers.
 
-A table is a pure function of one stage's entries, so what a page says and what
-results.json holds cannot differ.
+A table is a pure function of one stage's entries, so pages and results.json agree.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ def _pivot(
     cell: Callable[[Entry], str],
     extra_rows: Sequence[Sequence[str]] = (),
 ) -> str:
-    """Returns a table of one cell an entry, in the order in which they come."""
+    """Returns a table with one cell for each entry, in the order of entries."""
     cells = {(row(one), column(one)): cell(one) for one in entries}
     rows = dict.fromkeys(name for name, _ in cells)
     columns = dict.fromkeys(name for _, name in cells)
@@ -97,7 +96,7 @@ def ratio_table(entries: Sequence[Entry]) -> str:
 
 
 def overload_table(entries: Sequence[Entry]) -> str:
-    """Returns violations in percent with their interval; the paper's after a slash."""
+    """Returns violations in percent with their interval, and the paper's."""
     return _pivot(
         "violations %, ours / paper's",
         entries,
@@ -108,13 +107,13 @@ def overload_table(entries: Sequence[Entry]) -> str:
 
 
 def ttft_table(entries: Sequence[Entry]) -> str:
-    """Returns TTFT P50, P90, P99, and P99 of those served late, in seconds."""
+    """Returns TTFT P50, P90, P99, and P99 of late first tokens, in seconds."""
     corner = "TTFT P50, P90, P99; P99 of late, s"
     return _pivot(corner, entries, _load, _name, _ttft)
 
 
 def ablation_table(entries: Sequence[Entry]) -> str:
-    """Returns goodput and violations as the parts are added, beside the paper's."""
+    """Returns goodput and violations as parts are added, with the paper's."""
 
     def gain(one: Entry, before: Entry | None, name: str) -> str:
         if before is None or name not in one or before[name] <= 0:
@@ -153,7 +152,7 @@ def seeds_table(entries: Sequence[Entry]) -> str:
 
 
 def transient_table(entries: Sequence[Entry]) -> str:
-    """Returns violations under the alternating load, beside the paper's."""
+    """Returns violations under the alternating load, with the paper's."""
     rows = [
         [
             f"{one['shape']}, {one['row']}",
@@ -169,7 +168,7 @@ def transient_table(entries: Sequence[Entry]) -> str:
 
 
 def settings_table(settings: Settings) -> str:
-    """Returns what was tuned, and to what."""
+    """Returns the tuned settings."""
     rows = [
         [
             f"{one.shape}, {one.workload}, {one.row}",
@@ -185,7 +184,7 @@ def settings_table(settings: Settings) -> str:
 
 
 def all_tables(report: Mapping[str, Any], settings: Settings) -> dict[str, str]:
-    """Returns every table that the report's stages allow, by its name."""
+    """Returns the tables of all stages in the report, by name."""
     tables = {"settings": settings_table(settings)} if settings.choices else {}
     for stage, name, make in (
         ("goodput", "goodput", goodput_table),

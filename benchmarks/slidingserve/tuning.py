@@ -1,10 +1,10 @@
-"""The settings of each row, found on a seed that judges nobody.
+"""The tuned settings of each row, found with a seed that no result uses.
 
-They are a committed file, so that what was tuned, and on what, is published with the
-results. One knob is searched after the other: a setting is looked into only if it
-passes at the next rate above the best so far. So a worse one costs one probe, which
-stops as soon as it has failed, and a better one is searched upwards from there. Of
-equal settings the first stays.
+They are in a committed file, so that they are published with the results. Options are
+tuned one after the other. A setting is searched only if it passes at the next rate
+above the best so far. So a worse setting costs one probe, which stops as soon as it
+cannot pass, and a better one is searched from that rate on. Of equal settings the first
+is kept.
 """
 
 import dataclasses
@@ -31,18 +31,18 @@ from jserve_tools.reporting.documents import write_whole
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen for one row on one workload and shape.
+    """Tuned settings of one row on one workload and shape.
 
     Attributes:
-      shape: Continuous or buckets.
-      workload: Its name.
-      row: The row's name.
+      shape: `continuous` or `buckets`.
+      workload: Name of the workload.
+      row: Name of the row.
       limit_tokens: Most token positions in a step.
       options: Values of the row's knobs.
-      qps: Goodput of the tuning seed with these, requests per second.
-      num_tried: Settings that were tried.
-      seed: The tuning seed.
-      num_requests: Requests of each probe.
+      qps: Goodput of the tuning seed with these settings, requests per second.
+      num_tried: Number of settings tried.
+      seed: Tuning seed.
+      num_requests: Number of requests in each probe.
       commit: Commit of the code that tuned.
     """
 
@@ -59,14 +59,14 @@ class Choice:
 
 
 class Settings:
-    """The choices, by shape, workload and row."""
+    """Tuned settings, by shape, workload and row."""
 
     def __init__(self, choices: Iterable[Choice] = ()):
         self._choices = {(one.shape, one.workload, one.row): one for one in choices}
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """All of them, sorted by shape, workload and row."""
+        """All choices, sorted by shape, workload and row."""
         return tuple(one for _, one in sorted(self._choices.items()))
 
     def updated(self, choices: Iterable[Choice]) -> "Settings":
@@ -74,22 +74,22 @@ class Settings:
         return Settings([*self.choices, *choices])
 
     def start_qps(self, shape: str, workload: str, row: Row) -> float:
-        """Returns where to start the search for a row's goodput."""
+        """Returns the rate at which the search of a row's goodput starts."""
         chosen = self._choices.get((shape, workload, row.name))
         return (chosen.qps if chosen else 0.0) or paper_start_qps(workload)
 
     def setup(self, shape: str, workload: str, row: Row) -> Setup:
-        """Returns the server of a row.
+        """Returns the simulated server of a row.
 
         Raises:
-          ValueError: If it is to be tuned and was not.
+          ValueError: If the row must be tuned and was not.
         """
         limit_tokens, options = FULL_STEP_TOKENS, {}
         if row.is_tuned:
             chosen = self._choices.get((shape, workload, row.name))
             if chosen is None:
                 raise ValueError(
-                    f"no settings for {row.name!r} on {workload} with {shape} shapes: "
+                    f"no settings for {row.name!r} on {workload}, {shape}: "
                     "run --stages=tune first"
                 )
             limit_tokens, options = chosen.limit_tokens, dict(chosen.options)
@@ -105,7 +105,7 @@ def read_settings(path: pathlib.Path) -> Settings:
     """Reads settings; there are none if the file does not exist.
 
     Raises:
-      ValueError: If the file is not such a document.
+      ValueError: If it is not a file of settings.
     """
     if not path.exists():
         return Settings()
@@ -118,7 +118,7 @@ def read_settings(path: pathlib.Path) -> Settings:
 
 
 def write_settings(path: pathlib.Path, settings: Settings) -> None:
-    """Writes settings, one choice a line."""
+    """Writes settings, one choice per line."""
     lines = ",\n".join(
         f"  {json.dumps(dataclasses.asdict(one))}" for one in settings.choices
     )
@@ -127,14 +127,13 @@ def write_settings(path: pathlib.Path, settings: Settings) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneTask:
-    """Tunes one row on one workload and shape.
+    """Task that tunes one row on one workload and shape.
 
     Attributes:
-      row: The row.
-      workload: Its name.
-      shape: Continuous or buckets.
-      seed: Seed of the requests; not a judging seed.
-      num_requests: Requests of each probe.
+      workload: Name of the workload.
+      shape: `continuous` or `buckets`.
+      seed: Seed of the requests, which no result uses.
+      num_requests: Number of requests in each probe.
       resolution: Relative distance of the rates tried.
     """
 
@@ -148,7 +147,7 @@ class TuneTask:
     def run(
         self, run_cell: Callable[[Cell], dict[str, Any]] = Cell.run
     ) -> dict[str, Any]:
-        """Returns the fields of the best `Choice` by these results."""
+        """Returns the fields of the best `Choice`."""
         search = _Search(self, run_cell)
         for limit_tokens in COARSE_LIMITS_TOKENS:
             search.offer(limit_tokens, search.options)
@@ -177,7 +176,7 @@ class TuneTask:
 
 
 class _Search:
-    """The best of the settings tried so far."""
+    """A search, with the best of the settings tried so far."""
 
     def __init__(self, task: TuneTask, run_cell: Callable[[Cell], dict[str, Any]]):
         self._task = task
@@ -189,7 +188,7 @@ class _Search:
         self.qps = 0.0
 
     def offer(self, limit_tokens: int, options: dict[str, Value]) -> None:
-        """Takes a setting if it is better than the best so far."""
+        """Tries a setting, and keeps it if it is better than the best so far."""
         key = (limit_tokens, tuple(sorted(options.items())))
         if key in self.tried:
             return
@@ -220,7 +219,7 @@ class _Search:
             self.limit_tokens, self.options = limit_tokens, options
 
     def neighbours(self) -> Iterator[int]:
-        """Yields the limits beside the best, as long as they make it better."""
+        """Yields the limits next to the best, as long as they improve it."""
         for step in (-1, 1):
             before = None
             while before != self.limit_tokens:

@@ -1,1 +1,1 @@
-"""The HTTP face: OpenAI's API on one side, an engine loop on the other."""
+"""The HTTP server: OpenAI's API for an engine loop."""

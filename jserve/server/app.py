@@ -24,7 +24,7 @@ _STOP_TIMEOUT_S = 5.0
 
 
 def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
-    """Reads the keys that clients may use, one a line; none means no key is asked.
+    """Reads the accepted API keys, one per line; without a file no key is required.
 
     Raises:
       ValueError: if the file is missing or holds no key.
@@ -43,7 +43,7 @@ def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
 
 
 def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
-    """Returns what lets those in who bring a key, comparing in constant time."""
+    """Returns a check that a request has an accepted key, in constant time."""
     bearer = HTTPBearer(auto_error=False)
 
     async def check(request: Request) -> None:
@@ -61,7 +61,7 @@ def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
 
 
 async def _absorb_steps(service: Service) -> None:
-    """Keeps the metrics up with the step log."""
+    """Regularly adds new steps to the metrics."""
     while True:
         await asyncio.sleep(_ABSORB_S)
         service.metrics.absorb_steps()
@@ -80,10 +80,9 @@ async def _stop(engine: ServingEngine) -> bool:
 def build_app(
     engine: ServingEngine, tokenizer: Tokenizer, config: ServerConfig
 ) -> FastAPI:
-    """Returns the application; its lifespan starts and stops the engine.
+    """Returns the application, whose lifespan starts and stops the engine.
 
-    The engine is not started yet. At the end `app.state.has_stopped` says whether its
-    thread has ended.
+    At the end `app.state.has_stopped` says whether the engine's thread has ended.
 
     Raises:
       ValueError: if service classes or keys cannot be read, or the model has more

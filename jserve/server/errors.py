@@ -1,4 +1,4 @@
-"""Every failure a client may see, in the form OpenAI's clients expect."""
+"""Every failure that a client may see, in OpenAI's format."""
 
 import http
 import json
@@ -17,19 +17,19 @@ _TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
-SURPRISE = "the server failed on this request"  # all that a client hears of a bug
+SURPRISE = "the server failed on this request"  # the message for an internal error
 _MAX_QUOTED_CHARS = 80
 
 
 def quote(value: object) -> str:
-    """Returns a client's value as a message may repeat it: short."""
+    """Returns a client's value for a message, shortened if it is long."""
     text = repr(value)
     is_long = len(text) > _MAX_QUOTED_CHARS
     return text[:_MAX_QUOTED_CHARS] + "..." if is_long else text
 
 
 class ApiError(Exception):
-    """A refusal: what to tell the client, of which field, and with which status."""
+    """A refusal, with the message for the client, the field `param` and the status."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ApiError(Exception):
 
 
 def validation_error(row: Mapping[str, Any], path: str) -> ApiError:
-    """Returns the refusal of a value that pydantic found wrong at a path."""
+    """Returns the refusal of a value at `path` that pydantic found invalid."""
     reason = row["msg"][:1].lower() + row["msg"][1:]
     return ApiError(f"{path}={quote(row['input'])}: {reason}", param=path)
 
@@ -95,6 +95,6 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Makes every failure of `app` answer in OpenAI's form."""
+    """Makes `app` answer every failure in OpenAI's format."""
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)

@@ -1,7 +1,7 @@
-"""The two shapes of an answer: a completion, and a chat.
+"""The two formats of an answer: a completion, and a chat.
 
-All of a chunk but its text and its ending is the same for every token of an output. It
-is rendered once, as bytes; a token costs one JSON string escape and one join.
+All of a chunk but its text and its ending is the same for every token of an output. So
+it is encoded once, and a token costs one JSON string escape and one join.
 """
 
 import dataclasses
@@ -16,11 +16,12 @@ DONE_EVENT = b"data: [DONE]\n\n"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerFormat:
-    """Names and labels of one answer.
+    """Format and labels of one answer.
 
     Attributes:
+      is_chat: Whether it is a chat's answer, or else a completion.
       has_usage: Whether a stream ends with its usage.
-      has_token_ids: Whether token ids go beside the text.
+      has_token_ids: Whether token ids are sent beside the text.
     """
 
     is_chat: bool
@@ -43,7 +44,7 @@ class AnswerFormat:
         return "chat.completion.chunk" if self.is_chat else "text_completion"
 
     def usage_event(self, usage: dict[str, Any]) -> bytes:
-        """Returns the last chunk of a stream that was asked for its usage."""
+        """Returns the last chunk of a stream, with its usage."""
         chunk = self._top(self._chunk_kind) | {"choices": [], "usage": usage}
         return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL
 
@@ -84,8 +85,8 @@ class ChunkWriter:
     def event(
         self, text: str, finish_reason: str | None, tokens: Sequence[int]
     ) -> bytes:
-        """Returns the event of newly certain text, maybe empty, and of its tokens."""
-        head, self._next_head = self._next_head, self._head  # the role comes once
+        """Returns the event of new text, which may be empty, and of its tokens."""
+        head, self._next_head = self._next_head, self._head  # the role is sent once
         escaped = json.dumps(text).encode()
         if finish_reason is None and not self._has_token_ids:
             return head + escaped + self._plain_ending

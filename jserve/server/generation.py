@@ -1,8 +1,8 @@
-"""Outputs, the replies made of them, and the router that brings them their tokens.
+"""Outputs, the replies that consist of them, and the router that gives them tokens.
 
-There is one hand-over an engine step: the engine's thread leaves the whole step's
-events with the event loop in a single call. There tokens become text and bytes, for all
-requests of the step at once; a connection's task wakes only to write what is ready.
+The engine's thread hands the events of a whole step to the event loop in a single call.
+There the tokens of all requests become text and bytes; the task of a connection wakes
+only to write bytes that are ready.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from jserve_sched.requests.request import FinishReason, Request
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
-# A request that the server cut off ends as vLLM ends it.
+# A request that the server cancels ends with "abort", as in vLLM.
 _REASONS = {
     FinishReason.STOP: "stop",
     FinishReason.LENGTH: "length",
@@ -44,9 +44,9 @@ class Generation:
     """One output of one prompt.
 
     Attributes:
-      finish_reason: Why it ended, in the API's words; None while it runs.
-      error: What went wrong in the engine or here, if it did.
-      num_cached_tokens: Prompt tokens that came from the prefix cache.
+      finish_reason: Reason of its end, as in the API; None while it runs.
+      error: Message of an error in the engine or the server; None without one.
+      num_cached_tokens: Number of prompt tokens that came from the prefix cache.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Generation:
         self._times_s: list[float] = []
 
     def take(self, event: TokenEvent) -> str:
-        """Takes the next event; returns the text it made certain."""
+        """Takes the next event; returns the text that is now certain."""
         text, self._prefix = self._prefix, ""
         reason = event.finish_reason
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
@@ -95,17 +95,17 @@ class Generation:
         return text
 
     def fail(self, error: str, now_s: float) -> None:
-        """Ends it since the server could not handle an event."""
+        """Ends the output, since the server could not handle an event."""
         self.error = error
         self._finish("error", now_s)
 
     def abandon(self, now_s: float) -> None:
-        """Ends it since its client has gone."""
+        """Ends the output, since its client has left."""
         self._finish("abort", now_s, has_client_left=True)
 
     def _show(self, text: str) -> str:
         if len(self.tokens) <= self.request.min_tokens:
-            return text  # no stop string may end it yet
+            return text  # a stop string may not end it yet
         return self._finder.push(text)
 
     def _time(self, time_s: float) -> None:
@@ -126,7 +126,8 @@ class Generation:
         metrics.e2e_s.observe(now_s - request.arrival_s)
         metrics.prompt_tokens.observe(request.num_prompt_tokens)
         metrics.output_tokens.observe(len(self.tokens))
-        # Late when its client left: violated. In time then: neither.
+        # If the client left, the SLO is violated if the output was late by then;
+        # otherwise it counts neither as attained nor as violated.
         times_s = [*self._times_s, now_s] if has_client_left else self._times_s
         is_complete = has_client_left or reason in ("stop", "length")
         is_met = request.slo.is_met(request.arrival_s, times_s, is_complete=is_complete)
@@ -160,7 +161,7 @@ class Reply:
 
     @property
     def error(self) -> str | None:
-        """What went wrong in the engine or here, if it did."""
+        """Message of the first output that failed; None without one."""
         return next((one.error for one in self.generations if one.error), None)
 
     def take(self, index: int, event: TokenEvent) -> None:
@@ -171,12 +172,12 @@ class Reply:
         self._advance(index, text, tokens)
 
     def fail(self, index: int, error: str, now_s: float) -> None:
-        """Ends output `index`: an event of it could not be taken."""
+        """Ends output `index`, since one of its events could not be handled."""
         self.generations[index].fail(error, now_s)
         self._advance(index, "", ())
 
     def _advance(self, index: int, text: str, tokens: Sequence[int]) -> None:
-        """Has text sent, or the error that stands in its place, and the end."""
+        """Makes new text, or an error in its place, and the end ready to be sent."""
         generation = self.generations[index]
         reason, error = generation.finish_reason, generation.error
         if reason is not None:
@@ -198,12 +199,12 @@ class Reply:
             self._wake.set()
 
     async def wait(self) -> int:
-        """Waits until there is something to send; returns how many bytes."""
+        """Waits until there is something to send; returns its number of bytes."""
         await self._wake.wait()
         return sum(map(len, self._ready))
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yields bytes to send, until every output has ended."""
+        """Yields the bytes to send, until every output has ended."""
         is_finished = False
         while not is_finished:
             await self.wait()
@@ -214,7 +215,7 @@ class Reply:
             yield chunk
 
     def _usage(self) -> dict[str, Any]:
-        """Returns OpenAI's `usage`; prompts count once, whatever `n`."""
+        """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
         firsts = self.generations[:: self._num_choices]
         num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
         num_output = sum(len(one.tokens) for one in self.generations)
@@ -235,7 +236,7 @@ class Reply:
 
 
 class TokenRouter:
-    """Knows which reply each live request belongs to. Lives on the event loop."""
+    """Gives the events of each request to its reply. Runs on the event loop."""
 
     def __init__(self, engine: ServingEngine, metrics: ServerMetrics):
         self._engine = engine
@@ -275,7 +276,7 @@ class TokenRouter:
             raise
 
     def close(self, reply: Reply) -> None:
-        """Cancels what of a reply still runs: its client has gone."""
+        """Cancels the requests of a reply that still run, since its client has left."""
         self._drop(reply)
         now_s = self._engine.clock.now_s()
         for generation in reply.generations:
@@ -296,7 +297,7 @@ class TokenRouter:
             reply, index = target
             try:
                 reply.take(index, event)
-            except Exception:  # must not cost the other requests their events
+            except Exception:  # the other requests must still get their events
                 _LOGGER.exception("request %s failed", event.request_id)
                 reply.fail(index, SURPRISE, event.time_s)
             if reply.generations[index].finish_reason is not None:
@@ -308,7 +309,7 @@ class TokenRouter:
         self._publish_s.append(duration_s)
 
     def publish_times_s(self) -> dict[str, float]:
-        """Returns what detokenising and encoding cost a step, over recent steps."""
+        """Returns p50 and p99 of detokenising and encoding a step, in seconds."""
         if not self._publish_s:
             return {}
         p50, p99 = np.percentile(self._publish_s, (50, 99)).tolist()

@@ -1,4 +1,4 @@
-"""Limits on what one HTTP request may send, enforced before any of it is parsed."""
+"""Limits on the size of an HTTP request, enforced before it is parsed."""
 
 import http
 from typing import Any
@@ -10,7 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from jserve.server.errors import ApiError, error_json
 
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
-_MAX_UNREAD_BYTES = 2**24  # of a refused request's body, before its connection ends
+_MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
 _MIN_BODY_BYTES = 2**20
 _BODY_BYTES_A_TOKEN = 48
 _BODY_BYTES_BESIDE_TOKENS = 2**16
@@ -19,23 +19,23 @@ _BODY_BYTES_BESIDE_TOKENS = 2**16
 def largest_honest_body(context_tokens: int) -> int:
     r"""Returns the size of the largest body that a client may have reason to send.
 
-    48 bytes a token of the context hold a token id with its comma, or 8 characters of
+    48 bytes per token of the context hold a token id with its comma, or 8 characters of
     text (tokenizers average 3 to 5) each escaped as `\uXXXX`, or the 38 bytes of a
     message's `{"role": "assistant", "content": ""}, `. 64 KiB more hold all other
-    fields, stop strings above all. At least 1 MiB, for lists of short prompts.
+    fields, mainly stop strings. The size is at least 1 MiB, for lists of short prompts.
 
     Args:
-      context_tokens: most tokens of prompt and output together.
+      context_tokens: Most tokens of prompt and output together.
     """
     body_bytes = _BODY_BYTES_BESIDE_TOKENS + _BODY_BYTES_A_TOKEN * context_tokens
     return max(body_bytes, _MIN_BODY_BYTES)
 
 
 async def read_body(request: Request, max_body_bytes: int) -> bytes:
-    """Returns a request's body, reading no more than the limit allows.
+    """Returns a request's body; stops reading at the limit.
 
     Raises:
-      ApiError: 413 if it is larger than `max_body_bytes`, or says that it will be.
+      ApiError: 413 if it is larger than `max_body_bytes`, or announced to be.
     """
     num_bytes = int(request.headers.get("content-length", 0))  # checked by httptools
     body = bytearray()
@@ -56,23 +56,24 @@ async def read_body(request: Request, max_body_bytes: int) -> bytes:
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol, with limits on heads and on bodies that nobody reads.
+    """uvicorn's protocol, with limits on heads and on bodies that are not read.
 
-    A head over the limit is answered with 431, and so is any other overhead: trailers,
-    or a body in tiny chunks. The rest of a refused request's body is dropped, so that a
-    client which is still writing it hears why; one that goes on is cut off.
+    A head over the limit is answered with 431, and so are other overheads: trailers, or
+    a body in tiny chunks. The rest of a refused request's body is read and dropped, so
+    that a client that is still writing receives the answer; beyond a limit the
+    connection is closed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._head_bytes = 0  # of this request: all that has come, less its body
+        self._head_bytes = 0  # received for this request, without its body
         self._unread_bytes = 0
 
     def data_received(self, data: bytes) -> None:
-        """Takes what has come, at most some 256 KiB."""
+        """Takes received data, at most some 256 KiB."""
         self._head_bytes += len(data)
         super().data_received(data)
-        # The parser keeps a header to itself until it is complete.
+        # The parser does not report a header until it is complete.
         if self._head_bytes > MAX_HEAD_BYTES:
             self.send_400_response("")
 
@@ -83,11 +84,11 @@ class BoundedHttp(HttpToolsProtocol):
         )
         if head_bytes > MAX_HEAD_BYTES:
             self._head_bytes = head_bytes
-            raise httptools.HttpParserError  # has the parser stop
+            raise httptools.HttpParserError  # stops the parser
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Takes a part of a body; what comes after the response is dropped."""
+        """Takes a part of a body; parts after the response are dropped."""
         super().on_body(body)
         self._head_bytes -= len(body)
         if self.cycle.response_complete:
@@ -101,7 +102,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._head_bytes = self._unread_bytes = 0
 
     def send_400_response(self, msg: str) -> None:
-        """Refuses a head that is no HTTP or too large, and closes the connection."""
+        """Refuses a head that is invalid or too large, and closes the connection."""
         if self.transport.is_closing():
             return
         status = 400

@@ -1,7 +1,7 @@
-"""Metrics for Prometheus, named as vLLM names its own where the meaning is equal.
+"""Metrics for Prometheus, with vLLM's names where the meaning is the same.
 
-What the server sees is counted by Prometheus's own objects, on the server's event loop.
-What the engine counts is read from its snapshot and its step log on each scrape.
+The server counts in Prometheus's objects, on its event loop. The engine's counts are
+read from its statistics and its record of steps on each scrape.
 """
 
 import operator
@@ -29,7 +29,7 @@ _HOST_S = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 _ERROR_SHARE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _TOKENS = tuple(2.0**power for power in range(15))
 
-# Name, attribute of the engine's snapshot, and help.
+# Name, attribute of the engine's statistics, and help.
 _GAUGES = (
     ("num_requests_running", "num_running", "Requests that hold KV pages."),
     ("num_requests_waiting", "num_waiting", "Requests that wait."),
@@ -70,13 +70,15 @@ _LENGTHS = (
 
 
 class ServerMetrics(Collector):
-    """Counts what the server sees and, on a scrape, adds what the engine counts.
+    """Counts requests and, on a scrape, adds the engine's counts.
 
     Attributes:
-      ttft_s: Arrival to first token.
-      gap_s: Between two tokens of one request.
-      e2e_s: Arrival to last token.
-      publish_s: Detokenising and encoding all tokens of one engine step.
+      ttft_s: Times from arrival to first token.
+      gap_s: Times between two tokens of one request.
+      e2e_s: Times from arrival to last token.
+      prompt_tokens: Lengths of prompts.
+      output_tokens: Lengths of outputs.
+      publish_s: Times to detokenise and encode all tokens of one engine step.
     """
 
     def __init__(self, engine: ServingEngine, model_name: str):
@@ -85,7 +87,7 @@ class ServerMetrics(Collector):
         self._model_name = model_name
         self._next_step = 0
         self.registry = prometheus_client.CollectorRegistry()
-        self.registry.register(self)  # first: a scrape reads the step log with it
+        self.registry.register(self)  # first, so that a scrape first reads new steps
         make = self._histogram
         self.ttft_s = make("time_to_first_token_seconds", _TTFT_S, "From arrival.")
         self.gap_s = make("inter_token_latency_seconds", _GAP_S, "Between two tokens.")
@@ -125,7 +127,7 @@ class ServerMetrics(Collector):
         self._finished.labels(self._model_name, reason).inc()
 
     def count_rejected(self, error: Exception) -> None:
-        """Counts one request that was refused for the server's own reasons."""
+        """Counts one request that was refused because of the server's state."""
         is_full = isinstance(error, QueueFullError)
         reason = "queue_full" if is_full else "not_serving"
         self._rejected.labels(self._model_name, reason).inc()
@@ -136,9 +138,10 @@ class ServerMetrics(Collector):
         self._slo.labels(self._model_name, service_class, met).inc()
 
     def absorb_steps(self) -> None:
-        """Reads the engine's step log on from where the last call ended.
+        """Counts the engine's steps since the last call.
 
-        The log is bounded: call this more often than it wraps around.
+        The engine's record of steps is bounded: this must be called before it drops
+        steps.
         """
         block_tokens = self._engine.stats().block_tokens
         for step in self._engine.steps(self._next_step):
@@ -153,7 +156,7 @@ class ServerMetrics(Collector):
                 self._error.observe(error_s / step.duration_s)
 
     def collect(self) -> Iterator[Metric]:
-        """Yields what the engine counts, for one scrape."""
+        """Yields the engine's counts, for one scrape."""
         self.absorb_steps()
         stats = self._engine.stats()
         is_serving = stats.health in (Health.READY, Health.WARM)
@@ -170,7 +173,7 @@ class ServerMetrics(Collector):
         ):
             for name, path, text in rows:
                 value = operator.attrgetter(path)(stats)
-                if value is not None:  # else it is not known yet
+                if value is not None:  # None is not known yet
                     yield self._family(kind, name, text, {"": value})
         yield self._family(
             GaugeMetricFamily,
@@ -198,7 +201,7 @@ class ServerMetrics(Collector):
         values: Mapping[str, float],
         *label: str,
     ) -> Metric:
-        """Returns a metric with a value for each value of its label, if it has one."""
+        """Returns a metric, with a value for each value of its label if it has one."""
         family = kind(f"jserve:{name}", text, labels=["model_name", *label])
         for key, value in values.items():
             keys = [self._model_name, key] if label else [self._model_name]

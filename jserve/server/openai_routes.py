@@ -18,11 +18,11 @@ from jserve.server.protocol import (
 )
 from jserve.server.service import Service
 
-_CLIENT_CLOSED_REQUEST = 499  # nobody will read it; logs and tests do
+_CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 
 
 class ReplyResponse(StreamingResponse):
-    """Sends a reply, as it grows or whole, and cancels it if its client leaves."""
+    """Sends a reply, streamed or whole, and cancels it if its client leaves."""
 
     def __init__(self, reply: Reply, router: TokenRouter):
         headers = {"x-request-id": reply.form.response_id}
@@ -42,7 +42,7 @@ class ReplyResponse(StreamingResponse):
             self._router.close(self._reply)
 
     async def stream_response(self, send: Send) -> None:
-        """Sends the answer; the status of a whole one depends on how it ended."""
+        """Sends the answer; one that is not streamed has status 500 if it failed."""
         if not self._reply.is_streamed:
             num_bytes = await self._reply.wait()
             self.headers["content-length"] = str(num_bytes)

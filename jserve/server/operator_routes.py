@@ -1,4 +1,4 @@
-"""Endpoints for those who run the server: health, metrics, steps, what it is."""
+"""Endpoints for operators of the server: health, metrics, steps and settings."""
 
 import dataclasses
 from typing import Annotated, Any
@@ -25,7 +25,7 @@ def health_router(service: Service) -> APIRouter:
         """Returns how far start-up has come; the status is 200 once it is ready.
 
         `alive`: the process answers. `ready`: requests are served, in the buckets
-        compiled so far. `warm`: no bucket is left to compile or to time.
+        compiled so far. `warm`: all buckets are compiled and timed.
         """
         state = service.engine.health
         is_ready = state in (Health.READY, Health.WARM)
@@ -60,7 +60,7 @@ def inspection_router(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.get("/steps")
-    def steps(  # in a thread, since a page takes a while to encode
+    def steps(  # runs in a thread, since a page takes a while to encode
         since: Annotated[int, Query(ge=0, le=10**15)] = 0,
         limit: Annotated[int, Query(ge=0, le=MAX_STEPS_A_CALL)] = MAX_STEPS_A_CALL,
     ) -> Response:

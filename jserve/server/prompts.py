@@ -1,4 +1,4 @@
-"""From what a client sent to the token ids of each prompt, all checked."""
+"""Turns a client's prompts or messages into checked token ids."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from jserve.server.errors import ApiError, quote
 from jserve.text.chat_template import Message
 from jserve.text.tokenizer import Tokenizer
 
-# Longer texts are encoded in a thread: the loop would stand still meanwhile.
+# Longer texts are encoded in a thread, so that they do not block the event loop.
 _LONG_TEXT_CHARS = 20_000
 _FORMS = (
     "prompt must be a string, a list of strings, a list of token ids, "
@@ -27,7 +27,7 @@ def split_prompts(prompt: Any) -> list[str | list[int]]:
     """Returns the prompts of a completion request, one output each.
 
     Raises:
-      ApiError: 400 if `prompt` has none of the four forms, or an empty part.
+      ApiError: 400 if `prompt` has none of the four forms, or a part is empty.
     """
     prompts: list[Any]
     if isinstance(prompt, str) or (prompt and _is_token_list(prompt)):
@@ -53,7 +53,7 @@ async def _run(size_chars: int, encode: Callable[[], list[int]]) -> list[int]:
 
 
 async def encode_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
-    """Returns a prompt's token ids; those of a list are not checked."""
+    """Returns a prompt's token ids; those given as a list are not checked."""
     if isinstance(prompt, str):
         return await _run(len(prompt), lambda: tokenizer.encode(prompt))
     return prompt
@@ -85,7 +85,7 @@ def check_tokens(tokens: Sequence[int], vocab_size: int) -> np.ndarray:
     """Returns token ids as an array, `[n]` int32.
 
     Raises:
-      ApiError: 400 if there is none, or one is not in the vocabulary.
+      ApiError: 400 if there are no tokens, or one is not in the vocabulary.
     """
     if not tokens:
         raise _empty()

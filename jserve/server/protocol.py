@@ -1,7 +1,8 @@
-"""OpenAI's requests as this server takes them: fields, limits, refusals.
+"""OpenAI's requests as this server accepts them: fields, limits and refusals.
 
-A field is known (declared here), refused (it would have changed the answer), or ignored
-and logged once. Clients send many fields with values that change nothing; those pass.
+A field is known (declared here), refused (it would change the answer), or ignored and
+logged once. Clients send many unsupported fields with values that change nothing; these
+are accepted.
 """
 
 import logging
@@ -25,8 +26,8 @@ _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
 
 _HARMLESS: tuple[Any, ...] = (False, [], {}, "")
-# Fields that are not supported, and the values, besides none, that ask for nothing.
-# Some are known to the other endpoint, where they never come here.
+# Fields that are not supported, and the values, besides None, that change nothing.
+# Fields that only one endpoint declares are refused by the other.
 _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
     allowed_token_ids audio bad_words chat_template chat_template_kwargs documents
@@ -59,7 +60,7 @@ class _Fields(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(strict=True, extra="allow")
 
-    where: ClassVar[str] = ""  # path of such objects, with a dot at its end
+    where: ClassVar[str] = ""  # path of the object in a body, with a dot at its end
 
     @pydantic.model_validator(mode="after")
     def _refuse_or_ignore(self) -> "_Fields":
@@ -78,7 +79,7 @@ class _Fields(pydantic.BaseModel):
 
 
 def _is_among(values: tuple[Any, ...], value: Any) -> bool:
-    # 0 is not False: a completion's `logprobs: 0` asks for one value a token.
+    # 0 is not False: a completion's `logprobs: 0` asks for one value per token.
     return any(
         value == one and isinstance(value, bool) == isinstance(one, bool)
         for one in values
@@ -110,7 +111,7 @@ _Stops = Annotated[
 
 
 class GenerationRequest(_Fields):
-    """What both endpoints take; None means the field's default."""
+    """Fields of both endpoints; None means the field's default."""
 
     model: str | None = None
     stream: bool | None = None
@@ -134,7 +135,9 @@ class GenerationRequest(_Fields):
     user: str | None = None
 
     def sampling(self) -> SamplingParams:
-        """Returns how the first output is drawn; without a seed, from a fresh one.
+        """Returns the sampling parameters of the first output.
+
+        Without a seed, one is drawn at random.
 
         Raises:
           ApiError: 400 if a value is out of its range.
@@ -170,7 +173,7 @@ class GenerationRequest(_Fields):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    # Any: prompts.py tells what is wrong with a prompt far better than a union.
+    # Any, since prompts.py gives better messages than pydantic for a union.
     prompt: Any
     echo: bool | None = None
 
@@ -202,7 +205,7 @@ class ChatMessage(_Fields):
 
     def to_turn(self) -> Message:
         """Returns the turn as a template takes it."""
-        # A developer's words are the system prompt's younger name.
+        # "developer" is OpenAI's newer name of "system".
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": "\n".join(one.text for one in self.content)}
 
@@ -233,7 +236,7 @@ def parse_body(model: type[Model], body: bytes) -> Model:
 
 
 def _first_fault(error: pydantic.ValidationError) -> ApiError:
-    """Names one fault; a client mends them one by one anyway."""
+    """Returns the refusal for the first of the errors."""
     first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
         return ApiError(f"the body is not JSON: {first['msg']}")

@@ -1,4 +1,4 @@
-"""From a request body to a reply that is under way."""
+"""Makes requests and a reply of a request's body, and submits them to the engine."""
 
 import dataclasses
 import time
@@ -39,7 +39,7 @@ _NOT_SERVING_RETRY_S = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-    """A prompt's token ids, how long its output may be, and what precedes it."""
+    """A prompt's token ids, the most output tokens, and the text echoed before them."""
 
     tokens: np.ndarray
     max_tokens: int
@@ -47,7 +47,7 @@ class _Prompt:
 
 
 class Service:
-    """Everything the endpoints share."""
+    """State and functions that the endpoints share."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Service:
         self.router = TokenRouter(engine, self.metrics)
 
     def check_open(self) -> None:
-        """Refuses a request before its body is read, if it could not even wait.
+        """Refuses a request before its body is read, if it could not even be queued.
 
         Raises:
           ApiError: 429 if the queue is full, 503 if the engine is not serving.
@@ -107,11 +107,11 @@ class Service:
         """Starts a completion, or the next turn of a chat.
 
         Args:
-          headers: Names in lower case.
-          arrival_s: On the engine's clock.
+          headers: HTTP headers, with names in lower case.
+          arrival_s: Time of arrival on the engine's clock, seconds.
 
         Raises:
-          ApiError: if it is refused.
+          ApiError: if the request is refused.
         """
         if body.model is not None:
             self.check_model(body.model)
@@ -129,7 +129,7 @@ class Service:
         """Checks the name of a model.
 
         Raises:
-          ApiError: 404 for any but the one that is served.
+          ApiError: 404 unless it is the name of the served model.
         """
         if name != self.model_name:
             message = f"the model {quote(name)} does not exist; this server has "
@@ -137,7 +137,7 @@ class Service:
             raise ApiError(message, "model", status=404, code="model_not_found")
 
     async def _prompts(self, body: GenerationRequest) -> list[_Prompt]:
-        """Returns a completion's prompts, or a chat's one, with room for an output."""
+        """Returns the prompts of a completion, or the single prompt of a chat."""
         tokenizer, vocab_size = self.tokenizer, self.engine.vocab_size
         if isinstance(body, ChatRequest):
             turns = [message.to_turn() for message in body.messages]
@@ -187,6 +187,7 @@ class Service:
         headers: Mapping[str, str],
         arrival_s: float,
     ) -> Reply:
+        # The format of the answer, and the number of requests.
         is_chat = isinstance(body, ChatRequest)
         form = AnswerFormat(
             is_chat=is_chat,
@@ -203,6 +204,7 @@ class Service:
             message = f"{len(prompts)} prompts with n={num_choices} are {num_requests}"
             message += f" requests; the limit is max_queued_requests={max_requests}"
             raise ApiError(message, "n" if num_choices > 1 else "prompt")
+        # What all requests share.
         slo, service_class = self.classes.choose(
             slo=body.slo, headers=headers, service_tier=body.service_tier
         )
@@ -214,6 +216,7 @@ class Service:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
         keep_stop = bool(body.include_stop_str_in_output)
+        # A request and a generation for each output.
         generations: list[Generation] = []
         for index in range(num_requests):
             prompt = prompts[index // num_choices]
@@ -248,7 +251,7 @@ class Service:
         )
 
     def _stop_token_ids(self, body: GenerationRequest) -> frozenset[int]:
-        """Returns the tokens that end an output: those asked for and the model's."""
+        """Returns the tokens that end an output: the request's and the model's."""
         asked = frozenset(body.stop_token_ids or ())
         own = frozenset() if body.ignore_eos else self.tokenizer.eos_token_ids
         if len(asked | own) > MAX_STOP_TOKENS:

@@ -34,7 +34,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn without its signal handlers, which would kill after the shutdown."""
+    """Uvicorn without its signal handlers, which would end the process afterwards."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,7 +45,7 @@ def bind(config: ServerConfig) -> socket.socket:
     """Returns a socket bound to the configured address; port 0 takes a free one.
 
     Raises:
-      OSError: if the address cannot be had.
+      OSError: if the address cannot be bound.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -61,13 +61,13 @@ def bind(config: ServerConfig) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Returns the URL that a bound socket answers under."""
+    """Returns the URL of a bound socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
-    """Returns a server for `app` that leaves signals and logging alone."""
+    """Returns a server for `app` that does not change signals and logging."""
     return _Uvicorn(
         uvicorn.Config(
             app,
@@ -135,13 +135,13 @@ def serve(
 ) -> int:
     """Serves until a signal, or until the engine fails.
 
-    Where the engine cannot be stopped, since it compiles, the process ends here.
+    If the engine cannot be stopped, since it is compiling, the process ends here.
 
     Returns:
-      The process's exit status: 0 once a signal has had everything drained, and
-      `FAILED_STATUS` if the server ended for any other reason.
+      The exit status of the process: 0 after a signal, `FAILED_STATUS` if the server
+      ended for any other reason.
     """
-    # Without `log_config=None` it would set logging up again for the whole process.
+    # Without `log_config=None` uvicorn would configure logging for the whole process.
     loop_factory = uvicorn.Config(app, log_config=None).get_loop_factory()
     runner = asyncio.Runner(loop_factory=loop_factory)
     with runner:

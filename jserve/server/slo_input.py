@@ -1,7 +1,7 @@
-"""The SLO of a request: from its body, its headers, its tier, or by default.
+"""The SLO of a request: from its body, its headers, its tier, or the default class.
 
-The first source that says anything decides alone. Sources are never mixed, so that
-nobody has to guess which bound came from where.
+The first source that gives an SLO decides alone. Sources are never mixed, so that it is
+clear where each bound comes from.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ from jserve_sched.requests.slo import (
 )
 
 MAX_BOUND_S = 86400.0
-UNREAD_CLASS = "unread"  # in metrics: a request that was refused before it was read
-_CUSTOM = ServiceClass(name="custom")  # in reports: an SLO that no class names
+UNREAD_CLASS = "unread"  # in metrics, of requests refused before they were read
+_CUSTOM = ServiceClass(name="custom")  # in reports, of requests with an own SLO
 _DEFAULT_TIERS = ("auto", "default")
 # Field of SloFields, by header.
 _HEADERS = {"x-slo-ttft-ms": "ttft_ms", "x-slo-tpot-ms": "tpot_ms"}
@@ -48,8 +48,8 @@ class SloFields(pydantic.BaseModel):
         """Returns the objective.
 
         Raises:
-          ApiError: 400, naming `param`, if two fields are one bound, or one lacks its
-            companion.
+          ApiError: 400, naming `param`, if two fields give the same bound, or a bound
+            lacks another that it requires.
         """
         bounds: dict[str, float] = {}
         for name, value in self:
@@ -77,14 +77,14 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
 
 
 class ServiceClasses:
-    """The classes a server knows, best effort among them, and the default one."""
+    """The service classes of a server, with best effort, and the default class."""
 
     def __init__(self, classes: tuple[ServiceClass, ...], default: str):
-        """Makes them ready.
+        """Resolves each class's SLO to seconds.
 
         Raises:
-          ValueError: if a class has a bound that is relative to the machine, or the
-            default is not among them.
+          ValueError: if a class has a bound relative to the machine, or `default` is
+            not the name of a class.
         """
         self._by_name = {one.name: one for one in (BEST_EFFORT, *classes)}
         self.classes = tuple(self._by_name.values())
@@ -101,9 +101,10 @@ class ServiceClasses:
         headers: Mapping[str, str],
         service_tier: str | None,
     ) -> tuple[Slo, ServiceClass]:
-        """Returns the SLO of a request, and the class that it is reported under.
+        """Returns the SLO of a request, and the class under which it is reported.
 
-        `slo` and `service_tier` are the body's; headers have names in lower case.
+        `slo` and `service_tier` are fields of the body; headers have names in lower
+        case.
 
         Raises:
           ApiError: 400 for an unknown class, or a value out of range.
@@ -127,10 +128,10 @@ class ServiceClasses:
 
 
 def load_service_classes(config: ServerConfig) -> ServiceClasses:
-    """Reads the classes that a configuration names.
+    """Reads the service classes of a configuration.
 
     Raises:
-      ValueError: if the file is missing or broken, or a class cannot be served.
+      ValueError: if the file is missing or invalid, or a class cannot be served.
     """
     path = config.service_classes
     classes: tuple[ServiceClass, ...] = ()

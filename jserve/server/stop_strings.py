@@ -1,7 +1,7 @@
 """Finds stop strings in text that arrives in pieces.
 
-Exactly that is held back which might still become a stop string: the longest end of the
-text that begins one.
+Only text that might still become a stop string is held back: the longest end of the
+text with which a stop string begins.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ class StopFinder:
     """Watches one output.
 
     Attributes:
-      is_found: Whether a stop string has come; text after it is dropped.
+      is_found: Whether a stop string was found; text after it is dropped.
     """
 
     def __init__(self, stops: Sequence[str], *, keep_stop: bool = False):
-        """Starts watching; `keep_stop` lets the stop string through as well."""
+        """Starts watching; with `keep_stop` the stop string is part of the text."""
         self._stops = tuple(stops)
         self._keep_stop = keep_stop
         self._held = ""
         self.is_found = False
 
     def push(self, text: str) -> str:
-        """Takes a piece of text; returns what may be shown."""
+        """Takes a piece of text; returns the text that is certain to be shown."""
         if not self._stops:
             return text
         if self.is_found:
@@ -34,7 +34,7 @@ class StopFinder:
             if (start := text.find(stop)) >= 0
         ]
         if found:
-            # The one that ends first, as if the text had come letter by letter.
+            # The one that ends first, as if the text had arrived letter by letter.
             end, start = min(found)
             self.is_found = True
             self._held = ""
@@ -44,13 +44,16 @@ class StopFinder:
         return text[:cut]
 
     def flush(self) -> str:
-        """Returns what is held back; the output has ended."""
+        """Returns the text held back, when the output has ended."""
         text, self._held = self._held, ""
         return text
 
     @staticmethod
     def _possible_start(text: str, stop: str) -> int:
-        """Returns where an end of `text` that begins `stop` starts, or its length."""
+        """Returns the start of the end of `text` with which `stop` begins.
+
+        It is the length of `text` if there is none.
+        """
         start = text.find(stop[0], max(0, len(text) - len(stop) + 1))
         while start >= 0:
             if stop.startswith(text[start:]):

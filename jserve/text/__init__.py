@@ -1,3 +1,3 @@
-"""Text: token ids of text and of chats, and back."""
+"""Text: tokenizers, and templates that turn chats into text."""
 
 __all__ = ["chat_template", "tokenizer"]

@@ -1,7 +1,7 @@
-"""Chat templates: a conversation to the one text a model was trained on.
+"""Chat templates: turn a conversation into the text format a model was trained on.
 
-A template is a program from a file, so it runs in Jinja's sandbox, and what it says
-about a conversation it cannot render comes out as a ValueError for the client.
+A template is a program from a file, so it runs in Jinja's sandbox. Its error about a
+conversation that it cannot render is raised as a ValueError for the client.
 """
 
 import datetime
@@ -40,8 +40,8 @@ class ChatTemplate:
         """Compiles a template.
 
         Args:
-          finalize: Applied to each value the template prints.
-          variables: Further names the template may use, such as `bos_token`.
+          finalize: Function applied to each value that the template prints.
+          variables: Further variables of the template, such as `bos_token`.
 
         Raises:
           ValueError: if the text is not a template.
@@ -68,7 +68,8 @@ class ChatTemplate:
 
         Args:
           messages: Turns with `role` and `content`.
-          add_generation_prompt: Whether to end where the assistant begins.
+          add_generation_prompt: Whether to end with the beginning of an assistant's
+            turn.
 
         Raises:
           ValueError: if the template refuses the conversation.

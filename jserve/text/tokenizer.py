@@ -1,9 +1,9 @@
 """Text to token ids and back, one token at a time.
 
 Output is decoded as a stream. A token may end inside a UTF-8 character, so
-`Detokenizer.step` returns what is certain and keeps the rest; joined, the steps give
-the same text as decoding everything at once. The exception is noise: bytes that turn
-characters already shown into a broken run do not take them back.
+`Detokenizer.step` returns the text that is certain and keeps the rest. The joined steps
+give the same text as decoding everything at once, except for invalid bytes after
+characters that were already returned, which decoding at once would replace.
 """
 
 import abc
@@ -20,8 +20,8 @@ from tokenizers.decoders import DecodeStream
 from jserve.text.chat_template import ChatTemplate, Message
 from jserve_models.hf_config import read_json
 
-REPLACEMENT = "\ufffd"  # stands for what has no text
-_PRIMING_TOKENS = 6  # the prompt's end, which decides about spaces
+REPLACEMENT = "\ufffd"  # text of bytes and ids that have none
+_PRIMING_TOKENS = 6  # the prompt's last tokens, which decide about spaces
 
 
 class Detokenizer(abc.ABC):
@@ -29,15 +29,15 @@ class Detokenizer(abc.ABC):
 
     @abc.abstractmethod
     def step(self, token: int) -> str:
-        """Takes a token; returns the text that is now certain, maybe empty."""
+        """Takes a token; returns the text that is now certain, which may be empty."""
 
     @abc.abstractmethod
     def finish(self) -> str:
-        """Returns what was held back, with a cut character replaced."""
+        """Returns the text held back, with an incomplete character replaced."""
 
 
 class Tokenizer(abc.ABC):
-    """What the server needs of a tokenizer.
+    """A tokenizer, as the server uses it.
 
     Attributes:
       eos_token_ids: Tokens that end an output; their text is not part of it.
@@ -49,12 +49,12 @@ class Tokenizer(abc.ABC):
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether `apply_chat_template` works."""
+        """Whether the model has a chat template."""
         return self._template is not None
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a prompt, with the marks the model expects."""
+        """Returns the token ids of a prompt, with special tokens such as BOS."""
 
     @abc.abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
@@ -70,7 +70,7 @@ class Tokenizer(abc.ABC):
         """Returns the token ids of a conversation.
 
         Raises:
-          ValueError: if there is no template, or it refuses the conversation.
+          ValueError: if the model has no template, or it refuses the conversation.
         """
         if self._template is None:
             raise ValueError("this model's folder has no chat template")
@@ -80,7 +80,7 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _encode_chat(self, text: str) -> list[int]:
-        """Returns the token ids of a rendered template, which brings its marks."""
+        """Returns the ids of a rendered template, which has its special tokens."""
 
 
 # Byte values are their own ids; control tokens follow.
@@ -97,7 +97,7 @@ _FIRST_UNUSED = 256 + len(BYTE_CONTROL_TOKENS)
 
 
 def _escape(value: Any) -> Any:
-    """Makes a printed value unable to spell a control token; see `_unescape`."""
+    """Escapes a printed value, so that it holds no control token; see `_unescape`."""
     if not isinstance(value, str):
         return value
     return value.replace("\0", "\0\0").replace("<|", "<\0|")
@@ -125,12 +125,11 @@ class _ByteDetokenizer(Detokenizer):
 
 
 class ByteTokenizer(Tokenizer):
-    """The named models' tokenizer: a token per UTF-8 byte, then control tokens.
+    """The tokenizer of named model sizes: a token per UTF-8 byte, and control tokens.
 
-    Ids 0 to 255 are bytes, 256 to 261 the control tokens. A model's vocabulary
-    may be larger, for the sake of its shape: ids beyond have no text and decode
-    to U+FFFD. Text never becomes a control token; only the chat template writes
-    them, and what it quotes is escaped.
+    Ids 0 to 255 are bytes, 256 to 261 are control tokens. A model's vocabulary may be
+    padded to a larger size; ids beyond decode to U+FFFD. Text never becomes a control
+    token: only the chat template writes them, and values that it prints are escaped.
     """
 
     def __init__(self) -> None:
@@ -151,7 +150,7 @@ class ByteTokenizer(Tokenizer):
         return "".join([stream.step(token) for token in tokens]) + stream.finish()
 
     def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
-        """Returns a decoder; what a prompt left of a character is not output."""
+        """Returns a decoder; an incomplete character of the prompt is ignored."""
         return _ByteDetokenizer()
 
     def _encode_chat(self, text: str) -> list[int]:
@@ -166,11 +165,11 @@ class ByteTokenizer(Tokenizer):
 
 
 class _StreamDetokenizer(Detokenizer):
-    """Decodes with the tokenizer's own stream, and remembers what it holds back.
+    """Decodes with the tokenizer's stream; keeps the tokens that it holds back.
 
-    A byte-fallback decoder replaces every byte of a run that is not UTF-8, those of
-    characters already shown too. The stream then refuses all further tokens: what it
-    held is decoded by itself, and a new stream takes over.
+    A byte-fallback decoder replaces every byte of a run that is not UTF-8, also those
+    of characters already returned. The stream then refuses all further tokens. In that
+    case the tokens held back are decoded separately, and a new stream is begun.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
@@ -188,8 +187,9 @@ class _StreamDetokenizer(Detokenizer):
         except Exception:  # the library raises plain Exception
             text = self.finish()
             self._stream = DecodeStream(skip_special_tokens=True)
-            # The new stream must know that it does not begin the text, or it would
-            # drop the next space; but what was shown must not come out of it again.
+            # Give the new stream the token, so that it does not drop the next space as
+            # at the beginning of a text. If it holds the token back, it would return
+            # its text once more: then an empty stream is better.
             if not self._stream.step(self._tokenizer, token):
                 self._stream = DecodeStream(skip_special_tokens=True)
         if text:
@@ -202,10 +202,10 @@ class _StreamDetokenizer(Detokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """The tokenizer of a Hugging Face folder: `tokenizer.json` and what names it.
+    """The tokenizer of a Hugging Face folder, in `tokenizer.json`.
 
-    Marks such as a leading BOS are added as the tokenizer's own post-processor
-    does. A chat template brings its own marks, so its text gets none.
+    Special tokens such as a leading BOS are added by the tokenizer's post-processor. A
+    chat template writes its own, so its text gets no others.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -231,7 +231,7 @@ class HuggingFaceTokenizer(Tokenizer):
         )
 
     def encode(self, text: str) -> list[int]:
-        """Returns the token ids of a prompt, with the post-processor's marks."""
+        """Returns the ids of a prompt, with the post-processor's special tokens."""
         return self._tokenizer.encode(text).ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -251,7 +251,7 @@ def _settings(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _token_text(value: Any) -> str | None:
-    """Reads a token as the settings write it: a text, or an object that holds it."""
+    """Returns a token of the settings, which is a text or an object that holds it."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
@@ -260,7 +260,7 @@ def _token_text(value: Any) -> str | None:
 def _chat_template(
     folder: pathlib.Path, settings: dict[str, Any]
 ) -> ChatTemplate | None:
-    """Returns the folder's template, whichever of its files holds it."""
+    """Returns the template of a folder, from either of its files; None without one."""
     path = folder / "chat_template.jinja"
     value = settings.get("chat_template")
     if path.is_file():
@@ -279,7 +279,7 @@ def _chat_template(
 
 
 def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
-    """Returns the tokenizer of a Hugging Face folder, or the named models' own.
+    """Returns the tokenizer of a Hugging Face folder; None is a named model size.
 
     Raises:
       ValueError: if the folder lacks a tokenizer, or one of its files is broken.

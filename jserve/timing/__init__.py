@@ -1,3 +1,3 @@
-"""Timing: which predictor prices the steps, and what it has learned on disk."""
+"""Timing: the predictor that prices the steps, and its files on disk."""
 
 __all__ = ["checkpoint", "serving_predictor", "step_times"]

@@ -1,8 +1,8 @@
-"""A trained step-time predictor on disk: its weights, and what they hold for.
+"""A trained step-time predictor on disk: its weights, and the facts they hold for.
 
-Weights are worth nothing on another device, model or page size, so facts travel with
-them and are checked before use. Both lie in `<folder>/checkpoint`, written by Orbax
-whole or not at all; a trainer may keep what it needs beside it.
+Weights are wrong for another device, model or page size, so these facts are stored with
+them and checked before use. Both are in `<folder>/checkpoint`, which Orbax writes
+atomically; a trainer may keep other files beside it.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jserve_sched.timing.mlp import MlpPredictor, MlpWeights
 
 FORMAT_VERSION = 2
 _CHECKPOINT = "checkpoint"
-# The facts that must agree, and what a difference is called.
+# The facts that must agree, and the fault if they differ.
 _FAULTS = {
     "platform": "device",
     "device_kind": "device",
@@ -35,11 +35,11 @@ _FAULTS = {
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; says why in one sentence.
+    """A checkpoint that cannot be used; its message is one sentence.
 
     Attributes:
-      fault: The same in a word, for metrics: "missing", "unreadable" (truncated,
-        damaged, or not such a checkpoint), "version", or one of `_FAULTS`.
+      fault: The reason in one word, for metrics: "missing", "unreadable" (truncated,
+        damaged, or not a checkpoint), "version", or a value of `_FAULTS`.
     """
 
     def __init__(self, folder: pathlib.Path, fault: str, message: str):
@@ -48,9 +48,9 @@ class CheckpointError(ValueError):
 
 
 def model_digest(config: ModelConfig) -> str:
-    """Returns a digest of all fields that are not as by default.
+    """Returns a digest of all fields that differ from their defaults.
 
-    A field that is added with a default leaves the digests of older models alone.
+    So a new field with a default does not change the digests of older models.
     """
     fields = {
         field.name: repr(getattr(config, field.name))
@@ -63,17 +63,18 @@ def model_digest(config: ModelConfig) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorFacts:
-    """What a predictor was measured with, and how well it did.
+    """What a predictor was measured with, and its errors.
 
     Attributes:
-      platform: Platform of the device, as JAX names it, like its kind.
+      platform: Platform of the device, as JAX names it.
+      device_kind: Kind of the device, as JAX names it.
       model: Digest of the model's configuration.
       dtype: Type of weights and KV.
       page_size: Tokens in one KV page.
       block_tokens: Tokens in one prefill block, Q.
-      jax_version: Version at training; not checked, like all that follows.
-      commit: Commit of the code, "" if unknown.
-      report: Errors on held-out shapes, for people.
+      jax_version: Version of JAX at training; not checked, like the following fields.
+      commit: Commit of the code at training; "" if unknown.
+      report: Errors on held-out steps, for information.
     """
 
     platform: str
@@ -90,7 +91,7 @@ class PredictorFacts:
 def save_checkpoint(
     folder: pathlib.Path, weights: MlpWeights, facts: PredictorFacts
 ) -> None:
-    """Writes a checkpoint; replaces the one that is there.
+    """Writes a checkpoint; replaces an older one.
 
     Raises:
       OSError: If the folder cannot be written.
@@ -110,14 +111,14 @@ def save_checkpoint(
 def load_checkpoint(
     folder: pathlib.Path, *, expected: PredictorFacts | None = None
 ) -> tuple[MlpWeights, PredictorFacts]:
-    """Reads a checkpoint, and asks it once.
+    """Reads a checkpoint, and checks it by one prediction.
 
     Args:
-      folder: Where it lies.
-      expected: Facts that it must have been measured with; None takes any.
+      folder: Folder given to `save_checkpoint`.
+      expected: Facts that it must have been measured with; None accepts any.
 
     Raises:
-      CheckpointError: If it is missing, damaged, or for something else.
+      CheckpointError: If it is missing or damaged, or its facts differ.
     """
     folder = folder.expanduser().absolute()
     if not (folder / _CHECKPOINT).is_dir():
@@ -148,7 +149,7 @@ def load_checkpoint(
         return weights, PredictorFacts(**facts)
     except CheckpointError:
         raise
-    except Exception as error:  # Orbax lets any error of its stores through
+    except Exception as error:  # Orbax raises many kinds of errors
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         message = f"cannot be used: {reason}"
         raise CheckpointError(folder, "unreadable", message) from error
@@ -157,9 +158,12 @@ def load_checkpoint(
 def first_difference(
     facts: Mapping[str, Any], expected: PredictorFacts
 ) -> tuple[str, str] | None:
-    """Returns how facts differ from those expected, as a fault and a sentence's end.
+    """Returns the first difference from the expected facts, or None.
 
-    Facts that are lacking are not compared.
+    Facts that are missing are not compared.
+
+    Returns:
+      The fault in one word, and the end of a sentence about it.
     """
     for name, fault in _FAULTS.items():
         wanted = getattr(expected, name)

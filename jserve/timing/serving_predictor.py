@@ -1,8 +1,9 @@
-"""Which predictor an engine plans by, and what happens when it cannot be used.
+"""The predictor that an engine plans by, and its fallback.
 
-The step-time table of the timed pass always exists, so everything else may fail.
-`linear` starts from the table and is refitted while serving; the folder of a checkpoint
-is a trained network, or else one warning, and the table.
+The step-time table is filled by the timed pass at start-up, so it always exists.
+`linear` starts from the table and is refitted while serving. The folder of a checkpoint
+gives a trained network; if it cannot be used, there is one warning and the table is
+used.
 """
 
 import concurrent.futures
@@ -28,15 +29,15 @@ _LOG = logging.getLogger("jserve")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServingPredictor:
-    """The predictor that plans.
+    """The predictor that a scheduler plans by.
 
     Attributes:
-      predictor: Answers the scheduler.
+      predictor: Predictor that the scheduler asks.
       name: "table", "linear" or "mlp".
-      fallback: Why the table stands in for a checkpoint; "" if it does not.
-      linear: The model that is refitted, if that plans.
-      stop: Ends the refits, once no step is measured any more; waits for one in
-        progress, which takes milliseconds.
+      fallback: Fault for which the table replaces a checkpoint; "" if it does not.
+      linear: Model that is refitted; None with another predictor.
+      stop: Function that ends refits, when no more steps are measured. It waits for a
+        refit in progress, which takes milliseconds.
     """
 
     predictor: Predictor
@@ -46,7 +47,7 @@ class ServingPredictor:
     stop: Callable[[], None] = lambda: None
 
     def status(self) -> PredictorStatus:
-        """Returns a snapshot for metrics."""
+        """Returns the predictor's status, for metrics."""
         return PredictorStatus(
             name=self.name,
             fallback=self.fallback,
@@ -63,12 +64,12 @@ def choose_predictor(
     expected: PredictorFacts,
     max_pages_per_row: int,
 ) -> ServingPredictor:
-    """Returns the predictor that `EngineConfig.predictor` asks for.
+    """Returns the predictor that `EngineConfig.predictor` names.
 
     Args:
       name: "table", "linear", or the folder of a checkpoint.
-      table: Filled by the timed pass.
-      buckets: The compiled shapes.
+      table: Table predictor, filled by the timed pass.
+      buckets: Table of the compiled buckets.
       expected: Facts that a checkpoint must have been measured with.
       max_pages_per_row: KV pages of the longest context.
     """
@@ -79,7 +80,7 @@ def choose_predictor(
             buckets, page_size=expected.page_size, max_pages_per_row=max_pages_per_row
         )
         step_s = table.predict(matrix)
-        # Refits run beside the engine's thread, never in its way.
+        # Refits run in another thread, so that they do not delay steps.
         refits = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="refit")
         linear = LinearPredictor(
             fit_linear(matrix, step_s, min_expert_samples=1),
@@ -105,10 +106,10 @@ def choose_predictor(
 def full_steps(
     buckets: BucketTable, *, page_size: int, max_pages_per_row: int
 ) -> np.ndarray:
-    """Returns features `[N, F]` of full steps of every compiled shape.
+    """Returns features `[N, F]` of full steps in every bucket.
 
-    At one page, at the longest context and between; without decodes, without prefill
-    and with both.
+    Their contexts are one page, the longest, and one between; they are without decodes,
+    without prefill, and with both.
     """
     pages = sorted({1, max(round(max_pages_per_row**0.5), 1), max_pages_per_row})
     return np.stack(

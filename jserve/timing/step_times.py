@@ -1,4 +1,4 @@
-"""Step times kept from start to start, so that a warm start need not measure again."""
+"""Step times in a file, so that a later start need not measure them again."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ _LOG = logging.getLogger("jserve")
 
 
 def load_step_times(path: pathlib.Path, predictor: TablePredictor) -> bool:
-    """Fills a predictor; returns whether the file has its table's times."""
+    """Fills a predictor; returns False if the file has no times for its table."""
     try:
         return predictor.load_json(json.loads(path.read_text()))
     except FileNotFoundError:
@@ -21,7 +21,7 @@ def load_step_times(path: pathlib.Path, predictor: TablePredictor) -> bool:
 
 
 def save_step_times(path: pathlib.Path, predictor: TablePredictor) -> bool:
-    """Writes the file, whole or not at all; returns whether it was written."""
+    """Writes the file atomically; returns whether that succeeded."""
     draft = path.with_suffix(".tmp")
     try:
         draft.write_text(json.dumps(predictor.to_json()))

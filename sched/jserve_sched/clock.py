@@ -1,4 +1,4 @@
-"""Time, handed in: nothing under `jserve_sched` reads a clock of its own."""
+"""Clocks: all of `jserve_sched` gets the time from its caller, or from a `Clock`."""
 
 import dataclasses
 import time
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Tells the time in seconds from an arbitrary, fixed origin."""
+    """Source of the time, in seconds from an arbitrary, fixed origin."""
 
     def now_s(self) -> float:
         """Returns monotonic seconds."""
@@ -22,7 +22,7 @@ class WallClock:
 
 @dataclasses.dataclass
 class ManualClock:
-    """A clock that moves only when told to; for tests and simulation."""
+    """A clock that moves only by `advance`; for tests and simulation."""
 
     time_s: float = 0.0
 

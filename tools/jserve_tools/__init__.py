@@ -1,1 +1,1 @@
-"""Programs around the server: today the benchmark, `jserve-bench`."""
+"""Programs around the server: benchmark, simulator, bucket fits and training."""

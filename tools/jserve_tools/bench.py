@@ -1,18 +1,19 @@
 """Measures a server by replaying a real request trace, against its SLOs.
 
-Latency counts from the moment a request was *due*. Load and objectives are multiples
-of what the server does on this machine; both are measured first and printed.
+Latency counts from the moment a request was *due*. By default rates and objectives are
+multiples of what the first server does on this machine, which is measured and printed
+first.
 
   jserve-bench --policies=fcfs,edf                  engines in this process
-  jserve-bench --launch --policies=fcfs,edf         servers of our own, over HTTP
+  jserve-bench --launch --policies=fcfs,edf         jserve processes, over HTTP
   jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
   jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
 
-Prints tables for people; the last line of stdout is one JSON document, unless stdout
-is a terminal. The same goes to report.json in --output, with a page in report.html.
-What is being done goes to stderr. A sweep that was interrupted continues where it
-stopped. With --step_log the record holds what measures idle times and capacity too;
---qps and classes in seconds need neither.
+Prints tables and, unless stdout is a terminal, one JSON document as the last line. The
+same numbers go to report.json in --output, with a page in report.html; progress goes to
+stderr. An interrupted sweep continues where it stopped. With --qps, and classes in
+seconds, nothing is measured first; otherwise a --step_log holds the steps of these
+measurements too.
 """
 
 import asyncio
@@ -46,10 +47,10 @@ _PARTS: dict[str, Callable[..., Any]] = {
     "closed": define_config_flags(ClosedConfig, group="Closed loop (--mode=closed)"),
     "servers": define_config_flags(ServersConfig, group="Servers"),
     "report": define_config_flags(ReportConfig, group="Report"),
-    # What the servers' flags say for each engine, or the benchmark's own for all.
     "engine": define_engine_flags(
         exclude=(
-            # Answers have the tokens of the trace: there is no length to predict.
+            # The benchmark sets these itself. Answers have the lengths of the trace, so
+            # no length is predicted.
             *("policy", "bucket_strategy", "seed", "length_estimator"),
             *("enable_prefix_caching", "capture_logits"),
         )
@@ -80,8 +81,8 @@ def _publish(
     runs = report["runs"]
     if benchmark.num_resumed:
         print(
-            f"{benchmark.num_resumed} of {len(runs)} runs are those of an interrupted "
-            "call; --noresume measures all of them again"
+            f"{benchmark.num_resumed} of {len(runs)} runs were finished by an "
+            "interrupted call; --noresume measures all of them again"
         )
     print(f"\n{run_tables(report)}")
     for run in runs:
@@ -98,7 +99,7 @@ def _publish(
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark that the flags describe."""
     del argv  # the flags say it all
-    # An engine in this process would warn of every backend that is not there.
+    # An engine in this process would warn of every backend that is missing.
     logging.getLogger("jax").setLevel(logging.WARNING)
     progress = Progress(timed_lines())
     try:
@@ -117,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-    """The `jserve-bench` command."""
+    """Entry point of the command `jserve-bench`."""
     run_program(sys.modules[__name__])
 
 

@@ -1,16 +1,16 @@
-"""Fits the shapes a server compiles to the steps it ran, and writes a bucket file.
+"""Fits the buckets that a server compiles to the steps it ran; writes a bucket file.
 
-The edges found have the least expected step time, padding included, within a number of
-programs.
+The fitted edges have the least expected step time, padding included, of all that need
+at most --max_programs programs.
 
   jserve --step_log=steps.jsonl                           records
   jserve-fit-buckets --step_log=steps.jsonl               fits
-  jserve --bucket_strategy=fitted --buckets=buckets.json  serves with it
+  jserve --bucket_strategy=fitted --buckets=buckets.json  serves with the fitted buckets
 
-Edges are first fitted to the earlier half of the steps and judged on the later half;
-where `pow2` is better there, nothing is written without --force. The file is then
-fitted to all steps. A log that jserve-simulate wrote needs --cost_model. The last line
-of stdout is one JSON document.
+Edges are first fitted to the earlier half of the steps and compared with `pow2` on the
+later half; if `pow2` is better there, nothing is written without --force. The file is
+then fitted to all steps. A log written by jserve-simulate needs --cost_model. The last
+line of stdout is one JSON document.
 """
 
 import json
@@ -25,7 +25,7 @@ _READ_CONFIG = define_config_flags(FitConfig, group="Fit")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Fits what the flags describe."""
+    """Makes the fit that the flags describe."""
     del argv  # the flags say it all
     try:
         config = _READ_CONFIG()
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-    """The console script."""
+    """Entry point of the command `jserve-fit-buckets`."""
     run_program(sys.modules[__name__])
 
 

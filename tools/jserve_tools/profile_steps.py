@@ -1,13 +1,13 @@
-"""Measures how long steps of an engine take, over a grid of shapes and random batches.
+"""Measures how long an engine's steps take, in every bucket and for random batches.
 
-An engine like the server's is built and warmed up; then made-up steps run on it, one at
+An engine like the server's is built and warmed up; then it runs synthetic steps, one at
 a time, as the server runs them, in shuffled rounds. The result is a samples file for
-jserve-train-predictor; Ctrl-C leaves that of an earlier run as it was.
+jserve-train-predictor; Ctrl-C leaves the file of an earlier run unchanged.
 
   jserve-profile --output=out/profile/samples.npz
   jserve-profile --model=toy --rounds=3 --num_random_shapes=20 --output=toy.npz
 
-Prints a table for people; the last line of stdout is one JSON document.
+Prints a table, and one JSON document as the last line of stdout.
 """
 
 import dataclasses
@@ -57,13 +57,14 @@ class ProfileConfig:
 
     Attributes:
       output: Samples file to write.
-      rounds: Measurements of each step.
-      warmup_rounds: Rounds before these that are discarded.
-      num_random_shapes: Random batches beside the grid, a third of each scenario.
+      rounds: Number of measurements of each step.
+      warmup_rounds: Number of rounds that are run first and discarded.
+      num_random_shapes: Number of random batches beside the grid, in equal parts
+        decode only, prefill only and mixed.
       max_s: Seconds of measuring after which no further round begins; one round is
         always kept.
-      seed: Seed of the steps, the order of every round, the held-out steps and the
-        weights.
+      seed: Seed of the steps, of the order of every round, of the held-out steps and
+        of the weights.
     """
 
     output: pathlib.Path = pathlib.Path("out/profile/samples.npz")
@@ -98,19 +99,20 @@ def main(argv: Sequence[str]) -> None:
         check_writable("output", config.output)
         config.output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.output.parent):
-            pass  # it can be written, which is better known before the work
+            pass  # fails before the work if the folder cannot be written
         _profile(config, engine_config)
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
 
 
 def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
-    """Builds the engine, measures, writes the file, and prints both forms."""
-    import jax  # takes a second, which --help need not
+    """Builds the engine, measures it, writes the file, prints a table and JSON."""
+    import jax  # here, since it takes a second and --help does not need it
 
     from jserve.build import build_engine
     from jserve.engine.bucket_plan import plan_buckets
 
+    # Measure.
     logging.getLogger("jax").setLevel(logging.WARNING)
     table = plan_buckets(engine_config).final
     engine = build_engine(engine_config)
@@ -130,6 +132,8 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
     timed, duration_s = _measure(engine, table.buckets, plans, config, order_rng)
     timed_features, timed_s = stack_samples(timed)
     summary = _summary(matrix, duration_s)
+
+    # Write the samples and the facts that they hold for.
     facts = plain(
         {
             "command": ["jserve-profile", *sys.argv[1:]],
@@ -157,6 +161,8 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
         facts=facts,
     )
     write_samples(config.output, samples)
+
+    # Print.
     rows = [["scenario", "steps", "median", "longest", "repeat spread"]]
     for name, entry in summary["scenarios"].items():
         times = [f"{entry['median_ms']:.2f}ms", f"{entry['longest_ms']:.1f}ms"]
@@ -174,7 +180,9 @@ def _measure(
     config: ProfileConfig,
     rng: np.random.Generator,
 ) -> tuple[list[StepSample], np.ndarray]:
-    """Returns the timed pass, and durations `[R, N]` in seconds; the KV is lost.
+    """Returns the steps timed at warm-up, and durations `[R, N]` in seconds.
+
+    The measured steps overwrite the engine's KV pool.
 
     Raises:
       RuntimeError: If a program was compiled while steps were measured.
@@ -210,7 +218,7 @@ def _measure(
 
 
 def _summary(matrix: np.ndarray, duration_s: np.ndarray) -> dict[str, Any]:
-    """Returns how many steps were measured, and how far their repeats spread."""
+    """Returns the number of measured steps, their times and their repeats' spread."""
     spread, median_s = repeat_spread(duration_s), np.median(duration_s, axis=0)
     groups = {}
     for index, name in enumerate(SCENARIOS):
@@ -234,7 +242,7 @@ def _summary(matrix: np.ndarray, duration_s: np.ndarray) -> dict[str, Any]:
 
 
 def run() -> None:
-    """The console script."""
+    """Entry point of the command `jserve-profile`."""
     run_program(sys.modules[__name__])
 
 

@@ -1,8 +1,8 @@
-"""Serves a load in virtual time, with the scheduler that serves, on a simulated GPU.
+"""Serves a load in virtual time, with the server's scheduler, on a simulated GPU.
 
-The machine is a cost model, so minutes of serving take seconds, and every policy
-meets the same requests. A rate can be given, or the highest one searched at which at
-most 1 % of the requests violate their SLO (goodput).
+The machine is a cost model, so minutes of serving take seconds, and every policy gets
+the same requests. Runs are made at given rates, or each policy's goodput is searched:
+the highest rate at which at most 1 % of the requests violate their SLO.
 
   jserve-simulate --policies=fcfs,sliding --workload=mixed_v1 --qps=2,3
   jserve-simulate --policies=edf,sliding --goodput --num_seeds=3 --num_processes=2
@@ -10,9 +10,9 @@ most 1 % of the requests violate their SLO (goodput).
   jserve-simulate --cost_model=table:samples.npz --trace=my.csv
   jserve-simulate --policies=annealing --num_instances=4 --assignment=kv --qps=20
 
-Prints tables for people; the last line of stdout is one JSON document. The same goes
-to report.json in --output, with a page in report.html. A sweep that was interrupted
-is continued where it stopped.
+Prints tables, and one JSON document as the last line of stdout. The same numbers go to
+report.json in --output, with a page in report.html. An interrupted sweep continues
+where it stopped.
 """
 
 import logging
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-    """The console script."""
+    """Entry point of the command `jserve-simulate`."""
     run_program(sys.modules[__name__])
 
 

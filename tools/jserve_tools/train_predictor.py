@@ -1,12 +1,12 @@
-"""Trains predictors on a samples file, and says how well they do.
+"""Trains predictors on a samples file, and reports their errors on held-out steps.
 
-`--kind=step` fits SlidingServe's linear model, and a small network that says by what
-factor it is wrong; both are judged, beside the server's start-up table, on steps held
-out. `--kind=request` fits a prefill and a decode step of whole requests, each bilinear
-in batch size and length, for policies that look ahead.
+`--kind=step` fits SlidingServe's linear model and a small network that corrects it by a
+factor; both are compared with the server's start-up table. `--kind=request` fits the
+times of a whole prefill and of a decode step, each bilinear in batch size and length,
+for policies that look ahead.
 
   jserve-train-predictor --samples=out/profile/samples.npz --output=out/predictor
-  jserve --predictor=out/predictor                  serves with it
+  jserve --predictor=out/predictor                  serves with the trained network
   jserve-train-predictor --kind=request --samples=out/profile/samples.npz
   jserve --request_latency=out/request_latency/request_latency.json
 
@@ -41,7 +41,7 @@ _read_config = define_config_flags(TrainingConfig, group="Training")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains what the flags describe."""
+    """Trains the predictor that the flags describe."""
     del argv  # the flags say it all
     try:
         config = _read_config()
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
         check_writable("output", config.folder)
         config.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=config.folder):
-            pass  # it can be written, which is better known before the work
+            pass  # fails before the work if the folder cannot be written
         measured_with = _measured_with(config, samples)
         if config.kind == "step":
             _train_steps(config, samples, measured_with)
@@ -79,7 +79,7 @@ def _measured_with(config: TrainingConfig, samples: Samples) -> "PredictorFacts"
 def _fit(
     config: TrainingConfig, samples: Samples
 ) -> "tuple[MlpWeights, dict[str, Any]]":
-    """Returns the network, and how it was trained."""
+    """Returns the trained network, and the report's `training`."""
     from jserve_tools.training import mlp as predictor_training
 
     states, num_epochs = config.folder / "training", 0
@@ -101,13 +101,14 @@ def _fit(
 def _train_steps(
     config: TrainingConfig, samples: Samples, measured_with: "PredictorFacts"
 ) -> None:
-    """Trains, judges, writes checkpoint, report and picture, and prints both forms."""
+    """Trains and judges; writes checkpoint, report and picture; prints the errors."""
     import jax
     import optax
 
     from jserve.timing.checkpoint import save_checkpoint
     from jserve_tools.training.report import errors_table, held_out_predictions, judge
 
+    # Train, and predict the held-out steps.
     folder, facts = config.folder, samples.facts
     weights, training = _fit(config, samples)
     predictions = held_out_predictions(samples, weights)
@@ -134,6 +135,8 @@ def _train_steps(
             "held_out": held_out,
         }
     )
+
+    # Write.
     own_report = {"held_out": report["held_out"]["all"]}
     save_checkpoint(
         folder, weights, dataclasses.replace(measured_with, report=own_report)
@@ -153,7 +156,7 @@ def _train_steps(
 
 
 def run() -> None:
-    """The console script."""
+    """Entry point of the command `jserve-train-predictor`."""
     run_program(sys.modules[__name__])
 
 

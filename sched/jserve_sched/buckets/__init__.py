@@ -1,4 +1,4 @@
-"""Buckets: the static shapes that are compiled, and how they are chosen."""
+"""Buckets: the static shapes of a step that are compiled, and strategies for them."""
 
 from jserve_sched.buckets.strategies import STRATEGIES, BucketStrategy, make_strategy
 from jserve_sched.buckets.table import Bucket, BucketTable

@@ -1,9 +1,9 @@
 """Bucket growth: in which order edges are added, and which are left out.
 
 A server starts with two programs and adds finer ones while it serves, and a table may
-be larger than the programs one can pay for. Both want the edges in order of value,
-found from the far end: the edge whose absence costs least for each program saved is
-taken away, again and again; read backwards, that is the order of growth.
+have more programs than a limit allows. Both need the edges in order of value. It is
+found backwards: from the full table, the edge whose removal costs least for each
+program saved is removed, again and again. The reverse is the order of growth.
 """
 
 import dataclasses
@@ -62,8 +62,8 @@ def plan_growth(table: BucketTable, cost_s: TableCost) -> BucketPlan:
     one row less than the most is an edge, that edge is in every table, since beside it
     the largest row edge comes without prefill. So not only edges nest, but pairs.
 
-    `cost_s` is asked about every table with an edge less: about `E**2 / 2` times for E
-    edges.
+    `cost_s` is called about `E**2 / 2` times for E edges: for every table with one edge
+    less.
     """
     tables, now_s = [table], cost_s(table)
     while smaller := list(_with_one_edge_less(tables[-1])):
@@ -82,7 +82,7 @@ def plan_growth(table: BucketTable, cost_s: TableCost) -> BucketPlan:
 def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
     """Yields the tables between a table and its covering one, one edge smaller.
 
-    By the edge that is left out, ascending, a row edge before a block edge.
+    They are in ascending order of the removed edge, a row edge before a block edge.
     """
     most_blocks_tokens = table.max_blocks * table.block_tokens
     max_tokens = table.max_tokens or table.max_rows + most_blocks_tokens
@@ -92,7 +92,7 @@ def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
     for edge in sorted(rows | blocks):
         if edge in rows:
             left = tuple(one for one in table.row_edges if one != edge)
-            # The most blocks may fit beside the fewest rows alone.
+            # The most blocks may fit beside the smallest row edge only.
             if left[0] + most_blocks_tokens <= max_tokens:
                 yield dataclasses.replace(table, row_edges=left)
         if edge in blocks:

@@ -30,8 +30,8 @@ def _max_blocks(
 class BucketStrategy:
     """Chooses the buckets to compile for a server's limits.
 
-    A rule has `_row_edges`, and `_block_edges` where that differs: ascending edges from
-    the smallest count worth an edge to the limit.
+    A rule implements `_row_edges`, and `_block_edges` if that differs: ascending edges
+    from the smallest count worth an edge to the limit.
     """
 
     def _row_edges(self, first: int, last: int) -> Sequence[int]:
@@ -43,7 +43,7 @@ class BucketStrategy:
     def table(
         self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
     ) -> BucketTable:
-        """Returns the table, up to the limits.
+        """Returns the table of the rule's edges, up to the limits.
 
         Args:
           max_num_seqs: Most requests in a step; the largest row edge.
@@ -63,7 +63,7 @@ def _powers_of_two(last: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PowersOfTwo(BucketStrategy):
-    """Rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ...; few programs, up to 2x waste."""
+    """Rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ...: few programs, up to half padding."""
 
     def _row_edges(self, first: int, last: int) -> Sequence[int]:
         return [*(edge for edge in _powers_of_two(last) if first <= edge < last), last]
@@ -73,8 +73,8 @@ class PowersOfTwo(BucketStrategy):
 class TwoBit(BucketStrategy):
     """Edges of at most two leading binary digits: 2, 3, 4, 6, 8, 12 ...
 
-    Nearly twice the edges of `PowersOfTwo`: less than a third of an edge is padding,
-    not less than a half.
+    These are nearly twice the edges of `PowersOfTwo`. Less than a third of a bucket's
+    rows or blocks is padding, instead of less than half.
     """
 
     def _row_edges(self, first: int, last: int) -> Sequence[int]:
@@ -85,11 +85,11 @@ class TwoBit(BucketStrategy):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(BucketStrategy):
-    """Every multiple of a gap: the same waste at any size, and many programs.
+    """Every multiple of a gap: equal padding at any size, and many programs.
 
     Attributes:
-      row_gap: Rows between two edges.
-      block_gap: Prefill blocks between two edges.
+      row_gap: Number of rows between two edges.
+      block_gap: Number of prefill blocks between two edges.
     """
 
     row_gap: int = 8
@@ -115,14 +115,15 @@ def _multiples(gap: int, first: int, last: int) -> list[int]:
 class PadLimit(BucketStrategy):
     """The fewest edges that pad no count by more than a limit.
 
-    After vLLM's Gaudi plugin, whose rule walks up in steps and wants both limits kept.
-    Here the larger counts, so that small counts, whose padding is cheap, need no
-    program each; and edges are found from the top down, which leaves the fewest.
+    It follows vLLM's Gaudi plugin, whose rule goes up in steps and keeps both limits.
+    Here the larger limit counts, so that small counts, whose padding is cheap, need not
+    all be edges; and edges are found from the top down, which gives the fewest.
 
     Attributes:
-      absolute: Rows, or blocks, of padding that are always allowed; 0 with relative=0
-        gives every count.
-      relative: Share of an edge that may be padding; 0.5 about doubles.
+      absolute: Number of rows, or blocks, of padding that are always allowed. With 0
+        and relative=0 every count is an edge.
+      relative: Share of an edge that may be padding, below 1; 0.5 about doubles from
+        edge to edge.
     """
 
     absolute: int = 1
@@ -148,8 +149,8 @@ class PadLimit(BucketStrategy):
 class Explicit(BucketStrategy):
     """Exactly the edges given; those beyond the server's limits are refused.
 
-    Blocks may be more than fit beside full rows, up to what fits beside the smallest
-    row edge.
+    The largest block edge may be more than fits beside full rows, but must fit beside
+    the smallest row edge.
     """
 
     row_edges: Sequence[int]
@@ -177,13 +178,13 @@ class Explicit(BucketStrategy):
 class Continuous(BucketStrategy):
     """No padding at all: every count is an edge and a block is one token.
 
-    The simulator compares with it, as the papers' engines have no static shapes.
+    It is for simulations of engines without static shapes, such as those of the papers.
     """
 
     def table(
         self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
     ) -> BucketTable:
-        """Returns all counts up to the limits, whatever `block_tokens` is."""
+        """Returns the table of all counts up to the limits; ignores `block_tokens`."""
         del block_tokens
         return BucketTable(
             tuple(range(max_num_seqs + 1)), tuple(range(max_num_batched_tokens + 1)), 1
@@ -196,16 +197,16 @@ STRATEGIES: dict[str, type[BucketStrategy]] = {
     "linear": Linear,
     "pad_limit": PadLimit,
 }
-"""Those a server can compile from its limits alone."""
+"""Strategies that a server can use, by name; they need only its limits."""
 
 SIMULATED_STRATEGIES: dict[str, type[BucketStrategy]] = {
     **STRATEGIES,
     "none": Continuous,
 }
-"""Those a simulator can run as well."""
+"""Strategies that the simulator can use, by name."""
 
 FROM_FILE = ("explicit", "fitted")
-"""Names whose edges come from a bucket file."""
+"""Names of the strategies whose edges come from a bucket file."""
 
 
 def make_strategy(

@@ -1,9 +1,9 @@
-"""Buckets: the compiled static shapes.
+"""Buckets: the static shapes of a step that are compiled.
 
-A bucket is `B` decode rows and `NB` prefill blocks of `Q` tokens, so a step
-computes `T = B + NB * Q` token positions whatever is real among them. The table
-is the single source for padding, warm-up, the recompile guard, the scheduler's
-candidates and the metrics.
+A bucket is `B` decode rows and `NB` prefill blocks of `Q` tokens. A step in it computes
+`T = B + NB * Q` token positions, of which some may be padding. The table is the single
+source for padding, warm-up, the recompile guard, the scheduler's candidates and the
+metrics.
 """
 
 import bisect
@@ -28,7 +28,7 @@ class Bucket:
 
     @property
     def num_tokens(self) -> int:
-        """Token positions it computes: T = B + NB * Q."""
+        """Number of token positions that a step computes: T = B + NB * Q."""
         return self.num_rows + self.num_blocks * self.block_tokens
 
     def __str__(self) -> str:
@@ -45,13 +45,13 @@ class BucketTable:
     are an edge themselves, the largest row edge comes without prefill only.
 
     Attributes:
-      row_edges: Decode-row counts compiled, ascending, without repeats.
-      block_edges: Prefill-block counts compiled, ascending; holds 0 and more.
+      row_edges: Numbers of decode rows, ascending, without repeats.
+      block_edges: Numbers of prefill blocks, ascending: 0 and at least one more.
       block_tokens: Tokens in one block, Q.
       max_tokens: Most token positions in a step; None if every pair is allowed.
 
     Raises:
-      ValueError: If the edges are not such lists, or one of them is in no pair.
+      ValueError: If the edges are not such lists, or an edge is in no pair.
     """
 
     row_edges: tuple[int, ...]
@@ -85,7 +85,7 @@ class BucketTable:
                 )
 
     def _num_block_edges(self, num_rows: int) -> int:
-        """Returns how many of the first block edges a row edge pairs with."""
+        """Returns the number of block edges, from the smallest, beside a row edge."""
         if num_rows == self.max_rows and num_rows - 1 in self.row_edges[-2:]:
             return 1
         if self.max_tokens is None:
@@ -109,8 +109,8 @@ class BucketTable:
 
     @functools.cached_property
     def block_edge_array(self) -> "np.ndarray":
-        """The block edges `[E]`, float64, for vectorised look-ups. Read only."""
-        import numpy as np  # a program that only prints its --help needs none
+        """Block edges `[E]`, float64, read-only, for vectorised look-ups."""
+        import numpy as np  # here, since programs print their --help without NumPy
 
         edges = np.array(self.block_edges, np.float64)
         edges.setflags(write=False)
@@ -148,9 +148,10 @@ class BucketTable:
         return self.block_edges[max(index, 0)]
 
     def block_edge_beside(self, num_rows: int, max_tokens: int) -> int:
-        """Returns the most prefill blocks, an edge, of a step with `num_rows` decodes.
+        """Returns the largest block edge that fits in a step with `num_rows` decodes.
 
-        Decodes are padded to their edge; a lower limit of the table counts as well.
+        Decodes are padded to their edge. The limit is the lower of `max_tokens` and the
+        table's.
         """
         if self.max_tokens is not None:
             max_tokens = min(max_tokens, self.max_tokens)
@@ -171,7 +172,7 @@ class BucketTable:
 def table_from_json(text: str) -> BucketTable:
     """Reads a bucket file: row_edges, block_edges, maybe block_tokens and max_tokens.
 
-    Other keys, such as where the edges come from, are not looked at.
+    Other keys, such as the source of the edges, are ignored.
 
     Raises:
       ValueError: If the text is not such a table, or a number in it is not an integer.

@@ -1,4 +1,4 @@
-"""Fitting: the buckets that make the steps of some traffic cheapest."""
+"""Fitting: the buckets with the least expected step time for given traffic."""
 
 from jserve_sched.fitting.costs import BucketCosts
 from jserve_sched.fitting.demand import StepDemand

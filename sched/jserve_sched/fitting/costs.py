@@ -1,19 +1,19 @@
-"""What a demand costs under a bucket table: the expected padded time of a step.
+"""The cost of a demand under a bucket table: the expected padded time of a step.
 
-A step-time model is asked once for every shape that a table might compile. After that,
+A step-time model is asked once for every bucket that a table might have. After that,
 the cost of any table is a sum over look-ups, so that thousands can be compared.
 
 Steps are put into groups of similar contexts (KV pages, by factors of four). A group's
-work is that of its mean step, and only the shape varies. For a step time that is a
-function of the shape plus one linear in the work this loses nothing.
+work is that of its mean step, and only the bucket varies. This is exact if the step
+time is a function of the bucket plus a linear function of the work.
 
-A step that rounds up costs `T(j)`, j its edge. A limited one that wants b blocks runs
-on the edge i below and has to run `b / i` times as often for the same work:
-`T(i) b / i`. With no edge but 0 below b it must break its limit: `T(j)`, and the
-excess `T(j) - T(b)` counts again.
+A step that rounds up to edge j costs `T(j)`. A limited step with a demand of b blocks
+runs on the edge i below, `b / i` times as often for the same work, and costs
+`T(i) b / i`. If no edge but 0 is below b, it must exceed its limit: it costs `T(j)`,
+plus the excess `T(j) - T(b)` once more.
 
-`G` groups, `R` decode rows and `B` prefill blocks: arrays `[G, R + 1, B + 1]` are over
-all counts from 0 to the most.
+There are `G` groups, `R` decode rows and `B` prefill blocks; arrays `[G, R + 1, B + 1]`
+are over all counts from 0 to these.
 """
 
 import dataclasses
@@ -23,19 +23,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.fitting.demand import StepDemand, StepTimes, shape_features
+from jserve_sched.fitting.demand import StepDemand, StepTimes, bucket_features
 
-_PAGES_FACTOR = 4.0  # between the largest and the smallest of a group
+_PAGES_FACTOR = 4.0  # between the longest and the shortest contexts of a group
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CostGrid:
-    """The steps that round the same way, and the time of every shape for them.
+    """The steps that round the same way, and the time of every bucket for them.
 
     Attributes:
       is_limited: Whether these steps round down.
-      weight: `[G, R + 1, B + 1]` share of the steps that want these rows and blocks.
-      time_s: `[G, R + 1, B + 1]` time of a shape for the group's mean step, seconds.
+      weight: `[G, R + 1, B + 1]` share of the steps with a demand of these rows and
+        blocks.
+      time_s: `[G, R + 1, B + 1]` time of a bucket for the group's mean step, seconds.
     """
 
     is_limited: bool
@@ -43,11 +44,11 @@ class CostGrid:
     time_s: np.ndarray
 
     def runs(self, block_edges: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns how often which block count runs for each demand; see the module.
+        """Returns how often each block edge runs for each demand; see the module.
 
         Returns:
-          Block counts `[C]`, and `[B + 1, C]` how often each runs for a step that wants
-          b blocks: below 0 where the time of what was wanted is taken off an excess.
+          Block counts `[C]`, and `[B + 1, C]`, how often each runs for a step with a
+          demand of b blocks. It is below 0 for the `T(b)` in an excess `T(j) - T(b)`.
         """
         edges = np.array(block_edges)
         wanted = np.arange(self.weight.shape[2])
@@ -65,24 +66,24 @@ class CostGrid:
         return columns, runs[:, columns]
 
     def expected_s(self, table: BucketTable) -> float:
-        """Returns this grid's part of the mean padded step time, seconds."""
+        """Returns these steps' part of the mean padded step time, seconds."""
         weight, time_s = self._at_rows(table.row_edges)
         columns, runs = self.runs(table.block_edges)
         return float(np.sum((weight @ runs) * time_s[:, :, columns]))
 
     def by_row_edge(self, block_edges: tuple[int, ...]) -> np.ndarray:
-        """Returns `[R + 1, R + 1]` seconds of the steps that want r rows, at r'."""
+        """Returns `[R + 1, R + 1]`, seconds of steps that demand r rows, at edge r'."""
         columns, runs = self.runs(block_edges)
         return np.tensordot(
             self.weight @ runs, self.time_s[:, :, columns], axes=((0, 2), (0, 2))
         )
 
     def by_block_edge(self, row_edges: tuple[int, ...]) -> np.ndarray:
-        """Returns `[B + 1, B + 1]` seconds of the steps that want b blocks, at b'."""
+        """Returns `[B + 1, B + 1]`, seconds of steps that demand b blocks, at b'."""
         return np.tensordot(*self._at_rows(row_edges), axes=((0, 1), (0, 1)))
 
     def _at_rows(self, row_edges: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns weights and times `[G, K, B + 1]`, rows rounded up to K edges."""
+        """Returns weights and times `[G, K, B + 1]` with rows rounded up to K edges."""
         starts = [0, *(edge + 1 for edge in row_edges[:-1])]
         weight = np.add.reduceat(self.weight, starts, axis=1)
         return weight, self.time_s[:, list(row_edges)]
@@ -92,7 +93,8 @@ class BucketCosts:
     """The costs of tables with the same largest edges for one demand.
 
     Attributes:
-      grids: The steps that round up and those that round down, where there are any.
+      grids: Grid of the steps that round up, and of those that round down; one without
+        steps is left out.
     """
 
     def __init__(
@@ -103,10 +105,10 @@ class BucketCosts:
         *,
         page_size: int,
     ):
-        """Asks the step-time model about every shape up to the edges of `table`.
+        """Asks the step-time model about every bucket up to the edges of `table`.
 
         Raises:
-          ValueError: If a step exceeds the largest edges, or a time is not a duration.
+          ValueError: If a step exceeds the largest edges, or a time is invalid.
         """
         most = np.max(demand.rows), np.max(demand.blocks)
         if most[0] > table.max_rows or most[1] > table.max_blocks:
@@ -129,9 +131,9 @@ class BucketCosts:
         return sum(grid.expected_s(table) for grid in self.grids)
 
     def summary(self, table: BucketTable) -> dict[str, float]:
-        """Returns the mean padded time of a step, seconds, and padding's share of it.
+        """Returns the mean padded time of a step, seconds, and the share of padding.
 
-        The share is of the steps that round up.
+        The share counts only steps that round up.
         """
         up = [grid for grid in self.grids if not grid.is_limited]
         padded_s = sum(grid.expected_s(table) for grid in up)
@@ -141,7 +143,7 @@ class BucketCosts:
 
 
 def _groups(demand: StepDemand) -> Iterator[StepDemand]:
-    """Yields the steps of similar contexts together."""
+    """Yields the groups of steps with similar contexts."""
     keys = [
         np.ceil(np.log(np.maximum(pages, 1)) / np.log(_PAGES_FACTOR) - 1e-9) + is_used
         for pages, is_used in (
@@ -157,7 +159,7 @@ def _groups(demand: StepDemand) -> Iterator[StepDemand]:
 def _time_s(
     demand: StepDemand, step_s: StepTimes, table: BucketTable, page_size: int
 ) -> np.ndarray:
-    """Returns `[R + 1, B + 1]` seconds of every shape for the steps of one group."""
+    """Returns `[R + 1, B + 1]`, seconds of every bucket for a group's mean step."""
     shape = table.max_rows + 1, table.max_blocks + 1
     rows, blocks = (one.reshape(-1) for one in np.indices(shape))
 
@@ -168,7 +170,7 @@ def _time_s(
         return math.ceil(mean(np.where(is_used, np.maximum(pages, 1), 0)))
 
     time_s = step_s(
-        shape_features(
+        bucket_features(
             rows,
             blocks,
             used_rows=mean(demand.rows),
@@ -181,13 +183,13 @@ def _time_s(
     )
     if not np.all(np.isfinite(time_s) & (time_s >= 0)):
         raise ValueError(f"the step-time model says {np.min(time_s)} s for a step")
-    # A larger shape is never quicker, whatever the model says.
+    # A larger bucket is taken to be never faster, even if the model predicts it.
     grid = np.maximum.accumulate(time_s.reshape(shape), axis=0)
     return np.maximum.accumulate(grid, axis=1)
 
 
 def _weight(demand: StepDemand, table: BucketTable) -> np.ndarray:
-    """Returns `[R + 1, B + 1]` weight of each count of rows and blocks wanted."""
+    """Returns `[R + 1, B + 1]`, the weight of each demand of rows and blocks."""
     weight = np.zeros((table.max_rows + 1, table.max_blocks + 1))
     np.add.at(weight, (demand.rows, demand.blocks), demand.weight)
     return weight

@@ -1,10 +1,11 @@
-"""Step demand: what steps would want of a bucket table, free of the table they ran in.
+"""Step demand: the rows and blocks that steps need, whatever table they ran in.
 
-A step that did all the prefill there was wanted exactly that, and rounds *up* to an
-edge. One that left work over sat on the largest edge that its limits allowed; it wanted
-as much as fits under them, which lies between that edge and the next, and it rounds
-*down*: to a smaller step, and more of them. That is how limits of time get into the
-edges: the best edge for such a step is the one just below its limit.
+A step that did all the prefill that was waiting had a demand of exactly that, and
+rounds *up* to an edge. A step that left work over ran on the largest edge that its
+limits allowed. Its demand is as much as fits within the limits, which lies between that
+edge and the next, and it rounds *down*: to a smaller step, and more of them. This
+brings time limits into the edges: the best edge for such a step is just below its
+limit.
 
 `N` is the number of kinds of steps in a demand.
 """
@@ -23,10 +24,11 @@ StepTimes = Callable[[np.ndarray], np.ndarray]
 """Features `[N, F]` to seconds `[N]`, for blocks of the table's size."""
 
 TbtBudgets = Sequence[tuple[float, float]]
-"""Of each service class its time between tokens, seconds, and its share of requests."""
+"""TBT objective in seconds, and share of requests, of each service class."""
 
-# On a server's log whose later half was far busier, fitted to the earlier half with 30
-# programs: a tenth added 0.3 % to its steps and took 9 % off the later ones.
+# Fitted with 30 programs to the earlier half of a server's log, whose later half was
+# far busier, a tenth made the earlier steps 0.3 % longer and the later ones 9 %
+# shorter.
 PRIOR_SHARE = 0.1
 
 _STEP_FACTS = operator.attrgetter(
@@ -38,12 +40,12 @@ _COLUMNS = ("rows", "blocks", "is_limited", "decode_pages", "block_pages")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class StepDemand:
-    """Kinds of steps, and how many of each; all arrays `[N]`.
+    """Kinds of steps, and the number of each; all arrays are `[N]`.
 
     Attributes:
-      rows: Decode rows wanted.
-      blocks: Prefill blocks wanted.
-      is_limited: Whether it rounds down, since a limit ended it.
+      rows: Demand of decode rows.
+      blocks: Demand of prefill blocks.
+      is_limited: Whether a limit ended the step, so that it rounds down.
       decode_pages: KV pages of the longest decode; 0 without decodes.
       block_pages: KV pages of the longest chunk; 0 without prefill.
       weight: Number of such steps, above 0.
@@ -58,7 +60,7 @@ class StepDemand:
 
     @property
     def num_steps(self) -> float:
-        """Steps described."""
+        """Number of steps described."""
         return float(np.sum(self.weight))
 
     def scaled(self, num_steps: float) -> "StepDemand":
@@ -68,7 +70,7 @@ class StepDemand:
         )
 
     def where(self, mask: np.ndarray) -> "StepDemand":
-        """Returns the kinds at which `[N]` mask is true."""
+        """Returns the kinds where `mask` `[N]` is true."""
         return StepDemand(**{name: one[mask] for name, one in vars(self).items()})
 
 
@@ -87,13 +89,13 @@ def merge(demands: Sequence[StepDemand]) -> StepDemand:
 
 
 def prior_demand(max_rows: int, max_blocks: int) -> StepDemand:
-    """Returns what to expect where nothing is known: a weight of 1 in all.
+    """Returns the demand of unknown traffic, with a total weight of 1.
 
-    One half are decode steps, one half have prefill too; counts of rows and blocks
-    are log-uniform, so no size is favoured over its double. Contexts are short.
+    Half of the steps are decode only, half have prefill. Counts of rows and blocks are
+    log-uniform, so that no size has more weight than its double. Contexts are short.
     """
     rows, blocks = np.meshgrid(np.arange(max_rows + 1), np.arange(max_blocks + 1))
-    # Neither an empty step nor prefill for a request that has no slot.
+    # There is no empty step, and no prefill of a request without a slot.
     can_occur = (rows + blocks > 0) & ((rows < max_rows) | (blocks == 0))
     rows, blocks = rows[can_occur], blocks[can_occur]
     weight = 1.0 / ((1.0 + rows) * np.maximum(blocks, 1))
@@ -112,12 +114,15 @@ def prior_demand(max_rows: int, max_blocks: int) -> StepDemand:
 def with_prior(
     demand: StepDemand, table: BucketTable, prior_share: float = PRIOR_SHARE
 ) -> StepDemand:
-    """Returns a demand with a share of its weight moved to shapes of every size.
+    """Returns a demand with a share of its weight moved to buckets of every size.
 
-    Edges fitted to nothing but what was seen leave none above it: 13 rows, where 12
-    were the most so far, would be padded to the largest. Steps with prefill and
-    without give the same share each, so that many decode steps bring no prefill.
-    `table` is any of the size to be fitted; `prior_share` is in [0, 1).
+    Edges fitted only to recorded steps have none above these: 13 rows, where 12 were
+    the most so far, would be padded to the largest edge. The share is taken separately
+    from steps with and without prefill, so that their proportion stays.
+
+    Args:
+      table: Any table with the largest edges of the fit.
+      prior_share: Share that is moved, in [0, 1).
     """
     if not prior_share:
         return demand
@@ -131,7 +136,7 @@ def with_prior(
     return merge(parts)
 
 
-def shape_features(
+def bucket_features(
     num_rows: np.ndarray,
     num_blocks: np.ndarray,
     *,
@@ -142,11 +147,11 @@ def shape_features(
     page_size: int,
     block_tokens: int,
 ) -> np.ndarray:
-    """Returns the features `[N, F]` of steps of which only shapes are known.
+    """Returns the features `[N, F]` of steps of which only buckets are known.
 
     Contexts of decodes are taken to spread evenly up to the longest. Blocks are taken
-    to belong to as few chunks as can be, all of the longest's context. `num_rows` and
-    `num_blocks` are `[N]`; the others `[N]`, or one for all.
+    to belong to as few chunks as possible, all with the longest context. `num_rows` and
+    `num_blocks` are `[N]`; the others are `[N]`, or one number for all.
     """
     matrix = np.zeros((len(num_rows), features.NUM_FEATURES))
     has_decodes = np.asarray(used_rows) > 0
@@ -179,19 +184,19 @@ def demand_from_steps(
     step_s: StepTimes,
     page_size: int,
 ) -> StepDemand:
-    """Returns what steps that ran in a table's buckets would want of any table.
+    """Returns the demand of steps that ran in a table's buckets.
 
-    A step with work left over is limited if its blocks end at an edge; if they do not,
-    some count other than an edge was asked for, and it is one that rounds up. A limited
-    step on edge e, with f the next, wants as many blocks as its limit allows: where
-    the largest b with `step_s(rows, b) <= tbt_s` of a class lies in e .. f-1, that
-    many, by the shares of these classes; if none does, any of e .. f-1 equally. On the
-    last edge it wants exactly that.
+    A step with work left over is limited if its blocks end at an edge; otherwise the
+    policy planned another count, and the step rounds up. A limited step on edge e, with
+    f the next edge, has a demand of as many blocks as its limit allows: the largest b
+    with `step_s(rows, b) <= tbt_s` of each class for which it lies in e .. f-1, by the
+    shares of these classes. If there is no such class, every count in e .. f-1 has the
+    same weight. On the last edge the demand is that edge.
 
     A step, recorded or simulated, has the attributes of the engine's `StepRecord`.
 
     Raises:
-      ValueError: If there is no step.
+      ValueError: If there are no steps.
     """
     found = np.array([*map(_STEP_FACTS, steps)], np.int64).reshape(-1, 6)
     if not len(found):
@@ -225,8 +230,8 @@ def _spread(
     table: BucketTable,
     page_size: int,
 ) -> StepDemand:
-    """Returns limited steps, which lie on edges, at the counts of blocks they want."""
-    # Every count that a step may want, and the next edge: does that still fit?
+    """Returns limited steps, recorded on edges, with their demand of blocks."""
+    # List every count that a step may demand, and the next edge, which may still fit.
     edges, row_edges = np.array(table.block_edges), np.array(table.row_edges)
     after = edges[np.searchsorted(edges, limited.blocks, side="right")]
     num_counts = after - limited.blocks + 1
@@ -235,7 +240,7 @@ def _spread(
     blocks = limited.blocks[kind] + np.arange(len(kind)) - first
     is_next_edge = blocks == after[kind]
     time_s = step_s(
-        shape_features(
+        bucket_features(
             row_edges[np.searchsorted(row_edges, limited.rows[kind])],
             blocks,
             used_rows=limited.rows[kind],
@@ -246,12 +251,12 @@ def _spread(
             block_tokens=table.block_tokens,
         )
     )
-    # The share of the classes whose budget ends at a count, and not at the next.
+    # Give each count the share of the classes whose budget it is the last to keep.
     share = np.zeros(len(kind))
     for tbt_s, of_class in tbt_budgets:
         fits = time_s <= tbt_s
         share += of_class * (fits & ~np.append(fits[1:], True))
-    # Where no budget ends, every count counts equally.
+    # If no budget ends among a step's counts, these have equal shares.
     share[is_next_edge] = 0.0
     share[(np.bincount(kind, share) == 0)[kind] & ~is_next_edge] = 1.0
     share /= np.bincount(kind, share)[kind]

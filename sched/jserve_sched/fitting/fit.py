@@ -1,10 +1,10 @@
 """Fits bucket edges to a demand: the least padded step time within a program budget.
 
-With the edges of one dimension given, the cost of a table is a sum over intervals
-between neighbouring edges of the other. So the best edges of one dimension are a
-shortest path from the smallest to the largest count with a given number of hops:
-exact, by dynamic programming over `R + 1` row counts or `B + 1` block counts. The two
-dimensions take turns until neither finds better; no turn ever makes it worse.
+For given edges of one dimension, the cost of a table is a sum over intervals between
+neighbouring edges of the other. So the best edges of that dimension are a shortest path
+from the smallest to the largest count with a given number of hops, found exactly by
+dynamic programming over `R + 1` row counts or `B + 1` block counts. The two dimensions
+take turns until neither improves the table; no turn makes it worse.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.fitting.costs import BucketCosts
 from jserve_sched.fitting.demand import StepDemand, StepTimes
 
-_LEAST_GAIN = 1e-12  # relative; less is rounding
-_NUM_STARTS = 12  # tables from which the dimensions take turns
+_LEAST_GAIN = 1e-12  # relative; smaller gains are rounding errors
+_NUM_STARTS = 12  # number of tables that are improved
 
 
 def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
     """Returns the cheapest chains from the first node to the last, by number of hops.
 
     Args:
-      costs: `[M, M]`, of a hop from i to j > i at `[i, j]`; infinite where there is
-        none. What lies on or below the diagonal is not read.
+      costs: `[M, M]`, the cost of a hop from i to j > i at `[i, j]`; infinite if it is
+        not allowed. Entries on and below the diagonal are not read.
 
     Returns:
-      A chain without its first node for 1, 2, ... hops, at most `M - 1`; none where no
-      chain with that number of hops exists.
+      A chain, without its first node, for each number of hops 1, 2, ... up to
+      `M - 1`; numbers of hops without a chain are left out.
     """
     costs = np.where(np.triu(np.ones(costs.shape, bool), 1), costs, np.inf)
     best = costs[0]
@@ -49,9 +49,10 @@ def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
 
 
 def _up_hops(matrix: np.ndarray) -> np.ndarray:
-    """Returns `[M, M]` the cost at edge j of the steps that want i + 1 .. j.
+    """Returns `[M, M]`, the cost at edge j of the steps that demand i + 1 .. j.
 
-    `matrix` is `[M, M]` seconds of steps that want the row's count, at the column's.
+    `matrix` is `[M, M]`, the seconds of steps that demand the row's count, at the edge
+    of the column.
     """
     sums = np.cumsum(matrix, axis=0)
     hops: np.ndarray = np.diagonal(sums)[None] - sums
@@ -59,11 +60,11 @@ def _up_hops(matrix: np.ndarray) -> np.ndarray:
 
 
 def _limited_hops(matrix: np.ndarray) -> np.ndarray:
-    """Returns `[M, M]` the cost at edge i of the limited steps that want i .. j - 1.
+    """Returns `[M, M]`, the cost at edge i of the limited steps that demand i .. j - 1.
 
-    Those at no edge but 0 break their limit at edge j. The largest count is an edge
-    always, so what wants it costs the same however the edges lie and is left out.
-    `matrix` is `[M, M]` as in `_up_hops`.
+    Those with no edge but 0 below exceed their limit at edge j. The largest count is
+    always an edge, so steps that demand it cost the same for all edges and are left
+    out. `matrix` is `[M, M]` as in `_up_hops`.
     """
     counts = np.arange(len(matrix))
     repeated = matrix * counts[:, None] / np.maximum(counts, 1)
@@ -79,11 +80,11 @@ def _limited_hops(matrix: np.ndarray) -> np.ndarray:
 def best_row_edges(
     costs: BucketCosts, block_edges: tuple[int, ...], max_edges: int
 ) -> list[tuple[int, ...]]:
-    """Returns the best row edges beside some block edges, for 1, 2, ... edges."""
+    """Returns the best 1, 2, ... `max_edges` row edges for given block edges."""
     matrix = sum(grid.by_row_edge(block_edges) for grid in costs.grids)
     assert isinstance(matrix, np.ndarray)
     hops = _up_hops(matrix)
-    hops[0] += matrix[0]  # the first edge takes the steps without decodes along
+    hops[0] += matrix[0]  # steps without decodes run at the first edge
     hops[:, 1 : min(MIN_ROWS, len(matrix) - 1)] = np.inf
     return shortest_chains(hops, max_edges)
 
@@ -91,7 +92,7 @@ def best_row_edges(
 def best_block_edges(
     costs: BucketCosts, row_edges: tuple[int, ...], max_edges: int
 ) -> list[tuple[int, ...]]:
-    """Returns the best block edges beside some row edges, for 2, 3, ... with the 0."""
+    """Returns the best 2, 3, ... `max_edges` block edges, 0 first, for row edges."""
     hops = sum(
         (_limited_hops if grid.is_limited else _up_hops)(grid.by_block_edge(row_edges))
         for grid in costs.grids
@@ -101,7 +102,7 @@ def best_block_edges(
 
 
 def improve(costs: BucketCosts, table: BucketTable) -> BucketTable:
-    """Returns a table with as many edges that no change in one dimension improves."""
+    """Returns a table with equally many edges that neither dimension can improve."""
     while True:
         blocks = best_block_edges(costs, table.row_edges, len(table.block_edges))[-1]
         rows = best_row_edges(costs, blocks, len(table.row_edges))[-1]
@@ -123,15 +124,19 @@ def fit_buckets(
 
     It has the largest edges of `limits`.
 
-    Starts are, for every pair of numbers of edges, the best edges of each dimension
-    with the other unpadded; and the tables of the strategies that need no fit, so that
-    the table is never worse than that of a strategy with no more programs.
+    The search starts from tables whose dimensions are each the best with the other
+    unpadded, for every pair of numbers of edges; and from the tables of the strategies
+    that need no fit, so that the result is never worse than that of a strategy with as
+    many programs.
 
     Raises:
       ValueError: If `max_programs` is below 2, or the demand exceeds the limits.
     """
     if max_programs < 2:
-        raise ValueError(f"max_programs={max_programs} is below 2: with and without")
+        raise ValueError(
+            f"max_programs={max_programs} is below 2: one with and one without prefill"
+        )
+    # Starts.
     most_tokens = limits.max_rows + limits.max_blocks * limits.block_tokens
     rules = [
         strategy().table(
@@ -145,6 +150,7 @@ def fit_buckets(
     starts = _separate_fits(costs, limits, max_programs)
     starts += [table for table in rules if table.num_programs <= max_programs]
     starts.sort(key=costs.expected_s)
+    # Improve the best of them.
     found = starts[:1] + [improve(costs, start) for start in starts[:_NUM_STARTS]]
     within = [table for table in found if table.num_programs <= max_programs]
     return min(within, key=costs.expected_s)
@@ -155,8 +161,8 @@ def _separate_fits(
 ) -> list[BucketTable]:
     """Returns tables whose dimensions are each the best with the other unpadded.
 
-    More edges are never worse, so of each number of row edges only the table with the
-    most block edges is returned.
+    More edges are never worse, so for each number of row edges there is one table, with
+    the most block edges.
     """
     all_rows = tuple(range(min(MIN_ROWS, limits.max_rows), limits.max_rows + 1))
     all_blocks = tuple(range(limits.max_blocks + 1))

@@ -1,11 +1,11 @@
-"""Accounting of KV pages: who holds which, and what a page holds.
+"""Accounting of KV pages: the holders and the content of each page.
 
 A page is named by the hash of *all* tokens up to its end, so equal prefixes find equal
-pages. A page that is not held any more keeps its content, and is handed out again only
+pages. A page that is no longer held keeps its content, and is handed out again only
 when no empty page is left (least recently released first).
 
-    free        no content anybody could want
-    evictable   content known by hash, held by nobody
+    free        without content that could be reused
+    evictable   content known by hash, without a holder
     held        by one or more requests (`num_holders`)
 """
 
@@ -19,9 +19,11 @@ import numpy as np
 def chain_hashes(
     tokens: np.ndarray, page_size: int, known: Sequence[bytes] = ()
 ) -> list[bytes]:
-    """Returns the content hash of each full page of `tokens` after the known ones.
+    """Returns the content hash of each full page of `tokens`.
 
-    Tokens `[n]` int32 follow the pages in `known`, of which only the last is used.
+    Args:
+      tokens: `[n]` int32, the tokens after the pages in `known`.
+      known: Hashes of the pages before, of which only the last is used.
     """
     parent = known[-1] if known else b""
     hashes = []
@@ -59,7 +61,7 @@ class KvLedger:
         return len(self._free) + len(self._evictable)
 
     def pages_for(self, num_tokens: int) -> int:
-        """Returns how many pages hold `num_tokens`."""
+        """Returns the number of pages that hold `num_tokens`."""
         return -(-num_tokens // self.page_size)
 
     def find_prefix(self, hashes: Sequence[bytes]) -> list[int]:
@@ -73,22 +75,22 @@ class KvLedger:
         return pages
 
     def num_evictable_among(self, pages: Iterable[int]) -> int:
-        """Returns how many of `pages` nobody holds: sharing them uses them up."""
+        """Returns how many of `pages` have no holder, and count as available."""
         return sum(page in self._evictable for page in pages)
 
     def num_released_by(self, pages: Iterable[int]) -> int:
-        """Returns how many of `pages` become available if their holder lets go."""
+        """Returns how many of `pages` become available if one holder releases them."""
         return sum(self._num_holders[page] == 1 for page in pages)
 
     def share(self, pages: Sequence[int]) -> None:
-        """Adds a holder to pages whose content is known."""
+        """Adds a holder to each page; the pages' content must be known."""
         for page in pages:
             assert self._hash_of[page] is not None, f"page {page} has no content"
             self._evictable.pop(page, None)
             self._num_holders[page] += 1
 
     def allocate(self, num_pages: int) -> list[int]:
-        """Hands out pages, empty ones first, then the least recently released."""
+        """Hands out pages: empty pages first, then the least recently released."""
         assert num_pages <= self.num_available, f"{num_pages} pages are not available"
         pages = []
         for _ in range(num_pages):
@@ -108,16 +110,16 @@ class KvLedger:
         """Makes a written page findable by its hash, unless another page has it."""
         if not self.enable_prefix_caching:
             return
-        assert self._num_holders[page] > 0, f"page {page} is held by nobody"
+        assert self._num_holders[page] > 0, f"page {page} has no holder"
         if content not in self._page_of and self._hash_of[page] is None:
             self._page_of[content] = page
             self._hash_of[page] = content
 
     def release(self, pages: Sequence[int]) -> None:
-        """Takes a holder from each page; the last pages are reused first."""
+        """Removes a holder from each page; the last pages are reused first."""
         for page in reversed(pages):
             holders = self._num_holders[page]
-            assert holders > 0, f"page {page} is released but held by nobody"
+            assert holders > 0, f"page {page} is released without a holder"
             self._num_holders[page] = holders - 1
             if holders == 1:
                 if self._hash_of[page] is None:

@@ -1,4 +1,4 @@
-"""Holders: the requests that run, each with a slot and KV pages."""
+"""Holders: the running requests, each with a slot and KV pages."""
 
 import bisect
 from collections.abc import Collection, Sequence
@@ -8,12 +8,12 @@ from jserve_sched.requests.request import Request
 
 
 class Holders:
-    """Requests that hold a slot, by admission. Only `Scheduler` changes it."""
+    """Requests that hold a slot, in order of admission; changed by `Scheduler` only."""
 
     def __init__(self, ledger: KvLedger, num_slots: int):
         self._ledger = ledger
-        # Not by id: a client may use one again while the steps of a cancelled request
-        # are in flight.
+        # The keys are object identities, not request ids: a client may reuse an id
+        # while steps of its cancelled request are in flight.
         self._requests: dict[int, Request] = {}
         self._free_slots = list(range(num_slots))[::-1]
 
@@ -22,7 +22,7 @@ class Holders:
 
     @property
     def requests(self) -> Collection[Request]:
-        """All of them, by admission."""
+        """All holders, in order of admission."""
         return self._requests.values()
 
     @property
@@ -31,7 +31,7 @@ class Holders:
         return len(self._free_slots)
 
     def admit(self, request: Request, num_cached_tokens: int) -> None:
-        """Gives a slot, and the full pages that hold `num_cached_tokens` already."""
+        """Gives a request a slot, and the cached pages of its first tokens."""
         num_shared = num_cached_tokens // self._ledger.page_size
         shared = self._ledger.find_prefix(request.page_hashes[:num_shared])
         assert len(shared) == num_shared, "a page the plan relied on is gone"
@@ -42,7 +42,7 @@ class Holders:
         self._requests[id(request)] = request
 
     def reserve(self, request: Request, num_tokens: int) -> None:
-        """Gives the pages that a request lacks for `num_tokens` in all."""
+        """Gives a request the pages that it lacks for `num_tokens` in total."""
         missing = self._ledger.pages_for(num_tokens) - len(request.pages)
         if missing > 0:
             request.pages.extend(self._ledger.allocate(missing))
@@ -58,7 +58,7 @@ class Holders:
         del self._requests[id(request)]
 
     def publish(self, request: Request, num_written: int) -> None:
-        """Lets others find the pages that are full of written, known tokens."""
+        """Makes a request's full pages findable, if their tokens are written."""
         if not self._ledger.enable_prefix_caching:
             return
         page_size = self._ledger.page_size
@@ -74,7 +74,7 @@ class Holders:
         request.num_published_pages = num_full
 
     def num_steps_with_pages(self, requests: Sequence[Request], most: int) -> int:
-        """Returns how many decode steps, up to `most`, there are pages for."""
+        """Returns for how many decode steps, at most `most`, the pages suffice."""
         pages_for = self._ledger.pages_for
 
         def need(num_steps: int) -> int:
@@ -84,6 +84,6 @@ class Holders:
             )
 
         free = self._ledger.num_available
-        if need(most) <= free:  # mostly so
+        if need(most) <= free:  # the usual case
             return most
         return bisect.bisect_right(range(1, most + 1), free, key=need)

@@ -1,14 +1,14 @@
-"""Step costs for simulation: how long would this step take on that machine?
+"""Cost models: the step times of a simulated machine.
 
-A cost model reads the same features of a step as a predictor, so any predictor fitted
-on a profile can serve as the machine, and any machine can serve as a perfect predictor.
-It also names the limits of the server it stands for, since a step time without them
-says nothing about how many requests fit.
+A cost model reads the same features of a step as a predictor. So a predictor fitted to
+a profile can be the machine, and a machine can be a perfect predictor. A cost model
+also has the limits of the server that it stands for, which decide how many requests
+fit.
 
-Padding is charged as the backends charge it: padded rows and blocks go through the
-matrix products like real ones, but attention reads the KV of real rows only.
+Padding costs what it costs on real backends: padded rows and blocks go through the
+matrix products, but attention reads the KV of real rows only.
 
-`N` is the number of steps asked about at once, `F` the features of a step.
+`N` is the number of steps priced together, `F` the features of a step.
 """
 
 import abc
@@ -26,12 +26,12 @@ class CostModel(abc.ABC):
     """The machine of a simulation.
 
     Attributes:
-      num_kv_tokens: Tokens the KV pool holds.
+      num_kv_tokens: Number of tokens that the KV pool holds.
       page_size: Tokens in one KV page.
       max_num_seqs: Most requests that run at once.
       max_num_batched_tokens: Most token positions in a step.
-      block_tokens: Tokens in one prefill block that it was measured with; 0 if its
-        costs are by token.
+      block_tokens: Tokens in one prefill block of the profile; 0 if costs are per
+        token.
     """
 
     name: str
@@ -50,10 +50,10 @@ class CostModel(abc.ABC):
 class Formula:
     """The time of one kind of batch, in milliseconds.
 
-    `max(floor, base + prefill_token P + decode D) + prefill_work A + context C`,
+    It is `max(floor, base + prefill_token P + decode D) + prefill_work A + context C`,
     with P the prefill positions and D the decode rows, padding included; A the sum
-    over chunks of `chunk (cached + chunk / 2)`; C the KV tokens that decodes read.
-    The floor is the time of reading the weights: the knee.
+    over chunks of `chunk (cached + chunk / 2)`; and C the KV tokens that decodes read.
+    The floor is the time of reading the weights.
     """
 
     base_ms: float
@@ -66,9 +66,9 @@ class Formula:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClosedForm(CostModel):
-    """A machine of one formula for each kind of batch.
+    """A machine with one formula for each kind of batch.
 
-    Rows of a step without decodes are not charged.
+    Padded rows of a step without decodes cost nothing.
     """
 
     decode: Formula
@@ -77,9 +77,9 @@ class ClosedForm(CostModel):
 
     @functools.cached_property
     def _coefficients(self) -> np.ndarray:
-        """Seconds in the order of Formula's fields: `[6, 3]`, by scenario.
+        """Coefficients `[6, 3]` in seconds, in the order of Formula's fields.
 
-        `[6, 1]` if one formula serves all.
+        The columns are the scenarios; there is only one if all formulas are equal.
         """
         # The order of `features.SCENARIOS`.
         formulas = (self.decode, self.prefill, self.mixed)
@@ -90,8 +90,8 @@ class ClosedForm(CostModel):
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.
 
-        Column by column, so that a step costs the same bit for bit whichever steps
-        are asked about beside it.
+        They are summed column by column, so that a step's cost is bit for bit the same
+        whichever steps are priced with it.
         """
         coefficients = self._coefficients
         if coefficients.shape[1] > 1:
@@ -113,9 +113,9 @@ class ClosedForm(CostModel):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorCost(CostModel):
-    """A machine that asks a predictor: the engine that was profiled for it.
+    """A machine whose step times are those of a predictor, fitted to a profile.
 
-    The predictor is not shown the simulated steps, so the machine stays as it is.
+    The predictor does not learn from simulated steps, so the machine does not change.
     """
 
     predictor: Predictor
@@ -123,7 +123,7 @@ class PredictorCost(CostModel):
     def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.
 
-        Blocks of another size count as fractions of the profile's.
+        Blocks of another size count as fractions of the profile's blocks.
         """
         if block_tokens != self.block_tokens:
             matrix = matrix.copy()
@@ -132,7 +132,7 @@ class PredictorCost(CostModel):
 
 
 class OraclePredictor:
-    """A predictor that is never wrong: it asks the simulated machine itself."""
+    """A predictor that is never wrong, since it asks the simulated machine."""
 
     def __init__(self, cost_model: CostModel, block_tokens: int):
         self._cost_model = cost_model
@@ -143,7 +143,7 @@ class OraclePredictor:
         return self._cost_model.step_s(matrix, self._block_tokens)
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns the same: what is certain has no spread."""
+        """Returns the same as `predict`, since simulated times have no spread."""
         return self.predict(matrix)
 
     def update(self, sample: StepSample) -> None:

@@ -1,11 +1,11 @@
 """Goodput: the highest rate at which enough requests attain their SLOs.
 
-With common random numbers (one seed draws the requests, the rate only squeezes their
-times) a higher rate is harder for the very same requests, so each seed has one edge,
-and bisection on a grid of rates finds it. Chance is between seeds, and the interval
-says how much of it there is.
+With common random numbers (a seed draws the requests, and the rate only scales their
+times) a higher rate is harder for the same requests. So each seed has one highest rate
+that passes, and bisection on a grid of rates finds it. Seeds differ by chance; the
+interval of their mean says by how much.
 
-A rate passes if at most `MAX_VIOLATION_SHARE` of the counted requests are violations
+A rate passes if at most `MAX_VIOLATION_SHARE` of the counted requests violate their SLO
 (SlidingServe, arXiv 2606.05933, section 5.1: 1 %).
 """
 
@@ -24,7 +24,7 @@ Probe = Callable[[float, int], tuple[int, int]]
 
 
 def num_warmup(num_requests: int) -> int:
-    """Returns how many of the first requests are not counted."""
+    """Returns the number of requests at the start that are not counted."""
     return int(num_requests * WARMUP_SHARE)
 
 
@@ -35,7 +35,7 @@ def most_violations(num_counted: int, max_share: float = MAX_VIOLATION_SHARE) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RateGrid:
-    """Rates tried: `lowest_qps` times powers of `1 + resolution`."""
+    """Rates to try: `lowest_qps` times powers of `1 + resolution`."""
 
     lowest_qps: float = 0.05
     highest_qps: float = 1000.0
@@ -46,7 +46,7 @@ class RateGrid:
         return self.lowest_qps * (1 + self.resolution) ** index
 
     def nearest(self, qps: float) -> int:
-        """Returns the index of the grid's rate next to `qps`."""
+        """Returns the index of the rate nearest to `qps`."""
         steps = math.log(qps / self.lowest_qps) / math.log1p(self.resolution)
         return min(max(round(steps), 0), self.last)
 
@@ -59,14 +59,15 @@ class RateGrid:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeedGoodput:
-    """What one seed's search found.
+    """Result of one seed's search.
 
     Attributes:
-      qps: Highest rate that passed, requests per second; 0 if not even the grid's
-        lowest did.
-      num_violations: Violations at that rate, or at the lowest.
-      num_requests: Requests counted at that rate.
-      is_unbounded: Whether even the grid's highest rate passed.
+      qps: Highest rate that passed, requests per second; 0 if not even the lowest
+        passed.
+      num_violations: Number of violations at that rate, or at the lowest.
+      num_requests: Number of requests counted at that rate.
+      num_probes: Number of rates tried.
+      is_unbounded: Whether even the highest rate passed.
     """
 
     seed: int
@@ -79,7 +80,7 @@ class SeedGoodput:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Goodput:
-    """What a search found over all seeds.
+    """Result of a search over all seeds.
 
     Attributes:
       qps: Mean of the seeds' goodputs, requests per second.
@@ -106,7 +107,7 @@ def search_seed(
     start_qps: float,
     max_share: float = MAX_VIOLATION_SHARE,
 ) -> SeedGoodput:
-    """Finds one seed's goodput: a bracket around `start_qps`, then bisection."""
+    """Finds one seed's goodput: brackets it from `start_qps` on, then bisects."""
     seen: dict[int, tuple[int, int]] = {}
 
     def passes(index: int) -> bool:
@@ -140,7 +141,7 @@ def search_seed(
 
 
 def pool(seeds: Sequence[SeedGoodput]) -> Goodput:
-    """Returns the mean over seeds, at least one, with its intervals."""
+    """Returns the mean over one or more seeds, with its intervals."""
     rates = [one.qps for one in seeds]
     mean = statistics.fmean(rates)
     interval = None

@@ -1,13 +1,14 @@
 """Step costs of a GPU, interpolated from measured kernel times.
 
-A step's time is the sum of its kernels' times, each measured on a grid of what it
-depends on. Attention has a grid for each kind of batch, since its kernels differ: a
-lone decode batch reads KV about twice as fast as a mixed one. Several chunks in one
-batch were not measured: they are looked up as the single chunk that does the same work.
+A step's time is the sum of its kernels' times, each measured on a grid of the sizes
+that it depends on. Attention has a grid for each kind of batch, since its kernels
+differ: a decode-only batch reads KV about twice as fast as a mixed one. Batches with
+several chunks were not measured; they are looked up as the single chunk that does the
+same work.
 
-Source: the composition is LLMServingSim's (Cho et al., ISPASS 2026), as are the
-profiles this was written for. `N` is the number of steps asked about at once, `F` the
-features of a step, `R` the rows of a measurement.
+Source: the composition and the profiles are LLMServingSim's (Cho et al., ISPASS 2026).
+`N` is the number of steps priced together, `F` the features of a step, `R` the rows of
+a measurement.
 """
 
 import dataclasses
@@ -18,21 +19,25 @@ import numpy as np
 from jserve_sched.simulation.cost_model import CostModel
 from jserve_sched.steps import features
 
-# Kernels that run twice a layer, and once a step; the others run once a layer.
+# Kernels that run twice per layer, and once per step; others run once per layer.
 _TWICE_A_LAYER = ("layernorm",)
 _ONCE_A_STEP = ("embedding", "final_layernorm")
-_REACH = 64  # times the last point of an axis: no step is beyond
+_REACH = 64  # length of an axis, in multiples of its last point; no step is beyond
 
 
 class Grid:
     """Times on a grid, read by multilinear interpolation.
 
-    Below the first point of an axis the first point holds. Beyond the last, the slope
-    of the axis' last half continues, or none if that falls.
+    Below the first point of an axis the value of the first point holds. Beyond the last
+    point, the slope over the last half of the axis continues, unless it falls.
     """
 
     def __init__(self, axes: Sequence[np.ndarray], values: np.ndarray):
-        """Takes ascending `axes` of two or more points, and values at their product.
+        """Makes a grid, and extends it beyond the last points.
+
+        Args:
+          axes: Ascending points of each axis, at least two.
+          values: Times at all combinations of the points; one dimension for each axis.
 
         Raises:
           ValueError: if a value is missing or negative.
@@ -53,7 +58,7 @@ class Grid:
     def at(self, *places: np.ndarray) -> np.ndarray:
         """Returns the times `[N]` at coordinates `[N]`, one for each axis.
 
-        A place costs the same bit for bit whichever places are asked about beside it.
+        A place's time is bit for bit the same whichever places are looked up with it.
         """
         # SciPy takes a second to import. Its RegularGridInterpolator takes 5 to 14
         # times as long for four axes.
@@ -68,7 +73,7 @@ class Grid:
 
 
 def _cross_product(rows: np.ndarray) -> Grid:
-    """Returns the grid of rows `[R, k + 1]`: k coordinates and the value."""
+    """Returns the grid of measurements `[R, k + 1]`: k coordinates and the value."""
     axes, places = zip(
         *(np.unique(column, return_inverse=True) for column in rows[:, :-1].T),
         strict=True,
@@ -85,20 +90,23 @@ def kernel_times(
     per_sequence: Mapping[str, np.ndarray],
     num_layers: int,
 ) -> dict[str, Grid]:
-    """Returns the grids of a `TableCost` from a full cross product in each kind.
+    """Returns the grids of a `TableCost`, by name, from measured kernel times.
 
-    Times over tokens and sequences are made monotone, so that padding is never paid
-    for with less time; measured curves dip by a few percent at most.
+    Times over tokens and sequences are made monotone, so that padding never makes a
+    step faster; measured curves dip by a few percent at most.
 
     Args:
-      attention: `[R, 5]`, microseconds per layer in the last column, after chunk,
-        tokens cached before it, decodes and their mean context; zeros where the
-        batch has no chunk, or no decode.
-      dense: Kernel -> `[R, 2]` tokens and microseconds of one call.
-      per_sequence: Kernel -> `[R, 2]` sequences and microseconds of one call.
+      attention: `[R, 5]`: tokens of the chunk, tokens cached before it, decodes, their
+        mean context, and microseconds per layer. The first or second pair is 0 in a
+        batch without a chunk or without decodes. Each kind of batch is measured at all
+        combinations of its points.
+      dense: Kernel -> `[R, 2]`, tokens and microseconds of one call.
+      per_sequence: Kernel -> `[R, 2]`, sequences and microseconds of one call.
+      num_layers: Number of the model's layers.
 
     Raises:
-      ValueError: if a cell is missing or kernels were measured at unlike points.
+      ValueError: if a combination is missing, or kernels were measured at different
+        points.
     """
 
     def curve(kernels: Mapping[str, np.ndarray], calls: Mapping[str, int]) -> Grid:
@@ -127,16 +135,16 @@ def kernel_times(
 class TableCost(CostModel):
     """A machine that adds up kernel times, in seconds for all layers together.
 
-    Padded rows and blocks are charged as tokens; attention for real rows only.
+    Padded rows and blocks count as tokens, but attention is of real rows only.
 
     Attributes:
-      tokens: All but attention, head and sampler; over the step's tokens.
-      sequences: Head and sampler; over the sequences of the step.
-      decode: Attention over (decodes, their mean context).
-      prefill: Attention over (chunk, tokens cached before it).
-      mixed: Attention over (chunk, cached before it, decodes, their mean context).
-      skew: How far, 0 to 1, the time of decodes with unlike contexts is from that of
-        as many with the mean context, towards that of as many with the longest.
+      tokens: Time of all but attention, head and sampler, over a step's tokens.
+      sequences: Time of head and sampler, over a step's sequences.
+      decode: Attention time over (decodes, their mean context).
+      prefill: Attention time over (tokens of the chunk, tokens cached before it).
+      mixed: Attention time over (chunk, cached before it, decodes, mean context).
+      skew: Effect of different contexts on the attention time of decodes: the share, 0
+        to 1, of the way from the time at their mean context to that at their longest.
     """
 
     tokens: Grid
@@ -151,7 +159,7 @@ class TableCost(CostModel):
         kinds = features.scenarios(matrix)
         rows = matrix[:, features.NUM_ROWS] * (kinds != features.PURE_PREFILL)
         tokens = rows + matrix[:, features.NUM_BLOCKS] * block_tokens
-        # Chunks are not counted in the features; this is the fewest there can be.
+        # The features do not have the number of chunks; this is the least possible.
         largest = np.maximum(matrix[:, features.LARGEST_CHUNK], 1.0)
         chunks = np.ceil(matrix[:, features.PREFILL_TOKENS] / largest)
         total = self.tokens.at(tokens)
@@ -165,8 +173,8 @@ class TableCost(CostModel):
         """Returns seconds `[N]` of attention in steps `[N, F]` of one scenario."""
         places: list[np.ndarray] = []
         if kind != features.PURE_DECODE:
-            # The single chunk of the same work: sqrt(sum c^2) tokens after
-            # sum c u / that cached ones, for chunks of c tokens after u each.
+            # For chunks of c tokens after u cached ones each, the single chunk of the
+            # same work has sqrt(sum c^2) tokens after (sum c u) / sqrt(sum c^2).
             squares = matrix[:, features.CHUNK_SQUARES]
             chunk = np.sqrt(squares)
             places += [chunk, (matrix[:, features.PREFILL_WORK] - squares) / chunk]

@@ -1,15 +1,16 @@
-"""Which of several engines gets the next request.
+"""Assignment of requests to one of several engines.
 
-An assignment sees each engine's own snapshot, in which no step that is still running
-has ended, so it knows what a router in front of real engines could know. Of equal
-engines it takes the first.
+An assignment sees a snapshot of each engine, in which a running step has not ended yet,
+so it knows no more than a router in front of real engines could know. Of equal engines
+it takes the first.
 
 How the paper on scheduling by simulated annealing (arXiv 2504.14966) spreads requests
-over engines could not be read. That a request is assigned first and then planned by its
-engine alone, and both measures below, are ours. `N` is the number of requests.
+over engines could not be determined. That a request is assigned first and then planned
+by its engine alone, and both measures below, are choices of jserve. `N` is the number
+of requests.
 
-Both measures look at every request that an engine has, so a choice takes time in
-proportion to all that wait: about one (`kv`) or two (`finish`) microseconds for each.
+Both measures look at every request of an engine, so an assignment takes about one
+(`kv`) or two (`finish`) microseconds for each.
 """
 
 import itertools
@@ -22,15 +23,15 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request
 
 Assignment = Callable[[Sequence[SchedulerView]], int]
-"""Returns the index of the engine that gets the next request, from each engine's
-snapshot when the request comes, without the request."""
+"""Returns the index of the engine that gets the next request, from the snapshots of all
+engines just before the request arrives."""
 
 
 def uncommitted_pages(view: SchedulerView) -> int:
     """Returns the KV pages that no present request will need; below 0 in a backlog.
 
-    Pages that are free, less what running and waiting requests will take until they
-    are as long as predicted.
+    They are the free pages, less those that running and waiting requests will take
+    until they reach their predicted lengths.
     """
     pages_for = view.ledger.pages_for
     wanted = sum(
@@ -43,10 +44,9 @@ def uncommitted_pages(view: SchedulerView) -> int:
 def work_s(view: SchedulerView, source: LatencySource) -> float:
     """Returns in how many seconds an engine should be done with all its requests.
 
-    Each takes as long as in a batch of as many as can run together, and all slots share
-    the sum evenly: many short answers count as much as few long ones, even if not all
-    slots are in use. The step in flight counts in full: its progress is not known
-    outside.
+    Each request takes the time that it would in a batch of as many requests as can run
+    together, and all slots share the sum evenly, even if some are unused. The step in
+    flight counts in full, since its progress is not known outside.
     """
     requests = (*view.running, *view.waiting)
     if not requests:
@@ -63,10 +63,10 @@ def work_s(view: SchedulerView, source: LatencySource) -> float:
 
 
 def _left(request: Request) -> tuple[int, int, int]:
-    """Returns what is to be computed: prompt tokens, then output tokens at a context.
+    """Returns the work left: prompt tokens, context, and output tokens at that context.
 
-    The first output token of a prefill comes with it, so a request that decodes counts
-    as one more than it lacks.
+    A prefill gives the first output token, so a request that decodes counts one output
+    token more than it lacks.
     """
     left = request.expected_tokens_left
     if request.num_remaining == 1:

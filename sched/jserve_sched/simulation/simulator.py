@@ -1,10 +1,10 @@
 """Runs the scheduler in virtual time against a cost model.
 
-It is the *same* `Scheduler` object that serves, so what a simulation says of a policy
-is about the code that runs; only the step's duration is made up.
+It runs the *same* `Scheduler` class that serves, so a simulation tests the code of the
+server; only the durations of steps are simulated.
 
 Several engines, each with its own scheduler, share one clock and one stream of
-requests. Each request is given to one of them when it comes.
+requests. Each request is given to one of them when it arrives.
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ from jserve_sched.timing.predictor import Predictor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulationResult:
-    """What a simulation came to; of several engines, all together.
+    """Result of a simulation, over all its engines.
 
     Attributes:
-      outcomes: Every request's experience, by arrival.
-      steps: Every step by its start, if they were recorded.
-      counters: The schedulers' counters, in the form of an engine's.
-      instances: The engines, which say what each did.
-      end_s: Virtual time when it ended, seconds.
+      outcomes: Outcome of every request, in order of arrival.
+      steps: Every step, in order of start; None if they were not recorded.
+      counters: Sums of the schedulers' counters.
+      instances: The engines, with their requests and step counts.
+      end_s: Virtual time at the end, seconds.
       wall_s: Real time that it took, seconds; None without a clock.
-      is_stopped: Whether it was stopped for too many violations; requests that
-        were live or yet to come are then unfinished.
+      is_stopped: Whether it was stopped for too many violations. Requests that had not
+        finished by then are unfinished.
     """
 
     outcomes: list[Outcome]
@@ -84,7 +84,7 @@ def make_scheduler(
 
 
 class _Simulation:
-    """One run; see `simulate` for what it is given."""
+    """State of one simulation; see `simulate` for the arguments."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class _Simulation:
         return self._arrivals[self._next].arrival_s
 
     def _hand_over(self) -> None:
-        """Gives every request that has come by now to an engine."""
+        """Gives every request that has arrived by now to an engine."""
         while self._next_arrival_s <= self.now_s:
             one = self._arrivals[self._next]
             self._next += 1
@@ -136,9 +136,9 @@ class _Simulation:
         if due_s == arrival_s == math.inf:
             self._check_done()
             return False
-        # A single engine takes requests in between its steps, as a server does. An
-        # assignment to one of several looks at them when the request comes, and must
-        # find no step applied that has not ended.
+        # A single engine takes requests between its steps, as a server does. With
+        # several, an assignment looks at their state at the time of the arrival, when
+        # no step may be applied that has not ended yet.
         is_alone = self._assignment is None
         self.now_s = due_s if is_alone and due_s < math.inf else min(due_s, arrival_s)
         for engine in self._engines:
@@ -150,7 +150,7 @@ class _Simulation:
         return self.now_s < end_s
 
     def _check_done(self) -> None:
-        """Raises RuntimeError if requests are left that no policy plans."""
+        """Raises RuntimeError if requests are left but no step is planned."""
         for scheduler in (engine.scheduler for engine in self._engines):
             if scheduler.has_work:
                 raise RuntimeError(
@@ -179,24 +179,29 @@ def simulate(
     """Serves requests in virtual time.
 
     Args:
-      schedulers: A fresh one, or one for each of several equal engines; see
+      schedulers: A new scheduler, or one for each of several equal engines; see
         `make_scheduler`.
-      arrivals: At least one request, by arrival.
-      assignment: Which engine gets a request; None with a single one.
-      lag: Plans in flight beside the one that runs, 0 or 1.
-      advances_decodes: Whether to advance decode-only stretches at once.
-      noise: Deviation of the logarithm of a step's duration about the cost model's.
-      seed: Seed of the noise; each further engine draws its own.
-      max_spans: When to end, as a multiple of the time between the first and the
-        last arrival (of at least a minute); requests that still run are unfinished.
-      stop_after_violations: End as soon as more requests than this have certainly
-        violated their SLO.
-      num_uncounted: First requests that do not count for that.
-      clock: Real time, for `wall_s` and `plan_s`.
+      arrivals: At least one request, sorted by arrival.
+      assignment: Chooses the engine of a request; None with a single engine.
+      lag: Number of steps in flight when the next is planned, 0 or 1.
+      records_steps: Whether the result has the steps.
+      advances_decodes: Whether consecutive steps with the same decodes, and nothing
+        else, are advanced together, which is faster and has the same result.
+      noise: Standard deviation of the logarithm of a step's duration about the cost
+        model's.
+      seed: Seed of the noise; each engine draws its own.
+      max_spans: End of the simulation, as a multiple of the time between the first and
+        the last arrival (of at least a minute). Requests still running then are
+        unfinished.
+      stop_after_violations: Most violations; the simulation ends as soon as more
+        requests have certainly violated their SLO. None sets no limit.
+      num_uncounted: Number of requests at the start that do not count for that.
+      clock: Real time, for `wall_s` and `plan_s`; None measures neither.
 
     Raises:
       ValueError: if the requests are not sorted, or two have the same name.
     """
+    # Set up an engine for each scheduler.
     times_s = [one.arrival_s for one in arrivals]
     if times_s != sorted(times_s):
         raise ValueError("arrivals must be sorted by arrival_s")
@@ -219,12 +224,14 @@ def simulate(
         )
         for place, one in enumerate(schedulers)
     ]
+    # Run from event to event.
     run = _Simulation(engines, arrivals, assignment=assignment, tally=tally)
     end_s = times_s[0] + max_spans * max(times_s[-1] - times_s[0], 60.0)
     is_stopped = False
     while not is_stopped and run.turn(end_s):
         if stop_after_violations is not None:
             is_stopped = tally.num_violations(run.now_s) > stop_after_violations
+    # Collect the results.
     steps = None
     if records_steps:
         logs = [priced(one.steps, step_s) for one in engines]

@@ -1,12 +1,12 @@
-"""Simulated load: when requests come, how long they are, and their SLOs.
+"""Simulated load: arrivals, lengths and SLOs of requests.
 
-Lengths, classes and arrivals at *one request a second* are drawn once from a seed;
-every rate only squeezes the same times together. So two rates, or two policies, meet
-the same requests, and their difference is not chance.
+Lengths, classes and arrivals at *one request a second* are drawn once from a seed, and
+a rate only scales the times. So two rates, or two policies, get the same requests, and
+their difference is not due to chance.
 
-The named workloads have the mean and 90th percentile of SlidingServe's five
-(arXiv 2606.05933, section 5.1); it gives no more of them. Its arrival process is not
-stated; Poisson is what its baseline uses.
+The named workloads have the mean and 90th percentile of SlidingServe's five (arXiv
+2606.05933, section 5.1), which states nothing else about them. It does not state its
+arrival process either; its baseline uses Poisson arrivals, and so do these.
 """
 
 import bisect
@@ -30,15 +30,15 @@ from jserve_sched.steps.plan import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Arrival:
-    """One request to come.
+    """One request of a simulation.
 
     Attributes:
-      arrival_s: Time when it comes, seconds from the start.
-      max_tokens: Output tokens that it takes, all of them.
-      slo: Its absolute objective.
+      arrival_s: Time of arrival, seconds from the start.
+      max_tokens: Number of output tokens that it takes.
+      slo: Its objective, in seconds.
       guard: Whether its class is guarded when late.
-      declared_max_tokens: Output tokens that it says it takes at most; it then ends by
-        a stop token. 0, or less than it takes, says just what it takes.
+      declared_max_tokens: Most output tokens that it declares; it then ends by a stop
+        token. If this is 0, or less than `max_tokens`, it declares `max_tokens`.
     """
 
     request_id: str
@@ -57,11 +57,12 @@ _Z_90 = _NORMAL.inv_cdf(0.9)
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Log-normal lengths in tokens, of which `long_share` are of a longer kind.
+    """Log-normal lengths in tokens, in a mixture of usual and long requests.
 
     Attributes:
-      medians: Of the usual and of the longer ones.
-      sigmas: Deviations of their logarithms.
+      medians: Medians of the usual and of the long requests' lengths.
+      sigmas: Standard deviations of the logarithms of both.
+      long_share: Share of long requests.
     """
 
     medians: tuple[float, float]
@@ -71,7 +72,7 @@ class Lengths:
     def draw(self, rng: np.random.Generator, num_requests: int) -> np.ndarray:
         """Returns lengths `[num_requests]`, int64, at least 1; consumes `rng`.
 
-        The first lengths are the same however many are drawn.
+        Fewer requests get the first lengths of more.
         """
         point, normal = rng.random((num_requests, 2)).T
         kind = (point < self.long_share).astype(np.int64)
@@ -83,18 +84,18 @@ class Lengths:
 
 
 def fit_log_normal(mean: float, p90: float) -> Lengths:
-    """Returns log-normal lengths of this mean and 90th percentile.
+    """Returns log-normal lengths with this mean and 90th percentile.
 
-    With m the mean, q the percentile and z = 1.2816 its score,
-    `log(q / m) = z sigma - sigma^2 / 2`; the smaller root is taken. The ratio is at
-    most 2.27.
+    With m the mean, q the percentile and z = 1.2816 its standard score,
+    `log(q / m) = z sigma - sigma^2 / 2`; the smaller root is taken. The ratio q / m is
+    at most 2.27.
     """
     sigma = _Z_90 - math.sqrt(_Z_90**2 - 2 * math.log(p90 / mean))
     median = mean / math.exp(sigma**2 / 2)
     return Lengths((median, median), (sigma, sigma))
 
 
-# Service classes of the paper's two kinds of request (its Table 3).
+# Service classes of the paper's two kinds of request (Table 3).
 DIALOGUE = ServiceClass(name="dialogue", ttft_slowdown=5.0, tbt_s=0.040)
 SUMMARISATION = ServiceClass(name="summarisation", ttft_slowdown=10.0, tbt_s=0.080)
 
@@ -105,7 +106,9 @@ class Component:
 
     Attributes:
       weight: Share of the requests, relative to the other components.
-      paper: Statistics that the lengths were fitted to, tokens.
+      prompt: Distribution of prompt lengths.
+      output: Distribution of output lengths.
+      paper: The paper's statistics that these are fitted to, in tokens.
     """
 
     service_class: ServiceClass
@@ -121,7 +124,7 @@ _STATISTICS = ("prompt_mean", "prompt_p90", "output_mean", "output_p90")
 def _component(
     service_class: ServiceClass, *tokens: int, prompt: Lengths | None = None
 ) -> Component:
-    """Returns a kind of request with these means and 90th percentiles."""
+    """Returns a kind of request with the four `_STATISTICS`, in `tokens`."""
     return Component(
         service_class=service_class,
         prompt=prompt or fit_log_normal(*tokens[:2]),
@@ -130,10 +133,10 @@ def _component(
     )
 
 
-# A tenth of ShareGPT's prompts is above 4.8 times the mean, out of any log-normal's
-# reach: most are short questions, and an eighth are conversations of about 2,000
-# tokens, a usual cut. Shares and sigmas are chosen, medians follow from the mean and
-# the 90th percentile.
+# A tenth of ShareGPT's prompts is above 4.8 times the mean, which no log-normal can
+# fit. So most are modelled as short questions, and an eighth as conversations cut at
+# the usual 2,000 tokens. Shares and sigmas are chosen; medians follow from the mean
+# and the 90th percentile.
 _SHAREGPT_PROMPT = Lengths(
     medians=(80.10995051605758, 1983.9750774776921),
     sigmas=(1.0, 0.15),
@@ -153,11 +156,13 @@ WORKLOADS: dict[str, tuple[Component, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Yardstick:
-    """What an idle server needs, known once and used for every policy.
+    """Times of an idle server, of which relative objectives are multiples.
+
+    They are determined once and used for every policy.
 
     Attributes:
       prompt_tokens: Prompt lengths measured, ascending.
-      ttft_s: Time to first token at each of them, seconds, ascending.
+      ttft_s: Time to first token at each of these lengths, seconds, ascending.
       step_s: Time between tokens of a lone request, seconds.
     """
 
@@ -170,15 +175,15 @@ class Yardstick:
         return float(np.interp(prompt_tokens, self.prompt_tokens, self.ttft_s))
 
 
-_LONE_CONTEXT_TOKENS = 1024  # of the lone request whose decode step is a yardstick
+_LONE_CONTEXT_TOKENS = 1024  # of the lone request whose decode step is timed
 
 
 def isolated_times(cost_model: CostModel, *, max_prompt_tokens: int) -> Yardstick:
-    """Returns what a request alone takes on a simulated machine.
+    """Returns the times of a lone request on a simulated machine.
 
-    Its prompt, of `max_prompt_tokens` at most, is taken in chunks of the machine's
-    token limit, without padding but that of its last block, so that SLOs are the same
-    for every bucket strategy.
+    Its prompt, of at most `max_prompt_tokens`, is computed in chunks of the machine's
+    token limit, padded only to whole blocks, so that SLOs are the same for every bucket
+    strategy.
     """
     page_size, block_tokens = cost_model.page_size, cost_model.block_tokens or 1
     limit = cost_model.max_num_batched_tokens // block_tokens * block_tokens
@@ -192,6 +197,7 @@ def isolated_times(cost_model: CostModel, *, max_prompt_tokens: int) -> Yardstic
         bucket = Bucket(0, -(-num_tokens // block_tokens), block_tokens)
         return features.step_features((), (chunk,), bucket, page_size)
 
+    # Time to first token.
     spread = np.geomspace(1, max(max_prompt_tokens, 2), 200)
     lengths = np.unique(np.rint(spread).astype(int)).tolist()
     times_s = []
@@ -199,6 +205,7 @@ def isolated_times(cost_model: CostModel, *, max_prompt_tokens: int) -> Yardstic
         starts = range(0, length, limit)
         chunks = [row(start, min(limit, length - start)) for start in starts]
         times_s.append(float(cost_model.step_s(np.array(chunks), block_tokens).sum()))
+    # Time between tokens.
     decode = Row(lone, _LONE_CONTEXT_TOKENS, 1, samples=True)
     step = features.step_features((decode,), (), Bucket(1, 0, block_tokens), page_size)
     return Yardstick(
@@ -219,7 +226,7 @@ def check_shares(classes: Sequence[ServiceClass]) -> None:
 
 
 def draw_class(classes: Sequence[ServiceClass], seed: int, row: int) -> ServiceClass:
-    """Returns the class of a row: a hash of (seed, row), spread by share."""
+    """Returns a row's class, drawn by share with a hash of (seed, row)."""
     digest = hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()
     point = int.from_bytes(digest) / 2**64
     for one in classes:
@@ -229,7 +236,7 @@ def draw_class(classes: Sequence[ServiceClass], seed: int, row: int) -> ServiceC
     return classes[-1]
 
 
-def promise(
+def request_arrival(
     index: int,
     arrival_s: float,
     prompt_tokens: int,
@@ -237,7 +244,7 @@ def promise(
     service_class: ServiceClass,
     yardstick: Yardstick,
 ) -> Arrival:
-    """Returns request number `index`, its class's objective made absolute."""
+    """Returns request number `index`, with its class's objective in seconds."""
     return Arrival(
         request_id=str(index),
         arrival_s=arrival_s,
@@ -263,13 +270,14 @@ def unit_arrivals(
     """Returns Poisson arrivals at a mean of one request a second.
 
     Args:
-      num_requests: Fewer are the first of more.
-      classes: classes in place of the components' own: by name, if every component's
+      num_requests: Number of requests; fewer are the first of more.
+      classes: Classes that replace the components' own: by name, if every component's
         class is among them, else drawn by share.
 
     Raises:
-      ValueError: if `classes` neither names the components' nor shares out to 1.
+      ValueError: if classes must be drawn and their shares do not add up to 1.
     """
+    # Draw times, kinds and lengths, each from its own stream.
     streams = np.random.SeedSequence(seed).spawn(2 + 2 * len(components))
     gaps, kinds, *others = [np.random.default_rng(one) for one in streams]
     times_s = np.cumsum(gaps.exponential(1.0, num_requests))
@@ -282,6 +290,7 @@ def unit_arrivals(
         ]
         for offset, name in enumerate(("prompt", "output"))
     )
+    # Choose classes.
     by_name = {one.name: one for one in classes}
     is_named = all(one.service_class.name in by_name for one in components)
     if classes and not is_named:
@@ -295,12 +304,14 @@ def unit_arrivals(
         elif classes:
             service_class = draw_class(classes, seed, index)
         lengths = int(prompts[kind][index]), int(outputs[kind][index])
-        arrivals.append(promise(index, time_s, *lengths, service_class, yardstick))
+        arrivals.append(
+            request_arrival(index, time_s, *lengths, service_class, yardstick)
+        )
     return arrivals
 
 
 def at_rate(arrivals: Sequence[Arrival], qps: float) -> list[Arrival]:
-    """Returns unit-rate arrivals at `qps` a second; infinite is all at once."""
+    """Returns unit-rate arrivals at `qps` a second; infinite makes all due at once."""
     return [dataclasses.replace(one, arrival_s=one.arrival_s / qps) for one in arrivals]
 
 
@@ -311,17 +322,17 @@ def at_levels(
     period_s: float,
     duration_s: float,
 ) -> list[Arrival]:
-    """Returns unit-rate arrivals under a rate that steps through levels, in turn.
+    """Returns unit-rate arrivals at a rate that goes through levels, again and again.
 
     SlidingServe's Fig. 6 has levels 1.0 and 2.5, a period of 120 s and a duration of
     1,200 s.
 
     Args:
-      period_s: How long each level lasts.
-      duration_s: When the last one ends.
+      period_s: Duration of each level, seconds.
+      duration_s: End of the last level, seconds.
 
     Raises:
-      ValueError: if `arrivals` are fewer than come in the duration.
+      ValueError: if there are too few `arrivals` for the duration.
     """
     edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
     rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
@@ -340,7 +351,7 @@ def at_levels(
 
 
 def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:
-    """Returns, by class, how many came and the statistics of their lengths, tokens."""
+    """Returns the number of requests and the statistics of their lengths, by class."""
     found: dict[str, Any] = {}
     for name in sorted({one.service_class for one in arrivals}):
         group = [one for one in arrivals if one.service_class == name]

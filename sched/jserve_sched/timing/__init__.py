@@ -1,4 +1,4 @@
-"""Timing: how long a step, or a whole request, will take."""
+"""Timing: predictors of the time of a step, or of a whole request."""
 
 from jserve_sched.timing.linear import LinearPredictor
 from jserve_sched.timing.mlp import MlpPredictor

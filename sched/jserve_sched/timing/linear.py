@@ -2,14 +2,15 @@
 
 Step time is a non-negative sum of the paper's seven features, with a set of
 coefficients for each scenario (arXiv 2606.05933, Eq. 5). The paper names neither
-solver nor weights nor memory; here they are:
+solver nor weights nor memory. Here they are:
 
 * Non-negative least squares (SciPy's) on columns scaled to length 1.
-* Squared errors are divided by the measured time, but for durations under a tenth of
-  the median. Unweighted, a few long prefills decide what a short decode costs; divided
-  by its square, long steps hardly count.
-* The memory keeps the last steps of each scenario. The samples of the start stay beside
-  it, moved to the present speed: a narrow load does not make the model forget others.
+* Squared errors are divided by the measured time, or by a tenth of the median if that
+  is longer. Without weights, a few long prefills would decide the cost of a short
+  decode; divided by the squared time, long steps would hardly count.
+* The memory keeps the last steps of each scenario. Refits also use the samples of the
+  start, rescaled to the present speed, so that a narrow load does not make the model
+  forget other steps.
 
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
@@ -34,7 +35,7 @@ from jserve_sched.timing.predictor import (
 _LOG = logging.getLogger("jserve")
 NUM_COEFFICIENTS = 8  # the bias and x1 to x7
 _MIN_EXPERT_SAMPLES = 64
-_LEAST_SHARE = 0.1  # of the median; shorter durations weigh no more
+_LEAST_SHARE = 0.1  # of the median; shorter durations do not weigh more
 _MEMORY = 1024  # steps remembered of each scenario
 
 
@@ -43,9 +44,10 @@ class LinearModel:
     """Coefficients of Eq. 5.
 
     Attributes:
-      coefficients: `[4, 8]` seconds per unit; row 0 for all steps, rows 1 to 3 the
-        experts in the order of `features.SCENARIOS`; column 0 the bias, then x1 to x7.
-      has_expert: `[3]` bool; a scenario without one uses row 0.
+      coefficients: `[4, 8]`, seconds per unit. Row 0 is for all steps, rows 1 to 3 are
+        the experts in the order of `features.SCENARIOS`. Column 0 is the bias, the
+        others are x1 to x7.
+      has_expert: `[3]` bool, whether a scenario has an expert; otherwise it uses row 0.
     """
 
     coefficients: np.ndarray
@@ -53,7 +55,7 @@ class LinearModel:
 
     @functools.cached_property
     def _by_scenario(self) -> tuple[np.ndarray, np.ndarray]:
-        """The coefficients in use: weights `[3, 7]` and biases `[3]`."""
+        """Coefficients in use, by scenario: weights `[3, 7]` and biases `[3]`."""
         used = np.where(
             self.has_expert[:, None], self.coefficients[1:], self.coefficients[0]
         ).astype(np.float64)
@@ -76,12 +78,12 @@ def fit_linear(
     *,
     min_expert_samples: int = _MIN_EXPERT_SAMPLES,
 ) -> LinearModel:
-    """Fits the global model and an expert for each scenario seen often enough.
+    """Fits the global model, and an expert for each scenario with enough steps.
 
     Args:
       matrix: Features `[N, F]` of at least one step.
       duration_s: Measured durations `[N]`, seconds above 0.
-      min_expert_samples: Steps of a scenario that make an expert, at least 1.
+      min_expert_samples: Steps that a scenario needs for an expert, at least 1.
 
     Raises:
       ValueError: If the solver did not converge.
@@ -98,7 +100,7 @@ def fit_linear(
 
 
 def _fit_one(design: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
-    """Returns the coefficients `[8]` for rows of 1 and x1 to x7, `[N, 8]`."""
+    """Returns the coefficients `[8]` for a design `[N, 8]` of 1 and x1 to x7."""
     from scipy.optimize import nnls  # takes half a second to import
 
     least_s = _LEAST_SHARE * np.median(duration_s)
@@ -114,10 +116,10 @@ def _fit_one(design: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
 
 
 class LinearPredictor:
-    """The paper's model, with a memory to refit it from.
+    """The paper's model, refitted to remembered steps.
 
     Attributes:
-      num_refits: Models fitted since the start.
+      num_refits: Number of refits since the start.
     """
 
     def __init__(
@@ -131,11 +133,11 @@ class LinearPredictor:
         """Makes a predictor that starts from `model`.
 
         Args:
-          model: Predicts until the first refit.
-          anchors: `[M, F + 1]`, features and then seconds of samples that every
-            refit takes in; None for none.
-          refit_every: Samples between two refits.
-          submit: Runs a refit, at once or in one other thread.
+          model: Model until the first refit.
+          anchors: `[M, F + 1]`, features and then seconds of the samples of the start,
+            which every refit uses; None for none.
+          refit_every: Number of samples between two refits.
+          submit: Function that runs a refit, at once or in one other thread.
         """
         self._model = self._start = model
         self._anchors = np.empty((0, NUM_FEATURES + 1)) if anchors is None else anchors
@@ -159,7 +161,7 @@ class LinearPredictor:
         return found
 
     def update(self, sample: StepSample) -> None:
-        """Stores one measured step, unless it is not a duration; may submit a refit."""
+        """Stores one measured step, if it is valid; may submit a refit."""
         if not is_sound(sample):
             return
         self._memory[features.scenarios(sample.features[None])[0]].append(sample)
@@ -171,9 +173,9 @@ class LinearPredictor:
             self._submit(functools.partial(self._refit, remembered))
 
     def _refit(self, samples: Sequence[StepSample]) -> None:
-        """Fits to samples and predicts by that; a fit that fails changes nothing.
+        """Replaces the model by a fit to samples; keeps it if the fit fails.
 
-        A scenario that makes no expert keeps the present one.
+        A scenario with too few samples for an expert keeps the present one.
         """
         known, known_s = stack_samples(samples)
         try:
@@ -187,20 +189,24 @@ class LinearPredictor:
         keeps = self._model.has_expert & ~model.has_expert
         model.coefficients[1:][keeps] = self._model.coefficients[1:][keeps]
         model.has_expert[keeps] = True
-        self._model = model  # in one stroke: the next plan uses it whole
+        self._model = model  # one assignment, so that every plan uses a whole model
         self.num_refits += 1
 
     def _anchors_now_s(self, known: np.ndarray, known_s: np.ndarray) -> np.ndarray:
-        """Returns the anchors' seconds, as slow as remembered steps say, `[M]`.
+        """Returns the anchors' seconds `[M]`, rescaled to the present speed.
 
-        Left as they were, they would hold a machine that has become slower back: of
-        two steps that disagree the shorter one weighs more. `known` are the features
-        of the remembered steps, `[N, F]`, `known_s` their seconds, `[N]`.
+        Without this, anchors would keep predictions for a slower machine too low, since
+        of two contradicting steps the shorter weighs more. The speed is the median of
+        measured over predicted time, by scenario.
+
+        Args:
+          known: Features `[N, F]` of the remembered steps.
+          known_s: Their durations `[N]`, seconds.
         """
         ratio = known_s / np.maximum(self._start.predict(known), 1e-9)
         scenario = features.scenarios(known)
         moved_s: np.ndarray = self._anchors[:, -1].copy()
         for index in np.unique(scenario).tolist():
-            is_alike = features.scenarios(self._anchors) == index
-            moved_s[is_alike] *= np.median(ratio[scenario == index])
+            chosen = features.scenarios(self._anchors) == index
+            moved_s[chosen] *= np.median(ratio[scenario == index])
         return moved_s

@@ -1,10 +1,10 @@
 """`mlp`: a small network over the linear model, trained offline, evaluated in NumPy.
 
-The network says by what factor the linear model is wrong, as a residual in log time,
-and by how much more the 95th percentile lies above. The residual is bounded, and fades
-outside the range that the network was trained on, so that it cannot be absurd there.
-While serving both stay as trained; what is learned is a factor for each scenario, which
-follows the middle of measured over predicted time, and another for the percentile.
+The network corrects the linear model by a factor, the exponential of its first output,
+and gives the ratio of the 95th percentile to the median. The correction is bounded, and
+fades outside the range of the training data, so that it cannot be absurd there. While
+serving, network and linear model stay as trained. Only two factors for each scenario
+are learned: the median of measured over predicted time, and one for the percentile.
 
 `N` is the number of steps asked about at once, `F` the features of a step, `K` the
 network's inputs, `H` the units of a layer.
@@ -21,11 +21,11 @@ from jserve_sched.steps.features import BLOCK_PAGES, DECODE_PAGES, NUM_BLOCKS, N
 from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.predictor import RatioQuantile, StepSample, is_sound
 
-NUM_INPUTS = 7  # six sizes of the static shape, and the linear model's answer
-NUM_OUTPUTS = 2  # log residual of the median; softplus^-1 of the log step to the p95
-MAX_LOG_RESIDUAL = 3.0  # one long row among many: a factor of 8 was measured
+NUM_INPUTS = 7  # six sizes of the bucket and its pages, and the linear model's time
+NUM_OUTPUTS = 2  # log of the correction; softplus^-1 of the log of p95 over median
+MAX_LOG_RESIDUAL = 3.0  # with one long row among many, a factor of 8 was measured
 MAX_LOG_INCREMENT = 1.0
-_MIN_BASE_S = 1e-6  # the least that the linear model counts as, for a logarithm
+_MIN_BASE_S = 1e-6  # lower bound of the linear model's time, for its logarithm
 
 Layers = Sequence[tuple[Any, Any]]
 """Kernel `[inputs, H]` and bias `[H]` of each layer, in NumPy or JAX."""
@@ -34,12 +34,15 @@ Layers = Sequence[tuple[Any, Any]]
 def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
     """Returns the network's inputs `[N, K]`, not yet scaled, for features `[N, F]`.
 
-    They are log(1 + x) of B, NB, the pages of the longest rows of either kind, and
-    the pages that all compiled rows and all compiled blocks loop over; then the
-    logarithm of the linear model's answer. The network must take that answer back
-    where only the longest row counts, which is a subtraction once it is an input, and
-    x1 to x7 come in through it: given one by one they are learned by heart.
-    `base_s` are the seconds `[N]` of `mlp_base_s`.
+    They are log(1 + x) of B, NB, the pages of the longest decode and of the longest
+    block, and the pages that all compiled rows and all compiled blocks loop over; then
+    the logarithm of the linear model's time. With that as an input, the network can
+    undo the linear model by a subtraction where only the longest row counts. The
+    paper's features x1 to x7 enter only through it: given one by one, the network
+    overfits to them.
+
+    Args:
+      base_s: Seconds `[N]` of `mlp_base_s`.
     """
     inputs = np.empty((len(matrix), NUM_INPUTS))
     inputs[:, :4] = matrix[:, NUM_ROWS:]
@@ -51,7 +54,7 @@ def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
 
 
 def mlp_base_s(linear: LinearModel, matrix: np.ndarray) -> np.ndarray:
-    """Returns the seconds `[N]` that the residual is taken over, all above 0."""
+    """Returns the seconds `[N]` that the network corrects, all above 0."""
     base_s = linear.predict(matrix)
     np.maximum(base_s, _MIN_BASE_S, out=base_s)
     return base_s
@@ -71,12 +74,12 @@ class MlpWeights:
     """A trained network and the linear model under it.
 
     Attributes:
-      linear: Model that the residual is over.
-      mean: `[K]`, subtracted from the inputs.
-      scale: `[K]`, above 0, divides them after that.
-      low: `[K]`, least scaled input of the training data.
-      high: `[K]`, largest scaled input of the training data.
-      layers: (kernel `[inputs, H]`, bias `[H]`) of each dense layer; a ReLU follows
+      linear: Linear model that the network corrects.
+      mean: `[K]`, mean that is subtracted from the inputs.
+      scale: `[K]`, above 0, scale that they are then divided by.
+      low: `[K]`, least scaled inputs of the training data.
+      high: `[K]`, largest scaled inputs of the training data.
+      layers: (kernel `[inputs, H]`, bias `[H]`) of each dense layer. A ReLU follows
         each but the last, which has two outputs.
     """
 
@@ -105,7 +108,7 @@ class MlpPredictor:
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`.
 
-        None is below what `predict` says of the same step.
+        None is below the prediction of `predict` for the same step.
         """
         scenario = features.scenarios(matrix)
         found, to_upper = self._evaluate(matrix)
@@ -114,13 +117,13 @@ class MlpPredictor:
         return found
 
     def update(self, sample: StepSample) -> None:
-        """Learns from one measured step, unless it is not a duration."""
+        """Learns from one measured step, if it is valid."""
         if is_sound(sample):
             self._upper.learn(sample, self._trained_upper)
             self._middle.learn(sample, lambda matrix: self._evaluate(matrix)[0])
 
     def _trained_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns 95th percentiles `[N]` in seconds, but for their own correction."""
+        """Returns 95th percentiles `[N]` in seconds, without their learned factor."""
         found, to_upper = self._evaluate(matrix)
         found *= self._middle.of(features.scenarios(matrix)) * to_upper
         return found

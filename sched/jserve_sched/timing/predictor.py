@@ -1,8 +1,8 @@
-"""Batch-latency prediction: how long will this step take?
+"""Prediction of step times.
 
-A predictor answers twice, with the median and with the 95th percentile. Answers and
-measurements that are not durations are never used. `N` is the number of steps asked
-about at once, `F` the features of a step.
+A predictor gives the median and the 95th percentile of a step's time. Predictions and
+measurements that are not finite, not positive or absurdly long are never used. `N` is
+the number of steps predicted together, `F` the features of a step.
 """
 
 import collections
@@ -14,10 +14,10 @@ import numpy as np
 
 from jserve_sched.steps import features
 
-MAX_STEP_S = 600.0  # no step takes so long; a larger number is an error
+MAX_STEP_S = 600.0  # longer times are errors
 UPPER_QUANTILE = 0.95
 
-_MIN_RATIOS = 40  # of these, the two largest lie above the 95th percentile
+_MIN_RATIOS = 40  # the two largest of these lie above the 95th percentile
 _MAX_RATIO = 4.0
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -25,7 +25,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class StepSample(NamedTuple):
-    """One measured step: what it computed, `[F]`, and how long that took."""
+    """One measured step: its features `[F]`, and its duration."""
 
     features: np.ndarray
     duration_s: float
@@ -43,12 +43,12 @@ class Predictor(Protocol):
         ...
 
     def update(self, sample: StepSample) -> None:
-        """Learns from one measured step, unless it is not a duration."""
+        """Learns from one measured step, if it is valid."""
         ...
 
 
 def is_sound(sample: StepSample) -> bool:
-    """Tells whether a measurement is fit to learn from: finite, and a duration."""
+    """Returns whether a measurement is valid: finite, and a possible duration."""
     return 0.0 < sample.duration_s <= MAX_STEP_S and math.isfinite(
         sample.features.sum()
     )
@@ -63,8 +63,8 @@ def stack_samples(samples: Sequence[StepSample]) -> tuple[np.ndarray, np.ndarray
 class RatioQuantile:
     """A quantile of measured over predicted time, by scenario.
 
-    It is the empirical one of the last steps; a scenario seldom seen keeps the start
-    value.
+    It is the empirical quantile of the last steps. A scenario with too few steps keeps
+    the start value.
     """
 
     def __init__(
@@ -76,12 +76,13 @@ class RatioQuantile:
         window: int = 512,
         every: int = 16,
     ):
-        """Makes one that remembers `window` ratios of each scenario.
+        """Starts with `start` for each scenario.
 
         Args:
-          start: The ratio until a scenario has been seen 40 times.
+          start: Ratio until a scenario has had 40 steps.
           least: Lower bound of the ratio.
-          every: Samples that `learn` takes in together.
+          window: Number of ratios remembered of each scenario.
+          every: Number of samples after which the ratios are computed again.
         """
         self._quantile = quantile
         self._every = every
@@ -98,7 +99,7 @@ class RatioQuantile:
         return found
 
     def learn(self, sample: StepSample, predict: Predict) -> None:
-        """Takes in a sound sample; once enough are new, compares with `predict`."""
+        """Adds a valid sample; every few samples compares them with `predict`."""
         self._new.append(sample)
         if len(self._new) < self._every:
             return
@@ -106,7 +107,7 @@ class RatioQuantile:
         self._new.clear()
         ratio = measured_s / np.maximum(predict(matrix), 1e-9)
         if not np.isfinite(ratio).all():
-            return  # a broken network: the fallback learns by itself
+            return  # from a broken network, for which the fallback predicts
         scenario = features.scenarios(matrix)
         for index in np.unique(scenario).tolist():
             window = self._windows[index]
@@ -118,13 +119,13 @@ class RatioQuantile:
 
 
 class SafePredictor:
-    """A predictor whose answers are always durations.
+    """A predictor whose predictions are always valid durations.
 
-    An entry that is NaN, infinite, not positive or above `MAX_STEP_S` is taken from
-    the fallback, which learns from every step as well.
+    A prediction that is NaN, infinite, not positive or above `MAX_STEP_S` is replaced
+    by that of the fallback, which learns from every step too.
 
     Attributes:
-      num_replaced: Entries taken from the fallback since the start.
+      num_replaced: Number of predictions replaced since the start.
     """
 
     def __init__(self, inner: Predictor, fallback: Predictor):

@@ -1,11 +1,12 @@
 """`table`: the step-time predictor of a cold start.
 
-Step time is a staircase over compiled shapes, and within a shape it grows with the
-pages of the longest context, since padded rows loop to the longest. So there is a cell
-per (B, NB) and per power-of-two bin of those two page counts. Cells start from a short
-timed pass, follow real steps, and are made monotone, since more work never takes less
-time. In shapes, `N` is the number of steps asked about at once, `F` the features of a
-step, `B` and `NB` count the row edges (0 included) and block edges.
+Step time is a staircase over buckets, and within a bucket it grows with the pages of
+the longest context, since padded rows loop to the longest. So there is a cell for each
+bucket and each pair of power-of-two bins of the two page counts (decode and block).
+Cells start from a short timed pass, follow real steps, and are made monotone, since
+more work never takes less time. In array shapes, `N` is the number of steps predicted
+together, `F` the features of a step, `B` and `NB` count row edges (0 included) and
+block edges.
 """
 
 import math
@@ -23,25 +24,25 @@ from jserve_sched.timing.predictor import (
     stack_samples,
 )
 
-# The columns that a table tells apart: B, NB and the pages of the longest rows.
-_SHAPE = (features.NUM_ROWS, features.NUM_BLOCKS)
+# The features that a table distinguishes: B, NB and the pages of the longest rows.
+_BUCKET = (features.NUM_ROWS, features.NUM_BLOCKS)
 _PAGES = (features.DECODE_PAGES, features.BLOCK_PAGES)
-_COLUMNS = (*_SHAPE, *_PAGES)
+_COLUMNS = (*_BUCKET, *_PAGES)
 
 _PRIOR_PARTS = ("base_s", "per_decode_page_s", "per_block_page_s")
 _GUESS_STEP_S = 1e-3
 _GUESS_TOKEN_S = 2e-5
 _GUESS_PAGE_S = 1e-6
-_REBUILD_EVERY = 32  # updates between two clean-ups of the grid
+_REBUILD_EVERY = 32  # updates between two rebuilds of the monotone grid
 _MAX_WEIGHT = 32  # a cell forgets samples older than about this many
-_MIN_TRUSTED_WEIGHT = 4  # samples that make a cell more than a guess
+_MIN_TRUSTED_WEIGHT = 4  # samples after which a cell is trusted
 
 
 class TablePredictor:
-    """Medians per shape and context bin, interpolated and monotone.
+    """Median times by bucket and context bin, interpolated and monotone.
 
-    Rows and blocks between two edges, and pages between two bins, are interpolated
-    linearly, so that the time of a step *without* its padding is known too.
+    Between two edges, and between two bins, times are interpolated linearly, which also
+    gives the time of a step *without* its padding.
     """
 
     def __init__(self, table: BucketTable, *, max_pages_per_row: int):
@@ -57,34 +58,34 @@ class TablePredictor:
         self._places = [np.arange(len(axis), dtype=np.float64) for axis in self._axes]
         shape = tuple(len(axis) for axis in self._axes)
         self._log_ratio = np.zeros(shape)  # log(measured / prior), running mean
-        self._weight = np.zeros(shape)  # samples behind it
+        self._weight = np.zeros(shape)  # samples in that mean
         self._upper = RatioQuantile(every=_REBUILD_EVERY)
-        self._num_new = 0  # updates since the last clean-up
+        self._num_new = 0  # updates since the last rebuild
         self._rebuild()
 
     def fit(self, samples: Iterable[StepSample]) -> None:
-        """Takes the timed pass: medians per shape at three contexts.
+        """Takes the timed pass: medians of each bucket at three contexts.
 
-        Each shape needs a sample with short contexts; samples with a long decode
-        context, or a long block context, give the cost of a page. Shapes without
-        samples take the guess, scaled as the others were and no further than the timed
-        ones around them.
+        Each timed bucket needs a sample with short contexts; samples with a long decode
+        context, or a long block context, give the cost of a page. A bucket without
+        samples takes the prior guess, scaled by the timed buckets' median ratio and
+        limited by the timed buckets around it.
         """
         sound = [sample for sample in samples if is_sound(sample)]
         if not sound:
             return
         matrix, duration_s = stack_samples(sound)
-        shapes, pages = matrix[:, _SHAPE], matrix[:, _PAGES]
+        buckets, pages = matrix[:, _BUCKET], matrix[:, _PAGES]
         prior = self._prior.copy()
         is_timed = np.zeros(prior.shape[1:], bool)
-        for shape in np.unique(shapes, axis=0):
-            chosen = (shapes == shape).all(axis=1)
-            i, j = self._cell(shape)
+        for bucket in np.unique(buckets, axis=0):
+            chosen = (buckets == bucket).all(axis=1)
+            i, j = self._cell(bucket)
             prior[:, i, j] = _fit_pages(pages[chosen], duration_s[chosen])
             is_timed[i, j] = True
         for part, guess in zip(prior, self._prior, strict=True):
             part[:] = _filled(part, guess, is_timed)
-        prior[:, 0] = prior[:, 1]  # no decode row is padded to the smallest edge
+        prior[:, 0] = prior[:, 1]  # 0 decode rows are padded to the smallest edge
         prior[1, 0] = 0.0
         self._prior = prior
         self._log_ratio[:] = 0.0
@@ -94,8 +95,8 @@ class TablePredictor:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`.
 
-        Linear interpolation in four dimensions; beyond the last edge the last cell
-        holds.
+        They are interpolated linearly in four dimensions; beyond the last edge or bin
+        the last cell holds.
         """
         from scipy.ndimage import map_coordinates  # takes half a second to import
 
@@ -116,7 +117,7 @@ class TablePredictor:
         return found
 
     def update(self, sample: StepSample) -> None:
-        """Moves the sample's cell towards it; the grid follows in batches."""
+        """Moves the sample's cell towards it; the grid is rebuilt every few samples."""
         if not is_sound(sample):
             return
         values = sample.features[list(_COLUMNS)].tolist()
@@ -124,7 +125,8 @@ class TablePredictor:
         prior_s = _at_pages(self._prior[:, cell[0], cell[1]], values[2], values[3])
         error = math.log(sample.duration_s / prior_s) - self._log_ratio[cell]
         weight = min(self._weight[cell] + 1, _MAX_WEIGHT)
-        # A slow outlier (another process, a page fault) moves the cell a little.
+        # Clipped, so that a slow outlier (another process, a page fault) moves the cell
+        # only a little.
         self._log_ratio[cell] += np.clip(error, -0.5, 0.5) / weight
         self._weight[cell] = weight
         self._upper.learn(sample, self.predict)
@@ -134,14 +136,15 @@ class TablePredictor:
             self._rebuild()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the timed pass, for a later start on the same device."""
+        """Returns the result of the timed pass, for later starts on the same device."""
         parts = zip(_PRIOR_PARTS, self._prior.tolist(), strict=True)
         return {"buckets": self._table.to_json(), **dict(parts)}
 
     def load_json(self, data: dict[str, Any]) -> bool:
-        """Takes back what `to_json` returned; tells whether it is for this table.
+        """Restores what `to_json` returned, if it is for this table.
 
-        Refused data change nothing.
+        Returns:
+          Whether it is; otherwise nothing is changed.
 
         Raises:
           ValueError: If a time is negative or not finite.
@@ -159,7 +162,7 @@ class TablePredictor:
         return True
 
     def _cell(self, values: Iterable[float]) -> tuple[int, ...]:
-        """Returns the cell of a step, or its (row, block) part, above its values."""
+        """Returns the cell at or above a step's columns, or its (row, block) part."""
         return tuple(
             min(int(axis.searchsorted(value)), len(axis) - 1)
             for axis, value in zip(self._axes, values, strict=False)
@@ -168,7 +171,7 @@ class TablePredictor:
     def _rebuild(self) -> None:
         decode_pages, block_pages = np.meshgrid(*self._axes[2:], indexing="ij")
         grid = _at_pages(self._prior[..., None, None], decode_pages, block_pages)
-        # Cells never seen take the mean correction of their shape.
+        # Cells without samples take the mean correction of their bucket.
         weight = self._weight.sum(axis=(2, 3), keepdims=True)
         mean = (self._weight * self._log_ratio).sum(axis=(2, 3), keepdims=True)
         mean = mean / np.maximum(weight, 1.0)
@@ -199,7 +202,7 @@ def _guess(rows: np.ndarray, blocks: np.ndarray, block_tokens: int) -> np.ndarra
 
 
 def _at_pages(prior: np.ndarray, decode_pages: Any, block_pages: Any) -> Any:
-    """Returns the seconds of steps whose longest rows have these pages."""
+    """Returns the prior seconds of steps whose longest rows have these pages."""
     base_s, per_decode_page_s, per_block_page_s = prior
     return (
         base_s
@@ -209,12 +212,12 @@ def _at_pages(prior: np.ndarray, decode_pages: Any, block_pages: Any) -> Any:
 
 
 def _monotone(grid_s: np.ndarray, is_trusted: np.ndarray) -> np.ndarray:
-    """Returns a grid that falls along no axis, near the one given.
+    """Returns a grid near the given one that does not fall along any axis.
 
-    It is the geometric mean of the least monotone grid above and the largest below:
-    the one above would lift everything to its noisiest cell. Cells that real steps have
-    filled are made so among themselves, and the others are clipped between them, so
-    that no guess moves a measurement.
+    It is the geometric mean of the least monotone grid above and the largest below; the
+    one above alone would lift everything to its noisiest cell. Trusted cells are made
+    monotone among themselves, and the others are clipped between them, so that no guess
+    moves a measurement.
     """
     low_s, high_s = _bounds(grid_s, is_trusted)
     trusted_s = np.sqrt(low_s * np.where(is_trusted, high_s, 0.0))
@@ -226,7 +229,7 @@ def _monotone(grid_s: np.ndarray, is_trusted: np.ndarray) -> np.ndarray:
 
 
 def _bounds(grid_s: np.ndarray, is_known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the largest known cell up to each, and the least from each on."""
+    """Returns for each cell the largest known at or below, and the least above."""
     low_s = np.where(is_known, grid_s, 0.0)
     high_s = np.where(is_known, grid_s, np.inf)
     for dim in range(grid_s.ndim):
@@ -238,7 +241,7 @@ def _bounds(grid_s: np.ndarray, is_known: np.ndarray) -> tuple[np.ndarray, np.nd
 def _filled(
     timed_s: np.ndarray, guess_s: np.ndarray, is_timed: np.ndarray
 ) -> np.ndarray:
-    """Returns times `[B, NB]` where those not timed follow the others."""
+    """Returns times `[B, NB]`, with scaled and limited guesses where not timed."""
     usable = is_timed & (guess_s > 0.0)
     scale = float(np.median(timed_s[usable] / guess_s[usable])) if usable.any() else 1.0
     around = np.clip(guess_s * scale, *_bounds(timed_s, is_timed))
@@ -248,7 +251,7 @@ def _filled(
 def _fit_pages(pages: np.ndarray, duration_s: np.ndarray) -> tuple[float, float, float]:
     """Returns seconds at the fewest pages, per decode page and per block page.
 
-    `pages` are those of the longest decode and of the longest block, `[N, 2]`.
+    `pages` `[N, 2]` are those of the longest decode and of the longest block.
     """
     shortest = min(pages.tolist())
     base_s = np.median(duration_s[(pages == shortest).all(axis=1)])

@@ -8,10 +8,10 @@ import pytest
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.fitting.demand import (
     StepDemand,
+    bucket_features,
     demand_from_steps,
     merge,
     prior_demand,
-    shape_features,
     with_prior,
 )
 from jserve_sched.steps import features
@@ -129,7 +129,7 @@ def test_a_prior_leaves_no_cliff_above_what_was_seen() -> None:
 
 
 def test_features_of_shapes_agree_with_those_of_uniform_steps() -> None:
-    chunk, decode = shape_features(
+    chunk, decode = bucket_features(
         np.array([4, 2]),
         np.array([8, 0]),
         used_rows=np.array([0, 1]),

@@ -1,4 +1,4 @@
-"""Simulated load: fitted lengths, common random numbers, promises."""
+"""Simulated load: fitted lengths, common random numbers, SLOs."""
 
 import dataclasses
 import math

@@ -107,7 +107,7 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
     out, first = finish(start())
     assert [run["qps"] for run in first["runs"]] == [40.0, 1.0]
     assert first["num_resumed"] == 1
-    assert "1 of 2 runs are those of an interrupted call" in out
+    assert "1 of 2 runs were finished by an interrupted call" in out
     out, second = finish(start(f"--compare={output / 'report.json'}"))
     assert second["num_resumed"] == 0
     assert "+ better, - worse, = within the noise" in out

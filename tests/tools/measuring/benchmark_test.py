@@ -115,7 +115,7 @@ def test_padding_is_reported_of_all_steps_or_not_at_all(
     if num_forgotten:
         assert found["num_steps_missing"] == num_forgotten - 4
         assert not any(name.startswith("pad_share") for name in found)
-        assert "forgot 8 of 16 steps" in capsys.readouterr().out
+        assert "dropped 8 of 16 steps" in capsys.readouterr().out
     else:
         assert "num_steps_missing" not in found
         assert found["pad_share_tokens"] > 0

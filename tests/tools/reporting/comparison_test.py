@@ -129,13 +129,13 @@ def test_other_conditions_are_refused_in_one_line(
         ({"qps": 2.1}, False),
         ({"yardstick": {"ttft_s": [0.1, 0.201]}}, True),
         ({"yardstick": {"ttft_s": [0.1, 0.3]}}, False),
-        ({"workload": {"promises": {"a": {"ttft_s": 9.0}}}}, False),
+        ({"workload": {"slos": {"a": {"ttft_s": 9.0}}}}, False),
     ],
 )
 def test_another_rate_or_objective_has_no_verdict(
     fields: dict[str, Any], is_judged: bool
 ) -> None:
-    same = {"yardstick": {"ttft_s": [0.1, 0.2]}, "workload": {"promises": {}}}
+    same = {"yardstick": {"ttft_s": [0.1, 0.2]}, "workload": {"slos": {}}}
     old = report(run(), **same)
     new = report(run(20, qps=fields.get("qps", 2.0)), **(same | fields))
     text = comparison(old, new)

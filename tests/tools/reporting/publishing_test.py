@@ -25,7 +25,7 @@ def test_without_the_extra_one_line_says_how_to_get_the_page(
     report = fake_report(policies=("fcfs",), strategies=("pow2",), loads=(0.9,))
     publish(report, config, report, None, say=lines.append)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
-    assert f"no page, for want of {missing}: pip install 'jserve[report]'" in lines
+    assert f"no page, without {missing}: pip install 'jserve[report]'" in lines
     assert "within the noise" in lines[-1]  # the comparison comes all the same
 
 

@@ -51,9 +51,9 @@ def test_padding_and_starts_are_told_where_they_were_measured() -> None:
     assert found == {
         "padding of time": ("20.0%", "-"),
         "programs": ("4", "-"),
-        "cold start, all": ("9.50s", "-"),
+        "cold start, all programs": ("9.50s", "-"),
         "cold start, compiling": ("8.25s", "-"),
-        "warm start, all": ("500.0ms", "-"),
+        "warm start, all programs": ("500.0ms", "-"),
     }
 
 
@@ -62,15 +62,15 @@ def test_predicted_lengths_are_shown_only_where_something_was_predicted() -> Non
     classes = {"chat": run(), "code": run()}
     guessed = run(policy="annealing", length_error=error)
     (found,) = shown(run(by_class=classes), guessed | {"by_class": classes})
-    assert found["length error, chat"] == ("-", "24.0 tokens")
-    assert "length error, code" not in found
+    assert found["output length error, chat"] == ("-", "24.0 tokens")
+    assert "output length error, code" not in found
 
 
 def test_goodput_and_fits() -> None:
     searched = run(goodput_qps=2.5, goodput_violation_share=0.0123)
     (found,) = shown(searched | {"goodput_ci95_qps": [2.25, 2.75]})
     assert found["goodput"] == ("2.5/s (2.25/s to 2.75/s)",)
-    assert found["violations there"] == ("1.2%",)
+    assert found["violations at goodput"] == ("1.2%",)
     fit = {"num_programs": 12, "expected_s": 0.0123, "pad_share_time": 0.05}
     found = columns(fits_table([{"policy": "edf", "qps": 2.0, "iterations": [fit]}]))
     assert [text for (text,) in found.values()] == [

@@ -44,7 +44,7 @@ def make(
         ({"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known: .*'pow2'"),
         ({"bucket_strategies": ("explicit",)}, "explicit needs a file"),
         ({"num_processes": 0}, r"num_processes=0 is not in 1\.\."),
-        ({"max_violation_share": 0.1}, "would do nothing without goodput"),
+        ({"max_violation_share": 0.1}, "has no effect without goodput"),
         ({"num_seeds": 2, "step_log": FILE}, "is of a single run"),
         ({"goodput": True, "load": {"qps": (1.0,)}}, "leave out qps"),
         ({"machine": {"buckets": FILE}}, "explicit and fitted, not pow2"),

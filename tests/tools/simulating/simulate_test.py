@@ -79,7 +79,7 @@ def test_a_sweep_of_a_trace(sweep: Any, trace: pathlib.Path) -> None:
     assert report["staircase"]["tokens"][-1] == 2048
     assert report["cost_model"]["max_num_batched_tokens"] == 2048
     assert report["cost_model"]["num_kv_tokens"] == 400_000
-    assert set(report["workload"]["promises"]) == {"a", "b"}
+    assert set(report["workload"]["slos"]) == {"a", "b"}
     assert report["workload"]["trace"] == "trace.csv"
     found = [(r["qps"], r["bucket_strategy"], r["policy"]) for r in report["runs"]]
     assert found == [

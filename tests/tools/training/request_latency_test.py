@@ -105,7 +105,7 @@ def test_a_profile_without_a_kind_of_step_is_refused(samples: Samples) -> None:
 
     facts = dict(samples.facts)
     is_decode = features.scenarios(samples.features) == features.PURE_DECODE
-    with pytest.raises(ValueError, match="no step has decodes only"):
+    with pytest.raises(ValueError, match="no step is decode only"):
         train_requests(without(is_decode, facts), page_size=128)
     is_prefill = features.scenarios(samples.features) == features.PURE_PREFILL
     with pytest.raises(ValueError, match="no step is a whole prefill"):

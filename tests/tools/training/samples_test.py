@@ -80,8 +80,8 @@ def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
     ("change", "message"),
     [
         ({"duration_s": np.ones((3, 11))}, "features have shape"),
-        ({"split": np.zeros(11, np.int8)}, "or no split for each"),
-        ({"duration_s": np.ones((0, 12))}, "there is no sample"),
+        ({"split": np.zeros(11, np.int8)}, "not each step has a split"),
+        ({"duration_s": np.ones((0, 12))}, "the samples are empty"),
         ({"timed_s": np.ones(3)}, "timed_features have shape"),
         ({"duration_s": np.zeros((3, 12))}, "not above 0"),
         ({"duration_s": np.full((3, 12), np.nan)}, "not finite"),

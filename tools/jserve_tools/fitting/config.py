@@ -1,4 +1,4 @@
-"""What `jserve-fit-buckets` is told."""
+"""Configuration of `jserve-fit-buckets`."""
 
 import dataclasses
 import pathlib
@@ -11,17 +11,17 @@ class FitConfig:
     """What to fit to, and where the bucket file goes.
 
     Attributes:
-      step_log: Step logs of servers with the same limits, the earliest first. What a
-        log was rotated to (FILE.1) is read as well.
-      cost_model: What steps cost: a GPU by name, or a profile of jserve-profile as
-        table:SAMPLES. Unset takes the step times in the log, which a simulated one
-        does not hold.
-      max_programs: Most programs to compile; unset takes as many as pow2 has at the
-        same limits.
-      prior_share: Share of the demand that is spread over shapes of every size, so
-        that a load never seen is not padded to the largest.
+      step_log: Step logs of servers with the same limits, earliest first. The rotated
+        part FILE.1 beside a log is read too.
+      cost_model: Source of step times: a GPU by name, or a profile of jserve-profile
+        as table:SAMPLES. [default: the times in the log; one written by
+        jserve-simulate has none]
+      max_programs: Most programs to compile, at least 2. [default: the number of
+        programs of pow2 at the same limits]
+      prior_share: Share of the demand, 0 to 0.99, that is spread over buckets of every
+        size, so that an unseen load is not padded to the largest.
       output: Bucket file to write.
-      force: Write it even if pow2 is better on the later half of the steps.
+      force: Write the file even if pow2 is better on the later half of the steps.
     """
 
     step_log: tuple[pathlib.Path, ...] = ()

@@ -1,7 +1,7 @@
 """Fits buckets to the steps that servers recorded, and judges the fit.
 
-Edges fitted to some steps look good on those steps, so a fit to the earlier half is
-judged on the later half, against the default strategy `pow2`.
+Edges look good on the steps that they were fitted to, so a fit to the earlier half of
+the steps is judged on the later half, against the default strategy `pow2`.
 """
 
 import dataclasses
@@ -39,14 +39,15 @@ def fit(config: FitConfig) -> dict[str, Any]:
     """Fits buckets to recorded steps.
 
     Returns:
-      The bucket file: edges, and `fit`, where the edges come from and how they did on
-      steps not fitted to.
+      The bucket file: the edges, and `fit`, which says what they were fitted to and
+      what they cost on the later half of the steps.
 
     Raises:
       ValueError: If a log, the cost model or a limit is invalid, or the fitted table
         loses on the later half of the steps and `force` is off.
       OSError: If a file cannot be read.
     """
+    # Read the steps, their limits and their times.
     steps = read_step_logs(config.step_log)
     if len(steps) < MIN_STEPS:
         raise ValueError(
@@ -70,6 +71,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
             max_programs=max_programs,
         )
 
+    # Fit the earlier half, and compare with pow2 on the later half.
     middle = len(steps) // 2
     earlier, later = (
         _demand(half, steps[-1].header, step_s, pow2)
@@ -86,6 +88,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
         for name, table in rivals.items()
     ]
     _check_gain(comparison, is_forced=config.force)
+
+    # Fit all steps.
     demand = merge([earlier, later])
     table = fitted(demand)
     return {
@@ -107,7 +111,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
 
 
 def _step_times(steps: Sequence[RecordedStep], cost_model: str | None) -> StepTimes:
-    """Returns the log's own step times, or those of a machine that agrees with it."""
+    """Returns the step times of the log, or of a cost model of equal block size."""
     if cost_model is None:
         return _measured(steps)
     machine, header = load_machine(cost_model), steps[0].header
@@ -147,10 +151,11 @@ def _demand(
     step_s: StepTimes,
     table: BucketTable,
 ) -> StepDemand:
-    """Returns what steps want of tables with the largest edges of `table`.
+    """Returns the demand of steps for tables with the largest edges of `table`.
 
-    The objectives of the service classes of a `header` may have ended a step.
-    A server's own edges may hold more blocks beside few rows than a fitted table has.
+    The TBT objectives of the service classes in `header` are the limits that may have
+    ended a step. A recorded table may have had more prefill blocks beside few rows than
+    a fitted table can have; such steps count as steps of the most.
     """
     budgets = [
         (float(row["tbt_s"]), float(row.get("share", 1.0)))
@@ -180,7 +185,7 @@ def _demand(
 
 
 def _check_gain(comparison: Sequence[dict[str, Any]], *, is_forced: bool) -> None:
-    """Raises ValueError if the fitted table loses on the later half, unless forced."""
+    """Raises ValueError if `pow2` is better on the later half, unless forced."""
     pow2_s, fitted_s = (row["later"]["expected_s"] for row in comparison)
     if fitted_s <= pow2_s:
         return

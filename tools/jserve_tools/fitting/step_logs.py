@@ -1,4 +1,4 @@
-"""Step logs as files: reads what a server recorded, writes what a simulation ran.
+"""Step logs as files: reads those of servers, writes those of simulations.
 
 The format is that of `jserve.records.step_log`.
 """
@@ -43,7 +43,7 @@ class RecordedStep(NamedTuple):
 def read_step_logs(paths: Sequence[pathlib.Path]) -> list[RecordedStep]:
     """Reads logs, each with the older part `FILE.1` beside it if there is one.
 
-    A last line that was cut short is left out, with a warning.
+    An incomplete last line is left out, with a warning.
 
     Args:
       paths: The files, from the earliest to the latest.
@@ -129,12 +129,12 @@ def write_simulated_log(
 ) -> None:
     """Writes simulated steps as a server with the same limits would have logged them.
 
-    There are no step times in it: a fit to it asks the cost model.
+    The log holds no step times, so a fit to it needs the cost model.
 
     Args:
-      steps: In order, times in virtual seconds.
-      buckets: The shapes the steps ran in.
-      arrivals: The requests, whose objectives are noted by class.
+      steps: Steps in order, times in virtual seconds.
+      buckets: Table of the buckets that the steps ran in.
+      arrivals: Requests; the header gets their TBT objectives and the share of each.
     """
     header = {
         "block_tokens": buckets.block_tokens,
@@ -152,9 +152,9 @@ def write_simulated_log(
 
 
 def tbt_budgets(arrivals: Sequence[Arrival]) -> TbtBudgets:
-    """Returns the objectives for times between tokens, s, and the share of each.
+    """Returns the TBT objectives in seconds, and the share of requests with each.
 
-    Requests without such an objective are in no share.
+    Requests without a TBT objective belong to no share.
     """
     counts = collections.Counter(
         one.slo.tbt_s for one in arrivals if one.slo.tbt_s is not None

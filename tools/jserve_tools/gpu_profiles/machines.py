@@ -1,4 +1,4 @@
-"""Machines to simulate: a GPU's costs by name, or a profile of one of our engines.
+"""Machines to simulate: a GPU's costs by name, or the profile of a jserve engine.
 
 a100-llama3-8b                 a closed form
 rtx4090-llama3.1-8b-table      a GPU whose kernels were measured
@@ -69,7 +69,7 @@ def read_kernel_times(folder: pathlib.Path) -> dict[str, Grid]:
     """Reads a profile: attention.csv, dense.csv and per_sequence.csv.
 
     Raises:
-      ValueError: if a column or a cell of a grid is missing, or a value is no time.
+      ValueError: if a column or a cell of a grid is missing, or a time is negative.
       OSError: if a file cannot be read.
     """
     return kernel_times(
@@ -125,7 +125,7 @@ def load_machine(spec: str) -> CostModel:
         raise ValueError(
             f"cost_model={spec!r}: the samples do not say the engine's limits: {error}"
         ) from None
-    # As a server fills its table: the timed pass, then every step once.
+    # Fill the table as a server does: with the timed pass, then with every step once.
     pages = -(-longest // limits["page_size"])
     table = TablePredictor(buckets, max_pages_per_row=pages)
     table.fit(map(StepSample, samples.timed_features, samples.timed_s.tolist()))
@@ -144,8 +144,8 @@ def simulated_table(
 ) -> BucketTable:
     """Returns a bucket strategy's table within a machine's limits.
 
-    The strategy `fitted` without a file gets that of pow2, from whose number of
-    programs the fit takes its budget.
+    The strategy `fitted` without a file gets the table of pow2, whose number of
+    programs is the budget of the fit.
 
     Args:
       file: The bucket file of strategies explicit and fitted, with its own

@@ -74,10 +74,10 @@ class EventStream:
 
     def __init__(self) -> None:
         self.num_events = 0
-        self.num_tokens: int | None = None  # by the server's usage
+        self.num_tokens: int | None = None  # from the server's usage
         self.is_done = False
         self._rest = b""
-        self._last_s = 0.0  # when the newest token, or without one anything, came
+        self._last_s = 0.0  # arrival of the newest token, or of the first data
 
     def feed(self, data: bytes, time_s: float) -> Iterator[float]:
         """Yields the times of tokens that `data`, received at `time_s`, completes."""
@@ -92,7 +92,7 @@ class EventStream:
                 self.num_events += 1
 
     def finish(self) -> Iterator[float]:
-        """Yields what was held back, as many tokens as the usage says.
+        """Yields the times of the tokens held back, up to the number in the usage.
 
         Raises:
           RequestFailedError: If the stream broke off.
@@ -129,7 +129,7 @@ def _error_message(body: bytes) -> str:
 
 
 def refusal(status: int, body: bytes) -> RequestFailedError:
-    """Returns the failure that a response other than 200 stands for."""
+    """Returns the failure that a response with a status other than 200 means."""
     is_too_long = status == 400 and b"context_length_exceeded" in body
     failure = Failure.TOO_LONG if is_too_long else Failure.ERROR
     if status == 429:
@@ -143,7 +143,8 @@ class HttpClient:
 
     Attributes:
       url: Address without a path.
-      model: What requests name.
+      extra: Fields merged into every request's body.
+      model: Model name in every request.
     """
 
     session: aiohttp.ClientSession
@@ -180,7 +181,7 @@ class HttpClient:
             raise RequestFailedError(Failure.ERROR, repr(error)) from error
 
     async def facts(self) -> Mapping[str, Any]:
-        """Returns what a server states at /jserve/info; of a foreign one, little."""
+        """Returns /jserve/info; of a foreign server, only its URL and model."""
         served = {"url": self.url, "served_model_name": self.model}
         return served | (await self.get("/jserve/info") if self.is_jserve else {})
 
@@ -212,10 +213,10 @@ class HttpClient:
 async def open_http_client(
     url: str, extra: Mapping[str, Any] | None = None
 ) -> AsyncIterator[HttpClient]:
-    """Connects to a server that is ready, with the key in OPENAI_API_KEY if any.
+    """Connects to a server that is ready, with the key in OPENAI_API_KEY if it is set.
 
     Raises:
-      ConnectionError: If it does not answer, or serves no model.
+      ConnectionError: If the server does not answer, or serves no model.
     """
     url = url.rstrip("/").removesuffix("/v1")
     key = os.environ.get("OPENAI_API_KEY")
@@ -252,8 +253,8 @@ class LoopClient:
 
     def _publish(self, events: Sequence[TokenEvent]) -> None:
         now_s = self.now_s()
-        # The loop may be closed at any moment from its own thread: then nobody is
-        # left to notify, and the engine's thread must live on.
+        # The asyncio loop's thread may close it at any moment. Then no task waits for
+        # events, and the engine's thread must not fail.
         with contextlib.suppress(RuntimeError):
             self._asyncio.call_soon_threadsafe(self._deliver, tuple(events), now_s)
 

@@ -1,7 +1,7 @@
 """The settings of a benchmark: which servers, which requests, at which rate.
 
-Values that are wrong, and settings that would do nothing in the chosen mode, are
-refused where a config is made, before any work.
+Invalid values, and settings without an effect in the chosen mode, are refused when a
+config is made, before any work.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ _HOW_TO_FIT = (
 
 
 def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
-    """Refuses settings that would do nothing: those whose names begin with `flags`."""
+    """Refuses settings without an effect: those whose names begin with `flags`."""
     idle = [
         one
         for one in config_arguments(config)
@@ -35,20 +35,21 @@ def _refuse(reason: str, config: Any, flags: tuple[str, ...] = ("",)) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """A trace that is replayed at its own times, stretched to each of some rates.
+    """Replay of a trace, its arrival times scaled to one or several rates.
 
     Attributes:
-      trace: CSV of arrival_s (seconds), prompt_tokens, output_tokens, and maybe
-        service_class, the name of one of --service_classes.
-      length_scale: Multiplies the trace's prompt and output lengths.
-      load: Rates as shares of the measured capacity; 0.9 if no other rate is given.
+      trace: CSV file with the columns arrival_s (seconds), prompt_tokens,
+        output_tokens and, optionally, service_class, a name in --service_classes.
+      length_scale: Factor on the trace's prompt and output lengths.
+      load: Rates as shares of the measured capacity. [default: 0.9, unless another
+        flag gives the rate]
       qps: Rates in requests per second.
-      rate_scale: A rate as a multiple of the trace's own.
-      service_classes: JSON file: a list of classes, each with name, share (0 to 1) and
-        ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or
-        multiples of an idle server's time). Classes that the trace names need no
-        share. Default: a tight and a lax class.
-      capacity_s: Seconds to measure capacity for, once the server is full.
+      rate_scale: Rate as a multiple of the trace's.
+      service_classes: JSON file with a list of classes. Each has a name, a share (0 to
+        1) and any of ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, and ttlt_s:
+        seconds, or multiples of an idle server's time. Classes that the trace names
+        need no share. [default: a tight and a lax class]
+      capacity_s: Seconds for which capacity is measured, once the server is full.
     """
 
     trace: pathlib.Path = DEFAULT_TRACE
@@ -83,16 +84,16 @@ class ReplayConfig:
 
     @property
     def num_runs(self) -> int:
-        """Runs against each server."""
+        """Number of runs against each server."""
         return len(self.loads) + len(self.qps) or 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClosedConfig:
-    """Clients that each send the next request of a fixed length when one ends.
+    """Closed loop: a client sends its next request, of fixed length, when one ends.
 
     Attributes:
-      clients: Numbers of clients, one run each.
+      clients: Numbers of clients, with one run for each.
       prompt_tokens: Prompt tokens of a request.
       output_tokens: Output tokens of a request.
     """
@@ -111,7 +112,7 @@ class ClosedConfig:
 
     @property
     def num_runs(self) -> int:
-        """Runs against each server."""
+        """Number of runs against each server."""
         return len(self.clients)
 
 
@@ -168,7 +169,7 @@ class ServersConfig:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Fields merged into every body."""
+        """Fields merged into every request's body."""
         fields: dict[str, Any] = json.loads(self.extra_body)
         return fields
 
@@ -243,7 +244,7 @@ class BenchConfig:
 
     @property
     def num_runs(self) -> int:
-        """Runs against each server."""
+        """Number of runs against each server."""
         return (self.replay if self.mode == "replay" else self.closed).num_runs
 
     def engines(self) -> list[EngineConfig]:

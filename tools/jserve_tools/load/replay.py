@@ -1,8 +1,8 @@
 """Sends requests: at their own times (open loop) or one after another (closed).
 
-In an open loop arrivals do not wait for the server. A request is due when the trace
-says so, its latency counts from then, and what the server or this program made it wait
-is part of the answer.
+In an open loop arrivals do not wait for the server. A request is due at the time in the
+trace, and its latency counts from then, so it includes every wait that the server or
+this program causes.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from jserve_sched.outcomes import Failure, Outcome
 from jserve_tools.load.clients import Client, RequestFailedError
 from jserve_tools.load.workload import WorkloadRequest
 
-# A request still running this many spans after the last arrival is given up.
+# Requests still running this many times the span of arrivals after the last one are
+# cancelled.
 GRACE_SPANS = 5.0
 MIN_GRACE_S = 60.0
 _HEAD_START_S = 0.05  # so that the first request is not late already
@@ -22,13 +23,13 @@ _HEAD_START_S = 0.05  # so that the first request is not late already
 
 @dataclasses.dataclass(kw_only=True)
 class Flight:
-    """A request on its way; the one thing here that changes.
+    """A request in flight, and what its client has received so far.
 
     Attributes:
-      arrival_s: When it was due, which need not be when it was sent; times are on the
-        client's clock.
-      message: What the server said of a failure.
-      is_over: Whether nothing more will come.
+      arrival_s: Time when the request was due, which may be before it was sent. All
+        times are in seconds on the client's clock.
+      message: The server's message about a failure.
+      is_over: Whether no further token will come.
     """
 
     request: WorkloadRequest
@@ -40,7 +41,7 @@ class Flight:
     is_over: bool = False
 
     def outcome(self) -> Outcome:
-        """Returns what became of it; unfinished, if it still flies."""
+        """Returns the request's outcome; unfinished if it is still in flight."""
         message = self.message
         if not self.is_over:
             message = f"no end after {len(self.token_times_s)} tokens"
@@ -81,9 +82,9 @@ async def replay(
     """Sends each request at its own time.
 
     Args:
-      requests: Sorted by `arrival_s`, which counts from now.
-      flights: Gets all of them at once, in the same order.
-      min_grace_s: Least wait after the last arrival before giving up.
+      requests: Requests sorted by `arrival_s`, which counts from now.
+      flights: List to which a flight for each request is added at once, in order.
+      min_grace_s: Least time to wait for answers after the last arrival.
     """
     start_s = client.now_s() + _HEAD_START_S
     flights += [
@@ -112,7 +113,7 @@ async def closed_loop(
 ) -> None:
     """Keeps `num_clients` requests in flight until there are none left to send.
 
-    Each request is put into `flights` as it is sent; its latency counts from then.
+    Each request is added to `flights` when it is sent; its latency counts from then.
     """
 
     async def work() -> None:
@@ -129,7 +130,7 @@ async def closed_loop(
 
 
 async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancels what still runs, and raises what went wrong in the rest."""
+    """Cancels unfinished tasks, and raises the first error of the others."""
     for task in tasks:
         task.cancel()
     for result in await asyncio.gather(*tasks, return_exceptions=True):

@@ -1,8 +1,8 @@
 """Turns trace rows into requests: token ids, a service class, an SLO.
 
-Everything that chance decides is a function of (seed, row), or of (seed, run, row) for
-the prompt. So every policy gets the same lengths, classes and SLOs, but no run finds
-the prompts of another in a cache.
+All that is random is a function of (seed, row), and prompts of (seed, run, row). So
+every policy gets the same lengths, classes and SLOs, but no run finds the prompts of
+another run in a cache.
 """
 
 import dataclasses
@@ -29,11 +29,11 @@ from jserve_tools.load.workload_trace import (
 )
 
 _DEFAULT_ROWS = 200  # of a trace
-# Any vocabulary has these, and the usual ones give them to no special token.
+# These ids are in every vocabulary, and usual ones have no special tokens among them.
 _PROMPT_TOKENS = range(4, 256)
 
-# Chosen so that at nine tenths of capacity neither is attained by all or by none: the
-# tight one has room for one long prompt in front of it, the lax one for a queue.
+# Chosen so that at nine tenths of capacity some requests of each class attain their SLO
+# and some do not: a tight request can wait for one long prompt, a lax one for a queue.
 DEFAULT_SERVICE_CLASSES = (
     ServiceClass(
         name="interactive", share=0.6, ttft_slowdown=15.0, tbt_step_multiple=25.0
@@ -47,10 +47,10 @@ class WorkloadRequest:
     """One request, ready to send.
 
     Attributes:
-      request_id: Unique within this program's life.
-      arrival_s: When it is due, seconds after the replay starts.
+      request_id: Name that no other request of this process has.
+      arrival_s: Time when it is due, seconds after the replay starts.
       prompt: `[n]` int32 token ids.
-      max_tokens: Output tokens; the model's own end is ignored.
+      max_tokens: Number of output tokens; end-of-sequence tokens are ignored.
     """
 
     request_id: str
@@ -63,13 +63,13 @@ class WorkloadRequest:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Trace rows and what is needed to make requests of them.
+    """Trace rows, and how requests are made of them.
 
     Attributes:
       rows: Lengths and arrivals of the requests.
-      config: Has the seed.
-      classes: The service classes. Rows that name none get one by shares, which then
-        add up to 1.
+      config: The benchmark's settings, with the seed.
+      classes: Service classes. Rows that name none get one at random, by shares, which
+        must then add up to 1.
     """
 
     rows: Sequence[TraceRow]
@@ -77,7 +77,7 @@ class Workload:
     classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
 
     def __post_init__(self) -> None:
-        _ = self._row_classes  # a wrong one is refused now
+        _ = self._row_classes  # refuses unknown classes
 
     @functools.cached_property
     def _row_classes(self) -> list[ServiceClass]:
@@ -115,9 +115,10 @@ class Workload:
         """Returns every row as a request of run number `run`, at a mean rate.
 
         Args:
-          run: Draws the prompts, with the seed.
-          yardstick: What relative objectives are multiples of; None without any.
-          qps: The rate, requests per second.
+          run: Number of the run; draws the prompts, together with the seed.
+          yardstick: Idle times that relative objectives are multiples of; None if no
+            objective is relative.
+          qps: Mean rate, requests per second.
 
         Raises:
           ValueError: If the rows do not span any time.
@@ -143,7 +144,7 @@ class Workload:
         return requests
 
     def describe(self) -> dict[str, Any]:
-        """Returns what is sent, for the report."""
+        """Returns the report's `workload`."""
         rows, config, replay = self.rows, self.config, self.config.replay
         is_replay = config.mode == "replay"
         found: dict[str, Any] = {
@@ -167,10 +168,10 @@ class Workload:
 
 
 def read_workload(config: BenchConfig) -> Workload:
-    """Reads what a benchmark sends.
+    """Reads the trace and the service classes of a benchmark.
 
     Raises:
-      ValueError: If the trace or the service classes are wrong, naming the value.
+      ValueError: If the trace or the service classes are invalid, naming the value.
       OSError: If a file cannot be read.
     """
     if config.mode == "closed":

@@ -1,8 +1,8 @@
-"""Reads request traces: when each request came, and how long it was.
+"""Reads request traces: the arrival time and the lengths of each request.
 
-A trace is a CSV with the columns `arrival_s,prompt_tokens,output_tokens`, sorted
-by arrival, and maybe `service_class`. It holds lengths and times, and what kind of
-request each was, if it says so; the text is made up by `workload`.
+A trace is a CSV file with the columns `arrival_s,prompt_tokens,output_tokens` and,
+optionally, `service_class`, sorted by arrival. It holds no text; `workload` draws token
+ids at random.
 """
 
 import csv
@@ -20,7 +20,7 @@ DEFAULT_TRACE = pathlib.Path(__file__).parents[1] / "traces" / "azure_conv.csv"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TraceRow:
-    """One request of a trace; without a service class, it gets one by shares."""
+    """One request of a trace; if it names no service class, one is drawn by shares."""
 
     arrival_s: float
     prompt_tokens: int
@@ -69,14 +69,13 @@ def read_trace(
     """Reads the first rows of a trace, with times from the first arrival.
 
     Args:
-      path: The CSV file.
-      num_requests: Rows wanted; 0 takes all.
-      classes: What the trace's own classes must be among. Without any, its column of
-        classes is not read.
+      num_requests: Number of rows to read; 0 takes all.
+      classes: Classes that the trace may name. If there are none, its column
+        `service_class` is not read.
 
     Raises:
-      ValueError: Naming the line and the value that is wrong, or that the file
-        has fewer rows than wanted.
+      ValueError: If a value is invalid, naming it and its line, or if the file has
+        fewer rows than `num_requests`.
       OSError: If the file cannot be read.
     """
     rows: list[TraceRow] = []
@@ -107,7 +106,7 @@ def row_classes(
     """Returns the class of each row: its own, or one drawn by share.
 
     Raises:
-      ValueError: If one is to be drawn and their shares do not add up to 1.
+      ValueError: If a class must be drawn and the shares do not add up to 1.
     """
     from jserve_sched.simulation.workload import (  # imports NumPy
         check_shares,

@@ -1,8 +1,8 @@
-"""What the first server does on this machine: what rates and objectives multiply.
+"""Idle times and capacity of the first server: the units of objectives and rates.
 
 Relative objectives are multiples of an idle server's times, so a slow machine shows
 the same picture as a fast one. Rates are shares of what a full server sustains. Both
-are measured once, on the first server, and hold for all of them.
+are measured once, on the first server, and used for all servers.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from jserve_tools.load.replay import Flight, closed_loop, fly
 from jserve_tools.load.workload import Workload, WorkloadRequest
 from jserve_tools.reporting.tables import duration, render
 
-# Prompts are drawn by run number; those of runs to report begin with the third.
+# Prompts are drawn by run number; reported runs begin with the third number.
 _YARDSTICK_RUN, _CAPACITY_RUN, FIRST_RUN = range(3)
 
 # Idle.
@@ -31,7 +31,7 @@ _STEP_PROMPT_TOKENS = 32
 _STEP_OUTPUT_TOKENS = 48
 
 # Full.
-_FOREIGN_SLOTS = 32  # where a server does not say how many requests it runs
+_FOREIGN_SLOTS = 32  # of a server that does not state its `max_num_seqs`
 _START_PROMPT_TOKENS = 64  # prompts of the requests that first fill the slots
 _RAMP_LIMIT_S = 30.0
 _POLL_S = 0.05
@@ -40,10 +40,11 @@ _IDLE_LIMIT_S = 30.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What a full server sustains; keys of the report.
+    """What a full server sustains; the report's `capacity`.
 
     Attributes:
-      requests_per_s: Rate of the workload's mean request.
+      requests_per_s: Sustained rate of requests with the workload's mean lengths.
+      num_clients: Requests kept in flight while it was measured.
       window_s: Seconds measured, after the slots had filled.
       prompt_token_s: Fitted cost of one prompt token.
       output_token_s: Fitted cost of one output token.
@@ -60,9 +61,12 @@ class Capacity:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What the server states of itself, its idle times and its capacity.
+    """A server's facts, its idle times and its capacity.
 
-    The last two are None where neither objectives nor rates are multiples of them.
+    Attributes:
+      facts: What the server states at /jserve/info.
+      yardstick: Idle times; None if no objective is a multiple of them.
+      capacity: Capacity; None if no rate is a share of it.
     """
 
     facts: Mapping[str, Any]
@@ -70,7 +74,7 @@ class Baseline:
     capacity: Capacity | None = None
 
     def describe(self, workload: Workload) -> str:
-        """Returns lines for people, with the objectives in seconds."""
+        """Returns idle times, capacity and the objectives in seconds, as text."""
         lines = []
         if (idle := self.yardstick) is not None:
             points = [
@@ -90,7 +94,7 @@ class Baseline:
 
 
 def baseline_from_json(row: Mapping[str, Any]) -> Baseline:
-    """Returns the baseline whose fields JSON has kept."""
+    """Returns a baseline from its JSON form."""
     idle, full = row["yardstick"], row["capacity"]
     return Baseline(
         facts=row["facts"],
@@ -102,10 +106,10 @@ def baseline_from_json(row: Mapping[str, Any]) -> Baseline:
 async def measure_baseline(
     client: Client, workload: Workload, progress: Progress
 ) -> Baseline:
-    """Measures an idle server and a full one, as far as the workload needs it.
+    """Measures what the workload's objectives and rates are multiples of.
 
     Raises:
-      RuntimeError: If it cannot be measured.
+      RuntimeError: If a request fails, or no time can be measured.
     """
     facts = await client.facts()
     replay = workload.config.replay
@@ -179,11 +183,11 @@ async def measure_yardstick(client: Client, workload: Workload) -> Yardstick:
 def mean_step_s(token_times_s: Sequence[Sequence[float]]) -> float:
     """Returns the time between tokens of lone requests: the median of their means.
 
-    Tokens may be read several at once where an engine is quicker than its client, so
-    that most gaps are 0; from the first token to the last is the same.
+    If an engine is quicker than its client, several tokens are read at once and most
+    gaps are 0. The time from the first token to the last is not affected.
 
     Raises:
-      RuntimeError: If no time can be told: too few tokens, or all at once.
+      RuntimeError: If there are too few tokens, or all came at the same time.
     """
     found = [
         (times_s[-1] - times_s[0]) / (len(times_s) - 1)
@@ -200,23 +204,24 @@ def mean_step_s(token_times_s: Sequence[Sequence[float]]) -> float:
     return step_s
 
 
-# A full server. Ten seconds hold few requests of uneven size, so requests are not
-# counted; work is. In a closed loop with every slot taken, wall time is split into
+# A full server. Ten seconds hold only a few requests, of uneven size, so tokens are
+# counted instead. In a closed loop with every slot taken, wall time is split into
 # slices with P prompt and D output tokens each; `a * P + b * D` is fitted to their
-# duration, scaled to the whole window, and priced for the workload's mean request.
+# duration and scaled to the whole window. Capacity is the inverse of the workload's
+# mean cost.
 
 
 async def measure_capacity(
     client: Client, workload: Workload, *, num_slots: int, duration_s: float
 ) -> Capacity:
-    """Keeps an idle server full for a while and says what it sustains.
+    """Keeps a server full for a while; returns what it sustains.
 
     Args:
-      num_slots: Requests the server runs at once; a quarter more are sent.
-      duration_s: How long to measure after the slots have filled.
+      num_slots: Most requests that the server runs at once; a quarter more are sent.
+      duration_s: Seconds to measure after the slots have filled.
 
     Raises:
-      RuntimeError: If the server cannot do any of it.
+      RuntimeError: If most requests fail, or no token is computed.
     """
     num_clients = num_slots + max(2, num_slots // 4)
     flights: list[Flight] = []
@@ -225,12 +230,14 @@ async def measure_capacity(
         closed_loop(client, source, flights, num_clients=num_clients)
     )
     try:
+        # Fill the slots.
         ramp_end_s = client.now_s() + _RAMP_LIMIT_S
         while client.now_s() < ramp_end_s and not load.done():
             await asyncio.sleep(_POLL_S)
             if sum(bool(one.token_times_s) for one in flights) >= num_slots:
                 break
             _check_failures(flights, num_clients)
+        # Measure.
         start_s = client.now_s()
         await asyncio.wait([load], timeout=duration_s)
         window_s = client.now_s() - start_s
@@ -240,6 +247,7 @@ async def measure_capacity(
         (ended,) = await asyncio.gather(load, return_exceptions=True)
     if isinstance(ended, Exception):
         raise ended
+    # Fit the cost of a token, and price the mean request.
     num_slices = max(4, int(window_s))
     slice_s = window_s / num_slices
     work = tokens_by_slice(flights, start_s, slice_s, num_slices)
@@ -261,9 +269,10 @@ async def measure_capacity(
 def _endless_requests(workload: Workload, num_first: int) -> Iterator[WorkloadRequest]:
     """Yields the workload's rows in random order, again and again.
 
-    The first `num_first` are as a busy server holds them, part way through: their
-    prompts are short, and any share of their output may be left. One that is found
-    running is long with a probability proportional to its length.
+    The first `num_first` are like those that a busy server holds, part way through:
+    their prompts are short, and a random share of their output is left. A request is
+    drawn with a probability proportional to its output length, since long requests are
+    more often found running.
     """
     rows = workload.rows
     random = np.random.default_rng((workload.config.seed, _CAPACITY_RUN))
@@ -286,8 +295,8 @@ def tokens_by_slice(
 ) -> np.ndarray:
     """Returns `[num_slices, 2]` prompt and output tokens of each slice of time.
 
-    Prompts are taken to be computed one after another: each one's tokens are
-    spread over the time from the first token before its own to its own.
+    Prompts are taken to be computed one after another: each prompt's tokens are spread
+    over the time from the previous prompt's first output token to its own.
     """
     edges = start_s + slice_s * np.arange(num_slices + 1)
     begun = [one for one in flights if one.token_times_s]
@@ -302,7 +311,7 @@ def tokens_by_slice(
 
 
 def token_costs_s(work: np.ndarray, slice_s: float) -> np.ndarray:
-    """Fits the cost of a token of each kind to equal slices of a busy time.
+    """Fits the cost of a prompt token and an output token to equal slices of time.
 
     Args:
       work: `[K, 2]` prompt and output tokens computed in each slice.
@@ -319,7 +328,7 @@ def token_costs_s(work: np.ndarray, slice_s: float) -> np.ndarray:
     if not work.any():
         raise RuntimeError("no token came while capacity was measured")
     costs_s, _ = nnls(work.astype(np.float64), np.full(len(work), slice_s))
-    # Scaled to the whole time, so that none of it is left out.
+    # Scale the costs so that they add up to the whole time.
     return np.asarray(costs_s * (len(work) * slice_s / (work.sum(axis=0) @ costs_s)))
 
 
@@ -336,7 +345,7 @@ async def _until_idle(client: Client) -> None:
     while client.now_s() < end_s:
         stats = (await client.facts()).get("stats")
         if stats is None:
-            await asyncio.sleep(1.0)  # a foreign server does not say
+            await asyncio.sleep(1.0)  # a foreign server does not say when it is idle
             return
         if not stats["num_running"] and not stats["num_waiting"]:
             return

@@ -1,9 +1,8 @@
-"""The benchmark itself: open each server, measure the first one, run the load.
+"""The benchmark itself: opens each server, measures the first one, runs the load.
 
-What is measured on the first server (idle times, capacity) holds for all of them, so
-every policy gets the same SLOs, the same arrivals and the same lengths, and only
-prompts differ from run to run. It is kept beside the finished runs, so a sweep that is
-continued later has the same.
+The idle times and the capacity of the first server are used for all servers, so every
+policy gets the same SLOs, arrivals and lengths; only prompts differ between runs. They
+are stored with the finished runs, so that a continued sweep uses them too.
 """
 
 import contextlib
@@ -61,10 +60,10 @@ class Benchmark:
         *,
         opener: OpenServer = open_server,
     ):
-        """Reads what will be sent; nothing is started.
+        """Reads the workload; starts nothing.
 
         Raises:
-          ValueError, OSError: If a file is wrong or cannot be read.
+          ValueError, OSError: If a file is invalid or cannot be read.
         """
         self.config = config
         self.finished = FinishedRuns(
@@ -82,11 +81,11 @@ class Benchmark:
             self._qps = (config.replay.rate_scale * mean_rate(self._workload.rows),)
 
     async def run(self) -> None:
-        """Runs everything.
+        """Makes all runs that are not finished yet.
 
         Raises:
           ConnectionError, TimeoutError, RuntimeError: If a server fails; the message
-            says which and how.
+            names it and the reason.
         """
         num_runs = self.config.num_runs
         for index, engine in enumerate(self.config.engines() or (None,)):
@@ -101,7 +100,7 @@ class Benchmark:
             await self._serve(engine, numbers)
 
     def report(self, command: Sequence[str]) -> dict[str, Any]:
-        """Returns the report of what was found by `command`."""
+        """Returns the report; `command` is the program with its arguments."""
         assert self.baseline is not None
         config, replay_config = self.config, self.config.replay
         load: dict[str, Any] = {
@@ -139,7 +138,7 @@ class Benchmark:
             await fill_compile_cache(shared, self._progress)
 
     async def _serve(self, engine: EngineConfig | None, numbers: Sequence[int]) -> None:
-        """Does those runs of one server that are not finished yet."""
+        """Makes the runs of one server that are not finished yet."""
         name = self.config.servers.url if engine is None else engine_name(engine)
         async with contextlib.AsyncExitStack() as stack:
             with self._progress.doing(f"waiting for {name} to be warm"):
@@ -175,10 +174,10 @@ class Benchmark:
     def _key(
         self, engine: EngineConfig | None, facts: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Returns what decides the numbers of a server; None to measure it again.
+        """Returns all that a server's results depend on; None to measure it again.
 
-        That is so for a step log, which only a run fills, and for a foreign server,
-        which may be another by now.
+        It is None with a step log, which only a new run fills, and for a foreign
+        server, which may have changed.
         """
         if engine is None and "engine" not in facts:
             return None
@@ -202,9 +201,9 @@ class Benchmark:
     def _find(
         self, engine: EngineConfig | None, number: int, facts: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Returns a run that an earlier call finished, by the baseline of this one.
+        """Returns a run that an earlier call finished with the same baseline, or None.
 
-        Without a baseline so far, that is the earlier call's.
+        If this call has measured no baseline yet, it takes the earlier call's.
         """
         key = self._key(engine, facts)
         if key is None:
@@ -226,7 +225,8 @@ class Benchmark:
     async def _run(
         self, client: Client, facts: Mapping[str, Any], number: int
     ) -> dict[str, Any]:
-        """Does run `number`, counted over all servers."""
+        """Makes run `number`, which counts over all servers."""
+        # Prepare what is sent.
         config, place = self.config, number % self.config.num_runs
         engine = facts.get("engine") or {}
         names = ("policy", "bucket_strategy")
@@ -236,7 +236,7 @@ class Benchmark:
             num_clients = config.closed.clients[place]
             labels["num_clients"] = num_clients
             num_requests = config.num_requests or 8 * num_clients
-            # A request of each client, after which nothing is new to the server.
+            # One request of each client warms the server up.
             warm_up = itertools.islice(self._cycle(2 * number), num_clients)
             await closed_loop(client, warm_up, [], num_clients=num_clients)
             source = itertools.islice(self._cycle(2 * number + 1), num_requests)
@@ -252,6 +252,7 @@ class Benchmark:
             num_requests = len(requests)
             send = functools.partial(replay, client, requests, flights)
 
+        # Send it, and measure.
         total = config.num_runs * max(len(config.engines()), 1)
         stage = f"run {number + 1} of {total}, {run_name(labels)}, requests"
         run = await measure_run(
@@ -264,6 +265,8 @@ class Benchmark:
             ),
             profiles_host=config.servers.profile_host,
         )
+
+        # Say how it went.
         num_attained = run["num_requests"] - run["num_violations"]
         verb = "finished" if config.mode == "closed" else "attained their SLOs"
         lines = [
@@ -273,7 +276,7 @@ class Benchmark:
             lines.append(f"  {one['count']} failed, {one['reason']}: {one['message']}")
         if (missing := run.get("num_steps_missing")) is not None:
             lines.append(
-                f"  the engine forgot {missing} of {run['num_steps']} steps before "
+                f"  the engine dropped {missing} of {run['num_steps']} steps before "
                 "they were read: padding is not reported"
             )
         print("\n".join(lines), flush=True)
@@ -295,7 +298,7 @@ class Benchmark:
 
 
 def _baseline_key(key: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the key of a baseline, which holds for all policies and buckets."""
+    """Returns a baseline's key, which is the same for all policies and buckets."""
     own = ("policy", "bucket_strategy", "buckets")
     server = {name: one for name, one in key["server"].items() if name not in own}
     return {**key, "server": server}

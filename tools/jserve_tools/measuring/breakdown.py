@@ -1,9 +1,9 @@
 """Where a step's time goes: the host's work against XLA's, medians per step.
 
-XLA's time can be told only where the host does nothing meanwhile. Without overlap it is
-what the host spends on launching a step and waiting for it; everything else is
+XLA's time is known only if the host does nothing meanwhile. Without overlap it is the
+time that the host spends on launching a step and waiting for it; everything else is
 Python's. With overlap the device works while the host plans the next step, so a step's
-wait is no more than a lower bound, and no device time is given.
+wait is only a lower bound, and no device time is given.
 """
 
 import statistics
@@ -31,7 +31,7 @@ def _kinds(steps: Sequence[StepRecord]) -> dict[str, Sequence[StepRecord]]:
 
 
 def _times_ms(step: StepRecord) -> dict[str, float]:
-    """Returns a step's parts, and what the host and the device spent, milliseconds."""
+    """Returns a step's parts and the host's and the device's time, milliseconds."""
     times_s = {name: float(getattr(step, f"{name}_s")) for name in _PARTS}
     on_host_s = sum(one for name, one in times_s.items() if name != "wait")
     times_s["bookkeeping"] = step.host_s - on_host_s
@@ -45,10 +45,10 @@ def break_down(
 ) -> list[dict[str, Any]]:
     """Returns the median of each part for each kind of step, in milliseconds.
 
-    `host_ms` is the host's time but launching, bookkeeping and text included;
-    `device_ms`, launching and waiting, and `host_to_device`, their ratio, are
+    `host_ms` is the host's time without launching, but with bookkeeping and text.
+    `device_ms` is launching and waiting, and `host_to_device` their ratio; both are
     there only without overlap. `detokenise_s` is the median time to turn a step's
-    tokens into text, where it is known.
+    tokens into text; None if it is unknown.
     """
     found = []
     for name, group in _kinds(steps).items() if steps else ():

@@ -1,7 +1,7 @@
-"""One run against one server: requests sent, and the engine looked at around them.
+"""One run against one server: sends requests, reads the engine before and after.
 
-Counters and steps are read before the first request and after the last, so that a run
-has its own even on a server that has long been busy.
+A run reports only the growth of counters and the steps between both readings, so a
+server may have been busy before.
 """
 
 import collections
@@ -28,13 +28,14 @@ async def measure_run(
     showing: AbstractContextManager[None],
     profiles_host: bool = False,
 ) -> dict[str, Any]:
-    """Sends requests; returns what they and the engine's steps came to.
+    """Sends requests; returns the entry of this run in the report's `runs`.
 
     Args:
-      send: Sends the requests, and puts them into `flights`.
-      flights: Empty at first.
-      labels: Keys of the report that tell this run from others.
-      showing: Says how far it is.
+      send: Sends the requests, and adds them to `flights`.
+      flights: Requests sent; empty at first.
+      labels: Keys of the entry that identify the run.
+      showing: Context that shows progress.
+      profiles_host: Whether to break the steps' times down; see `breakdown`.
     """
     before = await client.facts()
     with showing:
@@ -74,8 +75,7 @@ def start_up_facts(stats: Mapping[str, Any] | None) -> dict[str, Any]:
     """Returns the report's `start_up` and `buckets`, as far as they are known.
 
     Args:
-      stats: The fields of EngineStats, of an engine that is warm; None from a
-        foreign server.
+      stats: Fields of EngineStats of a warm engine; None from a foreign server.
     """
     start = (stats or {}).get("start_up")
     if not start or not start["programs"]:
@@ -119,7 +119,7 @@ def _counters_between(
 
 
 def _failures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Returns how many requests failed for each reason, and an example, most first."""
+    """Returns the number of failures and an example for each reason, most first."""
     messages = collections.defaultdict[str, list[str]](list)
     for one in outcomes:
         if one.failure is not None:
@@ -136,7 +136,7 @@ def _failures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _client_health(flights: Sequence[Flight]) -> dict[str, Any]:
-    """Returns whether this program sent on time, and got what it asked for."""
+    """Returns the delays of sending, and the number of outputs that were too short."""
     delays_s = [one.sent_s - one.arrival_s for one in flights if one.sent_s is not None]
     num_short = sum(
         len(one.token_times_s) < one.request.max_tokens

@@ -1,7 +1,7 @@
-"""The servers a benchmark can run against; each is a context that ends it.
+"""The servers that a benchmark measures, as context managers.
 
-A context gives the client of a warm server, and whatever happens then, the engine is
-stopped, or the server is asked to end (SIGTERM) and its exit status is checked.
+A context gives the client of a warm server. At its end the engine is stopped, or the
+server process is asked to end (SIGTERM) and its exit status is checked.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _SERVER = (sys.executable, "-m", "jserve")
 _START_TIMEOUT_S = 3600.0  # a large model has many programs to compile
 _POLL_S = 0.2
 _STOP_TIMEOUT_S = 60.0
-_CONNECT_S = 3.0  # until an address is refused at which nothing answers
+_CONNECT_S = 3.0  # after which an address without an answer is refused
 _LOG_TAIL_LINES = 3
 
 
@@ -60,7 +60,7 @@ async def engine_in_process(
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> Health:
-    """Returns how far a server is, by /health; one that does not say so is warm."""
+    """Returns a server's health by /health; a server that states none is warm."""
     async with session.get(f"{url}/health") as response:
         try:
             return Health((await response.json(content_type=None))["status"])
@@ -86,7 +86,7 @@ async def server_at(
     Raises:
       TimeoutError: If it is not warm in time.
       ConnectionError: If the process ended, its engine failed, or nothing answers at
-        the URL of a server that is not ours.
+        the URL of a server that was not launched here.
     """
     url = url.rstrip("/").removesuffix("/v1")
     now_s = asyncio.get_running_loop().time
@@ -135,7 +135,7 @@ async def _start(
 
 
 async def _stop(process: asyncio.subprocess.Process) -> int:
-    """Asks a process to end, insists after a while, and returns its status."""
+    """Asks a process to end, kills it after a while, and returns its status."""
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
     try:
@@ -182,7 +182,7 @@ async def launched_server(
     """Starts a server program, and stops it; `log` gets its output.
 
     Raises:
-      ConnectionError: If it ends before its time, or its engine fails.
+      ConnectionError: If it ends too early, or its engine fails.
       TimeoutError: If it is not warm in time, or does not stop.
       RuntimeError: If it ends with a status other than 0.
     """

@@ -45,11 +45,11 @@ class Cell:
     """All runs of one setting.
 
     Attributes:
-      labels: What every row about it says: `policy`, with the token limit where a
-        report has several; `strategy`, of buckets; `load`; and `setting`, policy and
-        strategy as far as the report has several.
-      runs: Entries of the report's `runs`, at least one. What a run has under
-        `start_up` stands under `start_up_cold` if its compile cache was empty.
+      labels: Labels of every row about it: `policy`, with the token limit if the
+        report has several; `strategy` of buckets; `load`; and `setting`, which is the
+        policy, with the strategy if the report has several.
+      runs: Entries of the report's `runs`, at least one. Their `start_up` is moved to
+        `start_up_cold` if the compile cache was empty.
     """
 
     labels: Row
@@ -57,39 +57,39 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The whole setting, for a line of a table."""
+        """Policy, strategy and load in one line."""
         return "{policy} / {strategy} @ {load}".format(**self.labels)
 
     @property
     def is_goodput(self) -> bool:
-        """Whether its runs stand at the rate that a search found."""
+        """Whether its rate was found by a goodput search."""
         return bool(self.labels["load"] == "goodput")
 
     @property
     def service_classes(self) -> list[str]:
-        """Names of the classes of its requests, sorted."""
+        """Names of its requests' service classes, sorted."""
         return sorted({name for run in self.runs for name in run.get("by_class", ())})
 
     def values(self, *path: str) -> list[Any]:
-        """Returns what the runs that know it have under a path of keys."""
+        """Returns the values that runs have under a path of keys."""
         found = [look_up(run, path) for run in self.runs]
         return [value for value in found if value is not None]
 
     def mean(self, *path: str) -> float | None:
-        """Returns the mean over the runs of a number; None if it is nowhere."""
+        """Returns the mean of a number over the runs that have it; None without any."""
         known = self.values(*path)
         return statistics.fmean(known) if known else None
 
     def entries(self, service_class: str | None) -> list[Row]:
-        """Returns what the runs say of a class, or of all requests."""
+        """Returns the runs' entries for a class, or for all requests if it is None."""
         return self.values(
             *(() if service_class is None else ("by_class", service_class))
         )
 
     def attainment(self, service_class: str | None = None) -> Estimate | None:
-        """Returns the share of requests whose SLO was attained, with Wilson's interval.
+        """Returns the share of requests that attained their SLO; None without any.
 
-        None without requests.
+        Its interval is Wilson's.
         """
         known = [one for one in self.entries(service_class) if one.get("num_requests")]
         if not known:
@@ -121,7 +121,10 @@ class Cell:
     def percentile_s(
         self, key: str, percent: int, service_class: str | None = None
     ) -> float | None:
-        """Returns a percentile of pooled requests, or else the mean of the runs'."""
+        """Returns a percentile of the pooled requests, in seconds.
+
+        If a run does not list its requests, it is the mean of the runs' percentiles.
+        """
         times_s = self.request_times_s(key, service_class)
         if times_s is not None:
             return float(np.percentile(times_s, percent))
@@ -162,10 +165,16 @@ def cells(report: Mapping[str, Any]) -> list[Cell]:
     return found
 
 
-def _with_cold_start(run: Mapping[str, Any]) -> Row:
-    """Moves `start_up` to `start_up_cold` where the compile cache was empty.
+def mean_slos_s(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Returns each class's mean objectives, in seconds, that a simulation reports."""
+    found = look_up(report, ("workload", "slos"))
+    return found or look_up(report, ("workload", "promises")) or {}  # the older name
 
-    It was if a second start was measured, or if every program was compiled.
+
+def _with_cold_start(run: Mapping[str, Any]) -> Row:
+    """Moves `start_up` to `start_up_cold` if the compile cache was empty.
+
+    It was empty if a second start was measured, or if every program was compiled.
     """
     start = run.get("start_up") or {}
     sources = {one.get("source") for one in start.get("programs") or ()}

@@ -1,7 +1,7 @@
 """The charts of a report, declared with Altair (extra `report`).
 
-A chart is a grammar of marks over rows; Vega draws it in the page, and vl-convert
-draws the same as PNG and SVG. A chart without rows is left out.
+A chart declares marks over rows; Vega draws it in the page, and vl-convert draws it as
+PNG and SVG. A chart without rows is left out.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from jserve_tools.reporting.choice import choice, judged_by
 from jserve_tools.reporting.metrics import THROUGHPUT
 
 FILTERS = ("policy", "strategy", "load", "class")
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _DURATION = "datum.value < 1 ? format(1000 * datum.value, '~g') + ' ms' : "
 _DURATION += "format(datum.value, '~g') + ' s'"
@@ -27,21 +27,21 @@ _LOG_TICKS = [
 _LOG = alt.Scale(type="log", nice=False, padding=8)
 _FEW = alt.Axis(tickCount=5)
 _PANEL = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelLimit=340)
-# Fields of rows that only place or shade a mark; tooltips and tables say all others.
-_UNTOLD = {"setting", "panel", "label", "value", "since_s"}
+# Fields of rows that only place or shade a mark; tooltips and tables show all others.
+_HIDDEN = {"setting", "panel", "label", "value", "since_s"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A chart, its words, and its rows.
+    """A chart with its title, caption and rows.
 
     Attributes:
       name: Name of its files and of its place in the page.
-      title: What it shows, in a line.
-      caption: How to read it.
-      rows: What it is drawn from.
-      spec: Vega-Lite, with parameters `pick_policy` and so on that filter rows;
-        `usermeta` says how wide its panels may be.
+      title: One line that says what it shows.
+      caption: Explanation of its marks.
+      rows: Rows that it is drawn from.
+      spec: Vega-Lite specification, with parameters such as `pick_policy` that filter
+        rows; `usermeta` holds the limits of its panels' width.
     """
 
     name: str
@@ -52,8 +52,8 @@ class Chart:
 
 
 def fields(rows: Sequence[Row]) -> list[str]:
-    """Returns what tooltips and the table beside a chart say of its rows."""
-    return distinct([name for row in rows for name in row if name not in _UNTOLD])
+    """Returns the fields of rows that tooltips and a chart's table show."""
+    return distinct([name for row in rows for name in row if name not in _HIDDEN])
 
 
 def theme(*, is_dark: bool) -> dict[str, Any]:
@@ -92,9 +92,12 @@ def _specification(
 ) -> dict[str, Any]:
     """Returns a chart with a panel for each value of the field `facet`.
 
-    The field `label` has the words along y; panels that would be narrower than
-    `least_px` go below each other.
+    The field `label` holds the words along y. Panels that would be narrower than
+    `least_px` are put below each other.
     """
+    if facet == "strategy":
+        rows = [row | {"panel": f"buckets: {row['strategy']}"} for row in rows]
+        facet = "panel"
     names = distinct([row[facet] for row in rows])
     data = alt.Data(values=list(rows))
     spec: dict[str, Any] = (
@@ -125,8 +128,8 @@ def _tooltip(rows: Sequence[Row]) -> list[alt.Tooltip]:
     found = []
     for name in fields(rows):
         kind = "Q" if isinstance(values[name], (int, float)) else "N"
-        told = alt.Tooltip(f"{name}:{kind}", title=name.replace("_", " "))
-        found.append(told.format(",.3~f") if kind == "Q" else told)
+        tooltip = alt.Tooltip(f"{name}:{kind}", title=name.replace("_", " "))
+        found.append(tooltip.format(",.3~f") if kind == "Q" else tooltip)
     return found
 
 
@@ -212,7 +215,7 @@ def _staircase(rows: Sequence[Row]) -> Any:
     edge = edge.mark_point(shape="triangle-up", filled=True, size=45, style="edge")
     layers = [curve.mark_line(style="curve", strokeWidth=1.5), ran, edge]
     if all(row["kind"] != "ran" for row in rows):
-        del layers[1]  # the scale of no steps has no size
+        del layers[1]  # without steps, the scale of sizes would have no domain
     return alt.layer(*layers)
 
 
@@ -220,23 +223,24 @@ def _staircase(rows: Sequence[Row]) -> Any:
 _CHARTS: dict[str, tuple[Callable[[Sequence[Row]], Any], str, str, Row]] = {
     "choice": (
         _choice,
-        "What to choose at which load",
-        "★ is the best at its load. ≈ cannot be told from it: the interval of the "
-        "difference includes zero. Below each number is its 95 % interval.",
+        "Which policy is best at which load",
+        "★ is the best at its load. ≈ is within noise of the best: the 95 % interval "
+        "of the difference includes zero. Below each number is its 95 % interval.",
         {"facet": "strategy", "label": "policy", "least_px": 170},
     ),
     "classes": (
         _classes,
-        "Attainment by class, and its objectives",
-        "Requests that attained every objective of their class; the bars are 95 % "
-        "Wilson intervals. ≈ stands before the typical bound where it varies.",
+        "Attainment by class",
+        "Share of requests that attained every objective of their class, given above "
+        "each panel; ≈ marks a mean or median over requests. The bars are 95 % Wilson "
+        "intervals.",
         {},
     ),
     "latencies": (
         _latencies,
         "Latencies against their objectives",
-        "Point: median; thick to p90, thin to p99; logarithmic. The dashed line is the "
-        "class's SLO, where it has one.",
+        "Point: median. Thick line: to the 90th percentile; thin line: to the 99th. "
+        "Dashed: the class's objective, if it has one. The axis is logarithmic.",
         {"x": "independent"},
     ),
     "failures": (
@@ -248,7 +252,7 @@ _CHARTS: dict[str, tuple[Callable[[Sequence[Row]], Any], str, str, Row]] = {
             scale=alt.Scale(scheme="tableau10"),
         ),
         "Why requests failed or violated their SLO",
-        "Each violation counts once: by the first objective violated, or by its "
+        "Each request counts once: by the first objective that it violated, or by its "
         "failure.",
         {},
     ),
@@ -256,15 +260,15 @@ _CHARTS: dict[str, tuple[Callable[[Sequence[Row]], Any], str, str, Row]] = {
         functools.partial(_bars, x="percent:Q", x_title="padding, %"),
         "Padding",
         "Share of the predicted step time, and of the computed token positions, that "
-        "was padding.",
+        "is padding.",
         {},
     ),
     "staircase": (
         _staircase,
-        "The staircase: buckets, and where steps fell",
-        "Line: the time of a step of as many tokens without padding, or of the buckets "
-        "that were timed. Triangles: the edges that are compiled, with full decode "
-        "rows. Circles: programs that ran, larger with more steps.",
+        "The staircase: step time by tokens, and the buckets that ran",
+        "Line: time of a step without padding, or of the buckets that were timed. "
+        "Triangles: compiled block edges beside full decode rows. Circles: programs "
+        "that ran, larger for more steps. Both axes are logarithmic.",
         {"facet": "strategy", "label": ""},
     ),
     "start-up": (
@@ -277,14 +281,14 @@ _CHARTS: dict[str, tuple[Callable[[Sequence[Row]], Any], str, str, Row]] = {
             legend=alt.Legend(columns=1),
         ),
         "Start-up",
-        "Until requests are served, and until no program is left to compile.",
+        "Time until requests are served, and until all programs are compiled.",
         {"facet": "start", "label": "strategy"},
     ),
 }
 
 
 def charts(report: Mapping[str, Any]) -> list[Chart]:
-    """Returns the charts for which a report has data, in reading order.
+    """Returns the charts for which a report has data, in the page's order.
 
     Raises:
       ValueError: If the report cannot be read.
@@ -309,7 +313,7 @@ def charts(report: Mapping[str, Any]) -> list[Chart]:
 
 
 def overview(found: Sequence[Chart]) -> dict[str, Any]:
-    """Returns one picture of the charts that say how requests fared."""
+    """Returns one specification of the charts of attainment, latency and failures."""
     head = {name: found[0].spec[name] for name in ("$schema", "params")}
     parts = [
         {"title": one.title, **one.spec}

@@ -13,8 +13,8 @@ _SIGNS = {BEST: "★ ", TIED: "≈ "}
 def judged_by(known: Sequence[Cell]) -> Metric:
     """Returns the number by which settings are chosen.
 
-    Goodput if it was searched; tokens a second where clients only wait for each
-    other, and no objective tells settings apart; else attainment.
+    It is goodput if that was searched; output tokens per second in a closed loop
+    without objectives; else attainment.
     """
     if any(cell.is_goodput for cell in known):
         return GOODPUT
@@ -24,7 +24,7 @@ def judged_by(known: Sequence[Cell]) -> Metric:
 
 
 def choice(known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each cell: how good it is, and where it stands at its load.
+    """Returns a row for each cell: its value, and its standing at its load.
 
     `standing` is "best", "within noise of the best" if the interval of the difference
     includes zero, "behind", or "" without intervals.
@@ -50,7 +50,7 @@ def choice(known: Sequence[Cell]) -> list[Row]:
 
 
 def verdict(known: Sequence[Cell]) -> str:
-    """Returns which setting is best at each load, and which ones may be as good."""
+    """Returns sentences: the best setting at each load, and which may be as good."""
     rows, name = choice(known), judged_by(known).name
     sentences = []
     for load in distinct([row["load"] for row in rows]):

@@ -1,4 +1,4 @@
-"""Where a program's report goes, and what else is made of it."""
+"""Configuration of a program's report."""
 
 import dataclasses
 import json
@@ -11,17 +11,17 @@ from jserve.config import check_writable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Where a report goes, and what else is made of it.
+    """Where a program's report goes, and what is made of it.
 
     Attributes:
-      output: Folder for report.json, report.html and figures.
+      output: Folder for report.json, report.html and figures/.
       resume: Continue where an interrupted call with the same settings and commit
-        stopped: its finished runs are in runs.jsonl in --output until the report is
-        written. --noresume measures all of them again.
-      html: Write report.html, a page in one file, and its charts in figures/; needs
-        the extra `report`.
-      compare: A report.json to compare with: prints which metrics differ by more
-        than noise.
+        stopped. Its finished runs are in runs.jsonl in --output until the report is
+        written; --noresume makes all runs again.
+      html: Write report.html, a page in one file, and its charts in figures/. Needs
+        the extra `report`: pip install 'jserve[report]'.
+      compare: An older report.json. Prints which metrics differ from it by more than
+        noise.
     """
 
     output: pathlib.Path = pathlib.Path("out/report")
@@ -37,7 +37,7 @@ class ReportConfig:
 
         Raises:
           ValueError: If `compare` is not a report, or `output` cannot be a folder.
-          OSError: If the folder cannot be written, or the report not be read.
+          OSError: If the folder cannot be written, or the report cannot be read.
         """
         report = None if self.compare is None else _read_report(self.compare)
         check_writable("output", self.output)
@@ -48,14 +48,14 @@ class ReportConfig:
 
 
 def _read_report(path: pathlib.Path) -> dict[str, Any]:
-    """Returns a report that can be compared."""
-    from jserve_tools.reporting.cells import cells  # these take NumPy
+    """Reads a report, and checks that it can be compared."""
+    from jserve_tools.reporting.cells import cells  # these import NumPy
     from jserve_tools.reporting.metrics import metrics
 
     try:
         report: dict[str, Any] = json.loads(path.read_text())
         for cell in cells(report):
-            metrics([cell])  # so that no sweep ends in what is wrong with them
+            metrics([cell])  # a broken report fails here, not after a sweep
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"compare={path} is not a report: {error}") from None
     return report

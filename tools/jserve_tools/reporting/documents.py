@@ -1,7 +1,7 @@
-"""The report as one JSON document, and files that are whole or absent.
+"""The report as one JSON document, and atomic writing of files.
 
-A file is written beside its place and renamed into it, so that an interrupted
-benchmark leaves the old report or the new, never half of one.
+A file is written beside its place and renamed into it, so an interrupted program leaves
+either the old file or the new one.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import jserve
 from jserve_sched.outcomes import SCHEMA_VERSION, Outcome, token_gaps_s
 
 _PLACES = 6  # microseconds
-# What tells servers apart; the rest of what one says of itself is no result.
+# The facts of a server that are part of a report.
 _SERVER_FACTS = (
     *("url", "model", "served_model_name", "max_model_len", "num_kv_tokens"),
     *("vocab_size", "engine", "versions"),
@@ -32,7 +32,7 @@ _SERVER_FACTS = (
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file in one stroke; missing folders are made."""
+    """Writes a file atomically; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -47,10 +47,10 @@ def write_whole(path: pathlib.Path, content: bytes) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Returns a value as JSON can hold it; rounds times to a microsecond.
+    """Returns a value in the types of JSON, with times rounded to a microsecond.
 
     Raises:
-      ValueError: For a number that is not finite; it would not be JSON.
+      ValueError: If a number is not finite, which JSON cannot hold.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return plain(dataclasses.asdict(value))
@@ -66,12 +66,12 @@ def plain(value: Any) -> Any:
         return value
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{number} has no place in a report")
+        raise ValueError(f"{number} cannot be written to a report: it is not finite")
     return round(number, _PLACES) if abs(number) >= 1e-3 else float(f"{number:.4g}")
 
 
 def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Returns one compact row for each request, times from the first one's arrival."""
+    """Returns the report's row for each request; times count from the first arrival."""
     first_s = min(outcome.arrival_s for outcome in outcomes)
     rows = []
     for outcome in outcomes:
@@ -97,7 +97,7 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Returns the commit this code is at, with a plus if changed; None if unknown."""
+    """Returns this code's commit, with a plus if files changed; None if unknown."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always"]
     try:
         done = subprocess.run(
@@ -111,7 +111,7 @@ def commit() -> str | None:
 
 
 def device_name(facts: Mapping[str, Any]) -> str | None:
-    """Returns what the server computes on, in a word or two; None if unknown."""
+    """Returns the server's device, as "platform kind"; None if unknown."""
     device = facts.get("device")
     if not isinstance(device, Mapping):
         return device
@@ -132,11 +132,11 @@ def document(
     """Returns the whole report, ready for `json.dumps`.
 
     Args:
-      command: The program and its arguments.
-      facts: What the server told of itself: device, jax and so on.
-      workload: What was sent.
-      runs: One entry each.
-      extra: Yardstick, capacity and the like; None is left out.
+      command: Program and its arguments.
+      facts: What the server states at /jserve/info: device, versions and so on.
+      workload: Description of the requests.
+      runs: One entry for each run.
+      extra: Further keys, such as yardstick and capacity; None values are left out.
     """
     versions = facts.get("versions") or {}
     head: dict[str, Any] = {

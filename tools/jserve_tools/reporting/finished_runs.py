@@ -16,7 +16,7 @@ from jserve_tools.reporting.documents import commit, plain
 
 
 def code_version() -> str | None:
-    """Returns the commit; of a changed tree, with a hash of what was changed."""
+    """Returns the commit, with a hash of the changes if the tree was changed."""
     found = commit()
     if found is None or not found.endswith("+"):
         return found
@@ -31,11 +31,11 @@ class FinishedRuns:
     """A JSON-lines file of finished runs.
 
     Attributes:
-      num_found: Times that a run asked for was there.
+      num_found: Number of look-ups that found a run.
     """
 
     def __init__(self, path: pathlib.Path, *, resumes: bool):
-        """Reads a file, which need not exist; removes it unless `resumes`."""
+        """Reads the file, if it exists; removes it instead unless `resumes`."""
         self.num_found = 0
         self._path = path
         self._where = {"commit": code_version(), "host": platform.node()}
@@ -48,13 +48,13 @@ class FinishedRuns:
                     row = json.loads(line)
                     self._runs[row["key"]] = row["run"]
                 except (ValueError, KeyError, TypeError):
-                    continue  # the line that an interrupt cut off
+                    continue  # a line that an interrupt has cut
 
     def _key(self, config: Mapping[str, Any]) -> str:
         return json.dumps(plain(self._where | dict(config)), sort_keys=True)
 
     def get(self, config: Mapping[str, Any]) -> Any:
-        """Returns the result put under this configuration; None if there is none."""
+        """Returns the result stored under a configuration; None if there is none."""
         found = self._runs.get(self._key(config))
         self.num_found += found is not None
         return found
@@ -68,5 +68,5 @@ class FinishedRuns:
             file.write(json.dumps({"key": key, "run": run}) + "\n")
 
     def remove(self) -> None:
-        """Removes the file: its runs are in a report now."""
+        """Removes the file, once its runs are in a report."""
         self._path.unlink(missing_ok=True)

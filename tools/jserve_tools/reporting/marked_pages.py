@@ -1,7 +1,7 @@
 """Markdown tables, and pages that quote them.
 
 A page is written by hand around marked places, and the program fills these, so no
-number on it is typed.
+number on it is copied by hand.
 """
 
 import json
@@ -25,9 +25,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def fill_page(page: str, tables: Mapping[str, str]) -> str:
-    """Returns a page with every marked place filled.
+    """Returns a page with its marked places filled.
 
-    A place whose table was not made this time stays as it is.
+    A place that `tables` does not name stays as it is.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -40,7 +40,7 @@ def fill_page(page: str, tables: Mapping[str, str]) -> str:
 
 
 def entry_a_line(report: Mapping[str, Any]) -> bytes:
-    """Returns results as JSON with one entry a line, so that changes can be read."""
+    """Returns results as JSON with one entry a line, so that diffs are readable."""
     parts = []
     for name, value in plain(report).items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -61,10 +61,10 @@ def write_study(
     """Writes results.json, tables.md and the pictures, and fills the page beside them.
 
     Args:
-      folder: Where to write; a README.md in it gets its marked places filled.
+      folder: Folder to write to; the marked places of its README.md are filled.
       report: Results, for JSON.
-      tables: Markdown, by the names of the marked places.
-      pictures: Contents of files, by name.
+      tables: Markdown tables, by the names of the marked places.
+      pictures: Contents of the picture files, by name.
     """
     write_whole(folder / "results.json", entry_a_line(report))
     text = "\n\n".join(f"## {name}\n\n{table}" for name, table in tables.items())

@@ -1,8 +1,8 @@
-"""The numbers of a cell by which settings are judged, and how sure each one is.
+"""The numbers of a cell by which settings are judged, with their intervals.
 
-Shares and goodputs have intervals of their own, whose differences join them;
-percentiles of requests are resampled (bootstrap); means over several turns or seeds
-are held against each other by Welch's interval; counts are exact.
+Shares and goodputs have intervals, from which that of a difference follows; the
+difference of two percentiles of requests is resampled (bootstrap); means over several
+turns or seeds are compared by Welch's interval; counts are exact.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ class Metric:
     """A number of a cell.
 
     Attributes:
-      name: What people call it.
-      path: Where a run has it in report.json; "*" is a service class.
+      name: Name in tables.
+      path: Keys of its value in a run of report.json; "*" is a service class.
       unit: "s", or a key of `_FORMS`.
-      better: Which direction is.
-      kind: How its interval is found; see the top of this file.
-      is_of_rate: Whether it depends on the rate, so that it says nothing where a
+      better: Whether more or less of it is better.
+      kind: Kind of its interval; see the top of this file.
+      is_of_rate: Whether it depends on the rate, so that it is not compared where a
         search chose the rate.
     """
 
@@ -86,14 +86,14 @@ ATTAINED = Metric("attained", ("attainment",), "%", "more", "share")
 THROUGHPUT = Metric("output tokens", ("output_tokens_per_s",), "/s", "more")
 _GOALS = (
     GOODPUT,
-    Metric("violations there", ("goodput_violation_share",), "%", "less"),
+    Metric("violations at goodput", ("goodput_violation_share",), "%", "less"),
     ATTAINED,
     Metric("attained", ("by_class", "*", "attainment"), "%", "more", "share"),
     Metric("rejected", ("num_rejected",), "", "less"),
     Metric("errors", ("num_errors",), "", "less"),
-    Metric("attained/s", ("met_per_s",), "/s", "more"),
+    Metric("requests attained", ("met_per_s",), "/s", "more"),
     THROUGHPUT,
-    Metric("length error", ("length_error", "*", _ERROR), " tokens", "less"),
+    Metric("output length error", ("length_error", "*", _ERROR), " tokens", "less"),
 )
 _LATENCIES = tuple(
     Metric(f"{name} p{percent}", (key, f"p{percent}"), "s", "less", "percentile")
@@ -107,7 +107,7 @@ _ENGINE = (
     Metric("padding of time", ("pad_share_time",), "%", "less"),
     Metric("padding of tokens", ("pad_share_tokens",), "%", "less"),
     Metric("steps", ("steps_per_s",), "/s", "more"),
-    Metric("plan p50", ("plan_ms", "p50"), " ms", "less"),
+    Metric("planning p50", ("plan_ms", "p50"), " ms", "less"),
     Metric("programs", ("num_programs",), "", "less", "count", is_of_rate=False),
     Metric(
         "compiled after warm-up",
@@ -121,17 +121,18 @@ _ENGINE = (
             ("other", "start_up"),
         )
         for name, part in (
-            *(("ready", "ready_s"), ("all", "warm_s"), ("compiling", "compile_s")),
+            *(("ready", "ready_s"), ("all programs", "warm_s")),
+            ("compiling", "compile_s"),
         )
     ),
-    Metric("simulated", ("simulation", "requests_per_min"), "/min", "more"),
+    Metric("requests simulated", ("simulation", "requests_per_min"), "/min", "more"),
 )
 
 
 def metrics(
     known: Sequence[Cell], among: Sequence[Metric] = (*_GOALS, *_LATENCIES, *_ENGINE)
 ) -> list[Metric]:
-    """Returns the metrics that a cell has; those of classes once for each."""
+    """Returns the metrics that a cell has; those of classes once for each class."""
     classes = sorted({name for cell in known for name in cell.service_classes})
     found: list[Metric] = []
     for metric in among:
@@ -153,7 +154,7 @@ def numbers(
 ) -> list[list[str]]:
     """Returns a table with a row for each cell; the first row names the metrics.
 
-    Without all intervals it has that of all requests' share and of goodput.
+    Unless `has_all_intervals`, only goodput and the share of all requests have one.
     """
     columns = [["setting", *(cell.name for cell in known)]]
     for metric in metrics(known, among):
@@ -167,9 +168,10 @@ def numbers(
 
 
 def run_tables(report: Mapping[str, Any]) -> str:
-    """Returns all that a terminal shows of runs: turns and seeds of a cell are a row.
+    """Returns the tables of runs for a terminal, with a row for each cell.
 
-    One table is of SLOs and throughput, one of latencies, one of the engine.
+    The first is of SLOs and throughput, the second of latencies, the third of the
+    engine.
     """
     known = cells(report)
     return "\n\n".join(
@@ -181,7 +183,7 @@ def run_tables(report: Mapping[str, Any]) -> str:
 
 def difference_of(metric: Metric, old: Cell, new: Cell) -> Estimate:
     """Returns new - old of a metric that both cells have, with its interval."""
-    import scipy.stats  # slow to import, and needed here alone
+    import scipy.stats  # slow to import, and needed only here
 
     before, after = metric.estimate(old), metric.estimate(new)
     assert before is not None and after is not None
@@ -210,7 +212,7 @@ def difference_of(metric: Metric, old: Cell, new: Cell) -> Estimate:
     if min(map(len, values)) < 2 or max(map(statistics.pvariance, values)) == 0:
         return Estimate(value)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of turns that are nearly the same
+        warnings.simplefilter("ignore")  # for values that are nearly equal
         welch = scipy.stats.ttest_ind(*values, equal_var=False).confidence_interval()
     return Estimate(value, float(welch.low), float(welch.high))
 

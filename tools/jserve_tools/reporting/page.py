@@ -1,8 +1,8 @@
 """A report as one HTML page that works from a file, and its charts as pictures.
 
-The page needs no network: Vega's script stands in it once, and every chart is a
-specification that it draws. What the report does not have is left out, and every word
-of it is escaped.
+The page needs no network: it holds Vega's script, which draws every chart from its
+specification. Parts for which the report has no data are left out, and all its text is
+escaped.
 """
 
 import importlib.resources
@@ -42,7 +42,7 @@ _FACTS = {
     "Trace": "workload trace",
     "Workload": "workload name",
     "Capacity, requests/s": "capacity requests_per_s",
-    "Planned with": "predictor",
+    "Predictor": "predictor",
 }
 
 
@@ -116,7 +116,7 @@ def _script() -> str:
 
 
 def _text(value: Any) -> str:
-    """Returns what a chart's tooltip says; a dash for nothing."""
+    """Returns the text of a table's cell; a dash for an empty one."""
     if value is None or value == "":
         return "-"
     if isinstance(value, float):

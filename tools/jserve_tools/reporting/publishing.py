@@ -1,4 +1,4 @@
-"""Hands a finished report over: files in a folder, and a comparison on the screen."""
+"""Publishes a finished report: files in a folder, and a comparison as text."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,10 +17,10 @@ def publish(
     *,
     say: Callable[[str], None],
 ) -> None:
-    """Writes report.json and, if wanted, the page and the pictures; compares.
+    """Writes report.json and, if configured, the page and the pictures; compares.
 
-    The finished runs that the report is made of, if they are kept, have served their
-    purpose then and are removed. `say` prints a line for people.
+    The stored runs that the report is made of, if there are any, are removed at the
+    end. `say` prints a line.
     """
     say(f"\nreport: {write_report(config.output, report)}")
     if config.html:
@@ -28,7 +28,7 @@ def publish(
             # Altair takes a second to import.
             from jserve_tools.reporting.page import write_page
         except ImportError as error:
-            say(f"no page, for want of {error.name}: pip install 'jserve[report]'")
+            say(f"no page, without {error.name}: pip install 'jserve[report]'")
         else:
             write_page(report, config.output)
             say(f"page: {config.output / 'report.html'}")

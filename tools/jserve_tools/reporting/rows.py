@@ -1,7 +1,7 @@
-"""What the charts of a report show, as rows of plain values.
+"""The data of a report's charts, as rows of plain values.
 
-Every row says its policy, strategy, load and class as far as it is of one, so that
-filters and tables treat all charts the same.
+A row names its policy, strategy, load and class if it belongs to one, so that filters
+and tables treat all charts the same.
 """
 
 import collections
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jserve_tools.reporting.cells import Cell, Row, distinct
+from jserve_tools.reporting.cells import Cell, Row, distinct, mean_slos_s
 from jserve_tools.reporting.tables import duration, look_up
 
 _TBT_OF_REQUESTS = "TBT: 99th percentile of a request's times between tokens"
-# Title of a latency, where a report has it, and the bound of an SLO that limits it.
+# Title of a latency, its key in a report, and the bound of an SLO that limits it.
 _TIMES = (
     ("TTFT: time to the first token", "ttft_s", "ttft_s"),
     (_TBT_OF_REQUESTS, "tbt_p99_s", "tbt_s"),
@@ -33,14 +33,14 @@ _MAX_CURVE_POINTS = 120
 def objectives(
     report: Mapping[str, Any], known: Sequence[Cell]
 ) -> dict[str, dict[str, tuple[float, str]]]:
-    """Returns each class's bounds: seconds, and the text that says so.
+    """Returns each class's bounds: seconds, and a text such as "TTFT ≤ 500.0ms".
 
-    They are the means that a simulation reports, or the medians over requests; "≈"
-    stands before those that depend on the request.
+    Bounds are the means that a simulation reports, or medians over requests; "≈" marks
+    those that depend on the request.
     """
     bounds_s: dict[str, dict[str, list[float]]] = {
         name: {bound: [mean_s] for bound, mean_s in means_s.items()}
-        for name, means_s in (look_up(report, ("workload", "promises")) or {}).items()
+        for name, means_s in mean_slos_s(report).items()
     }
     for cell in known:
         for request in (row for rows in cell.values("requests") for row in rows):
@@ -62,11 +62,12 @@ def objectives(
 
 def _panel(cell: Cell, name: str, bounds: Sequence[str]) -> str:
     """Returns the title of a class's panel: its load, and its bounds line by line."""
-    return "\n".join([f"{name} @ {cell.labels['load']}", *(bounds or ["no objective"])])
+    texts = [f"SLO: {one}" for one in bounds] or ["no SLO"]
+    return "\n".join([f"{name} @ {cell.labels['load']}", *texts])
 
 
 def classes(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each cell and class: attainment beside the objectives."""
+    """Returns a row for each cell and class: attainment, with the objectives."""
     bounds = objectives(report, known)
     return [
         cell.labels
@@ -131,7 +132,7 @@ def failures(known: Sequence[Cell]) -> list[Row]:
 
 
 def messages(known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each reason of failures: how often, and what was said of it."""
+    """Returns a row for each cell and reason of failures: count and a message."""
     return [
         cell.labels
         | {"reason": one["reason"], "requests": one["count"], "message": one["message"]}
@@ -142,7 +143,7 @@ def messages(known: Sequence[Cell]) -> list[Row]:
 
 
 def padding(known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each cell and what is padded: time, and token positions."""
+    """Returns two rows for each cell: padding of time, and of token positions."""
     return [
         cell.labels
         | {"of": of, "percent": 100 * share, "panel": f"{of}\n{cell.labels['load']}"}
@@ -164,9 +165,9 @@ def _by_strategy(known: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
 
 
 def staircase(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
-    """Returns the step-time curve, each strategy's edges, and where steps fell.
+    """Returns the step-time curve, each strategy's edges, and the programs that ran.
 
-    `kind` is "curve", "edge" or "ran"; rows of the first two are of no one policy.
+    `kind` is "curve", "edge" or "ran"; only the last belongs to a policy.
     """
     curve = report.get("staircase") or {}
     tokens = np.asarray(curve.get("tokens", ()), np.float64)
@@ -202,7 +203,7 @@ def staircase(report: Mapping[str, Any], known: Sequence[Cell]) -> list[Row]:
 
 
 def _ran(cell: Cell) -> list[Row]:
-    """Returns a row for each program that ran in a run: its tokens, time and steps."""
+    """Returns a row for each program that ran: its tokens, time and steps."""
     return [
         cell.labels
         | {"kind": "ran", "tokens": one["num_rows"] + one["num_blocks"] * block_tokens}
@@ -224,7 +225,7 @@ def starts(known: Sequence[Cell]) -> list[Row]:
             for name in ("ready_s", "warm_s"):
                 found = [one for cell in here for one in cell.values(key, name)]
                 means_s.append(statistics.fmean(found) if found else means_s[-1])
-            stages = ("until requests are served", "until every program is there")
+            stages = ("until requests are served", "until all programs are compiled")
             rows += [
                 {"strategy": strategy, "start": start, "stage": stage}
                 | {"since_s": since_s, "until_s": until_s}

@@ -1,4 +1,4 @@
-"""Step time against tokens, beside many decode rows: what edges are judged on."""
+"""Step time against tokens, beside many decode rows: the staircase of a report."""
 
 import collections
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ _MAX_POINTS = 257
 def priced_staircase(
     cost_model: CostModel, block_tokens: int, runs: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """Returns the curve of a simulated machine, of full steps with short contexts.
+    """Returns a simulated machine's times of full steps with short contexts.
 
-    The decode rows are its `max_num_seqs`. The curve ends at the largest edge of the
-    buckets of any of the report's `runs`, or where the machine's limit is.
+    Each step has `max_num_seqs` decode rows. The curve ends at the largest block edge
+    of the report's `runs`, or at the machine's limit if that is larger.
     """
     num_rows = cost_model.max_num_seqs
     most = max((cost_model.max_num_batched_tokens - num_rows) // block_tokens, 1)
@@ -48,11 +48,10 @@ def priced_staircase(
 def run_staircase(
     runs: Sequence[Mapping[str, Any]], block_tokens: int | None
 ) -> dict[str, Any] | None:
-    """Returns what an engine's step-time table said of the buckets that ran.
+    """Returns an engine's predicted time of each bucket that ran, mean over its steps.
 
-    That is the predicted time of each bucket, mean over its steps, at the row edge
-    where the most different buckets ran, the largest of several; None for fewer than
-    two, or if the `block_tokens` of a block are unknown.
+    The buckets are those of one row edge: the one at which the most buckets ran, or the
+    largest of several. It is None if fewer than two ran, or if `block_tokens` is None.
     """
     programs = [one for run in runs for one in run.get("steps_by_program", ())]
     if block_tokens is None or not programs:

@@ -1,8 +1,8 @@
 """Runs many tasks, such as simulations, in this process or in several.
 
-A task holds all that decides its numbers and can be sent to another process, so a sweep
-gives the same report however many processes share it, and is continued where it was
-interrupted.
+A task holds all that its result depends on and can be sent to another process, so a
+sweep gives the same report with any number of processes, and an interrupted sweep is
+continued.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from jserve_tools.reporting.finished_runs import FinishedRuns
 
 
 class Task(Protocol):
-    """Something to do, here or in another process."""
+    """A piece of work for this or another process."""
 
     def run(self) -> dict[str, Any]:
-        """Does it; returns what came of it, for JSON."""
+        """Does the work; returns its result in the types of JSON."""
         ...
 
 
@@ -37,7 +37,7 @@ def _run(job: tuple[int, Task]) -> tuple[int, dict[str, Any]]:
 
 
 def _ignore_interrupts() -> None:
-    """Lets Ctrl-C end the program, not each of its processes with a traceback."""
+    """Ignores Ctrl-C in a worker, since the main process ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -47,12 +47,12 @@ def run_all(
     runs: FinishedRuns | None = None,
     key: Callable[[Any], Mapping[str, Any]] = _key,
 ) -> list[dict[str, Any]]:
-    """Returns what came of each task, in order, and shows how far it has come.
+    """Returns the result of each task, in order, and shows progress.
 
     Args:
-      runs: Finished tasks, which are not done again; None keeps none.
-      key: Returns the configuration by which `runs` knows a task: of a dataclass, the
-        name of the class and all fields.
+      runs: Store of finished tasks, which are not done again; None stores none.
+      key: Returns the configuration under which `runs` stores a task. By default it is
+        the name and all fields of the task's dataclass.
     """
     found: list[Any] = [runs and runs.get(key(task)) for task in tasks]
     jobs = [(index, tasks[index]) for index, one in enumerate(found) if one is None]

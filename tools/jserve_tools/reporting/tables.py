@@ -1,4 +1,4 @@
-"""Tables for people, from the same entries that go to the JSON report."""
+"""Text tables of the entries of a JSON report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ Row = Mapping[str, Any]
 
 
 def render(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows, the first of them a header, as aligned columns."""
+    """Returns rows, of which the first is the header, as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -21,14 +21,14 @@ def render(rows: Sequence[Sequence[str]]) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Returns seconds with a unit that suits them; a dash for None."""
+    """Returns a time in ms or s, with its unit; a dash for None."""
     if seconds is None:
         return "-"
     return f"{seconds * 1e3:.1f}ms" if abs(seconds) < 1 else f"{seconds:.2f}s"
 
 
 def load_name(run: Row) -> str:
-    """Returns what was sent in a run, by what the user asked for."""
+    """Returns the load of a run, as the user gave it."""
     if "goodput_qps" in run:
         return "goodput"
     if "load" in run:
@@ -41,13 +41,13 @@ def load_name(run: Row) -> str:
 
 
 def run_name(run: Row) -> str:
-    """Returns what tells a run from others: its policy, bucket strategy and load."""
+    """Returns a run's name: its policy, bucket strategy and load."""
     policy, strategy = run.get("policy", "server"), run.get("bucket_strategy", "pow2")
     return f"{policy} / {strategy} @ {load_name(run)}"
 
 
 def look_up(entry: Any, path: Sequence[str]) -> Any:
-    """Returns what nested mappings have under a path of keys; None if nothing."""
+    """Returns the value of nested mappings under a path of keys; None without one."""
     for key in path:
         entry = entry.get(key) if isinstance(entry, Mapping) else None
     return entry
@@ -60,12 +60,11 @@ def _text(value: Any, form: str) -> str:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> str:
-    """Returns rows by columns; a column that no row has a value for is left out.
+    """Returns a table of rows; columns without any value are left out.
 
     Args:
-      rows: What to show.
-      columns: Each one's title, the keys that lead to its values, joined by slashes,
-        and their format; "s" is a time in seconds.
+      columns: Title, path of keys joined by slashes, and format of each column; the
+        format "s" is a time in seconds.
     """
     texts = []
     for title, path, form in columns:
@@ -86,13 +85,13 @@ def fits_table(fits: Sequence[Row]) -> str:
         ("fitted for", "fit", ""),
         ("programs", "num_programs", "d"),
         ("expected step", "expected_s", "s"),
-        ("pad time", "pad_share_time", ".1%"),
+        ("padding of time", "pad_share_time", ".1%"),
     ]
     return _table(rows, columns)
 
 
 def instances_table(runs: Sequence[Row]) -> str:
-    """Returns one row for each engine of each run with several."""
+    """Returns one row for each engine of runs with several engines."""
     rows = [
         {**one, "engine": f"{run_name(run)} #{place}"}
         for run in runs
@@ -102,14 +101,14 @@ def instances_table(runs: Sequence[Row]) -> str:
         ("engine", "engine", ""),
         ("requests", "num_requests", "d"),
         ("attained", "attainment", ".1%"),
-        ("tok", "output_tokens", "d"),
+        ("output tokens", "output_tokens", "d"),
         ("busy", "busy_share", ".1%"),
     ]
     return _table(rows, columns)
 
 
 def host_table(breakdown: Sequence[Row]) -> str:
-    """Returns the medians of a step's parts, and one line on host and device."""
+    """Returns the medians of a step's parts, and a sentence on host and device."""
     columns = [
         ("median ms per step", "steps", ""),
         ("steps", "num_steps", "d"),
@@ -123,9 +122,9 @@ def host_table(breakdown: Sequence[Row]) -> str:
     if last["overlap"]:
         return (
             f"{table}\noverlap on: the device works while the host does, so its time "
-            "cannot be told from outside; waiting is a lower bound"
+            "cannot be measured; waiting is a lower bound"
         )
-    verdict = "less" if last["host_ms"] < last["device_ms"] else "no less"
+    verdict = "less" if last["host_ms"] < last["device_ms"] else "not less"
     return (
         f"{table}\noverlap off, {last['steps']}: host {last['host_ms']:.3f} ms, device "
         f"(launch and wait) {last['device_ms']:.3f} ms: a step spends {verdict} time "

@@ -1,3 +1,3 @@
-"""Simulating: loads, machines and policies in the simulator, side by side."""
+"""Simulating: policies side by side, on simulated loads and machines."""
 
 __all__ = ["bucket_fits", "config", "loads", "predictors", "simulation", "sweep"]

@@ -1,7 +1,7 @@
-"""Fits buckets to what a policy plans for a simulated load.
+"""Fits buckets to the steps that a policy plans for a simulated load.
 
-The load is served once with every shape there is, so that no edge hides what was
-wanted.
+The load is served once with a bucket for every count of rows and blocks, so that no
+edge hides the demand.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from jserve_tools.simulating.simulation import Experiment
 
 
 def finest(experiment: Experiment) -> Experiment:
-    """Returns the experiment with every shape compiled, planned by exact times.
+    """Returns the experiment with every bucket compiled, planned by exact times.
 
-    A table of step times could not be filled for that many shapes.
+    A table of step times could not be filled for that many buckets.
     """
     model = experiment.cost_model
     table = Linear(row_gap=1, block_gap=1).table(
@@ -40,7 +40,7 @@ def fit_to_simulation(
 ) -> tuple[BucketTable, dict[str, Any]]:
     """Fits buckets to the steps that a policy plans for a load.
 
-    Of the experiment's buckets only `block_tokens` is read. `seed` draws the noise in
+    Of the experiment's buckets only `block_tokens` is used. `seed` draws the noise in
     step times.
 
     Returns:
@@ -49,9 +49,10 @@ def fit_to_simulation(
     Raises:
       ValueError: If `max_programs` is below 2, or no request fits the machine.
     """
-    model, every_shape = experiment.cost_model, finest(experiment)
-    block_tokens = every_shape.buckets.block_tokens
-    steps = every_shape.simulate(arrivals, seed, records_steps=True).steps
+    # Serve the load with every bucket.
+    model, every_bucket = experiment.cost_model, finest(experiment)
+    block_tokens = every_bucket.buckets.block_tokens
+    steps = every_bucket.simulate(arrivals, seed, records_steps=True).steps
     if not steps:
         raise ValueError(
             f"no step ran: none of the {len(arrivals)} requests fits the machine"
@@ -60,17 +61,18 @@ def fit_to_simulation(
     def step_s(matrix: np.ndarray) -> np.ndarray:
         return model.step_s(matrix, block_tokens)
 
+    # Fit edges to the demand of its steps.
     demand = demand_from_steps(
         steps,
-        every_shape.buckets,
+        every_bucket.buckets,
         tbt_budgets=tbt_budgets(arrivals),
         step_s=step_s,
         page_size=model.page_size,
     )
     table = fit_buckets(
-        with_prior(demand, every_shape.buckets),
+        with_prior(demand, every_bucket.buckets),
         step_s,
-        every_shape.buckets,
+        every_bucket.buckets,
         page_size=model.page_size,
         max_programs=max_programs,
     )

@@ -1,7 +1,7 @@
 """The settings of `jserve-simulate`: the load, the machine, and what is run on it.
 
-Wrong values, and combinations of which a part would do nothing, are refused where a
-config is made. `--help` imports no NumPy.
+Invalid values, and settings without an effect, are refused when a config is made.
+`--help` imports no NumPy.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
 from jserve_tools.reporting.config import ReportConfig
 
 LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
-_ANY = 2**40  # where only memory sets a limit
+_ANY = 2**40  # limit of values that only memory limits
 
 
 def _refuse_idle(config: object, name: str, needed: str) -> None:
-    """Refuses a setting that would do nothing without another."""
+    """Refuses a setting that has no effect without another."""
     if getattr(config, name) is not None:
-        raise ValueError(f"{name} would do nothing without {needed}")
+        raise ValueError(f"{name} has no effect without {needed}")
 
 
 def _check_ranges(config: object, **limits: tuple[float, float]) -> None:
@@ -37,21 +37,25 @@ def _check_ranges(config: object, **limits: tuple[float, float]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadConfig:
-    """What a simulation serves, and how fast it comes.
+    """Requests of a simulation, and their rates.
 
     Attributes:
-      workload: SlidingServe's workload to draw. [default: mixed_v1]
-      trace: CSV of arrival_s (seconds), prompt_tokens, output_tokens, and maybe
-        service_class, the name of one of service_classes; in place of a workload.
-      poisson: Give a trace's requests Poisson arrivals.
-      num_requests: Requests of a run, of a trace the first ones. [default: 1000, or
-        a whole trace]
-      service_classes: JSON file: a list of classes, each with name, share and ttft_s
-        or ttft_slowdown, tbt_s or tbt_step_multiple, ttlt_s (seconds, or multiples of
-        an idle machine's time). Classes named as the workload's parts replace theirs;
-        those that a trace names need no share.
-      one_shot: All requests are due at time 0, so there is no rate.
-      qps: Rates in requests per second. [default: the trace's own, or 1]
+      workload: Workload of the SlidingServe paper to draw requests from. [default:
+        mixed_v1]
+      trace: CSV file to take requests from instead of a workload, with the columns
+        arrival_s (seconds), prompt_tokens, output_tokens and, optionally,
+        service_class, a name in --service_classes.
+      poisson: Give a trace's requests Poisson arrivals instead of the trace's.
+      num_requests: Number of requests in a run; of a trace the first. [default: 1000,
+        or the whole trace]
+      service_classes: JSON file with a list of classes. Each has a name, a share (0 to
+        1) and any of ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, and ttlt_s:
+        seconds, or multiples of an idle machine's time. If all classes of the workload
+        (dialogue, summarisation) are named, they are replaced; otherwise classes are
+        drawn by share. Classes that a trace names need no share. [default: those of
+        the workload; of a trace a tight and a lax class]
+      one_shot: Make all requests due at time 0, instead of at a rate.
+      qps: Rates in requests per second. [default: the trace's mean rate, or 1]
     """
 
     workload: (
@@ -77,36 +81,39 @@ class LoadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineConfig:
-    """On what a simulation runs, and what its policies know.
+    """The simulated machine, and what its policies know.
 
     Attributes:
-      cost_model: The machine: a GPU by name, or a profile of jserve-profile as
-        table:SAMPLES.
-      buckets: Bucket file (JSON) of bucket strategies explicit and fitted.
+      cost_model: Machine to simulate: a GPU by name (a100-llama3-8b, h100-llama3-8b,
+        rtx4090-llama3.1-8b, rtxpro6000-llama3.1-8b, the last two also with -table), or
+        a profile of jserve-profile as table:SAMPLES.
+      buckets: Bucket file (JSON) of the bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
-      max_model_len: Tokens of the longest request.
+      max_model_len: Most tokens of a request, prompt and output together.
       max_num_seqs: Most requests that run at once. [default: the cost model's]
       max_num_batched_tokens: Most token positions in a step. [default: the cost
         model's]
       num_kv_tokens: Tokens that the KV pool holds. [default: the cost model's]
       page_size: Tokens in one KV page. [default: the cost model's]
-      lag: 1 plans a step while the one before runs, as jserve does; 0 after it has
-        ended.
-      noise: Deviation of the logarithm of a step's time about the cost model's.
-      predictor: What policies plan by: oracle is never wrong; linear and table are
-        fitted to steps of the cost model.
-      declared_max_tokens: Output tokens that each request says it takes at most, as
-        far as the context has room; one that takes more says that. It ends by a stop
-        token. 0: each says what it takes.
-      length_estimator: What output lengths policies plan by, where requests declare
-        more than they take, by name and options such as quantile:q=0.75, or the truth
-        as oracle, made wrong as in oracle:error=0.5 or oracle:factor=10. [default:
+      lag: Steps in flight while the next is planned. 1: a step is planned while the
+        one before runs, as in the server; 0: after it has ended.
+      noise: Standard deviation, 0 to 1, of the logarithm of a step's time about the
+        cost model's.
+      predictor: Predictor of step times that policies plan by: oracle is never wrong;
+        linear and table are fitted to steps of the cost model.
+      declared_max_tokens: Most output tokens (max_tokens) that each request declares,
+        as clients of a real server do, limited by the room in the context; it then ends
+        earlier, by a stop token. A request that takes more declares its own length. 0:
+        every request declares its own length.
+      length_estimator: Estimator of output lengths that policies plan by, by name and
+        options as in quantile:q=0.75; needs --declared_max_tokens. oracle knows the
+        lengths; oracle:error=0.5 and oracle:factor=10 make it wrong. [default:
         max_tokens]
-      num_instances: Equal engines that serve the load together, each with its own
-        scheduler.
-      assignment: Which of several engines gets a request: finish, the one with the
-        least work by predicted times; kv, the one with the most KV that no request
-        will need; round_robin, each in turn. [default: finish]
+      num_instances: Number of equal engines that serve the load together, each with its
+        own scheduler.
+      assignment: Rule by which one of several engines gets a request: finish (the
+        least work by predicted times), kv (the most KV that no present request will
+        need) or round_robin. [default: finish]
     """
 
     cost_model: str = "a100-llama3-8b"
@@ -175,9 +182,9 @@ class SweepConfig:
       warmup_share: Share of the requests, the first ones, that are not counted.
         [default: 0.1, and 0 if all come at once]
       seed: Seed of lengths, arrivals, classes and noise.
-      num_seeds: Number of seeds: seed, seed + 1, and so on.
-      num_processes: Processes that share the runs.
-      step_log: File that gets the steps of a single run, as a server records them, for
+      num_seeds: Number of seeds: --seed, --seed + 1, and so on.
+      num_processes: Number of processes that share the runs.
+      step_log: File that gets the steps of a single run, in the server's format, for
         jserve-fit-buckets.
     """
 
@@ -217,7 +224,7 @@ class SweepConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulateConfig:
-    """The whole call of `jserve-simulate`."""
+    """All settings of `jserve-simulate`."""
 
     load: LoadConfig
     machine: MachineConfig

@@ -1,7 +1,7 @@
-"""What a simulation serves: drawn lengths or a trace's, at some rate.
+"""The requests of a simulation: drawn from a workload, or those of a trace.
 
-Requests are made at one a second, and the rate comes later, so that all rates share
-their random numbers.
+Requests are made at one a second and rescaled later, so that all rates share their
+random numbers.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jserve_sched.simulation.workload import (
     WORKLOADS,
     Arrival,
     Yardstick,
-    promise,
+    request_arrival,
     unit_arrivals,
 )
 from jserve_tools.load.workload import DEFAULT_SERVICE_CLASSES
@@ -32,13 +32,13 @@ _DEFAULT_REQUESTS = 1000  # of a workload
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulatedLoad:
-    """Requests, and how fast they come.
+    """Requests of a simulation, and their rates.
 
     Attributes:
-      config: What is served, and its rates.
-      classes: Service classes: of a trace those that its rows name or get by share; of
-        a workload those in place of its own, see `unit_arrivals`.
-      rows: The trace; empty for a workload.
+      config: Settings of the load.
+      classes: Service classes that a trace's rows name or get by share, or that replace
+        those of a workload; see `unit_arrivals`.
+      rows: Rows of the trace; empty for a workload.
     """
 
     config: LoadConfig
@@ -46,7 +46,7 @@ class SimulatedLoad:
     rows: Sequence[TraceRow] = ()
 
     def __post_init__(self) -> None:
-        if self.rows:  # wrong classes are refused now, and a trace without a rate
+        if self.rows:  # refuses unknown classes, and a trace without a rate
             row_classes(self.rows, self.classes, 0)
             if not self.config.poisson and not self.config.one_shot:
                 mean_rate(list(self.rows))
@@ -58,14 +58,14 @@ class SimulatedLoad:
 
     @property
     def qps(self) -> Sequence[float]:
-        """Rates to run at; infinite if all come at once."""
+        """Rates to run at; infinite if all requests are due at once."""
         config = self.config
         if config.one_shot:
             return [math.inf]
         return config.qps or [mean_rate(list(self.rows)) if self.rows else 1.0]
 
     def unit_arrivals(self, seed: int, yardstick: Yardstick) -> list[Arrival]:
-        """Returns what a seed draws, at a mean of one request a second."""
+        """Returns the requests that a seed draws, at a mean of one a second."""
         if not self.rows:
             return unit_arrivals(
                 WORKLOADS[self.workload],
@@ -78,12 +78,14 @@ class SimulatedLoad:
             gaps = np.random.default_rng(seed).exponential(1.0, len(self.rows))
             times_s = (np.cumsum(gaps) - gaps[0]).tolist()
         else:
-            # Rows that all come at once stay so.
+            # Rows that all have one arrival time keep it.
             rate = mean_rate(list(self.rows)) if self.rows[-1].arrival_s else 1.0
             times_s = [row.arrival_s * rate for row in self.rows]
         classes = row_classes(self.rows, self.classes, seed)
         return [
-            promise(index, time_s, row.prompt_tokens, row.output_tokens, one, yardstick)
+            request_arrival(
+                index, time_s, row.prompt_tokens, row.output_tokens, one, yardstick
+            )
             for index, (row, time_s, one) in enumerate(
                 zip(self.rows, times_s, classes, strict=True)
             )

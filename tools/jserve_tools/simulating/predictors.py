@@ -1,7 +1,8 @@
 """Predictors for a simulated machine: perfect, or fitted to samples of it.
 
-A policy should be judged with the predictor it would have, so `linear` and `table` are
-fitted to steps priced by the cost model, as on a real machine to steps that were timed.
+A policy should be judged with the predictor that it would have on a real machine, so
+`linear` and `table` are fitted to steps priced by the cost model, as the server's are
+to timed steps.
 """
 
 import numpy as np
@@ -29,9 +30,9 @@ def random_batches(
     num_batches: int = 3000,
     seed: int = 0,
 ) -> np.ndarray:
-    """Returns features `[num_batches, F]` of steps the machine could run.
+    """Returns features `[num_batches, F]` of steps that the machine could run.
 
-    A third each decodes only, prefill only and mixed; rows, tokens and contexts are
+    A third each is decode only, prefill only and mixed. Rows, tokens and contexts are
     log-uniform up to the limits, since small steps are as common as large ones.
     """
     rng = np.random.default_rng(seed)
@@ -47,6 +48,7 @@ def random_batches(
     rows = []
     for index in range(num_batches):
         kind = index % 3
+        # Decodes: contexts from half of a common length to all of it.
         decodes: list[Row] = []
         kv_tokens = cost_model.num_kv_tokens
         if kind != 1:
@@ -55,6 +57,7 @@ def random_batches(
             context = log_uniform(min(_LEAST_CONTEXT, longest), longest)
             lengths = rng.uniform(0.5, 1.0, num_rows) * context
             decodes = [Row(one, int(length), 1, True) for length in lengths]
+        # Prefill: blocks cut at random into chunks, half of which begin a prompt.
         chunks: list[Row] = []
         if kind != 0:
             most = cost_model.max_num_batched_tokens
@@ -68,6 +71,7 @@ def random_batches(
                     start = log_uniform(1, max(max_model_len - tokens, 1)) - 1
                     is_first = rng.random() < 0.5
                     chunks.append(Row(one, 0 if is_first else start, tokens, True))
+        # The bucket that holds them.
         blocks = sum(-(-row.num_tokens // buckets.block_tokens) for row in chunks)
         bucket = buckets.fit(len(decodes), blocks)
         rows.append(step_features(decodes, chunks, bucket, cost_model.page_size))
@@ -94,7 +98,7 @@ def make_predictor(
 def _timed_table(
     cost_model: CostModel, buckets: BucketTable, max_model_len: int
 ) -> TablePredictor:
-    """Returns a table filled as a server fills it when it starts."""
+    """Returns a table predictor filled as a server fills it at start-up."""
     if buckets.num_programs > _MAX_TABLE_BUCKETS:
         raise ValueError(
             f"predictor=table needs at most {_MAX_TABLE_BUCKETS} buckets, not "

@@ -1,7 +1,7 @@
-"""One simulated experiment: a load, a machine, a policy; at some rate and seed.
+"""One simulated experiment: a load, a machine and a policy, at a rate and with a seed.
 
-An `Experiment` holds all that decides its numbers, so that it can be run in any process
-and gives the same report.
+An `Experiment` holds all that its results depend on, so it gives the same report in any
+process.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from jserve_tools.simulating.config import MachineConfig, SweepConfig
 from jserve_tools.simulating.loads import SimulatedLoad
 from jserve_tools.simulating.predictors import make_predictor
 
-_MAX_SPANS = 5.0  # a run ends then, as a multiple of the time of arrivals
+_MAX_SPANS = 5.0  # end of a run, as a multiple of the span of arrivals
 
 
 NO_ESTIMATES = "max_tokens"
@@ -68,16 +68,17 @@ def declare(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that decides the numbers of a run, except rate and seed.
+    """All that a run's results depend on, except rate and seed.
 
     Attributes:
-      policy: Name and options.
-      bucket_strategy: Name and options, for the report.
+      policy: Name and options of the policy.
+      bucket_strategy: Name and options of the bucket strategy, for the report.
       buckets: Buckets that steps are padded to.
       cost_model: Costs and limits of each engine's machine.
-      yardstick: An idle machine's times, for SLOs relative to them.
-      machine: The settings of engines and policies.
-      sweep: What is counted and recorded, and what a goodput is.
+      load: Requests and their rates.
+      yardstick: Times of an idle machine, for SLOs that are multiples of them.
+      machine: Settings of engines and policies.
+      sweep: Settings of what is counted and recorded, and of the goodput.
     """
 
     policy: str
@@ -94,11 +95,11 @@ class Experiment:
         return self.load.unit_arrivals(seed, self.yardstick)
 
     def arrivals(self, seed: int, qps: float) -> list[Arrival]:
-        """Returns the same at a rate; infinite is all at once."""
+        """Returns the requests at a rate; infinite makes all due at once."""
         return at_rate(self.units(seed), qps)
 
     def num_warmup(self, arrivals: Sequence[Arrival]) -> int:
-        """Returns how many of the first requests are not counted."""
+        """Returns the number of requests at the start that are not counted."""
         share = self.sweep.warmup_share
         if share is None:
             share = 0.0 if self.load.config.one_shot else WARMUP_SHARE
@@ -126,7 +127,7 @@ class Experiment:
     def simulate(
         self, arrivals: Sequence[Arrival], seed: int, **options: Any
     ) -> SimulationResult:
-        """Serves some arrivals with fresh schedulers.
+        """Serves requests with fresh schedulers.
 
         Args:
           seed: Seed of the noise.
@@ -158,10 +159,11 @@ class Experiment:
         )
 
     def run(self, seed: int, qps: float) -> dict[str, Any]:
-        """Returns an entry of the report's `runs`; writes the step log if wanted.
+        """Returns an entry of the report's `runs`; writes the step log if configured.
 
-        An infinite rate is all requests at once.
+        An infinite rate makes all requests due at once.
         """
+        # Simulate.
         arrivals = self.arrivals(seed, qps)
         result = self.simulate(arrivals, seed, records_steps=True)
         steps = result.steps or ()
@@ -174,6 +176,8 @@ class Experiment:
                 policy=self.policy,
                 arrivals=arrivals,
             )
+
+        # Summarise the counted requests and all steps.
         num_warmup = self.num_warmup(arrivals)
         labels: dict[str, Any] = {
             "policy": self.policy,
@@ -190,14 +194,16 @@ class Experiment:
             labels=labels,
         )
         summary["num_warmup"] = num_warmup
-        # Steps of a stretch advanced at once were not planned one by one.
+
+        # Add what only a simulation knows. Decode steps that were advanced together
+        # were not planned one by one, and have no planning time.
         plans = distribution(one.plan_s * 1e3 for one in steps if one.plan_s)
         if plans is not None:
             summary["plan_ms"] = {name: plans[name] for name in ("p50", "p99")}
         summary["num_steps"] = result.num_steps
         if self.machine.num_instances > 1:
             summary["instances"] = _instances(result, arrivals, num_warmup)
-        # Nothing is compiled here, and without padding no bucket is worth telling.
+        # Nothing is compiled here, and without padding there are no buckets to report.
         del summary["num_compiles_after_warmup"]
         if self.bucket_strategy == "none":
             del summary["num_programs"]
@@ -216,8 +222,8 @@ class Experiment:
     def start_qps(self, seed: int) -> float:
         """Returns a rate near the goodput, for a search to start from.
 
-        Half of what a machine could do that computes prompts one by one and shares a
-        decode step among sixteen.
+        It is half the rate of a machine that computes prompts one by one and shares a
+        decode step among sixteen requests.
         """
         units, yardstick = self.units(seed), self.yardstick
         prefill_s = statistics.fmean(
@@ -227,7 +233,10 @@ class Experiment:
         return 0.5 / (prefill_s + decode_s / 16)
 
     def search(self, seed: int, start_qps: float) -> dict[str, Any]:
-        """Returns the fields of a seed's SeedGoodput; hopeless probes are cut short."""
+        """Returns the fields of a seed's SeedGoodput.
+
+        A probe stops once it has too many violations to pass.
+        """
         units = self.units(seed)
         num_warmup = self.num_warmup(units)
         max_share = self.sweep.max_violation_share
@@ -252,7 +261,7 @@ class Experiment:
 def _instances(
     result: SimulationResult, arrivals: Sequence[Arrival], num_warmup: int
 ) -> list[dict[str, Any]]:
-    """Returns each engine's part of the requests after the first `num_warmup`."""
+    """Returns an entry for each engine, of requests after the first `num_warmup`."""
     outcomes = {
         arrival.request_id: outcome
         for arrival, outcome in zip(

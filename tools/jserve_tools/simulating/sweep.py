@@ -31,11 +31,11 @@ _NOT_IN_KEY = ("policies", "bucket_strategies", "num_processes", "step_log")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentTask:
-    """What is done with an experiment at a rate, with a seed.
+    """Work on an experiment at a rate, with a seed.
 
     Attributes:
       work: `Experiment.run`, `Experiment.search` or `fit`.
-      qps: Requests per second; infinite if all come at once.
+      qps: Requests per second; infinite if all are due at once.
     """
 
     work: Callable[[Experiment, int, float], dict[str, Any]]
@@ -44,12 +44,12 @@ class ExperimentTask:
     qps: float
 
     def run(self) -> dict[str, Any]:
-        """Returns what comes of it."""
+        """Returns the result of the work."""
         return self.work(self.experiment, self.seed, self.qps)
 
 
 RunAll = Callable[[Sequence[ExperimentTask]], list[dict[str, Any]]]
-"""Runs tasks and returns what came of each, in order."""
+"""Runs tasks and returns their results, in order."""
 
 
 def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
@@ -77,11 +77,11 @@ def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
 def search_goodputs(
     experiments: Sequence[Experiment], seeds: Sequence[int], run_tasks: RunAll
 ) -> list[dict[str, Any]]:
-    """Searches every experiment's goodput, which is the mean over the seeds.
+    """Searches the goodput of each experiment: the mean over the seeds.
 
     Returns:
-      An entry of the report's `runs` each: the run of the first seed at its edge,
-      with the goodput.
+      An entry of the report's `runs` for each experiment: the run of the first seed at
+      the rate found for it, with the goodput.
     """
     searches = []
     for one in experiments:
@@ -96,7 +96,7 @@ def search_goodputs(
     found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
     runs = run_tasks(
         [
-            dataclasses.replace(  # where none passed, at the lowest rate tried
+            dataclasses.replace(  # at the lowest rate tried if none passed
                 search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
             )
             for search, one in zip(searches[:: len(seeds)], found, strict=True)
@@ -121,7 +121,7 @@ def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment
     loaded = load_machine(machine.cost_model)
     limits = {name: getattr(machine, name) or getattr(loaded, name) for name in LIMITS}
     cost_model = dataclasses.replace(loaded, **limits)
-    # By its own limits: SLOs do not change with a step's token limit.
+    # Without the flags' limits, so that SLOs do not depend on them.
     yardstick = isolated_times(loaded, max_prompt_tokens=machine.max_model_len)
     return [
         Experiment(
@@ -140,9 +140,9 @@ def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment
 
 
 def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str, Any]]:
-    """Fits buckets where the strategy says so; returns the report's `fits`."""
+    """Fits buckets for the strategy `fitted`; returns the report's `fits`."""
     sweep = experiments[0].sweep
-    seed = sweep.seed + sweep.num_seeds  # by which no run is judged
+    seed = sweep.seed + sweep.num_seeds  # no run is made with it
     tasks = {
         place: ExperimentTask(
             work=fit,
@@ -163,7 +163,7 @@ def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str,
 
 
 def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
-    """Returns what a finished task is known by: the flags, files, and its labels."""
+    """Returns all that a task's result depends on: flags, files and its labels."""
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
     files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
@@ -183,7 +183,7 @@ def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
 
 
 def _workload(experiment: Experiment) -> dict[str, Any]:
-    """Returns the report's `workload`: what the first seed draws."""
+    """Returns the report's `workload`, of the requests that the first seed draws."""
     config = experiment.load.config
     sample = experiment.units(experiment.sweep.seed)
     bounds_s: dict[str, dict[str, float]] = {}  # means, by service class
@@ -197,7 +197,7 @@ def _workload(experiment: Experiment) -> dict[str, Any]:
     workload: dict[str, Any] = {
         "num_requests": len(sample),
         "lengths": describe_lengths(sample),
-        "promises": bounds_s,
+        "slos": bounds_s,
     }
     if config.one_shot:
         workload["is_one_shot"] = True
@@ -209,7 +209,7 @@ def _workload(experiment: Experiment) -> dict[str, Any]:
 
 
 def _settings(experiment: Experiment) -> dict[str, Any]:
-    """Returns the keys of the report that say how engines and policies were set."""
+    """Returns the report's keys for the settings of engines and policies."""
     machine = experiment.machine
     settings: dict[str, Any] = {
         "predictor": machine.predictor,
@@ -230,8 +230,8 @@ def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
     runs, fits = report["runs"], report.get("fits", ())
     if report["num_resumed"]:
         print(
-            f"{report['num_resumed']} results are those of an interrupted call; "
-            "--noresume simulates all of them again"
+            f"{report['num_resumed']} results are from an interrupted call; "
+            "--noresume simulates all again"
         )
     if fits:
         print(f"{fits_table(fits)}\n")
@@ -246,25 +246,28 @@ def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
 
 
 def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
-    """Runs what no earlier call has finished; prints tables and writes the report.
+    """Makes all runs that are not finished yet; prints tables, writes the report.
 
     Raises:
       ValueError: if a file is invalid, or a policy's limit leaves no room for buckets.
       OSError: if a file cannot be read or written.
     """
+    # Read and check everything before any work.
     sweep = config.sweep
     load = read_load(config.load)
     experiments = _experiments(config, load)
     cost_model = experiments[0].cost_model
-    workload = _workload(experiments[0])  # wrong service classes are refused now
+    workload = _workload(experiments[0])  # refuses invalid service classes
     old_report = config.report.probe()
     finished = None
     if sweep.step_log is None:
         path = config.report.output / "runs.jsonl"
         finished = FinishedRuns(path, resumes=config.report.resume)
-    else:  # a run that is not made again would have no steps to write
+    else:  # a run taken from an earlier call would have no steps to write
         sweep.step_log.parent.mkdir(parents=True, exist_ok=True)
         sweep.step_log.touch()
+
+    # Run.
     run_tasks = functools.partial(
         run_all,
         num_processes=sweep.num_processes,
@@ -284,6 +287,8 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
                 for seed in seeds
             ]
         )
+
+    # Report.
     block_tokens = config.machine.block_tokens
     report = document(
         command=command,

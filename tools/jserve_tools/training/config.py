@@ -1,4 +1,4 @@
-"""What jserve-train-predictor trains."""
+"""Configuration of `jserve-train-predictor`."""
 
 import dataclasses
 import pathlib
@@ -12,20 +12,21 @@ class TrainingConfig:
     """What is trained, on what, and how.
 
     Attributes:
-      kind: What is predicted, steps or whole requests; these need one fit and heed
-        none of the flags below --output.
+      kind: What is predicted: the time of a step, or of a whole request. For request,
+        only --samples and --output have an effect.
       samples: Samples file of jserve-profile.
-      output: Folder for what was learned, report.json and report.png; by default
-        out/predictor, or out/request_latency for --kind=request.
+      output: Folder for the trained predictor and its report. [default: out/predictor,
+        or out/request_latency for --kind=request]
       resume: Continue where an interrupted training with the same samples and settings
         stopped, with the same result. --noresume begins again.
-      hidden: Units of each hidden layer.
-      learning_rate: Adam's learning rate at the start; it falls to 0 along a cosine
+      hidden: Number of units in each hidden layer.
+      learning_rate: AdamW's learning rate at the start; it falls to 0 along a cosine
         over --max_epochs.
-      weight_decay: Decay of the kernels, decoupled from the gradient as in AdamW.
+      weight_decay: AdamW's weight decay, of kernels only.
       max_epochs: Most epochs, of 50 optimiser steps each.
-      patience: Epochs without a better validation loss that end the training.
-      seed: Seed of the first weights.
+      patience: Number of epochs without a better validation loss after which training
+        ends.
+      seed: Seed of the initial weights.
     """
 
     kind: Literal["step", "request"] = "step"
@@ -52,12 +53,12 @@ class TrainingConfig:
 
     @property
     def folder(self) -> pathlib.Path:
-        """The folder to write to."""
+        """Folder to write to."""
         name = "predictor" if self.kind == "step" else "request_latency"
         return self.output or pathlib.Path("out") / name
 
     @property
     def network(self) -> dict[str, Any]:
-        """The settings that a training in epochs depends on, beside its samples."""
+        """Settings of the network and its training."""
         names = ("hidden", "learning_rate", "weight_decay", "max_epochs", "patience")
         return {name: getattr(self, name) for name in (*names, "seed")}

@@ -1,10 +1,11 @@
 """Trains the step-time network: a residual over the linear model, in log time.
 
-Two pinball losses on log(measured / linear) give a median and a 95th percentile at
-once, and neither depends on how long the tail of a disturbed machine is. Every step
-takes all of the few thousand rows: an interrupted training continues as if it had not
-been. Sources: pinball loss, Koenker and Bassett, *Regression Quantiles* (1978); split
-conformal prediction of quantiles, Romano, Patterson and Candes, arXiv 1905.03222.
+Two pinball losses on log(measured / linear) give a median and a 95th percentile
+together, and neither depends on how far outliers of a disturbed machine lie. Every
+optimiser step takes all of the few thousand rows, so an interrupted training that is
+continued has the same result. Sources: pinball loss, Koenker and Bassett, *Regression
+Quantiles* (1978); split conformal prediction of quantiles, Romano, Patterson and
+Candes, arXiv 1905.03222.
 
 `N` is the number of steps, `R` the rounds, `K` the network's inputs.
 """
@@ -35,23 +36,25 @@ from jserve_sched.timing.predictor import UPPER_QUANTILE
 from jserve_tools.training.config import TrainingConfig
 from jserve_tools.training.samples import TRAIN, VALIDATION, Samples
 
-_EPOCH_STEPS = 50  # optimiser steps between two looks at the validation steps
-_SAVE_EVERY = 10  # epochs between two states saved
-_LEAST_SCALE = 1e-6  # an input that varies less is left as it is
-_MIN_EXPERT_SAMPLES = 30  # steps of a scenario that give it a linear model of its own
+_EPOCH_STEPS = 50  # optimiser steps between two evaluations on the validation steps
+_SAVE_EVERY = 10  # epochs between two saved states
+_LEAST_SCALE = 1e-6  # inputs that vary less are not scaled
+_MIN_EXPERT_SAMPLES = 30  # steps of a scenario that suffice for a separate linear model
 
 Params = list[tuple[jax.Array, jax.Array]]
 """Kernel and bias of each layer."""
 
 
 class Progress(NamedTuple):
-    """All that training continues from; a tree of arrays.
+    """State of a training; a tree of arrays.
 
     Attributes:
-      optimiser: The optimiser's state.
-      epoch: Epochs done, `[]` int32.
-      best_loss: The best validation loss, `[]`.
-      best_epoch: Epochs done when it was reached, `[]` int32.
+      params: Parameters after the last epoch.
+      optimiser: State of the optimiser.
+      epoch: Number of epochs done, `[]` int32.
+      best_params: Parameters with the best validation loss.
+      best_loss: Best validation loss, `[]`.
+      best_epoch: Number of epochs done when it was reached, `[]` int32.
     """
 
     params: Params
@@ -73,7 +76,7 @@ class _Data(NamedTuple):
 
 
 def _optimiser(config: TrainingConfig) -> optax.GradientTransformation:
-    """Returns AdamW along a cosine; biases do not decay."""
+    """Returns AdamW with a cosine schedule; biases do not decay."""
     num_steps = config.max_epochs * _EPOCH_STEPS
     return optax.adamw(
         optax.cosine_decay_schedule(config.learning_rate, num_steps),
@@ -83,7 +86,7 @@ def _optimiser(config: TrainingConfig) -> optax.GradientTransformation:
 
 
 def _pinball(error: jax.Array, quantile: float) -> jax.Array:
-    """Returns the mean pinball loss of measured less predicted."""
+    """Returns the mean pinball loss of `error`, measured minus predicted."""
     loss: jax.Array = (error * (quantile - (error < 0))).mean()
     return loss
 
@@ -99,7 +102,7 @@ def _loss(params: Params, data: _Data) -> jax.Array:
 def _run_epoch(
     config: TrainingConfig, progress: Progress, train: _Data, validation: _Data
 ) -> Progress:
-    """Returns the state an epoch later."""
+    """Returns the state after one more epoch."""
     optimiser = _optimiser(config)
 
     def step(carry: tuple[Params, Any], _: None) -> tuple[tuple[Params, Any], None]:
@@ -123,12 +126,13 @@ class Training:
     """One network on one set of samples."""
 
     def __init__(self, samples: Samples, config: TrainingConfig):
-        """Fits the linear model to the medians of training steps; lays out the data.
+        """Fits the linear model to the medians of training steps; prepares the data.
 
         Raises:
           ValueError: If no step is for training, or none for validation.
         """
         self._config = config
+        # Fit the linear model, on which the residuals are based.
         train, validation = map(samples.steps_in, (TRAIN, VALIDATION))
         if not train.size or not validation.size:
             raise ValueError("the samples hold no step for training or for validation")
@@ -138,6 +142,7 @@ class Training:
             min_expert_samples=_MIN_EXPERT_SAMPLES,
         )
         base_s = mlp_base_s(self._linear, samples.features)
+        # Scale the inputs by the training steps.
         inputs = mlp_inputs(samples.features, base_s)
         self._mean = inputs[train].mean(axis=0)
         spread = inputs[train].std(axis=0)
@@ -152,6 +157,7 @@ class Training:
             )
             for steps in (train, validation)
         )
+        # The digest of settings and samples names the folder of states.
         content = json.dumps(config.network, sort_keys=True).encode()
         for array in (samples.features, samples.duration_s, samples.split):
             content += np.ascontiguousarray(array).tobytes()
@@ -167,7 +173,7 @@ class Training:
             (initial(key, (fan_in, fan_out), jnp.float32), jnp.zeros(fan_out))
             for key, fan_in, fan_out in zip(keys, widths[:-1], widths[1:], strict=True)
         ]
-        # The first answer is the linear model's, a tenth of it added for the p95.
+        # At first the median is the linear model's time, and the p95 e^0.1 times that.
         kernel, _ = params[-1]
         params[-1] = (kernel * 0.0, jnp.array([0.0, math.log(math.expm1(0.1))]))
         zero, optimiser = jnp.zeros((), jnp.int32), _optimiser(self._config)
@@ -180,18 +186,18 @@ class Training:
         folder: pathlib.Path,
         on_epoch: Callable[[Progress], object] = lambda progress: None,
     ) -> Progress:
-        """Returns the state at the end: after all epochs, or long after the best.
+        """Returns the last state: after all epochs, or `patience` after the best.
 
         Args:
-          folder: Keeps states; one of this training, with the same samples and
-            settings, is continued.
+          folder: Folder of saved states; one with the same samples and settings is
+            continued.
           on_epoch: Called with the state after each epoch.
 
         Raises:
           ValueError: If the state in the folder cannot be read.
         """
         config, progress = self._config, self._start()
-        # A state of another training lies in another sub-folder.
+        # States of other trainings lie in other sub-folders.
         with ocp.CheckpointManager(
             folder.absolute() / self._digest,
             options=ocp.CheckpointManagerOptions(
@@ -218,7 +224,7 @@ class Training:
         return progress
 
     def weights(self, progress: Progress) -> MlpWeights:
-        """Returns the best network, its 95th percentile shifted to hold.
+        """Returns the best network, its 95th percentile shifted to cover 95 %.
 
         Raises:
           ValueError: If no epoch had a finite loss.
@@ -250,7 +256,7 @@ class Training:
         """
         inputs, residuals = (np.asarray(one, np.float64) for one in self._validation)
         outputs = mlp_outputs(layers, inputs)
-        # By how much log time exceeds the median, [R, N]; what is below needs nothing.
+        # Log time above the median, [R, N]; measurements below it need no shift.
         excess = np.maximum(residuals - outputs[:, 0], 1e-9)
         wanted = np.log(np.expm1(excess)) - outputs[:, 1]
         rank = min(math.ceil((wanted.size + 1) * UPPER_QUANTILE), wanted.size)

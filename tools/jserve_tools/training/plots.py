@@ -1,7 +1,7 @@
 """Charts of a trained predictor, declared with Altair (extra `report`).
 
-All show the `N` steps that no model has seen: each step's prediction over its measured
-median, the network's error in each program, and how often its quantiles hold.
+All show the `N` held-out steps: each step's prediction over its measured median, the
+network's error in each program, and the share of measurements below its quantiles.
 """
 
 import io
@@ -13,12 +13,12 @@ import numpy as np
 
 from jserve_sched.steps.features import NUM_BLOCKS, NUM_ROWS, SCENARIOS, scenarios
 
-# Okabe and Ito's palette: told apart by colour-blind readers too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish too.
 _COLOURS = alt.Scale(domain=SCENARIOS, range=["#0072B2", "#D55E00", "#009E73"])
 
 
 def predictor_png(predictions: Mapping[str, Any], *, title: str) -> bytes:
-    """Returns all charts as one PNG, for what `predictor_report.judge` takes."""
+    """Returns all charts as one PNG, from the arguments of `report.judge`."""
     predicted_s, matrix = predictions["predicted_s"], predictions["matrix"]
     median_s = np.median(predictions["duration_s"], axis=0)
     all_ms = 1e3 * np.concatenate((median_s, *predicted_s.values()))
@@ -97,7 +97,7 @@ def _error_by_program(matrix: np.ndarray, error: np.ndarray) -> Any:
 
 
 def _calibration(predictions: Mapping[str, Any], scenario: np.ndarray) -> Any:
-    """Shows how many measurements lie below each multiple of the step to the p95."""
+    """Shows the share of measurements below the median and each quantile around it."""
     mlp_s = predictions["predicted_s"]["mlp"]
     to_upper = np.maximum(np.log(predictions["upper_s"]["mlp"] / mlp_s), 1e-9)
     place = np.log(predictions["duration_s"] / mlp_s) / to_upper  # [R, N]
@@ -119,7 +119,7 @@ def _calibration(predictions: Mapping[str, Any], scenario: np.ndarray) -> Any:
         lines.encode(x, y, alt.Color("scenario:N", scale=_COLOURS)),
         crosses.encode(x, y),
     ).properties(
-        title="mlp: measurements below its quantiles (crosses: wanted)",
+        title="mlp: measurements below its quantiles (crosses: ideal)",
         width=330,
         height=300,
     )

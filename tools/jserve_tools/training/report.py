@@ -1,8 +1,8 @@
-"""How well predictors do on steps they never saw: one judge for every predictor.
+"""Errors of predictors on held-out steps, computed in the same way for each.
 
-A step is compared with the *median* of its repeats, which is what a perfect predictor
-says, and with each *single* measurement, where even that is off by the repeats' spread.
-`N` is the number of held-out steps, `R` the rounds.
+A prediction is compared with the *median* of a step's repeats, which a perfect
+predictor would give, and with each *single* measurement, from which even that differs
+by the repeats' spread. `N` is the number of held-out steps, `R` the rounds.
 """
 
 import json
@@ -22,9 +22,9 @@ from jserve_tools.training.samples import TEST, TRAIN, Samples, repeat_spread
 
 
 def errors(predicted_s: np.ndarray, measured_s: np.ndarray) -> dict[str, float]:
-    """Returns how far predictions are from measurements of any equal shape, in s.
+    """Returns the errors of predictions, in s, against measurements of equal shape.
 
-    R^2 is left out where the measurements do not differ.
+    R^2 is left out if the measurements do not differ.
     """
     error_s = predicted_s - measured_s
     relative = np.abs(error_s) / measured_s
@@ -52,7 +52,7 @@ def judge(
 
     Args:
       predicted_s: `[N]` seconds, by predictor.
-      upper_s: 95th percentiles `[N]`, by predictor, for those that give one.
+      upper_s: 95th percentiles `[N]`, by predictor, of those that predict one.
       matrix: Features of the steps, `[N, F]`.
       duration_s: Measurements of the steps, `[R, N]` seconds.
     """
@@ -90,9 +90,9 @@ def judge(
 def learned_table(
     samples: Samples, table: BucketTable, *, max_pages_per_row: int
 ) -> TablePredictor:
-    """Returns a server's table predictor that has seen the training steps.
+    """Returns a server's table predictor after the training steps.
 
-    It knows the timed pass of a server's start, and learned online from all rounds of
+    It was filled by the timed pass at start-up, and learned online from all rounds of
     the training steps.
     """
     predictor = TablePredictor(table, max_pages_per_row=max_pages_per_row)
@@ -105,14 +105,14 @@ def learned_table(
 
 
 def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any]:
-    """Returns what `judge` takes, for each predictor on the steps of the test.
+    """Returns the arguments of `judge`, for all predictors on the test steps.
 
     Raises:
-      ValueError: If no step is for the test.
+      ValueError: If there are no test steps.
     """
     facts, steps = samples.facts, samples.steps_in(TEST)
     if not steps.size:
-        raise ValueError("the samples hold no step for the test")
+        raise ValueError("the samples hold no test steps")
     table = table_from_json(json.dumps(facts["buckets"]))
     pages = -(-int(facts["max_model_len"]) // facts["predictor"]["page_size"])
     matrix, network = samples.features[steps], MlpPredictor(weights)
@@ -130,7 +130,7 @@ def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any
 
 
 def errors_table(report: Mapping[str, Any]) -> str:
-    """Returns the errors as a table for people."""
+    """Returns the errors as a text table."""
     header = ["held-out steps", "predictor", "MAE", "RMSE", "R2"]
     header += ["median APE", "p95 APE", "single: median APE", "p95 covers"]
     rows = [header]

@@ -1,10 +1,10 @@
-"""Request latency from a profile: fitted, judged on steps held out, and written.
+"""Request latency from a profile: fitted, judged on held-out steps, and written.
 
-A profile measures steps. Its own decode steps are fitted with the mean of their
-contexts, which are as unlike as in a server. Prefills are fitted to whole ones priced
-by the server's table of step times, learned from the profile, since nearly all measured
-steps continue a prompt. Both are judged on measured steps that nothing was learned
-from; of prefill steps on those that are whole prefills of equal prompts.
+A profile measures steps. Decode times are fitted to its decode steps, with the mean of
+their contexts, which differ as in a server. Nearly all its prefill steps continue a
+prompt, so prefill times are fitted to whole prefills priced by the server's step-time
+table, which learns from the profile. Both are judged on held-out steps; prefill times
+only on steps that are whole prefills of equal prompts.
 """
 
 import dataclasses
@@ -36,10 +36,11 @@ def train_requests(
     """Fits a request latency to the training steps, and judges it on the others.
 
     Returns:
-      The latency, and `predictor_report.errors` with `num_points` by part, held out.
+      The latency, and for each of its parts the errors on held-out steps (those of
+      `report.errors`, and `num_points`).
 
     Raises:
-      ValueError: If the profile lacks a fact, or steps of a kind.
+      ValueError: If the profile lacks a fact, or whole prefills, or decode steps.
     """
     facts = samples.facts
     try:
@@ -76,7 +77,7 @@ def train_requests(
 def _prefill_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
     """Returns the chosen steps that are a whole prefill of equal prompts.
 
-    Those are without decodes and cached tokens, and all chunks have one length.
+    They have no decodes and no cached tokens, and all their chunks have one length.
     """
     matrix = samples.features
     tokens = matrix[:, features.PREFILL_TOKENS]
@@ -94,11 +95,11 @@ def _prefill_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
 
 
 def _decode_points(samples: Samples, is_chosen: np.ndarray) -> LatencyPoints:
-    """Returns the chosen decode steps, each by its rows and their mean context."""
+    """Returns the chosen steps with decodes only, by rows and their mean context."""
     matrix = samples.features
     is_chosen = is_chosen & (features.scenarios(matrix) == features.PURE_DECODE)
     if not is_chosen.any():
-        raise ValueError("no step has decodes only")
+        raise ValueError("no step is decode only")
     batch = matrix[is_chosen, features.NUM_DECODES]
     context = matrix[is_chosen, features.DECODE_CONTEXT]
     return LatencyPoints(batch, context / batch, samples.median_s[is_chosen])
@@ -110,7 +111,7 @@ def publish_requests(
     """Fits, writes request_latency.json, and prints its errors and content.
 
     Raises:
-      ValueError: If the profile is not enough.
+      ValueError: If the profile does not suffice for a fit.
       OSError: If the file cannot be written.
     """
     latency, found = train_requests(samples, page_size=measured_with.page_size)

@@ -1,8 +1,8 @@
-"""The samples file: what steps were measured, and how long they took.
+"""The samples file: measured steps and their durations.
 
-One `.npz` file holds the arrays of `Samples` and, as JSON, its facts. A *step*, not a
-measurement, is held out: repeats of one step agree whatever a model learned. The split
-is made here, once, so that all models are judged on the same steps.
+One `.npz` file holds the arrays of `Samples` and, as JSON, its facts. Whole steps are
+held out, not single measurements, since the repeats of one step are nearly equal. The
+split is made once, here, so that all models are judged on the same steps.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ _VALIDATION_SHARE, _TEST_SHARE = 0.2, 0.25
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Samples:
-    """Measured steps: `N` of them in `R` rounds, and `M` of a server's start.
+    """Measured steps: `N` of them in `R` rounds, and `M` at a server's start.
 
     Attributes:
       features: `[N, F]` float64; see `jserve_sched.steps.features`.
@@ -47,7 +47,7 @@ class Samples:
         if self.features.shape != (num_steps, NUM_FEATURES):
             raise ValueError(f"features have shape {self.features.shape}")
         if self.split.shape != (num_steps,) or not num_steps * num_rounds:
-            raise ValueError("there is no sample, or no split for each")
+            raise ValueError("the samples are empty, or not each step has a split")
         if self.timed_features.shape != (len(self.timed_s), NUM_FEATURES):
             raise ValueError(f"timed_features have shape {self.timed_features.shape}")
         for seconds in (self.duration_s, self.timed_s):
@@ -67,9 +67,8 @@ class Samples:
 def repeat_spread(duration_s: np.ndarray) -> np.ndarray:
     """Returns each step's spread between rounds `[N]`, relative to its median.
 
-    The spread is the median absolute deviation of the seconds `[R, N]`: the typical
-    error of a prediction that knows a step's median and is judged by a single
-    measurement of it.
+    The spread is the median absolute deviation of the seconds `[R, N]`. It is the
+    typical error of a step's median as a prediction of a single measurement.
     """
     median_s = np.median(duration_s, axis=0)
     spread: np.ndarray = np.median(np.abs(duration_s - median_s), axis=0) / median_s
@@ -77,7 +76,7 @@ def repeat_spread(duration_s: np.ndarray) -> np.ndarray:
 
 
 def split_steps(matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Returns a part for each step, `[N]` int8, in equal shares of each scenario."""
+    """Returns the part of each step, `[N]` int8, with equal shares of scenarios."""
     split = np.full(len(matrix), TRAIN, np.int8)
     scenario = scenarios(matrix)
     for value in np.unique(scenario):
@@ -90,13 +89,13 @@ def split_steps(matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def write_samples(path: pathlib.Path, samples: Samples) -> None:
-    """Writes the file whole: an interrupt leaves the old one."""
+    """Writes the file atomically."""
     content = io.BytesIO()
     facts = {"format_version": FORMAT_VERSION, **samples.facts}
     np.savez_compressed(
         content,
         features=samples.features,
-        # Four bytes hold a tenth of a microsecond in a second.
+        # float32 resolves a tenth of a microsecond in a second.
         duration_s=samples.duration_s.astype(np.float32),
         split=samples.split,
         timed_features=samples.timed_features,
@@ -122,6 +121,6 @@ def read_samples(path: pathlib.Path) -> Samples:
         split = arrays.pop("split")
         floats = {name: one.astype(np.float64) for name, one in arrays.items()}
         return Samples(split=split, facts=facts, **floats)
-    except Exception as error:  # a damaged file raises whatever zip, NumPy, JSON do
+    except Exception as error:  # zip, NumPy and JSON raise many kinds of errors
         message = f"samples={str(path)!r} cannot be read: {error}"
         raise ValueError(message) from error

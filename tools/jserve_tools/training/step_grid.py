@@ -2,8 +2,8 @@
 
 A *grid* step probes one program at a given longest context. A *random* step is a batch
 as a server might plan it: every count and every context is drawn. A step's cost depends
-on how many rows it has and how long their contexts are, never on what the tokens say,
-so requests are made up.
+on the number of its rows and on their contexts, not on the tokens themselves, so its
+requests are synthetic.
 """
 
 import dataclasses
@@ -30,10 +30,11 @@ _TRIES_PER_STEP = 100  # draws before the search for a new random step ends
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileLimits:
-    """What bounds a step: the compiled shapes, and limits as in `EngineConfig`.
+    """Limits of a step: the compiled buckets, and limits as in `EngineConfig`.
 
     Attributes:
-      num_pages: KV pages in the pool.
+      table: Table of the compiled buckets.
+      num_pages: Number of KV pages in the pool.
     """
 
     table: BucketTable
@@ -47,13 +48,14 @@ class ProfileLimits:
 def step_plan(
     limits: ProfileLimits, decodes: Sequence[int], chunks: Sequence[tuple[int, int]]
 ) -> StepPlan:
-    """Returns a plan of made-up requests, in the smallest compiled shape.
+    """Returns a plan of synthetic requests, in the smallest bucket that holds them.
 
-    Rows take the pool's pages in order, each its own, and begin again at the first
-    when the pool is used up: what a shared page holds does not matter here.
+    Rows take the pool's pages in order, and begin again at the first page when the pool
+    is used up, since the content of a page does not matter here.
 
-    `decodes` are the cached tokens of each decode, at least 1; `chunks` the cached
-    tokens and the tokens computed of each prefill chunk.
+    Args:
+      decodes: Cached tokens of each decode, at least 1.
+      chunks: Cached tokens and computed tokens of each prefill chunk.
     """
     next_page, slots = itertools.count(), itertools.count()
 
@@ -63,7 +65,7 @@ def step_plan(
         request = Request(
             request_id=f"row-{slot}",
             arrival_s=0.0,
-            # A decode's own token was sampled by the step before, on the device.
+            # The token of a decode was sampled by the step before, on the device.
             prompt_tokens=np.zeros(start if is_decode else start + count, np.int32),
             max_tokens=2,
             state=RequestState.RUNNING,
@@ -94,8 +96,9 @@ def profile_plans(
 ) -> list[StepPlan]:
     """Returns the steps to measure, no two with equal features.
 
-    First the grid: every program, full and just over the edge below it, at contexts
-    from one page to the limit. Then random batches, a third of each scenario.
+    The grid comes first: every program, full and just over the edge below it, at
+    contexts from one page to the limit. Then come random batches, a third of each
+    scenario.
 
     Raises:
       ValueError: If the limits allow too few different steps.
@@ -138,7 +141,8 @@ def profile_plans(
         if scenario != PURE_DECODE:
             room = table.block_edge_beside(rows, limits.max_num_batched_tokens)
             blocks = _log_uniform(rng, 1, room)
-        # Caps of its own, or every full step would have a long row.
+        # Each step draws new caps; with fixed caps every full step would have a long
+        # row.
         caps = [_log_uniform(rng, 1, limits.max_model_len) for _ in range(2)]
         add(rows, blocks, (caps[0], caps[1]))
     if len(plans) < num_grid + num_random:
@@ -165,16 +169,18 @@ def _draw(
 ) -> StepPlan:
     """Returns a step whose longest decode and first chunk end near the caps.
 
-    Half of the steps have decodes of equal length, the others one long and the rest
-    drawn below it; they are fewer where chunks need their slots. Blocks are of one
-    sequence up to many. `caps` are tokens of the two contexts.
+    Half of the steps have decodes of equal length, the others one long decode and the
+    rest drawn below it. There are fewer decodes if chunks need their slots. Blocks are
+    divided among one or more sequences. `caps` are the tokens of both contexts.
     """
     longest, size = limits.max_model_len, limits.table.block_tokens
+    # Decodes.
     num_decodes = min(num_decodes, limits.max_num_seqs - bool(num_blocks))
     most = min(max(caps[0], 2), longest) - 1
     decodes = [most] * num_decodes
     if rng.random() < 0.5:
         decodes[1:] = [_log_uniform(rng, 1, most) for _ in decodes[1:]]
+    # Chunks.
     chunks = []
     slots = min(num_blocks, limits.max_num_seqs - num_decodes, _MAX_SEQUENCES)
     num_chunks = _log_uniform(rng, min(num_blocks, 1), slots)
@@ -202,14 +208,14 @@ def time_rounds(
 ) -> np.ndarray:
     """Returns durations `[rounds, num_steps]` in seconds, measured in shuffled rounds.
 
-    A machine drifts, and other programs disturb it in bursts. Each round visits every
-    step once, in an order of its own, so that a slow moment falls on steps at random.
+    A machine drifts, and other programs disturb it in bursts. Each round runs every
+    step once, in a new random order, so that a slow moment hits steps at random.
 
     Args:
       time_step: Runs the step of an index once; returns its seconds.
-      rounds: Rounds kept, unless time runs out.
-      warmup_rounds: Rounds before these, which are discarded.
-      max_s: Seconds after which no further round begins; one is always kept.
+      rounds: Number of rounds kept, unless time runs out.
+      warmup_rounds: Number of rounds before these, which are discarded.
+      max_s: Seconds after which no further round begins; one round is always kept.
     """
     start_s = time.monotonic()
     kept: list[np.ndarray] = []
