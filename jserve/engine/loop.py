@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
-from jserve.engine.step_records import StepRecords
+from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.warm_up import WarmUp, start_up_table
 from jserve.records.events import (
     EngineStats,
@@ -27,7 +27,6 @@ from jserve.records.events import (
     NotServingError,
     PredictorStatus,
     QueueFullError,
-    StepRecord,
     TokenEvent,
 )
 from jserve.timing.serving_predictor import ServingPredictor
@@ -35,6 +34,7 @@ from jserve_sched.clock import Clock, WallClock
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
 from jserve_sched.steps.plan import StepResult
+from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
 _RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
@@ -69,7 +69,7 @@ class EngineLoop:
         engine: Engine,
         scheduler: Scheduler,
         warm_up: WarmUp,
-        records: StepRecords,
+        records: RecentSteps,
         request_latency_fallback: str = "",
     ):
         """Makes a loop that `start` will run, of an engine that is not yet warm."""
@@ -211,6 +211,7 @@ class EngineLoop:
             health=self._health,
             policy=self.config.policy,
             block_tokens=scheduler.buckets.block_tokens,
+            buckets=scheduler.buckets,
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting + len(self._submitted),
             num_pages=self._engine.num_pages,

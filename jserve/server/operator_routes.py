@@ -1,6 +1,5 @@
 """Endpoints for those who run the server: health, metrics, steps, what it is."""
 
-import dataclasses
 import functools
 import importlib.metadata
 import platform
@@ -12,11 +11,11 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 import jserve
-from jserve.records.events import Health, StepRecord
+from jserve.records.events import Health
 from jserve.server.service import Service
+from jserve_sched.steps.record import FIELDS
 
 MAX_STEPS_A_CALL = 20_000
-_FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
 
 
 @functools.cache
@@ -88,7 +87,7 @@ def inspection_router(service: Service) -> APIRouter:
         return JSONResponse(
             {
                 "steps": [
-                    {name: getattr(one, name) for name in _FIELDS} for one in page
+                    {name: getattr(one, name) for name in FIELDS} for one in page
                 ],
                 "next": page[-1].step_id + 1 if page else since,
                 "has_more": len(page) < len(found),

@@ -10,17 +10,14 @@ edges: the best edge for such a step is the one just below its limit.
 """
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.steps import features
-
-StepTimes = Callable[[np.ndarray], np.ndarray]
-"""Features `[N, F]` to seconds `[N]`, for blocks of the table's size."""
+from jserve_sched.steps.record import StepRecord
+from jserve_sched.timing.predictor import Predict
 
 TbtBudgets = Sequence[tuple[float, float]]
 """Of each service class its time between tokens, seconds, and its share of requests."""
@@ -29,10 +26,6 @@ TbtBudgets = Sequence[tuple[float, float]]
 # programs: a tenth added 0.3 % to its steps and took 9 % off the later ones.
 PRIOR_SHARE = 0.1
 
-_STEP_FACTS = operator.attrgetter(
-    *("num_blocks", "used_rows", "used_blocks"),
-    *("decode_pages", "block_pages", "leaves_work"),
-)
 _COLUMNS = ("rows", "blocks", "is_limited", "decode_pages", "block_pages")
 
 
@@ -172,11 +165,11 @@ def shape_features(
 
 
 def demand_from_steps(
-    steps: Iterable[Any],
+    steps: Iterable[StepRecord],
     table: BucketTable,
     *,
     tbt_budgets: TbtBudgets,
-    step_s: StepTimes,
+    step_s: Predict,
     page_size: int,
 ) -> StepDemand:
     """Returns what steps that ran in a table's buckets would want of any table.
@@ -188,12 +181,17 @@ def demand_from_steps(
     many, by the shares of these classes; if none does, any of e .. f-1 equally. On the
     last edge it wants exactly that.
 
-    A step, recorded or simulated, has the attributes of the engine's `StepRecord`.
-
     Raises:
       ValueError: If there is no step.
     """
-    found = np.array([*map(_STEP_FACTS, steps)], np.int64).reshape(-1, 6)
+    facts = [
+        (
+            *(step.num_blocks, step.used_rows, step.used_blocks),
+            *(step.decode_pages, step.block_pages, step.leaves_work),
+        )
+        for step in steps
+    ]
+    found = np.array(facts, np.int64).reshape(-1, 6)
     if not len(found):
         raise ValueError("a demand needs at least one step")
     num_blocks, rows, blocks, decode_pages, block_pages, leaves_work = found.T
@@ -221,7 +219,7 @@ def demand_from_steps(
 def _spread(
     limited: StepDemand,
     tbt_budgets: TbtBudgets,
-    step_s: StepTimes,
+    step_s: Predict,
     table: BucketTable,
     page_size: int,
 ) -> StepDemand:

@@ -9,7 +9,7 @@ requests. Each request is given to one of them when it comes.
 
 import dataclasses
 import functools
-import heapq
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -23,11 +23,13 @@ from jserve_sched.policies.base import Policy
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
-from jserve_sched.simulation.engine import SimulatedEngine, StepTimes
+from jserve_sched.simulation.engine import Durations, SimulatedEngine
 from jserve_sched.simulation.instances import Assignment
-from jserve_sched.simulation.log import SimulatedStep, Tally, priced
+from jserve_sched.simulation.log import Tally
 from jserve_sched.simulation.workload import Arrival
-from jserve_sched.timing.predictor import Predictor
+from jserve_sched.steps import features
+from jserve_sched.steps.record import StepRecord
+from jserve_sched.timing.predictor import Predict, Predictor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,7 @@ class SimulationResult:
     Attributes:
       outcomes: Every request's experience, by arrival.
       steps: Every step by its start, if they were recorded.
+      step_features: `[N, F]`, theirs.
       counters: The schedulers' counters, in the form of an engine's.
       instances: The engines, which say what each did.
       end_s: Virtual time when it ended, seconds.
@@ -46,7 +49,8 @@ class SimulationResult:
     """
 
     outcomes: list[Outcome]
-    steps: list[SimulatedStep] | None
+    steps: list[StepRecord] | None
+    step_features: np.ndarray
     counters: EngineCounters
     instances: Sequence[SimulatedEngine]
     num_steps: int
@@ -159,6 +163,17 @@ class _Simulation:
                 )
 
 
+def _recorded(
+    engines: Sequence[SimulatedEngine], step_s: Predict
+) -> tuple[list[StepRecord], np.ndarray]:
+    """Returns the steps of all engines by their start, and their features `[N, F]`."""
+    logs = [one.recording.records(step_s) for one in engines if one.recording]
+    steps = list(itertools.chain.from_iterable(steps for steps, _ in logs))
+    order = np.argsort([step.start_s for step in steps], kind="stable")
+    matrix = np.concatenate([matrix for _, matrix in logs])
+    return [steps[place] for place in order.tolist()], matrix[order]
+
+
 def simulate(
     schedulers: Scheduler | Sequence[Scheduler],
     cost_model: CostModel,
@@ -209,7 +224,7 @@ def simulate(
     engines = [
         SimulatedEngine(
             one,
-            times=StepTimes(step_s, noise, (seed, place)),
+            times=Durations(step_s, noise, (seed, place)),
             tally=tally,
             lag=lag,
             records_steps=records_steps,
@@ -224,13 +239,13 @@ def simulate(
     while not is_stopped and run.turn(end_s):
         if stop_after_violations is not None:
             is_stopped = tally.num_violations(run.now_s) > stop_after_violations
-    steps = None
+    steps, matrix = None, np.empty((0, features.NUM_FEATURES))
     if records_steps:
-        logs = [priced(one.steps, step_s) for one in engines]
-        steps = list(heapq.merge(*logs, key=lambda step: step.start_s))
+        steps, matrix = _recorded(engines, step_s)
     return SimulationResult(
         outcomes=tally.outcomes(),
         steps=steps,
+        step_features=matrix,
         counters=EngineCounters(
             num_programs=schedulers[0].buckets.num_programs,
             num_compiles_after_warmup=0,
