@@ -198,9 +198,8 @@ class Programs:
             compiled, file_bytes = stored
             load_s = time.perf_counter() - start_s
             self._compiled[bucket] = compiled
-            self.reports.append(
-                ProgramStart(str(bucket), 0.0, load_s, file_bytes, "stored")
-            )
+            facts = (str(bucket), 0.0, load_s, file_bytes, "stored", time.monotonic())
+            self.reports.append(ProgramStart(*facts))
             return
         with self._trace_lock:
             if should_stop():
@@ -220,12 +219,13 @@ class Programs:
         num_hits = COMPILE_LOG.num_cache_hits_here
         compiled = lowered.compile()
         compile_s = time.perf_counter() - start_s
+        end_s = time.monotonic()
         is_hit = COMPILE_LOG.num_cache_hits_here > num_hits
         saved = None if store is None or is_hit else store.save(*key, compiled)
         source = "cache" if is_hit else "compiled"
         self._compiled[bucket] = compiled
         self.reports.append(
-            ProgramStart(str(bucket), trace_s, compile_s, saved, source)
+            ProgramStart(str(bucket), trace_s, compile_s, saved, source, end_s)
         )
 
     def memory(self, bucket: Bucket) -> Any:

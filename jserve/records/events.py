@@ -84,6 +84,7 @@ class ProgramStart:
       compile_s: Seconds to compile it, or to find it in a cache and load it.
       executable_bytes: Its size on disk; None if it is not stored.
       source: "compiled", "cache" (JAX's persistent one) or "stored" (an executable).
+      end_s: Time at which it was made, seconds on the engine loop's clock.
     """
 
     program: str
@@ -91,6 +92,12 @@ class ProgramStart:
     compile_s: float
     executable_bytes: int | None
     source: str
+    end_s: float = 0.0
+
+    @property
+    def start_s(self) -> float:
+        """Time at which its making began, seconds on the engine loop's clock."""
+        return self.end_s - self.trace_s - self.compile_s
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

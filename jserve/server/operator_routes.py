@@ -4,16 +4,18 @@ import functools
 import importlib.metadata
 import platform
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import prometheus_client
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import JSONResponse
 
 import jserve
+from jserve.flags import field_help
+from jserve.records.chrome_trace import chrome_trace
 from jserve.records.events import Health
 from jserve.server.service import Service
-from jserve_sched.steps.record import FIELDS
+from jserve_sched.steps.record import FIELDS, StepRecord
 
 MAX_STEPS_A_CALL = 20_000
 
@@ -81,8 +83,18 @@ def inspection_router(service: Service) -> APIRouter:
     def steps(  # in a thread, since a page takes a while to encode
         since: Annotated[int, Query(ge=0, le=10**15)] = 0,
         limit: Annotated[int, Query(ge=0, le=MAX_STEPS_A_CALL)] = MAX_STEPS_A_CALL,
+        form: Annotated[Literal["json", "chrome"], Query(alias="format")] = "json",
     ) -> Response:
+        """Tells what the steps from `since` were; /jserve/steps/fields says how.
+
+        `format=chrome` gives the last `limit` of them as a Chrome trace.
+        """
         found = service.engine.steps(since)
+        if form == "chrome":
+            programs = service.engine.stats().start_up.programs
+            page = found[max(len(found) - limit, 0) :]
+            name = f"jserve {service.model_name}"
+            return JSONResponse(chrome_trace(page, name=name, programs=programs))
         page = found[:limit]
         return JSONResponse(
             {
@@ -94,6 +106,11 @@ def inspection_router(service: Service) -> APIRouter:
                 "now_s": service.engine.clock.now_s(),
             }
         )
+
+    @router.get("/steps/fields")
+    async def step_fields() -> dict[str, str]:
+        """Tells what each field of a step means."""
+        return field_help(StepRecord)
 
     @router.get("/info")
     async def info() -> dict[str, Any]:
