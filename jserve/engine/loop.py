@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
+from jserve.engine.profiler import Profiler
 from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.warm_up import WarmUp, start_up_table
 from jserve.records.events import (
@@ -83,6 +84,7 @@ class EngineLoop:
         self._scheduler = scheduler
         self.warm_up = warm_up
         self._records = records
+        self._profiler = Profiler(config.profiled_steps, config.profile_dir)
         self._request_latency_fallback = request_latency_fallback
         self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = len  # ignores them
@@ -246,6 +248,7 @@ class EngineLoop:
             self._fail(f"the engine failed: {error}")
         finally:
             self._records.close()  # at once: what comes next may take long
+            self._profiler.stop()
             self.warm_up.stop()
             if self._predictor is not None:
                 self._predictor.stop()
@@ -344,7 +347,8 @@ class EngineLoop:
             return None
         self._scheduler.dispatch(plan, now_s)
         plan_s = time.perf_counter() - start_s
-        return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
+        with self._profiler.step(plan.step_id):
+            return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
 
     def _finish_step(self, step: _InFlight, last_end_s: float) -> float:
         """Waits for a step and applies it; returns when it ended on the device."""
@@ -366,6 +370,7 @@ class EngineLoop:
             wait_s=waited_s - start_s,
             apply_s=applied_s - waited_s,
         )
+        self._profiler.end_step(step.pending.plan.step_id)
         return end_s
 
     def _publish(self, outputs: Sequence[Output]) -> None:
