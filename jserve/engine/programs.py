@@ -79,6 +79,7 @@ class Programs:
         self._store = store
         self._leaves = abstract(model.leaves)
         self._compiled: dict[Bucket, jax.stages.Compiled] = {}
+        self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
         self._trace_lock = threading.Lock()
         self._num_compiles_when_warm: int | None = None
@@ -87,6 +88,11 @@ class Programs:
     def num_compiled(self) -> int:
         """Programs ready to run."""
         return len(self._compiled)
+
+    @property
+    def num_compiling(self) -> int:
+        """Programs being compiled or loaded at this moment."""
+        return sum(job.running() for job in self._jobs)
 
     @property
     def buckets(self) -> frozenset[Bucket]:
@@ -160,7 +166,7 @@ class Programs:
             # One traces while the others compile.
             pool = concurrent.futures.ThreadPoolExecutor(num_cpus() + 1, "compile")
             try:
-                jobs = [
+                self._jobs = jobs = [
                     pool.submit(self._make, bucket, state, should_stop)
                     for bucket in buckets
                     if not self.has(bucket)
@@ -169,6 +175,7 @@ class Programs:
                     job.result()
             finally:
                 pool.shutdown(cancel_futures=True)
+                self._jobs = []
                 threading.stack_size(old_stack_bytes)
                 self.wall_s += time.perf_counter() - start_s
             if self._store is not None and jobs:

@@ -83,6 +83,7 @@ class RecentSteps:
             launched_s=pending.launched_s,
             used_blocks=plan.num_blocks,
             num_waiting=num_waiting,
+            num_compiling=pending.num_compiling,
             ended_by=plan.ended_by.value,
             leaves_work=plan.leaves_work,
             predicted_s=plan.predicted_s,

@@ -30,7 +30,6 @@ _TRACKS = {
     _HOST: "host: plan, pack, launch, wait, apply",
     _COMPILER: "compilations",
 }
-_MAKING = {"compiled": "compiled", "cache": "loaded", "stored": "loaded"}
 
 
 def chrome_trace(
@@ -54,7 +53,7 @@ def chrome_trace(
             for field in ("duration_s", "decode_pages", "block_pages")
         }
         for step in group:
-            args = _facts(step) | _causes(step, usual, programs)
+            args = _facts(step) | _causes(step, usual)
             span = str(bucket), step.start_s, step.end_s, args
             events.append(_slice(_DEVICE, *span))
             if "slow_because" in args:
@@ -118,24 +117,26 @@ def _facts(step: StepRecord) -> dict[str, Any]:
     return facts
 
 
-def _causes(
-    step: StepRecord, usual: dict[str, float], programs: Sequence[ProgramStart]
-) -> dict[str, str]:
+def _causes(step: StepRecord, usual: dict[str, float]) -> dict[str, str]:
     """Returns why a step was slow, if it was.
 
     `usual` are medians of its bucket; the duration stands in for a missing prediction.
     """
-    if step.duration_s <= _SLOW_RATIO * (step.predicted_s or usual["duration_s"]):
+    usual_s = usual["duration_s"]
+    expected_s = step.predicted_s or usual_s
+    if step.duration_s <= _SLOW_RATIO * expected_s:
         return {}
-    causes = [
-        f"{one.program} was being {_MAKING[one.source]}"
-        for one in programs
-        if one.start_s < step.end_s and step.start_s < one.end_s
-    ]
+    causes = []
+    if step.num_compiling:
+        causes.append(f"programs being compiled: {step.num_compiling}")
+    if usual_s > _SLOW_RATIO * expected_s:
+        causes.append(
+            f"predicted too low: its bucket's median is {usual_s * 1e3:.1f} ms"
+        )
     for kind in ("decode", "block"):
         pages, median = getattr(step, f"{kind}_pages"), usual[f"{kind}_pages"]
-        if pages > _FAR_RATIO * median:
-            causes.append(f"longest {kind}: {pages} KV pages, in most {median:g}")
+        if pages > _FAR_RATIO * max(median, 1):
+            causes.append(f"longest {kind}: {pages} KV pages, the median is {median:g}")
     attended_s = step.launch_s + step.wait_s
     if step.launched_s and attended_s < _SEEN_LATE * step.duration_s:
         causes.append("the host was busy and saw its end late")

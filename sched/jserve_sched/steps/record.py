@@ -28,6 +28,7 @@ class StepRecord:
       decode_pages: KV pages of the longest decode row.
       block_pages: KV pages of the longest prefill block.
       num_waiting: Requests that waited for a slot when it was planned.
+      num_compiling: Programs that were being compiled or loaded when it was launched.
       ended_by: Why no further block was planned, a value of `PlanEnd`.
       leaves_work: Whether a prompt, or part of one, was left out for want of room.
       predicted_s: Duration that the plan predicted, seconds.
@@ -57,6 +58,7 @@ class StepRecord:
     decode_pages: int
     block_pages: int
     num_waiting: int = 0
+    num_compiling: int = 0
     ended_by: str = ""
     leaves_work: bool
     predicted_s: float = 0.0

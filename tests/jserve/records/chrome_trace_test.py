@@ -63,8 +63,9 @@ def test_every_step_is_a_slice_above_what_the_host_did_for_it() -> None:
 @pytest.mark.parametrize(
     ("fields", "cause"),
     [
-        ({"end_s": 5.0}, "B8xNB8 was being compiled"),
-        ({"decode_pages": 9}, "longest decode: 9 KV pages, in most 1"),
+        ({"num_compiling": 2, "decode_pages": 9}, "programs being compiled: 2; longest decode"),
+        ({"decode_pages": 9}, "longest decode: 9 KV pages, the median is 1"),
+        ({"predicted_s": 0.001}, "predicted too low: its bucket's median is 10.0 ms"),
         ({"predicted_s": 0.0, "block_pages": 9}, "longest block: 9 KV pages"),
         ({"launched_s": 9.9}, "the host was busy and saw its end late"),
         ({}, "no cause is on record"),
