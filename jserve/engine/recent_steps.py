@@ -75,7 +75,6 @@ class RecentSteps:
         bare = features.without_padding(plan.features, plan.num_blocks)
         matrix = np.stack((plan.features, bare))
         bucket_s, used_s = self._prices.predict(matrix).tolist()
-        (sizes,) = recorded_sizes(plan.features[None])
         host_s = plan_s + pending.transfer_s + pending.launch_s + apply_s
         record = StepRecord(
             step_id=plan.step_id,
@@ -96,7 +95,7 @@ class RecentSteps:
             wait_s=wait_s,
             apply_s=apply_s,
             host_s=host_s + time.perf_counter() - start_s,
-            **sizes,
+            **recorded_sizes(plan.features),
         )
         with self._lock:
             self._records.append(record)

@@ -46,7 +46,7 @@ def chrome_trace(
     events += [_metadata("thread_name", text, track) for track, text in _TRACKS.items()]
     groups = collections.defaultdict[Bucket, list[StepRecord]](list)
     for step in steps:
-        groups[Bucket(step.num_rows, step.num_blocks)].append(step)
+        groups[step.bucket()].append(step)
     for bucket, group in groups.items():
         usual = {
             field: statistics.median(getattr(step, field) for step in group)

@@ -15,7 +15,7 @@ from jserve.flags import field_help
 from jserve.records.chrome_trace import chrome_trace
 from jserve.records.events import Health
 from jserve.server.service import Service
-from jserve_sched.steps.record import FIELDS, StepRecord
+from jserve_sched.steps.record import StepRecord
 
 MAX_STEPS_A_CALL = 20_000
 
@@ -98,9 +98,7 @@ def inspection_router(service: Service) -> APIRouter:
         page = found[:limit]
         return JSONResponse(
             {
-                "steps": [
-                    {name: getattr(one, name) for name in FIELDS} for one in page
-                ],
+                "steps": [one._asdict() for one in page],
                 "next": page[-1].step_id + 1 if page else since,
                 "has_more": len(page) < len(found),
                 "now_s": service.engine.clock.now_s(),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.record import StepRecord
@@ -199,19 +200,18 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return run
 
 
-def _by_program(steps: Sequence[StepRecord]) -> list[dict[str, float]]:
+def _by_program(
+    groups: Mapping[Bucket, Sequence[StepRecord]],
+) -> list[dict[str, float]]:
     """Returns what ran in each bucket, by rows and blocks."""
-    groups: dict[tuple[int, int], list[StepRecord]] = {}
-    for step in steps:
-        groups.setdefault((step.num_rows, step.num_blocks), []).append(step)
     found: list[dict[str, float]] = []
-    for (num_rows, num_blocks), group in sorted(groups.items(), key=lambda one: one[0]):
+    for bucket, group in sorted(groups.items(), key=lambda one: one[0]):
         used_tokens = [step.used_tokens for step in group]
         duration_s = [step.duration_s for step in group]
         found.append(
             {
-                "num_rows": num_rows,
-                "num_blocks": num_blocks,
+                "num_rows": bucket.num_rows,
+                "num_blocks": bucket.num_blocks,
                 "num_steps": len(group),
                 "used_tokens_mean": float(np.mean(used_tokens)),
                 "bucket_s": float(np.mean([step.bucket_s for step in group])),
@@ -253,7 +253,10 @@ def summarise_steps(
     if not steps:
         return {"num_steps": 0}
     run: dict[str, Any] = {"num_steps": len(steps)}
-    computed = sum(step.num_rows + step.num_blocks * block_tokens for step in steps)
+    groups = collections.defaultdict[Bucket, list[StepRecord]](list)
+    for step in steps:
+        groups[step.bucket(block_tokens)].append(step)
+    computed = sum(bucket.num_tokens * len(group) for bucket, group in groups.items())
     opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
     used_tokens = np.array([step.used_tokens for step in steps])
     used = int(np.sum(used_tokens))
@@ -270,7 +273,7 @@ def summarise_steps(
     run["plan_ms"] = dict(zip(("p50", "p99"), plan_ms, strict=True))
     run["step_s"] = distribution(step.duration_s for step in steps)
     run["step_tokens"] = _histogram(used_tokens)
-    run["steps_by_program"] = _by_program(steps)
+    run["steps_by_program"] = _by_program(groups)
     return run
 
 

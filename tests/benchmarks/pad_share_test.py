@@ -29,13 +29,12 @@ def features_of(rows: int, num_blocks: int, tokens: int) -> np.ndarray:
 
 
 def step(used_blocks: int, row: np.ndarray, end_s: float = 1.0) -> StepRecord:
-    (sizes,) = recorded_sizes(row[None])
     return StepRecord(
         end_s=end_s,
         duration_s=1.0,
         used_blocks=used_blocks,
         leaves_work=False,
-        **sizes,
+        **recorded_sizes(row),
     )
 
 

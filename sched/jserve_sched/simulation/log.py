@@ -55,14 +55,15 @@ class Recording:
         matrix = np.reshape(self._matrix, (-1, features.NUM_FEATURES))
         if not len(matrix):
             return [], matrix
-        facts = [dict(zip(_FACTS, one, strict=True)) for one in self._facts]
-        bare = features.without_padding(matrix, [one["used_blocks"] for one in facts])
-        prices_s = zip(step_s(matrix).tolist(), step_s(bare).tolist(), strict=True)
-        rows = zip(facts, recorded_sizes(matrix), prices_s, strict=True)
-        steps = [
-            StepRecord(step_id=place, bucket_s=bucket_s, used_s=used_s, **one, **sizes)
-            for place, (one, sizes, (bucket_s, used_s)) in enumerate(rows)
-        ]
+        facts = zip(*self._facts, strict=True)
+        columns: dict[str, Sequence[Any]] = dict(zip(_FACTS, facts, strict=True))
+        bare = features.without_padding(matrix, columns["used_blocks"])
+        columns |= recorded_sizes(matrix)
+        columns["bucket_s"] = step_s(matrix).tolist()
+        columns["used_s"] = step_s(bare).tolist()
+        columns["step_id"] = range(len(matrix))
+        rows = zip(*columns.values(), strict=True)
+        steps = [StepRecord(**dict(zip(columns, row, strict=True))) for row in rows]
         return steps, matrix
 
 

@@ -1,42 +1,42 @@
 """StepRecord: one step's numbers, made where it runs and read everywhere else."""
 
-import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS, Bucket
 from jserve_sched.steps import features
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class StepRecord:
+class StepRecord(NamedTuple):
     """One step: sizes and times only, never text.
 
-    A field that is not known is 0, or empty: a simulation packs and launches nothing,
-    and an older step log has fewer fields. Times of day are on the engine loop's
-    clock, or virtual in a simulation.
+    Fields that are not known are 0, or empty: a simulation packs and launches nothing,
+    and an older step log has fewer fields. Times of day are on the engine loop's clock,
+    or virtual in a simulation. It is a tuple because simulations make many; give and
+    read its fields by name.
 
     Attributes:
-      step_id: Number of the step, from 0.
       end_s: Time at which it ended, seconds.
-      launched_s: Time at which it was handed to the device, seconds.
+      duration_s: Duration, seconds: from its launch, or from the end of the step before
+        if that is later, to its end as the host saw it.
       num_rows: Decode rows compiled, B.
       num_blocks: Prefill blocks compiled, NB.
       used_rows: Decode rows that held a request.
       used_blocks: Prefill blocks that held a real token.
-      prefill_tokens: Prompt tokens computed.
       decode_pages: KV pages of the longest decode row.
       block_pages: KV pages of the longest prefill block.
+      leaves_work: Whether a prompt, or part of one, was left out for want of room.
+      step_id: Number of the step, from 0.
+      launched_s: Time at which it was handed to the device, seconds.
+      prefill_tokens: Prompt tokens computed.
       num_waiting: Requests that waited for a slot when it was planned.
       num_compiling: Programs that were being compiled or loaded when it was launched.
       ended_by: Why no further block was planned, a value of `PlanEnd`.
-      leaves_work: Whether a prompt, or part of one, was left out for want of room.
       predicted_s: Duration that the plan predicted, seconds.
       bucket_s: Price of the bucket when the step had ended, seconds: by the step-time
         table, or by a simulation's cost model.
       used_s: Price of the same step without padding, seconds.
-      duration_s: Duration, seconds: from its launch, or from the end of the step before
-        if that is later, to its end as the host saw it.
       plan_s: Host time for planning and dispatch, seconds.
       transfer_s: Host time for packing the step's argument, seconds.
       launch_s: Host time for handing the program to the device, seconds, or for running
@@ -47,24 +47,24 @@ class StepRecord:
         the bookkeeping between them.
     """
 
-    step_id: int = 0
     end_s: float
-    launched_s: float = 0.0
+    duration_s: float
     num_rows: int
     num_blocks: int
     used_rows: int
     used_blocks: int
-    prefill_tokens: int = 0
     decode_pages: int
     block_pages: int
+    leaves_work: bool
+    step_id: int = 0
+    launched_s: float = 0.0
+    prefill_tokens: int = 0
     num_waiting: int = 0
     num_compiling: int = 0
     ended_by: str = ""
-    leaves_work: bool
     predicted_s: float = 0.0
     bucket_s: float = 0.0
     used_s: float = 0.0
-    duration_s: float
     plan_s: float = 0.0
     transfer_s: float = 0.0
     launch_s: float = 0.0
@@ -82,8 +82,11 @@ class StepRecord:
         """Real tokens computed, of decodes and prompts."""
         return self.used_rows + self.prefill_tokens
 
+    def bucket(self, block_tokens: int = DEFAULT_BLOCK_TOKENS) -> Bucket:
+        """Returns the bucket it ran in, of blocks of `block_tokens` tokens."""
+        return Bucket(self.num_rows, self.num_blocks, block_tokens)
 
-FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
+
 _SIZES = {  # fields that are a feature, and which
     "num_rows": features.NUM_ROWS,
     "num_blocks": features.NUM_BLOCKS,
@@ -94,7 +97,11 @@ _SIZES = {  # fields that are a feature, and which
 }
 
 
-def recorded_sizes(matrix: np.ndarray) -> list[dict[str, Any]]:
-    """Returns the fields of records that are features, of steps `[N, F]`."""
-    rows = matrix[:, list(_SIZES.values())].astype(np.int64).tolist()
-    return [dict(zip(_SIZES, row, strict=True)) for row in rows]
+def recorded_sizes(matrix: np.ndarray) -> dict[str, Any]:
+    """Returns the fields of a record that are features.
+
+    Each is one number for features `[F]`, and a list for those of several steps,
+    `[N, F]`.
+    """
+    columns = matrix[..., list(_SIZES.values())].astype(np.int64).T.tolist()
+    return dict(zip(_SIZES, columns, strict=True))

@@ -63,7 +63,10 @@ def test_every_step_is_a_slice_above_what_the_host_did_for_it() -> None:
 @pytest.mark.parametrize(
     ("fields", "cause"),
     [
-        ({"num_compiling": 2, "decode_pages": 9}, "programs being compiled: 2; longest decode"),
+        (
+            {"num_compiling": 2, "decode_pages": 9},
+            "programs being compiled: 2; longest",
+        ),
         ({"decode_pages": 9}, "longest decode: 9 KV pages, the median is 1"),
         ({"predicted_s": 0.001}, "predicted too low: its bucket's median is 10.0 ms"),
         ({"predicted_s": 0.0, "block_pages": 9}, "longest block: 9 KV pages"),

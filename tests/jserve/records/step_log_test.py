@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import pathlib
@@ -28,7 +27,7 @@ STEP = make_step(
 
 
 def step(number: int = 0, **others: Any) -> StepRecord:
-    return dataclasses.replace(STEP, step_id=number, end_s=0.25 * number, **others)
+    return STEP._replace(step_id=number, end_s=0.25 * number, **others)
 
 
 def ends_s(lines: list[Any]) -> list[float]:
@@ -62,7 +61,7 @@ def test_a_log_is_a_header_and_a_line_of_numbers_a_step(path: pathlib.Path) -> N
     assert (header["format"], header["version"]) == ("jserve-step-log", 1)
     assert header["block_tokens"] == 32
     assert header["fields"] == list(FIELDS)
-    assert read_step(header["fields"], row) == dataclasses.replace(step(3), ended_by="")
+    assert read_step(header["fields"], row) == step(3)._replace(ended_by="")
     assert all(type(number) in (int, float) for number in row)
     assert path.stat().st_mode & 0o777 == 0o600
 

@@ -23,7 +23,7 @@ from jserve.records.events import (
 )
 from jserve_sched.outcomes import Failure
 from jserve_sched.requests.request import FinishReason, Request
-from jserve_sched.steps.record import FIELDS, StepRecord
+from jserve_sched.steps.record import StepRecord
 from jserve_tools.load.workload import WorkloadRequest
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class HttpClient:
         steps: list[StepRecord] = []
         while rows := (await self.get(f"/jserve/steps?since={since}")).get("steps"):
             for row in rows:
-                known = {name: row[name] for name in FIELDS if name in row}
+                known = {name: row[name] for name in StepRecord._fields if name in row}
                 steps.append(StepRecord(**known))
             since = steps[-1].step_id + 1
         return steps
