@@ -14,7 +14,7 @@ from jserve.engine.compile_cache import open_compile_cache
 from jserve.engine.engine import Engine, kv_page_bytes
 from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.step_records import StepRecords
+from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.warm_up import WarmUp
 from jserve.planning import latency_fault, read_request_latency, serving_policy
 from jserve.progress import Progress
@@ -116,7 +116,7 @@ def build_loop(
         engine=engine,
         scheduler=scheduler,
         warm_up=warm_up,
-        records=StepRecords(predictor, recorder=recorder, header=header),
+        records=RecentSteps(predictor, recorder=recorder, header=header),
         request_latency_fallback=fault,
     )
 

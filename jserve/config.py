@@ -3,11 +3,14 @@
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
+
+_MAX_PROFILED = 1000  # steps; a trace is kept in memory until it is written
 
 
 def check_range(name: str, value: float, least: float, most: float) -> None:
@@ -88,6 +91,11 @@ class EngineConfig:
       step_log: File that records the buckets and times of steps, without any text, for
         `jserve-fit-buckets`; "" records nothing.
       step_log_max_bytes: Most bytes of the step log, including its rotated part.
+      profile_steps: Steps that are traced by `jax.profiler`, as in "100:120" for steps
+        100 to 119, counted from 0 at start; "" traces none. Requests wait for a moment
+        when the trace starts and when it is written.
+      profile_dir: Folder that the trace is written to; XProf, TensorBoard or Perfetto
+        show it.
       capture_logits: Whether each step also returns its logits; for tests.
     """
 
@@ -123,6 +131,8 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     step_log: pathlib.Path | None = None
     step_log_max_bytes: int = 64 * 2**20
+    profile_steps: str = ""
+    profile_dir: pathlib.Path = pathlib.Path("out/profile")
     capture_logits: bool = False
 
     def __post_init__(self) -> None:
@@ -158,6 +168,8 @@ class EngineConfig:
         check_readable("request_latency", self.request_latency)
         if self.step_log is not None:
             check_writable("step_log", self.step_log)
+        if self.profiled_steps:
+            check_writable("profile_dir", self.profile_dir)
         if not self.predictor:
             raise ValueError(
                 "predictor='' is not one of table, linear, or a checkpoint's folder"
@@ -171,6 +183,24 @@ class EngineConfig:
     def strategy(self) -> str:
         """The bucket strategy that `bucket_strategy` asks for; never empty."""
         return self.bucket_strategy or ("explicit" if self.buckets else "pow2")
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps that `profile_steps` names.
+
+        Raises:
+          ValueError: If it is not a range of 1 to 1000 steps.
+        """
+        if not self.profile_steps:
+            return range(0)
+        match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", self.profile_steps)
+        steps = range(int(match[1]), int(match[2])) if match else range(0)
+        if not 1 <= len(steps) <= _MAX_PROFILED:
+            raise ValueError(
+                f"profile_steps={self.profile_steps!r} is not a range of 1 to "
+                f"{_MAX_PROFILED} steps, such as 100:120"
+            )
+        return steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

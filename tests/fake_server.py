@@ -29,15 +29,16 @@ from jserve.records.events import (
     ProgramStart,
     QueueFullError,
     StartUp,
-    StepRecord,
     TokenEvent,
 )
 from jserve.server.app import build_app
 from jserve.server.serving import make_server
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
+from jserve_sched.buckets.table import BucketTable
 from jserve_sched.clock import WallClock
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
+from jserve_sched.steps.record import StepRecord
 from tests import ROOT
 
 Script = Callable[[Request], Sequence[int]]
@@ -153,6 +154,7 @@ class FakeLoop:
             health=self.health,
             policy=self.config.policy,
             block_tokens=32,
+            buckets=BucketTable((8,), (0, 4)),
             num_running=self.num_live(),
             num_waiting=0,
             num_pages=32,
@@ -272,7 +274,6 @@ class FakeLoop:
                 prefill_tokens=10,
                 decode_pages=1,
                 block_pages=1,
-                num_waiting=0,
                 ended_by="no_work",
                 leaves_work=False,
                 predicted_s=0.002,
@@ -280,10 +281,8 @@ class FakeLoop:
                 used_s=0.001,
                 duration_s=0.001,
                 plan_s=0.0001,
-                transfer_s=0.0001,
                 launch_s=0.0001,
                 wait_s=0.001,
-                apply_s=0.0001,
                 host_s=0.0005,
             )
         )

@@ -17,6 +17,7 @@ from jserve_sched.requests.request import Request, SamplingParams
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.steps.plan import StepPlan, StepResult
+from jserve_sched.steps.record import StepRecord
 from jserve_sched.timing.table import TablePredictor
 
 VOCAB = 97
@@ -41,6 +42,14 @@ def expected_output(request: Request) -> list[int]:
         if token in request.stop_token_ids and len(output) > request.min_tokens:
             break
     return output
+
+
+def make_step(num_rows: int = 8, num_blocks: int = 0, **fields: Any) -> StepRecord:
+    """A recorded step of 10 ms that fills its bucket."""
+    sizes = {"num_rows": num_rows, "num_blocks": num_blocks, "used_rows": num_rows}
+    sizes |= {"used_blocks": num_blocks, "decode_pages": 1, "block_pages": 1}
+    others = {"leaves_work": False, "end_s": 1.0, "duration_s": 0.01}
+    return StepRecord(**(sizes | others | fields))
 
 
 def make_request(

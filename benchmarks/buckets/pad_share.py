@@ -25,6 +25,7 @@ every count.
 The last line of stdout is one JSON document.
 """
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -47,7 +48,6 @@ from jserve_sched.fitting.fit import best_block_edges
 from jserve_sched.outcomes import SCHEMA_VERSION
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
-from jserve_sched.simulation.log import SimulatedStep
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import (
     DIALOGUE,
@@ -56,6 +56,7 @@ from jserve_sched.simulation.workload import (
     request_arrival,
 )
 from jserve_sched.steps import features
+from jserve_sched.steps.record import StepRecord
 from jserve_tools.load.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
 from jserve_tools.reporting.documents import commit, plain, write_whole
 
@@ -147,18 +148,13 @@ def load_qps(rows: Sequence[TraceRow]) -> float:
     return LOAD * len(first) / result.end_s
 
 
-def halves(
-    steps: Sequence[SimulatedStep], arrivals: Sequence[Arrival]
-) -> tuple[list[SimulatedStep], list[SimulatedStep]]:
-    """Returns the steps before and after half of the requests have arrived."""
+def num_earlier(steps: Sequence[StepRecord], arrivals: Sequence[Arrival]) -> int:
+    """Returns how many steps started before half of the requests had arrived."""
     middle_s = arrivals[len(arrivals) // 2].arrival_s
-    return (
-        [step for step in steps if step.start_s < middle_s],
-        [step for step in steps if step.start_s >= middle_s],
-    )
+    return bisect.bisect_left(steps, middle_s, key=lambda step: step.start_s)
 
 
-def demand_of(steps: Sequence[SimulatedStep]) -> StepDemand:
+def demand_of(steps: Sequence[StepRecord]) -> StepDemand:
     """Returns the demand of steps that ran in a table of every count."""
     return demand_from_steps(
         steps,
@@ -197,16 +193,19 @@ def strategies(demand: StepDemand) -> dict[str, tuple[int, ...]]:
 
 
 def judge(
-    steps: Sequence[SimulatedStep], block_edges: Sequence[int] | None
+    steps: Sequence[StepRecord],
+    matrix: np.ndarray,
+    block_edges: Sequence[int] | None,
 ) -> dict[str, Any]:
     """Returns the shares of padding in the steps' time.
 
     Args:
       steps: Steps that ran.
+      matrix: Their features, `[N, F]`.
       block_edges: Edges that steps are charged; None takes the buckets in which they
         ran.
     """
-    matrix = np.stack([step.features for step in steps])
+    matrix = matrix.copy()
     used = np.array([step.used_blocks for step in steps])
     matrix[:, features.NUM_ROWS] = matrix[:, features.NUM_DECODES]
 
@@ -244,21 +243,22 @@ def judge_trace(path: pathlib.Path, policy: str) -> list[dict[str, Any]]:
         rows = rows[:NUM_IN_LOOP]
     qps = load_qps(rows)
     arrivals = arrivals_of(rows, qps)
-    steps = serve(arrivals, policy, ALL_COUNTS).steps
-    assert steps is not None
+    ran = serve(arrivals, policy, ALL_COUNTS)
+    assert ran.steps is not None
 
     # Fit the first half, and judge the second.
-    seen, later = halves(steps, arrivals)
+    middle = num_earlier(ran.steps, arrivals)
     found = []
-    for name, edges in strategies(demand_of(seen)).items():
+    for name, edges in strategies(demand_of(ran.steps[:middle])).items():
         if policy == "fcfs":
-            figures = judge(later, edges)
+            figures = judge(ran.steps[middle:], ran.step_features[middle:], edges)
         elif name.endswith(NO_PRIOR):
             continue
         else:
-            in_loop = serve(arrivals, policy, edges).steps
-            assert in_loop is not None
-            figures = judge(halves(in_loop, arrivals)[1], None)
+            in_loop = serve(arrivals, policy, edges)
+            assert in_loop.steps is not None
+            first = num_earlier(in_loop.steps, arrivals)
+            figures = judge(in_loop.steps[first:], in_loop.step_features[first:], None)
         found.append(
             {
                 "trace": path.stem,

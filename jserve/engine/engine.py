@@ -43,12 +43,14 @@ class PendingStep:
       transfer_s: Host seconds spent packing its argument.
       launch_s: Host seconds spent handing it to the device.
       launched_s: When it was handed over, `time.monotonic` seconds.
+      num_compiling: Programs that were being made at that moment.
     """
 
     plan: StepPlan
     transfer_s: float
     launch_s: float
     launched_s: float
+    num_compiling: int
     _out: tuple[jax.Array, ...]
     _num_sampled: int
 
@@ -206,6 +208,7 @@ class Engine:
             transfer_s=packed_s - start_s,
             launch_s=time.perf_counter() - packed_s,
             launched_s=launched_s,
+            num_compiling=self.programs.num_compiling,
             _out=out,
             _num_sampled=plan.num_sampled,
         )

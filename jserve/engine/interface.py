@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from jserve.config import EngineConfig
-from jserve.records.events import EngineStats, Health, StepRecord, TokenEvent
+from jserve.records.events import EngineStats, Health, TokenEvent
 from jserve_sched.clock import Clock
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import Request
+from jserve_sched.steps.record import StepRecord
 
 Listener = Callable[[Sequence[TokenEvent]], object]
 """Takes the new tokens of one step."""

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
 from jserve.engine.interface import Listener
-from jserve.engine.step_records import StepRecords
+from jserve.engine.profiler import Profiler
+from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.warm_up import WarmUp, start_up_table
 from jserve.records.events import (
     EngineStats,
@@ -28,7 +29,6 @@ from jserve.records.events import (
     NotServingError,
     PredictorStatus,
     QueueFullError,
-    StepRecord,
     TokenEvent,
 )
 from jserve.timing.serving_predictor import ServingPredictor
@@ -37,6 +37,7 @@ from jserve_sched.policies.base import searches_of
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
 from jserve_sched.steps.plan import StepResult
+from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
 _RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
@@ -67,7 +68,7 @@ class EngineLoop:
         engine: Engine,
         scheduler: Scheduler,
         warm_up: WarmUp,
-        records: StepRecords,
+        records: RecentSteps,
         request_latency_fallback: str = "",
     ):
         """Makes a loop that `start` will run, of an engine that is not yet warm."""
@@ -80,6 +81,7 @@ class EngineLoop:
         self._scheduler = scheduler
         self.warm_up = warm_up
         self._records = records
+        self._profiler = Profiler(config.profiled_steps, config.profile_dir)
         self._request_latency_fallback = request_latency_fallback
         self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = len  # ignores them
@@ -193,6 +195,7 @@ class EngineLoop:
             health=self._health,
             policy=self.config.policy,
             block_tokens=scheduler.buckets.block_tokens,
+            buckets=scheduler.buckets,
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting + len(self._submitted),
             num_pages=self._engine.num_pages,
@@ -227,6 +230,7 @@ class EngineLoop:
             self._fail(f"the engine failed: {error}")
         finally:
             self._records.close()  # at once: what comes next may take long
+            self._profiler.stop()
             self.warm_up.stop()
             if self._predictor is not None:
                 self._predictor.stop()
@@ -325,7 +329,8 @@ class EngineLoop:
             return None
         self._scheduler.dispatch(plan, now_s)
         plan_s = time.perf_counter() - start_s
-        return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
+        with self._profiler.step(plan.step_id):
+            return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
 
     def _finish_step(self, step: _InFlight, last_end_s: float) -> float:
         """Waits for a step and applies it; returns when it ended on the device."""
@@ -347,6 +352,7 @@ class EngineLoop:
             wait_s=waited_s - start_s,
             apply_s=applied_s - waited_s,
         )
+        self._profiler.end_step(step.pending.plan.step_id)
         return end_s
 
     def _publish(self, outputs: Sequence[Output]) -> None:

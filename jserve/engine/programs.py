@@ -76,6 +76,7 @@ class Programs:
         self._store = store
         self._leaves = abstract(model.leaves)
         self._compiled: dict[Bucket, jax.stages.Compiled] = {}
+        self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
         self._trace_lock = threading.Lock()
         self._num_compiles_when_warm: int | None = None
@@ -84,6 +85,11 @@ class Programs:
     def num_compiled(self) -> int:
         """Programs ready to run."""
         return len(self._compiled)
+
+    @property
+    def num_compiling(self) -> int:
+        """Programs being compiled or loaded at this moment."""
+        return sum(job.running() for job in self._jobs)
 
     @property
     def buckets(self) -> frozenset[Bucket]:
@@ -157,7 +163,7 @@ class Programs:
             # One traces while the others compile.
             pool = concurrent.futures.ThreadPoolExecutor(num_cpus() + 1, "compile")
             try:
-                jobs = [
+                self._jobs = jobs = [
                     pool.submit(self._make, bucket, state, should_stop)
                     for bucket in buckets
                     if not self.has(bucket)
@@ -166,6 +172,7 @@ class Programs:
                     job.result()
             finally:
                 pool.shutdown(cancel_futures=True)
+                self._jobs = []
                 threading.stack_size(old_stack_bytes)
                 self.wall_s += time.perf_counter() - start_s
             if self._store is not None and jobs:
@@ -195,9 +202,8 @@ class Programs:
             compiled, file_bytes = stored
             load_s = time.perf_counter() - start_s
             self._compiled[bucket] = compiled
-            self.reports.append(
-                ProgramStart(str(bucket), 0.0, load_s, file_bytes, "stored")
-            )
+            facts = (str(bucket), 0.0, load_s, file_bytes, "stored", time.monotonic())
+            self.reports.append(ProgramStart(*facts))
             return
         with self._trace_lock:
             if should_stop():
@@ -217,12 +223,13 @@ class Programs:
         num_hits = COMPILE_LOG.num_cache_hits_here
         compiled = lowered.compile()
         compile_s = time.perf_counter() - start_s
+        end_s = time.monotonic()
         is_hit = COMPILE_LOG.num_cache_hits_here > num_hits
         saved = None if store is None or is_hit else store.save(*key, compiled)
         source = "cache" if is_hit else "compiled"
         self._compiled[bucket] = compiled
         self.reports.append(
-            ProgramStart(str(bucket), trace_s, compile_s, saved, source)
+            ProgramStart(str(bucket), trace_s, compile_s, saved, source, end_s)
         )
 
     def memory(self, bucket: Bucket) -> Any:

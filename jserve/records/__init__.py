@@ -1,3 +1,3 @@
-"""Records: what each step was, kept in memory and in the step log."""
+"""Records: what each step was, kept in the step log, shown as a trace."""
 
-__all__ = ["events", "step_log"]
+__all__ = ["chrome_trace", "events", "step_log"]

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+from jserve_sched.buckets.table import BucketTable
 from jserve_sched.policies.base import SearchTotals
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.request import FinishReason
@@ -57,58 +58,6 @@ class TokenEvent(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class StepRecord:
-    """One engine step: sizes and times only, never text.
-
-    Attributes:
-      end_s: When it ended, on the engine loop's clock.
-      num_rows: Decode rows compiled, B.
-      num_blocks: Prefill blocks compiled, NB.
-      used_blocks: Blocks that held a real token.
-      decode_pages: KV pages of the longest decode row.
-      block_pages: KV pages of the longest prefill block.
-      ended_by: Why no further block was planned.
-      leaves_work: Whether a prompt, or part of one, was left out for want of room.
-      predicted_s: The plan's prediction of its duration.
-      bucket_s: The step-time table's price of the bucket when the step had ended.
-      used_s: Its price of the same step without padding, at the same moment.
-      duration_s: From launch, or from the end of the step before if that is later,
-        to its end as the host saw it.
-      plan_s: Host time for planning and dispatch.
-      transfer_s: Host time for packing the step's argument.
-      launch_s: Host time for handing the program to the device, or for running it
-        where the backend does so at once.
-      wait_s: Host time waiting for the device.
-      apply_s: Host time for applying the result and notifying the listener.
-      host_s: All of the host's time for the step but `wait_s`: the four parts and
-        the bookkeeping between them.
-    """
-
-    step_id: int
-    end_s: float
-    num_rows: int
-    num_blocks: int
-    used_rows: int
-    used_blocks: int
-    prefill_tokens: int
-    decode_pages: int
-    block_pages: int
-    num_waiting: int
-    ended_by: str
-    leaves_work: bool
-    predicted_s: float
-    bucket_s: float
-    used_s: float
-    duration_s: float
-    plan_s: float
-    transfer_s: float
-    launch_s: float
-    wait_s: float
-    apply_s: float
-    host_s: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class PredictorStatus:
     """Which predictor plans, and how it fares.
 
@@ -135,6 +84,7 @@ class ProgramStart:
       compile_s: Seconds to compile it, or to find it in a cache and load it.
       executable_bytes: Its size on disk; None if it is not stored.
       source: "compiled", "cache" (JAX's persistent one) or "stored" (an executable).
+      end_s: Time at which it was made, seconds on the engine loop's clock.
     """
 
     program: str
@@ -142,6 +92,12 @@ class ProgramStart:
     compile_s: float
     executable_bytes: int | None
     source: str
+    end_s: float = 0.0
+
+    @property
+    def start_s(self) -> float:
+        """Time at which its making began, seconds on the engine loop's clock."""
+        return self.end_s - self.trace_s - self.compile_s
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,6 +123,7 @@ class EngineStats:
 
     Attributes:
       block_tokens: Tokens in one prefill block, Q.
+      buckets: Those that steps are planned in.
       num_running: Requests that hold KV pages.
       num_free_pages: KV pages that no running request holds.
       num_programs: Programs compiled so far.
@@ -185,6 +142,7 @@ class EngineStats:
     health: Health
     policy: str
     block_tokens: int
+    buckets: BucketTable
     num_running: int
     num_waiting: int
     num_pages: int

@@ -1,10 +1,10 @@
-"""The step log as a file: what a bucket fit needs of each step, and nothing else.
+"""The step log as a file: the numbers of each `StepRecord`, and no text.
 
-A header, an object, says what holds from here on; a list of numbers follows for each
-step. Only numbers can be rounded, so no text and no id can get into the file.
+A header, an object, says what holds from here on and names the fields; a list of
+numbers follows for each step. Only numbers can be rounded, so no text can get into it.
 
-    {"format": "jserve-step-log", "version": 1, "fields": ["end_s", ...], ...}
-    [12.345678, 32, 16, 30, 13, 4, 9, 1, 0.0301, 0.0287, 0.0312]
+    {"format": "jserve-step-log", "version": 1, "fields": ["step_id", ...], ...}
+    [17, 12.345678, 12.310042, 32, 16, 30, 13, ...]
 
 `jserve_tools.fitting.step_logs` reads it.
 """
@@ -15,22 +15,27 @@ import io
 import json
 import logging
 import logging.handlers
+import math
 import os
 import pathlib
 import sys
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
 
 FORMAT = "jserve-step-log"
 VERSION = 1
-# Attributes of a `StepRecord`, in the order of a line.
-FIELDS = (
-    *("end_s", "num_rows", "num_blocks", "used_rows", "used_blocks"),
-    *("decode_pages", "block_pages", "leaves_work", "bucket_s", "used_s"),
-    "duration_s",
-)
+_KINDS = {
+    name: kind
+    for name, kind in typing.get_type_hints(StepRecord).items()
+    if kind is not str
+}
+FIELDS = tuple(_KINDS)  # in the order of a line
+_NEEDED = set(StepRecord._fields) - set(StepRecord._field_defaults)
 _PLACES = 7  # a tenth of a microsecond
 
 
@@ -40,10 +45,39 @@ def header_line(facts: Mapping[str, Any]) -> str:
     return json.dumps(head, separators=(",", ":"), allow_nan=False)
 
 
-def step_line(step: Any) -> str:
-    """Returns the line of a step, recorded or simulated."""
+def step_line(step: StepRecord) -> str:
+    """Returns the line of a step."""
     numbers = [round(getattr(step, name), _PLACES) for name in FIELDS]
     return json.dumps(numbers, separators=(",", ":"))
+
+
+def fields_of(header: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the fields of the lines after a header; older logs have fewer.
+
+    Raises:
+      ValueError: If it is not the header of a step log.
+    """
+    fields = tuple(header.get("fields") or ())
+    known = header.get("format") == FORMAT and header.get("version") == VERSION
+    if not known or not _NEEDED <= set(fields) <= set(FIELDS):
+        raise ValueError(f"this is not a header of {FORMAT} version {VERSION}")
+    return fields
+
+
+def read_step(fields: Sequence[str], numbers: Sequence[float]) -> StepRecord:
+    """Returns the step of a line with these fields.
+
+    Raises:
+      ValueError: If it is not finite numbers of 0 or more, whole where they are counts.
+    """
+    found: dict[str, Any] = {}
+    for name, value in zip(fields, numbers, strict=True):
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name}={value} is not a number of 0 or more")
+        found[name] = _KINDS[name](value)
+        if found[name] != value:
+            raise ValueError(f"{name}={value} is not a whole number")
+    return StepRecord(**found)
 
 
 class StepRecorder(logging.handlers.RotatingFileHandler):
@@ -80,8 +114,8 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
             self._end(f"a header of {len(self._header)} bytes is over a quarter of it")
         self._write(self._header)
 
-    def append(self, step: Any) -> None:
-        """Takes the next step, which has the attributes that `FIELDS` names."""
+    def append(self, step: StepRecord) -> None:
+        """Takes the next step."""
         self._write(step_line(step))
 
     def end(self) -> None:

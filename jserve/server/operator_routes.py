@@ -1,7 +1,6 @@
 """Endpoints for operators of the server: health, metrics, steps and settings."""
 
-import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import prometheus_client
 from fastapi import APIRouter, Query, Response
@@ -9,11 +8,13 @@ from fastapi.responses import JSONResponse
 
 import jserve
 from jserve.engine.facts import engine_facts
-from jserve.records.events import Health, StepRecord
+from jserve.flags import field_help
+from jserve.records.chrome_trace import chrome_trace
+from jserve.records.events import Health
 from jserve.server.service import Service
+from jserve_sched.steps.record import StepRecord
 
 MAX_STEPS_A_CALL = 20_000
-_FIELDS = tuple(field.name for field in dataclasses.fields(StepRecord))
 
 
 def health_router(service: Service) -> APIRouter:
@@ -63,19 +64,32 @@ def inspection_router(service: Service) -> APIRouter:
     def steps(  # runs in a thread, since a page takes a while to encode
         since: Annotated[int, Query(ge=0, le=10**15)] = 0,
         limit: Annotated[int, Query(ge=0, le=MAX_STEPS_A_CALL)] = MAX_STEPS_A_CALL,
+        form: Annotated[Literal["json", "chrome"], Query(alias="format")] = "json",
     ) -> Response:
+        """Tells what the steps from `since` were; /jserve/steps/fields says how.
+
+        `format=chrome` gives the last `limit` of them as a Chrome trace.
+        """
         found = service.engine.steps(since)
+        if form == "chrome":
+            programs = service.engine.stats().start_up.programs
+            page = found[max(len(found) - limit, 0) :]
+            name = f"jserve {service.model_name}"
+            return JSONResponse(chrome_trace(page, name=name, programs=programs))
         page = found[:limit]
         return JSONResponse(
             {
-                "steps": [
-                    {name: getattr(one, name) for name in _FIELDS} for one in page
-                ],
+                "steps": [one._asdict() for one in page],
                 "next": page[-1].step_id + 1 if page else since,
                 "has_more": len(page) < len(found),
                 "now_s": service.engine.clock.now_s(),
             }
         )
+
+    @router.get("/steps/fields")
+    async def step_fields() -> dict[str, str]:
+        """Tells what each field of a step means."""
+        return field_help(StepRecord)
 
     @router.get("/info")
     async def info() -> dict[str, Any]:

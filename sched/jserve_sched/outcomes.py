@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.slo import Slo
+from jserve_sched.steps.record import StepRecord
 
 SCHEMA_VERSION = 2  # what the keys mean: jserve_tools/REPORT.md
 _Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
@@ -198,19 +200,18 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return run
 
 
-def _by_program(steps: Sequence[Any]) -> list[dict[str, float]]:
+def _by_program(
+    groups: Mapping[Bucket, Sequence[StepRecord]],
+) -> list[dict[str, float]]:
     """Returns what ran in each bucket, by rows and blocks."""
-    groups: dict[tuple[int, int], list[Any]] = {}
-    for step in steps:
-        groups.setdefault((step.num_rows, step.num_blocks), []).append(step)
     found: list[dict[str, float]] = []
-    for (num_rows, num_blocks), group in sorted(groups.items(), key=lambda one: one[0]):
-        used_tokens = [step.used_rows + step.prefill_tokens for step in group]
+    for bucket, group in sorted(groups.items(), key=lambda one: one[0]):
+        used_tokens = [step.used_tokens for step in group]
         duration_s = [step.duration_s for step in group]
         found.append(
             {
-                "num_rows": num_rows,
-                "num_blocks": num_blocks,
+                "num_rows": bucket.num_rows,
+                "num_blocks": bucket.num_blocks,
                 "num_steps": len(group),
                 "used_tokens_mean": float(np.mean(used_tokens)),
                 "bucket_s": float(np.mean([step.bucket_s for step in group])),
@@ -238,7 +239,9 @@ def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
     }
 
 
-def summarise_steps(steps: Sequence[Any], *, block_tokens: int) -> dict[str, Any]:
+def summarise_steps(
+    steps: Sequence[StepRecord], *, block_tokens: int
+) -> dict[str, Any]:
     """Returns what the steps of one run computed and wasted, for JSON.
 
     `pad_share_tokens` is the share of computed positions that held no token; it
@@ -246,14 +249,16 @@ def summarise_steps(steps: Sequence[Any], *, block_tokens: int) -> dict[str, Any
     `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
     share of predicted time that the same steps would save without padding.
     `steps_per_s` counts busy time only; `block_tokens` are in one prefill block, Q.
-    Steps are recorded or simulated; see `jserve.records.events.StepRecord`.
     """
     if not steps:
         return {"num_steps": 0}
     run: dict[str, Any] = {"num_steps": len(steps)}
-    computed = sum(step.num_rows + step.num_blocks * block_tokens for step in steps)
+    groups = collections.defaultdict[Bucket, list[StepRecord]](list)
+    for step in steps:
+        groups[step.bucket(block_tokens)].append(step)
+    computed = sum(bucket.num_tokens * len(group) for bucket, group in groups.items())
     opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
-    used_tokens = np.array([step.used_rows + step.prefill_tokens for step in steps])
+    used_tokens = np.array([step.used_tokens for step in steps])
     used = int(np.sum(used_tokens))
     run["pad_share_tokens"] = 1.0 - used / computed
     run["pad_share_bucket"] = 1.0 - opened / computed
@@ -268,14 +273,14 @@ def summarise_steps(steps: Sequence[Any], *, block_tokens: int) -> dict[str, Any
     run["plan_ms"] = dict(zip(("p50", "p99"), plan_ms, strict=True))
     run["step_s"] = distribution(step.duration_s for step in steps)
     run["step_tokens"] = _histogram(used_tokens)
-    run["steps_by_program"] = _by_program(steps)
+    run["steps_by_program"] = _by_program(groups)
     return run
 
 
 def summarise_run(
     outcomes: Sequence[Outcome],
     *,
-    steps: Sequence[Any] | None = None,
+    steps: Sequence[StepRecord] | None = None,
     block_tokens: int | None = None,
     counters: EngineCounters | None = None,
     labels: Mapping[str, Any] | None = None,

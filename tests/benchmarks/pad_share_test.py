@@ -7,37 +7,34 @@ import numpy as np
 import pytest
 
 from benchmarks.buckets import pad_share, pad_share_tables
-from jserve_sched.simulation.log import SimulatedStep
 from jserve_sched.steps import features
+from jserve_sched.steps.record import StepRecord, recorded_sizes
 from jserve_tools.load.workload_trace import DEFAULT_TRACE, read_trace
 from tests import ROOT
 
 FOLDER = ROOT / "benchmarks" / "buckets"
 
 
-def step(
-    *, rows: int, used_blocks: int, num_blocks: int, tokens: int, start_s: float = 0.0
-) -> SimulatedStep:
+def features_of(rows: int, num_blocks: int, tokens: int) -> np.ndarray:
     row = np.zeros(features.NUM_FEATURES)
     row[features.NUM_ROWS] = row[features.NUM_DECODES] = rows
     row[features.NUM_BLOCKS] = num_blocks
     row[features.PREFILL_TOKENS] = tokens
-    return SimulatedStep(
-        start_s=start_s,
+    return row
+
+
+def step(used_blocks: int, row: np.ndarray, end_s: float = 1.0) -> StepRecord:
+    return StepRecord(
+        end_s=end_s,
         duration_s=1.0,
-        plan_s=0.0,
-        bucket_s=1.0,
-        used_s=1.0,
         used_blocks=used_blocks,
         leaves_work=False,
-        features=row,
+        **recorded_sizes(row),
     )
 
 
-STEPS = [
-    step(rows=0, used_blocks=100, num_blocks=110, tokens=3170),
-    step(rows=200, used_blocks=0, num_blocks=0, tokens=0),
-]
+MATRIX = np.stack((features_of(0, 110, 3170), features_of(200, 0, 0)))
+STEPS = [step(100, MATRIX[0]), step(0, MATRIX[1])]
 # The machine: 7.51 ms and 0.06551 ms a position, and 8.415e-5 ms for each decode's KV.
 BLOCK_S = 32 * 0.06551e-3
 DECODE_S = 7.51e-3 + 200 * (0.06551e-3 + 8.415e-8)
@@ -45,7 +42,7 @@ DECODE_S = 7.51e-3 + 200 * (0.06551e-3 + 8.415e-8)
 
 @pytest.mark.parametrize(("edges", "charged"), [((0, 128, 256), 128), (None, 110)])
 def test_padding_is_what_the_edge_costs_more(edges, charged: int) -> None:
-    found = pad_share.judge(STEPS, edges)
+    found = pad_share.judge(STEPS, MATRIX, edges)
     bucket_s = 7.51e-3 + charged * BLOCK_S
     padding_s = (charged - 100) * BLOCK_S
     assert found["pad_share_time"] == pytest.approx(padding_s / bucket_s)
@@ -65,11 +62,10 @@ def test_steps_are_parted_where_half_of_the_requests_have_come() -> None:
     assert {one.arrival_s for one in pad_share.arrivals_of(rows, None)} == {0.0}
     middle_s = arrivals[2].arrival_s
     steps = [
-        step(rows=1, used_blocks=0, num_blocks=0, tokens=0, start_s=start_s)
-        for start_s in (0.0, middle_s - 1e-6, middle_s, middle_s + 1)
+        step(0, MATRIX[1], end_s=start_s + 1.0)
+        for start_s in (0.0, middle_s - 1e-6, middle_s + 1e-6, middle_s + 1)
     ]
-    seen, later = pad_share.halves(steps, arrivals)
-    assert (len(seen), len(later)) == (2, 2)
+    assert pad_share.num_earlier(steps, arrivals) == 2
 
 
 @pytest.fixture(scope="module")

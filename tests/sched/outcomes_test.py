@@ -1,6 +1,5 @@
 """The report's arithmetic, worked out by hand."""
 
-import dataclasses
 import json
 from typing import Any
 
@@ -18,21 +17,15 @@ from jserve_sched.outcomes import (
 )
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.slo import Slo
+from jserve_sched.steps.record import StepRecord
+from tests.fakes import make_step
 
 TIGHT = Slo(ttft_s=1.0, tbt_s=0.5)
 
 
-@dataclasses.dataclass(frozen=True)
-class FakeStep:
-    num_rows: int = 4
-    num_blocks: int = 0
-    used_rows: int = 4
-    used_blocks: int = 0
-    prefill_tokens: int = 0
-    bucket_s: float = 0.010
-    used_s: float = 0.010
-    duration_s: float = 0.011
-    plan_s: float = 0.0002
+def step(**fields: Any) -> StepRecord:
+    times_s = {"bucket_s": 0.010, "used_s": 0.010, "duration_s": 0.011}
+    return make_step(4, **(times_s | {"plan_s": 0.0002} | fields))
 
 
 def outcome(
@@ -120,11 +113,11 @@ def test_unmeasured_is_absent_and_no_request_is_no_report() -> None:
 
 
 def test_padding_by_hand() -> None:
-    mixed = FakeStep(num_blocks=2, used_rows=2, used_blocks=1, prefill_tokens=5)
+    mixed = step(num_blocks=2, used_rows=2, used_blocks=1, prefill_tokens=5)
     steps = [
-        FakeStep(used_rows=3, used_s=0.012),  # 4 computed, 3 used; no clipping of time
+        step(used_rows=3, used_s=0.012),  # 4 computed, 3 used; no clipping of time
         # 4 + 2 * 8 = 20 computed, 2 + 5 = 7 used, 2 + 8 = 10 opened
-        dataclasses.replace(mixed, bucket_s=0.030, used_s=0.020),
+        mixed._replace(bucket_s=0.030, used_s=0.020),
     ]
     run = summarise_steps(steps, block_tokens=8)
     assert run["num_steps"] == 2
@@ -137,11 +130,11 @@ def test_padding_by_hand() -> None:
 
 
 def test_steps_by_bucket_and_by_tokens() -> None:
-    mixed = FakeStep(num_blocks=40, used_rows=2, used_blocks=38, prefill_tokens=300)
+    mixed = step(num_blocks=40, used_rows=2, used_blocks=38, prefill_tokens=300)
     steps = [
-        FakeStep(used_rows=3, duration_s=0.010),
-        FakeStep(used_rows=1, duration_s=0.030),
-        dataclasses.replace(mixed, bucket_s=0.200, duration_s=0.160),
+        step(used_rows=3, duration_s=0.010),
+        step(used_rows=1, duration_s=0.030),
+        mixed._replace(bucket_s=0.200, duration_s=0.160),
     ]
     run = summarise_steps(steps, block_tokens=8)
     names = ("num_rows", "num_blocks", "num_steps", "used_tokens_mean", "bucket_s")
@@ -175,7 +168,7 @@ def test_steps_and_counters_join_the_run() -> None:
         length_errors={"chat": errors},
     )
     run = summarise_run(
-        [outcome(10.5)], steps=[FakeStep()], block_tokens=8, counters=counters
+        [outcome(10.5)], steps=[step()], block_tokens=8, counters=counters
     )
     assert run["num_preemptions"] == 2
     assert run["prefix_hit_tokens"] == 0  # measured, so present

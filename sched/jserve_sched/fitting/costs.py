@@ -23,7 +23,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.fitting.demand import StepDemand, StepTimes, bucket_features
+from jserve_sched.fitting.demand import StepDemand, bucket_features
+from jserve_sched.timing.predictor import Predict
 
 _PAGES_FACTOR = 4.0  # between the longest and the shortest contexts of a group
 
@@ -100,7 +101,7 @@ class BucketCosts:
     def __init__(
         self,
         demand: StepDemand,
-        step_s: StepTimes,
+        step_s: Predict,
         table: BucketTable,
         *,
         page_size: int,
@@ -157,7 +158,7 @@ def _groups(demand: StepDemand) -> Iterator[StepDemand]:
 
 
 def _time_s(
-    demand: StepDemand, step_s: StepTimes, table: BucketTable, page_size: int
+    demand: StepDemand, step_s: Predict, table: BucketTable, page_size: int
 ) -> np.ndarray:
     """Returns `[R + 1, B + 1]`, seconds of every bucket for a group's mean step."""
     shape = table.max_rows + 1, table.max_blocks + 1

@@ -11,17 +11,14 @@ limit.
 """
 
 import dataclasses
-import operator
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.steps import features
-
-StepTimes = Callable[[np.ndarray], np.ndarray]
-"""Features `[N, F]` to seconds `[N]`, for blocks of the table's size."""
+from jserve_sched.steps.record import StepRecord
+from jserve_sched.timing.predictor import Predict
 
 TbtBudgets = Sequence[tuple[float, float]]
 """TBT objective in seconds, and share of requests, of each service class."""
@@ -31,10 +28,6 @@ TbtBudgets = Sequence[tuple[float, float]]
 # shorter.
 PRIOR_SHARE = 0.1
 
-_STEP_FACTS = operator.attrgetter(
-    *("num_blocks", "used_rows", "used_blocks"),
-    *("decode_pages", "block_pages", "leaves_work"),
-)
 _COLUMNS = ("rows", "blocks", "is_limited", "decode_pages", "block_pages")
 
 
@@ -177,11 +170,11 @@ def bucket_features(
 
 
 def demand_from_steps(
-    steps: Iterable[Any],
+    steps: Iterable[StepRecord],
     table: BucketTable,
     *,
     tbt_budgets: TbtBudgets,
-    step_s: StepTimes,
+    step_s: Predict,
     page_size: int,
 ) -> StepDemand:
     """Returns the demand of steps that ran in a table's buckets.
@@ -193,12 +186,17 @@ def demand_from_steps(
     shares of these classes. If there is no such class, every count in e .. f-1 has the
     same weight. On the last edge the demand is that edge.
 
-    A step, recorded or simulated, has the attributes of the engine's `StepRecord`.
-
     Raises:
       ValueError: If there are no steps.
     """
-    found = np.array([*map(_STEP_FACTS, steps)], np.int64).reshape(-1, 6)
+    facts = [
+        (
+            *(step.num_blocks, step.used_rows, step.used_blocks),
+            *(step.decode_pages, step.block_pages, step.leaves_work),
+        )
+        for step in steps
+    ]
+    found = np.array(facts, np.int64).reshape(-1, 6)
     if not len(found):
         raise ValueError("a demand needs at least one step")
     num_blocks, rows, blocks, decode_pages, block_pages, leaves_work = found.T
@@ -226,7 +224,7 @@ def demand_from_steps(
 def _spread(
     limited: StepDemand,
     tbt_budgets: TbtBudgets,
-    step_s: StepTimes,
+    step_s: Predict,
     table: BucketTable,
     page_size: int,
 ) -> StepDemand:

@@ -14,7 +14,8 @@ import numpy as np
 from jserve_sched.buckets.strategies import MIN_ROWS, STRATEGIES
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.fitting.costs import BucketCosts
-from jserve_sched.fitting.demand import StepDemand, StepTimes
+from jserve_sched.fitting.demand import StepDemand
+from jserve_sched.timing.predictor import Predict
 
 _LEAST_GAIN = 1e-12  # relative; smaller gains are rounding errors
 _NUM_STARTS = 12  # number of tables that are improved
@@ -114,7 +115,7 @@ def improve(costs: BucketCosts, table: BucketTable) -> BucketTable:
 
 def fit_buckets(
     demand: StepDemand,
-    step_s: StepTimes,
+    step_s: Predict,
     limits: BucketTable,
     *,
     page_size: int,

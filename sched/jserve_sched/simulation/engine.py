@@ -21,7 +21,7 @@ import numpy as np
 from jserve_sched.clock import Clock
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation.log import SimulatedStep, Tally
+from jserve_sched.simulation.log import Recording, Tally
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan, StepResult
@@ -31,7 +31,7 @@ _NOISE_BLOCK = 4096  # factors of step times drawn at once
 _TOKEN, _STOP_TOKEN = 0, 1  # what answers are made of, and what ends some of them
 
 
-class StepTimes:
+class Durations:
     """Step durations: the cost model's, times a seeded factor for each step."""
 
     def __init__(self, step_s: Predict, noise: float, seed: tuple[int, int]):
@@ -76,7 +76,7 @@ class SimulatedEngine:
         nothing runs.
       num_steps: Steps run.
       busy_s: Virtual time of these steps, seconds.
-      steps: The steps, not priced, if they are recorded.
+      recording: The steps, if they are recorded.
       request_ids: Requests submitted here, in order.
     """
 
@@ -84,7 +84,7 @@ class SimulatedEngine:
         self,
         scheduler: Scheduler,
         *,
-        times: StepTimes,
+        times: Durations,
         tally: Tally,
         lag: int,
         records_steps: bool,
@@ -96,12 +96,11 @@ class SimulatedEngine:
         self.due_s = math.inf
         self.num_steps = 0
         self.busy_s = 0.0
-        self.steps: list[SimulatedStep] = []
+        self.recording = Recording() if records_steps else None
         self.request_ids: list[str] = []
         self._times = times
         self._tally = tally
         self._lag = lag
-        self._records_steps = records_steps
         self._advances_decodes = advances_decodes and lag == 0
         self._clock = clock
         self._planned: collections.deque[tuple[StepPlan, float]] = collections.deque()
@@ -159,16 +158,9 @@ class SimulatedEngine:
         """Notes a step of features `[F]` that starts at `due_s`."""
         self.num_steps += 1
         self.busy_s += duration_s
-        if self._records_steps:
-            self.steps.append(
-                SimulatedStep(
-                    start_s=self.due_s,
-                    duration_s=duration_s,
-                    plan_s=plan_s,
-                    used_blocks=plan.num_blocks,
-                    leaves_work=plan.leaves_work,
-                    features=row,
-                )
+        if self.recording is not None:
+            self.recording.add(
+                plan, row, start_s=self.due_s, duration_s=duration_s, plan_s=plan_s
             )
 
     def finish(self, *, start_before_s: float, end_by_s: float) -> None:

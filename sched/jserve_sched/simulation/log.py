@@ -4,7 +4,6 @@ A violated SLO is counted as soon as it is certain, so a run whose question is a
 can stop.
 """
 
-import dataclasses
 import heapq
 from collections.abc import Sequence
 from typing import Any
@@ -14,65 +13,58 @@ import numpy as np
 from jserve_sched.outcomes import Failure, Outcome
 from jserve_sched.requests.request import Request
 from jserve_sched.simulation.workload import Arrival
-from jserve_sched.steps import features as columns
+from jserve_sched.steps import features
+from jserve_sched.steps.plan import StepPlan
+from jserve_sched.steps.record import StepRecord, recorded_sizes
 from jserve_sched.timing.predictor import Predict
 
+_FACTS = (  # of a record, those known when a step is launched
+    *("end_s", "duration_s", "plan_s", "predicted_s"),
+    *("used_blocks", "ended_by", "leaves_work"),
+)
 
-def _whole(column: int) -> Any:
-    """Returns a property that reads a feature as a whole number."""
-    return property(lambda step: int(step.features[column]))
 
+class Recording:
+    """The steps of one engine, made into records at the end.
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class SimulatedStep:
-    """One step, as a report and a demand want it.
-
-    Attributes:
-      start_s: Virtual time of its start, seconds.
-      plan_s: Host time of planning it, seconds; 0 without a clock, and in a stretch
-        advanced at once.
-      bucket_s: Time by the cost model, seconds; 0 until it is priced.
-      used_s: The same without padding, seconds.
-      used_blocks: Blocks that held a real token.
-      leaves_work: Whether prefill was left over for want of room.
-      features: What it computed, `[F]`.
+    They are priced then, all by one call: a call for each would take longest.
     """
 
-    start_s: float
-    duration_s: float
-    plan_s: float = 0.0
-    bucket_s: float = 0.0
-    used_s: float = 0.0
-    used_blocks: int
-    leaves_work: bool
-    features: np.ndarray
+    def __init__(self) -> None:
+        self._matrix: list[np.ndarray] = []
+        self._facts: list[tuple[Any, ...]] = []
 
-    @property
-    def end_s(self) -> float:
-        """Virtual time of its end, seconds."""
-        return self.start_s + self.duration_s
+    def add(
+        self,
+        plan: StepPlan,
+        row: np.ndarray,
+        *,
+        start_s: float,
+        duration_s: float,
+        plan_s: float,
+    ) -> None:
+        """Takes the next step, of features `[F]`: that of a plan, or a repetition."""
+        predicted_s = plan.predicted_s if row is plan.features else 0.0
+        times_s = (start_s + duration_s, duration_s, plan_s, predicted_s)
+        ended_by = plan.ended_by.value
+        self._matrix.append(row)
+        self._facts.append((*times_s, plan.num_blocks, ended_by, plan.leaves_work))
 
-    num_rows = _whole(columns.NUM_ROWS)
-    num_blocks = _whole(columns.NUM_BLOCKS)
-    used_rows = _whole(columns.NUM_DECODES)
-    decode_pages = _whole(columns.DECODE_PAGES)
-    block_pages = _whole(columns.BLOCK_PAGES)
-    prefill_tokens = _whole(columns.PREFILL_TOKENS)
-
-
-def priced(steps: Sequence[SimulatedStep], step_s: Predict) -> list[SimulatedStep]:
-    """Returns the steps with their costs, as they ran and without padding."""
-    if not steps:
-        return []
-    matrix = np.stack([one.features for one in steps])
-    bare = matrix.copy()
-    bare[:, columns.NUM_ROWS] = matrix[:, columns.NUM_DECODES]
-    bare[:, columns.NUM_BLOCKS] = [one.used_blocks for one in steps]
-    costs_s = np.stack([step_s(matrix), step_s(bare)], axis=-1).tolist()
-    return [
-        dataclasses.replace(one, bucket_s=bucket_s, used_s=used_s)
-        for one, (bucket_s, used_s) in zip(steps, costs_s, strict=True)
-    ]
+    def records(self, step_s: Predict) -> tuple[list[StepRecord], np.ndarray]:
+        """Returns the steps with their prices, and their features `[N, F]`."""
+        matrix = np.reshape(self._matrix, (-1, features.NUM_FEATURES))
+        if not len(matrix):
+            return [], matrix
+        facts = zip(*self._facts, strict=True)
+        columns: dict[str, Sequence[Any]] = dict(zip(_FACTS, facts, strict=True))
+        bare = features.without_padding(matrix, columns["used_blocks"])
+        columns |= recorded_sizes(matrix)
+        columns["bucket_s"] = step_s(matrix).tolist()
+        columns["used_s"] = step_s(bare).tolist()
+        columns["step_id"] = range(len(matrix))
+        rows = zip(*columns.values(), strict=True)
+        steps = [StepRecord(**dict(zip(columns, row, strict=True))) for row in rows]
+        return steps, matrix
 
 
 class Tally:

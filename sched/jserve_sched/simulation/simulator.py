@@ -9,7 +9,7 @@ requests. Each request is given to one of them when it arrives.
 
 import dataclasses
 import functools
-import heapq
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -24,11 +24,13 @@ from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
-from jserve_sched.simulation.engine import SimulatedEngine, StepTimes
+from jserve_sched.simulation.engine import Durations, SimulatedEngine
 from jserve_sched.simulation.instances import Assignment
-from jserve_sched.simulation.log import SimulatedStep, Tally, priced
+from jserve_sched.simulation.log import Tally
 from jserve_sched.simulation.workload import Arrival
-from jserve_sched.timing.predictor import Predictor
+from jserve_sched.steps import features
+from jserve_sched.steps.record import StepRecord
+from jserve_sched.timing.predictor import Predict, Predictor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class SimulationResult:
     Attributes:
       outcomes: Outcome of every request, in order of arrival.
       steps: Every step, in order of start; None if they were not recorded.
+      step_features: Features of these steps, `[N, F]`.
       counters: Sums of the schedulers' counters.
       instances: The engines, with their requests and step counts.
       end_s: Virtual time at the end, seconds.
@@ -47,7 +50,8 @@ class SimulationResult:
     """
 
     outcomes: list[Outcome]
-    steps: list[SimulatedStep] | None
+    steps: list[StepRecord] | None
+    step_features: np.ndarray
     counters: EngineCounters
     instances: Sequence[SimulatedEngine]
     num_steps: int
@@ -160,6 +164,17 @@ class _Simulation:
                 )
 
 
+def _recorded(
+    engines: Sequence[SimulatedEngine], step_s: Predict
+) -> tuple[list[StepRecord], np.ndarray]:
+    """Returns the steps of all engines by their start, and their features `[N, F]`."""
+    logs = [one.recording.records(step_s) for one in engines if one.recording]
+    steps = list(itertools.chain.from_iterable(steps for steps, _ in logs))
+    order = np.argsort([step.start_s for step in steps], kind="stable")
+    matrix = np.concatenate([matrix for _, matrix in logs])
+    return [steps[place] for place in order.tolist()], matrix[order]
+
+
 def simulate(
     schedulers: Scheduler | Sequence[Scheduler],
     cost_model: CostModel,
@@ -215,7 +230,7 @@ def simulate(
     engines = [
         SimulatedEngine(
             one,
-            times=StepTimes(step_s, noise, (seed, place)),
+            times=Durations(step_s, noise, (seed, place)),
             tally=tally,
             lag=lag,
             records_steps=records_steps,
@@ -232,13 +247,13 @@ def simulate(
         if stop_after_violations is not None:
             is_stopped = tally.num_violations(run.now_s) > stop_after_violations
     # Collect the results.
-    steps = None
+    steps, matrix = None, np.empty((0, features.NUM_FEATURES))
     if records_steps:
-        logs = [priced(one.steps, step_s) for one in engines]
-        steps = list(heapq.merge(*logs, key=lambda step: step.start_s))
+        steps, matrix = _recorded(engines, step_s)
     return SimulationResult(
         outcomes=tally.outcomes(),
         steps=steps,
+        step_features=matrix,
         counters=EngineCounters(
             num_programs=schedulers[0].buckets.num_programs,
             num_compiles_after_warmup=0,

@@ -1,6 +1,7 @@
-"""Steps: what one runs, and the features that its time depends on."""
+"""Steps: what one runs, what its time depends on, and the record of it."""
 
 from jserve_sched.steps.features import step_features
 from jserve_sched.steps.plan import Row, StepPlan, StepResult
+from jserve_sched.steps.record import StepRecord
 
-__all__ = ["Row", "StepPlan", "StepResult", "step_features"]
+__all__ = ["Row", "StepPlan", "StepRecord", "StepResult", "step_features"]

@@ -103,11 +103,16 @@ def uniform_features(
     )
 
 
-def without_padding(row: np.ndarray, *, used_rows: int, used_blocks: int) -> np.ndarray:
-    """Returns the features `[F]` of the same step in a bucket that just holds it."""
-    bare = row.copy()
-    bare[NUM_ROWS] = used_rows
-    bare[NUM_BLOCKS] = used_blocks
+def without_padding(matrix: np.ndarray, used_blocks: int | Sequence[int]) -> np.ndarray:
+    """Returns the features of the same steps in buckets that just hold them.
+
+    Args:
+      matrix: `[F]` or `[N, F]`; so is what is returned.
+      used_blocks: Blocks that hold a real token, of each step.
+    """
+    bare = matrix.copy()
+    bare[..., NUM_ROWS] = matrix[..., NUM_DECODES]
+    bare[..., NUM_BLOCKS] = used_blocks
     return bare
 
 

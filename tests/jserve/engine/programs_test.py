@@ -1,6 +1,7 @@
 import concurrent.futures
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable
 
 import jax
@@ -97,6 +98,21 @@ def test_programs_are_made_while_steps_run(
 
 
 @pytest.mark.usefixtures("small_programs")
+def test_a_program_counts_while_it_is_made(
+    make_programs: Callable[[], Programs], state: DeviceState
+) -> None:
+    programs, counts = make_programs(), list[int]()
+
+    def should_stop() -> bool:
+        while not programs.num_compiling:  # until all have been handed to threads
+            time.sleep(0.001)
+        counts.append(programs.num_compiling)
+        return True
+
+    programs.compile(BUCKETS[:1], state, should_stop=should_stop)
+    assert (counts, programs.num_compiling) == ([1], 0)
+
+
 def test_no_program_is_begun_once_it_should_stop(
     make_programs: Callable[[], Programs],
     state: DeviceState,

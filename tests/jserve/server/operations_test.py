@@ -138,6 +138,17 @@ def test_steps_come_in_pages():
         assert served.get("/jserve/steps?limit=20001").status == 400
 
 
+def test_steps_say_what_they_mean_and_come_as_a_trace():
+    with serve_fake() as served:
+        served.complete(max_tokens=10)
+        step = served.get("/jserve/steps").json()["steps"][0]
+        assert served.get("/jserve/steps/fields").json().keys() == step.keys()
+        trace = served.get("/jserve/steps?format=chrome&limit=4").json()
+        slices = [one for one in trace["traceEvents"] if one["ph"] == "X"]
+        assert [one["args"]["step"] for one in slices] == [6, 7, 8, 9]
+        assert served.get("/jserve/steps?format=svg").status == 400
+
+
 def test_info_says_what_was_measured():
     with serve_fake(served_model_name="my/model", drain_timeout_s=5.0) as served:
         assert served.complete(model="my/model", max_tokens=2).status == 200

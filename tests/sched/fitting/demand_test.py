@@ -1,6 +1,6 @@
 """Step demand: what rounds up, what rounds down, and to where."""
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ import pytest
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.fitting.demand import (
     StepDemand,
+    TbtBudgets,
     bucket_features,
     demand_from_steps,
     merge,
@@ -15,30 +16,26 @@ from jserve_sched.fitting.demand import (
     with_prior,
 )
 from jserve_sched.steps import features
+from jserve_sched.steps.record import StepRecord
+from tests.fakes import make_step
 
 TABLE = BucketTable((4, 8), (0, 4, 8, 16))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
-    num_rows: int = 8
-    num_blocks: int = 4
-    used_rows: int = 6
-    used_blocks: int = 4
-    decode_pages: int = 3
-    block_pages: int = 2
-    leaves_work: bool = False
+def step(num_blocks: int = 4, **fields: Any) -> StepRecord:
+    pages = {"decode_pages": 3, "block_pages": 2}
+    return make_step(8, num_blocks, **(pages | {"used_rows": 6} | fields))
 
 
-LEFT = Step(leaves_work=True)
-IDLE = Step(num_blocks=0, used_blocks=0, block_pages=0, leaves_work=True)
+LEFT = step(leaves_work=True)
+IDLE = step(0, block_pages=0, leaves_work=True)
 
 
 def step_s(matrix: np.ndarray) -> np.ndarray:
     return 0.010 + 0.010 * matrix[:, features.NUM_BLOCKS]
 
 
-def demand_of(*steps: Step, budgets: list[tuple[float, float]] = []) -> StepDemand:  # noqa: B006
+def demand_of(*steps: StepRecord, budgets: TbtBudgets = ()) -> StepDemand:
     return demand_from_steps(
         steps, TABLE, tbt_budgets=budgets, step_s=step_s, page_size=128
     )
@@ -54,7 +51,7 @@ def limited(*blocks: int) -> dict[tuple[int, bool], float]:
 
 
 def test_a_step_that_did_all_there_was_rounds_up() -> None:
-    found = demand_of(Step(used_blocks=3), Step(used_blocks=3), Step())
+    found = demand_of(step(used_blocks=3), step(used_blocks=3), step())
     assert wishes(found) == {(3, False): 2.0, (4, False): 1.0}
     assert found.rows.tolist() == [6, 6]
 
@@ -81,7 +78,7 @@ def test_a_limited_step_wants_what_a_budget_allows(budgets, expected) -> None:
 
 
 def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
-    found = demand_of(LEFT, IDLE, Step(used_blocks=3), budgets=[(0.025, 1.0)])
+    found = demand_of(LEFT, IDLE, step(used_blocks=3), budgets=[(0.025, 1.0)])
     assert wishes(found) == {(3, False): 1.0, **limited(4, 5, 6, 7), (1, True): 1.0}
     assert wishes(demand_of(IDLE)) == limited(0, 1, 2, 3)
 
@@ -89,11 +86,11 @@ def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        Step(num_blocks=16, used_blocks=16, leaves_work=True),  # no edge is larger
-        Step(num_blocks=8, used_blocks=5, leaves_work=True),  # a limit at no edge
+        step(num_blocks=16, used_blocks=16, leaves_work=True),  # no edge is larger
+        step(num_blocks=8, used_blocks=5, leaves_work=True),  # a limit at no edge
     ],
 )
-def test_a_step_that_no_larger_edge_would_help_rounds_up(step: Step) -> None:
+def test_a_step_that_no_larger_edge_would_help_rounds_up(step: StepRecord) -> None:
     found = demand_of(step, budgets=[(0.07, 1.0)])
     assert wishes(found) == {(step.used_blocks, False): 1.0}
 
@@ -119,7 +116,7 @@ def test_the_prior_favours_no_size_over_its_double() -> None:
 
 def test_a_prior_leaves_no_cliff_above_what_was_seen() -> None:
     # At most 8 rows were ever seen; 12 would be padded to 256 without a prior.
-    seen = merge([demand_of(Step(used_rows=one, block_pages=0)) for one in range(1, 9)])
+    seen = merge([demand_of(step(used_rows=one, block_pages=0)) for one in range(1, 9)])
     mixed = with_prior(seen, BucketTable((256,), (0, 24)))
     assert mixed.num_steps == pytest.approx(8.0)
     above = mixed.weight[mixed.rows > 8].sum() / mixed.num_steps

@@ -15,6 +15,7 @@ from jserve_sched.fitting.demand import StepDemand, demand_from_steps
 from jserve_sched.fitting.fit import best_block_edges, best_row_edges, fit_buckets
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
 from jserve_sched.steps import features
+from tests.fakes import make_step
 
 PAGE_SIZE = 128
 ROWS, BLOCKS = 6, 7
@@ -166,14 +167,8 @@ def test_edges_fall_just_below_a_budget() -> None:
     def step_s(matrix: np.ndarray) -> np.ndarray:
         return 0.010 + 0.001 * matrix[:, features.NUM_BLOCKS]
 
-    class Step:
-        num_rows = used_rows = 8
-        num_blocks = used_blocks = 16
-        decode_pages = block_pages = 2
-        leaves_work = True
-
     demand = demand_from_steps(
-        [Step()],
+        [make_step(8, 16, decode_pages=2, block_pages=2, leaves_work=True)],
         BucketTable((8,), (0, 16, 32, 64)),
         tbt_budgets=[(0.0405, 1.0)],  # 30 blocks fit, 31 do not
         step_s=step_s,

@@ -26,7 +26,7 @@ def test_a_hand_made_batch() -> None:
         7,  # pages of 101 tokens
         4,  # pages of 64 tokens
     ]
-    bare = features.without_padding(found, used_rows=2, used_blocks=3)
+    bare = features.without_padding(found, 3)
     assert bare[features.NUM_ROWS] == 2 and bare[features.NUM_BLOCKS] == 3
     assert found[features.NUM_ROWS] == 4, "the original is untouched"
 

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
-from jserve_sched.buckets.table import Bucket, BucketTable
+from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
-from jserve_sched.simulation.log import SimulatedStep
 from jserve_sched.simulation.workload import Arrival
-from jserve_sched.steps import features
 from jserve_tools.fitting.step_logs import read_step_logs, write_simulated_log
+from tests.fakes import make_step
 
 A100 = CLOSED_FORMS["a100-llama3-8b"]
 # The format as it was first written: logs of earlier servers stay readable.
@@ -50,11 +49,12 @@ def test_steps_are_read_in_order_with_what_held_for_them(
     write(tmp_path / "one.1", HEADER, row(0), row(1))  # what `one` was rotated to
     one = write(tmp_path / "one", HEADER, row(2), wider, row(3))
     steps = read_step_logs([one, write(tmp_path / "other", HEADER, row(4))])
-    assert [list(step[1:]) for step in steps] == [row(number) for number in range(5)]
-    assert (steps[0].used_blocks, steps[0].duration_s) == (3, 0.031)
-    edges = [step.header["table"].row_edges for step in steps]
+    assert [step.end_s for _, step in steps] == [0, 1, 2, 3, 4]
+    header, step = steps[3]
+    assert [getattr(step, name) for name in HEADER["fields"]] == row(3)
+    edges = [header["table"].row_edges for header, _ in steps]
     assert edges == [(2, 8), (2, 8), (2, 8), (2, 4, 8), (2, 8)]
-    assert steps[3].header["policy"] == "fcfs"
+    assert header["policy"] == "fcfs"
 
 
 def test_a_last_line_cut_short_is_left_out_with_a_warning(
@@ -82,9 +82,12 @@ def test_a_last_line_cut_short_is_left_out_with_a_warning(
         ([HEADER, ROW, "[1, 2"], "line 3: "),
         ([HEADER, ROW[:-1]], "line 2: "),
         ([HEADER, [*ROW[:-1], "text"]], "line 2: .*'?text"),
-        ([HEADER, [*ROW[:-1], -1]], "line 2: this is not a step"),
-        ([HEADER, [*ROW[:-1], float("nan")]], "line 2: this is not a step"),
-        ([HEADER, [1.0, 8.5, *ROW[2:]]], r"line 2: this is not a step.*: \[1.0, 8.5"),
+        ([HEADER, [*ROW[:-1], -1]], "line 2: duration_s=-1 is not a number of 0"),
+        ([HEADER, [*ROW[:-1], float("nan")]], "line 2: duration_s=nan is not a number"),
+        (
+            [HEADER, [1.0, 8.5, *ROW[2:]]],
+            r"line 2: num_rows=8.5 is not a whole number: \[1.0, 8.5",
+        ),
         ([HEADER, [1.0, 9, *ROW[2:]]], "line 2: this is not a step"),
         ([HEADER, [1.0, 2, 4, 3, *ROW[4:]]], "line 2: this is not a step"),
         ([HEADER, ROW, HEADER | {"page_size": 64}, ROW], "line 3: .* cannot be mixed"),
@@ -117,24 +120,13 @@ def test_a_simulation_is_logged_as_a_server_would(tmp_path: pathlib.Path) -> Non
         )
         for k, tbt_s in enumerate((None, 0.05, 0.05, 0.05))
     ]
-    row = features.uniform_features(
-        Bucket(256, 4), decode_pages=3, block_pages=2, page_size=A100.page_size
-    )
-    ran = SimulatedStep(
-        start_s=1.0,
-        duration_s=0.25,
-        bucket_s=0.5,
-        used_s=0.125,
-        used_blocks=3,
-        leaves_work=True,
-        features=row,
-    )
+    ran = make_step(256, 4, leaves_work=True, bucket_s=0.5, plan_s=0.125)
     path = tmp_path / "log"
     write_simulated_log(
         path, [ran], cost_model=A100, buckets=table, policy="edf", arrivals=arrivals
     )
-    (step,) = read_step_logs([path])
-    assert step[1:] == (1.25, 256, 4, 256, 3, 3, 2, True, 0.5, 0.125, 0.25)
-    assert step.header["table"] == table
-    assert step.header["max_num_batched_tokens"] == A100.max_num_batched_tokens
-    assert step.header["service_classes"] == [{"tbt_s": 0.05, "share": 0.75}]
+    ((header, step),) = read_step_logs([path])
+    assert step == ran
+    assert header["table"] == table
+    assert header["max_num_batched_tokens"] == A100.max_num_batched_tokens
+    assert header["service_classes"] == [{"tbt_s": 0.05, "share": 0.75}]

@@ -3,15 +3,17 @@ from typing import Any
 
 import pytest
 
+from jserve_sched.buckets.table import BucketTable
 from jserve_tools.measuring.measured_run import start_up_facts
 from tests.fake_server import STARTED
 
+TABLE = dataclasses.asdict(BucketTable((8,), (0, 4)))
 ONE = STARTED.programs[0]
 
 
 def stats(**fields: Any) -> dict:
     start_up = dataclasses.asdict(dataclasses.replace(STARTED, **fields))
-    return {"block_tokens": 32, "compile_s": 1.5, "start_up": start_up}
+    return {"buckets": TABLE, "compile_s": 1.5, "start_up": start_up}
 
 
 def test_a_start_is_reported_as_far_as_it_is_known() -> None:
@@ -35,11 +37,6 @@ def test_without_programs_there_is_no_start(stated: dict | None) -> None:
     assert start_up_facts(stated) == {}
 
 
-def test_edges_are_those_of_the_programs() -> None:
-    names = ("B32xNB16", "B32xNB0", "B2xNB0", "B2xNB16", "B8xNB0")
-    programs = tuple(dataclasses.replace(ONE, program=name) for name in names)
-    assert start_up_facts(stats(programs=programs))["buckets"] == {
-        "row_edges": [2, 8, 32],
-        "block_edges": [0, 16],
-        "block_tokens": 32,
-    }
+def test_the_buckets_are_those_that_the_server_states() -> None:
+    found = start_up_facts(stats())["buckets"]
+    assert found == {"row_edges": (8,), "block_edges": (0, 4), "block_tokens": 32}

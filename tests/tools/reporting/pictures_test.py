@@ -2,31 +2,20 @@
 
 import pytest
 
-from jserve.records.events import StepRecord
+from jserve_sched.steps.record import StepRecord
 from jserve_tools.measuring.breakdown import break_down
 from jserve_tools.reporting.tables import host_table
+from tests.fakes import make_step
 
 
 def step(
     step_id: int, *, num_blocks: int = 0, rows: int = 4, host_s: float | None = None
 ) -> StepRecord:
-    return StepRecord(
+    return make_step(
+        4,
+        num_blocks,
         step_id=step_id,
-        end_s=0.01 * step_id,
-        num_rows=4,
-        num_blocks=num_blocks,
         used_rows=rows,
-        used_blocks=num_blocks,
-        prefill_tokens=30 * num_blocks,
-        decode_pages=1,
-        block_pages=1,
-        num_waiting=0,
-        ended_by="full",
-        leaves_work=False,
-        predicted_s=0.010,
-        bucket_s=0.010,
-        used_s=0.008,
-        duration_s=0.009,
         plan_s=0.0001,
         transfer_s=0.0002,
         launch_s=0.0003,

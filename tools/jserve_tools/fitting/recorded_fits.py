@@ -20,15 +20,15 @@ from jserve_sched.buckets.table import BucketTable, table_from_json
 from jserve_sched.fitting.costs import BucketCosts
 from jserve_sched.fitting.demand import (
     StepDemand,
-    StepTimes,
     demand_from_steps,
     merge,
     with_prior,
 )
 from jserve_sched.fitting.fit import fit_buckets
+from jserve_sched.timing.predictor import Predict
 from jserve_sched.timing.table import TablePredictor
 from jserve_tools.fitting.config import FitConfig
-from jserve_tools.fitting.step_logs import LIMITS, RecordedStep, read_step_logs
+from jserve_tools.fitting.step_logs import LIMITS, Logged, read_step_logs
 from jserve_tools.gpu_profiles.machines import load_machine
 
 MIN_STEPS = 200  # a hundred in each half
@@ -53,7 +53,8 @@ def fit(config: FitConfig) -> dict[str, Any]:
         raise ValueError(
             f"{len(steps)} steps are too few to fit buckets to: at least {MIN_STEPS}"
         )
-    limits = {name: steps[0].header[name] for name in LIMITS}
+    header, _ = steps[-1]
+    limits = {name: header[name] for name in LIMITS}
     step_s = _step_times(steps, config.cost_model)
     page_size = limits.pop("page_size")
     pow2 = PowersOfTwo().table(**limits)
@@ -74,8 +75,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     # Fit the earlier half, and compare with pow2 on the later half.
     middle = len(steps) // 2
     earlier, later = (
-        _demand(half, steps[-1].header, step_s, pow2)
-        for half in (steps[:middle], steps[middle:])
+        _demand(half, header, step_s, pow2) for half in (steps[:middle], steps[middle:])
     )
     grown = plan_growth(pow2, costs(earlier).expected_s)
     rivals = {"pow2": grown.within(max_programs).final, "fitted": fitted(earlier)}
@@ -97,7 +97,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         "fit": {
             "source": "recorded",
             "step_logs": [path.name for path in config.step_log],
-            "policies": sorted({str(one.header.get("policy")) for one in steps}),
+            "policies": sorted({str(one.get("policy")) for one, _ in steps}),
             "step_times": config.cost_model or "the log's",
             "num_steps": len(steps),
             "num_programs": table.num_programs,
@@ -110,11 +110,11 @@ def fit(config: FitConfig) -> dict[str, Any]:
     }
 
 
-def _step_times(steps: Sequence[RecordedStep], cost_model: str | None) -> StepTimes:
+def _step_times(steps: Sequence[Logged], cost_model: str | None) -> Predict:
     """Returns the step times of the log, or of a cost model of equal block size."""
     if cost_model is None:
         return _measured(steps)
-    machine, header = load_machine(cost_model), steps[0].header
+    machine, header = load_machine(cost_model), steps[0][0]
     sizes = (machine.block_tokens, machine.page_size)
     recorded = (header["block_tokens"], header["page_size"])
     if machine.block_tokens and sizes != recorded:
@@ -125,16 +125,16 @@ def _step_times(steps: Sequence[RecordedStep], cost_model: str | None) -> StepTi
     return lambda matrix: machine.step_s(matrix, recorded[0])
 
 
-def _measured(steps: Sequence[RecordedStep]) -> StepTimes:
+def _measured(steps: Sequence[Logged]) -> Predict:
     """Returns the newest step times that a server measured when it was warm."""
-    known = (one.header.get("step_times") for one in reversed(steps))
+    known = (one.get("step_times") for one, _ in reversed(steps))
     times = next(filter(None, known), None)
     if times is None:
         raise ValueError(
             "the step log holds no step times, which a server adds once it is warm:"
             " give cost_model"
         )
-    pages = max(max(step.decode_pages, step.block_pages) for step in steps)
+    pages = max(max(step.decode_pages, step.block_pages) for _, step in steps)
     try:
         table = table_from_json(json.dumps(times["buckets"]))
         predictor = TablePredictor(table, max_pages_per_row=pages)
@@ -146,9 +146,9 @@ def _measured(steps: Sequence[RecordedStep]) -> StepTimes:
 
 
 def _demand(
-    steps: Sequence[RecordedStep],
+    steps: Sequence[Logged],
     header: dict[str, Any],
-    step_s: StepTimes,
+    step_s: Predict,
     table: BucketTable,
 ) -> StepDemand:
     """Returns the demand of steps for tables with the largest edges of `table`.
@@ -165,7 +165,7 @@ def _demand(
     demand = merge(
         [
             demand_from_steps(
-                group,
+                (step for _, step in group),
                 ran_in["table"],
                 tbt_budgets=budgets,
                 step_s=step_s,

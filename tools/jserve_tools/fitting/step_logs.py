@@ -6,41 +6,27 @@ The format is that of `jserve.records.step_log`.
 import collections
 import json
 import logging
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from jserve.records.step_log import FIELDS, FORMAT, VERSION, header_line, step_line
+from jserve.records.step_log import fields_of, header_line, read_step, step_line
 from jserve_sched.buckets.table import BucketTable, table_from_json
 from jserve_sched.fitting.demand import TbtBudgets
 from jserve_sched.simulation.cost_model import CostModel
-from jserve_sched.simulation.log import SimulatedStep
 from jserve_sched.simulation.workload import Arrival
+from jserve_sched.steps.record import StepRecord
 from jserve_tools.reporting.documents import write_whole
 
 _LOG = logging.getLogger("jserve")
 LIMITS = ("block_tokens", "page_size", "max_num_seqs", "max_num_batched_tokens")
 
 
-class RecordedStep(NamedTuple):
-    """A step's line, and the header above it with its `table`; see `StepRecord`."""
-
-    header: dict[str, Any]
-    end_s: float
-    num_rows: int
-    num_blocks: int
-    used_rows: int
-    used_blocks: int
-    decode_pages: int
-    block_pages: int
-    leaves_work: int
-    bucket_s: float
-    used_s: float
-    duration_s: float
+Logged = tuple[dict[str, Any], StepRecord]
+"""A step, and the header above it with its `table`."""
 
 
-def read_step_logs(paths: Sequence[pathlib.Path]) -> list[RecordedStep]:
+def read_step_logs(paths: Sequence[pathlib.Path]) -> list[Logged]:
     """Reads logs, each with the older part `FILE.1` beside it if there is one.
 
     An incomplete last line is left out, with a warning.
@@ -53,7 +39,7 @@ def read_step_logs(paths: Sequence[pathlib.Path]) -> list[RecordedStep]:
         with other limits than the first one's; or if there is no step.
       OSError: If a file cannot be read.
     """
-    steps: list[RecordedStep] = []
+    steps: list[Logged] = []
     for path in paths:
         header: dict[str, Any] | None = None
         older = path.with_name(path.name + ".1")
@@ -62,11 +48,11 @@ def read_step_logs(paths: Sequence[pathlib.Path]) -> list[RecordedStep]:
                 try:
                     row = json.loads(line)
                     if isinstance(row, dict):
-                        header = _header(row, steps[0].header if steps else row)
+                        header = _header(row, steps[0][0] if steps else row)
                     elif header is None:
                         raise ValueError("a step log begins with a header")
                     else:
-                        steps.append(_step(header, row))
+                        steps.append((header, _step(header, row)))
                 except (TypeError, ValueError) as error:
                     text = line[:200].decode(errors="replace")
                     raise ValueError(f"{where}: {error}: {text}") from None
@@ -86,9 +72,7 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
 
 def _header(row: dict[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a header with its `table`; it has the limits of the first one."""
-    known = [FORMAT, VERSION, list(FIELDS)]
-    if [row.get(name) for name in ("format", "version", "fields")] != known:
-        raise ValueError(f"this is not a header of {FORMAT} version {VERSION}")
+    fields = fields_of(row)
     for name in LIMITS:
         value = row.get(name)
         if type(value) is not int or value < 1:
@@ -101,16 +85,14 @@ def _header(row: dict[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
         row["max_num_seqs"],
     ):
         raise ValueError("the buckets are of another block_tokens or max_num_seqs")
-    return row | {"table": table}
+    return row | {"table": table, "fields": fields}
 
 
-def _step(header: dict[str, Any], numbers: Sequence[float]) -> RecordedStep:
-    step = RecordedStep(header, *numbers)  # type: ignore[arg-type]
+def _step(header: Mapping[str, Any], numbers: Sequence[float]) -> StepRecord:
+    step, table = read_step(header["fields"], numbers), header["table"]
     if not (
-        all(math.isfinite(value) and value >= 0 for value in numbers)
-        and all(value == int(value) for value in numbers[1:8])
-        and step.num_rows in header["table"].row_edges
-        and step.num_blocks in header["table"].block_edges
+        step.num_rows in table.row_edges
+        and step.num_blocks in table.block_edges
         and step.used_rows <= step.num_rows
         and step.used_blocks <= step.num_blocks
     ):
@@ -120,7 +102,7 @@ def _step(header: dict[str, Any], numbers: Sequence[float]) -> RecordedStep:
 
 def write_simulated_log(
     path: pathlib.Path,
-    steps: Sequence[SimulatedStep],
+    steps: Sequence[StepRecord],
     *,
     cost_model: CostModel,
     buckets: BucketTable,

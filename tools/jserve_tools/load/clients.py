@@ -20,15 +20,14 @@ from jserve.engine.interface import ServingEngine
 from jserve.records.events import (
     NotServingError,
     QueueFullError,
-    StepRecord,
     TokenEvent,
 )
 from jserve_sched.outcomes import Failure
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request
+from jserve_sched.steps.record import StepRecord
 from jserve_tools.load.workload import WorkloadRequest
 
-_STEP_FIELDS = {field.name for field in dataclasses.fields(StepRecord)}
 # In JSON with and without blanks; within a text these quotes would be escaped.
 _ABORT_MARKS = (b'"finish_reason": "abort"', b'"finish_reason":"abort"')
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=600)
@@ -192,7 +191,7 @@ class HttpClient:
         steps: list[StepRecord] = []
         while rows := (await self.get(f"/jserve/steps?since={since}")).get("steps"):
             for row in rows:
-                known = {name: row[name] for name in _STEP_FIELDS & set(row)}
+                known = {name: row[name] for name in StepRecord._fields if name in row}
                 steps.append(StepRecord(**known))
             since = steps[-1].step_id + 1
         return steps

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from jserve.records.events import StepRecord
+from jserve_sched.steps.record import StepRecord
 
 _PARTS = ("plan", "transfer", "launch", "wait", "apply")
 _FEW_STEPS = 10  # fewer of a kind have no median worth reporting

@@ -5,7 +5,6 @@ server may have been busy before.
 """
 
 import collections
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -15,8 +14,6 @@ from jserve_tools.load.clients import Client
 from jserve_tools.load.replay import Flight
 from jserve_tools.measuring.breakdown import break_down
 from jserve_tools.reporting.documents import outcome_rows
-
-_PROGRAM = re.compile(r"B(\d+)xNB(\d+)")
 
 
 async def measure_run(
@@ -81,21 +78,16 @@ def start_up_facts(stats: Mapping[str, Any] | None) -> dict[str, Any]:
     if not start or not start["programs"]:
         return {}
     assert stats is not None
-    programs = [_known(one) for one in start["programs"]]
     sizes = [one["executable_bytes"] for one in start["programs"]]
     found = {name: start[name] for name in ("ready_s", "warm_s", "covering_s")} | {
         "compile_s": stats["compile_s"],
         "executable_bytes": None if None in sizes else sum(sizes),
-        "programs": programs,
+        "programs": [_known(one) for one in start["programs"]],
     }
-    matches = [_PROGRAM.fullmatch(one["program"]) for one in programs]
-    rows, blocks = zip(*(map(int, one.groups()) for one in matches if one), strict=True)
-    buckets = {
-        "row_edges": sorted(set(rows)),
-        "block_edges": sorted(set(blocks)),
-        "block_tokens": stats["block_tokens"],
-    }
-    return {"start_up": _known(found), "buckets": buckets}
+    buckets = stats.get("buckets")  # servers of an earlier version do not say
+    return {"start_up": _known(found)} | (
+        {"buckets": _known(buckets)} if buckets else {}
+    )
 
 
 def _known(row: Mapping[str, Any]) -> dict[str, Any]:

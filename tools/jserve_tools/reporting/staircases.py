@@ -62,8 +62,8 @@ def run_staircase(
     )
     for one in programs:
         count = one["num_steps"]
-        tokens = one["num_rows"] + one["num_blocks"] * block_tokens
-        sums[one["num_rows"]][tokens] += (one["bucket_s"] * count, count)
+        bucket = Bucket(one["num_rows"], one["num_blocks"], block_tokens)
+        sums[bucket.num_rows][bucket.num_tokens] += (one["bucket_s"] * count, count)
     num_rows = max(sums, key=lambda rows: (len(sums[rows]), rows))
     if len(sums[num_rows]) < 2:
         return None

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from jserve.engine.engine import PendingStep
-from jserve.records.events import StepRecord
 from jserve.records.step_log import StepRecorder
 from jserve_sched.steps import features
+from jserve_sched.steps.record import StepRecord, recorded_sizes
 from jserve_sched.timing.predictor import Predictor
 
 _MAX_RECORDS = 65536
 
 
-class StepRecords:
+class RecentSteps:
     """Takes each step in the engine's thread; any thread may read.
 
     Attributes:
@@ -72,24 +72,17 @@ class StepRecords:
         """Takes a step that has been applied; see `StepRecord` for the arguments."""
         start_s = time.perf_counter()
         plan = pending.plan
-        used_rows, used_blocks = len(plan.decodes), plan.num_blocks
-        bare = features.without_padding(
-            plan.features, used_rows=used_rows, used_blocks=used_blocks
-        )
+        bare = features.without_padding(plan.features, plan.num_blocks)
         matrix = np.stack((plan.features, bare))
         bucket_s, used_s = self._prices.predict(matrix).tolist()
         host_s = plan_s + pending.transfer_s + pending.launch_s + apply_s
         record = StepRecord(
             step_id=plan.step_id,
             end_s=end_s,
-            num_rows=plan.bucket.num_rows,
-            num_blocks=plan.bucket.num_blocks,
-            used_rows=used_rows,
-            used_blocks=used_blocks,
-            prefill_tokens=plan.num_tokens - used_rows,
-            decode_pages=int(plan.features[features.DECODE_PAGES]),
-            block_pages=int(plan.features[features.BLOCK_PAGES]),
+            launched_s=pending.launched_s,
+            used_blocks=plan.num_blocks,
             num_waiting=num_waiting,
+            num_compiling=pending.num_compiling,
             ended_by=plan.ended_by.value,
             leaves_work=plan.leaves_work,
             predicted_s=plan.predicted_s,
@@ -102,6 +95,7 @@ class StepRecords:
             wait_s=wait_s,
             apply_s=apply_s,
             host_s=host_s + time.perf_counter() - start_s,
+            **recorded_sizes(plan.features),
         )
         with self._lock:
             self._records.append(record)
