@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.policies.annealing.search import Kernel, anneal
 from jserve_sched.requests.slo import ServiceClass
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
 from jserve_sched.simulation.workload import Yardstick, isolated_times
@@ -175,8 +176,13 @@ def test_no_request_declares_more_than_there_is_room_for() -> None:
 
 
 def test_a_search_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernels: list[None] = []
-    monkeypatch.setattr(simulation, "best_kernel", lambda: kernels.append(None))
+    kernels: list[Kernel] = []
+
+    def counted() -> Kernel:
+        kernels.append(anneal)
+        return anneal
+
+    monkeypatch.setattr(simulation, "best_kernel", counted)
     for policy, num_kernels in (("edf", 0), ("annealing", 1)):
         found = run(experiment(policy, TRACE), 200.0)
         assert found["num_finished"] == found["num_requests"] == 36
