@@ -43,16 +43,16 @@ def build_loop(
       progress: Shows how far start-up is, until the engine is warm.
 
     Raises:
-      ValueError: if the model, the policy, the buckets or a limit is invalid, or
+      ValueError: If the model, the policy, the buckets or a limit is invalid, or
         the step log cannot be written.
     """
     progress = progress or Progress()
-    # What can be wrong on the command line is found before anything takes long.
+    # A mistake on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
     latency = read_request_latency(config)
     plan = plan_buckets(config)
     make_policy(config.policy)
-    # What "" stands for is said wherever the running engine states its config.
+    # The running engine states its strategy by name, never as "".
     config = dataclasses.replace(config, bucket_strategy=config.strategy)
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
@@ -125,7 +125,7 @@ def build_engine(config: EngineConfig) -> Engine:
     """Loads the model and makes its engine, not yet warm, without a scheduler.
 
     Raises:
-      ValueError: if the model or a limit is invalid.
+      ValueError: If the model or a limit is invalid.
     """
     return _build_engine(config, open_compile_cache(config.compile_cache_dir))
 

@@ -33,7 +33,7 @@ def parse_bytes(text: str) -> int:
     """Returns a size: bytes, or a number with a unit such as 8GiB, 512MiB or 4GB.
 
     Raises:
-      ValueError: if the text is neither.
+      ValueError: If the text is neither.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -64,8 +64,10 @@ class _Serializer(flags.ArgumentSerializer[Any]):
         return str(value)
 
 
-def _path(text: str) -> pathlib.Path | None:
-    return pathlib.Path(text).expanduser() if text else None
+def _path(text: str) -> pathlib.Path:
+    if not text:
+        raise ValueError("a path is needed")
+    return pathlib.Path(text).expanduser()
 
 
 def _parser(name: str, kind: Any) -> flags.ArgumentParser[Any]:
@@ -73,6 +75,8 @@ def _parser(name: str, kind: Any) -> flags.ArgumentParser[Any]:
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
+        if kind is pathlib.Path:
+            return _Parser(lambda text: _path(text) if text else None, "a path")
         return _parser(name, kind)
     if origin is typing.Literal:
         return flags.EnumParser(list(typing.get_args(kind)))

@@ -32,7 +32,7 @@ def check_known(flag: str, values: Sequence[str], known: Collection[str]) -> Non
     """Checks a flag whose values must be among `known`.
 
     Raises:
-      ProgramError: if a value is unknown, or there is none.
+      ProgramError: If a value is unknown, or there is none.
     """
     if not values or not set(values) <= set(known):
         raise ProgramError(f"--{flag}={','.join(values)}: known are {', '.join(known)}")

@@ -18,10 +18,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from jserve.config import EngineConfig, ServerConfig
-from jserve.engine.interface import Listener, ServingEngine
+from jserve.engine.interface import Listener
 from jserve.records.events import (
     EngineStats,
     Health,
@@ -382,9 +382,8 @@ def serve_fake(
 ) -> Iterator[Served]:
     """A server in a thread, on a free port; foreign unless `is_jserve`."""
     loop = loop or FakeLoop()
-    assert isinstance(loop, ServingEngine)
     server_config = ServerConfig(**config)
-    app = build_app(cast(Any, loop), tokenizer or load_tokenizer(None), server_config)
+    app = build_app(loop, tokenizer or load_tokenizer(None), server_config)
     server = make_server(app if is_jserve else _without_jserve(app), server_config)
     # Only a socket that names its protocol gets TCP_NODELAY from asyncio.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

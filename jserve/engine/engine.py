@@ -37,13 +37,13 @@ def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
 
 @dataclasses.dataclass
 class PendingStep:
-    """A step on its way.
+    """A step that was launched.
 
     Attributes:
       transfer_s: Host seconds spent packing its argument.
       launch_s: Host seconds spent handing it to the device.
       launched_s: When it was handed over, `time.monotonic` seconds.
-      num_compiling: Programs that were being made at that moment.
+      num_compiling: Number of programs that were being made at that moment.
     """
 
     plan: StepPlan
@@ -151,7 +151,7 @@ class Engine:
         self.programs.mark_warm()
 
     def first_run(self, bucket: Bucket) -> None:
-        """Runs a program on padding: a first run is slow, and no request's."""
+        """Runs a program on padding, since a first run is slow."""
         self._run_padded(bucket, 0, 0)
 
     def timed_pass(
@@ -164,7 +164,7 @@ class Engine:
         visited in rounds, so that a slow moment does not fall on one bucket.
 
         Args:
-          buckets: Those that have been compiled and run.
+          buckets: Buckets whose programs have been compiled and run.
         """
         long = min(_TIMED_LONG_PAGES, self.max_pages_per_row)
         for _ in range(repeats):
@@ -196,7 +196,7 @@ class Engine:
         """Enqueues a dispatched plan; steps run in the order they are launched.
 
         Raises:
-          UncompiledBucketError: if the plan's bucket was not compiled.
+          UncompiledBucketError: If the plan's bucket was not compiled.
         """
         start_s = time.perf_counter()
         packed = self._packer.pack(plan)

@@ -1,7 +1,7 @@
 """The engine as the server, its metrics and the benchmark see it."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from jserve.config import EngineConfig
 from jserve.records.events import EngineStats, Health, TokenEvent
@@ -14,7 +14,6 @@ Listener = Callable[[Sequence[TokenEvent]], object]
 """Takes the new tokens of one step."""
 
 
-@runtime_checkable
 class ServingEngine(Protocol):
     """An engine that serves, whatever makes its steps; any thread may call it.
 
@@ -46,7 +45,7 @@ class ServingEngine(Protocol):
         """How far start-up has come, or how far the end."""
 
     def set_listener(self, publish: Listener, /) -> None:
-        """Sets what is called once a step, in the engine's thread."""
+        """Sets the function that is called once a step, in the engine's thread."""
 
     def start(self) -> None:
         """Begins to warm up, and to serve as soon as that is possible."""

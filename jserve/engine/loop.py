@@ -102,7 +102,7 @@ class EngineLoop:
         return self._health
 
     def set_listener(self, publish: Listener) -> None:
-        """Sets what is called with new tokens: once a step, in the loop's thread."""
+        """Sets the function that is called once a step, in the loop's thread."""
         self._listener = publish
 
     def start(self) -> None:
@@ -225,11 +225,11 @@ class EngineLoop:
             if self._health in _ORDER:
                 self.warm_up.start(self._notify)
             self._serve()
-        except BaseException as error:  # of any kind: clients must get an error
+        except BaseException as error:  # of any kind, since clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
             self._fail(f"the engine failed: {error}")
         finally:
-            self._records.close()  # at once: what comes next may take long
+            self._records.close()  # first, since what comes next may take long
             self._profiler.stop()
             self.warm_up.stop()
             if self._predictor is not None:
@@ -238,7 +238,7 @@ class EngineLoop:
     def _advance(self, health: Health) -> None:
         """Takes the next state of start-up, unless the end has begun."""
         gc.collect()
-        gc.freeze()  # what lives now stays: keep the collector off it
+        gc.freeze()  # keeps the collector away from what stays alive
         with self._changed:
             if self._health in _ORDER:
                 self._health = health

@@ -105,7 +105,7 @@ class Packer:
     """Writes the argument of each step.
 
     Attributes:
-      max_pages_per_row: pages in a row's table, M.
+      max_pages_per_row: Pages in a row's table, M.
     """
 
     def __init__(self, *, num_slots: int, num_pages: int, max_pages_per_row: int):
@@ -134,7 +134,7 @@ class Packer:
         num_rows, size = bucket.num_rows, bucket.block_tokens
         packed = self._new(bucket)
         tokens, logit_rows, table = _cut(packed, bucket, self._num_slots)
-
+        # Decode rows: one token each.
         slots = [self._num_slots] * len(table)
         starts, lengths = [0] * len(table), [0] * len(table)
         samples: list[tuple[int, Row]] = []
@@ -147,6 +147,7 @@ class Packer:
             else:
                 tokens[index] = FROM_DEVICE
             samples.append((index, row))
+        # Prefill blocks: a chunk takes one or several.
         block = 0
         for row in plan.chunks:
             slot = self._sync_slot(row.request)
@@ -161,7 +162,7 @@ class Packer:
                 block += 1
             if row.samples:
                 samples.append((num_rows + block - 1, row))
-
+        # The table: what belongs to the slots, then what changes every step.
         table[:] = self._slots[slots]
         table[:, _START] = starts
         table[:, _LEN] = lengths

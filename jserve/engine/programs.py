@@ -1,10 +1,10 @@
 """One compiled program per bucket, made ahead of time; none is made by a step.
 
-A stored executable is loaded without tracing. Otherwise the step is lowered from shapes
-(one after the other, since tracing holds the interpreter lock) and compiled, in
-parallel. JAX's persistent cache is asked only if the store cannot keep anything: what
-comes from there could not be stored, so each later start would trace it again. Running
-a bucket that is not there raises; nothing falls back to compiling silently.
+A stored executable is loaded without tracing. Otherwise the step is traced (one after
+the other, since tracing holds the interpreter lock) and compiled (in parallel). JAX's
+persistent cache is asked only if the store cannot keep anything: a program from there
+could not be stored, and each later start would trace it again. Running a bucket without
+a program raises an error; it is never compiled silently.
 """
 
 import concurrent.futures
@@ -34,7 +34,7 @@ class UncompiledBucketError(RuntimeError):
 
 
 class DeviceState(NamedTuple):
-    """What stays on the device from step to step; donated to each program."""
+    """Arrays that stay on the device from step to step; donated to each program."""
 
     kv: KvCache
     slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
@@ -51,11 +51,11 @@ def abstract(tree: _Tree) -> _Tree:
 class Programs:
     """The compiled step functions of one engine.
 
-    `compile` may run in one thread while another one runs steps: each program is
-    there for `has` and `run` from the moment it is made.
+    `compile` may run in one thread while another one runs steps: a program can be run
+    as soon as it is made.
 
     Attributes:
-      reports: What each program cost, in the order they were made.
+      reports: Times and size of each program, in the order in which they were made.
       wall_s: Seconds spent in `compile`.
     """
 
@@ -104,7 +104,7 @@ class Programs:
         return COMPILE_LOG.num_compiles - self._num_compiles_when_warm
 
     def mark_warm(self) -> None:
-        """Says that from now on nothing may compile."""
+        """Counts compilations from now on: there should be none."""
         self._num_compiles_when_warm = COMPILE_LOG.num_compiles
 
     def has(self, bucket: Bucket) -> bool:
@@ -148,12 +148,12 @@ class Programs:
 
         Args:
           state: Gives shapes and placement. A thread that does not run the steps must
-            bring an `abstract` one: the real one is donated away under its feet.
+            give an `abstract` one, since steps donate the real one.
           should_stop: Asked in any thread before a program is begun: those begun
             are finished, the others are not made.
 
         Raises:
-          BaseException: what a compilation raised; no further one is begun.
+          BaseException: What a compilation raised; no further one is begun.
         """
         state = abstract(state)
         with self._compile_lock:
@@ -187,7 +187,7 @@ class Programs:
         )
         packed = jax.ShapeDtypeStruct((size,), np.int32)
         arguments = (self._leaves, *state, packed)
-        # All in which programs of the same code differ.
+        # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
             for x in jax.tree.leaves(arguments)
@@ -197,6 +197,7 @@ class Programs:
         store = self._store
         if should_stop():
             return
+        # Load.
         start_s = time.perf_counter()
         if store is not None and (stored := store.load(*key)) is not None:
             compiled, file_bytes = stored
@@ -205,6 +206,7 @@ class Programs:
             facts = (str(bucket), 0.0, load_s, file_bytes, "stored", time.monotonic())
             self.reports.append(ProgramStart(*facts))
             return
+        # Trace.
         with self._trace_lock:
             if should_stop():
                 return
@@ -217,6 +219,7 @@ class Programs:
             trace_s = time.perf_counter() - start_s
         if should_stop():
             return
+        # Compile and store.
         if store is not None and store.is_writable:
             forget_module(f"jit_step_{bucket}")
         start_s = time.perf_counter()
@@ -245,7 +248,7 @@ class Programs:
           The new state, and what `step_function` returns after it.
 
         Raises:
-          UncompiledBucketError: if the bucket was not compiled.
+          UncompiledBucketError: If the bucket was not compiled.
         """
         compiled = self._compiled.get(bucket)
         if compiled is None:

@@ -1,4 +1,4 @@
-"""What each step was: made into a record, remembered, and written if asked for.
+"""Records of the steps: made, remembered, and written to the step log.
 
 The step-time table prices the padding of a step whatever predictor planned it, so
 padding is comparable between predictors.

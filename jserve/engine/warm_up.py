@@ -1,15 +1,14 @@
-"""Warm-up: from an engine that has compiled nothing to one that has nothing left to.
+"""Warm-up: compiles, runs and times the programs, while requests are served already.
 
-Compiling needs no device and running needs no compiler, so both go on at once. First a
-covering table is made, the few large buckets in which every step can run, and requests
-are served. Then a thread compiles the finer tables of the bucket plan, in its order,
-and the thread that runs the engine takes each over between two steps:
+First a covering table is compiled, the few large buckets in which every step can run,
+and requests are served. Then a thread compiles the finer tables of the bucket plan, in
+its order, and the thread that runs the engine begins to use each between two steps:
 
     a thread           compile table 1 | compile table 2 | ...          | choose
     the engine's       ...step, run 1, step, use 1, step, run 2, ..., time all, use
 
-A program is run once before a request needs it. One rough timing while the compiler
-is still busy prices its steps; once it is quiet every program is timed properly.
+A program is run once before a request needs it. Its steps are priced by one rough
+timing while the compiler is still busy; afterwards every program is timed properly.
 """
 
 import collections
@@ -69,12 +68,13 @@ class WarmUp:
         Args:
           scheduler: Plans with the covering table of `plan`.
           plan: The tables to compile and to hand over, in this order.
-          predictor: Of the final table; prices steps until all is warm.
+          predictor: Predictor of the final table, which prices steps until all is warm.
           is_timed: Whether the predictor holds its step times already.
-          times_path: Where they are kept once measured; None for nowhere.
-          choose: Given the table reached, picks what plans once all is warm.
-          max_compile_s: No further table is begun that is expected to end later; 0
-            sets no limit.
+          times_path: File of the step times; None keeps none.
+          choose: Function that returns the predictor for the table reached, once all is
+            warm.
+          max_compile_s: Seconds for compiling; a table that is expected to end later is
+            not begun. 0 sets no limit.
         """
         self.serving: ServingPredictor | None = None
         self.progress = progress or Progress()
@@ -122,7 +122,7 @@ class WarmUp:
         """Checks that a later start will find all that this one made.
 
         Raises:
-          OSError: if something could not be kept.
+          OSError: If something could not be kept.
         """
         reports = self._engine.programs.reports
         num_lost = sum(one.executable_bytes is None for one in reports)
@@ -184,7 +184,7 @@ class WarmUp:
         Waits for a piece if there is none.
 
         Raises:
-          BaseException: what a compilation, or the choice of a predictor, raised.
+          BaseException: What a compilation, or the choice of a predictor, raised.
         """
         if self._job is not None:
             self._job.result()
@@ -293,7 +293,7 @@ class WarmUp:
         found, num_new = None, 0
         while self._left and num_new < num_cpus():
             num_new = sum(not programs.has(one) for one in self._left[0].buckets)
-            # One is traced at a time, and as many are compiled as there are cores.
+            # One program is traced at a time, and one is compiled on each core.
             num_rounds = math.ceil(num_new / num_cpus())
             expected_s = programs.wall_s + num_new * trace_s + num_rounds * compile_s
             if 0 < self._max_compile_s < expected_s:

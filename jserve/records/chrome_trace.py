@@ -120,7 +120,7 @@ def _facts(step: StepRecord) -> dict[str, Any]:
 def _causes(step: StepRecord, usual: dict[str, float]) -> dict[str, str]:
     """Returns why a step was slow, if it was.
 
-    `usual` are medians of its bucket; the duration stands in for a missing prediction.
+    `usual` holds the medians of its bucket; it replaces a missing prediction.
     """
     usual_s = usual["duration_s"]
     expected_s = step.predicted_s or usual_s

@@ -19,7 +19,7 @@ from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
 from jserve.text.tokenizer import Tokenizer
 
-_ABSORB_S = 10.0  # long before the step log wraps around
+_ABSORB_S = 10.0  # much less than the engine's record of steps covers
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -27,7 +27,7 @@ def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
     """Reads the accepted API keys, one per line; without a file no key is required.
 
     Raises:
-      ValueError: if the file is missing or holds no key.
+      ValueError: If the file is missing or holds no key.
     """
     path = config.api_key_file
     if path is None:
@@ -68,7 +68,7 @@ async def _absorb_steps(service: Service) -> None:
 
 
 async def _stop(engine: ServingEngine) -> bool:
-    """Stops the engine; False if it does not stop soon: it may be in a compiler."""
+    """Stops the engine; returns False if it does not stop soon, as in a compiler."""
     thread = threading.Thread(target=engine.stop, name="jserve-stop", daemon=True)
     thread.start()
     deadline_s = engine.clock.now_s() + _STOP_TIMEOUT_S
@@ -85,7 +85,7 @@ def build_app(
     At the end `app.state.has_stopped` says whether the engine's thread has ended.
 
     Raises:
-      ValueError: if service classes or keys cannot be read, or the model has more
+      ValueError: If service classes or keys cannot be read, or the model has more
         end-of-sequence tokens than a request may stop at.
     """
     service = Service(engine, tokenizer, config, load_service_classes(config))

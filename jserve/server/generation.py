@@ -130,9 +130,11 @@ class Generation:
         # otherwise it counts neither as attained nor as violated.
         times_s = [*self._times_s, now_s] if has_client_left else self._times_s
         is_complete = has_client_left or reason in ("stop", "length")
-        is_met = request.slo.is_met(request.arrival_s, times_s, is_complete=is_complete)
-        if not (has_client_left and is_met):
-            metrics.count_slo(request.service_class, is_met)
+        is_attained = request.slo.is_met(
+            request.arrival_s, times_s, is_complete=is_complete
+        )
+        if not (has_client_left and is_attained):
+            metrics.count_slo(request.service_class, is_attained)
 
 
 class Reply:
@@ -257,9 +259,9 @@ class TokenRouter:
         """Submits all requests of a reply, or none.
 
         Raises:
-          ValueError: if one can never run, or its id is in use.
-          QueueFullError: if too many wait.
-          NotServingError: if the engine takes none.
+          ValueError: If one can never run, or its id is in use.
+          QueueFullError: If too many requests wait.
+          NotServingError: If the engine accepts no requests.
         """
         try:
             for index, generation in enumerate(reply.generations):
@@ -270,9 +272,9 @@ class TokenRouter:
             self._drop(reply)
             if not isinstance(error, ValueError):
                 for request in (one.request for one in reply.generations):
-                    is_met = request.slo.is_best_effort
+                    is_attained = request.slo.is_best_effort
                     self._metrics.count_rejected(error)
-                    self._metrics.count_slo(request.service_class, is_met)
+                    self._metrics.count_slo(request.service_class, is_attained)
             raise
 
     def close(self, reply: Reply) -> None:

@@ -33,7 +33,7 @@ from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
-_DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
+_DEFAULT_COMPLETION_TOKENS = 16  # as in OpenAI's API
 _NOT_SERVING_RETRY_S = 5.0
 
 
@@ -111,7 +111,7 @@ class Service:
           arrival_s: Time of arrival on the engine's clock, seconds.
 
         Raises:
-          ApiError: if the request is refused.
+          ApiError: If the request is refused.
         """
         if body.model is not None:
             self.check_model(body.model)

@@ -20,8 +20,8 @@ from jserve_sched.requests.slo import (
 )
 
 MAX_BOUND_S = 86400.0
-UNREAD_CLASS = "unread"  # in metrics, of requests refused before they were read
-_CUSTOM = ServiceClass(name="custom")  # in reports, of requests with an own SLO
+UNREAD_CLASS = "unread"  # in metrics, of requests refused before their body was read
+_CUSTOM = ServiceClass(name="custom")  # in reports, of requests that bring an SLO
 _DEFAULT_TIERS = ("auto", "default")
 # Field of SloFields, by header.
 _HEADERS = {"x-slo-ttft-ms": "ttft_ms", "x-slo-tpot-ms": "tpot_ms"}
@@ -83,7 +83,7 @@ class ServiceClasses:
         """Resolves each class's SLO to seconds.
 
         Raises:
-          ValueError: if a class has a bound relative to the machine, or `default` is
+          ValueError: If a class has a bound relative to the machine, or `default` is
             not the name of a class.
         """
         self._by_name = {one.name: one for one in (BEST_EFFORT, *classes)}
@@ -131,7 +131,7 @@ def load_service_classes(config: ServerConfig) -> ServiceClasses:
     """Reads the service classes of a configuration.
 
     Raises:
-      ValueError: if the file is missing or invalid, or a class cannot be served.
+      ValueError: If the file is missing or invalid, or a class cannot be served.
     """
     path = config.service_classes
     classes: tuple[ServiceClass, ...] = ()

@@ -44,7 +44,7 @@ class ChatTemplate:
           variables: Further variables of the template, such as `bos_token`.
 
         Raises:
-          ValueError: if the text is not a template.
+          ValueError: If the text is not a template.
         """
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True,
@@ -72,7 +72,7 @@ class ChatTemplate:
             turn.
 
         Raises:
-          ValueError: if the template refuses the conversation.
+          ValueError: If the template refuses the conversation.
         """
         try:
             return self._template.render(

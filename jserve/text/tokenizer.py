@@ -70,7 +70,7 @@ class Tokenizer(abc.ABC):
         """Returns the token ids of a conversation.
 
         Raises:
-          ValueError: if the model has no template, or it refuses the conversation.
+          ValueError: If the model has no template, or it refuses the conversation.
         """
         if self._template is None:
             raise ValueError("this model's folder has no chat template")
@@ -282,6 +282,6 @@ def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face folder; None is a named model size.
 
     Raises:
-      ValueError: if the folder lacks a tokenizer, or one of its files is broken.
+      ValueError: If the folder lacks a tokenizer, or one of its files is broken.
     """
     return ByteTokenizer() if folder is None else HuggingFaceTokenizer(folder)

@@ -1,8 +1,8 @@
 """Reads the safetensors of a Hugging Face folder into a decoder's leaves.
 
-Our layers are stacked, theirs apart: one stack is assembled on the host at a time
-and handed to the device before the next begins, so the peak is the model plus its
-largest leaf.
+Layers are stacked here and separate in the files. One stack at a time is assembled on
+the host and handed to the device, so the peak of memory is the model plus its largest
+leaf.
 """
 
 import contextlib

@@ -24,7 +24,7 @@ page, answers along the head, and neither is transposed on the way."""
 
 
 class StepInputs(NamedTuple):
-    """What is computed; all int32. A row of length 0 is padding."""
+    """The tokens, rows and pages of a step; int32. A row of length 0 is padding."""
 
     tokens: jax.Array  # [T] decode rows first, then blocks
     row_start: jax.Array  # [R] first position the row computes

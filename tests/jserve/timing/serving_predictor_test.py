@@ -1,4 +1,4 @@
-"""A server plans by the predictor it was told, or warns once and plans by the table."""
+"""A server plans by the predictor of its flags, or warns and plans by the table."""
 
 import logging
 import pathlib
