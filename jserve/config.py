@@ -4,12 +4,13 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeVar
 
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
 
+T = TypeVar("T")
 _MAX_PROFILED = 1000  # steps; a trace is kept in memory until it is written
 
 
@@ -44,6 +45,18 @@ def check_writable(name: str, path: pathlib.Path) -> None:
     is_in_the_way = found != path and not found.is_dir()
     if is_in_the_way or not os.access(found, os.W_OK):
         raise ValueError(f"{name}={str(path)!r}: {str(found)!r} cannot be written")
+
+
+def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
+    """Returns what a setting's file contains.
+
+    Raises:
+      ValueError: If it cannot be read or parsed, naming setting and file.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}={str(path)!r}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -111,21 +111,11 @@ def _flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag[Any]:
 
 def field_help(config_class: type) -> dict[str, str]:
     """Returns the entries under `Attributes:` of a dataclass, by field."""
-    lines = inspect.cleandoc(config_class.__doc__ or "").splitlines()
-    entries: dict[str, str] = {}
-    name = ""
-    for line in lines[
-        lines.index("Attributes:") + 1 if "Attributes:" in lines else 0 :
-    ]:
-        entry = re.match(r"  (\w+): (.*)", line)
-        if entry:
-            name = entry[1]
-            entries[name] = entry[2]
-        elif name and line.startswith("    "):
-            entries[name] += " " + line.strip()
-        else:
-            name = ""
-    return {name: text[:1].upper() + text[1:] for name, text in entries.items()}
+    _, _, section = inspect.cleandoc(config_class.__doc__ or "").partition(
+        "Attributes:"
+    )
+    entries = re.findall(r"^  (\w+): (.*(?:\n {4}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def define_config_flags(

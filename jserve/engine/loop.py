@@ -58,6 +58,7 @@ class EngineLoop:
     `ServingEngine` says what its methods do and raise.
 
     Attributes:
+      health: How far start-up has come, or how far the end.
       warm_up: Makes the engine's programs; runs alone if the loop is not started.
     """
 
@@ -88,18 +89,13 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._changed = threading.Condition()
         # Guarded by `_changed`:
-        self._health = Health.STARTING
+        self.health = Health.STARTING
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
         self._in_use: set[str] = set()  # ids not to be used again yet
         self._num_open = 0  # requests whose end is not published yet
         self._is_stopping = False
         self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
-
-    @property
-    def health(self) -> Health:
-        """How far start-up has come, or how far the end."""
-        return self._health
 
     def set_listener(self, publish: Listener) -> None:
         """Sets the function that is called once a step, in the loop's thread."""
@@ -114,9 +110,9 @@ class EngineLoop:
         wanted = set(_ORDER[_ORDER.index(health) :])
         with self._changed:
             self._changed.wait_for(
-                lambda: self._health in wanted or self._health not in _ORDER, timeout_s
+                lambda: self.health in wanted or self.health not in _ORDER, timeout_s
             )
-            return self._health in wanted
+            return self.health in wanted
 
     def submit(self, request: Request) -> None:
         """Hands a request over; its tokens come to the listener."""
@@ -133,8 +129,8 @@ class EngineLoop:
     def check_open(self) -> None:
         """Checks that one more request would be taken now, of any size."""
         with self._changed:
-            if self._health not in (Health.READY, Health.WARM):
-                raise NotServingError(f"the engine is {self._health.value}")
+            if self.health not in (Health.READY, Health.WARM):
+                raise NotServingError(f"the engine is {self.health.value}")
             # Those just submitted wait only if no slot is free for them.
             num_waiting = self._scheduler.num_waiting + len(self._submitted)
             num_free = self._scheduler.max_num_seqs - self._scheduler.num_running
@@ -160,8 +156,8 @@ class EngineLoop:
     def drain(self, timeout_s: float) -> bool:
         """Refuses new requests and lets the others finish; no more is compiled."""
         with self._changed:
-            if self._health in _ORDER:
-                self._health = Health.DRAINING
+            if self.health in _ORDER:
+                self.health = Health.DRAINING
                 self._changed.notify_all()
             self.warm_up.begin_no_more()
             is_done = self._changed.wait_for(lambda: not self._num_open, timeout_s)
@@ -192,7 +188,7 @@ class EngineLoop:
         predictor = self._predictor
         counters = scheduler.counters
         return EngineStats(
-            health=self._health,
+            health=self.health,
             policy=self.config.policy,
             block_tokens=scheduler.buckets.block_tokens,
             buckets=scheduler.buckets,
@@ -222,7 +218,7 @@ class EngineLoop:
         try:
             self.warm_up.cover()
             self._advance(Health.READY)
-            if self._health in _ORDER:
+            if self.health in _ORDER:
                 self.warm_up.start(self._notify)
             self._serve()
         except BaseException as error:  # of any kind, since clients must get an error
@@ -240,8 +236,8 @@ class EngineLoop:
         gc.collect()
         gc.freeze()  # keeps the collector away from what stays alive
         with self._changed:
-            if self._health in _ORDER:
-                self._health = health
+            if self.health in _ORDER:
+                self.health = health
                 self._changed.notify_all()
         reached = self.warm_up.start_up()
         passed_s = reached.warm_s or reached.ready_s or 0.0
@@ -254,7 +250,7 @@ class EngineLoop:
             self._changed.notify_all()
 
     def _is_warm_up_due(self) -> bool:
-        return self._health in _ORDER and self.warm_up.is_due(
+        return self.health in _ORDER and self.warm_up.is_due(
             is_idle=not self._scheduler.has_work
         )
 
@@ -275,7 +271,7 @@ class EngineLoop:
             self._submitted.clear()
             self._in_use.clear()
             self._num_open = 0
-            self._health = Health.FAILED
+            self.health = Health.FAILED
             self._changed.notify_all()
         now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
         self._listener(

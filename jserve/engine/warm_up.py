@@ -26,7 +26,7 @@ from jserve.engine.machine import num_cpus
 from jserve.progress import Progress
 from jserve.records.events import ProgramStart, StartUp
 from jserve.timing.serving_predictor import ServingPredictor
-from jserve.timing.step_times import save_step_times
+from jserve.timing.step_times import load_step_times, save_step_times
 from jserve_sched.buckets.growth import BucketPlan
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.scheduler import Scheduler
@@ -57,7 +57,6 @@ class WarmUp:
         scheduler: Scheduler,
         plan: BucketPlan,
         predictor: TablePredictor,
-        is_timed: bool,
         times_path: pathlib.Path | None,
         choose: Callable[[BucketTable], ServingPredictor],
         max_compile_s: float = 0.0,
@@ -69,8 +68,8 @@ class WarmUp:
           scheduler: Plans with the covering table of `plan`.
           plan: The tables to compile and to hand over, in this order.
           predictor: Predictor of the final table, which prices steps until all is warm.
-          is_timed: Whether the predictor holds its step times already.
-          times_path: File of the step times; None keeps none.
+          times_path: File of the step times, which are not measured if it has them;
+            None keeps none.
           choose: Function that returns the predictor for the table reached, once all is
             warm.
           max_compile_s: Seconds for compiling; a table that is expected to end later is
@@ -83,8 +82,8 @@ class WarmUp:
         self._plan = plan
         self._left = collections.deque(plan.tables[1:])
         self._predictor = predictor
-        self._is_timed = is_timed
         self._times_path = times_path
+        self._is_timed = bool(times_path) and load_step_times(times_path, predictor)
         self._are_times_lost = False
         self._choose = choose
         self._max_compile_s = max_compile_s

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 
-from jserve.config import ServerConfig
+from jserve.config import ServerConfig, read_setting
 from jserve.engine.interface import ServingEngine
 from jserve.server.errors import ApiError, install_error_handlers
 from jserve.server.openai_routes import openai_router
@@ -32,10 +32,7 @@ def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
     path = config.api_key_file
     if path is None:
         return ()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"api_key_file={path}: {error}") from None
+    lines = read_setting("api_key_file", path, str.splitlines)
     keys = tuple(key.encode() for line in lines if (key := line.strip()))
     if not keys:
         raise ValueError(f"api_key_file={path} holds no key")

@@ -10,7 +10,7 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
-from jserve.config import ServerConfig
+from jserve.config import ServerConfig, read_setting
 from jserve.server.errors import ApiError, quote, validation_error
 from jserve_sched.requests.slo import (
     BEST_EFFORT,
@@ -136,8 +136,5 @@ def load_service_classes(config: ServerConfig) -> ServiceClasses:
     path = config.service_classes
     classes: tuple[ServiceClass, ...] = ()
     if path is not None:
-        try:
-            classes = parse_service_classes(path.read_text(encoding="utf-8"))
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"service_classes={path}: {error}") from None
+        classes = read_setting("service_classes", path, parse_service_classes)
     return ServiceClasses(classes, config.default_service_class)

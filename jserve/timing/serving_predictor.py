@@ -59,8 +59,8 @@ class ServingPredictor:
 def choose_predictor(
     name: str,
     table: TablePredictor,
-    *,
     buckets: BucketTable,
+    *,
     expected: PredictorFacts,
     max_pages_per_row: int,
 ) -> ServingPredictor:

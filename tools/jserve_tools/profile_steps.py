@@ -111,11 +111,13 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
 
     from jserve.build import build_engine
     from jserve.engine.bucket_plan import plan_buckets
+    from jserve.engine.compile_cache import open_compile_cache
 
     # Measure.
     logging.getLogger("jax").setLevel(logging.WARNING)
     table = plan_buckets(engine_config).final
-    engine = build_engine(engine_config)
+    store = open_compile_cache(engine_config.compile_cache_dir)
+    engine = build_engine(engine_config, store)
     limits = ProfileLimits(
         table=table,
         max_num_seqs=engine_config.max_num_seqs,

@@ -98,7 +98,7 @@ def test_a_slow_step_says_why(fields: dict, cause: str) -> None:
 def test_a_step_log_is_shown_too(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    recorder = StepRecorder(tmp_path / "steps.jsonl", {}, 2**16)
+    recorder = StepRecorder(tmp_path / "steps.jsonl", dict, 2**16)
     recorder.append(make_step(step_id=7, **STEP))
     recorder.end()
     chrome_trace_module.main(str(tmp_path / "steps.jsonl"))
