@@ -131,7 +131,10 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
     Raises:
       ValueError: If the model or a limit is invalid.
     """
-    dtype = resolve_dtype(config.dtype)
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(name)
     model = load_model(config.model, seed=config.seed, dtype=dtype)
     max_model_len = config.max_model_len or model.config.max_model_len
     if max_model_len > model.config.max_model_len:
@@ -178,10 +181,3 @@ def _open_step_log(
         return StepRecorder(config.step_log, header, config.step_log_max_bytes)
     except (OSError, ValueError) as error:
         raise ValueError(f"step_log={str(config.step_log)!r}: {error}") from None
-
-
-def resolve_dtype(name: str) -> jnp.dtype:
-    """Returns the dtype of weights and KV that `name` means on this backend."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)

@@ -111,10 +111,8 @@ def _flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag[Any]:
 
 def field_help(config_class: type) -> dict[str, str]:
     """Returns the entries under `Attributes:` of a dataclass, by field."""
-    _, _, section = inspect.cleandoc(config_class.__doc__ or "").partition(
-        "Attributes:"
-    )
-    entries = re.findall(r"^  (\w+): (.*(?:\n {4}.*)*)", section, re.MULTILINE)
+    text = inspect.cleandoc(config_class.__doc__ or "").partition("Attributes:")[2]
+    entries = re.findall(r"^  (\w+): (.*(?:\n {4}.*)*)", text, re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 
 

@@ -35,7 +35,7 @@ from jserve.server.app import build_app
 from jserve.server.serving import make_server
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.clock import WallClock
+from jserve_sched.clock import Clock, WallClock
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.record import StepRecord
@@ -86,7 +86,7 @@ class FakeLoop:
         self.vocab_size = 320
         self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
-        self.clock = WallClock()
+        self.clock: Clock = WallClock()
         self.seen: list[Request] = []
         self.cancelled: list[str] = []
         self.running = threading.Event()  # cleared: no step is made

@@ -8,7 +8,7 @@ stay on the device in a buffer by slot, where the next step finds them.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from jserve.engine.packing import Packer
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.programs import DeviceState, Programs, abstract
+from jserve.engine.programs import DeviceState, Programs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import kv_shapes, new_kv
@@ -91,7 +91,7 @@ class Engine:
         captures_logits: bool = False,
         store: ProgramStore | None = None,
     ):
-        """Makes one without programs: `compile` or `warm_up` adds them."""
+        """Makes one without programs: `programs.compile` or `warm_up` makes them."""
         self.model = model
         self.num_pages = num_pages
         self.page_size = page_size
@@ -99,12 +99,6 @@ class Engine:
         self.dtype = dtype
         self.max_pages_per_row = -(-max_model_len // page_size)
         self.block_tokens = block_tokens
-        self.programs = Programs(
-            model=model,
-            max_pages_per_row=self.max_pages_per_row,
-            captures_logits=captures_logits,
-            store=store,
-        )
         self._packer = Packer(
             num_slots=num_slots,
             num_pages=num_pages,
@@ -114,7 +108,13 @@ class Engine:
             kv=new_kv(model.config, num_pages, page_size, dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32),
         )
-        self._abstract = abstract(self._state)
+        self.programs = Programs(
+            model=model,
+            state=self._state,
+            max_pages_per_row=self.max_pages_per_row,
+            captures_logits=captures_logits,
+            store=store,
+        )
 
     def predictor_facts(self, commit: str = "") -> PredictorFacts:
         """Returns what a predictor of this engine's step times holds for."""
@@ -129,23 +129,9 @@ class Engine:
             commit=commit,
         )
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the KV pool, K and V together."""
-        return sum(part.nbytes for part in self._state.kv)
-
-    def compile(
-        self,
-        buckets: Sequence[Bucket],
-        *,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Makes programs; any thread may, while another one runs steps."""
-        self.programs.compile(buckets, self._abstract, should_stop=should_stop)
-
     def warm_up(self, buckets: Sequence[Bucket]) -> None:
         """Makes all programs that there will be, and runs each once on padding."""
-        self.compile(buckets)
+        self.programs.compile(buckets)
         for bucket in buckets:
             self.first_run(bucket)
         self.programs.mark_warm()

@@ -58,7 +58,6 @@ class EngineLoop:
     `ServingEngine` says what its methods do and raise.
 
     Attributes:
-      health: How far start-up has come, or how far the end.
       warm_up: Makes the engine's programs; runs alone if the loop is not started.
     """
 

@@ -102,14 +102,10 @@ def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacke
 
 
 class Packer:
-    """Writes the argument of each step.
-
-    Attributes:
-      max_pages_per_row: Pages in a row's table, M.
-    """
+    """Writes the argument of each step."""
 
     def __init__(self, *, num_slots: int, num_pages: int, max_pages_per_row: int):
-        self.max_pages_per_row = max_pages_per_row
+        self._max_pages_per_row = max_pages_per_row
         self._num_slots = num_slots
         self._num_pages = num_pages
         width = _NUM_COLUMNS + max_pages_per_row
@@ -122,7 +118,7 @@ class Packer:
 
     def _new(self, bucket: Bucket) -> np.ndarray:
         """Returns an argument of padding."""
-        size = packed_size(bucket, self._num_slots, self.max_pages_per_row)
+        size = packed_size(bucket, self._num_slots, self._max_pages_per_row)
         packed = np.zeros(size, np.int32)
         _, logit_rows, table = _cut(packed, bucket, self._num_slots)
         logit_rows[:] = len(table)
@@ -188,7 +184,7 @@ class Packer:
         *_, table = _cut(packed, bucket, self._num_slots)
         num_rows, size = bucket.num_rows, bucket.block_tokens
         table[:] = self._slots[self._num_slots]
-        pages = np.arange(len(table) * self.max_pages_per_row) % self._num_pages
+        pages = np.arange(len(table) * self._max_pages_per_row) % self._num_pages
         table[:, _NUM_COLUMNS:] = pages.reshape(len(table), -1)
         parts = (
             (slice(num_rows), 1, decode_pages),

@@ -11,7 +11,7 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets.table import Bucket
 
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
-_Tree = TypeVar("_Tree")
 
 
 class UncompiledBucketError(RuntimeError):
@@ -38,14 +37,6 @@ class DeviceState(NamedTuple):
 
     kv: KvCache
     slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
-
-
-def abstract(tree: _Tree) -> _Tree:
-    """Returns shapes and placement alone, which no step can donate away."""
-    found: _Tree = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
-    return found
 
 
 class Programs:
@@ -63,18 +54,29 @@ class Programs:
         self,
         *,
         model: LoadedModel,
+        state: DeviceState,
         max_pages_per_row: int,
         captures_logits: bool,
         store: ProgramStore | None = None,
     ):
-        """Makes no program yet; with `captures_logits` steps return logits too."""
+        """Makes no program yet.
+
+        Args:
+          state: Gives shapes and placement.
+          captures_logits: Whether steps return logits and scores too.
+        """
         self.reports: list[ProgramStart] = []
         self.wall_s = 0.0
         self._model = model
         self._max_pages_per_row = max_pages_per_row
         self._captures_logits = captures_logits
         self._store = store
-        self._leaves = abstract(model.leaves)
+        # Without the arrays, which steps donate.
+        self._abstract: tuple[Any, ...] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            (model.leaves, *state),
+        )
+        self._num_slots = len(state.slot_tokens)
         self._compiled: dict[Bucket, jax.stages.Compiled] = {}
         self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
@@ -140,22 +142,18 @@ class Programs:
     def compile(
         self,
         buckets: Sequence[Bucket],
-        state: DeviceState,
         *,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Makes those programs that are not there yet, in the order given.
 
         Args:
-          state: Gives shapes and placement. A thread that does not run the steps must
-            give an `abstract` one, since steps donate the real one.
           should_stop: Asked in any thread before a program is begun: those begun
             are finished, the others are not made.
 
         Raises:
           BaseException: What a compilation raised; no further one is begun.
         """
-        state = abstract(state)
         with self._compile_lock:
             start_s = time.perf_counter()
             # The process's setting, so threads that others begin get it as well.
@@ -164,7 +162,7 @@ class Programs:
             pool = concurrent.futures.ThreadPoolExecutor(num_cpus() + 1, "compile")
             try:
                 self._jobs = jobs = [
-                    pool.submit(self._make, bucket, state, should_stop)
+                    pool.submit(self._make, bucket, should_stop)
                     for bucket in buckets
                     if not self.has(bucket)
                 ]
@@ -178,15 +176,10 @@ class Programs:
             if self._store is not None and jobs:
                 self._store.prune()
 
-    def _make(
-        self, bucket: Bucket, state: DeviceState, should_stop: Callable[[], bool]
-    ) -> None:
+    def _make(self, bucket: Bucket, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        size = packing.packed_size(
-            bucket, state.slot_tokens.shape[0], self._max_pages_per_row
-        )
-        packed = jax.ShapeDtypeStruct((size,), np.int32)
-        arguments = (self._leaves, *state, packed)
+        size = packing.packed_size(bucket, self._num_slots, self._max_pages_per_row)
+        arguments = (*self._abstract, jax.ShapeDtypeStruct((size,), np.int32))
         # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
@@ -234,10 +227,6 @@ class Programs:
         self.reports.append(
             ProgramStart(str(bucket), trace_s, compile_s, saved, source, end_s)
         )
-
-    def memory(self, bucket: Bucket) -> Any:
-        """Returns what a program takes; the KV cache must be updated in place."""
-        return self._compiled[bucket].memory_analysis()
 
     def run(
         self, bucket: Bucket, state: DeviceState, packed: np.ndarray

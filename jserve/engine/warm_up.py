@@ -83,7 +83,9 @@ class WarmUp:
         self._left = collections.deque(plan.tables[1:])
         self._predictor = predictor
         self._times_path = times_path
-        self._is_timed = bool(times_path) and load_step_times(times_path, predictor)
+        self._is_timed = times_path is not None and load_step_times(
+            times_path, predictor
+        )
         self._are_times_lost = False
         self._choose = choose
         self._max_compile_s = max_compile_s
@@ -270,7 +272,8 @@ class WarmUp:
     # In the pool's thread.
 
     def _compile(self, table: BucketTable) -> None:
-        self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
+        programs = self._engine.programs
+        programs.compile(table.buckets, should_stop=self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
         if not self._is_timed and reached == self._plan.final:

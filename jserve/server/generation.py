@@ -265,13 +265,8 @@ class TokenRouter:
                 request = generation.request
                 self._targets[request.request_id] = reply, index
                 self._engine.submit(request)
-        except (ValueError, QueueFullError, NotServingError) as error:
+        except (ValueError, QueueFullError, NotServingError):
             self._drop(reply)
-            if not isinstance(error, ValueError):
-                for request in (one.request for one in reply.generations):
-                    is_attained = request.slo.is_best_effort
-                    self._metrics.count_rejected(error)
-                    self._metrics.count_slo(request.service_class, is_attained)
             raise
 
     def close(self, reply: Reply) -> None:

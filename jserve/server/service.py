@@ -120,6 +120,11 @@ class Service:
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
+            for request in (one.request for one in reply.generations):
+                self.metrics.count_rejected(error)
+                self.metrics.count_slo(
+                    request.service_class, request.slo.is_best_effort
+                )
             raise self._refusal(error) from None
         except ValueError as error:
             raise ApiError(str(error)) from None

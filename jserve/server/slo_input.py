@@ -23,8 +23,8 @@ MAX_BOUND_S = 86400.0
 UNREAD_CLASS = "unread"  # in metrics, of requests refused before their body was read
 _CUSTOM = ServiceClass(name="custom")  # in reports, of requests that bring an SLO
 _DEFAULT_TIERS = ("auto", "default")
-# Field of SloFields, by header.
-_HEADERS = {"x-slo-ttft-ms": "ttft_ms", "x-slo-tpot-ms": "tpot_ms"}
+# Header, by field of SloFields.
+_HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
 
 _Seconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S)]
 _Milliseconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S * 1000)]
@@ -66,14 +66,13 @@ class SloFields(pydantic.BaseModel):
 
 
 def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
-    texts = {field: headers.get(name) for name, field in _HEADERS.items()}
+    texts = {field: headers.get(name) for field, name in _HEADERS.items()}
     try:
         fields = SloFields.model_validate(texts, strict=False)
     except pydantic.ValidationError as error:
         row = error.errors()[0]
-        names = {field: name for name, field in _HEADERS.items()}
-        raise validation_error(row, names[str(row["loc"][0])]) from None
-    return fields.to_slo(" and ".join(_HEADERS))
+        raise validation_error(row, _HEADERS[str(row["loc"][0])]) from None
+    return fields.to_slo(" and ".join(_HEADERS.values()))
 
 
 class ServiceClasses:
@@ -112,7 +111,7 @@ class ServiceClasses:
         tier = None if service_tier is None else self._tier(service_tier)
         if slo is not None:
             return slo.to_slo(), tier or _CUSTOM
-        if any(name in headers for name in _HEADERS):
+        if any(name in headers for name in _HEADERS.values()):
             return _slo_from_headers(headers), tier or _CUSTOM
         tier = tier or self._default
         return self._slos[tier.name], tier

@@ -64,12 +64,9 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool
     ) -> str:
-        """Returns the conversation as one text.
+        """Returns the conversation, turns with `role` and `content`, as one text.
 
-        Args:
-          messages: Turns with `role` and `content`.
-          add_generation_prompt: Whether to end with the beginning of an assistant's
-            turn.
+        With `add_generation_prompt` it ends with the beginning of an assistant's turn.
 
         Raises:
           ValueError: If the template refuses the conversation.

@@ -114,7 +114,6 @@ def load_checkpoint(
     """Reads a checkpoint, and checks it by one prediction.
 
     Args:
-      folder: Folder given to `save_checkpoint`.
       expected: Facts that it must have been measured with; None accepts any.
 
     Raises:

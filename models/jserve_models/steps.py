@@ -41,11 +41,6 @@ class StepShape:
     num_blocks: int
     block_tokens: int
 
-    @property
-    def num_tokens(self) -> int:
-        """Token positions computed, T."""
-        return self.num_rows + self.num_blocks * self.block_tokens
-
 
 class RowGroup(NamedTuple):
     """Rows of equal width that attend together: the decode rows, or the blocks."""
