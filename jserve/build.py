@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.warm_up import WarmUp
 from jserve.planning import latency_fault, read_request_latency, serving_policy
 from jserve.progress import Progress
-from jserve.records.step_log import StepRecorder
+from jserve.records.step_log import Header, StepRecorder
 from jserve.timing.serving_predictor import choose_predictor
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
@@ -172,9 +172,7 @@ def _times_name(config: EngineConfig, engine: Engine, table: BucketTable) -> str
     return f"step_times_{digest}.json"
 
 
-def _open_step_log(
-    config: EngineConfig, header: Callable[[], dict[str, Any]]
-) -> StepRecorder | None:
+def _open_step_log(config: EngineConfig, header: Header) -> StepRecorder | None:
     if config.step_log is None:
         return None
     try:

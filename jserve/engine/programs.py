@@ -109,10 +109,6 @@ class Programs:
         """Counts compilations from now on: there should be none."""
         self._num_compiles_when_warm = COMPILE_LOG.num_compiles
 
-    def has(self, bucket: Bucket) -> bool:
-        """Returns whether a step can run in this bucket."""
-        return bucket in self._compiled
-
     def step_function(self, bucket: Bucket) -> Callable[..., tuple[Any, ...]]:
         """Returns the pure step of one bucket.
 
@@ -164,7 +160,7 @@ class Programs:
                 self._jobs = jobs = [
                     pool.submit(self._make, bucket, should_stop)
                     for bucket in buckets
-                    if not self.has(bucket)
+                    if bucket not in self._compiled
                 ]
                 for job in concurrent.futures.as_completed(jobs):
                     job.result()

@@ -294,7 +294,7 @@ class WarmUp:
         compile_s = sum(one.compile_s for one in programs.reports) / num_made
         found, num_new = None, 0
         while self._left and num_new < num_cpus():
-            num_new = sum(not programs.has(one) for one in self._left[0].buckets)
+            num_new = len(set(self._left[0].buckets) - programs.buckets)
             # One program is traced at a time, and one is compiled on each core.
             num_rounds = math.ceil(num_new / num_cpus())
             expected_s = programs.wall_s + num_new * trace_s + num_rounds * compile_s

@@ -26,6 +26,7 @@ from typing import Any
 from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
+Header = Callable[[], Mapping[str, Any]]  # what holds for the steps that come next
 
 FORMAT = "jserve-step-log"
 VERSION = 1
@@ -90,17 +91,11 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
     closes every handler when it is set up again: the next step opens the file again.
     """
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        header: Callable[[], Mapping[str, Any]],
-        max_bytes: int,
-    ):
+    def __init__(self, path: pathlib.Path, header: Header, max_bytes: int):
         """Opens the file, in a folder made for it, and writes the header.
 
         Args:
-          header: Function that returns what holds for the steps that come next: limits,
-            policy, buckets, step times.
+          header: Returns limits, policy, buckets and step times.
           max_bytes: Bound of the log, both files together.
 
         Raises:

@@ -54,22 +54,14 @@ _COUNTERS = (
 )
 _FALLBACKS = (
     ("predictor_fallback", "predictor.fallback", "Predictor checkpoints not used."),
-    (
-        "request_latency_fallback",
-        "request_latency_fallback",
-        "Request latency files not used.",
-    ),
+    ("request_latency_fallback", "request_latency_fallback", "Latency files not used."),
 )
 # Name, attribute of a service class's errors, and help.
 _LENGTHS = (
     ("length_predictions", "num_requests", "Outputs with a predicted length."),
     ("length_actual_tokens", "sum_tokens", "Tokens of outputs with a prediction."),
     ("length_predicted_tokens", "sum_predicted_tokens", "Tokens predicted on arrival."),
-    (
-        "length_abs_error_tokens",
-        "sum_abs_error_tokens",
-        "Absolute prediction errors.",
-    ),
+    ("length_abs_error_tokens", "sum_abs_error_tokens", "Absolute prediction errors."),
 )
 
 
@@ -136,11 +128,14 @@ class ServerMetrics(Collector):
         """Counts one request that ended."""
         self._finished.labels(self._model_name, reason).inc()
 
-    def count_rejected(self, error: Exception) -> None:
+    def count_rejected(
+        self, error: Exception, service_class: str, *, is_attained: bool = False
+    ) -> None:
         """Counts one request that was refused because of the server's state."""
         is_full = isinstance(error, QueueFullError)
         reason = "queue_full" if is_full else "not_serving"
         self._rejected.labels(self._model_name, reason).inc()
+        self.count_slo(service_class, is_attained)
 
     def count_slo(self, service_class: str, is_attained: bool) -> None:
         """Counts one request whose SLO was attained or violated."""

@@ -82,8 +82,7 @@ class Service:
         try:
             self.engine.check_open()
         except (QueueFullError, NotServingError) as error:
-            self.metrics.count_rejected(error)
-            self.metrics.count_slo(UNREAD_CLASS, False)
+            self.metrics.count_rejected(error, UNREAD_CLASS)
             raise self._refusal(error) from None
 
     def _refusal(self, error: QueueFullError | NotServingError) -> ApiError:
@@ -121,10 +120,9 @@ class Service:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
             for request in (one.request for one in reply.generations):
-                self.metrics.count_rejected(error)
-                self.metrics.count_slo(
-                    request.service_class, request.slo.is_best_effort
-                )
+                is_attained = request.slo.is_best_effort
+                name = request.service_class
+                self.metrics.count_rejected(error, name, is_attained=is_attained)
             raise self._refusal(error) from None
         except ValueError as error:
             raise ApiError(str(error)) from None
