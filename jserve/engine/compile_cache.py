@@ -109,7 +109,7 @@ class CompileLog:
 
     @property
     def num_cache_hits_here(self) -> int:
-        """How many the calling thread found in the persistent cache."""
+        """Number of programs that the calling thread found in the persistent cache."""
         return getattr(self._here, "num_hits", 0)
 
     def _on_duration(self, event: str, duration_secs: float, **_: Any) -> None:

@@ -40,7 +40,7 @@ from jserve_sched.steps.plan import StepResult
 from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
-_RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
+_RATE_WINDOW_S = 30.0  # in which completions are counted, for Retry-After
 _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 

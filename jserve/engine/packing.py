@@ -36,7 +36,7 @@ _NUM_COLUMNS = _STOPS.stop
 
 
 class Unpacked(NamedTuple):
-    """The argument, cut up on the device."""
+    """The parts of the argument, on the device."""
 
     inputs: StepInputs
     sampling: RowSampling
@@ -61,7 +61,7 @@ def _cut(packed: Array, bucket: Bucket, num_slots: int) -> tuple[Array, Array, A
 
 
 def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacked:
-    """Cuts the argument up; traced.
+    """Splits the argument into its parts; traced.
 
     Args:
       packed: `[packed_size]` int32.

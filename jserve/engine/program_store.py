@@ -61,7 +61,7 @@ class ProgramStore:
             if content != _sealed(path, payload):
                 raise ValueError("it is broken, or another program's")
             with contextlib.suppress(OSError):
-                os.utime(path)  # what is used stays longest
+                os.utime(path)  # files used last are kept longest
             parts = pickle.loads(payload)
             return serialize_executable.deserialize_and_load(*parts), len(content)
         except FileNotFoundError:

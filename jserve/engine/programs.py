@@ -85,12 +85,12 @@ class Programs:
 
     @property
     def num_compiled(self) -> int:
-        """Programs ready to run."""
+        """Number of programs that can run."""
         return len(self._compiled)
 
     @property
     def num_compiling(self) -> int:
-        """Programs being compiled or loaded at this moment."""
+        """Number of programs being compiled or loaded at this moment."""
         return sum(job.running() for job in self._jobs)
 
     @property
@@ -100,7 +100,7 @@ class Programs:
 
     @property
     def num_compiles_after_warmup(self) -> int:
-        """Compilations in this process since `mark_warm`; anything but 0 is a bug."""
+        """Number of compilations since `mark_warm`; anything but 0 is a bug."""
         if self._num_compiles_when_warm is None:
             return 0
         return COMPILE_LOG.num_compiles - self._num_compiles_when_warm

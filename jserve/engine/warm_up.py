@@ -101,7 +101,7 @@ class WarmUp:
 
     @property
     def num_programs_total(self) -> int:
-        """Programs made, and those the final table still lacks."""
+        """Number of programs made, and of those that the final table still lacks."""
         return len(self._engine.programs.buckets | set(self._plan.final.buckets))
 
     def start_up(self) -> StartUp:
@@ -110,7 +110,7 @@ class WarmUp:
         return StartUp(programs=reports, **self._reached_s)
 
     def run(self) -> None:
-        """Does all of it, where there are no requests to serve meanwhile."""
+        """Warms up completely, where no requests are to be served meanwhile."""
         self.cover()
         self.start(self._wake)
         try:
@@ -160,7 +160,7 @@ class WarmUp:
         self._resume()
 
     def begin_no_more(self) -> None:
-        """Lets no further compilation begin; any thread may ask for it."""
+        """Begins no further compilation; any thread may call it."""
         self._stopping.set()
 
     def stop(self) -> None:
@@ -180,7 +180,7 @@ class WarmUp:
         return is_idle or time.perf_counter() >= self._not_before_s
 
     def turn(self, *, is_idle: bool) -> None:
-        """Does the next piece, of the length of a step; no step may be in flight.
+        """Runs the next piece, which is as long as a step; no step may be in flight.
 
         Waits for a piece if there is none.
 

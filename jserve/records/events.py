@@ -102,7 +102,7 @@ class ProgramStart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StartUp:
-    """What starting up took; seconds count from the start of the engine's thread.
+    """Times of start-up, in seconds from the start of the engine's thread.
 
     Attributes:
       ready_s: Time until requests were served; None before that.
