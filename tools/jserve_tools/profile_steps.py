@@ -75,8 +75,6 @@ class ProfileConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.output:  # of the flag --output=
-            raise ValueError("output= is empty: it names the samples file")
         check_range("rounds", self.rounds, 1, 10_000)
         check_range("warmup_rounds", self.warmup_rounds, 0, 100)
         check_range("num_random_shapes", self.num_random_shapes, 0, 1_000_000)
