@@ -39,7 +39,7 @@ def build_loop(
     """Loads the model and puts scheduler and engine together; compiles nothing yet.
 
     Args:
-      service_classes: Those served; for the step log alone.
+      service_classes: Service classes, which the step log names.
       progress: Shows how far start-up is, until the engine is warm.
 
     Raises:
@@ -54,16 +54,15 @@ def build_loop(
     make_policy(config.policy)
     # The running engine states its strategy by name, never as "".
     config = dataclasses.replace(config, bucket_strategy=config.strategy)
-    # The engine, and what it is known to do.
+    # The engine, and the times of its steps.
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
     engine = build_engine(config, store)
     facts = engine.predictor_facts()
     fault = latency_fault(latency, facts)
     predictor = TablePredictor(plan.final, max_pages_per_row=engine.max_pages_per_row)
-    times_path = None
-    if store is not None:
-        times_path = store.folder.parent / _times_name(config, engine, plan.final)
+    folder = None if store is None else store.folder.parent
+    times_path = folder and folder / _times_name(config, engine, plan.final)
     # The scheduler, which plans in the covering table until warm-up hands over others.
     scheduler = Scheduler(
         policy=serving_policy(config, None if fault else latency),
@@ -79,6 +78,7 @@ def build_loop(
         max_model_len=engine.max_model_len,
         lengths=lengths,
     )
+    # Warm-up, the step log, and the loop that runs all of it.
     warm_up = WarmUp(
         engine=engine,
         scheduler=scheduler,
