@@ -197,7 +197,8 @@ def _max_len(keys: _Keys) -> int:
     has_window = keys.take("use_sliding_window", True) or "sliding_attention" in kinds
     if not has_window or window >= max_len:
         return max_len
-    _LOG.info("the context is %d tokens, the sliding window, of %d", window, max_len)
+    lengths = window, max_len
+    _LOG.info("the context ends at the sliding window, %d of %d tokens", *lengths)
     return window
 
 

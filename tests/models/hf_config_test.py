@@ -105,7 +105,7 @@ def test_a_window_limits_the_context_to_where_full_attention_is_exact(
 ):
     caplog.set_level(logging.INFO)
     assert read(change).max_model_len == max_len
-    message = "the context is 64 tokens, the sliding window, of 256"
+    message = "the context ends at the sliding window, 64 of 256 tokens"
     assert caplog.messages == [message] * (max_len == 64)
 
 
