@@ -1,6 +1,7 @@
 """From an EngineConfig to an EngineLoop, put together from its parts."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +19,8 @@ from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.warm_up import WarmUp
 from jserve.planning import latency_fault, read_request_latency, serving_policy
 from jserve.progress import Progress
-from jserve.records.step_log import StepRecorder
-from jserve.timing.serving_predictor import ServingPredictor, choose_predictor
-from jserve.timing.step_times import load_step_times
+from jserve.records.step_log import Header, StepRecorder
+from jserve.timing.serving_predictor import choose_predictor
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
@@ -39,31 +39,31 @@ def build_loop(
     """Loads the model and puts scheduler and engine together; compiles nothing yet.
 
     Args:
-      service_classes: Those served; for the step log alone.
+      service_classes: Service classes, which the step log names.
       progress: Shows how far start-up is, until the engine is warm.
 
     Raises:
-      ValueError: if the model, the policy, the buckets or a limit is invalid, or
+      ValueError: If the model, the policy, the buckets or a limit is invalid, or
         the step log cannot be written.
     """
     progress = progress or Progress()
-    # What can be wrong on the command line is found before anything takes long.
+    # A mistake on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
     latency = read_request_latency(config)
     plan = plan_buckets(config)
     make_policy(config.policy)
-    # What "" stands for is said wherever the running engine states its config.
+    # The running engine states its strategy by name, never as "".
     config = dataclasses.replace(config, bucket_strategy=config.strategy)
+    # The engine, and the times of its steps.
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
-    engine = _build_engine(config, store)
+    engine = build_engine(config, store)
     facts = engine.predictor_facts()
     fault = latency_fault(latency, facts)
     predictor = TablePredictor(plan.final, max_pages_per_row=engine.max_pages_per_row)
-    times_path = None
-    if store is not None:
-        times_path = store.folder.parent / _times_name(config, engine, plan.final)
-    is_timed = times_path is not None and load_step_times(times_path, predictor)
+    folder = None if store is None else store.folder.parent
+    times_path = folder and folder / _times_name(config, engine, plan.final)
+    # The scheduler, which plans in the covering table until warm-up hands over others.
     scheduler = Scheduler(
         policy=serving_policy(config, None if fault else latency),
         buckets=plan.covering,
@@ -78,60 +78,63 @@ def build_loop(
         max_model_len=engine.max_model_len,
         lengths=lengths,
     )
-
-    def choose(reached: BucketTable) -> ServingPredictor:
-        return choose_predictor(
-            config.predictor,
-            predictor,
-            buckets=reached,
-            expected=facts,
-            max_pages_per_row=engine.max_pages_per_row,
-        )
-
+    # Warm-up, the step log, and the loop that runs all of it.
     warm_up = WarmUp(
         engine=engine,
         scheduler=scheduler,
         plan=plan,
         predictor=predictor,
-        is_timed=is_timed,
         times_path=times_path,
-        choose=choose,
+        choose=functools.partial(
+            choose_predictor,
+            config.predictor,
+            predictor,
+            expected=facts,
+            max_pages_per_row=engine.max_pages_per_row,
+        ),
         max_compile_s=config.max_compile_s,
         progress=progress,
     )
 
     def header() -> dict[str, Any]:
-        return _record_header(config, scheduler, warm_up, predictor, service_classes)
+        """Returns what holds for the steps that come next in the step log."""
+        return {
+            "block_tokens": config.block_tokens,
+            "page_size": config.page_size,
+            "max_num_seqs": config.max_num_seqs,
+            "max_num_batched_tokens": config.max_num_batched_tokens,
+            "policy": config.policy,
+            "buckets": scheduler.buckets.to_json(),
+            "service_classes": [
+                {"name": one.name, "ttft_s": one.ttft_s, "tbt_s": one.tbt_s}
+                for one in service_classes
+            ],
+            "step_times": None if warm_up.serving is None else predictor.to_json(),
+        }
 
-    recorder = None
-    if config.step_log is not None:
-        try:
-            recorder = StepRecorder(
-                config.step_log, header(), config.step_log_max_bytes
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"step_log={str(config.step_log)!r}: {error}") from None
     return EngineLoop(
         config=config,
         engine=engine,
         scheduler=scheduler,
         warm_up=warm_up,
-        records=RecentSteps(predictor, recorder=recorder, header=header),
+        records=RecentSteps(predictor, _open_step_log(config, header)),
         request_latency_fallback=fault,
     )
 
 
-def build_engine(config: EngineConfig) -> Engine:
+def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Engine:
     """Loads the model and makes its engine, not yet warm, without a scheduler.
 
+    Args:
+      store: Keeps the compiled programs; None keeps none.
+
     Raises:
-      ValueError: if the model or a limit is invalid.
+      ValueError: If the model or a limit is invalid.
     """
-    return _build_engine(config, open_compile_cache(config.compile_cache_dir))
-
-
-def _build_engine(config: EngineConfig, store: ProgramStore | None) -> Engine:
-    dtype = resolve_dtype(config.dtype)
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = jnp.dtype(name)
     model = load_model(config.model, seed=config.seed, dtype=dtype)
     max_model_len = config.max_model_len or model.config.max_model_len
     if max_model_len > model.config.max_model_len:
@@ -169,31 +172,10 @@ def _times_name(config: EngineConfig, engine: Engine, table: BucketTable) -> str
     return f"step_times_{digest}.json"
 
 
-def _record_header(
-    config: EngineConfig,
-    scheduler: Scheduler,
-    warm_up: WarmUp,
-    predictor: TablePredictor,
-    service_classes: Sequence[ServiceClass],
-) -> dict[str, Any]:
-    """Returns the header of the steps that come next in the step log."""
-    return {
-        "block_tokens": config.block_tokens,
-        "page_size": config.page_size,
-        "max_num_seqs": config.max_num_seqs,
-        "max_num_batched_tokens": config.max_num_batched_tokens,
-        "policy": config.policy,
-        "buckets": scheduler.buckets.to_json(),
-        "service_classes": [
-            {"name": one.name, "ttft_s": one.ttft_s, "tbt_s": one.tbt_s}
-            for one in service_classes
-        ],
-        "step_times": (None if warm_up.serving is None else predictor.to_json()),
-    }
-
-
-def resolve_dtype(name: str) -> jnp.dtype:
-    """Returns the dtype of weights and KV that `name` means on this backend."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+def _open_step_log(config: EngineConfig, header: Header) -> StepRecorder | None:
+    if config.step_log is None:
+        return None
+    try:
+        return StepRecorder(config.step_log, header, config.step_log_max_bytes)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"step_log={str(config.step_log)!r}: {error}") from None

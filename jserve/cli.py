@@ -53,7 +53,7 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
     """Refuses invalid names and files before any slow work.
 
     Raises:
-      ValueError: naming flag and value.
+      ValueError: Naming flag and value.
     """
     from jserve.server.app import load_api_keys
     from jserve.server.slo_input import load_service_classes
@@ -81,7 +81,7 @@ def _warm_up(config: EngineConfig) -> None:
     """Fills the caches, with a bar on a terminal and lines elsewhere.
 
     Raises:
-      ProgramError: if a flag is invalid, or something could not be stored.
+      ProgramError: If a flag is invalid, or something could not be stored.
     """
     progress = Progress(
         lambda text: print(f"jserve: {text}", file=sys.stderr, flush=True),

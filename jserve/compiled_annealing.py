@@ -1,8 +1,8 @@
 """The search's inner loop compiled by Numba, where that is installed.
 
 `annealing.anneal` is compiled as it stands, on arrays instead of lists. Both give the
-same plan bit for bit, so the compiler is a matter of speed alone. It is the extra
-`annealing`, imported when a kernel is asked for, so that nothing else pays for it.
+same plan bit for bit; only the speed differs. Numba is the extra `annealing`. It is
+imported when a kernel is asked for, since that takes long.
 """
 
 import functools
@@ -26,8 +26,8 @@ def best_kernel() -> Kernel:
 
     A compiled one is kept on disk (beside the source, or in the user's cache folder
     where that is read-only; `NUMBA_CACHE_DIR` names another), so that only a machine's
-    first start compiles. Where none can be written, or the one there is damaged, each
-    process compiles. The interpreter's lock is released while it runs.
+    first start compiles. If it cannot be written, or is damaged, each process compiles.
+    The interpreter's lock is released while it runs.
     """
     start_s = time.perf_counter()
     if importlib.util.find_spec("numba") is None:

@@ -4,12 +4,13 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeVar
 
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
 
+T = TypeVar("T")
 _MAX_PROFILED = 1000  # steps; a trace is kept in memory until it is written
 
 
@@ -17,7 +18,7 @@ def check_range(name: str, value: float, least: float, most: float) -> None:
     """Checks a number against its limits.
 
     Raises:
-      ValueError: if the number is outside, naming it and both limits.
+      ValueError: If the number is outside, naming it and both limits.
     """
     if not least <= value <= most:
         raise ValueError(f"{name}={value} is not in {least}..{most}")
@@ -27,7 +28,7 @@ def check_readable(name: str, *paths: pathlib.Path | None) -> None:
     """Checks that the files that a setting names, if any, can be read.
 
     Raises:
-      ValueError: if one cannot, naming setting and file.
+      ValueError: If one cannot, naming setting and file.
     """
     for path in paths:
         if path is not None and (path.is_dir() or not os.access(path, os.R_OK)):
@@ -38,12 +39,24 @@ def check_writable(name: str, path: pathlib.Path) -> None:
     """Checks that a file or folder can be written, or made if it does not exist.
 
     Raises:
-      ValueError: if it cannot, naming it and the folder that is not writable.
+      ValueError: If it cannot, naming it and the folder that is not writable.
     """
     found = next(one for one in (path, *path.absolute().parents) if one.exists())
     is_in_the_way = found != path and not found.is_dir()
     if is_in_the_way or not os.access(found, os.W_OK):
         raise ValueError(f"{name}={str(path)!r}: {str(found)!r} cannot be written")
+
+
+def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
+    """Returns what a setting's file contains.
+
+    Raises:
+      ValueError: If it cannot be read or parsed, naming setting and file.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}={str(path)!r}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,20 +69,22 @@ class EngineConfig:
       seed: Seed of the random weights of a named size.
       dtype: Type of weights and KV: "float32", "bfloat16", or "auto", which is float32
         on CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
-      max_model_len: Most tokens of prompt and output together; 0 takes the model's.
+      max_model_len: Most tokens of prompt and output together; 0 takes the model's
+        limit.
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
         a class of your own, as in "my_module.MyPolicy".
-      predictor: What prices a step: "table" (timed at start), "linear" (SlidingServe's
-        model, refitted while serving), or the folder of a trained checkpoint.
+      predictor: Predictor of step times: "table" (timed at start), "linear"
+        (SlidingServe's model, refitted while serving), or the folder of a checkpoint
+        of jserve-train-predictor.
       length_estimator: Estimator of output lengths, by name and options:
-        "max_tokens" (what the request allows), "mean", or "quantile", as in
+        "max_tokens" (the request's limit), "mean", or "quantile", as in
         "quantile:q=0.75".
-      request_latency: File of `jserve-train-predictor --kind=request` that says how
-        long whole requests take; without it, or if it was measured with another device,
-        model, dtype or page size, that is fitted to the step predictor.
-      annealing_budget_ms: Most milliseconds that one search of the policies annealing
-        and annealing+sliding takes; 0 limits their proposals alone, as simulations do.
-      max_num_seqs: Most requests running at once.
+      request_latency: File of `jserve-train-predictor --kind=request` with the times of
+        whole requests. Without it, or if it was measured with another device, model,
+        dtype or page size, these times are fitted to the step predictor.
+      annealing_budget_ms: Most milliseconds of one search of the policies annealing and
+        annealing+sliding; 0 limits only the number of proposals, as simulations do.
+      max_num_seqs: Most requests that run at once.
       max_num_batched_tokens: Most token positions in one step.
       max_queued_requests: Most requests that wait; more are refused with status 429.
       enable_overlap: Whether a step is planned while the previous one runs. On CPU this
@@ -82,11 +97,10 @@ class EngineConfig:
         sets no limit.
       max_compile_s: Seconds to spend on compiling; buckets that would take longer are
         left out, except for the few that every step needs. 0 sets no limit.
-      compile_cache_dir: Folder that keeps compiled programs and step times; "" keeps
-        nothing.
+      compile_cache_dir: Folder for compiled programs and step times; "" stores nothing.
       kv_cache_bytes: Size of the KV pool, K and V together. It is part of every
         program: another size compiles all of them again.
-      page_size: Tokens in one KV page.
+      page_size: Tokens in one KV page, a multiple of --block_tokens.
       enable_prefix_caching: Whether requests share the KV of equal prefixes.
       step_log: File that records the buckets and times of steps, without any text, for
         `jserve-fit-buckets`; "" records nothing.
@@ -136,6 +150,7 @@ class EngineConfig:
     capture_logits: bool = False
 
     def __post_init__(self) -> None:
+        # The bucket strategy and its file.
         if self.strategy not in FROM_FILE:
             make_strategy(self.strategy)  # raises for one that is unknown
         if (self.buckets is not None) != (self.strategy in FROM_FILE):
@@ -144,6 +159,7 @@ class EngineConfig:
                 f"buckets={str(self.buckets or '')!r}: a bucket file goes with "
                 f"{' and '.join(FROM_FILE)}, which need one, and with no other"
             )
+        # Numbers.
         least_tokens = self.max_num_seqs + self.block_tokens
         for name, least, most in (
             ("max_num_seqs", 1, 4096),
@@ -164,6 +180,7 @@ class EngineConfig:
                 f"page_size={self.page_size} is not a multiple of "
                 f"block_tokens={self.block_tokens}"
             )
+        # Files and names.
         check_readable("buckets", self.buckets)
         check_readable("request_latency", self.request_latency)
         if self.step_log is not None:

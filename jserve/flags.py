@@ -33,7 +33,7 @@ def parse_bytes(text: str) -> int:
     """Returns a size: bytes, or a number with a unit such as 8GiB, 512MiB or 4GB.
 
     Raises:
-      ValueError: if the text is neither.
+      ValueError: If the text is neither.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
@@ -64,8 +64,10 @@ class _Serializer(flags.ArgumentSerializer[Any]):
         return str(value)
 
 
-def _path(text: str) -> pathlib.Path | None:
-    return pathlib.Path(text).expanduser() if text else None
+def _path(text: str) -> pathlib.Path:
+    if not text:
+        raise ValueError("a path is needed")
+    return pathlib.Path(text).expanduser()
 
 
 def _parser(name: str, kind: Any) -> flags.ArgumentParser[Any]:
@@ -73,6 +75,8 @@ def _parser(name: str, kind: Any) -> flags.ArgumentParser[Any]:
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         (kind,) = (one for one in typing.get_args(kind) if one is not type(None))
+        if kind is pathlib.Path:
+            return _Parser(lambda text: _path(text) if text else None, "a path")
         return _parser(name, kind)
     if origin is typing.Literal:
         return flags.EnumParser(list(typing.get_args(kind)))
@@ -107,21 +111,9 @@ def _flag(name: str, kind: Any, default: Any, text: str) -> flags.Flag[Any]:
 
 def field_help(config_class: type) -> dict[str, str]:
     """Returns the entries under `Attributes:` of a dataclass, by field."""
-    lines = inspect.cleandoc(config_class.__doc__ or "").splitlines()
-    entries: dict[str, str] = {}
-    name = ""
-    for line in lines[
-        lines.index("Attributes:") + 1 if "Attributes:" in lines else 0 :
-    ]:
-        entry = re.match(r"  (\w+): (.*)", line)
-        if entry:
-            name = entry[1]
-            entries[name] = entry[2]
-        elif name and line.startswith("    "):
-            entries[name] += " " + line.strip()
-        else:
-            name = ""
-    return {name: text[:1].upper() + text[1:] for name, text in entries.items()}
+    text = inspect.cleandoc(config_class.__doc__ or "").partition("Attributes:")[2]
+    entries = re.findall(r"^  (\w+): (.*(?:\n {4}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def define_config_flags(

@@ -6,7 +6,7 @@ import math
 import scipy.optimize  # noqa: F401  A request waits for the first fit: import it now.
 
 from jserve.compiled_annealing import best_kernel
-from jserve.config import EngineConfig
+from jserve.config import EngineConfig, read_setting
 from jserve.timing.checkpoint import PredictorFacts, first_difference
 from jserve_sched.clock import WallClock
 from jserve_sched.planning.latency_source import LatencySource
@@ -42,18 +42,13 @@ def serving_policy(config: EngineConfig, latency: RequestLatency | None) -> Poli
 
 
 def read_request_latency(config: EngineConfig) -> RequestLatency | None:
-    """Returns what the config's file says; None without a file.
+    """Returns the request latency in the config's file; None without a file.
 
     Raises:
       ValueError: If it cannot be read, or is not such a file.
     """
-    path = config.request_latency
-    if path is None:
-        return None
-    try:
-        return request_latency_from_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"request_latency={str(path)!r}: {error}") from None
+    path, parse = config.request_latency, request_latency_from_json
+    return None if path is None else read_setting("request_latency", path, parse)
 
 
 def latency_fault(latency: RequestLatency | None, engine: PredictorFacts) -> str:

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags
@@ -26,16 +26,6 @@ Also:
 
 class ProgramError(Exception):
     """A mistake of the user, reported in one line; the exit status is 1."""
-
-
-def check_known(flag: str, values: Sequence[str], known: Collection[str]) -> None:
-    """Checks a flag whose values must be among `known`.
-
-    Raises:
-      ProgramError: if a value is unknown, or there is none.
-    """
-    if not values or not set(values) <= set(known):
-        raise ProgramError(f"--{flag}={','.join(values)}: known are {', '.join(known)}")
 
 
 def _fail(message: object, exit_code: int) -> NoReturn:

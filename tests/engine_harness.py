@@ -19,6 +19,7 @@ from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import Programs
 from jserve.records.events import Health, TokenEvent
+from jserve.timing.checkpoint import PredictorFacts
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import KvCache
 from jserve_sched.buckets.table import Bucket, BucketTable
@@ -34,6 +35,14 @@ from tests.fakes import check_integrity
 TEST_TABLE = BucketTable((4, 16), (0, 4))
 MAX_MODEL_LEN = 2048
 TOY_KV_BYTES = 160 * 4096  # the pages of `make_engine`
+FACTS = PredictorFacts(
+    platform="cpu",
+    device_kind="cpu",
+    model="0123",
+    dtype="float32",
+    page_size=128,
+    block_tokens=32,
+)
 
 
 def make_engine(

@@ -18,10 +18,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from jserve.config import EngineConfig, ServerConfig
-from jserve.engine.interface import Listener, ServingEngine
+from jserve.engine.interface import Listener
 from jserve.records.events import (
     EngineStats,
     Health,
@@ -35,7 +35,7 @@ from jserve.server.app import build_app
 from jserve.server.serving import make_server
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.clock import WallClock
+from jserve_sched.clock import Clock, WallClock
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.record import StepRecord
@@ -86,7 +86,7 @@ class FakeLoop:
         self.vocab_size = 320
         self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
-        self.clock = WallClock()
+        self.clock: Clock = WallClock()
         self.seen: list[Request] = []
         self.cancelled: list[str] = []
         self.running = threading.Event()  # cleared: no step is made
@@ -382,9 +382,8 @@ def serve_fake(
 ) -> Iterator[Served]:
     """A server in a thread, on a free port; foreign unless `is_jserve`."""
     loop = loop or FakeLoop()
-    assert isinstance(loop, ServingEngine)
     server_config = ServerConfig(**config)
-    app = build_app(cast(Any, loop), tokenizer or load_tokenizer(None), server_config)
+    app = build_app(loop, tokenizer or load_tokenizer(None), server_config)
     server = make_server(app if is_jserve else _without_jserve(app), server_config)
     # Only a socket that names its protocol gets TCP_NODELAY from asyncio.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

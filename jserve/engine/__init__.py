@@ -9,9 +9,10 @@ __all__ = [
     "loop",
     "machine",
     "packing",
+    "profiler",
     "program_store",
     "programs",
+    "recent_steps",
     "sampling",
-    "step_records",
     "warm_up",
 ]

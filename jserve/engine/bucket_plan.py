@@ -3,7 +3,7 @@
 import functools
 import logging
 
-from jserve.config import EngineConfig
+from jserve.config import EngineConfig, read_setting
 from jserve_sched.buckets.growth import BucketPlan, plan_growth
 from jserve_sched.buckets.strategies import BucketStrategy, Explicit, make_strategy
 from jserve_sched.buckets.table import table_from_json
@@ -56,10 +56,7 @@ def _strategy(config: EngineConfig) -> BucketStrategy:
     """Returns what chooses the edges: a rule, or the bucket file."""
     if config.buckets is None:
         return make_strategy(config.strategy)
-    try:
-        table = table_from_json(config.buckets.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"buckets={str(config.buckets)!r}: {error}") from None
+    table = read_setting("buckets", config.buckets, table_from_json)
     if table.block_tokens != config.block_tokens:
         raise ValueError(
             f"block_tokens={config.block_tokens}, but the bucket file says "

@@ -1,8 +1,9 @@
-"""Where compiled programs outlive the process, and how many the compiler made.
+"""The folder that keeps compiled programs between starts; a count of compilations.
 
 Compiled programs are code for one version of JAX, one kind of device and one host CPU,
 so each combination has a folder: executables of steps (`programs`), JAX's persistent
-cache (`xla`, for all else, and for steps that the store cannot keep) and step times.
+cache (`xla`, for other programs, and for steps that the store cannot keep), and step
+times.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ def make_private_folder(folder: pathlib.Path) -> None:
     """Makes a folder for its owner alone, or checks that one that is there is safe.
 
     Raises:
-      OSError: if it cannot be made, or others own it or may write to it.
+      OSError: If it cannot be made, or others own it or may write to it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     facts = folder.stat()
@@ -65,12 +66,12 @@ def open_compile_cache(compile_cache_dir: str) -> ProgramStore | None:
     if not is_writable:
         _LOG.warning("compiled programs are not kept in %s: it is read-only", folder)
     if jax.config.values[_FOLDER_SETTING] != str(folder / "xla"):
-        compilation_cache.reset_cache()  # it holds on to the first folder it had
+        compilation_cache.reset_cache()  # or else it keeps using its first folder
     jax.config.update(_FOLDER_SETTING, str(folder / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    # JAX would warn of each entry, at each start; the store says once what is wrong
-    # with the disk, and forgets the entries of steps that it compiles.
+    # JAX would warn about each entry at each start. The store warns once if the disk
+    # fails, and deletes the entries of steps that it compiles.
     warnings.filterwarnings(
         "ignore", message="Error (reading|writing) persistent compilation cache entry"
     )
@@ -108,7 +109,7 @@ class CompileLog:
 
     @property
     def num_cache_hits_here(self) -> int:
-        """How many the calling thread found in the persistent cache."""
+        """Number of programs that the calling thread found in the persistent cache."""
         return getattr(self._here, "num_hits", 0)
 
     def _on_duration(self, event: str, duration_secs: float, **_: Any) -> None:

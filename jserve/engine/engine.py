@@ -8,7 +8,7 @@ stay on the device in a buffer by slot, where the next step finds them.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 
 from jserve.engine.packing import Packer
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.programs import DeviceState, Programs, abstract
+from jserve.engine.programs import DeviceState, Programs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
 from jserve_models.steps import kv_shapes, new_kv
@@ -37,13 +37,13 @@ def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
 
 @dataclasses.dataclass
 class PendingStep:
-    """A step on its way.
+    """A step that was launched.
 
     Attributes:
       transfer_s: Host seconds spent packing its argument.
       launch_s: Host seconds spent handing it to the device.
       launched_s: When it was handed over, `time.monotonic` seconds.
-      num_compiling: Programs that were being made at that moment.
+      num_compiling: Number of programs that were being made at that moment.
     """
 
     plan: StepPlan
@@ -91,7 +91,7 @@ class Engine:
         captures_logits: bool = False,
         store: ProgramStore | None = None,
     ):
-        """Makes one without programs: `compile` or `warm_up` adds them."""
+        """Makes one without programs: `programs.compile` or `warm_up` makes them."""
         self.model = model
         self.num_pages = num_pages
         self.page_size = page_size
@@ -99,12 +99,6 @@ class Engine:
         self.dtype = dtype
         self.max_pages_per_row = -(-max_model_len // page_size)
         self.block_tokens = block_tokens
-        self.programs = Programs(
-            model=model,
-            max_pages_per_row=self.max_pages_per_row,
-            captures_logits=captures_logits,
-            store=store,
-        )
         self._packer = Packer(
             num_slots=num_slots,
             num_pages=num_pages,
@@ -114,7 +108,13 @@ class Engine:
             kv=new_kv(model.config, num_pages, page_size, dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32),
         )
-        self._abstract = abstract(self._state)
+        self.programs = Programs(
+            model=model,
+            state=self._state,
+            max_pages_per_row=self.max_pages_per_row,
+            captures_logits=captures_logits,
+            store=store,
+        )
 
     def predictor_facts(self, commit: str = "") -> PredictorFacts:
         """Returns what a predictor of this engine's step times holds for."""
@@ -129,29 +129,15 @@ class Engine:
             commit=commit,
         )
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the KV pool, K and V together."""
-        return sum(part.nbytes for part in self._state.kv)
-
-    def compile(
-        self,
-        buckets: Sequence[Bucket],
-        *,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Makes programs; any thread may, while another one runs steps."""
-        self.programs.compile(buckets, self._abstract, should_stop=should_stop)
-
     def warm_up(self, buckets: Sequence[Bucket]) -> None:
         """Makes all programs that there will be, and runs each once on padding."""
-        self.compile(buckets)
+        self.programs.compile(buckets)
         for bucket in buckets:
             self.first_run(bucket)
         self.programs.mark_warm()
 
     def first_run(self, bucket: Bucket) -> None:
-        """Runs a program on padding: a first run is slow, and no request's."""
+        """Runs a program on padding, since a first run is slow."""
         self._run_padded(bucket, 0, 0)
 
     def timed_pass(
@@ -164,7 +150,7 @@ class Engine:
         visited in rounds, so that a slow moment does not fall on one bucket.
 
         Args:
-          buckets: Those that have been compiled and run.
+          buckets: Buckets whose programs have been compiled and run.
         """
         long = min(_TIMED_LONG_PAGES, self.max_pages_per_row)
         for _ in range(repeats):
@@ -196,7 +182,7 @@ class Engine:
         """Enqueues a dispatched plan; steps run in the order they are launched.
 
         Raises:
-          UncompiledBucketError: if the plan's bucket was not compiled.
+          UncompiledBucketError: If the plan's bucket was not compiled.
         """
         start_s = time.perf_counter()
         packed = self._packer.pack(plan)

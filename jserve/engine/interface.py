@@ -1,7 +1,7 @@
 """The engine as the server, its metrics and the benchmark see it."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from jserve.config import EngineConfig
 from jserve.records.events import EngineStats, Health, TokenEvent
@@ -14,39 +14,29 @@ Listener = Callable[[Sequence[TokenEvent]], object]
 """Takes the new tokens of one step."""
 
 
-@runtime_checkable
 class ServingEngine(Protocol):
     """An engine that serves, whatever makes its steps; any thread may call it.
 
     `set_listener`, then `start`, then requests once its health is READY, and `stop`.
+
+    Attributes:
+      config: Settings, with the bucket strategy by name.
+      model_name: Name of the model.
+      vocab_size: Number of token ids; all are below it.
+      limits: Sizes that a single request may have.
+      clock: Clock of arrivals, deadlines and events.
+      health: How far start-up has come, or how far the end.
     """
 
-    @property
-    def config(self) -> EngineConfig:
-        """Settings, with the bucket strategy by name."""
-
-    @property
-    def model_name(self) -> str:
-        """Name of the model."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids: all are below it."""
-
-    @property
-    def limits(self) -> RequestLimits:
-        """What a single request may hold."""
-
-    @property
-    def clock(self) -> Clock:
-        """Clock of arrivals, deadlines and events."""
-
-    @property
-    def health(self) -> Health:
-        """How far start-up has come, or how far the end."""
+    config: EngineConfig
+    model_name: str
+    vocab_size: int
+    limits: RequestLimits
+    clock: Clock
+    health: Health
 
     def set_listener(self, publish: Listener, /) -> None:
-        """Sets what is called once a step, in the engine's thread."""
+        """Sets the function that is called once a step, in the engine's thread."""
 
     def start(self) -> None:
         """Begins to warm up, and to serve as soon as that is possible."""

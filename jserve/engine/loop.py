@@ -40,7 +40,7 @@ from jserve_sched.steps.plan import StepResult
 from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
-_RATE_WINDOW_S = 30.0  # over which completions are counted for Retry-After
+_RATE_WINDOW_S = 30.0  # in which completions are counted, for Retry-After
 _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
@@ -88,7 +88,7 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._changed = threading.Condition()
         # Guarded by `_changed`:
-        self._health = Health.STARTING
+        self.health = Health.STARTING
         self._submitted: list[Request] = []
         self._cancelled: list[str] = []
         self._in_use: set[str] = set()  # ids not to be used again yet
@@ -96,13 +96,8 @@ class EngineLoop:
         self._is_stopping = False
         self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
 
-    @property
-    def health(self) -> Health:
-        """How far start-up has come, or how far the end."""
-        return self._health
-
     def set_listener(self, publish: Listener) -> None:
-        """Sets what is called with new tokens: once a step, in the loop's thread."""
+        """Sets the function that is called once a step, in the loop's thread."""
         self._listener = publish
 
     def start(self) -> None:
@@ -114,9 +109,9 @@ class EngineLoop:
         wanted = set(_ORDER[_ORDER.index(health) :])
         with self._changed:
             self._changed.wait_for(
-                lambda: self._health in wanted or self._health not in _ORDER, timeout_s
+                lambda: self.health in wanted or self.health not in _ORDER, timeout_s
             )
-            return self._health in wanted
+            return self.health in wanted
 
     def submit(self, request: Request) -> None:
         """Hands a request over; its tokens come to the listener."""
@@ -133,8 +128,8 @@ class EngineLoop:
     def check_open(self) -> None:
         """Checks that one more request would be taken now, of any size."""
         with self._changed:
-            if self._health not in (Health.READY, Health.WARM):
-                raise NotServingError(f"the engine is {self._health.value}")
+            if self.health not in (Health.READY, Health.WARM):
+                raise NotServingError(f"the engine is {self.health.value}")
             # Those just submitted wait only if no slot is free for them.
             num_waiting = self._scheduler.num_waiting + len(self._submitted)
             num_free = self._scheduler.max_num_seqs - self._scheduler.num_running
@@ -160,8 +155,8 @@ class EngineLoop:
     def drain(self, timeout_s: float) -> bool:
         """Refuses new requests and lets the others finish; no more is compiled."""
         with self._changed:
-            if self._health in _ORDER:
-                self._health = Health.DRAINING
+            if self.health in _ORDER:
+                self.health = Health.DRAINING
                 self._changed.notify_all()
             self.warm_up.begin_no_more()
             is_done = self._changed.wait_for(lambda: not self._num_open, timeout_s)
@@ -192,7 +187,7 @@ class EngineLoop:
         predictor = self._predictor
         counters = scheduler.counters
         return EngineStats(
-            health=self._health,
+            health=self.health,
             policy=self.config.policy,
             block_tokens=scheduler.buckets.block_tokens,
             buckets=scheduler.buckets,
@@ -222,14 +217,14 @@ class EngineLoop:
         try:
             self.warm_up.cover()
             self._advance(Health.READY)
-            if self._health in _ORDER:
+            if self.health in _ORDER:
                 self.warm_up.start(self._notify)
             self._serve()
-        except BaseException as error:  # of any kind: clients must get an error
+        except BaseException as error:  # of any kind, since clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
             self._fail(f"the engine failed: {error}")
         finally:
-            self._records.close()  # at once: what comes next may take long
+            self._records.close()  # first, since what comes next may take long
             self._profiler.stop()
             self.warm_up.stop()
             if self._predictor is not None:
@@ -238,10 +233,10 @@ class EngineLoop:
     def _advance(self, health: Health) -> None:
         """Takes the next state of start-up, unless the end has begun."""
         gc.collect()
-        gc.freeze()  # what lives now stays: keep the collector off it
+        gc.freeze()  # keeps the collector away from what stays alive
         with self._changed:
-            if self._health in _ORDER:
-                self._health = health
+            if self.health in _ORDER:
+                self.health = health
                 self._changed.notify_all()
         reached = self.warm_up.start_up()
         passed_s = reached.warm_s or reached.ready_s or 0.0
@@ -254,7 +249,7 @@ class EngineLoop:
             self._changed.notify_all()
 
     def _is_warm_up_due(self) -> bool:
-        return self._health in _ORDER and self.warm_up.is_due(
+        return self.health in _ORDER and self.warm_up.is_due(
             is_idle=not self._scheduler.has_work
         )
 
@@ -275,7 +270,7 @@ class EngineLoop:
             self._submitted.clear()
             self._in_use.clear()
             self._num_open = 0
-            self._health = Health.FAILED
+            self.health = Health.FAILED
             self._changed.notify_all()
         now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
         self._listener(

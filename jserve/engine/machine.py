@@ -1,4 +1,4 @@
-"""What the machine is: its cores, its CPU's instructions, and what compiles for it."""
+"""The machine: its cores, its CPU's instructions, and the compiler for it."""
 
 import hashlib
 import importlib.metadata
@@ -8,7 +8,7 @@ import platform
 
 import jax
 
-# Variables and settings that change what the compiler makes of the same step.
+# Variables and settings with which the compiler makes other programs of a step.
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
 _SETTINGS = (
     "jax_default_matmul_precision",
@@ -19,7 +19,7 @@ _SETTINGS = (
 
 
 def num_cpus() -> int:
-    """Returns the cores this process is allowed on: fewer than there are in a box."""
+    """Returns the number of cores that this process may use, fewer in a container."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not every system does
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
@@ -27,7 +27,7 @@ def num_cpus() -> int:
 def machine_digest() -> str:
     """Returns a digest of all that compiles and runs a step: libraries, device, host.
 
-    Also the CPU's instructions: one model may have fewer under another hypervisor.
+    It covers the CPU's instructions: a model may have fewer under another hypervisor.
     """
     try:
         cpu = pathlib.Path("/proc/cpuinfo").read_text().partition("\n\n")[0]

@@ -36,7 +36,7 @@ _NUM_COLUMNS = _STOPS.stop
 
 
 class Unpacked(NamedTuple):
-    """The argument, cut up on the device."""
+    """The parts of the argument, on the device."""
 
     inputs: StepInputs
     sampling: RowSampling
@@ -61,7 +61,7 @@ def _cut(packed: Array, bucket: Bucket, num_slots: int) -> tuple[Array, Array, A
 
 
 def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacked:
-    """Cuts the argument up; traced.
+    """Splits the argument into its parts; traced.
 
     Args:
       packed: `[packed_size]` int32.
@@ -102,14 +102,10 @@ def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacke
 
 
 class Packer:
-    """Writes the argument of each step.
-
-    Attributes:
-      max_pages_per_row: pages in a row's table, M.
-    """
+    """Writes the argument of each step."""
 
     def __init__(self, *, num_slots: int, num_pages: int, max_pages_per_row: int):
-        self.max_pages_per_row = max_pages_per_row
+        self._max_pages_per_row = max_pages_per_row
         self._num_slots = num_slots
         self._num_pages = num_pages
         width = _NUM_COLUMNS + max_pages_per_row
@@ -122,7 +118,7 @@ class Packer:
 
     def _new(self, bucket: Bucket) -> np.ndarray:
         """Returns an argument of padding."""
-        size = packed_size(bucket, self._num_slots, self.max_pages_per_row)
+        size = packed_size(bucket, self._num_slots, self._max_pages_per_row)
         packed = np.zeros(size, np.int32)
         _, logit_rows, table = _cut(packed, bucket, self._num_slots)
         logit_rows[:] = len(table)
@@ -134,7 +130,7 @@ class Packer:
         num_rows, size = bucket.num_rows, bucket.block_tokens
         packed = self._new(bucket)
         tokens, logit_rows, table = _cut(packed, bucket, self._num_slots)
-
+        # Decode rows: one token each.
         slots = [self._num_slots] * len(table)
         starts, lengths = [0] * len(table), [0] * len(table)
         samples: list[tuple[int, Row]] = []
@@ -147,6 +143,7 @@ class Packer:
             else:
                 tokens[index] = FROM_DEVICE
             samples.append((index, row))
+        # Prefill blocks: a chunk takes one or several.
         block = 0
         for row in plan.chunks:
             slot = self._sync_slot(row.request)
@@ -161,7 +158,7 @@ class Packer:
                 block += 1
             if row.samples:
                 samples.append((num_rows + block - 1, row))
-
+        # The table: what belongs to the slots, then what changes every step.
         table[:] = self._slots[slots]
         table[:, _START] = starts
         table[:, _LEN] = lengths
@@ -187,7 +184,7 @@ class Packer:
         *_, table = _cut(packed, bucket, self._num_slots)
         num_rows, size = bucket.num_rows, bucket.block_tokens
         table[:] = self._slots[self._num_slots]
-        pages = np.arange(len(table) * self.max_pages_per_row) % self._num_pages
+        pages = np.arange(len(table) * self._max_pages_per_row) % self._num_pages
         table[:, _NUM_COLUMNS:] = pages.reshape(len(table), -1)
         parts = (
             (slice(num_rows), 1, decode_pages),

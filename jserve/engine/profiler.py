@@ -12,8 +12,8 @@ _LOG = logging.getLogger("jserve")
 class Profiler:
     """Traces a range of steps, each annotated with its number; used by one thread.
 
-    Starting and writing a trace take a moment in which no step is planned. When it
-    cannot be started there is one warning, and serving goes on.
+    No step is planned while a trace is started or written. If it cannot be started
+    there is one warning, and steps are served without it.
     """
 
     def __init__(self, steps: range, folder: pathlib.Path):

@@ -1,9 +1,9 @@
 """Compiled programs on disk, so that a second start neither traces nor compiles.
 
 A program is named by a digest of all that decides it: the code of this package that a
-step is made of, the machine, and the caller's signature. A file that is broken costs
-one warning and a compilation, and is deleted. It is a pickle and machine code, so the
-folder has to be its owner's alone (`compile_cache.make_private_folder`).
+step consists of, the machine, and the caller's signature. If a file is damaged there is
+a warning, it is deleted, and the program is compiled. Files are pickles of machine
+code, so only the owner may write to the folder (`compile_cache.make_private_folder`).
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class ProgramStore:
     def load(
         self, name: str, signature: object
     ) -> tuple[jax.stages.Compiled, int] | None:
-        """Returns a program and the size of its file; None if there is no sound one.
+        """Returns a program and the size of its file; None without a file that loads.
 
         `signature` is all that decides the program and is not code, by its `repr`.
         """
@@ -61,7 +61,7 @@ class ProgramStore:
             if content != _sealed(path, payload):
                 raise ValueError("it is broken, or another program's")
             with contextlib.suppress(OSError):
-                os.utime(path)  # what is used stays longest
+                os.utime(path)  # files used last are kept longest
             parts = pickle.loads(payload)
             return serialize_executable.deserialize_and_load(*parts), len(content)
         except FileNotFoundError:
@@ -79,8 +79,8 @@ class ProgramStore:
         """Keeps a program; returns the size of its file, None if it was not kept.
 
         It is written beside its place and renamed: a reader finds all of it or none.
-        What JAX's cache gave back cannot be serialized again on CPU: it would load, and
-        then miss its functions.
+        A program from JAX's cache must not be given here: on CPU it would be serialized
+        without its functions.
         """
         if not self.is_writable:
             return None

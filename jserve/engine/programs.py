@@ -1,17 +1,17 @@
 """One compiled program per bucket, made ahead of time; none is made by a step.
 
-A stored executable is loaded without tracing. Otherwise the step is lowered from shapes
-(one after the other, since tracing holds the interpreter lock) and compiled, in
-parallel. JAX's persistent cache is asked only if the store cannot keep anything: what
-comes from there could not be stored, so each later start would trace it again. Running
-a bucket that is not there raises; nothing falls back to compiling silently.
+A stored executable is loaded without tracing. Otherwise the step is traced (one after
+the other, since tracing holds the interpreter lock) and compiled (in parallel). JAX's
+persistent cache is asked only if the store cannot keep anything: a program from there
+could not be stored, and each later start would trace it again. Running a bucket without
+a program raises an error; it is never compiled silently.
 """
 
 import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets.table import Bucket
 
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
-_Tree = TypeVar("_Tree")
 
 
 class UncompiledBucketError(RuntimeError):
@@ -34,28 +33,20 @@ class UncompiledBucketError(RuntimeError):
 
 
 class DeviceState(NamedTuple):
-    """What stays on the device from step to step; donated to each program."""
+    """Arrays that stay on the device from step to step; donated to each program."""
 
     kv: KvCache
     slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
 
 
-def abstract(tree: _Tree) -> _Tree:
-    """Returns shapes and placement alone, which no step can donate away."""
-    found: _Tree = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-    )
-    return found
-
-
 class Programs:
     """The compiled step functions of one engine.
 
-    `compile` may run in one thread while another one runs steps: each program is
-    there for `has` and `run` from the moment it is made.
+    `compile` may run in one thread while another one runs steps: a program can be run
+    as soon as it is made.
 
     Attributes:
-      reports: What each program cost, in the order they were made.
+      reports: Times and size of each program, in the order in which they were made.
       wall_s: Seconds spent in `compile`.
     """
 
@@ -63,18 +54,29 @@ class Programs:
         self,
         *,
         model: LoadedModel,
+        state: DeviceState,
         max_pages_per_row: int,
         captures_logits: bool,
         store: ProgramStore | None = None,
     ):
-        """Makes no program yet; with `captures_logits` steps return logits too."""
+        """Makes no program yet.
+
+        Args:
+          state: Gives shapes and placement.
+          captures_logits: Whether steps return logits and scores too.
+        """
         self.reports: list[ProgramStart] = []
         self.wall_s = 0.0
         self._model = model
         self._max_pages_per_row = max_pages_per_row
         self._captures_logits = captures_logits
         self._store = store
-        self._leaves = abstract(model.leaves)
+        # Without the arrays, which steps donate.
+        self._abstract: tuple[Any, ...] = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+            (model.leaves, *state),
+        )
+        self._num_slots = len(state.slot_tokens)
         self._compiled: dict[Bucket, jax.stages.Compiled] = {}
         self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
@@ -83,12 +85,12 @@ class Programs:
 
     @property
     def num_compiled(self) -> int:
-        """Programs ready to run."""
+        """Number of programs that can run."""
         return len(self._compiled)
 
     @property
     def num_compiling(self) -> int:
-        """Programs being compiled or loaded at this moment."""
+        """Number of programs being compiled or loaded at this moment."""
         return sum(job.running() for job in self._jobs)
 
     @property
@@ -98,18 +100,14 @@ class Programs:
 
     @property
     def num_compiles_after_warmup(self) -> int:
-        """Compilations in this process since `mark_warm`; anything but 0 is a bug."""
+        """Number of compilations since `mark_warm`; anything but 0 is a bug."""
         if self._num_compiles_when_warm is None:
             return 0
         return COMPILE_LOG.num_compiles - self._num_compiles_when_warm
 
     def mark_warm(self) -> None:
-        """Says that from now on nothing may compile."""
+        """Counts compilations from now on: there should be none."""
         self._num_compiles_when_warm = COMPILE_LOG.num_compiles
-
-    def has(self, bucket: Bucket) -> bool:
-        """Returns whether a step can run in this bucket."""
-        return bucket in self._compiled
 
     def step_function(self, bucket: Bucket) -> Callable[..., tuple[Any, ...]]:
         """Returns the pure step of one bucket.
@@ -140,22 +138,18 @@ class Programs:
     def compile(
         self,
         buckets: Sequence[Bucket],
-        state: DeviceState,
         *,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """Makes those programs that are not there yet, in the order given.
 
         Args:
-          state: Gives shapes and placement. A thread that does not run the steps must
-            bring an `abstract` one: the real one is donated away under its feet.
           should_stop: Asked in any thread before a program is begun: those begun
             are finished, the others are not made.
 
         Raises:
-          BaseException: what a compilation raised; no further one is begun.
+          BaseException: What a compilation raised; no further one is begun.
         """
-        state = abstract(state)
         with self._compile_lock:
             start_s = time.perf_counter()
             # The process's setting, so threads that others begin get it as well.
@@ -164,9 +158,9 @@ class Programs:
             pool = concurrent.futures.ThreadPoolExecutor(num_cpus() + 1, "compile")
             try:
                 self._jobs = jobs = [
-                    pool.submit(self._make, bucket, state, should_stop)
+                    pool.submit(self._make, bucket, should_stop)
                     for bucket in buckets
-                    if not self.has(bucket)
+                    if bucket not in self._compiled
                 ]
                 for job in concurrent.futures.as_completed(jobs):
                     job.result()
@@ -178,16 +172,11 @@ class Programs:
             if self._store is not None and jobs:
                 self._store.prune()
 
-    def _make(
-        self, bucket: Bucket, state: DeviceState, should_stop: Callable[[], bool]
-    ) -> None:
+    def _make(self, bucket: Bucket, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        size = packing.packed_size(
-            bucket, state.slot_tokens.shape[0], self._max_pages_per_row
-        )
-        packed = jax.ShapeDtypeStruct((size,), np.int32)
-        arguments = (self._leaves, *state, packed)
-        # All in which programs of the same code differ.
+        size = packing.packed_size(bucket, self._num_slots, self._max_pages_per_row)
+        arguments = (*self._abstract, jax.ShapeDtypeStruct((size,), np.int32))
+        # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
             for x in jax.tree.leaves(arguments)
@@ -197,6 +186,7 @@ class Programs:
         store = self._store
         if should_stop():
             return
+        # Load.
         start_s = time.perf_counter()
         if store is not None and (stored := store.load(*key)) is not None:
             compiled, file_bytes = stored
@@ -205,6 +195,7 @@ class Programs:
             facts = (str(bucket), 0.0, load_s, file_bytes, "stored", time.monotonic())
             self.reports.append(ProgramStart(*facts))
             return
+        # Trace.
         with self._trace_lock:
             if should_stop():
                 return
@@ -217,6 +208,7 @@ class Programs:
             trace_s = time.perf_counter() - start_s
         if should_stop():
             return
+        # Compile and store.
         if store is not None and store.is_writable:
             forget_module(f"jit_step_{bucket}")
         start_s = time.perf_counter()
@@ -232,10 +224,6 @@ class Programs:
             ProgramStart(str(bucket), trace_s, compile_s, saved, source, end_s)
         )
 
-    def memory(self, bucket: Bucket) -> Any:
-        """Returns what a program takes; the KV cache must be updated in place."""
-        return self._compiled[bucket].memory_analysis()
-
     def run(
         self, bucket: Bucket, state: DeviceState, packed: np.ndarray
     ) -> tuple[DeviceState, tuple[jax.Array, ...]]:
@@ -245,7 +233,7 @@ class Programs:
           The new state, and what `step_function` returns after it.
 
         Raises:
-          UncompiledBucketError: if the bucket was not compiled.
+          UncompiledBucketError: If the bucket was not compiled.
         """
         compiled = self._compiled.get(bucket)
         if compiled is None:

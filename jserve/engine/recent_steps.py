@@ -1,4 +1,4 @@
-"""What each step was: made into a record, remembered, and written if asked for.
+"""Records of the steps: made, remembered, and written to the step log.
 
 The step-time table prices the padding of a step whatever predictor planned it, so
 padding is comparable between predictors.
@@ -8,8 +8,6 @@ import collections
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -29,24 +27,16 @@ class RecentSteps:
       num_steps: Steps taken so far.
     """
 
-    def __init__(
-        self,
-        prices: Predictor,
-        *,
-        recorder: StepRecorder | None = None,
-        header: Callable[[], Mapping[str, Any]] = dict,
-    ):
+    def __init__(self, prices: Predictor, recorder: StepRecorder | None = None):
         """Remembers nothing yet.
 
         Args:
           prices: The step-time table.
           recorder: Takes every record; closed by `close`.
-          header: Returns what holds for the steps that come next, for the recorder.
         """
         self.num_steps = 0
         self._prices = prices
         self._recorder = recorder
-        self._header = header
         self._records = collections.deque[StepRecord](maxlen=_MAX_RECORDS)
         self._lock = threading.Lock()
 
@@ -104,9 +94,9 @@ class RecentSteps:
         self.num_steps += 1
 
     def begin_stretch(self) -> None:
-        """Says in the file what holds from the next step on."""
+        """Writes into the file what holds from the next step on."""
         if self._recorder is not None:
-            self._recorder.use_header(self._header())
+            self._recorder.begin_stretch()
 
     def close(self) -> None:
         """Ends the file; records are still remembered."""

@@ -1,15 +1,14 @@
-"""Warm-up: from an engine that has compiled nothing to one that has nothing left to.
+"""Warm-up: compiles, runs and times the programs, while requests are served already.
 
-Compiling needs no device and running needs no compiler, so both go on at once. First a
-covering table is made, the few large buckets in which every step can run, and requests
-are served. Then a thread compiles the finer tables of the bucket plan, in its order,
-and the thread that runs the engine takes each over between two steps:
+First a covering table is compiled, the few large buckets in which every step can run,
+and requests are served. Then a thread compiles the finer tables of the bucket plan, in
+its order, and the thread that runs the engine begins to use each between two steps:
 
     a thread           compile table 1 | compile table 2 | ...          | choose
     the engine's       ...step, run 1, step, use 1, step, run 2, ..., time all, use
 
-A program is run once before a request needs it. One rough timing while the compiler
-is still busy prices its steps; once it is quiet every program is timed properly.
+A program is run once before a request needs it. Its steps are priced by one rough
+timing while the compiler is still busy; afterwards every program is timed properly.
 """
 
 import collections
@@ -27,7 +26,7 @@ from jserve.engine.machine import num_cpus
 from jserve.progress import Progress
 from jserve.records.events import ProgramStart, StartUp
 from jserve.timing.serving_predictor import ServingPredictor
-from jserve.timing.step_times import save_step_times
+from jserve.timing.step_times import load_step_times, save_step_times
 from jserve_sched.buckets.growth import BucketPlan
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.scheduler import Scheduler
@@ -58,7 +57,6 @@ class WarmUp:
         scheduler: Scheduler,
         plan: BucketPlan,
         predictor: TablePredictor,
-        is_timed: bool,
         times_path: pathlib.Path | None,
         choose: Callable[[BucketTable], ServingPredictor],
         max_compile_s: float = 0.0,
@@ -69,12 +67,13 @@ class WarmUp:
         Args:
           scheduler: Plans with the covering table of `plan`.
           plan: The tables to compile and to hand over, in this order.
-          predictor: Of the final table; prices steps until all is warm.
-          is_timed: Whether the predictor holds its step times already.
-          times_path: Where they are kept once measured; None for nowhere.
-          choose: Given the table reached, picks what plans once all is warm.
-          max_compile_s: No further table is begun that is expected to end later; 0
-            sets no limit.
+          predictor: Predictor of the final table, which prices steps until all is warm.
+          times_path: File of the step times, which are not measured if it has them;
+            None keeps none.
+          choose: Function that returns the predictor for the table reached, once all is
+            warm.
+          max_compile_s: Seconds for compiling; a table that is expected to end later is
+            not begun. 0 sets no limit.
         """
         self.serving: ServingPredictor | None = None
         self.progress = progress or Progress()
@@ -83,8 +82,10 @@ class WarmUp:
         self._plan = plan
         self._left = collections.deque(plan.tables[1:])
         self._predictor = predictor
-        self._is_timed = is_timed
         self._times_path = times_path
+        self._is_timed = times_path is not None and load_step_times(
+            times_path, predictor
+        )
         self._are_times_lost = False
         self._choose = choose
         self._max_compile_s = max_compile_s
@@ -100,7 +101,7 @@ class WarmUp:
 
     @property
     def num_programs_total(self) -> int:
-        """Programs made, and those the final table still lacks."""
+        """Number of programs made, and of those that the final table still lacks."""
         return len(self._engine.programs.buckets | set(self._plan.final.buckets))
 
     def start_up(self) -> StartUp:
@@ -109,7 +110,7 @@ class WarmUp:
         return StartUp(programs=reports, **self._reached_s)
 
     def run(self) -> None:
-        """Does all of it, where there are no requests to serve meanwhile."""
+        """Warms up completely, where no requests are to be served meanwhile."""
         self.cover()
         self.start(self._wake)
         try:
@@ -122,7 +123,7 @@ class WarmUp:
         """Checks that a later start will find all that this one made.
 
         Raises:
-          OSError: if something could not be kept.
+          OSError: If something could not be kept.
         """
         reports = self._engine.programs.reports
         num_lost = sum(one.executable_bytes is None for one in reports)
@@ -159,7 +160,7 @@ class WarmUp:
         self._resume()
 
     def begin_no_more(self) -> None:
-        """Lets no further compilation begin; any thread may ask for it."""
+        """Begins no further compilation; any thread may call it."""
         self._stopping.set()
 
     def stop(self) -> None:
@@ -179,12 +180,12 @@ class WarmUp:
         return is_idle or time.perf_counter() >= self._not_before_s
 
     def turn(self, *, is_idle: bool) -> None:
-        """Does the next piece, of the length of a step; no step may be in flight.
+        """Runs the next piece, which is as long as a step; no step may be in flight.
 
         Waits for a piece if there is none.
 
         Raises:
-          BaseException: what a compilation, or the choice of a predictor, raised.
+          BaseException: What a compilation, or the choice of a predictor, raised.
         """
         if self._job is not None:
             self._job.result()
@@ -271,7 +272,8 @@ class WarmUp:
     # In the pool's thread.
 
     def _compile(self, table: BucketTable) -> None:
-        self._engine.compile(table.buckets, should_stop=self._stopping.is_set)
+        programs = self._engine.programs
+        programs.compile(table.buckets, should_stop=self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
         if not self._is_timed and reached == self._plan.final:
@@ -292,8 +294,8 @@ class WarmUp:
         compile_s = sum(one.compile_s for one in programs.reports) / num_made
         found, num_new = None, 0
         while self._left and num_new < num_cpus():
-            num_new = sum(not programs.has(one) for one in self._left[0].buckets)
-            # One is traced at a time, and as many are compiled as there are cores.
+            num_new = len(set(self._left[0].buckets) - programs.buckets)
+            # One program is traced at a time, and one is compiled on each core.
             num_rounds = math.ceil(num_new / num_cpus())
             expected_s = programs.wall_s + num_new * trace_s + num_rounds * compile_s
             if 0 < self._max_compile_s < expected_s:

@@ -93,24 +93,14 @@ def _host_slices(step: StepRecord) -> Iterator[dict[str, Any]]:
         ("wait", step.end_s - step.wait_s, step.wait_s),
         ("apply", step.end_s, step.apply_s),
     ):
-        args = {"step": step.step_id}
+        args = {"step_id": step.step_id}
         yield _slice(_HOST, name, start_s, start_s + duration_s, args)
 
 
 def _facts(step: StepRecord) -> dict[str, Any]:
-    """Returns what a step was; prices and predictions only if there are any."""
-    facts: dict[str, Any] = {
-        "step": step.step_id,
-        "rows": step.used_rows,
-        "tokens": step.used_tokens,
-        "longest_decode_pages": step.decode_pages,
-        "longest_block_pages": step.block_pages,
-        "waiting_requests": step.num_waiting,
-        "ended_by": step.ended_by,
-        "measured_ms": round(step.duration_s * 1e3, 3),
-    }
+    """Returns the fields of a step, and two ratios if their parts are known."""
+    facts = step._asdict()
     if step.predicted_s > 0:
-        facts["predicted_ms"] = round(step.predicted_s * 1e3, 3)
         facts["measured_to_predicted"] = round(step.duration_s / step.predicted_s, 2)
     if step.bucket_s > 0:
         facts["padding_share_of_time"] = round(1 - step.used_s / step.bucket_s, 3)
@@ -120,7 +110,7 @@ def _facts(step: StepRecord) -> dict[str, Any]:
 def _causes(step: StepRecord, usual: dict[str, float]) -> dict[str, str]:
     """Returns why a step was slow, if it was.
 
-    `usual` are medians of its bucket; the duration stands in for a missing prediction.
+    `usual` holds the medians of its bucket; it replaces a missing prediction.
     """
     usual_s = usual["duration_s"]
     expected_s = step.predicted_s or usual_s

@@ -1,4 +1,4 @@
-"""What crosses from the engine's thread to those who wait for tokens."""
+"""What the engine's thread hands to others: tokens, states and counts."""
 
 import dataclasses
 import enum
@@ -26,7 +26,7 @@ class Health(enum.Enum):
 
 
 class QueueFullError(Exception):
-    """As many requests wait as may; carries when to try again."""
+    """The queue is full; `retry_after_s` says when it should have room."""
 
     def __init__(self, message: str, retry_after_s: float):
         super().__init__(message)
@@ -59,13 +59,13 @@ class TokenEvent(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PredictorStatus:
-    """Which predictor plans, and how it fares.
+    """The predictor that prices the steps, and its state.
 
     Attributes:
       name: "table", "linear" or "mlp".
-      fallback: Why the table stands in for a checkpoint; "" if it does not.
-      num_refits: Models swapped in since start.
-      num_replaced: Predictions that were not durations and were replaced.
+      fallback: Fault for which the table replaces a checkpoint; "" if it does not.
+      num_refits: Number of refitted models used since start.
+      num_replaced: Number of invalid predictions that were replaced.
     """
 
     name: str = "table"
@@ -102,13 +102,13 @@ class ProgramStart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StartUp:
-    """What starting up took; seconds count from the start of the engine's thread.
+    """Times of start-up, in seconds from the start of the engine's thread.
 
     Attributes:
-      ready_s: Until requests were served; None before that.
-      warm_s: Until nothing was left to compile or to time; None before that.
-      covering_s: Part of `ready_s` spent compiling the covering set.
-      programs: Those made so far, in the order in which they were.
+      ready_s: Time until requests were served; None before that.
+      warm_s: Time until all was compiled and timed; None before that.
+      covering_s: Part of `ready_s` spent compiling the covering table.
+      programs: Programs made so far, in the order in which they were made.
     """
 
     ready_s: float | None = None
@@ -123,20 +123,20 @@ class EngineStats:
 
     Attributes:
       block_tokens: Tokens in one prefill block, Q.
-      buckets: Those that steps are planned in.
+      buckets: Buckets in which steps are planned.
       num_running: Requests that hold KV pages.
       num_free_pages: KV pages that no running request holds.
       num_programs: Programs compiled so far.
       num_programs_total: Programs there will be, unless a limit ends warm-up first.
       num_compiles_after_warmup: Compilations while warm; anything but 0 is a bug.
       prompt_tokens: Prompt tokens of requests admitted.
-      prefix_hit_tokens: Those of them found in the prefix cache.
+      prefix_hit_tokens: Prompt tokens found in the prefix cache.
       generated_tokens: Output tokens.
       compile_s: Wall seconds spent compiling at start-up.
       length_errors: Predicted output lengths against actual ones, by service class.
-      searches: Searches of a policy that searches.
-      request_latency_fallback: Why a fitted request latency stands in for a file's;
-        "" if it does not.
+      searches: Number and time of a policy's searches.
+      request_latency_fallback: Fault for which a fitted request latency replaces the
+        file's; "" if it does not.
     """
 
     health: Health

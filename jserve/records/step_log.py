@@ -20,12 +20,13 @@ import os
 import pathlib
 import sys
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
+Header = Callable[[], Mapping[str, Any]]  # what holds for the steps that come next
 
 FORMAT = "jserve-step-log"
 VERSION = 1
@@ -90,11 +91,11 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
     closes every handler when it is set up again: the next step opens the file again.
     """
 
-    def __init__(self, path: pathlib.Path, header: Mapping[str, Any], max_bytes: int):
+    def __init__(self, path: pathlib.Path, header: Header, max_bytes: int):
         """Opens the file, in a folder made for it, and writes the header.
 
         Args:
-          header: What holds for all steps: limits, policy, buckets, step times.
+          header: Returns limits, policy, buckets and step times.
           max_bytes: Bound of the log, both files together.
 
         Raises:
@@ -105,11 +106,12 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
         path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path, maxBytes=max_bytes // 2, backupCount=1)
         self._is_open = True
-        self.use_header(header)
+        self._make_header = header
+        self.begin_stretch()
 
-    def use_header(self, header: Mapping[str, Any]) -> None:
-        """Says what holds from the next step on, such as more buckets."""
-        self._header = header_line(header)
+    def begin_stretch(self) -> None:
+        """Writes a header, which holds from the next step on."""
+        self._header = header_line(self._make_header())
         if 2 * len(self._header) > self.maxBytes:  # the other half is for steps
             self._end(f"a header of {len(self._header)} bytes is over a quarter of it")
         self._write(self._header)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
 
-from jserve.config import ServerConfig
+from jserve.config import ServerConfig, read_setting
 from jserve.engine.interface import ServingEngine
 from jserve.server.errors import ApiError, install_error_handlers
 from jserve.server.openai_routes import openai_router
@@ -19,7 +19,7 @@ from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
 from jserve.text.tokenizer import Tokenizer
 
-_ABSORB_S = 10.0  # long before the step log wraps around
+_ABSORB_S = 10.0  # much less than the engine's record of steps covers
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -27,15 +27,12 @@ def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
     """Reads the accepted API keys, one per line; without a file no key is required.
 
     Raises:
-      ValueError: if the file is missing or holds no key.
+      ValueError: If the file is missing or holds no key.
     """
     path = config.api_key_file
     if path is None:
         return ()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"api_key_file={path}: {error}") from None
+    lines = read_setting("api_key_file", path, str.splitlines)
     keys = tuple(key.encode() for line in lines if (key := line.strip()))
     if not keys:
         raise ValueError(f"api_key_file={path} holds no key")
@@ -68,7 +65,7 @@ async def _absorb_steps(service: Service) -> None:
 
 
 async def _stop(engine: ServingEngine) -> bool:
-    """Stops the engine; False if it does not stop soon: it may be in a compiler."""
+    """Stops the engine; returns False if it does not stop soon, as in a compiler."""
     thread = threading.Thread(target=engine.stop, name="jserve-stop", daemon=True)
     thread.start()
     deadline_s = engine.clock.now_s() + _STOP_TIMEOUT_S
@@ -85,7 +82,7 @@ def build_app(
     At the end `app.state.has_stopped` says whether the engine's thread has ended.
 
     Raises:
-      ValueError: if service classes or keys cannot be read, or the model has more
+      ValueError: If service classes or keys cannot be read, or the model has more
         end-of-sequence tokens than a request may stop at.
     """
     service = Service(engine, tokenizer, config, load_service_classes(config))

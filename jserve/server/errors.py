@@ -79,7 +79,7 @@ def _response(error: ApiError) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, ApiError):
         return _response(error)
-    if isinstance(error, RequestValidationError):  # of a query
+    if isinstance(error, RequestValidationError):  # in a query
         row = error.errors()[0]
         return _response(validation_error(row, row["loc"][-1]))
     if isinstance(error, HTTPException):

@@ -85,23 +85,13 @@ class Generation:
         if reason is not None or event.error is not None:
             text += self._show(self._detokenizer.finish()) + self._finder.flush()
         if event.error is not None:
-            self.error = event.error
-            self._finish("error", event.time_s)
+            self.finish("error", event.time_s, error=event.error)
         elif self._finder.is_found:
-            self._finish("stop", event.time_s)
+            self.finish("stop", event.time_s)
         elif reason is not None:
-            self._finish(_REASONS[reason], event.time_s)
+            self.finish(_REASONS[reason], event.time_s)
         self.texts.append(text)
         return text
-
-    def fail(self, error: str, now_s: float) -> None:
-        """Ends the output, since the server could not handle an event."""
-        self.error = error
-        self._finish("error", now_s)
-
-    def abandon(self, now_s: float) -> None:
-        """Ends the output, since its client has left."""
-        self._finish("abort", now_s, has_client_left=True)
 
     def _show(self, text: str) -> str:
         if len(self.tokens) <= self.request.min_tokens:
@@ -115,9 +105,16 @@ class Generation:
             self._metrics.ttft_s.observe(time_s - self.request.arrival_s)
         self._times_s.append(time_s)
 
-    def _finish(
-        self, reason: str, now_s: float, *, has_client_left: bool = False
+    def finish(
+        self,
+        reason: str,
+        now_s: float,
+        *,
+        error: str | None = None,
+        has_client_left: bool = False,
     ) -> None:
+        """Ends the output, if it has not ended, for a reason of the API."""
+        self.error = self.error or error
         if self.finish_reason is not None:
             return
         self.finish_reason = reason
@@ -130,9 +127,11 @@ class Generation:
         # otherwise it counts neither as attained nor as violated.
         times_s = [*self._times_s, now_s] if has_client_left else self._times_s
         is_complete = has_client_left or reason in ("stop", "length")
-        is_met = request.slo.is_met(request.arrival_s, times_s, is_complete=is_complete)
-        if not (has_client_left and is_met):
-            metrics.count_slo(request.service_class, is_met)
+        is_attained = request.slo.is_met(
+            request.arrival_s, times_s, is_complete=is_complete
+        )
+        if not (has_client_left and is_attained):
+            metrics.count_slo(request.service_class, is_attained)
 
 
 class Reply:
@@ -173,7 +172,7 @@ class Reply:
 
     def fail(self, index: int, error: str, now_s: float) -> None:
         """Ends output `index`, since one of its events could not be handled."""
-        self.generations[index].fail(error, now_s)
+        self.generations[index].finish("error", now_s, error=error)
         self._advance(index, "", ())
 
     def _advance(self, index: int, text: str, tokens: Sequence[int]) -> None:
@@ -257,22 +256,17 @@ class TokenRouter:
         """Submits all requests of a reply, or none.
 
         Raises:
-          ValueError: if one can never run, or its id is in use.
-          QueueFullError: if too many wait.
-          NotServingError: if the engine takes none.
+          ValueError: If one can never run, or its id is in use.
+          QueueFullError: If too many requests wait.
+          NotServingError: If the engine accepts no requests.
         """
         try:
             for index, generation in enumerate(reply.generations):
                 request = generation.request
                 self._targets[request.request_id] = reply, index
                 self._engine.submit(request)
-        except (ValueError, QueueFullError, NotServingError) as error:
+        except (ValueError, QueueFullError, NotServingError):
             self._drop(reply)
-            if not isinstance(error, ValueError):
-                for request in (one.request for one in reply.generations):
-                    is_met = request.slo.is_best_effort
-                    self._metrics.count_rejected(error)
-                    self._metrics.count_slo(request.service_class, is_met)
             raise
 
     def close(self, reply: Reply) -> None:
@@ -280,7 +274,7 @@ class TokenRouter:
         self._drop(reply)
         now_s = self._engine.clock.now_s()
         for generation in reply.generations:
-            generation.abandon(now_s)
+            generation.finish("abort", now_s, has_client_left=True)
 
     def _drop(self, reply: Reply) -> None:
         for generation in reply.generations:

@@ -32,40 +32,36 @@ _TOKENS = tuple(2.0**power for power in range(15))
 # Name, attribute of the engine's statistics, and help.
 _GAUGES = (
     ("num_requests_running", "num_running", "Requests that hold KV pages."),
-    ("num_requests_waiting", "num_waiting", "Requests that wait."),
-    ("num_programs", "num_programs", "Programs compiled."),
-    ("num_programs_total", "num_programs_total", "Programs, if no limit ends warm-up."),
-    ("compile_seconds", "compile_s", "Spent compiling at start-up."),
-    ("ready_seconds", "start_up.ready_s", "Until requests were served."),
-    ("warm_seconds", "start_up.warm_s", "Until all was compiled and timed."),
+    ("num_requests_waiting", "num_waiting", "Requests that wait for a slot."),
+    ("num_programs", "num_programs", "Compiled programs."),
+    ("num_programs_total", "num_programs_total", "Compiled programs once warm."),
+    ("compile_seconds", "compile_s", "Seconds spent compiling."),
+    ("ready_seconds", "start_up.ready_s", "Seconds from start to ready."),
+    ("warm_seconds", "start_up.warm_s", "Seconds from start to warm."),
 )
 _COUNTERS = (
     ("prompt_tokens", "prompt_tokens", "Prompt tokens admitted."),
-    ("generation_tokens", "generated_tokens", "Output tokens."),
-    ("num_preemptions", "num_preemptions", "Requests preempted."),
-    ("prefix_cache_queries", "prompt_tokens", "Prompt tokens looked up."),
-    ("prefix_cache_hits", "prefix_hit_tokens", "Of those, found in the prefix cache."),
-    ("engine_steps", "num_steps", "Engine steps."),
-    ("compiles_after_warmup", "num_compiles_after_warmup", "Anything but 0 is a bug."),
-    ("predictor_refits", "predictor.num_refits", "Models fitted while serving."),
-    ("predictor_replaced", "predictor.num_replaced", "Predictions that were invalid."),
-    ("plan_searches", "searches.num_searches", "Searches for the queue's order."),
-    ("plan_search_seconds", "searches.search_s", "Spent on them."),
+    ("generation_tokens", "generated_tokens", "Output tokens generated."),
+    ("num_preemptions", "num_preemptions", "Preemptions of requests."),
+    ("prefix_cache_queries", "prompt_tokens", "Tokens looked up in the prefix cache."),
+    ("prefix_cache_hits", "prefix_hit_tokens", "Tokens found in the prefix cache."),
+    ("engine_steps", "num_steps", "Steps of the engine."),
+    ("compiles_after_warmup", "num_compiles_after_warmup", "Compilations while warm."),
+    ("predictor_refits", "predictor.num_refits", "Refits of the step predictor."),
+    ("predictor_replaced", "predictor.num_replaced", "Invalid predictions replaced."),
+    ("plan_searches", "searches.num_searches", "Searches of the policy."),
+    ("plan_search_seconds", "searches.search_s", "Seconds in the policy's searches."),
 )
 _FALLBACKS = (
-    ("predictor_fallback", "predictor.fallback", "Predictor checkpoints not usable."),
-    (
-        "request_latency_fallback",
-        "request_latency_fallback",
-        "Latency files not usable.",
-    ),
+    ("predictor_fallback", "predictor.fallback", "Predictor checkpoints not used."),
+    ("request_latency_fallback", "request_latency_fallback", "Latency files not used."),
 )
 # Name, attribute of a service class's errors, and help.
 _LENGTHS = (
-    ("length_predictions", "num_requests", "Answers ended that had stop tokens."),
-    ("length_actual_tokens", "sum_tokens", "Tokens of those answers."),
-    ("length_predicted_tokens", "sum_predicted_tokens", "Predicted on arrival."),
-    ("length_abs_error_tokens", "sum_abs_error_tokens", "Sum of absolute errors."),
+    ("length_predictions", "num_requests", "Outputs with a predicted length."),
+    ("length_actual_tokens", "sum_tokens", "Tokens of outputs with a prediction."),
+    ("length_predicted_tokens", "sum_predicted_tokens", "Tokens predicted on arrival."),
+    ("length_abs_error_tokens", "sum_abs_error_tokens", "Absolute prediction errors."),
 )
 
 
@@ -89,21 +85,27 @@ class ServerMetrics(Collector):
         self.registry = prometheus_client.CollectorRegistry()
         self.registry.register(self)  # first, so that a scrape first reads new steps
         make = self._histogram
-        self.ttft_s = make("time_to_first_token_seconds", _TTFT_S, "From arrival.")
-        self.gap_s = make("inter_token_latency_seconds", _GAP_S, "Between two tokens.")
-        self.e2e_s = make("e2e_request_latency_seconds", _E2E_S, "To the last token.")
-        self.prompt_tokens = make("request_prompt_tokens", _TOKENS, "Of a prompt.")
-        self.output_tokens = make("request_generation_tokens", _TOKENS, "Of an output.")
-        self.publish_s = make("step_publish_seconds", _HOST_S, "Encoding one step.")
-        self._step_s = make("step_duration_seconds", _STEP_S, "One step on its device.")
-        self._plan_s = make("step_plan_seconds", _HOST_S, "Planning one step.")
-        self._error = make("predictor_error_ratio", _ERROR_SHARE, "Of a step's time.")
+        self.ttft_s = make(
+            "time_to_first_token_seconds", _TTFT_S, "Time to first token."
+        )
+        self.gap_s = make("inter_token_latency_seconds", _GAP_S, "Time between tokens.")
+        self.e2e_s = make("e2e_request_latency_seconds", _E2E_S, "Time to last token.")
+        self.prompt_tokens = make("request_prompt_tokens", _TOKENS, "Prompt lengths.")
+        self.output_tokens = make(
+            "request_generation_tokens", _TOKENS, "Output lengths."
+        )
+        self.publish_s = make("step_publish_seconds", _HOST_S, "Time to encode a step.")
+        self._step_s = make("step_duration_seconds", _STEP_S, "Duration of a step.")
+        self._plan_s = make("step_plan_seconds", _HOST_S, "Time to plan a step.")
+        self._error = make(
+            "predictor_error_ratio", _ERROR_SHARE, "Relative error of a predicted step."
+        )
         count = self._counter
-        self._step_tokens = count("step_tokens", "Token positions computed.")
-        self._pad_tokens = count("pad_tokens", "Of those, padding.")
-        self._finished = count("request_success", "Requests ended.", "finished_reason")
-        self._rejected = count("requests_rejected", "Requests refused.", "reason")
-        self._slo = count("slo_requests", "Requests with SLOs.", "service_class", "met")
+        self._step_tokens = count("step_tokens", "Token positions, padding included.")
+        self._pad_tokens = count("pad_tokens", "Token positions that were padding.")
+        self._finished = count("request_success", "Ended requests.", "finished_reason")
+        self._rejected = count("requests_rejected", "Refused requests.", "reason")
+        self._slo = count("slo_requests", "Outcomes of SLOs.", "service_class", "met")
 
     def _histogram(
         self, name: str, bounds: Sequence[float], text: str
@@ -126,15 +128,18 @@ class ServerMetrics(Collector):
         """Counts one request that ended."""
         self._finished.labels(self._model_name, reason).inc()
 
-    def count_rejected(self, error: Exception) -> None:
+    def count_rejected(
+        self, error: Exception, service_class: str, *, is_attained: bool = False
+    ) -> None:
         """Counts one request that was refused because of the server's state."""
         is_full = isinstance(error, QueueFullError)
         reason = "queue_full" if is_full else "not_serving"
         self._rejected.labels(self._model_name, reason).inc()
+        self.count_slo(service_class, is_attained)
 
-    def count_slo(self, service_class: str, is_met: bool) -> None:
+    def count_slo(self, service_class: str, is_attained: bool) -> None:
         """Counts one request whose SLO was attained or violated."""
-        met = "true" if is_met else "false"
+        met = "true" if is_attained else "false"
         self._slo.labels(self._model_name, service_class, met).inc()
 
     def absorb_steps(self) -> None:
@@ -162,9 +167,13 @@ class ServerMetrics(Collector):
         is_serving = stats.health in (Health.READY, Health.WARM)
         usage = 1 - stats.num_free_pages / max(stats.num_pages, 1)
         for name, text, value in (
-            ("ready", "1 if requests are served.", is_serving),
-            ("warm", "1 if all is compiled.", stats.health is Health.WARM),
-            ("kv_cache_usage_perc", "Share of KV pages held, 0 to 1.", usage),
+            ("ready", "Whether requests are served, 0 or 1.", is_serving),
+            (
+                "warm",
+                "Whether all is compiled, 0 or 1.",
+                stats.health is Health.WARM,
+            ),
+            ("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", usage),
         ):
             yield self._family(GaugeMetricFamily, name, text, {"": value})
         for kind, rows in (
@@ -178,7 +187,7 @@ class ServerMetrics(Collector):
         yield self._family(
             GaugeMetricFamily,
             "predictor_info",
-            "1 for the predictor that prices the steps.",
+            "The predictor that prices the steps.",
             {stats.predictor.name: 1},
             "predictor",
         )

@@ -57,7 +57,7 @@ def health_router(service: Service) -> APIRouter:
 
 
 def inspection_router(service: Service) -> APIRouter:
-    """Returns the endpoints under /jserve: sizes, times and settings, no text."""
+    """Returns the endpoints under /jserve: steps and settings, never text."""
     router = APIRouter()
 
     @router.get("/steps")
@@ -66,9 +66,9 @@ def inspection_router(service: Service) -> APIRouter:
         limit: Annotated[int, Query(ge=0, le=MAX_STEPS_A_CALL)] = MAX_STEPS_A_CALL,
         form: Annotated[Literal["json", "chrome"], Query(alias="format")] = "json",
     ) -> Response:
-        """Tells what the steps from `since` were; /jserve/steps/fields says how.
+        """Returns the steps from `since`; /jserve/steps/fields documents them.
 
-        `format=chrome` gives the last `limit` of them as a Chrome trace.
+        `format=chrome` returns the last `limit` of them as a Chrome trace.
         """
         found = service.engine.steps(since)
         if form == "chrome":
@@ -88,7 +88,7 @@ def inspection_router(service: Service) -> APIRouter:
 
     @router.get("/steps/fields")
     async def step_fields() -> dict[str, str]:
-        """Tells what each field of a step means."""
+        """Returns the meaning of each field of a step."""
         return field_help(StepRecord)
 
     @router.get("/info")

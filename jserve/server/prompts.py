@@ -65,11 +65,8 @@ async def encode_chat(
     """Returns a conversation's token ids.
 
     Raises:
-      ApiError: 400 if the template refuses the conversation.
+      ApiError: 400 if there is no template, or it refuses the conversation.
     """
-    if not tokenizer.has_chat_template:
-        message = "this model has no chat template; use /v1/completions"
-        raise ApiError(message, "model")
     try:
         return await _run(
             sum(len(turn["content"]) for turn in turns),

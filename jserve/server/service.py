@@ -33,7 +33,7 @@ from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
-_DEFAULT_COMPLETION_TOKENS = 16  # as OpenAI's API has it
+_DEFAULT_COMPLETION_TOKENS = 16  # as in OpenAI's API
 _NOT_SERVING_RETRY_S = 5.0
 
 
@@ -82,8 +82,7 @@ class Service:
         try:
             self.engine.check_open()
         except (QueueFullError, NotServingError) as error:
-            self.metrics.count_rejected(error)
-            self.metrics.count_slo(UNREAD_CLASS, False)
+            self.metrics.count_rejected(error, UNREAD_CLASS)
             raise self._refusal(error) from None
 
     def _refusal(self, error: QueueFullError | NotServingError) -> ApiError:
@@ -111,7 +110,7 @@ class Service:
           arrival_s: Time of arrival on the engine's clock, seconds.
 
         Raises:
-          ApiError: if the request is refused.
+          ApiError: If the request is refused.
         """
         if body.model is not None:
             self.check_model(body.model)
@@ -120,6 +119,10 @@ class Service:
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
+            for request in (one.request for one in reply.generations):
+                is_attained = request.slo.is_best_effort
+                name = request.service_class
+                self.metrics.count_rejected(error, name, is_attained=is_attained)
             raise self._refusal(error) from None
         except ValueError as error:
             raise ApiError(str(error)) from None

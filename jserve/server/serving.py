@@ -1,10 +1,9 @@
-"""Listens, serves, and drains on a signal.
+"""Listens, serves, and ends on a signal or when the engine fails.
 
-On the first SIGTERM or SIGINT the socket stays open. New requests are answered with 503
-while running ones finish; only then does the server close, and the process ends with 0.
-A second SIGINT ends it at once. When the engine has failed nothing can be served any
-more: all clients get an error, and the process ends with another status, so that its
-supervisor starts it again.
+On the first SIGTERM or SIGINT the socket stays open: new requests are answered with 503
+while running ones finish. Then the server closes, and the process ends with status 0. A
+second SIGINT ends it at once. If the engine has failed, all clients get an error, and
+the process ends with another status, so that its supervisor starts it again.
 """
 
 import asyncio
@@ -24,12 +23,12 @@ from jserve.engine.interface import ServingEngine
 from jserve.records.events import Health
 from jserve.server.http_limits import BoundedHttp
 
-FAILED_STATUS = os.EX_SOFTWARE  # no user's mistake, which ends with 1 or 2
+FAILED_STATUS = os.EX_SOFTWARE  # 70; mistakes of the user end with 1 or 2
 
 _LOGGER = logging.getLogger(__name__)
 _WATCH_S = 0.1
-_FAILED_GRACE_S = 1.0  # for streams to end, and /health to be asked
-_FLUSH_TIMEOUT_S = 5  # for connections to take their last bytes
+_FAILED_GRACE_S = 1.0  # for streams to get the error, and /health to be read
+_FLUSH_TIMEOUT_S = 5  # for connections to receive their last bytes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -45,7 +44,7 @@ def bind(config: ServerConfig) -> socket.socket:
     """Returns a socket bound to the configured address; port 0 takes a free one.
 
     Raises:
-      OSError: if the address cannot be bound.
+      OSError: If the address cannot be bound.
     """
     family, kind, protocol, _, address = socket.getaddrinfo(
         config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -10,7 +10,7 @@ from typing import Annotated
 import pydantic
 from pydantic import Field
 
-from jserve.config import ServerConfig
+from jserve.config import ServerConfig, read_setting
 from jserve.server.errors import ApiError, quote, validation_error
 from jserve_sched.requests.slo import (
     BEST_EFFORT,
@@ -20,11 +20,11 @@ from jserve_sched.requests.slo import (
 )
 
 MAX_BOUND_S = 86400.0
-UNREAD_CLASS = "unread"  # in metrics, of requests refused before they were read
-_CUSTOM = ServiceClass(name="custom")  # in reports, of requests with an own SLO
+UNREAD_CLASS = "unread"  # in metrics, of requests refused before their body was read
+_CUSTOM = ServiceClass(name="custom")  # in reports, of requests that bring an SLO
 _DEFAULT_TIERS = ("auto", "default")
-# Field of SloFields, by header.
-_HEADERS = {"x-slo-ttft-ms": "ttft_ms", "x-slo-tpot-ms": "tpot_ms"}
+# Header, by field of SloFields.
+_HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
 
 _Seconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S)]
 _Milliseconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S * 1000)]
@@ -66,14 +66,13 @@ class SloFields(pydantic.BaseModel):
 
 
 def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
-    texts = {field: headers.get(name) for name, field in _HEADERS.items()}
+    texts = {field: headers.get(name) for field, name in _HEADERS.items()}
     try:
         fields = SloFields.model_validate(texts, strict=False)
     except pydantic.ValidationError as error:
         row = error.errors()[0]
-        names = {field: name for name, field in _HEADERS.items()}
-        raise validation_error(row, names[str(row["loc"][0])]) from None
-    return fields.to_slo(" and ".join(_HEADERS))
+        raise validation_error(row, _HEADERS[str(row["loc"][0])]) from None
+    return fields.to_slo(" and ".join(_HEADERS.values()))
 
 
 class ServiceClasses:
@@ -83,7 +82,7 @@ class ServiceClasses:
         """Resolves each class's SLO to seconds.
 
         Raises:
-          ValueError: if a class has a bound relative to the machine, or `default` is
+          ValueError: If a class has a bound relative to the machine, or `default` is
             not the name of a class.
         """
         self._by_name = {one.name: one for one in (BEST_EFFORT, *classes)}
@@ -112,7 +111,7 @@ class ServiceClasses:
         tier = None if service_tier is None else self._tier(service_tier)
         if slo is not None:
             return slo.to_slo(), tier or _CUSTOM
-        if any(name in headers for name in _HEADERS):
+        if any(name in headers for name in _HEADERS.values()):
             return _slo_from_headers(headers), tier or _CUSTOM
         tier = tier or self._default
         return self._slos[tier.name], tier
@@ -131,13 +130,10 @@ def load_service_classes(config: ServerConfig) -> ServiceClasses:
     """Reads the service classes of a configuration.
 
     Raises:
-      ValueError: if the file is missing or invalid, or a class cannot be served.
+      ValueError: If the file is missing or invalid, or a class cannot be served.
     """
     path = config.service_classes
     classes: tuple[ServiceClass, ...] = ()
     if path is not None:
-        try:
-            classes = parse_service_classes(path.read_text(encoding="utf-8"))
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"service_classes={path}: {error}") from None
+        classes = read_setting("service_classes", path, parse_service_classes)
     return ServiceClasses(classes, config.default_service_class)

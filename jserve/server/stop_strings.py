@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class StopFinder:
-    """Watches one output.
+    """Finds the stop strings of one output.
 
     Attributes:
       is_found: Whether a stop string was found; text after it is dropped.

@@ -44,7 +44,7 @@ class ChatTemplate:
           variables: Further variables of the template, such as `bos_token`.
 
         Raises:
-          ValueError: if the text is not a template.
+          ValueError: If the text is not a template.
         """
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True,
@@ -64,15 +64,12 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool
     ) -> str:
-        """Returns the conversation as one text.
+        """Returns the conversation, turns with `role` and `content`, as one text.
 
-        Args:
-          messages: Turns with `role` and `content`.
-          add_generation_prompt: Whether to end with the beginning of an assistant's
-            turn.
+        With `add_generation_prompt` it ends with the beginning of an assistant's turn.
 
         Raises:
-          ValueError: if the template refuses the conversation.
+          ValueError: If the template refuses the conversation.
         """
         try:
             return self._template.render(

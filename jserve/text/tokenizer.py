@@ -47,11 +47,6 @@ class Tokenizer(abc.ABC):
         self.eos_token_ids = eos_token_ids
         self._template = template
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the model has a chat template."""
-        return self._template is not None
-
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a prompt, with special tokens such as BOS."""
@@ -70,10 +65,10 @@ class Tokenizer(abc.ABC):
         """Returns the token ids of a conversation.
 
         Raises:
-          ValueError: if the model has no template, or it refuses the conversation.
+          ValueError: If the model has no template, or it refuses the conversation.
         """
         if self._template is None:
-            raise ValueError("this model's folder has no chat template")
+            raise ValueError("this model has no chat template, so it has no chats")
         return self._encode_chat(
             self._template.render(messages, add_generation_prompt=add_generation_prompt)
         )
@@ -282,6 +277,6 @@ def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face folder; None is a named model size.
 
     Raises:
-      ValueError: if the folder lacks a tokenizer, or one of its files is broken.
+      ValueError: If the folder lacks a tokenizer, or one of its files is broken.
     """
     return ByteTokenizer() if folder is None else HuggingFaceTokenizer(folder)

@@ -50,7 +50,7 @@ class CheckpointError(ValueError):
 def model_digest(config: ModelConfig) -> str:
     """Returns a digest of all fields that differ from their defaults.
 
-    So a new field with a default does not change the digests of older models.
+    A new field with a default does not change the digests of older models.
     """
     fields = {
         field.name: repr(getattr(config, field.name))
@@ -63,7 +63,7 @@ def model_digest(config: ModelConfig) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictorFacts:
-    """What a predictor was measured with, and its errors.
+    """Engine that a predictor was measured with, and its errors.
 
     Attributes:
       platform: Platform of the device, as JAX names it.
@@ -114,7 +114,6 @@ def load_checkpoint(
     """Reads a checkpoint, and checks it by one prediction.
 
     Args:
-      folder: Folder given to `save_checkpoint`.
       expected: Facts that it must have been measured with; None accepts any.
 
     Raises:

@@ -59,8 +59,8 @@ class ServingPredictor:
 def choose_predictor(
     name: str,
     table: TablePredictor,
-    *,
     buckets: BucketTable,
+    *,
     expected: PredictorFacts,
     max_pages_per_row: int,
 ) -> ServingPredictor:
@@ -69,9 +69,7 @@ def choose_predictor(
     Args:
       name: "table", "linear", or the folder of a checkpoint.
       table: Table predictor, filled by the timed pass.
-      buckets: Table of the compiled buckets.
       expected: Facts that a checkpoint must have been measured with.
-      max_pages_per_row: KV pages of the longest context.
     """
     if name == "table":
         return ServingPredictor(predictor=table, name=name)

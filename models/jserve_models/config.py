@@ -1,4 +1,4 @@
-"""What a decoder's shape is, and the sizes that have a name.
+"""The configuration of a decoder, and the model sizes that have a name.
 
 A `ModelConfig` says everything the forward pass needs to know; weights come from
 a seed or from a folder (`registry.py`).
@@ -40,10 +40,10 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a Llama-style decoder.
+    """The configuration of a Llama-style decoder.
 
     Attributes:
-      name: Name that answers and logs give it.
+      name: Name of the model in answers and logs.
       vocab_size: Number of token ids, 0 to `vocab_size - 1`.
       hidden_size: Width of the residual stream.
       num_layers: Number of decoder layers.

@@ -46,11 +46,11 @@ class DecoderWeights(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """What is known of one parameter before it has a value.
+    """Description of one parameter, without its value.
 
     Attributes:
-      path: Its name, such as "layers.attention.q.kernel".
-      axes: For each dimension what it counts, or None if never sharded.
+      path: Name, such as "layers.attention.q.kernel".
+      axes: What each dimension counts, or None if it is never sharded.
     """
 
     path: str

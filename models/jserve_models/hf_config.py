@@ -6,12 +6,15 @@ served wrongly is worse than one not served.
 
 import dataclasses
 import json
+import logging
 import math
 import pathlib
 import re
 from typing import Any
 
 from jserve_models.config import LinearScaling, Llama3Scaling, ModelConfig
+
+_LOG = logging.getLogger("jserve")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +195,11 @@ def _max_len(keys: _Keys) -> int:
         raise ValueError(f"layer_types={sorted(kinds)} is not supported")
     window = keys.integer("sliding_window", max_len)
     has_window = keys.take("use_sliding_window", True) or "sliding_attention" in kinds
-    return min(max_len, window) if has_window else max_len
+    if not has_window or window >= max_len:
+        return max_len
+    lengths = window, max_len
+    _LOG.info("the context ends at the sliding window, %d of %d tokens", *lengths)
+    return window
 
 
 def _rope(keys: _Keys) -> tuple[float, LinearScaling | Llama3Scaling | None]:

@@ -1,8 +1,8 @@
 """Reads the safetensors of a Hugging Face folder into a decoder's leaves.
 
-Our layers are stacked, theirs apart: one stack is assembled on the host at a time
-and handed to the device before the next begins, so the peak is the model plus its
-largest leaf.
+Layers are stacked here and separate in the files. One stack at a time is assembled on
+the host and handed to the device, so the peak of memory is the model plus its largest
+leaf.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def read_weights(
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(folder, stack)
         if config.tie_embeddings:
-            tensors.skip("lm_head.weight")
+            tensors.unread.discard("lm_head.weight")
         values = [_read_leaf(leaf, tensors, np.dtype(dtype)) for leaf in leaves]
         tensors.check_all_read()
         return values
@@ -103,25 +103,22 @@ class _Tensors:
                 raise ValueError(f"{path} cannot be read: {error}") from None
             file = stack.enter_context(opened)
             self._files.update(dict.fromkeys(file.keys(), file))
-        self._unread = {name for name in self._files if not _IGNORED.search(name)}
+        self.unread = {name for name in self._files if not _IGNORED.search(name)}
 
     def read(self, name: str) -> np.ndarray:
         if name not in self._files:
             raise ValueError(f"model folder {self._folder} has no tensor {name}")
-        self._unread.discard(name)
+        self.unread.discard(name)
         value: np.ndarray = self._files[name].get_tensor(name)
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"tensor {name} has type {value.dtype}, not a float type")
         return value
 
-    def skip(self, name: str) -> None:
-        self._unread.discard(name)
-
     def check_all_read(self) -> None:
-        if self._unread:
+        if self.unread:
             raise ValueError(
-                f"model folder {self._folder} has {len(self._unread)} tensors that "
-                f"the model has no place for, such as {min(self._unread)}"
+                f"model folder {self._folder} has {len(self.unread)} tensors that "
+                f"the model has no place for, such as {min(self.unread)}"
             )
 
 

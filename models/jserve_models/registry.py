@@ -23,8 +23,8 @@ class LoadedModel:
     """A model and its weights; equal only to itself.
 
     Attributes:
-      leaves: Its weights, to be handed back to `forward` in this order.
-      forward: Runs one step; pure, so it can be traced with any leaves. Returns
+      leaves: Weights, in the order in which `forward` takes them.
+      forward: Pure function that runs one step, traceable with any leaves. Returns
         float32 logits [S, vocab] of the last real token of each wanted row, and the
         cache.
     """

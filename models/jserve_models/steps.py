@@ -24,7 +24,7 @@ page, answers along the head, and neither is transposed on the way."""
 
 
 class StepInputs(NamedTuple):
-    """What is computed; all int32. A row of length 0 is padding."""
+    """The tokens, rows and pages of a step; int32. A row of length 0 is padding."""
 
     tokens: jax.Array  # [T] decode rows first, then blocks
     row_start: jax.Array  # [R] first position the row computes
@@ -40,11 +40,6 @@ class StepShape:
     num_rows: int
     num_blocks: int
     block_tokens: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Token positions computed, T."""
-        return self.num_rows + self.num_blocks * self.block_tokens
 
 
 class RowGroup(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jserve_models.config import NAMED
 from jserve_models.steps import (
@@ -26,7 +27,7 @@ MARGIN = 30.0  # the next token's logit; all others are zero
 
 _MODULUS = TOY.vocab_size  # prime, and no weight or value is a multiple of it
 _DIGIT = 128  # bfloat16 holds such integers exactly
-_NUM_DIGITS = TOY.head_dim
+_SCALE = _DIGIT ** np.arange(TOY.head_dim, dtype=np.int32)
 
 
 def toy_next_token(context: Sequence[int]) -> int:
@@ -68,13 +69,11 @@ def forward(
 
 
 def _digits(numbers: jax.Array) -> jax.Array:
-    scale = _DIGIT ** jnp.arange(_NUM_DIGITS, dtype=jnp.int32)
-    return (numbers[:, None, None] // scale) % _DIGIT
+    return (numbers[:, None, None] // _SCALE) % _DIGIT
 
 
 def _number(digits: jax.Array) -> jax.Array:
-    scale = _DIGIT ** jnp.arange(_NUM_DIGITS, dtype=jnp.int32)
-    number: jax.Array = (digits.astype(jnp.int32) * scale).sum(axis=-1)
+    number: jax.Array = (digits.astype(jnp.int32) * _SCALE).sum(axis=-1)
     return number
 
 

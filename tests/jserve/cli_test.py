@@ -99,7 +99,7 @@ def warmup_flags(folder: pathlib.Path) -> list[str]:
 def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
     flags = warmup_flags(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # A port in use is no hindrance: it is not asked for.
+        # A port in use does not matter: it is not bound.
         flags.append(f"--port={listener.getsockname()[1]}")
         cold, warm = command(*flags), command(*flags)
     for result, source in ((cold, "2 compiled"), (warm, "2 stored")):

@@ -120,6 +120,7 @@ def test_sizes_take_units(text: str, size: int) -> None:
         ("--mode=ajar", "should be one of <open|closed>"),
         ("--rates=1,fast", "fast"),
         ("--count=2.5", "2.5"),
+        ("--files=a,", "a path is needed"),
     ],
 )
 def test_what_is_not_a_value_is_refused_by_name(argument: str, message: str) -> None:

@@ -8,19 +8,11 @@ import pytest
 from jserve import planning
 from jserve.config import EngineConfig
 from jserve.planning import latency_fault, read_request_latency, serving_policy
-from jserve.timing.checkpoint import PredictorFacts
 from jserve_sched.policies.annealing.policy import PlannedAdmission
 from jserve_sched.policies.annealing.search import anneal
+from tests.engine_harness import FACTS
 
 PART = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
-HERE = PredictorFacts(
-    platform="cpu",
-    device_kind="cpu",
-    model="0123",
-    dtype="float32",
-    page_size=128,
-    block_tokens=32,
-)
 
 
 def test_a_server_counts_milliseconds_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +49,7 @@ def test_a_latency_of_something_else_is_told_by_its_facts(
     path.write_text(json.dumps(content))
     found = read_request_latency(EngineConfig(request_latency=path))
     assert found is not None and found.prefill.length == 1e-4
-    assert latency_fault(found, HERE) == fault
+    assert latency_fault(found, FACTS) == fault
     assert len(caplog.messages) == bool(fault)
     if fault:
         assert f"was made for {next(iter(facts))}" in caplog.text
@@ -65,7 +57,7 @@ def test_a_latency_of_something_else_is_told_by_its_facts(
 
 def test_without_a_file_there_is_no_fault() -> None:
     assert read_request_latency(EngineConfig()) is None
-    assert latency_fault(None, HERE) == ""
+    assert latency_fault(None, FACTS) == ""
 
 
 def test_a_latency_file_that_is_none_is_refused_by_name(tmp_path) -> None:

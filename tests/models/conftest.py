@@ -52,7 +52,7 @@ class PagedRun:
     def inputs(self, shape: StepShape, pieces: Sequence[Piece]) -> StepInputs:
         num_rows, width = shape.num_rows, shape.block_tokens
         num_all = num_rows + shape.num_blocks
-        tokens = np.zeros(shape.num_tokens, np.int32)
+        tokens = np.zeros(num_rows + shape.num_blocks * width, np.int32)
         start = np.zeros(num_all, np.int32)
         length = np.zeros(num_all, np.int32)
         table = np.full((num_all, self.max_pages), self.num_pages, np.int32)

@@ -92,7 +92,7 @@ def abstract_step(model, shape, *, num_pages, page_size, max_pages, dtype="float
     )
     leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in model.leaves]
     sizes = (
-        (shape.num_tokens,),
+        (shape.num_rows + shape.num_blocks * shape.block_tokens,),
         (num_all,),
         (num_all,),
         (num_all, max_pages),

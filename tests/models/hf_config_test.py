@@ -1,6 +1,7 @@
 """`config.json` in its spellings, and what is refused."""
 
 import json
+import logging
 
 import pytest
 
@@ -100,9 +101,12 @@ def test_families_differ_in_biases_and_norms(read, architecture, qkv_bias, qk_no
     ],
 )
 def test_a_window_limits_the_context_to_where_full_attention_is_exact(
-    read, change, max_len
+    read, change, max_len, caplog
 ):
+    caplog.set_level(logging.INFO)
     assert read(change).max_model_len == max_len
+    message = "the context ends at the sliding window, 64 of 256 tokens"
+    assert caplog.messages == [message] * (max_len == 64)
 
 
 def test_a_family_says_which_key_is_its_attention_scale(read, monkeypatch):

@@ -75,8 +75,6 @@ class ProfileConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.output:  # of the flag --output=
-            raise ValueError("output= is empty: it names the samples file")
         check_range("rounds", self.rounds, 1, 10_000)
         check_range("warmup_rounds", self.warmup_rounds, 0, 100)
         check_range("num_random_shapes", self.num_random_shapes, 0, 1_000_000)
@@ -111,11 +109,13 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
 
     from jserve.build import build_engine
     from jserve.engine.bucket_plan import plan_buckets
+    from jserve.engine.compile_cache import open_compile_cache
 
     # Measure.
     logging.getLogger("jax").setLevel(logging.WARNING)
     table = plan_buckets(engine_config).final
-    engine = build_engine(engine_config)
+    store = open_compile_cache(engine_config.compile_cache_dir)
+    engine = build_engine(engine_config, store)
     limits = ProfileLimits(
         table=table,
         max_num_seqs=engine_config.max_num_seqs,

@@ -54,11 +54,12 @@ def make_programs(cache: ProgramStore, *, stores: bool = True) -> list[str]:
     state = DeviceState(kv, jnp.zeros(4, jnp.int32))
     programs = Programs(
         model=model,
+        state=state,
         max_pages_per_row=4,
         captures_logits=False,
         store=cache if stores else None,
     )
-    programs.compile(TABLE.buckets, state)
+    programs.compile(TABLE.buckets)
     sources = {one.program: one.source for one in programs.reports}
     return [sources[str(bucket)] for bucket in TABLE.buckets]
 

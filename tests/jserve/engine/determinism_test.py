@@ -62,7 +62,7 @@ def run(engine: Engine, *requests: Request, **fields: object) -> Trace:
 
 
 def agreement(one: Trace, other: Trace, tokens: list[list[int]]) -> bool:
-    """Checks logits and tokens up to the first close call; tells if all are equal."""
+    """Checks logits and tokens up to the first close call; True if all are equal."""
     for step in range(MAX_TOKENS):
         difference = np.max(np.abs(one.logits[step] - other.logits[step]))
         assert difference < LOGIT_TOLERANCE

@@ -67,6 +67,6 @@ def test_a_server_that_stops_in_between_writes_what_it_has(
 
 
 @pytest.mark.parametrize("steps", ["100", "7:7", "9:3", "-1:4", "0:1001", "1:2:3"])
-def test_what_is_no_range_of_steps_is_refused(steps: str) -> None:
+def test_steps_that_are_not_a_range_are_refused(steps: str) -> None:
     with pytest.raises(ValueError, match=f"profile_steps='{steps}' is not a range"):
         EngineConfig(profile_steps=steps)

@@ -12,7 +12,7 @@ import pytest
 from jserve.engine import program_store
 from jserve.engine.packing import Packer
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.programs import DeviceState, Programs, abstract
+from jserve.engine.programs import DeviceState, Programs
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import new_kv
 from jserve_sched.buckets.table import Bucket, BucketTable
@@ -41,9 +41,10 @@ def state(model: LoadedModel) -> DeviceState:
 
 
 @pytest.fixture
-def make_programs(model: LoadedModel) -> Callable[[], Programs]:
+def make_programs(model: LoadedModel, state: DeviceState) -> Callable[[], Programs]:
     return lambda: Programs(
         model=model,
+        state=state,
         max_pages_per_row=PAGES_PER_ROW,
         captures_logits=False,
     )
@@ -61,16 +62,17 @@ def test_only_what_is_asked_for_and_missing_is_made(
     make_programs: Callable[[], Programs], state: DeviceState
 ) -> None:
     programs = make_programs()
-    programs.compile(BUCKETS[:1], state)
-    assert [programs.has(bucket) for bucket in BUCKETS] == [True, False]
+    programs.compile(BUCKETS[:1])
+    assert programs.buckets == {BUCKETS[0]}
     first_s = programs.wall_s
-    programs.compile(BUCKETS, state)
+    programs.compile(BUCKETS)
     assert programs.num_compiled == len(BUCKETS)
     assert programs.wall_s > first_s > 0
     assert {one.program for one in programs.reports} == {str(one) for one in BUCKETS}
     kv_bytes = sum(part.nbytes for part in state.kv)
     for bucket, one in zip(BUCKETS, programs.reports, strict=True):
-        assert programs.memory(bucket).alias_size_in_bytes >= kv_bytes
+        memory = programs._compiled[bucket].memory_analysis()
+        assert memory is not None and memory.alias_size_in_bytes >= kv_bytes
         assert one.trace_s > 0 and one.compile_s > 0
         assert (one.source, one.executable_bytes) == ("compiled", None)
 
@@ -79,12 +81,11 @@ def test_programs_are_made_while_steps_run(
     make_programs: Callable[[], Programs], state: DeviceState
 ) -> None:
     programs = make_programs()
-    programs.compile(BUCKETS[:1], state)
-    shapes = abstract(state)
+    programs.compile(BUCKETS[:1])
     packed = padding(BUCKETS[0])
     num_steps = 0
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        job = pool.submit(programs.compile, BUCKETS[1:], shapes)
+        job = pool.submit(programs.compile, BUCKETS[1:])
         while not job.done():
             donated = state
             state, _ = programs.run(BUCKETS[0], state, packed)
@@ -99,7 +100,7 @@ def test_programs_are_made_while_steps_run(
 
 @pytest.mark.usefixtures("small_programs")
 def test_a_program_counts_while_it_is_made(
-    make_programs: Callable[[], Programs], state: DeviceState
+    make_programs: Callable[[], Programs],
 ) -> None:
     programs, counts = make_programs(), list[int]()
 
@@ -109,26 +110,25 @@ def test_a_program_counts_while_it_is_made(
         counts.append(programs.num_compiling)
         return True
 
-    programs.compile(BUCKETS[:1], state, should_stop=should_stop)
+    programs.compile(BUCKETS[:1], should_stop=should_stop)
     assert (counts, programs.num_compiling) == ([1], 0)
 
 
 def test_no_program_is_begun_once_it_should_stop(
     make_programs: Callable[[], Programs],
-    state: DeviceState,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     programs = make_programs()
     with monkeypatch.context() as patch:
         patch.setattr(jax.stages.Lowered, "compile", None)
         patch.setattr(jax, "jit", None)
-        programs.compile(BUCKETS, state, should_stop=lambda: True)
+        programs.compile(BUCKETS, should_stop=lambda: True)
     assert programs.num_compiled == 0
 
     answers = iter([False, False])  # the first is traced, but not compiled
-    programs.compile(BUCKETS[:1], state, should_stop=lambda: next(answers, True))
+    programs.compile(BUCKETS[:1], should_stop=lambda: next(answers, True))
     assert programs.buckets == frozenset()
-    programs.compile(BUCKETS[:1], state, should_stop=lambda: False)
+    programs.compile(BUCKETS[:1], should_stop=lambda: False)
     assert programs.buckets == {BUCKETS[0]}
 
 
@@ -142,11 +142,12 @@ def test_a_stored_program_is_of_its_model_and_its_code(
     def make(model: LoadedModel = model) -> list[tuple[str, bool]]:
         programs = Programs(
             model=model,
+            state=state,
             max_pages_per_row=PAGES_PER_ROW,
             captures_logits=False,
             store=ProgramStore(tmp_path, is_writable=True),
         )
-        programs.compile(BUCKETS, state)
+        programs.compile(BUCKETS)
         return [(one.source, one.trace_s > 0) for one in programs.reports]
 
     assert make() == [("compiled", True)] * 2
@@ -162,7 +163,6 @@ def test_a_stored_program_is_of_its_model_and_its_code(
 @pytest.mark.usefixtures("small_programs")
 def test_what_a_worker_raises_comes_out(
     make_programs: Callable[[], Programs],
-    state: DeviceState,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(lowered: jax.stages.Lowered) -> None:
@@ -172,21 +172,21 @@ def test_what_a_worker_raises_comes_out(
     with monkeypatch.context() as patch:
         patch.setattr(jax.stages.Lowered, "compile", fail)
         with pytest.raises(SystemExit):
-            programs.compile(BUCKETS, state)
+            programs.compile(BUCKETS)
     assert programs.num_compiled == 0
-    programs.compile(BUCKETS[:1], state)  # nothing is left locked
+    programs.compile(BUCKETS[:1])  # nothing is left locked
     assert programs.num_compiled == 1
 
 
 @pytest.mark.usefixtures("small_programs")
 def test_compilations_after_warm_up_are_counted(
-    make_programs: Callable[[], Programs], state: DeviceState
+    make_programs: Callable[[], Programs],
 ) -> None:
     programs = make_programs()
     assert programs.num_compiles_after_warmup == 0
-    programs.compile(BUCKETS[:1], state)
+    programs.compile(BUCKETS[:1])
     programs.mark_warm()
-    programs.compile(BUCKETS[:1], state)
+    programs.compile(BUCKETS[:1])
     assert programs.num_compiles_after_warmup == 0
-    programs.compile(BUCKETS[1:2], state)
+    programs.compile(BUCKETS[1:2])
     assert programs.num_compiles_after_warmup == 1

@@ -9,7 +9,7 @@ from jserve.engine import sampling
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 VOCAB = 50
-COUNT = 4000  # rows of a crowd: each other shape would be compiled anew
+COUNT = 4000  # rows of a crowd: each other size would be compiled separately
 BANNED = (7, 11)
 draw = jax.jit(sampling.scores)
 sample = jax.jit(sampling.sample)

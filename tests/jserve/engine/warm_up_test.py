@@ -41,9 +41,9 @@ class Gate:
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch):
         self.is_open = threading.Event()
         self.is_reached = threading.Event()
-        self.compile: Callable[..., None] = engine.compile
+        self.compile: Callable[..., None] = engine.programs.compile
         self._num_calls = 0
-        monkeypatch.setattr(engine, "compile", self)
+        monkeypatch.setattr(engine.programs, "compile", self)
 
     def __call__(self, buckets: Sequence[Bucket], **options: Any) -> None:
         self._num_calls += 1
@@ -221,8 +221,8 @@ def test_the_time_for_compiling_counts_the_cores(
     monkeypatch.setattr("jserve.engine.warm_up.num_cpus", lambda: num_cpus)
     # Four are missing: 4 s so far, 4 s to trace, then 20 s on one core, 5 s on four.
     table = warm_up._plan.final
-    monkeypatch.setattr(programs, "has", lambda bucket: bucket not in table.buckets[:4])
-    monkeypatch.setattr(warm_up._engine, "compile", lambda *_, **__: None)
+    monkeypatch.setattr(programs, "_compiled", dict.fromkeys(table.buckets[4:]))
+    monkeypatch.setattr(programs, "compile", lambda *_, **__: None)
     warm_up._left = collections.deque([table])
     assert (warm_up._compile_next() is None) == (num_begun == 0)
 

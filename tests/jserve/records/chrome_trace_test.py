@@ -52,7 +52,7 @@ def test_every_step_is_a_slice_above_what_the_host_did_for_it() -> None:
     process, *_ = trace["traceEvents"]
     assert (process["ph"], process["args"]) == ("M", {"name": "jserve toy"})
     found = tracks(trace)
-    assert [one["args"]["step"] for one in found["device steps"]] == [0, 1, 2]
+    assert [one["args"]["step_id"] for one in found["device steps"]] == [0, 1, 2]
     first = found["device steps"][0]
     assert (first["ph"], first["name"]) == ("X", "B8xNB4")
     assert (first["ts"], first["dur"]) == (99_990_000, 10_000)  # microseconds
@@ -87,7 +87,7 @@ def test_a_slow_step_says_why(fields: dict, cause: str) -> None:
     program = ProgramStart("B8xNB8", 1.0, 2.0, None, "compiled", end_s=6.0)
     found = tracks(chrome_trace([*usual, slow], name="toy", programs=[program]))
     (shown,) = found["slow steps"]
-    assert shown["args"]["step"] == 4
+    assert shown["args"]["step_id"] == 4
     assert shown["args"]["slow_because"].startswith(cause)
     begin, end = found["compilations"]
     assert (begin["ph"], end["ph"], begin["id"]) == ("b", "e", end["id"])
@@ -98,9 +98,9 @@ def test_a_slow_step_says_why(fields: dict, cause: str) -> None:
 def test_a_step_log_is_shown_too(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
 ) -> None:
-    recorder = StepRecorder(tmp_path / "steps.jsonl", {}, 2**16)
+    recorder = StepRecorder(tmp_path / "steps.jsonl", dict, 2**16)
     recorder.append(make_step(step_id=7, **STEP))
     recorder.end()
     chrome_trace_module.main(str(tmp_path / "steps.jsonl"))
     (step,) = tracks(json.loads(capsys.readouterr().out))["device steps"]
-    assert step["args"]["step"] == 7
+    assert step["args"]["step_id"] == 7

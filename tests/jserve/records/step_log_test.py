@@ -40,7 +40,7 @@ def path(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def record(path: pathlib.Path) -> StepRecorder:
-    return StepRecorder(path, HEADER, MAX_BYTES)
+    return StepRecorder(path, lambda: HEADER, MAX_BYTES)
 
 
 def older(path: pathlib.Path) -> pathlib.Path:
@@ -86,11 +86,14 @@ def test_a_log_is_bounded_and_each_half_can_be_read_alone(path: pathlib.Path) ->
 def test_what_holds_may_change_on_the_way(
     path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorder = record(path)
+    header = dict[str, object](HEADER)
+    recorder = StepRecorder(path, lambda: header, MAX_BYTES)
     recorder.append(step(0))
-    recorder.use_header({"block_tokens": 16})
+    header["block_tokens"] = 16
+    recorder.begin_stretch()
     recorder.append(step(1))
-    recorder.use_header({"step_times": "x" * MAX_BYTES})
+    header["step_times"] = "x" * MAX_BYTES
+    recorder.begin_stretch()
     recorder.append(step(2))
     found = lines(path)
     assert [isinstance(line, dict) for line in found] == [True, False, True, False]
@@ -152,7 +155,7 @@ def test_what_cannot_be_written_ends_the_recording_with_one_warning(
             recorder.append(step(number))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    recorder.use_header(HEADER)
+    recorder.begin_stretch()
     recorder.end()
     (warning,) = caplog.records
     assert warning.message.startswith("steps are no longer recorded: [Errno")

@@ -1,7 +1,5 @@
 """What comes out of /v1/completions and /v1/chat/completions."""
 
-from typing import Any
-
 import pytest
 
 from jserve.config import ServerConfig
@@ -127,7 +125,7 @@ def test_a_request_stops_at_8_tokens_at_most_the_models_own_among_them(served):
 def test_a_model_with_too_many_end_tokens_is_refused_at_once():
     tokenizer = ByteTokenizer()
     tokenizer.eos_token_ids = frozenset(range(9))
-    loop: Any = FakeLoop()
+    loop = FakeLoop()
     with pytest.raises(ValueError, match="9 end-of-sequence tokens; the limit is 8"):
         build_app(loop, tokenizer, ServerConfig())
 

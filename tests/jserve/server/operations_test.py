@@ -145,7 +145,7 @@ def test_steps_say_what_they_mean_and_come_as_a_trace():
         assert served.get("/jserve/steps/fields").json().keys() == step.keys()
         trace = served.get("/jserve/steps?format=chrome&limit=4").json()
         slices = [one for one in trace["traceEvents"] if one["ph"] == "X"]
-        assert [one["args"]["step"] for one in slices] == [6, 7, 8, 9]
+        assert [one["args"]["step_id"] for one in slices] == [6, 7, 8, 9]
         assert served.get("/jserve/steps?format=svg").status == 400
 
 

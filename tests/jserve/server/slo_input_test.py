@@ -43,8 +43,8 @@ def test_the_first_source_that_says_anything_decides(
     fields = {"slo": slo, "service_tier": tier, "max_tokens": 1}
     assert served.complete(headers=headers, **fields).status == 200
     request = served.loop.seen[-1]
-    promised = (request.slo.ttft_s, request.slo.tbt_s, request.slo.ttlt_s)
-    assert promised == pytest.approx(bounds)
+    objectives = (request.slo.ttft_s, request.slo.tbt_s, request.slo.ttlt_s)
+    assert objectives == pytest.approx(bounds)
     assert request.service_class == name
     assert request.guard == (name == "chat")
 

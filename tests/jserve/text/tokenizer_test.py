@@ -140,7 +140,7 @@ def test_byte_fallback_streams_noise(byte_fallback_folder):
         shown = stream(tokenizer, prompt, tokens)
         whole = tokenizer.decode(tokens)
         num_restarted += shown != whole
-        # What is no byte is shown once, in order; so are the spaces between.
+        # Text other than bytes is shown once, in order; so are the spaces between.
         words = "the", "é", "世"
         assert [shown.count(one) for one in words] == [
             whole.count(one) for one in words

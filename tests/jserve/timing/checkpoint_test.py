@@ -19,18 +19,10 @@ from jserve_models.config import NAMED
 from jserve_sched.steps.features import NUM_FEATURES
 from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.mlp import NUM_INPUTS, MlpPredictor, MlpWeights
+from tests.engine_harness import FACTS
 from tests.fake_predictors import flat_weights
 
-FACTS = PredictorFacts(
-    platform="cpu",
-    device_kind="cpu",
-    model="0123",
-    dtype="float32",
-    page_size=128,
-    block_tokens=32,
-    commit="abc",
-    report={"mae_ms": 0.5},
-)
+MEASURED = dataclasses.replace(FACTS, commit="abc", report={"mae_ms": 0.5})
 
 
 def some_weights(seed: int = 0, **fields: Any) -> MlpWeights:
@@ -53,10 +45,10 @@ def fault_of(folder: pathlib.Path, *expected: PredictorFacts) -> tuple[str, str]
 
 def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
     weights = some_weights()
-    save_checkpoint(tmp_path / "new" / "one", some_weights(1), FACTS)
-    save_checkpoint(tmp_path / "new" / "one", weights, FACTS)  # replaces that
-    found, facts = load_checkpoint(tmp_path / "new" / "one", expected=FACTS)
-    assert facts == FACTS
+    save_checkpoint(tmp_path / "new" / "one", some_weights(1), MEASURED)
+    save_checkpoint(tmp_path / "new" / "one", weights, MEASURED)  # replaces that
+    found, facts = load_checkpoint(tmp_path / "new" / "one", expected=MEASURED)
+    assert facts == MEASURED
     assert isinstance(found.mean, np.ndarray)
     assert [kernel.dtype for kernel, _ in found.layers] == [np.float32, np.float32]
     matrix = np.random.default_rng(1).uniform(0, 100, (20, NUM_FEATURES))
@@ -80,7 +72,7 @@ def test_facts_are_those_of_the_device_and_the_engine() -> None:
 
 
 def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -> None:
-    save_checkpoint(tmp_path, some_weights(), FACTS)
+    save_checkpoint(tmp_path, some_weights(), MEASURED)
     expected, _ = load_checkpoint(tmp_path)
     num_found = 0
     for path in sorted(tmp_path.rglob("*")):
@@ -96,7 +88,7 @@ def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -
             num_found += 1
         else:  # a copy, or a log, that nobody reads
             assert np.array_equal(found.layers[0][0], expected.layers[0][0])
-            assert facts == FACTS
+            assert facts == MEASURED
         path.write_bytes(whole)
     assert num_found >= 3, "the facts, the index and the arrays"
 
@@ -113,7 +105,7 @@ def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -
 def test_weights_that_give_no_duration_are_refused(
     tmp_path: pathlib.Path, change: dict[str, Any], message: str
 ) -> None:
-    save_checkpoint(tmp_path, some_weights(**change), FACTS)
+    save_checkpoint(tmp_path, some_weights(**change), MEASURED)
     fault, text = fault_of(tmp_path)
     assert fault == "unreadable"
     assert message in text
@@ -134,10 +126,10 @@ def test_weights_that_give_no_duration_are_refused(
 def test_what_is_for_something_else_is_refused(
     tmp_path: pathlib.Path, change: dict[str, Any], fault: str, message: str
 ) -> None:
-    assert fault_of(tmp_path, FACTS)[0] == "missing"
-    save_checkpoint(tmp_path, some_weights(), FACTS)
+    assert fault_of(tmp_path, MEASURED)[0] == "missing"
+    save_checkpoint(tmp_path, some_weights(), MEASURED)
     path = tmp_path / "checkpoint" / "facts" / "metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    found, text = fault_of(tmp_path, FACTS)
+    found, text = fault_of(tmp_path, MEASURED)
     assert found == fault
     assert message in text

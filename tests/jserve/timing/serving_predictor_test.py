@@ -1,4 +1,4 @@
-"""A server plans by the predictor it was told, or warns once and plans by the table."""
+"""A server plans by the predictor of its flags, or warns and plans by the table."""
 
 import logging
 import pathlib
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jserve.records.events import PredictorStatus
-from jserve.timing.checkpoint import PredictorFacts, save_checkpoint
+from jserve.timing.checkpoint import save_checkpoint
 from jserve.timing.serving_predictor import (
     ServingPredictor,
     choose_predictor,
@@ -19,19 +19,11 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.steps.features import SCENARIOS, scenarios
 from jserve_sched.timing.predictor import StepSample
 from jserve_sched.timing.table import TablePredictor
-from tests.engine_harness import small_config
+from tests.engine_harness import FACTS, small_config
 from tests.fake_predictors import flat_model, flat_weights
 
 BUCKETS = BucketTable((4, 16), (0, 4))
 STEPS = full_steps(BUCKETS, page_size=128, max_pages_per_row=16)
-FACTS = PredictorFacts(
-    platform="cpu",
-    device_kind="cpu",
-    model="0123",
-    dtype="float32",
-    page_size=128,
-    block_tokens=32,
-)
 
 
 def new_table() -> TablePredictor:

@@ -2,7 +2,6 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +106,7 @@ def test_body_is_token_ids_of_fixed_length_with_the_objectives() -> None:
 
 
 def test_against_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop: Any = FakeLoop(step_s=0.005)
+    loop = FakeLoop(step_s=0.005)
     loop.refusals = iter([None, QueueFullError("too many requests wait", 1.0)])
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
 
@@ -155,7 +154,7 @@ async def send(client: LoopClient) -> list[float]:
 
 
 def test_an_answer_has_rising_times_and_all_its_tokens() -> None:
-    loop: Any = FakeLoop(lambda request: [7, 8])
+    loop = FakeLoop(lambda request: [7, 8])
 
     async def go() -> None:
         client = LoopClient(loop)
@@ -189,7 +188,7 @@ def test_an_answer_has_rising_times_and_all_its_tokens() -> None:
 def test_a_refused_or_broken_answer_is_a_failure_of_its_kind(
     refusals: Sequence[Exception], event: dict, message: str, failure: Failure
 ) -> None:
-    loop: Any = FakeLoop()
+    loop = FakeLoop()
     loop.refusals = iter(refusals)
 
     async def go() -> None:
@@ -205,7 +204,7 @@ def test_a_refused_or_broken_answer_is_a_failure_of_its_kind(
 
 
 def test_closing_the_stream_cancels_the_request() -> None:
-    loop: Any = FakeLoop()
+    loop = FakeLoop()
 
     async def go() -> None:
         client = LoopClient(loop)
@@ -222,7 +221,7 @@ def test_closing_the_stream_cancels_the_request() -> None:
 def test_the_engine_survives_a_listener_whose_loop_closes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    loop: Any = FakeLoop()
+    loop = FakeLoop()
 
     async def go() -> None:
         LoopClient(loop)
