@@ -1,12 +1,7 @@
-"""`fcfs` and `edf`: chunked prefill in a fixed order.
+"""Chunked prefill in a fixed order: what `fcfs`, `edf`, `sjf` and `laxity` share.
 
 All decodes go first; the rest of the step's token limit is filled with prompt chunks
-(Sarathi-Serve, arXiv 2403.02310; vLLM's default). `fcfs` takes prompts by arrival, and
-preempts the latest arrival under KV pressure. `edf` (Sarathi-EDF) takes them by the
-deadline of their first token, whether partly computed or waiting, those without an
-objective last, by arrival; token deadlines are those of SlidingServe (Eq. 1, arXiv
-2606.05933), a completion bound is spread over the tokens (`Slo.pacing`), and the
-request whose next token is wanted last is preempted.
+(Sarathi-Serve, arXiv 2403.02310; vLLM's default).
 """
 
 import dataclasses
@@ -62,30 +57,3 @@ class FixedChunk:
     def __post_init__(self) -> None:
         if self.chunk_tokens < 0:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FirstComeFirstServed(FixedChunk):
-    """Running requests first, then waiting ones, each by arrival."""
-
-    def plan(self, view: SchedulerView) -> StepPlan | None:
-        """Returns the next step."""
-        return plan_in_order(
-            view,
-            lambda request: (request.arrival_s, request.request_id),
-            chunk_tokens=self.chunk_tokens,
-            ranks_waiting=False,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EarliestDeadlineFirst(FixedChunk):
-    """The request whose next token is wanted first goes first."""
-
-    def plan(self, view: SchedulerView) -> StepPlan | None:
-        """Returns the next step."""
-        return plan_in_order(view, _by_pace, chunk_tokens=self.chunk_tokens)
-
-
-def _by_pace(request: Request) -> tuple[float, float, str]:
-    return (request.pace_s, request.arrival_s, request.request_id)

@@ -21,7 +21,8 @@ from jserve_sched.policies.annealing.policy import (
 )
 from jserve_sched.policies.annealing.search import Kernel
 from jserve_sched.policies.base import Policy
-from jserve_sched.policies.in_order import EarliestDeadlineFirst, FirstComeFirstServed
+from jserve_sched.policies.edf import EarliestDeadlineFirst
+from jserve_sched.policies.fcfs import FirstComeFirstServed
 from jserve_sched.policies.laxity import LeastLaxityFirst
 from jserve_sched.policies.qoserve import QoServe
 from jserve_sched.policies.sjf import ShortestJobFirst

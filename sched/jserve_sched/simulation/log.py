@@ -96,7 +96,7 @@ class Tally:
         index = self._index[request.request_id]
         one, own = self._arrivals[index], self._token_times_s[index]
         own.extend(times_s)
-        if request.finish_reason is not None and not one.slo.is_met(
+        if request.finish_reason is not None and not one.slo.is_attained(
             one.arrival_s, own, is_complete=True
         ):
             self._violated.add(index)

@@ -22,7 +22,8 @@ import numpy as np
 
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.request import Request
-from jserve_sched.requests.slo import ServiceClass, Slo
+from jserve_sched.requests.service_class import ServiceClass
+from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CostModel
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import Row
@@ -275,7 +276,7 @@ def unit_arrivals(
         class is among them, else drawn by share.
 
     Raises:
-      ValueError: if classes must be drawn and their shares do not add up to 1.
+      ValueError: If classes must be drawn and their shares do not add up to 1.
     """
     # Draw times, kinds and lengths, each from its own stream.
     streams = np.random.SeedSequence(seed).spawn(2 + 2 * len(components))
@@ -332,7 +333,7 @@ def at_levels(
       duration_s: End of the last level, seconds.
 
     Raises:
-      ValueError: if there are too few `arrivals` for the duration.
+      ValueError: If there are too few `arrivals` for the duration.
     """
     edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
     rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)

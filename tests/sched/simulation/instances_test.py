@@ -110,7 +110,7 @@ def test_a_request_takes_as_long_as_in_a_batch_of_those_who_can_run() -> None:
     source = LatencySource(by_batch)
     for number, name in enumerate("abcdef", 1):
         submit(scheduler, name, 4, 3)
-        batch = min(number, 4)  # of so many slots
+        batch = min(number, 4)  # slots
         assert work_s(view, source) == number * (batch + 2 * batch) / 4
 
 
