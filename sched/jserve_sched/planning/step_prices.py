@@ -1,4 +1,4 @@
-"""What would a step with this budget of prefill cost?
+"""StepPrices: what a step costs that has a given budget of prefill.
 
 SlidingServe's batch-forward simulator F (arXiv 2606.05933, section 4): all decodes,
 then prompts in order until a budget of prefill *blocks* is used up. The features of any
@@ -36,7 +36,7 @@ _CHUNK_FEATURES = [
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What is left of some prompts, in the order in which they would be taken.
+    """The rest of some prompts, in the order in which they would be taken.
 
     Attributes:
       requests: Requests whose prompts they are.
@@ -58,9 +58,9 @@ class Prompts:
 
 
 def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Prompts:
-    """Returns what is left of the prompts of running or waiting requests.
+    """Returns the rest of the prompts of running or waiting requests.
 
-    A page of a waiting request that the prefix cache holds is not left to do.
+    Pages of a waiting request that the prefix cache holds do not belong to the rest.
     """
     page_size = view.ledger.page_size
     find_prefix = view.ledger.find_prefix

@@ -15,8 +15,8 @@ baseline's favour:
   length estimator here, by default `max_tokens`.
 * A request that has missed its first deadline, or would miss it if it were alone with
   the decodes, is relegated behind all that are not, until its case improves; the code
-  never looks twice. Guarded classes are never relegated, and no class is free, which
-  the paper relegates first.
+  never looks twice. Guarded classes are never relegated, and there is no free class,
+  which the paper relegates first.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class QoServe:
             prompts = remaining_prompts(view, candidates.prompts)
             alone_s = step_prices.alone_s(prompts)
             prices = step_prices.of(prompts.take(self._order(view, prompts, alone_s)))
-            # The largest chunk that no decode minds.
+            # The largest chunk that makes no decode late.
             least_s, _ = tightest_slack(
                 candidates.decodes,
                 start_s=view.start_s,

@@ -5,9 +5,9 @@ for mean latency where all are equal, and the one that starves the long. SLOs ar
 looked at. It is also where simulated annealing starts from, without the search.
 
 A job's time is that of the tokens left of its prompt and of the expected rest of its
-answer, in a batch as large as may run at once (`RequestLatency`); how long the answer
-should be is the length estimator's to say. `by=prompt` counts the tokens left of the
-prompt alone, as a server does that knows nothing of answers. Under KV pressure the
+answer, in a batch as large as may run at once (`RequestLatency`); the length estimator
+predicts the answer. `by=prompt` counts the tokens left of the prompt alone, as a server
+does that knows nothing of answers. Under KV pressure the
 request with most left is preempted.
 """
 

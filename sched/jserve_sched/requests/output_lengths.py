@@ -1,4 +1,4 @@
-"""How long answers will be, and were: estimators by name and options, and their errors.
+"""Output lengths: estimators, by name and options, and how wrong they were.
 
 max_tokens                         as long as it may be
 mean                               the mean of the answers to requests like it
@@ -7,9 +7,9 @@ oracle:error=0.5                   the truth with an error of a known size, for 
 ...:least=8:memory=512             answers needed for an estimate; most remembered
 
 Tokens are paced by these estimates, so they are conservative until there is evidence.
-Where too few answers of a kind are known the request's class is asked, then all
-answers, and at last `max_tokens`. A request without stop tokens leaves nothing to
-guess: its answer has `max_tokens`.
+Where too few answers of a kind are known, those of the request's class are used, then
+all answers, and at last `max_tokens`. The answer to a request without stop tokens is
+known to have `max_tokens`.
 
 The paper on scheduling by simulated annealing (arXiv 2504.14966) plans with predicted
 lengths; how it predicts them is not known to us. All estimators here are ours.
@@ -30,7 +30,7 @@ _Kind = tuple[str | int, ...]
 
 
 class LengthEstimator(Protocol):
-    """Says how long an answer should be, and learns from those that ended."""
+    """Predicts how long an answer will be, and learns from those that ended."""
 
     def estimate(self, request: Request) -> int:
         """Returns the length of the whole answer in tokens, 1 to `max_tokens`.
@@ -122,7 +122,7 @@ class OracleLengths:
 
     Attributes:
       error: Largest share that a length is off by, evenly drawn, 0 to 1.
-      factor: How many times too long or too short each is, by the toss of a coin.
+      factor: Factor by which a length is too long or too short, with equal chance.
       true_tokens: Each answer's length in tokens, by request id.
     """
 
@@ -138,7 +138,7 @@ class OracleLengths:
             raise ValueError(f"factor={self.factor} is not a finite number from 1")
 
     def estimate(self, request: Request) -> int:
-        """Returns the true length, made wrong.
+        """Returns the true length with its error.
 
         Raises:
           KeyError: If the request's truth is not known.
@@ -194,8 +194,8 @@ def make_length_estimator(
 class LengthErrors:
     """Sums over answers to requests of one service class that had stop tokens.
 
-    Without these there is nothing to guess. One that `max_tokens` ended counts as it
-    is, a cancelled one does not. Predictions are those made on arrival.
+    An answer that `max_tokens` ended counts with the length it has; a cancelled one
+    does not count. Predictions are those made on arrival.
     """
 
     num_requests: int = 0
@@ -220,7 +220,7 @@ def pool_length_errors(
 
 
 class LengthBook:
-    """Has answers predicted on arrival, and the estimator learn from those that ended.
+    """Predicts answers on arrival, and has the estimator learn from those that ended.
 
     Attributes:
       errors: Predicted lengths against actual ones, by service class.

@@ -91,7 +91,7 @@ class SimulatedEngine:
         advances_decodes: bool,
         clock: Clock | None,
     ):
-        """Makes one that has nothing to do; see `simulator.simulate`."""
+        """Makes an idle engine; see `simulator.simulate` for the arguments."""
         self.scheduler = scheduler
         self.due_s = math.inf
         self.num_steps = 0
@@ -112,7 +112,7 @@ class SimulatedEngine:
         """Hands a request with a prompt of these token ids to the scheduler.
 
         Raises:
-          TooLongError: if it can never run.
+          TooLongError: If it can never run.
         """
         self.request_ids.append(one.request_id)
         max_tokens = max(one.declared_max_tokens, one.max_tokens)
@@ -155,7 +155,7 @@ class SimulatedEngine:
     def _count(
         self, plan: StepPlan, row: np.ndarray, duration_s: float, plan_s: float
     ) -> None:
-        """Notes a step of features `[F]` that starts at `due_s`."""
+        """Counts a step of features `[F]` that starts at `due_s`, and records it."""
         self.num_steps += 1
         self.busy_s += duration_s
         if self.recording is not None:

@@ -214,7 +214,7 @@ def simulate(
       clock: Real time, for `wall_s` and `plan_s`; None measures neither.
 
     Raises:
-      ValueError: if the requests are not sorted, or two have the same name.
+      ValueError: If the requests are not sorted, or two have the same id.
     """
     # Set up an engine for each scheduler.
     times_s = [one.arrival_s for one in arrivals]

@@ -89,8 +89,8 @@ def uniform_features(
 ) -> np.ndarray:
     """Returns the features `[F]` of a step of equal rows that fills a bucket.
 
-    Every decode ends after as many whole KV pages, and so does every block, each of a
-    sequence of its own; 0 pages leave the rows or the blocks empty.
+    Every decode ends after `decode_pages` whole KV pages, and every block, each of
+    another sequence, after `block_pages`; 0 pages leave the rows or the blocks empty.
     """
     size = bucket.block_tokens
     decodes = [_Span(decode_pages * page_size - 1, 1)] * bucket.num_rows

@@ -69,8 +69,8 @@ class RequestLatency:
     """Times of whole requests; all arguments are arrays that broadcast together.
 
     Attributes:
-      prefill: t_p over batch size and prompt tokens.
-      decode: tau over batch size and tokens of KV before the step.
+      prefill: Seconds of a prefill, t_p, over batch size and prompt tokens.
+      decode: Seconds of a decode step, tau, over batch size and tokens of KV before it.
       measured_with: Facts of the engine that it holds for, by name.
     """
 
@@ -166,7 +166,7 @@ def priced_points(
     They are cut into the very steps that a scheduler would run, since step times are
     staircases over compiled buckets. Batches and lengths double. Lengths go up to four
     full steps of prefill, batches to what sixteen such steps compute and the KV pool
-    holds: beyond that the fit goes straight on.
+    holds: beyond that the fit is extrapolated.
     """
     size = buckets.block_tokens
     max_blocks = buckets.block_edge_beside(0, max_num_batched_tokens)

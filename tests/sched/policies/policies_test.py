@@ -86,7 +86,7 @@ def test_after_no_selection_the_whole_queue_is_priced_again() -> None:
     assert plan.predicted_s <= 0.03 + 1e-9
 
 
-def test_a_selection_leaves_whoever_can_wait() -> None:
+def test_a_selection_leaves_out_requests_that_can_wait() -> None:
     queue = [waiting("tight", 160, 0.0185), waiting("loose", 100, 30.0)]
     plan = plan_of("sliding:fill=off", waiting=queue, running=[decoding(0.02)])
     assert list(taken(plan)) == ["tight"]
@@ -178,7 +178,7 @@ def test_without_the_chunker_the_step_is_full() -> None:
     assert taken(plan) == {"a": 4000}
 
 
-def test_a_step_is_short_enough_for_whoever_comes_next() -> None:
+def test_a_step_is_short_enough_for_the_next_arrival() -> None:
     queue = [waiting("a", 4000, 9.0)]
     running = [decoding(0.9, gap_s=0.9)]
     view = {"waiting": queue, "running": running, "tight_ttft_s": 0.052}

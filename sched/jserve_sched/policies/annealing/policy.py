@@ -95,16 +95,15 @@ def _plain_kernel() -> Kernel:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PlannedAdmission:
-    """Orders the queue by simulated annealing; what a step holds is left to others.
+    """Orders the queue by simulated annealing; a subclass decides what a step holds.
 
-    It has a memory: the order that the last search found, which is looked at in every
-    step until the next one, and the totals of its searches. So plans depend on the
-    views of earlier steps too.
+    It remembers the order that the last search found, which every step until the next
+    search follows, and the totals of its searches. Plans thus depend on earlier views.
 
     Attributes:
-      proposals: Most changes of the plan that one search tries.
+      proposals: Most changes that one search tries.
       interval_s: Least time between two searches, seconds.
-      max_age_s: A request that came longer ago goes first, seconds.
+      max_age_s: Age above which a request goes first, seconds.
       seed: Seed of the searches, together with `num_changes`.
       latency: Times of whole requests.
       make_kernel: Returns what runs the searches; called once.
@@ -221,8 +220,8 @@ class PlannedAdmission:
     def candidates(self, view: SchedulerView) -> Candidates:
         """Returns the requests that may be in the next step, the waiting in turn.
 
-        Searches first, if that is due. One more waits than there are slots, if there is
-        one: so a plan can tell that it lacks slots.
+        Searches first, if that is due. One waiting request more than there are slots is
+        among them, so that a plan can name slots as its limit.
         """
         self.search_if_due(view)
         waiting, num_aged = view.admissible, self._num_aged(view)
@@ -266,9 +265,9 @@ class Annealing(PlannedAdmission):
 class AnnealingSliding(PlannedAdmission):
     """Simulated annealing orders the queue; `sliding` sizes the steps.
 
-    Without its constructor, which selects prompts out of turn and would break the bound
-    on age. The search plans a stream (ours: with even steps it gives a higher G than
-    batches that wait for one another).
+    It runs without the constructor, which selects prompts out of turn and would exceed
+    the bound on age. The search plans a stream (ours: with even steps it gives a higher
+    G than batches that wait for one another).
     """
 
     is_stream: ClassVar[bool] = True
