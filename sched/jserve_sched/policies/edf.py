@@ -10,18 +10,17 @@ preempted.
 import dataclasses
 
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import FixedChunk, plan_in_order
+from jserve_sched.policies.in_order import InOrder
 from jserve_sched.steps.plan import StepPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EarliestDeadlineFirst(FixedChunk):
+class EarliestDeadlineFirst(InOrder):
     """The request whose next token is wanted first goes first."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        return plan_in_order(
+        return self.plan_by(
             view,
             lambda request: (request.pace_s, request.arrival_s, request.request_id),
-            chunk_tokens=self.chunk_tokens,
         )

@@ -15,37 +15,9 @@ from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 
 
-def plan_in_order(
-    view: SchedulerView,
-    key: Callable[[Request], Any],
-    *,
-    chunk_tokens: int,
-    ranks_waiting: bool = True,
-) -> StepPlan | None:
-    """Plans all decodes first, then prefill blocks in order until nothing fits.
-
-    Args:
-      key: Order of requests, least first; of those that run the last is
-        preempted first.
-      chunk_tokens: Tokens in the step, decodes included, rounded down to whole blocks
-        but at least one; 0 leaves it to the step's limit.
-      ranks_waiting: Whether prompts that wait are ordered among those partly computed;
-        otherwise they come after them, by arrival.
-    """
-    builder = PlanBuilder(view)
-    running = sorted(view.running, key=key)
-    candidates = Candidates(view, view.admissible, running=running)
-    candidates.add_decodes(builder)
-    builder.limit_tokens(chunk_tokens)
-    prompts = candidates.prompts
-    ordered = sorted(prompts, key=key) if ranks_waiting else prompts
-    candidates.add_prompts(builder, ordered)
-    return builder.build()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedChunk:
-    """A policy whose steps have a fixed size.
+class InOrder:
+    """A policy whose steps have a fixed size and take requests in an order.
 
     Attributes:
       chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
@@ -57,3 +29,28 @@ class FixedChunk:
     def __post_init__(self) -> None:
         if self.chunk_tokens < 0:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
+
+    def plan_by(
+        self,
+        view: SchedulerView,
+        key: Callable[[Request], Any],
+        *,
+        ranks_waiting: bool = True,
+    ) -> StepPlan | None:
+        """Plans all decodes first, then prefill blocks in order until nothing fits.
+
+        Args:
+          key: Order of requests, least first; of running requests the last is
+            preempted first.
+          ranks_waiting: Whether waiting prompts are ordered among those partly
+            computed; otherwise they come after them, by arrival.
+        """
+        builder = PlanBuilder(view)
+        running = sorted(view.running, key=key)
+        candidates = Candidates(view, view.admissible, running=running)
+        candidates.add_decodes(builder)
+        builder.limit_tokens(self.chunk_tokens)
+        prompts = candidates.prompts
+        ordered = sorted(prompts, key=key) if ranks_waiting else prompts
+        candidates.add_prompts(builder, ordered)
+        return builder.build()

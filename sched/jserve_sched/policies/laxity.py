@@ -28,14 +28,14 @@ import numpy as np
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.step_prices import remaining_prompts
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import FixedChunk, plan_in_order
+from jserve_sched.policies.in_order import InOrder
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.request_latency import RequestLatency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LeastLaxityFirst(FixedChunk):
+class LeastLaxityFirst(InOrder):
     """The request that can wait the shortest goes first.
 
     Attributes:
@@ -57,10 +57,9 @@ class LeastLaxityFirst(FixedChunk):
         is_lost = (wait_s < 0.0) & (guard == 0.0)
         order = np.lexsort((arrival_s, np.where(is_lost, 0.0, wait_s), is_lost))
         rank = {requests[index].request_id: at for at, index in enumerate(order)}
-        return plan_in_order(
+        return self.plan_by(
             view,
             lambda request: rank[request.request_id],
-            chunk_tokens=self.chunk_tokens,
         )
 
 

@@ -103,8 +103,9 @@ def _import_policy(name: str) -> type[Policy]:
             f"where Python looks: {fault}"
         ) from error
     chosen = getattr(module, class_name, None)
-    if chosen is None:
-        raise ValueError(f"policy {name!r}: {module_name} has no class {class_name!r}")
     if not isinstance(chosen, type) or not callable(getattr(chosen, "plan", None)):
-        raise ValueError(f"policy {name!r} is not a class with a method plan(view)")
+        raise ValueError(
+            f"policy {name!r}: {module_name} has no class {class_name!r} with a method "
+            "plan(view)"
+        )
     return chosen

@@ -17,7 +17,7 @@ from typing import Literal
 
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import FixedChunk, plan_in_order
+from jserve_sched.policies.in_order import InOrder
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.request_latency import RequestLatency
@@ -51,7 +51,7 @@ def _time_left(latency: RequestLatency, batch: int) -> Callable[[Request], _Key]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShortestJobFirst(FixedChunk):
+class ShortestJobFirst(InOrder):
     """The request with the least left to do goes first.
 
     Attributes:
@@ -68,6 +68,6 @@ class ShortestJobFirst(FixedChunk):
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         if self.by == "prompt":
-            return plan_in_order(view, _tokens_left, chunk_tokens=self.chunk_tokens)
+            return self.plan_by(view, _tokens_left)
         key = _time_left(self.latency.at(view), view.max_num_seqs)
-        return plan_in_order(view, key, chunk_tokens=self.chunk_tokens)
+        return self.plan_by(view, key)

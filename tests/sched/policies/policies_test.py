@@ -108,7 +108,7 @@ def test_qoserve_takes_the_largest_chunk_up_to_its_ceiling() -> None:
     margin = plan_of("qoserve:margin=1.25", waiting=queue, running=[decoding(0.101)])
     assert taken(margin) == {"a": 798}
     late = plan_of("qoserve", waiting=queue, running=[decoding(-1.0)])
-    assert taken(late) == {"a": 2500}, "a late decode holds nobody back"
+    assert taken(late) == {"a": 2500}, "a late decode limits no chunk"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_qoserve_trades_deadline_against_work_and_relegates(options, order) -> N
     assert list(taken(plan_of(f"qoserve:{options}", waiting=queue))) == order
 
 
-def test_qoserve_relegates_nobody_who_is_behind_its_pace_alone() -> None:
+def test_qoserve_relegates_no_request_for_its_pace_alone() -> None:
     both = Slo(ttft_s=1.5, ttlt_s=2.0)  # the first token is wanted after 1 s
     queue = [
         make_request(100, 4, request_id="behind", slo=both),

@@ -18,7 +18,6 @@ that batches continuously is not known from the paper; all of this is ours:
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -59,24 +58,18 @@ class SearchLimit(NamedTuple):
     budget_s: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FoundOrder:
+class FoundOrder(NamedTuple):
     """The order in which a search would admit the requests that waited then.
 
     Attributes:
-      order: Request ids, by planned turn.
+      turns: Place of each request in the order, by id.
       made_s: Time of the snapshot that it was made from, clock seconds.
       num_changes: `num_changes` of that snapshot.
     """
 
-    order: tuple[str, ...]
+    turns: Mapping[str, int]
     made_s: float
     num_changes: int
-
-    @functools.cached_property
-    def turns(self) -> Mapping[str, int]:
-        """The place of each request in the order, by id."""
-        return {name: turn for turn, name in enumerate(self.order)}
 
 
 def num_changes(view: SchedulerView) -> int:
@@ -87,10 +80,6 @@ def num_changes(view: SchedulerView) -> int:
     queue = view.queue
     num_ended = queue.num_arrived - len(queue) - view.max_num_seqs + view.num_free_slots
     return queue.num_arrived + queue.num_returned + num_ended
-
-
-def _plain_kernel() -> Kernel:
-    return anneal
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -122,7 +111,7 @@ class PlannedAdmission:
         default_factory=LatencySource, repr=False
     )
     make_kernel: Callable[[], Kernel] = dataclasses.field(
-        default=_plain_kernel, repr=False
+        default=lambda: anneal, repr=False
     )
     limit: SearchLimit | None = dataclasses.field(default=None, repr=False)
     searches: SearchTotals = dataclasses.field(
@@ -169,7 +158,7 @@ class PlannedAdmission:
         )
         order = np.lexsort((problem.exec_s[:, -1], found.batch_of)).tolist()
         self.found = FoundOrder(
-            order=tuple(requests[job].request_id for job in order),
+            turns={requests[job].request_id: turn for turn, job in enumerate(order)},
             made_s=view.now_s,
             num_changes=changes,
         )
@@ -246,7 +235,7 @@ class Annealing(PlannedAdmission):
     """Simulated annealing orders the queue; steps are filled as `fcfs` fills them.
 
     Attributes:
-      chunk_tokens: As in `FixedChunk`.
+      chunk_tokens: Tokens in a step, as in `InOrder`.
     """
 
     chunk_tokens: int = 0
@@ -271,10 +260,7 @@ class AnnealingSliding(PlannedAdmission):
     """
 
     is_stream: ClassVar[bool] = True
-
-    @functools.cached_property
-    def _sliding(self) -> SlidingServe:
-        return SlidingServe(sorter="given", constructor=False)
+    _sliding: ClassVar = SlidingServe(sorter="given", constructor=False)
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""

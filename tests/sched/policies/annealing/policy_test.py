@@ -40,7 +40,8 @@ def planner(
     policy = make_policy(spec, latency=LatencySource(LATENCY), limit=limit)
     assert isinstance(policy, PlannedAdmission)
     if order:
-        policy.found = FoundOrder(order=order, made_s=0.0, num_changes=-1)
+        turns = {name: turn for turn, name in enumerate(order)}
+        policy.found = FoundOrder(turns, made_s=0.0, num_changes=-1)
     return policy
 
 
@@ -51,7 +52,7 @@ def search(policy: PlannedAdmission, view: SchedulerView) -> tuple[str, ...] | N
     if policy.found is before:
         return None
     assert policy.found is not None
-    return policy.found.order
+    return tuple(policy.found.turns)
 
 
 def job(name: str, *, tokens: int = 10, ttlt_s: float = 99.0, **fields) -> Request:
