@@ -302,15 +302,6 @@ def summarise_run(
         run |= dataclasses.asdict(counters)
         del run["length_errors"]
         if counters.length_errors:
-            run["length_error"] = {
-                name: {
-                    "num_requests": one.num_requests,
-                    "mean_tokens": one.sum_tokens / one.num_requests,
-                    "mean_predicted_tokens": one.sum_predicted_tokens
-                    / one.num_requests,
-                    "mean_abs_error_tokens": one.sum_abs_error_tokens
-                    / one.num_requests,
-                }
-                for name, one in sorted(counters.length_errors.items())
-            }
+            by_class = sorted(counters.length_errors.items())
+            run["length_error"] = {name: one.means() for name, one in by_class}
     return run

@@ -142,11 +142,6 @@ class BucketTable:
         blocks = self.block_edges[bisect.bisect_left(self.block_edges, num_blocks)]
         return Bucket(rows, blocks, self.block_tokens)
 
-    def largest_block_edge(self, num_blocks: int) -> int:
-        """Returns the largest compiled block count that is at most `num_blocks`."""
-        index = bisect.bisect_right(self.block_edges, num_blocks) - 1
-        return self.block_edges[max(index, 0)]
-
     def block_edge_beside(self, num_rows: int, max_tokens: int) -> int:
         """Returns the largest block edge that fits in a step with `num_rows` decodes.
 
@@ -155,8 +150,9 @@ class BucketTable:
         """
         if self.max_tokens is not None:
             max_tokens = min(max_tokens, self.max_tokens)
-        room = max_tokens - self.fit(num_rows, 0).num_rows
-        return self.largest_block_edge(room // self.block_tokens)
+        room = (max_tokens - self.fit(num_rows, 0).num_rows) // self.block_tokens
+        index = bisect.bisect_right(self.block_edges, room) - 1
+        return self.block_edges[max(index, 0)]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the form that `table_from_json` reads."""

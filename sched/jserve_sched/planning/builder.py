@@ -34,7 +34,7 @@ class PlanBuilder:
 
     def __init__(self, view: SchedulerView):
         self._view = view
-        self._limit_blocks: int | None = None
+        self._limit_blocks = view.buckets.max_blocks
         self._limit_end = PlanEnd.TOKEN_LIMIT
         self._page_size = view.ledger.page_size
         self._block_tokens = view.buckets.block_tokens
@@ -145,9 +145,8 @@ class PlanBuilder:
         room = view.buckets.block_edge_beside(
             len(self._decodes), view.max_num_batched_tokens
         )
-        if self._limit_blocks is not None:
-            room = min(room, self._limit_blocks)
-        room_tokens = (room - self.used_blocks) * self._block_tokens
+        room = min(room, self._limit_blocks) - self.used_blocks
+        room_tokens = room * self._block_tokens
         if room_tokens <= 0:
             self.ended_by = self._why_no_room()
             self._leaves_work = True
@@ -160,8 +159,7 @@ class PlanBuilder:
     def _why_no_room(self) -> PlanEnd:
         if self.used_blocks == self._view.buckets.max_blocks:
             return PlanEnd.FULL
-        limit = self._limit_blocks
-        is_policy = limit is not None and self.used_blocks >= limit
+        is_policy = self.used_blocks >= self._limit_blocks
         return self._limit_end if is_policy else PlanEnd.TOKEN_LIMIT
 
     def _continue(

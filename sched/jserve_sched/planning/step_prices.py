@@ -22,7 +22,7 @@ import numpy as np
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps import features
-from jserve_sched.steps.plan import Row
+from jserve_sched.steps.features import Span
 
 _GRID_POINTS = 128  # most budgets that are priced at once
 _CHUNK_FEATURES = [
@@ -100,7 +100,7 @@ class StepPrices:
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._block_edges = view.buckets.block_edge_array
-        rows = [Row(one, one.num_dispatched, 1, samples=True) for one in decodes]
+        rows = [Span(one.num_dispatched, 1) for one in decodes]
         bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
         self._decode_row = features.step_features(rows, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens

@@ -184,9 +184,10 @@ def make_length_estimator(
     }
     if true_tokens is not None:
         known["oracle"] = OracleLengths
-    estimator: LengthEstimator = make_from_spec(spec, known, kind="length estimator")
-    if isinstance(estimator, OracleLengths):
-        return dataclasses.replace(estimator, true_tokens=true_tokens or {})
+    given = {"true_tokens": true_tokens}
+    estimator: LengthEstimator = make_from_spec(
+        spec, known, kind="length estimator", given=given
+    )
     return estimator
 
 
@@ -206,6 +207,15 @@ class LengthErrors:
     def __add__(self, other: "LengthErrors") -> "LengthErrors":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return LengthErrors(*map(sum, pairs))
+
+    def means(self) -> dict[str, float]:
+        """Returns the number of requests and the means over them, for JSON."""
+        return {
+            "num_requests": self.num_requests,
+            "mean_tokens": self.sum_tokens / self.num_requests,
+            "mean_predicted_tokens": self.sum_predicted_tokens / self.num_requests,
+            "mean_abs_error_tokens": self.sum_abs_error_tokens / self.num_requests,
+        }
 
 
 def pool_length_errors(
@@ -227,7 +237,7 @@ class LengthBook:
     """
 
     def __init__(self, estimator: LengthEstimator):
-        self.errors: dict[str, LengthErrors] = {}
+        self.errors = collections.defaultdict[str, LengthErrors](LengthErrors)
         self._estimator = estimator
 
     def enter(self, request: Request) -> None:
@@ -240,6 +250,7 @@ class LengthBook:
         if request.stop_token_ids:  # else there was nothing to predict
             name, predicted = request.service_class, request.first_predicted_tokens
             tokens = len(request.output_tokens)
-            one = LengthErrors(1, tokens, predicted, abs(tokens - predicted))
-            self.errors[name] = self.errors.get(name, LengthErrors()) + one
+            self.errors[name] += LengthErrors(
+                1, tokens, predicted, abs(tokens - predicted)
+            )
         self._estimator.update(request)

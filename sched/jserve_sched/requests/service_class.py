@@ -75,19 +75,19 @@ class ServiceClass:
         """
         ttft_s, tbt_s = self.ttft_s, self.tbt_s
         if self.ttft_slowdown is not None:
-            idle_s = self._measured("ttft_slowdown", isolated_ttft_s)
-            ttft_s = self.ttft_slowdown * idle_s
+            ttft_s = self._times("ttft_slowdown", isolated_ttft_s)
         if self.tbt_step_multiple is not None:
-            tbt_s = self.tbt_step_multiple * self._measured("tbt_step_multiple", step_s)
+            tbt_s = self._times("tbt_step_multiple", step_s)
         return Slo(ttft_s=ttft_s, tbt_s=tbt_s, ttlt_s=self.ttlt_s)
 
-    def _measured(self, bound: str, time_s: float | None) -> float:
+    def _times(self, bound: str, time_s: float | None) -> float:
+        factor: float = getattr(self, bound)
         if time_s is None:
             raise ValueError(
-                f"class {self.name!r}: {bound}={getattr(self, bound):g} needs a "
-                "measured time; give seconds here"
+                f"class {self.name!r}: {bound}={factor:g} needs a measured time; give "
+                "seconds here"
             )
-        return time_s
+        return factor * time_s
 
 
 BEST_EFFORT = ServiceClass(name="best_effort", share=1.0)

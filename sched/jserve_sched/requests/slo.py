@@ -132,15 +132,9 @@ class Slo:
             return True
         if not is_complete or not token_times_s:
             return False
-        if self.ttlt_s is not None and token_times_s[-1] > arrival_s + self.ttlt_s:
-            return False
-        if self.ttft_s is None:
-            return True
-        first_due_s, tbt_s = arrival_s + self.ttft_s, self.tbt_s
-        if tbt_s is None:
-            return token_times_s[0] <= first_due_s
         return all(
-            time_s <= first_due_s + k * tbt_s for k, time_s in enumerate(token_times_s)
+            time_s <= self.deadline_s(arrival_s, index)
+            for index, time_s in enumerate(token_times_s)
         )
 
     def is_attained_mean_tpot(

@@ -159,9 +159,8 @@ class SimulatedEngine:
         self.num_steps += 1
         self.busy_s += duration_s
         if self.recording is not None:
-            self.recording.add(
-                plan, row, start_s=self.due_s, duration_s=duration_s, plan_s=plan_s
-            )
+            end_s = self.due_s + duration_s
+            self.recording.add(plan, row, (end_s, duration_s, plan_s))
 
     def finish(self, *, start_before_s: float, end_by_s: float) -> None:
         """Ends the step that is due, and runs a stretch of steps that repeat it.

@@ -35,20 +35,17 @@ class Recording:
         self._facts: list[tuple[Any, ...]] = []
 
     def add(
-        self,
-        plan: StepPlan,
-        row: np.ndarray,
-        *,
-        start_s: float,
-        duration_s: float,
-        plan_s: float,
+        self, plan: StepPlan, row: np.ndarray, times_s: tuple[float, float, float]
     ) -> None:
-        """Takes the next step, of features `[F]`: that of a plan, or a repetition."""
+        """Adds the next step, of features `[F]`: that of a plan, or a repetition.
+
+        `times_s` are the first three of `_FACTS`.
+        """
         predicted_s = plan.predicted_s if row is plan.features else 0.0
-        times_s = (start_s + duration_s, duration_s, plan_s, predicted_s)
         ended_by = plan.ended_by.value
+        facts = (predicted_s, plan.num_blocks, ended_by, plan.leaves_work)
         self._matrix.append(row)
-        self._facts.append((*times_s, plan.num_blocks, ended_by, plan.leaves_work))
+        self._facts.append((*times_s, *facts))
 
     def records(self, step_s: Predict) -> tuple[list[StepRecord], np.ndarray]:
         """Returns the steps with their prices, and their features `[N, F]`."""

@@ -93,10 +93,10 @@ class RatioQuantile:
         ]
         self._new: list[StepSample] = []
 
-    def of(self, scenario: np.ndarray) -> np.ndarray:
-        """Returns the ratio for each scenario, `[N]`."""
-        found: np.ndarray = self._ratios[scenario]
-        return found
+    def scale(self, values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Returns values `[N]` of steps `[N, F]` times their scenarios' ratios."""
+        scaled: np.ndarray = values * self._ratios[features.scenarios(matrix)]
+        return scaled
 
     def learn(self, sample: StepSample, predict: Predict) -> None:
         """Adds a valid sample; every few samples compares them with `predict`."""

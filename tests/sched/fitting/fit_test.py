@@ -66,7 +66,7 @@ def plain_cost_s(demand: StepDemand, costs: BucketCosts, table: BucketTable) -> 
     for rows, blocks, limited, weight in zip(*columns, strict=True):
         bucket = table.fit(rows, blocks)
         time_s = times_s[bool(limited)][bucket.num_rows]
-        edge = table.largest_block_edge(blocks)
+        edge = max(one for one in table.block_edges if one <= blocks)
         if not limited:
             total += weight * time_s[bucket.num_blocks]
         elif edge:

@@ -154,7 +154,7 @@ def run_on(
 
 
 @pytest.mark.parametrize("advances", [True, False])
-def test_nobody_sees_a_step_before_it_ends(advances: bool) -> None:
+def test_no_snapshot_shows_a_step_before_it_ends(advances: bool) -> None:
     seen: list[list[int]] = []  # how many tokens each had had then
 
     def watching(views: Sequence[SchedulerView]) -> int:
