@@ -56,11 +56,6 @@ class PlanBuilder:
         self.ended_by = PlanEnd.NO_WORK
 
     @property
-    def num_decodes(self) -> int:
-        """Decodes placed so far."""
-        return len(self._decodes)
-
-    @property
     def is_empty(self) -> bool:
         """Whether nothing has been placed yet."""
         return not self._decodes and not self._chunks
@@ -68,10 +63,13 @@ class PlanBuilder:
     def _missing_pages(self, request: Request, num_tokens: int) -> int:
         return max(self._view.ledger.pages_for(num_tokens) - len(request.pages), 0)
 
-    def limit_blocks(self, num_blocks: int, end: PlanEnd) -> None:
-        """Limits the step to `num_blocks` prefill blocks; `end` names the reason."""
-        self._limit_blocks = num_blocks
-        self._limit_end = end
+    def limit_time(self, num_blocks: int) -> None:
+        """Limits the step to the prefill blocks for which a policy has time.
+
+        A step without decodes may have one anyway, so that it has something to do.
+        """
+        self._limit_blocks = max(num_blocks, 0 if self._decodes else 1)
+        self._limit_end = PlanEnd.TIME_LIMIT
 
     def limit_tokens(self, num_tokens: int) -> None:
         """Limits the step to `num_tokens`, including the decodes placed already.
@@ -79,8 +77,9 @@ class PlanBuilder:
         They are rounded down to whole blocks but at least one; 0 sets no limit.
         """
         if num_tokens > 0:
-            room = (num_tokens - self.num_decodes) // self._block_tokens
-            self.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
+            room = (num_tokens - len(self._decodes)) // self._block_tokens
+            self._limit_blocks = max(room, 1)
+            self._limit_end = PlanEnd.TOKEN_LIMIT
 
     def _take_pages(self, num_pages: int, victims: Iterable[Request] = ()) -> bool:
         """Takes pages, and preempts `victims` in order while too few are free.

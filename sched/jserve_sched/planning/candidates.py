@@ -80,18 +80,15 @@ class Candidates:
 
         return self._running or sorted(self._view.running, key=key)
 
-    @functools.cached_property
-    def _ranks(self) -> dict[str, int]:
-        return {one.request_id: rank for rank, one in enumerate(self._ranked)}
-
     def victims(self, request: Request) -> Iterator[Request]:
-        """Yields the running requests that rank behind a request, the last one first.
+        """Yields the running requests that rank behind one of them, the last one first.
 
         Nothing is sorted until a page is short.
         """
-        rank = self._ranks.get(request.request_id, len(self._ranked))
-        for index in range(len(self._ranked) - 1, rank, -1):
-            yield self._ranked[index]
+        for other in reversed(self._ranked):
+            if other is request:
+                return
+            yield other
 
     def add_decodes(self, builder: PlanBuilder) -> None:
         """Adds every decode; under KV pressure the most important ones."""

@@ -82,7 +82,7 @@ def laxities_s(
     next_s = np.where(
         is_decode,
         latency.decode_s(together, known_tokens, np.full(1, 2.0)),
-        latency.prefill_s(alone, prompt_tokens),
+        latency.prefill.of(alone, prompt_tokens),
     )
     rest_s = latency.decode_s(together, known_tokens, tokens_left)
     wait_s: np.ndarray = np.minimum(next_due_s - next_s, end_due_s - next_s - rest_s)

@@ -28,7 +28,7 @@ from jserve_sched.planning.candidates import Candidates, tightest_slack
 from jserve_sched.planning.step_prices import Prompts, StepPrices, remaining_prompts
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request
-from jserve_sched.steps.plan import PlanEnd, StepPlan
+from jserve_sched.steps.plan import StepPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,7 @@ class QoServe:
             )
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
             budget = min(prices.largest_within(least_s / self.margin), ceiling)
-            least = 0 if builder.num_decodes else 1  # a step has something to do
-            builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
+            builder.limit_time(budget)
             candidates.add_prompts(builder, prices.prompts.requests)
         return builder.build()
 

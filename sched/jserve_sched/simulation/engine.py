@@ -31,31 +31,6 @@ _NOISE_BLOCK = 4096  # factors of step times drawn at once
 _TOKEN, _STOP_TOKEN = 0, 1  # what answers are made of, and what ends some of them
 
 
-class Durations:
-    """Step durations: the cost model's, times a seeded factor for each step."""
-
-    def __init__(self, step_s: Predict, noise: float, seed: tuple[int, int]):
-        """Takes the deviation of the factors' logarithm, and (seed, engine number).
-
-        NumPy takes (seed, 0) for seed.
-        """
-        self._step_s = step_s
-        self._noise = noise
-        self._random = np.random.default_rng(seed)
-        self._factors = np.ones(0)
-
-    def of(self, first_step: int, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` of steps `first_step`, `first_step + 1` ..., s."""
-        duration_s = self._step_s(matrix)
-        if not self._noise:
-            return duration_s
-        stop = first_step + len(matrix)
-        while len(self._factors) < stop:
-            more = np.exp(self._noise * self._random.standard_normal(_NOISE_BLOCK))
-            self._factors = np.concatenate((self._factors, more))
-        return duration_s * self._factors[first_step:stop]
-
-
 def _steps_after(plan: StepPlan, num_steps: int, page_size: int) -> np.ndarray:
     """Returns features `[num_steps, F]` of the steps that repeat a decode-only plan."""
     matrix = np.repeat(plan.features[None], num_steps, axis=0)
@@ -84,7 +59,9 @@ class SimulatedEngine:
         self,
         scheduler: Scheduler,
         *,
-        times: Durations,
+        step_s: Predict,
+        noise: float,
+        random: np.random.Generator,
         tally: Tally,
         lag: int,
         records_steps: bool,
@@ -98,7 +75,10 @@ class SimulatedEngine:
         self.busy_s = 0.0
         self.recording = Recording() if records_steps else None
         self.request_ids: list[str] = []
-        self._times = times
+        self._step_s = step_s
+        self._noise = noise
+        self._random = random
+        self._factors = np.ones(0)  # of the durations of all steps so far, and more
         self._tally = tally
         self._lag = lag
         self._advances_decodes = advances_decodes and lag == 0
@@ -146,11 +126,22 @@ class SimulatedEngine:
             self.due_s = math.inf
             return
         plan, plan_s = self._planned.popleft()
-        duration_s = float(self._times.of(self.num_steps, plan.features[None])[0])
+        duration_s = float(self._durations_s(plan.features[None])[0])
         self.due_s = now_s
         self._count(plan, plan.features, duration_s, plan_s)
         self._running = plan, duration_s
         self.due_s = now_s + duration_s
+
+    def _durations_s(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` of the next steps, each times its random factor."""
+        durations_s = self._step_s(matrix)
+        if not self._noise:
+            return durations_s
+        stop = self.num_steps + len(matrix)
+        while len(self._factors) < stop:
+            more = np.exp(self._noise * self._random.standard_normal(_NOISE_BLOCK))
+            self._factors = np.concatenate((self._factors, more))
+        return durations_s * self._factors[self.num_steps : stop]
 
     def _count(
         self, plan: StepPlan, row: np.ndarray, duration_s: float, plan_s: float
@@ -203,7 +194,7 @@ class SimulatedEngine:
         if num_steps < 1:
             return
         matrix = _steps_after(plan, num_steps, self.scheduler.ledger.page_size)
-        durations_s = self._times.of(self.num_steps, matrix)
+        durations_s = self._durations_s(matrix)
         # Added one by one, as single steps would.
         ends_s = np.add.accumulate(np.append(self.due_s, durations_s))
         num_steps = min(

@@ -56,7 +56,7 @@ def work_s(view: SchedulerView, source: LatencySource) -> float:
     facts = np.array([_left(one) for one in requests], np.float64)  # [N, 3]
     prompts, contexts, outputs = facts.T
     prefilled = prompts > 0
-    prefill_s = latency.prefill_s(np.array(batch), prompts[prefilled])
+    prefill_s = latency.prefill.of(np.array(batch), prompts[prefilled])
     decode_s = latency.decode_s(np.array(batch), contexts, outputs)
     total_s = float(np.sum(prefill_s)) + float(np.sum(decode_s))
     return view.in_flight_s + total_s / view.max_num_seqs

@@ -24,7 +24,7 @@ from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
-from jserve_sched.simulation.engine import Durations, SimulatedEngine
+from jserve_sched.simulation.engine import SimulatedEngine
 from jserve_sched.simulation.instances import Assignment
 from jserve_sched.simulation.log import Tally
 from jserve_sched.simulation.workload import Arrival
@@ -230,7 +230,9 @@ def simulate(
     engines = [
         SimulatedEngine(
             one,
-            times=Durations(step_s, noise, (seed, place)),
+            step_s=step_s,
+            noise=noise,
+            random=np.random.default_rng((seed, place)),
             tally=tally,
             lag=lag,
             records_steps=records_steps,

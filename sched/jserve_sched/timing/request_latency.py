@@ -78,10 +78,6 @@ class RequestLatency:
     decode: Bilinear
     measured_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def prefill_s(self, batch: np.ndarray, prompt_tokens: np.ndarray) -> np.ndarray:
-        """Returns seconds until the batch's prompts are prefilled."""
-        return self.prefill.of(batch, prompt_tokens)
-
     def decode_s(
         self, batch: np.ndarray, prompt_tokens: np.ndarray, output_tokens: np.ndarray
     ) -> np.ndarray:
@@ -98,7 +94,7 @@ class RequestLatency:
     ) -> np.ndarray:
         """Returns seconds from the start of the prefill to the last token."""
         decode_s = self.decode_s(batch, prompt_tokens, output_tokens)
-        return np.asarray(self.prefill_s(batch, prompt_tokens) + decode_s)
+        return np.asarray(self.prefill.of(batch, prompt_tokens) + decode_s)
 
 
 def request_latency_from_json(text: str) -> RequestLatency:

@@ -216,7 +216,7 @@ def test_it_is_near_what_the_schedulers_steps_take(
     size, prompt, answer = (
         np.array(one) for one in (num_requests, prompt_tokens, output_tokens)
     )
-    assert latency.prefill_s(size, prompt) == pytest.approx(
+    assert latency.prefill.of(size, prompt) == pytest.approx(
         max(first_s.values()), rel=0.15
     )
     assert latency.exec_s(size, prompt, answer) == pytest.approx(now_s, rel=0.1)

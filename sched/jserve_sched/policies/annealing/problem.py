@@ -129,7 +129,7 @@ def make_problem(
     known, left, waited_s, first_s, last_s = np.array(rows, np.float64).T[:, :, None]
     batch = np.arange(1.0, max_batch + 1)
     joined = num_running + batch
-    prefill_s = latency.prefill_s(batch if is_stream else joined, known)  # [N, B]
+    prefill_s = latency.prefill.of(batch if is_stream else joined, known)  # [N, B]
     exec_s = prefill_s + latency.decode_s(joined, known, left)
     shared_s = (exec_s - prefill_s) * (1.0 - 1.0 / joined) * is_stream
     return AnnealingProblem(
