@@ -98,12 +98,9 @@ class Candidates:
         """Adds prompts in order until nothing fits."""
         builder.holds_back |= self._holds_back
         for request in ordered:
-            if request.state is RequestState.WAITING:
-                if not builder.is_admitting:
-                    continue
-                if not builder.add_prefill(request):
-                    break
-            elif not builder.add_prefill(request, self.victims(request)):
+            if request.state is RequestState.WAITING and not builder.is_admitting:
+                continue
+            if not builder.add_prefill(request, self.victims(request)):
                 break
         if builder.is_empty and self._running is None:
             # The first in order may preempt none. The first of these may preempt all

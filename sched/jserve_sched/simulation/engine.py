@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jserve_sched.clock import Clock
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.log import Recording, Tally
@@ -89,26 +90,24 @@ class SimulatedEngine:
         self._ends: dict[str, int] = {}
 
     def submit(self, one: Arrival, prompt: np.ndarray) -> None:
-        """Hands a request with a prompt of these token ids to the scheduler.
-
-        Raises:
-          TooLongError: If it can never run.
-        """
+        """Hands a request with a prompt of these token ids to the scheduler."""
         self.request_ids.append(one.request_id)
         max_tokens = max(one.declared_max_tokens, one.max_tokens)
         ends_by_stop = one.declared_max_tokens > 0
-        self.scheduler.submit(
-            Request(
-                request_id=one.request_id,
-                arrival_s=one.arrival_s,
-                prompt_tokens=prompt,
-                max_tokens=max_tokens,
-                stop_token_ids=frozenset((_STOP_TOKEN,) if ends_by_stop else ()),
-                slo=one.slo,
-                service_class=one.service_class,
-                guard=one.guard,
-            )
+        request = Request(
+            request_id=one.request_id,
+            arrival_s=one.arrival_s,
+            prompt_tokens=prompt,
+            max_tokens=max_tokens,
+            stop_token_ids=frozenset((_STOP_TOKEN,) if ends_by_stop else ()),
+            slo=one.slo,
+            service_class=one.service_class,
+            guard=one.guard,
         )
+        try:
+            self.scheduler.submit(request)
+        except TooLongError:
+            self._tally.refuse(one)
         if ends_by_stop:
             self._ends[one.request_id] = one.max_tokens
 

@@ -20,7 +20,6 @@ from jserve_sched.clock import Clock
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.outcomes import EngineCounters, Outcome
 from jserve_sched.policies.base import Policy
-from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
@@ -45,8 +44,6 @@ class SimulationResult:
       instances: The engines, with their requests and step counts.
       end_s: Virtual time at the end, seconds.
       wall_s: Real time that it took, seconds; None without a clock.
-      is_stopped: Whether it was stopped for too many violations. Requests that had not
-        finished by then are unfinished.
     """
 
     outcomes: list[Outcome]
@@ -57,7 +54,6 @@ class SimulationResult:
     num_steps: int
     end_s: float
     wall_s: float | None
-    is_stopped: bool
 
 
 def make_scheduler(
@@ -96,12 +92,10 @@ class _Simulation:
         arrivals: Sequence[Arrival],
         *,
         assignment: Assignment | None,
-        tally: Tally,
     ):
         self._engines = engines
         self._arrivals = arrivals
         self._assignment = assignment
-        self._tally = tally
         longest = max(one.num_prompt_tokens for one in arrivals)
         self._prompt = np.zeros(longest, np.int32)  # all prompts are slices of it
         self._next = 0
@@ -122,10 +116,7 @@ class _Simulation:
             if self._assignment is not None:
                 views = [engine.scheduler.view(self.now_s) for engine in self._engines]
                 place = self._assignment(views)
-            try:
-                self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
-            except TooLongError:
-                self._tally.refuse(one)
+            self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
 
     def turn(self, end_s: float) -> bool:
         """Moves to the next event; returns whether there was one before `end_s`."""
@@ -209,7 +200,8 @@ def simulate(
         the last arrival (of at least a minute). Requests still running then are
         unfinished.
       stop_after_violations: Most violations; the simulation ends as soon as more
-        requests have certainly violated their SLO. None sets no limit.
+        requests have certainly violated their SLO, and leaves the others unfinished.
+        None sets no limit.
       num_uncounted: Number of requests at the start that do not count for that.
       clock: Real time, for `wall_s` and `plan_s`; None measures neither.
 
@@ -242,12 +234,13 @@ def simulate(
         for place, one in enumerate(schedulers)
     ]
     # Run from event to event.
-    run = _Simulation(engines, arrivals, assignment=assignment, tally=tally)
+    run = _Simulation(engines, arrivals, assignment=assignment)
     end_s = times_s[0] + max_spans * max(times_s[-1] - times_s[0], 60.0)
-    is_stopped = False
-    while not is_stopped and run.turn(end_s):
-        if stop_after_violations is not None:
-            is_stopped = tally.num_violations(run.now_s) > stop_after_violations
+    while run.turn(end_s):
+        if stop_after_violations is not None and (
+            tally.num_violations(run.now_s) > stop_after_violations
+        ):
+            break
     # Collect the results.
     steps, matrix = None, np.empty((0, features.NUM_FEATURES))
     if records_steps:
@@ -267,5 +260,4 @@ def simulate(
         num_steps=sum(one.num_steps for one in engines),
         end_s=run.now_s,
         wall_s=clock.now_s() - started_s if clock else None,
-        is_stopped=is_stopped,
     )
