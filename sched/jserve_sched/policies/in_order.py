@@ -5,8 +5,10 @@ All decodes go first; the rest of the step's token limit is filled with prompt c
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates
@@ -54,3 +56,10 @@ class InOrder:
         ordered = sorted(prompts, key=key) if ranks_waiting else prompts
         candidates.add_prompts(builder, ordered)
         return builder.build()
+
+
+def ranked(requests: Sequence[Request], *keys: np.ndarray) -> Callable[[Request], int]:
+    """Returns a key by arrays `[N]` of these requests' keys, the last one first."""
+    order = np.lexsort(keys).tolist()
+    rank = {requests[index].request_id: place for place, index in enumerate(order)}
+    return lambda request: rank[request.request_id]

@@ -28,7 +28,7 @@ import numpy as np
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.step_prices import remaining_prompts
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import InOrder
+from jserve_sched.policies.in_order import InOrder, ranked
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.request_latency import RequestLatency
@@ -55,12 +55,8 @@ class LeastLaxityFirst(InOrder):
         guard = _column(request.guard for request in requests)
         arrival_s = _column(request.arrival_s for request in requests)
         is_lost = (wait_s < 0.0) & (guard == 0.0)
-        order = np.lexsort((arrival_s, np.where(is_lost, 0.0, wait_s), is_lost))
-        rank = {requests[index].request_id: at for at, index in enumerate(order)}
-        return self.plan_by(
-            view,
-            lambda request: rank[request.request_id],
-        )
+        keys = (arrival_s, np.where(is_lost, 0.0, wait_s), is_lost)
+        return self.plan_by(view, ranked(requests, *keys))
 
 
 def laxities_s(

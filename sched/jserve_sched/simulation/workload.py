@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from jserve_sched.buckets.table import Bucket
+from jserve_sched.outcomes import distribution
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CostModel
@@ -353,9 +354,6 @@ def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:
         group = [one for one in arrivals if one.service_class == name]
         found[name] = {"num_requests": len(group)}
         for what, field in (("prompt", "num_prompt_tokens"), ("output", "max_tokens")):
-            values = [getattr(one, field) for one in group]
-            found[name][f"{what}_mean"] = float(np.mean(values))
-            for percent in (50, 90, 99):
-                share = float(np.percentile(values, percent))
-                found[name][f"{what}_p{percent}"] = share
+            lengths = distribution(getattr(one, field) for one in group) or {}
+            found[name] |= {f"{what}_{key}": value for key, value in lengths.items()}
     return found
