@@ -11,6 +11,7 @@ import dataclasses
 
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import InOrder
+from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 
 
@@ -20,7 +21,9 @@ class EarliestDeadlineFirst(InOrder):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        return self.plan_by(
-            view,
-            lambda request: (request.pace_s, request.arrival_s, request.request_id),
-        )
+        requests = (*view.running, *view.admissible)
+        return self.plan_in_order(view, sorted(requests, key=_by_pace))
+
+
+def _by_pace(request: Request) -> tuple[float, float, str]:
+    return (request.pace_s, request.arrival_s, request.request_id)

@@ -16,8 +16,5 @@ class FirstComeFirstServed(InOrder):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        return self.plan_by(
-            view,
-            lambda request: (request.arrival_s, request.request_id),
-            ranks_waiting=False,
-        )
+        running = sorted(view.running, key=lambda one: (one.arrival_s, one.request_id))
+        return self.plan_in_order(view, [*running, *view.admissible])

@@ -5,15 +5,14 @@ All decodes go first; the rest of the step's token limit is filled with prompt c
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.requests.request import Request
+from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.plan import StepPlan
 
 
@@ -32,34 +31,31 @@ class InOrder:
         if self.chunk_tokens < 0:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
 
-    def plan_by(
-        self,
-        view: SchedulerView,
-        key: Callable[[Request], Any],
-        *,
-        ranks_waiting: bool = True,
+    def plan_in_order(
+        self, view: SchedulerView, ordered: Sequence[Request]
     ) -> StepPlan | None:
         """Plans all decodes first, then prefill blocks in order until nothing fits.
 
         Args:
-          key: Order of requests, least first; of running requests the last is
-            preempted first.
-          ranks_waiting: Whether waiting prompts are ordered among those partly
-            computed; otherwise they come after them, by arrival.
+          ordered: All running and all admissible requests; of the running ones the last
+            is preempted first.
         """
         builder = PlanBuilder(view)
-        running = sorted(view.running, key=key)
+        running = [one for one in ordered if one.state is RequestState.RUNNING]
         candidates = Candidates(view, view.admissible, running=running)
         candidates.add_decodes(builder)
         builder.limit_tokens(self.chunk_tokens)
-        prompts = candidates.prompts
-        ordered = sorted(prompts, key=key) if ranks_waiting else prompts
-        candidates.add_prompts(builder, ordered)
+        decodes = {id(request) for request in candidates.decodes}
+        prompts = [one for one in ordered if id(one) not in decodes]
+        candidates.add_prompts(builder, prompts)
         return builder.build()
 
 
-def ranked(requests: Sequence[Request], *keys: np.ndarray) -> Callable[[Request], int]:
-    """Returns a key by arrays `[N]` of these requests' keys, the last one first."""
-    order = np.lexsort(keys).tolist()
-    rank = {requests[index].request_id: place for place, index in enumerate(order)}
-    return lambda request: rank[request.request_id]
+def column(values: Iterable[float]) -> np.ndarray:
+    """Returns `[N]` float64."""
+    return np.fromiter(values, np.float64)
+
+
+def sort_by(requests: Sequence[Request], *keys: np.ndarray) -> list[Request]:
+    """Returns requests by keys `[N]`, of which the last one counts most."""
+    return [requests[place] for place in np.lexsort(keys).tolist()]

@@ -18,7 +18,7 @@ import numpy as np
 
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import InOrder, ranked
+from jserve_sched.policies.in_order import InOrder, column, sort_by
 from jserve_sched.steps.plan import StepPlan
 
 
@@ -40,17 +40,12 @@ class ShortestJobFirst(InOrder):
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         requests = [*view.running, *view.admissible]
-        facts = [
-            (
-                *(one.num_remaining, one.num_projected, one.expected_tokens_left),
-                one.arrival_s,
-            )
-            for one in requests
-        ]
-        prompt, context, answer, arrival_s = np.array(facts).reshape(-1, 4).T
-        left = prompt
+        left = column(one.num_remaining for one in requests)
         if self.by == "e2e":
             latency, batch = self.latency.at(view), np.array(view.max_num_seqs)
-            left = latency.prefill.of(batch, prompt)
-            left = left + latency.decode_s(batch, context, answer)
-        return self.plan_by(view, ranked(requests, arrival_s, left))
+            context = column(one.num_projected for one in requests)
+            answer = column(one.expected_tokens_left for one in requests)
+            decode_s = latency.decode_s(batch, context, answer)
+            left = latency.prefill.of(batch, left) + decode_s
+        arrival_s = column(one.arrival_s for one in requests)
+        return self.plan_in_order(view, sort_by(requests, arrival_s, left))
