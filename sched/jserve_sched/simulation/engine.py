@@ -52,7 +52,6 @@ class SimulatedEngine:
         nothing runs.
       num_steps: Steps run.
       busy_s: Virtual time of these steps, seconds.
-      recording: The steps, if they are recorded.
       request_ids: Requests submitted here, in order.
     """
 
@@ -65,7 +64,7 @@ class SimulatedEngine:
         random: np.random.Generator,
         tally: Tally,
         lag: int,
-        records_steps: bool,
+        recording: Recording | None,
         advances_decodes: bool,
         clock: Clock | None,
     ):
@@ -74,13 +73,13 @@ class SimulatedEngine:
         self.due_s = math.inf
         self.num_steps = 0
         self.busy_s = 0.0
-        self.recording = Recording() if records_steps else None
         self.request_ids: list[str] = []
         self._step_s = step_s
         self._noise = noise
         self._random = random
         self._factors = np.ones(0)  # of the durations of all steps so far, and more
         self._tally = tally
+        self._recording = recording
         self._lag = lag
         self._advances_decodes = advances_decodes and lag == 0
         self._clock = clock
@@ -146,11 +145,11 @@ class SimulatedEngine:
         self, plan: StepPlan, row: np.ndarray, duration_s: float, plan_s: float
     ) -> None:
         """Counts a step of features `[F]` that starts at `due_s`, and records it."""
+        if self._recording is not None:
+            times_s = (self.due_s + duration_s, duration_s, plan_s)
+            self._recording.add(plan, row, times_s, self.num_steps)
         self.num_steps += 1
         self.busy_s += duration_s
-        if self.recording is not None:
-            end_s = self.due_s + duration_s
-            self.recording.add(plan, row, (end_s, duration_s, plan_s))
 
     def finish(self, *, start_before_s: float, end_by_s: float) -> None:
         """Ends the step that is due, and runs a stretch of steps that repeat it.

@@ -20,12 +20,12 @@ from jserve_sched.timing.predictor import Predict
 
 _FACTS = (  # of a record, those known when a step is launched
     *("end_s", "duration_s", "plan_s", "predicted_s"),
-    *("used_blocks", "ended_by", "leaves_work"),
+    *("used_blocks", "ended_by", "leaves_work", "step_id"),
 )
 
 
 class Recording:
-    """The steps of one engine, made into records at the end.
+    """The steps of all engines, made into records at the end.
 
     They are priced then, all by one call: a call for each would take longest.
     """
@@ -35,20 +35,24 @@ class Recording:
         self._facts: list[tuple[Any, ...]] = []
 
     def add(
-        self, plan: StepPlan, row: np.ndarray, times_s: tuple[float, float, float]
+        self,
+        plan: StepPlan,
+        row: np.ndarray,
+        times_s: tuple[float, float, float],
+        step_id: int,
     ) -> None:
-        """Adds the next step, of features `[F]`: that of a plan, or a repetition.
+        """Adds a step of features `[F]`: that of a plan, or a repetition.
 
         `times_s` are the first three of `_FACTS`.
         """
         predicted_s = plan.predicted_s if row is plan.features else 0.0
         ended_by = plan.ended_by.value
-        facts = (predicted_s, plan.num_blocks, ended_by, plan.leaves_work)
+        facts = (plan.num_blocks, ended_by, plan.leaves_work, step_id)
         self._matrix.append(row)
-        self._facts.append((*times_s, *facts))
+        self._facts.append((*times_s, predicted_s, *facts))
 
     def records(self, step_s: Predict) -> tuple[list[StepRecord], np.ndarray]:
-        """Returns the steps with their prices, and their features `[N, F]`."""
+        """Returns the steps by their start, with prices, and features `[N, F]`."""
         matrix = np.reshape(self._matrix, (-1, features.NUM_FEATURES))
         if not len(matrix):
             return [], matrix
@@ -58,10 +62,10 @@ class Recording:
         columns |= recorded_sizes(matrix)
         columns["bucket_s"] = step_s(matrix).tolist()
         columns["used_s"] = step_s(bare).tolist()
-        columns["step_id"] = range(len(matrix))
         rows = zip(*columns.values(), strict=True)
         steps = [StepRecord(**dict(zip(columns, row, strict=True))) for row in rows]
-        return steps, matrix
+        order = np.argsort([step.start_s for step in steps], kind="stable")
+        return [steps[place] for place in order.tolist()], matrix[order]
 
 
 class Tally:

@@ -9,7 +9,6 @@ requests. Each request is given to one of them when it arrives.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -25,11 +24,11 @@ from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
 from jserve_sched.simulation.engine import SimulatedEngine
 from jserve_sched.simulation.instances import Assignment
-from jserve_sched.simulation.log import Tally
+from jserve_sched.simulation.log import Recording, Tally
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
 from jserve_sched.steps.record import StepRecord
-from jserve_sched.timing.predictor import Predict, Predictor
+from jserve_sched.timing.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,17 +154,6 @@ class _Simulation:
                 )
 
 
-def _recorded(
-    engines: Sequence[SimulatedEngine], step_s: Predict
-) -> tuple[list[StepRecord], np.ndarray]:
-    """Returns the steps of all engines by their start, and their features `[N, F]`."""
-    logs = [one.recording.records(step_s) for one in engines if one.recording]
-    steps = list(itertools.chain.from_iterable(steps for steps, _ in logs))
-    order = np.argsort([step.start_s for step in steps], kind="stable")
-    matrix = np.concatenate([matrix for _, matrix in logs])
-    return [steps[place] for place in order.tolist()], matrix[order]
-
-
 def simulate(
     schedulers: Scheduler | Sequence[Scheduler],
     cost_model: CostModel,
@@ -219,6 +207,7 @@ def simulate(
         cost_model.step_s, block_tokens=schedulers[0].buckets.block_tokens
     )
     tally = Tally(arrivals, num_uncounted)
+    recording = Recording() if records_steps else None
     engines = [
         SimulatedEngine(
             one,
@@ -227,7 +216,7 @@ def simulate(
             random=np.random.default_rng((seed, place)),
             tally=tally,
             lag=lag,
-            records_steps=records_steps,
+            recording=recording,
             advances_decodes=advances_decodes,
             clock=clock,
         )
@@ -243,8 +232,8 @@ def simulate(
             break
     # Collect the results.
     steps, matrix = None, np.empty((0, features.NUM_FEATURES))
-    if records_steps:
-        steps, matrix = _recorded(engines, step_s)
+    if recording is not None:
+        steps, matrix = recording.records(step_s)
     return SimulationResult(
         outcomes=tally.outcomes(),
         steps=steps,
