@@ -205,22 +205,18 @@ def _by_program(
     groups: Mapping[Bucket, Sequence[StepRecord]],
 ) -> list[dict[str, float]]:
     """Returns what ran in each bucket, by rows and blocks."""
-    found: list[dict[str, float]] = []
-    for bucket, group in sorted(groups.items(), key=lambda one: one[0]):
-        used_tokens = [step.used_tokens for step in group]
-        duration_s = [step.duration_s for step in group]
-        found.append(
-            {
-                "num_rows": bucket.num_rows,
-                "num_blocks": bucket.num_blocks,
-                "num_steps": len(group),
-                "used_tokens_mean": float(np.mean(used_tokens)),
-                "bucket_s": float(np.mean([step.bucket_s for step in group])),
-                "step_s_p50": float(np.median(duration_s)),
-                "total_s": float(np.sum(duration_s)),
-            }
-        )
-    return found
+    return [
+        {
+            "num_rows": bucket.num_rows,
+            "num_blocks": bucket.num_blocks,
+            "num_steps": len(group),
+            "used_tokens_mean": float(np.mean([step.used_tokens for step in group])),
+            "bucket_s": float(np.mean([step.bucket_s for step in group])),
+            "step_s_p50": float(np.median([step.duration_s for step in group])),
+            "total_s": float(np.sum([step.duration_s for step in group])),
+        }
+        for bucket, group in sorted(groups.items(), key=lambda one: one[0])
+    ]
 
 
 def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:

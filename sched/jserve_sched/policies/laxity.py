@@ -67,7 +67,9 @@ def laxities_s(
       `[N]` seconds from `view.start_s` on.
     """
     next_due_s = column(request.deadline_s for request in requests)
-    end_due_s = column(_completion_due_s(request) for request in requests)
+    ttlts_s = [request.slo.ttlt_s for request in requests]
+    ttlt_s = column(math.inf if one is None else one for one in ttlts_s)
+    end_due_s = column(request.arrival_s for request in requests) + ttlt_s
     known_tokens = column(request.num_projected for request in requests)
     tokens_left = column(request.expected_tokens_left for request in requests)
     prompt_tokens = remaining_prompts(view, requests).tokens
@@ -82,8 +84,3 @@ def laxities_s(
     rest_s = latency.decode_s(together, known_tokens, tokens_left)
     wait_s: np.ndarray = np.minimum(next_due_s - next_s, end_due_s - next_s - rest_s)
     return wait_s - view.start_s
-
-
-def _completion_due_s(request: Request) -> float:
-    ttlt_s = request.slo.ttlt_s
-    return math.inf if ttlt_s is None else request.arrival_s + ttlt_s

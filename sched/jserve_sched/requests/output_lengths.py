@@ -37,11 +37,9 @@ class LengthEstimator(Protocol):
 
         The same for the same request until the next `update`.
         """
-        ...
 
     def update(self, request: Request) -> None:
         """Learns from a request that has ended, by a stop token or `max_tokens`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,15 +36,12 @@ class Predictor(Protocol):
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
-        ...
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        ...
 
     def update(self, sample: StepSample) -> None:
         """Learns from one measured step, if it is valid."""
-        ...
 
 
 def is_sound(sample: StepSample) -> bool:

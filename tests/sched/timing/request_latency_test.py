@@ -72,7 +72,7 @@ def test_a_fit_finds_the_form(model: Bilinear) -> None:
 
 
 def test_short_steps_count_as_much_as_long_ones() -> None:
-    # A quadratic cannot be met: the errors must be shared out, not all be the short.
+    # A quadratic cannot be fitted: the errors must be shared out, not all be the short.
     length = np.geomspace(16, 4096, 9)
     points = LatencyPoints(np.ones(9), length, 0.01 + 1e-8 * length**2)
     found_s = fit_bilinear(points).of(points.batch, points.length)
