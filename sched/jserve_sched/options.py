@@ -30,7 +30,7 @@ def make_from_spec(
     literals; others are set by code alone.
 
     Args:
-      kind: What the classes are, for error messages.
+      kind: Noun for the classes, for error messages.
       given: Values by field, for fields that no option sets; a class without such a
         field ignores them.
 

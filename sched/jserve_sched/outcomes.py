@@ -289,7 +289,7 @@ def summarise_run(
       steps: The run's engine steps, where they are known.
       block_tokens: Tokens in one prefill block; needed with `steps`.
       counters: The engine's counters over the run, where they are known.
-      labels: What distinguishes this run from others: policy, load, seed and so on.
+      labels: Facts that distinguish this run from others: policy, load, seed.
     """
     run = dict(labels or {}) | summarise_outcomes(outcomes)
     if steps is not None and block_tokens is not None:

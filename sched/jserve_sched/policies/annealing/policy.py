@@ -98,7 +98,7 @@ class PlannedAdmission:
       make_kernel: Returns what runs the searches; called once.
       limit: Ends a search early and measures it.
       searches: Totals of the searches, for metrics.
-      found: What the last search found; None before the first.
+      found: Result of the last search; None before the first.
     """
 
     is_stream: ClassVar[bool] = False  # see `make_problem`

@@ -53,7 +53,7 @@ class SlidingServe:
     """SlidingServe's three parts, each of which may be off.
 
     Attributes:
-      sorter: How prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
+      sorter: Order of the prompts: mlps (the paper's Multi-Level Priority Sorter),
         moore (ours), off (by deadline) or given; see `sorter`.
       chunker: Whether the SlidingChunker sizes steps.
       constructor: Whether the BatchConstructor selects prompts at risk.
