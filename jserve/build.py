@@ -26,7 +26,7 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import make_length_estimator
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.timing.table import TablePredictor
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.clock import ManualClock
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import LengthEstimator
@@ -23,6 +22,20 @@ from jserve_sched.timing.table import TablePredictor
 VOCAB = 97
 STEP_S = 0.01
 _ids = itertools.count()
+
+
+@dataclasses.dataclass
+class ManualClock:
+    """A clock that moves only by `advance`."""
+
+    time_s: float = 0.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def advance(self, duration_s: float) -> None:
+        assert duration_s >= 0
+        self.time_s += duration_s
 
 
 def fake_next_token(context: Sequence[int]) -> int:

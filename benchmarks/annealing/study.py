@@ -194,8 +194,8 @@ def summarise(outcomes: Sequence[Outcome]) -> Entry:
         raise RuntimeError(f"{len(outcomes) - len(latencies_s)} requests did not end")
     return {
         "num_requests": len(outcomes),
-        "num_attained": sum(one.is_met for one in outcomes),
-        "num_attained_mean_tpot": sum(one.is_met_mean_tpot for one in outcomes),
+        "num_attained": sum(one.is_attained for one in outcomes),
+        "num_attained_mean_tpot": sum(one.is_attained_mean_tpot for one in outcomes),
         "total_e2e_s": sum(latencies_s),
     }
 

@@ -14,7 +14,7 @@ import pathlib
 
 import numpy as np
 
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.simulation.workload import Arrival
 from jserve_tools.load.workload_trace import DEFAULT_TRACE, TraceRow, read_trace
 

@@ -123,7 +123,7 @@ class Cell:
         num_counted = self.num_requests - num_uncounted
         limit = goodput.most_violations(num_counted)
         result = self._simulate(self._arrivals(qps), num_uncounted, limit)
-        return sum(not one.is_met for one in result.outcomes[num_uncounted:]), (
+        return sum(not one.is_attained for one in result.outcomes[num_uncounted:]), (
             num_counted
         )
 
@@ -141,7 +141,7 @@ class Cell:
         ends_s = [
             one.token_times_s[-1] if one.failure is None else result.end_s
             for one in result.outcomes
-            if not one.is_met
+            if not one.is_attained
         ]
         num_bins = math.ceil(result.end_s / CURVE_BIN_S)
         bins = np.clip(np.array(ends_s, np.float64) // CURVE_BIN_S, 0, num_bins - 1)
@@ -188,7 +188,7 @@ def _experience(outcomes: list[Outcome]) -> dict[str, Any]:
             (late_s if is_late else on_time_s).append(round(one.ttft_s, 4))
     return {
         "num_requests": len(outcomes),
-        "num_violations": sum(not one.is_met for one in outcomes),
+        "num_violations": sum(not one.is_attained for one in outcomes),
         "num_unserved": len(outcomes) - len(on_time_s) - len(late_s),
         "on_time_ttft_s": on_time_s,
         "late_ttft_s": late_s,

@@ -127,7 +127,7 @@ class Generation:
         # otherwise it counts neither as attained nor as violated.
         times_s = [*self._times_s, now_s] if has_client_left else self._times_s
         is_complete = has_client_left or reason in ("stop", "length")
-        is_attained = request.slo.is_met(
+        is_attained = request.slo.is_attained(
             request.arrival_s, times_s, is_complete=is_complete
         )
         if not (has_client_left and is_attained):

@@ -12,12 +12,12 @@ from pydantic import Field
 
 from jserve.config import ServerConfig, read_setting
 from jserve.server.errors import ApiError, quote, validation_error
-from jserve_sched.requests.slo import (
+from jserve_sched.requests.service_class import (
     BEST_EFFORT,
     ServiceClass,
-    Slo,
     parse_service_classes,
 )
+from jserve_sched.requests.slo import Slo
 
 MAX_BOUND_S = 86400.0
 UNREAD_CLASS = "unread"  # in metrics, of requests refused before their body was read

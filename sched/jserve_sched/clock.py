@@ -1,6 +1,5 @@
 """Clocks: all of `jserve_sched` gets the time from its caller, or from a `Clock`."""
 
-import dataclasses
 import time
 from typing import Protocol
 
@@ -18,19 +17,3 @@ class WallClock:
     def now_s(self) -> float:
         """Returns monotonic seconds."""
         return time.monotonic()
-
-
-@dataclasses.dataclass
-class ManualClock:
-    """A clock that moves only by `advance`; for tests and simulation."""
-
-    time_s: float = 0.0
-
-    def now_s(self) -> float:
-        """Returns the time last set, in seconds."""
-        return self.time_s
-
-    def advance(self, duration_s: float) -> None:
-        """Moves forward by `duration_s`, 0 or more."""
-        assert duration_s >= 0
-        self.time_s += duration_s

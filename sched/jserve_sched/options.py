@@ -30,8 +30,9 @@ def make_from_spec(
     literals; others are set by code alone.
 
     Args:
-      kind: What the classes are, for error messages.
-      given: Values of fields that are no options, by name, for classes that have them.
+      kind: Noun for the classes, for error messages.
+      given: Values by field, for fields that no option sets; a class without such a
+        field ignores them.
 
     Raises:
       ValueError: If the name or an option is unknown, or a value is invalid.

@@ -39,11 +39,11 @@ class Outcome:
     """What one request experienced, on one clock.
 
     Attributes:
-      arrival_s: When it was *due* to be sent; all latencies count from here.
-      max_tokens: Output tokens it asked for.
-      token_times_s: When each output token arrived, ascending.
-      failure: Why it did not run to its end; None if it did.
-      message: What the server said of a failure.
+      arrival_s: Time at which it was *due* to be sent; all latencies count from here.
+      max_tokens: Output tokens that it asked for.
+      token_times_s: Time at which each output token arrived, ascending.
+      failure: Reason for which it did not run to its end; None if it did.
+      message: Message of the server about a failure.
     """
 
     service_class: str
@@ -56,16 +56,19 @@ class Outcome:
     message: str = ""
 
     @property
-    def is_met(self) -> bool:
+    def is_attained(self) -> bool:
         """Whether it ran to its end and attained every objective."""
-        return self.failure is None and self.slo.is_met(
+        return self._attains(self.slo)
+
+    def _attains(self, slo: Slo) -> bool:
+        return self.failure is None and slo.is_attained(
             self.arrival_s, self.token_times_s, is_complete=True
         )
 
     @property
-    def is_met_mean_tpot(self) -> bool:
-        """The same by the laxer rule: mean time per output token."""
-        return self.failure is None and self.slo.is_met_mean_tpot(
+    def is_attained_mean_tpot(self) -> bool:
+        """The same by the laxer rule of `Slo.is_attained_mean_tpot`."""
+        return self.failure is None and self.slo.is_attained_mean_tpot(
             self.arrival_s, self.token_times_s, is_complete=True
         )
 
@@ -88,14 +91,12 @@ class Outcome:
         """The first objective violated, in the order of a request's life; or None."""
         if self.failure is not None:
             return self.failure.value
-        if self.is_met:
+        if self.is_attained:
             return None
-        first = dataclasses.replace(self.slo, tbt_s=None, ttlt_s=None)
-        if not first.is_met(self.arrival_s, self.token_times_s, is_complete=True):
+        slo = dataclasses.replace(self.slo, ttlt_s=None)
+        if not self._attains(dataclasses.replace(slo, tbt_s=None)):
             return "late_first_token"
-        gaps = dataclasses.replace(self.slo, ttlt_s=None)
-        is_met = gaps.is_met(self.arrival_s, self.token_times_s, is_complete=True)
-        return "late_last_token" if is_met else "late_token"
+        return "late_last_token" if self._attains(slo) else "late_token"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,11 +113,11 @@ class EngineCounters:
     length_errors: Mapping[str, LengthErrors] = dataclasses.field(default_factory=dict)
 
 
-def wilson_interval(num_met: int, num_requests: int) -> tuple[float, float]:
+def wilson_interval(num_attained: int, num_requests: int) -> tuple[float, float]:
     """Returns the 95 % Wilson interval of a share."""
     if num_requests < 1:
         raise ValueError(f"num_requests={num_requests}: a share needs at least 1")
-    share, z2 = num_met / num_requests, _Z_95**2
+    share, z2 = num_attained / num_requests, _Z_95**2
     centre = share + z2 / (2 * num_requests)
     variance = share * (1 - share) / num_requests + z2 / (4 * num_requests**2)
     spread, scale = _Z_95 * math.sqrt(variance), 1.0 / (1.0 + z2 / num_requests)
@@ -154,17 +155,17 @@ def _latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 def _attainment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     num_requests = len(outcomes)
-    num_met = sum(outcome.is_met for outcome in outcomes)
-    num_met_mean = sum(outcome.is_met_mean_tpot for outcome in outcomes)
+    num_attained = sum(outcome.is_attained for outcome in outcomes)
+    num_attained_mean = sum(outcome.is_attained_mean_tpot for outcome in outcomes)
     causes = collections.Counter(one.violation for one in outcomes if one.violation)
     return {
         "num_requests": num_requests,
         "num_finished": sum(one.failure is None for one in outcomes),
-        "num_violations": num_requests - num_met,
+        "num_violations": num_requests - num_attained,
         "violations_by_cause": dict(sorted(causes.items())),
-        "attainment": num_met / num_requests,
-        "attainment_ci95": list(wilson_interval(num_met, num_requests)),
-        "attainment_mean_tpot": num_met_mean / num_requests,
+        "attainment": num_attained / num_requests,
+        "attainment_ci95": list(wilson_interval(num_attained, num_requests)),
+        "attainment_mean_tpot": num_attained_mean / num_requests,
     }
 
 
@@ -172,7 +173,7 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Returns what the requests of one run experienced, for JSON.
 
     Raises:
-      ValueError: if there is no request.
+      ValueError: If there are no requests.
     """
     if not outcomes:
         raise ValueError("a report needs at least one request")
@@ -204,22 +205,18 @@ def _by_program(
     groups: Mapping[Bucket, Sequence[StepRecord]],
 ) -> list[dict[str, float]]:
     """Returns what ran in each bucket, by rows and blocks."""
-    found: list[dict[str, float]] = []
-    for bucket, group in sorted(groups.items(), key=lambda one: one[0]):
-        used_tokens = [step.used_tokens for step in group]
-        duration_s = [step.duration_s for step in group]
-        found.append(
-            {
-                "num_rows": bucket.num_rows,
-                "num_blocks": bucket.num_blocks,
-                "num_steps": len(group),
-                "used_tokens_mean": float(np.mean(used_tokens)),
-                "bucket_s": float(np.mean([step.bucket_s for step in group])),
-                "step_s_p50": float(np.median(duration_s)),
-                "total_s": float(np.sum(duration_s)),
-            }
-        )
-    return found
+    return [
+        {
+            "num_rows": bucket.num_rows,
+            "num_blocks": bucket.num_blocks,
+            "num_steps": len(group),
+            "used_tokens_mean": float(np.mean([step.used_tokens for step in group])),
+            "bucket_s": float(np.mean([step.bucket_s for step in group])),
+            "step_s_p50": float(np.median([step.duration_s for step in group])),
+            "total_s": float(np.sum([step.duration_s for step in group])),
+        }
+        for bucket, group in sorted(groups.items(), key=lambda one: one[0])
+    ]
 
 
 def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
@@ -248,7 +245,7 @@ def summarise_steps(
     is the sum of `pad_share_bucket`, unused rows and blocks, and of
     `pad_share_block`, the empty ends of used blocks. `pad_share_time` is the
     share of predicted time that the same steps would save without padding.
-    `steps_per_s` counts busy time only; `block_tokens` are in one prefill block, Q.
+    `steps_per_s` counts busy time only. `block_tokens` is the size of a block, Q.
     """
     if not steps:
         return {"num_steps": 0}
@@ -292,7 +289,7 @@ def summarise_run(
       steps: The run's engine steps, where they are known.
       block_tokens: Tokens in one prefill block; needed with `steps`.
       counters: The engine's counters over the run, where they are known.
-      labels: What tells this run from others: policy, load, seed and so on.
+      labels: Facts that distinguish this run from others: policy, load, seed.
     """
     run = dict(labels or {}) | summarise_outcomes(outcomes)
     if steps is not None and block_tokens is not None:
@@ -301,15 +298,6 @@ def summarise_run(
         run |= dataclasses.asdict(counters)
         del run["length_errors"]
         if counters.length_errors:
-            run["length_error"] = {
-                name: {
-                    "num_requests": one.num_requests,
-                    "mean_tokens": one.sum_tokens / one.num_requests,
-                    "mean_predicted_tokens": one.sum_predicted_tokens
-                    / one.num_requests,
-                    "mean_abs_error_tokens": one.sum_abs_error_tokens
-                    / one.num_requests,
-                }
-                for name, one in sorted(counters.length_errors.items())
-            }
+            by_class = sorted(counters.length_errors.items())
+            run["length_error"] = {name: one.means() for name, one in by_class}
     return run

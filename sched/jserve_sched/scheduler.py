@@ -37,7 +37,7 @@ MAX_IN_FLIGHT = 2
 
 
 class Output(NamedTuple):
-    """One applied token of a request; None for an end without one."""
+    """One applied token of a request; None if the request ended without one."""
 
     request: Request
     token: int | None
@@ -57,8 +57,8 @@ class Scheduler:
     """Owns requests, slots and the ledger; asks the policy what to run.
 
     Attributes:
-      limits: What a single request may hold.
-      policy: Plans every step; no other scheduler may use the same object.
+      limits: Limits of a single request.
+      policy: Policy that plans every step, an object that no other scheduler uses.
       counters: Totals since start.
     """
 
@@ -74,12 +74,12 @@ class Scheduler:
         max_model_len: int,
         lengths: LengthEstimator | None = None,
     ):
-        """Makes an idle one.
+        """Makes a scheduler without requests.
 
         `lengths` predicts how long answers will be; None takes `max_tokens`.
 
         Raises:
-          ValueError: If a step that may be asked for has no bucket.
+          ValueError: If a step that may be planned has no bucket.
         """
         if max_num_seqs > buckets.max_rows:
             raise ValueError(
@@ -150,8 +150,8 @@ class Scheduler:
         """Takes a request in.
 
         Raises:
-          TooLongError: if it can never run.
-          ValueError: if its id is in use.
+          TooLongError: If it can never run.
+          ValueError: If its id is in use.
         """
         if request.request_id in self._requests:
             raise ValueError(f"request id {request.request_id!r} is in use")
@@ -290,14 +290,14 @@ class Scheduler:
     def num_repeats(self, plan: StepPlan, most: int | None = None) -> int:
         """Returns how many times a plan that was just applied can only be repeated.
 
-        That is so while its rows are all that runs, no request waits or comes, none of
-        them ends before the last of these steps, and pages last: then any policy that
+        It must be repeated while no other request runs or waits, none of its requests
+        ends before the last of these steps, and pages suffice: then any policy that
         lets every decode run has no choice. The policy is still asked at each multiple
         of `REFRESH_STEPS`. For simulation.
 
         Args:
-          most: Steps in which no token is a stop token, as the caller knows; without
-            it there are none where any token might be.
+          most: Number of steps that the caller knows to yield no stop token; None if
+            it does not know, then a request with stop tokens allows none.
         """
         requests = [row.request for row in plan.decodes]
         if plan.chunks or self._waiting or self._in_flight:

@@ -69,14 +69,14 @@ def test_latencies_count_from_arrival() -> None:
 def test_violations_have_one_cause(times, slo, failure, violation) -> None:
     one = outcome(*times, slo=slo, failure=failure)
     assert one.violation == violation
-    assert one.is_met == (violation is None)
+    assert one.is_attained == (violation is None)
 
 
 def test_slack_is_banked_but_the_mean_rule_forgives_more() -> None:
     early = outcome(10.1, 11.4)  # a gap of 1.3 s, yet due only at 11.5
-    assert early.is_met and not early.is_met_mean_tpot
+    assert early.is_attained and not early.is_attained_mean_tpot
     hiccup = outcome(10.9, 11.6, 11.7, 11.8)  # the second is due at 11.5
-    assert not hiccup.is_met and hiccup.is_met_mean_tpot  # 0.3 s a token
+    assert not hiccup.is_attained and hiccup.is_attained_mean_tpot  # 0.3 s a token
 
 
 def test_run_counts_every_request_once() -> None:

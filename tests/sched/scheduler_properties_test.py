@@ -149,8 +149,8 @@ def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None
     elif plan.ended_by is PlanEnd.ROWS:
         assert admitted == free_slots
     elif plan.ended_by is PlanEnd.PAGES:
-        # One block more of whoever comes next would not fit: either the pool is
-        # spoken for, or pages just taken back are not yet to be had.
+        # One block more of the next prompt would not fit: either the pool is owed to
+        # running prompts, or pages of preempted requests are not free before the next.
         ledger = scheduler.ledger
         owed = sum(
             ledger.pages_for(r.num_projected) - len(r.pages)
@@ -267,7 +267,7 @@ def test_planning_changes_nothing_and_repeats_itself(workload: Workload) -> None
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(workloads)
-def test_fcfs_admits_in_order_of_arrival_so_nobody_starves(workload: Workload) -> None:
+def test_fcfs_admits_in_order_of_arrival(workload: Workload) -> None:
     workload.policy = "fcfs"
     _, requests = run_workload(workload)
     requests.sort(key=lambda one: (one.arrival_s, one.request_id))

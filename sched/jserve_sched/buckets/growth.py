@@ -1,4 +1,4 @@
-"""Bucket growth: in which order edges are added, and which are left out.
+"""Bucket growth: the order in which edges are added, and which are left out.
 
 A server starts with two programs and adds finer ones while it serves, and a table may
 have more programs than a limit allows. Both need the edges in order of value. It is
@@ -17,7 +17,7 @@ TableCost = Callable[[BucketTable], float]
 
 @dataclasses.dataclass(frozen=True)
 class BucketPlan:
-    """Which buckets a server compiles, and in which order.
+    """The buckets that a server compiles, in their order.
 
     Attributes:
       tables: Nested tables in the order of growth, each with one edge more than the
@@ -56,11 +56,12 @@ class BucketPlan:
 def plan_growth(table: BucketTable, cost_s: TableCost) -> BucketPlan:
     """Returns the plan that grows, edge by edge, from a covering table to `table`.
 
-    The covering table is the largest row edge with no prefill and with as many blocks
-    as fit beside it: two programs that can do everything, if slowly. Where more blocks
-    fit beside fewer rows, it has that many blocks and such a row edge too. And where
-    one row less than the most is an edge, that edge is in every table, since beside it
-    the largest row edge comes without prefill. So not only edges nest, but pairs.
+    The covering table is the largest row edge without prefill and with as many blocks
+    as fit beside it: two programs in which every step can run, if slowly. If more
+    blocks fit beside fewer rows, it has that block edge and such a row edge too. If one
+    row less than the most is an edge, every table has that edge, since the largest row
+    edge then occurs without prefill only. So each table's buckets, not only its edges,
+    are among the next one's.
 
     `cost_s` is called about `E**2 / 2` times for E edges: for every table with one edge
     less.
@@ -80,7 +81,7 @@ def plan_growth(table: BucketTable, cost_s: TableCost) -> BucketPlan:
 
 
 def _with_one_edge_less(table: BucketTable) -> Iterator[BucketTable]:
-    """Yields the tables between a table and its covering one, one edge smaller.
+    """Yields the tables with one edge less that still hold the covering one.
 
     They are in ascending order of the removed edge, a row edge before a block edge.
     """

@@ -1,7 +1,7 @@
-"""Bucket strategies: which buckets to compile for a server's limits.
+"""Bucket strategies: which buckets to compile within a server's limits.
 
-A strategy picks the edges of each dimension by a rule. The limits are always edges, so
-whatever the rule leaves out, every step has a bucket.
+A strategy chooses the edges of each dimension by a rule. The limits are always edges,
+so every step has a bucket.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ def _max_blocks(
 
 
 class BucketStrategy:
-    """Chooses the buckets to compile for a server's limits.
+    """Chooses the buckets to compile within a server's limits.
 
     A rule implements `_row_edges`, and `_block_edges` if that differs: ascending edges
     from the smallest count worth an edge to the limit.

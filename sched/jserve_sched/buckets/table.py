@@ -20,7 +20,7 @@ DEFAULT_BLOCK_TOKENS = 32
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
 class Bucket:
-    """One static shape of a step: `num_rows` B, `num_blocks` NB of `block_tokens` Q."""
+    """One static shape of a step: `num_rows` B, `num_blocks` NB, `block_tokens` Q."""
 
     num_rows: int
     num_blocks: int
@@ -39,10 +39,10 @@ class Bucket:
 class BucketTable:
     """Every bucket that may run: the pairs of row and block edges that can occur.
 
-    Two kinds of pairs cannot. A pair of more than `max_tokens` token positions
-    breaks the step's limit. And a step with prefill has at most one decode less than
-    the largest row edge, since whose prompt it is holds a slot too: if that many rows
-    are an edge themselves, the largest row edge comes without prefill only.
+    Two kinds of pairs cannot occur. A pair of more than `max_tokens` token positions
+    exceeds the step's limit. And a step with prefill has at least one decode less than
+    the largest row edge, since the request of the prompt holds a slot too. So if one
+    row less than the largest is an edge, the largest occurs without prefill only.
 
     Attributes:
       row_edges: Numbers of decode rows, ascending, without repeats.
@@ -142,11 +142,6 @@ class BucketTable:
         blocks = self.block_edges[bisect.bisect_left(self.block_edges, num_blocks)]
         return Bucket(rows, blocks, self.block_tokens)
 
-    def largest_block_edge(self, num_blocks: int) -> int:
-        """Returns the largest compiled block count that is at most `num_blocks`."""
-        index = bisect.bisect_right(self.block_edges, num_blocks) - 1
-        return self.block_edges[max(index, 0)]
-
     def block_edge_beside(self, num_rows: int, max_tokens: int) -> int:
         """Returns the largest block edge that fits in a step with `num_rows` decodes.
 
@@ -155,8 +150,9 @@ class BucketTable:
         """
         if self.max_tokens is not None:
             max_tokens = min(max_tokens, self.max_tokens)
-        room = max_tokens - self.fit(num_rows, 0).num_rows
-        return self.largest_block_edge(room // self.block_tokens)
+        room = (max_tokens - self.fit(num_rows, 0).num_rows) // self.block_tokens
+        index = bisect.bisect_right(self.block_edges, room) - 1
+        return self.block_edges[max(index, 0)]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the form that `table_from_json` reads."""

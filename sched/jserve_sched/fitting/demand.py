@@ -11,6 +11,7 @@ limit.
 """
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -29,6 +30,10 @@ TbtBudgets = Sequence[tuple[float, float]]
 PRIOR_SHARE = 0.1
 
 _COLUMNS = ("rows", "blocks", "is_limited", "decode_pages", "block_pages")
+_FACTS = operator.attrgetter(  # of a record
+    *("num_blocks", "leaves_work", "used_rows", "used_blocks"),
+    *("decode_pages", "block_pages"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,31 +194,21 @@ def demand_from_steps(
     Raises:
       ValueError: If there are no steps.
     """
-    facts = [
-        (
-            *(step.num_blocks, step.used_rows, step.used_blocks),
-            *(step.decode_pages, step.block_pages, step.leaves_work),
-        )
-        for step in steps
-    ]
-    found = np.array(facts, np.int64).reshape(-1, 6)
-    if not len(found):
+    found = np.array([_FACTS(step) for step in steps], np.int64)
+    if not found.size:
         raise ValueError("a demand needs at least one step")
-    num_blocks, rows, blocks, decode_pages, block_pages, leaves_work = found.T
+    num_blocks, leaves_work, rows, blocks, decode_pages, block_pages = found.T
     is_limited = (leaves_work > 0) & (blocks == num_blocks)
     is_limited &= num_blocks < table.max_blocks
-    demand = merge(
-        [
-            StepDemand(
-                rows=rows,
-                blocks=blocks,
-                is_limited=is_limited,
-                decode_pages=decode_pages,
-                block_pages=block_pages,
-                weight=np.ones(len(found)),
-            )
-        ]
+    single = StepDemand(
+        rows=rows,
+        blocks=blocks,
+        is_limited=is_limited,
+        decode_pages=decode_pages,
+        block_pages=block_pages,
+        weight=np.ones(len(found)),
     )
+    demand = merge([single])
     if not np.any(is_limited):
         return demand
     limited = demand.where(demand.is_limited)

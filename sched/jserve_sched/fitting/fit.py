@@ -82,8 +82,7 @@ def best_row_edges(
     costs: BucketCosts, block_edges: tuple[int, ...], max_edges: int
 ) -> list[tuple[int, ...]]:
     """Returns the best 1, 2, ... `max_edges` row edges for given block edges."""
-    matrix = sum(grid.by_row_edge(block_edges) for grid in costs.grids)
-    assert isinstance(matrix, np.ndarray)
+    matrix = np.sum([grid.by_row_edge(block_edges) for grid in costs.grids], axis=0)
     hops = _up_hops(matrix)
     hops[0] += matrix[0]  # steps without decodes run at the first edge
     hops[:, 1 : min(MIN_ROWS, len(matrix) - 1)] = np.inf
@@ -94,12 +93,12 @@ def best_block_edges(
     costs: BucketCosts, row_edges: tuple[int, ...], max_edges: int
 ) -> list[tuple[int, ...]]:
     """Returns the best 2, 3, ... `max_edges` block edges, 0 first, for row edges."""
-    hops = sum(
+    hops = [
         (_limited_hops if grid.is_limited else _up_hops)(grid.by_block_edge(row_edges))
         for grid in costs.grids
-    )
-    assert isinstance(hops, np.ndarray)
-    return [(0, *chain) for chain in shortest_chains(hops, max_edges - 1)]
+    ]
+    chains = shortest_chains(np.sum(hops, axis=0), max_edges - 1)
+    return [(0, *chain) for chain in chains]
 
 
 def improve(costs: BucketCosts, table: BucketTable) -> BucketTable:

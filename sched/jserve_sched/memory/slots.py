@@ -27,7 +27,7 @@ class Holders:
 
     @property
     def num_free_slots(self) -> int:
-        """Slots that no request holds."""
+        """Number of slots without a holder."""
         return len(self._free_slots)
 
     def admit(self, request: Request, num_cached_tokens: int) -> None:
@@ -48,7 +48,7 @@ class Holders:
             request.pages.extend(self._ledger.allocate(missing))
 
     def release(self, request: Request) -> None:
-        """Takes the slot and the pages back."""
+        """Takes a request's slot and pages back."""
         assert request.slot is not None
         self._ledger.release(request.pages)
         request.pages = []

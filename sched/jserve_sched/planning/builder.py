@@ -1,10 +1,10 @@
-"""PlanBuilder: puts rows into a step without breaking a limit.
+"""PlanBuilder: puts rows into a step without exceeding a limit.
 
-Policies say *who* comes next; the builder says whether it still fits: rows and
-blocks of the bucket table, the step's token limit, slots, and KV pages. A plan it
+A policy chooses the next request; the builder decides whether it still fits: rows and
+blocks of the bucket table, the step's token limit, slots, and KV pages. A plan that it
 builds is full, or names the limit that kept the next block out.
 
-Pages, from the point of view of one plan:
+To one plan, pages are:
 
     free        available now, less what this plan takes
     committed   still owed to prompts that are partly prefilled; a new request is
@@ -26,7 +26,7 @@ class PlanBuilder:
     """One plan in the making.
 
     Attributes:
-      ended_by: Why the last prefill was cut short or refused; NO_WORK so far.
+      ended_by: Reason for which the last prefill was cut short or refused.
       used_blocks: Prefill blocks that hold a token so far.
       is_admitting: Whether a waiting request may still be taken in.
       holds_back: Whether the policy offers fewer requests than could be admitted.
@@ -34,7 +34,7 @@ class PlanBuilder:
 
     def __init__(self, view: SchedulerView):
         self._view = view
-        self._limit_blocks: int | None = None
+        self._limit_blocks = view.buckets.max_blocks
         self._limit_end = PlanEnd.TOKEN_LIMIT
         self._page_size = view.ledger.page_size
         self._block_tokens = view.buckets.block_tokens
@@ -56,11 +56,6 @@ class PlanBuilder:
         self.ended_by = PlanEnd.NO_WORK
 
     @property
-    def num_decodes(self) -> int:
-        """Decodes placed so far."""
-        return len(self._decodes)
-
-    @property
     def is_empty(self) -> bool:
         """Whether nothing has been placed yet."""
         return not self._decodes and not self._chunks
@@ -68,24 +63,28 @@ class PlanBuilder:
     def _missing_pages(self, request: Request, num_tokens: int) -> int:
         return max(self._view.ledger.pages_for(num_tokens) - len(request.pages), 0)
 
-    def limit_blocks(self, num_blocks: int, end: PlanEnd) -> None:
-        """Lets the step have `num_blocks` prefill blocks in all; `end` says why."""
-        self._limit_blocks = num_blocks
-        self._limit_end = end
+    def limit_time(self, num_blocks: int) -> None:
+        """Limits the step to the prefill blocks for which a policy has time.
+
+        A step without decodes may have one anyway, so that it has something to do.
+        """
+        self._limit_blocks = max(num_blocks, 0 if self._decodes else 1)
+        self._limit_end = PlanEnd.TIME_LIMIT
 
     def limit_tokens(self, num_tokens: int) -> None:
-        """Lets the step have `num_tokens`, the decodes placed already included.
+        """Limits the step to `num_tokens`, including the decodes placed already.
 
         They are rounded down to whole blocks but at least one; 0 sets no limit.
         """
         if num_tokens > 0:
-            room = (num_tokens - self.num_decodes) // self._block_tokens
-            self.limit_blocks(max(room, 1), PlanEnd.TOKEN_LIMIT)
+            room = (num_tokens - len(self._decodes)) // self._block_tokens
+            self._limit_blocks = max(room, 1)
+            self._limit_end = PlanEnd.TOKEN_LIMIT
 
     def _take_pages(self, num_pages: int, victims: Iterable[Request] = ()) -> bool:
-        """Takes pages if they are free, or are once `victims` in order are preempted.
+        """Takes pages, and preempts `victims` in order while too few are free.
 
-        No page is taken if they are too few, but victims may be.
+        Returns whether it took them; if not, victims may be preempted all the same.
         """
         for victim in victims if self._free < num_pages else ():
             if victim.request_id in self._placed or victim.slot is None:
@@ -116,7 +115,7 @@ class PlanBuilder:
     ) -> None:
         """Adds the next tokens of running requests, as far as they fit.
 
-        `victims` says whom to preempt, in order, for a request's page.
+        `victims` returns the requests to preempt for a request's page, in order.
         """
         page_size, rows, placed = self._page_size, self._decodes, self._placed
         most = self._view.buckets.max_rows
@@ -132,7 +131,7 @@ class PlanBuilder:
             rows.append(Row(request, start, 1, True))
 
     def add_prefill(self, request: Request, victims: Iterable[Request] = ()) -> bool:
-        """Adds as much of a request's prefill as fits; tells whether more may fit.
+        """Adds as much of a request's prefill as fits; returns whether more may fit.
 
         A running request may preempt `victims`, a waiting one none. A waiting request
         that cannot be admitted closes admission, so that no smaller one overtakes it,
@@ -145,9 +144,8 @@ class PlanBuilder:
         room = view.buckets.block_edge_beside(
             len(self._decodes), view.max_num_batched_tokens
         )
-        if self._limit_blocks is not None:
-            room = min(room, self._limit_blocks)
-        room_tokens = (room - self.used_blocks) * self._block_tokens
+        room = min(room, self._limit_blocks) - self.used_blocks
+        room_tokens = room * self._block_tokens
         if room_tokens <= 0:
             self.ended_by = self._why_no_room()
             self._leaves_work = True
@@ -160,8 +158,7 @@ class PlanBuilder:
     def _why_no_room(self) -> PlanEnd:
         if self.used_blocks == self._view.buckets.max_blocks:
             return PlanEnd.FULL
-        limit = self._limit_blocks
-        is_policy = limit is not None and self.used_blocks >= limit
+        is_policy = self.used_blocks >= self._limit_blocks
         return self._limit_end if is_policy else PlanEnd.TOKEN_LIMIT
 
     def _continue(

@@ -1,8 +1,8 @@
-"""Candidates: the requests that may be in the next step, and which of them give way.
+"""Candidates: the requests that may be in the next step, and those to preempt.
 
-A queue may be long, a step is short. Of the waiting at most `MAX_WAITING` are ranked,
-or the number that a policy asks for: the guarded, then those that can still be in time,
-then the others; half of them the shortest and half the most pressing.
+A queue may be much longer than a step. At most `MAX_WAITING` waiting requests are
+ranked, or the number that a policy asks for: guarded ones first, then those that can
+still be in time, then the others. Half of them are the shortest, half the most urgent.
 """
 
 import functools
@@ -20,11 +20,11 @@ MAX_WAITING = 128  # waiting requests that one plan ranks
 
 
 class Candidates:
-    """The requests of one snapshot, apart by what they need.
+    """The requests of one snapshot, as decodes and prompts.
 
     Attributes:
       decodes: Running requests with one token to compute.
-      prompts: Requests with a prompt to compute: all that run, then some that wait.
+      prompts: Requests with a prompt to compute, running ones before waiting ones.
     """
 
     def __init__(
@@ -40,10 +40,10 @@ class Candidates:
         Args:
           waiting: Requests that may be admitted, in order; None takes those most worth
             ranking, by arrival.
-          running: All that run, the last to be preempted first; None ranks them by
-            deadline.
+          running: All running requests, of which the last is preempted first; None
+            ranks them by deadline.
           aged_before_s: Clock seconds; requests that arrived before are preempted last,
-            the first to come last of all.
+            later arrivals first.
         """
         self._view = view
         self._running = running
@@ -65,9 +65,9 @@ class Candidates:
 
     @functools.cached_property
     def _ranked(self) -> Sequence[Request]:
-        """Running requests: by default the aged by arrival, the others by deadline.
+        """Running requests: by default the aged by arrival, then others by deadline.
 
-        Of these the late ones come last, but for guarded ones.
+        Of the others, late ones that are not guarded come last.
         """
         start_s, aged_before_s = self._view.start_s, self._aged_before_s
 
@@ -80,18 +80,15 @@ class Candidates:
 
         return self._running or sorted(self._view.running, key=key)
 
-    @functools.cached_property
-    def _ranks(self) -> dict[str, int]:
-        return {one.request_id: rank for rank, one in enumerate(self._ranked)}
-
     def victims(self, request: Request) -> Iterator[Request]:
-        """Yields the running requests that rank behind a request, the last one first.
+        """Yields the running requests that rank behind one of them, the last one first.
 
         Nothing is sorted until a page is short.
         """
-        rank = self._ranks.get(request.request_id, len(self._ranked))
-        for index in range(len(self._ranked) - 1, rank, -1):
-            yield self._ranked[index]
+        for other in reversed(self._ranked):
+            if other is request:
+                return
+            yield other
 
     def add_decodes(self, builder: PlanBuilder) -> None:
         """Adds every decode; under KV pressure the most important ones."""
@@ -101,12 +98,9 @@ class Candidates:
         """Adds prompts in order until nothing fits."""
         builder.holds_back |= self._holds_back
         for request in ordered:
-            if request.state is RequestState.WAITING:
-                if not builder.is_admitting:
-                    continue
-                if not builder.add_prefill(request):
-                    break
-            elif not builder.add_prefill(request, self.victims(request)):
+            if request.state is RequestState.WAITING and not builder.is_admitting:
+                continue
+            if not builder.add_prefill(request, self.victims(request)):
                 break
         if builder.is_empty and self._running is None:
             # The first in order may preempt none. The first of these may preempt all
@@ -118,13 +112,13 @@ class Candidates:
 def tightest_slack(
     decodes: Sequence[Request], *, start_s: float, least_s: float
 ) -> tuple[float, float]:
-    """Returns T_cur and T_next (SlidingServe Eq. 14 and 15), seconds; infinite if free.
+    """Returns T_cur and T_next (SlidingServe Eq. 14 and 15), seconds.
 
     They are how long decodes can wait for their next token and, after it, for another,
     in a step that starts at `start_s` and takes `least_s` without any prefill. The
     paper does not say which decodes are protected (D_safe). Here: those whose next
     token can still be in time, `s_i >= least_s`. A late one would stop all prefill
-    without becoming less late.
+    without becoming less late. Both are infinite if no decode is protected.
     """
     rows = []
     for request in decodes:

@@ -1,4 +1,4 @@
-"""What would a step with this budget of prefill cost?
+"""StepPrices: what a step costs that has a given budget of prefill.
 
 SlidingServe's batch-forward simulator F (arXiv 2606.05933, section 4): all decodes,
 then prompts in order until a budget of prefill *blocks* is used up. The features of any
@@ -22,7 +22,7 @@ import numpy as np
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps import features
-from jserve_sched.steps.plan import Row
+from jserve_sched.steps.features import Span
 
 _GRID_POINTS = 128  # most budgets that are priced at once
 _CHUNK_FEATURES = [
@@ -36,7 +36,7 @@ _CHUNK_FEATURES = [
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """What is left of some prompts, in the order in which they would be taken.
+    """The rest of some prompts, in the order in which they would be taken.
 
     Attributes:
       requests: Requests whose prompts they are.
@@ -58,9 +58,9 @@ class Prompts:
 
 
 def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Prompts:
-    """Returns what is left of the prompts of running or waiting requests.
+    """Returns the rest of the prompts of running or waiting requests.
 
-    A page of a waiting request that the prefix cache holds is not left to do.
+    Pages of a waiting request that the prefix cache holds do not belong to the rest.
     """
     page_size = view.ledger.page_size
     find_prefix = view.ledger.find_prefix
@@ -100,7 +100,7 @@ class StepPrices:
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._block_edges = view.buckets.block_edge_array
-        rows = [Row(one, one.num_dispatched, 1, samples=True) for one in decodes]
+        rows = [Span(one.num_dispatched, 1) for one in decodes]
         bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
         self._decode_row = features.step_features(rows, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens

@@ -1,56 +1,24 @@
-"""`fcfs` and `edf`: chunked prefill in a fixed order.
+"""Chunked prefill in a fixed order: what `fcfs`, `edf`, `sjf` and `laxity` share.
 
 All decodes go first; the rest of the step's token limit is filled with prompt chunks
-(Sarathi-Serve, arXiv 2403.02310; vLLM's default). `fcfs` takes prompts by arrival, and
-preempts the latest arrival under KV pressure. `edf` (Sarathi-EDF) takes them by the
-deadline of their first token, whether partly computed or waiting, those without an
-objective last, by arrival; token deadlines are those of SlidingServe (Eq. 1, arXiv
-2606.05933), a completion bound is spread over the tokens (`Slo.pacing`), and the
-request whose next token is wanted last is preempted.
+(Sarathi-Serve, arXiv 2403.02310; vLLM's default).
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.requests.request import Request
+from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.plan import StepPlan
 
 
-def plan_in_order(
-    view: SchedulerView,
-    key: Callable[[Request], Any],
-    *,
-    chunk_tokens: int,
-    ranks_waiting: bool = True,
-) -> StepPlan | None:
-    """Plans all decodes first, then prefill blocks in order until nothing fits.
-
-    Args:
-      key: Order of requests, least first; of those that run the last is
-        preempted first.
-      chunk_tokens: Tokens in the step, decodes included, rounded down to whole blocks
-        but at least one; 0 leaves it to the step's limit.
-      ranks_waiting: Whether prompts that wait are ordered among those partly computed;
-        otherwise they come after them, by arrival.
-    """
-    builder = PlanBuilder(view)
-    running = sorted(view.running, key=key)
-    candidates = Candidates(view, view.admissible, running=running)
-    candidates.add_decodes(builder)
-    builder.limit_tokens(chunk_tokens)
-    prompts = candidates.prompts
-    ordered = sorted(prompts, key=key) if ranks_waiting else prompts
-    candidates.add_prompts(builder, ordered)
-    return builder.build()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FixedChunk:
-    """A policy whose steps have a fixed size.
+class InOrder:
+    """A policy whose steps have a fixed size and take requests in an order.
 
     Attributes:
       chunk_tokens: Tokens in a step, decodes included (Sarathi's chunk size), rounded
@@ -63,29 +31,31 @@ class FixedChunk:
         if self.chunk_tokens < 0:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
 
+    def plan_in_order(
+        self, view: SchedulerView, ordered: Sequence[Request]
+    ) -> StepPlan | None:
+        """Plans all decodes first, then prefill blocks in order until nothing fits.
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FirstComeFirstServed(FixedChunk):
-    """Running requests first, then waiting ones, each by arrival."""
-
-    def plan(self, view: SchedulerView) -> StepPlan | None:
-        """Returns the next step."""
-        return plan_in_order(
-            view,
-            lambda request: (request.arrival_s, request.request_id),
-            chunk_tokens=self.chunk_tokens,
-            ranks_waiting=False,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EarliestDeadlineFirst(FixedChunk):
-    """The request whose next token is wanted first goes first."""
-
-    def plan(self, view: SchedulerView) -> StepPlan | None:
-        """Returns the next step."""
-        return plan_in_order(view, _by_pace, chunk_tokens=self.chunk_tokens)
+        Args:
+          ordered: All running and all admissible requests; of the running ones the last
+            is preempted first.
+        """
+        builder = PlanBuilder(view)
+        running = [one for one in ordered if one.state is RequestState.RUNNING]
+        candidates = Candidates(view, view.admissible, running=running)
+        candidates.add_decodes(builder)
+        builder.limit_tokens(self.chunk_tokens)
+        decodes = {id(request) for request in candidates.decodes}
+        prompts = [one for one in ordered if id(one) not in decodes]
+        candidates.add_prompts(builder, prompts)
+        return builder.build()
 
 
-def _by_pace(request: Request) -> tuple[float, float, str]:
-    return (request.pace_s, request.arrival_s, request.request_id)
+def column(values: Iterable[float]) -> np.ndarray:
+    """Returns `[N]` float64."""
+    return np.fromiter(values, np.float64)
+
+
+def sort_by(requests: Sequence[Request], *keys: np.ndarray) -> list[Request]:
+    """Returns requests by keys `[N]`, of which the last one counts most."""
+    return [requests[place] for place in np.lexsort(keys).tolist()]

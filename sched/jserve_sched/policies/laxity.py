@@ -21,21 +21,20 @@ Under KV pressure the last in this order is preempted and recomputed.
 
 import dataclasses
 import math
-from collections.abc import Iterable
 
 import numpy as np
 
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.step_prices import remaining_prompts
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import FixedChunk, plan_in_order
+from jserve_sched.policies.in_order import InOrder, column, sort_by
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.request_latency import RequestLatency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LeastLaxityFirst(FixedChunk):
+class LeastLaxityFirst(InOrder):
     """The request that can wait the shortest goes first.
 
     Attributes:
@@ -52,16 +51,11 @@ class LeastLaxityFirst(FixedChunk):
         if not requests:
             return None
         wait_s = laxities_s(view, requests, self.latency.at(view))
-        guard = _column(request.guard for request in requests)
-        arrival_s = _column(request.arrival_s for request in requests)
+        guard = column(request.guard for request in requests)
+        arrival_s = column(request.arrival_s for request in requests)
         is_lost = (wait_s < 0.0) & (guard == 0.0)
-        order = np.lexsort((arrival_s, np.where(is_lost, 0.0, wait_s), is_lost))
-        rank = {requests[index].request_id: at for at, index in enumerate(order)}
-        return plan_in_order(
-            view,
-            lambda request: rank[request.request_id],
-            chunk_tokens=self.chunk_tokens,
-        )
+        keys = (arrival_s, np.where(is_lost, 0.0, wait_s), is_lost)
+        return self.plan_in_order(view, sort_by(requests, *keys))
 
 
 def laxities_s(
@@ -72,28 +66,21 @@ def laxities_s(
     Returns:
       `[N]` seconds from `view.start_s` on.
     """
-    next_due_s = _column(request.deadline_s for request in requests)
-    end_due_s = _column(_completion_due_s(request) for request in requests)
-    known_tokens = _column(request.num_projected for request in requests)
-    tokens_left = _column(request.expected_tokens_left for request in requests)
+    next_due_s = column(request.deadline_s for request in requests)
+    ttlts_s = [request.slo.ttlt_s for request in requests]
+    ttlt_s = column(math.inf if one is None else one for one in ttlts_s)
+    end_due_s = column(request.arrival_s for request in requests) + ttlt_s
+    known_tokens = column(request.num_projected for request in requests)
+    tokens_left = column(request.expected_tokens_left for request in requests)
     prompt_tokens = remaining_prompts(view, requests).tokens
-    is_running = _column(request.state is RequestState.RUNNING for request in requests)
+    is_running = column(request.state is RequestState.RUNNING for request in requests)
     is_decode = (is_running > 0.0) & (prompt_tokens == 1.0)
     alone, together = np.ones(1), np.full(1, max(len(view.running), 1.0))
     next_s = np.where(
         is_decode,
         latency.decode_s(together, known_tokens, np.full(1, 2.0)),
-        latency.prefill_s(alone, prompt_tokens),
+        latency.prefill.of(alone, prompt_tokens),
     )
     rest_s = latency.decode_s(together, known_tokens, tokens_left)
     wait_s: np.ndarray = np.minimum(next_due_s - next_s, end_due_s - next_s - rest_s)
     return wait_s - view.start_s
-
-
-def _column(values: Iterable[float]) -> np.ndarray:
-    return np.fromiter(values, np.float64)
-
-
-def _completion_due_s(request: Request) -> float:
-    ttlt_s = request.slo.ttlt_s
-    return math.inf if ttlt_s is None else request.arrival_s + ttlt_s

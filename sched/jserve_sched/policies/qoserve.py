@@ -15,8 +15,8 @@ baseline's favour:
   length estimator here, by default `max_tokens`.
 * A request that has missed its first deadline, or would miss it if it were alone with
   the decodes, is relegated behind all that are not, until its case improves; the code
-  never looks twice. Guarded classes are never relegated, and no class is free, which
-  the paper relegates first.
+  never looks twice. Guarded classes are never relegated, and there is no free class,
+  which the paper relegates first.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from jserve_sched.planning.candidates import Candidates, tightest_slack
 from jserve_sched.planning.step_prices import Prompts, StepPrices, remaining_prompts
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request
-from jserve_sched.steps.plan import PlanEnd, StepPlan
+from jserve_sched.steps.plan import StepPlan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class QoServe:
             prompts = remaining_prompts(view, candidates.prompts)
             alone_s = step_prices.alone_s(prompts)
             prices = step_prices.of(prompts.take(self._order(view, prompts, alone_s)))
-            # The largest chunk that no decode minds.
+            # The largest chunk that makes no decode late.
             least_s, _ = tightest_slack(
                 candidates.decodes,
                 start_s=view.start_s,
@@ -74,8 +74,7 @@ class QoServe:
             )
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
             budget = min(prices.largest_within(least_s / self.margin), ceiling)
-            least = 0 if builder.num_decodes else 1  # a step has something to do
-            builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
+            builder.limit_time(budget)
             candidates.add_prompts(builder, prices.prompts.requests)
         return builder.build()
 

@@ -21,7 +21,8 @@ from jserve_sched.policies.annealing.policy import (
 )
 from jserve_sched.policies.annealing.search import Kernel
 from jserve_sched.policies.base import Policy
-from jserve_sched.policies.in_order import EarliestDeadlineFirst, FirstComeFirstServed
+from jserve_sched.policies.edf import EarliestDeadlineFirst
+from jserve_sched.policies.fcfs import FirstComeFirstServed
 from jserve_sched.policies.laxity import LeastLaxityFirst
 from jserve_sched.policies.qoserve import QoServe
 from jserve_sched.policies.sjf import ShortestJobFirst
@@ -102,8 +103,9 @@ def _import_policy(name: str) -> type[Policy]:
             f"where Python looks: {fault}"
         ) from error
     chosen = getattr(module, class_name, None)
-    if chosen is None:
-        raise ValueError(f"policy {name!r}: {module_name} has no class {class_name!r}")
     if not isinstance(chosen, type) or not callable(getattr(chosen, "plan", None)):
-        raise ValueError(f"policy {name!r} is not a class with a method plan(view)")
+        raise ValueError(
+            f"policy {name!r}: {module_name} has no class {class_name!r} with a method "
+            "plan(view)"
+        )
     return chosen

@@ -5,53 +5,25 @@ for mean latency where all are equal, and the one that starves the long. SLOs ar
 looked at. It is also where simulated annealing starts from, without the search.
 
 A job's time is that of the tokens left of its prompt and of the expected rest of its
-answer, in a batch as large as may run at once (`RequestLatency`); how long the answer
-should be is the length estimator's to say. `by=prompt` counts the tokens left of the
-prompt alone, as a server does that knows nothing of answers. Under KV pressure the
-request with most left is preempted.
+answer, in a batch as large as may run at once (`RequestLatency`); the length estimator
+predicts the answer. `by=prompt` counts the tokens left of the prompt alone, as a server
+does that knows nothing of answers. Under KV pressure the request with most left is
+preempted.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal
+
+import numpy as np
 
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import FixedChunk, plan_in_order
-from jserve_sched.requests.request import Request
+from jserve_sched.policies.in_order import InOrder, column, sort_by
 from jserve_sched.steps.plan import StepPlan
-from jserve_sched.timing.request_latency import RequestLatency
-
-_Key = tuple[float, float, str]
-
-
-def _tokens_left(request: Request) -> _Key:
-    return (request.num_remaining, request.arrival_s, request.request_id)
-
-
-def _time_left(latency: RequestLatency, batch: int) -> Callable[[Request], _Key]:
-    """Returns a key of the seconds left in a batch, less what is equal for all jobs.
-
-    The closed sum of `RequestLatency.exec_s`, for one request and in plain numbers: a
-    queue of ten thousand is sorted by it.
-    """
-    prefill, decode = latency.prefill, latency.decode
-    prompt_token_s = prefill.both * batch + prefill.length
-    step_s = decode.batch * batch + decode.base
-    context_token_s = decode.both * batch + decode.length
-
-    def key(request: Request) -> _Key:
-        num_steps = request.expected_tokens_left - 1
-        mean_context = request.num_projected + (num_steps - 1) / 2
-        time_s = prompt_token_s * request.num_remaining
-        time_s += num_steps * (step_s + context_token_s * mean_context)
-        return (time_s, request.arrival_s, request.request_id)
-
-    return key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShortestJobFirst(FixedChunk):
+class ShortestJobFirst(InOrder):
     """The request with the least left to do goes first.
 
     Attributes:
@@ -67,7 +39,13 @@ class ShortestJobFirst(FixedChunk):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        if self.by == "prompt":
-            return plan_in_order(view, _tokens_left, chunk_tokens=self.chunk_tokens)
-        key = _time_left(self.latency.at(view), view.max_num_seqs)
-        return plan_in_order(view, key, chunk_tokens=self.chunk_tokens)
+        requests = [*view.running, *view.admissible]
+        left = column(one.num_remaining for one in requests)
+        if self.by == "e2e":
+            latency, batch = self.latency.at(view), np.array(view.max_num_seqs)
+            context = column(one.num_projected for one in requests)
+            answer = column(one.expected_tokens_left for one in requests)
+            decode_s = latency.decode_s(batch, context, answer)
+            left = latency.prefill.of(batch, left) + decode_s
+        arrival_s = column(one.arrival_s for one in requests)
+        return self.plan_in_order(view, sort_by(requests, arrival_s, left))

@@ -3,6 +3,7 @@
 Only what needs no NumPy is imported here, since programs read classes for their flags.
 """
 
-from jserve_sched.requests.slo import BEST_EFFORT, ServiceClass, Slo
+from jserve_sched.requests.service_class import BEST_EFFORT, ServiceClass
+from jserve_sched.requests.slo import Slo
 
 __all__ = ["BEST_EFFORT", "ServiceClass", "Slo"]

@@ -1,4 +1,4 @@
-"""How long answers will be, and were: estimators by name and options, and their errors.
+"""Output lengths: estimators, by name and options, and how wrong they were.
 
 max_tokens                         as long as it may be
 mean                               the mean of the answers to requests like it
@@ -7,9 +7,9 @@ oracle:error=0.5                   the truth with an error of a known size, for 
 ...:least=8:memory=512             answers needed for an estimate; most remembered
 
 Tokens are paced by these estimates, so they are conservative until there is evidence.
-Where too few answers of a kind are known the request's class is asked, then all
-answers, and at last `max_tokens`. A request without stop tokens leaves nothing to
-guess: its answer has `max_tokens`.
+Where too few answers of a kind are known, those of the request's class are used, then
+all answers, and at last `max_tokens`. The answer to a request without stop tokens is
+known to have `max_tokens`.
 
 The paper on scheduling by simulated annealing (arXiv 2504.14966) plans with predicted
 lengths; how it predicts them is not known to us. All estimators here are ours.
@@ -30,18 +30,16 @@ _Kind = tuple[str | int, ...]
 
 
 class LengthEstimator(Protocol):
-    """Says how long an answer should be, and learns from those that ended."""
+    """Predicts how long an answer will be, and learns from those that ended."""
 
     def estimate(self, request: Request) -> int:
         """Returns the length of the whole answer in tokens, 1 to `max_tokens`.
 
         The same for the same request until the next `update`.
         """
-        ...
 
     def update(self, request: Request) -> None:
         """Learns from a request that has ended, by a stop token or `max_tokens`."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +120,7 @@ class OracleLengths:
 
     Attributes:
       error: Largest share that a length is off by, evenly drawn, 0 to 1.
-      factor: How many times too long or too short each is, by the toss of a coin.
+      factor: Factor by which a length is too long or too short, with equal chance.
       true_tokens: Each answer's length in tokens, by request id.
     """
 
@@ -138,7 +136,7 @@ class OracleLengths:
             raise ValueError(f"factor={self.factor} is not a finite number from 1")
 
     def estimate(self, request: Request) -> int:
-        """Returns the true length, made wrong.
+        """Returns the true length with its error.
 
         Raises:
           KeyError: If the request's truth is not known.
@@ -184,9 +182,10 @@ def make_length_estimator(
     }
     if true_tokens is not None:
         known["oracle"] = OracleLengths
-    estimator: LengthEstimator = make_from_spec(spec, known, kind="length estimator")
-    if isinstance(estimator, OracleLengths):
-        return dataclasses.replace(estimator, true_tokens=true_tokens or {})
+    given = {"true_tokens": true_tokens}
+    estimator: LengthEstimator = make_from_spec(
+        spec, known, kind="length estimator", given=given
+    )
     return estimator
 
 
@@ -194,8 +193,8 @@ def make_length_estimator(
 class LengthErrors:
     """Sums over answers to requests of one service class that had stop tokens.
 
-    Without these there is nothing to guess. One that `max_tokens` ended counts as it
-    is, a cancelled one does not. Predictions are those made on arrival.
+    An answer that `max_tokens` ended counts with the length it has; a cancelled one
+    does not count. Predictions are those made on arrival.
     """
 
     num_requests: int = 0
@@ -206,6 +205,15 @@ class LengthErrors:
     def __add__(self, other: "LengthErrors") -> "LengthErrors":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return LengthErrors(*map(sum, pairs))
+
+    def means(self) -> dict[str, float]:
+        """Returns the number of requests and the means over them, for JSON."""
+        return {
+            "num_requests": self.num_requests,
+            "mean_tokens": self.sum_tokens / self.num_requests,
+            "mean_predicted_tokens": self.sum_predicted_tokens / self.num_requests,
+            "mean_abs_error_tokens": self.sum_abs_error_tokens / self.num_requests,
+        }
 
 
 def pool_length_errors(
@@ -220,14 +228,14 @@ def pool_length_errors(
 
 
 class LengthBook:
-    """Has answers predicted on arrival, and the estimator learn from those that ended.
+    """Predicts answers on arrival, and has the estimator learn from those that ended.
 
     Attributes:
       errors: Predicted lengths against actual ones, by service class.
     """
 
     def __init__(self, estimator: LengthEstimator):
-        self.errors: dict[str, LengthErrors] = {}
+        self.errors = collections.defaultdict[str, LengthErrors](LengthErrors)
         self._estimator = estimator
 
     def enter(self, request: Request) -> None:
@@ -240,6 +248,7 @@ class LengthBook:
         if request.stop_token_ids:  # else there was nothing to predict
             name, predicted = request.service_class, request.first_predicted_tokens
             tokens = len(request.output_tokens)
-            one = LengthErrors(1, tokens, predicted, abs(tokens - predicted))
-            self.errors[name] = self.errors.get(name, LengthErrors()) + one
+            self.errors[name] += LengthErrors(
+                1, tokens, predicted, abs(tokens - predicted)
+            )
         self._estimator.update(request)

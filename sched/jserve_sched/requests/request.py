@@ -40,11 +40,11 @@ class SamplingParams:
     """How tokens are drawn; carried by the scheduler, read by the engine.
 
     Attributes:
-      temperature: 0 is greedy.
-      top_k: Keep the k most likely tokens; 0 keeps all.
-      top_p: Keep the smallest set of tokens with this much probability.
-      min_p: Drop tokens less likely than this share of the likeliest one.
-      seed: The draw of output token at position p depends on (seed, p) alone.
+      temperature: Temperature of the draw; 0 takes the likeliest token.
+      top_k: Number of the likeliest tokens that are kept; 0 keeps all.
+      top_p: Probability of the smallest set of tokens that is kept.
+      min_p: Least probability of a token that is kept, as a share of the likeliest's.
+      seed: Seed of the draws: that at position p depends on (seed, p) alone.
     """
 
     temperature: float = 0.0
@@ -68,18 +68,18 @@ class Request:
     """A request and its progress. Only `Scheduler` changes the progress fields.
 
     Attributes:
-      request_id: Unique among live requests.
-      arrival_s: When it arrived, clock seconds; deadlines are anchored here.
+      request_id: Name, unique among live requests.
+      arrival_s: Time of arrival, clock seconds, from which deadlines count.
       prompt_tokens: `[n]` int32 token ids, n >= 1.
       max_tokens: Most output tokens, >= 1.
-      min_tokens: No stop token is drawn before this many outputs.
+      min_tokens: Number of outputs before which no stop token is drawn.
       stop_token_ids: Tokens that end it (they are part of the output), at most
         `MAX_STOP_TOKENS`.
       service_class: Name of its class, for reports.
       guard: Whether its class is guarded when late (policy `sliding`).
-      predicted_output_tokens: How long the whole answer should be, 1 to `max_tokens`;
+      predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
-      first_predicted_tokens: What was predicted when it was submitted.
+      first_predicted_tokens: Prediction made when it was submitted.
       output_tokens: Applied output token ids.
       num_dispatched: Positions whose KV is written by plans dispatched so far.
       num_pending: Tokens sampled by plans in flight.
@@ -87,7 +87,7 @@ class Request:
       slot: Row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
       page_hashes: Chained content hash of each full page of known tokens.
-      pacing: When each output token is wanted, if the answer is as long as predicted.
+      pacing: Times at which output tokens are wanted, if the prediction is right.
       num_published_pages: Own pages whose content the ledger may hand to others.
       num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
     """
@@ -169,7 +169,7 @@ class Request:
         return max(self.predicted_output_tokens - self.num_outputs_projected, 1)
 
     def predict(self, tokens: int) -> None:
-        """Sets how long the whole answer should be, and paces it accordingly.
+        """Sets the predicted length of the whole answer, and paces it accordingly.
 
         `tokens` are clipped to what is possible: more than `min_tokens`, more than
         there are, up to `max_tokens`.

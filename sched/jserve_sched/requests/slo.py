@@ -5,16 +5,14 @@ that the scheduler may spend on others (SlidingServe, arXiv 2606.05933, Eq. 1).
 """
 
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
-
-_BOUNDS = ("ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s")
+from typing import NamedTuple
 
 
-def _check_positive(name: str, value: float | None) -> None:
+def check_bound(name: str, value: float | None) -> None:
+    """Raises ValueError unless a bound is positive and finite, or absent."""
     if value is not None and not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
@@ -46,7 +44,7 @@ class Pacing(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Slo:
-    """The objectives of one request; an absent bound is no objective.
+    """The objectives of one request; a bound of None sets no objective.
 
     Attributes:
       ttft_s: Bound on time to first token, seconds from arrival.
@@ -64,7 +62,7 @@ class Slo:
 
     def __post_init__(self) -> None:
         for name in ("ttft_s", "tbt_s", "ttlt_s"):
-            _check_positive(name, getattr(self, name))
+            check_bound(name, getattr(self, name))
         if self.tbt_s is not None and self.ttft_s is None:
             raise ValueError(
                 f"tbt_s={self.tbt_s} needs ttft_s: token deadlines start there"
@@ -92,7 +90,7 @@ class Slo:
     def pacing(self, arrival_s: float, num_tokens: int) -> Pacing:
         """Returns when a scheduler should want each of `num_tokens` output tokens.
 
-        With a `tbt_s` that is at their deadlines, faster only if the last one
+        With a `tbt_s` these are the token deadlines, faster only if the last one
         would come after `ttlt_s`. A `ttlt_s` without a `tbt_s` is spread: the first
         token is wanted at half of that time (or at `ttft_s`), the others evenly from
         half to the end, so that neither the prompt nor the decoding is left for the
@@ -119,13 +117,13 @@ class Slo:
         start_s = arrival_s + half_s
         return Pacing(min(first_s, start_s), start_s, half_s / gaps, gaps)
 
-    def is_met(
+    def is_attained(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool
     ) -> bool:
-        """Tells whether every objective was attained.
+        """Returns whether every objective was attained.
 
         Args:
-          token_times_s: When each output token came out, ascending.
+          token_times_s: Time of each output token, ascending.
           is_complete: Whether the request ran to its own end. An incomplete
             request (refused, failed, cut off) has violated its objectives; with
             no objective it has violated nothing.
@@ -134,151 +132,19 @@ class Slo:
             return True
         if not is_complete or not token_times_s:
             return False
-        if self.ttlt_s is not None and token_times_s[-1] > arrival_s + self.ttlt_s:
-            return False
-        if self.ttft_s is None:
-            return True
-        first_due_s, tbt_s = arrival_s + self.ttft_s, self.tbt_s
-        if tbt_s is None:
-            return token_times_s[0] <= first_due_s
         return all(
-            time_s <= first_due_s + k * tbt_s for k, time_s in enumerate(token_times_s)
+            time_s <= self.deadline_s(arrival_s, index)
+            for index, time_s in enumerate(token_times_s)
         )
 
-    def is_met_mean_tpot(
+    def is_attained_mean_tpot(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool
     ) -> bool:
         """The laxer rule of other benchmarks: TTFT, *mean* TPOT and TTLT bounds."""
         relaxed = dataclasses.replace(self, tbt_s=None)
-        if not relaxed.is_met(arrival_s, token_times_s, is_complete=is_complete):
+        if not relaxed.is_attained(arrival_s, token_times_s, is_complete=is_complete):
             return False
         if self.tbt_s is None or len(token_times_s) < 2:
             return True
         span_s = token_times_s[-1] - token_times_s[0]
         return span_s / (len(token_times_s) - 1) <= self.tbt_s
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServiceClass:
-    """A named objective, as an operator writes it down.
-
-    A bound is absolute (`ttft_s`, `tbt_s`, `ttlt_s`) or relative to the machine
-    (`ttft_slowdown` times the isolated TTFT of a prompt of that length;
-    `tbt_step_multiple` times one isolated decode step); `resolve` makes both
-    absolute.
-
-    Attributes:
-      name: What `service_tier` selects.
-      share: Share of a replayed workload's requests in this class, 0 to 1.
-      guard: Whether late requests of this class are still worth guarding
-        (SlidingServe's "guard" level; used by policy `sliding`).
-
-    Raises:
-      ValueError: If a field is out of range, or two do not go together.
-    """
-
-    name: str
-    share: float = 0.0
-    ttft_s: float | None = None
-    ttft_slowdown: float | None = None
-    tbt_s: float | None = None
-    tbt_step_multiple: float | None = None
-    ttlt_s: float | None = None
-    guard: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("a service class needs a name")
-        where = f"class {self.name!r}"
-        if not 0.0 <= self.share <= 1.0:
-            raise ValueError(f"{where}: share={self.share} is not in 0..1")
-        for name in _BOUNDS:
-            _check_positive(f"{where}: {name}", getattr(self, name))
-        if self.ttft_s and self.ttft_slowdown:
-            raise ValueError(f"{where}: give ttft_s or ttft_slowdown, not both")
-        if self.tbt_s and self.tbt_step_multiple:
-            raise ValueError(f"{where}: give tbt_s or tbt_step_multiple, not both")
-        has_tbt = self.tbt_s or self.tbt_step_multiple
-        if has_tbt and not (self.ttft_s or self.ttft_slowdown):
-            raise ValueError(
-                f"{where}: a tbt bound needs a ttft bound, "
-                "since token deadlines start there"
-            )
-
-    @property
-    def is_relative(self) -> bool:
-        """Whether a bound depends on measured times."""
-        return self.ttft_slowdown is not None or self.tbt_step_multiple is not None
-
-    def resolve(
-        self, *, isolated_ttft_s: float | None = None, step_s: float | None = None
-    ) -> Slo:
-        """Returns the absolute objective.
-
-        Args:
-          isolated_ttft_s: TTFT of this prompt on an idle server, seconds.
-          step_s: Duration of one isolated decode step, seconds.
-
-        Raises:
-          ValueError: If a relative bound lacks its measurement.
-        """
-        ttft_s, tbt_s = self.ttft_s, self.tbt_s
-        if self.ttft_slowdown is not None:
-            idle_s = self._measured("ttft_slowdown", isolated_ttft_s)
-            ttft_s = self.ttft_slowdown * idle_s
-        if self.tbt_step_multiple is not None:
-            tbt_s = self.tbt_step_multiple * self._measured("tbt_step_multiple", step_s)
-        return Slo(ttft_s=ttft_s, tbt_s=tbt_s, ttlt_s=self.ttlt_s)
-
-    def _measured(self, bound: str, time_s: float | None) -> float:
-        if time_s is None:
-            raise ValueError(
-                f"class {self.name!r}: {bound}={getattr(self, bound):g} needs a "
-                "measured time; give seconds here"
-            )
-        return time_s
-
-
-BEST_EFFORT = ServiceClass(name="best_effort", share=1.0)
-
-
-def parse_service_classes(text: str) -> tuple[ServiceClass, ...]:
-    """Reads service classes from JSON: a list of objects with the class's fields.
-
-    Raises:
-      ValueError: For anything but a non-empty list of valid, distinct classes.
-    """
-    try:
-        rows: Any = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"service classes are not JSON: {error}") from None
-    if not isinstance(rows, list) or not rows:
-        raise ValueError("service classes must be a non-empty JSON list of objects")
-    classes = tuple(_read_class(row) for row in rows)
-    names = [one.name for one in classes]
-    if len(set(names)) != len(names):
-        raise ValueError(f"service class names repeat: {names}")
-    return classes
-
-
-def _read_class(row: Any) -> ServiceClass:
-    """Returns the class that a JSON object describes; a bound may be null."""
-    if not isinstance(row, dict):
-        raise ValueError(f"a service class must be a JSON object, got {row!r}")
-    known = {field.name for field in dataclasses.fields(ServiceClass)}
-    if unknown := sorted(set(row) - known):
-        raise ValueError(
-            f"service class {row.get('name')!r} has unknown fields {unknown}; "
-            f"known: {sorted(known)}"
-        )
-    if not isinstance(row.get("name"), str):
-        raise ValueError(f"service class {row}: name is not a string")
-    for field, value in row.items():
-        if field == "name" or (value is None and field in _BOUNDS):
-            continue
-        is_guard = field == "guard"
-        if isinstance(value, bool) != is_guard or not isinstance(value, int | float):
-            words = "true or false" if is_guard else "a number"
-            where = f"class {row['name']!r}: {field}={value!r}"
-            raise ValueError(f"{where} is not {words}")
-    return ServiceClass(**row)

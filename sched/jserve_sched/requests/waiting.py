@@ -1,7 +1,7 @@
-"""The queue: requests without a slot, by arrival, and what ranking asks of all of them.
+"""The queue: requests without a slot, by arrival, and the facts that rank them.
 
-A queue may hold ten thousand: the facts that rank them stand in lists beside the
-requests, and become an array without touching them.
+A queue may hold ten thousand requests. Their facts stand in lists beside them, so that
+they become an array without a look at each request.
 """
 
 import bisect
@@ -19,11 +19,11 @@ def _order(request: Request) -> tuple[float, str]:
 class WaitingQueue:
     """Waiting requests, by arrival and then id. Only `Scheduler` changes it.
 
-    The facts of a request that is in do not change.
+    A request's facts do not change while it waits.
 
     Attributes:
-      num_arrived: Requests added so far, each once.
-      num_returned: Times that one was added again, after it was preempted.
+      num_arrived: Number of requests added so far, each counted once.
+      num_returned: Number of times that a preempted request was added again.
     """
 
     def __init__(self, requests: Iterable[Request] = ()):
@@ -39,11 +39,11 @@ class WaitingQueue:
 
     @property
     def requests(self) -> Sequence[Request]:
-        """All of them, in order."""
+        """All waiting requests, in order."""
         return self._requests
 
     def add(self, request: Request) -> None:
-        """Takes a request in, at its place."""
+        """Adds a request at its place."""
         self.num_arrived += request.num_preemptions == 0
         self.num_returned += request.num_preemptions > 0
         place = bisect.bisect_left(self._requests, _order(request), key=_order)
@@ -58,7 +58,7 @@ class WaitingQueue:
             column.insert(place, value)
 
     def remove(self, request: Request) -> None:
-        """Takes a request out that is in."""
+        """Removes a request."""
         place = bisect.bisect_left(self._requests, _order(request), key=_order)
         assert self._requests[place] is request
         del self._requests[place]
@@ -66,9 +66,9 @@ class WaitingQueue:
             del column[place]
 
     def facts(self, first: int = 0) -> np.ndarray:
-        """Returns `[4, waiting - first]` float64, without the `first` requests.
+        """Returns facts `[4, waiting - first]`, float64, of all but `first` requests.
 
-        Each one's `pace_s` and `deadline_s`, clock seconds; its tokens to compute;
-        whether it is guarded.
+        They are `pace_s` and `deadline_s` in clock seconds, the tokens to compute, and
+        whether the request is guarded.
         """
         return np.array([column[first:] for column in self._facts], np.float64)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jserve_sched.clock import Clock
+from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.log import Recording, Tally
@@ -29,31 +30,6 @@ from jserve_sched.timing.predictor import Predict, StepSample
 
 _NOISE_BLOCK = 4096  # factors of step times drawn at once
 _TOKEN, _STOP_TOKEN = 0, 1  # what answers are made of, and what ends some of them
-
-
-class Durations:
-    """Step durations: the cost model's, times a seeded factor for each step."""
-
-    def __init__(self, step_s: Predict, noise: float, seed: tuple[int, int]):
-        """Takes the deviation of the factors' logarithm, and (seed, engine number).
-
-        NumPy takes (seed, 0) for seed.
-        """
-        self._step_s = step_s
-        self._noise = noise
-        self._random = np.random.default_rng(seed)
-        self._factors = np.ones(0)
-
-    def of(self, first_step: int, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` of steps `first_step`, `first_step + 1` ..., s."""
-        duration_s = self._step_s(matrix)
-        if not self._noise:
-            return duration_s
-        stop = first_step + len(matrix)
-        while len(self._factors) < stop:
-            more = np.exp(self._noise * self._random.standard_normal(_NOISE_BLOCK))
-            self._factors = np.concatenate((self._factors, more))
-        return duration_s * self._factors[first_step:stop]
 
 
 def _steps_after(plan: StepPlan, num_steps: int, page_size: int) -> np.ndarray:
@@ -76,7 +52,6 @@ class SimulatedEngine:
         nothing runs.
       num_steps: Steps run.
       busy_s: Virtual time of these steps, seconds.
-      recording: The steps, if they are recorded.
       request_ids: Requests submitted here, in order.
     """
 
@@ -84,22 +59,27 @@ class SimulatedEngine:
         self,
         scheduler: Scheduler,
         *,
-        times: Durations,
+        step_s: Predict,
+        noise: float,
+        random: np.random.Generator,
         tally: Tally,
         lag: int,
-        records_steps: bool,
+        recording: Recording | None,
         advances_decodes: bool,
         clock: Clock | None,
     ):
-        """Makes one that has nothing to do; see `simulator.simulate`."""
+        """Makes an idle engine; see `simulator.simulate` for the arguments."""
         self.scheduler = scheduler
         self.due_s = math.inf
         self.num_steps = 0
         self.busy_s = 0.0
-        self.recording = Recording() if records_steps else None
         self.request_ids: list[str] = []
-        self._times = times
+        self._step_s = step_s
+        self._noise = noise
+        self._random = random
+        self._factors = np.ones(0)  # of the durations of all steps so far, and more
         self._tally = tally
+        self._recording = recording
         self._lag = lag
         self._advances_decodes = advances_decodes and lag == 0
         self._clock = clock
@@ -109,26 +89,24 @@ class SimulatedEngine:
         self._ends: dict[str, int] = {}
 
     def submit(self, one: Arrival, prompt: np.ndarray) -> None:
-        """Hands a request with a prompt of these token ids to the scheduler.
-
-        Raises:
-          TooLongError: if it can never run.
-        """
+        """Hands a request with a prompt of these token ids to the scheduler."""
         self.request_ids.append(one.request_id)
         max_tokens = max(one.declared_max_tokens, one.max_tokens)
         ends_by_stop = one.declared_max_tokens > 0
-        self.scheduler.submit(
-            Request(
-                request_id=one.request_id,
-                arrival_s=one.arrival_s,
-                prompt_tokens=prompt,
-                max_tokens=max_tokens,
-                stop_token_ids=frozenset((_STOP_TOKEN,) if ends_by_stop else ()),
-                slo=one.slo,
-                service_class=one.service_class,
-                guard=one.guard,
-            )
+        request = Request(
+            request_id=one.request_id,
+            arrival_s=one.arrival_s,
+            prompt_tokens=prompt,
+            max_tokens=max_tokens,
+            stop_token_ids=frozenset((_STOP_TOKEN,) if ends_by_stop else ()),
+            slo=one.slo,
+            service_class=one.service_class,
+            guard=one.guard,
         )
+        try:
+            self.scheduler.submit(request)
+        except TooLongError:
+            self._tally.refuse(one)
         if ends_by_stop:
             self._ends[one.request_id] = one.max_tokens
 
@@ -146,22 +124,32 @@ class SimulatedEngine:
             self.due_s = math.inf
             return
         plan, plan_s = self._planned.popleft()
-        duration_s = float(self._times.of(self.num_steps, plan.features[None])[0])
+        duration_s = float(self._durations_s(plan.features[None])[0])
         self.due_s = now_s
         self._count(plan, plan.features, duration_s, plan_s)
         self._running = plan, duration_s
         self.due_s = now_s + duration_s
 
+    def _durations_s(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` of the next steps, each times its random factor."""
+        durations_s = self._step_s(matrix)
+        if not self._noise:
+            return durations_s
+        stop = self.num_steps + len(matrix)
+        while len(self._factors) < stop:
+            more = np.exp(self._noise * self._random.standard_normal(_NOISE_BLOCK))
+            self._factors = np.concatenate((self._factors, more))
+        return durations_s * self._factors[self.num_steps : stop]
+
     def _count(
         self, plan: StepPlan, row: np.ndarray, duration_s: float, plan_s: float
     ) -> None:
-        """Notes a step of features `[F]` that starts at `due_s`."""
+        """Counts a step of features `[F]` that starts at `due_s`, and records it."""
+        if self._recording is not None:
+            times_s = (self.due_s + duration_s, duration_s, plan_s)
+            self._recording.add(plan, row, times_s, self.num_steps)
         self.num_steps += 1
         self.busy_s += duration_s
-        if self.recording is not None:
-            self.recording.add(
-                plan, row, start_s=self.due_s, duration_s=duration_s, plan_s=plan_s
-            )
 
     def finish(self, *, start_before_s: float, end_by_s: float) -> None:
         """Ends the step that is due, and runs a stretch of steps that repeat it.
@@ -204,7 +192,7 @@ class SimulatedEngine:
         if num_steps < 1:
             return
         matrix = _steps_after(plan, num_steps, self.scheduler.ledger.page_size)
-        durations_s = self._times.of(self.num_steps, matrix)
+        durations_s = self._durations_s(matrix)
         # Added one by one, as single steps would.
         ends_s = np.add.accumulate(np.append(self.due_s, durations_s))
         num_steps = min(

@@ -40,7 +40,7 @@ class Grid:
           values: Times at all combinations of the points; one dimension for each axis.
 
         Raises:
-          ValueError: if a value is missing or negative.
+          ValueError: If a value is missing or negative.
         """
         if not np.isfinite(values).all() or (values < 0).any():
             raise ValueError("a grid holds a value that is missing or below 0")
@@ -105,7 +105,7 @@ def kernel_times(
       num_layers: Number of the model's layers.
 
     Raises:
-      ValueError: if a combination is missing, or kernels were measured at different
+      ValueError: If a combination is missing, or kernels were measured at different
         points.
     """
 

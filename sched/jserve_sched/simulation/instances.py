@@ -42,7 +42,7 @@ def uncommitted_pages(view: SchedulerView) -> int:
 
 
 def work_s(view: SchedulerView, source: LatencySource) -> float:
-    """Returns in how many seconds an engine should be done with all its requests.
+    """Returns the predicted seconds until an engine has finished all its requests.
 
     Each request takes the time that it would in a batch of as many requests as can run
     together, and all slots share the sum evenly, even if some are unused. The step in
@@ -56,7 +56,7 @@ def work_s(view: SchedulerView, source: LatencySource) -> float:
     facts = np.array([_left(one) for one in requests], np.float64)  # [N, 3]
     prompts, contexts, outputs = facts.T
     prefilled = prompts > 0
-    prefill_s = latency.prefill_s(np.array(batch), prompts[prefilled])
+    prefill_s = latency.prefill.of(np.array(batch), prompts[prefilled])
     decode_s = latency.decode_s(np.array(batch), contexts, outputs)
     total_s = float(np.sum(prefill_s)) + float(np.sum(decode_s))
     return view.in_flight_s + total_s / view.max_num_seqs
@@ -80,12 +80,12 @@ def _most_free_kv(sources: Sequence[LatencySource]) -> Assignment:
 
 
 def _least_finish(sources: Sequence[LatencySource]) -> Assignment:
-    # The request's own time would be about equal on each, so it is left out.
+    # The new request would take about the same time on each engine: it is left out.
     return lambda views: int(np.argmin(list(map(work_s, views, sources))))
 
 
 def _round_robin(sources: Sequence[LatencySource]) -> Assignment:
-    """Returns what the others should beat: each engine in turn."""
+    """Returns the baseline that gives requests to each engine in turn."""
     turns = itertools.cycle(range(len(sources)))
     return lambda views: next(turns)
 
@@ -95,4 +95,4 @@ ASSIGNMENTS: dict[str, Callable[[Sequence[LatencySource]], Assignment]] = {
     "finish": _least_finish,
     "round_robin": _round_robin,
 }
-"""Name -> returns a fresh assignment to engines with these sources of latencies."""
+"""By name, a function that makes an assignment to engines with these sources."""

@@ -20,12 +20,12 @@ from jserve_sched.timing.predictor import Predict
 
 _FACTS = (  # of a record, those known when a step is launched
     *("end_s", "duration_s", "plan_s", "predicted_s"),
-    *("used_blocks", "ended_by", "leaves_work"),
+    *("used_blocks", "ended_by", "leaves_work", "step_id"),
 )
 
 
 class Recording:
-    """The steps of one engine, made into records at the end.
+    """The steps of all engines, made into records at the end.
 
     They are priced then, all by one call: a call for each would take longest.
     """
@@ -38,20 +38,21 @@ class Recording:
         self,
         plan: StepPlan,
         row: np.ndarray,
-        *,
-        start_s: float,
-        duration_s: float,
-        plan_s: float,
+        times_s: tuple[float, float, float],
+        step_id: int,
     ) -> None:
-        """Takes the next step, of features `[F]`: that of a plan, or a repetition."""
+        """Adds a step of features `[F]`: that of a plan, or a repetition.
+
+        `times_s` are the first three of `_FACTS`.
+        """
         predicted_s = plan.predicted_s if row is plan.features else 0.0
-        times_s = (start_s + duration_s, duration_s, plan_s, predicted_s)
         ended_by = plan.ended_by.value
+        facts = (plan.num_blocks, ended_by, plan.leaves_work, step_id)
         self._matrix.append(row)
-        self._facts.append((*times_s, plan.num_blocks, ended_by, plan.leaves_work))
+        self._facts.append((*times_s, predicted_s, *facts))
 
     def records(self, step_s: Predict) -> tuple[list[StepRecord], np.ndarray]:
-        """Returns the steps with their prices, and their features `[N, F]`."""
+        """Returns the steps by their start, with prices, and features `[N, F]`."""
         matrix = np.reshape(self._matrix, (-1, features.NUM_FEATURES))
         if not len(matrix):
             return [], matrix
@@ -61,10 +62,10 @@ class Recording:
         columns |= recorded_sizes(matrix)
         columns["bucket_s"] = step_s(matrix).tolist()
         columns["used_s"] = step_s(bare).tolist()
-        columns["step_id"] = range(len(matrix))
         rows = zip(*columns.values(), strict=True)
         steps = [StepRecord(**dict(zip(columns, row, strict=True))) for row in rows]
-        return steps, matrix
+        order = np.argsort([step.start_s for step in steps], kind="stable")
+        return [steps[place] for place in order.tolist()], matrix[order]
 
 
 class Tally:
@@ -96,7 +97,7 @@ class Tally:
         index = self._index[request.request_id]
         one, own = self._arrivals[index], self._token_times_s[index]
         own.extend(times_s)
-        if request.finish_reason is not None and not one.slo.is_met(
+        if request.finish_reason is not None and not one.slo.is_attained(
             one.arrival_s, own, is_complete=True
         ):
             self._violated.add(index)

@@ -9,7 +9,6 @@ requests. Each request is given to one of them when it arrives.
 
 import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -20,17 +19,16 @@ from jserve_sched.clock import Clock
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.outcomes import EngineCounters, Outcome
 from jserve_sched.policies.base import Policy
-from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
-from jserve_sched.simulation.engine import Durations, SimulatedEngine
+from jserve_sched.simulation.engine import SimulatedEngine
 from jserve_sched.simulation.instances import Assignment
-from jserve_sched.simulation.log import Tally
+from jserve_sched.simulation.log import Recording, Tally
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
 from jserve_sched.steps.record import StepRecord
-from jserve_sched.timing.predictor import Predict, Predictor
+from jserve_sched.timing.predictor import Predictor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +43,6 @@ class SimulationResult:
       instances: The engines, with their requests and step counts.
       end_s: Virtual time at the end, seconds.
       wall_s: Real time that it took, seconds; None without a clock.
-      is_stopped: Whether it was stopped for too many violations. Requests that had not
-        finished by then are unfinished.
     """
 
     outcomes: list[Outcome]
@@ -57,7 +53,6 @@ class SimulationResult:
     num_steps: int
     end_s: float
     wall_s: float | None
-    is_stopped: bool
 
 
 def make_scheduler(
@@ -96,12 +91,10 @@ class _Simulation:
         arrivals: Sequence[Arrival],
         *,
         assignment: Assignment | None,
-        tally: Tally,
     ):
         self._engines = engines
         self._arrivals = arrivals
         self._assignment = assignment
-        self._tally = tally
         longest = max(one.num_prompt_tokens for one in arrivals)
         self._prompt = np.zeros(longest, np.int32)  # all prompts are slices of it
         self._next = 0
@@ -122,10 +115,7 @@ class _Simulation:
             if self._assignment is not None:
                 views = [engine.scheduler.view(self.now_s) for engine in self._engines]
                 place = self._assignment(views)
-            try:
-                self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
-            except TooLongError:
-                self._tally.refuse(one)
+            self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
 
     def turn(self, end_s: float) -> bool:
         """Moves to the next event; returns whether there was one before `end_s`."""
@@ -164,17 +154,6 @@ class _Simulation:
                 )
 
 
-def _recorded(
-    engines: Sequence[SimulatedEngine], step_s: Predict
-) -> tuple[list[StepRecord], np.ndarray]:
-    """Returns the steps of all engines by their start, and their features `[N, F]`."""
-    logs = [one.recording.records(step_s) for one in engines if one.recording]
-    steps = list(itertools.chain.from_iterable(steps for steps, _ in logs))
-    order = np.argsort([step.start_s for step in steps], kind="stable")
-    matrix = np.concatenate([matrix for _, matrix in logs])
-    return [steps[place] for place in order.tolist()], matrix[order]
-
-
 def simulate(
     schedulers: Scheduler | Sequence[Scheduler],
     cost_model: CostModel,
@@ -209,12 +188,13 @@ def simulate(
         the last arrival (of at least a minute). Requests still running then are
         unfinished.
       stop_after_violations: Most violations; the simulation ends as soon as more
-        requests have certainly violated their SLO. None sets no limit.
+        requests have certainly violated their SLO, and leaves the others unfinished.
+        None sets no limit.
       num_uncounted: Number of requests at the start that do not count for that.
       clock: Real time, for `wall_s` and `plan_s`; None measures neither.
 
     Raises:
-      ValueError: if the requests are not sorted, or two have the same name.
+      ValueError: If the requests are not sorted, or two have the same id.
     """
     # Set up an engine for each scheduler.
     times_s = [one.arrival_s for one in arrivals]
@@ -227,29 +207,33 @@ def simulate(
         cost_model.step_s, block_tokens=schedulers[0].buckets.block_tokens
     )
     tally = Tally(arrivals, num_uncounted)
+    recording = Recording() if records_steps else None
     engines = [
         SimulatedEngine(
             one,
-            times=Durations(step_s, noise, (seed, place)),
+            step_s=step_s,
+            noise=noise,
+            random=np.random.default_rng((seed, place)),
             tally=tally,
             lag=lag,
-            records_steps=records_steps,
+            recording=recording,
             advances_decodes=advances_decodes,
             clock=clock,
         )
         for place, one in enumerate(schedulers)
     ]
     # Run from event to event.
-    run = _Simulation(engines, arrivals, assignment=assignment, tally=tally)
+    run = _Simulation(engines, arrivals, assignment=assignment)
     end_s = times_s[0] + max_spans * max(times_s[-1] - times_s[0], 60.0)
-    is_stopped = False
-    while not is_stopped and run.turn(end_s):
-        if stop_after_violations is not None:
-            is_stopped = tally.num_violations(run.now_s) > stop_after_violations
+    while run.turn(end_s):
+        if stop_after_violations is not None and (
+            tally.num_violations(run.now_s) > stop_after_violations
+        ):
+            break
     # Collect the results.
     steps, matrix = None, np.empty((0, features.NUM_FEATURES))
-    if records_steps:
-        steps, matrix = _recorded(engines, step_s)
+    if recording is not None:
+        steps, matrix = recording.records(step_s)
     return SimulationResult(
         outcomes=tally.outcomes(),
         steps=steps,
@@ -265,5 +249,4 @@ def simulate(
         num_steps=sum(one.num_steps for one in engines),
         end_s=run.now_s,
         wall_s=clock.now_s() - started_s if clock else None,
-        is_stopped=is_stopped,
     )

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from jserve_sched.buckets.table import Bucket
-from jserve_sched.requests.request import Request
-from jserve_sched.requests.slo import ServiceClass, Slo
+from jserve_sched.outcomes import distribution
+from jserve_sched.requests.service_class import ServiceClass
+from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CostModel
 from jserve_sched.steps import features
-from jserve_sched.steps.plan import Row
+from jserve_sched.steps.features import Span
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,14 +188,10 @@ def isolated_times(cost_model: CostModel, *, max_prompt_tokens: int) -> Yardstic
     """
     page_size, block_tokens = cost_model.page_size, cost_model.block_tokens or 1
     limit = cost_model.max_num_batched_tokens // block_tokens * block_tokens
-    lone = Request(
-        request_id="lone", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
-    )
 
-    def row(start: int, num_tokens: int) -> np.ndarray:
+    def row(chunk: Span) -> np.ndarray:
         """Returns the features `[F]` of a step with one chunk."""
-        chunk = Row(lone, start, num_tokens, samples=True)
-        bucket = Bucket(0, -(-num_tokens // block_tokens), block_tokens)
+        bucket = Bucket(0, -(-chunk.num_tokens // block_tokens), block_tokens)
         return features.step_features((), (chunk,), bucket, page_size)
 
     # Time to first token.
@@ -203,10 +200,10 @@ def isolated_times(cost_model: CostModel, *, max_prompt_tokens: int) -> Yardstic
     times_s = []
     for length in lengths:
         starts = range(0, length, limit)
-        chunks = [row(start, min(limit, length - start)) for start in starts]
+        chunks = [row(Span(start, min(limit, length - start))) for start in starts]
         times_s.append(float(cost_model.step_s(np.array(chunks), block_tokens).sum()))
     # Time between tokens.
-    decode = Row(lone, _LONE_CONTEXT_TOKENS, 1, samples=True)
+    decode = Span(_LONE_CONTEXT_TOKENS, 1)
     step = features.step_features((decode,), (), Bucket(1, 0, block_tokens), page_size)
     return Yardstick(
         prompt_tokens=tuple(lengths),
@@ -275,7 +272,7 @@ def unit_arrivals(
         class is among them, else drawn by share.
 
     Raises:
-      ValueError: if classes must be drawn and their shares do not add up to 1.
+      ValueError: If classes must be drawn and their shares do not add up to 1.
     """
     # Draw times, kinds and lengths, each from its own stream.
     streams = np.random.SeedSequence(seed).spawn(2 + 2 * len(components))
@@ -332,7 +329,7 @@ def at_levels(
       duration_s: End of the last level, seconds.
 
     Raises:
-      ValueError: if there are too few `arrivals` for the duration.
+      ValueError: If there are too few `arrivals` for the duration.
     """
     edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
     rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
@@ -357,9 +354,6 @@ def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:
         group = [one for one in arrivals if one.service_class == name]
         found[name] = {"num_requests": len(group)}
         for what, field in (("prompt", "num_prompt_tokens"), ("output", "max_tokens")):
-            values = [getattr(one, field) for one in group]
-            found[name][f"{what}_mean"] = float(np.mean(values))
-            for percent in (50, 90, 99):
-                share = float(np.percentile(values, percent))
-                found[name][f"{what}_p{percent}"] = share
+            lengths = distribution(getattr(one, field) for one in group) or {}
+            found[name] |= {f"{what}_{key}": value for key, value in lengths.items()}
     return found

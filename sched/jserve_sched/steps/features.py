@@ -36,7 +36,7 @@ PURE_DECODE, PURE_PREFILL, MIXED = range(3)
 SCENARIOS = ("decode", "prefill", "mixed")
 
 
-class _Span(NamedTuple):
+class Span(NamedTuple):
     """The part of a `Row` that its cost depends on."""
 
     start: int
@@ -44,8 +44,8 @@ class _Span(NamedTuple):
 
 
 def step_features(
-    decodes: Sequence[Row | _Span],
-    chunks: Sequence[Row | _Span],
+    decodes: Sequence[Row | Span],
+    chunks: Sequence[Row | Span],
     bucket: Bucket,
     page_size: int,
 ) -> np.ndarray:
@@ -89,12 +89,12 @@ def uniform_features(
 ) -> np.ndarray:
     """Returns the features `[F]` of a step of equal rows that fills a bucket.
 
-    Every decode ends after as many whole KV pages, and so does every block, each of a
-    sequence of its own; 0 pages leave the rows or the blocks empty.
+    Every decode ends after `decode_pages` whole KV pages, and every block, each of
+    another sequence, after `block_pages`; 0 pages leave the rows or the blocks empty.
     """
     size = bucket.block_tokens
-    decodes = [_Span(decode_pages * page_size - 1, 1)] * bucket.num_rows
-    chunks = [_Span(block_pages * page_size - size, size)] * bucket.num_blocks
+    decodes = [Span(decode_pages * page_size - 1, 1)] * bucket.num_rows
+    chunks = [Span(block_pages * page_size - size, size)] * bucket.num_blocks
     return step_features(
         decodes if decode_pages else [],
         chunks if block_pages else [],

@@ -1,4 +1,4 @@
-"""StepPlan: the one thing the scheduler tells the engine."""
+"""StepPlan: what the scheduler hands to the engine for one step."""
 
 import dataclasses
 import enum
@@ -19,7 +19,7 @@ class PlanEnd(enum.Enum):
     PAGES = "pages"  # the KV pool cannot hold one block more
     TOKEN_LIMIT = "token_limit"  # the step's token limit
     TIME_LIMIT = "time_limit"  # the policy gives the step no more time
-    HELD_BACK = "held_back"  # the policy admits nobody more for now
+    HELD_BACK = "held_back"  # the policy admits no further request for now
 
 
 class Row(NamedTuple):
@@ -44,14 +44,14 @@ class StepPlan:
     """One step.
 
     Attributes:
-      step_id: Counts plans from 0.
+      step_id: Number of the plan, from 0.
       decodes: Rows of one token each, at most `bucket.num_rows`.
       chunks: Prefill rows; a chunk of c tokens takes ceil(c / Q) blocks, in
         order, at most `bucket.num_blocks` in all.
       preempted: Running requests whose pages are taken back first.
       predicted_s: Predicted duration, seconds.
-      features: `[F]`, what its duration depends on; see `features`.
-      ended_by: Why no further block was added.
+      features: `[F]`, numbers that its duration depends on; see `features`.
+      ended_by: Reason for which no further block was added.
       leaves_work: Whether a prompt, or part of one, was left out for want of room.
     """
 

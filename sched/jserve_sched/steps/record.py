@@ -32,7 +32,7 @@ class StepRecord(NamedTuple):
       prefill_tokens: Prompt tokens computed.
       num_waiting: Requests that waited for a slot when it was planned.
       num_compiling: Programs that were being compiled or loaded when it was launched.
-      ended_by: Why no further block was planned, a value of `PlanEnd`.
+      ended_by: Reason for which no further block was planned, a value of `PlanEnd`.
       predicted_s: Duration that the plan predicted, seconds.
       bucket_s: Price of the bucket when the step had ended, seconds: by the step-time
         table, or by a simulation's cost model.

@@ -156,9 +156,7 @@ class LinearPredictor:
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        found = self.predict(matrix)
-        found *= self._upper.of(features.scenarios(matrix))
-        return found
+        return self._upper.scale(self.predict(matrix), matrix)
 
     def update(self, sample: StepSample) -> None:
         """Stores one measured step, if it is valid; may submit a refit."""

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.steps import features
 from jserve_sched.steps.features import BLOCK_PAGES, DECODE_PAGES, NUM_BLOCKS, NUM_ROWS
 from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.predictor import RatioQuantile, StepSample, is_sound
@@ -101,19 +100,16 @@ class MlpPredictor:
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
-        found = self._evaluate(matrix)[0]
-        found *= self._middle.of(features.scenarios(matrix))
-        return found
+        return self._middle.scale(self._evaluate(matrix)[0], matrix)
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`.
 
         None is below the prediction of `predict` for the same step.
         """
-        scenario = features.scenarios(matrix)
         found, to_upper = self._evaluate(matrix)
-        found *= self._middle.of(scenario)
-        found *= np.maximum(to_upper * self._upper.of(scenario), 1.0)
+        found = self._middle.scale(found, matrix)
+        found *= np.maximum(self._upper.scale(to_upper, matrix), 1.0)
         return found
 
     def update(self, sample: StepSample) -> None:
@@ -125,7 +121,7 @@ class MlpPredictor:
     def _trained_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds, without their learned factor."""
         found, to_upper = self._evaluate(matrix)
-        found *= self._middle.of(features.scenarios(matrix)) * to_upper
+        found *= self._middle.scale(to_upper, matrix)
         return found
 
     def _evaluate(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

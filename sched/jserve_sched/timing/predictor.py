@@ -36,15 +36,12 @@ class Predictor(Protocol):
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
-        ...
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        ...
 
     def update(self, sample: StepSample) -> None:
         """Learns from one measured step, if it is valid."""
-        ...
 
 
 def is_sound(sample: StepSample) -> bool:
@@ -93,10 +90,10 @@ class RatioQuantile:
         ]
         self._new: list[StepSample] = []
 
-    def of(self, scenario: np.ndarray) -> np.ndarray:
-        """Returns the ratio for each scenario, `[N]`."""
-        found: np.ndarray = self._ratios[scenario]
-        return found
+    def scale(self, values: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """Returns values `[N]` of steps `[N, F]` times their scenarios' ratios."""
+        scaled: np.ndarray = values * self._ratios[features.scenarios(matrix)]
+        return scaled
 
     def learn(self, sample: StepSample, predict: Predict) -> None:
         """Adds a valid sample; every few samples compares them with `predict`."""

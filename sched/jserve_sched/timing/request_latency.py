@@ -69,18 +69,14 @@ class RequestLatency:
     """Times of whole requests; all arguments are arrays that broadcast together.
 
     Attributes:
-      prefill: t_p over batch size and prompt tokens.
-      decode: tau over batch size and tokens of KV before the step.
+      prefill: Seconds of a prefill, t_p, over batch size and prompt tokens.
+      decode: Seconds of a decode step, tau, over batch size and tokens of KV before it.
       measured_with: Facts of the engine that it holds for, by name.
     """
 
     prefill: Bilinear
     decode: Bilinear
     measured_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    def prefill_s(self, batch: np.ndarray, prompt_tokens: np.ndarray) -> np.ndarray:
-        """Returns seconds until the batch's prompts are prefilled."""
-        return self.prefill.of(batch, prompt_tokens)
 
     def decode_s(
         self, batch: np.ndarray, prompt_tokens: np.ndarray, output_tokens: np.ndarray
@@ -98,7 +94,7 @@ class RequestLatency:
     ) -> np.ndarray:
         """Returns seconds from the start of the prefill to the last token."""
         decode_s = self.decode_s(batch, prompt_tokens, output_tokens)
-        return np.asarray(self.prefill_s(batch, prompt_tokens) + decode_s)
+        return np.asarray(self.prefill.of(batch, prompt_tokens) + decode_s)
 
 
 def request_latency_from_json(text: str) -> RequestLatency:
@@ -166,7 +162,7 @@ def priced_points(
     They are cut into the very steps that a scheduler would run, since step times are
     staircases over compiled buckets. Batches and lengths double. Lengths go up to four
     full steps of prefill, batches to what sixteen such steps compute and the KV pool
-    holds: beyond that the fit goes straight on.
+    holds: beyond that the fit is extrapolated.
     """
     size = buckets.block_tokens
     max_blocks = buckets.block_edge_beside(0, max_num_batched_tokens)

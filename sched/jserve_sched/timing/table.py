@@ -112,9 +112,7 @@ class TablePredictor:
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        found = self.predict(matrix)
-        found *= self._upper.of(features.scenarios(matrix))
-        return found
+        return self._upper.scale(self.predict(matrix), matrix)
 
     def update(self, sample: StepSample) -> None:
         """Moves the sample's cell towards it; the grid is rebuilt every few samples."""

@@ -21,7 +21,7 @@ from jserve.engine.warm_up import WarmUp
 from jserve.progress import Progress
 from jserve.records.events import Health, ProgramStart, TokenEvent
 from jserve_sched.buckets.table import Bucket
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 from tests.engine_harness import (
     TOY_KV_BYTES,
     Inbox,

@@ -17,7 +17,7 @@ from jserve_sched.buckets.table import Bucket, BucketTable
 
 
 def table_of(strategy: BucketStrategy, num_rows: int, num_blocks: int) -> BucketTable:
-    """The table for limits of so many rows and, beside them, blocks."""
+    """Returns the table for limits of `num_rows` and, beside them, `num_blocks`."""
     return strategy.table(
         max_num_seqs=num_rows,
         max_num_batched_tokens=num_rows + num_blocks * 4 + 3,

@@ -22,13 +22,6 @@ def test_fit_names_what_is_too_large(rows: int, blocks: int) -> None:
         BucketTable((2, 8), (0, 1, 4)).fit(rows, blocks)
 
 
-def test_largest_block_edge_rounds_down() -> None:
-    table = BucketTable((2,), (0, 2, 6))
-    assert [table.largest_block_edge(n) for n in (0, 1, 2, 5, 6, 99)] == [
-        *(0, 0, 2, 2, 6, 6)
-    ]
-
-
 @pytest.mark.parametrize(
     ("rows", "blocks"), [((), (0, 1)), ((2, 2), (0, 1)), ((4, 2), (0, 1)), ((2,), (1,))]
 )

@@ -41,7 +41,7 @@ def demand_of(*steps: StepRecord, budgets: TbtBudgets = ()) -> StepDemand:
     )
 
 
-def wishes(demand: StepDemand) -> dict[tuple[int, bool], float]:
+def blocks_of(demand: StepDemand) -> dict[tuple[int, bool], float]:
     keys = zip(demand.blocks.tolist(), demand.is_limited.tolist(), strict=True)
     return dict(zip(keys, demand.weight.tolist(), strict=True))
 
@@ -52,7 +52,7 @@ def limited(*blocks: int) -> dict[tuple[int, bool], float]:
 
 def test_a_step_that_did_all_there_was_rounds_up() -> None:
     found = demand_of(step(used_blocks=3), step(used_blocks=3), step())
-    assert wishes(found) == {(3, False): 2.0, (4, False): 1.0}
+    assert blocks_of(found) == {(3, False): 2.0, (4, False): 1.0}
     assert found.rows.tolist() == [6, 6]
 
 
@@ -73,14 +73,14 @@ def test_a_step_that_did_all_there_was_rounds_up() -> None:
         ([(0.070, 0.0)], limited(4, 5, 6, 7)),
     ],
 )
-def test_a_limited_step_wants_what_a_budget_allows(budgets, expected) -> None:
-    assert wishes(demand_of(LEFT, budgets=budgets)) == pytest.approx(expected)
+def test_a_limited_step_demands_what_a_budget_allows(budgets, expected) -> None:
+    assert blocks_of(demand_of(LEFT, budgets=budgets)) == pytest.approx(expected)
 
 
-def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
+def test_budgets_are_looked_for_among_the_counts_of_each_step() -> None:
     found = demand_of(LEFT, IDLE, step(used_blocks=3), budgets=[(0.025, 1.0)])
-    assert wishes(found) == {(3, False): 1.0, **limited(4, 5, 6, 7), (1, True): 1.0}
-    assert wishes(demand_of(IDLE)) == limited(0, 1, 2, 3)
+    assert blocks_of(found) == {(3, False): 1.0, **limited(4, 5, 6, 7), (1, True): 1.0}
+    assert blocks_of(demand_of(IDLE)) == limited(0, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_budgets_are_looked_for_among_the_wishes_of_each_step() -> None:
 )
 def test_a_step_that_no_larger_edge_would_help_rounds_up(step: StepRecord) -> None:
     found = demand_of(step, budgets=[(0.07, 1.0)])
-    assert wishes(found) == {(step.used_blocks, False): 1.0}
+    assert blocks_of(found) == {(step.used_blocks, False): 1.0}
 
 
 def test_a_demand_needs_a_step() -> None:

@@ -63,16 +63,16 @@ def plain_cost_s(demand: StepDemand, costs: BucketCosts, table: BucketTable) -> 
     times_s = {grid.is_limited: grid.time_s[0] for grid in costs.grids}
     total = 0.0
     columns = (demand.rows, demand.blocks, demand.is_limited, demand.weight)
-    for rows, wish, limited, weight in zip(*columns, strict=True):
-        bucket = table.fit(rows, wish)
+    for rows, blocks, limited, weight in zip(*columns, strict=True):
+        bucket = table.fit(rows, blocks)
         time_s = times_s[bool(limited)][bucket.num_rows]
-        edge = table.largest_block_edge(wish)
+        edge = max(one for one in table.block_edges if one <= blocks)
         if not limited:
             total += weight * time_s[bucket.num_blocks]
         elif edge:
-            total += weight * time_s[edge] * wish / edge
-        elif wish:
-            total += weight * (2 * time_s[table.block_edges[1]] - time_s[wish])
+            total += weight * time_s[edge] * blocks / edge
+        elif blocks:
+            total += weight * (2 * time_s[table.block_edges[1]] - time_s[blocks])
         else:
             total += weight * time_s[0]
     return total / float(np.sum(demand.weight))

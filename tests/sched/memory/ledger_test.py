@@ -38,7 +38,7 @@ def test_released_content_is_found_until_its_page_is_needed() -> None:
     assert ledger.find_prefix(hashes) == pages[:2]
 
 
-def test_a_shared_page_is_free_when_the_last_holder_lets_go() -> None:
+def test_a_shared_page_is_free_when_the_last_holder_releases_it() -> None:
     ledger = KvLedger(num_pages=2, page_size=2)
     (page,) = ledger.allocate(1)
     ledger.publish(page, b"x")

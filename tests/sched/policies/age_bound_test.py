@@ -82,11 +82,11 @@ class Idle:
     seed=st.integers(0, 2**31),
     wrong_by=st.sampled_from([0.1, 1.0, 10.0]),
 )
-def test_nobody_waits_longer_than_the_bound_on_age(policy: str, **flood) -> None:
-    """Once over the bound, only those that came before are let in before it.
+def test_the_bound_on_age_limits_every_wait(policy: str, **flood) -> None:
+    """Once over the bound, only earlier arrivals are admitted before it.
 
-    So many waited at most when it came, so many ran, and each is done in
-    `LONGEST_STEPS` if it runs alone.
+    At most `MOST_LONG + MOST_SHORT` waited when it came and `num_slots` ran, and each
+    takes at most `LONGEST_STEPS` if it runs alone.
     """
     waits = serve(policy, **flood)
     num_before = MOST_LONG + MOST_SHORT + flood["num_slots"]

@@ -86,7 +86,7 @@ def test_after_no_selection_the_whole_queue_is_priced_again() -> None:
     assert plan.predicted_s <= 0.03 + 1e-9
 
 
-def test_a_selection_leaves_whoever_can_wait() -> None:
+def test_a_selection_leaves_out_requests_that_can_wait() -> None:
     queue = [waiting("tight", 160, 0.0185), waiting("loose", 100, 30.0)]
     plan = plan_of("sliding:fill=off", waiting=queue, running=[decoding(0.02)])
     assert list(taken(plan)) == ["tight"]
@@ -108,7 +108,7 @@ def test_qoserve_takes_the_largest_chunk_up_to_its_ceiling() -> None:
     margin = plan_of("qoserve:margin=1.25", waiting=queue, running=[decoding(0.101)])
     assert taken(margin) == {"a": 798}
     late = plan_of("qoserve", waiting=queue, running=[decoding(-1.0)])
-    assert taken(late) == {"a": 2500}, "a late decode holds nobody back"
+    assert taken(late) == {"a": 2500}, "a late decode limits no chunk"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_qoserve_trades_deadline_against_work_and_relegates(options, order) -> N
     assert list(taken(plan_of(f"qoserve:{options}", waiting=queue))) == order
 
 
-def test_qoserve_relegates_nobody_who_is_behind_its_pace_alone() -> None:
+def test_qoserve_relegates_no_request_for_its_pace_alone() -> None:
     both = Slo(ttft_s=1.5, ttlt_s=2.0)  # the first token is wanted after 1 s
     queue = [
         make_request(100, 4, request_id="behind", slo=both),
@@ -178,7 +178,7 @@ def test_without_the_chunker_the_step_is_full() -> None:
     assert taken(plan) == {"a": 4000}
 
 
-def test_a_step_is_short_enough_for_whoever_comes_next() -> None:
+def test_a_step_is_short_enough_for_the_next_arrival() -> None:
     queue = [waiting("a", 4000, 9.0)]
     running = [decoding(0.9, gap_s=0.9)]
     view = {"waiting": queue, "running": running, "tight_ttft_s": 0.052}

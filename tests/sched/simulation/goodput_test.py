@@ -45,7 +45,7 @@ def test_the_edge_is_found_to_the_grids_resolution(
     assert len(near.calls) <= 5
 
 
-def test_the_ends_of_the_grid_are_told() -> None:
+def test_the_ends_of_the_grid_are_reported() -> None:
     none = search_seed(Server(0.01).probe, 0, grid=GRID, start_qps=3.0)
     assert (none.qps, none.num_violations, none.is_unbounded) == (0.0, 10, False)
     every = search_seed(Server(1e9).probe, 0, grid=GRID, start_qps=3.0)

@@ -110,7 +110,7 @@ def test_a_request_takes_as_long_as_in_a_batch_of_those_who_can_run() -> None:
     source = LatencySource(by_batch)
     for number, name in enumerate("abcdef", 1):
         submit(scheduler, name, 4, 3)
-        batch = min(number, 4)  # of so many slots
+        batch = min(number, 4)  # slots
         assert work_s(view, source) == number * (batch + 2 * batch) / 4
 
 
@@ -154,7 +154,7 @@ def run_on(
 
 
 @pytest.mark.parametrize("advances", [True, False])
-def test_nobody_sees_a_step_before_it_ends(advances: bool) -> None:
+def test_no_snapshot_shows_a_step_before_it_ends(advances: bool) -> None:
     seen: list[list[int]] = []  # how many tokens each had had then
 
     def watching(views: Sequence[SchedulerView]) -> int:

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from jserve_sched.requests.slo import ServiceClass, Slo
+from jserve_sched.requests.service_class import ServiceClass
+from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
 from jserve_sched.simulation.workload import (
     WORKLOADS,

@@ -123,11 +123,11 @@ def test_the_residual_is_bounded_and_fades_outside_the_range() -> None:
 
 def test_the_correction_follows_a_slower_machine_in_its_scenario_only() -> None:
     matrix = some_steps(600)
-    predictor, untold = MlpPredictor(some_weights()), MlpPredictor(some_weights())
+    predictor, fresh = MlpPredictor(some_weights()), MlpPredictor(some_weights())
     mixed = scenarios(matrix) == MIXED
-    told_s = 1.3 * untold.predict(matrix)
-    for row, duration_s in zip(matrix[mixed], told_s[mixed], strict=True):
+    measured_s = 1.3 * fresh.predict(matrix)
+    for row, duration_s in zip(matrix[mixed], measured_s[mixed], strict=True):
         predictor.update(StepSample(row, float(duration_s)))
-    ratio = predictor.predict(matrix) / untold.predict(matrix)
+    ratio = predictor.predict(matrix) / fresh.predict(matrix)
     assert ratio[mixed] == pytest.approx(1.3, rel=0.02)
     assert np.all(ratio[~mixed] == 1.0)

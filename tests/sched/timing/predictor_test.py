@@ -87,13 +87,13 @@ def test_a_measurement_that_is_not_a_duration_teaches_nothing(bad: float) -> Non
     broken = decode_step()
     broken[CACHED_TOKENS] = math.nan
     matrix = np.stack([decode_step(count) for count in (1, 4, 8)])
-    for predictor, untold in zip(every_predictor(), every_predictor(), strict=True):
+    for predictor, fresh in zip(every_predictor(), every_predictor(), strict=True):
         for _ in range(300):
             predictor.update(StepSample(decode_step(), bad))
             predictor.update(StepSample(broken, 0.01))
-        assert np.array_equal(predictor.predict(matrix), untold.predict(matrix))
+        assert np.array_equal(predictor.predict(matrix), fresh.predict(matrix))
         assert np.array_equal(
-            predictor.predict_upper(matrix), untold.predict_upper(matrix)
+            predictor.predict_upper(matrix), fresh.predict_upper(matrix)
         )
 
 
@@ -122,16 +122,16 @@ def test_every_upper_is_above_and_covers_95_percent() -> None:
 
 
 def test_the_ratio_is_the_percentile_of_its_scenario() -> None:
-    known = np.array([PURE_DECODE, PURE_PREFILL, MIXED])
+    known = np.zeros((3, NUM_FEATURES))
+    known[[PURE_DECODE, MIXED], NUM_DECODES] = 1
+    known[[PURE_PREFILL, MIXED], PREFILL_TOKENS] = 1
     ratio = RatioQuantile()
 
     def learn(scenario: int, *ratios: float) -> list[float]:
-        row = np.zeros(NUM_FEATURES)
-        row[NUM_DECODES] = scenario != PURE_PREFILL
-        row[PREFILL_TOKENS] = scenario != PURE_DECODE
         for one in ratios:
-            ratio.learn(StepSample(row, 0.5 * one), Constant(0.5).predict)
-        return ratio.of(known).tolist()
+            sample = StepSample(known[scenario], 0.5 * one)
+            ratio.learn(sample, Constant(0.5).predict)
+        return ratio.scale(np.ones(3), known).tolist()
 
     assert learn(PURE_DECODE) == [1.1, 1.1, 1.1]
     # 96 of the 100 are taken in, by 16; too few of the others.

@@ -72,7 +72,7 @@ def test_a_fit_finds_the_form(model: Bilinear) -> None:
 
 
 def test_short_steps_count_as_much_as_long_ones() -> None:
-    # A quadratic cannot be met: the errors must be shared out, not all be the short.
+    # A quadratic cannot be fitted: the errors must be shared out, not all be the short.
     length = np.geomspace(16, 4096, 9)
     points = LatencyPoints(np.ones(9), length, 0.01 + 1e-8 * length**2)
     found_s = fit_bilinear(points).of(points.batch, points.length)
@@ -216,7 +216,7 @@ def test_it_is_near_what_the_schedulers_steps_take(
     size, prompt, answer = (
         np.array(one) for one in (num_requests, prompt_tokens, output_tokens)
     )
-    assert latency.prefill_s(size, prompt) == pytest.approx(
+    assert latency.prefill.of(size, prompt) == pytest.approx(
         max(first_s.values()), rel=0.15
     )
     assert latency.exec_s(size, prompt, answer) == pytest.approx(now_s, rel=0.1)

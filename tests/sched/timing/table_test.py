@@ -101,8 +101,8 @@ def test_saved_times_that_are_not_durations_are_refused(bad: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
-def test_shapes_not_timed_yet_leave_the_timed_ones_alone(scale: float) -> None:
-    """Whatever the machine's speed, a guess about another shape is no measurement."""
+def test_buckets_not_timed_yet_do_not_change_the_timed_ones(scale: float) -> None:
+    """Whatever the machine's speed, a guess never overrides a measurement."""
     covering = [
         one._replace(duration_s=scale * one.duration_s)
         for one in samples()

@@ -77,7 +77,7 @@ def test_latency_counts_from_the_scheduled_arrival() -> None:
     flight.is_over = True
     outcome = flight.outcome()
     assert outcome.ttft_s == 1.0  # not 0.6: being sent late counts
-    assert outcome.is_met
+    assert outcome.is_attained
 
 
 def test_failures_are_kept_by_cause() -> None:
@@ -89,7 +89,7 @@ def test_failures_are_kept_by_cause() -> None:
         outcomes = [flight.outcome() for flight in flights]
         assert [outcome.failure for outcome in outcomes] == [None, Failure.REJECTED]
         assert outcomes[1].message == "429: full"
-        assert not outcomes[1].is_met
+        assert not outcomes[1].is_attained
 
     asyncio.run(go())
 
@@ -136,7 +136,7 @@ def test_closed_loop_keeps_its_clients_busy() -> None:
         await closed_loop(client, requests, flights, num_clients=3)
         assert len(flights) == 10
         assert client.most_flying == 3
-        assert all(flight.outcome().is_met for flight in flights)
+        assert all(flight.outcome().is_attained for flight in flights)
         assert all(flight.arrival_s <= flight.token_times_s[0] for flight in flights)
 
     asyncio.run(go())

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from jserve_sched.requests.slo import ServiceClass, Slo
+from jserve_sched.requests.service_class import ServiceClass
+from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.workload import Yardstick
 from jserve_tools.load.config import BenchConfig, ClosedConfig, ReplayConfig
 from jserve_tools.load.workload import (

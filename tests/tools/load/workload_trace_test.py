@@ -2,7 +2,7 @@ import pathlib
 
 import pytest
 
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.simulation.workload import draw_class
 from jserve_tools.load.workload_trace import (
     DEFAULT_TRACE,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jserve.records.events import NotServingError
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.simulation.workload import Yardstick
 from jserve_tools.load.clients import HttpClient, open_http_client
 from jserve_tools.load.replay import Flight

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from jserve_sched.buckets.strategies import PowersOfTwo
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
 from jserve_sched.simulation.workload import at_rate, isolated_times
 from jserve_tools.simulating.bucket_fits import finest, fit_to_simulation

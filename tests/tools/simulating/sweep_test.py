@@ -10,7 +10,7 @@ import pytest
 
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.policies.annealing.search import Kernel, anneal
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
 from jserve_sched.simulation.workload import Yardstick, isolated_times
 from jserve_sched.steps import features

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.requests.slo import (
+from jserve_sched.requests.service_class import (
     BEST_EFFORT,
     ServiceClass,
-    Slo,
     parse_service_classes,
 )
+from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.workload import Yardstick
 from jserve_tools.load.config import BenchConfig
 from jserve_tools.load.workload_trace import (

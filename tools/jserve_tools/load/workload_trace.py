@@ -12,7 +12,7 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from jserve_sched.requests.slo import ServiceClass
+from jserve_sched.requests.service_class import ServiceClass
 
 _COLUMNS = ("arrival_s", "prompt_tokens", "output_tokens")
 DEFAULT_TRACE = pathlib.Path(__file__).parents[1] / "traces" / "azure_conv.csv"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jserve_sched.requests.slo import ServiceClass, parse_service_classes
+from jserve_sched.requests.service_class import ServiceClass, parse_service_classes
 from jserve_sched.simulation.workload import (
     WORKLOADS,
     Arrival,

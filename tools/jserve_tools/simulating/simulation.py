@@ -249,7 +249,7 @@ class Experiment:
                 at_rate(units, qps), seed, stop_after_violations=limit
             )
             counted = result.outcomes[num_warmup:]
-            return sum(not one.is_met for one in counted), len(counted)
+            return sum(not one.is_attained for one in counted), len(counted)
 
         grid = RateGrid(lowest_qps=start_qps / 100, highest_qps=start_qps * 100)
         found = search_seed(
@@ -279,6 +279,6 @@ def _instances(
             "busy_share": instance.busy_s / span_s,
         }
         if mine:
-            row["attainment"] = sum(one.is_met for one in mine) / len(mine)
+            row["attainment"] = sum(one.is_attained for one in mine) / len(mine)
         rows.append(row)
     return rows

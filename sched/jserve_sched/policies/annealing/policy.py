@@ -18,7 +18,6 @@ that batches continuously is not known from the paper; all of this is ours:
 
 import bisect
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -59,24 +58,18 @@ class SearchLimit(NamedTuple):
     budget_s: float
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FoundOrder:
+class FoundOrder(NamedTuple):
     """The order in which a search would admit the requests that waited then.
 
     Attributes:
-      order: Request ids, by planned turn.
+      turns: Place of each request in the order, by id.
       made_s: Time of the snapshot that it was made from, clock seconds.
       num_changes: `num_changes` of that snapshot.
     """
 
-    order: tuple[str, ...]
+    turns: Mapping[str, int]
     made_s: float
     num_changes: int
-
-    @functools.cached_property
-    def turns(self) -> Mapping[str, int]:
-        """The place of each request in the order, by id."""
-        return {name: turn for turn, name in enumerate(self.order)}
 
 
 def num_changes(view: SchedulerView) -> int:
@@ -89,28 +82,23 @@ def num_changes(view: SchedulerView) -> int:
     return queue.num_arrived + queue.num_returned + num_ended
 
 
-def _plain_kernel() -> Kernel:
-    return anneal
-
-
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PlannedAdmission:
-    """Orders the queue by simulated annealing; what a step holds is left to others.
+    """Orders the queue by simulated annealing; a subclass decides what a step holds.
 
-    It has a memory: the order that the last search found, which is looked at in every
-    step until the next one, and the totals of its searches. So plans depend on the
-    views of earlier steps too.
+    It remembers the order that the last search found, which every step until the next
+    search follows, and the totals of its searches. Plans thus depend on earlier views.
 
     Attributes:
-      proposals: Most changes of the plan that one search tries.
+      proposals: Most changes that one search tries.
       interval_s: Least time between two searches, seconds.
-      max_age_s: A request that came longer ago goes first, seconds.
+      max_age_s: Age above which a request goes first, seconds.
       seed: Seed of the searches, together with `num_changes`.
       latency: Times of whole requests.
       make_kernel: Returns what runs the searches; called once.
       limit: Ends a search early and measures it.
       searches: Totals of the searches, for metrics.
-      found: What the last search found; None before the first.
+      found: Result of the last search; None before the first.
     """
 
     is_stream: ClassVar[bool] = False  # see `make_problem`
@@ -123,7 +111,7 @@ class PlannedAdmission:
         default_factory=LatencySource, repr=False
     )
     make_kernel: Callable[[], Kernel] = dataclasses.field(
-        default=_plain_kernel, repr=False
+        default=lambda: anneal, repr=False
     )
     limit: SearchLimit | None = dataclasses.field(default=None, repr=False)
     searches: SearchTotals = dataclasses.field(
@@ -170,7 +158,7 @@ class PlannedAdmission:
         )
         order = np.lexsort((problem.exec_s[:, -1], found.batch_of)).tolist()
         self.found = FoundOrder(
-            order=tuple(requests[job].request_id for job in order),
+            turns={requests[job].request_id: turn for turn, job in enumerate(order)},
             made_s=view.now_s,
             num_changes=changes,
         )
@@ -221,8 +209,8 @@ class PlannedAdmission:
     def candidates(self, view: SchedulerView) -> Candidates:
         """Returns the requests that may be in the next step, the waiting in turn.
 
-        Searches first, if that is due. One more waits than there are slots, if there is
-        one: so a plan can tell that it lacks slots.
+        Searches first, if that is due. One waiting request more than there are slots is
+        among them, so that a plan can name slots as its limit.
         """
         self.search_if_due(view)
         waiting, num_aged = view.admissible, self._num_aged(view)
@@ -247,7 +235,7 @@ class Annealing(PlannedAdmission):
     """Simulated annealing orders the queue; steps are filled as `fcfs` fills them.
 
     Attributes:
-      chunk_tokens: As in `FixedChunk`.
+      chunk_tokens: Tokens in a step, as in `InOrder`.
     """
 
     chunk_tokens: int = 0
@@ -266,16 +254,13 @@ class Annealing(PlannedAdmission):
 class AnnealingSliding(PlannedAdmission):
     """Simulated annealing orders the queue; `sliding` sizes the steps.
 
-    Without its constructor, which selects prompts out of turn and would break the bound
-    on age. The search plans a stream (ours: with even steps it gives a higher G than
-    batches that wait for one another).
+    It runs without the constructor, which selects prompts out of turn and would exceed
+    the bound on age. The search plans a stream (ours: with even steps it gives a higher
+    G than batches that wait for one another).
     """
 
     is_stream: ClassVar[bool] = True
-
-    @functools.cached_property
-    def _sliding(self) -> SlidingServe:
-        return SlidingServe(sorter="given", constructor=False)
+    _sliding: ClassVar = SlidingServe(sorter="given", constructor=False)
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""

@@ -31,10 +31,10 @@ class AnnealingProblem:
       exec_s: `[N, B]` duration of a job in a batch of b, in column b - 1.
       latest_s: `[N, B]` longest wait from now with which the job attains its SLO;
         infinite without an SLO.
-      waited_s: `[N]` time waited already, which counts in the latency.
+      waited_s: `[N]` time waited already, which is part of the latency.
       kv_tokens: `[N]` int64, tokens whose KV the job holds when it ends.
       max_kv_tokens: Most tokens of a batch; a job above it may stand alone.
-      start_s: When the first batch can start, from now.
+      start_s: Time until the first batch can start, seconds.
     """
 
     exec_s: np.ndarray
@@ -111,7 +111,7 @@ def make_problem(
       is_stream: Whether requests pass through an engine that batches continuously: one
         keeps it busy for its prefill, which these join by decode steps only, and for
         its share of its own decode steps, and the next one is admitted that much later.
-      start_s: When the first batch can start, seconds from now.
+      start_s: Time until the first batch can start, seconds.
     """
     rows = []
     for request in requests:
@@ -129,7 +129,7 @@ def make_problem(
     known, left, waited_s, first_s, last_s = np.array(rows, np.float64).T[:, :, None]
     batch = np.arange(1.0, max_batch + 1)
     joined = num_running + batch
-    prefill_s = latency.prefill_s(batch if is_stream else joined, known)  # [N, B]
+    prefill_s = latency.prefill.of(batch if is_stream else joined, known)  # [N, B]
     exec_s = prefill_s + latency.decode_s(joined, known, left)
     shared_s = (exec_s - prefill_s) * (1.0 - 1.0 / joined) * is_stream
     return AnnealingProblem(

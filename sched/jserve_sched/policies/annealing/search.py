@@ -83,8 +83,8 @@ def anneal(
       exec_s: `[N * B]` durations; `job * B + size - 1` is a row and column.
       latest_s: `[N * B]` longest waits.
       kv_tokens: `[N]`; batches of two or more hold at most `max_kv_tokens`.
-      start_s: When the first batch starts.
-      waited_s: What all jobs have waited already, summed.
+      start_s: Time until the first batch starts, seconds.
+      waited_s: Time that all jobs have waited already, summed.
       moves: `[K]` `SQUEEZE`, `DELAY` or `SWAP`.
       jobs: `[K]` the job that moves.
       others: `[K]` the job it is exchanged for, or where the search for one begins.

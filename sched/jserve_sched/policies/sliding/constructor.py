@@ -9,10 +9,10 @@ Weights are whole numbers of any unit; the policy takes blocks, since a block be
 one sequence. Where the paper is silent:
 
 * The capacity also keeps the decodes in time (the paper's Eq. 17 counts TTFT alone).
-* Late requests are no anchors and not in the pool: they cannot be saved.
+* Late requests are neither anchors nor in the pool: they cannot be saved.
 * At most 8 anchors, tightest first, and 32 prompts in the pool, by least slack: the
   rest of a long queue cannot be finished in one step.
-* No anchor can be in time: nothing is returned, and the chunker decides.
+* If no anchor can be in time, nothing is returned and the chunker decides.
 
 `A` is the number of anchors, `J` of prompts.
 """

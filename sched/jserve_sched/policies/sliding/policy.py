@@ -43,7 +43,7 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.sliding.chunker import Objective, Search, choose_budget
 from jserve_sched.policies.sliding.constructor import select
 from jserve_sched.policies.sliding.sorter import Ranking, Sorter, rank
-from jserve_sched.steps.plan import PlanEnd, StepPlan
+from jserve_sched.steps.plan import StepPlan
 
 _QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
 
@@ -53,7 +53,7 @@ class SlidingServe:
     """SlidingServe's three parts, each of which may be off.
 
     Attributes:
-      sorter: How prompts are ranked: mlps (the paper's Multi-Level Priority Sorter),
+      sorter: Order of the prompts: mlps (the paper's Multi-Level Priority Sorter),
         moore (ours), off (by deadline) or given; see `sorter`.
       chunker: Whether the SlidingChunker sizes steps.
       constructor: Whether the BatchConstructor selects prompts at risk.
@@ -141,8 +141,7 @@ class SlidingServe:
                 objective=self.objective,
                 search=self.search,
             )
-            least = 0 if builder.num_decodes else 1  # a step has something to do
-            builder.limit_blocks(max(budget, least), PlanEnd.TIME_LIMIT)
+            builder.limit_time(budget)
         candidates.add_prompts(builder, prices.prompts.requests)
 
     def _add_selection(
@@ -167,7 +166,7 @@ class SlidingServe:
             blocks = max(blocks, front.largest_within(limit_s))
         else:
             requests = requests[:num_first]
-        builder.limit_blocks(blocks, PlanEnd.TIME_LIMIT)
+        builder.limit_time(blocks)
         candidates.add_prompts(builder, requests)
 
 

@@ -40,7 +40,8 @@ def planner(
     policy = make_policy(spec, latency=LatencySource(LATENCY), limit=limit)
     assert isinstance(policy, PlannedAdmission)
     if order:
-        policy.found = FoundOrder(order=order, made_s=0.0, num_changes=-1)
+        turns = {name: turn for turn, name in enumerate(order)}
+        policy.found = FoundOrder(turns, made_s=0.0, num_changes=-1)
     return policy
 
 
@@ -51,7 +52,7 @@ def search(policy: PlannedAdmission, view: SchedulerView) -> tuple[str, ...] | N
     if policy.found is before:
         return None
     assert policy.found is not None
-    return policy.found.order
+    return tuple(policy.found.turns)
 
 
 def job(name: str, *, tokens: int = 10, ttlt_s: float = 99.0, **fields) -> Request:
@@ -107,17 +108,17 @@ def test_it_searches_after_a_change_but_not_too_often() -> None:
     first = view.waiting[0]
     view.queue.remove(first)
     admitted = dataclasses.replace(later, now_s=3.0, num_free_slots=7)
-    assert search(policy, admitted) is None, "an admission is no change"
+    assert search(policy, admitted) is None, "an admission does not count"
     first.num_preemptions = 1
     view.queue.add(first)
     assert search(policy, dataclasses.replace(later, now_s=3.0)) is not None
     view.queue.remove(first)
     assert search(policy, dataclasses.replace(later, now_s=4.0)) is not None, "an end"
-    assert search(policy, view_of(now_s=9.0)) is None, "nobody waits"
+    assert search(policy, view_of(now_s=9.0)) is None, "the queue is empty"
     assert policy.searches.num_searches == 4
 
 
-def test_the_search_puts_first_who_could_else_not_be_met() -> None:
+def test_the_search_puts_first_the_request_that_would_else_be_late() -> None:
     # Each takes 0.1 s alone; "tight" is late unless it is first, and all fit so.
     jobs = [job("a"), job("b"), job("c"), job("tight", ttlt_s=0.15)]
     found = search(planner("annealing"), view_of(*jobs, num_free_slots=1))
