@@ -17,9 +17,9 @@ from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.warm_up import WarmUp
-from jserve.planning import latency_fault, read_request_latency, serving_policy
 from jserve.progress import Progress
 from jserve.records.step_log import Header, StepRecorder
+from jserve.serving_policy import latency_fault, read_request_latency, serving_policy
 from jserve.timing.serving_predictor import choose_predictor
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable

@@ -157,7 +157,7 @@ class EngineDriver:
             self._pasts[request_id] += (place,)
         logits, scores = pending.captured()
         plan = pending.plan
-        rows = [*plan.decodes, *(row for row in plan.chunks if row.samples)]
+        rows = [*plan.decodes, *(row for row in plan.chunks if row.draws_token)]
         for index, row in enumerate(rows):
             if row.request.finish_reason is None:
                 trace = self.traces[row.request.request_id]

@@ -109,12 +109,12 @@ def check_integrity(scheduler: Scheduler) -> None:
     assert not any(one.pages or one.slot is not None for one in waiting)
     live = [*waiting]
     for one in holders.requests:
-        assert one.num_dispatched <= len(one.pages) * ledger.page_size
-        assert one.num_in_flight == named[id(one)]
+        assert one.num_dispatched_tokens <= len(one.pages) * ledger.page_size
+        assert one.num_plans_in_flight == named[id(one)]
         if one.finish_reason is None:
             live.append(one)
         else:
-            assert one.num_in_flight, f"{one.request_id} keeps its pages"
+            assert one.num_plans_in_flight, f"{one.request_id} keeps its pages"
     assert sorted(scheduler._requests) == sorted(one.request_id for one in live)
 
 
@@ -175,7 +175,7 @@ class PagedRunner:
         for row in rows:
             request = row.request
             for position in range(row.start, row.stop):
-                if position < request.num_known:
+                if position < request.num_known_tokens:
                     token = int(request.known_tokens(position, position + 1)[0])
                 else:
                     token = int(self._slot_tokens[request.slot])
@@ -185,7 +185,7 @@ class PagedRunner:
         for row in rows:
             request = row.request
             context = self._memory[request.pages].reshape(-1)[: row.stop]
-            if row.samples:
+            if row.draws_token:
                 token = fake_next_token(context.tolist())
                 self._slot_tokens[request.slot] = token
                 tokens.append(token)

@@ -36,7 +36,7 @@ ROOMS = {
     ),
     "jserve": (
         *("config", "flags", "progress", "program", "text", "records", "timing"),
-        *("compiled_annealing", "planning", "engine", "server", "build", "cli"),
+        *("compiled_annealing", "serving_policy", "engine", "server", "build", "cli"),
         "__main__",
     ),
     "jserve_tools": (

@@ -29,7 +29,7 @@ Array = TypeVar("Array", np.ndarray, jax.Array)
 FROM_DEVICE = -1
 NO_TOKEN = -1
 
-_START, _LEN, _TARGET, _BANS_STOPS = range(4)  # change every step
+_START, _LEN, _SLOT, _BANS_STOPS = range(4)  # change every step
 _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED = range(4, 9)  # belong to the slot
 _STOPS = slice(9, 9 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
 _NUM_COLUMNS = _STOPS.stop
@@ -40,24 +40,24 @@ class Unpacked(NamedTuple):
 
     inputs: StepInputs
     sampling: RowSampling
-    target: jax.Array  # [S] slot that remembers the token; num_slots for none
+    slot: jax.Array  # [S] slot that remembers the token; num_slots for none
 
 
 def packed_size(bucket: Bucket, num_slots: int, max_pages_per_row: int) -> int:
     """Returns the length of the argument for `bucket`."""
-    num_rows = bucket.num_rows + bucket.num_blocks
-    num_logit_rows = min(num_rows, num_slots)
+    num_all_rows = bucket.num_rows + bucket.num_blocks
+    num_logit_rows = min(num_all_rows, num_slots)
     row_size = _NUM_COLUMNS + max_pages_per_row
-    return bucket.num_tokens + num_logit_rows + num_rows * row_size
+    return bucket.num_tokens + num_logit_rows + num_all_rows * row_size
 
 
 def _cut(packed: Array, bucket: Bucket, num_slots: int) -> tuple[Array, Array, Array]:
     """Returns the argument's tokens, logit rows and row table."""
-    num_rows = bucket.num_rows + bucket.num_blocks
-    table_start = bucket.num_tokens + min(num_rows, num_slots)
+    num_all_rows = bucket.num_rows + bucket.num_blocks
+    table_start = bucket.num_tokens + min(num_all_rows, num_slots)
     tokens = packed[: bucket.num_tokens]
     logit_rows = packed[bucket.num_tokens : table_start]
-    return tokens, logit_rows, packed[table_start:].reshape(num_rows, -1)
+    return tokens, logit_rows, packed[table_start:].reshape(num_all_rows, -1)
 
 
 def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacked:
@@ -70,7 +70,7 @@ def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacke
     num_slots = slot_tokens.shape[0]
     tokens, logit_rows, table = _cut(packed, bucket, num_slots)
     decodes = tokens[: bucket.num_rows]
-    slots = table[: bucket.num_rows, _TARGET]
+    slots = table[: bucket.num_rows, _SLOT]
     last = slot_tokens.at[slots].get(mode="fill", fill_value=0)
     tokens = tokens.at[: bucket.num_rows].set(
         jnp.where(decodes == FROM_DEVICE, last, decodes)
@@ -97,7 +97,7 @@ def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacke
                 wanted[:, _BANS_STOPS, None] > 0, wanted[:, _STOPS], NO_TOKEN
             ),
         ),
-        jnp.where(is_padding, num_slots, wanted[:, _TARGET]),
+        jnp.where(is_padding, num_slots, wanted[:, _SLOT]),
     )
 
 
@@ -112,7 +112,7 @@ class Packer:
         # The last row stands for padding: no token, greedy, no pages.
         self._slots = np.zeros((num_slots + 1, width), np.int32)
         self._slots[:, _NUM_COLUMNS:] = num_pages
-        self._slots[:, _TARGET] = num_slots
+        self._slots[:, _SLOT] = num_slots
         self._owner: list[tuple[Request, int] | None] = [None] * num_slots
         self._num_written = [0] * num_slots
 
@@ -138,7 +138,7 @@ class Packer:
             request = row.request
             slots[index] = self._sync_slot(request)
             starts[index], lengths[index] = row.start, 1
-            if row.start < request.num_known:
+            if row.start < request.num_known_tokens:
                 tokens[index] = request.known_tokens(row.start, row.stop)[0]
             else:
                 tokens[index] = FROM_DEVICE
@@ -156,7 +156,7 @@ class Packer:
                 slots[index] = slot
                 starts[index], lengths[index] = start, min(size, row.stop - start)
                 block += 1
-            if row.samples:
+            if row.draws_token:
                 samples.append((num_rows + block - 1, row))
         # The table: what belongs to the slots, then what changes every step.
         table[:] = self._slots[slots]
@@ -164,7 +164,7 @@ class Packer:
         table[:, _LEN] = lengths
         for index, row in samples:
             request = row.request
-            table[index, _TARGET] = slots[index]
+            table[index, _SLOT] = slots[index]
             # The token drawn here is counted as pending already.
             num_before = request.num_outputs_projected - 1
             table[index, _BANS_STOPS] = num_before < request.min_tokens

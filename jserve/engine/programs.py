@@ -127,7 +127,7 @@ class Programs:
             step_in = packing.unpack(packed, slot_tokens, bucket)
             logits, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
             tokens = sampling.sample(logits, step_in.sampling)
-            slot_tokens = slot_tokens.at[step_in.target].set(tokens, mode="drop")
+            slot_tokens = slot_tokens.at[step_in.slot].set(tokens, mode="drop")
             if self._captures_logits:
                 scores = sampling.scores(logits, step_in.sampling)
                 return kv, slot_tokens, tokens, logits, scores

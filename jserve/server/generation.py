@@ -79,8 +79,10 @@ class Generation:
         if event.token is not None:
             self._time(event.time_s)
             self.tokens.append(event.token)
-            is_mark = reason is FinishReason.STOP and event.token in self._eos_token_ids
-            if not is_mark:
+            is_hidden_end = (
+                reason is FinishReason.STOP and event.token in self._eos_token_ids
+            )
+            if not is_hidden_end:
                 text += self._show(self._detokenizer.step(event.token))
         if reason is not None or event.error is not None:
             text += self._show(self._detokenizer.finish()) + self._finder.flush()

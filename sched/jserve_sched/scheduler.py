@@ -207,9 +207,9 @@ class Scheduler:
         for row in (*plan.decodes, *plan.chunks):
             request = row.request
             self._holders.reserve(request, row.stop)
-            request.num_dispatched = row.stop
-            request.num_pending += row.samples
-            request.num_in_flight += 1
+            request.num_dispatched_tokens = row.stop
+            request.num_pending_tokens += row.draws_token
+            request.num_plans_in_flight += 1
         self._in_flight.append(plan)
 
     def _admit(self, row: Row, now_s: float) -> None:
@@ -224,9 +224,9 @@ class Scheduler:
         self._waiting.remove(request)
 
     def _preempt(self, victim: Request) -> None:
-        assert victim.num_in_flight == 0 and victim.num_pending == 0
+        assert victim.num_plans_in_flight == 0 and victim.num_pending_tokens == 0
         self._holders.release(victim)
-        victim.num_dispatched = 0
+        victim.num_dispatched_tokens = 0
         victim.num_preemptions += 1
         self.counters.num_preemptions += 1
         self._enqueue(victim)
@@ -243,16 +243,16 @@ class Scheduler:
         tokens = iter(result.tokens)
         for row in (*plan.decodes, *plan.chunks):
             request = row.request
-            request.num_in_flight -= 1
-            if row.samples:
+            request.num_plans_in_flight -= 1
+            if row.draws_token:
                 token = next(tokens)
-                request.num_pending -= 1
+                request.num_pending_tokens -= 1
                 if request.state is not RequestState.FINISHED:
                     self._take_token(request, token)
                     outputs.append(Output(request, token))
             if request.state is not RequestState.FINISHED:
                 self._holders.publish(request, row.stop)
-            elif request.num_in_flight == 0 and request.slot is not None:
+            elif request.num_plans_in_flight == 0 and request.slot is not None:
                 self._holders.release(request)
         return outputs
 
@@ -283,7 +283,7 @@ class Scheduler:
         if request.state is RequestState.WAITING:
             self._waiting.remove(request)
         self._finish(request, FinishReason.CANCELLED)
-        if request.slot is not None and request.num_in_flight == 0:
+        if request.slot is not None and request.num_plans_in_flight == 0:
             self._holders.release(request)
         return Output(request, None)
 
@@ -323,8 +323,8 @@ class Scheduler:
         requests = [row.request for row in plan.decodes]
         self.counters.generated_tokens += num_steps * len(requests)
         for request in requests:
-            request.num_dispatched += num_steps
-            self._holders.reserve(request, request.num_dispatched)
+            request.num_dispatched_tokens += num_steps
+            self._holders.reserve(request, request.num_dispatched_tokens)
             request.output_tokens.extend([0] * num_steps)
         for request in requests:
             if len(request.output_tokens) >= request.max_tokens:

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from jserve import planning
+from jserve import serving_policy as policy_module
 from jserve.build import build_engine, build_loop
 from jserve.config import EngineConfig
 from jserve.engine.bucket_plan import plan_buckets
@@ -65,7 +65,7 @@ def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> 
 def test_a_scheduler_plans_by_what_the_config_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(planning, "best_kernel", lambda: anneal)
+    monkeypatch.setattr(policy_module, "best_kernel", lambda: anneal)
     part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
     path = tmp_path / "request_latency.json"
     path.write_text(json.dumps({"prefill": part, "decode": part}))
@@ -111,7 +111,7 @@ def test_a_request_latency_of_another_model_is_not_used(
 def test_a_slip_is_found_before_anything_takes_long(
     fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "best_kernel", None)
+    monkeypatch.setattr(policy_module, "best_kernel", None)
     monkeypatch.setattr("jserve.build.load_model", None)
     with pytest.raises(ValueError, match="oops"):
         build_loop(small_config(policy="annealing", **fields))

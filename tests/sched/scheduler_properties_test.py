@@ -132,10 +132,10 @@ def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None
     assert len(ids) == len(placed), "a request is planned twice"
     assert not ids & {victim.request_id for victim in plan.preempted}
     for victim in plan.preempted:
-        assert victim.num_in_flight == 0, "a victim is in flight"
+        assert victim.num_plans_in_flight == 0, "a victim is in flight"
     for row in (*plan.decodes, *plan.chunks):
-        assert row.stop <= row.request.num_projected
-        assert row.samples == (row.stop == row.request.num_projected)
+        assert row.stop <= row.request.num_projected_tokens
+        assert row.draws_token == (row.stop == row.request.num_projected_tokens)
         assert row.request.num_outputs_projected < row.request.max_tokens
     if plan.num_blocks == bucket.num_blocks:
         return
@@ -145,7 +145,9 @@ def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None
     if plan.ended_by is PlanEnd.NO_WORK:
         assert all(r.request_id in ids for r in view.waiting)
         for row in plan.chunks:
-            assert row.stop == row.request.num_projected, "a prompt was cut short"
+            assert row.stop == row.request.num_projected_tokens, (
+                "a prompt was cut short"
+            )
     elif plan.ended_by is PlanEnd.ROWS:
         assert admitted == free_slots
     elif plan.ended_by is PlanEnd.PAGES:
@@ -153,16 +155,18 @@ def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None
         # running prompts, or pages of preempted requests are not free before the next.
         ledger = scheduler.ledger
         owed = sum(
-            ledger.pages_for(r.num_projected) - len(r.pages)
+            ledger.pages_for(r.num_projected_tokens) - len(r.pages)
             for r in view.running
-            if r.num_remaining > 1
+            if r.num_remaining_tokens > 1
         )
         taken = sum(
             max(ledger.pages_for(row.stop) - len(row.request.pages), 0)
             for row in (*plan.decodes, *plan.chunks)
         )
         waiting = [r for r in view.waiting if r.request_id not in ids]
-        largest = max((ledger.pages_for(r.num_known) for r in waiting), default=0)
+        largest = max(
+            (ledger.pages_for(r.num_known_tokens) for r in waiting), default=0
+        )
         assert plan.preempted or largest + owed + taken + 1 > ledger.num_available
     elif plan.ended_by is PlanEnd.TIME_LIMIT:
         assert workload.policy.startswith(("qoserve", "sliding", "annealing+sliding"))

@@ -20,7 +20,7 @@ def test_the_plan_is_projected_one_step_ahead() -> None:
     request = make_request(4, 3)
     scheduler.submit(request)
     first = scheduler.plan(0.0)
-    assert first is not None and first.chunks[0].samples
+    assert first is not None and first.chunks[0].draws_token
     scheduler.dispatch(first, 0.0)
     second = scheduler.plan(0.0)
     assert second is not None
@@ -48,7 +48,7 @@ def test_cancel_while_in_flight_keeps_pages_until_applied() -> None:
     request = make_request(9, 10)
     scheduler.submit(request)
     driver.step()
-    assert request.num_in_flight == 1
+    assert request.num_plans_in_flight == 1
     output = scheduler.cancel(request.request_id)
     assert output is not None and output.token is None
     assert request.slot is not None, "a plan in flight still writes its pages"

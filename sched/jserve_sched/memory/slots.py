@@ -79,7 +79,9 @@ class Holders:
 
         def need(num_steps: int) -> int:
             return sum(
-                max(pages_for(one.num_dispatched + num_steps) - len(one.pages), 0)
+                max(
+                    pages_for(one.num_dispatched_tokens + num_steps) - len(one.pages), 0
+                )
                 for one in requests
             )
 

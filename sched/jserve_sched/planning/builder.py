@@ -41,14 +41,14 @@ class PlanBuilder:
         self._decodes: list[Row] = []
         self._chunks: list[Row] = []
         self._preempted: list[Request] = []
-        self._placed: set[str] = set()
+        self._settled: set[str] = set()
         self._num_admitted = 0
         self._leaves_work = False
         self._free = view.ledger.num_available
         self._committed = sum(
-            self._missing_pages(request, request.num_projected)
+            self._missing_pages(request, request.num_projected_tokens)
             for request in view.running
-            if request.num_remaining > 1
+            if request.num_remaining_tokens > 1
         )
         self.used_blocks = 0
         self.is_admitting = True
@@ -87,20 +87,22 @@ class PlanBuilder:
         Returns whether it took them; if not, victims may be preempted all the same.
         """
         for victim in victims if self._free < num_pages else ():
-            if victim.request_id in self._placed or victim.slot is None:
+            if victim.request_id in self._settled or victim.slot is None:
                 continue
             released = self._view.ledger.num_released_by(victim.pages)
             if not released:
                 continue
             # Placed here means "not in this plan": a victim in flight is held back
             # now, so that it can be preempted when the next plan is made.
-            self._placed.add(victim.request_id)
-            if victim.num_in_flight:
+            self._settled.add(victim.request_id)
+            if victim.num_plans_in_flight:
                 return False
             self._preempted.append(victim)
             self._free += released
-            if victim.num_remaining > 1:
-                self._committed -= self._missing_pages(victim, victim.num_projected)
+            if victim.num_remaining_tokens > 1:
+                self._committed -= self._missing_pages(
+                    victim, victim.num_projected_tokens
+                )
             if self._free >= num_pages:
                 break
         if self._free < num_pages:
@@ -117,10 +119,10 @@ class PlanBuilder:
 
         `victims` returns the requests to preempt for a request's page, in order.
         """
-        page_size, rows, placed = self._page_size, self._decodes, self._placed
+        page_size, rows, placed = self._page_size, self._decodes, self._settled
         most = self._view.buckets.max_rows
         for request in requests:
-            start, name = request.num_dispatched, request.request_id
+            start, name = request.num_dispatched_tokens, request.request_id
             if name in placed or len(rows) >= most:
                 continue
             if start >= len(request.pages) * page_size:
@@ -138,7 +140,9 @@ class PlanBuilder:
         but the prefill of running requests may still fit.
         """
         is_waiting = request.state is RequestState.WAITING
-        if request.request_id in self._placed or (is_waiting and not self.is_admitting):
+        if request.request_id in self._settled or (
+            is_waiting and not self.is_admitting
+        ):
             return True
         view = self._view
         room = view.buckets.block_edge_beside(
@@ -164,8 +168,8 @@ class PlanBuilder:
     def _continue(
         self, request: Request, room_tokens: int, victims: Iterable[Request]
     ) -> bool:
-        start = request.num_dispatched
-        num_tokens = min(request.num_projected - start, room_tokens)
+        start = request.num_dispatched_tokens
+        num_tokens = min(request.num_projected_tokens - start, room_tokens)
         need = self._missing_pages(request, start + num_tokens)
         if not self._take_pages(need, victims):
             # What the free pages can hold, in whole blocks: pages hold whole blocks.
@@ -186,12 +190,12 @@ class PlanBuilder:
             self.ended_by = PlanEnd.ROWS
             return False
         # The last token is always computed, since its logits are wanted.
-        num_reusable = (request.num_known - 1) // self._page_size
+        num_reusable = (request.num_known_tokens - 1) // self._page_size
         shared = ledger.find_prefix(request.page_hashes[:num_reusable])
         start = len(shared) * self._page_size
-        num_tokens = min(request.num_known - start, room_tokens)
+        num_tokens = min(request.num_known_tokens - start, room_tokens)
         revived = ledger.num_evictable_among(shared)
-        whole = ledger.pages_for(request.num_known) - len(shared)
+        whole = ledger.pages_for(request.num_known_tokens) - len(shared)
         is_alone = not self._view.running and not self._num_admitted
         spare = self._free - self._committed - (0 if is_alone else _WATERMARK_PAGES)
         # Pages taken back in this plan may be among the shared ones, and counting
@@ -207,10 +211,10 @@ class PlanBuilder:
         return True
 
     def _place_chunk(self, request: Request, start: int, num_tokens: int) -> None:
-        self._placed.add(request.request_id)
+        self._settled.add(request.request_id)
         self.used_blocks += -(-num_tokens // self._block_tokens)
-        is_last = start + num_tokens == request.num_projected
-        self._chunks.append(Row(request, start, num_tokens, samples=is_last))
+        is_last = start + num_tokens == request.num_projected_tokens
+        self._chunks.append(Row(request, start, num_tokens, draws_token=is_last))
 
     def build(self) -> StepPlan | None:
         """Returns the plan; None if there is nothing to compute."""
@@ -218,7 +222,7 @@ class PlanBuilder:
             return None
         view = self._view
         bucket = view.buckets.fit(len(self._decodes), self.used_blocks)
-        is_cut_short = bool(self._chunks) and not self._chunks[-1].samples
+        is_cut_short = bool(self._chunks) and not self._chunks[-1].draws_token
         if bucket.num_blocks == self.used_blocks and self.used_blocks:
             self.ended_by = PlanEnd.FULL
         elif self.ended_by is PlanEnd.NO_WORK:

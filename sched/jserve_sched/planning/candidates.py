@@ -53,12 +53,12 @@ class Candidates:
         self.decodes: list[Request] = []
         self.prompts: list[Request] = []
         for request in view.running if running is None else running:
-            # `num_remaining`, written out: this runs for every row of every step.
+            # `num_remaining_tokens`, inlined: this runs for every row of every step.
             left = (
                 len(request.prompt_tokens)
                 + len(request.output_tokens)
-                + request.num_pending
-                - request.num_dispatched
+                + request.num_pending_tokens
+                - request.num_dispatched_tokens
             )
             (self.prompts if left > 1 else self.decodes).append(request)
         self.prompts += choose_waiting(view) if waiting is None else waiting
@@ -123,7 +123,7 @@ def tightest_slack(
     rows = []
     for request in decodes:
         pacing = request.pacing
-        index = len(request.output_tokens) + request.num_pending
+        index = len(request.output_tokens) + request.num_pending_tokens
         after_s = pacing.start_s + (min(index, pacing.last) + 1) * pacing.gap_s
         rows.append((after_s - pacing.gap_s if index else pacing.first_s, after_s))
     # s_i (Eq. 1), and s_i + L^tbt_i: until the next token is wanted, and the one after.

@@ -8,7 +8,7 @@ from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan
 
 _NUM_REQUESTS = 256  # whose SLOs stand for those of requests to come
-_TIGHT_SHARE = 20  # one request in 20 is tighter
+_ONE_IN = 20  # one request in 20 is tighter
 _MEMORY = 0.98  # of the past at each step: about the last 50 count
 
 
@@ -31,7 +31,7 @@ class RecentLoad:
         """Takes a new request into account."""
         self._ttft_s.append(request.pacing.first_s - request.arrival_s)
         ranked = sorted(self._ttft_s)
-        self.tight_ttft_s = ranked[len(ranked) // _TIGHT_SHARE]
+        self.tight_ttft_s = ranked[len(ranked) // _ONE_IN]
 
     def add_step(self, plan: StepPlan, duration_s: float) -> None:
         """Takes a step into account, if it left prefill for later."""

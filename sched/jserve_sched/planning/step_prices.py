@@ -66,12 +66,12 @@ def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Promp
     find_prefix = view.ledger.find_prefix
     start, tokens = [], []
     for request in requests:
-        begin = request.num_dispatched  # 0 while waiting
+        begin = request.num_dispatched_tokens  # 0 while waiting
         if request.page_hashes and request.state is RequestState.WAITING:
-            reusable = (request.num_known - 1) // page_size
+            reusable = (request.num_known_tokens - 1) // page_size
             begin = len(find_prefix(request.page_hashes[:reusable])) * page_size
         start.append(begin)
-        tokens.append(request.num_projected - begin)
+        tokens.append(request.num_projected_tokens - begin)
     return Prompts(requests, np.array(start, np.float64), np.array(tokens, np.float64))
 
 
@@ -100,7 +100,7 @@ class StepPrices:
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._block_edges = view.buckets.block_edge_array
-        rows = [Span(one.num_dispatched, 1) for one in decodes]
+        rows = [Span(one.num_dispatched_tokens, 1) for one in decodes]
         bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
         self._decode_row = features.step_features(rows, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens

@@ -70,7 +70,7 @@ def laxities_s(
     ttlts_s = [request.slo.ttlt_s for request in requests]
     ttlt_s = column(math.inf if one is None else one for one in ttlts_s)
     end_due_s = column(request.arrival_s for request in requests) + ttlt_s
-    known_tokens = column(request.num_projected for request in requests)
+    known_tokens = column(request.num_projected_tokens for request in requests)
     tokens_left = column(request.expected_tokens_left for request in requests)
     prompt_tokens = remaining_prompts(view, requests).tokens
     is_running = column(request.state is RequestState.RUNNING for request in requests)

@@ -40,10 +40,10 @@ class ShortestJobFirst(InOrder):
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         requests = [*view.running, *view.admissible]
-        left = column(one.num_remaining for one in requests)
+        left = column(one.num_remaining_tokens for one in requests)
         if self.by == "e2e":
             latency, batch = self.latency.at(view), np.array(view.max_num_seqs)
-            context = column(one.num_projected for one in requests)
+            context = column(one.num_projected_tokens for one in requests)
             answer = column(one.expected_tokens_left for one in requests)
             decode_s = latency.decode_s(batch, context, answer)
             left = latency.prefill.of(batch, left) + decode_s

@@ -4,9 +4,9 @@ Progress is counted twice. *Applied* state (`output_tokens`) is what the engine 
 returned; *projected* state adds what plans in flight will return, so that the next step
 can be planned while the last one still runs.
 
-    [0, num_dispatched)               KV written by plans dispatched so far
-    [num_dispatched, num_projected)   tokens still to be computed
-    num_projected = prompt + output + pending (sampled in flight, value unknown)
+    [0, num_dispatched_tokens)               KV written by plans dispatched so far
+    [num_dispatched_tokens, num_projected_tokens)   tokens still to be computed
+    num_projected_tokens = prompt + output + pending (sampled in flight, value unknown)
 """
 
 import dataclasses
@@ -81,9 +81,9 @@ class Request:
         `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: Prediction made when it was submitted.
       output_tokens: Applied output token ids.
-      num_dispatched: Positions whose KV is written by plans dispatched so far.
-      num_pending: Tokens sampled by plans in flight.
-      num_in_flight: Plans in flight that name this request.
+      num_dispatched_tokens: Positions whose KV is written by plans dispatched so far.
+      num_pending_tokens: Tokens sampled by plans in flight.
+      num_plans_in_flight: Plans in flight that name this request.
       slot: Row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
       page_hashes: Chained content hash of each full page of known tokens.
@@ -107,9 +107,9 @@ class Request:
     finish_reason: FinishReason | None = None
     output_tokens: list[int] = dataclasses.field(default_factory=list)
     first_scheduled_s: float | None = None
-    num_dispatched: int = 0
-    num_pending: int = 0
-    num_in_flight: int = 0
+    num_dispatched_tokens: int = 0
+    num_pending_tokens: int = 0
+    num_plans_in_flight: int = 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0
     slot: int | None = None
@@ -144,24 +144,26 @@ class Request:
         return len(self.prompt_tokens)
 
     @property
-    def num_known(self) -> int:
+    def num_known_tokens(self) -> int:
         """Tokens whose value the host knows: prompt and applied output."""
         return len(self.prompt_tokens) + len(self.output_tokens)
 
     @property
-    def num_projected(self) -> int:
+    def num_projected_tokens(self) -> int:
         """Tokens there will be once the plans in flight are applied."""
-        return len(self.prompt_tokens) + len(self.output_tokens) + self.num_pending
+        return (
+            len(self.prompt_tokens) + len(self.output_tokens) + self.num_pending_tokens
+        )
 
     @property
-    def num_remaining(self) -> int:
+    def num_remaining_tokens(self) -> int:
         """Projected tokens whose KV no plan has computed yet; 1 means decoding."""
-        return self.num_projected - self.num_dispatched
+        return self.num_projected_tokens - self.num_dispatched_tokens
 
     @property
     def num_outputs_projected(self) -> int:
         """Output tokens there will be once the plans in flight are applied."""
-        return len(self.output_tokens) + self.num_pending
+        return len(self.output_tokens) + self.num_pending_tokens
 
     @property
     def expected_tokens_left(self) -> int:
@@ -208,10 +210,10 @@ class Request:
         num_prompt = len(self.prompt_tokens)
         if stop <= num_prompt:
             return self.prompt_tokens[start:stop]
-        if stop > self.num_known:
+        if stop > self.num_known_tokens:
             raise ValueError(
                 f"request {self.request_id!r}: position {stop - 1} is not known yet "
-                f"({self.num_known} tokens are)"
+                f"({self.num_known_tokens} tokens are)"
             )
         outputs = self.output_tokens[max(start - num_prompt, 0) : stop - num_prompt]
         return np.append(self.prompt_tokens[start:], np.array(outputs, np.int32))

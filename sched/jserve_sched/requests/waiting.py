@@ -51,7 +51,7 @@ class WaitingQueue:
         facts = (
             request.pace_s,
             request.deadline_s,
-            request.num_known,
+            request.num_known_tokens,
             request.guard,
         )
         for column, value in zip(self._facts, facts, strict=True):

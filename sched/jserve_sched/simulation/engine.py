@@ -176,7 +176,7 @@ class SimulatedEngine:
             == self._ends.get(row.request.request_id)
             else _TOKEN
             for row in (*plan.decodes, *plan.chunks)
-            if row.samples
+            if row.draws_token
         )
 
     def _take(self, request: Request, times_s: Sequence[float]) -> None:

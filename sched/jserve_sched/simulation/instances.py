@@ -35,7 +35,11 @@ def uncommitted_pages(view: SchedulerView) -> int:
     """
     pages_for = view.ledger.pages_for
     wanted = sum(
-        max(pages_for(one.num_projected + one.expected_tokens_left) - len(one.pages), 0)
+        max(
+            pages_for(one.num_projected_tokens + one.expected_tokens_left)
+            - len(one.pages),
+            0,
+        )
         for one in (*view.running, *view.waiting)
     )
     return view.ledger.num_available - wanted
@@ -69,9 +73,9 @@ def _left(request: Request) -> tuple[int, int, int]:
     token more than it lacks.
     """
     left = request.expected_tokens_left
-    if request.num_remaining == 1:
-        return 0, request.num_projected - 1, left + 1
-    return request.num_remaining, request.num_projected, left
+    if request.num_remaining_tokens == 1:
+        return 0, request.num_projected_tokens - 1, left + 1
+    return request.num_remaining_tokens, request.num_projected_tokens, left
 
 
 def _most_free_kv(sources: Sequence[LatencySource]) -> Assignment:

@@ -25,13 +25,13 @@ class PlanEnd(enum.Enum):
 class Row(NamedTuple):
     """Positions `start` to `start + num_tokens` of one request, computed by a step.
 
-    It `samples` the next token when it computes the last projected position.
+    It draws the next token when it computes the last projected position.
     """
 
     request: Request
     start: int
     num_tokens: int
-    samples: bool
+    draws_token: bool
 
     @property
     def stop(self) -> int:
@@ -73,7 +73,7 @@ class StepPlan:
     @property
     def num_sampled(self) -> int:
         """Rows that draw a token."""
-        return len(self.decodes) + sum(row.samples for row in self.chunks)
+        return len(self.decodes) + sum(row.draws_token for row in self.chunks)
 
     @property
     def num_blocks(self) -> int:
@@ -84,7 +84,7 @@ class StepPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The token of each `samples` row, in plan order, decodes first, and the time."""
+    """The tokens drawn, in plan order with decodes first, and the time it took."""
 
     tokens: tuple[int, ...]
     duration_s: float

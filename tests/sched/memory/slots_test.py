@@ -18,7 +18,7 @@ def test_steps_are_counted_while_pages_last(
     for request in requests:
         holders.admit(request, 0)
         holders.reserve(request, request.num_prompt_tokens)
-        request.num_dispatched = request.num_prompt_tokens
+        request.num_dispatched_tokens = request.num_prompt_tokens
     found = holders.num_steps_with_pages(requests, most)
     num_steps = 0  # one by one
     while num_steps < most:

@@ -40,7 +40,7 @@ def test_an_answer_longer_than_predicted_is_due_at_the_end() -> None:
 
 def test_tokens_in_flight_count_as_produced() -> None:
     request = decoding(3, Slo(ttft_s=1.0, tbt_s=0.04))
-    request.num_pending = 1
+    request.num_pending_tokens = 1
     assert slack([request], 1.0) == (0.16, 0.20)
 
 

@@ -18,7 +18,7 @@ CONTINUOUS = Continuous().table(
 
 def decoding(context_tokens: int) -> Request:
     request = make_request(context_tokens, 8)
-    request.num_dispatched = context_tokens
+    request.num_dispatched_tokens = context_tokens
     request.output_tokens.append(1)
     request.state = RequestState.RUNNING
     return request
@@ -32,7 +32,7 @@ def prompts_of(*lengths: int) -> list[Request]:
 def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> None:
     decodes = [decoding(30), decoding(9)]
     requests = prompts_of(5, 13, 3)
-    requests[1].num_dispatched = 4  # partly computed
+    requests[1].num_dispatched_tokens = 4  # partly computed
     requests[1].state = RequestState.RUNNING
     view = make_view(table, Curve(lambda tokens: tokens))
     prices = StepPrices(view, decodes).of(remaining_prompts(view, requests))
@@ -42,13 +42,15 @@ def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> No
     for budget in budgets.tolist():
         chunks, left = [], budget
         for request in requests:
-            tokens = min(request.num_remaining, left * size)
+            tokens = min(request.num_remaining_tokens, left * size)
             if tokens:
-                chunks.append(Row(request, request.num_dispatched, tokens, False))
+                chunks.append(
+                    Row(request, request.num_dispatched_tokens, tokens, False)
+                )
                 left -= -(-tokens // size)
         used = sum(-(-row.num_tokens // size) for row in chunks)
         expected = features.step_features(
-            [Row(one, one.num_dispatched, 1, True) for one in decodes],
+            [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes],
             chunks,
             table.fit(2, used),
             view.ledger.page_size,

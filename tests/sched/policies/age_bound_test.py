@@ -69,7 +69,7 @@ class Idle:
     """An engine that answers anything at once."""
 
     def run(self, plan: StepPlan) -> StepResult:
-        num_tokens = sum(row.samples for row in (*plan.decodes, *plan.chunks))
+        num_tokens = sum(row.draws_token for row in (*plan.decodes, *plan.chunks))
         return StepResult(tokens=(0,) * num_tokens, duration_s=STEP_S)
 
 

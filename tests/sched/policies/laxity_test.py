@@ -46,7 +46,7 @@ def decoding(tokens: int, max_tokens: int, **slo: float) -> Request:
     """A running request with one output token."""
     request = make_request(tokens, max_tokens, slo=Slo(**slo))
     request.output_tokens.append(1)
-    request.num_dispatched = tokens
+    request.num_dispatched_tokens = tokens
     request.slot, request.pages = 0, list(range(-(-tokens // 8) + 1))
     request.state = RequestState.RUNNING
     return request
@@ -109,7 +109,7 @@ def test_the_late_come_last_by_arrival_and_the_guarded_do_not() -> None:
 def test_what_is_left_of_a_prompt_counts() -> None:
     partly = waiting("partly", 100, ttft_s=1.0)
     partly.state, partly.slot = RequestState.RUNNING, 0
-    partly.num_dispatched, partly.pages = 60, list(range(8))
+    partly.num_dispatched_tokens, partly.pages = 60, list(range(8))
     view = view_of(running=(partly,))
     assert laxity_s(partly, view) == pytest.approx(1 - 0.04)
 

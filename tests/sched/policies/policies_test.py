@@ -23,7 +23,7 @@ def decoding(slack_s: float, *, gap_s: float = 0.05) -> Request:
     """A running request whose next token is due `slack_s` after time 0."""
     request = make_request(16, 8, slo=Slo(ttft_s=10.0, tbt_s=gap_s))
     request.output_tokens.append(1)
-    request.num_dispatched = 16
+    request.num_dispatched_tokens = 16
     request.slot, request.pages = 0, [0, 1]
     request.state = RequestState.RUNNING
     request.pacing = request.pacing._replace(start_s=slack_s - gap_s)

@@ -59,11 +59,11 @@ def test_jobs_go_by_the_time_of_prompt_and_answer() -> None:
 
 def test_what_is_computed_is_not_counted_again() -> None:
     begun = job("begun", 500, 1)
-    begun.num_dispatched = 480
+    begun.num_dispatched_tokens = 480
     begun.state, begun.slot, begun.pages = RequestState.RUNNING, 0, list(range(63))
     fresh = job("fresh", 60, 1)
     assert order_of("sjf", [fresh], [begun]) == ["begun", "fresh"]
-    begun.num_dispatched = 100
+    begun.num_dispatched_tokens = 100
     assert order_of("sjf", [fresh], [begun]) == ["fresh", "begun"]
 
 

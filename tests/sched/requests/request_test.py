@@ -17,7 +17,7 @@ def test_a_prediction_is_possible(tokens: int, predicted: int) -> None:
 def test_a_prediction_is_more_than_there_is() -> None:
     request = make_request(8, 40)
     request.output_tokens.extend([1] * 9)
-    request.num_pending = 1
+    request.num_pending_tokens = 1
     request.predict(4)
     assert request.predicted_output_tokens == 11
     assert make_request(8, 1, min_tokens=1).predicted_output_tokens == 1
@@ -32,7 +32,7 @@ def test_who_has_outlived_the_prediction_ends_with_the_next_token() -> None:
         lefts.append(request.expected_tokens_left)
     assert lefts == [10, 1, 1, 1]
     request.output_tokens = [1] * 3
-    request.num_pending = 2
+    request.num_pending_tokens = 2
     assert request.expected_tokens_left == 5
 
 

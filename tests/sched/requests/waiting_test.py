@@ -27,7 +27,8 @@ def test_facts_stay_beside_their_requests() -> None:
         assert list(queue.requests) == expected
         assert len(queue) == len(expected)
         facts = [
-            (one.pace_s, one.deadline_s, one.num_known, one.guard) for one in expected
+            (one.pace_s, one.deadline_s, one.num_known_tokens, one.guard)
+            for one in expected
         ]
         assert queue.facts().T.tolist() == [list(map(float, row)) for row in facts]
         assert queue.facts(3).T.tolist() == queue.facts().T.tolist()[3:]

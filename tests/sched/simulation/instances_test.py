@@ -88,7 +88,7 @@ def test_the_measures_by_hand() -> None:
     assert work_s(scheduler.view(0.0), SOURCE) == (8.0 + 18.0 + 4.0 + 6.0) / 4
     # Both prompts fit one step. The pages they hold were counted before.
     step(scheduler)
-    assert [one.num_remaining for one in scheduler.view(0.0).running] == [1, 1]
+    assert [one.num_remaining_tokens for one in scheduler.view(0.0).running] == [1, 1]
     assert uncommitted_pages(scheduler.view(0.0)) == 76
     assert work_s(scheduler.view(0.0), SOURCE) == (18.0 + 6.0) / 4
     # A step in flight is taken in full, and its tokens as done.

@@ -7,7 +7,7 @@ from tests.fakes import make_request
 
 
 def row(start: int, num_tokens: int) -> Row:
-    return Row(make_request(), start, num_tokens, samples=False)
+    return Row(make_request(), start, num_tokens, draws_token=False)
 
 
 def test_a_hand_made_batch() -> None:

@@ -162,8 +162,8 @@ def test_steps_are_those_that_a_scheduler_runs() -> None:
     matrix, prefill, decode = grid_of(SMALL)  # at most four blocks of four tokens
     found = {tuple(row) for row in matrix.tolist()}
     request = make_request(32, 2)
-    cut = [Row(request, start, 16, samples=False) for start in (0, 16)]
-    rows = [Row(make_request(16, 2), 16, 1, samples=True) for _ in range(8)]
+    cut = [Row(request, start, 16, draws_token=False) for start in (0, 16)]
+    rows = [Row(make_request(16, 2), 16, 1, draws_token=True) for _ in range(8)]
     for decodes, chunks in (((), cut[:1]), ((), cut[1:]), (rows, ())):
         bucket = SMALL.fit(len(decodes), 4 if chunks else 0)
         row = features.step_features(decodes, chunks, bucket, 8)
@@ -209,7 +209,7 @@ def test_it_is_near_what_the_schedulers_steps_take(
         assert plan is not None
         scheduler.dispatch(plan, now_s)
         now_s += plan.predicted_s
-        sampled = sum(row.samples for row in (*plan.decodes, *plan.chunks))
+        sampled = sum(row.draws_token for row in (*plan.decodes, *plan.chunks))
         result = StepResult(tokens=(1,) * sampled, duration_s=plan.predicted_s)
         for output in scheduler.apply(result):
             first_s.setdefault(output.request.request_id, now_s)

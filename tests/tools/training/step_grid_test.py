@@ -87,9 +87,9 @@ def test_a_plan_has_the_shape_and_rows_of_its_own() -> None:
     assert [row.request.slot for row in rows] == list(range(5))
     assert [row.request.pages for row in rows] == [[0], [1], [2, 3], [4], [5]]
     for row in plan.decodes:  # its own token is on the device
-        assert row.request.num_known == row.start
+        assert row.request.num_known_tokens == row.start
     for row in plan.chunks:
-        assert row.request.num_known == row.stop
+        assert row.request.num_known_tokens == row.stop
     expected = step_features(plan.decodes, plan.chunks, plan.bucket, 128)
     np.testing.assert_array_equal(plan.features, expected)
 

@@ -69,11 +69,11 @@ def step_plan(
             prompt_tokens=np.zeros(start if is_decode else start + count, np.int32),
             max_tokens=2,
             state=RequestState.RUNNING,
-            num_pending=2 if is_decode else 1,
+            num_pending_tokens=2 if is_decode else 1,
             slot=slot,
             pages=[next(next_page) % limits.num_pages for _ in range(pages)],
         )
-        return Row(request, start, count, samples=True)
+        return Row(request, start, count, draws_token=True)
 
     decode_rows = tuple(row(start, 1, is_decode=True) for start in decodes)
     chunk_rows = tuple(row(*chunk, is_decode=False) for chunk in chunks)

@@ -180,7 +180,9 @@ class PlannedAdmission:
             together = min(view.max_num_seqs, num_aged)
             mean_s = float(np.mean(latency.exec_s(np.array(together), known, left)))
             start_s += mean_s * num_aged / together
-        held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
+        held = sum(
+            one.num_projected_tokens + one.expected_tokens_left for one in view.running
+        )
         pool_tokens = view.ledger.num_pages * view.ledger.page_size
         max_batch, num_running = view.num_free_slots, len(view.running)
         if self.is_stream:
@@ -226,7 +228,7 @@ class PlannedAdmission:
 
 def _lengths(requests: Sequence[Request]) -> np.ndarray:
     """Returns tokens known and tokens expected to be left, `[2, N]`."""
-    rows = [(one.num_known, one.expected_tokens_left) for one in requests]
+    rows = [(one.num_known_tokens, one.expected_tokens_left) for one in requests]
     return np.array(rows, np.float64).T
 
 

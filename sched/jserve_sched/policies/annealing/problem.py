@@ -125,7 +125,7 @@ def make_problem(
             last_s = min(last_s, next_s + (left - 1) * slo.tbt_s)
         elif slo.ttft_s is not None and not index:
             first_s = min(first_s, due_s + slo.ttft_s)
-        rows.append((request.num_known, left, -due_s, first_s, last_s))
+        rows.append((request.num_known_tokens, left, -due_s, first_s, last_s))
     known, left, waited_s, first_s, last_s = np.array(rows, np.float64).T[:, :, None]
     batch = np.arange(1.0, max_batch + 1)
     joined = num_running + batch

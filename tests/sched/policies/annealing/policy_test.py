@@ -63,7 +63,7 @@ def job(name: str, *, tokens: int = 10, ttlt_s: float = 99.0, **fields) -> Reque
 def running(name: str) -> Request:
     request = make_request(4, 8, request_id=name)
     request.output_tokens.append(1)
-    request.num_dispatched = 4
+    request.num_dispatched_tokens = 4
     request.slot, request.pages = 0, [0]
     request.state = RequestState.RUNNING
     return request
@@ -201,7 +201,9 @@ def test_the_aged_are_not_searched_but_their_time_counts() -> None:
 def test_a_batch_fits_what_runs() -> None:
     jobs = [job(name) for name in "abc"]
     view = view_of(*jobs, running=[running("r"), running("s")], num_free_slots=2)
-    held = sum(one.num_projected + one.expected_tokens_left for one in view.running)
+    held = sum(
+        one.num_projected_tokens + one.expected_tokens_left for one in view.running
+    )
     problem = problem_of(planner("annealing"), view)
     assert problem.exec_s.shape == (3, 2), "no larger than the free slots"
     pool = view.ledger.num_pages * view.ledger.page_size

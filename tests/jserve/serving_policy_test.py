@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from jserve import planning
+from jserve import serving_policy as policy_module
 from jserve.config import EngineConfig
-from jserve.planning import latency_fault, read_request_latency, serving_policy
+from jserve.serving_policy import latency_fault, read_request_latency, serving_policy
 from jserve_sched.policies.annealing.policy import PlannedAdmission
 from jserve_sched.policies.annealing.search import anneal
 from tests.engine_harness import FACTS
@@ -17,7 +17,7 @@ PART = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
 
 def test_a_server_counts_milliseconds_too(monkeypatch: pytest.MonkeyPatch) -> None:
     fields: Any
-    monkeypatch.setattr(planning, "best_kernel", lambda: anneal)
+    monkeypatch.setattr(policy_module, "best_kernel", lambda: anneal)
     for budget_ms, budget_s in ((None, 0.005), (9.0, 0.009), (0.0, math.inf)):
         fields = {} if budget_ms is None else {"annealing_budget_ms": budget_ms}
         config = EngineConfig(policy="annealing:proposals=77", **fields)
