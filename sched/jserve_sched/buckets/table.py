@@ -127,7 +127,9 @@ class BucketTable:
         return self.block_edges[-1]
 
     def fit(self, num_rows: int, num_blocks: int) -> Bucket:
-        """Returns the smallest bucket that holds these counts; see `buckets`.
+        """Returns the smallest bucket that holds these counts.
+
+        Not checked: whether the pair is one of `buckets`, within `max_tokens`.
 
         Raises:
           ValueError: If either count exceeds the largest edge.
