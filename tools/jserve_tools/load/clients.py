@@ -67,8 +67,8 @@ class EventStream:
 
     Client and server may share two cores, so bytes are searched, not parsed: an event
     of `/v1/completions` is one token. The newest token is held back until the next one
-    or the end, since only the usage at the end says whether a last event carried a
-    token or just news.
+    or the end, since only the usage at the end says whether the last event carried a
+    token.
     """
 
     def __init__(self) -> None:

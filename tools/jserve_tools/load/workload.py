@@ -20,7 +20,7 @@ from jserve_sched.requests.slo import (
     parse_service_classes,
 )
 from jserve_sched.simulation.workload import Yardstick
-from jserve_tools.load.config import BenchConfig
+from jserve_tools.load.config import LoadConfig
 from jserve_tools.load.workload_trace import (
     TraceRow,
     mean_rate,
@@ -67,13 +67,13 @@ class Workload:
 
     Attributes:
       rows: Lengths and arrivals of the requests.
-      config: The benchmark's settings, with the seed.
+      config: Settings of the load, with the seed.
       classes: Service classes. Rows that name none get one at random, by shares, which
         must then add up to 1.
     """
 
     rows: Sequence[TraceRow]
-    config: BenchConfig = dataclasses.field(default_factory=BenchConfig)
+    config: LoadConfig = dataclasses.field(default_factory=LoadConfig)
     classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
 
     def __post_init__(self) -> None:
@@ -167,7 +167,7 @@ class Workload:
         return found
 
 
-def read_workload(config: BenchConfig) -> Workload:
+def read_workload(config: LoadConfig) -> Workload:
     """Reads the trace and the service classes of a benchmark.
 
     Raises:

@@ -17,7 +17,6 @@ from jserve.config import EngineConfig
 from jserve.progress import Progress
 from jserve_sched.policies.registry import policy_file
 from jserve_tools.load.clients import Client
-from jserve_tools.load.config import BenchConfig
 from jserve_tools.load.replay import Flight, closed_loop, replay
 from jserve_tools.load.workload import WorkloadRequest, read_workload
 from jserve_tools.load.workload_trace import mean_rate
@@ -27,6 +26,7 @@ from jserve_tools.measuring.baseline import (
     baseline_from_json,
     measure_baseline,
 )
+from jserve_tools.measuring.config import BenchConfig
 from jserve_tools.measuring.measured_run import measure_run
 from jserve_tools.measuring.targets import engine_name, fill_compile_cache, open_server
 from jserve_tools.reporting.documents import document, plain
@@ -34,7 +34,7 @@ from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.staircases import run_staircase
 from jserve_tools.reporting.tables import run_name
 
-# In which facts one jserve differs from another that had the same URL.
+# Facts that differ between two jserve servers that had the same URL.
 _SERVER_IDENTITY = ("model", "served_model_name", "engine", "device", "versions")
 
 OpenServer = Callable[
@@ -46,11 +46,11 @@ class Benchmark:
     """Runs one load against some servers, one after another.
 
     Attributes:
-      config: Servers, load and report.
-      finished: Its runs that are finished, on disk.
-      baseline: What the first server does; None before that is measured.
-      runs: Entries of the report, in the order they were made.
-      num_resumed: How many of them an earlier call had finished.
+      config: Settings of the benchmark.
+      finished: Finished runs, stored on disk.
+      baseline: Idle times and capacity of the first server; None until measured.
+      runs: Entries of the report's `runs`, in the order in which they were made.
+      num_resumed: Number of runs that an earlier call had finished.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Benchmark:
         self.baseline: Baseline | None = None
         self.runs: list[dict[str, Any]] = []
         self.num_resumed = 0
-        self._workload = read_workload(config)
+        self._workload = read_workload(config.load)
         self._progress = progress
         self._opener = opener
         self._filled: list[EngineConfig] = []
-        self._qps = config.replay.qps
-        if config.replay.rate_scale is not None:
-            self._qps = (config.replay.rate_scale * mean_rate(self._workload.rows),)
+        self._qps = config.load.replay.qps
+        if (scale := config.load.replay.rate_scale) is not None:
+            self._qps = (scale * mean_rate(self._workload.rows),)
 
     async def run(self) -> None:
         """Makes all runs that are not finished yet.
@@ -87,7 +87,7 @@ class Benchmark:
           ConnectionError, TimeoutError, RuntimeError: If a server fails; the message
             names it and the reason.
         """
-        num_runs = self.config.num_runs
+        num_runs = self.config.load.num_runs
         for index, engine in enumerate(self.config.engines() or (None,)):
             numbers = range(index * num_runs, (index + 1) * num_runs)
             if engine is not None:
@@ -102,16 +102,16 @@ class Benchmark:
     def report(self, command: Sequence[str]) -> dict[str, Any]:
         """Returns the report; `command` is the program with its arguments."""
         assert self.baseline is not None
-        config, replay_config = self.config, self.config.replay
+        config, trace = self.config.load, self.config.load.replay
         load: dict[str, Any] = {
             "num_clients": config.closed.clients,
             "num_requests": config.num_requests,
         }
         if config.mode == "replay":
             load = {
-                "loads": replay_config.loads,
+                "loads": trace.loads,
                 "qps": self._qps,
-                "capacity_s": replay_config.capacity_s,
+                "capacity_s": trace.capacity_s,
             }
         engine = self.baseline.facts.get("engine") or {}
         return document(
@@ -129,7 +129,7 @@ class Benchmark:
         )
 
     async def _fill_cache(self, engine: EngineConfig) -> None:
-        """Compiles what launched servers share, once."""
+        """Compiles, once, the programs that launched servers share."""
         shared = dataclasses.replace(engine, policy=EngineConfig().policy)
         has_cache = self.config.servers.launch and engine.compile_cache_dir
         if has_cache and shared not in self._filled:
@@ -166,7 +166,7 @@ class Benchmark:
 
     def _use_baseline(self, baseline: Baseline) -> None:
         self.baseline = baseline
-        if self.config.mode == "replay":
+        if self.config.load.mode == "replay":
             print(baseline.describe(self._workload), flush=True)
 
     # Finished runs.
@@ -227,7 +227,8 @@ class Benchmark:
     ) -> dict[str, Any]:
         """Makes run `number`, which counts over all servers."""
         # Prepare what is sent.
-        config, place = self.config, number % self.config.num_runs
+        config = self.config.load
+        place = number % config.num_runs
         engine = facts.get("engine") or {}
         names = ("policy", "bucket_strategy")
         labels = {name: engine[name] for name in names if name in engine}
@@ -253,7 +254,7 @@ class Benchmark:
             send = functools.partial(replay, client, requests, flights)
 
         # Send it, and measure.
-        total = config.num_runs * max(len(config.engines()), 1)
+        total = config.num_runs * max(len(self.config.engines()), 1)
         stage = f"run {number + 1} of {total}, {run_name(labels)}, requests"
         run = await measure_run(
             client,
@@ -263,7 +264,7 @@ class Benchmark:
             showing=self._progress.doing(
                 stage, num_requests, lambda: sum(one.is_over for one in flights)
             ),
-            profiles_host=config.servers.profile_host,
+            profiles_host=self.config.servers.profile_host,
         )
 
         # Say how it went.
@@ -286,7 +287,7 @@ class Benchmark:
         if self._qps:
             return {"qps": self._qps[place]}
         assert self.baseline is not None and self.baseline.capacity is not None
-        share = self.config.replay.loads[place]
+        share = self.config.load.replay.loads[place]
         return {"load": share, "qps": share * self.baseline.capacity.requests_per_s}
 
     def _cycle(self, run: int) -> Iterator[WorkloadRequest]:

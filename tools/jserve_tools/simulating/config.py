@@ -1,4 +1,4 @@
-"""The settings of `jserve-simulate`: the load, the machine, and what is run on it.
+"""Configuration of `jserve-simulate`: the load, the machine and the runs.
 
 Invalid values, and settings without an effect, are refused when a config is made.
 `--help` imports no NumPy.
@@ -169,18 +169,18 @@ class SweepConfig:
     Attributes:
       policies: Scheduling policies, with options as in sliding:constructor=off, or
         classes of your own as in my_module.MyPolicy.
-      bucket_strategies: Bucket strategies, each with every policy, with options as in
-        linear:block_gap=4: none has no padding at all; explicit is the file in
-        buckets; fitted is that file too, or without one fitted for each policy to this
-        load, drawn with a seed that is not judged, with as many programs as pow2. Of a
-        trace a seed draws the classes only: such a fit has seen the requests it is
-        judged by. To judge by others, fit to another part of the trace with
-        jserve-fit-buckets and give its file.
-      goodput: Search the goodput instead of running at given rates.
-      max_violation_share: Share of requests that may violate their SLO at the goodput.
-        [default: 0.01]
-      warmup_share: Share of the requests, the first ones, that are not counted.
-        [default: 0.1, and 0 if all come at once]
+      bucket_strategies: Bucket strategies, each combined with every policy; with
+        options as in linear:block_gap=4. none pads nothing. explicit and fitted take
+        the file of --buckets. fitted without a file is fitted for each policy to this
+        load, drawn with a seed of which no run is reported, with as many programs as
+        pow2. A trace has the same requests for every seed, so there the fit has seen
+        the requests that it is judged by; fit to another part of the trace with
+        jserve-fit-buckets to avoid that.
+      goodput: Search each policy's goodput instead of running at given rates.
+      max_violation_share: Share of requests, 0 to 1, that may violate their SLO at the
+        goodput. [default: 0.01]
+      warmup_share: Share of requests, 0 to 0.9, at the start of a run that are not
+        counted. [default: 0.1, or 0 with --one_shot]
       seed: Seed of lengths, arrivals, classes and noise.
       num_seeds: Number of seeds: --seed, --seed + 1, and so on.
       num_processes: Number of processes that share the runs.

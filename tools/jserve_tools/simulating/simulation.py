@@ -50,9 +50,10 @@ def make_lengths(spec: str, arrivals: Sequence[Arrival]) -> LengthEstimator:
 def declare(
     arrivals: Sequence[Arrival], declared_tokens: int, *, max_model_len: int
 ) -> list[Arrival]:
-    """Returns requests that declare `declared_tokens` of output, as real ones do.
+    """Returns requests that declare `declared_tokens` as their most output tokens.
 
-    One declares more if it takes more, and no more than the context has room for.
+    A request declares its own length if that is larger, and less if the context has
+    less room.
     """
     return [
         dataclasses.replace(
@@ -108,7 +109,7 @@ class Experiment:
     def _scheduler(
         self, arrivals: Sequence[Arrival], source: LatencySource
     ) -> Scheduler:
-        """Returns a fresh scheduler of one engine."""
+        """Returns a fresh scheduler for one engine."""
         machine = self.machine
         return make_scheduler(
             policy=make_policy(self.policy, latency=source, make_kernel=best_kernel),
