@@ -55,7 +55,7 @@ _MAX_BATCHES = (1, 4, 32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimingConfig:
-    """What is timed.
+    """Number of searches, and the folder of the results.
 
     Attributes:
       num_draws: Number of sets of requests drawn for each number of requests.

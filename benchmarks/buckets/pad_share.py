@@ -13,7 +13,7 @@ Under `fcfs` steps run in a table of every count, so that no chunk is filled up 
 edge. A step of b blocks is then charged the time T(edge) of its bucket instead of T(b);
 the share of padding is the sum of T(edge) - T(b) over the sum of T(edge), of steps with
 prefill. The targets: `fitted` with 16 edges has at most half of `pow2`'s share, and
-with 10, the number that `pow2` has, at most two thirds. 0 counts as an edge. A trace is
+with 10, the number that `pow2` has, at most two thirds. Edge 0 counts too. A trace is
 not compared with the targets if fewer than 30 of the judged steps have between 0 and
 the most blocks. `fitted` is the fit of `jserve-fit-buckets`, with a tenth of the weight
 on sizes not seen; the fit without this prior is shown too.
@@ -149,7 +149,7 @@ def load_qps(rows: Sequence[TraceRow]) -> float:
 
 
 def num_earlier(steps: Sequence[StepRecord], arrivals: Sequence[Arrival]) -> int:
-    """Returns how many steps started before half of the requests had arrived."""
+    """Returns the number of steps that started before half of the requests arrived."""
     middle_s = arrivals[len(arrivals) // 2].arrival_s
     return bisect.bisect_left(steps, middle_s, key=lambda step: step.start_s)
 

@@ -20,7 +20,7 @@ def tables(runs: Sequence[dict[str, Any]]) -> str:
         names = list(counts)
         lines = [
             f"**{policy}, {traces} traces**: padding's share of step time, steps with "
-            "prefill (all steps); in bold where a target is met",
+            "prefill (all steps); in bold where a target is reached",
             "",
             "| trace | "
             + " | ".join(

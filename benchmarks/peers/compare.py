@@ -36,7 +36,7 @@ _MOST_ATTEMPTS = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared, and how.
+    """Servers that are compared, their load, and the measurements.
 
     Attributes:
       model: Model folder written by make_model.py.
@@ -110,7 +110,7 @@ def run_client(
     ):
         raise RuntimeError(
             f"{found['completed']} answers with {found['total_output_tokens']} tokens; "
-            f"asked were {num_requests} with {expected_tokens}"
+            f"requested were {num_requests} with {expected_tokens}"
         )
     return found
 

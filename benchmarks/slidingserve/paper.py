@@ -91,7 +91,7 @@ def load_scale(workload: str, our_sliding_qps: float) -> float:
     Both machines are then equally far above their goodputs of `sliding`.
 
     Raises:
-      ValueError: if `our_sliding_qps` is 0, so that there is no factor.
+      ValueError: If `our_sliding_qps` is 0, so that there is no factor.
     """
     if our_sliding_qps <= 0:
         raise ValueError(

@@ -46,7 +46,7 @@ def _data(rows: Iterator[dict[str, Any]]) -> alt.Data:
 
 
 def goodput_chart(entries: Entries) -> Any:
-    """Returns bars of goodput in units of `edf`'s, the paper's ratios as marks."""
+    """Returns bars of goodput in units of `edf`'s, with the paper's ratios as marks."""
     by_case = {(one["shape"], one["workload"], one["row"]): one for one in entries}
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -93,7 +93,7 @@ def goodput_chart(entries: Entries) -> Any:
 
 
 def overload_chart(entries: Entries) -> Any:
-    """Returns violations over load, one panel for each workload and shape."""
+    """Returns violations over load, with a panel for each workload and shape."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for one in entries:
@@ -121,7 +121,7 @@ def overload_chart(entries: Entries) -> Any:
 
 
 def transient_chart(entries: Entries) -> Any:
-    """Returns violations so far over time; the load changes at the grid lines."""
+    """Returns cumulated violations over time; the load changes at the grid lines."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for one in entries:

@@ -2,7 +2,7 @@
 
 A row names its policy, fixed options, and the options whose values are searched. The
 step's token limit is searched too, for all rows that do not limit their steps
-themselves. So every row is compared at its best.
+themselves. Every row is therefore compared at its best.
 """
 
 import dataclasses

@@ -47,7 +47,7 @@ RATIOS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is reproduced, and with how many requests and seeds.
+    """Setups, workloads and size of the experiments.
 
     Attributes:
       shapes: `continuous`, `buckets` or both.

@@ -2,9 +2,9 @@
 
 They are in a committed file, so that they are published with the results. Options are
 tuned one after the other. A setting is searched only if it passes at the next rate
-above the best so far. So a worse setting costs one probe, which stops as soon as it
+above the best so far: a worse setting then costs one probe, which stops as soon as it
 cannot pass, and a better one is searched from that rate on. Of equal settings the first
-is kept.
+one wins.
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ _ENGINE_FIELDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """What is measured, and how often.
+    """Steps that are measured, and the number of measurements.
 
     Attributes:
       output: Samples file to write.

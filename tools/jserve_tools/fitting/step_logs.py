@@ -23,7 +23,7 @@ LIMITS = ("block_tokens", "page_size", "max_num_seqs", "max_num_batched_tokens")
 
 
 Logged = tuple[dict[str, Any], StepRecord]
-"""A step, and the header above it with its `table`."""
+"""The header above a step, with its bucket table as `table`, and the step."""
 
 
 def read_step_logs(paths: Sequence[pathlib.Path]) -> list[Logged]:
@@ -36,7 +36,7 @@ def read_step_logs(paths: Sequence[pathlib.Path]) -> list[Logged]:
 
     Raises:
       ValueError: For an invalid line, naming file, line and content, such as a header
-        with other limits than the first one's; or if there is no step.
+        with other limits than the first one's; or if no file has a step.
       OSError: If a file cannot be read.
     """
     steps: list[Logged] = []
@@ -57,12 +57,12 @@ def read_step_logs(paths: Sequence[pathlib.Path]) -> list[Logged]:
                     text = line[:200].decode(errors="replace")
                     raise ValueError(f"{where}: {error}: {text}") from None
     if not steps:
-        raise ValueError(f"{', '.join(map(str, paths))}: there is no step in it")
+        raise ValueError(f"{', '.join(map(str, paths))}: no step was recorded")
     return steps
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Yields where each line of a file is, and what it holds."""
+    """Yields the place of each line of a file, for messages, and its content."""
     lines = path.read_bytes().split(b"\n")
     if lines.pop():  # what follows the last line feed
         _LOG.warning("%s: line %d was cut short; it is left out", path, len(lines) + 1)

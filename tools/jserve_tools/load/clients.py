@@ -44,7 +44,7 @@ class RequestFailedError(Exception):
 def request_body(
     request: WorkloadRequest, model: str, extra: Mapping[str, Any]
 ) -> bytes:
-    """Returns the JSON body of a request; fields of `extra` come in addition."""
+    """Returns a request's JSON body with the fields of `extra`; None removes one."""
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": request.max_tokens,
@@ -144,6 +144,7 @@ class HttpClient:
       url: Address without a path.
       extra: Fields merged into every request's body.
       model: Model name in every request.
+      is_jserve: Whether it is a jserve server, which states its settings and steps.
     """
 
     session: aiohttp.ClientSession

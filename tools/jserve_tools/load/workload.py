@@ -1,8 +1,7 @@
 """Turns trace rows into requests: token ids, a service class, an SLO.
 
-All that is random is a function of (seed, row), and prompts of (seed, run, row). So
-every policy gets the same lengths, classes and SLOs, but no run finds the prompts of
-another run in a cache.
+Classes are drawn by (seed, row), and prompts by (seed, run, row): every policy gets the
+same lengths, classes and SLOs, but no run finds the prompts of another run in a cache.
 """
 
 import dataclasses
@@ -29,7 +28,7 @@ from jserve_tools.load.workload_trace import (
 )
 
 _DEFAULT_ROWS = 200  # of a trace
-# These ids are in every vocabulary, and usual ones have no special tokens among them.
+# Every vocabulary has these ids, and in most none of them is a special token.
 _PROMPT_TOKENS = range(4, 256)
 
 # Chosen so that at nine tenths of capacity some requests of each class attain their SLO

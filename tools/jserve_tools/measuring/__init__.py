@@ -1,4 +1,4 @@
-"""Measuring: engines and servers under load, and what comes of it."""
+"""Measuring: engines and servers under load, and the report of each run."""
 
 __all__ = [
     "baseline",

@@ -174,7 +174,7 @@ class Benchmark:
     def _key(
         self, engine: EngineConfig | None, facts: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Returns all that a server's results depend on; None to measure it again.
+        """Returns the settings that results depend on; None to measure them again.
 
         It is None with a step log, which only a new run fills, and for a foreign
         server, which may have changed.

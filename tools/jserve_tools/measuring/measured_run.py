@@ -49,7 +49,7 @@ async def measure_run(
         num_missing = end_id - first_id - known
     run = summarise_run(
         outcomes,
-        # The shares of the rest would be those of the end of the run alone.
+        # Shares of the steps that are known would be those of the end of the run.
         steps=None if num_missing else steps,
         block_tokens=engine.get("block_tokens"),
         counters=_counters_between(old_stats, stats),

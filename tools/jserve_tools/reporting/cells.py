@@ -2,7 +2,7 @@
 
 Turns and seeds of the same setting are one cell. Their requests are pooled, so that
 shares and percentiles get narrower intervals; any other number is the mean over the
-cell's runs. Starts with an empty compile cache and others are kept apart.
+cell's runs. Starts with an empty compile cache are separate from other starts.
 """
 
 import dataclasses

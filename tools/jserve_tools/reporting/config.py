@@ -11,7 +11,7 @@ from jserve.config import check_writable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Where a program's report goes, and what is made of it.
+    """Folder, page and comparison of a program's report.
 
     Attributes:
       output: Folder for report.json, report.html and figures/.

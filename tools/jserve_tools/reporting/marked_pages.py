@@ -1,7 +1,6 @@
 """Markdown tables, and pages that quote them.
 
-A page is written by hand around marked places, and the program fills these, so no
-number on it is copied by hand.
+A page is written by hand, except for marked places that a program fills with tables.
 """
 
 import json

@@ -81,7 +81,7 @@ class LoadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineConfig:
-    """The simulated machine, and what its policies know.
+    """The simulated machine, and the predictions that its policies plan by.
 
     Attributes:
       cost_model: Machine to simulate: a GPU by name (a100-llama3-8b, h100-llama3-8b,
@@ -95,11 +95,11 @@ class MachineConfig:
         model's]
       num_kv_tokens: Tokens that the KV pool holds. [default: the cost model's]
       page_size: Tokens in one KV page. [default: the cost model's]
-      lag: Steps in flight while the next is planned. 1: a step is planned while the
-        one before runs, as in the server; 0: after it has ended.
+      lag: Number of steps in flight while the next is planned. 1: a step is planned
+        while the previous one runs, as in the server; 0: after that one has ended.
       noise: Standard deviation, 0 to 1, of the logarithm of a step's time about the
         cost model's.
-      predictor: Predictor of step times that policies plan by: oracle is never wrong;
+      predictor: Predictor of step times that policies plan by: oracle knows them;
         linear and table are fitted to steps of the cost model.
       declared_max_tokens: Most output tokens (max_tokens) that each request declares,
         as clients of a real server do, limited by the room in the context; it then ends
@@ -164,7 +164,7 @@ class MachineConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Which runs are made, and what is reported of them.
+    """Runs that are made, and the requests that they count.
 
     Attributes:
       policies: Scheduling policies, with options as in sliding:constructor=off, or

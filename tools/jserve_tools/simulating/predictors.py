@@ -1,8 +1,7 @@
 """Predictors for a simulated machine: perfect, or fitted to samples of it.
 
-A policy should be judged with the predictor that it would have on a real machine, so
-`linear` and `table` are fitted to steps priced by the cost model, as the server's are
-to timed steps.
+On a real machine a policy plans by predictions. Therefore `linear` and `table` are
+fitted to steps priced by the cost model, as the server's are to timed steps.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """One simulated experiment: a load, a machine and a policy, at a rate and with a seed.
 
-An `Experiment` holds all that its results depend on, so it gives the same report in any
-process.
+An `Experiment` holds everything that its results depend on, except rate and seed, so it
+can run in any process.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ def declare(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that a run's results depend on, except rate and seed.
+    """One policy on one machine and load.
 
     Attributes:
       policy: Name and options of the policy.

@@ -1,4 +1,4 @@
-"""Which steps to measure, and in what order.
+"""The steps to measure, and the order of the measurements.
 
 A *grid* step probes one program at a given longest context. A *random* step is a batch
 as a server might plan it: every count and every context is drawn. A step's cost depends
@@ -213,7 +213,7 @@ def time_rounds(
 
     Args:
       time_step: Runs the step of an index once; returns its seconds.
-      rounds: Number of rounds kept, unless time runs out.
+      rounds: Number of rounds that are returned, unless time runs out.
       warmup_rounds: Number of rounds before these, which are discarded.
       max_s: Seconds after which no further round begins; one round is always kept.
     """
