@@ -36,6 +36,7 @@ from benchmarks.slidingserve.tuning import (
 from jserve.config import check_range
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit, plain
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.marked_pages import write_study
@@ -50,7 +51,7 @@ Shape = Literal["continuous", "buckets"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is reproduced, and where the results go.
+    """Experiments, their size, and the files of settings and results.
 
     Attributes:
       mode: Size of the experiments: quick has 1,000 requests in a probe and 2 seeds,
@@ -186,7 +187,13 @@ def main(argv: Sequence[str]) -> int:
         config = _read_config()
         runs = FinishedRuns(config.folder / "runs.jsonl", resumes=True)
         num_processes = config.num_processes or os.cpu_count() or 1
-        finish = functools.partial(run_all, num_processes=num_processes, runs=runs)
+        finish = functools.partial(
+            run_all,
+            "cells",
+            progress=Progress(timed_lines(), is_bar=sys.stderr.isatty()),
+            num_processes=num_processes,
+            runs=runs,
+        )
         summary = (_tune if "tune" in config.stages else _reproduce)(config, finish)
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error

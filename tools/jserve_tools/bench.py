@@ -83,7 +83,8 @@ def _publish(
         if run.get("host_profile"):
             print(f"\n{host_table(run['host_profile'])}")
     with progress.doing("writing the report"):
-        publish(report, config, old_report, benchmark.finished, say=print)
+        text = publish(report, config, old_report, benchmark.finished)
+    print(text)
     if not sys.stdout.isatty():
         print(one_line(report), flush=True)
     pages = [config.output / name for name in ("report.html", "report.json")]

@@ -1,6 +1,7 @@
 """Experiments, searches and what they plan by."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jserve.progress import Progress
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.policies.annealing.search import Kernel, anneal
 from jserve_sched.requests.slo import ServiceClass
@@ -77,7 +79,9 @@ def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not(
 
     def search(runs: FinishedRuns) -> dict[str, Any]:
         (found,) = search_goodputs(
-            [one], (0, 1), lambda tasks: run_all(tasks, runs=runs, key=key)
+            [one],
+            (0, 1),
+            functools.partial(run_all, progress=Progress(), runs=runs, key=key),
         )
         return found
 
@@ -109,7 +113,10 @@ def test_processes_share_a_sweep_and_change_nothing() -> None:
         for policy in ("fcfs", "edf")
         for seed in (0, 1)
     ]
-    alone, shared = run_all(tasks, 1), run_all(tasks, 2)
+    alone, shared = (
+        run_all("", tasks, progress=Progress(), num_processes=number)
+        for number in (1, 2)
+    )
     for one in (*alone, *shared):
         del one["simulation"], one["plan_ms"]  # of this machine's time
     assert alone == shared
@@ -126,7 +133,12 @@ class Double:
 
 def test_tasks_are_known_by_class_and_fields(tmp_path: pathlib.Path) -> None:
     runs = FinishedRuns(tmp_path / "runs.jsonl", resumes=True)
-    assert run_all([Double(1)], runs=runs) == [{"double": 2}]
+    lines: list[str] = []
+    progress = Progress(lines.append)
+    for _ in range(2):  # the second time nothing is left to do, or to show
+        found = run_all("doubling", [Double(1)], progress=progress, runs=runs)
+        assert found == [{"double": 2}]
+    assert lines == ["doubling: 0 of 1", "doubling: 1 of 1 (0 s)"]
     assert runs.get({"task": "Double", "number": 1}) == {"double": 2}
 
 

@@ -6,9 +6,11 @@ import json
 import math
 import pathlib
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jserve.progress import Progress, timed_lines
 from jserve_sched.buckets.table import table_from_json
 from jserve_sched.policies.registry import policy_file
 from jserve_sched.simulation.goodput import SeedGoodput, pool
@@ -48,8 +50,8 @@ class ExperimentTask:
         return self.work(self.experiment, self.seed, self.qps)
 
 
-RunAll = Callable[[Sequence[ExperimentTask]], list[dict[str, Any]]]
-"""Runs tasks and returns their results, in order."""
+RunAll = Callable[[str, Sequence[ExperimentTask]], list[dict[str, Any]]]
+"""Runs the tasks of a stage and returns their results, in order."""
 
 
 def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
@@ -92,15 +94,16 @@ def search_goodputs(
             )
             for seed in seeds
         ]
-    rows = [SeedGoodput(**row) for row in run_tasks(searches)]
+    rows = [SeedGoodput(**row) for row in run_tasks("searching goodputs", searches)]
     found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
     runs = run_tasks(
+        "simulating at the goodputs",
         [
             dataclasses.replace(  # at the lowest rate tried if none passed
                 search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
             )
             for search, one in zip(searches[:: len(seeds)], found, strict=True)
-        ]
+        ],
     )
     return [
         run
@@ -155,7 +158,7 @@ def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str,
         for place, one in enumerate(experiments)
         if one.bucket_strategy == "fitted"
     }
-    fits = run_tasks(list(tasks.values())) if tasks else []
+    fits = run_tasks("fitting buckets", list(tasks.values()))
     for place, found in zip(tasks, fits, strict=True):
         table = table_from_json(json.dumps(found["table"]))
         experiments[place] = dataclasses.replace(experiments[place], buckets=table)
@@ -163,7 +166,7 @@ def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str,
 
 
 def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
-    """Returns all that a task's result depends on: flags, files and its labels."""
+    """Returns what a task's result depends on: flags, times of files, labels."""
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
     files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
@@ -249,8 +252,8 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     """Makes all runs that are not finished yet; prints tables, writes the report.
 
     Raises:
-      ValueError: if a file is invalid, or a policy's limit leaves no room for buckets.
-      OSError: if a file cannot be read or written.
+      ValueError: If a file is invalid, or a policy's limit leaves no room for buckets.
+      OSError: If a file cannot be read or written.
     """
     # Read and check everything before any work.
     sweep = config.sweep
@@ -268,8 +271,10 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
         sweep.step_log.touch()
 
     # Run.
+    progress = Progress(timed_lines(), is_bar=sys.stderr.isatty())
     run_tasks = functools.partial(
         run_all,
+        progress=progress,
         num_processes=sweep.num_processes,
         runs=finished,
         key=functools.partial(_task_key, config),
@@ -280,12 +285,13 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
         runs = search_goodputs(experiments, seeds, run_tasks)
     else:
         runs = run_tasks(
+            "simulating",
             [
                 ExperimentTask(work=Experiment.run, experiment=one, seed=seed, qps=qps)
                 for qps in load.qps
                 for one in experiments
                 for seed in seeds
-            ]
+            ],
         )
 
     # Report.
@@ -306,5 +312,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
         },
     )
     _print_tables(config, report)
-    publish(report, config.report, old_report, finished, say=print)
+    with progress.doing("writing the report"):
+        text = publish(report, config.report, old_report, finished)
+    print(text)
     print(one_line(report), flush=True)
