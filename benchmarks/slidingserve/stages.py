@@ -55,7 +55,6 @@ class Plan:
       seeds: Seeds of the experiments, none of which is used for tuning.
       num_requests: Number of requests in a probe or a run.
       resolution: Relative distance of the rates tried for goodput.
-      transient_period_s: Duration of each level of the transient load.
       transient_duration_s: End of the transient load's arrivals.
     """
 
@@ -64,7 +63,6 @@ class Plan:
     seeds: Sequence[int]
     num_requests: int
     resolution: float
-    transient_period_s: float = paper.TRANSIENT_PERIOD_S
     transient_duration_s: float = paper.TRANSIENT_DURATION_S
 
 
@@ -221,7 +219,7 @@ class Reproduction:
                 "levels_qps": tuple(
                     _rounded(level * scale) for level in paper.TRANSIENT_LEVELS_QPS
                 ),
-                "period_s": plan.transient_period_s,
+                "period_s": paper.TRANSIENT_PERIOD_S,
                 "duration_s": plan.transient_duration_s,
             }
             todo.append((case, fields))
@@ -229,7 +227,7 @@ class Reproduction:
             _labels(case)
             | {
                 "levels_qps": list(fields["levels_qps"]),
-                "period_s": plan.transient_period_s,
+                "period_s": paper.TRANSIENT_PERIOD_S,
                 "duration_s": plan.transient_duration_s,
                 "paper_percent": paper.TRANSIENT_PERCENT[case[2].name],
                 "bin_s": CURVE_BIN_S,

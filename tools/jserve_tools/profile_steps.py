@@ -15,7 +15,6 @@ import json
 import logging
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,10 +95,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = _read_config()
         engine_config = _read_engine_config(seed=config.seed)
-        check_writable("output", config.output)
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=config.output.parent):
-            pass  # fails before the work if the folder cannot be written
+        check_writable("output", config.output.parent)
         _profile(config, engine_config)
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error

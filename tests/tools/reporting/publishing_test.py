@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jserve_tools.reporting.config import ReportConfig
+from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.publishing import publish
 from tests.fake_report import fake_report
 
@@ -22,7 +23,8 @@ def test_without_the_extra_one_line_says_how_to_get_the_page(
     monkeypatch.setitem(sys.modules, missing, None)
     config = ReportConfig(output=tmp_path)
     report = fake_report(policies=("fcfs",), strategies=("pow2",), loads=(0.9,))
-    lines = publish(report, config, report, None).splitlines()
+    runs = FinishedRuns(tmp_path / "runs.jsonl", resumes=True)
+    lines = publish(report, config, report, runs).splitlines()
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert f"no page, without {missing}: pip install 'jserve[report]'" in lines
     assert "within the noise" in lines[-1]  # the comparison comes all the same

@@ -27,6 +27,7 @@ from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.record import StepRecord
 from jserve_tools.load.workload import WorkloadRequest
+from jserve_tools.reporting.documents import known
 
 # In JSON with and without blanks; within a text these quotes would be escaped.
 _ABORT_MARKS = (b'"finish_reason": "abort"', b'"finish_reason":"abort"')
@@ -55,11 +56,8 @@ def request_body(
         "stream_options": {"include_usage": True},
     }
     if not request.slo.is_best_effort:
-        slo = dataclasses.asdict(request.slo)
-        body["slo"] = {name: one for name, one in slo.items() if one is not None}
-    body |= extra
-    kept = {name: value for name, value in body.items() if value is not None}
-    return json.dumps(kept, separators=(",", ":")).encode()
+        body["slo"] = known(dataclasses.asdict(request.slo))
+    return json.dumps(known(body | extra), separators=(",", ":")).encode()
 
 
 class EventStream:

@@ -26,6 +26,7 @@ from jserve_tools.load.workload_trace import (
     read_trace,
     row_classes,
 )
+from jserve_tools.reporting.documents import known
 
 _DEFAULT_ROWS = 200  # of a trace
 # Every vocabulary has these ids, and in most none of them is a special token.
@@ -152,10 +153,7 @@ class Workload:
             "seed": config.seed,
             "mode": config.mode,
             "length_scale": replay.length_scale,
-            "service_classes": [
-                {name: one for name, one in vars(kind).items() if one is not None}
-                for kind in self.classes
-            ],
+            "service_classes": [known(vars(one)) for one in self.classes],
         }
         for name in ("prompt_tokens", "output_tokens"):
             lengths = [getattr(row, name) for row in rows]

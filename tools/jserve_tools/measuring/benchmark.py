@@ -89,15 +89,19 @@ class Benchmark:
         """
         num_runs = self.config.load.num_runs
         for index, engine in enumerate(self.config.engines() or (None,)):
-            numbers = range(index * num_runs, (index + 1) * num_runs)
-            if engine is not None:
-                found = [self._find(engine, number, {}) for number in numbers]
-                runs = [run for run in found if run is not None]
-                if len(runs) == num_runs:
-                    self._take(runs)
-                    continue
-                await self._fill_cache(engine)
-            await self._serve(engine, numbers)
+            async with contextlib.AsyncExitStack() as stack:
+                client = None
+                key = None if engine is None else self._key(engine, {})
+                if engine is None:
+                    client = await self._open(engine, stack)
+                    key = self._key(engine, await client.facts())
+                for number in range(index * num_runs, (index + 1) * num_runs):
+                    run = self._find(key, number)
+                    self.num_resumed += run is not None
+                    if run is None:
+                        client = client or await self._open(engine, stack)
+                        run = await self._measure(client, key, number)
+                    self.runs.append(run)
 
     def report(self, command: Sequence[str]) -> dict[str, Any]:
         """Returns the report; `command` is the program with its arguments."""
@@ -128,41 +132,37 @@ class Benchmark:
             },
         )
 
-    async def _fill_cache(self, engine: EngineConfig) -> None:
-        """Compiles, once, the programs that launched servers share."""
-        shared = dataclasses.replace(engine, policy=EngineConfig().policy)
-        has_cache = self.config.servers.launch and engine.compile_cache_dir
-        if has_cache and shared not in self._filled:
-            self._filled.append(shared)
-            self._progress.note(f"filling the compile cache for {engine.strategy}")
-            await fill_compile_cache(shared, self._progress)
+    async def _open(
+        self, engine: EngineConfig | None, stack: contextlib.AsyncExitStack
+    ) -> Client:
+        """Returns the client of a warm server, which `stack` stops at its end."""
+        name = self.config.servers.url
+        if engine is not None:
+            name = engine_name(engine)
+            # Compile, once, the programs that launched servers share.
+            shared = dataclasses.replace(engine, policy=EngineConfig().policy)
+            has_cache = self.config.servers.launch and engine.compile_cache_dir
+            if has_cache and shared not in self._filled:
+                self._filled.append(shared)
+                self._progress.note(f"filling the compile cache for {engine.strategy}")
+                await fill_compile_cache(shared, self._progress)
+        with self._progress.doing(f"waiting for {name} to be warm"):
+            return await stack.enter_async_context(self._opener(self.config, engine))
 
-    async def _serve(self, engine: EngineConfig | None, numbers: Sequence[int]) -> None:
-        """Makes the runs of one server that are not finished yet."""
-        name = self.config.servers.url if engine is None else engine_name(engine)
-        async with contextlib.AsyncExitStack() as stack:
-            with self._progress.doing(f"waiting for {name} to be warm"):
-                server = self._opener(self.config, engine)
-                client = await stack.enter_async_context(server)
-            facts = await client.facts()
-            key = self._key(engine, facts)
-            for number in numbers:
-                if (run := self._find(engine, number, facts)) is not None:
-                    self._take([run])
-                    continue
-                if self.baseline is None:
-                    baseline = await measure_baseline(
-                        client, self._workload, self._progress
-                    )
-                    self._use_baseline(baseline)
-                    if key is not None:
-                        row = dataclasses.asdict(baseline)
-                        row["facts"] = plain(baseline.facts)
-                        self.finished.put(_baseline_key(key), row)
-                run = await self._run(client, facts, number)
-                self.runs.append(run)
-                if key is not None:
-                    self.finished.put(self._run_key(key, number), plain(run))
+    async def _measure(
+        self, client: Client, key: dict[str, Any] | None, number: int
+    ) -> dict[str, Any]:
+        """Makes a run and stores it; before the first, measures the baseline."""
+        if self.baseline is None:
+            baseline = await measure_baseline(client, self._workload, self._progress)
+            self._use_baseline(baseline)
+            if key is not None:
+                row = dataclasses.asdict(baseline) | {"facts": plain(baseline.facts)}
+                self.finished.put(_baseline_key(key), row)
+        run = await self._run(client, number)
+        if key is not None:
+            self.finished.put(self._run_key(key, number), plain(run))
+        return run
 
     def _use_baseline(self, baseline: Baseline) -> None:
         self.baseline = baseline
@@ -198,14 +198,11 @@ class Benchmark:
         judged = dataclasses.asdict(self.baseline) if self.baseline else {}
         return {**key, "number": number, "baseline": judged | {"facts": None}}
 
-    def _find(
-        self, engine: EngineConfig | None, number: int, facts: Mapping[str, Any]
-    ) -> dict[str, Any] | None:
+    def _find(self, key: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
         """Returns a run that an earlier call finished with the same baseline, or None.
 
         If this call has measured no baseline yet, it takes the earlier call's.
         """
-        key = self._key(engine, facts)
         if key is None:
             return None
         if self.baseline is None:
@@ -216,20 +213,14 @@ class Benchmark:
         run: dict[str, Any] | None = self.finished.get(self._run_key(key, number))
         return run
 
-    def _take(self, runs: Sequence[dict[str, Any]]) -> None:
-        self.runs += runs
-        self.num_resumed += len(runs)
-
     # Running.
 
-    async def _run(
-        self, client: Client, facts: Mapping[str, Any], number: int
-    ) -> dict[str, Any]:
+    async def _run(self, client: Client, number: int) -> dict[str, Any]:
         """Makes run `number`, which counts over all servers."""
         # Prepare what is sent.
         config = self.config.load
         place = number % config.num_runs
-        engine = facts.get("engine") or {}
+        engine = (await client.facts()).get("engine") or {}
         names = ("policy", "bucket_strategy")
         labels = {name: engine[name] for name in names if name in engine}
         flights: list[Flight] = []

@@ -81,18 +81,19 @@ def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "service_class": outcome.service_class,
             "prompt_tokens": outcome.num_prompt_tokens,
             "output_tokens": len(outcome.token_times_s),
-            "slo": _known(dataclasses.asdict(outcome.slo)),
+            "slo": known(dataclasses.asdict(outcome.slo)),
             "ttft_s": outcome.ttft_s,
             "tbt_p99_s": float(np.percentile(gaps_s, 99)) if gaps_s else None,
             "e2e_s": outcome.e2e_s,
             "violation": outcome.violation,
             "message": outcome.message or None,
         }
-        rows.append(_known(row))
+        rows.append(known(row))
     return rows
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -153,7 +154,7 @@ def document(
         **extra,
         "runs": list(runs),
     }
-    return {name: plain(value) for name, value in _known(head).items()}
+    return {name: plain(value) for name, value in known(head).items()}
 
 
 def write_report(folder: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:

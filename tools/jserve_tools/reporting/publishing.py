@@ -13,12 +13,11 @@ def publish(
     report: Mapping[str, Any],
     config: ReportConfig,
     old_report: Mapping[str, Any] | None,
-    runs: FinishedRuns | None,
+    runs: FinishedRuns,
 ) -> str:
     """Writes report.json and, if configured, the page and the pictures.
 
-    The stored runs that the report is made of, if there are any, are removed at the
-    end.
+    The stored runs that the report is made of are removed at the end.
 
     Returns:
       Lines that name the files, and the comparison with the older report, if any.
@@ -36,6 +35,5 @@ def publish(
             lines.append(f"pictures: {config.output / 'report.png'} and figures/")
     if old_report is not None:
         lines.append(f"\n{comparison(old_report, report)}")
-    if runs is not None:
-        runs.remove()
+    runs.remove()
     return "\n".join(lines)

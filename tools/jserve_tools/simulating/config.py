@@ -8,7 +8,7 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from jserve.config import check_range, check_readable
+from jserve.config import check_range, check_readable, check_writable
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
     SIMULATED_STRATEGIES,
@@ -210,6 +210,8 @@ class SweepConfig:
         for strategy in self.bucket_strategies:
             if strategy not in FROM_FILE:
                 make_strategy(strategy, SIMULATED_STRATEGIES)
+        if self.step_log is not None:
+            check_writable("step_log", self.step_log)
         _check_ranges(
             self,
             max_violation_share=(0.0, 1.0),

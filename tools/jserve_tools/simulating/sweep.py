@@ -262,13 +262,11 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     cost_model = experiments[0].cost_model
     workload = _workload(experiments[0])  # refuses invalid service classes
     old_report = config.report.probe()
-    finished = None
-    if sweep.step_log is None:
-        path = config.report.output / "runs.jsonl"
-        finished = FinishedRuns(path, resumes=config.report.resume)
-    else:  # a run taken from an earlier call would have no steps to write
-        sweep.step_log.parent.mkdir(parents=True, exist_ok=True)
-        sweep.step_log.touch()
+    finished = FinishedRuns(
+        config.report.output / "runs.jsonl",
+        # A run taken from an earlier call would have no steps to log.
+        resumes=config.report.resume and sweep.step_log is None,
+    )
 
     # Run.
     progress = Progress(timed_lines(), is_bar=sys.stderr.isatty())
@@ -308,7 +306,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
             "staircase": priced_staircase(cost_model, block_tokens, runs),
             **_settings(experiments[0]),
             "fits": fits or None,
-            "num_resumed": 0 if finished is None else finished.num_found,
+            "num_resumed": finished.num_found,
         },
     )
     _print_tables(config, report)
