@@ -94,10 +94,8 @@ class Cell:
 def cells(num_draws: int, num_runs: int, policies: Sequence[str]) -> Iterator[Cell]:
     """Yields every cell of the study.
 
-    Args:
-      num_draws: Number of draws of requests that are due at once.
-      num_runs: Number of runs of 300 requests that arrive one by one.
-      policies: Policies to compare.
+    There are `num_draws` draws of requests that are due at once, and `num_runs` runs of
+    300 requests that arrive one by one.
     """
     for mix, numbers in (("azure", (10, 20, 50)), ("long_code", (10, 20))):
         for number in numbers:

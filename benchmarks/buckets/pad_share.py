@@ -185,10 +185,9 @@ def strategies(demand: StepDemand) -> dict[str, tuple[int, ...]]:
         .block_edges
         for name, make in STRATEGIES.items()
     }
-    for num_edges in (10, 16):
-        found[f"fitted {num_edges}"] = fitted_edges(smoothed, num_edges)
-    for num_edges in (10, 16):
-        found[f"fitted {num_edges}{NO_PRIOR}"] = fitted_edges(demand, num_edges)
+    for weighted, end in ((smoothed, ""), (demand, NO_PRIOR)):
+        for num_edges in (10, 16):
+            found[f"fitted {num_edges}{end}"] = fitted_edges(weighted, num_edges)
     return found
 
 

@@ -99,8 +99,7 @@ class Reproduction:
     def _by_case(self, todo: Sequence[tuple[Case, Mapping[str, Any]]]) -> list[Any]:
         """Runs a cell for each case and seed; returns a list of results by case.
 
-        Args:
-          todo: Cases, with the fields of their cells.
+        `todo` has the cases with the fields of their cells.
         """
         seeds = self._plan.seeds
         cells = [

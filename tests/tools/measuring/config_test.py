@@ -27,8 +27,6 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         (ServersConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
         (ServersConfig, {"extra_body": "{"}, "extra_body is not JSON"),
         (ServersConfig, {"policies": ("edff",)}, "'edff' is unknown; known: ['ann"),
-        (ServersConfig, {"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known"),
-        (ServersConfig, {"bucket_strategies": ("linear:gap=4",)}, "no option 'gap=4'"),
         (ServersConfig, {"url": "127.0.0.1:1"}, "no scheme: write http://127.0.0.1:1"),
         (
             ServersConfig,
@@ -63,7 +61,12 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         (
             BenchConfig,
             {"servers": ServersConfig(bucket_strategies=("fitted",))},
-            "'fitted' needs a bucket file, --buckets=FILE; to write one: jserve",
+            "a bucket file goes with explicit and fitted, which need one",
+        ),
+        (
+            BenchConfig,
+            {"servers": ServersConfig(bucket_strategies=("pow2", "linear:gap=4"))},
+            "no option 'gap=4'",
         ),
         (
             BenchConfig,

@@ -51,7 +51,6 @@ def make(
         ({"load": {"qps": (0.0,)}}, r"qps=0.0 is not in 1e-06\.\."),
         ({"load": {"one_shot": True, "qps": (3.0,)}}, "no rate: leave out qps"),
         ({"load": {"workload": "sharegpt", "trace": FILE}}, "workload=sharegpt and"),
-        ({"machine": {"cost_model": "abacus"}}, "abacus is unknown; known: a100"),
         ({"machine": {"page_size": 0}}, r"page_size=0 is not in 1\.\."),
         ({"machine": {"assignment": "kv"}}, "without num_instances of 2 or more"),
         ({"machine": {"length_estimator": "oracle"}}, "without declared_max_tokens"),

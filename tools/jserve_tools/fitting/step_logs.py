@@ -27,12 +27,9 @@ Logged = tuple[dict[str, Any], StepRecord]
 
 
 def read_step_logs(paths: Sequence[pathlib.Path]) -> list[Logged]:
-    """Reads logs, each with the older part `FILE.1` beside it if there is one.
+    """Reads logs, earliest first, each with the older part `FILE.1` if there is one.
 
     An incomplete last line is left out, with a warning.
-
-    Args:
-      paths: The files, from the earliest to the latest.
 
     Raises:
       ValueError: For an invalid line, naming file, line and content, such as a header
@@ -115,7 +112,6 @@ def write_simulated_log(
 
     Args:
       steps: Steps in order, times in virtual seconds.
-      buckets: Table of the buckets that the steps ran in.
       arrivals: Requests; the header gets their TBT objectives and the share of each.
     """
     header = {

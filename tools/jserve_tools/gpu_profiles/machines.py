@@ -90,7 +90,8 @@ def gpu_cost_model(name: str) -> CostModel:
         return CLOSED_FORMS[name]
     if name not in _PROFILES:
         raise ValueError(
-            f"cost model {name!r} is unknown; known: {sorted(GPU_COST_MODELS)}"
+            f"cost_model={name} is unknown; known: "
+            f"{', '.join(sorted(GPU_COST_MODELS))}, table:SAMPLES"
         )
     closed_form, folder, skew = _PROFILES[name]
     fields: dict[str, Any] = {

@@ -115,7 +115,6 @@ class Workload:
         """Returns every row as a request of run number `run`, at a mean rate.
 
         Args:
-          run: Number of the run; draws the prompts, together with the seed.
           yardstick: Idle times that relative objectives are multiples of; None if no
             objective is relative.
           qps: Mean rate, requests per second.

@@ -315,7 +315,6 @@ def token_costs_s(work: np.ndarray, slice_s: float) -> np.ndarray:
 
     Args:
       work: `[K, 2]` prompt and output tokens computed in each slice.
-      slice_s: Duration of a slice.
 
     Returns:
       `[2]` seconds per prompt token and per output token.

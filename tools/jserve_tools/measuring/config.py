@@ -10,14 +10,9 @@ import urllib.parse
 from typing import Any
 
 from jserve.config import EngineConfig
-from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
+from jserve_sched.buckets.strategies import FROM_FILE
 from jserve_tools.load.config import LoadConfig, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
-
-_HOW_TO_FIT = (
-    "to write one: jserve --step_log=steps.jsonl, with traffic, then "
-    "jserve-fit-buckets --step_log=steps.jsonl --output=FILE"
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,9 +55,6 @@ class ServersConfig:
             raise ValueError("policies is empty: name at least one")
         for policy in self.policies:
             make_policy(policy)
-        for strategy in self.bucket_strategies:
-            if strategy not in FROM_FILE:
-                make_strategy(strategy)
         if not self.url:
             return
         parts = urllib.parse.urlsplit(self.url)
@@ -103,9 +95,6 @@ class BenchConfig:
         if not self.servers.launch:
             reason = "engines in this process take no HTTP requests"
             refuse_idle(reason, self.servers, "extra_body")
-        self._check_engines()
-
-    def _check_engines(self) -> None:
         engine, strategies = self.engine, self.servers.bucket_strategies
         predictor = pathlib.Path(engine.predictor).expanduser()
         if engine.predictor not in ("table", "linear") and not predictor.is_dir():
@@ -113,22 +102,16 @@ class BenchConfig:
                 f"predictor={engine.predictor} is not one of table, linear, and not "
                 "the folder of a trained one"
             )
-        needs_file = [one for one in strategies if one in FROM_FILE]
-        if engine.buckets is None:
-            if needs_file:
-                raise ValueError(
-                    f"bucket strategy {needs_file[0]!r} needs a bucket file, "
-                    f"--buckets=FILE; {_HOW_TO_FIT}"
-                )
-        elif strategies and not needs_file:
+        if engine.buckets and strategies and not set(FROM_FILE) & set(strategies):
             raise ValueError(
                 f"buckets={engine.buckets} is for bucket strategies "
                 f"{' and '.join(FROM_FILE)}, not {', '.join(strategies)}"
             )
-        if engine.step_log is not None and len(self.engines()) > 1:
+        num_engines = len(self.engines())  # refuses invalid bucket strategies
+        if engine.step_log is not None and num_engines > 1:
             raise ValueError(
-                f"step_log={engine.step_log} is one file for {len(self.engines())} "
-                "engines: record one policy with one bucket strategy"
+                f"step_log={engine.step_log} is one file for {num_engines} engines: "
+                "record one policy with one bucket strategy"
             )
 
     def engines(self) -> list[EngineConfig]:

@@ -80,7 +80,6 @@ async def server_at(
     """Connects to a server once it is warm.
 
     Args:
-      extra: Fields merged into every request's body.
       process: Process of a launched server; if it ends, so does the wait.
 
     Raises:

@@ -133,10 +133,7 @@ def document(
     """Returns the whole report, ready for `json.dumps`.
 
     Args:
-      command: Program and its arguments.
       facts: What the server states at /jserve/info: device, versions and so on.
-      workload: Description of the requests.
-      runs: One entry for each run.
       extra: Further keys, such as yardstick and capacity; None values are left out.
     """
     versions = facts.get("versions") or {}

@@ -61,7 +61,6 @@ def write_study(
 
     Args:
       folder: Folder to write to; the marked places of its README.md are filled.
-      report: Results, for JSON.
       tables: Markdown tables, by the names of the marked places.
       pictures: Contents of the picture files, by name.
     """

@@ -135,16 +135,8 @@ class MachineConfig:
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
         from jserve_sched.requests.output_lengths import make_length_estimator
-        from jserve_tools.gpu_profiles.machines import GPU_COST_MODELS
 
         check_readable("buckets", self.buckets)
-        kind, _, rest = self.cost_model.partition(":")
-        is_profile = kind == "table" and bool(rest)
-        if not is_profile and self.cost_model not in GPU_COST_MODELS:
-            raise ValueError(
-                f"cost_model={self.cost_model} is unknown; known: "
-                f"{', '.join(sorted(GPU_COST_MODELS))}, table:SAMPLES"
-            )
         _check_ranges(
             self,
             **dict.fromkeys((*LIMITS, "block_tokens"), (1, _ANY)),

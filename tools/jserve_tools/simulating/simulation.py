@@ -128,11 +128,9 @@ class Experiment:
     def simulate(
         self, arrivals: Sequence[Arrival], seed: int, **options: Any
     ) -> SimulationResult:
-        """Serves requests with fresh schedulers.
+        """Serves requests with fresh schedulers; a seed draws the noise.
 
-        Args:
-          seed: Seed of the noise.
-          options: Further arguments of `simulator.simulate`.
+        `options` are further arguments of `simulator.simulate`.
         """
         machine = self.machine
         if machine.declared_max_tokens:
