@@ -9,7 +9,6 @@ them. An interrupted call is continued. The last line of stdout is one JSON docu
 """
 
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import altair
+import vl_convert
 from absl import logging
 
 from benchmarks.annealing.study import (
@@ -254,9 +254,7 @@ def picture(entries: Sequence[Entry], study: str) -> bytes:
         .facet(altair.Facet("cell:N", title=None), columns=4)
         .resolve_scale(x="independent")
     )
-    file = io.BytesIO()
-    chart.save(file, format="png", scale_factor=1.5)
-    return file.getvalue()
+    return vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.peers.quiet import CpuMeter, wait_until_quiet
 from benchmarks.peers.servers import VLLM, Server, server_specs
 from jserve.flags import define_config_flags
-from jserve.program import ProgramError, run_program
+from jserve.program import ProgramError, check_known, run_program
 from jserve_tools.reporting.documents import commit, plain, write_whole
 
 _OURS = "jserve"
@@ -67,11 +67,7 @@ class Comparison:
     output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "over_http.json"
 
     def __post_init__(self) -> None:
-        known = server_specs(self.model, self.threads)
-        if not set(self.systems) <= set(known):
-            raise ValueError(
-                f"systems={','.join(self.systems)}: known are {', '.join(known)}"
-            )
+        check_known("systems", self.systems, server_specs(self.model, self.threads))
 
 
 _read_comparison = define_config_flags(Comparison, group="Comparison")
@@ -207,10 +203,7 @@ def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
 def main(argv: Sequence[str]) -> None:
     """Runs the comparison; writes the result file and prints a table."""
     del argv
-    try:
-        one = _read_comparison()
-    except ValueError as error:
-        raise ProgramError(str(error)) from error
+    one = _read_comparison()
     for path, maker in (
         (one.model / "complete", "make_model.py writes it"),
         (VLLM, "`setup.sh vllm` makes it; the client is vLLM's"),

@@ -35,7 +35,7 @@ from benchmarks.slidingserve.tuning import (
 )
 from jserve.config import check_range
 from jserve.flags import define_config_flags
-from jserve.program import ProgramError, run_program
+from jserve.program import ProgramError, check_known, run_program
 from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit, plain
 from jserve_tools.reporting.finished_runs import FinishedRuns
@@ -86,17 +86,11 @@ class Config:
     output: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
-        for name, values, known in (
-            ("workloads", self.workloads, paper.WORKLOADS),
-            ("tuned_rows", self.tuned_rows, [row.name for row in TUNED_ROWS]),
-            (
-                "stages",
-                self.stages,
-                ["tune"] if "tune" in self.stages else get_args(Stage),
-            ),
-        ):
-            if not set(values) <= set(known):
-                raise ValueError(f"{name}={','.join(values)}: known are {known}")
+        names = [row.name for row in TUNED_ROWS]
+        check_known("workloads", self.workloads, paper.WORKLOADS)
+        check_known("tuned_rows", self.tuned_rows or names, names)
+        alone = ["tune"] if "tune" in self.stages else get_args(Stage)
+        check_known("stages", self.stages, alone)
         for name in ("num_requests", "tune_requests"):
             if getattr(self, name):
                 check_range(name, getattr(self, name), 20, 10**6)

@@ -154,9 +154,9 @@ class TuneTask:
         for limit_tokens in search.neighbours():
             search.offer(limit_tokens, search.options)
         before = search.options
-        for knob in self.row.knobs:
-            for value in knob.values:
-                options = search.options | {knob.option: value}
+        for option, values in self.row.knobs:
+            for value in values:
+                options = search.options | {option: value}
                 search.offer(search.limit_tokens, options)
         if search.options != before:
             for limit_tokens in search.neighbours():
@@ -184,7 +184,7 @@ class _Search:
         self._grid = RateGrid(resolution=task.resolution)
         self.tried: set[tuple[int, tuple[tuple[str, Value], ...]]] = set()
         self.limit_tokens = COARSE_LIMITS_TOKENS[-1]
-        self.options = {knob.option: knob.values[0] for knob in task.row.knobs}
+        self.options = {option: values[0] for option, values in task.row.knobs}
         self.qps = 0.0
 
     def offer(self, limit_tokens: int, options: dict[str, Value]) -> None:

@@ -54,7 +54,7 @@ class WorkloadRequest:
     """
 
     request_id: str
-    arrival_s: float
+    arrival_s: float = 0.0
     prompt: np.ndarray
     max_tokens: int
     service_class: str = "best_effort"
@@ -94,9 +94,9 @@ class Workload:
         )
 
     def request(
-        self, run: int, index: int, *, prompt_tokens: int, max_tokens: int
+        self, run: int, index: int, *, prompt_tokens: int, **fields: Any
     ) -> WorkloadRequest:
-        """Returns a best-effort request of any length, due at once.
+        """Returns a request of any length, by default with best effort and due at once.
 
         Its prompt is drawn by seed, run and index.
         """
@@ -104,9 +104,8 @@ class Workload:
         first, end = _PROMPT_TOKENS.start, _PROMPT_TOKENS.stop
         return WorkloadRequest(
             request_id=f"bench-{run}-{index}",
-            arrival_s=0.0,
             prompt=random.integers(first, end, prompt_tokens, np.int32),
-            max_tokens=max_tokens,
+            **fields,
         )
 
     def requests(
@@ -126,15 +125,12 @@ class Workload:
         requests = []
         for index, row in enumerate(self.rows):
             name, slo = self.slo(index, yardstick)
-            request = self.request(
-                run,
-                index,
-                prompt_tokens=row.prompt_tokens,
-                max_tokens=row.output_tokens,
-            )
             requests.append(
-                dataclasses.replace(
-                    request,
+                self.request(
+                    run,
+                    index,
+                    prompt_tokens=row.prompt_tokens,
+                    max_tokens=row.output_tokens,
                     arrival_s=row.arrival_s * time_factor,
                     service_class=name,
                     slo=slo,

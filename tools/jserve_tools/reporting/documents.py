@@ -4,7 +4,6 @@ A file is written beside its place and renamed into it, so an interrupted progra
 either the old file or the new one.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import enum
@@ -14,7 +13,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,16 +32,12 @@ _SERVER_FACTS = (
 def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Writes a file atomically; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -85,15 +85,12 @@ def search_goodputs(
       An entry of the report's `runs` for each experiment: the run of the first seed at
       the rate found for it, with the goodput.
     """
-    searches = []
-    for one in experiments:
-        start_qps = one.start_qps(seeds[0])
-        searches += [
-            ExperimentTask(
-                work=Experiment.search, experiment=one, seed=seed, qps=start_qps
-            )
-            for seed in seeds
-        ]
+    searches = [
+        ExperimentTask(work=Experiment.search, experiment=one, seed=seed, qps=start_qps)
+        for one in experiments
+        for start_qps in [one.start_qps(seeds[0])]
+        for seed in seeds
+    ]
     rows = [SeedGoodput(**row) for row in run_tasks("searching goodputs", searches)]
     found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
     runs = run_tasks(
