@@ -46,10 +46,6 @@ def _pick(
     path: pathlib.Path, num_requests: int, rng: np.random.Generator
 ) -> list[TraceRow]:
     rows = read_trace(path)
-    if num_requests > len(rows):
-        raise ValueError(
-            f"{num_requests} requests of {path.name}, which has {len(rows)}"
-        )
     return [rows[index] for index in rng.choice(len(rows), num_requests, replace=False)]
 
 

@@ -27,7 +27,6 @@ The last line of stdout is one JSON document.
 
 import bisect
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -88,6 +87,7 @@ MACHINE = dataclasses.replace(
     _A100,
     max_num_batched_tokens=MAX_BLOCKS * BLOCK_TOKENS + _A100.max_num_seqs,
 )
+_YARDSTICK = isolated_times(MACHINE, max_prompt_tokens=MAX_MODEL_LEN)
 ALL_COUNTS = tuple(range(MAX_BLOCKS + 1))
 
 
@@ -102,11 +102,6 @@ def step_s(matrix: np.ndarray) -> np.ndarray:
     return MACHINE.step_s(matrix, BLOCK_TOKENS)
 
 
-@functools.cache
-def _yardstick() -> Any:
-    return isolated_times(MACHINE, max_prompt_tokens=MAX_MODEL_LEN)
-
-
 def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
     """Returns a trace's requests at a mean rate; None makes all due at once."""
     factor = 0.0
@@ -119,7 +114,7 @@ def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
             row.prompt_tokens,
             row.output_tokens,
             DIALOGUE,
-            _yardstick(),
+            _YARDSTICK,
         )
         for index, row in enumerate(rows)
     ]

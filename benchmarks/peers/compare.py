@@ -127,9 +127,8 @@ def measure(
     while len(attempts) < _MOST_ATTEMPTS:
         wait_until_quiet(one.most_other_cores, _QUIET_TIMEOUT_S, sessions)
         server.resume()
-        # Measure. The client's CPU time is not others' either, and known at its end.
+        # Measure.
         meter = CpuMeter(sessions)
-        children = os.times()
         found = run_client(
             server,
             one,
@@ -137,13 +136,7 @@ def measure(
             num_requests=num_requests,
             seed=1000 * repeat + len(attempts),
         )
-        after = os.times()
-        client_s = (after.children_user - children.children_user) + (
-            after.children_system - children.children_system
-        )
-        other_cores = meter.other_cores() - client_s / (
-            after.elapsed - children.elapsed
-        )
+        other_cores = meter.other_cores()
         server.pause()
         # Keep the attempt; repeat it if others disturbed it.
         attempts.append(

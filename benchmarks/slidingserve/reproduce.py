@@ -29,6 +29,7 @@ from benchmarks.slidingserve.stages import Plan, Reproduction, ratios
 from benchmarks.slidingserve.tables import all_tables
 from benchmarks.slidingserve.tuning import (
     Choice,
+    Settings,
     TuneTask,
     read_settings,
     write_settings,
@@ -140,7 +141,9 @@ def _tune(config: Config, finish: Any) -> dict[str, Any]:
     ]
     now = commit()
     choices = [Choice(**one | {"commit": now}) for one in finish(tasks)]
-    write_settings(config.settings, read_settings(config.settings).updated(choices))
+    write_settings(
+        config.settings, Settings([*read_settings(config.settings).choices, *choices])
+    )
     return {"settings": str(config.settings), "num_tuned": len(choices)}
 
 

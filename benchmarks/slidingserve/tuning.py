@@ -69,10 +69,6 @@ class Settings:
         """All choices, sorted by shape, workload and row."""
         return tuple(one for _, one in sorted(self._choices.items()))
 
-    def updated(self, choices: Iterable[Choice]) -> "Settings":
-        """Returns these settings with some choices replaced or added."""
-        return Settings([*self.choices, *choices])
-
     def start_qps(self, shape: str, workload: str, row: Row) -> float:
         """Returns the rate at which the search of a row's goodput starts."""
         chosen = self._choices.get((shape, workload, row.name))

@@ -44,7 +44,7 @@ def make(
         ({"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known: .*'pow2'"),
         ({"bucket_strategies": ("explicit",)}, "explicit needs a file"),
         ({"num_processes": 0}, r"num_processes=0 is not in 1\.\."),
-        ({"max_violation_share": 0.1}, "has no effect without goodput"),
+        ({"max_violation_share": 0.1}, "leave out --max_violation_share=0.1"),
         ({"num_seeds": 2, "step_log": FILE}, "is of a single run"),
         ({"goodput": True, "load": {"qps": (1.0,)}}, "leave out qps"),
         ({"machine": {"buckets": FILE}}, "explicit and fitted, not pow2"),
@@ -52,8 +52,14 @@ def make(
         ({"load": {"one_shot": True, "qps": (3.0,)}}, "no rate: leave out qps"),
         ({"load": {"workload": "sharegpt", "trace": FILE}}, "workload=sharegpt and"),
         ({"machine": {"page_size": 0}}, r"page_size=0 is not in 1\.\."),
-        ({"machine": {"assignment": "kv"}}, "without num_instances of 2 or more"),
-        ({"machine": {"length_estimator": "oracle"}}, "without declared_max_tokens"),
+        (
+            {"machine": {"assignment": "kv"}},
+            "needs num_instances of 2 or more: leave out --assignment=kv",
+        ),
+        (
+            {"machine": {"length_estimator": "oracle"}},
+            "needs declared_max_tokens: leave out --length_est",
+        ),
         (
             {"machine": {"length_estimator": "tarot", "declared_max_tokens": 9}},
             "'tarot' is unknown",

@@ -17,11 +17,7 @@ import aiohttp
 
 from jserve.engine.facts import engine_facts
 from jserve.engine.interface import ServingEngine
-from jserve.records.events import (
-    NotServingError,
-    QueueFullError,
-    TokenEvent,
-)
+from jserve.records.events import NotServingError, QueueFullError, TokenEvent
 from jserve_sched.outcomes import Failure
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request

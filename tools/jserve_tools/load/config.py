@@ -32,6 +32,19 @@ def refuse_idle(reason: str, config: Any, *prefixes: str) -> None:
         raise ValueError(f"{reason}: leave out {', '.join(idle)}")
 
 
+def check_ranges(config: Any, **limits: tuple[float, float]) -> None:
+    """Checks fields that hold a number, several, or None against their limits.
+
+    Raises:
+      ValueError: If a number is outside, naming field, number and limits.
+    """
+    for name, (least, most) in limits.items():
+        values = getattr(config, name)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None:
+                check_range(name, value, least, most)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
     """Replay of a trace, its arrival times scaled to one or several rates.
@@ -62,13 +75,13 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         check_readable("trace", self.trace)
         check_readable("service_classes", self.service_classes)
-        check_range("length_scale", self.length_scale, 1e-4, 1e4)
-        check_range("capacity_s", self.capacity_s, 1.0, 3600.0)
-        scales = () if self.rate_scale is None else (self.rate_scale,)
-        rates = {"load": self.load, "qps": self.qps, "rate_scale": scales}
-        for name, values in rates.items():
-            for rate in values:
-                check_range(name, rate, 1e-6, 1e6)
+        rates = ("load", "qps", "rate_scale")
+        check_ranges(
+            self,
+            length_scale=(1e-4, 1e4),
+            capacity_s=(1.0, 3600.0),
+            **dict.fromkeys(rates, (1e-6, 1e6)),
+        )
         given = [name for name in rates if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(given)}: each sets the rate")
@@ -99,10 +112,8 @@ class ClosedConfig:
     def __post_init__(self) -> None:
         if not self.clients:
             raise ValueError("clients is empty: name at least one number")
-        for clients in self.clients:
-            check_range("clients", clients, 1, 4096)
-        check_range("prompt_tokens", self.prompt_tokens, 1, 2**24)
-        check_range("output_tokens", self.output_tokens, 1, 2**24)
+        lengths = dict.fromkeys(("prompt_tokens", "output_tokens"), (1, 2**24))
+        check_ranges(self, clients=(1, 4096), **lengths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +138,7 @@ class LoadConfig:
     closed: ClosedConfig = dataclasses.field(default_factory=ClosedConfig)
 
     def __post_init__(self) -> None:
-        check_range("num_requests", self.num_requests, 0, 2**24)
-        check_range("seed", self.seed, 0, 2**32 - 1)
+        check_ranges(self, num_requests=(0, 2**24), seed=(0, 2**32 - 1))
         if self.mode == "closed":
             refuse_idle("mode=closed replays no trace", self.replay)
         else:

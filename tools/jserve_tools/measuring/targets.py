@@ -91,9 +91,8 @@ async def server_at(
     now_s = asyncio.get_running_loop().time
     start_s = now_s()
     timeout = aiohttp.ClientTimeout(total=10, sock_connect=_CONNECT_S)
-    health = Health.STARTING
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        while health is not Health.WARM:
+        while True:
             try:
                 health = await _health(session, url)
             except (aiohttp.ClientError, OSError) as error:
@@ -109,12 +108,13 @@ async def server_at(
                 raise ConnectionError(f"the engine of {url} failed while it started")
             if process is not None and process.returncode is not None:
                 raise ConnectionError(f"the server ended with {process.returncode}")
-            if health is not Health.WARM:
-                if now_s() - start_s > timeout_s:
-                    raise TimeoutError(
-                        f"{url} is not warm after {timeout_s:g} s, but {health.value}"
-                    )
-                await asyncio.sleep(_POLL_S)
+            if health is Health.WARM:
+                break
+            if now_s() - start_s > timeout_s:
+                raise TimeoutError(
+                    f"{url} is not warm after {timeout_s:g} s, but {health.value}"
+                )
+            await asyncio.sleep(_POLL_S)
     async with open_http_client(url, extra) as client:
         yield client
 

@@ -8,31 +8,18 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from jserve.config import check_range, check_readable, check_writable
+from jserve.config import check_readable, check_writable
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
     SIMULATED_STRATEGIES,
     make_strategy,
 )
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
+from jserve_tools.load.config import check_ranges, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
 
 LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
 _ANY = 2**40  # limit of values that only memory limits
-
-
-def _refuse_idle(config: object, name: str, needed: str) -> None:
-    """Refuses a setting that has no effect without another."""
-    if getattr(config, name) is not None:
-        raise ValueError(f"{name} has no effect without {needed}")
-
-
-def _check_ranges(config: object, **limits: tuple[float, float]) -> None:
-    for name, (least, most) in limits.items():
-        values = getattr(config, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if value is not None:
-                check_range(name, value, least, most)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +60,7 @@ class LoadConfig:
             raise ValueError(f"workload={self.workload} and trace={self.trace}: one of")
         check_readable("trace", self.trace)
         check_readable("service_classes", self.service_classes)
-        _check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
+        check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
         given = [name for name in ("qps", "poisson") if getattr(self, name)]
         if self.one_shot and given:
             raise ValueError(f"one_shot has no rate: leave out {', '.join(given)}")
@@ -137,7 +124,7 @@ class MachineConfig:
         from jserve_sched.requests.output_lengths import make_length_estimator
 
         check_readable("buckets", self.buckets)
-        _check_ranges(
+        check_ranges(
             self,
             **dict.fromkeys((*LIMITS, "block_tokens"), (1, _ANY)),
             max_model_len=(2, _ANY),
@@ -147,11 +134,13 @@ class MachineConfig:
             num_instances=(1, 64),
         )
         if self.num_instances == 1:
-            _refuse_idle(self, "assignment", "num_instances of 2 or more")
+            reason = "assignment needs num_instances of 2 or more"
+            refuse_idle(reason, self, "assignment")
         if self.length_estimator is not None:
             make_length_estimator(self.length_estimator, {})
         if not self.declared_max_tokens:
-            _refuse_idle(self, "length_estimator", "declared_max_tokens")
+            reason = "length_estimator needs declared_max_tokens"
+            refuse_idle(reason, self, "length_estimator")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +193,7 @@ class SweepConfig:
                 make_strategy(strategy, SIMULATED_STRATEGIES)
         if self.step_log is not None:
             check_writable("step_log", self.step_log)
-        _check_ranges(
+        check_ranges(
             self,
             max_violation_share=(0.0, 1.0),
             warmup_share=(0.0, 0.9),
@@ -213,7 +202,8 @@ class SweepConfig:
             num_processes=(1, _ANY),
         )
         if not self.goodput:
-            _refuse_idle(self, "max_violation_share", "goodput")
+            reason = "max_violation_share needs goodput"
+            refuse_idle(reason, self, "max_violation_share")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
