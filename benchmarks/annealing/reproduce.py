@@ -35,7 +35,7 @@ from benchmarks.annealing.study import (
 )
 from benchmarks.annealing.task_classes import CHAT, CODE
 from jserve.flags import define_config_flags
-from jserve.program import ProgramError, check_known, run_program
+from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit
 from jserve_tools.reporting.finished_runs import FinishedRuns
@@ -83,8 +83,12 @@ class StudyConfig:
     output: pathlib.Path = _HERE
 
     def __post_init__(self) -> None:
-        check_known("policies", self.policies, POLICIES)
-        check_known("studies", self.studies, STUDIES)
+        for name, values, known in (
+            ("policies", self.policies, POLICIES),
+            ("studies", self.studies, STUDIES),
+        ):
+            if not values or not set(values) <= set(known):
+                raise ValueError(f"{name}={','.join(values)}: known are {known}")
         missing = {BASE, SORTED, SEARCHED} - set(self.policies)
         if missing:
             raise ValueError(f"policies lacks {', '.join(sorted(missing))}")

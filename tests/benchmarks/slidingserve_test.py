@@ -256,4 +256,4 @@ def test_a_wrong_stage_ends_with_one_line() -> None:
         cwd=ROOT,
     )
     assert done.returncode == 1
-    assert "stages=tune,goodput: known are tune" in done.stderr
+    assert "stages=tune,goodput: tune runs alone" in done.stderr

@@ -53,7 +53,7 @@ def request_body(
     }
     if not request.slo.is_best_effort:
         body["slo"] = known(dataclasses.asdict(request.slo))
-    return json.dumps(known(body | extra), separators=(",", ":")).encode()
+    return json.dumps(known({**body, **extra}), separators=(",", ":")).encode()
 
 
 class EventStream:
