@@ -124,17 +124,10 @@ class Reproduction:
             return case[0], case[1], case[2].name
 
         missing = [case for case in cases if key(case) not in self._goodputs]
-        resolution = self._plan.resolution
+        search = {"kind": "goodput", "resolution": self._plan.resolution}
         found = self._by_case(
             [
-                (
-                    case,
-                    {
-                        "kind": "goodput",
-                        "qps": self._settings.start_qps(*case),
-                        "resolution": resolution,
-                    },
-                )
+                (case, search | {"qps": self._settings.start_qps(*case)})
                 for case in missing
             ]
         )
@@ -224,10 +217,8 @@ class Reproduction:
             todo.append((case, fields))
         return [
             _labels(case)
+            | {name: value for name, value in fields.items() if name != "kind"}
             | {
-                "levels_qps": list(fields["levels_qps"]),
-                "period_s": paper.TRANSIENT_PERIOD_S,
-                "duration_s": plan.transient_duration_s,
                 "paper_percent": paper.TRANSIENT_PERCENT[case[2].name],
                 "bin_s": CURVE_BIN_S,
                 "curve": _mean_curve([one["violations_by_bin"] for one in results]),

@@ -52,14 +52,8 @@ def make(
         ({"load": {"one_shot": True, "qps": (3.0,)}}, "no rate: leave out qps"),
         ({"load": {"workload": "sharegpt", "trace": FILE}}, "workload=sharegpt and"),
         ({"machine": {"page_size": 0}}, r"page_size=0 is not in 1\.\."),
-        (
-            {"machine": {"assignment": "kv"}},
-            "needs num_instances of 2 or more: leave out --assignment=kv",
-        ),
-        (
-            {"machine": {"length_estimator": "oracle"}},
-            "needs declared_max_tokens: leave out --length_est",
-        ),
+        ({"machine": {"assignment": "kv"}}, "of 2 or more: leave out --assignment=kv"),
+        ({"machine": {"length_estimator": "oracle"}}, "needs declared_max_tokens: lea"),
         (
             {"machine": {"length_estimator": "tarot", "declared_max_tokens": 9}},
             "'tarot' is unknown",

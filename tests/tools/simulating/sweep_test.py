@@ -49,6 +49,9 @@ TRACE = SimulatedLoad(
 )
 
 
+run_silently = functools.partial(run_all, progress=Progress())
+
+
 def experiment(
     policy: str = "fcfs", load: SimulatedLoad = SHAREGPT, **machine: Any
 ) -> Experiment:
@@ -78,11 +81,8 @@ def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not(
     assert one.start_qps(0) == pytest.approx(5.5, rel=0.3)
 
     def search(runs: FinishedRuns) -> dict[str, Any]:
-        (found,) = search_goodputs(
-            [one],
-            (0, 1),
-            functools.partial(run_all, progress=Progress(), runs=runs, key=key),
-        )
+        run_tasks = functools.partial(run_silently, runs=runs, key=key)
+        (found,) = search_goodputs([one], (0, 1), run_tasks)
         return found
 
     def key(task: Any) -> dict[str, Any]:
@@ -113,10 +113,7 @@ def test_processes_share_a_sweep_and_change_nothing() -> None:
         for policy in ("fcfs", "edf")
         for seed in (0, 1)
     ]
-    alone, shared = (
-        run_all("", tasks, progress=Progress(), num_processes=number)
-        for number in (1, 2)
-    )
+    alone, shared = (run_silently("", tasks, num_processes=n) for n in (1, 2))
     for one in (*alone, *shared):
         del one["simulation"], one["plan_ms"]  # of this machine's time
     assert alone == shared
@@ -138,7 +135,7 @@ def test_tasks_are_known_by_class_and_fields(tmp_path: pathlib.Path) -> None:
     for _ in range(2):  # the second time nothing is left to do, or to show
         found = run_all("doubling", [Double(1)], progress=progress, runs=runs)
         assert found == [{"double": 2}]
-    assert lines == ["doubling: 0 of 1", "doubling: 1 of 1 (0 s)"]
+    assert [line[:16] for line in lines] == ["doubling: 0 of 1", "doubling: 1 of 1"]
     assert runs.get({"task": "Double", "number": 1}) == {"double": 2}
 
 

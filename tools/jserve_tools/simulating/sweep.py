@@ -16,7 +16,7 @@ from jserve_sched.policies.registry import policy_file
 from jserve_sched.simulation.goodput import SeedGoodput, pool
 from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
-from jserve_tools.reporting.documents import document, one_line
+from jserve_tools.reporting.documents import document, known, one_line
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.metrics import run_tables
 from jserve_tools.reporting.publishing import publish
@@ -93,23 +93,16 @@ def search_goodputs(
     ]
     rows = [SeedGoodput(**row) for row in run_tasks("searching goodputs", searches)]
     found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
-    runs = run_tasks(
-        "simulating at the goodputs",
-        [
-            dataclasses.replace(  # at the lowest rate tried if none passed
-                search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
-            )
-            for search, one in zip(searches[:: len(seeds)], found, strict=True)
-        ],
-    )
+    tasks = [
+        dataclasses.replace(  # at the lowest rate tried if none passed
+            search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
+        )
+        for search, one in zip(searches[:: len(seeds)], found, strict=True)
+    ]
+    runs = run_tasks("simulating at the goodputs", tasks)
     return [
-        run
-        | {
-            f"goodput_{name}": value
-            for name, value in dataclasses.asdict(one).items()
-            if value is not None
-        }
-        for run, one in zip(runs, found, strict=True)
+        run | {f"goodput_{name}": one for name, one in known(row).items()}
+        for run, row in zip(runs, map(dataclasses.asdict, found), strict=True)
     ]
 
 
@@ -279,15 +272,13 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     if sweep.goodput:
         runs = search_goodputs(experiments, seeds, run_tasks)
     else:
-        runs = run_tasks(
-            "simulating",
-            [
-                ExperimentTask(work=Experiment.run, experiment=one, seed=seed, qps=qps)
-                for qps in load.qps
-                for one in experiments
-                for seed in seeds
-            ],
-        )
+        tasks = [
+            ExperimentTask(work=Experiment.run, experiment=one, seed=seed, qps=qps)
+            for qps in load.qps
+            for one in experiments
+            for seed in seeds
+        ]
+        runs = run_tasks("simulating", tasks)
 
     # Report.
     block_tokens = config.machine.block_tokens
