@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = _read_config()
         engine_config = _read_engine_config(seed=config.seed)
-        check_writable("output", config.output.parent)
+        check_writable("output", config.output)
         _profile(config, engine_config)
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
