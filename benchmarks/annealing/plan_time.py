@@ -86,7 +86,7 @@ def measure(
     kernel: Kernel, num_requests: int, max_batch: int, num_draws: int
 ) -> dict[str, Any]:
     """Returns the times of searches, and the G of their plans."""
-    limits = {"max_batch": max_batch, "max_kv_tokens": _MAX_KV_TOKENS}
+    limits: dict[str, Any] = {"max_batch": max_batch, "max_kv_tokens": _MAX_KV_TOKENS}
     rng = np.random.default_rng(num_requests)
     times_s, python_s, gains, shares = [], [], [], []
     for index in range(num_draws):
