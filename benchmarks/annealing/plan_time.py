@@ -26,12 +26,7 @@ import numpy as np
 from jserve.compiled_annealing import best_kernel
 from jserve.flags import define_config_flags
 from jserve.program import run_program
-from jserve_sched.policies.annealing.problem import (
-    AnnealingProblem,
-    evaluate,
-    make_problem,
-    packed,
-)
+from jserve_sched.policies.annealing.problem import evaluate, make_problem, packed
 from jserve_sched.policies.annealing.search import (
     DEFAULT_PROPOSALS,
     Kernel,
@@ -55,7 +50,7 @@ _MAX_BATCHES = (1, 4, 32)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimingConfig:
-    """What is timed.
+    """Number of searches, and the folder of the results.
 
     Attributes:
       num_draws: Number of sets of requests drawn for each number of requests.
@@ -87,26 +82,17 @@ def draw_requests(rng: np.random.Generator, num_requests: int) -> list[Request]:
     ]
 
 
-def _problem(requests: Sequence[Request], max_batch: int) -> AnnealingProblem:
-    return make_problem(
-        requests,
-        _LATENCY,
-        now_s=0.0,
-        max_batch=max_batch,
-        max_kv_tokens=_MAX_KV_TOKENS,
-    )
-
-
 def measure(
     kernel: Kernel, num_requests: int, max_batch: int, num_draws: int
 ) -> dict[str, Any]:
     """Returns the times of searches, and the G of their plans."""
+    limits: dict[str, Any] = {"max_batch": max_batch, "max_kv_tokens": _MAX_KV_TOKENS}
     rng = np.random.default_rng(num_requests)
     times_s, python_s, gains, shares = [], [], [], []
     for index in range(num_draws):
         requests = draw_requests(rng, num_requests)
         start_s = time.perf_counter()
-        problem = _problem(requests, max_batch)
+        problem = make_problem(requests, _LATENCY, now_s=0.0, **limits)
         goal = search(problem, kernel=kernel).score.merit
         times_s.append(time.perf_counter() - start_s)
         if index < 3:

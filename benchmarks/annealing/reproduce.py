@@ -9,9 +9,7 @@ them. An interrupted call is continued. The last line of stdout is one JSON docu
 """
 
 import dataclasses
-import io
 import json
-import multiprocessing
 import os
 import pathlib
 import sys
@@ -19,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import altair
-import tqdm
+import vl_convert
 from absl import logging
 
 from benchmarks.annealing.study import (
@@ -38,9 +36,11 @@ from benchmarks.annealing.study import (
 from benchmarks.annealing.task_classes import CHAT, CODE
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.marked_pages import markdown, write_study
+from jserve_tools.reporting.sweep import run_all
 
 Entry = Mapping[str, Any]
 _HERE = pathlib.Path(__file__).parent
@@ -62,7 +62,7 @@ RECONSTRUCTED = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """What is run.
+    """Policies, size and output of the study.
 
     Attributes:
       policies: Policies to compare; fcfs, sjf and annealing must be among them.
@@ -96,36 +96,26 @@ class StudyConfig:
             raise ValueError("num_draws and num_runs must be 1 or more")
 
 
-def _run(cell: Cell) -> list[dict[str, Any]]:
-    return cell.run()
-
-
 def run_cells(
     config: StudyConfig, chosen: Sequence[Cell], runs: FinishedRuns
 ) -> list[dict[str, Any]]:
-    """Returns an entry for each cell, with its gains over the base."""
+    """Returns an entry for each cell, with its gains over the base.
 
-    def key(cell: Cell) -> dict[str, Any]:
-        return dataclasses.asdict(dataclasses.replace(cell, study=""))
-
-    draws = {}
-    todo = {}
-    for cell in chosen:
-        name = json.dumps(key(cell))
-        draws[name] = runs.get(key(cell))
-        if draws[name] is None:
-            todo[name] = cell
-    with multiprocessing.get_context("spawn").Pool(
-        config.num_processes or os.cpu_count()
-    ) as processes:
-        done = zip(todo, processes.imap(_run, todo.values()), strict=True)
-        for name, found in tqdm.tqdm(done, total=len(todo), disable=None):
-            draws[name] = found
-            runs.put(key(todo[name]), found)
+    Studies share the cells that differ only in the study's name.
+    """
+    shared = [dataclasses.replace(cell, study="") for cell in chosen]
+    todo = list(dict.fromkeys(shared))
+    draws = run_all(
+        "cells",
+        todo,
+        progress=Progress(timed_lines(), is_bar=sys.stderr.isatty()),
+        num_processes=config.num_processes or os.cpu_count() or 1,
+        runs=runs,
+    )
+    draws_of = dict(zip(todo, draws, strict=True))
     return [
-        dataclasses.asdict(cell)
-        | pool(draws[json.dumps(key(cell))], draws[json.dumps(key(cell.base))])
-        for cell in chosen
+        dataclasses.asdict(cell) | pool(draws_of[one], draws_of[one.base])
+        for cell, one in zip(chosen, shared, strict=True)
     ]
 
 
@@ -268,9 +258,7 @@ def picture(entries: Sequence[Entry], study: str) -> bytes:
         .facet(altair.Facet("cell:N", title=None), columns=4)
         .resolve_scale(x="independent")
     )
-    file = io.BytesIO()
-    chart.save(file, format="png", scale_factor=1.5)
-    return file.getvalue()
+    return vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -72,9 +72,8 @@ class Cell:
 
     def run(self) -> list[Entry]:
         """Returns a summary of the outcomes of each draw."""
-        qps = self.load and self.load * capacity_qps(
-            self.mix, self.num_requests, self.max_num_seqs
-        )
+        at_once = dataclasses.replace(self.base, study="", num_draws=1, load=0.0)
+        qps = self.load and self.load * capacity_qps(at_once)
         num_uncounted = num_warmup(self.num_requests) if qps else 0
         draws = []
         for seed in range(self.num_draws):
@@ -94,10 +93,8 @@ class Cell:
 def cells(num_draws: int, num_runs: int, policies: Sequence[str]) -> Iterator[Cell]:
     """Yields every cell of the study.
 
-    Args:
-      num_draws: Number of draws of requests that are due at once.
-      num_runs: Number of runs of 300 requests that arrive one by one.
-      policies: Policies to compare.
+    There are `num_draws` draws of requests that are due at once, and `num_runs` runs of
+    300 requests that arrive one by one.
     """
     for mix, numbers in (("azure", (10, 20, 50)), ("long_code", (10, 20))):
         for number in numbers:
@@ -142,18 +139,10 @@ def _machine(max_num_seqs: int) -> CostModel:
 
 
 @functools.cache
-def capacity_qps(mix: str, num_requests: int, max_num_seqs: int) -> float:
-    """Returns requests per second that `fcfs` completes if all are due at once."""
-    cell = Cell(
-        study="capacity",
-        mix=mix,
-        policy=BASE,
-        num_requests=num_requests,
-        max_num_seqs=max_num_seqs,
-        num_draws=1,
-    )
-    arrivals = draw_requests(MIXES[mix], num_requests=num_requests, seed=0)
-    return num_requests / _serve(cell, arrivals, seed=0)[1]
+def capacity_qps(cell: Cell) -> float:
+    """Returns requests per second that a cell completes if all are due at once."""
+    arrivals = draw_requests(MIXES[cell.mix], num_requests=cell.num_requests, seed=0)
+    return cell.num_requests / _serve(cell, arrivals, seed=0)[1]
 
 
 def _serve(

@@ -28,49 +28,33 @@ class Mix:
     """Traces that the two kinds of task have their lengths from.
 
     Attributes:
-      name: Name in tables.
       code: Trace of the code completions.
       chat: Trace of the chats.
     """
 
-    name: str
     code: pathlib.Path
     chat: pathlib.Path
 
 
-AZURE = Mix(
-    name="azure", code=TRACES / "azure_code.csv", chat=TRACES / "azure_conv.csv"
-)
+AZURE = Mix(code=TRACES / "azure_code.csv", chat=TRACES / "azure_conv.csv")
 # Not in the paper: completions as long as whole answers, with various lengths.
-LONG_CODE = dataclasses.replace(
-    AZURE, name="long_code", code=TRACES / "sharegpt_300.csv"
-)
-MIXES = {one.name: one for one in (AZURE, LONG_CODE)}
+LONG_CODE = dataclasses.replace(AZURE, code=TRACES / "sharegpt_300.csv")
+MIXES = {"azure": AZURE, "long_code": LONG_CODE}
 
 
 def _pick(
     path: pathlib.Path, num_requests: int, rng: np.random.Generator
 ) -> list[TraceRow]:
     rows = read_trace(path)
-    if num_requests > len(rows):
-        raise ValueError(
-            f"{num_requests} requests of {path.name}, which has {len(rows)}"
-        )
     return [rows[index] for index in rng.choice(len(rows), num_requests, replace=False)]
 
 
 def draw_requests(
-    mix: Mix,
-    *,
-    num_requests: int,
-    seed: int,
-    qps: float = 0.0,
+    mix: Mix, *, num_requests: int, seed: int, qps: float = 0.0
 ) -> list[Arrival]:
     """Returns requests in random order, half of each kind, sorted by arrival.
 
     Args:
-      mix: Traces of the lengths.
-      num_requests: Number of requests, an even number.
       seed: Seed of lengths, order and arrivals.
       qps: Rate of Poisson arrivals, requests per second; 0 makes all due at once.
 

@@ -13,7 +13,7 @@ Under `fcfs` steps run in a table of every count, so that no chunk is filled up 
 edge. A step of b blocks is then charged the time T(edge) of its bucket instead of T(b);
 the share of padding is the sum of T(edge) - T(b) over the sum of T(edge), of steps with
 prefill. The targets: `fitted` with 16 edges has at most half of `pow2`'s share, and
-with 10, the number that `pow2` has, at most two thirds. 0 counts as an edge. A trace is
+with 10, the number that `pow2` has, at most two thirds. Edge 0 counts too. A trace is
 not compared with the targets if fewer than 30 of the judged steps have between 0 and
 the most blocks. `fitted` is the fit of `jserve-fit-buckets`, with a tenth of the weight
 on sizes not seen; the fit without this prior is shown too.
@@ -27,7 +27,6 @@ The last line of stdout is one JSON document.
 
 import bisect
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -88,6 +87,7 @@ MACHINE = dataclasses.replace(
     _A100,
     max_num_batched_tokens=MAX_BLOCKS * BLOCK_TOKENS + _A100.max_num_seqs,
 )
+_YARDSTICK = isolated_times(MACHINE, max_prompt_tokens=MAX_MODEL_LEN)
 ALL_COUNTS = tuple(range(MAX_BLOCKS + 1))
 
 
@@ -102,11 +102,6 @@ def step_s(matrix: np.ndarray) -> np.ndarray:
     return MACHINE.step_s(matrix, BLOCK_TOKENS)
 
 
-@functools.cache
-def _yardstick() -> Any:
-    return isolated_times(MACHINE, max_prompt_tokens=MAX_MODEL_LEN)
-
-
 def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
     """Returns a trace's requests at a mean rate; None makes all due at once."""
     factor = 0.0
@@ -119,7 +114,7 @@ def arrivals_of(rows: Sequence[TraceRow], qps: float | None) -> list[Arrival]:
             row.prompt_tokens,
             row.output_tokens,
             DIALOGUE,
-            _yardstick(),
+            _YARDSTICK,
         )
         for index, row in enumerate(rows)
     ]
@@ -149,7 +144,7 @@ def load_qps(rows: Sequence[TraceRow]) -> float:
 
 
 def num_earlier(steps: Sequence[StepRecord], arrivals: Sequence[Arrival]) -> int:
-    """Returns how many steps started before half of the requests had arrived."""
+    """Returns the number of steps that started before half of the requests arrived."""
     middle_s = arrivals[len(arrivals) // 2].arrival_s
     return bisect.bisect_left(steps, middle_s, key=lambda step: step.start_s)
 
@@ -185,10 +180,9 @@ def strategies(demand: StepDemand) -> dict[str, tuple[int, ...]]:
         .block_edges
         for name, make in STRATEGIES.items()
     }
-    for num_edges in (10, 16):
-        found[f"fitted {num_edges}"] = fitted_edges(smoothed, num_edges)
-    for num_edges in (10, 16):
-        found[f"fitted {num_edges}{NO_PRIOR}"] = fitted_edges(demand, num_edges)
+    for weighted, end in ((smoothed, ""), (demand, NO_PRIOR)):
+        for num_edges in (10, 16):
+            found[f"fitted {num_edges}{end}"] = fitted_edges(weighted, num_edges)
     return found
 
 

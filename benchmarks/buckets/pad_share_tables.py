@@ -6,6 +6,8 @@ from typing import Any
 import altair as alt
 import vl_convert
 
+from jserve_tools.reporting.marked_pages import markdown
+
 NO_PRIOR = ", no prior"  # end of the name of a fit without a prior
 
 
@@ -17,27 +19,23 @@ def tables(runs: Sequence[dict[str, Any]]) -> str:
             run for run in runs if (run["traces"], run["policy"]) == (traces, policy)
         ]
         counts = {run["bucket_strategy"]: run["num_edges"] for run in here}
-        names = list(counts)
-        lines = [
-            f"**{policy}, {traces} traces**: padding's share of step time, steps with "
-            "prefill (all steps); in bold where a target is met",
-            "",
-            "| trace | "
-            + " | ".join(
-                name if name.startswith("fitted") else f"{name} {counts[name]}"
-                for name in names
-            )
-            + " | inside blocks |",
-            "| --- |" + " ---: |" * (len(names) + 1),
+        header = [
+            name if name.startswith("fitted") else f"{name} {count}"
+            for name, count in counts.items()
         ]
+        rows = []
         for trace in dict.fromkeys(run["trace"] for run in here):
             by_name = {
                 run["bucket_strategy"]: run for run in here if run["trace"] == trace
             }
-            cells = [_cell(by_name[name]) for name in names]
             inside = 100 * by_name["pow2"]["block_pad_share_time"]
-            lines.append(f"| {trace} | {' | '.join(cells)} | {inside:.1f} % |")
-        parts.append("\n".join(lines))
+            cells = [_cell(by_name[name]) for name in counts]
+            rows.append([trace, *cells, f"{inside:.1f} %"])
+        parts.append(
+            f"**{policy}, {traces} traces**: padding's share of step time, steps with "
+            "prefill (all steps); in bold where a target is reached\n\n"
+            + markdown(["trace", *header, "inside blocks"], rows)
+        )
     return "\n\n".join(parts) + "\n"
 
 

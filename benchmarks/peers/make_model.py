@@ -25,7 +25,7 @@ from transformers import (
 )
 
 _OUTPUT = flags.DEFINE_string(
-    "output", "out/peers/model", "Folder to write; a complete one is kept."
+    "output", "out/peers/model", "Folder to write; a complete one stays as it is."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights.")
 
@@ -55,7 +55,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """Returns a byte-level BPE of exactly VOCAB_SIZE entries.
 
     Raises:
-      ValueError: if there is too little text for this number.
+      ValueError: If there is too little text for this number.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -46,12 +46,12 @@ class CpuMeter:
                 continue  # it has ended
             if int(fields[3]) in self._sessions:
                 own_ticks += int(fields[11]) + int(fields[12])
-        own = os.times()
+        own = os.times()  # also of child processes that have ended, such as a client
         busy_ticks = user + nice + system + irq + softirq + steal
         return (
             time.monotonic(),
             busy_ticks / tick,
-            own_ticks / tick + own.user + own.system,
+            own_ticks / tick + sum(own[:4]),
         )
 
 

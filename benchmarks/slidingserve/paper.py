@@ -5,7 +5,10 @@ are in this file so that they can be checked. Goodputs, ablation and transient s
 are printed there; the overload shares were read off its Fig. 5, to about 2 points.
 """
 
-WORKLOADS = ("sharegpt", "arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2")
+from typing import Literal, get_args
+
+Workload = Literal["sharegpt", "arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2"]
+WORKLOADS: tuple[Workload, ...] = get_args(Workload)
 POLICIES = ("edf", "qoserve", "sliding")
 QWEN, LLAMA = "Qwen2.5-7B", "Llama3-8B"
 
@@ -91,7 +94,7 @@ def load_scale(workload: str, our_sliding_qps: float) -> float:
     Both machines are then equally far above their goodputs of `sliding`.
 
     Raises:
-      ValueError: if `our_sliding_qps` is 0, so that there is no factor.
+      ValueError: If `our_sliding_qps` is 0, so that there is no factor.
     """
     if our_sliding_qps <= 0:
         raise ValueError(

@@ -37,16 +37,8 @@ def _colour(entries: Entries) -> alt.Color:
     return alt.Color("row:N", scale=scale, title=None)
 
 
-def _by_shape() -> alt.Row:
-    return alt.Row("shape:N", title=None)
-
-
-def _data(rows: Iterator[dict[str, Any]]) -> alt.Data:
-    return alt.Data(values=list(rows))
-
-
 def goodput_chart(entries: Entries) -> Any:
-    """Returns bars of goodput in units of `edf`'s, the paper's ratios as marks."""
+    """Returns bars of goodput in units of `edf`'s, with the paper's ratios as marks."""
     by_case = {(one["shape"], one["workload"], one["row"]): one for one in entries}
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -67,7 +59,7 @@ def goodput_chart(entries: Entries) -> Any:
 
     # Layers: bars, the range over seeds, rates, and the paper's ratios.
     order = list(_COLOURS)
-    base = alt.Chart(_data(rows())).encode(
+    base = alt.Chart(alt.Data(values=[*rows()])).encode(
         x=alt.X("row:N", title=None, sort=order, axis=None)
     )
     bars = base.mark_bar().encode(
@@ -84,7 +76,10 @@ def goodput_chart(entries: Entries) -> Any:
     return (
         alt.layer(bars, spread, text, *marks)
         .properties(width=150, height=180)
-        .facet(column=alt.Column("workload:N", title=None), row=_by_shape())
+        .facet(
+            column=alt.Column("workload:N", title=None),
+            row=alt.Row("shape:N", title=None),
+        )
         .properties(
             title=f"Goodput at 1 % violations; circle and triangle: the paper's, "
             f"{paper.QWEN} and {paper.LLAMA}"
@@ -93,7 +88,7 @@ def goodput_chart(entries: Entries) -> Any:
 
 
 def overload_chart(entries: Entries) -> Any:
-    """Returns violations over load, one panel for each workload and shape."""
+    """Returns violations over load, with a panel for each workload and shape."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for one in entries:
@@ -102,7 +97,7 @@ def overload_chart(entries: Entries) -> Any:
             yield row | {"by": "ours", "percent": one["percent"], "lo": low, "hi": high}
             yield row | {"by": "paper", "percent": one["paper_percent"]}
 
-    base = alt.Chart(_data(rows())).encode(
+    base = alt.Chart(alt.Data(values=[*rows()])).encode(
         x=alt.X("load:Q", title="load, in sliding's goodputs", scale={"zero": False}),
         color=_colour(entries),
     )
@@ -115,13 +110,16 @@ def overload_chart(entries: Entries) -> Any:
     return (
         alt.layer(lines, spread)
         .properties(width=160, height=180)
-        .facet(column=alt.Column("workload:N", title=None), row=_by_shape())
+        .facet(
+            column=alt.Column("workload:N", title=None),
+            row=alt.Row("shape:N", title=None),
+        )
         .resolve_scale(x="independent")
     )
 
 
 def transient_chart(entries: Entries) -> Any:
-    """Returns violations so far over time; the load changes at the grid lines."""
+    """Returns cumulated violations over time; the load changes at the grid lines."""
 
     def rows() -> Iterator[dict[str, Any]]:
         for one in entries:
@@ -137,7 +135,7 @@ def transient_chart(entries: Entries) -> Any:
 
     first = entries[0]
     changes_s = np.arange(0, first["duration_s"] + 1, first["period_s"]).tolist()
-    base = alt.Chart(_data(rows())).encode(
+    base = alt.Chart(alt.Data(values=[*rows()])).encode(
         x=alt.X("time_s:Q", title="seconds", axis=alt.Axis(values=changes_s)),
         y=alt.Y("violations:Q", title="requests ended with a violation, mean of seeds"),
         color=_colour(entries),
@@ -175,7 +173,7 @@ def ablation_chart(entries: Entries) -> Any:
             yield row | {"what": f"violations, %, at {one['qps']:.2f}/s"} | percent
 
     order = [one["row"] for one in entries]
-    base = alt.Chart(_data(rows())).encode(
+    base = alt.Chart(alt.Data(values=[*rows()])).encode(
         x=alt.X("row:N", title=None, sort=order, axis=alt.Axis(labelAngle=-30))
     )
     bars = base.mark_bar().encode(

@@ -20,7 +20,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.cells import BUCKETS, CONTINUOUS
@@ -29,6 +29,7 @@ from benchmarks.slidingserve.stages import Plan, Reproduction, ratios
 from benchmarks.slidingserve.tables import all_tables
 from benchmarks.slidingserve.tuning import (
     Choice,
+    Settings,
     TuneTask,
     read_settings,
     write_settings,
@@ -36,6 +37,7 @@ from benchmarks.slidingserve.tuning import (
 from jserve.config import check_range
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
+from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit, plain
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.marked_pages import write_study
@@ -50,7 +52,7 @@ Shape = Literal["continuous", "buckets"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What is reproduced, and where the results go.
+    """Experiments, their size, and the files of settings and results.
 
     Attributes:
       mode: Size of the experiments: quick has 1,000 requests in a probe and 2 seeds,
@@ -73,7 +75,7 @@ class Config:
     mode: Literal["quick", "full"] = "quick"
     stages: tuple[Stage, ...] = ("goodput", "ablation", "overload", "transient")
     shapes: tuple[Shape, ...] = (CONTINUOUS, BUCKETS)
-    workloads: tuple[str, ...] = paper.WORKLOADS
+    workloads: tuple[paper.Workload, ...] = paper.WORKLOADS
     tuned_rows: tuple[str, ...] = ()
     num_requests: int = 0
     num_seeds: int = 0
@@ -85,17 +87,13 @@ class Config:
     output: pathlib.Path | None = None
 
     def __post_init__(self) -> None:
-        for name, values, known in (
-            ("workloads", self.workloads, paper.WORKLOADS),
-            ("tuned_rows", self.tuned_rows, [row.name for row in TUNED_ROWS]),
-            (
-                "stages",
-                self.stages,
-                ["tune"] if "tune" in self.stages else get_args(Stage),
-            ),
-        ):
-            if not set(values) <= set(known):
-                raise ValueError(f"{name}={','.join(values)}: known are {known}")
+        names = [row.name for row in TUNED_ROWS]
+        if not set(self.tuned_rows) <= set(names):
+            raise ValueError(
+                f"tuned_rows={','.join(self.tuned_rows)}: known are {names}"
+            )
+        if "tune" in self.stages and len(self.stages) > 1:
+            raise ValueError(f"stages={','.join(self.stages)}: tune runs alone")
         for name in ("num_requests", "tune_requests"):
             if getattr(self, name):
                 check_range(name, getattr(self, name), 20, 10**6)
@@ -145,7 +143,9 @@ def _tune(config: Config, finish: Any) -> dict[str, Any]:
     ]
     now = commit()
     choices = [Choice(**one | {"commit": now}) for one in finish(tasks)]
-    write_settings(config.settings, read_settings(config.settings).updated(choices))
+    write_settings(
+        config.settings, Settings([*read_settings(config.settings).choices, *choices])
+    )
     return {"settings": str(config.settings), "num_tuned": len(choices)}
 
 
@@ -186,7 +186,13 @@ def main(argv: Sequence[str]) -> int:
         config = _read_config()
         runs = FinishedRuns(config.folder / "runs.jsonl", resumes=True)
         num_processes = config.num_processes or os.cpu_count() or 1
-        finish = functools.partial(run_all, num_processes=num_processes, runs=runs)
+        finish = functools.partial(
+            run_all,
+            "cells",
+            progress=Progress(timed_lines(), is_bar=sys.stderr.isatty()),
+            num_processes=num_processes,
+            runs=runs,
+        )
         summary = (_tune if "tune" in config.stages else _reproduce)(config, finish)
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error

@@ -2,7 +2,7 @@
 
 A row names its policy, fixed options, and the options whose values are searched. The
 step's token limit is searched too, for all rows that do not limit their steps
-themselves. So every row is compared at its best.
+themselves. Every row is therefore compared at its best.
 """
 
 import dataclasses
@@ -18,17 +18,8 @@ COARSE_LIMITS_TOKENS = (192, 256, 384, 768, 2176)
 Value = float | str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Knob:
-    """An option to tune.
-
-    Attributes:
-      option: Name of the option.
-      values: Values to try; the search starts from the first.
-    """
-
-    option: str
-    values: tuple[Value, ...]
+Knob = tuple[str, tuple[Value, ...]]
+"""An option to tune, and the values to try; the search starts from the first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,9 +52,9 @@ class Row:
         )
 
 
-_ALPHA = Knob(option="alpha", values=(0.2, 0.5, 1.0))
-_OBJECTIVE = Knob(option="objective", values=("time", "tokens"))
-_WORK_WEIGHT = Knob(option="alpha_s_per_token", values=(0.0002, 0.0, 0.001, 0.008))
+_ALPHA = ("alpha", (0.2, 0.5, 1.0))
+_OBJECTIVE = ("objective", ("time", "tokens"))
+_WORK_WEIGHT = ("alpha_s_per_token", (0.0002, 0.0, 0.001, 0.008))
 # The paper's policy without its parts; none of them considers future requests.
 _PUBLISHED = "sliding:search=ternary:fill=off:reserve=off:cautious=off"
 

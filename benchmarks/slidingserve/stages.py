@@ -47,7 +47,7 @@ RATIOS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is reproduced, and with how many requests and seeds.
+    """Setups, workloads and size of the experiments.
 
     Attributes:
       shapes: `continuous`, `buckets` or both.
@@ -55,7 +55,6 @@ class Plan:
       seeds: Seeds of the experiments, none of which is used for tuning.
       num_requests: Number of requests in a probe or a run.
       resolution: Relative distance of the rates tried for goodput.
-      transient_period_s: Duration of each level of the transient load.
       transient_duration_s: End of the transient load's arrivals.
     """
 
@@ -64,7 +63,6 @@ class Plan:
     seeds: Sequence[int]
     num_requests: int
     resolution: float
-    transient_period_s: float = paper.TRANSIENT_PERIOD_S
     transient_duration_s: float = paper.TRANSIENT_DURATION_S
 
 
@@ -101,8 +99,7 @@ class Reproduction:
     def _by_case(self, todo: Sequence[tuple[Case, Mapping[str, Any]]]) -> list[Any]:
         """Runs a cell for each case and seed; returns a list of results by case.
 
-        Args:
-          todo: Cases, with the fields of their cells.
+        `todo` has the cases with the fields of their cells.
         """
         seeds = self._plan.seeds
         cells = [
@@ -127,17 +124,10 @@ class Reproduction:
             return case[0], case[1], case[2].name
 
         missing = [case for case in cases if key(case) not in self._goodputs]
-        resolution = self._plan.resolution
+        search = {"kind": "goodput", "resolution": self._plan.resolution}
         found = self._by_case(
             [
-                (
-                    case,
-                    {
-                        "kind": "goodput",
-                        "qps": self._settings.start_qps(*case),
-                        "resolution": resolution,
-                    },
-                )
+                (case, search | {"qps": self._settings.start_qps(*case)})
                 for case in missing
             ]
         )
@@ -221,16 +211,14 @@ class Reproduction:
                 "levels_qps": tuple(
                     _rounded(level * scale) for level in paper.TRANSIENT_LEVELS_QPS
                 ),
-                "period_s": plan.transient_period_s,
+                "period_s": paper.TRANSIENT_PERIOD_S,
                 "duration_s": plan.transient_duration_s,
             }
             todo.append((case, fields))
         return [
             _labels(case)
+            | {name: value for name, value in fields.items() if name != "kind"}
             | {
-                "levels_qps": list(fields["levels_qps"]),
-                "period_s": plan.transient_period_s,
-                "duration_s": plan.transient_duration_s,
                 "paper_percent": paper.TRANSIENT_PERCENT[case[2].name],
                 "bin_s": CURVE_BIN_S,
                 "curve": _mean_curve([one["violations_by_bin"] for one in results]),

@@ -3,6 +3,7 @@
 A table is a pure function of one stage's entries, so pages and results.json agree.
 """
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,12 +32,8 @@ def _pivot(
     return markdown([corner, *columns], [*body, *extra_rows])
 
 
-def _name(one: Entry) -> str:
-    return str(one["row"])
-
-
-def _workload(one: Entry) -> str:
-    return str(one["workload"])
+_name: Callable[[Entry], str] = operator.itemgetter("row")
+_workload: Callable[[Entry], str] = operator.itemgetter("workload")
 
 
 def _load(one: Entry) -> str:

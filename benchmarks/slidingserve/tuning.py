@@ -2,9 +2,9 @@
 
 They are in a committed file, so that they are published with the results. Options are
 tuned one after the other. A setting is searched only if it passes at the next rate
-above the best so far. So a worse setting costs one probe, which stops as soon as it
+above the best so far: a worse setting then costs one probe, which stops as soon as it
 cannot pass, and a better one is searched from that rate on. Of equal settings the first
-is kept.
+one wins.
 """
 
 import dataclasses
@@ -68,10 +68,6 @@ class Settings:
     def choices(self) -> tuple[Choice, ...]:
         """All choices, sorted by shape, workload and row."""
         return tuple(one for _, one in sorted(self._choices.items()))
-
-    def updated(self, choices: Iterable[Choice]) -> "Settings":
-        """Returns these settings with some choices replaced or added."""
-        return Settings([*self.choices, *choices])
 
     def start_qps(self, shape: str, workload: str, row: Row) -> float:
         """Returns the rate at which the search of a row's goodput starts."""
@@ -154,9 +150,9 @@ class TuneTask:
         for limit_tokens in search.neighbours():
             search.offer(limit_tokens, search.options)
         before = search.options
-        for knob in self.row.knobs:
-            for value in knob.values:
-                options = search.options | {knob.option: value}
+        for option, values in self.row.knobs:
+            for value in values:
+                options = search.options | {option: value}
                 search.offer(search.limit_tokens, options)
         if search.options != before:
             for limit_tokens in search.neighbours():
@@ -184,7 +180,7 @@ class _Search:
         self._grid = RateGrid(resolution=task.resolution)
         self.tried: set[tuple[int, tuple[tuple[str, Value], ...]]] = set()
         self.limit_tokens = COARSE_LIMITS_TOKENS[-1]
-        self.options = {knob.option: knob.values[0] for knob in task.row.knobs}
+        self.options = {option: values[0] for option, values in task.row.knobs}
         self.qps = 0.0
 
     def offer(self, limit_tokens: int, options: dict[str, Value]) -> None:

@@ -1,8 +1,6 @@
 """The annealing study: requests drawn, gains, claims, one tiny run."""
 
-import multiprocessing.dummy
 import pathlib
-import types
 from typing import Any
 
 import pytest
@@ -109,12 +107,7 @@ def test_claims_name_the_best_cell() -> None:
     assert sjf["share"] == pytest.approx((1 / 2 + 3 / 4) / 2)
 
 
-def test_a_tiny_study_end_to_end(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Threads do here: their start is sooner than that of processes.
-    dummy = types.SimpleNamespace(get_context=lambda _: multiprocessing.dummy)
-    monkeypatch.setattr(reproduce, "multiprocessing", dummy)
+def test_a_tiny_study_end_to_end(tmp_path: pathlib.Path) -> None:
     config = reproduce.StudyConfig(num_processes=1, output=tmp_path)
     chosen = [
         cell

@@ -21,7 +21,7 @@ import logging
 import pathlib
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -29,33 +29,27 @@ from absl import flags
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
-from jserve_tools.load.config import (
-    BenchConfig,
-    ClosedConfig,
-    ReplayConfig,
-    ServersConfig,
-)
+from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
+from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from jserve_tools.reporting.config import ReportConfig
 
 if TYPE_CHECKING:
     from jserve_tools.measuring.benchmark import Benchmark
 
-_PART_NAMES = ("replay", "closed", "servers", "report", "engine")
-_CONFIG = define_config_flags(BenchConfig, group="Benchmark", exclude=_PART_NAMES)
-_PARTS: dict[str, Callable[..., Any]] = {
-    "replay": define_config_flags(ReplayConfig, group="Replay (--mode=replay)"),
-    "closed": define_config_flags(ClosedConfig, group="Closed loop (--mode=closed)"),
-    "servers": define_config_flags(ServersConfig, group="Servers"),
-    "report": define_config_flags(ReportConfig, group="Report"),
-    "engine": define_engine_flags(
-        exclude=(
-            # The benchmark sets these itself. Answers have the lengths of the trace, so
-            # no length is predicted.
-            *("policy", "bucket_strategy", "seed", "length_estimator"),
-            *("enable_prefix_caching", "capture_logits"),
-        )
-    ),
-}
+_LOADS = ("replay", "closed")
+_read_load = define_config_flags(LoadConfig, group="Load", exclude=_LOADS)
+_read_replay = define_config_flags(ReplayConfig, group="Replay (--mode=replay)")
+_read_closed = define_config_flags(ClosedConfig, group="Closed loop (--mode=closed)")
+_read_servers = define_config_flags(ServersConfig, group="Servers")
+_read_report = define_config_flags(ReportConfig, group="Report")
+_read_engine = define_engine_flags(
+    exclude=(
+        # The benchmark sets these itself. Answers have the lengths of the trace, so no
+        # length is predicted.
+        *("policy", "bucket_strategy", "seed", "length_estimator"),
+        *("enable_prefix_caching", "capture_logits"),
+    )
+)
 flags.FLAGS.set_default("output", pathlib.Path("out/bench"))
 
 
@@ -89,7 +83,8 @@ def _publish(
         if run.get("host_profile"):
             print(f"\n{host_table(run['host_profile'])}")
     with progress.doing("writing the report"):
-        publish(report, config, old_report, benchmark.finished, say=print)
+        text = publish(report, config, old_report, benchmark.finished)
+    print(text)
     if not sys.stdout.isatty():
         print(one_line(report), flush=True)
     pages = [config.output / name for name in ("report.html", "report.json")]
@@ -103,7 +98,12 @@ def main(argv: Sequence[str]) -> None:
     logging.getLogger("jax").setLevel(logging.WARNING)
     progress = Progress(timed_lines())
     try:
-        config = _CONFIG(**{name: read() for name, read in _PARTS.items()})
+        config = BenchConfig(
+            load=_read_load(replay=_read_replay(), closed=_read_closed()),
+            servers=_read_servers(),
+            engine=_read_engine(),
+            report=_read_report(),
+        )
         old_report = config.report.probe()
         with progress.doing("starting the benchmark"):
             from jserve_tools.measuring.benchmark import Benchmark  # imports aiohttp

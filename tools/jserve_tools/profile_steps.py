@@ -15,7 +15,6 @@ import json
 import logging
 import pathlib
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -53,7 +52,7 @@ _ENGINE_FIELDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
-    """What is measured, and how often.
+    """Steps that are measured, and the number of measurements.
 
     Attributes:
       output: Samples file to write.
@@ -95,9 +94,6 @@ def main(argv: Sequence[str]) -> None:
         config = _read_config()
         engine_config = _read_engine_config(seed=config.seed)
         check_writable("output", config.output)
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=config.output.parent):
-            pass  # fails before the work if the folder cannot be written
         _profile(config, engine_config)
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error

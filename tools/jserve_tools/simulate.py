@@ -1,8 +1,8 @@
 """Serves a load in virtual time, with the server's scheduler, on a simulated GPU.
 
-The machine is a cost model, so minutes of serving take seconds, and every policy gets
-the same requests. Runs are made at given rates, or each policy's goodput is searched:
-the highest rate at which at most 1 % of the requests violate their SLO.
+The machine is a cost model, which serves minutes of load within seconds. Every policy
+gets the same requests. Runs are made at given rates, or each policy's goodput is
+searched: the highest rate at which at most 1 % of the requests violate their SLO.
 
   jserve-simulate --policies=fcfs,sliding --workload=mixed_v1 --qps=2,3
   jserve-simulate --policies=edf,sliding --goodput --num_seeds=3 --num_processes=2

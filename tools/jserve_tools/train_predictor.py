@@ -19,7 +19,6 @@ import importlib.util
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +47,6 @@ def main(argv: Sequence[str]) -> None:
         samples = read_samples(config.samples)
         check_writable("output", config.folder)
         config.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=config.folder):
-            pass  # fails before the work if the folder cannot be written
         measured_with = _measured_with(config, samples)
         if config.kind == "step":
             _train_steps(config, samples, measured_with)

@@ -70,8 +70,8 @@ def test_a_last_line_cut_short_is_left_out_with_a_warning(
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "there is no step in it"),
-        ([HEADER], "there is no step in it"),
+        ([], "no step was recorded"),
+        ([HEADER], "no step was recorded"),
         ([ROW], "line 1: a step log begins with a header"),
         ([HEADER | {"version": 2}], "line 1: this is not a header of .* version 1"),
         ([HEADER | {"fields": ["end_s"]}], "line 1: this is not a header"),

@@ -77,7 +77,7 @@ def test_a_profile_of_an_engine_is_a_machine(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("abacus", "'abacus' is unknown"),
+        ("abacus", "cost_model=abacus is unknown; known: a100"),
         ("table:{folder}/none.npz", "none.npz"),
         ("table:{folder}/odd.npz", "do not say the engine's limits"),
     ],

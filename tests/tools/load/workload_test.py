@@ -7,7 +7,7 @@ import pytest
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.workload import Yardstick
-from jserve_tools.load.config import BenchConfig, ClosedConfig, ReplayConfig
+from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
 from jserve_tools.load.workload import (
     DEFAULT_SERVICE_CLASSES,
     Workload,
@@ -17,12 +17,12 @@ from jserve_tools.load.workload_trace import TraceRow
 
 ROWS = [TraceRow(float(i), 10 + i, 1 + i) for i in range(5)]
 YARDSTICK = Yardstick(prompt_tokens=(10, 20), ttft_s=(0.1, 0.3), step_s=0.01)
-SEVEN = BenchConfig(seed=7)
+SEVEN = LoadConfig(seed=7)
 
 
 def test_prompts_are_distinct_per_seed_run_and_row_and_never_special() -> None:
     def prompt(seed: int, run: int, row: int) -> tuple[int, ...]:
-        workload = Workload(rows=ROWS, config=BenchConfig(seed=seed))
+        workload = Workload(rows=ROWS, config=LoadConfig(seed=seed))
         request = workload.request(run, row, prompt_tokens=64, max_tokens=1)
         return tuple(request.prompt.tolist())
 
@@ -71,12 +71,12 @@ def test_a_workload_is_read_as_the_mode_says(tmp_path: pathlib.Path) -> None:
     classes = tmp_path / "classes.json"
     classes.write_text(json.dumps([{"name": "lax", "share": 1.0, "ttlt_s": 60}]))
     replay = ReplayConfig(trace=trace, service_classes=classes, length_scale=0.5)
-    workload = read_workload(BenchConfig(replay=replay))
+    workload = read_workload(LoadConfig(replay=replay))
     assert workload.rows == [TraceRow(float(i), 4, 2) for i in range(3)]
     assert [one.name for one in workload.classes] == ["lax"]
     found = workload.describe()
     assert (found["trace"], found["trace_qps"], found["num_rows"]) == ("mine.csv", 1, 3)
     closed = ClosedConfig(prompt_tokens=9, output_tokens=2)
-    workload = read_workload(BenchConfig(mode="closed", closed=closed))
+    workload = read_workload(LoadConfig(mode="closed", closed=closed))
     assert workload.rows == [TraceRow(0.0, 9, 2)]
-    assert read_workload(BenchConfig()).describe()["num_rows"] == 200
+    assert read_workload(LoadConfig()).describe()["num_rows"] == 200

@@ -15,13 +15,9 @@ from jserve.config import EngineConfig
 from jserve.progress import Progress
 from jserve.records.events import NotServingError, QueueFullError
 from jserve_tools.load.clients import Client
-from jserve_tools.load.config import (
-    BenchConfig,
-    ClosedConfig,
-    ReplayConfig,
-    ServersConfig,
-)
+from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
 from jserve_tools.measuring.benchmark import Benchmark
+from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from jserve_tools.measuring.targets import open_server, server_at
 from jserve_tools.reporting.config import ReportConfig
 from tests import ROOT
@@ -55,10 +51,10 @@ def replay(folder: pathlib.Path, *, num_rows: int = 6, **fields: Any) -> ReplayC
 
 def config(folder: pathlib.Path, servers: ServersConfig, **fields: Any) -> BenchConfig:
     resume = fields.pop("resume", True)
+    engine = fields.pop("engine", EngineConfig())
     report = ReportConfig(output=folder / "out", resume=resume)
-    if not {"mode", "replay"} & set(fields):
-        fields["replay"] = replay(folder, qps=(50.0, 80.0))
-    return BenchConfig(servers=servers, report=report, **fields)
+    load = LoadConfig(**fields or {"replay": replay(folder, qps=(50.0, 80.0))})
+    return BenchConfig(load=load, servers=servers, engine=engine, report=report)
 
 
 class Interruption(Exception):

@@ -12,7 +12,7 @@ import pytest
 from jserve.config import EngineConfig
 from jserve.progress import Progress, timed_lines
 from jserve.records.events import Health
-from jserve_tools.load.config import BenchConfig, ServersConfig
+from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from jserve_tools.measuring.targets import (
     engine_in_process,
     fill_compile_cache,

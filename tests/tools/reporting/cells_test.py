@@ -66,6 +66,15 @@ def test_token_limits_are_named_only_where_they_differ() -> None:
     assert names == ["fcfs@512", "fcfs@2048", "edf"]
 
 
+def test_modules_of_classes_are_named_only_where_their_names_are_equal() -> None:
+    for policies, names in (
+        (("sliding:alpha=0.2", "a.b.Mine:x=0.5"), ["sliding:alpha=0.2", "Mine:x=0.5"]),
+        (("a.Mine", "b.Mine"), ["a.Mine", "b.Mine"]),
+    ):
+        found = cells(report(*(run(policy=one) for one in policies)))
+        assert [cell.labels["policy"] for cell in found] == names
+
+
 def test_other_schemas_and_empty_reports_are_refused_by_name() -> None:
     for version in (0, 3, None, "2", True):
         with pytest.raises(ValueError, match=r"schema_version is .*schema 1 and 2"):

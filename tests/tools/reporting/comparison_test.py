@@ -113,11 +113,11 @@ def test_goodput_goes_by_its_own_interval_and_not_by_the_rate() -> None:
 def test_other_conditions_are_refused_in_one_line(
     path: tuple[str, ...], old: Any, new: Any
 ) -> None:
-    def told(value: Any) -> dict[str, Any]:
+    def measured_with(value: Any) -> dict[str, Any]:
         nested = {path[0]: {path[1]: value} if len(path) > 1 else value}
         return report(run()) | nested
 
-    text = comparison(told(old), told(new))
+    text = comparison(measured_with(old), measured_with(new))
     assert text.startswith(f"cannot be compared: {' '.join(path)} ")
     assert "\n" not in text
 

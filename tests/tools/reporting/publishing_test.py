@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from jserve_tools.reporting.config import ReportConfig
+from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.publishing import publish
 from tests.fake_report import fake_report
 
@@ -20,10 +21,10 @@ def test_without_the_extra_one_line_says_how_to_get_the_page(
     for name in ("jserve_tools.reporting.page", "jserve_tools.reporting.charts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    lines: list[str] = []
     config = ReportConfig(output=tmp_path)
     report = fake_report(policies=("fcfs",), strategies=("pow2",), loads=(0.9,))
-    publish(report, config, report, None, say=lines.append)
+    runs = FinishedRuns(tmp_path / "runs.jsonl", resumes=True)
+    lines = publish(report, config, report, runs).splitlines()
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert f"no page, without {missing}: pip install 'jserve[report]'" in lines
     assert "within the noise" in lines[-1]  # the comparison comes all the same
@@ -43,7 +44,7 @@ def test_without_the_extra_one_line_says_how_to_get_the_page(
         ),
     ],
 )
-def test_what_cannot_be_compared_is_told_before_any_work(
+def test_what_cannot_be_compared_is_refused_before_any_work(
     text: str, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "report.json"

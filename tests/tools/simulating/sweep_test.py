@@ -1,6 +1,7 @@
 """Experiments, searches and what they plan by."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jserve.progress import Progress
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.policies.annealing.search import Kernel, anneal
 from jserve_sched.requests.service_class import ServiceClass
@@ -47,6 +49,9 @@ TRACE = SimulatedLoad(
 )
 
 
+run_silently = functools.partial(run_all, progress=Progress())
+
+
 def experiment(
     policy: str = "fcfs", load: SimulatedLoad = SHAREGPT, **machine: Any
 ) -> Experiment:
@@ -76,9 +81,8 @@ def test_goodput_is_between_a_rate_that_passes_and_one_that_does_not(
     assert one.start_qps(0) == pytest.approx(5.5, rel=0.3)
 
     def search(runs: FinishedRuns) -> dict[str, Any]:
-        (found,) = search_goodputs(
-            [one], (0, 1), lambda tasks: run_all(tasks, runs=runs, key=key)
-        )
+        run_tasks = functools.partial(run_silently, runs=runs, key=key)
+        (found,) = search_goodputs([one], (0, 1), run_tasks)
         return found
 
     def key(task: Any) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def test_processes_share_a_sweep_and_change_nothing() -> None:
         for policy in ("fcfs", "edf")
         for seed in (0, 1)
     ]
-    alone, shared = run_all(tasks, 1), run_all(tasks, 2)
+    alone, shared = (run_silently("", tasks, num_processes=n) for n in (1, 2))
     for one in (*alone, *shared):
         del one["simulation"], one["plan_ms"]  # of this machine's time
     assert alone == shared
@@ -126,7 +130,12 @@ class Double:
 
 def test_tasks_are_known_by_class_and_fields(tmp_path: pathlib.Path) -> None:
     runs = FinishedRuns(tmp_path / "runs.jsonl", resumes=True)
-    assert run_all([Double(1)], runs=runs) == [{"double": 2}]
+    lines: list[str] = []
+    progress = Progress(lines.append)
+    for _ in range(2):  # the second time nothing is left to do, or to show
+        found = run_all("doubling", [Double(1)], progress=progress, runs=runs)
+        assert found == [{"double": 2}]
+    assert [line[:16] for line in lines] == ["doubling: 0 of 1", "doubling: 1 of 1"]
     assert runs.get({"task": "Double", "number": 1}) == {"double": 2}
 
 

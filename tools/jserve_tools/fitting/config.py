@@ -8,14 +8,14 @@ from jserve.config import check_range, check_readable, check_writable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """What to fit to, and where the bucket file goes.
+    """Steps to fit to, limits of the fit, and the file to write.
 
     Attributes:
       step_log: Step logs of servers with the same limits, earliest first. The rotated
         part FILE.1 beside a log is read too.
       cost_model: Source of step times: a GPU by name, or a profile of jserve-profile
-        as table:SAMPLES. [default: the times in the log; one written by
-        jserve-simulate has none]
+        as table:SAMPLES. [default: the times in the log, which a log written by
+        jserve-simulate does not have]
       max_programs: Most programs to compile, at least 2. [default: the number of
         programs of pow2 at the same limits]
       prior_share: Share of the demand, 0 to 0.99, that is spread over buckets of every

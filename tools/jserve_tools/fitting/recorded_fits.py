@@ -31,7 +31,7 @@ from jserve_tools.fitting.config import FitConfig
 from jserve_tools.fitting.step_logs import LIMITS, Logged, read_step_logs
 from jserve_tools.gpu_profiles.machines import load_machine
 
-MIN_STEPS = 200  # a hundred in each half
+MIN_STEPS = 200  # 100 in each half
 _LOG = logging.getLogger("jserve")
 
 
@@ -177,7 +177,7 @@ def _demand(
     most, widest = table.max_blocks, np.max(demand.blocks)
     if widest > most:
         _LOG.warning(
-            "steps want up to %d prefill blocks, more than the %d that fit beside %d "
+            "steps have up to %d prefill blocks, more than the %d that fit beside %d "
             "rows; they count as steps of %d",
             *(widest, most, table.max_rows, most),
         )

@@ -23,20 +23,17 @@ LIMITS = ("block_tokens", "page_size", "max_num_seqs", "max_num_batched_tokens")
 
 
 Logged = tuple[dict[str, Any], StepRecord]
-"""A step, and the header above it with its `table`."""
+"""The header above a step, with its bucket table as `table`, and the step."""
 
 
 def read_step_logs(paths: Sequence[pathlib.Path]) -> list[Logged]:
-    """Reads logs, each with the older part `FILE.1` beside it if there is one.
+    """Reads logs, earliest first, each with the older part `FILE.1` if there is one.
 
     An incomplete last line is left out, with a warning.
 
-    Args:
-      paths: The files, from the earliest to the latest.
-
     Raises:
       ValueError: For an invalid line, naming file, line and content, such as a header
-        with other limits than the first one's; or if there is no step.
+        with other limits than the first one's; or if no file has a step.
       OSError: If a file cannot be read.
     """
     steps: list[Logged] = []
@@ -57,12 +54,12 @@ def read_step_logs(paths: Sequence[pathlib.Path]) -> list[Logged]:
                     text = line[:200].decode(errors="replace")
                     raise ValueError(f"{where}: {error}: {text}") from None
     if not steps:
-        raise ValueError(f"{', '.join(map(str, paths))}: there is no step in it")
+        raise ValueError(f"{', '.join(map(str, paths))}: no step was recorded")
     return steps
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Yields where each line of a file is, and what it holds."""
+    """Yields the place of each line of a file, for messages, and its content."""
     lines = path.read_bytes().split(b"\n")
     if lines.pop():  # what follows the last line feed
         _LOG.warning("%s: line %d was cut short; it is left out", path, len(lines) + 1)
@@ -115,7 +112,6 @@ def write_simulated_log(
 
     Args:
       steps: Steps in order, times in virtual seconds.
-      buckets: Table of the buckets that the steps ran in.
       arrivals: Requests; the header gets their TBT objectives and the share of each.
     """
     header = {

@@ -45,8 +45,8 @@ def read_points(path: pathlib.Path, columns: tuple[str, ...]) -> np.ndarray:
     """Returns the named columns of a CSV file, `[R, len(columns)]` float64.
 
     Raises:
-      ValueError: if a column is missing, or a cell is not a finite number.
-      OSError: if the file cannot be read.
+      ValueError: If a column is missing, or a cell is not a finite number.
+      OSError: If the file cannot be read.
     """
     try:
         table = np.genfromtxt(path, delimiter=",", names=True)
@@ -69,8 +69,8 @@ def read_kernel_times(folder: pathlib.Path) -> dict[str, Grid]:
     """Reads a profile: attention.csv, dense.csv and per_sequence.csv.
 
     Raises:
-      ValueError: if a column or a cell of a grid is missing, or a time is negative.
-      OSError: if a file cannot be read.
+      ValueError: If a column or a cell of a grid is missing, or a time is negative.
+      OSError: If a file cannot be read.
     """
     return kernel_times(
         attention=read_points(folder / "attention.csv", ATTENTION_COLUMNS),
@@ -84,13 +84,14 @@ def gpu_cost_model(name: str) -> CostModel:
     """Returns the cost model of that name.
 
     Raises:
-      ValueError: if there is none.
+      ValueError: If there is none.
     """
     if name in CLOSED_FORMS:
         return CLOSED_FORMS[name]
     if name not in _PROFILES:
         raise ValueError(
-            f"cost model {name!r} is unknown; known: {sorted(GPU_COST_MODELS)}"
+            f"cost_model={name} is unknown; known: "
+            f"{', '.join(sorted(GPU_COST_MODELS))}, table:SAMPLES"
         )
     closed_form, folder, skew = _PROFILES[name]
     fields: dict[str, Any] = {
@@ -105,7 +106,7 @@ def load_machine(spec: str) -> CostModel:
     """Returns the machine that `spec` names.
 
     Raises:
-      ValueError: if it is unknown, or its file is invalid.
+      ValueError: If it is unknown, or its file is invalid.
     """
     kind, _, path = spec.partition(":")
     if kind != "table" or not path:
@@ -152,7 +153,7 @@ def simulated_table(
         `block_tokens`.
 
     Raises:
-      ValueError: if the strategy is unknown or does not fit.
+      ValueError: If the strategy is unknown or does not fit.
     """
     strategy: BucketStrategy
     if spec in FROM_FILE and file is not None:

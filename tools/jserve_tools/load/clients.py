@@ -17,16 +17,13 @@ import aiohttp
 
 from jserve.engine.facts import engine_facts
 from jserve.engine.interface import ServingEngine
-from jserve.records.events import (
-    NotServingError,
-    QueueFullError,
-    TokenEvent,
-)
+from jserve.records.events import NotServingError, QueueFullError, TokenEvent
 from jserve_sched.outcomes import Failure
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.record import StepRecord
 from jserve_tools.load.workload import WorkloadRequest
+from jserve_tools.reporting.documents import known
 
 # In JSON with and without blanks; within a text these quotes would be escaped.
 _ABORT_MARKS = (b'"finish_reason": "abort"', b'"finish_reason":"abort"')
@@ -44,7 +41,7 @@ class RequestFailedError(Exception):
 def request_body(
     request: WorkloadRequest, model: str, extra: Mapping[str, Any]
 ) -> bytes:
-    """Returns the JSON body of a request; fields of `extra` come in addition."""
+    """Returns a request's JSON body with the fields of `extra`; None removes one."""
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": request.max_tokens,
@@ -55,11 +52,8 @@ def request_body(
         "stream_options": {"include_usage": True},
     }
     if not request.slo.is_best_effort:
-        slo = dataclasses.asdict(request.slo)
-        body["slo"] = {name: one for name, one in slo.items() if one is not None}
-    body |= extra
-    kept = {name: value for name, value in body.items() if value is not None}
-    return json.dumps(kept, separators=(",", ":")).encode()
+        body["slo"] = known(dataclasses.asdict(request.slo))
+    return json.dumps(known({**body, **extra}), separators=(",", ":")).encode()
 
 
 class EventStream:
@@ -67,8 +61,8 @@ class EventStream:
 
     Client and server may share two cores, so bytes are searched, not parsed: an event
     of `/v1/completions` is one token. The newest token is held back until the next one
-    or the end, since only the usage at the end says whether a last event carried a
-    token or just news.
+    or the end, since only the usage at the end says whether the last event carried a
+    token.
     """
 
     def __init__(self) -> None:
@@ -144,6 +138,7 @@ class HttpClient:
       url: Address without a path.
       extra: Fields merged into every request's body.
       model: Model name in every request.
+      is_jserve: Whether it is a jserve server, which states its settings and steps.
     """
 
     session: aiohttp.ClientSession

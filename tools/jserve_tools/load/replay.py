@@ -1,4 +1,4 @@
-"""Sends requests: at their own times (open loop) or one after another (closed).
+"""Sends requests: when they are due (open loop) or one after another (closed loop).
 
 In an open loop arrivals do not wait for the server. A request is due at the time in the
 trace, and its latency counts from then, so it includes every wait that the server or
@@ -18,12 +18,12 @@ from jserve_tools.load.workload import WorkloadRequest
 # cancelled.
 GRACE_SPANS = 5.0
 MIN_GRACE_S = 60.0
-_HEAD_START_S = 0.05  # so that the first request is not late already
+_HEAD_START_S = 0.05  # without it the first request would be sent late
 
 
 @dataclasses.dataclass(kw_only=True)
 class Flight:
-    """A request in flight, and what its client has received so far.
+    """A request in flight, and the tokens that its client has received.
 
     Attributes:
       arrival_s: Time when the request was due, which may be before it was sent. All
@@ -79,7 +79,7 @@ async def replay(
     *,
     min_grace_s: float = MIN_GRACE_S,
 ) -> None:
-    """Sends each request at its own time.
+    """Sends each request when it is due.
 
     Args:
       requests: Requests sorted by `arrival_s`, which counts from now.

@@ -1,8 +1,7 @@
 """Turns trace rows into requests: token ids, a service class, an SLO.
 
-All that is random is a function of (seed, row), and prompts of (seed, run, row). So
-every policy gets the same lengths, classes and SLOs, but no run finds the prompts of
-another run in a cache.
+Classes are drawn by (seed, row), and prompts by (seed, run, row): every policy gets the
+same lengths, classes and SLOs, but no run finds the prompts of another run in a cache.
 """
 
 import dataclasses
@@ -20,16 +19,17 @@ from jserve_sched.requests.service_class import (
 )
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.workload import Yardstick
-from jserve_tools.load.config import BenchConfig
+from jserve_tools.load.config import LoadConfig
 from jserve_tools.load.workload_trace import (
     TraceRow,
     mean_rate,
     read_trace,
     row_classes,
 )
+from jserve_tools.reporting.documents import known
 
 _DEFAULT_ROWS = 200  # of a trace
-# These ids are in every vocabulary, and usual ones have no special tokens among them.
+# Every vocabulary has these ids, and in most none of them is a special token.
 _PROMPT_TOKENS = range(4, 256)
 
 # Chosen so that at nine tenths of capacity some requests of each class attain their SLO
@@ -54,7 +54,7 @@ class WorkloadRequest:
     """
 
     request_id: str
-    arrival_s: float
+    arrival_s: float = 0.0
     prompt: np.ndarray
     max_tokens: int
     service_class: str = "best_effort"
@@ -67,13 +67,13 @@ class Workload:
 
     Attributes:
       rows: Lengths and arrivals of the requests.
-      config: The benchmark's settings, with the seed.
+      config: Settings of the load, with the seed.
       classes: Service classes. Rows that name none get one at random, by shares, which
         must then add up to 1.
     """
 
     rows: Sequence[TraceRow]
-    config: BenchConfig = dataclasses.field(default_factory=BenchConfig)
+    config: LoadConfig = dataclasses.field(default_factory=LoadConfig)
     classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
 
     def __post_init__(self) -> None:
@@ -94,9 +94,9 @@ class Workload:
         )
 
     def request(
-        self, run: int, index: int, *, prompt_tokens: int, max_tokens: int
+        self, run: int, index: int, *, prompt_tokens: int, **fields: Any
     ) -> WorkloadRequest:
-        """Returns a best-effort request of any length, due at once.
+        """Returns a request of any length, by default with best effort and due at once.
 
         Its prompt is drawn by seed, run and index.
         """
@@ -104,9 +104,8 @@ class Workload:
         first, end = _PROMPT_TOKENS.start, _PROMPT_TOKENS.stop
         return WorkloadRequest(
             request_id=f"bench-{run}-{index}",
-            arrival_s=0.0,
             prompt=random.integers(first, end, prompt_tokens, np.int32),
-            max_tokens=max_tokens,
+            **fields,
         )
 
     def requests(
@@ -115,7 +114,6 @@ class Workload:
         """Returns every row as a request of run number `run`, at a mean rate.
 
         Args:
-          run: Number of the run; draws the prompts, together with the seed.
           yardstick: Idle times that relative objectives are multiples of; None if no
             objective is relative.
           qps: Mean rate, requests per second.
@@ -127,15 +125,12 @@ class Workload:
         requests = []
         for index, row in enumerate(self.rows):
             name, slo = self.slo(index, yardstick)
-            request = self.request(
-                run,
-                index,
-                prompt_tokens=row.prompt_tokens,
-                max_tokens=row.output_tokens,
-            )
             requests.append(
-                dataclasses.replace(
-                    request,
+                self.request(
+                    run,
+                    index,
+                    prompt_tokens=row.prompt_tokens,
+                    max_tokens=row.output_tokens,
                     arrival_s=row.arrival_s * time_factor,
                     service_class=name,
                     slo=slo,
@@ -153,10 +148,7 @@ class Workload:
             "seed": config.seed,
             "mode": config.mode,
             "length_scale": replay.length_scale,
-            "service_classes": [
-                {name: one for name, one in vars(kind).items() if one is not None}
-                for kind in self.classes
-            ],
+            "service_classes": [known(vars(one)) for one in self.classes],
         }
         for name in ("prompt_tokens", "output_tokens"):
             lengths = [getattr(row, name) for row in rows]
@@ -167,7 +159,7 @@ class Workload:
         return found
 
 
-def read_workload(config: BenchConfig) -> Workload:
+def read_workload(config: LoadConfig) -> Workload:
     """Reads the trace and the service classes of a benchmark.
 
     Raises:

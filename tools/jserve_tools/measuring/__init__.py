@@ -1,3 +1,10 @@
-"""Measuring: engines and servers under load, and what comes of it."""
+"""Measuring: engines and servers under load, and the report of each run."""
 
-__all__ = ["baseline", "benchmark", "breakdown", "measured_run", "targets"]
+__all__ = [
+    "baseline",
+    "benchmark",
+    "breakdown",
+    "config",
+    "measured_run",
+    "targets",
+]

@@ -1,7 +1,7 @@
 """Idle times and capacity of the first server: the units of objectives and rates.
 
-Relative objectives are multiples of an idle server's times, so a slow machine shows
-the same picture as a fast one. Rates are shares of what a full server sustains. Both
+Relative objectives are multiples of an idle server's times, so slow and fast machines
+give similar results. Rates are shares of what a full server sustains. Both
 are measured once, on the first server, and used for all servers.
 """
 
@@ -44,7 +44,7 @@ class Capacity:
 
     Attributes:
       requests_per_s: Sustained rate of requests with the workload's mean lengths.
-      num_clients: Requests kept in flight while it was measured.
+      num_clients: Number of requests in flight while it was measured.
       window_s: Seconds measured, after the slots had filled.
       prompt_token_s: Fitted cost of one prompt token.
       output_token_s: Fitted cost of one output token.
@@ -106,7 +106,7 @@ def baseline_from_json(row: Mapping[str, Any]) -> Baseline:
 async def measure_baseline(
     client: Client, workload: Workload, progress: Progress
 ) -> Baseline:
-    """Measures what the workload's objectives and rates are multiples of.
+    """Measures the units of the workload's objectives and rates.
 
     Raises:
       RuntimeError: If a request fails, or no time can be measured.
@@ -198,23 +198,23 @@ def mean_step_s(token_times_s: Sequence[Sequence[float]]) -> float:
     if step_s <= 0:
         counts = [len(times_s) for times_s in token_times_s]
         raise RuntimeError(
-            f"lone requests gave {counts} tokens, each one's all at the same time: a "
+            f"lone requests gave {counts} tokens, those of each at one time: a "
             "decode step cannot be measured"
         )
     return step_s
 
 
-# A full server. Ten seconds hold only a few requests, of uneven size, so tokens are
-# counted instead. In a closed loop with every slot taken, wall time is split into
-# slices with P prompt and D output tokens each; `a * P + b * D` is fitted to their
-# duration and scaled to the whole window. Capacity is the inverse of the workload's
-# mean cost.
+# A full server. Ten seconds complete only a few requests, of uneven size, so tokens are
+# counted instead of requests. In a closed loop with every slot taken, wall time is
+# split into slices with P prompt and D output tokens each; `a * P + b * D` is fitted to
+# their duration and scaled to the whole window. Capacity is the inverse of the
+# workload's mean cost.
 
 
 async def measure_capacity(
     client: Client, workload: Workload, *, num_slots: int, duration_s: float
 ) -> Capacity:
-    """Keeps a server full for a while; returns what it sustains.
+    """Keeps a server full for a while; returns the rates that it sustains.
 
     Args:
       num_slots: Most requests that the server runs at once; a quarter more are sent.
@@ -315,7 +315,6 @@ def token_costs_s(work: np.ndarray, slice_s: float) -> np.ndarray:
 
     Args:
       work: `[K, 2]` prompt and output tokens computed in each slice.
-      slice_s: Duration of a slice.
 
     Returns:
       `[2]` seconds per prompt token and per output token.

@@ -17,7 +17,6 @@ from jserve.config import EngineConfig
 from jserve.progress import Progress
 from jserve_sched.policies.registry import policy_file
 from jserve_tools.load.clients import Client
-from jserve_tools.load.config import BenchConfig
 from jserve_tools.load.replay import Flight, closed_loop, replay
 from jserve_tools.load.workload import WorkloadRequest, read_workload
 from jserve_tools.load.workload_trace import mean_rate
@@ -27,6 +26,7 @@ from jserve_tools.measuring.baseline import (
     baseline_from_json,
     measure_baseline,
 )
+from jserve_tools.measuring.config import BenchConfig
 from jserve_tools.measuring.measured_run import measure_run
 from jserve_tools.measuring.targets import engine_name, fill_compile_cache, open_server
 from jserve_tools.reporting.documents import document, plain
@@ -34,7 +34,7 @@ from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.staircases import run_staircase
 from jserve_tools.reporting.tables import run_name
 
-# In which facts one jserve differs from another that had the same URL.
+# Facts that differ between two jserve servers that had the same URL.
 _SERVER_IDENTITY = ("model", "served_model_name", "engine", "device", "versions")
 
 OpenServer = Callable[
@@ -46,11 +46,11 @@ class Benchmark:
     """Runs one load against some servers, one after another.
 
     Attributes:
-      config: Servers, load and report.
-      finished: Its runs that are finished, on disk.
-      baseline: What the first server does; None before that is measured.
-      runs: Entries of the report, in the order they were made.
-      num_resumed: How many of them an earlier call had finished.
+      config: Settings of the benchmark.
+      finished: Finished runs, stored on disk.
+      baseline: Idle times and capacity of the first server; None until measured.
+      runs: Entries of the report's `runs`, in the order in which they were made.
+      num_resumed: Number of runs that an earlier call had finished.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class Benchmark:
         self.baseline: Baseline | None = None
         self.runs: list[dict[str, Any]] = []
         self.num_resumed = 0
-        self._workload = read_workload(config)
+        self._workload = read_workload(config.load)
         self._progress = progress
         self._opener = opener
         self._filled: list[EngineConfig] = []
-        self._qps = config.replay.qps
-        if config.replay.rate_scale is not None:
-            self._qps = (config.replay.rate_scale * mean_rate(self._workload.rows),)
+        self._qps = config.load.replay.qps
+        if (scale := config.load.replay.rate_scale) is not None:
+            self._qps = (scale * mean_rate(self._workload.rows),)
 
     async def run(self) -> None:
         """Makes all runs that are not finished yet.
@@ -87,31 +87,35 @@ class Benchmark:
           ConnectionError, TimeoutError, RuntimeError: If a server fails; the message
             names it and the reason.
         """
-        num_runs = self.config.num_runs
+        num_runs = self.config.load.num_runs
         for index, engine in enumerate(self.config.engines() or (None,)):
-            numbers = range(index * num_runs, (index + 1) * num_runs)
-            if engine is not None:
-                found = [self._find(engine, number, {}) for number in numbers]
-                runs = [run for run in found if run is not None]
-                if len(runs) == num_runs:
-                    self._take(runs)
-                    continue
-                await self._fill_cache(engine)
-            await self._serve(engine, numbers)
+            async with contextlib.AsyncExitStack() as stack:
+                client = None
+                key = None if engine is None else self._key(engine, {})
+                if engine is None:
+                    client = await self._open(engine, stack)
+                    key = self._key(engine, await client.facts())
+                for number in range(index * num_runs, (index + 1) * num_runs):
+                    run = self._find(key, number)
+                    self.num_resumed += run is not None
+                    if run is None:
+                        client = client or await self._open(engine, stack)
+                        run = await self._measure(client, key, number)
+                    self.runs.append(run)
 
     def report(self, command: Sequence[str]) -> dict[str, Any]:
         """Returns the report; `command` is the program with its arguments."""
         assert self.baseline is not None
-        config, replay_config = self.config, self.config.replay
+        config, trace = self.config.load, self.config.load.replay
         load: dict[str, Any] = {
             "num_clients": config.closed.clients,
             "num_requests": config.num_requests,
         }
         if config.mode == "replay":
             load = {
-                "loads": replay_config.loads,
+                "loads": trace.loads,
                 "qps": self._qps,
-                "capacity_s": replay_config.capacity_s,
+                "capacity_s": trace.capacity_s,
             }
         engine = self.baseline.facts.get("engine") or {}
         return document(
@@ -128,45 +132,41 @@ class Benchmark:
             },
         )
 
-    async def _fill_cache(self, engine: EngineConfig) -> None:
-        """Compiles what launched servers share, once."""
-        shared = dataclasses.replace(engine, policy=EngineConfig().policy)
-        has_cache = self.config.servers.launch and engine.compile_cache_dir
-        if has_cache and shared not in self._filled:
-            self._filled.append(shared)
-            self._progress.note(f"filling the compile cache for {engine.strategy}")
-            await fill_compile_cache(shared, self._progress)
+    async def _open(
+        self, engine: EngineConfig | None, stack: contextlib.AsyncExitStack
+    ) -> Client:
+        """Returns the client of a warm server, which `stack` stops at its end."""
+        name = self.config.servers.url
+        if engine is not None:
+            name = engine_name(engine)
+            # Compile, once, the programs that launched servers share.
+            shared = dataclasses.replace(engine, policy=EngineConfig().policy)
+            has_cache = self.config.servers.launch and engine.compile_cache_dir
+            if has_cache and shared not in self._filled:
+                self._filled.append(shared)
+                self._progress.note(f"filling the compile cache for {engine.strategy}")
+                await fill_compile_cache(shared, self._progress)
+        with self._progress.doing(f"waiting for {name} to be warm"):
+            return await stack.enter_async_context(self._opener(self.config, engine))
 
-    async def _serve(self, engine: EngineConfig | None, numbers: Sequence[int]) -> None:
-        """Makes the runs of one server that are not finished yet."""
-        name = self.config.servers.url if engine is None else engine_name(engine)
-        async with contextlib.AsyncExitStack() as stack:
-            with self._progress.doing(f"waiting for {name} to be warm"):
-                server = self._opener(self.config, engine)
-                client = await stack.enter_async_context(server)
-            facts = await client.facts()
-            key = self._key(engine, facts)
-            for number in numbers:
-                if (run := self._find(engine, number, facts)) is not None:
-                    self._take([run])
-                    continue
-                if self.baseline is None:
-                    baseline = await measure_baseline(
-                        client, self._workload, self._progress
-                    )
-                    self._use_baseline(baseline)
-                    if key is not None:
-                        row = dataclasses.asdict(baseline)
-                        row["facts"] = plain(baseline.facts)
-                        self.finished.put(_baseline_key(key), row)
-                run = await self._run(client, facts, number)
-                self.runs.append(run)
-                if key is not None:
-                    self.finished.put(self._run_key(key, number), plain(run))
+    async def _measure(
+        self, client: Client, key: dict[str, Any] | None, number: int
+    ) -> dict[str, Any]:
+        """Makes a run and stores it; before the first, measures the baseline."""
+        if self.baseline is None:
+            baseline = await measure_baseline(client, self._workload, self._progress)
+            self._use_baseline(baseline)
+            if key is not None:
+                row = dataclasses.asdict(baseline) | {"facts": plain(baseline.facts)}
+                self.finished.put(_baseline_key(key), row)
+        run = await self._run(client, number)
+        if key is not None:
+            self.finished.put(self._run_key(key, number), plain(run))
+        return run
 
     def _use_baseline(self, baseline: Baseline) -> None:
         self.baseline = baseline
-        if self.config.mode == "replay":
+        if self.config.load.mode == "replay":
             print(baseline.describe(self._workload), flush=True)
 
     # Finished runs.
@@ -174,7 +174,7 @@ class Benchmark:
     def _key(
         self, engine: EngineConfig | None, facts: Mapping[str, Any]
     ) -> dict[str, Any] | None:
-        """Returns all that a server's results depend on; None to measure it again.
+        """Returns the settings that results depend on; None to measure them again.
 
         It is None with a step log, which only a new run fills, and for a foreign
         server, which may have changed.
@@ -198,14 +198,11 @@ class Benchmark:
         judged = dataclasses.asdict(self.baseline) if self.baseline else {}
         return {**key, "number": number, "baseline": judged | {"facts": None}}
 
-    def _find(
-        self, engine: EngineConfig | None, number: int, facts: Mapping[str, Any]
-    ) -> dict[str, Any] | None:
+    def _find(self, key: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
         """Returns a run that an earlier call finished with the same baseline, or None.
 
         If this call has measured no baseline yet, it takes the earlier call's.
         """
-        key = self._key(engine, facts)
         if key is None:
             return None
         if self.baseline is None:
@@ -216,19 +213,14 @@ class Benchmark:
         run: dict[str, Any] | None = self.finished.get(self._run_key(key, number))
         return run
 
-    def _take(self, runs: Sequence[dict[str, Any]]) -> None:
-        self.runs += runs
-        self.num_resumed += len(runs)
-
     # Running.
 
-    async def _run(
-        self, client: Client, facts: Mapping[str, Any], number: int
-    ) -> dict[str, Any]:
+    async def _run(self, client: Client, number: int) -> dict[str, Any]:
         """Makes run `number`, which counts over all servers."""
         # Prepare what is sent.
-        config, place = self.config, number % self.config.num_runs
-        engine = facts.get("engine") or {}
+        config = self.config.load
+        place = number % config.num_runs
+        engine = (await client.facts()).get("engine") or {}
         names = ("policy", "bucket_strategy")
         labels = {name: engine[name] for name in names if name in engine}
         flights: list[Flight] = []
@@ -253,7 +245,7 @@ class Benchmark:
             send = functools.partial(replay, client, requests, flights)
 
         # Send it, and measure.
-        total = config.num_runs * max(len(config.engines()), 1)
+        total = config.num_runs * max(len(self.config.engines()), 1)
         stage = f"run {number + 1} of {total}, {run_name(labels)}, requests"
         run = await measure_run(
             client,
@@ -263,7 +255,7 @@ class Benchmark:
             showing=self._progress.doing(
                 stage, num_requests, lambda: sum(one.is_over for one in flights)
             ),
-            profiles_host=config.servers.profile_host,
+            profiles_host=self.config.servers.profile_host,
         )
 
         # Say how it went.
@@ -286,7 +278,7 @@ class Benchmark:
         if self._qps:
             return {"qps": self._qps[place]}
         assert self.baseline is not None and self.baseline.capacity is not None
-        share = self.config.replay.loads[place]
+        share = self.config.load.replay.loads[place]
         return {"load": share, "qps": share * self.baseline.capacity.requests_per_s}
 
     def _cycle(self, run: int) -> Iterator[WorkloadRequest]:

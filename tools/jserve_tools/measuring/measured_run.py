@@ -13,7 +13,7 @@ from jserve_sched.outcomes import EngineCounters, Outcome, distribution, summari
 from jserve_tools.load.clients import Client
 from jserve_tools.load.replay import Flight
 from jserve_tools.measuring.breakdown import break_down
-from jserve_tools.reporting.documents import outcome_rows
+from jserve_tools.reporting.documents import known, outcome_rows
 
 
 async def measure_run(
@@ -49,7 +49,7 @@ async def measure_run(
         num_missing = end_id - first_id - known
     run = summarise_run(
         outcomes,
-        # The shares of the rest would be those of the end of the run alone.
+        # Shares of the steps that are known would be those of the end of the run.
         steps=None if num_missing else steps,
         block_tokens=engine.get("block_tokens"),
         counters=_counters_between(old_stats, stats),
@@ -82,16 +82,10 @@ def start_up_facts(stats: Mapping[str, Any] | None) -> dict[str, Any]:
     found = {name: start[name] for name in ("ready_s", "warm_s", "covering_s")} | {
         "compile_s": stats["compile_s"],
         "executable_bytes": None if None in sizes else sum(sizes),
-        "programs": [_known(one) for one in start["programs"]],
+        "programs": [known(one) for one in start["programs"]],
     }
-    buckets = stats.get("buckets")  # servers of an earlier version do not say
-    return {"start_up": _known(found)} | (
-        {"buckets": _known(buckets)} if buckets else {}
-    )
-
-
-def _known(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None}
+    buckets = stats.get("buckets")  # None from a server of an earlier version
+    return {"start_up": known(found)} | ({"buckets": known(buckets)} if buckets else {})
 
 
 def _counters_between(

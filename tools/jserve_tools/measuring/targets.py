@@ -24,7 +24,7 @@ from jserve.flags import config_arguments
 from jserve.progress import Progress
 from jserve.records.events import Health
 from jserve_tools.load.clients import Client, LoopClient, open_http_client
-from jserve_tools.load.config import BenchConfig
+from jserve_tools.measuring.config import BenchConfig
 
 _SERVER = (sys.executable, "-m", "jserve")
 _START_TIMEOUT_S = 3600.0  # a large model has many programs to compile
@@ -80,8 +80,7 @@ async def server_at(
     """Connects to a server once it is warm.
 
     Args:
-      extra: Fields merged into every request's body.
-      process: Process of a launched server; its end ends the wait.
+      process: Process of a launched server; if it ends, so does the wait.
 
     Raises:
       TimeoutError: If it is not warm in time.
@@ -92,9 +91,8 @@ async def server_at(
     now_s = asyncio.get_running_loop().time
     start_s = now_s()
     timeout = aiohttp.ClientTimeout(total=10, sock_connect=_CONNECT_S)
-    health = Health.STARTING
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        while health is not Health.WARM:
+        while True:
             try:
                 health = await _health(session, url)
             except (aiohttp.ClientError, OSError) as error:
@@ -110,12 +108,13 @@ async def server_at(
                 raise ConnectionError(f"the engine of {url} failed while it started")
             if process is not None and process.returncode is not None:
                 raise ConnectionError(f"the server ended with {process.returncode}")
-            if health is not Health.WARM:
-                if now_s() - start_s > timeout_s:
-                    raise TimeoutError(
-                        f"{url} is not warm after {timeout_s:g} s, but {health.value}"
-                    )
-                await asyncio.sleep(_POLL_S)
+            if health is Health.WARM:
+                break
+            if now_s() - start_s > timeout_s:
+                raise TimeoutError(
+                    f"{url} is not warm after {timeout_s:g} s, but {health.value}"
+                )
+            await asyncio.sleep(_POLL_S)
     async with open_http_client(url, extra) as client:
         yield client
 
@@ -123,7 +122,7 @@ async def server_at(
 async def _start(
     command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int | None
 ) -> asyncio.subprocess.Process:
-    # In another session: Ctrl-C reaches this program, which then stops it.
+    # In a new session, so that Ctrl-C reaches this program only, which then stops it.
     return await asyncio.create_subprocess_exec(
         *(*command, *config_arguments(config)),
         stdin=asyncio.subprocess.DEVNULL,
@@ -148,10 +147,10 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
 async def fill_compile_cache(
     engine: EngineConfig, progress: Progress, *, command: Sequence[str] = _SERVER
 ) -> None:
-    """Compiles what a server needs, in another process, which shows how far it is.
+    """Compiles a server's programs in a separate process, which shows its progress.
 
-    On a terminal that is a bar; elsewhere its lines are passed on. A cache that
-    cannot be filled is noted only: each server compiles for itself then.
+    On a terminal it draws its own bar; elsewhere its lines are passed on. A failure is
+    only noted, since each server can compile for itself.
     """
     process = await _start(
         (*command, "--warmup_only"),
@@ -179,7 +178,7 @@ async def launched_server(
     timeout_s: float = _START_TIMEOUT_S,
     command: Sequence[str] = _SERVER,
 ) -> AsyncIterator[Client]:
-    """Starts a server program, and stops it; `log` gets its output.
+    """Starts a jserve process, and stops it at the end; `log` gets its output.
 
     Raises:
       ConnectionError: If it ends too early, or its engine fails.
@@ -222,7 +221,7 @@ async def launched_server(
 def open_server(
     config: BenchConfig, engine: EngineConfig | None
 ) -> AbstractAsyncContextManager[Client]:
-    """Returns the context of a server to start, or of the one at the URL."""
+    """Returns the context of the engine or process to start, or of the URL's server."""
     if engine is None:
         return server_at(config.servers.url, config.servers.extra)
     if not config.servers.launch:
@@ -233,5 +232,5 @@ def open_server(
 
 
 def engine_name(engine: EngineConfig) -> str:
-    """Returns the name of an engine, which no other of the benchmark has."""
+    """Returns an engine's name, which no other engine of the benchmark has."""
     return f"{engine.policy}-{engine.strategy}"

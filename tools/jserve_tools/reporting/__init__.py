@@ -1,4 +1,4 @@
-"""Reporting: tables, `report.json`, its page, and what is resumed from it."""
+"""Reporting: tables, `report.json`, its page, comparisons, and finished runs."""
 
 __all__ = [
     "cells",

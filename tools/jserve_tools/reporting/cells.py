@@ -2,11 +2,13 @@
 
 Turns and seeds of the same setting are one cell. Their requests are pooled, so that
 shares and percentiles get narrower intervals; any other number is the mean over the
-cell's runs. Starts with an empty compile cache and others are kept apart.
+cell's runs. Starts with an empty compile cache are separate from other starts.
 """
 
+import collections
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from jserve_tools.reporting.tables import load_name, look_up
 
 Row = dict[str, Any]
 READABLE_SCHEMAS = (1, 2)
+_MODULE = re.compile(r"^[\w.]+\.")  # before the class in a policy's name
 
 
 class Estimate(NamedTuple):
@@ -45,9 +48,10 @@ class Cell:
     """All runs of one setting.
 
     Attributes:
-      labels: Labels of every row about it: `policy`, with the token limit if the
-        report has several; `strategy` of buckets; `load`; and `setting`, which is the
-        policy, with the strategy if the report has several.
+      labels: Labels of every row about it: `policy`, without the module of a class
+        unless two have its name, and with the token limit if the report has several;
+        `strategy` of buckets; `load`; and `setting`, which is the policy, with the
+        strategy if the report has several.
       runs: Entries of the report's `runs`, at least one. Their `start_up` is moved to
         `start_up_cold` if the compile cache was empty.
     """
@@ -149,9 +153,12 @@ def cells(report: Mapping[str, Any]) -> list[Cell]:
     runs = report["runs"]
     limits = {(run.get("policy"), run.get("max_num_batched_tokens")) for run in runs}
     policies = [policy for policy, _ in limits]
+    classes = collections.Counter(_MODULE.sub("", str(one)) for one in set(policies))
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for run in runs:
         policy = str(run.get("policy", "server"))
+        if classes[short := _MODULE.sub("", policy)] == 1:
+            policy = short
         if policies.count(run.get("policy")) > 1 and "max_num_batched_tokens" in run:
             policy += f"@{run['max_num_batched_tokens']}"
         key = (policy, str(run.get("bucket_strategy", "pow2")), load_name(run))

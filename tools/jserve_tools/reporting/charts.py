@@ -69,7 +69,7 @@ def theme(*, is_dark: bool) -> dict[str, Any]:
         "background": "transparent",
         "font": "system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
         "view": {"stroke": line},
-        "axis": words | lines | {"labelLimit": 150},
+        "axis": words | lines | {"labelLimit": 200},
         "header": words | {"labelFontSize": 11, "labelFontWeight": "bold"},
         "legend": words | symbols | {"orient": "bottom"},
         "range": {"category": _COLOURS},
@@ -119,7 +119,7 @@ def _specification(
         for name in FILTERS
     ]
     longest = max(len(str(row.get(label, ""))) for row in rows)
-    sizes = {"least_px": least_px, "label_px": 50 + 6 * min(18, longest)}
+    sizes = {"least_px": least_px, "label_px": 50 + 6 * min(25, longest)}
     return spec | {"usermeta": sizes | {"num_panels": len(names)}}
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import tempfile
 from typing import Any
 
 from jserve.config import check_writable
@@ -11,7 +10,7 @@ from jserve.config import check_writable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Where a program's report goes, and what is made of it.
+    """Folder, page and comparison of a program's report.
 
     Attributes:
       output: Folder for report.json, report.html and figures/.
@@ -37,13 +36,11 @@ class ReportConfig:
 
         Raises:
           ValueError: If `compare` is not a report, or `output` cannot be a folder.
-          OSError: If the folder cannot be written, or the report cannot be read.
+          OSError: If the report cannot be read.
         """
         report = None if self.compare is None else _read_report(self.compare)
         check_writable("output", self.output)
         self.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.output):
-            pass
         return report
 
 

@@ -4,7 +4,6 @@ A file is written beside its place and renamed into it, so an interrupted progra
 either the old file or the new one.
 """
 
-import contextlib
 import dataclasses
 import datetime
 import enum
@@ -14,7 +13,6 @@ import os
 import pathlib
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,16 +32,12 @@ _SERVER_FACTS = (
 def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Writes a file atomically; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+        draft.write_bytes(content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
@@ -81,18 +75,19 @@ def outcome_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "service_class": outcome.service_class,
             "prompt_tokens": outcome.num_prompt_tokens,
             "output_tokens": len(outcome.token_times_s),
-            "slo": _known(dataclasses.asdict(outcome.slo)),
+            "slo": known(dataclasses.asdict(outcome.slo)),
             "ttft_s": outcome.ttft_s,
             "tbt_p99_s": float(np.percentile(gaps_s, 99)) if gaps_s else None,
             "e2e_s": outcome.e2e_s,
             "violation": outcome.violation,
             "message": outcome.message or None,
         }
-        rows.append(_known(row))
+        rows.append(known(row))
     return rows
 
 
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -132,10 +127,7 @@ def document(
     """Returns the whole report, ready for `json.dumps`.
 
     Args:
-      command: Program and its arguments.
       facts: What the server states at /jserve/info: device, versions and so on.
-      workload: Description of the requests.
-      runs: One entry for each run.
       extra: Further keys, such as yardstick and capacity; None values are left out.
     """
     versions = facts.get("versions") or {}
@@ -153,7 +145,7 @@ def document(
         **extra,
         "runs": list(runs),
     }
-    return {name: plain(value) for name, value in _known(head).items()}
+    return {name: plain(value) for name, value in known(head).items()}
 
 
 def write_report(folder: pathlib.Path, report: Mapping[str, Any]) -> pathlib.Path:

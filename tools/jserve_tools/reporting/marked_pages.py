@@ -1,7 +1,6 @@
 """Markdown tables, and pages that quote them.
 
-A page is written by hand around marked places, and the program fills these, so no
-number on it is copied by hand.
+A page is written by hand, except for marked places that a program fills with tables.
 """
 
 import json
@@ -62,7 +61,6 @@ def write_study(
 
     Args:
       folder: Folder to write to; the marked places of its README.md are filled.
-      report: Results, for JSON.
       tables: Markdown tables, by the names of the marked places.
       pictures: Contents of the picture files, by name.
     """

@@ -1,6 +1,6 @@
 """Publishes a finished report: files in a folder, and a comparison as text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jserve_tools.reporting.comparison import comparison
@@ -13,27 +13,27 @@ def publish(
     report: Mapping[str, Any],
     config: ReportConfig,
     old_report: Mapping[str, Any] | None,
-    runs: FinishedRuns | None,
-    *,
-    say: Callable[[str], None],
-) -> None:
-    """Writes report.json and, if configured, the page and the pictures; compares.
+    runs: FinishedRuns,
+) -> str:
+    """Writes report.json and, if configured, the page and the pictures.
 
-    The stored runs that the report is made of, if there are any, are removed at the
-    end. `say` prints a line.
+    The stored runs that the report is made of are removed at the end.
+
+    Returns:
+      Lines that name the files, and the comparison with the older report, if any.
     """
-    say(f"\nreport: {write_report(config.output, report)}")
+    lines = [f"\nreport: {write_report(config.output, report)}"]
     if config.html:
         try:
             # Altair takes a second to import.
             from jserve_tools.reporting.page import write_page
         except ImportError as error:
-            say(f"no page, without {error.name}: pip install 'jserve[report]'")
+            lines.append(f"no page, without {error.name}: pip install 'jserve[report]'")
         else:
             write_page(report, config.output)
-            say(f"page: {config.output / 'report.html'}")
-            say(f"pictures: {config.output / 'report.png'} and figures/")
+            lines.append(f"page: {config.output / 'report.html'}")
+            lines.append(f"pictures: {config.output / 'report.png'} and figures/")
     if old_report is not None:
-        say(f"\n{comparison(old_report, report)}")
-    if runs is not None:
-        runs.remove()
+        lines.append(f"\n{comparison(old_report, report)}")
+    runs.remove()
+    return "\n".join(lines)

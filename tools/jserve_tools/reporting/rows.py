@@ -1,7 +1,7 @@
 """The data of a report's charts, as rows of plain values.
 
-A row names its policy, strategy, load and class if it belongs to one, so that filters
-and tables treat all charts the same.
+A row names the policy, strategy, load and class that it belongs to, so that the same
+filters and tables work for all charts.
 """
 
 import collections

@@ -53,80 +53,48 @@ def look_up(entry: Any, path: Sequence[str]) -> Any:
     return entry
 
 
-def _text(value: Any, form: str) -> str:
-    if value is None:
-        return "-"
-    return duration(value) if form == "s" else format(value, form)
-
-
-def _table(rows: Sequence[Row], columns: Sequence[tuple[str, str, str]]) -> str:
-    """Returns a table of rows; columns without any value are left out.
-
-    Args:
-      columns: Title, path of keys joined by slashes, and format of each column; the
-        format "s" is a time in seconds.
-    """
-    texts = []
-    for title, path, form in columns:
-        values = [look_up(row, path.split("/")) for row in rows]
-        if any(value is not None for value in values):
-            texts.append([title, *(_text(value, form) for value in values)])
-    return render(list(zip(*texts, strict=True)))
-
-
 def fits_table(fits: Sequence[Row]) -> str:
     """Returns one row for each fit of buckets to a simulation."""
-    rows = [
-        {**one, "fit": run_name({"bucket_strategy": "fitted", "is_one_shot": 1} | fit)}
-        for fit in map(dict, fits)
-        for one in fit["iterations"]
-    ]
-    columns = [
-        ("fitted for", "fit", ""),
-        ("programs", "num_programs", "d"),
-        ("expected step", "expected_s", "s"),
-        ("padding of time", "pad_share_time", ".1%"),
-    ]
-    return _table(rows, columns)
+    rows = [["fitted for", "programs", "expected step", "padding of time"]]
+    for fit in fits:
+        name = run_name({"bucket_strategy": "fitted", "is_one_shot": 1} | dict(fit))
+        for one in fit["iterations"]:
+            times = [duration(one["expected_s"]), f"{one['pad_share_time']:.1%}"]
+            rows.append([name, str(one["num_programs"]), *times])
+    return render(rows)
 
 
 def instances_table(runs: Sequence[Row]) -> str:
     """Returns one row for each engine of runs with several engines."""
-    rows = [
-        {**one, "engine": f"{run_name(run)} #{place}"}
-        for run in runs
-        for place, one in enumerate(run["instances"])
-    ]
-    columns = [
-        ("engine", "engine", ""),
-        ("requests", "num_requests", "d"),
-        ("attained", "attainment", ".1%"),
-        ("output tokens", "output_tokens", "d"),
-        ("busy", "busy_share", ".1%"),
-    ]
-    return _table(rows, columns)
+    rows = [["engine", "requests", "attained", "output tokens", "busy"]]
+    for run in runs:
+        for place, one in enumerate(run["instances"]):
+            share = f"{one['attainment']:.1%}" if "attainment" in one else "-"
+            counts = [str(one["num_requests"]), share, str(one["output_tokens"])]
+            name = f"{run_name(run)} #{place}"
+            rows.append([name, *counts, f"{one['busy_share']:.1%}"])
+    return render(rows)
 
 
 def host_table(breakdown: Sequence[Row]) -> str:
     """Returns the medians of a step's parts, and a sentence on host and device."""
-    columns = [
-        ("median ms per step", "steps", ""),
-        ("steps", "num_steps", "d"),
-        *((part, f"median_ms/{part}", ".3f") for part in breakdown[0]["median_ms"]),
-        ("host", "host_ms", ".3f"),
-        ("device", "device_ms", ".3f"),
-        ("host/device", "host_to_device", ".2f"),
-    ]
-    table = _table(breakdown, columns)
     last = breakdown[-1]
+    rows = [["median ms per step", "steps", *last["median_ms"], "host"]]
+    for one in breakdown:
+        times_ms = (*one["median_ms"].values(), one["host_ms"])
+        cells = [one["steps"], str(one["num_steps"])]
+        rows.append(cells + [f"{time_ms:.3f}" for time_ms in times_ms])
     if last["overlap"]:
         return (
-            f"{table}\noverlap on: the device works while the host does, so its time "
-            "cannot be measured; waiting is a lower bound"
+            f"{render(rows)}\noverlap on: the device works while the host does, so its "
+            "time cannot be measured; waiting is a lower bound"
         )
+    rows[0] += ["device", "host/device"]
+    for row, one in zip(rows[1:], breakdown, strict=True):
+        row += [f"{one['device_ms']:.3f}", f"{one['host_to_device']:.2f}"]
     verdict = "less" if last["host_ms"] < last["device_ms"] else "not less"
     return (
-        f"{table}\noverlap off, {last['steps']}: host {last['host_ms']:.3f} ms, device "
-        f"(launch and wait) {last['device_ms']:.3f} ms: a step spends {verdict} time "
-        "in Python than in XLA"
+        f"{render(rows)}\noverlap off, {last['steps']}: host {last['host_ms']:.3f} ms, "
+        f"device (launch and wait) {last['device_ms']:.3f} ms: a step spends {verdict} "
+        "time in Python than in XLA"
     )

@@ -1,4 +1,4 @@
-"""The settings of `jserve-simulate`: the load, the machine, and what is run on it.
+"""Configuration of `jserve-simulate`: the load, the machine and the runs.
 
 Invalid values, and settings without an effect, are refused when a config is made.
 `--help` imports no NumPy.
@@ -8,31 +8,18 @@ import dataclasses
 import pathlib
 from typing import Literal
 
-from jserve.config import check_range, check_readable
+from jserve.config import check_readable, check_writable
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
     SIMULATED_STRATEGIES,
     make_strategy,
 )
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
+from jserve_tools.load.config import check_ranges, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
 
 LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
 _ANY = 2**40  # limit of values that only memory limits
-
-
-def _refuse_idle(config: object, name: str, needed: str) -> None:
-    """Refuses a setting that has no effect without another."""
-    if getattr(config, name) is not None:
-        raise ValueError(f"{name} has no effect without {needed}")
-
-
-def _check_ranges(config: object, **limits: tuple[float, float]) -> None:
-    for name, (least, most) in limits.items():
-        values = getattr(config, name)
-        for value in values if isinstance(values, tuple) else (values,):
-            if value is not None:
-                check_range(name, value, least, most)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +60,7 @@ class LoadConfig:
             raise ValueError(f"workload={self.workload} and trace={self.trace}: one of")
         check_readable("trace", self.trace)
         check_readable("service_classes", self.service_classes)
-        _check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
+        check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
         given = [name for name in ("qps", "poisson") if getattr(self, name)]
         if self.one_shot and given:
             raise ValueError(f"one_shot has no rate: leave out {', '.join(given)}")
@@ -81,7 +68,7 @@ class LoadConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineConfig:
-    """The simulated machine, and what its policies know.
+    """The simulated machine, and the predictions that its policies plan by.
 
     Attributes:
       cost_model: Machine to simulate: a GPU by name (a100-llama3-8b, h100-llama3-8b,
@@ -95,11 +82,11 @@ class MachineConfig:
         model's]
       num_kv_tokens: Tokens that the KV pool holds. [default: the cost model's]
       page_size: Tokens in one KV page. [default: the cost model's]
-      lag: Steps in flight while the next is planned. 1: a step is planned while the
-        one before runs, as in the server; 0: after it has ended.
+      lag: Number of steps in flight while the next is planned. 1: a step is planned
+        while the previous one runs, as in the server; 0: after that one has ended.
       noise: Standard deviation, 0 to 1, of the logarithm of a step's time about the
         cost model's.
-      predictor: Predictor of step times that policies plan by: oracle is never wrong;
+      predictor: Predictor of step times that policies plan by: oracle knows them;
         linear and table are fitted to steps of the cost model.
       declared_max_tokens: Most output tokens (max_tokens) that each request declares,
         as clients of a real server do, limited by the room in the context; it then ends
@@ -135,17 +122,9 @@ class MachineConfig:
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
         from jserve_sched.requests.output_lengths import make_length_estimator
-        from jserve_tools.gpu_profiles.machines import GPU_COST_MODELS
 
         check_readable("buckets", self.buckets)
-        kind, _, rest = self.cost_model.partition(":")
-        is_profile = kind == "table" and bool(rest)
-        if not is_profile and self.cost_model not in GPU_COST_MODELS:
-            raise ValueError(
-                f"cost_model={self.cost_model} is unknown; known: "
-                f"{', '.join(sorted(GPU_COST_MODELS))}, table:SAMPLES"
-            )
-        _check_ranges(
+        check_ranges(
             self,
             **dict.fromkeys((*LIMITS, "block_tokens"), (1, _ANY)),
             max_model_len=(2, _ANY),
@@ -155,32 +134,34 @@ class MachineConfig:
             num_instances=(1, 64),
         )
         if self.num_instances == 1:
-            _refuse_idle(self, "assignment", "num_instances of 2 or more")
+            reason = "assignment needs num_instances of 2 or more"
+            refuse_idle(reason, self, "assignment")
         if self.length_estimator is not None:
             make_length_estimator(self.length_estimator, {})
         if not self.declared_max_tokens:
-            _refuse_idle(self, "length_estimator", "declared_max_tokens")
+            reason = "length_estimator needs declared_max_tokens"
+            refuse_idle(reason, self, "length_estimator")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """Which runs are made, and what is reported of them.
+    """Runs that are made, and the requests that they count.
 
     Attributes:
       policies: Scheduling policies, with options as in sliding:constructor=off, or
         classes of your own as in my_module.MyPolicy.
-      bucket_strategies: Bucket strategies, each with every policy, with options as in
-        linear:block_gap=4: none has no padding at all; explicit is the file in
-        buckets; fitted is that file too, or without one fitted for each policy to this
-        load, drawn with a seed that is not judged, with as many programs as pow2. Of a
-        trace a seed draws the classes only: such a fit has seen the requests it is
-        judged by. To judge by others, fit to another part of the trace with
-        jserve-fit-buckets and give its file.
-      goodput: Search the goodput instead of running at given rates.
-      max_violation_share: Share of requests that may violate their SLO at the goodput.
-        [default: 0.01]
-      warmup_share: Share of the requests, the first ones, that are not counted.
-        [default: 0.1, and 0 if all come at once]
+      bucket_strategies: Bucket strategies, each combined with every policy; with
+        options as in linear:block_gap=4. none pads nothing. explicit and fitted take
+        the file of --buckets. fitted without a file is fitted for each policy to this
+        load, drawn with a seed of which no run is reported, with as many programs as
+        pow2. A trace has the same requests for every seed, so there the fit has seen
+        the requests that it is judged by; fit to another part of the trace with
+        jserve-fit-buckets to avoid that.
+      goodput: Search each policy's goodput instead of running at given rates.
+      max_violation_share: Share of requests, 0 to 1, that may violate their SLO at the
+        goodput. [default: 0.01]
+      warmup_share: Share of requests, 0 to 0.9, at the start of a run that are not
+        counted. [default: 0.1, or 0 with --one_shot]
       seed: Seed of lengths, arrivals, classes and noise.
       num_seeds: Number of seeds: --seed, --seed + 1, and so on.
       num_processes: Number of processes that share the runs.
@@ -210,7 +191,9 @@ class SweepConfig:
         for strategy in self.bucket_strategies:
             if strategy not in FROM_FILE:
                 make_strategy(strategy, SIMULATED_STRATEGIES)
-        _check_ranges(
+        if self.step_log is not None:
+            check_writable("step_log", self.step_log)
+        check_ranges(
             self,
             max_violation_share=(0.0, 1.0),
             warmup_share=(0.0, 0.9),
@@ -219,7 +202,8 @@ class SweepConfig:
             num_processes=(1, _ANY),
         )
         if not self.goodput:
-            _refuse_idle(self, "max_violation_share", "goodput")
+            reason = "max_violation_share needs goodput"
+            refuse_idle(reason, self, "max_violation_share")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

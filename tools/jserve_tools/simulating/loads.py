@@ -96,8 +96,8 @@ def read_load(config: LoadConfig) -> SimulatedLoad:
     """Returns the load that a config describes.
 
     Raises:
-      ValueError: if a file is invalid, naming the value and the limit.
-      OSError: if a file cannot be read.
+      ValueError: If a file is invalid, naming the value and the limit.
+      OSError: If a file cannot be read.
     """
     classes: Sequence[ServiceClass] = ()
     if config.service_classes is not None:

@@ -1,8 +1,7 @@
 """Predictors for a simulated machine: perfect, or fitted to samples of it.
 
-A policy should be judged with the predictor that it would have on a real machine, so
-`linear` and `table` are fitted to steps priced by the cost model, as the server's are
-to timed steps.
+On a real machine a policy plans by predictions. Therefore `linear` and `table` are
+fitted to steps priced by the cost model, as the server's are to timed steps.
 """
 
 import numpy as np
@@ -15,6 +14,7 @@ from jserve_sched.steps.plan import Row
 from jserve_sched.timing.linear import LinearPredictor, fit_linear
 from jserve_sched.timing.predictor import Predictor, StepSample
 from jserve_sched.timing.table import TablePredictor
+from jserve_tools.training.step_grid import log_uniform
 
 _MAX_CHUNKS = 4  # prompts that share a step
 _LEAST_CONTEXT = 16
@@ -40,11 +40,6 @@ def random_batches(
         request_id="made up", arrival_s=0.0, prompt_tokens=np.zeros(1), max_tokens=1
     )
 
-    def log_uniform(least: int, most: int) -> int:
-        if most <= least:
-            return most
-        return int(np.exp(rng.uniform(np.log(least), np.log(most + 1))))
-
     rows = []
     for index in range(num_batches):
         kind = index % 3
@@ -52,9 +47,9 @@ def random_batches(
         decodes: list[Row] = []
         kv_tokens = cost_model.num_kv_tokens
         if kind != 1:
-            num_rows = log_uniform(1, cost_model.max_num_seqs)
+            num_rows = log_uniform(rng, 1, cost_model.max_num_seqs)
             longest = min(kv_tokens // num_rows, max_model_len - 1)
-            context = log_uniform(min(_LEAST_CONTEXT, longest), longest)
+            context = log_uniform(rng, min(_LEAST_CONTEXT, longest), longest)
             lengths = rng.uniform(0.5, 1.0, num_rows) * context
             decodes = [Row(one, int(length), 1, True) for length in lengths]
         # Prefill: blocks cut at random into chunks, half of which begin a prompt.
@@ -62,13 +57,13 @@ def random_batches(
         if kind != 0:
             most = cost_model.max_num_batched_tokens
             room = buckets.block_edge_beside(len(decodes), most)
-            num_blocks = log_uniform(1, room)
-            num_chunks = log_uniform(1, min(_MAX_CHUNKS, num_blocks))
+            num_blocks = log_uniform(rng, 1, room)
+            num_chunks = log_uniform(rng, 1, min(_MAX_CHUNKS, num_blocks))
             cuts = np.sort(rng.integers(1, num_blocks + 1, num_chunks - 1)).tolist()
             for begin, end in zip([0, *cuts], [*cuts, num_blocks], strict=True):
                 tokens = (end - begin) * buckets.block_tokens
                 if tokens:
-                    start = log_uniform(1, max(max_model_len - tokens, 1)) - 1
+                    start = log_uniform(rng, 1, max(max_model_len - tokens, 1)) - 1
                     is_first = rng.random() < 0.5
                     chunks.append(Row(one, 0 if is_first else start, tokens, True))
         # The bucket that holds them.

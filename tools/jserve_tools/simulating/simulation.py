@@ -1,7 +1,7 @@
 """One simulated experiment: a load, a machine and a policy, at a rate and with a seed.
 
-An `Experiment` holds all that its results depend on, so it gives the same report in any
-process.
+An `Experiment` holds everything that its results depend on, except rate and seed, so it
+can run in any process.
 """
 
 import dataclasses
@@ -50,9 +50,10 @@ def make_lengths(spec: str, arrivals: Sequence[Arrival]) -> LengthEstimator:
 def declare(
     arrivals: Sequence[Arrival], declared_tokens: int, *, max_model_len: int
 ) -> list[Arrival]:
-    """Returns requests that declare `declared_tokens` of output, as real ones do.
+    """Returns requests that declare `declared_tokens` as their most output tokens.
 
-    One declares more if it takes more, and no more than the context has room for.
+    A request declares its own length if that is larger, and less if the context has
+    less room.
     """
     return [
         dataclasses.replace(
@@ -68,7 +69,7 @@ def declare(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that a run's results depend on, except rate and seed.
+    """One policy on one machine and load.
 
     Attributes:
       policy: Name and options of the policy.
@@ -108,7 +109,7 @@ class Experiment:
     def _scheduler(
         self, arrivals: Sequence[Arrival], source: LatencySource
     ) -> Scheduler:
-        """Returns a fresh scheduler of one engine."""
+        """Returns a fresh scheduler for one engine."""
         machine = self.machine
         return make_scheduler(
             policy=make_policy(self.policy, latency=source, make_kernel=best_kernel),
@@ -127,11 +128,9 @@ class Experiment:
     def simulate(
         self, arrivals: Sequence[Arrival], seed: int, **options: Any
     ) -> SimulationResult:
-        """Serves requests with fresh schedulers.
+        """Serves requests with fresh schedulers; a seed draws the noise.
 
-        Args:
-          seed: Seed of the noise.
-          options: Further arguments of `simulator.simulate`.
+        `options` are further arguments of `simulator.simulate`.
         """
         machine = self.machine
         if machine.declared_max_tokens:

@@ -6,15 +6,17 @@ import json
 import math
 import pathlib
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jserve.progress import Progress, timed_lines
 from jserve_sched.buckets.table import table_from_json
 from jserve_sched.policies.registry import policy_file
 from jserve_sched.simulation.goodput import SeedGoodput, pool
 from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
-from jserve_tools.reporting.documents import document, one_line
+from jserve_tools.reporting.documents import document, known, one_line
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.metrics import run_tables
 from jserve_tools.reporting.publishing import publish
@@ -48,8 +50,8 @@ class ExperimentTask:
         return self.work(self.experiment, self.seed, self.qps)
 
 
-RunAll = Callable[[Sequence[ExperimentTask]], list[dict[str, Any]]]
-"""Runs tasks and returns their results, in order."""
+RunAll = Callable[[str, Sequence[ExperimentTask]], list[dict[str, Any]]]
+"""Runs the tasks of a stage and returns their results, in order."""
 
 
 def fit(experiment: Experiment, seed: int, qps: float) -> dict[str, Any]:
@@ -83,33 +85,24 @@ def search_goodputs(
       An entry of the report's `runs` for each experiment: the run of the first seed at
       the rate found for it, with the goodput.
     """
-    searches = []
-    for one in experiments:
-        start_qps = one.start_qps(seeds[0])
-        searches += [
-            ExperimentTask(
-                work=Experiment.search, experiment=one, seed=seed, qps=start_qps
-            )
-            for seed in seeds
-        ]
-    rows = [SeedGoodput(**row) for row in run_tasks(searches)]
+    searches = [
+        ExperimentTask(work=Experiment.search, experiment=one, seed=seed, qps=start_qps)
+        for one in experiments
+        for start_qps in [one.start_qps(seeds[0])]
+        for seed in seeds
+    ]
+    rows = [SeedGoodput(**row) for row in run_tasks("searching goodputs", searches)]
     found = [pool(rows[at : at + len(seeds)]) for at in range(0, len(rows), len(seeds))]
-    runs = run_tasks(
-        [
-            dataclasses.replace(  # at the lowest rate tried if none passed
-                search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
-            )
-            for search, one in zip(searches[:: len(seeds)], found, strict=True)
-        ]
-    )
+    tasks = [
+        dataclasses.replace(  # at the lowest rate tried if none passed
+            search, work=Experiment.run, qps=one.seeds[0].qps or search.qps / 100
+        )
+        for search, one in zip(searches[:: len(seeds)], found, strict=True)
+    ]
+    runs = run_tasks("simulating at the goodputs", tasks)
     return [
-        run
-        | {
-            f"goodput_{name}": value
-            for name, value in dataclasses.asdict(one).items()
-            if value is not None
-        }
-        for run, one in zip(runs, found, strict=True)
+        run | {f"goodput_{name}": one for name, one in known(row).items()}
+        for run, row in zip(runs, map(dataclasses.asdict, found), strict=True)
     ]
 
 
@@ -155,7 +148,7 @@ def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str,
         for place, one in enumerate(experiments)
         if one.bucket_strategy == "fitted"
     }
-    fits = run_tasks(list(tasks.values())) if tasks else []
+    fits = run_tasks("fitting buckets", list(tasks.values()))
     for place, found in zip(tasks, fits, strict=True):
         table = table_from_json(json.dumps(found["table"]))
         experiments[place] = dataclasses.replace(experiments[place], buckets=table)
@@ -163,7 +156,7 @@ def _fit_all(experiments: list[Experiment], run_tasks: RunAll) -> list[dict[str,
 
 
 def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
-    """Returns all that a task's result depends on: flags, files and its labels."""
+    """Returns what a task's result depends on: flags, times of files, labels."""
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
     files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
@@ -249,8 +242,8 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     """Makes all runs that are not finished yet; prints tables, writes the report.
 
     Raises:
-      ValueError: if a file is invalid, or a policy's limit leaves no room for buckets.
-      OSError: if a file cannot be read or written.
+      ValueError: If a file is invalid, or a policy's limit leaves no room for buckets.
+      OSError: If a file cannot be read or written.
     """
     # Read and check everything before any work.
     sweep = config.sweep
@@ -259,17 +252,17 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     cost_model = experiments[0].cost_model
     workload = _workload(experiments[0])  # refuses invalid service classes
     old_report = config.report.probe()
-    finished = None
-    if sweep.step_log is None:
-        path = config.report.output / "runs.jsonl"
-        finished = FinishedRuns(path, resumes=config.report.resume)
-    else:  # a run taken from an earlier call would have no steps to write
-        sweep.step_log.parent.mkdir(parents=True, exist_ok=True)
-        sweep.step_log.touch()
+    finished = FinishedRuns(
+        config.report.output / "runs.jsonl",
+        # A run taken from an earlier call would have no steps to log.
+        resumes=config.report.resume and sweep.step_log is None,
+    )
 
     # Run.
+    progress = Progress(timed_lines(), is_bar=sys.stderr.isatty())
     run_tasks = functools.partial(
         run_all,
+        progress=progress,
         num_processes=sweep.num_processes,
         runs=finished,
         key=functools.partial(_task_key, config),
@@ -279,14 +272,13 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     if sweep.goodput:
         runs = search_goodputs(experiments, seeds, run_tasks)
     else:
-        runs = run_tasks(
-            [
-                ExperimentTask(work=Experiment.run, experiment=one, seed=seed, qps=qps)
-                for qps in load.qps
-                for one in experiments
-                for seed in seeds
-            ]
-        )
+        tasks = [
+            ExperimentTask(work=Experiment.run, experiment=one, seed=seed, qps=qps)
+            for qps in load.qps
+            for one in experiments
+            for seed in seeds
+        ]
+        runs = run_tasks("simulating", tasks)
 
     # Report.
     block_tokens = config.machine.block_tokens
@@ -302,9 +294,11 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
             "staircase": priced_staircase(cost_model, block_tokens, runs),
             **_settings(experiments[0]),
             "fits": fits or None,
-            "num_resumed": 0 if finished is None else finished.num_found,
+            "num_resumed": finished.num_found,
         },
     )
     _print_tables(config, report)
-    publish(report, config.report, old_report, finished, say=print)
+    with progress.doing("writing the report"):
+        text = publish(report, config.report, old_report, finished)
+    print(text)
     print(one_line(report), flush=True)

@@ -9,11 +9,11 @@ from jserve.config import check_range
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What is trained, on what, and how.
+    """The predictor that is trained, its samples, and settings of the training.
 
     Attributes:
-      kind: What is predicted: the time of a step, or of a whole request. For request,
-        only --samples and --output have an effect.
+      kind: Quantity that is predicted: the time of a step, or of a whole request. For
+        request, only --samples and --output have an effect.
       samples: Samples file of jserve-profile.
       output: Folder for the trained predictor and its report. [default: out/predictor,
         or out/request_latency for --kind=request]

@@ -2,7 +2,7 @@
 
 Two pinball losses on log(measured / linear) give a median and a 95th percentile
 together, and neither depends on how far outliers of a disturbed machine lie. Every
-optimiser step takes all of the few thousand rows, so an interrupted training that is
+optimiser step takes all of the few thousand rows, so a training that is interrupted and
 continued has the same result. Sources: pinball loss, Koenker and Bassett, *Regression
 Quantiles* (1978); split conformal prediction of quantiles, Romano, Patterson and
 Candes, arXiv 1905.03222.

@@ -4,12 +4,12 @@ All show the `N` held-out steps: each step's prediction over its measured median
 network's error in each program, and the share of measurements below its quantiles.
 """
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
 import numpy as np
+import vl_convert
 
 from jserve_sched.steps.features import NUM_BLOCKS, NUM_ROWS, SCENARIOS, scenarios
 
@@ -36,9 +36,7 @@ def predictor_png(predictions: Mapping[str, Any], *, title: str) -> bytes:
         ),
         title=title,
     ).resolve_scale(color="independent")
-    picture = io.BytesIO()
-    charts.save(picture, format="png")
-    return picture.getvalue()
+    return vl_convert.vegalite_to_png(charts.to_dict())
 
 
 def _predicted_over_measured(

@@ -1,4 +1,4 @@
-"""Which steps to measure, and in what order.
+"""The steps to measure, and the order of the measurements.
 
 A *grid* step probes one program at a given longest context. A *random* step is a batch
 as a server might plan it: every count and every context is drawn. A step's cost depends
@@ -137,13 +137,13 @@ def profile_plans(
         scenario = len(plans) % len(SCENARIOS)
         rows = blocks = 0
         if scenario != PURE_PREFILL:
-            rows = _log_uniform(rng, 1, min(table.max_rows, limits.max_num_seqs))
+            rows = log_uniform(rng, 1, min(table.max_rows, limits.max_num_seqs))
         if scenario != PURE_DECODE:
             room = table.block_edge_beside(rows, limits.max_num_batched_tokens)
-            blocks = _log_uniform(rng, 1, room)
+            blocks = log_uniform(rng, 1, room)
         # Each step draws new caps; with fixed caps every full step would have a long
         # row.
-        caps = [_log_uniform(rng, 1, limits.max_model_len) for _ in range(2)]
+        caps = [log_uniform(rng, 1, limits.max_model_len) for _ in range(2)]
         add(rows, blocks, (caps[0], caps[1]))
     if len(plans) < num_grid + num_random:
         raise ValueError(
@@ -153,7 +153,7 @@ def profile_plans(
     return list(plans.values())
 
 
-def _log_uniform(rng: np.random.Generator, least: int, most: int) -> int:
+def log_uniform(rng: np.random.Generator, least: int, most: int) -> int:
     """Returns an integer whose logarithm is uniform, both ends included."""
     if most <= least:
         return least
@@ -179,11 +179,11 @@ def _draw(
     most = min(max(caps[0], 2), longest) - 1
     decodes = [most] * num_decodes
     if rng.random() < 0.5:
-        decodes[1:] = [_log_uniform(rng, 1, most) for _ in decodes[1:]]
+        decodes[1:] = [log_uniform(rng, 1, most) for _ in decodes[1:]]
     # Chunks.
     chunks = []
     slots = min(num_blocks, limits.max_num_seqs - num_decodes, _MAX_SEQUENCES)
-    num_chunks = _log_uniform(rng, min(num_blocks, 1), slots)
+    num_chunks = log_uniform(rng, min(num_blocks, 1), slots)
     for index in range(num_chunks):
         blocks = (num_blocks + index) // num_chunks  # as evenly as can be
         # The last chunk of a prompt ends anywhere in its last block.
@@ -192,7 +192,7 @@ def _draw(
             count -= int(rng.integers(0, min(size, count)))
         # Chunks begin where whole blocks ended.
         free_blocks = max(min(caps[1], longest) - count, 0) // size
-        start = _log_uniform(rng, 1, free_blocks + 1) - 1 if index else free_blocks
+        start = log_uniform(rng, 1, free_blocks + 1) - 1 if index else free_blocks
         chunks.append((start * size, count))
     return step_plan(limits, decodes, chunks)
 
@@ -213,8 +213,7 @@ def time_rounds(
 
     Args:
       time_step: Runs the step of an index once; returns its seconds.
-      rounds: Number of rounds kept, unless time runs out.
-      warmup_rounds: Number of rounds before these, which are discarded.
+      warmup_rounds: Number of rounds before the others, which are discarded.
       max_s: Seconds after which no further round begins; one round is always kept.
     """
     start_s = time.monotonic()

@@ -6,12 +6,8 @@ from typing import Any
 import pytest
 
 from jserve.config import EngineConfig
-from jserve_tools.load.config import (
-    BenchConfig,
-    ClosedConfig,
-    ReplayConfig,
-    ServersConfig,
-)
+from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
+from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from tests import TESTS
 
 BUCKETS = TESTS / "four_programs.json"
@@ -31,8 +27,6 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         (ServersConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
         (ServersConfig, {"extra_body": "{"}, "extra_body is not JSON"),
         (ServersConfig, {"policies": ("edff",)}, "'edff' is unknown; known: ['ann"),
-        (ServersConfig, {"bucket_strategies": ("cubes",)}, "'cubes' is unknown; known"),
-        (ServersConfig, {"bucket_strategies": ("linear:gap=4",)}, "no option 'gap=4'"),
         (ServersConfig, {"url": "127.0.0.1:1"}, "no scheme: write http://127.0.0.1:1"),
         (
             ServersConfig,
@@ -45,12 +39,12 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
             "http://x is a running server: leave out --kv_cache_bytes=9",
         ),
         (
-            BenchConfig,
+            LoadConfig,
             {"mode": "closed", "replay": ReplayConfig(length_scale=2.0, qps=(1.0,))},
             "mode=closed replays no trace: leave out --length_scale=2.0, --qps=1.0",
         ),
         (
-            BenchConfig,
+            LoadConfig,
             {"closed": ClosedConfig(prompt_tokens=9)},
             "mode=replay has the lengths of a trace: leave out --prompt_tokens=9",
         ),
@@ -66,8 +60,8 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         ),
         (
             BenchConfig,
-            {"servers": ServersConfig(bucket_strategies=("fitted",))},
-            "'fitted' needs a bucket file, --buckets=FILE; to write one: jserve",
+            {"servers": ServersConfig(bucket_strategies=("pow2", "fitted"))},
+            "a bucket file goes with explicit and fitted, which need one",
         ),
         (
             BenchConfig,
@@ -99,10 +93,10 @@ def test_a_wrong_value_is_refused_by_name(
 
 def test_rates_are_shares_of_the_capacity_unless_others_are_given() -> None:
     assert ReplayConfig().loads == (0.9,)
-    assert ReplayConfig(load=(0.5, 1.0)).num_runs == 2
-    assert ReplayConfig(qps=(1.0, 2.0, 3.0)).num_runs == 3
-    config = ReplayConfig(rate_scale=1.0)
-    assert (config.loads, config.num_runs) == ((), 1)
+    assert LoadConfig(replay=ReplayConfig(load=(0.5, 1.0))).num_runs == 2
+    assert LoadConfig(replay=ReplayConfig(qps=(1.0, 2.0, 3.0))).num_runs == 3
+    replay = ReplayConfig(rate_scale=1.0)
+    assert (replay.loads, LoadConfig(replay=replay).num_runs) == ((), 1)
 
 
 def test_each_policy_gets_each_bucket_strategy() -> None:
