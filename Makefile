@@ -18,7 +18,7 @@ setup: .venv/installed-$(VERSION)
 	@echo "setup: making .venv and installing $$(wc -l < $(CONSTRAINTS)) packages"
 	@$(PYTHON) -m venv --clear .venv
 	@while sleep 5; do \
-	  echo "setup: $$(ls -d .venv/lib/python*/site-packages/*.dist-info | wc -l) of $$(wc -l < $(CONSTRAINTS)) packages installed"; \
+	  echo "setup: $$(ls .venv/lib/python*/site-packages | grep dist-info | grep -cvE '^(pip|setuptools|jserve)-') of $$(wc -l < $(CONSTRAINTS)) packages installed"; \
 	done & \
 	trap "kill $$!" EXIT; \
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \

@@ -22,10 +22,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from jserve.config import EngineConfig, ServerConfig, check_writable
+from jserve.config import (
+    EngineConfig,
+    ServerConfig,
+    check_predictor,
+    check_writable,
+)
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
+from jserve_models.hf_config import read_config
 
 _LOG = logging.getLogger("jserve")
 _ENGINE_CONFIG = define_engine_flags()
@@ -43,6 +49,7 @@ def _folder(model: str) -> pathlib.Path | None:
     """Returns the folder that `model` names, or None for a named size."""
     path = pathlib.Path(model).expanduser()
     if path.is_dir():
+        read_config(path)  # refuses what cannot be served
         return path
     if os.sep in model or model.startswith("~"):
         raise ValueError(f"model={model}: no such folder")
@@ -62,14 +69,7 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
     make_policy(engine.policy)
     load_service_classes(server)
     load_api_keys(server)
-    if (
-        engine.predictor not in ("table", "linear")
-        and not pathlib.Path(engine.predictor).expanduser().is_dir()
-    ):
-        raise ValueError(
-            f"predictor={engine.predictor}: not one of table, linear, and no such "
-            "folder"
-        )
+    check_predictor(engine.predictor)
     if _WARMUP_ONLY.value:
         if not engine.compile_cache_dir:
             raise ValueError("--warmup_only needs a compile_cache_dir to fill")

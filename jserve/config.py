@@ -59,6 +59,20 @@ def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
         raise ValueError(f"{name}={str(path)!r}: {error}") from None
 
 
+def check_predictor(predictor: str) -> None:
+    """Checks that `EngineConfig.predictor` is a name, or a folder with a checkpoint.
+
+    Raises:
+      ValueError: If it is neither.
+    """
+    folder = pathlib.Path(predictor).expanduser() / "checkpoint"
+    if predictor not in ("table", "linear") and not folder.is_dir():
+        raise ValueError(
+            f"predictor={predictor} is not one of table, linear, and not the folder of "
+            "a trained one, which holds a checkpoint"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """The engine and its scheduler.

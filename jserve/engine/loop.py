@@ -295,7 +295,8 @@ class EngineLoop:
             if in_flight and (step is None or len(in_flight) >= max_in_flight):
                 last_end_s = self._finish_step(in_flight.popleft(), last_end_s)
             elif step is None and self._scheduler.has_work:
-                raise AssertionError("requests are live, but no step can be planned")
+                name = type(self._scheduler.policy).__name__
+                raise AssertionError(f"requests are live, but {name} plans nothing")
 
     def _take_commands(self, *, can_wait: bool) -> None:
         with self._changed:

@@ -7,6 +7,7 @@ far as they are known.
   python -m jserve.records.chrome_trace steps.jsonl > trace.json     (of a step log)
 """
 
+import argparse
 import collections
 import json
 import pathlib
@@ -130,20 +131,26 @@ def _causes(step: StepRecord, usual: dict[str, float]) -> dict[str, str]:
     attended_s = step.launch_s + step.wait_s
     if step.launched_s and attended_s < _SEEN_LATE * step.duration_s:
         causes.append("the host was busy and saw its end late")
-    return {"slow_because": "; ".join(causes) or "no cause is on record"}
+    return {"slow_because": "; ".join(causes) or "no cause on record: other load?"}
 
 
-def main(path: str) -> None:
+def main() -> None:
     """Prints the trace of a step log."""
+    parser = argparse.ArgumentParser(description="Prints a step log as a Chrome trace.")
+    parser.add_argument("step_log", help="file that jserve --step_log wrote")
+    path = parser.parse_args().step_log
     fields: Sequence[str] = ()
     steps = []
-    for row in map(json.loads, pathlib.Path(path).read_text().splitlines()):
-        if isinstance(row, dict):
-            fields = fields_of(row)
-        else:
-            steps.append(read_step(fields, row))
+    try:
+        for row in map(json.loads, pathlib.Path(path).read_text().splitlines()):
+            if isinstance(row, dict):
+                fields = fields_of(row)
+            else:
+                steps.append(read_step(fields, row))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        parser.error(f"step_log={path!r} cannot be read: {error}")
     json.dump(chrome_trace(steps, name=path), sys.stdout)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

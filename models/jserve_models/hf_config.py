@@ -42,6 +42,12 @@ FAMILIES = {
 _ONLY = {
     "hidden_act": "silu",
     "is_causal": True,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_mrope": False,
+    "is_encoder_decoder": False,
+    "tie_encoder_decoder": False,
+    "add_cross_attention": False,
     "partial_rotary_factor": 1.0,
     "embedding_multiplier": 1.0,
     "residual_multiplier": 1.0,
@@ -60,6 +66,7 @@ _IGNORED = re.compile(
     | model_max_length | max_sequence_length | tf_legacy_loss
     # How a library computes and what it returns, and how tokens are sampled.
     | use_cache | use_flash_attn | chunk_size_feed_forward | is_decoder | return_dict.*
+    | output_.* | torchscript | remove_invalid_values | early_stopping
     | do_sample | (max|min)_length | temperature | top_[kp] | typical_p | num_beam.*
     | .*_penalty | num_return_sequences | .*no_repeat_ngram_size
     # Where windows begin; `_max_len` keeps to what all layers see.
@@ -142,6 +149,8 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.take(key, default)
+        if value is None:
+            raise ValueError(f"{key} is missing")
         if (
             not isinstance(value, int | float)
             or isinstance(value, bool)
@@ -164,13 +173,7 @@ class _Keys:
                     raise ValueError(
                         f"{key}={value!r} is not supported, only {_ONLY[key]!r}"
                     )
-            # Not `value in (None, False)`: 0 equals False and may mean something.
-            elif not (
-                _IGNORED.fullmatch(key)
-                or value is None
-                or value is False
-                or value in ("", [], {})
-            ):
+            elif not (_IGNORED.fullmatch(key) or value in (None, "", [], {})):
                 raise ValueError(
                     f"{key}={repr(value)[:100]} is not supported (a key that does not "
                     "change the logits may be deleted)"

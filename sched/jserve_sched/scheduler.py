@@ -36,6 +36,10 @@ from jserve_sched.timing.predictor import Predictor, StepSample
 MAX_IN_FLIGHT = 2
 
 
+class PolicyError(Exception):
+    """A policy failed, or returned something else than a plan."""
+
+
 class Output(NamedTuple):
     """One applied token of a request; None if the request ended without one."""
 
@@ -191,7 +195,14 @@ class Scheduler:
         """Returns the next step; None if nothing can run now."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
-        return self.policy.plan(self.view(now_s))
+        view, name = self.view(now_s), type(self.policy).__name__
+        try:
+            plan = self.policy.plan(view)
+        except Exception as error:
+            raise PolicyError(f"policy {name} raised {error!r}") from error
+        if plan is not None and not isinstance(plan, StepPlan):
+            raise PolicyError(f"policy {name} planned {plan!r}, not a StepPlan")
+        return plan
 
     def dispatch(self, plan: StepPlan, now_s: float) -> None:
         """Commits to a plan: preempts, admits, reserves pages, advances counts."""

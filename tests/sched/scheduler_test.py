@@ -1,9 +1,13 @@
+from typing import Any, cast
+
 import numpy as np
 import pytest
 
 from jserve_sched.buckets.table import BucketTable
+from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason
+from jserve_sched.scheduler import PolicyError
 from jserve_sched.steps.plan import PlanEnd, StepPlan
 from tests.fakes import (
     SMALL_TABLE,
@@ -159,3 +163,22 @@ def test_a_request_that_can_never_run_or_whose_id_is_in_use_is_refused() -> None
     scheduler.submit(make_request(8, 5, request_id="a"))
     with pytest.raises(ValueError, match="in use"):
         scheduler.submit(make_request(8, 5, request_id="a"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda view: 42, "policy Faulty planned 42, not a StepPlan"),
+        (lambda view: 1 / 0, r"policy Faulty raised ZeroDivisionError\("),
+    ],
+)
+def test_a_faulty_policy_is_named(answer: Any, message: str) -> None:
+    class Faulty:
+        def plan(self, view: SchedulerView) -> StepPlan | None:
+            return cast(StepPlan, answer(view))
+
+    scheduler = make_scheduler()
+    scheduler.policy = Faulty()
+    scheduler.submit(make_request(4, 3))
+    with pytest.raises(PolicyError, match=message):
+        scheduler.plan(0.0)

@@ -150,7 +150,7 @@ class _Simulation:
                 raise RuntimeError(
                     f"at {self.now_s:.3f} s {scheduler.num_waiting} requests wait "
                     f"and {scheduler.num_running} run, but policy "
-                    f"{scheduler.policy} plans nothing"
+                    f"{type(scheduler.policy).__name__} plans nothing"
                 )
 
 

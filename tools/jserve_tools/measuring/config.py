@@ -5,11 +5,10 @@ Invalid values, and settings without an effect, are refused when a config is mad
 
 import dataclasses
 import json
-import pathlib
 import urllib.parse
 from typing import Any
 
-from jserve.config import EngineConfig
+from jserve.config import EngineConfig, check_predictor
 from jserve_sched.buckets.strategies import FROM_FILE
 from jserve_tools.load.config import LoadConfig, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
@@ -96,12 +95,7 @@ class BenchConfig:
             reason = "engines in this process take no HTTP requests"
             refuse_idle(reason, self.servers, "extra_body")
         engine, strategies = self.engine, self.servers.bucket_strategies
-        predictor = pathlib.Path(engine.predictor).expanduser()
-        if engine.predictor not in ("table", "linear") and not predictor.is_dir():
-            raise ValueError(
-                f"predictor={engine.predictor} is not one of table, linear, and not "
-                "the folder of a trained one"
-            )
+        check_predictor(engine.predictor)
         if engine.buckets and strategies and not set(FROM_FILE) & set(strategies):
             raise ValueError(
                 f"buckets={engine.buckets} is for bucket strategies "

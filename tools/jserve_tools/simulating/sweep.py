@@ -301,4 +301,5 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     with progress.doing("writing the report"):
         text = publish(report, config.report, old_report, finished)
     print(text)
-    print(one_line(report), flush=True)
+    if not sys.stdout.isatty():
+        print(one_line(report), flush=True)
