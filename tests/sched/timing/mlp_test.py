@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeigh
     inputs = mlp_inputs(steps, mlp_base_s(linear, steps))
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scaled = (inputs - mean) / scale
-    defaults = {
+    defaults: dict[str, Any] = {
         "linear": linear,
         "mean": mean,
         "scale": scale,

@@ -144,8 +144,8 @@ def test_it_stays_monotone_whatever_is_measured() -> None:
     rng = np.random.default_rng(3)
     for _ in range(320):
         row = step(
-            rng.choice([2, 8]),
-            rng.choice([0, 4, 16]),
+            float(rng.choice([2, 8])),
+            float(rng.choice([0, 4, 16])),
             *rng.integers(1, 33, size=2).tolist(),
         )
         predictor.update(StepSample(row, float(rng.lognormal(-4, 1))))

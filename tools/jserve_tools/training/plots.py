@@ -22,7 +22,7 @@ def predictor_png(predictions: Mapping[str, Any], *, title: str) -> bytes:
     predicted_s, matrix = predictions["predicted_s"], predictions["matrix"]
     median_s = np.median(predictions["duration_s"], axis=0)
     all_ms = 1e3 * np.concatenate((median_s, *predicted_s.values()))
-    ends_ms = [float(all_ms.min()) * 0.8, float(all_ms.max()) * 1.25]
+    ends_ms = [float(np.min(all_ms)) * 0.8, float(np.max(all_ms)) * 1.25]
     scenario = [SCENARIOS[index] for index in scenarios(matrix).tolist()]
     panels = (
         _predicted_over_measured(name, values_s, median_s, scenario, ends_ms)

@@ -54,7 +54,7 @@ def check_plan(problem: AnnealingProblem, batch_of: np.ndarray) -> None:
     sizes = np.bincount(batch_of, minlength=1)
     tokens = np.bincount(batch_of, weights=problem.kv_tokens)
     assert len(batch_of) == len(problem.exec_s)
-    assert sizes.min() >= 1 and sizes.max() <= problem.exec_s.shape[1]
+    assert np.min(sizes) >= 1 and np.max(sizes) <= problem.exec_s.shape[1]
     assert np.all((sizes == 1) | (tokens <= problem.max_kv_tokens))
 
 
