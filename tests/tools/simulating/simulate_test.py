@@ -180,7 +180,7 @@ def program(*arguments: str) -> subprocess.Popen[str]:
 
 def test_an_interrupted_sweep_is_continued(tmp_path: pathlib.Path) -> None:
     arguments = [
-        *("--policies=fcfs,edf,sjf", "--qps=1,2,3,4", "--num_requests=150"),
+        *("--policies=fcfs,edf,sjf", "--qps=1,2,3,4", "--num_requests=300"),
         *("--nohtml", f"--output={tmp_path}"),
     ]
     interrupted = program(*arguments)
