@@ -169,6 +169,8 @@ def test_mistakes_in_files_are_found_before_any_run(
 
 
 def program(*arguments: str) -> subprocess.Popen[str]:
+    # A program inherits that SIGINT is ignored, as in the background of a shell.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "jserve_tools.simulate", *arguments],
         stdout=subprocess.PIPE,
@@ -180,7 +182,7 @@ def program(*arguments: str) -> subprocess.Popen[str]:
 
 def test_an_interrupted_sweep_is_continued(tmp_path: pathlib.Path) -> None:
     arguments = [
-        *("--policies=fcfs,edf,sjf", "--qps=1,2,3,4", "--num_requests=300"),
+        *("--policies=fcfs,edf,sjf", "--qps=1,2,3,4", "--num_requests=150"),
         *("--nohtml", f"--output={tmp_path}"),
     ]
     interrupted = program(*arguments)
