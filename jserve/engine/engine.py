@@ -19,7 +19,6 @@ from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
-from jserve_models.steps import kv_shapes, new_kv
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.features import uniform_features
 from jserve_sched.steps.plan import StepPlan
@@ -31,7 +30,7 @@ _TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
 
 def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
     """Returns the bytes of one page over all layers, K and V together."""
-    shapes = kv_shapes(model.config, 1, page_size)
+    shapes = model.kv_shapes(1, page_size)
     return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
 
 
@@ -105,7 +104,7 @@ class Engine:
             max_pages_per_row=self.max_pages_per_row,
         )
         self._state = DeviceState(
-            kv=new_kv(model.config, num_pages, page_size, dtype),
+            kv=model.new_kv(num_pages, page_size, dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32),
         )
         self.programs = Programs(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jserve.engine import packing, sampling
@@ -25,6 +26,7 @@ from jserve_models.registry import LoadedModel
 from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets.table import Bucket
 
+_HEAD_ROWS = 4
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
 
 
@@ -125,13 +127,22 @@ class Programs:
             packed: jax.Array,
         ) -> tuple[Any, ...]:
             step_in = packing.unpack(packed, slot_tokens, bucket)
-            logits, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
-            tokens = sampling.sample(logits, step_in.sampling)
+            hidden, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
+
+            def draw(hidden: jax.Array, rows: sampling.RowSampling) -> list[jax.Array]:
+                logits = self._model.logits(leaves, hidden)
+                tokens = sampling.sample(logits, rows)
+                if self._captures_logits:
+                    return [tokens, logits, sampling.scores(logits, rows)]
+                return [tokens]
+
+            num_wanted = jnp.sum(step_in.slot < self._num_slots)
+            chunk = _head_rows(bucket, len(hidden))
+            tokens, *captured = _in_chunks(
+                draw, (hidden, step_in.sampling), num_wanted, chunk
+            )
             slot_tokens = slot_tokens.at[step_in.slot].set(tokens, mode="drop")
-            if self._captures_logits:
-                scores = sampling.scores(logits, step_in.sampling)
-                return kv, slot_tokens, tokens, logits, scores
-            return kv, slot_tokens, tokens
+            return kv, slot_tokens, tokens, *captured
 
         return step
 
@@ -242,3 +253,56 @@ class Programs:
             )
         kv, slot_tokens, *out = compiled(self._model.leaves, *state, packed)
         return DeviceState(kv, slot_tokens), tuple(out)
+
+
+def _head_rows(bucket: Bucket, num_rows: int) -> int:
+    """Returns how many of the rows that may sample the head computes at once.
+
+    On CPU the head costs by the row, and most steps of few decodes beside blocks sample
+    one row or none. It is part of the program, so that a row's logits do not depend on
+    how many others sample.
+    """
+    if jax.default_backend() == "cpu" and bucket.num_blocks:
+        return min(num_rows, _HEAD_ROWS) if bucket.num_rows <= _HEAD_ROWS else num_rows
+    return num_rows
+
+
+def _in_chunks(
+    function: Callable[..., list[jax.Array]],
+    rows: tuple[Any, ...],
+    num_rows: jax.Array,
+    chunk: int,
+) -> list[jax.Array]:
+    """Applies a function of rows to the first `num_rows`, `chunk` at a time.
+
+    Args:
+      rows: Arrays, and tuples of them, that have one axis of rows in front.
+
+    Returns:
+      What it returns, for all rows; zeros for chunks that were left out.
+    """
+    size = len(jax.tree.leaves(rows)[0])
+    if chunk == size:
+        return function(*rows)
+    padding = -size % chunk
+    padded = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), rows
+    )
+
+    def part(begin: jax.Array | int) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = jax.tree.map(
+            lambda x: jax.lax.dynamic_slice_in_dim(x, begin, chunk), padded
+        )
+        return found
+
+    def one_chunk(index: jax.Array, out: list[jax.Array]) -> list[jax.Array]:
+        begin = index * chunk
+        return [
+            jax.lax.dynamic_update_slice_in_dim(whole, new, begin, 0)
+            for whole, new in zip(out, function(*part(begin)), strict=True)
+        ]
+
+    shapes = jax.eval_shape(function, *part(0))
+    empty = [jnp.zeros((size + padding, *one.shape[1:]), one.dtype) for one in shapes]
+    num_chunks = (num_rows + chunk - 1) // chunk
+    return [x[:size] for x in jax.lax.fori_loop(0, num_chunks, one_chunk, empty)]

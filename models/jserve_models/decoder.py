@@ -1,21 +1,21 @@
 """The Llama-style decoder: one forward for prefill blocks and decode rows together.
 
-The modules only define parameters; an engine holds them as a flat list of arrays
+The modules only define parameters; an engine holds them as a list of arrays
 (`Decoder.leaves` order), because handing a module to `jit` costs milliseconds a
-step. The layers run in one `lax.scan` whose carry holds the whole flat cache: as
-a scanned input or output it would be copied each step.
+step. Each layer has arrays of its own and stands in the program by itself: a loop over
+stacked weights would copy every layer's before their use, once a step.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jserve_models import rope
-from jserve_models.attention import Attend, reference
+from jserve_models.attention import AttentionBackend, cpu, page_loop
 from jserve_models.config import ModelConfig
 from jserve_models.layers import DecoderLayer, Draw, RmsNorm, parameter
 from jserve_models.steps import KvCache, StepInputs, StepShape, lay_out
@@ -44,6 +44,10 @@ class DecoderWeights(nnx.Module):
         )
 
 
+Weight = jax.Array | tuple[jax.Array, ...]
+"""A parameter on the device; one of layers is a tuple with an array for each."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Leaf:
     """Description of one parameter, without its value.
@@ -58,13 +62,22 @@ class Leaf:
     axes: tuple[str | None, ...]
     draw: Draw
 
+    def place(self, host: np.ndarray) -> Weight:
+        """Puts the parameter on the device."""
+        if self.axes[0] == "layers":
+            return tuple(jnp.asarray(part) for part in host)
+        return jnp.asarray(host)
+
 
 class Decoder:
     """A model's structure without its weights; its `forward` is pure."""
 
-    def __init__(self, config: ModelConfig, attend: Attend = reference.attend):
+    def __init__(self, config: ModelConfig, attention: AttentionBackend | None = None):
+        """Takes the attention backend of JAX's platform unless one is given."""
         self._config = config
-        self._attend = attend
+        if attention is None:
+            attention = cpu if jax.default_backend() == "cpu" else page_loop
+        self.attention = attention
         abstract = nnx.eval_shape(lambda: DecoderWeights(config, jnp.float32))
         self._graph, state = nnx.split(abstract)
         _, self._tree = jax.tree.flatten(state)
@@ -80,49 +93,49 @@ class Decoder:
 
     def forward(
         self,
-        leaves: Sequence[jax.Array],
+        leaves: Sequence[Weight],
         kv: KvCache,
         inputs: StepInputs,
         shape: StepShape,
     ) -> tuple[jax.Array, KvCache]:
-        """Runs one step.
+        """Runs one step up to the head.
 
         Args:
           leaves: Parameters in the order of `self.leaves`.
           kv: The cache; donate it.
 
         Returns:
-          float32 logits [S, vocab] of the last real token of each wanted row
-          (anything finite for padding), and the cache with the step's keys and
-          values.
+          [S, hidden] of the last real token of each wanted row (anything finite for
+          padding), and the cache with the step's keys and values.
         """
-        config = self._config
-        weights = nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
-        num_pages, page_size = kv[1].shape[0] // config.num_layers, kv[1].shape[2]
+        num_pages, page_size = self.attention.pool_size(kv, self._config.num_layers)
         layout = lay_out(inputs, shape, num_pages, page_size)
-        angles = rope.angles(config, layout.positions)
-        layer_graph, stacked = nnx.split(weights.layers)
-
-        def one_layer(
-            carry: tuple[jax.Array, KvCache], scanned: tuple[jax.Array, Any]
-        ) -> tuple[tuple[jax.Array, KvCache], None]:
-            (x, kv), (index, state) = carry, scanned
-            layer = nnx.merge(layer_graph, state)
+        angles = rope.angles(self._config, layout.positions)
+        x = self._weights(leaves).embedding[...][inputs.tokens]
+        for index in range(self._config.num_layers):
+            layer = self._weights(leaves, index).layers
             attended, kv = layer.attention(
                 layer.attention_norm(x),
                 kv,
-                index,
+                jnp.int32(index),
                 layout,
                 angles,
-                num_pages,
-                self._attend,
+                self.attention,
             )
             x = x + attended
-            return (x + layer.feed_forward(layer.feed_forward_norm(x)), kv), None
+            x = x + layer.feed_forward(layer.feed_forward_norm(x))
+        return self._weights(leaves).norm(x[layout.logit_token]), kv
 
-        x = weights.embedding[...][inputs.tokens]
-        indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-        (x, kv), _ = jax.lax.scan(one_layer, (x, kv), (indices, stacked))
-        x = weights.norm(x[layout.logit_token])
+    def logits(self, leaves: Sequence[Weight], hidden: jax.Array) -> jax.Array:
+        """Returns float32 logits [..., vocab] of what `forward` returned."""
+        weights = self._weights(leaves)
         head = weights.embedding[...].T if weights.head is None else weights.head[...]
-        return jnp.matmul(x, head, preferred_element_type=jnp.float32), kv
+        return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+    def _weights(self, leaves: Sequence[Weight], layer: int = 0) -> DecoderWeights:
+        """Returns the parameters, those of layers for one of them."""
+        arrays = [leaf[layer] if isinstance(leaf, tuple) else leaf for leaf in leaves]
+        found: DecoderWeights = nnx.merge(
+            self._graph, jax.tree.unflatten(self._tree, arrays)
+        )
+        return found

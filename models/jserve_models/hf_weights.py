@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 
 from jserve_models.config import ModelConfig
-from jserve_models.decoder import Leaf
+from jserve_models.decoder import Leaf, Weight
 
 _ENDS = {
     "embedding": "model.embed_tokens.weight",
@@ -40,7 +40,7 @@ def read_weights(
     config: ModelConfig,
     leaves: Iterable[Leaf],
     dtype: jax.typing.DTypeLike,
-) -> list[jax.Array]:
+) -> list[Weight]:
     """Returns the weights in the order of `leaves`, cast to `dtype`.
 
     Raises:
@@ -56,7 +56,7 @@ def read_weights(
         return values
 
 
-def _read_leaf(leaf: Leaf, tensors: "_Tensors", dtype: np.dtype[Any]) -> jax.Array:
+def _read_leaf(leaf: Leaf, tensors: "_Tensors", dtype: np.dtype[Any]) -> Weight:
     # Theirs are [out, in]; an embedding is a table in both.
     is_transposed = leaf.path == "head" or leaf.path.endswith(".kernel")
     host = np.empty(leaf.shape, dtype)
@@ -65,7 +65,7 @@ def _read_leaf(leaf: Leaf, tensors: "_Tensors", dtype: np.dtype[Any]) -> jax.Arr
     else:
         for layer, part in enumerate(host):
             _copy(tensors, _layer_name(leaf.path, layer), part, is_transposed)
-    return jnp.asarray(host)
+    return leaf.place(host)
 
 
 def _layer_name(path: str, layer: int) -> str:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jserve_models import rope
-from jserve_models.attention import Attend
+from jserve_models.attention import AttentionBackend
 from jserve_models.config import ModelConfig
-from jserve_models.steps import KvCache, StepLayout, write_kv
+from jserve_models.steps import KvCache, StepLayout
 
 _Q_GAIN = 2.0  # drawn attention is then peaked enough for context to matter
 
@@ -125,8 +125,7 @@ class Attention(nnx.Module):
         layer: jax.Array,
         layout: StepLayout,
         angles: tuple[jax.Array, jax.Array],
-        num_pages: int,
-        attend: Attend,
+        backend: AttentionBackend,
     ) -> tuple[jax.Array, KvCache]:
         """Writes the step's keys and values, then attends; `x` is [T, hidden]."""
         num_tokens = x.shape[0]
@@ -136,19 +135,8 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-        kv = write_kv(kv, k, v, layout, layer, num_pages)
-        outs = []
-        begin = 0
-        for group in layout.groups:
-            num_rows, width = group.positions.shape
-            end = begin + num_rows * width
-            queries = q[begin:end].reshape(
-                num_rows, width, self.num_heads, self.head_dim
-            )
-            out = attend(queries, *kv, group, layer * num_pages, scale=self.scale)
-            outs.append(out.reshape(num_rows * width, -1))
-            begin = end
-        return self.o(jnp.concatenate(outs)), kv
+        out, kv = backend.attend(q, k, v, kv, layout, layer, scale=self.scale)
+        return self.o(out.reshape(num_tokens, -1)), kv
 
 
 class FeedForward(nnx.Module):

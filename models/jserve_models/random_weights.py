@@ -10,10 +10,9 @@ import os
 from collections.abc import Iterable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jserve_models.decoder import Leaf
+from jserve_models.decoder import Leaf, Weight
 from jserve_models.layers import Draw
 
 _PART_ROWS = 4096  # of a leaf without layers; changing it changes the weights
@@ -21,7 +20,7 @@ _PART_ROWS = 4096  # of a leaf without layers; changing it changes the weights
 
 def draw_weights(
     leaves: Iterable[Leaf], seed: int, dtype: jax.typing.DTypeLike
-) -> list[jax.Array]:
+) -> list[Weight]:
     """Returns random weights in the order of `leaves`, one leaf on the host at a time.
 
     Raises:
@@ -43,7 +42,7 @@ def draw_weights(
                 ]
                 for job in jobs:
                     job.result()
-            weights.append(jnp.asarray(host))
+            weights.append(leaf.place(host))
     return weights
 
 

@@ -8,13 +8,16 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from jserve_models import decoder, hf_config, hf_weights, random_weights, toy
+from jserve_models.attention import AttentionBackend, CacheShapes
 from jserve_models.config import NAMED, ModelConfig
+from jserve_models.decoder import Weight
 from jserve_models.steps import KvCache, StepInputs, StepShape
 
 Forward = Callable[
-    [Sequence[jax.Array], KvCache, StepInputs, StepShape], tuple[jax.Array, KvCache]
+    [Sequence[Weight], KvCache, StepInputs, StepShape], tuple[jax.Array, KvCache]
 ]
 
 
@@ -25,13 +28,32 @@ class LoadedModel:
     Attributes:
       leaves: Weights, in the order in which `forward` takes them.
       forward: Pure function that runs one step, traceable with any leaves. Returns
-        float32 logits [S, vocab] of the last real token of each wanted row, and the
-        cache.
+        [S, ...] of the last real token of each wanted row, and the cache.
+      logits: Pure function from leaves and rows of what `forward` returned to float32
+        logits [S, vocab].
+      attention: Backend whose cache `forward` takes.
     """
 
     config: ModelConfig
-    leaves: list[jax.Array]
+    leaves: Sequence[Weight]
     forward: Forward
+    logits: Callable[[Sequence[Weight], jax.Array], jax.Array]
+    attention: AttentionBackend
+
+    def kv_shapes(self, num_pages: int, page_size: int) -> CacheShapes:
+        """Returns the shapes of the arrays of the KV cache."""
+        return self.attention.kv_shapes(self.config, num_pages, page_size)
+
+    def new_kv(
+        self, num_pages: int, page_size: int, dtype: jax.typing.DTypeLike
+    ) -> KvCache:
+        """Returns an empty cache.
+
+        It holds zeros because attention multiplies what it masks by zero: a NaN left
+        in a fresh page would not vanish.
+        """
+        shapes = self.kv_shapes(num_pages, page_size)
+        return tuple(jnp.zeros(shape, dtype) for shape in shapes)
 
 
 def load_model(
@@ -51,7 +73,13 @@ def load_model(
     """
     config = NAMED.get(name_or_path)
     if config is toy.TOY:
-        return LoadedModel(config=config, leaves=toy.toy_leaves(), forward=toy.forward)
+        return LoadedModel(
+            config=config,
+            leaves=toy.toy_leaves(),
+            forward=toy.forward,
+            logits=toy.logits,
+            attention=toy.ATTENTION,
+        )
     if config is not None:
         structure = decoder.Decoder(config)
         leaves = random_weights.draw_weights(structure.leaves, seed, dtype)
@@ -60,7 +88,13 @@ def load_model(
         config = hf_config.read_config(folder)
         structure = decoder.Decoder(config)
         leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
-    return LoadedModel(config=config, leaves=leaves, forward=structure.forward)
+    return LoadedModel(
+        config=config,
+        leaves=leaves,
+        forward=structure.forward,
+        logits=structure.logits,
+        attention=structure.attention,
+    )
 
 
 def _folder(path: str) -> pathlib.Path:

@@ -15,12 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jserve_models.config import ModelConfig
-
-KvCache = tuple[jax.Array, jax.Array]
-"""Keys [L * N, K, D, P] and values [L * N, K, P, D]; page `p` of layer `l` is
-`l * N + p`. Both stand as their product wants them: scores run along the tokens of a
-page, answers along the head, and neither is transposed on the way."""
+KvCache = tuple[jax.Array, ...]
+"""Keys and values of all pages of all layers, laid out by the attention backend."""
 
 
 class StepInputs(NamedTuple):
@@ -47,7 +43,7 @@ class RowGroup(NamedTuple):
 
     positions: jax.Array  # [rows, width]
     page_table: jax.Array  # [rows, max_pages]
-    num_live_pages: jax.Array  # [] pages of the group's longest row
+    num_pages: jax.Array  # [rows] pages of the row's sequence; 0 for padding
 
 
 class StepLayout(NamedTuple):
@@ -58,29 +54,7 @@ class StepLayout(NamedTuple):
     write_page: jax.Array  # [T] page the token's K and V go to; N discards them
     write_offset: jax.Array  # [T] place in that page
     logit_token: jax.Array  # [S] place on the token axis of each wanted row's last
-
-
-def kv_shapes(
-    config: ModelConfig, num_pages: int, page_size: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the shape of the key cache, and of the value cache."""
-    pages = (config.num_layers * num_pages, config.num_kv_heads)
-    return (
-        (*pages, config.head_dim, page_size),
-        (*pages, page_size, config.head_dim),
-    )
-
-
-def new_kv(
-    config: ModelConfig, num_pages: int, page_size: int, dtype: jax.typing.DTypeLike
-) -> KvCache:
-    """Returns an empty cache.
-
-    It holds zeros because attention multiplies what it masks by zero: a NaN left
-    in a fresh page would not vanish.
-    """
-    keys, values = kv_shapes(config, num_pages, page_size)
-    return jnp.zeros(keys, dtype), jnp.zeros(values, dtype)
+    num_pages: int  # N
 
 
 def _group(
@@ -92,7 +66,7 @@ def _group(
     group = RowGroup(
         positions=start[:, None] + offsets,
         page_table=inputs.page_table[rows],
-        num_live_pages=(jnp.max(stop) + page_size - 1) // page_size,
+        num_pages=(stop + page_size - 1) // page_size,
     )
     return group, offsets < length[:, None]
 
@@ -124,38 +98,5 @@ def lay_out(
         write_page=jnp.concatenate(pages),
         write_offset=positions % page_size,
         logit_token=jnp.concatenate(last).at[inputs.logit_rows].get(mode="clip"),
-    )
-
-
-def write_kv(
-    kv: KvCache,
-    keys: jax.Array,
-    values: jax.Array,
-    layout: StepLayout,
-    layer: jax.Array,
-    num_pages: int,
-) -> KvCache:
-    """Writes every token's key and value of one layer, in a single scatter each.
-
-    One scatter and no other kind of write: XLA then updates a donated cache in
-    place, where a second kind would make it copy the whole cache.
-
-    Args:
-      keys: [T, K, D]; so are `values`.
-      layer: [] index of the layer.
-    """
-    k_cache, v_cache = kv
-    # Past the end of the *flat* array: N alone is the next layer's first page, and
-    # -1 would wrap around to the last page even when out-of-range is dropped.
-    page = jnp.where(
-        layout.write_page < num_pages,
-        layer * num_pages + layout.write_page,
-        k_cache.shape[0],
-    )
-    offset = layout.write_offset
-    # What is masked is multiplied by zero: a NaN would outlive its request.
-    values = jnp.where(jnp.isfinite(values), values, 0)
-    return (
-        k_cache.at[page, :, :, offset].set(keys.astype(k_cache.dtype), mode="drop"),
-        v_cache.at[page, :, offset].set(values.astype(v_cache.dtype), mode="drop"),
+        num_pages=num_pages,
     )

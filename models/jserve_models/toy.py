@@ -12,17 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jserve_models.attention import page_loop
+from jserve_models.attention.cache import write_kv
 from jserve_models.config import NAMED
-from jserve_models.steps import (
-    KvCache,
-    RowGroup,
-    StepInputs,
-    StepShape,
-    lay_out,
-    write_kv,
-)
+from jserve_models.decoder import Weight
+from jserve_models.steps import KvCache, RowGroup, StepInputs, StepShape, lay_out
 
 TOY = NAMED["toy"]
+ATTENTION = page_loop  # whose cache it uses
 MARGIN = 30.0  # the next token's logit; all others are zero
 
 _MODULUS = TOY.vocab_size  # prime, and no weight or value is a multiple of it
@@ -51,21 +48,25 @@ def toy_leaves() -> list[jax.Array]:
 
 
 def forward(
-    leaves: Sequence[jax.Array],
+    leaves: Sequence[Weight],
     kv: KvCache,
     inputs: StepInputs,
     shape: StepShape,
 ) -> tuple[jax.Array, KvCache]:
     """Runs one step; the same contract as `decoder.Decoder.forward`."""
-    num_pages, _, page_size, _ = kv[1].shape
-    layout = lay_out(inputs, shape, num_pages, page_size)
+    layout = lay_out(inputs, shape, *ATTENTION.pool_size(kv, TOY.num_layers))
     layer = jnp.int32(0)
-    values = _digits(leaves[0][inputs.tokens])
+    values = _digits(jnp.asarray(leaves[0])[inputs.tokens])
     positions = _digits(layout.positions)
-    kv = write_kv(kv, values, positions, layout, layer, num_pages)
+    kv = write_kv(kv, values, positions, layout, layer)
     sums = [_sum_context(kv, group).reshape(-1) for group in layout.groups]
-    answers = jnp.concatenate(sums)[layout.logit_token]
-    return MARGIN * jax.nn.one_hot(answers, TOY.vocab_size, dtype=jnp.float32), kv
+    return jnp.concatenate(sums)[layout.logit_token], kv
+
+
+def logits(leaves: Sequence[Weight], answers: jax.Array) -> jax.Array:
+    """Returns float32 logits [S, vocab] with a margin for the answers [S]."""
+    del leaves
+    return MARGIN * jax.nn.one_hot(answers, TOY.vocab_size, dtype=jnp.float32)
 
 
 def _digits(numbers: jax.Array) -> jax.Array:
@@ -92,5 +93,5 @@ def _sum_context(kv: KvCache, group: RowGroup) -> jax.Array:
         return total + jnp.where(is_seen, term[:, None], 0).sum(axis=-1)
 
     total: jax.Array = jnp.zeros(group.positions.shape, jnp.int32)
-    total = jax.lax.fori_loop(0, group.num_live_pages, add_page, total)
+    total = jax.lax.fori_loop(0, jnp.max(group.num_pages), add_page, total)
     return total % _MODULUS

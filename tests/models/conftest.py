@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jserve_models.registry import LoadedModel
-from jserve_models.steps import StepInputs, StepShape, new_kv
+from jserve_models.steps import StepInputs, StepShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,12 @@ class Piece:
 @functools.cache
 def jitted_step(model: LoadedModel):
     """One per model, so that runs of the same model share their programs."""
-    return jax.jit(model.forward, static_argnums=3, donate_argnums=1)
+
+    def step(leaves, kv, inputs, shape):
+        hidden, kv = model.forward(leaves, kv, inputs, shape)
+        return model.logits(leaves, hidden), kv
+
+    return jax.jit(step, static_argnums=3, donate_argnums=1)
 
 
 class PagedRun:
@@ -44,7 +49,7 @@ class PagedRun:
         self.model = model
         self.num_pages, self.page_size = num_pages, page_size
         self.max_pages = max_pages
-        self.kv = new_kv(model.config, num_pages, page_size, dtype)
+        self.kv = model.new_kv(num_pages, page_size, dtype)
         self.free = np.random.default_rng(0).permutation(num_pages).tolist()
         self.pages: dict[str, list[int]] = {}
         self._step = jitted_step(model)

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -33,8 +34,7 @@ def load(folder):
 
 
 def assert_same(first, second):
-    for a, b in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_shards_equal_the_whole(tmp_path):

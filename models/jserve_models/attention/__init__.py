@@ -1,34 +1,61 @@
-"""Attention of a group of rows over paged keys and values.
+"""Attention of a step's tokens over paged keys and values.
 
-A backend is a function of the type `Attend`; `reference.py` runs everywhere and
-is what others are tested against.
+A backend writes the step's keys and values into its cache and attends each token to its
+own sequence. `cpu.py` and `page_loop.py` are plain XLA, share a cache (`cache.py`) and
+their arithmetic (`softmax.py`), and differ in the order of their loops.
 """
 
 from typing import Protocol
 
 import jax
 
-from jserve_models.steps import RowGroup
+from jserve_models.config import ModelConfig
+from jserve_models.steps import KvCache, StepLayout
+
+CacheShapes = tuple[tuple[int, ...], ...]
 
 
-class Attend(Protocol):
-    """A backend: attends each query of a group of rows to its own sequence."""
+class AttentionBackend(Protocol):
+    """How attention runs on one kind of device; a module of this folder is one.
 
-    def __call__(
+    Every backend keeps the rule for tokens: a row's result is bit-identical within one
+    program and row whatever its neighbours are, and within 1e-4 across rows, programs
+    and backends.
+    """
+
+    def kv_shapes(
+        self, config: ModelConfig, num_pages: int, page_size: int
+    ) -> CacheShapes:
+        """Returns the shapes of the arrays of the cache."""
+
+    def pool_size(self, kv: KvCache, num_layers: int) -> tuple[int, int]:
+        """Returns the number of pages in the cache of a layer, and of tokens in one."""
+
+    def attend(
         self,
         q: jax.Array,
-        k_cache: jax.Array,
-        v_cache: jax.Array,
-        group: RowGroup,
-        first_page: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        kv: KvCache,
+        layout: StepLayout,
+        layer: jax.Array,
         *,
         scale: float,
-    ) -> jax.Array:
-        """Returns the weighted values, like `q`.
+        window: int | None = None,
+        soft_cap: float | None = None,
+        sinks: jax.Array | None = None,
+    ) -> tuple[jax.Array, KvCache]:
+        """Writes the keys and values of one layer, then attends.
 
         Args:
-          q: [rows, width, heads, D]; a query at position `i` sees keys at `0..i`.
-          k_cache: The flat cache of `steps.KvCache`; so is `v_cache`.
-          first_page: [] where page 0 of the group's page table stands in the caches.
-          scale: Factor of the scores before their softmax; static.
+          q: [T, H, D] queries; one at position `i` sees keys at `0..i`.
+          k: [T, K, D] keys of the step's tokens; `v` are their values.
+          layer: [] index of the layer.
+          scale: Factor of the scores before their softmax.
+          window: Number of keys that a query sees, its own included; None for all.
+          soft_cap: Bound `c` of the scores, which become `c tanh(score / c)`.
+          sinks: [H] float32 scores that take part in the softmax and have no value.
+
+        Returns:
+          The weighted values [T, H, D], and the cache.
         """

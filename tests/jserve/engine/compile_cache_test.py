@@ -16,7 +16,6 @@ from jserve.engine.compile_cache import (
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
 from jserve_models.registry import load_model
-from jserve_models.steps import new_kv
 from jserve_sched.buckets.table import BucketTable
 from tests.engine_harness import step_of_little
 
@@ -50,7 +49,7 @@ def opened(folder: pathlib.Path) -> ProgramStore:
 def make_programs(cache: ProgramStore, *, stores: bool = True) -> list[str]:
     """Compiles a toy's programs; returns where each came from, largest first."""
     model = load_model("toy", seed=0, dtype=np.float32)
-    kv = new_kv(model.config, 8, 128, np.float32)
+    kv = model.new_kv(8, 128, np.float32)
     state = DeviceState(kv, jnp.zeros(4, jnp.int32))
     programs = Programs(
         model=model,

@@ -14,7 +14,6 @@ from jserve.engine.packing import Packer
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
 from jserve_models.registry import LoadedModel, load_model
-from jserve_models.steps import new_kv
 from jserve_sched.buckets.table import Bucket, BucketTable
 from tests.engine_harness import step_of_little
 
@@ -36,7 +35,7 @@ def model() -> LoadedModel:
 
 @pytest.fixture
 def state(model: LoadedModel) -> DeviceState:
-    kv = new_kv(model.config, NUM_PAGES, PAGE_SIZE, np.float32)
+    kv = model.new_kv(NUM_PAGES, PAGE_SIZE, np.float32)
     return DeviceState(kv, jnp.zeros(NUM_SLOTS, jnp.int32))
 
 
