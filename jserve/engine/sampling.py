@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 _NEVER = -1e30  # finite, so that no row can turn into NaN
+_STRETCH = 128  # tokens; vocabularies are multiples of it, or are searched whole
 
 
 class RowSampling(NamedTuple):
@@ -50,13 +51,20 @@ def sample(logits: jax.Array, sampling: RowSampling) -> jax.Array:
 def argmax(values: jax.Array) -> jax.Array:
     """Returns the first place of each row's maximum, `[R]` int32.
 
-    As `jnp.argmax`, in two passes that XLA:CPU vectorises: its reduction over
-    (value, index) pairs is ten times slower.
+    As `jnp.argmax`, in passes that XLA:CPU vectorises: its reduction over (value, index)
+    pairs is several times slower. Only one stretch of a row is searched, the first that
+    has the maximum.
     """
-    best = jnp.max(values, axis=-1, keepdims=True)
-    places = jnp.arange(values.shape[-1], dtype=jnp.int32)
-    first = jnp.min(jnp.where(values == best, places, values.shape[-1]), axis=-1)
-    return jnp.minimum(first, values.shape[-1] - 1)  # NaN equals nothing
+    num_rows, size = values.shape
+    length = _STRETCH if size % _STRETCH == 0 else size
+    stretches = values.reshape(num_rows, -1, length)
+    tops = jnp.max(stretches, axis=-1)
+    best = jnp.max(tops, axis=-1, keepdims=True)
+    # NaN equals nothing, so that the first place is found.
+    stretch = jnp.argmax(tops == best, axis=-1)
+    found = jnp.take_along_axis(stretches, stretch[:, None, None], axis=1)[:, 0]
+    place = stretch * length + jnp.argmax(found == best, axis=-1)
+    return place.astype(jnp.int32)
 
 
 def scores(logits: jax.Array, sampling: RowSampling) -> jax.Array:
