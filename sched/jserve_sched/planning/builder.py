@@ -47,8 +47,7 @@ class PlanBuilder:
         self._free = view.ledger.num_available
         self._committed = sum(
             self._missing_pages(request, request.num_projected_tokens)
-            for request in view.running
-            if request.num_remaining_tokens > 1
+            for request in view.begun
         )
         self.used_blocks = 0
         self.is_admitting = True
@@ -189,10 +188,8 @@ class PlanBuilder:
         if self._num_admitted >= self._view.num_free_slots:
             self.ended_by = PlanEnd.ROWS
             return False
-        # The last token is always computed, since its logits are wanted.
-        num_reusable = (request.num_known_tokens - 1) // self._page_size
-        shared = ledger.find_prefix(request.page_hashes[:num_reusable])
-        start = len(shared) * self._page_size
+        start = request.num_shared_tokens
+        shared = ledger.find_prefix(request.page_hashes[: start // self._page_size])
         num_tokens = min(request.num_known_tokens - start, room_tokens)
         revived = ledger.num_evictable_among(shared)
         whole = ledger.pages_for(request.num_known_tokens) - len(shared)

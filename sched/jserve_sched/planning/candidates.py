@@ -13,6 +13,7 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request, RequestState
 
 _FAR_S = 1e12  # later than any deadline, in clock seconds
@@ -50,18 +51,19 @@ class Candidates:
         self._aged_before_s = aged_before_s
         could_admit = min(len(view.admissible), view.num_free_slots)
         self._holds_back = waiting is not None and len(waiting) < could_admit
-        self.decodes: list[Request] = []
-        self.prompts: list[Request] = []
-        for request in view.running if running is None else running:
-            # `num_remaining_tokens`, inlined: this runs for every row of every step.
-            left = (
-                len(request.prompt_tokens)
-                + len(request.output_tokens)
-                + request.num_pending_tokens
-                - request.num_dispatched_tokens
-            )
-            (self.prompts if left > 1 else self.decodes).append(request)
-        self.prompts += choose_waiting(view) if waiting is None else waiting
+        begun, ordered = set(view.begun), view.running if running is None else running
+        self.decodes = [one for one in ordered if one not in begun]
+        self._begun = [one for one in ordered if one in begun] if begun else []
+        self._chosen = choose_waiting(view) if waiting is None else None
+        chosen = self._chosen.requests if self._chosen else waiting or ()
+        most = len(chosen) if self._chosen else view.most_offered
+        self.prompts = [*self._begun, *chosen[:most]]
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """Facts of the prompts."""
+        chosen = self._chosen or facts_of(self.prompts[len(self._begun) :])
+        return facts_of(self._begun).before(chosen) if self._begun else chosen
 
     @functools.cached_property
     def _ranked(self) -> Sequence[Request]:
@@ -137,29 +139,31 @@ def tightest_slack(
 
 def choose_waiting(
     view: SchedulerView, most: int = MAX_WAITING, *, first: int = 0
-) -> Sequence[Request]:
+) -> Facts:
     """Returns the waiting requests worth ranking, by arrival.
 
     Args:
       most: Most requests that are returned; 2 or more.
       first: Number of the first requests by arrival that are left out.
     """
-    waiting = view.admissible[first:]
-    if len(waiting) <= most:
+    waiting = view.facts
+    if first:
+        waiting = waiting.take(np.arange(first, len(waiting.requests)))
+    num_waiting, tokens = len(waiting.requests), waiting.known_tokens
+    if num_waiting <= most:
         return waiting
-    pace_s, deadline_s, tokens, guard = view.queue.facts(first)
     work_s = tokens / (view.prefill_tokens_per_s or np.inf)
-    late = deadline_s < view.start_s + work_s
-    index = np.arange(len(waiting))  # ties go by arrival
+    late = waiting.deadline_s < view.start_s + work_s
+    index = np.arange(num_waiting)  # ties go by arrival
     keys = (
-        tokens + index / len(waiting),
-        np.where(np.isinf(pace_s), _FAR_S + index, pace_s),
+        tokens + index / num_waiting,
+        np.where(np.isinf(waiting.pace_s), _FAR_S + index, waiting.pace_s),
     )
-    chosen = np.zeros(len(waiting), bool)
+    chosen = np.zeros(num_waiting, bool)
     for key in keys:
         key[late] += 2 * _FAR_S  # the late ones after all others
-        key[guard > 0] -= 4 * _FAR_S  # the guarded before all others
+        key[waiting.guard > 0] -= 4 * _FAR_S  # the guarded before all others
         key[chosen] = np.inf
         half = most // 2
         chosen[np.argpartition(key, half)[:half]] = True
-    return [waiting[place] for place in np.flatnonzero(chosen).tolist()]
+    return waiting.take(np.flatnonzero(chosen))

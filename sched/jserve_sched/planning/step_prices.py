@@ -6,13 +6,12 @@ number of budgets follow from prefix sums over the prompts, so one vectorised pr
 prices all of them. Without buckets a block is one token, as in the paper.
 
     step_prices = StepPrices(view, decodes)      # of one snapshot
-    prices = step_prices.of(prompts)             # of one order of its prompts
+    prices = step_prices.of(candidates.facts)    # of one order of its prompts
     budget = prices.largest_within(0.05)         # the paper's TimeToBudget
 
 `N` is the number of budgets asked about at once, `P` the number of prompts.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.facts import Facts
+from jserve_sched.requests.request import Request
 from jserve_sched.steps import features
 from jserve_sched.steps.features import Span
 
@@ -32,47 +32,6 @@ _CHUNK_FEATURES = [
     features.PREFILL_TOKENS,
     features.LARGEST_CHUNK,
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """The rest of some prompts, in the order in which they would be taken.
-
-    Attributes:
-      requests: Requests whose prompts they are.
-      start: `[P]` tokens whose KV exists or is shared.
-      tokens: `[P]` tokens left, r_i.
-    """
-
-    requests: Sequence[Request]
-    start: np.ndarray
-    tokens: np.ndarray
-
-    def take(self, order: np.ndarray) -> "Prompts":
-        """Returns those at the given places, in that order."""
-        return Prompts(
-            [self.requests[index] for index in order.tolist()],
-            self.start[order],
-            self.tokens[order],
-        )
-
-
-def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Prompts:
-    """Returns the rest of the prompts of running or waiting requests.
-
-    Pages of a waiting request that the prefix cache holds do not belong to the rest.
-    """
-    page_size = view.ledger.page_size
-    find_prefix = view.ledger.find_prefix
-    start, tokens = [], []
-    for request in requests:
-        begin = request.num_dispatched_tokens  # 0 while waiting
-        if request.page_hashes and request.state is RequestState.WAITING:
-            reusable = (request.num_known_tokens - 1) // page_size
-            begin = len(find_prefix(request.page_hashes[:reusable])) * page_size
-        start.append(begin)
-        tokens.append(request.num_projected_tokens - begin)
-    return Prompts(requests, np.array(start, np.float64), np.array(tokens, np.float64))
 
 
 class StepPrices:
@@ -112,7 +71,7 @@ class StepPrices:
             np.arange(0, self.max_blocks, self.grid_step), self.max_blocks
         )
 
-    def of(self, prompts: Prompts) -> "OrderPrices":
+    def of(self, prompts: Facts) -> "OrderPrices":
         """Returns the prices of steps that take prompts in this order."""
         return OrderPrices(self, prompts)
 
@@ -153,7 +112,7 @@ class StepPrices:
             return self._predictor.predict_upper(matrix)
         return self._predictor.predict(matrix)
 
-    def alone_s(self, prompts: Prompts) -> np.ndarray:
+    def alone_s(self, prompts: Facts) -> np.ndarray:
         """Returns `[P]` seconds to finish each prompt beside the decodes, no other.
 
         Full steps of `max_blocks` and one step with what is left of it.
@@ -180,7 +139,7 @@ class OrderPrices:
       num_blocks: Blocks of all of them together.
     """
 
-    def __init__(self, steps: StepPrices, prompts: Prompts):
+    def __init__(self, steps: StepPrices, prompts: Facts):
         """Takes the first prompts whole and cuts the one at which a budget ends."""
         self.steps = steps
         self.prompts = prompts

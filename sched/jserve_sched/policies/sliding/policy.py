@@ -34,11 +34,7 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, tightest_slack
-from jserve_sched.planning.step_prices import (
-    OrderPrices,
-    StepPrices,
-    remaining_prompts,
-)
+from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.sliding.chunker import Objective, Search, choose_budget
 from jserve_sched.policies.sliding.constructor import select
@@ -104,7 +100,7 @@ class SlidingServe:
         step_prices = StepPrices(view, candidates.decodes, is_cautious=self.cautious)
 
         # Multi-Level Priority Sorter (3.3, Eq. 6 to 13): all prompts, by rank.
-        prompts = remaining_prompts(view, candidates.prompts)
+        prompts = candidates.facts
         ranking = rank(view, step_prices, prompts, sorter=self.sorter, alpha=self.alpha)
         prices = step_prices.of(prompts.take(ranking.order))
 
@@ -157,7 +153,7 @@ class SlidingServe:
         Guarded prompts stay in front of the chosen ones.
         """
         prompts = prices.prompts
-        place = np.where([request.guard for request in prompts.requests], 0, 2)
+        place = np.where(prompts.guard > 0, 0, 2)
         place[chosen] = np.minimum(place[chosen], 1)
         front = prices.steps.of(prompts.take(np.argsort(place, kind="stable")))
         num_first = int((place < 2).sum())
