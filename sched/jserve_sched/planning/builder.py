@@ -111,25 +111,26 @@ class PlanBuilder:
 
     def add_decodes(
         self,
-        requests: Sequence[Request],
+        rows: Sequence[Row],
         victims: Callable[[Request], Iterable[Request]],
     ) -> None:
         """Adds the next tokens of running requests, as far as they fit.
 
         `victims` returns the requests to preempt for a request's page, in order.
         """
-        page_size, rows, placed = self._page_size, self._decodes, self._settled
+        page_size, decodes, placed = self._page_size, self._decodes, self._settled
         most = self._view.buckets.max_rows
-        for request in requests:
-            start, name = request.num_dispatched_tokens, request.request_id
-            if name in placed or len(rows) >= most:
+        for row in rows:
+            request, start, _, _ = row
+            name = request.request_id
+            if name in placed or len(decodes) >= most:
                 continue
             if start >= len(request.pages) * page_size:
                 need = self._missing_pages(request, start + 1)
                 if not self._take_pages(need, victims(request)):
                     continue
             placed.add(name)
-            rows.append(Row(request, start, 1, True))
+            decodes.append(row)
 
     def add_prefill(self, request: Request, victims: Iterable[Request] = ()) -> bool:
         """Adds as much of a request's prefill as fits; returns whether more may fit.

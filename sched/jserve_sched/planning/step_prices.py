@@ -5,9 +5,9 @@ then prompts in order until a budget of prefill *blocks* is used up. The feature
 number of budgets follow from prefix sums over the prompts, so one vectorised prediction
 prices all of them. Without buckets a block is one token, as in the paper.
 
-    step_prices = StepPrices(view, decodes)      # of one snapshot
-    prices = step_prices.of(candidates.facts)    # of one order of its prompts
-    budget = prices.largest_within(0.05)         # the paper's TimeToBudget
+    step_prices = StepPrices(view, candidates.rows)  # of one snapshot
+    prices = step_prices.of(candidates.facts)        # of one order of its prompts
+    budget = prices.largest_within(0.05)             # the paper's TimeToBudget
 
 `N` is the number of budgets asked about at once, `P` the number of prompts.
 """
@@ -20,9 +20,8 @@ import numpy as np
 
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts
-from jserve_sched.requests.request import Request
 from jserve_sched.steps import features
-from jserve_sched.steps.features import Span
+from jserve_sched.steps.plan import Row
 
 _GRID_POINTS = 128  # most budgets that are priced at once
 _CHUNK_FEATURES = [
@@ -47,7 +46,7 @@ class StepPrices:
     def __init__(
         self,
         view: SchedulerView,
-        decodes: Sequence[Request],
+        decodes: Sequence[Row],
         *,
         is_cautious: bool = False,
     ):
@@ -59,9 +58,8 @@ class StepPrices:
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._block_edges = view.buckets.block_edge_array
-        rows = [Span(one.num_dispatched_tokens, 1) for one in decodes]
-        bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
-        self._decode_row = features.step_features(rows, (), bucket, self._page_size)
+        bucket = view.buckets.fit(min(len(decodes), view.buckets.max_rows), 0)
+        self._decode_row = features.step_features(decodes, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens
         self.max_blocks = view.buckets.block_edge_beside(
             bucket.num_rows, view.max_num_batched_tokens
@@ -93,7 +91,7 @@ class StepPrices:
         """
         stop, blocks = start + tokens, np.ceil(tokens / self.block_tokens)
         both = (blocks, tokens * stop, tokens * tokens, start, tokens, tokens, stop)
-        return np.stack(both)
+        return np.array(both)
 
     def matrix(self, columns: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of chunks `[7, N]` beside the decodes."""
@@ -118,15 +116,16 @@ class StepPrices:
         Full steps of `max_blocks` and one step with what is left of it.
         """
         most = max(self.max_blocks, 1) * self.block_tokens
-        full = np.maximum(np.ceil(prompts.tokens / most) - 1, 0)
-        last = prompts.tokens - full * most
-        both = np.concatenate((last, np.minimum(prompts.tokens, most)))
+        tokens, begin = prompts.tokens, prompts.start
+        full = np.maximum(np.ceil(tokens / most) - 1, 0)
+        long = np.flatnonzero(full)
         # The cost of a chunk is linear in what is cached: the mean of the full ones.
-        mean = prompts.start + np.maximum(full - 1, 0) / 2 * most
-        start = np.concatenate((prompts.start + full * most, mean))
-        both_s = self._predictor.predict(self.matrix(self.columns(start, both)))
-        last_s, full_s = both_s.reshape(2, -1)
-        times_s: np.ndarray = last_s + full * full_s
+        mean = begin[long] + (full[long] - 1) / 2 * most
+        start = np.concatenate((begin + full * most, mean))
+        chunk = np.concatenate((tokens - full * most, np.full(len(long), most)))
+        both_s = self._predictor.predict(self.matrix(self.columns(start, chunk)))
+        times_s = both_s[: len(tokens)].copy()
+        times_s[long] += full[long] * both_s[len(tokens) :]
         return times_s
 
 
@@ -149,13 +148,15 @@ class OrderPrices:
         np.cumsum(columns[:5], axis=1, out=self._taken[:5, 1:])
         np.maximum.accumulate(columns[5:], axis=1, out=self._taken[5:, 1:])
         # Trailing zeros: the prompt after the last one.
-        self._start = np.append(prompts.start, 0.0)
-        self._tokens = np.append(prompts.tokens, 0.0)
+        self._start = np.concatenate((prompts.start, [0.0]))
+        self._tokens = np.concatenate((prompts.tokens, [0.0]))
         self.num_blocks = int(self._taken[0, -1])
 
-    def blocks_of_first(self, count: int) -> int:
-        """Returns the blocks that the first `count` prompts take."""
-        return int(self._taken[0, count])
+    @property
+    def ends(self) -> np.ndarray:
+        """Blocks `[P + 1]` that the first prompts take, of none of them to all."""
+        ends: np.ndarray = self._taken[0]
+        return ends
 
     def features(self, budgets: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of steps with budgets `[N]` of blocks."""
@@ -172,12 +173,14 @@ class OrderPrices:
 
     def predict(self, budgets: np.ndarray) -> np.ndarray:
         """Returns predicted durations `[N]`, seconds: the paper's Pred(b, D, P)."""
+        if self.steps.grid_step == 1:  # each budget is on the grid
+            return self.grid_s[budgets.astype(np.int64)]
         return self.steps.predict(self.features(budgets))
 
     @functools.cached_property
     def grid_s(self) -> np.ndarray:
         """Predicted duration `[N]` of each budget of the grid, seconds."""
-        return self.predict(self.steps.grid)
+        return self.steps.predict(self.features(self.steps.grid))
 
     def largest_within(self, limit_s: float) -> int:
         """Returns the largest budget whose predicted time is within a limit.

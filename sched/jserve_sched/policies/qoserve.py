@@ -61,7 +61,7 @@ class QoServe:
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
         if candidates.prompts:
-            step_prices = StepPrices(view, candidates.decodes)
+            step_prices = StepPrices(view, candidates.rows)
             # Hybrid priority, and eager relegation.
             prompts = candidates.facts
             alone_s = step_prices.alone_s(prompts)

@@ -31,7 +31,7 @@ def prompts_of(*lengths: int) -> list[Request]:
 
 @pytest.mark.parametrize("table", [TABLE, CONTINUOUS])
 def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> None:
-    decodes = [decoding(30), decoding(9)]
+    decodes = [Row(decoding(tokens), tokens, 1, True) for tokens in (30, 9)]
     requests = prompts_of(5, 13, 3)
     requests[1].num_dispatched_tokens = 4  # partly computed
     requests[1].state = RequestState.RUNNING
@@ -51,7 +51,7 @@ def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> No
                 left -= -(-tokens // size)
         used = sum(-(-row.num_tokens // size) for row in chunks)
         expected = features.step_features(
-            [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes],
+            decodes,
             chunks,
             table.fit(2, used),
             view.ledger.page_size,

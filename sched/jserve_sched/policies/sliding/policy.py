@@ -97,7 +97,7 @@ class SlidingServe:
     def _add_prompts(
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
-        step_prices = StepPrices(view, candidates.decodes, is_cautious=self.cautious)
+        step_prices = StepPrices(view, candidates.rows, is_cautious=self.cautious)
 
         # Multi-Level Priority Sorter (3.3, Eq. 6 to 13): all prompts, by rank.
         prompts = candidates.facts
@@ -157,7 +157,7 @@ class SlidingServe:
         place[chosen] = np.minimum(place[chosen], 1)
         front = prices.steps.of(prompts.take(np.argsort(place, kind="stable")))
         num_first = int((place < 2).sum())
-        blocks, requests = front.blocks_of_first(num_first), front.prompts.requests
+        blocks, requests = int(front.ends[num_first]), front.prompts.requests
         if self.fill:
             blocks = max(blocks, front.largest_within(limit_s))
         else:
@@ -199,13 +199,12 @@ def _select(
         is_at_risk=at_risk,
         capacity=prices.capacities(limits_s) * size // unit_tokens,  # C_j, Eq. 17
     )
+    if not chosen.size:
+        return chosen
     # The curve is that of the ranked prompts: price the selection itself, and give up
-    # the one that can wait longest until the rest is in time.
-    while chosen.size:
-        selection = prices.steps.of(prompts.take(chosen))
-        whole = np.array([selection.num_blocks])
-        if float(selection.predict(whole)[0]) <= limits_s[chosen].min():
-            break
-        patient = np.flatnonzero(slack_s[chosen] == slack_s[chosen].max())
-        chosen = np.delete(chosen, patient[-1])
-    return chosen
+    # those that can wait longest until the rest is in time.
+    by_slack = chosen[np.argsort(slack_s[chosen], kind="stable")]
+    selection = prices.steps.of(prompts.take(by_slack))
+    in_time = selection.predict(selection.ends[1:]) <= limits_s[by_slack[0]]
+    most = np.flatnonzero(in_time).max(initial=-1) + 1
+    return np.sort(by_slack[:most])
