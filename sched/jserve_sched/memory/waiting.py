@@ -70,7 +70,7 @@ class WaitingQueue:
         self.num_returned += request.num_preemptions > 0
         place = self._place(request)
         self._requests.insert(place, request)
-        self._watch(request)
+        self._watch(request, num_watched=0)
         for column, value in zip(self._columns, fact_row(request), strict=True):
             column.insert(place, value)
         self._facts = None
@@ -80,40 +80,40 @@ class WaitingQueue:
         place = self._place(request)
         assert self._requests[place] is request
         del self._requests[place]
-        self._unwatch(request)
+        self._unwatch(request, request.page_hashes[: self._num_watched(request)])
         for column in self._columns:
             del column[place]
         self._facts = None
 
-    def _watched(self, request: Request) -> list[bytes]:
-        """Returns the contents that decide on `num_shared_tokens`."""
-        num_found = request.num_shared_tokens // self._ledger.page_size
-        return self._reusable(request)[: num_found + 1]
+    def _watch(self, request: Request, *, num_watched: int) -> None:
+        """Finds how much of a prompt is cached, and watches what decides on that.
 
-    def _reusable(self, request: Request) -> list[bytes]:
+        `num_watched` is how much of it was watched before, in pages.
+        """
+        page_size = self._ledger.page_size
         # The last token is always computed, since its logits are wanted.
-        most = (request.num_known_tokens - 1) // self._ledger.page_size
-        return request.page_hashes[:most]
-
-    def _watch(self, request: Request) -> None:
-        pages = self._ledger.find_prefix(self._reusable(request))
-        request.num_shared_tokens = len(pages) * self._ledger.page_size
-        for content in self._watched(request):
+        hashes = request.page_hashes[: (request.num_known_tokens - 1) // page_size]
+        num_found = len(self._ledger.find_prefix(hashes))
+        request.num_shared_tokens = num_found * page_size
+        for content in hashes[num_watched : num_found + 1]:
             self._watchers[content].add(request)
+        self._unwatch(request, hashes[num_found + 1 : num_watched])
 
-    def _unwatch(self, request: Request) -> None:
-        for content in self._watched(request):
-            self._watchers[content].discard(request)
-            if not self._watchers[content]:
-                del self._watchers[content]
+    def _unwatch(self, request: Request, hashes: Sequence[bytes]) -> None:
+        for content in hashes:
+            if watchers := self._watchers.get(content):
+                watchers.discard(request)
+                if not watchers:
+                    del self._watchers[content]
+
+    def _num_watched(self, request: Request) -> int:
+        return request.num_shared_tokens // self._ledger.page_size + 1
 
     def refresh(self) -> None:
         """Looks again at requests of which other pages are in the cache now."""
         changed = self._ledger.take_changes()
         watched = [self._watchers[one] for one in changed & self._watchers.keys()]
         for request in set[Request]().union(*watched):
-            self._unwatch(request)
-            self._watch(request)
-            place = self._place(request)
-            self._columns[_START][place] = request.num_shared_tokens
+            self._watch(request, num_watched=self._num_watched(request))
+            self._columns[_START][self._place(request)] = request.num_shared_tokens
             self._facts = None

@@ -54,12 +54,13 @@ class Candidates:
         self._aged_before_s = aged_before_s
         could_admit = min(len(view.admissible), view.num_free_slots)
         self._holds_back = waiting is not None and len(waiting) < could_admit
-        begun, ordered = set(view.begun), view.running if running is None else running
+        begun = set(view.begun)
+        ordered = view.running if running is None else running
+        self._begun = [one for one in ordered if one in begun]
         self.decodes = [one for one in ordered if one not in begun]
         self.rows = [
             Row(one, one.num_dispatched_tokens, 1, True) for one in self.decodes
         ]
-        self._begun = [one for one in ordered if one in begun] if begun else []
         self._chosen = choose_waiting(view) if waiting is None else None
         chosen = self._chosen.requests if self._chosen else waiting or ()
         most = len(chosen) if self._chosen else view.most_offered
