@@ -64,7 +64,8 @@ def fact_row(request: Request) -> tuple[float, ...]:
     """Returns one request's value in each column of `Facts`."""
     is_running = request.state is RequestState.RUNNING
     slo, arrival_s = request.slo, request.arrival_s
-    num_outputs = request.num_outputs_projected
+    num_outputs = len(request.output_tokens) + request.num_pending_tokens
+    answer_tokens = request.predicted_output_tokens - num_outputs
     return (
         request.pacing.pace_s(num_outputs),
         slo.deadline_s(arrival_s, num_outputs),
@@ -72,7 +73,7 @@ def fact_row(request: Request) -> tuple[float, ...]:
         math.inf if slo.ttlt_s is None else arrival_s + slo.ttlt_s,
         len(request.prompt_tokens) + num_outputs,
         request.num_dispatched_tokens if is_running else request.num_shared_tokens,
-        max(request.predicted_output_tokens - num_outputs, 1),
+        answer_tokens if answer_tokens > 1 else 1,
         request.guard,
         is_running,
     )
