@@ -9,10 +9,10 @@ import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request
-from jserve_sched.requests.waiting import WaitingQueue
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import (
     ClosedForm,
@@ -104,7 +104,8 @@ def make_view(
     prefill_tokens_per_s: float | None = None,
     tight_ttft_s: float = math.inf,
 ) -> SchedulerView:
-    queue = WaitingQueue(waiting)
+    ledger = KvLedger(num_pages=4096, page_size=8)
+    queue = WaitingQueue(ledger, waiting)
     queue.num_arrived += len(running)  # they waited once
     return SchedulerView(
         now_s=now_s,
@@ -113,7 +114,7 @@ def make_view(
         running=running,
         queue=queue,
         num_free_slots=table.max_rows - len(running),
-        ledger=KvLedger(num_pages=4096, page_size=8),
+        ledger=ledger,
         buckets=table,
         predictor=predictor,
         prefill_tokens_per_s=prefill_tokens_per_s,

@@ -1,13 +1,11 @@
 #!/bin/sh
-# The time of one plan of each policy, and of one question to each predictor: about two
-# minutes, to out/plan_times.
+# The time of one plan of each policy, and of one question to each predictor: about a
+# minute, to out/plan_times.
 # Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../.."
 
 .venv/bin/python -m benchmarks.plan_times.plan_time \
-    --output=out/plan_times/32_running.json
-.venv/bin/python -m benchmarks.plan_times.plan_time \
-    --num_running=128 --num_waiting=500,10000 --output=out/plan_times/128_running.json
+    --num_running=128 --num_waiting=1000,10000 --output=out/plan_times/128_running.json
 .venv/bin/python -m benchmarks.plan_times.predict_time \
     --output=out/plan_times/predict.json

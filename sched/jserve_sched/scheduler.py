@@ -18,6 +18,7 @@ from typing import NamedTuple
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
+from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import REFRESH_STEPS, SchedulerView
 from jserve_sched.policies.base import Policy
@@ -29,7 +30,6 @@ from jserve_sched.requests.output_lengths import (
     MaxTokens,
 )
 from jserve_sched.requests.request import FinishReason, Request, RequestState
-from jserve_sched.requests.waiting import WaitingQueue
 from jserve_sched.steps.plan import Row, StepPlan, StepResult
 from jserve_sched.timing.predictor import Predictor, StepSample
 
@@ -110,7 +110,7 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self._max_num_batched_tokens = max_num_batched_tokens
         self._requests: dict[str, Request] = {}  # waiting and running
-        self._waiting = WaitingQueue()
+        self._waiting = WaitingQueue(ledger)
         self._holders = Holders(ledger, max_num_seqs)
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
@@ -175,6 +175,7 @@ class Scheduler:
 
     def view(self, now_s: float) -> SchedulerView:
         """Returns the snapshot that the policy sees."""
+        self._waiting.refresh()
         return SchedulerView(
             now_s=now_s,
             in_flight_s=sum(plan.predicted_s for plan in self._in_flight),

@@ -54,6 +54,7 @@ class KvLedger:
         self._num_holders = [0] * num_pages
         self._hash_of: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
+        self._changed: set[bytes] = set()
 
     @property
     def num_available(self) -> int:
@@ -73,6 +74,11 @@ class KvLedger:
                 break
             pages.append(page)
         return pages
+
+    def take_changes(self) -> set[bytes]:
+        """Returns the content that came or went since this was last asked."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def num_evictable_among(self, pages: Iterable[int]) -> int:
         """Returns how many of `pages` have no holder, and count as available."""
@@ -101,6 +107,7 @@ class KvLedger:
                 content = self._hash_of[page]
                 assert content is not None
                 del self._page_of[content]
+                self._changed.add(content)
                 self._hash_of[page] = None
             self._num_holders[page] = 1
             pages.append(page)
@@ -113,6 +120,7 @@ class KvLedger:
         assert self._num_holders[page] > 0, f"page {page} has no holder"
         if content not in self._page_of and self._hash_of[page] is None:
             self._page_of[content] = page
+            self._changed.add(content)
             self._hash_of[page] = content
 
     def release(self, pages: Sequence[int]) -> None:

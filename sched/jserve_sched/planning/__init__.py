@@ -3,7 +3,7 @@
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, choose_waiting
 from jserve_sched.planning.latency_source import LatencySource
-from jserve_sched.planning.step_prices import StepPrices, remaining_prompts
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "SchedulerView",
     "StepPrices",
     "choose_waiting",
-    "remaining_prompts",
 ]

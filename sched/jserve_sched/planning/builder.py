@@ -47,8 +47,7 @@ class PlanBuilder:
         self._free = view.ledger.num_available
         self._committed = sum(
             self._missing_pages(request, request.num_projected_tokens)
-            for request in view.running
-            if request.num_remaining_tokens > 1
+            for request in view.begun
         )
         self.used_blocks = 0
         self.is_admitting = True
@@ -112,25 +111,26 @@ class PlanBuilder:
 
     def add_decodes(
         self,
-        requests: Sequence[Request],
+        rows: Sequence[Row],
         victims: Callable[[Request], Iterable[Request]],
     ) -> None:
         """Adds the next tokens of running requests, as far as they fit.
 
         `victims` returns the requests to preempt for a request's page, in order.
         """
-        page_size, rows, placed = self._page_size, self._decodes, self._settled
+        page_size, decodes, placed = self._page_size, self._decodes, self._settled
         most = self._view.buckets.max_rows
-        for request in requests:
-            start, name = request.num_dispatched_tokens, request.request_id
-            if name in placed or len(rows) >= most:
+        for row in rows:
+            request, start, _, _ = row
+            name = request.request_id
+            if name in placed or len(decodes) >= most:
                 continue
             if start >= len(request.pages) * page_size:
                 need = self._missing_pages(request, start + 1)
                 if not self._take_pages(need, victims(request)):
                     continue
             placed.add(name)
-            rows.append(Row(request, start, 1, True))
+            decodes.append(row)
 
     def add_prefill(self, request: Request, victims: Iterable[Request] = ()) -> bool:
         """Adds as much of a request's prefill as fits; returns whether more may fit.
@@ -189,10 +189,8 @@ class PlanBuilder:
         if self._num_admitted >= self._view.num_free_slots:
             self.ended_by = PlanEnd.ROWS
             return False
-        # The last token is always computed, since its logits are wanted.
-        num_reusable = (request.num_known_tokens - 1) // self._page_size
-        shared = ledger.find_prefix(request.page_hashes[:num_reusable])
-        start = len(shared) * self._page_size
+        start = request.num_shared_tokens
+        shared = ledger.find_prefix(request.page_hashes[: start // self._page_size])
         num_tokens = min(request.num_known_tokens - start, room_tokens)
         revived = ledger.num_evictable_among(shared)
         whole = ledger.pages_for(request.num_known_tokens) - len(shared)

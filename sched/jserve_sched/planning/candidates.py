@@ -6,6 +6,7 @@ still be in time, then the others. Half of them are the shortest, half the most 
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +14,9 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.steps.plan import Row
 
 _FAR_S = 1e12  # later than any deadline, in clock seconds
 MAX_WAITING = 128  # waiting requests that one plan ranks
@@ -24,6 +27,7 @@ class Candidates:
 
     Attributes:
       decodes: Running requests with one token to compute.
+      rows: Rows of these, in their order.
       prompts: Requests with a prompt to compute, running ones before waiting ones.
     """
 
@@ -50,18 +54,23 @@ class Candidates:
         self._aged_before_s = aged_before_s
         could_admit = min(len(view.admissible), view.num_free_slots)
         self._holds_back = waiting is not None and len(waiting) < could_admit
-        self.decodes: list[Request] = []
-        self.prompts: list[Request] = []
-        for request in view.running if running is None else running:
-            # `num_remaining_tokens`, inlined: this runs for every row of every step.
-            left = (
-                len(request.prompt_tokens)
-                + len(request.output_tokens)
-                + request.num_pending_tokens
-                - request.num_dispatched_tokens
-            )
-            (self.prompts if left > 1 else self.decodes).append(request)
-        self.prompts += choose_waiting(view) if waiting is None else waiting
+        begun = set(view.begun)
+        ordered = view.running if running is None else running
+        self._begun = [one for one in ordered if one in begun]
+        self.decodes = [one for one in ordered if one not in begun]
+        self.rows = [
+            Row(one, one.num_dispatched_tokens, 1, True) for one in self.decodes
+        ]
+        self._chosen = choose_waiting(view) if waiting is None else None
+        chosen = self._chosen.requests if self._chosen else waiting or ()
+        most = len(chosen) if self._chosen else view.most_offered
+        self.prompts = [*self._begun, *chosen[:most]]
+
+    @functools.cached_property
+    def facts(self) -> Facts:
+        """Facts of the prompts."""
+        chosen = self._chosen or facts_of(self.prompts[len(self._begun) :])
+        return facts_of(self._begun).before(chosen) if self._begun else chosen
 
     @functools.cached_property
     def _ranked(self) -> Sequence[Request]:
@@ -92,7 +101,7 @@ class Candidates:
 
     def add_decodes(self, builder: PlanBuilder) -> None:
         """Adds every decode; under KV pressure the most important ones."""
-        builder.add_decodes(self.decodes, self.victims)
+        builder.add_decodes(self.rows, self.victims)
 
     def add_prompts(self, builder: PlanBuilder, ordered: Sequence[Request]) -> None:
         """Adds prompts in order until nothing fits."""
@@ -120,14 +129,15 @@ def tightest_slack(
     token can still be in time, `s_i >= least_s`. A late one would stop all prefill
     without becoming less late. Both are infinite if no decode is protected.
     """
-    rows = []
-    for request in decodes:
-        pacing = request.pacing
-        index = len(request.output_tokens) + request.num_pending_tokens
-        after_s = pacing.start_s + (min(index, pacing.last) + 1) * pacing.gap_s
-        rows.append((after_s - pacing.gap_s if index else pacing.first_s, after_s))
+    pacings = itertools.chain.from_iterable([one.pacing for one in decodes])
+    first_s, from_s, gap_s, last = np.fromiter(pacings, np.float64).reshape(-1, 4).T
+    index = np.array(
+        [len(one.output_tokens) + one.num_pending_tokens for one in decodes]
+    )
     # s_i (Eq. 1), and s_i + L^tbt_i: until the next token is wanted, and the one after.
-    next_s, after_s = (np.array(rows, np.float64).reshape(-1, 2) - start_s).T
+    after_s = from_s + (np.minimum(index, last) + 1) * gap_s
+    next_s = np.where(index > 0, after_s - gap_s, first_s) - start_s
+    after_s -= start_s
     safe = next_s >= least_s
     current_s = float(next_s[safe].min(initial=np.inf))
     if np.isinf(current_s):
@@ -137,29 +147,28 @@ def tightest_slack(
 
 def choose_waiting(
     view: SchedulerView, most: int = MAX_WAITING, *, first: int = 0
-) -> Sequence[Request]:
+) -> Facts:
     """Returns the waiting requests worth ranking, by arrival.
 
     Args:
       most: Most requests that are returned; 2 or more.
       first: Number of the first requests by arrival that are left out.
     """
-    waiting = view.admissible[first:]
-    if len(waiting) <= most:
+    waiting = view.facts
+    if first:
+        waiting = waiting.take(np.arange(first, len(waiting.requests)))
+    num_waiting, tokens = len(waiting.requests), waiting.known_tokens
+    if num_waiting <= most:
         return waiting
-    pace_s, deadline_s, tokens, guard = view.queue.facts(first)
     work_s = tokens / (view.prefill_tokens_per_s or np.inf)
-    late = deadline_s < view.start_s + work_s
-    index = np.arange(len(waiting))  # ties go by arrival
-    keys = (
-        tokens + index / len(waiting),
-        np.where(np.isinf(pace_s), _FAR_S + index, pace_s),
-    )
-    chosen = np.zeros(len(waiting), bool)
-    for key in keys:
-        key[late] += 2 * _FAR_S  # the late ones after all others
-        key[guard > 0] -= 4 * _FAR_S  # the guarded before all others
-        key[chosen] = np.inf
-        half = most // 2
-        chosen[np.argpartition(key, half)[:half]] = True
-    return [waiting[place] for place in np.flatnonzero(chosen).tolist()]
+    late = waiting.deadline_s < view.start_s + work_s
+    # The late ones come after all others, the guarded before all others.
+    shift = 2 * _FAR_S * late - 4 * _FAR_S * waiting.guard
+    index = np.arange(num_waiting)  # ties go by arrival
+    shortest = tokens + index / num_waiting + shift
+    urgent = np.where(np.isinf(waiting.pace_s), _FAR_S + index, waiting.pace_s) + shift
+    half = most // 2
+    chosen = np.argpartition(shortest, half)[:half]
+    urgent[chosen] = np.inf
+    chosen = np.concatenate((chosen, np.argpartition(urgent, half)[:half]))
+    return waiting.take(np.sort(chosen))

@@ -5,14 +5,13 @@ then prompts in order until a budget of prefill *blocks* is used up. The feature
 number of budgets follow from prefix sums over the prompts, so one vectorised prediction
 prices all of them. Without buckets a block is one token, as in the paper.
 
-    step_prices = StepPrices(view, decodes)      # of one snapshot
-    prices = step_prices.of(prompts)             # of one order of its prompts
-    budget = prices.largest_within(0.05)         # the paper's TimeToBudget
+    step_prices = StepPrices(view, candidates.rows)  # of one snapshot
+    prices = step_prices.of(candidates.facts)        # of one order of its prompts
+    budget = prices.largest_within(0.05)             # the paper's TimeToBudget
 
 `N` is the number of budgets asked about at once, `P` the number of prompts.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.facts import Facts
 from jserve_sched.steps import features
-from jserve_sched.steps.features import Span
+from jserve_sched.steps.plan import Row
 
 _GRID_POINTS = 128  # most budgets that are priced at once
 _CHUNK_FEATURES = [
@@ -32,47 +31,6 @@ _CHUNK_FEATURES = [
     features.PREFILL_TOKENS,
     features.LARGEST_CHUNK,
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompts:
-    """The rest of some prompts, in the order in which they would be taken.
-
-    Attributes:
-      requests: Requests whose prompts they are.
-      start: `[P]` tokens whose KV exists or is shared.
-      tokens: `[P]` tokens left, r_i.
-    """
-
-    requests: Sequence[Request]
-    start: np.ndarray
-    tokens: np.ndarray
-
-    def take(self, order: np.ndarray) -> "Prompts":
-        """Returns those at the given places, in that order."""
-        return Prompts(
-            [self.requests[index] for index in order.tolist()],
-            self.start[order],
-            self.tokens[order],
-        )
-
-
-def remaining_prompts(view: SchedulerView, requests: Sequence[Request]) -> Prompts:
-    """Returns the rest of the prompts of running or waiting requests.
-
-    Pages of a waiting request that the prefix cache holds do not belong to the rest.
-    """
-    page_size = view.ledger.page_size
-    find_prefix = view.ledger.find_prefix
-    start, tokens = [], []
-    for request in requests:
-        begin = request.num_dispatched_tokens  # 0 while waiting
-        if request.page_hashes and request.state is RequestState.WAITING:
-            reusable = (request.num_known_tokens - 1) // page_size
-            begin = len(find_prefix(request.page_hashes[:reusable])) * page_size
-        start.append(begin)
-        tokens.append(request.num_projected_tokens - begin)
-    return Prompts(requests, np.array(start, np.float64), np.array(tokens, np.float64))
 
 
 class StepPrices:
@@ -88,7 +46,7 @@ class StepPrices:
     def __init__(
         self,
         view: SchedulerView,
-        decodes: Sequence[Request],
+        decodes: Sequence[Row],
         *,
         is_cautious: bool = False,
     ):
@@ -100,9 +58,8 @@ class StepPrices:
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._block_edges = view.buckets.block_edge_array
-        rows = [Span(one.num_dispatched_tokens, 1) for one in decodes]
-        bucket = view.buckets.fit(min(len(rows), view.buckets.max_rows), 0)
-        self._decode_row = features.step_features(rows, (), bucket, self._page_size)
+        bucket = view.buckets.fit(min(len(decodes), view.buckets.max_rows), 0)
+        self._decode_row = features.step_features(decodes, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens
         self.max_blocks = view.buckets.block_edge_beside(
             bucket.num_rows, view.max_num_batched_tokens
@@ -112,7 +69,7 @@ class StepPrices:
             np.arange(0, self.max_blocks, self.grid_step), self.max_blocks
         )
 
-    def of(self, prompts: Prompts) -> "OrderPrices":
+    def of(self, prompts: Facts) -> "OrderPrices":
         """Returns the prices of steps that take prompts in this order."""
         return OrderPrices(self, prompts)
 
@@ -134,7 +91,7 @@ class StepPrices:
         """
         stop, blocks = start + tokens, np.ceil(tokens / self.block_tokens)
         both = (blocks, tokens * stop, tokens * tokens, start, tokens, tokens, stop)
-        return np.stack(both)
+        return np.array(both)
 
     def matrix(self, columns: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of chunks `[7, N]` beside the decodes."""
@@ -153,21 +110,22 @@ class StepPrices:
             return self._predictor.predict_upper(matrix)
         return self._predictor.predict(matrix)
 
-    def alone_s(self, prompts: Prompts) -> np.ndarray:
+    def alone_s(self, prompts: Facts) -> np.ndarray:
         """Returns `[P]` seconds to finish each prompt beside the decodes, no other.
 
         Full steps of `max_blocks` and one step with what is left of it.
         """
         most = max(self.max_blocks, 1) * self.block_tokens
-        full = np.maximum(np.ceil(prompts.tokens / most) - 1, 0)
-        last = prompts.tokens - full * most
-        both = np.concatenate((last, np.minimum(prompts.tokens, most)))
+        tokens, begin = prompts.tokens, prompts.start
+        full = np.maximum(np.ceil(tokens / most) - 1, 0)
+        long = np.flatnonzero(full)
         # The cost of a chunk is linear in what is cached: the mean of the full ones.
-        mean = prompts.start + np.maximum(full - 1, 0) / 2 * most
-        start = np.concatenate((prompts.start + full * most, mean))
-        both_s = self._predictor.predict(self.matrix(self.columns(start, both)))
-        last_s, full_s = both_s.reshape(2, -1)
-        times_s: np.ndarray = last_s + full * full_s
+        mean = begin[long] + (full[long] - 1) / 2 * most
+        start = np.concatenate((begin + full * most, mean))
+        chunk = np.concatenate((tokens - full * most, np.full(len(long), most)))
+        both_s = self._predictor.predict(self.matrix(self.columns(start, chunk)))
+        times_s = both_s[: len(tokens)].copy()
+        times_s[long] += full[long] * both_s[len(tokens) :]
         return times_s
 
 
@@ -180,7 +138,7 @@ class OrderPrices:
       num_blocks: Blocks of all of them together.
     """
 
-    def __init__(self, steps: StepPrices, prompts: Prompts):
+    def __init__(self, steps: StepPrices, prompts: Facts):
         """Takes the first prompts whole and cuts the one at which a budget ends."""
         self.steps = steps
         self.prompts = prompts
@@ -190,13 +148,15 @@ class OrderPrices:
         np.cumsum(columns[:5], axis=1, out=self._taken[:5, 1:])
         np.maximum.accumulate(columns[5:], axis=1, out=self._taken[5:, 1:])
         # Trailing zeros: the prompt after the last one.
-        self._start = np.append(prompts.start, 0.0)
-        self._tokens = np.append(prompts.tokens, 0.0)
+        self._start = np.concatenate((prompts.start, [0.0]))
+        self._tokens = np.concatenate((prompts.tokens, [0.0]))
         self.num_blocks = int(self._taken[0, -1])
 
-    def blocks_of_first(self, count: int) -> int:
-        """Returns the blocks that the first `count` prompts take."""
-        return int(self._taken[0, count])
+    @property
+    def ends(self) -> np.ndarray:
+        """Blocks `[P + 1]` that the first prompts take, of none of them to all."""
+        ends: np.ndarray = self._taken[0]
+        return ends
 
     def features(self, budgets: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of steps with budgets `[N]` of blocks."""
@@ -213,12 +173,14 @@ class OrderPrices:
 
     def predict(self, budgets: np.ndarray) -> np.ndarray:
         """Returns predicted durations `[N]`, seconds: the paper's Pred(b, D, P)."""
+        if self.steps.grid_step == 1:  # each budget is on the grid
+            return self.grid_s[budgets.astype(np.int64)]
         return self.steps.predict(self.features(budgets))
 
     @functools.cached_property
     def grid_s(self) -> np.ndarray:
         """Predicted duration `[N]` of each budget of the grid, seconds."""
-        return self.predict(self.steps.grid)
+        return self.steps.predict(self.features(self.steps.grid))
 
     def largest_within(self, limit_s: float) -> int:
         """Returns the largest budget whose predicted time is within a limit.

@@ -1,12 +1,14 @@
 """SchedulerView: all that a policy may look at when it plans a step."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.memory.waiting import WaitingQueue
+from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
-from jserve_sched.requests.waiting import WaitingQueue
 from jserve_sched.timing.predictor import Predictor
 
 REFRESH_STEPS = 512
@@ -59,6 +61,11 @@ class SchedulerView:
         """When the planned step should start: once the steps in flight have ended."""
         return self.now_s + self.in_flight_s
 
+    @functools.cached_property
+    def begun(self) -> Sequence[Request]:
+        """Running requests with more than one token to compute: of a prompt."""
+        return [one for one in self.running if one.num_remaining_tokens > 1]
+
     @property
     def waiting(self) -> Sequence[Request]:
         """Requests without a slot, by arrival."""
@@ -68,3 +75,13 @@ class SchedulerView:
     def admissible(self) -> Sequence[Request]:
         """Waiting requests, if a slot is free; no other could be admitted."""
         return self.waiting if self.num_free_slots else ()
+
+    @property
+    def facts(self) -> Facts:
+        """Facts of the admissible requests, kept from step to step."""
+        return self.queue.facts if self.num_free_slots else facts_of(())
+
+    @property
+    def most_offered(self) -> int:
+        """Waiting requests of an order that a plan looks at: one more than slots."""
+        return self.num_free_slots + 1

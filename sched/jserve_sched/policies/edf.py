@@ -10,7 +10,7 @@ preempted.
 import dataclasses
 
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import InOrder
+from jserve_sched.policies.in_order import InOrder, first_waiting
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 
@@ -21,7 +21,8 @@ class EarliestDeadlineFirst(InOrder):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        requests = (*view.running, *view.admissible)
+        waiting = first_waiting(view, view.facts.pace_s)
+        requests = (*view.running, *waiting.requests)
         return self.plan_in_order(view, sorted(requests, key=_by_pace))
 
 

@@ -17,4 +17,5 @@ class FirstComeFirstServed(InOrder):
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         running = sorted(view.running, key=lambda one: (one.arrival_s, one.request_id))
-        return self.plan_in_order(view, [*running, *view.admissible])
+        waiting = view.admissible[: view.most_offered]
+        return self.plan_in_order(view, [*running, *waiting])

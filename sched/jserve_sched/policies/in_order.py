@@ -5,13 +5,14 @@ All decodes go first; the rest of the step's token limit is filled with prompt c
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates
 from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.plan import StepPlan
 
@@ -37,25 +38,40 @@ class InOrder:
         """Plans all decodes first, then prefill blocks in order until nothing fits.
 
         Args:
-          ordered: All running and all admissible requests; of the running ones the last
-            is preempted first.
+          ordered: All running requests, of which the last is preempted first, and the
+            first admissible ones, `view.most_offered` at least.
         """
         builder = PlanBuilder(view)
         running = [one for one in ordered if one.state is RequestState.RUNNING]
-        candidates = Candidates(view, view.admissible, running=running)
+        waiting = [one for one in ordered if one.state is RequestState.WAITING]
+        candidates = Candidates(view, waiting, running=running)
         candidates.add_decodes(builder)
         builder.limit_tokens(self.chunk_tokens)
-        decodes = {id(request) for request in candidates.decodes}
-        prompts = [one for one in ordered if id(one) not in decodes]
+        decodes = set(candidates.decodes)
+        prompts = [one for one in ordered if one not in decodes]
         candidates.add_prompts(builder, prompts)
         return builder.build()
 
 
-def column(values: Iterable[float]) -> np.ndarray:
-    """Returns `[N]` float64."""
-    return np.fromiter(values, np.float64)
+def first_waiting(view: SchedulerView, key: np.ndarray) -> Facts:
+    """Returns the admissible requests that a plan may look at, by a key and arrival.
+
+    Args:
+      key: `[N]`, of the view's facts.
+    """
+    places, most = np.arange(len(key)), view.most_offered
+    if len(key) > most:  # sorted are only those up to the last one of them
+        last = np.partition(key, most - 1)[most - 1]
+        places = np.flatnonzero(key <= last)
+    order = np.argsort(key[places], kind="stable")[:most]
+    return view.facts.take(places[order])
 
 
-def sort_by(requests: Sequence[Request], *keys: np.ndarray) -> list[Request]:
-    """Returns requests by keys `[N]`, of which the last one counts most."""
-    return [requests[place] for place in np.lexsort(keys).tolist()]
+def rank(
+    view: SchedulerView, key_of: Callable[[Facts], np.ndarray]
+) -> Sequence[Request]:
+    """Returns what `plan_in_order` takes, by a key `[N]` of facts, then by arrival."""
+    running = facts_of(view.running)
+    facts = running.before(first_waiting(view, key_of(view.facts)))
+    order = np.lexsort((facts.arrival_s, key_of(facts)))
+    return facts.take(order).requests

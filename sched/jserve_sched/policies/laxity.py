@@ -20,17 +20,18 @@ Under KV pressure the last in this order is preempted and recomputed.
 """
 
 import dataclasses
-import math
+import sys
 
 import numpy as np
 
 from jserve_sched.planning.latency_source import LatencySource
-from jserve_sched.planning.step_prices import remaining_prompts
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import InOrder, column, sort_by
-from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.policies.in_order import InOrder, rank
+from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.request_latency import RequestLatency
+
+_NEVER_S = sys.float_info.max  # the laxity without an SLO: before the late
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,40 +48,35 @@ class LeastLaxityFirst(InOrder):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        requests = [*view.running, *view.admissible]
-        if not requests:
+        if not (view.running or view.admissible):
             return None
-        wait_s = laxities_s(view, requests, self.latency.at(view))
-        guard = column(request.guard for request in requests)
-        arrival_s = column(request.arrival_s for request in requests)
-        is_lost = (wait_s < 0.0) & (guard == 0.0)
-        keys = (arrival_s, np.where(is_lost, 0.0, wait_s), is_lost)
-        return self.plan_in_order(view, sort_by(requests, *keys))
+        latency = self.latency.at(view)
+
+        def key(facts: Facts) -> np.ndarray:
+            wait_s = laxities_s(view, facts, latency)
+            is_lost = (wait_s < 0.0) & (facts.guard == 0.0)
+            return np.where(is_lost, np.inf, np.minimum(wait_s, _NEVER_S))
+
+        return self.plan_in_order(view, rank(view, key))
 
 
 def laxities_s(
-    view: SchedulerView, requests: list[Request], latency: RequestLatency
+    view: SchedulerView, facts: Facts, latency: RequestLatency
 ) -> np.ndarray:
     """Returns how long each of the view's requests could wait and attain its SLO.
 
     Returns:
       `[N]` seconds from `view.start_s` on.
     """
-    next_due_s = column(request.deadline_s for request in requests)
-    ttlts_s = [request.slo.ttlt_s for request in requests]
-    ttlt_s = column(math.inf if one is None else one for one in ttlts_s)
-    end_due_s = column(request.arrival_s for request in requests) + ttlt_s
-    known_tokens = column(request.num_projected_tokens for request in requests)
-    tokens_left = column(request.expected_tokens_left for request in requests)
-    prompt_tokens = remaining_prompts(view, requests).tokens
-    is_running = column(request.state is RequestState.RUNNING for request in requests)
-    is_decode = (is_running > 0.0) & (prompt_tokens == 1.0)
+    is_decode = (facts.is_running > 0.0) & (facts.tokens == 1.0)
     alone, together = np.ones(1), np.full(1, max(len(view.running), 1.0))
     next_s = np.where(
         is_decode,
-        latency.decode_s(together, known_tokens, np.full(1, 2.0)),
-        latency.prefill.of(alone, prompt_tokens),
+        latency.decode_s(together, facts.known_tokens, np.full(1, 2.0)),
+        latency.prefill.of(alone, facts.tokens),
     )
-    rest_s = latency.decode_s(together, known_tokens, tokens_left)
-    wait_s: np.ndarray = np.minimum(next_due_s - next_s, end_due_s - next_s - rest_s)
+    rest_s = latency.decode_s(together, facts.known_tokens, facts.answer_tokens)
+    wait_s: np.ndarray = np.minimum(
+        facts.deadline_s - next_s, facts.end_s - next_s - rest_s
+    )
     return wait_s - view.start_s

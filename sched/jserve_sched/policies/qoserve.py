@@ -25,9 +25,9 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, tightest_slack
-from jserve_sched.planning.step_prices import Prompts, StepPrices, remaining_prompts
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.requests.request import Request
+from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
 
 
@@ -61,9 +61,9 @@ class QoServe:
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
         if candidates.prompts:
-            step_prices = StepPrices(view, candidates.decodes)
+            step_prices = StepPrices(view, candidates.rows)
             # Hybrid priority, and eager relegation.
-            prompts = remaining_prompts(view, candidates.prompts)
+            prompts = candidates.facts
             alone_s = step_prices.alone_s(prompts)
             prices = step_prices.of(prompts.take(self._order(view, prompts, alone_s)))
             # The largest chunk that makes no decode late.
@@ -79,25 +79,19 @@ class QoServe:
         return builder.build()
 
     def _order(
-        self, view: SchedulerView, prompts: Prompts, alone_s: np.ndarray
+        self, view: SchedulerView, prompts: Facts, alone_s: np.ndarray
     ) -> np.ndarray:
         """Returns the places of prompts by (relegated, priority, arrival).
 
         `alone_s` is the time of each without the others, `[P]` seconds.
         """
-        facts = np.array([_facts(one) for one in prompts.requests])
-        due_s, output_tokens, arrival_s, guard = facts.T
-        work_tokens = prompts.tokens + output_tokens
+        due_s = prompts.deadline_s
+        # The answer counts where only its end is bounded.
+        has_end = np.isfinite(prompts.end_s)
+        has_end &= [one.slo.ttft_s is None for one in prompts.requests]
+        work_tokens = prompts.tokens + np.where(has_end, prompts.answer_tokens, 0.0)
         priority_s = due_s + self.alpha_s_per_token * work_tokens
         relegated = np.zeros(len(due_s), bool)
         if self.relegation:
-            relegated = (view.start_s + alone_s > due_s) & (guard == 0)
-        return np.lexsort((arrival_s, priority_s, relegated))
-
-
-def _facts(request: Request) -> tuple[float, float, float, bool]:
-    """Returns the deadline, output tokens that count, arrival and guard flag."""
-    output_tokens = 0
-    if request.slo.ttft_s is None and request.slo.ttlt_s is not None:
-        output_tokens = request.expected_tokens_left
-    return request.deadline_s, output_tokens, request.arrival_s, request.guard
+            relegated = (view.start_s + alone_s > due_s) & (prompts.guard == 0)
+        return np.lexsort((prompts.arrival_s, priority_s, relegated))

@@ -18,7 +18,8 @@ import numpy as np
 
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import InOrder, column, sort_by
+from jserve_sched.policies.in_order import InOrder, rank
+from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
 
 
@@ -39,13 +40,15 @@ class ShortestJobFirst(InOrder):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        requests = [*view.running, *view.admissible]
-        left = column(one.num_remaining_tokens for one in requests)
+        ordered = rank(view, lambda facts: self._left(view, facts))
+        return self.plan_in_order(view, ordered)
+
+    def _left(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+        """Returns how much each job has left `[N]`, seconds or tokens."""
+        # What a waiting job may share is not taken off.
+        left: np.ndarray = facts.known_tokens - facts.start * facts.is_running
         if self.by == "e2e":
             latency, batch = self.latency.at(view), np.array(view.max_num_seqs)
-            context = column(one.num_projected_tokens for one in requests)
-            answer = column(one.expected_tokens_left for one in requests)
-            decode_s = latency.decode_s(batch, context, answer)
+            decode_s = latency.decode_s(batch, facts.known_tokens, facts.answer_tokens)
             left = latency.prefill.of(batch, left) + decode_s
-        arrival_s = column(one.arrival_s for one in requests)
-        return self.plan_in_order(view, sort_by(requests, arrival_s, left))
+        return left

@@ -90,6 +90,7 @@ class Request:
       pacing: Times at which output tokens are wanted, if the prediction is right.
       num_published_pages: Own pages whose content the ledger may hand to others.
       num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
+      num_shared_tokens: Tokens in the prefix cache while it waits.
     """
 
     request_id: str
@@ -112,6 +113,7 @@ class Request:
     num_plans_in_flight: int = 0
     num_preemptions: int = 0
     num_cached_tokens: int = 0
+    num_shared_tokens: int = 0
     slot: int | None = None
     pages: list[int] = dataclasses.field(default_factory=list)
     page_hashes: list[bytes] = dataclasses.field(default_factory=list)
@@ -158,7 +160,12 @@ class Request:
     @property
     def num_remaining_tokens(self) -> int:
         """Projected tokens whose KV no plan has computed yet; 1 means decoding."""
-        return self.num_projected_tokens - self.num_dispatched_tokens
+        return (  # without a call, since each plan asks every running request
+            len(self.prompt_tokens)
+            + len(self.output_tokens)
+            + self.num_pending_tokens
+            - self.num_dispatched_tokens
+        )
 
     @property
     def num_outputs_projected(self) -> int:
@@ -185,8 +192,9 @@ class Request:
     @property
     def wants_more(self) -> bool:
         """Whether another output token may be planned."""
+        num_outputs = len(self.output_tokens) + self.num_pending_tokens
         is_live = self.state is not RequestState.FINISHED
-        return is_live and self.num_outputs_projected < self.max_tokens
+        return is_live and num_outputs < self.max_tokens
 
     @property
     def pace_s(self) -> float:

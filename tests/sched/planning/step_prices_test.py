@@ -3,7 +3,8 @@ import pytest
 
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.planning.step_prices import Prompts, StepPrices, remaining_prompts
+from jserve_sched.planning.step_prices import StepPrices
+from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import Row
@@ -30,12 +31,12 @@ def prompts_of(*lengths: int) -> list[Request]:
 
 @pytest.mark.parametrize("table", [TABLE, CONTINUOUS])
 def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> None:
-    decodes = [decoding(30), decoding(9)]
+    decodes = [Row(decoding(tokens), tokens, 1, True) for tokens in (30, 9)]
     requests = prompts_of(5, 13, 3)
     requests[1].num_dispatched_tokens = 4  # partly computed
     requests[1].state = RequestState.RUNNING
     view = make_view(table, Curve(lambda tokens: tokens))
-    prices = StepPrices(view, decodes).of(remaining_prompts(view, requests))
+    prices = StepPrices(view, decodes).of(facts_of(requests))
     size = table.block_tokens
     budgets = np.arange(prices.steps.max_blocks + 1)
     matrix = prices.features(budgets)
@@ -50,7 +51,7 @@ def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> No
                 left -= -(-tokens // size)
         used = sum(-(-row.num_tokens // size) for row in chunks)
         expected = features.step_features(
-            [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes],
+            decodes,
             chunks,
             table.fit(2, used),
             view.ledger.page_size,
@@ -61,7 +62,7 @@ def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> No
 @pytest.mark.parametrize("limit", [0.0, 3.0, 17.5, 100.0, 999.0, 5000.0])
 def test_time_to_budget_is_the_largest_that_fits(limit: float) -> None:
     view = make_view(CONTINUOUS, Curve(lambda tokens: 1 + tokens + 1e-3 * tokens**2))
-    prompts = Prompts(prompts_of(600, 600), np.zeros(2), np.array([600.0, 600.0]))
+    prompts = facts_of(prompts_of(600, 600))
     prices = StepPrices(view, []).of(prompts)
     budgets = np.arange(prices.steps.max_blocks + 1)
     fits = budgets[prices.predict(budgets) <= limit]
@@ -71,17 +72,8 @@ def test_time_to_budget_is_the_largest_that_fits(limit: float) -> None:
 
 def test_a_prompt_alone_takes_as_many_full_steps_as_it_needs() -> None:
     view = make_view(TABLE, Curve(lambda tokens: 10.0 + tokens), max_tokens=40)
-    prompts = Prompts(prompts_of(8, 70), np.array([0.0, 4.0]), np.array([8.0, 70.0]))
+    requests = prompts_of(8, 74)
+    requests[1].num_shared_tokens = 4
+    prompts = facts_of(requests)
     alone_s = StepPrices(view, []).alone_s(prompts)
     assert alone_s.tolist() == [18.0, 2 * (10 + 32) + 10 + 6]
-
-
-def test_a_page_in_the_prefix_cache_is_not_left_to_do() -> None:
-    view = make_view(TABLE, Curve(lambda tokens: tokens))
-    request = make_request(20, 4)
-    (page,) = view.ledger.allocate(1)
-    view.ledger.publish(page, b"first page")
-    request.page_hashes = [b"first page", b"second page"]
-    prompts = remaining_prompts(view, [request])
-    size = view.ledger.page_size
-    assert (prompts.start[0], prompts.tokens[0]) == (size, 20 - size)

@@ -6,6 +6,7 @@ from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.laxity import LeastLaxityFirst, laxities_s
 from jserve_sched.policies.registry import make_policy
+from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.requests.slo import Slo
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
@@ -53,7 +54,7 @@ def decoding(tokens: int, max_tokens: int, **slo: float) -> Request:
 
 
 def laxity_s(request: Request, view: SchedulerView) -> float:
-    return float(laxities_s(view, [request], LATENCY)[0])
+    return float(laxities_s(view, facts_of([request]), LATENCY)[0])
 
 
 def test_laxity_is_the_time_that_is_not_needed() -> None:

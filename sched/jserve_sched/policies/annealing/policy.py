@@ -139,7 +139,7 @@ class PlannedAdmission:
             return
         clock, budget_s = self.limit or (None, math.inf)
         begun_s = clock.now_s() if clock else 0.0
-        requests = choose_waiting(view, MOST_JOBS, first=self._num_aged(view))
+        requests = choose_waiting(view, MOST_JOBS, first=self._num_aged(view)).requests
         if not requests:
             return
         problem = self._problem(view, requests)

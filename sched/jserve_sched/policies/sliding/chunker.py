@@ -67,7 +67,7 @@ def _most_tokens(
     longest_s: float,
 ) -> int:
     """Returns the first budget, out of `every`, of the pair with most tokens."""
-    now = np.union1d(every[every <= current], [current]).astype(np.int64)
+    now = np.concatenate((every[every < current], [current])).astype(np.int64)
     left_s = np.minimum(total_s - prices.predict(now), longest_s)
     total = now + prices.capacities(left_s)
     total = np.minimum(total, prices.num_blocks)  # no more than there is

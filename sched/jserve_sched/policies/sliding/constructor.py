@@ -81,21 +81,24 @@ def _knapsacks(value: np.ndarray, weight: np.ndarray, room: np.ndarray) -> np.nd
       room: `[A]` int capacities.
     """
     num_anchors, num_items = value.shape
-    most = int(room.max())
+    most, sizes = int(room.max()), weight.tolist()
     best = np.zeros((num_anchors, most + 1))
     takes = np.zeros((num_items, num_anchors, most + 1), bool)
     # The best value of each capacity, item by item.
-    for item in range(num_items):
-        size = int(weight[item])
+    for item, size in enumerate(sizes):
         if size > most:
             continue
-        with_it = best[:, : most + 1 - size] + value[:, item, None]
-        takes[item, :, size:] = with_it > best[:, size:]
-        best[:, size:] = np.maximum(best[:, size:], with_it)
+        with_it, rest = (
+            best[:, : most + 1 - size] + value[:, item, None],
+            best[:, size:],
+        )
+        np.greater(with_it, rest, out=takes[item, :, size:])
+        np.maximum(with_it, rest, out=rest)
     # The items behind the best value of each room.
     taken = np.zeros((num_anchors, num_items), bool)
-    left, rows = room.copy(), np.arange(num_anchors)
-    for item in range(num_items - 1, -1, -1):
-        taken[:, item] = takes[item, rows, left]
-        left -= np.where(taken[:, item], int(weight[item]), 0)
+    for anchor, left in enumerate(room.tolist()):
+        for item in range(num_items - 1, -1, -1):
+            if takes[item, anchor, left]:
+                taken[anchor, item] = True
+                left -= sizes[item]
     return taken

@@ -34,11 +34,7 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, tightest_slack
-from jserve_sched.planning.step_prices import (
-    OrderPrices,
-    StepPrices,
-    remaining_prompts,
-)
+from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.sliding.chunker import Objective, Search, choose_budget
 from jserve_sched.policies.sliding.constructor import select
@@ -101,10 +97,10 @@ class SlidingServe:
     def _add_prompts(
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
-        step_prices = StepPrices(view, candidates.decodes, is_cautious=self.cautious)
+        step_prices = StepPrices(view, candidates.rows, is_cautious=self.cautious)
 
         # Multi-Level Priority Sorter (3.3, Eq. 6 to 13): all prompts, by rank.
-        prompts = remaining_prompts(view, candidates.prompts)
+        prompts = candidates.facts
         ranking = rank(view, step_prices, prompts, sorter=self.sorter, alpha=self.alpha)
         prices = step_prices.of(prompts.take(ranking.order))
 
@@ -157,11 +153,11 @@ class SlidingServe:
         Guarded prompts stay in front of the chosen ones.
         """
         prompts = prices.prompts
-        place = np.where([request.guard for request in prompts.requests], 0, 2)
+        place = np.where(prompts.guard > 0, 0, 2)
         place[chosen] = np.minimum(place[chosen], 1)
         front = prices.steps.of(prompts.take(np.argsort(place, kind="stable")))
         num_first = int((place < 2).sum())
-        blocks, requests = front.blocks_of_first(num_first), front.prompts.requests
+        blocks, requests = int(front.ends[num_first]), front.prompts.requests
         if self.fill:
             blocks = max(blocks, front.largest_within(limit_s))
         else:
@@ -203,13 +199,12 @@ def _select(
         is_at_risk=at_risk,
         capacity=prices.capacities(limits_s) * size // unit_tokens,  # C_j, Eq. 17
     )
+    if not chosen.size:
+        return chosen
     # The curve is that of the ranked prompts: price the selection itself, and give up
-    # the one that can wait longest until the rest is in time.
-    while chosen.size:
-        selection = prices.steps.of(prompts.take(chosen))
-        whole = np.array([selection.num_blocks])
-        if float(selection.predict(whole)[0]) <= limits_s[chosen].min():
-            break
-        patient = np.flatnonzero(slack_s[chosen] == slack_s[chosen].max())
-        chosen = np.delete(chosen, patient[-1])
-    return chosen
+    # those that can wait longest until the rest is in time.
+    by_slack = chosen[np.argsort(slack_s[chosen], kind="stable")]
+    selection = prices.steps.of(prompts.take(by_slack))
+    in_time = selection.predict(selection.ends[1:]) <= limits_s[by_slack[0]]
+    most = np.flatnonzero(in_time).max(initial=-1) + 1
+    return np.sort(by_slack[:most])

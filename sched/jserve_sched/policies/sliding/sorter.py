@@ -28,8 +28,9 @@ from typing import Literal
 
 import numpy as np
 
-from jserve_sched.planning.step_prices import Prompts, StepPrices
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.facts import Facts
 
 Sorter = Literal["off", "mlps", "moore", "given"]
 _LEAST_SLACK_S = 1e-3  # epsilon of Eq. 10
@@ -53,7 +54,7 @@ class Ranking:
 def rank(
     view: SchedulerView,
     step_prices: StepPrices,
-    prompts: Prompts,
+    prompts: Facts,
     *,
     sorter: Sorter = "moore",
     alpha: float = 0.5,
@@ -63,15 +64,10 @@ def rank(
     `alpha` is that of mlps: a request is urgent if its work takes more than this share
     of its slack.
     """
-    facts = [
-        (one.pace_s, one.deadline_s, one.arrival_s, one.guard)
-        for one in prompts.requests
-    ]
-    pace_s, deadline_s, arrival_s, guarded = np.array(facts).reshape(-1, 4).T
-    guard = guarded > 0
+    pace_s, arrival_s, guard = prompts.pace_s, prompts.arrival_s, prompts.guard > 0
     slack_s = pace_s - view.start_s  # Eq. 8
     # A token may come after its pace; late is a request that violates its SLO.
-    left_s = deadline_s - view.start_s
+    left_s = prompts.deadline_s - view.start_s
     work_s = alone_s = step_prices.alone_s(prompts)
     if view.prefill_tokens_per_s is not None:
         work_s = prompts.tokens / view.prefill_tokens_per_s  # Eq. 9

@@ -86,7 +86,7 @@ def view_of(*waiting: Request, now_s: float = 0.0, **fields) -> SchedulerView:
 
 def problem_of(policy: PlannedAdmission, view: SchedulerView) -> AnnealingProblem:
     """What the policy searches, with this view."""
-    requests = choose_waiting(view, first=policy._num_aged(view))
+    requests = choose_waiting(view, first=policy._num_aged(view)).requests
     return policy._problem(view, requests)
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.planning.step_prices import OrderPrices, Prompts, StepPrices
+from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.policies.sliding.chunker import choose_budget
+from jserve_sched.requests.facts import facts_of
 from tests.fakes import make_request
 from tests.step_costs import Curve, Staircase, make_view
 
@@ -21,7 +22,8 @@ CONTINUOUS = Continuous().table(
 def prices_of(
     table: BucketTable, predictor: Curve | Staircase, work_tokens: float = 1e6
 ) -> OrderPrices:
-    prompt = Prompts([make_request(8, 4)], np.zeros(1), np.array([work_tokens]))
+    one = facts_of([make_request(8, 4)])
+    prompt = one._replace(known_tokens=np.array([work_tokens]))
     return StepPrices(make_view(table, predictor), []).of(prompt)
 
 

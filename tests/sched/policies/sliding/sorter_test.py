@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets.strategies import Continuous
-from jserve_sched.planning.step_prices import StepPrices, remaining_prompts
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.policies.sliding.sorter import rank, surplus
+from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.slo import Slo
 from tests.fakes import make_request
 from tests.step_costs import Curve, make_view
@@ -22,7 +23,7 @@ def ranking_of(requests, tokens_per_s: float | None = 1000.0, **options):
         now_s=NOW_S,
         prefill_tokens_per_s=tokens_per_s,
     )
-    prompts = remaining_prompts(view, requests)
+    prompts = facts_of(requests)
     ranking = rank(view, StepPrices(view, []), prompts, **options)
     return ranking, [requests[index].request_id for index in ranking.order]
 
