@@ -51,9 +51,9 @@ def sample(logits: jax.Array, sampling: RowSampling) -> jax.Array:
 def argmax(values: jax.Array) -> jax.Array:
     """Returns the first place of each row's maximum, `[R]` int32.
 
-    As `jnp.argmax`, in passes that XLA:CPU vectorises: its reduction over (value, index)
-    pairs is several times slower. Only one stretch of a row is searched, the first that
-    has the maximum.
+    As `jnp.argmax`, in passes that XLA:CPU vectorises: its reduction over pairs of
+    value and index is several times slower. Only one stretch of a row is searched, the
+    first that has the maximum.
     """
     num_rows, size = values.shape
     length = _STRETCH if size % _STRETCH == 0 else size

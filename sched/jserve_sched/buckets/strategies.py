@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.options import make_from_spec
 
-MIN_ROWS = 2  # one-row programs are slow in bf16 on CPU, and save nothing
-
 
 def _max_blocks(
     max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
@@ -51,7 +49,7 @@ class BucketStrategy:
         """
         max_blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
         return BucketTable(
-            tuple(self._row_edges(min(MIN_ROWS, max_num_seqs), max_num_seqs)),
+            tuple(self._row_edges(1, max_num_seqs)),
             (0, *self._block_edges(1, max_blocks)),
             block_tokens,
         )
@@ -63,7 +61,7 @@ def _powers_of_two(last: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PowersOfTwo(BucketStrategy):
-    """Rows 2, 4, 8 ... and blocks 0, 1, 2, 4 ...: few programs, up to half padding."""
+    """Rows 1, 2, 4 ... and blocks 0, 1, 2, 4 ...: few programs, up to half padding."""
 
     def _row_edges(self, first: int, last: int) -> Sequence[int]:
         return [*(edge for edge in _powers_of_two(last) if first <= edge < last), last]
@@ -71,7 +69,7 @@ class PowersOfTwo(BucketStrategy):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TwoBit(BucketStrategy):
-    """Edges of at most two leading binary digits: 2, 3, 4, 6, 8, 12 ...
+    """Edges of at most two leading binary digits: 1, 2, 3, 4, 6, 8, 12 ...
 
     These are nearly twice the edges of `PowersOfTwo`. Less than a third of a bucket's
     rows or blocks is padding, instead of less than half.

@@ -39,10 +39,12 @@ class Bucket:
 class BucketTable:
     """Every bucket that may run: the pairs of row and block edges that can occur.
 
-    Two kinds of pairs cannot occur. A pair of more than `max_tokens` token positions
-    exceeds the step's limit. And a step with prefill has at least one decode less than
+    Three kinds of pairs cannot occur. A pair of more than `max_tokens` token positions
+    exceeds the step's limit. A step with prefill has at least one decode less than
     the largest row edge, since the request of the prompt holds a slot too. So if one
-    row less than the largest is an edge, the largest occurs without prefill only.
+    row less than the largest is an edge, the largest occurs without prefill only. And
+    so does the edge of 1 row: a product of one row is faster than of two only if no
+    block is multiplied with it, and a lone decode beside blocks takes the next edge.
 
     Attributes:
       row_edges: Numbers of decode rows, ascending, without repeats.
@@ -84,9 +86,15 @@ class BucketTable:
                     f"{num_tokens} tokens are over max_tokens={self.max_tokens}"
                 )
 
+    def _is_without_prefill(self, num_rows: int) -> bool:
+        """Returns whether a row edge occurs without prefill only."""
+        if num_rows == self.max_rows:
+            return num_rows - 1 in self.row_edges[-2:]
+        return num_rows == 1 == self.row_edges[0] and self.max_rows > 2
+
     def _num_block_edges(self, num_rows: int) -> int:
         """Returns the number of block edges, from the smallest, beside a row edge."""
-        if num_rows == self.max_rows and num_rows - 1 in self.row_edges[-2:]:
+        if self._is_without_prefill(num_rows):
             return 1
         if self.max_tokens is None:
             return len(self.block_edges)
@@ -140,7 +148,10 @@ class BucketTable:
             raise ValueError(
                 f"num_blocks={num_blocks} exceeds the largest {self.max_blocks}"
             )
-        rows = self.row_edges[bisect.bisect_left(self.row_edges, num_rows)]
+        place = bisect.bisect_left(self.row_edges, num_rows)
+        rows = self.row_edges[place]
+        if num_blocks and rows < self.max_rows and self._is_without_prefill(rows):
+            rows = self.row_edges[place + 1]
         blocks = self.block_edges[bisect.bisect_left(self.block_edges, num_blocks)]
         return Bucket(rows, blocks, self.block_tokens)
 
@@ -152,7 +163,7 @@ class BucketTable:
         """
         if self.max_tokens is not None:
             max_tokens = min(max_tokens, self.max_tokens)
-        room = (max_tokens - self.fit(num_rows, 0).num_rows) // self.block_tokens
+        room = (max_tokens - self.fit(num_rows, 1).num_rows) // self.block_tokens
         index = bisect.bisect_right(self.block_edges, room) - 1
         return self.block_edges[max(index, 0)]
 

@@ -17,7 +17,6 @@ are over all counts from 0 to these.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -87,7 +86,10 @@ class CostGrid:
         """Returns weights and times `[G, K, B + 1]` with rows rounded up to K edges."""
         starts = [0, *(edge + 1 for edge in row_edges[:-1])]
         weight = np.add.reduceat(self.weight, starts, axis=1)
-        return weight, self.time_s[:, list(row_edges)]
+        time_s = self.time_s[:, list(row_edges)]
+        if row_edges[0] == 1 and row_edges[-1] > 2:  # beside blocks the next edge runs
+            time_s[:, 0, 1:] = time_s[:, 1, 1:]
+        return weight, time_s
 
 
 class BucketCosts:
@@ -145,13 +147,14 @@ class BucketCosts:
 
 def _groups(demand: StepDemand) -> Iterator[StepDemand]:
     """Yields the groups of steps with similar contexts."""
-    keys = [
-        np.ceil(np.log(np.maximum(pages, 1)) / np.log(_PAGES_FACTOR) - 1e-9) + is_used
-        for pages, is_used in (
-            (demand.decode_pages, demand.rows > 0),
-            (demand.block_pages, demand.blocks > 0),
-        )
-    ]
+    keys = []
+    for pages, count in (
+        (demand.decode_pages, demand.rows),
+        (demand.block_pages, demand.blocks),
+    ):
+        each = np.maximum(pages / np.maximum(count, 1), 1)
+        size = np.ceil(np.log(each) / np.log(_PAGES_FACTOR) - 1e-9)
+        keys.append(size + (count > 0))
     kinds, places = np.unique(np.stack(keys, 1), axis=0, return_inverse=True)
     for group in range(len(kinds)):
         yield demand.where(places.reshape(-1) == group)
@@ -167,17 +170,19 @@ def _time_s(
     def mean(values: np.ndarray) -> float:
         return float(np.average(values, weights=demand.weight))
 
-    def mean_pages(pages: np.ndarray, is_used: np.ndarray) -> float:
-        return math.ceil(mean(np.where(is_used, np.maximum(pages, 1), 0)))
-
+    used_blocks: np.ndarray | float = mean(demand.blocks)
+    block_pages: np.ndarray | float = mean(demand.block_pages)
+    if demand.is_limited[0]:  # it fills every bucket
+        block_pages = block_pages / max(used_blocks, 1) * blocks
+        used_blocks = blocks
     time_s = step_s(
         bucket_features(
             rows,
             blocks,
             used_rows=mean(demand.rows),
-            used_blocks=blocks if demand.is_limited[0] else mean(demand.blocks),
-            decode_pages=mean_pages(demand.decode_pages, demand.rows > 0),
-            block_pages=mean_pages(demand.block_pages, demand.blocks > 0),
+            used_blocks=used_blocks,
+            decode_pages=mean(demand.decode_pages),
+            block_pages=block_pages,
             page_size=page_size,
             block_tokens=table.block_tokens,
         )

@@ -44,8 +44,8 @@ class StepDemand:
       rows: Demand of decode rows.
       blocks: Demand of prefill blocks.
       is_limited: Whether a limit ended the step, so that it rounds down.
-      decode_pages: KV pages of the longest decode; 0 without decodes.
-      block_pages: KV pages of the longest chunk; 0 without prefill.
+      decode_pages: KV pages that the decodes read together.
+      block_pages: KV pages that the prefill blocks read together.
       weight: Number of such steps, above 0.
     """
 
@@ -103,8 +103,8 @@ def prior_demand(max_rows: int, max_blocks: int) -> StepDemand:
         rows=rows,
         blocks=blocks,
         is_limited=np.zeros(len(rows), bool),
-        decode_pages=(rows > 0).astype(np.int64),
-        block_pages=(blocks > 0).astype(np.int64),
+        decode_pages=rows,
+        block_pages=blocks,
         weight=weight,
     )
 
@@ -147,17 +147,17 @@ def bucket_features(
 ) -> np.ndarray:
     """Returns the features `[N, F]` of steps of which only buckets are known.
 
-    Contexts of decodes are taken to spread evenly up to the longest. Blocks are taken
-    to belong to as few chunks as possible, all with the longest context. `num_rows` and
-    `num_blocks` are `[N]`; the others are `[N]`, or one number for all.
+    Decodes are taken to stand at the end of their last page, and blocks to belong
+    to as few chunks as possible, all with the same context. `num_rows` and `num_blocks`
+    are `[N]`; the others are `[N]`, or one number for all.
     """
     matrix = np.zeros((len(num_rows), features.NUM_FEATURES))
-    has_decodes = np.asarray(used_rows) > 0
-    longest = np.asarray(decode_pages) * page_size
-    context = np.maximum(longest * (np.asarray(used_rows) + 1) / 2 - used_rows, 0)
-    context = context * has_decodes
-    tokens = np.asarray(used_blocks) * block_tokens
-    stop = np.maximum(np.asarray(block_pages), 1) * page_size
+    used_rows, used_blocks = np.asarray(used_rows), np.asarray(used_blocks)
+    decode_pages, block_pages = np.asarray(decode_pages), np.asarray(block_pages)
+    context = np.maximum(decode_pages * page_size - used_rows, 0)
+    tokens = used_blocks * block_tokens
+    pages_each = np.maximum(block_pages / np.maximum(used_blocks, 1), 1)
+    stop = np.ceil(pages_each) * page_size
     num_chunks = np.ceil(tokens / stop)
     chunk = tokens / np.maximum(num_chunks, 1)
     matrix[:, features.PREFILL_WORK] = tokens * stop
@@ -169,8 +169,11 @@ def bucket_features(
     matrix[:, features.LARGEST_CHUNK] = chunk
     matrix[:, features.NUM_ROWS] = num_rows
     matrix[:, features.NUM_BLOCKS] = num_blocks
-    matrix[:, features.DECODE_PAGES] = decode_pages * has_decodes
-    matrix[:, features.BLOCK_PAGES] = block_pages * (tokens > 0)
+    matrix[:, features.DECODE_PAGES] = decode_pages
+    matrix[:, features.BLOCK_PAGES] = block_pages
+    matrix[:, features.LONGEST_DECODE] = np.ceil(
+        decode_pages / np.maximum(used_rows, 1)
+    )
     return matrix
 
 
@@ -232,6 +235,8 @@ def _spread(
     first = np.repeat(np.cumsum(num_counts) - num_counts, num_counts)
     blocks = limited.blocks[kind] + np.arange(len(kind)) - first
     is_next_edge = blocks == after[kind]
+    pages_each = limited.block_pages / np.maximum(limited.blocks, 1)
+    pages = np.maximum(pages_each, 1)[kind] * blocks
     time_s = step_s(
         bucket_features(
             row_edges[np.searchsorted(row_edges, limited.rows[kind])],
@@ -239,7 +244,7 @@ def _spread(
             used_rows=limited.rows[kind],
             used_blocks=blocks,
             decode_pages=limited.decode_pages[kind],
-            block_pages=np.maximum(limited.block_pages[kind], 1),
+            block_pages=pages,
             page_size=page_size,
             block_tokens=table.block_tokens,
         )
@@ -255,5 +260,9 @@ def _spread(
     share /= np.bincount(kind, share)[kind]
     is_wanted = share > 0
     found = limited.where(kind[is_wanted])
-    weight = found.weight * share[is_wanted]
-    return dataclasses.replace(found, blocks=blocks[is_wanted], weight=weight)
+    return dataclasses.replace(
+        found,
+        blocks=blocks[is_wanted],
+        block_pages=np.round(pages[is_wanted]).astype(np.int64),
+        weight=found.weight * share[is_wanted],
+    )

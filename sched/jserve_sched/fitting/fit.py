@@ -11,12 +11,13 @@ import dataclasses
 
 import numpy as np
 
-from jserve_sched.buckets.strategies import MIN_ROWS, STRATEGIES
+from jserve_sched.buckets.strategies import STRATEGIES
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.fitting.costs import BucketCosts
 from jserve_sched.fitting.demand import StepDemand
 from jserve_sched.timing.predictor import Predict
 
+_MIN_ROWS = 2  # of an edge that the dynamic programme chooses
 _LEAST_GAIN = 1e-12  # relative; smaller gains are rounding errors
 _NUM_STARTS = 12  # number of tables that are improved
 
@@ -81,11 +82,14 @@ def _limited_hops(matrix: np.ndarray) -> np.ndarray:
 def best_row_edges(
     costs: BucketCosts, block_edges: tuple[int, ...], max_edges: int
 ) -> list[tuple[int, ...]]:
-    """Returns the best 1, 2, ... `max_edges` row edges for given block edges."""
+    """Returns the best 1, 2, ... `max_edges` row edges for given block edges.
+
+    None is 1, which depends on the next one: beside blocks that runs in its place.
+    """
     matrix = np.sum([grid.by_row_edge(block_edges) for grid in costs.grids], axis=0)
     hops = _up_hops(matrix)
+    hops[:, 1 : min(_MIN_ROWS, len(matrix) - 1)] = np.inf
     hops[0] += matrix[0]  # steps without decodes run at the first edge
-    hops[:, 1 : min(MIN_ROWS, len(matrix) - 1)] = np.inf
     return shortest_chains(hops, max_edges)
 
 
@@ -152,6 +156,11 @@ def fit_buckets(
     starts.sort(key=costs.expected_s)
     # Improve the best of them.
     found = starts[:1] + [improve(costs, start) for start in starts[:_NUM_STARTS]]
+    found += [
+        dataclasses.replace(table, row_edges=(1, *table.row_edges))
+        for table in found
+        if table.row_edges[0] > 1 and table.max_rows > 2
+    ]
     within = [table for table in found if table.num_programs <= max_programs]
     return min(within, key=costs.expected_s)
 
@@ -164,7 +173,7 @@ def _separate_fits(
     More edges are never worse, so for each number of row edges there is one table, with
     the most block edges.
     """
-    all_rows = tuple(range(min(MIN_ROWS, limits.max_rows), limits.max_rows + 1))
+    all_rows = tuple(range(min(_MIN_ROWS, limits.max_rows), limits.max_rows + 1))
     all_blocks = tuple(range(limits.max_blocks + 1))
     rows = best_row_edges(costs, all_blocks, max_programs // 2)
     blocks = best_block_edges(costs, all_rows, max_programs)

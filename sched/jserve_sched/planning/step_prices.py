@@ -29,6 +29,7 @@ _CHUNK_FEATURES = [
     features.CHUNK_SQUARES,
     features.CACHED_TOKENS,
     features.PREFILL_TOKENS,
+    features.BLOCK_PAGES,
     features.LARGEST_CHUNK,
 ]
 
@@ -58,11 +59,13 @@ class StepPrices:
         self._is_cautious = is_cautious
         self._page_size = view.ledger.page_size
         self._block_edges = view.buckets.block_edge_array
-        bucket = view.buckets.fit(min(len(decodes), view.buckets.max_rows), 0)
+        num_rows = min(len(decodes), view.buckets.max_rows)
+        bucket = view.buckets.fit(num_rows, 0)
+        self._rows_beside_blocks = view.buckets.fit(num_rows, 1).num_rows
         self._decode_row = features.step_features(decodes, (), bucket, self._page_size)
         self.block_tokens = view.buckets.block_tokens
         self.max_blocks = view.buckets.block_edge_beside(
-            bucket.num_rows, view.max_num_batched_tokens
+            num_rows, view.max_num_batched_tokens
         )
         self.grid_step = -(-max(self.max_blocks, 1) // _GRID_POINTS)
         self.grid = np.append(
@@ -86,22 +89,25 @@ class StepPrices:
     def columns(self, start: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Returns what chunks `[N]` bring into a step, `[7, N]`.
 
-        Of several chunks the first five add up: blocks, x1, x2, cached tokens, tokens;
-        of the others the largest counts: tokens, and the context after them.
+        Of several chunks the first six add up: blocks, x1, x2, cached tokens, tokens
+        and KV pages of blocks; of their tokens also the largest counts.
         """
         stop, blocks = start + tokens, np.ceil(tokens / self.block_tokens)
-        both = (blocks, tokens * stop, tokens * tokens, start, tokens, tokens, stop)
+        pages = features.pages_of_blocks(
+            start, tokens, self.block_tokens, self._page_size
+        )
+        both = (blocks, tokens * stop, tokens * tokens, start, tokens, pages, tokens)
         return np.array(both)
 
     def matrix(self, columns: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of chunks `[7, N]` beside the decodes."""
         matrix = np.empty((columns.shape[1], features.NUM_FEATURES))
         matrix[:] = self._decode_row
-        matrix[:, _CHUNK_FEATURES] += columns[1:6].T
-        matrix[:, features.BLOCK_PAGES] = np.ceil(columns[6] / self._page_size)
+        matrix[:, _CHUNK_FEATURES] += columns[1:].T
         edges = self._block_edges
         edge = np.minimum(edges.searchsorted(columns[0]), len(edges) - 1)
         matrix[:, features.NUM_BLOCKS] = edges[edge]
+        matrix[edge > 0, features.NUM_ROWS] = self._rows_beside_blocks
         return matrix
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
@@ -145,8 +151,8 @@ class OrderPrices:
         columns = steps.columns(prompts.start, prompts.tokens)
         # What the first prompts bring, none of them to all: leading zeros.
         self._taken = np.zeros((7, len(prompts.tokens) + 1))
-        np.cumsum(columns[:5], axis=1, out=self._taken[:5, 1:])
-        np.maximum.accumulate(columns[5:], axis=1, out=self._taken[5:, 1:])
+        np.cumsum(columns[:6], axis=1, out=self._taken[:6, 1:])
+        np.maximum.accumulate(columns[6], out=self._taken[6, 1:])
         # Trailing zeros: the prompt after the last one.
         self._start = np.concatenate((prompts.start, [0.0]))
         self._tokens = np.concatenate((prompts.tokens, [0.0]))
@@ -167,8 +173,8 @@ class OrderPrices:
         left = np.minimum(left, self._tokens[whole])
         start = np.where(left > 0, self._start[whole], 0.0)
         cut = self.steps.columns(start, left)
-        taken[:5] += cut[:5]
-        np.maximum(taken[5:], cut[5:], out=taken[5:])
+        taken[:6] += cut[:6]
+        np.maximum(taken[6], cut[6], out=taken[6])
         return self.steps.matrix(taken)
 
     def predict(self, budgets: np.ndarray) -> np.ndarray:

@@ -39,8 +39,10 @@ def _steps_after(plan: StepPlan, num_steps: int, page_size: int) -> np.ndarray:
     grown = steps * len(plan.decodes)
     matrix[:, features.DECODE_CONTEXT] += grown
     matrix[:, features.CACHED_TOKENS] += grown
-    longest = max(row.stop for row in plan.decodes) + steps
-    matrix[:, features.DECODE_PAGES] = -(-longest // page_size)
+    stops = np.array([row.stop for row in plan.decodes]) + steps[:, None]
+    pages = -(-stops // page_size)
+    matrix[:, features.DECODE_PAGES] = pages.sum(axis=1)
+    matrix[:, features.LONGEST_DECODE] = pages.max(axis=1)
     return matrix
 
 

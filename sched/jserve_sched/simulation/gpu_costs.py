@@ -185,7 +185,7 @@ class TableCost(CostModel):
         mean = matrix[:, features.DECODE_CONTEXT] / num_decodes
         total_s = grid.at(*places, num_decodes, mean)
         if self.skew:
-            pages = matrix[:, features.DECODE_PAGES]
+            pages = matrix[:, features.LONGEST_DECODE]
             longest = np.maximum(pages * self.page_size, mean)
             longest_s = grid.at(*places, num_decodes, longest)
             total_s += self.skew * (longest_s - total_s)

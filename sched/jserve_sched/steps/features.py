@@ -3,13 +3,13 @@
 The first seven columns are SlidingServe's x1 to x7 (arXiv 2606.05933, Table 1), of
 the tokens that are real: a row i computes `c_i` tokens after `u_i` cached ones. A row
 counts as a decode where it runs as one; that is Eq. 2's `c_i <= 1`, but for a
-one-token prompt, which takes a block. The last four are what static shapes add: the
-compiled rows and blocks, and the KV pages of the longest row of each kind, since all
-rows of a kind loop to the longest. `N` is the number of steps described at once.
+one-token prompt, which takes a block. The others are what static shapes and KV pages
+add: the compiled rows and blocks, and the pages that attention reads, which it reads
+whole and once for each row and block. `N` is the number of steps described at once.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,9 +26,10 @@ PREFILL_TOKENS = 5  # x6: sum over chunks of c
 LARGEST_CHUNK = 6  # x7: largest c of a chunk
 NUM_ROWS = 7  # decode rows compiled, B
 NUM_BLOCKS = 8  # prefill blocks compiled, NB
-DECODE_PAGES = 9  # KV pages of the longest decode
-BLOCK_PAGES = 10  # KV pages of the longest chunk
-NUM_FEATURES = 11
+DECODE_PAGES = 9  # sum over decodes of the KV pages up to their token
+BLOCK_PAGES = 10  # sum over blocks of the KV pages up to their last token
+LONGEST_DECODE = 11  # KV pages of the longest decode
+NUM_FEATURES = 12
 PAPER_FEATURES = slice(0, 7)
 
 # Scenarios of a batch (SlidingServe Eq. 3).
@@ -43,6 +44,31 @@ class Span(NamedTuple):
     num_tokens: int
 
 
+def pages_of_blocks(start: Any, tokens: Any, block_tokens: int, page_size: int) -> Any:
+    """Returns the sum over a chunk's blocks of the KV pages up to their last token.
+
+    It is exact where a chunk starts with a block of its sequence and one of page and
+    block is a multiple of the other.
+
+    Args:
+      start: Position of the chunk's first token, or `[N]`; `tokens` are its tokens.
+    """
+    first = start // block_tokens
+    stop = first - -tokens // block_tokens
+    return _pages_before(stop, block_tokens, page_size) - _pages_before(
+        first, block_tokens, page_size
+    )
+
+
+def _pages_before(blocks: Any, block_tokens: int, page_size: int) -> Any:
+    """Returns the sum for the first blocks of a sequence."""
+    if block_tokens > page_size:
+        return blocks * (blocks + 1) // 2 * (block_tokens // page_size)
+    per_page = page_size // block_tokens
+    pages = blocks // per_page  # that are full of blocks
+    return per_page * pages * (pages + 1) // 2 + blocks % per_page * (pages + 1)
+
+
 def step_features(
     decodes: Sequence[Row | Span],
     chunks: Sequence[Row | Span],
@@ -50,13 +76,16 @@ def step_features(
     page_size: int,
 ) -> np.ndarray:
     """Returns the features of one step, `[F]`."""
-    context = longest_decode = 0
+    context = longest = decode_pages = 0
     for row in decodes:
         start = row.start
         context += start
-        if start >= longest_decode:
-            longest_decode = start + 1
-    work = squares = cached = tokens = largest = longest_chunk = 0
+        pages = start // page_size + 1
+        decode_pages += pages
+        if pages > longest:
+            longest = pages
+    work = squares = cached = tokens = largest = block_pages = 0
+    block_tokens = bucket.block_tokens
     for row in chunks:
         start, count = row.start, row.num_tokens
         stop = start + count
@@ -65,7 +94,7 @@ def step_features(
         cached += start
         tokens += count
         largest = max(largest, count)
-        longest_chunk = max(longest_chunk, stop)
+        block_pages += pages_of_blocks(start, count, block_tokens, page_size)
     return np.array(
         (
             work,
@@ -77,8 +106,9 @@ def step_features(
             largest,
             bucket.num_rows,
             bucket.num_blocks,
-            -(-longest_decode // page_size),
-            -(-longest_chunk // page_size),
+            decode_pages,
+            block_pages,
+            longest,
         ),
         np.float64,
     )

@@ -24,8 +24,9 @@ class StepRecord(NamedTuple):
       num_blocks: Prefill blocks compiled, NB.
       used_rows: Decode rows that held a request.
       used_blocks: Prefill blocks that held a real token.
-      decode_pages: KV pages of the longest decode row.
-      block_pages: KV pages of the longest prefill block.
+      decode_pages: KV pages that the decode rows read together.
+      block_pages: KV pages that the prefill blocks read together, each up to its last
+        token.
       leaves_work: Whether a prompt, or part of one, was left out for want of room.
       step_id: Number of the step, from 0.
       launched_s: Time at which it was handed to the device, seconds.

@@ -20,9 +20,10 @@ from jserve_sched.steps.features import BLOCK_PAGES, DECODE_PAGES, NUM_BLOCKS, N
 from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.predictor import RatioQuantile, StepSample, is_sound
 
-NUM_INPUTS = 7  # six sizes of the bucket and its pages, and the linear model's time
+NUM_INPUTS = 5  # four sizes of the bucket and its pages, and the linear model's time
+_SIZES = [NUM_ROWS, NUM_BLOCKS, DECODE_PAGES, BLOCK_PAGES]
 NUM_OUTPUTS = 2  # log of the correction; softplus^-1 of the log of p95 over median
-MAX_LOG_RESIDUAL = 3.0  # with one long row among many, a factor of 8 was measured
+MAX_LOG_RESIDUAL = 3.0
 MAX_LOG_INCREMENT = 1.0
 _MIN_BASE_S = 1e-6  # lower bound of the linear model's time, for its logarithm
 
@@ -33,22 +34,16 @@ Layers = Sequence[tuple[Any, Any]]
 def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
     """Returns the network's inputs `[N, K]`, not yet scaled, for features `[N, F]`.
 
-    They are log(1 + x) of B, NB, the pages of the longest decode and of the longest
-    block, and the pages that all compiled rows and all compiled blocks loop over; then
-    the logarithm of the linear model's time. With that as an input, the network can
-    undo the linear model by a subtraction where only the longest row counts. The
-    paper's features x1 to x7 enter only through it: given one by one, the network
-    overfits to them.
+    They are log(1 + x) of B, NB and the KV pages that decodes and blocks read; then the
+    logarithm of the linear model's time. The paper's features x1 to x7 enter only
+    through it: given one by one, the network overfits to them.
 
     Args:
       base_s: Seconds `[N]` of `mlp_base_s`.
     """
     inputs = np.empty((len(matrix), NUM_INPUTS))
-    inputs[:, :4] = matrix[:, NUM_ROWS:]
-    inputs[:, 4] = matrix[:, NUM_ROWS] * matrix[:, DECODE_PAGES]
-    inputs[:, 5] = matrix[:, NUM_BLOCKS] * matrix[:, BLOCK_PAGES]
-    np.log1p(inputs[:, :6], out=inputs[:, :6])
-    np.log(base_s, out=inputs[:, 6])
+    np.log1p(matrix[:, _SIZES], out=inputs[:, :4])
+    np.log(base_s, out=inputs[:, 4])
     return inputs
 
 

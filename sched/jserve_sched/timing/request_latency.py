@@ -189,7 +189,9 @@ def priced_points(
     decodes[:, features.NUM_ROWS] = [
         buckets.fit(count, 0).num_rows for count, _ in pairs
     ]
-    decodes[:, features.DECODE_PAGES] = np.ceil((context + 1) / page_size)
+    longest = np.ceil((context + 1) / page_size)
+    decodes[:, features.DECODE_PAGES] = rows * longest
+    decodes[:, features.LONGEST_DECODE] = longest
     step_s = model.predict(np.concatenate((*steps, decodes)))
     step_s = np.maximum(step_s, _LEAST_STEP_S)
     prefill_s = np.add.reduceat(step_s[: ends[-1]], np.append(0, ends[:-1]))
@@ -234,11 +236,14 @@ def _prefill_steps(
         (features.CHUNK_SQUARES, chunk * chunk),
         (features.CACHED_TOKENS, start),
         (features.PREFILL_TOKENS, chunk),
+        (
+            features.BLOCK_PAGES,
+            features.pages_of_blocks(start, chunk, size, page_size),
+        ),
     ):
         rows[:, column] = np.bincount(step, weights=values, minlength=num_steps)
     np.maximum.at(rows[:, features.LARGEST_CHUNK], step, chunk)
-    np.maximum.at(rows[:, features.BLOCK_PAGES], step, -(-stop // page_size))
-    rows[:, features.NUM_ROWS] = buckets.fit(0, 0).num_rows
+    rows[:, features.NUM_ROWS] = buckets.fit(0, 1).num_rows
     rows[:, features.NUM_BLOCKS] = [
         buckets.fit(0, min(total - first, max_blocks)).num_blocks
         for first in range(0, total, max_blocks)

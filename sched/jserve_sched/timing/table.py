@@ -1,8 +1,8 @@
 """`table`: the step-time predictor of a cold start.
 
-Step time is a staircase over buckets, and within a bucket it grows with the pages of
-the longest context, since padded rows loop to the longest. So there is a cell for each
-bucket and each pair of power-of-two bins of the two page counts (decode and block).
+Step time is a staircase over buckets, and within a bucket it grows with the KV pages
+that attention reads, summed over rows. So there is a cell for each bucket and each pair
+of power-of-two bins of the two sums of pages (of decodes and of blocks).
 Cells start from a short timed pass, follow real steps, and are made monotone, since
 more work never takes less time. In array shapes, `N` is the number of steps predicted
 together, `F` the features of a step, `B` and `NB` count row edges (0 included) and
@@ -24,15 +24,16 @@ from jserve_sched.timing.predictor import (
     stack_samples,
 )
 
-# The features that a table distinguishes: B, NB and the pages of the longest rows.
+# The features that a table distinguishes: B, NB and the sums of pages.
 _BUCKET = (features.NUM_ROWS, features.NUM_BLOCKS)
 _PAGES = (features.DECODE_PAGES, features.BLOCK_PAGES)
 _COLUMNS = (*_BUCKET, *_PAGES)
 
-_PRIOR_PARTS = ("base_s", "per_decode_page_s", "per_block_page_s")
+_PRIOR_PARTS = ("no_pages_s", "per_decode_page_s", "per_block_page_s")
 _GUESS_STEP_S = 1e-3
 _GUESS_TOKEN_S = 2e-5
 _GUESS_PAGE_S = 1e-6
+_LEAST_SHARE = 0.1  # of a short step is not attention
 _REBUILD_EVERY = 32  # updates between two rebuilds of the monotone grid
 _MAX_WEIGHT = 32  # a cell forgets samples older than about this many
 _MIN_TRUSTED_WEIGHT = 4  # samples after which a cell is trusted
@@ -47,13 +48,14 @@ class TablePredictor:
 
     def __init__(self, table: BucketTable, *, max_pages_per_row: int):
         self._table = table
-        bins = [0, 1]
-        while bins[-1] < max_pages_per_row:
-            bins.append(bins[-1] * 2)
-        axes = ((0, *table.row_edges), table.block_edges, bins, bins)
+        bins = (
+            _bins(count * max_pages_per_row)
+            for count in (table.max_rows, table.max_blocks)
+        )
+        axes = ((0, *table.row_edges), table.block_edges, *bins)
         self._axes = tuple(np.array(axis, np.float64) for axis in axes)
         rows, blocks = np.meshgrid(*self._axes[:2], indexing="ij")
-        # [3, B, NB]: seconds at one page, per further decode page and block page.
+        # [3, B, NB]: seconds without pages, per decode page and per block page.
         self._prior = _guess(rows, blocks, table.block_tokens)
         self._places = [np.arange(len(axis), dtype=np.float64) for axis in self._axes]
         shape = tuple(len(axis) for axis in self._axes)
@@ -189,23 +191,27 @@ def guess_step_s(matrix: np.ndarray, *, block_tokens: int) -> np.ndarray:
 
 
 def _guess(rows: np.ndarray, blocks: np.ndarray, block_tokens: int) -> np.ndarray:
-    """Returns `[3, ...]` seconds at one page, per further decode and block page."""
+    """Returns `[3, ...]` seconds without pages, per decode page and per block page."""
+    tokens = rows + blocks * block_tokens
     return np.stack(
         (
-            _GUESS_STEP_S + _GUESS_TOKEN_S * (rows + blocks * block_tokens),
-            _GUESS_PAGE_S * rows,
-            _GUESS_PAGE_S * block_tokens * blocks,
+            _GUESS_STEP_S + _GUESS_TOKEN_S * tokens,
+            np.full(tokens.shape, _GUESS_PAGE_S),
+            np.full(tokens.shape, _GUESS_PAGE_S * block_tokens),
         )
     )
 
 
+def _bins(most: int) -> list[int]:
+    """Returns 0 and the powers of two up to `most`, or just above it."""
+    return [0, *(1 << bit for bit in range((most - 1).bit_length() + 1))]
+
+
 def _at_pages(prior: np.ndarray, decode_pages: Any, block_pages: Any) -> Any:
-    """Returns the prior seconds of steps whose longest rows have these pages."""
-    base_s, per_decode_page_s, per_block_page_s = prior
+    """Returns the prior seconds of steps that read these pages."""
+    no_pages_s, per_decode_page_s, per_block_page_s = prior
     return (
-        base_s
-        + per_decode_page_s * np.maximum(decode_pages - 1, 0)
-        + per_block_page_s * np.maximum(block_pages - 1, 0)
+        no_pages_s + per_decode_page_s * decode_pages + per_block_page_s * block_pages
     )
 
 
@@ -247,18 +253,20 @@ def _filled(
 
 
 def _fit_pages(pages: np.ndarray, duration_s: np.ndarray) -> tuple[float, float, float]:
-    """Returns seconds at the fewest pages, per decode page and per block page.
+    """Returns seconds without pages, per decode page and per block page.
 
-    `pages` `[N, 2]` are those of the longest decode and of the longest block.
+    `pages` `[N, 2]` are those of decodes and of blocks.
     """
-    shortest = min(pages.tolist())
-    base_s = np.median(duration_s[(pages == shortest).all(axis=1)])
-    slopes = [0.0, 0.0]
+    shortest = pages.min(axis=0)
+    base_s = float(np.median(duration_s[(pages == shortest).all(axis=1)]))
+    slopes = np.zeros(2)
     for dim in range(2):
-        far = pages.min(axis=0)
+        far = shortest.copy()
         far[dim] = pages[:, dim].max()
         is_far = (pages == far).all(axis=1)
-        span = far[dim] - pages[:, dim].min()
+        span = far[dim] - shortest[dim]
         if span and is_far.any():
             slopes[dim] = max(np.median(duration_s[is_far]) - base_s, 0.0) / span
-    return base_s, *slopes
+    # Noise must not make the first pages cost more than the step that reads them.
+    no_pages_s = max(base_s - float(shortest @ slopes), _LEAST_SHARE * base_s)
+    return no_pages_s, float(slopes[0]), float(slopes[1])

@@ -132,16 +132,16 @@ def test_features_of_shapes_agree_with_those_of_uniform_steps() -> None:
         used_rows=np.array([0, 1]),
         used_blocks=np.array([8, 0]),
         decode_pages=np.array([0, 3]),
-        block_pages=np.array([2, 5]),
+        block_pages=np.array([16, 0]),
         page_size=128,
         block_tokens=32,
     )
-    # One chunk of 256 tokens that ends on page 2.
+    # One chunk of 256 tokens; all its blocks are priced as the last one.
     expected = np.zeros(features.NUM_FEATURES)
     expected[features.PREFILL_WORK] = expected[features.CHUNK_SQUARES] = 256.0**2
     expected[features.PREFILL_TOKENS] = expected[features.LARGEST_CHUNK] = 256
     expected[features.NUM_ROWS], expected[features.NUM_BLOCKS] = 4, 8
-    expected[features.BLOCK_PAGES] = 2
+    expected[features.BLOCK_PAGES] = 16
     assert chunk.tolist() == expected.tolist()
     uniform = features.uniform_features(
         Bucket(1, 0), decode_pages=3, block_pages=0, page_size=128

@@ -43,7 +43,7 @@ def step(*, decodes: int = 0, context: int = 0, chunks: tuple = (), rows: int = 
     row[features.LARGEST_CHUNK] = max(tokens, default=0)
     row[features.NUM_ROWS] = decodes if rows < 0 else rows
     row[features.NUM_BLOCKS] = sum(tokens)
-    row[features.DECODE_PAGES] = -(-(context + 1) // 16) if decodes else 0
+    row[features.LONGEST_DECODE] = -(-(context + 1) // 16) if decodes else 0
     return row[None]
 
 

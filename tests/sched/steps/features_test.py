@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps import features
@@ -23,12 +24,28 @@ def test_a_hand_made_batch() -> None:
         74,  # x6 = prefill tokens
         64,  # x7 = largest chunk
         *(4, 4),  # B, NB
-        7,  # pages of 101 tokens
-        4,  # pages of 64 tokens
+        7 + 2,  # pages of 101 and 30 tokens
+        2 + 4 + 4,  # pages of blocks that end after 32, 64 and (whole) 64 tokens
+        7,  # pages of the longest decode
     ]
     bare = features.without_padding(found, 3)
     assert bare[features.NUM_ROWS] == 2 and bare[features.NUM_BLOCKS] == 3
     assert found[features.NUM_ROWS] == 4, "the original is untouched"
+
+
+@pytest.mark.parametrize(("block", "page"), [(32, 128), (1, 16), (32, 16), (8, 8)])
+def test_pages_of_blocks_are_counted_block_by_block(block: int, page: int) -> None:
+    starts = np.arange(0, 40 * block, 4 * block)
+    for tokens in (0, 1, block, 5 * block + block // 2, 60 * block):
+        wanted = [
+            sum(
+                -(-min(begin + block, start + tokens) // page)
+                for begin in range(start, start + tokens, block)
+            )
+            for start in starts.tolist()
+        ]
+        found = features.pages_of_blocks(starts, tokens, block, page)
+        assert np.abs(found - wanted).max() <= block // page // 2, tokens
 
 
 def test_a_uniform_step_is_a_step_of_equal_rows() -> None:
@@ -43,7 +60,7 @@ def test_a_uniform_step_is_a_step_of_equal_rows() -> None:
     padding = features.uniform_features(
         bucket, decode_pages=0, block_pages=0, page_size=16
     )
-    assert padding.tolist() == [0.0] * 7 + [3, 2, 0, 0]
+    assert padding.tolist() == [0.0] * 7 + [3, 2, 0, 0, 0]
 
 
 def test_scenarios_follow_equation_3() -> None:

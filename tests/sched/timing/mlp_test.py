@@ -68,8 +68,6 @@ def by_hand(weights: MlpWeights, row: np.ndarray) -> tuple[float, float]:
     base_s = coefficients[0] + sum(coefficients[1 + k] * row[k] for k in range(7))
     sizes = row[[NUM_ROWS, NUM_BLOCKS, DECODE_PAGES, BLOCK_PAGES]].tolist()
     values = [math.log(1 + x) for x in sizes]
-    values.append(math.log(1 + row[NUM_ROWS] * row[DECODE_PAGES]))
-    values.append(math.log(1 + row[NUM_BLOCKS] * row[BLOCK_PAGES]))
     values.append(math.log(base_s))
     outside = 0.0
     for k in range(NUM_INPUTS):

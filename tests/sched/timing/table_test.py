@@ -18,14 +18,8 @@ TABLE = BucketTable((2, 8), (0, 4, 16))
 
 
 def true_s(rows: float, blocks: float, decode_pages: int, block_pages: int) -> float:
-    """A made-up device: affine in rows, blocks and the pages they loop over."""
-    return (
-        1e-3
-        + 1e-4 * rows
-        + 1e-3 * blocks
-        + 1e-5 * rows * max(decode_pages - 1, 0)
-        + 2e-4 * blocks * max(block_pages - 1, 0)
-    )
+    """A made-up device: affine in rows, blocks and the pages that are read."""
+    return 1e-3 + 1e-4 * rows + 1e-3 * blocks + 1e-5 * decode_pages + 2e-5 * block_pages
 
 
 def step(rows: float, blocks: float, decode_pages: float, block_pages: float):
@@ -42,8 +36,8 @@ def predict_s(predictor: TablePredictor, *shape: float) -> float:
 def samples() -> list[StepSample]:
     return [
         StepSample(
-            step(rows, blocks, decode_pages, block_pages if blocks else 0),
-            true_s(rows, blocks, decode_pages, block_pages),
+            step(rows, blocks, rows * decode_pages, blocks * block_pages),
+            true_s(rows, blocks, rows * decode_pages, blocks * block_pages),
         )
         for rows in (2, 8)
         for blocks in (0, 4, 16)
@@ -93,7 +87,7 @@ def test_the_timed_pass_round_trips_and_is_tied_to_its_table() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1e-3, 0.0])
 def test_saved_times_that_are_not_durations_are_refused(bad: float) -> None:
     data = fitted().to_json()
-    data["base_s"][1][1] = bad
+    data["no_pages_s"][1][1] = bad
     again = TablePredictor(TABLE, max_pages_per_row=32)
     with pytest.raises(ValueError, match="a step time is"):
         again.load_json(json.loads(json.dumps(data)))

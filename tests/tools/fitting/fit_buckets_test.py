@@ -146,7 +146,7 @@ def test_without_a_cost_model_steps_are_priced_as_last_measured(
     assert found["comparison"][0]["later"]["expected_s"] == pytest.approx(14.6e-3)
     for one, message in (
         (None, "holds no step times"),
-        (times(1e-3) | {"base_s": [[1.0]]}, "the step times in the step log"),
+        (times(1e-3) | {"no_pages_s": [[1.0]]}, "the step times in the step log"),
     ):
         with pytest.raises(ValueError, match=message):
             fit(FitConfig(step_log=(record(tmp_path, step_times=one),)))

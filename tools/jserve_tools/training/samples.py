@@ -17,7 +17,7 @@ import numpy as np
 from jserve_sched.steps.features import NUM_FEATURES, scenarios
 from jserve_tools.reporting.documents import write_whole
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TRAIN, VALIDATION, TEST = range(3)
 _VALIDATION_SHARE, _TEST_SHARE = 0.2, 0.25
 

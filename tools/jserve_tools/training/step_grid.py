@@ -126,7 +126,7 @@ def profile_plans(
             add(spare_rows, spare_blocks, (cap, other))
             if blocks:
                 add(rows, blocks, (other, cap))
-            if blocks and not i:  # the smallest row edge also runs prefill alone
+            if blocks and table.fit(0, blocks).num_rows == rows:  # prefill alone
                 add(0, blocks, (other, cap))
 
     # Random batches.
