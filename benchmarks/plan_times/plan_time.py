@@ -10,9 +10,11 @@ most work for `sliding`. No prompt begins as another, but all are looked for in 
 prefix cache. Policies that search have a budget of their own and are left out. The
 target of all others is 1 ms in the median with 128 running and 1,000 waiting.
 
-Times are those of the thread, so that other processes count less.
+Other processes slow a plan down, so times are those of the thread, in the turn of five
+with the least median.
 """
 
+import itertools
 import json
 import pathlib
 import sys
@@ -36,7 +38,7 @@ from jserve_tools.reporting.documents import commit, write_whole
 
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_PLANS = flags.DEFINE_integer(
-    "num_plans", 500, "Number of plans timed for each policy.", lower_bound=1
+    "num_plans", 500, "Number of plans timed in each turn.", lower_bound=1
 )
 _NUM_RUNNING = flags.DEFINE_integer(
     "num_running", 128, "Number of requests that decode.", lower_bound=1
@@ -55,6 +57,7 @@ _RUNNING_TOKENS = 900
 _MAX_TOKENS = 10_000  # no request finishes meanwhile
 _NOW_S = 100.0
 _STEP_TOKENS = 2048
+_NUM_TURNS = 5
 
 
 def _request(
@@ -149,13 +152,13 @@ def main(argv: Sequence[str]) -> None:
     """Prints one JSON document, by number waiting and policy."""
     del argv
     num_running, num_plans = _NUM_RUNNING.value, _NUM_PLANS.value
-    found = {
-        num_waiting: {
-            policy: time_plans(policy, num_running, int(num_waiting), num_plans)
-            for policy in _POLICIES.value
-        }
-        for num_waiting in _NUM_WAITING.value
-    }
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    cases = itertools.product(_NUM_WAITING.value, _POLICIES.value)
+    for num_waiting, policy in [*cases] * _NUM_TURNS:
+        times = time_plans(policy, num_running, int(num_waiting), num_plans)
+        best = found.setdefault(num_waiting, {}).setdefault(policy, times)
+        if times["plan_p50_ms"] < best["plan_p50_ms"]:
+            found[num_waiting][policy] = times
     text = json.dumps(
         {"commit": commit(), "num_running": num_running, "by_num_waiting": found},
         indent=1,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The time of one plan of each policy, and of one question to each predictor: about a
-# minute, to out/plan_times.
+# The time of one plan of each policy, and of one question to each predictor: about
+# five minutes, to out/plan_times.
 # Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../.."

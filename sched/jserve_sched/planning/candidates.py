@@ -108,6 +108,8 @@ class Candidates:
         builder.holds_back |= self._holds_back
         for request in ordered:
             if request.state is RequestState.WAITING and not builder.is_admitting:
+                if not self._begun:
+                    break  # all others wait too
                 continue
             if not builder.add_prefill(request, self.victims(request)):
                 break

@@ -193,8 +193,7 @@ class Request:
     def wants_more(self) -> bool:
         """Whether another output token may be planned."""
         num_outputs = len(self.output_tokens) + self.num_pending_tokens
-        is_live = self.state is not RequestState.FINISHED
-        return is_live and num_outputs < self.max_tokens
+        return num_outputs < self.max_tokens and self.finish_reason is None
 
     @property
     def pace_s(self) -> float:
