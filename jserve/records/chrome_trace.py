@@ -22,7 +22,7 @@ from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.record import StepRecord
 
 _SLOW_RATIO = 1.5  # of measured to predicted time
-_FAR_RATIO = 1.5  # of a longest row's KV pages to those usual in its bucket
+_FAR_RATIO = 1.5  # of the KV pages read to those usual in its bucket
 _SEEN_LATE = 0.05  # share of its time that the host launched a step and waited for it
 _DEVICE, _SLOW, _HOST, _COMPILER = range(1, 5)
 _TRACKS = {
@@ -127,7 +127,7 @@ def _causes(step: StepRecord, usual: dict[str, float]) -> dict[str, str]:
     for kind in ("decode", "block"):
         pages, median = getattr(step, f"{kind}_pages"), usual[f"{kind}_pages"]
         if pages > _FAR_RATIO * max(median, 1):
-            causes.append(f"longest {kind}: {pages} KV pages, the median is {median:g}")
+            causes.append(f"{kind}s read {pages} KV pages, the median is {median:g}")
     attended_s = step.launch_s + step.wait_s
     if step.launched_s and attended_s < _SEEN_LATE * step.duration_s:
         causes.append("the host was busy and saw its end late")

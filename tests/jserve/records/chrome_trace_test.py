@@ -72,11 +72,11 @@ def test_every_step_is_a_slice_above_what_the_host_did_for_it() -> None:
     [
         (
             {"num_compiling": 2, "decode_pages": 9},
-            "programs being compiled: 2; longest",
+            "programs being compiled: 2; decodes read",
         ),
-        ({"decode_pages": 9}, "longest decode: 9 KV pages, the median is 1"),
+        ({"decode_pages": 9}, "decodes read 9 KV pages, the median is 1"),
         ({"predicted_s": 0.001}, "predicted too low: its bucket's median is 10.0 ms"),
-        ({"predicted_s": 0.0, "block_pages": 9}, "longest block: 9 KV pages"),
+        ({"predicted_s": 0.0, "block_pages": 9}, "blocks read 9 KV pages"),
         ({"launched_s": 9.9}, "the host was busy and saw its end late"),
         ({}, "no cause on record: other load?"),
     ],
