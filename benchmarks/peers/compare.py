@@ -62,7 +62,7 @@ class Comparison:
     repeats: int = 3
     threads: int = 2
     start_timeout_s: float = 900.0
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "over_http.json"
+    output: pathlib.Path = pathlib.Path("out/peers/over_http.json")
 
     @property
     def loads(self) -> list[Load]:
