@@ -1,37 +1,43 @@
-"""Compares jserve with other servers over HTTP, with vLLM's client for all.
+"""Compares jserve with other servers over HTTP, with aiperf as the client of all.
 
   .venv/bin/python -m benchmarks.peers.compare
-  .venv/bin/python -m benchmarks.peers.compare --systems=jserve,transformers,vllm
+  .venv/bin/python -m benchmarks.peers.compare --systems=jserve,llama.cpp --clients=1,4
 
-All serve the same model and the same random prompts of 128 tokens, with 64 output
-tokens, greedy, in float32 and streamed, for 1, 16 and 32 clients in a closed loop
-(`vllm bench serve`). The servers take turns, A B A B, and waiting servers are stopped.
-A ratio is taken within one repeat, whose measurements are seconds apart; the result is
-the median of these ratios. A measurement that other processes disturbed is repeated.
+All serve the same weights in float32 and answer the same random prompts, greedy and
+streamed, in a closed loop: 128 tokens in and 64 out for 1, 4, 16 and 32 clients; 1,024
+in and 128 out for 1, 4 and 16. The servers take turns, A B A B, and those that wait are
+stopped. A ratio is taken within one repeat, whose measurements are seconds apart; the
+result is the median of these ratios, with their range. A server that is not installed
+or does not start is named and left out.
+
+Measurements are written as they are made. A run that was interrupted continues: what
+the output file holds of the same commit, settings and servers is not measured again.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
 import platform
 import signal
 import statistics
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from benchmarks.peers.quiet import CpuMeter, wait_until_quiet
-from benchmarks.peers.servers import VLLM, Server, server_specs
+from benchmarks.peers.client import AIPERF, Load, run_client
+from benchmarks.peers.servers import Server, server_specs
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve_tools.reporting.documents import commit, plain, write_whole
+from jserve_tools.reporting.tables import render
 
-_OURS = "jserve"
+OURS = "jserve"
 _LOGS = pathlib.Path("out/peers/logs")
-_QUIET_TIMEOUT_S = 30.0
-_MOST_ATTEMPTS = 5
+# Tokens of prompts and answers, numbers of clients, requests of a client and at least.
+_SHORT = (128, 64, (1, 4, 16, 32), 3, 8)
+_LONG = (1024, 128, (1, 4, 16), 2, 4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,156 +47,144 @@ class Comparison:
     Attributes:
       model: Model folder written by make_model.py.
       systems: Servers to compare, in the order of their turns.
-      clients: Numbers of clients, each of which sends its next request when one ends.
-      requests_per_client: Number of requests of each client in a measurement.
-      min_requests: Fewest requests in a measurement.
-      repeats: Number of measurements of each server at each number of clients.
-      prompt_tokens: Tokens of a prompt.
-      output_tokens: Tokens of an answer.
+      clients: Numbers of clients that are measured; others are left out.
+      repeats: Number of measurements of each server at each load.
       threads: Number of threads that each server may use.
       start_timeout_s: Longest wait for a server to be ready, in seconds.
-      most_other_cores: Most cores that other processes may use during a measurement.
-      output: Result file.
+      output: Result file; the picture is written beside it.
     """
 
     model: pathlib.Path = pathlib.Path("out/peers/model")
-    systems: tuple[Literal["jserve", "transformers", "vllm"], ...] = (
-        "jserve",
-        "transformers",
+    systems: tuple[Literal["jserve", "vllm", "llama.cpp", "transformers"], ...] = (
+        *("jserve", "vllm", "llama.cpp", "transformers"),
     )
-    clients: tuple[int, ...] = (1, 16, 32)
-    requests_per_client: int = 4
-    min_requests: int = 8
+    clients: tuple[int, ...] = (1, 4, 16, 32)
     repeats: int = 3
-    prompt_tokens: int = 128
-    output_tokens: int = 64
     threads: int = 2
-    start_timeout_s: float = 600.0
-    most_other_cores: float = 0.2
-    output: pathlib.Path = pathlib.Path(__file__).parent / "results" / "over_http.json"
+    start_timeout_s: float = 900.0
+    output: pathlib.Path = pathlib.Path("out/peers/over_http.json")
+
+    @property
+    def loads(self) -> list[Load]:
+        """All loads, in the order of measuring."""
+        return [
+            Load(prompt, answer, num, max(num * each, least))
+            for prompt, answer, clients, each, least in (_SHORT, _LONG)
+            for num in clients
+            if num in self.clients
+        ]
 
 
 _read_comparison = define_config_flags(Comparison, group="Comparison")
 
 
-def run_client(
-    server: Server, one: Comparison, *, num_clients: int, num_requests: int, seed: int
-) -> dict[str, Any]:
-    """Runs vLLM's client once and returns its result file.
+def start_servers(one: Comparison, servers: dict[str, Server]) -> dict[str, str]:
+    """Starts the servers one after the other, warms each up and stops it.
 
-    Raises:
-      RuntimeError: If it failed, or an answer is missing or has another length.
+    Args:
+      servers: Filled with those that serve, by name.
+
+    Returns:
+      Why others do not, in a line each.
     """
-    result = _LOGS / "client.json"
-    command = [
-        *(str(VLLM), "bench", "serve", "--backend=openai", "--dataset-name=random"),
-        *(f"--base-url={server.url}", f"--model={server.spec.model_name}"),
-        *(f"--tokenizer={one.model}", f"--seed={seed}", "--temperature=0"),
-        *(f"--random-input-len={one.prompt_tokens}", "--random-range-ratio=0"),
-        *(f"--random-output-len={one.output_tokens}", f"--num-prompts={num_requests}"),
-        *(f"--max-concurrency={num_clients}", "--save-result", "--disable-tqdm"),
-        *(f"--result-filename={result}", *server.spec.client),
-    ]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    if done.returncode:
-        raise RuntimeError(f"the client failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(result.read_text())
-    expected_tokens = num_requests * one.output_tokens
-    if found["completed"] != num_requests or found["total_output_tokens"] != (
-        expected_tokens
-    ):
-        raise RuntimeError(
-            f"{found['completed']} answers with {found['total_output_tokens']} tokens; "
-            f"requested were {num_requests} with {expected_tokens}"
-        )
-    return found
-
-
-def measure(
-    name: str,
-    servers: dict[str, Server],
-    one: Comparison,
-    *,
-    num_clients: int,
-    repeat: int,
-) -> dict[str, Any]:
-    """Returns the least disturbed measurement of one server."""
-    server = servers[name]
-    sessions = [other.session for other in servers.values()]
-    num_requests = max(num_clients * one.requests_per_client, one.min_requests)
-    attempts: list[dict[str, Any]] = []
-    while len(attempts) < _MOST_ATTEMPTS:
-        wait_until_quiet(one.most_other_cores, _QUIET_TIMEOUT_S, sessions)
-        server.resume()
-        # Measure.
-        meter = CpuMeter(sessions)
-        found = run_client(
-            server,
-            one,
-            num_clients=num_clients,
-            num_requests=num_requests,
-            seed=1000 * repeat + len(attempts),
-        )
-        other_cores = meter.other_cores()
+    absent: dict[str, str] = {}
+    specs = server_specs(one.model, one.threads)
+    for name in one.systems:
+        try:
+            server = Server(name, specs[name], _LOGS / f"{name}.log")
+        except FileNotFoundError as error:
+            absent[name] = f"{error.filename} is missing: setup.sh {name} makes it"
+            print(f"{name}: {absent[name]}", flush=True)
+            continue
+        servers[name] = server
+        try:
+            start_s = server.wait_until_ready(one.start_timeout_s)
+            for load in (Load(128, 64, 4, 4), Load(1024, 128, 2, 2)):
+                run_client(server, one.model, load, seed=99)
+        except RuntimeError as error:
+            absent[name] = " ".join(str(error).split())
+            print(f"{name}: {absent[name]}", flush=True)
+            servers.pop(name).close()
+            continue
         server.pause()
-        # Keep the attempt; repeat it if others disturbed it.
-        attempts.append(
-            {
-                "system": name,
-                "num_clients": num_clients,
-                "repeat": repeat,
-                "num_requests": num_requests,
-                "output_tokens_per_s": found["output_throughput"],
-                "ttft_s": found["median_ttft_ms"] / 1e3,
-                "tpot_s": found["median_tpot_ms"] / 1e3,
-                "other_cores": other_cores,
-            }
-        )
-        if other_cores <= one.most_other_cores:
-            break
-    best = min(attempts, key=lambda attempt: attempt["other_cores"])
-    return best | {"num_disturbed": len(attempts) - 1}
+        print(f"{name}: ready after {start_s:.1f} s", flush=True)
+    return absent
 
 
-def summarise(measurements: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns medians by clients and system, with ratios within each repeat."""
-    speeds: dict[tuple[int, str], dict[int, float]] = {}
+def summarise(measurements: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns medians by load and server, with ratios within each repeat.
+
+    A ratio over 1 says that jserve is faster, by that factor. The time to the first
+    token is compared for the longest prompts, sent one at a time.
+    """
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    longest = max(one["prompt_tokens"] for one in measurements)
     for one in measurements:
-        by_repeat = speeds.setdefault((one["num_clients"], one["system"]), {})
-        by_repeat[one["repeat"]] = one["output_tokens_per_s"]
+        clients = (
+            "1 client" if one["num_clients"] == 1 else f"{one['num_clients']} clients"
+        )
+        load = f"{one['prompt_tokens']}/{one['output_tokens']}, {clients}"
+        values = {load: one["output_tokens_per_s"]}
+        if one["prompt_tokens"] == longest and one["num_clients"] == 1:
+            values[f"TTFT of {longest} tokens"] = 1 / one["ttft_s"]
+        for what, value in values.items():
+            found.setdefault((what, one["system"]), {})[one["repeat"]] = value
     rows = []
-    for (num_clients, system), by_repeat in speeds.items():
-        row: dict[str, Any] = {
-            "num_clients": num_clients,
-            "system": system,
-            "output_tokens_per_s": statistics.median(by_repeat.values()),
-        }
-        ours = speeds.get((num_clients, _OURS), {})
-        ratios = [ours[i] / speed for i, speed in by_repeat.items() if i in ours]
-        if ratios and system != _OURS:
-            row |= {
-                "ratio": statistics.median(ratios),
-                "ratio_range": [min(ratios), max(ratios)],
-            }
+    for what, system in sorted(found, key=lambda key: key[0].startswith("TTFT")):
+        by_repeat = found[what, system]
+        row: dict[str, Any] = {"what": what, "system": system}
+        median = statistics.median(by_repeat.values())
+        if what.startswith("TTFT"):
+            row["ttft_s"] = 1 / median
+        else:
+            row["output_tokens_per_s"] = median
+        ours = found.get((what, OURS), {})
+        ratios = [ours[i] / value for i, value in by_repeat.items() if i in ours]
+        if ratios and system != OURS:
+            row["ratio"] = statistics.median(ratios)
+            row["ratio_range"] = [min(ratios), max(ratios)]
         rows.append(row)
     return rows
 
 
-def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the summary as text: a line for each load and server."""
+    lines = [["load", "server", "tokens/s or TTFT", "jserve is", "range"]]
     for row in rows:
-        line = (
-            f"{row['num_clients']:>3} clients  {row['system']:<14}"
-            f"{row['output_tokens_per_s']:9.1f} tokens/s"
+        value = (
+            f"{1e3 * row['ttft_s']:.0f} ms"
+            if "ttft_s" in row
+            else f"{row['output_tokens_per_s']:.1f}"
         )
+        ratio = ["", ""]
         if "ratio" in row:
             low, high = row["ratio_range"]
-            line += f"   {_OURS} is {row['ratio']:.2f}x ({low:.2f} to {high:.2f})"
-        print(line)
+            ratio = [f"{row['ratio']:.2f}x", f"{low:.2f} to {high:.2f}"]
+        lines.append([row["what"], row["system"], value, *ratio])
+    return render(lines)
+
+
+def _earlier(path: pathlib.Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the measurements of an interrupted run with the same facts."""
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    same = json.loads(json.dumps(plain(head)))
+    if any(report.get(name) != value for name, value in same.items()):
+        return []
+    measurements: list[dict[str, Any]] = report["measurements"]
+    return measurements
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
+    """Writes the picture, if the programs that draw are installed."""
+    if not all(map(importlib.util.find_spec, ("altair", "vl_convert"))):
+        print("no picture: pip install 'jserve[report]'")
+        return
+    from benchmarks.peers.picture import picture
+
+    write_whole(path, picture(rows))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -199,47 +193,52 @@ def main(argv: Sequence[str]) -> None:
     one = _read_comparison()
     for path, maker in (
         (one.model / "complete", "make_model.py writes it"),
-        (VLLM, "`setup.sh vllm` makes it; the client is vLLM's"),
+        (AIPERF, "setup.sh aiperf makes it"),
     ):
         if not path.exists():
             raise ProgramError(f"{path} is not there; {maker}")
-    # Start the servers. SIGTERM ends them too.
+    # SIGTERM ends the servers too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     specs = server_specs(one.model, one.threads)
+    head = {
+        "commit": commit(),
+        "machine": {"processor": platform.machine(), "num_cpus": os.cpu_count()},
+        "threads": one.threads,
+        "servers": {name: list(specs[name].command) for name in one.systems},
+    }
+    measurements = _earlier(one.output, head)
+    names = (*(field.name for field in dataclasses.fields(Load)), "repeat", "system")
+    known = {tuple(found[name] for name in names) for found in measurements}
     servers: dict[str, Server] = {}
-    measurements = []
+    report: dict[str, Any] = {**head, "command": ["compare.py", *sys.argv[1:]]}
     try:
-        for name in one.systems:
-            servers[name] = Server(name, specs[name], _LOGS / f"{name}.log")
-            start_s = servers[name].wait_until_healthy(one.start_timeout_s)
-            print(f"{name}: ready after {start_s:.1f} s", flush=True)
-            run_client(servers[name], one, num_clients=4, num_requests=8, seed=99)
-            servers[name].pause()
+        report["absent"] = start_servers(one, servers)
         # Measure in turns.
-        for num_clients in one.clients:
+        for load in one.loads:
             for repeat in range(one.repeats):
-                for name in one.systems:
-                    found = measure(
-                        name, servers, one, num_clients=num_clients, repeat=repeat
-                    )
-                    measurements.append(found)
-                    print(json.dumps(plain(found)), flush=True)
+                for name, server in servers.items():
+                    if (*dataclasses.astuple(load), repeat, name) in known:
+                        continue
+                    server.resume()
+                    found = run_client(server, one.model, load, seed=1 + repeat)
+                    server.pause()
+                    what = dataclasses.asdict(load) | {"repeat": repeat, "system": name}
+                    measurements.append(what | found)
+                    report["measurements"] = measurements
+                    text = json.dumps(plain(report), indent=1)
+                    write_whole(one.output, f"{text}\n".encode())
+                    print(json.dumps(plain(measurements[-1])), flush=True)
+    except RuntimeError as error:
+        raise ProgramError(str(error)) from error
     finally:
         for server in servers.values():
             server.close()
-    # Summarise and write.
-    summary = summarise(measurements)
-    report = {
-        "commit": commit(),
-        "command": ["compare.py", *sys.argv[1:]],
-        "machine": {"processor": platform.machine(), "num_cpus": os.cpu_count()},
-        "workload": dataclasses.asdict(one),
-        "servers": {name: list(specs[name].command) for name in one.systems},
-        "summary": summary,
-        "measurements": measurements,
-    }
+    # Summarise, draw and write.
+    rows = summarise(measurements)
+    report |= {"summary": rows, "measurements": measurements}
     write_whole(one.output, (json.dumps(plain(report), indent=1) + "\n").encode())
-    _print_rows(summary)
+    _draw(rows, one.output.with_suffix(".png"))
+    print(f"\n{table(rows)}\n\n{one.output}")
 
 
 if __name__ == "__main__":

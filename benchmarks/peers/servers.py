@@ -1,7 +1,7 @@
 """The servers that are compared: their commands and settings.
 
 Every server gets the settings that are best for it here. All use two threads, float32
-and no prefix cache. Each runs in a separate session, so that it can be stopped
+weights and no prefix cache. Each runs in a separate session, so that it can be stopped
 (SIGSTOP) while it waits for its turn.
 """
 
@@ -21,7 +21,8 @@ _HERE = pathlib.Path(__file__).parent
 _HOST = "127.0.0.1"
 _POLL_S = 0.5
 _STOP_TIMEOUT_S = 20.0
-VLLM = _HERE / ".venv-vllm" / "bin" / "vllm"
+_VLLM = _HERE / ".venv-vllm" / "bin" / "vllm"
+_LLAMA = _HERE / ".venv-llama" / "bin" / "python"
 _TRANSFORMERS = _HERE / ".venv-transformers" / "bin" / "transformers"
 _QUIET = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -40,7 +41,7 @@ class ServerSpec:
     command: tuple[str, ...]
     environment: dict[str, str]
     model_name: str = "peer"
-    client: tuple[str, ...] = ("--ignore-eos",)
+    client: tuple[str, ...] = ("--extra-inputs=ignore_eos:true",)
 
 
 def server_specs(model: pathlib.Path, threads: int) -> dict[str, ServerSpec]:
@@ -54,13 +55,20 @@ def server_specs(model: pathlib.Path, threads: int) -> dict[str, ServerSpec]:
             ),
             environment=_QUIET,
         ),
+        "llama.cpp": ServerSpec(
+            command=(
+                *(str(_LLAMA), str(_HERE / "llama_server.py")),
+                *(f"--model={model / 'model.gguf'}", f"--threads={threads}"),
+            ),
+            environment={},
+        ),
         "transformers": ServerSpec(
             command=(
                 *(str(_TRANSFORMERS), "serve", str(model)),
                 *("--continuous-batching", "--device", "cpu", "--dtype", "float32"),
                 # By default the size of the KV pool depends on a GPU's memory; this is
-                # 64 requests of 256 tokens.
-                *("--cb-block-size", "256", "--cb-num-blocks", "64"),
+                # 32 requests of 1,280 tokens.
+                *("--cb-block-size", "256", "--cb-num-blocks", "160"),
                 *("--cb-max-batch-tokens", "1024", "--log-level", "error"),
             ),
             environment=_QUIET | {"OMP_NUM_THREADS": str(threads)},
@@ -69,7 +77,7 @@ def server_specs(model: pathlib.Path, threads: int) -> dict[str, ServerSpec]:
         ),
         "vllm": ServerSpec(
             command=(
-                *(str(VLLM), "serve", str(model), "--served-model-name=peer"),
+                *(str(_VLLM), "serve", str(model), "--served-model-name=peer"),
                 *("--dtype=float32", "--max-model-len=4096", "--max-num-seqs=32"),
                 *("--max-num-batched-tokens=2048", "--no-enable-prefix-caching"),
                 *("--disable-uvicorn-access-log", "--generation-config=vllm"),
@@ -97,6 +105,7 @@ class Server:
             free.bind((_HOST, 0))
             port = free.getsockname()[1]
         self.url = f"http://{_HOST}:{port}"
+        # A program that is missing raises here.
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [*spec.command, f"--host={_HOST}", f"--port={port}"],
@@ -112,8 +121,11 @@ class Server:
         """Id of the session of all its processes."""
         return self._process.pid
 
-    def wait_until_healthy(self, timeout_s: float) -> float:
-        """Waits until /health answers; returns the seconds that this took.
+    def wait_until_ready(self, timeout_s: float) -> float:
+        """Waits until /health answers, and nothing is left to compile.
+
+        Returns:
+          The seconds that this took.
 
         Raises:
           RuntimeError: If the server ended, or the time is up.
@@ -121,10 +133,14 @@ class Server:
         start_s = time.monotonic()
         while time.monotonic() - start_s < timeout_s and self._process.poll() is None:
             try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=5.0):
-                    return time.monotonic() - start_s
+                with urllib.request.urlopen(
+                    f"{self.url}/health", timeout=5.0
+                ) as answer:
+                    if b'"warm":false' not in answer.read():
+                        return time.monotonic() - start_s
             except (urllib.error.URLError, OSError):
-                time.sleep(_POLL_S)
+                pass
+            time.sleep(_POLL_S)
         raise RuntimeError(f"{self._name} does not serve; see {self._log}")
 
     def pause(self) -> None:
