@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 from typing import Any
 
@@ -64,12 +65,23 @@ def run_client(
         *("--no-gpu-telemetry", "--no-server-metrics", "--export-level=summary"),
         f"--output-artifact-dir={_FOLDER}",
     ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | _ENVIRONMENT
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | _ENVIRONMENT,
     )
+    try:
+        output, _ = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)  # all of its processes
+        raise
     report = _FOLDER / "profile_export_aiperf.json"
-    if done.returncode or not report.exists():
-        raise RuntimeError(f"the client failed: {(done.stdout + done.stderr)[-2000:]}")
+    if process.returncode or not report.exists():
+        raise RuntimeError(f"the client failed: {output[-2000:]}")
     found: dict[str, Any] = json.loads(report.read_text())
     got = (
         found["request_count"]["avg"],

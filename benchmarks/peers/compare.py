@@ -233,6 +233,8 @@ def main(argv: Sequence[str]) -> None:
     finally:
         for server in servers.values():
             server.close()
+    if not measurements:
+        raise ProgramError("nothing was measured: no server serves")
     # Summarise, draw and write.
     rows = summarise(measurements)
     report |= {"summary": rows, "measurements": measurements}

@@ -15,7 +15,7 @@ _PORT = flags.DEFINE_integer("port", 8080, "Port to listen on.")
 _THREADS = flags.DEFINE_integer("threads", 2, "Number of threads.")
 _NUM_SLOTS = flags.DEFINE_integer("num_slots", 32, "Most requests that run at once.")
 _SLOT_TOKENS = flags.DEFINE_integer("slot_tokens", 1280, "Context of a slot, tokens.")
-_KV_TYPE = flags.DEFINE_enum("kv_type", "f32", ["f16", "f32"], "Type of the KV cache.")
+_KV_TYPE = flags.DEFINE_enum("kv_type", "f16", ["f16", "f32"], "Type of the KV cache.")
 
 
 def main(argv: Sequence[str]) -> None:
