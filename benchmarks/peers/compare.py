@@ -75,9 +75,6 @@ class Comparison:
         ]
 
 
-_read_comparison = define_config_flags(Comparison, group="Comparison")
-
-
 def start_servers(one: Comparison, servers: dict[str, Server]) -> dict[str, str]:
     """Starts the servers one after the other, warms each up and stops it.
 
@@ -244,4 +241,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    _read_comparison = define_config_flags(Comparison, group="Comparison")
     run_program(sys.modules[__name__])

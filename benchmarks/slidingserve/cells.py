@@ -209,7 +209,7 @@ def _unit_arrivals(workload: str, seed: int, num_requests: int) -> list[Arrival]
 def bucket_table(shape: str, limit_tokens: int) -> BucketTable:
     """Returns the table of a shape.
 
-    `buckets` has rows 2, 4 .. 128 and blocks of 32 tokens 0, 1, 2, 4 .. 64, whatever
+    `buckets` has rows 1, 2, 4 .. 128 and blocks of 32 tokens 0, 1, 2, 4 .. 64, whatever
     the limit is. `continuous` has a bucket for every count up to the limit.
     """
     if shape == CONTINUOUS:

@@ -84,7 +84,7 @@ def test_loads_are_scaled_by_slidings_goodput() -> None:
 
 def test_buckets_are_powers_of_two_up_to_a_full_step() -> None:
     table = cells.bucket_table(cells.BUCKETS, 256)
-    assert table.row_edges == (2, 4, 8, 16, 32, 64, 128)
+    assert table.row_edges == (1, 2, 4, 8, 16, 32, 64, 128)
     assert table.block_edges == (0, 1, 2, 4, 8, 16, 32, 64)
     assert cells.bucket_table(cells.CONTINUOUS, 256).block_tokens == 1
 

@@ -263,7 +263,7 @@ def test_steps_are_recorded_with_the_buckets_they_ran_in(
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     _, first, *_, last = [line for line in lines if isinstance(line, dict)]
     assert first["buckets"]["row_edges"] == [16] and first["step_times"] is None
-    assert last["buckets"]["row_edges"] == [4, 16] and last["step_times"]["base_s"]
+    assert last["buckets"]["row_edges"] == [4, 16] and last["step_times"]["no_pages_s"]
     chat = {"name": "chat", "ttft_s": 1.0, "tbt_s": 0.05}
     assert last["service_classes"] == [chat]
     assert len([line for line in lines if isinstance(line, list)]) == 5

@@ -70,7 +70,7 @@ def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
     for damaged in (half, content[:2000] + bytes(500) + content[2500:], b"hello"):
         path.write_bytes(damaged)
         refusal()
-    np.savez(path, facts=np.array('{"format_version": 1}'))
+    np.savez(path, facts=np.array('{"format_version": 2}'))
     assert "'split'" in refusal()
     np.savez(path, **old)
     assert "it has version 99, not 1" in refusal()
