@@ -232,8 +232,10 @@ class EngineLoop:
 
     def _advance(self, health: Health) -> None:
         """Takes the next state of start-up, unless the end has begun."""
-        gc.collect()
+        if health is Health.WARM:
+            gc.collect()
         gc.freeze()  # keeps the collector away from what stays alive
+        gc.enable()  # a program may have switched it off for its start
         with self._changed:
             if self.health in _ORDER:
                 self.health = health
