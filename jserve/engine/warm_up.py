@@ -22,7 +22,7 @@ import math
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from jserve.engine.engine import TIMED_REPEATS, Engine
@@ -81,8 +81,8 @@ class WarmUp:
             warm.
           max_compile_s: Seconds for compiling; a table that is expected to end later is
             not begun. 0 sets no limit.
-          timing_s: Seconds for timing programs, requests between two of them included.
-            0 sets no limit.
+          timing_s: Seconds for timing programs, half of it beside the compiler and half
+            afterwards; requests between two steps are included. 0 sets no limit.
           clock: Clock of `timing_s`; None is the machine's.
         """
         self.serving: ServingPredictor | None = None
@@ -99,7 +99,7 @@ class WarmUp:
         self._are_times_lost = False
         self._choose = choose
         self._max_compile_s = max_compile_s
-        self._timing_left_s = timing_s or math.inf
+        self._timing_s = timing_s or math.inf
         self._clock = clock or WallClock()
         self._samples: dict[Bucket, Sequence[StepSample]] = {}
         self._num_timed = 0
@@ -225,7 +225,8 @@ class WarmUp:
         self._show_compiling(self.num_programs_total)
         reached = self._plan.covering
         job = self._submit(self._compile_next)
-        yield from self._time(reached.buckets, 1)
+        rough_s = self._timing_s / 2
+        rough_s -= yield from self._time(reached.buckets, 1, rough_s)
         while True:
             yield job
             if self._stopping.is_set():
@@ -239,7 +240,7 @@ class WarmUp:
             for bucket in new:
                 self._engine.first_run(bucket)
                 yield None
-            yield from self._time(new, 1)
+            rough_s -= yield from self._time(new, 1, rough_s)
             self._scheduler.use_buckets(reached)
         yield from self._time_all(reached)
         self.progress.begin("choosing the predictor")
@@ -258,23 +259,14 @@ class WarmUp:
         return job
 
     def _time(
-        self,
-        buckets: Sequence[Bucket],
-        num_rounds: int,
-        most_s: float = math.inf,
-    ) -> Iterator[None]:
-        """Times programs in rounds, as long as there is time for it.
-
-        Args:
-          buckets: Buckets whose programs have run, in their order.
-          most_s: Limit beside that of all timing, seconds.
-        """
+        self, buckets: Sequence[Bucket], num_rounds: int, most_s: float
+    ) -> Generator[None, None, float]:
+        """Times programs in rounds, for at most this long; returns how long it took."""
         if self._is_timed:
-            return
+            return 0.0
         start_s = self._clock.now_s()
-        stop_s = start_s + min(self._timing_left_s, most_s)
         for index, bucket in itertools.product(range(num_rounds), buckets):
-            if self._clock.now_s() >= stop_s:
+            if self._clock.now_s() - start_s >= most_s:
                 break
             samples = []
             for sample in self._engine.timed_pass([bucket], repeats=1):
@@ -284,8 +276,8 @@ class WarmUp:
             earlier = self._samples[bucket] if index else ()
             self._samples[bucket] = (*earlier, *samples)
             self._num_timed += 1
-        self._timing_left_s -= self._clock.now_s() - start_s
         self._predictor.fit(itertools.chain.from_iterable(self._samples.values()))
+        return self._clock.now_s() - start_s
 
     def _time_all(self, reached: BucketTable) -> Iterator[None]:
         """Times the programs of a table, those that are worth most first."""
@@ -297,7 +289,8 @@ class WarmUp:
         self._num_timed = 0
         total = len(buckets) * TIMED_REPEATS
         self.progress.begin("timing programs", total, lambda: self._num_timed)
-        yield from self._time(buckets, TIMED_REPEATS, self._engine.programs.wall_s)
+        most_s = min(self._timing_s / 2, self._engine.programs.wall_s)
+        yield from self._time(buckets, TIMED_REPEATS, most_s)
 
     def _reach(self, field: str) -> None:
         self._reached_s[field] = time.perf_counter() - self._start_s

@@ -295,14 +295,14 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
     assert "unreadable" in caplog.text
 
 
-@pytest.mark.parametrize(("compile_s", "num_timed"), [(1000.0, 4), (-1000.0, 0)])
+@pytest.mark.parametrize(("compile_s", "num_timed"), [(1000.0, 7), (-1000.0, 0)])
 def test_timing_ends_with_its_time_or_when_compiling_took_less(
     compile_s: float,
     num_timed: int,
     config: EngineConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = dataclasses.replace(config, warm_up_timing_s=10.0)
+    config = dataclasses.replace(config, warm_up_timing_s=14.0)
     warm_up, clock = build_warm_up(config), ManualClock()
     monkeypatch.setattr(warm_up, "_clock", clock)
     warm_up._engine.programs.wall_s += compile_s
@@ -320,7 +320,8 @@ def test_timing_ends_with_its_time_or_when_compiling_took_less(
     rough, rest = timed[:6], timed[6:]
     assert set(rough) == set(warm_up._plan.final.buckets)
     assert len(rest) == num_timed
-    assert set(rest[:2]) == set(warm_up._plan.covering.buckets[:num_timed])
+    covering = set(warm_up._plan.covering.buckets)
+    assert not rest or (set(rest[:2]) == covering and rest[6] == rest[0])
 
 
 def test_a_drain_while_nothing_is_covered_ends_warm_up(config: EngineConfig) -> None:
