@@ -93,6 +93,7 @@ def build_loop(
             max_pages_per_row=engine.max_pages_per_row,
         ),
         max_compile_s=config.max_compile_s,
+        timing_s=config.warm_up_timing_s,
         progress=progress,
     )
 

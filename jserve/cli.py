@@ -13,6 +13,7 @@ engine fails, it exits with 70: start it again.
 """
 
 import dataclasses
+import gc
 import logging
 import os
 import pathlib
@@ -123,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
     if _WARMUP_ONLY.value:
         _warm_up(engine_config)
         return 0
+    gc.disable()  # saves a fifth of that; the loop switches it on again
     # Until requests are served, SIGTERM just ends the process.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     from jserve.server.app import build_app

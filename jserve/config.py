@@ -111,6 +111,9 @@ class EngineConfig:
         sets no limit.
       max_compile_s: Seconds to spend on compiling; buckets that would take longer are
         left out, except for the few that every step needs. 0 sets no limit.
+      warm_up_timing_s: Seconds to spend on timing programs, no more than compiling
+        took; those that save most are timed first, and the times of the others are
+        guessed, and learned from the steps of requests. 0 sets no limit.
       compile_cache_dir: Folder for compiled programs and step times; "" stores nothing.
       kv_cache_bytes: Size of the KV pool, K and V together. It is part of every
         program: another size compiles all of them again.
@@ -153,6 +156,7 @@ class EngineConfig:
     block_tokens: int = DEFAULT_BLOCK_TOKENS
     max_programs: int = 0
     max_compile_s: float = 0.0
+    warm_up_timing_s: float = 20.0
     compile_cache_dir: str = "~/.cache/jserve"
     kv_cache_bytes: int = 512 * 2**20
     page_size: int = 128
@@ -186,6 +190,7 @@ class EngineConfig:
             ("annealing_budget_ms", 0.0, 1000.0),
             ("max_programs", 0, 2**16),
             ("max_compile_s", 0.0, 86400.0),
+            ("warm_up_timing_s", 0.0, 86400.0),
             ("step_log_max_bytes", 2**16, 2**50),
         ):
             check_range(name, getattr(self, name), least, most)

@@ -1,6 +1,7 @@
 """Shows the progress of a program, as a bar or as lines."""
 
 import contextlib
+import dataclasses
 import sys
 import threading
 import time
@@ -24,6 +25,23 @@ def timed_lines() -> Callable[[str], None]:
 
 def _count_nothing() -> int:
     return 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage of a program, and how far it is.
+
+    Attributes:
+      phase: Name of the stage; "" between two stages and after the last.
+      done: Count so far.
+      left: Count until its end; 0 if it is unknown.
+      seconds: Seconds since its beginning.
+    """
+
+    phase: str = ""
+    done: int = 0
+    left: int = 0
+    seconds: float = 0.0
 
 
 class Progress:
@@ -68,7 +86,7 @@ class Progress:
           total: Count at the end of the stage; 0 if it is unknown.
           count: Function that returns the present count; called in another thread.
         """
-        if self._write is None or self._closed.is_set():
+        if self._closed.is_set():
             return
         with self._lock:
             self._show(is_last=True)
@@ -76,8 +94,16 @@ class Progress:
             self._begun_s = time.monotonic()
             self._said = ""
             self._show()
-        if not self._thread.is_alive():
+        if self._write is not None and not self._thread.is_alive():
             self._thread.start()
+
+    def stage(self) -> Stage:
+        """Returns the current stage; any thread may call it."""
+        with self._lock:
+            if not self._stage:
+                return Stage()
+            done, seconds = self._count(), time.monotonic() - self._begun_s
+            return Stage(self._stage, done, max(self._total - done, 0), seconds)
 
     @contextlib.contextmanager
     def doing(

@@ -3,8 +3,6 @@
 import logging
 import math
 
-import scipy.optimize  # noqa: F401  A request waits for the first fit: import it now.
-
 from jserve.compiled_annealing import best_kernel
 from jserve.config import EngineConfig, read_setting
 from jserve.timing.checkpoint import PredictorFacts, first_difference

@@ -101,6 +101,7 @@ class Engine:
         self._packer = Packer(
             num_slots=num_slots,
             num_pages=num_pages,
+            page_size=page_size,
             max_pages_per_row=self.max_pages_per_row,
         )
         self._state = DeviceState(
@@ -169,9 +170,7 @@ class Engine:
 
     def _run_padded(self, bucket: Bucket, decode_pages: int, block_pages: int) -> float:
         """Runs a program on made-up rows of these pages; returns its seconds."""
-        packed = self._packer.pack_synthetic(
-            bucket, decode_pages, block_pages, self.page_size
-        )
+        packed = self._packer.pack_synthetic(bucket, decode_pages, block_pages)
         start_s = time.perf_counter()
         self._state, out = self.programs.run(bucket, self._state, packed)
         jax.block_until_ready(out)

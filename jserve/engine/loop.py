@@ -232,8 +232,10 @@ class EngineLoop:
 
     def _advance(self, health: Health) -> None:
         """Takes the next state of start-up, unless the end has begun."""
-        gc.collect()
+        if health is Health.WARM:
+            gc.collect()
         gc.freeze()  # keeps the collector away from what stays alive
+        gc.enable()  # a program may have switched it off for its start
         with self._changed:
             if self.health in _ORDER:
                 self.health = health
@@ -358,13 +360,13 @@ class EngineLoop:
         now_s = self.clock.now_s()
         events = [
             TokenEvent(
-                output.request.request_id,
-                output.token,
+                request.request_id,
+                token,
                 now_s,
-                output.request.finish_reason,
-                output.request.num_cached_tokens,
+                request.finish_reason,
+                request.num_cached_tokens,
             )
-            for output in outputs
+            for request, token in outputs
         ]
         ended = [one.request_id for one in events if one.finish_reason is not None]
         if ended:

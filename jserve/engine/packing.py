@@ -10,7 +10,8 @@ may sample: a request samples at most once a step, so there are no more than slo
     R * (17 + M)       per row: the columns below, then its page table
 
 Per-slot parts (sampling, page table) are kept in arrays by slot and gathered, so a
-step writes only what changed.
+step writes only what changed, and looks only at decode rows for which there is more to
+know than where they are.
 """
 
 from typing import NamedTuple, TypeVar
@@ -23,7 +24,7 @@ from jserve.engine.sampling import RowSampling
 from jserve_models.steps import StepInputs
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
-from jserve_sched.steps.plan import Row, StepPlan
+from jserve_sched.steps.plan import StepPlan
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
 FROM_DEVICE = -1
@@ -104,10 +105,13 @@ def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacke
 class Packer:
     """Writes the argument of each step."""
 
-    def __init__(self, *, num_slots: int, num_pages: int, max_pages_per_row: int):
+    def __init__(
+        self, *, num_slots: int, num_pages: int, page_size: int, max_pages_per_row: int
+    ):
         self._max_pages_per_row = max_pages_per_row
         self._num_slots = num_slots
         self._num_pages = num_pages
+        self._page_size = page_size
         width = _NUM_COLUMNS + max_pages_per_row
         # The last row stands for padding: no token, greedy, no pages.
         self._slots = np.zeros((num_slots + 1, width), np.int32)
@@ -115,6 +119,9 @@ class Packer:
         self._slots[:, _SLOT] = num_slots
         self._owner: list[tuple[Request, int] | None] = [None] * num_slots
         self._num_written = [0] * num_slots
+        # Where a decode row begins if its token is the slot's last one on the device.
+        self._next_start = np.full(num_slots, -1)
+        self._ban_stop = np.zeros(num_slots, np.int64)  # stops are banned before it
 
     def _new(self, bucket: Bucket) -> np.ndarray:
         """Returns an argument of padding."""
@@ -130,49 +137,52 @@ class Packer:
         num_rows, size = bucket.num_rows, bucket.block_tokens
         packed = self._new(bucket)
         tokens, logit_rows, table = _cut(packed, bucket, self._num_slots)
+        slots = np.full(len(table), self._num_slots)
+        starts, lengths = np.zeros((2, len(table)), np.int64)
         # Decode rows: one token each.
-        slots = [self._num_slots] * len(table)
-        starts, lengths = [0] * len(table), [0] * len(table)
-        samples: list[tuple[int, Row]] = []
-        for index, row in enumerate(plan.decodes):
-            request = row.request
-            slots[index] = self._sync_slot(request)
-            starts[index], lengths[index] = row.start, 1
-            if row.start < request.num_known_tokens:
-                tokens[index] = request.known_tokens(row.start, row.stop)[0]
-            else:
-                tokens[index] = FROM_DEVICE
-            samples.append((index, row))
+        num_decodes = len(plan.decodes)
+        sampling = list(range(num_decodes))
+        decoding = np.array([row.request.slot for row in plan.decodes], np.int64)
+        begin = np.array([row.start for row in plan.decodes], np.int64)
+        slots[:num_decodes], starts[:num_decodes] = decoding, begin
+        lengths[:num_decodes] = 1
+        tokens[:num_decodes] = FROM_DEVICE
+        is_new = self._next_start[decoding] != begin
+        needs_page = begin % self._page_size == 0
+        for index in np.flatnonzero(is_new | needs_page).tolist():
+            row = plan.decodes[index]
+            self._sync_slot(row.request)
+            if row.start < row.request.num_known_tokens:
+                tokens[index] = row.request.known_tokens(row.start, row.stop)[0]
+        self._next_start[decoding] = begin + 1
         # Prefill blocks: a chunk takes one or several.
-        block = 0
+        index, first = num_rows, num_rows
         for row in plan.chunks:
             slot = self._sync_slot(row.request)
-            first = num_rows + block * size
             tokens[first : first + row.num_tokens] = row.request.known_tokens(
                 row.start, row.stop
             )
             for start in range(row.start, row.stop, size):
-                index = num_rows + block
                 slots[index] = slot
                 starts[index], lengths[index] = start, min(size, row.stop - start)
-                block += 1
+                index += 1
+                first += size
             if row.draws_token:
-                samples.append((num_rows + block - 1, row))
+                sampling.append(index - 1)
         # The table: what belongs to the slots, then what changes every step.
         table[:] = self._slots[slots]
         table[:, _START] = starts
         table[:, _LEN] = lengths
-        for index, row in samples:
-            request = row.request
-            table[index, _SLOT] = slots[index]
-            # The token drawn here is counted as pending already.
-            num_before = request.num_outputs_projected - 1
-            table[index, _BANS_STOPS] = num_before < request.min_tokens
-        logit_rows[: len(samples)] = [index for index, _ in samples]
+        samples = np.array(sampling, np.int64)
+        wanted = slots[samples]
+        stops = starts[samples] + lengths[samples]
+        table[samples, _SLOT] = wanted
+        table[samples, _BANS_STOPS] = stops < self._ban_stop[wanted]
+        logit_rows[: len(samples)] = samples
         return packed
 
     def pack_synthetic(
-        self, bucket: Bucket, decode_pages: int, block_pages: int, page_size: int
+        self, bucket: Bucket, decode_pages: int, block_pages: int
     ) -> np.ndarray:
         """Returns the argument of a step whose rows all end on such a page.
 
@@ -192,7 +202,7 @@ class Packer:
         )
         for rows, width, num_pages in parts:
             if num_pages:
-                table[rows, _START] = num_pages * page_size - width
+                table[rows, _START] = num_pages * self._page_size - width
                 table[rows, _LEN] = width
                 table[rows, _NUM_COLUMNS + num_pages - 1] = self._num_pages
         return packed
@@ -207,6 +217,8 @@ class Packer:
         if self._owner[slot] != owner:
             self._owner[slot] = owner
             self._num_written[slot] = 0
+            self._next_start[slot] = -1
+            self._ban_stop[slot] = request.num_prompt_tokens + request.min_tokens
             row[_NUM_COLUMNS:] = self._num_pages
             sampling = request.sampling
             floats = np.array(

@@ -87,15 +87,27 @@ def scores(logits: jax.Array, sampling: RowSampling) -> jax.Array:
         scaled,
         sampling,
     )
-    noise = jax.vmap(_noise, in_axes=(0, 0, None))(
-        sampling.seed, sampling.position, logits.shape[-1]
-    )
+    noise = _noise(sampling.seed, sampling.position, logits.shape[-1])
     return jnp.where(is_drawn[:, None], scaled + noise, logits)
 
 
 def _noise(seed: jax.Array, position: jax.Array, size: int) -> jax.Array:
-    key = jax.random.fold_in(jax.random.key(seed), position)
-    return jax.random.gumbel(key, (size,), jnp.float32)
+    """Returns Gumbel noise `[R, size]`, by counters that are hashed three times.
+
+    JAX's own generator gives no better draws, and takes a sixth of the time in which a
+    program is compiled.
+    """
+    keys = _mix(seed)[:, None], _mix(~position.astype(jnp.uint32))[:, None]
+    bits = _mix(_mix(jnp.arange(size, dtype=jnp.uint32) ^ keys[0]) ^ keys[1])
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23  # in (0, 1)
+    return -jnp.log(-jnp.log(uniform))
+
+
+def _mix(values: jax.Array) -> jax.Array:
+    """Returns uint32 hashes, one to one: the last steps of MurmurHash3."""
+    values = (values ^ (values >> 16)) * jnp.uint32(0x85EBCA6B)
+    values = (values ^ (values >> 13)) * jnp.uint32(0xC2B2AE35)
+    return values ^ (values >> 16)
 
 
 def _truncate(scaled: jax.Array, sampling: RowSampling) -> jax.Array:

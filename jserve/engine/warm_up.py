@@ -8,17 +8,21 @@ its order, and the thread that runs the engine begins to use each between two st
     the engine's       ...step, run 1, step, use 1, step, run 2, ..., time all, use
 
 A program is run once before a request needs it. Its steps are priced by one rough
-timing while the compiler is still busy; afterwards every program is timed properly.
+timing while the compiler is still busy. Afterwards the programs are timed properly, in
+rounds and in the order of the plan, until all rounds are done or the time for it is
+over: what was not timed is guessed, and learned from the steps of requests.
 """
 
 import collections
 import concurrent.futures
+import importlib
+import itertools
 import logging
 import math
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from jserve.engine.engine import TIMED_REPEATS, Engine
@@ -29,6 +33,7 @@ from jserve.timing.serving_predictor import ServingPredictor
 from jserve.timing.step_times import load_step_times, save_step_times
 from jserve_sched.buckets.growth import BucketPlan
 from jserve_sched.buckets.table import Bucket, BucketTable
+from jserve_sched.clock import Clock, WallClock
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.timing.predictor import StepSample
 from jserve_sched.timing.table import TablePredictor
@@ -60,7 +65,9 @@ class WarmUp:
         times_path: pathlib.Path | None,
         choose: Callable[[BucketTable], ServingPredictor],
         max_compile_s: float = 0.0,
+        timing_s: float = 0.0,
         progress: Progress | None = None,
+        clock: Clock | None = None,
     ):
         """Does nothing yet.
 
@@ -74,6 +81,9 @@ class WarmUp:
             warm.
           max_compile_s: Seconds for compiling; a table that is expected to end later is
             not begun. 0 sets no limit.
+          timing_s: Seconds for timing programs, half of it beside the compiler and half
+            afterwards; requests between two steps are included. 0 sets no limit.
+          clock: Clock of `timing_s`; None is the machine's.
         """
         self.serving: ServingPredictor | None = None
         self.progress = progress or Progress()
@@ -89,7 +99,10 @@ class WarmUp:
         self._are_times_lost = False
         self._choose = choose
         self._max_compile_s = max_compile_s
-        self._rough: list[StepSample] = []
+        self._timing_s = timing_s or math.inf
+        self._clock = clock or WallClock()
+        self._samples: dict[Bucket, Sequence[StepSample]] = {}
+        self._num_timed = 0
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "warm-up")
         self._wake: Callable[[], object] = threading.Event().set
         self._task: Iterator[_Job | None] | None = None
@@ -107,7 +120,8 @@ class WarmUp:
     def start_up(self) -> StartUp:
         """Returns how it went so far."""
         reports = tuple(self._engine.programs.reports)
-        return StartUp(programs=reports, **self._reached_s)
+        stage = self.progress.stage()
+        return StartUp(programs=reports, stage=stage, **self._reached_s)
 
     def run(self) -> None:
         """Warms up completely, where no requests are to be served meanwhile."""
@@ -139,14 +153,16 @@ class WarmUp:
         It ends early after `begin_no_more`.
         """
         self._start_s = time.perf_counter()
+        # The first plan needs this, which takes half a second to import.
+        self._submit(importlib.import_module, "scipy.ndimage")
         table = self._plan.covering
         self._show_compiling(len(table.buckets))
         self._compile(table)
         if self._stopping.is_set():
             return
         self._reach("covering_s")
-        for _ in self._first_runs(table.buckets):
-            pass
+        for bucket in table.buckets:
+            self._engine.first_run(bucket)
         self._reach("ready_s")
 
     def start(self, wake: Callable[[], object]) -> None:
@@ -209,6 +225,8 @@ class WarmUp:
         self._show_compiling(self.num_programs_total)
         reached = self._plan.covering
         job = self._submit(self._compile_next)
+        rough_s = self._timing_s / 2
+        rough_s -= yield from self._time(reached.buckets, 1, rough_s)
         while True:
             yield job
             if self._stopping.is_set():
@@ -219,10 +237,12 @@ class WarmUp:
             job = self._submit(self._compile_next)
             new = [one for one in table.buckets if one not in set(reached.buckets)]
             reached = table
-            yield from self._first_runs(new)
+            for bucket in new:
+                self._engine.first_run(bucket)
+                yield None
+            rough_s -= yield from self._time(new, 1, rough_s)
             self._scheduler.use_buckets(reached)
-        if not self._is_timed:
-            yield from self._time_all()
+        yield from self._time_all(reached)
         self.progress.begin("choosing the predictor")
         job = self._submit(self._choose_predictor, reached)
         yield job
@@ -238,27 +258,39 @@ class WarmUp:
         job.add_done_callback(lambda _: self._wake())
         return job
 
-    def _first_runs(self, buckets: Sequence[Bucket]) -> Iterator[None]:
-        """Runs new programs before a step needs them, and prices their steps."""
-        for bucket in buckets:
-            self._engine.first_run(bucket)
-            yield
-        if not self._is_timed:
-            for sample in self._engine.timed_pass(buckets, repeats=1):
-                self._rough.append(sample)
+    def _time(
+        self, buckets: Sequence[Bucket], num_rounds: int, most_s: float
+    ) -> Generator[None, None, float]:
+        """Times programs in rounds, for at most this long; returns how long it took."""
+        if self._is_timed:
+            return 0.0
+        start_s = self._clock.now_s()
+        for index, bucket in itertools.product(range(num_rounds), buckets):
+            if self._clock.now_s() - start_s >= most_s:
+                break
+            samples = []
+            for sample in self._engine.timed_pass([bucket], repeats=1):
+                samples.append(sample)
                 yield
-            self._predictor.fit(self._rough)
+            # The first round replaces a rough timing.
+            earlier = self._samples[bucket] if index else ()
+            self._samples[bucket] = (*earlier, *samples)
+            self._num_timed += 1
+        self._predictor.fit(itertools.chain.from_iterable(self._samples.values()))
+        return self._clock.now_s() - start_s
 
-    def _time_all(self) -> Iterator[None]:
-        buckets = self._scheduler.buckets.buckets
-        samples: list[StepSample] = []
-        contexts = sum(3 if bucket.num_blocks else 2 for bucket in buckets)
-        total = contexts * TIMED_REPEATS
-        self.progress.begin("timing programs", total, lambda: len(samples))
-        for sample in self._engine.timed_pass(buckets):
-            samples.append(sample)
-            yield
-        self._predictor.fit(samples)
+    def _time_all(self, reached: BucketTable) -> Iterator[None]:
+        """Times the programs of a table, those that are worth most first."""
+        if self._is_timed:
+            return
+        order = (bucket for table in self._plan.tables for bucket in table.buckets)
+        made = set(reached.buckets)
+        buckets = [bucket for bucket in dict.fromkeys(order) if bucket in made]
+        self._num_timed = 0
+        total = len(buckets) * TIMED_REPEATS
+        self.progress.begin("timing programs", total, lambda: self._num_timed)
+        most_s = min(self._timing_s / 2, self._engine.programs.wall_s)
+        yield from self._time(buckets, TIMED_REPEATS, most_s)
 
     def _reach(self, field: str) -> None:
         self._reached_s[field] = time.perf_counter() - self._start_s
@@ -276,6 +308,8 @@ class WarmUp:
         programs.compile(table.buckets, should_stop=self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
+        import scipy.optimize  # noqa: F401  Or else a policy's first fit waits for it.
+
         if not self._is_timed and reached == self._plan.final:
             path = self._times_path
             self._are_times_lost = not path or not save_step_times(

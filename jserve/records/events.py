@@ -4,6 +4,7 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+from jserve.progress import Stage
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.policies.base import SearchTotals
 from jserve_sched.requests.output_lengths import LengthErrors
@@ -109,12 +110,14 @@ class StartUp:
       warm_s: Time until all was compiled and timed; None before that.
       covering_s: Part of `ready_s` spent compiling the covering table.
       programs: Programs made so far, in the order in which they were made.
+      stage: Present stage, and how far it is.
     """
 
     ready_s: float | None = None
     warm_s: float | None = None
     covering_s: float = 0.0
     programs: tuple[ProgramStart, ...] = ()
+    stage: Stage = dataclasses.field(default_factory=Stage)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

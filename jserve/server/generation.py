@@ -10,7 +10,7 @@ import collections
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -199,21 +199,13 @@ class Reply:
         if self._ready:
             self._wake.set()
 
-    async def wait(self) -> int:
-        """Waits until there is something to send; returns its number of bytes."""
+    async def next(self) -> tuple[bytes, bool]:
+        """Waits for bytes to send; returns them, and whether more will come."""
         await self._wake.wait()
-        return sum(map(len, self._ready))
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yields the bytes to send, until every output has ended."""
-        is_finished = False
-        while not is_finished:
-            await self.wait()
-            self._wake.clear()
-            is_finished = not self._open
-            chunk = b"".join(self._ready)
-            self._ready.clear()
-            yield chunk
+        self._wake.clear()
+        chunk = b"".join(self._ready)
+        self._ready.clear()
+        return chunk, bool(self._open)
 
     def _usage(self) -> dict[str, Any]:
         """Returns OpenAI's `usage`; a prompt with several outputs counts once."""

@@ -30,7 +30,7 @@ class ReplyResponse(StreamingResponse):
         if reply.is_streamed:
             headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
             media_type = "text/event-stream"
-        super().__init__(reply.chunks(), headers=headers, media_type=media_type)
+        super().__init__((), headers=headers, media_type=media_type)
         self._reply = reply
         self._router = router
 
@@ -43,12 +43,22 @@ class ReplyResponse(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         """Sends the answer; one that is not streamed has status 500 if it failed."""
-        if not self._reply.is_streamed:
-            num_bytes = await self._reply.wait()
-            self.headers["content-length"] = str(num_bytes)
-            if self._reply.error is not None:
-                self.status_code = 500
-        await super().stream_response(send)
+        reply, has_more = self._reply, True
+        if reply.is_streamed:
+            await self._begin(send)
+        while has_more:
+            chunk, has_more = await reply.next()
+            if not reply.is_streamed:
+                self.headers["content-length"] = str(len(chunk))
+                self.status_code = 500 if reply.error is not None else 200
+                await self._begin(send)
+            await send(
+                {"type": "http.response.body", "body": chunk, "more_body": has_more}
+            )
+
+    async def _begin(self, send: Send) -> None:
+        head = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **head})
 
 
 def openai_router(service: Service) -> APIRouter:

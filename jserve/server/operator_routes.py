@@ -1,5 +1,6 @@
 """Endpoints for operators of the server: health, metrics, steps and settings."""
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 import prometheus_client
@@ -26,7 +27,9 @@ def health_router(service: Service) -> APIRouter:
         """Returns how far start-up has come; the status is 200 once it is ready.
 
         `alive`: the process answers. `ready`: requests are served, in the buckets
-        compiled so far. `warm`: all buckets are compiled and timed.
+        compiled so far. `warm`: all buckets are compiled and timed. `phase`: the stage
+        of start-up, with what is `done` and `left` of it, and the `seconds` it has
+        taken; "" once the server is warm.
         """
         state = service.engine.health
         is_ready = state in (Health.READY, Health.WARM)
@@ -35,6 +38,7 @@ def health_router(service: Service) -> APIRouter:
             "alive": True,
             "ready": is_ready,
             "warm": state is Health.WARM,
+            **dataclasses.asdict(service.engine.stats().start_up.stage),
         }
         return JSONResponse(answer, 200 if is_ready else 503)
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from jserve_models.config import ModelConfig
 from jserve_sched.steps.features import NUM_FEATURES
@@ -96,6 +95,8 @@ def save_checkpoint(
     Raises:
       OSError: If the folder cannot be written.
     """
+    import orbax.checkpoint as ocp  # takes a third of a second to import
+
     document = {"format_version": FORMAT_VERSION, **dataclasses.asdict(facts)}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(
@@ -119,6 +120,8 @@ def load_checkpoint(
     Raises:
       CheckpointError: If it is missing or damaged, or its facts differ.
     """
+    import orbax.checkpoint as ocp
+
     folder = folder.expanduser().absolute()
     if not (folder / _CHECKPOINT).is_dir():
         raise CheckpointError(folder, "missing", "does not exist")

@@ -51,9 +51,12 @@ def make_programs(model: LoadedModel, state: DeviceState) -> Callable[[], Progra
 
 def padding(bucket: Bucket) -> np.ndarray:
     packer = Packer(
-        num_slots=NUM_SLOTS, num_pages=NUM_PAGES, max_pages_per_row=PAGES_PER_ROW
+        num_slots=NUM_SLOTS,
+        num_pages=NUM_PAGES,
+        page_size=PAGE_SIZE,
+        max_pages_per_row=PAGES_PER_ROW,
     )
-    return packer.pack_synthetic(bucket, 1, min(bucket.num_blocks, 1), PAGE_SIZE)
+    return packer.pack_synthetic(bucket, 1, min(bucket.num_blocks, 1))
 
 
 @pytest.mark.usefixtures("small_programs")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from jserve.config import EngineConfig
-from jserve.records.events import Health
+from jserve.progress import Stage
+from jserve.records.events import Health, StartUp
 from jserve.server.serving import FAILED_STATUS
 from tests import TESTS
 from tests.fake_server import FakeLoop, Served, read_until, serve_fake
@@ -32,6 +33,7 @@ def wait_for(condition, timeout_s=5.0):
 
 def test_health_and_what_a_request_hears():
     with serve_fake() as served:
+        served.loop.start_up = StartUp(stage=Stage("timing programs", 3, 5, 1.5))
         for health in (Health.STARTING, Health.DRAINING, Health.FAILED, *SERVING):
             served.loop.health = health
             is_ready = health in SERVING
@@ -42,6 +44,7 @@ def test_health_and_what_a_request_hears():
                 "alive": True,
                 "ready": is_ready,
                 "warm": health is Health.WARM,
+                **{"phase": "timing programs", "done": 3, "left": 5, "seconds": 1.5},
             }
             assert served.get("/health/live").status == 200
             answer = served.complete(max_tokens=1)
