@@ -1,6 +1,7 @@
 """From a name or a folder to a model that can run.
 
-A name draws weights from a seed; a folder in Hugging Face's form brings its own.
+A name brings trained weights if the package has them, else draws them from a seed; a
+folder in Hugging Face's form brings its own.
 """
 
 import dataclasses
@@ -9,7 +10,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from jserve_models import decoder, hf_config, hf_weights, random_weights, toy
+from jserve_models import (
+    decoder,
+    hf_config,
+    hf_weights,
+    random_weights,
+    toy,
+    trained_weights,
+)
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.steps import KvCache, StepInputs, StepShape
 
@@ -35,15 +43,16 @@ class LoadedModel:
 
 
 def load_model(
-    name_or_path: str, *, seed: int, dtype: jax.typing.DTypeLike
+    name_or_path: str, *, seed: int | None, dtype: jax.typing.DTypeLike
 ) -> LoadedModel:
     """Loads a model.
 
     Args:
       name_or_path: Key of `config.NAMED`, or a folder with `config.json` and
         `model.safetensors` or its sharded index.
-      seed: Seed of the weights of a named size; a folder ignores it.
-      dtype: Type of the weights; those of a folder are cast.
+      seed: Seed of random weights of a named size. None takes trained weights where the
+        package has them, else seed 0. A folder ignores it.
+      dtype: Type of the weights; those that are read are cast.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
@@ -54,7 +63,11 @@ def load_model(
         return LoadedModel(config=config, leaves=toy.toy_leaves(), forward=toy.forward)
     if config is not None:
         structure = decoder.Decoder(config)
-        leaves = random_weights.draw_weights(structure.leaves, seed, dtype)
+        trained = trained_weights.packaged_checkpoint(name_or_path)
+        if seed is None and trained is not None:
+            leaves = trained_weights.read_trained(trained, structure.leaves, dtype)
+        else:
+            leaves = random_weights.draw_weights(structure.leaves, seed or 0, dtype)
     else:
         folder = _folder(name_or_path)
         config = hf_config.read_config(folder)

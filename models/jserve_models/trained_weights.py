@@ -4,7 +4,6 @@ The arrays are read with TensorStore, in whose form Orbax writes them: importing
 takes ten times as long as reading a small model.
 """
 
-import importlib.resources
 import pathlib
 from collections.abc import Sequence
 
@@ -16,8 +15,7 @@ from jserve_models.decoder import Leaf
 
 def packaged_checkpoint(name: str) -> pathlib.Path | None:
     """Returns the checkpoint that comes with a named size; None if none does."""
-    folder = importlib.resources.files("jserve_models") / "trained" / name
-    path = pathlib.Path(str(folder)) / "checkpoint"
+    path = pathlib.Path(__file__).parent / "trained" / name / "checkpoint"
     return path if path.is_dir() else None
 
 

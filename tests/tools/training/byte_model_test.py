@@ -12,7 +12,7 @@ from jserve.text.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder, DecoderWeights
 from jserve_models.random_weights import draw_weights
-from jserve_models.registry import LoadedModel
+from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import StepShape
 from jserve_models.trained_weights import read_trained
 from jserve_tools.training import byte_model
@@ -147,3 +147,35 @@ def test_held_out_files_are_not_trained_on() -> None:
     names = {path.name for path in parts[0] | parts[1]}
     assert "dataclasses.py" in names and "test_support.py" not in names
     assert not any(name.startswith("_sysconfigdata") for name in names)
+
+
+def test_the_packaged_model_knows_python_and_random_weights_do_not() -> None:
+    text = '''\
+class Inventory:
+    """Counts the things in a room."""
+
+    def __init__(self, name, items=None):
+        self.name = name
+        self.items = dict(items or {})
+
+    def add(self, item, count=1):
+        if count < 0:
+            raise ValueError("count must not be negative")
+        self.items[item] = self.items.get(item, 0) + count
+        return self
+'''
+    windows = jnp.array([list(text.encode())])
+    bits = jax.jit(
+        lambda leaves: (
+            optax.softmax_cross_entropy_with_integer_labels(
+                training_logits(weights_of(leaves), NAMED["tiny"], windows[:, :-1]),
+                windows[:, 1:],
+            ).mean()
+            / np.log(2)
+        )
+    )
+    trained, drawn = (
+        load_model("tiny", seed=seed, dtype="float32").leaves for seed in (None, 0)
+    )
+    assert bits(trained) < 2.2
+    assert bits(drawn) > 8.0

@@ -84,7 +84,7 @@ REFUSED = {
         "--output=/dev/null/samples.npz": "/dev/null",
     },
     "train_model": {
-        "--batch_tokens=512": "batch_tokens=512 is not in 1024..",
+        "--batch_tokens=512": "batch_tokens=512 is not in 1536..",
         "--num_long_steps=251": "num_long_steps=251 is not in 0..250",
         "--output=/dev/null/model": "/dev/null",
     },

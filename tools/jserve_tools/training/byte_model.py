@@ -36,7 +36,7 @@ from jserve_tools.training.config import ByteModelConfig
 from jserve_tools.training.library_text import LibraryText
 
 _WARM_UP_STEPS = 20
-_QUERY_BLOCK = 128  # queries that attend together
+_QUERY_BLOCK = 256  # queries that attend together
 _SAVE_EVERY = 25  # steps between two saved states, and two judgements
 _NUM_JUDGED = 32  # held-out windows at the end
 _JUDGED_EDGES = (0, 64, 256, 1024, 2048)  # bytes before, in the report's groups

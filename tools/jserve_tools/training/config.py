@@ -88,10 +88,10 @@ class ByteModelConfig:
     output: pathlib.Path = pathlib.Path("out/model")
     resume: bool = True
     num_steps: int = 500
-    num_long_steps: int = 20
+    num_long_steps: int = 100
     batch_tokens: int = 4096
     window_tokens: int = 256
-    long_window_tokens: int = 1024
+    long_window_tokens: int = 1536
     chat_share: float = 0.1
     learning_rate: float = 0.02
     adam_learning_rate: float = 0.004
