@@ -78,9 +78,11 @@ class EngineConfig:
     """The engine and its scheduler.
 
     Attributes:
-      model: Name of a model size ("toy", "tiny", "peer-19m", "llama-1b", "llama-8b"),
-        which gets random weights, or path of a Hugging Face folder.
-      seed: Seed of the random weights of a named size.
+      model: Path of a Hugging Face folder, or name of a model size: "tiny", a small
+        model of Python's standard library, or "toy", "peer-19m", "llama-1b" or
+        "llama-8b" with random weights.
+      seed: Seed of random weights of a named size. [default: trained weights for tiny,
+        else 0]
       dtype: Type of weights and KV: "float32", "bfloat16", or "auto", which is float32
         on CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
@@ -139,7 +141,7 @@ class EngineConfig:
     }
 
     model: str = "tiny"
-    seed: int = 0
+    seed: int | None = None
     dtype: str = "auto"
     max_model_len: int = 0
     policy: str = "sliding"

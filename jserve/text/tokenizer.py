@@ -125,14 +125,14 @@ class ByteTokenizer(Tokenizer):
     Ids 0 to 255 are bytes, 256 to 261 are control tokens. A model's vocabulary may be
     padded to a larger size; ids beyond decode to U+FFFD. Text never becomes a control
     token: only the chat template writes them, and values that it prints are escaped.
+    The folder `byte_tokenizer` is the same for Hugging Face's libraries, except that
+    there text which spells a control token becomes it.
     """
 
     def __init__(self) -> None:
         ends = {BYTE_CONTROL_TOKENS["<|eos|>"], BYTE_CONTROL_TOKENS["<|end|>"]}
-        source = importlib.resources.files("jserve.text").joinpath(
-            "chat_template.jinja"
-        )
-        text = source.read_text(encoding="utf-8")
+        folder = importlib.resources.files("jserve.text").joinpath("byte_tokenizer")
+        text = folder.joinpath("chat_template.jinja").read_text(encoding="utf-8")
         super().__init__(frozenset(ends), ChatTemplate(text, finalize=_escape))
 
     def encode(self, text: str) -> list[int]:

@@ -7,12 +7,12 @@ own stream, so parts are drawn in parallel.
 
 import concurrent.futures
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
 
-from jserve_models.decoder import Leaf, Weight
+from jserve_models.decoder import Leaf
 from jserve_models.layers import Draw
 
 _PART_ROWS = 4096  # of a leaf without layers; changing it changes the weights
@@ -20,15 +20,14 @@ _PART_ROWS = 4096  # of a leaf without layers; changing it changes the weights
 
 def draw_weights(
     leaves: Iterable[Leaf], seed: int, dtype: jax.typing.DTypeLike
-) -> list[Weight]:
-    """Returns random weights in the order of `leaves`, one leaf on the host at a time.
+) -> Iterator[np.ndarray]:
+    """Yields random weights in the order of `leaves`.
 
     Raises:
       ValueError: If the seed is negative.
     """
     if seed < 0:
         raise ValueError(f"seed={seed} is below 0")
-    weights = []
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for index, leaf in enumerate(leaves):
             host = np.full(leaf.shape, leaf.draw.mean, np.dtype(dtype))
@@ -42,8 +41,7 @@ def draw_weights(
                 ]
                 for job in jobs:
                     job.result()
-            weights.append(leaf.place(host))
-    return weights
+            yield host
 
 
 def _fill(target: np.ndarray, draw: Draw, key: tuple[int, ...]) -> None:

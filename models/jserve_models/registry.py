@@ -1,6 +1,7 @@
 """From a name or a folder to a model that can run.
 
-A name draws weights from a seed; a folder in Hugging Face's form brings its own.
+A name brings trained weights if the package has them, else draws them from a seed; a
+folder in Hugging Face's form brings its own.
 """
 
 import dataclasses
@@ -10,7 +11,14 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from jserve_models import decoder, hf_config, hf_weights, random_weights, toy
+from jserve_models import (
+    decoder,
+    hf_config,
+    hf_weights,
+    random_weights,
+    toy,
+    trained_weights,
+)
 from jserve_models.attention import AttentionBackend, CacheShapes
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.decoder import Weight
@@ -57,15 +65,16 @@ class LoadedModel:
 
 
 def load_model(
-    name_or_path: str, *, seed: int, dtype: jax.typing.DTypeLike
+    name_or_path: str, *, seed: int | None, dtype: jax.typing.DTypeLike
 ) -> LoadedModel:
     """Loads a model.
 
     Args:
       name_or_path: Key of `config.NAMED`, or a folder with `config.json` and
         `model.safetensors` or its sharded index.
-      seed: Seed of the weights of a named size; a folder ignores it.
-      dtype: Type of the weights; those of a folder are cast.
+      seed: Seed of random weights of a named size. None takes trained weights where the
+        package has them, else seed 0. A folder ignores it.
+      dtype: Type of the weights; those that are read are cast.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
@@ -82,7 +91,13 @@ def load_model(
         )
     if config is not None:
         structure = decoder.Decoder(config)
-        leaves = random_weights.draw_weights(structure.leaves, seed, dtype)
+        trained = trained_weights.packaged_checkpoint(name_or_path)
+        if seed is None and trained is not None:
+            hosts = trained_weights.read_trained(trained, structure.leaves, dtype)
+        else:
+            hosts = random_weights.draw_weights(structure.leaves, seed or 0, dtype)
+        pairs = zip(structure.leaves, hosts, strict=True)
+        leaves = [leaf.place(host) for leaf, host in pairs]
     else:
         folder = _folder(name_or_path)
         config = hf_config.read_config(folder)

@@ -6,6 +6,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from jserve.text.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer, load_tokenizer
+from tests import ROOT
 
 TEXT = "Héllo wörld! 你好, 世界. 😀 The quick brown fox.\n"
 TEMPLATE = (
@@ -77,6 +78,21 @@ def test_text_never_becomes_a_control_token():
         )
         bos, _, _, user, assistant, end = BYTE_CONTROL_TOKENS.values()
         assert tokens == [bos, user, *content.encode(), end, assistant]
+
+
+def test_the_folder_for_other_clients_has_the_same_ids():
+    own = ByteTokenizer()
+    other = load_tokenizer(ROOT / "jserve/text/byte_tokenizer")
+    every_byte_of_text = "".join(map(chr, range(0x250))) + "\ud7ff\U000fffff"
+    for text in ("", "\n", " a  b ", TEXT, every_byte_of_text):
+        assert other.encode(text) == own.encode(text)
+        assert other.decode(own.encode(text)) == text
+    turns = [{"role": "system", "content": "x"}, {"role": "user", "content": "é\n"}]
+    chats = (
+        one.apply_chat_template(turns, add_generation_prompt=True)
+        for one in (own, other)
+    )
+    assert next(chats) == next(chats)
 
 
 def test_a_folder_streams_what_it_decodes(folder):

@@ -1,4 +1,4 @@
-"""Both programs as people run them, in processes of their own.
+"""The programs as people run them, in processes of their own.
 
 They define flags, so no test imports them.
 """
@@ -83,6 +83,11 @@ REFUSED = {
         "--rounds=0": "rounds=0 is not in 1..10000",
         "--output=/dev/null/samples.npz": "/dev/null",
     },
+    "train_model": {
+        "--batch_tokens=512": "batch_tokens=512 is not in 1536..",
+        "--num_long_steps=251": "num_long_steps=251 is not in 0..250",
+        "--output=/dev/null/model": "/dev/null",
+    },
     "train_predictor": {
         "--samples=/none.npz": "samples='/none.npz'",
         "--max_epochs=0": "max_epochs=0 is not in",
@@ -117,4 +122,4 @@ program.run()
     assert len(refusals) == len(wrong)
     for refusal, message in zip(refusals, wrong.values(), strict=True):
         assert message in refusal
-    assert "--rounds" in out or "--hidden" in out
+    assert "--rounds" in out or "--weight_decay" in out

@@ -1,7 +1,9 @@
-"""Training: samples of an engine's steps, and predictors of their times."""
+"""Training: predictors of step times from samples, and a small model of bytes."""
 
 __all__ = [
+    "byte_model",
     "config",
+    "library_text",
     "mlp",
     "plots",
     "report",

@@ -1,4 +1,4 @@
-"""Configuration of `jserve-train-predictor`."""
+"""Configuration of `jserve-train-predictor` and of `jserve-train-model`."""
 
 import dataclasses
 import pathlib
@@ -62,3 +62,58 @@ class TrainingConfig:
         """Settings of the network and its training."""
         names = ("hidden", "learning_rate", "weight_decay", "max_epochs", "patience")
         return {name: getattr(self, name) for name in (*names, "seed")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByteModelConfig:
+    """The training of the model `tiny` on the standard library's text.
+
+    Attributes:
+      output: Folder for the trained model and its report.
+      resume: Continue where an interrupted training with the same settings stopped,
+        with the same result. --noresume begins again.
+      num_steps: Number of optimiser steps. The learning rate falls in the second half
+        of them; until then, an interrupted training may be given another number.
+      num_long_steps: Number of steps at the end with windows of --long_window_tokens.
+      batch_tokens: Tokens in one optimiser step.
+      window_tokens: Tokens in one window of text.
+      long_window_tokens: Tokens in one window of the steps at the end.
+      chat_share: Share of windows that hold chats about docstrings.
+      learning_rate: Muon's learning rate, for the kernels of the layers.
+      adam_learning_rate: AdamW's learning rate, for all other parameters.
+      weight_decay: Muon's weight decay.
+      seed: Seed of the initial weights and of the windows.
+    """
+
+    output: pathlib.Path = pathlib.Path("out/model")
+    resume: bool = True
+    num_steps: int = 500
+    num_long_steps: int = 100
+    batch_tokens: int = 4096
+    window_tokens: int = 256
+    long_window_tokens: int = 1536
+    chat_share: float = 0.1
+    learning_rate: float = 0.02
+    adam_learning_rate: float = 0.004
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("num_steps", self.num_steps, 1, 10_000_000)
+        check_range("num_long_steps", self.num_long_steps, 0, self.num_steps // 2)
+        check_range("window_tokens", self.window_tokens, 2, 2**14)
+        check_range("long_window_tokens", self.long_window_tokens, 2, 2**14)
+        longest = max(self.window_tokens, self.long_window_tokens)
+        check_range("batch_tokens", self.batch_tokens, longest, 2**24)
+        check_range("chat_share", self.chat_share, 0.0, 1.0)
+        check_range("learning_rate", self.learning_rate, 1e-9, 1e3)
+        check_range("adam_learning_rate", self.adam_learning_rate, 1e-9, 1e3)
+        check_range("weight_decay", self.weight_decay, 0.0, 1e3)
+        check_range("seed", self.seed, 0, 2**31 - 1)
+
+    @property
+    def first_half(self) -> dict[str, Any]:
+        """Settings on which the first half of the steps depends."""
+        rest = ("output", "resume", "num_steps", "num_long_steps", "long_window_tokens")
+        fields = dataclasses.asdict(self).items()
+        return {name: value for name, value in fields if name not in rest}

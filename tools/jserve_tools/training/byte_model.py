@@ -1,0 +1,297 @@
+"""Trains a decoder on bytes: the model that `--model=tiny` serves.
+
+The parameters and layers are the server's; only attention differs, which is dense and
+causal here. Kernels of the layers are trained by Muon (Jordan et al., 2024,
+https://kellerjordan.github.io/posts/muon), all else by AdamW. The learning rate is flat
+in the first half of the steps and then falls to 0; the last steps see long windows, so
+that the model holds out at contexts beyond the short ones. A step's windows depend on
+the seed and its number alone, so a training that is interrupted and continued has the
+same result.
+
+`B` windows of `S` tokens, `T = B * S`, `V` the vocabulary.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from jserve_models import rope
+from jserve_models.config import ModelConfig
+from jserve_models.decoder import Decoder, DecoderWeights
+from jserve_models.random_weights import draw_weights
+from jserve_tools.training.config import ByteModelConfig
+from jserve_tools.training.library_text import LibraryText
+
+_WARM_UP_STEPS = 20
+_QUERY_BLOCK = 256  # queries that attend together
+_SAVE_EVERY = 25  # steps between two saved states, and two judgements
+_NUM_JUDGED = 32  # held-out windows at the end
+_JUDGED_EDGES = (0, 64, 256, 1024, 2048)  # bytes before, in the report's groups
+_ZERO_AT_START = ("head", "attention.o.kernel", "feed_forward.down.kernel")
+
+Leaves = list[jax.Array]
+
+
+class Progress(NamedTuple):
+    """State of a training; a tree of arrays.
+
+    Attributes:
+      leaves: Parameters in the order of `Decoder.leaves`, float32.
+      optimiser: State of the optimiser.
+      step: Number of steps done, `[]` int32.
+    """
+
+    leaves: Leaves
+    optimiser: Any
+    step: jax.Array
+
+
+def training_logits(
+    weights: DecoderWeights, config: ModelConfig, tokens: jax.Array
+) -> jax.Array:
+    """Returns the logits after each token, `[B, S, V]` float32, of tokens `[B, S]`."""
+    num_windows, width = tokens.shape
+    heads = (config.num_kv_heads, config.num_heads // config.num_kv_heads)
+    places = jnp.arange(width, dtype=jnp.int32)
+    angles = rope.angles(config, jnp.tile(places, num_windows))
+    is_seen = places[:, None] >= places
+    scale = config.attention_scale or config.head_dim**-0.5
+    layer_graph, stacked = nnx.split(weights.layers)
+
+    def one_layer(x: jax.Array, state: Any) -> tuple[jax.Array, None]:
+        layer = nnx.merge(layer_graph, state)
+        attention, normed = layer.attention, layer.attention_norm(x)
+        # Project, and turn by positions: heads are [T, heads, D] as in the server.
+        q = attention.q(normed).reshape(len(x), config.num_heads, config.head_dim)
+        k = attention.k(normed).reshape(len(x), config.num_kv_heads, config.head_dim)
+        v = attention.v(normed).reshape(num_windows, width, heads[0], config.head_dim)
+        if attention.q_norm is not None and attention.k_norm is not None:
+            q, k = attention.q_norm(q), attention.k_norm(k)
+        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+        # Attend: each token to itself and those before it in its window. Queries that
+        # share a key stand together, so that both products are plain ones; a block
+        # of queries leaves out the keys that all of it must not see.
+        q = (q * scale).reshape(num_windows, width, *heads, config.head_dim)
+        q = q.transpose(0, 2, 3, 1, 4)
+        k, v = k.reshape(v.shape).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        parts = []
+        for begin in range(0, width, _QUERY_BLOCK):
+            block = q[:, :, :, begin : begin + _QUERY_BLOCK]
+            end = begin + block.shape[3]
+            flat = block.reshape(*block.shape[:2], -1, config.head_dim)
+            seen = jnp.tile(is_seen[begin:end, :end], (heads[1], 1))
+            scores = jnp.where(seen, jnp.matmul(flat, k[..., :end]), -jnp.inf)
+            attended = jnp.matmul(jax.nn.softmax(scores), v[:, :, :end])
+            parts.append(attended.reshape(block.shape))
+        attended = jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4)
+        x = x + attention.o(attended.reshape(len(x), -1))
+        return x + layer.feed_forward(layer.feed_forward_norm(x)), None
+
+    x = weights.embedding[...][tokens.reshape(-1)]
+    x, _ = jax.lax.scan(one_layer, x, stacked, unroll=True)
+    x = weights.norm(x)
+    head = weights.embedding[...].T if weights.head is None else weights.head[...]
+    logits = jnp.matmul(x, head, preferred_element_type=jnp.float32)
+    return logits.reshape(num_windows, width, -1)
+
+
+class ByteModel:
+    """A model's training on one text."""
+
+    def __init__(self, model: ModelConfig, config: ByteModelConfig, text: LibraryText):
+        self._model, self._config, self._text = model, config, text
+        self._structure = Decoder(model)
+        abstract = nnx.eval_shape(lambda: DecoderWeights(model, jnp.float32))
+        self._graph, state = nnx.split(abstract)
+        self._tree = jax.tree.structure(state)
+        flat, down = config.num_steps - config.num_steps // 2, config.num_steps // 2
+        self._schedule = optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, 1.0, _WARM_UP_STEPS),
+                optax.linear_schedule(1.0, 0.0, max(1, down)),
+            ],
+            [flat],
+        )
+        self._optimiser = optax.contrib.muon(
+            lambda step: config.learning_rate * self._schedule(step),
+            weight_decay=config.weight_decay,
+            adam_learning_rate=lambda step: (
+                config.adam_learning_rate * self._schedule(step)
+            ),
+            adam_b2=0.95,
+            muon_weight_dimension_numbers=[
+                optax.contrib.MuonDimensionNumbers(1, 2)
+                if leaf.path.endswith(".kernel")
+                else None
+                for leaf in self._structure.leaves
+            ],
+        )
+        # The digest of what decides the first steps names the folder of states.
+        content = json.dumps([config.first_half, dataclasses.asdict(model)])
+        self._digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self._train_step = jax.jit(self._step, donate_argnums=0)
+        self._losses = jax.jit(self._token_losses)
+
+    def start(self) -> Progress:
+        """Returns the state before the first step: each layer adds nothing yet."""
+        drawn = draw_weights(self._structure.leaves, self._config.seed, jnp.float32)
+        leaves = [
+            jnp.asarray(leaf * (not described.path.endswith(_ZERO_AT_START)))
+            for leaf, described in zip(drawn, self._structure.leaves, strict=True)
+        ]
+        return Progress(leaves, self._optimiser.init(leaves), jnp.zeros((), jnp.int32))
+
+    def _token_losses(self, leaves: Leaves, windows: jax.Array) -> jax.Array:
+        """Returns the loss of each token but the first, in nats, `[B, S]`."""
+        weights = nnx.merge(self._graph, jax.tree.unflatten(self._tree, leaves))
+        logits = training_logits(weights, self._model, windows[:, :-1])
+        losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(
+            logits, windows[:, 1:]
+        )
+        return losses
+
+    def _step(
+        self, progress: Progress, windows: jax.Array
+    ) -> tuple[Progress, jax.Array]:
+        value, gradient = jax.value_and_grad(
+            lambda leaves: self._token_losses(leaves, windows).mean()
+        )(progress.leaves)
+        updates, optimiser = self._optimiser.update(
+            gradient, progress.optimiser, progress.leaves
+        )
+        leaves = optax.apply_updates(progress.leaves, updates)
+        return Progress(leaves, optimiser, progress.step + 1), value
+
+    def windows(self, step: int) -> np.ndarray:
+        """Returns the windows of a step, `[B, S + 1]`."""
+        config, rng = self._config, np.random.default_rng((self._config.seed, step))
+        is_long = step >= config.num_steps - config.num_long_steps
+        width = config.long_window_tokens if is_long else config.window_tokens
+        count = config.batch_tokens // width
+        num_chats = rng.binomial(count, config.chat_share)
+        parts = (self._text.chats, num_chats), (self._text.sources, count - num_chats)
+        return np.concatenate([one.windows(rng, n, width + 1) for one, n in parts])
+
+    def run(
+        self,
+        folder: pathlib.Path,
+        held_out: LibraryText,
+        on_step: Callable[[int], object] = lambda step: None,
+    ) -> tuple[Progress, list[dict[str, float]]]:
+        """Returns the state after all steps, and losses on the way.
+
+        Args:
+          folder: Folder of saved states; one with the same settings is continued.
+          held_out: Text to judge by, of which some windows are taken.
+          on_step: Called with the number of steps done, after each.
+
+        Returns:
+          The last state, and rows of `step`, `train` and `held_out`, the last two in
+          bits per byte.
+
+        Raises:
+          ValueError: If the state in the folder cannot be read, or the learning rate
+            of its last steps has fallen and `num_steps` gives them another.
+        """
+        config, progress = self._config, self.start()
+        curve: list[dict[str, float]] = []
+        rng = np.random.default_rng(0)
+        judged = held_out.sources.windows(rng, 64, config.window_tokens + 1)
+        recent: list[float] = []
+        with ocp.CheckpointManager(
+            folder.absolute() / self._digest,
+            options=ocp.CheckpointManagerOptions(max_to_keep=1),
+        ) as states:
+            if (latest := states.latest_step()) is not None:
+                progress, curve = self._restore(states, latest, progress, folder)
+            for step in range(int(progress.step), config.num_steps):
+                progress, loss = self._train_step(progress, self.windows(step))
+                recent.append(float(loss))
+                on_step(step + 1)
+                if (step + 1) % _SAVE_EVERY and step + 1 != config.num_steps:
+                    continue
+                own = self._losses(progress.leaves, judged).mean()
+                row = {"train": np.mean(recent), "held_out": own}
+                bits = {name: float(nats) / math.log(2) for name, nats in row.items()}
+                curve.append({"step": step + 1, **bits})
+                recent.clear()
+                states.save(
+                    step + 1,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(progress),
+                        facts=ocp.args.JsonSave(
+                            {"num_steps": config.num_steps, "curve": curve}
+                        ),
+                    ),
+                )
+        return progress, curve
+
+    def _restore(
+        self,
+        states: ocp.CheckpointManager,
+        latest: int,
+        start: Progress,
+        folder: pathlib.Path,
+    ) -> tuple[Progress, list[dict[str, float]]]:
+        try:
+            found = states.restore(
+                latest,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(start),
+                    facts=ocp.args.JsonRestore(),
+                ),
+            )
+            num_steps, curve = found["facts"]["num_steps"], found["facts"]["curve"]
+        except Exception as error:  # Orbax lets any error of its stores through
+            raise ValueError(
+                f"the interrupted training in {str(folder)!r} cannot be read: "
+                "--noresume begins again"
+            ) from error
+        flat = min(num_steps, self._config.num_steps) // 2
+        if num_steps != self._config.num_steps and latest > flat:
+            raise ValueError(
+                f"num_steps={self._config.num_steps}: the training in {str(folder)!r} "
+                f"has done {latest} steps towards {num_steps}, too many to change that"
+            )
+        return found["state"], curve
+
+    def judge(self, leaves: Leaves, held_out: LibraryText) -> dict[str, float]:
+        """Returns bits per byte of held-out text, by what stands before a byte."""
+        windows = held_out.sources.windows(
+            np.random.default_rng(0), _NUM_JUDGED, _JUDGED_EDGES[-1] + 1
+        )
+        nats = np.concatenate(
+            [self._losses(leaves, part) for part in np.split(windows, _NUM_JUDGED)]
+        )
+        bits = {"all": float(nats.mean()) / math.log(2)}
+        for begin, end in itertools.pairwise(_JUDGED_EDGES):
+            bits[f"{begin}:{end}"] = float(nats[:, begin:end].mean()) / math.log(2)
+        return bits
+
+    def save(self, folder: pathlib.Path, leaves: Leaves) -> None:
+        """Writes the weights by path of a leaf; replaces an older checkpoint."""
+        paths = [leaf.path for leaf in self._structure.leaves]
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            checkpointer.save(
+                folder.absolute(),
+                args=ocp.args.StandardSave(dict(zip(paths, leaves, strict=True))),
+                force=True,
+            )
+
+
+def halved(leaves: Leaves) -> Leaves:
+    """Returns weights in bfloat16, as they are saved and served."""
+    return [leaf.astype(jnp.bfloat16) for leaf in leaves]
