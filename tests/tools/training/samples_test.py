@@ -73,7 +73,7 @@ def test_a_file_that_is_not_samples_is_refused(tmp_path: pathlib.Path) -> None:
     np.savez(path, facts=np.array('{"format_version": 2}'))
     assert "'split'" in refusal()
     np.savez(path, **old)
-    assert "it has version 99, not 1" in refusal()
+    assert "it has version 99, not 2" in refusal()
 
 
 @pytest.mark.parametrize(
