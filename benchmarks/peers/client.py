@@ -59,6 +59,8 @@ def run_client(
         *(f"--isl={load.prompt_tokens}", "--isl-stddev=0"),
         *(f"--osl={load.output_tokens}", "--osl-stddev=0"),
         *(f"--concurrency={load.num_clients}", f"--request-count={load.num_requests}"),
+        # llama.cpp ends connections that were used a while: a race for the client.
+        "--connection-reuse-strategy=never",
         *("--use-server-token-count", "--use-legacy-max-tokens", *_PACING),
         *("--extra-inputs=temperature:0", *server.spec.client),
         *("--workers-max=1", "--record-processors=1", "--ui-type=none"),
