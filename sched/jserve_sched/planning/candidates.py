@@ -141,7 +141,7 @@ def tightest_slack(
     next_s = np.where(index > 0, after_s - gap_s, first_s) - start_s
     after_s -= start_s
     safe = next_s >= least_s
-    current_s = float(next_s[safe].min(initial=np.inf))
+    current_s = float(np.min(next_s[safe], initial=np.inf))
     if np.isinf(current_s):
         return np.inf, np.inf
     return current_s, float(after_s[safe].min()) - current_s

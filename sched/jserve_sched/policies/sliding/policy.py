@@ -206,5 +206,5 @@ def _select(
     by_slack = chosen[np.argsort(slack_s[chosen], kind="stable")]
     selection = prices.steps.of(prompts.take(by_slack))
     in_time = selection.predict(selection.ends[1:]) <= limits_s[by_slack[0]]
-    most = np.flatnonzero(in_time).max(initial=-1) + 1
+    most = np.max(np.flatnonzero(in_time), initial=-1) + 1
     return np.sort(by_slack[:most])
