@@ -201,7 +201,13 @@ def main(argv: Sequence[str]) -> None:
         "commit": commit(),
         "machine": {"processor": platform.machine(), "num_cpus": os.cpu_count()},
         "threads": one.threads,
-        "servers": {name: list(specs[name].command) for name in one.systems},
+        "servers": {  # from the repository's root
+            name: [
+                part.removeprefix(f"{pathlib.Path.cwd()}/")
+                for part in specs[name].command
+            ]
+            for name in one.systems
+        },
     }
     measurements = _earlier(one.output, head)
     names = (*(field.name for field in dataclasses.fields(Load)), "repeat", "system")
