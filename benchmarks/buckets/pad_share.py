@@ -164,7 +164,7 @@ def fitted_edges(demand: StepDemand, num_edges: int) -> tuple[int, ...]:
     """Returns the best block edges for a demand."""
     table = unpadded_rows(ALL_COUNTS)
     costs = BucketCosts(demand, step_s, table, page_size=MACHINE.page_size)
-    return best_block_edges(costs, table.row_edges, num_edges)[-1]
+    return best_block_edges(costs, table, num_edges)[-1]
 
 
 def strategies(demand: StepDemand) -> dict[str, tuple[int, ...]]:

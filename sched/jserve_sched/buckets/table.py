@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 DEFAULT_BLOCK_TOKENS = 32
+_LEAST_SHARE = 4  # rows beside a block are at least its tokens divided by this
 
 
 @dataclasses.dataclass(frozen=True, order=True, slots=True)
@@ -43,8 +44,8 @@ class BucketTable:
     exceeds the step's limit. A step with prefill has at least one decode less than
     the largest row edge, since the request of the prompt holds a slot too. So if one
     row less than the largest is an edge, the largest occurs without prefill only. And
-    so does the edge of 1 row: a product of one row is faster than of two only if no
-    block is multiplied with it, and a lone decode beside blocks takes the next edge.
+    so do edges below a quarter of a block, unless there is no other: few decodes beside
+    blocks take the next edge, whose padding costs less than programs of their own.
 
     Attributes:
       row_edges: Numbers of decode rows, ascending, without repeats.
@@ -77,7 +78,7 @@ class BucketTable:
         # Each edge needs a pair within the limit.
         for rows, blocks in (
             (self.max_rows, self.block_edges[1]),
-            (self.row_edges[0], self.max_blocks),
+            (self.prefill_row_edges[0], self.max_blocks),
         ):
             num_tokens = rows + blocks * self.block_tokens
             if self.max_tokens is not None and num_tokens > self.max_tokens:
@@ -86,15 +87,18 @@ class BucketTable:
                     f"{num_tokens} tokens are over max_tokens={self.max_tokens}"
                 )
 
-    def _is_without_prefill(self, num_rows: int) -> bool:
-        """Returns whether a row edge occurs without prefill only."""
-        if num_rows == self.max_rows:
-            return num_rows - 1 in self.row_edges[-2:]
-        return num_rows == 1 == self.row_edges[0] and self.max_rows > 2
+    @functools.cached_property
+    def prefill_row_edges(self) -> tuple[int, ...]:
+        """Row edges of the steps with prefill."""
+        most = max(self.max_rows - 1, 0)
+        if most not in self.row_edges:
+            most = self.max_rows
+        least = min(most, self.block_tokens // _LEAST_SHARE)
+        return tuple(edge for edge in self.row_edges if least <= edge <= most)
 
     def _num_block_edges(self, num_rows: int) -> int:
         """Returns the number of block edges, from the smallest, beside a row edge."""
-        if self._is_without_prefill(num_rows):
+        if num_rows not in self.prefill_row_edges:
             return 1
         if self.max_tokens is None:
             return len(self.block_edges)
@@ -148,10 +152,9 @@ class BucketTable:
             raise ValueError(
                 f"num_blocks={num_blocks} exceeds the largest {self.max_blocks}"
             )
-        place = bisect.bisect_left(self.row_edges, num_rows)
-        rows = self.row_edges[place]
-        if num_blocks and rows < self.max_rows and self._is_without_prefill(rows):
-            rows = self.row_edges[place + 1]
+        edges = self.prefill_row_edges if num_blocks else self.row_edges
+        place = bisect.bisect_left(edges, num_rows)
+        rows = edges[place] if place < len(edges) else self.max_rows
         blocks = self.block_edges[bisect.bisect_left(self.block_edges, num_blocks)]
         return Bucket(rows, blocks, self.block_tokens)
 

@@ -67,29 +67,37 @@ class CostGrid:
 
     def expected_s(self, table: BucketTable) -> float:
         """Returns these steps' part of the mean padded step time, seconds."""
-        weight, time_s = self._at_rows(table.row_edges)
+        weight, time_s = self._at_rows(table)
         columns, runs = self.runs(table.block_edges)
         return float(np.sum((weight @ runs) * time_s[:, :, columns]))
 
     def by_row_edge(self, block_edges: tuple[int, ...]) -> np.ndarray:
-        """Returns `[R + 1, R + 1]`, seconds of steps that demand r rows, at edge r'."""
+        """Returns `[2, R + 1, R + 1]`, seconds of steps that demand r rows, at edge r'.
+
+        First the steps without prefill, then those with prefill.
+        """
         columns, runs = self.runs(block_edges)
-        return np.tensordot(
-            self.weight @ runs, self.time_s[:, :, columns], axes=((0, 2), (0, 2))
+        time_s = self.time_s[:, :, columns]
+        parts = (
+            self.weight[:, :, demand] @ runs[demand]
+            for demand in (slice(1), slice(1, None))
+        )
+        return np.stack(
+            [np.tensordot(part, time_s, axes=((0, 2), (0, 2))) for part in parts]
         )
 
-    def by_block_edge(self, row_edges: tuple[int, ...]) -> np.ndarray:
+    def by_block_edge(self, table: BucketTable) -> np.ndarray:
         """Returns `[B + 1, B + 1]`, seconds of steps that demand b blocks, at b'."""
-        return np.tensordot(*self._at_rows(row_edges), axes=((0, 1), (0, 1)))
+        return np.tensordot(*self._at_rows(table), axes=((0, 1), (0, 1)))
 
-    def _at_rows(self, row_edges: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def _at_rows(self, table: BucketTable) -> tuple[np.ndarray, np.ndarray]:
         """Returns weights and times `[G, K, B + 1]` with rows rounded up to K edges."""
-        starts = [0, *(edge + 1 for edge in row_edges[:-1])]
+        edges = table.row_edges
+        starts = [0, *(edge + 1 for edge in edges[:-1])]
         weight = np.add.reduceat(self.weight, starts, axis=1)
-        time_s = self.time_s[:, list(row_edges)]
-        if row_edges[0] == 1 and row_edges[-1] > 2:  # beside blocks the next edge runs
-            time_s[:, 0, 1:] = time_s[:, 1, 1:]
-        return weight, time_s
+        beside_blocks = [table.fit(edge, 1).num_rows for edge in edges]
+        parts = self.time_s[:, list(edges), :1], self.time_s[:, beside_blocks, 1:]
+        return weight, np.concatenate(parts, axis=2)
 
 
 class BucketCosts:

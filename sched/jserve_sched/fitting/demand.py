@@ -228,7 +228,7 @@ def _spread(
 ) -> StepDemand:
     """Returns limited steps, recorded on edges, with their demand of blocks."""
     # List every count that a step may demand, and the next edge, which may still fit.
-    edges, row_edges = np.array(table.block_edges), np.array(table.row_edges)
+    edges, row_edges = np.array(table.block_edges), np.array(table.prefill_row_edges)
     after = edges[np.searchsorted(edges, limited.blocks, side="right")]
     num_counts = after - limited.blocks + 1
     kind = np.repeat(np.arange(len(num_counts)), num_counts)

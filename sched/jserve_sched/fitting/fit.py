@@ -2,9 +2,9 @@
 
 For given edges of one dimension, the cost of a table is a sum over intervals between
 neighbouring edges of the other. So the best edges of that dimension are a shortest path
-from the smallest to the largest count with a given number of hops, found exactly by
-dynamic programming over `R + 1` row counts or `B + 1` block counts. The two dimensions
-take turns until neither improves the table; no turn makes it worse.
+from the smallest to the largest count whose edges make a given number of programs,
+found exactly by dynamic programming over `R + 1` row counts or `B + 1` block counts.
+The two dimensions take turns until neither improves the table; no turn makes it worse.
 """
 
 import dataclasses
@@ -17,35 +17,41 @@ from jserve_sched.fitting.costs import BucketCosts
 from jserve_sched.fitting.demand import StepDemand
 from jserve_sched.timing.predictor import Predict
 
-_MIN_ROWS = 2  # of an edge that the dynamic programme chooses
 _LEAST_GAIN = 1e-12  # relative; smaller gains are rounding errors
 _NUM_STARTS = 12  # number of tables that are improved
 
 
-def shortest_chains(costs: np.ndarray, max_hops: int) -> list[tuple[int, ...]]:
-    """Returns the cheapest chains from the first node to the last, by number of hops.
+def shortest_chains(
+    costs: np.ndarray, prices: np.ndarray, max_price: int
+) -> list[tuple[int, ...]]:
+    """Returns the cheapest chains from the first node to the last, by their price.
 
     Args:
       costs: `[M, M]`, the cost of a hop from i to j > i at `[i, j]`; infinite if it is
         not allowed. Entries on and below the diagonal are not read.
+      prices: `[M]` whole numbers above 0, the price of a hop to each node.
 
     Returns:
-      A chain, without its first node, for each number of hops 1, 2, ... up to
-      `M - 1`; numbers of hops without a chain are left out.
+      A chain, without its first node, for each price 1, 2, ... `max_price`; prices
+      without a chain are left out.
     """
     costs = np.where(np.triu(np.ones(costs.shape, bool), 1), costs, np.inf)
-    best = costs[0]
-    came_from: list[np.ndarray] = []
+    last = len(costs) - 1
+    best = np.full((max_price + 1, len(costs)), np.inf)
+    best[0, 0] = 0.0
+    came_from = np.zeros(best.shape, np.int64)
     chains = []
-    for num_hops in range(1, min(max_hops, len(costs) - 1) + 1):
-        if num_hops > 1:
-            through = best[:, None] + costs
-            came_from.append(np.argmin(through, axis=0))
-            best = np.min(through, axis=0)
-        if np.isfinite(best[-1]):
-            chain = [len(costs) - 1]
-            for places in reversed(came_from):
-                chain.append(int(places[chain[-1]]))
+    for price in range(1, max_price + 1):
+        left = price - prices
+        before = np.where(left >= 0, best[left].T, np.inf)
+        through = before + costs
+        came_from[price] = np.argmin(through, axis=0)
+        best[price] = np.min(through, axis=0)
+        if np.isfinite(best[price, last]):
+            chain, rest = [last], price
+            while (node := int(came_from[rest, chain[-1]])) > 0:
+                rest -= int(prices[chain[-1]])
+                chain.append(node)
             chains.append(tuple(reversed(chain)))
     return chains
 
@@ -80,40 +86,57 @@ def _limited_hops(matrix: np.ndarray) -> np.ndarray:
 
 
 def best_row_edges(
-    costs: BucketCosts, block_edges: tuple[int, ...], max_edges: int
+    costs: BucketCosts, table: BucketTable, max_programs: int
 ) -> list[tuple[int, ...]]:
-    """Returns the best 1, 2, ... `max_edges` row edges for given block edges.
+    """Returns the best row edges for the table's block edges, by number of programs.
 
-    None is 1, which depends on the next one: beside blocks that runs in its place.
+    An edge that occurs beside blocks takes a program for each block edge.
     """
-    matrix = np.sum([grid.by_row_edge(block_edges) for grid in costs.grids], axis=0)
-    hops = _up_hops(matrix)
-    hops[:, 1 : min(_MIN_ROWS, len(matrix) - 1)] = np.inf
-    hops[0] += matrix[0]  # steps without decodes run at the first edge
-    return shortest_chains(hops, max_edges)
+    grids = [grid.by_row_edge(table.block_edges) for grid in costs.grids]
+    alone, beside = np.sum(grids, axis=0)
+    # Steps without prefill.
+    hops = _up_hops(alone)
+    hops[0] += alone[0]  # steps without decodes run at the first edge
+    # Steps with prefill; all that demand less run at the first edge beside blocks.
+    counts = np.arange(len(alone))
+    is_beside = counts >= _with_all_rows(table).prefill_row_edges[0]
+    sums = np.cumsum(beside, axis=0)
+    below = np.where(is_beside[:, None], sums, 0.0)
+    hops += np.where(is_beside, np.diagonal(sums) - below, 0.0)
+    prices = np.where(is_beside, len(table.block_edges), 1)
+    return shortest_chains(hops, prices, max_programs)
 
 
 def best_block_edges(
-    costs: BucketCosts, row_edges: tuple[int, ...], max_edges: int
+    costs: BucketCosts, table: BucketTable, max_edges: int
 ) -> list[tuple[int, ...]]:
     """Returns the best 2, 3, ... `max_edges` block edges, 0 first, for row edges."""
-    hops = [
-        (_limited_hops if grid.is_limited else _up_hops)(grid.by_block_edge(row_edges))
-        for grid in costs.grids
-    ]
-    chains = shortest_chains(np.sum(hops, axis=0), max_edges - 1)
+    matrices = [(grid.is_limited, grid.by_block_edge(table)) for grid in costs.grids]
+    hops = np.sum(
+        [(_limited_hops if limited else _up_hops)(one) for limited, one in matrices],
+        axis=0,
+    )
+    max_edges = min(max_edges, len(hops))
+    chains = shortest_chains(hops, np.ones(len(hops), np.int64), max_edges - 1)
     return [(0, *chain) for chain in chains]
 
 
 def improve(costs: BucketCosts, table: BucketTable) -> BucketTable:
-    """Returns a table with equally many edges that neither dimension can improve."""
+    """Returns a table of no more programs that neither dimension can improve."""
     while True:
-        blocks = best_block_edges(costs, table.row_edges, len(table.block_edges))[-1]
-        rows = best_row_edges(costs, blocks, len(table.row_edges))[-1]
-        found = dataclasses.replace(table, row_edges=rows, block_edges=blocks)
+        found = dataclasses.replace(
+            table,
+            block_edges=best_block_edges(costs, table, len(table.block_edges))[-1],
+        )
+        rows = best_row_edges(costs, found, table.num_programs)[-1]
+        found = dataclasses.replace(found, row_edges=rows)
         if costs.expected_s(found) >= costs.expected_s(table) * (1 - _LEAST_GAIN):
             return table
         table = found
+
+
+def _with_all_rows(table: BucketTable) -> BucketTable:
+    return dataclasses.replace(table, row_edges=tuple(range(1, table.max_rows + 1)))
 
 
 def fit_buckets(
@@ -128,10 +151,10 @@ def fit_buckets(
 
     It has the largest edges of `limits`.
 
-    The search starts from tables whose dimensions are each the best with the other
-    unpadded, for every pair of numbers of edges; and from the tables of the strategies
-    that need no fit, so that the result is never worse than that of a strategy with as
-    many programs.
+    The search starts from the best block edges without padded rows, and with all rows
+    padded, for every number of them, and the best rows beside these; and from the
+    tables of the strategies that need no fit, so that the result is never worse than
+    that of a strategy with as many programs.
 
     Raises:
       ValueError: If `max_programs` is below 2, or the demand exceeds the limits.
@@ -155,33 +178,23 @@ def fit_buckets(
     starts += [table for table in rules if table.num_programs <= max_programs]
     starts.sort(key=costs.expected_s)
     # Improve the best of them.
-    found = starts[:1] + [improve(costs, start) for start in starts[:_NUM_STARTS]]
-    found += [
-        dataclasses.replace(table, row_edges=(1, *table.row_edges))
-        for table in found
-        if table.row_edges[0] > 1 and table.max_rows > 2
-    ]
-    within = [table for table in found if table.num_programs <= max_programs]
-    return min(within, key=costs.expected_s)
+    found = [improve(costs, start) for start in starts[:_NUM_STARTS]]
+    return min(found, key=costs.expected_s)
 
 
 def _separate_fits(
     costs: BucketCosts, limits: BucketTable, max_programs: int
 ) -> list[BucketTable]:
-    """Returns tables whose dimensions are each the best with the other unpadded.
+    """Returns tables to improve, two for each number of block edges.
 
-    More edges are never worse, so for each number of row edges there is one table, with
-    the most block edges.
+    Their block edges are best without padded rows, or if all are padded to the most;
+    and their row edges are the best beside these.
     """
-    all_rows = tuple(range(min(_MIN_ROWS, limits.max_rows), limits.max_rows + 1))
-    all_blocks = tuple(range(limits.max_blocks + 1))
-    rows = best_row_edges(costs, all_blocks, max_programs // 2)
-    blocks = best_block_edges(costs, all_rows, max_programs)
-    return [
-        dataclasses.replace(
-            limits,
-            row_edges=edges,
-            block_edges=blocks[min(max_programs // len(edges) - 2, len(blocks) - 1)],
-        )
-        for edges in rows
-    ]
+    tables = []
+    most = dataclasses.replace(limits, row_edges=(limits.max_rows,))
+    for rows in (_with_all_rows(limits), most):
+        for block_edges in best_block_edges(costs, rows, max_programs):
+            table = dataclasses.replace(limits, block_edges=block_edges)
+            if found := best_row_edges(costs, table, max_programs):
+                tables.append(dataclasses.replace(table, row_edges=found[-1]))
+    return tables

@@ -95,11 +95,11 @@ def test_explicit_edges_are_held_against_the_limits(
 
 
 def test_explicit_blocks_may_need_empty_rows() -> None:
-    table = Explicit(row_edges=(2, 64), block_edges=(0, 1, 4)).table(
+    table = Explicit(row_edges=(8, 64), block_edges=(0, 1, 4)).table(
         max_num_seqs=64, max_num_batched_tokens=140, block_tokens=32
     )
     assert table.max_tokens == 140
-    assert Bucket(2, 4) in table.buckets
+    assert Bucket(8, 4) in table.buckets
     assert Bucket(64, 4) not in table.buckets
 
 

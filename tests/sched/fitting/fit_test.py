@@ -18,15 +18,19 @@ from jserve_sched.steps import features
 from tests.fakes import make_step
 
 PAGE_SIZE = 128
-ROWS, BLOCKS = 6, 7
+ROWS, BLOCKS, BLOCK_TOKENS = 6, 7, 12  # edges of 1 and 2 rows are without prefill
 SMALL = {
     "max_num_seqs": ROWS,
-    "max_num_batched_tokens": ROWS + 32 * BLOCKS,
-    "block_tokens": 32,
+    "max_num_batched_tokens": ROWS + BLOCK_TOKENS * BLOCKS,
+    "block_tokens": BLOCK_TOKENS,
 }
 
 
-MOST = BucketTable((ROWS,), (0, BLOCKS))
+def table_of(rows: tuple[int, ...], blocks: tuple[int, ...]) -> BucketTable:
+    return BucketTable(rows, blocks, BLOCK_TOKENS)
+
+
+MOST = table_of((ROWS,), (0, BLOCKS))
 
 
 def a100_s(matrix: np.ndarray) -> np.ndarray:
@@ -59,13 +63,13 @@ def costs_of(demand: StepDemand, step_s=bumpy_s, table=MOST) -> BucketCosts:
 
 
 def plain_cost_s(demand: StepDemand, costs: BucketCosts, table: BucketTable) -> float:
-    """The definition, step by step, with the times of a one-group demand."""
-    times_s = {grid.is_limited: grid.time_s[0] for grid in costs.grids}
+    """The definition, step by step, with a group for each of decodes and prefill."""
+    times_s = {grid.is_limited: grid.time_s for grid in costs.grids}
     total = 0.0
     columns = (demand.rows, demand.blocks, demand.is_limited, demand.weight)
     for rows, blocks, limited, weight in zip(*columns, strict=True):
         bucket = table.fit(rows, blocks)
-        time_s = times_s[bool(limited)][bucket.num_rows]
+        time_s = times_s[bool(limited)][-1 if blocks else 0, bucket.num_rows]
         edge = max(one for one in table.block_edges if one <= blocks)
         if not limited:
             total += weight * time_s[bucket.num_blocks]
@@ -80,43 +84,56 @@ def plain_cost_s(demand: StepDemand, costs: BucketCosts, table: BucketTable) -> 
 
 @st.composite
 def demands(draw: st.DrawFn) -> StepDemand:
-    """Steps of one group: each has decodes and prefill, and few pages."""
+    """Steps of one group: each has decodes, most have prefill, all have few pages."""
     steps = []
     for _ in range(draw(st.integers(1, 12))):
-        rows, blocks = draw(st.integers(1, ROWS - 1)), draw(st.integers(1, BLOCKS))
+        rows, blocks = draw(st.integers(1, ROWS - 1)), draw(st.integers(0, BLOCKS))
         steps.append((rows, blocks, draw(st.booleans()), draw(st.integers(1, 9))))
     return demand_of(*steps)
 
 
-def chains(least: int, most: int, num_edges: int) -> list[tuple[int, ...]]:
+def all_rows() -> list[tuple[int, ...]]:
+    """All row edges without one row less than the most, which fits overprice."""
     return [
-        (*inner, most)
-        for inner in itertools.combinations(range(least, most), num_edges - 1)
+        (*inner, ROWS)
+        for num_edges in range(ROWS - 1)
+        for inner in itertools.combinations(range(1, ROWS - 1), num_edges)
     ]
 
 
-@given(demands(), st.integers(1, 4), st.integers(2, 5))
+def all_blocks(num_edges: int) -> list[tuple[int, ...]]:
+    return [
+        (0, *inner, BLOCKS)
+        for inner in itertools.combinations(range(1, BLOCKS), num_edges - 2)
+    ]
+
+
+@given(demands(), st.integers(2, 16), st.integers(2, 5), st.integers(0, 999))
 @settings(max_examples=60, derandomize=True, deadline=None)
-def test_brute_force_agrees(demand: StepDemand, num_rows: int, num_blocks: int) -> None:
+def test_brute_force_agrees(
+    demand: StepDemand, max_programs: int, num_blocks: int, pick: int
+) -> None:
     costs = costs_of(demand)
 
-    def cost_s(rows: tuple[int, ...], blocks: tuple[int, ...]) -> float:
-        return plain_cost_s(demand, costs, BucketTable(rows, blocks))
+    def cost_s(table: BucketTable) -> float:
+        return plain_cost_s(demand, costs, table)
 
-    all_rows = chains(2, ROWS, num_rows)
-    all_blocks = [(0, *one) for one in chains(1, BLOCKS, num_blocks - 1)]
-    rows, blocks = all_rows[len(all_rows) // 2], all_blocks[len(all_blocks) // 2]
-    assert costs.expected_s(BucketTable(rows, blocks)) == pytest.approx(
-        cost_s(rows, blocks)
-    )
-    found_blocks = best_block_edges(costs, rows, num_blocks)[-1]
-    assert cost_s(rows, found_blocks) == pytest.approx(
-        min(cost_s(rows, one) for one in all_blocks)
-    )
-    found_rows = best_row_edges(costs, blocks, num_rows)[-1]
-    assert cost_s(found_rows, blocks) == pytest.approx(
-        min(cost_s(one, blocks) for one in all_rows)
-    )
+    rows = all_rows()[pick % len(all_rows())]
+    choices = [table_of(rows, blocks) for blocks in all_blocks(num_blocks)]
+    table = choices[pick % len(choices)]
+    assert costs.expected_s(table) == pytest.approx(cost_s(table))
+    blocks = best_block_edges(costs, table, num_blocks)[-1]
+    assert cost_s(table_of(rows, blocks)) == pytest.approx(min(map(cost_s, choices)))
+    choices = [table_of(one, table.block_edges) for one in all_rows()]
+    choices = [one for one in choices if one.num_programs <= max_programs]
+    found = [
+        table_of(one, table.block_edges)
+        for one in best_row_edges(costs, table, max_programs)
+    ]
+    assert all(one.num_programs <= max_programs for one in found)
+    if choices:
+        best_s = min(map(cost_s, choices))
+        assert min(map(cost_s, found)) <= best_s * (1 + 1e-9)
 
 
 def fit(demand: StepDemand, max_programs: int, step_s=bumpy_s) -> BucketTable:
@@ -126,13 +143,11 @@ def fit(demand: StepDemand, max_programs: int, step_s=bumpy_s) -> BucketTable:
 
 
 def test_small_tables_are_the_best_of_all() -> None:
-    # Without one row less than the most as an edge, whose programs a fit does not buy.
     every_table = [
-        BucketTable((*rows, ROWS), (0, *blocks))
-        for num_rows in range(ROWS - 2)
-        for rows in itertools.combinations(range(2, ROWS - 1), num_rows)
-        for num_blocks in range(1, BLOCKS + 1)
-        for blocks in chains(1, BLOCKS, num_blocks)
+        table_of(rows, blocks)
+        for rows in all_rows()
+        for num_blocks in range(2, BLOCKS + 2)
+        for blocks in all_blocks(num_blocks)
     ]
     rng = np.random.default_rng(3)
     for _ in range(4):
@@ -174,8 +189,9 @@ def test_edges_fall_just_below_a_budget() -> None:
         step_s=step_s,
         page_size=PAGE_SIZE,
     )
-    costs = costs_of(demand, step_s, BucketTable((8,), (0, 64)))
-    assert best_block_edges(costs, (8,), 3)[-1] == (0, 30, 64)
+    table = BucketTable((8,), (0, 64))
+    costs = costs_of(demand, step_s, table)
+    assert best_block_edges(costs, table, 3)[-1] == (0, 30, 64)
 
 
 def test_a_cost_linear_in_the_work_is_exact_though_contexts_are_grouped() -> None:

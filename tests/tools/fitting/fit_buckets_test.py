@@ -21,7 +21,7 @@ from tests import ROOT
 
 A100 = "a100-llama3-8b"
 SAMPLES = ROOT / "benchmarks" / "buckets" / "samples.npz"
-TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4, 8))
+TABLE = BucketTable((4, 8, 16), (0, 1, 2, 4, 8))
 FIELDS = (  # of a log as it was first written
     *("end_s", "num_rows", "num_blocks", "used_rows", "used_blocks"),
     *("decode_pages", "block_pages", "leaves_work", "bucket_s", "used_s"),
@@ -34,21 +34,21 @@ def record(
     *,
     earlier: Sequence[int] = (3,),
     later: int = 3,
-    later_rows: int = 5,
+    later_rows: int = 13,
     num_steps: int = 300,
     table: BucketTable = TABLE,
     leaves_work: int = 0,
     **others: Any,
 ) -> pathlib.Path:
-    """Writes a log of steps of 5 rows and some blocks, others in the later half."""
+    """Writes a log of steps of 13 rows and some blocks, others in the later half."""
     header = {
         "format": "jserve-step-log",
         "version": 1,
         "fields": FIELDS,
         "block_tokens": 32,
         "page_size": 128,
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 264,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 272,
         "policy": "edf",
         "buckets": table.to_json(),
         **others,
@@ -57,7 +57,7 @@ def record(
     for number in range(num_steps):
         is_early = 2 * number < num_steps
         blocks = earlier[number % len(earlier)] if is_early else later
-        used = (5 if is_early else later_rows, blocks)
+        used = (13 if is_early else later_rows, blocks)
         bucket = table.fit(*used)
         edges = (bucket.num_rows, bucket.num_blocks)
         lines.append(
@@ -91,11 +91,11 @@ def test_the_file_that_is_written_is_one_that_a_server_loads(
     assert done.returncode == 0, done.stderr
     text = output.read_text()
     table = table_from_json(text)
-    assert 5 in table.row_edges
+    assert 13 in table.row_edges
     assert {3, 6} <= set(table.block_edges)
     # Loaded as a server loads it, with the same limits.
     served = Explicit(row_edges=table.row_edges, block_edges=table.block_edges).table(
-        max_num_seqs=8, max_num_batched_tokens=264, block_tokens=32
+        max_num_seqs=16, max_num_batched_tokens=272, block_tokens=32
     )
     assert served.num_programs <= 8
     file: dict[str, Any] = json.loads(text)
@@ -142,8 +142,8 @@ def test_without_a_cost_model_steps_are_priced_as_last_measured(
     ]
     found = fit(FitConfig(step_log=tuple(logs), prior_share=0.0))["fit"]
     assert found["step_times"] == "the log's"
-    # Steps of 5 rows and 3 blocks run as 8 and 4: 1 + 13.6 ms, where 1 + 10.1 do.
-    assert found["comparison"][0]["later"]["expected_s"] == pytest.approx(14.6e-3)
+    # Steps of 13 rows and 3 blocks run as 16 and 4: 1 + 14.4 ms, where 1 + 10.9 do.
+    assert found["comparison"][0]["later"]["expected_s"] == pytest.approx(15.4e-3)
     for one, message in (
         (None, "holds no step times"),
         (times(1e-3) | {"no_pages_s": [[1.0]]}, "the step times in the step log"),
@@ -155,8 +155,8 @@ def test_without_a_cost_model_steps_are_priced_as_last_measured(
 def test_edges_fall_below_the_time_limits_of_the_classes(
     tmp_path: pathlib.Path,
 ) -> None:
-    # 8 rows and 4 blocks take 14.6 ms, 3.2 ms a block: 6 blocks fit in the limit.
-    wide = BucketTable((8,), (0, 4, 8))
+    # 16 rows and 4 blocks take 15.4 ms, 3.2 ms a block: 6 blocks fit in the limit.
+    wide = BucketTable((16,), (0, 4, 8))
     facts: Any = {"step_times": times(1e-3), "table": wide, "earlier": (4,), "later": 4}
     limits = [{"name": "chat", "tbt_s": 22e-3}, {"name": "batch", "tbt_s": None}]
     for classes, has_edge in ((limits, True), ([], False)):
@@ -169,7 +169,7 @@ def test_edges_fall_below_the_time_limits_of_the_classes(
 def test_a_table_that_loses_is_written_by_force_alone(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # Every count of blocks gets an edge beside 8 rows; then come steps of 2 rows.
+    # Every count of blocks gets an edge beside 16 rows; then come steps of 2 rows.
     log = record(tmp_path, earlier=range(1, 9), later=4, later_rows=2)
     given = {"prior_share": 0.0}
     with pytest.raises(ValueError, match="without --force") as caught:
@@ -185,11 +185,11 @@ def test_a_table_that_loses_is_written_by_force_alone(
 def test_blocks_beyond_a_full_set_of_rows_count_as_the_most(
     tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wide = BucketTable((2, 8), (0, 4, 8, 12))
+    wide = BucketTable((2, 16), (0, 4, 8, 12))
     log = record(tmp_path, table=wide, earlier=(12,), later=12)
     with caplog.at_level(logging.WARNING, logger="jserve"):
         found = fit(config(log))
-    assert "up to 12 prefill blocks, more than the 8 that fit beside 8" in caplog.text
+    assert "up to 12 prefill blocks, more than the 8 that fit beside 16" in caplog.text
     assert found["block_edges"][-1] == 8
 
 

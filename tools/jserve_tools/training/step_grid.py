@@ -117,8 +117,9 @@ def profile_plans(
     contexts = [round(level) for level in levels]
     for bucket in reversed(table.buckets):
         rows, blocks = bucket.num_rows, bucket.num_blocks
-        i, j = table.row_edges.index(rows), table.block_edges.index(blocks)
-        spare_rows = table.row_edges[i - 1] + 1 if i else 1
+        row_edges = table.prefill_row_edges if blocks else table.row_edges
+        i, j = row_edges.index(rows), table.block_edges.index(blocks)
+        spare_rows = row_edges[i - 1] + 1 if i else 1
         spare_blocks = table.block_edges[j - 1] + 1 if j else 0
         for cap in contexts:
             other = int(rng.choice(contexts))
