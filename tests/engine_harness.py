@@ -17,7 +17,7 @@ from jserve.engine.compile_cache import machine_name
 from jserve.engine.engine import Engine, PendingStep, kv_page_bytes
 from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.programs import Programs
+from jserve.engine.programs import Head, Programs
 from jserve.records.events import Health, TokenEvent
 from jserve.timing.checkpoint import PredictorFacts
 from jserve_models.registry import LoadedModel, load_model
@@ -32,7 +32,7 @@ from jserve_sched.timing.table import TablePredictor
 from tests import TESTS
 from tests.fakes import check_integrity
 
-TEST_TABLE = BucketTable((4, 16), (0, 4))
+TEST_TABLE = BucketTable((8, 16), (0, 4))
 MAX_MODEL_LEN = 2048
 TOY_KV_BYTES = 160 * 4096  # the pages of `make_engine`
 FACTS = PredictorFacts(
@@ -158,12 +158,16 @@ class EngineDriver:
         logits, scores = pending.captured()
         plan = pending.plan
         rows = [*plan.decodes, *(row for row in plan.chunks if row.draws_token)]
+        programs = self.engine.programs._compiled
+        heads = {one.num_rows for one in programs if isinstance(one, Head)}
+        head = min((one for one in heads if one >= len(rows)), default=0)
         for index, row in enumerate(rows):
             if row.request.finish_reason is None:
                 trace = self.traces[row.request.request_id]
                 trace.logits.append(logits[index])
                 trace.scores.append(scores[index])
-                trace.pasts.append(self._pasts[row.request.request_id])
+                past = self._pasts[row.request.request_id]
+                trace.pasts.append((*past, (f"head{head}", index, 1)))
 
     def run(self, *requests: Request, until: Request | None = None) -> None:
         """Runs until all requests, or one of them, have ended; then drops the rest."""
@@ -228,7 +232,7 @@ def step_of_little(
     def step(
         leaves: list[jax.Array], kv: KvCache, slot_tokens: jax.Array, packed: jax.Array
     ) -> tuple[Any, ...]:
-        return kv, slot_tokens, slot_tokens + packed[0]
+        return kv, slot_tokens + packed[0]
 
     return step
 

@@ -55,11 +55,16 @@ class PendingStep:
 
     def wait(self) -> tuple[int, ...]:
         """Waits for the device; returns sampled tokens, decodes first, then chunks."""
+        if not self._num_sampled:
+            jax.block_until_ready(self._out)
+            return ()
         tokens = np.asarray(self._out[0])
         return tuple(tokens[: self._num_sampled].tolist())
 
     def captured(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits and scores, `[sampled rows, vocab]` each, if captured."""
+        if not self._num_sampled:
+            return np.empty((0, 0)), np.empty((0, 0))
         _, logits, scores = self._out
         size = self._num_sampled
         return np.asarray(logits)[:size].copy(), np.asarray(scores)[:size].copy()
@@ -137,8 +142,9 @@ class Engine:
         self.programs.mark_warm()
 
     def first_run(self, bucket: Bucket) -> None:
-        """Runs a program on padding, since a first run is slow."""
+        """Runs a bucket's programs on padding, since a first run is slow."""
         self._run_padded(bucket, 0, 0)
+        self._run_padded(bucket, 0, 0, is_drawn=True)
 
     def timed_pass(
         self, buckets: Sequence[Bucket], *, repeats: int = TIMED_REPEATS
@@ -168,9 +174,18 @@ class Engine:
                     )
                     yield StepSample(row, duration_s)
 
-    def _run_padded(self, bucket: Bucket, decode_pages: int, block_pages: int) -> float:
-        """Runs a program on made-up rows of these pages; returns its seconds."""
-        packed = self._packer.pack_synthetic(bucket, decode_pages, block_pages)
+    def _run_padded(
+        self,
+        bucket: Bucket,
+        decode_pages: int,
+        block_pages: int,
+        *,
+        is_drawn: bool = False,
+    ) -> float:
+        """Runs a step on made-up rows of these pages; returns its seconds."""
+        packed = self._packer.pack_synthetic(
+            bucket, decode_pages, block_pages, is_drawn=is_drawn
+        )
         start_s = time.perf_counter()
         self._state, out = self.programs.run(bucket, self._state, packed)
         jax.block_until_ready(out)

@@ -1,13 +1,15 @@
-"""The step's one argument: a flat int32 array, written on the host, cut on the device.
+"""A step's arguments: flat int32 arrays, written on the host, cut on the device.
 
 One NumPy array costs 5 us to hand over where six cost 15, so everything that changes
-from step to step travels in one (`B` decode rows, `NB` blocks of `Q` tokens,
-`R = B + NB` rows, `T = B + NB * Q` tokens, `M` pages a row at most, `S` rows that
-may sample: a request samples at most once a step, so there are no more than slots):
+from step to step travels in one for the step itself (`B` decode rows, `NB` blocks of
+`Q` tokens, `R = B + NB` rows, `T = B + NB * Q` tokens, `M` pages a row at most):
 
     T tokens           FROM_DEVICE takes the slot's last sampled token
-    S logit rows       rows that sample, in plan order; R pads
-    R * (17 + M)       per row: the columns below, then its page table
+    slots              rows that sample, in plan order; R pads. A request samples at
+                       most once a step, so there are no more than slots
+    R * (3 + M)        per row: start, length, slot, then its page table
+
+and in another for the head, of those rows that sample: how each draws its token.
 
 Per-slot parts (sampling, page table) are kept in arrays by slot and gathered, so a
 step writes only what changed, and looks only at decode rows for which there is more to
@@ -30,46 +32,57 @@ Array = TypeVar("Array", np.ndarray, jax.Array)
 FROM_DEVICE = -1
 NO_TOKEN = -1
 
-_START, _LEN, _SLOT, _BANS_STOPS = range(4)  # change every step
-_TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED = range(4, 9)  # belong to the slot
-_STOPS = slice(9, 9 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
-_NUM_COLUMNS = _STOPS.stop
+# Of a row of the step.
+_START, _LEN, _SLOT, _NUM_COLUMNS = range(4)
+# Of a row of the head; its slot comes first, and all but two belong to the slot.
+_POSITION, _BANS_STOPS, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED = range(1, 8)
+_STOPS = slice(8, 8 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
+HEAD_COLUMNS = _STOPS.stop
 
 
-class Unpacked(NamedTuple):
-    """The parts of the argument, on the device."""
+class Packed(NamedTuple):
+    """The arguments of a step.
 
-    inputs: StepInputs
-    sampling: RowSampling
-    slot: jax.Array  # [S] slot that remembers the token; num_slots for none
+    Attributes:
+      step: [packed_size] argument of the step.
+      head: [num_slots, HEAD_COLUMNS] argument of the head; rows that do not sample are
+        padding.
+      num_sampled: Number of rows that sample, which come first in `head`.
+      is_drawn: Whether one of them needs more than the maximum of its logits.
+    """
+
+    step: np.ndarray
+    head: np.ndarray
+    num_sampled: int
+    is_drawn: bool
 
 
 def packed_size(bucket: Bucket, num_slots: int, max_pages_per_row: int) -> int:
-    """Returns the length of the argument for `bucket`."""
+    """Returns the length of the step's argument for `bucket`."""
     num_all_rows = bucket.num_rows + bucket.num_blocks
-    num_logit_rows = min(num_all_rows, num_slots)
     row_size = _NUM_COLUMNS + max_pages_per_row
-    return bucket.num_tokens + num_logit_rows + num_all_rows * row_size
+    return bucket.num_tokens + num_slots + num_all_rows * row_size
 
 
 def _cut(packed: Array, bucket: Bucket, num_slots: int) -> tuple[Array, Array, Array]:
     """Returns the argument's tokens, logit rows and row table."""
     num_all_rows = bucket.num_rows + bucket.num_blocks
-    table_start = bucket.num_tokens + min(num_all_rows, num_slots)
+    table_start = bucket.num_tokens + num_slots
     tokens = packed[: bucket.num_tokens]
     logit_rows = packed[bucket.num_tokens : table_start]
     return tokens, logit_rows, packed[table_start:].reshape(num_all_rows, -1)
 
 
-def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacked:
-    """Splits the argument into its parts; traced.
+def unpack_step(
+    packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket
+) -> StepInputs:
+    """Returns the parts of the step's argument; traced.
 
     Args:
       packed: `[packed_size]` int32.
       slot_tokens: `[num_slots]` int32, the token each slot sampled last.
     """
-    num_slots = slot_tokens.shape[0]
-    tokens, logit_rows, table = _cut(packed, bucket, num_slots)
+    tokens, logit_rows, table = _cut(packed, bucket, slot_tokens.shape[0])
     decodes = tokens[: bucket.num_rows]
     slots = table[: bucket.num_rows, _SLOT]
     last = slot_tokens.at[slots].get(mode="fill", fill_value=0)
@@ -77,33 +90,33 @@ def unpack(packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket) -> Unpacke
         jnp.where(decodes == FROM_DEVICE, last, decodes)
     )
     start, length = table[:, _START], table[:, _LEN]
-    columns = table[:, :_NUM_COLUMNS]
-    # A padding row is all zeros here: greedy, and remembered by no slot.
-    wanted = columns.at[logit_rows].get(mode="fill", fill_value=0)
-    is_padding = logit_rows >= len(table)
+    return StepInputs(tokens, start, length, table[:, _NUM_COLUMNS:], logit_rows)
+
+
+def unpack_head(packed: jax.Array) -> tuple[RowSampling, jax.Array]:
+    """Returns how rows draw, and the slot that remembers each token; traced.
+
+    Args:
+      packed: `[S, HEAD_COLUMNS]` int32.
+    """
 
     def as_float(column: int) -> jax.Array:
-        return jax.lax.bitcast_convert_type(wanted[:, column], jnp.float32)
+        return jax.lax.bitcast_convert_type(packed[:, column], jnp.float32)
 
-    return Unpacked(
-        StepInputs(tokens, start, length, table[:, _NUM_COLUMNS:], logit_rows),
-        RowSampling(
-            temperature=as_float(_TEMPERATURE),
-            top_k=wanted[:, _TOP_K],
-            top_p=as_float(_TOP_P),
-            min_p=as_float(_MIN_P),
-            seed=jax.lax.bitcast_convert_type(wanted[:, _SEED], jnp.uint32),
-            position=wanted[:, _START] + wanted[:, _LEN],
-            banned=jnp.where(
-                wanted[:, _BANS_STOPS, None] > 0, wanted[:, _STOPS], NO_TOKEN
-            ),
-        ),
-        jnp.where(is_padding, num_slots, wanted[:, _SLOT]),
+    sampling = RowSampling(
+        temperature=as_float(_TEMPERATURE),
+        top_k=packed[:, _TOP_K],
+        top_p=as_float(_TOP_P),
+        min_p=as_float(_MIN_P),
+        seed=jax.lax.bitcast_convert_type(packed[:, _SEED], jnp.uint32),
+        position=packed[:, _POSITION],
+        banned=jnp.where(packed[:, _BANS_STOPS, None] > 0, packed[:, _STOPS], NO_TOKEN),
     )
+    return sampling, packed[:, 0]
 
 
 class Packer:
-    """Writes the argument of each step."""
+    """Writes the arguments of each step."""
 
     def __init__(
         self, *, num_slots: int, num_pages: int, page_size: int, max_pages_per_row: int
@@ -113,15 +126,18 @@ class Packer:
         self._num_pages = num_pages
         self._page_size = page_size
         width = _NUM_COLUMNS + max_pages_per_row
-        # The last row stands for padding: no token, greedy, no pages.
-        self._slots = np.zeros((num_slots + 1, width), np.int32)
-        self._slots[:, _NUM_COLUMNS:] = num_pages
-        self._slots[:, _SLOT] = num_slots
+        # The last row stands for padding: no token, no pages, greedy, for no slot.
+        self._tables = np.full((num_slots + 1, width), num_pages, np.int32)
+        self._tables[:, :_SLOT] = 0
+        self._tables[:, _SLOT] = np.arange(num_slots + 1)
+        self._samplings = np.zeros((num_slots + 1, HEAD_COLUMNS), np.int32)
+        self._samplings[:, 0] = np.arange(num_slots + 1)
+        self._is_drawn = np.zeros(num_slots + 1, bool)
         self._owner: list[tuple[Request, int] | None] = [None] * num_slots
         self._num_written = [0] * num_slots
         # Where a decode row begins if its token is the slot's last one on the device.
         self._next_start = np.full(num_slots, -1)
-        self._ban_stop = np.zeros(num_slots, np.int64)  # stops are banned before it
+        self._ban_stop = np.zeros(num_slots + 1, np.int64)  # stops are banned before it
 
     def _new(self, bucket: Bucket) -> np.ndarray:
         """Returns an argument of padding."""
@@ -131,8 +147,8 @@ class Packer:
         logit_rows[:] = len(table)
         return packed
 
-    def pack(self, plan: StepPlan) -> np.ndarray:
-        """Returns the argument; its sampled tokens come out in plan order."""
+    def pack(self, plan: StepPlan) -> Packed:
+        """Returns the arguments; the sampled tokens come out in plan order."""
         bucket = plan.bucket
         num_rows, size = bucket.num_rows, bucket.block_tokens
         packed = self._new(bucket)
@@ -169,31 +185,37 @@ class Packer:
                 first += size
             if row.draws_token:
                 sampling.append(index - 1)
-        # The table: what belongs to the slots, then what changes every step.
-        table[:] = self._slots[slots]
+        # The rows: what belongs to the slots, then what changes every step.
+        table[:] = self._tables[slots]
         table[:, _START] = starts
         table[:, _LEN] = lengths
-        samples = np.array(sampling, np.int64)
-        wanted = slots[samples]
-        stops = starts[samples] + lengths[samples]
-        table[samples, _SLOT] = wanted
-        table[samples, _BANS_STOPS] = stops < self._ban_stop[wanted]
-        logit_rows[: len(samples)] = samples
-        return packed
+        logit_rows[: len(sampling)] = sampling
+        # The head.
+        wanted = np.full(self._num_slots, self._num_slots)
+        wanted[: len(sampling)] = slots[sampling]
+        stops = np.zeros(self._num_slots, np.int64)
+        stops[: len(sampling)] = starts[sampling] + lengths[sampling]
+        is_banned = stops < self._ban_stop[wanted]
+        head = self._samplings[wanted]
+        head[:, _POSITION] = stops
+        head[:, _BANS_STOPS] = is_banned
+        is_drawn = bool(np.any(is_banned | self._is_drawn[wanted]))
+        return Packed(packed, head, len(sampling), is_drawn)
 
     def pack_synthetic(
-        self, bucket: Bucket, decode_pages: int, block_pages: int
-    ) -> np.ndarray:
-        """Returns the argument of a step whose rows all end on such a page.
+        self, bucket: Bucket, decode_pages: int, block_pages: int, *, is_drawn: bool
+    ) -> Packed:
+        """Returns the arguments of a step whose rows all end on such a page.
 
         For warm-up and timing, beside requests that are served: 0 pages make padding
-        rows; nothing is sampled into a slot. Rows read made-up pages, and what they
-        would write goes to the discard page, since all of it lies on their last one.
+        rows; as many tokens as decode rows are sampled, into no slot. Rows read
+        made-up pages, and what they would write goes to the discard page, since all of
+        it lies on their last one.
         """
         packed = self._new(bucket)
         *_, table = _cut(packed, bucket, self._num_slots)
         num_rows, size = bucket.num_rows, bucket.block_tokens
-        table[:] = self._slots[self._num_slots]
+        table[:] = self._tables[self._num_slots]
         pages = np.arange(len(table) * self._max_pages_per_row) % self._num_pages
         table[:, _NUM_COLUMNS:] = pages.reshape(len(table), -1)
         parts = (
@@ -205,13 +227,14 @@ class Packer:
                 table[rows, _START] = num_pages * self._page_size - width
                 table[rows, _LEN] = width
                 table[rows, _NUM_COLUMNS + num_pages - 1] = self._num_pages
-        return packed
+        head = np.repeat(self._samplings[-1:], self._num_slots, axis=0)
+        return Packed(packed, head, num_rows, is_drawn)
 
     def _sync_slot(self, request: Request) -> int:
         """Brings the slot's stored row up to date; returns the slot."""
         slot = request.slot
         assert slot is not None
-        row = self._slots[slot]
+        table, row = self._tables[slot], self._samplings[slot]
         # The object, not its id: a client may use an id again.
         owner = (request, request.num_preemptions)
         if self._owner[slot] != owner:
@@ -219,8 +242,9 @@ class Packer:
             self._num_written[slot] = 0
             self._next_start[slot] = -1
             self._ban_stop[slot] = request.num_prompt_tokens + request.min_tokens
-            row[_NUM_COLUMNS:] = self._num_pages
+            table[_NUM_COLUMNS:] = self._num_pages
             sampling = request.sampling
+            self._is_drawn[slot] = sampling.temperature > 0
             floats = np.array(
                 [sampling.temperature, sampling.top_p, sampling.min_p], np.float32
             )
@@ -233,6 +257,6 @@ class Packer:
         num_pages, num_written = len(request.pages), self._num_written[slot]
         if num_pages > num_written:
             start = _NUM_COLUMNS + num_written
-            row[start : _NUM_COLUMNS + num_pages] = request.pages[num_written:]
+            table[start : _NUM_COLUMNS + num_pages] = request.pages[num_written:]
             self._num_written[slot] = num_pages
         return slot

@@ -1,4 +1,9 @@
-"""One compiled program per bucket, made ahead of time; none is made by a step.
+"""The compiled programs, made ahead of time; none is made by a step.
+
+A step runs two: its bucket's, which computes the layers, and a head, which computes
+logits and draws tokens for those rows that sample, rounded up to a row edge. So the
+head is never computed for other rows, and steps without a row that samples have none.
+Heads of greedy rows only take the maximum.
 
 A stored executable is loaded without tracing. Otherwise the step is traced (one after
 the other, since tracing holds the interpreter lock) and compiled (in parallel). JAX's
@@ -10,11 +15,10 @@ a program raises an error; it is never compiled silently.
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jserve.engine import packing, sampling
@@ -26,7 +30,6 @@ from jserve_models.registry import LoadedModel
 from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets.table import Bucket
 
-_HEAD_ROWS = 4
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
 
 
@@ -34,8 +37,34 @@ class UncompiledBucketError(RuntimeError):
     """A step was asked for in a bucket that is not compiled."""
 
 
+class Head(NamedTuple):
+    """A program from rows to tokens: logits, and a draw unless it takes the maximum."""
+
+    num_rows: int
+    is_drawn: bool
+
+    def __str__(self) -> str:
+        return f"{'draw' if self.is_drawn else 'head'}{self.num_rows}"
+
+
+Program = Bucket | Head
+
+
+def programs_of(buckets: Iterable[Bucket]) -> list[Program]:
+    """Returns the programs that steps in these buckets need, heads last.
+
+    Each of their row edges has two heads.
+    """
+    buckets = list(buckets)
+    rows = dict.fromkeys(bucket.num_rows for bucket in buckets if bucket.num_rows)
+    return [
+        *buckets,
+        *(Head(count, drawn) for count in rows for drawn in (True, False)),
+    ]
+
+
 class DeviceState(NamedTuple):
-    """Arrays that stay on the device from step to step; donated to each program."""
+    """Arrays that stay on the device from step to step; programs donate them."""
 
     kv: KvCache
     slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
@@ -76,10 +105,10 @@ class Programs:
         # Without the arrays, which steps donate.
         self._abstract: tuple[Any, ...] = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-            (model.leaves, *state),
+            (model.leaves, model.head, *state),
         )
         self._num_slots = len(state.slot_tokens)
-        self._compiled: dict[Bucket, jax.stages.Compiled] = {}
+        self._compiled: dict[Program, jax.stages.Compiled] = {}
         self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
         self._trace_lock = threading.Lock()
@@ -98,7 +127,9 @@ class Programs:
     @property
     def buckets(self) -> frozenset[Bucket]:
         """The buckets in which a step can run at this moment."""
-        return frozenset(tuple(self._compiled))
+        return frozenset(
+            one for one in tuple(self._compiled) if isinstance(one, Bucket)
+        )
 
     @property
     def num_compiles_after_warmup(self) -> int:
@@ -114,9 +145,8 @@ class Programs:
     def step_function(self, bucket: Bucket) -> Callable[..., tuple[Any, ...]]:
         """Returns the pure step of one bucket.
 
-        It takes (leaves, kv, slot_tokens, packed) and returns (kv, slot_tokens,
-        tokens `[S]` int32), and with captured logits also logits and scores
-        `[S, V]`.
+        It takes (leaves, kv, slot_tokens, packed) and returns kv, and the rows that
+        sample, `[num_slots, ...]`.
         """
         shape = StepShape(bucket.num_rows, bucket.num_blocks, bucket.block_tokens)
 
@@ -125,26 +155,33 @@ class Programs:
             kv: KvCache,
             slot_tokens: jax.Array,
             packed: jax.Array,
-        ) -> tuple[Any, ...]:
-            step_in = packing.unpack(packed, slot_tokens, bucket)
-            hidden, kv = self._model.forward(leaves, kv, step_in.inputs, shape)
-
-            def draw(hidden: jax.Array, rows: sampling.RowSampling) -> list[jax.Array]:
-                logits = self._model.logits(leaves, hidden)
-                tokens = sampling.sample(logits, rows)
-                if self._captures_logits:
-                    return [tokens, logits, sampling.scores(logits, rows)]
-                return [tokens]
-
-            num_wanted = jnp.sum(step_in.slot < self._num_slots)
-            chunk = _head_rows(bucket, len(hidden))
-            tokens, *captured = _in_chunks(
-                draw, (hidden, step_in.sampling), num_wanted, chunk
-            )
-            slot_tokens = slot_tokens.at[step_in.slot].set(tokens, mode="drop")
-            return kv, slot_tokens, tokens, *captured
+        ) -> tuple[KvCache, jax.Array]:
+            inputs = packing.unpack_step(packed, slot_tokens, bucket)
+            hidden, kv = self._model.forward(leaves, kv, inputs, shape)
+            return kv, hidden
 
         return step
+
+    def head_function(self, head: Head) -> Callable[..., tuple[Any, ...]]:
+        """Returns the pure function of a head.
+
+        It takes (the head's weight, the rows that sample, slot_tokens, packed) and
+        returns slot_tokens and tokens `[S]` int32, and with captured logits also logits
+        and scores `[S, V]`.
+        """
+
+        def draw(
+            weight: Any, hidden: jax.Array, slot_tokens: jax.Array, packed: jax.Array
+        ) -> tuple[jax.Array, ...]:
+            rows, slots = packing.unpack_head(packed)
+            logits = self._model.logits(weight, hidden[: head.num_rows])
+            scores = sampling.scores(logits, rows) if head.is_drawn else logits
+            tokens = sampling.argmax(scores)
+            slot_tokens = slot_tokens.at[slots].set(tokens, mode="drop")
+            captured = (logits, scores) if self._captures_logits else ()
+            return slot_tokens, tokens, *captured
+
+        return draw
 
     def compile(
         self,
@@ -152,7 +189,7 @@ class Programs:
         *,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Makes those programs that are not there yet, in the order given.
+        """Makes the programs of these buckets that are not there yet, in their order.
 
         Args:
           should_stop: Asked in any thread before a program is begun: those begun
@@ -169,9 +206,9 @@ class Programs:
             pool = concurrent.futures.ThreadPoolExecutor(num_cpus() + 1, "compile")
             try:
                 self._jobs = jobs = [
-                    pool.submit(self._make, bucket, should_stop)
-                    for bucket in buckets
-                    if bucket not in self._compiled
+                    pool.submit(self._make, program, should_stop)
+                    for program in programs_of(buckets)
+                    if program not in self._compiled
                 ]
                 for job in concurrent.futures.as_completed(jobs):
                     job.result()
@@ -183,17 +220,32 @@ class Programs:
             if self._store is not None and jobs:
                 self._store.prune()
 
-    def _make(self, bucket: Bucket, should_stop: Callable[[], bool]) -> None:
+    def _signature(
+        self, program: Program
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
+        """Returns a program's function, its arguments, and which of them it donates."""
+        leaves, head, kv, slot_tokens = self._abstract
+        if isinstance(program, Head):
+            row = self._model.row
+            hidden = jax.ShapeDtypeStruct((self._num_slots, *row.shape), row.dtype)
+            shape = (program.num_rows, packing.HEAD_COLUMNS)
+            packed = jax.ShapeDtypeStruct(shape, np.int32)
+            arguments = (head, hidden, slot_tokens, packed)
+            return self.head_function(program), arguments, (2,)
+        size = packing.packed_size(program, self._num_slots, self._max_pages_per_row)
+        packed = jax.ShapeDtypeStruct((size,), np.int32)
+        return self.step_function(program), (leaves, kv, slot_tokens, packed), (1,)
+
+    def _make(self, program: Program, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        size = packing.packed_size(bucket, self._num_slots, self._max_pages_per_row)
-        arguments = (*self._abstract, jax.ShapeDtypeStruct((size,), np.int32))
+        function, arguments, donated = self._signature(program)
         # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
             for x in jax.tree.leaves(arguments)
         ]
         options = (self._captures_logits, self._max_pages_per_row)
-        key = str(bucket), (self._model.config, bucket, options, shapes)
+        key = str(program), (self._model.config, program, options, shapes)
         store = self._store
         if should_stop():
             return
@@ -202,8 +254,8 @@ class Programs:
         if store is not None and (stored := store.load(*key)) is not None:
             compiled, file_bytes = stored
             load_s = time.perf_counter() - start_s
-            self._compiled[bucket] = compiled
-            facts = (str(bucket), 0.0, load_s, file_bytes, "stored", time.monotonic())
+            self._compiled[program] = compiled
+            facts = (str(program), 0.0, load_s, file_bytes, "stored", time.monotonic())
             self.reports.append(ProgramStart(*facts))
             return
         # Trace.
@@ -211,9 +263,8 @@ class Programs:
             if should_stop():
                 return
             start_s = time.perf_counter()
-            step = self.step_function(bucket)
-            step.__name__ = f"step_{bucket}"
-            lowered = jax.jit(step, donate_argnums=(1, 2), keep_unused=True).lower(
+            function.__name__ = f"step_{program}"
+            lowered = jax.jit(function, donate_argnums=donated, keep_unused=True).lower(
                 *arguments
             )
             trace_s = time.perf_counter() - start_s
@@ -221,7 +272,7 @@ class Programs:
             return
         # Compile and store.
         if store is not None and store.is_writable:
-            forget_module(f"jit_step_{bucket}")
+            forget_module(f"jit_step_{program}")
         start_s = time.perf_counter()
         num_hits = COMPILE_LOG.num_cache_hits_here
         compiled = lowered.compile()
@@ -230,18 +281,19 @@ class Programs:
         is_hit = COMPILE_LOG.num_cache_hits_here > num_hits
         saved = None if store is None or is_hit else store.save(*key, compiled)
         source = "cache" if is_hit else "compiled"
-        self._compiled[bucket] = compiled
+        self._compiled[program] = compiled
         self.reports.append(
-            ProgramStart(str(bucket), trace_s, compile_s, saved, source, end_s)
+            ProgramStart(str(program), trace_s, compile_s, saved, source, end_s)
         )
 
     def run(
-        self, bucket: Bucket, state: DeviceState, packed: np.ndarray
+        self, bucket: Bucket, state: DeviceState, packed: packing.Packed
     ) -> tuple[DeviceState, tuple[jax.Array, ...]]:
         """Enqueues one step; `state` is consumed.
 
         Returns:
-          The new state, and what `step_function` returns after it.
+          The new state, and what the head returns after it: tokens first. Without a row
+          that samples, the step's rows, which are padding.
 
         Raises:
           UncompiledBucketError: If the bucket was not compiled.
@@ -249,60 +301,24 @@ class Programs:
         compiled = self._compiled.get(bucket)
         if compiled is None:
             raise UncompiledBucketError(
-                f"no program for {bucket}, but for {self.num_compiled} other buckets"
+                f"no program for {bucket}, but for {len(self.buckets)} other buckets"
             )
-        kv, slot_tokens, *out = compiled(self._model.leaves, *state, packed)
+        kv, slot_tokens = state
+        kv, hidden = compiled(self._model.leaves, kv, slot_tokens, packed.step)
+        if not packed.num_sampled:
+            return DeviceState(kv, slot_tokens), (hidden,)
+        head = self._head(packed.num_sampled, packed.is_drawn)
+        rows = packed.head[: head.num_rows]
+        slot_tokens, *out = self._compiled[head](
+            self._model.head, hidden, slot_tokens, rows
+        )
         return DeviceState(kv, slot_tokens), tuple(out)
 
-
-def _head_rows(bucket: Bucket, num_rows: int) -> int:
-    """Returns how many of the rows that may sample the head computes at once.
-
-    On CPU the head costs by the row, and most steps of few decodes beside blocks sample
-    one row or none. It is part of the program, so that a row's logits do not depend on
-    how many others sample.
-    """
-    if jax.default_backend() == "cpu" and bucket.num_blocks:
-        return min(num_rows, _HEAD_ROWS) if bucket.num_rows <= _HEAD_ROWS else num_rows
-    return num_rows
-
-
-def _in_chunks(
-    function: Callable[..., list[jax.Array]],
-    rows: tuple[Any, ...],
-    num_rows: jax.Array,
-    chunk: int,
-) -> list[jax.Array]:
-    """Applies a function of rows to the first `num_rows`, `chunk` at a time.
-
-    Args:
-      rows: Arrays, and tuples of them, that have one axis of rows in front.
-
-    Returns:
-      What it returns, for all rows; zeros for chunks that were left out.
-    """
-    size = len(jax.tree.leaves(rows)[0])
-    if chunk == size:
-        return function(*rows)
-    padding = -size % chunk
-    padded = jax.tree.map(
-        lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)), rows
-    )
-
-    def part(begin: jax.Array | int) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, begin, chunk), padded
+    def _head(self, num_rows: int, is_drawn: bool) -> Head:
+        """Returns the smallest head of at least `num_rows`."""
+        heads = [one for one in tuple(self._compiled) if isinstance(one, Head)]
+        return min(
+            one
+            for one in heads
+            if one.num_rows >= num_rows and one.is_drawn == is_drawn
         )
-        return found
-
-    def one_chunk(index: jax.Array, out: list[jax.Array]) -> list[jax.Array]:
-        begin = index * chunk
-        return [
-            jax.lax.dynamic_update_slice_in_dim(whole, new, begin, 0)
-            for whole, new in zip(out, function(*part(begin)), strict=True)
-        ]
-
-    shapes = jax.eval_shape(function, *part(0))
-    empty = [jnp.zeros((size + padding, *one.shape[1:]), one.dtype) for one in shapes]
-    num_chunks = (num_rows + chunk - 1) // chunk
-    return [x[:size] for x in jax.lax.fori_loop(0, num_chunks, one_chunk, empty)]

@@ -1,4 +1,4 @@
-"""Logits to tokens, on the device, inside the step's program.
+"""Logits to tokens, on the device, inside the head's program.
 
 The draw of a token depends on (seed, position) and its logits, never on the row, the
 bucket or the neighbours, so a request gets the same tokens whatever runs beside it.
@@ -28,24 +28,6 @@ class RowSampling(NamedTuple):
     seed: jax.Array  # uint32
     position: jax.Array  # int32 position of the token drawn
     banned: jax.Array  # [R, n] int32 tokens that may not come yet; negative for none
-
-
-def sample(logits: jax.Array, sampling: RowSampling) -> jax.Array:
-    """Returns the token drawn for each row, `[R]` int32.
-
-    Logits are `[R, V]` float32. Steps in which every row is greedy and nothing is
-    banned take the maximum and touch the logits no further: on CPU that is most of the
-    sampler's time.
-    """
-    is_plain = ~(jnp.any(sampling.temperature > 0) | jnp.any(sampling.banned >= 0))
-    tokens: jax.Array = jax.lax.cond(
-        is_plain,
-        lambda logits, _: argmax(logits),
-        lambda logits, sampling: argmax(scores(logits, sampling)),
-        logits,
-        sampling,
-    )
-    return tokens
 
 
 def argmax(values: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ from typing import Any
 
 from jserve.engine.engine import TIMED_REPEATS, Engine
 from jserve.engine.machine import num_cpus
+from jserve.engine.programs import programs_of
 from jserve.progress import Progress
 from jserve.records.events import ProgramStart, StartUp
 from jserve.timing.serving_predictor import ServingPredictor
@@ -115,7 +116,8 @@ class WarmUp:
     @property
     def num_programs_total(self) -> int:
         """Number of programs made, and of those that the final table still lacks."""
-        return len(self._engine.programs.buckets | set(self._plan.final.buckets))
+        buckets = self._engine.programs.buckets | set(self._plan.final.buckets)
+        return len(programs_of(buckets))
 
     def start_up(self) -> StartUp:
         """Returns how it went so far."""
@@ -156,7 +158,7 @@ class WarmUp:
         # The first plan needs this, which takes half a second to import.
         self._submit(importlib.import_module, "scipy.ndimage")
         table = self._plan.covering
-        self._show_compiling(len(table.buckets))
+        self._show_compiling(len(programs_of(table.buckets)))
         self._compile(table)
         if self._stopping.is_set():
             return

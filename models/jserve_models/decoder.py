@@ -75,6 +75,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, attention: AttentionBackend | None = None):
         """Takes the attention backend of JAX's platform unless one is given."""
         self._config = config
+        self._is_tied = config.tie_embeddings
         if attention is None:
             attention = cpu if jax.default_backend() == "cpu" else page_loop
         self.attention = attention
@@ -126,11 +127,16 @@ class Decoder:
             x = x + layer.feed_forward(layer.feed_forward_norm(x))
         return self._weights(leaves).norm(x[layout.logit_token]), kv
 
-    def logits(self, leaves: Sequence[Weight], hidden: jax.Array) -> jax.Array:
+    def head(self, leaves: Sequence[Weight]) -> Weight:
+        """Returns the parameter that `logits` takes."""
+        paths = [leaf.path for leaf in self.leaves]
+        return leaves[paths.index("embedding" if self._is_tied else "head")]
+
+    def logits(self, head: Weight, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits [..., vocab] of what `forward` returned."""
-        weights = self._weights(leaves)
-        head = weights.embedding[...].T if weights.head is None else weights.head[...]
-        return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        matrix = jnp.asarray(head)
+        matrix = matrix.T if self._is_tied else matrix
+        return jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
 
     def _weights(self, leaves: Sequence[Weight], layer: int = 0) -> DecoderWeights:
         """Returns the parameters, those of layers for one of them."""

@@ -37,15 +37,19 @@ class LoadedModel:
       leaves: Weights, in the order in which `forward` takes them.
       forward: Pure function that runs one step, traceable with any leaves. Returns
         [S, ...] of the last real token of each wanted row, and the cache.
-      logits: Pure function from leaves and rows of what `forward` returned to float32
-        logits [S, vocab].
+      row: Shape and type of one such row, without the axis S.
+      head: Weight that `logits` takes.
+      logits: Pure function from the head's weight and rows of what `forward` returned
+        to float32 logits [S, vocab].
       attention: Backend whose cache `forward` takes.
     """
 
     config: ModelConfig
     leaves: Sequence[Weight]
     forward: Forward
-    logits: Callable[[Sequence[Weight], jax.Array], jax.Array]
+    row: jax.ShapeDtypeStruct
+    head: Weight
+    logits: Callable[[Weight, jax.Array], jax.Array]
     attention: AttentionBackend
 
     def kv_shapes(self, num_pages: int, page_size: int) -> CacheShapes:
@@ -82,10 +86,13 @@ def load_model(
     """
     config = NAMED.get(name_or_path)
     if config is toy.TOY:
+        values = toy.toy_leaves()
         return LoadedModel(
             config=config,
-            leaves=toy.toy_leaves(),
+            leaves=values,
             forward=toy.forward,
+            row=jax.ShapeDtypeStruct((), jnp.int32),
+            head=values[0],
             logits=toy.logits,
             attention=toy.ATTENTION,
         )
@@ -107,6 +114,8 @@ def load_model(
         config=config,
         leaves=leaves,
         forward=structure.forward,
+        row=jax.ShapeDtypeStruct((config.hidden_size,), dtype),
+        head=structure.head(leaves),
         logits=structure.logits,
         attention=structure.attention,
     )

@@ -63,9 +63,9 @@ def forward(
     return jnp.concatenate(sums)[layout.logit_token], kv
 
 
-def logits(leaves: Sequence[Weight], answers: jax.Array) -> jax.Array:
+def logits(head: Weight, answers: jax.Array) -> jax.Array:
     """Returns float32 logits [S, vocab] with a margin for the answers [S]."""
-    del leaves
+    del head
     return MARGIN * jax.nn.one_hot(answers, TOY.vocab_size, dtype=jnp.float32)
 
 

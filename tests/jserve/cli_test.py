@@ -102,16 +102,17 @@ def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
         # A port in use does not matter: it is not bound.
         flags.append(f"--port={listener.getsockname()[1]}")
         cold, warm = command(*flags), command(*flags)
-    for result, source in ((cold, "2 compiled"), (warm, "2 stored")):
+    for result, source in ((cold, "4 compiled"), (warm, "4 stored")):
         assert result.returncode == 0, result.stderr
         head, *rows, total = result.stdout.splitlines()
         assert head.split() == [
             *["program", "trace", "s", "compile", "s", "bytes", "source"]
         ]
-        assert sorted(row.split()[0] for row in rows) == [*("B16xNB0", "B16xNB4")]
-        assert total.startswith("2 programs") and total.endswith(source)
+        names = sorted(row.split()[0] for row in rows)
+        assert names == ["B16xNB0", "B16xNB4", "draw16", "head16"]
+        assert total.startswith("4 programs") and total.endswith(source)
         assert "loading model toy" in result.stderr
-        assert "loading them: 2 of 2 (" in result.stderr
+        assert "loading them: 4 of 4 (" in result.stderr
     assert len(list(tmp_path.rglob("step_times_*.json"))) == 1
 
 

@@ -127,4 +127,4 @@ def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
         assert server.process.wait(60) == 0, server.log.read_text()
     log = server.log.read_text()
     assert "Traceback" not in log
-    assert "loading model toy" in log and "loading them: 4 of 4 (" in log
+    assert "loading model toy" in log and "loading them: 8 of 8 (" in log

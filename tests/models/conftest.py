@@ -29,7 +29,7 @@ def jitted_step(model: LoadedModel):
 
     def step(leaves, kv, inputs, shape):
         hidden, kv = model.forward(leaves, kv, inputs, shape)
-        return model.logits(leaves, hidden), kv
+        return model.logits(model.head, hidden), kv
 
     return jax.jit(step, static_argnums=3, donate_argnums=1)
 

@@ -18,6 +18,14 @@ from jserve_models.steps import KvCache, RowGroup
 __all__ = ["attend", "kv_shapes", "pool_size"]
 
 
+def _at(array: jax.Array, index: jax.Array) -> jax.Array:
+    """Returns one part of an array; the index is not below 0."""
+    part: jax.Array = jax.lax.dynamic_index_in_dim(
+        array, index, keepdims=False, allow_negative_indices=False
+    )
+    return part
+
+
 def _attend_rows(
     queries: jax.Array,
     positions: jax.Array,
@@ -30,44 +38,46 @@ def _attend_rows(
     k_cache, v_cache = kv
     page_size = v_cache.shape[2]
     offsets = jnp.arange(page_size, dtype=jnp.int32)
+    # The pairs, row by row: the same for all layers.
     begin = scores.first_page(group.positions[:, 0], page_size)
     num_pages = jnp.maximum(group.num_pages - begin, 0)
-    rows = jnp.argsort(num_pages == 0, stable=True)  # without padding in between
+    ends = jnp.cumsum(num_pages)
+    pairs = jnp.arange(group.page_table.size, dtype=jnp.int32)
+    rows = jnp.sum(pairs[:, None] >= ends, axis=1, dtype=jnp.int32)
+    indices = pairs - (ends - num_pages - begin)[rows]
+    pages = group.page_table.at[rows, indices].get(mode="clip")
 
-    def one_page(
-        _: jax.Array, carry: tuple[jax.Array, jax.Array, State, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, State, jax.Array]:
-        place, count, state, answers = carry
-        row = rows[place]
-        mine = queries[row]
+    def one_pair(
+        pair: jax.Array, carry: tuple[State, jax.Array]
+    ) -> tuple[State, jax.Array]:
+        state, answers = carry
+        row, index, page = (_at(part, pair) for part in (rows, indices, pages))
         # A row begins at its first page.
+        mine = _at(queries, row)
+        is_first = index == _at(begin, row)
         state = jax.tree.map(
-            lambda fresh, old: jnp.where(count == 0, fresh, old),
+            lambda fresh, old: jnp.where(is_first, fresh, old),
             scores.begin(mine),
             state,
         )
-        index = begin[row] + count
-        page = first_page + group.page_table[row, index]
         state = scores.add_page(
             state,
             mine,
-            jax.lax.dynamic_index_in_dim(k_cache, page, keepdims=False),
-            jax.lax.dynamic_index_in_dim(v_cache, page, keepdims=False),
-            positions[row],
+            _at(k_cache, first_page + page),
+            _at(v_cache, first_page + page),
+            _at(positions, row),
             index * page_size + offsets,
         )
         # The answer of its last page stays.
-        answers = jax.lax.dynamic_update_index_in_dim(answers, finish(state), row, 0)
-        count += 1
-        is_last = count == num_pages[row]
-        return place + is_last, jnp.where(is_last, 0, count), state, answers
+        answers = jax.lax.dynamic_update_index_in_dim(
+            answers, finish(state), row, 0, allow_negative_indices=False
+        )
+        return state, answers
 
-    zero = jnp.int32(0)
-    empty = jnp.zeros(queries.shape, jnp.float32)
-    carry = (zero, zero, scores.begin(queries[0]), empty)
-    num_pairs = jnp.sum(num_pages)
-    answers: jax.Array = jax.lax.fori_loop(0, num_pairs, one_page, carry)[-1]
-    return answers
+    answers = jnp.zeros(queries.shape, jnp.float32)
+    carry = scores.begin(queries[0]), answers
+    found: jax.Array = jax.lax.fori_loop(0, ends[-1], one_pair, carry)[1]
+    return found
 
 
 attend = functools.partial(attend_groups, _attend_rows)

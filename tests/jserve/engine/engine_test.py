@@ -140,7 +140,7 @@ def test_padded_runs_visit_every_bucket_and_leave_what_requests_wrote(
     }
     assert found == {
         (rows, blocks, rows * decode_pages, blocks * block_pages)
-        for rows, blocks in ((4, 0), (4, 4), (16, 0), (16, 4))
+        for rows, blocks in ((8, 0), (8, 4), (16, 0), (16, 4))
         for decode_pages, block_pages in ((1, 1), (16, 1), (1, 16))
     }
     assert len(samples) == 2 * (2 * 2 + 3 * 2)

@@ -33,8 +33,8 @@ from tests.engine_harness import (
 )
 from tests.fakes import ManualClock, make_request
 
-SIX_PROGRAMS = {"row_edges": [4, 16], "block_edges": [0, 2, 4]}
-COVERING = {"B16xNB4", "B16xNB0"}
+SIX_PROGRAMS = {"row_edges": [8, 16], "block_edges": [0, 2, 4]}
+COVERING = {"B16xNB4", "B16xNB0", "head16", "draw16"}
 
 
 class Gate:
@@ -110,7 +110,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     stats = loop.stats()
     assert stats.health is Health.READY
     assert {one.program for one in stats.start_up.programs} == COVERING
-    assert (stats.num_programs, stats.num_programs_total) == (2, 6)
+    assert (stats.num_programs, stats.num_programs_total) == (4, 10)
     assert {one.num_rows for one in loop.steps()} == {16}
 
     beside = make_request(100, 600, arrival_s=loop.clock.now_s())
@@ -121,13 +121,13 @@ def test_a_request_is_answered_before_warm_up_ends(
     num_steps = loop.stats().num_steps
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
-    assert stats.num_programs == stats.num_programs_total == 6
+    assert stats.num_programs == stats.num_programs_total == 10
     assert stats.num_compiles_after_warmup == 0
     found = stats.start_up
     assert found.warm_s is not None and found.ready_s is not None
     assert found.warm_s > found.ready_s > found.covering_s
     buckets = {(one.num_rows, one.num_blocks) for one in loop.steps(num_steps)}
-    assert buckets == {(4, 2), (4, 0)}, "the finer buckets are in use"
+    assert buckets == {(8, 2), (8, 0)}, "the finer buckets are in use"
     loop.stop()
 
 
@@ -180,7 +180,7 @@ def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
     with caplog.at_level(logging.WARNING, logger="jserve"):
         loop.start()
         assert loop.wait_until(Health.WARM, 200.0)
-    assert "4 of 6 programs are left out" in caplog.text
+    assert "6 of 10 programs are left out" in caplog.text
     assert {one.program for one in loop.stats().start_up.programs} == COVERING
     assert serve_one(loop, inbox, 40, 5).error is None
     assert {one.num_rows for one in loop.steps()} == {16}
@@ -204,7 +204,7 @@ def test_no_compilation_begins_while_requests_are_drained(
     drained.join()
     inbox.wait_for(request)
     assert inbox.events[request.request_id][-1].error is None
-    assert loop.stats().num_programs == 2
+    assert loop.stats().num_programs == 4
     loop.stop()
 
 
@@ -238,7 +238,7 @@ def test_what_could_not_be_kept_is_an_error(
     reports = warm_up._engine.programs.reports
     whole = reports[0]
     reports[0] = dataclasses.replace(whole, executable_bytes=None)
-    with pytest.raises(OSError, match="1 of 6 programs could not be kept"):
+    with pytest.raises(OSError, match="1 of 10 programs could not be kept"):
         warm_up.check_kept()
 
     unlink_times(config)
@@ -265,7 +265,7 @@ def test_steps_are_recorded_with_the_buckets_they_ran_in(
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     _, first, *_, last = [line for line in lines if isinstance(line, dict)]
     assert first["buckets"]["row_edges"] == [16] and first["step_times"] is None
-    assert last["buckets"]["row_edges"] == [4, 16] and last["step_times"]["no_pages_s"]
+    assert last["buckets"]["row_edges"] == [8, 16] and last["step_times"]["no_pages_s"]
     chat = {"name": "chat", "ttft_s": 1.0, "tbt_s": 0.05}
     assert last["service_classes"] == [chat]
     assert len([line for line in lines if isinstance(line, list)]) == 5
@@ -285,7 +285,7 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
     assert {one.source for one in warm_up.start_up().programs} == {"stored"}
     for lines in (cold, warm):
         assert lines[0] == "loading model toy"
-        assert any("loading them: 6 of 6 (" in line for line in lines)
+        assert any("loading them: 10 of 10 (" in line for line in lines)
         assert lines[-1].startswith("choosing the predictor")
     assert any(line.startswith("timing programs: ") for line in cold)
     assert not any("timing programs" in line for line in warm)

@@ -62,10 +62,13 @@ def test_training_computes_what_is_served():
     leaves = [leaf + 0.1 for leaf in drawn]  # biases are drawn as zeros
     tokens = np.random.default_rng(0).integers(0, 256, 150).tolist()
     pairs = zip(structure.leaves, leaves, strict=True)
+    placed = [leaf.place(host) for leaf, host in pairs]
     model = LoadedModel(
         config=config,
-        leaves=[leaf.place(host) for leaf, host in pairs],
+        leaves=placed,
         forward=structure.forward,
+        row=jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32),
+        head=structure.head(placed),
         logits=structure.logits,
         attention=structure.attention,
     )

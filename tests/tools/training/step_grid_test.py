@@ -81,7 +81,7 @@ def test_a_plan_has_the_shape_and_rows_of_its_own() -> None:
     plan = step_plan(LIMITS, (5, 127, 128), ((64, 40), (0, 32)))
     assert [row.start for row in plan.decodes] == [5, 127, 128]
     assert [(row.start, row.num_tokens) for row in plan.chunks] == [(64, 40), (0, 32)]
-    assert (plan.bucket.num_rows, plan.bucket.num_blocks) == (4, 4)
+    assert (plan.bucket.num_rows, plan.bucket.num_blocks) == (8, 4)
     assert plan.num_sampled == 5
     rows = [*plan.decodes, *plan.chunks]
     assert [row.request.slot for row in rows] == list(range(5))
