@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jserve.config import EngineConfig
 from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.compile_cache import open_compile_cache
-from jserve.engine.engine import Engine, kv_page_bytes
+from jserve.engine.engine import Engine, kv_bytes, kv_page_bytes
 from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.recent_steps import RecentSteps
@@ -144,11 +144,12 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
             f"of model {config.model!r}"
         )
     page_bytes = kv_page_bytes(model, config.page_size, dtype)
-    num_pages = config.kv_cache_bytes // page_bytes
+    least_bytes = kv_bytes(model, 1, config.page_size, dtype)
+    num_pages = (config.kv_cache_bytes - least_bytes) // page_bytes + 1
     if num_pages < 1:
         raise ValueError(
-            f"kv_cache_bytes={config.kv_cache_bytes} holds no KV page: one of "
-            f"{config.page_size} tokens takes {page_bytes} bytes"
+            f"kv_cache_bytes={config.kv_cache_bytes} holds no KV page: a pool "
+            f"of one page of {config.page_size} tokens takes {least_bytes} bytes"
         )
     return Engine(
         model=model,

@@ -14,7 +14,7 @@ import pytest
 from jserve.build import build_loop
 from jserve.config import EngineConfig
 from jserve.engine.compile_cache import machine_name
-from jserve.engine.engine import Engine, PendingStep, kv_page_bytes
+from jserve.engine.engine import Engine, PendingStep
 from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import Head, Programs
@@ -46,17 +46,19 @@ FACTS = PredictorFacts(
 
 
 def make_engine(
-    model: str = "toy",
+    model: str | LoadedModel = "toy",
     *,
     table: BucketTable = TEST_TABLE,
     num_pages: int = 160,
     page_size: int = 128,
+    max_model_len: int = MAX_MODEL_LEN,
     captures_logits: bool = False,
     programs: pathlib.Path | None = None,
 ) -> Engine:
     """A warm engine; loads its programs from a folder, and stores new ones there."""
-    loaded: LoadedModel = load_model(model, seed=0, dtype=np.float32)
-    assert kv_page_bytes(loaded, page_size, np.dtype(np.float32)) > 0
+    loaded = model
+    if isinstance(loaded, str):
+        loaded = load_model(loaded, seed=0, dtype=np.float32)
     engine = Engine(
         model=loaded,
         dtype=np.dtype(np.float32),
@@ -64,7 +66,7 @@ def make_engine(
         num_pages=num_pages,
         page_size=page_size,
         block_tokens=table.block_tokens,
-        max_model_len=min(MAX_MODEL_LEN, loaded.config.max_model_len),
+        max_model_len=min(max_model_len, loaded.config.max_model_len),
         captures_logits=captures_logits,
         store=None if programs is None else ProgramStore(programs, is_writable=True),
     )

@@ -28,10 +28,18 @@ TIMED_REPEATS = 5
 _TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
 
 
+def kv_bytes(
+    model: LoadedModel, num_pages: int, page_size: int, dtype: jnp.dtype
+) -> int:
+    """Returns the bytes of the cache of a pool, discard pages included."""
+    shapes = model.kv_shapes(num_pages, page_size)
+    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+
+
 def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
     """Returns the bytes of one page over all layers, K and V together."""
-    shapes = model.kv_shapes(1, page_size)
-    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    one, two = (kv_bytes(model, count, page_size, dtype) for count in (1, 2))
+    return two - one
 
 
 @dataclasses.dataclass

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jserve_models.attention import page_loop
+from jserve_models.attention import cpu
 from jserve_models.attention.cache import write_kv
 from jserve_models.config import NAMED
 from jserve_models.decoder import Weight
 from jserve_models.steps import KvCache, RowGroup, StepInputs, StepShape, lay_out
 
 TOY = NAMED["toy"]
-ATTENTION = page_loop  # whose cache it uses
+ATTENTION = cpu  # whose cache it uses, everywhere
 MARGIN = 30.0  # the next token's logit; all others are zero
 
 _MODULUS = TOY.vocab_size  # prime, and no weight or value is a multiple of it

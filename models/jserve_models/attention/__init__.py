@@ -1,8 +1,9 @@
 """Attention of a step's tokens over paged keys and values.
 
 A backend writes the step's keys and values into its cache and attends each token to its
-own sequence. `cpu.py` and `page_loop.py` are plain XLA, share a cache (`cache.py`) and
-their arithmetic (`softmax.py`), and differ in the order of their loops.
+own sequence. `cpu.py` and `page_loop.py` are plain XLA and share their arithmetic
+(`softmax.py`); they differ in the order of their loops. The CPU's cache is `cache.py`,
+that of all others `combined.py`.
 """
 
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""The KV cache of the backends in plain XLA: pages, and how tokens are written.
+"""The KV cache of the CPU: pages, and how tokens are written.
 
 Keys are [L * N, K, D, P] and values [L * N, K, P, D] for `L` layers, `N` pages, `K` KV
 heads, `D` head size and `P` tokens in a page; page `p` of layer `l` is `l * N + p`.
@@ -29,6 +29,11 @@ def pool_size(kv: KvCache, num_layers: int) -> tuple[int, int]:
     return num_pages // num_layers, page_size
 
 
+def first_page(layout: StepLayout, layer: jax.Array) -> jax.Array:
+    """Returns where page 0 of a layer stands."""
+    return layer * layout.num_pages
+
+
 def write_kv(
     kv: KvCache, k: jax.Array, v: jax.Array, layout: StepLayout, layer: jax.Array
 ) -> KvCache:
@@ -46,7 +51,7 @@ def write_kv(
     # -1 would wrap around to the last page even when out-of-range is dropped.
     page = jnp.where(
         layout.write_page < layout.num_pages,
-        layer * layout.num_pages + layout.write_page,
+        first_page(layout, layer) + layout.write_page,
         k_cache.shape[0],
     )
     offset = layout.write_offset

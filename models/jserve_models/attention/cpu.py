@@ -10,6 +10,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from jserve_models.attention import cache
 from jserve_models.attention.cache import kv_shapes, pool_size
 from jserve_models.attention.groups import attend_groups
 from jserve_models.attention.softmax import Scores, State, finish
@@ -80,4 +81,4 @@ def _attend_rows(
     return found
 
 
-attend = functools.partial(attend_groups, _attend_rows)
+attend = functools.partial(attend_groups, cache, _attend_rows)

@@ -9,9 +9,25 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from jserve_models.attention.cache import write_kv
 from jserve_models.attention.softmax import Scores
 from jserve_models.steps import KvCache, RowGroup, StepLayout
+
+
+class Cache(Protocol):
+    """How tokens are written to a cache; a module is one."""
+
+    def first_page(self, layout: StepLayout, layer: jax.Array) -> jax.Array:
+        """Returns where page 0 of a layer stands."""
+
+    def write_kv(
+        self,
+        kv: KvCache,
+        k: jax.Array,
+        v: jax.Array,
+        layout: StepLayout,
+        layer: jax.Array,
+    ) -> KvCache:
+        """Writes every token's key and value of one layer."""
 
 
 class AttendGroup(Protocol):
@@ -36,6 +52,7 @@ class AttendGroup(Protocol):
 
 
 def attend_groups(
+    cache: Cache,
     attend_group: AttendGroup,
     q: jax.Array,
     k: jax.Array,
@@ -50,10 +67,11 @@ def attend_groups(
     sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, KvCache]:
     """Writes keys and values, then attends; see `attention.AttentionBackend`."""
-    kv = write_kv(kv, k, v, layout, layer)
+    kv = cache.write_kv(kv, k, v, layout, layer)
     scores = Scores(window, soft_cap, sinks)
     (_, num_heads, head_dim), num_kv_heads = q.shape, k.shape[1]
     group_size = num_heads // num_kv_heads
+    first_page = cache.first_page(layout, layer)
     answers, begin = [], 0
     for group in layout.groups:
         rows, width = group.positions.shape
@@ -65,7 +83,6 @@ def attend_groups(
             rows, num_kv_heads, group_size * width, head_dim
         )
         positions = jnp.tile(group.positions, (1, group_size))
-        first_page = layer * layout.num_pages
         answer = attend_group(queries, positions, kv, group, first_page, scores)
         answer = answer.reshape(rows, num_kv_heads, group_size, width, head_dim)
         answers.append(answer.transpose(0, 3, 1, 2, 4).reshape(end - begin, -1))

@@ -10,7 +10,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jserve_models.attention.cache import kv_shapes, pool_size
+from jserve_models.attention import combined
+from jserve_models.attention.combined import kv_shapes, pool_size
 from jserve_models.attention.groups import attend_groups
 from jserve_models.attention.softmax import Scores, State, finish
 from jserve_models.steps import KvCache, RowGroup
@@ -27,18 +28,18 @@ def _attend_all(
     scores: Scores,
 ) -> jax.Array:
     """Returns the answers; see `groups.AttendGroup`."""
-    k_cache, v_cache = kv
-    page_size = v_cache.shape[2]
+    (cache,) = kv
+    page_size = cache.shape[1]
     offsets = jnp.arange(page_size, dtype=jnp.int32)
 
     def one_page(index: jax.Array, state: State) -> State:
-        page = first_page + group.page_table[:, index]
-        # An unused entry may point past the end; what it reads is masked.
+        pages = first_page + group.page_table[:, index]
+        page = cache.at[pages].get(mode="clip")  # [rows, P, 2K, D]
         return scores.add_page(
             state,
             queries,
-            k_cache.at[page].get(mode="clip"),
-            v_cache.at[page].get(mode="clip"),
+            page[:, :, 0::2].transpose(0, 2, 3, 1),
+            page[:, :, 1::2].transpose(0, 2, 1, 3),
             positions,
             index * page_size + offsets,
         )
@@ -49,4 +50,4 @@ def _attend_all(
     return finish(state)
 
 
-attend = functools.partial(attend_groups, _attend_all)
+attend = functools.partial(attend_groups, combined, _attend_all)

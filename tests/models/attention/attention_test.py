@@ -88,23 +88,38 @@ def tokens_of(row):
     return range(begin, begin + ROWS[row][1])
 
 
+def pages_of(kv):
+    """Returns views [2, N, P, K, D] on keys and values of each layer.
+
+    A combined cache has one page more.
+    """
+    if len(kv) == 1:
+        layers = np.asarray(kv[0]).reshape(2, -1, PAGE_SIZE, 2 * KV_HEADS, HEAD_DIM)
+        return layers[..., 0::2, :], layers[..., 1::2, :]
+    shape = (2, NUM_PAGES, KV_HEADS)
+    keys = np.asarray(kv[0]).reshape(*shape, HEAD_DIM, PAGE_SIZE)
+    values = np.asarray(kv[1]).reshape(*shape, PAGE_SIZE, HEAD_DIM)
+    return keys.transpose(0, 1, 4, 2, 3), values.transpose(0, 1, 3, 2, 4)
+
+
 def dense(kv, q, *, scale=SCALE, window=None, soft_cap=None, sinks=None):
     """Returns the answers [T, H, D] from the written cache of layer 1."""
-    table = np.asarray(make_inputs(ROWS).page_table) + NUM_PAGES
+    table = np.asarray(make_inputs(ROWS).page_table)
+    all_keys, all_values = (part[1] for part in pages_of(kv))
     out = np.zeros_like(q)
     for row, (start, _) in enumerate(ROWS):
-        keys = np.concatenate(np.asarray(kv[0])[table[row]], axis=2)
-        values = np.concatenate(np.asarray(kv[1])[table[row]], axis=1)
+        keys = np.concatenate(all_keys[table[row]])  # [tokens, K, D]
+        values = np.concatenate(all_values[table[row]])
         for position, token in enumerate(tokens_of(row), start):
             seen = slice(max(position + 1 - (window or 10**6), 0), position + 1)
             for head in range(HEADS):
                 kv_head = head // (HEADS // KV_HEADS)
-                scores = q[token, head] @ keys[kv_head][:, seen] * scale
+                scores = keys[seen, kv_head] @ q[token, head] * scale
                 if soft_cap is not None:
                     scores = soft_cap * np.tanh(scores / soft_cap)
                 extra = [] if sinks is None else [sinks[head]]
                 weights = np.exp(np.append(scores, extra))
-                answer = weights[: len(scores)] @ values[kv_head][seen]
+                answer = weights[: len(scores)] @ values[seen, kv_head]
                 out[token, head] = answer / weights.sum()
     return out
 
@@ -140,23 +155,24 @@ def test_what_is_masked_does_not_matter(backend):
     base, _ = run(backend, ROWS, kv, tensors)
     inputs = make_inputs(ROWS)
     table = np.array(inputs.page_table)
-    table[2, 1:] = NUM_PAGES * 5  # unused entries past the end
-    keys = kv[0].copy()
-    keys[NUM_PAGES + table[2, 0], :, :, 6:] = 1e4  # beyond the row's last token
+    table[2, 1:] = NUM_PAGES  # unused entries
+    for part in pages_of(kv):
+        part[:, NUM_PAGES:] = 1e4  # the discard page
+        part[1, table[2, 0], 6:] = 1e4  # beyond the row's last token
     inputs = inputs._replace(page_table=jnp.asarray(table))
-    got, _ = run(backend, ROWS, (keys, kv[1]), tensors, inputs=inputs)
+    got, _ = run(backend, ROWS, kv, tensors, inputs=inputs)
     np.testing.assert_array_equal(got[2], base[2])
 
 
 def test_writes_touch_their_layer_only_and_padding_nothing(backend):
     kv, (q, k, v) = make_arrays(backend)
-    _, (keys, values) = run(backend, ROWS, kv, (q, k, v))
+    _, written = run(backend, ROWS, kv, (q, k, v))
     table = np.asarray(make_inputs(ROWS).page_table)
-    wanted_keys, wanted_values = (part.copy() for part in kv)
+    keys, values = (part[:, :NUM_PAGES] for part in pages_of(written))
+    wanted_keys, wanted_values = (part[:, :NUM_PAGES] for part in pages_of(kv))
     for row, (start, _) in enumerate(ROWS):
         for position, token in enumerate(tokens_of(row), start):
-            page = NUM_PAGES + table[row, position // PAGE_SIZE]
-            wanted_keys[page, :, :, position % PAGE_SIZE] = k[token]
-            wanted_values[page, :, position % PAGE_SIZE] = v[token]
+            place = (1, table[row, position // PAGE_SIZE], position % PAGE_SIZE)
+            wanted_keys[place], wanted_values[place] = k[token], v[token]
     np.testing.assert_array_equal(keys, wanted_keys)
     np.testing.assert_array_equal(values, wanted_values)

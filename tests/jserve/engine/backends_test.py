@@ -1,0 +1,69 @@
+"""Every backend gives the tokens of the CPU's, whatever the engine does to requests."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jserve.engine.engine import Engine
+from jserve_models.attention import AttentionBackend, cpu, page_loop
+from jserve_models.config import NAMED
+from jserve_models.decoder import Decoder
+from jserve_models.random_weights import draw_weights
+from jserve_models.registry import LoadedModel
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.requests.request import Request
+from tests.engine_harness import EngineDriver, make_engine, make_engine_scheduler
+from tests.fakes import make_request
+
+TABLE = BucketTable((4,), (0, 3), 16)
+NUM_PAGES = 9  # too few for four rows
+
+
+def make_model(backend: AttentionBackend) -> LoadedModel:
+    config = dataclasses.replace(NAMED["tiny"], num_layers=2, hidden_size=64)
+    structure = Decoder(config, backend)
+    hosts = draw_weights(structure.leaves, 0, np.float32)
+    pairs = zip(structure.leaves, hosts, strict=True)
+    return LoadedModel(
+        config=config,
+        leaves=[leaf.place(host) for leaf, host in pairs],
+        forward=structure.forward,
+        logits=structure.logits,
+        attention=backend,
+    )
+
+
+def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
+    """Returns the tokens of requests of one stem, one step ahead in a small pool."""
+    engine = make_engine(
+        make_model(backend),
+        table=TABLE,
+        num_pages=NUM_PAGES,
+        page_size=32,
+        max_model_len=256,
+    )
+    scheduler = make_engine_scheduler(engine, table=TABLE, enable_prefix_caching=True)
+    driver = EngineDriver(engine, scheduler, lag=1)
+    stem = np.random.default_rng(0).integers(0, 256, 170)
+    lengths = (120, 33, 100, 30, 64, 1)
+    requests: list[Request] = [
+        make_request(prompt=stem[:length], max_tokens=40 + 5 * index)
+        for index, length in enumerate(lengths)
+    ]
+    driver.run(*requests)
+    assert scheduler.counters.num_preemptions > 0
+    assert scheduler.counters.prefix_hit_tokens > 0
+    return [request.output_tokens for request in requests], engine
+
+
+@pytest.fixture(scope="module")
+def wanted() -> list[list[int]]:
+    return serve(cpu)[0]
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_tokens_are_those_of_the_cpu(wanted: list[list[int]]) -> None:
+    tokens, engine = serve(page_loop)
+    assert tokens == wanted
+    assert engine.programs.num_compiles_after_warmup == 0
