@@ -40,6 +40,7 @@ class LoadedModel:
       logits: Pure function from leaves and rows of what `forward` returned to float32
         logits [S, vocab].
       attention: Backend whose cache `forward` takes.
+      weights: Storage of the matrices, of `matrices.STORAGES`.
     """
 
     config: ModelConfig
@@ -47,6 +48,7 @@ class LoadedModel:
     forward: Forward
     logits: Callable[[Sequence[Weight], jax.Array], jax.Array]
     attention: AttentionBackend
+    weights: str = "auto"
 
     def kv_shapes(self, num_pages: int, page_size: int) -> CacheShapes:
         """Returns the shapes of the arrays of the KV cache."""
@@ -65,7 +67,11 @@ class LoadedModel:
 
 
 def load_model(
-    name_or_path: str, *, seed: int | None, dtype: jax.typing.DTypeLike
+    name_or_path: str,
+    *,
+    seed: int | None,
+    dtype: jax.typing.DTypeLike,
+    weights: str = "auto",
 ) -> LoadedModel:
     """Loads a model.
 
@@ -74,7 +80,9 @@ def load_model(
         `model.safetensors` or its sharded index.
       seed: Seed of random weights of a named size. None takes trained weights where the
         package has them, else seed 0. A folder ignores it.
-      dtype: Type of the weights; those that are read are cast.
+      dtype: Type of the computation, and of the weights but for `weights`; those that
+        are read are cast.
+      weights: Storage of the matrices, of `matrices.STORAGES`.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
@@ -97,18 +105,21 @@ def load_model(
         else:
             hosts = random_weights.draw_weights(structure.leaves, seed or 0, dtype)
         pairs = zip(structure.leaves, hosts, strict=True)
-        leaves = [leaf.place(host) for leaf, host in pairs]
+        leaves = [leaf.place(host, weights=weights) for leaf, host in pairs]
     else:
         folder = _folder(name_or_path)
         config = hf_config.read_config(folder)
         structure = decoder.Decoder(config)
-        leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
+        leaves = hf_weights.read_weights(
+            folder, config, structure.leaves, dtype, weights
+        )
     return LoadedModel(
         config=config,
         leaves=leaves,
         forward=structure.forward,
         logits=structure.logits,
         attention=structure.attention,
+        weights=weights,
     )
 
 
