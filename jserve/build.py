@@ -21,6 +21,7 @@ from jserve.progress import Progress
 from jserve.records.step_log import Header, StepRecorder
 from jserve.serving_policy import latency_fault, read_request_latency, serving_policy
 from jserve.timing.serving_predictor import choose_predictor
+from jserve_models.matrices import check_storage
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
@@ -136,7 +137,10 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dtype = jnp.dtype(name)
-    model = load_model(config.model, seed=config.seed, dtype=dtype)
+    check_storage(config.weights, jax.devices()[0])
+    model = load_model(
+        config.model, seed=config.seed, dtype=dtype, weights=config.weights
+    )
     max_model_len = config.max_model_len or model.config.max_model_len
     if max_model_len > model.config.max_model_len:
         raise ValueError(
@@ -167,7 +171,7 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
 def _times_name(config: EngineConfig, engine: Engine, table: BucketTable) -> str:
     """Returns the file of step times: one for each table, model and pool."""
     facts = (
-        *(repr(engine.model.config), engine.dtype.name, config.page_size),
+        *(repr(engine.model.config), engine.predictor_facts().dtype, config.page_size),
         *(config.kv_cache_bytes, engine.max_model_len, table),
     )
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]

@@ -132,11 +132,14 @@ class Engine:
     def predictor_facts(self, commit: str = "") -> PredictorFacts:
         """Returns what a predictor of this engine's step times holds for."""
         device = jax.devices()[0]
+        dtype, weights = self.dtype.name, self.model.weights
+        if weights not in ("auto", dtype):
+            dtype += f", weights {weights}"
         return PredictorFacts(
             platform=device.platform,
             device_kind=device.device_kind,
             model=model_digest(self.model.config),
-            dtype=self.dtype.name,
+            dtype=dtype,
             page_size=self.page_size,
             block_tokens=self.block_tokens,
             commit=commit,

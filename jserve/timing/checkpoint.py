@@ -68,7 +68,7 @@ class PredictorFacts:
       platform: Platform of the device, as JAX names it.
       device_kind: Kind of the device, as JAX names it.
       model: Digest of the model's configuration.
-      dtype: Type of weights and KV.
+      dtype: Type of computation and KV, and of matrices that are stored in another.
       page_size: Tokens in one KV page.
       block_tokens: Tokens in one prefill block, Q.
       jax_version: Version of JAX at training; not checked, like the following fields.

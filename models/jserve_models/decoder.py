@@ -7,7 +7,8 @@ stacked weights would copy every layer's before their use, once a step.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jserve_models import rope
 from jserve_models.attention import AttentionBackend, cpu, page_loop
 from jserve_models.config import ModelConfig
 from jserve_models.layers import DecoderLayer, Draw, RmsNorm, parameter
+from jserve_models.matrices import LARGEST, Matrix, Quantised, product, quantise
 from jserve_models.steps import KvCache, StepInputs, StepShape, lay_out
 
 _LOGIT_STD = 2.0  # of drawn weights: argmax has a margin, sampling has a choice
@@ -44,7 +46,7 @@ class DecoderWeights(nnx.Module):
         )
 
 
-Weight = jax.Array | tuple[jax.Array, ...]
+Weight = Matrix | tuple[Matrix, ...]
 """A parameter on the device; one of layers is a tuple with an array for each."""
 
 
@@ -62,11 +64,36 @@ class Leaf:
     axes: tuple[str | None, ...]
     draw: Draw
 
-    def place(self, host: np.ndarray) -> Weight:
-        """Puts the parameter on the device."""
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is, or has a layer's, [in, out] of a product."""
+        return self.path == "head" or self.path.endswith(".kernel")
+
+    def place(
+        self,
+        host: np.ndarray | Iterable[np.ndarray],
+        dtype: jax.typing.DTypeLike | None = None,
+        weights: str = "auto",
+    ) -> Weight:
+        """Puts the parameter on the device, the arrays of its layers one by one.
+
+        Args:
+          host: Array, or for a parameter of layers their arrays in turn.
+          dtype: Type that it is cast to; None takes it as it is.
+          weights: Storage of matrices, of `matrices.STORAGES`; other than "auto" it
+            stands in for `dtype`.
+        """
+        storage = weights if self.is_matrix else "auto"
+
+        def put(part: np.ndarray) -> Matrix:
+            if storage in LARGEST:
+                found: Quantised = jax.tree.map(jnp.asarray, quantise(part, storage))
+                return found
+            return jnp.asarray(part, dtype if storage == "auto" else storage)
+
         if self.axes[0] == "layers":
-            return tuple(jnp.asarray(part) for part in host)
-        return jnp.asarray(host)
+            return tuple(put(part) for part in host)
+        return put(cast(np.ndarray, host))
 
 
 class Decoder:
@@ -74,7 +101,7 @@ class Decoder:
 
     def __init__(self, config: ModelConfig, attention: AttentionBackend | None = None):
         """Takes the attention backend of JAX's platform unless one is given."""
-        self._config = config
+        self.config = config
         self._is_tied = config.tie_embeddings
         if attention is None:
             attention = cpu if jax.default_backend() == "cpu" else page_loop
@@ -109,11 +136,11 @@ class Decoder:
           [S, hidden] of the last real token of each wanted row (anything finite for
           padding), and the cache with the step's keys and values.
         """
-        num_pages, page_size = self.attention.pool_size(kv, self._config.num_layers)
+        num_pages, page_size = self.attention.pool_size(kv, self.config.num_layers)
         layout = lay_out(inputs, shape, num_pages, page_size)
-        angles = rope.angles(self._config, layout.positions)
+        angles = rope.angles(self.config, layout.positions)
         x = self._weights(leaves).embedding[...][inputs.tokens]
-        for index in range(self._config.num_layers):
+        for index in range(self.config.num_layers):
             layer = self._weights(leaves, index).layers
             attended, kv = layer.attention(
                 layer.attention_norm(x),
@@ -127,16 +154,17 @@ class Decoder:
             x = x + layer.feed_forward(layer.feed_forward_norm(x))
         return self._weights(leaves).norm(x[layout.logit_token]), kv
 
-    def head(self, leaves: Sequence[Weight]) -> Weight:
+    def head(self, leaves: Sequence[Weight]) -> Matrix:
         """Returns the parameter that `logits` takes."""
         paths = [leaf.path for leaf in self.leaves]
-        return leaves[paths.index("embedding" if self._is_tied else "head")]
+        found = leaves[paths.index("embedding" if self._is_tied else "head")]
+        assert not isinstance(found, tuple)
+        return found
 
-    def logits(self, head: Weight, hidden: jax.Array) -> jax.Array:
+    def logits(self, head: Matrix, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits [..., vocab] of what `forward` returned."""
-        matrix = jnp.asarray(head)
-        matrix = matrix.T if self._is_tied else matrix
-        return jnp.matmul(hidden, matrix, preferred_element_type=jnp.float32)
+        matrix = cast(jax.Array, head).T if self._is_tied else head
+        return product(hidden, matrix, jnp.float32)
 
     def _weights(self, leaves: Sequence[Weight], layer: int = 0) -> DecoderWeights:
         """Returns the parameters, those of layers for one of them."""

@@ -1,16 +1,14 @@
 """Reads the safetensors of a Hugging Face folder into a decoder's leaves.
 
-Layers are stacked here and separate in the files. One stack at a time is assembled on
-the host and handed to the device, so the peak of memory is the model plus its largest
-leaf.
+Each tensor is read, cast or quantised on the host, and handed to the device before the
+next one, so the peak of memory is the model plus its largest tensor.
 """
 
 import contextlib
 import json
 import pathlib
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +38,12 @@ def read_weights(
     config: ModelConfig,
     leaves: Iterable[Leaf],
     dtype: jax.typing.DTypeLike,
+    weights: str = "auto",
 ) -> list[Weight]:
     """Returns the weights in the order of `leaves`, cast to `dtype`.
+
+    Args:
+      weights: Storage of the matrices; see `Leaf.place`.
 
     Raises:
       ValueError: If a tensor is missing, has another shape, or has no place in the
@@ -51,21 +53,22 @@ def read_weights(
         tensors = _Tensors(folder, stack)
         if config.tie_embeddings:
             tensors.unread.discard("lm_head.weight")
-        values = [_read_leaf(leaf, tensors, np.dtype(dtype)) for leaf in leaves]
+        values = [
+            leaf.place(_read_leaf(leaf, tensors), dtype, weights) for leaf in leaves
+        ]
         tensors.check_all_read()
         return values
 
 
-def _read_leaf(leaf: Leaf, tensors: "_Tensors", dtype: np.dtype[Any]) -> Weight:
-    # Theirs are [out, in]; an embedding is a table in both.
-    is_transposed = leaf.path == "head" or leaf.path.endswith(".kernel")
-    host = np.empty(leaf.shape, dtype)
+def _read_leaf(leaf: Leaf, tensors: "_Tensors") -> np.ndarray | Iterator[np.ndarray]:
+    """Returns the array of a leaf, or of each layer in turn."""
     if leaf.path in _ENDS:
-        _copy(tensors, _ENDS[leaf.path], host, is_transposed)
-    else:
-        for layer, part in enumerate(host):
-            _copy(tensors, _layer_name(leaf.path, layer), part, is_transposed)
-    return leaf.place(host)
+        return tensors.read(_ENDS[leaf.path], leaf.shape, leaf.is_matrix)
+    num_layers, *shape = leaf.shape
+    return (
+        tensors.read(_layer_name(leaf.path, layer), tuple(shape), leaf.is_matrix)
+        for layer in range(num_layers)
+    )
 
 
 def _layer_name(path: str, layer: int) -> str:
@@ -75,19 +78,6 @@ def _layer_name(path: str, layer: int) -> str:
     for name in inner:
         names.append(name if name.endswith("_norm") else f"{name}_proj")
     return ".".join([*names, "weight" if kind == "kernel" else kind])
-
-
-def _copy(
-    tensors: "_Tensors", name: str, target: np.ndarray, is_transposed: bool
-) -> None:
-    value = tensors.read(name)
-    value = value.T if is_transposed else value
-    if value.shape != target.shape:
-        raise ValueError(
-            f"tensor {name} has shape {value.shape}, the configuration gives "
-            f"{target.shape}"
-        )
-    target[...] = value
 
 
 class _Tensors:
@@ -105,13 +95,20 @@ class _Tensors:
             self._files.update(dict.fromkeys(file.keys(), file))
         self.unread = {name for name in self._files if not _IGNORED.search(name)}
 
-    def read(self, name: str) -> np.ndarray:
+    def read(self, name: str, shape: tuple[int, ...], is_matrix: bool) -> np.ndarray:
         if name not in self._files:
             raise ValueError(f"model folder {self._folder} has no tensor {name}")
         self.unread.discard(name)
         value: np.ndarray = self._files[name].get_tensor(name)
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(f"tensor {name} has type {value.dtype}, not a float type")
+        # Their matrices are [out, in]; an embedding is a table in both.
+        value = value.T if is_matrix else value
+        if value.shape != shape:
+            raise ValueError(
+                f"tensor {name} has shape {value.shape}, the configuration gives "
+                f"{shape}"
+            )
         return value
 
     def check_all_read(self) -> None:

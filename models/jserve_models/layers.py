@@ -15,6 +15,7 @@ from flax import nnx
 from jserve_models import rope
 from jserve_models.attention import AttentionBackend
 from jserve_models.config import ModelConfig
+from jserve_models.matrices import Matrix, product
 from jserve_models.steps import KvCache, StepLayout
 
 _Q_GAIN = 2.0  # drawn attention is then peaked enough for context to matter
@@ -44,7 +45,10 @@ def parameter(
 
 
 class Linear(nnx.Module):
-    """Projections `x @ kernel + bias` of all layers; kernels are [L, in, out]."""
+    """Projections `x @ kernel + bias` of all layers; kernels are [L, in, out].
+
+    In a forward pass the kernel is that of one layer, and may be quantised.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Projects the last axis, with this layer's slice of the kernel."""
-        y = x @ self.kernel[...]
+        kernel: Matrix = self.kernel.get_value()
+        y = product(x, kernel)
         return y if self.bias is None else y + self.bias[...]
 
 

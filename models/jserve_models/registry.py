@@ -22,6 +22,7 @@ from jserve_models import (
 from jserve_models.attention import AttentionBackend, CacheShapes
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.decoder import Weight
+from jserve_models.matrices import Matrix
 from jserve_models.steps import KvCache, StepInputs, StepShape
 
 Forward = Callable[
@@ -42,15 +43,17 @@ class LoadedModel:
       logits: Pure function from the head's weight and rows of what `forward` returned
         to float32 logits [S, vocab].
       attention: Backend whose cache `forward` takes.
+      weights: Storage of the matrices, of `matrices.STORAGES`.
     """
 
     config: ModelConfig
     leaves: Sequence[Weight]
     forward: Forward
     row: jax.ShapeDtypeStruct
-    head: Weight
-    logits: Callable[[Weight, jax.Array], jax.Array]
+    head: Matrix
+    logits: Callable[[Matrix, jax.Array], jax.Array]
     attention: AttentionBackend
+    weights: str = "auto"
 
     def kv_shapes(self, num_pages: int, page_size: int) -> CacheShapes:
         """Returns the shapes of the arrays of the KV cache."""
@@ -69,7 +72,11 @@ class LoadedModel:
 
 
 def load_model(
-    name_or_path: str, *, seed: int | None, dtype: jax.typing.DTypeLike
+    name_or_path: str,
+    *,
+    seed: int | None,
+    dtype: jax.typing.DTypeLike,
+    weights: str = "auto",
 ) -> LoadedModel:
     """Loads a model.
 
@@ -78,7 +85,9 @@ def load_model(
         `model.safetensors` or its sharded index.
       seed: Seed of random weights of a named size. None takes trained weights where the
         package has them, else seed 0. A folder ignores it.
-      dtype: Type of the weights; those that are read are cast.
+      dtype: Type of the computation, and of the weights but for `weights`; those that
+        are read are cast.
+      weights: Storage of the matrices, of `matrices.STORAGES`.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
@@ -104,20 +113,32 @@ def load_model(
         else:
             hosts = random_weights.draw_weights(structure.leaves, seed or 0, dtype)
         pairs = zip(structure.leaves, hosts, strict=True)
-        leaves = [leaf.place(host) for leaf, host in pairs]
+        leaves = [leaf.place(host, weights=weights) for leaf, host in pairs]
     else:
         folder = _folder(name_or_path)
         config = hf_config.read_config(folder)
         structure = decoder.Decoder(config)
-        leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
+        leaves = hf_weights.read_weights(
+            folder, config, structure.leaves, dtype, weights
+        )
+    return decoder_model(structure, leaves, weights)
+
+
+def decoder_model(
+    structure: decoder.Decoder, leaves: Sequence[Weight], weights: str = "auto"
+) -> LoadedModel:
+    """Returns a decoder with its weights; `weights` is how matrices are stored."""
+    paths = [leaf.path for leaf in structure.leaves]
+    dtype = jax.tree.leaves(leaves[paths.index("embedding")])[0].dtype
     return LoadedModel(
-        config=config,
+        config=structure.config,
         leaves=leaves,
         forward=structure.forward,
-        row=jax.ShapeDtypeStruct((config.hidden_size,), dtype),
+        row=jax.ShapeDtypeStruct((structure.config.hidden_size,), dtype),
         head=structure.head(leaves),
         logits=structure.logits,
         attention=structure.attention,
+        weights=weights,
     )
 
 

@@ -16,6 +16,7 @@ from jserve_models.attention import cpu
 from jserve_models.attention.cache import write_kv
 from jserve_models.config import NAMED
 from jserve_models.decoder import Weight
+from jserve_models.matrices import Matrix
 from jserve_models.steps import KvCache, RowGroup, StepInputs, StepShape, lay_out
 
 TOY = NAMED["toy"]
@@ -63,7 +64,7 @@ def forward(
     return jnp.concatenate(sums)[layout.logit_token], kv
 
 
-def logits(head: Weight, answers: jax.Array) -> jax.Array:
+def logits(head: Matrix, answers: jax.Array) -> jax.Array:
     """Returns float32 logits [S, vocab] with a margin for the answers [S]."""
     del head
     return MARGIN * jax.nn.one_hot(answers, TOY.vocab_size, dtype=jnp.float32)

@@ -13,6 +13,7 @@ from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.annealing.search import anneal
 from jserve_sched.policies.sjf import ShortestJobFirst
 from jserve_sched.requests.output_lengths import QuantileLength
+from tests import TESTS
 from tests.engine_harness import small_config
 
 
@@ -22,7 +23,8 @@ from tests.engine_harness import small_config
         ({"policy": "lifo"}, "policy 'lifo' is unknown; known: .*'edf'"),
         ({"max_num_batched_tokens": 20}, "max_num_batched_tokens=20"),
         ({"page_size": 100}, "page_size=100 is not a multiple of block_tokens=32"),
-        ({"dtype": "int4"}, "dtype='int4' is not one of"),
+        ({"dtype": "int4"}, "dtype='int4' is not one of auto, float32, bfloat16"),
+        ({"weights": "fp4"}, "weights='fp4' is not one of auto, bfloat16, int8, fp8"),
         ({"bucket_strategy": "pow3"}, "'pow3' is unknown; known: .*'explicit', 'fit"),
         ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
         ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),
@@ -38,6 +40,18 @@ from tests.engine_harness import small_config
 def test_what_cannot_be_built_is_named(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_loop(small_config(**fields))
+
+
+def test_step_times_of_quantised_weights_are_their_own() -> None:
+    model = str(TESTS / "golden" / "llama")
+    names = {
+        weights: build_engine(
+            small_config(model=model, max_model_len=0, weights=weights)
+        ).predictor_facts()
+        for weights in ("auto", "int8")
+    }
+    assert names["auto"].dtype == "float32"
+    assert names["int8"].dtype == "float32, weights int8"
 
 
 def test_the_strategy_goes_by_what_is_given(tmp_path: pathlib.Path) -> None:

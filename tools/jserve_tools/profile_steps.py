@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 # The fields of EngineConfig that decide which steps there are and how long they take.
 _ENGINE_FIELDS = {
-    *("model", "dtype", "bucket_strategy", "buckets", "max_programs", "max_compile_s"),
+    *("model", "dtype", "weights", "bucket_strategy", "buckets", "max_programs"),
+    *("max_compile_s",),
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_tokens"),
     *("page_size", "kv_cache_bytes", "compile_cache_dir"),
 }

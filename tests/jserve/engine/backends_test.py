@@ -10,7 +10,7 @@ from jserve_models.attention import AttentionBackend, cpu, page_loop
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.random_weights import draw_weights
-from jserve_models.registry import LoadedModel
+from jserve_models.registry import LoadedModel, decoder_model
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request
 from tests.engine_harness import EngineDriver, make_engine, make_engine_scheduler
@@ -25,13 +25,7 @@ def make_model(backend: AttentionBackend) -> LoadedModel:
     structure = Decoder(config, backend)
     hosts = draw_weights(structure.leaves, 0, np.float32)
     pairs = zip(structure.leaves, hosts, strict=True)
-    return LoadedModel(
-        config=config,
-        leaves=[leaf.place(host) for leaf, host in pairs],
-        forward=structure.forward,
-        logits=structure.logits,
-        attention=backend,
-    )
+    return decoder_model(structure, [leaf.place(host) for leaf, host in pairs])
 
 
 def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:

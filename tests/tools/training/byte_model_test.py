@@ -14,7 +14,7 @@ from jserve.text.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder, DecoderWeights
 from jserve_models.random_weights import draw_weights
-from jserve_models.registry import LoadedModel
+from jserve_models.registry import decoder_model
 from jserve_models.steps import StepShape
 from jserve_models.trained_weights import packaged_checkpoint, read_trained
 from jserve_tools.training import byte_model
@@ -62,16 +62,7 @@ def test_training_computes_what_is_served():
     leaves = [leaf + 0.1 for leaf in drawn]  # biases are drawn as zeros
     tokens = np.random.default_rng(0).integers(0, 256, 150).tolist()
     pairs = zip(structure.leaves, leaves, strict=True)
-    placed = [leaf.place(host) for leaf, host in pairs]
-    model = LoadedModel(
-        config=config,
-        leaves=placed,
-        forward=structure.forward,
-        row=jax.ShapeDtypeStruct((config.hidden_size,), jnp.float32),
-        head=structure.head(placed),
-        logits=structure.logits,
-        attention=structure.attention,
-    )
+    model = decoder_model(structure, [leaf.place(host) for leaf, host in pairs])
     run = PagedRun(model)
     served = run.prefill(StepShape(0, 5, 32), "a", tokens)
     logits = jax.jit(

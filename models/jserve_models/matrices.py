@@ -1,0 +1,79 @@
+"""Matrices stored in fewer bits than they are computed in, and their product.
+
+A quantised matrix stays so in device memory: its values are cast as they enter the
+product, which is then scaled by output channel. XLA for TPU and for GPU fuses the cast
+into the product, so that no dequantised matrix is written to memory.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STORAGES = ("auto", "bfloat16", "int8", "fp8")
+_FP8_CAPABILITY = 8.9
+LARGEST = {"int8": 127.0, "fp8": 448.0}  # of float8_e4m3fn
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quantised:
+    """The matrix `values * scale`, with one scale for each output channel."""
+
+    values: jax.Array  # [in, out] int8 or float8_e4m3fn
+    scale: jax.Array  # [out] float32
+
+
+Matrix = jax.Array | Quantised
+
+
+def check_storage(weights: str, device: jax.Device) -> None:
+    """Checks that a device computes with matrices that are so stored.
+
+    Raises:
+      ValueError: If it does not, or the storage is not one of `STORAGES`.
+    """
+    if weights not in STORAGES:
+        raise ValueError(f"weights={weights!r} is not one of {', '.join(STORAGES)}")
+    capability = getattr(device, "compute_capability", None)  # of an NVIDIA GPU
+    if weights == "fp8" and capability and float(capability) < _FP8_CAPABILITY:
+        raise ValueError(
+            f"weights='fp8' needs a GPU of compute capability {_FP8_CAPABILITY} or "
+            f"more, and {device.device_kind} has {capability}: before that XLA writes "
+            "each matrix to memory in full; int8 takes as little"
+        )
+
+
+def quantise(matrix: np.ndarray | jax.Array, weights: str) -> Quantised:
+    """Returns a matrix [in, out] of NumPy, or a traced one, in fewer bits.
+
+    The largest number of an output channel becomes the largest of the type.
+
+    Args:
+      weights: "int8" or "fp8".
+    """
+    xp = np if isinstance(matrix, np.ndarray) else jnp
+    wide = matrix.astype(np.float32)
+    scale = xp.maximum(wide.max(axis=0), -wide.min(axis=0)) / LARGEST[weights]
+    scale = xp.where(scale > 0, scale, 1).astype(np.float32)  # a channel of zeros
+    wide = wide / scale
+    if weights == "int8":
+        return Quantised(xp.rint(wide).astype(np.int8), scale)
+    return Quantised(wide.astype(jnp.float8_e4m3fn), scale)
+
+
+def product(
+    x: jax.Array, matrix: Matrix, dtype: jax.typing.DTypeLike | None = None
+) -> jax.Array:
+    """Returns `x @ matrix` [..., out] of x [..., in].
+
+    Args:
+      dtype: Type of the sums and of the result; None takes that of `x`. Sums of a
+        quantised matrix are float32.
+    """
+    if isinstance(matrix, Quantised):
+        values = matrix.values.astype(x.dtype)
+        y = jnp.matmul(x, values, preferred_element_type=jnp.float32)
+        return (y * matrix.scale).astype(dtype or x.dtype)
+    return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=dtype)
