@@ -28,6 +28,16 @@ from jserve_sched.buckets.table import Bucket
 
 _HEAD_ROWS = 4
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
+# On GPU, what goes into a CUDA graph: XLA's own choice, and loops. Outside a graph the
+# host waits for the condition of each trip.
+_COMPILER_OPTIONS = {
+    "gpu": {
+        "xla_gpu_enable_command_buffer": (
+            "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,"
+            "CONDITIONAL,WHILE"
+        )
+    }
+}
 
 
 class UncompiledBucketError(RuntimeError):
@@ -64,7 +74,9 @@ class Programs:
         """Makes no program yet.
 
         Args:
-          state: Gives shapes and placement.
+          state: Gives shapes and placement; it and the weights may be
+            `jax.ShapeDtypeStruct`, of devices that are not there, if only `lower` is
+            called.
           captures_logits: Whether steps return logits and scores too.
         """
         self.reports: list[ProgramStart] = []
@@ -79,6 +91,8 @@ class Programs:
             (model.leaves, *state),
         )
         self._num_slots = len(state.slot_tokens)
+        device: Any = next(iter(state.slot_tokens.sharding.device_set))
+        self._platform: str = device.platform
         self._compiled: dict[Bucket, jax.stages.Compiled] = {}
         self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
@@ -137,7 +151,7 @@ class Programs:
                 return [tokens]
 
             num_wanted = jnp.sum(step_in.slot < self._num_slots)
-            chunk = _head_rows(bucket, len(hidden))
+            chunk = _head_rows(bucket, len(hidden), self._platform)
             tokens, *captured = _in_chunks(
                 draw, (hidden, step_in.sampling), num_wanted, chunk
             )
@@ -145,6 +159,22 @@ class Programs:
             return kv, slot_tokens, tokens, *captured
 
         return step
+
+    def _arguments(self, bucket: Bucket) -> tuple[Any, ...]:
+        """Returns the shapes that `step_function` takes."""
+        size = packing.packed_size(bucket, self._num_slots, self._max_pages_per_row)
+        return (*self._abstract, jax.ShapeDtypeStruct((size,), np.int32))
+
+    def lower(self, bucket: Bucket) -> jax.stages.Lowered:
+        """Traces the step of one bucket for the device of weights and state."""
+        step = self.step_function(bucket)
+        step.__name__ = f"step_{bucket}"
+        return jax.jit(
+            step,
+            donate_argnums=(1, 2),
+            keep_unused=True,
+            compiler_options=_COMPILER_OPTIONS.get(self._platform),
+        ).lower(*self._arguments(bucket))
 
     def compile(
         self,
@@ -185,12 +215,10 @@ class Programs:
 
     def _make(self, bucket: Bucket, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        size = packing.packed_size(bucket, self._num_slots, self._max_pages_per_row)
-        arguments = (*self._abstract, jax.ShapeDtypeStruct((size,), np.int32))
         # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
-            for x in jax.tree.leaves(arguments)
+            for x in jax.tree.leaves(self._arguments(bucket))
         ]
         options = (self._captures_logits, self._max_pages_per_row)
         key = str(bucket), (self._model.config, bucket, options, shapes)
@@ -211,11 +239,7 @@ class Programs:
             if should_stop():
                 return
             start_s = time.perf_counter()
-            step = self.step_function(bucket)
-            step.__name__ = f"step_{bucket}"
-            lowered = jax.jit(step, donate_argnums=(1, 2), keep_unused=True).lower(
-                *arguments
-            )
+            lowered = self.lower(bucket)
             trace_s = time.perf_counter() - start_s
         if should_stop():
             return
@@ -255,14 +279,14 @@ class Programs:
         return DeviceState(kv, slot_tokens), tuple(out)
 
 
-def _head_rows(bucket: Bucket, num_rows: int) -> int:
+def _head_rows(bucket: Bucket, num_rows: int, platform: str) -> int:
     """Returns how many of the rows that may sample the head computes at once.
 
     On CPU the head costs by the row, and most steps of few decodes beside blocks sample
     one row or none. It is part of the program, so that a row's logits do not depend on
     how many others sample.
     """
-    if jax.default_backend() == "cpu" and bucket.num_blocks:
+    if platform == "cpu" and bucket.num_blocks:
         return min(num_rows, _HEAD_ROWS) if bucket.num_rows <= _HEAD_ROWS else num_rows
     return num_rows
 

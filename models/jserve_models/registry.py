@@ -103,6 +103,36 @@ def load_model(
         config = hf_config.read_config(folder)
         structure = decoder.Decoder(config)
         leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
+    return _with_leaves(config, structure, leaves)
+
+
+def abstract_model(
+    config: ModelConfig,
+    *,
+    dtype: jax.typing.DTypeLike,
+    sharding: jax.sharding.Sharding,
+    attention: AttentionBackend | None = None,
+) -> LoadedModel:
+    """Returns a model of weights without values: to be compiled, not to be run.
+
+    Args:
+      sharding: Placement of each weight; its devices need not be there.
+      attention: Attention backend; None takes that of JAX's platform.
+    """
+    structure = decoder.Decoder(config, attention)
+    placed = [
+        jax.eval_shape(leaf.place, jax.ShapeDtypeStruct(leaf.shape, dtype))
+        for leaf in structure.leaves
+    ]
+    leaves = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), placed
+    )
+    return _with_leaves(config, structure, leaves)
+
+
+def _with_leaves(
+    config: ModelConfig, structure: decoder.Decoder, leaves: Sequence[Weight]
+) -> LoadedModel:
     return LoadedModel(
         config=config,
         leaves=leaves,
