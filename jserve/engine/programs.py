@@ -31,6 +31,16 @@ from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets.table import Bucket
 
 _STACK_BYTES = 64 * 2**20  # deep graphs overflow the default thread stack
+# On GPU, what goes into a CUDA graph: XLA's own choice, and loops. Outside a graph the
+# host waits for the condition of each trip.
+_COMPILER_OPTIONS = {
+    "gpu": {
+        "xla_gpu_enable_command_buffer": (
+            "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,"
+            "CONDITIONAL,WHILE"
+        )
+    }
+}
 
 
 class UncompiledBucketError(RuntimeError):
@@ -93,7 +103,9 @@ class Programs:
         """Makes no program yet.
 
         Args:
-          state: Gives shapes and placement.
+          state: Gives shapes and placement; it and the weights may be
+            `jax.ShapeDtypeStruct`, of devices that are not there, if only `lower` is
+            called.
           captures_logits: Whether steps return logits and scores too.
         """
         self.reports: list[ProgramStart] = []
@@ -108,6 +120,8 @@ class Programs:
             (model.leaves, model.head, *state),
         )
         self._num_slots = len(state.slot_tokens)
+        device: Any = next(iter(state.slot_tokens.sharding.device_set))
+        self._platform: str = device.platform
         self._compiled: dict[Program, jax.stages.Compiled] = {}
         self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
@@ -183,6 +197,17 @@ class Programs:
 
         return draw
 
+    def lower(self, program: Program) -> jax.stages.Lowered:
+        """Traces a program for the device of weights and state."""
+        function, arguments, donated = self._signature(program)
+        function.__name__ = f"step_{program}"
+        return jax.jit(
+            function,
+            donate_argnums=donated,
+            keep_unused=True,
+            compiler_options=_COMPILER_OPTIONS.get(self._platform),
+        ).lower(*arguments)
+
     def compile(
         self,
         buckets: Sequence[Bucket],
@@ -238,7 +263,7 @@ class Programs:
 
     def _make(self, program: Program, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        function, arguments, donated = self._signature(program)
+        _, arguments, _ = self._signature(program)
         # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
@@ -263,10 +288,7 @@ class Programs:
             if should_stop():
                 return
             start_s = time.perf_counter()
-            function.__name__ = f"step_{program}"
-            lowered = jax.jit(function, donate_argnums=donated, keep_unused=True).lower(
-                *arguments
-            )
+            lowered = self.lower(program)
             trace_s = time.perf_counter() - start_s
         if should_stop():
             return

@@ -5,6 +5,7 @@ folder in Hugging Face's form brings its own.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -121,6 +122,35 @@ def load_model(
         leaves = hf_weights.read_weights(
             folder, config, structure.leaves, dtype, weights
         )
+    return decoder_model(structure, leaves, weights)
+
+
+def abstract_model(
+    config: ModelConfig,
+    *,
+    dtype: jax.typing.DTypeLike,
+    sharding: jax.sharding.Sharding,
+    attention: AttentionBackend | None = None,
+    weights: str = "auto",
+) -> LoadedModel:
+    """Returns a model of weights without values: to be compiled, not to be run.
+
+    Args:
+      sharding: Placement of each weight; its devices need not be there.
+      attention: Attention backend; None takes that of JAX's platform.
+      weights: Storage of the matrices, of `matrices.STORAGES`.
+    """
+    structure = decoder.Decoder(config, attention)
+    placed = [
+        jax.eval_shape(
+            functools.partial(leaf.place, weights=weights),
+            jax.ShapeDtypeStruct(leaf.shape, dtype),
+        )
+        for leaf in structure.leaves
+    ]
+    leaves = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), placed
+    )
     return decoder_model(structure, leaves, weights)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
-from jserve_models.registry import load_model
+from jserve_models.registry import abstract_model, load_model
 from tests import TESTS
 
 GOLDEN = TESTS / "golden"
@@ -34,6 +34,18 @@ def test_a_seed_draws_the_same_weights():
     is_same = functools.partial(jax.tree.map, np.array_equal)
     assert all(jax.tree.leaves(is_same(first, again)))
     assert not all(jax.tree.leaves(is_same(first, other)))
+
+
+def test_an_abstract_model_has_the_shapes_of_a_loaded_one():
+    loaded = load_model("tiny", seed=3, dtype="float32")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = abstract_model(loaded.config, dtype="float32", sharding=sharding)
+
+    def facts(leaves):
+        return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), leaves)
+
+    assert facts(shapes.leaves) == facts(loaded.leaves)
+    assert shapes.attention is loaded.attention
 
 
 def test_a_folder_is_loaded_in_the_type_asked_for():
