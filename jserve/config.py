@@ -87,6 +87,8 @@ class EngineConfig:
         on CPU, where bfloat16 is slow before jax 0.11.2, and bfloat16 elsewhere.
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
+      attention: Backend of attention: "cpu" and "page_loop", which run everywhere,
+        "tpu", or "auto", which takes what suits the device and the model.
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
         a class of your own, as in "my_module.MyPolicy".
       predictor: Predictor of step times: "table" (timed at start), "linear"
@@ -144,6 +146,7 @@ class EngineConfig:
     seed: int | None = None
     dtype: str = "auto"
     max_model_len: int = 0
+    attention: str = "auto"
     policy: str = "sliding"
     predictor: str = "table"
     length_estimator: str = "max_tokens"
@@ -212,10 +215,12 @@ class EngineConfig:
             raise ValueError(
                 "predictor='' is not one of table, linear, or a checkpoint's folder"
             )
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ValueError(
-                f"dtype={self.dtype!r} is not one of auto, float32, bfloat16"
-            )
+        for name, known in (
+            ("dtype", ("auto", "float32", "bfloat16")),
+            ("attention", ("auto", "cpu", "page_loop", "tpu")),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
 
     @property
     def strategy(self) -> str:

@@ -193,7 +193,8 @@ class Programs:
             for x in jax.tree.leaves(arguments)
         ]
         options = (self._captures_logits, self._max_pages_per_row)
-        key = str(bucket), (self._model.config, bucket, options, shapes)
+        attention = self._model.attention.__name__
+        key = str(bucket), (self._model.config, attention, bucket, options, shapes)
         store = self._store
         if should_stop():
             return

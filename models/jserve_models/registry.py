@@ -19,7 +19,7 @@ from jserve_models import (
     toy,
     trained_weights,
 )
-from jserve_models.attention import AttentionBackend, CacheShapes
+from jserve_models.attention import AttentionBackend, CacheShapes, cpu
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.decoder import Weight
 from jserve_models.steps import KvCache, StepInputs, StepShape
@@ -64,8 +64,23 @@ class LoadedModel:
         return tuple(jnp.zeros(shape, dtype) for shape in shapes)
 
 
+def model_config(name_or_path: str) -> ModelConfig:
+    """Returns the configuration of a model, without its weights.
+
+    Raises:
+      ValueError: If there is no such name or folder, or the folder's model is not
+        supported.
+    """
+    config = NAMED.get(name_or_path)
+    return config or hf_config.read_config(_folder(name_or_path))
+
+
 def load_model(
-    name_or_path: str, *, seed: int | None, dtype: jax.typing.DTypeLike
+    name_or_path: str,
+    *,
+    seed: int | None,
+    dtype: jax.typing.DTypeLike,
+    attention: AttentionBackend = cpu,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -75,12 +90,13 @@ def load_model(
       seed: Seed of random weights of a named size. None takes trained weights where the
         package has them, else seed 0. A folder ignores it.
       dtype: Type of the weights; those that are read are cast.
+      attention: Backend; the toy, which adds instead of attending, ignores it.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
         supported.
     """
-    config = NAMED.get(name_or_path)
+    config = model_config(name_or_path)
     if config is toy.TOY:
         return LoadedModel(
             config=config,
@@ -89,8 +105,8 @@ def load_model(
             logits=toy.logits,
             attention=toy.ATTENTION,
         )
-    if config is not None:
-        structure = decoder.Decoder(config)
+    structure = decoder.Decoder(config, attention)
+    if name_or_path in NAMED:
         trained = trained_weights.packaged_checkpoint(name_or_path)
         if seed is None and trained is not None:
             hosts = trained_weights.read_trained(trained, structure.leaves, dtype)
@@ -100,8 +116,6 @@ def load_model(
         leaves = [leaf.place(host) for leaf, host in pairs]
     else:
         folder = _folder(name_or_path)
-        config = hf_config.read_config(folder)
-        structure = decoder.Decoder(config)
         leaves = hf_weights.read_weights(folder, config, structure.leaves, dtype)
     return LoadedModel(
         config=config,

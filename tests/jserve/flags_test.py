@@ -78,7 +78,7 @@ def test_flags_stand_under_the_headings_of_their_class() -> None:
         "Memory",
         "Recording",
     ]
-    assert groups["Model"] == ["seed", "dtype", "max_model_len"]
+    assert groups["Model"] == ["seed", "dtype", "max_model_len", "attention"]
     assert "page_size" in groups["Memory"]
 
 
