@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ from jserve.progress import Progress
 from jserve.records.step_log import Header, StepRecorder
 from jserve.serving_policy import latency_fault, read_request_latency, serving_policy
 from jserve.timing.serving_predictor import choose_predictor
+from jserve_models.attention import AttentionUse
+from jserve_models.attention.choose import choose_attention
 from jserve_models.matrices import check_storage
-from jserve_models.registry import load_model
+from jserve_models.registry import load_model, model_config
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.registry import make_policy
@@ -30,6 +33,8 @@ from jserve_sched.requests.output_lengths import make_length_estimator
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.timing.table import TablePredictor
+
+_LOG = logging.getLogger("jserve")
 
 
 def build_loop(
@@ -59,6 +64,8 @@ def build_loop(
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
     engine = build_engine(config, store)
+    name = engine.model.attention.__name__.rpartition(".")[2]
+    config = dataclasses.replace(config, attention=name)  # never "auto"
     facts = engine.predictor_facts()
     fault = latency_fault(latency, facts)
     predictor = TablePredictor(plan.final, max_pages_per_row=engine.max_pages_per_row)
@@ -138,15 +145,30 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     dtype = jnp.dtype(name)
     check_storage(config.weights, jax.devices()[0])
-    model = load_model(
-        config.model, seed=config.seed, dtype=dtype, weights=config.weights
-    )
-    max_model_len = config.max_model_len or model.config.max_model_len
-    if max_model_len > model.config.max_model_len:
+    shape = model_config(config.model)
+    max_model_len = config.max_model_len or shape.max_model_len
+    if max_model_len > shape.max_model_len:
         raise ValueError(
-            f"max_model_len={max_model_len} exceeds the {model.config.max_model_len} "
+            f"max_model_len={max_model_len} exceeds the {shape.max_model_len} "
             f"of model {config.model!r}"
         )
+    most_blocks = config.max_num_batched_tokens // config.block_tokens
+    use = AttentionUse(
+        config=shape,
+        platform=jax.default_backend(),
+        dtype=dtype,
+        num_rows=config.max_num_seqs + most_blocks,
+        max_pages_per_row=-(-max_model_len // config.page_size),
+    )
+    attention, reason = choose_attention(config.attention, use)
+    _LOG.info(reason)
+    model = load_model(
+        config.model,
+        seed=config.seed,
+        dtype=dtype,
+        weights=config.weights,
+        attention=attention,
+    )
     page_bytes = kv_page_bytes(model, config.page_size, dtype)
     least_bytes = kv_bytes(model, 1, config.page_size, dtype)
     num_pages = (config.kv_cache_bytes - least_bytes) // page_bytes + 1
@@ -173,6 +195,7 @@ def _times_name(config: EngineConfig, engine: Engine, table: BucketTable) -> str
     facts = (
         *(repr(engine.model.config), engine.predictor_facts().dtype, config.page_size),
         *(config.kv_cache_bytes, engine.max_model_len, table),
+        engine.model.attention.__name__,
     )
     digest = hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
     return f"step_times_{digest}.json"

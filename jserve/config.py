@@ -92,6 +92,8 @@ class EngineConfig:
         biases remain in --dtype. On CPU they save memory, and steps take longer.
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
+      attention: Backend of attention: "cpu" and "page_loop", which run everywhere,
+        "tpu", or "auto", which takes what suits the device and the model.
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
         a class of your own, as in "my_module.MyPolicy".
       predictor: Predictor of step times: "table" (timed at start), "linear"
@@ -150,6 +152,7 @@ class EngineConfig:
     dtype: str = "auto"
     weights: str = "auto"
     max_model_len: int = 0
+    attention: str = "auto"
     policy: str = "sliding"
     predictor: str = "table"
     length_estimator: str = "max_tokens"
@@ -221,11 +224,10 @@ class EngineConfig:
         for name, known in (
             ("dtype", ("auto", "float32", "bfloat16")),
             ("weights", ("auto", "bfloat16", "int8", "fp8")),
+            ("attention", ("auto", "cpu", "page_loop", "tpu")),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}"
-                )
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
 
     @property
     def strategy(self) -> str:

@@ -270,7 +270,8 @@ class Programs:
             for x in jax.tree.leaves(arguments)
         ]
         options = (self._captures_logits, self._max_pages_per_row)
-        key = str(program), (self._model.config, program, options, shapes)
+        attention = self._model.attention.__name__
+        key = str(program), (self._model.config, attention, program, options, shapes)
         store = self._store
         if should_stop():
             return

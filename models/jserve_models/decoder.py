@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from jserve_models import rope
-from jserve_models.attention import AttentionBackend, cpu, page_loop
+from jserve_models.attention import AttentionBackend, cpu
 from jserve_models.config import ModelConfig
 from jserve_models.layers import DecoderLayer, Draw, RmsNorm, parameter
 from jserve_models.matrices import LARGEST, Matrix, Quantised, product, quantise
@@ -99,12 +99,10 @@ class Leaf:
 class Decoder:
     """A model's structure without its weights; its `forward` is pure."""
 
-    def __init__(self, config: ModelConfig, attention: AttentionBackend | None = None):
-        """Takes the attention backend of JAX's platform unless one is given."""
+    def __init__(self, config: ModelConfig, attention: AttentionBackend = cpu):
+        """Makes one whose cache is that of the attention backend."""
         self.config = config
         self._is_tied = config.tie_embeddings
-        if attention is None:
-            attention = cpu if jax.default_backend() == "cpu" else page_loop
         self.attention = attention
         abstract = nnx.eval_shape(lambda: DecoderWeights(config, jnp.float32))
         self._graph, state = nnx.split(abstract)

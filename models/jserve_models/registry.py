@@ -20,7 +20,7 @@ from jserve_models import (
     toy,
     trained_weights,
 )
-from jserve_models.attention import AttentionBackend, CacheShapes
+from jserve_models.attention import AttentionBackend, CacheShapes, cpu
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.decoder import Weight
 from jserve_models.matrices import Matrix
@@ -72,12 +72,24 @@ class LoadedModel:
         return tuple(jnp.zeros(shape, dtype) for shape in shapes)
 
 
+def model_config(name_or_path: str) -> ModelConfig:
+    """Returns the configuration of a model, without its weights.
+
+    Raises:
+      ValueError: If there is no such name or folder, or the folder's model is not
+        supported.
+    """
+    config = NAMED.get(name_or_path)
+    return config or hf_config.read_config(_folder(name_or_path))
+
+
 def load_model(
     name_or_path: str,
     *,
     seed: int | None,
     dtype: jax.typing.DTypeLike,
     weights: str = "auto",
+    attention: AttentionBackend = cpu,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -89,12 +101,13 @@ def load_model(
       dtype: Type of the computation, and of the weights but for `weights`; those that
         are read are cast.
       weights: Storage of the matrices, of `matrices.STORAGES`.
+      attention: Backend; the toy, which adds instead of attending, ignores it.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
         supported.
     """
-    config = NAMED.get(name_or_path)
+    config = model_config(name_or_path)
     if config is toy.TOY:
         values = toy.toy_leaves()
         return LoadedModel(
@@ -106,8 +119,8 @@ def load_model(
             logits=toy.logits,
             attention=toy.ATTENTION,
         )
-    if config is not None:
-        structure = decoder.Decoder(config)
+    structure = decoder.Decoder(config, attention)
+    if name_or_path in NAMED:
         trained = trained_weights.packaged_checkpoint(name_or_path)
         if seed is None and trained is not None:
             hosts = trained_weights.read_trained(trained, structure.leaves, dtype)
@@ -117,8 +130,6 @@ def load_model(
         leaves = [leaf.place(host, weights=weights) for leaf, host in pairs]
     else:
         folder = _folder(name_or_path)
-        config = hf_config.read_config(folder)
-        structure = decoder.Decoder(config)
         leaves = hf_weights.read_weights(
             folder, config, structure.leaves, dtype, weights
         )
@@ -130,14 +141,13 @@ def abstract_model(
     *,
     dtype: jax.typing.DTypeLike,
     sharding: jax.sharding.Sharding,
-    attention: AttentionBackend | None = None,
+    attention: AttentionBackend,
     weights: str = "auto",
 ) -> LoadedModel:
     """Returns a model of weights without values: to be compiled, not to be run.
 
     Args:
       sharding: Placement of each weight; its devices need not be there.
-      attention: Attention backend; None takes that of JAX's platform.
       weights: Storage of the matrices, of `matrices.STORAGES`.
     """
     structure = decoder.Decoder(config, attention)

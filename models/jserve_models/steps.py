@@ -42,6 +42,7 @@ class RowGroup(NamedTuple):
     """Rows of equal width that attend together: the decode rows, or the blocks."""
 
     positions: jax.Array  # [rows, width]
+    length: jax.Array  # [rows] real tokens; 0 for padding
     page_table: jax.Array  # [rows, max_pages]
     num_pages: jax.Array  # [rows] pages of the row's sequence; 0 for padding
 
@@ -65,6 +66,7 @@ def _group(
     stop = jnp.where(length > 0, start + length, 0)
     group = RowGroup(
         positions=start[:, None] + offsets,
+        length=length,
         page_table=inputs.page_table[rows],
         num_pages=(stop + page_size - 1) // page_size,
     )

@@ -8,6 +8,7 @@ from jserve import serving_policy as policy_module
 from jserve.build import build_engine, build_loop
 from jserve.config import EngineConfig
 from jserve.engine.bucket_plan import plan_buckets
+from jserve_models.attention.choose import BACKENDS
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.annealing.search import anneal
@@ -25,6 +26,8 @@ from tests.engine_harness import small_config
         ({"page_size": 100}, "page_size=100 is not a multiple of block_tokens=32"),
         ({"dtype": "int4"}, "dtype='int4' is not one of auto, float32, bfloat16"),
         ({"weights": "fp4"}, "weights='fp4' is not one of auto, bfloat16, int8, fp8"),
+        ({"attention": "gpus"}, "attention='gpus' is not one of auto, cpu, page_loop"),
+        ({"attention": "tpu"}, "attention='tpu': tpu needs a TPU, and the platform is"),
         ({"bucket_strategy": "pow3"}, "'pow3' is unknown; known: .*'explicit', 'fit"),
         ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
         ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),
@@ -74,6 +77,18 @@ def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> 
     assert 4 <= table.num_programs <= 6
     assert (table.max_rows, table.max_blocks) == (16, 4)
     assert "max_programs=6: " in caplog.text and "left out" in caplog.text
+
+
+def test_a_backend_by_name_is_logged_and_its_discard_page_charged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert [EngineConfig(attention=name).attention for name in BACKENDS]
+    config = small_config(attention="page_loop")
+    with caplog.at_level(logging.INFO, logger="jserve"):
+        engine = build_engine(config)
+    assert "attention: page_loop (on cpu)" in caplog.text
+    assert sum(part.nbytes for part in engine._state.kv) == config.kv_cache_bytes
+    assert engine.num_pages == 128 - 1
 
 
 def test_a_scheduler_plans_by_what_the_config_says(

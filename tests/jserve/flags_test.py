@@ -78,7 +78,8 @@ def test_flags_stand_under_the_headings_of_their_class() -> None:
         "Memory",
         "Recording",
     ]
-    assert groups["Model"] == ["seed", "dtype", "weights", "max_model_len"]
+    names = ["seed", "dtype", "weights", "max_model_len", "attention"]
+    assert groups["Model"] == names
     assert "page_size" in groups["Memory"]
 
 

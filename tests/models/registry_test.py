@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jserve_models.attention import cpu
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.registry import abstract_model, load_model
@@ -39,7 +40,9 @@ def test_a_seed_draws_the_same_weights():
 def test_an_abstract_model_has_the_shapes_of_a_loaded_one():
     loaded = load_model("tiny", seed=3, dtype="float32")
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = abstract_model(loaded.config, dtype="float32", sharding=sharding)
+    shapes = abstract_model(
+        loaded.config, dtype="float32", attention=cpu, sharding=sharding
+    )
 
     def facts(leaves):
         return jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), leaves)

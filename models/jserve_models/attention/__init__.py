@@ -6,14 +6,34 @@ own sequence. `cpu.py` and `page_loop.py` are plain XLA and share their arithmet
 that of all others `combined.py`.
 """
 
+import dataclasses
 from typing import Protocol
 
 import jax
+import numpy as np
 
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
 
 CacheShapes = tuple[tuple[int, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionUse:
+    """What a backend is asked to run.
+
+    Attributes:
+      platform: JAX's name of the kind of device.
+      dtype: Type of queries and cache.
+      num_rows: Most rows of a step, decodes and blocks.
+      max_pages_per_row: Pages of the longest context.
+    """
+
+    config: ModelConfig
+    platform: str
+    dtype: np.dtype
+    num_rows: int
+    max_pages_per_row: int
 
 
 class AttentionBackend(Protocol):
@@ -23,6 +43,8 @@ class AttentionBackend(Protocol):
     program and row whatever its neighbours are, and within 1e-4 across rows, programs
     and backends.
     """
+
+    __name__: str
 
     def kv_shapes(
         self, config: ModelConfig, num_pages: int, page_size: int

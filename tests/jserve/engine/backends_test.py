@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jserve.engine.engine import Engine
-from jserve_models.attention import AttentionBackend, cpu, page_loop
+from jserve_models.attention import AttentionBackend, cpu, page_loop, tpu
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.random_weights import draw_weights
@@ -15,6 +15,7 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request
 from tests.engine_harness import EngineDriver, make_engine, make_engine_scheduler
 from tests.fakes import make_request
+from tests.ragged_attention import traceable_kernel
 
 TABLE = BucketTable((4,), (0, 3), 16)
 NUM_PAGES = 9  # too few for four rows
@@ -57,7 +58,13 @@ def wanted() -> list[list[int]]:
 
 
 @pytest.mark.usefixtures("quick_compiler")
-def test_tokens_are_those_of_the_cpu(wanted: list[list[int]]) -> None:
-    tokens, engine = serve(page_loop)
+@pytest.mark.parametrize("backend", [page_loop, tpu], ids=["page_loop", "tpu"])
+def test_tokens_are_those_of_the_cpu(
+    backend: AttentionBackend,
+    wanted: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tpu, "_kernel", traceable_kernel)
+    tokens, engine = serve(backend)
     assert tokens == wanted
     assert engine.programs.num_compiles_after_warmup == 0

@@ -13,6 +13,7 @@ from jserve.engine import program_store
 from jserve.engine.packing import Packed, Packer
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs, programs_of
+from jserve_models.attention import page_loop
 from jserve_models.registry import LoadedModel, load_model
 from jserve_sched.buckets.table import Bucket, BucketTable
 from tests.engine_harness import step_of_little
@@ -160,6 +161,8 @@ def test_a_stored_program_is_of_its_model_and_its_code(
     assert make() == [("stored", False)] * NUM_PROGRAMS
     config = dataclasses.replace(model.config, name="another")
     other = dataclasses.replace(model, config=config)
+    assert make(other) == [("compiled", True)] * NUM_PROGRAMS
+    other = dataclasses.replace(model, attention=page_loop)
     assert make(other) == [("compiled", True)] * NUM_PROGRAMS
     monkeypatch.setattr(program_store, "_source_digest", lambda: "edited")
     assert make() == [("compiled", True)] * NUM_PROGRAMS
