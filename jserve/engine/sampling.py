@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 _NEVER = -1e30  # finite, so that no row can turn into NaN
+_DIGIT_BITS = 4  # of a key, found in one pass on a GPU
 _STRETCH = 128  # tokens; vocabularies are multiples of it, or are searched whole
 
 
@@ -120,14 +121,22 @@ def _ordered_keys(values: jax.Array) -> jax.Array:
 def _threshold(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Array:
     """Returns the highest key `t` whose tokens `keys >= t` weigh at least `target`.
 
-    Bit by bit from the top: 32 passes over the row and no sort.
+    By passes over the row from the highest digits, without a sort.
 
     Args:
       keys: `[R, V]` uint32.
       weights: `[R, V]` float32.
       target: `[R]` float32.
     """
+    threshold: jax.Array = jax.lax.platform_dependent(
+        keys, weights, target, cuda=_threshold_of_digits, default=_threshold_of_bits
+    )
+    return threshold
 
+
+def _threshold_of_bits(
+    keys: jax.Array, weights: jax.Array, target: jax.Array
+) -> jax.Array:
     def try_bit(index: jax.Array, best: jax.Array) -> jax.Array:
         bit = jnp.uint32(31) - index.astype(jnp.uint32)
         candidate = best | (jnp.uint32(1) << bit)
@@ -137,3 +146,29 @@ def _threshold(keys: jax.Array, weights: jax.Array, target: jax.Array) -> jax.Ar
     lowest = jnp.zeros(keys.shape[0], jnp.uint32)
     threshold: jax.Array = jax.lax.fori_loop(0, 32, try_bit, lowest)
     return threshold
+
+
+def _threshold_of_digits(
+    keys: jax.Array, weights: jax.Array, target: jax.Array
+) -> jax.Array:
+    """The same in few passes, each of which weighs what is above each digit.
+
+    A loop in a branch would keep the program from being one CUDA graph, and the host
+    would wait for it. With the shift as data all passes are one kernel.
+    """
+    best = jnp.zeros(keys.shape[0], jnp.uint32)
+    for first in range(32 - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        best, shift = jax.lax.optimization_barrier((best, jnp.uint32(first)))
+        digits = range(1, 1 << _DIGIT_BITS)
+        candidates = [best | jnp.uint32(digit) << shift for digit in digits]
+        # One reduction, which reads the row once for all of them.
+        found = jax.lax.reduce(
+            [jnp.where(keys >= one[:, None], weights, 0.0) for one in candidates],
+            [jnp.float32(0.0)] * len(candidates),
+            lambda sums, more: [a + b for a, b in zip(sums, more, strict=True)],
+            dimensions=(1,),
+        )
+        # What is above a higher digit weighs no more, so their count is the digit.
+        digit = sum((weight >= target).astype(jnp.uint32) for weight in found)
+        best |= digit << shift
+    return best

@@ -142,3 +142,29 @@ def test_argmax_takes_the_first_of_equals_and_survives_nan() -> None:
     values = jnp.array([[1.0, 5.0, 5.0], [-np.inf, -np.inf, -np.inf], [np.nan, 1, 2]])
     assert sampling.argmax(values).tolist()[:2] == [1, 0]
     assert 0 <= int(sampling.argmax(values)[2]) < 3
+
+
+@pytest.mark.parametrize("is_gpu", [False, True], ids=["bits", "digits"])
+def test_a_threshold_is_that_of_a_sort_and_takes_no_loop_on_a_gpu(is_gpu: bool) -> None:
+    rng = np.random.default_rng(0)
+    keys = rng.integers(2**32, size=(16, VOCAB), dtype=np.uint32)
+    keys[::2] = rng.choice(keys[0, :5], (8, VOCAB))  # ties
+    keys[0, 0], keys[1, 0] = 0, 2**32 - 1
+    weights = rng.integers(8, size=keys.shape).astype(np.float32)  # with exact sums
+    totals = weights.sum(axis=1)
+    targets = np.ceil(rng.random(16) * totals).astype(np.float32)
+    targets[-3:] = 0, totals[-2], totals[-1] + 1
+    arrays = keys, weights, targets
+    for platform, has_loop in (("cuda", False), ("tpu", True), ("cpu", True)):
+        traced = jax.jit(sampling._threshold).trace(*arrays)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.while" in text) == has_loop
+    search = sampling._threshold_of_digits if is_gpu else sampling._threshold
+    found = jax.jit(search)(*arrays)
+    for row, weight, target, threshold in zip(
+        keys, weights, targets, np.asarray(found).tolist(), strict=True
+    ):
+        order = np.argsort(row)[::-1]
+        enough = np.flatnonzero(np.cumsum(weight[order]) >= target)
+        expected = row[order][enough[0]] if len(enough) else 0
+        assert threshold == (2**32 - 1 if target == 0 else expected)
