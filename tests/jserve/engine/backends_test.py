@@ -22,7 +22,9 @@ NUM_PAGES = 9  # too few for four rows
 
 
 def make_model(backend: AttentionBackend) -> LoadedModel:
-    config = dataclasses.replace(NAMED["tiny"], num_layers=2, hidden_size=64)
+    config = dataclasses.replace(
+        NAMED["tiny"], num_layers=1, hidden_size=64, intermediate_size=64
+    )
     structure = Decoder(config, backend)
     hosts = draw_weights(structure.leaves, 0, np.float32)
     pairs = zip(structure.leaves, hosts, strict=True)
@@ -43,7 +45,7 @@ def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
     stem = np.random.default_rng(0).integers(0, 256, 170)
     lengths = (120, 33, 100, 30, 64, 1)
     requests: list[Request] = [
-        make_request(prompt=stem[:length], max_tokens=40 + 5 * index)
+        make_request(prompt=stem[:length], max_tokens=30 + 3 * index)
         for index, length in enumerate(lengths)
     ]
     driver.run(*requests)
