@@ -5,14 +5,18 @@ product, which is then scaled by output channel. XLA for TPU and for GPU fuses t
 into the product, so that no dequantised matrix is written to memory.
 """
 
+import concurrent.futures
 import dataclasses
+import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 STORAGES = ("auto", "bfloat16", "int8", "fp8")
-_FP8_CAPABILITY = 8.9
+_FP8, _FP8_CAPABILITY = jnp.float8_e4m3fn, 8.9
+_CHANNELS = 256  # output channels that are quantised at once
 LARGEST = {"int8": 127.0, "fp8": 448.0}  # of float8_e4m3fn
 
 
@@ -21,8 +25,8 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}  # of float8_e4m3fn
 class Quantised:
     """The matrix `values * scale`, with one scale for each output channel."""
 
-    values: jax.Array  # [in, out] int8 or float8_e4m3fn
-    scale: jax.Array  # [out] float32
+    values: Any  # [in, out] int8 or float8_e4m3fn, of JAX, or of NumPy on the host
+    scale: Any  # [out] float32
 
 
 Matrix = jax.Array | Quantised
@@ -48,19 +52,34 @@ def check_storage(weights: str, device: jax.Device) -> None:
 def quantise(matrix: np.ndarray | jax.Array, weights: str) -> Quantised:
     """Returns a matrix [in, out] of NumPy, or a traced one, in fewer bits.
 
-    The largest number of an output channel becomes the largest of the type.
+    The largest number of an output channel becomes the largest of the type. Channels
+    are independent, so those of a large matrix are shared out among the processors.
 
     Args:
       weights: "int8" or "fp8".
     """
-    xp = np if isinstance(matrix, np.ndarray) else jnp
+    if not isinstance(matrix, np.ndarray):
+        return _quantise(matrix, weights, jnp)
+    values = np.empty(matrix.shape, jnp.int8 if weights == "int8" else _FP8)
+    scale = np.empty(matrix.shape[1], np.float32)
+
+    def fill(begin: int) -> None:
+        some = slice(begin, begin + _CHANNELS)
+        part = _quantise(matrix[:, some], weights, np)
+        values[:, some], scale[some] = part.values, part.scale
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, range(0, len(scale), _CHANNELS)))
+    return Quantised(values, scale)
+
+
+def _quantise(matrix: Any, weights: str, xp: Any) -> Quantised:
     wide = matrix.astype(np.float32)
     scale = xp.maximum(wide.max(axis=0), -wide.min(axis=0)) / LARGEST[weights]
     scale = xp.where(scale > 0, scale, 1).astype(np.float32)  # a channel of zeros
     wide = wide / scale
-    if weights == "int8":
-        return Quantised(xp.rint(wide).astype(np.int8), scale)
-    return Quantised(wide.astype(jnp.float8_e4m3fn), scale)
+    values = xp.rint(wide).astype(np.int8) if weights == "int8" else wide.astype(_FP8)
+    return Quantised(values, scale)
 
 
 def product(
@@ -73,7 +92,8 @@ def product(
         quantised matrix are float32.
     """
     if isinstance(matrix, Quantised):
-        values = matrix.values.astype(x.dtype)
+        values: jax.Array = matrix.values.astype(x.dtype)
         y = jnp.matmul(x, values, preferred_element_type=jnp.float32)
-        return (y * matrix.scale).astype(dtype or x.dtype)
+        scaled: jax.Array = y * matrix.scale
+        return scaled.astype(dtype or x.dtype)
     return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=dtype)
