@@ -157,6 +157,7 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
         config=shape,
         platform=jax.default_backend(),
         dtype=dtype,
+        page_size=config.page_size,
         num_rows=config.max_num_seqs + most_blocks,
         max_pages_per_row=-(-max_model_len // config.page_size),
     )

@@ -93,7 +93,8 @@ class EngineConfig:
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
       attention: Backend of attention: "cpu" and "page_loop", which run everywhere,
-        "tpu", or "auto", which takes what suits the device and the model.
+        "gpu" and "tpu", which are kernels, or "auto", which takes what suits the device
+        and the model.
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
         a class of your own, as in "my_module.MyPolicy".
       predictor: Predictor of step times: "table" (timed at start), "linear"
@@ -224,7 +225,7 @@ class EngineConfig:
         for name, known in (
             ("dtype", ("auto", "float32", "bfloat16")),
             ("weights", ("auto", "bfloat16", "int8", "fp8")),
-            ("attention", ("auto", "cpu", "page_loop", "tpu")),
+            ("attention", ("auto", "cpu", "page_loop", "gpu", "tpu")),
         ):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")

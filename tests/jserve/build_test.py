@@ -28,6 +28,10 @@ from tests.engine_harness import small_config
         ({"weights": "fp4"}, "weights='fp4' is not one of auto, bfloat16, int8, fp8"),
         ({"attention": "gpus"}, "attention='gpus' is not one of auto, cpu, page_loop"),
         ({"attention": "tpu"}, "attention='tpu': tpu needs a TPU, and the platform is"),
+        (
+            {"attention": "gpu"},
+            "attention='gpu': gpu needs an NVIDIA GPU, and the",
+        ),
         ({"bucket_strategy": "pow3"}, "'pow3' is unknown; known: .*'explicit', 'fit"),
         ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
         ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),

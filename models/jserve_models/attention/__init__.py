@@ -25,6 +25,7 @@ class AttentionUse:
     Attributes:
       platform: JAX's name of the kind of device.
       dtype: Type of queries and cache.
+      page_size: Tokens in one page.
       num_rows: Most rows of a step, decodes and blocks.
       max_pages_per_row: Pages of the longest context.
     """
@@ -32,6 +33,7 @@ class AttentionUse:
     config: ModelConfig
     platform: str
     dtype: np.dtype
+    page_size: int
     num_rows: int
     max_pages_per_row: int
 

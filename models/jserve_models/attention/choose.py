@@ -6,6 +6,7 @@ from jserve_models.attention import (
     AttentionBackend,
     AttentionUse,
     cpu,
+    gpu,
     page_loop,
     tpu,
 )
@@ -18,17 +19,17 @@ def _no_fault(use: AttentionUse) -> str | None:
     return None
 
 
-# Each with what says why it cannot run. A kernel for NVIDIA GPUs is one more row,
-# "gpu", whose function compiles the kernel to find out; it then comes first in "gpu".
+# Each with what says why it cannot run.
 BACKENDS: dict[str, tuple[AttentionBackend, Fault]] = {
     "cpu": (cpu, _no_fault),
     "page_loop": (page_loop, _no_fault),
+    "gpu": (gpu, gpu.fault),
     "tpu": (tpu, tpu.fault),
 }
 # What is tried on each platform.
 _BY_PLATFORM = {
     "cpu": ("cpu",),
-    "gpu": ("page_loop",),
+    "gpu": ("gpu", "page_loop"),
     "tpu": ("tpu", "page_loop"),
 }
 

@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jserve_models.attention import CacheShapes, combined
+from jserve_models.attention import AttentionUse, CacheShapes, combined
 from jserve_models.attention.combined import pool_size
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
@@ -28,32 +28,25 @@ def compute_capability() -> float:
     return float(found) if found[0].isdigit() else 0.0  # "gfx90a" is AMD's
 
 
-def fault(
-    platform: str, config: ModelConfig, dtype: jax.typing.DTypeLike, page_size: int
-) -> str | None:
-    """Returns what the kernel does not take, by compiling one; None if it can run.
-
-    Args:
-      platform: JAX's name of the kind of device.
-      dtype: Type of queries and cache.
-    """
+def fault(use: AttentionUse) -> str | None:
+    """Returns what the kernel does not take, by compiling one; None if it can run."""
     # Imported where it runs: Mosaic takes half a second to load.
     from jserve_models.attention import paged_mosaic
 
-    if platform != "gpu":
-        return f"needs an NVIDIA GPU, and the platform is {platform}"
+    if use.platform != "gpu":
+        return f"needs an NVIDIA GPU, and the platform is {use.platform}"
     if (capability := compute_capability()) < 8:
         return f"needs compute capability 8.0, and the device has {capability}"
-    ((_, *page),) = kv_shapes(config, 1, page_size)
-    if (reason := paged_mosaic.fault(dtype, page[-1], page_size)) is not None:
+    ((_, *page),) = kv_shapes(use.config, 1, use.page_size)
+    if (reason := paged_mosaic.fault(use.dtype, page[-1], use.page_size)) is not None:
         return reason
     kernel = functools.partial(
         paged_mosaic.paged_attention, scale=1.0, has_tma=capability >= 9
     )
     row = jax.ShapeDtypeStruct((1,), jnp.int32)
     arguments = (
-        jax.ShapeDtypeStruct((1, 1, config.num_heads, page[-1]), dtype),
-        jax.ShapeDtypeStruct((1, *page), dtype),
+        jax.ShapeDtypeStruct((1, 1, use.config.num_heads, page[-1]), use.dtype),
+        jax.ShapeDtypeStruct((1, *page), use.dtype),
         *(row, row, jax.ShapeDtypeStruct((1, 1), jnp.int32)),
     )
     try:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jserve_models.attention import combined, cpu, gpu, paged_mosaic
+from jserve_models.attention import AttentionUse, combined, cpu, gpu, paged_mosaic
 from jserve_models.config import NAMED
 from jserve_models.steps import StepInputs, StepShape, lay_out
 from tests.models.attention import mosaic
@@ -23,8 +23,15 @@ OPTIONS = {"scale": 0.2, "window": 30, "soft_cap": 3.0}
 
 
 def test_says_why_there_is_no_kernel():
-    fault = gpu.fault("cpu", CONFIG, jnp.bfloat16, 128)
-    assert fault == "needs an NVIDIA GPU, and the platform is cpu"
+    use = AttentionUse(
+        config=CONFIG,
+        platform="cpu",
+        dtype=np.dtype("bfloat16"),
+        page_size=128,
+        num_rows=4,
+        max_pages_per_row=4,
+    )
+    assert gpu.fault(use) == "needs an NVIDIA GPU, and the platform is cpu"
     if NO_KERNEL is not None:
         assert NO_KERNEL.startswith("needs Mosaic GPU's mma, of JAX 0.12")
         return

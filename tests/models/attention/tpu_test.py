@@ -113,6 +113,7 @@ def use(platform="tpu", num_rows=64, **fields):
         config=dataclasses.replace(NAMED["llama-8b"], **fields),
         platform=platform,
         dtype=np.dtype("float32"),
+        page_size=128,
         num_rows=num_rows,
         max_pages_per_row=1024,
     )
@@ -138,8 +139,9 @@ def test_what_the_kernel_does_not_take_is_refused_or_passed_over(asked, message)
 
 
 def test_the_device_decides():
-    lines = [choose_attention("auto", use(name))[1] for name in ("tpu", "gpu")]
-    assert lines == ["attention: tpu (on tpu)", "attention: page_loop (on gpu)"]
+    assert choose_attention("auto", use("tpu"))[1] == "attention: tpu (on tpu)"
+    line = choose_attention("auto", use("gpu"))[1]  # of float32, or of an older JAX
+    assert line.startswith("attention: page_loop (gpu ") and line.endswith("; on gpu)")
 
 
 @pytest.mark.parametrize(
