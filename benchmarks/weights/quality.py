@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jserve_models.decoder import Decoder
+from jserve_models.matrices import product
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import StepInputs, StepShape
 from jserve_tools.training.library_text import library_files, read_text
@@ -29,6 +31,7 @@ _NUM_WINDOWS, _WIDTH, _PAGE_SIZE = 8, 2048, 128
 
 def window_logits(model: LoadedModel, dtype: str, windows: np.ndarray) -> np.ndarray:
     """Returns the logits after each token of windows [W, S]: [W, S, V] float32."""
+    head = [leaf.path for leaf in Decoder(model.config).leaves].index("head")
     num_pages = _WIDTH // _PAGE_SIZE
     places = jnp.arange(_WIDTH, dtype=jnp.int32)
     table = jnp.tile(jnp.arange(num_pages, dtype=jnp.int32), (_WIDTH, 1))
@@ -37,7 +40,7 @@ def window_logits(model: LoadedModel, dtype: str, windows: np.ndarray) -> np.nda
     def run(leaves: Any, inputs: StepInputs) -> jax.Array:
         kv = model.new_kv(num_pages, _PAGE_SIZE, dtype)
         hidden, _ = model.forward(leaves, kv, inputs, StepShape(_WIDTH, 0, 32))
-        return model.logits(leaves, hidden)
+        return product(hidden, leaves[head], jnp.float32)
 
     return np.stack(
         [
