@@ -127,12 +127,13 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
     """Loads the model and makes its engine, not yet warm, without a scheduler.
 
     Args:
-      config: Configuration with all sizes, as `plan_engine` returns it.
+      config: Configuration; on GPU and TPU that of `plan_engine`, which sizes the pool.
       store: Keeps the compiled programs; None keeps none.
 
     Raises:
       ValueError: If the model or a limit is invalid.
     """
+    config = config.for_device(jax.default_backend())
     name = config.dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
