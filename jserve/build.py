@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jserve.config import EngineConfig
-from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.compile_cache import open_compile_cache
 from jserve.engine.engine import Engine, kv_bytes, kv_page_bytes
 from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.recent_steps import RecentSteps
+from jserve.engine.sizing import plan_engine
 from jserve.engine.warm_up import WarmUp
 from jserve.progress import Progress
 from jserve.records.step_log import Header, StepRecorder
@@ -56,8 +56,8 @@ def build_loop(
     # A mistake on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
     latency = read_request_latency(config)
-    plan = plan_buckets(config)
     make_policy(config.policy)
+    config, plan = plan_engine(config)
     # The running engine states its strategy by name, never as "".
     config = dataclasses.replace(config, bucket_strategy=config.strategy)
     # The engine, and the times of its steps.
@@ -135,11 +135,13 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
     """Loads the model and makes its engine, not yet warm, without a scheduler.
 
     Args:
+      config: Configuration; on GPU and TPU that of `plan_engine`, which sizes the pool.
       store: Keeps the compiled programs; None keeps none.
 
     Raises:
       ValueError: If the model or a limit is invalid.
     """
+    config = config.for_device(jax.default_backend())
     name = config.dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -29,6 +29,7 @@ from jserve.config import (
     check_predictor,
     check_writable,
 )
+from jserve.engine.memory import claim_memory
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
@@ -121,6 +122,7 @@ def main(argv: Sequence[str]) -> int:
         raise ProgramError(str(error)) from error
 
     # From here on JAX is imported, which takes seconds.
+    claim_memory(os.environ, engine_config.device_memory_fraction)
     if _WARMUP_ONLY.value:
         _warm_up(engine_config)
         return 0

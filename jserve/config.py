@@ -5,12 +5,37 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
 
 T = TypeVar("T")
+
+SIZES: dict[str, dict[str, int]] = {
+    "cpu": {
+        "max_num_seqs": 32,
+        "max_num_batched_tokens": 544,
+        "block_tokens": DEFAULT_BLOCK_TOKENS,
+        "max_programs": 0,
+        "kv_cache_bytes": 512 * 2**20,
+        "page_size": 128,
+    },
+    "gpu": {
+        "max_num_seqs": 128,
+        "max_num_batched_tokens": 2176,
+        "block_tokens": 64,
+        "max_programs": 12,
+        "kv_cache_bytes": 0,
+        "page_size": 128,
+    },
+}
+SIZES["tpu"] = SIZES["gpu"]
+"""Defaults of `EngineConfig` by JAX's platform; a KV pool of 0 is what memory is left.
+
+Those of GPU and TPU let a step of 2,048 prompt tokens run beside 128 decodes; they are
+not measured yet.
+"""
 _MAX_PROFILED = 1000  # steps; a trace is kept in memory until it is written
 
 
@@ -75,7 +100,7 @@ def check_predictor(predictor: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """The engine and its scheduler.
+    """The engine and its scheduler; sizes that go by device are set by `for_device`.
 
     Attributes:
       model: Path of a Hugging Face folder, or name of a model size: "tiny", a small
@@ -125,7 +150,9 @@ class EngineConfig:
         took; those that save most are timed first, and the times of the others are
         guessed, and learned from the steps of requests. 0 sets no limit.
       compile_cache_dir: Folder for compiled programs and step times; "" stores nothing.
-      kv_cache_bytes: Size of the KV pool, K and V together. It is part of every
+      device_memory_fraction: Share of a GPU's or TPU's memory that may be used.
+      kv_cache_bytes: Size of the KV pool, K and V together; 0 on GPU and TPU takes what
+        weights and steps leave of --device_memory_fraction. It is part of every
         program: another size compiles all of them again.
       page_size: Tokens in one KV page, a multiple of --block_tokens.
       enable_prefix_caching: Whether requests share the KV of equal prefixes.
@@ -144,8 +171,12 @@ class EngineConfig:
         "model": "Model",
         "policy": "Scheduling",
         "bucket_strategy": "Buckets and compilation",
-        "kv_cache_bytes": "Memory",
+        "device_memory_fraction": "Memory",
         "step_log": "Recording",
+    }
+    flag_defaults: ClassVar[Mapping[str, str]] = {  # as --help shows them
+        name: f"by device: {size} on CPU, {SIZES['gpu'][name]} on GPU and TPU"
+        for name, size in SIZES["cpu"].items()
     }
 
     model: str = "tiny"
@@ -159,19 +190,20 @@ class EngineConfig:
     length_estimator: str = "max_tokens"
     request_latency: pathlib.Path | None = None
     annealing_budget_ms: float = 5.0
-    max_num_seqs: int = 32
-    max_num_batched_tokens: int = 544
+    max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
     max_queued_requests: int = 1024
     enable_overlap: bool = True
     bucket_strategy: str = ""
     buckets: pathlib.Path | None = None
-    block_tokens: int = DEFAULT_BLOCK_TOKENS
-    max_programs: int = 0
+    block_tokens: int = 0
+    max_programs: int | None = None
     max_compile_s: float = 0.0
     warm_up_timing_s: float = 20.0
     compile_cache_dir: str = "~/.cache/jserve"
-    kv_cache_bytes: int = 512 * 2**20
-    page_size: int = 128
+    device_memory_fraction: float = 0.9
+    kv_cache_bytes: int = 0
+    page_size: int = 0
     enable_prefix_caching: bool = True
     step_log: pathlib.Path | None = None
     step_log_max_bytes: int = 64 * 2**20
@@ -195,7 +227,8 @@ class EngineConfig:
             ("max_num_seqs", 1, 4096),
             ("block_tokens", 1, 1024),
             ("max_num_batched_tokens", least_tokens, 2**20),
-            ("page_size", self.block_tokens, 4096),
+            ("page_size", max(self.block_tokens, 1), 4096),
+            ("device_memory_fraction", 0.01, 1.0),
             ("kv_cache_bytes", 1, 2**50),
             ("max_model_len", 0, 2**24),
             ("max_queued_requests", 1, 2**20),
@@ -205,8 +238,9 @@ class EngineConfig:
             ("warm_up_timing_s", 0.0, 86400.0),
             ("step_log_max_bytes", 2**16, 2**50),
         ):
-            check_range(name, getattr(self, name), least, most)
-        if self.page_size % self.block_tokens:
+            if name not in SIZES["cpu"] or getattr(self, name):
+                check_range(name, getattr(self, name), least, most)
+        if self.block_tokens and self.page_size % self.block_tokens:
             raise ValueError(
                 f"page_size={self.page_size} is not a multiple of "
                 f"block_tokens={self.block_tokens}"
@@ -229,6 +263,23 @@ class EngineConfig:
         ):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+
+    def for_device(self, platform: str) -> "EngineConfig":
+        """Returns the configuration with the sizes that go by device.
+
+        Args:
+          platform: Key of `SIZES`, as `jax.default_backend` names it.
+
+        Raises:
+          ValueError: If one of them does not go with one that was given.
+        """
+        sizes = SIZES.get(platform, SIZES["gpu"])
+        chosen: dict[str, Any] = {
+            name: size
+            for name, size in sizes.items()
+            if getattr(self, name) == getattr(EngineConfig, name)  # its default
+        }
+        return dataclasses.replace(self, **chosen)
 
     @property
     def strategy(self) -> str:

@@ -131,7 +131,8 @@ def define_config_flags(
 
     Args:
       group: Heading of these flags in `--help`. A class may have several headings: its
-        attribute `flag_groups` maps the first field under each to the heading.
+        attribute `flag_groups` maps the first field under each to the heading. Its
+        `flag_defaults` has the text for defaults that say nothing by themselves.
       exclude: Fields that get no flag; they keep their defaults, or are given to the
         reader.
 
@@ -151,11 +152,10 @@ def define_config_flags(
         if name in exclude:
             continue
         names.append(name)
-        flags.DEFINE_flag(
-            _flag(name, kinds[name], field.default, texts.get(name, name)),
-            flag_values,
-            module_name=group,
-        )
+        flag = _flag(name, kinds[name], field.default, texts.get(name, name))
+        if shown := getattr(config_class, "flag_defaults", {}).get(name):
+            flag.default_as_str = shown
+        flags.DEFINE_flag(flag, flag_values, module_name=group)
 
     def read(**overrides: Any) -> Config:
         values = {name: flag_values[name].value for name in names}

@@ -30,9 +30,9 @@ import numpy as np
 
 from jserve.build import build_engine
 from jserve.config import EngineConfig
-from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.compile_cache import open_compile_cache
 from jserve.engine.engine import Engine, kv_page_bytes
+from jserve.engine.sizing import plan_engine
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import run_program
 from jserve_models.config import ModelConfig
@@ -187,7 +187,8 @@ def _turn_s(run: Callable[[], object]) -> float:
 
 def measure(config: Roofline, engine_config: EngineConfig) -> dict[str, Any]:
     """Returns the report: peaks, cases with their shares, ratios."""
-    table = plan_buckets(engine_config).final
+    engine_config, plan = plan_engine(engine_config)
+    table = plan.final
     engine = build_engine(
         engine_config, open_compile_cache(engine_config.compile_cache_dir)
     )

@@ -8,11 +8,13 @@ __all__ = [
     "interface",
     "loop",
     "machine",
+    "memory",
     "packing",
     "profiler",
     "program_store",
     "programs",
     "recent_steps",
     "sampling",
+    "sizing",
     "warm_up",
 ]

@@ -68,14 +68,14 @@ def test_the_strategy_goes_by_what_is_given(tmp_path: pathlib.Path) -> None:
     assert EngineConfig(buckets=path).strategy == "explicit"
     fitted = EngineConfig(bucket_strategy="fitted", buckets=path)
     assert fitted.strategy == "fitted"
-    linear = EngineConfig(bucket_strategy="linear:block_gap=4")
+    linear = EngineConfig(bucket_strategy="linear:block_gap=4").for_device("cpu")
     assert 4 in plan_buckets(linear).final.block_edges
 
 
 def test_few_programs_are_those_worth_most(caplog: pytest.LogCaptureFixture) -> None:
     config = small_config(
         **{"model": "toy", "buckets": None, "max_programs": 6, "max_num_seqs": 16}
-    )
+    ).for_device("cpu")
     with caplog.at_level(logging.WARNING, logger="jserve"):
         table = plan_buckets(config).final
     assert 4 <= table.num_programs <= 6
@@ -153,7 +153,7 @@ def test_a_slip_is_found_before_anything_takes_long(
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiler")
 def test_default_programs_update_the_cache_in_place() -> None:
-    config = EngineConfig(compile_cache_dir="")
+    config = EngineConfig(compile_cache_dir="").for_device("cpu")
     engine = build_engine(config)
     kv_bytes = sum(part.nbytes for part in engine._state.kv)
     assert kv_bytes == config.kv_cache_bytes

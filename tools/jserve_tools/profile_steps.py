@@ -13,6 +13,7 @@ Prints a table, and one JSON document as the last line of stdout.
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jserve.config import EngineConfig, check_range, check_writable
+from jserve.engine.memory import claim_memory
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
@@ -102,15 +104,17 @@ def main(argv: Sequence[str]) -> None:
 
 def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
     """Builds the engine, measures it, writes the file, prints a table and JSON."""
+    claim_memory(os.environ, engine_config.device_memory_fraction)
     import jax  # here, since it takes a second and --help does not need it
 
     from jserve.build import build_engine
-    from jserve.engine.bucket_plan import plan_buckets
     from jserve.engine.compile_cache import open_compile_cache
+    from jserve.engine.sizing import plan_engine
 
     # Measure.
     logging.getLogger("jax").setLevel(logging.WARNING)
-    table = plan_buckets(engine_config).final
+    engine_config, plan = plan_engine(engine_config)
+    table = plan.final
     store = open_compile_cache(engine_config.compile_cache_dir)
     engine = build_engine(engine_config, store)
     limits = ProfileLimits(

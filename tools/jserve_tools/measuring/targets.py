@@ -20,6 +20,7 @@ import aiohttp
 
 from jserve.config import EngineConfig
 from jserve.engine.interface import ServingEngine
+from jserve.engine.memory import claim_memory
 from jserve.flags import config_arguments
 from jserve.progress import Progress
 from jserve.records.events import Health
@@ -44,6 +45,7 @@ async def engine_in_process(
       RuntimeError: If it fails while it starts.
       TimeoutError: If it is not warm in time.
     """
+    claim_memory(os.environ, config.device_memory_fraction)
     from jserve.build import build_loop  # imports JAX
 
     engine: ServingEngine = await asyncio.to_thread(build_loop, config)
