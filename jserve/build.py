@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jserve.config import EngineConfig
 from jserve.engine.compile_cache import open_compile_cache
@@ -16,16 +15,13 @@ from jserve.engine.engine import Engine, kv_bytes, kv_page_bytes
 from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.recent_steps import RecentSteps
-from jserve.engine.sizing import plan_engine
+from jserve.engine.sizing import engine_shape, plan_engine
 from jserve.engine.warm_up import WarmUp
 from jserve.progress import Progress
 from jserve.records.step_log import Header, StepRecorder
 from jserve.serving_policy import latency_fault, read_request_latency, serving_policy
 from jserve.timing.serving_predictor import choose_predictor
-from jserve_models.attention import AttentionUse
-from jserve_models.attention.choose import choose_attention
-from jserve_models.matrices import check_storage
-from jserve_models.registry import load_model, model_config
+from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.registry import make_policy
@@ -142,36 +138,16 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
       ValueError: If the model or a limit is invalid.
     """
     config = config.for_device(jax.default_backend())
-    name = config.dtype
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    dtype = jnp.dtype(name)
-    check_storage(config.weights, jax.devices()[0])
-    shape = model_config(config.model)
-    max_model_len = config.max_model_len or shape.max_model_len
-    if max_model_len > shape.max_model_len:
-        raise ValueError(
-            f"max_model_len={max_model_len} exceeds the {shape.max_model_len} "
-            f"of model {config.model!r}"
-        )
-    most_blocks = config.max_num_batched_tokens // config.block_tokens
-    use = AttentionUse(
-        config=shape,
-        platform=jax.default_backend(),
-        dtype=dtype,
-        page_size=config.page_size,
-        num_rows=config.max_num_seqs + most_blocks,
-        max_pages_per_row=-(-max_model_len // config.page_size),
-    )
-    attention, reason = choose_attention(config.attention, use)
-    _LOG.info(reason)
+    shape = engine_shape(config)
+    _LOG.info(shape.reason)
     model = load_model(
         config.model,
         seed=config.seed,
-        dtype=dtype,
+        dtype=shape.dtype,
         weights=config.weights,
-        attention=attention,
+        attention=shape.attention,
     )
+    dtype = shape.dtype
     page_bytes = kv_page_bytes(model, config.page_size, dtype)
     least_bytes = kv_bytes(model, 1, config.page_size, dtype)
     num_pages = (config.kv_cache_bytes - least_bytes) // page_bytes + 1
@@ -187,7 +163,7 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
         num_pages=num_pages,
         page_size=config.page_size,
         block_tokens=config.block_tokens,
-        max_model_len=max_model_len,
+        max_model_len=shape.max_model_len,
         captures_logits=config.capture_logits,
         store=store,
     )

@@ -1,19 +1,65 @@
 """From a configuration to sizes for this device: limits, buckets, and the KV pool."""
 
 import dataclasses
-import math
-import pathlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jserve.config import EngineConfig
 from jserve.engine.bucket_plan import plan_buckets
+from jserve.engine.engine import kv_bytes
 from jserve.engine.memory import MemoryNeeds, fit_memory, step_bytes
-from jserve_models.config import NAMED
-from jserve_models.decoder import Decoder
-from jserve_models.hf_config import read_config
+from jserve_models.attention import AttentionBackend, AttentionUse
+from jserve_models.attention.choose import choose_attention
+from jserve_models.config import ModelConfig
+from jserve_models.matrices import check_storage
+from jserve_models.registry import abstract_model, model_config
 from jserve_sched.buckets.growth import BucketPlan
+
+
+class EngineShape(NamedTuple):
+    """What a configuration comes to on this device, before anything is loaded."""
+
+    model: ModelConfig
+    dtype: np.dtype
+    max_model_len: int
+    attention: AttentionBackend
+    reason: str  # for the attention
+
+
+def engine_shape(config: EngineConfig) -> EngineShape:
+    """Returns what a configuration, with the sizes of this device, comes to.
+
+    Raises:
+      ValueError: If the model is invalid, its context is shorter than the limit, or the
+        device does not run the attention or the weights.
+    """
+    platform = jax.default_backend()
+    check_storage(config.weights, jax.devices()[0])
+    name = config.dtype
+    if name == "auto":
+        name = "float32" if platform == "cpu" else "bfloat16"
+    dtype = jnp.dtype(name)
+    model = model_config(config.model)
+    max_model_len = config.max_model_len or model.max_model_len
+    if max_model_len > model.max_model_len:
+        raise ValueError(
+            f"max_model_len={max_model_len} exceeds the {model.max_model_len} "
+            f"of model {config.model!r}"
+        )
+    most_blocks = config.max_num_batched_tokens // config.block_tokens
+    use = AttentionUse(
+        config=model,
+        platform=platform,
+        dtype=dtype,
+        page_size=config.page_size,
+        num_rows=config.max_num_seqs + most_blocks,
+        max_pages_per_row=-(-max_model_len // config.page_size),
+    )
+    attention, reason = choose_attention(config.attention, use)
+    return EngineShape(model, dtype, max_model_len, attention, reason)
 
 
 def plan_engine(config: EngineConfig) -> tuple[EngineConfig, BucketPlan]:
@@ -51,33 +97,35 @@ def _usable_bytes(fraction: float) -> int | None:
 
 
 def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
-    """Returns what a model needs, from its configuration alone."""
-    path = pathlib.Path(config.model).expanduser()
-    model = NAMED.get(config.model) or read_config(path)
-    dtype = jnp.dtype("bfloat16" if config.dtype == "auto" else config.dtype)
-    structure = Decoder(model)
+    """Returns what a model needs, from its shapes alone."""
+    shape = engine_shape(config)
+    model = abstract_model(
+        shape.model,
+        dtype=shape.dtype,
+        sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
+        attention=shape.attention,
+        weights=config.weights,
+    )
     one, two = (
-        dtype.itemsize * sum(map(math.prod, shapes))
-        for shapes in (
-            structure.attention.kv_shapes(model, num_pages, config.page_size)
-            for num_pages in (1, 2)
-        )
+        kv_bytes(model, num_pages, config.page_size, shape.dtype)
+        for num_pages in (1, 2)
     )
     return MemoryNeeds(
-        weight_bytes=dtype.itemsize
-        * sum(math.prod(leaf.shape) for leaf in structure.leaves),
+        weight_bytes=sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.leaves)
+        ),
         page_bytes=two - one,
         fixed_bytes=2 * one - two,
         page_size=config.page_size,
-        max_model_len=config.max_model_len or model.max_model_len,
-        num_layers=model.num_layers,
+        max_model_len=shape.max_model_len,
+        num_layers=shape.model.num_layers,
         step_bytes={
             bucket: step_bytes(
-                model,
+                shape.model,
                 bucket,
                 num_slots=config.max_num_seqs,
                 page_size=config.page_size,
-                itemsize=dtype.itemsize,
+                itemsize=shape.dtype.itemsize,
             )
             for bucket in plan.final.buckets
         },

@@ -28,6 +28,7 @@ def compute_capability() -> float:
     return float(found) if found[0].isdigit() else 0.0  # "gfx90a" is AMD's
 
 
+@functools.cache
 def fault(use: AttentionUse) -> str | None:
     """Returns what the kernel does not take, by compiling one; None if it can run."""
     # Imported where it runs: Mosaic takes half a second to load.
