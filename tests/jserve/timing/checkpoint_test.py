@@ -59,7 +59,7 @@ def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
 def test_facts_are_those_of_the_device_and_the_engine() -> None:
     def facts(config: str) -> PredictorFacts:
         engine = types.SimpleNamespace(
-            model=types.SimpleNamespace(config=NAMED[config]),
+            model=types.SimpleNamespace(config=NAMED[config], weights="auto"),
             dtype=np.dtype("float32"),
             page_size=8,
             block_tokens=4,
