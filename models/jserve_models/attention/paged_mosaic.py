@@ -8,7 +8,8 @@ log-sum-exp (Flash-Decoding: Dao, Haziza, Massa and Sizov, 2023). The `i`-th blo
 keys belongs to split `i % num_splits`: a row's result does not depend on other rows.
 
 Products are `mma.sync` on every card. Keys and values come to shared memory one block
-ahead of their use, by TMA from Hopper on and by `cp.async` before.
+ahead of their use, by TMA from Hopper on and by `cp.async` before. Compiled ahead of
+time for A100, L4, H200 and B200, not yet run on them.
 
 Letters: `H` query heads, `K` KV heads, `D` head size, `P` tokens in a page.
 """
@@ -72,15 +73,16 @@ def paged_attention(
       kv_pages: [pages, P, 2K, D]; key of head `h` at `2h`, its value at `2h + 1`.
         Values must be finite, those past a row's last key too.
       starts: [rows] int32.
-      kv_lens: [rows] int32 number of keys in a row's pages; answers are zero if it is.
+      kv_lens: [rows] int32 number of keys in a row's pages; a row without any is
+        padding, and its answers are zero.
       page_table: [rows, max_pages] int32; the first entry of each row must be a page
         that there is, entries past its keys may be anything.
       scale: Factor of the scores.
       window: Number of keys that a query sees, its own included; None for all.
       soft_cap: Bound `c` of the scores, which become `c tanh(score / c)`.
       sinks: [H] float32 scores that take part in the softmax and have no value.
-      num_splits: Number of thread blocks that divide the keys of a row; None for what
-        makes 256 of them, or 32 if that is less.
+      num_splits: Number of thread blocks that divide the keys of a row; None takes as
+        many as keep the kernel at 256 thread blocks, and 32 at most.
       has_tma: Whether the card is sm_90 or newer, which copies by TMA.
 
     Returns:
