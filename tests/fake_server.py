@@ -82,7 +82,7 @@ class FakeLoop:
         self.prompt_token_s = prompt_token_s
         self.chunk_tokens = chunk_tokens  # of prompts, in one step
         self.num_slots = num_slots
-        self.config = config or EngineConfig()
+        self.config = (config or EngineConfig()).for_device("cpu")
         self.vocab_size = 320
         self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
