@@ -49,7 +49,8 @@ _ENGINE_FIELDS = {
     *("model", "dtype", "weights", "bucket_strategy", "buckets", "max_programs"),
     *("max_compile_s",),
     *("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_tokens"),
-    *("page_size", "kv_cache_bytes", "attention", "compile_cache_dir"),
+    *("page_size", "device_memory_fraction", "kv_cache_bytes", "attention"),
+    "compile_cache_dir",
 }
 
 
