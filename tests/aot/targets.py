@@ -1,0 +1,230 @@
+"""The accelerators that programs are compiled for ahead of time.
+
+None of them need be there: a TPU is named by its topology, a GPU by XLA's
+`GpuTargetConfigProto`. Figures are the vendors' public ones, of dense arithmetic.
+"""
+
+import dataclasses
+from typing import Any
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+    # ptxas says what registers a Pallas kernel takes.
+    "MOSAIC_GPU_DUMP_PTXAS": "1",
+    # Several processes may compile for TPU at once, and none asks for a TPU's machine.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+}
+"""What a process that compiles for them must have set before it imports JAX."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """What XLA asks of an NVIDIA GPU.
+
+    Attributes:
+      capability: Compute capability, major and minor.
+      is_accelerated: Whether code for exactly this capability is made ("sm_90a").
+      num_cores: Streaming multiprocessors.
+      lanes: Float32 lanes of a multiprocessor.
+      threads: Most threads on a multiprocessor.
+      shared_kib: Shared memory of a multiprocessor; a block gets 1 KiB less.
+      l2_mib: Second-level cache.
+      clock_ghz: Boost clock.
+    """
+
+    capability: tuple[int, int]
+    is_accelerated: bool
+    num_cores: int
+    lanes: int
+    threads: int
+    shared_kib: int
+    l2_mib: int
+    clock_ghz: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """One kind of device.
+
+    Attributes:
+      kind: Its name in full.
+      memory_bytes: Device memory.
+      bandwidth: Bytes a second from device memory.
+      flops: Bfloat16 operations a second.
+      device: Topology of one TPU, or the facts of a GPU.
+    """
+
+    kind: str
+    memory_bytes: int
+    bandwidth: float
+    flops: float
+    device: str | Card
+
+    @property
+    def platform(self) -> str:
+        """Platform, as JAX names it."""
+        return "tpu" if isinstance(self.device, str) else "gpu"
+
+
+TARGETS = {
+    "v5e": Target(
+        kind="TPU v5e",
+        memory_bytes=16 * 2**30,
+        bandwidth=819e9,
+        flops=197e12,
+        device="v5e:1x1",
+    ),
+    "v6e": Target(
+        kind="TPU v6e",
+        memory_bytes=32 * 2**30,
+        bandwidth=1638e9,
+        flops=918e12,
+        device="v6e:1x1",
+    ),
+    "a100": Target(
+        kind="NVIDIA A100-SXM4-80GB",
+        memory_bytes=80 * 2**30,
+        bandwidth=2039e9,
+        flops=312e12,
+        device=Card(
+            capability=(8, 0),
+            is_accelerated=False,
+            num_cores=108,
+            lanes=64,
+            threads=2048,
+            shared_kib=164,
+            l2_mib=40,
+            clock_ghz=1.41,
+        ),
+    ),
+    "l4": Target(
+        kind="NVIDIA L4",
+        memory_bytes=24_000_000_000,
+        bandwidth=300e9,
+        flops=121e12,
+        device=Card(
+            capability=(8, 9),
+            is_accelerated=False,
+            num_cores=58,
+            lanes=128,
+            threads=1536,
+            shared_kib=100,
+            l2_mib=48,
+            clock_ghz=2.04,
+        ),
+    ),
+    "h100": Target(
+        kind="NVIDIA H100 80GB HBM3",
+        memory_bytes=80 * 2**30,
+        bandwidth=3352e9,
+        flops=989e12,
+        device=Card(
+            capability=(9, 0),
+            is_accelerated=True,
+            num_cores=132,
+            lanes=128,
+            threads=2048,
+            shared_kib=228,
+            l2_mib=50,
+            clock_ghz=1.98,
+        ),
+    ),
+    "h200": Target(
+        kind="NVIDIA H200",
+        memory_bytes=141_000_000_000,
+        bandwidth=4800e9,
+        flops=989e12,
+        device=Card(
+            capability=(9, 0),
+            is_accelerated=True,
+            num_cores=132,
+            lanes=128,
+            threads=2048,
+            shared_kib=228,
+            l2_mib=50,
+            clock_ghz=1.98,
+        ),
+    ),
+    "b200": Target(
+        kind="NVIDIA B200",
+        memory_bytes=180_000_000_000,
+        bandwidth=8000e9,
+        flops=2250e12,
+        device=Card(
+            capability=(10, 0),
+            is_accelerated=True,
+            num_cores=148,
+            lanes=128,
+            threads=2048,
+            shared_kib=228,
+            l2_mib=126,
+            clock_ghz=1.965,
+        ),
+    ),
+}
+
+
+def device_of(target: Target) -> Any:
+    """Returns the device that programs for a target are compiled for."""
+    from jax.experimental import topologies
+
+    if isinstance(target.device, str):
+        topology = topologies.get_topology_desc(target.device, platform="tpu")
+    else:
+        # The name of a GPU's topology is empty, and both other arguments are needed.
+        topology = topologies.get_topology_desc(
+            "", platform="cuda", topology="1x1x1", target_config=_target_config(target)
+        )
+    return topology.devices[0]
+
+
+def _target_config(target: Target) -> str:
+    """Returns a GPU's `GpuTargetConfigProto`, in text form."""
+    card = target.device
+    assert isinstance(card, Card)
+    major, minor = card.capability
+    extension = "ACCELERATED_FEATURES" if card.is_accelerated else "NONE"
+    device = {
+        "name": f'"{target.kind}"',
+        "device_vendor": '"NVIDIA Corporation"',
+        "cuda_compute_capability": (
+            f"{{ major: {major} minor: {minor} feature_extension: {extension} }}"
+        ),
+        "core_count": card.num_cores,
+        "fpus_per_core": card.lanes,
+        "clock_rate_ghz": card.clock_ghz,
+        "device_memory_size": target.memory_bytes,
+        "memory_bandwidth": int(target.bandwidth),
+        "l2_cache_size": card.l2_mib * 2**20,
+        "shared_memory_per_core": card.shared_kib * 2**10,
+        "shared_memory_per_block_optin": (card.shared_kib - 1) * 2**10,
+        "threads_per_core_limit": card.threads,
+        # Equal on all of these cards.
+        "shared_memory_per_block": 48 * 2**10,
+        "registers_per_core_limit": 65536,
+        "registers_per_block_limit": 65536,
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "thread_dim_limit_x": 1024,
+        "thread_dim_limit_y": 1024,
+        "thread_dim_limit_z": 64,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65535,
+        "block_dim_limit_z": 65535,
+        "device_address_bits": 64,
+        # Versions of the toolkit that the wheels bring.
+        "driver_version": '"13.0.0"',
+        "runtime_version": '"13.0.0"',
+        "compile_time_toolkit_version": '"13.0.0"',
+        "dnn_version": '"9.12.0"',
+    }
+    fields = " ".join(f"{name}: {value}" for name, value in device.items())
+    return (
+        f'gpu_device_info {{ {fields} }} platform_name: "CUDA" '
+        "dnn_version_info { major: 9 minor: 12 } "
+        f'device_description_str: "{target.kind}"'
+    )
