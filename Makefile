@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-browser lint types build golden golden-annealing clean
+.PHONY: setup demo test test-aot test-browser aot lint types build golden golden-annealing clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -32,6 +32,30 @@ demo: setup
 # share, and files go out in their order: those that compile most come first.
 test: lint types
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+# Programs of the engine, compiled for GPUs and TPUs that are not there, and the kernel
+# for NVIDIA, interpreted. They need Python 3.12 or newer and get an environment of their
+# own, made with the first such Python that is found: make test-aot
+# AOT_PYTHON=/path/to/python chooses another.
+test-aot: .venv-aot/installed
+	.venv-aot/bin/python -m pytest -m 'not browser' tests/aot tests/models/attention/gpu_test.py tests/models/attention/paged_mosaic_test.py --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+# Llama-3.1-8B for each device: memory, what fits, roofline. An hour on two cores.
+aot: .venv-aot/installed
+	.venv-aot/bin/python -m benchmarks.aot.llama_8b
+
+AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python
+
+.venv-aot/installed: pyproject.toml constraints/py312.txt constraints/aot.txt
+	@python=$$(for one in $(AOT_PYTHON); do \
+	  $$one -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$one && break; \
+	done); \
+	test -n "$$python" || { echo "compiling ahead of time needs Python 3.12 or newer, and none of these is: $(AOT_PYTHON)" >&2; exit 1; }; \
+	echo "test-aot: making .venv-aot with $$($$python --version), 2 GB on disk"; \
+	$$python -m venv --clear .venv-aot
+	@.venv-aot/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@.venv-aot/bin/python -m pip install --quiet --constraint constraints/py312.txt --constraint constraints/aot.txt --editable . --group aot
+	@touch $@
 
 # The HTML report in a real browser; needs Debian's chromium, or another on PATH.
 test-browser: setup
@@ -59,4 +83,4 @@ golden-annealing: setup
 	$(BIN)/python -m tests.golden.write_annealing
 
 clean:
-	rm -rf .venv .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-aot .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,284 @@
+"""Compiles programs of the engine for a device that is not there, in a child process.
+
+  python -m tests.aot.compiling '{"target": "h200", "programs": ["B32xNB0"]}'
+
+One device a process: compiled kernels are remembered without their device, and what
+fails in a compiler may end the process. Each program is one line of JSON.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from jserve_models.config import NAMED, ModelConfig
+from tests import ROOT
+from tests.aot.optimized_hlo import read_hlo, read_ptxas, read_thunks
+from tests.aot.targets import ENVIRONMENT, TARGETS, Card, Target, device_of
+
+# Llama-like, with all that a layer may have.
+_SMALL = ModelConfig(
+    name="small",
+    vocab_size=4096,
+    hidden_size=512,
+    num_layers=3,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=1536,
+    max_model_len=8192,
+    qkv_bias=True,
+    qk_norm=True,
+)
+MODELS = {**NAMED, "small": _SMALL}
+ATTENTION = {"gpu": "gpu", "tpu": "tpu"}
+"""The attention backend that the product takes on each platform."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Programs to compile for one device.
+
+    Attributes:
+      target: Key of `targets.TARGETS`.
+      programs: Names of programs: "B8xNB4" is a step of 8 rows and 4 blocks, "head8"
+        and "draw8" are heads of 8 rows, greedy and drawn.
+      model: Key of `MODELS`.
+      num_slots: Requests that may run at once.
+      num_pages: KV pages in the pool, of `page_size` tokens.
+      context_pages: KV pages of the longest context.
+      attention: Attention backend; "" for that of `ATTENTION`.
+      weights: Storage of the matrices, of `matrices.STORAGES`.
+      broken: Function of `tests.aot.broken` that breaks the product first; "" for none.
+    """
+
+    target: str
+    programs: tuple[str, ...]
+    model: str = "small"
+    num_slots: int = 32
+    num_pages: int = 512
+    page_size: int = 128
+    context_pages: int = 64
+    attention: str = ""
+    weights: str = "auto"
+    broken: str = ""
+
+    @property
+    def backend(self) -> str:
+        """Name of the attention backend."""
+        return self.attention or ATTENTION[TARGETS[self.target].platform]
+
+
+def compile_programs(job: Job) -> list[dict[str, Any]]:
+    """Returns the report of each program; see `reports`.
+
+    Raises:
+      RuntimeError: If the child failed.
+    """
+    paths = [str(ROOT / part) for part in ("", "models", "sched", "tools")]
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "tests.aot.compiling"]
+    done = subprocess.run(
+        [*command, json.dumps(dataclasses.asdict(job))],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(
+            f"compiling for {job.target} ended with {done.returncode}:\n"
+            f"{done.stdout[-1000:]}\n{done.stderr[-4000:]}"
+        )
+    return [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+
+
+def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields what each program is, in the process that compiles it.
+
+    Args:
+      dump: Folder in which XLA leaves its thunks.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jserve.engine.programs import DeviceState, Programs
+    from jserve_models.decoder import Decoder
+    from jserve_models.registry import abstract_model
+
+    if job.broken:
+        getattr(importlib.import_module("tests.aot.broken"), job.broken)()
+    device = device_of(TARGETS[job.target])
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    # The engine's programs, of shapes alone.
+    config = MODELS[job.model]
+    attention = _attention(job)
+    model = abstract_model(
+        config,
+        dtype=jnp.bfloat16,
+        sharding=sharding,
+        attention=attention,
+        weights=job.weights,
+    )
+    state = DeviceState(
+        *jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(
+                lambda: (
+                    model.new_kv(job.num_pages, job.page_size, jnp.bfloat16),
+                    jnp.zeros(job.num_slots, jnp.int32),
+                )
+            ),
+        )
+    )
+    programs = Programs(
+        model=model,
+        state=state,
+        max_pages_per_row=job.context_pages,
+        captures_logits=False,
+    )
+    num_pages, _ = model.attention.pool_size(state.kv, config.num_layers)
+    kv_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in state.kv)
+    weight_shapes = {
+        leaf.shape[1:]
+        for leaf in Decoder(config).leaves
+        if leaf.axes[0] == "layers" and len(leaf.shape) > 2
+    }
+    weight_bytes = sum(
+        math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(model.leaves)
+    )
+    if job.backend == "gpu":
+        _name_capability(TARGETS[job.target], model.attention)
+    # Kernels are lowered for the device that the mesh in context names.
+    mesh = jax.sharding.Mesh([device], ("one",)).abstract_mesh
+    for name in job.programs:
+        start_s = time.perf_counter()
+        with jax.sharding.use_abstract_mesh(mesh):
+            lowered = programs.lower(_program(name))
+        traced_s = time.perf_counter()
+        with _stdout_to(dump / "ptxas.txt"):
+            compiled = lowered.compile()
+        end_s = time.perf_counter()
+        memory: Any = compiled.memory_analysis()
+        yield {
+            "target": job.target,
+            "program": name,
+            "attention": attention.__name__.rpartition(".")[2],
+            "jax": jax.__version__,
+            "trace_s": traced_s - start_s,
+            "compile_s": end_s - traced_s,
+            "weight_bytes": weight_bytes,
+            "kv_bytes": kv_bytes,
+            "num_discard_pages": state.kv[0].shape[0] - config.num_layers * num_pages,
+            "argument_bytes": memory.argument_size_in_bytes,
+            "output_bytes": memory.output_size_in_bytes,
+            "alias_bytes": memory.alias_size_in_bytes,
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "code_bytes": memory.generated_code_size_in_bytes,
+            **read_hlo(
+                compiled.as_text() or "", kv_bytes // config.num_layers, weight_shapes
+            ),
+            **read_ptxas((dump / "ptxas.txt").read_text()),
+            "thunks": read_thunks(dump, f"jit_step_{name}"),
+        }
+
+
+@contextlib.contextmanager
+def _stdout_to(path: pathlib.Path) -> Iterator[None]:
+    """What libraries print meanwhile goes to a file."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            yield
+        finally:
+            ctypes.CDLL(None).fflush(None)
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _attention(job: Job) -> Any:
+    """Returns the attention backend; on TPU it is the product's choice."""
+    import numpy as np
+
+    from jserve_models.attention import AttentionUse
+    from jserve_models.attention.choose import choose_attention
+
+    platform = TARGETS[job.target].platform
+    if job.attention or platform == "gpu":  # where the choice would ask a live device
+        return importlib.import_module(f"jserve_models.attention.{job.backend}")
+    use = AttentionUse(
+        config=MODELS[job.model],
+        platform=platform,
+        dtype=np.dtype("bfloat16"),
+        num_rows=max(sum(rows_and_blocks(name)) for name in job.programs),
+        page_size=job.page_size,
+        max_pages_per_row=job.context_pages,
+    )
+    return choose_attention("auto", use)[0]
+
+
+def _name_capability(target: Target, backend: Any) -> None:
+    """Says what JAX and the backend ask a live GPU for: its compute capability."""
+    from jax.experimental.mosaic.gpu import utils
+
+    assert isinstance(target.device, Card)
+    major, minor = target.device.capability
+    private: Any = utils
+    private._infer_arch = lambda: (major, minor)
+    backend.compute_capability = lambda: major + minor / 10
+
+
+def _program(name: str) -> Any:
+    """Returns the program of a name."""
+    from jserve.engine.programs import Head
+    from jserve_sched.buckets.table import Bucket
+
+    if is_head(name):
+        return Head(int(name[4:]), name.startswith("draw"))
+    return Bucket(*rows_and_blocks(name))
+
+
+def is_head(name: str) -> bool:
+    """Whether a program is a head, and not a step."""
+    return name.startswith(("head", "draw"))
+
+
+def rows_and_blocks(name: str) -> tuple[int, int]:
+    """Returns the decode rows and prefill blocks of a step; a head is all rows."""
+    if is_head(name):
+        return int(name[4:]), 0
+    num_rows, num_blocks = name.removeprefix("B").split("xNB")
+    return int(num_rows), int(num_blocks)
+
+
+def main() -> None:
+    """Compiles the job in the first argument."""
+    job = Job(**json.loads(sys.argv[1]))
+    os.environ.update(ENVIRONMENT)
+    with tempfile.TemporaryDirectory() as dump:
+        if TARGETS[job.target].platform == "gpu":
+            nvidia = importlib.import_module("nvidia")
+            # The wheels' compilers, and not those of a toolkit on this machine.
+            flags = (
+                f"--xla_dump_to={dump} --xla_dump_hlo_as_text "
+                f"--xla_gpu_cuda_data_dir={nvidia.__path__[0]}/cu13"
+            )
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        for report in reports(job, pathlib.Path(dump)):
+            print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What must hold of every compiled program of the engine."""
+
+from typing import Any
+
+from tests.aot.compiling import MODELS, Job, is_head, rows_and_blocks
+from tests.aot.targets import TARGETS
+
+KERNELS = {"tpu": "tpu_custom_call", "gpu": "mosaic_gpu_v2"}
+"""Target of the custom call that is the kernel, by attention backend that has one."""
+
+_CONDITIONALS = {"draw": 1}  # by kind of program: is a row truncated
+_MOST_REGISTERS = 168  # so that three thread blocks of 128 threads share a core
+# Where rows are few the NVIDIA kernel divides their keys among up to 256 thread blocks,
+# each of which leaves 64 answers of 128 numbers, float32; and these are added up.
+_SPLIT_BYTES = 2 * 256 * 64 * 128 * 4
+# What a program takes whatever its sizes; on TPU a weight that is fetched to fast
+# memory before the program begins is part of it.
+_LEAST_BYTES = 8 * 2**20
+# Arrays like the logits that a head may hold at once. On some GPUs XLA writes what each
+# of the 15 digits of a threshold weighs before it sums it up.
+_LOGITS = {"head": 9, "draw": 24}
+
+
+def most_temporary_bytes(job: Job, name: str) -> int:
+    """Returns the bound of what a program may need beside arguments and results."""
+    config = MODELS[job.model]
+    num_rows, num_blocks = rows_and_blocks(name)
+    if is_head(name):
+        return 4 * _LOGITS[name[:4]] * num_rows * config.vocab_size
+    tokens = num_rows + num_blocks * 32
+    width = (
+        4 * config.hidden_size
+        + 3 * config.intermediate_size
+        + 2 * config.num_heads * config.head_dim
+    )
+    num_bytes = _LEAST_BYTES + 4 * tokens * width
+    if job.backend == "gpu":
+        num_bytes += _SPLIT_BYTES
+    if job.backend not in KERNELS:
+        # The page loop gathers a page of each row, and copies it to transpose it.
+        page_bytes = 2 * job.page_size * 2 * config.num_kv_heads * config.head_dim
+        num_bytes += 2 * (num_rows + num_blocks) * page_bytes
+    return num_bytes
+
+
+def faults(job: Job, report: dict[str, Any]) -> list[str]:
+    """Returns the conditions that a program violates, each with what violates it."""
+    name = report["program"]
+    num_rows, num_blocks = rows_and_blocks(name)
+    num_layers = 0 if is_head(name) else MODELS[job.model].num_layers
+    platform = TARGETS[job.target].platform
+    found = []
+
+    def check(is_kept: bool, condition: str, what: object) -> None:
+        if not is_kept:
+            found.append(f"{condition}: {what}")
+
+    used = report["attention"]
+    check(used == job.backend, "the device's attention backend is chosen", used)
+    # Memory.
+    kept, cache = report["alias_bytes"], report["kv_bytes"]
+    check(
+        kept >= cache or is_head(name),
+        "the cache is updated in place",
+        f"{kept} of {cache} bytes",
+    )
+    discard = report["num_discard_pages"]
+    check(
+        discard == MODELS[job.model].num_layers,
+        "each layer has a discard page",
+        f"{discard} pages",
+    )
+    needed, bound = report["temporary_bytes"], most_temporary_bytes(job, name)
+    check(needed <= bound, "temporaries are bounded", f"{needed} of {bound} bytes")
+    moves = report["cache_moves"]
+    check(not moves, "nothing copies a layer's cache", moves)
+    casts = report["weight_casts"]
+    check(not casts, "no weight is dequantised to memory", casts)
+    # The kernel, or the page loop.
+    num_groups = (num_rows > 0) + (num_blocks > 0)
+    most_loops = num_groups * num_layers
+    if kernel := KERNELS.get(job.backend):
+        most_loops = 0
+        num_calls = report["calls"].get(kernel, 0)
+        check(
+            num_layers <= num_calls <= num_groups * num_layers,
+            "each layer is a kernel for each group of rows, or one for all",
+            report["calls"],
+        )
+    if job.backend == "gpu" and not num_blocks:
+        registers, spilled = report["most_registers"], report["spilled_bytes"]
+        check(
+            bool(num_layers) <= (registers > 0) and registers <= _MOST_REGISTERS,
+            "registers of the kernel are bounded",
+            registers,
+        )
+        check(not spilled, "the kernel spills no register", f"{spilled} bytes")
+    branches = report["conditionals"]
+    most_branches = _CONDITIONALS.get(name[:4], 0)
+    check(len(branches) <= most_branches, "only the sampler branches", branches)
+    # On GPU a host is in the way of all that is not known to it; on TPU all stays on
+    # the device, and weights are fetched ahead of their use by copies.
+    if platform == "gpu":
+        loops = report["dynamic_loops"]
+        check(len(loops) <= most_loops, "no loop depends on data", loops)
+        moves = report["weight_moves"]
+        check(not moves, "nothing copies a layer's weight", moves)
+        thunks = report["thunks"]
+        check(thunks == ["kCommandBuffer"], "the host launches one graph", thunks)
+    return found

@@ -1,0 +1,79 @@
+"""Every kind of program, compiled for every kind of device, without any of them."""
+
+import pytest
+
+from tests.aot.compiling import ATTENTION, Job, compile_programs
+from tests.aot.gate import faults
+from tests.aot.targets import TARGETS
+
+pytestmark = [pytest.mark.aot, pytest.mark.timeout(1800)]
+DECODE = "B32xNB0"
+PROGRAMS = (DECODE, "B8xNB4", "B0xNB8", "head32", "draw32")
+# Where a kernel does not take a model, and what takes its place.
+FALLBACKS = {
+    name: Job(target=name, programs=PROGRAMS[:3], attention="page_loop")
+    for name in ("v5e", "a100")
+    if ATTENTION[TARGETS[name].platform] != "page_loop"
+}
+
+
+def check(job: Job) -> None:
+    found = {one["program"]: faults(job, one) for one in compile_programs(job)}
+    assert found == {name: [] for name in job.programs}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_programs_are_as_they_must_be(target: str) -> None:
+    check(Job(target=target, programs=PROGRAMS))
+
+
+@pytest.mark.parametrize("target", FALLBACKS)
+def test_so_they_are_without_a_kernel(target: str) -> None:
+    check(FALLBACKS[target])
+
+
+@pytest.mark.parametrize(
+    ("target", "weights"), [("v5e", "int8"), ("l4", "int8"), ("h200", "fp8")]
+)
+def test_quantised_weights_stay_so_in_memory(target: str, weights: str) -> None:
+    check(Job(target=target, programs=(DECODE, "head32"), weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "conditions"),
+    [
+        (
+            "h200",
+            {"broken": "layers_scanned", "attention": "page_loop"},
+            {"nothing copies a layer's weight", "the host launches one graph"},
+        ),
+        (
+            "h200",
+            {"broken": "loops_outside_graphs", "attention": "page_loop"},
+            {"the host launches one graph"},
+        ),
+        (
+            "v6e",
+            {"broken": "discard_page_past_the_end", "attention": "page_loop"},
+            {"each layer has a discard page"},
+        ),
+        (
+            "v6e",
+            {"attention": "cpu"},
+            {
+                "each layer has a discard page",
+                "nothing copies a layer's cache",
+                "temporaries are bounded",
+            },
+        ),
+        ("a100", {"weights": "fp8"}, {"no weight is dequantised to memory"}),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else None,
+)
+def test_what_is_broken_is_noticed(
+    target: str, fields: dict[str, str], conditions: set[str]
+) -> None:
+    job = Job(target=target, programs=(DECODE,), **fields)  # type: ignore[arg-type]
+    [report] = compile_programs(job)
+    found = faults(job, report)
+    assert {one.partition(":")[0] for one in found} == conditions, found
