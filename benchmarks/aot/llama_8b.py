@@ -8,7 +8,7 @@ compiler reports: bytes on the device, and its seconds on this machine. `arithme
 says what the step has to read and to compute, from the model's shapes, and how long
 that takes at the vendor's figures of bandwidth and arithmetic: a bound from below, and
 no measurement. `fits` says how many tokens of KV the device's memory leaves, and so how
-many rows of a context.
+many rows of a context. Weights are bfloat16, or int8 where these leave no room.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ _STEPS = ("B32xNB0", "B32xNB16")
 _PROGRAMS = (*_STEPS, "head32", "draw32")
 _CONTEXT = 2048  # tokens before each row and prompt of the steps
 _CONTEXTS = (2048, 8192, 32768, 131072)
-_ITEM_BYTES = 2  # bfloat16, weights and KV
+_LEAST_TOKENS = 16384  # of KV, without which weights are stored in fewer bits
+_ITEM_BYTES = {"auto": 2, "int8": 1}  # of a matrix; all else, and KV, is bfloat16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,18 @@ def matrices(config: ModelConfig) -> tuple[int, int]:
 
 def token_bytes(config: ModelConfig) -> int:
     """Returns the bytes of a token's KV over all layers."""
-    return config.num_layers * 2 * config.num_kv_heads * config.head_dim * _ITEM_BYTES
+    return config.num_layers * 2 * config.num_kv_heads * config.head_dim * 2
 
 
-def arithmetic(target: Target, name: str) -> dict[str, Any]:
+def weight_bytes(config: ModelConfig, weights: str) -> int:
+    """Returns the bytes of all weights but the scales of quantised ones."""
+    layer, head = matrices(config)
+    norms = (2 * config.num_layers + 1) * config.hidden_size
+    num_bytes = _ITEM_BYTES[weights] * (config.num_layers * layer + head)
+    return num_bytes + 2 * (head + norms)
+
+
+def arithmetic(target: Target, name: str, weights: str) -> dict[str, Any]:
     """Returns what a step has to read and compute, and the seconds that it takes.
 
     All blocks are of one prompt, whose KV is read once.
@@ -82,9 +91,9 @@ def arithmetic(target: Target, name: str) -> dict[str, Any]:
     num_rows, num_blocks = rows_and_blocks(name)
     num_prompt = 32 * num_blocks
     num_prompts = min(num_blocks, 1)
-    weights = _ITEM_BYTES * (config.num_layers * layer + head)
+    matrix_bytes = _ITEM_BYTES[weights] * (config.num_layers * layer + head)
     num_keys = num_rows * (_CONTEXT + 1) + num_prompts * (_CONTEXT + num_prompt)
-    read_bytes = weights + num_keys * token_bytes(config)
+    read_bytes = matrix_bytes + num_keys * token_bytes(config)
     pairs = num_rows * (_CONTEXT + 1) + num_prompt * (_CONTEXT + (num_prompt + 1) / 2)
     operations = 2.0 * config.num_layers * layer * (num_rows + num_prompt)
     operations += 2 * head * (num_rows + num_prompts)
@@ -108,33 +117,34 @@ def room_tokens(memory_bytes: float, other_bytes: float) -> int:
 def measure(name: str, config: Aot) -> dict[str, Any]:
     """Returns the report of one target."""
     target, model = TARGETS[name], NAMED[_MODEL]
-    layer, head = matrices(model)
-    norms = (2 * model.num_layers + 1) * model.hidden_size
-    weight_bytes = _ITEM_BYTES * (model.num_layers * layer + 2 * head + norms)
+    page_size = Job.page_size
     memory_bytes = config.memory_fraction * target.memory_bytes
+    for weights in _ITEM_BYTES:
+        needed_bytes = weight_bytes(model, weights)
+        num_tokens = room_tokens(memory_bytes, needed_bytes)
+        if num_tokens >= _LEAST_TOKENS:
+            break
     report: dict[str, Any] = {
         "device": target.kind,
         "memory_bytes": target.memory_bytes,
         "bandwidth_bytes_s": target.bandwidth,
         "bfloat16_operations_s": target.flops,
-        "weight_bytes": weight_bytes,
-        "arithmetic": {one: arithmetic(target, one) for one in _STEPS},
+        "weights": weights,
+        "weight_bytes": needed_bytes,
+        "arithmetic": {one: arithmetic(target, one, weights) for one in _STEPS},
     }
     # A pool of half the room is compiled; its size changes no other figure.
-    page_size = Job.page_size
-    num_pages = room_tokens(memory_bytes, weight_bytes) // (2 * page_size)
-    if not num_pages:
-        return report | {"compiled": {}, "fits": {"num_tokens": 0}}
     job = Job(
         target=name,
         model=_MODEL,
         programs=_PROGRAMS,
-        num_pages=num_pages,
+        num_pages=num_tokens // (2 * page_size),
+        weights=weights,
         context_pages=model.max_model_len // page_size,
     )
     compiled = compile_programs(job)
     temporary_bytes = max(one["temporary_bytes"] for one in compiled)
-    num_tokens = room_tokens(memory_bytes, weight_bytes + temporary_bytes)
+    num_tokens = room_tokens(memory_bytes, needed_bytes + temporary_bytes)
     return report | {
         "jax": compiled[0]["jax"],
         "attention": compiled[0]["attention"],
