@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from jserve.engine.memory import step_bytes
+from jserve_sched.buckets.table import Bucket
 from tests.aot.compiling import MODELS, Job, is_head, rows_and_blocks
 from tests.aot.targets import TARGETS
 
@@ -16,8 +18,8 @@ _SPLIT_BYTES = 2 * 256 * 64 * 128 * 4
 # What a program takes whatever its sizes; on TPU a weight that is fetched to fast
 # memory before the program begins is part of it.
 _LEAST_BYTES = 8 * 2**20
-# Arrays like the logits that a head may hold at once. On some GPUs XLA writes what each
-# of the 15 digits of a threshold weighs before it sums it up.
+# Arrays like the logits that a head may hold at once. Where they are small, XLA writes
+# what each of the 15 digits of a threshold weighs before it sums it up on some GPUs.
 _LOGITS = {"head": 9, "draw": 24}
 
 
@@ -72,6 +74,14 @@ def faults(job: Job, report: dict[str, Any]) -> list[str]:
     )
     needed, bound = report["temporary_bytes"], most_temporary_bytes(job, name)
     check(needed <= bound, "temporaries are bounded", f"{needed} of {bound} bytes")
+    planned = step_bytes(
+        MODELS[job.model],
+        Bucket(num_rows, num_blocks),
+        num_slots=job.num_slots,
+        page_size=job.page_size,
+        itemsize=2,
+    )
+    check(needed <= planned, "the memory planned suffices", f"{needed} of {planned}")
     moves = report["cache_moves"]
     check(not moves, "nothing copies a layer's cache", moves)
     casts = report["weight_casts"]
