@@ -147,9 +147,8 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
         weights=config.weights,
         attention=shape.attention,
     )
-    dtype = shape.dtype
-    page_bytes = kv_page_bytes(model, config.page_size, dtype)
-    least_bytes = kv_bytes(model, 1, config.page_size, dtype)
+    page_bytes = kv_page_bytes(model, config.page_size, shape.kv_dtype)
+    least_bytes = kv_bytes(model, 1, config.page_size, shape.kv_dtype)
     num_pages = (config.kv_cache_bytes - least_bytes) // page_bytes + 1
     if num_pages < 1:
         raise ValueError(
@@ -158,7 +157,8 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
         )
     return Engine(
         model=model,
-        dtype=dtype,
+        dtype=shape.dtype,
+        kv_dtype=shape.kv_dtype,
         num_slots=config.max_num_seqs,
         num_pages=num_pages,
         page_size=config.page_size,

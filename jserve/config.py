@@ -108,13 +108,16 @@ class EngineConfig:
         "llama-8b" with random weights.
       seed: Seed of random weights of a named size. [default: trained weights for tiny,
         else 0]
-      dtype: Type of the computation, the KV and, but for --weights, the weights:
+      dtype: Type of the computation and, but for --kv_dtype and --weights, of the rest:
         "float32", "bfloat16", or "auto", which is float32 on CPU, where bfloat16 is
         slow before jax 0.11.2, and bfloat16 elsewhere.
       weights: Type in which matrices are stored: "bfloat16", "int8", "fp8", or "auto",
         which is --dtype. int8 and fp8 have a scale for each output channel and take
         half the memory of bfloat16, with a small loss of accuracy; embedding, norms and
         biases remain in --dtype. On CPU they save memory, and steps take longer.
+      kv_dtype: Type of the KV: "auto", which is --dtype, or "fp8" (float8_e4m3fn): the
+        pool holds two or four times the tokens, with a loss of accuracy. No kernel of
+        attention takes it, so that GPU and TPU take "page_loop".
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
       attention: Backend of attention: "cpu" and "page_loop", which run everywhere,
@@ -183,6 +186,7 @@ class EngineConfig:
     seed: int | None = None
     dtype: str = "auto"
     weights: str = "auto"
+    kv_dtype: str = "auto"
     max_model_len: int = 0
     attention: str = "auto"
     policy: str = "sliding"
@@ -259,6 +263,7 @@ class EngineConfig:
         for name, known in (
             ("dtype", ("auto", "float32", "bfloat16")),
             ("weights", ("auto", "bfloat16", "int8", "fp8")),
+            ("kv_dtype", ("auto", "fp8")),
             ("attention", ("auto", "cpu", "page_loop", "gpu", "tpu")),
         ):
             if (value := getattr(self, name)) not in known:

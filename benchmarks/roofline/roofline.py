@@ -160,7 +160,7 @@ def needs(engine: Engine, plans: Sequence[StepPlan]) -> tuple[float, float]:
     head = config.hidden_size * config.vocab_size
     weights = config.num_layers * layer + head
     # KV and attention: a query reads the keys and values up to its position.
-    token_bytes = kv_page_bytes(engine.model, 1, engine.dtype)
+    token_bytes = kv_page_bytes(engine.model, 1, engine.kv_dtype)
     read_bytes = operations = 0.0
     for plan in plans:
         rows = (*plan.decodes, *plan.chunks)

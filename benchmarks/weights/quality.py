@@ -22,14 +22,16 @@ from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import StepInputs, StepShape
 from jserve_tools.training.library_text import library_files, read_text
 
-_CASES = [
-    *[("float32", weights) for weights in ("auto", "bfloat16", "int8", "fp8")],
-    *[("bfloat16", weights) for weights in ("auto", "int8", "fp8")],
+_CASES = [  # types of computation, weights and KV
+    *[("float32", weights, "float32") for weights in ("auto", "bfloat16", "int8")],
+    *[("float32", "fp8", "float32"), ("float32", "auto", "float8_e4m3fn")],
+    *[("bfloat16", weights, "bfloat16") for weights in ("auto", "int8", "fp8")],
+    ("bfloat16", "auto", "float8_e4m3fn"),
 ]
 _NUM_WINDOWS, _WIDTH, _PAGE_SIZE = 8, 2048, 128
 
 
-def window_logits(model: LoadedModel, dtype: str, windows: np.ndarray) -> np.ndarray:
+def window_logits(model: LoadedModel, kv_dtype: str, windows: np.ndarray) -> np.ndarray:
     """Returns the logits after each token of windows [W, S]: [W, S, V] float32."""
     head = [leaf.path for leaf in Decoder(model.config).leaves].index("head")
     num_pages = _WIDTH // _PAGE_SIZE
@@ -38,7 +40,7 @@ def window_logits(model: LoadedModel, dtype: str, windows: np.ndarray) -> np.nda
 
     @jax.jit
     def run(leaves: Any, inputs: StepInputs) -> jax.Array:
-        kv = model.new_kv(num_pages, _PAGE_SIZE, dtype)
+        kv = model.new_kv(num_pages, _PAGE_SIZE, kv_dtype)
         hidden, _ = model.forward(leaves, kv, inputs, StepShape(_WIDTH, 0, 32))
         return product(hidden, leaves[head], jnp.float32)
 
@@ -78,12 +80,13 @@ def main() -> None:
     windows = text.sources.windows(np.random.default_rng(0), _NUM_WINDOWS, _WIDTH + 1)
     found: list[dict[str, Any]] = []
     wanted = np.empty(0)
-    for dtype, weights in _CASES:
+    for dtype, weights, kv_dtype in _CASES:
         model = load_model("tiny", seed=None, dtype=dtype, weights=weights)
-        logits = window_logits(model, dtype, windows[:, :-1])
+        logits = window_logits(model, kv_dtype, windows[:, :-1])
         wanted = wanted if found else logits
         num_bytes = sum(x.nbytes for x in jax.tree.leaves(model.leaves))
-        row = {"dtype": dtype, "weights": weights, "weight_bytes": num_bytes}
+        row = {"dtype": dtype, "weights": weights, "kv_dtype": kv_dtype}
+        row["weight_bytes"] = num_bytes
         found.append(row | judge(logits, wanted, windows[:, 1:]))
         print(found[-1], file=sys.stderr, flush=True)
     document = {

@@ -87,7 +87,8 @@ class Engine:
       block_tokens: Tokens in one prefill block, Q.
       max_model_len: Most tokens of prompt and output together.
       max_pages_per_row: KV pages of the longest context.
-      dtype: Type of weights and KV.
+      dtype: Type of the computation.
+      kv_dtype: Type of the KV.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Engine:
         *,
         model: LoadedModel,
         dtype: jnp.dtype,
+        kv_dtype: jnp.dtype | None = None,
         num_slots: int,
         num_pages: int,
         page_size: int,
@@ -109,6 +111,7 @@ class Engine:
         self.page_size = page_size
         self.max_model_len = max_model_len
         self.dtype = dtype
+        self.kv_dtype = kv_dtype or dtype
         self.max_pages_per_row = -(-max_model_len // page_size)
         self.block_tokens = block_tokens
         self._packer = Packer(
@@ -118,7 +121,7 @@ class Engine:
             max_pages_per_row=self.max_pages_per_row,
         )
         self._state = DeviceState(
-            kv=model.new_kv(num_pages, page_size, dtype),
+            kv=model.new_kv(num_pages, page_size, self.kv_dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32),
         )
         self.programs = Programs(
@@ -135,6 +138,8 @@ class Engine:
         dtype, weights = self.dtype.name, self.model.weights
         if weights not in ("auto", dtype):
             dtype += f", weights {weights}"
+        if self.kv_dtype != self.dtype:
+            dtype += f", KV {self.kv_dtype.name}"
         return PredictorFacts(
             platform=device.platform,
             device_kind=device.device_kind,

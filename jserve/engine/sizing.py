@@ -16,6 +16,7 @@ from jserve_models.attention.choose import choose_attention
 from jserve_models.config import ModelConfig
 from jserve_models.matrices import check_storage
 from jserve_models.registry import abstract_model, model_config
+from jserve_models.toy import TOY
 from jserve_sched.buckets.growth import BucketPlan
 
 
@@ -24,6 +25,7 @@ class EngineShape(NamedTuple):
 
     model: ModelConfig
     dtype: np.dtype
+    kv_dtype: np.dtype
     max_model_len: int
     attention: AttentionBackend
     reason: str  # for the attention
@@ -42,7 +44,12 @@ def engine_shape(config: EngineConfig) -> EngineShape:
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(name)
+    kv_dtype = dtype if config.kv_dtype == "auto" else jnp.dtype(jnp.float8_e4m3fn)
     model = model_config(config.model)
+    if model is TOY and kv_dtype != dtype:
+        raise ValueError(
+            f"kv_dtype={config.kv_dtype!r} has too few digits for the model toy"
+        )
     max_model_len = config.max_model_len or model.max_model_len
     if max_model_len > model.max_model_len:
         raise ValueError(
@@ -53,13 +60,13 @@ def engine_shape(config: EngineConfig) -> EngineShape:
     use = AttentionUse(
         config=model,
         platform=platform,
-        dtype=dtype,
+        dtype=kv_dtype,
         page_size=config.page_size,
         num_rows=config.max_num_seqs + most_blocks,
         max_pages_per_row=-(-max_model_len // config.page_size),
     )
     attention, reason = choose_attention(config.attention, use)
-    return EngineShape(model, dtype, max_model_len, attention, reason)
+    return EngineShape(model, dtype, kv_dtype, max_model_len, attention, reason)
 
 
 def plan_engine(config: EngineConfig) -> tuple[EngineConfig, BucketPlan]:
@@ -107,7 +114,7 @@ def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
         weights=config.weights,
     )
     one, two = (
-        kv_bytes(model, num_pages, config.page_size, shape.dtype)
+        kv_bytes(model, num_pages, config.page_size, shape.kv_dtype)
         for num_pages in (1, 2)
     )
     return MemoryNeeds(

@@ -26,6 +26,8 @@ from tests.engine_harness import small_config
         ({"page_size": 100}, "page_size=100 is not a multiple of block_tokens=32"),
         ({"dtype": "int4"}, "dtype='int4' is not one of auto, float32, bfloat16"),
         ({"weights": "fp4"}, "weights='fp4' is not one of auto, bfloat16, int8, fp8"),
+        ({"kv_dtype": "int8"}, "kv_dtype='int8' is not one of auto, fp8"),
+        ({"kv_dtype": "fp8", "model": "toy"}, "kv_dtype='fp8' has too few digits for"),
         ({"attention": "gpus"}, "attention='gpus' is not one of auto, cpu, page_loop"),
         ({"attention": "tpu"}, "attention='tpu': tpu needs a TPU, and the platform is"),
         (

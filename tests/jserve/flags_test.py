@@ -78,7 +78,7 @@ def test_flags_stand_under_the_headings_of_their_class() -> None:
         "Memory",
         "Recording",
     ]
-    names = ["seed", "dtype", "weights", "max_model_len", "attention"]
+    names = ["seed", "dtype", "weights", "kv_dtype", "max_model_len", "attention"]
     assert groups["Model"] == names
     assert "page_size" in groups["Memory"]
 

@@ -10,6 +10,7 @@ import dataclasses
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jserve_models.config import ModelConfig
@@ -24,7 +25,7 @@ class AttentionUse:
 
     Attributes:
       platform: JAX's name of the kind of device.
-      dtype: Type of queries and cache.
+      dtype: Type of the cache, and of queries unless it has fewer bits.
       page_size: Tokens in one page.
       num_rows: Most rows of a step, decodes and blocks.
       max_pages_per_row: Pages of the longest context.
@@ -36,6 +37,16 @@ class AttentionUse:
     page_size: int
     num_rows: int
     max_pages_per_row: int
+
+
+def stored(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Returns keys or values as a cache of this type holds them: finite numbers.
+
+    What is masked is multiplied by zero: a NaN would outlive its request.
+    """
+    most = float(jnp.finfo(dtype).max)
+    wide = jnp.clip(x.astype(jnp.float32), -most, most)
+    return jnp.where(jnp.isnan(wide), 0, wide).astype(dtype)
 
 
 class AttentionBackend(Protocol):

@@ -9,7 +9,7 @@ along the head, and neither is transposed on the way.
 import jax
 import jax.numpy as jnp
 
-from jserve_models.attention import CacheShapes
+from jserve_models.attention import CacheShapes, stored
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
 
@@ -55,9 +55,7 @@ def write_kv(
         k_cache.shape[0],
     )
     offset = layout.write_offset
-    # What is masked is multiplied by zero: a NaN would outlive its request.
-    v = jnp.where(jnp.isfinite(v), v, 0)
     return (
-        k_cache.at[page, :, :, offset].set(k.astype(k_cache.dtype), mode="drop"),
-        v_cache.at[page, :, offset].set(v.astype(v_cache.dtype), mode="drop"),
+        k_cache.at[page, :, :, offset].set(stored(k, k_cache.dtype), mode="drop"),
+        v_cache.at[page, :, offset].set(stored(v, v_cache.dtype), mode="drop"),
     )

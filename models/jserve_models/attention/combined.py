@@ -11,7 +11,7 @@ A kernel may need more heads, or wider ones, than the model has; the rest is zer
 import jax
 import jax.numpy as jnp
 
-from jserve_models.attention import CacheShapes
+from jserve_models.attention import CacheShapes, stored
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
 
@@ -38,9 +38,6 @@ def write_kv(
 ) -> KvCache:
     """Writes every token's key and value of one layer, in a single scatter of rows.
 
-    Nothing but finite numbers is written: a kernel multiplies what it masks by zero,
-    and a NaN would outlive its request.
-
     Args:
       k: [T, K, D]; so is `v`.
       layer: [] index of the layer.
@@ -48,8 +45,7 @@ def write_kv(
     (cache,) = kv
     num_tokens, num_kv_heads, head_dim = k.shape
     rows = jnp.stack([k, v], axis=2).reshape(num_tokens, 2 * num_kv_heads, head_dim)
-    rows = rows.astype(cache.dtype)
-    rows = jnp.where(jnp.isfinite(rows), rows, 0)
+    rows = stored(rows, cache.dtype)
     missing = (cache.shape[2] - rows.shape[1], cache.shape[3] - head_dim)
     rows = jnp.pad(rows, [(0, 0), *((0, size) for size in missing)])
     page = first_page(layout, layer) + layout.write_page

@@ -64,11 +64,12 @@ class Scores:
 
         Args:
           queries: [..., K, g * w, D], scaled.
-          k: [..., K, D, P]; `v` is [..., K, P, D].
+          k: [..., K, D, P]; `v` is [..., K, P, D]. The cache may have fewer bits.
           query_positions: [..., g * w].
           key_positions: [P].
         """
         # Scores; what a query must not see is masked.
+        k, v = k.astype(queries.dtype), v.astype(queries.dtype)
         scores = jnp.matmul(queries, k, preferred_element_type=jnp.float32)
         if self.soft_cap is not None:
             scores = self.soft_cap * jnp.tanh(scores / self.soft_cap)

@@ -61,6 +61,7 @@ def test_facts_are_those_of_the_device_and_the_engine() -> None:
         engine = types.SimpleNamespace(
             model=types.SimpleNamespace(config=NAMED[config], weights="auto"),
             dtype=np.dtype("float32"),
+            kv_dtype=np.dtype("float32"),
             page_size=8,
             block_tokens=4,
         )

@@ -182,3 +182,22 @@ def test_writes_touch_their_layer_only_and_padding_nothing(backend):
             wanted_keys[place], wanted_values[place] = k[token], v[token]
     np.testing.assert_array_equal(keys, wanted_keys)
     np.testing.assert_array_equal(values, wanted_values)
+
+
+@pytest.mark.parametrize("backend", [cpu, page_loop], ids=["cpu", "page_loop"])
+def test_a_cache_of_fewer_bits_holds_what_it_can_and_answers_by_that(backend):
+    fp8 = jnp.float8_e4m3fn
+    kv, (q, k, v) = make_arrays(backend)
+    kv = tuple(part.astype(fp8) for part in kv)
+    got, _ = run(backend, ROWS, kv, (q, k, v))
+    wide = tuple(part.astype(np.float32) for part in kv)
+    rounded = (q, k.astype(fp8).astype(np.float32), v.astype(fp8).astype(np.float32))
+    wanted, _ = run(backend, ROWS, wide, rounded)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+    k[0], v[0], v[0, 0, 0] = 1e4, -1e4, np.nan
+    _, written = run(backend, ROWS, kv, (q, k, v))
+    page = int(make_inputs(ROWS).page_table[0, ROWS[0][0] // PAGE_SIZE])
+    keys, values = (part[1, page, ROWS[0][0] % PAGE_SIZE] for part in pages_of(written))
+    assert np.all(keys.astype(np.float32) == 448)
+    assert values.astype(np.float32).ravel().tolist() == [0, *[-448] * 7]
