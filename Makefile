@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine with Python 3.11+ and pip:
 #   make demo    sets up, serves, replays a real trace under four policies, plots
-#   make test    sets up, then lint, types and all tests
+#   make test    sets up, then lint, types and tests
 # Studies have their own: benchmarks/*/run.sh
 # Another interpreter: make test PYTHON=python3.12 (makes .venv again)
 

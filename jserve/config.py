@@ -114,15 +114,16 @@ class EngineConfig:
       weights: Type in which matrices are stored: "bfloat16", "int8", "fp8", or "auto",
         which is --dtype. int8 and fp8 have a scale for each output channel and take
         half the memory of bfloat16, with a small loss of accuracy; embedding, norms and
-        biases remain in --dtype. On CPU they save memory, and steps take longer.
+        biases remain in --dtype. fp8 needs a GPU of compute capability 8.9 or newer. On
+        CPU both save memory, and steps take longer.
       kv_dtype: Type of the KV: "auto", which is --dtype, or "fp8" (float8_e4m3fn): the
         pool holds two or four times the tokens, with a loss of accuracy. No kernel of
         attention takes it, so that GPU and TPU take "page_loop".
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
-      attention: Backend of attention: "cpu" and "page_loop", which run everywhere,
-        "gpu" and "tpu", which are kernels, or "auto", which takes what suits the device
-        and the model.
+      attention: Backend of attention: "cpu", which is quickest there, "page_loop",
+        which runs everywhere, "gpu" and "tpu", which are kernels, or "auto", which takes
+        what suits the device and the model.
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
         a class of your own, as in "my_module.MyPolicy".
       predictor: Predictor of step times: "table" (timed at start), "linear"
@@ -136,15 +137,16 @@ class EngineConfig:
         dtype or page size, these times are fitted to the step predictor.
       annealing_budget_ms: Most milliseconds of one search of the policies annealing and
         annealing+sliding; 0 limits only the number of proposals, as simulations do.
-      max_num_seqs: Most requests that run at once.
-      max_num_batched_tokens: Most token positions in one step.
+      max_num_seqs: Most requests that run at once; 0 goes by device.
+      max_num_batched_tokens: Most token positions in one step; 0 goes by device, with
+        512 for prompts on CPU and 2048 elsewhere.
       max_queued_requests: Most requests that wait; more are refused with status 429.
       enable_overlap: Whether a step is planned while the previous one runs. On CPU this
         gains at few rows, and nothing, or less, once steps use all cores.
       bucket_strategy: Strategy that chooses the compiled buckets, by name and options,
         as in "linear:block_gap=4"; "" takes "explicit" with --buckets, else "pow2".
       buckets: Bucket file (JSON), for the strategies "explicit" and "fitted".
-      block_tokens: Tokens in one prefill block.
+      block_tokens: Tokens in one prefill block; 0 goes by device.
       max_programs: Most programs to compile; the least valuable edges are left out. 0
         sets no limit.
       max_compile_s: Seconds to spend on compiling; buckets that would take longer are
@@ -180,7 +182,8 @@ class EngineConfig:
     flag_defaults: ClassVar[Mapping[str, str]] = {  # as --help shows them
         name: f"by device: {size} on CPU, {SIZES['gpu'][name]} on GPU and TPU"
         for name, size in SIZES["cpu"].items()
-    }
+        if size != SIZES["gpu"][name]
+    } | {"page_size": str(SIZES["cpu"]["page_size"])}
 
     model: str = "tiny"
     seed: int | None = None
@@ -272,11 +275,10 @@ class EngineConfig:
     def for_device(self, platform: str) -> "EngineConfig":
         """Returns the configuration with the sizes that go by device.
 
+        More sequences than by default leave as many tokens of a step to prompts.
+
         Args:
           platform: Key of `SIZES`, as `jax.default_backend` names it.
-
-        Raises:
-          ValueError: If one of them does not go with one that was given.
         """
         sizes = SIZES.get(platform, SIZES["gpu"])
         chosen: dict[str, Any] = {
@@ -284,6 +286,9 @@ class EngineConfig:
             for name, size in sizes.items()
             if getattr(self, name) == getattr(EngineConfig, name)  # its default
         }
+        more = max(self.max_num_seqs - sizes["max_num_seqs"], 0)
+        if "max_num_batched_tokens" in chosen:
+            chosen["max_num_batched_tokens"] += more
         return dataclasses.replace(self, **chosen)
 
     @property
