@@ -6,10 +6,10 @@
 
 The port is bound at once, and refuses connections until the model is loaded. /health
 reports "ready", with status 200, when the few buckets are compiled in which every step
-can run; from then on requests are served. Finer buckets are added meanwhile, and /health reports
-"warm" when none is left: measure only then. Start-up logs its progress every few
-seconds. On SIGTERM the server finishes running requests, then exits with 0. If the
-engine fails, it exits with 70: start it again.
+can run; from then on requests are served. Finer buckets are added meanwhile, and
+/health reports "warm" when none is left: measure only then. Start-up logs its progress
+every few seconds. On SIGTERM the server finishes running requests, then exits with 0.
+If the engine fails, it exits with 70: start it again.
 """
 
 import dataclasses

@@ -122,8 +122,8 @@ class EngineConfig:
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
       attention: Backend of attention: "cpu", which is quickest there, "page_loop",
-        which runs everywhere, "gpu" and "tpu", which are kernels, or "auto", which takes
-        what suits the device and the model.
+        which runs everywhere, "gpu" and "tpu", which are kernels, or "auto", which
+        takes what suits the device and the model.
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
         a class of your own, as in "my_module.MyPolicy".
       predictor: Predictor of step times: "table" (timed at start), "linear"
