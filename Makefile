@@ -44,7 +44,7 @@ test-aot: .venv-aot/installed
 aot: .venv-aot/installed
 	.venv-aot/bin/python -m benchmarks.aot.llama_8b
 
-AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python
+AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$(dirname $$(dirname $$(command -v pyenv || echo $$HOME/.pyenv/bin/pyenv)))}/versions/3.1[2-9]*/bin/python
 
 .venv-aot/installed: pyproject.toml constraints/py312.txt constraints/aot.txt
 	@python=$$(for one in $(AOT_PYTHON); do \
