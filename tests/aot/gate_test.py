@@ -64,6 +64,7 @@ def test_quantised_weights_stay_so_in_memory(target: str, weights: str) -> None:
                 "each layer has a discard page",
                 "nothing copies a layer's cache",
                 "temporaries are bounded",
+                "the memory planned suffices",
             },
         ),
         ("a100", {"weights": "fp8"}, {"no weight is dequantised to memory"}),
