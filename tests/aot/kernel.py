@@ -9,13 +9,13 @@ import dataclasses
 import importlib
 import json
 import os
-import re
 import subprocess
 import sys
 import time
 from typing import Any
 
 from tests import ROOT
+from tests.aot.optimized_hlo import read_ptxas
 from tests.aot.targets import ENVIRONMENT, TARGETS, Card, device_of
 
 # Shapes and options of a layer with 32 heads, 8 KV heads and 8,192 tokens of context.
@@ -76,16 +76,15 @@ def kernel_resources(target: str) -> dict[str, Resources]:
             f"{done.stdout[-4000:]}"
         )
     found: dict[str, Resources] = {}
-    registers = spill_bytes = 0
-    for line in done.stdout.splitlines():
-        if match := re.search(r"(\d+) bytes spill stores", line):
-            spill_bytes = int(match[1])
-        if match := re.search(r"Used (\d+) registers", line):
-            registers = int(match[1])
-        if line.startswith("{"):  # of the one kernel whose code was made before it
-            case = json.loads(line)
-            sizes = (registers, spill_bytes, case["compile_s"])
-            found[case["name"]] = Resources(*sizes)
+    text = ""  # what ptxas says of the one kernel of the next case
+    for line in done.stdout.splitlines(keepends=True):
+        text += line
+        if line.startswith("{"):
+            case, sizes = json.loads(line), read_ptxas(text)
+            found[case["name"]] = Resources(
+                sizes["most_registers"], sizes["spilled_bytes"], case["compile_s"]
+            )
+            text = ""
     return found
 
 

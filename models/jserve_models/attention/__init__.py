@@ -53,8 +53,8 @@ class AttentionBackend(Protocol):
     """How attention runs on one kind of device; a module of this folder is one.
 
     Every backend keeps the rule for tokens: a row's result is bit-identical within one
-    program and row whatever its neighbours are, and within 1e-4 across rows, programs
-    and backends.
+    program and row whatever its neighbours are, and across rows, programs and backends
+    within 1e-4 in float32, and within what a narrower type rounds.
     """
 
     __name__: str

@@ -39,20 +39,19 @@ def _attend_rows(
     k_cache, v_cache = kv
     page_size = v_cache.shape[2]
     offsets = jnp.arange(page_size, dtype=jnp.int32)
-    # The pairs, row by row: the same for all layers.
     begin = scores.first_page(group.positions[:, 0], page_size)
     num_pages = jnp.maximum(group.num_pages - begin, 0)
+    # The pairs are those of the first row, then those of the second, and so on.
     ends = jnp.cumsum(num_pages)
-    pairs = jnp.arange(group.page_table.size, dtype=jnp.int32)
-    rows = jnp.sum(pairs[:, None] >= ends, axis=1, dtype=jnp.int32)
-    indices = pairs - (ends - num_pages - begin)[rows]
-    pages = group.page_table.at[rows, indices].get(mode="clip")
+    before = ends - num_pages - begin
 
     def one_pair(
         pair: jax.Array, carry: tuple[State, jax.Array]
     ) -> tuple[State, jax.Array]:
         state, answers = carry
-        row, index, page = (_at(part, pair) for part in (rows, indices, pages))
+        row = jnp.sum(pair >= ends, dtype=jnp.int32)
+        index = pair - _at(before, row)
+        page = _at(_at(group.page_table, row), index)
         # A row begins at its first page.
         mine = _at(queries, row)
         is_first = index == _at(begin, row)
