@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-browser aot lint types build golden golden-annealing clean
+.PHONY: setup demo test test-aot test-newest-jax test-browser aot lint types build golden golden-annealing clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -99,4 +99,4 @@ golden-annealing: setup
 	$(BIN)/python -m tests.golden.write_annealing
 
 clean:
-	rm -rf .venv .venv-aot .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-aot .venv-newest .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
