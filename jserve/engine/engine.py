@@ -19,6 +19,7 @@ from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
+from jserve_models.sharding import placement
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.features import uniform_features
 from jserve_sched.steps.plan import StepPlan
@@ -31,13 +32,14 @@ _TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
 def kv_bytes(
     model: LoadedModel, num_pages: int, page_size: int, dtype: jnp.dtype
 ) -> int:
-    """Returns the bytes of the cache of a pool, discard pages included."""
+    """Returns the bytes on each device of a pool's cache, discard pages included."""
     shapes = model.kv_shapes(num_pages, page_size)
-    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    num_bytes = sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    return num_bytes // model.mesh.size
 
 
 def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
-    """Returns the bytes of one page over all layers, K and V together."""
+    """Returns the bytes on each device of a page over all layers, K and V together."""
     one, two = (kv_bytes(model, count, page_size, dtype) for count in (1, 2))
     return two - one
 
@@ -79,7 +81,7 @@ class PendingStep:
 
 
 class Engine:
-    """Weights, KV pool and programs of one model on one device.
+    """Weights, KV pool and programs of one model on the devices that share it.
 
     Attributes:
       num_pages: KV pages in the pool.
@@ -122,7 +124,7 @@ class Engine:
         )
         self._state = DeviceState(
             kv=model.new_kv(num_pages, page_size, self.kv_dtype),
-            slot_tokens=jnp.zeros(num_slots, jnp.int32),
+            slot_tokens=jnp.zeros(num_slots, jnp.int32, device=placement(model.mesh)),
         )
         self.programs = Programs(
             model=model,
@@ -134,7 +136,8 @@ class Engine:
 
     def predictor_facts(self, commit: str = "") -> PredictorFacts:
         """Returns what a predictor of this engine's step times holds for."""
-        device = jax.devices()[0]
+        device, num_devices = jax.devices()[0], self.model.mesh.size
+        kind = device.device_kind
         dtype, weights = self.dtype.name, self.model.weights
         if weights not in ("auto", dtype):
             dtype += f", weights {weights}"
@@ -142,7 +145,7 @@ class Engine:
             dtype += f", KV {self.kv_dtype.name}"
         return PredictorFacts(
             platform=device.platform,
-            device_kind=device.device_kind,
+            device_kind=kind if num_devices == 1 else f"{kind} x {num_devices}",
             model=model_digest(self.model.config),
             dtype=dtype,
             page_size=self.page_size,

@@ -37,7 +37,7 @@ _COMPILER_OPTIONS = {
     "gpu": {
         "xla_gpu_enable_command_buffer": (
             "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,"
-            "CONDITIONAL,WHILE"
+            "CONDITIONAL,WHILE,COLLECTIVES"
         )
     }
 }
@@ -199,11 +199,12 @@ class Programs:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Traces a program for the device of weights and state."""
-        function, arguments, donated = self._signature(program)
+        function, arguments, donated, results = self._signature(program)
         function.__name__ = f"step_{program}"
         return jax.jit(
             function,
             donate_argnums=donated,
+            out_shardings=results,
             keep_unused=True,
             compiler_options=_COMPILER_OPTIONS.get(self._platform),
         ).lower(*arguments)
@@ -247,23 +248,32 @@ class Programs:
 
     def _signature(
         self, program: Program
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
-        """Returns a program's function, its arguments, and which of them it donates."""
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...], Any]:
+        """Returns a program's function, arguments, those it donates, and placements.
+
+        Results are placed where the next program takes them: all of them whole on each
+        device, but for the cache.
+        """
         leaves, head, kv, slot_tokens = self._abstract
+        whole = slot_tokens.sharding
         if isinstance(program, Head):
             row = self._model.row
-            hidden = jax.ShapeDtypeStruct((self._num_slots, *row.shape), row.dtype)
+            hidden = jax.ShapeDtypeStruct(
+                (self._num_slots, *row.shape), row.dtype, sharding=whole
+            )
             shape = (program.num_rows, packing.HEAD_COLUMNS)
-            packed = jax.ShapeDtypeStruct(shape, np.int32)
+            packed = jax.ShapeDtypeStruct(shape, np.int32, sharding=whole)
             arguments = (head, hidden, slot_tokens, packed)
-            return self.head_function(program), arguments, (2,)
+            return self.head_function(program), arguments, (2,), whole
         size = packing.packed_size(program, self._num_slots, self._max_pages_per_row)
-        packed = jax.ShapeDtypeStruct((size,), np.int32)
-        return self.step_function(program), (leaves, kv, slot_tokens, packed), (1,)
+        packed = jax.ShapeDtypeStruct((size,), np.int32, sharding=whole)
+        arguments = (leaves, kv, slot_tokens, packed)
+        placements = (tuple(one.sharding for one in kv), whole)
+        return self.step_function(program), arguments, (1,), placements
 
     def _make(self, program: Program, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        _, arguments, _ = self._signature(program)
+        _, arguments, _, _ = self._signature(program)
         # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))

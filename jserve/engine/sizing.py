@@ -1,6 +1,7 @@
 """From a configuration to sizes for this device: limits, buckets, and the KV pool."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jserve.config import EngineConfig
 from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.engine import kv_bytes
 from jserve.engine.memory import MemoryNeeds, fit_memory, step_bytes
+from jserve_models import sharding
 from jserve_models.attention import AttentionBackend, AttentionUse
 from jserve_models.attention.choose import choose_attention
 from jserve_models.config import ModelConfig
@@ -29,6 +31,7 @@ class EngineShape(NamedTuple):
     max_model_len: int
     attention: AttentionBackend
     reason: str  # for the attention
+    mesh: jax.sharding.Mesh
 
 
 def engine_shape(config: EngineConfig) -> EngineShape:
@@ -56,9 +59,10 @@ def engine_shape(config: EngineConfig) -> EngineShape:
             f"max_model_len={max_model_len} exceeds the {model.max_model_len} "
             f"of model {config.model!r}"
         )
+    mesh = sharding.make_mesh(_devices(config.tensor_parallel))
     most_blocks = config.max_num_batched_tokens // config.block_tokens
     use = AttentionUse(
-        config=model,
+        config=_part(model, mesh.size),
         platform=platform,
         dtype=kv_dtype,
         page_size=config.page_size,
@@ -66,7 +70,32 @@ def engine_shape(config: EngineConfig) -> EngineShape:
         max_pages_per_row=-(-max_model_len // config.page_size),
     )
     attention, reason = choose_attention(config.attention, use)
-    return EngineShape(model, dtype, kv_dtype, max_model_len, attention, reason)
+    return EngineShape(model, dtype, kv_dtype, max_model_len, attention, reason, mesh)
+
+
+def _devices(tensor_parallel: int) -> list[jax.Device]:
+    """Returns the devices that share the model.
+
+    Raises:
+      ValueError: If there are fewer.
+    """
+    devices = jax.devices()
+    if tensor_parallel > len(devices):
+        raise ValueError(
+            f"tensor_parallel={tensor_parallel} exceeds the {len(devices)} devices of "
+            f"platform {devices[0].platform}"
+        )
+    return devices[:tensor_parallel]
+
+
+def _part(model: ModelConfig, num_devices: int) -> ModelConfig:
+    """Returns what each device computes of a model.
+
+    Raises:
+      ValueError: If the devices cannot share the model evenly.
+    """
+    whole = sharding.shared_config(model, num_devices)
+    return sharding.device_config(whole, num_devices)
 
 
 def plan_engine(config: EngineConfig) -> tuple[EngineConfig, BucketPlan]:
@@ -104,12 +133,12 @@ def _usable_bytes(fraction: float) -> int | None:
 
 
 def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
-    """Returns what a model needs, from its shapes alone."""
+    """Returns what a model needs of each device, from its shapes alone."""
     shape = engine_shape(config)
     model = abstract_model(
         shape.model,
         dtype=shape.dtype,
-        sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
+        mesh=shape.mesh,
         attention=shape.attention,
         weights=config.weights,
     )
@@ -119,7 +148,8 @@ def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
     )
     return MemoryNeeds(
         weight_bytes=sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.leaves)
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(model.leaves)
         ),
         page_bytes=two - one,
         fixed_bytes=2 * one - two,
@@ -128,7 +158,7 @@ def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
         num_layers=shape.model.num_layers,
         step_bytes={
             bucket: step_bytes(
-                shape.model,
+                _part(shape.model, shape.mesh.size),
                 bucket,
                 num_slots=config.max_num_seqs,
                 page_size=config.page_size,

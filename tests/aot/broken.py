@@ -13,6 +13,7 @@ from jserve.engine import programs
 from jserve_models import decoder, rope
 from jserve_models.attention import page_loop
 from jserve_models.decoder import Decoder
+from jserve_models.sharding import placement
 from jserve_models.steps import KvCache, StepInputs, StepShape, lay_out
 
 
@@ -34,7 +35,9 @@ def layers_scanned() -> None:
     """Runs the layers as a scan over stacked weights."""
     leaf: Any = decoder.Leaf
     structure: Any = Decoder
-    leaf.place = lambda self, host, **_: jnp.asarray(host)
+    leaf.abstract = lambda self, mesh, dtype, _: jax.ShapeDtypeStruct(
+        self.shape, dtype, sharding=placement(mesh)
+    )
     structure.forward = _scanned_forward
 
 

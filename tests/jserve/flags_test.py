@@ -78,8 +78,10 @@ def test_flags_stand_under_the_headings_of_their_class() -> None:
         "Memory",
         "Recording",
     ]
-    names = ["seed", "dtype", "weights", "kv_dtype", "max_model_len", "attention"]
-    assert groups["Model"] == names
+    assert groups["Model"] == [
+        *("seed", "dtype", "weights", "kv_dtype", "max_model_len", "attention"),
+        "tensor_parallel",
+    ]
     assert "page_size" in groups["Memory"]
 
 

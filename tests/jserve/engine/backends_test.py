@@ -11,6 +11,7 @@ from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.random_weights import draw_weights
 from jserve_models.registry import LoadedModel, decoder_model
+from jserve_models.sharding import make_mesh
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request
 from tests.engine_harness import EngineDriver, make_engine, make_engine_scheduler
@@ -27,8 +28,9 @@ def make_model(backend: AttentionBackend) -> LoadedModel:
     )
     structure = Decoder(config, backend)
     hosts = draw_weights(structure.leaves, 0, np.float32)
+    mesh = make_mesh()
     pairs = zip(structure.leaves, hosts, strict=True)
-    return decoder_model(structure, [leaf.place(host) for leaf, host in pairs])
+    return decoder_model(structure, [leaf.place(host, mesh) for leaf, host in pairs])
 
 
 def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
