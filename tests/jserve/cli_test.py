@@ -109,7 +109,7 @@ def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
             *["program", "trace", "s", "compile", "s", "bytes", "source"]
         ]
         names = sorted(row.split()[0] for row in rows)
-        assert names == ["B16xNB0", "B16xNB4", "draw16", "head16"]
+        assert names == ["B16xNB0", "B16xNB4", "draw16", "head16", "table"]
         assert total.startswith("4 programs") and total.endswith(source)
         assert "loading model toy" in result.stderr
         assert "loading them: 4 of 4 (" in result.stderr
