@@ -158,6 +158,8 @@ class SweepConfig:
         the requests that it is judged by; fit to another part of the trace with
         jserve-fit-buckets to avoid that.
       goodput: Search each policy's goodput instead of running at given rates.
+      bound: Add to each run the share of requests that no schedule could exceed, from
+        arrivals, lengths and the machine's formula (a minute for 1,000 requests).
       max_violation_share: Share of requests, 0 to 1, that may violate their SLO at the
         goodput. [default: 0.01]
       warmup_share: Share of requests, 0 to 0.9, at the start of a run that are not
@@ -172,6 +174,7 @@ class SweepConfig:
     policies: tuple[str, ...] = ("fcfs",)
     bucket_strategies: tuple[str, ...] = ("pow2",)
     goodput: bool = False
+    bound: bool = False
     max_violation_share: float | None = None
     warmup_share: float | None = None
     seed: int = 0
@@ -220,6 +223,15 @@ class SimulateConfig:
         for name in ("qps", "one_shot"):
             if sweep.goodput and getattr(load, name):
                 raise ValueError(f"goodput searches the rate: leave out {name}")
+        if sweep.bound and (sweep.goodput or machine.noise):
+            what = "goodput" if sweep.goodput else f"noise={machine.noise}"
+            raise ValueError(
+                f"bound is of exact times at given rates: leave out {what}"
+            )
+        if sweep.bound and machine.num_instances > 1:
+            raise ValueError(
+                f"bound is of one engine, not num_instances={machine.num_instances}"
+            )
         strategies = sweep.bucket_strategies
         if machine.buckets is not None and not set(FROM_FILE) & set(strategies):
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 from jserve.progress import Progress, timed_lines
 from jserve_sched.buckets.table import table_from_json
 from jserve_sched.policies.registry import policy_file
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, ClosedForm
 from jserve_sched.simulation.goodput import SeedGoodput, pool
 from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
@@ -36,7 +37,7 @@ class ExperimentTask:
     """Work on an experiment at a rate, with a seed.
 
     Attributes:
-      work: `Experiment.run`, `Experiment.search` or `fit`.
+      work: `Experiment.run`, `Experiment.search`, `Experiment.bound` or `fit`.
       qps: Requests per second; infinite if all are due at once.
     """
 
@@ -106,12 +107,33 @@ def search_goodputs(
     ]
 
 
+def _bounded(
+    tasks: Sequence[ExperimentTask], runs: list[dict[str, Any]], run_tasks: RunAll
+) -> list[dict[str, Any]]:
+    """Returns the runs with the bound of their load, which no setting changes."""
+    loads = {(task.seed, task.qps): task for task in tasks}
+    bounds = [
+        dataclasses.replace(task, work=Experiment.bound) for task in loads.values()
+    ]
+    found = run_tasks("bounding what can be attained", bounds)
+    by_load = dict(zip(loads, found, strict=True))
+    return [
+        run | by_load[task.seed, task.qps]
+        for task, run in zip(tasks, runs, strict=True)
+    ]
+
+
 def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment]:
     machine = config.machine
     file = None
     if machine.buckets is not None:
         file = table_from_json(machine.buckets.read_text())
     loaded = load_machine(machine.cost_model)
+    if config.sweep.bound and not isinstance(loaded, ClosedForm):
+        raise ValueError(
+            f"bound needs a cost model with a formula, which {machine.cost_model} is "
+            f"not: {', '.join(CLOSED_FORMS)}"
+        )
     limits = {name: getattr(machine, name) or getattr(loaded, name) for name in LIMITS}
     cost_model = dataclasses.replace(loaded, **limits)
     # Without the flags' limits, so that SLOs do not depend on them.
@@ -279,6 +301,8 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
             for seed in seeds
         ]
         runs = run_tasks("simulating", tasks)
+        if sweep.bound:
+            runs = _bounded(tasks, runs, run_tasks)
 
     # Report.
     block_tokens = config.machine.block_tokens
