@@ -72,8 +72,11 @@ class MachineConfig:
 
     Attributes:
       cost_model: Machine to simulate: a GPU by name (a100-llama3-8b, h100-llama3-8b,
-        rtx4090-llama3.1-8b, rtxpro6000-llama3.1-8b, the last two also with -table), or
-        a profile of jserve-profile as table:SAMPLES.
+        rtx4090-llama3.1-8b, rtxpro6000-llama3.1-8b, the last two also with -table), a
+        profile of jserve-profile as table:SAMPLES, or arithmetic over a device's
+        figures, as roofline:device=h200:model=FOLDER:tensor_parallel=2, with a named
+        model or a folder with config.json, for the devices v5e, v6e, l4, a100, h100,
+        h200, b200, rtx4090 and rtxpro6000; link_gb_s=... sets the link between two.
       buckets: Bucket file (JSON) of the bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
       max_model_len: Most tokens of a request, prompt and output together.

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,11 @@ from jserve_sched.policies.registry import policy_file
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, ClosedForm
 from jserve_sched.simulation.goodput import SeedGoodput, pool
 from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
-from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
+from jserve_tools.gpu_profiles.machines import (
+    load_machine,
+    machine_files,
+    simulated_table,
+)
 from jserve_tools.reporting.documents import document, known, one_line
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.metrics import run_tables
@@ -181,7 +184,7 @@ def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
     """Returns what a task's result depends on: flags, times of files, labels."""
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
-    files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
+    files += machine_files(machine.cost_model)
     files += [policy_file(task.experiment.policy)]
     sweep = dataclasses.asdict(config.sweep)
     return {
