@@ -39,6 +39,12 @@ not measured yet.
 _MAX_PROFILED = 1000  # steps; a trace is kept in memory until it is written
 
 
+def setting_text(name: str, value: Any) -> str:
+    """Returns a number for `--help`: a size as 512MiB, if it is a multiple of 1MiB."""
+    is_size = value and name.endswith("_bytes") and value % 2**20 == 0
+    return f"{value >> 20}MiB" if is_size else str(value)
+
+
 def check_range(name: str, value: float, least: float, most: float) -> None:
     """Checks a number against its limits.
 
@@ -180,7 +186,8 @@ class EngineConfig:
         "step_log": "Recording",
     }
     flag_defaults: ClassVar[Mapping[str, str]] = {  # as --help shows them
-        name: f"by device: {size} on CPU, {SIZES['gpu'][name]} on GPU and TPU"
+        name: f"by device: {setting_text(name, size)} on CPU, "
+        f"{setting_text(name, SIZES['gpu'][name])} on GPU and TPU"
         for name, size in SIZES["cpu"].items()
         if size != SIZES["gpu"][name]
     } | {"page_size": str(SIZES["cpu"]["page_size"])}
