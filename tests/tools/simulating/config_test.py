@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jserve_sched.simulation.instances import ASSIGNMENTS
-from jserve_sched.simulation.workload import WORKLOADS
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_tools.reporting.config import ReportConfig
 from jserve_tools.simulating.config import (
     LoadConfig,

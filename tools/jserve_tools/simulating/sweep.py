@@ -14,7 +14,8 @@ from jserve.progress import Progress, timed_lines
 from jserve_sched.buckets.table import table_from_json
 from jserve_sched.policies.registry import policy_file
 from jserve_sched.simulation.goodput import SeedGoodput, pool
-from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
+from jserve_sched.simulation.mixes import WORKLOADS
+from jserve_sched.simulation.workload import describe_lengths, isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
 from jserve_tools.reporting.documents import document, known, one_line
 from jserve_tools.reporting.finished_runs import FinishedRuns
@@ -208,6 +209,8 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
         "predictor": machine.predictor,
         "lag": machine.lag,
         "noise": machine.noise,
+        "bias": machine.bias,
+        "stall_share": machine.stall_share,
         "yardstick": experiment.yardstick,
     }
     if machine.num_instances > 1:
