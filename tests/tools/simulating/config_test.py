@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jserve_sched.simulation.instances import ASSIGNMENTS
-from jserve_sched.simulation.workload import WORKLOADS
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_tools.reporting.config import ReportConfig
 from jserve_tools.simulating.config import (
     LoadConfig,
@@ -47,7 +47,7 @@ def make(
         ({"max_violation_share": 0.1}, "leave out --max_violation_share=0.1"),
         ({"num_seeds": 2, "step_log": FILE}, "is of a single run"),
         ({"bound": True, "goodput": True}, "bound is of exact .* leave out goodput"),
-        ({"bound": True, "machine": {"noise": 0.1}}, "leave out noise=0.1"),
+        ({"bound": True, "machine": {"noise": 0.1}}, "leave out noise"),
         ({"bound": True, "machine": {"num_instances": 2}}, "not num_instances=2"),
         ({"goodput": True, "load": {"qps": (1.0,)}}, "leave out qps"),
         ({"machine": {"buckets": FILE}}, "explicit and fitted, not pow2"),

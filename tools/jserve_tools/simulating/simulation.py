@@ -20,6 +20,7 @@ from jserve_sched.requests.output_lengths import LengthEstimator, make_length_es
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.bound import attained_bound
 from jserve_sched.simulation.cost_model import ClosedForm, CostModel
+from jserve_sched.simulation.disturbance import Disturbance
 from jserve_sched.simulation.goodput import (
     MAX_VIOLATION_SHARE,
     WARMUP_SHARE,
@@ -124,6 +125,8 @@ class Experiment:
             ),
             max_model_len=machine.max_model_len,
             lengths=make_lengths(machine.length_estimator or NO_ESTIMATES, arrivals),
+            enable_prefix_caching=machine.enable_prefix_caching
+            and all(one.block_ids for one in arrivals),
         )
 
     def simulate(
@@ -150,7 +153,11 @@ class Experiment:
             arrivals,
             assignment=assignment,
             lag=machine.lag,
-            noise=machine.noise,
+            disturbance=Disturbance(
+                noise=machine.noise,
+                bias=machine.bias,
+                stall_share=machine.stall_share,
+            ),
             seed=seed,
             max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,
             num_uncounted=self.num_warmup(arrivals),

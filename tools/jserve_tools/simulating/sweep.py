@@ -14,7 +14,8 @@ from jserve_sched.buckets.table import table_from_json
 from jserve_sched.policies.registry import policy_file
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, ClosedForm
 from jserve_sched.simulation.goodput import SeedGoodput, pool
-from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
+from jserve_sched.simulation.mixes import WORKLOADS
+from jserve_sched.simulation.workload import describe_lengths, isolated_times
 from jserve_tools.gpu_profiles.machines import (
     load_machine,
     machine_files,
@@ -233,6 +234,8 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
         "predictor": machine.predictor,
         "lag": machine.lag,
         "noise": machine.noise,
+        "bias": machine.bias,
+        "stall_share": machine.stall_share,
         "yardstick": experiment.yardstick,
     }
     if machine.num_instances > 1:
@@ -275,6 +278,11 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     load = read_load(config.load)
     experiments = _experiments(config, load)
     cost_model = experiments[0].cost_model
+    if sweep.bound and config.machine.enable_prefix_caching:
+        if any(one.block_ids for one in experiments[0].units(sweep.seed)):
+            raise ValueError(
+                "bound takes prompts as computed whole: --noenable_prefix_caching"
+            )
     workload = _workload(experiments[0])  # refuses invalid service classes
     old_report = config.report.probe()
     finished = FinishedRuns(
