@@ -7,7 +7,8 @@ import httptools
 from fastapi import Request
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from jserve.server.errors import ApiError, error_json
+from jserve.server.errors import error_json
+from jserve.server.prompts import too_large
 
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
 _MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
@@ -47,12 +48,7 @@ async def read_body(request: Request, max_body_bytes: int) -> bytes:
                 break
         else:
             return bytes(body)
-    raise ApiError(
-        f"the body has {num_bytes} bytes or more; the limit is {max_body_bytes} bytes "
-        "(--max_body_bytes)",
-        status=413,
-        code="body_too_large",
-    )
+    raise too_large(num_bytes, max_body_bytes)
 
 
 class BoundedHttp(HttpToolsProtocol):

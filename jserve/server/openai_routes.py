@@ -14,7 +14,7 @@ from jserve.server.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    parse_body,
+    log_ignored,
 )
 from jserve.server.service import Service
 
@@ -82,8 +82,11 @@ def openai_router(service: Service) -> APIRouter:
             body = await read_body(request, service.max_body_bytes)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        asked = parse_body(model, body)
-        reply = await service.start(asked, request.headers, arrival_s)
+        encoding = request.headers.get("content-encoding", "").lower()
+        encoding = "" if encoding == "identity" else encoding
+        asked = await service.readers.read(model, body, encoding)
+        log_ignored(asked.ignored)
+        reply = service.start(asked, request.headers, arrival_s)
         return ReplyResponse(reply, service.router)
 
     @router.post("/completions")
@@ -100,7 +103,7 @@ def openai_router(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        service.check_model(name)
+        service.readers.reader.check_model(name)
         return model_card()
 
     return router
