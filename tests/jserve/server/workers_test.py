@@ -34,8 +34,10 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "folder"
     shutil.copytree(ROOT / "jserve/text/byte_tokenizer", folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    with serve_fake(tokenizer=load_tokenizer(folder)) as served:
-        yield served
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jserve.server.workers._NUM_WORKERS", 1)
+        with serve_fake(tokenizer=load_tokenizer(folder)) as served:
+            yield served
 
 
 def say(served, text):
@@ -127,7 +129,8 @@ def test_a_text_that_is_too_long_is_refused_without_encoding_all_of_it():
         assert tokenizer.num_chars <= most_chars
 
 
-def test_a_template_is_tried_at_the_start(served, tmp_path, caplog):
+def test_a_template_is_tried_at_the_start(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("jserve.server.workers._NUM_WORKERS", 1)
     folder = tmp_path / "folder"
     shutil.copytree(ROOT / "jserve/text/byte_tokenizer", folder)
     (folder / "chat_template.jinja").write_text("{{ messages[1].content }}")
