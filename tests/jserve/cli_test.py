@@ -24,7 +24,7 @@ try:
     from jserve.cli import run
     run()
 finally:
-    heavy = {'jax', 'flax', 'numpy', 'scipy', 'fastapi', 'pydantic', 'uvicorn'}
+    heavy = {'jax', 'flax', 'numpy', 'scipy', 'fastapi', 'msgspec', 'uvicorn'}
     import jserve, jserve.config, jserve.flags
     print('heavy:', sorted(heavy & set(sys.modules)))
 """
