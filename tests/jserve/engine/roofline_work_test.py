@@ -39,7 +39,8 @@ def analysis(program: Program, monkeypatch: pytest.MonkeyPatch) -> dict[str, flo
     )
     (kv,) = model.kv_shapes(8, PAGE_SIZE)
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
-    arrays: Any = (shape(kv, jnp.bfloat16),), shape((16,), np.int32)
+    slot_tokens, tables = (shape(size, np.int32) for size in ((16,), (17, PAGES)))
+    arrays: Any = (shape(kv, jnp.bfloat16),), slot_tokens, tables
     monkeypatch.setattr(
         jax.lax,
         "fori_loop",
@@ -50,7 +51,6 @@ def analysis(program: Program, monkeypatch: pytest.MonkeyPatch) -> dict[str, flo
     programs = Programs(
         model=model,
         state=DeviceState(*arrays),
-        max_pages_per_row=PAGES,
         captures_logits=False,
     )
     found: Any = programs.lower(program).cost_analysis()

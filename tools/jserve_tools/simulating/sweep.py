@@ -278,11 +278,9 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     load = read_load(config.load)
     experiments = _experiments(config, load)
     cost_model = experiments[0].cost_model
-    if sweep.bound and config.machine.enable_prefix_caching:
-        if any(one.block_ids for one in experiments[0].units(sweep.seed)):
-            raise ValueError(
-                "bound takes prompts as computed whole: --noenable_prefix_caching"
-            )
+    is_shared = any(one.block_ids for one in experiments[0].units(sweep.seed))
+    if sweep.bound and config.machine.enable_prefix_caching and is_shared:
+        raise ValueError("bound takes no shared prefixes: --noenable_prefix_caching")
     workload = _workload(experiments[0])  # refuses invalid service classes
     old_report = config.report.probe()
     finished = FinishedRuns(
