@@ -39,6 +39,12 @@ not measured yet.
 _MAX_PROFILED = 1000  # steps; a trace is kept in memory until it is written
 
 
+def setting_text(name: str, value: Any) -> str:
+    """Returns a number for `--help`: a size as 512MiB, if it is a multiple of 1MiB."""
+    is_size = value and name.endswith("_bytes") and value % 2**20 == 0
+    return f"{value >> 20}MiB" if is_size else str(value)
+
+
 def check_range(name: str, value: float, least: float, most: float) -> None:
     """Checks a number against its limits.
 
@@ -182,7 +188,8 @@ class EngineConfig:
         "step_log": "Recording",
     }
     flag_defaults: ClassVar[Mapping[str, str]] = {  # as --help shows them
-        name: f"by device: {size} on CPU, {SIZES['gpu'][name]} on GPU and TPU"
+        name: f"by device: {setting_text(name, size)} on CPU, "
+        f"{setting_text(name, SIZES['gpu'][name])} on GPU and TPU"
         for name, size in SIZES["cpu"].items()
         if size != SIZES["gpu"][name]
     } | {"page_size": str(SIZES["cpu"]["page_size"])}
@@ -334,6 +341,8 @@ class ServerConfig:
       drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
       keep_alive_s: Seconds that an idle connection is kept open for its client's next
         request; clients that pool connections expect a minute or more.
+      sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
+        proxies keep it open; 0 sends none.
       max_body_bytes: Largest request body accepted; 0 takes what the context needs: 64
         KiB and 48 bytes per token, at least 1 MiB.
     """
@@ -346,11 +355,13 @@ class ServerConfig:
     api_key_file: pathlib.Path | None = None
     drain_timeout_s: float = 30.0
     keep_alive_s: int = 75
+    sse_keep_alive_s: float = 15.0
     max_body_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
         check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
         check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
+        check_range("sse_keep_alive_s", self.sse_keep_alive_s, 0.0, 86400.0)
         if self.max_body_bytes:
             check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jserve.engine.packing import Packer
+from jserve.engine.packing import Packed, Packer, padded_tables
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
-from jserve_models.sharding import placement
+from jserve_models.sharding import placement, put
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.features import uniform_features
 from jserve_sched.steps.plan import StepPlan
@@ -125,11 +125,14 @@ class Engine:
         self._state = DeviceState(
             kv=model.new_kv(num_pages, page_size, self.kv_dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32, device=placement(model.mesh)),
+            tables=put(
+                padded_tables(num_slots, self.max_pages_per_row, num_pages),
+                placement(model.mesh),
+            ),
         )
         self.programs = Programs(
             model=model,
             state=self._state,
-            max_pages_per_row=self.max_pages_per_row,
             captures_logits=captures_logits,
             store=store,
         )
@@ -202,13 +205,32 @@ class Engine:
         is_drawn: bool = False,
     ) -> float:
         """Runs a step on made-up rows of these pages; returns its seconds."""
-        packed = self._packer.pack_synthetic(
+        packed, made_up = self._packer.pack_synthetic(
             bucket, decode_pages, block_pages, is_drawn=is_drawn
         )
         start_s = time.perf_counter()
-        self._state, out = self.programs.run(bucket, self._state, packed)
-        jax.block_until_ready(out)
+        jax.block_until_ready(self.run(bucket, packed, made_up))
         return time.perf_counter() - start_s
+
+    def run(
+        self, bucket: Bucket, packed: Packed, made_up: np.ndarray | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Enqueues a step; returns what `Programs.run` does.
+
+        Args:
+          made_up: Page tables for this step alone; None for those of requests.
+
+        Raises:
+          UncompiledBucketError: If the bucket was not compiled.
+        """
+        tables = self._state.tables
+        state = self._state
+        if made_up is not None:
+            state = state._replace(tables=put(made_up, tables.sharding))
+        self._state, out = self.programs.run(bucket, state, packed)
+        if made_up is not None:
+            self._state = self._state._replace(tables=tables)
+        return out
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Enqueues a dispatched plan; steps run in the order they are launched.
@@ -220,7 +242,7 @@ class Engine:
         packed = self._packer.pack(plan)
         packed_s = time.perf_counter()
         launched_s = time.monotonic()
-        self._state, out = self.programs.run(plan.bucket, self._state, packed)
+        out = self.run(plan.bucket, packed)
         return PendingStep(
             plan=plan,
             transfer_s=packed_s - start_s,

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jserve.config import EngineConfig
+from jserve.engine import machine
 from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.engine import kv_bytes
-from jserve.engine.memory import MemoryNeeds, fit_memory, step_bytes
+from jserve.engine.memory import MemoryNeeds, check_host, fit_memory, step_bytes
 from jserve_models import sharding
 from jserve_models.attention import AttentionBackend, AttentionUse
 from jserve_models.attention.choose import choose_attention
@@ -101,18 +102,27 @@ def _part(model: ModelConfig, num_devices: int) -> ModelConfig:
 def plan_engine(config: EngineConfig) -> tuple[EngineConfig, BucketPlan]:
     """Returns the configuration with the sizes of this device, and what to compile.
 
-    Nothing is allocated yet. On CPU memory is not asked about.
+    Nothing is allocated yet.
 
     Raises:
       ValueError: If the buckets are invalid, or do not fit in the device's memory
-        beside the weights and the KV of one request.
+        beside the weights and the KV of one request; on CPU, if weights and KV exceed
+        the memory that is free.
     """
     config = config.for_device(jax.default_backend())
     plan = plan_buckets(config)
     device_bytes = _usable_bytes(config.device_memory_fraction)
-    if device_bytes is None:
-        return config, plan
     needs = _needs(config, plan)
+    if device_bytes is None:
+        free_bytes = machine.free_memory_bytes()
+        num_local = len(engine_shape(config).mesh.local_devices)
+        check_host(
+            config.model,
+            num_local * needs.weight_bytes,
+            num_local * config.kv_cache_bytes,
+            free_bytes,
+        )
+        return config, plan
     plan, kv_cache_bytes = fit_memory(
         needs, plan, device_bytes=device_bytes, kv_cache_bytes=config.kv_cache_bytes
     )

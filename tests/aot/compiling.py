@@ -23,7 +23,7 @@ from typing import Any
 
 from jserve_models.config import NAMED, ModelConfig
 from tests import ROOT
-from tests.aot.optimized_hlo import read_hlo, read_ptxas, read_thunks
+from tests.aot.optimized_hlo import num_unplaced, read_hlo, read_ptxas, read_thunks
 from tests.aot.targets import ENVIRONMENT, TARGETS, Card, Target, devices_of
 
 # Llama-like, with all that a layer may have.
@@ -137,14 +137,14 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
         jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where)
         for shape in model.kv_shapes(job.num_pages, job.page_size)
     )
-    slots: Any = jax.ShapeDtypeStruct(
-        (job.num_slots,), jnp.int32, sharding=placement(mesh)
+    counts: Any = (
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement(mesh))
+        for shape in ((job.num_slots,), (job.num_slots + 1, job.context_pages))
     )
-    state = DeviceState(kv, slots)
+    state = DeviceState(kv, *counts)
     programs = Programs(
         model=model,
         state=state,
-        max_pages_per_row=job.context_pages,
         captures_logits=False,
     )
     num_pages, _ = model.attention.pool_size(state.kv, config.num_layers)
@@ -170,6 +170,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield {
             "target": job.target,
             "program": name,
+            "num_unplaced": num_unplaced(lowered.as_text()),
             "attention": attention.__name__.rpartition(".")[2],
             "jax": jax.__version__,
             "trace_s": traced_s - start_s,

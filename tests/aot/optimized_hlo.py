@@ -151,6 +151,13 @@ def read_hlo(
     }
 
 
+def num_unplaced(text: str) -> int:
+    """Returns how many results of a traced program the compiler may place anywhere."""
+    main = next(line for line in text.splitlines() if "@main(" in line)
+    results = main.rpartition("->")[2]
+    return results.count("tensor<") - results.count("sdy.sharding = ")
+
+
 def read_ptxas(text: str) -> dict[str, int]:
     """Returns the most registers of a Pallas kernel, and the bytes that all spill."""
     registers = [int(one) for one in re.findall(r"Used (\d+) registers", text)]

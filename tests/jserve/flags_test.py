@@ -83,6 +83,9 @@ def test_flags_stand_under_the_headings_of_their_class() -> None:
         "tensor_parallel",
     ]
     assert "page_size" in groups["Memory"]
+    shown = str(values["kv_cache_bytes"].default_as_str)
+    assert shown == "by device: 512MiB on CPU, 0 on GPU and TPU"
+    assert values["step_log_max_bytes"].default_as_str == "64MiB"
 
 
 def test_arguments_carry_a_config_to_another_program() -> None:
