@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-browser aot lint types build golden golden-annealing clean
+.PHONY: setup demo test test-aot test-browser aot lint types build golden clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -77,10 +77,6 @@ golden:
 	.venv-parity/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-parity/bin/python -m pip install --quiet --group parity
 	.venv-parity/bin/python tests/golden/write_golden.py
-
-# The optima that the search of `annealing` is held against.
-golden-annealing: setup
-	$(BIN)/python -m tests.golden.write_annealing
 
 clean:
 	rm -rf .venv .venv-aot .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

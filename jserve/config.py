@@ -337,6 +337,8 @@ class ServerConfig:
       drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
       keep_alive_s: Seconds that an idle connection is kept open for its client's next
         request; clients that pool connections expect a minute or more.
+      sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
+        proxies keep it open; 0 sends none.
       max_body_bytes: Largest request body accepted; 0 takes what the context needs: 64
         KiB and 48 bytes per token, at least 1 MiB.
     """
@@ -349,11 +351,13 @@ class ServerConfig:
     api_key_file: pathlib.Path | None = None
     drain_timeout_s: float = 30.0
     keep_alive_s: int = 75
+    sse_keep_alive_s: float = 15.0
     max_body_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
         check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
         check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
+        check_range("sse_keep_alive_s", self.sse_keep_alive_s, 0.0, 86400.0)
         if self.max_body_bytes:
             check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jserve.engine.packing import Packer
+from jserve.engine.packing import Packer, padded_tables
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
@@ -123,11 +123,13 @@ class Engine:
         self._state = DeviceState(
             kv=model.new_kv(num_pages, page_size, self.kv_dtype),
             slot_tokens=jnp.zeros(num_slots, jnp.int32),
+            tables=jnp.asarray(
+                padded_tables(num_slots, self.max_pages_per_row, num_pages)
+            ),
         )
         self.programs = Programs(
             model=model,
             state=self._state,
-            max_pages_per_row=self.max_pages_per_row,
             captures_logits=captures_logits,
             store=store,
         )
@@ -199,13 +201,17 @@ class Engine:
         is_drawn: bool = False,
     ) -> float:
         """Runs a step on made-up rows of these pages; returns its seconds."""
-        packed = self._packer.pack_synthetic(
+        packed, made_up = self._packer.pack_synthetic(
             bucket, decode_pages, block_pages, is_drawn=is_drawn
         )
+        tables = self._state.tables
+        state = self._state._replace(tables=jax.device_put(made_up, tables.sharding))
         start_s = time.perf_counter()
-        self._state, out = self.programs.run(bucket, self._state, packed)
+        state, out = self.programs.run(bucket, state, packed)
         jax.block_until_ready(out)
-        return time.perf_counter() - start_s
+        duration_s = time.perf_counter() - start_s
+        self._state = state._replace(tables=tables)
+        return duration_s
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Enqueues a dispatched plan; steps run in the order they are launched.

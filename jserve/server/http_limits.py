@@ -1,14 +1,20 @@
 """Limits on the size of an HTTP request, enforced before it is parsed."""
 
+import functools
 import http
 from typing import Any
 
 import httptools
 from fastapi import Request
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-from jserve.server.errors import ApiError, error_json
+from jserve.server.errors import error_json
+from jserve.server.prompts import too_large
 
+DIRECT_WRITE = "jserve.write"  # extension: writes a part of a body that has begun
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
 _MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
 _MIN_BODY_BYTES = 2**20
@@ -47,12 +53,7 @@ async def read_body(request: Request, max_body_bytes: int) -> bytes:
                 break
         else:
             return bytes(body)
-    raise ApiError(
-        f"the body has {num_bytes} bytes or more; the limit is {max_body_bytes} bytes "
-        "(--max_body_bytes)",
-        status=413,
-        code="body_too_large",
-    )
+    raise too_large(num_bytes, max_body_bytes)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -86,6 +87,15 @@ class BoundedHttp(HttpToolsProtocol):
             self._head_bytes = head_bytes
             raise httptools.HttpParserError  # stops the parser
         super().on_headers_complete()
+        write = functools.partial(self._write, self.cycle)
+        self.scope["extensions"] = {DIRECT_WRITE: {"write": write}}
+
+    def _write(self, cycle: RequestResponseCycle, part: bytes) -> bool:
+        """Writes a part of a chunked body, unless the client has much to read yet."""
+        if self.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        return True
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of a body; parts after the response are dropped."""

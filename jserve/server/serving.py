@@ -3,11 +3,13 @@
 On the first SIGTERM or SIGINT the socket stays open: new requests are answered with 503
 while running ones finish. Then the server closes, and the process ends with status 0. A
 second SIGINT ends it at once. If the engine has failed, all clients get an error, and
-the process ends with another status, so that its supervisor starts it again.
+the process ends with another status, so that its supervisor starts it again. What still
+runs 10 s after the drain is ended by force, with status 1 and a print of where it hung.
 """
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -27,6 +29,7 @@ FAILED_STATUS = os.EX_SOFTWARE  # 70; mistakes of the user end with 1 or 2
 
 _LOGGER = logging.getLogger(__name__)
 _WATCH_S = 0.1
+_FORCE_S = 10.0  # after the drain, and after a failure
 _FAILED_GRACE_S = 1.0  # for streams to get the error, and /health to be read
 _FLUSH_TIMEOUT_S = 5  # for connections to receive their last bytes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -111,8 +114,10 @@ async def _serve(
             {serving, signalled, failed}, return_when=asyncio.FIRST_COMPLETED
         )
         is_signalled = leaving.is_set()
+        timeout_s = config.drain_timeout_s if is_signalled else 0.0
+        # Ends the process whatever it does then, even with the interpreter's lock held.
+        faulthandler.dump_traceback_later(timeout_s + _FORCE_S, exit=True)
         if is_signalled:
-            timeout_s = config.drain_timeout_s
             _LOGGER.info(
                 "draining: new requests are refused, running ones have %g s", timeout_s
             )

@@ -137,6 +137,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
                 lambda: (
                     model.new_kv(job.num_pages, job.page_size, jnp.bfloat16),
                     jnp.zeros(job.num_slots, jnp.int32),
+                    jnp.zeros((job.num_slots + 1, job.context_pages), jnp.int32),
                 )
             ),
         )
@@ -144,7 +145,6 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
     programs = Programs(
         model=model,
         state=state,
-        max_pages_per_row=job.context_pages,
         captures_logits=False,
     )
     num_pages, _ = model.attention.pool_size(state.kv, config.num_layers)

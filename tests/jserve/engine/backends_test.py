@@ -1,11 +1,12 @@
 """Every backend gives the tokens of the CPU's, whatever the engine does to requests."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
-from jserve.engine.engine import Engine
+from jserve.engine.engine import Engine, PendingStep
 from jserve_models.attention import AttentionBackend, cpu, page_loop, tpu
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
@@ -13,6 +14,7 @@ from jserve_models.random_weights import draw_weights
 from jserve_models.registry import LoadedModel, decoder_model
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request
+from jserve_sched.steps.plan import StepPlan
 from tests.engine_harness import EngineDriver, make_engine, make_engine_scheduler
 from tests.fakes import make_request
 from tests.ragged_attention import traceable_kernel
@@ -31,7 +33,27 @@ def make_model(backend: AttentionBackend) -> LoadedModel:
     return decoder_model(structure, [leaf.place(host) for leaf, host in pairs])
 
 
-def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
+def checking_tables(engine: Engine) -> Callable[[StepPlan], PendingStep]:
+    """A launch after which each row's page table on the device is its request's."""
+    launch = engine.launch
+
+    def launch_and_check(plan: StepPlan) -> PendingStep:
+        pending = launch(plan)
+        tables = np.asarray(engine._state.tables)
+        for request in {row.request for row in (*plan.decodes, *plan.chunks)}:
+            assert request.slot is not None
+            found = tables[request.slot]
+            unused = [engine.num_pages] * (len(found) - len(request.pages))
+            assert found.tolist() == request.pages + unused
+        assert np.all(tables[-1] == engine.num_pages)
+        return pending
+
+    return launch_and_check
+
+
+def serve(
+    backend: AttentionBackend, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[list[int]], Engine]:
     """Returns the tokens of requests of one stem, one step ahead in a small pool."""
     engine = make_engine(
         make_model(backend),
@@ -41,6 +63,7 @@ def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
         max_model_len=256,
     )
     scheduler = make_engine_scheduler(engine, table=TABLE, enable_prefix_caching=True)
+    monkeypatch.setattr(engine, "launch", checking_tables(engine))
     driver = EngineDriver(engine, scheduler, lag=1)
     stem = np.random.default_rng(0).integers(0, 256, 170)
     lengths = (120, 33, 100, 30, 64, 1)
@@ -55,8 +78,9 @@ def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> list[list[int]]:
-    return serve(cpu)[0]
+def wanted() -> Iterator[list[list[int]]]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield serve(cpu, monkeypatch)[0]
 
 
 @pytest.mark.usefixtures("quick_compiler")
@@ -67,6 +91,6 @@ def test_tokens_are_those_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tpu, "_kernel", traceable_kernel)
-    tokens, engine = serve(backend)
+    tokens, engine = serve(backend, monkeypatch)
     assert tokens == wanted
     assert engine.programs.num_compiles_after_warmup == 0
