@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.marked_pages import fill_page, markdown
 from jserve.compiled_annealing import best_kernel
 from jserve.flags import define_config_flags
 from jserve.program import run_program
@@ -37,7 +38,6 @@ from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
 from jserve_tools.reporting.documents import commit, write_whole
-from jserve_tools.reporting.marked_pages import fill_page, markdown
 
 _LATENCY = RequestLatency(
     prefill=Bilinear(both=1e-4, batch=5e-3, length=2e-5, base=4e-2),

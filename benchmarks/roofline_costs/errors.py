@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.marked_pages import markdown
 from jserve.program import run_program
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.simulation.roofline import DEVICES, Device, RooflineCost
@@ -35,7 +36,6 @@ from jserve_tools.gpu_profiles.machines import (
     read_points,
 )
 from jserve_tools.reporting.documents import commit, plain, write_whole
-from jserve_tools.reporting.marked_pages import markdown
 
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for errors.json and errors.md.")
 

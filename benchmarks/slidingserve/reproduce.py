@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from benchmarks.marked_pages import write_study
 from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.cells import BUCKETS, CONTINUOUS
 from benchmarks.slidingserve.rows import TUNED_ROWS
@@ -40,7 +41,6 @@ from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit, plain
 from jserve_tools.reporting.finished_runs import FinishedRuns
-from jserve_tools.reporting.marked_pages import write_study
 from jserve_tools.reporting.sweep import run_all
 
 _HERE = pathlib.Path(__file__).parent

@@ -13,10 +13,10 @@ from benchmarks.annealing.task_classes import (
     LONG_CODE,
     draw_requests,
 )
+from benchmarks.marked_pages import fill_page
 from jserve_sched.outcomes import Outcome
 from jserve_sched.requests.slo import Slo
 from jserve_tools.reporting.finished_runs import FinishedRuns
-from jserve_tools.reporting.marked_pages import fill_page
 from tests import ROOT
 
 FOLDER = ROOT / "benchmarks" / "annealing"

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.marked_pages import fill_page
 from benchmarks.slidingserve import cells, paper, pictures, rows, stages, tuning
 from benchmarks.slidingserve.tuning import (
     Choice,
@@ -17,7 +19,6 @@ from benchmarks.slidingserve.tuning import (
     write_settings,
 )
 from jserve_sched.simulation.goodput import RateGrid
-from jserve_tools.reporting.marked_pages import fill_page
 from tests import ROOT
 
 FOLDER = ROOT / "benchmarks" / "slidingserve"
@@ -257,3 +258,24 @@ def test_a_wrong_stage_ends_with_one_line() -> None:
     )
     assert done.returncode == 1
     assert "stages=tune,goodput: tune runs alone" in done.stderr
+
+
+def test_levels_take_turns() -> None:
+    arrivals = cells.at_levels(
+        cells._unit_arrivals("mixed_v1", 0, 3000),
+        (1.0, 2.5),
+        period_s=120.0,
+        duration_s=1200.0,
+    )
+    times_s = np.array([one.arrival_s for one in arrivals])
+    assert np.all(np.diff(times_s) >= 0) and times_s[-1] <= 1200.0
+    counts = np.histogram(times_s, np.arange(0, 1201, 120))[0]
+    assert counts[::2].sum() == pytest.approx(600, rel=0.1)
+    assert counts[1::2].sum() == pytest.approx(1500, rel=0.1)
+    with pytest.raises(ValueError, match="about 2100 come"):
+        cells.at_levels(
+            cells._unit_arrivals("mixed_v1", 0, 1000),
+            (1.0, 2.5),
+            period_s=120.0,
+            duration_s=1200.0,
+        )
