@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-browser aot lint types build golden clean
+.PHONY: setup demo test test-aot test-browser test-parallel aot lint types build golden clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -56,6 +56,10 @@ AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$(dirname
 	@.venv-aot/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@.venv-aot/bin/python -m pip install --quiet --constraint constraints/py312.txt --constraint constraints/aot.txt --editable . --group aot
 	@touch $@
+
+# Models that several devices share, and several processes, all on this machine's cores.
+test-parallel: setup
+	$(BIN)/python -m pytest -m parallel
 
 # The HTML report in a real browser; needs Debian's chromium, or another on PATH.
 test-browser: setup

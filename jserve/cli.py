@@ -160,8 +160,7 @@ def main(argv: Sequence[str]) -> int:
         listener = bind(server_config)
     except OSError as error:
         raise ProgramError(
-            f"cannot listen on {server_config.host}:{server_config.port}: "
-            f"{error.strerror or error}"
+            f"cannot listen on {server_config.address}: {error.strerror or error}"
         ) from error
     with listener:
         try:
@@ -176,8 +175,9 @@ def main(argv: Sequence[str]) -> int:
             progress.close()
             raise ProgramError(str(error)) from error
         name = server_config.served_model_name or loop.model_name
+        url = url_of(listener, is_tls=server_config.tls_cert is not None)
         print(
-            f"jserve: {url_of(listener)} serves {name} "
+            f"jserve: {url} serves {name} "
             f"(policy {engine_config.policy}); see /health: ready, then warm",
             flush=True,
         )

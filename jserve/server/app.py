@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from jserve.config import ServerConfig, read_setting
 from jserve.engine.interface import ServingEngine
@@ -137,6 +138,14 @@ def build_app(
     app.state.has_stopped = True  # until the lifespan starts it
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])
     app.include_router(inspection_router(service), prefix="/jserve", dependencies=[key])

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.generation import Reply, TokenRouter
-from jserve.server.http_limits import DIRECT_WRITE, read_body
+from jserve.server.http_limits import DIRECT_WRITE, BodyLimits, read_body
 from jserve.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -88,6 +88,7 @@ def openai_router(service: Service) -> APIRouter:
     """Returns the endpoints under /v1."""
     router = APIRouter()
     started_s = int(time.time())
+    bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
 
     def model_card() -> dict[str, Any]:
         return {
@@ -102,7 +103,7 @@ def openai_router(service: Service) -> APIRouter:
         arrival_s = service.engine.clock.now_s()
         service.check_open()
         try:
-            body = await read_body(request, service.max_body_bytes)
+            body = await read_body(request, bodies)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         encoding = request.headers.get("content-encoding", "").lower()

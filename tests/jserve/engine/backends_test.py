@@ -12,6 +12,7 @@ from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.random_weights import draw_weights
 from jserve_models.registry import LoadedModel, decoder_model
+from jserve_models.sharding import make_mesh
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -29,8 +30,9 @@ def make_model(backend: AttentionBackend) -> LoadedModel:
     )
     structure = Decoder(config, backend)
     hosts = draw_weights(structure.leaves, 0, np.float32)
+    mesh = make_mesh()
     pairs = zip(structure.leaves, hosts, strict=True)
-    return decoder_model(structure, [leaf.place(host) for leaf, host in pairs])
+    return decoder_model(structure, [leaf.place(host, mesh) for leaf, host in pairs])
 
 
 def checking_tables(engine: Engine) -> Callable[[StepPlan], PendingStep]:

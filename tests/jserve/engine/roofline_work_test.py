@@ -13,6 +13,7 @@ from jserve.engine.programs import DeviceState, Head, Program, Programs
 from jserve_models.attention import page_loop
 from jserve_models.config import ModelConfig
 from jserve_models.registry import abstract_model
+from jserve_models.sharding import make_mesh, placement
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.simulation.roofline import DEVICES, Decoder, roofline_cost
 from jserve_sched.steps.features import uniform_features
@@ -33,12 +34,10 @@ CONFIG = ModelConfig(
 
 def analysis(program: Program, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """XLA's cost analysis of a program whose loops over pages are unrolled."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    model = abstract_model(
-        CONFIG, dtype=jnp.bfloat16, sharding=sharding, attention=page_loop
-    )
+    mesh = make_mesh()
+    model = abstract_model(CONFIG, dtype=jnp.bfloat16, mesh=mesh, attention=page_loop)
     (kv,) = model.kv_shapes(8, PAGE_SIZE)
-    shape = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+    shape = functools.partial(jax.ShapeDtypeStruct, sharding=placement(mesh))
     slot_tokens, tables = (shape(size, np.int32) for size in ((16,), (17, PAGES)))
     arrays: Any = (shape(kv, jnp.bfloat16),), slot_tokens, tables
     monkeypatch.setattr(
