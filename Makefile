@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-browser aot lint types build golden golden-annealing clean
+.PHONY: setup demo test test-aot test-browser trust aot lint types build golden golden-annealing clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -60,6 +60,11 @@ AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$(dirname
 # The HTML report in a real browser; needs Debian's chromium, or another on PATH.
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
+
+# Hostile clients and overload against a server beside a running stream, with limits of
+# time: for a machine with nothing else to do.
+trust: setup
+	$(BIN)/python -m pytest -m trust -s tests/trust
 
 lint: setup
 	$(BIN)/ruff check .
