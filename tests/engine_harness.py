@@ -232,9 +232,13 @@ def step_of_little(
     """A step that compiles at once; each bucket is a separate program."""
 
     def step(
-        leaves: list[jax.Array], kv: KvCache, slot_tokens: jax.Array, packed: jax.Array
+        leaves: list[jax.Array],
+        kv: KvCache,
+        tables: jax.Array,
+        slot_tokens: jax.Array,
+        packed: jax.Array,
     ) -> tuple[Any, ...]:
-        return kv, slot_tokens + packed[0]
+        return kv, tables, slot_tokens + packed[0]
 
     return step
 

@@ -22,9 +22,9 @@ from jserve_sched.outcomes import Outcome
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.simulation import goodput
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import (
-    WORKLOADS,
     Arrival,
     at_levels,
     at_rate,

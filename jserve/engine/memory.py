@@ -155,5 +155,21 @@ def fit_memory(
     return plan.within(table.num_programs), kv_cache_bytes
 
 
+def check_host(
+    model: str, weight_bytes: int, kv_cache_bytes: int, free_bytes: int | None
+) -> None:
+    """Checks that weights and KV pool fit in the free memory of a host without devices.
+
+    Raises:
+      ValueError: If they do not, with the numbers.
+    """
+    if free_bytes is not None and weight_bytes + kv_cache_bytes > free_bytes:
+        raise ValueError(
+            f"model={model}: {_text(weight_bytes)} of weights and "
+            f"{_text(kv_cache_bytes)} of KV do not fit in the {_text(free_bytes)} of "
+            "memory that are free; weights=int8 or dtype=bfloat16 take less"
+        )
+
+
 def _text(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:.2f} GiB"

@@ -20,6 +20,12 @@ _MOVES = {
 }
 
 
+_COLLECTIVES = {
+    *("all-reduce", "all-gather", "reduce-scatter", "collective-permute"),
+    *("all-to-all", "ragged-all-to-all", "collective-broadcast"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """One instruction of a program.
@@ -102,11 +108,12 @@ def read_hlo(
       weight_shapes: Shapes of the matrices of layers, as they are stored.
 
     Returns:
-      `calls`: number of custom calls by target. `cache_moves`: instructions that copy
+      `calls`: number of custom calls by target. `collectives`: what goes between
+      devices, and its bytes. `cache_moves`: instructions that copy
       or cut as much as a layer's cache. `weight_moves`: those that copy or cut a
       layer's weight. `weight_casts`: those that write one in another type.
       `dynamic_loops`: loops whose number of trips is not known. `conditionals`:
-      branches. All but the first are lists of names.
+      branches. All but the first two are lists of names.
     """
     found = list(instructions(text))
     weights = {tuple(sorted(shape)) for shape in weight_shapes}
@@ -125,6 +132,11 @@ def read_hlo(
             for one in found
             if (target := _CALL_TARGET.search(one.rest)) is not None
         ),
+        "collectives": [
+            (opcode, one.num_bytes)
+            for one in found
+            if (opcode := one.opcode.removesuffix("-start")) in _COLLECTIVES
+        ],
         "cache_moves": [
             str(one) for one in moves if one.num_bytes >= layer_cache_bytes
         ],
@@ -137,6 +149,13 @@ def read_hlo(
         ],
         "conditionals": [one.op_name for one in found if one.opcode == "conditional"],
     }
+
+
+def num_unplaced(text: str) -> int:
+    """Returns how many results of a traced program the compiler may place anywhere."""
+    main = next(line for line in text.splitlines() if "@main(" in line)
+    results = main.rpartition("->")[2]
+    return results.count("tensor<") - results.count("sdy.sharding = ")
 
 
 def read_ptxas(text: str) -> dict[str, int]:

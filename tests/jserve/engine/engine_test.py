@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jserve.engine.engine import Engine
-from jserve.engine.programs import DeviceState, UncompiledBucketError
+from jserve.engine.programs import UncompiledBucketError
 from jserve_models.toy import toy_next_token
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.request import Request
@@ -128,8 +128,11 @@ def test_padded_runs_visit_every_bucket_and_leave_what_requests_wrote(
     state = toy_engine._state
     kv = [rng.normal(size=part.shape).astype(part.dtype) for part in state.kv]
     slot_tokens = np.arange(len(state.slot_tokens), dtype=np.int32)
-    toy_engine._state = DeviceState(
-        kv=(jnp.array(kv[0]), jnp.array(kv[1])), slot_tokens=jnp.array(slot_tokens)
+    tables = np.arange(state.tables.size, dtype=np.int32).reshape(state.tables.shape)
+    toy_engine._state = state._replace(
+        kv=(jnp.array(kv[0]), jnp.array(kv[1])),
+        slot_tokens=jnp.array(slot_tokens),
+        tables=jnp.array(tables),
     )
     for bucket in TEST_TABLE.buckets:
         toy_engine.first_run(bucket)
@@ -148,3 +151,4 @@ def test_padded_runs_visit_every_bucket_and_leave_what_requests_wrote(
     for before, after in zip(kv, toy_engine._state.kv, strict=True):
         np.testing.assert_array_equal(before, np.array(after))
     np.testing.assert_array_equal(slot_tokens, np.array(toy_engine._state.slot_tokens))
+    np.testing.assert_array_equal(tables, np.array(toy_engine._state.tables))

@@ -95,6 +95,7 @@ def test_nothing_large_is_read_on_the_event_loop(served, monkeypatch):
         ("deflate", b"nonsense", 400, "is not deflate"),
         ("zstd", b"", 415, "gzip, x-gzip, deflate"),
     ],
+    ids=["large", "cut", "nonsense", "unknown"],
 )
 def test_a_compressed_body_that_is_refused(served, encoding, data, status, words):
     headers = {"Content-Encoding": encoding}

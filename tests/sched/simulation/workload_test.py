@@ -9,8 +9,8 @@ import pytest
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.workload import (
-    WORKLOADS,
     Arrival,
     Yardstick,
     at_levels,
@@ -123,3 +123,23 @@ def test_a_prompt_alone_is_cut_at_the_token_limit() -> None:
     assert whole.isolated_ttft_s(5000) - times.isolated_ttft_s(5000) == pytest.approx(
         0.06551e-3 * (1024 - 904)
     )
+
+
+def test_a_workload_declares_how_bursty_its_arrivals_are() -> None:
+    gaps = np.diff([one.arrival_s for one in draw("bursts", 20_000)])
+    assert gaps.mean() == pytest.approx(1.0, rel=0.1)
+    assert gaps.std() / gaps.mean() == pytest.approx(4.0, rel=0.1)
+
+
+def test_turns_of_a_conversation_share_a_prefix() -> None:
+    talk = draw("interactive_chat", 400)
+    assert talk[:50] == draw("interactive_chat", 50)
+    firsts = [one.block_ids[0] for one in talk]
+    assert 400 / len(set(firsts)) == pytest.approx(4.0, rel=0.2)
+    one = next(one for one in talk if firsts.count(one.block_ids[0]) > 2)
+    same = [two for two in talk if two.block_ids[0] == one.block_ids[0]]
+    for two in same:
+        assert len(two.prompt()) == two.num_prompt_tokens
+        shared = min(len(one.prompt()), len(two.prompt()))
+        assert np.array_equal(one.prompt()[:shared], two.prompt()[:shared])
+    assert len(draw("chat", 1)[0].prompt()) == draw("chat", 1)[0].num_prompt_tokens
