@@ -61,6 +61,7 @@ class Job:
       context_pages: KV pages of the longest context.
       attention: Attention backend; "" for that of the platform, which has its name.
       weights: Storage of the matrices, of `matrices.STORAGES`.
+      kv_dtype: Type of the KV.
       num_devices: Devices that share the model.
       broken: Function of `tests.aot.broken` that breaks the product first; "" for none.
     """
@@ -74,6 +75,7 @@ class Job:
     context_pages: int = 64
     attention: str = ""
     weights: str = "auto"
+    kv_dtype: str = "bfloat16"
     broken: str = ""
     num_devices: int = 1
 
@@ -136,7 +138,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
     )
     where = placement(mesh, model.attention.KV_AXES)
     kv: Any = tuple(
-        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where)
+        jax.ShapeDtypeStruct(shape, job.kv_dtype, sharding=where)
         for shape in model.kv_shapes(job.num_pages, job.page_size)
     )
     counts: Any = (
@@ -231,7 +233,7 @@ def _attention(job: Job) -> Any:
     use = AttentionUse(
         config=MODELS[job.model],
         platform=platform,
-        dtype=np.dtype("bfloat16"),
+        dtype=np.dtype(job.kv_dtype),
         num_rows=max(sum(rows_and_blocks(name)) for name in job.programs),
         page_size=job.page_size,
         max_pages_per_row=job.context_pages,
