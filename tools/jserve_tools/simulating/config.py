@@ -93,8 +93,11 @@ class MachineConfig:
 
     Attributes:
       cost_model: Machine to simulate: a GPU by name (a100-llama3-8b, h100-llama3-8b,
-        rtx4090-llama3.1-8b, rtxpro6000-llama3.1-8b, the last two also with -table), or
-        a profile of jserve-profile as table:SAMPLES.
+        rtx4090-llama3.1-8b, rtxpro6000-llama3.1-8b, the last two also with -table), a
+        profile of jserve-profile as table:SAMPLES, or arithmetic over a device's
+        figures, as roofline:device=h200:model=FOLDER:tensor_parallel=2, with a named
+        model or a folder with config.json, for the devices v5e, v6e, l4, a100, h100,
+        h200, b200, rtx4090 and rtxpro6000; link_gb_s=... sets the link between two.
       buckets: Bucket file (JSON) of the bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
       max_model_len: Most tokens of a request, prompt and output together.
@@ -187,6 +190,8 @@ class SweepConfig:
         the requests that it is judged by; fit to another part of the trace with
         jserve-fit-buckets to avoid that.
       goodput: Search each policy's goodput instead of running at given rates.
+      bound: Add to each run the share of requests that no schedule could exceed, from
+        arrivals, lengths and the machine's formula (a minute for 1,000 requests).
       max_violation_share: Share of requests, 0 to 1, that may violate their SLO at the
         goodput. [default: 0.01]
       warmup_share: Share of requests, 0 to 0.9, at the start of a run that are not
@@ -201,6 +206,7 @@ class SweepConfig:
     policies: tuple[str, ...] = ("fcfs",)
     bucket_strategies: tuple[str, ...] = ("pow2",)
     goodput: bool = False
+    bound: bool = False
     max_violation_share: float | None = None
     warmup_share: float | None = None
     seed: int = 0
@@ -249,6 +255,18 @@ class SimulateConfig:
         for name in ("qps", "one_shot"):
             if sweep.goodput and getattr(load, name):
                 raise ValueError(f"goodput searches the rate: leave out {name}")
+        if sweep.bound:
+            inexact = {name: getattr(machine, name) for name in ("noise", "bias")}
+            inexact |= {"goodput": sweep.goodput}
+            for name, value in inexact.items():
+                if value:
+                    raise ValueError(
+                        f"bound is of exact times at given rates: leave out {name}"
+                    )
+            if machine.num_instances > 1:
+                raise ValueError(
+                    f"bound is of one engine, not num_instances={machine.num_instances}"
+                )
         strategies = sweep.bucket_strategies
         if machine.buckets is not None and not set(FROM_FILE) & set(strategies):
             raise ValueError(
