@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.marked_pages import fill_page, markdown
 from jserve.compiled_annealing import best_kernel
 from jserve.flags import define_config_flags
 from jserve.program import run_program
@@ -34,7 +35,6 @@ from jserve_sched.policies.annealing.search import (
     search,
 )
 from jserve_tools.reporting.documents import commit, write_whole
-from jserve_tools.reporting.marked_pages import fill_page, markdown
 from tests.annealing_instances import LATENCY, NOW_S, draw_requests
 
 _MAX_KV_TOKENS = 40_000

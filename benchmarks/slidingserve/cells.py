@@ -11,6 +11,7 @@ without buckets, so that all have the same SLOs.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -22,11 +23,10 @@ from jserve_sched.outcomes import Outcome
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.simulation import goodput
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import (
-    WORKLOADS,
     Arrival,
-    at_levels,
     at_rate,
     isolated_times,
     unit_arrivals,
@@ -179,6 +179,41 @@ def _experience(outcomes: list[Outcome]) -> dict[str, Any]:
         "on_time_ttft_s": on_time_s,
         "late_ttft_s": late_s,
     }
+
+
+def at_levels(
+    arrivals: Sequence[Arrival],
+    levels_qps: Sequence[float],
+    *,
+    period_s: float,
+    duration_s: float,
+) -> list[Arrival]:
+    """Returns unit-rate arrivals at a rate that goes through levels, again and again.
+
+    SlidingServe's Fig. 6 has levels 1.0 and 2.5, a period of 120 s and a duration of
+    1,200 s.
+
+    Args:
+      period_s: Duration of each level, seconds.
+      duration_s: End of the last level, seconds.
+
+    Raises:
+      ValueError: If there are too few `arrivals` for the duration.
+    """
+    edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
+    rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
+    expected = np.append(0.0, np.cumsum(rates * np.diff(edges_s)))
+    if arrivals[-1].arrival_s < expected[-1]:
+        raise ValueError(
+            f"{len(arrivals)} requests do not last {duration_s:g} s at "
+            f"{list(levels_qps)} a second: about {expected[-1]:.0f} come"
+        )
+    units = [one for one in arrivals if one.arrival_s < expected[-1]]
+    times_s = np.interp([one.arrival_s for one in units], expected, edges_s).tolist()
+    return [
+        dataclasses.replace(one, arrival_s=time_s)
+        for one, time_s in zip(units, times_s, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=4)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.marked_pages import write_study
 from benchmarks.slidingserve.config import TUNING_SEED, Config
 from benchmarks.slidingserve.rows import TUNED_ROWS
 from benchmarks.slidingserve.stages import Reproduction, ratios
@@ -37,7 +38,6 @@ from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit, plain
 from jserve_tools.reporting.finished_runs import FinishedRuns
-from jserve_tools.reporting.marked_pages import write_study
 from jserve_tools.reporting.sweep import run_all
 
 _read_config = define_config_flags(Config, group="Reproduction")

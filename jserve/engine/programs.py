@@ -38,7 +38,7 @@ _COMPILER_OPTIONS = {
     "gpu": {
         "xla_gpu_enable_command_buffer": (
             "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,"
-            "CONDITIONAL,WHILE"
+            "CONDITIONAL,WHILE,COLLECTIVES"
         )
     }
 }
@@ -209,11 +209,12 @@ class Programs:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Traces a program for the device of weights and state."""
-        function, arguments, donated = self._signature(program)
+        function, arguments, donated, results = self._signature(program)
         function.__name__ = f"step_{program}"
         return jax.jit(
             function,
             donate_argnums=donated,
+            out_shardings=results,
             keep_unused=True,
             compiler_options=_COMPILER_OPTIONS.get(self._platform),
         ).lower(*arguments)
@@ -257,9 +258,20 @@ class Programs:
 
     def _signature(
         self, program: Program
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
-        """Returns a program's function, its arguments, and which of them it donates."""
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...], Any]:
+        """Returns a program's function, arguments, those it donates, and placements.
+
+        Results are placed where the next program takes them: all of them whole on each
+        device, but for the cache.
+        """
         leaves, head, kv, slot_tokens, tables = self._abstract
+        whole = slot_tokens.sharding
+
+        def whole_array(
+            *shape: int, dtype: jax.typing.DTypeLike = np.int32
+        ) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
         if isinstance(program, TableUpdate):
 
             def replace(
@@ -267,24 +279,22 @@ class Programs:
             ) -> jax.Array:
                 return tables.at[slot].set(table)
 
-            slot = jax.ShapeDtypeStruct((), np.int32)
-            table = jax.ShapeDtypeStruct(tables.shape[1:], np.int32)
-            return replace, (tables, slot, table), (0,)
+            table = whole_array(*tables.shape[1:])
+            return replace, (tables, whole_array(), table), (0,), whole
         if isinstance(program, Head):
             row = self._model.row
-            hidden = jax.ShapeDtypeStruct((self._num_slots, *row.shape), row.dtype)
-            shape = (program.num_rows, packing.HEAD_COLUMNS)
-            packed = jax.ShapeDtypeStruct(shape, np.int32)
+            hidden = whole_array(self._num_slots, *row.shape, dtype=row.dtype)
+            packed = whole_array(program.num_rows, packing.HEAD_COLUMNS)
             head_arguments = (head, hidden, slot_tokens, packed)
-            return self.head_function(program), head_arguments, (2,)
-        size = packing.packed_size(program, self._num_slots)
-        packed = jax.ShapeDtypeStruct((size,), np.int32)
+            return self.head_function(program), head_arguments, (2,), whole
+        packed = whole_array(packing.packed_size(program, self._num_slots))
         arguments = (leaves, kv, tables, slot_tokens, packed)
-        return self.step_function(program), arguments, (1, 2)
+        placements = (tuple(one.sharding for one in kv), whole, whole)
+        return self.step_function(program), arguments, (1, 2), placements
 
     def _make(self, program: Program, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        _, arguments, _ = self._signature(program)
+        _, arguments, _, _ = self._signature(program)
         # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))

@@ -13,8 +13,8 @@ from benchmarks.annealing.task_classes import (
     LONG_CODE,
     draw_requests,
 )
+from benchmarks.marked_pages import fill_page
 from jserve_tools.reporting.finished_runs import FinishedRuns
-from jserve_tools.reporting.marked_pages import fill_page
 from tests import ROOT
 from tests.fakes import make_outcome
 

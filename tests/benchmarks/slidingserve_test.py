@@ -4,8 +4,10 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.marked_pages import fill_page
 from benchmarks.slidingserve import cells, paper, pictures, rows, stages, tuning
 from benchmarks.slidingserve.tuning import (
     Choice,
@@ -15,7 +17,6 @@ from benchmarks.slidingserve.tuning import (
     write_settings,
 )
 from jserve_sched.simulation.goodput import RateGrid
-from jserve_tools.reporting.marked_pages import fill_page
 from tests import ROOT
 from tests.programs import finish, start
 
@@ -211,3 +212,24 @@ def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
     assert set(pictures.draw_all(report)) == {
         name.name for name in output.glob("*.png")
     }
+
+
+def test_levels_take_turns() -> None:
+    arrivals = cells.at_levels(
+        cells._unit_arrivals("mixed_v1", 0, 3000),
+        (1.0, 2.5),
+        period_s=120.0,
+        duration_s=1200.0,
+    )
+    times_s = np.array([one.arrival_s for one in arrivals])
+    assert np.all(np.diff(times_s) >= 0) and times_s[-1] <= 1200.0
+    counts = np.histogram(times_s, np.arange(0, 1201, 120))[0]
+    assert counts[::2].sum() == pytest.approx(600, rel=0.1)
+    assert counts[1::2].sum() == pytest.approx(1500, rel=0.1)
+    with pytest.raises(ValueError, match="about 2100 come"):
+        cells.at_levels(
+            cells._unit_arrivals("mixed_v1", 0, 1000),
+            (1.0, 2.5),
+            period_s=120.0,
+            duration_s=1200.0,
+        )

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from jserve_models.attention import AttentionUse, CacheShapes, combined
-from jserve_models.attention.combined import pool_size
+from jserve_models.attention.combined import KV_AXES, pool_size
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
 
-__all__ = ["attend", "fault", "kv_shapes", "pool_size"]
+__all__ = ["KV_AXES", "attend", "fault", "kv_shapes", "pool_size"]
 
 
 def compute_capability() -> float:

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jserve_models.attention import AttentionUse, CacheShapes, combined
-from jserve_models.attention.combined import pool_size
+from jserve_models.attention.combined import KV_AXES, pool_size
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, RowGroup, StepLayout
 
-__all__ = ["attend", "fault", "kv_shapes", "pool_size", "sequences"]
+__all__ = ["KV_AXES", "attend", "fault", "kv_shapes", "pool_size", "sequences"]
 
 _HEAD_DIM = 128  # numbers in a vector register's row
 _BLOCK_TOKENS = 512  # keys that the kernel works on at once, in whole pages

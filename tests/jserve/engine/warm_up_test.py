@@ -303,7 +303,10 @@ def test_timing_ends_with_its_time_or_when_compiling_took_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = dataclasses.replace(config, warm_up_timing_s=14.0)
-    warm_up, clock = build_warm_up(config), ManualClock()
+    lines: list[str] = []
+    progress, clock = Progress(lines.append), ManualClock()
+    progress.start_s -= 5000.0
+    warm_up = build_warm_up(config, progress)
     monkeypatch.setattr(warm_up, "_clock", clock)
     warm_up._engine.programs.wall_s += compile_s
     timed: list[Bucket] = []
@@ -317,6 +320,10 @@ def test_timing_ends_with_its_time_or_when_compiling_took_less(
     monkeypatch.setattr(warm_up._engine, "timed_pass", timed_pass)
     warm_up.run()
     assert warm_up.serving is not None
+    start_up = warm_up.start_up()
+    assert start_up.ready_s is not None and start_up.ready_s > 5000.0
+    assert start_up.covering_s < 2000.0, "loading is no part of compiling"
+    assert any(f"timed {num_timed} of 30 in the" in line for line in lines)
     rough, rest = timed[:6], timed[6:]
     assert set(rough) == set(warm_up._plan.final.buckets)
     assert len(rest) == num_timed

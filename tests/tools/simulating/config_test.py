@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jserve_sched.simulation.instances import ASSIGNMENTS
-from jserve_sched.simulation.workload import WORKLOADS
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_tools.reporting.config import ReportConfig
 from jserve_tools.simulating.config import (
     LoadConfig,
@@ -42,6 +42,9 @@ def make(
         ({"num_processes": 0}, r"num_processes=0 is not in 1\.\."),
         ({"max_violation_share": 0.1}, "leave out --max_violation_share=0.1"),
         ({"num_seeds": 2, "step_log": FILE}, "is of a single run"),
+        ({"bound": True, "goodput": True}, "bound is of exact .* leave out goodput"),
+        ({"bound": True, "machine": {"noise": 0.1}}, "leave out noise"),
+        ({"bound": True, "machine": {"num_instances": 2}}, "not num_instances=2"),
         ({"goodput": True, "load": {"qps": (1.0,)}}, "leave out qps"),
         ({"machine": {"buckets": FILE}}, "explicit and fitted, not pow2"),
         ({"load": {"qps": (0.0,)}}, r"qps=0.0 is not in 1e-06\.\."),
