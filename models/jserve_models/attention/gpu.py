@@ -66,7 +66,7 @@ def kv_shapes(config: ModelConfig, num_pages: int, page_size: int) -> CacheShape
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "window", "soft_cap", "has_tma"))
-def _attend_rows(*arrays: jax.Array | None, **options: Any) -> jax.Array:
+def _attend_rows(*arrays: Any, **options: Any) -> jax.Array:
     """Attends a group of rows; see `paged_mosaic.paged_attention`.
 
     The kernel is traced and lowered once for all layers, since this is a function of
