@@ -187,6 +187,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
             "alias_bytes": memory.alias_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
             "code_bytes": memory.generated_code_size_in_bytes,
+            "lowered_kernels": lowered.as_text().count("@mosaic_gpu_v2"),
             **read_hlo(
                 compiled.as_text() or "", kv_bytes // config.num_layers, weight_shapes
             ),
