@@ -40,11 +40,28 @@ _SMALL = ModelConfig(
     qkv_bias=True,
     qk_norm=True,
 )
+_QWEN3_32B = ModelConfig(
+    name="qwen3-32b",
+    vocab_size=151936,
+    hidden_size=5120,
+    num_layers=64,
+    num_heads=64,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=25600,
+    rope_theta=1000000.0,
+    rms_norm_eps=1e-6,
+    qk_norm=True,
+    max_model_len=40960,
+)
 MODELS = {
     **NAMED,
     "small": _SMALL,
     "few heads": dataclasses.replace(_SMALL, num_kv_heads=2),
+    "qwen3-32b": _QWEN3_32B,
 }
+ATTENTION = {"gpu": "gpu", "tpu": "tpu"}
+"""The attention backend that the product takes on each platform."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
