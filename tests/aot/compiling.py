@@ -60,8 +60,6 @@ MODELS = {
     "few heads": dataclasses.replace(_SMALL, num_kv_heads=2),
     "qwen3-32b": _QWEN3_32B,
 }
-ATTENTION = {"gpu": "gpu", "tpu": "tpu"}
-"""The attention backend that the product takes on each platform."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
