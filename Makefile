@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-newest-jax test-browser aot lint types build golden golden-annealing clean
+.PHONY: setup demo test test-aot test-newest-jax test-browser test-parallel trust aot lint types build golden clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -56,9 +56,11 @@ test-newest-jax: .venv-aot/installed
 	.venv-newest/bin/python -m pip install --quiet --no-deps jax==$$newest jaxlib==$$newest jax-cuda13-plugin==$$newest jax-cuda13-pjrt==$$newest && \
 	.venv-newest/bin/python -m pytest -m 'not browser' -k 'h200 or paged_mosaic' tests/aot/kernel_test.py tests/models/attention/paged_mosaic_test.py
 
-# Llama-3.1-8B for each device: memory, what fits, roofline. An hour on two cores.
+# Llama-3.1-8B for each device, Qwen3-32B for several that share it: memory, what fits,
+# roofline. Two hours on two cores.
 aot: .venv-aot/installed
 	.venv-aot/bin/python -m benchmarks.aot.llama_8b
+	.venv-aot/bin/python -m benchmarks.aot.llama_8b --model=qwen3-32b --targets=v5e-8,v6e-4,v6e-8,h100-2,h100-4
 
 AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$(dirname $$(dirname $$(command -v pyenv || echo $$HOME/.pyenv/bin/pyenv)))}/versions/3.1[2-9]*/bin/python
 
@@ -73,9 +75,18 @@ AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$(dirname
 	@.venv-aot/bin/python -m pip install --quiet --constraint constraints/py312.txt --constraint constraints/aot.txt --editable . --group aot
 	@touch $@
 
+# Models that several devices share, and several processes, all on this machine's cores.
+test-parallel: setup
+	$(BIN)/python -m pytest -m parallel
+
 # The HTML report in a real browser; needs Debian's chromium, or another on PATH.
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
+
+# Hostile clients and overload against a server beside a running stream, with limits of
+# time: for a machine with nothing else to do.
+trust: setup
+	$(BIN)/python -m pytest -m trust -s tests/trust
 
 lint: setup
 	$(BIN)/ruff check .
@@ -93,10 +104,6 @@ golden:
 	.venv-parity/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-parity/bin/python -m pip install --quiet --group parity
 	.venv-parity/bin/python tests/golden/write_golden.py
-
-# The optima that the search of `annealing` is held against.
-golden-annealing: setup
-	$(BIN)/python -m tests.golden.write_annealing
 
 clean:
 	rm -rf .venv .venv-aot .venv-newest .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

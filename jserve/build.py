@@ -146,6 +146,7 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
         dtype=shape.dtype,
         weights=config.weights,
         attention=shape.attention,
+        mesh=shape.mesh,
     )
     page_bytes = kv_page_bytes(model, config.page_size, shape.kv_dtype)
     least_bytes = kv_bytes(model, 1, config.page_size, shape.kv_dtype)
@@ -171,8 +172,10 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
 
 def _times_name(config: EngineConfig, engine: Engine, table: BucketTable) -> str:
     """Returns the file of step times: one for each table, model and pool."""
+    measured = engine.predictor_facts()
     facts = (
-        *(repr(engine.model.config), engine.predictor_facts().dtype, config.page_size),
+        *(repr(engine.model.config), measured.dtype, measured.device_kind),
+        config.page_size,
         *(config.kv_cache_bytes, engine.max_model_len, table),
         engine.model.attention.__name__,
     )

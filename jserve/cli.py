@@ -14,6 +14,7 @@ If the engine fails, it exits with 70: start it again.
 
 import dataclasses
 import gc
+import glob
 import logging
 import os
 import pathlib
@@ -36,6 +37,10 @@ from jserve.progress import Progress
 from jserve_models.hf_config import read_config
 
 _LOG = logging.getLogger("jserve")
+_DEVICE_FILES = {  # one pattern for each kind of driver
+    "gpu": ("/dev/nvidia[0-9]*", "/dev/dxg"),
+    "tpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
+}
 _ENGINE_CONFIG = define_engine_flags()
 _SERVER_CONFIG = define_config_flags(ServerConfig, group="Server")
 _WARMUP_ONLY = flags.DEFINE_bool(
@@ -56,6 +61,21 @@ def _folder(model: str) -> pathlib.Path | None:
     if os.sep in model or model.startswith("~"):
         raise ValueError(f"model={model}: no such folder")
     return None
+
+
+def _check_device(attention: str) -> None:
+    """Refuses a kernel for a device that this machine does not have.
+
+    Raises:
+      ValueError: If neither the machine nor JAX_PLATFORMS names such a device.
+    """
+    files = _DEVICE_FILES.get(attention, ())
+    is_elsewhere = os.environ.get("JAX_PLATFORMS", "cpu") != "cpu"
+    if files and not is_elsewhere and not any(map(glob.glob, files)):
+        raise ValueError(
+            f"attention={attention!r} needs a {attention.upper()}, and this machine "
+            f"has none: no {' and no '.join(files)}"
+        )
 
 
 def _check(engine: EngineConfig, server: ServerConfig) -> None:
@@ -108,6 +128,7 @@ def _warm_up(config: EngineConfig) -> None:
 def main(argv: Sequence[str]) -> int:
     """Serves until a signal, or until the engine fails; returns the exit status."""
     del argv
+    progress = Progress(_LOG.info)  # the times of start-up count from here
     logging.getLogger("jserve").setLevel(logging.INFO)
     logging.getLogger("jax").setLevel(logging.WARNING)
     # NumPy's threads would compete with XLA's for the cores.
@@ -117,6 +138,7 @@ def main(argv: Sequence[str]) -> int:
         engine_config = _ENGINE_CONFIG()
         server_config = _SERVER_CONFIG()
         folder = _folder(engine_config.model)
+        _check_device(engine_config.attention)
         _check(engine_config, server_config)
     except (OSError, ValueError) as error:
         raise ProgramError(str(error)) from error
@@ -138,10 +160,8 @@ def main(argv: Sequence[str]) -> int:
         listener = bind(server_config)
     except OSError as error:
         raise ProgramError(
-            f"cannot listen on {server_config.host}:{server_config.port}: "
-            f"{error.strerror or error}"
+            f"cannot listen on {server_config.address}: {error.strerror or error}"
         ) from error
-    progress = Progress(_LOG.info)
     with listener:
         try:
             tokenizer = load_tokenizer(folder)
@@ -155,8 +175,9 @@ def main(argv: Sequence[str]) -> int:
             progress.close()
             raise ProgramError(str(error)) from error
         name = server_config.served_model_name or loop.model_name
+        url = url_of(listener, is_tls=server_config.tls_cert is not None)
         print(
-            f"jserve: {url_of(listener)} serves {name} "
+            f"jserve: {url} serves {name} "
             f"(policy {engine_config.policy}); see /health: ready, then warm",
             flush=True,
         )

@@ -39,6 +39,12 @@ not measured yet.
 _MAX_PROFILED = 1000  # steps; a trace is kept in memory until it is written
 
 
+def setting_text(name: str, value: Any) -> str:
+    """Returns a number for `--help`: a size as 512MiB, if it is a multiple of 1MiB."""
+    is_size = value and name.endswith("_bytes") and value % 2**20 == 0
+    return f"{value >> 20}MiB" if is_size else str(value)
+
+
 def check_range(name: str, value: float, least: float, most: float) -> None:
     """Checks a number against its limits.
 
@@ -117,13 +123,15 @@ class EngineConfig:
         biases remain in --dtype. fp8 needs a GPU of compute capability 8.9 or newer. On
         CPU both save memory, and steps take longer.
       kv_dtype: Type of the KV: "auto", which is --dtype, or "fp8" (float8_e4m3fn): the
-        pool holds two or four times the tokens, with a loss of accuracy. No kernel of
-        attention takes it, so that GPU and TPU take "page_loop".
+        pool holds two or four times the tokens, with a loss of accuracy. Of the
+        kernels only that of TPU takes it: GPUs take "page_loop".
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
       attention: Backend of attention: "cpu", which is quickest there, "page_loop",
         which runs everywhere, "gpu" and "tpu", which are kernels, or "auto", which
         takes what suits the device and the model.
+      tensor_parallel: Number of devices that share the model, each with a part of its
+        heads, and so of the KV, of its feed-forward layers and of its vocabulary.
       policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
         a class of your own, as in "my_module.MyPolicy".
       predictor: Predictor of step times: "table" (timed at start), "linear"
@@ -156,9 +164,9 @@ class EngineConfig:
         guessed, and learned from the steps of requests. 0 sets no limit.
       compile_cache_dir: Folder for compiled programs and step times; "" stores nothing.
       device_memory_fraction: Share of a GPU's or TPU's memory that may be used.
-      kv_cache_bytes: Size of the KV pool, K and V together; 0 on GPU and TPU takes what
-        weights and steps leave of --device_memory_fraction. It is part of every
-        program: another size compiles all of them again.
+      kv_cache_bytes: Size of the KV pool on each device, K and V together; 0 on GPU and
+        TPU takes what weights and steps leave of --device_memory_fraction. It is part
+        of every program: another size compiles all of them again.
       page_size: Tokens in one KV page, a multiple of --block_tokens.
       enable_prefix_caching: Whether requests share the KV of equal prefixes.
       step_log: File that records the buckets and times of steps, without any text, for
@@ -180,7 +188,8 @@ class EngineConfig:
         "step_log": "Recording",
     }
     flag_defaults: ClassVar[Mapping[str, str]] = {  # as --help shows them
-        name: f"by device: {size} on CPU, {SIZES['gpu'][name]} on GPU and TPU"
+        name: f"by device: {setting_text(name, size)} on CPU, "
+        f"{setting_text(name, SIZES['gpu'][name])} on GPU and TPU"
         for name, size in SIZES["cpu"].items()
         if size != SIZES["gpu"][name]
     } | {"page_size": str(SIZES["cpu"]["page_size"])}
@@ -192,6 +201,7 @@ class EngineConfig:
     kv_dtype: str = "auto"
     max_model_len: int = 0
     attention: str = "auto"
+    tensor_parallel: int = 1
     policy: str = "sliding"
     predictor: str = "table"
     length_estimator: str = "max_tokens"
@@ -240,6 +250,7 @@ class EngineConfig:
             ("max_model_len", 0, 2**24),
             ("max_queued_requests", 1, 2**20),
             ("annealing_budget_ms", 0.0, 1000.0),
+            ("tensor_parallel", 1, 2**10),
             ("max_programs", 0, 2**16),
             ("max_compile_s", 0.0, 86400.0),
             ("warm_up_timing_s", 0.0, 86400.0),
@@ -330,6 +341,18 @@ class ServerConfig:
       drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
       keep_alive_s: Seconds that an idle connection is kept open for its client's next
         request; clients that pool connections expect a minute or more.
+      sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
+        proxies keep it open; 0 sends none.
+      head_timeout_s: Seconds that a client has to send a request's headers.
+      body_timeout_s: Seconds that it has to send the body.
+      max_connections: Most open connections. At the limit an idle one is closed, or
+        else a new one gets status 503, but for /health and /metrics. 0 takes half of
+        the file descriptors that the process may have, at most 4096.
+      cors_origins: Origins of web pages that may use the server, such as
+        https://example.org, or "*" for all.
+      tls_cert: PEM file of the server's certificates, which makes it serve HTTPS.
+      tls_key: PEM file of the certificate's key, unless it is in the same file.
+      unix_socket: Path of a unix socket to listen on, in place of host and port.
       max_body_bytes: Largest request body accepted; 0 takes what the context needs: 64
         KiB and 48 bytes per token, at least 1 MiB.
     """
@@ -342,11 +365,32 @@ class ServerConfig:
     api_key_file: pathlib.Path | None = None
     drain_timeout_s: float = 30.0
     keep_alive_s: int = 75
+    sse_keep_alive_s: float = 15.0
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+    max_connections: int = 0
+    cors_origins: tuple[str, ...] = ()
+    tls_cert: pathlib.Path | None = None
+    tls_key: pathlib.Path | None = None
+    unix_socket: pathlib.Path | None = None
     max_body_bytes: int = 0
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
         check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
         check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
+        check_range("sse_keep_alive_s", self.sse_keep_alive_s, 0.0, 86400.0)
+        check_range("head_timeout_s", self.head_timeout_s, 0.001, 86400.0)
+        check_range("body_timeout_s", self.body_timeout_s, 0.001, 86400.0)
+        check_range("max_connections", self.max_connections, 0, 2**20)
+        check_readable("tls_cert", self.tls_cert)
+        check_readable("tls_key", self.tls_key)
+        if self.tls_key is not None and self.tls_cert is None:
+            raise ValueError(f"tls_key={str(self.tls_key)!r} needs a tls_cert")
         if self.max_body_bytes:
             check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, for messages."""
+        return str(self.unix_socket or f"{self.host}:{self.port}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from jserve.config import EngineConfig
+from jserve.config import EngineConfig, setting_text
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT]i?)?B?)\s*", re.IGNORECASE)
 _UNITS = {"": 1} | {
@@ -153,8 +153,9 @@ def define_config_flags(
             continue
         names.append(name)
         flag = _flag(name, kinds[name], field.default, texts.get(name, name))
-        if shown := getattr(config_class, "flag_defaults", {}).get(name):
-            flag.default_as_str = shown
+        shown = getattr(config_class, "flag_defaults", {}).get(name)
+        if shown or name.endswith("_bytes"):
+            flag.default_as_str = shown or setting_text(name, field.default)
         flags.DEFINE_flag(flag, flag_values, module_name=group)
 
     def read(**overrides: Any) -> Config:

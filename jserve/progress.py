@@ -48,6 +48,9 @@ class Progress:
     """Shows the stage that a program is in, and its count, until it is closed.
 
     A thread shows it again every few seconds, even while the program is busy.
+
+    Attributes:
+      start_s: When it was made, `time.perf_counter` seconds.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Progress:
           write: Function that writes a line; None shows nothing at all.
           is_bar: Whether to draw a bar on stderr, a terminal, instead of lines.
         """
+        self.start_s = time.perf_counter()
         self._write = write
         self._is_bar = is_bar
         self._bar: Any = None  # tqdm's, on a terminal

@@ -47,9 +47,9 @@ from jserve_sched.fitting.fit import best_block_edges
 from jserve_sched.outcomes import SCHEMA_VERSION
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
+from jserve_sched.simulation.mixes import DIALOGUE
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import (
-    DIALOGUE,
     Arrival,
     isolated_times,
     request_arrival,

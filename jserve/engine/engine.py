@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jserve.engine.packing import Packer
+from jserve.engine.packing import Packed, Packer, padded_tables
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
+from jserve_models.sharding import placement, put
 from jserve_sched.buckets.table import Bucket
-from jserve_sched.steps.features import uniform_features
+from jserve_sched.steps.features import Span, step_features
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.predictor import StepSample
 
@@ -31,13 +32,14 @@ _TIMED_LONG_PAGES = 16  # the longer of the contexts in the timed pass
 def kv_bytes(
     model: LoadedModel, num_pages: int, page_size: int, dtype: jnp.dtype
 ) -> int:
-    """Returns the bytes of the cache of a pool, discard pages included."""
+    """Returns the bytes on each device of a pool's cache, discard pages included."""
     shapes = model.kv_shapes(num_pages, page_size)
-    return sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    num_bytes = sum(math.prod(shape) for shape in shapes) * dtype.itemsize
+    return num_bytes // model.mesh.size
 
 
 def kv_page_bytes(model: LoadedModel, page_size: int, dtype: jnp.dtype) -> int:
-    """Returns the bytes of one page over all layers, K and V together."""
+    """Returns the bytes on each device of a page over all layers, K and V together."""
     one, two = (kv_bytes(model, count, page_size, dtype) for count in (1, 2))
     return two - one
 
@@ -79,7 +81,7 @@ class PendingStep:
 
 
 class Engine:
-    """Weights, KV pool and programs of one model on one device.
+    """Weights, KV pool and programs of one model on the devices that share it.
 
     Attributes:
       num_pages: KV pages in the pool.
@@ -122,19 +124,23 @@ class Engine:
         )
         self._state = DeviceState(
             kv=model.new_kv(num_pages, page_size, self.kv_dtype),
-            slot_tokens=jnp.zeros(num_slots, jnp.int32),
+            slot_tokens=jnp.zeros(num_slots, jnp.int32, device=placement(model.mesh)),
+            tables=put(
+                padded_tables(num_slots, self.max_pages_per_row, num_pages),
+                placement(model.mesh),
+            ),
         )
         self.programs = Programs(
             model=model,
             state=self._state,
-            max_pages_per_row=self.max_pages_per_row,
             captures_logits=captures_logits,
             store=store,
         )
 
     def predictor_facts(self, commit: str = "") -> PredictorFacts:
         """Returns what a predictor of this engine's step times holds for."""
-        device = jax.devices()[0]
+        device, num_devices = jax.devices()[0], self.model.mesh.size
+        kind = device.device_kind
         dtype, weights = self.dtype.name, self.model.weights
         if weights not in ("auto", dtype):
             dtype += f", weights {weights}"
@@ -142,7 +148,7 @@ class Engine:
             dtype += f", KV {self.kv_dtype.name}"
         return PredictorFacts(
             platform=device.platform,
-            device_kind=device.device_kind,
+            device_kind=kind if num_devices == 1 else f"{kind} x {num_devices}",
             model=model_digest(self.model.config),
             dtype=dtype,
             page_size=self.page_size,
@@ -159,13 +165,13 @@ class Engine:
 
     def first_run(self, bucket: Bucket) -> None:
         """Runs a bucket's programs on padding, since a first run is slow."""
-        self._run_padded(bucket, 0, 0)
-        self._run_padded(bucket, 0, 0, is_drawn=True)
+        self._run_padded(bucket)
+        self._run_padded(bucket, is_drawn=True)
 
     def timed_pass(
         self, buckets: Sequence[Bucket], *, repeats: int = TIMED_REPEATS
     ) -> Iterator[StepSample]:
-        """Times programs at a short context, a long decode and a long block.
+        """Times programs at a short context, a long decode and a long chunk.
 
         Nothing is written that a request could read, so steps of requests may run
         between two samples; none may be in flight while one is drawn. Buckets are
@@ -177,35 +183,67 @@ class Engine:
         long = min(_TIMED_LONG_PAGES, self.max_pages_per_row)
         for _ in range(repeats):
             for bucket in buckets:
-                contexts = [(1, 1), (long, 1)]
+                contexts = [(1, 0), (long, 0)]
                 if bucket.num_blocks:
-                    contexts.append((1, long))
-                for decode_pages, block_pages in contexts:
-                    duration_s = self._run_padded(bucket, decode_pages, block_pages)
-                    row = uniform_features(
-                        bucket,
-                        decode_pages=decode_pages,
-                        block_pages=block_pages,
-                        page_size=self.page_size,
-                    )
+                    contexts.append((1, long - 1))
+                for decode_pages, chunk_pages in contexts:
+                    decode = Span(decode_pages * self.page_size - 1, 1)
+                    decodes = [decode] * bucket.num_rows
+                    chunks = self._made_up_chunks(bucket, chunk_pages)
+                    duration_s = self._run_padded(bucket, decodes, chunks)
+                    row = step_features(decodes, chunks, bucket, self.page_size)
                     yield StepSample(row, duration_s)
+
+    def _made_up_chunks(self, bucket: Bucket, num_pages: int) -> list[Span]:
+        """Returns chunks that fill the blocks of a bucket, after pages of context.
+
+        They are one, as most often in a plan, or several as long as a context may be;
+        the context is shorter if there would not be room for one.
+        """
+        size, num_tokens = bucket.block_tokens, bucket.num_blocks * bucket.block_tokens
+        longest = max(self.max_pages_per_row * self.page_size // size, 1) * size
+        start = min(num_pages * self.page_size, max(longest - num_tokens, 0))
+        start -= start % size
+        return [
+            Span(start, min(longest - start, num_tokens - before))
+            for before in range(0, num_tokens, longest - start)
+        ]
 
     def _run_padded(
         self,
         bucket: Bucket,
-        decode_pages: int,
-        block_pages: int,
+        decodes: Sequence[Span] = (),
+        chunks: Sequence[Span] = (),
         *,
         is_drawn: bool = False,
     ) -> float:
-        """Runs a step on made-up rows of these pages; returns its seconds."""
-        packed = self._packer.pack_synthetic(
-            bucket, decode_pages, block_pages, is_drawn=is_drawn
+        """Runs a step on made-up rows, the others padding; returns its seconds."""
+        packed, made_up = self._packer.pack_synthetic(
+            bucket, decodes, chunks, is_drawn=is_drawn
         )
         start_s = time.perf_counter()
-        self._state, out = self.programs.run(bucket, self._state, packed)
-        jax.block_until_ready(out)
+        jax.block_until_ready(self.run(bucket, packed, made_up))
         return time.perf_counter() - start_s
+
+    def run(
+        self, bucket: Bucket, packed: Packed, made_up: np.ndarray | None = None
+    ) -> tuple[jax.Array, ...]:
+        """Enqueues a step; returns what `Programs.run` does.
+
+        Args:
+          made_up: Page tables for this step alone; None for those of requests.
+
+        Raises:
+          UncompiledBucketError: If the bucket was not compiled.
+        """
+        tables = self._state.tables
+        state = self._state
+        if made_up is not None:
+            state = state._replace(tables=put(made_up, tables.sharding))
+        self._state, out = self.programs.run(bucket, state, packed)
+        if made_up is not None:
+            self._state = self._state._replace(tables=tables)
+        return out
 
     def launch(self, plan: StepPlan) -> PendingStep:
         """Enqueues a dispatched plan; steps run in the order they are launched.
@@ -217,7 +255,7 @@ class Engine:
         packed = self._packer.pack(plan)
         packed_s = time.perf_counter()
         launched_s = time.monotonic()
-        self._state, out = self.programs.run(plan.bucket, self._state, packed)
+        out = self.run(plan.bucket, packed)
         return PendingStep(
             plan=plan,
             transfer_s=packed_s - start_s,

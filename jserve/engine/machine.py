@@ -1,5 +1,6 @@
 """The machine: its cores, its CPU's instructions, and the compiler for it."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -22,6 +23,23 @@ def num_cpus() -> int:
     """Returns the number of cores that this process may use, fewer in a container."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not every system does
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+
+
+def free_memory_bytes(root: pathlib.Path = pathlib.Path("/")) -> int | None:
+    """Returns the memory that processes here may still take; None where none is stated.
+
+    It is what Linux has available, or the limit of a container if that is less.
+    """
+    try:
+        rows = (root / "proc/meminfo").read_text().splitlines()
+        (free,) = (row.split()[1] for row in rows if row.startswith("MemAvailable:"))
+    except (OSError, ValueError):
+        return None
+    sizes = [int(free) * 1024]
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups 2 and 1
+        with contextlib.suppress(OSError, ValueError):  # it is "max" without a limit
+            sizes.append(int((root / "sys/fs/cgroup" / path).read_text()))
+    return min(sizes)
 
 
 def machine_digest() -> str:

@@ -2,20 +2,24 @@
 
 One NumPy array costs 5 us to hand over where six cost 15, so everything that changes
 from step to step travels in one for the step itself (`B` decode rows, `NB` blocks of
-`Q` tokens, `R = B + NB` rows, `T = B + NB * Q` tokens, `M` pages a row at most):
+`Q` tokens, `R = B + NB` rows, `T = B + NB * Q` tokens):
 
     T tokens           FROM_DEVICE takes the slot's last sampled token
     slots              rows that sample, in plan order; R pads. A request samples at
                        most once a step, so there are no more than slots
-    R * (3 + M)        per row: start, length, slot, then its page table
+    R * 5              per row: start, length, slot, and a change of the slot's page
+                       table: which entry, and the page that it has from now on
 
 and in another for the head, of those rows that sample: how each draws its token.
 
-Per-slot parts (sampling, page table) are kept in arrays by slot and gathered, so a
-step writes only what changed, and looks only at decode rows for which there is more to
-know than where they are.
+Page tables stay on the device, since one of a long context is larger than all the rest.
+What is new to a slot is spread over its rows; if it does not fit there, as when a
+request comes into a slot with a shared prefix, the whole table is replaced before the
+step. What the head needs to know of a slot is kept here, and gathered: a step looks
+only at decode rows for which there is more to know than where they are.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -26,6 +30,7 @@ from jserve.engine.sampling import RowSampling
 from jserve_models.steps import StepInputs
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
+from jserve_sched.steps.features import Span
 from jserve_sched.steps.plan import StepPlan
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -33,7 +38,7 @@ FROM_DEVICE = -1
 NO_TOKEN = -1
 
 # Of a row of the step.
-_START, _LEN, _SLOT, _NUM_COLUMNS = range(4)
+_START, _LEN, _SLOT, _ENTRY, _PAGE, _NUM_COLUMNS = range(6)
 # Of a row of the head; its slot comes first, and all but two belong to the slot.
 _POSITION, _BANS_STOPS, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED = range(1, 8)
 _STOPS = slice(8, 8 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
@@ -49,48 +54,56 @@ class Packed(NamedTuple):
         padding.
       num_sampled: Number of rows that sample, which come first in `head`.
       is_drawn: Whether one of them needs more than the maximum of its logits.
+      tables: Slots whose page table is replaced before the step, and the tables, `[M]`.
     """
 
     step: np.ndarray
     head: np.ndarray
     num_sampled: int
     is_drawn: bool
+    tables: list[tuple[np.ndarray, np.ndarray]]
 
 
-def packed_size(bucket: Bucket, num_slots: int, max_pages_per_row: int) -> int:
+def packed_size(bucket: Bucket, num_slots: int) -> int:
     """Returns the length of the step's argument for `bucket`."""
     num_all_rows = bucket.num_rows + bucket.num_blocks
-    row_size = _NUM_COLUMNS + max_pages_per_row
-    return bucket.num_tokens + num_slots + num_all_rows * row_size
+    return bucket.num_tokens + num_slots + num_all_rows * _NUM_COLUMNS
+
+
+def padded_tables(num_slots: int, max_pages_per_row: int, num_pages: int) -> np.ndarray:
+    """Returns empty page tables, `[slots + 1, M]`; the last one is of padding rows."""
+    return np.full((num_slots + 1, max_pages_per_row), num_pages, np.int32)
 
 
 def _cut(packed: Array, bucket: Bucket, num_slots: int) -> tuple[Array, Array, Array]:
-    """Returns the argument's tokens, logit rows and row table."""
+    """Returns the argument's tokens, logit rows and rows."""
     num_all_rows = bucket.num_rows + bucket.num_blocks
-    table_start = bucket.num_tokens + num_slots
+    rows_start = bucket.num_tokens + num_slots
     tokens = packed[: bucket.num_tokens]
-    logit_rows = packed[bucket.num_tokens : table_start]
-    return tokens, logit_rows, packed[table_start:].reshape(num_all_rows, -1)
+    logit_rows = packed[bucket.num_tokens : rows_start]
+    return tokens, logit_rows, packed[rows_start:].reshape(num_all_rows, -1)
 
 
 def unpack_step(
-    packed: jax.Array, slot_tokens: jax.Array, bucket: Bucket
-) -> StepInputs:
-    """Returns the parts of the step's argument; traced.
+    packed: jax.Array, tables: jax.Array, slot_tokens: jax.Array, bucket: Bucket
+) -> tuple[StepInputs, jax.Array]:
+    """Returns the parts of the step's argument, and the changed page tables; traced.
 
     Args:
       packed: `[packed_size]` int32.
+      tables: `[num_slots + 1, M]` int32, the page table of each slot.
       slot_tokens: `[num_slots]` int32, the token each slot sampled last.
     """
-    tokens, logit_rows, table = _cut(packed, bucket, slot_tokens.shape[0])
+    tokens, logit_rows, rows = _cut(packed, bucket, slot_tokens.shape[0])
+    tables = tables.at[rows[:, _SLOT], rows[:, _ENTRY]].set(rows[:, _PAGE], mode="drop")
     decodes = tokens[: bucket.num_rows]
-    slots = table[: bucket.num_rows, _SLOT]
+    slots = rows[: bucket.num_rows, _SLOT]
     last = slot_tokens.at[slots].get(mode="fill", fill_value=0)
     tokens = tokens.at[: bucket.num_rows].set(
         jnp.where(decodes == FROM_DEVICE, last, decodes)
     )
-    start, length = table[:, _START], table[:, _LEN]
-    return StepInputs(tokens, start, length, table[:, _NUM_COLUMNS:], logit_rows)
+    start, length, pages = rows[:, _START], rows[:, _LEN], tables[rows[:, _SLOT]]
+    return StepInputs(tokens, start, length, pages, logit_rows), tables
 
 
 def unpack_head(packed: jax.Array) -> tuple[RowSampling, jax.Array]:
@@ -125,11 +138,7 @@ class Packer:
         self._num_slots = num_slots
         self._num_pages = num_pages
         self._page_size = page_size
-        width = _NUM_COLUMNS + max_pages_per_row
-        # The last row stands for padding: no token, no pages, greedy, for no slot.
-        self._tables = np.full((num_slots + 1, width), num_pages, np.int32)
-        self._tables[:, :_SLOT] = 0
-        self._tables[:, _SLOT] = np.arange(num_slots + 1)
+        # The last row stands for padding: greedy, for no slot.
         self._samplings = np.zeros((num_slots + 1, HEAD_COLUMNS), np.int32)
         self._samplings[:, 0] = np.arange(num_slots + 1)
         self._is_drawn = np.zeros(num_slots + 1, bool)
@@ -141,10 +150,11 @@ class Packer:
 
     def _new(self, bucket: Bucket) -> np.ndarray:
         """Returns an argument of padding."""
-        size = packed_size(bucket, self._num_slots, self._max_pages_per_row)
-        packed = np.zeros(size, np.int32)
-        _, logit_rows, table = _cut(packed, bucket, self._num_slots)
-        logit_rows[:] = len(table)
+        packed = np.zeros(packed_size(bucket, self._num_slots), np.int32)
+        _, logit_rows, rows = _cut(packed, bucket, self._num_slots)
+        logit_rows[:] = len(rows)
+        rows[:, _SLOT] = self._num_slots
+        rows[:, _ENTRY] = self._max_pages_per_row  # which there is not
         return packed
 
     def pack(self, plan: StepPlan) -> Packed:
@@ -152,111 +162,136 @@ class Packer:
         bucket = plan.bucket
         num_rows, size = bucket.num_rows, bucket.block_tokens
         packed = self._new(bucket)
-        tokens, logit_rows, table = _cut(packed, bucket, self._num_slots)
-        slots = np.full(len(table), self._num_slots)
-        starts, lengths = np.zeros((2, len(table)), np.int64)
+        tokens, logit_rows, rows = _cut(packed, bucket, self._num_slots)
+        tables: list[tuple[np.ndarray, np.ndarray]] = []
         # Decode rows: one token each.
         num_decodes = len(plan.decodes)
         sampling = list(range(num_decodes))
-        decoding = np.array([row.request.slot for row in plan.decodes], np.int64)
+        slots = np.array([row.request.slot for row in plan.decodes], np.int64)
         begin = np.array([row.start for row in plan.decodes], np.int64)
-        slots[:num_decodes], starts[:num_decodes] = decoding, begin
-        lengths[:num_decodes] = 1
+        rows[:num_decodes, _SLOT], rows[:num_decodes, _START] = slots, begin
+        rows[:num_decodes, _LEN] = 1
         tokens[:num_decodes] = FROM_DEVICE
-        is_new = self._next_start[decoding] != begin
+        is_new = self._next_start[slots] != begin
         needs_page = begin % self._page_size == 0
         for index in np.flatnonzero(is_new | needs_page).tolist():
             row = plan.decodes[index]
-            self._sync_slot(row.request)
+            tables += self._sync_slot(row.request, rows[index : index + 1])
             if row.start < row.request.num_known_tokens:
                 tokens[index] = row.request.known_tokens(row.start, row.stop)[0]
-        self._next_start[decoding] = begin + 1
+        self._next_start[slots] = begin + 1
         # Prefill blocks: a chunk takes one or several.
         index, first = num_rows, num_rows
         for row in plan.chunks:
-            slot = self._sync_slot(row.request)
             tokens[first : first + row.num_tokens] = row.request.known_tokens(
                 row.start, row.stop
             )
-            for start in range(row.start, row.stop, size):
-                slots[index] = slot
-                starts[index], lengths[index] = start, min(size, row.stop - start)
-                index += 1
-                first += size
+            starts = np.arange(row.start, row.stop, size)
+            blocks = rows[index : index + len(starts)]
+            blocks[:, _SLOT], blocks[:, _START] = row.request.slot, starts
+            blocks[:, _LEN] = np.minimum(size, row.stop - starts)
+            tables += self._sync_slot(row.request, blocks)
+            index += len(starts)
+            first += len(starts) * size
             if row.draws_token:
                 sampling.append(index - 1)
-        # The rows: what belongs to the slots, then what changes every step.
-        table[:] = self._tables[slots]
-        table[:, _START] = starts
-        table[:, _LEN] = lengths
         logit_rows[: len(sampling)] = sampling
         # The head.
-        wanted = np.full(self._num_slots, self._num_slots)
-        wanted[: len(sampling)] = slots[sampling]
+        drawing = np.full(self._num_slots, self._num_slots)
+        drawing[: len(sampling)] = rows[sampling, _SLOT]
         stops = np.zeros(self._num_slots, np.int64)
-        stops[: len(sampling)] = starts[sampling] + lengths[sampling]
-        is_banned = stops < self._ban_stop[wanted]
-        head = self._samplings[wanted]
+        stops[: len(sampling)] = rows[sampling, _START] + rows[sampling, _LEN]
+        is_banned = stops < self._ban_stop[drawing]
+        head = self._samplings[drawing]
         head[:, _POSITION] = stops
         head[:, _BANS_STOPS] = is_banned
-        is_drawn = bool(np.any(is_banned | self._is_drawn[wanted]))
-        return Packed(packed, head, len(sampling), is_drawn)
+        is_drawn = bool(np.any(is_banned | self._is_drawn[drawing]))
+        return Packed(packed, head, len(sampling), is_drawn, tables)
 
     def pack_synthetic(
-        self, bucket: Bucket, decode_pages: int, block_pages: int, *, is_drawn: bool
-    ) -> Packed:
-        """Returns the arguments of a step whose rows all end on such a page.
+        self,
+        bucket: Bucket,
+        decodes: Sequence[Span],
+        chunks: Sequence[Span],
+        *,
+        is_drawn: bool,
+    ) -> tuple[Packed, np.ndarray]:
+        """Returns the arguments of a step of made-up rows.
 
-        For warm-up and timing, beside requests that are served: 0 pages make padding
-        rows; as many tokens as decode rows are sampled, into no slot. Rows read
-        made-up pages, and what they would write goes to the discard page, since all of
-        it lies on their last one.
+        For warm-up and timing, beside requests that are served: as many tokens as
+        decode rows are sampled, into no slot. Rows read made-up pages up to the one on
+        which they begin; from there on theirs is the discard page, since they write.
+
+        Args:
+          chunks: Chunks of whole blocks, which begin at the same position.
+
+        Returns:
+          Arguments, and the page tables to run them with, which are for one step.
         """
         packed = self._new(bucket)
-        *_, table = _cut(packed, bucket, self._num_slots)
-        num_rows, size = bucket.num_rows, bucket.block_tokens
-        table[:] = self._tables[self._num_slots]
-        pages = np.arange(len(table) * self._max_pages_per_row) % self._num_pages
-        table[:, _NUM_COLUMNS:] = pages.reshape(len(table), -1)
-        parts = (
-            (slice(num_rows), 1, decode_pages),
-            (slice(num_rows, None), size, block_pages),
+        *_, rows = _cut(packed, bucket, self._num_slots)
+        tables = padded_tables(
+            self._num_slots, self._max_pages_per_row, self._num_pages
         )
-        for rows, width, num_pages in parts:
-            if num_pages:
-                table[rows, _START] = num_pages * self._page_size - width
-                table[rows, _LEN] = width
-                table[rows, _NUM_COLUMNS + num_pages - 1] = self._num_pages
+        made_up = np.arange(tables.size).reshape(tables.shape) % self._num_pages
+        tables[:-1] = made_up[:-1]
+        some = rows[: len(decodes)]
+        some[:, _SLOT] = np.arange(len(some)) % self._num_slots
+        some[:, _START] = [one.start for one in decodes]
+        some[:, _LEN] = 1
+        some[:, _ENTRY] = some[:, _START] // self._page_size
+        some[:, _PAGE] = self._num_pages
+        # Blocks take the table of padding rows, which no decode reads.
+        size, index = bucket.block_tokens, bucket.num_rows
+        for start, num_tokens in chunks:
+            first = start // self._page_size
+            tables[-1, :first] = made_up[-1, :first]
+            starts = np.arange(start, start + num_tokens, size)
+            some = rows[index : index + len(starts)]
+            some[:, _START], some[:, _LEN] = starts, size
+            index += len(starts)
         head = np.repeat(self._samplings[-1:], self._num_slots, axis=0)
-        return Packed(packed, head, num_rows, is_drawn)
+        return Packed(packed, head, bucket.num_rows, is_drawn, []), tables
 
-    def _sync_slot(self, request: Request) -> int:
-        """Brings the slot's stored row up to date; returns the slot."""
+    def _sync_slot(
+        self, request: Request, rows: np.ndarray
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Writes what is new of a slot's page table into its rows, if it fits there.
+
+        Returns:
+          Slot and table, if it has to be replaced.
+        """
         slot = request.slot
         assert slot is not None
-        table, row = self._tables[slot], self._samplings[slot]
+        num_pages, num_written = len(request.pages), self._num_written[slot]
+        self._num_written[slot] = num_pages
         # The object, not its id: a client may use an id again.
         owner = (request, request.num_preemptions)
-        if self._owner[slot] != owner:
+        is_new = self._owner[slot] != owner
+        if is_new:
             self._owner[slot] = owner
-            self._num_written[slot] = 0
             self._next_start[slot] = -1
-            self._ban_stop[slot] = request.num_prompt_tokens + request.min_tokens
-            table[_NUM_COLUMNS:] = self._num_pages
-            sampling = request.sampling
-            self._is_drawn[slot] = sampling.temperature > 0
-            floats = np.array(
-                [sampling.temperature, sampling.top_p, sampling.min_p], np.float32
-            )
-            row[[_TEMPERATURE, _TOP_P, _MIN_P]] = floats.view(np.int32)
-            row[_TOP_K] = sampling.top_k
-            row[_SEED] = np.uint32(sampling.seed).view(np.int32)
-            stops = sorted(request.stop_token_ids)
-            row[_STOPS] = NO_TOKEN
-            row[_STOPS][: len(stops)] = stops
-        num_pages, num_written = len(request.pages), self._num_written[slot]
-        if num_pages > num_written:
-            start = _NUM_COLUMNS + num_written
-            table[start : _NUM_COLUMNS + num_pages] = request.pages[num_written:]
-            self._num_written[slot] = num_pages
-        return slot
+            self._read_request(slot, request)
+        changed = num_pages - num_written
+        if is_new or changed > len(rows):
+            table = np.full(self._max_pages_per_row, self._num_pages, np.int32)
+            table[:num_pages] = request.pages
+            return [(np.array(slot, np.int32), table)]
+        rows[:changed, _ENTRY] = np.arange(num_written, num_pages)
+        rows[:changed, _PAGE] = request.pages[num_written:]
+        return []
+
+    def _read_request(self, slot: int, request: Request) -> None:
+        """Notes how the request of a slot draws its tokens."""
+        row, sampling = self._samplings[slot], request.sampling
+        self._ban_stop[slot] = request.num_prompt_tokens + request.min_tokens
+        self._is_drawn[slot] = sampling.temperature > 0
+        floats = np.array(
+            [sampling.temperature, sampling.top_p, sampling.min_p], np.float32
+        )
+        row[[_TEMPERATURE, _TOP_P, _MIN_P]] = floats.view(np.int32)
+        row[_TOP_K] = sampling.top_k
+        row[_SEED] = np.uint32(sampling.seed).view(np.int32)
+        stops = sorted(request.stop_token_ids)
+        row[_STOPS] = NO_TOKEN
+        row[_STOPS][: len(stops)] = stops

@@ -3,7 +3,8 @@
 A step runs two: its bucket's, which computes the layers, and a head, which computes
 logits and draws tokens for those rows that sample, rounded up to a row edge. So the
 head is never computed for other rows, and steps without a row that samples have none.
-Heads of greedy rows only take the maximum.
+Heads of greedy rows only take the maximum. A third, tiny one replaces the page table of
+a slot; steps themselves change single entries.
 
 A stored executable is loaded without tracing. Otherwise the step is traced (one after
 the other, since tracing holds the interpreter lock) and compiled (in parallel). JAX's
@@ -37,7 +38,7 @@ _COMPILER_OPTIONS = {
     "gpu": {
         "xla_gpu_enable_command_buffer": (
             "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,"
-            "CONDITIONAL,WHILE"
+            "CONDITIONAL,WHILE,COLLECTIVES"
         )
     }
 }
@@ -57,17 +58,26 @@ class Head(NamedTuple):
         return f"{'draw' if self.is_drawn else 'head'}{self.num_rows}"
 
 
-Program = Bucket | Head
+class TableUpdate(NamedTuple):
+    """The program that replaces the page table of one slot."""
+
+    def __str__(self) -> str:
+        return "table"
+
+
+Program = Bucket | Head | TableUpdate
+_UPDATE = TableUpdate()
 
 
 def programs_of(buckets: Iterable[Bucket]) -> list[Program]:
-    """Returns the programs that steps in these buckets need, heads last.
+    """Returns the programs that steps in these buckets need, the tiny one first.
 
     Each of their row edges has two heads.
     """
     buckets = list(buckets)
     rows = dict.fromkeys(bucket.num_rows for bucket in buckets if bucket.num_rows)
     return [
+        _UPDATE,
         *buckets,
         *(Head(count, drawn) for count in rows for drawn in (True, False)),
     ]
@@ -78,6 +88,7 @@ class DeviceState(NamedTuple):
 
     kv: KvCache
     slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
+    tables: jax.Array  # [num_slots + 1, M] int32, KV pages; the last row is of padding
 
 
 class Programs:
@@ -96,7 +107,6 @@ class Programs:
         *,
         model: LoadedModel,
         state: DeviceState,
-        max_pages_per_row: int,
         captures_logits: bool,
         store: ProgramStore | None = None,
     ):
@@ -111,7 +121,6 @@ class Programs:
         self.reports: list[ProgramStart] = []
         self.wall_s = 0.0
         self._model = model
-        self._max_pages_per_row = max_pages_per_row
         self._captures_logits = captures_logits
         self._store = store
         # Without the arrays, which steps donate.
@@ -159,20 +168,21 @@ class Programs:
     def step_function(self, bucket: Bucket) -> Callable[..., tuple[Any, ...]]:
         """Returns the pure step of one bucket.
 
-        It takes (leaves, kv, slot_tokens, packed) and returns kv, and the rows that
-        sample, `[num_slots, ...]`.
+        It takes (leaves, kv, tables, slot_tokens, packed) and returns kv, tables, and
+        the rows that sample, `[num_slots, ...]`.
         """
         shape = StepShape(bucket.num_rows, bucket.num_blocks, bucket.block_tokens)
 
         def step(
             leaves: list[jax.Array],
             kv: KvCache,
+            tables: jax.Array,
             slot_tokens: jax.Array,
             packed: jax.Array,
-        ) -> tuple[KvCache, jax.Array]:
-            inputs = packing.unpack_step(packed, slot_tokens, bucket)
+        ) -> tuple[KvCache, jax.Array, jax.Array]:
+            inputs, tables = packing.unpack_step(packed, tables, slot_tokens, bucket)
             hidden, kv = self._model.forward(leaves, kv, inputs, shape)
-            return kv, hidden
+            return kv, tables, hidden
 
         return step
 
@@ -199,11 +209,12 @@ class Programs:
 
     def lower(self, program: Program) -> jax.stages.Lowered:
         """Traces a program for the device of weights and state."""
-        function, arguments, donated = self._signature(program)
+        function, arguments, donated, results = self._signature(program)
         function.__name__ = f"step_{program}"
         return jax.jit(
             function,
             donate_argnums=donated,
+            out_shardings=results,
             keep_unused=True,
             compiler_options=_COMPILER_OPTIONS.get(self._platform),
         ).lower(*arguments)
@@ -247,31 +258,51 @@ class Programs:
 
     def _signature(
         self, program: Program
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...]]:
-        """Returns a program's function, its arguments, and which of them it donates."""
-        leaves, head, kv, slot_tokens = self._abstract
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], tuple[int, ...], Any]:
+        """Returns a program's function, arguments, those it donates, and placements.
+
+        Results are placed where the next program takes them: all of them whole on each
+        device, but for the cache.
+        """
+        leaves, head, kv, slot_tokens, tables = self._abstract
+        whole = slot_tokens.sharding
+
+        def whole_array(
+            *shape: int, dtype: jax.typing.DTypeLike = np.int32
+        ) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+
+        if isinstance(program, TableUpdate):
+
+            def replace(
+                tables: jax.Array, slot: jax.Array, table: jax.Array
+            ) -> jax.Array:
+                return tables.at[slot].set(table)
+
+            table = whole_array(*tables.shape[1:])
+            return replace, (tables, whole_array(), table), (0,), whole
         if isinstance(program, Head):
             row = self._model.row
-            hidden = jax.ShapeDtypeStruct((self._num_slots, *row.shape), row.dtype)
-            shape = (program.num_rows, packing.HEAD_COLUMNS)
-            packed = jax.ShapeDtypeStruct(shape, np.int32)
-            arguments = (head, hidden, slot_tokens, packed)
-            return self.head_function(program), arguments, (2,)
-        size = packing.packed_size(program, self._num_slots, self._max_pages_per_row)
-        packed = jax.ShapeDtypeStruct((size,), np.int32)
-        return self.step_function(program), (leaves, kv, slot_tokens, packed), (1,)
+            hidden = whole_array(self._num_slots, *row.shape, dtype=row.dtype)
+            packed = whole_array(program.num_rows, packing.HEAD_COLUMNS)
+            head_arguments = (head, hidden, slot_tokens, packed)
+            return self.head_function(program), head_arguments, (2,), whole
+        packed = whole_array(packing.packed_size(program, self._num_slots))
+        arguments = (leaves, kv, tables, slot_tokens, packed)
+        placements = (tuple(one.sharding for one in kv), whole, whole)
+        return self.step_function(program), arguments, (1, 2), placements
 
     def _make(self, program: Program, should_stop: Callable[[], bool]) -> None:
         """Loads a program, or traces and compiles it and stores it."""
-        _, arguments, _ = self._signature(program)
+        _, arguments, _, _ = self._signature(program)
         # Its key: all in which programs of the same code differ.
         shapes = [
             (x.shape, x.dtype.name, repr(x.sharding))
             for x in jax.tree.leaves(arguments)
         ]
-        options = (self._captures_logits, self._max_pages_per_row)
         attention = self._model.attention.__name__
-        key = str(program), (self._model.config, attention, program, options, shapes)
+        facts = (self._model.config, attention, program, self._captures_logits, shapes)
+        key = str(program), facts
         store = self._store
         if should_stop():
             return
@@ -281,8 +312,8 @@ class Programs:
             compiled, file_bytes = stored
             load_s = time.perf_counter() - start_s
             self._compiled[program] = compiled
-            facts = (str(program), 0.0, load_s, file_bytes, "stored", time.monotonic())
-            self.reports.append(ProgramStart(*facts))
+            times = (0.0, load_s, file_bytes, "stored", time.monotonic())
+            self.reports.append(ProgramStart(str(program), *times))
             return
         # Trace.
         with self._trace_lock:
@@ -326,16 +357,20 @@ class Programs:
             raise UncompiledBucketError(
                 f"no program for {bucket}, but for {len(self.buckets)} other buckets"
             )
-        kv, slot_tokens = state
-        kv, hidden = compiled(self._model.leaves, kv, slot_tokens, packed.step)
+        kv, slot_tokens, tables = state
+        for slot, table in packed.tables:
+            tables = self._compiled[_UPDATE](tables, slot, table)
+        kv, tables, hidden = compiled(
+            self._model.leaves, kv, tables, slot_tokens, packed.step
+        )
         if not packed.num_sampled:
-            return DeviceState(kv, slot_tokens), (hidden,)
+            return DeviceState(kv, slot_tokens, tables), (hidden,)
         head = self._head(packed.num_sampled, packed.is_drawn)
         rows = packed.head[: head.num_rows]
         slot_tokens, *out = self._compiled[head](
             self._model.head, hidden, slot_tokens, rows
         )
-        return DeviceState(kv, slot_tokens), tuple(out)
+        return DeviceState(kv, slot_tokens, tables), tuple(out)
 
     def _head(self, num_rows: int, is_drawn: bool) -> Head:
         """Returns the smallest head of at least `num_rows`."""

@@ -1,6 +1,7 @@
 """From a configuration to sizes for this device: limits, buckets, and the KV pool."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jserve.config import EngineConfig
+from jserve.engine import machine
 from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.engine import kv_bytes
-from jserve.engine.memory import MemoryNeeds, fit_memory, step_bytes
+from jserve.engine.memory import MemoryNeeds, check_host, fit_memory, step_bytes
+from jserve_models import sharding
 from jserve_models.attention import AttentionBackend, AttentionUse
 from jserve_models.attention.choose import choose_attention
 from jserve_models.config import ModelConfig
@@ -29,6 +32,7 @@ class EngineShape(NamedTuple):
     max_model_len: int
     attention: AttentionBackend
     reason: str  # for the attention
+    mesh: jax.sharding.Mesh
 
 
 def engine_shape(config: EngineConfig) -> EngineShape:
@@ -56,9 +60,10 @@ def engine_shape(config: EngineConfig) -> EngineShape:
             f"max_model_len={max_model_len} exceeds the {model.max_model_len} "
             f"of model {config.model!r}"
         )
+    mesh = sharding.make_mesh(_devices(config.tensor_parallel))
     most_blocks = config.max_num_batched_tokens // config.block_tokens
     use = AttentionUse(
-        config=model,
+        config=_part(model, mesh.size),
         platform=platform,
         dtype=kv_dtype,
         page_size=config.page_size,
@@ -66,24 +71,58 @@ def engine_shape(config: EngineConfig) -> EngineShape:
         max_pages_per_row=-(-max_model_len // config.page_size),
     )
     attention, reason = choose_attention(config.attention, use)
-    return EngineShape(model, dtype, kv_dtype, max_model_len, attention, reason)
+    return EngineShape(model, dtype, kv_dtype, max_model_len, attention, reason, mesh)
+
+
+def _devices(tensor_parallel: int) -> list[jax.Device]:
+    """Returns the devices that share the model.
+
+    Raises:
+      ValueError: If there are fewer.
+    """
+    devices = jax.devices()
+    if tensor_parallel > len(devices):
+        raise ValueError(
+            f"tensor_parallel={tensor_parallel} exceeds the {len(devices)} devices of "
+            f"platform {devices[0].platform}"
+        )
+    return devices[:tensor_parallel]
+
+
+def _part(model: ModelConfig, num_devices: int) -> ModelConfig:
+    """Returns what each device computes of a model.
+
+    Raises:
+      ValueError: If the devices cannot share the model evenly.
+    """
+    whole = sharding.shared_config(model, num_devices)
+    return sharding.device_config(whole, num_devices)
 
 
 def plan_engine(config: EngineConfig) -> tuple[EngineConfig, BucketPlan]:
     """Returns the configuration with the sizes of this device, and what to compile.
 
-    Nothing is allocated yet. On CPU memory is not asked about.
+    Nothing is allocated yet.
 
     Raises:
       ValueError: If the buckets are invalid, or do not fit in the device's memory
-        beside the weights and the KV of one request.
+        beside the weights and the KV of one request; on CPU, if weights and KV exceed
+        the memory that is free.
     """
     config = config.for_device(jax.default_backend())
     plan = plan_buckets(config)
     device_bytes = _usable_bytes(config.device_memory_fraction)
-    if device_bytes is None:
-        return config, plan
     needs = _needs(config, plan)
+    if device_bytes is None:
+        free_bytes = machine.free_memory_bytes()
+        num_local = len(engine_shape(config).mesh.local_devices)
+        check_host(
+            config.model,
+            num_local * needs.weight_bytes,
+            num_local * config.kv_cache_bytes,
+            free_bytes,
+        )
+        return config, plan
     plan, kv_cache_bytes = fit_memory(
         needs, plan, device_bytes=device_bytes, kv_cache_bytes=config.kv_cache_bytes
     )
@@ -104,12 +143,12 @@ def _usable_bytes(fraction: float) -> int | None:
 
 
 def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
-    """Returns what a model needs, from its shapes alone."""
+    """Returns what a model needs of each device, from its shapes alone."""
     shape = engine_shape(config)
     model = abstract_model(
         shape.model,
         dtype=shape.dtype,
-        sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
+        mesh=shape.mesh,
         attention=shape.attention,
         weights=config.weights,
     )
@@ -119,7 +158,8 @@ def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
     )
     return MemoryNeeds(
         weight_bytes=sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(model.leaves)
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(model.leaves)
         ),
         page_bytes=two - one,
         fixed_bytes=2 * one - two,
@@ -128,7 +168,7 @@ def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
         num_layers=shape.model.num_layers,
         step_bytes={
             bucket: step_bytes(
-                shape.model,
+                _part(shape.model, shape.mesh.size),
                 bucket,
                 num_slots=config.max_num_seqs,
                 page_size=config.page_size,

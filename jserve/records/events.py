@@ -103,12 +103,13 @@ class ProgramStart:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StartUp:
-    """Times of start-up, in seconds from the start of the engine's thread.
+    """Times of start-up, in seconds from the start of the program.
 
     Attributes:
       ready_s: Time until requests were served; None before that.
       warm_s: Time until all was compiled and timed; None before that.
       covering_s: Part of `ready_s` spent compiling the covering table.
+      wall_s: Seconds spent making programs so far, several at a time.
       programs: Programs made so far, in the order in which they were made.
       stage: Present stage, and how far it is.
     """
@@ -116,6 +117,7 @@ class StartUp:
     ready_s: float | None = None
     warm_s: float | None = None
     covering_s: float = 0.0
+    wall_s: float = 0.0
     programs: tuple[ProgramStart, ...] = ()
     stage: Stage = dataclasses.field(default_factory=Stage)
 

@@ -4,16 +4,22 @@ import asyncio
 import contextlib
 import functools
 import hmac
+import http
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jserve.config import ServerConfig, read_setting
 from jserve.engine.interface import ServingEngine
-from jserve.server.errors import ApiError, install_error_handlers
-from jserve.server.openai_routes import openai_router
+from jserve.server.errors import SURPRISE, ApiError, error_json, quote
+from jserve.server.openai_routes import GENERATION_PATHS, openai_router
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
@@ -57,6 +63,53 @@ def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
     return check
 
 
+def _response(error: ApiError) -> Response:
+    body = error_json(error.status, str(error), param=error.param, code=error.code)
+    return Response(body, error.status, error.headers, media_type="application/json")
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ApiError):
+        return _response(error)
+    if isinstance(error, RequestValidationError):  # in a query
+        row = error.errors()[0]
+        path, reason = row["loc"][-1], row["msg"][:1].lower() + row["msg"][1:]
+        message = f"{path}={quote(row['input'])}: {reason}"
+        return _response(ApiError(message, param=path))
+    if isinstance(error, HTTPException):
+        phrase = http.HTTPStatus(error.status_code).phrase
+        message = f"{phrase}: {request.method} {request.url.path}"
+        answer = ApiError(message, status=error.status_code)
+        answer.headers.update(error.headers or {})
+        return _response(answer)
+    logging.getLogger(__name__).error(
+        "%s %s failed", request.method, request.url.path, exc_info=error
+    )
+    return _response(ApiError(SURPRISE, status=500))
+
+
+class _Gate:
+    """Refuses requests that could not even be queued, before anything else is done.
+
+    In overload they are most of all requests, and this takes a fraction of the time
+    that the way to their endpoint does.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        app = self._app
+        if scope["type"] == "http" and scope["path"] in GENERATION_PATHS:
+            try:
+                self._service.check_open()
+            except ApiError as error:
+                app = _response(error)
+        await app(scope, receive, send)
+
+
 async def _absorb_steps(service: Service) -> None:
     """Regularly adds new steps to the metrics."""
     while True:
@@ -93,16 +146,30 @@ def build_app(
         loop = asyncio.get_running_loop()
         engine.set_listener(functools.partial(service.router.publish, loop))
         engine.start()
-        absorber = asyncio.create_task(_absorb_steps(service))
+        background = {
+            asyncio.create_task(_absorb_steps(service)),
+            asyncio.create_task(service.readers.start()),
+        }
         try:
             yield
         finally:
-            absorber.cancel()
+            for task in background:
+                task.cancel()
             app.state.has_stopped = await _stop(engine)
 
     app = FastAPI(title="jserve", openapi_url=None, lifespan=lifespan)
     app.state.has_stopped = True  # until the lifespan starts it
-    install_error_handlers(app)
+    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)
+    app.add_middleware(_Gate, service=service)
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])
     app.include_router(inspection_router(service), prefix="/jserve", dependencies=[key])

@@ -1,15 +1,7 @@
 """Every failure that a client may see, in OpenAI's format."""
 
-import http
 import json
-import logging
 import math
-from collections.abc import Mapping
-from typing import Any
-
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 
 _TYPES = {
     401: "authentication_error",
@@ -23,7 +15,8 @@ _MAX_QUOTED_CHARS = 80
 
 def quote(value: object) -> str:
     """Returns a client's value for a message, shortened if it is long."""
-    text = repr(value)
+    # The repr of a long text would take long, too.
+    text = repr(value[:_MAX_QUOTED_CHARS] if isinstance(value, str) else value)
     is_long = len(text) > _MAX_QUOTED_CHARS
     return text[:_MAX_QUOTED_CHARS] + "..." if is_long else text
 
@@ -51,12 +44,6 @@ class ApiError(Exception):
             self.headers["WWW-Authenticate"] = "Bearer"
 
 
-def validation_error(row: Mapping[str, Any], path: str) -> ApiError:
-    """Returns the refusal of a value at `path` that pydantic found invalid."""
-    reason = row["msg"][:1].lower() + row["msg"][1:]
-    return ApiError(f"{path}={quote(row['input'])}: {reason}", param=path)
-
-
 def error_json(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> bytes:
@@ -69,32 +56,3 @@ def error_json(
         "code": code,
     }
     return json.dumps({"error": error}).encode()
-
-
-def _response(error: ApiError) -> Response:
-    body = error_json(error.status, str(error), param=error.param, code=error.code)
-    return Response(body, error.status, error.headers, media_type="application/json")
-
-
-async def _on_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ApiError):
-        return _response(error)
-    if isinstance(error, RequestValidationError):  # in a query
-        row = error.errors()[0]
-        return _response(validation_error(row, row["loc"][-1]))
-    if isinstance(error, HTTPException):
-        phrase = http.HTTPStatus(error.status_code).phrase
-        message = f"{phrase}: {request.method} {request.url.path}"
-        answer = ApiError(message, status=error.status_code)
-        answer.headers.update(error.headers or {})
-        return _response(answer)
-    logging.getLogger(__name__).error(
-        "%s %s failed", request.method, request.url.path, exc_info=error
-    )
-    return _response(ApiError(SURPRISE, status=500))
-
-
-def install_error_handlers(app: FastAPI) -> None:
-    """Makes `app` answer every failure in OpenAI's format."""
-    for kind in (ApiError, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, _on_error)

@@ -1,8 +1,9 @@
 """Outputs, the replies that consist of them, and the router that gives them tokens.
 
 The engine's thread hands the events of a whole step to the event loop in a single call.
-There the tokens of all requests become text and bytes; the task of a connection wakes
-only to write bytes that are ready.
+There the tokens of all requests become text and bytes, and each connection gets one
+write. The task of a connection wakes only to end an answer, to break a silence, or when
+its client reads too slowly.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import collections
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from jserve_sched.requests.request import FinishReason, Request
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
+_KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients ignore
 # A request that the server cancels ends with "abort", as in vLLM.
 _REASONS = {
     FinishReason.STOP: "stop",
@@ -141,6 +143,7 @@ class Reply:
 
     Attributes:
       generations: `num_choices` outputs of each prompt, prompt by prompt.
+      write: Writes a part of the answer at once, or returns False if it cannot.
     """
 
     def __init__(
@@ -158,6 +161,9 @@ class Reply:
         self._open = set(range(len(self.generations)))
         self._ready: list[bytes] = []
         self._wake = asyncio.Event()
+        self.write: Callable[[bytes], bool] = lambda part: False
+        self._is_idle = False  # the task of the connection, which waits for more
+        self._last_s = 0.0  # time of the last write, on the event loop's clock
         self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
 
     @property
@@ -196,13 +202,36 @@ class Reply:
         elif not self._open:
             error = self.error
             self._ready = [self._answer() if error is None else error_json(500, error)]
-        if self._ready:
+
+    def flush(self, now_s: float) -> None:
+        """Writes what is ready, or leaves it to the task of the connection."""
+        if not self._ready:
+            return
+        if self._is_idle and self._open and self.write(b"".join(self._ready)):
+            self._ready.clear()
+            self._last_s = now_s
+        else:
             self._wake.set()
 
-    async def next(self) -> tuple[bytes, bool]:
-        """Waits for bytes to send; returns them, and whether more will come."""
-        await self._wake.wait()
-        self._wake.clear()
+    async def next(self, keep_alive_s: float) -> tuple[bytes, bool]:
+        """Waits for bytes to send; returns them, and whether more will come.
+
+        Args:
+          keep_alive_s: Longest silence of a stream before a comment; 0 sets no limit.
+        """
+        now_s = asyncio.get_running_loop().time
+        self._last_s = now_s()
+        can_break = self.is_streamed and keep_alive_s > 0
+        while not self._ready:
+            self._is_idle = True
+            due_s = self._last_s + keep_alive_s if can_break else None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            if can_break and not self._ready and now_s() - self._last_s >= keep_alive_s:
+                self._ready.append(_KEEP_ALIVE)
+        self._is_idle = False
         chunk = b"".join(self._ready)
         self._ready.clear()
         return chunk, bool(self._open)
@@ -278,11 +307,13 @@ class TokenRouter:
 
     def _route(self, events: Sequence[TokenEvent]) -> None:
         start_s = time.perf_counter()
+        replies: dict[Reply, None] = {}
         for event in events:
             target = self._targets.get(event.request_id)
             if target is None:
                 continue
             reply, index = target
+            replies[reply] = None
             try:
                 reply.take(index, event)
             except Exception:  # the other requests must still get their events
@@ -292,6 +323,9 @@ class TokenRouter:
                 del self._targets[event.request_id]
                 if event.finish_reason is None:
                     self._engine.cancel(event.request_id)
+        now_s = asyncio.get_running_loop().time()
+        for reply in replies:
+            reply.flush(now_s)
         duration_s = time.perf_counter() - start_s
         self._metrics.publish_s.observe(duration_s)
         self._publish_s.append(duration_s)

@@ -1,19 +1,34 @@
 """Limits on the size of an HTTP request, enforced before it is parsed."""
 
+import asyncio
+import dataclasses
+import functools
 import http
+import logging
+import math
 from typing import Any
 
 import httptools
 from fastapi import Request
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from jserve.server.errors import ApiError, error_json
+from jserve.server.prompts import too_large
 
+DIRECT_WRITE = "jserve.write"  # extension: writes a part of a body that has begun
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
+_MAX_BODIES = 32  # of the largest size, that are being read
+_RESERVED_CONNECTIONS = 32  # beyond the limit, for operators
+_WARN_EVERY_S = 60.0
 _MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
 _MIN_BODY_BYTES = 2**20
 _BODY_BYTES_A_TOKEN = 48
 _BODY_BYTES_BESIDE_TOKENS = 2**16
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def largest_honest_body(context_tokens: int) -> int:
@@ -31,32 +46,78 @@ def largest_honest_body(context_tokens: int) -> int:
     return max(body_bytes, _MIN_BODY_BYTES)
 
 
-async def read_body(request: Request, max_body_bytes: int) -> bytes:
-    """Returns a request's body; stops reading at the limit.
+@dataclasses.dataclass
+class BodyLimits:
+    """Limits of all bodies that are being read.
+
+    Attributes:
+      max_body_bytes: Largest body.
+      timeout_s: Longest time from a request's headers to the end of its body.
+      num_bytes: Size of what has been read of bodies that are not complete.
+    """
+
+    max_body_bytes: int
+    timeout_s: float
+    num_bytes: int = 0
+
+
+async def read_body(request: Request, limits: BodyLimits) -> bytearray:
+    """Returns a request's body; stops reading at a limit.
 
     Raises:
-      ApiError: 413 if it is larger than `max_body_bytes`, or announced to be.
+      ApiError: 413 if it is larger than `max_body_bytes`, or announced to be; 408 if it
+        takes too long; 503 if all that is being read takes too much memory.
     """
     num_bytes = int(request.headers.get("content-length", 0))  # checked by httptools
+    if num_bytes > limits.max_body_bytes:
+        raise too_large(num_bytes, limits.max_body_bytes)
     body = bytearray()
-    if num_bytes <= max_body_bytes:
-        async for part in request.stream():
-            body += part
-            num_bytes = len(body)
-            if num_bytes > max_body_bytes:
-                break
-        else:
-            return bytes(body)
-    raise ApiError(
-        f"the body has {num_bytes} bytes or more; the limit is {max_body_bytes} bytes "
-        "(--max_body_bytes)",
-        status=413,
-        code="body_too_large",
-    )
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            async for part in request.stream():
+                body += part
+                limits.num_bytes += len(part)
+                if len(body) > limits.max_body_bytes:
+                    raise too_large(len(body), limits.max_body_bytes)
+                if limits.num_bytes > _MAX_BODIES * limits.max_body_bytes:
+                    message = "too many large bodies are being read"
+                    raise ApiError(message, status=503, retry_after_s=1.0)
+    except TimeoutError:
+        error = ApiError(
+            f"{len(body)} bytes of the body came in {limits.timeout_s:g} s, and not "
+            "its end (--body_timeout_s)",
+            status=408,
+        )
+        error.headers["Connection"] = "close"
+        raise error from None
+    finally:
+        limits.num_bytes -= len(body)
+    return body
+
+
+@dataclasses.dataclass
+class ConnectionLimits:
+    """Limits of a server's connections, and those that are idle.
+
+    Attributes:
+      max_connections: Most open connections that may send requests of any kind.
+      head_timeout_s: Longest time from the first byte of a head to its end.
+      idle: Connections without a request, in the order in which they became so.
+      warned_s: Time of the last warning, on the event loop's clock.
+    """
+
+    max_connections: int
+    head_timeout_s: float
+    idle: "dict[BoundedHttp, None]" = dataclasses.field(default_factory=dict)
+    warned_s: float = -math.inf
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's protocol, with limits on heads and on bodies that are not read.
+    """uvicorn's protocol, with limits on connections, heads, and bodies not read.
+
+    At the limit of connections the one that has been idle for longest is closed; one
+    that has not sent all of its head is idle, too. If none is, the new connection may
+    only ask for health and metrics, and beyond a reserve for that it is closed.
 
     A head over the limit is answered with 431, and so are other overheads: trailers, or
     a body in tiny chunks. The rest of a refused request's body is read and dropped, so
@@ -64,14 +125,68 @@ class BoundedHttp(HttpToolsProtocol):
     connection is closed.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._limits = limits
+        self._is_over = False  # the limit of connections
+        self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # received for this request, without its body
         self._unread_bytes = 0
+
+    def connection_made(  # type: ignore[override]
+        self, transport: asyncio.Transport
+    ) -> None:
+        """Takes a new connection, and closes an idle one if there are too many."""
+        super().connection_made(transport)
+        limits = self._limits
+        limits.idle[self] = None
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+        num_over = len(self.connections) - limits.max_connections
+        if num_over <= 0:
+            return
+        if self.loop.time() > limits.warned_s + _WARN_EVERY_S:
+            limits.warned_s = self.loop.time()
+            _LOGGER.warning("at max_connections=%d", limits.max_connections)
+        longest = next(iter(limits.idle))
+        if num_over > _RESERVED_CONNECTIONS:
+            self.transport.close()
+        elif longest is not self:
+            del limits.idle[longest]
+            longest.transport.close()
+        else:
+            self._is_over = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets a connection."""
+        self._begin_request()
+        super().connection_lost(exc)
+
+    def _begin_request(self) -> None:
+        """Ends the time in which a connection is idle."""
+        self._limits.idle.pop(self, None)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _end_slow_head(self) -> None:
+        timeout_s = self._limits.head_timeout_s
+        self._refuse(408, f"the head took over {timeout_s:g} s (--head_timeout_s)")
+
+    def on_response_complete(self) -> None:
+        """Makes the connection idle, unless its next request has begun."""
+        super().on_response_complete()
+        if self.cycle.response_complete and not self.transport.is_closing():
+            self._limits.idle[self] = None
 
     def data_received(self, data: bytes) -> None:
         """Takes received data, at most some 256 KiB."""
         self._head_bytes += len(data)
+        if self._head_timer is None and self in self._limits.idle:
+            self._head_timer = self.loop.call_later(
+                self._limits.head_timeout_s, self._end_slow_head
+            )
         super().data_received(data)
         # The parser does not report a header until it is complete.
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -85,7 +200,21 @@ class BoundedHttp(HttpToolsProtocol):
         if head_bytes > MAX_HEAD_BYTES:
             self._head_bytes = head_bytes
             raise httptools.HttpParserError  # stops the parser
+        self._begin_request()
+        if self._is_over and not self.url.startswith((b"/health", b"/metrics")):
+            most = self._limits.max_connections
+            self._refuse(503, f"max_connections={most} are open already")
+            raise httptools.HttpParserError
         super().on_headers_complete()
+        write = functools.partial(self._write, self.cycle)
+        self.scope["extensions"] = {DIRECT_WRITE: {"write": write}}
+
+    def _write(self, cycle: RequestResponseCycle, part: bytes) -> bool:
+        """Writes a part of a chunked body, unless the client has much to read yet."""
+        if self.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
+        return True
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of a body; parts after the response are dropped."""
@@ -103,13 +232,19 @@ class BoundedHttp(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Refuses a head that is invalid or too large, and closes the connection."""
+        if self._head_bytes > MAX_HEAD_BYTES:
+            message = (
+                f"the request's headers are over the limit of {MAX_HEAD_BYTES} bytes"
+            )
+            self._refuse(431, message)
+        else:
+            self._refuse(400, msg)
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answers with an error, and closes the connection."""
         if self.transport.is_closing():
             return
-        status = 400
-        if self._head_bytes > MAX_HEAD_BYTES:
-            status = 431
-            msg = f"the request's headers are over the limit of {MAX_HEAD_BYTES} bytes"
-        body = error_json(status, msg)
+        body = error_json(status, message)
         self.transport.write(
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\nconnection: close\r\n\r\n%s"

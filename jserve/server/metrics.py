@@ -35,9 +35,9 @@ _GAUGES = (
     ("num_requests_waiting", "num_waiting", "Requests that wait for a slot."),
     ("num_programs", "num_programs", "Compiled programs."),
     ("num_programs_total", "num_programs_total", "Compiled programs once warm."),
-    ("compile_seconds", "compile_s", "Seconds spent compiling."),
-    ("ready_seconds", "start_up.ready_s", "Seconds from start to ready."),
-    ("warm_seconds", "start_up.warm_s", "Seconds from start to warm."),
+    ("compile_seconds", "compile_s", "Seconds of compiling, by the clock."),
+    ("ready_seconds", "start_up.ready_s", "Seconds from program start to ready."),
+    ("warm_seconds", "start_up.warm_s", "Seconds from program start to warm."),
 )
 _COUNTERS = (
     ("prompt_tokens", "prompt_tokens", "Prompt tokens admitted."),
@@ -104,7 +104,9 @@ class ServerMetrics(Collector):
         self._step_tokens = count("step_tokens", "Token positions, padding included.")
         self._pad_tokens = count("pad_tokens", "Token positions that were padding.")
         self._finished = count("request_success", "Ended requests.", "finished_reason")
-        self._rejected = count("requests_rejected", "Refused requests.", "reason")
+        self._rejected = count(
+            "requests_rejected", "Requests refused with 429 or 503.", "reason"
+        )
         self._slo = count("slo_requests", "Outcomes of SLOs.", "service_class", "met")
 
     def _histogram(

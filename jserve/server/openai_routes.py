@@ -1,5 +1,6 @@
 """OpenAI's endpoints: completions, chats, and the list of models."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -8,23 +9,26 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from jserve.server.errors import SURPRISE, error_json
+from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.generation import Reply, TokenRouter
-from jserve.server.http_limits import read_body
+from jserve.server.http_limits import DIRECT_WRITE, BodyLimits, read_body
 from jserve.server.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    parse_body,
+    log_ignored,
 )
 from jserve.server.service import Service
 
+GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
 _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 
 
 class ReplyResponse(StreamingResponse):
     """Sends a reply, streamed or whole, and cancels it if its client leaves."""
 
-    def __init__(self, reply: Reply, router: TokenRouter):
+    def __init__(self, reply: Reply, router: TokenRouter, keep_alive_s: float):
         headers = {"x-request-id": reply.form.response_id}
         media_type = "application/json"
         if reply.is_streamed:
@@ -33,28 +37,48 @@ class ReplyResponse(StreamingResponse):
         super().__init__((), headers=headers, media_type=media_type)
         self._reply = reply
         self._router = router
+        self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
+        if self._reply.is_streamed:
+            self._reply.write = scope["extensions"][DIRECT_WRITE]["write"]
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._router.close(self._reply)
 
     async def stream_response(self, send: Send) -> None:
-        """Sends the answer; one that is not streamed has status 500 if it failed."""
+        """Sends the answer; one that is not streamed has status 500 if it failed.
+
+        Whatever ends it early, such as a server that stops, is an error in the API's
+        form, after the first byte as before it.
+        """
         reply, has_more = self._reply, True
-        if reply.is_streamed:
-            await self._begin(send)
-        while has_more:
-            chunk, has_more = await reply.next()
-            if not reply.is_streamed:
-                self.headers["content-length"] = str(len(chunk))
-                self.status_code = 500 if reply.error is not None else 200
+        try:
+            if reply.is_streamed:
                 await self._begin(send)
-            await send(
-                {"type": "http.response.body", "body": chunk, "more_body": has_more}
-            )
+            while has_more:
+                chunk, has_more = await reply.next(self._keep_alive_s)
+                status = 200 if reply.is_streamed or reply.error is None else 500
+                await self._send(send, chunk, status, has_more=has_more)
+        except BaseException as error:
+            is_cancelled = isinstance(error, asyncio.CancelledError)
+            status = 503 if is_cancelled else 500
+            body = error_json(status, "the server stops" if is_cancelled else SURPRISE)
+            if reply.is_streamed:
+                body = EVENT_HEAD + body + EVENT_TAIL + DONE_EVENT
+            await self._send(send, body, status, has_more=False)
+            raise
+
+    async def _send(
+        self, send: Send, chunk: bytes, status: int, *, has_more: bool
+    ) -> None:
+        if not self._reply.is_streamed:
+            self.headers["content-length"] = str(len(chunk))
+            self.status_code = status
+            await self._begin(send)
+        await send({"type": "http.response.body", "body": chunk, "more_body": has_more})
 
     async def _begin(self, send: Send) -> None:
         head = {"status": self.status_code, "headers": self.raw_headers}
@@ -65,6 +89,7 @@ def openai_router(service: Service) -> APIRouter:
     """Returns the endpoints under /v1."""
     router = APIRouter()
     started_s = int(time.time())
+    bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
 
     def model_card() -> dict[str, Any]:
         return {
@@ -77,14 +102,16 @@ def openai_router(service: Service) -> APIRouter:
 
     async def answer(model: type[GenerationRequest], request: Request) -> Response:
         arrival_s = service.engine.clock.now_s()
-        service.check_open()
         try:
-            body = await read_body(request, service.max_body_bytes)
+            body = await read_body(request, bodies)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        asked = parse_body(model, body)
-        reply = await service.start(asked, request.headers, arrival_s)
-        return ReplyResponse(reply, service.router)
+        encoding = request.headers.get("content-encoding", "").lower()
+        encoding = "" if encoding == "identity" else encoding
+        asked = await service.readers.read(model, body, encoding)
+        log_ignored(asked.ignored)
+        reply = service.start(asked, request.headers, arrival_s)
+        return ReplyResponse(reply, service.router, service.config.sse_keep_alive_s)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:
@@ -100,7 +127,7 @@ def openai_router(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        service.check_model(name)
+        service.readers.reader.check_model(name)
         return model_card()
 
     return router

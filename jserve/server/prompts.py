@@ -1,26 +1,229 @@
-"""Turns a client's prompts or messages into checked token ids."""
+"""Reads a request's body: from bytes to checked fields and token ids.
 
-import asyncio
-from collections.abc import Callable, Sequence
+It is the only work on a request whose time grows with what a client sends, so it is a
+pure function of the body, which can run in another process (`workers.py`).
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from jserve.server.errors import ApiError, quote
-from jserve.text.chat_template import Message
-from jserve.text.tokenizer import Tokenizer
-
-# Longer texts are encoded in a thread, so that they do not block the event loop.
-_LONG_TEXT_CHARS = 20_000
-_FORMS = (
-    "prompt must be a string, a list of strings, a list of token ids, "
-    "or a list of such lists"
+from jserve.server.protocol import (
+    PROMPT_FORMS,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    parse_body,
 )
+from jserve.text.tokenizer import Tokenizer
+from jserve_sched.requests.limits import RequestLimits, TooLongError
+
+_DEFAULT_COMPLETION_TOKENS = 16  # as in OpenAI's API
+_LONG_TOKEN_CHARS = 8  # an honest text has fewer characters a token
+_PIECE_CHARS = 2**14
+_PIECE_SLACK_TOKENS = 64  # that a piece may have more than its part of the text
+_ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's window bits
 
 
-def _is_token_list(value: Any) -> bool:
-    # set(map(type)) runs in C, and keeps out True and False, which are ints too.
-    return isinstance(value, list) and set(map(type, value)) <= {int}
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt's token ids, the most output tokens, and the text echoed before them."""
+
+    tokens: np.ndarray
+    max_tokens: int
+    echo: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a body asks for: its fields, its prompts, and the names that are unknown."""
+
+    body: GenerationRequest
+    prompts: list[Prompt]
+    ignored: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BodyReader:
+    """Reads bodies for one model, whose tokenizer comes with each.
+
+    Attributes:
+      limits: Sizes that a single request may have.
+      max_requests: Most outputs of a body.
+      max_body_bytes: Largest body, once it is decompressed.
+    """
+
+    model_name: str
+    vocab_size: int
+    limits: RequestLimits
+    max_requests: int
+    max_body_bytes: int
+
+    def read(
+        self,
+        tokenizer: Tokenizer,
+        model: type[GenerationRequest],
+        data: bytes | bytearray,
+        encoding: str = "",
+    ) -> Asked:
+        """Returns what a body asks for.
+
+        Args:
+          model: The endpoint's request.
+          encoding: Content-Encoding of `data`, "" for none.
+
+        Raises:
+          ApiError: If the request is refused.
+        """
+        if encoding:
+            data = self._decompress(data, encoding)
+        body, ignored = parse_body(model, data)
+        if body.model is not None:
+            self.check_model(body.model)
+        if isinstance(body, ChatRequest):
+            prompts = [self._chat(tokenizer, body)]
+            body.messages = []  # nobody needs them any more
+        else:
+            assert isinstance(body, CompletionRequest)
+            prompts = self._completion(tokenizer, body)
+            body.prompt = []
+        return Asked(body, prompts, ignored)
+
+    def check_model(self, name: str) -> None:
+        """Checks the name of a model.
+
+        Raises:
+          ApiError: 404 unless it is the name of the served model.
+        """
+        if name != self.model_name:
+            message = f"the model {quote(name)} does not exist; this server has "
+            message += repr(self.model_name)
+            raise ApiError(message, "model", status=404, code="model_not_found")
+
+    def _decompress(self, data: bytes | bytearray, encoding: str) -> bytes:
+        bits = _ENCODINGS.get(encoding)
+        if bits is None:
+            message = f"content-encoding={quote(encoding)} is not one of "
+            error = ApiError(message + ", ".join(_ENCODINGS), status=415)
+            error.headers["Accept-Encoding"] = "gzip, deflate"
+            raise error
+        stream = zlib.decompressobj(bits)
+        try:
+            body = stream.decompress(data, self.max_body_bytes + 1)
+        except zlib.error as error:
+            raise ApiError(f"the body is not {encoding}: {error}") from None
+        if len(body) > self.max_body_bytes:
+            raise too_large(len(body), self.max_body_bytes)
+        if not stream.eof:
+            raise ApiError(f"the body is not {encoding}: it ends too early")
+        return body
+
+    def _chat(self, tokenizer: Tokenizer, body: ChatRequest) -> Prompt:
+        turns = [
+            one.to_turn(f"messages.{index}") for index, one in enumerate(body.messages)
+        ]
+        self._check_requests(body, 1)
+        self._check_text(tokenizer, "\n".join(one["content"] for one in turns), body)
+        try:
+            tokens = tokenizer.apply_chat_template(
+                turns, add_generation_prompt=body.add_generation_prompt is not False
+            )
+        except ValueError as error:
+            raise ApiError(str(error), "messages") from None
+        return self._prompt(tokens, body)
+
+    def _completion(
+        self, tokenizer: Tokenizer, body: CompletionRequest
+    ) -> list[Prompt]:
+        given = split_prompts(body.prompt)
+        self._check_requests(body, len(given))
+        prompts = []
+        for one in given:
+            if isinstance(one, str):
+                self._check_text(tokenizer, one, body)
+                prompt = self._prompt(tokenizer.encode(one), body)
+                echo = one
+            else:
+                prompt = self._prompt(one, body)
+                echo = tokenizer.decode(one) if body.echo else ""
+            prompts.append(dataclasses.replace(prompt, echo=echo if body.echo else ""))
+        return prompts
+
+    def _check_requests(self, body: GenerationRequest, num_prompts: int) -> None:
+        num_choices = body.n or 1
+        num_requests = num_choices * num_prompts
+        if num_requests > self.max_requests:
+            message = f"{num_prompts} prompts with n={num_choices} are {num_requests} "
+            message += f"requests; the limit is max_queued_requests={self.max_requests}"
+            raise ApiError(message, "n" if num_choices > 1 else "prompt")
+
+    def _check_text(
+        self, tokenizer: Tokenizer, text: str, body: GenerationRequest
+    ) -> None:
+        """Refuses a text that is too long by its characters, or by a part of it."""
+        limit = self.limits.context_tokens
+        num_tokens = len(text) // tokenizer.longest_token_chars
+        if num_tokens <= limit and len(text) > _LONG_TOKEN_CHARS * limit:
+            num_tokens = 0
+            for start in range(0, len(text), _PIECE_CHARS):
+                piece = tokenizer.encode(text[start : start + _PIECE_CHARS])
+                num_tokens += max(len(piece) - _PIECE_SLACK_TOKENS, 0)
+                if num_tokens > limit:
+                    break
+        if num_tokens > limit:
+            raise ApiError(
+                f"{body.content} has {len(text)} characters, which are {num_tokens} "
+                f"tokens or more; the context is {limit} tokens",
+                body.content,
+                code="context_length_exceeded",
+            )
+
+    def _prompt(self, tokens: Sequence[int], body: GenerationRequest) -> Prompt:
+        """Returns a prompt of token ids, and the most output tokens after it.
+
+        Raises:
+          ApiError: 400 if there are no tokens, too many, or one that is unknown.
+        """
+        if not tokens:
+            raise _empty()
+        room = self.limits.context_tokens - len(tokens)
+        name, number = "max_tokens", body.max_tokens
+        default = min(_DEFAULT_COMPLETION_TOKENS, room)
+        if isinstance(body, ChatRequest):
+            default = room
+            if body.max_completion_tokens is not None:
+                name, number = "max_completion_tokens", body.max_completion_tokens
+        max_tokens = default if number is None else number
+        try:
+            self.limits.check(len(tokens), max_tokens, name)
+        except TooLongError as error:
+            param = body.content if room < 1 else name
+            code = "context_length_exceeded"
+            raise ApiError(str(error), param, code=code) from None
+        for token in (min(tokens), max(tokens)):
+            if not 0 <= token < self.vocab_size:
+                message = f"prompt has the token id {quote(token)}, which is not in "
+                message += f"0..{self.vocab_size - 1}, the vocabulary"
+                raise ApiError(message, "prompt")
+        return Prompt(np.asarray(tokens, np.int32), max_tokens)
+
+
+def too_large(num_bytes: int, max_body_bytes: int) -> ApiError:
+    """Returns the refusal of a body over the limit."""
+    return ApiError(
+        f"the body has {num_bytes} bytes or more; the limit is {max_body_bytes} bytes "
+        "(--max_body_bytes)",
+        status=413,
+        code="body_too_large",
+    )
+
+
+def _empty() -> ApiError:
+    return ApiError("prompt is empty; it needs at least 1 token", "prompt")
 
 
 def split_prompts(prompt: Any) -> list[str | list[int]]:
@@ -29,65 +232,15 @@ def split_prompts(prompt: Any) -> list[str | list[int]]:
     Raises:
       ApiError: 400 if `prompt` has none of the four forms, or a part is empty.
     """
-    prompts: list[Any]
-    if isinstance(prompt, str) or (prompt and _is_token_list(prompt)):
-        prompts = [prompt]
-    elif isinstance(prompt, list) and (
-        all(isinstance(one, str) for one in prompt) or all(map(_is_token_list, prompt))
-    ):
-        prompts = prompt
-    else:
-        raise ApiError(_FORMS, "prompt")
-    if not prompts or not all(prompts):
+    prompts = [prompt] if isinstance(prompt, str) or not prompt else prompt
+    kinds = set(map(type, prompts))  # in C
+    if kinds == {int}:
+        prompts = [prompts]
+    elif kinds == {list}:
+        if any(set(map(type, one)) - {int} for one in prompts):
+            raise ApiError(PROMPT_FORMS, "prompt")
+    elif kinds != {str}:
+        raise ApiError(PROMPT_FORMS, "prompt")
+    if not all(prompts):
         raise _empty()
     return prompts
-
-
-def _empty() -> ApiError:
-    return ApiError("prompt is empty; it needs at least 1 token", "prompt")
-
-
-async def _run(size_chars: int, encode: Callable[[], list[int]]) -> list[int]:
-    is_long = size_chars > _LONG_TEXT_CHARS
-    return await asyncio.to_thread(encode) if is_long else encode()
-
-
-async def encode_prompt(tokenizer: Tokenizer, prompt: str | list[int]) -> list[int]:
-    """Returns a prompt's token ids; those given as a list are not checked."""
-    if isinstance(prompt, str):
-        return await _run(len(prompt), lambda: tokenizer.encode(prompt))
-    return prompt
-
-
-async def encode_chat(
-    tokenizer: Tokenizer, turns: Sequence[Message], *, add_generation_prompt: bool
-) -> list[int]:
-    """Returns a conversation's token ids.
-
-    Raises:
-      ApiError: 400 if there is no template, or it refuses the conversation.
-    """
-    try:
-        return await _run(
-            sum(len(turn["content"]) for turn in turns),
-            lambda: tokenizer.apply_chat_template(
-                turns, add_generation_prompt=add_generation_prompt
-            ),
-        )
-    except ValueError as error:
-        raise ApiError(str(error), "messages") from None
-
-
-def check_tokens(tokens: Sequence[int], vocab_size: int) -> np.ndarray:
-    """Returns token ids as an array, `[n]` int32.
-
-    Raises:
-      ApiError: 400 if there are no tokens, or one is not in the vocabulary.
-    """
-    if not tokens:
-        raise _empty()
-    for token in (min(tokens), max(tokens)):
-        if not 0 <= token < vocab_size:
-            message = f"prompt has the token id {quote(token)}, which is not in "
-            raise ApiError(f"{message}0..{vocab_size - 1}, the vocabulary", "prompt")
-    return np.asarray(tokens, np.int32)

@@ -2,18 +2,19 @@
 
 A field is known (declared here), refused (it would change the answer), or ignored and
 logged once. Clients send many unsupported fields with values that change nothing; these
-are accepted.
+are accepted. Only known fields become objects, and decoding ends at the first of them
+that is wrong.
 """
 
 import logging
+import re
 import secrets
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-import pydantic
-from pydantic import Field
-from pydantic_core import PydanticCustomError
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from jserve.server.errors import ApiError, quote, validation_error
+from jserve.server.errors import ApiError, quote
 from jserve.server.slo_input import SloFields
 from jserve.text.chat_template import Message
 from jserve_sched.requests.request import SamplingParams
@@ -21,9 +22,12 @@ from jserve_sched.requests.request import SamplingParams
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
+MAX_FIELDS = 512  # of a body, unknown ones included, and of stop_token_ids
 SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
+_MAX_QUOTED_BYTES = 400  # longer values are quoted as they were sent, and cut
+_ROLES = ("system", "developer", "user", "assistant")
 
 _HARMLESS: tuple[Any, ...] = (False, [], {}, "")
 # Fields that are not supported, and the values, besides None, that change nothing.
@@ -52,30 +56,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
 }
 _logged: set[str] = set()
 
-Model = TypeVar("Model", bound=pydantic.BaseModel)
-
-
-class _Fields(pydantic.BaseModel):
-    """An object whose undeclared fields are refused or ignored."""
-
-    model_config = pydantic.ConfigDict(strict=True, extra="allow")
-
-    where: ClassVar[str] = ""  # path of the object in a body, with a dot at its end
-
-    @pydantic.model_validator(mode="after")
-    def _refuse_or_ignore(self) -> "_Fields":
-        for name, value in (self.model_extra or {}).items():
-            path = self.where + name[:_MAX_NAME_CHARS]
-            harmless = _REFUSED.get(name)
-            if harmless is None:
-                _log_ignored(path)
-            elif value is not None and not _is_among(harmless, value):
-                raise ApiError(
-                    f"{path}={quote(value)} is not supported by this server",
-                    path,
-                    code="unsupported_parameter",
-                )
-        return self
+Model = TypeVar("Model", bound="GenerationRequest")
 
 
 def _is_among(values: tuple[Any, ...], value: Any) -> bool:
@@ -86,53 +67,78 @@ def _is_among(values: tuple[Any, ...], value: Any) -> bool:
     )
 
 
-def _log_ignored(name: str) -> None:
-    if name not in _logged and len(_logged) < _MAX_LOGGED:
-        _logged.add(name)
-        logging.getLogger(__name__).warning("ignored the unknown field %r", name)
+def _value(raw: Raw) -> Any:
+    """Returns a client's value; of a long one only the JSON of its beginning."""
+    data = bytes(raw)
+    if len(data) > _MAX_QUOTED_BYTES:
+        return data[:_MAX_QUOTED_BYTES].decode(errors="replace")
+    return msgspec.json.decode(data)
 
 
-class StreamOptions(_Fields):
+def _refuse(name: str, raw: Raw, path: str) -> None:
+    """Refuses an unsupported field whose value would change the answer."""
+    value = _value(raw)
+    if value is not None and not _is_among(_REFUSED[name], value):
+        raise ApiError(
+            f"{path}={quote(value)} is not supported by this server",
+            path,
+            code="unsupported_parameter",
+        )
+
+
+def log_ignored(names: tuple[str, ...]) -> None:
+    """Logs each name of an ignored field once."""
+    for name in names:
+        if name not in _logged and len(_logged) < _MAX_LOGGED:
+            _logged.add(name)
+            logging.getLogger(__name__).warning("ignored the unknown field %r", name)
+
+
+class StreamOptions(Struct):
     """Options of a streamed answer."""
-
-    where = "stream_options."
 
     include_usage: bool | None = None
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+_Name = Annotated[str, Meta(max_length=4096)]
+_Count = Annotated[int, Meta(ge=1)] | None
 
 
-_Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-_Stops = Annotated[
-    list[_Stop], pydantic.BeforeValidator(_as_list), Field(max_length=MAX_STOPS)
-]
+class GenerationRequest(Struct, kw_only=True):
+    """Fields of both endpoints; None means the field's default.
 
+    Attributes:
+      ignored: Names of the fields that are unknown.
+    """
 
-class GenerationRequest(_Fields):
-    """Fields of both endpoints; None means the field's default."""
+    content: ClassVar[str]  # the field that holds what the model reads
 
-    model: str | None = None
+    model: _Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    min_tokens: int | None = Field(None, ge=0)
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    max_tokens: _Count = None
+    min_tokens: Annotated[int, Meta(ge=0)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = Field(None, ge=-1, lt=2**31)
+    top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: _Stops | None = None
-    stop_token_ids: list[int] | None = None
+    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[int], Meta(max_length=MAX_FIELDS)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
     slo: SloFields | None = None
-    service_tier: str | None = None
-    user: str | None = None
+    service_tier: _Name | None = None
+    user: _Name | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def sampling(self) -> SamplingParams:
         """Returns the sampling parameters of the first output.
@@ -154,8 +160,12 @@ class GenerationRequest(_Fields):
         except ValueError as error:
             raise ApiError(str(error), str(error).split("=")[0]) from None
 
-    @pydantic.model_validator(mode="after")
-    def _check_together(self) -> "GenerationRequest":
+    def check_together(self) -> None:
+        """Refuses fields that contradict each other.
+
+        Raises:
+          ApiError: 400, naming one of them.
+        """
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ApiError(
                 f"best_of={quote(self.best_of)} is not n={self.n or 1}: ranking is not "
@@ -167,85 +177,164 @@ class GenerationRequest(_Fields):
             raise ApiError(
                 "stream_options is for streams; set stream=true", "stream_options"
             )
-        return self
 
 
-class CompletionRequest(GenerationRequest):
+class CompletionRequest(GenerationRequest, kw_only=True):
     """POST /v1/completions."""
 
-    # Any, since prompts.py gives better messages than pydantic for a union.
-    prompt: Any
+    content = "prompt"
+
+    prompt: str | list[int | str | list[int]]
     echo: bool | None = None
 
 
-class TextPart(pydantic.BaseModel):
+class TextPart(Struct):
     """One part of a turn's content."""
 
-    model_config = pydantic.ConfigDict(strict=True, extra="ignore")
-
-    type: Literal["text"]
-    text: str
+    type: str
+    text: str | UnsetType = UNSET
 
 
-def _as_parts(value: Any) -> Any:
-    if isinstance(value, str):
-        return [{"type": "text", "text": value}]
-    if isinstance(value, list):
-        return value
-    raise PydanticCustomError("content", "Input should be a string or a list of parts")
+class ChatMessage(Struct):
+    """One turn of a conversation, and the fields of a turn that are refused."""
 
+    role: str
+    content: str | list[TextPart]
+    audio: Raw | UnsetType = UNSET
+    function_call: Raw | UnsetType = UNSET
+    tool_calls: Raw | UnsetType = UNSET
 
-class ChatMessage(_Fields):
-    """One turn of a conversation."""
+    def to_turn(self, path: str) -> Message:
+        """Returns the turn as a template takes it.
 
-    where = "messages."
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], pydantic.BeforeValidator(_as_parts)]
-
-    def to_turn(self) -> Message:
-        """Returns the turn as a template takes it."""
+        Raises:
+          ApiError: 400, naming a field under `path`.
+        """
+        if self.role not in _ROLES:
+            message = (
+                f"{path}.role={quote(self.role)} is not one of {', '.join(_ROLES)}"
+            )
+            raise ApiError(message, f"{path}.role")
+        for name in ("audio", "function_call", "tool_calls"):
+            if (raw := getattr(self, name)) is not UNSET:
+                _refuse(name, raw, f"{path}.{name}")
         # "developer" is OpenAI's newer name of "system".
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "\n".join(one.text for one in self.content)}
+        if isinstance(self.content, str):
+            return {"role": role, "content": self.content}
+        texts = []
+        for index, part in enumerate(self.content):
+            where = f"{path}.content.{index}"
+            if part.type != "text":
+                message = f"{where}.type={quote(part.type)} is not 'text'"
+                raise ApiError(message, f"{where}.type")
+            if part.text is UNSET:
+                raise ApiError(f"{where}.text is missing", f"{where}.text")
+            texts.append(part.text)
+        return {"role": role, "content": "\n".join(texts)}
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, kw_only=True):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    content = "messages"
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    max_completion_tokens: _Count = None
     add_generation_prompt: bool | None = None
 
 
-def parse_body(model: type[Model], body: bytes) -> Model:
-    """Returns the request that a body's JSON describes.
+def parse_body(
+    model: type[Model], body: bytes | bytearray
+) -> tuple[Model, tuple[str, ...]]:
+    """Returns the request that a body's JSON describes, and names of unknown fields.
 
     Raises:
       ApiError: 400 if the body is not UTF-8, not JSON, or not such a request.
     """
     try:
-        return model.model_validate_json(body.decode("utf-8"))
+        body.decode("utf-8")  # fields that are skipped are not checked otherwise
+        asked = msgspec.json.decode(body, type=model)
+        ignored = _unknown(model, Raw(body))
     except UnicodeDecodeError as error:
         raise ApiError(
             f"the body is not UTF-8: byte {error.object[error.start]:#04x} at offset "
             f"{error.start}"
         ) from None
-    except pydantic.ValidationError as error:
-        raise _first_fault(error) from None
+    except RecursionError:
+        raise ApiError("the body is not JSON: it is nested too deeply") from None
+    except msgspec.ValidationError as error:
+        raise _fault(error, body, model) from None
+    except msgspec.DecodeError as error:
+        raise ApiError(f"the body is not JSON: {error}") from None
+    asked.check_together()
+    return asked, ignored
 
 
-def _first_fault(error: pydantic.ValidationError) -> ApiError:
-    """Returns the refusal for the first of the errors."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    if first["type"] == "json_invalid":
-        return ApiError(f"the body is not JSON: {first['msg']}")
-    path = ".".join(str(part) for part in first["loc"])
-    if not path:
+def _unknown(model: type[Struct], raw: Raw, where: str = "") -> tuple[str, ...]:
+    """Returns the unknown fields of an object; refuses those that are unsupported."""
+    fields = msgspec.json.decode(raw, type=dict[str, Raw])
+    if len(fields) > MAX_FIELDS:
+        message = f"the body has {len(fields)} fields; the limit is {MAX_FIELDS}"
+        raise ApiError(message)
+    ignored: tuple[str, ...] = ()
+    for name in fields.keys() - {*model.__struct_fields__}:
+        path = where + name[:_MAX_NAME_CHARS]
+        if name in _REFUSED:
+            _refuse(name, fields[name], path)
+        else:
+            ignored += (path,)
+    if bytes(options := fields.get("stream_options", Raw(b"null"))) != b"null":
+        ignored += _unknown(StreamOptions, options, "stream_options.")
+    return ignored
+
+
+_NOUNS = {
+    "`str`": "a string",
+    "`int`": "an integer",
+    "`float`": "a number",
+    "`bool`": "true or false",
+    "`array`": "a list",
+    "`object`": "an object",
+    "`null`": "null",
+}
+
+
+def _fault(
+    error: msgspec.ValidationError,
+    body: bytes | bytearray,
+    model: type[GenerationRequest],
+) -> ApiError:
+    """Returns the refusal for the first field that is wrong."""
+    reason, _, where = str(error).partition(" - at `$")
+    steps = re.findall(r"\w+", where)
+    missing = re.fullmatch("Object missing required field `(.*)`", reason)
+    unknown = re.fullmatch("Object contains unknown field `(.*)`", reason)
+    if missing or unknown:
+        path = ".".join([*steps, (missing or unknown)[1]])  # type: ignore[index]
+        known = ", ".join(SloFields.__struct_fields__)
+        message = f"is unknown; known: {known}" if unknown else "is missing"
+        return ApiError(f"{path[-_MAX_NAME_CHARS:]} {message}", path)
+    if not steps:
         return ApiError("the body must be a JSON object")
-    if first["type"] == "missing":
-        return ApiError(f"{path} is missing", path)
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(SloFields.model_fields)
-        return ApiError(f"{path} is unknown; known: {known}", path)
-    return validation_error(first, path)
+    if steps[0] == "prompt":
+        return ApiError(PROMPT_FORMS, "prompt")
+    raw = Raw(body)
+    for step in steps:
+        if step.isdigit():
+            raw = msgspec.json.decode(raw, type=list[Raw])[int(step)]
+        else:
+            raw = msgspec.json.decode(raw, type=dict[str, Raw])[step]
+    path = ".".join(steps)
+    # "Expected `str | array`, got `int`" becomes "expected a string or a list".
+    reason = reason[:1].lower() + reason[1:].partition(", got")[0]
+    reason = reason.replace(" | null", "").replace(" | ", "` or `")
+    for name, noun in _NOUNS.items():
+        reason = reason.replace(name, noun)
+    return ApiError(f"{path}={quote(_value(raw))}: {reason}", path)
+
+
+PROMPT_FORMS = (
+    "prompt must be a string, a list of strings, a list of token ids, "
+    "or a list of such lists"
+)

@@ -5,8 +5,6 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
@@ -15,35 +13,15 @@ from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply, TokenRouter
 from jserve.server.http_limits import largest_honest_body
 from jserve.server.metrics import ServerMetrics
-from jserve.server.prompts import (
-    check_tokens,
-    encode_chat,
-    encode_prompt,
-    split_prompts,
-)
-from jserve.server.protocol import (
-    SEEDS,
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-)
+from jserve.server.prompts import Asked, BodyReader, Prompt
+from jserve.server.protocol import SEEDS, ChatRequest, GenerationRequest
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
+from jserve.server.workers import BodyReaders
 from jserve.text.tokenizer import Tokenizer
-from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
-_DEFAULT_COMPLETION_TOKENS = 16  # as in OpenAI's API
 _NOT_SERVING_RETRY_S = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prompt:
-    """A prompt's token ids, the most output tokens, and the text echoed before them."""
-
-    tokens: np.ndarray
-    max_tokens: int
-    echo: str = ""
 
 
 class Service:
@@ -70,6 +48,14 @@ class Service:
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
+        reader = BodyReader(
+            model_name=self.model_name,
+            vocab_size=engine.vocab_size,
+            limits=engine.limits,
+            max_requests=engine.config.max_queued_requests,
+            max_body_bytes=self.max_body_bytes,
+        )
+        self.readers = BodyReaders(reader, tokenizer)
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
 
@@ -100,8 +86,8 @@ class Service:
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
-    async def start(
-        self, body: GenerationRequest, headers: Mapping[str, str], arrival_s: float
+    def start(
+        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
 
@@ -112,10 +98,7 @@ class Service:
         Raises:
           ApiError: If the request is refused.
         """
-        if body.model is not None:
-            self.check_model(body.model)
-        prompts = await self._prompts(body)
-        reply = self._reply(body, prompts, headers, arrival_s)
+        reply = self._reply(asked.body, asked.prompts, headers, arrival_s)
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
@@ -128,65 +111,10 @@ class Service:
             raise ApiError(str(error)) from None
         return reply
 
-    def check_model(self, name: str) -> None:
-        """Checks the name of a model.
-
-        Raises:
-          ApiError: 404 unless it is the name of the served model.
-        """
-        if name != self.model_name:
-            message = f"the model {quote(name)} does not exist; this server has "
-            message += repr(self.model_name)
-            raise ApiError(message, "model", status=404, code="model_not_found")
-
-    async def _prompts(self, body: GenerationRequest) -> list[_Prompt]:
-        """Returns the prompts of a completion, or the single prompt of a chat."""
-        tokenizer, vocab_size = self.tokenizer, self.engine.vocab_size
-        if isinstance(body, ChatRequest):
-            turns = [message.to_turn() for message in body.messages]
-            tokens = check_tokens(
-                await encode_chat(
-                    tokenizer,
-                    turns,
-                    add_generation_prompt=body.add_generation_prompt is not False,
-                ),
-                vocab_size,
-            )
-            return [_Prompt(tokens, self._max_tokens(body, len(tokens)))]
-        assert isinstance(body, CompletionRequest)
-        prompts = []
-        for prompt in split_prompts(body.prompt):
-            tokens = check_tokens(await encode_prompt(tokenizer, prompt), vocab_size)
-            echo = prompt if body.echo else ""
-            if not isinstance(echo, str):
-                echo = tokenizer.decode(echo)
-            max_tokens = self._max_tokens(body, len(tokens))
-            prompts.append(_Prompt(tokens, max_tokens, echo))
-        return prompts
-
-    def _max_tokens(self, body: GenerationRequest, num_prompt_tokens: int) -> int:
-        """Returns the most output tokens after a prompt of this length."""
-        limits = self.engine.limits
-        room = limits.context_tokens - num_prompt_tokens
-        prompt, default = "prompt", min(_DEFAULT_COMPLETION_TOKENS, room)
-        name, number = "max_tokens", body.max_tokens
-        if isinstance(body, ChatRequest):
-            prompt, default = "messages", room
-            if body.max_completion_tokens is not None:
-                name, number = "max_completion_tokens", body.max_completion_tokens
-        max_tokens = default if number is None else number
-        try:
-            limits.check(num_prompt_tokens, max_tokens, name)
-        except TooLongError as error:
-            param = prompt if room < 1 else name
-            code = "context_length_exceeded"
-            raise ApiError(str(error), param, code=code) from None
-        return max_tokens
-
     def _reply(
         self,
         body: GenerationRequest,
-        prompts: Sequence[_Prompt],
+        prompts: Sequence[Prompt],
         headers: Mapping[str, str],
         arrival_s: float,
     ) -> Reply:
@@ -202,11 +130,6 @@ class Service:
         )
         num_choices = body.n or 1
         num_requests = num_choices * len(prompts)
-        max_requests = self.engine.config.max_queued_requests
-        if num_requests > max_requests:
-            message = f"{len(prompts)} prompts with n={num_choices} are {num_requests}"
-            message += f" requests; the limit is max_queued_requests={max_requests}"
-            raise ApiError(message, "n" if num_choices > 1 else "prompt")
         # What all requests share.
         slo, service_class = self.classes.choose(
             slo=body.slo, headers=headers, service_tier=body.service_tier
@@ -241,7 +164,7 @@ class Service:
                 Generation(
                     request=request,
                     tokenizer=self.tokenizer,
-                    finder=StopFinder(body.stop or (), keep_stop=keep_stop),
+                    finder=StopFinder(body.stops, keep_stop=keep_stop),
                     metrics=self.metrics,
                     prefix=prompt.echo,
                 )

@@ -3,17 +3,22 @@
 On the first SIGTERM or SIGINT the socket stays open: new requests are answered with 503
 while running ones finish. Then the server closes, and the process ends with status 0. A
 second SIGINT ends it at once. If the engine has failed, all clients get an error, and
-the process ends with another status, so that its supervisor starts it again.
+the process ends with another status, so that its supervisor starts it again. What still
+runs 10 s after the drain is ended by force, with status 1 and a print of where it hung.
 """
 
 import asyncio
 import contextlib
+import faulthandler
+import functools
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,12 +26,14 @@ from fastapi import FastAPI
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import Health
-from jserve.server.http_limits import BoundedHttp
+from jserve.server.http_limits import BoundedHttp, ConnectionLimits
 
 FAILED_STATUS = os.EX_SOFTWARE  # 70; mistakes of the user end with 1 or 2
 
 _LOGGER = logging.getLogger(__name__)
+_MAX_CONNECTIONS = 4096
 _WATCH_S = 0.1
+_FORCE_S = 10.0  # after the drain, and after a failure
 _FAILED_GRACE_S = 1.0  # for streams to get the error, and /health to be read
 _FLUSH_TIMEOUT_S = 5  # for connections to receive their last bytes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -46,9 +53,15 @@ def bind(config: ServerConfig) -> socket.socket:
     Raises:
       OSError: If the address cannot be bound.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    if config.unix_socket is not None:
+        family, kind, protocol = socket.AF_UNIX, socket.SOCK_STREAM, 0
+        address: Any = str(config.unix_socket)
+        if config.unix_socket.is_socket():  # of a server that has ended
+            config.unix_socket.unlink()
+    else:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,10 +72,22 @@ def bind(config: ServerConfig) -> socket.socket:
     return listener
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, is_tls: bool = False) -> str:
     """Returns the URL of a bound socket."""
+    if listener.family is socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    host = f"[{host}]" if ":" in host else host
+    return f"{'https' if is_tls else 'http'}://{host}:{port}"
+
+
+def _max_connections(config: ServerConfig) -> int:
+    """Returns the most connections; raises the limit of descriptors if it can."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    num_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return config.max_connections or min(num_files // 2, _MAX_CONNECTIONS)
 
 
 def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
@@ -70,7 +95,14 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
     return _Uvicorn(
         uvicorn.Config(
             app,
-            http=BoundedHttp,
+            http=functools.partial(  # type: ignore[arg-type]
+                BoundedHttp,
+                limits=ConnectionLimits(
+                    _max_connections(config), config.head_timeout_s
+                ),
+            ),
+            ssl_certfile=config.tls_cert,
+            ssl_keyfile=config.tls_key,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -111,8 +143,10 @@ async def _serve(
             {serving, signalled, failed}, return_when=asyncio.FIRST_COMPLETED
         )
         is_signalled = leaving.is_set()
+        timeout_s = config.drain_timeout_s if is_signalled else 0.0
+        # Ends the process whatever it does then, even with the interpreter's lock held.
+        faulthandler.dump_traceback_later(timeout_s + _FORCE_S, exit=True)
         if is_signalled:
-            timeout_s = config.drain_timeout_s
             _LOGGER.info(
                 "draining: new requests are refused, running ones have %g s", timeout_s
             )

@@ -7,11 +7,11 @@ clear where each bound comes from.
 from collections.abc import Mapping
 from typing import Annotated
 
-import pydantic
-from pydantic import Field
+import msgspec
+from msgspec import Meta, Struct
 
 from jserve.config import ServerConfig, read_setting
-from jserve.server.errors import ApiError, quote, validation_error
+from jserve.server.errors import ApiError, quote
 from jserve_sched.requests.service_class import (
     BEST_EFFORT,
     ServiceClass,
@@ -26,14 +26,12 @@ _DEFAULT_TIERS = ("auto", "default")
 # Header, by field of SloFields.
 _HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
 
-_Seconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S)]
-_Milliseconds = Annotated[float, Field(gt=0, le=MAX_BOUND_S * 1000)]
+_Seconds = Annotated[float, Meta(gt=0, le=MAX_BOUND_S)]
+_Milliseconds = Annotated[float, Meta(gt=0, le=MAX_BOUND_S * 1000)]
 
 
-class SloFields(pydantic.BaseModel):
+class SloFields(Struct, forbid_unknown_fields=True):
     """The object `slo` of a body; TPOT is another name of TBT."""
-
-    model_config = pydantic.ConfigDict(strict=True, extra="forbid")
 
     ttft_s: _Seconds | None = None
     ttft_ms: _Milliseconds | None = None
@@ -52,8 +50,8 @@ class SloFields(pydantic.BaseModel):
             lacks another that it requires.
         """
         bounds: dict[str, float] = {}
-        for name, value in self:
-            if value is None:
+        for name in self.__struct_fields__:
+            if (value := getattr(self, name)) is None:
                 continue
             kind, unit = name.replace("tpot", "tbt").split("_")
             if f"{kind}_s" in bounds:
@@ -66,12 +64,17 @@ class SloFields(pydantic.BaseModel):
 
 
 def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
-    texts = {field: headers.get(name) for field, name in _HEADERS.items()}
-    try:
-        fields = SloFields.model_validate(texts, strict=False)
-    except pydantic.ValidationError as error:
-        row = error.errors()[0]
-        raise validation_error(row, _HEADERS[str(row["loc"][0])]) from None
+    fields = SloFields()
+    for field, name in _HEADERS.items():
+        if (text := headers.get(name)) is not None:
+            try:
+                setattr(
+                    fields, field, msgspec.convert(text, _Milliseconds, strict=False)
+                )
+            except msgspec.ValidationError:
+                most = MAX_BOUND_S * 1000
+                message = f"{name}={quote(text)} is not above 0 and at most {most:g}"
+                raise ApiError(message, name) from None
     return fields.to_slo(" and ".join(_HEADERS.values()))
 
 

@@ -1,7 +1,8 @@
 """Chat templates: turn a conversation into the text format a model was trained on.
 
-A template is a program from a file, so it runs in Jinja's sandbox. Its error about a
-conversation that it cannot render is raised as a ValueError for the client.
+A template is a program from a file, so it runs in Jinja's sandbox, and the server runs
+it in a worker whose time and memory are limited. Its error about a conversation that it
+cannot render, of whatever kind, is raised as a ValueError for the client.
 """
 
 import datetime
@@ -52,6 +53,8 @@ class ChatTemplate:
             extensions=["jinja2.ext.loopcontrols"],
             finalize=finalize,
         )
+        # What can grow without limit is left to `render`, not folded while compiling.
+        environment.intercepted_binops = frozenset({"*", "**", "%"})
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = _now
@@ -77,5 +80,6 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self._variables,
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise ValueError(f"the chat template refuses this chat: {error}") from None
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"the chat template refuses this chat: {reason}") from None

@@ -41,11 +41,21 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       eos_token_ids: Tokens that end an output; their text is not part of it.
+      folder: Hugging Face folder; None for a named model size.
+      longest_token_chars: Most characters of a text that are one token.
     """
+
+    folder: pathlib.Path | None = None
+    longest_token_chars = 1
 
     def __init__(self, eos_token_ids: frozenset[int], template: ChatTemplate | None):
         self.eos_token_ids = eos_token_ids
         self._template = template
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._template is not None
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -213,6 +223,8 @@ class HuggingFaceTokenizer(Tokenizer):
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self.folder = folder
+        self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()), default=1)
         settings = _settings(folder / "tokenizer_config.json")
         eos: list[Any] = [
             self._tokenizer.token_to_id(_token_text(settings.get("eos_token")) or "")

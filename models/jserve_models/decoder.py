@@ -8,14 +8,14 @@ stacked weights would copy every layer's before their use, once a step.
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jserve_models import rope
+from jserve_models import rope, sharding
 from jserve_models.attention import AttentionBackend, cpu
 from jserve_models.config import ModelConfig
 from jserve_models.layers import DecoderLayer, Draw, RmsNorm, parameter
@@ -72,10 +72,11 @@ class Leaf:
     def place(
         self,
         host: np.ndarray | Iterable[np.ndarray],
+        mesh: jax.sharding.Mesh,
         dtype: jax.typing.DTypeLike | None = None,
         weights: str = "auto",
     ) -> Weight:
-        """Puts the parameter on the device, the arrays of its layers one by one.
+        """Puts the parameter on its devices, the arrays of its layers one by one.
 
         Args:
           host: Array, or for a parameter of layers their arrays in turn.
@@ -87,13 +88,41 @@ class Leaf:
 
         def put(part: np.ndarray) -> Matrix:
             if storage in LARGEST:
-                found: Quantised = jax.tree.map(jnp.asarray, quantise(part, storage))
+                whole = quantise(part, storage)
+                found: Quantised = jax.tree.map(
+                    lambda x: sharding.put(x, self._placement(x, mesh)), whole
+                )
                 return found
-            return jnp.asarray(part, dtype if storage == "auto" else storage)
+            cast_to = dtype if storage == "auto" else storage
+            return sharding.put(part, self._placement(part, mesh), cast_to)
 
         if self.axes[0] == "layers":
             return tuple(put(part) for part in host)
         return put(cast(np.ndarray, host))
+
+    def abstract(
+        self, mesh: jax.sharding.Mesh, dtype: jax.typing.DTypeLike, weights: str
+    ) -> Weight:
+        """Returns the shapes of what `place` returns, and where it stands."""
+        storage = weights if self.is_matrix else "auto"
+        num_layers = self.shape[0] if self.axes[0] == "layers" else 0
+        shape = self.shape[1:] if num_layers else self.shape
+        part = jax.ShapeDtypeStruct(shape, dtype)
+        if storage in LARGEST:
+            part = jax.eval_shape(lambda x: quantise(x, storage), part)
+        elif storage != "auto":
+            part = jax.ShapeDtypeStruct(shape, storage)
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=self._placement(x, mesh)
+            ),
+            part,
+        )
+        return (placed,) * num_layers if num_layers else placed
+
+    def _placement(self, part: Any, mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:
+        """Returns where an array of the parameter, or of its scales, stands."""
+        return sharding.placement(mesh, self.axes[len(self.axes) - part.ndim :])
 
 
 class Decoder:

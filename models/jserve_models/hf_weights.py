@@ -1,23 +1,22 @@
 """Reads the safetensors of a Hugging Face folder into a decoder's leaves.
 
-Each tensor is read, cast or quantised on the host, and handed to the device before the
-next one, so the peak of memory is the model plus its largest tensor.
+Each tensor is mapped to memory, its parts are copied to the devices that hold them, and
+it is unmapped before the next one, so the peak of memory is the model plus its largest
+tensor. Of several processes each reads the parts of its own devices.
 """
 
-import contextlib
 import json
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy for safetensors
 import numpy as np
 import safetensors
 
 from jserve_models.config import ModelConfig
-from jserve_models.decoder import Leaf, Weight
+from jserve_models.decoder import Leaf
 
 _ENDS = {
     "embedding": "model.embed_tokens.weight",
@@ -30,34 +29,32 @@ _PARTS = {
     "attention_norm": "input_layernorm",
     "feed_forward_norm": "post_attention_layernorm",
 }
+_FLOATS: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+}
 _IGNORED = re.compile(r"rotary_emb\.inv_freq$")
 
 
 def read_weights(
-    folder: pathlib.Path,
-    config: ModelConfig,
-    leaves: Iterable[Leaf],
-    dtype: jax.typing.DTypeLike,
-    weights: str = "auto",
-) -> list[Weight]:
-    """Returns the weights in the order of `leaves`, cast to `dtype`.
+    folder: pathlib.Path, config: ModelConfig, leaves: Iterable[Leaf]
+) -> Iterator[np.ndarray | Iterator[np.ndarray]]:
+    """Yields the weights in the order of `leaves`, those of layers one by one.
 
-    Args:
-      weights: Storage of the matrices; see `Leaf.place`.
+    They are views of the files: what nobody asks for is not read.
 
     Raises:
       ValueError: If a tensor is missing, has another shape, or has no place in the
         model.
     """
-    with contextlib.ExitStack() as stack:
-        tensors = _Tensors(folder, stack)
-        if config.tie_embeddings:
-            tensors.unread.discard("lm_head.weight")
-        values = [
-            leaf.place(_read_leaf(leaf, tensors), dtype, weights) for leaf in leaves
-        ]
-        tensors.check_all_read()
-        return values
+    tensors = _Tensors(folder)
+    if config.tie_embeddings:
+        tensors.unread.discard("lm_head.weight")
+    for leaf in leaves:
+        yield _read_leaf(leaf, tensors)
+    tensors.check_all_read()
 
 
 def _read_leaf(leaf: Leaf, tensors: "_Tensors") -> np.ndarray | Iterator[np.ndarray]:
@@ -83,25 +80,40 @@ def _layer_name(path: str, layer: int) -> str:
 class _Tensors:
     """The tensors of a folder by name, whichever of its files holds each."""
 
-    def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
+    def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        self._files = {}
+        self._headers: dict[str, tuple[pathlib.Path, int, dict[str, Any]]] = {}
         for path in _files(folder):
             try:
-                opened = safetensors.safe_open(path, framework="numpy")
+                # It checks the file, which is then read in parts.
+                safetensors.safe_open(path, framework="numpy")
+                with path.open("rb") as file:
+                    size = int.from_bytes(file.read(8), "little")
+                    header = json.loads(file.read(size))
             except (FileNotFoundError, safetensors.SafetensorError) as error:
                 raise ValueError(f"{path} cannot be read: {error}") from None
-            file = stack.enter_context(opened)
-            self._files.update(dict.fromkeys(file.keys(), file))
-        self.unread = {name for name in self._files if not _IGNORED.search(name)}
+            header.pop("__metadata__", None)
+            for name, fields in header.items():
+                self._headers[name] = path, 8 + size, fields
+        self.unread = {name for name in self._headers if not _IGNORED.search(name)}
 
     def read(self, name: str, shape: tuple[int, ...], is_matrix: bool) -> np.ndarray:
-        if name not in self._files:
+        if name not in self._headers:
             raise ValueError(f"model folder {self._folder} has no tensor {name}")
         self.unread.discard(name)
-        value: np.ndarray = self._files[name].get_tensor(name)
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise ValueError(f"tensor {name} has type {value.dtype}, not a float type")
+        path, start, fields = self._headers[name]
+        if (dtype := _FLOATS.get(fields["dtype"])) is None:
+            raise ValueError(
+                f"tensor {name} has type {fields['dtype']}, not one of "
+                f"{', '.join(_FLOATS)}"
+            )
+        value: np.ndarray = np.memmap(
+            path,
+            dtype,
+            "r",
+            start + fields["data_offsets"][0],
+            tuple(fields["shape"]),
+        )
         # Their matrices are [out, in]; an embedding is a table in both.
         value = value.T if is_matrix else value
         if value.shape != shape:

@@ -7,16 +7,19 @@ folder in Hugging Face's form brings its own.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jserve_models import (
     decoder,
     hf_config,
     hf_weights,
     random_weights,
+    sharding,
     toy,
     trained_weights,
 )
@@ -44,6 +47,7 @@ class LoadedModel:
       logits: Pure function from the head's weight and rows of what `forward` returned
         to float32 logits [S, vocab].
       attention: Backend whose cache `forward` takes.
+      mesh: Devices that share the model.
       weights: Storage of the matrices, of `matrices.STORAGES`.
     """
 
@@ -54,6 +58,7 @@ class LoadedModel:
     head: Matrix
     logits: Callable[[Matrix, jax.Array], jax.Array]
     attention: AttentionBackend
+    mesh: Mesh
     weights: str = "auto"
 
     def kv_shapes(self, num_pages: int, page_size: int) -> CacheShapes:
@@ -69,7 +74,8 @@ class LoadedModel:
         in a fresh page would not vanish.
         """
         shapes = self.kv_shapes(num_pages, page_size)
-        return tuple(jnp.zeros(shape, dtype) for shape in shapes)
+        where = sharding.placement(self.mesh, self.attention.KV_AXES)
+        return tuple(jnp.zeros(shape, dtype, device=where) for shape in shapes)
 
 
 def model_config(name_or_path: str) -> ModelConfig:
@@ -90,6 +96,7 @@ def load_model(
     dtype: jax.typing.DTypeLike,
     weights: str = "auto",
     attention: AttentionBackend = cpu,
+    mesh: Mesh | None = None,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -102,11 +109,13 @@ def load_model(
         are read are cast.
       weights: Storage of the matrices, of `matrices.STORAGES`.
       attention: Backend; the toy, which adds instead of attending, ignores it.
+      mesh: Devices that share the model; None is the first one.
 
     Raises:
-      ValueError: If there is no such name or folder, or the folder's model is not
-        supported.
+      ValueError: If there is no such name or folder, the folder's model is not
+        supported, or the devices cannot share it evenly.
     """
+    mesh = mesh or sharding.make_mesh()
     config = model_config(name_or_path)
     if config is toy.TOY:
         values = toy.toy_leaves()
@@ -118,66 +127,95 @@ def load_model(
             head=values[0],
             logits=toy.logits,
             attention=toy.ATTENTION,
+            mesh=mesh,
         )
-    structure = decoder.Decoder(config, attention)
+    structure = _structure(config, attention, mesh)
+    source = decoder.Decoder(config).leaves
+    hosts: Iterable[Any]
     if name_or_path in NAMED:
         trained = trained_weights.packaged_checkpoint(name_or_path)
         if seed is None and trained is not None:
-            hosts = trained_weights.read_trained(trained, structure.leaves, dtype)
+            hosts = trained_weights.read_trained(trained, source, dtype)
         else:
-            hosts = random_weights.draw_weights(structure.leaves, seed or 0, dtype)
-        pairs = zip(structure.leaves, hosts, strict=True)
-        leaves = [leaf.place(host, weights=weights) for leaf, host in pairs]
+            hosts = random_weights.draw_weights(source, seed or 0, dtype)
     else:
-        folder = _folder(name_or_path)
-        leaves = hf_weights.read_weights(
-            folder, config, structure.leaves, dtype, weights
-        )
-    return decoder_model(structure, leaves, weights)
+        hosts = hf_weights.read_weights(_folder(name_or_path), config, source)
+    times = structure.config.num_kv_heads // config.num_kv_heads
+    leaves = []
+    for leaf, host in zip(structure.leaves, hosts, strict=True):
+        if times > 1 and leaf.axes[-1] == "kv_heads":
+            repeat = functools.partial(
+                sharding.repeat_heads, head_dim=config.head_dim, times=times
+            )
+            host = map(repeat, host)
+        leaves.append(leaf.place(host, mesh, dtype, weights))
+    return decoder_model(structure, leaves, weights, mesh)
 
 
 def abstract_model(
     config: ModelConfig,
     *,
     dtype: jax.typing.DTypeLike,
-    sharding: jax.sharding.Sharding,
+    mesh: Mesh,
     attention: AttentionBackend,
     weights: str = "auto",
 ) -> LoadedModel:
     """Returns a model of weights without values: to be compiled, not to be run.
 
     Args:
-      sharding: Placement of each weight; its devices need not be there.
+      mesh: Devices that share the model; they need not be there.
       weights: Storage of the matrices, of `matrices.STORAGES`.
+
+    Raises:
+      ValueError: If the devices cannot share it evenly.
     """
-    structure = decoder.Decoder(config, attention)
-    placed = [
-        jax.eval_shape(
-            functools.partial(leaf.place, weights=weights),
-            jax.ShapeDtypeStruct(leaf.shape, dtype),
-        )
-        for leaf in structure.leaves
-    ]
-    leaves = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), placed
+    structure = _structure(config, attention, mesh)
+    leaves = [leaf.abstract(mesh, dtype, weights) for leaf in structure.leaves]
+    return decoder_model(structure, leaves, weights, mesh)
+
+
+def _structure(
+    config: ModelConfig, attention: AttentionBackend, mesh: Mesh
+) -> decoder.Decoder:
+    return decoder.Decoder(
+        sharding.shared_config(config, mesh.size),
+        sharding.share_attention(attention, mesh),
     )
-    return decoder_model(structure, leaves, weights)
 
 
 def decoder_model(
-    structure: decoder.Decoder, leaves: Sequence[Weight], weights: str = "auto"
+    structure: decoder.Decoder,
+    leaves: Sequence[Weight],
+    weights: str = "auto",
+    mesh: Mesh | None = None,
 ) -> LoadedModel:
-    """Returns a decoder with its weights; `weights` is how matrices are stored."""
+    """Returns a decoder with its weights.
+
+    Args:
+      weights: How matrices are stored.
+      mesh: Devices that share them; None is the first one.
+    """
+    mesh = mesh or sharding.make_mesh()
     paths = [leaf.path for leaf in structure.leaves]
     dtype = jax.tree.leaves(leaves[paths.index("embedding")])[0].dtype
+
+    def logits(head: Matrix, hidden: jax.Array) -> jax.Array:
+        # Tokens are drawn on each device, in the same way as on one.
+        found = structure.logits(head, hidden)
+        if mesh.size == 1:
+            return found
+        whole = sharding.placement(mesh)
+        return cast(jax.Array, jax.lax.with_sharding_constraint(found, whole))
+
     return LoadedModel(
         config=structure.config,
         leaves=leaves,
         forward=structure.forward,
         row=jax.ShapeDtypeStruct((structure.config.hidden_size,), dtype),
         head=structure.head(leaves),
-        logits=structure.logits,
+        logits=logits,
         attention=structure.attention,
+        mesh=mesh,
         weights=weights,
     )
 

@@ -13,6 +13,7 @@ from jserve.engine import programs
 from jserve_models import decoder, rope
 from jserve_models.attention import page_loop
 from jserve_models.decoder import Decoder
+from jserve_models.sharding import placement
 from jserve_models.steps import KvCache, StepInputs, StepShape, lay_out
 
 
@@ -30,11 +31,20 @@ def discard_page_past_the_end() -> None:
     )
 
 
+def results_unplaced() -> None:
+    """Leaves it to the compiler where the results of programs are."""
+    engine: Any = programs.Programs
+    signature = engine._signature
+    engine._signature = lambda self, program: (*signature(self, program)[:3], None)
+
+
 def layers_scanned() -> None:
     """Runs the layers as a scan over stacked weights."""
     leaf: Any = decoder.Leaf
     structure: Any = Decoder
-    leaf.place = lambda self, host, **_: jnp.asarray(host)
+    leaf.abstract = lambda self, mesh, dtype, _: jax.ShapeDtypeStruct(
+        self.shape, dtype, sharding=placement(mesh)
+    )
     structure.forward = _scanned_forward
 
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from jserve_models.config import NAMED, ModelConfig
 from tests import ROOT
-from tests.aot.optimized_hlo import read_hlo, read_ptxas, read_thunks
-from tests.aot.targets import ENVIRONMENT, TARGETS, Card, Target, device_of
+from tests.aot.optimized_hlo import num_unplaced, read_hlo, read_ptxas, read_thunks
+from tests.aot.targets import ENVIRONMENT, TARGETS, Card, Target, devices_of
 
 # Llama-like, with all that a layer may have.
 _SMALL = ModelConfig(
@@ -40,9 +40,26 @@ _SMALL = ModelConfig(
     qkv_bias=True,
     qk_norm=True,
 )
-MODELS = {**NAMED, "small": _SMALL}
-ATTENTION = {"gpu": "gpu", "tpu": "tpu"}
-"""The attention backend that the product takes on each platform."""
+_QWEN3_32B = ModelConfig(
+    name="qwen3-32b",
+    vocab_size=151936,
+    hidden_size=5120,
+    num_layers=64,
+    num_heads=64,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=25600,
+    rope_theta=1000000.0,
+    rms_norm_eps=1e-6,
+    qk_norm=True,
+    max_model_len=40960,
+)
+MODELS = {
+    **NAMED,
+    "small": _SMALL,
+    "few heads": dataclasses.replace(_SMALL, num_kv_heads=2),
+    "qwen3-32b": _QWEN3_32B,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,8 +74,10 @@ class Job:
       num_slots: Requests that may run at once.
       num_pages: KV pages in the pool, of `page_size` tokens.
       context_pages: KV pages of the longest context.
-      attention: Attention backend; "" for that of `ATTENTION`.
+      attention: Attention backend; "" for that of the platform, which has its name.
       weights: Storage of the matrices, of `matrices.STORAGES`.
+      kv_dtype: Type of the KV.
+      num_devices: Devices that share the model.
       broken: Function of `tests.aot.broken` that breaks the product first; "" for none.
     """
 
@@ -71,12 +90,14 @@ class Job:
     context_pages: int = 64
     attention: str = ""
     weights: str = "auto"
+    kv_dtype: str = "bfloat16"
     broken: str = ""
+    num_devices: int = 1
 
     @property
     def backend(self) -> str:
         """Name of the attention backend."""
-        return self.attention or ATTENTION[TARGETS[self.target].platform]
+        return self.attention or TARGETS[self.target].platform
 
 
 def compile_programs(job: Job) -> list[dict[str, Any]]:
@@ -115,55 +136,50 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
     from jserve.engine.programs import DeviceState, Programs
     from jserve_models.decoder import Decoder
     from jserve_models.registry import abstract_model
+    from jserve_models.sharding import make_mesh, placement
 
     if job.broken:
         getattr(importlib.import_module("tests.aot.broken"), job.broken)()
-    device = device_of(TARGETS[job.target])
-    sharding = jax.sharding.SingleDeviceSharding(device)
+    mesh = make_mesh(devices_of(TARGETS[job.target], job.num_devices))
     # The engine's programs, of shapes alone.
     config = MODELS[job.model]
     attention = _attention(job)
     model = abstract_model(
         config,
         dtype=jnp.bfloat16,
-        sharding=sharding,
+        mesh=mesh,
         attention=attention,
         weights=job.weights,
     )
-    state = DeviceState(
-        *jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            jax.eval_shape(
-                lambda: (
-                    model.new_kv(job.num_pages, job.page_size, jnp.bfloat16),
-                    jnp.zeros(job.num_slots, jnp.int32),
-                )
-            ),
-        )
+    where = placement(mesh, model.attention.KV_AXES)
+    kv: Any = tuple(
+        jax.ShapeDtypeStruct(shape, job.kv_dtype, sharding=where)
+        for shape in model.kv_shapes(job.num_pages, job.page_size)
     )
+    counts: Any = (
+        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement(mesh))
+        for shape in ((job.num_slots,), (job.num_slots + 1, job.context_pages))
+    )
+    state = DeviceState(kv, *counts)
     programs = Programs(
         model=model,
         state=state,
-        max_pages_per_row=job.context_pages,
         captures_logits=False,
     )
     num_pages, _ = model.attention.pool_size(state.kv, config.num_layers)
-    kv_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in state.kv)
+    kv_bytes = _device_bytes(state.kv)
     weight_shapes = {
-        leaf.shape[1:]
-        for leaf in Decoder(config).leaves
+        placement(mesh, leaf.axes[1:]).shard_shape(leaf.shape[1:])
+        for leaf in Decoder(model.config).leaves
         if leaf.axes[0] == "layers" and len(leaf.shape) > 2
     }
-    weight_bytes = sum(
-        math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(model.leaves)
-    )
+    weight_bytes = _device_bytes(model.leaves)
     if job.backend == "gpu":
         _name_capability(TARGETS[job.target], model.attention)
     # Kernels are lowered for the device that the mesh in context names.
-    mesh = jax.sharding.Mesh([device], ("one",)).abstract_mesh
     for name in job.programs:
         start_s = time.perf_counter()
-        with jax.sharding.use_abstract_mesh(mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             lowered = programs.lower(_program(name))
         traced_s = time.perf_counter()
         with _stdout_to(dump / "ptxas.txt"):
@@ -173,6 +189,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield {
             "target": job.target,
             "program": name,
+            "num_unplaced": num_unplaced(lowered.as_text()),
             "attention": attention.__name__.rpartition(".")[2],
             "jax": jax.__version__,
             "trace_s": traced_s - start_s,
@@ -192,6 +209,16 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
             **read_ptxas((dump / "ptxas.txt").read_text()),
             "thunks": read_thunks(dump, f"jit_step_{name}"),
         }
+
+
+def _device_bytes(arrays: Any) -> int:
+    """Returns the bytes of abstract arrays on each device."""
+    import jax
+
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(arrays)
+    )
 
 
 @contextlib.contextmanager
@@ -222,7 +249,7 @@ def _attention(job: Job) -> Any:
     use = AttentionUse(
         config=MODELS[job.model],
         platform=platform,
-        dtype=np.dtype("bfloat16"),
+        dtype=np.dtype(job.kv_dtype),
         num_rows=max(sum(rows_and_blocks(name)) for name in job.programs),
         page_size=job.page_size,
         max_pages_per_row=job.context_pages,

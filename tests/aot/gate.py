@@ -1,8 +1,11 @@
 """What must hold of every compiled program of the engine."""
 
+import collections
 from typing import Any
 
 from jserve.engine.memory import step_bytes
+from jserve_models.config import ModelConfig
+from jserve_models.sharding import device_config, shared_config
 from jserve_sched.buckets.table import Bucket
 from tests.aot.compiling import MODELS, Job, is_head, rows_and_blocks
 from tests.aot.targets import TARGETS
@@ -15,20 +18,29 @@ _MOST_REGISTERS = 168  # so that three thread blocks of 128 threads share a core
 # Where rows are few the NVIDIA kernel divides their keys among up to 256 thread blocks,
 # each of which leaves 64 answers of 128 numbers, float32; and these are added up.
 _SPLIT_BYTES = 2 * 256 * 64 * 128 * 4
-# What a program takes whatever its sizes; on TPU a weight that is fetched to fast
-# memory before the program begins is part of it.
-_LEAST_BYTES = 8 * 2**20
+_LEAST_BYTES = 8 * 2**20  # whatever a program's sizes
+# A layer's on TPU, where weights are fetched ahead of their use, each in up to four
+# slices: of 51 MiB in a decode of Llama-3.1-8B 28 go if each is fetched in one.
+_FETCH_BYTES = 2 * 2**20
 # Arrays like the logits that a head may hold at once. Where they are small, XLA writes
 # what each of the 15 digits of a threshold weighs before it sums it up on some GPUs.
 _LOGITS = {"head": 9, "draw": 24}
 
 
+def _device_model(job: Job) -> ModelConfig:
+    """Returns what one device computes of the model."""
+    return device_config(
+        shared_config(MODELS[job.model], job.num_devices), job.num_devices
+    )
+
+
 def most_temporary_bytes(job: Job, name: str) -> int:
     """Returns the bound of what a program may need beside arguments and results."""
-    config = MODELS[job.model]
+    config = _device_model(job)
     num_rows, num_blocks = rows_and_blocks(name)
     if is_head(name):
-        return 4 * _LOGITS[name[:4]] * num_rows * config.vocab_size
+        num_arrays = _LOGITS[name[:4]] + 2 * (job.num_devices > 1)  # to gather them
+        return 4 * num_arrays * num_rows * config.vocab_size
     tokens = num_rows + num_blocks * 32
     width = (
         4 * config.hidden_size
@@ -38,6 +50,8 @@ def most_temporary_bytes(job: Job, name: str) -> int:
     num_bytes = _LEAST_BYTES + 4 * tokens * width
     if job.backend == "gpu":
         num_bytes += _SPLIT_BYTES
+    if TARGETS[job.target].platform == "tpu":
+        num_bytes += config.num_layers * _FETCH_BYTES
     if job.backend not in KERNELS:
         # The page loop gathers a page of each row, and copies it to transpose it.
         page_bytes = 2 * job.page_size * 2 * config.num_kv_heads * config.head_dim
@@ -75,7 +89,7 @@ def faults(job: Job, report: dict[str, Any]) -> list[str]:
     needed, bound = report["temporary_bytes"], most_temporary_bytes(job, name)
     check(needed <= bound, "temporaries are bounded", f"{needed} of {bound} bytes")
     planned = step_bytes(
-        MODELS[job.model],
+        _device_model(job),
         Bucket(num_rows, num_blocks),
         num_slots=job.num_slots,
         page_size=job.page_size,
@@ -86,6 +100,16 @@ def faults(job: Job, report: dict[str, Any]) -> list[str]:
     check(not moves, "nothing copies a layer's cache", moves)
     casts = report["weight_casts"]
     check(not casts, "no weight is dequantised to memory", casts)
+    # Between devices.
+    if job.num_devices > 1:
+        sent = collections.Counter(opcode for opcode, _ in report["collectives"])
+        # Of a step each layer's two sums, and the embedding's.
+        wanted = (
+            {"all-gather": 1} if is_head(name) else {"all-reduce": 2 * num_layers + 1}
+        )
+        check(sent == wanted, "only sums and logits go between devices", dict(sent))
+    loose = report["num_unplaced"]
+    check(not loose, "results are where the next program takes them", loose)
     # The kernel, or the page loop.
     num_groups = (num_rows > 0) + (num_blocks > 0)
     most_loops = num_groups * num_layers

@@ -1,20 +1,18 @@
 """Every kind of program, compiled for every kind of device, without any of them."""
 
+from typing import Any
+
 import pytest
 
-from tests.aot.compiling import ATTENTION, Job, compile_programs
+from tests.aot.compiling import Job, compile_programs
 from tests.aot.gate import faults
 from tests.aot.targets import TARGETS
 
 pytestmark = [pytest.mark.aot, pytest.mark.timeout(1800)]
 DECODE = "B32xNB0"
 PROGRAMS = (DECODE, "B8xNB4", "B0xNB8", "head32", "draw32")
-# Where a kernel does not take a model, and what takes its place.
-FALLBACKS = {
-    name: Job(target=name, programs=PROGRAMS[:3], attention="page_loop")
-    for name in ("v5e", "a100")
-    if ATTENTION[TARGETS[name].platform] != "page_loop"
-}
+# What takes the place of a kernel where it does not take a model.
+FALLBACKS = {"v5e": "small", "v6e": "few heads", "a100": "small"}
 
 
 def check(job: Job) -> None:
@@ -27,9 +25,19 @@ def test_programs_are_as_they_must_be(target: str) -> None:
     check(Job(target=target, programs=PROGRAMS))
 
 
+@pytest.mark.parametrize(("target", "count"), [("v5e", 8), ("v6e", 4), ("h100", 4)])
+def test_so_they_are_on_devices_that_share_the_model(target: str, count: int) -> None:
+    check(Job(target=target, programs=PROGRAMS, num_devices=count))
+
+
 @pytest.mark.parametrize("target", FALLBACKS)
 def test_so_they_are_without_a_kernel(target: str) -> None:
-    check(FALLBACKS[target])
+    model = FALLBACKS[target]
+    check(Job(target=target, programs=PROGRAMS[:3], model=model, attention="page_loop"))
+
+
+def test_the_kernel_for_tpu_reads_a_cache_of_fewer_bits() -> None:
+    check(Job(target="v5e", programs=(DECODE,), kv_dtype="float8_e4m3fn"))
 
 
 @pytest.mark.parametrize(
@@ -67,14 +75,21 @@ def test_quantised_weights_stay_so_in_memory(target: str, weights: str) -> None:
                 "the memory planned suffices",
             },
         ),
+        (
+            "v6e",
+            {"broken": "results_unplaced", "num_devices": 4},
+            {"results are where the next program takes them"},
+        ),
         ("a100", {"weights": "fp8"}, {"no weight is dequantised to memory"}),
     ],
-    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else None,
+    ids=lambda value: (
+        "-".join(map(str, value.values())) if isinstance(value, dict) else None
+    ),
 )
 def test_what_is_broken_is_noticed(
-    target: str, fields: dict[str, str], conditions: set[str]
+    target: str, fields: dict[str, Any], conditions: set[str]
 ) -> None:
-    job = Job(target=target, programs=(DECODE,), **fields)  # type: ignore[arg-type]
+    job = Job(target=target, programs=(DECODE,), **fields)
     [report] = compile_programs(job)
     found = faults(job, report)
     assert {one.partition(":")[0] for one in found} == conditions, found

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests import ROOT
 from tests.aot.optimized_hlo import read_ptxas
-from tests.aot.targets import ENVIRONMENT, TARGETS, Card, device_of
+from tests.aot.targets import ENVIRONMENT, TARGETS, Card, devices_of
 
 # Shapes and options of a layer with 32 heads, 8 KV heads and 8,192 tokens of context.
 _OPTIONS = {"window": 1000, "soft_cap": 30.0, "has_sinks": True}
@@ -99,7 +99,7 @@ def main() -> None:
     target = TARGETS[sys.argv[1]]
     assert isinstance(target.device, Card)
     capability = target.device.capability
-    device = device_of(target)
+    [device] = devices_of(target)
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def compile_case(

@@ -55,7 +55,7 @@ class Target:
       memory_bytes: Device memory.
       bandwidth: Bytes a second from device memory.
       flops: Bfloat16 operations a second.
-      device: Topology of one TPU, or the facts of a GPU.
+      device: Generation of a TPU, or the facts of a GPU.
     """
 
     kind: str
@@ -76,14 +76,14 @@ TARGETS = {
         memory_bytes=16 * 2**30,
         bandwidth=819e9,
         flops=197e12,
-        device="v5e:1x1",
+        device="v5e",
     ),
     "v6e": Target(
         kind="TPU v6e",
         memory_bytes=32 * 2**30,
         bandwidth=1638e9,
         flops=918e12,
-        device="v6e:1x1",
+        device="v6e",
     ),
     "a100": Target(
         kind="NVIDIA A100-SXM4-80GB",
@@ -168,18 +168,26 @@ TARGETS = {
 }
 
 
-def device_of(target: Target) -> Any:
-    """Returns the device that programs for a target are compiled for."""
+_TPU_HOSTS = {1: "1x1", 4: "2x2", 8: "2x4"}
+
+
+def devices_of(target: Target, count: int = 1) -> list[Any]:
+    """Returns the devices of one host that programs for a target are compiled for."""
     from jax.experimental import topologies
 
     if isinstance(target.device, str):
-        topology = topologies.get_topology_desc(target.device, platform="tpu")
+        topology = topologies.get_topology_desc(
+            f"{target.device}:{_TPU_HOSTS[count]}", platform="tpu"
+        )
     else:
         # The name of a GPU's topology is empty, and both other arguments are needed.
         topology = topologies.get_topology_desc(
-            "", platform="cuda", topology="1x1x1", target_config=_target_config(target)
+            "",
+            platform="cuda",
+            topology=f"1x1x{count}",
+            target_config=_target_config(target),
         )
-    return topology.devices[0]
+    return list(topology.devices)
 
 
 def _target_config(target: Target) -> str:

@@ -24,7 +24,7 @@ try:
     from jserve.cli import run
     run()
 finally:
-    heavy = {'jax', 'flax', 'numpy', 'scipy', 'fastapi', 'pydantic', 'uvicorn'}
+    heavy = {'jax', 'flax', 'numpy', 'scipy', 'fastapi', 'msgspec', 'uvicorn'}
     import jserve, jserve.config, jserve.flags
     print('heavy:', sorted(heavy & set(sys.modules)))
 """
@@ -61,15 +61,13 @@ def test_help_lists_every_flag_without_what_takes_long_to_import():
         (["--port=99999"], 1, ["port=99999", "0..65535"]),
         (["--model=/no/such/folder"], 1, ["/no/such/folder", "no such folder"]),
         (["--predictor=lineer"], 1, ["lineer", "table, linear", "a checkpoint"]),
-        (["--policy=lifo"], 1, ["'lifo'", "'sliding'"]),
-        (["--bucket_strategy=pow3"], 1, ["'pow3'", "'explicit'", "'pow2'"]),
-        (["--buckets=/no/such"], 1, ["buckets='/no/such' is not a file"]),
         (["--api_key_file=/dev/null"], 1, ["/dev/null", "holds no key"]),
         (
             ["--warmup_only", "--compile_cache_dir=/dev/null/cache"],
             1,
             ["compile_cache_dir='/dev/null/cache'", "'/dev/null'"],
         ),
+        (["--attention=tpu"], 1, ["attention='tpu' needs a TPU", "no /dev/accel"]),
         (["--prot=1"], 2, ["prot", "port"]),
         (["serve", "now"], 2, ["serve now"]),
         (["--host=256.1.1.1", "--port=0"], 1, ["256.1.1.1"]),
@@ -102,17 +100,18 @@ def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
         # A port in use does not matter: it is not bound.
         flags.append(f"--port={listener.getsockname()[1]}")
         cold, warm = command(*flags), command(*flags)
-    for result, source in ((cold, "4 compiled"), (warm, "4 stored")):
+    for result, source in ((cold, "5 compiled"), (warm, "5 stored")):
         assert result.returncode == 0, result.stderr
-        head, *rows, total = result.stdout.splitlines()
+        head, *rows, total, note = result.stdout.splitlines()
         assert head.split() == [
             *["program", "trace", "s", "compile", "s", "bytes", "source"]
         ]
         names = sorted(row.split()[0] for row in rows)
-        assert names == ["B16xNB0", "B16xNB4", "draw16", "head16"]
-        assert total.startswith("4 programs") and total.endswith(source)
+        assert names == ["B16xNB0", "B16xNB4", "draw16", "head16", "table"]
+        assert total.startswith("5 programs") and total.endswith(source)
+        assert "by the clock, which is jserve:compile_seconds" in note
         assert "loading model toy" in result.stderr
-        assert "loading them: 4 of 4 (" in result.stderr
+        assert "loading them: 5 of 5 (" in result.stderr
     assert len(list(tmp_path.rglob("step_times_*.json"))) == 1
 
 

@@ -33,9 +33,7 @@ def test_equals_plain_python_bit_for_bit(kernel: Kernel, max_batch: int) -> None
     rng = np.random.default_rng(max_batch)
     for num_jobs in (1, 2, 7, 20, 60):
         for max_kv_tokens in (NO_LIMIT, 900):
-            problem = draw(
-                rng, num_jobs, max_batch, max_kv_tokens=max_kv_tokens
-            ).problem()
+            problem = draw(rng, num_jobs, max_batch, max_kv_tokens=max_kv_tokens)
             plain, compiled = (
                 search(problem, num_proposals=600, seed=7, kernel=one)
                 for one in (anneal, kernel)

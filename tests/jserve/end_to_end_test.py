@@ -121,10 +121,10 @@ def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
     server.process.send_signal(signal.SIGTERM)
     num_more = sum(1 for chunk in events if chunk.choices)
     assert num_more == 399
-    num_steps = sum(row[0] == "[" for row in server.step_log.read_text().splitlines())
-    assert num_steps >= 400  # a step a token, and those of the tests before
     with server.process:
         assert server.process.wait(60) == 0, server.log.read_text()
+    num_steps = sum(row[0] == "[" for row in server.step_log.read_text().splitlines())
+    assert num_steps >= 400  # a step a token, and those of the tests before
     log = server.log.read_text()
     assert "Traceback" not in log
-    assert "loading model toy" in log and "loading them: 8 of 8 (" in log
+    assert "loading model toy" in log and "loading them: 9 of 9 (" in log

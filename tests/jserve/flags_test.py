@@ -78,9 +78,14 @@ def test_flags_stand_under_the_headings_of_their_class() -> None:
         "Memory",
         "Recording",
     ]
-    names = ["seed", "dtype", "weights", "kv_dtype", "max_model_len", "attention"]
-    assert groups["Model"] == names
+    assert groups["Model"] == [
+        *("seed", "dtype", "weights", "kv_dtype", "max_model_len", "attention"),
+        "tensor_parallel",
+    ]
     assert "page_size" in groups["Memory"]
+    shown = str(values["kv_cache_bytes"].default_as_str)
+    assert shown == "by device: 512MiB on CPU, 0 on GPU and TPU"
+    assert values["step_log_max_bytes"].default_as_str == "64MiB"
 
 
 def test_arguments_carry_a_config_to_another_program() -> None:

@@ -78,7 +78,7 @@ def test_a_tied_head_and_old_rotary_buffers_are_ignored(write):
         ("model.layers.1.mlp.up_proj.weight", None, r"no tensor .*\.1\.mlp\.up_proj"),
         ("model.layers.0.self_attn.q_proj.bias", np.ones(32), "1 tensors .*proj.bias"),
         ("model.norm.weight", np.ones(31, np.float32), r"shape \(31,\).*\(32,\)"),
-        ("model.norm.weight", np.ones(32, np.int8), "norm.weight has type int8"),
+        ("model.norm.weight", np.ones(32, np.int8), "norm.weight has type I8"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(write, name, value, message):

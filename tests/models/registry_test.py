@@ -12,6 +12,7 @@ from jserve_models.attention import cpu
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.registry import abstract_model, load_model
+from jserve_models.sharding import make_mesh
 from tests import TESTS
 
 GOLDEN = TESTS / "golden"
@@ -39,9 +40,8 @@ def test_a_seed_draws_the_same_weights():
 
 def test_an_abstract_model_has_the_shapes_of_a_loaded_one():
     loaded = load_model("tiny", seed=3, dtype="float32")
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = abstract_model(
-        loaded.config, dtype="float32", attention=cpu, sharding=sharding
+        loaded.config, dtype="float32", attention=cpu, mesh=make_mesh()
     )
 
     def facts(leaves):

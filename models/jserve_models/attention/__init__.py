@@ -59,6 +59,10 @@ class AttentionBackend(Protocol):
 
     __name__: str
 
+    @property
+    def KV_AXES(self) -> tuple[str | None, ...]:
+        """What the first dimensions of the cache's arrays count."""
+
     def kv_shapes(
         self, config: ModelConfig, num_pages: int, page_size: int
     ) -> CacheShapes:

@@ -13,6 +13,8 @@ from jserve_models.attention import CacheShapes, stored
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
 
+KV_AXES = (None, "kv_heads")
+
 
 def kv_shapes(config: ModelConfig, num_pages: int, page_size: int) -> CacheShapes:
     """Returns the shape of the key cache, and of the value cache."""

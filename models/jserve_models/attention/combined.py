@@ -15,6 +15,8 @@ from jserve_models.attention import CacheShapes, stored
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
 
+KV_AXES = (None, None, "kv_heads")
+
 
 def kv_shapes(config: ModelConfig, num_pages: int, page_size: int) -> CacheShapes:
     """Returns the shape of the cache, discard pages included."""

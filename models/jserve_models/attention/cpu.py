@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jserve_models.attention import cache
-from jserve_models.attention.cache import kv_shapes, pool_size
+from jserve_models.attention.cache import KV_AXES, kv_shapes, pool_size
 from jserve_models.attention.groups import attend_groups
 from jserve_models.attention.softmax import Scores, State, finish
 from jserve_models.steps import KvCache, RowGroup
 
-__all__ = ["attend", "kv_shapes", "pool_size"]
+__all__ = ["KV_AXES", "attend", "kv_shapes", "pool_size"]
 
 
 def _at(array: jax.Array, index: jax.Array) -> jax.Array:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from jserve_models.attention import AttentionUse, CacheShapes, combined
-from jserve_models.attention.combined import pool_size
+from jserve_models.attention.combined import KV_AXES, pool_size
 from jserve_models.config import ModelConfig
 from jserve_models.steps import KvCache, StepLayout
 
-__all__ = ["attend", "fault", "kv_shapes", "pool_size"]
+__all__ = ["KV_AXES", "attend", "fault", "kv_shapes", "pool_size"]
 
 
 def compute_capability() -> float:
@@ -66,7 +66,7 @@ def kv_shapes(config: ModelConfig, num_pages: int, page_size: int) -> CacheShape
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "window", "soft_cap", "has_tma"))
-def _attend_rows(*arrays: jax.Array, **options: Any) -> jax.Array:
+def _attend_rows(*arrays: Any, **options: Any) -> jax.Array:
     """Attends a group of rows; see `paged_mosaic.paged_attention`.
 
     The kernel is traced and lowered once for all layers, since this is a function of

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from jserve_models.attention import combined
-from jserve_models.attention.combined import kv_shapes, pool_size
+from jserve_models.attention.combined import KV_AXES, kv_shapes, pool_size
 from jserve_models.attention.groups import attend_groups
 from jserve_models.attention.softmax import Scores, State, finish
 from jserve_models.steps import KvCache, RowGroup
 
-__all__ = ["attend", "kv_shapes", "pool_size"]
+__all__ = ["KV_AXES", "attend", "kv_shapes", "pool_size"]
 
 
 def _attend_all(
@@ -31,10 +31,13 @@ def _attend_all(
     (cache,) = kv
     page_size = cache.shape[1]
     offsets = jnp.arange(page_size, dtype=jnp.int32)
+    # With few heads XLA for TPU would copy the cache to have them last but two.
+    flat = cache.reshape(len(cache), -1, cache.shape[-1])
 
     def one_page(index: jax.Array, state: State) -> State:
         pages = first_page + group.page_table[:, index]
-        page = cache.at[pages].get(mode="clip")  # [rows, P, 2K, D]
+        page = flat.at[pages].get(mode="clip")  # [rows, P * 2K, D]
+        page = page.reshape(-1, *cache.shape[1:])
         return scores.add_page(
             state,
             queries,

@@ -22,13 +22,13 @@ from jserve_sched.clock import Clock
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulation.disturbance import Disturbed
 from jserve_sched.simulation.log import Recording, Tally
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan, StepResult
 from jserve_sched.timing.predictor import Predict, StepSample
 
-_NOISE_BLOCK = 4096  # factors of step times drawn at once
 _TOKEN, _STOP_TOKEN = 0, 1  # what answers are made of, and what ends some of them
 
 
@@ -62,8 +62,7 @@ class SimulatedEngine:
         scheduler: Scheduler,
         *,
         step_s: Predict,
-        noise: float,
-        random: np.random.Generator,
+        disturbed: Disturbed,
         tally: Tally,
         lag: int,
         recording: Recording | None,
@@ -77,9 +76,7 @@ class SimulatedEngine:
         self.busy_s = 0.0
         self.request_ids: list[str] = []
         self._step_s = step_s
-        self._noise = noise
-        self._random = random
-        self._factors = np.ones(0)  # of the durations of all steps so far, and more
+        self._disturbed = disturbed
         self._tally = tally
         self._recording = recording
         self._lag = lag
@@ -90,15 +87,15 @@ class SimulatedEngine:
         # Output tokens of the requests that end by a stop token.
         self._ends: dict[str, int] = {}
 
-    def submit(self, one: Arrival, prompt: np.ndarray) -> None:
-        """Hands a request with a prompt of these token ids to the scheduler."""
+    def submit(self, one: Arrival) -> None:
+        """Hands a request to the scheduler."""
         self.request_ids.append(one.request_id)
         max_tokens = max(one.declared_max_tokens, one.max_tokens)
         ends_by_stop = one.declared_max_tokens > 0
         request = Request(
             request_id=one.request_id,
             arrival_s=one.arrival_s,
-            prompt_tokens=prompt,
+            prompt_tokens=one.prompt(),
             max_tokens=max_tokens,
             stop_token_ids=frozenset((_STOP_TOKEN,) if ends_by_stop else ()),
             slo=one.slo,
@@ -133,15 +130,8 @@ class SimulatedEngine:
         self.due_s = now_s + duration_s
 
     def _durations_s(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` of the next steps, each times its random factor."""
-        durations_s = self._step_s(matrix)
-        if not self._noise:
-            return durations_s
-        stop = self.num_steps + len(matrix)
-        while len(self._factors) < stop:
-            more = np.exp(self._noise * self._random.standard_normal(_NOISE_BLOCK))
-            self._factors = np.concatenate((self._factors, more))
-        return durations_s * self._factors[self.num_steps : stop]
+        """Returns durations `[N]` of the next steps."""
+        return self._disturbed(self._step_s(matrix), matrix, self.num_steps)
 
     def _count(
         self, plan: StepPlan, row: np.ndarray, duration_s: float, plan_s: float

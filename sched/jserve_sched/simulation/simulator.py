@@ -22,6 +22,7 @@ from jserve_sched.policies.base import Policy
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.disturbance import Disturbance
 from jserve_sched.simulation.engine import SimulatedEngine
 from jserve_sched.simulation.instances import Assignment
 from jserve_sched.simulation.log import Recording, Tally
@@ -63,8 +64,12 @@ def make_scheduler(
     predictor: Predictor,
     max_model_len: int,
     lengths: LengthEstimator | None = None,
+    enable_prefix_caching: bool = False,
 ) -> Scheduler:
-    """Returns a scheduler within a cost model's limits, without a prefix cache."""
+    """Returns a scheduler within a cost model's limits.
+
+    With a prefix cache, all prompts must have `Arrival.block_ids`: others are zeros.
+    """
     page_size = cost_model.page_size
     return Scheduler(
         policy=policy,
@@ -72,7 +77,7 @@ def make_scheduler(
         ledger=KvLedger(
             num_pages=cost_model.num_kv_tokens // page_size,
             page_size=page_size,
-            enable_prefix_caching=False,
+            enable_prefix_caching=enable_prefix_caching,
         ),
         predictor=predictor,
         max_num_seqs=cost_model.max_num_seqs,
@@ -95,8 +100,6 @@ class _Simulation:
         self._engines = engines
         self._arrivals = arrivals
         self._assignment = assignment
-        longest = max(one.num_prompt_tokens for one in arrivals)
-        self._prompt = np.zeros(longest, np.int32)  # all prompts are slices of it
         self._next = 0
         self.now_s = arrivals[0].arrival_s
 
@@ -115,7 +118,7 @@ class _Simulation:
             if self._assignment is not None:
                 views = [engine.scheduler.view(self.now_s) for engine in self._engines]
                 place = self._assignment(views)
-            self._engines[place].submit(one, self._prompt[: one.num_prompt_tokens])
+            self._engines[place].submit(one)
 
     def turn(self, end_s: float) -> bool:
         """Moves to the next event; returns whether there was one before `end_s`."""
@@ -163,7 +166,7 @@ def simulate(
     lag: int = 0,
     records_steps: bool = False,
     advances_decodes: bool = True,
-    noise: float = 0.0,
+    disturbance: Disturbance | None = None,
     seed: int = 0,
     max_spans: float = 5.0,
     stop_after_violations: int | None = None,
@@ -181,9 +184,8 @@ def simulate(
       records_steps: Whether the result has the steps.
       advances_decodes: Whether consecutive steps with the same decodes, and nothing
         else, are advanced together, which is faster and has the same result.
-      noise: Standard deviation of the logarithm of a step's duration about the cost
-        model's.
-      seed: Seed of the noise; each engine draws its own.
+      disturbance: How durations differ from the cost model's; None is not at all.
+      seed: Seed of the disturbance; each engine draws its own.
       max_spans: End of the simulation, as a multiple of the time between the first and
         the last arrival (of at least a minute). Requests still running then are
         unfinished.
@@ -212,8 +214,7 @@ def simulate(
         SimulatedEngine(
             one,
             step_s=step_s,
-            noise=noise,
-            random=np.random.default_rng((seed, place)),
+            disturbed=(disturbance or Disturbance()).drawn((seed, place)),
             tally=tally,
             lag=lag,
             recording=recording,

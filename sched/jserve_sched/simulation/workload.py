@@ -3,10 +3,6 @@
 Lengths, classes and arrivals at *one request a second* are drawn once from a seed, and
 a rate only scales the times. So two rates, or two policies, get the same requests, and
 their difference is not due to chance.
-
-The named workloads have the mean and 90th percentile of SlidingServe's five (arXiv
-2606.05933, section 5.1), which states nothing else about them. It does not state its
-arrival process either; its baseline uses Poisson arrivals, and so do these.
 """
 
 import bisect
@@ -14,8 +10,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +20,13 @@ from jserve_sched.outcomes import distribution
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.mixes import Component
 from jserve_sched.steps import features
 from jserve_sched.steps.features import Span
+
+PREFIX_BLOCK_TOKENS = 512  # as in Mooncake's traces
+_OPEN_CONVERSATIONS = 16  # that a turn may continue
+_MAX_BLOCKS = 1024  # of one conversation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +38,8 @@ class Arrival:
       max_tokens: Number of output tokens that it takes.
       slo: Its objective, in seconds.
       guard: Whether its class is guarded when late.
+      block_ids: Content of each `PREFIX_BLOCK_TOKENS` of the prompt, 0 to 2**31 - 1:
+        equal ids are equal tokens. If it is empty, no content is known.
       declared_max_tokens: Most output tokens that it declares; it then ends by a stop
         token. If this is 0, or less than `max_tokens`, it declares `max_tokens`.
     """
@@ -49,110 +51,15 @@ class Arrival:
     service_class: str = "best_effort"
     slo: Slo = dataclasses.field(default_factory=Slo)
     guard: bool = False
+    block_ids: Sequence[int] = ()
     declared_max_tokens: int = 0
 
-
-_NORMAL = statistics.NormalDist()
-_Z_90 = _NORMAL.inv_cdf(0.9)
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Log-normal lengths in tokens, in a mixture of usual and long requests.
-
-    Attributes:
-      medians: Medians of the usual and of the long requests' lengths.
-      sigmas: Standard deviations of the logarithms of both.
-      long_share: Share of long requests.
-    """
-
-    medians: tuple[float, float]
-    sigmas: tuple[float, float]
-    long_share: float = 0.0
-
-    def draw(self, rng: np.random.Generator, num_requests: int) -> np.ndarray:
-        """Returns lengths `[num_requests]`, int64, at least 1; consumes `rng`.
-
-        Fewer requests get the first lengths of more.
-        """
-        point, normal = rng.random((num_requests, 2)).T
-        kind = (point < self.long_share).astype(np.int64)
-        scores = [_NORMAL.inv_cdf(max(one, 1e-12)) for one in normal.tolist()]
-        spread = np.exp(np.array(self.sigmas)[kind] * np.array(scores, np.float64))
-        lengths = np.array(self.medians)[kind] * spread
-        whole: np.ndarray = np.maximum(np.rint(lengths), 1).astype(np.int64)
-        return whole
-
-
-def fit_log_normal(mean: float, p90: float) -> Lengths:
-    """Returns log-normal lengths with this mean and 90th percentile.
-
-    With m the mean, q the percentile and z = 1.2816 its standard score,
-    `log(q / m) = z sigma - sigma^2 / 2`; the smaller root is taken. The ratio q / m is
-    at most 2.27.
-    """
-    sigma = _Z_90 - math.sqrt(_Z_90**2 - 2 * math.log(p90 / mean))
-    median = mean / math.exp(sigma**2 / 2)
-    return Lengths((median, median), (sigma, sigma))
-
-
-# Service classes of the paper's two kinds of request (Table 3).
-DIALOGUE = ServiceClass(name="dialogue", ttft_slowdown=5.0, tbt_s=0.040)
-SUMMARISATION = ServiceClass(name="summarisation", ttft_slowdown=10.0, tbt_s=0.080)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Component:
-    """One kind of request of a workload.
-
-    Attributes:
-      weight: Share of the requests, relative to the other components.
-      prompt: Distribution of prompt lengths.
-      output: Distribution of output lengths.
-      paper: The paper's statistics that these are fitted to, in tokens.
-    """
-
-    service_class: ServiceClass
-    weight: float = 1.0
-    prompt: Lengths
-    output: Lengths
-    paper: Mapping[str, float]
-
-
-_STATISTICS = ("prompt_mean", "prompt_p90", "output_mean", "output_p90")
-
-
-def _component(
-    service_class: ServiceClass, *tokens: int, prompt: Lengths | None = None
-) -> Component:
-    """Returns a kind of request with the four `_STATISTICS`, in `tokens`."""
-    return Component(
-        service_class=service_class,
-        prompt=prompt or fit_log_normal(*tokens[:2]),
-        output=fit_log_normal(*tokens[2:]),
-        paper=dict(zip(_STATISTICS, tokens, strict=True)),
-    )
-
-
-# A tenth of ShareGPT's prompts is above 4.8 times the mean, which no log-normal can
-# fit. So most are modelled as short questions, and an eighth as conversations cut at
-# the usual 2,000 tokens. Shares and sigmas are chosen; medians follow from the mean
-# and the 90th percentile.
-_SHAREGPT_PROMPT = Lengths(
-    medians=(80.10995051605758, 1983.9750774776921),
-    sigmas=(1.0, 0.15),
-    long_share=0.12,
-)
-_SHAREGPT = _component(DIALOGUE, 357, 1724, 89, 184, prompt=_SHAREGPT_PROMPT)
-_ARXIV_V1 = _component(SUMMARISATION, 3253, 4382, 356, 542)
-_ARXIV_V2 = _component(SUMMARISATION, 6267, 7567, 423, 623)
-WORKLOADS: dict[str, tuple[Component, ...]] = {
-    "sharegpt": (_SHAREGPT,),
-    "arxiv_v1": (_ARXIV_V1,),
-    "arxiv_v2": (_ARXIV_V2,),
-    "mixed_v1": (dataclasses.replace(_SHAREGPT, weight=3.0), _ARXIV_V1),
-    "mixed_v2": (dataclasses.replace(_SHAREGPT, weight=5.0), _ARXIV_V2),
-}
+    def prompt(self) -> np.ndarray:
+        """Returns token ids `[num_prompt_tokens]` int32: their block's id, or zeros."""
+        if not self.block_ids:
+            return np.zeros(self.num_prompt_tokens, np.int32)
+        ids = np.array(self.block_ids, np.int32)
+        return np.repeat(ids, PREFIX_BLOCK_TOKENS)[: self.num_prompt_tokens]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,7 +171,7 @@ def unit_arrivals(
     yardstick: Yardstick,
     classes: Sequence[ServiceClass] = (),
 ) -> list[Arrival]:
-    """Returns Poisson arrivals at a mean of one request a second.
+    """Returns arrivals at a mean of one a second, Poisson if nothing else is declared.
 
     Args:
       num_requests: Number of requests; fewer are the first of more.
@@ -277,7 +184,8 @@ def unit_arrivals(
     # Draw times, kinds and lengths, each from its own stream.
     streams = np.random.SeedSequence(seed).spawn(2 + 2 * len(components))
     gaps, kinds, *others = [np.random.default_rng(one) for one in streams]
-    times_s = np.cumsum(gaps.exponential(1.0, num_requests))
+    shape = components[0].gap_cv ** -2.0  # of a gamma distribution; 1 is exponential
+    times_s = np.cumsum(gaps.gamma(shape, 1.0 / shape, num_requests))
     bounds = list(itertools.accumulate(one.weight for one in components))
     points = kinds.random(num_requests) * bounds[-1]
     prompts, outputs = (
@@ -301,50 +209,38 @@ def unit_arrivals(
         elif classes:
             service_class = draw_class(classes, seed, index)
         lengths = int(prompts[kind][index]), int(outputs[kind][index])
-        arrivals.append(
-            request_arrival(index, time_s, *lengths, service_class, yardstick)
+        one = request_arrival(index, time_s, *lengths, service_class, yardstick)
+        arrivals.append(one)
+    turns = max(one.turns for one in components)
+    return arrivals if turns == 1 else _as_turns(arrivals, turns, seed)
+
+
+def _as_turns(arrivals: Sequence[Arrival], turns: float, seed: int) -> list[Arrival]:
+    """Returns requests as turns of conversations, with the content of their blocks.
+
+    One in `turns` starts a conversation; the others continue one of the last few.
+    """
+    points = np.random.default_rng((seed, 1)).random((len(arrivals), 2))
+    starts = points[:, 0] < 1 / turns
+    newest: np.ndarray = np.cumsum(starts)
+    back = np.floor(points[:, 1] * np.minimum(newest, _OPEN_CONVERSATIONS))
+    firsts: np.ndarray = (
+        newest - np.where(starts, 0, back).astype(np.int64)
+    ) * _MAX_BLOCKS
+    return [
+        dataclasses.replace(
+            one,
+            block_ids=range(
+                first, first - -one.num_prompt_tokens // PREFIX_BLOCK_TOKENS
+            ),
         )
-    return arrivals
+        for one, first in zip(arrivals, firsts.tolist(), strict=True)
+    ]
 
 
 def at_rate(arrivals: Sequence[Arrival], qps: float) -> list[Arrival]:
     """Returns unit-rate arrivals at `qps` a second; infinite makes all due at once."""
     return [dataclasses.replace(one, arrival_s=one.arrival_s / qps) for one in arrivals]
-
-
-def at_levels(
-    arrivals: Sequence[Arrival],
-    levels_qps: Sequence[float],
-    *,
-    period_s: float,
-    duration_s: float,
-) -> list[Arrival]:
-    """Returns unit-rate arrivals at a rate that goes through levels, again and again.
-
-    SlidingServe's Fig. 6 has levels 1.0 and 2.5, a period of 120 s and a duration of
-    1,200 s.
-
-    Args:
-      period_s: Duration of each level, seconds.
-      duration_s: End of the last level, seconds.
-
-    Raises:
-      ValueError: If there are too few `arrivals` for the duration.
-    """
-    edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
-    rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
-    expected = np.append(0.0, np.cumsum(rates * np.diff(edges_s)))
-    if arrivals[-1].arrival_s < expected[-1]:
-        raise ValueError(
-            f"{len(arrivals)} requests do not last {duration_s:g} s at "
-            f"{list(levels_qps)} a second: about {expected[-1]:.0f} come"
-        )
-    units = [one for one in arrivals if one.arrival_s < expected[-1]]
-    times_s = np.interp([one.arrival_s for one in units], expected, edges_s).tolist()
-    return [
-        dataclasses.replace(one, arrival_s=time_s)
-        for one, time_s in zip(units, times_s, strict=True)
-    ]
 
 
 def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:

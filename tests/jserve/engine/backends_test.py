@@ -1,13 +1,14 @@
 """Every backend gives the tokens of the CPU's, whatever the engine does to requests."""
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from jserve.engine.engine import Engine
+from jserve.engine.engine import Engine, PendingStep
 from jserve_models.attention import (
     AttentionBackend,
     cpu,
@@ -21,8 +22,10 @@ from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.random_weights import draw_weights
 from jserve_models.registry import LoadedModel, decoder_model
+from jserve_models.sharding import make_mesh
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request
+from jserve_sched.steps.plan import StepPlan
 from tests.engine_harness import EngineDriver, make_engine, make_engine_scheduler
 from tests.fakes import make_request
 from tests.models.attention import mosaic
@@ -43,11 +46,32 @@ def make_model(backend: AttentionBackend) -> LoadedModel:
     )
     structure = Decoder(config, backend)
     hosts = draw_weights(structure.leaves, 0, np.float32)
+    mesh = make_mesh()
     pairs = zip(structure.leaves, hosts, strict=True)
-    return decoder_model(structure, [leaf.place(host) for leaf, host in pairs])
+    return decoder_model(structure, [leaf.place(host, mesh) for leaf, host in pairs])
 
 
-def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
+def checking_tables(engine: Engine) -> Callable[[StepPlan], PendingStep]:
+    """A launch after which each row's page table on the device is its request's."""
+    launch = engine.launch
+
+    def launch_and_check(plan: StepPlan) -> PendingStep:
+        pending = launch(plan)
+        tables = np.asarray(engine._state.tables)
+        for request in {row.request for row in (*plan.decodes, *plan.chunks)}:
+            assert request.slot is not None
+            found = tables[request.slot]
+            unused = [engine.num_pages] * (len(found) - len(request.pages))
+            assert found.tolist() == request.pages + unused
+        assert np.all(tables[-1] == engine.num_pages)
+        return pending
+
+    return launch_and_check
+
+
+def serve(
+    backend: AttentionBackend, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[list[int]], Engine]:
     """Returns the tokens of requests of one stem, one step ahead in a small pool."""
     engine = make_engine(
         make_model(backend),
@@ -57,6 +81,7 @@ def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
         max_model_len=256,
     )
     scheduler = make_engine_scheduler(engine, table=TABLE, enable_prefix_caching=True)
+    monkeypatch.setattr(engine, "launch", checking_tables(engine))
     driver = EngineDriver(engine, scheduler, lag=1)
     stem = np.random.default_rng(0).integers(0, 256, 170)
     lengths = (120, 60, 100, 64, 1)
@@ -71,8 +96,9 @@ def serve(backend: AttentionBackend) -> tuple[list[list[int]], Engine]:
 
 
 @pytest.fixture(scope="module")
-def wanted() -> list[list[int]]:
-    return serve(cpu)[0]
+def wanted() -> Iterator[list[list[int]]]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield serve(cpu, monkeypatch)[0]
 
 
 @pytest.fixture
@@ -100,8 +126,10 @@ def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["page_loop", "tpu", "gpu"],
 )
 def test_tokens_are_those_of_the_cpu(
-    backend: AttentionBackend, wanted: list[list[int]]
+    backend: AttentionBackend,
+    wanted: list[list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokens, engine = serve(backend)
+    tokens, engine = serve(backend, monkeypatch)
     assert tokens == wanted
     assert engine.programs.num_compiles_after_warmup == 0

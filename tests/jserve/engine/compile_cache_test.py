@@ -50,11 +50,10 @@ def make_programs(cache: ProgramStore, *, stores: bool = True) -> list[str]:
     """Compiles a toy's programs; returns where each came from, largest first."""
     model = load_model("toy", seed=0, dtype=np.float32)
     kv = model.new_kv(8, 128, np.float32)
-    state = DeviceState(kv, jnp.zeros(4, jnp.int32))
+    state = DeviceState(kv, jnp.zeros(4, jnp.int32), jnp.zeros((5, 4), jnp.int32))
     programs = Programs(
         model=model,
         state=state,
-        max_pages_per_row=4,
         captures_logits=False,
         store=cache if stores else None,
     )
@@ -74,7 +73,7 @@ def test_jax_keeps_what_the_store_does_not(tmp_path: pathlib.Path) -> None:
     assert make_programs(cache, stores=False) == ["cache", "cache"]
     # A hit is counted for its own program.
     entries = sorted((cache.folder.parent / "xla").glob("jit_step*-cache"))
-    assert len(entries) == 4
+    assert len(entries) == 5
     entries[0].unlink()
     assert sorted(make_programs(cache, stores=False)) == ["cache", "compiled"]
 

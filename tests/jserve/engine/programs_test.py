@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jserve.engine import program_store
-from jserve.engine.packing import Packed, Packer
+from jserve.engine.machine import num_cpus
+from jserve.engine.packing import Packed, Packer, padded_tables
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs, programs_of
 from jserve_models.attention import page_loop
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 NUM_SLOTS, NUM_PAGES, PAGE_SIZE, PAGES_PER_ROW = 16, 8, 128, 4
 TABLE = BucketTable((NUM_SLOTS,), (0, 4))
 BUCKETS = TABLE.buckets
-NUM_PROGRAMS = 4  # two buckets, and the heads of their rows
+NUM_PROGRAMS = 5  # two buckets, the heads of their rows, page tables
 
 
 @pytest.fixture
@@ -38,7 +39,8 @@ def model() -> LoadedModel:
 @pytest.fixture
 def state(model: LoadedModel) -> DeviceState:
     kv = model.new_kv(NUM_PAGES, PAGE_SIZE, np.float32)
-    return DeviceState(kv, jnp.zeros(NUM_SLOTS, jnp.int32))
+    tables = padded_tables(NUM_SLOTS, PAGES_PER_ROW, NUM_PAGES)
+    return DeviceState(kv, jnp.zeros(NUM_SLOTS, jnp.int32), jnp.asarray(tables))
 
 
 @pytest.fixture
@@ -46,7 +48,6 @@ def make_programs(model: LoadedModel, state: DeviceState) -> Callable[[], Progra
     return lambda: Programs(
         model=model,
         state=state,
-        max_pages_per_row=PAGES_PER_ROW,
         captures_logits=False,
     )
 
@@ -58,8 +59,8 @@ def padding(bucket: Bucket) -> Packed:
         page_size=PAGE_SIZE,
         max_pages_per_row=PAGES_PER_ROW,
     )
-    blocks_pages = min(bucket.num_blocks, 1)
-    return packer.pack_synthetic(bucket, 1, blocks_pages, is_drawn=False)
+    packed, _ = packer.pack_synthetic(bucket, [], [], is_drawn=False)
+    return packed
 
 
 @pytest.mark.usefixtures("small_programs")
@@ -118,7 +119,9 @@ def test_a_program_counts_while_it_is_made(
         return True
 
     programs.compile(BUCKETS[:1], should_stop=should_stop)
-    assert (max(counts), programs.num_compiling) == (3, 0)  # the bucket and its heads
+    num_programs = len(programs_of(BUCKETS[:1]))  # the bucket, its heads, page tables
+    assert max(counts) == min(num_programs, num_cpus() + 1)
+    assert programs.num_compiling == 0
 
 
 def test_no_program_is_begun_once_it_should_stop(
@@ -150,7 +153,6 @@ def test_a_stored_program_is_of_its_model_and_its_code(
         programs = Programs(
             model=model,
             state=state,
-            max_pages_per_row=PAGES_PER_ROW,
             captures_logits=False,
             store=ProgramStore(tmp_path, is_writable=True),
         )

@@ -34,7 +34,7 @@ from tests.engine_harness import (
 from tests.fakes import ManualClock, make_request
 
 SIX_PROGRAMS = {"row_edges": [8, 16], "block_edges": [0, 2, 4]}
-COVERING = {"B16xNB4", "B16xNB0", "head16", "draw16"}
+COVERING = {"table", "B16xNB4", "B16xNB0", "head16", "draw16"}
 
 
 class Gate:
@@ -110,7 +110,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     stats = loop.stats()
     assert stats.health is Health.READY
     assert {one.program for one in stats.start_up.programs} == COVERING
-    assert (stats.num_programs, stats.num_programs_total) == (4, 10)
+    assert (stats.num_programs, stats.num_programs_total) == (5, 11)
     assert {one.num_rows for one in loop.steps()} == {16}
 
     beside = make_request(100, 600, arrival_s=loop.clock.now_s())
@@ -121,7 +121,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     num_steps = loop.stats().num_steps
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
-    assert stats.num_programs == stats.num_programs_total == 10
+    assert stats.num_programs == stats.num_programs_total == 11
     assert stats.num_compiles_after_warmup == 0
     found = stats.start_up
     assert found.warm_s is not None and found.ready_s is not None
@@ -180,7 +180,7 @@ def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
     with caplog.at_level(logging.WARNING, logger="jserve"):
         loop.start()
         assert loop.wait_until(Health.WARM, 200.0)
-    assert "6 of 10 programs are left out" in caplog.text
+    assert "6 of 11 programs are left out" in caplog.text
     assert {one.program for one in loop.stats().start_up.programs} == COVERING
     assert serve_one(loop, inbox, 40, 5).error is None
     assert {one.num_rows for one in loop.steps()} == {16}
@@ -204,7 +204,7 @@ def test_no_compilation_begins_while_requests_are_drained(
     drained.join()
     inbox.wait_for(request)
     assert inbox.events[request.request_id][-1].error is None
-    assert loop.stats().num_programs == 4
+    assert loop.stats().num_programs == 5
     loop.stop()
 
 
@@ -238,7 +238,7 @@ def test_what_could_not_be_kept_is_an_error(
     reports = warm_up._engine.programs.reports
     whole = reports[0]
     reports[0] = dataclasses.replace(whole, executable_bytes=None)
-    with pytest.raises(OSError, match="1 of 10 programs could not be kept"):
+    with pytest.raises(OSError, match="1 of 11 programs could not be kept"):
         warm_up.check_kept()
 
     unlink_times(config)
@@ -285,7 +285,7 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
     assert {one.source for one in warm_up.start_up().programs} == {"stored"}
     for lines in (cold, warm):
         assert lines[0] == "loading model toy"
-        assert any("loading them: 10 of 10 (" in line for line in lines)
+        assert any("loading them: 11 of 11 (" in line for line in lines)
         assert lines[-1].startswith("choosing the predictor")
     assert any(line.startswith("timing programs: ") for line in cold)
     assert not any("timing programs" in line for line in warm)
@@ -303,7 +303,10 @@ def test_timing_ends_with_its_time_or_when_compiling_took_less(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = dataclasses.replace(config, warm_up_timing_s=14.0)
-    warm_up, clock = build_warm_up(config), ManualClock()
+    lines: list[str] = []
+    progress, clock = Progress(lines.append), ManualClock()
+    progress.start_s -= 5000.0
+    warm_up = build_warm_up(config, progress)
     monkeypatch.setattr(warm_up, "_clock", clock)
     warm_up._engine.programs.wall_s += compile_s
     timed: list[Bucket] = []
@@ -317,6 +320,10 @@ def test_timing_ends_with_its_time_or_when_compiling_took_less(
     monkeypatch.setattr(warm_up._engine, "timed_pass", timed_pass)
     warm_up.run()
     assert warm_up.serving is not None
+    start_up = warm_up.start_up()
+    assert start_up.ready_s is not None and start_up.ready_s > 5000.0
+    assert start_up.covering_s < 2000.0, "loading is no part of compiling"
+    assert any(f"timed {num_timed} of 30 in the" in line for line in lines)
     rough, rest = timed[:6], timed[6:]
     assert set(rough) == set(warm_up._plan.final.buckets)
     assert len(rest) == num_timed

@@ -2,7 +2,11 @@
 
 import contextlib
 import http.client
+import pathlib
+import shutil
 import socket
+import ssl
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -11,7 +15,7 @@ from fastapi import FastAPI
 
 from jserve.config import EngineConfig, ServerConfig
 from jserve.server.http_limits import MAX_HEAD_BYTES, largest_honest_body
-from jserve.server.serving import make_server
+from jserve.server.serving import bind, make_server, url_of
 from jserve_sched.requests.limits import RequestLimits
 from tests.fake_server import FakeLoop, Served, read_until, serve_fake
 
@@ -117,3 +121,97 @@ def test_a_full_queue_answers_before_the_body_is_read() -> None:
             assert answer.startswith(b"HTTP/1.1 429 ")
             served.loop.running.set()
             assert served.loop.wait_idle()
+
+
+def is_open(sock: socket.socket) -> bool:
+    """Whether the server has not closed a connection within a moment."""
+    sock.settimeout(0.2)
+    try:
+        return sock.recv(1) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
+
+
+def test_idle_connections_shut_nobody_out() -> None:
+    with serve_fake(max_connections=4) as served, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(connect(served)) for _ in range(4)]
+        idle[2].sendall(POST)  # and no end of its head
+        for _ in range(3):
+            assert served.complete(max_tokens=1).status == 200
+        assert [is_open(one) for one in idle] == [False, True, True, True]
+
+
+def test_at_the_limit_of_running_requests_health_still_answers() -> None:
+    with serve_fake(max_connections=2) as served:
+        served.loop.running.clear()
+        with served.send(), served.send():
+            assert served.loop.wait_live(2)
+            answer = served.complete()
+            assert answer.status == 503
+            assert "max_connections=2" in answer.error["message"]
+            assert served.get("/health").status == 200
+            assert served.get("/metrics").status == 200
+            served.loop.running.set()
+            assert served.loop.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ((b"POST /v1/comp",), "--head_timeout_s"),
+        ((b"\r\n", b"\r\n"), "--head_timeout_s"),
+        ((POST + b"Content-Length: 9\r\n\r\n{",), "--body_timeout_s"),
+    ],
+)
+def test_a_slow_request_is_ended(parts: tuple[bytes, ...], words: str) -> None:
+    with serve_fake(head_timeout_s=0.1, body_timeout_s=0.1) as served:
+        answer = answer_to(served, *parts)
+        assert answer.startswith(b"HTTP/1.1 408 ") and words.encode() in answer
+        assert b"connection: close" in answer.lower()
+
+
+def test_bodies_that_are_being_read_take_bounded_memory() -> None:
+    with serve_fake(max_body_bytes=2**16) as served, contextlib.ExitStack() as stack:
+        head = POST + b"Content-Length: 65536\r\n\r\n"
+        for _ in range(33):
+            sock = stack.enter_context(connect(served))
+            sock.sendall(head + b" " * 64_000)
+        assert served.get("/health").status == 200
+        answer = answer_to(served, head, b" " * 60_000)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+
+
+def test_a_unix_socket(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "socket"
+    for _ in range(2):  # the second time over what is left of the first
+        with bind(ServerConfig(unix_socket=path)) as listener:
+            assert url_of(listener) == f"unix:{path}"
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate")
+def test_tls_and_cross_origin_requests(tmp_path: pathlib.Path) -> None:
+    cert = tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 "
+    command += "-nodes -days 1 -subj /CN=localhost"
+    subprocess.run(
+        [*command.split(), "-keyout", cert, "-out", tmp_path / "public.pem"],
+        check=True,
+        capture_output=True,
+    )
+    with cert.open("ab") as file:
+        file.write((tmp_path / "public.pem").read_bytes())
+    context = ssl.create_default_context(cafile=cert)
+    context.check_hostname = False
+    origin = "https://example.org"
+    with serve_fake(tls_cert=cert, cors_origins=(origin,)) as served:
+        client = http.client.HTTPSConnection(
+            "127.0.0.1", served.port, timeout=10, context=context
+        )
+        with contextlib.closing(client):
+            body = b'{"prompt": "hi", "stream": true, "max_tokens": 5}'
+            client.request("POST", "/v1/completions", body, {"Origin": origin})
+            with client.getresponse() as response:
+                assert response.headers["access-control-allow-origin"] == origin
+                assert response.read().count(b'"text": ') == 5

@@ -1,6 +1,9 @@
 """Health, metrics, overload, leaving clients, keys, and the end of a server."""
 
+import http.client
+import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +16,7 @@ from jserve.progress import Stage
 from jserve.records.events import Health, StartUp
 from jserve.server.serving import FAILED_STATUS
 from tests import TESTS
-from tests.fake_server import FakeLoop, Served, read_until, serve_fake
+from tests.fake_server import Answer, FakeLoop, Served, read_until, serve_fake
 
 SERVING = (Health.READY, Health.WARM)
 
@@ -93,6 +96,39 @@ def test_a_client_that_leaves_cancels_all_its_requests(stream):
         # In time when its client left: neither kept nor broken.
         assert not any(name.startswith("jserve:slo_requests") for name in rows)
         assert served.complete(max_tokens=1).status == 200
+
+
+def test_a_stream_that_waits_gets_comments_which_are_no_output():
+    with serve_fake(sse_keep_alive_s=0.05) as served:
+        served.loop.running.clear()
+        with served.send(max_tokens=3) as sock:
+            received = read_until(sock, b": keep-alive\n\n")
+            assert b"data: " not in received
+            read_until(sock, b": keep-alive\n\n")
+            served.loop.running.set()
+            received = read_until(sock, b"0\r\n\r\n")
+            assert received.count(b'"text": ') == 3
+        label = 'jserve:generation_tokens_total{model_name="fake"}'
+        assert metrics(served)[label] == 3
+
+
+def test_a_client_that_reads_late_gets_all_in_order():
+    with serve_fake(FakeLoop("0123456789", step_s=0.0)) as served:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", served.port))
+            fields = {"prompt": "a", "stream": True, "n": 64, "max_tokens": 300}
+            body = json.dumps(fields).encode()
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n"
+            sock.sendall(head % len(body) + b"\r\n" + body)
+            assert served.loop.wait_idle()
+            with http.client.HTTPResponse(sock) as response:
+                response.begin()
+                answer = Answer(200, {}, response.read())
+        texts = [""] * 64
+        for chunk in answer.chunks():
+            texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+        assert texts == ["0123456789" * 30] * 64
 
 
 def test_metrics_have_vllms_names():
@@ -181,8 +217,9 @@ def test_keys(tmp_path):
 
 
 # With "stuck": an engine that does not stop, in a thread that Python would wait for.
+# With "deaf": one whose streams do not end; with "hung": one that never stops draining.
 SERVER = """
-import sys, threading
+import pathlib, sys, threading
 from tests.fake_server import FakeLoop
 from jserve.config import ServerConfig
 from jserve.server import app as app_module, serving
@@ -198,7 +235,14 @@ if sys.argv[2] == "stuck":
     stuck = threading.Event()
     threading.Thread(target=stuck.wait).start()
     loop.stop = stuck.wait
-app = app_module.build_app(loop, load_tokenizer(None), config)
+if sys.argv[2] == "deaf":
+    serving._FLUSH_TIMEOUT_S = 0.1
+    loop.drain = lambda timeout_s: False
+if sys.argv[2] == "hung":
+    serving._FORCE_S = 0.3
+    loop.drain = lambda timeout_s: threading.Event().wait()
+folder = pathlib.Path(sys.argv[3]) if sys.argv[3:] else None
+app = app_module.build_app(loop, load_tokenizer(folder), config)
 with serving.bind(config) as listener:
     print(serving.url_of(listener), flush=True)
     sys.exit(serving.serve(app, loop, config, listener))
@@ -206,9 +250,9 @@ with serving.bind(config) as listener:
 
 
 class Process:
-    def __init__(self, drain_timeout_s, kind="sound"):
+    def __init__(self, drain_timeout_s, kind="sound", *folder):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER, str(drain_timeout_s), kind],
+            [sys.executable, "-c", SERVER, str(drain_timeout_s), kind, *folder],
             cwd=TESTS,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -278,7 +322,25 @@ def test_a_failed_engine_ends_the_process_once_all_have_heard(kind):
         status, output = one.end()
         assert status == FAILED_STATUS != 0
         assert ("still compiles" in output) == (kind == "stuck")
-        assert time.monotonic() - start_s < 4
+        assert time.monotonic() - start_s < 30  # much less than the drain may take
+
+
+def test_a_stream_that_does_not_end_gets_an_error_and_not_a_closed_socket():
+    with Process(0.1, "deaf") as one, one.client.send(max_tokens=500) as sock:
+        assert sock.recv(65536)
+        one.process.send_signal(signal.SIGTERM)
+        received = read_until(sock, b"0\r\n\r\n")
+        assert b'"type": "service_unavailable_error"' in received
+        assert received.count(b"[DONE]") == 1
+        assert one.end()[0] == 0
+
+
+def test_a_process_that_hangs_after_its_drain_ends_by_force():
+    with Process(0.1, "hung") as one:
+        one.process.send_signal(signal.SIGTERM)
+        status, output = one.end()
+        assert status == 1
+        assert "Timeout" in output
 
 
 def test_a_second_interrupt_ends_at_once():

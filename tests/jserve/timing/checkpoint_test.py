@@ -16,6 +16,7 @@ from jserve.timing.checkpoint import (
     save_checkpoint,
 )
 from jserve_models.config import NAMED
+from jserve_models.sharding import make_mesh
 from jserve_sched.steps.features import NUM_FEATURES
 from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.mlp import NUM_INPUTS, MlpPredictor, MlpWeights
@@ -59,7 +60,9 @@ def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
 def test_facts_are_those_of_the_device_and_the_engine() -> None:
     def facts(config: str) -> PredictorFacts:
         engine = types.SimpleNamespace(
-            model=types.SimpleNamespace(config=NAMED[config], weights="auto"),
+            model=types.SimpleNamespace(
+                config=NAMED[config], weights="auto", mesh=make_mesh()
+            ),
             dtype=np.dtype("float32"),
             kv_dtype=np.dtype("float32"),
             page_size=8,

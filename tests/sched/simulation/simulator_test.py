@@ -16,9 +16,10 @@ from jserve_sched.simulation.cost_model import (
     CLOSED_FORMS,
     ClosedForm,
 )
+from jserve_sched.simulation.disturbance import Disturbance
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.simulator import SimulationResult, simulate
 from jserve_sched.simulation.workload import (
-    WORKLOADS,
     Arrival,
     at_rate,
     isolated_times,
@@ -153,7 +154,11 @@ def test_stretches_change_no_fit_to_a_predictor_that_learns(policy: str) -> None
         predictor = TablePredictor(table, max_pages_per_row=64)
         scheduler = scheduler_of(policy, cost_model, table, predictor=predictor)
         result = simulate(
-            scheduler, cost_model, arrivals, advances_decodes=advances, noise=0.3
+            scheduler,
+            cost_model,
+            arrivals,
+            advances_decodes=advances,
+            disturbance=Disturbance(noise=0.3, bias=0.1, stall_share=0.05),
         )
         latency = scheduler.policy.latency.at(scheduler.view(0.0))  # type: ignore
         found.append((result.num_steps, result.outcomes, latency))
@@ -186,7 +191,7 @@ def test_stretches_advanced_at_once_give_the_identical_report(
             early(arrivals),
             records_steps=True,
             advances_decodes=advances,
-            noise=0.1,
+            disturbance=Disturbance(noise=0.1),
         )
         check_integrity(scheduler)
         return result
@@ -242,7 +247,7 @@ def test_noise_is_seeded_and_about_the_cost() -> None:
             METRONOME,
             [arrival(str(k), 3.0 * k, output=5) for k in range(200)],
             records_steps=True,
-            noise=noise,
+            disturbance=Disturbance(noise=noise),
             seed=seed,
         )
         assert result.steps is not None
@@ -285,3 +290,27 @@ def test_real_time_is_measured_by_the_clock_handed_in() -> None:
 def test_bad_arrivals_are_refused(arrivals: list[Arrival], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         simulate(scheduler_of(), METRONOME, arrivals)
+
+
+def test_a_prefix_cache_serves_the_turns_of_conversations() -> None:
+    units = unit_arrivals(
+        WORKLOADS["interactive_chat"],
+        num_requests=60,
+        seed=0,
+        yardstick=isolated_times(A100, max_prompt_tokens=100),
+    )
+    table = PowersOfTwo().table(
+        max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=32
+    )
+    hits = []
+    for caches in (True, False):
+        scheduler = scheduler_of(
+            cost_model=A100,
+            table=table,
+            max_model_len=40_960,
+            enable_prefix_caching=caches,
+        )
+        result = simulate(scheduler, A100, at_rate(units, 2.0))
+        hits.append(result.counters.prefix_hit_tokens)
+    total = sum(one.num_prompt_tokens for one in units)
+    assert hits[1] == 0 and 0.3 * total < hits[0] < 0.8 * total

@@ -9,11 +9,10 @@ import pytest
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.workload import (
-    WORKLOADS,
     Arrival,
     Yardstick,
-    at_levels,
     at_rate,
     describe_lengths,
     isolated_times,
@@ -94,19 +93,6 @@ def test_classes_by_name_or_by_share() -> None:
         draw("mixed_v1", 10, classes=shares[:1])
 
 
-def test_levels_take_turns() -> None:
-    arrivals = at_levels(
-        draw("mixed_v1", 3000), (1.0, 2.5), period_s=120.0, duration_s=1200.0
-    )
-    times_s = np.array([one.arrival_s for one in arrivals])
-    assert np.all(np.diff(times_s) >= 0) and times_s[-1] <= 1200.0
-    counts = np.histogram(times_s, np.arange(0, 1201, 120))[0]
-    assert counts[::2].sum() == pytest.approx(600, rel=0.1)
-    assert counts[1::2].sum() == pytest.approx(1500, rel=0.1)
-    with pytest.raises(ValueError, match="about 2100 come"):
-        at_levels(draw("mixed_v1", 1000), (1.0, 2.5), period_s=120.0, duration_s=1200.0)
-
-
 def test_a_prompt_alone_is_cut_at_the_token_limit() -> None:
     a100 = CLOSED_FORMS["a100-llama3-8b"]
     times = isolated_times(a100, max_prompt_tokens=5000)
@@ -123,3 +109,23 @@ def test_a_prompt_alone_is_cut_at_the_token_limit() -> None:
     assert whole.isolated_ttft_s(5000) - times.isolated_ttft_s(5000) == pytest.approx(
         0.06551e-3 * (1024 - 904)
     )
+
+
+def test_a_workload_declares_how_bursty_its_arrivals_are() -> None:
+    gaps = np.diff([one.arrival_s for one in draw("bursts", 20_000)])
+    assert gaps.mean() == pytest.approx(1.0, rel=0.1)
+    assert gaps.std() / gaps.mean() == pytest.approx(4.0, rel=0.1)
+
+
+def test_turns_of_a_conversation_share_a_prefix() -> None:
+    talk = draw("interactive_chat", 400)
+    assert talk[:50] == draw("interactive_chat", 50)
+    firsts = [one.block_ids[0] for one in talk]
+    assert 400 / len(set(firsts)) == pytest.approx(4.0, rel=0.2)
+    one = next(one for one in talk if firsts.count(one.block_ids[0]) > 2)
+    same = [two for two in talk if two.block_ids[0] == one.block_ids[0]]
+    for two in same:
+        assert len(two.prompt()) == two.num_prompt_tokens
+        shared = min(len(one.prompt()), len(two.prompt()))
+        assert np.array_equal(one.prompt()[:shared], two.prompt()[:shared])
+    assert len(draw("chat", 1)[0].prompt()) == draw("chat", 1)[0].num_prompt_tokens

@@ -1,15 +1,18 @@
 """Machines to simulate: profiles of GPUs and engines, buckets, and wrong names."""
 
 import csv
+import dataclasses
 import pathlib
 import pickle
 
 import numpy as np
 import pytest
 
+from jserve_models.hf_config import read_config
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel
 from jserve_sched.simulation.gpu_costs import TableCost
+from jserve_sched.simulation.roofline import DEVICES, RooflineCost
 from jserve_sched.steps import features
 from jserve_tools.gpu_profiles.machines import (
     ATTENTION_COLUMNS,
@@ -17,11 +20,13 @@ from jserve_tools.gpu_profiles.machines import (
     PROFILES,
     gpu_cost_model,
     load_machine,
+    machine_files,
     read_kernel_times,
     read_points,
     simulated_table,
 )
 from jserve_tools.training.samples import Samples, write_samples
+from tests import ROOT
 
 A100 = CLOSED_FORMS["a100-llama3-8b"]
 
@@ -74,12 +79,33 @@ def test_a_profile_of_an_engine_is_a_machine(tmp_path: pathlib.Path) -> None:
     )
 
 
+def test_a_folder_and_a_devices_figures_are_a_machine() -> None:
+    folder = ROOT / "tests/golden/qwen3"
+    spec = f"roofline:device=h200:model={folder}:tensor_parallel=2:link_gb_s=50"
+    machine = load_machine(spec)
+    assert isinstance(machine, RooflineCost)
+    config = read_config(folder)
+    sizes = dataclasses.asdict(machine.decoder)
+    assert sizes == {name: getattr(config, name) for name in sizes}
+    assert (machine.name, machine.tensor_parallel) == (spec, 2)
+    assert machine.device == dataclasses.replace(DEVICES["h200"], link=50e9)
+    assert machine_files(spec) == [folder / "config.json"]
+    assert machine_files("roofline:device=h200:model=tiny") == []
+    assert machine_files("table:a.npz") == [pathlib.Path("a.npz")]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("abacus", "cost_model=abacus is unknown; known: a100"),
         ("table:{folder}/none.npz", "none.npz"),
         ("table:{folder}/odd.npz", "do not say the engine's limits"),
+        ("roofline:device=abacus:model=tiny", "device=abacus is unknown; known:.*h200"),
+        ("roofline:device=h200", "roofline:model=... is missing"),
+        ("roofline:device=h200:model={folder}", "has no config.json"),
+        ("roofline:device=l4:model=llama-8b:tensor_parallel=3", "=3 does not divide"),
+        ("roofline:device=h200:model=tiny:link_gb_s=-1", "link_gb_s=-1.0 is below 0"),
+        ("roofline:device=h200:model=tiny:cards=2", "no option 'cards=2'"),
     ],
 )
 def test_a_machine_that_cannot_be_had_is_refused(

@@ -88,3 +88,72 @@ def test_a_rate_needs_time_between_arrivals() -> None:
     assert mean_rate(rows) == 0.5  # two arrivals after the first, in four seconds
     with pytest.raises(ValueError, match="no rate"):
         mean_rate(rows[:1])
+
+
+AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:17:03.9799600,4808,10
+2023-11-16 18:17:04.0319600,3180,8
+2024-05-10 00:00:00.009930+00:00,110,27
+"""
+BURSTGPT = """Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+5,ChatGPT,472,18,490,Conversation log
+45,ChatGPT,1087,230,1317,Conversation log
+118,GPT-4,417,276,693,Conversation log
+118,GPT-4,900,0,900,API log
+173,ChatGPT,1360,647,2007,Conversation log
+180,ChatGPT,0,0,0,API log
+218,ChatGPT,185,215,400,Conversation log
+230,GPT-4,3003,1,3004,API log
+277,ChatGPT,197,14,211,Conversation log
+317,ChatGPT,236,7,243,Conversation log
+"""
+MOONCAKE = """\
+{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 7]}
+{"timestamp": 3000, "input_length": 513, "output_length": 9, "hash_ids": [0, 8]}
+"""
+SHAREGPT = """[{"id": "a", "conversations": [
+  {"from": "human", "value": "123456789"}, {"from": "gpt", "value": "1234"},
+  {"from": "human", "value": "12"}, {"from": "gpt", "value": ""},
+  {"from": "human", "value": "1"}, {"from": "gpt", "value": "12345"}]}]
+"""
+
+
+def test_public_traces_are_read_as_published(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    azure = read_trace(write(tmp_path, AZURE))
+    assert azure[1].arrival_s == pytest.approx(0.052)
+    assert (azure[1].prompt_tokens, azure[1].output_tokens) == (3180, 8)
+    assert len(azure) == 3 and not caplog.records
+    burst = read_trace(write(tmp_path, BURSTGPT))
+    assert len(burst) == 8 and burst[3] == TraceRow(168.0, 1360, 647)
+    assert "2 rows without tokens are left out" in caplog.text
+    mooncake = read_trace(write(tmp_path, MOONCAKE))
+    assert mooncake == [
+        TraceRow(0.0, 600, 5, "", (0, 7)),
+        TraceRow(3.0, 513, 9, "", (0, 8)),
+    ]
+    caplog.clear()
+    talk = read_trace(write(tmp_path, SHAREGPT))
+    assert talk == [TraceRow(0.0, 3, 1, "", (0,)), TraceRow(2.0, 6, 2, "", (0,))]
+    assert "1 rows without tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (HEADER + "0,100000000000,1\n", "prompt_tokens=100000000000 is above 16777216"),
+        (AZURE.replace("110", "-5"), "line 4: prompt_tokens=-5 is below 0"),
+        (AZURE.replace("2024-05-10", "May"), "line 4: arrival_s='May .*not a number"),
+        (MOONCAKE.replace("8]", "-8]"), "line 2: hash_ids must be one id of 0 to"),
+        (MOONCAKE.replace("7]", "]"), "trace.csv: "),
+        ('{"timestamp": 1}', "a row lacks 'input_length'"),
+        ('[{"id": "a"}]', "a row lacks 'conversations'"),
+    ],
+)
+def test_broken_public_traces_are_refused_in_one_line(
+    tmp_path: pathlib.Path, text: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        read_trace(write(tmp_path, text))
+    assert "\n" not in str(raised.value)

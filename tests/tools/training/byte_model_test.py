@@ -15,6 +15,7 @@ from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder, DecoderWeights
 from jserve_models.random_weights import draw_weights
 from jserve_models.registry import decoder_model
+from jserve_models.sharding import make_mesh
 from jserve_models.steps import StepShape
 from jserve_models.trained_weights import packaged_checkpoint, read_trained
 from jserve_tools.training import byte_model
@@ -61,8 +62,9 @@ def test_training_computes_what_is_served():
     drawn = draw_weights(structure.leaves, 1, "float32")
     leaves = [leaf + 0.1 for leaf in drawn]  # biases are drawn as zeros
     tokens = np.random.default_rng(0).integers(0, 256, 150).tolist()
+    mesh = make_mesh()
     pairs = zip(structure.leaves, leaves, strict=True)
-    model = decoder_model(structure, [leaf.place(host) for leaf, host in pairs])
+    model = decoder_model(structure, [leaf.place(host, mesh) for leaf, host in pairs])
     run = PagedRun(model)
     served = run.prefill(StepShape(0, 5, 32), "a", tokens)
     logits = jax.jit(

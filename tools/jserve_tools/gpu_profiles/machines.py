@@ -1,8 +1,9 @@
-"""Machines to simulate: a GPU's costs by name, or the profile of a jserve engine.
+"""Machines to simulate: by name, by arithmetic, or the profile of a jserve engine.
 
-a100-llama3-8b                 a closed form
-rtx4090-llama3.1-8b-table      a GPU whose kernels were measured
-table:samples.npz              the step-time table, fitted to measured steps
+a100-llama3-8b                           a closed form
+rtx4090-llama3.1-8b-table                a GPU whose kernels were measured
+roofline:device=h200:model=llama-8b      a device's figures and a model's sizes
+table:samples.npz                        the step-time table, fitted to measured steps
 
 A GPU's profile is a folder of CSV files as LLMServingSim writes them, so a card that
 was profiled with that tool becomes a cost model by a row in `_PROFILES`.
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from jserve_models.config import NAMED, ModelConfig
+from jserve_models.hf_config import read_config
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
     SIMULATED_STRATEGIES,
@@ -24,8 +27,15 @@ from jserve_sched.buckets.strategies import (
     make_strategy,
 )
 from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.options import make_from_spec
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, PredictorCost
 from jserve_sched.simulation.gpu_costs import Grid, TableCost, kernel_times
+from jserve_sched.simulation.roofline import (
+    DEVICES,
+    Decoder,
+    RooflineCost,
+    roofline_cost,
+)
 from jserve_sched.timing.predictor import StepSample
 from jserve_sched.timing.table import TablePredictor
 from jserve_tools.training.samples import read_samples
@@ -91,7 +101,8 @@ def gpu_cost_model(name: str) -> CostModel:
     if name not in _PROFILES:
         raise ValueError(
             f"cost_model={name} is unknown; known: "
-            f"{', '.join(sorted(GPU_COST_MODELS))}, table:SAMPLES"
+            f"{', '.join(sorted(GPU_COST_MODELS))}, "
+            "roofline:device=DEVICE:model=MODEL, table:SAMPLES"
         )
     closed_form, folder, skew = _PROFILES[name]
     fields: dict[str, Any] = {
@@ -102,6 +113,70 @@ def gpu_cost_model(name: str) -> CostModel:
     return TableCost(**fields)
 
 
+def decoder_of(config: ModelConfig) -> Decoder:
+    """Returns the sizes of a model."""
+    names = (field.name for field in dataclasses.fields(Decoder))
+    return Decoder(**{name: getattr(config, name) for name in names})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """The options of `roofline:...`.
+
+    Attributes:
+      device: Key of `roofline.DEVICES`.
+      model: Name of a model, or a Hugging Face folder, of which config.json is read.
+      tensor_parallel: Number of devices that divide each layer.
+      link_gb_s: GB a second between two of them, one way; 0 takes the device's.
+    """
+
+    device: str = ""
+    model: str = ""
+    tensor_parallel: int = 1
+    link_gb_s: float = 0.0
+
+    def machine(self, name: str) -> RooflineCost:
+        """Returns the machine, without reading weights.
+
+        Raises:
+          ValueError: If device or model is unknown, or the model does not fit.
+        """
+        if self.device not in DEVICES:
+            raise ValueError(
+                f"roofline:device={self.device} is unknown; known: {sorted(DEVICES)}"
+            )
+        if not self.model:
+            raise ValueError(
+                f"roofline:model=... is missing: one of {sorted(NAMED)}, or a folder"
+            )
+        if self.link_gb_s < 0:
+            raise ValueError(f"roofline:link_gb_s={self.link_gb_s} is below 0")
+        device = DEVICES[self.device]
+        if self.link_gb_s:
+            device = dataclasses.replace(device, link=1e9 * self.link_gb_s)
+        config = NAMED.get(self.model) or read_config(self.folder)
+        return roofline_cost(name, device, decoder_of(config), self.tensor_parallel)
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Folder of the model, if it is none of those with a name."""
+        return pathlib.Path(self.model).expanduser()
+
+
+def _roofline(spec: str) -> Roofline:
+    found: Roofline = make_from_spec(spec, {"roofline": Roofline}, kind="cost_model")
+    return found
+
+
+def machine_files(spec: str) -> list[pathlib.Path]:
+    """Returns the files that a machine is made of."""
+    kind, _, path = spec.partition(":")
+    if kind == "roofline":
+        roofline = _roofline(spec)
+        return [] if roofline.model in NAMED else [roofline.folder / "config.json"]
+    return [pathlib.Path(path).expanduser()] if path else []
+
+
 def load_machine(spec: str) -> CostModel:
     """Returns the machine that `spec` names.
 
@@ -109,6 +184,8 @@ def load_machine(spec: str) -> CostModel:
       ValueError: If it is unknown, or its file is invalid.
     """
     kind, _, path = spec.partition(":")
+    if kind == "roofline":
+        return _roofline(spec).machine(spec)
     if kind != "table" or not path:
         return gpu_cost_model(spec)
     samples = read_samples(pathlib.Path(path).expanduser())

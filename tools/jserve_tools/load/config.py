@@ -51,7 +51,8 @@ class ReplayConfig:
 
     Attributes:
       trace: CSV file with the columns arrival_s (seconds), prompt_tokens,
-        output_tokens and, optionally, service_class, a name in --service_classes.
+        output_tokens and, optionally, service_class, a name in --service_classes. Or a
+        file of Azure's, BurstGPT's, Mooncake's or ShareGPT's, as published.
       length_scale: Factor on the trace's prompt and output lengths.
       load: Rates as shares of the measured capacity. [default: 0.9, unless another
         flag gives the rate]

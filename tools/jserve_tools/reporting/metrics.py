@@ -88,6 +88,7 @@ _GOALS = (
     GOODPUT,
     Metric("violations at goodput", ("goodput_violation_share",), "%", "less"),
     ATTAINED,
+    Metric("attained by any schedule, at most", ("attainment_bound",), "%", "more"),
     Metric("attained", ("by_class", "*", "attainment"), "%", "more", "share"),
     Metric("rejected", ("num_rejected",), "", "less"),
     Metric("errors", ("num_errors",), "", "less"),

@@ -27,11 +27,14 @@ class LoadConfig:
     """Requests of a simulation, and their rates.
 
     Attributes:
-      workload: Workload of the SlidingServe paper to draw requests from. [default:
-        mixed_v1]
+      workload: Workload to draw requests from: five of the SlidingServe paper (arxiv,
+        mixed, sharegpt), six of jserve's (chat to tight), and five of inference-perf's
+        catalogue (interactive_chat to rag). Of the last ten, most have prompts of up
+        to 32,000 tokens: give --max_model_len=65536. [default: mixed_v1]
       trace: CSV file to take requests from instead of a workload, with the columns
         arrival_s (seconds), prompt_tokens, output_tokens and, optionally,
-        service_class, a name in --service_classes.
+        service_class, a name in --service_classes. Or a file of Azure's, BurstGPT's,
+        Mooncake's or ShareGPT's, as published.
       poisson: Give a trace's requests Poisson arrivals instead of the trace's.
       num_requests: Number of requests in a run; of a trace the first. [default: 1000,
         or the whole trace]
@@ -46,7 +49,25 @@ class LoadConfig:
     """
 
     workload: (
-        Literal["arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2", "sharegpt"] | None
+        Literal[
+            "arxiv_v1",
+            "arxiv_v2",
+            "mixed_v1",
+            "mixed_v2",
+            "sharegpt",
+            "chat",
+            "documents",
+            "heavy_tail",
+            "bursts",
+            "reasoning_code",
+            "tight",
+            "interactive_chat",
+            "code_generation",
+            "deep_research",
+            "reasoning",
+            "rag",
+        ]
+        | None
     ) = None
     trace: pathlib.Path | None = None
     poisson: bool = False
@@ -72,8 +93,11 @@ class MachineConfig:
 
     Attributes:
       cost_model: Machine to simulate: a GPU by name (a100-llama3-8b, h100-llama3-8b,
-        rtx4090-llama3.1-8b, rtxpro6000-llama3.1-8b, the last two also with -table), or
-        a profile of jserve-profile as table:SAMPLES.
+        rtx4090-llama3.1-8b, rtxpro6000-llama3.1-8b, the last two also with -table), a
+        profile of jserve-profile as table:SAMPLES, or arithmetic over a device's
+        figures, as roofline:device=h200:model=FOLDER:tensor_parallel=2, with a named
+        model or a folder with config.json, for the devices v5e, v6e, l4, a100, h100,
+        h200, b200, rtx4090 and rtxpro6000; link_gb_s=... sets the link between two.
       buckets: Bucket file (JSON) of the bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
       max_model_len: Most tokens of a request, prompt and output together.
@@ -86,8 +110,13 @@ class MachineConfig:
         while the previous one runs, as in the server; 0: after that one has ended.
       noise: Standard deviation, 0 to 1, of the logarithm of a step's time about the
         cost model's.
+      bias: Largest share, 0 to 1, by which all steps of one program (of one number of
+        rows and of blocks) differ from the cost model's, drawn for each program.
+      stall_share: Share of steps, 0 to 1, that take 50 to 200 ms longer.
       predictor: Predictor of step times that policies plan by: oracle knows them;
         linear and table are fitted to steps of the cost model.
+      enable_prefix_caching: Reuse KV pages of equal prompt prefixes, where the load
+        says which prompts have them: workloads with turns, Mooncake's traces.
       declared_max_tokens: Most output tokens (max_tokens) that each request declares,
         as clients of a real server do, limited by the room in the context; it then ends
         earlier, by a stop token. A request that takes more declares its own length. 0:
@@ -113,7 +142,10 @@ class MachineConfig:
     page_size: int | None = None
     lag: int = 0
     noise: float = 0.0
+    bias: float = 0.0
+    stall_share: float = 0.0
     predictor: Literal["oracle", "linear", "table"] = "oracle"
+    enable_prefix_caching: bool = True
     declared_max_tokens: int = 0
     length_estimator: str | None = None
     num_instances: int = 1
@@ -130,7 +162,7 @@ class MachineConfig:
             max_model_len=(2, _ANY),
             declared_max_tokens=(0, _ANY),
             lag=(0, 1),
-            noise=(0.0, 1.0),
+            **dict.fromkeys(("noise", "bias", "stall_share"), (0.0, 1.0)),
             num_instances=(1, 64),
         )
         if self.num_instances == 1:
@@ -158,6 +190,8 @@ class SweepConfig:
         the requests that it is judged by; fit to another part of the trace with
         jserve-fit-buckets to avoid that.
       goodput: Search each policy's goodput instead of running at given rates.
+      bound: Add to each run the share of requests that no schedule could exceed, from
+        arrivals, lengths and the machine's formula (a minute for 1,000 requests).
       max_violation_share: Share of requests, 0 to 1, that may violate their SLO at the
         goodput. [default: 0.01]
       warmup_share: Share of requests, 0 to 0.9, at the start of a run that are not
@@ -172,6 +206,7 @@ class SweepConfig:
     policies: tuple[str, ...] = ("fcfs",)
     bucket_strategies: tuple[str, ...] = ("pow2",)
     goodput: bool = False
+    bound: bool = False
     max_violation_share: float | None = None
     warmup_share: float | None = None
     seed: int = 0
@@ -220,6 +255,18 @@ class SimulateConfig:
         for name in ("qps", "one_shot"):
             if sweep.goodput and getattr(load, name):
                 raise ValueError(f"goodput searches the rate: leave out {name}")
+        if sweep.bound:
+            inexact = {name: getattr(machine, name) for name in ("noise", "bias")}
+            inexact |= {"goodput": sweep.goodput}
+            for name, value in inexact.items():
+                if value:
+                    raise ValueError(
+                        f"bound is of exact times at given rates: leave out {name}"
+                    )
+            if machine.num_instances > 1:
+                raise ValueError(
+                    f"bound is of one engine, not num_instances={machine.num_instances}"
+                )
         strategies = sweep.bucket_strategies
         if machine.buckets is not None and not set(FROM_FILE) & set(strategies):
             raise ValueError(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jserve_sched.requests.service_class import ServiceClass, parse_service_classes
+from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.workload import (
-    WORKLOADS,
     Arrival,
     Yardstick,
     request_arrival,
@@ -83,8 +83,11 @@ class SimulatedLoad:
             times_s = [row.arrival_s * rate for row in self.rows]
         classes = row_classes(self.rows, self.classes, seed)
         return [
-            request_arrival(
-                index, time_s, row.prompt_tokens, row.output_tokens, one, yardstick
+            dataclasses.replace(
+                request_arrival(
+                    index, time_s, row.prompt_tokens, row.output_tokens, one, yardstick
+                ),
+                block_ids=row.block_ids,
             )
             for index, (row, time_s, one) in enumerate(
                 zip(self.rows, times_s, classes, strict=True)

@@ -18,7 +18,9 @@ from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import LengthEstimator, make_length_estimator
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.bound import attained_bound
+from jserve_sched.simulation.cost_model import ClosedForm, CostModel
+from jserve_sched.simulation.disturbance import Disturbance
 from jserve_sched.simulation.goodput import (
     MAX_VIOLATION_SHARE,
     WARMUP_SHARE,
@@ -123,6 +125,8 @@ class Experiment:
             ),
             max_model_len=machine.max_model_len,
             lengths=make_lengths(machine.length_estimator or NO_ESTIMATES, arrivals),
+            enable_prefix_caching=machine.enable_prefix_caching
+            and all(one.block_ids for one in arrivals),
         )
 
     def simulate(
@@ -149,7 +153,11 @@ class Experiment:
             arrivals,
             assignment=assignment,
             lag=machine.lag,
-            noise=machine.noise,
+            disturbance=Disturbance(
+                noise=machine.noise,
+                bias=machine.bias,
+                stall_share=machine.stall_share,
+            ),
             seed=seed,
             max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,
             num_uncounted=self.num_warmup(arrivals),
@@ -217,6 +225,17 @@ class Experiment:
             "requests_per_min": 60 * len(arrivals) / result.wall_s,
         }
         return summary
+
+    def bound(self, seed: int, qps: float) -> dict[str, Any]:
+        """Returns fields of `runs`: the share of requests that any schedule attains.
+
+        Counted requests are served as if there were no others.
+        """
+        assert isinstance(self.cost_model, ClosedForm)
+        arrivals = self.arrivals(seed, qps)
+        counted = arrivals[self.num_warmup(arrivals) :]
+        found = attained_bound(counted, self.cost_model, clock=WallClock())
+        return {"attainment_bound": found.num_attained / len(counted)}
 
     def start_qps(self, seed: int) -> float:
         """Returns a rate near the goodput, for a search to start from.

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import pathlib
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,15 @@ from typing import Any
 from jserve.progress import Progress, timed_lines
 from jserve_sched.buckets.table import table_from_json
 from jserve_sched.policies.registry import policy_file
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, ClosedForm
 from jserve_sched.simulation.goodput import SeedGoodput, pool
-from jserve_sched.simulation.workload import WORKLOADS, describe_lengths, isolated_times
-from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
+from jserve_sched.simulation.mixes import WORKLOADS
+from jserve_sched.simulation.workload import describe_lengths, isolated_times
+from jserve_tools.gpu_profiles.machines import (
+    load_machine,
+    machine_files,
+    simulated_table,
+)
 from jserve_tools.reporting.documents import document, known, one_line
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.metrics import run_tables
@@ -36,7 +41,7 @@ class ExperimentTask:
     """Work on an experiment at a rate, with a seed.
 
     Attributes:
-      work: `Experiment.run`, `Experiment.search` or `fit`.
+      work: `Experiment.run`, `Experiment.search`, `Experiment.bound` or `fit`.
       qps: Requests per second; infinite if all are due at once.
     """
 
@@ -106,12 +111,33 @@ def search_goodputs(
     ]
 
 
+def _bounded(
+    tasks: Sequence[ExperimentTask], runs: list[dict[str, Any]], run_tasks: RunAll
+) -> list[dict[str, Any]]:
+    """Returns the runs with the bound of their load, which no setting changes."""
+    loads = {(task.seed, task.qps): task for task in tasks}
+    bounds = [
+        dataclasses.replace(task, work=Experiment.bound) for task in loads.values()
+    ]
+    found = run_tasks("bounding what can be attained", bounds)
+    by_load = dict(zip(loads, found, strict=True))
+    return [
+        run | by_load[task.seed, task.qps]
+        for task, run in zip(tasks, runs, strict=True)
+    ]
+
+
 def _experiments(config: SimulateConfig, load: SimulatedLoad) -> list[Experiment]:
     machine = config.machine
     file = None
     if machine.buckets is not None:
         file = table_from_json(machine.buckets.read_text())
     loaded = load_machine(machine.cost_model)
+    if config.sweep.bound and not isinstance(loaded, ClosedForm):
+        raise ValueError(
+            f"bound needs a cost model with a formula, which {machine.cost_model} is "
+            f"not: {', '.join(CLOSED_FORMS)}"
+        )
     limits = {name: getattr(machine, name) or getattr(loaded, name) for name in LIMITS}
     cost_model = dataclasses.replace(loaded, **limits)
     # Without the flags' limits, so that SLOs do not depend on them.
@@ -159,7 +185,7 @@ def _task_key(config: SimulateConfig, task: ExperimentTask) -> dict[str, Any]:
     """Returns what a task's result depends on: flags, times of files, labels."""
     load, machine = config.load, config.machine
     files = [load.trace, load.service_classes, machine.buckets]
-    files += [pathlib.Path(one) for one in machine.cost_model.split(":")[1:]]
+    files += machine_files(machine.cost_model)
     files += [policy_file(task.experiment.policy)]
     sweep = dataclasses.asdict(config.sweep)
     return {
@@ -208,6 +234,8 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
         "predictor": machine.predictor,
         "lag": machine.lag,
         "noise": machine.noise,
+        "bias": machine.bias,
+        "stall_share": machine.stall_share,
         "yardstick": experiment.yardstick,
     }
     if machine.num_instances > 1:
@@ -250,6 +278,9 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     load = read_load(config.load)
     experiments = _experiments(config, load)
     cost_model = experiments[0].cost_model
+    is_shared = any(one.block_ids for one in experiments[0].units(sweep.seed))
+    if sweep.bound and config.machine.enable_prefix_caching and is_shared:
+        raise ValueError("bound takes no shared prefixes: --noenable_prefix_caching")
     workload = _workload(experiments[0])  # refuses invalid service classes
     old_report = config.report.probe()
     finished = FinishedRuns(
@@ -279,6 +310,8 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
             for seed in seeds
         ]
         runs = run_tasks("simulating", tasks)
+        if sweep.bound:
+            runs = _bounded(tasks, runs, run_tasks)
 
     # Report.
     block_tokens = config.machine.block_tokens
