@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-newest-jax test-browser test-parallel aot lint types build golden clean
+.PHONY: setup demo test test-aot test-newest-jax test-browser test-parallel trust aot lint types build golden clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -80,6 +80,11 @@ test-parallel: setup
 # The HTML report in a real browser; needs Debian's chromium, or another on PATH.
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
+
+# Hostile clients and overload against a server beside a running stream, with limits of
+# time: for a machine with nothing else to do.
+trust: setup
+	$(BIN)/python -m pytest -m trust -s tests/trust
 
 lint: setup
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def _read(
     reader: BodyReader,
     folder: pathlib.Path | None,
     model: type[GenerationRequest],
-    data: bytes,
+    data: bytes | bytearray,
     encoding: str,
 ) -> Asked:
     """Reads a body in a worker."""
@@ -79,7 +79,10 @@ class BodyReaders:
         self._limiter = anyio.CapacityLimiter(_NUM_WORKERS)
 
     async def read(
-        self, model: type[GenerationRequest], data: bytes, encoding: str = ""
+        self,
+        model: type[GenerationRequest],
+        data: bytes | bytearray,
+        encoding: str = "",
     ) -> Asked:
         """Returns what a body asks for.
 
