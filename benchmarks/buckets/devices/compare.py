@@ -20,9 +20,9 @@ import numpy as np
 import vl_convert
 from absl import flags
 
+from benchmarks.marked_pages import markdown
 from jserve.program import run_program
 from jserve_tools.reporting.documents import plain, write_whole
-from jserve_tools.reporting.marked_pages import markdown
 
 _RUNS = flags.DEFINE_string("runs", "out/buckets/devices", "Folder of the reports.")
 _OUTPUT = flags.DEFINE_string(
