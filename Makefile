@@ -56,9 +56,11 @@ test-newest-jax: .venv-aot/installed
 	.venv-newest/bin/python -m pip install --quiet --no-deps jax==$$newest jaxlib==$$newest jax-cuda13-plugin==$$newest jax-cuda13-pjrt==$$newest && \
 	.venv-newest/bin/python -m pytest -m 'not browser' -k 'h200 or paged_mosaic' tests/aot/kernel_test.py tests/models/attention/paged_mosaic_test.py
 
-# Llama-3.1-8B for each device: memory, what fits, roofline. An hour on two cores.
+# Llama-3.1-8B for each device, Qwen3-32B for several that share it: memory, what fits,
+# roofline. Two hours on two cores.
 aot: .venv-aot/installed
 	.venv-aot/bin/python -m benchmarks.aot.llama_8b
+	.venv-aot/bin/python -m benchmarks.aot.llama_8b --model=qwen3-32b --targets=v5e-8,v6e-4,v6e-8,h100-2,h100-4
 
 AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$(dirname $$(dirname $$(command -v pyenv || echo $$HOME/.pyenv/bin/pyenv)))}/versions/3.1[2-9]*/bin/python
 

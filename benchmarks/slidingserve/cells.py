@@ -44,23 +44,6 @@ CURVE_BIN_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
-    """How the simulated server is set up.
-
-    Attributes:
-      shape: Padding of steps: `continuous` has none, `buckets` pads to powers of two.
-      policy: Name and options of the policy.
-      limit_tokens: Most token positions in a step, padding included.
-      predictor: Predictor of step times: `oracle`, or `linear` for the paper's model.
-    """
-
-    shape: str
-    policy: str
-    limit_tokens: int
-    predictor: str = "oracle"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
     """One cell of the reproduction.
 
@@ -69,7 +52,10 @@ class Cell:
         highest rate that does; `load` is one run to its end at one rate; `transient` is
         one run at a rate that alternates between levels.
       workload: Name of the workload.
-      setup: Simulated server.
+      shape: Padding of steps: `continuous` has none, `buckets` pads to powers of two.
+      policy: Name and options of the policy.
+      limit_tokens: Most token positions in a step, padding included.
+      predictor: Predictor of step times: `oracle`, or `linear` for the paper's model.
       seed: Seed of the requests.
       num_requests: Number of requests in a run or probe, including the first, which are
         not counted.
@@ -82,7 +68,10 @@ class Cell:
 
     kind: Literal["pass", "goodput", "load", "transient"]
     workload: str
-    setup: Setup
+    shape: str
+    policy: str
+    limit_tokens: int
+    predictor: str = "oracle"
     seed: int
     num_requests: int = 0
     qps: float = 0.0
@@ -154,17 +143,14 @@ class Cell:
         num_uncounted: int,
         stop_after_violations: int | None = None,
     ) -> SimulationResult:
-        setup = self.setup
-        table = bucket_table(setup.shape, setup.limit_tokens)
-        limited = dataclasses.replace(
-            MACHINE, max_num_batched_tokens=setup.limit_tokens
-        )
+        table = bucket_table(self.shape, self.limit_tokens)
+        limited = dataclasses.replace(MACHINE, max_num_batched_tokens=self.limit_tokens)
         scheduler = make_scheduler(
-            policy=make_policy(setup.policy),
+            policy=make_policy(self.policy),
             cost_model=limited,
             buckets=table,
             predictor=make_predictor(
-                setup.predictor, limited, table, max_model_len=MAX_MODEL_LEN
+                self.predictor, limited, table, max_model_len=MAX_MODEL_LEN
             ),
             max_model_len=MAX_MODEL_LEN,
         )

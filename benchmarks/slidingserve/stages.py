@@ -85,9 +85,9 @@ class Reproduction:
         cells = [
             Cell(
                 workload=workload,
-                setup=self._settings.setup(shape, workload, row),
                 seed=seed,
                 num_requests=self._config.probe_requests,
+                **self._settings.server(shape, workload, row),
                 **fields,
             )
             for (shape, workload, row), fields in todo

@@ -129,6 +129,8 @@ def faults(job: Job, report: dict[str, Any]) -> list[str]:
             registers,
         )
         check(not spilled, "the kernel spills no register", f"{spilled} bytes")
+    lowered = report["lowered_kernels"]
+    check(lowered <= num_groups, "a kernel is lowered once for all layers", lowered)
     branches = report["conditionals"]
     most_branches = _CONDITIONALS.get(name[:4], 0)
     check(len(branches) <= most_branches, "only the sampler branches", branches)

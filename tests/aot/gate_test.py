@@ -36,6 +36,10 @@ def test_so_they_are_without_a_kernel(target: str) -> None:
     check(Job(target=target, programs=PROGRAMS[:3], model=model, attention="page_loop"))
 
 
+def test_the_kernel_for_tpu_reads_a_cache_of_fewer_bits() -> None:
+    check(Job(target="v5e", programs=(DECODE,), kv_dtype="float8_e4m3fn"))
+
+
 @pytest.mark.parametrize(
     ("target", "weights"), [("v5e", "int8"), ("l4", "int8"), ("h200", "fp8")]
 )

@@ -63,6 +63,7 @@ def test_only_what_reaches_memory_counts() -> None:
         "weight_casts": [],
         "dynamic_loops": ["pages"],
         "conditionals": ["is_drawn"],
+        "collectives": [],
     }
 
 

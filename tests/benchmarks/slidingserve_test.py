@@ -96,13 +96,13 @@ def test_settings_come_back_from_their_file(tmp_path: pathlib.Path) -> None:
     write_settings(path, settings)
     read = read_settings(path)
     assert [one.limit_tokens for one in read.choices] == [192]
-    setup = read.setup(cells.CONTINUOUS, "mixed_v1", rows.QOSERVE)
-    assert (setup.policy, setup.predictor) == ("qoserve:margin=1.2", "oracle")
-    setup = read.setup(cells.CONTINUOUS, "mixed_v1", rows.LINEAR)
-    assert (setup.policy, setup.predictor) == ("sliding", "linear")
-    assert setup.limit_tokens == cells.FULL_STEP_TOKENS
+    server = read.server(cells.CONTINUOUS, "mixed_v1", rows.QOSERVE)
+    assert (server["policy"], server["predictor"]) == ("qoserve:margin=1.2", "oracle")
+    server = read.server(cells.CONTINUOUS, "mixed_v1", rows.LINEAR)
+    assert (server["policy"], server["predictor"]) == ("sliding", "linear")
+    assert server["limit_tokens"] == cells.FULL_STEP_TOKENS
     with pytest.raises(ValueError, match="no settings for 'edf' on mixed_v1"):
-        read.setup(cells.CONTINUOUS, "mixed_v1", rows.EDF)
+        read.server(cells.CONTINUOUS, "mixed_v1", rows.EDF)
 
 
 class Landscape:
@@ -112,17 +112,17 @@ class Landscape:
         self.grid = RateGrid(resolution=0.02)
         self.num_searches = 0
 
-    def qps(self, setup: cells.Setup) -> float:
-        height = 10.0 - abs(setup.limit_tokens - 310) / 100
-        height += 2.0 * ("alpha=0.2" in setup.policy)
-        height += 1.0 * ("objective=tokens" in setup.policy)
+    def qps(self, cell: cells.Cell) -> float:
+        height = 10.0 - abs(cell.limit_tokens - 310) / 100
+        height += 2.0 * ("alpha=0.2" in cell.policy)
+        height += 1.0 * ("objective=tokens" in cell.policy)
         return self.grid.qps(self.grid.nearest(max(height, 1.0)))
 
     def run(self, cell: cells.Cell) -> dict[str, Any]:
         if cell.kind == "pass":
-            return {"passes": cell.qps <= self.qps(cell.setup) + 1e-9}
+            return {"passes": cell.qps <= self.qps(cell) + 1e-9}
         self.num_searches += 1
-        return {"qps": self.qps(cell.setup)}
+        return {"qps": self.qps(cell)}
 
 
 def test_tuning_finds_the_top_of_a_smooth_landscape() -> None:
