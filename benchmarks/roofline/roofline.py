@@ -38,6 +38,7 @@ from jserve.program import run_program
 from jserve_models.config import ModelConfig
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.plan import StepPlan
+from jserve_tools.gpu_profiles.machines import decoder_of
 from jserve_tools.reporting.documents import commit, plain, write_whole
 from jserve_tools.reporting.tables import render
 from jserve_tools.training.step_grid import ProfileLimits, step_plan, time_rounds
@@ -154,10 +155,8 @@ def needs(engine: Engine, plans: Sequence[StepPlan]) -> tuple[float, float]:
     """Returns the bytes to read and the operations of steps, without any padding."""
     config: ModelConfig = engine.model.config
     # Weights: the embedding is looked up, one row a token.
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    layer = config.hidden_size * config.head_dim * (2 * heads + 2 * kv_heads)
-    layer += 3 * config.hidden_size * config.intermediate_size
-    head = config.hidden_size * config.vocab_size
+    decoder = decoder_of(config)
+    layer, head = decoder.layer_size, decoder.head_size
     weights = config.num_layers * layer + head
     # KV and attention: a query reads the keys and values up to its position.
     token_bytes = kv_page_bytes(engine.model, 1, engine.kv_dtype)
@@ -170,7 +169,7 @@ def needs(engine: Engine, plans: Sequence[StepPlan]) -> tuple[float, float]:
         pairs = sum(sum(range(row.start + 1, row.stop + 1)) for row in rows)
         operations += 2 * config.num_layers * layer * tokens
         operations += 2 * head * sum(row.draws_token for row in rows)
-        operations += 4 * config.num_layers * heads * config.head_dim * pairs
+        operations += 4 * config.num_layers * config.num_heads * config.head_dim * pairs
     return read_bytes, operations
 
 

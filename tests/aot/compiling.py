@@ -40,9 +40,11 @@ _SMALL = ModelConfig(
     qkv_bias=True,
     qk_norm=True,
 )
-MODELS = {**NAMED, "small": _SMALL}
-ATTENTION = {"gpu": "gpu", "tpu": "tpu"}
-"""The attention backend that the product takes on each platform."""
+MODELS = {
+    **NAMED,
+    "small": _SMALL,
+    "few heads": dataclasses.replace(_SMALL, num_kv_heads=2),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Job:
       num_slots: Requests that may run at once.
       num_pages: KV pages in the pool, of `page_size` tokens.
       context_pages: KV pages of the longest context.
-      attention: Attention backend; "" for that of `ATTENTION`.
+      attention: Attention backend; "" for that of the platform, which has its name.
       weights: Storage of the matrices, of `matrices.STORAGES`.
       num_devices: Devices that share the model.
       broken: Function of `tests.aot.broken` that breaks the product first; "" for none.
@@ -78,7 +80,7 @@ class Job:
     @property
     def backend(self) -> str:
         """Name of the attention backend."""
-        return self.attention or ATTENTION[TARGETS[self.target].platform]
+        return self.attention or TARGETS[self.target].platform
 
 
 def compile_programs(job: Job) -> list[dict[str, Any]]:
@@ -183,6 +185,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
             "alias_bytes": memory.alias_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
             "code_bytes": memory.generated_code_size_in_bytes,
+            "lowered_kernels": lowered.as_text().count("@mosaic_gpu_v2"),
             **read_hlo(
                 compiled.as_text() or "", kv_bytes // config.num_layers, weight_shapes
             ),
