@@ -146,15 +146,12 @@ def build_app(
         loop = asyncio.get_running_loop()
         engine.set_listener(functools.partial(service.router.publish, loop))
         engine.start()
-        background = {
-            asyncio.create_task(_absorb_steps(service)),
-            asyncio.create_task(service.readers.start()),
-        }
+        absorber = asyncio.create_task(_absorb_steps(service))
         try:
-            yield
+            async with service.readers.running():
+                yield
         finally:
-            for task in background:
-                task.cancel()
+            absorber.cancel()
             app.state.has_stopped = await _stop(engine)
 
     app = FastAPI(title="jserve", openapi_url=None, lifespan=lifespan)
