@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-browser test-parallel aot lint types build golden clean
+.PHONY: setup demo test test-aot test-newest-jax test-browser test-parallel trust aot lint types build golden clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -38,7 +38,23 @@ test: lint types
 # own, made with the first such Python that is found: make test-aot
 # AOT_PYTHON=/path/to/python chooses another.
 test-aot: .venv-aot/installed
-	.venv-aot/bin/python -m pytest -m 'not browser' tests/aot tests/models/attention/gpu_test.py tests/models/attention/paged_mosaic_test.py --numprocesses=auto --maxprocesses=4 --dist=worksteal
+	.venv-aot/bin/python -m pytest -m 'not browser' tests/aot tests/models/attention/gpu_test.py tests/models/attention/paged_mosaic_test.py tests/jserve/engine/backends_test.py --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+# The kernel for NVIDIA with the newest JAX, in an environment on top of that of test-aot:
+# may fail. NEWEST_JAX=0.11.2 takes another.
+test-newest-jax: .venv-aot/installed
+	@pinned=$$(.venv-aot/bin/python -c 'import jax; print(jax.__version__)'); \
+	newest=$(NEWEST_JAX); \
+	test -n "$$newest" || newest=$$(.venv-aot/bin/python -m pip index versions jax | sed -n '1s/^jax (\(.*\))$$/\1/p'); \
+	if test -z "$$newest" || test "$$newest" = "$$pinned"; then \
+	  echo "newest JAX: $${newest:-not known}, pinned: $$pinned; nothing to run"; exit; \
+	fi; \
+	echo "newest JAX: $$newest, pinned: $$pinned"; \
+	.venv-aot/bin/python -m venv --clear .venv-newest && \
+	packages=$$(echo .venv-newest/lib/python*/site-packages) && \
+	echo "$(CURDIR)/$$(echo .venv-aot/lib/python*/site-packages)" >$$packages/below.pth && \
+	.venv-newest/bin/python -m pip install --quiet --no-deps jax==$$newest jaxlib==$$newest jax-cuda13-plugin==$$newest jax-cuda13-pjrt==$$newest && \
+	.venv-newest/bin/python -m pytest -m 'not browser' -k 'h200 or paged_mosaic' tests/aot/kernel_test.py tests/models/attention/paged_mosaic_test.py
 
 # Llama-3.1-8B for each device, Qwen3-32B for several that share it: memory, what fits,
 # roofline. Two hours on two cores.
@@ -67,6 +83,11 @@ test-parallel: setup
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
 
+# Hostile clients and overload against a server beside a running stream, with limits of
+# time: for a machine with nothing else to do.
+trust: setup
+	$(BIN)/python -m pytest -m trust -s tests/trust
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -85,4 +106,4 @@ golden:
 	.venv-parity/bin/python tests/golden/write_golden.py
 
 clean:
-	rm -rf .venv .venv-aot .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-aot .venv-newest .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -123,8 +123,8 @@ class EngineConfig:
         biases remain in --dtype. fp8 needs a GPU of compute capability 8.9 or newer. On
         CPU both save memory, and steps take longer.
       kv_dtype: Type of the KV: "auto", which is --dtype, or "fp8" (float8_e4m3fn): the
-        pool holds two or four times the tokens, with a loss of accuracy. No kernel of
-        attention takes it, so that GPU and TPU take "page_loop".
+        pool holds two or four times the tokens, with a loss of accuracy. Of the
+        kernels only that of TPU takes it: GPUs take "page_loop".
       max_model_len: Most tokens of prompt and output together; 0 takes the model's
         limit.
       attention: Backend of attention: "cpu", which is quickest there, "page_loop",

@@ -23,14 +23,11 @@ from jserve.timing.checkpoint import PredictorFacts
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import KvCache
 from jserve_sched.buckets.table import Bucket, BucketTable
-from jserve_sched.memory.ledger import KvLedger
-from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.steps.plan import StepPlan, StepResult
-from jserve_sched.timing.table import TablePredictor
 from tests import TESTS
-from tests.fakes import check_integrity
+from tests.fakes import check_integrity, make_scheduler
 
 TEST_TABLE = BucketTable((8, 16), (0, 4))
 MAX_MODEL_LEN = 2048
@@ -74,31 +71,14 @@ def make_engine(
     return engine
 
 
-def make_engine_scheduler(
-    engine: Engine,
-    *,
-    table: BucketTable = TEST_TABLE,
-    policy: str = "fcfs",
-    num_pages: int | None = None,
-    max_num_batched_tokens: int | None = None,
-    enable_prefix_caching: bool = False,
-) -> Scheduler:
-    return Scheduler(
-        policy=make_policy(policy),
-        buckets=table,
-        ledger=KvLedger(
-            num_pages=num_pages or engine.num_pages,
-            page_size=engine.page_size,
-            enable_prefix_caching=enable_prefix_caching,
-        ),
-        predictor=TablePredictor(
-            table, max_pages_per_row=-(-MAX_MODEL_LEN // engine.page_size)
-        ),
-        max_num_seqs=table.max_rows,
-        max_num_batched_tokens=max_num_batched_tokens
-        or table.max_rows + table.max_blocks * table.block_tokens,
-        max_model_len=MAX_MODEL_LEN,
-    )
+def make_engine_scheduler(engine: Engine, **settings: Any) -> Scheduler:
+    """A scheduler of an engine of `TEST_TABLE`; without a prefix cache by default."""
+    fields: dict[str, Any] = {
+        **{"table": TEST_TABLE, "max_model_len": MAX_MODEL_LEN},
+        **{"num_pages": engine.num_pages, "page_size": engine.page_size},
+        "enable_prefix_caching": False,
+    }
+    return make_scheduler(**fields | settings)
 
 
 Place = tuple[str, int, int]  # bucket, first row, tokens

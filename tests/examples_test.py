@@ -13,8 +13,9 @@ import pytest
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.slo import Slo
 from tests import ROOT
-from tests.fake_server import SOURCES, serve_fake
+from tests.fake_server import serve_fake
 from tests.fakes import make_request
+from tests.programs import SOURCES
 from tests.step_costs import METRONOME_TABLE, Curve, make_view
 
 EXAMPLES = ROOT / "examples"

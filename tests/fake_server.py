@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import http.client
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -39,14 +38,9 @@ from jserve_sched.clock import Clock, WallClock
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.record import StepRecord
-from tests import ROOT
 
 Script = Callable[[Request], Sequence[int]]
 MANY = 10**9
-# For programs that tests start: the sources, installed or not.
-SOURCES = os.pathsep.join(
-    str(ROOT / part) for part in (".", "models", "sched", "tools")
-)
 COMMAND = (sys.executable, str(pathlib.Path(__file__)))
 STARTED = StartUp(
     ready_s=0.5,
@@ -327,7 +321,7 @@ class Served:
         body: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()

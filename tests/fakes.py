@@ -10,11 +10,13 @@ import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.outcomes import Outcome
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import LengthEstimator
-from jserve_sched.requests.request import Request, SamplingParams
+from jserve_sched.requests.request import Request, RequestState, SamplingParams
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
+from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan, StepResult
 from jserve_sched.steps.record import StepRecord
 from jserve_sched.timing.table import TablePredictor
@@ -65,6 +67,26 @@ def make_step(num_rows: int = 8, num_blocks: int = 0, **fields: Any) -> StepReco
     return StepRecord(**(sizes | others | fields))
 
 
+def make_features(num_steps: int = 1, /, **columns: Any) -> np.ndarray:
+    """Features `[N, F]` of steps, 0 but for columns by name."""
+    matrix = np.zeros((num_steps, features.NUM_FEATURES))
+    for name, values in columns.items():
+        matrix[:, getattr(features, name)] = values
+    return matrix
+
+
+def make_outcome(*token_times_s: float, **fields: Any) -> Outcome:
+    """What a request experienced that came at 10 s, with SLOs of 1 and 0.5 s."""
+    known: dict[str, Any] = {
+        "service_class": "tight",
+        "slo": Slo(ttft_s=1.0, tbt_s=0.5),
+        "arrival_s": 10.0,
+        "num_prompt_tokens": 8,
+        "max_tokens": max(1, len(token_times_s)),
+    }
+    return Outcome(token_times_s=token_times_s, **known | fields)
+
+
 def make_request(
     num_prompt_tokens: int = 8,
     max_tokens: int = 4,
@@ -88,6 +110,18 @@ def make_request(
         sampling=SamplingParams(),
         **fields,
     )
+
+
+def begin(request: Request, num_dispatched_tokens: int | None = None) -> Request:
+    """Lets a request run, with pages of 8 tokens; by default it decodes."""
+    tokens = request.num_prompt_tokens
+    if num_dispatched_tokens is None:
+        request.output_tokens.append(1)
+        num_dispatched_tokens = tokens
+    request.num_dispatched_tokens = num_dispatched_tokens
+    request.slot, request.pages = 0, list(range(-(-tokens // 8)))
+    request.state = RequestState.RUNNING
+    return request
 
 
 def check_integrity(scheduler: Scheduler) -> None:

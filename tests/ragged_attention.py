@@ -17,10 +17,14 @@ def traceable_kernel(
     sm_scale: float,
     sliding_window: int | None,
     soft_cap: float | None,
+    k_scale: float | None,
+    v_scale: float | None,
     **sizes: int,
 ) -> jax.Array:
     """Attends token by token; what no sequence covers is NaN."""
     assert set(sizes) == _SIZES
+    # Without a factor the kernel does not cast.
+    assert (k_scale is v_scale is None) == (cache.dtype == q.dtype)
     num_kv_heads = cache.shape[2] // 2
     tokens = jnp.arange(len(q))
     is_covered = tokens < cu_q_lens[num_seqs[0]]
@@ -31,6 +35,7 @@ def traceable_kernel(
     def attend(one: tuple[jax.Array, ...]) -> jax.Array:
         query, sequence, position = one
         pages = cache[page_table[sequence]].reshape(-1, *cache.shape[2:])
+        pages = pages.astype(q.dtype)
         heads = query.reshape(num_kv_heads, -1, query.shape[-1])
         scores = jnp.einsum("kgd,skd->kgs", heads, pages[:, 0::2]) * sm_scale
         if soft_cap is not None:

@@ -73,12 +73,17 @@ def scheduler_of(
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A predictor of seconds from the prefill tokens of a step, by any function."""
+    """A predictor of seconds from the prefill tokens of a step, by any function.
+
+    `asked` has the features of all steps that it was asked about, call by call.
+    """
 
     seconds: Callable[[np.ndarray], np.ndarray]
+    asked: list[np.ndarray] = dataclasses.field(default_factory=list, compare=False)
     column: ClassVar[int] = features.PREFILL_TOKENS
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
+        self.asked.append(matrix)
         return np.asarray(self.seconds(matrix[:, self.column]), np.float64)
 
     predict_upper = predict

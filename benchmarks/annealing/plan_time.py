@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.marked_pages import fill_page, markdown
 from jserve.compiled_annealing import best_kernel
 from jserve.flags import define_config_flags
 from jserve.program import run_program
@@ -33,16 +34,9 @@ from jserve_sched.policies.annealing.search import (
     anneal,
     search,
 )
-from jserve_sched.requests.request import Request
-from jserve_sched.requests.slo import Slo
-from jserve_sched.timing.request_latency import Bilinear, RequestLatency
 from jserve_tools.reporting.documents import commit, write_whole
-from jserve_tools.reporting.marked_pages import fill_page, markdown
+from tests.annealing_instances import LATENCY, NOW_S, draw_requests
 
-_LATENCY = RequestLatency(
-    prefill=Bilinear(both=1e-4, batch=5e-3, length=2e-5, base=4e-2),
-    decode=Bilinear(both=3e-7, batch=3e-4, length=9e-7, base=1.8e-2),
-)
 _MAX_KV_TOKENS = 40_000
 _SIZES = (10, 20, 50, 100, 200)
 _MAX_BATCHES = (1, 4, 32)
@@ -64,24 +58,6 @@ class TimingConfig:
 _CONFIG = define_config_flags(TimingConfig, group="Timing")
 
 
-def draw_requests(rng: np.random.Generator, num_requests: int) -> list[Request]:
-    """Returns requests that arrived at time 0."""
-    is_code = rng.random(num_requests) < 0.5
-    prompts = np.exp(rng.normal(5.0, np.where(is_code, 0.8, 1.1)))
-    outputs = np.exp(rng.normal(5.3, np.where(is_code, 0.6, 0.8)))
-    code, chat = Slo(ttlt_s=30.0), Slo(ttft_s=10.0, tbt_s=0.05)
-    return [
-        Request(
-            request_id=str(index),
-            arrival_s=0.0,
-            prompt_tokens=np.zeros(int(np.clip(prompts[index], 1, 2000)), np.int32),
-            max_tokens=int(np.clip(outputs[index], 1, 1000)),
-            slo=code if is_code[index] else chat,
-        )
-        for index in range(num_requests)
-    ]
-
-
 def measure(
     kernel: Kernel, num_requests: int, max_batch: int, num_draws: int
 ) -> dict[str, Any]:
@@ -92,7 +68,7 @@ def measure(
     for index in range(num_draws):
         requests = draw_requests(rng, num_requests)
         start_s = time.perf_counter()
-        problem = make_problem(requests, _LATENCY, now_s=0.0, **limits)
+        problem = make_problem(requests, LATENCY, now_s=NOW_S, **limits)
         goal = search(problem, kernel=kernel).score.merit
         times_s.append(time.perf_counter() - start_s)
         if index < 3:

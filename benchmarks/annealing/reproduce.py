@@ -34,12 +34,12 @@ from benchmarks.annealing.study import (
     pool,
 )
 from benchmarks.annealing.task_classes import CHAT, CODE
+from benchmarks.marked_pages import markdown, write_study
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
 from jserve_tools.reporting.documents import commit
 from jserve_tools.reporting.finished_runs import FinishedRuns
-from jserve_tools.reporting.marked_pages import markdown, write_study
 from jserve_tools.reporting.sweep import run_all
 
 Entry = Mapping[str, Any]

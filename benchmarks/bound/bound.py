@@ -18,7 +18,9 @@ _OUTPUT = flags.DEFINE_string("output", "out/bound", "Folder of reports and tabl
 _NUM_REQUESTS = flags.DEFINE_integer("num_requests", 500, "Requests of a run.")
 _SEED = flags.DEFINE_integer("seed", 7, "Seed of the requests.")
 _POLICIES = flags.DEFINE_list(
-    "policies", ["fcfs", "qoserve:max_chunk_tokens=512", "sliding"], "Policies."
+    "policies",
+    ["fcfs", "qoserve:max_chunk_tokens=512", "sliding", "ontime"],
+    "Policies.",
 )
 _KINDS = ("chat", "documents", "heavy_tail", "bursts", "reasoning_code", "tight")
 _LOAD = 1.3

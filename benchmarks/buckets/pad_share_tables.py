@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 
-from jserve_tools.reporting.marked_pages import markdown
+from benchmarks.marked_pages import markdown
 
 NO_PRIOR = ", no prior"  # end of the name of a fit without a prior
 

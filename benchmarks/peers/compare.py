@@ -10,12 +10,13 @@ stopped. A ratio is taken within one repeat, whose measurements are seconds apar
 result is the median of these ratios, with their range. A server that is not installed
 or does not start is named and left out.
 
-Measurements are written as they are made. A run that was interrupted continues: what
-the output file holds of the same commit, settings and servers is not measured again.
+Measurements are kept as they are made. A run that was interrupted continues: what was
+measured with the same commit, settings and servers is not measured again.
 """
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -31,6 +32,7 @@ from benchmarks.peers.servers import Server, server_specs
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve_tools.reporting.documents import commit, plain, write_whole
+from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.tables import render
 
 OURS = "jserve"
@@ -161,19 +163,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return render(lines)
 
 
-def _earlier(path: pathlib.Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the measurements of an interrupted run with the same facts."""
-    try:
-        report = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
-    same = json.loads(json.dumps(plain(head)))
-    if any(report.get(name) != value for name, value in same.items()):
-        return []
-    measurements: list[dict[str, Any]] = report["measurements"]
-    return measurements
-
-
 def _draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     """Writes the picture, if the programs that draw are installed."""
     if not all(map(importlib.util.find_spec, ("altair", "vl_convert"))):
@@ -209,28 +198,24 @@ def main(argv: Sequence[str]) -> None:
             for name in one.systems
         },
     }
-    measurements = _earlier(one.output, head)
-    names = (*(field.name for field in dataclasses.fields(Load)), "repeat", "system")
-    known = {tuple(found[name] for name in names) for found in measurements}
+    runs = FinishedRuns(one.output.with_suffix(".jsonl"), resumes=True)
+    measurements: list[dict[str, Any]] = []
     servers: dict[str, Server] = {}
     report: dict[str, Any] = {**head, "command": ["compare.py", *sys.argv[1:]]}
     try:
         report["absent"] = start_servers(one, servers)
         # Measure in turns.
-        for load in one.loads:
-            for repeat in range(one.repeats):
-                for name, server in servers.items():
-                    if (*dataclasses.astuple(load), repeat, name) in known:
-                        continue
-                    server.resume()
-                    found = run_client(server, one.model, load, seed=1 + repeat)
-                    server.pause()
-                    what = dataclasses.asdict(load) | {"repeat": repeat, "system": name}
-                    measurements.append(what | found)
-                    report["measurements"] = measurements
-                    text = json.dumps(plain(report), indent=1)
-                    write_whole(one.output, f"{text}\n".encode())
-                    print(json.dumps(plain(measurements[-1])), flush=True)
+        turns = itertools.product(one.loads, range(one.repeats), servers.items())
+        for load, repeat, (name, server) in turns:
+            what = dataclasses.asdict(load) | {"repeat": repeat, "system": name}
+            found = runs.get(head | what)
+            if found is None:
+                server.resume()
+                found = run_client(server, one.model, load, seed=1 + repeat)
+                server.pause()
+                runs.put(head | what, found)
+                print(json.dumps(plain(what | found)), flush=True)
+            measurements.append(what | found)
     except RuntimeError as error:
         raise ProgramError(str(error)) from error
     finally:
@@ -242,6 +227,7 @@ def main(argv: Sequence[str]) -> None:
     rows = summarise(measurements)
     report |= {"summary": rows, "measurements": measurements}
     write_whole(one.output, (json.dumps(plain(report), indent=1) + "\n").encode())
+    runs.remove()
     _draw(rows, one.output.with_suffix(".png"))
     print(f"\n{table(rows)}\n\n{one.output}")
 

@@ -7,5 +7,3 @@ cd "$(dirname "$0")/../.."
 
 .venv/bin/python -m benchmarks.plan_times.plan_time \
     --num_running=128 --num_waiting=1000,10000 --output=out/plan_times/128_running.json
-.venv/bin/python -m benchmarks.plan_times.predict_time \
-    --output=out/plan_times/predict.json

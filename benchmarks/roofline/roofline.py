@@ -28,14 +28,13 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.roofline.needs import needs
 from jserve.build import build_engine
 from jserve.config import EngineConfig
 from jserve.engine.compile_cache import open_compile_cache
-from jserve.engine.engine import Engine, kv_page_bytes
 from jserve.engine.sizing import plan_engine
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import run_program
-from jserve_models.config import ModelConfig
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.steps.plan import StepPlan
 from jserve_tools.reporting.documents import commit, plain, write_whole
@@ -150,30 +149,6 @@ def cases(
     }
 
 
-def needs(engine: Engine, plans: Sequence[StepPlan]) -> tuple[float, float]:
-    """Returns the bytes to read and the operations of steps, without any padding."""
-    config: ModelConfig = engine.model.config
-    # Weights: the embedding is looked up, one row a token.
-    heads, kv_heads = config.num_heads, config.num_kv_heads
-    layer = config.hidden_size * config.head_dim * (2 * heads + 2 * kv_heads)
-    layer += 3 * config.hidden_size * config.intermediate_size
-    head = config.hidden_size * config.vocab_size
-    weights = config.num_layers * layer + head
-    # KV and attention: a query reads the keys and values up to its position.
-    token_bytes = kv_page_bytes(engine.model, 1, engine.kv_dtype)
-    read_bytes = operations = 0.0
-    for plan in plans:
-        rows = (*plan.decodes, *plan.chunks)
-        read_bytes += weights * engine.dtype.itemsize
-        read_bytes += sum(row.stop for row in rows) * token_bytes
-        tokens = sum(row.num_tokens for row in rows)
-        pairs = sum(sum(range(row.start + 1, row.stop + 1)) for row in rows)
-        operations += 2 * config.num_layers * layer * tokens
-        operations += 2 * head * sum(row.draws_token for row in rows)
-        operations += 4 * config.num_layers * heads * config.head_dim * pairs
-    return read_bytes, operations
-
-
 def _turn_s(run: Callable[[], object]) -> float:
     """Returns the median seconds of a work over the repeats of one turn."""
     run()
@@ -192,14 +167,7 @@ def measure(config: Roofline, engine_config: EngineConfig) -> dict[str, Any]:
     engine = build_engine(
         engine_config, open_compile_cache(engine_config.compile_cache_dir)
     )
-    limits = ProfileLimits(
-        table=table,
-        max_num_seqs=engine_config.max_num_seqs,
-        max_num_batched_tokens=engine_config.max_num_batched_tokens,
-        max_model_len=engine.max_model_len,
-        page_size=engine.page_size,
-        num_pages=engine.num_pages,
-    )
+    limits = ProfileLimits.of(engine, engine_config, table)
     plans = cases(limits, engine_config.max_num_batched_tokens)
     engine.warm_up(sorted({plan.bucket for steps in plans.values() for plan in steps}))
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.marked_pages import markdown
 from jserve.program import run_program
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.simulation.roofline import DEVICES, Device, RooflineCost
@@ -35,9 +36,6 @@ from jserve_tools.gpu_profiles.machines import (
     read_points,
 )
 from jserve_tools.reporting.documents import commit, plain, write_whole
-from jserve_tools.reporting.marked_pages import markdown
-
-_OUTPUT = flags.DEFINE_string("output", "", "Folder for errors.json and errors.md.")
 
 TARGET = 0.15  # mean absolute error of a kind of step
 CARDS = ("rtx4090", "rtxpro6000")
@@ -247,8 +245,8 @@ def main(argv: Sequence[str]) -> int:
     ]
     print("missed: " + ("; ".join(missed) or "none"))
     document = plain({"commit": commit(), "target": TARGET, "cards": cards})
-    if _OUTPUT.value:
-        folder = pathlib.Path(_OUTPUT.value)
+    if flags.FLAGS.output:
+        folder = pathlib.Path(flags.FLAGS.output)
         content = json.dumps(document, indent=1) + "\n"
         write_whole(folder / "errors.json", content.encode())
         write_whole(folder / "errors.md", text.encode())
@@ -257,4 +255,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("output", "", "Folder for errors.json and errors.md.")
     run_program(sys.modules[__name__])

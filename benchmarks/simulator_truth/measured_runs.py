@@ -9,7 +9,9 @@ TTFT counts from the trace's arrivals in a simulation, and from vLLM's time of a
 `N` is the number of requests.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +20,30 @@ from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation.cost_model import CostModel, OraclePredictor
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, OraclePredictor
+from jserve_sched.simulation.roofline import (
+    DEVICES,
+    Decoder,
+    RooflineCost,
+    roofline_cost,
+)
 from jserve_sched.simulation.simulator import SimulationResult, simulate
 from jserve_sched.simulation.workload import Arrival
-from jserve_tools.gpu_profiles.machines import PROFILES, read_points
+from jserve_tools.gpu_profiles.machines import PROFILES, load_machine, read_points
 from jserve_tools.load.workload_trace import TraceRow, read_trace
 
 CARDS = ("rtx4090", "rtxpro6000")
+TWO_GPUS = "rtxpro6000x2"
+RUNS = (*CARDS, TWO_GPUS)
+_QWEN3_32B = Decoder(
+    hidden_size=5120,
+    num_layers=64,
+    num_heads=64,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=25600,
+    vocab_size=151936,
+)
 _MEASURED_COLUMNS = ("output_tokens", "queued_s", "first_token_s", "last_token_s")
 _MAX_MODEL_LEN = 32_768  # of the measured runs
 
@@ -58,9 +77,34 @@ def _figures(
     }
 
 
-def trace_rows() -> list[TraceRow]:
-    """Returns the requests of the measured runs."""
-    return read_trace(PROFILES / "sharegpt_300.csv")
+def trace_rows(run: str) -> list[TraceRow]:
+    """Returns the requests of a measured run of `RUNS`."""
+    name = f"{run}/measured_requests" if run == TWO_GPUS else "sharegpt_300"
+    return read_trace(PROFILES / f"{name}.csv")
+
+
+def roofline_of(run: str, **changes: Any) -> RooflineCost:
+    """Returns the costs of a measured run by arithmetic, with the run's limits.
+
+    Args:
+      changes: Fields of `Device` that differ from the card's.
+    """
+    card = run.removesuffix("x2")
+    limits = CLOSED_FORMS[f"{card}-llama3.1-8b"]
+    cost = load_machine(f"roofline:device={card}:model=llama-8b")
+    num_kv_tokens = limits.num_kv_tokens
+    if run == TWO_GPUS:
+        cost = roofline_cost(run, DEVICES[card], _QWEN3_32B, tensor_parallel=2)
+        num_kv_tokens = cost.num_kv_tokens
+    assert isinstance(cost, RooflineCost)
+    return dataclasses.replace(
+        cost,
+        device=dataclasses.replace(cost.device, **changes),
+        num_kv_tokens=num_kv_tokens,
+        page_size=limits.page_size,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+    )
 
 
 def _measured(card: str) -> np.ndarray:
@@ -69,7 +113,7 @@ def _measured(card: str) -> np.ndarray:
 
 
 def measured_figures(card: str) -> Figures:
-    """Returns the figures of the vLLM run on a card of `CARDS`."""
+    """Returns the figures of a vLLM run of `RUNS`."""
     outputs, queued_s, first_s, last_s = _measured(card)
     return _figures(queued_s, first_s, last_s, outputs)
 

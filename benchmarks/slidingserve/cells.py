@@ -11,6 +11,7 @@ without buckets, so that all have the same SLOs.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -26,7 +27,6 @@ from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import (
     Arrival,
-    at_levels,
     at_rate,
     isolated_times,
     unit_arrivals,
@@ -44,23 +44,6 @@ CURVE_BIN_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
-    """How the simulated server is set up.
-
-    Attributes:
-      shape: Padding of steps: `continuous` has none, `buckets` pads to powers of two.
-      policy: Name and options of the policy.
-      limit_tokens: Most token positions in a step, padding included.
-      predictor: Predictor of step times: `oracle`, or `linear` for the paper's model.
-    """
-
-    shape: str
-    policy: str
-    limit_tokens: int
-    predictor: str = "oracle"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
     """One cell of the reproduction.
 
@@ -69,7 +52,10 @@ class Cell:
         highest rate that does; `load` is one run to its end at one rate; `transient` is
         one run at a rate that alternates between levels.
       workload: Name of the workload.
-      setup: Simulated server.
+      shape: Padding of steps: `continuous` has none, `buckets` pads to powers of two.
+      policy: Name and options of the policy.
+      limit_tokens: Most token positions in a step, padding included.
+      predictor: Predictor of step times: `oracle`, or `linear` for the paper's model.
       seed: Seed of the requests.
       num_requests: Number of requests in a run or probe, including the first, which are
         not counted.
@@ -82,7 +68,10 @@ class Cell:
 
     kind: Literal["pass", "goodput", "load", "transient"]
     workload: str
-    setup: Setup
+    shape: str
+    policy: str
+    limit_tokens: int
+    predictor: str = "oracle"
     seed: int
     num_requests: int = 0
     qps: float = 0.0
@@ -154,17 +143,14 @@ class Cell:
         num_uncounted: int,
         stop_after_violations: int | None = None,
     ) -> SimulationResult:
-        setup = self.setup
-        table = bucket_table(setup.shape, setup.limit_tokens)
-        limited = dataclasses.replace(
-            MACHINE, max_num_batched_tokens=setup.limit_tokens
-        )
+        table = bucket_table(self.shape, self.limit_tokens)
+        limited = dataclasses.replace(MACHINE, max_num_batched_tokens=self.limit_tokens)
         scheduler = make_scheduler(
-            policy=make_policy(setup.policy),
+            policy=make_policy(self.policy),
             cost_model=limited,
             buckets=table,
             predictor=make_predictor(
-                setup.predictor, limited, table, max_model_len=MAX_MODEL_LEN
+                self.predictor, limited, table, max_model_len=MAX_MODEL_LEN
             ),
             max_model_len=MAX_MODEL_LEN,
         )
@@ -193,6 +179,41 @@ def _experience(outcomes: list[Outcome]) -> dict[str, Any]:
         "on_time_ttft_s": on_time_s,
         "late_ttft_s": late_s,
     }
+
+
+def at_levels(
+    arrivals: Sequence[Arrival],
+    levels_qps: Sequence[float],
+    *,
+    period_s: float,
+    duration_s: float,
+) -> list[Arrival]:
+    """Returns unit-rate arrivals at a rate that goes through levels, again and again.
+
+    SlidingServe's Fig. 6 has levels 1.0 and 2.5, a period of 120 s and a duration of
+    1,200 s.
+
+    Args:
+      period_s: Duration of each level, seconds.
+      duration_s: End of the last level, seconds.
+
+    Raises:
+      ValueError: If there are too few `arrivals` for the duration.
+    """
+    edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
+    rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
+    expected = np.append(0.0, np.cumsum(rates * np.diff(edges_s)))
+    if arrivals[-1].arrival_s < expected[-1]:
+        raise ValueError(
+            f"{len(arrivals)} requests do not last {duration_s:g} s at "
+            f"{list(levels_qps)} a second: about {expected[-1]:.0f} come"
+        )
+    units = [one for one in arrivals if one.arrival_s < expected[-1]]
+    times_s = np.interp([one.arrival_s for one in units], expected, edges_s).tolist()
+    return [
+        dataclasses.replace(one, arrival_s=time_s)
+        for one, time_s in zip(units, times_s, strict=True)
+    ]
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,6 +7,7 @@ themselves. Every row is therefore compared at its best.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.cells import BUCKETS, CONTINUOUS
@@ -45,11 +46,16 @@ class Row:
     shapes: tuple[str, ...] = (CONTINUOUS, BUCKETS)
     workloads: tuple[str, ...] = paper.WORKLOADS
 
-    def spec(self, options: Mapping[str, Value]) -> str:
-        """Returns the policy with some options set."""
-        return ":".join(
-            [self.policy, *(f"{name}={value}" for name, value in options.items())]
-        )
+    def server(
+        self, shape: str, limit_tokens: int, options: Mapping[str, Value]
+    ) -> dict[str, Any]:
+        """Returns the fields of a cell that say how its server is set up."""
+        settings = [f"{name}={value}" for name, value in options.items()]
+        return {
+            **{"shape": shape, "limit_tokens": limit_tokens},
+            **{"policy": ":".join([self.policy, *settings])},
+            "predictor": self.predictor,
+        }
 
 
 _ALPHA = ("alpha", (0.2, 0.5, 1.0))

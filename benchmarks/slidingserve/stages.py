@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.cells import CURVE_BIN_S, Cell
+from benchmarks.slidingserve.config import Config
 from benchmarks.slidingserve.rows import (
     ABLATION_ROWS,
     EDGES,
@@ -45,33 +46,12 @@ RATIOS = (
 )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Setups, workloads and size of the experiments.
-
-    Attributes:
-      shapes: `continuous`, `buckets` or both.
-      workloads: Names of the workloads.
-      seeds: Seeds of the experiments, none of which is used for tuning.
-      num_requests: Number of requests in a probe or a run.
-      resolution: Relative distance of the rates tried for goodput.
-      transient_duration_s: End of the transient load's arrivals.
-    """
-
-    shapes: Sequence[str]
-    workloads: Sequence[str]
-    seeds: Sequence[int]
-    num_requests: int
-    resolution: float
-    transient_duration_s: float = paper.TRANSIENT_DURATION_S
-
-
 class Reproduction:
-    """Runs the stages of one plan."""
+    """Runs the stages of one configuration."""
 
     def __init__(
         self,
-        plan: Plan,
+        config: Config,
         settings: Settings,
         finish: Callable[[Sequence[Cell]], list[dict[str, Any]]],
     ):
@@ -81,7 +61,7 @@ class Reproduction:
           settings: Tuned settings of each row.
           finish: Function that runs cells and returns their results, in order.
         """
-        self._plan = plan
+        self._config = config
         self._settings = settings
         self._finish = finish
         self._goodputs: dict[tuple[str, str, str], Entry] = {}
@@ -89,8 +69,8 @@ class Reproduction:
     def _cases(self, rows: Sequence[Row], workload: str = "") -> list[Case]:
         return [
             (shape, name, row)
-            for shape in self._plan.shapes
-            for name in self._plan.workloads
+            for shape in self._config.shapes
+            for name in self._config.workloads
             for row in rows
             if shape in row.shapes and name in row.workloads
             if not workload or name == workload
@@ -101,13 +81,13 @@ class Reproduction:
 
         `todo` has the cases with the fields of their cells.
         """
-        seeds = self._plan.seeds
+        seeds = self._config.seeds
         cells = [
             Cell(
                 workload=workload,
-                setup=self._settings.setup(shape, workload, row),
                 seed=seed,
-                num_requests=self._plan.num_requests,
+                num_requests=self._config.probe_requests,
+                **self._settings.server(shape, workload, row),
                 **fields,
             )
             for (shape, workload, row), fields in todo
@@ -124,7 +104,7 @@ class Reproduction:
             return case[0], case[1], case[2].name
 
         missing = [case for case in cases if key(case) not in self._goodputs]
-        search = {"kind": "goodput", "resolution": self._plan.resolution}
+        search = {"kind": "goodput", "resolution": self._config.resolution}
         found = self._by_case(
             [
                 (case, search | {"qps": self._settings.start_qps(*case)})
@@ -202,7 +182,6 @@ class Reproduction:
 
     def transient(self) -> list[Entry]:
         """Returns violations under a load that alternates (Fig. 6)."""
-        plan = self._plan
         todo: list[tuple[Case, Entry]] = []
         for case in self._cases(MAIN_ROWS, paper.TRANSIENT_WORKLOAD):
             scale = self._scale(case[0], case[1])
@@ -212,7 +191,7 @@ class Reproduction:
                     _rounded(level * scale) for level in paper.TRANSIENT_LEVELS_QPS
                 ),
                 "period_s": paper.TRANSIENT_PERIOD_S,
-                "duration_s": plan.transient_duration_s,
+                "duration_s": self._config.transient_s,
             }
             todo.append((case, fields))
         return [

@@ -7,9 +7,9 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.marked_pages import markdown
 from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.tuning import Settings
-from jserve_tools.reporting.marked_pages import markdown
 
 Entry = Mapping[str, Any]
 

@@ -13,12 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from benchmarks.slidingserve.cells import (
-    FULL_STEP_TOKENS,
-    Cell,
-    Setup,
-    paper_start_qps,
-)
+from benchmarks.slidingserve.cells import FULL_STEP_TOKENS, Cell, paper_start_qps
 from benchmarks.slidingserve.rows import (
     COARSE_LIMITS_TOKENS,
     LIMITS_TOKENS,
@@ -74,8 +69,8 @@ class Settings:
         chosen = self._choices.get((shape, workload, row.name))
         return (chosen.qps if chosen else 0.0) or paper_start_qps(workload)
 
-    def setup(self, shape: str, workload: str, row: Row) -> Setup:
-        """Returns the simulated server of a row.
+    def server(self, shape: str, workload: str, row: Row) -> dict[str, Any]:
+        """Returns the fields of a cell that say how a row's server is set up.
 
         Raises:
           ValueError: If the row must be tuned and was not.
@@ -89,12 +84,7 @@ class Settings:
                     "run --stages=tune first"
                 )
             limit_tokens, options = chosen.limit_tokens, dict(chosen.options)
-        return Setup(
-            shape=shape,
-            policy=row.spec(options),
-            limit_tokens=limit_tokens,
-            predictor=row.predictor,
-        )
+        return row.server(shape, limit_tokens, options)
 
 
 def read_settings(path: pathlib.Path) -> Settings:
@@ -193,12 +183,7 @@ class _Search:
         probe = Cell(
             kind="pass",
             workload=task.workload,
-            setup=Setup(
-                shape=task.shape,
-                policy=task.row.spec(options),
-                limit_tokens=limit_tokens,
-                predictor=task.row.predictor,
-            ),
+            **task.row.server(task.shape, limit_tokens, options),
             seed=task.seed,
             num_requests=task.num_requests,
             qps=paper_start_qps(task.workload),

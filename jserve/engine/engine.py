@@ -22,7 +22,7 @@ from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
 from jserve_models.sharding import placement, put
 from jserve_sched.buckets.table import Bucket
-from jserve_sched.steps.features import uniform_features
+from jserve_sched.steps.features import Span, step_features
 from jserve_sched.steps.plan import StepPlan
 from jserve_sched.timing.predictor import StepSample
 
@@ -194,13 +194,13 @@ class Engine:
 
     def first_run(self, bucket: Bucket) -> None:
         """Runs a bucket's programs on padding, since a first run is slow."""
-        self._run_padded(bucket, 0, 0)
-        self._run_padded(bucket, 0, 0, is_drawn=True)
+        self._run_padded(bucket)
+        self._run_padded(bucket, is_drawn=True)
 
     def timed_pass(
         self, buckets: Sequence[Bucket], *, repeats: int = TIMED_REPEATS
     ) -> Iterator[StepSample]:
-        """Times programs at a short context, a long decode and a long block.
+        """Times programs at a short context, a long decode and a long chunk.
 
         Nothing is written that a request could read, so steps of requests may run
         between two samples; none may be in flight while one is drawn. Buckets are
@@ -212,30 +212,43 @@ class Engine:
         long = min(_TIMED_LONG_PAGES, self.max_pages_per_row)
         for _ in range(repeats):
             for bucket in buckets:
-                contexts = [(1, 1), (long, 1)]
+                contexts = [(1, 0), (long, 0)]
                 if bucket.num_blocks:
-                    contexts.append((1, long))
-                for decode_pages, block_pages in contexts:
-                    duration_s = self._run_padded(bucket, decode_pages, block_pages)
-                    row = uniform_features(
-                        bucket,
-                        decode_pages=decode_pages,
-                        block_pages=block_pages,
-                        page_size=self.page_size,
-                    )
+                    contexts.append((1, long - 1))
+                for decode_pages, chunk_pages in contexts:
+                    decode = Span(decode_pages * self.page_size - 1, 1)
+                    decodes = [decode] * bucket.num_rows
+                    chunks = self._made_up_chunks(bucket, chunk_pages)
+                    duration_s = self._run_padded(bucket, decodes, chunks)
+                    row = step_features(decodes, chunks, bucket, self.page_size)
                     yield StepSample(row, duration_s)
+
+    def _made_up_chunks(self, bucket: Bucket, num_pages: int) -> list[Span]:
+        """Returns chunks that fill the blocks of a bucket, after pages of context.
+
+        They are one, as most often in a plan, or several as long as a context may be;
+        the context is shorter if there would not be room for one.
+        """
+        size, num_tokens = bucket.block_tokens, bucket.num_blocks * bucket.block_tokens
+        longest = max(self.max_pages_per_row * self.page_size // size, 1) * size
+        start = min(num_pages * self.page_size, max(longest - num_tokens, 0))
+        start -= start % size
+        return [
+            Span(start, min(longest - start, num_tokens - before))
+            for before in range(0, num_tokens, longest - start)
+        ]
 
     def _run_padded(
         self,
         bucket: Bucket,
-        decode_pages: int,
-        block_pages: int,
+        decodes: Sequence[Span] = (),
+        chunks: Sequence[Span] = (),
         *,
         is_drawn: bool = False,
     ) -> float:
-        """Runs a step on made-up rows of these pages; returns its seconds."""
+        """Runs a step on made-up rows, the others padding; returns its seconds."""
         packed, made_up = self._packer.pack_synthetic(
-            bucket, decode_pages, block_pages, is_drawn=is_drawn
+            bucket, decodes, chunks, is_drawn=is_drawn
         )
         start_s = time.perf_counter()
         jax.block_until_ready(self.run(bucket, packed, made_up))

@@ -18,6 +18,7 @@ _FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _MOST_PAGES = 2**20  # so that the host's ledger stays small
 _FLOAT_BYTES = 4
 _STEP_BYTES = 16 * 2**20  # of a step, whatever its size
+_FETCH_BYTES = 2 * 2**20  # of a layer: XLA for TPU fetches weights ahead, in slices
 # Of a program's code and constants, which on TPU stand in the device's memory.
 _PROGRAM_BYTES, _LAYER_BYTES = 8 * 2**20, 4 * 2**20
 
@@ -52,7 +53,8 @@ def step_bytes(
     layer = itemsize * (bucket.num_tokens * width + num_rows * pages)
     layer += _FLOAT_BYTES * bucket.num_tokens * scores
     logits = _FLOAT_BYTES * 9 * min(num_rows, num_slots) * model.vocab_size
-    return _STEP_BYTES + max(layer, logits)
+    fetches = model.num_layers * _FETCH_BYTES
+    return _STEP_BYTES + fetches + max(layer, logits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ step. What the head needs to know of a slot is kept here, and gathered: a step l
 only at decode rows for which there is more to know than where they are.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -29,6 +30,7 @@ from jserve.engine.sampling import RowSampling
 from jserve_models.steps import StepInputs
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
+from jserve_sched.steps.features import Span
 from jserve_sched.steps.plan import StepPlan
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -207,14 +209,21 @@ class Packer:
         return Packed(packed, head, len(sampling), is_drawn, tables)
 
     def pack_synthetic(
-        self, bucket: Bucket, decode_pages: int, block_pages: int, *, is_drawn: bool
+        self,
+        bucket: Bucket,
+        decodes: Sequence[Span],
+        chunks: Sequence[Span],
+        *,
+        is_drawn: bool,
     ) -> tuple[Packed, np.ndarray]:
-        """Returns the arguments of a step whose rows all end on such a page.
+        """Returns the arguments of a step of made-up rows.
 
-        For warm-up and timing, beside requests that are served: 0 pages make padding
-        rows; as many tokens as decode rows are sampled, into no slot. Rows read
-        made-up pages, and what they would write goes to the discard page, since all of
-        it lies on their last one.
+        For warm-up and timing, beside requests that are served: as many tokens as
+        decode rows are sampled, into no slot. Rows read made-up pages up to the one on
+        which they begin; from there on theirs is the discard page, since they write.
+
+        Args:
+          chunks: Chunks of whole blocks, which begin at the same position.
 
         Returns:
           Arguments, and the page tables to run them with, which are for one step.
@@ -224,21 +233,25 @@ class Packer:
         tables = padded_tables(
             self._num_slots, self._max_pages_per_row, self._num_pages
         )
-        tables[:-1] = np.arange(tables[:-1].size).reshape(tables[:-1].shape)
-        tables[:-1] %= self._num_pages
-        num_rows, size = bucket.num_rows, bucket.block_tokens
-        parts = (
-            (rows[:num_rows], 1, decode_pages),
-            (rows[num_rows:], size, block_pages),
-        )
-        for some, width, num_pages in parts:
-            if num_pages:
-                some[:, _SLOT] = np.arange(len(some)) % self._num_slots
-                some[:, _START] = num_pages * self._page_size - width
-                some[:, _LEN] = width
-                some[:, _ENTRY], some[:, _PAGE] = num_pages - 1, self._num_pages
+        made_up = np.arange(tables.size).reshape(tables.shape) % self._num_pages
+        tables[:-1] = made_up[:-1]
+        some = rows[: len(decodes)]
+        some[:, _SLOT] = np.arange(len(some)) % self._num_slots
+        some[:, _START] = [one.start for one in decodes]
+        some[:, _LEN] = 1
+        some[:, _ENTRY] = some[:, _START] // self._page_size
+        some[:, _PAGE] = self._num_pages
+        # Blocks take the table of padding rows, which no decode reads.
+        size, index = bucket.block_tokens, bucket.num_rows
+        for start, num_tokens in chunks:
+            first = start // self._page_size
+            tables[-1, :first] = made_up[-1, :first]
+            starts = np.arange(start, start + num_tokens, size)
+            some = rows[index : index + len(starts)]
+            some[:, _START], some[:, _LEN] = starts, size
+            index += len(starts)
         head = np.repeat(self._samplings[-1:], self._num_slots, axis=0)
-        return Packed(packed, head, num_rows, is_drawn, []), tables
+        return Packed(packed, head, bucket.num_rows, is_drawn, []), tables
 
     def _sync_slot(
         self, request: Request, rows: np.ndarray

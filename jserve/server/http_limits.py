@@ -61,7 +61,7 @@ class BodyLimits:
     num_bytes: int = 0
 
 
-async def read_body(request: Request, limits: BodyLimits) -> bytes:
+async def read_body(request: Request, limits: BodyLimits) -> bytearray:
     """Returns a request's body; stops reading at a limit.
 
     Raises:
@@ -92,7 +92,7 @@ async def read_body(request: Request, limits: BodyLimits) -> bytes:
         raise error from None
     finally:
         limits.num_bytes -= len(body)
-    return bytes(body)
+    return body
 
 
 @dataclasses.dataclass

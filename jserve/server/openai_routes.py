@@ -21,6 +21,7 @@ from jserve.server.protocol import (
 )
 from jserve.server.service import Service
 
+GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
 _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 
 
@@ -101,7 +102,6 @@ def openai_router(service: Service) -> APIRouter:
 
     async def answer(model: type[GenerationRequest], request: Request) -> Response:
         arrival_s = service.engine.clock.now_s()
-        service.check_open()
         try:
             body = await read_body(request, bodies)
         except ClientDisconnect:

@@ -67,7 +67,7 @@ class BodyReader:
         self,
         tokenizer: Tokenizer,
         model: type[GenerationRequest],
-        data: bytes,
+        data: bytes | bytearray,
         encoding: str = "",
     ) -> Asked:
         """Returns what a body asks for.
@@ -104,7 +104,7 @@ class BodyReader:
             message += repr(self.model_name)
             raise ApiError(message, "model", status=404, code="model_not_found")
 
-    def _decompress(self, data: bytes, encoding: str) -> bytes:
+    def _decompress(self, data: bytes | bytearray, encoding: str) -> bytes:
         bits = _ENCODINGS.get(encoding)
         if bits is None:
             message = f"content-encoding={quote(encoding)} is not one of "

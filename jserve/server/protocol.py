@@ -244,7 +244,9 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
 
 
-def parse_body(model: type[Model], body: bytes) -> tuple[Model, tuple[str, ...]]:
+def parse_body(
+    model: type[Model], body: bytes | bytearray
+) -> tuple[Model, tuple[str, ...]]:
     """Returns the request that a body's JSON describes, and names of unknown fields.
 
     Raises:
@@ -299,7 +301,9 @@ _NOUNS = {
 
 
 def _fault(
-    error: msgspec.ValidationError, body: bytes, model: type[GenerationRequest]
+    error: msgspec.ValidationError,
+    body: bytes | bytearray,
+    model: type[GenerationRequest],
 ) -> ApiError:
     """Returns the refusal for the first field that is wrong."""
     reason, _, where = str(error).partition(" - at `$")

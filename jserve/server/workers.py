@@ -6,11 +6,15 @@ them ends, the request is refused, and the next request gets a new worker.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import pathlib
 import resource
 import signal
+import threading
+from collections.abc import AsyncIterator
+from typing import cast
 
 import anyio.to_process
 
@@ -22,6 +26,7 @@ from jserve.text.tokenizer import Tokenizer, load_tokenizer
 SMALL_BODY_BYTES = 2**14  # read on the event loop, in some milliseconds at most
 _NUM_WORKERS = 2
 _MEMORY_BYTES = 2**30  # beyond what a worker has at its start
+_STOP_TIMEOUT_S = 5.0
 _CPU_S = 0.5
 _CPU_S_A_BYTE = 2e-6
 _TRIAL = b'{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -38,6 +43,18 @@ def _tokenizer(folder: pathlib.Path | None) -> Tokenizer:
         most = pages * resource.getpagesize() + _MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     return tokenizer
+
+
+class _Body:
+    """A body on its way to a worker, which is emptied here as soon as it is copied."""
+
+    def __init__(self, data: bytearray):
+        self._data = data
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        data = bytes(self._data)
+        self._data.clear()  # the copy, and that in the pipe, take enough memory
+        return bytes, (data,)
 
 
 def _read(
@@ -79,9 +96,12 @@ class BodyReaders:
         self._limiter = anyio.CapacityLimiter(_NUM_WORKERS)
 
     async def read(
-        self, model: type[GenerationRequest], data: bytes, encoding: str = ""
+        self,
+        model: type[GenerationRequest],
+        data: bytearray,
+        encoding: str = "",
     ) -> Asked:
-        """Returns what a body asks for.
+        """Returns what a body asks for; empties a large one.
 
         Raises:
           ApiError: If the request is refused.
@@ -90,25 +110,63 @@ class BodyReaders:
         is_foreign = folder is not None and model is ChatRequest
         if len(data) <= SMALL_BODY_BYTES and not is_foreign and not encoding:
             return self.reader.read(self._tokenizer, model, data)
+        work = self._read_in_worker(folder, model, data, encoding)
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return await anyio.to_process.run_sync(
-                _read,
-                self.reader,
-                folder,
-                model,
-                data,
-                encoding,
-                cancellable=True,
-                limiter=self._limiter,
-            )
+            return await asyncio.wrap_future(future)
         except anyio.BrokenWorkerProcess:
             raise _too_much(model) from None
 
-    async def start(self) -> None:
+    async def _read_in_worker(
+        self,
+        folder: pathlib.Path | None,
+        model: type[GenerationRequest],
+        data: bytearray,
+        encoding: str,
+    ) -> Asked:
+        return await anyio.to_process.run_sync(
+            _read,
+            self.reader,
+            folder,
+            model,
+            cast(bytes, _Body(data)),  # which it is once it is there
+            encoding,
+            cancellable=True,
+            limiter=self._limiter,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Lets workers be started, from an event loop in a thread.
+
+        Unlike uvloop, which serves, asyncio's own starts a process without a copy of
+        this one, whose threads and memory would make that slow and unsafe.
+        """
+        runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+        self._loop = runner.get_loop()
+        has_stopped = asyncio.Event()
+
+        def run() -> None:
+            with runner:  # AnyIO ends the workers when this task ends
+                runner.run(has_stopped.wait())
+
+        thread = threading.Thread(target=run, name="jserve-readers", daemon=True)
+        thread.start()
+        trial = asyncio.create_task(self._try_template())
+        try:
+            yield
+        finally:
+            trial.cancel()
+            self._loop.call_soon_threadsafe(has_stopped.set)
+            thread.join(_STOP_TIMEOUT_S)
+
+    async def _try_template(self) -> None:
         """Starts the workers and tries a folder's chat template, if it has one."""
         if self._tokenizer.folder is None or not self._tokenizer.has_template:
             return
-        trials = (self.read(ChatRequest, _TRIAL) for _ in range(_NUM_WORKERS))
+        trials = (
+            self.read(ChatRequest, bytearray(_TRIAL)) for _ in range(_NUM_WORKERS)
+        )
         for error in await asyncio.gather(*trials, return_exceptions=True):
             if isinstance(error, BaseException):
                 logging.getLogger(__name__).warning(

@@ -54,9 +54,12 @@ _QWEN3_32B = ModelConfig(
     qk_norm=True,
     max_model_len=40960,
 )
-MODELS = {**NAMED, "small": _SMALL, "qwen3-32b": _QWEN3_32B}
-ATTENTION = {"gpu": "gpu", "tpu": "tpu"}
-"""The attention backend that the product takes on each platform."""
+MODELS = {
+    **NAMED,
+    "small": _SMALL,
+    "few heads": dataclasses.replace(_SMALL, num_kv_heads=2),
+    "qwen3-32b": _QWEN3_32B,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,8 +74,9 @@ class Job:
       num_slots: Requests that may run at once.
       num_pages: KV pages in the pool, of `page_size` tokens.
       context_pages: KV pages of the longest context.
-      attention: Attention backend; "" for that of `ATTENTION`.
+      attention: Attention backend; "" for that of the platform, which has its name.
       weights: Storage of the matrices, of `matrices.STORAGES`.
+      kv_dtype: Type of the KV.
       num_devices: Devices that share the model.
       broken: Function of `tests.aot.broken` that breaks the product first; "" for none.
     """
@@ -86,13 +90,14 @@ class Job:
     context_pages: int = 64
     attention: str = ""
     weights: str = "auto"
+    kv_dtype: str = "bfloat16"
     broken: str = ""
     num_devices: int = 1
 
     @property
     def backend(self) -> str:
         """Name of the attention backend."""
-        return self.attention or ATTENTION[TARGETS[self.target].platform]
+        return self.attention or TARGETS[self.target].platform
 
 
 def compile_programs(job: Job) -> list[dict[str, Any]]:
@@ -148,7 +153,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
     )
     where = placement(mesh, model.attention.KV_AXES)
     kv: Any = tuple(
-        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=where)
+        jax.ShapeDtypeStruct(shape, job.kv_dtype, sharding=where)
         for shape in model.kv_shapes(job.num_pages, job.page_size)
     )
     counts: Any = (
@@ -197,6 +202,7 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
             "alias_bytes": memory.alias_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
             "code_bytes": memory.generated_code_size_in_bytes,
+            "lowered_kernels": lowered.as_text().count("@mosaic_gpu_v2"),
             **read_hlo(
                 compiled.as_text() or "", kv_bytes // config.num_layers, weight_shapes
             ),
@@ -243,7 +249,7 @@ def _attention(job: Job) -> Any:
     use = AttentionUse(
         config=MODELS[job.model],
         platform=platform,
-        dtype=np.dtype("bfloat16"),
+        dtype=np.dtype(job.kv_dtype),
         num_rows=max(sum(rows_and_blocks(name)) for name in job.programs),
         page_size=job.page_size,
         max_pages_per_row=job.context_pages,

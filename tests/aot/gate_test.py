@@ -4,19 +4,15 @@ from typing import Any
 
 import pytest
 
-from tests.aot.compiling import ATTENTION, Job, compile_programs
+from tests.aot.compiling import Job, compile_programs
 from tests.aot.gate import faults
 from tests.aot.targets import TARGETS
 
 pytestmark = [pytest.mark.aot, pytest.mark.timeout(1800)]
 DECODE = "B32xNB0"
 PROGRAMS = (DECODE, "B8xNB4", "B0xNB8", "head32", "draw32")
-# Where a kernel does not take a model, and what takes its place.
-FALLBACKS = {
-    name: Job(target=name, programs=PROGRAMS[:3], attention="page_loop")
-    for name in ("v5e", "a100")
-    if ATTENTION[TARGETS[name].platform] != "page_loop"
-}
+# What takes the place of a kernel where it does not take a model.
+FALLBACKS = {"v5e": "small", "v6e": "few heads", "a100": "small"}
 
 
 def check(job: Job) -> None:
@@ -36,7 +32,12 @@ def test_so_they_are_on_devices_that_share_the_model(target: str, count: int) ->
 
 @pytest.mark.parametrize("target", FALLBACKS)
 def test_so_they_are_without_a_kernel(target: str) -> None:
-    check(FALLBACKS[target])
+    model = FALLBACKS[target]
+    check(Job(target=target, programs=PROGRAMS[:3], model=model, attention="page_loop"))
+
+
+def test_the_kernel_for_tpu_reads_a_cache_of_fewer_bits() -> None:
+    check(Job(target="v5e", programs=(DECODE,), kv_dtype="float8_e4m3fn"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tests.aot.kernel import kernel_resources
 pytestmark = [pytest.mark.aot, pytest.mark.timeout(1800)]
 
 
-@pytest.mark.parametrize("target", ["a100", "l4", "h200"])
+@pytest.mark.parametrize("target", ["a100", "l4", "h200", "b200"])
 def test_registers_suffice(target: str) -> None:
     found = kernel_resources(target)
     assert {name: one.spill_bytes for name, one in found.items()} == dict.fromkeys(

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import math
 import pathlib
 import re
@@ -10,7 +11,7 @@ from collections.abc import Collection, Iterator
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?(\S+) = (.*?) ([a-z][\w-]*)\(([^)]*)\)(.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-_FUSED = re.compile(r" fusion\(.*\bcalls=%?([\w.-]+)")
+_CALLS = re.compile(r"\bcalls=%?([\w.-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _CALL_TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _VIEWS = {"bitcast", "reshape", "tuple", "get-tuple-element", "optimization-barrier"}
@@ -58,34 +59,46 @@ def instructions(text: str) -> Iterator[Instruction]:
     """Yields the instructions of a module whose result stands in memory.
 
     Of a fusion that is its root, and what the root is a view of: all else in it passes
-    through registers.
+    through registers, and so does what a fusion inside a fusion yields to others of it.
     """
-    fused = set(_FUSED.findall(text))
+    # Computations: their instructions, and the name of the root.
+    found: dict[str, tuple[dict[str, Instruction], str]] = {}
     lines = iter(text.splitlines())
     for line in lines:
         if (header := _COMPUTATION.match(line)) is None:
             continue
-        # One computation.
-        found: dict[str, Instruction] = {}
-        root = ""
-        for line in lines:
-            if line == "}":
-                break
+        parts, root = {}, ""
+        for line in itertools.takewhile(lambda line: line != "}", lines):
             if (match := _INSTRUCTION.match(line)) is None:
                 continue
             is_root, name, result, opcode, operands, rest = match.groups()
             root = name if is_root else root
             names = tuple(re.findall(r"%([\w.-]+)", operands))
-            found[name] = Instruction(name, opcode, *_sizes(result), names, rest)
-        # Which of its instructions count.
-        if header[1] not in fused:
-            yield from found.values()
-            continue
+            parts[name] = Instruction(name, opcode, *_sizes(result), names, rest)
+        found[header[1]] = parts, root
+
+    def written(one: Instruction) -> Iterator[Instruction]:
+        """Yields what a fusion writes."""
+        parts, root = found.get(_calls(one), ({}, ""))
         left = [root]
         while left:
-            if (one := found.get(left.pop())) is not None:
+            if (part := parts.get(left.pop())) is not None:
+                yield part
+                yield from written(part)
+                left += part.operands if part.opcode in _VIEWS else ()
+
+    fused = {_calls(one) for parts, _ in found.values() for one in parts.values()}
+    for name, (parts, _) in found.items():
+        if name not in fused:
+            for one in parts.values():
                 yield one
-                left += one.operands if one.opcode in _VIEWS else ()
+                yield from written(one)
+
+
+def _calls(one: Instruction) -> str:
+    """Returns the computation that a fusion runs; "" of all else."""
+    match = _CALLS.search(one.rest)
+    return match[1] if match is not None and one.opcode == "fusion" else ""
 
 
 def _sizes(result: str) -> tuple[tuple[tuple[int, ...], ...], int]:

@@ -14,6 +14,23 @@ HloModule jit_step, is_scheduled=true
   ROOT %view = bf16[64,32]{1,0} bitcast(%cut)
 }
 
+%nested_copy (a: s8[64,32]) -> s8[64,32] {
+  %a = s8[64,32]{1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %retiled = s8[64,32]{1,0:T(8,128)(4,1)} copy(%a)
+}
+
+%nested_root (a: bf16[64,32]) -> bf16[64,32] {
+  ROOT %kept = bf16[64,32]{0,1} transpose(%a)
+}
+
+%fused_dot (a: s8[64,32], c: bf16[8,64]) -> (f32[8,32], bf16[64,32]) {
+  %a = s8[64,32]{1,0:T(32,128)(4,1)} parameter(0)
+  %inner = s8[64,32]{1,0:T(8,128)(4,1)} fusion(%a), kind=kLoop, calls=%nested_copy
+  %outer = bf16[64,32]{0,1} fusion(%b), kind=kLoop, calls=%nested_root
+  %dot.1 = f32[8,32]{1,0} convolution(%c, %inner), dim_labels=bf_io->bf
+  ROOT %both = (f32[8,32]{1,0}, bf16[64,32]{0,1}) tuple(%dot.1, %outer)
+}
+
 %gemm_fusion (a: bf16[64,16], b: bf16[64,16], c: bf16[8,64]) -> f32[8,32] {
   %a = bf16[64,16]{1,0} parameter(0)
   %b = bf16[64,16]{1,0} parameter(1)
@@ -25,6 +42,7 @@ HloModule jit_step, is_scheduled=true
 ENTRY %main (kv: bf16[4,1024,64]) -> (f32[8,32], s32[]) {
   %slice = bf16[64,32]{1,0} fusion(%w, %i), kind=kLoop, calls=%fused_slice
   %gemm = f32[8,32]{1,0} fusion(%x, %y, %z), kind=kCustom, calls=%gemm_fusion
+  %quantised = (f32[8,32]{1,0}, bf16[64,32]{0,1}) fusion(%v, %x), kind=kOutput, calls=%fused_dot
   %copied = (bf16[4,1024,64]{2,1,0}, u32[]) copy-start(%kv)
   %loop = (s32[], f32[8]) while(%t), body=%f, backend_config={"known_trip_count":{"n":"4"}}
   %open = (s32[], f32[8]) while(%t), body=%g, metadata={op_name="pages"}
@@ -38,10 +56,14 @@ def test_only_what_reaches_memory_counts() -> None:
     assert read_hlo(HLO, 4 * 1024 * 64, {(64, 32)}) == {
         "calls": {"kernel": 1},
         "cache_moves": ["copy-start ((4, 1024, 64), ()) of copied"],
-        "weight_moves": ["dynamic-slice ((1, 64, 32),) of cut"],
+        "weight_moves": [
+            "dynamic-slice ((1, 64, 32),) of cut",
+            "transpose ((64, 32),) of kept",
+        ],
         "weight_casts": [],
         "dynamic_loops": ["pages"],
         "conditionals": ["is_drawn"],
+        "collectives": [],
     }
 
 

@@ -13,11 +13,10 @@ from benchmarks.annealing.task_classes import (
     LONG_CODE,
     draw_requests,
 )
-from jserve_sched.outcomes import Outcome
-from jserve_sched.requests.slo import Slo
+from benchmarks.marked_pages import fill_page
 from jserve_tools.reporting.finished_runs import FinishedRuns
-from jserve_tools.reporting.marked_pages import fill_page
 from tests import ROOT
+from tests.fakes import make_outcome
 
 FOLDER = ROOT / "benchmarks" / "annealing"
 
@@ -50,20 +49,10 @@ def test_half_of_the_requests_are_of_either_kind() -> None:
 
 
 def test_a_draw_is_counted_by_both_rules() -> None:
-    def outcome(slo: Slo, *times_s: float) -> Outcome:
-        return Outcome(
-            service_class="x",
-            slo=slo,
-            arrival_s=1.0,
-            num_prompt_tokens=5,
-            max_tokens=len(times_s),
-            token_times_s=times_s,
-        )
-
-    late_once = outcome(Slo(ttft_s=1.0, tbt_s=1.0), 1.9, 3.1, 3.2)
-    found = study.summarise([outcome(Slo(ttlt_s=3.0), 2.0, 3.0), late_once])
+    late_once = make_outcome(10.9, 11.6, 11.7)
+    found = study.summarise([make_outcome(11.0, 11.5), late_once])
     assert (found["num_attained"], found["num_attained_mean_tpot"]) == (1, 2)
-    assert found["total_e2e_s"] == pytest.approx(2.0 + 2.2)
+    assert found["total_e2e_s"] == pytest.approx(1.5 + 1.7)
 
 
 def test_draws_are_pooled_and_gains_paired() -> None:

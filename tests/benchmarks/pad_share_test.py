@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 
 from benchmarks.buckets import pad_share, pad_share_tables
-from jserve_sched.steps import features
 from jserve_sched.steps.record import StepRecord, recorded_sizes
 from jserve_tools.load.workload_trace import DEFAULT_TRACE, read_trace
 from tests import ROOT
+from tests.fakes import make_features
 
 FOLDER = ROOT / "benchmarks" / "buckets"
 
 
 def features_of(rows: int, num_blocks: int, tokens: int) -> np.ndarray:
-    row = np.zeros(features.NUM_FEATURES)
-    row[features.NUM_ROWS] = row[features.NUM_DECODES] = rows
-    row[features.NUM_BLOCKS] = num_blocks
-    row[features.PREFILL_TOKENS] = tokens
-    return row
+    sizes = {"NUM_ROWS": rows, "NUM_DECODES": rows, "NUM_BLOCKS": num_blocks}
+    return make_features(**sizes, PREFILL_TOKENS=tokens)[0]
 
 
 def step(used_blocks: int, row: np.ndarray, end_s: float = 1.0) -> StepRecord:

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from benchmarks.simulator_truth.measured_runs import (
-    CARDS,
+    RUNS,
+    TWO_GPUS,
     errors_percent,
     measured_figures,
+    roofline_of,
     simulated_run,
     trace_rows,
     ttft_differences_s,
@@ -17,22 +19,27 @@ from jserve_tools.gpu_profiles.machines import (
     read_points,
 )
 
-PUBLISHED = {"rtx4090": (65.4566, 183.567), "rtxpro6000": (7.0972, 65.926)}
+PUBLISHED = {
+    "rtx4090": (65.4566, 183.567),
+    "rtxpro6000": (7.0972, 65.926),
+    "rtxpro6000x2": (36.9052, 159.653),
+}
 
 
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("card", RUNS)
 def test_measured_figures_are_those_published(card: str) -> None:
     figures = measured_figures(card)
     found = figures["ttft_mean_s"], figures["makespan_s"]
     assert found == pytest.approx(PUBLISHED[card], abs=1e-3)
     path = PROFILES / card / "measured_requests.csv"
     lengths = read_points(path, ("prompt_tokens", "output_tokens")).tolist()
-    assert lengths == [[row.prompt_tokens, row.output_tokens] for row in trace_rows()]
+    rows = trace_rows(card)
+    assert lengths == [[row.prompt_tokens, row.output_tokens] for row in rows]
 
 
 def test_the_rtx4090_takes_as_long_as_measured() -> None:
     model = gpu_cost_model("rtx4090-llama3.1-8b-table")
-    figures, result = simulated_run(trace_rows(), model)
+    figures, result = simulated_run(trace_rows("rtx4090"), model)
     errors = errors_percent(figures, measured_figures("rtx4090"))
     assert abs(errors["ttft_mean_s"]) <= 5.0
     assert abs(errors["tpot_mean_ms"]) <= 3.0
@@ -42,3 +49,17 @@ def test_the_rtx4090_takes_as_long_as_measured() -> None:
     assert result.counters.prefix_hit_tokens == 0  # requests share no prompt
     differences_s = np.abs(ttft_differences_s("rtx4090", result))
     assert np.median(differences_s) < 1.0  # of a mean of 65 s
+
+
+def test_two_gpus_start_requests_when_measured_with_their_all_reduces() -> None:
+    # There are slots for all of these, and later ones would not change their TTFT.
+    count = 64
+    path = PROFILES / TWO_GPUS / "measured_requests.csv"
+    queued_s, first_s = read_points(path, ("queued_s", "first_token_s"))[:count].T
+    found = {}
+    for name, link in (("with", {}), ("without", {"link": 1e18, "link_s": 0.0})):
+        model = roofline_of(TWO_GPUS, **link)
+        figures, _ = simulated_run(trace_rows(TWO_GPUS)[:count], model)
+        found[name] = figures["ttft_mean_s"] / np.mean(first_s - queued_s)
+    assert abs(found["with"] - 1) < 0.1
+    assert found["without"] < 0.6

@@ -2,12 +2,12 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.marked_pages import fill_page
 from benchmarks.slidingserve import cells, paper, pictures, rows, stages, tuning
 from benchmarks.slidingserve.tuning import (
     Choice,
@@ -17,8 +17,8 @@ from benchmarks.slidingserve.tuning import (
     write_settings,
 )
 from jserve_sched.simulation.goodput import RateGrid
-from jserve_tools.reporting.marked_pages import fill_page
 from tests import ROOT
+from tests.programs import finish, start
 
 FOLDER = ROOT / "benchmarks" / "slidingserve"
 
@@ -76,12 +76,6 @@ def test_paper_ratios_are_those_it_claims(
     assert found == pytest.approx(expected, abs=0.006)
 
 
-def test_loads_are_scaled_by_slidings_goodput() -> None:
-    assert paper.load_scale("mixed_v1", 3.9) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="goodput of 0 on mixed_v1"):
-        paper.load_scale("mixed_v1", 0.0)
-
-
 def test_buckets_are_powers_of_two_up_to_a_full_step() -> None:
     table = cells.bucket_table(cells.BUCKETS, 256)
     assert table.row_edges == (1, 2, 4, 8, 16, 32, 64, 128)
@@ -95,10 +89,6 @@ def test_every_tuned_limit_leaves_room_beside_all_slots() -> None:
     assert set(rows.COARSE_LIMITS_TOKENS) <= set(rows.LIMITS_TOKENS)
 
 
-def test_a_row_spells_its_options() -> None:
-    assert rows.QOSERVE.spec({"alpha": 0.2}) == "qoserve:alpha=0.2"
-
-
 def test_settings_come_back_from_their_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "settings.json"
     assert read_settings(path).choices == ()
@@ -106,20 +96,13 @@ def test_settings_come_back_from_their_file(tmp_path: pathlib.Path) -> None:
     write_settings(path, settings)
     read = read_settings(path)
     assert [one.limit_tokens for one in read.choices] == [192]
-    setup = read.setup(cells.CONTINUOUS, "mixed_v1", rows.QOSERVE)
-    assert (setup.policy, setup.predictor) == ("qoserve:margin=1.2", "oracle")
-    setup = read.setup(cells.CONTINUOUS, "mixed_v1", rows.LINEAR)
-    assert (setup.policy, setup.predictor) == ("sliding", "linear")
-    assert setup.limit_tokens == cells.FULL_STEP_TOKENS
+    server = read.server(cells.CONTINUOUS, "mixed_v1", rows.QOSERVE)
+    assert (server["policy"], server["predictor"]) == ("qoserve:margin=1.2", "oracle")
+    server = read.server(cells.CONTINUOUS, "mixed_v1", rows.LINEAR)
+    assert (server["policy"], server["predictor"]) == ("sliding", "linear")
+    assert server["limit_tokens"] == cells.FULL_STEP_TOKENS
     with pytest.raises(ValueError, match="no settings for 'edf' on mixed_v1"):
-        read.setup(cells.CONTINUOUS, "mixed_v1", rows.EDF)
-
-
-def test_a_broken_settings_file_is_named(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "settings.json"
-    path.write_text('{"choices": [{"shape": "continuous"}]}')
-    with pytest.raises(ValueError, match="is not a settings file"):
-        read_settings(path)
+        read.server(cells.CONTINUOUS, "mixed_v1", rows.EDF)
 
 
 class Landscape:
@@ -129,17 +112,17 @@ class Landscape:
         self.grid = RateGrid(resolution=0.02)
         self.num_searches = 0
 
-    def qps(self, setup: cells.Setup) -> float:
-        height = 10.0 - abs(setup.limit_tokens - 310) / 100
-        height += 2.0 * ("alpha=0.2" in setup.policy)
-        height += 1.0 * ("objective=tokens" in setup.policy)
+    def qps(self, cell: cells.Cell) -> float:
+        height = 10.0 - abs(cell.limit_tokens - 310) / 100
+        height += 2.0 * ("alpha=0.2" in cell.policy)
+        height += 1.0 * ("objective=tokens" in cell.policy)
         return self.grid.qps(self.grid.nearest(max(height, 1.0)))
 
     def run(self, cell: cells.Cell) -> dict[str, Any]:
         if cell.kind == "pass":
-            return {"passes": cell.qps <= self.qps(cell.setup) + 1e-9}
+            return {"passes": cell.qps <= self.qps(cell) + 1e-9}
         self.num_searches += 1
-        return {"qps": self.qps(cell.setup)}
+        return {"qps": self.qps(cell)}
 
 
 def test_tuning_finds_the_top_of_a_smooth_landscape() -> None:
@@ -179,10 +162,7 @@ def test_ratios_are_paired_by_seed() -> None:
     assert found["ratio"] == pytest.approx(1.25)
     assert (found["lowest"], found["highest"]) == (1.0, 1.5)
     assert found["paper"][paper.QWEN] == pytest.approx(1.95 / 1.70)
-
-
-def test_no_ratio_to_a_goodput_of_zero() -> None:
-    entries = [goodput_entry("qoserve", 2.0, 0.0), goodput_entry("sliding", 3.0, 4.0)]
+    entries[0] = goodput_entry("qoserve", 2.0, 0.0)
     assert stages.ratios(entries) == []
 
 
@@ -206,25 +186,14 @@ def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
     (output / "README.md").write_text(
         "<!-- table: transient -->\n<!-- end of table -->\n"
     )
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.slidingserve.reproduce"),
-            "--workloads=mixed_v1",
-            "--shapes=continuous",
-            "--num_requests=20",
-            "--num_seeds=1",
-            "--resolution=0.5",
-            "--transient_s=6",
-            "--num_processes=1",
-            f"--settings={settings}",
-            f"--output={output}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
+    _, last = finish(
+        start(
+            *("-m", "benchmarks.slidingserve.reproduce", "--workloads=mixed_v1"),
+            *("--shapes=continuous", "--num_requests=20", "--num_seeds=1"),
+            *("--resolution=0.5", "--transient_s=6", "--num_processes=1"),
+            *(f"--settings={settings}", f"--output={output}"),
+        )
     )
-    last = json.loads(done.stdout.splitlines()[-1])
     report = json.loads((output / "results.json").read_text())
     assert last["output"] == str(output)
     assert {one["row"] for one in report["goodput"]} == {
@@ -245,15 +214,22 @@ def test_a_tiny_reproduction_end_to_end(tmp_path: pathlib.Path) -> None:
     }
 
 
-def test_a_wrong_stage_ends_with_one_line() -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.slidingserve.reproduce"),
-            "--stages=tune,goodput",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
+def test_levels_take_turns() -> None:
+    arrivals = cells.at_levels(
+        cells._unit_arrivals("mixed_v1", 0, 3000),
+        (1.0, 2.5),
+        period_s=120.0,
+        duration_s=1200.0,
     )
-    assert done.returncode == 1
-    assert "stages=tune,goodput: tune runs alone" in done.stderr
+    times_s = np.array([one.arrival_s for one in arrivals])
+    assert np.all(np.diff(times_s) >= 0) and times_s[-1] <= 1200.0
+    counts = np.histogram(times_s, np.arange(0, 1201, 120))[0]
+    assert counts[::2].sum() == pytest.approx(600, rel=0.1)
+    assert counts[1::2].sum() == pytest.approx(1500, rel=0.1)
+    with pytest.raises(ValueError, match="about 2100 come"):
+        cells.at_levels(
+            cells._unit_arrivals("mixed_v1", 0, 1000),
+            (1.0, 2.5),
+            period_s=120.0,
+            duration_s=1200.0,
+        )

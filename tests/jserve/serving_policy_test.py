@@ -67,8 +67,3 @@ def test_a_latency_file_that_is_none_is_refused_by_name(tmp_path) -> None:
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"request_latency=.*prefill"):
         read_request_latency(EngineConfig(request_latency=path))
-
-
-def test_the_budget_of_a_search_has_a_range() -> None:
-    with pytest.raises(ValueError, match=r"annealing_budget_ms=-1.0 is not in"):
-        EngineConfig(annealing_budget_ms=-1.0)

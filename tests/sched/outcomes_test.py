@@ -8,7 +8,6 @@ import pytest
 from jserve_sched.outcomes import (
     EngineCounters,
     Failure,
-    Outcome,
     distribution,
     summarise_run,
     summarise_steps,
@@ -18,6 +17,7 @@ from jserve_sched.outcomes import (
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.record import StepRecord
+from tests.fakes import make_outcome as outcome
 from tests.fakes import make_step
 
 TIGHT = Slo(ttft_s=1.0, tbt_s=0.5)
@@ -26,24 +26,6 @@ TIGHT = Slo(ttft_s=1.0, tbt_s=0.5)
 def step(**fields: Any) -> StepRecord:
     times_s = {"bucket_s": 0.010, "used_s": 0.010, "duration_s": 0.011}
     return make_step(4, **(times_s | {"plan_s": 0.0002} | fields))
-
-
-def outcome(
-    *token_times_s: float,
-    slo: Slo = TIGHT,
-    arrival_s: float = 10.0,
-    service_class: str = "tight",
-    failure: Failure | None = None,
-) -> Outcome:
-    return Outcome(
-        service_class=service_class,
-        slo=slo,
-        arrival_s=arrival_s,
-        num_prompt_tokens=8,
-        max_tokens=max(1, len(token_times_s)),
-        token_times_s=token_times_s,
-        failure=failure,
-    )
 
 
 def test_latencies_count_from_arrival() -> None:

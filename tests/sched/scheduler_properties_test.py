@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jserve_sched.buckets.table import BucketTable
+from jserve_sched.requests.output_lengths import make_length_estimator
 from jserve_sched.requests.request import FinishReason, Request, RequestState
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
@@ -30,6 +31,7 @@ SPECS = (
     "sliding:sorter=mlps:constructor=off",
     "sliding:fill=off:sorter=off",
     "sliding:chunker=off",
+    *("ontime", "ontime:max_age_s=0.05:buffer=9"),
     *("laxity", "annealing:proposals=20", "annealing+sliding:proposals=20"),
     "annealing:proposals=20:interval_s=0:max_age_s=0.5:chunk_tokens=12",
     "annealing+sliding:proposals=20:max_age_s=0.2",
@@ -83,6 +85,7 @@ workloads = st.builds(
     spare_blocks=st.integers(0, 3),
     # Predicted time of a block; 0 leaves it to the table's guess.
     block_s=st.sampled_from([0.0, 0.0, 0.004, 0.05]),
+    lengths=st.sampled_from(["max_tokens", "mean:least=2"]),
 )
 
 PAGE_SIZE = 8
@@ -169,7 +172,8 @@ def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None
         )
         assert plan.preempted or largest + owed + taken + 1 > ledger.num_available
     elif plan.ended_by is PlanEnd.TIME_LIMIT:
-        assert workload.policy.startswith(("qoserve", "sliding", "annealing+sliding"))
+        names = ("qoserve", "sliding", "annealing+sliding", "ontime")
+        assert workload.policy.startswith(names)
     elif plan.ended_by is PlanEnd.HELD_BACK:
         assert workload.policy.startswith("annealing")
     elif plan.ended_by is PlanEnd.TOKEN_LIMIT:
@@ -193,6 +197,7 @@ def run_workload(
         max_model_len=128,
         max_num_seqs=table.max_rows - workload.spare_rows,
         max_num_batched_tokens=table.max_rows + blocks * table.block_tokens,
+        lengths=make_length_estimator(workload.lengths),
     )
     if workload.block_s:
         scheduler.predictor = Staircase(lambda blocks: 0.01 + workload.block_s * blocks)

@@ -117,14 +117,7 @@ def _profile(config: ProfileConfig, engine_config: EngineConfig) -> None:
     table = plan.final
     store = open_compile_cache(engine_config.compile_cache_dir)
     engine = build_engine(engine_config, store)
-    limits = ProfileLimits(
-        table=table,
-        max_num_seqs=engine_config.max_num_seqs,
-        max_num_batched_tokens=engine_config.max_num_batched_tokens,
-        max_model_len=engine.max_model_len,
-        page_size=engine.page_size,
-        num_pages=engine.num_pages,
-    )
+    limits = ProfileLimits.of(engine, engine_config, table)
     shapes_rng, order_rng, split_rng = (
         np.random.default_rng((config.seed, stream)) for stream in range(3)
     )

@@ -7,6 +7,7 @@ larger one, so what is padded is part of the pool's memory.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,18 @@ def kv_shapes(config: ModelConfig, num_pages: int, page_size: int) -> CacheShape
     return combined.kv_shapes(padded, num_pages, page_size)
 
 
+@functools.partial(jax.jit, static_argnames=("scale", "window", "soft_cap", "has_tma"))
+def _attend_rows(*arrays: Any, **options: Any) -> jax.Array:
+    """Attends a group of rows; see `paged_mosaic.paged_attention`.
+
+    The kernel is traced and lowered once for all layers, since this is a function of
+    its own in the program; that takes a second.
+    """
+    from jserve_models.attention import paged_mosaic
+
+    return paged_mosaic.paged_attention(*arrays, **options)
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -78,8 +91,6 @@ def attend(
     sinks: jax.Array | None = None,
 ) -> tuple[jax.Array, KvCache]:
     """Writes keys and values, then attends; see `attention.AttentionBackend`."""
-    from jserve_models.attention import paged_mosaic
-
     kv = combined.write_kv(kv, k, v, layout, layer)
     (cache,) = kv
     (_, num_heads, head_dim), (_, page_size, _, wide) = q.shape, cache.shape
@@ -91,7 +102,7 @@ def attend(
         starts = group.positions[:, 0]
         # Entries that are not used may point past the discard page.
         page_table = jnp.minimum(group.page_table, layout.num_pages)
-        answer = paged_mosaic.paged_attention(
+        answer = _attend_rows(
             q[begin:end].reshape(rows, width, num_heads, wide),
             cache,
             starts,

@@ -31,10 +31,13 @@ def _attend_all(
     (cache,) = kv
     page_size = cache.shape[1]
     offsets = jnp.arange(page_size, dtype=jnp.int32)
+    # With few heads XLA for TPU would copy the cache to have them last but two.
+    flat = cache.reshape(len(cache), -1, cache.shape[-1])
 
     def one_page(index: jax.Array, state: State) -> State:
         pages = first_page + group.page_table[:, index]
-        page = cache.at[pages].get(mode="clip")  # [rows, P, 2K, D]
+        page = flat.at[pages].get(mode="clip")  # [rows, P * 2K, D]
+        page = page.reshape(-1, *cache.shape[1:])
         return scores.add_page(
             state,
             queries,

@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu
 
-plgpu: Any = mosaic_gpu  # that of JAX 0.12: `fault` says if it is older
+plgpu: Any = mosaic_gpu  # that of JAX 0.11.2 or newer: `fault` says if it is older
 
 DTYPES = ("bfloat16", "float16")
 HEAD_DIMS = (64, 128, 256)
@@ -39,7 +39,7 @@ _State = tuple[jax.Array, jax.Array, jax.Array]  # weighted values, maximum, tot
 def fault(dtype: jax.typing.DTypeLike, head_dim: int, page_size: int) -> str | None:
     """Returns in one line what the kernel does not take; None if it takes all."""
     if not hasattr(plgpu, "mma"):
-        return f"needs Mosaic GPU's mma, of JAX 0.12, and this is {jax.__version__}"
+        return f"needs Mosaic GPU's mma, of JAX 0.11.2, and this is {jax.__version__}"
     for name, value, known in (
         ("dtype", jnp.dtype(dtype).name, DTYPES),
         ("head_dim", head_dim, HEAD_DIMS),
@@ -172,6 +172,14 @@ def _shared(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, columns: int) -
     )
 
 
+def _store(ref: Any, value: jax.Array) -> None:
+    """Stores to device memory, whatever part of its 32-byte sectors a warp has."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:  # JAX 0.11.2, which asks for no whole sectors
+        ref[...] = value
+
+
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
     """What a thread block does; sizes and options are part of its code.
@@ -277,9 +285,9 @@ class _Kernel:
             total = lax.broadcast_in_dim(total, weighted.shape, [0])
             weighted = (weighted / jnp.maximum(total, 1e-30)).astype(answers.dtype)
         else:
-            plgpu.store(bests.at[place], best, optimized=False)
-            plgpu.store(totals.at[place], total, optimized=False)
-        plgpu.store(answers.at[place], weighted, optimized=False)
+            _store(bests.at[place], best)
+            _store(totals.at[place], total)
+        _store(answers.at[place], weighted)
 
     def _layout(self, name: str) -> Any:
         """Returns how a factor, or a sum of products, stands in registers."""

@@ -49,8 +49,10 @@ def fault(use: AttentionUse) -> str | None:
         return f"needs a TPU, and the platform is {use.platform}"
     if use.config.head_dim > _HEAD_DIM:
         return f"takes no head_dim={use.config.head_dim}, at most {_HEAD_DIM}"
-    if use.dtype.name not in ("bfloat16", "float32"):
-        return f"takes no dtype={use.dtype.name}, but bfloat16 and float32"
+    if use.dtype.name not in ("bfloat16", "float32", "float8_e4m3fn"):
+        return f"takes no dtype={use.dtype.name}"
+    if use.dtype.itemsize == 1 and use.config.num_kv_heads == 1:
+        return f"takes 2 KV heads or more of dtype={use.dtype.name}"
     columns = -(-use.max_pages_per_row // _SMEM_COLUMNS) * _SMEM_COLUMNS
     if (size := 4 * use.num_rows * columns) > _SMEM_BYTES:
         return (
@@ -152,6 +154,8 @@ def attend(
     all_heads = num_heads // k.shape[1] * num_combined // 2
     padding = ((0, 0), (0, all_heads - num_heads), (0, wide - head_dim))
     found = sequences(layout.groups)
+    # With a factor the kernel casts keys and values of fewer bits to the queries' type.
+    factor = None if cache.dtype == q.dtype else 1.0
     out = _kernel(
         jnp.pad(q, padding),
         cache,
@@ -162,6 +166,8 @@ def attend(
         sm_scale=scale,
         sliding_window=window,
         soft_cap=soft_cap,
+        k_scale=factor,
+        v_scale=factor,
         # Given, since the kernel would look them up for this process's first device.
         num_kv_pages_per_block=min(
             max(_BLOCK_TOKENS // page_size, 1), found.page_table.shape[1]

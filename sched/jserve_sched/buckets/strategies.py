@@ -29,14 +29,14 @@ class BucketStrategy:
     """Chooses the buckets to compile within a server's limits.
 
     A rule implements `_row_edges`, and `_block_edges` if that differs: ascending edges
-    from the smallest count worth an edge to the limit.
+    from 1 or more to the limit.
     """
 
-    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+    def _row_edges(self, last: int) -> Sequence[int]:
         raise NotImplementedError
 
-    def _block_edges(self, first: int, last: int) -> Sequence[int]:
-        return self._row_edges(first, last)
+    def _block_edges(self, last: int) -> Sequence[int]:
+        return self._row_edges(last)
 
     def table(
         self, *, max_num_seqs: int, max_num_batched_tokens: int, block_tokens: int
@@ -49,8 +49,8 @@ class BucketStrategy:
         """
         max_blocks = _max_blocks(max_num_seqs, max_num_batched_tokens, block_tokens)
         return BucketTable(
-            tuple(self._row_edges(1, max_num_seqs)),
-            (0, *self._block_edges(1, max_blocks)),
+            tuple(self._row_edges(max_num_seqs)),
+            (0, *self._block_edges(max_blocks)),
             block_tokens,
         )
 
@@ -63,8 +63,8 @@ def _powers_of_two(last: int) -> list[int]:
 class PowersOfTwo(BucketStrategy):
     """Rows 1, 2, 4 ... and blocks 0, 1, 2, 4 ...: few programs, up to half padding."""
 
-    def _row_edges(self, first: int, last: int) -> Sequence[int]:
-        return [*(edge for edge in _powers_of_two(last) if first <= edge < last), last]
+    def _row_edges(self, last: int) -> Sequence[int]:
+        return sorted({*_powers_of_two(last), last})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,10 @@ class TwoBit(BucketStrategy):
     rows or blocks is padding, instead of less than half.
     """
 
-    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+    def _row_edges(self, last: int) -> Sequence[int]:
         powers = _powers_of_two(last)
         edges = {*powers, *(edge + edge // 2 for edge in powers)}
-        return [*sorted(edge for edge in edges if first <= edge < last), last]
+        return sorted({*(edge for edge in edges if edge < last), last})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,15 +98,11 @@ class Linear(BucketStrategy):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is below 1")
 
-    def _row_edges(self, first: int, last: int) -> Sequence[int]:
-        return _multiples(self.row_gap, first, last)
+    def _row_edges(self, last: int) -> Sequence[int]:
+        return sorted({1, *range(self.row_gap, last, self.row_gap), last})
 
-    def _block_edges(self, first: int, last: int) -> Sequence[int]:
-        return _multiples(self.block_gap, first, last)
-
-
-def _multiples(gap: int, first: int, last: int) -> list[int]:
-    return sorted({first, last, *(one for one in range(0, last, gap) if one > first)})
+    def _block_edges(self, last: int) -> Sequence[int]:
+        return sorted({1, *range(self.block_gap, last, self.block_gap), last})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,12 +129,12 @@ class PadLimit(BucketStrategy):
         if not 0 <= self.relative < 1:
             raise ValueError(f"relative={self.relative} is not in 0..1, 1 excluded")
 
-    def _row_edges(self, first: int, last: int) -> Sequence[int]:
+    def _row_edges(self, last: int) -> Sequence[int]:
         chosen = [last]
         while True:
             edge = chosen[-1]
             most = max(self.absolute, math.floor(self.relative * edge))
-            if edge - most <= first:
+            if edge - most <= 1:
                 return chosen[::-1]
             chosen.append(edge - most - 1)
 

@@ -24,6 +24,7 @@ from jserve_sched.policies.base import Policy
 from jserve_sched.policies.edf import EarliestDeadlineFirst
 from jserve_sched.policies.fcfs import FirstComeFirstServed
 from jserve_sched.policies.laxity import LeastLaxityFirst
+from jserve_sched.policies.ontime.policy import OnTime
 from jserve_sched.policies.qoserve import QoServe
 from jserve_sched.policies.sjf import ShortestJobFirst
 from jserve_sched.policies.sliding.policy import SlidingServe
@@ -33,6 +34,7 @@ POLICIES: dict[str, type[Policy]] = {
     "edf": EarliestDeadlineFirst,
     "sjf": ShortestJobFirst,
     "laxity": LeastLaxityFirst,
+    "ontime": OnTime,
     "qoserve": QoServe,
     "sliding": SlidingServe,
     "annealing": Annealing,

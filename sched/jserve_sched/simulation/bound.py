@@ -188,7 +188,6 @@ class _Programme:
         needs: Sequence[tuple[list[_Window], list[_Steps]] | None],
         machine: _Machine,
     ):
-        self._machine = machine
         self._num_requests = len(needs)
         windows = [one for some in needs if some for one in some[0]]
         windows.sort(key=lambda one: one.start_s)

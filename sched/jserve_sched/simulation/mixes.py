@@ -202,48 +202,26 @@ WORKLOADS: dict[str, tuple[Component, ...]] = {
         _kind("chat", 4, log_normal(160, 0.6), _REPLY, ttft_s=0.15, tbt_s=0.03),
         _kind("document", 1, _LONG_DOCUMENT, _SUMMARY, ttft_s=20.0, tbt_s=0.1),
     ),
-    # inference-perf's catalogue.
-    "interactive_chat": (
-        _kind(
-            *("chat", 1, _of_moments(4000, 2500, 500, 15_000)),
-            _of_moments(300, 150, 10, 1000),
-            turns=4,
-            ttft_s=1.0,
-            tbt_s=0.05,
-        ),
-    ),
+}
+
+# Prompt and answer (mean, deviation, least, most), turns, TTFT and TBT in seconds.
+_CATALOGUE: dict[str, tuple[Any, ...]] = {
+    "interactive_chat": ((4000, 2500, 500, 15_000), (300, 150, 10, 1000), 4, 1.0, 0.05),
     "code_generation": (
-        _kind(
-            *("code", 1, _of_moments(160_000, 233_600, 10_000, _CONTEXT_TOKENS)),
-            _of_moments(425, 825, 50, 10_000),
-            turns=540,
-            ttft_s=30.0,
-            tbt_s=0.1,
-        ),
+        *((160_000, 233_600, 10_000, _CONTEXT_TOKENS), (425, 825, 50, 10_000)),
+        *(540, 30.0, 0.1),
     ),
     "deep_research": (
-        _kind(
-            *("research", 1, _of_moments(45_000, 35_000, 2000, _CONTEXT_TOKENS)),
-            _of_moments(300, 850, 50, 4000),
-            turns=15,
-            ttft_s=10.0,
-            tbt_s=0.1,
-        ),
+        *((45_000, 35_000, 2000, _CONTEXT_TOKENS), (300, 850, 50, 4000)),
+        *(15, 10.0, 0.1),
     ),
-    "reasoning": (
-        _kind(
-            *("reasoning", 1, _of_moments(1000, 800, 100, 5000)),
-            _of_moments(8000, 6500, 500, 32_000),
-            ttft_s=2.0,
-            tbt_s=0.1,
-        ),
-    ),
+    "reasoning": ((1000, 800, 100, 5000), (8000, 6500, 500, 32_000), 1, 2.0, 0.1),
     "rag": (
-        _kind(
-            *("rag", 1, _of_moments(15_000, 22_000, 1000, _CONTEXT_TOKENS)),
-            _of_moments(500, 300, 50, 2000),
-            ttft_s=15.0,
-            tbt_s=0.15,
-        ),
+        *((15_000, 22_000, 1000, _CONTEXT_TOKENS), (500, 300, 50, 2000)),
+        *(1, 15.0, 0.15),
     ),
 }
+for _name, (_prompt, _answer, _turns, _ttft_s, _tbt_s) in _CATALOGUE.items():
+    _bounds = {"turns": _turns, "ttft_s": _ttft_s, "tbt_s": _tbt_s}
+    _lengths = _of_moments(*_prompt), _of_moments(*_answer)
+    WORKLOADS[_name] = (_kind(_name, 1, *_lengths, **_bounds),)

@@ -26,7 +26,7 @@ from jserve_sched.steps import features
 
 _ITEM_BYTES = 2  # of a weight, an activation, a number in the KV cache: bfloat16
 _MEMORY_SHARE = 0.9  # of a device's memory, for weights and KV
-_GB, _TERA = 1e9, 1e12
+_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Device:
     memory: float
     bandwidth: float
     operations: float
-    link: float = 16 * _GB
-    link_s: float = 20e-6
+    link: float
+    link_s: float
     products: float = 0.75
     attention: float = 0.4
     reading: float = 0.8
@@ -70,73 +70,44 @@ class Device:
 # in jserve_tools/gpu_profiles; `products` and `reading` of A100 and H100 by Vidur's
 # kernel tables (Agrawal et al., MLSys 2024), and those of H200 and B200 as H100's. All
 # else is assumed, not measured.
-_V5E = Device(
-    memory=16 * 2**30,
-    bandwidth=819 * _GB,
-    operations=197 * _TERA,
-    link=100 * _GB,
-    link_s=2e-6,
-    layer_s=5e-6,
-    tile=32,  # of the kernel, and no cache
-)
-_A100 = Device(
-    memory=80 * 2**30,
-    bandwidth=2039 * _GB,
-    operations=312 * _TERA,
-    link=300 * _GB,
-    link_s=5e-6,
-    products=0.70,
-    reading=0.76,
-)
-_H100 = Device(
-    memory=80 * 2**30,
-    bandwidth=3352 * _GB,
-    operations=989 * _TERA,
-    link=450 * _GB,
-    link_s=5e-6,
-    products=0.77,
-    reading=0.79,
-)
+_TPU = {"layer_s": 5e-6, "tile": 32}  # of the kernel, and no cache
+_HOPPER = {"products": 0.77, "reading": 0.79}
+_RTX_4090 = {
+    "products": 0.99,
+    "attention": 0.89,
+    "reading": 0.875,
+    "mixed": 0.4,
+    "key_s": 30e-9,
+}
+_RTX_PRO_6000 = {
+    "products": 0.76,
+    "attention": 0.62,
+    "reading": 0.855,
+    "mixed": 0.57,
+    "key_s": 21e-9,
+}
+_FIGURES: dict[str, tuple[Any, ...]] = {
+    # Memory, GB/s, 10**12 operations/s; GB/s of a link and its microseconds.
+    "v5e": (16 * _GIB, 819, 197, 100, 2, _TPU),
+    "v6e": (32 * _GIB, 1638, 918, 200, 2, _TPU),
+    "l4": (24e9, 300, 121, 16, 20, {}),
+    "a100": (80 * _GIB, 2039, 312, 300, 5, {"products": 0.70, "reading": 0.76}),
+    "h100": (80 * _GIB, 3352, 989, 450, 5, _HOPPER),
+    "h200": (141e9, 4800, 989, 450, 5, _HOPPER),
+    "b200": (180e9, 8000, 2250, 900, 5, _HOPPER),
+    "rtx4090": (24 * _GIB, 1008, 165.2, 16, 20, _RTX_4090),
+    "rtxpro6000": (96e9, 1597, 503.8, 16, 20, _RTX_PRO_6000),  # the Server Edition
+}
 DEVICES: dict[str, Device] = {
-    "v5e": _V5E,
-    "v6e": dataclasses.replace(
-        _V5E,
-        memory=32 * 2**30,
-        bandwidth=1638 * _GB,
-        operations=918 * _TERA,
-        link=200 * _GB,
-    ),
-    "l4": Device(memory=24 * _GB, bandwidth=300 * _GB, operations=121 * _TERA),
-    "a100": _A100,
-    "h100": _H100,
-    "h200": dataclasses.replace(_H100, memory=141 * _GB, bandwidth=4800 * _GB),
-    "b200": dataclasses.replace(
-        _H100,
-        memory=180 * _GB,
-        bandwidth=8000 * _GB,
-        operations=2250 * _TERA,
-        link=900 * _GB,
-    ),
-    "rtx4090": Device(
-        memory=24 * 2**30,
-        bandwidth=1008 * _GB,
-        operations=165.2 * _TERA,
-        products=0.99,
-        attention=0.89,
-        reading=0.875,
-        mixed=0.4,
-        key_s=30e-9,
-    ),
-    "rtxpro6000": Device(  # the Server Edition
-        memory=96 * _GB,
-        bandwidth=1597 * _GB,
-        operations=503.8 * _TERA,
-        products=0.76,
-        attention=0.62,
-        reading=0.855,
-        mixed=0.57,
-        key_s=21e-9,
-    ),
+    name: Device(
+        memory=memory,
+        bandwidth=1e9 * bandwidth,
+        operations=1e12 * operations,
+        link=1e9 * link,
+        link_s=1e-6 * link_us,
+        **shares,
+    )
+    for name, (memory, bandwidth, operations, link, link_us, shares) in _FIGURES.items()
 }
 
 
@@ -314,8 +285,8 @@ def roofline_cost(
     num_kv_tokens = int(room_bytes // part.token_bytes)
     if num_kv_tokens < 1:
         raise ValueError(
-            f"{name}: {part.weight_bytes / _GB:.1f} GB of weights a device leave no "
-            f"room for KV in 0.9 of {device.memory / _GB:.1f} GB"
+            f"{name}: {part.weight_bytes / 1e9:.1f} GB of weights a device leave no "
+            f"room for KV in 0.9 of {device.memory / 1e9:.1f} GB"
         )
     return RooflineCost(
         name=name,

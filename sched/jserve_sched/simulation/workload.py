@@ -243,41 +243,6 @@ def at_rate(arrivals: Sequence[Arrival], qps: float) -> list[Arrival]:
     return [dataclasses.replace(one, arrival_s=one.arrival_s / qps) for one in arrivals]
 
 
-def at_levels(
-    arrivals: Sequence[Arrival],
-    levels_qps: Sequence[float],
-    *,
-    period_s: float,
-    duration_s: float,
-) -> list[Arrival]:
-    """Returns unit-rate arrivals at a rate that goes through levels, again and again.
-
-    SlidingServe's Fig. 6 has levels 1.0 and 2.5, a period of 120 s and a duration of
-    1,200 s.
-
-    Args:
-      period_s: Duration of each level, seconds.
-      duration_s: End of the last level, seconds.
-
-    Raises:
-      ValueError: If there are too few `arrivals` for the duration.
-    """
-    edges_s = np.append(np.arange(0.0, duration_s, period_s), duration_s)
-    rates = np.resize(np.array(levels_qps, np.float64), len(edges_s) - 1)
-    expected = np.append(0.0, np.cumsum(rates * np.diff(edges_s)))
-    if arrivals[-1].arrival_s < expected[-1]:
-        raise ValueError(
-            f"{len(arrivals)} requests do not last {duration_s:g} s at "
-            f"{list(levels_qps)} a second: about {expected[-1]:.0f} come"
-        )
-    units = [one for one in arrivals if one.arrival_s < expected[-1]]
-    times_s = np.interp([one.arrival_s for one in units], expected, edges_s).tolist()
-    return [
-        dataclasses.replace(one, arrival_s=time_s)
-        for one, time_s in zip(units, times_s, strict=True)
-    ]
-
-
 def describe_lengths(arrivals: Sequence[Arrival]) -> dict[str, Any]:
     """Returns the number of requests and the statistics of their lengths, by class."""
     found: dict[str, Any] = {}

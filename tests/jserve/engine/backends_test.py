@@ -2,12 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 from jserve.engine.engine import Engine, PendingStep
-from jserve_models.attention import AttentionBackend, cpu, page_loop, tpu
+from jserve_models.attention import (
+    AttentionBackend,
+    cpu,
+    gpu,
+    page_loop,
+    paged_mosaic,
+    tpu,
+)
+from jserve_models.attention.paged_mosaic import plgpu
 from jserve_models.config import NAMED
 from jserve_models.decoder import Decoder
 from jserve_models.random_weights import draw_weights
@@ -18,6 +28,7 @@ from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 from tests.engine_harness import EngineDriver, make_engine, make_engine_scheduler
 from tests.fakes import make_request
+from tests.models.attention import mosaic
 from tests.ragged_attention import traceable_kernel
 
 TABLE = BucketTable((4,), (0, 3), 16)
@@ -26,7 +37,12 @@ NUM_PAGES = 9  # too few for four rows
 
 def make_model(backend: AttentionBackend) -> LoadedModel:
     config = dataclasses.replace(
-        NAMED["tiny"], num_layers=1, hidden_size=64, intermediate_size=64
+        NAMED["tiny"],
+        num_layers=1,
+        hidden_size=64,
+        num_heads=4,
+        num_kv_heads=2,
+        intermediate_size=64,
     )
     structure = Decoder(config, backend)
     hosts = draw_weights(structure.leaves, 0, np.float32)
@@ -68,9 +84,9 @@ def serve(
     monkeypatch.setattr(engine, "launch", checking_tables(engine))
     driver = EngineDriver(engine, scheduler, lag=1)
     stem = np.random.default_rng(0).integers(0, 256, 170)
-    lengths = (120, 33, 100, 30, 64, 1)
+    lengths = (120, 60, 100, 64, 1)
     requests: list[Request] = [
-        make_request(prompt=stem[:length], max_tokens=30 + 3 * index)
+        make_request(prompt=stem[:length], max_tokens=12 + 3 * index)
         for index, length in enumerate(lengths)
     ]
     driver.run(*requests)
@@ -85,14 +101,35 @@ def wanted() -> Iterator[list[list[int]]]:
         yield serve(cpu, monkeypatch)[0]
 
 
-@pytest.mark.usefixtures("quick_compiler")
-@pytest.mark.parametrize("backend", [page_loop, tpu], ids=["page_loop", "tpu"])
+@pytest.fixture
+def kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TPU's kernel is replaced, and NVIDIA's is interpreted, and takes float32."""
+    monkeypatch.setattr(tpu, "_kernel", traceable_kernel)
+    kernel = paged_mosaic.paged_attention
+
+    def interpreted(*arrays: Any, **options: Any) -> jax.Array:
+        with mosaic.interpreted(detects_races=False):
+            return kernel(*arrays, num_splits=1, **options)
+
+    # Which no tensor core multiplies, and no transform of shared memory holds.
+    monkeypatch.setattr(paged_mosaic, "DTYPES", ("float32",))
+    monkeypatch.setattr(
+        paged_mosaic, "_shared", lambda shape, dtype, _: plgpu.SMEM(shape, dtype)
+    )
+    monkeypatch.setattr(paged_mosaic, "paged_attention", interpreted)
+
+
+@pytest.mark.usefixtures("quick_compiler", "kernels_on_cpu")
+@pytest.mark.parametrize(
+    "backend",
+    [page_loop, tpu, pytest.param(gpu, marks=pytest.mark.aot)],
+    ids=["page_loop", "tpu", "gpu"],
+)
 def test_tokens_are_those_of_the_cpu(
     backend: AttentionBackend,
     wanted: list[list[int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tpu, "_kernel", traceable_kernel)
     tokens, engine = serve(backend, monkeypatch)
     assert tokens == wanted
     assert engine.programs.num_compiles_after_warmup == 0

@@ -54,7 +54,7 @@ def neighbours(
 def run(engine: Engine, *requests: Request, **fields: object) -> Trace:
     driver = EngineDriver(
         engine,
-        make_engine_scheduler(engine, **fields),  # type: ignore[arg-type]
+        make_engine_scheduler(engine, **fields),
         captures=True,
     )
     driver.run(*requests, until=requests[0])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jserve.engine.engine import Engine
+from jserve.engine.packing import _cut
 from jserve.engine.programs import UncompiledBucketError
 from jserve_models.toy import toy_next_token
 from jserve_sched.buckets.table import Bucket
@@ -16,6 +17,7 @@ from jserve_sched.steps.features import (
     NUM_BLOCKS,
     NUM_FEATURES,
     NUM_ROWS,
+    Span,
 )
 from jserve_sched.steps.plan import PlanEnd, StepPlan
 from tests.engine_harness import (
@@ -152,3 +154,28 @@ def test_padded_runs_visit_every_bucket_and_leave_what_requests_wrote(
         np.testing.assert_array_equal(before, np.array(after))
     np.testing.assert_array_equal(slot_tokens, np.array(toy_engine._state.slot_tokens))
     np.testing.assert_array_equal(tables, np.array(toy_engine._state.tables))
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "num_pages", "chunks"),
+    [
+        (4, 15, [Span(1920, 128)]),
+        (8, 15, [Span(1792, 256)]),  # there is no room for more pages before it
+        (80, 0, [Span(0, 2048), Span(0, 512)]),
+        (0, 15, []),
+    ],
+)
+def test_timed_blocks_are_consecutive_parts_of_a_chunk(
+    toy_engine: Engine, num_blocks: int, num_pages: int, chunks: list[Span]
+) -> None:
+    bucket = Bucket(8, num_blocks)
+    assert toy_engine._made_up_chunks(bucket, num_pages) == chunks
+    packed, tables = toy_engine._packer.pack_synthetic(
+        bucket, [], chunks, is_drawn=False
+    )
+    *_, rows = _cut(packed.step, bucket, len(toy_engine._state.slot_tokens))
+    begins = [at for one in chunks for at in range(one.start, sum(one), 32)]
+    assert rows[8:, :2].tolist() == [[begin, 32] for begin in begins]
+    for start, _ in chunks:  # what is before it is read, and all else discarded
+        is_read = tables[-1] < toy_engine.num_pages
+        assert is_read.tolist() == [page < start // 128 for page in range(16)]

@@ -59,8 +59,7 @@ def padding(bucket: Bucket) -> Packed:
         page_size=PAGE_SIZE,
         max_pages_per_row=PAGES_PER_ROW,
     )
-    blocks_pages = min(bucket.num_blocks, 1)
-    packed, _ = packer.pack_synthetic(bucket, 1, blocks_pages, is_drawn=False)
+    packed, _ = packer.pack_synthetic(bucket, [], [], is_drawn=False)
     return packed
 
 

@@ -15,8 +15,9 @@ from jserve_models.config import ModelConfig
 from jserve_models.registry import abstract_model
 from jserve_models.sharding import make_mesh, placement
 from jserve_sched.buckets.table import Bucket
-from jserve_sched.simulation.roofline import DEVICES, Decoder, roofline_cost
+from jserve_sched.simulation.roofline import DEVICES, roofline_cost
 from jserve_sched.steps.features import uniform_features
+from jserve_tools.gpu_profiles.machines import decoder_of
 
 PAGES, PAGE_SIZE = 3, 512
 CONFIG = ModelConfig(
@@ -58,13 +59,7 @@ def analysis(program: Program, monkeypatch: pytest.MonkeyPatch) -> dict[str, flo
 
 @pytest.mark.parametrize("bucket", [Bucket(1, 0), Bucket(8, 4)], ids=str)
 def test_a_step_does_what_roofline_costs_charge(bucket: Bucket, monkeypatch) -> None:
-    decoder = Decoder(
-        **{
-            field.name: getattr(CONFIG, field.name)
-            for field in dataclasses.fields(Decoder)
-        }
-    )
-    costs = roofline_cost("h200", DEVICES["h200"], decoder)
+    costs = roofline_cost("h200", DEVICES["h200"], decoder_of(CONFIG))
     costs = dataclasses.replace(costs, page_size=PAGE_SIZE)
     full = uniform_features(
         bucket,

@@ -322,7 +322,7 @@ def test_a_failed_engine_ends_the_process_once_all_have_heard(kind):
         status, output = one.end()
         assert status == FAILED_STATUS != 0
         assert ("still compiles" in output) == (kind == "stuck")
-        assert time.monotonic() - start_s < 4
+        assert time.monotonic() - start_s < 30  # much less than the drain may take
 
 
 def test_a_stream_that_does_not_end_gets_an_error_and_not_a_closed_socket():

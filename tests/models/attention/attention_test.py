@@ -184,7 +184,6 @@ def test_writes_touch_their_layer_only_and_padding_nothing(backend):
     np.testing.assert_array_equal(values, wanted_values)
 
 
-@pytest.mark.parametrize("backend", [cpu, page_loop], ids=["cpu", "page_loop"])
 def test_a_cache_of_fewer_bits_holds_what_it_can_and_answers_by_that(backend):
     fp8 = jnp.float8_e4m3fn
     kv, (q, k, v) = make_arrays(backend)

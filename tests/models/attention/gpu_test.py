@@ -33,7 +33,7 @@ def test_says_why_there_is_no_kernel():
     )
     assert gpu.fault(use) == "needs an NVIDIA GPU, and the platform is cpu"
     if NO_KERNEL is not None:
-        assert NO_KERNEL.startswith("needs Mosaic GPU's mma, of JAX 0.12")
+        assert NO_KERNEL.startswith("needs Mosaic GPU's mma, of JAX 0.11.2")
         return
     for arguments, reason in {
         ("float32", 128, 128): "takes no dtype=float32, but bfloat16, float16",

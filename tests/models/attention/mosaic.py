@@ -15,8 +15,8 @@ from jserve_models.attention.paged_mosaic import plgpu
 
 
 @contextlib.contextmanager
-def interpreted() -> Iterator[None]:
-    """What is traced inside runs in the interpreter, which raises at a data race."""
+def interpreted(*, detects_races: bool = True) -> Iterator[None]:
+    """What is traced inside runs in the interpreter, which may raise at a data race."""
     from jax._src.interpreters import mlir
     from jax._src.pallas.mosaic_gpu import primitives as found
     from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
@@ -31,7 +31,7 @@ def interpreted() -> Iterator[None]:
     mlir.register_lowering(primitives.mma_p, rule, platform="cpu")
     try:
         with plgpu.force_gpu_interpret_mode(
-            plgpu.InterpretGPUParams(detect_races=True)
+            plgpu.InterpretGPUParams(detect_races=detects_races)
         ):
             yield
     finally:

@@ -108,11 +108,11 @@ def test_a_chunk_is_one_sequence_and_padding_behind_is_none():
     assert found.page_table.tolist()[:6] == [tables[name] for name in names]
 
 
-def use(platform="tpu", num_rows=64, **fields):
+def use(platform="tpu", num_rows=64, dtype="float32", **fields):
     return AttentionUse(
         config=dataclasses.replace(NAMED["llama-8b"], **fields),
         platform=platform,
-        dtype=np.dtype("float32"),
+        dtype=np.dtype(dtype),
         page_size=128,
         num_rows=num_rows,
         max_pages_per_row=1024,
@@ -124,6 +124,11 @@ def use(platform="tpu", num_rows=64, **fields):
     [
         (use("cpu"), "attention='tpu': tpu needs a TPU, and the platform is cpu"),
         (use(head_dim=256), "takes no head_dim=256, at most 128"),
+        (use(dtype="float16"), "takes no dtype=float16"),
+        (
+            use(dtype="float8_e4m3fn", num_kv_heads=1),
+            "takes 2 KV heads or more of dtype=float8_e4m3fn",
+        ),
         (use(num_rows=241), "of 983040 bytes at most, and 241 rows of 1024 pages have"),
     ],
 )

@@ -5,10 +5,10 @@ from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.requests.facts import facts_of
-from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.request import Request
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import Row
-from tests.fakes import make_request
+from tests.fakes import begin, make_request
 from tests.step_costs import Curve, make_view
 
 TABLE = BucketTable((2, 4, 8), (0, 1, 2, 4, 8), block_tokens=4)
@@ -17,24 +17,17 @@ CONTINUOUS = Continuous().table(
 )
 
 
-def decoding(context_tokens: int) -> Request:
-    request = make_request(context_tokens, 8)
-    request.num_dispatched_tokens = context_tokens
-    request.output_tokens.append(1)
-    request.state = RequestState.RUNNING
-    return request
-
-
 def prompts_of(*lengths: int) -> list[Request]:
     return [make_request(length, 4) for length in lengths]
 
 
 @pytest.mark.parametrize("table", [TABLE, CONTINUOUS])
 def test_features_are_those_of_the_step_that_would_run(table: BucketTable) -> None:
-    decodes = [Row(decoding(tokens), tokens, 1, True) for tokens in (30, 9)]
+    decodes = [
+        Row(begin(make_request(tokens, 8)), tokens, 1, True) for tokens in (30, 9)
+    ]
     requests = prompts_of(5, 13, 3)
-    requests[1].num_dispatched_tokens = 4  # partly computed
-    requests[1].state = RequestState.RUNNING
+    begin(requests[1], 4)  # partly computed
     view = make_view(table, Curve(lambda tokens: tokens))
     prices = StepPrices(view, decodes).of(facts_of(requests))
     size = table.block_tokens

@@ -16,6 +16,7 @@ MAX_AGE_S = 0.3
 MOST_LONG = 2  # of these wait at a time
 MOST_SHORT = 3
 LONGEST_STEPS = 5 + 16  # a long prompt in full steps, and its answer
+SEARCHES = ":proposals=8:interval_s=0.04"
 
 
 def serve(
@@ -28,7 +29,7 @@ def serve(
     """
     rng = np.random.default_rng(seed)
     scheduler = make_scheduler(
-        policy=f"{policy}:proposals=8:max_age_s={MAX_AGE_S}:interval_s=0.04",
+        policy=f"{policy}:max_age_s={MAX_AGE_S}",
         num_pages=num_pages,
         max_num_seqs=num_slots,
         enable_prefix_caching=False,
@@ -73,7 +74,15 @@ class Idle:
         return StepResult(tokens=(0,) * num_tokens, duration_s=STEP_S)
 
 
-@pytest.mark.parametrize("policy", ["annealing", "annealing+sliding"])
+@pytest.mark.parametrize(
+    ("policy", "steps_between"),
+    [
+        (f"annealing{SEARCHES}", 0),
+        (f"annealing+sliding{SEARCHES}", 0),
+        # A turn comes after 16 steps, and each step of a prompt takes a turn.
+        ("ontime", 16 * 5),
+    ],
+)
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     num_slots=st.integers(1, 2),
@@ -82,14 +91,16 @@ class Idle:
     seed=st.integers(0, 2**31),
     wrong_by=st.sampled_from([0.1, 1.0, 10.0]),
 )
-def test_the_bound_on_age_limits_every_wait(policy: str, **flood) -> None:
+def test_the_bound_on_age_limits_every_wait(
+    policy: str, steps_between: int, **flood: Any
+) -> None:
     """Once over the bound, only earlier arrivals are admitted before it.
 
     At most `MOST_LONG + MOST_SHORT` waited when it came and `num_slots` ran, and each
-    takes at most `LONGEST_STEPS` if it runs alone.
+    takes at most `LONGEST_STEPS` if it runs alone, and the steps between its turns.
     """
     waits = serve(policy, **flood)
     num_before = MOST_LONG + MOST_SHORT + flood["num_slots"]
-    bound_s = MAX_AGE_S + num_before * LONGEST_STEPS * STEP_S
+    bound_s = MAX_AGE_S + num_before * (LONGEST_STEPS + steps_between) * STEP_S
     assert sum(request.slo.ttlt_s is not None for request, _ in waits) > 5
     assert max(wait_s for _, wait_s in waits) <= bound_s

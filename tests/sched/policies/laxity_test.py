@@ -7,10 +7,10 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.laxity import LeastLaxityFirst, laxities_s
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.facts import facts_of
-from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
-from tests.fakes import make_request
+from tests.fakes import begin, make_request
 from tests.step_costs import Curve, make_view
 
 # A prompt token takes 1 ms; a decode step 10 ms and 1 ms for each row.
@@ -45,12 +45,7 @@ def waiting(name: str, tokens: int, *, max_tokens: int = 4, **slo: float) -> Req
 
 def decoding(tokens: int, max_tokens: int, **slo: float) -> Request:
     """A running request with one output token."""
-    request = make_request(tokens, max_tokens, slo=Slo(**slo))
-    request.output_tokens.append(1)
-    request.num_dispatched_tokens = tokens
-    request.slot, request.pages = 0, list(range(-(-tokens // 8) + 1))
-    request.state = RequestState.RUNNING
-    return request
+    return begin(make_request(tokens, max_tokens, slo=Slo(**slo)))
 
 
 def laxity_s(request: Request, view: SchedulerView) -> float:
@@ -108,9 +103,7 @@ def test_the_late_come_last_by_arrival_and_the_guarded_do_not() -> None:
 
 
 def test_what_is_left_of_a_prompt_counts() -> None:
-    partly = waiting("partly", 100, ttft_s=1.0)
-    partly.state, partly.slot = RequestState.RUNNING, 0
-    partly.num_dispatched_tokens, partly.pages = 60, list(range(8))
+    partly = begin(waiting("partly", 100, ttft_s=1.0), 60)
     view = view_of(running=(partly,))
     assert laxity_s(partly, view) == pytest.approx(1 - 0.04)
 

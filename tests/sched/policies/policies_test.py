@@ -7,10 +7,10 @@ from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.planning.candidates import MAX_WAITING, Candidates
 from jserve_sched.policies.registry import make_policy
-from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.plan import StepPlan
-from tests.fakes import Driver, make_request, make_scheduler
+from tests.fakes import Driver, begin, make_request, make_scheduler
 from tests.step_costs import Curve, Staircase, make_view
 
 CONTINUOUS = Continuous().table(
@@ -21,11 +21,7 @@ PER_TOKEN_S = 1e-4
 
 def decoding(slack_s: float, *, gap_s: float = 0.05) -> Request:
     """A running request whose next token is due `slack_s` after time 0."""
-    request = make_request(16, 8, slo=Slo(ttft_s=10.0, tbt_s=gap_s))
-    request.output_tokens.append(1)
-    request.num_dispatched_tokens = 16
-    request.slot, request.pages = 0, [0, 1]
-    request.state = RequestState.RUNNING
+    request = begin(make_request(16, 8, slo=Slo(ttft_s=10.0, tbt_s=gap_s)))
     request.pacing = request.pacing._replace(start_s=slack_s - gap_s)
     return request
 
@@ -217,7 +213,6 @@ def test_of_equals_in_a_long_queue_the_oldest_are_ranked() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("luck", "policy 'luck' is unknown"),
         ("sliding:speed=9", "policy 'sliding' has no option 'speed=9'"),
         ("sliding:alpha=high", "sliding:alpha=high is not a number"),
         ("sliding:fill=maybe", "sliding:fill=maybe is not one of"),
@@ -225,9 +220,17 @@ def test_of_equals_in_a_long_queue_the_oldest_are_ranked() -> None:
         ("edf:chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
         ("sliding:alpha=nan", "sliding:alpha=nan is not a number"),
         ("sliding:alpha=-0.5", "alpha=-0.5 is not 0 or more"),
+        ("ontime:buffer=-1", "buffer=-1.0 is not in 0..100"),
+        ("ontime:max_age_s=nan", "max_age_s=nan is not a number"),
         ("qoserve:margin=0", "margin=0.0 is not in"),
         ("qoserve:alpha_s_per_token=-1", "alpha_s_per_token=-1.0 is below 0"),
         ("qoserve:max_chunk_tokens=-7", "max_chunk_tokens=-7 is below 1"),
+        ("sjf:by=tokens", r"by=tokens is not one of \['e2e', "),
+        ("annealing:proposals=0", "proposals=0 is below 1"),
+        ("annealing:interval_s=-1", "interval_s=-1.0 is below 0"),
+        ("annealing:chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
+        ("annealing:seed=-1", "seed=-1 is below 0"),
+        ("annealing:make_kernel=fast", "no option 'make_kernel=fast'"),
     ],
 )
 def test_wrong_specs_are_refused_by_name(spec: str, message: str) -> None:

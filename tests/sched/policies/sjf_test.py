@@ -1,14 +1,13 @@
 import random
 
 import numpy as np
-import pytest
 
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.registry import make_policy
-from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.request import Request
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
-from tests.fakes import make_request
+from tests.fakes import begin, make_request
 from tests.step_costs import Curve, make_view
 
 SLOTS = 64
@@ -58,15 +57,8 @@ def test_jobs_go_by_the_time_of_prompt_and_answer() -> None:
 
 
 def test_what_is_computed_is_not_counted_again() -> None:
-    begun = job("begun", 500, 1)
-    begun.num_dispatched_tokens = 480
-    begun.state, begun.slot, begun.pages = RequestState.RUNNING, 0, list(range(63))
+    begun = begin(job("begun", 500, 1), 480)
     fresh = job("fresh", 60, 1)
     assert order_of("sjf", [fresh], [begun]) == ["begun", "fresh"]
     begun.num_dispatched_tokens = 100
     assert order_of("sjf", [fresh], [begun]) == ["fresh", "begun"]
-
-
-def test_an_unknown_measure_is_named() -> None:
-    with pytest.raises(ValueError, match=r"by=tokens is not one of \['e2e', "):
-        make_policy("sjf:by=tokens")

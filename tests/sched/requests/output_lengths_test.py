@@ -17,7 +17,6 @@ from jserve_sched.requests.output_lengths import (
     pool_length_errors,
 )
 from jserve_sched.requests.request import FinishReason, Request
-from jserve_sched.requests.slo import Slo
 from tests.fakes import Driver, expected_output, make_request, make_scheduler
 
 LEARNING = ["mean", "quantile:q=0.75"]
@@ -198,27 +197,6 @@ def test_cancelled_requests_teach_nothing() -> None:
     Driver(scheduler).run()
     assert scheduler.length_errors["best_effort"].num_requests == 1
     assert estimator.estimate(ask()) == 5
-
-
-def test_learned_lengths_change_no_answer() -> None:
-    outputs = []
-    for estimator in (make_length_estimator("mean:least=2"), None):
-        scheduler = make_scheduler(policy="sliding", lengths=estimator, num_pages=24)
-        requests = [
-            make_request(
-                5 + index % 13,
-                30,
-                request_id=f"{index}",
-                slo=Slo(ttlt_s=1.0) if index % 2 else Slo(),
-                stop_token_ids=frozenset(range(8)),
-            )
-            for index in range(24)
-        ]
-        for one in requests:
-            scheduler.submit(one)
-        Driver(scheduler).run()
-        outputs.append([one.output_tokens for one in requests])
-    assert outputs[0] == outputs[1]
 
 
 def test_errors_of_engines_add_up() -> None:

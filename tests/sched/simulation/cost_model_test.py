@@ -10,17 +10,14 @@ from jserve_sched.simulation.cost_model import (
     PredictorCost,
 )
 from jserve_sched.steps import features
+from tests.fakes import make_features
 
 A100 = CLOSED_FORMS["a100-llama3-8b"]
 
 
 def row(bucket: Bucket, **columns: float) -> np.ndarray:
-    found = np.zeros((1, features.NUM_FEATURES))
-    found[0, features.NUM_ROWS] = bucket.num_rows
-    found[0, features.NUM_BLOCKS] = bucket.num_blocks
-    for name, value in columns.items():
-        found[0, getattr(features, name)] = value
-    return found
+    sizes = {"NUM_ROWS": bucket.num_rows, "NUM_BLOCKS": bucket.num_blocks}
+    return make_features(**sizes, **columns)
 
 
 def test_the_a100_formula_by_hand() -> None:

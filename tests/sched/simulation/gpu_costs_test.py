@@ -64,14 +64,6 @@ def test_grid_beyond_its_edges(
     np.testing.assert_allclose(grid.at(np.array(places)), expected)
 
 
-def test_grid_prices_a_place_alike_in_any_company() -> None:
-    rng = np.random.default_rng(1)
-    grid = Grid([EDGES] * 4, rng.uniform(1, 2, (4, 4, 4, 4)))
-    places = rng.uniform(0, 20, (4, 50))
-    alone = [grid.at(*places[:, [i]])[0] for i in range(50)]
-    assert grid.at(*places).tolist() == alone
-
-
 def test_a_step_is_the_sum_of_its_kernels() -> None:
     cases = [
         (step(decodes=2, context=4), 0.02 + 0.5 + 2 + 4),

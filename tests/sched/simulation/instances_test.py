@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
-from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation.cost_model import OraclePredictor
 from jserve_sched.simulation.instances import (
     ASSIGNMENTS,
     Assignment,
@@ -22,8 +18,8 @@ from jserve_sched.simulation.simulator import SimulationResult, simulate
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps.plan import StepResult
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
-from tests.fakes import check_integrity
-from tests.step_costs import METRONOME, METRONOME_TABLE, arrival, scheduler_of
+from tests.fakes import check_integrity, make_request
+from tests.step_costs import METRONOME, arrival, scheduler_of
 
 # A prompt token takes a second, whatever is beside it, and a decode step two.
 LATENCY = RequestLatency(
@@ -44,27 +40,13 @@ class Halves:
 
 
 def halving_scheduler() -> Scheduler:
-    return Scheduler(
-        policy=make_policy("fcfs"),
-        buckets=METRONOME_TABLE,
-        ledger=KvLedger(num_pages=80, page_size=8, enable_prefix_caching=False),
-        predictor=OraclePredictor(METRONOME, METRONOME_TABLE.block_tokens),
-        max_num_seqs=4,
-        max_num_batched_tokens=20,
-        max_model_len=512,
-        lengths=Halves(),
-    )
+    return scheduler_of(lengths=Halves(), max_model_len=512)
 
 
-def submit(scheduler: Scheduler, name: str, prompt: int, most: int) -> Request:
-    request = Request(
-        request_id=name,
-        arrival_s=0.0,
-        prompt_tokens=np.full(prompt, 7),
-        max_tokens=most,
+def submit(scheduler: Scheduler, name: str, prompt: int, most: int) -> None:
+    scheduler.submit(
+        make_request(prompt=[7] * prompt, max_tokens=most, request_id=name)
     )
-    scheduler.submit(request)
-    return request
 
 
 def step(scheduler: Scheduler) -> None:

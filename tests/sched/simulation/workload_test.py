@@ -13,7 +13,6 @@ from jserve_sched.simulation.mixes import WORKLOADS
 from jserve_sched.simulation.workload import (
     Arrival,
     Yardstick,
-    at_levels,
     at_rate,
     describe_lengths,
     isolated_times,
@@ -92,19 +91,6 @@ def test_classes_by_name_or_by_share() -> None:
     assert gold[0].slo == Slo(ttft_s=1.0, tbt_s=3.0 * YARDSTICK.step_s)
     with pytest.raises(ValueError, match=r"add up to 0\.25"):
         draw("mixed_v1", 10, classes=shares[:1])
-
-
-def test_levels_take_turns() -> None:
-    arrivals = at_levels(
-        draw("mixed_v1", 3000), (1.0, 2.5), period_s=120.0, duration_s=1200.0
-    )
-    times_s = np.array([one.arrival_s for one in arrivals])
-    assert np.all(np.diff(times_s) >= 0) and times_s[-1] <= 1200.0
-    counts = np.histogram(times_s, np.arange(0, 1201, 120))[0]
-    assert counts[::2].sum() == pytest.approx(600, rel=0.1)
-    assert counts[1::2].sum() == pytest.approx(1500, rel=0.1)
-    with pytest.raises(ValueError, match="about 2100 come"):
-        at_levels(draw("mixed_v1", 1000), (1.0, 2.5), period_s=120.0, duration_s=1200.0)
 
 
 def test_a_prompt_alone_is_cut_at_the_token_limit() -> None:

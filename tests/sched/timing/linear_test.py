@@ -8,6 +8,7 @@ from jserve_sched.steps.features import NUM_FEATURES
 from jserve_sched.timing.linear import LinearModel, LinearPredictor, fit_linear
 from jserve_sched.timing.predictor import StepSample
 from tests.fake_predictors import flat_model
+from tests.fakes import make_features
 
 DECODE_COLUMNS = [features.NUM_DECODES, features.DECODE_CONTEXT]
 PREFILL_COLUMNS = [
@@ -48,8 +49,7 @@ def test_it_recovers_a_linear_device_scenario_by_scenario() -> None:
 
 def test_squared_errors_are_divided_by_the_time() -> None:
     """Equal steps of 1 s and 9 s: the mean weighted by 1 / time."""
-    matrix = np.zeros((100, NUM_FEATURES))
-    matrix[:, features.NUM_DECODES] = 1.0
+    matrix = make_features(100, NUM_DECODES=1.0)
     duration_s = np.where(np.arange(100) < 50, 1.0, 9.0)
     model = fit_linear(matrix, duration_s)
     assert model.predict(matrix[:1])[0] == pytest.approx(1.8)

@@ -5,17 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jserve_sched.steps.features import (
-    BLOCK_PAGES,
-    DECODE_PAGES,
-    MIXED,
-    NUM_BLOCKS,
-    NUM_DECODES,
-    NUM_FEATURES,
-    NUM_ROWS,
-    PREFILL_TOKENS,
-    scenarios,
-)
+from jserve_sched.steps import features
 from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.mlp import (
     MAX_LOG_INCREMENT,
@@ -31,9 +21,9 @@ from jserve_sched.timing.predictor import StepSample
 
 def some_steps(num_steps: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    matrix = rng.integers(1, 1000, (num_steps, NUM_FEATURES)).astype(float)
-    matrix[::3, NUM_DECODES] = 0
-    matrix[1::3, PREFILL_TOKENS] = 0
+    matrix = rng.integers(1, 1000, (num_steps, features.NUM_FEATURES)).astype(float)
+    matrix[::3, features.NUM_DECODES] = 0
+    matrix[1::3, features.PREFILL_TOKENS] = 0
     return matrix
 
 
@@ -63,10 +53,17 @@ def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeigh
 
 def by_hand(weights: MlpWeights, row: np.ndarray) -> tuple[float, float]:
     """The median and the 95th percentile of one step, without arrays' help."""
-    scenario = int(scenarios(row[None])[0])
+    scenario = int(features.scenarios(row[None])[0])
     coefficients = weights.linear.coefficients[1 + scenario]
     base_s = coefficients[0] + sum(coefficients[1 + k] * row[k] for k in range(7))
-    sizes = row[[NUM_ROWS, NUM_BLOCKS, DECODE_PAGES, BLOCK_PAGES]].tolist()
+    sizes = row[
+        [
+            features.NUM_ROWS,
+            features.NUM_BLOCKS,
+            features.DECODE_PAGES,
+            features.BLOCK_PAGES,
+        ]
+    ].tolist()
     values = [math.log(1 + x) for x in sizes]
     values.append(math.log(base_s))
     outside = 0.0
@@ -123,7 +120,7 @@ def test_the_residual_is_bounded_and_fades_outside_the_range() -> None:
 def test_the_correction_follows_a_slower_machine_in_its_scenario_only() -> None:
     matrix = some_steps(600)
     predictor, fresh = MlpPredictor(some_weights()), MlpPredictor(some_weights())
-    mixed = scenarios(matrix) == MIXED
+    mixed = features.scenarios(matrix) == features.MIXED
     measured_s = 1.3 * fresh.predict(matrix)
     for row, duration_s in zip(matrix[mixed], measured_s[mixed], strict=True):
         predictor.update(StepSample(row, float(duration_s)))

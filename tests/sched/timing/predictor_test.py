@@ -6,18 +6,7 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.steps.features import (
-    CACHED_TOKENS,
-    DECODE_CONTEXT,
-    DECODE_PAGES,
-    MIXED,
-    NUM_DECODES,
-    NUM_FEATURES,
-    NUM_ROWS,
-    PREFILL_TOKENS,
-    PURE_DECODE,
-    PURE_PREFILL,
-)
+from jserve_sched.steps import features
 from jserve_sched.timing.linear import LinearPredictor
 from jserve_sched.timing.mlp import MlpPredictor
 from jserve_sched.timing.predictor import (
@@ -29,13 +18,12 @@ from jserve_sched.timing.predictor import (
 )
 from jserve_sched.timing.table import TablePredictor
 from tests.fake_predictors import flat_model, flat_weights
+from tests.fakes import make_features
 
 
 def decode_step(num_decodes: int = 4) -> np.ndarray:
-    row = np.zeros(NUM_FEATURES)
-    row[[NUM_DECODES, CACHED_TOKENS, DECODE_CONTEXT]] = num_decodes, 400, 400
-    row[[NUM_ROWS, DECODE_PAGES]] = 8, 4
-    return row
+    context = {"CACHED_TOKENS": 400, "DECODE_CONTEXT": 400, "DECODE_PAGES": 4}
+    return make_features(NUM_DECODES=num_decodes, NUM_ROWS=8, **context)[0]
 
 
 def every_predictor() -> list[Predictor]:
@@ -68,7 +56,7 @@ BAD_S = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e9)
 @pytest.mark.parametrize("ask", ["predict", "predict_upper"])
 def test_a_bad_answer_is_replaced_and_counted(bad: float, ask: str) -> None:
     safe = SafePredictor(Constant(0.5, bad, 0.25), Constant(0.125))
-    found = getattr(safe, ask)(np.zeros((3, NUM_FEATURES)))
+    found = getattr(safe, ask)(np.zeros((3, features.NUM_FEATURES)))
     assert found.tolist() == [0.5, 0.125, 0.25]
     assert safe.num_replaced == 1
 
@@ -76,7 +64,10 @@ def test_a_bad_answer_is_replaced_and_counted(bad: float, ask: str) -> None:
 def test_a_good_answer_passes_and_both_learn() -> None:
     inner, fallback = Constant(0.5, MAX_STEP_S), Constant(0.125)
     safe = SafePredictor(inner, fallback)
-    assert safe.predict(np.zeros((2, NUM_FEATURES))).tolist() == [0.5, MAX_STEP_S]
+    assert safe.predict(np.zeros((2, features.NUM_FEATURES))).tolist() == [
+        0.5,
+        MAX_STEP_S,
+    ]
     safe.update(StepSample(decode_step(), 0.01))
     assert (inner.num_updates, fallback.num_updates) == (1, 1)
     assert safe.num_replaced == 0
@@ -85,7 +76,7 @@ def test_a_good_answer_passes_and_both_learn() -> None:
 @pytest.mark.parametrize("bad", BAD_S)
 def test_a_measurement_that_is_not_a_duration_teaches_nothing(bad: float) -> None:
     broken = decode_step()
-    broken[CACHED_TOKENS] = math.nan
+    broken[features.CACHED_TOKENS] = math.nan
     matrix = np.stack([decode_step(count) for count in (1, 4, 8)])
     for predictor, fresh in zip(every_predictor(), every_predictor(), strict=True):
         for _ in range(300):
@@ -122,9 +113,9 @@ def test_every_upper_is_above_and_covers_95_percent() -> None:
 
 
 def test_the_ratio_is_the_percentile_of_its_scenario() -> None:
-    known = np.zeros((3, NUM_FEATURES))
-    known[[PURE_DECODE, MIXED], NUM_DECODES] = 1
-    known[[PURE_PREFILL, MIXED], PREFILL_TOKENS] = 1
+    known = np.zeros((3, features.NUM_FEATURES))
+    known[[features.PURE_DECODE, features.MIXED], features.NUM_DECODES] = 1
+    known[[features.PURE_PREFILL, features.MIXED], features.PREFILL_TOKENS] = 1
     ratio = RatioQuantile()
 
     def learn(scenario: int, *ratios: float) -> list[float]:
@@ -133,11 +124,11 @@ def test_the_ratio_is_the_percentile_of_its_scenario() -> None:
             ratio.learn(sample, Constant(0.5).predict)
         return ratio.scale(np.ones(3), known).tolist()
 
-    assert learn(PURE_DECODE) == [1.1, 1.1, 1.1]
+    assert learn(features.PURE_DECODE) == [1.1, 1.1, 1.1]
     # 96 of the 100 are taken in, by 16; too few of the others.
-    assert learn(PURE_DECODE, *np.linspace(0.51, 1.5, 100)) == [1.42, 1.1, 1.1]
-    learn(PURE_DECODE, *[0.2] * 12)
-    assert learn(MIXED, *[3.0] * 32)[2] == 1.1
-    assert learn(MIXED, *[3.0] * 16)[2] == 3.0
-    assert learn(PURE_DECODE, *[0.2] * 640)[0] == 1.0, "bounded below"
-    assert learn(MIXED, *[1e6] * 640)[2] == 4.0, "bounded above"
+    assert learn(features.PURE_DECODE, *np.linspace(0.51, 1.5, 100)) == [1.42, 1.1, 1.1]
+    learn(features.PURE_DECODE, *[0.2] * 12)
+    assert learn(features.MIXED, *[3.0] * 32)[2] == 1.1
+    assert learn(features.MIXED, *[3.0] * 16)[2] == 3.0
+    assert learn(features.PURE_DECODE, *[0.2] * 640)[0] == 1.0, "bounded below"
+    assert learn(features.MIXED, *[1e6] * 640)[2] == 4.0, "bounded above"

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.memory.ledger import KvLedger
-from jserve_sched.planning.latency_source import LatencySource
-from jserve_sched.policies.registry import make_policy
-from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
 from jserve_sched.steps import features
-from jserve_sched.steps.plan import Row, StepResult
+from jserve_sched.steps.plan import Row
 from jserve_sched.timing.request_latency import (
     Bilinear,
     LatencyPoints,
@@ -104,28 +99,16 @@ def test_a_latency_survives_its_file_and_others_are_refused(
     assert message in str(error.value)
 
 
-class Recorder:
-    """A model of steps that keeps what it was asked about."""
-
-    def __init__(self, seconds: float = 0.02):
-        self.inner = Curve(lambda tokens: seconds + tokens * 1e-4)
-        self.asked: list[np.ndarray] = []
-
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        self.asked.append(matrix)
-        return self.inner.predict(matrix)
-
-    predict_upper = predict
-
-    def update(self, sample: object) -> None:
-        raise AssertionError("a source must not teach the predictor")
-
-
 def grid_of(
     table: BucketTable, *, num_kv_tokens: int = 4096
 ) -> tuple[np.ndarray, LatencyPoints, LatencyPoints]:
     """Features of the steps, and both kinds of points."""
-    model = Recorder()
+    asked: list[np.ndarray] = []
+
+    def seconds(tokens: np.ndarray) -> np.ndarray:
+        return 0.02 + tokens * 1e-4
+
+    model = Curve(seconds, asked=asked)
     prefill, decode = priced_points(
         model,
         table,
@@ -133,7 +116,7 @@ def grid_of(
         num_kv_tokens=num_kv_tokens,
         max_num_batched_tokens=table.max_rows + table.max_blocks * table.block_tokens,
     )
-    return model.asked[0], prefill, decode
+    return asked[0], prefill, decode
 
 
 @pytest.mark.parametrize(
@@ -179,44 +162,3 @@ def test_no_batch_is_larger_than_the_pool() -> None:
     matrix, prefill, _ = grid_of(SMALL, num_kv_tokens=64)
     assert np.max(prefill.batch * prefill.length) == 64
     assert np.max(matrix[:, features.DECODE_CONTEXT]) == 64
-
-
-@pytest.mark.parametrize("num_requests", [1, 4, 16])
-@pytest.mark.parametrize(("prompt_tokens", "output_tokens"), [(100, 30), (1000, 20)])
-def test_it_is_near_what_the_schedulers_steps_take(
-    num_requests: int, prompt_tokens: int, output_tokens: int
-) -> None:
-    machine = CLOSED_FORMS["rtx4090-llama3.1-8b"]
-    table = Continuous().table(
-        max_num_seqs=64, max_num_batched_tokens=2048, block_tokens=1
-    )
-    scheduler = Scheduler(
-        policy=make_policy("fcfs"),
-        buckets=table,
-        ledger=KvLedger(num_pages=2588, page_size=16, enable_prefix_caching=False),
-        predictor=OraclePredictor(machine, 1),
-        max_num_seqs=64,
-        max_num_batched_tokens=2048,
-        max_model_len=4096,
-    )
-    for _ in range(num_requests):
-        scheduler.submit(make_request(prompt_tokens, output_tokens))
-    latency = LatencySource().at(scheduler.view(0.0))
-    now_s = 0.0
-    first_s: dict[str, float] = {}
-    while scheduler.has_work:
-        plan = scheduler.plan(now_s)
-        assert plan is not None
-        scheduler.dispatch(plan, now_s)
-        now_s += plan.predicted_s
-        sampled = sum(row.draws_token for row in (*plan.decodes, *plan.chunks))
-        result = StepResult(tokens=(1,) * sampled, duration_s=plan.predicted_s)
-        for output in scheduler.apply(result):
-            first_s.setdefault(output.request.request_id, now_s)
-    size, prompt, answer = (
-        np.array(one) for one in (num_requests, prompt_tokens, output_tokens)
-    )
-    assert latency.prefill.of(size, prompt) == pytest.approx(
-        max(first_s.values()), rel=0.15
-    )
-    assert latency.exec_s(size, prompt, answer) == pytest.approx(now_s, rel=0.1)

@@ -4,15 +4,10 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.steps.features import (
-    BLOCK_PAGES,
-    DECODE_PAGES,
-    NUM_BLOCKS,
-    NUM_FEATURES,
-    NUM_ROWS,
-)
+from jserve_sched.steps import features
 from jserve_sched.timing.predictor import StepSample
 from jserve_sched.timing.table import TablePredictor
+from tests.fakes import make_features
 
 TABLE = BucketTable((2, 8), (0, 4, 16))
 
@@ -23,10 +18,8 @@ def true_s(rows: float, blocks: float, decode_pages: int, block_pages: int) -> f
 
 
 def step(rows: float, blocks: float, decode_pages: float, block_pages: float):
-    row = np.zeros(NUM_FEATURES)
-    row[[NUM_ROWS, NUM_BLOCKS]] = rows, blocks
-    row[[DECODE_PAGES, BLOCK_PAGES]] = decode_pages, block_pages
-    return row
+    pages = {"DECODE_PAGES": decode_pages, "BLOCK_PAGES": block_pages}
+    return make_features(NUM_ROWS=rows, NUM_BLOCKS=blocks, **pages)[0]
 
 
 def predict_s(predictor: TablePredictor, *shape: float) -> float:
@@ -100,7 +93,8 @@ def test_buckets_not_timed_yet_do_not_change_the_timed_ones(scale: float) -> Non
     covering = [
         one._replace(duration_s=scale * one.duration_s)
         for one in samples()
-        if one.features[NUM_ROWS] == 8 and one.features[NUM_BLOCKS] in (0, 16)
+        if one.features[features.NUM_ROWS] == 8
+        and one.features[features.NUM_BLOCKS] in (0, 16)
     ]
     predictor = TablePredictor(TABLE, max_pages_per_row=32)
     predictor.fit(covering)
@@ -119,7 +113,7 @@ def test_one_slow_guess_does_not_lift_what_was_measured() -> None:
     predictor.fit(
         [
             one._replace(duration_s=20 * one.duration_s)
-            if tuple(one.features[[NUM_ROWS, NUM_BLOCKS]]) == (2, 4)
+            if tuple(one.features[[features.NUM_ROWS, features.NUM_BLOCKS]]) == (2, 4)
             else one
             for one in samples()
         ]

@@ -3,8 +3,6 @@
 import json
 import logging
 import pathlib
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,15 +16,12 @@ from jserve_sched.timing.table import TablePredictor
 from jserve_tools.fitting.config import FitConfig
 from jserve_tools.fitting.recorded_fits import fit
 from tests import ROOT
+from tests.programs import finish, start
+from tests.tools.fitting.step_logs_test import HEADER
 
 A100 = "a100-llama3-8b"
 SAMPLES = ROOT / "benchmarks" / "buckets" / "samples.npz"
 TABLE = BucketTable((4, 8, 16), (0, 1, 2, 4, 8))
-FIELDS = (  # of a log as it was first written
-    *("end_s", "num_rows", "num_blocks", "used_rows", "used_blocks"),
-    *("decode_pages", "block_pages", "leaves_work", "bucket_s", "used_s"),
-    "duration_s",
-)
 
 
 def record(
@@ -41,18 +36,8 @@ def record(
     **others: Any,
 ) -> pathlib.Path:
     """Writes a log of steps of 13 rows and some blocks, others in the later half."""
-    header = {
-        "format": "jserve-step-log",
-        "version": 1,
-        "fields": FIELDS,
-        "block_tokens": 32,
-        "page_size": 128,
-        "max_num_seqs": 16,
-        "max_num_batched_tokens": 272,
-        "policy": "edf",
-        "buckets": table.to_json(),
-        **others,
-    }
+    limits = {"max_num_seqs": 16, "max_num_batched_tokens": 272, "policy": "edf"}
+    header = HEADER | limits | {"buckets": table.to_json()} | others
     lines: list[Any] = [header]
     for number in range(num_steps):
         is_early = 2 * number < num_steps
@@ -72,23 +57,17 @@ def config(path: pathlib.Path, **others: Any) -> FitConfig:
     return FitConfig(step_log=(path,), cost_model=A100, **others)
 
 
-def program(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "jserve_tools.fit_buckets", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_the_file_that_is_written_is_one_that_a_server_loads(
     tmp_path: pathlib.Path,
 ) -> None:
     output = tmp_path / "folder" / "buckets.json"
     log = record(tmp_path, later=6)
-    arguments = (f"--step_log={log}", f"--cost_model={A100}", "--prior_share=0")
-    done = program(*arguments, "--max_programs=8", f"--output={output}", "--force")
-    assert done.returncode == 0, done.stderr
+    program = start(
+        *("-m", "jserve_tools.fit_buckets", f"--step_log={log}", "--force"),
+        *(f"--cost_model={A100}", "--prior_share=0", "--max_programs=8"),
+        f"--output={output}",
+    )
+    _, report = finish(program)
     text = output.read_text()
     table = table_from_json(text)
     assert 13 in table.row_edges
@@ -101,7 +80,6 @@ def test_the_file_that_is_written_is_one_that_a_server_loads(
     file: dict[str, Any] = json.loads(text)
     assert file["fit"]["policies"] == ["edf"]
     assert file["fit"]["command"][0] == "jserve-fit-buckets"
-    report = json.loads(done.stdout.splitlines()[-1])
     assert report["row_edges"] == list(table.row_edges)
     assert report["fit"] == file["fit"]
 
@@ -226,17 +204,10 @@ def test_mistakes_are_refused(
 
 
 def test_the_program_tells_a_mistake_in_one_line(tmp_path: pathlib.Path) -> None:
-    done = program(f"--step_log={tmp_path / 'none'}", f"--output={tmp_path / 'out'}")
-    assert done.returncode == 1
-    assert str(tmp_path / "none") in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    arguments = (f"--step_log={tmp_path / 'none'}", f"--output={tmp_path / 'out'}")
+    program = start("-m", "jserve_tools.fit_buckets", *arguments)
+    _, err = program.communicate(timeout=120)
+    assert program.returncode == 1
+    assert str(tmp_path / "none") in err
+    assert len(err.splitlines()) == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_help_needs_no_numpy() -> None:
-    code = (
-        "import sys, jserve_tools.fit_buckets\n"
-        "print({'jax', 'numpy', 'scipy', 'fastapi'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "set()\n", done.stderr

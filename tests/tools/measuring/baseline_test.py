@@ -1,6 +1,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,25 +34,26 @@ class BuggyClient(HttpClient):
             yield time_s
 
 
-def yardstick(loop: FakeLoop, *rows: TraceRow):
-    async def go(url: str):
-        async with open_http_client(url) as client:
-            return await measure_yardstick(client, Workload(rows=rows))
-
-    with serve_fake(loop) as served:
-        return asyncio.run(go(served.url))
-
-
-def capacity(loop: FakeLoop, *, client_class: type = HttpClient, duration_s: float):
+def measured(loop: FakeLoop, measure, client_class: type = HttpClient):
     async def go(url: str):
         async with open_http_client(url) as client:
             client.__class__ = client_class
-            return await measure_capacity(
-                client, Workload(rows=ROWS), num_slots=4, duration_s=duration_s
-            )
+            return await measure(client)
 
     with serve_fake(loop) as served:
         return asyncio.run(go(served.url))
+
+
+def yardstick(loop: FakeLoop, *rows: TraceRow):
+    return measured(loop, lambda one: measure_yardstick(one, Workload(rows=rows)))
+
+
+def capacity(loop: FakeLoop, *, duration_s: float, client_class: type = HttpClient):
+    settings: Any = {"num_slots": 4, "duration_s": duration_s}
+    workload = Workload(rows=ROWS)
+    return measured(
+        loop, lambda one: measure_capacity(one, workload, **settings), client_class
+    )
 
 
 def test_tokens_that_are_read_together_still_have_a_step_time() -> None:

@@ -4,18 +4,17 @@ It defines flags, so no test imports it.
 """
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from jserve.config import EngineConfig
-from tests.fake_server import SOURCES, STARTED, FakeLoop, serve_fake
+from tests.fake_server import STARTED, FakeLoop, serve_fake
+from tests.programs import finish, start
 from tests.report_schema import undocumented
 
 CLASSES = [
@@ -25,19 +24,7 @@ CLASSES = [
 
 
 def bench(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "jserve_tools.bench", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": SOURCES},
-    )
-
-
-def finish(program: subprocess.Popen[str]) -> tuple[str, dict]:
-    out, err = program.communicate(timeout=120)
-    assert program.returncode == 0, err
-    return out, json.loads(out.splitlines()[-1])
+    return start("-m", "jserve_tools.bench", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +74,7 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
     classes = tmp_path / "classes.json"
     classes.write_text(json.dumps([{"name": "lax", "share": 1.0, "ttlt_s": 60}]))
 
-    def start(*arguments: str) -> subprocess.Popen[str]:
+    def call(*arguments: str) -> subprocess.Popen[str]:
         return bench(
             *(f"--url={url}", "--qps=40,1", f"--trace={trace}", "--nohtml"),
             *(f"--service_classes={classes}", f"--output={output}", *arguments),
@@ -97,18 +84,18 @@ def test_an_interrupted_call_is_continued_and_a_finished_one_starts_again(
         kept = output / "runs.jsonl"
         return kept.read_text().count("\n") if kept.exists() else 0
 
-    program = start()
+    program = call()
     while num_kept() < 2 and program.poll() is None:
         time.sleep(0.01)
     program.send_signal(signal.SIGTERM)
     _, err = program.communicate(timeout=60)
     assert program.returncode == 1 and "Traceback" not in err
     assert err.splitlines()[-1].endswith("ended by SIGTERM; finished runs are kept")
-    out, first = finish(start())
+    out, first = finish(call())
     assert [run["qps"] for run in first["runs"]] == [40.0, 1.0]
     assert first["num_resumed"] == 1
     assert "1 of 2 runs were finished by an interrupted call" in out
-    out, second = finish(start(f"--compare={output / 'report.json'}"))
+    out, second = finish(call(f"--compare={output / 'report.json'}"))
     assert second["num_resumed"] == 0
     assert "+ better, - worse, = within the noise" in out
 
@@ -132,24 +119,3 @@ def test_a_mistake_takes_one_line_and_no_work(
     lines = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1 and message in lines[0]
     assert not list(tmp_path.iterdir())
-
-
-def test_help_lists_every_flag_and_imports_nothing_slow() -> None:
-    code = (
-        "import sys, runpy\n"
-        "sys.argv = ['jserve-bench', '--help']\n"
-        "try:\n"
-        "    runpy.run_module('jserve_tools.bench', run_name='__main__')\n"
-        "finally:\n"
-        "    slow = {'jax', 'fastapi', 'aiohttp', 'scipy', 'numpy'}\n"
-        "    print('imported', sorted(slow & set(sys.modules)))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": SOURCES},
-    )
-    for text in ("--trace", "--load", "profile_host", "--kv_cache_bytes", "Servers:"):
-        assert text in done.stdout
-    assert done.stdout.splitlines()[-1] == "imported []"

@@ -21,7 +21,8 @@ from jserve_tools.measuring.targets import (
     server_at,
 )
 from jserve_tools.reporting.config import ReportConfig
-from tests.fake_server import COMMAND, SOURCES, FakeLoop, serve_fake
+from tests.fake_server import COMMAND, FakeLoop, serve_fake
+from tests.programs import SOURCES
 
 FCFS = EngineConfig(policy="fcfs")
 

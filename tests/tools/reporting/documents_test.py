@@ -4,7 +4,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from jserve_sched.outcomes import Failure, Outcome
+from jserve_sched.outcomes import Failure
 from jserve_sched.requests.slo import Slo
 from jserve_tools.reporting.documents import (
     device_name,
@@ -14,6 +14,7 @@ from jserve_tools.reporting.documents import (
     plain,
     write_whole,
 )
+from tests.fakes import make_outcome
 
 
 def test_a_file_is_whole_or_the_old_one(
@@ -50,21 +51,11 @@ def test_device_name() -> None:
     assert device_name({}) is None
 
 
-def outcome(*token_times_s: float) -> Outcome:
-    return Outcome(
-        service_class="a",
-        slo=Slo(ttft_s=1.0),
-        arrival_s=5.0,
-        num_prompt_tokens=3,
-        max_tokens=9,
-        token_times_s=token_times_s,
-    )
-
-
 def test_a_row_has_what_a_request_experienced_and_no_more() -> None:
-    whole, one_token, none = outcome_rows([outcome(5.5, 5.75), outcome(5.5), outcome()])
-    same = {"arrival_s": 0.0, "service_class": "a", "prompt_tokens": 3}
-    same |= {"slo": {"ttft_s": 1.0}}
+    outcomes = make_outcome(10.5, 10.75), make_outcome(10.5), make_outcome()
+    whole, one_token, none = outcome_rows(outcomes)
+    same = {"arrival_s": 0.0, "service_class": "tight", "prompt_tokens": 8}
+    same |= {"slo": {"ttft_s": 1.0, "tbt_s": 0.5}}
     times = {"ttft_s": 0.5, "tbt_p99_s": 0.25, "e2e_s": 0.75}
     assert whole == same | times | {"output_tokens": 2}
     assert one_token == same | {"output_tokens": 1, "ttft_s": 0.5, "e2e_s": 0.5}

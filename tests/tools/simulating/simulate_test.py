@@ -1,12 +1,7 @@
 """Sweeps from config to report, and the program in a process."""
 
 import json
-import os
 import pathlib
-import signal
-import subprocess
-import sys
-import time
 from typing import Any
 
 import pytest
@@ -19,10 +14,7 @@ from jserve_tools.simulating.config import (
     SweepConfig,
 )
 from jserve_tools.simulating.sweep import simulate_sweep
-from tests import ROOT
 from tests.report_schema import undocumented
-
-PATH = os.pathsep.join(str(ROOT / part) for part in (".", "models", "sched", "tools"))
 
 
 @pytest.fixture
@@ -166,43 +158,3 @@ def test_mistakes_in_files_are_found_before_any_run(
     with pytest.raises(ValueError, match=r"trace\.csv, line 2: service_class='a'"):
         sweep(LoadConfig(trace=trace))
     assert not (folder / "out").exists()
-
-
-def program(*arguments: str) -> subprocess.Popen[str]:
-    # A program inherits that SIGINT is ignored, as in the background of a shell.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        [sys.executable, "-m", "jserve_tools.simulate", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": PATH},
-    )
-
-
-def test_an_interrupted_sweep_is_continued(tmp_path: pathlib.Path) -> None:
-    arguments = [
-        *("--policies=fcfs,edf,sjf", "--qps=1,2,3,4", "--num_requests=150"),
-        *("--nohtml", f"--output={tmp_path}"),
-    ]
-    interrupted = program(*arguments)
-    runs = tmp_path / "runs.jsonl"
-    while interrupted.poll() is None:
-        if runs.exists() and runs.read_text().endswith("\n"):
-            break
-        time.sleep(0.01)
-    interrupted.send_signal(signal.SIGINT)
-    out, err = interrupted.communicate(timeout=60)
-    assert interrupted.returncode in (1, 130)
-    assert "Traceback" not in err
-    assert out == ""
-    assert not (tmp_path / "report.json").exists()
-    out, err = program(*arguments).communicate(timeout=60)
-    report = json.loads(out.splitlines()[-1])
-    assert 1 <= report["num_resumed"] < 12
-    assert not runs.exists()
-    assert [(run["qps"], run["policy"]) for run in report["runs"]] == [
-        (qps, policy)
-        for qps in (1.0, 2.0, 3.0, 4.0)
-        for policy in ("fcfs", "edf", "sjf")
-    ]

@@ -6,41 +6,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jserve_sched.steps.features import (
-    BLOCK_PAGES,
-    DECODE_CONTEXT,
-    DECODE_PAGES,
-    NUM_BLOCKS,
-    NUM_DECODES,
-    NUM_FEATURES,
-    NUM_ROWS,
-    PREFILL_TOKENS,
-)
+from jserve_sched.steps import features
 from jserve_sched.timing.mlp import MlpPredictor
 from jserve_tools.training.config import TrainingConfig
 from jserve_tools.training.mlp import Progress, Training
 from jserve_tools.training.samples import TEST, VALIDATION, Samples, split_steps
+from tests.fakes import make_features
 
 SHORT = TrainingConfig(max_epochs=30)
 
 
 def staircase_s(matrix: np.ndarray) -> np.ndarray:
     """A device that pays for compiled buckets and the pages that are read."""
-    rows, blocks = matrix[:, NUM_ROWS], matrix[:, NUM_BLOCKS]
-    pages = matrix[:, DECODE_PAGES] + 12 * matrix[:, BLOCK_PAGES]
+    rows, blocks = matrix[:, features.NUM_ROWS], matrix[:, features.NUM_BLOCKS]
+    pages = matrix[:, features.DECODE_PAGES] + 12 * matrix[:, features.BLOCK_PAGES]
     return 1e-3 + 5e-5 * rows + 1e-3 * blocks + 2e-5 * pages
 
 
 @pytest.fixture(scope="module")
 def samples() -> Samples:
     rng = np.random.default_rng(0)
-    sizes = rng.integers([1, 0, 1, 1], [17, 5, 33, 33], (400, 4))  # B, NB, pages
-    matrix = np.zeros((400, NUM_FEATURES))
-    matrix[:, [NUM_ROWS, NUM_BLOCKS]] = sizes[:, :2]
-    matrix[:, [DECODE_PAGES, BLOCK_PAGES]] = sizes[:, :2] * sizes[:, 2:]
-    matrix[:, NUM_DECODES] = sizes[:, 0]
-    matrix[:, PREFILL_TOKENS] = 32 * sizes[:, 1]
-    matrix[:, DECODE_CONTEXT] = 90 * sizes[:, 0] * sizes[:, 2]
+    rows, blocks, decode_pages, block_pages = rng.integers(
+        [1, 0, 1, 1], [17, 5, 33, 33], (400, 4)
+    ).T
+    matrix = make_features(
+        400,
+        **{"NUM_ROWS": rows, "NUM_DECODES": rows, "NUM_BLOCKS": blocks},
+        **{"DECODE_PAGES": rows * decode_pages, "BLOCK_PAGES": blocks * block_pages},
+        **{"PREFILL_TOKENS": 32 * blocks, "DECODE_CONTEXT": 90 * rows * decode_pages},
+    )
     noise = np.exp(rng.normal(0.0, 0.04, (9, len(matrix))))
     noise *= np.where(rng.random(noise.shape) < 0.05, 1.5, 1.0)  # disturbances
     return Samples(

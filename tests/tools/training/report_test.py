@@ -4,17 +4,11 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.steps.features import (
-    NUM_BLOCKS,
-    NUM_DECODES,
-    NUM_FEATURES,
-    NUM_ROWS,
-    PREFILL_TOKENS,
-    uniform_features,
-)
+from jserve_sched.steps import features
 from jserve_tools.training.plots import predictor_png
 from jserve_tools.training.report import errors, errors_table, judge, learned_table
 from jserve_tools.training.samples import Samples
+from tests.fakes import make_features
 
 
 def test_errors_of_known_predictions() -> None:
@@ -31,9 +25,8 @@ def test_errors_of_known_predictions() -> None:
 
 def test_predictors_are_judged_by_scenario() -> None:
     rng = np.random.default_rng(0)
-    matrix = np.zeros((400, NUM_FEATURES))
-    matrix[::2, NUM_DECODES] = 1
-    matrix[1::2, PREFILL_TOKENS] = 1
+    is_prefill = np.arange(400) % 2
+    matrix = make_features(400, NUM_DECODES=1 - is_prefill, PREFILL_TOKENS=is_prefill)
     truth_s = np.geomspace(0.001, 0.1, 400)
     duration_s = truth_s * np.exp(rng.normal(0, 0.05, (9, 400)))
     upper_s = truth_s * np.exp(1.645 * 0.05)
@@ -58,7 +51,7 @@ def test_the_table_knows_the_timed_pass_and_the_training_steps() -> None:
     table = BucketTable((2,), (0, 1), 32)
     rows = np.stack(
         [
-            uniform_features(
+            features.uniform_features(
                 bucket,
                 decode_pages=1,
                 block_pages=bool(bucket.num_blocks),
@@ -84,16 +77,14 @@ def test_the_table_knows_the_timed_pass_and_the_training_steps() -> None:
 
 
 def test_a_picture_of_few_steps_is_drawn() -> None:
-    matrix = np.zeros((3, NUM_FEATURES))
-    matrix[:, NUM_DECODES] = 1  # one scenario alone, and programs without a step
-    matrix[:, NUM_ROWS] = 2, 4, 4
-    matrix[:, NUM_BLOCKS] = 0, 0, 1
+    # One scenario alone, and programs without a step.
+    sizes = {"NUM_ROWS": (2, 4, 4), "NUM_BLOCKS": (0, 0, 1)}
     duration_s = np.array([[0.001, 0.002, 0.004], [0.0011, 0.0019, 0.005]])
     median_s = np.median(duration_s, axis=0)
     predictions = {
         "predicted_s": {"linear": median_s * 1.5, "mlp": median_s},
         "upper_s": {"mlp": median_s * 1.1},
-        "matrix": matrix,
+        "matrix": make_features(3, NUM_DECODES=1, **sizes),
         "duration_s": duration_s,
     }
     picture = predictor_png(predictions, title="three steps")

@@ -8,12 +8,7 @@ import pytest
 
 from jserve.timing.checkpoint import model_digest
 from jserve_models.config import NAMED
-from jserve_sched.steps.features import (
-    NUM_DECODES,
-    NUM_FEATURES,
-    PREFILL_TOKENS,
-    scenarios,
-)
+from jserve_sched.steps import features
 from jserve_tools.training.samples import (
     TEST,
     TRAIN,
@@ -25,15 +20,18 @@ from jserve_tools.training.samples import (
     write_samples,
 )
 from tests import ROOT
+from tests.fakes import make_features
 
 
 def make_samples(num_steps: int = 12, num_rounds: int = 3) -> Samples:
     rng = np.random.default_rng(0)
     return Samples(
-        features=rng.integers(0, 9, (num_steps, NUM_FEATURES)).astype(np.float64),
+        features=rng.integers(0, 9, (num_steps, features.NUM_FEATURES)).astype(
+            np.float64
+        ),
         duration_s=rng.uniform(0.001, 0.1, (num_rounds, num_steps)),
         split=np.arange(num_steps, dtype=np.int8) % 3,
-        timed_features=np.ones((4, NUM_FEATURES)),
+        timed_features=np.ones((4, features.NUM_FEATURES)),
         timed_s=np.full(4, 0.002),
         facts={"model": "toy"},
     )
@@ -93,11 +91,10 @@ def test_bad_samples_are_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_each_scenario_is_split_in_equal_shares() -> None:
-    matrix = np.zeros((300, NUM_FEATURES))
-    matrix[:200, NUM_DECODES] = 1  # 100 decode, 100 mixed, 100 prefill
-    matrix[100:, PREFILL_TOKENS] = 1
+    third = np.arange(300) // 100  # decode, mixed, prefill
+    matrix = make_features(300, NUM_DECODES=third < 2, PREFILL_TOKENS=third > 0)
     split = split_steps(matrix, np.random.default_rng(0))
-    scenario = scenarios(matrix)
+    scenario = features.scenarios(matrix)
     for value in range(3):
         found = np.bincount(split[scenario == value], minlength=3)
         assert found[[TRAIN, VALIDATION, TEST]].tolist() == [55, 20, 25]

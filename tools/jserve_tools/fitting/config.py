@@ -13,9 +13,8 @@ class FitConfig:
     Attributes:
       step_log: Step logs of servers with the same limits, earliest first. The rotated
         part FILE.1 beside a log is read too.
-      cost_model: Source of step times: a GPU by name, or a profile of jserve-profile
-        as table:SAMPLES. [default: the times in the log, which a log written by
-        jserve-simulate does not have]
+      cost_model: Source of step times: any --cost_model of jserve-simulate. [default:
+        the times in the log, which a log written by jserve-simulate does not have]
       max_programs: Most programs to compile, at least 2. [default: the number of
         programs of pow2 at the same limits]
       prior_share: Share of the demand, 0 to 0.99, that is spread over buckets of every

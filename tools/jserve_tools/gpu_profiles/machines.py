@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jserve_models.config import NAMED
+from jserve_models.config import NAMED, ModelConfig
 from jserve_models.hf_config import read_config
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
@@ -113,6 +113,12 @@ def gpu_cost_model(name: str) -> CostModel:
     return TableCost(**fields)
 
 
+def decoder_of(config: ModelConfig) -> Decoder:
+    """Returns the sizes of a model."""
+    names = (field.name for field in dataclasses.fields(Decoder))
+    return Decoder(**{name: getattr(config, name) for name in names})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
     """The options of `roofline:...`.
@@ -149,13 +155,7 @@ class Roofline:
         if self.link_gb_s:
             device = dataclasses.replace(device, link=1e9 * self.link_gb_s)
         config = NAMED.get(self.model) or read_config(self.folder)
-        decoder = Decoder(
-            **{
-                field.name: getattr(config, field.name)
-                for field in dataclasses.fields(Decoder)
-            }
-        )
-        return roofline_cost(name, device, decoder, self.tensor_parallel)
+        return roofline_cost(name, device, decoder_of(config), self.tensor_parallel)
 
     @property
     def folder(self) -> pathlib.Path:

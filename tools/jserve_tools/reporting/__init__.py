@@ -8,7 +8,6 @@ __all__ = [
     "config",
     "documents",
     "finished_runs",
-    "marked_pages",
     "metrics",
     "page",
     "publishing",

@@ -10,9 +10,11 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jserve.config import EngineConfig
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.steps.features import (
@@ -22,6 +24,9 @@ from jserve_sched.steps.features import (
     step_features,
 )
 from jserve_sched.steps.plan import PlanEnd, Row, StepPlan
+
+if TYPE_CHECKING:
+    from jserve.engine.engine import Engine
 
 _GRID_LEVELS = 4  # contexts from one page to the longest, in equal ratios
 _MAX_SEQUENCES = 8  # prefilled at once in a step
@@ -43,6 +48,20 @@ class ProfileLimits:
     max_model_len: int
     page_size: int
     num_pages: int
+
+    @classmethod
+    def of(
+        cls, engine: "Engine", config: EngineConfig, table: BucketTable
+    ) -> "ProfileLimits":
+        """Returns the limits of an engine, of the sizes of its device."""
+        return cls(
+            table=table,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_model_len=engine.max_model_len,
+            page_size=engine.page_size,
+            num_pages=engine.num_pages,
+        )
 
 
 def step_plan(

@@ -2,7 +2,7 @@
 
 import json
 
-from jserve_tools.reporting.marked_pages import entry_a_line, fill_page, markdown
+from benchmarks.marked_pages import entry_a_line, fill_page, markdown
 
 
 def test_a_page_keeps_its_words_and_gets_its_tables() -> None:

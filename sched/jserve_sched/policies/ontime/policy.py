@@ -1,0 +1,219 @@
+"""`ontime`: the largest set of requests that can all be in time.
+
+1. Every prompt has one due time (`due`), of its first token or, less the steps that its
+   answer needs, of its last.
+2. The on-time set: prompts by due time; whenever one would be late, the one with most
+   work so far is given up, which loses the fewest (Moore's algorithm 1, Management
+   Science 15, 1968, by Hodgson). Until a due time there is room for the time less a
+   step without prefill for each step that decodes need until then; work is what a
+   prompt adds to steps. What is given up comes last, but is looked at in each step.
+3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
+   come need, and by the due times of the prompts that it finishes. It may outlast the
+   cap for prompts that would be late otherwise.
+
+Predictions err, and the policy minds how much they erred lately:
+
+* A step is sized by the 95th percentile of its time. The set is planned by medians and
+  the spread of a *sum* of steps, which is much smaller.
+* Decodes keep a buffer of slack, `buffer` times the longest delay of a step of late: a
+  decode with less gets steps a little shorter than its gap. Only prompts that would be
+  late otherwise may use the buffer, and the on-time set when it has no room for others.
+
+Requests that have violated their SLO wait for those that have not: their decodes run in
+one step of `_VIOLATED_EVERY` while an on-time prompt waits. The oldest request of those
+above `max_age_s` comes first in one of `_AGED_EVERY` steps, and from then on until it
+got its share, so that no other takes the slot that it waits for.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jserve_sched.planning.builder import PlanBuilder
+from jserve_sched.planning.candidates import Candidates
+from jserve_sched.planning.step_prices import OrderPrices, StepPrices
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.ontime.cap import StepCap
+from jserve_sched.policies.ontime.due import DecodeSlack, decode_slack, due_s
+from jserve_sched.policies.ontime.work import StepScale, added_s, scale_of
+from jserve_sched.policies.sliding.sorter import surplus
+from jserve_sched.requests.facts import Facts, facts_of
+from jserve_sched.requests.request import Request
+from jserve_sched.steps.plan import StepPlan
+
+_VIOLATED_EVERY = 4
+_AGED_EVERY = 16
+_FORGET = 0.999  # of the longest delay, each step: half is left after 700
+_LEAST_DELAY_S = 1e-4
+_REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
+_MOST_FINISHED = 32  # prompts of a step whose due times are looked at
+_Z_95 = 1.645
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class OnTime:
+    """Serves the largest on-time set; see the module.
+
+    Attributes:
+      cap: Whether steps are kept short for requests yet to come.
+      finish: Whether a step ends by the due times of the prompts that it finishes.
+      yields: Whether decodes that have violated their SLO wait for on-time prompts.
+      buffer: Slack that decodes keep, in multiples of the longest delay of late.
+      max_age_s: Age from which a request gets turns, seconds.
+    """
+
+    cap: bool = True
+    finish: bool = True
+    yields: bool = True
+    buffer: float = 2.0
+    max_age_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.buffer <= 100:
+            raise ValueError(f"buffer={self.buffer} is not in 0..100")
+        if not self.max_age_s >= 0:
+            raise ValueError(f"max_age_s={self.max_age_s} is not 0 or more")
+        self._cap = StepCap()
+        self._violated: set[str] = set()  # ids of running requests
+        self._delay_s = 0.0  # the longest of late
+        self._next_start = (-1, 0.0)  # of which step, and when, as predicted
+        self._last_turn = -_AGED_EVERY  # step in which the oldest came first
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step."""
+        step_id, expected_s = self._next_start
+        if view.step_id == step_id and view.running:
+            delay_s = view.start_s - expected_s
+            self._delay_s = max(self._delay_s * _FORGET, delay_s)
+        aged_before_s = view.now_s - self.max_age_s
+        candidates = Candidates(view, aged_before_s=aged_before_s)
+        builder = PlanBuilder(view)
+        aged = self._whose_turn(view)
+        if candidates.prompts:
+            self._add(view, candidates, aged, builder)
+        else:
+            candidates.add_decodes(builder)
+        plan = builder.build()
+        if plan is not None:
+            self._next_start = view.step_id + 1, view.start_s + plan.predicted_s
+            if aged and any(row.request is aged for row in plan.chunks):
+                self._last_turn = view.step_id
+        return plan
+
+    def _whose_turn(self, view: SchedulerView) -> Request | None:
+        """Returns the oldest request that has prompt left, if it is its turn."""
+        if self._last_turn < view.step_id < self._last_turn + _AGED_EVERY:
+            return None
+        oldest = [*view.begun, *view.admissible[:1]]
+        one = min(oldest, key=lambda one: one.arrival_s, default=None)
+        return one if one and view.now_s - one.arrival_s > self.max_age_s else None
+
+    def _add(
+        self,
+        view: SchedulerView,
+        candidates: Candidates,
+        aged: Request | None,
+        builder: PlanBuilder,
+    ) -> None:
+        """Adds decodes and prompts, one whose turn it is first."""
+        start_s, rows, prompts = view.start_s, candidates.rows, candidates.facts
+        if aged and aged not in prompts.requests:
+            prompts = facts_of([aged]).before(prompts)
+        self._violated &= {one.request_id for one in view.running}
+        self._violated |= {
+            one.request_id
+            for one in candidates.decodes
+            if one.deadline_s < start_s and not one.guard
+        }
+
+        # The order of prompts: the on-time set by due time, then the others.
+        steps = StepPrices(view, rows)
+        scale = scale_of(view, steps)
+        cap_s = self._cap.find_s(view, steps, scale) if self.cap else np.inf
+        slack = decode_slack(
+            [one for one in candidates.decodes if one.request_id not in self._violated],
+            start_s=start_s,
+            least_s=scale.least_s,
+            step_s=min(cap_s, scale.full_s),
+        )
+        left_s = due_s(prompts, slack.step_s) - start_s
+        lost, given_up = self._late(prompts, steps, scale, slack.step_s, left_s)
+        late = lost | given_up
+        order = np.lexsort((prompts.arrival_s, left_s, prompts.guard <= 0, late))
+        if aged:
+            first = prompts.requests.index(aged)
+            order = np.concatenate(([first], order[order != first]))
+        num_on_time = int(np.argmax(np.append(late[order], True)))
+
+        # The decodes that run, and the length of the step.
+        has_room = bool(view.num_free_slots or view.begun)
+        if self.yields and has_room and num_on_time and view.step_id % _VIOLATED_EVERY:
+            rows = [row for row in rows if row.request.request_id not in self._violated]
+        builder.add_decodes(rows, candidates.victims)
+        prices = StepPrices(view, rows).of(prompts.take(order))
+        on_time_s, is_full = left_s[order[:num_on_time]], bool(given_up.any())
+        builder.limit_time(
+            self._budget(prices, slack, on_time_s, cap_s, scale.ratio, is_full)
+        )
+        candidates.add_prompts(builder, prices.prompts.requests)
+
+    def _late(
+        self,
+        prompts: Facts,
+        steps: StepPrices,
+        scale: StepScale,
+        step_s: float,
+        left_s: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns `[P]` which prompts cannot be in time, and which are given up."""
+        alone_s = steps.alone_s(prompts)
+        work_s = added_s(steps, scale, prompts, alone_s)
+        guard = prompts.guard > 0
+        violated = [one.request_id in self._violated for one in prompts.requests]
+        lost = ((left_s < alone_s) | violated) & ~guard
+        until_s = np.where(np.isfinite(left_s), np.maximum(left_s, 0.0), 0.0)
+        num_steps = np.maximum(until_s / step_s, 1.0)
+        room_s = until_s - num_steps * scale.least_s
+        room_s -= (scale.ratio - 1.0) / _Z_95 * until_s / np.sqrt(num_steps)
+        room_s -= work_s[guard].sum()  # the guarded come first
+        room_s[lost | guard | np.isinf(left_s)] = np.inf
+        return lost, surplus(room_s, work_s)
+
+    def _budget(
+        self,
+        prices: OrderPrices,
+        slack: DecodeSlack,
+        left_s: np.ndarray,
+        cap_s: float,
+        ratio: float,
+        is_full: bool,
+    ) -> int:
+        """Returns how many blocks of prefill the step should have.
+
+        Args:
+          left_s: Times left of the first prompts, those on time, seconds.
+          is_full: Whether the on-time set has no room for others.
+        """
+        hard_s = soft_s = float(slack.slack_s.min(initial=np.inf)) / ratio
+        buffer_s = self.buffer * self._delay_s
+        if buffer_s > _LEAST_DELAY_S:
+            kept_s = np.minimum(slack.slack_s, _REGAIN * slack.gap_s)
+            kept_s = np.maximum(slack.slack_s - buffer_s, kept_s)
+            soft_s = min(hard_s, float(kept_s.min(initial=np.inf)) / ratio)
+        limit_s = min(hard_s if is_full else soft_s, cap_s)
+        ends = prices.ends[1 : 1 + min(len(left_s), _MOST_FINISHED)]
+        ends = ends[ends <= prices.steps.max_blocks].astype(np.int64)
+        if self.finish and len(ends):
+            # The first prompts that it can finish, all of them by their due times.
+            price_s = prices.predict(ends)
+            by_s = np.minimum.accumulate(left_s[: len(ends)]) / ratio
+            is_urgent = by_s < price_s + slack.step_s  # cannot wait for another step
+            fits = price_s <= np.minimum(by_s, np.where(is_urgent, hard_s, limit_s))
+            if num_finished := int(np.argmin(np.append(fits, False))):
+                last = num_finished - 1
+                limit_s = min(max(limit_s, float(price_s[last])), float(by_s[last]))
+        budget = prices.largest_within(limit_s)
+        if soft_s < limit_s:  # only prompts on time use the buffer
+            least = max(int(prices.ends[len(left_s)]), prices.largest_within(soft_s))
+            budget = min(budget, least)
+        return budget

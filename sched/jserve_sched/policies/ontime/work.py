@@ -1,0 +1,50 @@
+"""What steps cost beside the decodes of a snapshot, and what prompts add to them."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from jserve_sched.planning.step_prices import StepPrices
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.facts import Facts
+
+
+class StepScale(NamedTuple):
+    """Durations of steps, seconds: without prefill, with one block, and full.
+
+    `token_s` is what a token adds; `ratio` is the 95th percentile of the duration of a
+    full step over its median.
+    """
+
+    least_s: float
+    first_s: float
+    full_s: float
+    token_s: float
+    ratio: float
+
+
+def scale_of(view: SchedulerView, steps: StepPrices) -> StepScale:
+    """Returns the durations of steps beside these decodes."""
+    size = steps.block_tokens
+    tokens = np.array([0.0, size, max(steps.max_blocks, 1) * size])
+    matrix = steps.matrix(steps.columns(np.zeros(3), tokens))
+    least_s, first_s, full_s = np.maximum.accumulate(steps.predict(matrix)).tolist()
+    upper_s = float(view.predictor.predict_upper(matrix[-1:])[0])
+    token_s = (full_s - least_s) / float(tokens[-1])
+    return StepScale(least_s, first_s, full_s, token_s, max(upper_s / full_s, 1.0))
+
+
+def added_s(
+    steps: StepPrices, scale: StepScale, prompts: Facts, alone_s: np.ndarray
+) -> np.ndarray:
+    """Returns `[P]` seconds that prompts add to steps that run anyhow.
+
+    A prompt of less than a step shares it with others: its tokens count, not the
+    padding that it would have alone. `alone_s` `[P]` are the times of each alone.
+    """
+    most = max(steps.max_blocks, 1) * steps.block_tokens
+    own_s = alone_s - scale.least_s * np.maximum(np.ceil(prompts.tokens / most), 1.0)
+    shared_s = np.minimum(own_s, prompts.tokens * scale.token_s)
+    added = np.where(prompts.tokens <= most, shared_s, own_s)
+    found: np.ndarray = np.maximum(added, 0.0)
+    return found

@@ -1,0 +1,135 @@
+"""What `ontime` decides on hand-made snapshots, and in overload."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.strategies import Continuous, PowersOfTwo
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.policies.ontime import OnTime
+from jserve_sched.requests.request import Request, RequestState
+from jserve_sched.requests.slo import Slo
+from jserve_sched.simulation.cost_model import CLOSED_FORMS
+from jserve_sched.simulation.mixes import WORKLOADS
+from jserve_sched.simulation.simulator import simulate
+from jserve_sched.simulation.workload import at_rate, isolated_times, unit_arrivals
+from jserve_sched.steps.plan import StepPlan
+from tests.fakes import make_request
+from tests.step_costs import Curve, Staircase, make_view, scheduler_of
+
+CONTINUOUS = Continuous().table(
+    max_num_seqs=64, max_num_batched_tokens=4160, block_tokens=1
+)
+LINE = Curve(lambda tokens: 0.001 + 1e-4 * tokens)
+
+
+def decoding(due_s: float, slo: Slo) -> Request:
+    """A running request whose next token is due then; SLOs count from its arrival."""
+    assert slo.ttft_s is not None
+    request = make_request(16, 8, slo=slo, arrival_s=due_s - slo.ttft_s - 0.05)
+    request.output_tokens.append(1)
+    request.num_dispatched_tokens = 16
+    request.slot, request.pages = 0, [0, 1]
+    request.state = RequestState.RUNNING
+    return request
+
+
+def waiting(name: str, tokens: int, **bounds: float) -> Request:
+    return make_request(tokens, 4, request_id=name, slo=Slo(**bounds))
+
+
+def planned(policy: OnTime, table=CONTINUOUS, predictor=LINE, **view) -> StepPlan:
+    plan = policy.plan(make_view(table, predictor, **view))
+    assert plan is not None
+    return plan
+
+
+def taken(plan: StepPlan) -> dict[str, int]:
+    return {row.request.request_id: row.num_tokens for row in plan.chunks}
+
+
+def test_a_step_ends_by_the_due_time_of_the_prompt_that_it_finishes() -> None:
+    queue = [waiting("tight", 100, ttft_s=0.02), waiting("long", 3000, ttft_s=9.0)]
+    plan = planned(OnTime(cap=False), waiting=queue)
+    assert taken(plan) == {"tight": 100, "long": 90}
+    free = planned(OnTime(cap=False, finish=False), waiting=queue)
+    assert taken(free) == {"tight": 100, "long": 3000}
+
+
+def test_the_prompt_with_most_work_is_given_up_and_comes_last() -> None:
+    queue = [
+        waiting("big", 900, ttft_s=0.11),
+        *(waiting(f"w{i}", 300, ttft_s=0.12) for i in range(3)),
+    ]
+    assert list(taken(planned(OnTime(cap=False), waiting=queue)))[-1] == "big"
+
+
+def test_an_answer_with_a_completion_bound_takes_time_from_its_prompt() -> None:
+    later = waiting("later", 100, ttft_s=1.0)
+    bound = make_request(100, 40, request_id="bound", slo=Slo(ttlt_s=1.5))
+    running = [decoding(0.05, Slo(ttft_s=1.0, tbt_s=0.02))]
+    plan = planned(OnTime(cap=False), waiting=[later, bound], running=running)
+    # 39 tokens, one each 20 ms, leave 0.72 s.
+    assert list(taken(plan)) == ["bound", "later"]
+    short = make_request(100, 4, request_id="short", slo=Slo(ttlt_s=1.5))
+    plan = planned(OnTime(cap=False), waiting=[later, short], running=running)
+    assert list(taken(plan)) == ["later", "short"]
+
+
+def test_violated_decodes_wait_for_prompts_in_three_of_four_steps() -> None:
+    slo = Slo(ttft_s=1.0, tbt_s=0.05)
+    running = [decoding(-0.5, slo), decoding(0.5, slo)]
+    queue = [waiting("a", 100, ttft_s=1.0)]
+    policy, counts = OnTime(), []
+    for step_id in range(8):
+        one = make_view(CONTINUOUS, LINE, waiting=queue, running=running)
+        plan = policy.plan(dataclasses.replace(one, step_id=step_id))
+        assert plan is not None
+        counts.append(len(plan.decodes))
+    assert counts == [2, 1, 1, 1, 2, 1, 1, 1]
+
+
+def test_the_oldest_gets_a_turn_in_every_sixteenth_step() -> None:
+    old = make_request(3000, 4, request_id="old", slo=Slo(ttft_s=0.1))
+    queue = [old, *(waiting(f"w{i}", 300, ttft_s=99.05) for i in range(3))]
+    policy, firsts = OnTime(cap=False), []
+    for step_id in range(40):
+        view = make_view(CONTINUOUS, LINE, waiting=queue, now_s=99.0)
+        plan = policy.plan(dataclasses.replace(view, step_id=step_id))
+        assert plan is not None
+        firsts.append(next(iter(taken(plan))))
+    assert [step for step, name in enumerate(firsts) if name == "old"] == [0, 16, 32]
+
+
+def test_nothing_starves_at_five_times_the_capacity() -> None:
+    a100 = CLOSED_FORMS["a100-llama3-8b"]
+    yardstick = isolated_times(a100, max_prompt_tokens=9000)
+    units = unit_arrivals(
+        WORKLOADS["documents"], num_requests=100, seed=5, yardstick=yardstick
+    )
+    table = PowersOfTwo().table(
+        max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=32
+    )
+    scheduler = scheduler_of("ontime:max_age_s=0.5", a100, table)
+    result = simulate(scheduler, a100, at_rate(units, 55.0))
+    assert all(one.failure is None for one in result.outcomes)
+    assert sum(not one.is_attained for one in result.outcomes) > 10
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_step_makes_no_decode_late_that_is_not(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    slo = Slo(ttft_s=1.0, tbt_s=0.05)
+    running = [decoding(float(due_s), slo) for due_s in rng.uniform(-0.05, 0.3, 12)]
+    queue = [
+        waiting(f"w{i}", int(rng.integers(1, 1500)), ttft_s=float(rng.uniform(0.01, 2)))
+        for i in range(20)
+    ]
+    table = BucketTable((16,), (0, 1, 2, 4, 8, 16), 32)
+    stairs = Staircase(lambda blocks: 0.002 + 0.01 * blocks)
+    for view in ((CONTINUOUS, LINE), (table, stairs)):
+        plan = planned(OnTime(), *view, running=running, waiting=queue)
+        safe_s = [one.deadline_s for one in running if one.deadline_s >= 0.002]
+        assert plan.predicted_s <= min(safe_s) + 1e-12
+        assert len(plan.decodes) == len(running)
