@@ -12,6 +12,7 @@ import jax
 from jserve.config import EngineConfig
 from jserve.engine.compile_cache import open_compile_cache
 from jserve.engine.engine import Engine, kv_bytes, kv_page_bytes
+from jserve.engine.followers import Leader
 from jserve.engine.loop import EngineLoop
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.recent_steps import RecentSteps
@@ -37,12 +38,14 @@ def build_loop(
     config: EngineConfig,
     service_classes: Sequence[ServiceClass] = (),
     progress: Progress | None = None,
+    leader: Leader | None = None,
 ) -> EngineLoop:
     """Loads the model and puts scheduler and engine together; compiles nothing yet.
 
     Args:
       service_classes: Service classes, which the step log names.
       progress: Shows how far start-up is, until the engine is warm.
+      leader: Of the processes that share the model with this one; None for none.
 
     Raises:
       ValueError: If the model, the policy, the buckets or a limit is invalid, or
@@ -59,7 +62,10 @@ def build_loop(
     # The engine, and the times of its steps.
     progress.begin(f"loading model {config.model}")
     store = open_compile_cache(config.compile_cache_dir)
-    engine = build_engine(config, store)
+    wait = None if leader is None else leader.begin(config)
+    engine = build_engine(config, store, leader)
+    if wait is not None:
+        wait()
     name = engine.model.attention.__name__.rpartition(".")[2]
     config = dataclasses.replace(config, attention=name)  # never "auto"
     facts = engine.predictor_facts()
@@ -117,7 +123,7 @@ def build_loop(
             "step_times": None if warm_up.serving is None else predictor.to_json(),
         }
 
-    return EngineLoop(
+    loop = EngineLoop(
         config=config,
         engine=engine,
         scheduler=scheduler,
@@ -125,14 +131,22 @@ def build_loop(
         records=RecentSteps(predictor, _open_step_log(config, header)),
         request_latency_fallback=fault,
     )
+    if leader is not None:
+        leader.on_lost = loop.fail
+    return loop
 
 
-def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Engine:
+def build_engine(
+    config: EngineConfig,
+    store: ProgramStore | None = None,
+    leader: Leader | None = None,
+) -> Engine:
     """Loads the model and makes its engine, not yet warm, without a scheduler.
 
     Args:
       config: Configuration; on GPU and TPU that of `plan_engine`, which sizes the pool.
       store: Keeps the compiled programs; None keeps none.
+      leader: Sends what the engine does to other processes; None has none.
 
     Raises:
       ValueError: If the model or a limit is invalid.
@@ -167,6 +181,7 @@ def build_engine(config: EngineConfig, store: ProgramStore | None = None) -> Eng
         max_model_len=shape.max_model_len,
         captures_logits=config.capture_logits,
         store=store,
+        leader=leader,
     )
 
 

@@ -9,7 +9,8 @@ reports "ready", with status 200, when the few buckets are compiled in which eve
 can run; from then on requests are served. Finer buckets are added meanwhile, and
 /health reports "warm" when none is left: measure only then. Start-up logs its progress
 every few seconds. On SIGTERM the server finishes running requests, then exits with 0.
-If the engine fails, it exits with 70: start it again.
+If the engine fails, it exits with 70: start it again. Of several processes that share a
+model all exit with 70 if one of them is lost.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ import os
 import pathlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -30,11 +32,15 @@ from jserve.config import (
     check_predictor,
     check_writable,
 )
+from jserve.engine.cluster import ProcessConfig, find_cluster, join_cluster
 from jserve.engine.memory import claim_memory
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
 from jserve_models.hf_config import read_config
+
+if TYPE_CHECKING:
+    from jserve.engine.followers import Leader
 
 _LOG = logging.getLogger("jserve")
 _DEVICE_FILES = {  # one pattern for each kind of driver
@@ -43,6 +49,7 @@ _DEVICE_FILES = {  # one pattern for each kind of driver
 }
 _ENGINE_CONFIG = define_engine_flags()
 _SERVER_CONFIG = define_config_flags(ServerConfig, group="Server")
+_PROCESS_CONFIG = define_config_flags(ProcessConfig, group="Several processes")
 _WARMUP_ONLY = flags.DEFINE_bool(
     "warmup_only",
     False,
@@ -99,7 +106,29 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
         check_writable("compile_cache_dir", folder)
 
 
-def _warm_up(config: EngineConfig) -> None:
+def _join(cluster: Mapping[str, Any], progress: Progress) -> "Leader":
+    """Meets the other processes; one that is not the first follows, and ends here.
+
+    Raises:
+      ProgramError: If they do not meet, or cannot run the model here.
+    """
+    progress.begin("meeting the other processes")
+    try:
+        if join_cluster(cluster):
+            from jserve.engine.followers import leave
+            from jserve.following import follow
+
+            progress.close()
+            follow()
+            leave(0)
+        from jserve.engine.followers import meet_followers
+
+        return meet_followers()
+    except (ValueError, OSError) as error:
+        raise ProgramError(str(error)) from error
+
+
+def _warm_up(config: EngineConfig, leader: "Leader | None" = None) -> None:
     """Fills the caches, with a bar on a terminal and lines elsewhere.
 
     Raises:
@@ -115,8 +144,10 @@ def _warm_up(config: EngineConfig) -> None:
         from jserve.engine.warm_up import start_up_table
 
         config = dataclasses.replace(config, step_log=None)
-        warm_up = build_loop(config, progress=progress).warm_up
+        warm_up = build_loop(config, progress=progress, leader=leader).warm_up
         warm_up.run()
+        if leader is not None:
+            leader.stop()
         print(start_up_table(warm_up.start_up()), flush=True)
         warm_up.check_kept()
     except (ValueError, OSError) as error:
@@ -137,6 +168,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         engine_config = _ENGINE_CONFIG()
         server_config = _SERVER_CONFIG()
+        cluster = find_cluster(_PROCESS_CONFIG(), os.environ)
         folder = _folder(engine_config.model)
         _check_device(engine_config.attention)
         _check(engine_config, server_config)
@@ -145,8 +177,33 @@ def main(argv: Sequence[str]) -> int:
 
     # From here on JAX is imported, which takes seconds.
     claim_memory(os.environ, engine_config.device_memory_fraction)
+    leader = None if cluster is None else _join(cluster, progress)
+    if leader is None:
+        return _run(engine_config, server_config, folder, progress, leader)
+    from jserve.engine.followers import LOST, LostError, leave
+
+    try:
+        status = _run(engine_config, server_config, folder, progress, leader)
+    except (ProgramError, LostError) as error:
+        _LOG.error("%s", error)
+        status = 1
+    leave(LOST if leader.lost else status)
+
+
+def _run(
+    engine_config: EngineConfig,
+    server_config: ServerConfig,
+    folder: pathlib.Path | None,
+    progress: Progress,
+    leader: "Leader | None",
+) -> int:
+    """Loads a model, and serves or only warms up; returns the exit status.
+
+    Raises:
+      ProgramError: If a flag is invalid, or the address is in use.
+    """
     if _WARMUP_ONLY.value:
-        _warm_up(engine_config)
+        _warm_up(engine_config, leader)
         return 0
     gc.disable()  # saves a fifth of that; the loop switches it on again
     # Until requests are served, SIGTERM just ends the process.
@@ -169,7 +226,7 @@ def main(argv: Sequence[str]) -> int:
             progress.begin("loading JAX")
             from jserve.build import build_loop
 
-            loop = build_loop(engine_config, classes.classes, progress)
+            loop = build_loop(engine_config, classes.classes, progress, leader)
             app = build_app(loop, tokenizer, server_config)
         except (ValueError, OSError) as error:
             progress.close()

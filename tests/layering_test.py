@@ -36,8 +36,8 @@ ROOMS = {
     ),
     "jserve": (
         *("config", "flags", "progress", "program", "text", "records", "timing"),
-        *("compiled_annealing", "serving_policy", "engine", "server", "build", "cli"),
-        "__main__",
+        *("compiled_annealing", "serving_policy", "engine", "server", "build"),
+        *("following", "cli", "__main__"),
     ),
     "jserve_tools": (
         *("reporting", "load", "measuring", "training", "gpu_profiles", "fitting"),

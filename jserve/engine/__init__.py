@@ -2,9 +2,11 @@
 
 __all__ = [
     "bucket_plan",
+    "cluster",
     "compile_cache",
     "engine",
     "facts",
+    "followers",
     "interface",
     "loop",
     "machine",

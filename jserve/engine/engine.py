@@ -8,12 +8,13 @@ stay on the device in a buffer by slot, where the next step finds them.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jserve.engine.followers import WARM, Compile, Leader, Run
 from jserve.engine.packing import Packed, Packer, padded_tables
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
@@ -106,8 +107,14 @@ class Engine:
         max_model_len: int,
         captures_logits: bool = False,
         store: ProgramStore | None = None,
+        leader: Leader | None = None,
     ):
-        """Makes one without programs: `programs.compile` or `warm_up` makes them."""
+        """Makes one without programs: `compile` or `warm_up` makes them.
+
+        Args:
+          leader: Sends what this engine does to the processes that follow it.
+        """
+        self._leader = leader
         self.model = model
         self.num_pages = num_pages
         self.page_size = page_size
@@ -158,10 +165,32 @@ class Engine:
 
     def warm_up(self, buckets: Sequence[Bucket]) -> None:
         """Makes all programs that there will be, and runs each once on padding."""
-        self.programs.compile(buckets)
+        self.compile(buckets)
         for bucket in buckets:
             self.first_run(bucket)
+        self.mark_warm()
+
+    def compile(
+        self,
+        buckets: Sequence[Bucket],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Makes programs, in all processes; see `Programs.compile`."""
+        wait = self._leader.begin(Compile(tuple(buckets))) if self._leader else None
+        self.programs.compile(buckets, should_stop=should_stop)
+        if wait is not None:
+            wait()
+
+    def mark_warm(self) -> None:
+        """Counts compilations from now on, in all processes: there should be none."""
+        if self._leader is not None:
+            self._leader.send(WARM)
         self.programs.mark_warm()
+
+    def release_followers(self) -> None:
+        """Lets the processes that follow end as this one does."""
+        if self._leader is not None:
+            self._leader.stop()
 
     def first_run(self, bucket: Bucket) -> None:
         """Runs a bucket's programs on padding, since a first run is slow."""
@@ -236,8 +265,9 @@ class Engine:
         Raises:
           UncompiledBucketError: If the bucket was not compiled.
         """
-        tables = self._state.tables
-        state = self._state
+        if self._leader is not None:
+            self._leader.send(Run(bucket, packed, made_up))
+        state, tables = self._state, self._state.tables
         if made_up is not None:
             state = state._replace(tables=put(made_up, tables.sharding))
         self._state, out = self.programs.run(bucket, state, packed)

@@ -220,9 +220,10 @@ class EngineLoop:
             if self.health in _ORDER:
                 self.warm_up.start(self._notify)
             self._serve()
+            self._engine.release_followers()
         except BaseException as error:  # of any kind, since clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
-            self._fail(f"the engine failed: {error}")
+            self.fail(f"the engine failed: {error}")
         finally:
             self._records.close()  # first, since what comes next may take long
             self._profiler.stop()
@@ -266,7 +267,8 @@ class EngineLoop:
         elif self._scheduler.buckets is not table:
             self._records.begin_stretch()
 
-    def _fail(self, message: str) -> None:
+    def fail(self, message: str) -> None:
+        """Ends all requests with an error; any thread may call it."""
         with self._changed:
             ids = sorted(self._in_use)
             self._submitted.clear()

@@ -302,7 +302,7 @@ class Programs:
         ]
         attention = self._model.attention.__name__
         facts = (self._model.config, attention, program, self._captures_logits, shapes)
-        key = str(program), facts
+        key = str(program), (*facts, jax.process_index(), jax.process_count())
         store = self._store
         if should_stop():
             return

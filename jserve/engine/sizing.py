@@ -1,6 +1,7 @@
 """From a configuration to sizes for this device: limits, buckets, and the KV pool."""
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple
 
@@ -75,18 +76,25 @@ def engine_shape(config: EngineConfig) -> EngineShape:
 
 
 def _devices(tensor_parallel: int) -> list[jax.Device]:
-    """Returns the devices that share the model.
+    """Returns the devices that share the model, equally many of each process.
 
     Raises:
       ValueError: If there are fewer.
     """
-    devices = jax.devices()
+    devices, num_processes = jax.devices(), jax.process_count()
+    if tensor_parallel % num_processes:
+        raise ValueError(
+            f"tensor_parallel={tensor_parallel} is not a multiple of "
+            f"num_processes={num_processes}"
+        )
     if tensor_parallel > len(devices):
         raise ValueError(
             f"tensor_parallel={tensor_parallel} exceeds the {len(devices)} devices of "
             f"platform {devices[0].platform}"
         )
-    return devices[:tensor_parallel]
+    by_process = itertools.groupby(devices, lambda one: one.process_index)
+    share = tensor_parallel // num_processes
+    return [one for _, some in by_process for one in itertools.islice(some, share)]
 
 
 def _part(model: ModelConfig, num_devices: int) -> ModelConfig:

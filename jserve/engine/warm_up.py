@@ -252,7 +252,7 @@ class WarmUp:
         yield job
         serving = job.result()
         self._scheduler.predictor = serving.predictor
-        self._engine.programs.mark_warm()
+        self._engine.mark_warm()
         self._reach("warm_s")
         self.progress.close()
         self.serving = serving
@@ -314,8 +314,7 @@ class WarmUp:
     # In the pool's thread.
 
     def _compile(self, table: BucketTable) -> None:
-        programs = self._engine.programs
-        programs.compile(table.buckets, should_stop=self._stopping.is_set)
+        self._engine.compile(table.buckets, self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
         import scipy.optimize  # noqa: F401  Or else a policy's first fit waits for it.
