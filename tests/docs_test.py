@@ -10,11 +10,12 @@ import tomllib
 import pytest
 
 from jserve.config import EngineConfig, ServerConfig
+from jserve.engine.cluster import ProcessConfig
 from tests import ROOT
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), DOCKERFILE]
-CONFIGS = (EngineConfig, ServerConfig)
+CONFIGS = (EngineConfig, ProcessConfig, ServerConfig)
 FLAGS = {"warmup_only"} | {
     field.name for config in CONFIGS for field in dataclasses.fields(config)
 }
@@ -23,6 +24,7 @@ OTHERS = {  # flags of other programs that the pages call
     *("create-home", "uid", "start-period"),  # in the Dockerfile
     *("no-cache-dir", "no-deps", "constraint", "requirement"),  # pip
     *("local-dir", "seed", "python", "accelerator-type", "version"),  # hf, uv, gcloud
+    *("worker", "command"),  # gcloud
     *("url", "load"),  # jserve-bench
 }
 
