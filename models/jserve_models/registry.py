@@ -204,8 +204,11 @@ def decoder_model(
         found = structure.logits(head, hidden)
         if mesh.size == 1:
             return found
-        whole = sharding.placement(mesh)
-        return cast(jax.Array, jax.lax.with_sharding_constraint(found, whole))
+        # Logits go between devices, and not the head.
+        for axes in ((None, "vocab"), ()):
+            where = sharding.placement(mesh, axes)
+            found = jax.lax.with_sharding_constraint(found, where)
+        return found
 
     return LoadedModel(
         config=structure.config,
