@@ -1,11 +1,8 @@
 import logging
 
-import hypothesis
 import pytest
-from hypothesis import strategies
 
-from jserve.engine.memory import MemoryNeeds, claim_memory, fit_memory, step_bytes
-from jserve_models.config import ModelConfig
+from jserve.engine.memory import MemoryNeeds, claim_memory, fit_memory
 from jserve_sched.buckets.growth import BucketPlan, plan_growth
 from jserve_sched.buckets.table import BucketTable
 
@@ -58,59 +55,6 @@ def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
         fit(LEAST_BYTES, 12 * MIB)
     with pytest.raises(ValueError, match="room for 0 tokens"):
         fit(MIB)
-
-
-@hypothesis.settings(max_examples=60)
-@hypothesis.given(
-    model=strategies.builds(
-        ModelConfig,
-        name=strategies.just("any"),
-        vocab_size=strategies.integers(256, 256_000),
-        hidden_size=strategies.integers(64, 8192),
-        intermediate_size=strategies.integers(64, 32_768),
-        num_layers=strategies.integers(1, 96),
-        num_heads=strategies.integers(1, 64),
-        num_kv_heads=strategies.just(1),
-        head_dim=strategies.sampled_from((64, 128, 256)),
-        max_model_len=strategies.integers(1, 131_072),
-    ),
-    page_size=strategies.sampled_from((16, 128)),
-    device_mib=strategies.integers(0, 200 * 1024),
-)
-def test_what_fits_is_planned_and_all_else_is_refused(
-    model: ModelConfig, page_size: int, device_mib: int
-) -> None:
-    page_bytes = 4 * model.num_layers * model.head_dim * page_size
-    needs = MemoryNeeds(
-        weight_bytes=2 * model.hidden_size * (model.vocab_size + 3 * model.num_layers),
-        page_bytes=page_bytes,
-        fixed_bytes=page_bytes,
-        page_size=page_size,
-        max_model_len=model.max_model_len,
-        num_layers=model.num_layers,
-        step_bytes={
-            bucket: step_bytes(
-                model, bucket, num_slots=16, page_size=page_size, itemsize=2
-            )
-            for bucket in PLAN.final.buckets
-        },
-    )
-    device_bytes = device_mib * MIB
-    request_bytes = page_bytes * (1 + -(-model.max_model_len // page_size))
-
-    def used_bytes(table: BucketTable, kv_bytes: int) -> int:
-        return needs.weight_bytes + needs.table_bytes(table) + kv_bytes
-
-    try:
-        plan, kv_bytes = fit_memory(needs, PLAN, device_bytes=device_bytes)
-    except ValueError:
-        assert used_bytes(PLAN.covering, request_bytes) > device_bytes
-        return
-    assert used_bytes(plan.final, kv_bytes) <= device_bytes
-    assert kv_bytes >= request_bytes
-    # A table was left out only if one request would not have fitted beside it.
-    for table in PLAN.tables[len(plan.tables) :]:
-        assert used_bytes(table, request_bytes) > device_bytes
 
 
 def test_the_share_of_a_gpu_is_set_unless_a_user_has() -> None:
