@@ -86,7 +86,10 @@ def serve(
     stem = np.random.default_rng(0).integers(0, 256, 170)
     lengths = (120, 60, 100, 64, 1)
     requests: list[Request] = [
-        make_request(prompt=stem[:length], max_tokens=12 + 3 * index)
+        # Their ids decide between requests that come together.
+        make_request(
+            request_id=str(index), prompt=stem[:length], max_tokens=12 + 3 * index
+        )
         for index, length in enumerate(lengths)
     ]
     driver.run(*requests)
