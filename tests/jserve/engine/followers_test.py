@@ -108,10 +108,9 @@ def test_processes_meet_though_a_stranger_comes_first(
         def connect(self) -> None:
             port = int(self.value.split()[1])
             socket.create_connection(("localhost", port)).close()
-            connection = followers.meet_leader()
-            message = connection.recv()
-            while message == BEAT:
-                message = connection.recv()
+            self.connection = followers.meet_leader()  # which stays open
+            while (message := self.connection.recv()) == BEAT:
+                pass
             answers.put(message)
 
     service = Service()
