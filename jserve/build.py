@@ -123,7 +123,7 @@ def build_loop(
             "step_times": None if warm_up.serving is None else predictor.to_json(),
         }
 
-    loop = EngineLoop(
+    return EngineLoop(
         config=config,
         engine=engine,
         scheduler=scheduler,
@@ -131,9 +131,6 @@ def build_loop(
         records=RecentSteps(predictor, _open_step_log(config, header)),
         request_latency_fallback=fault,
     )
-    if leader is not None:
-        leader.on_lost = loop.fail
-    return loop
 
 
 def build_engine(

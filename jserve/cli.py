@@ -110,17 +110,15 @@ def _join(cluster: Mapping[str, Any], progress: Progress) -> "Leader":
     """Meets the other processes; one that is not the first follows, and ends here.
 
     Raises:
-      ProgramError: If they do not meet, or cannot run the model here.
+      ProgramError: If they do not meet.
     """
     progress.begin("meeting the other processes")
     try:
         if join_cluster(cluster):
-            from jserve.engine.followers import leave
             from jserve.following import follow
 
             progress.close()
             follow()
-            leave(0)
         from jserve.engine.followers import meet_followers
 
         return meet_followers()
@@ -146,8 +144,6 @@ def _warm_up(config: EngineConfig, leader: "Leader | None" = None) -> None:
         config = dataclasses.replace(config, step_log=None)
         warm_up = build_loop(config, progress=progress, leader=leader).warm_up
         warm_up.run()
-        if leader is not None:
-            leader.stop()
         print(start_up_table(warm_up.start_up()), flush=True)
         warm_up.check_kept()
     except (ValueError, OSError) as error:
@@ -180,13 +176,21 @@ def main(argv: Sequence[str]) -> int:
     leader = None if cluster is None else _join(cluster, progress)
     if leader is None:
         return _run(engine_config, server_config, folder, progress, leader)
-    from jserve.engine.followers import LOST, LostError, leave
+    from jserve.engine.followers import LOST, leave
 
+    # However it ends: JAX would first wait for processes that wait for this one.
+    status = LOST
     try:
         status = _run(engine_config, server_config, folder, progress, leader)
-    except (ProgramError, LostError) as error:
+    except ProgramError as error:
         _LOG.error("%s", error)
         status = 1
+    except SystemExit:  # by SIGTERM
+        status = 0
+    except BaseException:
+        _LOG.exception("the first process failed")
+    if status == 0:
+        leader.stop()
     leave(LOST if leader.lost else status)
 
 
@@ -231,6 +235,8 @@ def _run(
         except (ValueError, OSError) as error:
             progress.close()
             raise ProgramError(str(error)) from error
+        if leader is not None:
+            leader.on_lost = loop.fail
         name = server_config.served_model_name or loop.model_name
         url = url_of(listener, is_tls=server_config.tls_cert is not None)
         print(

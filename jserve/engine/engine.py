@@ -148,6 +148,10 @@ class Engine:
         """Returns what a predictor of this engine's step times holds for."""
         device, num_devices = jax.devices()[0], self.model.mesh.size
         kind = device.device_kind
+        if num_devices > 1:
+            kind += f" x {num_devices}"
+        if (num_processes := jax.process_count()) > 1:
+            kind += f" in {num_processes} processes"
         dtype, weights = self.dtype.name, self.model.weights
         if weights not in ("auto", dtype):
             dtype += f", weights {weights}"
@@ -155,7 +159,7 @@ class Engine:
             dtype += f", KV {self.kv_dtype.name}"
         return PredictorFacts(
             platform=device.platform,
-            device_kind=kind if num_devices == 1 else f"{kind} x {num_devices}",
+            device_kind=kind,
             model=model_digest(self.model.config),
             dtype=dtype,
             page_size=self.page_size,

@@ -10,10 +10,11 @@ in the standard library, keeps order and the bounds of messages, and admits only
 knows the key, which JAX's own service hands out. A collective could not say which
 process is missing, since it would wait for it, too; JAX's key-value store is polled.
 
-Each side sends a beat every two seconds. Who hears nothing for ten, or finds the
-connection closed, takes the other one for lost; so does a leader whose step is not
-taken for fifteen. Nothing can be computed without one of them: all end with `LOST`, and
-what started them starts them again.
+The leader sends a beat every two seconds. The thread of a follower that enqueues steps
+answers each message, beats too. Who hears nothing for 15 s, or finds the connection
+closed, takes the other one for lost: it was stopped, or a step of it hangs. Nothing can
+be computed without one of them: all end with `LOST`, and what started them starts them
+again.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener, wait
 from typing import Any, NamedTuple, NoReturn
 
@@ -37,12 +39,12 @@ from jserve_sched.buckets.table import Bucket
 
 LOST = os.EX_SOFTWARE  # 70, as when an engine fails
 _LOG = logging.getLogger("jserve")
-BEAT_S = 2.0
-SILENT_S = 10.0
-_BEHIND_S = 15.0
+_BEAT_S = 2.0
+SILENT_S = 15.0
 _MEETING_S = 300.0
 _END_S = 3.0
 _KEY = "jserve/leader"
+WARM, STOP, BEAT = "warm", "stop", "beat"
 
 
 class LostError(RuntimeError):
@@ -63,47 +65,32 @@ class Run(NamedTuple):
     made_up: np.ndarray | None
 
 
-class Report(NamedTuple):
-    """What a follower has done so far."""
-
-    num_taken: int  # messages
-    num_done: int  # of those that take long: the settings, and each `Compile`
-
-
-WARM, STOP, BEAT = "warm", "stop", "beat"
-
-
 class Leader:
     """The first process's connections to the others.
 
+    A follower's answer is the number of jobs that it has done.
+
     Attributes:
       lost: Who is lost and why; "" while nobody is.
-      on_lost: Called once, in another thread, with `lost`.
+      on_lost: Called once, in any thread, with `lost`; ends the process unless set.
     """
 
     def __init__(
-        self,
-        followers: Mapping[str, Connection],
-        *,
-        silent_s: float = SILENT_S,
-        behind_s: float = _BEHIND_S,
+        self, followers: Mapping[str, Connection], *, silent_s: float = SILENT_S
     ):
         """Watches followers, by the names that messages give them."""
-        self.on_lost: Callable[[str], object] = lambda message: None
+        self.on_lost: Callable[[str], object] = lambda message: leave()
+        self.lost = ""
         self._names = {one: name for name, one in followers.items()}
-        self._silent_s, self._behind_s = silent_s, behind_s
+        self._silent_s = silent_s
         self._changed = threading.Condition()
         self._sending = threading.Lock()
-        self._num_sent = self._num_jobs = 0
-        self._reports = dict.fromkeys(self._names, Report(0, 0))
-        # Seconds that this process has watched, without those in which it was stopped.
-        self._watched_s = 0.0
-        self._heard_s = dict.fromkeys(self._names, 0.0)
-        self._kept_up_s = dict.fromkeys(self._names, 0.0)
-        self.lost = ""
+        self._num_jobs = 0
+        self._num_done = dict.fromkeys(self._names, 0)
         self._is_stopping = False
-        for work in (self._beat, self._watch):
-            threading.Thread(target=work, name="followers", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        threading.Thread(target=self._beat, daemon=True).start()
 
     def send(self, message: object) -> None:
         """Sends a message to all followers.
@@ -111,32 +98,32 @@ class Leader:
         Raises:
           LostError: If one of them is lost.
         """
-        if self.lost:
-            raise LostError(self.lost)
         content = pickle.dumps(message)
         with self._sending:
-            self._num_sent += message is not BEAT
             for one in self._names:
                 try:
                     one.send_bytes(content)
                 except OSError:
                     self._lose(one, "has ended")
+        if self.lost:
+            raise LostError(self.lost)
 
     def begin(self, job: object) -> Callable[[], None]:
         """Sends what takes long; returns a function that waits until all have done it.
 
-        Either raises LostError if a follower is lost.
+        That ends early after `stop`. Either raises LostError if a follower is lost.
         """
         self._num_jobs += 1
         count = self._num_jobs
         self.send(job)
 
-        def is_done() -> bool:
-            return all(one.num_done >= count for one in self._reports.values())
+        def is_over() -> bool:
+            is_done = min(self._num_done.values()) >= count
+            return is_done or self._is_stopping or self.lost != ""
 
         def wait_for_all() -> None:
             with self._changed:
-                self._changed.wait_for(lambda: self.lost or is_done())
+                self._changed.wait_for(is_over)
             if self.lost:
                 raise LostError(self.lost)
 
@@ -144,14 +131,13 @@ class Leader:
 
     def stop(self) -> None:
         """Lets the followers end, and waits a little until they have."""
-        if self.lost or self._is_stopping:
-            return
-        self._is_stopping = True
+        with self._changed:
+            if self.lost or self._is_stopping:
+                return
+            self._is_stopping = True
+            self._changed.notify_all()
         self.send(STOP)
-        for one in self._names:
-            with contextlib.suppress(EOFError, OSError):
-                while one.poll(_END_S):
-                    one.recv()
+        self._watcher.join(_END_S)
 
     def _lose(self, one: Connection, what: str) -> None:
         with self._changed:
@@ -166,49 +152,54 @@ class Leader:
         with contextlib.suppress(LostError):
             while not self._is_stopping:
                 self.send(BEAT)
-                time.sleep(BEAT_S)
+                time.sleep(_BEAT_S)
 
     def _watch(self) -> None:
+        """Hears followers until all have ended, or one is lost."""
         round_s = min(1.0, self._silent_s / 4)
-        while not self.lost and not self._is_stopping:
+        # Seconds that this process has watched, without those in which it was stopped.
+        watched_s = 0.0
+        heard_s = dict.fromkeys(self._names, 0.0)
+        while heard_s and not self.lost:
             begin_s = time.monotonic()
-            ready = wait(list(self._names), timeout=round_s)
-            self._watched_s += min(time.monotonic() - begin_s, round_s)
-            for one in self._names:
+            ready = wait(list(heard_s), timeout=round_s)
+            watched_s += min(time.monotonic() - begin_s, round_s)
+            for one in list(heard_s):
                 try:
-                    while one in ready and one.poll():
-                        self._hear(one, one.recv())
+                    if one in ready:
+                        num_done = one.recv()
+                        heard_s[one] = watched_s
+                        with self._changed:
+                            self._num_done[one] = num_done
+                            self._changed.notify_all()
                 except (EOFError, OSError):
+                    del heard_s[one]
                     self._lose(one, "has ended")
-                    return
-            now_s = self._watched_s
-            for one in self._names:
-                if self._reports[one].num_taken >= self._num_sent:
-                    self._kept_up_s[one] = now_s
-                if now_s - self._heard_s[one] > self._silent_s:
+                    continue
+                if watched_s - heard_s[one] > self._silent_s:
                     self._lose(one, f"has been silent for {self._silent_s:g} s")
-                elif now_s - self._kept_up_s[one] > self._behind_s:
-                    self._lose(one, f"has not taken a step for {self._behind_s:g} s")
-
-    def _hear(self, one: Connection, report: Report) -> None:
-        self._heard_s[one] = self._watched_s
-        if report.num_taken > self._reports[one].num_taken:
-            self._kept_up_s[one] = self._heard_s[one]
-        with self._changed:
-            self._reports[one] = report
-            self._changed.notify_all()
 
 
 def meet_followers() -> Leader:
-    """Returns the leader of the processes that JAX knows, once all are connected."""
+    """Returns the leader of the processes that JAX knows, once all are connected.
+
+    It listens on all addresses, as JAX's own service: a host's name may mean itself.
+    """
     key = secrets.token_hex(32)
-    service, host = _service()
-    followers = {}
-    with Listener((host, 0), authkey=key.encode()) as listener:
+    service, _ = _service()
+    followers = dict[str, Connection]()
+    with Listener(("", 0), authkey=key.encode()) as listener:
         service.key_value_set(_KEY, f"{key} {listener.address[1]}")
-        for _ in range(1, jax.process_count()):
-            one = listener.accept()
-            followers[one.recv()] = one
+        while len(followers) < jax.process_count() - 1:
+            try:
+                one = listener.accept()
+                name = one.recv()
+            except (AuthenticationError, EOFError, ConnectionError):
+                continue  # a stranger
+            # A step's arguments would else wait for the answer to those before.
+            with socket.fromfd(one.fileno(), socket.AF_INET, socket.SOCK_STREAM) as it:
+                it.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            followers[name] = one
     return Leader(followers)
 
 
@@ -237,4 +228,4 @@ def _service() -> tuple[Any, str]:
     from jax._src import distributed  # which has no public name
 
     state: Any = distributed.global_state
-    return state.client, state.coordinator_address.rpartition(":")[0].strip("[]")
+    return state.client, state.coordinator_address.rpartition(":")[0]

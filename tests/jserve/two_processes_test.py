@@ -172,7 +172,7 @@ def test_tokens_are_those_of_one_process(pair: Pair, tmp_path: pathlib.Path) -> 
 
 @pytest.mark.parametrize(
     ("number", "reason"),
-    [(signal.SIGKILL, "has ended"), (signal.SIGSTOP, "has been silent for 10 s")],
+    [(signal.SIGKILL, "has ended"), (signal.SIGSTOP, "has been silent for 15 s")],
 )
 def test_a_lost_follower_is_named_and_all_end(
     pair: Pair, number: signal.Signals, reason: str

@@ -1,13 +1,18 @@
 import pathlib
 import unittest.mock
 
+import hypothesis
 import jax
 import pytest
+from hypothesis import strategies
 
 from jserve.build import build_loop
 from jserve.config import EngineConfig
-from jserve.engine import machine
+from jserve.engine import machine, sizing
+from jserve.engine.memory import fit_memory
 from jserve.engine.sizing import plan_engine
+from jserve_models.config import ModelConfig
+from jserve_sched.buckets.table import BucketTable
 from tests.engine_harness import small_config
 
 
@@ -29,6 +34,64 @@ def test_sizes_go_by_device_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> N
     device.memory_stats.return_value = {"bytes_limit": 2**26}
     with pytest.raises(ValueError, match="max_model_len=2048: "):
         build_loop(config)
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(
+    model=strategies.builds(
+        ModelConfig,
+        name=strategies.just("any"),
+        vocab_size=strategies.integers(256, 256_000),
+        hidden_size=strategies.integers(64, 8192),
+        intermediate_size=strategies.integers(64, 32_768),
+        num_layers=strategies.integers(1, 64),
+        num_heads=strategies.sampled_from((8, 64)),
+        num_kv_heads=strategies.sampled_from((2, 8)),
+        head_dim=strategies.just(128),
+        max_model_len=strategies.integers(1, 131_072),
+    ),
+    table_index=strategies.integers(0, 20),
+    spare_bytes=strategies.integers(-1, 1) | strategies.integers(-(2**30), 2**36),
+)
+def test_a_plan_fits_in_the_device_and_is_refused_only_if_none_does(
+    model: ModelConfig, table_index: int, spare_bytes: int
+) -> None:
+    """Devices have room for a table and one request, and `spare_bytes` more."""
+    # What the model needs, counted by hand in numbers of 2 bytes.
+    hidden, heads = model.hidden_size, model.num_heads + model.num_kv_heads
+    layer = hidden * (2 * heads * 128 + 3 * model.intermediate_size + 2)
+    weights = 2 * (hidden * (2 * model.vocab_size + 1) + model.num_layers * layer)
+    page = 4 * model.num_layers * model.num_kv_heads * 128 * 128
+    request = page * (1 + -(-model.max_model_len // 128))
+    device = unittest.mock.Mock(platform="tpu")
+    config = EngineConfig(device_memory_fraction=0.5)
+    with (
+        unittest.mock.patch.object(jax, "devices", return_value=[device]),
+        unittest.mock.patch.object(jax, "default_backend", return_value="tpu"),
+        unittest.mock.patch.object(sizing, "model_config", return_value=model),
+        unittest.mock.patch.object(sizing, "fit_memory", wraps=fit_memory) as fitting,
+    ):
+        device.memory_stats.return_value = {"bytes_limit": 2**50}
+        plan_engine(config)
+        needs, wanted = fitting.call_args.args
+
+        def least_bytes(table: BucketTable) -> int:
+            return weights + int(needs.table_bytes(table)) + request
+
+        table = wanted.tables[table_index % len(wanted.tables)]
+        usable_bytes = max(least_bytes(table) + spare_bytes, 0)
+        device.memory_stats.return_value = {"bytes_limit": 2 * usable_bytes}
+        fitting_tables = [
+            one for one in wanted.tables if least_bytes(one) <= usable_bytes
+        ]
+        if not fitting_tables:
+            with pytest.raises(ValueError, match="do not fit"):
+                plan_engine(config)
+            return
+        planned, plan = plan_engine(config)
+    assert plan.final == fitting_tables[-1]
+    spare = usable_bytes - least_bytes(plan.final) + request - planned.kv_cache_bytes
+    assert spare >= 0 and planned.kv_cache_bytes >= request
 
 
 def test_a_host_with_too_little_memory_is_refused(
