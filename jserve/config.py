@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -387,6 +388,13 @@ class ServerConfig:
         check_readable("tls_key", self.tls_key)
         if self.tls_key is not None and self.tls_cert is None:
             raise ValueError(f"tls_key={str(self.tls_key)!r} needs a tls_cert")
+        if self.tls_cert is not None:
+            try:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(self.tls_cert, self.tls_key)
+            except OSError as error:
+                where = f"tls_cert={str(self.tls_cert)!r}"
+                raise ValueError(f"{where} with its key: {error}") from None
         if self.max_body_bytes:
             check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)
 

@@ -306,15 +306,15 @@ def _fault(
     model: type[GenerationRequest],
 ) -> ApiError:
     """Returns the refusal for the first field that is wrong."""
-    reason, _, where = str(error).partition(" - at `$")
+    reason, has_path, where = str(error).rpartition(" - at `$")
+    reason, where = (reason, where) if has_path else (where, "")
     steps = re.findall(r"\w+", where)
-    missing = re.fullmatch("Object missing required field `(.*)`", reason)
-    unknown = re.fullmatch("Object contains unknown field `(.*)`", reason)
-    if missing or unknown:
-        path = ".".join([*steps, (missing or unknown)[1]])  # type: ignore[index]
+    if match := re.fullmatch("(?s)Object (missing|contains).* field `(.*)`", reason):
+        path = ".".join([*steps, match[2][:_MAX_NAME_CHARS]])
         known = ", ".join(SloFields.__struct_fields__)
-        message = f"is unknown; known: {known}" if unknown else "is missing"
-        return ApiError(f"{path[-_MAX_NAME_CHARS:]} {message}", path)
+        is_missing = match[1] == "missing"
+        message = "is missing" if is_missing else f"is unknown; known: {known}"
+        return ApiError(f"{path} {message}", path)
     if not steps:
         return ApiError("the body must be a JSON object")
     if steps[0] == "prompt":

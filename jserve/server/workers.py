@@ -36,12 +36,15 @@ _TRIAL = b'{"messages": [{"role": "user", "content": "Hello"}]}'
 def _tokenizer(folder: pathlib.Path | None) -> Tokenizer:
     """Returns the tokenizer of this worker, whose memory is limited from now on."""
     tokenizer = load_tokenizer(folder)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the server drains
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a group; the server drains
+        signal.signal(number, signal.SIG_IGN)
     size = pathlib.Path("/proc/self/statm")
     if size.exists():  # on Linux
         pages = int(size.read_text().split()[0])
         most = pages * resource.getpagesize() + _MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if hard == resource.RLIM_INFINITY or hard > most:
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
     return tokenizer
 
 
