@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from jserve_models import (
@@ -204,8 +205,13 @@ def decoder_model(
         found = structure.logits(head, hidden)
         if mesh.size == 1:
             return found
-        whole = sharding.placement(mesh)
-        return cast(jax.Array, jax.lax.with_sharding_constraint(found, whole))
+        # Logits go between devices, and not the head.
+        for axes in ((None, "vocab"), ()):
+            where = sharding.placement(mesh, axes)
+            found = jax.lax.with_sharding_constraint(found, where)
+        # Row by row, as the sampler reads them; they come in parts of the vocabulary.
+        layout = Layout(tuple(range(found.ndim)))
+        return cast(jax.Array, with_layout_constraint(found, layout))
 
     return LoadedModel(
         config=structure.config,

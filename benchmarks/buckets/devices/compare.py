@@ -24,11 +24,6 @@ from benchmarks.marked_pages import markdown
 from jserve.program import run_program
 from jserve_tools.reporting.documents import plain, write_whole
 
-_RUNS = flags.DEFINE_string("runs", "out/buckets/devices", "Folder of the reports.")
-_OUTPUT = flags.DEFINE_string(
-    "output", str(pathlib.Path(__file__).parent), "Folder of the results."
-)
-
 _T_95 = 4.302653  # two-sided 95 % quantile of Student's t with two degrees of freedom
 _SIDES = ("device", "trace", "policy", "bucket_strategy")
 _FACTS = ("num_programs", "num_requests", "attainment", "pad_share_time", "num_steps")
@@ -182,11 +177,11 @@ def picture(cells: Sequence[dict[str, Any]]) -> bytes:
 def main(argv: Sequence[str]) -> None:
     """Prints the table, and writes it, the picture and report.json."""
     del argv
-    runs = plain(read_runs(pathlib.Path(_RUNS.value)))
+    runs = plain(read_runs(pathlib.Path(flags.FLAGS.runs)))
     cells = compare(runs)
     text = table(cells)
     print(text)
-    folder = pathlib.Path(_OUTPUT.value)
+    folder = pathlib.Path(flags.FLAGS.output)
     document = json.dumps({"cells": plain(cells), "runs": runs}, indent=1) + "\n"
     write_whole(folder / "report.json", document.encode())
     write_whole(folder / "table.md", f"{text}\n".encode())
@@ -194,4 +189,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    here = str(pathlib.Path(__file__).parent)
+    flags.DEFINE_string("runs", "out/buckets/devices", "Folder of the reports.")
+    flags.DEFINE_string("output", here, "Folder of the results.")
     run_program(sys.modules[__name__])
