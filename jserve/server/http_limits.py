@@ -259,10 +259,7 @@ class BoundedHttp(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Refuses a head that is invalid or too large, and closes the connection."""
         if self._head_bytes > MAX_HEAD_BYTES:
-            message = (
-                f"the request's headers are over the limit of {MAX_HEAD_BYTES} bytes"
-            )
-            self._refuse(431, message)
+            self._refuse(431, f"the headers have over {MAX_HEAD_BYTES} bytes")
         else:
             self._refuse(400, msg)
 

@@ -211,10 +211,8 @@ class ChatMessage(Struct):
           ApiError: 400, naming a field under `path`.
         """
         if self.role not in _ROLES:
-            message = (
-                f"{path}.role={quote(self.role)} is not one of {', '.join(_ROLES)}"
-            )
-            raise ApiError(message, f"{path}.role")
+            where, known = f"{path}.role", ", ".join(_ROLES)
+            raise ApiError(f"{where}={quote(self.role)} is not one of {known}", where)
         for name in ("audio", "function_call", "tool_calls"):
             if (raw := getattr(self, name)) is not UNSET:
                 _refuse(name, raw, f"{path}.{name}")
