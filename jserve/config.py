@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -383,10 +384,13 @@ class ServerConfig:
         check_range("head_timeout_s", self.head_timeout_s, 0.001, 86400.0)
         check_range("body_timeout_s", self.body_timeout_s, 0.001, 86400.0)
         check_range("max_connections", self.max_connections, 0, 2**20)
-        check_readable("tls_cert", self.tls_cert)
-        check_readable("tls_key", self.tls_key)
-        if self.tls_key is not None and self.tls_cert is None:
-            raise ValueError(f"tls_key={str(self.tls_key)!r} needs a tls_cert")
+        if self.tls_cert or self.tls_key:
+            try:
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.load_cert_chain(self.tls_cert or "", self.tls_key)
+            except OSError as error:
+                files = f"tls_cert={self.tls_cert} with tls_key={self.tls_key}"
+                raise ValueError(f"{files}: {error}") from None
         if self.max_body_bytes:
             check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)
 

@@ -69,6 +69,7 @@ def _response(error: ApiError) -> Response:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    target = f"{request.method} {quote(request.url.path)}"
     if isinstance(error, ApiError):
         return _response(error)
     if isinstance(error, RequestValidationError):  # in a query
@@ -78,13 +79,10 @@ async def _on_error(request: Request, error: Exception) -> Response:
         return _response(ApiError(message, param=path))
     if isinstance(error, HTTPException):
         phrase = http.HTTPStatus(error.status_code).phrase
-        message = f"{phrase}: {request.method} {request.url.path}"
-        answer = ApiError(message, status=error.status_code)
+        answer = ApiError(f"{phrase}: {target}", status=error.status_code)
         answer.headers.update(error.headers or {})
         return _response(answer)
-    logging.getLogger(__name__).error(
-        "%s %s failed", request.method, request.url.path, exc_info=error
-    )
+    logging.getLogger(__name__).error("%s failed", target, exc_info=error)
     return _response(ApiError(SURPRISE, status=500))
 
 

@@ -1,11 +1,13 @@
 """Limits on the size of an HTTP request, enforced before it is parsed."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
 import http
 import logging
 import math
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httptools
@@ -20,7 +22,7 @@ from jserve.server.prompts import too_large
 
 DIRECT_WRITE = "jserve.write"  # extension: writes a part of a body that has begun
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
-_MAX_BODIES = 32  # of the largest size, that are being read
+_MAX_BODIES = 32  # of the largest size, that are received or read
 _RESERVED_CONNECTIONS = 32  # beyond the limit, for operators
 _WARN_EVERY_S = 60.0
 _MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
@@ -48,12 +50,12 @@ def largest_honest_body(context_tokens: int) -> int:
 
 @dataclasses.dataclass
 class BodyLimits:
-    """Limits of all bodies that are being read.
+    """Limits of all bodies that are received, or wait to be read, or are read.
 
     Attributes:
       max_body_bytes: Largest body.
       timeout_s: Longest time from a request's headers to the end of its body.
-      num_bytes: Size of what has been read of bodies that are not complete.
+      num_bytes: Size of what has been received of them.
     """
 
     max_body_bytes: int
@@ -61,8 +63,11 @@ class BodyLimits:
     num_bytes: int = 0
 
 
-async def read_body(request: Request, limits: BodyLimits) -> bytearray:
-    """Returns a request's body; stops reading at a limit.
+@contextlib.asynccontextmanager
+async def received_body(
+    request: Request, limits: BodyLimits
+) -> AsyncIterator[bytearray]:
+    """Gives a request's body, which counts until the context ends.
 
     Raises:
       ApiError: 413 if it is larger than `max_body_bytes`, or announced to be; 408 if it
@@ -72,27 +77,30 @@ async def read_body(request: Request, limits: BodyLimits) -> bytearray:
     if num_bytes > limits.max_body_bytes:
         raise too_large(num_bytes, limits.max_body_bytes)
     body = bytearray()
+    num_bytes = 0
     try:
-        async with asyncio.timeout(limits.timeout_s):
-            async for part in request.stream():
-                body += part
-                limits.num_bytes += len(part)
-                if len(body) > limits.max_body_bytes:
-                    raise too_large(len(body), limits.max_body_bytes)
-                if limits.num_bytes > _MAX_BODIES * limits.max_body_bytes:
-                    message = "too many large bodies are being read"
-                    raise ApiError(message, status=503, retry_after_s=1.0)
-    except TimeoutError:
-        error = ApiError(
-            f"{len(body)} bytes of the body came in {limits.timeout_s:g} s, and not "
-            "its end (--body_timeout_s)",
-            status=408,
-        )
-        error.headers["Connection"] = "close"
-        raise error from None
+        try:
+            async with asyncio.timeout(limits.timeout_s):
+                async for part in request.stream():
+                    body += part
+                    num_bytes += len(part)
+                    limits.num_bytes += len(part)
+                    if num_bytes > limits.max_body_bytes:
+                        raise too_large(num_bytes, limits.max_body_bytes)
+                    if limits.num_bytes > _MAX_BODIES * limits.max_body_bytes:
+                        message = "too many large bodies are being read"
+                        raise ApiError(message, status=503, retry_after_s=1.0)
+        except TimeoutError:
+            error = ApiError(
+                f"{num_bytes} bytes of the body came in {limits.timeout_s:g} s, and "
+                "not its end (--body_timeout_s)",
+                status=408,
+            )
+            error.headers["Connection"] = "close"
+            raise error from None
+        yield body
     finally:
-        limits.num_bytes -= len(body)
-    return body
+        limits.num_bytes -= num_bytes
 
 
 @dataclasses.dataclass
@@ -121,13 +129,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     A head over the limit is answered with 431, and so are other overheads: trailers, or
     a body in tiny chunks. The rest of a refused request's body is read and dropped, so
-    that a client that is still writing receives the answer; beyond a limit the
-    connection is closed.
+    that a client that is still writing receives the answer; beyond a limit of its size
+    or time the connection is closed.
     """
 
     def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._limits = limits
+        self._cycles: list[RequestResponseCycle] = []  # requests not yet answered
         self._is_over = False  # the limit of connections
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # received for this request, without its body
@@ -138,11 +147,8 @@ class BoundedHttp(HttpToolsProtocol):
     ) -> None:
         """Takes a new connection, and closes an idle one if there are too many."""
         super().connection_made(transport)
+        self._become_idle()
         limits = self._limits
-        limits.idle[self] = None
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
         num_over = len(self.connections) - limits.max_connections
         if num_over <= 0:
             return
@@ -159,9 +165,21 @@ class BoundedHttp(HttpToolsProtocol):
             self._is_over = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets a connection."""
+        """Forgets a connection, and ends its requests."""
         self._begin_request()
+        self._unset_keepalive_if_required()  # or the timer would hold this object
+        for cycle in self._cycles:  # uvicorn ends only the last one
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._cycles.clear()
         super().connection_lost(exc)
+
+    def _become_idle(self) -> None:
+        self._limits.idle[self] = None
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _begin_request(self) -> None:
         """Ends the time in which a connection is idle."""
@@ -172,13 +190,16 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _end_slow_head(self) -> None:
         timeout_s = self._limits.head_timeout_s
+        if self._unread_bytes:  # not a head, but the rest of a body already refused
+            self.transport.close()
         self._refuse(408, f"the head took over {timeout_s:g} s (--head_timeout_s)")
 
     def on_response_complete(self) -> None:
         """Makes the connection idle, unless its next request has begun."""
+        self._cycles.pop(0)
         super().on_response_complete()
-        if self.cycle.response_complete and not self.transport.is_closing():
-            self._limits.idle[self] = None
+        if not self._cycles and not self.transport.is_closing():
+            self._become_idle()
 
     def data_received(self, data: bytes) -> None:
         """Takes received data, at most some 256 KiB."""
@@ -206,12 +227,14 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(503, f"max_connections={most} are open already")
             raise httptools.HttpParserError
         super().on_headers_complete()
+        self._cycles.append(self.cycle)
         write = functools.partial(self._write, self.cycle)
         self.scope["extensions"] = {DIRECT_WRITE: {"write": write}}
 
     def _write(self, cycle: RequestResponseCycle, part: bytes) -> bool:
         """Writes a part of a chunked body, unless the client has much to read yet."""
-        if self.flow.write_paused or cycle.disconnected or not cycle.chunked_encoding:
+        is_open = cycle in self._cycles and cycle.chunked_encoding
+        if self.flow.write_paused or not is_open:
             return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(part), part))
         return True
@@ -229,25 +252,25 @@ class BoundedHttp(HttpToolsProtocol):
         """Ends a request; the next head begins."""
         super().on_message_complete()
         self._head_bytes = self._unread_bytes = 0
+        if self in self._limits.idle:  # it was the rest of a refused request's body
+            self._begin_request()
+            self._become_idle()
 
     def send_400_response(self, msg: str) -> None:
         """Refuses a head that is invalid or too large, and closes the connection."""
         if self._head_bytes > MAX_HEAD_BYTES:
-            message = (
-                f"the request's headers are over the limit of {MAX_HEAD_BYTES} bytes"
-            )
-            self._refuse(431, message)
+            self._refuse(431, f"the headers have over {MAX_HEAD_BYTES} bytes")
         else:
             self._refuse(400, msg)
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answers with an error, and closes the connection."""
-        if self.transport.is_closing():
-            return
-        body = error_json(status, message)
-        self.transport.write(
-            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n\r\n%s"
-            % (status, http.HTTPStatus(status).phrase.encode(), len(body), body)
-        )
+        """Closes the connection, with an error unless an answer has begun."""
+        is_answering = self._cycles and self._cycles[0].response_started
+        if not is_answering and not self.transport.is_closing():
+            body = error_json(status, message)
+            self.transport.write(
+                b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n"
+                b"content-length: %d\r\nconnection: close\r\n\r\n%s"
+                % (status, http.HTTPStatus(status).phrase.encode(), len(body), body)
+            )
         self.transport.close()

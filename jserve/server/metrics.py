@@ -166,15 +166,12 @@ class ServerMetrics(Collector):
         """Yields the engine's counts, for one scrape."""
         self.absorb_steps()
         stats = self._engine.stats()
-        is_serving = stats.health in (Health.READY, Health.WARM)
+        is_warm = stats.health is Health.WARM
+        is_serving = is_warm or stats.health is Health.READY
         usage = 1 - stats.num_free_pages / max(stats.num_pages, 1)
         for name, text, value in (
             ("ready", "Whether requests are served, 0 or 1.", is_serving),
-            (
-                "warm",
-                "Whether all is compiled, 0 or 1.",
-                stats.health is Health.WARM,
-            ),
+            ("warm", "Whether all is compiled, 0 or 1.", is_warm),
             ("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", usage),
         ):
             yield self._family(GaugeMetricFamily, name, text, {"": value})

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.generation import Reply, TokenRouter
-from jserve.server.http_limits import DIRECT_WRITE, BodyLimits, read_body
+from jserve.server.http_limits import DIRECT_WRITE, BodyLimits, received_body
 from jserve.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -102,13 +102,13 @@ def openai_router(service: Service) -> APIRouter:
 
     async def answer(model: type[GenerationRequest], request: Request) -> Response:
         arrival_s = service.engine.clock.now_s()
-        try:
-            body = await read_body(request, bodies)
-        except ClientDisconnect:
-            return Response(status_code=_CLIENT_CLOSED_REQUEST)
         encoding = request.headers.get("content-encoding", "").lower()
         encoding = "" if encoding == "identity" else encoding
-        asked = await service.readers.read(model, body, encoding)
+        try:
+            async with received_body(request, bodies) as body:
+                asked = await service.readers.read(model, body, encoding)
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_CLOSED_REQUEST)
         log_ignored(asked.ignored)
         reply = service.start(asked, request.headers, arrival_s)
         return ReplyResponse(reply, service.router, service.config.sse_keep_alive_s)

@@ -104,22 +104,25 @@ class BodyReader:
             message += repr(self.model_name)
             raise ApiError(message, "model", status=404, code="model_not_found")
 
-    def _decompress(self, data: bytes | bytearray, encoding: str) -> bytes:
+    def _decompress(self, data: bytes | bytearray, encoding: str) -> bytearray:
         bits = _ENCODINGS.get(encoding)
         if bits is None:
             message = f"content-encoding={quote(encoding)} is not one of "
             error = ApiError(message + ", ".join(_ENCODINGS), status=415)
             error.headers["Accept-Encoding"] = "gzip, deflate"
             raise error
-        stream = zlib.decompressobj(bits)
-        try:
-            body = stream.decompress(data, self.max_body_bytes + 1)
-        except zlib.error as error:
-            raise ApiError(f"the body is not {encoding}: {error}") from None
-        if len(body) > self.max_body_bytes:
-            raise too_large(len(body), self.max_body_bytes)
-        if not stream.eof:
-            raise ApiError(f"the body is not {encoding}: it ends too early")
+        body = bytearray()
+        while data:  # one of the members that follow each other
+            stream = zlib.decompressobj(bits)
+            try:
+                body += stream.decompress(data, self.max_body_bytes + 1 - len(body))
+            except zlib.error as error:
+                raise ApiError(f"the body is not {encoding}: {error}") from None
+            if len(body) > self.max_body_bytes:
+                raise too_large(len(body), self.max_body_bytes)
+            if not stream.eof:
+                raise ApiError(f"the body is not {encoding}: it ends too early")
+            data = stream.unused_data
         return body
 
     def _chat(self, tokenizer: Tokenizer, body: ChatRequest) -> Prompt:
@@ -127,7 +130,8 @@ class BodyReader:
             one.to_turn(f"messages.{index}") for index, one in enumerate(body.messages)
         ]
         self._check_requests(body, 1)
-        self._check_text(tokenizer, "\n".join(one["content"] for one in turns), body)
+        text = "\n".join(one["content"] for one in turns)
+        self._check_text(tokenizer, text, body, len(turns))
         try:
             tokens = tokenizer.apply_chat_template(
                 turns, add_generation_prompt=body.add_generation_prompt is not False
@@ -162,11 +166,15 @@ class BodyReader:
             raise ApiError(message, "n" if num_choices > 1 else "prompt")
 
     def _check_text(
-        self, tokenizer: Tokenizer, text: str, body: GenerationRequest
+        self, tokenizer: Tokenizer, text: str, body: GenerationRequest, least: int = 0
     ) -> None:
-        """Refuses a text that is too long by its characters, or by a part of it."""
+        """Refuses a text that is too long by its characters, or by a part of it.
+
+        Args:
+          least: Fewest tokens that it may have, such as one of each turn of a chat.
+        """
         limit = self.limits.context_tokens
-        num_tokens = len(text) // tokenizer.longest_token_chars
+        num_tokens = max(len(text) // tokenizer.longest_token_chars, least)
         if num_tokens <= limit and len(text) > _LONG_TOKEN_CHARS * limit:
             num_tokens = 0
             for start in range(0, len(text), _PIECE_CHARS):

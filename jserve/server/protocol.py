@@ -211,10 +211,8 @@ class ChatMessage(Struct):
           ApiError: 400, naming a field under `path`.
         """
         if self.role not in _ROLES:
-            message = (
-                f"{path}.role={quote(self.role)} is not one of {', '.join(_ROLES)}"
-            )
-            raise ApiError(message, f"{path}.role")
+            where, known = f"{path}.role", ", ".join(_ROLES)
+            raise ApiError(f"{where}={quote(self.role)} is not one of {known}", where)
         for name in ("audio", "function_call", "tool_calls"):
             if (raw := getattr(self, name)) is not UNSET:
                 _refuse(name, raw, f"{path}.{name}")
@@ -306,15 +304,15 @@ def _fault(
     model: type[GenerationRequest],
 ) -> ApiError:
     """Returns the refusal for the first field that is wrong."""
-    reason, _, where = str(error).partition(" - at `$")
+    reason, has_path, where = str(error).rpartition(" - at `$")
+    reason, where = (reason, where) if has_path else (where, "")
     steps = re.findall(r"\w+", where)
-    missing = re.fullmatch("Object missing required field `(.*)`", reason)
-    unknown = re.fullmatch("Object contains unknown field `(.*)`", reason)
-    if missing or unknown:
-        path = ".".join([*steps, (missing or unknown)[1]])  # type: ignore[index]
+    if match := re.fullmatch("(?s)Object (missing|contains).* field `(.*)`", reason):
+        path = ".".join([*steps, match[2][:_MAX_NAME_CHARS]])
         known = ", ".join(SloFields.__struct_fields__)
-        message = f"is unknown; known: {known}" if unknown else "is missing"
-        return ApiError(f"{path[-_MAX_NAME_CHARS:]} {message}", path)
+        is_missing = match[1] == "missing"
+        message = "is missing" if is_missing else f"is unknown; known: {known}"
+        return ApiError(f"{path} {message}", path)
     if not steps:
         return ApiError("the body must be a JSON object")
     if steps[0] == "prompt":

@@ -9,6 +9,7 @@ runs 10 s after the drain is ended by force, with status 1 and a print of where 
 
 import asyncio
 import contextlib
+import errno
 import faulthandler
 import functools
 import logging
@@ -56,7 +57,9 @@ def bind(config: ServerConfig) -> socket.socket:
     if config.unix_socket is not None:
         family, kind, protocol = socket.AF_UNIX, socket.SOCK_STREAM, 0
         address: Any = str(config.unix_socket)
-        if config.unix_socket.is_socket():  # of a server that has ended
+        with socket.socket(family) as probe:
+            is_left = probe.connect_ex(address) == errno.ECONNREFUSED
+        if is_left and config.unix_socket.is_socket():  # of a server that has ended
             config.unix_socket.unlink()
     else:
         family, kind, protocol, _, address = socket.getaddrinfo(

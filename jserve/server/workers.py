@@ -36,12 +36,15 @@ _TRIAL = b'{"messages": [{"role": "user", "content": "Hello"}]}'
 def _tokenizer(folder: pathlib.Path | None) -> Tokenizer:
     """Returns the tokenizer of this worker, whose memory is limited from now on."""
     tokenizer = load_tokenizer(folder)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the server drains
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a group; the server drains
+        signal.signal(number, signal.SIG_IGN)
     size = pathlib.Path("/proc/self/statm")
     if size.exists():  # on Linux
         pages = int(size.read_text().split()[0])
         most = pages * resource.getpagesize() + _MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        if hard == resource.RLIM_INFINITY or hard > most:
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
     return tokenizer
 
 
@@ -96,10 +99,7 @@ class BodyReaders:
         self._limiter = anyio.CapacityLimiter(_NUM_WORKERS)
 
     async def read(
-        self,
-        model: type[GenerationRequest],
-        data: bytearray,
-        encoding: str = "",
+        self, model: type[GenerationRequest], data: bytearray, encoding: str = ""
     ) -> Asked:
         """Returns what a body asks for; empties a large one.
 
@@ -110,30 +110,17 @@ class BodyReaders:
         is_foreign = folder is not None and model is ChatRequest
         if len(data) <= SMALL_BODY_BYTES and not is_foreign and not encoding:
             return self.reader.read(self._tokenizer, model, data)
-        work = self._read_in_worker(folder, model, data, encoding)
+        body = cast(bytes, _Body(data))  # which it is once it is there
+        work = anyio.to_process.run_sync(
+            functools.partial(_read, self.reader, folder, model, body, encoding),
+            cancellable=True,
+            limiter=self._limiter,
+        )
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return await asyncio.wrap_future(future)
         except anyio.BrokenWorkerProcess:
             raise _too_much(model) from None
-
-    async def _read_in_worker(
-        self,
-        folder: pathlib.Path | None,
-        model: type[GenerationRequest],
-        data: bytearray,
-        encoding: str,
-    ) -> Asked:
-        return await anyio.to_process.run_sync(
-            _read,
-            self.reader,
-            folder,
-            model,
-            cast(bytes, _Body(data)),  # which it is once it is there
-            encoding,
-            cancellable=True,
-            limiter=self._limiter,
-        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -35,6 +35,12 @@ def test_a_body_that_is_none(served, body, words):
         assert word in answer.error["message"]
 
 
+def test_a_path_is_quoted_in_part(served):
+    answer = served.get("/" + "a" * 5000)
+    assert answer.status == 404
+    assert len(answer.error["message"]) < 200
+
+
 def test_a_client_that_leaves_midway(served):
     for text in (b"", b"Content-Length: 99\r\n\r\n{"):
         with socket.create_connection(("127.0.0.1", served.port), timeout=10) as sock:
@@ -73,6 +79,9 @@ def test_a_client_that_leaves_midway(served):
         ({"stream_options": {}}, "stream_options", ["stream=true"]),
         ({"slo": "fast"}, "slo", ["'fast'"]),
         ({"slo": {"ttft": 1}}, "slo.ttft", ["ttft is unknown", "ttft_ms"]),
+        ({"slo": {"at `$.x[0]": 1}}, "slo.at `$.x[0]", ["is unknown"]),
+        ({"slo": {"x - at `$.x[0]": 1}}, "slo.x - at `$.x[0]", ["is unknown"]),
+        ({"slo": {"a" * 5000: 1}}, "slo." + "a" * 80, ["is unknown"]),
         ({"slo": {"ttft_ms": 0}}, "slo.ttft_ms", ["=0", "> 0"]),
         ({"slo": {"ttft_s": 86401}}, "slo.ttft_s", ["86401", "86400"]),
         ({"slo": {"tbt_ms": 20}}, "slo", ["needs ttft_s"]),

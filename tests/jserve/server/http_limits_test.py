@@ -1,5 +1,6 @@
 """What a request may send, and what a full queue says before it has been sent."""
 
+import asyncio
 import contextlib
 import http.client
 import pathlib
@@ -8,13 +9,20 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import ClassVar, cast
 
+import fastapi
 import pytest
 from fastapi import FastAPI
 
 from jserve.config import EngineConfig, ServerConfig
-from jserve.server.http_limits import MAX_HEAD_BYTES, largest_honest_body
+from jserve.server.http_limits import (
+    MAX_HEAD_BYTES,
+    BodyLimits,
+    largest_honest_body,
+    received_body,
+)
 from jserve.server.serving import bind, make_server, url_of
 from jserve_sched.requests.limits import RequestLimits
 from tests.fake_server import FakeLoop, Served, read_until, serve_fake
@@ -40,6 +48,17 @@ def answer_to(served: Served, *parts: bytes) -> bytes:
             sock.sendall(part)
             time.sleep(0.01)  # so that each is read alone
         return read_until(sock, b"}}")
+
+
+def is_open(sock: socket.socket) -> bool:
+    """Whether the server has not closed a connection within a moment."""
+    sock.settimeout(0.2)
+    try:
+        return sock.recv(1) != b""
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        return False
 
 
 def test_connections_outlive_a_pause_of_a_pooled_client() -> None:
@@ -100,6 +119,59 @@ def test_a_client_that_still_writes_hears_of_the_limit(served: Served) -> None:
             sock.sendall(b"10000\r\n" + b" " * 2**16 + b"\r\n")
 
 
+def test_a_connection_outlives_a_body_that_was_refused() -> None:
+    with serve_fake(max_body_bytes=2**16, head_timeout_s=0.1) as served:
+        with connect(served) as sock:
+            sock.sendall(POST + b"Content-Length: 70000\r\n\r\n")
+            read_until(sock, b"}}")
+            sock.sendall(b" " * 70_000)
+            assert is_open(sock)
+            sock.settimeout(10)
+            sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_until(sock, b"}").startswith(b"HTTP/1.1 200 ")
+        with connect(served) as sock:
+            sock.sendall(POST + b"Content-Length: 70000\r\n\r\n")
+            read_until(sock, b"}}")
+            sock.sendall(b" ")  # and no more of it
+            assert sock.recv(1) == b""
+
+
+def test_a_pipelining_client_that_leaves_cancels_its_request() -> None:
+    with serve_fake(FakeLoop(step_s=0.01)) as served:
+        with served.send(max_tokens=500) as sock:
+            read_until(sock, b'"text": ')
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert served.loop.wait_idle(2.0)
+        assert len(served.loop.cancelled) == 1
+
+
+def test_a_refusal_is_not_written_into_an_answer(served: Served) -> None:
+    with served.send(max_tokens=500) as sock:
+        received = read_until(sock, b'"text": ')
+        sock.sendall(b"nonsense\r\n\r\n")
+        while part := sock.recv(65536):
+            received += part
+    assert b"Invalid" not in received and b"[DONE]" not in received
+    assert served.loop.wait_idle()
+
+
+def test_a_body_counts_until_it_has_been_read() -> None:
+    class Request:
+        headers: ClassVar[dict[str, str]] = {}
+
+        async def stream(self) -> AsyncIterator[bytes]:
+            yield b"12345"
+
+    async def receive() -> None:
+        limits = BodyLimits(max_body_bytes=9, timeout_s=1.0)
+        async with received_body(cast(fastapi.Request, Request()), limits) as body:
+            body.clear()  # as when it goes to a worker
+            assert limits.num_bytes == 5
+        assert limits.num_bytes == 0
+
+    asyncio.run(receive())
+
+
 def test_the_limit_follows_from_the_context() -> None:
     assert largest_honest_body(512) == 2**20
     assert largest_honest_body(2**17) == 2**16 + 48 * 2**17
@@ -121,17 +193,6 @@ def test_a_full_queue_answers_before_the_body_is_read() -> None:
             assert answer.startswith(b"HTTP/1.1 429 ")
             served.loop.running.set()
             assert served.loop.wait_idle()
-
-
-def is_open(sock: socket.socket) -> bool:
-    """Whether the server has not closed a connection within a moment."""
-    sock.settimeout(0.2)
-    try:
-        return sock.recv(1) != b""
-    except TimeoutError:
-        return True
-    except ConnectionError:
-        return False
 
 
 def test_idle_connections_shut_nobody_out() -> None:
@@ -188,6 +249,9 @@ def test_a_unix_socket(tmp_path: pathlib.Path) -> None:
     for _ in range(2):  # the second time over what is left of the first
         with bind(ServerConfig(unix_socket=path)) as listener:
             assert url_of(listener) == f"unix:{path}"
+            listener.listen()
+            with pytest.raises(OSError, match="in use"):
+                bind(ServerConfig(unix_socket=path))
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes a certificate")
@@ -204,6 +268,8 @@ def test_tls_and_cross_origin_requests(tmp_path: pathlib.Path) -> None:
         file.write((tmp_path / "public.pem").read_bytes())
     context = ssl.create_default_context(cafile=cert)
     context.check_hostname = False
+    with pytest.raises(ValueError, match=r"tls_cert=.*public.pem with tls_key=None: "):
+        ServerConfig(tls_cert=tmp_path / "public.pem")
     origin = "https://example.org"
     with serve_fake(tls_cert=cert, cors_origins=(origin,)) as served:
         client = http.client.HTTPSConnection(

@@ -9,7 +9,7 @@ import pytest
 
 from jserve.server.errors import ApiError
 from jserve.server.prompts import BodyReader
-from jserve.server.protocol import CompletionRequest
+from jserve.server.protocol import ChatRequest, CompletionRequest
 from jserve.server.workers import SMALL_BODY_BYTES
 from jserve.text.tokenizer import ByteTokenizer, load_tokenizer
 from jserve_sched.requests.limits import RequestLimits
@@ -69,7 +69,7 @@ def test_nothing_large_is_read_on_the_event_loop(served, monkeypatch):
         body = body[:-1] + b" " * padding + b"}"
         for encoding, data in (
             ("", body),
-            ("gzip", gzip.compress(body)),
+            ("gzip", gzip.compress(body[:9]) + gzip.compress(body[9:])),
             ("deflate", zlib.compress(body)),
         ):
             headers = {"Content-Encoding": encoding} if encoding else {}
@@ -128,6 +128,9 @@ def test_a_text_that_is_too_long_is_refused_without_encoding_all_of_it():
         with pytest.raises(ApiError, match=f"prompt has {num_chars} characters"):
             reader.read(tokenizer, CompletionRequest, body)
         assert tokenizer.num_chars <= most_chars
+    turns = [{"role": "user", "content": ""}] * (2**14 + 1)
+    with pytest.raises(ApiError, match="which are 16385 tokens or more"):
+        reader.read(tokenizer, ChatRequest, json.dumps({"messages": turns}).encode())
 
 
 def test_a_template_is_tried_at_the_start(monkeypatch, tmp_path, caplog):
