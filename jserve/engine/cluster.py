@@ -52,7 +52,11 @@ class ProcessConfig:
 def find_cluster(
     config: ProcessConfig, environ: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """Returns the arguments of `jax.distributed.initialize`; None for one process."""
+    """Returns the arguments of `jax.distributed.initialize`; None for one process.
+
+    Raises:
+      ValueError: If a variable of the environment is missing, or is not a number.
+    """
     if config.coordinator == "auto":
         return {}
     if config.coordinator:
@@ -60,12 +64,13 @@ def find_cluster(
     elif "LWS_LEADER_ADDRESS" in environ:
         found = (
             f"{environ['LWS_LEADER_ADDRESS']}:{_PORT}",
-            int(environ["LWS_GROUP_SIZE"]),
-            int(environ["LWS_WORKER_INDEX"]),
+            _number(environ, "LWS_GROUP_SIZE"),
+            _number(environ, "LWS_WORKER_INDEX"),
         )
     elif "TPU_WORKER_ID" in environ:
         hosts = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-        found = f"{hosts[0]}:{_PORT}", len(hosts), int(environ["TPU_WORKER_ID"])
+        worker = _number(environ, "TPU_WORKER_ID")
+        found = f"{hosts[0]}:{_PORT}", len(hosts), worker
     elif all(name in environ for name in _SLURM):
         # JAX reads the list of nodes, and gives each process of a node a GPU.
         is_one = environ["SLURM_NTASKS"] == "1"
@@ -74,6 +79,13 @@ def find_cluster(
         return None
     names = ("coordinator_address", "num_processes", "process_id")
     return dict(zip(names, found, strict=True)) if found[1] > 1 else None
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    value = environ.get(name, "")
+    if not value.isdigit():
+        raise ValueError(f"{name}={value!r} in the environment is not a number")
+    return int(value)
 
 
 def join_cluster(arguments: Mapping[str, Any]) -> int:

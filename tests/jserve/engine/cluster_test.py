@@ -43,6 +43,11 @@ def test_the_environment_says_which_process_this_is(
     assert (cluster and tuple(cluster.values())) == found
 
 
+def test_a_variable_that_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match="LWS_GROUP_SIZE='' in the environment is not"):
+        find_cluster(ProcessConfig(), {"LWS_LEADER_ADDRESS": "big-0.big"})
+
+
 def test_jax_reads_the_variables_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
