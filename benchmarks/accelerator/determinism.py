@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
             case=name,
             difference=difference,
             must_be_equal=is_equal,
-            same_token=bool(found.argmax() == base[kind].argmax()),
+            same_token=bool(np.argmax(found) == np.argmax(base[kind])),
             largest_logit=float(np.max(np.abs(base[kind]))),
         )
     results.write(

@@ -35,6 +35,7 @@ _LOGGER = logging.getLogger(__name__)
 _MAX_CONNECTIONS = 4096
 _WATCH_S = 0.1
 _FORCE_S = 10.0  # after the drain, and after a failure
+_TEARDOWN_S = 60.0  # of the interpreter, once all clients have their answers
 _FAILED_GRACE_S = 1.0  # for streams to get the error, and /health to be read
 _FLUSH_TIMEOUT_S = 5  # for connections to receive their last bytes
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -182,6 +183,7 @@ def serve(
     runner = asyncio.Runner(loop_factory=loop_factory)
     with runner:
         status = runner.run(_serve(app, engine, config, listener))
+    faulthandler.dump_traceback_later(_TEARDOWN_S, exit=True)
     if not app.state.has_stopped:
         # A compiler cannot be interrupted, and Python would wait for its threads.
         _LOGGER.warning("leaving while the engine still compiles")
