@@ -67,7 +67,7 @@ class Outcome:
 
     @property
     def is_attained_mean_tpot(self) -> bool:
-        """The same by the laxer rule of `Slo.is_attained_mean_tpot`."""
+        """The same by the rule of `Slo.is_attained_mean_tpot`."""
         return self.failure is None and self.slo.is_attained_mean_tpot(
             self.arrival_s, self.token_times_s, is_complete=True
         )

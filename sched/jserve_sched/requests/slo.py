@@ -140,7 +140,7 @@ class Slo:
     def is_attained_mean_tpot(
         self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool
     ) -> bool:
-        """The laxer rule of other benchmarks: TTFT, *mean* TPOT and TTLT bounds."""
+        """The rule of other benchmarks: TTFT, *mean* TPOT and TTLT bounds."""
         relaxed = dataclasses.replace(self, tbt_s=None)
         if not relaxed.is_attained(arrival_s, token_times_s, is_complete=is_complete):
             return False
