@@ -240,7 +240,8 @@ _CHARTS: dict[str, tuple[Callable[[Sequence[Row]], Any], str, str, Row]] = {
         _latencies,
         "Latencies against their objectives",
         "Point: median. Thick line: to the 90th percentile; thin line: to the 99th. "
-        "Dashed: the class's objective, if it has one. The axis is logarithmic.",
+        "Dashed: the class's objective, if it has one. Token k is due at TTFT + k TBT, "
+        "so an answer that began early may pause for longer. The axis is logarithmic.",
         {"x": "independent"},
     ),
     "failures": (
