@@ -20,7 +20,7 @@ from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.recent_load import RecentLoad
-from jserve_sched.planning.view import REFRESH_STEPS, SchedulerView
+from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.output_lengths import (
@@ -298,48 +298,3 @@ class Scheduler:
         if request.slot is not None and request.num_plans_in_flight == 0:
             self._holders.release(request)
         return Output(request, None)
-
-    def num_repeats(self, plan: StepPlan, most: int | None = None) -> int:
-        """Returns how many times a plan that was just applied can only be repeated.
-
-        It must be repeated while no other request runs or waits, none of its requests
-        ends before the last of these steps, and pages suffice: then any policy that
-        lets every decode run has no choice. The policy is still asked at each multiple
-        of `REFRESH_STEPS`. For simulation.
-
-        Args:
-          most: Number of steps that the caller knows to yield no stop token; None if
-            it does not know, then a request with stop tokens allows none.
-        """
-        requests = [row.request for row in plan.decodes]
-        if plan.chunks or self._waiting or self._in_flight:
-            return 0
-        if len(self._holders) != len(requests) or any(
-            # Ended by a stop token, while another holder did not run.
-            one.state is RequestState.FINISHED or (most is None and one.stop_token_ids)
-            for one in requests
-        ):
-            return 0
-        left = min(one.max_tokens - len(one.output_tokens) for one in requests)
-        left = min(left, -self._next_step_id % REFRESH_STEPS)
-        most = left if most is None else min(left, most)
-        return self._holders.num_steps_with_pages(requests, most)
-
-    def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
-        """Runs a decode-only plan at most `num_repeats` times, every token being 0.
-
-        As plan, dispatch and apply would, but the predictor is left to the caller. The
-        plan's requests are returned; those with a finish reason have ended.
-        """
-        self._next_step_id += num_steps
-        requests = [row.request for row in plan.decodes]
-        self.counters.generated_tokens += num_steps * len(requests)
-        for request in requests:
-            request.num_dispatched_tokens += num_steps
-            self._holders.reserve(request, request.num_dispatched_tokens)
-            request.output_tokens.extend([0] * num_steps)
-        for request in requests:
-            if len(request.output_tokens) >= request.max_tokens:
-                self._finish(request, FinishReason.LENGTH)
-                self._holders.release(request)
-        return requests

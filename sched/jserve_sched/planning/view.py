@@ -11,14 +11,6 @@ from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.timing.predictor import Predictor
 
-REFRESH_STEPS = 512
-"""A policy is asked for every step whose id is a multiple of this.
-
-A simulation may repeat a plan without asking where there is no choice, but never
-across such a step. So a policy that does something at these ids, such as fitting its
-times again, does it at the same steps however a run is simulated.
-"""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SchedulerView:

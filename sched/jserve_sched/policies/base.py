@@ -17,8 +17,7 @@ class Policy(Protocol):
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step; None if nothing can run now.
 
-        What the view holds is not changed. A simulation repeats a plan that runs all
-        there is without asking, up to the next multiple of `REFRESH_STEPS`.
+        What the view holds is not changed.
         """
 
 

@@ -35,21 +35,12 @@ class Recording:
         self._facts: list[tuple[Any, ...]] = []
 
     def add(
-        self,
-        plan: StepPlan,
-        row: np.ndarray,
-        times_s: tuple[float, float, float],
-        step_id: int,
+        self, plan: StepPlan, times_s: tuple[float, float, float], step_id: int
     ) -> None:
-        """Adds a step of features `[F]`: that of a plan, or a repetition.
-
-        `times_s` are the first three of `_FACTS`.
-        """
-        predicted_s = plan.predicted_s if row is plan.features else 0.0
-        ended_by = plan.ended_by.value
-        facts = (plan.num_blocks, ended_by, plan.leaves_work, step_id)
-        self._matrix.append(row)
-        self._facts.append((*times_s, predicted_s, *facts))
+        """Adds a step; `times_s` are the first three of `_FACTS`."""
+        facts = (plan.predicted_s, plan.num_blocks, plan.ended_by.value)
+        self._matrix.append(plan.features)
+        self._facts.append((*times_s, *facts, plan.leaves_work, step_id))
 
     def records(self, step_s: Predict) -> tuple[list[StepRecord], np.ndarray]:
         """Returns the steps by their start, with prices, and features `[N, F]`."""
@@ -92,11 +83,11 @@ class Tally:
         self._refused.add(index)
         self._violated.add(index)
 
-    def take(self, request: Request, times_s: Sequence[float]) -> None:
-        """Notes when a request got its next tokens, seconds, and whether it ended."""
+    def take(self, request: Request, time_s: float) -> None:
+        """Notes when a request got its next token, seconds, and whether it ended."""
         index = self._index[request.request_id]
         one, own = self._arrivals[index], self._token_times_s[index]
-        own.extend(times_s)
+        own.append(time_s)
         if request.finish_reason is not None and not one.slo.is_attained(
             one.arrival_s, own, is_complete=True
         ):

@@ -118,7 +118,6 @@ def run_on(
     *,
     policy: str = "fcfs",
     lag: int = 0,
-    advances_decodes: bool = True,
 ) -> SimulationResult:
     schedulers = [scheduler_of(policy) for _ in range(num_engines)]
     result = simulate(
@@ -128,15 +127,13 @@ def run_on(
         assignment=assignment,
         lag=lag,
         records_steps=True,
-        advances_decodes=advances_decodes,
     )
     for one in schedulers:
         check_integrity(one)
     return result
 
 
-@pytest.mark.parametrize("advances", [True, False])
-def test_no_snapshot_shows_a_step_before_it_ends(advances: bool) -> None:
+def test_no_snapshot_shows_a_step_before_it_ends() -> None:
     seen: list[list[int]] = []  # how many tokens each had had then
 
     def watching(views: Sequence[SchedulerView]) -> int:
@@ -151,7 +148,7 @@ def test_no_snapshot_shows_a_step_before_it_ends(advances: bool) -> None:
         arrival("c", 20.5, output=1),
         arrival("d", 30.0, output=1),
     ]
-    result = run_on(2, arrivals, watching, advances_decodes=advances)
+    result = run_on(2, arrivals, watching)
     assert seen == [[], [0], [20], [30]]
     assert result.outcomes[0].token_times_s == [float(k) for k in range(1, 41)]
 
