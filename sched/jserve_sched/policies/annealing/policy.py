@@ -28,7 +28,6 @@ import numpy as np
 from jserve_sched.clock import Clock
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, choose_waiting
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.annealing.problem import (
     AnnealingProblem,
@@ -94,7 +93,6 @@ class PlannedAdmission:
       interval_s: Least time between two searches, seconds.
       max_age_s: Age above which a request goes first, seconds.
       seed: Seed of the searches, together with `num_changes`.
-      latency: Times of whole requests.
       make_kernel: Returns what runs the searches; called once.
       limit: Ends a search early and measures it.
       searches: Totals of the searches, for metrics.
@@ -107,9 +105,6 @@ class PlannedAdmission:
     interval_s: float = 0.05
     max_age_s: float = 120.0
     seed: int = 0
-    latency: LatencySource = dataclasses.field(
-        default_factory=LatencySource, repr=False
-    )
     make_kernel: Callable[[], Kernel] = dataclasses.field(
         default=lambda: anneal, repr=False
     )
@@ -173,7 +168,7 @@ class PlannedAdmission:
         The first batch starts once the aged have had their turn. Of thousands of them
         the first ones are looked at; the others count as their mean.
         """
-        latency, num_aged = self.latency.at(view), self._num_aged(view)
+        latency, num_aged = view.latency, self._num_aged(view)
         start_s = view.in_flight_s
         if num_aged:
             known, left = _lengths(view.waiting[: min(num_aged, MOST_JOBS)])

@@ -9,7 +9,6 @@ import pytest
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.planning.candidates import choose_waiting
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.annealing.policy import (
     FoundOrder,
@@ -37,7 +36,7 @@ def planner(
     spec: str, *order: str, limit: SearchLimit | None = None
 ) -> PlannedAdmission:
     """A policy that remembers an order of an older queue, if one is given."""
-    policy = make_policy(spec, latency=LatencySource(LATENCY), limit=limit)
+    policy = make_policy(spec, limit=limit)
     assert isinstance(policy, PlannedAdmission)
     if order:
         turns = {name: turn for turn, name in enumerate(order)}
@@ -72,6 +71,7 @@ def view_of(*waiting: Request, now_s: float = 0.0, **fields) -> SchedulerView:
         waiting=waiting,
         running=runs,
         now_s=now_s,
+        latency=LATENCY,
     )
     slots = {
         "max_num_seqs": len(runs) + fields.get("num_free_slots", view.max_num_seqs)
