@@ -141,8 +141,8 @@ class EngineConfig:
       length_estimator: Estimator of output lengths, by name and options:
         "max_tokens" (the request's limit), "mean", or "quantile", as in
         "quantile:q=0.75".
-      annealing_budget_ms: Most milliseconds of one search of the policies annealing and
-        annealing+sliding; 0 limits only the number of proposals, as simulations do.
+      annealing_budget_ms: Most milliseconds of one search of the policy annealing; 0
+        limits only the number of proposals, as simulations do.
       max_num_seqs: Most requests that run at once; 0 goes by device.
       max_num_batched_tokens: Most token positions in one step; 0 goes by device, with
         512 for prompts on CPU and 2048 elsewhere.

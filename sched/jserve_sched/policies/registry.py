@@ -15,7 +15,6 @@ from collections.abc import Callable
 from jserve_sched.options import make_from_spec
 from jserve_sched.policies.annealing.policy import (
     Annealing,
-    AnnealingSliding,
     SearchLimit,
 )
 from jserve_sched.policies.annealing.search import Kernel
@@ -37,7 +36,6 @@ POLICIES: dict[str, type[Policy]] = {
     "qoserve": QoServe,
     "sliding": SlidingServe,
     "annealing": Annealing,
-    "annealing+sliding": AnnealingSliding,
 }
 
 
