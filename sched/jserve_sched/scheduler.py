@@ -19,6 +19,7 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy
@@ -115,6 +116,7 @@ class Scheduler:
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
         self._recent = RecentLoad()
+        self._latencies = LatencySource()
         self._lengths = LengthBook(lengths or MaxTokens())
 
     def use_buckets(self, table: BucketTable) -> None:
@@ -186,6 +188,7 @@ class Scheduler:
             ledger=self.ledger,
             buckets=self.buckets,
             predictor=self.predictor,
+            latencies=self._latencies,
             prefill_tokens_per_s=self._recent.prefill_tokens_per_s,
             tight_ttft_s=self._recent.tight_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
