@@ -14,9 +14,7 @@ from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.request import Request
 
 
-def usual_step_s(
-    decodes: Iterable[Request], *, least_s: float, most_s: float
-) -> float:
+def usual_step_s(decodes: Iterable[Request], *, least_s: float, most_s: float) -> float:
     """Returns how long steps can usually be beside these decodes, seconds.
 
     Args:

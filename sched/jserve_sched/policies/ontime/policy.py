@@ -35,9 +35,14 @@ from jserve_sched.planning.candidates import Candidates
 from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.ontime.cap import StepCap
-from jserve_sched.policies.ontime.due import DecodeSlack, decode_slack, due_s, usual_step_s
+from jserve_sched.policies.ontime.due import (
+    DecodeSlack,
+    decode_slack,
+    due_s,
+    usual_step_s,
+)
 from jserve_sched.policies.ontime.work import StepScale, added_s, scale_of
-from jserve_sched.policies.sliding.sorter import surplus
+from jserve_sched.policies.sliding.sorter import rank, surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -112,6 +117,12 @@ class OnTime:
         self._delay_s = max(self._delay_s * _FORGET, delay_s)
         if delay_s > self._step_s / 2:
             self._stalls.append((step_id, delay_s))
+
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts: those on time by due time, then the others."""
+        return rank(view, steps, prompts).order
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
