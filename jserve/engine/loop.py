@@ -17,6 +17,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+import jax
+from jax.errors import JaxRuntimeError
+
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
 from jserve.engine.interface import Listener
@@ -220,7 +223,10 @@ class EngineLoop:
             self._engine.release_followers()
         except BaseException as error:  # of any kind, since clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
-            self.fail(f"the engine failed: {error}")
+            # In XLA's words, a lost process is an address of a collective operation.
+            is_shared = isinstance(error, JaxRuntimeError) and jax.process_count() > 1
+            reason = "a process that shares the model was lost" if is_shared else error
+            self.fail(f"the engine failed: {reason}")
         finally:
             self._records.close()  # first, since what comes next may take long
             self._profiler.stop()

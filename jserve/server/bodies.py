@@ -77,8 +77,7 @@ class Body:
         return os.fstat(self.file().fileno()).st_size > self.num_bytes
 
     def close(self) -> None:
-        """Frees the memory."""
-        self.data.clear()
+        """Frees the file."""
         if self._file is not None:
             self._file.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -19,6 +20,7 @@ from jserve.server.protocol import (
     CompletionRequest,
     GenerationRequest,
     log_ignored,
+    names_header,
 )
 from jserve.server.service import Service
 
@@ -29,8 +31,16 @@ _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 class ReplyResponse(StreamingResponse):
     """Sends a reply, streamed or whole, and cancels it if its client leaves."""
 
-    def __init__(self, reply: Reply, router: TokenRouter, keep_alive_s: float):
+    def __init__(
+        self,
+        reply: Reply,
+        router: TokenRouter,
+        keep_alive_s: float,
+        ignored: Sequence[str],
+    ):
         headers = {"x-request-id": reply.form.response_id}
+        if ignored:
+            headers["x-jserve-ignored"] = names_header(ignored)
         media_type = "application/json"
         if reply.is_streamed:
             headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -112,7 +122,8 @@ def openai_router(service: Service) -> APIRouter:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         log_ignored(asked.ignored)
         reply = service.start(asked, request.headers, arrival_s)
-        return ReplyResponse(reply, service.router, service.config.sse_keep_alive_s)
+        keep_alive_s = service.config.sse_keep_alive_s
+        return ReplyResponse(reply, service.router, keep_alive_s, asked.ignored)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:

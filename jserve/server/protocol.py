@@ -9,6 +9,7 @@ that is wrong.
 import logging
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
@@ -26,6 +27,8 @@ MAX_FIELDS = 512  # of a body, unknown ones included, and of stop_token_ids
 SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
+_MAX_SHOWN = 8  # names of ignored fields, in a header that every proxy takes
+_MAX_SHOWN_CHARS = 40
 _MAX_QUOTED_BYTES = 400  # longer values are quoted as they were sent, and cut
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -93,6 +96,12 @@ def log_ignored(names: tuple[str, ...]) -> None:
         if name not in _logged and len(_logged) < _MAX_LOGGED:
             _logged.add(name)
             logging.getLogger(__name__).warning("ignored the unknown field %r", name)
+
+
+def names_header(names: Sequence[str]) -> str:
+    """Returns the first names of ignored fields, cut, as the value of a header."""
+    shown = [ascii(name)[1:-1][:_MAX_SHOWN_CHARS] for name in sorted(names)]
+    return ", ".join(shown[:_MAX_SHOWN] + ["..."] * (len(shown) > _MAX_SHOWN))
 
 
 class StreamOptions(Struct):
