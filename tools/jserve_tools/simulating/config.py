@@ -180,7 +180,7 @@ class SweepConfig:
     """Runs that are made, and the requests that they count.
 
     Attributes:
-      policies: Scheduling policies, with options as in sliding:constructor=off, or
+      policies: Scheduling policies, with options as in sliding:published=on, or
         classes of your own as in my_module.MyPolicy.
       bucket_strategies: Bucket strategies, each combined with every policy; with
         options as in linear:block_gap=4. none pads nothing. explicit and fitted take
