@@ -1,106 +1,28 @@
-"""Limits on the size of an HTTP request, enforced before it is parsed."""
+"""Limits of connections and of what is sent by them, enforced before it is parsed."""
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import http
 import logging
 import math
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httptools
-from fastapi import Request
 from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-from jserve.server.errors import ApiError, error_json
-from jserve.server.prompts import too_large
+from jserve.server.errors import error_json
 
 DIRECT_WRITE = "jserve.write"  # extension: writes a part of a body that has begun
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
-_MAX_BODIES = 32  # of the largest size, that are received or read
 _RESERVED_CONNECTIONS = 32  # beyond the limit, for operators
 _WARN_EVERY_S = 60.0
 _MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
-_MIN_BODY_BYTES = 2**20
-_BODY_BYTES_A_TOKEN = 48
-_BODY_BYTES_BESIDE_TOKENS = 2**16
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def largest_honest_body(context_tokens: int) -> int:
-    r"""Returns the size of the largest body that a client may have reason to send.
-
-    48 bytes per token of the context hold a token id with its comma, or 8 characters of
-    text (tokenizers average 3 to 5) each escaped as `\uXXXX`, or the 38 bytes of a
-    message's `{"role": "assistant", "content": ""}, `. 64 KiB more hold all other
-    fields, mainly stop strings. The size is at least 1 MiB, for lists of short prompts.
-
-    Args:
-      context_tokens: Most tokens of prompt and output together.
-    """
-    body_bytes = _BODY_BYTES_BESIDE_TOKENS + _BODY_BYTES_A_TOKEN * context_tokens
-    return max(body_bytes, _MIN_BODY_BYTES)
-
-
-@dataclasses.dataclass
-class BodyLimits:
-    """Limits of all bodies that are received, or wait to be read, or are read.
-
-    Attributes:
-      max_body_bytes: Largest body.
-      timeout_s: Longest time from a request's headers to the end of its body.
-      num_bytes: Size of what has been received of them.
-    """
-
-    max_body_bytes: int
-    timeout_s: float
-    num_bytes: int = 0
-
-
-@contextlib.asynccontextmanager
-async def received_body(
-    request: Request, limits: BodyLimits
-) -> AsyncIterator[bytearray]:
-    """Gives a request's body, which counts until the context ends.
-
-    Raises:
-      ApiError: 413 if it is larger than `max_body_bytes`, or announced to be; 408 if it
-        takes too long; 503 if all that is being read takes too much memory.
-    """
-    num_bytes = int(request.headers.get("content-length", 0))  # checked by httptools
-    if num_bytes > limits.max_body_bytes:
-        raise too_large(num_bytes, limits.max_body_bytes)
-    body = bytearray()
-    num_bytes = 0
-    try:
-        try:
-            async with asyncio.timeout(limits.timeout_s):
-                async for part in request.stream():
-                    body += part
-                    num_bytes += len(part)
-                    limits.num_bytes += len(part)
-                    if num_bytes > limits.max_body_bytes:
-                        raise too_large(num_bytes, limits.max_body_bytes)
-                    if limits.num_bytes > _MAX_BODIES * limits.max_body_bytes:
-                        message = "too many large bodies are being read"
-                        raise ApiError(message, status=503, retry_after_s=1.0)
-        except TimeoutError:
-            error = ApiError(
-                f"{num_bytes} bytes of the body came in {limits.timeout_s:g} s, and "
-                "not its end (--body_timeout_s)",
-                status=408,
-            )
-            error.headers["Connection"] = "close"
-            raise error from None
-        yield body
-    finally:
-        limits.num_bytes -= num_bytes
 
 
 @dataclasses.dataclass

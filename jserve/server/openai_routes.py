@@ -9,10 +9,11 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.generation import Reply, TokenRouter
-from jserve.server.http_limits import DIRECT_WRITE, BodyLimits, received_body
+from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.protocol import (
     ChatRequest,
     CompletionRequest,

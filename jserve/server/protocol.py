@@ -9,7 +9,7 @@ that is wrong.
 import logging
 import re
 import secrets
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -56,6 +56,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
 }
 _logged: set[str] = set()
 
+Bytes: TypeAlias = bytes | bytearray | memoryview
 Model = TypeVar("Model", bound="GenerationRequest")
 
 
@@ -242,16 +243,14 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
 
 
-def parse_body(
-    model: type[Model], body: bytes | bytearray
-) -> tuple[Model, tuple[str, ...]]:
+def parse_body(model: type[Model], body: Bytes) -> tuple[Model, tuple[str, ...]]:
     """Returns the request that a body's JSON describes, and names of unknown fields.
 
     Raises:
       ApiError: 400 if the body is not UTF-8, not JSON, or not such a request.
     """
     try:
-        body.decode("utf-8")  # fields that are skipped are not checked otherwise
+        str(body, "utf-8")  # fields that are skipped are not checked otherwise
         asked = msgspec.json.decode(body, type=model)
         ignored = _unknown(model, Raw(body))
     except UnicodeDecodeError as error:
@@ -300,7 +299,7 @@ _NOUNS = {
 
 def _fault(
     error: msgspec.ValidationError,
-    body: bytes | bytearray,
+    body: Bytes,
     model: type[GenerationRequest],
 ) -> ApiError:
     """Returns the refusal for the first field that is wrong."""

@@ -63,8 +63,8 @@ class SimulatedEngine:
         # Output tokens of the requests that end by a stop token.
         self._ends: dict[str, int] = {}
 
-    def submit(self, one: Arrival) -> None:
-        """Hands a request to the scheduler."""
+    def submit(self, one: Arrival, now_s: float) -> None:
+        """Hands a request to the scheduler, and has it forecast as the server does."""
         self.request_ids.append(one.request_id)
         max_tokens = max(one.declared_max_tokens, one.max_tokens)
         ends_by_stop = one.declared_max_tokens > 0
@@ -79,6 +79,8 @@ class SimulatedEngine:
             guard=one.guard,
         )
         try:
+            self.scheduler.limits.check(request.num_prompt_tokens, max_tokens)
+            self._tally.expect(self.scheduler.forecast(request, now_s), request)
             self.scheduler.submit(request)
         except TooLongError:
             self._tally.refuse(one)
@@ -114,7 +116,9 @@ class SimulatedEngine:
         assert self._running is not None
         plan, duration_s = self._running
         self._running = None
-        result = StepResult(tokens=self._tokens(plan), duration_s=duration_s)
+        result = StepResult(
+            tokens=self._tokens(plan), duration_s=duration_s, end_s=self.due_s
+        )
         for output in self.scheduler.apply(result):
             request = output.request
             self._tally.take(request, self.due_s)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jserve_sched.outcomes import Failure, Outcome
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import Request
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
@@ -65,6 +66,7 @@ class Tally:
     def __init__(self, arrivals: Sequence[Arrival], num_uncounted: int):
         self._arrivals = arrivals
         self._token_times_s: list[list[float]] = [[] for _ in arrivals]
+        self._forecasts: list[Forecast | None] = [None for _ in arrivals]
         self._refused: set[int] = set()
         self._index = {one.request_id: i for i, one in enumerate(arrivals)}
         if len(self._index) < len(arrivals):
@@ -82,6 +84,10 @@ class Tally:
         index = self._index[arrival.request_id]
         self._refused.add(index)
         self._violated.add(index)
+
+    def expect(self, forecast: Forecast, request: Request) -> None:
+        """Notes the forecast of a request as it came."""
+        self._forecasts[self._index[request.request_id]] = forecast
 
     def take(self, request: Request, time_s: float) -> None:
         """Notes when a request got its next token, seconds, and whether it ended."""
@@ -119,6 +125,7 @@ class Tally:
                     max_tokens=one.max_tokens,
                     token_times_s=times_s,
                     failure=failure,
+                    forecast=self._forecasts[index],
                 )
             )
         return found

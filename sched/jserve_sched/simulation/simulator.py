@@ -118,7 +118,7 @@ class _Simulation:
             if self._assignment is not None:
                 views = [engine.scheduler.view(self.now_s) for engine in self._engines]
                 place = self._assignment(views)
-            self._engines[place].submit(one)
+            self._engines[place].submit(one, self.now_s)
 
     def turn(self, end_s: float) -> bool:
         """Moves to the next event; returns whether there was one before `end_s`."""

@@ -36,7 +36,7 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.ontime.cap import StepCap
 from jserve_sched.policies.ontime.due import DecodeSlack, decode_slack, due_s
 from jserve_sched.policies.ontime.work import StepScale, added_s, scale_of
-from jserve_sched.policies.sliding.sorter import surplus
+from jserve_sched.policies.sliding.sorter import rank, surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -99,6 +99,12 @@ class OnTime:
             if aged and any(row.request is aged for row in plan.chunks):
                 self._last_turn = view.step_id
         return plan
+
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts: those on time by due time, then the others."""
+        return rank(view, steps, prompts).order
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""

@@ -40,6 +40,7 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.sliding.chunker import choose_budget
 from jserve_sched.policies.sliding.constructor import select
 from jserve_sched.policies.sliding.sorter import Ranking, Sorter, rank
+from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
 
 _QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
@@ -77,6 +78,18 @@ class SlidingServe:
             self._add_prompts(view, candidates, builder)
         return builder.build()
 
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts by rank."""
+        return self._rank(view, steps, prompts).order
+
+    def _rank(self, view: SchedulerView, steps: StepPrices, prompts: Facts) -> Ranking:
+        sorter: Sorter = "mlps" if self.published else "moore"
+        if not self.sorter:
+            sorter = "off"
+        return rank(view, steps, prompts, sorter=sorter, alpha=self.alpha)
+
     def _add_prompts(
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
@@ -84,10 +97,7 @@ class SlidingServe:
 
         # Multi-Level Priority Sorter (3.3, Eq. 6 to 13): all prompts, by rank.
         prompts = candidates.facts
-        sorter: Sorter = "mlps" if self.published else "moore"
-        if not self.sorter:
-            sorter = "off"
-        ranking = rank(view, step_prices, prompts, sorter=sorter, alpha=self.alpha)
+        ranking = self._rank(view, step_prices, prompts)
         prices = step_prices.of(prompts.take(ranking.order))
 
         # T_cur and T_next (Eq. 14 and 15), and ours: how long a step may be at most.
