@@ -213,7 +213,7 @@ class OnTime:
         room_s[lost | guard | np.isinf(left_s)] = np.inf
         given_up = surplus(room_s, work_s)
         least_s = float(np.min(work_s[given_up], initial=np.inf))
-        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s)
+        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
         return lost, given_up
 
     def _budget(
