@@ -127,14 +127,13 @@ def _join(cluster: Mapping[str, Any], progress: Progress) -> "Leader":
 
 
 def _warm_up(config: EngineConfig, leader: "Leader | None" = None) -> None:
-    """Fills the caches, with a bar on a terminal and lines elsewhere.
+    """Fills the caches, and says how far it is.
 
     Raises:
       ProgramError: If a flag is invalid, or something could not be stored.
     """
     progress = Progress(
-        lambda text: print(f"jserve: {text}", file=sys.stderr, flush=True),
-        is_bar=sys.stderr.isatty(),
+        lambda text: print(f"jserve: {text}", file=sys.stderr, flush=True)
     )
     try:
         progress.begin("loading JAX")

@@ -289,7 +289,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     )
 
     # Run.
-    progress = Progress(timed_lines(), is_bar=sys.stderr.isatty())
+    progress = Progress(timed_lines())
     run_tasks = functools.partial(
         run_all,
         progress=progress,
