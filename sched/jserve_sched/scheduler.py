@@ -20,6 +20,7 @@ from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.forecast import Forecaster, QueuePass
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy, order_of
@@ -117,6 +118,7 @@ class Scheduler:
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
         self._recent = RecentLoad()
+        self._latencies = LatencySource()
         self._forecaster = Forecaster(self._recent)
         self._pass: tuple[tuple[float, int, int], QueuePass] | None = None
         self._free_s = 0.0  # when the plans in flight will have ended, clock seconds
@@ -240,6 +242,7 @@ class Scheduler:
             ledger=self.ledger,
             buckets=self.buckets,
             predictor=self.predictor,
+            latencies=self._latencies,
             prefill_tokens_per_s=self._recent.prefill_tokens_per_s,
             tight_ttft_s=self._recent.tight_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
