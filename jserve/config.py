@@ -141,11 +141,8 @@ class EngineConfig:
       length_estimator: Estimator of output lengths, by name and options:
         "max_tokens" (the request's limit), "mean", or "quantile", as in
         "quantile:q=0.75".
-      request_latency: File of `jserve-train-predictor --kind=request` with the times of
-        whole requests. Without it, or if it was measured with another device, model,
-        dtype or page size, these times are fitted to the step predictor.
-      annealing_budget_ms: Most milliseconds of one search of the policies annealing and
-        annealing+sliding; 0 limits only the number of proposals, as simulations do.
+      annealing_budget_ms: Most milliseconds of one search of the policy annealing; 0
+        limits only the number of proposals, as simulations do.
       max_num_seqs: Most requests that run at once; 0 goes by device.
       max_num_batched_tokens: Most token positions in one step; 0 goes by device, with
         512 for prompts on CPU and 2048 elsewhere.
@@ -206,7 +203,6 @@ class EngineConfig:
     policy: str = "sliding"
     predictor: str = "table"
     length_estimator: str = "max_tokens"
-    request_latency: pathlib.Path | None = None
     annealing_budget_ms: float = 5.0
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
@@ -266,7 +262,6 @@ class EngineConfig:
             )
         # Files and names.
         check_readable("buckets", self.buckets)
-        check_readable("request_latency", self.request_latency)
         if self.step_log is not None:
             check_writable("step_log", self.step_log)
         if self.profiled_steps:

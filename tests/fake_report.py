@@ -109,7 +109,6 @@ def _run(
         },
         "start_up": start
         | {"programs": [made | {"program": "B32xNB16", "source": "compiled"}]},
-        "start_up_warm": start | {"ready_s": 0.5, "warm_s": 1.0, "programs": []},
         "steps_by_program": [
             {
                 "num_rows": rows,

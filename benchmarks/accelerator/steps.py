@@ -86,11 +86,12 @@ def main(argv: Sequence[str]) -> None:
     claim_memory(os.environ, engine_config.device_memory_fraction)
     # Here, since JAX takes memory as it starts.
     from benchmarks.accelerator.results import Results, timed
-    from benchmarks.roofline.needs import needs
+    from benchmarks.needs import Span, needs
     from jserve.build import build_engine
     from jserve.engine.compile_cache import open_compile_cache
-    from jserve.engine.engine import PendingStep
+    from jserve.engine.engine import PendingStep, kv_page_bytes
     from jserve.engine.sizing import plan_engine
+    from jserve_tools.gpu_profiles.machines import decoder_of
     from jserve_tools.training.step_grid import ProfileLimits, step_plan
 
     results = Results(config.output, "steps.py", config.max_s)
@@ -127,7 +128,15 @@ def main(argv: Sequence[str]) -> None:
             return last._out
 
         times = timed(launch, None, least_s=config.repeats * min(alone_s))
-        read_bytes, operations = needs(engine, [one])
+        read_bytes, operations = needs(
+            decoder_of(engine.model.config),
+            [
+                Span(row.start, row.stop, row.draws_token)
+                for row in (*one.decodes, *one.chunks)
+            ],
+            item_bytes=engine.dtype.itemsize,
+            token_bytes=kv_page_bytes(engine.model, 1, engine.kv_dtype),
+        )
         shares = {
             f"{unit}_share": amount / times["s"] / most[unit]
             for unit, amount in (("bytes", read_bytes), ("operations", operations))

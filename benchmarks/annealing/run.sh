@@ -1,10 +1,8 @@
 #!/bin/sh
-# The time of one plan, then the claims made for scheduling by annealing beside what the
-# simulator finds: under half an hour, to this folder. A call that was interrupted is
-# continued.
+# The claims made for scheduling by annealing beside what the simulator finds: under half
+# an hour, to this folder. A call that was interrupted is continued.
 # Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../.."
 
-.venv/bin/python -m benchmarks.annealing.plan_time --output=benchmarks/annealing
 .venv/bin/python -m benchmarks.annealing.reproduce

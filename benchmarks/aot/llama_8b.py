@@ -21,15 +21,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.needs import Span, needs
 from jserve.flags import define_config_flags
 from jserve.program import run_program
-from jserve_models.config import ModelConfig
-from jserve_models.sharding import device_config, shared_config
+from jserve_sched.simulation.roofline import Decoder, Device
+from jserve_tools.gpu_profiles.machines import decoder_of
 from jserve_tools.reporting.documents import commit, plain, write_whole
 from jserve_tools.reporting.tables import render
 from tests.aot.compiling import MODELS, Job, compile_programs, rows_and_blocks
 from tests.aot.gate import faults
-from tests.aot.targets import TARGETS, Target
+from tests.aot.targets import TARGETS
 
 _STEPS = ("B32xNB0", "B32xNB16")
 _PROGRAMS = (*_STEPS, "head32", "draw32")
@@ -66,52 +67,32 @@ class Aot:
 _read = define_config_flags(Aot, group="Ahead of time")
 
 
-def device_part(config: ModelConfig, num_devices: int) -> ModelConfig:
-    """Returns what each device has of a model."""
-    part = device_config(shared_config(config, num_devices), num_devices)
-    return dataclasses.replace(part, vocab_size=config.vocab_size // num_devices)
-
-
-def matrices(config: ModelConfig) -> tuple[int, int]:
-    """Returns the elements of a layer's matrices, and those of the head."""
-    width = 2 * config.num_heads + 2 * config.num_kv_heads
-    layer = config.hidden_size * config.head_dim * width
-    layer += 3 * config.hidden_size * config.intermediate_size
-    return layer, config.hidden_size * config.vocab_size
-
-
-def token_bytes(config: ModelConfig) -> int:
-    """Returns the bytes of a token's KV over all layers."""
-    return config.num_layers * 2 * config.num_kv_heads * config.head_dim * 2
-
-
-def weight_bytes(config: ModelConfig, weights: str) -> int:
+def weight_bytes(decoder: Decoder, weights: str) -> int:
     """Returns the bytes of all weights but the scales of quantised ones."""
-    layer, head = matrices(config)
-    norms = (2 * config.num_layers + 1) * config.hidden_size
-    num_bytes = _ITEM_BYTES[weights] * (config.num_layers * layer + head)
-    return num_bytes + 2 * (head + norms)
+    layers, head = decoder.num_layers * decoder.layer_size, decoder.head_size
+    norms = (2 * decoder.num_layers + 1) * decoder.hidden_size
+    return _ITEM_BYTES[weights] * (layers + head) + 2 * (head + norms)
 
 
 def arithmetic(
-    config: ModelConfig, target: Target, name: str, weights: str
+    decoder: Decoder, device: Device, name: str, weights: str
 ) -> dict[str, Any]:
     """Returns what a step has to read and compute, and the seconds that it takes.
 
     All blocks are of one prompt, whose KV is read once.
     """
-    layer, head = matrices(config)
     num_rows, num_blocks = rows_and_blocks(name)
-    num_prompt = 32 * num_blocks
-    num_prompts = min(num_blocks, 1)
-    matrix_bytes = _ITEM_BYTES[weights] * (config.num_layers * layer + head)
-    num_keys = num_rows * (_CONTEXT + 1) + num_prompts * (_CONTEXT + num_prompt)
-    read_bytes = matrix_bytes + num_keys * token_bytes(config)
-    pairs = num_rows * (_CONTEXT + 1) + num_prompt * (_CONTEXT + (num_prompt + 1) / 2)
-    operations = 2.0 * config.num_layers * layer * (num_rows + num_prompt)
-    operations += 2 * head * (num_rows + num_prompts)
-    operations += 4 * config.num_layers * config.num_heads * config.head_dim * pairs
-    read_s, compute_s = read_bytes / target.bandwidth, operations / target.flops
+    spans = [Span(_CONTEXT, _CONTEXT + 1, True)] * num_rows
+    if num_blocks:
+        spans.append(Span(_CONTEXT, _CONTEXT + 32 * num_blocks, True))
+    read_bytes, operations = needs(
+        decoder,
+        spans,
+        item_bytes=_ITEM_BYTES[weights],
+        token_bytes=decoder.token_bytes,
+    )
+    read_s = read_bytes / device.bandwidth
+    compute_s = operations / device.operations
     return {
         "context_tokens": _CONTEXT,
         "read_bytes": read_bytes,
@@ -122,32 +103,33 @@ def arithmetic(
     }
 
 
-def room_tokens(config: ModelConfig, memory_bytes: float, other_bytes: float) -> int:
+def room_tokens(decoder: Decoder, memory_bytes: float, other_bytes: float) -> int:
     """Returns the tokens of KV that a memory holds beside all else."""
-    return max(int((memory_bytes - other_bytes) // token_bytes(config)), 0)
+    return max(int((memory_bytes - other_bytes) // decoder.token_bytes), 0)
 
 
 def measure(name: str, config: Aot) -> dict[str, Any]:
     """Returns the report of one target."""
     kind, _, count = name.partition("-")
     num_devices = int(count or 1)
-    target, model = TARGETS[kind], device_part(MODELS[config.model], num_devices)
+    target, model = TARGETS[kind], MODELS[config.model]
+    device, part = target.figures, decoder_of(model).part(num_devices)
     page_size = Job.page_size
-    memory_bytes = config.memory_fraction * target.memory_bytes
+    memory_bytes = config.memory_fraction * device.memory
     for weights in _ITEM_BYTES:
-        needed_bytes = weight_bytes(model, weights)
-        num_tokens = room_tokens(model, memory_bytes, needed_bytes)
+        needed_bytes = weight_bytes(part, weights)
+        num_tokens = room_tokens(part, memory_bytes, needed_bytes)
         if num_tokens >= _LEAST_TOKENS:
             break
     report: dict[str, Any] = {
         "device": target.kind,
         "num_devices": num_devices,
-        "memory_bytes": target.memory_bytes,
-        "bandwidth_bytes_s": target.bandwidth,
-        "bfloat16_operations_s": target.flops,
+        "memory_bytes": device.memory,
+        "bandwidth_bytes_s": device.bandwidth,
+        "bfloat16_operations_s": device.operations,
         "weights": weights,
         "weight_bytes": needed_bytes,
-        "arithmetic": {one: arithmetic(model, target, one, weights) for one in _STEPS},
+        "arithmetic": {one: arithmetic(part, device, one, weights) for one in _STEPS},
     }
     # A pool of half the room is compiled; its size changes no other figure.
     job = Job(
@@ -161,7 +143,7 @@ def measure(name: str, config: Aot) -> dict[str, Any]:
     )
     compiled = compile_programs(job)
     temporary_bytes = max(one["temporary_bytes"] for one in compiled)
-    num_tokens = room_tokens(model, memory_bytes, needed_bytes + temporary_bytes)
+    num_tokens = room_tokens(part, memory_bytes, needed_bytes + temporary_bytes)
     return report | {
         "jax": compiled[0]["jax"],
         "attention": compiled[0]["attention"],

@@ -13,7 +13,7 @@ head -n 401 $conv >out/buckets/first.csv
 (head -n 1 $conv && tail -n +402 $conv | head -n 100) >out/buckets/later.csv
 
 for policy in fcfs sliding; do
-    .venv/bin/jserve-bench --launch --policies=$policy --qps=19 \
+    .venv/bin/jserve-bench --policies=$policy --qps=19 \
         --trace=out/buckets/first.csv --num_requests=400 --length_scale=0.25 \
         --step_log=out/buckets/steps_$policy.jsonl --nohtml \
         --output=out/buckets/record_$policy
@@ -22,7 +22,7 @@ done
     --step_log=out/buckets/steps_fcfs.jsonl,out/buckets/steps_sliding.jsonl \
     --output=out/buckets/buckets.json
 
-.venv/bin/jserve-bench --launch --policies=fcfs,sliding \
+.venv/bin/jserve-bench --policies=fcfs,sliding \
     --bucket_strategies=pow2,fitted,pow2,fitted,pow2,fitted,pow2,fitted \
     --buckets=out/buckets/buckets.json --load=0.9,1.2 \
     --trace=out/buckets/later.csv --num_requests=100 --length_scale=0.25 \

@@ -36,7 +36,7 @@ from jserve.timing.serving_predictor import full_steps
 from jserve_sched.buckets.strategies import PowersOfTwo
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
-from jserve_sched.policies.annealing.policy import PlannedAdmission
+from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.registry import POLICIES, make_policy
 from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
@@ -63,7 +63,7 @@ _NUM_CALLS = flags.DEFINE_integer(
 )
 _POLICIES = flags.DEFINE_list(
     "policies",
-    [name for name, one in POLICIES.items() if not issubclass(one, PlannedAdmission)],
+    [name for name, one in POLICIES.items() if not issubclass(one, Annealing)],
     "Policies to time.",
 )
 

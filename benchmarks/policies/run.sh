@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 
 for trace in azure_conv azure_code; do
-    .venv/bin/jserve-bench --launch \
+    .venv/bin/jserve-bench \
         --policies=fcfs,edf,qoserve,sliding,fcfs,edf,qoserve,sliding \
         --trace=tools/jserve_tools/traces/$trace.csv \
         --num_requests=200 --load=0.9,1.2 --length_scale=0.25 \

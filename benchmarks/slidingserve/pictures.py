@@ -1,4 +1,4 @@
-"""The four figures: goodput, overload, transient load, ablation.
+"""The three figures: goodput, overload, transient load.
 
 A policy has the same colour everywhere. Simulated results are solid; the paper's, which
 it measured on its own machine, are open marks or dashed lines.
@@ -21,10 +21,7 @@ _COLOURS = {
     "sjf": "#56B4E9",
     "edf": "#0072B2",
     "qoserve": "#D55E00",
-    "+ SlidingChunker": "#E69F00",
-    "+ MLPS": "#882255",
     "sliding, as published": "#CC79A7",
-    "+ reserve, fill": "#F0E442",
     "sliding": "#009E73",
 }
 _MARKS = {"circle": paper.QWEN, "triangle": paper.LLAMA}
@@ -148,48 +145,6 @@ def transient_chart(entries: Entries) -> Any:
     )
 
 
-def ablation_chart(entries: Entries) -> Any:
-    """Returns goodput in units of `edf`'s, and violations, as parts are added."""
-    bases = {one["shape"]: one for one in entries if one["row"] == "edf"}
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for one in entries:
-            base = bases[one["shape"]]
-            row = {name: one[name] for name in ("shape", "row")}
-            low, high = one["percent_ci95"]
-            percent = {"value": one["percent"], "lo": low, "hi": high}
-            ratio = {}
-            if base["goodput_qps"] > 0:
-                seeds = [qps / base["goodput_qps"] for qps in one["goodput_seeds_qps"]]
-                ratio = {
-                    "value": one["goodput_qps"] / base["goodput_qps"],
-                    "lo": min(seeds),
-                    "hi": max(seeds),
-                }
-            if "paper_percent" in one:
-                percent["paper"] = one["paper_percent"]
-                ratio["paper"] = one["paper_goodput_qps"] / base["paper_goodput_qps"]
-            yield row | {"what": f"goodput, {one['shape']}, in units of edf's"} | ratio
-            yield row | {"what": f"violations, %, at {one['qps']:.2f}/s"} | percent
-
-    order = [one["row"] for one in entries]
-    base = alt.Chart(alt.Data(values=[*rows()])).encode(
-        x=alt.X("row:N", title=None, sort=order, axis=alt.Axis(labelAngle=-30))
-    )
-    bars = base.mark_bar().encode(
-        y=alt.Y("value:Q", title=None), color=_colour(entries)
-    )
-    spread = base.mark_rule().encode(y="lo:Q", y2="hi:Q")
-    marks = base.mark_point(fill="white", color="#222222").encode(y="paper:Q")
-    return (
-        alt.layer(bars, spread, marks)
-        .properties(width=330, height=200)
-        .facet(alt.Facet("what:N", title=None), columns=2)
-        .resolve_scale(y="independent")
-        .properties(title=f"Parts added one by one (circle: paper, {paper.QWEN})")
-    )
-
-
 def draw_all(report: Mapping[str, Any]) -> dict[str, bytes]:
     """Returns the figures of all stages in the report, by file name."""
     pictures = {}
@@ -197,7 +152,6 @@ def draw_all(report: Mapping[str, Any]) -> dict[str, bytes]:
         ("goodput", goodput_chart),
         ("overload", overload_chart),
         ("transient", transient_chart),
-        ("ablation", ablation_chart),
     ):
         if report.get(stage):
             chart = make(report[stage]).to_dict()

@@ -13,14 +13,11 @@ from benchmarks.slidingserve import paper
 from benchmarks.slidingserve.cells import BUCKETS, CONTINUOUS
 
 LIMITS_TOKENS = (160, 192, 224, 256, 320, 384, 512, 768, 1024, 2176)
-# These are tried first, then the neighbours of the best.
-COARSE_LIMITS_TOKENS = (192, 256, 384, 768, 2176)
 
 Value = float | str
 
-
 Knob = tuple[str, tuple[Value, ...]]
-"""An option to tune, and the values to try; the search starts from the first."""
+"""An option to tune, and the values to try."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,21 @@
 """The tuned settings of each row, found with a seed that no result uses.
 
-They are in a committed file, so that they are published with the results. Options are
-tuned one after the other. A setting is searched only if it passes at the next rate
-above the best so far: a worse setting then costs one probe, which stops as soon as it
-cannot pass, and a better one is searched from that rate on. Of equal settings the first
-one wins.
+They are in a committed file, so that they are published with the results. All of a
+row's settings are tried. One is searched only if it passes at the next rate above the
+best so far: a worse setting then costs one probe, which stops as soon as it cannot
+pass, and a better one is searched from that rate on. Of equal settings the first one
+wins.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from benchmarks.slidingserve.cells import FULL_STEP_TOKENS, Cell, paper_start_qps
-from benchmarks.slidingserve.rows import (
-    COARSE_LIMITS_TOKENS,
-    LIMITS_TOKENS,
-    Row,
-    Value,
-)
+from benchmarks.slidingserve.rows import LIMITS_TOKENS, Row, Value
 from jserve_sched.simulation.goodput import RateGrid
 from jserve_tools.reporting.documents import write_whole
 
@@ -134,77 +130,42 @@ class TuneTask:
         self, run_cell: Callable[[Cell], dict[str, Any]] = Cell.run
     ) -> dict[str, Any]:
         """Returns the fields of the best `Choice`."""
-        search = _Search(self, run_cell)
-        for limit_tokens in COARSE_LIMITS_TOKENS:
-            search.offer(limit_tokens, search.options)
-        for limit_tokens in search.neighbours():
-            search.offer(limit_tokens, search.options)
-        before = search.options
-        for option, values in self.row.knobs:
-            for value in values:
-                options = search.options | {option: value}
-                search.offer(search.limit_tokens, options)
-        if search.options != before:
-            for limit_tokens in search.neighbours():
-                search.offer(limit_tokens, search.options)
+        rates = RateGrid(resolution=self.resolution)
+        names = [option for option, _ in self.row.knobs]
+        values = itertools.product(*(tried for _, tried in self.row.knobs))
+        grid = [
+            (limit_tokens, dict(zip(names, some, strict=True)))
+            for some in values
+            for limit_tokens in LIMITS_TOKENS
+        ]
+        qps, best = 0.0, grid[0]
+        for limit_tokens, options in grid:
+            probe = Cell(
+                kind="pass",
+                workload=self.workload,
+                **self.row.server(self.shape, limit_tokens, options),
+                seed=self.seed,
+                num_requests=self.num_requests,
+                qps=paper_start_qps(self.workload),
+                resolution=self.resolution,
+            )
+            if qps:
+                next_qps = rates.qps(rates.nearest(qps) + 1)
+                probe = dataclasses.replace(probe, qps=next_qps)
+                if not run_cell(probe)["passes"]:
+                    continue
+            found = run_cell(dataclasses.replace(probe, kind="goodput"))
+            if found["qps"] > qps:
+                qps, best = found["qps"], (limit_tokens, options)
         choice = Choice(
             shape=self.shape,
             workload=self.workload,
             row=self.row.name,
-            limit_tokens=search.limit_tokens,
-            options=search.options,
-            qps=search.qps,
-            num_tried=len(search.tried),
+            limit_tokens=best[0],
+            options=best[1],
+            qps=qps,
+            num_tried=len(grid),
             seed=self.seed,
             num_requests=self.num_requests,
         )
         return dataclasses.asdict(choice)
-
-
-class _Search:
-    """A search, with the best of the settings tried so far."""
-
-    def __init__(self, task: TuneTask, run_cell: Callable[[Cell], dict[str, Any]]):
-        self._task = task
-        self._run_cell = run_cell
-        self._grid = RateGrid(resolution=task.resolution)
-        self.tried: set[tuple[int, tuple[tuple[str, Value], ...]]] = set()
-        self.limit_tokens = COARSE_LIMITS_TOKENS[-1]
-        self.options = {option: values[0] for option, values in task.row.knobs}
-        self.qps = 0.0
-
-    def offer(self, limit_tokens: int, options: dict[str, Value]) -> None:
-        """Tries a setting, and keeps it if it is better than the best so far."""
-        key = (limit_tokens, tuple(sorted(options.items())))
-        if key in self.tried:
-            return
-        self.tried.add(key)
-        task = self._task
-        probe = Cell(
-            kind="pass",
-            workload=task.workload,
-            **task.row.server(task.shape, limit_tokens, options),
-            seed=task.seed,
-            num_requests=task.num_requests,
-            qps=paper_start_qps(task.workload),
-            resolution=task.resolution,
-        )
-        if self.qps:
-            next_qps = self._grid.qps(self._grid.nearest(self.qps) + 1)
-            probe = dataclasses.replace(probe, qps=next_qps)
-            if not self._run_cell(probe)["passes"]:
-                return
-        found = self._run_cell(dataclasses.replace(probe, kind="goodput"))
-        if found["qps"] > self.qps:
-            self.qps = found["qps"]
-            self.limit_tokens, self.options = limit_tokens, options
-
-    def neighbours(self) -> Iterator[int]:
-        """Yields the limits next to the best, as long as they improve it."""
-        for step in (-1, 1):
-            before = None
-            while before != self.limit_tokens:
-                before = self.limit_tokens
-                index = LIMITS_TOKENS.index(before) + step
-                if 0 <= index < len(LIMITS_TOKENS):
-                    yield LIMITS_TOKENS[index]

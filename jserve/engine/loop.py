@@ -72,7 +72,6 @@ class EngineLoop:
         scheduler: Scheduler,
         warm_up: WarmUp,
         records: RecentSteps,
-        request_latency_fallback: str = "",
     ):
         """Makes a loop that `start` will run, of an engine that is not yet warm."""
         self.config = config
@@ -85,7 +84,6 @@ class EngineLoop:
         self.warm_up = warm_up
         self._records = records
         self._profiler = Profiler(config.profiled_steps, config.profile_dir)
-        self._request_latency_fallback = request_latency_fallback
         self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = len  # ignores them
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -211,7 +209,6 @@ class EngineLoop:
             start_up=self.warm_up.start_up(),
             length_errors=dict(scheduler.length_errors),
             searches=searches_of(scheduler.policy),
-            request_latency_fallback=self._request_latency_fallback,
         )
 
     # All below runs in the loop's thread.

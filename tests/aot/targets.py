@@ -1,11 +1,13 @@
 """The accelerators that programs are compiled for ahead of time.
 
 None of them need be there: a TPU is named by its topology, a GPU by XLA's
-`GpuTargetConfigProto`. Figures are the vendors' public ones, of dense arithmetic.
+`GpuTargetConfigProto`.
 """
 
 import dataclasses
 from typing import Any
+
+from jserve_sched.simulation.roofline import DEVICES, Device
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -52,16 +54,12 @@ class Target:
 
     Attributes:
       kind: Its name in full.
-      memory_bytes: Device memory.
-      bandwidth: Bytes a second from device memory.
-      flops: Bfloat16 operations a second.
+      figures: Its memory, bandwidth and arithmetic.
       device: Generation of a TPU, or the facts of a GPU.
     """
 
     kind: str
-    memory_bytes: int
-    bandwidth: float
-    flops: float
+    figures: Device
     device: str | Card
 
     @property
@@ -70,27 +68,22 @@ class Target:
         return "tpu" if isinstance(self.device, str) else "gpu"
 
 
-TARGETS = {
-    "v5e": Target(
-        kind="TPU v5e",
-        memory_bytes=16 * 2**30,
-        bandwidth=819e9,
-        flops=197e12,
-        device="v5e",
-    ),
-    "v6e": Target(
-        kind="TPU v6e",
-        memory_bytes=32 * 2**30,
-        bandwidth=1638e9,
-        flops=918e12,
-        device="v6e",
-    ),
-    "a100": Target(
-        kind="NVIDIA A100-SXM4-80GB",
-        memory_bytes=80 * 2**30,
-        bandwidth=2039e9,
-        flops=312e12,
-        device=Card(
+_HOPPER = Card(
+    capability=(9, 0),
+    is_accelerated=True,
+    num_cores=132,
+    lanes=128,
+    threads=2048,
+    shared_kib=228,
+    l2_mib=50,
+    clock_ghz=1.98,
+)
+_DEVICES: dict[str, tuple[str, str | Card]] = {
+    "v5e": ("TPU v5e", "v5e"),
+    "v6e": ("TPU v6e", "v6e"),
+    "a100": (
+        "NVIDIA A100-SXM4-80GB",
+        Card(
             capability=(8, 0),
             is_accelerated=False,
             num_cores=108,
@@ -101,12 +94,9 @@ TARGETS = {
             clock_ghz=1.41,
         ),
     ),
-    "l4": Target(
-        kind="NVIDIA L4",
-        memory_bytes=24_000_000_000,
-        bandwidth=300e9,
-        flops=121e12,
-        device=Card(
+    "l4": (
+        "NVIDIA L4",
+        Card(
             capability=(8, 9),
             is_accelerated=False,
             num_cores=58,
@@ -117,54 +107,18 @@ TARGETS = {
             clock_ghz=2.04,
         ),
     ),
-    "h100": Target(
-        kind="NVIDIA H100 80GB HBM3",
-        memory_bytes=80 * 2**30,
-        bandwidth=3352e9,
-        flops=989e12,
-        device=Card(
-            capability=(9, 0),
-            is_accelerated=True,
-            num_cores=132,
-            lanes=128,
-            threads=2048,
-            shared_kib=228,
-            l2_mib=50,
-            clock_ghz=1.98,
+    "h100": ("NVIDIA H100 80GB HBM3", _HOPPER),
+    "h200": ("NVIDIA H200", _HOPPER),
+    "b200": (
+        "NVIDIA B200",
+        dataclasses.replace(
+            _HOPPER, capability=(10, 0), num_cores=148, l2_mib=126, clock_ghz=1.965
         ),
     ),
-    "h200": Target(
-        kind="NVIDIA H200",
-        memory_bytes=141_000_000_000,
-        bandwidth=4800e9,
-        flops=989e12,
-        device=Card(
-            capability=(9, 0),
-            is_accelerated=True,
-            num_cores=132,
-            lanes=128,
-            threads=2048,
-            shared_kib=228,
-            l2_mib=50,
-            clock_ghz=1.98,
-        ),
-    ),
-    "b200": Target(
-        kind="NVIDIA B200",
-        memory_bytes=180_000_000_000,
-        bandwidth=8000e9,
-        flops=2250e12,
-        device=Card(
-            capability=(10, 0),
-            is_accelerated=True,
-            num_cores=148,
-            lanes=128,
-            threads=2048,
-            shared_kib=228,
-            l2_mib=126,
-            clock_ghz=1.965,
-        ),
-    ),
+}
+TARGETS = {
+    name: Target(kind=kind, figures=DEVICES[name], device=device)
+    for name, (kind, device) in _DEVICES.items()
 }
 
 
@@ -205,8 +159,8 @@ def _target_config(target: Target) -> str:
         "core_count": card.num_cores,
         "fpus_per_core": card.lanes,
         "clock_rate_ghz": card.clock_ghz,
-        "device_memory_size": target.memory_bytes,
-        "memory_bandwidth": int(target.bandwidth),
+        "device_memory_size": int(target.figures.memory),
+        "memory_bandwidth": int(target.figures.bandwidth),
         "l2_cache_size": card.l2_mib * 2**20,
         "shared_memory_per_core": card.shared_kib * 2**10,
         "shared_memory_per_block_optin": (card.shared_kib - 1) * 2**10,

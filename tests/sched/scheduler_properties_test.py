@@ -32,9 +32,8 @@ SPECS = (
     "sliding:fill=off:sorter=off",
     "sliding:chunker=off",
     *("ontime", "ontime:max_age_s=0.05:buffer=9"),
-    *("laxity", "annealing:proposals=20", "annealing+sliding:proposals=20"),
+    *("laxity", "annealing:proposals=20"),
     "annealing:proposals=20:interval_s=0:max_age_s=0.5:chunk_tokens=12",
-    "annealing+sliding:proposals=20:max_age_s=0.2",
 )
 
 TABLES = (
@@ -172,7 +171,7 @@ def check_plan(workload: Workload, scheduler: Scheduler, plan: StepPlan) -> None
         )
         assert plan.preempted or largest + owed + taken + 1 > ledger.num_available
     elif plan.ended_by is PlanEnd.TIME_LIMIT:
-        names = ("qoserve", "sliding", "annealing+sliding", "ontime")
+        names = ("qoserve", "sliding", "ontime")
         assert workload.policy.startswith(names)
     elif plan.ended_by is PlanEnd.HELD_BACK:
         assert workload.policy.startswith("annealing")

@@ -18,7 +18,7 @@ finally:
 @pytest.mark.parametrize(
     ("module", "texts"),
     [
-        ("jserve_tools.bench", ("--trace", "[no]profile_host", "Servers:")),
+        ("jserve_tools.bench", ("--trace", "--extra_body", "Servers:")),
         ("jserve_tools.simulate", ("--declared_max_tokens", "--policies")),
         ("jserve_tools.fit_buckets", ("--prior_share",)),
         ("jserve_tools.profile_steps", ("--rounds", "--kv_cache_bytes")),

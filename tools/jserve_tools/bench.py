@@ -4,8 +4,7 @@ Latency counts from the moment a request was *due*. By default rates and objecti
 multiples of what the first server does on this machine, which is measured and printed
 first.
 
-  jserve-bench --policies=fcfs,edf                  engines in this process
-  jserve-bench --launch --policies=fcfs,edf         jserve processes, over HTTP
+  jserve-bench --policies=fcfs,edf                  a jserve process for each
   jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
   jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
 
@@ -17,7 +16,6 @@ measurements too.
 """
 
 import asyncio
-import logging
 import pathlib
 import signal
 import sys
@@ -51,6 +49,9 @@ _read_engine = define_engine_flags(
     )
 )
 flags.FLAGS.set_default("output", pathlib.Path("out/bench"))
+flags.DEFINE_bool(
+    "launch", True, "Without effect: servers are launched.", module_name="Servers"
+)
 
 
 async def _run(benchmark: "Benchmark") -> None:
@@ -68,7 +69,6 @@ def _publish(
     from jserve_tools.reporting.documents import one_line
     from jserve_tools.reporting.metrics import run_tables
     from jserve_tools.reporting.publishing import publish
-    from jserve_tools.reporting.tables import host_table
 
     report = benchmark.report(["jserve-bench", *sys.argv[1:]])
     config = benchmark.config.report
@@ -79,9 +79,6 @@ def _publish(
             "interrupted call; --noresume measures all of them again"
         )
     print(f"\n{run_tables(report)}")
-    for run in runs:
-        if run.get("host_profile"):
-            print(f"\n{host_table(run['host_profile'])}")
     with progress.doing("writing the report"):
         text = publish(report, config, old_report, benchmark.finished)
     print(text)
@@ -94,8 +91,6 @@ def _publish(
 def main(argv: Sequence[str]) -> None:
     """Runs the benchmark that the flags describe."""
     del argv  # the flags say it all
-    # An engine in this process would warn of every backend that is missing.
-    logging.getLogger("jax").setLevel(logging.WARNING)
     progress = Progress(timed_lines())
     try:
         config = BenchConfig(

@@ -64,8 +64,9 @@ class QoServe:
             step_prices = StepPrices(view, candidates.rows)
             # Hybrid priority, and eager relegation.
             prompts = candidates.facts
-            alone_s = step_prices.alone_s(prompts)
-            prices = step_prices.of(prompts.take(self._order(view, prompts, alone_s)))
+            prices = step_prices.of(
+                prompts.take(self.order(view, step_prices, prompts))
+            )
             # The largest chunk that makes no decode late.
             least_s, _ = tightest_slack(
                 candidates.decodes,
@@ -78,13 +79,10 @@ class QoServe:
             candidates.add_prompts(builder, prices.prompts.requests)
         return builder.build()
 
-    def _order(
-        self, view: SchedulerView, prompts: Facts, alone_s: np.ndarray
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> np.ndarray:
-        """Returns the places of prompts by (relegated, priority, arrival).
-
-        `alone_s` is the time of each without the others, `[P]` seconds.
-        """
+        """Returns the places of prompts by (relegated, priority, arrival)."""
         due_s = prompts.deadline_s
         # The answer counts where only its end is bounded.
         has_end = np.isfinite(prompts.end_s)
@@ -93,5 +91,6 @@ class QoServe:
         priority_s = due_s + self.alpha_s_per_token * work_tokens
         relegated = np.zeros(len(due_s), bool)
         if self.relegation:
+            alone_s = steps.alone_s(prompts)
             relegated = (view.start_s + alone_s > due_s) & (prompts.guard == 0)
         return np.lexsort((prompts.arrival_s, priority_s, relegated))

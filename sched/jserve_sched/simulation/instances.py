@@ -13,12 +13,10 @@ Both measures look at every request of an engine, so an assignment takes about o
 (`kv`) or two (`finish`) microseconds for each.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.request import Request
 
@@ -45,7 +43,7 @@ def uncommitted_pages(view: SchedulerView) -> int:
     return view.ledger.num_available - wanted
 
 
-def work_s(view: SchedulerView, source: LatencySource) -> float:
+def work_s(view: SchedulerView) -> float:
     """Returns the predicted seconds until an engine has finished all its requests.
 
     Each request takes the time that it would in a batch of as many requests as can run
@@ -56,7 +54,7 @@ def work_s(view: SchedulerView, source: LatencySource) -> float:
     if not requests:
         return view.in_flight_s
     batch = min(len(requests), view.max_num_seqs)
-    latency = source.at(view)
+    latency = view.latency
     facts = np.array([_left(one) for one in requests], np.float64)  # [N, 3]
     prompts, contexts, outputs = facts.T
     prefilled = prompts > 0
@@ -78,25 +76,22 @@ def _left(request: Request) -> tuple[int, int, int]:
     return request.num_remaining_tokens, request.num_projected_tokens, left
 
 
-def _most_free_kv(sources: Sequence[LatencySource]) -> Assignment:
-    del sources
-    return lambda views: int(np.argmax([uncommitted_pages(view) for view in views]))
+def _most_free_kv(views: Sequence[SchedulerView]) -> int:
+    return int(np.argmax([uncommitted_pages(view) for view in views]))
 
 
-def _least_finish(sources: Sequence[LatencySource]) -> Assignment:
+def _least_finish(views: Sequence[SchedulerView]) -> int:
     # The new request would take about the same time on each engine: it is left out.
-    return lambda views: int(np.argmin(list(map(work_s, views, sources))))
+    return int(np.argmin(list(map(work_s, views))))
 
 
-def _round_robin(sources: Sequence[LatencySource]) -> Assignment:
-    """Returns the baseline that gives requests to each engine in turn."""
-    turns = itertools.cycle(range(len(sources)))
-    return lambda views: next(turns)
+def _round_robin(views: Sequence[SchedulerView]) -> int:
+    """Gives requests to each engine in turn: the baseline."""
+    return sum(view.queue.num_arrived for view in views) % len(views)
 
 
-ASSIGNMENTS: dict[str, Callable[[Sequence[LatencySource]], Assignment]] = {
+ASSIGNMENTS: dict[str, Assignment] = {
     "kv": _most_free_kv,
     "finish": _least_finish,
     "round_robin": _round_robin,
 }
-"""By name, a function that makes an assignment to engines with these sources."""

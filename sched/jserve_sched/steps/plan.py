@@ -84,7 +84,11 @@ class StepPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The tokens drawn, in plan order with decodes first, and the time it took."""
+    """The tokens drawn, in plan order with decodes first, and the time it took.
+
+    Without `end_s`, clock seconds, no forecast is compared with what happened.
+    """
 
     tokens: tuple[int, ...]
     duration_s: float
+    end_s: float | None = None

@@ -22,10 +22,8 @@ by its own length, not by the longest one.
 
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,13 +49,6 @@ class Bilinear:
     length: float
     base: float
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0.0 <= value <= 1e9:
-                raise ValueError(f"{name}={value} is not a time of 0 or more")
-        if not any(vars(self).values()):
-            raise ValueError("all coefficients are 0: a step takes some time")
-
     def of(self, batch: np.ndarray, length: np.ndarray) -> np.ndarray:
         """Returns seconds for batch sizes and lengths that broadcast together."""
         slope = self.both * length + self.batch
@@ -71,12 +62,10 @@ class RequestLatency:
     Attributes:
       prefill: Seconds of a prefill, t_p, over batch size and prompt tokens.
       decode: Seconds of a decode step, tau, over batch size and tokens of KV before it.
-      measured_with: Facts of the engine that it holds for, by name.
     """
 
     prefill: Bilinear
     decode: Bilinear
-    measured_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def decode_s(
         self, batch: np.ndarray, prompt_tokens: np.ndarray, output_tokens: np.ndarray
@@ -95,31 +84,6 @@ class RequestLatency:
         """Returns seconds from the start of the prefill to the last token."""
         decode_s = self.decode_s(batch, prompt_tokens, output_tokens)
         return np.asarray(self.prefill.of(batch, prompt_tokens) + decode_s)
-
-
-def request_latency_from_json(text: str) -> RequestLatency:
-    """Reads the file that training on whole requests writes.
-
-    Raises:
-      ValueError: If the text is not that, or a coefficient is not a time.
-    """
-    names = [field.name for field in dataclasses.fields(Bilinear)]
-    try:
-        row: Any = json.loads(text)
-        prefill, decode = (
-            Bilinear(**{name: row[part][name] for name in names})
-            for part in ("prefill", "decode")
-        )
-        return RequestLatency(
-            prefill=prefill,
-            decode=decode,
-            measured_with={**row.get("measured_with", {})},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            "a request latency file is a JSON object with prefill and decode, each "
-            f"with {', '.join(names)} in seconds, and measured_with: {error!r}"
-        ) from None
 
 
 class LatencyPoints(NamedTuple):

@@ -1,22 +1,17 @@
 import asyncio
-import dataclasses
 import json
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from jserve.records.events import NotServingError, QueueFullError, TokenEvent
+from jserve.records.events import QueueFullError
 from jserve.server.formats import DONE_EVENT, AnswerFormat, ChunkWriter
 from jserve_sched.outcomes import Failure
-from jserve_sched.requests.limits import TooLongError
-from jserve_sched.requests.request import FinishReason
 from jserve_sched.requests.slo import Slo
 from jserve_tools.load.clients import (
     EventStream,
-    LoopClient,
     RequestFailedError,
-    open_http_client,
+    open_client,
     refusal,
     request_body,
 )
@@ -111,7 +106,7 @@ def test_against_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
 
     async def go(url: str) -> None:
-        async with open_http_client(url + "/v1/") as client:
+        async with open_client(url + "/v1/") as client:
             start_s = client.now_s()
             times_s = [time_s async for time_s in client.send(REQUEST)]
             assert len(times_s) == 3
@@ -136,7 +131,7 @@ def test_against_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_foreign_server_states_little() -> None:
     async def go(url: str) -> None:
-        async with open_http_client(url) as client:
+        async with open_client(url) as client:
             assert await client.steps(0) is None
             facts = await client.facts()
             assert facts["served_model_name"] == "fake"
@@ -144,89 +139,3 @@ def test_a_foreign_server_states_little() -> None:
 
     with serve_fake(is_jserve=False) as served:
         asyncio.run(go(served.url))
-
-
-# An engine in this process.
-
-
-async def send(client: LoopClient) -> list[float]:
-    return [time_s async for time_s in client.send(REQUEST)]
-
-
-def test_an_answer_has_rising_times_and_all_its_tokens() -> None:
-    loop = FakeLoop(lambda request: [7, 8])
-
-    async def go() -> None:
-        client = LoopClient(loop)
-        loop.start()
-        start_s = client.now_s()
-        times_s = await send(client)
-        assert len(times_s) == 3 and [start_s, *times_s] == sorted([start_s, *times_s])
-
-    asyncio.run(go())
-    loop.stop()
-    (seen,) = loop.seen
-    assert (seen.stop_token_ids, seen.slo) == (frozenset(), REQUEST.slo)
-    assert loop.cancelled == []
-
-
-@pytest.mark.parametrize(
-    ("refusals", "event", "message", "failure"),
-    [
-        ([TooLongError("17 exceed 16")], {}, "17 exceed 16", Failure.TOO_LONG),
-        ([QueueFullError("1 waits", 1.0)], {}, "1 waits", Failure.REJECTED),
-        ([NotServingError("draining")], {}, "draining", Failure.ERROR),
-        ([], {"error": "out of luck"}, "out of luck", Failure.ERROR),
-        (
-            [],
-            {"finish_reason": FinishReason.CANCELLED},
-            "the engine cancelled it",
-            Failure.ERROR,
-        ),
-    ],
-)
-def test_a_refused_or_broken_answer_is_a_failure_of_its_kind(
-    refusals: Sequence[Exception], event: dict, message: str, failure: Failure
-) -> None:
-    loop = FakeLoop()
-    loop.refusals = iter(refusals)
-
-    async def go() -> None:
-        answer = asyncio.create_task(send(LoopClient(loop)))
-        await asyncio.sleep(0)
-        loop._publish([TokenEvent("r", None, 0.0, **event), TokenEvent("x", 1, 0.0)])
-        with pytest.raises(RequestFailedError, match=message) as caught:
-            await answer
-        assert caught.value.failure is failure
-
-    asyncio.run(go())
-    assert loop.cancelled == []
-
-
-def test_closing_the_stream_cancels_the_request() -> None:
-    loop = FakeLoop()
-
-    async def go() -> None:
-        client = LoopClient(loop)
-        loop.start()
-        times_s = client.send(dataclasses.replace(REQUEST, max_tokens=500))
-        await anext(times_s)
-        await times_s.aclose()
-
-    asyncio.run(go())
-    loop.stop()
-    assert loop.cancelled == ["r"]
-
-
-def test_the_engine_survives_a_listener_whose_loop_closes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    loop = FakeLoop()
-
-    async def go() -> None:
-        LoopClient(loop)
-        # As if the loop closed between a look at it and the call.
-        monkeypatch.setattr(asyncio.get_running_loop(), "is_closed", lambda: False)
-
-    asyncio.run(go())
-    loop._publish([TokenEvent("a", 1, 0.0)])

@@ -9,7 +9,7 @@ import pytest
 from jserve.records.events import NotServingError
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.simulation.workload import Yardstick
-from jserve_tools.load.clients import HttpClient, open_http_client
+from jserve_tools.load.clients import Client, open_client
 from jserve_tools.load.replay import Flight
 from jserve_tools.load.workload import Workload, WorkloadRequest
 from jserve_tools.load.workload_trace import TraceRow
@@ -26,7 +26,7 @@ from tests.fake_server import FakeLoop, serve_fake
 ROWS = [TraceRow(float(i), 32 * (1 + i % 3), 5 + i % 4) for i in range(24)]
 
 
-class BuggyClient(HttpClient):
+class BuggyClient(Client):
     async def send(self, request: WorkloadRequest) -> AsyncGenerator[float, None]:
         if request.request_id.endswith("-9"):
             raise KeyError("mine")
@@ -34,9 +34,9 @@ class BuggyClient(HttpClient):
             yield time_s
 
 
-def measured(loop: FakeLoop, measure, client_class: type = HttpClient):
+def measured(loop: FakeLoop, measure, client_class: type = Client):
     async def go(url: str):
-        async with open_http_client(url) as client:
+        async with open_client(url) as client:
             client.__class__ = client_class
             return await measure(client)
 
@@ -48,7 +48,7 @@ def yardstick(loop: FakeLoop, *rows: TraceRow):
     return measured(loop, lambda one: measure_yardstick(one, Workload(rows=rows)))
 
 
-def capacity(loop: FakeLoop, *, duration_s: float, client_class: type = HttpClient):
+def capacity(loop: FakeLoop, *, duration_s: float, client_class: type = Client):
     settings: Any = {"num_slots": 4, "duration_s": duration_s}
     workload = Workload(rows=ROWS)
     return measured(

@@ -209,24 +209,3 @@ def test_a_server_that_states_no_settings_is_measured_again(
         assert run(wanted).num_resumed == 0
         assert run(wanted).num_resumed == (2 if is_jserve else 0)
     assert (tmp_path / "out" / "runs.jsonl").exists() == is_jserve
-
-
-def test_the_cache_is_filled_once_for_the_servers_that_share_it(
-    url: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled: list[str] = []
-
-    async def fill(engine: EngineConfig, progress: Progress) -> None:
-        filled.append(engine.bucket_strategy)
-
-    monkeypatch.setattr("jserve_tools.measuring.benchmark.fill_compile_cache", fill)
-    servers = ServersConfig(
-        launch=True,
-        policies=("fcfs", "edf"),
-        bucket_strategies=("pow2", "linear"),
-    )
-    run(config(tmp_path, servers), Opener(url))
-    assert filled == ["pow2", "linear"]
-    engine = EngineConfig(compile_cache_dir="")
-    run(config(tmp_path, servers, engine=engine, resume=False), Opener(url))
-    assert filled == ["pow2", "linear"]

@@ -30,8 +30,8 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         (ServersConfig, {"url": "127.0.0.1:1"}, "no scheme: write http://127.0.0.1:1"),
         (
             ServersConfig,
-            {"url": "http://x", "launch": True, "policies": ("fcfs",)},
-            "http://x is a running server: leave out --launch, --policies=fcfs",
+            {"url": "http://x", "policies": ("fcfs",)},
+            "http://x is a running server: leave out --policies=fcfs",
         ),
         (
             BenchConfig,
@@ -47,11 +47,6 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
             LoadConfig,
             {"closed": ClosedConfig(prompt_tokens=9)},
             "mode=replay has the lengths of a trace: leave out --prompt_tokens=9",
-        ),
-        (
-            BenchConfig,
-            {"servers": ServersConfig(extra_body='{"a": 1}')},
-            "engines in this process take no HTTP requests: leave out --extra_body=",
         ),
         (
             BenchConfig,
@@ -103,7 +98,6 @@ def test_each_policy_gets_each_bucket_strategy() -> None:
     servers = ServersConfig(
         policies=("fcfs", "edf"),
         bucket_strategies=("pow2", "fitted"),
-        profile_host=True,
     )
     config = BenchConfig(servers=servers, engine=EngineConfig(buckets=BUCKETS))
     engines = config.engines()
@@ -114,6 +108,5 @@ def test_each_policy_gets_each_bucket_strategy() -> None:
         ("edf", "fitted", BUCKETS),
     ]
     assert not any(one.enable_prefix_caching for one in engines)
-    assert not any(one.enable_overlap for one in engines)
     assert BenchConfig(servers=RUNNING).engines() == []
     assert BenchConfig().engines()[0].bucket_strategy == "pow2"

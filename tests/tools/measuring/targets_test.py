@@ -10,12 +10,9 @@ from typing import Any
 import pytest
 
 from jserve.config import EngineConfig
-from jserve.progress import Progress, timed_lines
 from jserve.records.events import Health
 from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from jserve_tools.measuring.targets import (
-    engine_in_process,
-    fill_compile_cache,
     launched_server,
     open_server,
     server_at,
@@ -120,52 +117,17 @@ def test_a_running_server_and_one_where_nobody_listens() -> None:
     assert time.monotonic() - start_s < 5
 
 
-@pytest.mark.parametrize(
-    ("health", "error", "message"),
-    [
-        (Health.FAILED, RuntimeError, "the engine failed while it started"),
-        (Health.READY, TimeoutError, "not warm after 5 s"),
-    ],
-)
-def test_an_engine_in_process_that_fails_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-    health: Health,
-    error: type[Exception],
-    message: str,
-) -> None:
-    loop = FakeLoop(health=health)
-    monkeypatch.setattr("jserve.build.build_loop", lambda config: loop)
-    engine = engine_in_process(FCFS, timeout_s=5)
-    with pytest.raises(error, match=message):
-        asyncio.run(open_and_close(engine))
-    assert not loop._thread.is_alive()
-
-
-@pytest.mark.parametrize("exit_status", [0, 1])
-def test_filling_the_cache_relays_what_the_server_says(
-    capfd: pytest.CaptureFixture[str], exit_status: int
-) -> None:
-    command = (*COMMAND, f"--exit_status={exit_status}")
-    asyncio.run(fill_compile_cache(FCFS, Progress(timed_lines()), command=command))
-    err = capfd.readouterr().err
-    assert "1 of 1 programs" in err
-    assert ("was not filled" in err) == bool(exit_status)
-
-
 def test_the_kind_of_server_is_what_the_config_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, opener in (
         ("launched_server", lambda engine, extra, **more: more["log"].name),
         ("server_at", lambda url, extra, **more: url),
-        ("engine_in_process", lambda engine, **more: engine.policy),
     ):
         monkeypatch.setattr(f"jserve_tools.measuring.targets.{name}", opener)
     report = ReportConfig(output=tmp_path)
     open_one: Any = open_server
-    launched = BenchConfig(servers=ServersConfig(launch=True), report=report)
-    assert open_one(launched, FCFS) == "server-fcfs-pow2.log"
-    assert open_one(BenchConfig(), FCFS) == "fcfs"
+    assert open_one(BenchConfig(report=report), FCFS) == "server-fcfs-pow2.log"
     assert open_one(BenchConfig(servers=ServersConfig(url="http://x")), None) == (
         "http://x"
     )

@@ -84,19 +84,14 @@ def test_other_schemas_and_empty_reports_are_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "sources", "is_cold"),
-    [
-        ({}, ["compiled", "compiled"], True),
-        ({}, ["compiled", "cache"], False),
-        ({}, [], False),
-        ({"start_up_warm": {"warm_s": 0.5}}, [], True),
-    ],
+    ("sources", "is_cold"),
+    [(["compiled", "compiled"], True), (["compiled", "cache"], False), ([], False)],
 )
 def test_a_start_is_cold_only_if_nothing_was_cached(
-    fields: dict[str, Any], sources: list[str], is_cold: bool
+    sources: list[str], is_cold: bool
 ) -> None:
     start = {"warm_s": 8.0, "programs": [{"source": one} for one in sources]}
-    (cell,) = cells(report(run(start_up=start, **fields)))
+    (cell,) = cells(report(run(start_up=start)))
     assert cell.mean("start_up_cold", "warm_s") == (8.0 if is_cold else None)
     assert cell.mean("start_up", "warm_s") == (None if is_cold else 8.0)
 

@@ -108,7 +108,7 @@ def test_a_report_with_holes_has_fewer_charts_and_none_that_is_empty() -> None:
         for name in ("start_up", "steps_by_program", "by_class", "requests", "buckets"):
             del run[name]
     page = Page(report)
-    assert list(json.loads(page.scripts[0])) == ["choice", "padding", "start-up"]
+    assert list(json.loads(page.scripts[0])) == ["choice", "padding"]
     assert "select" not in {tag for tag, _, _ in page.attributes}
     bare = Page({"schema_version": 1, "runs": [{"policy": "x"}]})
     assert bare.scripts == [] and "All numbers" in bare.text

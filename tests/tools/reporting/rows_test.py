@@ -132,5 +132,4 @@ def test_a_start_has_two_stages_and_its_kind() -> None:
     rows = report_rows.starts(cells(fake_report(strategies=("pow2",))))
     assert [(row["start"], row["since_s"], row["until_s"]) for row in rows] == [
         *(("empty compile cache", 0.0, 2.0), ("empty compile cache", 2.0, 9.0)),
-        *(("full compile cache", 0.0, 0.5), ("full compile cache", 0.5, 1.0)),
     ]

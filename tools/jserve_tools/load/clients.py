@@ -1,26 +1,20 @@
-"""Sends the benchmark's requests, over HTTP or to an engine in this process.
+"""Sends the benchmark's requests over HTTP.
 
 A client turns a request into the times at which its tokens came, on the client's own
 clock. Every latency is computed from these, so it means the same for every server.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import aiohttp
 
-from jserve.engine.facts import engine_facts
-from jserve.engine.interface import ServingEngine
-from jserve.records.events import NotServingError, QueueFullError, TokenEvent
 from jserve_sched.outcomes import Failure
-from jserve_sched.requests.limits import TooLongError
-from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.record import StepRecord
 from jserve_tools.load.workload import WorkloadRequest
 from jserve_tools.reporting.documents import known
@@ -131,8 +125,8 @@ def refusal(status: int, body: bytes) -> RequestFailedError:
 
 
 @dataclasses.dataclass(kw_only=True)
-class HttpClient:
-    """A server behind a URL; made by `open_http_client`.
+class Client:
+    """A server behind a URL; made by `open_client`.
 
     Attributes:
       url: Address without a path.
@@ -204,9 +198,9 @@ class HttpClient:
 
 
 @contextlib.asynccontextmanager
-async def open_http_client(
+async def open_client(
     url: str, extra: Mapping[str, Any] | None = None
-) -> AsyncIterator[HttpClient]:
+) -> AsyncIterator[Client]:
     """Connects to a server that is ready, with the key in OPENAI_API_KEY if it is set.
 
     Raises:
@@ -219,7 +213,7 @@ async def open_http_client(
     async with aiohttp.ClientSession(
         connector=connector, timeout=_TIMEOUT, headers=headers
     ) as session:
-        client = HttpClient(session=session, url=url, extra=extra or {})
+        client = Client(session=session, url=url, extra=extra or {})
         try:
             served = (await client.get("/v1/models")).get("data") or [{}]
             client.is_jserve = bool(await client.get("/jserve/info"))
@@ -229,87 +223,3 @@ async def open_http_client(
         if not client.model:
             raise ConnectionError(f"{url}/v1/models names no model")
         yield client
-
-
-class LoopClient:
-    """An engine in this process, seen from one asyncio loop.
-
-    A token's time is taken where the engine publishes it, once a step, and the tasks
-    that wait are woken by a single call per step.
-    """
-
-    def __init__(self, engine: ServingEngine):
-        """Becomes the engine's listener; call it where an asyncio loop runs."""
-        self._engine = engine
-        self._asyncio = asyncio.get_running_loop()
-        self._queues: dict[str, asyncio.Queue[tuple[TokenEvent, float]]] = {}
-        engine.set_listener(self._publish)
-
-    def _publish(self, events: Sequence[TokenEvent]) -> None:
-        now_s = self.now_s()
-        # The asyncio loop's thread may close it at any moment. Then no task waits for
-        # events, and the engine's thread must not fail.
-        with contextlib.suppress(RuntimeError):
-            self._asyncio.call_soon_threadsafe(self._deliver, tuple(events), now_s)
-
-    def _deliver(self, events: Sequence[TokenEvent], time_s: float) -> None:
-        for event in events:
-            queue = self._queues.get(event.request_id)
-            if queue is not None:
-                queue.put_nowait((event, time_s))
-
-    def now_s(self) -> float:
-        """Returns the engine's clock, in seconds."""
-        return self._engine.clock.now_s()
-
-    async def send(self, request: WorkloadRequest) -> AsyncGenerator[float, None]:
-        """Yields when each token came; closing the iterator cancels the request.
-
-        Raises:
-          RequestFailedError: While iterating, if the request is refused or fails.
-        """
-        name = request.request_id
-        queue = self._queues[name] = asyncio.Queue()
-        is_live = False
-        try:
-            self._engine.submit(
-                Request(
-                    request_id=name,
-                    arrival_s=self.now_s(),
-                    prompt_tokens=request.prompt,
-                    max_tokens=request.max_tokens,
-                    slo=request.slo,
-                    service_class=request.service_class,
-                )
-            )
-            is_live = True
-            while is_live:
-                event, time_s = await queue.get()
-                is_live = event.finish_reason is None and event.error is None
-                if event.error is not None:
-                    raise RequestFailedError(Failure.ERROR, event.error)
-                if event.finish_reason is FinishReason.CANCELLED:
-                    raise RequestFailedError(Failure.ERROR, "the engine cancelled it")
-                if event.token is not None:
-                    yield time_s
-        except QueueFullError as error:
-            raise RequestFailedError(Failure.REJECTED, str(error)) from error
-        except NotServingError as error:
-            raise RequestFailedError(Failure.ERROR, str(error)) from error
-        except TooLongError as error:
-            raise RequestFailedError(Failure.TOO_LONG, str(error)) from error
-        finally:
-            if is_live:
-                self._engine.cancel(name)
-            del self._queues[name]
-
-    async def facts(self) -> Mapping[str, Any]:
-        """Returns what the engine states about itself."""
-        return engine_facts(self._engine)
-
-    async def steps(self, since: int) -> list[StepRecord] | None:
-        """Returns the steps numbered from `since`."""
-        return self._engine.steps(since)
-
-
-Client = HttpClient | LoopClient

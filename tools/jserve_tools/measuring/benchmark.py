@@ -28,7 +28,7 @@ from jserve_tools.measuring.baseline import (
 )
 from jserve_tools.measuring.config import BenchConfig
 from jserve_tools.measuring.measured_run import measure_run
-from jserve_tools.measuring.targets import engine_name, fill_compile_cache, open_server
+from jserve_tools.measuring.targets import engine_name, open_server
 from jserve_tools.reporting.documents import document, plain
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.staircases import run_staircase
@@ -75,7 +75,6 @@ class Benchmark:
         self._workload = read_workload(config.load)
         self._progress = progress
         self._opener = opener
-        self._filled: list[EngineConfig] = []
         self._qps = config.load.replay.qps
         if (scale := config.load.replay.rate_scale) is not None:
             self._qps = (scale * mean_rate(self._workload.rows),)
@@ -139,13 +138,6 @@ class Benchmark:
         name = self.config.servers.url
         if engine is not None:
             name = engine_name(engine)
-            # Compile, once, the programs that launched servers share.
-            shared = dataclasses.replace(engine, policy=EngineConfig().policy)
-            has_cache = self.config.servers.launch and engine.compile_cache_dir
-            if has_cache and shared not in self._filled:
-                self._filled.append(shared)
-                self._progress.note(f"filling the compile cache for {engine.strategy}")
-                await fill_compile_cache(shared, self._progress)
         with self._progress.doing(f"waiting for {name} to be warm"):
             return await stack.enter_async_context(self._opener(self.config, engine))
 
@@ -255,7 +247,6 @@ class Benchmark:
             showing=self._progress.doing(
                 stage, num_requests, lambda: sum(one.is_over for one in flights)
             ),
-            profiles_host=self.config.servers.profile_host,
         )
 
         # Say how it went.

@@ -20,25 +20,19 @@ class ServersConfig:
 
     Attributes:
       url: URL of a running OpenAI-compatible server, such as http://127.0.0.1:8000.
-      launch: Start a jserve process for each policy and measure it over HTTP. Without
-        this flag and --url, engines run in this process.
+        Without it, a jserve process is started for each policy and bucket strategy.
       policies: Scheduling policies, with one server for each: names with options, or
         classes of your own as in my_module.MyPolicy.
       bucket_strategies: Bucket strategies, each combined with every policy; with
         options as in linear:block_gap=4. [default: explicit with --buckets, else pow2]
-      profile_host: Report the median time of each part of a step, in ms. Engines that
-        the benchmark starts then run without overlap, since only then can Python's
-        time be separated from XLA's.
       extra_body: JSON object merged into the body of every HTTP request; null removes
         a field, as {"slo": null} does for a server that refuses it. The API key, if
         the server needs one, is read from OPENAI_API_KEY.
     """
 
     url: str = ""
-    launch: bool = False
     policies: tuple[str, ...] = (EngineConfig().policy,)
     bucket_strategies: tuple[str, ...] = ()
-    profile_host: bool = False
     extra_body: str = "{}"
 
     def __post_init__(self) -> None:
@@ -61,7 +55,7 @@ class ServersConfig:
             address = self.url.removeprefix("//")
             raise ValueError(f"url={self.url} has no scheme: write http://{address}")
         reason = f"url={self.url} is a running server"
-        refuse_idle(reason, self, "launch", "policies", "bucket_strategies")
+        refuse_idle(reason, self, "policies", "bucket_strategies")
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -91,9 +85,6 @@ class BenchConfig:
         if self.servers.url:
             refuse_idle(f"url={self.servers.url} is a running server", self.engine)
             return
-        if not self.servers.launch:
-            reason = "engines in this process take no HTTP requests"
-            refuse_idle(reason, self.servers, "extra_body")
         engine, strategies = self.engine, self.servers.bucket_strategies
         check_predictor(engine.predictor)
         if engine.buckets and strategies and not set(FROM_FILE) & set(strategies):
@@ -113,11 +104,7 @@ class BenchConfig:
         if self.servers.url:
             return []
         # A run must not find another's prompts in the cache.
-        shared = dataclasses.replace(
-            self.engine,
-            enable_prefix_caching=False,
-            enable_overlap=self.engine.enable_overlap and not self.servers.profile_host,
-        )
+        shared = dataclasses.replace(self.engine, enable_prefix_caching=False)
         return [
             dataclasses.replace(
                 shared,

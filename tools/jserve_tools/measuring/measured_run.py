@@ -12,7 +12,6 @@ from typing import Any
 from jserve_sched.outcomes import EngineCounters, Outcome, distribution, summarise_run
 from jserve_tools.load.clients import Client
 from jserve_tools.load.replay import Flight
-from jserve_tools.measuring.breakdown import break_down
 from jserve_tools.reporting.documents import known, outcome_rows
 
 
@@ -23,7 +22,6 @@ async def measure_run(
     *,
     labels: Mapping[str, Any],
     showing: AbstractContextManager[None],
-    profiles_host: bool = False,
 ) -> dict[str, Any]:
     """Sends requests; returns the entry of this run in the report's `runs`.
 
@@ -32,7 +30,6 @@ async def measure_run(
       flights: Requests sent; empty at first.
       labels: Keys of the entry that identify the run.
       showing: Context that shows progress.
-      profiles_host: Whether to break the steps' times down; see `breakdown`.
     """
     before = await client.facts()
     with showing:
@@ -59,12 +56,6 @@ async def measure_run(
     if steps is not None and num_missing:
         run["num_steps"] = len(steps) + num_missing
         run["num_steps_missing"] = num_missing
-    if profiles_host and steps:
-        run["host_profile"] = break_down(
-            steps,
-            detokenise_s=(after.get("publish_s") or {}).get("p50"),
-            has_overlap=engine.get("enable_overlap") is not False,
-        )
     return run | start_up_facts(stats) | {"requests": outcome_rows(outcomes)}
 
 

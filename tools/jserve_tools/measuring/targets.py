@@ -1,7 +1,7 @@
 """The servers that a benchmark measures, as context managers.
 
-A context gives the client of a warm server. At its end the engine is stopped, or the
-server process is asked to end (SIGTERM) and its exit status is checked.
+A context gives the client of a warm server. At its end a server process that was
+launched is asked to end (SIGTERM), and its exit status is checked.
 """
 
 import asyncio
@@ -19,12 +19,9 @@ from typing import Any
 import aiohttp
 
 from jserve.config import EngineConfig
-from jserve.engine.interface import ServingEngine
-from jserve.engine.memory import claim_memory
 from jserve.flags import config_arguments
-from jserve.progress import Progress
 from jserve.records.events import Health
-from jserve_tools.load.clients import Client, LoopClient, open_http_client
+from jserve_tools.load.clients import Client, open_client
 from jserve_tools.measuring.config import BenchConfig
 
 _SERVER = (sys.executable, "-m", "jserve")
@@ -33,32 +30,6 @@ _POLL_S = 0.2
 _STOP_TIMEOUT_S = 60.0
 _CONNECT_S = 3.0  # after which an address without an answer is refused
 _LOG_TAIL_LINES = 3
-
-
-@contextlib.asynccontextmanager
-async def engine_in_process(
-    config: EngineConfig, *, timeout_s: float = _START_TIMEOUT_S
-) -> AsyncIterator[Client]:
-    """Starts an engine in this process and waits until it is warm.
-
-    Raises:
-      RuntimeError: If it fails while it starts.
-      TimeoutError: If it is not warm in time.
-    """
-    claim_memory(os.environ, config.device_memory_fraction)
-    from jserve.build import build_loop  # imports JAX
-
-    engine: ServingEngine = await asyncio.to_thread(build_loop, config)
-    client = LoopClient(engine)
-    engine.start()
-    try:
-        if not await asyncio.to_thread(engine.wait_until, Health.WARM, timeout_s):
-            if engine.health is Health.FAILED:
-                raise RuntimeError("the engine failed while it started: see its log")
-            raise TimeoutError(f"the engine is not warm after {timeout_s:g} s")
-        yield client
-    finally:
-        await asyncio.to_thread(engine.stop)
 
 
 async def _health(session: aiohttp.ClientSession, url: str) -> Health:
@@ -117,22 +88,8 @@ async def server_at(
                     f"{url} is not warm after {timeout_s:g} s, but {health.value}"
                 )
             await asyncio.sleep(_POLL_S)
-    async with open_http_client(url, extra) as client:
+    async with open_client(url, extra) as client:
         yield client
-
-
-async def _start(
-    command: Sequence[str], config: EngineConfig, *, stdout: int, stderr: int | None
-) -> asyncio.subprocess.Process:
-    # In a new session, so that Ctrl-C reaches this program only, which then stops it.
-    return await asyncio.create_subprocess_exec(
-        *(*command, *config_arguments(config)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=stderr,
-        start_new_session=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
 
 
 async def _stop(process: asyncio.subprocess.Process) -> int:
@@ -144,31 +101,6 @@ async def _stop(process: asyncio.subprocess.Process) -> int:
     except TimeoutError:
         process.kill()
         return await process.wait()
-
-
-async def fill_compile_cache(
-    engine: EngineConfig, progress: Progress, *, command: Sequence[str] = _SERVER
-) -> None:
-    """Compiles a server's programs in a separate process, which shows its progress.
-
-    On a terminal it draws its own bar; elsewhere its lines are passed on. A failure is
-    only noted, since each server can compile for itself.
-    """
-    process = await _start(
-        (*command, "--warmup_only"),
-        engine,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=None if sys.stderr.isatty() else asyncio.subprocess.PIPE,
-    )
-    try:
-        if process.stderr is not None:
-            async for line in process.stderr:
-                progress.note(line.decode(errors="replace").strip())
-        await process.wait()
-    finally:
-        status = await _stop(process)
-    if status != 0:
-        progress.note("the compile cache was not filled: each server compiles again")
 
 
 @contextlib.asynccontextmanager
@@ -192,11 +124,15 @@ async def launched_server(
         port = int(probe.getsockname()[1])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
-        process = await _start(
-            (*command, "--host=127.0.0.1", f"--port={port}"),
-            config,
+        # In a new session: Ctrl-C reaches this program only, which then stops it.
+        process = await asyncio.create_subprocess_exec(
+            *(*command, "--host=127.0.0.1", f"--port={port}"),
+            *config_arguments(config),
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=output.fileno(),
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
 
     def log_tail() -> str:
@@ -223,11 +159,9 @@ async def launched_server(
 def open_server(
     config: BenchConfig, engine: EngineConfig | None
 ) -> AbstractAsyncContextManager[Client]:
-    """Returns the context of the engine or process to start, or of the URL's server."""
+    """Returns the context of the process to start, or of the URL's server."""
     if engine is None:
         return server_at(config.servers.url, config.servers.extra)
-    if not config.servers.launch:
-        return engine_in_process(engine)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", engine_name(engine))
     log = config.report.output / f"server-{name}.log"
     return launched_server(engine, config.servers.extra, log=log)

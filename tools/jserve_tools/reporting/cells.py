@@ -181,11 +181,11 @@ def mean_slos_s(report: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 def _with_cold_start(run: Mapping[str, Any]) -> Row:
     """Moves `start_up` to `start_up_cold` if the compile cache was empty.
 
-    It was empty if a second start was measured, or if every program was compiled.
+    It was empty if every program was compiled.
     """
     start = run.get("start_up") or {}
     sources = {one.get("source") for one in start.get("programs") or ()}
-    if not start or ("start_up_warm" not in run and sources != {"compiled"}):
+    if sources != {"compiled"}:
         return dict(run)
     rest = {name: value for name, value in run.items() if name != "start_up"}
     return {**rest, "start_up_cold": start}

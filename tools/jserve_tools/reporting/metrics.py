@@ -117,10 +117,7 @@ _ENGINE = (
     ),
     *(
         Metric(f"{start} start, {name}", (key, part), "s", "less", is_of_rate=False)
-        for start, key in (
-            *(("cold", "start_up_cold"), ("warm", "start_up_warm")),
-            ("other", "start_up"),
-        )
+        for start, key in (("cold", "start_up_cold"), ("other", "start_up"))
         for name, part in (
             *(("ready", "ready_s"), ("all programs", "warm_s")),
             ("compiling", "compile_s"),

@@ -24,7 +24,6 @@ _TIMES = (
 )
 _STARTS = {
     "start_up_cold": "empty compile cache",
-    "start_up_warm": "full compile cache",
     "start_up": "compile cache as it was",
 }
 _MAX_CURVE_POINTS = 120

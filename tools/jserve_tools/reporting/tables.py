@@ -74,27 +74,3 @@ def instances_table(runs: Sequence[Row]) -> str:
             name = f"{run_name(run)} #{place}"
             rows.append([name, *counts, f"{one['busy_share']:.1%}"])
     return render(rows)
-
-
-def host_table(breakdown: Sequence[Row]) -> str:
-    """Returns the medians of a step's parts, and a sentence on host and device."""
-    last = breakdown[-1]
-    rows = [["median ms per step", "steps", *last["median_ms"], "host"]]
-    for one in breakdown:
-        times_ms = (*one["median_ms"].values(), one["host_ms"])
-        cells = [one["steps"], str(one["num_steps"])]
-        rows.append(cells + [f"{time_ms:.3f}" for time_ms in times_ms])
-    if last["overlap"]:
-        return (
-            f"{render(rows)}\noverlap on: the device works while the host does, so its "
-            "time cannot be measured; waiting is a lower bound"
-        )
-    rows[0] += ["device", "host/device"]
-    for row, one in zip(rows[1:], breakdown, strict=True):
-        row += [f"{one['device_ms']:.3f}", f"{one['host_to_device']:.2f}"]
-    verdict = "less" if last["host_ms"] < last["device_ms"] else "not less"
-    return (
-        f"{render(rows)}\noverlap off, {last['steps']}: host {last['host_ms']:.3f} ms, "
-        f"device (launch and wait) {last['device_ms']:.3f} ms: a step spends {verdict} "
-        "time in Python than in XLA"
-    )

@@ -39,6 +39,7 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.sliding.chunker import Objective, Search, choose_budget
 from jserve_sched.policies.sliding.constructor import select
 from jserve_sched.policies.sliding.sorter import Ranking, Sorter, rank
+from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
 
 _QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
@@ -85,6 +86,12 @@ class SlidingServe:
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         return self.plan_for(view, Candidates(view))
+
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts by rank."""
+        return rank(view, steps, prompts, sorter=self.sorter, alpha=self.alpha).order
 
     def plan_for(self, view: SchedulerView, candidates: Candidates) -> StepPlan | None:
         """Returns the next step out of these candidates."""
