@@ -8,9 +8,10 @@ urgent if it has less time left than the queue needs. The urgent come first, by 
 second (fewest seconds first), the normal by time left. So the boundary between the two
 slides with the load. What the budget does not reach waits, decodes too.
 
-At hand were the paper's first two pages, public notes on its second version, and xLLM's
-scheduler, by the same authors. From these come the order, the boundary and the budget's
-floor (0.65 of the tightest TBT). Ours, in its favour where it matters:
+At hand were the abstract and the start of the paper's introduction, public notes on its
+second version, and the scheduler of xLLM, by the same authors. From these come the
+order, the boundary and the budget's floor (0.65 of the tightest TBT). Ours, in its
+favour where it matters:
 
 * All requests have the same gain: here is one priority.
 * A request that waited `max_age_s` comes first; the figure of the paper's bound

@@ -12,8 +12,8 @@
 3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
    come need, and by the due times of the prompts that it finishes. It may outlast the
    cap for prompts that would be late otherwise.
-4. What must give way is what loses fewer requests. A second of prefill is worth one over
-   the work of the cheapest prompt that was given up, and nothing if none was.
+4. What must give way is what loses fewer requests. A second of prefill is worth one
+   over the work of the cheapest prompt that was given up, and nothing if none was.
 
 Predictions err, and the policy minds how much they erred lately:
 
