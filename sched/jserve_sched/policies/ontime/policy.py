@@ -12,8 +12,8 @@
 3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
    come need, and by the due times of the prompts that it finishes. It may outlast the
    cap for prompts that would be late otherwise.
-4. What must give way is what loses fewer requests. A second of prefill is worth one over
-   the work of the cheapest prompt that was given up, and nothing if none was.
+4. What loses fewer requests gives way. A second of prefill is worth one over the work
+   of the cheapest prompt that was given up, and nothing if none was.
 
 Predictions err, and the policy minds how much they erred lately:
 
@@ -55,7 +55,7 @@ from jserve_sched.steps.plan import StepPlan
 
 _VIOLATED_EVERY = 4
 _AGED_EVERY = 16
-_FORGET = 0.999  # of the longest delay, each step: half is left after 700
+_FORGET = 0.9998  # of the longest delay, each step: half is left after 3,500
 _LEAST_DELAY_S = 1e-4
 _PRIOR_DELAY_S = 0.1  # before any was seen: all decodes would be late at the first one
 _STALL_STEPS = 2048  # in which stalls are counted
