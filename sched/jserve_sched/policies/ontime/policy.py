@@ -12,8 +12,8 @@
 3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
    come need, and by the due times of the prompts that it finishes. It may outlast the
    cap for prompts that would be late otherwise.
-4. What must give way is what loses fewer requests. A second of prefill is worth one
-   over the work of the cheapest prompt that was given up, and nothing if none was.
+4. What loses fewer requests gives way. A second of prefill is worth one over the work
+   of the cheapest prompt that was given up, and nothing if none was.
 
 Predictions err, and the policy minds how much they erred lately:
 
@@ -55,7 +55,7 @@ from jserve_sched.steps.plan import StepPlan
 
 _VIOLATED_EVERY = 4
 _AGED_EVERY = 16
-_FORGET = 0.999  # of the longest delay, each step: half is left after 700
+_FORGET = 0.9998  # of the longest delay, each step: half is left after 3,500
 _LEAST_DELAY_S = 1e-4
 _PRIOR_DELAY_S = 0.1  # before any was seen: all decodes would be late at the first one
 _STALL_STEPS = 2048  # in which stalls are counted
@@ -129,14 +129,7 @@ class OnTime:
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> np.ndarray:
         """Returns the places of prompts: those on time by due time, then the others."""
-        gaps_s = (one.slo.tbt_s or 1.0 for one in view.running)
-        bound_s = np.where(
-            np.isinf(prompts.end_s), 0, prompts.end_s - prompts.arrival_s
-        )
-        rest_s = (prompts.answer_tokens - 1.0) * min(gaps_s, default=1.0)
-        due_s = prompts.end_s - np.minimum(rest_s, bound_s / 2)
-        due_s = np.minimum(prompts.deadline_s, due_s)
-        return rank(view, steps, prompts._replace(pace_s=due_s, deadline_s=due_s)).order
+        return rank(view, steps, prompts).order
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
