@@ -108,7 +108,7 @@ def run_cells(
     draws = run_all(
         "cells",
         todo,
-        progress=Progress(timed_lines(), is_bar=sys.stderr.isatty()),
+        progress=Progress(timed_lines()),
         num_processes=config.num_processes or os.cpu_count() or 1,
         runs=runs,
     )

@@ -171,6 +171,7 @@ class Scheduler:
         self._requests[request.request_id] = request
         self._enqueue(request)
         self._recent.add_request(request)
+        self._forecaster.enter(request)
 
     def _prepare(self, request: Request) -> None:
         """Finds what is known of a request that was not asked about before."""

@@ -15,6 +15,7 @@ the ratio as score). They hold the errors of the predictor and of the lengths to
 
 import bisect
 import collections
+import dataclasses
 import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -35,17 +36,34 @@ Order = Callable[[SchedulerView, StepPrices, Facts], np.ndarray]
 _NUM_RATIOS = 128  # that are remembered of each class
 _PRIOR = (0.7, 0.85, 0.95, 1.0, 1.0, 1.05, 1.15, 1.3, 1.6)  # until there are so many
 _MOST_PROMPTS = 512  # of the queue that one pass looks at; of more, every n-th
-_MOST_COMING = 64  # requests yet to come
+_SHARES = (0.5, 0.9)
+_OVERDUE = 1.5  # times its P90 that a time is taken for while it is over that
+_PACE = 0.03  # by which a level moves with each request
 _LEAST_S = 1e-4
 
 
 class Ratios:
-    """The last ratios of actual to forecast times."""
+    """The last ratios of actual to forecast times, and which of them are P50 and P90.
+
+    The levels of both move until so many of the actual times are below, as adaptive
+    conformal inference does (Gibbs and Candes, 2021).
+    """
 
     def __init__(self) -> None:
         self._recent = collections.deque(_PRIOR)
         self._sorted = list(_PRIOR)
         self._num_added = 0
+        self._levels = [*_SHARES]
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """The ratios that are P50 and P90."""
+        most = len(self._sorted)
+        p50, p90 = (
+            self._sorted[min(math.ceil((most + 1) * level), most) - 1]
+            for level in self._levels
+        )
+        return p50, max(p50, p90)
 
     def add(self, ratio: float) -> None:
         """Adds a ratio, in place of one of the prior's while there are any."""
@@ -56,10 +74,10 @@ class Ratios:
             oldest = self._recent.popleft()
             del self._sorted[bisect.bisect_left(self._sorted, oldest)]
 
-    def quantile(self, share: float) -> float:
-        """Returns the ratio that a share of the next ones should be below."""
-        most = len(self._sorted)
-        return self._sorted[min(math.ceil((most + 1) * share), most) - 1]
+    def move(self, place: int, below: float) -> None:
+        """Moves the level of P50 or P90, since a time was below it (1) or not (0)."""
+        level = self._levels[place] + _PACE * (_SHARES[place] - below)
+        self._levels[place] = min(max(level, 0.02), 0.99)
 
     def share_below(self, ratio: float) -> float:
         """Returns the share of the next ratios that should be below one."""
@@ -135,24 +153,23 @@ class QueuePass:
         return found
 
     def _coming(self, recent: RecentLoad, work_s: float) -> Facts | None:
-        """Returns the last arrivals mirrored into the future, as far as they matter."""
-        if len(recent.arrivals) < 2 or not self._num_real:
+        """Returns the last arrivals as those to come while the queue is worked off.
+
+        All of them come within that time, mirrored, each with a share of its tokens:
+        what would come at their mean rate.
+        """
+        if len(recent.arrivals) < 2:
             return None
-        now_s = self.now_s
+        requests, rows = zip(*recent.arrivals, strict=True)
+        columns = np.array(rows).T
+        ages_s = self.now_s - columns[2]
         horizon_s = 2.0 * (1.0 + self._least_s / self._room_s) * work_s
-        requests: list[Request] = []
-        rows: list[tuple[tuple[float, ...], float]] = []
-        for request, row in reversed(recent.arrivals):
-            shift_s = 2.0 * (now_s - row[2])
-            if row[2] + shift_s > now_s + horizon_s or len(rows) == _MOST_COMING:
-                break
-            requests.append(request)
-            rows.append((row, shift_s))
-        if not rows:
+        share = min(horizon_s / max(float(ages_s[0]), _LEAST_S), 1.0)
+        if share * len(rows) < 0.5:
             return None
-        columns = np.array([row for row, _ in rows]).T
-        columns[:4] += np.array([shift for _, shift in rows])
-        return Facts(requests, *columns)
+        columns[:4] += ages_s * (1.0 + share)
+        coming = Facts(requests, *columns)
+        return coming._replace(start=coming.known_tokens - share * coming.tokens)
 
     def _run(
         self, prompts: Facts, work_s: np.ndarray, places: np.ndarray, stride: int
@@ -246,6 +263,16 @@ class QueuePass:
         return work_s + math.ceil(work_s / self._room_s) * self._least_s
 
 
+@dataclasses.dataclass(eq=False, slots=True)
+class _Open:
+    """A request that was forecast and has not ended, with what came of it so far."""
+
+    forecast: Forecast
+    is_awaited: list[bool] = dataclasses.field(default_factory=lambda: [True] * 3)
+    last_s: float = 0.0
+    worst_s: float = 0.0
+
+
 class Forecaster:
     """Makes forecasts, and learns from what became of them."""
 
@@ -253,8 +280,10 @@ class Forecaster:
         self._recent = recent
         self._ratios = collections.defaultdict[tuple[object, ...], Ratios](Ratios)
 
-        # Forecast, first and newest token, and worst gap of each request that runs.
-        self._open: dict[Request, list[float]] = {}
+        self._open: dict[Request, _Open] = {}
+        # When times will be over their P50 or P90, the next one first.
+        self._due: list[tuple[float, int, _Open, int, int]] = []
+        self._num_due = 0
 
     def of(self, request: Request, run: QueuePass) -> Forecast:
         """Returns the forecast of a request of a pass."""
@@ -265,10 +294,11 @@ class Forecaster:
         last_left_s = slo.deadline_s(0.0, num_left) - age_s
         is_late = points[0] > first_left_s or points[2] > last_left_s
         key = (request.service_class, bool(request.stop_token_ids), is_late)
-        first, gap, last = ratios = [self._ratios[(*key, i)] for i in range(3)]
+        first, gap, last = (self._ratios[(*key, i)] for i in range(3))
+        pairs = first.pair, gap.pair, last.pair
 
         def pair(index: int, from_s: float) -> tuple[float, float]:
-            p50, p90 = map(ratios[index].quantile, (0.5, 0.9))
+            p50, p90 = pairs[index]
             return from_s + points[index] * p50, from_s + points[index] * p90
 
         ttft_s, gap_s, ttlt_s = pair(0, age_s), pair(1, 0.0), pair(2, age_s)
@@ -283,8 +313,8 @@ class Forecaster:
         if slo.ttlt_s is not None:
             chances["ttlt_s"] = last.share_below((slo.ttlt_s - age_s) / points[2])
         late_s = max(
-            points[0] * first.quantile(0.5) - first_left_s,
-            points[2] * last.quantile(0.5) - last_left_s,
+            points[0] * pairs[0][0] - first_left_s,
+            points[2] * pairs[2][0] - last_left_s,
         )
         alone_s = run.alone_s(request)
         is_possible = alone_s < first_left_s + age_s and (
@@ -298,35 +328,62 @@ class Forecaster:
             max(late_s, 0.0) if late_s <= 0 or is_possible else None,
             now_s,
             points,
+            pairs,
             key,
         )
+
+    def enter(self, request: Request) -> None:
+        """Expects what the forecast of a request that was submitted says."""
+        if (forecast := request.forecast) is None:
+            return
+        one = self._open[request] = _Open(forecast)
+        for index in (0, 2):
+            for place, ratio in enumerate(forecast.pairs[index]):
+                due_s = forecast.made_s + forecast.points[index] * ratio
+                self._num_due += 1
+                entry = (due_s, self._num_due, one, index, place)
+                heapq.heappush(self._due, entry)
 
     def learn(
         self, outputs: Iterable[tuple[Request, object]], now_s: float | None
     ) -> None:
-        """Compares first forecasts with the tokens that came now, clock seconds."""
+        """Compares forecasts with the tokens that came now, clock seconds."""
         if now_s is None:
             return
+        while self._due and self._due[0][0] < now_s:
+            _, _, one, index, place = heapq.heappop(self._due)
+            if one.is_awaited[index]:  # it takes longer, however long
+                ratios = self._ratios[(*one.forecast.key, index)]
+                ratios.move(place, 0.0)
+                if place:
+                    ratios.add(one.forecast.pairs[index][1] * _OVERDUE)
         for request, _ in outputs:
-            if (forecast := request.forecast) is None:
+            one = self._open.get(request)
+            if one is None:
                 continue
-            times_s = self._open.get(request)
-            if times_s is None:
-                times_s = self._open[request] = [now_s, 0.0]
-                self._add(forecast, 0, now_s - forecast.made_s)
+            if one.is_awaited[0]:
+                self._settle(one, 0, now_s - one.forecast.made_s)
             else:
-                times_s[1] = max(times_s[1], now_s - times_s[0])
-                times_s[0] = now_s
+                one.worst_s = max(one.worst_s, now_s - one.last_s)
+            one.last_s = now_s
             if request.finish_reason is not None:
+                self._settle(one, 1, one.worst_s)
+                self._settle(one, 2, now_s - one.forecast.made_s)
                 del self._open[request]
-                self._add(forecast, 1, times_s[1])
-                self._add(forecast, 2, now_s - forecast.made_s)
 
     def forget(self, request: Request) -> None:
         """Learns nothing more from a request that was cancelled."""
-        self._open.pop(request, None)
+        if one := self._open.pop(request, None):
+            one.is_awaited = [False] * 3
 
-    def _add(self, forecast: Forecast, index: int, actual_s: float) -> None:
-        point_s = forecast.points[index]
-        if point_s > 0:
-            self._ratios[(*forecast.key, index)].add(actual_s / point_s)
+    def _settle(self, one: _Open, index: int, actual_s: float) -> None:
+        one.is_awaited[index] = False
+        point_s = one.forecast.points[index]
+        if point_s <= 0:
+            return
+        ratios = self._ratios[(*one.forecast.key, index)]
+        ratio = actual_s / point_s
+        ratios.add(ratio)
+        for place, other in enumerate(one.forecast.pairs[index]):
+            if ratio <= other or index == 1:  # else it was overdue before
+                ratios.move(place, (ratio < other) / 2 + (ratio <= other) / 2)

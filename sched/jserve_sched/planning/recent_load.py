@@ -16,7 +16,7 @@ _ONE_IN = 20  # one request in 20 is tighter
 _MEMORY = 0.98  # of the past at each step: about the last 50 count
 _NUM_STEPS = 128  # whose durations are remembered
 _NUM_FULL = 32  # steps that left prefill for later
-_NUM_COMING = 64  # requests that are remembered whole
+_NUM_COMING = 48  # requests that are remembered whole
 
 
 class RecentLoad:

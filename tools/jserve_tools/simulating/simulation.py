@@ -27,7 +27,7 @@ from jserve_sched.simulation.goodput import (
     most_violations,
     search_seed,
 )
-from jserve_sched.simulation.instances import ASSIGNMENTS
+from jserve_sched.simulation.instances import in_turn
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import Arrival, Yardstick, at_rate
 from jserve_tools.fitting.step_logs import write_simulated_log
@@ -144,14 +144,11 @@ class Experiment:
                 machine.declared_max_tokens,
                 max_model_len=machine.max_model_len,
             )
-        assignment = None
-        if machine.num_instances > 1:
-            assignment = ASSIGNMENTS[machine.assignment or "finish"]
         return simulate(
             [self._scheduler(arrivals) for _ in range(machine.num_instances)],
             self.cost_model,
             arrivals,
-            assignment=assignment,
+            assignment=in_turn if machine.num_instances > 1 else None,
             lag=machine.lag,
             disturbance=Disturbance(
                 **{name: getattr(machine, name) for name in DISTURBANCES}

@@ -238,7 +238,6 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     }
     if machine.num_instances > 1:
         settings["num_instances"] = machine.num_instances
-        settings["assignment"] = machine.assignment or "finish"
     if machine.declared_max_tokens:
         settings["declared_max_tokens"] = machine.declared_max_tokens
         settings["length_estimator"] = machine.length_estimator or NO_ESTIMATES
@@ -288,7 +287,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     )
 
     # Run.
-    progress = Progress(timed_lines(), is_bar=sys.stderr.isatty())
+    progress = Progress(timed_lines())
     run_tasks = functools.partial(
         run_all,
         progress=progress,
