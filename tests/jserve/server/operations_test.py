@@ -213,7 +213,7 @@ def test_keys(tmp_path):
             assert answer.status == 401
             assert answer.error["code"] == "invalid_api_key"
         assert served.get("/jserve/info").status == 401
-        assert served.get("/health").status == 200
+        assert served.request("HEAD", "/health").status == 200
         key = {"Authorization": "Bearer second"}
         assert served.complete(headers=key, max_tokens=1).status == 200
         assert "first" not in served.get("/jserve/info", headers=key).body.decode()
