@@ -86,7 +86,7 @@ def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
       ValueError: If it cannot be read or parsed, naming setting and file.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))  # as Windows writes it
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{name}={str(path)!r}: {error}") from None
 

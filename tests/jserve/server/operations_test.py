@@ -206,16 +206,17 @@ def test_info_says_what_was_measured():
 
 def test_keys(tmp_path):
     path = tmp_path / "keys"
-    path.write_text("first\n\nsecond\n")
+    path.write_bytes(b"\xef\xbb\xbffirst\r\n\r\nsecond\r\n")
     with serve_fake(api_key_file=path) as served:
         for given in ("", "Bearer third", "Basic first", "Bearer "):
             answer = served.complete(headers={"Authorization": given})
             assert answer.status == 401
             assert answer.error["code"] == "invalid_api_key"
         assert served.get("/jserve/info").status == 401
-        assert served.get("/health").status == 200
-        key = {"Authorization": "Bearer second"}
-        assert served.complete(headers=key, max_tokens=1).status == 200
+        assert served.request("HEAD", "/health").status == 200
+        for one in ("first", "second"):
+            key = {"Authorization": f"Bearer {one}"}
+            assert served.complete(headers=key, max_tokens=1).status == 200
         assert "first" not in served.get("/jserve/info", headers=key).body.decode()
 
 
