@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.server.api_keys import key_check, load_api_keys
-from jserve.server.errors import SURPRISE, ApiError, error_json, quote
+from jserve.server.errors import SURPRISE, ApiError, quote
 from jserve.server.openai_routes import GENERATION_PATHS, openai_router
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
@@ -29,8 +29,9 @@ _STOP_TIMEOUT_S = 5.0
 
 
 def _response(error: ApiError) -> Response:
-    body = error_json(error.status, str(error), param=error.param, code=error.code)
-    return Response(body, error.status, error.headers, media_type="application/json")
+    return Response(
+        error.body, error.status, error.headers, media_type="application/json"
+    )
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -128,7 +129,10 @@ def build_app(
             allow_origins=config.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-jserve-ignored", "retry-after"],
+            expose_headers=[
+                *("x-request-id", "x-jserve-ignored", "x-jserve-admission"),
+                "retry-after",
+            ],
         )
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])

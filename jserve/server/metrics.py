@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from jserve.engine.interface import ServingEngine
-from jserve.records.events import Health, QueueFullError
+from jserve.records.events import Health
 
 _TTFT_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -103,6 +103,11 @@ class ServerMetrics(Collector):
         self._rejected = count(
             "requests_rejected", "Requests refused with 429 or 503.", "reason"
         )
+        self._not_admitted = count(
+            "requests_not_admitted",
+            "Requests refused, or degraded to best effort.",
+            *("reason", "service_class"),
+        )
         self._key_requests = count(
             "key_requests", "HTTP requests of an API key.", "api_key", "outcome"
         )
@@ -133,13 +138,16 @@ class ServerMetrics(Collector):
         self._finished.labels(self._model_name, reason).inc()
 
     def count_rejected(
-        self, error: Exception, service_class: str, *, is_attained: bool = False
+        self, reason: str, service_class: str, *, is_attained: bool = False
     ) -> None:
         """Counts one request that was refused because of the server's state."""
-        is_full = isinstance(error, QueueFullError)
-        reason = "queue_full" if is_full else "not_serving"
         self._rejected.labels(self._model_name, reason).inc()
+        self.count_not_admitted(reason, service_class)
         self.count_slo(service_class, is_attained)
+
+    def count_not_admitted(self, reason: str, service_class: str) -> None:
+        """Counts one request that was refused or degraded."""
+        self._not_admitted.labels(self._model_name, reason, service_class).inc()
 
     def count_key(self, name: str, outcome: str) -> None:
         """Counts one HTTP request of an API key, accepted or refused by a limit."""

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
-from jserve.server.errors import SURPRISE, error_json
+from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.generation import Reply
 from jserve.server.http_limits import DIRECT_WRITE
@@ -64,38 +64,49 @@ class ReplyResponse(StreamingResponse):
             self._key_use.end(self._reply)
 
     async def stream_response(self, send: Send) -> None:
-        """Sends the answer; one that is not streamed has status 500 if it failed.
+        """Sends the answer; what fails before its first byte has the status of that.
 
         Whatever ends it early, such as a server that stops, is an error in the API's
-        form, after the first byte as before it.
+        form, after the first byte as before it. The head of a stream is sent once no
+        output can be refused any more, or with the first byte.
         """
         reply, has_more = self._reply, True
         try:
-            if reply.is_streamed:
+            if reply.is_streamed and reply.is_committed:
                 await self._begin(send)
             while has_more:
                 chunk, has_more = await reply.next(self._keep_alive_s)
-                status = 200 if reply.is_streamed or reply.error is None else 500
-                await self._send(send, chunk, status, has_more=has_more)
+                await self._send(send, chunk, reply.error, has_more=has_more)
         except BaseException as error:
             is_cancelled = isinstance(error, asyncio.CancelledError)
-            status = 503 if is_cancelled else 500
-            body = error_json(status, "the server stops" if is_cancelled else SURPRISE)
-            if reply.is_streamed:
+            failure = ApiError(SURPRISE, status=500)
+            if is_cancelled:
+                failure = ApiError("the server stops", status=503)
+            body = failure.body
+            if reply.is_streamed and reply.has_begun:
                 body = EVENT_HEAD + body + EVENT_TAIL + DONE_EVENT
-            await self._send(send, body, status, has_more=False)
+            await self._send(send, body, failure, has_more=False)
             raise
 
     async def _send(
-        self, send: Send, chunk: bytes, status: int, *, has_more: bool
+        self, send: Send, chunk: bytes, error: ApiError | None, *, has_more: bool
     ) -> None:
-        if not self._reply.is_streamed:
-            self.headers["content-length"] = str(len(chunk))
-            self.status_code = status
+        reply = self._reply
+        if not reply.has_begun:
+            if error is not None:
+                self.status_code = error.status
+                self.headers.update(
+                    {"content-type": "application/json", **error.headers}
+                )
+            if error is not None or not reply.is_streamed:
+                self.headers["content-length"] = str(len(chunk))
             await self._begin(send)
         await send({"type": "http.response.body", "body": chunk, "more_body": has_more})
 
     async def _begin(self, send: Send) -> None:
+        self._reply.has_begun = True
+        if self._reply.is_degraded:
+            self.headers["x-jserve-admission"] = "degraded"
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})
 

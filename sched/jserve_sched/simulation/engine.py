@@ -12,6 +12,7 @@ import collections
 import math
 
 from jserve_sched.clock import Clock
+from jserve_sched.outcomes import Failure
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
@@ -77,18 +78,23 @@ class SimulatedEngine:
             slo=one.slo,
             service_class=one.service_class,
             guard=one.guard,
+            admission=one.admission,
+            max_queue_wait_s=one.max_queue_wait_s,
         )
         try:
             self.scheduler.limits.check(request.num_prompt_tokens, max_tokens)
             self._tally.expect(self.scheduler.forecast(request, now_s), request)
             self.scheduler.submit(request)
         except TooLongError:
-            self._tally.refuse(one)
+            self._tally.fail(request, Failure.TOO_LONG, one.arrival_s)
         if ends_by_stop:
             self._ends[one.request_id] = one.max_tokens
 
     def start(self, now_s: float) -> None:
         """Launches the next step, if there is one, and plans as many as may wait."""
+        for output in self.scheduler.review(now_s):
+            self._tally.fail(output.request, Failure.REJECTED, now_s)
+            self._ends.pop(output.request.request_id, None)
         while len(self._planned) <= self._lag:
             start_s = self._clock.now_s() if self._clock else 0.0
             plan = self.scheduler.plan(now_s)

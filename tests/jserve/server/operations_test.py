@@ -18,6 +18,7 @@ from jserve.progress import Stage
 from jserve.records.events import Health, StartUp
 from jserve.server.api_keys import load_api_keys
 from jserve.server.serving import FAILED_STATUS
+from jserve_sched.requests.request import FinishReason
 from tests import TESTS
 from tests.fake_server import Answer, FakeLoop, Served, read_until, serve_fake
 
@@ -82,6 +83,33 @@ def test_overload_is_429_with_retry_after_for_all_or_none():
         assert rows[f"jserve:requests_rejected_total{{{label}}}"] == 2
         label = 'met="false",model_name="fake",service_class="custom"'
         assert rows[f"jserve:slo_requests_total{{{label}}}"] == 2
+
+
+def test_a_stream_that_has_begun_is_refused_by_an_event_and_others_by_a_status(
+    tmp_path,
+):
+    classes = tmp_path / "classes.json"
+    classes.write_text('[{"name": "chat", "ttft_s": 9, "admission": "refuse"}]')
+    with serve_fake(sse_keep_alive_s=0.05, service_classes=classes) as served:
+        served.loop.running.clear()
+        asked: dict[str, Any] = {"service_tier": "chat", "n": 2}
+        with served.send(**asked, stream=True) as begun:
+            head = read_until(begun, b": keep-alive")
+            assert head.startswith(b"HTTP/1.1 200")
+            served.loop.refuse(FinishReason.EXPIRED)
+            events = read_until(begun, b"[DONE]")
+            assert events.count(b'"code": "queue_wait"') == 2
+        with served.send(**asked, stream=False) as waiting:
+            assert served.loop.wait_live(2)
+            served.loop.refuse(FinishReason.REFUSED)
+            answer = read_until(waiting, b'"retry_after_s": 1.5')
+            assert answer.startswith(b"HTTP/1.1 429")
+            assert b"retry-after: 2\r\n" in answer.lower()
+        rows = metrics(served)
+        label = 'model_name="fake",reason="unattainable",service_class="chat"'
+        assert rows[f"jserve:requests_not_admitted_total{{{label}}}"] == 2
+        label = 'met="false",model_name="fake",service_class="chat"'
+        assert rows[f"jserve:slo_requests_total{{{label}}}"] == 4
 
 
 @pytest.mark.parametrize("stream", [True, False])

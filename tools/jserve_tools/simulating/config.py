@@ -15,6 +15,7 @@ from jserve_sched.buckets.strategies import (
     make_strategy,
 )
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
+from jserve_sched.requests.service_class import AdmissionRule
 from jserve_tools.load.config import check_ranges, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
 
@@ -45,6 +46,9 @@ class LoadConfig:
         (dialogue, summarisation) are named, they are replaced; otherwise classes are
         drawn by share. Classes that a trace names need no share. [default: those of
         the workload; of a trace a tight and a lax class]
+      admission: Rule for requests that cannot be attained, in place of their classes':
+        queue, refuse or degrade.
+      max_returns: How often the client of a refused request comes back when told.
       one_shot: Make all requests due at time 0, instead of at a rate.
       qps: Rates in requests per second. [default: the trace's mean rate, or 1]
     """
@@ -74,6 +78,8 @@ class LoadConfig:
     poisson: bool = False
     num_requests: int | None = None
     service_classes: pathlib.Path | None = None
+    admission: AdmissionRule | None = None
+    max_returns: int = 0
     one_shot: bool = False
     qps: tuple[float, ...] = ()
 
@@ -83,6 +89,7 @@ class LoadConfig:
         check_readable("trace", self.trace)
         check_readable("service_classes", self.service_classes)
         check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
+        check_ranges(self, max_returns=(0, 1000))
         given = [name for name in ("qps", "poisson") if getattr(self, name)]
         if self.one_shot and given:
             raise ValueError(f"one_shot has no rate: leave out {', '.join(given)}")

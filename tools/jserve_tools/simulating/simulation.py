@@ -98,7 +98,10 @@ class Experiment:
 
     def units(self, seed: int) -> list[Arrival]:
         """Returns the requests that a seed draws, at one a second."""
-        return self.load.unit_arrivals(seed, self.yardstick)
+        arrivals = self.load.unit_arrivals(seed, self.yardstick)
+        if (rule := self.load.config.admission) is None:
+            return arrivals
+        return [dataclasses.replace(one, admission=rule) for one in arrivals]
 
     def arrivals(self, seed: int, qps: float) -> list[Arrival]:
         """Returns the requests at a rate; infinite makes all due at once."""
@@ -156,6 +159,7 @@ class Experiment:
             seed=seed,
             max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,
             num_uncounted=self.num_warmup(arrivals),
+            max_returns=self.load.config.max_returns,
             clock=WallClock(),
             **options,
         )

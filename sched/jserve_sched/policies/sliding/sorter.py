@@ -87,11 +87,14 @@ def rank(
     return Ranking(order, slack_s[order], late[order])
 
 
-def surplus(slack_s: np.ndarray, work_s: np.ndarray) -> np.ndarray:
+def surplus(
+    slack_s: np.ndarray, work_s: np.ndarray, kept: np.ndarray | None = None
+) -> np.ndarray:
     """Returns `[P]` which to push back so that most are in time, one after another.
 
     Moore's algorithm: by slack `[P]`, giving up the longest work `[P]` whenever one
-    would be late. Those with infinite slack are never pushed back.
+    would be late. Those with infinite slack are never pushed back, nor those that
+    must be `kept` `[P]`: others make room for them.
     """
     given_up = np.zeros(len(slack_s), bool)
     if work_s.sum() <= slack_s.min(initial=math.inf):
@@ -99,12 +102,14 @@ def surplus(slack_s: np.ndarray, work_s: np.ndarray) -> np.ndarray:
     end_s = 0.0
     longest: list[tuple[float, int]] = []
     slacks, works = slack_s.tolist(), work_s.tolist()
+    keeps = [False] * len(slacks) if kept is None else kept.tolist()
     for index in np.argsort(slack_s, kind="stable").tolist():
         if slacks[index] == math.inf:
             break
         end_s += works[index]
-        heapq.heappush(longest, (-works[index], index))
-        if end_s > slacks[index]:
+        if not keeps[index]:
+            heapq.heappush(longest, (-works[index], index))
+        while end_s > slacks[index] and longest:
             minus_work_s, dropped = heapq.heappop(longest)
             end_s += minus_work_s
             given_up[dropped] = True
