@@ -37,7 +37,7 @@ def too_large(
         for one in decodes
     ]
     tokens, left, own = np.array(facts, np.float64).reshape(-1, 3).T
-    grown = np.ceil((tokens + left) / page_size) - own
+    grown = np.maximum(np.ceil((tokens + left) / page_size) - own, 0.0)
     if pages.sum() + grown.sum() <= free:  # the usual case
         return np.zeros(len(late), bool)
     # [P, D]: pages that decodes take until each due time, or give back by then.
