@@ -346,8 +346,8 @@ class ServerConfig:
       write_timeout_s: Seconds in which it has to read something of what is sent, or its
         request is cancelled.
       max_connections: Most open connections. At the limit an idle one is closed, or
-        else a new one gets status 503, but for /health and /metrics. 0 takes half of
-        the file descriptors that the process may have, at most 4096.
+        else a new one gets status 503, but for /health and /metrics. 0 takes a third
+        of the file descriptors that the process may have, at most 4096.
       cors_origins: Origins of web pages that may use the server, such as
         https://example.org, or "*" for all.
       tls_cert: PEM file of the server's certificates, which makes it serve HTTPS.
