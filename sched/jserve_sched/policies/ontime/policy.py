@@ -167,7 +167,6 @@ class OnTime:
         step_s = usual_step_s(
             decodes, least_s=scale.least_s, most_s=min(cap_s, scale.full_s)
         )
-        step_s = scale.usual_s(step_s / scale.ratio)
         due, more_steps = due_s(prompts, step_s)
         left_s = due - start_s
         slack = decode_slack(
