@@ -342,13 +342,15 @@ class ServerConfig:
       drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
       keep_alive_s: Seconds that an idle connection is kept open for its client's next
         request; clients that pool connections expect a minute or more.
-      sse_keep_alive_s: Seconds of silence until a stream gets a comment; 0: never.
+      sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
+        proxies keep it open; 0 sends none.
       head_timeout_s: Seconds that a client has to send a request's headers.
       body_timeout_s: Seconds that it has to send the body.
-      write_timeout_s: Seconds to read a part of the answer, else it is cancelled.
-      max_connections: Most open connections. At the limit an idle one is closed, or a
-        new one, but for /health and /metrics, gets status 503. 0 takes half of the file
-        descriptors that the process may have, at most 4096.
+      write_timeout_s: Seconds in which it has to read something of what is sent, or its
+        request is cancelled.
+      max_connections: Most open connections. At the limit an idle one is closed, or
+        else a new one gets status 503, but for /health and /metrics. 0 takes a third
+        of the file descriptors that the process may have, at most 4096.
       cors_origins: Origins of web pages that may use the server, such as
         https://example.org, or "*" for all.
       tls_cert: PEM file of the server's certificates, which makes it serve HTTPS.

@@ -7,7 +7,7 @@ from a server that is full.
 
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import msgspec
 from fastapi import Request
@@ -59,37 +59,29 @@ class KeyUse:
           ApiError: 429, naming the limit.
         """
         key = self.key
-        for name, limit, is_waiting in (
-            ("max_parallel_requests", key.max_parallel_requests, False),
-            ("max_waiting_requests", key.max_waiting_requests, True),
-        ):
-            if limit is None:
-                continue
-            outputs = (one for reply in self._replies for one in reply.generations)
-            count = sum(
-                one.finish_reason is None and not (is_waiting and one.tokens)
-                for one in outputs
-            )
-            if count + num_requests > limit:
-                message = f"{count} and {num_requests} more"
-                raise self._refusal(name, limit, message, _RETRY_S)
+        for name in ("max_parallel_requests", "max_waiting_requests"):
+            if (limit := getattr(key, name)) is not None:
+                count = sum(
+                    one.finish_reason is None
+                    and not (one.tokens and name == "max_waiting_requests")
+                    for reply in self._replies
+                    for one in reply.generations
+                )
+                if count + num_requests > limit:
+                    self._refuse(name, f"{count} and {num_requests} more", _RETRY_S)
         if key.tokens_per_minute is not None:
             per_s = key.tokens_per_minute / 60
             freed = per_s * (now_s - self._used_s)
             self._used_tokens = max(self._used_tokens - freed, 0.0)
             self._used_s = now_s
-            over = self._used_tokens - key.tokens_per_minute
-            if over >= 0:
-                message = f"{self._used_tokens:.0f} are used"
-                raise self._refusal(
-                    "tokens_per_minute", key.tokens_per_minute, message, over / per_s
-                )
+            if (over := self._used_tokens - key.tokens_per_minute) >= 0:
+                used = f"{self._used_tokens:.0f} are used"
+                self._refuse("tokens_per_minute", used, over / per_s)
 
-    def _refusal(
-        self, limit: str, most: int, message: str, retry_after_s: float
-    ) -> ApiError:
+    def _refuse(self, limit: str, message: str, retry_after_s: float) -> NoReturn:
         self._metrics.count_key(self.key.name, limit)
-        return ApiError(
+        most = getattr(self.key, limit)
+        raise ApiError(
             f"api key {self.key.name!r} has {limit}={most}: {message}",
             status=429,
             code="rate_limit_exceeded",
@@ -118,11 +110,8 @@ def _parse(text: str) -> list[ApiKey]:
     else:
         lines = enumerate(map(str.strip, text.splitlines()), start=1)
         keys = [ApiKey(name=f"line {index}", key=key) for index, key in lines if key]
-    for name, values in (
-        ("name", [one.name for one in keys]),
-        ("key", [one.key for one in keys]),
-    ):
-        if len(set(values)) < len(values):
+    for name in ("name", "key"):
+        if len({getattr(one, name) for one in keys}) < len(keys):
             raise ValueError(f"two keys have the same {name}")
     if not keys:
         raise ValueError("holds no key")
