@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from jserve.compiled_annealing import best_kernel
 from jserve.config import EngineConfig
 from jserve.engine.compile_cache import open_compile_cache
 from jserve.engine.engine import Engine, kv_bytes, kv_page_bytes
@@ -20,11 +22,13 @@ from jserve.engine.sizing import engine_shape, plan_engine
 from jserve.engine.warm_up import WarmUp
 from jserve.progress import Progress
 from jserve.records.step_log import Header, StepRecorder
-from jserve.serving_policy import latency_fault, read_request_latency, serving_policy
 from jserve.timing.serving_predictor import choose_predictor
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
+from jserve_sched.clock import WallClock
 from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.policies.annealing.policy import SearchLimit
+from jserve_sched.policies.base import Policy
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import make_length_estimator
 from jserve_sched.requests.service_class import ServiceClass
@@ -54,7 +58,6 @@ def build_loop(
     progress = progress or Progress()
     # A mistake on the command line is found before anything takes long.
     lengths = make_length_estimator(config.length_estimator)
-    latency = read_request_latency(config)
     make_policy(config.policy)
     config, plan = plan_engine(config)
     # The running engine states its strategy by name, never as "".
@@ -69,13 +72,12 @@ def build_loop(
     name = engine.model.attention.__name__.rpartition(".")[2]
     config = dataclasses.replace(config, attention=name)  # never "auto"
     facts = engine.predictor_facts()
-    fault = latency_fault(latency, facts)
     predictor = TablePredictor(plan.final, max_pages_per_row=engine.max_pages_per_row)
     folder = None if store is None else store.folder.parent
     times_path = folder and folder / _times_name(config, engine, plan.final)
     # The scheduler, which plans in the covering table until warm-up hands over others.
     scheduler = Scheduler(
-        policy=serving_policy(config, None if fault else latency),
+        policy=_serving_policy(config),
         buckets=plan.covering,
         ledger=KvLedger(
             num_pages=engine.num_pages,
@@ -128,8 +130,17 @@ def build_loop(
         scheduler=scheduler,
         warm_up=warm_up,
         records=RecentSteps(predictor, _open_step_log(config, header)),
-        request_latency_fallback=fault,
     )
+
+
+def _serving_policy(config: EngineConfig) -> Policy:
+    """Returns the policy that serves; one that searches has its kernel compiled.
+
+    A simulation counts the changes that a search tries, so that it can be repeated; a
+    server counts milliseconds too, since its engine waits.
+    """
+    limit = SearchLimit(WallClock(), config.annealing_budget_ms / 1e3 or math.inf)
+    return make_policy(config.policy, make_kernel=best_kernel, limit=limit)
 
 
 def build_engine(

@@ -141,11 +141,8 @@ class EngineConfig:
       length_estimator: Estimator of output lengths, by name and options:
         "max_tokens" (the request's limit), "mean", or "quantile", as in
         "quantile:q=0.75".
-      request_latency: File of `jserve-train-predictor --kind=request` with the times of
-        whole requests. Without it, or if it was measured with another device, model,
-        dtype or page size, these times are fitted to the step predictor.
-      annealing_budget_ms: Most milliseconds of one search of the policies annealing and
-        annealing+sliding; 0 limits only the number of proposals, as simulations do.
+      annealing_budget_ms: Most milliseconds of one search of the policy annealing; 0
+        limits only the number of proposals, as simulations do.
       max_num_seqs: Most requests that run at once; 0 goes by device.
       max_num_batched_tokens: Most token positions in one step; 0 goes by device, with
         512 for prompts on CPU and 2048 elsewhere.
@@ -204,7 +201,6 @@ class EngineConfig:
     policy: str = "sliding"
     predictor: str = "table"
     length_estimator: str = "max_tokens"
-    request_latency: pathlib.Path | None = None
     annealing_budget_ms: float = 5.0
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
@@ -262,7 +258,6 @@ class EngineConfig:
             )
         # Files and names.
         check_readable("buckets", self.buckets)
-        check_readable("request_latency", self.request_latency)
         if self.step_log is not None:
             check_writable("step_log", self.step_log)
         if self.profiled_steps:
@@ -342,6 +337,8 @@ class ServerConfig:
         proxies keep it open; 0 sends none.
       head_timeout_s: Seconds that a client has to send a request's headers.
       body_timeout_s: Seconds that it has to send the body.
+      write_timeout_s: Seconds in which it has to read something of what is sent, or its
+        request is cancelled.
       max_connections: Most open connections. At the limit an idle one is closed, or
         else a new one gets status 503, but for /health and /metrics. 0 takes half of
         the file descriptors that the process may have, at most 4096.
@@ -365,6 +362,7 @@ class ServerConfig:
     sse_keep_alive_s: float = 15.0
     head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
+    write_timeout_s: float = 60.0
     max_connections: int = 0
     cors_origins: tuple[str, ...] = ()
     tls_cert: pathlib.Path | None = None
@@ -377,8 +375,8 @@ class ServerConfig:
         check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
         check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
         check_range("sse_keep_alive_s", self.sse_keep_alive_s, 0.0, 86400.0)
-        check_range("head_timeout_s", self.head_timeout_s, 0.001, 86400.0)
-        check_range("body_timeout_s", self.body_timeout_s, 0.001, 86400.0)
+        for name in ("head_timeout_s", "body_timeout_s", "write_timeout_s"):
+            check_range(name, getattr(self, name), 0.001, 86400.0)
         check_range("max_connections", self.max_connections, 0, 2**20)
         if self.tls_cert or self.tls_key:
             try:

@@ -343,10 +343,18 @@ class Served:
         body = {"messages": [{"role": "user", "content": "hi"}], **fields}
         return self.request("POST", "/v1/chat/completions", json.dumps(body).encode())
 
-    def send(self, **fields: Any) -> socket.socket:
-        """Sends a request for a streamed completion, and reads nothing."""
+    def send(self, *, small: bool = False, **fields: Any) -> socket.socket:
+        """Sends a request for a streamed completion, and reads nothing.
+
+        Args:
+          small: Whether the client's kernel receives little that is not read.
+        """
         body = json.dumps({"prompt": "hi", "stream": True, **fields}).encode()
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        sock = socket.socket()
+        sock.settimeout(10)
+        if small:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect(("127.0.0.1", self.port))
         sock.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: "
             + str(len(body)).encode()

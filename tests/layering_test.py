@@ -36,7 +36,7 @@ ROOMS = {
     ),
     "jserve": (
         *("config", "flags", "progress", "program", "text", "records", "timing"),
-        *("compiled_annealing", "serving_policy", "engine", "server", "build"),
+        *("compiled_annealing", "engine", "server", "build"),
         *("following", "cli", "__main__"),
     ),
     "jserve_tools": (

@@ -10,6 +10,7 @@ import numpy as np
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.memory.waiting import WaitingQueue
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request
@@ -24,6 +25,7 @@ from jserve_sched.simulation.simulator import make_scheduler
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
 from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.request_latency import RequestLatency
 
 _ONE_SECOND = Formula(base_ms=1000.0)
 # A machine that takes a second for any step.
@@ -98,6 +100,17 @@ class Staircase(Curve):
     column = features.NUM_BLOCKS
 
 
+class FixedLatency(LatencySource):
+    """Times of whole requests by a given form, whatever the predictor says."""
+
+    def __init__(self, latency: RequestLatency):
+        self.latency = latency
+
+    def at(self, *args: Any, **kwargs: Any) -> RequestLatency:
+        del args, kwargs
+        return self.latency
+
+
 def make_view(
     table: BucketTable,
     predictor: Curve,
@@ -108,6 +121,7 @@ def make_view(
     max_tokens: int | None = None,
     prefill_tokens_per_s: float | None = None,
     tight_ttft_s: float = math.inf,
+    latency: RequestLatency | None = None,
 ) -> SchedulerView:
     ledger = KvLedger(num_pages=4096, page_size=8)
     queue = WaitingQueue(ledger, waiting)
@@ -122,6 +136,7 @@ def make_view(
         ledger=ledger,
         buckets=table,
         predictor=predictor,
+        latencies=FixedLatency(latency) if latency else LatencySource(),
         prefill_tokens_per_s=prefill_tokens_per_s,
         tight_ttft_s=tight_ttft_s,
         max_num_batched_tokens=max_tokens

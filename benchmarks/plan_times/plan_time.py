@@ -27,7 +27,7 @@ from absl import flags
 from jserve.program import run_program
 from jserve_sched.buckets.strategies import PowersOfTwo
 from jserve_sched.memory.ledger import KvLedger
-from jserve_sched.policies.annealing.policy import PlannedAdmission
+from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.registry import POLICIES, make_policy
 from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
@@ -48,7 +48,7 @@ _NUM_WAITING = flags.DEFINE_list(
 )
 _POLICIES = flags.DEFINE_list(
     "policies",
-    [name for name, one in POLICIES.items() if not issubclass(one, PlannedAdmission)],
+    [name for name, one in POLICIES.items() if not issubclass(one, Annealing)],
     "Policies to time.",
 )
 

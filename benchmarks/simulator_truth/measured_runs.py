@@ -182,10 +182,7 @@ def simulated_run(
         )
         for index, row in enumerate(rows)
     ]
-    # Decode steps advanced together would bypass the prefix cache.
-    result = simulate(
-        scheduler, cost_model, arrivals, lag=lag, advances_decodes=False, max_spans=20.0
-    )
+    result = simulate(scheduler, cost_model, arrivals, lag=lag, max_spans=20.0)
     columns = [
         (one.arrival_s, one.token_times_s[0], one.token_times_s[-1], one.max_tokens)
         for one in result.outcomes

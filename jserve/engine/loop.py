@@ -17,6 +17,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+import jax
+from jax.errors import JaxRuntimeError
+
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
 from jserve.engine.interface import Listener
@@ -69,7 +72,6 @@ class EngineLoop:
         scheduler: Scheduler,
         warm_up: WarmUp,
         records: RecentSteps,
-        request_latency_fallback: str = "",
     ):
         """Makes a loop that `start` will run, of an engine that is not yet warm."""
         self.config = config
@@ -82,7 +84,6 @@ class EngineLoop:
         self.warm_up = warm_up
         self._records = records
         self._profiler = Profiler(config.profiled_steps, config.profile_dir)
-        self._request_latency_fallback = request_latency_fallback
         self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = len  # ignores them
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -208,7 +209,6 @@ class EngineLoop:
             start_up=self.warm_up.start_up(),
             length_errors=dict(scheduler.length_errors),
             searches=searches_of(scheduler.policy),
-            request_latency_fallback=self._request_latency_fallback,
         )
 
     # All below runs in the loop's thread.
@@ -223,7 +223,10 @@ class EngineLoop:
             self._engine.release_followers()
         except BaseException as error:  # of any kind, since clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
-            self.fail(f"the engine failed: {error}")
+            # In XLA's words, a lost process is an address of a collective operation.
+            is_shared = isinstance(error, JaxRuntimeError) and jax.process_count() > 1
+            reason = "a process that shares the model was lost" if is_shared else error
+            self.fail(f"the engine failed: {reason}")
         finally:
             self._records.close()  # first, since what comes next may take long
             self._profiler.stop()

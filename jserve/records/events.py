@@ -140,8 +140,6 @@ class EngineStats:
       compile_s: Wall seconds spent compiling at start-up.
       length_errors: Predicted output lengths against actual ones, by service class.
       searches: Number and time of a policy's searches.
-      request_latency_fallback: Fault for which a fitted request latency replaces the
-        file's; "" if it does not.
     """
 
     health: Health
@@ -165,4 +163,3 @@ class EngineStats:
     start_up: StartUp = StartUp()
     length_errors: dict[str, LengthErrors] = dataclasses.field(default_factory=dict)
     searches: SearchTotals = dataclasses.field(default_factory=SearchTotals)
-    request_latency_fallback: str = ""

@@ -11,6 +11,7 @@ from typing import Any
 
 EVENT_HEAD = b"data: "
 EVENT_TAIL = b"\n\n"
+COMMENT_EVENT = b": keep-alive\n\n"  # which clients ignore
 DONE_EVENT = b"data: [DONE]\n\n"
 
 

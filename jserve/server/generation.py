@@ -20,6 +20,7 @@ from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError, TokenEvent
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import (
+    COMMENT_EVENT,
     DONE_EVENT,
     EVENT_HEAD,
     EVENT_TAIL,
@@ -33,7 +34,6 @@ from jserve_sched.requests.request import FinishReason, Request
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
-_KEEP_ALIVE = b": keep-alive\n\n"  # a comment, which clients ignore
 # A request that the server cancels ends with "abort", as in vLLM.
 _REASONS = {
     FinishReason.STOP: "stop",
@@ -230,7 +230,7 @@ class Reply:
                     await self._wake.wait()
             self._wake.clear()
             if can_break and not self._ready and now_s() - self._last_s >= keep_alive_s:
-                self._ready.append(_KEEP_ALIVE)
+                self._ready.append(COMMENT_EVENT)
         self._is_idle = False
         chunk = b"".join(self._ready)
         self._ready.clear()

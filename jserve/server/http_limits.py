@@ -1,106 +1,33 @@
-"""Limits on the size of an HTTP request, enforced before it is parsed."""
+"""Limits of connections and of what is sent by them, enforced before it is parsed."""
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import http
 import logging
 import math
-from collections.abc import AsyncIterator
+import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
-from fastapi import Request
 from uvicorn.protocols.http.httptools_impl import (
     HttpToolsProtocol,
     RequestResponseCycle,
 )
 
-from jserve.server.errors import ApiError, error_json
-from jserve.server.prompts import too_large
+from jserve.server.errors import error_json
+from jserve.server.formats import COMMENT_EVENT
 
 DIRECT_WRITE = "jserve.write"  # extension: writes a part of a body that has begun
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
-_MAX_BODIES = 32  # of the largest size, that are received or read
 _RESERVED_CONNECTIONS = 32  # beyond the limit, for operators
 _WARN_EVERY_S = 60.0
+_H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c", re.IGNORECASE)
+_FIRST_PROBE_S = 0.25  # doubles each time
 _MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
-_MIN_BODY_BYTES = 2**20
-_BODY_BYTES_A_TOKEN = 48
-_BODY_BYTES_BESIDE_TOKENS = 2**16
 
 _LOGGER = logging.getLogger(__name__)
-
-
-def largest_honest_body(context_tokens: int) -> int:
-    r"""Returns the size of the largest body that a client may have reason to send.
-
-    48 bytes per token of the context hold a token id with its comma, or 8 characters of
-    text (tokenizers average 3 to 5) each escaped as `\uXXXX`, or the 38 bytes of a
-    message's `{"role": "assistant", "content": ""}, `. 64 KiB more hold all other
-    fields, mainly stop strings. The size is at least 1 MiB, for lists of short prompts.
-
-    Args:
-      context_tokens: Most tokens of prompt and output together.
-    """
-    body_bytes = _BODY_BYTES_BESIDE_TOKENS + _BODY_BYTES_A_TOKEN * context_tokens
-    return max(body_bytes, _MIN_BODY_BYTES)
-
-
-@dataclasses.dataclass
-class BodyLimits:
-    """Limits of all bodies that are received, or wait to be read, or are read.
-
-    Attributes:
-      max_body_bytes: Largest body.
-      timeout_s: Longest time from a request's headers to the end of its body.
-      num_bytes: Size of what has been received of them.
-    """
-
-    max_body_bytes: int
-    timeout_s: float
-    num_bytes: int = 0
-
-
-@contextlib.asynccontextmanager
-async def received_body(
-    request: Request, limits: BodyLimits
-) -> AsyncIterator[bytearray]:
-    """Gives a request's body, which counts until the context ends.
-
-    Raises:
-      ApiError: 413 if it is larger than `max_body_bytes`, or announced to be; 408 if it
-        takes too long; 503 if all that is being read takes too much memory.
-    """
-    num_bytes = int(request.headers.get("content-length", 0))  # checked by httptools
-    if num_bytes > limits.max_body_bytes:
-        raise too_large(num_bytes, limits.max_body_bytes)
-    body = bytearray()
-    num_bytes = 0
-    try:
-        try:
-            async with asyncio.timeout(limits.timeout_s):
-                async for part in request.stream():
-                    body += part
-                    num_bytes += len(part)
-                    limits.num_bytes += len(part)
-                    if num_bytes > limits.max_body_bytes:
-                        raise too_large(num_bytes, limits.max_body_bytes)
-                    if limits.num_bytes > _MAX_BODIES * limits.max_body_bytes:
-                        message = "too many large bodies are being read"
-                        raise ApiError(message, status=503, retry_after_s=1.0)
-        except TimeoutError:
-            error = ApiError(
-                f"{num_bytes} bytes of the body came in {limits.timeout_s:g} s, and "
-                "not its end (--body_timeout_s)",
-                status=408,
-            )
-            error.headers["Connection"] = "close"
-            raise error from None
-        yield body
-    finally:
-        limits.num_bytes -= num_bytes
 
 
 @dataclasses.dataclass
@@ -110,14 +37,26 @@ class ConnectionLimits:
     Attributes:
       max_connections: Most open connections that may send requests of any kind.
       head_timeout_s: Longest time from the first byte of a head to its end.
+      write_timeout_s: Longest time in which a client reads nothing of what is sent.
       idle: Connections without a request, in the order in which they became so.
       warned_s: Time of the last warning, on the event loop's clock.
     """
 
     max_connections: int
     head_timeout_s: float
+    write_timeout_s: float
     idle: "dict[BoundedHttp, None]" = dataclasses.field(default_factory=dict)
     warned_s: float = -math.inf
+
+
+async def _send_plain(
+    cycle: RequestResponseCycle,
+    send: Callable[[Any], Awaitable[None]],
+    message: dict[str, Any],
+) -> None:
+    """Sends a part of an answer that has no chunks, whatever its length will be."""
+    cycle.expected_content_length = len(message.get("body", b""))
+    await send(message)
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -130,7 +69,12 @@ class BoundedHttp(HttpToolsProtocol):
     A head over the limit is answered with 431, and so are other overheads: trailers, or
     a body in tiny chunks. The rest of a refused request's body is read and dropped, so
     that a client that is still writing receives the answer; beyond a limit of its size
-    or time the connection is closed.
+    or time the connection is closed. So it is, with its request cancelled, when a
+    client does not read.
+
+    A client that ends only its half of the connection receives its answer. What the
+    kernel reports is the same when it has left, until something is written to it: so
+    `_probe` writes what clients ignore.
     """
 
     def __init__(self, *args: Any, limits: ConnectionLimits, **kwargs: Any):
@@ -139,6 +83,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._cycles: list[RequestResponseCycle] = []  # requests not yet answered
         self._is_over = False  # the limit of connections
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
         self._head_bytes = 0  # received for this request, without its body
         self._unread_bytes = 0
 
@@ -147,6 +93,7 @@ class BoundedHttp(HttpToolsProtocol):
     ) -> None:
         """Takes a new connection, and closes an idle one if there are too many."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(1)  # is paused while anything is unsent
         self._become_idle()
         limits = self._limits
         num_over = len(self.connections) - limits.max_connections
@@ -167,12 +114,56 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets a connection, and ends its requests."""
         self._begin_request()
+        for timer in (self._unread_timer, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
         self._unset_keepalive_if_required()  # or the timer would hold this object
         for cycle in self._cycles:  # uvicorn ends only the last one
             cycle.disconnected = True
             cycle.message_event.set()
         self._cycles.clear()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Begins the time in which the client has to read."""
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        """Ends that time."""
+        super().resume_writing()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+
+    def _expect_reading(self, num_unsent: int | None = None) -> None:
+        """Cuts the connection if nothing of what is unsent is read in time."""
+        left = self.transport.get_write_buffer_size()
+        if num_unsent is not None and left >= num_unsent:
+            self.transport.abort()
+            return
+        self._unread_timer = self.loop.call_later(
+            self._limits.write_timeout_s, self._expect_reading, left
+        )
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keeps the connection, except with TLS, of a client that waits for answers."""
+        cycle = self._cycles[-1] if self._cycles else None
+        if cycle is None or cycle.more_body or self.scheme == "https":
+            return False
+        cycle.keep_alive = False
+        if self._probe_timer is None:
+            self._probe(_FIRST_PROBE_S)
+        return True
+
+    def _probe(self, delay_s: float) -> None:
+        if not self._cycles:
+            return
+        cycle = self._cycles[0]
+        if cycle.response_started:
+            self._write(cycle, COMMENT_EVENT)
+        elif cycle.scope["http_version"] == "1.1":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._probe_timer = self.loop.call_later(delay_s, self._probe, 2 * delay_s)
 
     def _become_idle(self) -> None:
         self._limits.idle[self] = None
@@ -204,6 +195,11 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Takes received data, at most some 256 KiB."""
         self._head_bytes += len(data)
+        if b"h2c" in data and self in self._limits.idle:
+            # Java's client offers HTTP/2 with each first request; a parser that sees it
+            # would not read the body.
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _H2C.sub(b"", head) + end + rest
         if self._head_timer is None and self in self._limits.idle:
             self._head_timer = self.loop.call_later(
                 self._limits.head_timeout_s, self._end_slow_head
@@ -228,6 +224,12 @@ class BoundedHttp(HttpToolsProtocol):
             raise httptools.HttpParserError
         super().on_headers_complete()
         self._cycles.append(self.cycle)
+        if (
+            self.scope["http_version"] == "1.0"
+        ):  # has no chunks, and ends with the answer
+            self.cycle.chunked_encoding = False
+            send = functools.partial(_send_plain, self.cycle, self.cycle.send)
+            self.cycle.send = send  # type: ignore[method-assign]
         write = functools.partial(self._write, self.cycle)
         self.scope["extensions"] = {DIRECT_WRITE: {"write": write}}
 

@@ -52,10 +52,6 @@ _COUNTERS = (
     ("plan_searches", "searches.num_searches", "Searches of the policy."),
     ("plan_search_seconds", "searches.search_s", "Seconds in the policy's searches."),
 )
-_FALLBACKS = (
-    ("predictor_fallback", "predictor.fallback", "Predictor checkpoints not used."),
-    ("request_latency_fallback", "request_latency_fallback", "Latency files not used."),
-)
 # Name, attribute of a service class's errors, and help.
 _LENGTHS = (
     ("length_predictions", "num_requests", "Outputs with a predicted length."),
@@ -190,10 +186,13 @@ class ServerMetrics(Collector):
             {stats.predictor.name: 1},
             "predictor",
         )
-        for name, path, text in _FALLBACKS:
-            reason = operator.attrgetter(path)(stats)
-            counts = {reason: 1} if reason else {}
-            yield self._family(CounterMetricFamily, name, text, counts, "reason")
+        yield self._family(
+            CounterMetricFamily,
+            "predictor_fallback",
+            "Predictor checkpoints not used.",
+            {reason: 1} if (reason := stats.predictor.fallback) else {},
+            "reason",
+        )
         for name, field, text in _LENGTHS:
             sums = {
                 service_class: getattr(errors, field)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,15 +10,17 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.generation import Reply, TokenRouter
-from jserve.server.http_limits import DIRECT_WRITE, BodyLimits, received_body
+from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
     log_ignored,
+    names_header,
 )
 from jserve.server.service import Service
 
@@ -28,8 +31,16 @@ _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 class ReplyResponse(StreamingResponse):
     """Sends a reply, streamed or whole, and cancels it if its client leaves."""
 
-    def __init__(self, reply: Reply, router: TokenRouter, keep_alive_s: float):
+    def __init__(
+        self,
+        reply: Reply,
+        router: TokenRouter,
+        keep_alive_s: float,
+        ignored: Sequence[str],
+    ):
         headers = {"x-request-id": reply.form.response_id}
+        if ignored:
+            headers["x-jserve-ignored"] = names_header(ignored)
         media_type = "application/json"
         if reply.is_streamed:
             headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -111,7 +122,8 @@ def openai_router(service: Service) -> APIRouter:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         log_ignored(asked.ignored)
         reply = service.start(asked, request.headers, arrival_s)
-        return ReplyResponse(reply, service.router, service.config.sse_keep_alive_s)
+        keep_alive_s = service.config.sse_keep_alive_s
+        return ReplyResponse(reply, service.router, keep_alive_s, asked.ignored)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:

@@ -14,6 +14,7 @@ import numpy as np
 from jserve.server.errors import ApiError, quote
 from jserve.server.protocol import (
     PROMPT_FORMS,
+    Bytes,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
@@ -26,6 +27,7 @@ _DEFAULT_COMPLETION_TOKENS = 16  # as in OpenAI's API
 _LONG_TOKEN_CHARS = 8  # an honest text has fewer characters a token
 _PIECE_CHARS = 2**14
 _PIECE_SLACK_TOKENS = 64  # that a piece may have more than its part of the text
+_MAX_MEMBERS = 64  # of a compressed body; each costs a copy of what follows it
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's window bits
 
 
@@ -67,7 +69,7 @@ class BodyReader:
         self,
         tokenizer: Tokenizer,
         model: type[GenerationRequest],
-        data: bytes | bytearray,
+        data: Bytes,
         encoding: str = "",
     ) -> Asked:
         """Returns what a body asks for.
@@ -104,7 +106,7 @@ class BodyReader:
             message += repr(self.model_name)
             raise ApiError(message, "model", status=404, code="model_not_found")
 
-    def _decompress(self, data: bytes | bytearray, encoding: str) -> bytearray:
+    def _decompress(self, data: Bytes, encoding: str) -> bytearray:
         bits = _ENCODINGS.get(encoding)
         if bits is None:
             message = f"content-encoding={quote(encoding)} is not one of "
@@ -112,7 +114,7 @@ class BodyReader:
             error.headers["Accept-Encoding"] = "gzip, deflate"
             raise error
         body = bytearray()
-        while data:  # one of the members that follow each other
+        for _ in range(_MAX_MEMBERS):  # that may follow each other
             stream = zlib.decompressobj(bits)
             try:
                 body += stream.decompress(data, self.max_body_bytes + 1 - len(body))
@@ -123,7 +125,9 @@ class BodyReader:
             if not stream.eof:
                 raise ApiError(f"the body is not {encoding}: it ends too early")
             data = stream.unused_data
-        return body
+            if not data:
+                return body
+        raise ApiError(f"the body has over {_MAX_MEMBERS} members of {encoding}")
 
     def _chat(self, tokenizer: Tokenizer, body: ChatRequest) -> Prompt:
         turns = [

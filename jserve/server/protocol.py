@@ -9,7 +9,8 @@ that is wrong.
 import logging
 import re
 import secrets
-from typing import Annotated, Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -26,6 +27,8 @@ MAX_FIELDS = 512  # of a body, unknown ones included, and of stop_token_ids
 SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
+_MAX_SHOWN = 8  # names of ignored fields, in a header that every proxy takes
+_MAX_SHOWN_CHARS = 40
 _MAX_QUOTED_BYTES = 400  # longer values are quoted as they were sent, and cut
 _ROLES = ("system", "developer", "user", "assistant")
 
@@ -56,6 +59,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
 }
 _logged: set[str] = set()
 
+Bytes: TypeAlias = bytes | bytearray | memoryview
 Model = TypeVar("Model", bound="GenerationRequest")
 
 
@@ -92,6 +96,12 @@ def log_ignored(names: tuple[str, ...]) -> None:
         if name not in _logged and len(_logged) < _MAX_LOGGED:
             _logged.add(name)
             logging.getLogger(__name__).warning("ignored the unknown field %r", name)
+
+
+def names_header(names: Sequence[str]) -> str:
+    """Returns the first names of ignored fields, cut, as the value of a header."""
+    shown = [ascii(name)[1:-1][:_MAX_SHOWN_CHARS] for name in sorted(names)]
+    return ", ".join(shown[:_MAX_SHOWN] + ["..."] * (len(shown) > _MAX_SHOWN))
 
 
 class StreamOptions(Struct):
@@ -242,16 +252,14 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
 
 
-def parse_body(
-    model: type[Model], body: bytes | bytearray
-) -> tuple[Model, tuple[str, ...]]:
+def parse_body(model: type[Model], body: Bytes) -> tuple[Model, tuple[str, ...]]:
     """Returns the request that a body's JSON describes, and names of unknown fields.
 
     Raises:
       ApiError: 400 if the body is not UTF-8, not JSON, or not such a request.
     """
     try:
-        body.decode("utf-8")  # fields that are skipped are not checked otherwise
+        str(body, "utf-8")  # fields that are skipped are not checked otherwise
         asked = msgspec.json.decode(body, type=model)
         ignored = _unknown(model, Raw(body))
     except UnicodeDecodeError as error:
@@ -300,7 +308,7 @@ _NOUNS = {
 
 def _fault(
     error: msgspec.ValidationError,
-    body: bytes | bytearray,
+    body: Bytes,
     model: type[GenerationRequest],
 ) -> ApiError:
     """Returns the refusal for the first field that is wrong."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
+from jserve.server.bodies import largest_honest_body
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply, TokenRouter
-from jserve.server.http_limits import largest_honest_body
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader, Prompt
 from jserve.server.protocol import SEEDS, ChatRequest, GenerationRequest

@@ -102,7 +102,9 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
             http=functools.partial(  # type: ignore[arg-type]
                 BoundedHttp,
                 limits=ConnectionLimits(
-                    _max_connections(config), config.head_timeout_s
+                    _max_connections(config),
+                    config.head_timeout_s,
+                    config.write_timeout_s,
                 ),
             ),
             ssl_certfile=config.tls_cert,

@@ -9,24 +9,26 @@ import asyncio
 import contextlib
 import functools
 import logging
+import mmap
 import pathlib
 import resource
 import signal
 import threading
 from collections.abc import AsyncIterator
-from typing import cast
 
 import anyio.to_process
 
+from jserve.server.bodies import SMALL_BODY_BYTES, Body
 from jserve.server.errors import ApiError
 from jserve.server.prompts import Asked, BodyReader
 from jserve.server.protocol import ChatRequest, GenerationRequest
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 
-SMALL_BODY_BYTES = 2**14  # read on the event loop, in some milliseconds at most
+_LOGGER = logging.getLogger(__name__)
 _NUM_WORKERS = 2
 _MEMORY_BYTES = 2**30  # beyond what a worker has at its start
 _STOP_TIMEOUT_S = 5.0
+_START_S = 1.0  # after which another may start
 _CPU_S = 0.5
 _CPU_S_A_BYTE = 2e-6
 _TRIAL = b'{"messages": [{"role": "user", "content": "Hello"}]}'
@@ -48,29 +50,22 @@ def _tokenizer(folder: pathlib.Path | None) -> Tokenizer:
     return tokenizer
 
 
-class _Body:
-    """A body on its way to a worker, which is emptied here as soon as it is copied."""
-
-    def __init__(self, data: bytearray):
-        self._data = data
-
-    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
-        data = bytes(self._data)
-        self._data.clear()  # the copy, and that in the pipe, take enough memory
-        return bytes, (data,)
-
-
 def _read(
     reader: BodyReader,
     folder: pathlib.Path | None,
     model: type[GenerationRequest],
-    data: bytes,
+    path: str,
+    num_bytes: int,
     encoding: str,
 ) -> Asked:
-    """Reads a body in a worker."""
+    """Reads a body in a worker, without a copy of it."""
     tokenizer = _tokenizer(folder)
+    with open(path, "r+b") as file:
+        file.truncate(num_bytes + 1)  # marks it, see `Body.is_marked`
+        mapped = mmap.mmap(file.fileno(), num_bytes + 1, access=mmap.ACCESS_READ)
+    data = memoryview(mapped)[:num_bytes]
     # The kernel ends the process at the limit, whatever code it is in.
-    limit_s = _CPU_S + _CPU_S_A_BYTE * len(data)
+    limit_s = _CPU_S + _CPU_S_A_BYTE * num_bytes
     signal.setitimer(signal.ITIMER_PROF, limit_s)
     try:
         return reader.read(tokenizer, model, data, encoding)
@@ -99,28 +94,36 @@ class BodyReaders:
         self._limiter = anyio.CapacityLimiter(_NUM_WORKERS)
 
     async def read(
-        self, model: type[GenerationRequest], data: bytearray, encoding: str = ""
+        self, model: type[GenerationRequest], body: Body, encoding: str = ""
     ) -> Asked:
-        """Returns what a body asks for; empties a large one.
+        """Returns what a body asks for.
 
         Raises:
-          ApiError: If the request is refused.
+          ApiError: If the request is refused; 503 if no worker can be started.
         """
         folder = self._tokenizer.folder
         is_foreign = folder is not None and model is ChatRequest
-        if len(data) <= SMALL_BODY_BYTES and not is_foreign and not encoding:
-            return self.reader.read(self._tokenizer, model, data)
-        body = cast(bytes, _Body(data))  # which it is once it is there
+        if body.num_bytes <= SMALL_BODY_BYTES and not is_foreign and not encoding:
+            return self.reader.read(self._tokenizer, model, body.data)
+        file = body.path(), body.num_bytes
         work = anyio.to_process.run_sync(
-            functools.partial(_read, self.reader, folder, model, body, encoding),
+            functools.partial(_read, self.reader, folder, model, *file, encoding),
             cancellable=True,
             limiter=self._limiter,
         )
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return await asyncio.wrap_future(future)
-        except anyio.BrokenWorkerProcess:
-            raise _too_much(model) from None
+        except ApiError:
+            raise
+        except Exception as error:
+            if body.is_marked():  # the worker had started: it ended for this request
+                if isinstance(error, anyio.BrokenWorkerProcess):
+                    raise _too_much(model) from None
+                raise
+            _LOGGER.error("a worker process could not be started", exc_info=error)
+            message = "the server cannot start the process that reads this request"
+            raise ApiError(message, status=503, retry_after_s=_START_S) from None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -151,12 +154,9 @@ class BodyReaders:
         """Starts the workers and tries a folder's chat template, if it has one."""
         if self._tokenizer.folder is None or not self._tokenizer.has_template:
             return
-        trials = (
-            self.read(ChatRequest, bytearray(_TRIAL)) for _ in range(_NUM_WORKERS)
-        )
-        for error in await asyncio.gather(*trials, return_exceptions=True):
-            if isinstance(error, BaseException):
-                logging.getLogger(__name__).warning(
-                    "a trial of the chat template failed, and so may chats: %s", error
-                )
-                break
+        with contextlib.closing(Body(_TRIAL)) as body:
+            trials = (self.read(ChatRequest, body) for _ in range(_NUM_WORKERS))
+            answers = await asyncio.gather(*trials, return_exceptions=True)
+        if errors := [one for one in answers if isinstance(one, BaseException)]:
+            message = "a trial of the chat template failed, and so may chats: %s"
+            _LOGGER.warning(message, errors[0])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from jserve_sched.buckets.table import Bucket
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.record import StepRecord
@@ -44,6 +45,7 @@ class Outcome:
       token_times_s: Time at which each output token arrived, ascending.
       failure: Reason for which it did not run to its end; None if it did.
       message: Message of the server about a failure.
+      forecast: Forecast when it came; None if there was none.
     """
 
     service_class: str
@@ -54,6 +56,7 @@ class Outcome:
     token_times_s: Sequence[float]
     failure: Failure | None = None
     message: str = ""
+    forecast: Forecast | None = dataclasses.field(default=None, compare=False)
 
     @property
     def is_attained(self) -> bool:

@@ -12,16 +12,19 @@ that names it has been applied, and only a request in no such plan is preempted.
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
+from jserve_sched.planning.forecast import Forecaster, QueuePass
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.recent_load import RecentLoad
-from jserve_sched.planning.view import REFRESH_STEPS, SchedulerView
-from jserve_sched.policies.base import Policy
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.base import Policy, order_of
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.output_lengths import (
     LengthBook,
@@ -115,6 +118,10 @@ class Scheduler:
         self._in_flight: collections.deque[StepPlan] = collections.deque()
         self._next_step_id = 0
         self._recent = RecentLoad()
+        self._latencies = LatencySource()
+        self._forecaster = Forecaster(self._recent)
+        self._pass: tuple[tuple[float, int, int], QueuePass] | None = None
+        self._free_s = 0.0  # when the plans in flight will have ended, clock seconds
         self._lengths = LengthBook(lengths or MaxTokens())
 
     def use_buckets(self, table: BucketTable) -> None:
@@ -160,14 +167,63 @@ class Scheduler:
         if request.request_id in self._requests:
             raise ValueError(f"request id {request.request_id!r} is in use")
         self.limits.check(request.num_prompt_tokens, request.max_tokens)
-        if self.ledger.enable_prefix_caching:
+        self._prepare(request)
+        self._requests[request.request_id] = request
+        self._enqueue(request)
+        self._recent.add_request(request)
+        self._forecaster.enter(request)
+
+    def _prepare(self, request: Request) -> None:
+        """Finds what is known of a request that was not asked about before."""
+        if request.forecast is not None:
+            return
+        if self.ledger.enable_prefix_caching and not request.page_hashes:
             request.page_hashes = chain_hashes(
                 request.prompt_tokens, self.ledger.page_size
             )
         self._lengths.enter(request)
-        self._requests[request.request_id] = request
-        self._recent.add_request(request)
-        self._enqueue(request)
+
+    def forecast(
+        self, request: Request, now_s: float, others: Sequence[Request] = ()
+    ) -> Forecast:
+        """Returns when a request's tokens should come, and its chance of attainment.
+
+        It may wait already, and then the pass over the queue is shared with all others
+        that are asked about at the same time; or not be submitted yet, and then it is
+        taken to arrive now, after `others` that are not submitted either. Nothing but
+        `request` changes: the first forecast stays as its `forecast`.
+
+        Raises:
+          KeyError: If its first token is computed already.
+        """
+        is_new = request.request_id not in self._requests
+        state = (now_s, self._next_step_id, self._waiting.num_arrived)
+        found = self._pass
+        if is_new:
+            self._prepare(request)
+            self._waiting.look_up(request)
+        if is_new or found is None or found[0] != state:
+            in_flight_s = max(self._free_s - now_s, 0.0) if self._in_flight else 0.0
+            view = dataclasses.replace(self.view(now_s), in_flight_s=in_flight_s)
+            extra = [*others, request] if is_new else []
+            run = QueuePass(view, order_of(self.policy), self._recent, extra)
+            found = state, run
+            self._pass = None if is_new else found
+        forecast = self._forecaster.of(request, found[1])
+        if request.forecast is None:
+            request.forecast = forecast
+        return forecast
+
+    def attainable_in_s(self, request: Request, now_s: float) -> float | None:
+        """Returns after how long a request like this one would attain its SLO.
+
+        Seconds from `now_s` after which it would have even odds if it were sent then
+        and nothing else came in between: 0 is now, None is never, since it would be
+        late even alone. Any request may be asked about, waiting or not submitted; of
+        one that waits, this is about another like it, since its own deadlines do not
+        move. `forecast(...).chance` is the chance of the request itself.
+        """
+        return self.forecast(request, now_s).attainable_in_s
 
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING
@@ -186,6 +242,7 @@ class Scheduler:
             ledger=self.ledger,
             buckets=self.buckets,
             predictor=self.predictor,
+            latencies=self._latencies,
             prefill_tokens_per_s=self._recent.prefill_tokens_per_s,
             tight_ttft_s=self._recent.tight_ttft_s,
             max_num_batched_tokens=self._max_num_batched_tokens,
@@ -222,6 +279,8 @@ class Scheduler:
             request.num_dispatched_tokens = row.stop
             request.num_pending_tokens += row.draws_token
             request.num_plans_in_flight += 1
+        start_s = max(self._free_s, now_s) if self._in_flight else now_s
+        self._free_s = start_s + plan.predicted_s
         self._in_flight.append(plan)
 
     def _admit(self, row: Row, now_s: float) -> None:
@@ -266,6 +325,7 @@ class Scheduler:
                 self._holders.publish(request, row.stop)
             elif request.num_plans_in_flight == 0 and request.slot is not None:
                 self._holders.release(request)
+        self._forecaster.learn(outputs, result.end_s)
         return outputs
 
     def _take_token(self, request: Request, token: int) -> None:
@@ -281,7 +341,9 @@ class Scheduler:
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         del self._requests[request.request_id]
-        if reason is not FinishReason.CANCELLED:
+        if reason is FinishReason.CANCELLED:
+            self._forecaster.forget(request)
+        else:
             self._lengths.settle(request)
 
     def cancel(self, request_id: str) -> Output | None:
@@ -298,48 +360,3 @@ class Scheduler:
         if request.slot is not None and request.num_plans_in_flight == 0:
             self._holders.release(request)
         return Output(request, None)
-
-    def num_repeats(self, plan: StepPlan, most: int | None = None) -> int:
-        """Returns how many times a plan that was just applied can only be repeated.
-
-        It must be repeated while no other request runs or waits, none of its requests
-        ends before the last of these steps, and pages suffice: then any policy that
-        lets every decode run has no choice. The policy is still asked at each multiple
-        of `REFRESH_STEPS`. For simulation.
-
-        Args:
-          most: Number of steps that the caller knows to yield no stop token; None if
-            it does not know, then a request with stop tokens allows none.
-        """
-        requests = [row.request for row in plan.decodes]
-        if plan.chunks or self._waiting or self._in_flight:
-            return 0
-        if len(self._holders) != len(requests) or any(
-            # Ended by a stop token, while another holder did not run.
-            one.state is RequestState.FINISHED or (most is None and one.stop_token_ids)
-            for one in requests
-        ):
-            return 0
-        left = min(one.max_tokens - len(one.output_tokens) for one in requests)
-        left = min(left, -self._next_step_id % REFRESH_STEPS)
-        most = left if most is None else min(left, most)
-        return self._holders.num_steps_with_pages(requests, most)
-
-    def repeat_decodes(self, plan: StepPlan, num_steps: int) -> list[Request]:
-        """Runs a decode-only plan at most `num_repeats` times, every token being 0.
-
-        As plan, dispatch and apply would, but the predictor is left to the caller. The
-        plan's requests are returned; those with a finish reason have ended.
-        """
-        self._next_step_id += num_steps
-        requests = [row.request for row in plan.decodes]
-        self.counters.generated_tokens += num_steps * len(requests)
-        for request in requests:
-            request.num_dispatched_tokens += num_steps
-            self._holders.reserve(request, request.num_dispatched_tokens)
-            request.output_tokens.extend([0] * num_steps)
-        for request in requests:
-            if len(request.output_tokens) >= request.max_tokens:
-                self._finish(request, FinishReason.LENGTH)
-                self._holders.release(request)
-        return requests

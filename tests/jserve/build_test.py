@@ -1,10 +1,10 @@
-import json
 import logging
+import math
 import pathlib
 
 import pytest
 
-from jserve import serving_policy as policy_module
+from jserve import build
 from jserve.build import build_engine, build_loop
 from jserve.config import EngineConfig
 from jserve.engine.bucket_plan import plan_buckets
@@ -12,7 +12,6 @@ from jserve_models.attention.choose import BACKENDS
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.annealing.search import anneal
-from jserve_sched.policies.sjf import ShortestJobFirst
 from jserve_sched.requests.output_lengths import QuantileLength
 from tests import TESTS
 from tests.engine_harness import small_config
@@ -97,56 +96,34 @@ def test_a_backend_by_name_is_logged_and_its_discard_page_charged(
     assert engine.num_pages == 128 - 1
 
 
+@pytest.mark.parametrize(("budget_ms", "budget_s"), [(5.0, 0.005), (0.0, math.inf)])
 def test_a_scheduler_plans_by_what_the_config_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+    budget_ms: float, budget_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_module, "best_kernel", lambda: anneal)
-    part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
-    path = tmp_path / "request_latency.json"
-    path.write_text(json.dumps({"prefill": part, "decode": part}))
+    monkeypatch.setattr(build, "best_kernel", lambda: anneal)
     config = small_config(
         model="toy",
         policy="annealing:seed=9",
         length_estimator="quantile:q=0.9",
-        request_latency=path,
+        annealing_budget_ms=budget_ms,
     )
     scheduler = build_loop(config)._scheduler
     policy = scheduler.policy
     assert isinstance(policy, Annealing)
     assert policy.seed == 9
+    assert policy.limit is not None and policy.limit.budget_s == budget_s
     estimator = scheduler._lengths._estimator
     assert isinstance(estimator, QuantileLength)
     assert estimator.q == 0.9
-    assert policy.latency.at(scheduler.view(0.0)).prefill.length == 1e-4
 
 
-def test_a_request_latency_of_another_model_is_not_used(
-    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    part = {"both": 1e-5, "batch": 0.0, "length": 1e-4, "base": 0.01}
-    path = tmp_path / "request_latency.json"
-    content = {"prefill": part, "decode": part, "measured_with": {"model": "other"}}
-    path.write_text(json.dumps(content))
-    with caplog.at_level(logging.WARNING, logger="jserve"):
-        loop = build_loop(small_config(model="toy", policy="sjf", request_latency=path))
-    assert caplog.text.count("was made for model 'other'") == 1
-    assert loop.stats().request_latency_fallback == "model"
-    scheduler = loop._scheduler
-    assert isinstance(scheduler.policy, ShortestJobFirst)
-    latency = scheduler.policy.latency.at(scheduler.view(0.0))
-    assert latency.prefill.length != 1e-4
-
-
-@pytest.mark.parametrize(
-    "fields", [{"length_estimator": "oops"}, {"request_latency": pathlib.Path("oops")}]
-)
 def test_a_slip_is_found_before_anything_takes_long(
-    fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(policy_module, "best_kernel", None)
+    monkeypatch.setattr(build, "best_kernel", None)
     monkeypatch.setattr("jserve.build.load_model", None)
     with pytest.raises(ValueError, match="oops"):
-        build_loop(small_config(policy="annealing", **fields))
+        build_loop(small_config(policy="annealing", length_estimator="oops"))
 
 
 @pytest.mark.slow

@@ -132,18 +132,6 @@ def test_buckets_that_do_not_fit_what_was_admitted_are_refused() -> None:
         scheduler.use_buckets(BucketTable((2, 3), (0, 4), 4))
 
 
-def test_who_knows_the_ends_may_repeat_steps_in_spite_of_stop_tokens() -> None:
-    plans: list[StepPlan] = []
-    driver = Driver(make_scheduler(), lag=0, on_plan=plans.append)
-    scheduler = driver.scheduler
-    scheduler.submit(make_request(5, 20, stop_token_ids=frozenset({999})))
-    driver.step()
-    driver.step()
-    assert scheduler.num_repeats(plans[-1]) == 0, "any token might end it"
-    for most, num_steps in ((0, 0), (3, 3), (18, 18), (100, 18)):
-        assert scheduler.num_repeats(plans[-1], most) == num_steps
-
-
 def test_parts_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(ValueError, match="max_num_seqs=9 exceeds the largest row edge"):
         make_scheduler(max_num_seqs=9)

@@ -1,17 +1,13 @@
 """Trains predictors on a samples file, and reports their errors on held-out steps.
 
-`--kind=step` fits SlidingServe's linear model and a small network that corrects it by a
-factor; both are compared with the server's start-up table. `--kind=request` fits the
-times of a whole prefill and of a decode step, each bilinear in batch size and length,
-for policies that look ahead.
+Fits SlidingServe's linear model and a small network that corrects it by a factor; both
+are compared with the server's start-up table.
 
   jserve-train-predictor --samples=out/profile/samples.npz --output=out/predictor
   jserve --predictor=out/predictor                  serves with the trained network
-  jserve-train-predictor --kind=request --samples=out/profile/samples.npz
-  jserve --request_latency=out/request_latency/request_latency.json
 
-Writes a checkpoint, or request_latency.json, with report.json and report.png (which
-needs the extra `report`) to --output; the last line of stdout is one JSON document.
+Writes a checkpoint with report.json and report.png (which needs the extra `report`) to
+--output; the last line of stdout is one JSON document.
 """
 
 import dataclasses
@@ -44,15 +40,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         config = _read_config()
         samples = read_samples(config.samples)
-        check_writable("output", config.folder)
-        config.folder.mkdir(parents=True, exist_ok=True)
-        measured_with = _measured_with(config, samples)
-        if config.kind == "step":
-            _train_steps(config, samples, measured_with)
-        else:
-            from jserve_tools.training.request_latency import publish_requests
-
-            publish_requests(samples, config.folder, measured_with)
+        check_writable("output", config.output)
+        config.output.mkdir(parents=True, exist_ok=True)
+        _train_steps(config, samples, _measured_with(config, samples))
     except (ValueError, OSError) as error:
         raise ProgramError(str(error)) from error
 
@@ -103,7 +93,7 @@ def _train_steps(
     from jserve_tools.training.report import errors_table, held_out_predictions, judge
 
     # Train, and predict the held-out steps.
-    folder, facts = config.folder, samples.facts
+    folder, facts = config.output, samples.facts
     weights, training = _fit(config, samples)
     predictions = held_out_predictions(samples, weights)
     held_out = judge(**predictions)

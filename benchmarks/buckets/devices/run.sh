@@ -35,7 +35,7 @@ study() { # device trace qps
     $bin/python -m jserve_tools.simulate --cost_model="$cost" --lag=1 --poisson \
         --trace="$here/later.csv" --num_requests=300 --qps="$3" --num_seeds=3 \
             --num_processes=2 --policies=fcfs,sliding \
-        --bucket_strategies=pow2,two_bit,linear,fitted \
+        --bucket_strategies=pow2,linear,fitted \
         --buckets="$here/buckets.json" --nohtml --output="$here"
 }
 

@@ -1,7 +1,6 @@
 """Holders: the running requests, each with a slot and KV pages."""
 
-import bisect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.requests.request import Request
@@ -72,20 +71,3 @@ class Holders:
         for index in range(request.num_published_pages, num_full):
             self._ledger.publish(request.pages[index], known[index])
         request.num_published_pages = num_full
-
-    def num_steps_with_pages(self, requests: Sequence[Request], most: int) -> int:
-        """Returns for how many decode steps, at most `most`, the pages suffice."""
-        pages_for = self._ledger.pages_for
-
-        def need(num_steps: int) -> int:
-            return sum(
-                max(
-                    pages_for(one.num_dispatched_tokens + num_steps) - len(one.pages), 0
-                )
-                for one in requests
-            )
-
-        free = self._ledger.num_available
-        if need(most) <= free:  # the usual case
-            return most
-        return bisect.bisect_right(range(1, most + 1), free, key=need)

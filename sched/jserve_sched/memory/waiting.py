@@ -90,14 +90,23 @@ class WaitingQueue:
 
         `num_watched` is how much of it was watched before, in pages.
         """
+        hashes, num_found = self.look_up(request)
+        for content in hashes[num_watched : num_found + 1]:
+            self._watchers[content].add(request)
+        self._unwatch(request, hashes[num_found + 1 : num_watched])
+
+    def look_up(self, request: Request) -> tuple[Sequence[bytes], int]:
+        """Finds how much of a prompt is cached: sets `num_shared_tokens`.
+
+        Returns:
+          The hashes of the pages that could be shared, and how many of them are cached.
+        """
         page_size = self._ledger.page_size
         # The last token is always computed, since its logits are wanted.
         hashes = request.page_hashes[: (request.num_known_tokens - 1) // page_size]
         num_found = len(self._ledger.find_prefix(hashes))
         request.num_shared_tokens = num_found * page_size
-        for content in hashes[num_watched : num_found + 1]:
-            self._watchers[content].add(request)
-        self._unwatch(request, hashes[num_found + 1 : num_watched])
+        return hashes, num_found
 
     def _unwatch(self, request: Request, hashes: Sequence[bytes]) -> None:
         for content in hashes:

@@ -2,13 +2,11 @@
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, choose_waiting
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 
 __all__ = [
     "Candidates",
-    "LatencySource",
     "PlanBuilder",
     "SchedulerView",
     "StepPrices",

@@ -29,7 +29,6 @@ class PlanBuilder:
       ended_by: Reason for which the last prefill was cut short or refused.
       used_blocks: Prefill blocks that hold a token so far.
       is_admitting: Whether a waiting request may still be taken in.
-      holds_back: Whether the policy offers fewer requests than could be admitted.
     """
 
     def __init__(self, view: SchedulerView):
@@ -51,7 +50,6 @@ class PlanBuilder:
         )
         self.used_blocks = 0
         self.is_admitting = True
-        self.holds_back = False
         self.ended_by = PlanEnd.NO_WORK
 
     @property
@@ -226,8 +224,6 @@ class PlanBuilder:
         elif self.ended_by is PlanEnd.NO_WORK:
             if is_cut_short:
                 self.ended_by = self._why_no_room()
-            elif self.holds_back:
-                self.ended_by = PlanEnd.HELD_BACK
             elif len(view.waiting) > self._num_admitted >= view.num_free_slots:
                 self.ended_by = PlanEnd.ROWS
         row = features.step_features(

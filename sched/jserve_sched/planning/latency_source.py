@@ -1,39 +1,42 @@
-"""LatencySource: where a policy takes the times of whole requests from."""
+"""LatencySource: the times of whole requests, fitted to a scheduler's predictor."""
 
-from jserve_sched.planning.view import REFRESH_STEPS, SchedulerView
+from jserve_sched.buckets.table import BucketTable
+from jserve_sched.memory.ledger import KvLedger
+from jserve_sched.timing.predictor import Predictor
 from jserve_sched.timing.request_latency import (
     RequestLatency,
     fit_bilinear,
     priced_points,
 )
 
+_REFRESH_STEPS = 512  # after which times are fitted again
+
 
 class LatencySource:
-    """The request latency of one engine: a given one, or one fitted to its predictor.
+    """Fits when it is first asked, and again after 512 steps or for other arguments."""
 
-    A fit remembers what it was made for. It is made when it is first asked for, and
-    again at each multiple of `REFRESH_STEPS` or with other buckets or another
-    predictor.
-    """
-
-    def __init__(self, fixed: RequestLatency | None = None):
-        self._fixed = fixed
+    def __init__(self) -> None:
         self._found: RequestLatency | None = None
         self._made_for: tuple[object, object, int] = (None, None, 0)
 
-    def at(self, view: SchedulerView) -> RequestLatency:
-        """Returns the latency to plan the step of this snapshot with."""
-        if self._fixed is not None:
-            return self._fixed
-        made_for = (view.predictor, view.buckets, view.step_id // REFRESH_STEPS)
+    def at(
+        self,
+        step_id: int,
+        predictor: Predictor,
+        buckets: BucketTable,
+        *,
+        ledger: KvLedger,
+        max_num_batched_tokens: int,
+    ) -> RequestLatency:
+        """Returns the latency to plan a step with."""
+        made_for = (predictor, buckets, step_id // _REFRESH_STEPS)
         if self._found is None or made_for != self._made_for:
-            page_size = view.ledger.page_size
             points = priced_points(
-                view.predictor,
-                view.buckets,
-                page_size=page_size,
-                num_kv_tokens=view.ledger.num_pages * page_size,
-                max_num_batched_tokens=view.max_num_batched_tokens,
+                predictor,
+                buckets,
+                page_size=ledger.page_size,
+                num_kv_tokens=ledger.num_pages * ledger.page_size,
+                max_num_batched_tokens=max_num_batched_tokens,
             )
             prefill, decode = map(fit_bilinear, points)
             self._found = RequestLatency(prefill=prefill, decode=decode)

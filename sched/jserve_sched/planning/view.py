@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.memory.waiting import WaitingQueue
+from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.timing.predictor import Predictor
-
-REFRESH_STEPS = 512
-"""A policy is asked for every step whose id is a multiple of this.
-
-A simulation may repeat a plan without asking where there is no choice, but never
-across such a step. So a policy that does something at these ids, such as fitting its
-times again, does it at the same steps however a run is simulated.
-"""
+from jserve_sched.timing.request_latency import RequestLatency
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +30,7 @@ class SchedulerView:
       ledger: KV pages.
       buckets: Buckets that steps are padded to.
       predictor: Prices steps.
+      latencies: Where `latency` comes from.
       prefill_tokens_per_s: See `RecentLoad`; None before the first such step.
       tight_ttft_s: See `RecentLoad`; infinite if no request wanted a first token.
       max_num_batched_tokens: Most token positions in a step.
@@ -51,6 +46,7 @@ class SchedulerView:
     ledger: KvLedger
     buckets: BucketTable
     predictor: Predictor
+    latencies: LatencySource
     prefill_tokens_per_s: float | None
     tight_ttft_s: float
     max_num_batched_tokens: int
@@ -60,6 +56,17 @@ class SchedulerView:
     def start_s(self) -> float:
         """When the planned step should start: once the steps in flight have ended."""
         return self.now_s + self.in_flight_s
+
+    @property
+    def latency(self) -> RequestLatency:
+        """Times of whole requests."""
+        return self.latencies.at(
+            self.step_id,
+            self.predictor,
+            self.buckets,
+            ledger=self.ledger,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+        )
 
     @functools.cached_property
     def begun(self) -> Sequence[Request]:

@@ -3,7 +3,12 @@
 import dataclasses
 from typing import Protocol
 
+import numpy as np
+
+from jserve_sched.planning.forecast import Order
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
+from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
 
 
@@ -17,8 +22,7 @@ class Policy(Protocol):
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step; None if nothing can run now.
 
-        What the view holds is not changed. A simulation repeats a plan that runs all
-        there is without asking, up to the next multiple of `REFRESH_STEPS`.
+        What the view holds is not changed.
         """
 
 
@@ -38,3 +42,19 @@ class SearchTotals:
 def searches_of(policy: Policy) -> SearchTotals:
     """Returns a copy of a policy's attribute `searches`; zeros if it has none."""
     return dataclasses.replace(getattr(policy, "searches", SearchTotals()))
+
+
+def order_of(policy: Policy) -> Order:
+    """Returns a policy's method `order`, by which forecasts rank prompts.
+
+    It is given a snapshot, what steps cost beside its decodes, and prompts: those of
+    the snapshot and others, some of which arrive later. It returns their places in the
+    order in which the policy would take them, and changes nothing. A policy without it
+    is taken to go by arrival.
+    """
+    found: Order = getattr(policy, "order", _by_arrival)
+    return found
+
+
+def _by_arrival(view: SchedulerView, steps: StepPrices, prompts: Facts) -> np.ndarray:
+    return np.lexsort((prompts.arrival_s, prompts.is_running <= 0))

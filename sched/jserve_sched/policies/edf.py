@@ -9,8 +9,12 @@ preempted.
 
 import dataclasses
 
+import numpy as np
+
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import InOrder, first_waiting
+from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 
@@ -24,6 +28,12 @@ class EarliestDeadlineFirst(InOrder):
         waiting = first_waiting(view, view.facts.pace_s)
         requests = (*view.running, *waiting.requests)
         return self.plan_in_order(view, sorted(requests, key=_by_pace))
+
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts by when their tokens are wanted."""
+        return np.lexsort((prompts.arrival_s, prompts.pace_s))
 
 
 def _by_pace(request: Request) -> tuple[float, float, str]:

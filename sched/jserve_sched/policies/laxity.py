@@ -24,50 +24,38 @@ import sys
 
 import numpy as np
 
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import InOrder, rank
 from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
-from jserve_sched.timing.request_latency import RequestLatency
 
 _NEVER_S = sys.float_info.max  # the laxity without an SLO: before the late
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeastLaxityFirst(InOrder):
-    """The request that can wait the shortest goes first.
-
-    Attributes:
-      latency: Times of whole requests.
-    """
-
-    latency: LatencySource = dataclasses.field(
-        default_factory=LatencySource, compare=False, repr=False
-    )
+    """The request that can wait the shortest goes first."""
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
         if not (view.running or view.admissible):
             return None
-        latency = self.latency.at(view)
 
         def key(facts: Facts) -> np.ndarray:
-            wait_s = laxities_s(view, facts, latency)
+            wait_s = laxities_s(view, facts)
             is_lost = (wait_s < 0.0) & (facts.guard == 0.0)
             return np.where(is_lost, np.inf, np.minimum(wait_s, _NEVER_S))
 
         return self.plan_in_order(view, rank(view, key))
 
 
-def laxities_s(
-    view: SchedulerView, facts: Facts, latency: RequestLatency
-) -> np.ndarray:
+def laxities_s(view: SchedulerView, facts: Facts) -> np.ndarray:
     """Returns how long each of the view's requests could wait and attain its SLO.
 
     Returns:
       `[N]` seconds from `view.start_s` on.
     """
+    latency = view.latency
     is_decode = (facts.is_running > 0.0) & (facts.tokens == 1.0)
     alone, together = np.ones(1), np.full(1, max(len(view.running), 1.0))
     next_s = np.where(

@@ -1,7 +1,7 @@
 """Scheduling policies; a flag picks one by name, and may set its options.
 
 fcfs                                  by name, with its defaults
-sliding:constructor=off:alpha=0.8     with options, each a field of its class
+sliding:published=on:alpha=0.8        with options, each a field of its class
 my_module.MyPolicy:option=value       a class of a module that Python finds, or that
                                       lies in the current folder
 """
@@ -13,10 +13,8 @@ import sys
 from collections.abc import Callable
 
 from jserve_sched.options import make_from_spec
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.annealing.policy import (
     Annealing,
-    AnnealingSliding,
     SearchLimit,
 )
 from jserve_sched.policies.annealing.search import Kernel
@@ -38,14 +36,12 @@ POLICIES: dict[str, type[Policy]] = {
     "qoserve": QoServe,
     "sliding": SlidingServe,
     "annealing": Annealing,
-    "annealing+sliding": AnnealingSliding,
 }
 
 
 def make_policy(
     spec: str,
     *,
-    latency: LatencySource | None = None,
     make_kernel: Callable[[], Kernel] | None = None,
     limit: SearchLimit | None = None,
 ) -> Policy:
@@ -54,7 +50,6 @@ def make_policy(
     A class of the user's own with a field of the name of an argument is given it too.
 
     Args:
-      latency: Times of whole requests; None fits them to the predictor.
       make_kernel: Returns what runs searches; only called if the policy searches. None
         takes `anneal` as it stands.
       limit: Ends searches by the clock; None does not.
@@ -68,7 +63,7 @@ def make_policy(
         classes = POLICIES
     else:
         classes = {name: _import_policy(name)}
-    parts = {"latency": latency, "make_kernel": make_kernel, "limit": limit}
+    parts = {"make_kernel": make_kernel, "limit": limit}
     given = {name: part for name, part in parts.items() if part is not None}
     try:
         policy: Policy = make_from_spec(spec, classes, kind="policy", given=given)

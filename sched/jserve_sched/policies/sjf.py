@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import InOrder, rank
 from jserve_sched.requests.facts import Facts
@@ -30,13 +29,9 @@ class ShortestJobFirst(InOrder):
     Attributes:
       by: Measure of a job: e2e, predicted time of the whole rest, or prompt, tokens
         left of the prompt.
-      latency: Times of whole requests.
     """
 
     by: Literal["e2e", "prompt"] = "e2e"
-    latency: LatencySource = dataclasses.field(
-        default_factory=LatencySource, compare=False, repr=False
-    )
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
@@ -48,7 +43,7 @@ class ShortestJobFirst(InOrder):
         # What a waiting job may share is not taken off.
         left: np.ndarray = facts.known_tokens - facts.start * facts.is_running
         if self.by == "e2e":
-            latency, batch = self.latency.at(view), np.array(view.max_num_seqs)
+            latency, batch = view.latency, np.array(view.max_num_seqs)
             decode_s = latency.decode_s(batch, facts.known_tokens, facts.answer_tokens)
             left = latency.prefill.of(batch, left) + decode_s
         return left

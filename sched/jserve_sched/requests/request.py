@@ -14,6 +14,7 @@ import enum
 
 import numpy as np
 
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.slo import Pacing, Slo
 
 MAX_STOP_TOKENS = 8  # token ids that may end one request
@@ -91,6 +92,7 @@ class Request:
       num_published_pages: Own pages whose content the ledger may hand to others.
       num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
       num_shared_tokens: Tokens in the prefix cache while it waits.
+      forecast: First forecast of it; None if none was made.
     """
 
     request_id: str
@@ -121,6 +123,7 @@ class Request:
     predicted_output_tokens: int = dataclasses.field(init=False)
     first_predicted_tokens: int = dataclasses.field(init=False)
     pacing: Pacing = dataclasses.field(init=False)
+    forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
         self.prompt_tokens = np.asarray(self.prompt_tokens, np.int32)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jserve_sched.outcomes import Failure, Outcome
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import Request
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
@@ -35,21 +36,12 @@ class Recording:
         self._facts: list[tuple[Any, ...]] = []
 
     def add(
-        self,
-        plan: StepPlan,
-        row: np.ndarray,
-        times_s: tuple[float, float, float],
-        step_id: int,
+        self, plan: StepPlan, times_s: tuple[float, float, float], step_id: int
     ) -> None:
-        """Adds a step of features `[F]`: that of a plan, or a repetition.
-
-        `times_s` are the first three of `_FACTS`.
-        """
-        predicted_s = plan.predicted_s if row is plan.features else 0.0
-        ended_by = plan.ended_by.value
-        facts = (plan.num_blocks, ended_by, plan.leaves_work, step_id)
-        self._matrix.append(row)
-        self._facts.append((*times_s, predicted_s, *facts))
+        """Adds a step; `times_s` are the first three of `_FACTS`."""
+        facts = (plan.predicted_s, plan.num_blocks, plan.ended_by.value)
+        self._matrix.append(plan.features)
+        self._facts.append((*times_s, *facts, plan.leaves_work, step_id))
 
     def records(self, step_s: Predict) -> tuple[list[StepRecord], np.ndarray]:
         """Returns the steps by their start, with prices, and features `[N, F]`."""
@@ -74,6 +66,7 @@ class Tally:
     def __init__(self, arrivals: Sequence[Arrival], num_uncounted: int):
         self._arrivals = arrivals
         self._token_times_s: list[list[float]] = [[] for _ in arrivals]
+        self._forecasts: list[Forecast | None] = [None for _ in arrivals]
         self._refused: set[int] = set()
         self._index = {one.request_id: i for i, one in enumerate(arrivals)}
         if len(self._index) < len(arrivals):
@@ -92,11 +85,15 @@ class Tally:
         self._refused.add(index)
         self._violated.add(index)
 
-    def take(self, request: Request, times_s: Sequence[float]) -> None:
-        """Notes when a request got its next tokens, seconds, and whether it ended."""
+    def expect(self, forecast: Forecast, request: Request) -> None:
+        """Notes the forecast of a request as it came."""
+        self._forecasts[self._index[request.request_id]] = forecast
+
+    def take(self, request: Request, time_s: float) -> None:
+        """Notes when a request got its next token, seconds, and whether it ended."""
         index = self._index[request.request_id]
         one, own = self._arrivals[index], self._token_times_s[index]
-        own.extend(times_s)
+        own.append(time_s)
         if request.finish_reason is not None and not one.slo.is_attained(
             one.arrival_s, own, is_complete=True
         ):
@@ -128,6 +125,7 @@ class Tally:
                     max_tokens=one.max_tokens,
                     token_times_s=times_s,
                     failure=failure,
+                    forecast=self._forecasts[index],
                 )
             )
         return found

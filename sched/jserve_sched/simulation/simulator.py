@@ -118,7 +118,7 @@ class _Simulation:
             if self._assignment is not None:
                 views = [engine.scheduler.view(self.now_s) for engine in self._engines]
                 place = self._assignment(views)
-            self._engines[place].submit(one)
+            self._engines[place].submit(one, self.now_s)
 
     def turn(self, end_s: float) -> bool:
         """Moves to the next event; returns whether there was one before `end_s`."""
@@ -140,10 +140,7 @@ class _Simulation:
         self.now_s = due_s if is_alone and due_s < math.inf else min(due_s, arrival_s)
         for engine in self._engines:
             if engine.due_s <= self.now_s:
-                engine.finish(
-                    start_before_s=min(arrival_s, end_s) if is_alone else end_s,
-                    end_by_s=math.inf if is_alone else arrival_s,
-                )
+                engine.finish()
         return self.now_s < end_s
 
     def _check_done(self) -> None:
@@ -165,7 +162,6 @@ def simulate(
     assignment: Assignment | None = None,
     lag: int = 0,
     records_steps: bool = False,
-    advances_decodes: bool = True,
     disturbance: Disturbance | None = None,
     seed: int = 0,
     max_spans: float = 5.0,
@@ -182,8 +178,6 @@ def simulate(
       assignment: Chooses the engine of a request; None with a single engine.
       lag: Number of steps in flight when the next is planned, 0 or 1.
       records_steps: Whether the result has the steps.
-      advances_decodes: Whether consecutive steps with the same decodes, and nothing
-        else, are advanced together, which is faster and has the same result.
       disturbance: How durations differ from the cost model's; None is not at all.
       seed: Seed of the disturbance; each engine draws its own.
       max_spans: End of the simulation, as a multiple of the time between the first and
@@ -218,7 +212,6 @@ def simulate(
             tally=tally,
             lag=lag,
             recording=recording,
-            advances_decodes=advances_decodes,
             clock=clock,
         )
         for place, one in enumerate(schedulers)

@@ -19,7 +19,6 @@ class PlanEnd(enum.Enum):
     PAGES = "pages"  # the KV pool cannot hold one block more
     TOKEN_LIMIT = "token_limit"  # the step's token limit
     TIME_LIMIT = "time_limit"  # the policy gives the step no more time
-    HELD_BACK = "held_back"  # the policy admits no further request for now
 
 
 class Row(NamedTuple):
@@ -84,7 +83,11 @@ class StepPlan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """The tokens drawn, in plan order with decodes first, and the time it took."""
+    """The tokens drawn, in plan order with decodes first, and the time it took.
+
+    Without `end_s`, clock seconds, no forecast is compared with what happened.
+    """
 
     tokens: tuple[int, ...]
     duration_s: float
+    end_s: float | None = None

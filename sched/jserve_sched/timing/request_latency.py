@@ -22,15 +22,13 @@ by its own length, not by the longest one.
 
 import dataclasses
 import itertools
-import json
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.steps import features
+from jserve_sched.steps.features import Span, step_features
 from jserve_sched.timing.predictor import Predictor
 
 _MAX_PROMPT_STEPS = 4  # of the longest prompt, if it is alone
@@ -51,13 +49,6 @@ class Bilinear:
     length: float
     base: float
 
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not 0.0 <= value <= 1e9:
-                raise ValueError(f"{name}={value} is not a time of 0 or more")
-        if not any(vars(self).values()):
-            raise ValueError("all coefficients are 0: a step takes some time")
-
     def of(self, batch: np.ndarray, length: np.ndarray) -> np.ndarray:
         """Returns seconds for batch sizes and lengths that broadcast together."""
         slope = self.both * length + self.batch
@@ -71,12 +62,10 @@ class RequestLatency:
     Attributes:
       prefill: Seconds of a prefill, t_p, over batch size and prompt tokens.
       decode: Seconds of a decode step, tau, over batch size and tokens of KV before it.
-      measured_with: Facts of the engine that it holds for, by name.
     """
 
     prefill: Bilinear
     decode: Bilinear
-    measured_with: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def decode_s(
         self, batch: np.ndarray, prompt_tokens: np.ndarray, output_tokens: np.ndarray
@@ -95,31 +84,6 @@ class RequestLatency:
         """Returns seconds from the start of the prefill to the last token."""
         decode_s = self.decode_s(batch, prompt_tokens, output_tokens)
         return np.asarray(self.prefill.of(batch, prompt_tokens) + decode_s)
-
-
-def request_latency_from_json(text: str) -> RequestLatency:
-    """Reads the file that training on whole requests writes.
-
-    Raises:
-      ValueError: If the text is not that, or a coefficient is not a time.
-    """
-    names = [field.name for field in dataclasses.fields(Bilinear)]
-    try:
-        row: Any = json.loads(text)
-        prefill, decode = (
-            Bilinear(**{name: row[part][name] for name in names})
-            for part in ("prefill", "decode")
-        )
-        return RequestLatency(
-            prefill=prefill,
-            decode=decode,
-            measured_with={**row.get("measured_with", {})},
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            "a request latency file is a JSON object with prefill and decode, each "
-            f"with {', '.join(names)} in seconds, and measured_with: {error!r}"
-        ) from None
 
 
 class LatencyPoints(NamedTuple):
@@ -181,21 +145,15 @@ def priced_points(
     ]
     steps = [_prefill_steps(buckets, *pair, max_blocks, page_size) for pair in prefills]
     ends = np.cumsum([len(one) for one in steps])
-    rows, context = np.array(pairs, np.float64).T
-    decodes = np.zeros((len(rows), features.NUM_FEATURES))
-    decodes[:, features.CACHED_TOKENS] = rows * context
-    decodes[:, features.NUM_DECODES] = rows
-    decodes[:, features.DECODE_CONTEXT] = rows * context
-    decodes[:, features.NUM_ROWS] = [
-        buckets.fit(count, 0).num_rows for count, _ in pairs
+    decodes = [
+        step_features([Span(known, 1)] * count, (), buckets.fit(count, 0), page_size)
+        for count, known in pairs
     ]
-    longest = np.ceil((context + 1) / page_size)
-    decodes[:, features.DECODE_PAGES] = rows * longest
-    decodes[:, features.LONGEST_DECODE] = longest
     step_s = model.predict(np.concatenate((*steps, decodes)))
     step_s = np.maximum(step_s, _LEAST_STEP_S)
     prefill_s = np.add.reduceat(step_s[: ends[-1]], np.append(0, ends[:-1]))
     batch, length = np.array(prefills, np.float64).T
+    rows, context = np.array(pairs, np.float64).T
     return (
         LatencyPoints(batch, length, prefill_s),
         LatencyPoints(rows, context, step_s[ends[-1] :]),
@@ -219,33 +177,22 @@ def _prefill_steps(
     They are full; a prompt that is cut continues in the next one.
     """
     size = buckets.block_tokens
-    blocks_each = -(-length // size)
-    total = batch * blocks_each
-    num_steps = -(-total // max_blocks)
-    # Blocks are numbered through; a chunk ends with its prompt or with its step.
-    begin = np.union1d(
-        np.arange(0, total, blocks_each), np.arange(0, total, max_blocks)
+    steps: list[list[Span]] = []
+    room = 0  # blocks of the last step
+    for _ in range(batch):
+        start = 0
+        while start < length:
+            if not room:
+                steps.append([])
+                room = max_blocks
+            tokens = min(length - start, room * size)
+            steps[-1].append(Span(start, tokens))
+            start += tokens
+            room -= -(-tokens // size)
+    blocks = [max_blocks] * (len(steps) - 1) + [max_blocks - room]
+    return np.array(
+        [
+            step_features((), chunks, buckets.fit(0, count), page_size)
+            for chunks, count in zip(steps, blocks, strict=True)
+        ]
     )
-    step = begin // max_blocks
-    start = begin % blocks_each * size
-    stop = np.minimum(start + np.diff(begin, append=total) * size, length)
-    chunk = stop - start
-    rows = np.zeros((num_steps, features.NUM_FEATURES))
-    for column, values in (
-        (features.PREFILL_WORK, chunk * stop),
-        (features.CHUNK_SQUARES, chunk * chunk),
-        (features.CACHED_TOKENS, start),
-        (features.PREFILL_TOKENS, chunk),
-        (
-            features.BLOCK_PAGES,
-            features.pages_of_blocks(start, chunk, size, page_size),
-        ),
-    ):
-        rows[:, column] = np.bincount(step, weights=values, minlength=num_steps)
-    np.maximum.at(rows[:, features.LARGEST_CHUNK], step, chunk)
-    rows[:, features.NUM_ROWS] = buckets.fit(0, 1).num_rows
-    rows[:, features.NUM_BLOCKS] = [
-        buckets.fit(0, min(total - first, max_blocks)).num_blocks
-        for first in range(0, total, max_blocks)
-    ]
-    return rows

@@ -2,8 +2,10 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 
 from jserve.engine.loop import EngineLoop
 from jserve.records.events import Health, NotServingError, QueueFullError
@@ -164,21 +166,33 @@ def test_drain_lets_running_requests_finish(shared_programs: pathlib.Path) -> No
     loop.stop()
 
 
+@pytest.mark.parametrize(
+    ("num_processes", "error", "words"),
+    [
+        (1, RuntimeError("the device is gone"), "failed: the device is gone"),
+        (2, JaxRuntimeError("Gloo: [10.0.0.2]:1"), "a process that shares the model"),
+    ],
+)
 def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
-    shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    shared_programs: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    num_processes: int,
+    error: Exception,
+    words: str,
 ) -> None:
     loop = build_toy_loop(shared_programs)
     inbox = start(loop, Health.WARM)
 
     def break_down(plan: object) -> None:
-        raise RuntimeError("the device is gone")
+        raise error
 
+    monkeypatch.setattr(jax, "process_count", lambda: num_processes)
     monkeypatch.setattr(loop._engine, "launch", break_down)
     request = make_request(arrival_s=loop.clock.now_s())
     loop.submit(request)
     inbox.wait_for(request)
     last = inbox.events[request.request_id][-1]
-    assert last.error is not None and "the device is gone" in last.error
+    assert last.error is not None and words in last.error
     assert loop.health is Health.FAILED
     with pytest.raises(NotServingError, match="failed"):
         loop.submit(make_request())

@@ -145,12 +145,17 @@ def test_what_changes_nothing_passes(served):
     assert served.complete(max_completion_tokens=5).status == 400
 
 
-def test_unknown_fields_are_ignored_and_logged_once(served, caplog):
+def test_unknown_fields_are_ignored_named_and_logged_once(served, caplog):
     for _ in range(3):
         assert served.complete(max_tokens=1, metadata={}, whim=[1]).status == 200
         options = {"include_usage": False, "chatty": True}
         answer = served.complete(max_tokens=1, stream=True, stream_options=options)
         assert answer.status == 200
+        assert answer.headers["x-jserve-ignored"] == "stream_options.chatty"
+    answer = served.complete(**{"max_tokens": 1, "\r\n" + "é" * 99: 1})
+    assert answer.headers["x-jserve-ignored"] == r"\r\n" + r"\xe9" * 9
+    answer = served.complete(max_tokens=1, **{f"a{i}": i for i in range(9)})
+    assert answer.headers["x-jserve-ignored"].endswith(", a7, ...")
     logged = [one.getMessage() for one in caplog.records]
     for name in ("'metadata'", "'whim'", "'stream_options.chatty'"):
         assert sum(name in one for one in logged) == 1

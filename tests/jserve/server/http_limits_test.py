@@ -9,20 +9,17 @@ import socket
 import ssl
 import subprocess
 import time
+import unittest.mock
 from collections.abc import AsyncIterator, Iterator
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import fastapi
 import pytest
 from fastapi import FastAPI
 
 from jserve.config import EngineConfig, ServerConfig
-from jserve.server.http_limits import (
-    MAX_HEAD_BYTES,
-    BodyLimits,
-    largest_honest_body,
-    received_body,
-)
+from jserve.server.bodies import BodyLimits, largest_honest_body, received_body
+from jserve.server.http_limits import MAX_HEAD_BYTES
 from jserve.server.serving import bind, make_server, url_of
 from jserve_sched.requests.limits import RequestLimits
 from tests.fake_server import FakeLoop, Served, read_until, serve_fake
@@ -165,8 +162,7 @@ def test_a_body_counts_until_it_has_been_read() -> None:
     async def receive() -> None:
         limits = BodyLimits(max_body_bytes=9, timeout_s=1.0)
         async with received_body(cast(fastapi.Request, Request()), limits) as body:
-            body.clear()  # as when it goes to a worker
-            assert limits.num_bytes == 5
+            assert (body.num_bytes, limits.num_bytes) == (5, 5)
         assert limits.num_bytes == 0
 
     asyncio.run(receive())
@@ -231,6 +227,75 @@ def test_a_slow_request_is_ended(parts: tuple[bytes, ...], words: str) -> None:
         answer = answer_to(served, *parts)
         assert answer.startswith(b"HTTP/1.1 408 ") and words.encode() in answer
         assert b"connection: close" in answer.lower()
+
+
+def test_a_client_that_reads_nothing_loses_its_request() -> None:
+    loop = FakeLoop()
+    loop.limits = RequestLimits(max_model_len=2**20, num_kv_tokens=2**20)
+    fields = {"prompt": "a" * 15_000, "n": 128, "echo": True, "max_tokens": 10**6}
+    with (
+        serve_fake(loop, write_timeout_s=0.2) as served,
+        served.send(small=True, **fields),
+    ):
+        assert loop.wait_live(128)
+        assert loop.wait_idle(10.0)
+        assert len(loop.cancelled) == 128
+
+
+def test_a_client_that_reads_slowly_is_waited_for() -> None:
+    async def play() -> None:
+        transport = unittest.mock.MagicMock()
+        transport.get_write_buffer_size.side_effect = [30, 20, 10, 10]
+        server = make_server(FastAPI(), ServerConfig(write_timeout_s=0.01))
+        protocol = cast(Any, server.config.http)(
+            config=server.config, server_state=server.server_state, app_state={}
+        )
+        protocol.connection_made(transport)
+        protocol.pause_writing()
+        while transport.get_write_buffer_size.call_count < 4:
+            transport.abort.assert_not_called()
+            await asyncio.sleep(0.001)
+        transport.abort.assert_called_once()
+        protocol.connection_lost(None)
+
+    asyncio.run(play())
+
+
+def test_a_half_closed_client_receives_its_answer() -> None:
+    with serve_fake(FakeLoop(step_s=0.01)) as served:
+        for stream in (False, True):
+            with served.send(stream=stream, max_tokens=20) as sock:
+                sock.shutdown(socket.SHUT_WR)
+                received = b"".join(iter(lambda: sock.recv(2**16), b""))
+                assert received.count(b"HTTP/1.1 200 OK") == 1
+                assert b'"finish_reason": "length"' in received
+        served.loop.running.clear()
+        for stream in (False, True):  # leaves, which looks the same at first
+            with served.send(stream=stream):
+                assert served.loop.wait_live(1)
+            assert served.loop.wait_idle(5.0)
+        served.loop.running.set()
+        assert len(served.loop.cancelled) == 2
+
+
+def test_an_old_client_receives_a_stream_without_chunks(served: Served) -> None:
+    for stream in ("true", "false"):
+        body = b'{"prompt": "hi", "stream": %s, "max_tokens": 3}' % stream.encode()
+        head = POST.replace(b"1.1", b"1.0") + b"Content-Length: %d\r\n\r\n"
+        with connect(served) as sock:
+            sock.sendall(head % len(body) + body)
+            received = b"".join(iter(lambda: sock.recv(2**16), b""))
+        assert b"chunked" not in received and b"connection: close" in received
+        answer = received.partition(b"\r\n\r\n")[2]
+        if stream == "true":
+            assert answer.startswith(b"data: {") and answer.endswith(b"[DONE]\n\n")
+        else:
+            assert b"content-length: %d" % len(answer) in received
+
+
+def test_an_offer_of_http_2_is_declined(served: Served) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c"}
+    assert served.complete(max_tokens=1, headers=offer).status == 200
 
 
 def test_bodies_that_are_being_read_take_bounded_memory() -> None:

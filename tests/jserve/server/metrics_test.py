@@ -46,9 +46,8 @@ def test_what_the_engine_counts_is_scraped() -> None:
     assert "jserve:warm_seconds" not in rows, "it is not warm yet"
     assert not any("fallback_total" in name for name in rows)
     status = PredictorStatus(name="table", fallback="device")
-    rows = scrape(predictor=status, request_latency_fallback="model")
+    rows = scrape(predictor=status)
     assert rows['jserve:predictor_fallback_total{reason="device"}'] == 1
-    assert rows['jserve:request_latency_fallback_total{reason="model"}'] == 1
 
 
 def test_predicted_lengths_are_summed_by_class() -> None:

@@ -3,14 +3,15 @@
 import gzip
 import json
 import shutil
+import sys
 import zlib
 
 import pytest
 
+from jserve.server.bodies import SMALL_BODY_BYTES
 from jserve.server.errors import ApiError
 from jserve.server.prompts import BodyReader
 from jserve.server.protocol import ChatRequest, CompletionRequest
-from jserve.server.workers import SMALL_BODY_BYTES
 from jserve.text.tokenizer import ByteTokenizer, load_tokenizer
 from jserve_sched.requests.limits import RequestLimits
 from tests import ROOT
@@ -141,3 +142,15 @@ def test_a_template_is_tried_at_the_start(monkeypatch, tmp_path, caplog):
     with serve_fake(FakeLoop(), tokenizer=load_tokenizer(folder)) as other:
         assert say(other, "hi").status == 400
     assert "a trial of the chat template failed" in caplog.text
+
+
+def test_a_worker_that_cannot_start_is_the_servers_fault(monkeypatch, caplog):
+    with serve_fake() as other:
+        monkeypatch.setattr(sys, "executable", "/usr/bin/false")
+        answer = other.complete(prompt="a" * SMALL_BODY_BYTES)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert "cannot start the process" in answer.error["message"]
+        assert "EndOfStream" in caplog.text  # the cause
+        monkeypatch.undo()
+        answer = other.complete(prompt="a" * SMALL_BODY_BYTES)
+        assert answer.error["code"] == "context_length_exceeded"

@@ -78,7 +78,6 @@ class Idle:
     ("policy", "steps_between"),
     [
         (f"annealing{SEARCHES}", 0),
-        (f"annealing+sliding{SEARCHES}", 0),
         # A turn comes after 16 steps, and each step of a prompt takes a turn.
         ("ontime", 16 * 5),
     ],

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.laxity import LeastLaxityFirst, laxities_s
 from jserve_sched.policies.registry import make_policy
@@ -30,11 +29,12 @@ def view_of(
         running=running,
         waiting=waiting,
         now_s=now_s,
+        latency=LATENCY,
     )
 
 
 def order_of(view: SchedulerView) -> list[str]:
-    plan = LeastLaxityFirst(latency=LatencySource(LATENCY)).plan(view)
+    plan = LeastLaxityFirst().plan(view)
     assert plan is not None
     return [row.request.request_id for row in plan.chunks]
 
@@ -49,7 +49,7 @@ def decoding(tokens: int, max_tokens: int, **slo: float) -> Request:
 
 
 def laxity_s(request: Request, view: SchedulerView) -> float:
-    return float(laxities_s(view, facts_of([request]), LATENCY)[0])
+    return float(laxities_s(view, facts_of([request]))[0])
 
 
 def test_laxity_is_the_time_that_is_not_needed() -> None:

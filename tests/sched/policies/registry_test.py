@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from jserve_sched.planning.latency_source import LatencySource
+from jserve_sched.clock import WallClock
+from jserve_sched.policies.annealing.policy import SearchLimit
 from jserve_sched.policies.registry import make_policy, policy_file
 
 MODULE = """
@@ -15,7 +16,7 @@ from jserve_sched.planning import PlanBuilder
 @dataclasses.dataclass(kw_only=True)
 class Own:
     size: int = 1
-    latency: object = None
+    limit: object = None
 
     def plan(self, view):
         return PlanBuilder(view).build()
@@ -47,10 +48,10 @@ def module(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 
 
 def test_a_class_of_the_users_own_is_made_from_a_spec(module: pathlib.Path) -> None:
-    latency = LatencySource()
-    policy = make_policy("own_policies.Own:size=3", latency=latency)
+    limit = SearchLimit(WallClock(), 1.0)
+    policy = make_policy("own_policies.Own:size=3", limit=limit)
     assert type(policy).__name__ == "Own"
-    assert (policy.size, policy.latency) == (3, latency)  # type: ignore[attr-defined]
+    assert (policy.size, policy.limit) == (3, limit)  # type: ignore[attr-defined]
     assert make_policy("own_policies.Own") is not make_policy("own_policies.Own")
     assert type(make_policy("own_policies.Bare")).__name__ == "Bare"
     assert policy_file("own_policies.Bare:") == module

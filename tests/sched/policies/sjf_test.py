@@ -3,7 +3,6 @@ import random
 import numpy as np
 
 from jserve_sched.buckets.strategies import Continuous
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
@@ -25,9 +24,13 @@ def order_of(
 ) -> list[str]:
     """Returns the order in which prompts are put into one large step."""
     view = make_view(
-        TABLE, Curve(lambda tokens: tokens), waiting=waiting, running=running or []
+        TABLE,
+        Curve(lambda tokens: tokens),
+        waiting=waiting,
+        running=running or [],
+        latency=LATENCY,
     )
-    plan = make_policy(policy, latency=LatencySource(LATENCY)).plan(view)
+    plan = make_policy(policy).plan(view)
     assert plan is not None and not plan.decodes
     return [row.request.request_id for row in plan.chunks]
 

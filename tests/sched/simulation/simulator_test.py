@@ -1,32 +1,26 @@
-"""The simulator: arithmetic by hand, and stretches advanced at once."""
+"""The simulator: arithmetic by hand."""
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from jserve_sched.buckets.strategies import Continuous, PowersOfTwo
+from jserve_sched.buckets.strategies import PowersOfTwo
 from jserve_sched.outcomes import Failure
-from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.registry import POLICIES, make_policy
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import (
     CLOSED_FORMS,
-    ClosedForm,
 )
 from jserve_sched.simulation.disturbance import Disturbance
 from jserve_sched.simulation.mixes import WORKLOADS
-from jserve_sched.simulation.simulator import SimulationResult, simulate
+from jserve_sched.simulation.simulator import simulate
 from jserve_sched.simulation.workload import (
     Arrival,
     at_rate,
     isolated_times,
     unit_arrivals,
 )
-from jserve_sched.steps.plan import StepPlan
-from jserve_sched.timing.table import TablePredictor
 from tests.fakes import ManualClock, check_integrity
 from tests.step_costs import METRONOME, arrival, scheduler_of
 
@@ -110,100 +104,12 @@ def test_a_hopeless_run_stops_at_once() -> None:
     assert sum(not one.is_attained for one in short.outcomes[10:]) > 5
 
 
-def roomy() -> tuple[ClosedForm, list[Arrival]]:
-    units = unit_arrivals(
-        WORKLOADS["mixed_v1"],
-        num_requests=30,
-        seed=7,
-        yardstick=isolated_times(A100, max_prompt_tokens=16384),
-    )
-    return A100, at_rate(units, 5.0)
-
-
-def tight() -> tuple[ClosedForm, list[Arrival]]:
-    """Two requests' pages for four rows: decodes preempt one another."""
-    arrivals = [
-        arrival(str(k), 2.5 * k, output=20 + 5 * (k % 4), slo=Slo(ttft_s=9.0))
-        for k in range(16)
-    ]
-    return dataclasses.replace(METRONOME, num_kv_tokens=96), arrivals
-
-
 def early(arrivals: list[Arrival]) -> list[Arrival]:
     """Every other request says that it takes nine tokens more than it takes."""
     return [
         dataclasses.replace(one, declared_max_tokens=(one.max_tokens + 9) * (k % 2))
         for k, one in enumerate(arrivals)
     ]
-
-
-@pytest.mark.parametrize("policy", ["sjf", "laxity", "annealing:proposals=20"])
-def test_stretches_change_no_fit_to_a_predictor_that_learns(policy: str) -> None:
-    """Some stretches cross a step at which the request latency is fitted again."""
-    cost_model = dataclasses.replace(A100, max_num_seqs=2)
-    rng = np.random.default_rng(1)
-    arrivals = [
-        arrival(str(k), 9.0 * (k // 6), prompt, output, slo=Slo(ttlt_s=5.0))
-        for k, (prompt, output) in enumerate(rng.integers(50, 400, (18, 2)).tolist())
-    ]
-    table = PowersOfTwo().table(
-        max_num_seqs=2, max_num_batched_tokens=2048, block_tokens=4
-    )
-    found = []
-    for advances in (True, False):
-        predictor = TablePredictor(table, max_pages_per_row=64)
-        scheduler = scheduler_of(policy, cost_model, table, predictor=predictor)
-        result = simulate(
-            scheduler,
-            cost_model,
-            arrivals,
-            advances_decodes=advances,
-            disturbance=Disturbance(noise=0.3, bias=0.1, stall_share=0.05),
-        )
-        latency = scheduler.policy.latency.at(scheduler.view(0.0))  # type: ignore
-        found.append((result.num_steps, result.outcomes, latency))
-    assert found[0][0] > 1024, "two fits and more"
-    assert found[0] == found[1]
-
-
-@pytest.mark.parametrize("policy", sorted(POLICIES))
-@pytest.mark.parametrize("case", [roomy, tight])
-@pytest.mark.parametrize(
-    "strategy", [Continuous(), PowersOfTwo()], ids=["none", "pow2"]
-)
-def test_stretches_advanced_at_once_give_the_identical_report(
-    policy: str,
-    case: Callable[[], tuple[ClosedForm, list[Arrival]]],
-    strategy: Continuous | PowersOfTwo,
-) -> None:
-    cost_model, arrivals = case()
-    table = strategy.table(
-        max_num_seqs=cost_model.max_num_seqs,
-        max_num_batched_tokens=cost_model.max_num_batched_tokens,
-        block_tokens=4,
-    )
-
-    def run(advances: bool) -> SimulationResult:
-        scheduler = scheduler_of(policy, cost_model, table)
-        result = simulate(
-            scheduler,
-            cost_model,
-            early(arrivals),
-            records_steps=True,
-            advances_decodes=advances,
-            disturbance=Disturbance(noise=0.1),
-        )
-        check_integrity(scheduler)
-        return result
-
-    at_once, stepwise = run(True), run(False)
-    assert at_once.outcomes == stepwise.outcomes
-    assert at_once.counters == stepwise.counters
-    assert (at_once.counters.num_preemptions > 0) == (case is tight)
-    assert at_once.steps is not None and stepwise.steps is not None
-    assert np.array_equal(at_once.step_features, stepwise.step_features)
-    for one, other in zip(at_once.steps, stepwise.steps, strict=True):
-        assert (one.start_s, one.duration_s) == (other.start_s, other.duration_s)
 
 
 @pytest.mark.parametrize("lag", [0, 1])
@@ -218,26 +124,6 @@ def test_an_answer_may_end_before_its_declared_tokens(lag: int) -> None:
     assert [len(one.token_times_s) for one in result.outcomes] == [*range(3, 11)]
     assert all(one.failure is None for one in result.outcomes)
     check_integrity(scheduler)
-
-
-def test_a_stretch_is_planned_once() -> None:
-    @dataclasses.dataclass
-    class Counting:
-        num_plans: int = 0
-
-        def plan(self, view: SchedulerView) -> StepPlan | None:
-            self.num_plans += 1
-            return make_policy("fcfs").plan(view)
-
-    plans = []
-    for advances in (True, False):
-        scheduler = scheduler_of()
-        scheduler.policy = counting = Counting()
-        arrivals = [arrival("a", 0.0, output=50), arrival("b", 30.5, output=9)]
-        simulate(scheduler, METRONOME, arrivals, advances_decodes=advances)
-        plans.append(counting.num_plans)
-    # Prefill and a decode, then b's; a decode after b has ended; the end itself.
-    assert plans == [6, 51]
 
 
 def test_noise_is_seeded_and_about_the_cost() -> None:

@@ -1,8 +1,5 @@
 """Times of whole requests: the form, and its fit to steps."""
 
-import dataclasses
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,7 +15,6 @@ from jserve_sched.timing.request_latency import (
     RequestLatency,
     fit_bilinear,
     priced_points,
-    request_latency_from_json,
 )
 from tests.fakes import make_request
 from tests.step_costs import Curve
@@ -72,31 +68,6 @@ def test_short_steps_count_as_much_as_long_ones() -> None:
     points = LatencyPoints(np.ones(9), length, 0.01 + 1e-8 * length**2)
     found_s = fit_bilinear(points).of(points.batch, points.length)
     assert np.max(np.abs(found_s / points.duration_s - 1)[:5]) < 0.2
-
-
-GOOD = dataclasses.asdict(LATENCY)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ([], "is a JSON object with prefill and decode"),
-        ({"prefill": GOOD["prefill"]}, "'decode'"),
-        (GOOD | {"measured_with": 3}, "measured_with: TypeError"),
-        (GOOD | {"decode": {"both": 0}}, "'batch'"),
-        (GOOD | {"decode": GOOD["decode"] | {"base": "1"}}, "str"),
-        (GOOD | {"decode": GOOD["decode"] | {"base": -1}}, "base=-1 is not a time"),
-        (GOOD | {"decode": GOOD["decode"] | {"both": np.nan}}, "both=nan is not"),
-        (GOOD | {"decode": dict.fromkeys(GOOD["decode"], 0)}, "all coefficients are 0"),
-    ],
-)
-def test_a_latency_survives_its_file_and_others_are_refused(
-    content: object, message: str
-) -> None:
-    assert request_latency_from_json(json.dumps({**GOOD, "other": 1})) == LATENCY
-    with pytest.raises(ValueError, match="request latency file") as error:
-        request_latency_from_json(json.dumps(content))
-    assert message in str(error.value)
 
 
 def grid_of(

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from jserve_models.hf_config import read_config
+from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import Bucket, BucketTable
-from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, OraclePredictor
 from jserve_sched.simulation.gpu_costs import TableCost
 from jserve_sched.simulation.roofline import DEVICES, RooflineCost
 from jserve_sched.steps import features
+from jserve_sched.timing.request_latency import fit_bilinear, priced_points
 from jserve_tools.gpu_profiles.machines import (
     ATTENTION_COLUMNS,
     GPU_COST_MODELS,
@@ -189,3 +191,24 @@ def test_points_are_checked(
     path.write_text(f"tokens,time_us\n{row}\n{row}\n")
     with pytest.raises(ValueError, match=message):
         read_points(path, ("tokens", column))
+
+
+@pytest.mark.parametrize("name", GPU_COST_MODELS)
+def test_times_of_requests_are_bilinear_on_every_gpu(name: str) -> None:
+    machine = gpu_cost_model(name)
+    table = Continuous().table(
+        max_num_seqs=machine.max_num_seqs,
+        max_num_batched_tokens=machine.max_num_batched_tokens,
+        block_tokens=1,
+    )
+    prefill, decode = priced_points(
+        OraclePredictor(machine, table.block_tokens),
+        table,
+        page_size=machine.page_size,
+        num_kv_tokens=machine.num_kv_tokens,
+        max_num_batched_tokens=machine.max_num_batched_tokens,
+    )
+    for points, mean, worst in ((prefill, 0.1, 0.32), (decode, 0.05, 0.13)):
+        predicted_s = fit_bilinear(points).of(points.batch, points.length)
+        errors = np.abs(predicted_s / points.duration_s - 1)
+        assert np.mean(errors) < mean and np.max(errors) < worst

@@ -125,11 +125,8 @@ class MachineConfig:
         options as in quantile:q=0.75; needs --declared_max_tokens. oracle knows the
         lengths; oracle:error=0.5 and oracle:factor=10 make it wrong. [default:
         max_tokens]
-      num_instances: Number of equal engines that serve the load together, each with its
-        own scheduler.
-      assignment: Rule by which one of several engines gets a request: finish (the
-        least work by predicted times), kv (the most KV that no present request will
-        need) or round_robin. [default: finish]
+      num_instances: Number of equal engines that get the load's requests in turn, each
+        with its own scheduler.
     """
 
     cost_model: str = "a100-llama3-8b"
@@ -149,7 +146,6 @@ class MachineConfig:
     declared_max_tokens: int = 0
     length_estimator: str | None = None
     num_instances: int = 1
-    assignment: Literal["finish", "kv", "round_robin"] | None = None
 
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
@@ -165,9 +161,6 @@ class MachineConfig:
             **dict.fromkeys(("noise", "bias", "stall_share"), (0.0, 1.0)),
             num_instances=(1, 64),
         )
-        if self.num_instances == 1:
-            reason = "assignment needs num_instances of 2 or more"
-            refuse_idle(reason, self, "assignment")
         if self.length_estimator is not None:
             make_length_estimator(self.length_estimator, {})
         if not self.declared_max_tokens:
@@ -180,7 +173,7 @@ class SweepConfig:
     """Runs that are made, and the requests that they count.
 
     Attributes:
-      policies: Scheduling policies, with options as in sliding:constructor=off, or
+      policies: Scheduling policies, with options as in sliding:published=on, or
         classes of your own as in my_module.MyPolicy.
       bucket_strategies: Bucket strategies, each combined with every policy; with
         options as in linear:block_gap=4. none pads nothing. explicit and fitted take

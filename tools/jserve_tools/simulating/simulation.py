@@ -13,8 +13,7 @@ from typing import Any
 from jserve.compiled_annealing import best_kernel
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.clock import WallClock
-from jserve_sched.outcomes import distribution, summarise_run
-from jserve_sched.planning.latency_source import LatencySource
+from jserve_sched.outcomes import summarise_run
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import LengthEstimator, make_length_estimator
 from jserve_sched.scheduler import Scheduler
@@ -28,7 +27,7 @@ from jserve_sched.simulation.goodput import (
     most_violations,
     search_seed,
 )
-from jserve_sched.simulation.instances import ASSIGNMENTS
+from jserve_sched.simulation.instances import in_turn
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import Arrival, Yardstick, at_rate
 from jserve_tools.fitting.step_logs import write_simulated_log
@@ -108,13 +107,11 @@ class Experiment:
             share = 0.0 if self.load.config.one_shot else WARMUP_SHARE
         return int(len(arrivals) * share)
 
-    def _scheduler(
-        self, arrivals: Sequence[Arrival], source: LatencySource
-    ) -> Scheduler:
+    def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
         """Returns a fresh scheduler for one engine."""
         machine = self.machine
         return make_scheduler(
-            policy=make_policy(self.policy, latency=source, make_kernel=best_kernel),
+            policy=make_policy(self.policy, make_kernel=best_kernel),
             cost_model=self.cost_model,
             buckets=self.buckets,
             predictor=make_predictor(
@@ -143,15 +140,11 @@ class Experiment:
                 machine.declared_max_tokens,
                 max_model_len=machine.max_model_len,
             )
-        sources = [LatencySource() for _ in range(machine.num_instances)]
-        assignment = None
-        if machine.num_instances > 1:
-            assignment = ASSIGNMENTS[machine.assignment or "finish"](sources)
         return simulate(
-            [self._scheduler(arrivals, source) for source in sources],
+            [self._scheduler(arrivals) for _ in range(machine.num_instances)],
             self.cost_model,
             arrivals,
-            assignment=assignment,
+            assignment=in_turn if machine.num_instances > 1 else None,
             lag=machine.lag,
             disturbance=Disturbance(
                 noise=machine.noise,
@@ -202,11 +195,7 @@ class Experiment:
         )
         summary["num_warmup"] = num_warmup
 
-        # Add what only a simulation knows. Decode steps that were advanced together
-        # were not planned one by one, and have no planning time.
-        plans = distribution(one.plan_s * 1e3 for one in steps if one.plan_s)
-        if plans is not None:
-            summary["plan_ms"] = {name: plans[name] for name in ("p50", "p99")}
+        # Add what only a simulation knows.
         summary["num_steps"] = result.num_steps
         if self.machine.num_instances > 1:
             summary["instances"] = _instances(result, arrivals, num_warmup)

@@ -240,7 +240,6 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     }
     if machine.num_instances > 1:
         settings["num_instances"] = machine.num_instances
-        settings["assignment"] = machine.assignment or "finish"
     if machine.declared_max_tokens:
         settings["declared_max_tokens"] = machine.declared_max_tokens
         settings["length_estimator"] = machine.length_estimator or NO_ESTIMATES

@@ -7,7 +7,6 @@ __all__ = [
     "mlp",
     "plots",
     "report",
-    "request_latency",
     "samples",
     "step_grid",
 ]

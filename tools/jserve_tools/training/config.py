@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 from jserve.config import check_range
 
@@ -12,11 +12,8 @@ class TrainingConfig:
     """The predictor that is trained, its samples, and settings of the training.
 
     Attributes:
-      kind: Quantity that is predicted: the time of a step, or of a whole request. For
-        request, only --samples and --output have an effect.
       samples: Samples file of jserve-profile.
-      output: Folder for the trained predictor and its report. [default: out/predictor,
-        or out/request_latency for --kind=request]
+      output: Folder for the trained predictor and its report.
       hidden: Number of units in each hidden layer.
       learning_rate: AdamW's learning rate at the start; it falls to 0 along a cosine
         over --max_epochs.
@@ -27,9 +24,8 @@ class TrainingConfig:
       seed: Seed of the initial weights.
     """
 
-    kind: Literal["step", "request"] = "step"
     samples: pathlib.Path = pathlib.Path("out/profile/samples.npz")
-    output: pathlib.Path | None = None
+    output: pathlib.Path = pathlib.Path("out/predictor")
     hidden: tuple[int, ...] = (32, 32)
     learning_rate: float = 5e-3
     weight_decay: float = 0.1
@@ -47,12 +43,6 @@ class TrainingConfig:
         check_range("max_epochs", self.max_epochs, 1, 1_000_000)
         check_range("patience", self.patience, 1, 1_000_000)
         check_range("seed", self.seed, 0, 2**31 - 1)
-
-    @property
-    def folder(self) -> pathlib.Path:
-        """Folder to write to."""
-        name = "predictor" if self.kind == "step" else "request_latency"
-        return self.output or pathlib.Path("out") / name
 
     @property
     def network(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """SLO-aware simulated annealing (arXiv 2504.14966)."""
 
-from jserve_sched.policies.annealing.policy import Annealing, AnnealingSliding
+from jserve_sched.policies.annealing.policy import Annealing
 
-__all__ = ["Annealing", "AnnealingSliding"]
+__all__ = ["Annealing"]

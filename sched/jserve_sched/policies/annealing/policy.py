@@ -1,4 +1,4 @@
-"""`annealing` and `annealing+sliding`: admission by a searched plan.
+"""`annealing`: admission by a searched plan.
 
 From "SLO-Aware Scheduling for Large Language Model Inferences" (arXiv 2504.14966) come
 the objective G = n / t (requests that attain their SLOs, over the sum of all latencies)
@@ -21,14 +21,13 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jserve_sched.clock import Clock
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, choose_waiting
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.annealing.problem import (
     AnnealingProblem,
@@ -43,7 +42,6 @@ from jserve_sched.policies.annealing.search import (
     search,
 )
 from jserve_sched.policies.base import SearchTotals
-from jserve_sched.policies.sliding.policy import SlidingServe
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 
@@ -83,8 +81,8 @@ def num_changes(view: SchedulerView) -> int:
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class PlannedAdmission:
-    """Orders the queue by simulated annealing; a subclass decides what a step holds.
+class Annealing:
+    """Simulated annealing orders the queue; steps are filled as `fcfs` fills them.
 
     It remembers the order that the last search found, which every step until the next
     search follows, and the totals of its searches. Plans thus depend on earlier views.
@@ -94,22 +92,16 @@ class PlannedAdmission:
       interval_s: Least time between two searches, seconds.
       max_age_s: Age above which a request goes first, seconds.
       seed: Seed of the searches, together with `num_changes`.
-      latency: Times of whole requests.
       make_kernel: Returns what runs the searches; called once.
       limit: Ends a search early and measures it.
       searches: Totals of the searches, for metrics.
       found: Result of the last search; None before the first.
     """
 
-    is_stream: ClassVar[bool] = False  # see `make_problem`
-
     proposals: int = DEFAULT_PROPOSALS
     interval_s: float = 0.05
     max_age_s: float = 120.0
     seed: int = 0
-    latency: LatencySource = dataclasses.field(
-        default_factory=LatencySource, repr=False
-    )
     make_kernel: Callable[[], Kernel] = dataclasses.field(
         default=lambda: anneal, repr=False
     )
@@ -173,7 +165,7 @@ class PlannedAdmission:
         The first batch starts once the aged have had their turn. Of thousands of them
         the first ones are looked at; the others count as their mean.
         """
-        latency, num_aged = self.latency.at(view), self._num_aged(view)
+        latency, num_aged = view.latency, self._num_aged(view)
         start_s = view.in_flight_s
         if num_aged:
             known, left = _lengths(view.waiting[: min(num_aged, MOST_JOBS)])
@@ -184,20 +176,13 @@ class PlannedAdmission:
             one.num_projected_tokens + one.expected_tokens_left for one in view.running
         )
         pool_tokens = view.ledger.num_pages * view.ledger.page_size
-        max_batch, num_running = view.num_free_slots, len(view.running)
-        if self.is_stream:
-            needed = float(np.mean(np.sum(_lengths(requests), axis=0)))
-            together = max(int(pool_tokens / needed), 1)
-            together = min(view.max_num_seqs, num_running + len(requests), together)
-            max_batch, num_running = 1, together - 1
         return make_problem(
             requests,
             latency,
             now_s=view.now_s,
-            max_batch=min(max_batch, len(requests)),
+            max_batch=min(view.num_free_slots, len(requests)),
             max_kv_tokens=max(pool_tokens - held, 0),
-            num_running=num_running,
-            is_stream=self.is_stream,
+            num_running=len(view.running),
             start_s=start_s,
         )
 
@@ -207,6 +192,14 @@ class PlannedAdmission:
         return bisect.bisect_left(
             view.admissible, since_s, key=lambda one: one.arrival_s
         )
+
+    def plan(self, view: SchedulerView) -> StepPlan | None:
+        """Returns the next step; its prompts in turn."""
+        candidates = self.candidates(view)
+        builder = PlanBuilder(view)
+        candidates.add_decodes(builder)
+        candidates.add_prompts(builder, candidates.prompts)
+        return builder.build()
 
     def candidates(self, view: SchedulerView) -> Candidates:
         """Returns the requests that may be in the next step, the waiting in turn.
@@ -230,40 +223,3 @@ def _lengths(requests: Sequence[Request]) -> np.ndarray:
     """Returns tokens known and tokens expected to be left, `[2, N]`."""
     rows = [(one.num_known_tokens, one.expected_tokens_left) for one in requests]
     return np.array(rows, np.float64).T
-
-
-@dataclasses.dataclass(eq=False, kw_only=True)
-class Annealing(PlannedAdmission):
-    """Simulated annealing orders the queue; steps are filled as `fcfs` fills them.
-
-    Attributes:
-      chunk_tokens: Tokens in a step, as in `InOrder`.
-    """
-
-    chunk_tokens: int = 0
-
-    def plan(self, view: SchedulerView) -> StepPlan | None:
-        """Returns the next step."""
-        candidates = self.candidates(view)
-        builder = PlanBuilder(view)
-        candidates.add_decodes(builder)
-        builder.limit_tokens(self.chunk_tokens)
-        candidates.add_prompts(builder, candidates.prompts)
-        return builder.build()
-
-
-@dataclasses.dataclass(eq=False, kw_only=True)
-class AnnealingSliding(PlannedAdmission):
-    """Simulated annealing orders the queue; `sliding` sizes the steps.
-
-    It runs without the constructor, which selects prompts out of turn and would exceed
-    the bound on age. The search plans a stream (ours: with even steps it gives a higher
-    G than batches that wait for one another).
-    """
-
-    is_stream: ClassVar[bool] = True
-    _sliding: ClassVar = SlidingServe(sorter="given", constructor=False)
-
-    def plan(self, view: SchedulerView) -> StepPlan | None:
-        """Returns the next step."""
-        return self._sliding.plan_for(view, self.candidates(view))

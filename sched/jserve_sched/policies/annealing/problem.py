@@ -94,7 +94,6 @@ def make_problem(
     max_batch: int,
     max_kv_tokens: int,
     num_running: int = 0,
-    is_stream: bool = False,
     start_s: float = 0.0,
 ) -> AnnealingProblem:
     """Returns the problem of these waiting requests, at least one, in their order.
@@ -108,9 +107,6 @@ def make_problem(
       max_batch: B, 1 or more.
       num_running: Requests that every batch joins: a batch of b takes as long as one of
         b and these.
-      is_stream: Whether requests pass through an engine that batches continuously: one
-        keeps it busy for its prefill, which these join by decode steps only, and for
-        its share of its own decode steps, and the next one is admitted that much later.
       start_s: Time until the first batch can start, seconds.
     """
     rows = []
@@ -127,15 +123,13 @@ def make_problem(
             first_s = min(first_s, due_s + slo.ttft_s)
         rows.append((request.num_known_tokens, left, -due_s, first_s, last_s))
     known, left, waited_s, first_s, last_s = np.array(rows, np.float64).T[:, :, None]
-    batch = np.arange(1.0, max_batch + 1)
-    joined = num_running + batch
-    prefill_s = latency.prefill.of(batch if is_stream else joined, known)  # [N, B]
-    exec_s = prefill_s + latency.decode_s(joined, known, left)
-    shared_s = (exec_s - prefill_s) * (1.0 - 1.0 / joined) * is_stream
+    batch = num_running + np.arange(1.0, max_batch + 1)
+    prefill_s = latency.prefill.of(batch, known)  # [N, B]
+    exec_s = prefill_s + latency.decode_s(batch, known, left)
     return AnnealingProblem(
-        exec_s=exec_s - shared_s,
+        exec_s=exec_s,
         latest_s=np.minimum(first_s - prefill_s, last_s - exec_s),
-        waited_s=np.maximum(waited_s[:, 0], 0.0) + shared_s[:, 0],
+        waited_s=np.maximum(waited_s[:, 0], 0.0),
         kv_tokens=(known + left)[:, 0].astype(np.int64),
         max_kv_tokens=max_kv_tokens,
         start_s=max(start_s, 0.0),

@@ -5,10 +5,11 @@ and is late if it cannot wait so long and still have its prompt computed. Short 
 cost throughput, since each of them runs all decodes. The cap is the length that loses
 the smallest share of requests such as came lately:
 
-    lost(T) = busy(T) mean_i max(0, 1 - w_i / T) + max(0, 1 - (1 - b / T) / load)
+    lost(T) = busy(T) mean_i max(0, 1 - w_i / T) + most(max(0, 1 - (1 - b / T) / load))
 
 with w_i the time that request i can wait, b a step of decodes alone, `load` the seconds
-of prefill that arrive in a second, and busy the share of time in which a step runs.
+of prefill that arrive in a second, busy the share of time in which a step runs, and
+most(x) the share of requests, those with most work first, that have a share x of it.
 """
 
 import collections
@@ -59,8 +60,8 @@ class StepCap:
         recent = recent._replace(known_tokens=tokens, start=np.zeros(len(tokens)))
         alone_s = steps.alone_s(recent)
         span_s = max(view.now_s - float(recent.arrival_s.min()), 1e-3)
-        work_s = float(added_s(steps, scale, recent, alone_s).sum())
-        load = max(work_s / span_s, 1e-9)
+        works_s = np.sort(added_s(steps, scale, recent, alone_s))[::-1].cumsum()
+        load = max(float(works_s[-1]) / span_s, 1e-9)
         first_s = [one.pacing.first_s - one.arrival_s for one in self._recent]
         wait_s = (np.array(first_s) - alone_s) * _SHARE
         wait_s[wait_s <= 0] = np.inf  # late however long steps are
@@ -72,5 +73,6 @@ class StepCap:
         useful = 1.0 - scale.least_s / caps_s
         late = np.maximum(0.0, 1.0 - wait_s / caps_s[:, None]).mean(axis=1)
         lost = np.minimum(load / useful, 1.0) * late
-        lost += np.maximum(0.0, 1.0 - useful / load)
+        over_s = np.maximum(0.0, 1.0 - useful / load) * works_s[-1]
+        lost += works_s.searchsorted(over_s) / len(works_s)
         return float(caps_s[np.flatnonzero(lost <= lost.min() + _EQUAL)[-1]])

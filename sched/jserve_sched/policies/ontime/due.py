@@ -13,56 +13,74 @@ import numpy as np
 from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.request import Request
 
-_LEAST_PACE = 0.6  # of a usual step: a decode that needs shorter ones is not waited for
+
+def usual_step_s(decodes: Iterable[Request], *, least_s: float, most_s: float) -> float:
+    """Returns how long steps can usually be beside these decodes, seconds.
+
+    Args:
+      least_s: Duration of a step without prefill.
+      most_s: Longest that a step should be for other reasons.
+    """
+    tightest_s = min((one.slo.tbt_s or np.inf for one in decodes), default=np.inf)
+    return max(min(most_s, tightest_s), 1.05 * least_s)
 
 
-def due_s(prompts: Facts, step_s: float) -> np.ndarray:
-    """Returns `[P]` when prompts must be computed, clock seconds.
+def due_s(prompts: Facts, step_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns when prompts must be computed, and the steps that answers need beside.
 
-    `step_s` is the time of one token of an answer.
+    Returns:
+      `[P]` clock seconds; and `[P]` how many more steps than one each `step_s`, the
+      time of a token, an answer with a completion bound then needs.
     """
     bound_s = np.where(np.isfinite(prompts.end_s), prompts.end_s - prompts.arrival_s, 0)
-    rest_s = np.minimum((prompts.answer_tokens - 1.0) * step_s, bound_s / 2)
-    found: np.ndarray = np.minimum(prompts.deadline_s, prompts.end_s - rest_s)
-    return found
+    answer_s = (prompts.answer_tokens - 1.0) * step_s
+    rest_s = np.minimum(answer_s, bound_s / 2)
+    more = np.where(bound_s > 0, answer_s - rest_s, 0.0) / step_s
+    return np.minimum(prompts.deadline_s, prompts.end_s - rest_s), more
 
 
 class DecodeSlack(NamedTuple):
-    """How long decodes can wait.
+    """How long decodes can wait, of those that are waited for.
 
     Attributes:
       slack_s: `[D]` until the next token is due, seconds.
       gap_s: `[D]` between the tokens of each, seconds.
-      step_s: Longest that steps can usually be.
+      num_outputs: `[D]` tokens that each has.
     """
 
     slack_s: np.ndarray
     gap_s: np.ndarray
-    step_s: float
+    num_outputs: np.ndarray
 
 
 def decode_slack(
-    decodes: Iterable[Request], *, start_s: float, least_s: float, step_s: float
+    decodes: Iterable[Request],
+    *,
+    start_s: float,
+    least_s: float,
+    step_s: float,
+    lost_per_s: float,
 ) -> DecodeSlack:
     """Returns the slack of those decodes that can still be in time.
+
+    One that needs shorter steps than usual for its completion bound costs prefill, and
+    is not waited for if more than one prompt would be lost for it.
 
     Args:
       start_s: Start of the step, clock seconds.
       least_s: Duration of a step without prefill.
-      step_s: Longest that a step should be for other reasons.
+      step_s: Usual duration of a step.
+      lost_per_s: Prompts lost for each second without prefill.
     """
-    tightest_s = min((one.slo.tbt_s or np.inf for one in decodes), default=np.inf)
-    step_s = max(min(step_s, tightest_s), 1.05 * least_s)
-    rows: list[tuple[float, float]] = []
+    rows: list[tuple[float, float, int]] = []
     for one in decodes:
         slack_s, gap_s = one.deadline_s - start_s, one.slo.tbt_s or np.inf
         if one.slo.ttlt_s is not None:
             left_s = one.arrival_s + one.slo.ttlt_s - start_s
-            pace_s = left_s / one.expected_tokens_left
-            if pace_s < _LEAST_PACE * step_s:
+            tokens = one.expected_tokens_left
+            if (tokens - left_s / step_s) * least_s * lost_per_s > 1.0:
                 continue
-            slack_s, gap_s = min(slack_s, pace_s), min(gap_s, pace_s)
+            slack_s, gap_s = min(slack_s, left_s / tokens), min(gap_s, left_s / tokens)
         if least_s <= slack_s < np.inf:
-            rows.append((slack_s, gap_s))
-    slacks_s, gaps_s = np.array(rows, np.float64).reshape(-1, 2).T
-    return DecodeSlack(slacks_s, gaps_s, step_s)
+            rows.append((slack_s, gap_s, one.num_outputs_projected))
+    return DecodeSlack(*np.array(rows, np.float64).reshape(-1, 3).T)

@@ -25,6 +25,7 @@ above `max_age_s` comes first in one of `_AGED_EVERY` steps, and from then on un
 got its share, so that no other takes the slot that it waits for.
 """
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -34,9 +35,14 @@ from jserve_sched.planning.candidates import Candidates
 from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.ontime.cap import StepCap
-from jserve_sched.policies.ontime.due import DecodeSlack, decode_slack, due_s
+from jserve_sched.policies.ontime.due import (
+    DecodeSlack,
+    decode_slack,
+    due_s,
+    usual_step_s,
+)
 from jserve_sched.policies.ontime.work import StepScale, added_s, scale_of
-from jserve_sched.policies.sliding.sorter import surplus
+from jserve_sched.policies.sliding.sorter import rank, surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -45,6 +51,7 @@ _VIOLATED_EVERY = 4
 _AGED_EVERY = 16
 _FORGET = 0.999  # of the longest delay, each step: half is left after 700
 _LEAST_DELAY_S = 1e-4
+_STALL_STEPS = 2048  # in which stalls are counted
 _REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
 _MOST_FINISHED = 32  # prompts of a step whose due times are looked at
 _Z_95 = 1.645
@@ -76,6 +83,9 @@ class OnTime:
         self._cap = StepCap()
         self._violated: set[str] = set()  # ids of running requests
         self._delay_s = 0.0  # the longest of late
+        self._stalls: collections.deque[tuple[int, float]] = collections.deque()
+        self._step_s = 0.0  # predicted duration of the last step
+        self._lost_per_s = 0.0  # prompts lost for each second without prefill
         self._next_start = (-1, 0.0)  # of which step, and when, as predicted
         self._last_turn = -_AGED_EVERY  # step in which the oldest came first
 
@@ -83,8 +93,9 @@ class OnTime:
         """Returns the next step."""
         step_id, expected_s = self._next_start
         if view.step_id == step_id and view.running:
-            delay_s = view.start_s - expected_s
-            self._delay_s = max(self._delay_s * _FORGET, delay_s)
+            self._note(view.start_s - expected_s, step_id)
+        while self._stalls and self._stalls[0][0] < view.step_id - _STALL_STEPS:
+            self._stalls.popleft()
         aged_before_s = view.now_s - self.max_age_s
         candidates = Candidates(view, aged_before_s=aged_before_s)
         builder = PlanBuilder(view)
@@ -95,10 +106,30 @@ class OnTime:
             candidates.add_decodes(builder)
         plan = builder.build()
         if plan is not None:
+            self._step_s = plan.predicted_s
             self._next_start = view.step_id + 1, view.start_s + plan.predicted_s
             if aged and any(row.request is aged for row in plan.chunks):
                 self._last_turn = view.step_id
         return plan
+
+    def _note(self, delay_s: float, step_id: int) -> None:
+        """Takes into account how much later a step starts than was predicted."""
+        self._delay_s = max(self._delay_s * _FORGET, delay_s)
+        if delay_s > self._step_s / 2:
+            self._stalls.append((step_id, delay_s))
+
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts: those on time by due time, then the others."""
+        gaps_s = (one.slo.tbt_s or 1.0 for one in view.running)
+        bound_s = np.where(
+            np.isinf(prompts.end_s), 0, prompts.end_s - prompts.arrival_s
+        )
+        rest_s = (prompts.answer_tokens - 1.0) * min(gaps_s, default=1.0)
+        due_s = prompts.end_s - np.minimum(rest_s, bound_s / 2)
+        due_s = np.minimum(prompts.deadline_s, due_s)
+        return rank(view, steps, prompts._replace(pace_s=due_s, deadline_s=due_s)).order
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
@@ -130,14 +161,23 @@ class OnTime:
         steps = StepPrices(view, rows)
         scale = scale_of(view, steps)
         cap_s = self._cap.find_s(view, steps, scale) if self.cap else np.inf
+        decodes = [
+            one for one in candidates.decodes if one.request_id not in self._violated
+        ]
+        step_s = usual_step_s(
+            decodes, least_s=scale.least_s, most_s=min(cap_s, scale.full_s)
+        )
+        step_s = scale.usual_s(step_s / scale.ratio)
+        due, more_steps = due_s(prompts, step_s)
+        left_s = due - start_s
         slack = decode_slack(
-            [one for one in candidates.decodes if one.request_id not in self._violated],
+            decodes,
             start_s=start_s,
             least_s=scale.least_s,
-            step_s=min(cap_s, scale.full_s),
+            step_s=step_s,
+            lost_per_s=self._lost_per_s,
         )
-        left_s = due_s(prompts, slack.step_s) - start_s
-        lost, given_up = self._late(prompts, steps, scale, slack.step_s, left_s)
+        lost, given_up = self._late(prompts, steps, scale, step_s, left_s, more_steps)
         late = lost | given_up
         order = np.lexsort((prompts.arrival_s, left_s, prompts.guard <= 0, late))
         if aged:
@@ -151,9 +191,9 @@ class OnTime:
             rows = [row for row in rows if row.request.request_id not in self._violated]
         builder.add_decodes(rows, candidates.victims)
         prices = StepPrices(view, rows).of(prompts.take(order))
-        on_time_s, is_full = left_s[order[:num_on_time]], bool(given_up.any())
+        on_time_s = left_s[order[:num_on_time]]
         builder.limit_time(
-            self._budget(prices, slack, on_time_s, cap_s, scale.ratio, is_full)
+            self._budget(prices, slack, on_time_s, cap_s, step_s, scale.ratio)
         )
         candidates.add_prompts(builder, prices.prompts.requests)
 
@@ -164,10 +204,11 @@ class OnTime:
         scale: StepScale,
         step_s: float,
         left_s: np.ndarray,
+        more_steps: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns `[P]` which prompts cannot be in time, and which are given up."""
         alone_s = steps.alone_s(prompts)
-        work_s = added_s(steps, scale, prompts, alone_s)
+        work_s = added_s(steps, scale, prompts, alone_s) + more_steps * scale.least_s
         guard = prompts.guard > 0
         violated = [one.request_id in self._violated for one in prompts.requests]
         lost = ((left_s < alone_s) | violated) & ~guard
@@ -177,7 +218,10 @@ class OnTime:
         room_s -= (scale.ratio - 1.0) / _Z_95 * until_s / np.sqrt(num_steps)
         room_s -= work_s[guard].sum()  # the guarded come first
         room_s[lost | guard | np.isinf(left_s)] = np.inf
-        return lost, surplus(room_s, work_s)
+        given_up = surplus(room_s, work_s)
+        least_s = float(np.min(work_s[given_up], initial=np.inf))
+        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
+        return lost, given_up
 
     def _budget(
         self,
@@ -185,14 +229,14 @@ class OnTime:
         slack: DecodeSlack,
         left_s: np.ndarray,
         cap_s: float,
+        step_s: float,
         ratio: float,
-        is_full: bool,
     ) -> int:
         """Returns how many blocks of prefill the step should have.
 
         Args:
           left_s: Times left of the first prompts, those on time, seconds.
-          is_full: Whether the on-time set has no room for others.
+          step_s: Usual duration of a step.
         """
         hard_s = soft_s = float(slack.slack_s.min(initial=np.inf)) / ratio
         buffer_s = self.buffer * self._delay_s
@@ -200,14 +244,20 @@ class OnTime:
             kept_s = np.minimum(slack.slack_s, _REGAIN * slack.gap_s)
             kept_s = np.maximum(slack.slack_s - buffer_s, kept_s)
             soft_s = min(hard_s, float(kept_s.min(initial=np.inf)) / ratio)
-        limit_s = min(hard_s if is_full else soft_s, cap_s)
+            # Decodes that a buffer saves in a step, against prompts that it loses.
+            regained_s = (1.0 - _REGAIN) * slack.gap_s * slack.num_outputs
+            stalls_s = np.sort([stall_s for _, stall_s in self._stalls])
+            saved = float(stalls_s.searchsorted(regained_s).sum()) / _STALL_STEPS
+            if saved < (hard_s - soft_s) * self._lost_per_s:
+                soft_s = hard_s
+        limit_s = min(soft_s, cap_s)
         ends = prices.ends[1 : 1 + min(len(left_s), _MOST_FINISHED)]
         ends = ends[ends <= prices.steps.max_blocks].astype(np.int64)
         if self.finish and len(ends):
             # The first prompts that it can finish, all of them by their due times.
             price_s = prices.predict(ends)
             by_s = np.minimum.accumulate(left_s[: len(ends)]) / ratio
-            is_urgent = by_s < price_s + slack.step_s  # cannot wait for another step
+            is_urgent = by_s < price_s + step_s  # cannot wait for another step
             fits = price_s <= np.minimum(by_s, np.where(is_urgent, hard_s, limit_s))
             if num_finished := int(np.argmin(np.append(fits, False))):
                 last = num_finished - 1

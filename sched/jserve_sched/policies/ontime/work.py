@@ -13,7 +13,8 @@ class StepScale(NamedTuple):
     """Durations of steps, seconds: without prefill, with one block, and full.
 
     `token_s` is what a token adds; `ratio` is the 95th percentile of the duration of a
-    full step over its median.
+    full step over its median. `edges_s` `[N]` are durations of steps that fill a bucket,
+    ascending.
     """
 
     least_s: float
@@ -21,17 +22,30 @@ class StepScale(NamedTuple):
     full_s: float
     token_s: float
     ratio: float
+    edges_s: np.ndarray
+
+    def usual_s(self, limit_s: float) -> float:
+        """Returns how long a step is that should be within a limit."""
+        place = int(self.edges_s.searchsorted(limit_s, "right"))
+        return max(float(self.edges_s[max(place - 1, 0)]), self.first_s)
 
 
 def scale_of(view: SchedulerView, steps: StepPrices) -> StepScale:
     """Returns the durations of steps beside these decodes."""
-    size = steps.block_tokens
-    tokens = np.array([0.0, size, max(steps.max_blocks, 1) * size])
-    matrix = steps.matrix(steps.columns(np.zeros(3), tokens))
-    least_s, first_s, full_s = np.maximum.accumulate(steps.predict(matrix)).tolist()
-    upper_s = float(view.predictor.predict_upper(matrix[-1:])[0])
-    token_s = (full_s - least_s) / float(tokens[-1])
-    return StepScale(least_s, first_s, full_s, token_s, max(upper_s / full_s, 1.0))
+    size, most = steps.block_tokens, max(steps.max_blocks, 1)
+    blocks = np.concatenate(([0.0, 1.0, most], steps.edges))
+    matrix = steps.matrix(steps.columns(np.zeros(len(blocks)), blocks * size))
+    times_s = steps.predict(matrix)
+    least_s, first_s, full_s = np.maximum.accumulate(times_s[:3]).tolist()
+    upper_s = float(view.predictor.predict_upper(matrix[2:3])[0])
+    return StepScale(
+        least_s,
+        first_s,
+        full_s,
+        token_s=(full_s - least_s) / (most * size),
+        ratio=max(upper_s / full_s, 1.0),
+        edges_s=np.maximum.accumulate(times_s[3:]),
+    )
 
 
 def added_s(

@@ -9,11 +9,10 @@ import pytest
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.planning.candidates import choose_waiting
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.annealing.policy import (
+    Annealing,
     FoundOrder,
-    PlannedAdmission,
     SearchLimit,
 )
 from jserve_sched.policies.annealing.problem import AnnealingProblem
@@ -33,19 +32,17 @@ LATENCY = RequestLatency(
 )
 
 
-def planner(
-    spec: str, *order: str, limit: SearchLimit | None = None
-) -> PlannedAdmission:
+def planner(spec: str, *order: str, limit: SearchLimit | None = None) -> Annealing:
     """A policy that remembers an order of an older queue, if one is given."""
-    policy = make_policy(spec, latency=LatencySource(LATENCY), limit=limit)
-    assert isinstance(policy, PlannedAdmission)
+    policy = make_policy(spec, limit=limit)
+    assert isinstance(policy, Annealing)
     if order:
         turns = {name: turn for turn, name in enumerate(order)}
         policy.found = FoundOrder(turns, made_s=0.0, num_changes=-1)
     return policy
 
 
-def search(policy: PlannedAdmission, view: SchedulerView) -> tuple[str, ...] | None:
+def search(policy: Annealing, view: SchedulerView) -> tuple[str, ...] | None:
     """The order that the policy finds, if it searches at all."""
     before = policy.found
     policy.search_if_due(view)
@@ -72,6 +69,7 @@ def view_of(*waiting: Request, now_s: float = 0.0, **fields) -> SchedulerView:
         waiting=waiting,
         running=runs,
         now_s=now_s,
+        latency=LATENCY,
     )
     slots = {
         "max_num_seqs": len(runs) + fields.get("num_free_slots", view.max_num_seqs)
@@ -79,7 +77,7 @@ def view_of(*waiting: Request, now_s: float = 0.0, **fields) -> SchedulerView:
     return dataclasses.replace(view, **slots | fields)
 
 
-def problem_of(policy: PlannedAdmission, view: SchedulerView) -> AnnealingProblem:
+def problem_of(policy: Annealing, view: SchedulerView) -> AnnealingProblem:
     """What the policy searches, with this view."""
     requests = choose_waiting(view, first=policy._num_aged(view)).requests
     return policy._problem(view, requests)
@@ -144,9 +142,8 @@ def test_admission_goes_by_turn_and_newcomers_go_behind() -> None:
     waiting = [job(name) for name in ("a", "b", "c", "new")]
     view = view_of(*waiting)
     order = ("c", "a", "gone", "b")
-    for spec in ("annealing", "annealing+sliding"):
-        policy = planner(f"{spec}:interval_s=9", *order)
-        assert admitted(policy.plan(view)) == ["c", "a", "b", "new"]
+    policy = planner("annealing:interval_s=9", *order)
+    assert admitted(policy.plan(view)) == ["c", "a", "b", "new"]
 
 
 def test_the_aged_go_first_by_arrival() -> None:
@@ -157,8 +154,7 @@ def test_the_aged_go_first_by_arrival() -> None:
     assert admitted(policy.plan(view)) == ["old1", "old2", "y2", "y1"]
 
 
-@pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
-def test_the_aged_are_preempted_last_the_first_to_come_last_of_all(name: str) -> None:
+def test_the_aged_are_preempted_last_the_first_to_come_last_of_all() -> None:
     def one(name: str, arrival_s: float, due_s: float) -> Request:
         request = running(name)
         request.arrival_s = arrival_s
@@ -173,7 +169,7 @@ def test_the_aged_are_preempted_last_the_first_to_come_last_of_all(name: str) ->
         one("fine", 41.0, 500.0),
         one("soon", 42.0, 62.0),
     ]
-    policy = planner(f"{name}:max_age_s=30")
+    policy = planner("annealing:max_age_s=30")
     candidates = policy.candidates(view_of(now_s=60.0, running=runs))
     victims = [victim.request_id for victim in candidates.victims(runs[2])]
     assert victims == ["late", "fine", "soon", "old2"]
@@ -208,14 +204,6 @@ def test_a_batch_fits_what_runs() -> None:
     assert problem.exec_s[:, 0] == pytest.approx(3 * alone_s[:, 0])
 
 
-def test_annealing_sliding_plans_a_stream_of_requests() -> None:
-    jobs = [job(name) for name in "abc"]  # 10 ms of prefill, 90 ms of decode steps
-    view = view_of(*jobs, running=[running("r")], max_num_seqs=2)
-    problem = problem_of(planner("annealing+sliding"), view)
-    # Two run together: decode steps take twice as long, half of which is its own.
-    assert problem.exec_s == pytest.approx(np.full((3, 1), 0.01 + 0.18 / 2))
-
-
 def test_the_clock_ends_a_search() -> None:
     class Clock:
         """A millisecond passes between two looks."""
@@ -235,11 +223,10 @@ def test_the_clock_ends_a_search() -> None:
         assert sorted(found or ()) == sorted(one.request_id for one in jobs)
 
 
-@pytest.mark.parametrize("name", ["annealing", "annealing+sliding"])
-def test_the_same_views_give_new_objects_the_same_plans(name: str) -> None:
+def test_the_same_views_give_new_objects_the_same_plans() -> None:
     jobs = [job(f"j{index}", tokens=5 + index % 7, ttlt_s=0.4) for index in range(12)]
     view = view_of(*jobs)
-    one, other = planner(f"{name}:proposals=500"), planner(f"{name}:proposals=500")
+    one, other = planner("annealing:proposals=500"), planner("annealing:proposals=500")
     for now_s in (0.0, 0.01, 0.2):
         view.queue.add(job(f"at{now_s}"))
         now = dataclasses.replace(view, now_s=now_s)

@@ -356,15 +356,6 @@ def test_durations_sizes_and_waits() -> None:
     assert beside.exec_s == pytest.approx(np.array([[0.6, 0.8]]))
 
 
-def test_a_stream_is_kept_busy_for_a_requests_share_of_its_steps() -> None:
-    slo = Slo(ttlt_s=3.0)
-    # Two run together: decode steps take twice as long, half of which is its own.
-    problem = problem_of(request(slo), max_batch=1, num_running=1, is_stream=True)
-    assert problem.exec_s == pytest.approx(np.array([[0.1 + 0.2 / 2]]))
-    assert problem.waited_s == pytest.approx(np.array([2.0 + 0.2 / 2]))
-    assert problem.latest_s == pytest.approx(np.array([[1.0 - (0.1 + 0.2)]]))
-
-
 @pytest.mark.parametrize(
     ("slo", "latest_s"),
     [
