@@ -91,7 +91,7 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
     Raises:
       ValueError: Naming flag and value.
     """
-    from jserve.server.app import load_api_keys
+    from jserve.server.api_keys import load_api_keys
     from jserve.server.slo_input import load_service_classes
     from jserve_sched.policies.registry import make_policy
 

@@ -86,7 +86,7 @@ def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
       ValueError: If it cannot be read or parsed, naming setting and file.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))  # as Windows writes it
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{name}={str(path)!r}: {error}") from None
 
@@ -329,7 +329,9 @@ class ServerConfig:
       service_classes: JSON file with a list of service classes, each with a name and
         any of ttft_s, tbt_s and ttlt_s, in seconds. "" has best effort only.
       default_service_class: Service class of requests that name none.
-      api_key_file: File of accepted API keys, one per line; "" requires no key.
+      api_key_file: File of accepted API keys, one per line, or a JSON list of objects
+        with name, key, and any of max_parallel_requests, max_waiting_requests and
+        tokens_per_minute, which limit the requests of that key. "" requires no key.
       drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
       keep_alive_s: Seconds that an idle connection is kept open for its client's next
         request; clients that pool connections expect a minute or more.

@@ -197,7 +197,7 @@ class Reply:
             self._ready.append(chunk)
             if not self._open:
                 if self.form.has_usage:
-                    self._ready.append(self.form.usage_event(self._usage()))
+                    self._ready.append(self.form.usage_event(self.usage()))
                 self._ready.append(DONE_EVENT)
         elif not self._open:
             error = self.error
@@ -236,7 +236,7 @@ class Reply:
         self._ready.clear()
         return chunk, bool(self._open)
 
-    def _usage(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
         """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
         firsts = self.generations[:: self._num_choices]
         num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
@@ -254,7 +254,7 @@ class Reply:
             self.form.choice(index, "".join(one.texts), one.finish_reason, one.tokens)
             for index, one in enumerate(self.generations)
         ]
-        return self.form.answer(choices, self._usage())
+        return self.form.answer(choices, self.usage())
 
 
 class TokenRouter:

@@ -103,6 +103,12 @@ class ServerMetrics(Collector):
         self._rejected = count(
             "requests_rejected", "Requests refused with 429 or 503.", "reason"
         )
+        self._key_requests = count(
+            "key_requests", "HTTP requests of an API key.", "api_key", "outcome"
+        )
+        self._key_tokens = count(
+            "key_tokens", "Tokens of an API key.", "api_key", "kind"
+        )
         self._slo = count("slo_requests", "Outcomes of SLOs.", "service_class", "met")
 
     def _histogram(
@@ -134,6 +140,16 @@ class ServerMetrics(Collector):
         reason = "queue_full" if is_full else "not_serving"
         self._rejected.labels(self._model_name, reason).inc()
         self.count_slo(service_class, is_attained)
+
+    def count_key(self, name: str, outcome: str) -> None:
+        """Counts one HTTP request of an API key, accepted or refused by a limit."""
+        if name:
+            self._key_requests.labels(self._model_name, name, outcome).inc()
+
+    def count_key_tokens(self, name: str, kind: str, num_tokens: int) -> None:
+        """Counts tokens of an API key."""
+        if name:
+            self._key_tokens.labels(self._model_name, name, kind).inc(num_tokens)
 
     def count_slo(self, service_class: str, is_attained: bool) -> None:
         """Counts one request whose SLO was attained or violated."""

@@ -10,10 +10,11 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.errors import SURPRISE, error_json
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
-from jserve.server.generation import Reply, TokenRouter
+from jserve.server.generation import Reply
 from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.protocol import (
     ChatRequest,
@@ -34,8 +35,8 @@ class ReplyResponse(StreamingResponse):
     def __init__(
         self,
         reply: Reply,
-        router: TokenRouter,
-        keep_alive_s: float,
+        service: Service,
+        key_use: KeyUse,
         ignored: Sequence[str],
     ):
         headers = {"x-request-id": reply.form.response_id}
@@ -47,8 +48,10 @@ class ReplyResponse(StreamingResponse):
             media_type = "text/event-stream"
         super().__init__((), headers=headers, media_type=media_type)
         self._reply = reply
-        self._router = router
-        self._keep_alive_s = keep_alive_s
+        self._router = service.router
+        self._keep_alive_s = service.config.sse_keep_alive_s
+        self._key_use = key_use
+        key_use.begin(reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -58,6 +61,7 @@ class ReplyResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._router.close(self._reply)
+            self._key_use.end(self._reply)
 
     async def stream_response(self, send: Send) -> None:
         """Sends the answer; one that is not streamed has status 500 if it failed.
@@ -113,6 +117,8 @@ def openai_router(service: Service) -> APIRouter:
 
     async def answer(model: type[GenerationRequest], request: Request) -> Response:
         arrival_s = service.engine.clock.now_s()
+        key_use: KeyUse = request.state.key_use
+        key_use.check(1, arrival_s)
         encoding = request.headers.get("content-encoding", "").lower()
         encoding = "" if encoding == "identity" else encoding
         try:
@@ -121,9 +127,10 @@ def openai_router(service: Service) -> APIRouter:
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         log_ignored(asked.ignored)
+        num_requests = (asked.body.n or 1) * len(asked.prompts)
+        key_use.check(num_requests, service.engine.clock.now_s())
         reply = service.start(asked, request.headers, arrival_s)
-        keep_alive_s = service.config.sse_keep_alive_s
-        return ReplyResponse(reply, service.router, keep_alive_s, asked.ignored)
+        return ReplyResponse(reply, service, key_use, asked.ignored)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:

@@ -102,8 +102,8 @@ class SimulatedEngine:
             return
         plan, plan_s = self._planned.popleft()
         matrix = plan.features[None]
-        wanted_s = self._disturbed(self._step_s(matrix), matrix, self.num_steps)
-        duration_s = float(wanted_s[0])
+        wanted_s = float(self._step_s(matrix)[0])
+        duration_s = self._disturbed(wanted_s, plan.features, now_s)
         self.due_s = now_s + duration_s
         if self._recording is not None:
             self._recording.add(plan, (self.due_s, duration_s, plan_s), self.num_steps)

@@ -19,6 +19,7 @@ from jserve_tools.load.config import check_ranges, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
 
 LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
+DISTURBANCES = ("noise", "bias", "drift", "stall_share", "send_s")
 _ANY = 2**40  # limit of values that only memory limits
 
 
@@ -97,7 +98,8 @@ class MachineConfig:
         profile of jserve-profile as table:SAMPLES, or arithmetic over a device's
         figures, as roofline:device=h200:model=FOLDER:tensor_parallel=2, with a named
         model or a folder with config.json, for the devices v5e, v6e, l4, a100, h100,
-        h200, b200, rtx4090 and rtxpro6000; link_gb_s=... sets the link between two.
+        h200, b200, rtx3090, rtx4090 and rtxpro6000; link_gb_s=... sets the link between
+        two.
       buckets: Bucket file (JSON) of the bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
       max_model_len: Most tokens of a request, prompt and output together.
@@ -112,7 +114,11 @@ class MachineConfig:
         cost model's.
       bias: Largest share, 0 to 1, by which all steps of one program (of one number of
         rows and of blocks) differ from the cost model's, drawn for each program.
+      drift: Standard deviation, 0 to 1, of the logarithm of the machine's slowness,
+        which changes slowly: in lines between values 30 s apart.
       stall_share: Share of steps, 0 to 1, that take 50 to 200 ms longer.
+      send_s: Seconds, 0 to 1, by which each decode lengthens a step, where sending
+        tokens takes time from the processor that computes them, as on a CPU.
       predictor: Predictor of step times that policies plan by: oracle knows them;
         linear and table are fitted to steps of the cost model.
       enable_prefix_caching: Reuse KV pages of equal prompt prefixes, where the load
@@ -140,7 +146,9 @@ class MachineConfig:
     lag: int = 0
     noise: float = 0.0
     bias: float = 0.0
+    drift: float = 0.0
     stall_share: float = 0.0
+    send_s: float = 0.0
     predictor: Literal["oracle", "linear", "table"] = "oracle"
     enable_prefix_caching: bool = True
     declared_max_tokens: int = 0
@@ -158,7 +166,7 @@ class MachineConfig:
             max_model_len=(2, _ANY),
             declared_max_tokens=(0, _ANY),
             lag=(0, 1),
-            **dict.fromkeys(("noise", "bias", "stall_share"), (0.0, 1.0)),
+            **dict.fromkeys(DISTURBANCES, (0.0, 1.0)),
             num_instances=(1, 64),
         )
         if self.length_estimator is not None:
@@ -249,7 +257,7 @@ class SimulateConfig:
             if sweep.goodput and getattr(load, name):
                 raise ValueError(f"goodput searches the rate: leave out {name}")
         if sweep.bound:
-            inexact = {name: getattr(machine, name) for name in ("noise", "bias")}
+            inexact = {name: getattr(machine, name) for name in DISTURBANCES}
             inexact |= {"goodput": sweep.goodput}
             for name, value in inexact.items():
                 if value:

@@ -31,7 +31,11 @@ from jserve_sched.simulation.instances import in_turn
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import Arrival, Yardstick, at_rate
 from jserve_tools.fitting.step_logs import write_simulated_log
-from jserve_tools.simulating.config import MachineConfig, SweepConfig
+from jserve_tools.simulating.config import (
+    DISTURBANCES,
+    MachineConfig,
+    SweepConfig,
+)
 from jserve_tools.simulating.loads import SimulatedLoad
 from jserve_tools.simulating.predictors import make_predictor
 
@@ -147,9 +151,7 @@ class Experiment:
             assignment=in_turn if machine.num_instances > 1 else None,
             lag=machine.lag,
             disturbance=Disturbance(
-                noise=machine.noise,
-                bias=machine.bias,
-                stall_share=machine.stall_share,
+                **{name: getattr(machine, name) for name in DISTURBANCES}
             ),
             seed=seed,
             max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,

@@ -13,8 +13,8 @@ class StepScale(NamedTuple):
     """Durations of steps, seconds: without prefill, with one block, and full.
 
     `token_s` is what a token adds; `ratio` is the 95th percentile of the duration of a
-    full step over its median. `edges_s` `[N]` are durations of steps that fill a bucket,
-    ascending.
+    full step over its median. `edges_s` `[N]` are durations of steps that fill a
+    bucket, ascending.
     """
 
     least_s: float
