@@ -156,8 +156,6 @@ class EngineConfig:
       block_tokens: Tokens in one prefill block; 0 goes by device.
       max_programs: Most programs to compile; the least valuable edges are left out. 0
         sets no limit.
-      max_compile_s: Seconds to spend on compiling; buckets that would take longer are
-        left out, except for the few that every step needs. 0 sets no limit.
       warm_up_timing_s: Seconds to spend on timing programs, no more than compiling
         took; those that save most are timed first, and the times of the others are
         guessed, and learned from the steps of requests. 0 sets no limit.
@@ -213,7 +211,6 @@ class EngineConfig:
     buckets: pathlib.Path | None = None
     block_tokens: int = 0
     max_programs: int | None = None
-    max_compile_s: float = 0.0
     warm_up_timing_s: float = 20.0
     compile_cache_dir: str = "~/.cache/jserve"
     device_memory_fraction: float = 0.9
@@ -251,7 +248,6 @@ class EngineConfig:
             ("annealing_budget_ms", 0.0, 1000.0),
             ("tensor_parallel", 1, 2**10),
             ("max_programs", 0, 2**16),
-            ("max_compile_s", 0.0, 86400.0),
             ("warm_up_timing_s", 0.0, 86400.0),
             ("step_log_max_bytes", 2**16, 2**50),
         ):

@@ -60,34 +60,6 @@ def load_result(num_violations: int, late_s: list[float]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("workload", "upper", "lower", "model", "expected"),
-    [
-        ("sharegpt", "sliding", "edf", paper.QWEN, 1.25),
-        ("arxiv_v1", "sliding", "edf", paper.LLAMA, 2.11),
-        ("arxiv_v2", "sliding", "qoserve", paper.QWEN, 1.30),
-        ("mixed_v1", "sliding", "qoserve", paper.LLAMA, 1.19),
-    ],
-)
-def test_paper_ratios_are_those_it_claims(
-    workload: str, upper: str, lower: str, model: str, expected: float
-) -> None:
-    found = paper.goodput_ratio(workload, upper, lower, model)
-    assert found == pytest.approx(expected, abs=0.006)
-
-
-def test_buckets_are_powers_of_two_up_to_a_full_step() -> None:
-    table = cells.bucket_table(cells.BUCKETS, 256)
-    assert table.row_edges == (1, 2, 4, 8, 16, 32, 64, 128)
-    assert table.block_edges == (0, 1, 2, 4, 8, 16, 32, 64)
-    assert cells.bucket_table(cells.CONTINUOUS, 256).block_tokens == 1
-
-
-def test_every_tuned_limit_leaves_room_beside_all_slots() -> None:
-    least = cells.MACHINE.max_num_seqs + cells.BLOCK_TOKENS
-    assert min(rows.LIMITS_TOKENS) >= least
-
-
 def test_settings_come_back_from_their_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "settings.json"
     assert read_settings(path).choices == ()

@@ -175,13 +175,3 @@ def test_mistakes_are_refused(
     }
     with pytest.raises((ValueError, OSError), match=message):
         fit(FitConfig(**arguments | paths))
-
-
-def test_the_program_tells_a_mistake_in_one_line(tmp_path: pathlib.Path) -> None:
-    arguments = (f"--step_log={tmp_path / 'none'}", f"--output={tmp_path / 'out'}")
-    program = start("-m", "jserve_tools.fit_buckets", *arguments)
-    _, err = program.communicate(timeout=120)
-    assert program.returncode == 1
-    assert str(tmp_path / "none") in err
-    assert len(err.splitlines()) == 1
-    assert not (tmp_path / "out").exists()

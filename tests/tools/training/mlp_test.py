@@ -85,17 +85,3 @@ def test_what_cannot_be_trained_is_refused(samples: Samples, whole: Progress) ->
     alone = dataclasses.replace(samples, split=np.zeros_like(samples.split))
     with pytest.raises(ValueError, match="no step for training or for validation"):
         Training(alone, SHORT)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hidden": ()}, "hidden= is empty"),
-        ({"hidden": (0,)}, r"hidden=0 is not in 1\.\.1024"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 is not in"),
-        ({"weight_decay": -0.1}, "weight_decay=-0.1 is not in"),
-    ],
-)
-def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig(**change)  # type: ignore[arg-type]

@@ -71,6 +71,7 @@ REFUSED = {
     "train_predictor": {
         "--samples=/none.npz": "samples='/none.npz'",
         "--max_epochs=0": "max_epochs=0 is not in",
+        "--hidden=": "hidden= is empty",
     },
 }
 

@@ -31,7 +31,6 @@ from jserve_tools.training.config import ByteModelConfig
 from jserve_tools.training.library_text import LibraryText
 
 _WARM_UP_STEPS = 20
-_QUERY_BLOCK = 256  # queries that attend together
 _JUDGE_EVERY = 25  # steps
 _NUM_JUDGED = 32  # held-out windows at the end
 _JUDGED_EDGES = (0, 64, 256, 1024, 2048)  # bytes before, in the report's groups
@@ -59,10 +58,8 @@ def training_logits(
 ) -> jax.Array:
     """Returns the logits after each token, `[B, S, V]` float32, of tokens `[B, S]`."""
     num_windows, width = tokens.shape
-    heads = (config.num_kv_heads, config.num_heads // config.num_kv_heads)
     places = jnp.arange(width, dtype=jnp.int32)
     angles = rope.angles(config, jnp.tile(places, num_windows))
-    is_seen = places[:, None] >= places
     scale = config.attention_scale or config.head_dim**-0.5
     layer_graph, stacked = nnx.split(weights.layers)
 
@@ -72,26 +69,20 @@ def training_logits(
         # Project, and turn by positions: heads are [T, heads, D] as in the server.
         q = attention.q(normed).reshape(len(x), config.num_heads, config.head_dim)
         k = attention.k(normed).reshape(len(x), config.num_kv_heads, config.head_dim)
-        v = attention.v(normed).reshape(num_windows, width, heads[0], config.head_dim)
+        v = attention.v(normed).reshape(
+            num_windows, width, config.num_kv_heads, config.head_dim
+        )
         if attention.q_norm is not None and attention.k_norm is not None:
             q, k = attention.q_norm(q), attention.k_norm(k)
         q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-        # Attend: each token to itself and those before it in its window. Queries that
-        # share a key stand together, so that both products are plain ones; a block
-        # of queries leaves out the keys that all of it must not see.
-        q = (q * scale).reshape(num_windows, width, *heads, config.head_dim)
-        q = q.transpose(0, 2, 3, 1, 4)
-        k, v = k.reshape(v.shape).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        parts = []
-        for begin in range(0, width, _QUERY_BLOCK):
-            block = q[:, :, :, begin : begin + _QUERY_BLOCK]
-            end = begin + block.shape[3]
-            flat = block.reshape(*block.shape[:2], -1, config.head_dim)
-            seen = jnp.tile(is_seen[begin:end, :end], (heads[1], 1))
-            scores = jnp.where(seen, jnp.matmul(flat, k[..., :end]), -jnp.inf)
-            attended = jnp.matmul(jax.nn.softmax(scores), v[:, :, :end])
-            parts.append(attended.reshape(block.shape))
-        attended = jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4)
+        # Attend: each token to itself and those before it in its window.
+        attended = jax.nn.dot_product_attention(
+            q.reshape(num_windows, width, config.num_heads, config.head_dim),
+            k.reshape(v.shape),
+            v,
+            scale=scale,
+            is_causal=True,
+        )
         x = x + attention.o(attended.reshape(len(x), -1))
         return x + layer.feed_forward(layer.feed_forward_norm(x)), None
 
