@@ -25,7 +25,7 @@ import numpy as np
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.ontime.due import due_s, usual_step_s
-from jserve_sched.policies.ontime.work import added_s, scale_of
+from jserve_sched.policies.ontime.work import added_s, room_s, scale_of
 from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import FinishReason, Request
@@ -34,7 +34,6 @@ from jserve_sched.steps.plan import Row
 _NUM_RECENT = 64  # requests that say how many begin in a second
 _SHARE = 0.1  # of these that clients who come back may take
 _MOST_S = 300.0  # until a client is asked to come back
-_Z_95 = 1.645
 _PACE = 0.8  # of the usual step: no answer is paced by shorter ones
 
 
@@ -118,15 +117,11 @@ class Admission:
         answer_s[is_guess] = 0.0
         lost |= facts.end_s - view.start_s < alone_s + answer_s
 
-        # The largest set in time. Only whole steps count: a prompt that does not fit
-        # into those left is cut, and ends too late. Decodes take a part of each.
-        until_s = np.where(np.isfinite(left_s), np.maximum(left_s, 0.0), 0.0)
-        num_steps = np.maximum(np.floor(until_s / step_s), 1.0)
-        room_s = np.minimum(until_s, num_steps * step_s) - num_steps * scale.least_s
-        room_s -= (scale.ratio - 1.0) / _Z_95 * until_s / np.sqrt(num_steps)
-        room_s[lost | np.isinf(left_s)] = np.inf
+        # The largest set in time.
+        free_s = room_s(scale, left_s, step_s, is_whole=True)
+        free_s[lost | np.isinf(left_s)] = np.inf
         kept = [one.is_committed and one.admission != "queue" for one in facts.requests]
-        late = lost | surplus(room_s, work_s, np.array(kept))
+        late = lost | surplus(free_s, work_s, np.array(kept))
         is_last = left_s - alone_s <= self.delta * alone_s
 
         # What becomes of each request.

@@ -30,7 +30,7 @@ SPECS = (
     "sliding:published=on",
     "sliding:published=on:constructor=off",
     "sliding:sorter=off:constructor=off",
-    *("ontime", "ontime:max_age_s=0.05:buffer=9"),
+    *("ontime", "ontime:max_age_s=0.05"),
     *("laxity", "annealing:proposals=20"),
     "annealing:proposals=20:interval_s=0:max_age_s=0.5",
 )

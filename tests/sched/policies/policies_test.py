@@ -209,7 +209,6 @@ def test_of_equals_in_a_long_queue_the_oldest_are_ranked() -> None:
         ("edf:chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
         ("sliding:alpha=nan", "sliding:alpha=nan is not a number"),
         ("sliding:alpha=-0.5", "alpha=-0.5 is not 0 or more"),
-        ("ontime:buffer=-1", "buffer=-1.0 is not in 0..100"),
         ("ontime:max_age_s=nan", "max_age_s=nan is not a number"),
         ("qoserve:alpha_s_per_token=-1", "alpha_s_per_token=-1.0 is below 0"),
         ("qoserve:max_chunk_tokens=-7", "max_chunk_tokens=-7 is below 1"),

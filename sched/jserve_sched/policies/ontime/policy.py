@@ -19,8 +19,8 @@ Predictions err, and the policy minds how much they erred lately:
 
 * A step is sized by the 95th percentile of its time. The set is planned by medians and
   the spread of a *sum* of steps, which is much smaller.
-* Decodes keep a buffer of slack, `buffer` times the longest delay of a step of late: a
-  decode with less gets steps a little shorter than its gap. Only prompts that would be
+* Decodes keep a buffer of slack, twice the longest delay of a step of late: a decode
+  with less gets steps a little shorter than its gap. Only prompts that would be
   late otherwise may use the buffer; and the on-time set, if the prompts gained are more
   than the decodes that the stalls of late would make late.
 * Prompts with a completion bound and an answer of guessed length go the shortest first.
@@ -49,7 +49,7 @@ from jserve_sched.policies.ontime.due import (
     usual_step_s,
 )
 from jserve_sched.policies.ontime.pages import too_large
-from jserve_sched.policies.ontime.work import StepScale, added_s, scale_of
+from jserve_sched.policies.ontime.work import StepScale, added_s, room_s, scale_of
 from jserve_sched.policies.sliding.sorter import rank, surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
@@ -58,12 +58,12 @@ from jserve_sched.steps.plan import StepPlan
 _VIOLATED_EVERY = 4
 _AGED_EVERY = 16
 _FORGET = 0.9998  # of the longest delay, each step: half is left after 3,500
+_BUFFER = 2.0  # slack that decodes keep, in longest delays of late
 _LEAST_DELAY_S = 1e-4
 _PRIOR_DELAY_S = 0.1  # before any was seen: all decodes would be late at the first one
 _STALL_STEPS = 2048  # in which stalls are counted
 _REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
 _MOST_FINISHED = 32  # prompts of a step whose due times are looked at
-_Z_95 = 1.645
 _GUESSED = 15.0  # times its work is what a prompt of a guessed answer waits longer
 
 
@@ -72,22 +72,12 @@ class OnTime:
     """Serves the largest on-time set; see the module.
 
     Attributes:
-      cap: Whether steps are kept short for requests yet to come.
-      finish: Whether a step ends by the due times of the prompts that it finishes.
-      yields: Whether decodes that have violated their SLO wait for on-time prompts.
-      buffer: Slack that decodes keep, in multiples of the longest delay of late.
       max_age_s: Age from which a request gets turns, seconds.
     """
 
-    cap: bool = True
-    finish: bool = True
-    yields: bool = True
-    buffer: float = 2.0
     max_age_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.buffer <= 100:
-            raise ValueError(f"buffer={self.buffer} is not in 0..100")
         if not self.max_age_s >= 0:
             raise ValueError(f"max_age_s={self.max_age_s} is not 0 or more")
         self._cap = StepCap()
@@ -163,7 +153,7 @@ class OnTime:
         # The order of prompts: the on-time set by due time, then the others.
         steps = StepPrices(view, rows)
         scale = scale_of(view, steps)
-        cap_s = self._cap.find_s(view, steps, scale) if self.cap else np.inf
+        cap_s = self._cap.find_s(view, steps, scale)
         decodes = [
             one for one in candidates.decodes if one.request_id not in self._violated
         ]
@@ -190,7 +180,7 @@ class OnTime:
 
         # The decodes that run, and the length of the step.
         has_room = bool(view.num_free_slots or view.begun) and not late.all()
-        if self.yields and has_room and view.step_id % _VIOLATED_EVERY:
+        if has_room and view.step_id % _VIOLATED_EVERY:
             rows = [row for row in rows if row.request.request_id not in self._violated]
         builder.add_decodes(rows, candidates.victims)
         # Priced is what can be placed: slots and pages may end before the order does.
@@ -220,13 +210,10 @@ class OnTime:
         guard = prompts.guard > 0
         violated = [one.request_id in self._violated for one in prompts.requests]
         lost = ((left_s < alone_s) | violated) & ~guard
-        until_s = np.where(np.isfinite(left_s), np.maximum(left_s, 0.0), 0.0)
-        num_steps = np.maximum(until_s / step_s, 1.0)
-        room_s = until_s - num_steps * scale.least_s
-        room_s -= (scale.ratio - 1.0) / _Z_95 * until_s / np.sqrt(num_steps)
-        room_s -= work_s[guard].sum()  # the guarded come first
-        room_s[lost | guard | np.isinf(left_s)] = np.inf
-        given_up = surplus(room_s, work_s)
+        # The guarded come first.
+        free_s = room_s(scale, left_s, step_s) - work_s[guard].sum()
+        free_s[lost | guard | np.isinf(left_s)] = np.inf
+        given_up = surplus(free_s, work_s)
         least_s = float(np.min(work_s[given_up], initial=np.inf))
         self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
         return lost, given_up
@@ -247,7 +234,7 @@ class OnTime:
           step_s: Usual duration of a step.
         """
         hard_s = soft_s = float(slack.slack_s.min(initial=np.inf)) / ratio
-        buffer_s = self.buffer * self._delay_s
+        buffer_s = _BUFFER * self._delay_s
         if buffer_s > _LEAST_DELAY_S:
             kept_s = np.minimum(slack.slack_s, _REGAIN * slack.gap_s)
             kept_s = np.maximum(slack.slack_s - buffer_s, kept_s)
@@ -261,7 +248,7 @@ class OnTime:
         limit_s = min(soft_s, cap_s)
         ends = prices.ends[1 : 1 + min(len(left_s), _MOST_FINISHED)]
         ends = ends[ends <= prices.steps.max_blocks].astype(np.int64)
-        if self.finish and len(ends):
+        if len(ends):
             # The first prompts that it can finish, all of them by their due times.
             price_s = prices.predict(ends)
             by_s = np.minimum.accumulate(left_s[: len(ends)]) / ratio

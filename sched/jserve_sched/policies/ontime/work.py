@@ -8,6 +8,8 @@ from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts
 
+_Z_95 = 1.645
+
 
 class StepScale(NamedTuple):
     """Durations of steps, seconds: without prefill, with one block, and full.
@@ -57,4 +59,23 @@ def added_s(
     shared_s = np.minimum(own_s, np.ceil(prompts.tokens / size) * size * scale.token_s)
     added = np.where(prompts.tokens <= most, shared_s, own_s)
     found: np.ndarray = np.maximum(added, 0.0)
+    return found
+
+
+def room_s(
+    scale: StepScale, left_s: np.ndarray, step_s: float, *, is_whole: bool = False
+) -> np.ndarray:
+    """Returns `[P]` seconds for prefill until due times, by steps of `step_s`.
+
+    Decodes take a part of each step, and a margin is kept for the error of a sum of
+    predictions. If `is_whole`, only whole steps count: a prompt that does not fit into
+    those left is cut, and ends too late.
+    """
+    until_s = np.where(np.isfinite(left_s), np.maximum(left_s, 0.0), 0.0)
+    num_steps, used_s = np.maximum(until_s / step_s, 1.0), until_s
+    if is_whole:
+        num_steps = np.floor(num_steps)
+        used_s = np.minimum(until_s, num_steps * step_s)
+    margin_s = (scale.ratio - 1.0) / _Z_95 * until_s / np.sqrt(num_steps)
+    found: np.ndarray = used_s - num_steps * scale.least_s - margin_s
     return found

@@ -9,6 +9,7 @@ from jserve_sched.buckets.strategies import Continuous, PowersOfTwo
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.policies.ontime import OnTime
+from jserve_sched.policies.ontime.cap import StepCap
 from jserve_sched.policies.ontime.due import decode_slack
 from jserve_sched.policies.ontime.pages import too_large
 from jserve_sched.requests.facts import facts_of
@@ -26,6 +27,11 @@ CONTINUOUS = Continuous().table(
     max_num_seqs=64, max_num_batched_tokens=4160, block_tokens=1
 )
 LINE = Curve(lambda tokens: 0.001 + 1e-4 * tokens)
+
+
+@pytest.fixture
+def uncapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StepCap, "find_s", lambda *arguments: np.inf)
 
 
 def decoding(due_s: float, slo: Slo) -> Request:
@@ -53,31 +59,32 @@ def taken(plan: StepPlan) -> dict[str, int]:
     return {row.request.request_id: row.num_tokens for row in plan.chunks}
 
 
+@pytest.mark.usefixtures("uncapped")
 def test_a_step_ends_by_the_due_time_of_the_prompt_that_it_finishes() -> None:
     queue = [waiting("tight", 100, ttft_s=0.02), waiting("long", 3000, ttft_s=9.0)]
-    plan = planned(OnTime(cap=False), waiting=queue)
+    plan = planned(OnTime(), waiting=queue)
     assert taken(plan) == {"tight": 100, "long": 90}
-    free = planned(OnTime(cap=False, finish=False), waiting=queue)
-    assert taken(free) == {"tight": 100, "long": 3000}
 
 
+@pytest.mark.usefixtures("uncapped")
 def test_the_prompt_with_most_work_is_given_up_and_comes_last() -> None:
     queue = [
         waiting("big", 900, ttft_s=0.11),
         *(waiting(f"w{i}", 300, ttft_s=0.12) for i in range(3)),
     ]
-    assert list(taken(planned(OnTime(cap=False), waiting=queue)))[-1] == "big"
+    assert list(taken(planned(OnTime(), waiting=queue)))[-1] == "big"
 
 
+@pytest.mark.usefixtures("uncapped")
 def test_an_answer_with_a_completion_bound_takes_time_from_its_prompt() -> None:
     later = waiting("later", 100, ttft_s=1.0)
     bound = make_request(100, 40, request_id="bound", slo=Slo(ttlt_s=1.5))
     running = [decoding(0.05, Slo(ttft_s=1.0, tbt_s=0.02))]
-    plan = planned(OnTime(cap=False), waiting=[later, bound], running=running)
+    plan = planned(OnTime(), waiting=[later, bound], running=running)
     # 39 tokens, one each 20 ms, leave 0.72 s.
     assert list(taken(plan)) == ["bound", "later"]
     short = make_request(100, 4, request_id="short", slo=Slo(ttlt_s=1.5))
-    plan = planned(OnTime(cap=False), waiting=[later, short], running=running)
+    plan = planned(OnTime(), waiting=[later, short], running=running)
     assert list(taken(plan)) == ["later", "short"]
 
 
@@ -94,10 +101,11 @@ def test_violated_decodes_wait_for_prompts_in_three_of_four_steps() -> None:
     assert counts == [2, 1, 1, 1, 2, 1, 1, 1]
 
 
+@pytest.mark.usefixtures("uncapped")
 def test_the_oldest_gets_a_turn_in_every_sixteenth_step() -> None:
     old = make_request(3000, 4, request_id="old", slo=Slo(ttft_s=0.1))
     queue = [old, *(waiting(f"w{i}", 300, ttft_s=99.05) for i in range(3))]
-    policy, firsts = OnTime(cap=False), []
+    policy, firsts = OnTime(), []
     for step_id in range(40):
         view = make_view(CONTINUOUS, LINE, waiting=queue, now_s=99.0)
         plan = policy.plan(dataclasses.replace(view, step_id=step_id))
@@ -208,4 +216,4 @@ def test_prompts_of_guessed_answers_go_the_shortest_first(is_guessed: bool) -> N
     for one in (long, short):
         one.stop_token_ids = frozenset({2} if is_guessed else ())
     plan = planned(OnTime(), waiting=[long, short])
-    assert [*taken(plan)][0] == ("short" if is_guessed else "long")
+    assert next(iter(taken(plan))) == ("short" if is_guessed else "long")
