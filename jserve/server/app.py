@@ -163,7 +163,10 @@ def build_app(
             allow_origins=config.cors_origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "x-jserve-ignored", "retry-after"],
+            expose_headers=[
+                *("x-request-id", "x-jserve-ignored", "x-jserve-forecast"),
+                "retry-after",
+            ],
         )
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])

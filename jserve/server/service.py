@@ -3,7 +3,7 @@
 import dataclasses
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
@@ -13,7 +13,7 @@ from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply, TokenRouter
 from jserve.server.metrics import ServerMetrics
-from jserve.server.prompts import Asked, BodyReader, Prompt
+from jserve.server.prompts import Asked, BodyReader
 from jserve.server.protocol import SEEDS, ChatRequest, GenerationRequest
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
@@ -69,9 +69,10 @@ class Service:
             self.engine.check_open()
         except (QueueFullError, NotServingError) as error:
             self.metrics.count_rejected(error, UNREAD_CLASS)
-            raise self._refusal(error) from None
+            raise self.refusal(error) from None
 
-    def _refusal(self, error: QueueFullError | NotServingError) -> ApiError:
+    def refusal(self, error: QueueFullError | NotServingError) -> ApiError:
+        """Returns the answer to a request that the engine does not take."""
         if isinstance(error, QueueFullError):
             return ApiError(
                 str(error),
@@ -98,7 +99,7 @@ class Service:
         Raises:
           ApiError: If the request is refused.
         """
-        reply = self._reply(asked.body, asked.prompts, headers, arrival_s)
+        reply = self.reply(asked, headers, arrival_s)
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
@@ -106,18 +107,16 @@ class Service:
                 is_attained = request.slo.is_best_effort
                 name = request.service_class
                 self.metrics.count_rejected(error, name, is_attained=is_attained)
-            raise self._refusal(error) from None
+            raise self.refusal(error) from None
         except ValueError as error:
             raise ApiError(str(error)) from None
         return reply
 
-    def _reply(
-        self,
-        body: GenerationRequest,
-        prompts: Sequence[Prompt],
-        headers: Mapping[str, str],
-        arrival_s: float,
+    def reply(
+        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
+        """Returns the reply of `start`, before its requests are submitted."""
+        body, prompts = asked.body, asked.prompts
         # The format of the answer, and the number of requests.
         is_chat = isinstance(body, ChatRequest)
         form = AnswerFormat(

@@ -66,7 +66,7 @@ class Tally:
     def __init__(self, arrivals: Sequence[Arrival], num_uncounted: int):
         self._arrivals = arrivals
         self._token_times_s: list[list[float]] = [[] for _ in arrivals]
-        self._forecasts: list[Forecast | None] = [None for _ in arrivals]
+        self._forecasts: list[tuple[float, float] | None] = [None for _ in arrivals]
         self._refused: set[int] = set()
         self._index = {one.request_id: i for i, one in enumerate(arrivals)}
         if len(self._index) < len(arrivals):
@@ -87,7 +87,7 @@ class Tally:
 
     def expect(self, forecast: Forecast, request: Request) -> None:
         """Notes the forecast of a request as it came."""
-        self._forecasts[self._index[request.request_id]] = forecast
+        self._forecasts[self._index[request.request_id]] = forecast.ttft_s
 
     def take(self, request: Request, time_s: float) -> None:
         """Notes when a request got its next token, seconds, and whether it ended."""
@@ -125,7 +125,7 @@ class Tally:
                     max_tokens=one.max_tokens,
                     token_times_s=times_s,
                     failure=failure,
-                    forecast=self._forecasts[index],
+                    forecast_ttft_s=self._forecasts[index],
                 )
             )
         return found

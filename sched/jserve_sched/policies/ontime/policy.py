@@ -122,14 +122,10 @@ class OnTime:
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> np.ndarray:
         """Returns the places of prompts: those on time by due time, then the others."""
-        gaps_s = (one.slo.tbt_s or 1.0 for one in view.running)
-        bound_s = np.where(
-            np.isinf(prompts.end_s), 0, prompts.end_s - prompts.arrival_s
-        )
-        rest_s = (prompts.answer_tokens - 1.0) * min(gaps_s, default=1.0)
-        due_s = prompts.end_s - np.minimum(rest_s, bound_s / 2)
-        due_s = np.minimum(prompts.deadline_s, due_s)
-        return rank(view, steps, prompts._replace(pace_s=due_s, deadline_s=due_s)).order
+        scale = scale_of(view, steps)
+        step_s = usual_step_s(view.running, least_s=scale.least_s, most_s=scale.full_s)
+        due, _ = due_s(prompts, step_s)
+        return rank(view, steps, prompts._replace(pace_s=due, deadline_s=due)).order
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
