@@ -104,7 +104,6 @@ def build_loop(
             expected=facts,
             max_pages_per_row=engine.max_pages_per_row,
         ),
-        max_compile_s=config.max_compile_s,
         timing_s=config.warm_up_timing_s,
         progress=progress,
     )

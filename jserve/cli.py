@@ -91,7 +91,7 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
     Raises:
       ValueError: Naming flag and value.
     """
-    from jserve.server.app import load_api_keys
+    from jserve.server.api_keys import load_api_keys
     from jserve.server.slo_input import load_service_classes
     from jserve_sched.policies.registry import make_policy
 
@@ -127,14 +127,13 @@ def _join(cluster: Mapping[str, Any], progress: Progress) -> "Leader":
 
 
 def _warm_up(config: EngineConfig, leader: "Leader | None" = None) -> None:
-    """Fills the caches, with a bar on a terminal and lines elsewhere.
+    """Fills the caches, and says how far it is.
 
     Raises:
       ProgramError: If a flag is invalid, or something could not be stored.
     """
     progress = Progress(
-        lambda text: print(f"jserve: {text}", file=sys.stderr, flush=True),
-        is_bar=sys.stderr.isatty(),
+        lambda text: print(f"jserve: {text}", file=sys.stderr, flush=True)
     )
     try:
         progress.begin("loading JAX")

@@ -86,7 +86,7 @@ def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
       ValueError: If it cannot be read or parsed, naming setting and file.
     """
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8-sig"))  # as Windows writes it
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{name}={str(path)!r}: {error}") from None
 
@@ -138,15 +138,16 @@ class EngineConfig:
       predictor: Predictor of step times: "table" (timed at start), "linear"
         (SlidingServe's model, refitted while serving), or the folder of a checkpoint
         of jserve-train-predictor.
-      length_estimator: Estimator of output lengths, by name and options:
-        "max_tokens" (the request's limit), "mean", or "quantile", as in
-        "quantile:q=0.75".
+      length_estimator: Estimator of output lengths, by name and options: "max_tokens"
+        (the request's limit), "mean", or "quantile", as in "quantile:q=0.75".
       annealing_budget_ms: Most milliseconds of one search of the policy annealing; 0
         limits only the number of proposals, as simulations do.
       max_num_seqs: Most requests that run at once; 0 goes by device.
       max_num_batched_tokens: Most token positions in one step; 0 goes by device, with
         512 for prompts on CPU and 2048 elsewhere.
       max_queued_requests: Most requests that wait; more are refused with status 429.
+      max_queue_wait_s: Seconds after which one that can no longer attain its SLO ends
+        with status 503; 0 sets no limit. Best effort waits.
       enable_overlap: Whether a step is planned while the previous one runs. On CPU this
         gains at few rows, and nothing, or less, once steps use all cores.
       bucket_strategy: Strategy that chooses the compiled buckets, by name and options,
@@ -155,8 +156,6 @@ class EngineConfig:
       block_tokens: Tokens in one prefill block; 0 goes by device.
       max_programs: Most programs to compile; the least valuable edges are left out. 0
         sets no limit.
-      max_compile_s: Seconds to spend on compiling; buckets that would take longer are
-        left out, except for the few that every step needs. 0 sets no limit.
       warm_up_timing_s: Seconds to spend on timing programs, no more than compiling
         took; those that save most are timed first, and the times of the others are
         guessed, and learned from the steps of requests. 0 sets no limit.
@@ -173,8 +172,7 @@ class EngineConfig:
       profile_steps: Steps that are traced by `jax.profiler`, as in "100:120" for steps
         100 to 119, counted from 0 at start; "" traces none. Requests wait for a moment
         when the trace starts and when it is written.
-      profile_dir: Folder that the trace is written to; XProf, TensorBoard or Perfetto
-        show it.
+      profile_dir: Folder of the trace; XProf, TensorBoard or Perfetto show it.
       capture_logits: Whether each step also returns its logits; for tests.
     """
 
@@ -207,12 +205,12 @@ class EngineConfig:
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
     max_queued_requests: int = 1024
+    max_queue_wait_s: float = 0.0
     enable_overlap: bool = True
     bucket_strategy: str = ""
     buckets: pathlib.Path | None = None
     block_tokens: int = 0
     max_programs: int | None = None
-    max_compile_s: float = 0.0
     warm_up_timing_s: float = 20.0
     compile_cache_dir: str = "~/.cache/jserve"
     device_memory_fraction: float = 0.9
@@ -246,10 +244,10 @@ class EngineConfig:
             ("kv_cache_bytes", 1, 2**50),
             ("max_model_len", 0, 2**24),
             ("max_queued_requests", 1, 2**20),
+            ("max_queue_wait_s", 0.0, 86400.0),
             ("annealing_budget_ms", 0.0, 1000.0),
             ("tensor_parallel", 1, 2**10),
             ("max_programs", 0, 2**16),
-            ("max_compile_s", 0.0, 86400.0),
             ("warm_up_timing_s", 0.0, 86400.0),
             ("step_log_max_bytes", 2**16, 2**50),
         ):
@@ -331,9 +329,12 @@ class ServerConfig:
       port: Port to listen on; 0 takes a free port and prints it.
       served_model_name: Model name for clients; "" takes the name of --model.
       service_classes: JSON file with a list of service classes, each with a name and
-        any of ttft_s, tbt_s and ttlt_s, in seconds. "" has best effort only.
+        any of ttft_s, tbt_s, ttlt_s and max_queue_wait_s, in seconds, and admission:
+        queue, refuse or degrade. "" has best effort only.
       default_service_class: Service class of requests that name none.
-      api_key_file: File of accepted API keys, one per line; "" requires no key.
+      api_key_file: File of accepted API keys, one per line, or a JSON list of objects
+        with name, key, and any of max_parallel_requests, max_waiting_requests and
+        tokens_per_minute, which limit the requests of that key. "" requires no key.
       drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
       keep_alive_s: Seconds that an idle connection is kept open for its client's next
         request; clients that pool connections expect a minute or more.
@@ -344,15 +345,14 @@ class ServerConfig:
       write_timeout_s: Seconds in which it has to read something of what is sent, or its
         request is cancelled.
       max_connections: Most open connections. At the limit an idle one is closed, or
-        else a new one gets status 503, but for /health and /metrics. 0 takes half of
-        the file descriptors that the process may have, at most 4096.
+        else a new one gets status 503, but for /health and /metrics. 0 takes a third
+        of the file descriptors that the process may have, at most 4096.
       cors_origins: Origins of web pages that may use the server, such as
         https://example.org, or "*" for all.
       tls_cert: PEM file of the server's certificates, which makes it serve HTTPS.
       tls_key: PEM file of the certificate's key, unless it is in the same file.
       unix_socket: Path of a unix socket to listen on, in place of host and port.
-      max_body_bytes: Largest request body accepted; 0 takes what the context needs: 64
-        KiB and 48 bytes per token, at least 1 MiB.
+      max_body_bytes: Largest request body; 0 takes 64 KiB, and 48 bytes a token.
     """
 
     host: str = "127.0.0.1"
@@ -376,9 +376,9 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)
-        check_range("drain_timeout_s", self.drain_timeout_s, 0.0, 86400.0)
+        for name in ("drain_timeout_s", "sse_keep_alive_s"):
+            check_range(name, getattr(self, name), 0.0, 86400.0)
         check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
-        check_range("sse_keep_alive_s", self.sse_keep_alive_s, 0.0, 86400.0)
         for name in ("head_timeout_s", "body_timeout_s", "write_timeout_s"):
             check_range(name, getattr(self, name), 0.001, 86400.0)
         check_range("max_connections", self.max_connections, 0, 2**20)

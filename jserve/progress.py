@@ -1,4 +1,4 @@
-"""Shows the progress of a program, as a bar or as lines."""
+"""Shows the progress of a program in lines."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 _POLL_S = 0.2
 _PERIOD_S = 5.0  # between two lines about one stage
@@ -53,19 +52,14 @@ class Progress:
       start_s: When it was made, `time.perf_counter` seconds.
     """
 
-    def __init__(
-        self, write: Callable[[str], None] | None = None, *, is_bar: bool = False
-    ):
+    def __init__(self, write: Callable[[str], None] | None = None):
         """Shows nothing yet.
 
         Args:
           write: Function that writes a line; None shows nothing at all.
-          is_bar: Whether to draw a bar on stderr, a terminal, instead of lines.
         """
         self.start_s = time.perf_counter()
         self._write = write
-        self._is_bar = is_bar
-        self._bar: Any = None  # tqdm's, on a terminal
         self._stage = ""
         self._total = 0
         self._count: Callable[[], int] = _count_nothing
@@ -134,9 +128,6 @@ class Progress:
         if self._write is None or not self._stage:
             return
         done = self._count()
-        if self._is_bar:
-            self._draw(done, is_last)
-            return
         text = f"{self._stage}: {done} of {self._total}" if self._total else self._stage
         now_s = time.monotonic()
         is_due = not self._said or now_s - self._said_s >= _PERIOD_S
@@ -144,17 +135,3 @@ class Progress:
             spent_s = now_s - self._begun_s
             self._write(f"{text} ({spent_s:.0f} s)" if self._said else text)
             self._said, self._said_s = text, now_s
-
-    def _draw(self, done: int, is_last: bool) -> None:
-        import tqdm
-
-        if self._bar is None:
-            form = None if self._total else "{desc} {elapsed}"
-            self._bar = tqdm.tqdm(
-                desc=self._stage, total=self._total or None, bar_format=form
-            )
-        self._bar.n = done
-        self._bar.refresh()
-        if is_last:
-            self._bar.close()
-            self._bar = None

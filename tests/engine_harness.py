@@ -22,6 +22,7 @@ from jserve.records.events import Health, TokenEvent
 from jserve.timing.checkpoint import PredictorFacts
 from jserve_models.registry import LoadedModel, load_model
 from jserve_models.steps import KvCache
+from jserve_models.toy import toy_next_token
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
@@ -79,6 +80,14 @@ def make_engine_scheduler(engine: Engine, **settings: Any) -> Scheduler:
         "enable_prefix_caching": False,
     }
     return make_scheduler(**fields | settings)
+
+
+def toy_output(request: Request) -> list[int]:
+    """The tokens that the toy answers to a request, by its arithmetic."""
+    context = request.prompt_tokens.tolist()
+    for _ in range(request.max_tokens):
+        context.append(toy_next_token(context))
+    return context[request.num_prompt_tokens :]
 
 
 Place = tuple[str, int, int]  # bucket, first row, tokens

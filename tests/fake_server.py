@@ -150,6 +150,14 @@ class FakeLoop:
                 self.cancelled.append(request_id)
             self._lock.notify_all()
 
+    def refuse(self, reason: FinishReason) -> None:
+        """Ends what waits, as a scheduler's admission does."""
+        now_s, ended = self.clock.now_s(), list(self._live)
+        self._live.clear()
+        self._publish(
+            [TokenEvent(one, None, now_s, reason, retry_after_s=1.5) for one in ended]
+        )
+
     def num_live(self) -> int:
         with self._lock:
             return len(self._live)
@@ -313,7 +321,7 @@ class Answer:
     @property
     def error(self) -> dict[str, Any]:
         error = self.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
+        assert set(error) - {"retry_after_s"} == {"message", "type", "param", "code"}
         return error
 
     def chunks(self) -> list[dict[str, Any]]:

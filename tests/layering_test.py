@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ROOMS = {
     "jserve_sched": (
         *("clock", "options", "requests", "buckets", "steps", "memory", "outcomes"),
-        *("timing", "fitting", "planning", "policies", "scheduler", "simulation"),
+        *("timing", "fitting", "planning", "policies", "admission", "scheduler"),
+        "simulation",
     ),
     "jserve": (
         *("config", "flags", "progress", "program", "text", "records", "timing"),

@@ -4,8 +4,8 @@
   python -m benchmarks.annealing.reproduce --num_draws=100 --num_runs=10
   python -m benchmarks.annealing.reproduce --policies=fcfs,sjf,annealing
 
-Writes results.json and pictures, and fills the marked tables of the README.md beside
-them. An interrupted call is continued. The last line of stdout is one JSON document.
+Writes results.json, and fills the marked tables of the README.md beside it. An
+interrupted call is continued. The last line of stdout is one JSON document.
 """
 
 import dataclasses
@@ -16,8 +16,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import altair
-import vl_convert
 from absl import logging
 
 from benchmarks.annealing.study import (
@@ -108,7 +106,7 @@ def run_cells(
     draws = run_all(
         "cells",
         todo,
-        progress=Progress(timed_lines(), is_bar=sys.stderr.isatty()),
+        progress=Progress(timed_lines()),
         num_processes=config.num_processes or os.cpu_count() or 1,
         runs=runs,
     )
@@ -233,34 +231,6 @@ def tables_of(entries: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str
     return tables
 
 
-def picture(entries: Sequence[Entry], study: str) -> bytes:
-    """Returns a PNG of attainment and latency by policy, with a panel for each cell."""
-    rows = [
-        {
-            "cell": f"{one['mix']}, {_row(one)}",
-            "policy": one["policy"],
-            "attainment, %": 100 * one["attainment"],
-            "mean latency, s": one["mean_e2e_s"],
-        }
-        for one in entries
-        if one["study"] == study
-    ]
-    chart = (
-        altair.Chart(altair.Data(values=rows))
-        .mark_point(filled=True, size=60)
-        .encode(
-            x=altair.X("mean latency, s:Q"),
-            y=altair.Y("attainment, %:Q", scale=altair.Scale(domain=[0, 100])),
-            color=altair.Color("policy:N", sort=list(POLICIES)),
-            shape=altair.Shape("policy:N", sort=list(POLICIES)),
-        )
-        .properties(width=170, height=130)
-        .facet(altair.Facet("cell:N", title=None), columns=4)
-        .resolve_scale(x="independent")
-    )
-    return vl_convert.vegalite_to_png(chart.to_dict(), scale=1.5)
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the study and writes its results."""
     del argv  # the flags say it all
@@ -290,12 +260,7 @@ def main(argv: Sequence[str]) -> None:
         "claims": found,
         "entries": entries,
     }
-    pictures = {
-        f"{study.replace(' ', '_')}.png": picture(entries, study)
-        for study in config.studies
-        if study != "lengths"
-    }
-    write_study(config.output, report, tables=tables, pictures=pictures)
+    write_study(config.output, report, tables=tables, pictures={})
     runs.remove()
     for name, table in tables.items():
         print(f"{name}\n\n{table}\n")

@@ -30,6 +30,6 @@ done
 
 .venv/bin/jserve-simulate --cost_model=table:benchmarks/buckets/samples.npz \
     --trace=$conv --num_requests=500 --qps=2.5 --num_seeds=3 --lag=1 \
-    --bucket_strategies=pow2,two_bit,linear,pad_limit,fitted \
+    --bucket_strategies=pow2,linear,fitted \
     --policies=fcfs,edf,qoserve,sliding --num_processes=2 \
     --output=out/buckets/simulated

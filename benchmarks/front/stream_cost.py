@@ -2,24 +2,32 @@
 
 A scripted engine gives each stream a token every step; a client in another process
 reads all streams. The time is processor time of the event loop's thread, from the first
-to the last token, and includes the writes to sockets. The last line is JSON.
+to the last token, and includes the writes to sockets. Other HTTP servers (`--server`)
+write through their own tasks. The last line is JSON.
 """
 
 import argparse
 import asyncio
+import contextlib
+import importlib
 import json
+import os
 import selectors
 import socket
+import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 import uvicorn
 
 from jserve.config import ServerConfig
 from jserve.server.app import build_app
+from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.serving import bind, make_server
 from jserve.text.tokenizer import load_tokenizer
+from jserve_sched.requests.limits import RequestLimits
 from tests.fake_server import FakeLoop
 
 
@@ -29,53 +37,103 @@ def read_streams(port: int, num_streams: int, num_tokens: int) -> None:
     body = json.dumps(fields).encode()
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     selector = selectors.DefaultSelector()
+    sent_s: dict[int, float] = {}
+    first_s: dict[int, float] = {}
     for _ in range(num_streams):
         sock = socket.create_connection(("127.0.0.1", port))
         sock.sendall(head % len(body) + body)
+        sent_s[sock.fileno()] = time.perf_counter()
         selector.register(sock, selectors.EVENT_READ)
     num_events, tails = 0, dict.fromkeys(selector.get_map(), b"")
     while tails:
         for key, _ in selector.select():
             data = key.fileobj.recv(2**16)  # type: ignore[union-attr]
             num_events += data.count(b'"finish_reason"')
+            if b'"finish_reason"' in data:
+                first_s.setdefault(key.fd, time.perf_counter() - sent_s[key.fd])
             tails[key.fd] = (tails[key.fd] + data)[-40:]
             if b"[DONE]" in tails[key.fd]:
                 selector.unregister(key.fileobj)
                 del tails[key.fd]
     assert num_events == num_streams * num_tokens, num_events
+    print(statistics.median(first_s.values()))
 
 
-async def measure(num_streams: int, num_tokens: int, step_s: float) -> float:
-    """Returns seconds of the event loop a token."""
+def without_direct_writes(app: Any) -> Any:
+    """Returns an app for servers that offer none."""
+
+    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+        scope.setdefault("extensions", {})[DIRECT_WRITE] = {"write": lambda part: False}
+        await app(scope, receive, send)
+
+    return wrapped
+
+
+async def serve(name: str, app: Any, config: ServerConfig) -> None:
+    """Serves with one of the servers until the task is cancelled."""
+    if name == "jserve":
+        with bind(config) as listener:
+            await make_server(app, config).serve(sockets=[listener])
+        return
+    app = without_direct_writes(app)
+    if name == "uvicorn":
+        settings: Any = {"log_config": None, "access_log": False, "ws": "none"}
+        await uvicorn.Server(uvicorn.Config(app, port=config.port, **settings)).serve()
+    elif name == "hypercorn":
+        hypercorn = importlib.import_module("hypercorn")
+        hypercorn_asyncio = importlib.import_module("hypercorn.asyncio")
+        settings = hypercorn.Config.from_mapping(bind=f"127.0.0.1:{config.port}")
+        await hypercorn_asyncio.serve(app, settings)
+    else:
+        embed = importlib.import_module("granian.server.embed")
+        settings = {"interface": "asgi", "log_enabled": False, "websockets": False}
+        await embed.Server(app, port=config.port, **settings).serve()
+
+
+async def measure(
+    name: str, num_streams: int, num_tokens: int, step_s: float
+) -> dict[str, float]:
+    """Returns tokens a second, the median TTFT, and what a token costs."""
     loop = FakeLoop(step_s=step_s)
-    config = ServerConfig(port=0)
-    server = make_server(build_app(loop, load_tokenizer(None), config), config)
-    with bind(config) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        loop.running.clear()
-        port = listener.getsockname()[1]
-        sizes = [f"--num_streams={num_streams}", f"--num_tokens={num_tokens}"]
-        client = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, f"--port={port}", *sizes]
-        )
-        while loop.num_live() < num_streams:
-            await asyncio.sleep(0.01)
-        start_s = time.thread_time()
-        loop.running.set()
-        while client.poll() is None:
-            await asyncio.sleep(0.05)
-        duration_s = time.thread_time() - start_s
-        assert client.returncode == 0
-        server.should_exit = True
-        await serving
-    return duration_s / (num_streams * num_tokens)
+    loop.limits = RequestLimits(max_model_len=2**16, num_kv_tokens=2**24)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        config = ServerConfig(port=free.getsockname()[1])
+    app = build_app(loop, load_tokenizer(None), config)
+    serving = asyncio.create_task(serve(name, app, config))
+    while True:
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", config.port)
+            writer.close()
+            break
+        await asyncio.sleep(0.05)
+    sizes = [f"--num_streams={num_streams}", f"--num_tokens={num_tokens}"]
+    client = subprocess.Popen(
+        [sys.executable, "-m", __spec__.name, f"--port={config.port}", *sizes],
+        stdout=subprocess.PIPE,
+    )
+    while loop.num_live() < num_streams:
+        await asyncio.sleep(0.01)
+    begin_s = time.perf_counter()
+    thread_s, process_s = time.thread_time(), time.process_time()
+    while client.poll() is None:
+        await asyncio.sleep(0.05)
+    count = num_streams * num_tokens
+    costs = {
+        "token_us": (time.thread_time() - thread_s) / count * 1e6,
+        "process_token_us": (time.process_time() - process_s) / count * 1e6,
+        "tokens_per_s": count / (time.perf_counter() - begin_s),
+    }
+    assert client.returncode == 0 and client.stdout is not None
+    serving.cancel()
+    await asyncio.wait({serving}, timeout=5)
+    return {**costs, "ttft_ms": float(client.stdout.read()) * 1e3}
 
 
 def main() -> None:
     """Measures, or is the client of a measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
+    servers = ("jserve", "uvicorn", "hypercorn", "granian")
+    parser.add_argument("--server", default=servers[0], choices=servers)
     parser.add_argument("--num_streams", type=int, default=64)
     parser.add_argument("--num_tokens", type=int, default=400)
     parser.add_argument("--step_s", type=float, default=0.01)
@@ -85,8 +143,10 @@ def main() -> None:
         read_streams(args.port, args.num_streams, args.num_tokens)
         return
     run = asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()).run
-    cost_s = run(measure(args.num_streams, args.num_tokens, args.step_s))
-    print(json.dumps({"num_streams": args.num_streams, "token_us": cost_s * 1e6}))
+    costs = run(measure(args.server, args.num_streams, args.num_tokens, args.step_s))
+    print(json.dumps({"server": args.server, "num_streams": args.num_streams} | costs))
+    sys.stdout.flush()
+    os._exit(0)  # some servers do not end
 
 
 if __name__ == "__main__":

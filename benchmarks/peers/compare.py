@@ -15,7 +15,6 @@ measured with the same commit, settings and servers is not measured again.
 """
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
@@ -53,7 +52,7 @@ class Comparison:
       repeats: Number of measurements of each server at each load.
       threads: Number of threads that each server may use.
       start_timeout_s: Longest wait for a server to be ready, in seconds.
-      output: Result file; the picture is written beside it.
+      output: Result file.
     """
 
     model: pathlib.Path = pathlib.Path("out/peers/model")
@@ -163,16 +162,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return render(lines)
 
 
-def _draw(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Writes the picture, if the programs that draw are installed."""
-    if not all(map(importlib.util.find_spec, ("altair", "vl_convert"))):
-        print("no picture: pip install 'jserve[report]'")
-        return
-    from benchmarks.peers.picture import picture
-
-    write_whole(path, picture(rows))
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the comparison; writes the result file and prints a table."""
     del argv
@@ -223,12 +212,11 @@ def main(argv: Sequence[str]) -> None:
             server.close()
     if not measurements:
         raise ProgramError("nothing was measured: no server serves")
-    # Summarise, draw and write.
+    # Summarise and write.
     rows = summarise(measurements)
     report |= {"summary": rows, "measurements": measurements}
     write_whole(one.output, (json.dumps(plain(report), indent=1) + "\n").encode())
     runs.remove()
-    _draw(rows, one.output.with_suffix(".png"))
     print(f"\n{table(rows)}\n\n{one.output}")
 
 

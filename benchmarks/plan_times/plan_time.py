@@ -1,4 +1,4 @@
-"""Times a plan of each policy with many requests, and a call of each predictor.
+"""Times a plan of each policy with many requests.
 
   python -m benchmarks.plan_times.plan_time --num_running=128 --num_waiting=1000,10000
 
@@ -12,29 +12,20 @@ target of all others is 1 ms in the median with 128 running and 1,000 waiting.
 
 Other processes slow a plan down, so times are those of the thread, in the turn of five
 with the least median.
-
-A policy prices its candidates in one call of its predictor, which must take much less
-than that millisecond: the target for 64 steps is a median under 100 microseconds.
-`safe` is the linear predictor inside `SafePredictor`, as in the server.
 """
 
-import functools
 import itertools
 import json
 import pathlib
-import statistics
 import sys
 import time
-import timeit
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
 
 from jserve.program import run_program
-from jserve.timing.serving_predictor import full_steps
 from jserve_sched.buckets.strategies import PowersOfTwo
-from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.annealing.policy import Annealing
 from jserve_sched.policies.registry import POLICIES, make_policy
@@ -42,9 +33,6 @@ from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.steps.plan import StepResult
-from jserve_sched.timing.linear import LinearPredictor, fit_linear
-from jserve_sched.timing.mlp import NUM_INPUTS, MlpPredictor, MlpWeights
-from jserve_sched.timing.predictor import Predictor, SafePredictor
 from jserve_sched.timing.table import TablePredictor
 from jserve_tools.reporting.documents import commit, write_whole
 
@@ -58,9 +46,6 @@ _NUM_RUNNING = flags.DEFINE_integer(
 _NUM_WAITING = flags.DEFINE_list(
     "num_waiting", ["1000", "10000"], "Numbers of waiting requests."
 )
-_NUM_CALLS = flags.DEFINE_integer(
-    "num_calls", 3000, "Number of calls timed of each predictor.", lower_bound=1
-)
 _POLICIES = flags.DEFINE_list(
     "policies",
     [name for name, one in POLICIES.items() if not issubclass(one, Annealing)],
@@ -73,7 +58,6 @@ _MAX_TOKENS = 10_000  # no request finishes meanwhile
 _NOW_S = 100.0
 _STEP_TOKENS = 2048
 _NUM_TURNS = 5
-_MAX_PAGES = 64  # of a row, for the predictors
 
 
 def _request(
@@ -164,55 +148,8 @@ def time_plans(
     }
 
 
-def _predictors(buckets: BucketTable, matrix: np.ndarray) -> dict[str, Predictor]:
-    """Returns one of each predictor, by name; their predictions do not matter here."""
-    table = TablePredictor(buckets, max_pages_per_row=_MAX_PAGES)
-    linear = fit_linear(matrix, table.predict(matrix))
-    rng = np.random.default_rng(0)
-    weights = MlpWeights(
-        linear=linear,
-        mean=np.full(NUM_INPUTS, 5.0),
-        scale=np.full(NUM_INPUTS, 3.0),
-        low=np.full(NUM_INPUTS, -2.0),
-        high=np.full(NUM_INPUTS, 2.0),
-        layers=tuple(
-            (0.2 * rng.normal(size=pair), np.zeros(pair[1]))
-            for pair in ((NUM_INPUTS, 32), (32, 32), (32, 2))
-        ),
-    )
-    return {
-        "table": table,
-        "linear": LinearPredictor(linear),
-        "mlp": MlpPredictor(weights),
-        "safe": SafePredictor(LinearPredictor(linear), table),
-    }
-
-
-def _median_us(call: Callable[[], object]) -> float:
-    return 1e6 * statistics.median(
-        timeit.repeat(call, number=1, repeat=_NUM_CALLS.value)
-    )
-
-
-def time_predictors() -> dict[str, dict[str, float]]:
-    """Returns the times of a call for 1 step and for 64, microseconds."""
-    buckets = PowersOfTwo().table(
-        max_num_seqs=32, max_num_batched_tokens=544, block_tokens=32
-    )
-    matrix = full_steps(buckets, page_size=_PAGE_SIZE, max_pages_per_row=_MAX_PAGES)
-    many = np.random.default_rng(0).permutation(matrix)[:64]
-    return {
-        name: {
-            "predict_1_us": _median_us(functools.partial(one.predict, many[:1])),
-            "predict_64_us": _median_us(functools.partial(one.predict, many)),
-            "upper_64_us": _median_us(functools.partial(one.predict_upper, many)),
-        }
-        for name, one in _predictors(buckets, matrix).items()
-    }
-
-
 def main(argv: Sequence[str]) -> None:
-    """Prints one JSON document, by number waiting and policy, and by predictor."""
+    """Prints one JSON document, by number waiting and policy."""
     del argv
     num_running, num_plans = _NUM_RUNNING.value, _NUM_PLANS.value
     found: dict[str, dict[str, dict[str, float]]] = {}
@@ -224,7 +161,6 @@ def main(argv: Sequence[str]) -> None:
             found[num_waiting][policy] = times
     document = {
         **{"commit": commit(), "num_running": num_running, "by_num_waiting": found},
-        "predictors": time_predictors(),
     }
     text = json.dumps(document, indent=1)
     print(text)

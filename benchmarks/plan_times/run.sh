@@ -1,6 +1,5 @@
 #!/bin/sh
-# The time of one plan of each policy, and of one question to each predictor: about
-# five minutes, to out/plan_times.
+# The time of one plan of each policy: some minutes, to out/plan_times.
 # Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../.."

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from benchmarks.simulator_truth.measured_runs import (
     RUNS,
@@ -112,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
     """Prints a table for each card; returns 1 if the target is missed."""
     del argv
     todo = [(card, variant) for card in RUNS for variant in _variants(card)]
-    runs = [_run(card, variant) for card, variant in tqdm(todo, disable=None)]
+    runs = [_run(card, variant) for card, variant in todo]
     for card in RUNS:
         print(_table(card, [run for run in runs if run["card"] == card]), end="\n\n")
     errors = next(run for run in runs if run["variant"] == "tables")["error_percent"]

@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         finish = functools.partial(
             run_all,
             "cells",
-            progress=Progress(timed_lines(), is_bar=sys.stderr.isatty()),
+            progress=Progress(timed_lines()),
             num_processes=num_processes,
             runs=runs,
         )

@@ -56,30 +56,16 @@ class Row:
 
 
 _ALPHA = ("alpha", (0.2, 0.5, 1.0))
-_OBJECTIVE = ("objective", ("time", "tokens"))
 _WORK_WEIGHT = ("alpha_s_per_token", (0.0002, 0.0, 0.001, 0.008))
-# The paper's policy without its parts; none of them considers future requests.
-_PUBLISHED = "sliding:search=ternary:fill=off:reserve=off:cautious=off"
+_PUBLISHED = "sliding:published=on"
 
 EDF = Row(name="edf", policy="edf")
 QOSERVE = Row(name="qoserve", policy="qoserve", knobs=(_WORK_WEIGHT,))
 SLIDING = Row(name="sliding", policy="sliding", is_tuned=False)
 PUBLISHED = Row(
     name="sliding, as published",
-    policy=f"{_PUBLISHED}:sorter=mlps",
-    knobs=(_ALPHA, _OBJECTIVE),
-)
-TERNARY = Row(
-    name="sliding, ternary search",
-    policy="sliding:search=ternary:objective=time",
-    is_tuned=False,
-    shapes=(BUCKETS,),
-)
-EDGES = Row(
-    name="sliding, edge search, least time",
-    policy="sliding:objective=time",
-    is_tuned=False,
-    shapes=(BUCKETS,),
+    policy=_PUBLISHED,
+    knobs=(_ALPHA,),
 )
 LINEAR = Row(
     name="sliding, linear predictor",
@@ -93,23 +79,15 @@ SJF = Row(name="sjf", policy="sjf", shapes=(BUCKETS,))
 CHUNKER = Row(
     name="+ SlidingChunker",
     policy=f"{_PUBLISHED}:sorter=off:constructor=off",
-    knobs=(_OBJECTIVE,),
     workloads=(paper.ABLATION_WORKLOAD,),
 )
 SORTER = Row(
     name="+ MLPS",
-    policy=f"{_PUBLISHED}:sorter=mlps:constructor=off",
-    knobs=(_ALPHA, _OBJECTIVE),
+    policy=f"{_PUBLISHED}:constructor=off",
+    knobs=(_ALPHA,),
     workloads=(paper.ABLATION_WORKLOAD,),
 )
-RESERVE = Row(
-    name="+ reserve, fill",
-    policy="sliding:sorter=mlps:alpha=0.2",
-    is_tuned=False,
-    workloads=(paper.ABLATION_WORKLOAD,),
-)
-
 MAIN_ROWS = (EDF, QOSERVE, SLIDING)  # the paper's, in the order of its POLICIES
-GOODPUT_ROWS = (FCFS, SJF, EDF, QOSERVE, PUBLISHED, SLIDING, TERNARY, EDGES, LINEAR)
-ABLATION_ROWS = (EDF, CHUNKER, SORTER, PUBLISHED, RESERVE, SLIDING)
+GOODPUT_ROWS = (FCFS, SJF, EDF, QOSERVE, PUBLISHED, SLIDING, LINEAR)
+ABLATION_ROWS = (EDF, CHUNKER, SORTER, PUBLISHED, SLIDING)
 TUNED_ROWS = (FCFS, SJF, EDF, QOSERVE, PUBLISHED, CHUNKER, SORTER)

@@ -17,13 +17,11 @@ from benchmarks.slidingserve.cells import CURVE_BIN_S, Cell
 from benchmarks.slidingserve.config import Config
 from benchmarks.slidingserve.rows import (
     ABLATION_ROWS,
-    EDGES,
     GOODPUT_ROWS,
     LINEAR,
     MAIN_ROWS,
     PUBLISHED,
     SLIDING,
-    TERNARY,
     Row,
 )
 from benchmarks.slidingserve.tuning import Settings
@@ -40,8 +38,6 @@ RATIOS = (
     ("qoserve", "edf"),
     ("sliding", PUBLISHED.name),
     (PUBLISHED.name, "qoserve"),
-    ("sliding", TERNARY.name),
-    (EDGES.name, TERNARY.name),
     (LINEAR.name, "sliding"),
 )
 

@@ -44,7 +44,6 @@ from jserve_sched.steps.plan import StepResult
 from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
-_RATE_WINDOW_S = 30.0  # in which completions are counted, for Retry-After
 _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
@@ -97,7 +96,6 @@ class EngineLoop:
         self._in_use: set[str] = set()  # ids not to be used again yet
         self._num_open = 0  # requests whose end is not published yet
         self._is_stopping = False
-        self._finish_times_s: collections.deque[float] = collections.deque(maxlen=512)
 
     def set_listener(self, publish: Listener) -> None:
         """Sets the function that is called once a step, in the loop's thread."""
@@ -150,14 +148,8 @@ class EngineLoop:
                 raise QueueFullError(
                     f"{num_waiting} requests wait, the limit is "
                     f"max_queued_requests={self.config.max_queued_requests}",
-                    self._retry_after_s(),
+                    self._scheduler.admission.returns.next_s(self.clock.now_s()),
                 )
-
-    def _retry_after_s(self) -> float:
-        """Returns when a place in the queue should be free, by recent completions."""
-        now_s = self.clock.now_s()
-        recent = [t for t in self._finish_times_s if t > now_s - _RATE_WINDOW_S]
-        return _RATE_WINDOW_S / len(recent) if recent else 1.0
 
     def cancel(self, request_id: str) -> None:
         """Ends a request after the step in flight; ids that are gone are ignored."""
@@ -341,10 +333,13 @@ class EngineLoop:
         now_s = self.clock.now_s()
         num_waiting = self._scheduler.num_waiting
         with self._scheduling:
+            refused = self._scheduler.review(now_s)
             plan = self._scheduler.plan(now_s)
-            if plan is None:
-                return None
-            self._scheduler.dispatch(plan, now_s)
+            if plan is not None:
+                self._scheduler.dispatch(plan, now_s)
+        self._publish(refused)
+        if plan is None:
+            return None
         plan_s = time.perf_counter() - start_s
         with self._profiler.step(plan.step_id):
             return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
@@ -385,6 +380,7 @@ class EngineLoop:
                 now_s,
                 request.finish_reason,
                 request.num_cached_tokens,
+                retry_after_s=request.retry_after_s,
             )
             for request, token in outputs
         ]
@@ -396,5 +392,4 @@ class EngineLoop:
         if ended:
             with self._changed:
                 self._num_open -= len(ended)
-                self._finish_times_s.extend([now_s] * len(ended))
                 self._changed.notify_all()

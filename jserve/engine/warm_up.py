@@ -65,7 +65,6 @@ class WarmUp:
         predictor: TablePredictor,
         times_path: pathlib.Path | None,
         choose: Callable[[BucketTable], ServingPredictor],
-        max_compile_s: float = 0.0,
         timing_s: float = 0.0,
         progress: Progress | None = None,
         clock: Clock | None = None,
@@ -80,8 +79,6 @@ class WarmUp:
             None keeps none.
           choose: Function that returns the predictor for the table reached, once all is
             warm.
-          max_compile_s: Seconds for compiling; a table that is expected to end later is
-            not begun. 0 sets no limit.
           timing_s: Seconds for timing programs, half of it beside the compiler and half
             afterwards; requests between two steps are included. 0 sets no limit.
           clock: Clock of `timing_s`; None is the machine's.
@@ -99,7 +96,6 @@ class WarmUp:
         )
         self._are_times_lost = False
         self._choose = choose
-        self._max_compile_s = max_compile_s
         self._timing_s = timing_s or math.inf
         self._clock = clock or WallClock()
         self._samples: dict[Bucket, Sequence[StepSample]] = {}
@@ -327,30 +323,15 @@ class WarmUp:
         return self._choose(reached)
 
     def _compile_next(self) -> BucketTable | None:
-        """Compiles and returns the next table; None if there is none, or no time.
+        """Compiles and returns the next table; None if there is none.
 
         Tables are skipped as long as they are too small to occupy all cores.
         """
-        programs = self._engine.programs
-        num_made = max(len(programs.reports), 1)
-        trace_s = sum(one.trace_s for one in programs.reports) / num_made
-        compile_s = sum(one.compile_s for one in programs.reports) / num_made
+        made = self._engine.programs.buckets
         found, num_new = None, 0
         while self._left and num_new < num_cpus():
-            num_new = len(set(self._left[0].buckets) - programs.buckets)
-            # One program is traced at a time, and one is compiled on each core.
-            num_rounds = math.ceil(num_new / num_cpus())
-            expected_s = programs.wall_s + num_new * trace_s + num_rounds * compile_s
-            if 0 < self._max_compile_s < expected_s:
-                if found is None:
-                    _LOG.warning(
-                        "max_compile_s=%g: %d of %d programs are left out",
-                        self._max_compile_s,
-                        self.num_programs_total - programs.num_compiled,
-                        self.num_programs_total,
-                    )
-                break
             found = self._left.popleft()
+            num_new = len(set(found.buckets) - made)
         if found is not None:
             self._compile(found)
         return found

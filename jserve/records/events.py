@@ -48,6 +48,7 @@ class TokenEvent(NamedTuple):
       finish_reason: Set on the last event of a request.
       num_cached_tokens: Prompt tokens that came from the prefix cache.
       error: What went wrong, on the last event of a request the engine failed.
+      retry_after_s: On the end of a request that was refused: when to come back.
     """
 
     request_id: str
@@ -56,6 +57,7 @@ class TokenEvent(NamedTuple):
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    retry_after_s: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -3,22 +3,21 @@
 import asyncio
 import contextlib
 import functools
-import hmac
 import http
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jserve.config import ServerConfig, read_setting
+from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
-from jserve.server.errors import SURPRISE, ApiError, error_json, quote
+from jserve.server.api_keys import key_check, load_api_keys
+from jserve.server.errors import SURPRISE, ApiError, quote
 from jserve.server.openai_routes import GENERATION_PATHS, openai_router
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
@@ -29,43 +28,10 @@ _ABSORB_S = 10.0  # much less than the engine's record of steps covers
 _STOP_TIMEOUT_S = 5.0
 
 
-def load_api_keys(config: ServerConfig) -> tuple[bytes, ...]:
-    """Reads the accepted API keys, one per line; without a file no key is required.
-
-    Raises:
-      ValueError: If the file is missing or holds no key.
-    """
-    path = config.api_key_file
-    if path is None:
-        return ()
-    lines = read_setting("api_key_file", path, str.splitlines)
-    keys = tuple(key.encode() for line in lines if (key := line.strip()))
-    if not keys:
-        raise ValueError(f"api_key_file={path} holds no key")
-    return keys
-
-
-def _key_check(keys: Sequence[bytes]) -> Callable[..., Awaitable[None]]:
-    """Returns a check that a request has an accepted key, in constant time."""
-    bearer = HTTPBearer(auto_error=False)
-
-    async def check(request: Request) -> None:
-        given = await bearer(request)
-        key = given.credentials.strip().encode("latin-1", "replace") if given else b""
-        is_known = [hmac.compare_digest(key, known) for known in keys]
-        if keys and not any(is_known):
-            raise ApiError(
-                "this server needs a key: Authorization: Bearer <key>",
-                status=401,
-                code="invalid_api_key",
-            )
-
-    return check
-
-
 def _response(error: ApiError) -> Response:
-    body = error_json(error.status, str(error), param=error.param, code=error.code)
-    return Response(body, error.status, error.headers, media_type="application/json")
+    return Response(
+        error.body, error.status, error.headers, media_type="application/json"
+    )
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -137,7 +103,7 @@ def build_app(
         end-of-sequence tokens than a request may stop at.
     """
     service = Service(engine, tokenizer, config, load_service_classes(config))
-    key = Depends(_key_check(load_api_keys(config)))
+    key = Depends(key_check(load_api_keys(config), service.metrics))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -164,7 +130,8 @@ def build_app(
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[
-                *("x-request-id", "x-jserve-ignored", "x-jserve-forecast"),
+                *("x-request-id", "x-jserve-ignored"),
+                *("x-jserve-forecast", "x-jserve-admission"),
                 "retry-after",
             ],
         )

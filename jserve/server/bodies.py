@@ -52,12 +52,10 @@ class Body:
     def add(self, part: bytes) -> None:
         """Adds the next part."""
         self.num_bytes += len(part)
-        if self._file is not None:
-            self._file.write(part)
-            return
-        self.data += part
         if self.num_bytes > SMALL_BODY_BYTES:
-            self.file()
+            self.file().write(part)
+        else:
+            self.data += part
 
     def file(self) -> IO[bytes]:
         """Returns the file, after moving the body there."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 _TYPES = {
     401: "authentication_error",
@@ -37,22 +38,36 @@ class ApiError(Exception):
         self.status = status
         self.param = param
         self.code = code
+        self.retry_after_s = retry_after_s
         self.headers: dict[str, str] = {}
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
 
+    @property
+    def body(self) -> bytes:
+        """The body of the response; seconds to wait are exact in it."""
+        return error_json(
+            self.status, str(self), self.param, self.code, self.retry_after_s
+        )
+
 
 def error_json(
-    status: int, message: str, *, param: str | None = None, code: str | None = None
+    status: int,
+    message: str,
+    param: str | None = None,
+    code: str | None = None,
+    retry_after_s: float | None = None,
 ) -> bytes:
     """Returns the body of an error response."""
     fallback = "server_error" if status >= 500 else "invalid_request_error"
-    error = {
+    error: dict[str, Any] = {
         "message": message,
         "type": _TYPES.get(status, fallback),
         "param": param,
         "code": code,
     }
+    if retry_after_s is not None:
+        error["retry_after_s"] = retry_after_s
     return json.dumps({"error": error}).encode()

@@ -18,7 +18,7 @@ import numpy as np
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError, TokenEvent
-from jserve.server.errors import SURPRISE, error_json
+from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import (
     COMMENT_EVENT,
     DONE_EVENT,
@@ -41,6 +41,11 @@ _REASONS = {
     FinishReason.LENGTH: "length",
     FinishReason.CANCELLED: "abort",
 }
+# Status and code, which is also the reason in metrics, and message.
+_REFUSALS = {
+    FinishReason.REFUSED: (429, "unattainable", "the SLO cannot be attained now"),
+    FinishReason.EXPIRED: (503, "queue_wait", "the SLO was missed in the queue"),
+}
 
 
 class Generation:
@@ -48,7 +53,7 @@ class Generation:
 
     Attributes:
       finish_reason: Reason of its end, as in the API; None while it runs.
-      error: Message of an error in the engine or the server; None without one.
+      error: Refusal, or error in the engine or the server; None without one.
       num_cached_tokens: Number of prompt tokens that came from the prefix cache.
     """
 
@@ -63,7 +68,7 @@ class Generation:
     ):
         self.request = request
         self.finish_reason: str | None = None
-        self.error: str | None = None
+        self.error: ApiError | None = None
         self.tokens: list[int] = []
         self.num_cached_tokens = 0
         self._eos_token_ids = tokenizer.eos_token_ids
@@ -90,7 +95,14 @@ class Generation:
         if reason is not None or event.error is not None:
             text += self._show(self._detokenizer.finish()) + self._finder.flush()
         if event.error is not None:
-            self.finish("error", event.time_s, error=event.error)
+            self.finish("error", event.time_s, error=ApiError(event.error, status=500))
+        elif reason in _REFUSALS:
+            status, code, message = _REFUSALS[reason]
+            retry_after_s = event.retry_after_s
+            error = ApiError(
+                message, status=status, code=code, retry_after_s=retry_after_s
+            )
+            self.finish(code, event.time_s, error=error)
         elif self._finder.is_found:
             self.finish("stop", event.time_s)
         elif reason is not None:
@@ -120,7 +132,7 @@ class Generation:
         reason: str,
         now_s: float,
         *,
-        error: str | None = None,
+        error: ApiError | None = None,
         has_client_left: bool = False,
     ) -> None:
         """Ends the output, if it has not ended, for a reason of the API."""
@@ -129,6 +141,11 @@ class Generation:
             return
         self.finish_reason = reason
         request, metrics = self.request, self._metrics
+        if error is not None and error.status != 500:
+            metrics.count_rejected(reason, request.service_class)
+            return
+        if request.is_degraded:
+            metrics.count_not_admitted("degraded", request.service_class)
         metrics.count_finished(reason)
         metrics.e2e_s.observe(now_s - request.arrival_s)
         metrics.prompt_tokens.observe(request.num_prompt_tokens)
@@ -137,7 +154,7 @@ class Generation:
         # otherwise it counts neither as attained nor as violated.
         times_s = [*self._times_s, now_s] if has_client_left else self._times_s
         is_complete = has_client_left or reason in ("stop", "length")
-        is_attained = request.slo.is_attained(
+        is_attained = not request.is_degraded and request.slo.is_attained(
             request.arrival_s, times_s, is_complete=is_complete
         )
         if not (has_client_left and is_attained):
@@ -149,6 +166,7 @@ class Reply:
 
     Attributes:
       generations: `num_choices` outputs of each prompt, prompt by prompt.
+      has_begun: Whether the head of the response has been sent.
       write: Writes a part of the answer at once, or returns False if it cannot.
     """
 
@@ -163,18 +181,20 @@ class Reply:
         self.generations = tuple(generations)
         self.form = form
         self.is_streamed = is_streamed
+        self.has_begun = False
         self._num_choices = num_choices
         self._open = set(range(len(self.generations)))
         self._ready: list[bytes] = []
         self._wake = asyncio.Event()
         self.write: Callable[[bytes], bool] = lambda part: False
+        self._is_failed = False  # before the head was sent
         self._is_idle = False  # the task of the connection, which waits for more
         self._last_s = 0.0  # time of the last write, on the event loop's clock
         self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
 
     @property
-    def error(self) -> str | None:
-        """Message of the first output that failed; None without one."""
+    def error(self) -> ApiError | None:
+        """Error of the first output that failed; None without one."""
         return next((one.error for one in self.generations if one.error), None)
 
     @property
@@ -184,6 +204,16 @@ class Reply:
         known = (one for one in found if one)
         return max(known, key=lambda one: one.ttlt_s[1], default=None)
 
+    @property
+    def is_committed(self) -> bool:
+        """Whether no output can be refused any more."""
+        return all(one.request.is_committed for one in self.generations)
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether an output is served as best effort instead."""
+        return any(one.request.is_degraded for one in self.generations)
+
     def take(self, index: int, event: TokenEvent) -> None:
         """Takes an event of output `index`."""
         generation = self.generations[index]
@@ -191,8 +221,9 @@ class Reply:
         tokens = () if event.token is None else (event.token,)
         self._advance(index, text, tokens)
 
-    def fail(self, index: int, error: str, now_s: float) -> None:
+    def fail(self, index: int, now_s: float) -> None:
         """Ends output `index`, since one of its events could not be handled."""
+        error = ApiError(SURPRISE, status=500)
         self.generations[index].finish("error", now_s, error=error)
         self._advance(index, "", ())
 
@@ -202,19 +233,24 @@ class Reply:
         reason, error = generation.finish_reason, generation.error
         if reason is not None:
             self._open.discard(index)
-        if self.is_streamed:
+        if self._is_failed:
+            return
+        if error is not None and not self.has_begun:  # the answer has its status
+            self._is_failed = True
+            self._open.clear()
+            self._ready = [error.body]
+        elif self.is_streamed:
             if error is None:
                 chunk = self._writers[index].event(text, reason, tokens)
             else:
-                chunk = EVENT_HEAD + error_json(500, error) + EVENT_TAIL
+                chunk = EVENT_HEAD + error.body + EVENT_TAIL
             self._ready.append(chunk)
             if not self._open:
                 if self.form.has_usage:
-                    self._ready.append(self.form.usage_event(self._usage()))
+                    self._ready.append(self.form.usage_event(self.usage()))
                 self._ready.append(DONE_EVENT)
         elif not self._open:
-            error = self.error
-            self._ready = [self._answer() if error is None else error_json(500, error)]
+            self._ready = [self._answer()]
 
     def flush(self, now_s: float) -> None:
         """Writes what is ready, or leaves it to the task of the connection."""
@@ -249,7 +285,7 @@ class Reply:
         self._ready.clear()
         return chunk, bool(self._open)
 
-    def _usage(self) -> dict[str, Any]:
+    def usage(self) -> dict[str, Any]:
         """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
         firsts = self.generations[:: self._num_choices]
         num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
@@ -267,7 +303,7 @@ class Reply:
             self.form.choice(index, "".join(one.texts), one.finish_reason, one.tokens)
             for index, one in enumerate(self.generations)
         ]
-        return self.form.answer(choices, self._usage())
+        return self.form.answer(choices, self.usage())
 
 
 class TokenRouter:
@@ -331,7 +367,7 @@ class TokenRouter:
                 reply.take(index, event)
             except Exception:  # the other requests must still get their events
                 _LOGGER.exception("request %s failed", event.request_id)
-                reply.fail(index, SURPRISE, event.time_s)
+                reply.fail(index, event.time_s)
             if reply.generations[index].finish_reason is not None:
                 del self._targets[event.request_id]
                 if event.finish_reason is None:

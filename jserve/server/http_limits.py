@@ -6,6 +6,7 @@ import functools
 import http
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ DIRECT_WRITE = "jserve.write"  # extension: writes a part of a body that has beg
 MAX_HEAD_BYTES = 2**16  # the request line and all headers; httptools sets no limit
 _RESERVED_CONNECTIONS = 32  # beyond the limit, for operators
 _WARN_EVERY_S = 60.0
+_H2C = re.compile(rb"\r\nupgrade:[ \t]*h2c", re.IGNORECASE)
 _FIRST_PROBE_S = 0.25  # doubles each time
 _MAX_UNREAD_BYTES = 2**24  # of a refused request's body, until its connection is closed
 
@@ -193,6 +195,11 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Takes received data, at most some 256 KiB."""
         self._head_bytes += len(data)
+        if b"h2c" in data and self in self._limits.idle:
+            # Java's client offers HTTP/2 with each first request; a parser that sees it
+            # would not read the body.
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _H2C.sub(b"", head) + end + rest
         if self._head_timer is None and self in self._limits.idle:
             self._head_timer = self.loop.call_later(
                 self._limits.head_timeout_s, self._end_slow_head

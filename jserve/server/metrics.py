@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from jserve.engine.interface import ServingEngine
-from jserve.records.events import Health, QueueFullError
+from jserve.records.events import Health
 from jserve_sched.requests.forecast import Forecast
 
 _TTFT_S = (
@@ -118,6 +118,17 @@ class ServerMetrics(Collector):
             registry=self.registry,
             buckets=_ERROR_SHARE,
         )
+        self._not_admitted = count(
+            "requests_not_admitted",
+            "Requests refused, or degraded to best effort.",
+            *("reason", "service_class"),
+        )
+        self._key_requests = count(
+            "key_requests", "HTTP requests of an API key.", "api_key", "outcome"
+        )
+        self._key_tokens = count(
+            "key_tokens", "Tokens of an API key.", "api_key", "kind"
+        )
         self._slo = count("slo_requests", "Outcomes of SLOs.", "service_class", "met")
 
     def _histogram(
@@ -142,12 +153,11 @@ class ServerMetrics(Collector):
         self._finished.labels(self._model_name, reason).inc()
 
     def count_rejected(
-        self, error: Exception, service_class: str, *, is_attained: bool = False
+        self, reason: str, service_class: str, *, is_attained: bool = False
     ) -> None:
         """Counts one request that was refused because of the server's state."""
-        is_full = isinstance(error, QueueFullError)
-        reason = "queue_full" if is_full else "not_serving"
         self._rejected.labels(self._model_name, reason).inc()
+        self.count_not_admitted(reason, service_class)
         self.count_slo(service_class, is_attained)
 
     def count_forecast(
@@ -159,6 +169,20 @@ class ServerMetrics(Collector):
         self._forecasts.labels(self._model_name, service_class, at_most).inc()
         error = abs(p50_s - ttft_s) / max(ttft_s, 1e-9)
         self._forecast_error.labels(self._model_name, service_class).observe(error)
+
+    def count_not_admitted(self, reason: str, service_class: str) -> None:
+        """Counts one request that was refused or degraded."""
+        self._not_admitted.labels(self._model_name, reason, service_class).inc()
+
+    def count_key(self, name: str, outcome: str) -> None:
+        """Counts one HTTP request of an API key, accepted or refused by a limit."""
+        if name:
+            self._key_requests.labels(self._model_name, name, outcome).inc()
+
+    def count_key_tokens(self, name: str, kind: str, num_tokens: int) -> None:
+        """Counts tokens of an API key."""
+        if name:
+            self._key_tokens.labels(self._model_name, name, kind).inc(num_tokens)
 
     def count_slo(self, service_class: str, is_attained: bool) -> None:
         """Counts one request whose SLO was attained or violated."""

@@ -10,10 +10,11 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
-from jserve.server.errors import SURPRISE, error_json
+from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
-from jserve.server.generation import Reply, TokenRouter
+from jserve.server.generation import Reply
 from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.protocol import (
     ChatRequest,
@@ -34,8 +35,8 @@ class ReplyResponse(StreamingResponse):
     def __init__(
         self,
         reply: Reply,
-        router: TokenRouter,
-        keep_alive_s: float,
+        service: Service,
+        key_use: KeyUse,
         ignored: Sequence[str],
     ):
         headers = {"x-request-id": reply.form.response_id}
@@ -49,8 +50,10 @@ class ReplyResponse(StreamingResponse):
             media_type = "text/event-stream"
         super().__init__((), headers=headers, media_type=media_type)
         self._reply = reply
-        self._router = router
-        self._keep_alive_s = keep_alive_s
+        self._router = service.router
+        self._keep_alive_s = service.config.sse_keep_alive_s
+        self._key_use = key_use
+        key_use.begin(reply)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -60,40 +63,52 @@ class ReplyResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._router.close(self._reply)
+            self._key_use.end(self._reply)
 
     async def stream_response(self, send: Send) -> None:
-        """Sends the answer; one that is not streamed has status 500 if it failed.
+        """Sends the answer; what fails before its first byte has the status of that.
 
         Whatever ends it early, such as a server that stops, is an error in the API's
-        form, after the first byte as before it.
+        form, after the first byte as before it. The head of a stream is sent once no
+        output can be refused any more, or with the first byte.
         """
         reply, has_more = self._reply, True
         try:
-            if reply.is_streamed:
+            if reply.is_streamed and reply.is_committed:
                 await self._begin(send)
             while has_more:
                 chunk, has_more = await reply.next(self._keep_alive_s)
-                status = 200 if reply.is_streamed or reply.error is None else 500
-                await self._send(send, chunk, status, has_more=has_more)
+                await self._send(send, chunk, reply.error, has_more=has_more)
         except BaseException as error:
             is_cancelled = isinstance(error, asyncio.CancelledError)
-            status = 503 if is_cancelled else 500
-            body = error_json(status, "the server stops" if is_cancelled else SURPRISE)
-            if reply.is_streamed:
+            failure = ApiError(SURPRISE, status=500)
+            if is_cancelled:
+                failure = ApiError("the server stops", status=503)
+            body = failure.body
+            if reply.is_streamed and reply.has_begun:
                 body = EVENT_HEAD + body + EVENT_TAIL + DONE_EVENT
-            await self._send(send, body, status, has_more=False)
+            await self._send(send, body, failure, has_more=False)
             raise
 
     async def _send(
-        self, send: Send, chunk: bytes, status: int, *, has_more: bool
+        self, send: Send, chunk: bytes, error: ApiError | None, *, has_more: bool
     ) -> None:
-        if not self._reply.is_streamed:
-            self.headers["content-length"] = str(len(chunk))
-            self.status_code = status
+        reply = self._reply
+        if not reply.has_begun:
+            if error is not None:
+                self.status_code = error.status
+                self.headers.update(
+                    {"content-type": "application/json", **error.headers}
+                )
+            if error is not None or not reply.is_streamed:
+                self.headers["content-length"] = str(len(chunk))
             await self._begin(send)
         await send({"type": "http.response.body", "body": chunk, "more_body": has_more})
 
     async def _begin(self, send: Send) -> None:
+        self._reply.has_begun = True
+        if self._reply.is_degraded:
+            self.headers["x-jserve-admission"] = "degraded"
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})
 
@@ -115,6 +130,8 @@ def openai_router(service: Service) -> APIRouter:
 
     async def answer(model: type[GenerationRequest], request: Request) -> Response:
         arrival_s = service.engine.clock.now_s()
+        key_use: KeyUse = request.state.key_use
+        key_use.check(1, arrival_s)
         encoding = request.headers.get("content-encoding", "").lower()
         encoding = "" if encoding == "identity" else encoding
         try:
@@ -123,9 +140,10 @@ def openai_router(service: Service) -> APIRouter:
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         log_ignored(asked.ignored)
+        num_requests = (asked.body.n or 1) * len(asked.prompts)
+        key_use.check(num_requests, service.engine.clock.now_s())
         reply = service.start(asked, request.headers, arrival_s)
-        keep_alive_s = service.config.sse_keep_alive_s
-        return ReplyResponse(reply, service.router, keep_alive_s, asked.ignored)
+        return ReplyResponse(reply, service, key_use, asked.ignored)
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:

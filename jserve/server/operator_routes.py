@@ -18,13 +18,14 @@ from jserve.server.service import Service
 from jserve_sched.steps.record import StepRecord
 
 MAX_STEPS_A_CALL = 20_000
+_GET = ["GET", "HEAD"]  # as probes of health ask
 
 
 def health_router(service: Service) -> APIRouter:
     """Returns the endpoints that need no key."""
     router = APIRouter()
 
-    @router.get("/health")
+    @router.api_route("/health", methods=_GET)
     async def health() -> Response:
         """Returns how far start-up has come; the status is 200 once it is ready.
 
@@ -44,7 +45,7 @@ def health_router(service: Service) -> APIRouter:
         }
         return JSONResponse(answer, 200 if is_ready else 503)
 
-    @router.get("/health/live")
+    @router.api_route("/health/live", methods=_GET)
     async def live() -> dict[str, bool]:
         return {"alive": True}
 

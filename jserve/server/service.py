@@ -1,6 +1,7 @@
 """Makes requests and a reply of a request's body, and submits them to the engine."""
 
 import dataclasses
+import math
 import time
 import uuid
 from collections.abc import Mapping
@@ -22,6 +23,10 @@ from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
 _NOT_SERVING_RETRY_S = 5.0
+
+
+def _reason(refusal: ApiError) -> str:
+    return "queue_full" if refusal.status == 429 else "not_serving"
 
 
 class Service:
@@ -68,8 +73,9 @@ class Service:
         try:
             self.engine.check_open()
         except (QueueFullError, NotServingError) as error:
-            self.metrics.count_rejected(error, UNREAD_CLASS)
-            raise self.refusal(error) from None
+            refusal = self.refusal(error)
+            self.metrics.count_rejected(_reason(refusal), UNREAD_CLASS)
+            raise refusal from None
 
     def refusal(self, error: QueueFullError | NotServingError) -> ApiError:
         """Returns the answer to a request that the engine does not take."""
@@ -103,11 +109,14 @@ class Service:
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
+            refusal = self.refusal(error)
             for request in (one.request for one in reply.generations):
                 is_attained = request.slo.is_best_effort
                 name = request.service_class
-                self.metrics.count_rejected(error, name, is_attained=is_attained)
-            raise self.refusal(error) from None
+                self.metrics.count_rejected(
+                    _reason(refusal), name, is_attained=is_attained
+                )
+            raise refusal from None
         except ValueError as error:
             raise ApiError(str(error)) from None
         return reply
@@ -155,6 +164,10 @@ class Service:
                 slo=slo,
                 service_class=service_class.name,
                 guard=service_class.guard,
+                admission=service_class.admission,
+                max_queue_wait_s=service_class.max_queue_wait_s
+                or self.engine.config.max_queue_wait_s
+                or math.inf,
                 sampling=dataclasses.replace(
                     sampling, seed=(sampling.seed + index % num_choices) % SEEDS
                 ),

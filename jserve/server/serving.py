@@ -91,7 +91,7 @@ def _max_connections(config: ServerConfig) -> int:
     if most != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     num_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return config.max_connections or min(num_files // 2, _MAX_CONNECTIONS)
+    return config.max_connections or min(num_files // 3, _MAX_CONNECTIONS)
 
 
 def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:

@@ -95,6 +95,7 @@ class ServiceClasses:
             known = sorted(self._by_name)
             raise ValueError(f"default_service_class={default!r} is not one of {known}")
         self._default = self._by_name[default]
+        self._custom = self._by_name.get(_CUSTOM.name, _CUSTOM)
 
     def choose(
         self,
@@ -113,9 +114,9 @@ class ServiceClasses:
         """
         tier = None if service_tier is None else self._tier(service_tier)
         if slo is not None:
-            return slo.to_slo(), tier or _CUSTOM
+            return slo.to_slo(), tier or self._custom
         if any(name in headers for name in _HEADERS.values()):
-            return _slo_from_headers(headers), tier or _CUSTOM
+            return _slo_from_headers(headers), tier or self._custom
         tier = tier or self._default
         return self._slos[tier.name], tier
 

@@ -2,7 +2,7 @@
 
 pow2                                  by name, with its defaults
 linear:block_gap=4                    with options, each a field of its class
-sliding:constructor=off:alpha=0.8     more than one
+sliding:published=on:alpha=0.8        more than one
 
 A class's own fields are its options, so a new field is an option without a line here.
 """

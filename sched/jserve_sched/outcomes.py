@@ -44,6 +44,9 @@ class Outcome:
       token_times_s: Time at which each output token arrived, ascending.
       failure: Reason for which it did not run to its end; None if it did.
       message: Message of the server about a failure.
+      is_degraded: Whether it was served as best effort instead: not attained.
+      num_returns: How often its client came back after a refusal; times are of the last
+        time.
       forecast_ttft_s: P50 and P90 of its TTFT, as forecast when it came; or None.
     """
 
@@ -55,6 +58,8 @@ class Outcome:
     token_times_s: Sequence[float]
     failure: Failure | None = None
     message: str = ""
+    is_degraded: bool = False
+    num_returns: int = 0
     forecast_ttft_s: tuple[float, float] | None = dataclasses.field(
         default=None, compare=False
     )
@@ -65,14 +70,24 @@ class Outcome:
         return self._attains(self.slo)
 
     def _attains(self, slo: Slo) -> bool:
-        return self.failure is None and slo.is_attained(
+        return self._is_whole and slo.is_attained(
             self.arrival_s, self.token_times_s, is_complete=True
         )
 
     @property
+    def is_committed(self) -> bool:
+        """Whether it was taken with its SLO: not refused or degraded."""
+        refused = (Failure.REJECTED, Failure.TOO_LONG)
+        return self.failure not in refused and not self.is_degraded
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.failure is None and not self.is_degraded
+
+    @property
     def is_attained_mean_tpot(self) -> bool:
         """The same by the rule of `Slo.is_attained_mean_tpot`."""
-        return self.failure is None and self.slo.is_attained_mean_tpot(
+        return self._is_whole and self.slo.is_attained_mean_tpot(
             self.arrival_s, self.token_times_s, is_complete=True
         )
 
@@ -95,6 +110,8 @@ class Outcome:
         """The first objective violated, in the order of a request's life; or None."""
         if self.failure is not None:
             return self.failure.value
+        if self.is_degraded:
+            return "degraded"
         if self.is_attained:
             return None
         slo = dataclasses.replace(self.slo, ttlt_s=None)
@@ -191,7 +208,27 @@ def _attainment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "attainment": num_attained / num_requests,
         "attainment_ci95": list(wilson_interval(num_attained, num_requests)),
         "attainment_mean_tpot": num_attained_mean / num_requests,
+        **_admission(outcomes),
     }
+
+
+def _admission(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Returns what became of requests of which some were refused or degraded."""
+    committed = [one for one in outcomes if one.is_committed]
+    num_degraded = sum(one.is_degraded for one in outcomes)
+    is_rejected = any(one.failure is Failure.REJECTED for one in outcomes)
+    if not (num_degraded or is_rejected):
+        return {}
+    num_attained = sum(one.is_attained for one in committed)
+    found = {
+        "num_committed": len(committed),
+        "num_degraded": num_degraded,
+        "attainment_committed": num_attained / max(len(committed), 1),
+    }
+    if returned := [one.is_committed for one in outcomes if one.num_returns]:
+        found["num_returned"] = len(returned)
+        found["returned_committed_share"] = sum(returned) / len(returned)
+    return found
 
 
 def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:

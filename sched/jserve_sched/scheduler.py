@@ -12,9 +12,10 @@ that names it has been applied, and only a request in no such plan is preempted.
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
+from jserve_sched.admission import Admission
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
@@ -66,6 +67,7 @@ class Scheduler:
 
     Attributes:
       limits: Limits of a single request.
+      admission: Decides which waiting requests may begin.
       policy: Policy that plans every step, an object that no other scheduler uses.
       counters: Totals since start.
     """
@@ -106,6 +108,7 @@ class Scheduler:
                 f"block_tokens={buckets.block_tokens}"
             )
         self.policy = policy
+        self.admission = Admission()
         self.buckets = buckets
         self.ledger = ledger
         self.predictor = predictor
@@ -117,6 +120,7 @@ class Scheduler:
         self._waiting = WaitingQueue(ledger)
         self._holders = Holders(ledger, max_num_seqs)
         self._in_flight: collections.deque[StepPlan] = collections.deque()
+        self._held: Collection[Request] = ()
         self._next_step_id = 0
         self._recent = RecentLoad()
         self._latencies = LatencySource()
@@ -172,6 +176,7 @@ class Scheduler:
         self._requests[request.request_id] = request
         self._enqueue(request)
         self._recent.add_request(request)
+        self.admission.enter(request)
         self._forecaster.enter(request)
 
     def _prepare(self, request: Request) -> None:
@@ -239,6 +244,7 @@ class Scheduler:
             step_id=self._next_step_id,
             running=[one for one in self._holders.requests if one.wants_more],
             queue=self._waiting,
+            held=self._held,
             num_free_slots=self._holders.num_free_slots,
             ledger=self.ledger,
             buckets=self.buckets,
@@ -249,6 +255,23 @@ class Scheduler:
             max_num_batched_tokens=self._max_num_batched_tokens,
             max_num_seqs=self.max_num_seqs,
         )
+
+    def review(self, now_s: float) -> list[Output]:
+        """Applies the classes' admission rules, before a plan; returns who ended."""
+        if not (self.admission.is_needed and self._waiting):
+            return []
+        found = self.admission.review(self.view(now_s))
+        self._held = found.held
+        for request in found.degraded:
+            request.degrade()
+            self._waiting.reread(request)
+        for request, _ in found.ended:  # one pass over the queue for all of them
+            back_s = self.attainable_in_s(request, now_s) or 0.0
+            request.retry_after_s = self.admission.returns.next_s(now_s, back_s)
+        for request, reason in found.ended:
+            self._waiting.remove(request)
+            self._finish(request, reason)
+        return [Output(request, None) for request, _ in found.ended]
 
     def plan(self, now_s: float) -> StepPlan | None:
         """Returns the next step; None if nothing can run now."""
@@ -288,8 +311,10 @@ class Scheduler:
         request = row.request
         self._holders.admit(request, row.start)
         request.state = RequestState.RUNNING
+        request.is_committed = True
         if request.first_scheduled_s is None:
             request.first_scheduled_s = now_s
+            self.admission.returns.begin(now_s)
             request.num_cached_tokens = min(row.start, request.num_prompt_tokens)
             self.counters.prompt_tokens += request.num_prompt_tokens
             self.counters.prefix_hit_tokens += request.num_cached_tokens
@@ -342,10 +367,10 @@ class Scheduler:
         request.state = RequestState.FINISHED
         request.finish_reason = reason
         del self._requests[request.request_id]
-        if reason is FinishReason.CANCELLED:
-            self._forecaster.forget(request)
-        else:
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
             self._lengths.settle(request)
+        else:
+            self._forecaster.forget(request)
 
     def cancel(self, request_id: str) -> Output | None:
         """Ends a request early, so that it yields no further token; None if not live.

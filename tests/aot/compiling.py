@@ -78,7 +78,6 @@ class Job:
       weights: Storage of the matrices, of `matrices.STORAGES`.
       kv_dtype: Type of the KV.
       num_devices: Devices that share the model.
-      broken: Function of `tests.aot.broken` that breaks the product first; "" for none.
     """
 
     target: str
@@ -91,7 +90,6 @@ class Job:
     attention: str = ""
     weights: str = "auto"
     kv_dtype: str = "bfloat16"
-    broken: str = ""
     num_devices: int = 1
 
     @property
@@ -138,8 +136,6 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
     from jserve_models.registry import abstract_model
     from jserve_models.sharding import make_mesh, placement
 
-    if job.broken:
-        getattr(importlib.import_module("tests.aot.broken"), job.broken)()
     mesh = make_mesh(devices_of(TARGETS[job.target], job.num_devices))
     # The engine's programs, of shapes alone.
     config = MODELS[job.model]

@@ -51,21 +51,6 @@ def test_quantised_weights_stay_so_in_memory(target: str, weights: str) -> None:
     ("target", "fields", "conditions"),
     [
         (
-            "h200",
-            {"broken": "layers_scanned", "attention": "page_loop"},
-            {"nothing copies a layer's weight", "the host launches one graph"},
-        ),
-        (
-            "h200",
-            {"broken": "loops_outside_graphs", "attention": "page_loop"},
-            {"the host launches one graph"},
-        ),
-        (
-            "v6e",
-            {"broken": "discard_page_past_the_end", "attention": "page_loop"},
-            {"each layer has a discard page"},
-        ),
-        (
             "v6e",
             {"attention": "cpu"},
             {
@@ -75,18 +60,11 @@ def test_quantised_weights_stay_so_in_memory(target: str, weights: str) -> None:
                 "the memory planned suffices",
             },
         ),
-        (
-            "v6e",
-            {"broken": "results_unplaced", "num_devices": 4},
-            {"results are where the next program takes them"},
-        ),
         ("a100", {"weights": "fp8"}, {"no weight is dequantised to memory"}),
     ],
-    ids=lambda value: (
-        "-".join(map(str, value.values())) if isinstance(value, dict) else None
-    ),
+    ids=["cpu's attention", "fp8 where no product takes it"],
 )
-def test_what_is_broken_is_noticed(
+def test_what_does_not_suit_a_device_is_noticed(
     target: str, fields: dict[str, Any], conditions: set[str]
 ) -> None:
     job = Job(target=target, programs=(DECODE,), **fields)

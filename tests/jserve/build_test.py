@@ -36,7 +36,6 @@ from tests.engine_harness import small_config
         ({"bucket_strategy": "pow3"}, "'pow3' is unknown; known: .*'explicit', 'fit"),
         ({"bucket_strategy": "pow2"}, "'pow2' with buckets='.*four_programs.json'"),
         ({"bucket_strategy": "fitted", "buckets": None}, "'fitted' with buckets=''"),
-        ({"max_compile_s": -1.0}, "max_compile_s=-1.0"),
         ({"annealing_budget_ms": -1.0}, "annealing_budget_ms=-1.0 is not in"),
         ({"model": "no-such"}, "no-such"),
         ({"max_model_len": 99_999}, "max_model_len=99999 exceeds"),

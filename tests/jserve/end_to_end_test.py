@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pathlib
 import re
 import signal
@@ -10,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -18,7 +20,10 @@ from tests import TESTS
 from tests.engine_harness import TOY_KV_BYTES, share_programs
 
 BUCKETS = TESTS / "four_programs.json"
-CLASSES = '[{"name": "chat", "ttft_s": 5, "tbt_s": 1, "guard": true}]'
+CLASSES = """[{"name": "chat", "ttft_s": 5, "tbt_s": 1, "guard": true},
+  {"name": "refused", "ttft_s": 1e-6, "admission": "refuse"},
+  {"name": "degraded", "ttft_s": 1e-6, "admission": "degrade"},
+  {"name": "queued", "ttft_s": 1e-6, "max_queue_wait_s": 1e-6}]"""
 
 
 class Server:
@@ -75,6 +80,32 @@ def server(
         server.process.kill()
         with server.process:
             server.process.wait(60)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_attained_is_refused_or_degraded(
+    server: Server, stream: bool
+) -> None:
+    client = server.client.with_options(max_retries=0).completions.with_raw_response
+    asked: dict[str, Any] = {"model": "toy", "prompt": "a", "max_tokens": 2}
+    for tier, status, code in (
+        ("refused", 429, "unattainable"),
+        ("queued", 503, "queue_wait"),
+    ):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.create(**asked, stream=stream, extra_body={"service_tier": tier})
+        error: Any = caught.value.body
+        assert (caught.value.status_code, error["code"]) == (status, code)
+        retry_after_s = int(caught.value.response.headers["retry-after"])
+        assert retry_after_s == max(math.ceil(error["retry_after_s"]), 1)
+    answer = client.create(
+        **asked, stream=stream, extra_body={"service_tier": "degraded"}
+    )
+    assert answer.headers["x-jserve-admission"] == "degraded"
+    answer.http_response.read()
+    text = server.get("/metrics")
+    for reason in ("unattainable", "queue_wait", "degraded"):
+        assert f'reason="{reason}",service_class="' in text
 
 
 def test_the_official_client_streams_a_chat(server: Server) -> None:

@@ -1,5 +1,3 @@
-import io
-import sys
 import time
 
 import pytest
@@ -33,16 +31,3 @@ def test_a_line_comes_at_once_and_silence_is_broken(
     assert lines[-1] == "compiling: 9 of 9 (0 s)"
     Progress(timed_lines()).note("alone")
     assert capsys.readouterr().err == "[   0 s] alone\n"
-
-
-def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", shown)
-    lines: list[str] = []
-    progress = Progress(lines.append, is_bar=True)
-    progress.begin("loading")
-    progress.begin("compiling", 9, lambda: 4)
-    progress.close()
-    assert lines == []
-    assert "loading" in shown.getvalue()
-    assert "compiling:  44%" in shown.getvalue() and "4/9" in shown.getvalue()

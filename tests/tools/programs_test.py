@@ -10,7 +10,7 @@ sys.argv = ["program", "--help"]
 try:
     runpy.run_module({module!r}, run_name="__main__")
 finally:
-    heavy = "jax flax scipy optax altair fastapi pydantic uvicorn aiohttp tqdm numpy"
+    heavy = "jax flax scipy optax altair fastapi pydantic uvicorn aiohttp numpy"
     print("imported", *sorted(set(heavy.split()) & set(sys.modules)))
 """
 

@@ -6,7 +6,6 @@ first.
 
   jserve-bench --policies=fcfs,edf                  a jserve process for each
   jserve-bench --url=http://127.0.0.1:8000          any OpenAI-compatible server
-  jserve-bench --mode=closed --clients=1,16,32      throughput at fixed lengths
 
 Prints tables and, unless stdout is a terminal, one JSON document as the last line. The
 same numbers go to report.json in --output, with a page in report.html; progress goes to
@@ -27,17 +26,15 @@ from absl import flags
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
-from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
+from jserve_tools.load.config import LoadConfig, ReplayConfig
 from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from jserve_tools.reporting.config import ReportConfig
 
 if TYPE_CHECKING:
     from jserve_tools.measuring.benchmark import Benchmark
 
-_LOADS = ("replay", "closed")
-_read_load = define_config_flags(LoadConfig, group="Load", exclude=_LOADS)
-_read_replay = define_config_flags(ReplayConfig, group="Replay (--mode=replay)")
-_read_closed = define_config_flags(ClosedConfig, group="Closed loop (--mode=closed)")
+_read_load = define_config_flags(LoadConfig, group="Load", exclude=("replay",))
+_read_replay = define_config_flags(ReplayConfig, group="Replay")
 _read_servers = define_config_flags(ServersConfig, group="Servers")
 _read_report = define_config_flags(ReportConfig, group="Report")
 _read_engine = define_engine_flags(
@@ -94,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     progress = Progress(timed_lines())
     try:
         config = BenchConfig(
-            load=_read_load(replay=_read_replay(), closed=_read_closed()),
+            load=_read_load(replay=_read_replay()),
             servers=_read_servers(),
             engine=_read_engine(),
             report=_read_report(),

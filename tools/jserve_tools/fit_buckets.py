@@ -7,10 +7,8 @@ at most --max_programs programs.
   jserve-fit-buckets --step_log=steps.jsonl               fits
   jserve --bucket_strategy=fitted --buckets=buckets.json  serves with the fitted buckets
 
-Edges are first fitted to the earlier half of the steps and compared with `pow2` on the
-later half; if `pow2` is better there, nothing is written without --force. The file is
-then fitted to all steps. A log written by jserve-simulate needs --cost_model. The last
-line of stdout is one JSON document.
+A log written by jserve-simulate needs --cost_model. The last line of stdout is one JSON
+document.
 """
 
 import json
@@ -39,14 +37,7 @@ def main(argv: Sequence[str]) -> None:
         write_whole(config.output, (json.dumps(file) + "\n").encode())
     except (ValueError, OSError, RuntimeError) as error:
         raise ProgramError(str(error)) from error
-    for row in file["fit"]["comparison"]:
-        later = row["later"]
-        print(
-            f"{row['bucket_strategy']:8}{row['num_programs']:5} programs: "
-            f"{later['expected_s'] * 1e3:.3f} ms a step of the later half, "
-            f"{100 * later['pad_share_time']:.2f} % padding"
-        )
-    print(f"\nrow edges    {', '.join(map(str, file['row_edges']))}")
+    print(f"row edges    {', '.join(map(str, file['row_edges']))}")
     print(f"block edges  {', '.join(map(str, file['block_edges']))}")
     print(f"programs     {file['fit']['num_programs']}\n\nbucket file: {config.output}")
     report = {"schema_version": 1, **file, "output": str(config.output)}

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 # The fields of EngineConfig that decide which steps there are and how long they take.
 _ENGINE_FIELDS = {
     *("model", "dtype", "weights", "kv_dtype", "bucket_strategy", "buckets"),
-    *("max_programs", "max_compile_s", "max_model_len", "max_num_seqs"),
+    *("max_programs", "max_model_len", "max_num_seqs"),
     *("max_num_batched_tokens", "block_tokens", "page_size", "device_memory_fraction"),
     *("kv_cache_bytes", "attention", "compile_cache_dir"),
 }

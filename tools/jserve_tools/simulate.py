@@ -6,9 +6,9 @@ searched: the highest rate at which at most 1 % of the requests violate their SL
 
   jserve-simulate --policies=fcfs,sliding --workload=mixed_v1 --qps=2,3
   jserve-simulate --policies=edf,sliding --goodput --num_seeds=3 --num_processes=2
-  jserve-simulate --policies=sliding,sliding:constructor=off --bucket_strategies=none
+  jserve-simulate --policies=sliding,sliding:published=on --bucket_strategies=none
   jserve-simulate --cost_model=table:samples.npz --trace=my.csv
-  jserve-simulate --policies=annealing --num_instances=4 --assignment=kv --qps=20
+  jserve-simulate --policies=annealing --num_instances=4 --qps=20
 
 Prints tables, and one JSON document as the last line of stdout. The same numbers go to
 report.json in --output, with a page in report.html. An interrupted sweep continues

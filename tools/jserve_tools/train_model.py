@@ -4,17 +4,14 @@ The text is that of the running Python, split by file: what it was never trained
 judges it. On two cores a step takes about 2 seconds.
 
   jserve-train-model --output=out/model
-  jserve-train-model --num_steps=2000     continues, if less than half of it is done
 
-Writes an Orbax checkpoint in bfloat16, report.json and loss.png (which needs the extra
-`report`) to --output; the last line of stdout is one JSON document. Ctrl-C keeps the
-state of the last 25 steps for the next call, and an older checkpoint as it is.
+Writes an Orbax checkpoint in bfloat16 and report.json, with the curve of losses, to
+--output; the last line of stdout is one JSON document. Ctrl-C keeps an older checkpoint
+as it is.
 """
 
-import importlib.util
 import json
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +21,7 @@ from jserve.config import check_writable
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
-from jserve_tools.reporting.documents import commit, plain, write_report, write_whole
+from jserve_tools.reporting.documents import commit, plain, write_report
 from jserve_tools.reporting.tables import render
 from jserve_tools.training.config import ByteModelConfig
 from jserve_tools.training.library_text import library_files, read_text
@@ -45,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(config: ByteModelConfig) -> None:
-    """Trains and judges; writes checkpoint, report and picture; prints the losses."""
+    """Trains and judges; writes checkpoint and report; prints the losses."""
     import jax  # here, since it takes a second and --help does not need it
     import optax
 
@@ -54,9 +51,7 @@ def _train(config: ByteModelConfig) -> None:
 
     # Train, and judge what will be saved by files that it has not seen.
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file
-    states, num_steps = config.output / "training", 0
-    if not config.resume:
-        shutil.rmtree(states, ignore_errors=True)
+    num_steps = 0
 
     def on_step(step: int) -> None:
         nonlocal num_steps
@@ -69,7 +64,7 @@ def _train(config: ByteModelConfig) -> None:
         text, held_out = read_text(files), read_text(held_out_files)
     model = ByteModel(NAMED["tiny"], config, text)
     with progress.doing("training, steps", config.num_steps, lambda: num_steps):
-        state, curve = model.run(states, held_out, on_step)
+        state, curve = model.run(held_out, on_step)
     leaves = halved(state.leaves)
     with progress.doing("judging"):
         bits = model.judge([leaf.astype("float32") for leaf in leaves], held_out)
@@ -95,18 +90,10 @@ def _train(config: ByteModelConfig) -> None:
 
     # Write.
     model.save(config.output / "checkpoint", leaves)
-    picture = "none; pip install 'jserve[report]' draws one"
-    if all(map(importlib.util.find_spec, ("altair", "vl_convert"))):
-        from jserve_tools.training.plots import loss_png
-
-        title = f"tiny: {bits['all']:.2f} bits per byte of files that were held out"
-        picture = str(config.output / "loss.png")
-        write_whole(config.output / "loss.png", loss_png(curve, title=title))
     write_report(config.output, report)
-    shutil.rmtree(states, ignore_errors=True)  # it is finished
     rows = [[name, f"{value:.3f}"] for name, value in bits.items()]
     print(f"\n{render([['bytes before', 'bits per byte, held out'], *rows])}\n")
-    print(f"checkpoint: {config.output / 'checkpoint'}\npicture: {picture}")
+    print(f"checkpoint: {config.output / 'checkpoint'}")
     print(json.dumps(report, separators=(",", ":")), flush=True)
 
 

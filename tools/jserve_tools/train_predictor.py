@@ -13,7 +13,6 @@ Writes a checkpoint with report.json and report.png (which needs the extra `repo
 import dataclasses
 import importlib.util
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -69,9 +68,7 @@ def _fit(
     """Returns the trained network, and the report's `training`."""
     from jserve_tools.training import mlp as predictor_training
 
-    states, num_epochs = config.output / "training", 0
-    if not config.resume:
-        shutil.rmtree(states, ignore_errors=True)
+    num_epochs = 0
 
     def on_epoch(state: predictor_training.Progress) -> None:
         nonlocal num_epochs
@@ -80,7 +77,7 @@ def _fit(
     progress = Progress(timed_lines())
     with progress.doing("training, epochs", config.max_epochs, lambda: num_epochs):
         training = predictor_training.Training(samples, config)
-        state = training.run(states, on_epoch)
+        state = training.run(on_epoch)
     epochs = {"num_epochs": state.epoch, "best_epoch": state.best_epoch}
     return training.weights(state), {**config.network, **epochs}
 
@@ -137,7 +134,6 @@ def _train_steps(
         picture = str(folder / "report.png")
         write_whole(folder / "report.png", predictor_png(predictions, title=title))
     write_report(folder, report)
-    shutil.rmtree(folder / "training", ignore_errors=True)  # it is finished
     print(f"\n{errors_table(held_out)}\n\ncheckpoint: {folder}\npicture: {picture}")
     print(json.dumps(report, separators=(",", ":")), flush=True)
 

@@ -15,9 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
 import numpy as np
-import vl_convert
 from absl import flags
 
 from benchmarks.marked_pages import markdown
@@ -130,52 +128,8 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
     return markdown(header, rows)
 
 
-def picture(cells: Sequence[dict[str, Any]]) -> bytes:
-    """Returns a PNG: differences from pow2 and attainment, a column for each load."""
-    rows = []
-    for cell in cells:
-        change = cell["differences"]["device_s"]
-        rows.append(
-            {
-                "load": f"{cell['device']}, {cell['trace']}",
-                "policy": cell["policy"],
-                "buckets": f"{cell['bucket_strategy']} ({cell['num_programs']})",
-                "attained": 100 * cell["attainment"],
-                **{key: 100 * value for key, value in change.items()},
-            }
-        )
-    data = alt.Data(values=rows)
-    lowest, highest = min(row["low"] for row in rows), max(row["high"] for row in rows)
-    scale = alt.Scale(domain=[lowest - 0.5, highest + 0.5])
-    order = list(dict.fromkeys(row["buckets"] for row in rows))
-
-    def side(load: str) -> alt.VConcatChart:
-        base = (
-            alt.Chart(data)
-            .transform_filter(alt.datum.load == load)
-            .encode(
-                x=alt.X("buckets:N", sort=order, title=None, axis={"labelAngle": -40}),
-                xOffset="policy:N",
-                color=alt.Color("policy:N", title=None),
-            )
-            .properties(width=170, height=150)
-        )
-        time = base.mark_point(filled=True, size=50).encode(
-            y=alt.Y("mean:Q", title="device time against pow2, %", scale=scale)
-        ) + base.mark_rule().encode(y="low:Q", y2="high:Q")
-        attained = base.mark_bar().encode(
-            y=alt.Y("attained:Q", title="requests attained, %", stack=None)
-        )
-        top: alt.VConcatChart = alt.vconcat(time.properties(title=load), attained)
-        return top
-
-    loads = dict.fromkeys(row["load"] for row in rows)
-    chart = alt.hconcat(*(side(load) for load in loads))
-    return vl_convert.vegalite_to_png(chart.to_dict(), scale=1.3)
-
-
 def main(argv: Sequence[str]) -> None:
-    """Prints the table, and writes it, the picture and report.json."""
+    """Prints the table, and writes it and report.json."""
     del argv
     runs = plain(read_runs(pathlib.Path(flags.FLAGS.runs)))
     cells = compare(runs)
@@ -185,7 +139,6 @@ def main(argv: Sequence[str]) -> None:
     document = json.dumps({"cells": plain(cells), "runs": runs}, indent=1) + "\n"
     write_whole(folder / "report.json", document.encode())
     write_whole(folder / "table.md", f"{text}\n".encode())
-    write_whole(folder / "device_time.png", picture(cells))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 # trace's first 500 requests, and all strategies serve the next 300, at the rate at which
 # the first 500 are served by fcfs with pow2 when all are due at once.
 # 36 minutes on two busy cores; an interrupted call continues where it stopped. Writes to
-# out/buckets/devices, then report.json, table.md and the picture here.
+# out/buckets/devices, then report.json and table.md here.
 # Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../../.."
@@ -35,7 +35,7 @@ study() { # device trace qps
     $bin/python -m jserve_tools.simulate --cost_model="$cost" --lag=1 --poisson \
         --trace="$here/later.csv" --num_requests=300 --qps="$3" --num_seeds=3 \
             --num_processes=2 --policies=fcfs,sliding \
-        --bucket_strategies=pow2,two_bit,linear,fitted \
+        --bucket_strategies=pow2,linear,fitted \
         --buckets="$here/buckets.json" --nohtml --output="$here"
 }
 

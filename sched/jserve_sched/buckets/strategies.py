@@ -5,7 +5,6 @@ so every step has a bucket.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 from jserve_sched.buckets.table import BucketTable
@@ -55,30 +54,12 @@ class BucketStrategy:
         )
 
 
-def _powers_of_two(last: int) -> list[int]:
-    return [1 << bit for bit in range(last.bit_length())]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PowersOfTwo(BucketStrategy):
     """Rows 1, 2, 4 ... and blocks 0, 1, 2, 4 ...: few programs, up to half padding."""
 
     def _row_edges(self, last: int) -> Sequence[int]:
-        return sorted({*_powers_of_two(last), last})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoBit(BucketStrategy):
-    """Edges of at most two leading binary digits: 1, 2, 3, 4, 6, 8, 12 ...
-
-    These are nearly twice the edges of `PowersOfTwo`. Less than a third of a bucket's
-    rows or blocks is padding, instead of less than half.
-    """
-
-    def _row_edges(self, last: int) -> Sequence[int]:
-        powers = _powers_of_two(last)
-        edges = {*powers, *(edge + edge // 2 for edge in powers)}
-        return sorted({*(edge for edge in edges if edge < last), last})
+        return sorted({*(1 << bit for bit in range(last.bit_length())), last})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,40 +84,6 @@ class Linear(BucketStrategy):
 
     def _block_edges(self, last: int) -> Sequence[int]:
         return sorted({1, *range(self.block_gap, last, self.block_gap), last})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PadLimit(BucketStrategy):
-    """The fewest edges that pad no count by more than a limit.
-
-    It follows vLLM's Gaudi plugin, whose rule goes up in steps and keeps both limits.
-    Here the larger limit counts, so that small counts, whose padding is cheap, need not
-    all be edges; and edges are found from the top down, which gives the fewest.
-
-    Attributes:
-      absolute: Number of rows, or blocks, of padding that are always allowed. With 0
-        and relative=0 every count is an edge.
-      relative: Share of an edge that may be padding, below 1; 0.5 about doubles from
-        edge to edge.
-    """
-
-    absolute: int = 1
-    relative: float = 0.25
-
-    def __post_init__(self) -> None:
-        if self.absolute < 0:
-            raise ValueError(f"absolute={self.absolute} is below 0")
-        if not 0 <= self.relative < 1:
-            raise ValueError(f"relative={self.relative} is not in 0..1, 1 excluded")
-
-    def _row_edges(self, last: int) -> Sequence[int]:
-        chosen = [last]
-        while True:
-            edge = chosen[-1]
-            most = max(self.absolute, math.floor(self.relative * edge))
-            if edge - most <= 1:
-                return chosen[::-1]
-            chosen.append(edge - most - 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,9 +134,7 @@ class Continuous(BucketStrategy):
 
 STRATEGIES: dict[str, type[BucketStrategy]] = {
     "pow2": PowersOfTwo,
-    "two_bit": TwoBit,
     "linear": Linear,
-    "pad_limit": PadLimit,
 }
 """Strategies that a server can use, by name; they need only its limits."""
 

@@ -26,7 +26,7 @@ def _order(request: Request) -> tuple[float, str]:
 class WaitingQueue:
     """Waiting requests, by arrival and then id. Only `Scheduler` changes it.
 
-    A request's facts do not change while it waits, but for `start`.
+    A request's facts change while it waits only in `start`, or before `reread`.
 
     Attributes:
       num_arrived: Number of requests added so far, each counted once.
@@ -83,6 +83,13 @@ class WaitingQueue:
         self._unwatch(request, request.page_hashes[: self._num_watched(request)])
         for column in self._columns:
             del column[place]
+        self._facts = None
+
+    def reread(self, request: Request) -> None:
+        """Takes a request's facts again, but for its place."""
+        place = self._place(request)
+        for column, value in zip(self._columns, fact_row(request), strict=True):
+            column[place] = value
         self._facts = None
 
     def _watch(self, request: Request, *, num_watched: int) -> None:

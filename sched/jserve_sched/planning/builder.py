@@ -29,7 +29,6 @@ class PlanBuilder:
       ended_by: Reason for which the last prefill was cut short or refused.
       used_blocks: Prefill blocks that hold a token so far.
       is_admitting: Whether a waiting request may still be taken in.
-      holds_back: Whether the policy offers fewer requests than could be admitted.
     """
 
     def __init__(self, view: SchedulerView):
@@ -51,7 +50,6 @@ class PlanBuilder:
         )
         self.used_blocks = 0
         self.is_admitting = True
-        self.holds_back = False
         self.ended_by = PlanEnd.NO_WORK
 
     @property
@@ -184,24 +182,62 @@ class PlanBuilder:
         self._place_chunk(request, start, num_tokens)
         return True
 
-    def _admit(self, request: Request, room_tokens: int) -> bool:
+    def places(self, ordered: Sequence[Request]) -> list[int]:
+        """Returns the places of those prompts that slots and pages suffice for.
+
+        They are what `add_prefill` would take in this order into an endless step, if
+        no running request is preempted: so a step can be priced before it is filled.
+        """
+        found: list[int] = []
+        admits, slots = not self._preempted, self._view.num_free_slots
+        spare, num_blocks = self._free - self._committed, 0
+        for place, request in enumerate(ordered):
+            tokens = request.num_remaining_tokens
+            if request.state is RequestState.WAITING:
+                _, whole, revived = self._pages_of(request)
+                spare -= (whole + revived) * admits
+                slots -= admits
+                least = _WATERMARK_PAGES if found else self._watermark
+                admits &= slots >= 0 and spare >= least
+                tokens = request.num_known_tokens - request.num_shared_tokens
+                if not admits:
+                    continue
+            found.append(place)
+            num_blocks += -(-tokens // self._block_tokens)
+            if num_blocks >= self._view.buckets.max_blocks:
+                break
+        return found
+
+    def _pages_of(self, request: Request) -> tuple[int, int, int]:
+        """Returns the shared pages of a waiting request, its others, and the revived.
+
+        The revived are shared ones that no request holds yet.
+        """
         ledger = self._view.ledger
+        num_shared = request.num_shared_tokens // self._page_size
+        shared = ledger.find_prefix(request.page_hashes[:num_shared])
+        whole = ledger.pages_for(request.num_known_tokens) - len(shared)
+        return len(shared), whole, ledger.num_evictable_among(shared)
+
+    @property
+    def _watermark(self) -> int:
+        is_alone = not self._view.running and not self._num_admitted
+        return 0 if is_alone else _WATERMARK_PAGES
+
+    def _admit(self, request: Request, room_tokens: int) -> bool:
         if self._num_admitted >= self._view.num_free_slots:
             self.ended_by = PlanEnd.ROWS
             return False
         start = request.num_shared_tokens
-        shared = ledger.find_prefix(request.page_hashes[: start // self._page_size])
+        num_shared, whole, revived = self._pages_of(request)
         num_tokens = min(request.num_known_tokens - start, room_tokens)
-        revived = ledger.num_evictable_among(shared)
-        whole = ledger.pages_for(request.num_known_tokens) - len(shared)
-        is_alone = not self._view.running and not self._num_admitted
-        spare = self._free - self._committed - (0 if is_alone else _WATERMARK_PAGES)
+        spare = self._free - self._committed - self._watermark
         # Pages taken back in this plan may be among the shared ones, and counting
         # both would count them twice: admit when the next plan is made.
         if self._preempted or whole + revived > spare:
             self.ended_by = PlanEnd.PAGES
             return False
-        need = ledger.pages_for(start + num_tokens) - len(shared)
+        need = self._view.ledger.pages_for(start + num_tokens) - num_shared
         self._free -= need + revived
         self._committed += whole - need
         self._num_admitted += 1
@@ -226,8 +262,6 @@ class PlanBuilder:
         elif self.ended_by is PlanEnd.NO_WORK:
             if is_cut_short:
                 self.ended_by = self._why_no_room()
-            elif self.holds_back:
-                self.ended_by = PlanEnd.HELD_BACK
             elif len(view.waiting) > self._num_admitted >= view.num_free_slots:
                 self.ended_by = PlanEnd.ROWS
         row = features.step_features(

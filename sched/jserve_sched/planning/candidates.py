@@ -52,8 +52,6 @@ class Candidates:
         self._view = view
         self._running = running
         self._aged_before_s = aged_before_s
-        could_admit = min(len(view.admissible), view.num_free_slots)
-        self._holds_back = waiting is not None and len(waiting) < could_admit
         begun = set(view.begun)
         ordered = view.running if running is None else running
         self._begun = [one for one in ordered if one in begun]
@@ -105,7 +103,6 @@ class Candidates:
 
     def add_prompts(self, builder: PlanBuilder, ordered: Sequence[Request]) -> None:
         """Adds prompts in order until nothing fits."""
-        builder.holds_back |= self._holds_back
         for request in ordered:
             if request.state is RequestState.WAITING and not builder.is_admitting:
                 if not self._begun:

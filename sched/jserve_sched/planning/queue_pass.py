@@ -79,6 +79,8 @@ class QueuePass:
         self._place = {
             one: i for i, one in enumerate(prompts.requests[: self._num_real])
         }
+        for i, one in enumerate(view.queue.requests if stride > 1 else ()):
+            self._place.setdefault(one, i // stride)  # the next one stands for it
         self._work = work_s
         self._first_s = self._run(
             prompts, work_s, order(view, self._steps, prompts), stride

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
@@ -26,6 +28,7 @@ class SchedulerView:
       step_id: Number of the step to be planned, from 0.
       running: Requests that hold a slot and want more tokens, by admission.
       queue: Requests without a slot, by arrival.
+      held: Those of them that may not begin now; see `admission`.
       num_free_slots: Requests that could be admitted, by slots.
       ledger: KV pages.
       buckets: Buckets that steps are padded to.
@@ -42,6 +45,7 @@ class SchedulerView:
     step_id: int
     running: Sequence[Request]
     queue: WaitingQueue
+    held: Collection[Request] = ()
     num_free_slots: int
     ledger: KvLedger
     buckets: BucketTable
@@ -73,10 +77,12 @@ class SchedulerView:
         """Running requests with more than one token to compute: of a prompt."""
         return [one for one in self.running if one.num_remaining_tokens > 1]
 
-    @property
+    @functools.cached_property
     def waiting(self) -> Sequence[Request]:
-        """Requests without a slot, by arrival."""
-        return self.queue.requests
+        """Requests without a slot that may begin, by arrival."""
+        if not self.held:
+            return self.queue.requests
+        return [one for one in self.queue.requests if one not in self.held]
 
     @property
     def admissible(self) -> Sequence[Request]:
@@ -86,7 +92,11 @@ class SchedulerView:
     @property
     def facts(self) -> Facts:
         """Facts of the admissible requests, kept from step to step."""
-        return self.queue.facts if self.num_free_slots else facts_of(())
+        facts = self.queue.facts if self.num_free_slots else facts_of(())
+        if not self.held:
+            return facts
+        is_free = [one not in self.held for one in facts.requests]
+        return facts.take(np.flatnonzero(is_free))
 
     @property
     def most_offered(self) -> int:

@@ -4,9 +4,9 @@ QoServe: Goel et al., ASPLOS '26, DOI 10.1145/3779212.3790206. Where the paper a
 released code differ, or are silent, the decisions below are ours, each in the
 baseline's favour:
 
-* The chunk is the largest whose predicted time, times `margin` (the code: 1.2; the
-  paper biases its forest instead), fits the least slack of the decodes, up to
-  `max_chunk_tokens` (paper: about 2,500). A decode that cannot be in time any more does
+* The chunk is the largest whose predicted time (the code: times 1.2; the paper biases
+  its forest instead) fits the least slack of the decodes, up to `max_chunk_tokens`
+  (paper: about 2,500). A decode that cannot be in time any more does
   not hold the chunk back (the code: the smallest chunk), and a step may have no prefill
   (the code: 128 tokens, even if a decode will be late for them).
 * Priority (Eq. 4 and 5): deadline of the first token plus `alpha_s_per_token` times
@@ -37,21 +37,15 @@ class QoServe:
 
     Attributes:
       alpha_s_per_token: Weight of work against deadline, seconds per token; 0 is EDF.
-      margin: Predicted times are multiplied by this when chunks are sized.
       max_chunk_tokens: Most prefill tokens in a step.
-      relegation: Whether requests that will be late go behind the others.
     """
 
     alpha_s_per_token: float = 0.008
-    margin: float = 1.0
     max_chunk_tokens: int = 2500
-    relegation: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha_s_per_token < np.inf:
             raise ValueError(f"alpha_s_per_token={self.alpha_s_per_token} is below 0")
-        if not 0.1 <= self.margin <= 10:
-            raise ValueError(f"margin={self.margin} is not in 0.1..10")
         if self.max_chunk_tokens < 1:
             raise ValueError(f"max_chunk_tokens={self.max_chunk_tokens} is below 1")
 
@@ -71,10 +65,10 @@ class QoServe:
             least_s, _ = tightest_slack(
                 candidates.decodes,
                 start_s=view.start_s,
-                least_s=float(prices.grid_s[0]) * self.margin,
+                least_s=float(prices.grid_s[0]),
             )
             ceiling = max(self.max_chunk_tokens // view.buckets.block_tokens, 1)
-            budget = min(prices.largest_within(least_s / self.margin), ceiling)
+            budget = min(prices.largest_within(least_s), ceiling)
             builder.limit_time(budget)
             candidates.add_prompts(builder, prices.prompts.requests)
         return builder.build()
@@ -89,8 +83,6 @@ class QoServe:
         has_end &= [one.slo.ttft_s is None for one in prompts.requests]
         work_tokens = prompts.tokens + np.where(has_end, prompts.answer_tokens, 0.0)
         priority_s = due_s + self.alpha_s_per_token * work_tokens
-        relegated = np.zeros(len(due_s), bool)
-        if self.relegation:
-            alone_s = steps.alone_s(prompts)
-            relegated = (view.start_s + alone_s > due_s) & (prompts.guard == 0)
+        alone_s = steps.alone_s(prompts)
+        relegated = (view.start_s + alone_s > due_s) & (prompts.guard == 0)
         return np.lexsort((prompts.arrival_s, priority_s, relegated))

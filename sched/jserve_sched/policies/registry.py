@@ -1,7 +1,7 @@
 """Scheduling policies; a flag picks one by name, and may set its options.
 
 fcfs                                  by name, with its defaults
-sliding:constructor=off:alpha=0.8     with options, each a field of its class
+sliding:published=on:alpha=0.8        with options, each a field of its class
 my_module.MyPolicy:option=value       a class of a module that Python finds, or that
                                       lies in the current folder
 """

@@ -11,10 +11,12 @@ can be planned while the last one still runs.
 
 import dataclasses
 import enum
+import math
 
 import numpy as np
 
 from jserve_sched.requests.forecast import Forecast
+from jserve_sched.requests.service_class import AdmissionRule
 from jserve_sched.requests.slo import Pacing, Slo
 
 MAX_STOP_TOKENS = 8  # token ids that may end one request
@@ -34,6 +36,8 @@ class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    REFUSED = "refused"  # it could not be attained any more
+    EXPIRED = "expired"  # nor was it worth waiting for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,11 @@ class Request:
         `MAX_STOP_TOKENS`.
       service_class: Name of its class, for reports.
       guard: Whether its class is guarded when late (policy `sliding`).
+      admission: Rule of its class for requests that cannot be attained.
+      max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
+      is_committed: Whether it will be served for sure: neither refused nor ended early.
+      is_degraded: Whether it is served as best effort, since it could not be attained.
+      retry_after_s: Seconds after which a refused client should find room.
       predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: Prediction made when it was submitted.
@@ -104,10 +113,15 @@ class Request:
     slo: Slo = dataclasses.field(default_factory=Slo)
     service_class: str = "best_effort"
     guard: bool = False
+    admission: AdmissionRule = "queue"
+    max_queue_wait_s: float = math.inf
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
 
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None
+    is_committed: bool = dataclasses.field(init=False)
+    is_degraded: bool = False
+    retry_after_s: float | None = None
     output_tokens: list[int] = dataclasses.field(default_factory=list)
     first_scheduled_s: float | None = None
     num_dispatched_tokens: int = 0
@@ -142,6 +156,8 @@ class Request:
         self.predicted_output_tokens = self.max_tokens
         self.first_predicted_tokens = self.max_tokens
         self.pacing = self.slo.pacing(self.arrival_s, self.max_tokens)
+        is_queued = self.admission == "queue" and math.isinf(self.max_queue_wait_s)
+        self.is_committed = is_queued or self.slo.is_best_effort
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -191,6 +207,12 @@ class Request:
         if tokens != self.predicted_output_tokens:
             self.predicted_output_tokens = tokens
             self.pacing = self.slo.pacing(self.arrival_s, tokens)
+
+    def degrade(self) -> None:
+        """Makes it best effort."""
+        self.is_degraded = self.is_committed = True
+        self.slo = Slo()
+        self.pacing = self.slo.pacing(self.arrival_s, self.predicted_output_tokens)
 
     @property
     def wants_more(self) -> bool:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jserve_sched.requests.slo import Slo, check_bound
 
+AdmissionRule = Literal["queue", "refuse", "degrade"]
 _BOUNDS = ("ttft_s", "ttft_slowdown", "tbt_s", "tbt_step_multiple", "ttlt_s")
 
 
@@ -23,6 +24,9 @@ class ServiceClass:
       share: Share of a replayed workload's requests in this class, 0 to 1.
       guard: Whether late requests of this class are still worth guarding
         (SlidingServe's "guard" level; used by policy `sliding`).
+      admission: What is done with requests that cannot be attained: see `admission`.
+      max_queue_wait_s: Longest wait of a request that can no longer be attained,
+        seconds; None takes the server's.
 
     Raises:
       ValueError: If a field is out of range, or two do not go together.
@@ -36,6 +40,8 @@ class ServiceClass:
     tbt_step_multiple: float | None = None
     ttlt_s: float | None = None
     guard: bool = False
+    admission: AdmissionRule = "queue"
+    max_queue_wait_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -43,8 +49,10 @@ class ServiceClass:
         where = f"class {self.name!r}"
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"{where}: share={self.share} is not in 0..1")
-        for name in _BOUNDS:
+        for name in (*_BOUNDS, "max_queue_wait_s"):
             check_bound(f"{where}: {name}", getattr(self, name))
+        if self.admission not in (known := get_args(AdmissionRule)):
+            raise ValueError(f"{where}: admission={self.admission!r} is not in {known}")
         if self.ttft_s and self.ttft_slowdown:
             raise ValueError(f"{where}: give ttft_s or ttft_slowdown, not both")
         if self.tbt_s and self.tbt_step_multiple:
@@ -125,7 +133,8 @@ def _read_class(row: Any) -> ServiceClass:
     if not isinstance(row.get("name"), str):
         raise ValueError(f"service class {row}: name is not a string")
     for field, value in row.items():
-        if field == "name" or (value is None and field in _BOUNDS):
+        is_bound = field in (*_BOUNDS, "max_queue_wait_s")
+        if field in ("name", "admission") or (value is None and is_bound):
             continue
         is_guard = field == "guard"
         if isinstance(value, bool) != is_guard or not isinstance(value, int | float):

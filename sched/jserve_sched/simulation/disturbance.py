@@ -1,15 +1,16 @@
 """How the steps of a machine differ from what its cost model says."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from jserve_sched.steps import features
 
-_NUM_DRAWN = 4096  # steps whose disturbance is drawn at once
 _NUM_BIASES = 4093  # a prime: programs are spread over so many biases
 _STALL_S = (0.05, 0.2)
+_DRIFT_S, _NUM_DRIFTS = 30.0, 4096  # between two drawn speeds; then they repeat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,12 +20,18 @@ class Disturbance:
     Attributes:
       noise: Standard deviation of the logarithm of a step's duration.
       bias: Largest logarithm of the factor that all steps of one program share.
+      drift: Standard deviation of the logarithm of a factor that changes slowly, in
+        lines between values 30 s apart, as that of a clock which is throttled.
       stall_share: Share of steps that take 50 to 200 ms longer.
+      send_s: Seconds by which each decode lengthens a step, where sending tokens takes
+        time from the processor that computes them.
     """
 
     noise: float = 0.0
     bias: float = 0.0
+    drift: float = 0.0
     stall_share: float = 0.0
+    send_s: float = 0.0
 
     def drawn(self, seed: Sequence[int]) -> "Disturbed":
         """Returns the disturbance of one engine."""
@@ -32,31 +39,37 @@ class Disturbance:
 
 
 class Disturbed:
-    """The disturbance of one engine: a function of the number of the step."""
+    """The disturbance of one engine, for its steps in their order."""
 
     def __init__(self, of: Disturbance, seed: Sequence[int]):
         self._of = of
-        self._noises, self._stalls, biases = (
-            np.random.default_rng((*seed, *place)) for place in ((), (1,), (2,))
+        self._is_none = of == Disturbance()
+        self._noises, self._stalls, biases, drifts = (
+            np.random.default_rng((*seed, *place)) for place in ((), (1,), (2,), (3,))
         )
-        self._biases = np.exp(of.bias * biases.uniform(-1.0, 1.0, _NUM_BIASES))
-        self._factors = self._stall_s = np.ones(0)  # of all steps so far, and more
+        self._biases = of.bias * biases.uniform(-1.0, 1.0, _NUM_BIASES)
+        self._drifts = of.drift * drifts.standard_normal(_NUM_DRIFTS)
 
-    def __call__(
-        self, durations_s: np.ndarray, matrix: np.ndarray, first_step: int
-    ) -> np.ndarray:
-        """Returns durations `[N]` of consecutive steps with features `[N, F]`."""
-        of, stop = self._of, first_step + len(matrix)
-        if of == Disturbance():
-            return durations_s
-        while len(self._factors) < stop:
-            factors = np.exp(of.noise * self._noises.standard_normal(_NUM_DRAWN))
-            chances, lengths = self._stalls.random((2, _NUM_DRAWN))
-            stall_s = _STALL_S[0] + lengths * (_STALL_S[1] - _STALL_S[0])
-            stall_s = np.where(chances < of.stall_share, stall_s, 0.0)
-            self._factors = np.concatenate((self._factors, factors))
-            self._stall_s = np.concatenate((self._stall_s, stall_s))
-        rows, blocks = matrix[:, [features.NUM_ROWS, features.NUM_BLOCKS]].T
-        bias = self._biases[(131 * rows + blocks).astype(np.int64) % _NUM_BIASES]
-        disturbed_s: np.ndarray = durations_s * bias * self._factors[first_step:stop]
-        return disturbed_s + self._stall_s[first_step:stop]
+    def __call__(self, duration_s: float, row: np.ndarray, now_s: float) -> float:
+        """Returns the duration of the next step, of features `[F]`, from `now_s`."""
+        if self._is_none:
+            return duration_s
+        # The factors, as logarithms.
+        program = 131 * row[features.NUM_ROWS] + row[features.NUM_BLOCKS]
+        places = (now_s / _DRIFT_S + np.arange(2)).astype(np.int64) % _NUM_DRIFTS
+        before, after = self._drifts[places].tolist()
+        factor = (
+            self._of.noise * self._noises.standard_normal()
+            + self._biases[int(program) % _NUM_BIASES]
+            + before
+            + (after - before) * (now_s / _DRIFT_S % 1.0)
+        )
+        # What is added.
+        chance, length = self._stalls.random(2)
+        stall_s = _STALL_S[0] + length * (_STALL_S[1] - _STALL_S[0])
+        sent_s = self._of.send_s * row[features.NUM_DECODES]
+        return float(
+            duration_s * math.exp(factor)
+            + stall_s * (chance < self._of.stall_share)
+            + sent_s
+        )

@@ -12,6 +12,7 @@ import collections
 import math
 
 from jserve_sched.clock import Clock
+from jserve_sched.outcomes import Failure
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
@@ -77,18 +78,23 @@ class SimulatedEngine:
             slo=one.slo,
             service_class=one.service_class,
             guard=one.guard,
+            admission=one.admission,
+            max_queue_wait_s=one.max_queue_wait_s,
         )
         try:
             self.scheduler.limits.check(request.num_prompt_tokens, max_tokens)
             self._tally.expect(self.scheduler.forecast(request, now_s), request)
             self.scheduler.submit(request)
         except TooLongError:
-            self._tally.refuse(one)
+            self._tally.fail(request, Failure.TOO_LONG, one.arrival_s)
         if ends_by_stop:
             self._ends[one.request_id] = one.max_tokens
 
     def start(self, now_s: float) -> None:
         """Launches the next step, if there is one, and plans as many as may wait."""
+        for output in self.scheduler.review(now_s):
+            self._tally.fail(output.request, Failure.REJECTED, now_s)
+            self._ends.pop(output.request.request_id, None)
         while len(self._planned) <= self._lag:
             start_s = self._clock.now_s() if self._clock else 0.0
             plan = self.scheduler.plan(now_s)
@@ -102,8 +108,8 @@ class SimulatedEngine:
             return
         plan, plan_s = self._planned.popleft()
         matrix = plan.features[None]
-        wanted_s = self._disturbed(self._step_s(matrix), matrix, self.num_steps)
-        duration_s = float(wanted_s[0])
+        wanted_s = float(self._step_s(matrix)[0])
+        duration_s = self._disturbed(wanted_s, plan.features, now_s)
         self.due_s = now_s + duration_s
         if self._recording is not None:
             self._recording.add(plan, (self.due_s, duration_s, plan_s), self.num_steps)

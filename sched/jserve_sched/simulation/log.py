@@ -4,6 +4,7 @@ A violated SLO is counted as soon as it is certain, so a run whose question is a
 can stop.
 """
 
+import dataclasses
 import heapq
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 
 from jserve_sched.outcomes import Failure, Outcome
 from jserve_sched.requests.forecast import Forecast
-from jserve_sched.requests.request import Request
+from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan
@@ -61,29 +62,57 @@ class Recording:
 
 
 class Tally:
-    """Token times of every request, and how many requests are late for sure."""
+    """Token times of every request, and how many requests are late for sure.
 
-    def __init__(self, arrivals: Sequence[Arrival], num_uncounted: int):
-        self._arrivals = arrivals
+    Attributes:
+      returns: Times at which refused clients come back, and places of their requests; a
+        heap.
+    """
+
+    def __init__(
+        self, arrivals: Sequence[Arrival], num_uncounted: int, max_returns: int = 0
+    ):
+        self.returns: list[tuple[float, int]] = []
+        self._arrivals = [*arrivals]
+        self._max_returns = max_returns
+        self._num_returns = [0] * len(arrivals)
+        self._degraded: set[int] = set()
         self._token_times_s: list[list[float]] = [[] for _ in arrivals]
+        self._failures: dict[int, Failure] = {}
         self._forecasts: list[tuple[float, float] | None] = [None for _ in arrivals]
-        self._refused: set[int] = set()
         self._index = {one.request_id: i for i, one in enumerate(arrivals)}
         if len(self._index) < len(arrivals):
             raise ValueError("two arrivals have the same request_id")
         self._num_uncounted = num_uncounted
         self._violated: set[int] = set()
         self._due = [
-            (one.slo.deadline_s(one.arrival_s, 0), i)
+            (one.slo.deadline_s(one.arrival_s, 0), i, 0)
             for i, one in enumerate(arrivals[num_uncounted:], num_uncounted)
         ]
         heapq.heapify(self._due)
 
-    def refuse(self, arrival: Arrival) -> None:
-        """Notes that a request was turned away, since it can never run."""
-        index = self._index[arrival.request_id]
-        self._refused.add(index)
+    def fail(self, request: Request, failure: Failure, now_s: float) -> None:
+        """Notes that a request was turned away."""
+        index = self._index[request.request_id]
+        if request.finish_reason is FinishReason.REFUSED and (
+            self._num_returns[index] < self._max_returns
+        ):
+            back_s = now_s + (request.retry_after_s or 0.0)
+            heapq.heappush(self.returns, (back_s, index))
+        self._failures[index] = failure
         self._violated.add(index)
+
+    def come_back(self) -> Arrival:
+        """Returns the request of the client that comes back first, as it is then."""
+        now_s, index = heapq.heappop(self.returns)
+        one = dataclasses.replace(self._arrivals[index], arrival_s=now_s)
+        self._arrivals[index] = one
+        self._num_returns[index] += 1
+        del self._failures[index]
+        self._violated.discard(index)
+        due_s = one.slo.deadline_s(now_s, 0)
+        heapq.heappush(self._due, (due_s, index, self._num_returns[index]))
+        return one
 
     def expect(self, forecast: Forecast, request: Request) -> None:
         """Notes the forecast of a request as it came."""
@@ -94,6 +123,9 @@ class Tally:
         index = self._index[request.request_id]
         one, own = self._arrivals[index], self._token_times_s[index]
         own.append(time_s)
+        if request.is_degraded:
+            self._degraded.add(index)
+            self._violated.add(index)
         if request.finish_reason is not None and not one.slo.is_attained(
             one.arrival_s, own, is_complete=True
         ):
@@ -102,9 +134,10 @@ class Tally:
     def num_violations(self, now_s: float) -> int:
         """Returns how many counted requests have violated their SLO by now."""
         while self._due and self._due[0][0] < now_s:
-            due_s, index = heapq.heappop(self._due)
+            due_s, index, num_returns = heapq.heappop(self._due)
             times_s = self._token_times_s[index]
-            if not times_s or times_s[0] > due_s:
+            is_last = num_returns == self._num_returns[index]
+            if is_last and (not times_s or times_s[0] > due_s):
                 self._violated.add(index)
         return sum(index >= self._num_uncounted for index in self._violated)
 
@@ -114,8 +147,7 @@ class Tally:
         for index, one in enumerate(self._arrivals):
             times_s, failure = self._token_times_s[index], None
             if len(times_s) < one.max_tokens:
-                is_refused = index in self._refused
-                failure = Failure.TOO_LONG if is_refused else Failure.UNFINISHED
+                failure = self._failures.get(index, Failure.UNFINISHED)
             found.append(
                 Outcome(
                     service_class=one.service_class,
@@ -125,6 +157,8 @@ class Tally:
                     max_tokens=one.max_tokens,
                     token_times_s=times_s,
                     failure=failure,
+                    is_degraded=index in self._degraded,
+                    num_returns=self._num_returns[index],
                     forecast_ttft_s=self._forecasts[index],
                 )
             )

@@ -95,8 +95,10 @@ class _Simulation:
         engines: Sequence[SimulatedEngine],
         arrivals: Sequence[Arrival],
         *,
+        tally: Tally,
         assignment: Assignment | None,
     ):
+        self._tally = tally
         self._engines = engines
         self._arrivals = arrivals
         self._assignment = assignment
@@ -105,15 +107,19 @@ class _Simulation:
 
     @property
     def _next_arrival_s(self) -> float:
-        if self._next == len(self._arrivals):
-            return math.inf
-        return self._arrivals[self._next].arrival_s
+        new = self._arrivals[self._next : self._next + 1]
+        times_s = [one.arrival_s for one in new]
+        times_s += [time_s for time_s, _ in self._tally.returns[:1]]
+        return min(times_s, default=math.inf)
 
     def _hand_over(self) -> None:
         """Gives every request that has arrived by now to an engine."""
-        while self._next_arrival_s <= self.now_s:
-            one = self._arrivals[self._next]
-            self._next += 1
+        while (due_s := self._next_arrival_s) <= self.now_s:
+            if self._tally.returns and self._tally.returns[0][0] == due_s:
+                one = self._tally.come_back()
+            else:
+                one = self._arrivals[self._next]
+                self._next += 1
             place = 0
             if self._assignment is not None:
                 views = [engine.scheduler.view(self.now_s) for engine in self._engines]
@@ -167,6 +173,7 @@ def simulate(
     max_spans: float = 5.0,
     stop_after_violations: int | None = None,
     num_uncounted: int = 0,
+    max_returns: int = 0,
     clock: Clock | None = None,
 ) -> SimulationResult:
     """Serves requests in virtual time.
@@ -187,6 +194,8 @@ def simulate(
         requests have certainly violated their SLO, and leaves the others unfinished.
         None sets no limit.
       num_uncounted: Number of requests at the start that do not count for that.
+      max_returns: How often the client of a refused request comes back when told; its
+        request counts once, as it ended last.
       clock: Real time, for `wall_s` and `plan_s`; None measures neither.
 
     Raises:
@@ -202,7 +211,7 @@ def simulate(
     step_s = functools.partial(
         cost_model.step_s, block_tokens=schedulers[0].buckets.block_tokens
     )
-    tally = Tally(arrivals, num_uncounted)
+    tally = Tally(arrivals, num_uncounted, max_returns)
     recording = Recording() if records_steps else None
     engines = [
         SimulatedEngine(
@@ -217,7 +226,7 @@ def simulate(
         for place, one in enumerate(schedulers)
     ]
     # Run from event to event.
-    run = _Simulation(engines, arrivals, assignment=assignment)
+    run = _Simulation(engines, arrivals, tally=tally, assignment=assignment)
     end_s = times_s[0] + max_spans * max(times_s[-1] - times_s[0], 60.0)
     while run.turn(end_s):
         if stop_after_violations is not None and (

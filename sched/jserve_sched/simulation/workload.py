@@ -17,7 +17,7 @@ import numpy as np
 
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.outcomes import distribution
-from jserve_sched.requests.service_class import ServiceClass
+from jserve_sched.requests.service_class import AdmissionRule, ServiceClass
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CostModel
 from jserve_sched.simulation.mixes import Component
@@ -38,6 +38,8 @@ class Arrival:
       max_tokens: Number of output tokens that it takes.
       slo: Its objective, in seconds.
       guard: Whether its class is guarded when late.
+      admission: Rule of its class for requests that cannot be attained.
+      max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       block_ids: Content of each `PREFIX_BLOCK_TOKENS` of the prompt, 0 to 2**31 - 1:
         equal ids are equal tokens. If it is empty, no content is known.
       declared_max_tokens: Most output tokens that it declares; it then ends by a stop
@@ -51,6 +53,8 @@ class Arrival:
     service_class: str = "best_effort"
     slo: Slo = dataclasses.field(default_factory=Slo)
     guard: bool = False
+    admission: AdmissionRule = "queue"
+    max_queue_wait_s: float = math.inf
     block_ids: Sequence[int] = ()
     declared_max_tokens: int = 0
 
@@ -160,6 +164,8 @@ def request_arrival(
             step_s=yardstick.step_s,
         ),
         guard=service_class.guard,
+        admission=service_class.admission,
+        max_queue_wait_s=service_class.max_queue_wait_s or math.inf,
     )
 
 

@@ -19,7 +19,6 @@ class PlanEnd(enum.Enum):
     PAGES = "pages"  # the KV pool cannot hold one block more
     TOKEN_LIMIT = "token_limit"  # the step's token limit
     TIME_LIMIT = "time_limit"  # the policy gives the step no more time
-    HELD_BACK = "held_back"  # the policy admits no further request for now
 
 
 class Row(NamedTuple):

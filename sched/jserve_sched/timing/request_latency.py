@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.steps import features
+from jserve_sched.steps.features import Span, step_features
 from jserve_sched.timing.predictor import Predictor
 
 _MAX_PROMPT_STEPS = 4  # of the longest prompt, if it is alone
@@ -145,21 +145,15 @@ def priced_points(
     ]
     steps = [_prefill_steps(buckets, *pair, max_blocks, page_size) for pair in prefills]
     ends = np.cumsum([len(one) for one in steps])
-    rows, context = np.array(pairs, np.float64).T
-    decodes = np.zeros((len(rows), features.NUM_FEATURES))
-    decodes[:, features.CACHED_TOKENS] = rows * context
-    decodes[:, features.NUM_DECODES] = rows
-    decodes[:, features.DECODE_CONTEXT] = rows * context
-    decodes[:, features.NUM_ROWS] = [
-        buckets.fit(count, 0).num_rows for count, _ in pairs
+    decodes = [
+        step_features([Span(known, 1)] * count, (), buckets.fit(count, 0), page_size)
+        for count, known in pairs
     ]
-    longest = np.ceil((context + 1) / page_size)
-    decodes[:, features.DECODE_PAGES] = rows * longest
-    decodes[:, features.LONGEST_DECODE] = longest
     step_s = model.predict(np.concatenate((*steps, decodes)))
     step_s = np.maximum(step_s, _LEAST_STEP_S)
     prefill_s = np.add.reduceat(step_s[: ends[-1]], np.append(0, ends[:-1]))
     batch, length = np.array(prefills, np.float64).T
+    rows, context = np.array(pairs, np.float64).T
     return (
         LatencyPoints(batch, length, prefill_s),
         LatencyPoints(rows, context, step_s[ends[-1] :]),
@@ -183,33 +177,22 @@ def _prefill_steps(
     They are full; a prompt that is cut continues in the next one.
     """
     size = buckets.block_tokens
-    blocks_each = -(-length // size)
-    total = batch * blocks_each
-    num_steps = -(-total // max_blocks)
-    # Blocks are numbered through; a chunk ends with its prompt or with its step.
-    begin = np.union1d(
-        np.arange(0, total, blocks_each), np.arange(0, total, max_blocks)
+    steps: list[list[Span]] = []
+    room = 0  # blocks of the last step
+    for _ in range(batch):
+        start = 0
+        while start < length:
+            if not room:
+                steps.append([])
+                room = max_blocks
+            tokens = min(length - start, room * size)
+            steps[-1].append(Span(start, tokens))
+            start += tokens
+            room -= -(-tokens // size)
+    blocks = [max_blocks] * (len(steps) - 1) + [max_blocks - room]
+    return np.array(
+        [
+            step_features((), chunks, buckets.fit(0, count), page_size)
+            for chunks, count in zip(steps, blocks, strict=True)
+        ]
     )
-    step = begin // max_blocks
-    start = begin % blocks_each * size
-    stop = np.minimum(start + np.diff(begin, append=total) * size, length)
-    chunk = stop - start
-    rows = np.zeros((num_steps, features.NUM_FEATURES))
-    for column, values in (
-        (features.PREFILL_WORK, chunk * stop),
-        (features.CHUNK_SQUARES, chunk * chunk),
-        (features.CACHED_TOKENS, start),
-        (features.PREFILL_TOKENS, chunk),
-        (
-            features.BLOCK_PAGES,
-            features.pages_of_blocks(start, chunk, size, page_size),
-        ),
-    ):
-        rows[:, column] = np.bincount(step, weights=values, minlength=num_steps)
-    np.maximum.at(rows[:, features.LARGEST_CHUNK], step, chunk)
-    rows[:, features.NUM_ROWS] = buckets.fit(0, 1).num_rows
-    rows[:, features.NUM_BLOCKS] = [
-        buckets.fit(0, min(total - first, max_blocks)).num_blocks
-        for first in range(0, total, max_blocks)
-    ]
-    return rows

@@ -9,7 +9,7 @@ from jserve.engine.engine import Engine
 from jserve_sched.requests.request import Request, SamplingParams
 from tests.engine_harness import EngineDriver, Trace, make_engine, make_engine_scheduler
 
-NUM_SEEDS = 6
+NUM_SEEDS = 4
 MARGIN = 1e-3
 LOGIT_TOLERANCE = 1e-4
 PROMPT_TOKENS = 300  # two full pages and more: a prefix hit is 256 tokens

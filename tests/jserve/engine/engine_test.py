@@ -7,9 +7,7 @@ import pytest
 from jserve.engine.engine import Engine
 from jserve.engine.packing import _cut
 from jserve.engine.programs import UncompiledBucketError
-from jserve_models.toy import toy_next_token
 from jserve_sched.buckets.table import Bucket
-from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.features import (
     BLOCK_PAGES,
@@ -25,6 +23,7 @@ from tests.engine_harness import (
     EngineDriver,
     make_engine,
     make_engine_scheduler,
+    toy_output,
 )
 from tests.fakes import make_request
 
@@ -32,13 +31,6 @@ from tests.fakes import make_request
 @pytest.fixture(scope="session")
 def toy_engine(shared_programs: pathlib.Path) -> Engine:
     return make_engine("toy", programs=shared_programs)
-
-
-def toy_output(request: Request) -> list[int]:
-    context = request.prompt_tokens.tolist()
-    for _ in range(request.max_tokens):
-        context.append(toy_next_token(context))
-    return context[request.num_prompt_tokens :]
 
 
 @pytest.mark.parametrize("lag", [0, 1])

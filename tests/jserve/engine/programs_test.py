@@ -1,4 +1,3 @@
-import concurrent.futures
 import dataclasses
 import pathlib
 import time
@@ -83,27 +82,6 @@ def test_only_what_is_asked_for_and_missing_is_made(
     for one in programs.reports:
         assert one.trace_s > 0 and one.compile_s > 0
         assert (one.source, one.executable_bytes) == ("compiled", None)
-
-
-def test_programs_are_made_while_steps_run(
-    make_programs: Callable[[], Programs], state: DeviceState
-) -> None:
-    programs = make_programs()
-    programs.compile(BUCKETS[:1])
-    packed = padding(BUCKETS[0])
-    num_steps = 0
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        job = pool.submit(programs.compile, BUCKETS[1:])
-        while not job.done():
-            donated = state
-            state, _ = programs.run(BUCKETS[0], state, packed)
-            assert donated.kv[0].is_deleted()
-            num_steps += 1
-        job.result()
-    assert num_steps > 10
-    for bucket in BUCKETS:
-        state, (tokens,) = programs.run(bucket, state, padding(bucket))
-        assert np.all(np.isfinite(np.asarray(tokens)))
 
 
 @pytest.mark.usefixtures("small_programs")

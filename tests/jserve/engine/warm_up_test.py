@@ -1,8 +1,6 @@
-import collections
 import dataclasses
 import errno
 import json
-import logging
 import pathlib
 import threading
 import time
@@ -19,7 +17,7 @@ from jserve.engine.engine import Engine
 from jserve.engine.loop import EngineLoop
 from jserve.engine.warm_up import WarmUp
 from jserve.progress import Progress
-from jserve.records.events import Health, ProgramStart, TokenEvent
+from jserve.records.events import Health, TokenEvent
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.steps.features import uniform_features
@@ -171,22 +169,6 @@ def test_a_compilation_that_fails_is_a_failed_engine(
     loop.stop()
 
 
-def test_time_for_compiling_runs_out_and_the_rest_is_left_out(
-    config: EngineConfig, caplog: pytest.LogCaptureFixture
-) -> None:
-    loop = build_loop(dataclasses.replace(config, max_compile_s=1e-6))
-    inbox = Inbox()
-    loop.set_listener(inbox)
-    with caplog.at_level(logging.WARNING, logger="jserve"):
-        loop.start()
-        assert loop.wait_until(Health.WARM, 200.0)
-    assert "6 of 11 programs are left out" in caplog.text
-    assert {one.program for one in loop.stats().start_up.programs} == COVERING
-    assert serve_one(loop, inbox, 40, 5).error is None
-    assert {one.num_rows for one in loop.steps()} == {16}
-    loop.stop()
-
-
 def test_no_compilation_begins_while_requests_are_drained(
     config: EngineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,27 +188,6 @@ def test_no_compilation_begins_while_requests_are_drained(
     assert inbox.events[request.request_id][-1].error is None
     assert loop.stats().num_programs == 5
     loop.stop()
-
-
-@pytest.mark.parametrize(("num_cpus", "num_begun"), [(1, 0), (4, 1)])
-def test_the_time_for_compiling_counts_the_cores(
-    num_cpus: int,
-    num_begun: int,
-    config: EngineConfig,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    warm_up = build_warm_up(dataclasses.replace(config, max_compile_s=15.0))
-    programs = warm_up._engine.programs
-    report = ProgramStart("B16xNB4", 1.0, 5.0, None, "compiled")
-    programs.reports[:] = [report, report]
-    programs.wall_s = 4.0
-    monkeypatch.setattr("jserve.engine.warm_up.num_cpus", lambda: num_cpus)
-    # Four are missing: 4 s so far, 4 s to trace, then 20 s on one core, 5 s on four.
-    table = warm_up._plan.final
-    monkeypatch.setattr(programs, "_compiled", dict.fromkeys(table.buckets[4:]))
-    monkeypatch.setattr(programs, "compile", lambda *_, **__: None)
-    warm_up._left = collections.deque([table])
-    assert (warm_up._compile_next() is None) == (num_begun == 0)
 
 
 def test_what_could_not_be_kept_is_an_error(

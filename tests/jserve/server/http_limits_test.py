@@ -293,6 +293,11 @@ def test_an_old_client_receives_a_stream_without_chunks(served: Served) -> None:
             assert b"content-length: %d" % len(answer) in received
 
 
+def test_an_offer_of_http_2_is_declined(served: Served) -> None:
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c"}
+    assert served.complete(max_tokens=1, headers=offer).status == 200
+
+
 def test_bodies_that_are_being_read_take_bounded_memory() -> None:
     with serve_fake(max_body_bytes=2**16) as served, contextlib.ExitStack() as stack:
         head = POST + b"Content-Length: 65536\r\n\r\n"

@@ -1,22 +1,17 @@
 import dataclasses
 import json
 import pathlib
-import types
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
-from jserve.engine.engine import Engine
 from jserve.timing.checkpoint import (
     CheckpointError,
     PredictorFacts,
     load_checkpoint,
     save_checkpoint,
 )
-from jserve_models.config import NAMED
-from jserve_models.sharding import make_mesh
 from jserve_sched.steps.features import NUM_FEATURES
 from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.mlp import NUM_INPUTS, MlpPredictor, MlpWeights
@@ -55,24 +50,6 @@ def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
     matrix = np.random.default_rng(1).uniform(0, 100, (20, NUM_FEATURES))
     before_s = MlpPredictor(weights).predict_upper(matrix)
     assert np.array_equal(MlpPredictor(found).predict_upper(matrix), before_s)
-
-
-def test_facts_are_those_of_the_device_and_the_engine() -> None:
-    def facts(config: str) -> PredictorFacts:
-        engine = types.SimpleNamespace(
-            model=types.SimpleNamespace(
-                config=NAMED[config], weights="auto", mesh=make_mesh()
-            ),
-            dtype=np.dtype("float32"),
-            kv_dtype=np.dtype("float32"),
-            page_size=8,
-            block_tokens=4,
-        )
-        return Engine.predictor_facts(engine)  # type: ignore[arg-type]
-
-    assert facts("tiny").platform == jax.devices()[0].platform
-    assert (facts("tiny").page_size, facts("tiny").block_tokens) == (8, 4)
-    assert facts("tiny").model != facts("toy").model
 
 
 def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -> None:

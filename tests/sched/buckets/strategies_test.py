@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +8,6 @@ from jserve_sched.buckets.strategies import (
     STRATEGIES,
     BucketStrategy,
     Explicit,
-    PadLimit,
     make_strategy,
 )
 from jserve_sched.buckets.table import Bucket, BucketTable
@@ -29,9 +26,7 @@ def table_of(strategy: BucketStrategy, num_rows: int, num_blocks: int) -> Bucket
     ("spec", "limits", "row_edges", "block_edges"),
     [
         ("pow2", (24, 12), (1, 2, 4, 8, 16, 24), (0, 1, 2, 4, 8, 12)),
-        ("two_bit", (9, 13), (1, 2, 3, 4, 6, 8, 9), (0, 1, 2, 3, 4, 6, 8, 12, 13)),
         ("linear:block_gap=3", (20, 9), (1, 8, 16, 20), (0, 1, 3, 6, 9)),
-        ("pad_limit:absolute=0:relative=0.5", (8, 15), (1, 3, 8), (0, 1, 3, 7, 15)),
     ],
 )
 def test_edges_follow_the_rule(spec, limits, row_edges, block_edges) -> None:
@@ -40,28 +35,8 @@ def test_edges_follow_the_rule(spec, limits, row_edges, block_edges) -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
-@given(st.integers(1, 12), st.integers(0, 3), st.sampled_from([0, 0.1, 0.25, 0.5, 0.9]))
-def test_pad_limits_hold_with_the_fewest_edges(
-    num_blocks: int, absolute: int, relative: float
-) -> None:
-    def holds(edges: tuple[int, ...]) -> bool:
-        padded = [min(e for e in edges if e >= n) for n in range(1, num_blocks + 1)]
-        return all(
-            edge - count <= max(absolute, relative * edge)
-            for count, edge in enumerate(padded, 1)
-        )
-
-    table = table_of(PadLimit(absolute=absolute, relative=relative), 2, num_blocks)
-    chosen = table.block_edges[1:]
-    assert holds(chosen)
-    for count in range(len(chosen) - 1):
-        for fewer in itertools.combinations(range(1, num_blocks), count):
-            assert not holds((*fewer, num_blocks))
-
-
-@settings(derandomize=True, deadline=None, max_examples=100)
 @given(
-    st.sampled_from([*STRATEGIES, "linear:row_gap=1", "pad_limit:relative=0.9"]),
+    st.sampled_from([*STRATEGIES, "linear:row_gap=1"]),
     st.integers(1, 70),
     st.integers(1, 130),
 )
@@ -114,13 +89,11 @@ def test_continuous_shapes_are_never_padded() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("pow3", "'pow3' is unknown; known: .*'linear', 'pad_limit', 'pow2'"),
+        ("pow3", "'pow3' is unknown; known: .*'linear', 'pow2'"),
         ("none", "bucket strategy 'none' is unknown"),
         ("pow2:gap=2", "'pow2' has no option 'gap=2'"),
         ("linear:row_gap=0", "row_gap=0 is below 1"),
         ("linear:block_gap=0.5", "linear:block_gap=0.5 is not a number"),
-        ("pad_limit:relative=1", r"relative=1.0 is not in 0\.\.1"),
-        ("pad_limit:absolute=-1", "absolute=-1 is below 0"),
         *((name, f"'{name}' needs a bucket file") for name in FROM_FILE),
     ],
 )

@@ -84,7 +84,7 @@ def test_after_no_selection_the_whole_queue_is_priced_again() -> None:
 
 def test_a_selection_leaves_out_requests_that_can_wait() -> None:
     queue = [waiting("tight", 160, 0.0185), waiting("loose", 100, 30.0)]
-    plan = plan_of("sliding:fill=off", waiting=queue, running=[decoding(0.02)])
+    plan = plan_of("sliding:published=on", waiting=queue, running=[decoding(0.02)])
     assert list(taken(plan)) == ["tight"]
 
 
@@ -101,8 +101,6 @@ def test_qoserve_takes_the_largest_chunk_up_to_its_ceiling() -> None:
     assert taken(plan_of("qoserve", waiting=queue)) == {"a": 2500}
     plan = plan_of("qoserve", waiting=queue, running=[decoding(0.101)])
     assert taken(plan) == {"a": 1000}
-    margin = plan_of("qoserve:margin=1.25", waiting=queue, running=[decoding(0.101)])
-    assert taken(margin) == {"a": 798}
     late = plan_of("qoserve", waiting=queue, running=[decoding(-1.0)])
     assert taken(late) == {"a": 2500}, "a late decode limits no chunk"
 
@@ -110,7 +108,6 @@ def test_qoserve_takes_the_largest_chunk_up_to_its_ceiling() -> None:
 @pytest.mark.parametrize(
     ("options", "order"),
     [
-        ("relegation=off:alpha_s_per_token=0", ["late", "long", "short"]),
         ("alpha_s_per_token=0", ["long", "short", "late"]),
         ("alpha_s_per_token=0.008", ["short", "long", "late"]),
     ],
@@ -142,7 +139,7 @@ def test_sliding_finishes_the_prompts_at_risk_as_in_figure_2() -> None:
         waiting("r3", 300, 0.060),
         waiting("r4", 100, 0.150),
     ]
-    plan = plan_of("sliding:fill=off", waiting=queue)
+    plan = plan_of("sliding:published=on", waiting=queue)
     assert taken(plan) == {"r1": 200, "r3": 300}
     assert plan.predicted_s <= 0.060
     filled = plan_of("sliding", waiting=queue)
@@ -154,24 +151,16 @@ def test_without_the_constructor_a_prompt_at_risk_is_not_special() -> None:
     queue = [waiting("big", 900, 0.095), waiting("small", 850, 0.090)]
     alone = plan_of("sliding:constructor=off", waiting=queue)
     assert list(taken(alone)) == ["small", "big"]
-    assert list(taken(plan_of("sliding:fill=off", waiting=queue))) == ["small"]
+    assert list(taken(plan_of("sliding:published=on", waiting=queue))) == ["small"]
 
 
-def test_a_given_order_is_kept() -> None:
+def test_without_the_sorter_prompts_go_by_deadline() -> None:
     queue = [
         waiting("first", 900, 9.0),
         make_request(10, 4, request_id="soon", arrival_s=1.0, slo=Slo(ttft_s=2.0)),
     ]
-    spec = "sliding:constructor=off:sorter="
-    assert list(taken(plan_of(f"{spec}given", waiting=queue))) == ["first", "soon"]
-    assert list(taken(plan_of(f"{spec}off", waiting=queue))) == ["soon", "first"]
-
-
-def test_without_the_chunker_the_step_is_full() -> None:
-    queue = [waiting("a", 4000, 9.0)]
-    spec = "sliding:constructor=off:chunker=off"
-    plan = plan_of(spec, waiting=queue, running=[decoding(0.05)])
-    assert taken(plan) == {"a": 4000}
+    plan = plan_of("sliding:constructor=off:sorter=off", waiting=queue)
+    assert list(taken(plan)) == ["soon", "first"]
 
 
 def test_a_step_is_short_enough_for_the_next_arrival() -> None:
@@ -180,7 +169,7 @@ def test_a_step_is_short_enough_for_the_next_arrival() -> None:
     view = {"waiting": queue, "running": running, "tight_ttft_s": 0.052}
     plan = plan_of("sliding", **view)
     assert plan.predicted_s == pytest.approx(0.051, abs=2e-3)
-    free = plan_of("sliding:reserve=off", **view)
+    free = plan_of("sliding:published=on", **view)
     assert free.predicted_s > 0.3
 
 
@@ -215,20 +204,18 @@ def test_of_equals_in_a_long_queue_the_oldest_are_ranked() -> None:
     [
         ("sliding:speed=9", "policy 'sliding' has no option 'speed=9'"),
         ("sliding:alpha=high", "sliding:alpha=high is not a number"),
-        ("sliding:fill=maybe", "sliding:fill=maybe is not one of"),
+        ("sliding:published=maybe", "sliding:published=maybe is not one of"),
         ("edf:chunk_tokens=1.5", "chunk_tokens=1.5 is not a number"),
         ("edf:chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
         ("sliding:alpha=nan", "sliding:alpha=nan is not a number"),
         ("sliding:alpha=-0.5", "alpha=-0.5 is not 0 or more"),
         ("ontime:buffer=-1", "buffer=-1.0 is not in 0..100"),
         ("ontime:max_age_s=nan", "max_age_s=nan is not a number"),
-        ("qoserve:margin=0", "margin=0.0 is not in"),
         ("qoserve:alpha_s_per_token=-1", "alpha_s_per_token=-1.0 is below 0"),
         ("qoserve:max_chunk_tokens=-7", "max_chunk_tokens=-7 is below 1"),
         ("sjf:by=tokens", r"by=tokens is not one of \['e2e', "),
         ("annealing:proposals=0", "proposals=0 is below 1"),
         ("annealing:interval_s=-1", "interval_s=-1.0 is below 0"),
-        ("annealing:chunk_tokens=-1", "chunk_tokens=-1 is below 0"),
         ("annealing:seed=-1", "seed=-1 is below 0"),
         ("annealing:make_kernel=fast", "no option 'make_kernel=fast'"),
     ],

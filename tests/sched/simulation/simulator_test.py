@@ -21,6 +21,7 @@ from jserve_sched.simulation.workload import (
     isolated_times,
     unit_arrivals,
 )
+from jserve_sched.steps import features
 from tests.fakes import ManualClock, check_integrity
 from tests.step_costs import METRONOME, arrival, scheduler_of
 
@@ -200,3 +201,16 @@ def test_a_prefix_cache_serves_the_turns_of_conversations() -> None:
         hits.append(result.counters.prefix_hit_tokens)
     total = sum(one.num_prompt_tokens for one in units)
     assert hits[1] == 0 and 0.3 * total < hits[0] < 0.8 * total
+
+
+def test_a_machine_drifts_slowly_and_sending_lengthens_steps_by_decode() -> None:
+    disturbed = Disturbance(drift=0.2, send_s=0.5).drawn((3, 0))
+    row = np.zeros(features.NUM_FEATURES)
+    times_s = np.arange(0.0, 6000.0, 3.0)
+    slowness = np.log([disturbed(1.0, row, now_s) for now_s in times_s.tolist()])
+    # Between two independent values a line has two thirds of their variance on average.
+    assert slowness.std() == pytest.approx(0.2 * (2 / 3) ** 0.5, rel=0.15)
+    assert np.abs(np.diff(slowness)).max() < 0.12  # a tenth of the largest change
+    alone_s = disturbed(1.0, row, 0.0)
+    row[features.NUM_DECODES] = 4.0
+    assert disturbed(1.0, row, 0.0) == pytest.approx(alone_s + 4 * 0.5)

@@ -7,7 +7,7 @@ import pytest
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.workload import Yardstick
-from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
+from jserve_tools.load.config import LoadConfig, ReplayConfig
 from jserve_tools.load.workload import (
     DEFAULT_SERVICE_CLASSES,
     Workload,
@@ -64,7 +64,7 @@ def test_relative_objectives_become_absolute() -> None:
         workload.slo(0, None)
 
 
-def test_a_workload_is_read_as_the_mode_says(tmp_path: pathlib.Path) -> None:
+def test_a_workload_is_read_and_described(tmp_path: pathlib.Path) -> None:
     trace = tmp_path / "mine.csv"
     rows = "".join(f"{i},8,4\n" for i in range(3))
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n" + rows)
@@ -76,7 +76,4 @@ def test_a_workload_is_read_as_the_mode_says(tmp_path: pathlib.Path) -> None:
     assert [one.name for one in workload.classes] == ["lax"]
     found = workload.describe()
     assert (found["trace"], found["trace_qps"], found["num_rows"]) == ("mine.csv", 1, 3)
-    closed = ClosedConfig(prompt_tokens=9, output_tokens=2)
-    workload = read_workload(LoadConfig(mode="closed", closed=closed))
-    assert workload.rows == [TraceRow(0.0, 9, 2)]
     assert read_workload(LoadConfig()).describe()["num_rows"] == 200

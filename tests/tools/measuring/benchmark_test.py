@@ -15,7 +15,7 @@ from jserve.config import EngineConfig
 from jserve.progress import Progress
 from jserve.records.events import NotServingError, QueueFullError
 from jserve_tools.load.clients import Client
-from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
+from jserve_tools.load.config import LoadConfig, ReplayConfig
 from jserve_tools.measuring.benchmark import Benchmark
 from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from jserve_tools.measuring.targets import open_server, server_at
@@ -91,7 +91,7 @@ def run(config: BenchConfig, opener: Any = open_server) -> Benchmark:
     return benchmark
 
 
-@pytest.mark.parametrize("num_forgotten", [0, 12])
+@pytest.mark.parametrize("num_forgotten", [0, 10**6])
 def test_padding_is_reported_of_all_steps_or_not_at_all(
     loop: FakeLoop,
     url: str,
@@ -100,18 +100,14 @@ def test_padding_is_reported_of_all_steps_or_not_at_all(
     num_forgotten: int,
 ) -> None:
     loop.num_forgotten = num_forgotten
-    closed = ClosedConfig(clients=(1,), prompt_tokens=8, output_tokens=4)
     servers = ServersConfig(url=url)
-    (found,) = run(
-        config(tmp_path, servers, mode="closed", closed=closed, num_requests=4)
-    ).runs
-    # The warm-up of one request takes the first 4 steps of 20.
-    assert (found["num_clients"], found["num_steps"]) == (1, 16)
-    assert found["output_tokens"] == 16 and "qps" not in found
+    rate = replay(tmp_path, qps=(50.0,))
+    (found,) = run(config(tmp_path, servers, replay=rate)).runs
+    assert found["num_steps"] > 0 and found["output_tokens"] == 24
     if num_forgotten:
-        assert found["num_steps_missing"] == num_forgotten - 4
+        assert found["num_steps_missing"] == found["num_steps"]
         assert not any(name.startswith("pad_share") for name in found)
-        assert "dropped 8 of 16 steps" in capsys.readouterr().out
+        assert f"dropped {found['num_steps']} of" in capsys.readouterr().out
     else:
         assert "num_steps_missing" not in found
         assert found["pad_share_tokens"] > 0

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from jserve.config import EngineConfig
-from jserve_tools.load.config import ClosedConfig, LoadConfig, ReplayConfig
+from jserve_tools.load.config import LoadConfig, ReplayConfig
 from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from tests import TESTS
 
@@ -19,11 +19,8 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
     ("config", "fields", "message"),
     [
         (ReplayConfig, {"load": (-1.0,)}, "load=-1.0 is not in 1e-06"),
-        (ReplayConfig, {"load": (1.0,), "qps": (2.0,)}, "give one of load, qps"),
-        (ReplayConfig, {"qps": (1.0,), "rate_scale": 2.0}, "qps, rate_scale"),
+        (ReplayConfig, {"load": (1.0,), "qps": (2.0,)}, "leave out --load=1.0"),
         (ReplayConfig, {"qps": (1.0,), "capacity_s": 2.0}, "leave out --capacity_s=2"),
-        (ClosedConfig, {"clients": (0,)}, "clients=0 is not in 1..4096"),
-        (ClosedConfig, {"clients": ()}, "clients is empty"),
         (ServersConfig, {"extra_body": "[]"}, "extra_body=[] is not a JSON object"),
         (ServersConfig, {"extra_body": "{"}, "extra_body is not JSON"),
         (ServersConfig, {"policies": ("edff",)}, "'edff' is unknown; known: ['ann"),
@@ -37,16 +34,6 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
             BenchConfig,
             {"servers": RUNNING, "engine": EngineConfig(kv_cache_bytes=9)},
             "http://x is a running server: leave out --kv_cache_bytes=9",
-        ),
-        (
-            LoadConfig,
-            {"mode": "closed", "replay": ReplayConfig(length_scale=2.0, qps=(1.0,))},
-            "mode=closed replays no trace: leave out --length_scale=2.0, --qps=1.0",
-        ),
-        (
-            LoadConfig,
-            {"closed": ClosedConfig(prompt_tokens=9)},
-            "mode=replay has the lengths of a trace: leave out --prompt_tokens=9",
         ),
         (
             BenchConfig,
@@ -90,8 +77,6 @@ def test_rates_are_shares_of_the_capacity_unless_others_are_given() -> None:
     assert ReplayConfig().loads == (0.9,)
     assert LoadConfig(replay=ReplayConfig(load=(0.5, 1.0))).num_runs == 2
     assert LoadConfig(replay=ReplayConfig(qps=(1.0, 2.0, 3.0))).num_runs == 3
-    replay = ReplayConfig(rate_scale=1.0)
-    assert (replay.loads, LoadConfig(replay=replay).num_runs) == ((), 1)
 
 
 def test_each_policy_gets_each_bucket_strategy() -> None:

@@ -46,13 +46,12 @@ def test_what_tells_cells_apart() -> None:
     runs = [
         *(run(), run(policy="edf"), run(bucket_strategy="linear"), run(load=1.2)),
         *(run(goodput_qps=3.0), {"policy": "fcfs", "qps": 2.0}, run()),
-        *({"num_clients": 8}, {"is_one_shot": True}, {}),
+        *({"is_one_shot": True}, {}),
     ]
     found = cells(report(*runs))
     assert [(cell.labels["setting"], cell.labels["load"]) for cell in found] == [
         *(("fcfs / pow2", "0.9x"), ("edf / pow2", "0.9x"), ("fcfs / linear", "0.9x")),
         *(("fcfs / pow2", "1.2x"), ("fcfs / pow2", "goodput"), ("fcfs / pow2", "2/s")),
-        ("server / pow2", "8 clients"),
         *(("server / pow2", "all at once"), ("server / pow2", "one load")),
     ]
     assert len(found[0].runs) == 2

@@ -123,8 +123,7 @@ def test_every_chart_is_drawn_fits_and_follows_the_filters(
         least = 2 if name == "staircase" else one["rows"]
         assert one["marks"] >= least, name
         assert 0.55 * min(width, 700) < one["width"] <= width
-    # Starts are of a strategy, whatever the policy.
-    for name in set(drawn) - {"start-up"}:
+    for name in drawn:
         before, after = found["all"][name], found["one"][name]
         assert 0 < after["marks"] < before["marks"]
         assert 0 < after["rows"] < before["rows"]

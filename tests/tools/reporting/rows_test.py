@@ -7,8 +7,8 @@ import pytest
 from jserve_tools.reporting import rows as report_rows
 from jserve_tools.reporting.cells import cells
 from jserve_tools.reporting.choice import choice, verdict
-from tests.fake_report import fake_report, small_run
 from tests.fake_report import small_report as report
+from tests.fake_report import small_run
 
 
 def run(policy: str, num_attained: int, **fields: Any) -> dict[str, Any]:
@@ -32,15 +32,6 @@ def run(policy: str, num_attained: int, **fields: Any) -> dict[str, Any]:
         (
             [run("edf", 9, goodput_qps=2.0), run("sjf", 9, goodput_qps=2.5)],
             "sjf is best: goodput 2.5/s, from too few runs for an interval",
-        ),
-        (  # a closed loop without objectives is judged by throughput
-            [
-                {"policy": policy, "num_clients": 8, "output_tokens_per_s": rate}
-                | {"by_class": {"best_effort": {}}}
-                for policy, rate in (("fcfs", 800.0), ("sliding", 900.0))
-            ],
-            "At 8 clients sliding is best: output tokens 900/s, from too few runs for "
-            "an interval",
         ),
     ],
 )
@@ -126,10 +117,3 @@ def test_steps_fall_on_the_tokens_of_their_program() -> None:
     only_timed = {"staircase": curve | {"is_discrete": True, "tokens": [4, 100, 132]}}
     rows = report_rows.staircase(only_timed, known)
     assert [row["tokens"] for row in rows if row["kind"] == "edge"] == [4]
-
-
-def test_a_start_has_two_stages_and_its_kind() -> None:
-    rows = report_rows.starts(cells(fake_report(strategies=("pow2",))))
-    assert [(row["start"], row["since_s"], row["until_s"]) for row in rows] == [
-        *(("empty compile cache", 0.0, 2.0), ("empty compile cache", 2.0, 9.0)),
-    ]

@@ -97,13 +97,12 @@ def test_several_engines_at_once(sweep: Any, trace: pathlib.Path) -> None:
     )
     machine = MachineConfig(
         num_instances=2,
-        assignment="kv",
         declared_max_tokens=40,
         length_estimator="quantile:q=0.9",
     )
     out, report = sweep(load, machine)
     assert report["workload"]["is_one_shot"] is True
-    assert (report["num_instances"], report["assignment"]) == (2, "kv")
+    assert report["num_instances"] == 2
     assert report["length_estimator"] == "quantile:q=0.9"
     assert "fcfs / pow2 @ all at once #1" in out
     (one,) = report["runs"]

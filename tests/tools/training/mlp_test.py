@@ -1,7 +1,5 @@
 import dataclasses
-import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,13 +46,8 @@ def samples() -> Samples:
 
 
 @pytest.fixture(scope="module")
-def whole(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Progress:
-    """The state at the end of a training without interruption."""
-    return Training(samples, SHORT).run(tmp_path_factory.mktemp("state"))
-
-
-def same(one: Progress, other: Progress) -> bool:
-    return all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+def whole(samples: Samples) -> Progress:
+    return Training(samples, SHORT).run()
 
 
 def test_a_staircase_is_learned_where_the_linear_model_fails(
@@ -78,44 +71,10 @@ def test_a_staircase_is_learned_where_the_linear_model_fails(
     assert abs(covered(VALIDATION) - 0.95) < 0.005, "just enough"
 
 
-def test_an_interrupted_training_ends_like_one_that_was_not(
-    samples: Samples, whole: Progress, tmp_path: pathlib.Path
-) -> None:
-    class Interrupted(Exception):
-        pass
-
-    epochs: list[int] = []
-
-    def note(progress: Progress) -> None:
-        epochs.append(int(progress.epoch))
-
-    def stop(progress: Progress) -> None:
-        if int(progress.epoch) == 11:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        Training(samples, SHORT).run(tmp_path, stop)
-    assert same(Training(samples, SHORT).run(tmp_path, note), whole)
-    assert 1 < epochs[0] <= 11, "it began at a state that was saved"
-
-    epochs.clear()
-    other = Training(samples, dataclasses.replace(SHORT, seed=1))
-    assert not same(other.run(tmp_path, note), whole)
-    assert epochs[0] == 1, "a state of another training is not continued"
-
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(ValueError, match="cannot be read: --noresume begins again"):
-        Training(samples, SHORT).run(tmp_path)
-
-
-def test_training_stops_when_nothing_gets_better(
-    samples: Samples, tmp_path: pathlib.Path
-) -> None:
+def test_training_stops_when_nothing_gets_better(samples: Samples) -> None:
     # Steps too wild to learn much by.
     config = TrainingConfig(learning_rate=0.5, patience=3, max_epochs=50)
-    result = Training(samples, config).run(tmp_path)
+    result = Training(samples, config).run()
     assert int(result.epoch) == int(result.best_epoch) + 3 < 50
 
 
@@ -126,17 +85,3 @@ def test_what_cannot_be_trained_is_refused(samples: Samples, whole: Progress) ->
     alone = dataclasses.replace(samples, split=np.zeros_like(samples.split))
     with pytest.raises(ValueError, match="no step for training or for validation"):
         Training(alone, SHORT)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hidden": ()}, "hidden= is empty"),
-        ({"hidden": (0,)}, r"hidden=0 is not in 1\.\.1024"),
-        ({"learning_rate": 0.0}, "learning_rate=0.0 is not in"),
-        ({"weight_decay": -0.1}, "weight_decay=-0.1 is not in"),
-    ],
-)
-def test_wrong_settings_are_refused(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        TrainingConfig(**change)  # type: ignore[arg-type]

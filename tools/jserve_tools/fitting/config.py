@@ -20,7 +20,6 @@ class FitConfig:
       prior_share: Share of the demand, 0 to 0.99, that is spread over buckets of every
         size, so that an unseen load is not padded to the largest.
       output: Bucket file to write.
-      force: Write the file even if pow2 is better on the later half of the steps.
     """
 
     step_log: tuple[pathlib.Path, ...] = ()
@@ -28,7 +27,6 @@ class FitConfig:
     max_programs: int | None = None
     prior_share: float = 0.1
     output: pathlib.Path = pathlib.Path("buckets.json")
-    force: bool = False
 
     def __post_init__(self) -> None:
         if not self.step_log:

@@ -1,8 +1,4 @@
-"""Fits buckets to the steps that servers recorded, and judges the fit.
-
-Edges look good on the steps that they were fitted to, so a fit to the earlier half of
-the steps is judged on the later half, against the default strategy `pow2`.
-"""
+"""Fits buckets to the steps that servers recorded."""
 
 import dataclasses
 import itertools
@@ -14,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.buckets.growth import plan_growth
 from jserve_sched.buckets.strategies import PowersOfTwo
 from jserve_sched.buckets.table import BucketTable, table_from_json
 from jserve_sched.fitting.costs import BucketCosts
@@ -31,7 +26,7 @@ from jserve_tools.fitting.config import FitConfig
 from jserve_tools.fitting.step_logs import LIMITS, Logged, read_step_logs
 from jserve_tools.gpu_profiles.machines import load_machine
 
-MIN_STEPS = 200  # 100 in each half
+MIN_STEPS = 200
 _LOG = logging.getLogger("jserve")
 
 
@@ -39,12 +34,10 @@ def fit(config: FitConfig) -> dict[str, Any]:
     """Fits buckets to recorded steps.
 
     Returns:
-      The bucket file: the edges, and `fit`, which says what they were fitted to and
-      what they cost on the later half of the steps.
+      The bucket file: the edges, and `fit`, which says what they were fitted to.
 
     Raises:
-      ValueError: If a log, the cost model or a limit is invalid, or the fitted table
-        loses on the later half of the steps and `force` is off.
+      ValueError: If a log, the cost model or a limit is invalid.
       OSError: If a file cannot be read.
     """
     # Read the steps, their limits and their times.
@@ -58,40 +51,16 @@ def fit(config: FitConfig) -> dict[str, Any]:
     step_s = _step_times(steps, config.cost_model)
     page_size = limits.pop("page_size")
     pow2 = PowersOfTwo().table(**limits)
-    max_programs = config.max_programs or pow2.num_programs
-
-    def costs(demand: StepDemand) -> BucketCosts:
-        return BucketCosts(demand, step_s, pow2, page_size=page_size)
-
-    def fitted(demand: StepDemand) -> BucketTable:
-        return fit_buckets(
-            with_prior(demand, pow2, config.prior_share),
-            step_s,
-            pow2,
-            page_size=page_size,
-            max_programs=max_programs,
-        )
-
-    # Fit the earlier half, and compare with pow2 on the later half.
-    middle = len(steps) // 2
-    earlier, later = (
-        _demand(half, header, step_s, pow2) for half in (steps[:middle], steps[middle:])
+    # Fit them.
+    demand = _demand(steps, header, step_s, pow2)
+    table = fit_buckets(
+        with_prior(demand, pow2, config.prior_share),
+        step_s,
+        pow2,
+        page_size=page_size,
+        max_programs=config.max_programs or pow2.num_programs,
     )
-    grown = plan_growth(pow2, costs(earlier).expected_s)
-    rivals = {"pow2": grown.within(max_programs).final, "fitted": fitted(earlier)}
-    comparison = [
-        {
-            "bucket_strategy": name,
-            "num_programs": table.num_programs,
-            "later": costs(later).summary(table),
-        }
-        for name, table in rivals.items()
-    ]
-    _check_gain(comparison, is_forced=config.force)
-
-    # Fit all steps.
-    demand = merge([earlier, later])
-    table = fitted(demand)
+    costs = BucketCosts(demand, step_s, pow2, page_size=page_size)
     return {
         **table.to_json(),
         "fit": {
@@ -101,11 +70,10 @@ def fit(config: FitConfig) -> dict[str, Any]:
             "step_times": config.cost_model or "the log's",
             "num_steps": len(steps),
             "num_programs": table.num_programs,
-            **costs(demand).summary(table),
+            **costs.summary(table),
             "prior_share": config.prior_share,
             "limits": limits,
             "page_size": page_size,
-            "comparison": comparison,
         },
     }
 
@@ -182,17 +150,3 @@ def _demand(
             *(widest, most, table.max_rows, most),
         )
     return dataclasses.replace(demand, blocks=np.minimum(demand.blocks, most))
-
-
-def _check_gain(comparison: Sequence[dict[str, Any]], *, is_forced: bool) -> None:
-    """Raises ValueError if `pow2` is better on the later half, unless forced."""
-    pow2_s, fitted_s = (row["later"]["expected_s"] for row in comparison)
-    if fitted_s <= pow2_s:
-        return
-    text = (
-        f"on the later half of the steps fitted buckets take {fitted_s * 1e3:.3f} ms a "
-        f"step, more than the {pow2_s * 1e3:.3f} ms of pow2"
-    )
-    if not is_forced:
-        raise ValueError(f"{text}: nothing is written without --force")
-    _LOG.warning("%s", text)

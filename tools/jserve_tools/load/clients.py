@@ -120,7 +120,7 @@ def refusal(status: int, body: bytes) -> RequestFailedError:
     """Returns the failure that a response with a status other than 200 means."""
     is_too_long = status == 400 and b"context_length_exceeded" in body
     failure = Failure.TOO_LONG if is_too_long else Failure.ERROR
-    if status == 429:
+    if status == 429 or b'"queue_wait"' in body:
         failure = Failure.REJECTED
     return RequestFailedError(failure, f"HTTP {status}: {_error_message(body)}")
 

@@ -1,12 +1,12 @@
-"""Configuration of a benchmark's load: a trace at some rates, or a closed loop.
+"""Configuration of a benchmark's load: a trace at some rates.
 
-Invalid values, and settings without an effect in the chosen mode, are refused when a
-config is made, before any work.
+Invalid values, and settings without an effect, are refused when a config is made,
+before any work.
 """
 
 import dataclasses
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 from jserve.config import check_range, check_readable
 from jserve.flags import config_arguments
@@ -54,10 +54,8 @@ class ReplayConfig:
         output_tokens and, optionally, service_class, a name in --service_classes. Or a
         file of Azure's, BurstGPT's, Mooncake's or ShareGPT's, as published.
       length_scale: Factor on the trace's prompt and output lengths.
-      load: Rates as shares of the measured capacity. [default: 0.9, unless another
-        flag gives the rate]
+      load: Rates as shares of the measured capacity. [default: 0.9 without --qps]
       qps: Rates in requests per second.
-      rate_scale: Rate as a multiple of the trace's.
       service_classes: JSON file with a list of classes. Each has a name, a share (0 to
         1) and any of ttft_s or ttft_slowdown, tbt_s or tbt_step_multiple, and ttlt_s:
         seconds, or multiples of an idle server's time. Classes that the trace names
@@ -69,52 +67,25 @@ class ReplayConfig:
     length_scale: float = 1.0
     load: tuple[float, ...] = ()
     qps: tuple[float, ...] = ()
-    rate_scale: float | None = None
     service_classes: pathlib.Path | None = None
     capacity_s: float = 10.0
 
     def __post_init__(self) -> None:
         check_readable("trace", self.trace)
         check_readable("service_classes", self.service_classes)
-        rates = ("load", "qps", "rate_scale")
         check_ranges(
             self,
             length_scale=(1e-4, 1e4),
             capacity_s=(1.0, 3600.0),
-            **dict.fromkeys(rates, (1e-6, 1e6)),
+            **dict.fromkeys(("load", "qps"), (1e-6, 1e6)),
         )
-        given = [name for name in rates if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(f"give one of {', '.join(given)}: each sets the rate")
-        if given not in ([], ["load"]):
-            refuse_idle(f"{given[0]} needs no capacity", self, "capacity_")
+        if self.qps:
+            refuse_idle("qps sets the rate", self, "load", "capacity_")
 
     @property
     def loads(self) -> tuple[float, ...]:
         """Rates as shares of the capacity; empty where rates need none."""
-        has_rate = self.qps or self.rate_scale is not None
-        return () if has_rate else self.load or (0.9,)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClosedConfig:
-    """Closed loop: a client sends its next request, of fixed length, when one ends.
-
-    Attributes:
-      clients: Numbers of clients, with one run for each.
-      prompt_tokens: Prompt tokens of a request.
-      output_tokens: Output tokens of a request.
-    """
-
-    clients: tuple[int, ...] = (32,)
-    prompt_tokens: int = 128
-    output_tokens: int = 64
-
-    def __post_init__(self) -> None:
-        if not self.clients:
-            raise ValueError("clients is empty: name at least one number")
-        lengths = dict.fromkeys(("prompt_tokens", "output_tokens"), (1, 2**24))
-        check_ranges(self, clients=(1, 4096), **lengths)
+        return () if self.qps else self.load or (0.9,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,32 +93,20 @@ class LoadConfig:
     """Requests that every server gets.
 
     Attributes:
-      mode: Kind of load. replay: the requests of a trace, at its arrival times scaled
-        to a rate. closed: each of --clients sends its next request, of --prompt_tokens
-        and --output_tokens, when one ends.
       num_requests: Number of requests in a run, the first of the trace. 0 takes 200,
-        or all of a shorter trace, and in a closed loop 8 for each client.
+        or all of a shorter trace.
       seed: Seed of classes, prompts and sampling.
-      replay: Settings of mode replay.
-      closed: Settings of mode closed.
+      replay: The trace and its rates.
     """
 
-    mode: Literal["replay", "closed"] = "replay"
     num_requests: int = 0
     seed: int = 0
     replay: ReplayConfig = dataclasses.field(default_factory=ReplayConfig)
-    closed: ClosedConfig = dataclasses.field(default_factory=ClosedConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self, num_requests=(0, 2**24), seed=(0, 2**32 - 1))
-        if self.mode == "closed":
-            refuse_idle("mode=closed replays no trace", self.replay)
-        else:
-            refuse_idle("mode=replay has the lengths of a trace", self.closed)
 
     @property
     def num_runs(self) -> int:
         """Number of runs against each server."""
-        if self.mode == "closed":
-            return len(self.closed.clients)
-        return len(self.replay.loads) + len(self.replay.qps) or 1
+        return len(self.replay.loads) + len(self.replay.qps)

@@ -12,11 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.requests.service_class import (
-    BEST_EFFORT,
-    ServiceClass,
-    parse_service_classes,
-)
+from jserve_sched.requests.service_class import ServiceClass, parse_service_classes
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.workload import Yardstick
 from jserve_tools.load.config import LoadConfig
@@ -141,12 +137,10 @@ class Workload:
     def describe(self) -> dict[str, Any]:
         """Returns the report's `workload`."""
         rows, config, replay = self.rows, self.config, self.config.replay
-        is_replay = config.mode == "replay"
         found: dict[str, Any] = {
-            "trace": replay.trace.name if is_replay else "fixed lengths",
+            "trace": replay.trace.name,
             "num_rows": len(rows),
             "seed": config.seed,
-            "mode": config.mode,
             "length_scale": replay.length_scale,
             "service_classes": [known(vars(one)) for one in self.classes],
         }
@@ -166,10 +160,6 @@ def read_workload(config: LoadConfig) -> Workload:
       ValueError: If the trace or the service classes are invalid, naming the value.
       OSError: If a file cannot be read.
     """
-    if config.mode == "closed":
-        closed = config.closed
-        row = TraceRow(0.0, closed.prompt_tokens, closed.output_tokens)
-        return Workload(rows=[row], config=config, classes=(BEST_EFFORT,))
     replay = config.replay
     classes: Sequence[ServiceClass] = DEFAULT_SERVICE_CLASSES
     if replay.service_classes is not None:

@@ -117,7 +117,7 @@ async def measure_baseline(
     if any(one.is_relative for one in workload.classes):
         with progress.doing("measuring an idle server"):
             yardstick = await measure_yardstick(client, workload)
-    if workload.config.mode == "replay" and replay.loads:
+    if replay.loads:
         engine = facts.get("engine") or {}
         slots = int(engine.get("max_num_seqs") or _FOREIGN_SLOTS)
         with progress.doing("measuring the capacity of a full server"):

@@ -8,8 +8,7 @@ are stored with the finished runs, so that a continued sweep uses them too.
 import contextlib
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -17,9 +16,8 @@ from jserve.config import EngineConfig
 from jserve.progress import Progress
 from jserve_sched.policies.registry import policy_file
 from jserve_tools.load.clients import Client
-from jserve_tools.load.replay import Flight, closed_loop, replay
-from jserve_tools.load.workload import WorkloadRequest, read_workload
-from jserve_tools.load.workload_trace import mean_rate
+from jserve_tools.load.replay import Flight, replay
+from jserve_tools.load.workload import read_workload
 from jserve_tools.measuring.baseline import (
     FIRST_RUN,
     Baseline,
@@ -75,9 +73,6 @@ class Benchmark:
         self._workload = read_workload(config.load)
         self._progress = progress
         self._opener = opener
-        self._qps = config.load.replay.qps
-        if (scale := config.load.replay.rate_scale) is not None:
-            self._qps = (scale * mean_rate(self._workload.rows),)
 
     async def run(self) -> None:
         """Makes all runs that are not finished yet.
@@ -105,17 +100,12 @@ class Benchmark:
     def report(self, command: Sequence[str]) -> dict[str, Any]:
         """Returns the report; `command` is the program with its arguments."""
         assert self.baseline is not None
-        config, trace = self.config.load, self.config.load.replay
-        load: dict[str, Any] = {
-            "num_clients": config.closed.clients,
-            "num_requests": config.num_requests,
+        replay = self.config.load.replay
+        load = {
+            "loads": replay.loads,
+            "qps": replay.qps,
+            "capacity_s": replay.capacity_s,
         }
-        if config.mode == "replay":
-            load = {
-                "loads": trace.loads,
-                "qps": self._qps,
-                "capacity_s": trace.capacity_s,
-            }
         engine = self.baseline.facts.get("engine") or {}
         return document(
             command=command,
@@ -158,8 +148,7 @@ class Benchmark:
 
     def _use_baseline(self, baseline: Baseline) -> None:
         self.baseline = baseline
-        if self.config.load.mode == "replay":
-            print(baseline.describe(self._workload), flush=True)
+        print(baseline.describe(self._workload), flush=True)
 
     # Finished runs.
 
@@ -216,44 +205,30 @@ class Benchmark:
         names = ("policy", "bucket_strategy")
         labels = {name: engine[name] for name in names if name in engine}
         flights: list[Flight] = []
-        if config.mode == "closed":
-            num_clients = config.closed.clients[place]
-            labels["num_clients"] = num_clients
-            num_requests = config.num_requests or 8 * num_clients
-            # One request of each client warms the server up.
-            warm_up = itertools.islice(self._cycle(2 * number), num_clients)
-            await closed_loop(client, warm_up, [], num_clients=num_clients)
-            source = itertools.islice(self._cycle(2 * number + 1), num_requests)
-            send = functools.partial(
-                closed_loop, client, source, flights, num_clients=num_clients
-            )
-        else:
-            assert self.baseline is not None
-            labels |= self._rate(place)
-            requests = self._workload.requests(
-                FIRST_RUN + number, self.baseline.yardstick, qps=labels["qps"]
-            )
-            num_requests = len(requests)
-            send = functools.partial(replay, client, requests, flights)
+        assert self.baseline is not None
+        labels |= self._rate(place)
+        requests = self._workload.requests(
+            FIRST_RUN + number, self.baseline.yardstick, qps=labels["qps"]
+        )
 
         # Send it, and measure.
         total = config.num_runs * max(len(self.config.engines()), 1)
         stage = f"run {number + 1} of {total}, {run_name(labels)}, requests"
         run = await measure_run(
             client,
-            send,
+            functools.partial(replay, client, requests, flights),
             flights,
             labels=labels | {"seed": config.seed},
             showing=self._progress.doing(
-                stage, num_requests, lambda: sum(one.is_over for one in flights)
+                stage, len(requests), lambda: sum(one.is_over for one in flights)
             ),
         )
 
         # Say how it went.
         num_attained = run["num_requests"] - run["num_violations"]
-        verb = "finished" if config.mode == "closed" else "attained their SLOs"
         lines = [
-            f"{run_name(run)}: {num_attained} of {run['num_requests']} requests {verb}"
+            f"{run_name(run)}: {num_attained} of {run['num_requests']} requests "
+            "attained their SLOs"
         ]
         for one in run.get("failures", ()):
             lines.append(f"  {one['count']} failed, {one['reason']}: {one['message']}")
@@ -266,18 +241,11 @@ class Benchmark:
         return run
 
     def _rate(self, place: int) -> dict[str, Any]:
-        if self._qps:
-            return {"qps": self._qps[place]}
+        if qps := self.config.load.replay.qps:
+            return {"qps": qps[place]}
         assert self.baseline is not None and self.baseline.capacity is not None
         share = self.config.load.replay.loads[place]
         return {"load": share, "qps": share * self.baseline.capacity.requests_per_s}
-
-    def _cycle(self, run: int) -> Iterator[WorkloadRequest]:
-        """Yields requests of the fixed lengths without end."""
-        (row,) = self._workload.rows
-        lengths = {"prompt_tokens": row.prompt_tokens, "max_tokens": row.output_tokens}
-        for index in itertools.count():
-            yield self._workload.request(run, index, **lengths)
 
 
 def _baseline_key(key: Mapping[str, Any]) -> dict[str, Any]:

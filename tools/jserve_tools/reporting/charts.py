@@ -13,8 +13,7 @@ import altair as alt
 
 from jserve_tools.reporting import rows as report_rows
 from jserve_tools.reporting.cells import Row, cells, distinct
-from jserve_tools.reporting.choice import choice, judged_by
-from jserve_tools.reporting.metrics import THROUGHPUT
+from jserve_tools.reporting.choice import choice
 
 FILTERS = ("policy", "strategy", "load", "class")
 # Okabe and Ito's palette, which colour-blind readers can distinguish too.
@@ -28,7 +27,7 @@ _LOG = alt.Scale(type="log", nice=False, padding=8)
 _FEW = alt.Axis(tickCount=5)
 _PANEL = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelLimit=340)
 # Fields of rows that only place or shade a mark; tooltips and tables show all others.
-_HIDDEN = {"setting", "panel", "label", "value", "since_s"}
+_HIDDEN = {"setting", "panel", "label", "value"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +152,7 @@ def _lines(
 
 def _bars(rows: Sequence[Row], *, x: str, x_title: str, **options: Any) -> Any:
     axis = alt.X(x, title=x_title, axis=_FEW)
-    bars = _lines(rows, **options).mark_bar().encode(x=axis, detail="class:N")
-    return bars.encode(x2="until_s:Q") if x == "since_s:Q" else bars
+    return _lines(rows, **options).mark_bar().encode(x=axis, detail="class:N")
 
 
 def _choice(rows: Sequence[Row]) -> Any:
@@ -272,19 +270,6 @@ _CHARTS: dict[str, tuple[Callable[[Sequence[Row]], Any], str, str, Row]] = {
         "that ran, larger for more steps. Both axes are logarithmic.",
         {"facet": "strategy", "label": ""},
     ),
-    "start-up": (
-        functools.partial(
-            _bars,
-            x="since_s:Q",
-            x_title="seconds from start",
-            y="strategy",
-            colour="stage",
-            legend=alt.Legend(columns=1),
-        ),
-        "Start-up",
-        "Time until requests are served, and until all programs are compiled.",
-        {"facet": "start", "label": "strategy"},
-    ),
 }
 
 
@@ -295,15 +280,13 @@ def charts(report: Mapping[str, Any]) -> list[Chart]:
       ValueError: If the report cannot be read.
     """
     known = cells(report)
-    has_objectives = judged_by(known) is not THROUGHPUT
     rows = {
         "choice": choice(known),
-        "classes": report_rows.classes(report, known) if has_objectives else [],
+        "classes": report_rows.classes(report, known),
         "latencies": report_rows.latencies(report, known),
         "failures": report_rows.failures(known),
         "padding": report_rows.padding(known),
         "staircase": report_rows.staircase(report, known),
-        "start-up": report_rows.starts(known),
     }
     found = []
     for name, (draw, title, caption, options) in _CHARTS.items():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from jserve_tools.reporting.cells import Cell, Row, difference, distinct
-from jserve_tools.reporting.metrics import ATTAINED, GOODPUT, THROUGHPUT, Metric
+from jserve_tools.reporting.metrics import ATTAINED, GOODPUT, Metric
 
 BEST, TIED = "best", "within noise of the best"
 _SIGNS = {BEST: "★ ", TIED: "≈ "}
@@ -13,14 +13,9 @@ _SIGNS = {BEST: "★ ", TIED: "≈ "}
 def judged_by(known: Sequence[Cell]) -> Metric:
     """Returns the number by which settings are chosen.
 
-    It is goodput if that was searched; output tokens per second in a closed loop
-    without objectives; else attainment.
+    It is goodput if that was searched, else attainment.
     """
-    if any(cell.is_goodput for cell in known):
-        return GOODPUT
-    is_closed = all("num_clients" in run for cell in known for run in cell.runs)
-    has_objectives = any(cell.service_classes != ["best_effort"] for cell in known)
-    return THROUGHPUT if is_closed and not has_objectives else ATTAINED
+    return GOODPUT if any(cell.is_goodput for cell in known) else ATTAINED
 
 
 def choice(known: Sequence[Cell]) -> list[Row]:

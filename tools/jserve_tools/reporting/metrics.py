@@ -83,7 +83,6 @@ class Metric:
 
 GOODPUT = Metric("goodput", ("goodput_qps",), "/s", "more", "goodput", is_of_rate=False)
 ATTAINED = Metric("attained", ("attainment",), "%", "more", "share")
-THROUGHPUT = Metric("output tokens", ("output_tokens_per_s",), "/s", "more")
 _GOALS = (
     GOODPUT,
     Metric("violations at goodput", ("goodput_violation_share",), "%", "less"),
@@ -91,9 +90,13 @@ _GOALS = (
     Metric("attained by any schedule, at most", ("attainment_bound",), "%", "more"),
     Metric("attained", ("by_class", "*", "attainment"), "%", "more", "share"),
     Metric("rejected", ("num_rejected",), "", "less"),
+    Metric("degraded", ("num_degraded",), "", "less"),
+    Metric("committed", ("num_committed",), "", "more"),
+    Metric("attained of these", ("attainment_committed",), "%", "more"),
+    Metric("committed on return", ("returned_committed_share",), "%", "more"),
     Metric("errors", ("num_errors",), "", "less"),
     Metric("requests attained", ("met_per_s",), "/s", "more"),
-    THROUGHPUT,
+    Metric("output tokens", ("output_tokens_per_s",), "/s", "more"),
     *(
         Metric(name, ("by_class", "*", "ttft_forecast", key), "%", "less")
         for name, key in (

@@ -22,10 +22,6 @@ _TIMES = (
     ("TBT: times between tokens, all pooled", "tbt_s", "tbt_s"),
     ("E2E: time to the last token", "e2e_s", "ttlt_s"),
 )
-_STARTS = {
-    "start_up_cold": "empty compile cache",
-    "start_up": "compile cache as it was",
-}
 _MAX_CURVE_POINTS = 120
 
 
@@ -213,24 +209,3 @@ def _ran(cell: Cell) -> list[Row]:
         if (block_tokens := look_up(run, ("buckets", "block_tokens"))) is not None
         for one in run.get("steps_by_program", ())
     ]
-
-
-def starts(known: Sequence[Cell]) -> list[Row]:
-    """Returns a row for each strategy, kind of start and stage, mean over its runs."""
-    rows = []
-    for key, start in _STARTS.items():
-        for strategy, here in _by_strategy(known):
-            means_s = [0.0]
-            for name in ("ready_s", "warm_s"):
-                found = [one for cell in here for one in cell.values(key, name)]
-                means_s.append(statistics.fmean(found) if found else means_s[-1])
-            stages = ("until requests are served", "until all programs are compiled")
-            rows += [
-                {"strategy": strategy, "start": start, "stage": stage}
-                | {"since_s": since_s, "until_s": until_s}
-                for stage, since_s, until_s in zip(
-                    stages, means_s, means_s[1:], strict=False
-                )
-                if until_s > since_s
-            ]
-    return rows

@@ -24,7 +24,8 @@ class Task(Protocol):
         ...
 
 
-def _key(task: Any) -> dict[str, Any]:
+def task_key(task: Any) -> dict[str, Any]:
+    """Returns the configuration of a task that is a dataclass."""
     return {"task": type(task).__name__} | dataclasses.asdict(task)
 
 
@@ -45,7 +46,7 @@ def run_all(
     progress: Progress,
     num_processes: int = 1,
     runs: FinishedRuns | None = None,
-    key: Callable[[Any], Mapping[str, Any]] = _key,
+    key: Callable[[Any], Mapping[str, Any]] = task_key,
 ) -> list[Any]:
     """Returns the result of each task, in order.
 

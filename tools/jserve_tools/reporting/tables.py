@@ -35,8 +35,6 @@ def load_name(run: Row) -> str:
         return f"{run['load']:g}x"
     if "qps" in run:
         return f"{run['qps']:.3g}/s"
-    if "num_clients" in run:
-        return f"{run['num_clients']} clients"
     return "all at once" if run.get("is_one_shot") else "one load"
 
 

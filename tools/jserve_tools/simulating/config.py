@@ -15,10 +15,12 @@ from jserve_sched.buckets.strategies import (
     make_strategy,
 )
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
+from jserve_sched.requests.service_class import AdmissionRule
 from jserve_tools.load.config import check_ranges, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
 
 LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
+DISTURBANCES = ("noise", "bias", "drift", "stall_share", "send_s")
 _ANY = 2**40  # limit of values that only memory limits
 
 
@@ -44,6 +46,9 @@ class LoadConfig:
         (dialogue, summarisation) are named, they are replaced; otherwise classes are
         drawn by share. Classes that a trace names need no share. [default: those of
         the workload; of a trace a tight and a lax class]
+      admission: Rule for requests that cannot be attained, in place of their classes':
+        queue, refuse or degrade.
+      max_returns: How often the client of a refused request comes back when told.
       one_shot: Make all requests due at time 0, instead of at a rate.
       qps: Rates in requests per second. [default: the trace's mean rate, or 1]
     """
@@ -73,6 +78,8 @@ class LoadConfig:
     poisson: bool = False
     num_requests: int | None = None
     service_classes: pathlib.Path | None = None
+    admission: AdmissionRule | None = None
+    max_returns: int = 0
     one_shot: bool = False
     qps: tuple[float, ...] = ()
 
@@ -82,6 +89,7 @@ class LoadConfig:
         check_readable("trace", self.trace)
         check_readable("service_classes", self.service_classes)
         check_ranges(self, num_requests=(2, _ANY), qps=(1e-6, 1e6))
+        check_ranges(self, max_returns=(0, 1000))
         given = [name for name in ("qps", "poisson") if getattr(self, name)]
         if self.one_shot and given:
             raise ValueError(f"one_shot has no rate: leave out {', '.join(given)}")
@@ -97,7 +105,8 @@ class MachineConfig:
         profile of jserve-profile as table:SAMPLES, or arithmetic over a device's
         figures, as roofline:device=h200:model=FOLDER:tensor_parallel=2, with a named
         model or a folder with config.json, for the devices v5e, v6e, l4, a100, h100,
-        h200, b200, rtx4090 and rtxpro6000; link_gb_s=... sets the link between two.
+        h200, b200, rtx3090, rtx4090 and rtxpro6000; link_gb_s=... sets the link between
+        two.
       buckets: Bucket file (JSON) of the bucket strategies explicit and fitted.
       block_tokens: Tokens in one prefill block; must divide the page size.
       max_model_len: Most tokens of a request, prompt and output together.
@@ -112,7 +121,11 @@ class MachineConfig:
         cost model's.
       bias: Largest share, 0 to 1, by which all steps of one program (of one number of
         rows and of blocks) differ from the cost model's, drawn for each program.
+      drift: Standard deviation, 0 to 1, of the logarithm of the machine's slowness,
+        which changes slowly: in lines between values 30 s apart.
       stall_share: Share of steps, 0 to 1, that take 50 to 200 ms longer.
+      send_s: Seconds, 0 to 1, by which each decode lengthens a step, where sending
+        tokens takes time from the processor that computes them, as on a CPU.
       predictor: Predictor of step times that policies plan by: oracle knows them;
         linear and table are fitted to steps of the cost model.
       enable_prefix_caching: Reuse KV pages of equal prompt prefixes, where the load
@@ -125,11 +138,8 @@ class MachineConfig:
         options as in quantile:q=0.75; needs --declared_max_tokens. oracle knows the
         lengths; oracle:error=0.5 and oracle:factor=10 make it wrong. [default:
         max_tokens]
-      num_instances: Number of equal engines that serve the load together, each with its
-        own scheduler.
-      assignment: Rule by which one of several engines gets a request: finish (the
-        least work by predicted times), kv (the most KV that no present request will
-        need) or round_robin. [default: finish]
+      num_instances: Number of equal engines that get the load's requests in turn, each
+        with its own scheduler.
     """
 
     cost_model: str = "a100-llama3-8b"
@@ -143,13 +153,14 @@ class MachineConfig:
     lag: int = 0
     noise: float = 0.0
     bias: float = 0.0
+    drift: float = 0.0
     stall_share: float = 0.0
+    send_s: float = 0.0
     predictor: Literal["oracle", "linear", "table"] = "oracle"
     enable_prefix_caching: bool = True
     declared_max_tokens: int = 0
     length_estimator: str | None = None
     num_instances: int = 1
-    assignment: Literal["finish", "kv", "round_robin"] | None = None
 
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
@@ -162,12 +173,9 @@ class MachineConfig:
             max_model_len=(2, _ANY),
             declared_max_tokens=(0, _ANY),
             lag=(0, 1),
-            **dict.fromkeys(("noise", "bias", "stall_share"), (0.0, 1.0)),
+            **dict.fromkeys(DISTURBANCES, (0.0, 1.0)),
             num_instances=(1, 64),
         )
-        if self.num_instances == 1:
-            reason = "assignment needs num_instances of 2 or more"
-            refuse_idle(reason, self, "assignment")
         if self.length_estimator is not None:
             make_length_estimator(self.length_estimator, {})
         if not self.declared_max_tokens:
@@ -180,7 +188,7 @@ class SweepConfig:
     """Runs that are made, and the requests that they count.
 
     Attributes:
-      policies: Scheduling policies, with options as in sliding:constructor=off, or
+      policies: Scheduling policies, with options as in sliding:published=on, or
         classes of your own as in my_module.MyPolicy.
       bucket_strategies: Bucket strategies, each combined with every policy; with
         options as in linear:block_gap=4. none pads nothing. explicit and fitted take
@@ -256,7 +264,7 @@ class SimulateConfig:
             if sweep.goodput and getattr(load, name):
                 raise ValueError(f"goodput searches the rate: leave out {name}")
         if sweep.bound:
-            inexact = {name: getattr(machine, name) for name in ("noise", "bias")}
+            inexact = {name: getattr(machine, name) for name in DISTURBANCES}
             inexact |= {"goodput": sweep.goodput}
             for name, value in inexact.items():
                 if value:

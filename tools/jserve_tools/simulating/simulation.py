@@ -27,11 +27,15 @@ from jserve_sched.simulation.goodput import (
     most_violations,
     search_seed,
 )
-from jserve_sched.simulation.instances import ASSIGNMENTS
+from jserve_sched.simulation.instances import in_turn
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import Arrival, Yardstick, at_rate
 from jserve_tools.fitting.step_logs import write_simulated_log
-from jserve_tools.simulating.config import MachineConfig, SweepConfig
+from jserve_tools.simulating.config import (
+    DISTURBANCES,
+    MachineConfig,
+    SweepConfig,
+)
 from jserve_tools.simulating.loads import SimulatedLoad
 from jserve_tools.simulating.predictors import make_predictor
 
@@ -94,7 +98,10 @@ class Experiment:
 
     def units(self, seed: int) -> list[Arrival]:
         """Returns the requests that a seed draws, at one a second."""
-        return self.load.unit_arrivals(seed, self.yardstick)
+        arrivals = self.load.unit_arrivals(seed, self.yardstick)
+        if (rule := self.load.config.admission) is None:
+            return arrivals
+        return [dataclasses.replace(one, admission=rule) for one in arrivals]
 
     def arrivals(self, seed: int, qps: float) -> list[Arrival]:
         """Returns the requests at a rate; infinite makes all due at once."""
@@ -140,23 +147,19 @@ class Experiment:
                 machine.declared_max_tokens,
                 max_model_len=machine.max_model_len,
             )
-        assignment = None
-        if machine.num_instances > 1:
-            assignment = ASSIGNMENTS[machine.assignment or "finish"]
         return simulate(
             [self._scheduler(arrivals) for _ in range(machine.num_instances)],
             self.cost_model,
             arrivals,
-            assignment=assignment,
+            assignment=in_turn if machine.num_instances > 1 else None,
             lag=machine.lag,
             disturbance=Disturbance(
-                noise=machine.noise,
-                bias=machine.bias,
-                stall_share=machine.stall_share,
+                **{name: getattr(machine, name) for name in DISTURBANCES}
             ),
             seed=seed,
             max_spans=math.inf if self.load.config.one_shot else _MAX_SPANS,
             num_uncounted=self.num_warmup(arrivals),
+            max_returns=self.load.config.max_returns,
             clock=WallClock(),
             **options,
         )

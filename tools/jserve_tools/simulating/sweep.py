@@ -29,7 +29,7 @@ from jserve_tools.reporting.staircases import priced_staircase
 from jserve_tools.reporting.sweep import run_all
 from jserve_tools.reporting.tables import fits_table, instances_table
 from jserve_tools.simulating.bucket_fits import fit_to_simulation
-from jserve_tools.simulating.config import LIMITS, SimulateConfig
+from jserve_tools.simulating.config import DISTURBANCES, LIMITS, SimulateConfig
 from jserve_tools.simulating.loads import SimulatedLoad, read_load
 from jserve_tools.simulating.simulation import NO_ESTIMATES, Experiment
 
@@ -233,14 +233,11 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "predictor": machine.predictor,
         "lag": machine.lag,
-        "noise": machine.noise,
-        "bias": machine.bias,
-        "stall_share": machine.stall_share,
+        **{name: getattr(machine, name) for name in DISTURBANCES},
         "yardstick": experiment.yardstick,
     }
     if machine.num_instances > 1:
         settings["num_instances"] = machine.num_instances
-        settings["assignment"] = machine.assignment or "finish"
     if machine.declared_max_tokens:
         settings["declared_max_tokens"] = machine.declared_max_tokens
         settings["length_estimator"] = machine.length_estimator or NO_ESTIMATES
@@ -290,7 +287,7 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     )
 
     # Run.
-    progress = Progress(timed_lines(), is_bar=sys.stderr.isatty())
+    progress = Progress(timed_lines())
     run_tasks = functools.partial(
         run_all,
         progress=progress,

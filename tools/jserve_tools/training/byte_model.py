@@ -4,17 +4,12 @@ The parameters and layers are the server's; only attention differs, which is den
 causal here. Kernels of the layers are trained by Muon (Jordan et al., 2024,
 https://kellerjordan.github.io/posts/muon), all else by AdamW. The learning rate is flat
 in the first half of the steps and then falls to 0; the last steps see long windows, so
-that the model holds out at contexts beyond the short ones. A step's windows depend on
-the seed and its number alone, so a training that is interrupted and continued has the
-same result.
+that the model holds out at contexts beyond the short ones.
 
 `B` windows of `S` tokens, `T = B * S`, `V` the vocabulary.
 """
 
-import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -36,8 +31,7 @@ from jserve_tools.training.config import ByteModelConfig
 from jserve_tools.training.library_text import LibraryText
 
 _WARM_UP_STEPS = 20
-_QUERY_BLOCK = 256  # queries that attend together
-_SAVE_EVERY = 25  # steps between two saved states, and two judgements
+_JUDGE_EVERY = 25  # steps
 _NUM_JUDGED = 32  # held-out windows at the end
 _JUDGED_EDGES = (0, 64, 256, 1024, 2048)  # bytes before, in the report's groups
 _ZERO_AT_START = ("head", "attention.o.kernel", "feed_forward.down.kernel")
@@ -64,10 +58,8 @@ def training_logits(
 ) -> jax.Array:
     """Returns the logits after each token, `[B, S, V]` float32, of tokens `[B, S]`."""
     num_windows, width = tokens.shape
-    heads = (config.num_kv_heads, config.num_heads // config.num_kv_heads)
     places = jnp.arange(width, dtype=jnp.int32)
     angles = rope.angles(config, jnp.tile(places, num_windows))
-    is_seen = places[:, None] >= places
     scale = config.attention_scale or config.head_dim**-0.5
     layer_graph, stacked = nnx.split(weights.layers)
 
@@ -77,26 +69,20 @@ def training_logits(
         # Project, and turn by positions: heads are [T, heads, D] as in the server.
         q = attention.q(normed).reshape(len(x), config.num_heads, config.head_dim)
         k = attention.k(normed).reshape(len(x), config.num_kv_heads, config.head_dim)
-        v = attention.v(normed).reshape(num_windows, width, heads[0], config.head_dim)
+        v = attention.v(normed).reshape(
+            num_windows, width, config.num_kv_heads, config.head_dim
+        )
         if attention.q_norm is not None and attention.k_norm is not None:
             q, k = attention.q_norm(q), attention.k_norm(k)
         q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
-        # Attend: each token to itself and those before it in its window. Queries that
-        # share a key stand together, so that both products are plain ones; a block
-        # of queries leaves out the keys that all of it must not see.
-        q = (q * scale).reshape(num_windows, width, *heads, config.head_dim)
-        q = q.transpose(0, 2, 3, 1, 4)
-        k, v = k.reshape(v.shape).transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        parts = []
-        for begin in range(0, width, _QUERY_BLOCK):
-            block = q[:, :, :, begin : begin + _QUERY_BLOCK]
-            end = begin + block.shape[3]
-            flat = block.reshape(*block.shape[:2], -1, config.head_dim)
-            seen = jnp.tile(is_seen[begin:end, :end], (heads[1], 1))
-            scores = jnp.where(seen, jnp.matmul(flat, k[..., :end]), -jnp.inf)
-            attended = jnp.matmul(jax.nn.softmax(scores), v[:, :, :end])
-            parts.append(attended.reshape(block.shape))
-        attended = jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4)
+        # Attend: each token to itself and those before it in its window.
+        attended = jax.nn.dot_product_attention(
+            q.reshape(num_windows, width, config.num_heads, config.head_dim),
+            k.reshape(v.shape),
+            v,
+            scale=scale,
+            is_causal=True,
+        )
         x = x + attention.o(attended.reshape(len(x), -1))
         return x + layer.feed_forward(layer.feed_forward_norm(x)), None
 
@@ -139,9 +125,6 @@ class ByteModel:
                 for leaf in self._structure.leaves
             ],
         )
-        # The digest of what decides the first steps names the folder of states.
-        content = json.dumps([config.first_half, dataclasses.asdict(model)])
-        self._digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._train_step = jax.jit(self._step, donate_argnums=0)
         self._losses = jax.jit(self._token_losses)
 
@@ -187,86 +170,36 @@ class ByteModel:
 
     def run(
         self,
-        folder: pathlib.Path,
         held_out: LibraryText,
         on_step: Callable[[int], object] = lambda step: None,
     ) -> tuple[Progress, list[dict[str, float]]]:
         """Returns the state after all steps, and losses on the way.
 
         Args:
-          folder: Folder of saved states; one with the same settings is continued.
           held_out: Text to judge by, of which some windows are taken.
           on_step: Called with the number of steps done, after each.
 
         Returns:
           The last state, and rows of `step`, `train` and `held_out`, the last two in
           bits per byte.
-
-        Raises:
-          ValueError: If the state in the folder cannot be read, or the learning rate
-            of its last steps has fallen and `num_steps` gives them another.
         """
         config, progress = self._config, self.start()
         curve: list[dict[str, float]] = []
         rng = np.random.default_rng(0)
         judged = held_out.sources.windows(rng, 64, config.window_tokens + 1)
         recent: list[float] = []
-        with ocp.CheckpointManager(
-            folder.absolute() / self._digest,
-            options=ocp.CheckpointManagerOptions(max_to_keep=1),
-        ) as states:
-            if (latest := states.latest_step()) is not None:
-                progress, curve = self._restore(states, latest, progress, folder)
-            for step in range(int(progress.step), config.num_steps):
-                progress, loss = self._train_step(progress, self.windows(step))
-                recent.append(float(loss))
-                on_step(step + 1)
-                if (step + 1) % _SAVE_EVERY and step + 1 != config.num_steps:
-                    continue
-                own = self._losses(progress.leaves, judged).mean()
-                row = {"train": np.mean(recent), "held_out": own}
-                bits = {name: float(nats) / math.log(2) for name, nats in row.items()}
-                curve.append({"step": step + 1, **bits})
-                recent.clear()
-                states.save(
-                    step + 1,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(progress),
-                        facts=ocp.args.JsonSave(
-                            {"num_steps": config.num_steps, "curve": curve}
-                        ),
-                    ),
-                )
+        for step in range(1, config.num_steps + 1):
+            progress, loss = self._train_step(progress, self.windows(step - 1))
+            recent.append(float(loss))
+            on_step(step)
+            if step % _JUDGE_EVERY and step != config.num_steps:
+                continue
+            own = self._losses(progress.leaves, judged).mean()
+            row = {"train": np.mean(recent), "held_out": own}
+            bits = {name: float(nats) / math.log(2) for name, nats in row.items()}
+            curve.append({"step": step, **bits})
+            recent.clear()
         return progress, curve
-
-    def _restore(
-        self,
-        states: ocp.CheckpointManager,
-        latest: int,
-        start: Progress,
-        folder: pathlib.Path,
-    ) -> tuple[Progress, list[dict[str, float]]]:
-        try:
-            found = states.restore(
-                latest,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(start),
-                    facts=ocp.args.JsonRestore(),
-                ),
-            )
-            num_steps, curve = found["facts"]["num_steps"], found["facts"]["curve"]
-        except Exception as error:  # Orbax lets any error of its stores through
-            raise ValueError(
-                f"the interrupted training in {str(folder)!r} cannot be read: "
-                "--noresume begins again"
-            ) from error
-        flat = min(num_steps, self._config.num_steps) // 2
-        if num_steps != self._config.num_steps and latest > flat:
-            raise ValueError(
-                f"num_steps={self._config.num_steps}: the training in {str(folder)!r} "
-                f"has done {latest} steps towards {num_steps}, too many to change that"
-            )
-        return found["state"], curve
 
     def judge(self, leaves: Leaves, held_out: LibraryText) -> dict[str, float]:
         """Returns bits per byte of held-out text, by what stands before a byte."""

@@ -14,8 +14,6 @@ class TrainingConfig:
     Attributes:
       samples: Samples file of jserve-profile.
       output: Folder for the trained predictor and its report.
-      resume: Continue where an interrupted training with the same samples and settings
-        stopped, with the same result. --noresume begins again.
       hidden: Number of units in each hidden layer.
       learning_rate: AdamW's learning rate at the start; it falls to 0 along a cosine
         over --max_epochs.
@@ -28,7 +26,6 @@ class TrainingConfig:
 
     samples: pathlib.Path = pathlib.Path("out/profile/samples.npz")
     output: pathlib.Path = pathlib.Path("out/predictor")
-    resume: bool = True
     hidden: tuple[int, ...] = (32, 32)
     learning_rate: float = 5e-3
     weight_decay: float = 0.1
@@ -60,10 +57,8 @@ class ByteModelConfig:
 
     Attributes:
       output: Folder for the trained model and its report.
-      resume: Continue where an interrupted training with the same settings stopped,
-        with the same result. --noresume begins again.
       num_steps: Number of optimiser steps. The learning rate falls in the second half
-        of them; until then, an interrupted training may be given another number.
+        of them.
       num_long_steps: Number of steps at the end with windows of --long_window_tokens.
       batch_tokens: Tokens in one optimiser step.
       window_tokens: Tokens in one window of text.
@@ -76,7 +71,6 @@ class ByteModelConfig:
     """
 
     output: pathlib.Path = pathlib.Path("out/model")
-    resume: bool = True
     num_steps: int = 500
     num_long_steps: int = 100
     batch_tokens: int = 4096
@@ -100,10 +94,3 @@ class ByteModelConfig:
         check_range("adam_learning_rate", self.adam_learning_rate, 1e-9, 1e3)
         check_range("weight_decay", self.weight_decay, 0.0, 1e3)
         check_range("seed", self.seed, 0, 2**31 - 1)
-
-    @property
-    def first_half(self) -> dict[str, Any]:
-        """Settings on which the first half of the steps depends."""
-        rest = ("output", "resume", "num_steps", "num_long_steps", "long_window_tokens")
-        fields = dataclasses.asdict(self).items()
-        return {name: value for name, value in fields if name not in rest}

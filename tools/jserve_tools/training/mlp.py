@@ -2,19 +2,15 @@
 
 Two pinball losses on log(measured / linear) give a median and a 95th percentile
 together, and neither depends on how far outliers of a disturbed machine lie. Every
-optimiser step takes all of the few thousand rows, so a training that is interrupted and
-continued has the same result. Sources: pinball loss, Koenker and Bassett, *Regression
-Quantiles* (1978); split conformal prediction of quantiles, Romano, Patterson and
-Candes, arXiv 1905.03222.
+optimiser step takes all of the few thousand rows. Sources: pinball loss, Koenker and
+Bassett, *Regression Quantiles* (1978); split conformal prediction of quantiles, Romano,
+Patterson and Candes, arXiv 1905.03222.
 
 `N` is the number of steps, `R` the rounds, `K` the network's inputs.
 """
 
 import functools
-import hashlib
-import json
 import math
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 
 from jserve_sched.timing.linear import fit_linear
 from jserve_sched.timing.mlp import (
@@ -37,7 +32,6 @@ from jserve_tools.training.config import TrainingConfig
 from jserve_tools.training.samples import TRAIN, VALIDATION, Samples
 
 _EPOCH_STEPS = 50  # optimiser steps between two evaluations on the validation steps
-_SAVE_EVERY = 10  # epochs between two saved states
 _LEAST_SCALE = 1e-6  # inputs that vary less are not scaled
 _MIN_EXPERT_SAMPLES = 30  # steps of a scenario that suffice for a separate linear model
 
@@ -157,11 +151,6 @@ class Training:
             )
             for steps in (train, validation)
         )
-        # The digest of settings and samples names the folder of states.
-        content = json.dumps(config.network, sort_keys=True).encode()
-        for array in (samples.features, samples.duration_s, samples.split):
-            content += np.ascontiguousarray(array).tobytes()
-        self._digest = hashlib.sha256(content).hexdigest()[:16]
 
     def _start(self) -> Progress:
         """Returns the state before the first epoch."""
@@ -182,45 +171,20 @@ class Training:
         )
 
     def run(
-        self,
-        folder: pathlib.Path,
-        on_epoch: Callable[[Progress], object] = lambda progress: None,
+        self, on_epoch: Callable[[Progress], object] = lambda progress: None
     ) -> Progress:
         """Returns the last state: after all epochs, or `patience` after the best.
 
         Args:
-          folder: Folder of saved states; one with the same samples and settings is
-            continued.
           on_epoch: Called with the state after each epoch.
-
-        Raises:
-          ValueError: If the state in the folder cannot be read.
         """
         config, progress = self._config, self._start()
-        # States of other trainings lie in other sub-folders.
-        with ocp.CheckpointManager(
-            folder.absolute() / self._digest,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=1, save_interval_steps=_SAVE_EVERY
-            ),
-        ) as states:
-            if states.latest_step() is not None:
-                try:
-                    progress = states.restore(
-                        states.latest_step(), args=ocp.args.StandardRestore(progress)
-                    )
-                except Exception as error:  # Orbax lets any error of its stores through
-                    raise ValueError(
-                        f"the interrupted training in {str(folder)!r} cannot be read: "
-                        "--noresume begins again"
-                    ) from error
-            while (
-                progress.epoch < config.max_epochs
-                and progress.epoch - progress.best_epoch < config.patience
-            ):
-                progress = _run_epoch(config, progress, self._train, self._validation)
-                states.save(int(progress.epoch), args=ocp.args.StandardSave(progress))
-                on_epoch(progress)
+        while (
+            progress.epoch < config.max_epochs
+            and progress.epoch - progress.best_epoch < config.patience
+        ):
+            progress = _run_epoch(config, progress, self._train, self._validation)
+            on_epoch(progress)
         return progress
 
     def weights(self, progress: Progress) -> MlpWeights:

@@ -1,11 +1,11 @@
-"""Charts of trainings, declared with Altair (extra `report`).
+"""Charts of a predictor's training, declared with Altair (extra `report`).
 
-Those of a predictor show the `N` held-out steps: each step's prediction over its
+They show the `N` held-out steps: each step's prediction over its
 measured median, the network's error in each program, and the share of measurements
 below its quantiles.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
@@ -38,21 +38,6 @@ def predictor_png(predictions: Mapping[str, Any], *, title: str) -> bytes:
         title=title,
     ).resolve_scale(color="independent")
     return vl_convert.vegalite_to_png(charts.to_dict())
-
-
-def loss_png(curve: Sequence[Mapping[str, float]], *, title: str) -> bytes:
-    """Returns a chart of a byte model's losses, from the rows of `ByteModel.run`."""
-    rows = [
-        {"step": row["step"], "bits": row[name], "text": text}
-        for row in curve
-        for name, text in (("train", "trained on"), ("held_out", "held out"))
-    ]
-    y = alt.Y("bits:Q", title="bits per byte", scale=alt.Scale(zero=False))
-    lines = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=1.4)
-    chart = lines.encode(
-        alt.X("step:Q", title="optimiser steps"), y, alt.Color("text:N", title=None)
-    ).properties(title=title, width=480, height=260)
-    return vl_convert.vegalite_to_png(chart.to_dict())
 
 
 def _predicted_over_measured(

@@ -94,7 +94,6 @@ class Annealing:
       interval_s: Least time between two searches, seconds.
       max_age_s: Age above which a request goes first, seconds.
       seed: Seed of the searches, together with `num_changes`.
-      chunk_tokens: Tokens in a step, as in `InOrder`.
       make_kernel: Returns what runs the searches; called once.
       limit: Ends a search early and measures it.
       searches: Totals of the searches, for metrics.
@@ -105,7 +104,6 @@ class Annealing:
     interval_s: float = 0.05
     max_age_s: float = 120.0
     seed: int = 0
-    chunk_tokens: int = 0
     make_kernel: Callable[[], Kernel] = dataclasses.field(
         default=lambda: anneal, repr=False
     )
@@ -212,7 +210,6 @@ class Annealing:
         candidates = self.candidates(view)
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
-        builder.limit_tokens(self.chunk_tokens)
         candidates.add_prompts(builder, candidates.prompts)
         return builder.build()
 

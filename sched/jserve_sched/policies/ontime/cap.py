@@ -7,9 +7,10 @@ the smallest share of requests such as came lately:
 
     lost(T) = busy(T) mean_i max(0, 1 - w_i / T) + most(max(0, 1 - (1 - b / T) / load))
 
-with w_i the time that request i can wait, b a step of decodes alone, `load` the seconds
-of prefill that arrive in a second, busy the share of time in which a step runs, and
-most(x) the share of requests, those with most work first, that have a share x of it.
+over the durations T of steps that fill a bucket, with w_i the time that request i can
+wait, b a step of decodes alone, `load` the seconds of prefill that arrive in a second,
+busy the share of time in which a step runs, and most(x) the share of requests, those
+with most work first, that have a share x of it.
 """
 
 import collections
@@ -24,7 +25,6 @@ from jserve_sched.requests.request import Request
 
 _NUM_RECENT = 256  # requests that stand for those to come
 _EVERY = 8  # steps after which the cap is found again
-_NUM_CAPS = 24  # that are tried
 _SHARE = 0.8  # of the time that a request can wait, for the end of a step
 _EQUAL = 1e-3  # shares of requests lost that count as equal: then long steps are better
 
@@ -68,8 +68,9 @@ class StepCap:
         wait_s /= 2 if view.in_flight_s else 1  # a planned step cannot be recalled
         # The share lost with each cap.
         shortest_s = max(scale.first_s, 1.15 * scale.least_s)
-        longest_s = max(scale.full_s, 1.3 * shortest_s)
-        caps_s = np.geomspace(shortest_s, longest_s, _NUM_CAPS)
+        caps_s = scale.edges_s[scale.edges_s >= shortest_s]
+        if not len(caps_s):
+            return np.inf
         useful = 1.0 - scale.least_s / caps_s
         late = np.maximum(0.0, 1.0 - wait_s / caps_s[:, None]).mean(axis=1)
         lost = np.minimum(load / useful, 1.0) * late

@@ -5,11 +5,15 @@
 2. The on-time set: prompts by due time; whenever one would be late, the one with most
    work so far is given up, which loses the fewest (Moore's algorithm 1, Management
    Science 15, 1968, by Hodgson). Until a due time there is room for the time less a
-   step without prefill for each step that decodes need until then; work is what a
-   prompt adds to steps. What is given up comes last, but is looked at in each step.
+   step without prefill for each step until then, of the length that buckets and decodes
+   allow; work is what a prompt adds to steps, and the steps that its answer needs
+   beside. The set must find KV pages in time too (`pages`). What is given up comes
+   last, but is looked at in each step.
 3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
    come need, and by the due times of the prompts that it finishes. It may outlast the
    cap for prompts that would be late otherwise.
+4. What loses fewer requests gives way. A second of prefill is worth one over the work
+   of the cheapest prompt that was given up, and nothing if none was.
 
 Predictions err, and the policy minds how much they erred lately:
 
@@ -17,7 +21,8 @@ Predictions err, and the policy minds how much they erred lately:
   the spread of a *sum* of steps, which is much smaller.
 * Decodes keep a buffer of slack, `buffer` times the longest delay of a step of late: a
   decode with less gets steps a little shorter than its gap. Only prompts that would be
-  late otherwise may use the buffer, and the on-time set when it has no room for others.
+  late otherwise may use the buffer; and the on-time set, if the prompts gained are more
+  than the decodes that the stalls of late would make late.
 
 Requests that have violated their SLO wait for those that have not: their decodes run in
 one step of `_VIOLATED_EVERY` while an on-time prompt waits. The oldest request of those
@@ -41,6 +46,7 @@ from jserve_sched.policies.ontime.due import (
     due_s,
     usual_step_s,
 )
+from jserve_sched.policies.ontime.pages import too_large
 from jserve_sched.policies.ontime.work import StepScale, added_s, scale_of
 from jserve_sched.policies.sliding.sorter import rank, surplus
 from jserve_sched.requests.facts import Facts, facts_of
@@ -49,8 +55,9 @@ from jserve_sched.steps.plan import StepPlan
 
 _VIOLATED_EVERY = 4
 _AGED_EVERY = 16
-_FORGET = 0.999  # of the longest delay, each step: half is left after 700
+_FORGET = 0.9998  # of the longest delay, each step: half is left after 3,500
 _LEAST_DELAY_S = 1e-4
+_PRIOR_DELAY_S = 0.1  # before any was seen: all decodes would be late at the first one
 _STALL_STEPS = 2048  # in which stalls are counted
 _REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
 _MOST_FINISHED = 32  # prompts of a step whose due times are looked at
@@ -82,8 +89,8 @@ class OnTime:
             raise ValueError(f"max_age_s={self.max_age_s} is not 0 or more")
         self._cap = StepCap()
         self._violated: set[str] = set()  # ids of running requests
-        self._delay_s = 0.0  # the longest of late
-        self._stalls: collections.deque[tuple[int, float]] = collections.deque()
+        self._delay_s = _PRIOR_DELAY_S  # the longest of late
+        self._stalls = collections.deque([(0, _PRIOR_DELAY_S)])  # step, and delay
         self._step_s = 0.0  # predicted duration of the last step
         self._lost_per_s = 0.0  # prompts lost for each second without prefill
         self._next_start = (-1, 0.0)  # of which step, and when, as predicted
@@ -163,7 +170,6 @@ class OnTime:
         step_s = usual_step_s(
             decodes, least_s=scale.least_s, most_s=min(cap_s, scale.full_s)
         )
-        step_s = scale.usual_s(step_s / scale.ratio)
         due, more_steps = due_s(prompts, step_s)
         left_s = due - start_s
         slack = decode_slack(
@@ -175,23 +181,28 @@ class OnTime:
         )
         lost, given_up = self._late(prompts, steps, scale, step_s, left_s, more_steps)
         late = lost | given_up
+        late |= too_large(view, candidates.decodes, prompts, left_s / step_s, late)
         order = np.lexsort((prompts.arrival_s, left_s, prompts.guard <= 0, late))
         if aged:
             first = prompts.requests.index(aged)
             order = np.concatenate(([first], order[order != first]))
-        num_on_time = int(np.argmax(np.append(late[order], True)))
 
         # The decodes that run, and the length of the step.
-        has_room = bool(view.num_free_slots or view.begun)
-        if self.yields and has_room and num_on_time and view.step_id % _VIOLATED_EVERY:
+        has_room = bool(view.num_free_slots or view.begun) and not late.all()
+        if self.yields and has_room and view.step_id % _VIOLATED_EVERY:
             rows = [row for row in rows if row.request.request_id not in self._violated]
         builder.add_decodes(rows, candidates.victims)
-        prices = StepPrices(view, rows).of(prompts.take(order))
-        on_time_s = left_s[order[:num_on_time]]
+        # Priced is what can be placed: slots and pages may end before the order does.
+        places = builder.places([prompts.requests[place] for place in order.tolist()])
+        placed = order[places]
+        order = np.concatenate((placed, np.delete(order, places)))
+        prices = StepPrices(view, rows).of(prompts.take(placed))
+        num_on_time = int(np.argmax(np.append(late[placed], True)))
+        on_time_s = left_s[placed[:num_on_time]]
         builder.limit_time(
             self._budget(prices, slack, on_time_s, cap_s, step_s, scale.ratio)
         )
-        candidates.add_prompts(builder, prices.prompts.requests)
+        candidates.add_prompts(builder, prompts.take(order).requests)
 
     def _late(
         self,
@@ -216,7 +227,7 @@ class OnTime:
         room_s[lost | guard | np.isinf(left_s)] = np.inf
         given_up = surplus(room_s, work_s)
         least_s = float(np.min(work_s[given_up], initial=np.inf))
-        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s)
+        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
         return lost, given_up
 
     def _budget(

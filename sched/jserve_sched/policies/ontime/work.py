@@ -13,8 +13,8 @@ class StepScale(NamedTuple):
     """Durations of steps, seconds: without prefill, with one block, and full.
 
     `token_s` is what a token adds; `ratio` is the 95th percentile of the duration of a
-    full step over its median. `edges_s` `[N]` are durations of steps that fill a bucket,
-    ascending.
+    full step over its median. `edges_s` `[N]` are durations of steps that fill a
+    bucket, ascending.
     """
 
     least_s: float
@@ -23,11 +23,6 @@ class StepScale(NamedTuple):
     token_s: float
     ratio: float
     edges_s: np.ndarray
-
-    def usual_s(self, limit_s: float) -> float:
-        """Returns how long a step is that should be within a limit."""
-        place = int(self.edges_s.searchsorted(limit_s, "right"))
-        return max(float(self.edges_s[max(place - 1, 0)]), self.first_s)
 
 
 def scale_of(view: SchedulerView, steps: StepPrices) -> StepScale:
@@ -53,12 +48,13 @@ def added_s(
 ) -> np.ndarray:
     """Returns `[P]` seconds that prompts add to steps that run anyhow.
 
-    A prompt of less than a step shares it with others: its tokens count, not the
+    A prompt of less than a step shares it with others: its blocks count, not the
     padding that it would have alone. `alone_s` `[P]` are the times of each alone.
     """
-    most = max(steps.max_blocks, 1) * steps.block_tokens
+    size = steps.block_tokens
+    most = max(steps.max_blocks, 1) * size
     own_s = alone_s - scale.least_s * np.maximum(np.ceil(prompts.tokens / most), 1.0)
-    shared_s = np.minimum(own_s, prompts.tokens * scale.token_s)
+    shared_s = np.minimum(own_s, np.ceil(prompts.tokens / size) * size * scale.token_s)
     added = np.where(prompts.tokens <= most, shared_s, own_s)
     found: np.ndarray = np.maximum(added, 0.0)
     return found

@@ -9,23 +9,24 @@ A step is planned in this order (section 3.1):
    selection helps, the SlidingChunker sizes the step.
 4. Room left in the bucket is filled in order of rank, since padding costs as much.
 
-The defaults are what does best, not what was published; as published it is
+The default is what does best, not what was published, which is `sliding:published=on`.
+Ours differs:
 
-    sliding:sorter=mlps:objective=time:search=ternary:fill=off:reserve=off:cautious=off
-
-Without the sorter prompts go by deadline (the paper's Sarathi-EDF); without the chunker
-the step is as full as its token limit allows; without the constructor the chunker
-decides alone. What the paper leaves open is decided in `sorter`, `chunker`,
-`constructor`, `tightest_slack` and, for the whole:
-
-* The paper has no KV limit: here a selected prompt that finds no pages waits, and the
-  others go on (see `builder`).
-* After a selection the paper leaves the rest of the step empty (`fill=off`).
+* Prompts are ranked by Moore's rule (see `sorter`), and the chunker seeks the most
+  tokens on compiled edges instead of the least time (see `chunker`).
+* After a selection the paper leaves the rest of the step empty; here it is filled.
 * Nothing in the paper looks at requests that are yet to come, and a step, once begun,
-  cannot be stopped: requests that arrive wait for its end. With `reserve` no step is
-  longer than the tight first-token objectives of late leave after a step of decodes, so
-  one that comes at the worst moment can still be in time. The paper's only such limit
-  is B, the most tokens in a step, which must be tuned for each machine and load.
+  cannot be stopped: requests that arrive wait for its end. Here no step is longer than
+  the tight first-token objectives of late leave after a step of decodes, so one that
+  comes at the worst moment can still be in time. The paper's only such limit is B, the
+  most tokens in a step, which must be tuned for each machine and load.
+* A step is sized by the 95th percentile of its predicted time instead of the median:
+  steps are filled up to the tightest deadline, so half of them would break it by that.
+
+Without the sorter prompts go by deadline (the paper's Sarathi-EDF); without the
+constructor the chunker decides alone. What the paper leaves open is decided in
+`sorter`, `chunker`, `constructor` and `tightest_slack`; it has no KV limit, and here a
+selected prompt that finds no pages waits, and the others go on (see `builder`).
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, tightest_slack
 from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.sliding.chunker import Objective, Search, choose_budget
+from jserve_sched.policies.sliding.chunker import choose_budget
 from jserve_sched.policies.sliding.constructor import select
 from jserve_sched.policies.sliding.sorter import Ranking, Sorter, rank
 from jserve_sched.requests.facts import Facts
@@ -47,37 +48,23 @@ _QUANTUM_TOKENS = 16  # of the knapsack, where blocks are smaller than that
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SlidingServe:
-    """SlidingServe's three parts, each of which may be off.
+    """SlidingServe, two parts of which may be off.
 
     Attributes:
-      sorter: Order of the prompts: mlps (the paper's Multi-Level Priority Sorter),
-        moore (ours), off (by deadline) or given; see `sorter`.
-      chunker: Whether the SlidingChunker sizes steps.
+      published: Whether all is as the paper says.
+      sorter: Whether prompts are ranked, not just ordered by deadline.
       constructor: Whether the BatchConstructor selects prompts at risk.
-      fill: Whether room beside a selection goes to the prompts not selected.
-      reserve: Whether steps are kept short enough for tight requests yet to come.
-      cautious: Whether a step is sized by the 95th percentile of its predicted time
-        instead of the median. Steps are filled up to the tightest deadline, so half
-        of them would break it by the median.
-      alpha: Of mlps: a prompt is urgent if its work takes more than this share of its
-        slack.
-      objective: Of the chunker: time (Algorithm 1) or tokens (Fig. 1).
-      search: Of the chunker: ternary (published; with objective=tokens, for which
-        nothing is published, an even grid) or edges (exact on buckets).
+      alpha: If published: a prompt is urgent if its work takes more than this share of
+        its slack.
 
     Raises:
       ValueError: If `alpha` is below 0.
     """
 
-    sorter: Sorter = "moore"
-    chunker: bool = True
+    published: bool = False
+    sorter: bool = True
     constructor: bool = True
-    fill: bool = True
-    reserve: bool = True
-    cautious: bool = True
     alpha: float = 0.5
-    objective: Objective = "tokens"
-    search: Search = "edges"
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0:
@@ -85,30 +72,32 @@ class SlidingServe:
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        return self.plan_for(view, Candidates(view))
-
-    def order(
-        self, view: SchedulerView, steps: StepPrices, prompts: Facts
-    ) -> np.ndarray:
-        """Returns the places of prompts by rank."""
-        return rank(view, steps, prompts, sorter=self.sorter, alpha=self.alpha).order
-
-    def plan_for(self, view: SchedulerView, candidates: Candidates) -> StepPlan | None:
-        """Returns the next step out of these candidates."""
-        builder = PlanBuilder(view)
+        builder, candidates = PlanBuilder(view), Candidates(view)
         candidates.add_decodes(builder)
         if candidates.prompts:
             self._add_prompts(view, candidates, builder)
         return builder.build()
 
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts by rank."""
+        return self._rank(view, steps, prompts).order
+
+    def _rank(self, view: SchedulerView, steps: StepPrices, prompts: Facts) -> Ranking:
+        sorter: Sorter = "mlps" if self.published else "moore"
+        if not self.sorter:
+            sorter = "off"
+        return rank(view, steps, prompts, sorter=sorter, alpha=self.alpha)
+
     def _add_prompts(
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
-        step_prices = StepPrices(view, candidates.rows, is_cautious=self.cautious)
+        step_prices = StepPrices(view, candidates.rows, is_cautious=not self.published)
 
         # Multi-Level Priority Sorter (3.3, Eq. 6 to 13): all prompts, by rank.
         prompts = candidates.facts
-        ranking = rank(view, step_prices, prompts, sorter=self.sorter, alpha=self.alpha)
+        ranking = self._rank(view, step_prices, prompts)
         prices = step_prices.of(prompts.take(ranking.order))
 
         # T_cur and T_next (Eq. 14 and 15), and ours: how long a step may be at most.
@@ -116,7 +105,7 @@ class SlidingServe:
             candidates.decodes, start_s=view.start_s, least_s=float(prices.grid_s[0])
         )
         longest_s = np.inf
-        if self.reserve:
+        if not self.published:
             longest_s = _longest_s(view, prices)
             if longest_s < current_s:
                 next_s = min(current_s + next_s - longest_s, longest_s)
@@ -135,16 +124,14 @@ class SlidingServe:
                     return
 
         # SlidingChunker (3.4, Algorithm 1): B*, the prefill of the first of two steps.
-        if self.chunker:
-            budget = choose_budget(
-                prices,
-                current_s=current_s,
-                next_s=next_s,
-                longest_s=longest_s,
-                objective=self.objective,
-                search=self.search,
-            )
-            builder.limit_time(budget)
+        budget = choose_budget(
+            prices,
+            current_s=current_s,
+            next_s=next_s,
+            longest_s=longest_s,
+            is_published=self.published,
+        )
+        builder.limit_time(budget)
         candidates.add_prompts(builder, prices.prompts.requests)
 
     def _add_selection(
@@ -155,7 +142,7 @@ class SlidingServe:
         chosen: np.ndarray,
         limit_s: float,
     ) -> None:
-        """Adds the chosen prompts, and with `fill` others as far as `limit_s` allows.
+        """Adds the chosen prompts; ours adds others as far as `limit_s` allows.
 
         Guarded prompts stay in front of the chosen ones.
         """
@@ -165,10 +152,10 @@ class SlidingServe:
         front = prices.steps.of(prompts.take(np.argsort(place, kind="stable")))
         num_first = int((place < 2).sum())
         blocks, requests = int(front.ends[num_first]), front.prompts.requests
-        if self.fill:
-            blocks = max(blocks, front.largest_within(limit_s))
-        else:
+        if self.published:
             requests = requests[:num_first]
+        else:
+            blocks = max(blocks, front.largest_within(limit_s))
         builder.limit_time(blocks)
         candidates.add_prompts(builder, requests)
 

@@ -1,4 +1,4 @@
-"""The order of prompts: SlidingServe's priority sorter (3.3), and three others.
+"""The order of prompts: SlidingServe's priority sorter (3.3), and two others.
 
 `mlps`, the paper's, ascends by K = (late, 1 - g, 1 - e, r): guarded first, then urgent,
 then the least work left. Where the paper is silent or at odds with itself:
@@ -17,8 +17,7 @@ attains all SLOs if any order does; whenever one of them would be late, the long
 far is pushed back instead, which loses the fewest (Moore's algorithm 1, Management
 Science 15, 1968, by Hodgson). It needs neither alpha nor epsilon.
 
-`off` goes by deadline alone: Sarathi-EDF. `given` leaves the order as it is: the caller
-has ranked them. `P` is the number of prompts.
+`off` goes by deadline alone: Sarathi-EDF. `P` is the number of prompts.
 """
 
 import dataclasses
@@ -32,7 +31,7 @@ from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts
 
-Sorter = Literal["off", "mlps", "moore", "given"]
+Sorter = Literal["off", "mlps", "moore"]
 _LEAST_SLACK_S = 1e-3  # epsilon of Eq. 10
 
 
@@ -73,9 +72,7 @@ def rank(
         work_s = prompts.tokens / view.prefill_tokens_per_s  # Eq. 9
     hopeless = left_s < alone_s
     late = hopeless & ~guard
-    if sorter == "given":
-        order = np.arange(len(pace_s))
-    elif sorter == "off":
+    if sorter == "off":
         order = np.lexsort((arrival_s, pace_s))
     elif sorter == "moore":
         free_s = left_s - work_s[guard].sum()  # the guarded come first
@@ -90,11 +87,14 @@ def rank(
     return Ranking(order, slack_s[order], late[order])
 
 
-def surplus(slack_s: np.ndarray, work_s: np.ndarray) -> np.ndarray:
+def surplus(
+    slack_s: np.ndarray, work_s: np.ndarray, kept: np.ndarray | None = None
+) -> np.ndarray:
     """Returns `[P]` which to push back so that most are in time, one after another.
 
     Moore's algorithm: by slack `[P]`, giving up the longest work `[P]` whenever one
-    would be late. Those with infinite slack are never pushed back.
+    would be late. Those with infinite slack are never pushed back, nor those that
+    must be `kept` `[P]`: others make room for them.
     """
     given_up = np.zeros(len(slack_s), bool)
     if work_s.sum() <= slack_s.min(initial=math.inf):
@@ -102,12 +102,14 @@ def surplus(slack_s: np.ndarray, work_s: np.ndarray) -> np.ndarray:
     end_s = 0.0
     longest: list[tuple[float, int]] = []
     slacks, works = slack_s.tolist(), work_s.tolist()
+    keeps = [False] * len(slacks) if kept is None else kept.tolist()
     for index in np.argsort(slack_s, kind="stable").tolist():
         if slacks[index] == math.inf:
             break
         end_s += works[index]
-        heapq.heappush(longest, (-works[index], index))
-        if end_s > slacks[index]:
+        if not keeps[index]:
+            heapq.heappush(longest, (-works[index], index))
+        while end_s > slacks[index] and longest:
             minus_work_s, dropped = heapq.heappop(longest)
             end_s += minus_work_s
             given_up[dropped] = True

@@ -7,7 +7,11 @@ import pytest
 
 from jserve_sched.buckets.strategies import Continuous, PowersOfTwo
 from jserve_sched.buckets.table import BucketTable
+from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.policies.ontime import OnTime
+from jserve_sched.policies.ontime.due import decode_slack
+from jserve_sched.policies.ontime.pages import too_large
+from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.requests.slo import Slo
 from jserve_sched.simulation.cost_model import CLOSED_FORMS
@@ -133,3 +137,66 @@ def test_a_step_makes_no_decode_late_that_is_not(seed: int) -> None:
         safe_s = [one.deadline_s for one in running if one.deadline_s >= 0.002]
         assert plan.predicted_s <= min(safe_s) + 1e-12
         assert len(plan.decodes) == len(running)
+
+
+def test_a_decode_that_costs_more_than_a_prompt_is_not_waited_for() -> None:
+    one = decoding(0.5, Slo(ttft_s=1.0, ttlt_s=1.0))
+    one.max_tokens = 21
+    one.predict(21)  # 20 tokens in 0.45 s, one each 22.5 ms
+    times = {"start_s": 0.0, "least_s": 0.02, "step_s": 0.04}
+    # They need 20 - 0.45 / 0.04 = 8.75 steps more, of 20 ms: 0.175 s.
+    for lost_per_s, num_waited in ((5.0, 1), (6.0, 0)):
+        slack = decode_slack([one], lost_per_s=lost_per_s, **times)
+        assert len(slack.slack_s) == num_waited
+
+
+def test_the_set_finds_pages_in_time() -> None:
+    ending = decoding(0.5, Slo(ttft_s=1.0, tbt_s=0.05))
+    ending.pages = [0, 1, 2, 3]
+    ending.predict(3)  # two more tokens
+    view = make_view(CONTINUOUS, LINE)
+    view.ledger.allocate(view.ledger.num_available - 10)
+    size = view.ledger.page_size
+    prompts = facts_of(
+        waiting(name, pages * size, ttft_s=1.0) for name, pages in (("a", 3), ("b", 8))
+    )
+    for num_steps, decodes, gives_up in (
+        ([1.0, 4.0], [ending], False),  # its pages are back by then
+        ([1.0, 1.5], [ending], True),
+        ([1.0, 4.0], [], True),
+    ):
+        found = too_large(
+            view, decodes, prompts, np.array(num_steps), np.zeros(2, bool)
+        )
+        assert found.tolist() == [False, gives_up]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_priced_is_what_is_placed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    queue = [waiting(f"w{i}", int(rng.integers(1, 300)), ttft_s=9.0) for i in range(9)]
+    view = make_view(CONTINUOUS, LINE, waiting=queue)
+    view.ledger.allocate(view.ledger.num_available - int(rng.integers(1, 120)))
+    builder = PlanBuilder(view)
+    places = builder.places(queue)
+    for one in queue:
+        builder.add_prefill(one)
+    plan = builder.build()
+    chunks = plan.chunks if plan else ()
+    assert [queue[place] for place in places] == [row.request for row in chunks]
+
+
+def test_the_same_load_is_served_the_same() -> None:
+    a100 = CLOSED_FORMS["a100-llama3-8b"]
+    yardstick = isolated_times(a100, max_prompt_tokens=9000)
+    units = unit_arrivals(
+        WORKLOADS["tight"], num_requests=40, seed=5, yardstick=yardstick
+    )
+    table = PowersOfTwo().table(
+        max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=32
+    )
+    first, second = (
+        simulate(scheduler_of("ontime", a100, table), a100, at_rate(units, 9.0))
+        for _ in range(2)
+    )
+    assert first.outcomes == second.outcomes

@@ -1,0 +1,149 @@
+"""Admission: which waiting requests may begin, and what becomes of the others.
+
+A class's rule says what is done with a request that cannot be attained:
+
+queue       it waits behind those that can be, which is what policies do by themselves
+refuse      it ends, and its client learns when to come back
+degrade     it is served as best effort
+
+A request is *committed* when its prompt begins, or when its slack has fallen to `delta`
+times its work. Until then it may be given up for others: of all prompts, the largest
+set that can be in time is found as policies do, by Moore's algorithm, in which those
+committed are kept. What is not in the set is held back while there is hope that others
+end early, and is refused or degraded once it has none.
+
+Simulated at twice the capacity (2026-11-30, five workloads of jserve), a delta of
+0, 0.25, 0.5 or 1 attained equally many, so it is 1: clients hear soonest. To commit on
+arrival attained 34 % of the requests less on `tight`, and 11 % less on `heavy_tail`.
+"""
+
+import collections
+from typing import NamedTuple
+
+import numpy as np
+
+from jserve_sched.planning.step_prices import StepPrices
+from jserve_sched.planning.view import SchedulerView
+from jserve_sched.policies.ontime.due import due_s, usual_step_s
+from jserve_sched.policies.ontime.work import added_s, scale_of
+from jserve_sched.policies.sliding.sorter import surplus
+from jserve_sched.requests.facts import facts_of
+from jserve_sched.requests.request import FinishReason, Request
+from jserve_sched.steps.plan import Row
+
+_NUM_RECENT = 64  # requests that say how many begin in a second
+_SHARE = 0.1  # of these that clients who come back may take
+_MOST_S = 300.0  # until a client is asked to come back
+_Z_95 = 1.645
+_PACE = 0.8  # of the usual step: no answer is paced by shorter ones
+
+
+class ReturnTimes:
+    """Spreads clients that were refused over the time in which there should be room."""
+
+    def __init__(self) -> None:
+        self._begun_s: collections.deque[float] = collections.deque(maxlen=_NUM_RECENT)
+        self._last_s = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """Notes that a request has found room."""
+        self._begun_s.append(now_s)
+
+    def next_s(self, now_s: float, least_s: float = 0.0) -> float:
+        """Returns after how many seconds, `least_s` or more, a client finds room."""
+        begun_s = self._begun_s
+        gap_s = (now_s - begun_s[0]) / len(begun_s) / _SHARE if begun_s else 1.0
+        after_s = max(self._last_s - now_s, 0.0) + min(gap_s, _MOST_S)
+        after_s = after_s if after_s <= _MOST_S else min(gap_s, _MOST_S)
+        self._last_s = now_s + after_s
+        return max(after_s, least_s)
+
+
+class Review(NamedTuple):
+    """What becomes of the waiting requests; those not named may begin.
+
+    Attributes:
+      held: Those that may not begin yet.
+      degraded: Those that become best effort.
+      ended: Those that end, and why.
+    """
+
+    held: frozenset[Request]
+    degraded: list[Request]
+    ended: list[tuple[Request, FinishReason]]
+
+
+class Admission:
+    """Applies the rules of the requests' classes; see the module.
+
+    Attributes:
+      delta: A request is committed when its slack falls to this share of its work.
+      returns: When clients that are refused should come back.
+      is_needed: Whether a request has come that may be refused, degraded or ended.
+    """
+
+    def __init__(self, delta: float = 1.0):
+        self.delta = delta
+        self.returns = ReturnTimes()
+        self.is_needed = False
+
+    def enter(self, request: Request) -> None:
+        """Takes note of a request that has arrived."""
+        self.is_needed |= not request.is_committed
+
+    def review(self, view: SchedulerView) -> Review:
+        """Decides on all waiting requests."""
+        # The time left of each prompt, and the work that it brings.
+        facts = facts_of(view.begun).before(view.queue.facts)
+        begun = set(view.begun)
+        decodes = [one for one in view.running if one not in begun]
+        rows = [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes]
+        steps = StepPrices(view, rows)
+        scale = scale_of(view, steps)
+        step_s = usual_step_s(decodes, least_s=scale.least_s, most_s=scale.full_s)
+        step_s = scale.usual_s(step_s / scale.ratio)
+        due, more_steps = due_s(facts, step_s)
+        left_s = due - view.start_s
+        alone_s = steps.alone_s(facts)
+        work_s = added_s(steps, scale, facts, alone_s) + more_steps * scale.least_s
+
+        # Those late even alone, by the prompt, or by an answer whose length is known.
+        lost = left_s < alone_s
+        is_guess = [
+            bool(one.stop_token_ids) and one.predicted_output_tokens == one.max_tokens
+            for one in facts.requests
+        ]
+        answer_s = (facts.answer_tokens - 1) * max(scale.least_s, _PACE * step_s)
+        answer_s[is_guess] = 0.0
+        lost |= facts.end_s - view.start_s < alone_s + answer_s
+
+        # The largest set in time. Only whole steps count: a prompt that does not fit
+        # into those left is cut, and ends too late. Decodes take a part of each.
+        until_s = np.where(np.isfinite(left_s), np.maximum(left_s, 0.0), 0.0)
+        num_steps = np.maximum(np.floor(until_s / step_s), 1.0)
+        room_s = np.minimum(until_s, num_steps * step_s) - num_steps * scale.least_s
+        room_s -= (scale.ratio - 1.0) / _Z_95 * until_s / np.sqrt(num_steps)
+        room_s[lost | np.isinf(left_s)] = np.inf
+        kept = [one.is_committed and one.admission != "queue" for one in facts.requests]
+        late = lost | surplus(room_s, work_s, np.array(kept))
+        is_last = left_s - alone_s <= self.delta * alone_s
+
+        # What becomes of each request.
+        held, degraded, ended = set(), [], []
+        for place in range(len(begun), len(kept)):
+            one = facts.requests[place]
+            if one.is_committed:
+                continue
+            if late[place] and view.now_s - one.arrival_s > one.max_queue_wait_s:
+                ended.append((one, FinishReason.EXPIRED))
+            elif one.admission == "queue":
+                continue
+            elif not late[place]:
+                one.is_committed = bool(is_last[place])
+            elif not is_last[place]:
+                held.add(one)
+            elif one.admission == "degrade":
+                degraded.append(one)
+            else:
+                ended.append((one, FinishReason.REFUSED))
+        return Review(frozenset(held if view.running else ()), degraded, ended)

@@ -1,0 +1,121 @@
+"""What becomes of requests that cannot be attained, by the rule of their class."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jserve_sched.admission import Admission, ReturnTimes
+from jserve_sched.buckets.strategies import PowersOfTwo
+from jserve_sched.outcomes import Failure, summarise_outcomes
+from jserve_sched.policies.sliding.sorter import surplus
+from jserve_sched.requests.request import FinishReason
+from jserve_sched.requests.slo import Slo
+from jserve_sched.simulation.cost_model import CLOSED_FORMS
+from jserve_sched.simulation.mixes import WORKLOADS
+from jserve_sched.simulation.simulator import simulate
+from jserve_sched.simulation.workload import at_rate, isolated_times, unit_arrivals
+from tests.fakes import SMALL_TABLE, begin, make_request, make_scheduler
+from tests.step_costs import Staircase, make_view, scheduler_of
+
+A100 = CLOSED_FORMS["a100-llama3-8b"]
+SIZES = {
+    "max_num_seqs": A100.max_num_seqs,
+    "max_num_batched_tokens": A100.max_num_batched_tokens,
+    "block_tokens": 32,
+}
+
+
+def prompt(ttft_s: float, **fields):
+    """A prompt of one full step of a second."""
+    return make_request(16, 1, slo=Slo(ttft_s=ttft_s), **fields)
+
+
+def review(*waiting, now_s=0.0, delta=0.0):
+    view = make_view(
+        SMALL_TABLE,
+        Staircase(lambda blocks: blocks / 4),
+        running=[begin(make_request(max_tokens=9))],
+        waiting=waiting,
+        now_s=now_s,
+    )
+    return Admission(delta).review(view)
+
+
+def test_what_finds_no_room_is_held_while_there_is_hope() -> None:
+    first, second = (prompt(1.6, admission="refuse") for _ in range(2))
+    assert review(first, second).held in ({first}, {second})
+    (ended,) = review(first, second, delta=1.0).ended
+    assert ended[1] is FinishReason.REFUSED
+    assert first.is_committed + second.is_committed == 1
+
+
+def test_what_is_committed_is_kept_and_others_make_room() -> None:
+    kept, new = prompt(1.6, admission="refuse"), prompt(1.1, admission="refuse")
+    kept.is_committed = True
+    assert review(kept, new).held == {new}
+    slack_s, work_s = np.array([1.0, 2.0]), np.array([1.0, 1.5])
+    assert surplus(slack_s, work_s).tolist() == [False, True]
+    assert surplus(slack_s, work_s, np.array([False, True])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("fields", "fate"),
+    [
+        ({"admission": "refuse"}, FinishReason.REFUSED),
+        ({"admission": "degrade"}, "degraded"),
+        ({}, None),
+        ({"max_queue_wait_s": 5.0}, None),
+        ({"max_queue_wait_s": 1.0}, FinishReason.EXPIRED),
+    ],
+)
+def test_what_can_not_be_attained_ends_by_its_rule(fields, fate) -> None:
+    one = prompt(2.5, **fields)
+    found = review(one, make_request(8, 1, max_queue_wait_s=1.0), now_s=2.0)
+    assert [reason for _, reason in found.ended] == [fate] * (
+        fate not in (None, "degraded")
+    )
+    assert found.degraded == [one] * (fate == "degraded") and not found.held
+
+
+def test_returns_are_spread_as_room_is_expected() -> None:
+    returns = ReturnTimes()
+    for place in range(10):
+        returns.begin(place * 0.1)
+    waits_s = [returns.next_s(1.0) for _ in range(1000)]
+    assert np.diff(waits_s[:100]) == pytest.approx([1.0] * 99)
+    assert max(waits_s) <= 300.0
+
+
+def test_a_crowd_is_refused_at_once_and_comes_back_one_by_one() -> None:
+    scheduler = make_scheduler()
+    for _ in range(600):
+        scheduler.submit(prompt(1.0, admission="refuse"))
+    ended = scheduler.review(10.0)
+    assert len(ended) == 600 and not scheduler.has_work
+    assert len({one.request.retry_after_s for one in ended}) >= 300
+
+
+@pytest.mark.parametrize("rule", ["refuse", "degrade"])
+def test_in_overload_those_committed_attain_their_slo(rule) -> None:
+    yardstick = isolated_times(A100, max_prompt_tokens=4096)
+    units = unit_arrivals(
+        WORKLOADS["chat"], num_requests=150, seed=0, yardstick=yardstick
+    )
+    arrivals = [
+        dataclasses.replace(one, admission=rule) for one in at_rate(units, 80.0)
+    ]
+    scheduler = scheduler_of("ontime", A100, PowersOfTwo().table(**SIZES))
+    outcomes = simulate(scheduler, A100, arrivals, max_returns=1).outcomes
+    found = summarise_outcomes(outcomes)
+    assert found["attainment_committed"] > 0.97
+    others = [one for one in outcomes if not one.is_committed]
+    assert others
+    if rule == "degrade":
+        assert len(others) == found["num_degraded"]
+        assert all(one.failure is None and not one.is_attained for one in others)
+    else:
+        assert all(one.failure is Failure.REJECTED for one in others)
+        assert found["num_returned"] > len(others)
+        returned = next(one for one in outcomes if one.num_returns)
+        assert returned.arrival_s not in [one.arrival_s for one in arrivals]
