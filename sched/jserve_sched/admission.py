@@ -101,7 +101,8 @@ class Admission:
         steps = StepPrices(view, rows)
         scale = scale_of(view, steps)
         step_s = usual_step_s(decodes, least_s=scale.least_s, most_s=scale.full_s)
-        step_s = scale.usual_s(step_s / scale.ratio)
+        within_s = scale.edges_s[scale.edges_s <= step_s]  # a step ends on an edge
+        step_s = max(float(within_s.max(initial=0.0)), scale.first_s)
         due, more_steps = due_s(facts, step_s)
         left_s = due - view.start_s
         alone_s = steps.alone_s(facts)
