@@ -122,7 +122,10 @@ class OnTime:
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> np.ndarray:
         """Returns the places of prompts: those on time by due time, then the others."""
-        return rank(view, steps, prompts).order
+        scale = scale_of(view, steps)
+        step_s = usual_step_s(view.running, least_s=scale.least_s, most_s=scale.full_s)
+        due, _ = due_s(prompts, step_s)
+        return rank(view, steps, prompts._replace(pace_s=due, deadline_s=due)).order
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
