@@ -26,7 +26,7 @@ setup: .venv/installed-$(VERSION)
 	@touch $@
 
 demo: setup
-	$(BIN)/jserve-bench --policies=fcfs,edf,qoserve,sliding --num_requests=120 --length_scale=0.25 --load=0.9 --output=out/demo
+	$(BIN)/jserve-bench --policies=fcfs,qoserve,sliding,ontime --num_requests=120 --length_scale=0.25 --load=0.9 --output=out/demo
 
 # A process for each core, up to four; each file's tests stay together, for what they
 # share, and files go out in their order: those that compile most come first.

@@ -138,8 +138,8 @@ class EngineConfig:
       predictor: Predictor of step times: "table" (timed at start), "linear"
         (SlidingServe's model, refitted while serving), or the folder of a checkpoint
         of jserve-train-predictor.
-      length_estimator: Estimator of output lengths, by name and options: "max_tokens"
-        (the request's limit), "mean", or "quantile", as in "quantile:q=0.75".
+      length_estimator: Estimator of output lengths, by name and options: "mean" of
+        answers so far, "quantile", as in "quantile:q=0.75", or "max_tokens", the limit.
       annealing_budget_ms: Most milliseconds of one search of the policy annealing; 0
         limits only the number of proposals, as simulations do.
       max_num_seqs: Most requests that run at once; 0 goes by device.
@@ -198,9 +198,9 @@ class EngineConfig:
     max_model_len: int = 0
     attention: str = "auto"
     tensor_parallel: int = 1
-    policy: str = "sliding"
+    policy: str = "ontime"
     predictor: str = "table"
-    length_estimator: str = "max_tokens"
+    length_estimator: str = "mean"
     annealing_budget_ms: float = 5.0
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0

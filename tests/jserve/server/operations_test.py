@@ -226,7 +226,7 @@ def test_info_says_what_was_measured():
         assert served.get("/v1/models/my/model").json()["id"] == "my/model"
         info = served.get("/jserve/info").json()
         assert info["model"] == "my/model"
-        assert info["engine"]["policy"] == "sliding"
+        assert info["engine"]["policy"] == "ontime"
         assert info["server"]["drain_timeout_s"] == 5.0
         assert info["stats"]["health"] == "warm"
         assert served.get("/version").json()["version"] == info["versions"]["jserve"]
