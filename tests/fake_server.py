@@ -34,6 +34,7 @@ from jserve.server.app import build_app
 from jserve.server.serving import make_server
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.buckets.table import BucketTable
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.record import StepRecord
@@ -80,6 +81,18 @@ class FakeLoop:
         self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
         self.seen: list[Request] = []
+        ratios = ((1.0, 2.0),) * 3
+        self.forecasts = Forecast(
+            ttft_s=(5.0, 10.0),
+            worst_gap_s=(0.25, 0.5),
+            ttlt_s=(6.0, 12.5),
+            chances={"ttft_s": 0.75, "tbt_s": 0.5},
+            attainable_in_s=1.5,
+            made_s=0.0,
+            points=(5.0, 0.25, 6.0),
+            pairs=ratios,
+            key=(),
+        )
         self.cancelled: list[str] = []
         self.running = threading.Event()  # cleared: no step is made
         self.running.set()
@@ -112,7 +125,13 @@ class FakeLoop:
         if len(self._live) >= self.config.max_queued_requests:
             raise QueueFullError("too many requests wait", 2.5)
 
+    def forecast(self, request: Request) -> Forecast:
+        if self.health not in (Health.READY, Health.WARM):
+            raise NotServingError(f"the engine is {self.health.value}")
+        return self.forecasts
+
     def submit(self, request: Request) -> None:
+        request.forecast = self.forecasts
         self.limits.check(request.num_prompt_tokens, request.max_tokens)
         with self._lock:
             self.check_open()

@@ -3,18 +3,14 @@
 The machine is Llama-3-8B on an A100, with the defaults of its cost model.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from jserve_sched.buckets.table import table_from_json
-from jserve_sched.outcomes import Outcome, summarise_run
+from jserve_sched.outcomes import summarise_run
 from jserve_sched.simulation.workload import isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
 from jserve_tools.simulating.bucket_fits import fit_to_simulation
@@ -150,31 +146,7 @@ class Cell:
         return summarise_run(counted, counters=result.counters) | {
             "attained": "".join("01"[one.is_attained] for one in counted),
             "longest": sum(longest) / len(longest),
-            "forecast": forecast_errors(counted),
         }
-
-
-def forecast_errors(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """Returns how wrong forecasts on arrival were, by class and what they are of.
-
-    `error` is the median of |P50 / actual - 1|; `below_p50` and `below_p90` are the
-    shares of requests that were no slower.
-    """
-    rows = collections.defaultdict[str, list[tuple[float, float, float]]](list)
-    for one in outcomes:
-        for name, actual_s in (("TTFT", one.ttft_s), ("TTLT", one.e2e_s)):
-            if one.forecast and actual_s:
-                pair = getattr(one.forecast, f"{name.lower()}_s")
-                rows[f"{one.service_class}, {name}"].append((*pair, actual_s))
-    found = {}
-    for key, some in rows.items():
-        p50_s, p90_s, actual = np.array(some).T
-        found[key] = {
-            "error": float(np.median(np.abs(p50_s / actual - 1))),
-            "below_p50": float(np.mean(actual <= p50_s)),
-            "below_p90": float(np.mean(actual <= p90_s)),
-        }
-    return found
 
 
 def sched_version() -> str:

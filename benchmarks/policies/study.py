@@ -101,6 +101,8 @@ def stages(config: Config) -> dict[str, list[Cell]]:
     for load in LOADS:
         for condition in ("real", "exact"):
             add(f"{condition} {load:g}", tuple(POLICIES), condition, load)
+        if load == LOADS[1]:
+            add("goodput", FEW[:3], "exact", 0.0, times=2)
         if load == LOADS[0]:
             firsts = [one for one in fits if one.seed == config.seeds[0]]
             made["fits"] = [dataclasses.replace(one, seed=_FIT_SEED) for one in firsts]
@@ -109,7 +111,6 @@ def stages(config: Config) -> dict[str, list[Cell]]:
         for condition in ("real", "exact"):
             add("admission", FEW[:2], condition, *ADMISSION_LOADS)
             add("admission", FEW[:1], condition, *ADMISSION_LOADS, settings=REFUSE)
-    add("goodput", FEW[:3], "exact", 0.0, times=2)
     ends = dataclasses.replace(config, kinds=(WITH_TTLT,))
     for lengths in LENGTHS[1:]:
         made["lengths"] = made.get("lengths", []) + _cells(

@@ -41,6 +41,7 @@ _LEAST_GOODPUT = {
 }
 _MOST_EXACT = {"reasoning_code": 6.0, "chat": 15.0, "documents": 5.5}
 _MOST_BEHIND = 1.5
+_FORECAST = ("median_error", "share_under_p50", "share_under_p90")
 
 Runs = list[dict[str, Any]]
 """Results of one configuration, one of each seed."""
@@ -122,6 +123,13 @@ def _common(some: Sequence[Runs], key: str) -> list[str]:
     return sorted(set.intersection(*names))
 
 
+def _forecast_errors(runs: Runs, name: str) -> list[float]:
+    """Returns what a class's TTFT forecasts were off by, and their calibration, %."""
+    return [
+        100 * _mean(runs, "by_class", name, "ttft_forecast", key) for key in _FORECAST
+    ]
+
+
 def _row(
     found: Found, name: str, policies: Sequence[str], *what: Any, **more: Any
 ) -> list[str]:
@@ -182,16 +190,12 @@ def _lengths(found: Found) -> str:
 
 
 def _forecast(found: Found, kinds: Sequence[str]) -> str:
-    """Returns errors of the forecasts on arrival, and how they are calibrated, in %."""
+    """Returns errors of TTFT as forecast on arrival, and their calibration, in %."""
     rows = []
     for kind in kinds:
         some = [found(_OURS, kind, one, LOADS[0]) for one in ("real", "exact")]
-        for name in _common(some, "forecast"):
-            values = [
-                100 * _mean(runs, "forecast", name, key)
-                for runs in some
-                for key in ("error", "below_p50", "below_p90")
-            ]
+        for name in _common(some, "by_class"):
+            values = [one for runs in some for one in _forecast_errors(runs, name)]
             rows.append([f"{kind}: {name}", *(f"{one:.0f}" for one in values)])
     columns = ("median error", "below P50", "below P90")
     return markdown(["", *columns, *(f"{one}, exact" for one in columns)], rows)
@@ -303,16 +307,12 @@ def _targets(found: Found, kinds: Sequence[str]) -> str:
         errors, gaps = list[tuple[float, str]](), list[tuple[float, str]]()
         for kind in kinds:
             runs = found(_OURS, kind, condition, LOADS[0])
-            for name in _common([runs], "forecast"):
-                if name.endswith("TTFT"):
-                    error, p50, p90 = (
-                        100 * _mean(runs, "forecast", name, key)
-                        for key in ("error", "below_p50", "below_p90")
-                    )
-                    at = f"{kind}: {name}"
-                    gaps.append((max(abs(p50 - 50), abs(p90 - 90)), at))
-                    if kind != "bursts":
-                        errors.append((error, at))
+            for name in _common([runs], "by_class"):
+                error, p50, p90 = _forecast_errors(runs, name)
+                at = f"{kind}: {name}"
+                gaps.append((max(abs(p50 - 50), abs(p90 - 90)), at))
+                if kind != "bursts":
+                    errors.append((error, at))
         for name, some, most in (
             ("median error of a forecast, but bursts: 12 %", errors, 12.0),
             ("P50 and P90 off by: 5 points", gaps, 5.0),

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from jserve.config import EngineConfig
 from jserve.records.events import EngineStats, Health, TokenEvent
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.record import StepRecord
@@ -48,6 +49,15 @@ class ServingEngine(Protocol):
 
         Raises:
           QueueFullError: If too many wait.
+          NotServingError: While starting, draining or failed.
+        """
+
+    def forecast(self, request: Request, /) -> Forecast:
+        """Returns when the tokens of a request that is not submitted would come.
+
+        `submit` makes one, too, and leaves it as the request's `forecast`.
+
+        Raises:
           NotServingError: While starting, draining or failed.
         """
 

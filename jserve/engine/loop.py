@@ -36,6 +36,7 @@ from jserve.records.events import (
 )
 from jserve.timing.serving_predictor import ServingPredictor
 from jserve_sched.policies.base import searches_of
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
 from jserve_sched.steps.plan import StepResult
@@ -83,6 +84,7 @@ class EngineLoop:
         self._profiler = Profiler(config.profiled_steps, config.profile_dir)
         self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = len  # ignores them
+        self._scheduling = threading.RLock()  # held while the scheduler changes
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._changed = threading.Condition()
         # Guarded by `_changed`:
@@ -113,6 +115,8 @@ class EngineLoop:
     def submit(self, request: Request) -> None:
         """Hands a request over; its tokens come to the listener."""
         self.limits.check(request.num_prompt_tokens, request.max_tokens)
+        self.check_open()
+        self.forecast(request)
         with self._changed:
             self.check_open()
             if request.request_id in self._in_use:
@@ -121,6 +125,14 @@ class EngineLoop:
             self._in_use.add(request.request_id)
             self._num_open += 1
             self._changed.notify_all()
+
+    def forecast(self, request: Request) -> Forecast:
+        """Returns when the tokens of a request that came now would come."""
+        if self.health not in (Health.READY, Health.WARM):
+            raise NotServingError(f"the engine is {self.health.value}")
+        with self._scheduling:
+            others = tuple(self._submitted)
+            return self._scheduler.forecast(request, time.monotonic(), others)
 
     def check_open(self) -> None:
         """Checks that one more request would be taken now, of any size."""
@@ -308,20 +320,24 @@ class EngineLoop:
                 )
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
+        with self._scheduling:
             for request in submitted:
                 self._scheduler.submit(request)
-        outputs = [self._scheduler.cancel(one) for one in cancelled]
+            outputs = [self._scheduler.cancel(one) for one in cancelled]
         self._publish([output for output in outputs if output is not None])
 
     def _launch_next(self) -> _InFlight | None:
         start_s = time.perf_counter()
         now_s = time.monotonic()
         num_waiting = self._scheduler.num_waiting
-        self._publish(self._scheduler.review(now_s))
-        plan = self._scheduler.plan(now_s)
+        with self._scheduling:
+            refused = self._scheduler.review(now_s)
+            plan = self._scheduler.plan(now_s)
+            if plan is not None:
+                self._scheduler.dispatch(plan, now_s)
+        self._publish(refused)
         if plan is None:
             return None
-        self._scheduler.dispatch(plan, now_s)
         plan_s = time.perf_counter() - start_s
         with self._profiler.step(plan.step_id):
             return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
@@ -333,9 +349,10 @@ class EngineLoop:
         end_s = time.monotonic()
         waited_s = time.perf_counter()
         duration_s = end_s - max(step.pending.launched_s, last_end_s)
-        self._publish(
-            self._scheduler.apply(StepResult(tokens=tokens, duration_s=duration_s))
-        )
+        result = StepResult(tokens=tokens, duration_s=duration_s, end_s=end_s)
+        with self._scheduling:
+            outputs = self._scheduler.apply(result)
+        self._publish(outputs)
         applied_s = time.perf_counter()
         self._records.add(
             step.pending,

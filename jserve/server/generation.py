@@ -30,6 +30,7 @@ from jserve.server.formats import (
 from jserve.server.metrics import ServerMetrics
 from jserve.server.stop_strings import StopFinder
 from jserve.text.tokenizer import Tokenizer
+from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import FinishReason, Request
 
 _LOGGER = logging.getLogger(__name__)
@@ -116,7 +117,12 @@ class Generation:
         if self._times_s:
             self._metrics.gap_s.observe(time_s - self._times_s[-1])
         else:
-            self._metrics.ttft_s.observe(time_s - self.request.arrival_s)
+            ttft_s = time_s - self.request.arrival_s
+            self._metrics.ttft_s.observe(ttft_s)
+            if forecast := self.request.forecast:
+                self._metrics.count_forecast(
+                    forecast, self.request.service_class, ttft_s
+                )
         self._times_s.append(time_s)
 
     def finish(
@@ -188,6 +194,13 @@ class Reply:
     def error(self) -> ApiError | None:
         """Error of the first output that failed; None without one."""
         return next((one.error for one in self.generations if one.error), None)
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Forecast of the output that should end last; None without any."""
+        found = [one.request.forecast for one in self.generations]
+        known = (one for one in found if one)
+        return max(known, key=lambda one: one.ttlt_s[1], default=None)
 
     @property
     def is_committed(self) -> bool:

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import Health
+from jserve_sched.requests.forecast import Forecast
 
 _TTFT_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -103,6 +104,20 @@ class ServerMetrics(Collector):
         self._rejected = count(
             "requests_rejected", "Requests refused with 429 or 503.", "reason"
         )
+        self._forecasts = count(
+            *(
+                "ttft_forecasts",
+                "Times to first token, by where their forecast put them",
+            ),
+            *("service_class", "at_most"),
+        )
+        self._forecast_error = prometheus_client.Histogram(
+            "jserve:ttft_forecast_error_ratio",
+            "Relative error of the median of a forecast time to first token.",
+            ["model_name", "service_class"],
+            registry=self.registry,
+            buckets=_ERROR_SHARE,
+        )
         self._not_admitted = count(
             "requests_not_admitted",
             "Requests refused, or degraded to best effort.",
@@ -144,6 +159,16 @@ class ServerMetrics(Collector):
         self._rejected.labels(self._model_name, reason).inc()
         self.count_not_admitted(reason, service_class)
         self.count_slo(service_class, is_attained)
+
+    def count_forecast(
+        self, forecast: Forecast, service_class: str, ttft_s: float
+    ) -> None:
+        """Counts one request's time to first token beside its forecast."""
+        p50_s, p90_s = forecast.ttft_s
+        at_most = "p50" if ttft_s <= p50_s else "p90" if ttft_s <= p90_s else "inf"
+        self._forecasts.labels(self._model_name, service_class, at_most).inc()
+        error = abs(p50_s - ttft_s) / max(ttft_s, 1e-9)
+        self._forecast_error.labels(self._model_name, service_class).observe(error)
 
     def count_not_admitted(self, reason: str, service_class: str) -> None:
         """Counts one request that was refused or degraded."""

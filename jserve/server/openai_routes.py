@@ -42,6 +42,8 @@ class ReplyResponse(StreamingResponse):
         headers = {"x-request-id": reply.form.response_id}
         if ignored:
             headers["x-jserve-ignored"] = names_header(ignored)
+        if forecast := reply.forecast:
+            headers["x-jserve-forecast"] = forecast.header
         media_type = "application/json"
         if reply.is_streamed:
             headers |= {"cache-control": "no-cache", "x-accel-buffering": "no"}

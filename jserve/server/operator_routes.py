@@ -5,7 +5,7 @@ import time
 from typing import Annotated, Any, Literal
 
 import prometheus_client
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 import jserve
@@ -13,6 +13,8 @@ from jserve.engine.facts import engine_facts
 from jserve.flags import field_help
 from jserve.records.chrome_trace import chrome_trace
 from jserve.records.events import Health
+from jserve.server.bodies import BodyLimits, received_body
+from jserve.server.predict import predict
 from jserve.server.service import Service
 from jserve_sched.steps.record import StepRecord
 
@@ -65,6 +67,14 @@ def health_router(service: Service) -> APIRouter:
 def inspection_router(service: Service) -> APIRouter:
     """Returns the endpoints under /jserve: steps and settings, never text."""
     router = APIRouter()
+    bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
+
+    @router.post("/predict")
+    async def predicted(request: Request) -> dict[str, Any]:
+        """Returns a forecast; see `predict`."""
+        arrival_s = time.monotonic()
+        async with received_body(request, bodies) as body:
+            return await predict(service, body, arrival_s)
 
     @router.get("/steps")
     def steps(  # runs in a thread, since a page takes a while to encode

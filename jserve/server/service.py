@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
@@ -14,7 +14,7 @@ from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply, TokenRouter
 from jserve.server.metrics import ServerMetrics
-from jserve.server.prompts import Asked, BodyReader, Prompt
+from jserve.server.prompts import Asked, BodyReader
 from jserve.server.protocol import SEEDS, ChatRequest, GenerationRequest
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
@@ -73,11 +73,12 @@ class Service:
         try:
             self.engine.check_open()
         except (QueueFullError, NotServingError) as error:
-            refusal = self._refusal(error)
+            refusal = self.refusal(error)
             self.metrics.count_rejected(_reason(refusal), UNREAD_CLASS)
             raise refusal from None
 
-    def _refusal(self, error: QueueFullError | NotServingError) -> ApiError:
+    def refusal(self, error: QueueFullError | NotServingError) -> ApiError:
+        """Returns the answer to a request that the engine does not take."""
         if isinstance(error, QueueFullError):
             return ApiError(
                 str(error),
@@ -104,11 +105,11 @@ class Service:
         Raises:
           ApiError: If the request is refused.
         """
-        reply = self._reply(asked.body, asked.prompts, headers, arrival_s)
+        reply = self.reply(asked, headers, arrival_s)
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
-            refusal = self._refusal(error)
+            refusal = self.refusal(error)
             for request in (one.request for one in reply.generations):
                 is_attained = request.slo.is_best_effort
                 name = request.service_class
@@ -120,13 +121,11 @@ class Service:
             raise ApiError(str(error)) from None
         return reply
 
-    def _reply(
-        self,
-        body: GenerationRequest,
-        prompts: Sequence[Prompt],
-        headers: Mapping[str, str],
-        arrival_s: float,
+    def reply(
+        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
+        """Returns the reply of `start`, before its requests are submitted."""
+        body, prompts = asked.body, asked.prompts
         # The format of the answer, and the number of requests.
         is_chat = isinstance(body, ChatRequest)
         form = AnswerFormat(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from jserve_sched.buckets.table import Bucket
-from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.output_lengths import LengthErrors
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.record import StepRecord
@@ -48,7 +47,7 @@ class Outcome:
       is_degraded: Whether it was served as best effort instead: not attained.
       num_returns: How often its client came back after a refusal; times are of the last
         time.
-      forecast: Forecast when it came; None if there was none.
+      forecast_ttft_s: P50 and P90 of its TTFT, as forecast when it came; or None.
     """
 
     service_class: str
@@ -61,7 +60,9 @@ class Outcome:
     message: str = ""
     is_degraded: bool = False
     num_returns: int = 0
-    forecast: Forecast | None = dataclasses.field(default=None, compare=False)
+    forecast_ttft_s: tuple[float, float] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
     @property
     def is_attained(self) -> bool:
@@ -173,6 +174,27 @@ def _latencies(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
+def _forecasts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Returns how far forecast times to first token were from those that came.
+
+    A time that equals a percentile counts as half below it.
+    """
+    pairs = [
+        (one.ttft_s, *one.forecast_ttft_s)
+        for one in outcomes
+        if one.ttft_s is not None and one.forecast_ttft_s is not None
+    ]
+    if not pairs:
+        return {}
+    ttft_s, p50_s, p90_s = np.array(pairs).T
+    error = np.abs(p50_s - ttft_s) / np.maximum(ttft_s, 1e-9)
+    found = {"num_requests": len(pairs), "median_error": float(np.median(error))}
+    for name, bound_s in (("p50", p50_s), ("p90", p90_s)):
+        below = np.sign(np.round(bound_s - ttft_s, 9)) / 2 + 0.5
+        found[f"share_under_{name}"] = float(below.mean())
+    return {"ttft_forecast": found}
+
+
 def _attainment(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     num_requests = len(outcomes)
     num_attained = sum(outcome.is_attained for outcome in outcomes)
@@ -225,7 +247,9 @@ def summarise_outcomes(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     num_failed = run["num_requests"] - run["num_finished"]
     run["num_errors"] = num_failed - run["num_rejected"]
     run["by_class"] = {
-        name: _attainment(by_class[name]) | _latencies(by_class[name])
+        name: _attainment(by_class[name])
+        | _latencies(by_class[name])
+        | _forecasts(by_class[name])
         for name in sorted(by_class)
     }
     run |= _latencies(outcomes)

@@ -20,8 +20,9 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
-from jserve_sched.planning.forecast import Forecaster, QueuePass
+from jserve_sched.planning.forecast import Forecaster
 from jserve_sched.planning.latency_source import LatencySource
+from jserve_sched.planning.queue_pass import QueuePass
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy, order_of
@@ -123,7 +124,7 @@ class Scheduler:
         self._next_step_id = 0
         self._recent = RecentLoad()
         self._latencies = LatencySource()
-        self._forecaster = Forecaster(self._recent)
+        self._forecaster = Forecaster()
         self._pass: tuple[tuple[float, int, int], QueuePass] | None = None
         self._free_s = 0.0  # when the plans in flight will have ended, clock seconds
         self._lengths = LengthBook(lengths or MaxTokens())

@@ -14,7 +14,7 @@ def cell(**changes: Any) -> Cell:
 
 def run(bits: str) -> dict[str, Any]:
     share = bits.count("1") / len(bits)
-    return {"attained": bits, "attainment": share, "forecast": {}}
+    return {"attained": bits, "attainment": share, "by_class": {}}
 
 
 def test_a_cell_says_which_requests_attained_their_slo() -> None:

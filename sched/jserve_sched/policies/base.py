@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from jserve_sched.planning.forecast import Order
+from jserve_sched.planning.queue_pass import Order
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts

@@ -11,7 +11,6 @@ import dataclasses
 
 import numpy as np
 
-from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.in_order import InOrder, first_waiting
 from jserve_sched.requests.facts import Facts
@@ -29,11 +28,9 @@ class EarliestDeadlineFirst(InOrder):
         requests = (*view.running, *waiting.requests)
         return self.plan_in_order(view, sorted(requests, key=_by_pace))
 
-    def order(
-        self, view: SchedulerView, steps: StepPrices, prompts: Facts
-    ) -> np.ndarray:
-        """Returns the places of prompts by when their tokens are wanted."""
-        return np.lexsort((prompts.arrival_s, prompts.pace_s))
+    def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+        """Returns when tokens are wanted."""
+        return facts.pace_s
 
 
 def _by_pace(request: Request) -> tuple[float, float, str]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request, RequestState
@@ -31,6 +32,16 @@ class InOrder:
     def __post_init__(self) -> None:
         if self.chunk_tokens < 0:
             raise ValueError(f"chunk_tokens={self.chunk_tokens} is below 0")
+
+    def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+        """Returns `[N]` what ranks requests before their arrival does: who runs."""
+        return np.where(facts.is_running > 0, 0.0, 1.0)
+
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts by key and arrival."""
+        return np.lexsort((prompts.arrival_s, self.key(view, prompts)))
 
     def plan_in_order(
         self, view: SchedulerView, ordered: Sequence[Request]

@@ -40,13 +40,14 @@ class LeastLaxityFirst(InOrder):
         """Returns the next step."""
         if not (view.running or view.admissible):
             return None
+        ordered = rank(view, lambda facts: self.key(view, facts))
+        return self.plan_in_order(view, ordered)
 
-        def key(facts: Facts) -> np.ndarray:
-            wait_s = laxities_s(view, facts)
-            is_lost = (wait_s < 0.0) & (facts.guard == 0.0)
-            return np.where(is_lost, np.inf, np.minimum(wait_s, _NEVER_S))
-
-        return self.plan_in_order(view, rank(view, key))
+    def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+        """Returns the laxity of requests, seconds; infinite of those that are lost."""
+        wait_s = laxities_s(view, facts)
+        is_lost = (wait_s < 0.0) & (facts.guard == 0.0)
+        return np.where(is_lost, np.inf, np.minimum(wait_s, _NEVER_S))
 
 
 def laxities_s(view: SchedulerView, facts: Facts) -> np.ndarray:

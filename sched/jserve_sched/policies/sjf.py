@@ -35,10 +35,10 @@ class ShortestJobFirst(InOrder):
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step."""
-        ordered = rank(view, lambda facts: self._left(view, facts))
+        ordered = rank(view, lambda facts: self.key(view, facts))
         return self.plan_in_order(view, ordered)
 
-    def _left(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+    def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
         """Returns how much each job has left `[N]`, seconds or tokens."""
         # What a waiting job may share is not taken off.
         left: np.ndarray = facts.known_tokens - facts.start * facts.is_running

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+PAIRS = ("ttft_s", "worst_gap_s", "ttlt_s")
+
 
 class Forecast(NamedTuple):
     """What is expected of one request, as of one moment; pairs are P50 and P90.
@@ -35,3 +37,23 @@ class Forecast(NamedTuple):
     def chance(self) -> float:
         """Probability of attaining the whole SLO: that of its least likely bound."""
         return min(self.chances.values(), default=1.0)
+
+    @property
+    def header(self) -> str:
+        """The value of `x-jserve-forecast`: a dictionary of structured fields.
+
+        As of RFC 9651: `ttft_s=(P50 P90), worst_gap_s=(...), ttlt_s=(...), chance=...`,
+        cut to what such a decimal holds.
+        """
+        pairs = {name: getattr(self, name) for name in PAIRS}
+        texts = [
+            f"{name}=({min(p50, 1e11):.3f} {min(p90, 1e11):.3f})"
+            for name, (p50, p90) in pairs.items()
+        ]
+        return ", ".join([*texts, f"chance={self.chance:.3f}"])
+
+
+def ttft_of(header: str) -> tuple[float, float]:
+    """Returns P50 and P90 of the TTFT that a header states, seconds."""
+    p50, p90 = header.partition("ttft_s=(")[2].partition(")")[0].split()
+    return float(p50), float(p90)

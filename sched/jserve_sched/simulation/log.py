@@ -79,7 +79,7 @@ class Tally:
         self._degraded: set[int] = set()
         self._token_times_s: list[list[float]] = [[] for _ in arrivals]
         self._failures: dict[int, Failure] = {}
-        self._forecasts: list[Forecast | None] = [None for _ in arrivals]
+        self._forecasts: list[tuple[float, float] | None] = [None for _ in arrivals]
         self._index = {one.request_id: i for i, one in enumerate(arrivals)}
         if len(self._index) < len(arrivals):
             raise ValueError("two arrivals have the same request_id")
@@ -116,7 +116,7 @@ class Tally:
 
     def expect(self, forecast: Forecast, request: Request) -> None:
         """Notes the forecast of a request as it came."""
-        self._forecasts[self._index[request.request_id]] = forecast
+        self._forecasts[self._index[request.request_id]] = forecast.ttft_s
 
     def take(self, request: Request, time_s: float) -> None:
         """Notes when a request got its next token, seconds, and whether it ended."""
@@ -159,7 +159,7 @@ class Tally:
                     failure=failure,
                     is_degraded=index in self._degraded,
                     num_returns=self._num_returns[index],
-                    forecast=self._forecasts[index],
+                    forecast_ttft_s=self._forecasts[index],
                 )
             )
         return found

@@ -18,6 +18,7 @@ class ScriptedClient:
     def __init__(self, delays_s: dict[str, float] | None = None):
         self.delays_s = delays_s or {}
         self.sent_s: dict[str, float] = {}
+        self.forecasts_s: dict[str, tuple[float, float]] = {}
         self.num_cancelled = 0
         self.num_flying = 0
         self.most_flying = 0

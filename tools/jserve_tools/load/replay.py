@@ -29,6 +29,7 @@ class Flight:
       arrival_s: Time when the request was due, which may be before it was sent. All
         times are in seconds on the client's clock.
       message: The server's message about a failure.
+      forecast_ttft_s: P50 and P90 of the TTFT, as the server forecast them; or None.
       is_over: Whether no further token will come.
     """
 
@@ -38,6 +39,7 @@ class Flight:
     token_times_s: list[float] = dataclasses.field(default_factory=list)
     failure: Failure | None = None
     message: str = ""
+    forecast_ttft_s: tuple[float, float] | None = None
     is_over: bool = False
 
     def outcome(self) -> Outcome:
@@ -54,6 +56,7 @@ class Flight:
             token_times_s=tuple(self.token_times_s),
             failure=self.failure if self.is_over else Failure.UNFINISHED,
             message=message,
+            forecast_ttft_s=self.forecast_ttft_s,
         )
 
 
@@ -69,6 +72,8 @@ async def fly(client: Client, flight: Flight) -> None:
     except RequestFailedError as error:
         flight.failure = error.failure
         flight.message = str(error)
+    name = flight.request.request_id
+    flight.forecast_ttft_s = client.forecasts_s.pop(name, None)
     flight.is_over = True
 
 

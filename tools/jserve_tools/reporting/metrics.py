@@ -97,6 +97,14 @@ _GOALS = (
     Metric("errors", ("num_errors",), "", "less"),
     Metric("requests attained", ("met_per_s",), "/s", "more"),
     Metric("output tokens", ("output_tokens_per_s",), "/s", "more"),
+    *(
+        Metric(name, ("by_class", "*", "ttft_forecast", key), "%", "less")
+        for name, key in (
+            ("error of forecast TTFT p50", "median_error"),
+            ("TTFT under its p50", "share_under_p50"),
+            ("TTFT under its p90", "share_under_p90"),
+        )
+    ),
     Metric("output length error", ("length_error", "*", _ERROR), " tokens", "less"),
 )
 _LATENCIES = tuple(

@@ -27,6 +27,7 @@ import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, choose_waiting
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.annealing.problem import (
     AnnealingProblem,
@@ -41,6 +42,7 @@ from jserve_sched.policies.annealing.search import (
     search,
 )
 from jserve_sched.policies.base import SearchTotals
+from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
 
@@ -116,6 +118,16 @@ class Annealing:
             if isinstance(value, int | float) and not value >= least:
                 raise ValueError(f"{name}={value} is below {least}")
         self._kernel = self.make_kernel()
+
+    def order(
+        self, view: SchedulerView, steps: StepPrices, prompts: Facts
+    ) -> np.ndarray:
+        """Returns the places of prompts: what runs, then in the planned turn."""
+        turns = self.found.turns if self.found else {}
+        turn = np.array(
+            [turns.get(one.request_id, MOST_JOBS) for one in prompts.requests]
+        )
+        return np.lexsort((prompts.arrival_s, turn, prompts.is_running <= 0))
 
     def search_if_due(self, view: SchedulerView) -> None:
         """Searches the order of the queue again, if that is due."""

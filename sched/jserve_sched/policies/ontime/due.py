@@ -39,6 +39,16 @@ def due_s(prompts: Facts, step_s: float) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(prompts.deadline_s, prompts.end_s - rest_s), more
 
 
+def guessed_tokens(prompts: Facts) -> np.ndarray:
+    """Returns `[P]` prompt tokens where a completion bound meets a guessed length.
+
+    Such prompts go the shortest first: one that is computed just in time is late if its
+    answer is longer than guessed, so most of them should be early.
+    """
+    may_stop = [bool(one.stop_token_ids) for one in prompts.requests]
+    return np.where(np.isfinite(prompts.end_s) & may_stop, prompts.tokens, 0.0)
+
+
 class DecodeSlack(NamedTuple):
     """How long decodes can wait, of those that are waited for.
 

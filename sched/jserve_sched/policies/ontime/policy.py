@@ -23,6 +23,7 @@ Predictions err, and the policy minds how much they erred lately:
   with less gets steps a little shorter than its gap. Only prompts that would be
   late otherwise may use the buffer; and the on-time set, if the prompts gained are more
   than the decodes that the stalls of late would make late.
+* Prompts with a completion bound and an answer of guessed length go the shortest first.
 
 Requests that have violated their SLO wait for those that have not: their decodes run in
 one step of `_VIOLATED_EVERY` while an on-time prompt waits. The oldest request of those
@@ -44,6 +45,7 @@ from jserve_sched.policies.ontime.due import (
     DecodeSlack,
     decode_slack,
     due_s,
+    guessed_tokens,
     usual_step_s,
 )
 from jserve_sched.policies.ontime.pages import too_large
@@ -62,6 +64,7 @@ _PRIOR_DELAY_S = 0.1  # before any was seen: all decodes would be late at the fi
 _STALL_STEPS = 2048  # in which stalls are counted
 _REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
 _MOST_FINISHED = 32  # prompts of a step whose due times are looked at
+_GUESSED = 15.0  # times its work is what a prompt of a guessed answer waits longer
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -119,7 +122,10 @@ class OnTime:
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> np.ndarray:
         """Returns the places of prompts: those on time by due time, then the others."""
-        return rank(view, steps, prompts).order
+        scale = scale_of(view, steps)
+        step_s = usual_step_s(view.running, least_s=scale.least_s, most_s=scale.full_s)
+        due, _ = due_s(prompts, step_s)
+        return rank(view, steps, prompts._replace(pace_s=due, deadline_s=due)).order
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
@@ -169,7 +175,8 @@ class OnTime:
         lost, given_up = self._late(prompts, steps, scale, step_s, left_s, more_steps)
         late = lost | given_up
         late |= too_large(view, candidates.decodes, prompts, left_s / step_s, late)
-        order = np.lexsort((prompts.arrival_s, left_s, prompts.guard <= 0, late))
+        turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
+        order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
         if aged:
             first = prompts.requests.index(aged)
             order = np.concatenate(([first], order[order != first]))

@@ -208,3 +208,12 @@ def test_the_same_load_is_served_the_same() -> None:
         for _ in range(2)
     )
     assert first.outcomes == second.outcomes
+
+
+@pytest.mark.parametrize("is_guessed", [False, True])
+def test_prompts_of_guessed_answers_go_the_shortest_first(is_guessed: bool) -> None:
+    long, short = waiting("long", 400, ttlt_s=9.0), waiting("short", 20, ttlt_s=9.1)
+    for one in (long, short):
+        one.stop_token_ids = frozenset({2} if is_guessed else ())
+    plan = planned(OnTime(), waiting=[long, short])
+    assert next(iter(taken(plan))) == ("short" if is_guessed else "long")

@@ -1,0 +1,127 @@
+"""POST /jserve/predict: when the tokens of a request would come, if it came now.
+
+Version 1. The body is that of a completion or a chat (an object with `prompt` or
+`messages`), or the lengths of one: see `Lengths`. A number may be added to the answer
+within a version; see `answer` for those of today.
+"""
+
+import os
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Raw, Struct
+
+from jserve.records.events import NotServingError
+from jserve.server.bodies import Body
+from jserve.server.errors import ApiError
+from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from jserve.server.service import Service
+from jserve.server.slo_input import SloFields
+from jserve_sched.requests.forecast import PAIRS, Forecast
+from jserve_sched.requests.limits import TooLongError
+from jserve_sched.requests.request import Request
+
+VERSION = 1
+_MOST_HASHES = 2**16
+
+
+class Lengths(
+    Struct, kw_only=True, forbid_unknown_fields=True, rename={"service_class": "class"}
+):
+    """A request by its lengths.
+
+    Attributes:
+      prompt_tokens: Tokens of the prompt.
+      max_tokens: Most tokens of the answer, whose length is estimated.
+      output_tokens: Tokens of the answer, if its length is known; then `max_tokens` is
+        not needed.
+      slo: Its SLO, as in the body of a completion.
+      service_class: "class": name of its service class.
+      prefix_hashes: Hashes of the prompt's full KV pages as 32 hexadecimal digits
+        each, the first page first, to find how much of it is cached.
+    """
+
+    prompt_tokens: Annotated[int, Meta(ge=1)]
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    slo: SloFields | None = None
+    service_class: str | None = None
+    prefix_hashes: Annotated[
+        list[Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]],
+        Meta(max_length=_MOST_HASHES),
+    ] = msgspec.field(default_factory=list)
+
+
+async def predict(service: Service, body: Body, arrival_s: float) -> dict[str, Any]:
+    """Returns the answer to a body.
+
+    Raises:
+      ApiError: If it is refused as the request itself would be, or is neither that nor
+        lengths.
+    """
+    data: bytes | bytearray = body.data
+    if not data and body.num_bytes:
+        data = os.pread(body.file().fileno(), body.num_bytes, 0)
+    try:
+        fields = msgspec.json.decode(data, type=dict[str, Raw])
+        lengths = None
+        if not {"prompt", "messages"} & fields.keys():
+            lengths = msgspec.json.decode(data, type=Lengths)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(f"the body is not a request or its lengths: {error}") from None
+    if lengths is None:
+        model: type[GenerationRequest] = CompletionRequest
+        model = ChatRequest if "messages" in fields else model
+        asked = await service.readers.read(model, body, "")
+        request = service.reply(asked, {}, arrival_s).generations[0].request
+    else:
+        request = _of_lengths(service, lengths, arrival_s)
+    try:
+        return answer(service.engine.forecast(request))
+    except NotServingError as error:
+        raise service.refusal(error) from None
+
+
+def _of_lengths(service: Service, asked: Lengths, arrival_s: float) -> Request:
+    slo, service_class = service.classes.choose(
+        slo=asked.slo, headers={}, service_tier=asked.service_class
+    )
+    most = asked.output_tokens or asked.max_tokens
+    if most is None:
+        raise ApiError("give max_tokens or output_tokens", "max_tokens")
+    try:
+        service.engine.limits.check(asked.prompt_tokens, most)
+    except TooLongError as error:
+        raise ApiError(str(error)) from None
+    ends = () if asked.output_tokens else service.tokenizer.eos_token_ids
+    return Request(
+        request_id="predicted",
+        arrival_s=arrival_s,
+        prompt_tokens=np.zeros(asked.prompt_tokens, np.int32),
+        max_tokens=most,
+        stop_token_ids=frozenset(ends),
+        slo=slo,
+        service_class=service_class.name,
+        guard=service_class.guard,
+        # An unknown page, where none are given, rather than those of the zeros.
+        page_hashes=[bytes.fromhex(one) for one in asked.prefix_hashes] or [b""],
+    )
+
+
+def answer(forecast: Forecast) -> dict[str, Any]:
+    """Returns the answer of this version.
+
+    `ttft_s`, `worst_gap_s` and `ttlt_s`: `p50` and `p90`, seconds. `chances`: of
+    attaining each bound of the SLO, by its name, and `chance`, of the whole. And
+    `attainable_in_s`: seconds after which such a request would have even odds if
+    nothing else came; 0 is now, null is never.
+    """
+    pairs = {name: getattr(forecast, name) for name in PAIRS}
+    return {
+        "version": VERSION,
+        **{name: {"p50": p50, "p90": p90} for name, (p50, p90) in pairs.items()},
+        "chances": forecast.chances,
+        "chance": forecast.chance,
+        "attainable_in_s": forecast.attainable_in_s,
+    }

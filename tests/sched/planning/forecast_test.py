@@ -1,0 +1,109 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jserve_sched.buckets.strategies import Continuous
+from jserve_sched.outcomes import summarise_run
+from jserve_sched.planning.forecast import Ratios
+from jserve_sched.policies.registry import POLICIES
+from jserve_sched.requests.slo import Slo
+from jserve_sched.scheduler import Scheduler
+from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
+from jserve_sched.simulation.simulator import simulate
+from jserve_sched.simulation.workload import Arrival
+from tests.fakes import make_request
+from tests.step_costs import scheduler_of
+
+GPU = CLOSED_FORMS["a100-llama3-8b"]
+TABLE = Continuous().table(
+    max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=1
+)
+
+
+def scheduler_on(policy: str = "fcfs", *, max_num_seqs: int = 256) -> Scheduler:
+    machine = dataclasses.replace(GPU, max_num_seqs=max_num_seqs)
+    predictor = OraclePredictor(GPU, 1)
+    return scheduler_of(policy, machine, TABLE, predictor=predictor)
+
+
+def arrivals(num: int, gap_s: float) -> list[Arrival]:
+    rng = np.random.default_rng(0)
+    tokens, answers = rng.integers(100, 1500, num), rng.integers(5, 60, num)
+    return [
+        Arrival(
+            request_id=f"{i:03}",
+            arrival_s=i * gap_s,
+            num_prompt_tokens=int(tokens[i]),
+            max_tokens=int(answers[i]),
+            service_class=f"{i % 2}",
+            slo=Slo(ttft_s=0.5 + 4 * (i % 2), tbt_s=0.2),
+        )
+        for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_has_forecasts_that_are_close_in_overload(policy: str) -> None:
+    policy += ":proposals=10" * (policy == "annealing")
+    found = simulate(scheduler_on(policy), GPU, arrivals(120, 0.05))
+    run = summarise_run(found.outcomes)
+    for name in ("0", "1"):
+        forecast = run["by_class"][name]["ttft_forecast"]
+        assert forecast["num_requests"] == 60
+        assert forecast["median_error"] < 0.8
+        assert 0.0 < forecast["share_under_p50"] <= forecast["share_under_p90"]
+
+
+@pytest.mark.parametrize("max_num_seqs", [256, 3])
+def test_what_waits_for_prefill_or_a_slot_is_foreseen(max_num_seqs: int) -> None:
+    scheduler = scheduler_on(max_num_seqs=max_num_seqs)
+    found = simulate(scheduler, GPU, arrivals(40, 0.0))
+    errors = [
+        one.forecast_ttft_s[0] / one.ttft_s - 1
+        for one in found.outcomes[1:]
+        if one.ttft_s and one.forecast_ttft_s
+    ]
+    assert len(errors) == 39
+    assert abs(np.median(errors)) < 0.2
+
+
+def test_quantiles_hold_whatever_the_bias_and_its_drift() -> None:
+    rng, ratios, below = np.random.default_rng(1), Ratios(), []
+    for i in range(600):
+        pair = ratios.pair
+        actual = (0.3 + i / 600) * rng.lognormal(sigma=0.5)
+        below.append([actual <= bound for bound in pair])
+        ratios.add(actual)
+        for place, is_below in enumerate(below[-1]):
+            ratios.move(place, is_below)
+    assert np.mean(below[100:], axis=0) == pytest.approx([0.5, 0.9], abs=0.05)
+
+
+def test_when_it_could_be_attained() -> None:
+    scheduler = scheduler_on()
+    slo = Slo(ttft_s=0.3)
+    assert scheduler.attainable_in_s(make_request(500, slo=slo), 0.0) == 0.0
+    for _ in range(20):
+        scheduler.submit(make_request(1500, 2))
+    late = scheduler.forecast(make_request(500, slo=slo), 0.0)
+    assert late.chance < 0.1
+    assert late.attainable_in_s == pytest.approx(late.ttft_s[0] - 0.3)
+    never = make_request(9000, slo=slo)
+    assert scheduler.attainable_in_s(never, 0.0) is None
+    assert scheduler.num_waiting == 20, "nothing was submitted"
+
+
+def test_one_that_waits_is_forecast_again_and_with_less_left() -> None:
+    scheduler = scheduler_on()
+    requests = [make_request(1500, 2) for _ in range(8)]
+    for one in requests:
+        scheduler.submit(one)
+    last = requests[-1]
+    first = scheduler.forecast(last, 0.0)
+    plan = scheduler.plan(0.0)
+    assert plan is not None
+    scheduler.dispatch(plan, 0.0)
+    again = scheduler.forecast(last, 0.0)
+    assert again.ttft_s == pytest.approx(first.ttft_s, rel=0.1)
+    assert last.forecast is first
