@@ -5,6 +5,7 @@ import functools
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,6 @@ from jserve.records.step_log import Header, StepRecorder
 from jserve.timing.serving_predictor import choose_predictor
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.clock import WallClock
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.annealing.policy import SearchLimit
 from jserve_sched.policies.base import Policy
@@ -139,7 +139,7 @@ def _serving_policy(config: EngineConfig) -> Policy:
     A simulation counts the changes that a search tries, so that it can be repeated; a
     server counts milliseconds too, since its engine waits.
     """
-    limit = SearchLimit(WallClock(), config.annealing_budget_ms / 1e3 or math.inf)
+    limit = SearchLimit(time.monotonic, config.annealing_budget_ms / 1e3 or math.inf)
     return make_policy(config.policy, make_kernel=best_kernel, limit=limit)
 
 

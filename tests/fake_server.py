@@ -34,7 +34,6 @@ from jserve.server.app import build_app
 from jserve.server.serving import make_server
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.clock import Clock, WallClock
 from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import FinishReason, Request
@@ -81,7 +80,6 @@ class FakeLoop:
         self.vocab_size = 320
         self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
-        self.clock: Clock = WallClock()
         self.seen: list[Request] = []
         ratios = ((1.0, 2.0),) * 3
         self.forecasts = Forecast(
@@ -152,7 +150,7 @@ class FakeLoop:
 
     def refuse(self, reason: FinishReason) -> None:
         """Ends what waits, as a scheduler's admission does."""
-        now_s, ended = self.clock.now_s(), list(self._live)
+        now_s, ended = time.monotonic(), list(self._live)
         self._live.clear()
         self._publish(
             [TokenEvent(one, None, now_s, reason, retry_after_s=1.5) for one in ended]
@@ -203,7 +201,7 @@ class FakeLoop:
             self._live.clear()
         self._publish(
             [
-                TokenEvent(one, None, self.clock.now_s(), FinishReason.CANCELLED)
+                TokenEvent(one, None, time.monotonic(), FinishReason.CANCELLED)
                 for one in left
             ]
         )
@@ -224,7 +222,7 @@ class FakeLoop:
                 left = list(self._live)
                 self._live.clear()
                 self.health = Health.FAILED
-            now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
+            now_s, reason = time.monotonic(), FinishReason.CANCELLED
             self._publish(
                 [TokenEvent(one, None, now_s, reason, error=str(error)) for one in left]
             )
@@ -263,7 +261,7 @@ class FakeLoop:
         return self.chunk_tokens - room
 
     def _next(self, request: Request) -> TokenEvent:
-        now_s = self.clock.now_s()
+        now_s = time.monotonic()
         if self.fail_with is not None:
             return TokenEvent(
                 request.request_id,
@@ -287,7 +285,7 @@ class FakeLoop:
         self._steps.append(
             StepRecord(
                 step_id=len(self._steps),
-                end_s=self.clock.now_s(),
+                end_s=time.monotonic(),
                 num_rows=8,
                 num_blocks=1,
                 used_rows=used_rows,

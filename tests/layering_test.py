@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 ROOMS = {
     "jserve_sched": (
-        *("clock", "options", "requests", "buckets", "steps", "memory", "outcomes"),
+        *("options", "requests", "buckets", "steps", "memory", "outcomes"),
         *("timing", "fitting", "planning", "policies", "admission", "scheduler"),
         "simulation",
     ),

@@ -5,7 +5,6 @@ from typing import Protocol
 
 from jserve.config import EngineConfig
 from jserve.records.events import EngineStats, Health, TokenEvent
-from jserve_sched.clock import Clock
 from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.request import Request
@@ -18,6 +17,8 @@ Listener = Callable[[Sequence[TokenEvent]], object]
 class ServingEngine(Protocol):
     """An engine that serves, whatever makes its steps; any thread may call it.
 
+    Arrivals, deadlines and events are at times of `time.monotonic`.
+
     `set_listener`, then `start`, then requests once its health is READY, and `stop`.
 
     Attributes:
@@ -25,7 +26,6 @@ class ServingEngine(Protocol):
       model_name: Name of the model.
       vocab_size: Number of token ids; all are below it.
       limits: Sizes that a single request may have.
-      clock: Clock of arrivals, deadlines and events.
       health: How far start-up has come, or how far the end.
     """
 
@@ -33,7 +33,6 @@ class ServingEngine(Protocol):
     model_name: str
     vocab_size: int
     limits: RequestLimits
-    clock: Clock
     health: Health
 
     def set_listener(self, publish: Listener, /) -> None:

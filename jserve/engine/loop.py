@@ -1,4 +1,4 @@
-"""EngineLoop: clock, scheduler and engine, one step a turn, in one thread.
+"""EngineLoop: scheduler and engine, one step a turn, in one thread.
 
 With `enable_overlap` two plans may be in flight. While the device runs step n, the host
 plans and launches step n + 1, and only then waits for n. One turn:
@@ -35,7 +35,6 @@ from jserve.records.events import (
     TokenEvent,
 )
 from jserve.timing.serving_predictor import ServingPredictor
-from jserve_sched.clock import Clock, WallClock
 from jserve_sched.policies.base import searches_of
 from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import FinishReason, Request
@@ -75,7 +74,6 @@ class EngineLoop:
     ):
         """Makes a loop that `start` will run, of an engine that is not yet warm."""
         self.config = config
-        self.clock: Clock = WallClock()
         self.model_name = engine.model.config.name
         self.vocab_size = engine.model.config.vocab_size
         self.limits = scheduler.limits
@@ -134,7 +132,7 @@ class EngineLoop:
             raise NotServingError(f"the engine is {self.health.value}")
         with self._scheduling:
             others = tuple(self._submitted)
-            return self._scheduler.forecast(request, self.clock.now_s(), others)
+            return self._scheduler.forecast(request, time.monotonic(), others)
 
     def check_open(self) -> None:
         """Checks that one more request would be taken now, of any size."""
@@ -148,7 +146,7 @@ class EngineLoop:
                 raise QueueFullError(
                     f"{num_waiting} requests wait, the limit is "
                     f"max_queued_requests={self.config.max_queued_requests}",
-                    self._scheduler.admission.returns.next_s(self.clock.now_s()),
+                    self._scheduler.admission.returns.next_s(time.monotonic()),
                 )
 
     def cancel(self, request_id: str) -> None:
@@ -283,7 +281,7 @@ class EngineLoop:
             self._num_open = 0
             self.health = Health.FAILED
             self._changed.notify_all()
-        now_s, reason = self.clock.now_s(), FinishReason.CANCELLED
+        now_s, reason = time.monotonic(), FinishReason.CANCELLED
         self._listener(
             [TokenEvent(one, None, now_s, reason, error=message) for one in ids]
         )
@@ -330,7 +328,7 @@ class EngineLoop:
 
     def _launch_next(self) -> _InFlight | None:
         start_s = time.perf_counter()
-        now_s = self.clock.now_s()
+        now_s = time.monotonic()
         num_waiting = self._scheduler.num_waiting
         with self._scheduling:
             refused = self._scheduler.review(now_s)
@@ -348,7 +346,7 @@ class EngineLoop:
         """Waits for a step and applies it; returns when it ended on the device."""
         start_s = time.perf_counter()
         tokens = step.pending.wait()
-        end_s = self.clock.now_s()
+        end_s = time.monotonic()
         waited_s = time.perf_counter()
         duration_s = end_s - max(step.pending.launched_s, last_end_s)
         result = StepResult(tokens=tokens, duration_s=duration_s, end_s=end_s)
@@ -372,7 +370,7 @@ class EngineLoop:
         """Notifies the listener of new tokens and ends."""
         if not outputs:
             return
-        now_s = self.clock.now_s()
+        now_s = time.monotonic()
         events = [
             TokenEvent(
                 request.request_id,

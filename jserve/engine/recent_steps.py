@@ -55,35 +55,23 @@ class RecentSteps:
             skip = max(step_id - self._records[0].step_id, 0)
             return list(itertools.islice(self._records, skip, None))
 
-    def add(
-        self,
-        pending: PendingStep,
-        *,
-        plan_s: float,
-        num_waiting: int,
-        end_s: float,
-        duration_s: float,
-        wait_s: float,
-        apply_s: float,
-    ) -> None:
-        """Takes a step that has been applied; see `StepRecord` for the arguments."""
+    def add(self, pending: PendingStep, **measured: float) -> None:
+        """Takes a step that has been applied, and what the loop measured of it.
+
+        That is `num_waiting` and the times of `StepRecord` that are not in `pending`.
+        """
         plan = pending.plan
         fields = {
             "step_id": plan.step_id,
-            "end_s": end_s,
             "launched_s": pending.launched_s,
             "used_blocks": plan.num_blocks,
-            "num_waiting": num_waiting,
             "num_compiling": pending.num_compiling,
             "ended_by": plan.ended_by.value,
             "leaves_work": plan.leaves_work,
             "predicted_s": plan.predicted_s,
-            "duration_s": duration_s,
-            "plan_s": plan_s,
             "transfer_s": pending.transfer_s,
             "launch_s": pending.launch_s,
-            "wait_s": wait_s,
-            "apply_s": apply_s,
+            **measured,
         }
         with self._lock:
             self._new.append((plan.features, fields))

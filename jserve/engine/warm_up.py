@@ -34,7 +34,6 @@ from jserve.timing.serving_predictor import ServingPredictor
 from jserve.timing.step_times import load_step_times, save_step_times
 from jserve_sched.buckets.growth import BucketPlan
 from jserve_sched.buckets.table import Bucket, BucketTable
-from jserve_sched.clock import Clock, WallClock
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.timing.predictor import StepSample
 from jserve_sched.timing.table import TablePredictor
@@ -67,7 +66,6 @@ class WarmUp:
         choose: Callable[[BucketTable], ServingPredictor],
         timing_s: float = 0.0,
         progress: Progress | None = None,
-        clock: Clock | None = None,
     ):
         """Does nothing yet.
 
@@ -81,7 +79,6 @@ class WarmUp:
             warm.
           timing_s: Seconds for timing programs, half of it beside the compiler and half
             afterwards; requests between two steps are included. 0 sets no limit.
-          clock: Clock of `timing_s`; None is the machine's.
         """
         self.serving: ServingPredictor | None = None
         self.progress = progress or Progress()
@@ -97,7 +94,6 @@ class WarmUp:
         self._are_times_lost = False
         self._choose = choose
         self._timing_s = timing_s or math.inf
-        self._clock = clock or WallClock()
         self._samples: dict[Bucket, Sequence[StepSample]] = {}
         self._num_timed = 0
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "warm-up")
@@ -264,9 +260,9 @@ class WarmUp:
         """Times programs in rounds, for at most this long; returns how long it took."""
         if self._is_timed:
             return 0.0
-        start_s = self._clock.now_s()
+        start_s = time.monotonic()
         for index, bucket in itertools.product(range(num_rounds), buckets):
-            if self._clock.now_s() - start_s >= most_s:
+            if time.monotonic() - start_s >= most_s:
                 break
             samples = []
             for sample in self._engine.timed_pass([bucket], repeats=1):
@@ -277,7 +273,7 @@ class WarmUp:
             self._samples[bucket] = (*earlier, *samples)
             self._num_timed += 1
         self._predictor.fit(itertools.chain.from_iterable(self._samples.values()))
-        return self._clock.now_s() - start_s
+        return time.monotonic() - start_s
 
     def _time_all(self, reached: BucketTable) -> Iterator[None]:
         """Times the programs of a table, those that are worth most first."""

@@ -48,26 +48,13 @@ class ApiError(Exception):
     @property
     def body(self) -> bytes:
         """The body of the response; seconds to wait are exact in it."""
-        return error_json(
-            self.status, str(self), self.param, self.code, self.retry_after_s
-        )
-
-
-def error_json(
-    status: int,
-    message: str,
-    param: str | None = None,
-    code: str | None = None,
-    retry_after_s: float | None = None,
-) -> bytes:
-    """Returns the body of an error response."""
-    fallback = "server_error" if status >= 500 else "invalid_request_error"
-    error: dict[str, Any] = {
-        "message": message,
-        "type": _TYPES.get(status, fallback),
-        "param": param,
-        "code": code,
-    }
-    if retry_after_s is not None:
-        error["retry_after_s"] = retry_after_s
-    return json.dumps({"error": error}).encode()
+        fallback = "server_error" if self.status >= 500 else "invalid_request_error"
+        error: dict[str, Any] = {
+            "message": str(self),
+            "type": _TYPES.get(self.status, fallback),
+            "param": self.param,
+            "code": self.code,
+        }
+        if self.retry_after_s is not None:
+            error["retry_after_s"] = self.retry_after_s
+        return json.dumps({"error": error}).encode()

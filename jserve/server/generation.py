@@ -98,10 +98,8 @@ class Generation:
             self.finish("error", event.time_s, error=ApiError(event.error, status=500))
         elif reason in _REFUSALS:
             status, code, message = _REFUSALS[reason]
-            retry_after_s = event.retry_after_s
-            error = ApiError(
-                message, status=status, code=code, retry_after_s=retry_after_s
-            )
+            after_s = event.retry_after_s
+            error = ApiError(message, status=status, code=code, retry_after_s=after_s)
             self.finish(code, event.time_s, error=error)
         elif self._finder.is_found:
             self.finish("stop", event.time_s)
@@ -344,7 +342,7 @@ class TokenRouter:
     def close(self, reply: Reply) -> None:
         """Cancels the requests of a reply that still run, since its client has left."""
         self._drop(reply)
-        now_s = self._engine.clock.now_s()
+        now_s = time.monotonic()
         for generation in reply.generations:
             generation.finish("abort", now_s, has_client_left=True)
 

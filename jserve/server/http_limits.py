@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from jserve.server.errors import error_json
+from jserve.server.errors import ApiError
 from jserve.server.formats import COMMENT_EVENT
 
 DIRECT_WRITE = "jserve.write"  # extension: writes a part of a body that has begun
@@ -269,7 +269,7 @@ class BoundedHttp(HttpToolsProtocol):
         """Closes the connection, with an error unless an answer has begun."""
         is_answering = self._cycles and self._cycles[0].response_started
         if not is_answering and not self.transport.is_closing():
-            body = error_json(status, message)
+            body = ApiError(message, status=status).body
             self.transport.write(
                 b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\n"
                 b"content-length: %d\r\nconnection: close\r\n\r\n%s"

@@ -100,7 +100,7 @@ class Service:
 
         Args:
           headers: HTTP headers, with names in lower case.
-          arrival_s: Time of arrival on the engine's clock, seconds.
+          arrival_s: Time of arrival, by `time.monotonic`.
 
         Raises:
           ApiError: If the request is refused.

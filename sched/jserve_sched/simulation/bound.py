@@ -28,12 +28,11 @@ number of rows, what a step's end has to do with an interval's.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jserve_sched.clock import Clock
 from jserve_sched.simulation.cost_model import ClosedForm
 from jserve_sched.simulation.workload import Arrival
 
@@ -99,7 +98,7 @@ def attained_bound(
     arrivals: Sequence[Arrival],
     cost_model: ClosedForm,
     *,
-    clock: Clock,
+    clock: Callable[[], float],
     time_limit_s: float = 100.0,
 ) -> Bound:
     """Returns a bound on the attained requests of any schedule; see the module.
@@ -107,7 +106,7 @@ def attained_bound(
     Requests without an objective count as attained.
 
     Args:
-      clock: Real time, for the limit.
+      clock: Real time, seconds, for the limit.
       time_limit_s: Seconds after which no further inequality is looked for.
     """
     formulas = (cost_model.decode, cost_model.prefill, cost_model.mixed)
@@ -116,14 +115,14 @@ def attained_bound(
     machine = machine._replace(floor_s=max(machine.floor_s, machine.base_s))
     needs = [_needs(index, one, machine) for index, one in enumerate(arrivals)]
     programme = _Programme(needs, machine)
-    stop_s = clock.now_s() + time_limit_s
+    stop_s = clock() + time_limit_s
     while True:
         most, counts = programme.solve()
         is_final = not programme.tighten(counts)
-        if is_final or clock.now_s() >= stop_s:
+        if is_final or clock() >= stop_s:
             break
     if len(arrivals) <= _MOST_WHOLE:
-        most = programme.solve_whole(max(stop_s - clock.now_s(), 1.0))
+        most = programme.solve_whole(max(stop_s - clock(), 1.0))
     return Bound(math.floor(most + 1e-6), is_final)
 
 

@@ -10,8 +10,8 @@ during a step waits for the one after the next.
 
 import collections
 import math
+from collections.abc import Callable
 
-from jserve_sched.clock import Clock
 from jserve_sched.outcomes import Failure
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import Request
@@ -45,7 +45,7 @@ class SimulatedEngine:
         tally: Tally,
         lag: int,
         recording: Recording | None,
-        clock: Clock | None,
+        clock: Callable[[], float],
     ):
         """Makes an idle engine; see `simulator.simulate` for the arguments."""
         self.scheduler = scheduler
@@ -96,12 +96,12 @@ class SimulatedEngine:
             self._tally.fail(output.request, Failure.REJECTED, now_s)
             self._ends.pop(output.request.request_id, None)
         while len(self._planned) <= self._lag:
-            start_s = self._clock.now_s() if self._clock else 0.0
+            start_s = self._clock()
             plan = self.scheduler.plan(now_s)
             if plan is None:
                 break
             self.scheduler.dispatch(plan, now_s)
-            plan_s = self._clock.now_s() - start_s if self._clock else 0.0
+            plan_s = self._clock() - start_s
             self._planned.append((plan, plan_s))
         if not self._planned:
             self.due_s = math.inf

@@ -10,12 +10,11 @@ requests. Each request is given to one of them when it arrives.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.clock import Clock
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.outcomes import EngineCounters, Outcome
 from jserve_sched.policies.base import Policy
@@ -43,7 +42,6 @@ class SimulationResult:
       counters: Sums of the schedulers' counters.
       instances: The engines, with their requests and step counts.
       end_s: Virtual time at the end, seconds.
-      wall_s: Real time that it took, seconds; None without a clock.
     """
 
     outcomes: list[Outcome]
@@ -53,7 +51,6 @@ class SimulationResult:
     instances: Sequence[SimulatedEngine]
     num_steps: int
     end_s: float
-    wall_s: float | None
 
 
 def make_scheduler(
@@ -174,7 +171,7 @@ def simulate(
     stop_after_violations: int | None = None,
     num_uncounted: int = 0,
     max_returns: int = 0,
-    clock: Clock | None = None,
+    clock: Callable[[], float] = lambda: 0.0,
 ) -> SimulationResult:
     """Serves requests in virtual time.
 
@@ -196,7 +193,7 @@ def simulate(
       num_uncounted: Number of requests at the start that do not count for that.
       max_returns: How often the client of a refused request comes back when told; its
         request counts once, as it ended last.
-      clock: Real time, for `wall_s` and `plan_s`; None measures neither.
+      clock: Real time, seconds, of which planning takes `plan_s`.
 
     Raises:
       ValueError: If the requests are not sorted, or two have the same id.
@@ -207,7 +204,6 @@ def simulate(
         raise ValueError("arrivals must be sorted by arrival_s")
     if isinstance(schedulers, Scheduler):
         schedulers = [schedulers]
-    started_s = clock.now_s() if clock else 0.0
     step_s = functools.partial(
         cost_model.step_s, block_tokens=schedulers[0].buckets.block_tokens
     )
@@ -251,5 +247,4 @@ def simulate(
         instances=engines,
         num_steps=sum(one.num_steps for one in engines),
         end_s=run.now_s,
-        wall_s=clock.now_s() - started_s if clock else None,
     )

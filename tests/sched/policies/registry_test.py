@@ -2,10 +2,10 @@
 
 import pathlib
 import sys
+import time
 
 import pytest
 
-from jserve_sched.clock import WallClock
 from jserve_sched.policies.annealing.policy import SearchLimit
 from jserve_sched.policies.registry import make_policy, policy_file
 
@@ -48,7 +48,7 @@ def module(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
 
 
 def test_a_class_of_the_users_own_is_made_from_a_spec(module: pathlib.Path) -> None:
-    limit = SearchLimit(WallClock(), 1.0)
+    limit = SearchLimit(time.monotonic, 1.0)
     policy = make_policy("own_policies.Own:size=3", limit=limit)
     assert type(policy).__name__ == "Own"
     assert (policy.size, policy.limit) == (3, limit)  # type: ignore[attr-defined]

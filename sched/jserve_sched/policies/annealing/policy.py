@@ -25,7 +25,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jserve_sched.clock import Clock
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates, choose_waiting
 from jserve_sched.planning.step_prices import StepPrices
@@ -54,7 +53,7 @@ class SearchLimit(NamedTuple):
     The budget counts all that a search prepares; infinite, it is measured only.
     """
 
-    clock: Clock
+    clock: Callable[[], float]  # seconds
     budget_s: float
 
 
@@ -142,7 +141,7 @@ class Annealing:
         ):
             return
         clock, budget_s = self.limit or (None, math.inf)
-        begun_s = clock.now_s() if clock else 0.0
+        begun_s = clock() if clock else 0.0
         requests = choose_waiting(view, MOST_JOBS, first=self._num_aged(view)).requests
         if not requests:
             return
@@ -158,7 +157,7 @@ class Annealing:
             seed=(self.seed << 32) + changes,
             kernel=self._kernel,
             starts=starts,
-            spent=(lambda: (clock.now_s() - begun_s) / budget_s) if clock else None,
+            spent=(lambda: (clock() - begun_s) / budget_s) if clock else None,
         )
         order = np.lexsort((problem.exec_s[:, -1], found.batch_of)).tolist()
         self.found = FoundOrder(
@@ -167,7 +166,7 @@ class Annealing:
             num_changes=changes,
         )
         self.searches.num_searches += 1
-        self.searches.search_s += clock.now_s() - begun_s if clock else 0.0
+        self.searches.search_s += clock() - begun_s if clock else 0.0
 
     def _problem(
         self, view: SchedulerView, requests: Sequence[Request]

@@ -2,6 +2,7 @@
 """Admission by a searched plan: when it searches, whom it lets in, and when."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -205,18 +206,11 @@ def test_a_batch_fits_what_runs() -> None:
 
 
 def test_the_clock_ends_a_search() -> None:
-    class Clock:
-        """A millisecond passes between two looks."""
-
-        looks = 0
-
-        def now_s(self) -> float:
-            self.looks += 1
-            return self.looks * 1e-3
-
     jobs = [job(f"j{index}", ttlt_s=0.2) for index in range(6)]
     for budget_s, num_looks in ((math.inf, 9), (1e9, 9), (2e-3, 4)):
-        limit = SearchLimit(Clock(), budget_s)
+        # A millisecond passes between two looks at the clock.
+        looks = itertools.count(0.0, 1e-3)
+        limit = SearchLimit(looks.__next__, budget_s)
         policy = planner("annealing:proposals=999", limit=limit)
         found = search(policy, view_of(*jobs))
         assert policy.searches.search_s == pytest.approx((num_looks - 1) * 1e-3)
