@@ -145,10 +145,9 @@ def _with_buckets(
     return ready
 
 
-def main(argv: Sequence[str]) -> None:
+def run(config: Config) -> None:
     """Runs what is not finished, and fills the page after each stage."""
-    del argv
-    config, start_s = _read_config(), time.monotonic()
+    start_s = time.monotonic()
     file = config.output / "cells.jsonl"
     runs = FinishedRuns(file, resumes=True, version=sched_version())
     made, left_s = stages(config), {}
@@ -174,7 +173,12 @@ def main(argv: Sequence[str]) -> None:
         config.page.write_text(fill_page(config.page.read_text(), tables))
 
 
-_read_config = define_config_flags(Config, group="Study")
+def main(argv: Sequence[str]) -> None:
+    """Runs the study that the flags describe."""
+    del argv
+    run(_read_config())
+
 
 if __name__ == "__main__":
+    _read_config = define_config_flags(Config, group="Study")
     run_program(sys.modules[__name__])

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.simulator_truth.replays import FOLDER
 from jserve.program import run_program
 from jserve_sched.outcomes import Failure, Outcome
 from jserve_sched.policies.registry import make_policy
@@ -38,9 +37,6 @@ from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
 from jserve_tools.reporting.documents import write_whole
 from jserve_tools.simulating.predictors import make_predictor
 
-_SAMPLES = flags.DEFINE_string("samples", "", "Profile of the engine.")
-_OUTPUT = flags.DEFINE_string("output", "", "Markdown file to write as well.")
-_PROCESSES = flags.DEFINE_integer("num_processes", 2, "Processes that simulate.")
 _SEEDS = range(31, 32)
 _MAX_MODEL_LEN = 4096
 _CLASSES = ("interactive", "batch")
@@ -344,12 +340,12 @@ def page(entries: Sequence[Mapping[str, Any]], found: Fit, commits: str) -> str:
 def main(argv: Sequence[str]) -> None:
     """Reads profile and replays; prints and writes the page."""
     del argv
-    machine = load_machine(f"table:{_SAMPLES.value}")
-    paths = sorted(pathlib.Path(FOLDER.value).glob("*-[0-9].[0-9].json"))
+    machine = load_machine(f"table:{flags.FLAGS.samples}")
+    paths = sorted(pathlib.Path(flags.FLAGS.folder).glob("*-[0-9].[0-9].json"))
     runs = [json.loads(path.read_text()) for path in paths]
     runs.sort(key=lambda one: (one["trace"], one["load"], one["policy"]))
     found = fit([steps_of(run, machine, place) for place, run in enumerate(runs)])
-    with concurrent.futures.ProcessPoolExecutor(_PROCESSES.value) as pool:
+    with concurrent.futures.ProcessPoolExecutor(flags.FLAGS.num_processes) as pool:
         work = [
             pool.submit(compare, run, machine, place, found)
             for place, run in enumerate(runs)
@@ -360,9 +356,13 @@ def main(argv: Sequence[str]) -> None:
             print(json.dumps(entries[-1]), flush=True)
     text = page(entries, found, " and ".join({str(run["commit"]) for run in runs}))
     print(text)
-    if _OUTPUT.value:
-        write_whole(pathlib.Path(_OUTPUT.value), text.encode())
+    if flags.FLAGS.output:
+        write_whole(pathlib.Path(flags.FLAGS.output), text.encode())
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("folder", "out/simulator_truth", "Folder of all files.")
+    flags.DEFINE_string("samples", "", "Profile of the engine.")
+    flags.DEFINE_string("output", "", "Markdown file to write as well.")
+    flags.DEFINE_integer("num_processes", 2, "Processes that simulate.")
     run_program(sys.modules[__name__])

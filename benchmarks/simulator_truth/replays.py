@@ -36,10 +36,6 @@ _TRACES = pathlib.Path("tools/jserve_tools/traces")
 _NUM_REQUESTS = 500
 _LENGTH_SCALE = 0.25  # lengths of the trace that a small model on a CPU can serve
 
-FOLDER = flags.DEFINE_string("folder", "out/simulator_truth", "Folder of all files.")
-_POLICY = flags.DEFINE_string("policy", "fcfs", "Policy of the server.")
-_TRACE = flags.DEFINE_string("trace", "azure_conv", "Trace that comes with jserve.")
-
 
 def _request_row(flight: Flight) -> dict[str, Any]:
     """Returns when a request was due, sent and answered, seconds."""
@@ -98,8 +94,12 @@ async def measure(policy: str, trace: str, folder: pathlib.Path) -> None:
 def main(argv: Sequence[str]) -> None:
     """Measures what the flags name."""
     del argv
-    asyncio.run(measure(_POLICY.value, _TRACE.value, pathlib.Path(FOLDER.value)))
+    chosen = flags.FLAGS
+    asyncio.run(measure(chosen.policy, chosen.trace, pathlib.Path(chosen.folder)))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("folder", "out/simulator_truth", "Folder of all files.")
+    flags.DEFINE_string("policy", "fcfs", "Policy of the server.")
+    flags.DEFINE_string("trace", "azure_conv", "Trace that comes with jserve.")
     run_program(sys.modules[__name__])
