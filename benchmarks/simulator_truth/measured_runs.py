@@ -18,7 +18,6 @@ import numpy as np
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.registry import make_policy
-from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, OraclePredictor
 from jserve_sched.simulation.roofline import (
@@ -28,7 +27,7 @@ from jserve_sched.simulation.roofline import (
     roofline_cost,
 )
 from jserve_sched.simulation.simulator import SimulationResult, simulate
-from jserve_sched.simulation.workload import Arrival
+from jserve_sched.simulation.workload import PREFIX_BLOCK_TOKENS, Arrival
 from jserve_tools.gpu_profiles.machines import PROFILES, load_machine, read_points
 from jserve_tools.load.workload_trace import TraceRow, read_trace
 
@@ -126,19 +125,8 @@ def ttft_differences_s(card: str, result: SimulationResult) -> np.ndarray:
     return differences_s
 
 
-class _OwnPrompts(Scheduler):
-    """A scheduler that gives each request a random prompt.
-
-    The simulator's prompts have equal tokens, so a prefix cache would share them.
-    """
-
-    def submit(self, request: Request) -> None:
-        """Submits a request with a random prompt."""
-        random = np.random.default_rng([*request.request_id.encode()])
-        request.prompt_tokens = random.integers(
-            2**31, size=request.num_prompt_tokens, dtype=np.int32
-        )
-        super().submit(request)
+def _num_blocks(row: TraceRow) -> int:
+    return -(-row.prompt_tokens // PREFIX_BLOCK_TOKENS)
 
 
 def simulated_run(
@@ -160,7 +148,7 @@ def simulated_run(
         max_num_batched_tokens=cost_model.max_num_batched_tokens,
         block_tokens=1,
     )
-    scheduler = _OwnPrompts(
+    scheduler = Scheduler(
         policy=make_policy("fcfs"),
         buckets=table,
         ledger=KvLedger(
@@ -179,6 +167,8 @@ def simulated_run(
             arrival_s=row.arrival_s,
             num_prompt_tokens=row.prompt_tokens,
             max_tokens=row.output_tokens,
+            # No two prompts have content in common, which a cache would share.
+            block_ids=range(1000 * index, 1000 * index + _num_blocks(row)),
         )
         for index, row in enumerate(rows)
     ]
