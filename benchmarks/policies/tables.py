@@ -67,9 +67,9 @@ class Found:
         return runs if len(runs) == self._num_seeds else []
 
     def at_all_loads(self, policy: str, kind: str, condition: str) -> Runs:
-        """Returns the results of all loads; none if one is missing."""
+        """Returns the results of all loads that are finished."""
         some = [self(policy, kind, condition, load) for load in LOADS]
-        return list(itertools.chain.from_iterable(some)) if all(some) else []
+        return list(itertools.chain.from_iterable(some))
 
 
 def _mean(runs: Runs, *path: str) -> float:
@@ -277,14 +277,16 @@ def _targets(found: Found, kinds: Sequence[str]) -> str:
         late = _late(found(_OURS, kind, "exact", 1.3))
         row(f"violations at 1.3x, {kind}: {most:g} %", f"{late:.1f}", late <= most)
     for others, most in (((_BEHIND, *TUNED), _MOST_BEHIND), (("fcfs",), 0.0)):
-        gap, at = max(
+        gaps_at = [
             (
                 _late(found(_OURS, kind, "exact", load))
                 - min(_late(found(one, kind, "exact", load)) for one in others),
                 f"{kind} {load:g}",
             )
             for kind, load in itertools.product(kinds, LOADS)
-        )
+        ]
+        known = [one for one in gaps_at if not math.isnan(one[0])]
+        gap, at = max(known, default=(math.nan, "-"))
         names = ", ".join(f"`{one}`" for one in others)
         row(f"exact: behind {names}: {most:g}", f"{gap:+.1f} at {at}", gap <= most)
 
@@ -298,7 +300,7 @@ def _targets(found: Found, kinds: Sequence[str]) -> str:
             ]
             if num_all
         ]
-        share, at = min(kept, default=(0.0, "none"))
+        share, at = min(kept, default=(math.nan, "-"))
         name = f"{condition}: attained of those admitted: {needed:g} %"
         row(name, f"{share:.1f} at {at}", share >= needed)
 
@@ -320,7 +322,7 @@ def _targets(found: Found, kinds: Sequence[str]) -> str:
             worst, at = max(some, default=(math.nan, "-"))
             row(f"{condition}: {name}", f"{worst:.0f} at {at}", worst <= most)
 
-    # Real conditions: all loads of a kind together.
+    # Real conditions: all finished loads of a kind together.
     for condition in list(CONDITIONS)[1:]:
         behind, ahead = [], 0
         for kind in kinds:
