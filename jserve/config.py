@@ -133,8 +133,9 @@ class EngineConfig:
         takes what suits the device and the model.
       tensor_parallel: Number of devices that share the model, each with a part of its
         heads, and so of the KV, of its feed-forward layers and of its vocabulary.
-      policy: Scheduling policy, by name and options, as in "edf:chunk_tokens=256", or
-        a class of your own, as in "my_module.MyPolicy".
+      policy: Scheduling policy: ontime, sliding, qoserve, edf, fcfs, sjf, laxity or
+        annealing, with options as in "edf:chunk_tokens=256", or a class of your own,
+        as in "my_module.MyPolicy".
       predictor: Predictor of step times: "table" (timed at start), "linear"
         (SlidingServe's model, refitted while serving), or the folder of a checkpoint
         of jserve-train-predictor.
