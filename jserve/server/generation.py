@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jserve.engine.interface import ServingEngine
-from jserve.records.events import NotServingError, QueueFullError, TokenEvent
+from jserve.records.events import TokenEvent
 from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import (
     COMMENT_EVENT,
@@ -335,7 +335,7 @@ class TokenRouter:
                 request = generation.request
                 self._targets[request.request_id] = reply, index
                 self._engine.submit(request)
-        except (ValueError, QueueFullError, NotServingError):
+        except BaseException:
             self._drop(reply)
             raise
 

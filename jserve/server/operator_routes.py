@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import prometheus_client
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 import jserve
 from jserve.engine.facts import engine_facts
@@ -14,6 +15,7 @@ from jserve.flags import field_help
 from jserve.records.chrome_trace import chrome_trace
 from jserve.records.events import Health
 from jserve.server.bodies import BodyLimits, received_body
+from jserve.server.errors import ApiError
 from jserve.server.predict import predict
 from jserve.server.service import Service
 from jserve_sched.steps.record import StepRecord
@@ -73,8 +75,11 @@ def inspection_router(service: Service) -> APIRouter:
     async def predicted(request: Request) -> dict[str, Any]:
         """Returns a forecast; see `predict`."""
         arrival_s = time.monotonic()
-        async with received_body(request, bodies) as body:
-            return await predict(service, body, arrival_s)
+        try:
+            async with received_body(request, bodies) as body:
+                return await predict(service, body, request.headers, arrival_s)
+        except ClientDisconnect:
+            raise ApiError("the client has left", status=499) from None
 
     @router.get("/steps")
     def steps(  # runs in a thread, since a page takes a while to encode

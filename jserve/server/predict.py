@@ -6,6 +6,7 @@ within a version; see `answer` for those of today.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
@@ -53,14 +54,16 @@ class Lengths(
     ] = msgspec.field(default_factory=list)
 
 
-async def predict(service: Service, body: Body, arrival_s: float) -> dict[str, Any]:
-    """Returns the answer to a body.
+async def predict(
+    service: Service, body: Body, headers: Mapping[str, str], arrival_s: float
+) -> dict[str, Any]:
+    """Returns the answer to a body, of several outputs for the one that ends last.
 
     Raises:
       ApiError: If it is refused as the request itself would be, or is neither that nor
         lengths.
     """
-    data: bytes | bytearray = body.data
+    data = bytes(body.data)  # a copy: fields hold on to it while the body is read
     if not data and body.num_bytes:
         data = os.pread(body.file().fileno(), body.num_bytes, 0)
     try:
@@ -74,18 +77,22 @@ async def predict(service: Service, body: Body, arrival_s: float) -> dict[str, A
         model: type[GenerationRequest] = CompletionRequest
         model = ChatRequest if "messages" in fields else model
         asked = await service.readers.read(model, body, "")
-        request = service.reply(asked, {}, arrival_s).generations[0].request
+        reply = service.reply(asked, headers, arrival_s)
+        requests = [one.request for one in reply.generations]
     else:
-        request = _of_lengths(service, lengths, arrival_s)
+        requests = [_of_lengths(service, lengths, headers, arrival_s)]
     try:
-        return answer(service.engine.forecast(request))
+        found = map(service.engine.forecast, requests)
+        return answer(max(found, key=lambda one: one.ttlt_s[1]))
     except NotServingError as error:
         raise service.refusal(error) from None
 
 
-def _of_lengths(service: Service, asked: Lengths, arrival_s: float) -> Request:
+def _of_lengths(
+    service: Service, asked: Lengths, headers: Mapping[str, str], arrival_s: float
+) -> Request:
     slo, service_class = service.classes.choose(
-        slo=asked.slo, headers={}, service_tier=asked.service_class
+        slo=asked.slo, headers=headers, service_tier=asked.service_class
     )
     most = asked.output_tokens or asked.max_tokens
     if most is None:

@@ -51,6 +51,8 @@ class ReturnTimes:
     def next_s(self, now_s: float, least_s: float = 0.0) -> float:
         """Returns after how many seconds, `least_s` or more, a client finds room."""
         begun_s = self._begun_s
+        while begun_s and begun_s[0] < now_s - _MOST_S:
+            begun_s.popleft()
         gap_s = (now_s - begun_s[0]) / len(begun_s) / _SHARE if begun_s else 1.0
         after_s = max(self._last_s - now_s, 0.0) + min(gap_s, _MOST_S)
         after_s = after_s if after_s <= _MOST_S else min(gap_s, _MOST_S)

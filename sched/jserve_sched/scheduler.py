@@ -202,7 +202,7 @@ class Scheduler:
         Raises:
           KeyError: If its first token is computed already.
         """
-        is_new = request.request_id not in self._requests
+        is_new = self._requests.get(request.request_id) is not request
         state = (now_s, self._next_step_id, self._waiting.num_arrived)
         found = self._pass
         if is_new:

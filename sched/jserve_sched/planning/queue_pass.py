@@ -24,7 +24,6 @@ from jserve_sched.steps.plan import Row
 Order = Callable[[SchedulerView, StepPrices, Facts], np.ndarray]
 """Returns the places `[P]` of prompts in the order in which a policy takes them."""
 
-_MOST_PROMPTS = 512  # of the queue that one pass looks at; of more, every n-th
 _LEAST_S = 1e-4
 
 
@@ -65,13 +64,10 @@ class QueuePass:
 
         # All prompts, those yet to come last.
         waiting = view.queue.facts
-        stride = -(-len(waiting.requests) // _MOST_PROMPTS) or 1
-        if stride > 1:
-            waiting = waiting.take(np.arange(0, len(waiting.requests), stride))
         asked = facts_of([*view.begun, *extra])
         prompts = waiting.before(asked) if asked.requests else waiting
         self._num_real = len(prompts.requests)
-        work_s = self._work_s(prompts) * stride
+        work_s = self._work_s(prompts)
         coming = self._coming(recent, float(work_s.sum()))
         if coming is not None:
             prompts = prompts.before(coming)
@@ -79,12 +75,8 @@ class QueuePass:
         self._place = {
             one: i for i, one in enumerate(prompts.requests[: self._num_real])
         }
-        for i, one in enumerate(view.queue.requests if stride > 1 else ()):
-            self._place.setdefault(one, i // stride)  # the next one stands for it
         self._work = work_s
-        self._first_s = self._run(
-            prompts, work_s, order(view, self._steps, prompts), stride
-        )
+        self._first_s = self._run(prompts, work_s, order(view, self._steps, prompts))
 
     def _work_s(self, prompts: Facts) -> np.ndarray:
         """Returns `[P]` seconds that prompts add to steps that run anyhow.
@@ -117,14 +109,15 @@ class QueuePass:
         return coming._replace(start=coming.known_tokens - share * coming.tokens)
 
     def _run(
-        self, prompts: Facts, work_s: np.ndarray, places: np.ndarray, stride: int
+        self, prompts: Facts, work_s: np.ndarray, places: np.ndarray
     ) -> np.ndarray:
         """Returns `[P]` when prompts are computed, seconds from the snapshot."""
         view, least_s, room_s = self._view, self._least_s, self._room_s
         left = work_s[places].tolist()
-        pages = np.ceil((prompts.known_tokens - prompts.start) / view.ledger.page_size)
-        pages = np.where(prompts.is_running > 0, 0.0, pages)[places].tolist()
-        is_held = (prompts.is_running > 0)[places].tolist()
+        is_begun, size = prompts.is_running > 0, view.ledger.page_size
+        own_tokens = prompts.known_tokens - np.where(is_begun, 0.0, prompts.start)
+        pages = np.ceil(own_tokens / size)[places].tolist()
+        is_held = is_begun[places].tolist()
         answer_s = (prompts.answer_tokens[places] * self.step_s).tolist()
         is_real = (places < self._num_real).tolist()
         release = np.maximum(prompts.arrival_s[places] - view.start_s, 0.0).tolist()
@@ -134,22 +127,27 @@ class QueuePass:
         coming = [rank for rank, real in enumerate(is_real) if not real]
         coming.sort(key=release.__getitem__, reverse=True)
         slots, free = float(view.num_free_slots), float(view.ledger.num_available)
+        for one in view.begun:  # the pages that they still need
+            free -= max(-(-one.num_known_tokens // size) - len(one.pages), 0)
         ending: list[tuple[float, float]] = []  # of what is computed, and of decodes
         has_decodes = False
         num_left, now_s = len(ready), 0.0
         while num_left:
             while coming and release[coming[-1]] <= now_s:
                 heapq.heappush(ready, coming.pop())
-            room, done = room_s, []
+            room, done = room_s, list[int]()
             is_blocked = False
             while ready and room > 0.0:
                 rank = ready[0]
                 if not is_held[rank]:
-                    if slots < stride or free < pages[rank] * stride:
+                    if slots < 1 or free < pages[rank]:
                         if not has_decodes:
                             ending += self._ending()
                             heapq.heapify(ending)
                             has_decodes = True
+                        if not ending and done:
+                            is_blocked = True  # until this step ends
+                            break
                         if not ending:
                             free = slots = math.inf
                         elif ending[0][0] <= now_s:
@@ -160,8 +158,8 @@ class QueuePass:
                             break
                         continue
                     is_held[rank] = True
-                    slots -= stride
-                    free -= pages[rank] * stride
+                    slots -= 1
+                    free -= pages[rank]
                 if left[rank] > room:
                     left[rank] -= room
                     room = 0.0

@@ -52,8 +52,8 @@ def order_of(policy: Policy) -> Order:
     order in which the policy would take them, and changes nothing. A policy without it
     is taken to go by arrival.
     """
-    found: Order = getattr(policy, "order", _by_arrival)
-    return found
+    found: Order | None = getattr(policy, "order", None)
+    return found if callable(found) else _by_arrival  # it may be an option's name
 
 
 def _by_arrival(view: SchedulerView, steps: StepPrices, prompts: Facts) -> np.ndarray:

@@ -40,6 +40,7 @@ def test_an_answer_says_what_was_expected_of_it(served):
         {"prompt_tokens": 9, "max_tokens": 4, "class": "best_effort"},
         {"prompt_tokens": 9, "max_tokens": 4, "prefix_hashes": ["0f" * 16]},
         {"prompt": "hi", "max_tokens": 4},
+        {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},
         {"messages": [{"role": "user", "content": "hi" * 9000}], "max_tokens": 1},
     ],
 )

@@ -107,3 +107,13 @@ def test_one_that_waits_is_forecast_again_and_with_less_left() -> None:
     again = scheduler.forecast(last, 0.0)
     assert again.ttft_s == pytest.approx(first.ttft_s, rel=0.1)
     assert last.forecast is first
+
+
+def test_slots_that_one_step_fills_are_waited_for() -> None:
+    scheduler = scheduler_on(max_num_seqs=4)
+    requests = [make_request(20, 100) for _ in range(40)]
+    for one in requests:
+        scheduler.submit(one)
+    points = [scheduler.forecast(one, 0.0).points for one in requests]
+    # Ten batches of four: the last begins when nine have ended.
+    assert max(points)[0] > 8 * min(points)[2]

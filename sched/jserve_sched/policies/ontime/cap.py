@@ -44,7 +44,7 @@ class StepCap:
         It is never too short for any prefill.
         """
         if new := view.queue.num_arrived - self._num_seen:
-            self._recent.extend(view.waiting[-new:])
+            self._recent.extend(view.queue.requests[-new:])
             self._num_seen += new
         if view.step_id >= self._next_step and len(self._recent) > 1:
             self._next_step = view.step_id + _EVERY
