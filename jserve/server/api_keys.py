@@ -56,7 +56,7 @@ class KeyUse:
         """Checks that the key may have more requests now.
 
         Raises:
-          ApiError: 429, naming the limit.
+          ApiError: 429, or 400 for what it may never have, naming the limit.
         """
         key = self.key
         for name in ("max_parallel_requests", "max_waiting_requests"):
@@ -68,7 +68,10 @@ class KeyUse:
                     for one in reply.generations
                 )
                 if count + num_requests > limit:
-                    self._refuse(name, f"{count} and {num_requests} more", _RETRY_S)
+                    retry_after_s = _RETRY_S if num_requests <= limit else None
+                    self._refuse(
+                        name, f"{count} and {num_requests} more", retry_after_s
+                    )
         if key.tokens_per_minute is not None:
             per_s = key.tokens_per_minute / 60
             freed = per_s * (now_s - self._used_s)
@@ -78,12 +81,14 @@ class KeyUse:
                 used = f"{self._used_tokens:.0f} are used"
                 self._refuse("tokens_per_minute", used, over / per_s)
 
-    def _refuse(self, limit: str, message: str, retry_after_s: float) -> NoReturn:
+    def _refuse(
+        self, limit: str, message: str, retry_after_s: float | None
+    ) -> NoReturn:
         self._metrics.count_key(self.key.name, limit)
         most = getattr(self.key, limit)
         raise ApiError(
             f"api key {self.key.name!r} has {limit}={most}: {message}",
-            status=429,
+            status=429 if retry_after_s else 400,
             code="rate_limit_exceeded",
             retry_after_s=retry_after_s,
         )

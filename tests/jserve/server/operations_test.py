@@ -298,6 +298,7 @@ def test_limits_of_keys(tmp_path):
         assert served.loop.wait_idle()
         for key in (1, 2, 4):
             assert ask(key, n=2).status == 200
+        assert ask(2, n=3).status == 400, "it may never have so many"
         metrics = served.get("/metrics").body.decode()
         for labels in (
             'key_requests_total{api_key="ann",model_name="fake",'
