@@ -18,6 +18,7 @@ arrival attained 34 % of the requests less on `tight`, and 11 % less on `heavy_t
 """
 
 import collections
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from jserve_sched.steps.plan import Row
 _NUM_RECENT = 64  # requests that say how many begin in a second
 _SHARE = 0.1  # of these that clients who come back may take
 _MOST_S = 300.0  # until a client is asked to come back
+_PROBE_S = 5.0  # an idle server then takes a request against its own prediction
 _PACE = 0.8  # of the usual step: no answer is paced by shorter ones
 
 
@@ -43,19 +45,33 @@ class ReturnTimes:
     def __init__(self) -> None:
         self._begun_s: collections.deque[float] = collections.deque(maxlen=_NUM_RECENT)
         self._last_s = 0.0
+        self._refused_s = math.inf  # since when no request has begun
 
     def begin(self, now_s: float) -> None:
         """Notes that a request has found room."""
         self._begun_s.append(now_s)
+        self._refused_s = math.inf
 
-    def next_s(self, now_s: float, least_s: float = 0.0) -> float:
-        """Returns after how many seconds, `least_s` or more, a client finds room."""
+    def is_stuck(self, now_s: float) -> bool:
+        """Returns whether clients have only been refused for `_PROBE_S`."""
+        return self._refused_s < now_s - _PROBE_S
+
+    def next_s(
+        self, now_s: float, least_s: float = 0.0, work_s: float = math.inf
+    ) -> float:
+        """Returns after how many seconds, `least_s` or more, a client finds room.
+
+        `work_s` is what its prompt takes; clients come as fast as prompts like it could
+        be computed, or as requests begin if that is faster, less what others take.
+        """
+        self._refused_s = min(self._refused_s, now_s)
         begun_s = self._begun_s
         while begun_s and begun_s[0] < now_s - _MOST_S:
             begun_s.popleft()
         gap_s = (now_s - begun_s[0]) / len(begun_s) / _SHARE if begun_s else 1.0
-        after_s = max(self._last_s - now_s, 0.0) + min(gap_s, _MOST_S)
-        after_s = after_s if after_s <= _MOST_S else min(gap_s, _MOST_S)
+        gap_s = min(gap_s, work_s / _SHARE, _MOST_S)
+        after_s = max(self._last_s - now_s, 0.0) + gap_s
+        after_s = after_s if after_s <= _MOST_S else gap_s
         self._last_s = now_s + after_s
         return max(after_s, least_s)
 
@@ -66,12 +82,12 @@ class Review(NamedTuple):
     Attributes:
       held: Those that may not begin yet.
       degraded: Those that become best effort.
-      ended: Those that end, and why.
+      ended: Those that end, why, and the work of each, seconds.
     """
 
     held: frozenset[Request]
     degraded: list[Request]
-    ended: list[tuple[Request, FinishReason]]
+    ended: list[tuple[Request, FinishReason, float]]
 
 
 class Admission:
@@ -128,20 +144,24 @@ class Admission:
 
         # What becomes of each request.
         held, degraded, ended = set(), [], []
+        is_stuck = not view.running and self.returns.is_stuck(view.now_s)
         for place in range(len(begun), len(kept)):
             one = facts.requests[place]
             if one.is_committed:
                 continue
             if late[place] and view.now_s - one.arrival_s > one.max_queue_wait_s:
-                ended.append((one, FinishReason.EXPIRED))
+                ended.append((one, FinishReason.EXPIRED, float(work_s[place])))
             elif one.admission == "queue":
                 continue
             elif not late[place]:
                 one.is_committed = bool(is_last[place])
             elif not is_last[place]:
                 held.add(one)
+            elif is_stuck:
+                # Nothing else would ever correct a prediction that refuses all.
+                one.is_committed, is_stuck = True, False
             elif one.admission == "degrade":
                 degraded.append(one)
             else:
-                ended.append((one, FinishReason.REFUSED))
+                ended.append((one, FinishReason.REFUSED, float(work_s[place])))
         return Review(frozenset(held if view.running else ()), degraded, ended)

@@ -265,13 +265,13 @@ class Scheduler:
         for request in found.degraded:
             request.degrade()
             self._waiting.reread(request)
-        for request, _ in found.ended:  # one pass over the queue for all of them
+        for request, _, work_s in found.ended:  # one pass over the queue for all
             back_s = self.attainable_in_s(request, now_s) or 0.0
-            request.retry_after_s = self.admission.returns.next_s(now_s, back_s)
-        for request, reason in found.ended:
+            request.retry_after_s = self.admission.returns.next_s(now_s, back_s, work_s)
+        for request, reason, _ in found.ended:
             self._waiting.remove(request)
             self._finish(request, reason)
-        return [Output(request, None) for request, _ in found.ended]
+        return [Output(request, None) for request, _, _ in found.ended]
 
     def plan(self, now_s: float) -> StepPlan | None:
         """Returns the next step; None if nothing can run now."""

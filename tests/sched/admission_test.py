@@ -72,7 +72,7 @@ def test_what_is_committed_is_kept_and_others_make_room() -> None:
 def test_what_can_not_be_attained_ends_by_its_rule(fields, fate) -> None:
     one = prompt(2.5, **fields)
     found = review(one, make_request(8, 1, max_queue_wait_s=1.0), now_s=2.0)
-    assert [reason for _, reason in found.ended] == [fate] * (
+    assert [reason for _, reason, _ in found.ended] == [fate] * (
         fate not in (None, "degraded")
     )
     assert found.degraded == [one] * (fate == "degraded") and not found.held
@@ -85,6 +85,20 @@ def test_returns_are_spread_as_room_is_expected() -> None:
     waits_s = [returns.next_s(1.0) for _ in range(1000)]
     assert np.diff(waits_s[:100]) == pytest.approx([1.0] * 99)
     assert max(waits_s) <= 300.0
+    # As fast as prompts like it could be computed, even if few came lately.
+    quick_s = [returns.next_s(400.0, work_s=0.01) for _ in range(10)]
+    assert np.diff(quick_s) == pytest.approx([0.1] * 9)
+
+
+def test_one_begins_where_all_have_been_refused_for_long() -> None:
+    # A prediction that is wrong by accident would else never be corrected.
+    scheduler = make_scheduler()
+    num_left = []
+    for now_s in (10.0, 12.0, 16.0):
+        scheduler.submit(prompt(1.0, admission="refuse", arrival_s=now_s - 9.0))
+        scheduler.review(now_s)
+        num_left.append(scheduler.num_waiting)
+    assert num_left == [0, 0, 1]
 
 
 def test_a_crowd_is_refused_at_once_and_comes_back_one_by_one() -> None:

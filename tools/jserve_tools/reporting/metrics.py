@@ -97,14 +97,6 @@ _GOALS = (
     Metric("errors", ("num_errors",), "", "less"),
     Metric("requests attained", ("met_per_s",), "/s", "more"),
     Metric("output tokens", ("output_tokens_per_s",), "/s", "more"),
-    *(
-        Metric(name, ("by_class", "*", "ttft_forecast", key), "%", "less")
-        for name, key in (
-            ("error of forecast TTFT p50", "median_error"),
-            ("TTFT under its p50", "share_under_p50"),
-            ("TTFT under its p90", "share_under_p90"),
-        )
-    ),
     Metric("output length error", ("length_error", "*", _ERROR), " tokens", "less"),
 )
 _LATENCIES = tuple(
@@ -114,6 +106,14 @@ _LATENCIES = tuple(
         *(("request's TBT p99,", "tbt_p99_s"), ("E2E", "e2e_s")),
     )
     for percent in (50, 99)
+)
+_FORECASTS = tuple(
+    Metric(name, ("by_class", "*", "ttft_forecast", key), "%", "less")
+    for name, key in (
+        ("forecast error", "median_error"),
+        ("TTFT under P50", "share_under_p50"),
+        ("under P90", "share_under_p90"),
+    )
 )
 _ENGINE = (
     Metric("padding of time", ("pad_share_time",), "%", "less"),
@@ -136,11 +136,10 @@ _ENGINE = (
     ),
     Metric("requests simulated", ("simulation", "requests_per_min"), "/min", "more"),
 )
+_ALL = (*_GOALS, *_LATENCIES, *_FORECASTS, *_ENGINE)
 
 
-def metrics(
-    known: Sequence[Cell], among: Sequence[Metric] = (*_GOALS, *_LATENCIES, *_ENGINE)
-) -> list[Metric]:
+def metrics(known: Sequence[Cell], among: Sequence[Metric] = _ALL) -> list[Metric]:
     """Returns the metrics that a cell has; those of classes once for each class."""
     classes = sorted({name for cell in known for name in cell.service_classes})
     found: list[Metric] = []
@@ -157,7 +156,7 @@ def metrics(
 
 def numbers(
     known: Sequence[Cell],
-    among: Sequence[Metric] = (*_GOALS, *_LATENCIES, *_ENGINE),
+    among: Sequence[Metric] = _ALL,
     *,
     has_all_intervals: bool = True,
 ) -> list[list[str]]:
@@ -179,13 +178,12 @@ def numbers(
 def run_tables(report: Mapping[str, Any]) -> str:
     """Returns the tables of runs for a terminal, with a row for each cell.
 
-    The first is of SLOs and throughput, the second of latencies, the third of the
-    engine.
+    They are of SLOs and throughput, of latencies, of forecasts, and of the engine.
     """
     known = cells(report)
     return "\n\n".join(
         render(numbers(known, among, has_all_intervals=False))
-        for among in (_GOALS, _LATENCIES, _ENGINE)
+        for among in (_GOALS, _LATENCIES, _FORECASTS, _ENGINE)
         if metrics(known, among)
     )
 
