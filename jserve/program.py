@@ -48,7 +48,10 @@ def _help(introduction: str) -> str:
 def _parse(arguments: Sequence[str]) -> list[str]:
     given = set(arguments[1:])
     if given & _HELP_ARGUMENTS:
-        print(_help(sys.modules["__main__"].__doc__ or ""))
+        try:
+            print(_help(sys.modules["__main__"].__doc__ or ""), flush=True)
+        except BrokenPipeError:  # as `| head` does; there is nobody to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     if given & {"--version", "-version"}:
         print(f"jserve {jserve.__version__}")
