@@ -166,7 +166,8 @@ def run(config: Config) -> None:
                 num_processes=config.num_processes,
                 runs=runs,
             )
-        every = itertools.chain.from_iterable(made.values())
+        # A cell may be in two stages.
+        every = dict.fromkeys(itertools.chain.from_iterable(made.values()))
         ready = _with_buckets(every, made["fits"], runs)
         done = [(one, runs.get(task_key(one))) for one in ready]
         tables = all_tables(Found(pair for pair in done if pair[1]), config.kinds)
