@@ -19,13 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jserve_sched.requests.request import (
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_WORD_TOKENS,
+)
+
 _NEVER = -1e30  # finite, so that no row can turn into NaN
 _DIGIT_BITS = 4  # of a key, found in one pass on a GPU
 _STRETCH = 128  # tokens; vocabularies are multiples of it, or are searched whole
-MAX_LOGPROBS = 20  # tokens beside the one drawn
-MAX_BIASES = 1024  # tokens
-MAX_BAD_WORDS = 64
-MAX_WORD_TOKENS = 8
 IN_PROMPT = 1 << 15  # in a count of outputs, which stays below it
 
 

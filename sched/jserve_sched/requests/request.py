@@ -19,7 +19,12 @@ from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.service_class import AdmissionRule
 from jserve_sched.requests.slo import Pacing, Slo
 
-MAX_STOP_TOKENS = 8  # token ids that may end one request
+# Of one request:
+MAX_STOP_TOKENS = 8  # token ids that may end it
+MAX_BIASES = 1024  # tokens with a bias
+MAX_BAD_WORDS = 64
+MAX_WORD_TOKENS = 8  # tokens of a bad word
+MAX_LOGPROBS = 20  # likeliest tokens of which log-probabilities are returned
 
 
 class RequestState(enum.Enum):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jserve.engine import sampling
+from jserve_sched.requests.request import MAX_LOGPROBS
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 VOCAB = 50
@@ -279,7 +280,7 @@ def test_logprobs_are_those_of_the_model(size: int) -> None:
     find = jax.jit(sampling.logprobs)
     found = find(logits, tokens, rows(4, wants_logprobs=[False, True, False, False]))
     expected = np.log(np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True))
-    order = np.argsort(-expected, axis=-1)[:, : sampling.MAX_LOGPROBS]
+    order = np.argsort(-expected, axis=-1)[:, :MAX_LOGPROBS]
     for row, token in enumerate(tokens):
         assert found.drawn[row] == pytest.approx(expected[row, token], abs=1e-4)
         assert found.rank[row] == np.sum(expected[row] >= expected[row, token])
