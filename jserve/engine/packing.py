@@ -45,10 +45,9 @@ NO_TOKEN = -1
 # Of a row of the step.
 _START, _LEN, _SLOT, _ENTRY, _PAGE, _NUM_COLUMNS = range(6)
 # Of a row of the head; its slot comes first, and all but two belong to the slot.
-_POSITION, _BANS_STOPS, _TOP_K, _SEED, _IS_ADJUSTED, _IS_ONLY_BIASED, _LOGPROBS = range(
-    1, 8
-)
-_FLOATS = slice(8, 14)
+_POSITION, _BANS_STOPS, _TOP_K, _SEED = range(1, 5)
+_IS_ADJUSTED, _IS_ONLY_BIASED, _LOGPROBS, _IS_MASKED = range(5, 9)
+_FLOATS = slice(9, 15)
 _FLOAT_FIELDS = (
     "temperature",
     "top_p",
@@ -57,7 +56,7 @@ _FLOAT_FIELDS = (
     "frequency_penalty",
     "presence_penalty",
 )
-_STOPS = slice(14, 14 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
+_STOPS = slice(15, 15 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
 HEAD_COLUMNS = _STOPS.stop
 
 
@@ -72,6 +71,10 @@ class Packed(NamedTuple):
       is_drawn: Whether one of them needs more than the maximum of its logits.
       tables: Slots whose page table is replaced before the step, and the tables, `[M]`.
       samplers: Slots whose sampler's state is replaced before the step, and the states.
+      has_logprobs: Whether log-probabilities of a row are wanted.
+      waits: Whether the head waits for masks, since a row has a constraint.
+      masks: [num_slots, words] int32, which tokens each row of the head may draw; None
+        if no row has a constraint, or they are not known yet.
     """
 
     step: np.ndarray
@@ -80,6 +83,9 @@ class Packed(NamedTuple):
     is_drawn: bool
     tables: list[tuple[np.ndarray, np.ndarray]]
     samplers: list[tuple[np.ndarray, SlotSampling]]
+    has_logprobs: bool = False
+    waits: bool = False
+    masks: np.ndarray | None = None
 
 
 def packed_size(bucket: Bucket, num_slots: int) -> int:
@@ -141,6 +147,7 @@ def unpack_head(packed: jax.Array) -> RowSampling:
         is_adjusted=packed[:, _IS_ADJUSTED] > 0,
         is_only_biased=packed[:, _IS_ONLY_BIASED] > 0,
         wants_logprobs=packed[:, _LOGPROBS] > 0,
+        is_masked=packed[:, _IS_MASKED] > 0,
     )
 
 
@@ -190,7 +197,7 @@ class Packer:
         tables: list[tuple[np.ndarray, np.ndarray]] = []
         # Decode rows: one token each.
         num_decodes = len(plan.decodes)
-        sampling, drawers = list(range(num_decodes)), [*plan.decodes]
+        sampling = list(range(num_decodes))
         slots = np.array([row.request.slot for row in plan.decodes], np.int64)
         begin = np.array([row.start for row in plan.decodes], np.int64)
         rows[:num_decodes, _SLOT], rows[:num_decodes, _START] = slots, begin
@@ -219,7 +226,6 @@ class Packer:
             first += len(starts) * size
             if row.draws_token:
                 sampling.append(index - 1)
-                drawers.append(row)
         logit_rows[: len(sampling)] = sampling
         # The head.
         drawing = np.full(self._num_slots, self._num_slots)
@@ -232,11 +238,23 @@ class Packer:
         head[:, _BANS_STOPS] = is_banned
         is_drawn = bool(np.any(is_banned | self._is_drawn[drawing]))
         samplers = [
-            (np.array(drawing[place], np.int32), self._sampler(drawers[place]))
-            for place in np.flatnonzero(self._is_unsent[drawing]).tolist()
+            (np.array(row.request.slot, np.int32), self._sampler(row))
+            for row in (plan.drawing_rows if self._is_unsent[drawing].any() else ())
+            if self._is_unsent[row.request.slot]
         ]
         self._is_unsent[drawing] = False
-        return Packed(packed, head, len(sampling), is_drawn, tables, samplers)
+        has_logprobs = bool(head[:, _LOGPROBS].any())
+        waits = bool(head[:, _IS_MASKED].any())
+        return Packed(
+            packed,
+            head,
+            len(sampling),
+            is_drawn,
+            tables,
+            samplers,
+            has_logprobs,
+            waits,
+        )
 
     def pack_synthetic(
         self,
@@ -318,7 +336,10 @@ class Packer:
         wants_logprobs = sampling.num_logprobs is not None
         self._is_unsent[slot] = sampling.is_adjusted
         self._is_drawn[slot] = (
-            sampling.temperature > 0 or sampling.is_adjusted or wants_logprobs
+            sampling.temperature > 0
+            or sampling.is_adjusted
+            or wants_logprobs
+            or request.constraint is not None
         )
         floats = [getattr(sampling, name) for name in _FLOAT_FIELDS]
         row[_FLOATS] = np.array(floats, np.float32).view(np.int32)
@@ -327,6 +348,7 @@ class Packer:
         row[_IS_ADJUSTED] = sampling.is_adjusted
         row[_IS_ONLY_BIASED] = sampling.only_biased
         row[_LOGPROBS] = wants_logprobs
+        row[_IS_MASKED] = request.constraint is not None
         stops = sorted(request.stop_token_ids)
         row[_STOPS] = NO_TOKEN
         row[_STOPS][: len(stops)] = stops

@@ -15,10 +15,9 @@ a program raises an error; it is never compiled silently.
 """
 
 import concurrent.futures
-import enum
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,9 +26,11 @@ import numpy as np
 from jserve.engine import packing, sampling
 from jserve.engine.compile_cache import COMPILE_LOG, forget_module
 from jserve.engine.machine import num_cpus
+from jserve.engine.program_kinds import Head, Program, SlotUpdate, programs_of
 from jserve.engine.program_store import ProgramStore
 from jserve.records.events import ProgramStart
 from jserve_models.registry import LoadedModel
+from jserve_models.sharding import put
 from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets.table import Bucket
 
@@ -48,43 +49,6 @@ _COMPILER_OPTIONS = {
 
 class UncompiledBucketError(RuntimeError):
     """A step was asked for in a bucket that is not compiled."""
-
-
-class Head(NamedTuple):
-    """A program from rows to tokens: logits, and a draw unless it takes the maximum."""
-
-    num_rows: int
-    is_drawn: bool
-
-    def __str__(self) -> str:
-        return f"{'draw' if self.is_drawn else 'head'}{self.num_rows}"
-
-
-class SlotUpdate(enum.Enum):
-    """The programs that replace what the device knows of one slot."""
-
-    TABLE = "table"
-    SAMPLER = "sampler"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-Program = Bucket | Head | SlotUpdate
-
-
-def programs_of(buckets: Iterable[Bucket]) -> list[Program]:
-    """Returns the programs that steps in these buckets need, the tiny ones first.
-
-    Each of their row edges has two heads.
-    """
-    buckets = list(buckets)
-    rows = dict.fromkeys(bucket.num_rows for bucket in buckets if bucket.num_rows)
-    return [
-        *SlotUpdate,
-        *buckets,
-        *(Head(count, drawn) for count in rows for drawn in (True, False)),
-    ]
 
 
 class DeviceState(NamedTuple):
@@ -137,6 +101,7 @@ class Programs:
         device: Any = next(iter(state.slot_tokens.sharding.device_set))
         self._platform: str = device.platform
         self._compiled: dict[Program, jax.stages.Compiled] = {}
+        self._masks: dict[Head, jax.Array] = {}
         self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
         self._trace_lock = threading.Lock()
@@ -196,25 +161,27 @@ class Programs:
 
         It takes (the head's weight, the rows that sample, slot_tokens, packed) and
         returns slot_tokens and tokens `[S]` int32, and with captured logits also logits
-        and scores `[S, V]`. One that draws takes the sampler's state as well, before
-        `packed`, and returns it second, and `Logprobs` last.
+        and scores `[S, V]`. One that draws takes the sampler's state and masks as well,
+        before `packed`, and returns the state second, and `Logprobs` last.
         """
 
         def draw(
             weight: Any, hidden: jax.Array, slot_tokens: jax.Array, *rest: Any
         ) -> tuple[Any, ...]:
-            *samplers, packed = rest
+            *drawing, packed = rest
             rows = packing.unpack_head(packed)
             logits = scores = self._model.logits(weight, hidden[: head.num_rows])
             if head.is_drawn:
-                adjusted = sampling.adjust(logits, rows, samplers[0])
-                scores = sampling.scores(adjusted, rows)
+                sampler, masks = drawing
+                adjusted = sampling.adjust(logits, rows, sampler)
+                masked = sampling.apply_masks(adjusted, rows, masks)
+                scores = sampling.scores(masked, rows)
             tokens = sampling.argmax(scores)
             slot_tokens = slot_tokens.at[rows.slot].set(tokens, mode="drop")
             captured = (logits, scores) if self._captures_logits else ()
             if not head.is_drawn:
                 return slot_tokens, tokens, *captured
-            sampler = sampling.remember(samplers[0], rows, tokens)
+            sampler = sampling.remember(sampler, rows, tokens)
             found = sampling.logprobs(logits, tokens, rows)
             return slot_tokens, sampler, tokens, *captured, found
 
@@ -299,10 +266,13 @@ class Programs:
             row = self._model.row
             hidden = whole_array(self._num_slots, *row.shape, dtype=row.dtype)
             packed = whole_array(program.num_rows, packing.HEAD_COLUMNS)
-            state = (slot_tokens, sampler) if program.is_drawn else (slot_tokens,)
-            donated = tuple(range(2, 2 + len(state)))
-            arguments = (head, hidden, *state, packed)
-            return self.head_function(program), arguments, donated, whole
+            function = self.head_function(program)
+            if not program.is_drawn:
+                return function, (head, hidden, slot_tokens, packed), (2,), whole
+            words = sampling.mask_words(self._model.config.vocab_size)
+            masks = whole_array(program.num_rows, words)
+            drawing = (sampler, masks, packed)
+            return function, (head, hidden, slot_tokens, *drawing), (2, 3), whole
         packed = whole_array(packing.packed_size(program, self._num_slots))
         arguments = (leaves, kv, tables, slot_tokens, packed)
         placements = (tuple(one.sharding for one in kv), whole, whole)
@@ -362,8 +332,8 @@ class Programs:
         """Enqueues one step; `state` is consumed.
 
         Returns:
-          The new state, and what the head returns after it: tokens first. Without a row
-          that samples, the step's rows, which are padding.
+          The new state, and what `draw` returns. Without a row that samples, and as
+          long as masks are not known, the step's rows instead.
 
         Raises:
           UncompiledBucketError: If the bucket was not compiled.
@@ -381,17 +351,41 @@ class Programs:
         kv, tables, hidden = compiled(
             self._model.leaves, kv, tables, slot_tokens, packed.step
         )
-        out: list[Any] = [hidden]
-        if packed.num_sampled:
-            head = self._head(packed.num_sampled, packed.is_drawn)
-            taken = (slot_tokens, sampler) if head.is_drawn else (slot_tokens,)
-            packed_rows = packed.head[: head.num_rows]
-            slot_tokens, *out = self._compiled[head](
-                self._model.head, hidden, *taken, packed_rows
-            )
-            if head.is_drawn:
-                sampler, *out = out
-        return DeviceState(kv, slot_tokens, tables, sampler), tuple(out)
+        state = DeviceState(kv, slot_tokens, tables, sampler)
+        if not packed.num_sampled or packed.waits:
+            return state, (hidden,)
+        return self.draw(state, hidden, packed)
+
+    def draw(
+        self, state: DeviceState, hidden: jax.Array, packed: packing.Packed
+    ) -> tuple[DeviceState, tuple[Any, ...]]:
+        """Enqueues the head of a step; `state` is consumed.
+
+        Args:
+          hidden: The step's rows.
+
+        Returns:
+          The new state, and what the head returns after it: tokens first.
+        """
+        head = self._head(packed.num_sampled, packed.is_drawn)
+        run, rows = self._compiled[head], packed.head[: head.num_rows]
+        if not head.is_drawn:
+            slot_tokens, *out = run(self._model.head, hidden, state.slot_tokens, rows)
+            return state._replace(slot_tokens=slot_tokens), tuple(out)
+        masks = packed.masks
+        masks = self._open_masks(head) if masks is None else masks[: head.num_rows]
+        slot_tokens, sampler, *out = run(
+            self._model.head, hidden, state.slot_tokens, state.sampler, masks, rows
+        )
+        return state._replace(slot_tokens=slot_tokens, sampler=sampler), tuple(out)
+
+    def _open_masks(self, head: Head) -> Any:
+        """Returns the masks of rows that may draw any token, which stay on devices."""
+        if head not in self._masks:
+            words = sampling.mask_words(self._model.config.vocab_size)
+            masks = np.full((head.num_rows, words), -1, np.int32)
+            self._masks[head] = put(masks, self._abstract[3].sharding)
+        return self._masks[head]
 
     def _head(self, num_rows: int, is_drawn: bool) -> Head:
         """Returns the smallest head of at least `num_rows`."""

@@ -97,6 +97,7 @@ class RowSampling(NamedTuple):
     frequency_penalty: jax.Array  # float32, for each time a token came
     presence_penalty: jax.Array  # float32, if it came at all
     wants_logprobs: jax.Array  # bool
+    is_masked: jax.Array  # bool; whether its mask applies
 
 
 def argmax(values: jax.Array) -> jax.Array:
@@ -151,6 +152,31 @@ def adjust(logits: jax.Array, sampling: RowSampling, slots: SlotSampling) -> jax
     has_some = jnp.any(sampling.is_adjusted)
     result: jax.Array = jax.lax.cond(has_some, adjusted, lambda same: same, logits)
     return result
+
+
+def apply_masks(
+    logits: jax.Array, sampling: RowSampling, masks: jax.Array
+) -> jax.Array:
+    """Returns `[R, V]` logits of which those are forbidden whose bit is 0.
+
+    Args:
+      masks: [R, `mask_words(V)`] int32; bit `t % 32` of word `t // 32` is of token t.
+    """
+
+    def masked(logits: jax.Array) -> jax.Array:
+        bits = masks[:, :, None] >> jnp.arange(32, dtype=jnp.int32)
+        may_come = bits.reshape(len(logits), -1)[:, : logits.shape[-1]] & 1
+        is_open = (may_come > 0) | ~sampling.is_masked[:, None]
+        return jnp.where(is_open, logits, _NEVER)
+
+    has_some = jnp.any(sampling.is_masked)
+    result: jax.Array = jax.lax.cond(has_some, masked, lambda same: same, logits)
+    return result
+
+
+def mask_words(vocab_size: int) -> int:
+    """Returns the length of a mask of all tokens."""
+    return -(-vocab_size // 32)
 
 
 def remember(

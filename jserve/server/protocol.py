@@ -9,7 +9,7 @@ that is wrong.
 import logging
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -36,18 +36,15 @@ _HARMLESS: tuple[Any, ...] = (False, [], {}, "")
 _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
     audio chat_template chat_template_kwargs documents
-    continue_final_message ebnf echo functions guided_choice guided_grammar guided_regex
-    logits_processors max_completion_tokens
-    prompt_embeds prompt_logprobs regex structured_outputs suffix tool_calls tools
-    use_beam_search web_search_options
+    continue_final_message ebnf echo functions logits_processors max_completion_tokens
+    prompt_embeds prompt_logprobs regex suffix tool_calls tools use_beam_search
+    web_search_options
     """.split(),  # noqa: SIM905
     _HARMLESS,
 ) | {
     "function_call": ("none", "auto"),
-    "guided_json": (),  # {} asks for JSON
-    "json_schema": (),
+    "json_schema": (),  # {} asks for JSON
     "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
     "top_logprobs": (0,),
 }
@@ -106,8 +103,34 @@ class StreamOptions(Struct):
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 _Name = Annotated[str, Meta(max_length=4096)]
+_Text = Annotated[str, Meta(min_length=1)]
 _Count = Annotated[int, Meta(ge=1)] | None
 _Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """What an answer has to be, in vLLM's words; one of the fields."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: _Text | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_FIELDS)] | None = (
+        None
+    )
+    grammar: _Text | None = None
+    json_object: bool | None = None
+
+
+class JsonSchema(Struct):
+    """A schema in OpenAI's `response_format`."""
+
+    schema: dict[str, Any] | bool | UnsetType = UNSET
+
+
+class ResponseFormat(Struct):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class GenerationRequest(Struct, kw_only=True):
@@ -144,6 +167,12 @@ class GenerationRequest(Struct, kw_only=True):
     return_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: _Text | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: _Text | None = None
     slo: SloFields | None = None
     service_tier: _Name | None = None
     user: _Name | None = None

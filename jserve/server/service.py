@@ -1,5 +1,6 @@
 """Makes requests and a reply of a request's body, and submits them to the engine."""
 
+import asyncio
 import dataclasses
 import math
 import time
@@ -19,11 +20,14 @@ from jserve.server.protocol import ChatRequest, GenerationRequest
 from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
+from jserve.server.structured_input import asked_constraint
 from jserve.server.workers import BodyReaders
+from jserve.text.constraints import Constraint, Constraints
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
 _NOT_SERVING_RETRY_S = 5.0
+_MAX_MESSAGE_CHARS = 1000  # of a faulty constraint
 
 
 def _reason(refusal: ApiError) -> str:
@@ -62,6 +66,7 @@ class Service:
             max_body_bytes=self.max_body_bytes,
         )
         self.readers = BodyReaders(reader, tokenizer)
+        self._constraints = Constraints(tokenizer, engine.vocab_size)
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
 
@@ -94,19 +99,38 @@ class Service:
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
+    async def constraint(self, body: GenerationRequest) -> Constraint | None:
+        """Returns what the answer has to be, made in another thread.
+
+        Raises:
+          ApiError: 400 if it is wrong, or too large.
+        """
+        if (asked := asked_constraint(body)) is None:
+            return None
+        kind, value, name = asked
+        try:
+            return await asyncio.to_thread(self._constraints.make, kind, value)
+        except ValueError as error:
+            raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
+
     def start(
-        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
+        self,
+        asked: Asked,
+        headers: Mapping[str, str],
+        arrival_s: float,
+        constraint: Constraint | None,
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
 
         Args:
           headers: HTTP headers, with names in lower case.
           arrival_s: Time of arrival, by `time.monotonic`.
+          constraint: What each output has to be.
 
         Raises:
           ApiError: If the request is refused.
         """
-        reply = self.reply(asked, headers, arrival_s)
+        reply = self.reply(asked, headers, arrival_s, constraint)
         try:
             self.router.open(reply)
         except (QueueFullError, NotServingError) as error:
@@ -123,7 +147,11 @@ class Service:
         return reply
 
     def reply(
-        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
+        self,
+        asked: Asked,
+        headers: Mapping[str, str],
+        arrival_s: float,
+        constraint: Constraint | None = None,
     ) -> Reply:
         """Returns the reply of `start`, before its requests are submitted."""
         body, prompts = asked.body, asked.prompts
@@ -176,6 +204,7 @@ class Service:
                 sampling=dataclasses.replace(
                     sampling, seed=(sampling.seed + index % num_choices) % SEEDS
                 ),
+                constraint=constraint and constraint.copy(),
             )
             generations.append(
                 Generation(

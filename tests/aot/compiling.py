@@ -273,7 +273,7 @@ def _name_capability(target: Target, backend: Any) -> None:
 
 def _program(name: str) -> Any:
     """Returns the program of a name."""
-    from jserve.engine.programs import Head
+    from jserve.engine.program_kinds import Head
     from jserve_sched.buckets.table import Bucket
 
     if is_head(name):

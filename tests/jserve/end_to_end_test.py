@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 from tests import TESTS
@@ -154,6 +155,31 @@ def test_the_official_client_reads_logprobs_and_biases_change_answers(
     assert completion.choices[0].text == "BBB"
     assert told is not None and told.tokens == ["B"] * 3
     assert told.text_offset == [0, 1, 2]
+
+
+class Light(pydantic.BaseModel):
+    colour: Literal["red", "green"]
+    level: int = pydantic.Field(ge=0, le=9)
+
+
+def test_the_official_client_parses_an_answer_into_its_model(server: Server) -> None:
+    answer = server.client.chat.completions.parse(
+        model="toy",
+        messages=[{"role": "user", "content": "Hi"}],
+        response_format=Light,
+        max_tokens=200,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Light)
+    stream = server.client.completions.create(
+        model="toy",
+        prompt="Hi",
+        stream=True,
+        extra_body={"structured_outputs": {"choice": ["yes", "no"]}},
+    )
+    assert "".join(one.choices[0].text for one in stream) in ("yes", "no")
+    stats = json.loads(server.get("/jserve/info"))["stats"]
+    assert stats["num_compiles_after_warmup"] == 0
 
 
 def test_errors_become_the_clients_own(server: Server) -> None:

@@ -12,6 +12,7 @@ can be planned while the last one still runs.
 import dataclasses
 import enum
 import math
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,7 @@ class Request:
       is_committed: Whether it will be served for sure: neither refused nor ended early.
       is_degraded: Whether it is served as best effort, since it could not be attained.
       retry_after_s: Seconds after which a refused client should find room.
+      constraint: What says which tokens may come next; read by the engine.
       predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: Prediction made when it was submitted.
@@ -153,6 +155,7 @@ class Request:
     admission: AdmissionRule = "queue"
     max_queue_wait_s: float = math.inf
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    constraint: Any = None
 
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None

@@ -183,7 +183,7 @@ def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
     loop = build_toy_loop(shared_programs)
     inbox = start(loop, Health.WARM)
 
-    def break_down(plan: object) -> None:
+    def break_down(plan: object, **_: object) -> None:
         raise error
 
     monkeypatch.setattr(jax, "process_count", lambda: num_processes)

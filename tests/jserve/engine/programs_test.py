@@ -11,8 +11,9 @@ import pytest
 from jserve.engine import program_store
 from jserve.engine.machine import num_cpus
 from jserve.engine.packing import Packed, Packer, padded_tables
+from jserve.engine.program_kinds import programs_of
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.programs import DeviceState, Programs, programs_of
+from jserve.engine.programs import DeviceState, Programs
 from jserve.engine.sampling import empty_slots
 from jserve_models.attention import page_loop
 from jserve_models.registry import LoadedModel, load_model

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jserve.engine.programs import DeviceState, Head, Program, Programs
+from jserve.engine.program_kinds import Head, Program
+from jserve.engine.programs import DeviceState, Programs
 from jserve.engine.sampling import empty_slots
 from jserve_models.attention import page_loop
 from jserve_models.config import ModelConfig

@@ -31,6 +31,7 @@ def rows(count: int = COUNT, **fields: Any) -> sampling.RowSampling:
         "frequency_penalty": (0.0, jnp.float32),
         "presence_penalty": (0.0, jnp.float32),
         "wants_logprobs": (False, bool),
+        "is_masked": (False, bool),
     }
     bans = np.broadcast_to(fields.get("bans", False), count)
     return sampling.RowSampling(
@@ -270,6 +271,19 @@ def test_logits_are_adjusted_as_by_a_reference() -> None:
     }
     assert np.asarray(after.recent)[row_slots[:4], -1].tolist() == [0, 1, 2, 3]
     np.testing.assert_array_equal(after.recent[5], slots.recent[5])
+
+
+def test_masks_forbid_tokens_of_their_rows(logits: np.ndarray) -> None:
+    may_come = np.random.default_rng(0).random((4, VOCAB)) < 0.3
+    padding = np.ones((4, 32 * sampling.mask_words(VOCAB) - VOCAB), bool)
+    bits = np.packbits(np.hstack([may_come, padding]), axis=1, bitorder="little")
+    how = rows(4, is_masked=[True, False, True, True])
+    found = np.asarray(
+        jax.jit(sampling.apply_masks)(crowd(logits, 4), how, bits.view(np.int32))
+    )
+    may_come[1] = True
+    np.testing.assert_array_equal(found[may_come], crowd(logits, 4)[may_come])
+    assert np.all(found[~may_come] < -1e28)
 
 
 @pytest.mark.parametrize("size", [VOCAB, 384, 4096])

@@ -112,10 +112,9 @@ def test_a_bad_header(served, name, value):
 REFUSED = {
     "prompt_logprobs": 1,
     "documents": [{"text": "a"}],
-    "response_format": {"type": "json_object"},
     "tools": [{"type": "function"}],
     "tool_choice": "required",
-    "guided_json": {},
+    "json_schema": {},
     "modalities": ["text", "audio"],
 }
 
