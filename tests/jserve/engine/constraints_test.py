@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 
 from jserve.engine.loop import EngineLoop
