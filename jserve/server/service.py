@@ -6,6 +6,8 @@ import time
 import uuid
 from collections.abc import Mapping
 
+from anyio import to_thread
+
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
@@ -93,7 +95,7 @@ class Service:
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
-    def start(
+    async def start(
         self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
@@ -107,7 +109,7 @@ class Service:
         """
         reply = self.reply(asked, headers, arrival_s)
         try:
-            self.router.open(reply)
+            await to_thread.run_sync(self.router.open, reply)
         except (QueueFullError, NotServingError) as error:
             refusal = self.refusal(error)
             for request in (one.request for one in reply.generations):
