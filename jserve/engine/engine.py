@@ -9,6 +9,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from jserve.engine.followers import WARM, Compile, Leader, Run
 from jserve.engine.packing import Packed, Packer, padded_tables
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
+from jserve.engine.sampling import Logprobs, SlotSampling, empty_slots
+from jserve.records.events import TokenLogprobs
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
 from jserve_models.sharding import placement, put
@@ -61,7 +64,7 @@ class PendingStep:
     launch_s: float
     launched_s: float
     num_compiling: int
-    _out: tuple[jax.Array, ...]
+    _out: tuple[Any, ...]
     _num_sampled: int
 
     def wait(self) -> tuple[int, ...]:
@@ -72,11 +75,33 @@ class PendingStep:
         tokens = np.asarray(self._out[0])
         return tuple(tokens[: self._num_sampled].tolist())
 
+    def logprobs(self) -> dict[str, TokenLogprobs]:
+        """Returns log-probabilities by request id, of the requests that want them."""
+        plan = self.plan
+        rows = [*plan.decodes, *(one for one in plan.chunks if one.draws_token)]
+        wanted = [
+            (place, one.request.request_id, count)
+            for place, one in enumerate(rows)
+            if (count := one.request.sampling.num_logprobs) is not None
+        ]
+        if not wanted:
+            return {}
+        found: Logprobs = jax.device_get(self._out[-1])
+        return {
+            name: TokenLogprobs(
+                float(found.drawn[place]),
+                int(found.rank[place]),
+                found.top_tokens[place, :count].tolist(),
+                found.top[place, :count].tolist(),
+            )
+            for place, name, count in wanted
+        }
+
     def captured(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits and scores, `[sampled rows, vocab]` each, if captured."""
         if not self._num_sampled:
             return np.empty((0, 0)), np.empty((0, 0))
-        _, logits, scores = self._out
+        _, logits, scores = self._out[:3]
         size = self._num_sampled
         return np.asarray(logits)[:size].copy(), np.asarray(scores)[:size].copy()
 
@@ -128,6 +153,7 @@ class Engine:
             num_pages=num_pages,
             page_size=page_size,
             max_pages_per_row=self.max_pages_per_row,
+            vocab_size=model.config.vocab_size,
         )
         self._state = DeviceState(
             kv=model.new_kv(num_pages, page_size, self.kv_dtype),
@@ -135,6 +161,12 @@ class Engine:
             tables=put(
                 padded_tables(num_slots, self.max_pages_per_row, num_pages),
                 placement(model.mesh),
+            ),
+            sampler=SlotSampling(
+                *(
+                    put(one, placement(model.mesh))
+                    for one in empty_slots(num_slots, model.config.vocab_size)
+                )
             ),
         )
         self.programs = Programs(

@@ -15,7 +15,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 from jax.errors import JaxRuntimeError
@@ -33,6 +34,7 @@ from jserve.records.events import (
     PredictorStatus,
     QueueFullError,
     TokenEvent,
+    TokenLogprobs,
 )
 from jserve.timing.serving_predictor import ServingPredictor
 from jserve_sched.policies.base import searches_of
@@ -352,7 +354,7 @@ class EngineLoop:
         result = StepResult(tokens=tokens, duration_s=duration_s, end_s=end_s)
         with self._scheduling:
             outputs = self._scheduler.apply(result)
-        self._publish(outputs)
+        self._publish(outputs, step.pending.logprobs())
         applied_s = time.perf_counter()
         self._records.add(
             step.pending,
@@ -366,7 +368,11 @@ class EngineLoop:
         self._profiler.end_step(step.pending.plan.step_id)
         return end_s
 
-    def _publish(self, outputs: Sequence[Output]) -> None:
+    def _publish(
+        self,
+        outputs: Sequence[Output],
+        logprobs: Mapping[str, TokenLogprobs] = MappingProxyType({}),
+    ) -> None:
         """Notifies the listener of new tokens and ends."""
         if not outputs:
             return
@@ -379,6 +385,7 @@ class EngineLoop:
                 request.finish_reason,
                 request.num_cached_tokens,
                 retry_after_s=request.retry_after_s,
+                logprobs=None if token is None else logprobs.get(request.request_id),
             )
             for request, token in outputs
         ]

@@ -3,8 +3,9 @@
 A step runs two: its bucket's, which computes the layers, and a head, which computes
 logits and draws tokens for those rows that sample, rounded up to a row edge. So the
 head is never computed for other rows, and steps without a row that samples have none.
-Heads of greedy rows only take the maximum. A third, tiny one replaces the page table of
-a slot; steps themselves change single entries.
+Heads of greedy rows only take the maximum. Two tiny ones replace what the device knows
+of a slot: its page table, of which steps themselves change single entries, and what
+adjusts its logits.
 
 A stored executable is loaded without tracing. Otherwise the step is traced (one after
 the other, since tracing holds the interpreter lock) and compiled (in parallel). JAX's
@@ -14,6 +15,7 @@ a program raises an error; it is never compiled silently.
 """
 
 import concurrent.futures
+import enum
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -58,26 +60,28 @@ class Head(NamedTuple):
         return f"{'draw' if self.is_drawn else 'head'}{self.num_rows}"
 
 
-class TableUpdate(NamedTuple):
-    """The program that replaces the page table of one slot."""
+class SlotUpdate(enum.Enum):
+    """The programs that replace what the device knows of one slot."""
+
+    TABLE = "table"
+    SAMPLER = "sampler"
 
     def __str__(self) -> str:
-        return "table"
+        return self.value
 
 
-Program = Bucket | Head | TableUpdate
-_UPDATE = TableUpdate()
+Program = Bucket | Head | SlotUpdate
 
 
 def programs_of(buckets: Iterable[Bucket]) -> list[Program]:
-    """Returns the programs that steps in these buckets need, the tiny one first.
+    """Returns the programs that steps in these buckets need, the tiny ones first.
 
     Each of their row edges has two heads.
     """
     buckets = list(buckets)
     rows = dict.fromkeys(bucket.num_rows for bucket in buckets if bucket.num_rows)
     return [
-        _UPDATE,
+        *SlotUpdate,
         *buckets,
         *(Head(count, drawn) for count in rows for drawn in (True, False)),
     ]
@@ -89,6 +93,7 @@ class DeviceState(NamedTuple):
     kv: KvCache
     slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
     tables: jax.Array  # [num_slots + 1, M] int32, KV pages; the last row is of padding
+    sampler: sampling.SlotSampling  # what adjusts logits
 
 
 class Programs:
@@ -191,19 +196,27 @@ class Programs:
 
         It takes (the head's weight, the rows that sample, slot_tokens, packed) and
         returns slot_tokens and tokens `[S]` int32, and with captured logits also logits
-        and scores `[S, V]`.
+        and scores `[S, V]`. One that draws takes the sampler's state as well, before
+        `packed`, and returns it second, and `Logprobs` last.
         """
 
         def draw(
-            weight: Any, hidden: jax.Array, slot_tokens: jax.Array, packed: jax.Array
-        ) -> tuple[jax.Array, ...]:
-            rows, slots = packing.unpack_head(packed)
-            logits = self._model.logits(weight, hidden[: head.num_rows])
-            scores = sampling.scores(logits, rows) if head.is_drawn else logits
+            weight: Any, hidden: jax.Array, slot_tokens: jax.Array, *rest: Any
+        ) -> tuple[Any, ...]:
+            *samplers, packed = rest
+            rows = packing.unpack_head(packed)
+            logits = scores = self._model.logits(weight, hidden[: head.num_rows])
+            if head.is_drawn:
+                adjusted = sampling.adjust(logits, rows, samplers[0])
+                scores = sampling.scores(adjusted, rows)
             tokens = sampling.argmax(scores)
-            slot_tokens = slot_tokens.at[slots].set(tokens, mode="drop")
+            slot_tokens = slot_tokens.at[rows.slot].set(tokens, mode="drop")
             captured = (logits, scores) if self._captures_logits else ()
-            return slot_tokens, tokens, *captured
+            if not head.is_drawn:
+                return slot_tokens, tokens, *captured
+            sampler = sampling.remember(samplers[0], rows, tokens)
+            found = sampling.logprobs(logits, tokens, rows)
+            return slot_tokens, sampler, tokens, *captured, found
 
         return draw
 
@@ -264,7 +277,7 @@ class Programs:
         Results are placed where the next program takes them: all of them whole on each
         device, but for the cache.
         """
-        leaves, head, kv, slot_tokens, tables = self._abstract
+        leaves, head, kv, slot_tokens, tables, sampler = self._abstract
         whole = slot_tokens.sharding
 
         def whole_array(
@@ -272,21 +285,24 @@ class Programs:
         ) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-        if isinstance(program, TableUpdate):
+        if isinstance(program, SlotUpdate):
 
-            def replace(
-                tables: jax.Array, slot: jax.Array, table: jax.Array
-            ) -> jax.Array:
-                return tables.at[slot].set(table)
+            def replace(state: Any, slot: jax.Array, rows: Any) -> Any:
+                return jax.tree.map(lambda a, row: a.at[slot].set(row), state, rows)
 
-            table = whole_array(*tables.shape[1:])
-            return replace, (tables, whole_array(), table), (0,), whole
+            state = tables if program is SlotUpdate.TABLE else sampler
+            rows = jax.tree.map(
+                lambda one: whole_array(*one.shape[1:], dtype=one.dtype), state
+            )
+            return replace, (state, whole_array(), rows), (0,), whole
         if isinstance(program, Head):
             row = self._model.row
             hidden = whole_array(self._num_slots, *row.shape, dtype=row.dtype)
             packed = whole_array(program.num_rows, packing.HEAD_COLUMNS)
-            head_arguments = (head, hidden, slot_tokens, packed)
-            return self.head_function(program), head_arguments, (2,), whole
+            state = (slot_tokens, sampler) if program.is_drawn else (slot_tokens,)
+            donated = tuple(range(2, 2 + len(state)))
+            arguments = (head, hidden, *state, packed)
+            return self.head_function(program), arguments, donated, whole
         packed = whole_array(packing.packed_size(program, self._num_slots))
         arguments = (leaves, kv, tables, slot_tokens, packed)
         placements = (tuple(one.sharding for one in kv), whole, whole)
@@ -357,26 +373,28 @@ class Programs:
             raise UncompiledBucketError(
                 f"no program for {bucket}, but for {len(self.buckets)} other buckets"
             )
-        kv, slot_tokens, tables = state
+        kv, slot_tokens, tables, sampler = state
         for slot, table in packed.tables:
-            tables = self._compiled[_UPDATE](tables, slot, table)
+            tables = self._compiled[SlotUpdate.TABLE](tables, slot, table)
+        for slot, rows in packed.samplers:
+            sampler = self._compiled[SlotUpdate.SAMPLER](sampler, slot, rows)
         kv, tables, hidden = compiled(
             self._model.leaves, kv, tables, slot_tokens, packed.step
         )
-        if not packed.num_sampled:
-            return DeviceState(kv, slot_tokens, tables), (hidden,)
-        head = self._head(packed.num_sampled, packed.is_drawn)
-        rows = packed.head[: head.num_rows]
-        slot_tokens, *out = self._compiled[head](
-            self._model.head, hidden, slot_tokens, rows
-        )
-        return DeviceState(kv, slot_tokens, tables), tuple(out)
+        out: list[Any] = [hidden]
+        if packed.num_sampled:
+            head = self._head(packed.num_sampled, packed.is_drawn)
+            taken = (slot_tokens, sampler) if head.is_drawn else (slot_tokens,)
+            packed_rows = packed.head[: head.num_rows]
+            slot_tokens, *out = self._compiled[head](
+                self._model.head, hidden, *taken, packed_rows
+            )
+            if head.is_drawn:
+                sampler, *out = out
+        return DeviceState(kv, slot_tokens, tables, sampler), tuple(out)
 
     def _head(self, num_rows: int, is_drawn: bool) -> Head:
         """Returns the smallest head of at least `num_rows`."""
-        heads = [one for one in tuple(self._compiled) if isinstance(one, Head)]
-        return min(
-            one
-            for one in heads
-            if one.num_rows >= num_rows and one.is_drawn == is_drawn
-        )
+        heads = (one for one in tuple(self._compiled) if isinstance(one, Head))
+        fit = (one for one in heads if one.num_rows >= num_rows)
+        return min(one for one in fit if one.is_drawn == is_drawn)

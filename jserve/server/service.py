@@ -17,7 +17,8 @@ from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation, Reply, TokenRouter
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import SEEDS, ChatRequest, GenerationRequest
+from jserve.server.protocol import ChatRequest, GenerationRequest
+from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
 from jserve.server.workers import BodyReaders
@@ -137,6 +138,7 @@ class Service:
             model=self.model_name,
             has_usage=bool(body.stream_options and body.stream_options.include_usage),
             has_token_ids=bool(body.return_token_ids),
+            token_bytes=self.tokenizer.token_bytes,
         )
         num_choices = body.n or 1
         num_requests = num_choices * len(prompts)
@@ -144,14 +146,17 @@ class Service:
         slo, service_class = self.classes.choose(
             slo=body.slo, headers=headers, service_tier=body.service_tier
         )
-        sampling = body.sampling()
+        sampling = sampling_params(body, self.tokenizer, self.engine.vocab_size)
         stop_token_ids = self._stop_token_ids(body)
         min_tokens = body.min_tokens or 0
         fewest = min(prompt.max_tokens for prompt in prompts)
         if min_tokens > fewest:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
-        keep_stop = bool(body.include_stop_str_in_output)
+        # Special tokens have to be seen where a stop string has one.
+        special = self.tokenizer.special_texts() if body.stops else []
+        skips_special = body.skip_special_tokens is not False
+        has_special = any(one in stop for one in special for stop in body.stops)
         # A request and a generation for each output.
         generations: list[Generation] = []
         for index in range(num_requests):
@@ -178,7 +183,12 @@ class Service:
                 Generation(
                     request=request,
                     tokenizer=self.tokenizer,
-                    finder=StopFinder(body.stops, keep_stop=keep_stop),
+                    skips_special=skips_special and not has_special,
+                    finder=StopFinder(
+                        body.stops,
+                        keep_stop=bool(body.include_stop_str_in_output),
+                        hidden=special if has_special and skips_special else (),
+                    ),
                     metrics=self.metrics,
                     prefix=prompt.echo,
                 )

@@ -66,8 +66,26 @@ class Tokenizer(abc.ABC):
         """Returns the text of tokens; control tokens have none."""
 
     @abc.abstractmethod
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
-        """Returns a decoder for the output that follows a prompt."""
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the token ids of a part of a text, without special tokens."""
+
+    @abc.abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the UTF-8 of a token, which may be part of a character."""
+
+    @abc.abstractmethod
+    def special_texts(self) -> list[str]:
+        """Returns the texts of special tokens."""
+
+    @abc.abstractmethod
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt.
+
+        Args:
+          skips_special: Whether special tokens have no text.
+        """
 
     def apply_chat_template(
         self, messages: Sequence[Message], *, add_generation_prompt: bool
@@ -98,6 +116,7 @@ BYTE_CONTROL_TOKENS = {
     "<|end|>": 261,
 }
 _CONTROL = re.compile("(" + "|".join(map(re.escape, BYTE_CONTROL_TOKENS)) + ")")
+_NAMES = {token: name for name, token in BYTE_CONTROL_TOKENS.items()}
 _FIRST_UNUSED = 256 + len(BYTE_CONTROL_TOKENS)
 
 
@@ -113,14 +132,15 @@ def _unescape(text: str) -> str:
 
 
 class _ByteDetokenizer(Detokenizer):
-    def __init__(self) -> None:
+    def __init__(self, *, skips_special: bool = True) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._skips_special = skips_special
 
     def step(self, token: int) -> str:
         if token < 256:
             return self._decoder.decode(bytes((token,)))
         if token < _FIRST_UNUSED:
-            return ""
+            return "" if self._skips_special else self.finish() + _NAMES[token]
         return self.finish() + REPLACEMENT
 
     def finish(self) -> str:
@@ -154,9 +174,25 @@ class ByteTokenizer(Tokenizer):
         stream = _ByteDetokenizer()
         return "".join([stream.step(token) for token in tokens]) + stream.finish()
 
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the bytes of the text."""
+        return self.encode(text)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the byte, or the name of a control token."""
+        if token < 256:
+            return bytes((token,))
+        return _NAMES.get(token, REPLACEMENT).encode()
+
+    def special_texts(self) -> list[str]:
+        """Returns the names of the control tokens."""
+        return list(BYTE_CONTROL_TOKENS)
+
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
         """Returns a decoder; an incomplete character of the prompt is ignored."""
-        return _ByteDetokenizer()
+        return _ByteDetokenizer(skips_special=skips_special)
 
     def _encode_chat(self, text: str) -> list[int]:
         tokens: list[int] = []
@@ -169,6 +205,20 @@ class ByteTokenizer(Tokenizer):
         return tokens
 
 
+def _byte_chars() -> dict[str, int]:
+    """Returns the byte of each character in which byte-level vocabularies write it.
+
+    Bytes that are printable are their own characters; the others follow from 256.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    numbered = {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | numbered
+
+
+_BYTE_CHARS = _byte_chars()
+
+
 class _StreamDetokenizer(Detokenizer):
     """Decodes with the tokenizer's stream; keeps the tokens that it holds back.
 
@@ -177,9 +227,16 @@ class _StreamDetokenizer(Detokenizer):
     case the tokens held back are decoded separately, and a new stream is begun.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        prompt_tokens: Sequence[int],
+        *,
+        skips_special: bool,
+    ):
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips_special = skips_special
+        self._stream = DecodeStream(skip_special_tokens=skips_special)
         self._held: list[int] = []
         for token in prompt_tokens[-_PRIMING_TOKENS:]:
             self.step(token)
@@ -191,19 +248,21 @@ class _StreamDetokenizer(Detokenizer):
             text = self._stream.step(self._tokenizer, token)
         except Exception:  # the library raises plain Exception
             text = self.finish()
-            self._stream = DecodeStream(skip_special_tokens=True)
+            self._stream = DecodeStream(skip_special_tokens=self._skips_special)
             # Give the new stream the token, so that it does not drop the next space as
             # at the beginning of a text. If it holds the token back, it would return
             # its text once more: then an empty stream is better.
             if not self._stream.step(self._tokenizer, token):
-                self._stream = DecodeStream(skip_special_tokens=True)
+                self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         if text:
             self._held.clear()
         return text or ""
 
     def finish(self) -> str:
         held, self._held = self._held, []
-        return self._tokenizer.decode(held, skip_special_tokens=True) if held else ""
+        if not held:
+            return ""
+        return self._tokenizer.decode(held, skip_special_tokens=self._skips_special)
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -221,6 +280,7 @@ class HuggingFaceTokenizer(Tokenizer):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"{path} is not a tokenizer: {error}") from None
+        [self._anchor, *_] = self._tokenizer.encode("a", add_special_tokens=False).ids
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.folder = folder
@@ -245,9 +305,40 @@ class HuggingFaceTokenizer(Tokenizer):
         """Returns the text of tokens; special tokens have none."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the ids of a part of a text, without special tokens."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the UTF-8 of a token, which may be part of a character.
+
+        It is decoded after another token, so that a space before it is kept.
+        """
+        name = self._tokenizer.id_to_token(token) or REPLACEMENT
+        before = self._tokenizer.decode([self._anchor], skip_special_tokens=False)
+        text = self._tokenizer.decode(
+            [self._anchor, token], skip_special_tokens=False
+        ).removeprefix(before)
+        if REPLACEMENT not in text:
+            return text.encode()
+        if match := re.fullmatch("<0x([0-9A-F]{2})>", name):
+            return bytes.fromhex(match[1])
+        if set(name) <= _BYTE_CHARS.keys():
+            return bytes(map(_BYTE_CHARS.__getitem__, name))
+        return text.encode()
+
+    def special_texts(self) -> list[str]:
+        """Returns the texts of special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return [one.content for one in added if one.special]
+
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
         """Returns a decoder for the output that follows a prompt."""
-        return _StreamDetokenizer(self._tokenizer, prompt_tokens)
+        return _StreamDetokenizer(
+            self._tokenizer, prompt_tokens, skips_special=skips_special
+        )
 
     def _encode_chat(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

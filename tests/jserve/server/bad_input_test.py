@@ -110,9 +110,8 @@ def test_a_bad_header(served, name, value):
 
 
 REFUSED = {
-    "logprobs": 0,
-    "logit_bias": {"5": 1},
-    "presence_penalty": 0.5,
+    "prompt_logprobs": 1,
+    "documents": [{"text": "a"}],
     "response_format": {"type": "json_object"},
     "tools": [{"type": "function"}],
     "tool_choice": "required",
