@@ -342,9 +342,9 @@ class ServerConfig:
       sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
         proxies keep it open; 0 sends none.
       head_timeout_s: Seconds that a client has to send a request's headers.
-      body_timeout_s: Seconds that it has to send the body.
-      write_timeout_s: Seconds in which it has to read something of what is sent, or its
-        request is cancelled.
+      body_timeout_s: Seconds that a client has to send a request's body.
+      write_timeout_s: Seconds in which a client has to read something of what is sent,
+        or its request is cancelled.
       max_connections: Most open connections. At the limit an idle one is closed, or
         else a new one gets status 503, but for /health and /metrics. 0 takes a third
         of the file descriptors that the process may have, at most 4096.

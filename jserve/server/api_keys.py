@@ -112,6 +112,8 @@ class KeyUse:
 def _parse(text: str) -> list[ApiKey]:
     if text.lstrip().startswith("["):
         keys = msgspec.json.decode(text, type=list[ApiKey])
+    elif text.lstrip().startswith("{"):
+        raise ValueError("holds an object, not a JSON list of objects or a key a line")
     else:
         lines = enumerate(map(str.strip, text.splitlines()), start=1)
         keys = [ApiKey(name=f"line {index}", key=key) for index, key in lines if key]
@@ -149,11 +151,9 @@ def key_check(
         key = given.credentials.strip().encode("latin-1", "replace") if given else b""
         found = [use for known, use in uses if hmac.compare_digest(key, known)]
         if uses and not found:
-            raise ApiError(
-                "this server needs a key: Authorization: Bearer <key>",
-                status=401,
-                code="invalid_api_key",
-            )
+            message = "this server needs a key: Authorization: Bearer <key>"
+            message = "the API key is not one of this server's" if key else message
+            raise ApiError(message, status=401, code="invalid_api_key")
         request.state.key_use = found[0] if found else anybody
 
     return check

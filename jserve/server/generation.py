@@ -173,6 +173,7 @@ class Reply:
     Attributes:
       generations: `num_choices` outputs of each prompt, prompt by prompt.
       has_begun: Whether the head of the response has been sent.
+      is_failed: Whether an output failed before that: the answer is its error.
       write: Writes a part of the answer at once, or returns False if it cannot.
     """
 
@@ -193,7 +194,7 @@ class Reply:
         self._ready: list[bytes] = []
         self._wake = asyncio.Event()
         self.write: Callable[[bytes], bool] = lambda part: False
-        self._is_failed = False  # before the head was sent
+        self.is_failed = False
         self._is_idle = False  # the task of the connection, which waits for more
         self._last_s = 0.0  # time of the last write, on the event loop's clock
         self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
@@ -238,10 +239,10 @@ class Reply:
         reason, error = generation.finish_reason, generation.error
         if reason is not None:
             self._open.discard(index)
-        if self._is_failed:
+        if self.is_failed:
             return
         if error is not None and not self.has_begun:  # the answer has its status
-            self._is_failed = True
+            self.is_failed = True
             self._open.clear()
             self._ready = [error.body]
         elif self.is_streamed:
@@ -316,7 +317,7 @@ class Reply:
 
 
 class TokenRouter:
-    """Gives the events of each request to its reply. Runs on the event loop."""
+    """Gives events to replies, on the event loop; any thread may call `open`."""
 
     def __init__(self, engine: ServingEngine, metrics: ServerMetrics):
         self._engine = engine
@@ -334,7 +335,7 @@ class TokenRouter:
             loop.call_soon_threadsafe(self._route, events)
 
     def open(self, reply: Reply) -> None:
-        """Submits all requests of a reply, or none.
+        """Submits all requests of a reply, or none; may wait for a plan to be made.
 
         Raises:
           ValueError: If one can never run, or its id is in use.
@@ -351,11 +352,16 @@ class TokenRouter:
             raise
 
     def close(self, reply: Reply) -> None:
-        """Cancels the requests of a reply that still run, since its client has left."""
+        """Cancels the requests of a reply that still run.
+
+        Its client has left, or had an error as its answer; then the others end as the
+        output with the error.
+        """
         self._drop(reply)
-        now_s = time.monotonic()
-        for generation in reply.generations:
-            generation.finish("abort", now_s, has_client_left=True)
+        now_s, error = time.monotonic(), reply.error if reply.is_failed else None
+        reason = (error.code or "error") if error else "abort"
+        for one in reply.generations:
+            one.finish(reason, now_s, error=error, has_client_left=error is None)
 
     def _drop(self, reply: Reply) -> None:
         for generation in reply.generations:
@@ -378,7 +384,7 @@ class TokenRouter:
                 _LOGGER.exception("request %s failed", event.request_id)
                 reply.fail(index, event.time_s)
             if reply.generations[index].finish_reason is not None:
-                del self._targets[event.request_id]
+                self._targets.pop(event.request_id, None)
                 if event.finish_reason is None:
                     self._engine.cancel(event.request_id)
         now_s = asyncio.get_running_loop().time()

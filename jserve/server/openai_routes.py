@@ -74,7 +74,7 @@ class ReplyResponse(StreamingResponse):
         """
         reply, has_more = self._reply, True
         try:
-            if reply.is_streamed and reply.is_committed:
+            if reply.is_streamed and reply.is_committed and not reply.is_failed:
                 await self._begin(send)
             while has_more:
                 chunk, has_more = await reply.next(self._keep_alive_s)
@@ -142,8 +142,7 @@ def openai_router(service: Service) -> APIRouter:
         log_ignored(asked.ignored)
         num_requests = (asked.body.n or 1) * len(asked.prompts)
         key_use.check(num_requests, time.monotonic())
-        constraint = await service.constraint(asked.body)
-        reply = service.start(asked, request.headers, arrival_s, constraint)
+        reply = await service.start(asked, request.headers, arrival_s)
         return ReplyResponse(reply, service, key_use, asked.ignored)
 
     @router.post("/completions")

@@ -1,11 +1,12 @@
 """Makes requests and a reply of a request's body, and submits them to the engine."""
 
-import asyncio
 import dataclasses
 import math
 import time
 import uuid
 from collections.abc import Mapping
+
+from anyio import to_thread
 
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
@@ -99,40 +100,22 @@ class Service:
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
-    async def constraint(self, body: GenerationRequest) -> Constraint | None:
-        """Returns what the answer has to be, made in another thread.
-
-        Raises:
-          ApiError: 400 if it is wrong, or too large.
-        """
-        if (asked := asked_constraint(body)) is None:
-            return None
-        kind, value, name = asked
-        try:
-            return await asyncio.to_thread(self._constraints.make, kind, value)
-        except ValueError as error:
-            raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
-
-    def start(
-        self,
-        asked: Asked,
-        headers: Mapping[str, str],
-        arrival_s: float,
-        constraint: Constraint | None,
+    async def start(
+        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
 
         Args:
           headers: HTTP headers, with names in lower case.
           arrival_s: Time of arrival, by `time.monotonic`.
-          constraint: What each output has to be.
 
         Raises:
           ApiError: If the request is refused.
         """
+        constraint = await self._constraint(asked.body)
         reply = self.reply(asked, headers, arrival_s, constraint)
         try:
-            self.router.open(reply)
+            await to_thread.run_sync(self.router.open, reply)
         except (QueueFullError, NotServingError) as error:
             refusal = self.refusal(error)
             for request in (one.request for one in reply.generations):
@@ -145,6 +128,20 @@ class Service:
         except ValueError as error:
             raise ApiError(str(error)) from None
         return reply
+
+    async def _constraint(self, body: GenerationRequest) -> Constraint | None:
+        """Returns what the answer has to be, made in another thread.
+
+        Raises:
+          ApiError: 400 if it is wrong, or too large.
+        """
+        if (asked := asked_constraint(body)) is None:
+            return None
+        kind, value, name = asked
+        try:
+            return await to_thread.run_sync(self._constraints.make, kind, value)
+        except ValueError as error:
+            raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
 
     def reply(
         self,
