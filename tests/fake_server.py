@@ -259,6 +259,7 @@ class FakeLoop:
         """Computes the next chunk of prompts; returns its tokens."""
         room = self.chunk_tokens
         for one in running:
+            one.first_scheduled_s = one.first_scheduled_s or time.monotonic()
             taken = min(room, self._prompt_left[one.request_id])
             self._prompt_left[one.request_id] -= taken
             room -= taken

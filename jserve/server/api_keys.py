@@ -16,8 +16,8 @@ from msgspec import Meta, Struct
 
 from jserve.config import ServerConfig, read_setting
 from jserve.server.errors import ApiError
-from jserve.server.generation import Reply
 from jserve.server.metrics import ServerMetrics
+from jserve.server.replies import Reply
 
 _RETRY_S = 1.0  # where it is not known when a request of the key ends
 _Limit = Annotated[int, Meta(ge=1)] | None

@@ -14,7 +14,6 @@ from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
-from jserve.server.generation import Reply
 from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.protocol import (
     ChatRequest,
@@ -23,7 +22,9 @@ from jserve.server.protocol import (
     log_ignored,
     names_header,
 )
+from jserve.server.replies import Reply
 from jserve.server.service import Service
+from jserve.server.slo_input import slo_header
 
 GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
 _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
@@ -40,6 +41,7 @@ class ReplyResponse(StreamingResponse):
         ignored: Sequence[str],
     ):
         headers = {"x-request-id": reply.form.response_id}
+        headers["x-jserve-slo"] = slo_header(reply.generations[0].request)
         if ignored:
             headers["x-jserve-ignored"] = names_header(ignored)
         if forecast := reply.forecast:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from jserve.server.errors import ApiError, quote
-from jserve.server.slo_input import SloFields
+from jserve.server.slo_input import Nvext, SloFields
 from jserve.text.chat_template import Message
 from jserve_sched.requests.request import MAX_LOGPROBS
 
@@ -174,6 +174,7 @@ class GenerationRequest(Struct, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: _Text | None = None
     slo: SloFields | None = None
+    nvext: Nvext | None = None
     service_tier: _Name | None = None
     user: _Name | None = None
 

@@ -14,10 +14,11 @@ from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.bodies import largest_honest_body
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
-from jserve.server.generation import Generation, Reply, TokenRouter
+from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
 from jserve.server.protocol import ChatRequest, GenerationRequest
+from jserve.server.replies import Reply, TokenRouter
 from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.stop_strings import StopFinder
@@ -167,7 +168,10 @@ class Service:
         num_requests = num_choices * len(prompts)
         # What all requests share.
         slo, service_class = self.classes.choose(
-            slo=body.slo, headers=headers, service_tier=body.service_tier
+            slo=body.slo,
+            headers=headers,
+            service_tier=body.service_tier,
+            nvext=body.nvext,
         )
         sampling = sampling_params(body, self.tokenizer, self.engine.vocab_size)
         stop_token_ids = self._stop_token_ids(body)
