@@ -9,7 +9,7 @@ that is wrong.
 import logging
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
@@ -150,23 +150,24 @@ class GenerationRequest(Struct, kw_only=True):
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    def sampling(self) -> SamplingParams:
+    def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
         """Returns the sampling parameters of the first output.
 
         Without a seed, one is drawn at random.
+
+        Args:
+          defaults: The model's, by field, for those that the request does not name.
 
         Raises:
           ApiError: 400 if a value is out of its range.
         """
         seed = secrets.randbelow(SEEDS) if self.seed is None else self.seed % SEEDS
+        values: dict[str, Any] = {"temperature": 1.0, **defaults}
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            if (value := getattr(self, name)) is not None:
+                values[name] = max(value, 0) if name == "top_k" else value
         try:
-            return SamplingParams(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_k=max(self.top_k or 0, 0),
-                top_p=1.0 if self.top_p is None else self.top_p,
-                min_p=self.min_p or 0.0,
-                seed=seed,
-            )
+            return SamplingParams(seed=seed, **values)
         except ValueError as error:
             raise ApiError(str(error), str(error).split("=")[0]) from None
 
@@ -243,13 +244,40 @@ class ChatMessage(Struct):
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions.
+
+    Attributes:
+      continue_final_message: Whether the answer continues the last turn.
+      documents: What the template may show the model.
+      chat_template: Name of one of the model's templates.
+    """
 
     content = "messages"
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: _Count = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: _Name | None = None
+
+    @property
+    def has_generation_prompt(self) -> bool:
+        """Whether the prompt ends with the beginning of an assistant's turn."""
+        if self.add_generation_prompt is None:
+            return not self.continue_final_message
+        return self.add_generation_prompt
+
+    def check_together(self) -> None:
+        """Refuses fields that contradict each other.
+
+        Raises:
+          ApiError: 400, naming one of them.
+        """
+        super().check_together()
+        if self.continue_final_message and self.add_generation_prompt:
+            name = "continue_final_message"
+            raise ApiError(f"{name} and add_generation_prompt exclude each other", name)
 
 
 def parse_body(model: type[Model], body: Bytes) -> tuple[Model, tuple[str, ...]]:

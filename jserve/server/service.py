@@ -50,11 +50,12 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
+        typed = config.served_model_name or engine.config.model
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_name=self.model_name,
+            model_names=(self.model_name, typed),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
@@ -142,7 +143,7 @@ class Service:
         slo, service_class = self.classes.choose(
             slo=body.slo, headers=headers, service_tier=body.service_tier
         )
-        sampling = body.sampling()
+        sampling = body.sampling(self.tokenizer.sampling)
         stop_token_ids = self._stop_token_ids(body)
         min_tokens = body.min_tokens or 0
         fewest = min(prompt.max_tokens for prompt in prompts)

@@ -11,16 +11,24 @@ import codecs
 import importlib.resources
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from jserve.text.chat_template import ChatTemplate, Message
-from jserve_models.hf_config import read_json
+from jserve.text.folder_settings import (
+    add_special_tokens,
+    read_sampling,
+    read_settings,
+    read_template,
+)
+from jserve.text.vocabulary_files import add_ends, build_tokenizer
 
 REPLACEMENT = "\ufffd"  # text of bytes and ids that have none
+_BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters around what clients spell
 _PRIMING_TOKENS = 6  # the prompt's last tokens, which decide about spaces
 
 
@@ -41,11 +49,13 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       eos_token_ids: Tokens that end an output; their text is not part of it.
-      folder: Hugging Face folder; None for a named model size.
+      source: Arguments of `load_tokenizer` that give this tokenizer.
+      sampling: Sampling parameters of requests that name none, by field.
       longest_token_chars: Most characters of a text that are one token.
     """
 
-    folder: pathlib.Path | None = None
+    source: tuple[Any, ...] = (None,)
+    sampling: Mapping[str, float] = MappingProxyType({})
     longest_token_chars = 1
 
     def __init__(self, eos_token_ids: frozenset[int], template: ChatTemplate | None):
@@ -70,21 +80,22 @@ class Tokenizer(abc.ABC):
         """Returns a decoder for the output that follows a prompt."""
 
     def apply_chat_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool
+        self, messages: Sequence[Message], **options: Any
     ) -> list[int]:
         """Returns the token ids of a conversation.
+
+        Args:
+          options: Further arguments of `ChatTemplate.render`.
 
         Raises:
           ValueError: If the model has no template, or it refuses the conversation.
         """
         if self._template is None:
             raise ValueError("this model has no chat template, so it has no chats")
-        return self._encode_chat(
-            self._template.render(messages, add_generation_prompt=add_generation_prompt)
-        )
+        return self._encode_chat(self._template, {"messages": messages, **options})
 
     @abc.abstractmethod
-    def _encode_chat(self, text: str) -> list[int]:
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
         """Returns the ids of a rendered template, which has its special tokens."""
 
 
@@ -158,9 +169,9 @@ class ByteTokenizer(Tokenizer):
         """Returns a decoder; an incomplete character of the prompt is ignored."""
         return _ByteDetokenizer()
 
-    def _encode_chat(self, text: str) -> list[int]:
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
         tokens: list[int] = []
-        for part in _CONTROL.split(text):
+        for part in _CONTROL.split(template.render(**chat)):
             control = BYTE_CONTROL_TOKENS.get(part)
             if control is None:
                 tokens.extend(_unescape(part).encode("utf-8"))
@@ -207,39 +218,76 @@ class _StreamDetokenizer(Detokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """The tokenizer of a Hugging Face folder, in `tokenizer.json`.
+    """The tokenizer of a Hugging Face folder.
 
     Special tokens such as a leading BOS are added by the tokenizer's post-processor. A
     chat template writes its own, so its text gets no others.
+
+    Text in which a client spells a control token stays text. Control tokens are those
+    that are special and those that the template writes, which an assistant's own turns
+    may have. In a chat such text is marked before the template is filled, so that
+    afterwards the tokens which have no mark are the template's; these are marked
+    instead, for a second tokenizer, which has the same model and knows control tokens
+    only with a mark.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"no tokenizer.json in {folder}")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        parse_special: str = "never",
+        generation_config: str = "auto",
+    ):
+        settings = read_settings(folder / "tokenizer_config.json")
+        self._tokenizer = build_tokenizer(folder, settings)
+        named = add_special_tokens(folder, settings, self._tokenizer)
+        if self._tokenizer.post_processor is None:
+            add_ends(self._tokenizer, settings | named)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.folder = folder
+        self.source = folder, parse_special, generation_config
         self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()), default=1)
-        settings = _settings(folder / "tokenizer_config.json")
-        eos: list[Any] = [
-            self._tokenizer.token_to_id(_token_text(settings.get("eos_token")) or "")
-        ]
-        for name in ("generation_config.json", "config.json"):
-            value = _settings(folder / name).get("eos_token_id")
+        eos: list[Any] = [self._tokenizer.token_to_id(named.get("eos_token", ""))]
+        files = [read_settings(folder / "config.json")]
+        if generation_config == "auto":
+            files.append(read_settings(folder / "generation_config.json"))
+            self.sampling = read_sampling(folder / "generation_config.json", files[1])
+        for value in (one.get("eos_token_id") for one in files):
             eos += value if isinstance(value, list) else [value]
+        template = read_template(folder, settings, named)
         super().__init__(
-            frozenset(token for token in eos if isinstance(token, int)),
-            _chat_template(folder, settings),
+            frozenset(token for token in eos if isinstance(token, int)), template
         )
+        # The second tokenizer, whose model both share, and its ids that differ.
+        self._plain = tokenizers.Tokenizer(self._tokenizer.model)
+        for part in ("normalizer", "pre_tokenizer", "post_processor"):
+            setattr(self._plain, part, getattr(self._tokenizer, part))
+        known = self._tokenizer.get_added_tokens_decoder()
+        written = template.text if template and parse_special == "never" else ""
+        self._written = frozenset(
+            one.content
+            for one in known.values()
+            if one.content in written and not (one.special or one.content.isspace())
+        )
+        control, texts, tokens = [], [], []
+        for token in known.values():
+            fields = token.__getstate__()
+            if token.special or token.content in self._written:
+                control.append(token.content)
+                fields["content"] = _BEGIN + token.content
+            texts.append(fields["content"])
+            tokens.append(tokenizers.AddedToken(**fields))
+        self._plain.add_tokens(tokens)
+        ids = zip(map(self._plain.token_to_id, texts), known, strict=True)
+        self._ids = {one: real for one, real in ids if one != real}
+        either = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
+        self._control = re.compile(f"[{_BEGIN}{_END}]|({either or '(?!)'})")
+        self._parses = parse_special == "user"
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a prompt, with the post-processor's special tokens."""
-        return self._tokenizer.encode(text).ids
+        if self._parses:
+            return self._tokenizer.encode(text).ids
+        return self._encode_plain(text.replace(_BEGIN, ""))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens; special tokens have none."""
@@ -249,46 +297,61 @@ class HuggingFaceTokenizer(Tokenizer):
         """Returns a decoder for the output that follows a prompt."""
         return _StreamDetokenizer(self._tokenizer, prompt_tokens)
 
-    def _encode_chat(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
+        if self._parses:
+            text = template.render(**chat)
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        text = template.render(**self._mark(chat))
+        text = self._control.sub(_exchange_marks, text)
+        return self._encode_plain(text, add_special_tokens=False)
+
+    def _mark(self, value: Any, kept: frozenset[str] = frozenset()) -> Any:
+        """Returns a part of a chat with marks around control tokens not in `kept`."""
+        if isinstance(value, str):
+            return self._control.sub(
+                lambda found: (
+                    f"{_BEGIN}{found[1]}{_END}"
+                    if found[1] and found[1] not in kept
+                    else found[1] or ""
+                ),
+                value,
+            )
+        if isinstance(value, Mapping):
+            if value.get("role") == "assistant":
+                kept = self._written
+            return {
+                self._mark(key): self._mark(one, kept) for key, one in value.items()
+            }
+        is_list = isinstance(value, list | tuple)
+        return [self._mark(one, kept) for one in value] if is_list else value
+
+    def _encode_plain(self, text: str, **options: bool) -> list[int]:
+        found = self._plain.encode(text, **options)
+        pairs = zip(found.ids, found.special_tokens_mask, strict=True)
+        return [one if added else self._ids.get(one, one) for one, added in pairs]
 
 
-def _settings(path: pathlib.Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _exchange_marks(match: re.Match[str]) -> str:
+    """Returns a control token with a mark if it had none; without, if it had one."""
+    around = match.string[max(match.start() - 1, 0) : match.end() + 1]
+    is_spelled = around[0] == _BEGIN or around[-1] == _END
+    return "" if match[1] is None else match[1] if is_spelled else _BEGIN + match[1]
 
 
-def _token_text(value: Any) -> str | None:
-    """Returns a token of the settings, which is a text or an object that holds it."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _chat_template(
-    folder: pathlib.Path, settings: dict[str, Any]
-) -> ChatTemplate | None:
-    """Returns the template of a folder, from either of its files; None without one."""
-    path = folder / "chat_template.jinja"
-    value = settings.get("chat_template")
-    if path.is_file():
-        value = path.read_text(encoding="utf-8")
-    if isinstance(value, list):  # several, by name
-        rows = [row for row in value if isinstance(row, dict)]
-        value = {row.get("name"): row.get("template") for row in rows}.get("default")
-    if not isinstance(value, str):
-        return None
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    texts = {name: _token_text(settings.get(name)) for name in names}
-    return ChatTemplate(
-        value,
-        variables={name: text for name, text in texts.items() if text is not None},
-    )
-
-
-def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
+def load_tokenizer(
+    folder: pathlib.Path | None,
+    parse_special: str = "never",
+    generation_config: str = "auto",
+) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face folder; None is a named model size.
+
+    Args:
+      parse_special: Whether text of clients may spell control tokens: never, or user.
+      generation_config: Whether the folder's file of that name is read: auto, or none.
 
     Raises:
       ValueError: If the folder lacks a tokenizer, or one of its files is broken.
     """
-    return ByteTokenizer() if folder is None else HuggingFaceTokenizer(folder)
+    if folder is None:
+        return ByteTokenizer()
+    return HuggingFaceTokenizer(folder, parse_special, generation_config)
