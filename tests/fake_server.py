@@ -29,6 +29,7 @@ from jserve.records.events import (
     QueueFullError,
     StartUp,
     TokenEvent,
+    TokenLogprobs,
 )
 from jserve.server.app import build_app
 from jserve.server.serving import make_server
@@ -66,12 +67,14 @@ class FakeLoop:
         num_slots: int = MANY,
         config: EngineConfig | None = None,
         health: Health = Health.WARM,
+        logprobs: Callable[[int], TokenLogprobs] | None = None,
     ):
         self.script: Script = (
             (lambda request: list(script.encode()))
             if isinstance(script, str)
             else script
         )
+        self.logprobs = logprobs
         self.step_s = step_s
         self.prompt_token_s = prompt_token_s
         self.chunk_tokens = chunk_tokens  # of prompts, in one step
@@ -279,7 +282,10 @@ class FakeLoop:
             reason = FinishReason.STOP
         elif index + 1 == request.max_tokens:
             reason = FinishReason.LENGTH
-        return TokenEvent(request.request_id, token, now_s, reason, 2)
+        event = TokenEvent(request.request_id, token, now_s, reason, 2)
+        if self.logprobs and request.sampling.num_logprobs is not None:
+            event = event._replace(logprobs=self.logprobs(token))
+        return event
 
     def _record(self, used_rows: int) -> None:
         self._steps.append(

@@ -27,6 +27,7 @@ from jserve.server.formats import (
     AnswerFormat,
     ChunkWriter,
 )
+from jserve.server.logprobs import Noted
 from jserve.server.metrics import ServerMetrics
 from jserve.server.stop_strings import StopFinder
 from jserve.text.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class Generation:
       finish_reason: Reason of its end, as in the API; None while it runs.
       error: Refusal, or error in the engine or the server; None without one.
       num_cached_tokens: Number of prompt tokens that came from the prefix cache.
+      noted: Log-probabilities at its tokens, if they are wanted.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Generation:
         *,
         request: Request,
         tokenizer: Tokenizer,
+        skips_special: bool,
         finder: StopFinder,
         metrics: ServerMetrics,
         prefix: str = "",
@@ -70,9 +73,12 @@ class Generation:
         self.finish_reason: str | None = None
         self.error: ApiError | None = None
         self.tokens: list[int] = []
+        self.noted: list[Noted] = []
         self.num_cached_tokens = 0
         self._eos_token_ids = tokenizer.eos_token_ids
-        self._detokenizer = tokenizer.detokenizer(request.prompt_tokens[-8:].tolist())
+        self._detokenizer = tokenizer.detokenizer(
+            request.prompt_tokens[-8:].tolist(), skips_special=skips_special
+        )
         self._finder = finder
         self._metrics = metrics
         self._prefix = prefix
@@ -87,6 +93,8 @@ class Generation:
         if event.token is not None:
             self._time(event.time_s)
             self.tokens.append(event.token)
+            if event.logprobs is not None:
+                self.noted.append((event.token, event.logprobs))
             is_hidden_end = (
                 reason is FinishReason.STOP and event.token in self._eos_token_ids
             )
@@ -216,16 +224,15 @@ class Reply:
         """Takes an event of output `index`."""
         generation = self.generations[index]
         text = generation.take(event)
-        tokens = () if event.token is None else (event.token,)
-        self._advance(index, text, tokens)
+        self._advance(index, text, num_new=int(event.token is not None))
 
     def fail(self, index: int, now_s: float) -> None:
         """Ends output `index`, since one of its events could not be handled."""
         error = ApiError(SURPRISE, status=500)
         self.generations[index].finish("error", now_s, error=error)
-        self._advance(index, "", ())
+        self._advance(index, "", num_new=0)
 
-    def _advance(self, index: int, text: str, tokens: Sequence[int]) -> None:
+    def _advance(self, index: int, text: str, *, num_new: int) -> None:
         """Makes new text, or an error in its place, and the end ready to be sent."""
         generation = self.generations[index]
         reason, error = generation.finish_reason, generation.error
@@ -239,7 +246,9 @@ class Reply:
             self._ready = [error.body]
         elif self.is_streamed:
             if error is None:
-                chunk = self._writers[index].event(text, reason, tokens)
+                tokens = generation.tokens[-1:] if num_new else ()
+                noted = generation.noted[-1:] if num_new else ()
+                chunk = self._writers[index].event(text, reason, tokens, noted)
             else:
                 chunk = EVENT_HEAD + error.body + EVENT_TAIL
             self._ready.append(chunk)
@@ -298,7 +307,9 @@ class Reply:
 
     def _answer(self) -> bytes:
         choices = [
-            self.form.choice(index, "".join(one.texts), one.finish_reason, one.tokens)
+            self.form.choice(
+                index, "".join(one.texts), one.finish_reason, one.tokens, one.noted
+            )
             for index, one in enumerate(self.generations)
         ]
         return self.form.answer(choices, self.usage())

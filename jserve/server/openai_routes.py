@@ -142,7 +142,8 @@ def openai_router(service: Service) -> APIRouter:
         log_ignored(asked.ignored)
         num_requests = (asked.body.n or 1) * len(asked.prompts)
         key_use.check(num_requests, time.monotonic())
-        reply = service.start(asked, request.headers, arrival_s)
+        constraint = await service.constraint(asked.body)
+        reply = service.start(asked, request.headers, arrival_s, constraint)
         return ReplyResponse(reply, service, key_use, asked.ignored)
 
     @router.post("/completions")

@@ -184,6 +184,8 @@ class BodyReader:
         Args:
           least: Fewest tokens that it may have, such as one of each turn of a chat.
         """
+        if body.truncate_prompt_tokens is not None:
+            return
         limit = self.limits.context_tokens
         num_tokens = max(len(text) // tokenizer.longest_token_chars, least)
         if num_tokens <= limit and len(text) > _LONG_TOKEN_CHARS * limit:
@@ -209,6 +211,9 @@ class BodyReader:
         """
         if not tokens:
             raise _empty()
+        if (kept := body.truncate_prompt_tokens) is not None:
+            # The last ones; -1 keeps as many as there is room for.
+            tokens = tokens[-(kept if kept > 0 else self.limits.context_tokens - 1) :]
         room = self.limits.context_tokens - len(tokens)
         name, number = "max_tokens", body.max_tokens
         default = min(_DEFAULT_COMPLETION_TOKENS, room)

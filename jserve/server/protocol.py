@@ -8,9 +8,8 @@ that is wrong.
 
 import logging
 import re
-import secrets
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -18,13 +17,12 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from jserve.server.errors import ApiError, quote
 from jserve.server.slo_input import SloFields
 from jserve.text.chat_template import Message
-from jserve_sched.requests.request import SamplingParams
+from jserve_sched.requests.request import MAX_LOGPROBS
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_FIELDS = 512  # of a body, unknown ones included, and of stop_token_ids
-SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
 _MAX_SHOWN = 8  # names of ignored fields, in a header that every proxy takes
@@ -37,23 +35,16 @@ _HARMLESS: tuple[Any, ...] = (False, [], {}, "")
 # Fields that only one endpoint declares are refused by the other.
 _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
-    allowed_token_ids audio bad_words chat_template chat_template_kwargs documents
-    continue_final_message ebnf echo functions guided_choice guided_grammar guided_regex
-    logit_bias logits_processors logprobs max_completion_tokens
-    prompt_embeds prompt_logprobs regex structured_outputs suffix tool_calls tools
-    truncate_prompt_tokens use_beam_search web_search_options
+    audio chat_template chat_template_kwargs documents
+    continue_final_message ebnf echo functions logits_processors max_completion_tokens
+    prompt_embeds prompt_logprobs regex suffix tool_calls tools use_beam_search
+    web_search_options
     """.split(),  # noqa: SIM905
     _HARMLESS,
 ) | {
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
-    "guided_json": (),  # {} asks for JSON
-    "json_schema": (),
+    "json_schema": (),  # {} asks for JSON
     "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
-    "skip_special_tokens": (True,),
     "tool_choice": ("none", "auto"),
     "top_logprobs": (0,),
 }
@@ -112,7 +103,34 @@ class StreamOptions(Struct):
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 _Name = Annotated[str, Meta(max_length=4096)]
+_Text = Annotated[str, Meta(min_length=1)]
 _Count = Annotated[int, Meta(ge=1)] | None
+_Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """What an answer has to be, in vLLM's words; one of the fields."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: _Text | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_FIELDS)] | None = (
+        None
+    )
+    grammar: _Text | None = None
+    json_object: bool | None = None
+
+
+class JsonSchema(Struct):
+    """A schema in OpenAI's `response_format`."""
+
+    schema: dict[str, Any] | bool | UnsetType = UNSET
+
+
+class ResponseFormat(Struct):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class GenerationRequest(Struct, kw_only=True):
@@ -136,11 +154,25 @@ class GenerationRequest(Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     min_p: float | None = None
     seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: Annotated[list[int], Meta(min_length=1)] | None = None
+    bad_words: Annotated[list[_Stop], Meta(max_length=MAX_FIELDS)] | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_FIELDS)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: _Text | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: _Text | None = None
     slo: SloFields | None = None
     service_tier: _Name | None = None
     user: _Name | None = None
@@ -149,27 +181,6 @@ class GenerationRequest(Struct, kw_only=True):
     def stops(self) -> list[str]:
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    def sampling(self, defaults: Mapping[str, float]) -> SamplingParams:
-        """Returns the sampling parameters of the first output.
-
-        Without a seed, one is drawn at random.
-
-        Args:
-          defaults: The model's, by field, for those that the request does not name.
-
-        Raises:
-          ApiError: 400 if a value is out of its range.
-        """
-        seed = secrets.randbelow(SEEDS) if self.seed is None else self.seed % SEEDS
-        values: dict[str, Any] = {"temperature": 1.0, **defaults}
-        for name in ("temperature", "top_k", "top_p", "min_p"):
-            if (value := getattr(self, name)) is not None:
-                values[name] = max(value, 0) if name == "top_k" else value
-        try:
-            return SamplingParams(seed=seed, **values)
-        except ValueError as error:
-            raise ApiError(str(error), str(error).split("=")[0]) from None
 
     def check_together(self) -> None:
         """Refuses fields that contradict each other.
@@ -197,6 +208,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: str | list[int | str | list[int]]
     echo: bool | None = None
+    logprobs: _Logprobs = None
 
 
 class TextPart(Struct):
@@ -257,6 +269,8 @@ class ChatRequest(GenerationRequest, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: _Count = None
     add_generation_prompt: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Logprobs = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template: _Name | None = None

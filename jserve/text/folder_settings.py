@@ -15,6 +15,7 @@ from jserve.text.chat_template import ChatTemplate
 from jserve_models.hf_config import read_json
 from jserve_sched.requests.request import SamplingParams
 
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 _UNNAMED = ("extra_special_tokens", "additional_special_tokens")
 
 
@@ -99,8 +100,8 @@ def read_sampling(path: pathlib.Path, values: Mapping[str, Any]) -> dict[str, fl
     Raises:
       ValueError: If one is out of its range.
     """
-    names = ("temperature", "top_k", "top_p", "min_p")
-    found = {one: values[one] for one in names if values.get(one) is not None}
+    names = [one for one in SAMPLING_FIELDS if values.get(one) is not None]
+    found = {name: values[name] for name in names}
     try:
         SamplingParams(seed=0, **found)
     except (TypeError, ValueError) as error:

@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from jserve.text.chat_template import ChatTemplate, Message
+from jserve.text.control_tokens import ControlTokens
 from jserve.text.folder_settings import (
     add_special_tokens,
     read_sampling,
@@ -28,7 +29,6 @@ from jserve.text.folder_settings import (
 from jserve.text.vocabulary_files import add_ends, build_tokenizer
 
 REPLACEMENT = "\ufffd"  # text of bytes and ids that have none
-_BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters around what clients spell
 _PRIMING_TOKENS = 6  # the prompt's last tokens, which decide about spaces
 
 
@@ -76,8 +76,26 @@ class Tokenizer(abc.ABC):
         """Returns the text of tokens; control tokens have none."""
 
     @abc.abstractmethod
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
-        """Returns a decoder for the output that follows a prompt."""
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the token ids of a part of a text, without special tokens."""
+
+    @abc.abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the UTF-8 of a token, which may be part of a character."""
+
+    @abc.abstractmethod
+    def special_texts(self) -> list[str]:
+        """Returns the texts of special tokens."""
+
+    @abc.abstractmethod
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt.
+
+        Args:
+          skips_special: Whether special tokens have no text.
+        """
 
     def apply_chat_template(
         self, messages: Sequence[Message], **options: Any
@@ -109,6 +127,7 @@ BYTE_CONTROL_TOKENS = {
     "<|end|>": 261,
 }
 _CONTROL = re.compile("(" + "|".join(map(re.escape, BYTE_CONTROL_TOKENS)) + ")")
+_NAMES = {token: name for name, token in BYTE_CONTROL_TOKENS.items()}
 _FIRST_UNUSED = 256 + len(BYTE_CONTROL_TOKENS)
 
 
@@ -124,14 +143,15 @@ def _unescape(text: str) -> str:
 
 
 class _ByteDetokenizer(Detokenizer):
-    def __init__(self) -> None:
+    def __init__(self, *, skips_special: bool = True) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._skips_special = skips_special
 
     def step(self, token: int) -> str:
         if token < 256:
             return self._decoder.decode(bytes((token,)))
         if token < _FIRST_UNUSED:
-            return ""
+            return "" if self._skips_special else self.finish() + _NAMES[token]
         return self.finish() + REPLACEMENT
 
     def finish(self) -> str:
@@ -165,9 +185,25 @@ class ByteTokenizer(Tokenizer):
         stream = _ByteDetokenizer()
         return "".join([stream.step(token) for token in tokens]) + stream.finish()
 
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the bytes of the text."""
+        return self.encode(text)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the byte, or the name of a control token."""
+        if token < 256:
+            return bytes((token,))
+        return _NAMES.get(token, REPLACEMENT).encode()
+
+    def special_texts(self) -> list[str]:
+        """Returns the names of the control tokens."""
+        return list(BYTE_CONTROL_TOKENS)
+
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
         """Returns a decoder; an incomplete character of the prompt is ignored."""
-        return _ByteDetokenizer()
+        return _ByteDetokenizer(skips_special=skips_special)
 
     def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
         tokens: list[int] = []
@@ -180,6 +216,20 @@ class ByteTokenizer(Tokenizer):
         return tokens
 
 
+def _byte_chars() -> dict[str, int]:
+    """Returns the byte of each character in which byte-level vocabularies write it.
+
+    Bytes that are printable are their own characters; the others follow from 256.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    numbered = {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | numbered
+
+
+_BYTE_CHARS = _byte_chars()
+
+
 class _StreamDetokenizer(Detokenizer):
     """Decodes with the tokenizer's stream; keeps the tokens that it holds back.
 
@@ -188,9 +238,16 @@ class _StreamDetokenizer(Detokenizer):
     case the tokens held back are decoded separately, and a new stream is begun.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        prompt_tokens: Sequence[int],
+        *,
+        skips_special: bool,
+    ):
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips_special = skips_special
+        self._stream = DecodeStream(skip_special_tokens=skips_special)
         self._held: list[int] = []
         for token in prompt_tokens[-_PRIMING_TOKENS:]:
             self.step(token)
@@ -202,19 +259,21 @@ class _StreamDetokenizer(Detokenizer):
             text = self._stream.step(self._tokenizer, token)
         except Exception:  # the library raises plain Exception
             text = self.finish()
-            self._stream = DecodeStream(skip_special_tokens=True)
+            self._stream = DecodeStream(skip_special_tokens=self._skips_special)
             # Give the new stream the token, so that it does not drop the next space as
             # at the beginning of a text. If it holds the token back, it would return
             # its text once more: then an empty stream is better.
             if not self._stream.step(self._tokenizer, token):
-                self._stream = DecodeStream(skip_special_tokens=True)
+                self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         if text:
             self._held.clear()
         return text or ""
 
     def finish(self) -> str:
         held, self._held = self._held, []
-        return self._tokenizer.decode(held, skip_special_tokens=True) if held else ""
+        if not held:
+            return ""
+        return self._tokenizer.decode(held, skip_special_tokens=self._skips_special)
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -222,13 +281,6 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Special tokens such as a leading BOS are added by the tokenizer's post-processor. A
     chat template writes its own, so its text gets no others.
-
-    Text in which a client spells a control token stays text. Control tokens are those
-    that are special and those that the template writes, which an assistant's own turns
-    may have. In a chat such text is marked before the template is filled, so that
-    afterwards the tokens which have no mark are the template's; these are marked
-    instead, for a second tokenizer, which has the same model and knows control tokens
-    only with a mark.
     """
 
     def __init__(
@@ -242,6 +294,7 @@ class HuggingFaceTokenizer(Tokenizer):
         named = add_special_tokens(folder, settings, self._tokenizer)
         if self._tokenizer.post_processor is None:
             add_ends(self._tokenizer, settings | named)
+        self._anchor = self.encode_part("a")[:1]
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.source = folder, parse_special, generation_config
@@ -257,85 +310,60 @@ class HuggingFaceTokenizer(Tokenizer):
         super().__init__(
             frozenset(token for token in eos if isinstance(token, int)), template
         )
-        # The second tokenizer, whose model both share, and its ids that differ.
-        self._plain = tokenizers.Tokenizer(self._tokenizer.model)
-        for part in ("normalizer", "pre_tokenizer", "post_processor"):
-            setattr(self._plain, part, getattr(self._tokenizer, part))
-        known = self._tokenizer.get_added_tokens_decoder()
-        written = template.text if template and parse_special == "never" else ""
-        self._written = frozenset(
-            one.content
-            for one in known.values()
-            if one.content in written and not (one.special or one.content.isspace())
-        )
-        control, texts, tokens = [], [], []
-        for token in known.values():
-            fields = token.__getstate__()
-            if token.special or token.content in self._written:
-                control.append(token.content)
-                fields["content"] = _BEGIN + token.content
-            texts.append(fields["content"])
-            tokens.append(tokenizers.AddedToken(**fields))
-        self._plain.add_tokens(tokens)
-        ids = zip(map(self._plain.token_to_id, texts), known, strict=True)
-        self._ids = {one: real for one, real in ids if one != real}
-        either = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
-        self._control = re.compile(f"[{_BEGIN}{_END}]|({either or '(?!)'})")
-        self._parses = parse_special == "user"
+        self._control = None
+        if parse_special == "never":
+            written = template.text if template else ""
+            self._control = ControlTokens(self._tokenizer, written)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a prompt, with the post-processor's special tokens."""
-        if self._parses:
+        if self._control is None:
             return self._tokenizer.encode(text).ids
-        return self._encode_plain(text.replace(_BEGIN, ""))
+        return self._control.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens; special tokens have none."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the ids of a part of a text, without special tokens."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the UTF-8 of a token, which may be part of a character.
+
+        It is decoded after another token, so that a space before it is kept.
+        """
+        name = self._tokenizer.id_to_token(token) or REPLACEMENT
+        before = self._tokenizer.decode(self._anchor, skip_special_tokens=False)
+        text = self._tokenizer.decode(
+            [*self._anchor, token], skip_special_tokens=False
+        ).removeprefix(before)
+        if REPLACEMENT not in text:
+            return text.encode()
+        if match := re.fullmatch("<0x([0-9A-F]{2})>", name):
+            return bytes.fromhex(match[1])
+        if set(name) <= _BYTE_CHARS.keys():
+            return bytes(map(_BYTE_CHARS.__getitem__, name))
+        return text.encode()
+
+    def special_texts(self) -> list[str]:
+        """Returns the texts of special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return [one.content for one in added if one.special]
+
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
         """Returns a decoder for the output that follows a prompt."""
-        return _StreamDetokenizer(self._tokenizer, prompt_tokens)
+        return _StreamDetokenizer(
+            self._tokenizer, prompt_tokens, skips_special=skips_special
+        )
 
     def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
-        if self._parses:
-            text = template.render(**chat)
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        text = template.render(**self._mark(chat))
-        text = self._control.sub(_exchange_marks, text)
-        return self._encode_plain(text, add_special_tokens=False)
-
-    def _mark(self, value: Any, kept: frozenset[str] = frozenset()) -> Any:
-        """Returns a part of a chat with marks around control tokens not in `kept`."""
-        if isinstance(value, str):
-            return self._control.sub(
-                lambda found: (
-                    f"{_BEGIN}{found[1]}{_END}"
-                    if found[1] and found[1] not in kept
-                    else found[1] or ""
-                ),
-                value,
-            )
-        if isinstance(value, Mapping):
-            if value.get("role") == "assistant":
-                kept = self._written
-            return {
-                self._mark(key): self._mark(one, kept) for key, one in value.items()
-            }
-        is_list = isinstance(value, list | tuple)
-        return [self._mark(one, kept) for one in value] if is_list else value
-
-    def _encode_plain(self, text: str, **options: bool) -> list[int]:
-        found = self._plain.encode(text, **options)
-        pairs = zip(found.ids, found.special_tokens_mask, strict=True)
-        return [one if added else self._ids.get(one, one) for one, added in pairs]
-
-
-def _exchange_marks(match: re.Match[str]) -> str:
-    """Returns a control token with a mark if it had none; without, if it had one."""
-    around = match.string[max(match.start() - 1, 0) : match.end() + 1]
-    is_spelled = around[0] == _BEGIN or around[-1] == _END
-    return "" if match[1] is None else match[1] if is_spelled else _BEGIN + match[1]
+        if self._control is None:
+            return self.encode_part(template.render(**chat))
+        return self._control.encode_marked(template.render(**self._control.mark(chat)))
 
 
 def load_tokenizer(
