@@ -14,7 +14,8 @@ from fastapi import Request
 from fastapi.security import HTTPBearer
 from msgspec import Meta, Struct
 
-from jserve.config import ServerConfig, read_setting
+from jserve.config import ServerConfig
+from jserve.program import read_setting
 from jserve.server.errors import ApiError
 from jserve.server.metrics import ServerMetrics
 from jserve.server.replies import Reply

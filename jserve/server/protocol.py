@@ -257,7 +257,13 @@ class ChatMessage(Struct):
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions.
+
+    Attributes:
+      continue_final_message: Whether the answer continues the last turn.
+      documents: What the template may show the model.
+      chat_template: Name of one of the model's templates.
+    """
 
     content = "messages"
 
@@ -266,6 +272,27 @@ class ChatRequest(GenerationRequest, kw_only=True):
     add_generation_prompt: bool | None = None
     logprobs: bool | None = None
     top_logprobs: _Logprobs = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: _Name | None = None
+
+    @property
+    def has_generation_prompt(self) -> bool:
+        """Whether the prompt ends with the beginning of an assistant's turn."""
+        if self.add_generation_prompt is None:
+            return not self.continue_final_message
+        return self.add_generation_prompt
+
+    def check_together(self) -> None:
+        """Refuses fields that contradict each other.
+
+        Raises:
+          ApiError: 400, naming one of them.
+        """
+        super().check_together()
+        if self.continue_final_message and self.add_generation_prompt:
+            name = "continue_final_message"
+            raise ApiError(f"{name} and add_generation_prompt exclude each other", name)
 
 
 def parse_body(model: type[Model], body: Bytes) -> tuple[Model, tuple[str, ...]]:

@@ -57,11 +57,12 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
+        typed = config.served_model_name or engine.config.model
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_name=self.model_name,
+            model_names=(self.model_name, typed),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
