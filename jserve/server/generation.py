@@ -1,10 +1,11 @@
 """One output of one prompt: from the engine's events to its text and its end."""
 
 from jserve.records.events import TokenEvent
+from jserve.server.answer_text import AnswerText
 from jserve.server.errors import ApiError
 from jserve.server.logprobs import Noted
 from jserve.server.metrics import ServerMetrics
-from jserve.server.stop_strings import StopFinder
+from jserve.text.answer_parts import Delta, NamedCallParser, Parser, ReasoningParser
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import FinishReason, Request
 
@@ -31,6 +32,9 @@ class Generation:
       noted: Log-probabilities at its tokens, if they are wanted.
       times_s: When its tokens came, `time.monotonic` seconds.
       is_attained: Whether it has ended and attained its SLO.
+      texts: Its text, in pieces, unless it has a parser.
+      parts: All that the parser has found.
+      num_reasoning_tokens: Tokens of its reasoning.
     """
 
     def __init__(
@@ -38,8 +42,7 @@ class Generation:
         *,
         request: Request,
         tokenizer: Tokenizer,
-        skips_special: bool,
-        finder: StopFinder,
+        text: AnswerText,
         metrics: ServerMetrics,
         prefix: str = "",
     ):
@@ -51,17 +54,27 @@ class Generation:
         self.num_cached_tokens = 0
         self._eos_token_ids = tokenizer.eos_token_ids
         self._detokenizer = tokenizer.detokenizer(
-            request.prompt_tokens[-8:].tolist(), skips_special=skips_special
+            request.prompt_tokens[-8:].tolist(), skips_special=text.skips_special
         )
-        self._finder = finder
+        self._finder, self.parser = text.finder, text.parser
         self._metrics = metrics
         self._prefix = prefix
         self.texts: list[str] = []
+        self.parts = Delta()
+        self.num_reasoning_tokens = 0
         self.is_attained = False
         self.times_s: list[float] = []
 
-    def take(self, event: TokenEvent) -> str:
-        """Takes the next event; returns the text that is now certain."""
+    @property
+    def shown_reason(self) -> str | None:
+        """The reason of its end, as clients see it: a stop may be that of calls."""
+        is_of_calls = self.finish_reason == "stop" and self.parts.calls
+        if is_of_calls and not isinstance(self.parser, NamedCallParser):
+            return "tool_calls"
+        return self.finish_reason
+
+    def take(self, event: TokenEvent) -> str | Delta:
+        """Takes the next event; returns what is now certain of the answer."""
         text, self._prefix = self._prefix, ""
         reason = event.finish_reason
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
@@ -88,8 +101,19 @@ class Generation:
             self.finish("stop", event.time_s)
         elif reason is not None:
             self.finish(_REASONS[reason], event.time_s)
-        self.texts.append(text)
-        return text
+        if self.parser is None:
+            self.texts.append(text)
+            return text
+        return self._take_apart(self.parser, text)
+
+    def _take_apart(self, parser: Parser, text: str) -> Delta:
+        is_reasoning = isinstance(parser, ReasoningParser) and parser.is_reasoning
+        self.num_reasoning_tokens += is_reasoning
+        found = parser.push(text)
+        if self.finish_reason is not None:
+            found += parser.finish()
+        self.parts += found
+        return found
 
     def _show(self, text: str) -> str:
         if len(self.tokens) <= self.request.min_tokens:

@@ -12,11 +12,11 @@ from starlette.types import Receive, Scope, Send
 
 from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.protocol import (
-    ChatRequest,
     CompletionRequest,
     GenerationRequest,
     log_ignored,

@@ -16,8 +16,9 @@ from msgspec import Meta, Raw, Struct
 
 from jserve.records.events import NotServingError
 from jserve.server.bodies import Body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
-from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from jserve.server.protocol import CompletionRequest, GenerationRequest
 from jserve.server.service import Service
 from jserve.server.slo_input import SloFields
 from jserve_sched.requests.forecast import PAIRS, Forecast

@@ -30,6 +30,7 @@ from jserve.server.formats import (
 from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.slo_usage import slo_usage
+from jserve.text.answer_parts import Delta
 from jserve_sched.requests.forecast import Forecast
 
 _LOGGER = logging.getLogger(__name__)
@@ -102,10 +103,10 @@ class Reply:
         self.generations[index].finish("error", now_s, error=error)
         self._advance(index, "", num_new=0)
 
-    def _advance(self, index: int, text: str, *, num_new: int) -> None:
+    def _advance(self, index: int, text: str | Delta, *, num_new: int) -> None:
         """Makes new text, or an error in its place, and the end ready to be sent."""
         generation = self.generations[index]
-        reason, error = generation.finish_reason, generation.error
+        reason, error = generation.shown_reason, generation.error
         if reason is not None:
             self._open.discard(index)
         if self.is_failed:
@@ -121,7 +122,8 @@ class Reply:
                 chunk = self._writers[index].event(text, reason, tokens, noted)
             else:
                 chunk = EVENT_HEAD + error.body + EVENT_TAIL
-            self._ready.append(chunk)
+            if chunk:
+                self._ready.append(chunk)
             if not self._open:
                 if self.form.has_usage:
                     self._ready.append(self.form.usage_event(self.usage()))
@@ -174,12 +176,22 @@ class Reply:
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": num_cached},
             **slo_usage(self.generations),
+            **self._reasoning_usage(),
         }
+
+    def _reasoning_usage(self) -> dict[str, Any]:
+        num_tokens = sum(one.num_reasoning_tokens for one in self.generations)
+        details = {"completion_tokens_details": {"reasoning_tokens": num_tokens}}
+        return details if num_tokens else {}
 
     def _answer(self) -> bytes:
         choices = [
             self.form.choice(
-                index, "".join(one.texts), one.finish_reason, one.tokens, one.noted
+                index,
+                "".join(one.texts) if one.parser is None else one.parts,
+                one.shown_reason,
+                one.tokens,
+                one.noted,
             )
             for index, one in enumerate(self.generations)
         ]

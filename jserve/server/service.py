@@ -11,19 +11,21 @@ from anyio import to_thread
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
+from jserve.server.answer_text import answer_text
 from jserve.server.bodies import largest_honest_body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import ChatRequest, GenerationRequest
+from jserve.server.protocol import GenerationRequest
 from jserve.server.replies import Reply, TokenRouter
 from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
-from jserve.server.stop_strings import StopFinder
 from jserve.server.structured_input import asked_constraint
 from jserve.server.workers import BodyReaders
+from jserve.text.answer_parts import ToolForm, find_tool_form
 from jserve.text.constraints import Constraint, Constraints
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
@@ -181,10 +183,7 @@ class Service:
         if min_tokens > fewest:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
-        # Special tokens have to be seen where a stop string has one.
-        special = self.tokenizer.special_texts() if body.stops else []
-        skips_special = body.skip_special_tokens is not False
-        has_special = any(one in stop for one in special for stop in body.stops)
+        form_of_calls = self._tool_form(body)
         # A request and a generation for each output.
         generations: list[Generation] = []
         for index in range(num_requests):
@@ -212,11 +211,12 @@ class Service:
                 Generation(
                     request=request,
                     tokenizer=self.tokenizer,
-                    skips_special=skips_special and not has_special,
-                    finder=StopFinder(
-                        body.stops,
-                        keep_stop=bool(body.include_stop_str_in_output),
-                        hidden=special if has_special and skips_special else (),
+                    text=answer_text(
+                        body,
+                        prompt.tokens,
+                        self.tokenizer,
+                        form=form_of_calls,
+                        has_reasoning=self.config.reasoning_parser == "think",
                     ),
                     metrics=self.metrics,
                     prefix=prompt.echo,
@@ -228,6 +228,26 @@ class Service:
             form=form,
             is_streamed=bool(body.stream),
         )
+
+    def _tool_form(self, body: GenerationRequest) -> ToolForm | None:
+        """Returns the form of the model's tool calls, if the answer may have some.
+
+        Raises:
+          ApiError: 400 if it is not known.
+        """
+        if not isinstance(body, ChatRequest) or not body.has_tools:
+            return None
+        asked = self.config.tool_parser
+        if asked == "none" or body.call_schema is not None:
+            return None
+        if asked != "auto":
+            return asked
+        form = find_tool_form(self.tokenizer.template_text)
+        if form is None:
+            message = "tools: the chat template writes calls in no known form; "
+            message += "--tool_parser names one, or tool_choice requires a call"
+            raise ApiError(message, "tools")
+        return form
 
     def _stop_token_ids(self, body: GenerationRequest) -> frozenset[int]:
         """Returns the tokens that end an output: the request's and the model's."""
