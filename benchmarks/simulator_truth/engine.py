@@ -255,7 +255,8 @@ def page(entries: Sequence[Run], found: Fit, ways: Ways) -> str:
         labels = [one["trace"], f"{one['load']}", f"`{one['policy']}`", one["commit"]]
         rows.append([*labels, f"{one['speed']:.2f}", *cells])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    fitted = ", ".join(f"{name} {value:.3g}" for name, value in vars(found[1]).items())
+    fits = vars(found[1]).items()
+    fitted = ", ".join(f"{key} {value:.3g}" for key, value in fits if value)
     lines = [
         f"Attained %: all / {' / '.join(_CLASSES)}. Simulated at {commit()}.\n",
         f"{table}\n",
