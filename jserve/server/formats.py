@@ -6,8 +6,10 @@ it is encoded once, and a token costs one JSON string escape and one join.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from jserve.server.logprobs import LogprobsWriter, Noted
 
 EVENT_HEAD = b"data: "
 EVENT_TAIL = b"\n\n"
@@ -23,6 +25,7 @@ class AnswerFormat:
       is_chat: Whether it is a chat's answer, or else a completion.
       has_usage: Whether a stream ends with its usage.
       has_token_ids: Whether token ids are sent beside the text.
+      token_bytes: Returns the UTF-8 of a token, for log-probabilities.
     """
 
     is_chat: bool
@@ -31,6 +34,7 @@ class AnswerFormat:
     model: str
     has_usage: bool = False
     has_token_ids: bool = False
+    token_bytes: Callable[[int], bytes] = bytes
 
     def _top(self, kind: str) -> dict[str, Any]:
         return {
@@ -49,12 +53,22 @@ class AnswerFormat:
         chunk = self._top(self._chunk_kind) | {"choices": [], "usage": usage}
         return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL
 
+    def logprobs_writer(self) -> LogprobsWriter:
+        """Returns a writer for the log-probabilities of one output."""
+        return LogprobsWriter(self.token_bytes, is_chat=self.is_chat)
+
     def choice(
-        self, index: int, text: str, finish_reason: str | None, tokens: Sequence[int]
+        self,
+        index: int,
+        text: str,
+        finish_reason: str | None,
+        tokens: Sequence[int],
+        noted: Sequence[Noted],
     ) -> dict[str, Any]:
         """Returns one output of an answer that is not streamed."""
         ids = {"token_ids": list(tokens)} if self.has_token_ids else {}
-        ending = {"logprobs": None, "finish_reason": finish_reason, **ids}
+        logprobs = self.logprobs_writer().write(noted) if noted else None
+        ending = {"logprobs": logprobs, "finish_reason": finish_reason, **ids}
         if self.is_chat:
             message = {"role": "assistant", "content": text, "refusal": None}
             return {"index": index, "message": message, **ending}
@@ -78,20 +92,26 @@ class ChunkWriter:
         content = '"content": ' if form.is_chat else ""
         self._head = f"{head}{content}".encode()
         self._next_head = f"{head}{role}{content}".encode()
-        self._middle = b'}, "logprobs": null' if form.is_chat else b', "logprobs": null'
+        self._middle = b'}, "logprobs": ' if form.is_chat else b', "logprobs": '
         self._tail = b'}], "usage": null}\n\n' if form.has_usage else b"}]}\n\n"
-        self._plain_ending = self._middle + b', "finish_reason": null' + self._tail
+        self._plain_ending = self._middle + b'null, "finish_reason": null' + self._tail
         self._has_token_ids = form.has_token_ids
+        self._logprobs = form.logprobs_writer()
 
     def event(
-        self, text: str, finish_reason: str | None, tokens: Sequence[int]
+        self,
+        text: str,
+        finish_reason: str | None,
+        tokens: Sequence[int],
+        noted: Sequence[Noted],
     ) -> bytes:
         """Returns the event of new text, which may be empty, and of its tokens."""
         head, self._next_head = self._next_head, self._head  # the role is sent once
         escaped = json.dumps(text).encode()
-        if finish_reason is None and not self._has_token_ids:
+        if finish_reason is None and not self._has_token_ids and not noted:
             return head + escaped + self._plain_ending
-        ending = f', "finish_reason": {json.dumps(finish_reason)}'
+        ending = json.dumps(self._logprobs.write(noted)) if noted else "null"
+        ending += f', "finish_reason": {json.dumps(finish_reason)}'
         if self._has_token_ids:
             ending += f', "token_ids": {json.dumps(list(tokens))}'
         return head + escaped + self._middle + ending.encode() + self._tail

@@ -8,23 +8,21 @@ that is wrong.
 
 import logging
 import re
-import secrets
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from jserve.server.errors import ApiError, quote
-from jserve.server.slo_input import SloFields
+from jserve.server.slo_input import Nvext, SloFields
 from jserve.text.chat_template import Message
-from jserve_sched.requests.request import SamplingParams
+from jserve_sched.requests.request import MAX_LOGPROBS
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_FIELDS = 512  # of a body, unknown ones included, and of stop_token_ids
-SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
 _MAX_SHOWN = 8  # names of ignored fields, in a header that every proxy takes
@@ -37,23 +35,16 @@ _HARMLESS: tuple[Any, ...] = (False, [], {}, "")
 # Fields that only one endpoint declares are refused by the other.
 _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
-    allowed_token_ids audio bad_words chat_template chat_template_kwargs documents
-    continue_final_message ebnf echo functions guided_choice guided_grammar guided_regex
-    logit_bias logits_processors logprobs max_completion_tokens
-    prompt_embeds prompt_logprobs regex structured_outputs suffix tool_calls tools
-    truncate_prompt_tokens use_beam_search web_search_options
+    audio chat_template chat_template_kwargs documents
+    continue_final_message ebnf echo functions logits_processors max_completion_tokens
+    prompt_embeds prompt_logprobs regex suffix tool_calls tools use_beam_search
+    web_search_options
     """.split(),  # noqa: SIM905
     _HARMLESS,
 ) | {
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
-    "guided_json": (),  # {} asks for JSON
-    "json_schema": (),
+    "json_schema": (),  # {} asks for JSON
     "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
-    "skip_special_tokens": (True,),
     "tool_choice": ("none", "auto"),
     "top_logprobs": (0,),
 }
@@ -112,7 +103,34 @@ class StreamOptions(Struct):
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 _Name = Annotated[str, Meta(max_length=4096)]
+_Text = Annotated[str, Meta(min_length=1)]
 _Count = Annotated[int, Meta(ge=1)] | None
+_Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """What an answer has to be, in vLLM's words; one of the fields."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: _Text | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_FIELDS)] | None = (
+        None
+    )
+    grammar: _Text | None = None
+    json_object: bool | None = None
+
+
+class JsonSchema(Struct):
+    """A schema in OpenAI's `response_format`."""
+
+    schema: dict[str, Any] | bool | UnsetType = UNSET
+
+
+class ResponseFormat(Struct):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class GenerationRequest(Struct, kw_only=True):
@@ -136,12 +154,27 @@ class GenerationRequest(Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     min_p: float | None = None
     seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: Annotated[list[int], Meta(min_length=1)] | None = None
+    bad_words: Annotated[list[_Stop], Meta(max_length=MAX_FIELDS)] | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_FIELDS)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: _Text | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: _Text | None = None
     slo: SloFields | None = None
+    nvext: Nvext | None = None
     service_tier: _Name | None = None
     user: _Name | None = None
 
@@ -149,26 +182,6 @@ class GenerationRequest(Struct, kw_only=True):
     def stops(self) -> list[str]:
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    def sampling(self) -> SamplingParams:
-        """Returns the sampling parameters of the first output.
-
-        Without a seed, one is drawn at random.
-
-        Raises:
-          ApiError: 400 if a value is out of its range.
-        """
-        seed = secrets.randbelow(SEEDS) if self.seed is None else self.seed % SEEDS
-        try:
-            return SamplingParams(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_k=max(self.top_k or 0, 0),
-                top_p=1.0 if self.top_p is None else self.top_p,
-                min_p=self.min_p or 0.0,
-                seed=seed,
-            )
-        except ValueError as error:
-            raise ApiError(str(error), str(error).split("=")[0]) from None
 
     def check_together(self) -> None:
         """Refuses fields that contradict each other.
@@ -196,6 +209,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: str | list[int | str | list[int]]
     echo: bool | None = None
+    logprobs: _Logprobs = None
 
 
 class TextPart(Struct):
@@ -243,13 +257,42 @@ class ChatMessage(Struct):
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions.
+
+    Attributes:
+      continue_final_message: Whether the answer continues the last turn.
+      documents: What the template may show the model.
+      chat_template: Name of one of the model's templates.
+    """
 
     content = "messages"
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: _Count = None
     add_generation_prompt: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Logprobs = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template: _Name | None = None
+
+    @property
+    def has_generation_prompt(self) -> bool:
+        """Whether the prompt ends with the beginning of an assistant's turn."""
+        if self.add_generation_prompt is None:
+            return not self.continue_final_message
+        return self.add_generation_prompt
+
+    def check_together(self) -> None:
+        """Refuses fields that contradict each other.
+
+        Raises:
+          ApiError: 400, naming one of them.
+        """
+        super().check_together()
+        if self.continue_final_message and self.add_generation_prompt:
+            name = "continue_final_message"
+            raise ApiError(f"{name} and add_generation_prompt exclude each other", name)
 
 
 def parse_body(model: type[Model], body: Bytes) -> tuple[Model, tuple[str, ...]]:

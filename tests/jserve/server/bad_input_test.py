@@ -110,13 +110,11 @@ def test_a_bad_header(served, name, value):
 
 
 REFUSED = {
-    "logprobs": 0,
-    "logit_bias": {"5": 1},
-    "presence_penalty": 0.5,
-    "response_format": {"type": "json_object"},
+    "prompt_logprobs": 1,
+    "documents": [{"text": "a"}],
     "tools": [{"type": "function"}],
     "tool_choice": "required",
-    "guided_json": {},
+    "json_schema": {},
     "modalities": ["text", "audio"],
 }
 

@@ -117,7 +117,7 @@ def test_a_text_that_is_too_long_is_refused_without_encoding_all_of_it():
 
     limits = RequestLimits(max_model_len=2**14, num_kv_tokens=2**14)
     reader = BodyReader(
-        model_name="fake",
+        model_names=("fake",),
         vocab_size=320,
         limits=limits,
         max_requests=1,
