@@ -130,8 +130,12 @@ def test_what_would_change_the_answer_is_refused_by_name(served, name):
 
 def test_a_completion_has_no_fields_of_chats(served):
     tools = [{"type": "function", "function": {"name": "f"}}]
-    sets = ({"tools": tools}, {"tool_choice": "required"}, {"documents": [{}]})
-    for fields in sets:  # type: dict[str, Any]
+    sets: tuple[dict[str, Any], ...] = (
+        {"tools": tools},
+        {"tool_choice": "required"},
+        {"documents": [{}]},
+    )
+    for fields in sets:
         answer = served.complete(**fields)
         assert (answer.status, answer.error["param"]) == (400, *fields)
 
