@@ -322,6 +322,10 @@ class ServerConfig:
       generation_config: Whether sampling parameters that requests do not name, and
         tokens that end an output, come from the model's generation_config.json:
         "auto", or "none".
+      tool_parser: Form in which the model writes tool calls: hermes (also Qwen's),
+        llama3_json or mistral; "auto" is that of its chat template, "none" is text.
+      reasoning_parser: Whether what the model writes between <think> and </think>
+        becomes reasoning_content: "think", or "none".
       service_classes: JSON file with a list of service classes, each with a name and
         any of ttft_s, tbt_s, ttlt_s and max_queue_wait_s, in seconds, and admission:
         queue, refuse or degrade. "" has best effort only.
@@ -335,9 +339,9 @@ class ServerConfig:
       sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
         proxies keep it open; 0 sends none.
       head_timeout_s: Seconds that a client has to send a request's headers.
-      body_timeout_s: Seconds that it has to send the body.
-      write_timeout_s: Seconds in which it has to read something of what is sent, or its
-        request is cancelled.
+      body_timeout_s: Seconds that a client has to send a request's body.
+      write_timeout_s: Seconds in which a client has to read something of what is sent,
+        or its request is cancelled.
       max_connections: Most open connections. At the limit an idle one is closed, or
         else a new one gets status 503, but for /health and /metrics. 0 takes a third
         of the file descriptors that the process may have, at most 4096.
@@ -354,6 +358,8 @@ class ServerConfig:
     served_model_name: str = ""
     parse_special: Literal["never", "user"] = "never"
     generation_config: Literal["auto", "none"] = "auto"
+    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
+    reasoning_parser: Literal["none", "think"] = "none"
     service_classes: pathlib.Path | None = None
     default_service_class: str = "best_effort"
     api_key_file: pathlib.Path | None = None

@@ -151,10 +151,11 @@ class FakeLoop:
                 self.cancelled.append(request_id)
             self._lock.notify_all()
 
-    def refuse(self, reason: FinishReason) -> None:
+    def refuse(self, reason: FinishReason, most: int = MANY) -> None:
         """Ends what waits, as a scheduler's admission does."""
-        now_s, ended = time.monotonic(), list(self._live)
-        self._live.clear()
+        now_s, ended = time.monotonic(), list(self._live)[:most]
+        for one in ended:
+            del self._live[one]
         self._publish(
             [TokenEvent(one, None, now_s, reason, retry_after_s=1.5) for one in ended]
         )
@@ -258,6 +259,7 @@ class FakeLoop:
         """Computes the next chunk of prompts; returns its tokens."""
         room = self.chunk_tokens
         for one in running:
+            one.first_scheduled_s = one.first_scheduled_s or time.monotonic()
             taken = min(room, self._prompt_left[one.request_id])
             self._prompt_left[one.request_id] -= taken
             room -= taken

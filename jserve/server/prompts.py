@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
 from jserve.server.protocol import (
     PROMPT_FORMS,
     Bytes,
-    ChatRequest,
     CompletionRequest,
     GenerationRequest,
     parse_body,
 )
+from jserve.server.tools_input import read_tools
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.limits import RequestLimits, TooLongError
 
@@ -135,7 +136,9 @@ class BodyReader:
             one.to_turn(f"messages.{index}") for index, one in enumerate(body.messages)
         ]
         self._check_requests(body, 1)
-        text = "\n".join(one["content"] for one in turns)
+        tools = body.tools if body.has_tools else None
+        read_tools(tools)
+        text = "\n".join(one["content"] for one in turns) + str(tools or "")
         self._check_text(tokenizer, text, body, len(turns))
         try:
             tokens = tokenizer.apply_chat_template(
@@ -143,6 +146,7 @@ class BodyReader:
                 add_generation_prompt=body.has_generation_prompt,
                 continue_final_message=bool(body.continue_final_message),
                 documents=body.documents or None,
+                tools=tools,
                 name=body.chat_template or None,
             )
         except ValueError as error:

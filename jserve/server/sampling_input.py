@@ -4,8 +4,9 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
-from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from jserve.server.protocol import CompletionRequest, GenerationRequest
 from jserve.text.folder_settings import SAMPLING_FIELDS
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import (

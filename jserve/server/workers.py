@@ -20,9 +20,10 @@ from typing import Any
 import anyio.to_process
 
 from jserve.server.bodies import SMALL_BODY_BYTES, Body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import ChatRequest, GenerationRequest
+from jserve.server.protocol import GenerationRequest
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 
 _LOGGER = logging.getLogger(__name__)

@@ -67,6 +67,11 @@ class Tokenizer(abc.ABC):
         """Whether the model has a chat template."""
         return self._template is not None
 
+    @property
+    def template_text(self) -> str:
+        """What the model's chat template writes itself."""
+        return self._template.text if self._template else ""
+
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a prompt, with special tokens such as BOS."""

@@ -9,9 +9,10 @@ import zlib
 import pytest
 
 from jserve.server.bodies import SMALL_BODY_BYTES
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
 from jserve.server.prompts import BodyReader
-from jserve.server.protocol import ChatRequest, CompletionRequest
+from jserve.server.protocol import CompletionRequest
 from jserve.text.tokenizer import ByteTokenizer, load_tokenizer
 from jserve_sched.requests.limits import RequestLimits
 from tests import ROOT
