@@ -96,9 +96,9 @@ class EngineConfig:
     """The engine and its scheduler; sizes that go by device are set by `for_device`.
 
     Attributes:
-      model: Path of a Hugging Face folder, or name of a model size: "tiny", a small
-        model of Python's standard library, or "toy", "peer-19m", "llama-1b" or
-        "llama-8b" with random weights.
+      model: Path of a Hugging Face folder, ORG/NAME on the hub, which is downloaded to
+        its cache, or name of a model size: "tiny", a small model of Python's standard
+        library, or "toy", "peer-19m", "llama-1b" or "llama-8b" with random weights.
       seed: Seed of random weights of a named size. [default: trained weights for tiny,
         else 0]
       dtype: Type of the computation and, but for --kv_dtype and --weights, of the rest:
