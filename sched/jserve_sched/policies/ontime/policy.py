@@ -11,8 +11,8 @@
    last, but is looked at in each step.
 3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
    come need, and by the due times of the prompts that it finishes. It may outlast the
-   cap for prompts that would be late otherwise; and there is no cap where fewer prompts
-   are given up without one.
+   cap for prompts that would be late otherwise; and there is no cap where that loses
+   fewer, those yet to come included.
 4. What loses fewer requests gives way. A second of prefill is worth one over the work
    of the cheapest prompt that was given up, and nothing if none was. A request counts
    as its class's `weight`: given up is the most work for its weight.
@@ -227,7 +227,7 @@ class OnTime:
         start_s: float,
         cap_s: float,
     ) -> _OnTimeSet:
-        """Chooses the on-time set; without the cap if more are in time then."""
+        """Chooses the on-time set; without the cap if that loses fewer."""
         alone_s = steps.alone_s(prompts)
         prompts_s = added_s(steps, scale, prompts, alone_s)
         guard = prompts.guard > 0
@@ -249,7 +249,12 @@ class OnTime:
             found.append(_OnTimeSet(longest_s, step_s, left_s, late, lost_per_s))
             if cap_s >= scale.full_s or not given_up.any():
                 break
-        return min(found, key=lambda one: weight[one.late].sum())
+        # What long steps gain now, less what they lose until then.
+        capped, longer = found[0], found[-1]
+        gained = capped.late & ~longer.late
+        until_s = float(longer.left_s[gained].max(initial=0.0))
+        least = weight[longer.late].sum() + self._cap.lost_per_s * until_s
+        return longer if least < weight[capped.late].sum() else capped
 
     def _budget(
         self,
