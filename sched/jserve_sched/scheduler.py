@@ -13,7 +13,9 @@ that names it has been applied, and only a request in no such plan is preempted.
 import collections
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jserve_sched.admission import Admission
 from jserve_sched.buckets.table import BucketTable
@@ -212,13 +214,20 @@ class Scheduler:
             in_flight_s = max(self._free_s - now_s, 0.0) if self._in_flight else 0.0
             view = dataclasses.replace(self.view(now_s), in_flight_s=in_flight_s)
             extra = [*others, request] if is_new else []
-            run = QueuePass(view, order_of(self.policy), self._recent, extra)
+            run = QueuePass(view, self._order, self._recent, extra)
             found = state, run
             self._pass = None if is_new else found
         forecast = self._forecaster.of(request, found[1])
         if request.forecast is None:
             request.forecast = forecast
         return forecast
+
+    def _order(self, *what: Any) -> np.ndarray:
+        try:
+            return order_of(self.policy)(*what)
+        except Exception as error:
+            name = type(self.policy).__name__
+            raise PolicyError(f"policy {name} raised {error!r}") from error
 
     def attainable_in_s(self, request: Request, now_s: float) -> float | None:
         """Returns after how long a request like this one would attain its SLO.

@@ -27,6 +27,7 @@ class ServiceClass:
       weight: What a violation counts, against one of weight 1: the class with most
         weight for its work is kept in time first (policy `ontime`).
       admission: What is done with requests that cannot be attained: see `admission`.
+        Without a bound, only for `custom`: requests that bring their own SLO.
       max_queue_wait_s: Longest wait of a request that can no longer be attained,
         seconds; None takes the server's.
 
@@ -56,6 +57,10 @@ class ServiceClass:
             check_bound(f"{where}: {name}", getattr(self, name))
         if self.admission not in (known := get_args(AdmissionRule)):
             raise ValueError(f"{where}: admission={self.admission!r} is not in {known}")
+        is_bound = self.name == "custom" or any(getattr(self, one) for one in _BOUNDS)
+        if self.admission != "queue" and not is_bound:
+            where += f": admission={self.admission!r}"
+            raise ValueError(f"{where} needs a bound: one of {', '.join(_BOUNDS)}")
         if self.ttft_s and self.ttft_slowdown:
             raise ValueError(f"{where}: give ttft_s or ttft_slowdown, not both")
         if self.tbt_s and self.tbt_step_multiple:
