@@ -58,23 +58,23 @@ LENGTHS = ("mean", "oracle", "max_tokens", "quantile:q=0.9")
 WITH_TTLT = "reasoning_code"  # lengths change nothing where no end is bounded
 LOADS = (1.3, 0.85, 2.0)
 ADMISSION_LOADS = (1.5, 2.0, 5.0)
+# Of goodput, with three times the requests; no other stage has one of these loads.
+GOODPUT_LOADS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15, 1.4)
 REFUSE = (("admission", "refuse"),)
 # Milliseconds of a simulated request, without what else a cell takes.
 _MS = {
     **{"chat": 5, "documents": 6, "heavy_tail": 8, "bursts": 6, "reasoning_code": 18},
     **{"tight": 13, "interactive_chat": 15},
 }
-_PROBES = 5  # whole runs that the search of a goodput costs
 _SETUP_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A simulation, the search of a goodput, or a fit of buckets.
+    """A simulation, or a fit of buckets.
 
     Attributes:
-      load: Rate as a share of the capacity; 0 searches the goodput.
-      violations: Share of requests that may violate their SLO at the goodput.
+      load: Rate as a share of the capacity.
       lengths: Estimator of output lengths; in the condition `exact` they are known.
       buckets: Fitted bucket table, JSON; without it the condition `fitted` fits one.
       settings: Further settings of the machine or of all requests, as pairs.
@@ -86,7 +86,6 @@ class Cell:
     load: float
     seed: int = 0
     num_requests: int = 0
-    violations: float = 0.01
     lengths: str = LENGTHS[0]
     buckets: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
@@ -94,13 +93,12 @@ class Cell:
     @property
     def cost_s(self) -> float:
         """About how long it takes, seconds."""
-        times = 1 if self.load else _PROBES
-        return _SETUP_S + self.num_requests * _MS[self.kind] / 1e3 * times
+        return _SETUP_S + self.num_requests * _MS[self.kind] / 1e3
 
     def run(self) -> dict[str, Any]:
         """Returns a report's run with `attained`, a 0 or 1 for each counted request.
 
-        Of a search it is `SeedGoodput` in shares of the capacity, of a fit its `table`.
+        Of a fit it is its `table`.
         """
         # Describe the load and the machine.
         strategy, settings = CONDITIONS[self.condition]
@@ -122,13 +120,10 @@ class Cell:
             load=read_load(load),
             yardstick=isolated_times(model, max_prompt_tokens=machine.max_model_len),
             machine=machine,
-            sweep=SweepConfig(max_violation_share=self.violations, goodput=True),
+            sweep=SweepConfig(),
         )
         capacity = (KINDS | TURNS)[self.kind]
-        # Search, fit or simulate.
-        if not self.load:
-            found = experiment.search(self.seed, 0.85 * capacity)
-            return found | {"share": found["qps"] / capacity}
+        # Fit or simulate.
         arrivals = [
             dataclasses.replace(one, **of_requests)
             for one in experiment.arrivals(self.seed, self.load * capacity)

@@ -114,6 +114,7 @@ def _of_lengths(
         slo=slo,
         service_class=service_class.name,
         guard=service_class.guard,
+        weight=service_class.weight,
         # An unknown page, where none are given, rather than those of the zeros.
         page_hashes=[bytes.fromhex(one) for one in asked.prefix_hashes] or [b""],
     )

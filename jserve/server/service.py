@@ -198,6 +198,7 @@ class Service:
                 slo=slo,
                 service_class=service_class.name,
                 guard=service_class.guard,
+                weight=service_class.weight,
                 admission=service_class.admission,
                 max_queue_wait_s=service_class.max_queue_wait_s
                 or self.engine.config.max_queue_wait_s

@@ -120,6 +120,7 @@ class Request:
         `MAX_STOP_TOKENS`.
       service_class: Name of its class, for reports.
       guard: Whether its class is guarded when late (policy `sliding`).
+      weight: What a violation counts, above 0 (policy `ontime`).
       admission: Rule of its class for requests that cannot be attained.
       max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       is_committed: Whether it will be served for sure: neither refused nor ended early.
@@ -152,6 +153,7 @@ class Request:
     slo: Slo = dataclasses.field(default_factory=Slo)
     service_class: str = "best_effort"
     guard: bool = False
+    weight: float = 1.0
     admission: AdmissionRule = "queue"
     max_queue_wait_s: float = math.inf
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
