@@ -123,8 +123,7 @@ class Request:
       max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       is_committed: Whether it will be served for sure: neither refused nor ended early.
       is_degraded: Whether it is served as best effort, since it could not be attained.
-      retry_after_s: Seconds after which a refused client should find room; infinite if
-        it never would.
+      retry_after_s: Seconds until a refused client should find room; infinite: never.
       predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: Prediction made when it was submitted.

@@ -21,8 +21,7 @@ def publish(
     The stored runs that the report is made of are removed at the end.
 
     Returns:
-      Lines that name the files, the comparison with the older report, if any, and for
-      a script that reads stdout the report.
+      Lines that name the files, the comparison, if any, and the report for scripts.
     """
     lines = [f"\nreport: {write_report(config.output, report)}"]
     if config.html:
