@@ -9,9 +9,11 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from jserve_sched.buckets.table import table_from_json
 from jserve_sched.outcomes import summarise_run
-from jserve_sched.simulation.workload import isolated_times
+from jserve_sched.simulation.workload import Arrival, isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
 from jserve_tools.simulating.bucket_fits import fit_to_simulation
 from jserve_tools.simulating.config import LoadConfig, MachineConfig, SweepConfig
@@ -61,6 +63,7 @@ ADMISSION_LOADS = (1.5, 2.0, 5.0)
 # Of goodput, with three times the requests; no other stage has one of these loads.
 GOODPUT_LOADS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15, 1.4)
 REFUSE = (("admission", "refuse"),)
+BURST, BURST_LOAD = (*REFUSE, ("burst", True)), 2.0
 # Milliseconds of a simulated request, without what else a cell takes.
 _MS = {
     **{"chat": 5, "documents": 6, "heavy_tail": 8, "bursts": 6, "reasoning_code": 18},
@@ -111,7 +114,12 @@ class Cell:
         for name in of_machine & of_requests.keys():
             settings = settings | {name: of_requests.pop(name)}
         machine = MachineConfig(max_model_len=40_960, **settings)
-        load = LoadConfig(workload=self.kind, num_requests=self.num_requests)  # type: ignore[arg-type]
+        is_burst = of_requests.pop("burst", False)
+        load = LoadConfig(
+            workload=self.kind,  # type: ignore[arg-type]
+            num_requests=self.num_requests,
+            max_returns=int(is_burst),
+        )
         experiment = Experiment(
             policy=POLICIES[self.policy],
             bucket_strategy=strategy,
@@ -128,6 +136,8 @@ class Cell:
             dataclasses.replace(one, **of_requests)
             for one in experiment.arrivals(self.seed, self.load * capacity)
         ]
+        if is_burst:
+            arrivals = [*map(_in_burst, arrivals)]
         if strategy == "fitted" and not self.buckets:
             most = experiment.buckets.num_programs
             table, _ = fit_to_simulation(
@@ -142,6 +152,12 @@ class Cell:
             "attained": "".join("01"[one.is_attained] for one in counted),
             "longest": sum(longest) / len(longest),
         }
+
+
+def _in_burst(one: Arrival) -> Arrival:
+    """Returns an arrival at its rate from 20 to 40 s, and at a quarter else."""
+    at_s = np.interp(one.arrival_s, (0.0, 5.0, 25.0, 1025.0), (0.0, 20.0, 40.0, 4040.0))
+    return dataclasses.replace(one, arrival_s=float(at_s))
 
 
 def sched_version() -> str:

@@ -19,6 +19,8 @@ from typing import Any
 from benchmarks.marked_pages import fill_page
 from benchmarks.policies.cells import (
     ADMISSION_LOADS,
+    BURST,
+    BURST_LOAD,
     FEW,
     FITTED,
     GOODPUT_LOADS,
@@ -110,6 +112,11 @@ def stages(config: Config) -> dict[str, list[Cell]]:
     for condition in ("real", "exact"):
         add("admission", FEW[:2], condition, *ADMISSION_LOADS)
         add("admission", FEW[:1], condition, *ADMISSION_LOADS, settings=REFUSE)
+    for kind, condition in itertools.product(config.kinds, ("exact", "real")):
+        size = round(100 * KINDS[kind])  # for 20, 20 and 100 s
+        one = dataclasses.replace(config, kinds=(kind,), num_requests=size)
+        what = FEW[:1], condition, BURST_LOAD
+        made["burst"] = made.get("burst", []) + _cells(one, *what, settings=BURST)
     ends = dataclasses.replace(config, kinds=(WITH_TTLT,))
     for lengths in LENGTHS[1:]:
         made["lengths"] = made.get("lengths", []) + _cells(

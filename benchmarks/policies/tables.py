@@ -20,6 +20,8 @@ from scipy.optimize import isotonic_regression
 from benchmarks.marked_pages import markdown
 from benchmarks.policies.cells import (
     ADMISSION_LOADS,
+    BURST,
+    BURST_LOAD,
     CONDITIONS,
     FEW,
     FITTED,
@@ -43,6 +45,7 @@ _LEAST_GOODPUT = {
 }
 _MOST_EXACT = {"reasoning_code": 6.0, "chat": 15.0, "documents": 5.5}
 _MOST_BEHIND = 1.5
+_COMMITTED = "returned_committed_share"
 _FORECAST = ("median_error", "share_under_p50", "share_under_p90")
 
 Runs = list[dict[str, Any]]
@@ -276,6 +279,20 @@ def _admission(found: Found, kinds: Sequence[str]) -> str:
     return markdown(["", *columns, "refused", "attained of those admitted"], rows)
 
 
+def _burst(found: Found, kinds: Sequence[str]) -> str:
+    """Returns how many refused clients came back, and the share admitted then, %."""
+    rows = []
+    for what in itertools.product(kinds, ("exact", "real")):
+        runs = found(_OURS, *what, BURST_LOAD, settings=BURST)
+        come = [one for one in runs if "num_returned" in one]
+        if total := sum(one["num_returned"] for one in come):
+            shares = [one["num_returned"] * one[_COMMITTED] for one in come]
+            rows.append(
+                [", ".join(what), f"{total}", f"{100 * sum(shares) / total:.0f}"]
+            )
+    return markdown(["", "came back", "admitted, %"], rows)
+
+
 def _targets(found: Found, kinds: Sequence[str]) -> str:
     """Returns each target, what was measured and whether it is met."""
     rows: list[list[str]] = []
@@ -378,5 +395,6 @@ def all_tables(found: Found, kinds: Sequence[str]) -> dict[str, str]:
         "requests": _requests(found, kinds),
         "turns": _turns(found),
         "admission": _admission(found, kinds),
+        "burst": _burst(found, kinds),
         "targets": _targets(found, kinds),
     }

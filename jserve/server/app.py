@@ -132,7 +132,7 @@ def build_app(
             allow_headers=["*"],
             expose_headers=[
                 *("x-request-id", "x-jserve-ignored", "x-jserve-slo"),
-                *("x-jserve-forecast", "x-jserve-admission"),
+                *("x-jserve-forecast", "x-jserve-admission", "x-should-retry"),
                 "retry-after",
             ],
         )

@@ -125,7 +125,7 @@ class Request:
       max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       is_committed: Whether it will be served for sure: neither refused nor ended early.
       is_degraded: Whether it is served as best effort, since it could not be attained.
-      retry_after_s: Seconds after which a refused client should find room.
+      retry_after_s: Seconds until a refused client should find room; infinite: never.
       constraint: What says which tokens may come next; read by the engine.
       predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
