@@ -12,9 +12,10 @@ import unittest.mock
 import pytest
 
 from jserve import cli
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
 from jserve.program import ProgramError
 from jserve.records.events import StartUp
+from jserve.server_config import ServerConfig
 
 SCRIPT = "import sys; sys.argv[0] = 'jserve'; from jserve.cli import run; run()"
 NOTED = """
