@@ -112,7 +112,7 @@ def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
         assert total.startswith("6 programs") and total.endswith(source)
         assert "by the clock, which is jserve:compile_seconds" in note
         assert "loading model toy" in result.stderr
-        assert "loading them: 5 of 5 (" in result.stderr
+        assert "loading them: 6 of 6 (" in result.stderr
     assert len(list(tmp_path.rglob("step_times_*.json"))) == 1
 
 
