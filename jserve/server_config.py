@@ -29,8 +29,8 @@ class ServerConfig:
         becomes reasoning_content: "think", or "none".
       root_path: Path at which a proxy serves this server, such as /llm.
       service_classes: JSON file with a list of service classes, each with a name and
-        any of ttft_s, tbt_s, ttlt_s and max_queue_wait_s, in seconds, and admission:
-        queue, refuse or degrade. "" has best effort only.
+        any of ttft_s, tbt_s, ttlt_s and max_queue_wait_s, in seconds, weight, and
+        admission: queue, refuse or degrade. "" has best effort only.
       default_service_class: Service class of requests that name none.
       api_key_file: File of accepted API keys, one per line, or a JSON list of objects
         with name, key, and any of max_parallel_requests, max_waiting_requests and
