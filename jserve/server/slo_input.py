@@ -103,16 +103,17 @@ class ServiceClasses:
         slo: SloFields | None,
         headers: Mapping[str, str],
         service_tier: str | None,
+        field: str = "service_tier",
     ) -> tuple[Slo, ServiceClass]:
         """Returns the SLO of a request, and the class under which it is reported.
 
-        `slo` and `service_tier` are fields of the body; headers have names in lower
-        case.
+        `slo` and `service_tier`, by whatever name `field`, are fields of the body;
+        headers have names in lower case.
 
         Raises:
           ApiError: 400 for an unknown class, or a value out of range.
         """
-        tier = None if service_tier is None else self._tier(service_tier)
+        tier = None if service_tier is None else self._tier(service_tier, field)
         if slo is not None:
             return slo.to_slo(), tier or self._custom
         if any(name in headers for name in _HEADERS.values()):
@@ -120,13 +121,12 @@ class ServiceClasses:
         tier = tier or self._default
         return self._slos[tier.name], tier
 
-    def _tier(self, name: str) -> ServiceClass:
+    def _tier(self, name: str, field: str) -> ServiceClass:
         if name in _DEFAULT_TIERS:
             return self._by_name.get(name, self._default)
         if name not in self._by_name:
             known = ", ".join([*self._by_name, *_DEFAULT_TIERS])
-            message = f"service_tier={quote(name)} is not one of {known}"
-            raise ApiError(message, "service_tier")
+            raise ApiError(f"{field}={quote(name)} is not one of {known}", field)
         return self._by_name[name]
 
 

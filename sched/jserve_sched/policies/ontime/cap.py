@@ -19,7 +19,7 @@ import numpy as np
 
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.ontime.work import StepScale, added_s
+from jserve_sched.planning.work import StepScale, added_s
 from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import Request
 
@@ -30,13 +30,17 @@ _EQUAL = 1e-3  # shares of requests lost that count as equal: then long steps ar
 
 
 class StepCap:
-    """Remembers the last requests, and finds the cap for more like them."""
+    """Remembers the last requests, and finds the cap for more like them.
+
+    Attributes:
+      last_s: The cap that was found last, seconds.
+    """
 
     def __init__(self) -> None:
         self._recent: collections.deque[Request] = collections.deque(maxlen=_NUM_RECENT)
         self._num_seen = 0
         self._next_step = 0
-        self._cap_s = np.inf
+        self.last_s = np.inf
 
     def find_s(self, view: SchedulerView, steps: StepPrices, scale: StepScale) -> float:
         """Returns the longest that a step should be, seconds; may be infinite.
@@ -48,8 +52,8 @@ class StepCap:
             self._num_seen += new
         if view.step_id >= self._next_step and len(self._recent) > 1:
             self._next_step = view.step_id + _EVERY
-            self._cap_s = self._find_s(view, steps, scale)
-        return max(self._cap_s, scale.first_s)
+            self.last_s = self._find_s(view, steps, scale)
+        return max(self.last_s, scale.first_s)
 
     def _find_s(
         self, view: SchedulerView, steps: StepPrices, scale: StepScale

@@ -33,6 +33,8 @@ got its share, so that no other takes the slot that it waits for.
 
 import collections
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,6 +42,7 @@ from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates
 from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.planning.view import SchedulerView
+from jserve_sched.planning.work import added_s, room_s, scale_of
 from jserve_sched.policies.ontime.cap import StepCap
 from jserve_sched.policies.ontime.due import (
     DecodeSlack,
@@ -49,8 +52,7 @@ from jserve_sched.policies.ontime.due import (
     usual_step_s,
 )
 from jserve_sched.policies.ontime.pages import too_large
-from jserve_sched.policies.ontime.work import StepScale, added_s, room_s, scale_of
-from jserve_sched.policies.sliding.sorter import rank, surplus
+from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -65,6 +67,22 @@ _STALL_STEPS = 2048  # in which stalls are counted
 _REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
 _MOST_FINISHED = 32  # prompts of a step whose due times are looked at
 _GUESSED = 15.0  # times its work is what a prompt of a guessed answer waits longer
+
+
+class _Turns(NamedTuple):
+    """The order of prompts, and what it was found with.
+
+    `left_s` `[P]` are times left, of which those `late` `[P]` make nothing.
+    """
+
+    order: np.ndarray
+    late: np.ndarray
+    left_s: np.ndarray
+    slack: DecodeSlack
+    cap_s: float
+    step_s: float
+    ratio: float
+    lost_per_s: float
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -120,12 +138,16 @@ class OnTime:
 
     def order(
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
-    ) -> np.ndarray:
-        """Returns the places of prompts: those on time by due time, then the others."""
-        scale = scale_of(view, steps)
-        step_s = usual_step_s(view.running, least_s=scale.least_s, most_s=scale.full_s)
-        due, _ = due_s(prompts, step_s)
-        return rank(view, steps, prompts._replace(pace_s=due, deadline_s=due)).order
+    ) -> tuple[np.ndarray, int]:
+        """Returns the places of prompts, and the blocks of the next step."""
+        decodes = [
+            one
+            for one in view.running
+            if one.num_remaining_tokens <= 1 and one.request_id not in self._violated
+        ]
+        turns = self._turns(view, decodes, steps, prompts, self._cap.last_s)
+        prices = steps.of(prompts.take(turns.order))
+        return turns.order, self._budget(turns, prices, turns.order)
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
@@ -155,28 +177,12 @@ class OnTime:
 
         # The order of prompts: the on-time set by due time, then the others.
         steps = StepPrices(view, rows)
-        scale = scale_of(view, steps)
-        cap_s = self._cap.find_s(view, steps, scale)
         decodes = [
             one for one in candidates.decodes if one.request_id not in self._violated
         ]
-        step_s = usual_step_s(
-            decodes, least_s=scale.least_s, most_s=min(cap_s, scale.full_s)
-        )
-        due, more_steps = due_s(prompts, step_s)
-        left_s = due - start_s
-        slack = decode_slack(
-            decodes,
-            start_s=start_s,
-            least_s=scale.least_s,
-            step_s=step_s,
-            lost_per_s=self._lost_per_s,
-        )
-        lost, given_up = self._late(prompts, steps, scale, step_s, left_s, more_steps)
-        late = lost | given_up
-        late |= too_large(view, candidates.decodes, prompts, left_s / step_s, late)
-        turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
-        order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
+        cap_s = self._cap.find_s(view, steps, scale_of(view, steps))
+        turns = self._turns(view, decodes, steps, prompts, cap_s)
+        self._lost_per_s, order, late = turns.lost_per_s, turns.order, turns.late
         if aged:
             first = prompts.requests.index(aged)
             order = np.concatenate(([first], order[order != first]))
@@ -191,51 +197,58 @@ class OnTime:
         placed = order[places]
         order = np.concatenate((placed, np.delete(order, places)))
         prices = StepPrices(view, rows).of(prompts.take(placed))
-        num_on_time = int(np.argmax(np.append(late[placed], True)))
-        on_time_s = left_s[placed[:num_on_time]]
-        builder.limit_time(
-            self._budget(prices, slack, on_time_s, cap_s, step_s, scale.ratio)
-        )
+        builder.limit_time(self._budget(turns, prices, placed))
         candidates.add_prompts(builder, prompts.take(order).requests)
 
-    def _late(
+    def _turns(
         self,
-        prompts: Facts,
+        view: SchedulerView,
+        decodes: Sequence[Request],
         steps: StepPrices,
-        scale: StepScale,
-        step_s: float,
-        left_s: np.ndarray,
-        more_steps: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `[P]` which prompts cannot be in time, and which are given up."""
+        prompts: Facts,
+        cap_s: float,
+    ) -> "_Turns":
+        """Returns the order of prompts beside decodes that are waited for."""
+        scale = scale_of(view, steps)
+        most_s = min(cap_s, scale.full_s)
+        step_s = usual_step_s(decodes, least_s=scale.least_s, most_s=most_s)
+        due, more_steps = due_s(prompts, step_s)
+        left_s = due - view.start_s
+        slack = decode_slack(
+            decodes,
+            start_s=view.start_s,
+            least_s=scale.least_s,
+            step_s=step_s,
+            lost_per_s=self._lost_per_s,
+        )
+        # Which cannot be in time, and which are given up. The guarded come first.
         alone_s = steps.alone_s(prompts)
         work_s = added_s(steps, scale, prompts, alone_s) + more_steps * scale.least_s
         guard = prompts.guard > 0
         violated = [one.request_id in self._violated for one in prompts.requests]
         lost = ((left_s < alone_s) | violated) & ~guard
-        # The guarded come first.
         free_s = room_s(scale, left_s, step_s) - work_s[guard].sum()
         free_s[lost | guard | np.isinf(left_s)] = np.inf
         given_up = surplus(free_s, work_s)
+        late = lost | given_up
+        running = [one for one in view.running if one.num_remaining_tokens <= 1]
+        late |= too_large(view, running, prompts, left_s / step_s, late)
+        turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
+        order = np.lexsort((prompts.arrival_s, turn_s, ~guard, late))
         least_s = float(np.min(work_s[given_up], initial=np.inf))
-        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
-        return lost, given_up
+        lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
+        return _Turns(
+            order, late, left_s, slack, cap_s, step_s, scale.ratio, lost_per_s
+        )
 
-    def _budget(
-        self,
-        prices: OrderPrices,
-        slack: DecodeSlack,
-        left_s: np.ndarray,
-        cap_s: float,
-        step_s: float,
-        ratio: float,
-    ) -> int:
+    def _budget(self, turns: "_Turns", prices: OrderPrices, placed: np.ndarray) -> int:
         """Returns how many blocks of prefill the step should have.
 
-        Args:
-          left_s: Times left of the first prompts, those on time, seconds.
-          step_s: Usual duration of a step.
+        `placed` are the places of the prompts that can be taken, priced in this order.
         """
+        slack, ratio = turns.slack, turns.ratio
+        num_on_time = int(np.argmax(np.append(turns.late[placed], True)))
+        left_s = turns.left_s[placed[:num_on_time]]
         hard_s = soft_s = float(slack.slack_s.min(initial=np.inf)) / ratio
         buffer_s = _BUFFER * self._delay_s
         if buffer_s > _LEAST_DELAY_S:
@@ -246,16 +259,16 @@ class OnTime:
             regained_s = (1.0 - _REGAIN) * slack.gap_s * slack.num_outputs
             stalls_s = np.sort([stall_s for _, stall_s in self._stalls])
             saved = float(stalls_s.searchsorted(regained_s).sum()) / _STALL_STEPS
-            if saved < (hard_s - soft_s) * self._lost_per_s:
+            if saved < (hard_s - soft_s) * turns.lost_per_s:
                 soft_s = hard_s
-        limit_s = min(soft_s, cap_s)
+        limit_s = min(soft_s, turns.cap_s)
         ends = prices.ends[1 : 1 + min(len(left_s), _MOST_FINISHED)]
         ends = ends[ends <= prices.steps.max_blocks].astype(np.int64)
         if len(ends):
             # The first prompts that it can finish, all of them by their due times.
             price_s = prices.predict(ends)
             by_s = np.minimum.accumulate(left_s[: len(ends)]) / ratio
-            is_urgent = by_s < price_s + step_s  # cannot wait for another step
+            is_urgent = by_s < price_s + turns.step_s  # cannot wait for another step
             fits = price_s <= np.minimum(by_s, np.where(is_urgent, hard_s, limit_s))
             if num_finished := int(np.argmin(np.append(fits, False))):
                 last = num_finished - 1
