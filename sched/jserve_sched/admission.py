@@ -25,8 +25,8 @@ import numpy as np
 
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.planning.work import added_s, room_s, scale_of
 from jserve_sched.policies.ontime.due import due_s, usual_step_s
+from jserve_sched.policies.ontime.work import added_s, room_s, scale_of
 from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import FinishReason, Request

@@ -66,16 +66,18 @@ class Forecaster:
             chances["ttlt_s"] = chance(2, slo.ttlt_s - age_s)
         # When another like it would have even odds, if not too late even alone.
         num_left = max(request.expected_tokens_left - 1, 0)
-        alone_s = run.alone_s(request)
         first_s, last_s = slo.deadline_s(0.0, 0), slo.deadline_s(0.0, num_left)
-        late_s = max(ttft_s - first_s, ttlt_s - last_s, 0.0)
-        is_lost = alone_s >= first_s or alone_s + points[2] - points[0] >= last_s
+        late_s: float | None = max(ttft_s - first_s, ttlt_s - last_s, 0.0)
+        if late_s:
+            least_s = run.alone_s(request)
+            if least_s >= first_s or least_s + points[2] - points[0] >= last_s:
+                late_s = None
         return Forecast(
             (ttft_s, late_ttft_s),
             gaps_s,
             (max(ttft_s, ttlt_s), max(late_ttft_s, late_ttlt_s)),
             chances,
-            None if late_s and is_lost else late_s,
+            late_s,
             run.now_s,
             points,
         )

@@ -1,9 +1,9 @@
 """QueuePass: when the prompts of a snapshot will be computed, step by step.
 
 Prompts go in the policy's own order. The next step has as many blocks as the policy
-would give it, and its own price; later ones have as many seconds of prefill as recent
-steps had that left work for later. A prompt waits for a slot and for the pages of all
-of it, which what runs gives back when its answer ends.
+would give it, and its own price; later ones compute as many tokens in a second as
+recent steps did that left work for later. A prompt waits for a slot and for the pages
+of all of it, which what runs gives back when its answer ends.
 
 Requests yet to come do not take part. `benchmarks/policies` says what that costs.
 """
@@ -16,7 +16,6 @@ import numpy as np
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.planning.work import added_s, scale_of
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import Row
@@ -46,36 +45,32 @@ class QueuePass:
         """Runs the pass over what waits, and `extra` requests that come now."""
         # The prompts in their order.
         self.now_s, self._recent = view.now_s, recent
-        decodes = [one for one in view.running if one.num_remaining_tokens <= 1]
+        begun = set(view.begun)
+        decodes = [one for one in view.running if one not in begun]
         rows = [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes]
-        steps = StepPrices(view, rows)
+        self._steps = steps = StepPrices(view, rows)
         prompts = view.queue.facts.before(facts_of([*view.begun, *extra]))
         turns = order(view, steps, prompts)
         places, budget = turns if isinstance(turns, tuple) else (turns, None)
         prompts = prompts.take(places)
         prices = steps.of(prompts)
 
-        # What later steps take, and the next; what prompts add to them.
-        scale = scale_of(view, steps)
-        least_s = max(scale.least_s, _LEAST_S)
-        room_s = recent.prefill_s(view.predictor) or scale.full_s - least_s
-        room_s = max(room_s, _LEAST_S)
-        self._step_s = recent.step_s or least_s
+        # The next step, and when each prompt is computed.
+        full = np.array([min(max(steps.max_blocks, 1), prices.num_blocks)])
+        full_s = max(float(prices.predict(full)[0]), _LEAST_S)
+        full_per_s = float(full[0]) * steps.block_tokens / full_s
+        tokens_per_s = recent.prefill_tokens_per_s or full_per_s
         if budget is None:
-            budget = prices.largest_within(least_s + room_s)
+            budget = prices.largest_within(recent.step_s or full_s)
         budget = min(budget, prices.num_blocks)
         next_s = max(float(prices.predict(np.array([budget]))[0]), _LEAST_S)
-        added = added_s(steps, scale, prompts, steps.alone_s(prompts))
-        work_s = np.maximum(added, _LEAST_S)
-        alone_s = work_s + np.ceil(work_s / room_s) * least_s
-
-        # When each is computed.
-        left_s = work_s.cumsum() - (next_s - least_s)
-        later_s = np.maximum(np.ceil(left_s / room_s), 1.0) * (least_s + room_s)
+        self._step_s = recent.step_s or next_s
+        left = prompts.tokens.cumsum() - budget * steps.block_tokens
+        later_s = np.maximum(left / tokens_per_s, self._step_s)
         first_s = next_s + np.where(prices.ends[1:] <= budget, 0.0, later_s)
-        self._wait(view, decodes, prompts, first_s, alone_s)
-        pairs = np.stack((first_s + view.in_flight_s, alone_s), axis=1).tolist()
-        self._times_s = dict(zip(prompts.requests, pairs, strict=True))
+        self._wait(view, decodes, prompts, first_s, next_s)
+        first_s += view.in_flight_s
+        self._first_s = dict(zip(prompts.requests, first_s.tolist(), strict=True))
 
     def _wait(
         self,
@@ -83,12 +78,9 @@ class QueuePass:
         decodes: Sequence[Request],
         prompts: Facts,
         first_s: np.ndarray,
-        alone_s: np.ndarray,
+        next_s: float,
     ) -> None:
-        """Delays `first_s` `[P]` of prompts until there are slots and pages for them.
-
-        `alone_s` `[P]` is what each takes once there are.
-        """
+        """Delays `first_s` `[P]` of prompts until there are slots and pages."""
         is_held = prompts.is_running > 0
         pages = np.ceil(prompts.tokens / view.ledger.page_size)
         slots, free = float(view.num_free_slots), float(view.ledger.num_available)
@@ -104,16 +96,16 @@ class QueuePass:
                 end_s, back = heapq.heappop(ending)
                 begin_s, free, slots = max(begin_s, end_s), free + back, slots + 1
             slots, free = slots - (not held), free - need
-            first_s[i] = max(first_s[i], begin_s + alone_s[i] * (begin_s > 0))
+            first_s[i] = max(first_s[i], begin_s + next_s)
             heapq.heappush(ending, (first_s[i] + answers_s[i], need))
 
     def points(self, request: Request) -> tuple[float, float, float]:
         """Returns first token, worst gap and last token, seconds from the start."""
-        first_s, _ = self._times_s[request]
+        first_s = self._first_s[request]
         num_gaps = max(request.expected_tokens_left - 1, 0)
         worst_s = self._recent.longest_s(num_gaps) if num_gaps else 0.0
         return first_s, worst_s, first_s + num_gaps * self._step_s
 
     def alone_s(self, request: Request) -> float:
         """Returns the first token's time if nothing else waited, seconds."""
-        return float(self._times_s[request][1])
+        return float(self._steps.alone_s(facts_of([request]))[0])

@@ -3,18 +3,14 @@
 import collections
 import math
 
-import numpy as np
-
 from jserve_sched.requests.request import Request
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan
-from jserve_sched.timing.predictor import Predictor
 
 _NUM_REQUESTS = 256  # whose SLOs stand for those of requests to come
 _ONE_IN = 20  # one request in 20 is tighter
 _MEMORY = 0.98  # of the past at each step: about the last 50 count
 _NUM_STEPS = 128  # whose durations are remembered
-_NUM_FULL = 32  # steps that left prefill for later
 
 
 class RecentLoad:
@@ -32,7 +28,6 @@ class RecentLoad:
         self._tokens = 0.0
         self._time_s = 0.0
         self._steps_s = collections.deque[float](maxlen=_NUM_STEPS)
-        self._full = collections.deque[tuple[np.ndarray, float]](maxlen=_NUM_FULL)
 
     def add_request(self, request: Request) -> None:
         """Takes a new request into account."""
@@ -44,7 +39,6 @@ class RecentLoad:
         """Takes a step into account."""
         self._steps_s.append(duration_s)
         if plan.leaves_work:
-            self._full.append((plan.features, duration_s))
             num_tokens = float(plan.features[features.PREFILL_TOKENS])
             self._tokens = self._tokens * _MEMORY + num_tokens
             self._time_s = self._time_s * _MEMORY + duration_s
@@ -67,16 +61,3 @@ class RecentLoad:
         ranked = sorted(self._steps_s)[:-1]
         place = int(0.5 ** (1 / num_steps) * len(ranked))
         return ranked[min(place, len(ranked) - 1)] if ranked else 0.0
-
-    def prefill_s(self, predictor: Predictor) -> float | None:
-        """Returns the time that prefill had in the last steps that left some; seconds.
-
-        It is the mean of their durations less those without prefill, as predicted; None
-        before the first such step.
-        """
-        if not self._full:
-            return None
-        matrix = np.array([row for row, _ in self._full])
-        least_s = predictor.predict(features.without_prefill(matrix))
-        mean_s = sum(duration_s for _, duration_s in self._full) / len(self._full)
-        return max(mean_s - float(least_s.mean()), 0.0)

@@ -19,7 +19,7 @@ import numpy as np
 
 from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.planning.work import StepScale, added_s
+from jserve_sched.policies.ontime.work import StepScale, added_s
 from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import Request
 

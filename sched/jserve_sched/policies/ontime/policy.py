@@ -42,7 +42,6 @@ from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.planning.candidates import Candidates
 from jserve_sched.planning.step_prices import OrderPrices, StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.planning.work import added_s, room_s, scale_of
 from jserve_sched.policies.ontime.cap import StepCap
 from jserve_sched.policies.ontime.due import (
     DecodeSlack,
@@ -52,6 +51,7 @@ from jserve_sched.policies.ontime.due import (
     usual_step_s,
 )
 from jserve_sched.policies.ontime.pages import too_large
+from jserve_sched.policies.ontime.work import added_s, room_s, scale_of
 from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
@@ -140,12 +140,9 @@ class OnTime:
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> tuple[np.ndarray, int]:
         """Returns the places of prompts, and the blocks of the next step."""
-        decodes = [
-            one
-            for one in view.running
-            if one.num_remaining_tokens <= 1 and one.request_id not in self._violated
-        ]
-        turns = self._turns(view, decodes, steps, prompts, self._cap.last_s)
+        begun = set(view.begun)
+        running = [one for one in view.running if one not in begun]
+        turns = self._turns(view, running, steps, prompts, self._cap.last_s)
         prices = steps.of(prompts.take(turns.order))
         return turns.order, self._budget(turns, prices, turns.order)
 
@@ -177,11 +174,8 @@ class OnTime:
 
         # The order of prompts: the on-time set by due time, then the others.
         steps = StepPrices(view, rows)
-        decodes = [
-            one for one in candidates.decodes if one.request_id not in self._violated
-        ]
         cap_s = self._cap.find_s(view, steps, scale_of(view, steps))
-        turns = self._turns(view, decodes, steps, prompts, cap_s)
+        turns = self._turns(view, candidates.decodes, steps, prompts, cap_s)
         self._lost_per_s, order, late = turns.lost_per_s, turns.order, turns.late
         if aged:
             first = prompts.requests.index(aged)
@@ -203,12 +197,13 @@ class OnTime:
     def _turns(
         self,
         view: SchedulerView,
-        decodes: Sequence[Request],
+        running: Sequence[Request],
         steps: StepPrices,
         prompts: Facts,
         cap_s: float,
     ) -> "_Turns":
-        """Returns the order of prompts beside decodes that are waited for."""
+        """Returns the order of prompts beside the decodes that are running."""
+        decodes = [one for one in running if one.request_id not in self._violated]
         scale = scale_of(view, steps)
         most_s = min(cap_s, scale.full_s)
         step_s = usual_step_s(decodes, least_s=scale.least_s, most_s=most_s)
@@ -231,7 +226,6 @@ class OnTime:
         free_s[lost | guard | np.isinf(left_s)] = np.inf
         given_up = surplus(free_s, work_s)
         late = lost | given_up
-        running = [one for one in view.running if one.num_remaining_tokens <= 1]
         late |= too_large(view, running, prompts, left_s / step_s, late)
         turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
         order = np.lexsort((prompts.arrival_s, turn_s, ~guard, late))
