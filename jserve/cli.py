@@ -224,7 +224,9 @@ def _run(
         ) from error
     with listener:
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(
+                folder, server_config.parse_special, server_config.generation_config
+            )
             classes = load_service_classes(server_config)
             progress.begin("loading JAX")
             from jserve.build import build_loop

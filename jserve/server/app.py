@@ -131,7 +131,7 @@ def build_app(
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[
-                *("x-request-id", "x-jserve-ignored"),
+                *("x-request-id", "x-jserve-ignored", "x-jserve-slo"),
                 *("x-jserve-forecast", "x-jserve-admission"),
                 "retry-after",
             ],

@@ -13,7 +13,7 @@ that names it has been applied, and only a request in no such plan is preempted.
 import collections
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jserve_sched.admission import Admission
 from jserve_sched.buckets.table import BucketTable
@@ -22,7 +22,7 @@ from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.forecast import Forecaster
 from jserve_sched.planning.latency_source import LatencySource
-from jserve_sched.planning.queue_pass import QueuePass
+from jserve_sched.planning.queue_pass import QueuePass, Turns
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy, order_of
@@ -212,13 +212,20 @@ class Scheduler:
             in_flight_s = max(self._free_s - now_s, 0.0) if self._in_flight else 0.0
             view = dataclasses.replace(self.view(now_s), in_flight_s=in_flight_s)
             extra = [*others, request] if is_new else []
-            run = QueuePass(view, order_of(self.policy), self._recent, extra)
+            run = QueuePass(view, self._order, self._recent, extra)
             found = state, run
             self._pass = None if is_new else found
         forecast = self._forecaster.of(request, found[1])
         if request.forecast is None:
             request.forecast = forecast
         return forecast
+
+    def _order(self, *what: Any) -> Turns:
+        try:
+            return order_of(self.policy)(*what)
+        except Exception as error:
+            name = type(self.policy).__name__
+            raise PolicyError(f"policy {name} raised {error!r}") from error
 
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING

@@ -63,8 +63,9 @@ class QueuePass:
         if budget is None:
             budget = prices.largest_within(recent.step_s or full_s)
         budget = min(budget, prices.num_blocks)
-        next_s = max(float(prices.predict(np.array([budget]))[0]), _LEAST_S)
-        self._step_s = recent.step_s or next_s
+        times_s = prices.predict(np.array([0, budget]))
+        least_s, next_s = np.maximum(times_s, _LEAST_S).tolist()
+        self._step_s = recent.step_s or least_s
         left = prompts.tokens.cumsum() - budget * steps.block_tokens
         later_s = np.maximum(left / tokens_per_s, self._step_s)
         first_s = next_s + np.where(prices.ends[1:] <= budget, 0.0, later_s)

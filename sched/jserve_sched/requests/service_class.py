@@ -25,6 +25,7 @@ class ServiceClass:
       guard: Whether late requests of this class are still worth guarding
         (SlidingServe's "guard" level; used by policy `sliding`).
       admission: What is done with requests that cannot be attained: see `admission`.
+        Without a bound, only for `custom`: requests that bring their own SLO.
       max_queue_wait_s: Longest wait of a request that can no longer be attained,
         seconds; None takes the server's.
 
@@ -53,6 +54,10 @@ class ServiceClass:
             check_bound(f"{where}: {name}", getattr(self, name))
         if self.admission not in (known := get_args(AdmissionRule)):
             raise ValueError(f"{where}: admission={self.admission!r} is not in {known}")
+        is_bound = self.name == "custom" or any(getattr(self, one) for one in _BOUNDS)
+        if self.admission != "queue" and not is_bound:
+            where += f": admission={self.admission!r}"
+            raise ValueError(f"{where} needs a bound: one of {', '.join(_BOUNDS)}")
         if self.ttft_s and self.ttft_slowdown:
             raise ValueError(f"{where}: give ttft_s or ttft_slowdown, not both")
         if self.tbt_s and self.tbt_step_multiple:

@@ -8,6 +8,7 @@ from jserve_sched.outcomes import summarise_run
 from jserve_sched.planning.forecast import Forecaster
 from jserve_sched.planning.queue_pass import QueuePass
 from jserve_sched.policies.registry import POLICIES
+from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, OraclePredictor
@@ -71,8 +72,10 @@ def test_what_waits_for_prefill_or_a_slot_is_foreseen(max_num_seqs: int) -> None
 
 class OneSecond(QueuePass):
     def __init__(self) -> None:
-        self.now_s, self.points = 0.0, lambda request: (1.0, 0.0, 1.0)
-        self.alone_s = lambda request: 1.0
+        self.now_s = 0.0
+
+    def points(self, request: Request) -> tuple[float, float, float]:
+        return 1.0, 0.0, 1.0
 
 
 def test_quantiles_hold_whatever_the_bias_and_its_drift() -> None:

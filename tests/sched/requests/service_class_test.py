@@ -43,6 +43,7 @@ def test_parse_service_classes() -> None:
         ('[{"name": "a", "share": true}]', "share=True is not a number"),
         ('[{"name": "a", "guard": 1}]', "guard=1 is not true or false"),
         ('[{"name": "a", "admission": "drop"}]', "admission='drop' is not in"),
+        ('[{"name": "a", "admission": "refuse"}]', "'a': admission='refuse' needs a"),
         ('[{"name": "a", "max_queue_wait_s": 0}]', "max_queue_wait_s must be a"),
         (f'[{{"name": "a", "ttft_s": 1{"0" * 400}}}]', "ttft_s must be a finite"),
     ],
