@@ -85,7 +85,6 @@ class FakeLoop:
         self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
         self.seen: list[Request] = []
-        ratios = ((1.0, 2.0),) * 3
         self.forecasts = Forecast(
             ttft_s=(5.0, 10.0),
             worst_gap_s=(0.25, 0.5),
@@ -94,8 +93,6 @@ class FakeLoop:
             attainable_in_s=1.5,
             made_s=0.0,
             points=(5.0, 0.25, 6.0),
-            pairs=ratios,
-            key=(),
         )
         self.cancelled: list[str] = []
         self.running = threading.Event()  # cleared: no step is made
