@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
 from jserve.engine.interface import Listener
 from jserve.records.events import (
     EngineStats,
@@ -33,6 +33,7 @@ from jserve.records.events import (
 )
 from jserve.server.app import build_app
 from jserve.server.serving import make_server
+from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.forecast import Forecast

@@ -5,7 +5,6 @@ Version 1. The body is that of a completion or a chat (an object with `prompt` o
 within a version; see `answer` for those of today.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -65,9 +64,7 @@ async def predict(
       ApiError: If it is refused as the request itself would be, or is neither that nor
         lengths.
     """
-    data = bytes(body.data)  # a copy: fields hold on to it while the body is read
-    if not data and body.num_bytes:
-        data = os.pread(body.file().fileno(), body.num_bytes, 0)
+    data = body.read()  # fields hold on to it while the body is read
     try:
         fields = msgspec.json.decode(data, type=dict[str, Raw])
         lengths = None
@@ -114,6 +111,7 @@ def _of_lengths(
         slo=slo,
         service_class=service_class.name,
         guard=service_class.guard,
+        weight=service_class.weight,
         # An unknown page, where none are given, rather than those of the zeros.
         page_hashes=[bytes.fromhex(one) for one in asked.prefix_hashes] or [b""],
     )

@@ -234,11 +234,7 @@ class TokenRouter:
             raise
 
     def close(self, reply: Reply) -> None:
-        """Cancels the requests of a reply that still run.
-
-        Its client has left, or had an error as its answer; then the others end as the
-        output with the error.
-        """
+        """Cancels what still runs: its client has left, or its answer is an error."""
         self._drop(reply)
         now_s, error = time.monotonic(), reply.error if reply.is_failed else None
         reason = (error.code or "error") if error else "abort"

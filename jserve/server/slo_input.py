@@ -10,9 +10,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from jserve.config import ServerConfig
 from jserve.program import read_setting
 from jserve.server.errors import ApiError, quote
+from jserve.server_config import ServerConfig
 from jserve_sched.requests.request import Request
 from jserve_sched.requests.service_class import (
     BEST_EFFORT,

@@ -97,6 +97,7 @@ def test_what_cannot_be_attained_is_refused_or_degraded(
             client.create(**asked, stream=stream, extra_body={"service_tier": tier})
         error: Any = caught.value.body
         assert (caught.value.status_code, error["code"]) == (status, code)
+        assert caught.value.response.headers["x-should-retry"] == "false"
         retry_after_s = int(caught.value.response.headers["retry-after"])
         assert retry_after_s == max(math.ceil(error["retry_after_s"]), 1)
     answer = client.create(

@@ -80,6 +80,7 @@ class SimulatedEngine:
             slo=one.slo,
             service_class=one.service_class,
             guard=one.guard,
+            weight=one.weight,
             admission=one.admission,
             max_queue_wait_s=one.max_queue_wait_s,
         )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jserve.config import ServerConfig
 from jserve.server.app import build_app
+from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer, load_tokenizer
 from tests.fake_server import FakeLoop, read_until, serve_fake
 

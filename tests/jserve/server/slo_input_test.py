@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from jserve.config import ServerConfig
 from jserve.server.slo_input import load_service_classes
+from jserve.server_config import ServerConfig
 from tests.fake_server import serve_fake
 
 CLASSES = [
-    {"name": "chat", "ttft_s": 2.0, "tbt_s": 0.1, "guard": True},
+    {"name": "chat", "ttft_s": 2.0, "tbt_s": 0.1, "guard": True, "weight": 4},
     {"name": "batch", "ttlt_s": 60},
 ]
 
@@ -57,6 +57,7 @@ def test_the_first_source_that_says_anything_decides(
     assert objectives == pytest.approx((*bounds, None)[:3])
     assert request.service_class == (name or "custom")
     assert request.guard == (name == "chat")
+    assert request.weight == (4 if name == "chat" else 1)
 
 
 def test_what_was_understood_is_echoed_with_what_became_of_it(served):

@@ -19,8 +19,10 @@ def test_relative_classes_resolve_against_measurements() -> None:
 def test_parse_service_classes() -> None:
     text = json.dumps([{"name": "a", "share": 0.5, "ttft_s": 1}, {"name": "b"}])
     assert [one.name for one in parse_service_classes(text)] == ["a", "b"]
-    (one,) = parse_service_classes('[{"name": "a", "tbt_s": null, "guard": true}]')
-    assert one == ServiceClass(name="a", guard=True)
+    (one,) = parse_service_classes(
+        '[{"name": "a", "tbt_s": null, "guard": true, "weight": 4}]'
+    )
+    assert one == ServiceClass(name="a", guard=True, weight=4)
 
 
 @pytest.mark.parametrize(
