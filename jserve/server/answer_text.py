@@ -48,22 +48,22 @@ def answer_text(
 
     Args:
       form: Form of the model's tool calls, if it has one.
-      has_reasoning: Whether the model's reasoning is split off.
+      has_reasoning: Whether reasoning is split off; not of a constrained answer, which
+        has none.
     """
     parser: Parser | None = None
-    is_called = isinstance(body, ChatRequest) and body.call_schema is not None
     shown = []
     if isinstance(body, ChatRequest):
         if body.has_tools:
             choice = body.tool_choice
             if isinstance(choice, NamedTool):
                 parser = NamedCallParser(choice.function.name)
-            elif is_called:
+            elif body.requires_call:
                 parser = ToolParser("mistral", has_begun=True)
             elif form is not None:
                 parser = ToolParser(form)
                 shown = [mark_of(form)]
-        if has_reasoning and not is_called:
+        if has_reasoning:
             last = map(tokenizer.token_bytes, prompt_tokens[-_LAST_TOKENS:].tolist())
             text = b"".join(last).decode(errors="replace")
             parser = ReasoningParser(parser, has_begun=has_open_reasoning(text))

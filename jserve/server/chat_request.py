@@ -109,6 +109,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
         return bool(self.tools) and self.tool_choice != "none"
 
     @property
+    def requires_call(self) -> bool:
+        """Whether the answer has to be a call."""
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
     def call_schema(self) -> dict[str, Any] | None:
         """The schema of an answer that has to be a call; see `tools_input`."""
         return call_schema(

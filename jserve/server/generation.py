@@ -117,7 +117,7 @@ class Generation:
 
     def _show(self, text: str) -> str:
         if len(self.tokens) <= self.request.min_tokens:
-            return text  # a stop string may not end it yet
+            return self._finder.hide(text)  # a stop string may not end it yet
         return self._finder.push(text)
 
     def _time(self, time_s: float) -> None:

@@ -217,6 +217,9 @@ class BodyReader:
             raise _empty()
         if (kept := body.truncate_prompt_tokens) is not None:
             # The last ones; -1 keeps as many as there is room for.
+            if not kept:
+                name = "truncate_prompt_tokens"
+                raise ApiError(f"{name}=0 is neither -1 nor above 0", name)
             tokens = tokens[-(kept if kept > 0 else self.limits.context_tokens - 1) :]
         room = self.limits.context_tokens - len(tokens)
         name, number = "max_tokens", body.max_tokens

@@ -169,7 +169,7 @@ class GenerationRequest(Struct, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
     guided_json: str | dict[str, Any] | bool | None = None
     guided_regex: _Text | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1)] | None = None
     guided_grammar: _Text | None = None
     slo: SloFields | None = None
     nvext: Nvext | None = None
@@ -253,6 +253,7 @@ def _unknown(model: type[Struct], raw: Raw, where: str = "") -> tuple[str, ...]:
     return ignored
 
 
+_CLOSED: dict[str, type[Struct]] = {"structured_outputs": StructuredOutputs}
 _NOUNS = {
     "`str`": "a string",
     "`int`": "an integer",
@@ -275,7 +276,9 @@ def _fault(
     steps = re.findall(r"\w+", where)
     if match := re.fullmatch("(?s)Object (missing|contains).* field `(.*)`", reason):
         path = ".".join([*steps, match[2][:_MAX_NAME_CHARS]])
-        known = ", ".join(SloFields.__struct_fields__)
+        known = ", ".join(
+            _CLOSED.get(path.partition(".")[0], SloFields).__struct_fields__
+        )
         is_missing = match[1] == "missing"
         message = "is missing" if is_missing else f"is unknown; known: {known}"
         return ApiError(f"{path} {message}", path)

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
@@ -31,6 +31,7 @@ from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
 _NOT_SERVING_RETRY_S = 5.0
+_MAX_MAKING = 2  # constraints at a time, each in a thread
 _MAX_MESSAGE_CHARS = 1000  # of a faulty constraint
 
 
@@ -72,6 +73,7 @@ class Service:
         )
         self.readers = BodyReaders(reader, tokenizer)
         self._constraints = Constraints(tokenizer, engine.vocab_size)
+        self._making = CapacityLimiter(_MAX_MAKING)
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
 
@@ -143,7 +145,9 @@ class Service:
             return None
         kind, value, name = asked
         try:
-            return await to_thread.run_sync(self._constraints.make, kind, value)
+            return await to_thread.run_sync(
+                self._constraints.make, kind, value, limiter=self._making
+            )
         except ValueError as error:
             raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
 
@@ -217,7 +221,8 @@ class Service:
                         prompt.tokens,
                         self.tokenizer,
                         form=form_of_calls,
-                        has_reasoning=self.config.reasoning_parser == "think",
+                        has_reasoning=constraint is None
+                        and self.config.reasoning_parser == "think",
                     ),
                     metrics=self.metrics,
                     prefix=prompt.echo,
@@ -239,7 +244,7 @@ class Service:
         if not isinstance(body, ChatRequest) or not body.has_tools:
             return None
         asked = self.config.tool_parser
-        if asked == "none" or body.call_schema is not None:
+        if asked == "none" or body.requires_call:
             return None
         if asked != "auto":
             return asked

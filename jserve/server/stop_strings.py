@@ -35,10 +35,14 @@ class StopFinder:
         self._held = ""
         self.is_found = False
 
+    def hide(self, text: str) -> str:
+        """Returns a piece of text without what is hidden; stops are not looked for."""
+        return self._hidden.sub("", text) if self._hides else text
+
     def push(self, text: str) -> str:
         """Takes a piece of text; returns the text that is certain to be shown."""
         if not self._stops:
-            return self._hidden.sub("", text) if self._hides else text
+            return self.hide(text)
         if self.is_found:
             return ""
         text = self._held + text

@@ -36,8 +36,8 @@ def asked_constraint(body: GenerationRequest) -> tuple[Kind, Any, str] | None:
     for kind in get_args(Kind):
         if (value := getattr(body, f"guided_{kind}")) is not None:
             found.append((kind, value, f"guided_{kind}"))
-    if isinstance(body, ChatRequest) and (schema := body.call_schema) is not None:
-        found.append(("json", schema, "tool_choice"))
+    if isinstance(body, ChatRequest) and body.requires_call:
+        found.append(("json", body.call_schema, "tool_choice"))
     if not found:
         return None
     name = found[-1][2]

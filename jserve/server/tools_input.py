@@ -1,5 +1,7 @@
 """Tools of a chat, and what its answer has to be to call them."""
 
+import collections
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -7,6 +9,7 @@ from msgspec import Meta, Struct
 
 from jserve.server.errors import ApiError, quote
 
+_MAX_TOOLS = 512
 _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 
@@ -61,7 +64,7 @@ class ToolCall(Struct):
         name = f"{path}.function.arguments"
         try:
             arguments = msgspec.json.decode(self.function.arguments or "{}")
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             value = quote(self.function.arguments)
             raise ApiError(f"{name}={value} is not JSON: {error}", name) from None
         function = {"name": self.function.name, "arguments": arguments}
@@ -82,10 +85,27 @@ def read_tools(tools: list[dict[str, Any]] | None) -> list[Tool]:
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$")
         raise ApiError(f"tools{where.rstrip('`')}: {reason}", "tools") from None
-    names = [one.function.name for one in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise ApiError(f"tools has {quote(name)} twice", "tools")
+    if len(found) > _MAX_TOOLS:
+        message = f"tools has {len(found)} of them; the limit is {_MAX_TOOLS}"
+        raise ApiError(message, "tools")
+    names = collections.Counter(one.function.name for one in found)
+    [(name, count), *_] = names.most_common(1) or [("", 0)]
+    if count > 1:
+        raise ApiError(f"tools has {quote(name)} twice", "tools")
+    return found
+
+
+def _own_definitions(schema: Any, prefix: str) -> Any:
+    """Returns a schema whose references to its definitions have a prefix."""
+    if isinstance(schema, list):
+        return [_own_definitions(one, prefix) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {name: _own_definitions(one, prefix) for name, one in schema.items()}
+    if isinstance(target := schema.get("$ref"), str):
+        found["$ref"] = re.sub(
+            r"^#/(\$defs|definitions)/", f"#/$defs/{prefix}.", target
+        )
     return found
 
 
@@ -114,20 +134,23 @@ def call_schema(
         raise ApiError("tool_choice='required' needs tools", "tool_choice")
     calls, definitions = [], dict[str, Any]()
     for one in tools:
-        parameters = dict(one.function.parameters or {"type": "object"})
-        definitions |= parameters.pop("$defs", {})
+        name, given = one.function.name, one.function.parameters
+        parameters = _own_definitions(given or {"type": "object"}, name)
+        for key in ("$defs", "definitions"):
+            for own, schema in parameters.pop(key, {}).items():
+                definitions[f"{name}.{own}"] = schema
         calls.append(
             {
                 "type": "object",
                 "properties": {
-                    "name": {"const": one.function.name},
+                    "name": {"const": name},
                     "parameters": parameters,
                 },
                 "required": ["name", "parameters"],
                 "additionalProperties": False,
             }
         )
-    schema = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+    whole = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
     if not is_parallel:
-        schema["maxItems"] = 1
-    return schema | ({"$defs": definitions} if definitions else {})
+        whole["maxItems"] = 1
+    return whole | ({"$defs": definitions} if definitions else {})

@@ -26,7 +26,8 @@ _HEAD = re.compile(
     r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*'
     r'"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
-_BARE_HEAD = re.compile(r"([\w.-]+)\s*(?:\[ARGS\])?\s*(?=\{)")
+_BARE_HEAD = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]\w+)?\s*(?:\[ARGS\])?\s*(?=\{)")
+_MAY_BE_BARE = re.compile(r"[\w.-]*\s*(?:\[[\w\[\]]*)?\s*")
 _THINK, _END_OF_THINK = "<think>", "</think>"
 
 
@@ -76,10 +77,10 @@ def _held(text: str, mark: str) -> int:
 
 
 class _Value:
-    """Finds the end of a JSON object that comes in pieces."""
+    """Finds the end of a JSON object that comes in pieces, or that of one around it."""
 
-    def __init__(self) -> None:
-        self._depth = 0
+    def __init__(self, depth: int = 0) -> None:
+        self._depth = depth
         self._in_string = self._is_escaped = False
 
     def push(self, text: str) -> int | None:
@@ -112,7 +113,10 @@ class ToolParser:
         )
         self._num_calls = 0
         self._has_content = False
-        self._value = _Value()
+        self._is_after_call = False  # with nothing visible since
+        self._opening = "" if has_begun or form == "llama3_json" else self._start
+        self._value = _Value()  # that is being read
+        self._num_scanned = 0  # characters of it that have been
         self._is_bare = False
 
     def push(self, text: str) -> Delta:
@@ -128,12 +132,8 @@ class ToolParser:
         """Returns what was held back, at the end."""
         text, self._text = self._text, ""
         if self._step == self._find_call and text.strip(" \r\n]"):
-            return Delta(("" if self._num_calls else self._opening) + text)
+            return Delta(self._opening + text)
         return Delta(text) if self._step == self._find_start else Delta()
-
-    @property
-    def _opening(self) -> str:
-        return "" if self._form == "llama3_json" else self._start
 
     def _find_start(self) -> Delta | None:
         """Looks for the beginning of a call."""
@@ -157,8 +157,9 @@ class ToolParser:
         else:
             shown, self._text = text[:place], text[place + len(self._start) :]
             self._step = self._find_call
-        if self._num_calls and not shown.strip():
-            shown = ""  # between two calls
+        if self._is_after_call:
+            shown = shown.lstrip()
+            self._is_after_call = not shown
         return Delta(shown) if shown or self._step == self._find_call else None
 
     def _find_call(self) -> Delta | None:
@@ -171,37 +172,44 @@ class ToolParser:
             if text and text != self._start and self._start.startswith(text):
                 return None  # a list begins, or the mark of the next call
             text = text.removeprefix(self._start).lstrip(" \r\n\t[")
-        head, bare = _HEAD.match(text), None
-        if head is None and self._form == "mistral":
-            bare = _BARE_HEAD.match(text)
-        if found := head or bare:
-            name = json.loads(found[1]) if head else found[1]
-            self._text, self._step = text[found.end() :], self._take_arguments
-            self._value, self._is_bare = _Value(), bare is not None
-            self._num_calls += 1
-            return Delta(calls=(CallDelta(self._num_calls - 1, name, ""),))
-        end = _Value().push(text) if text.startswith("{") else None
-        if end is None:
+        found, is_bare = _HEAD.match(text), False
+        if found is None and self._form == "mistral":
+            found, is_bare = _BARE_HEAD.match(text), True
+        if found:
+            name = found[1] if is_bare else _name(found[1])
+            if name is not None:
+                self._text, self._step = text[found.end() :], self._take_arguments
+                self._is_bare = is_bare
+                return self._begin(name)
+        may_be_bare = self._form == "mistral" and _MAY_BE_BARE.fullmatch(text)
+        if text and not text.startswith("{") and not may_be_bare:
+            return self._give_up(text)
+        if not text.startswith("{"):
             return None
+        end = self._value.push(text[self._num_scanned :])
+        if end is None:
+            self._text, self._num_scanned = text, len(text)
+            return None
+        end += self._num_scanned
+        call = _decoded(text[:end])
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            return self._give_up(text)
         self._text, self._step = text[end:], self._find_end
-        return self._whole_call(text[:end])
+        arguments = call.get("arguments", call.get("parameters")) or {}
+        return self._begin(call["name"], json.dumps(arguments, ensure_ascii=False))
 
-    def _whole_call(self, text: str) -> Delta:
-        """Returns a call whose name did not come first; content if it is none."""
-        try:
-            call = json.loads(text)
-            name, arguments = (
-                call["name"],
-                call.get("arguments", call.get("parameters")),
-            )
-        except (ValueError, KeyError):
-            return Delta(self._opening + text)
+    def _begin(self, name: str, arguments: str = "") -> Delta:
+        self._value, self._num_scanned = _Value(), 0
         self._num_calls += 1
-        index = self._num_calls - 1
-        written = json.dumps(arguments or {}, ensure_ascii=False)
-        return Delta(
-            calls=(CallDelta(index, name, ""), CallDelta(index, None, written))
-        )
+        self._is_after_call = True
+        return Delta(calls=(CallDelta(self._num_calls - 1, name, arguments),))
+
+    def _give_up(self, text: str) -> Delta:
+        """Returns what is no call as content; calls may follow."""
+        self._text, self._step = "", self._find_start
+        self._value, self._num_scanned = _Value(), 0
+        self._has_content = True
+        return Delta(self._opening + text)
 
     def _take_arguments(self) -> Delta | None:
         """Passes arguments on."""
@@ -213,14 +221,16 @@ class ToolParser:
         self._text = text[len(shown) :]
         if end is not None:
             self._step = self._find_end if self._is_bare else self._close
+            self._value = _Value(depth=0 if self._is_bare else 1)
         return Delta(calls=(CallDelta(self._num_calls - 1, None, shown),))
 
     def _close(self) -> Delta | None:
-        """Waits for the bracket that closes a call."""
-        text = self._text.lstrip()
-        if not text:
+        """Waits for the bracket that closes a call; drops what else it says."""
+        end = self._value.push(self._text)
+        self._text = "" if end is None else self._text[end:]
+        if end is None:
             return None
-        self._text, self._step = text.removeprefix("}"), self._find_end
+        self._step, self._value = self._find_end, _Value()
         return Delta()
 
     def _find_end(self) -> Delta | None:
@@ -231,6 +241,21 @@ class ToolParser:
         self._text = text.removeprefix(self._end)
         self._step = self._find_start if self._end else self._find_call
         return Delta() if self._text else None
+
+
+def _decoded(text: str) -> object:
+    """Returns the value of JSON; None for what is none."""
+    try:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value
+
+
+def _name(text: str) -> str | None:
+    """Returns the name that a JSON string is; None for what is none."""
+    name = _decoded(text)
+    return name if isinstance(name, str) else None
 
 
 class NamedCallParser:
@@ -325,4 +350,4 @@ def find_tool_form(template: str) -> ToolForm | None:
 
 def has_open_reasoning(prompt: str) -> bool:
     """Returns whether a prompt ends inside the reasoning."""
-    return prompt.rfind(_THINK) > prompt.rfind(_END_OF_THINK)
+    return prompt.rstrip().endswith(_THINK)

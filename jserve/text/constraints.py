@@ -16,6 +16,7 @@ from jserve_sched.requests.request import Request
 
 Kind = Literal["json", "regex", "choice", "grammar"]
 # Between two parts of JSON: enough for an indented answer, but not for ever.
+_MAX_CHARS = 2**16  # of what is asked for; larger grammars take a minute
 _JSON_SPACE = r"[\x20\x0A\x09]{1,20}"
 
 
@@ -80,6 +81,9 @@ class Constraints:
         """
         import llguidance
 
+        size = len(value if isinstance(value, str) else json.dumps(value))
+        if size > _MAX_CHARS:
+            raise ValueError(f"it has {size} characters; the limit is {_MAX_CHARS}")
         with self._lock:
             if self._known is None:
                 self._known = llguidance.LLTokenizer(
@@ -92,7 +96,8 @@ class Constraints:
         matcher = llguidance.LLMatcher
         if kind == "json":
             options: Any = {"whitespace_pattern": _JSON_SPACE}
-            grammar = matcher.grammar_from_json_schema(value, options)
+            schema = {} if value is True else value
+            grammar = matcher.grammar_from_json_schema(schema, options)
         elif kind == "regex":
             grammar = matcher.grammar_from_regex(value)
         elif kind == "choice":

@@ -50,10 +50,16 @@ def test_each_field_is_a_constraint_of_the_request(served, fields, text, other):
             ["missing"],
         ),
         ({"guided_json": {"type": "objekt"}}, "guided_json", ["Invalid type: objekt"]),
+        ({"guided_choice": []}, "guided_choice", [">= 1"]),
+        ({"guided_regex": "a" * 70_000}, "guided_regex", ["70000", "65536"]),
         ({"guided_regex": "("}, "guided_regex", ["unclosed group"]),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", ["exclude"]),
         ({"guided_regex": "a", "min_tokens": 2}, "min_tokens", ["=2", "guided_regex"]),
-        ({"structured_outputs": {"rex": "a"}}, "structured_outputs.rex", ["unknown"]),
+        (
+            {"structured_outputs": {"rex": "a"}},
+            "structured_outputs.rex",
+            ["unknown", "regex"],
+        ),
     ],
 )
 def test_a_constraint_that_cannot_be_kept_is_refused(served, fields, param, words):

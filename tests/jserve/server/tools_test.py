@@ -107,7 +107,7 @@ def test_the_template_gets_tools_and_turns_that_called_them(served):
 
 def test_a_call_may_be_required(served):
     def constraint(choice, **fields):
-        asked = {"messages": [USER], "tools": TOOLS, "tool_choice": choice, **fields}
+        asked = {"messages": [USER], "tools": TOOLS, "tool_choice": choice} | fields
         assert served.chat(max_tokens=1, **asked).status == 200
         matcher = served.loop.seen[-1].constraint.matcher
 
@@ -122,6 +122,15 @@ def test_a_call_may_be_required(served):
     may_be = constraint("required")
     assert may_be([look, stop]) and not may_be([]) and not may_be(look)
     assert not may_be([look | {"parameters": {"city": "Bonn"}}])
+    other: dict[str, Any] = {
+        "type": "object",
+        "properties": {"city": {"$ref": "#/definitions/city"}},
+    }
+    other["definitions"] = {"city": {"const": "Bonn"}}
+    tool = {"type": "function", "function": {"name": "go", "parameters": other}}
+    may_be = constraint("required", tools=[*TOOLS, tool])
+    assert may_be([{"name": "go", "parameters": {"city": "Bonn"}}, look])
+    assert not may_be([{"name": "go", "parameters": {"city": "Rome"}}])
     may_be = constraint("required", parallel_tool_calls=False)
     assert may_be([look]) and not may_be([look, stop])
     may_be = constraint({"type": "function", "function": {"name": "look"}})

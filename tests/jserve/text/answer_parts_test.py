@@ -51,9 +51,20 @@ LOOK = ("look", ARGUMENTS)
             [LOOK, LOOK],
         ),
         ("hermes", f"<tool_call>{LATE}</tool_call>", "", [LOOK]),
-        ("hermes", '<tool_call>{"a": 1}</tool_call>', '<tool_call>{"a": 1}', []),
+        ("hermes", '<tool_call>{"a": 1}</tool_call>', None, []),
         ("hermes", "<tool_call>no json", "<tool_call>no json", []),
         ("hermes", "so <tool_ca", "so <tool_ca", []),
+        ("hermes", f"<tool_call>{CALL}</tool_call>\n\nA\n b", "A\n b", [LOOK]),
+        ("hermes", '<tool_call>{"name": "a\\x", "arguments": {}}', None, []),
+        ("hermes", '<tool_call>{"name": null, "arguments": {}}', None, []),
+        ("hermes", f'<tool_call>{CALL[:-1]}, "id": 3}}</tool_call>B', "B", [LOOK]),
+        (
+            "hermes",
+            f"<tool_call>{CALL}</tool_call><tool_call>oops</tool_call> end",
+            "<tool_call>oops</tool_call> end",
+            [LOOK],
+        ),
+        ("mistral", f"[TOOL_CALLS]look[CALL_ID]1a2[ARGS]{ARGUMENTS}", "", [LOOK]),
         ("llama3_json", CALL.replace("arguments", "parameters"), "", [LOOK]),
         ("llama3_json", f"<|python_tag|>{CALL}; {CALL}", "", [LOOK, LOOK]),
         ("llama3_json", f"Text {CALL}", f"Text {CALL}", []),
@@ -68,8 +79,9 @@ LOOK = ("look", ARGUMENTS)
     ],
 )
 def test_calls_are_found_however_the_text_comes(
-    form: str, text: str, content: str, calls: Calls, seed: int
+    form: str, text: str, content: str | None, calls: Calls, seed: int
 ) -> None:
+    content = text if content is None else content
     found = taken_apart(ToolParser(form), text, seed)  # type: ignore[arg-type]
     same = [(name, json.loads(one)) for name, one in found[2]]
     assert (found[0], same) == (content, [(one, json.loads(two)) for one, two in calls])
@@ -115,4 +127,15 @@ def test_the_form_is_that_of_the_template() -> None:
     assert find_tool_form("{{ '[TOOL_CALLS]' }}") == "mistral"
     assert find_tool_form("plain") is None
     assert has_open_reasoning("<think>a</think><think>\n")
+    assert not has_open_reasoning("explain <think> to me")
     assert not has_open_reasoning("<think>a</think>")
+
+
+def test_what_is_no_call_is_content_as_soon_as_that_is_certain() -> None:
+    parser = ToolParser("hermes")
+    assert parser.push("<tool_call>oops").content == "<tool_call>oops"
+    deep = '{"arguments": ' + '{"a": ' * 5000 + "1" + "}" * 5000 + ', "name": "f"}'
+    found = ToolParser("hermes").push(f"<tool_call>{deep}")
+    assert found.content == f"<tool_call>{deep}"
+    cut = ToolParser("mistral", has_begun=True)
+    assert not cut.push("[\t\t") and cut.finish().content in ("", "[\t\t")
