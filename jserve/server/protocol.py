@@ -280,7 +280,9 @@ def _fault(
             _CLOSED.get(path.partition(".")[0], SloFields).__struct_fields__
         )
         is_missing = match[1] == "missing"
-        message = "is missing" if is_missing else f"is unknown; known: {known}"
+        message = (
+            "is missing" if is_missing else f"is unknown; known: {', '.join(fields)}"
+        )
         return ApiError(f"{path} {message}", path)
     if not steps:
         return ApiError("the body must be a JSON object")
