@@ -1,5 +1,6 @@
 """StepRecord: one step's numbers, made where it runs and read everywhere else."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,3 +107,11 @@ def recorded_sizes(matrix: np.ndarray) -> dict[str, Any]:
     """
     columns = matrix[..., list(_SIZES.values())].astype(np.int64).T.tolist()
     return dict(zip(_SIZES, columns, strict=True))
+
+
+def recorded_features(steps: Sequence[StepRecord]) -> np.ndarray:
+    """Returns the features `[N, F]` of records; those that records lack are 0."""
+    matrix = np.zeros((len(steps), features.NUM_FEATURES))
+    for name, column in _SIZES.items():
+        matrix[:, column] = [getattr(one, name) for one in steps]
+    return matrix
