@@ -135,7 +135,7 @@ def build_loop(
         engine=engine,
         scheduler=scheduler,
         warm_up=warm_up,
-        records=RecentSteps(predictor, _open_step_log(config, header)),
+        records=RecentSteps(table, _open_step_log(config, header)),
     )
 
 

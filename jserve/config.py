@@ -5,13 +5,11 @@ import os
 import pathlib
 import re
 import ssl
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
-
-T = TypeVar("T")
 
 SIZES: dict[str, dict[str, int]] = {
     "cpu": {
@@ -79,18 +77,6 @@ def check_writable(name: str, path: pathlib.Path) -> None:
         raise ValueError(f"{name}={str(path)!r}: {str(found)!r} cannot be written")
 
 
-def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
-    """Returns what a setting's file contains.
-
-    Raises:
-      ValueError: If it cannot be read or parsed, naming setting and file.
-    """
-    try:
-        return parse(path.read_text(encoding="utf-8-sig"))  # as Windows writes it
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}={str(path)!r}: {error}") from None
-
-
 def check_predictor(predictor: str) -> None:
     """Checks that `EngineConfig.predictor` is a name, or a folder with a checkpoint.
 
@@ -110,9 +96,9 @@ class EngineConfig:
     """The engine and its scheduler; sizes that go by device are set by `for_device`.
 
     Attributes:
-      model: Path of a Hugging Face folder, or name of a model size: "tiny", a small
-        model of Python's standard library, or "toy", "peer-19m", "llama-1b" or
-        "llama-8b" with random weights.
+      model: Path of a Hugging Face folder, ORG/NAME on the hub, which is downloaded to
+        its cache, or name of a model size: "tiny", a small model of Python's standard
+        library, or "toy", "peer-19m", "llama-1b" or "llama-8b" with random weights.
       seed: Seed of random weights of a named size. [default: trained weights for tiny,
         else 0]
       dtype: Type of the computation and, but for --kv_dtype and --weights, of the rest:
@@ -329,7 +315,18 @@ class ServerConfig:
     Attributes:
       host: Address to listen on.
       port: Port to listen on; 0 takes a free port and prints it.
-      served_model_name: Model name for clients; "" takes the name of --model.
+      served_model_name: Model name for clients; "" takes the name of --model, which
+        clients may also write as it is typed.
+      parse_special: Whose text may spell a control token such as <|im_end|>, for the
+        tokenizer of a folder: "user", as chat templates filled by clients need, or
+        "never".
+      generation_config: Whether sampling parameters that requests do not name, and
+        tokens that end an output, come from the model's generation_config.json:
+        "auto", or "none".
+      tool_parser: Form in which the model writes tool calls: hermes (also Qwen's),
+        llama3_json or mistral; "auto" is that of its chat template, "none" is text.
+      reasoning_parser: Whether what the model writes between <think> and </think>
+        becomes reasoning_content: "think", or "none".
       service_classes: JSON file with a list of service classes, each with a name and
         any of ttft_s, tbt_s, ttlt_s and max_queue_wait_s, in seconds, and admission:
         queue, refuse or degrade. "" has best effort only.
@@ -343,9 +340,9 @@ class ServerConfig:
       sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
         proxies keep it open; 0 sends none.
       head_timeout_s: Seconds that a client has to send a request's headers.
-      body_timeout_s: Seconds that it has to send the body.
-      write_timeout_s: Seconds in which it has to read something of what is sent, or its
-        request is cancelled.
+      body_timeout_s: Seconds that a client has to send a request's body.
+      write_timeout_s: Seconds in which a client has to read something of what is sent,
+        or its request is cancelled.
       max_connections: Most open connections. At the limit an idle one is closed, or
         else a new one gets status 503, but for /health and /metrics. 0 takes a third
         of the file descriptors that the process may have, at most 4096.
@@ -360,6 +357,10 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = 8000
     served_model_name: str = ""
+    parse_special: Literal["never", "user"] = "never"
+    generation_config: Literal["auto", "none"] = "auto"
+    tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"
+    reasoning_parser: Literal["none", "think"] = "none"
     service_classes: pathlib.Path | None = None
     default_service_class: str = "best_effort"
     api_key_file: pathlib.Path | None = None

@@ -23,6 +23,7 @@ from jserve.engine.followers import (
     STOP,
     WARM,
     Compile,
+    Draw,
     Run,
     leave,
     meet_leader,
@@ -53,7 +54,7 @@ class Follower:
     def run(self) -> None:
         """Does what the leader sends until it ends."""
         jobs = concurrent.futures.ThreadPoolExecutor(1, "jobs")
-        in_flight: collections.deque[tuple[jax.Array, ...]] = collections.deque()
+        in_flight: collections.deque[tuple[Any, ...]] = collections.deque()
         num_steps = 0
         for message in iter(self._messages.get, STOP):
             if isinstance(message, Run):
@@ -61,6 +62,8 @@ class Follower:
                 num_steps += 1
                 if len(in_flight) > _MOST_IN_FLIGHT:
                     jax.block_until_ready(in_flight.popleft())
+            elif isinstance(message, Draw):
+                in_flight[-1] = self._engine.draw(message.packed)
             elif message == WARM:
                 self._engine.mark_warm()
             elif message != BEAT:

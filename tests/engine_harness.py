@@ -16,8 +16,9 @@ from jserve.config import EngineConfig
 from jserve.engine.compile_cache import machine_name
 from jserve.engine.engine import Engine, PendingStep
 from jserve.engine.loop import EngineLoop
+from jserve.engine.program_kinds import Head
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.programs import Head, Programs
+from jserve.engine.programs import Programs
 from jserve.records.events import Health, TokenEvent
 from jserve.timing.checkpoint import PredictorFacts
 from jserve_models.registry import LoadedModel, load_model

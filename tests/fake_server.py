@@ -29,6 +29,7 @@ from jserve.records.events import (
     QueueFullError,
     StartUp,
     TokenEvent,
+    TokenLogprobs,
 )
 from jserve.server.app import build_app
 from jserve.server.serving import make_server
@@ -66,12 +67,14 @@ class FakeLoop:
         num_slots: int = MANY,
         config: EngineConfig | None = None,
         health: Health = Health.WARM,
+        logprobs: Callable[[int], TokenLogprobs] | None = None,
     ):
         self.script: Script = (
             (lambda request: list(script.encode()))
             if isinstance(script, str)
             else script
         )
+        self.logprobs = logprobs
         self.step_s = step_s
         self.prompt_token_s = prompt_token_s
         self.chunk_tokens = chunk_tokens  # of prompts, in one step
@@ -148,10 +151,11 @@ class FakeLoop:
                 self.cancelled.append(request_id)
             self._lock.notify_all()
 
-    def refuse(self, reason: FinishReason) -> None:
+    def refuse(self, reason: FinishReason, most: int = MANY) -> None:
         """Ends what waits, as a scheduler's admission does."""
-        now_s, ended = time.monotonic(), list(self._live)
-        self._live.clear()
+        now_s, ended = time.monotonic(), list(self._live)[:most]
+        for one in ended:
+            del self._live[one]
         self._publish(
             [TokenEvent(one, None, now_s, reason, retry_after_s=1.5) for one in ended]
         )
@@ -255,6 +259,7 @@ class FakeLoop:
         """Computes the next chunk of prompts; returns its tokens."""
         room = self.chunk_tokens
         for one in running:
+            one.first_scheduled_s = one.first_scheduled_s or time.monotonic()
             taken = min(room, self._prompt_left[one.request_id])
             self._prompt_left[one.request_id] -= taken
             room -= taken
@@ -279,7 +284,10 @@ class FakeLoop:
             reason = FinishReason.STOP
         elif index + 1 == request.max_tokens:
             reason = FinishReason.LENGTH
-        return TokenEvent(request.request_id, token, now_s, reason, 2)
+        event = TokenEvent(request.request_id, token, now_s, reason, 2)
+        if self.logprobs and request.sampling.num_logprobs is not None:
+            event = event._replace(logprobs=self.logprobs(token))
+        return event
 
     def _record(self, used_rows: int) -> None:
         self._steps.append(

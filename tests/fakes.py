@@ -13,7 +13,7 @@ from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.outcomes import Outcome
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import LengthEstimator
-from jserve_sched.requests.request import Request, RequestState, SamplingParams
+from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.steps import features
@@ -107,7 +107,6 @@ def make_request(
         prompt_tokens=np.asarray(prompt, np.int32),
         max_tokens=max_tokens,
         slo=slo or Slo(),
-        sampling=SamplingParams(),
         **fields,
     )
 

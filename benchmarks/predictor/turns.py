@@ -45,7 +45,7 @@ _FOLDER = pathlib.Path(__file__).parents[2] / "tools/jserve_tools/traces"
 def server(predictor: str) -> Iterator[str]:
     """Runs a server; yields its URL once it is warm."""
     url = f"http://127.0.0.1:{_PORTS[predictor]}"
-    cache = pathlib.Path(_OUTPUT.value) / f"cache_{predictor}"
+    cache = pathlib.Path(_OUTPUT.value) / "cache"
     log = pathlib.Path(_OUTPUT.value) / f"server_{predictor}.log"
     command = [sys.executable, "-m", "jserve", f"--predictor={predictor}"]
     command += [f"--port={_PORTS[predictor]}", f"--compile_cache_dir={cache}"]

@@ -9,15 +9,19 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jserve.engine.followers import WARM, Compile, Leader, Run
+from jserve.engine.followers import WARM, Compile, Draw, Leader, Run
 from jserve.engine.packing import Packed, Packer, padded_tables
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
+from jserve.engine.sampling import Logprobs, SlotSampling, empty_slots, mask_words
+from jserve.records.events import TokenLogprobs
+from jserve.text.constraints import fill_masks
 from jserve.timing.checkpoint import PredictorFacts, model_digest
 from jserve_models.registry import LoadedModel
 from jserve_models.sharding import placement, put
@@ -54,6 +58,7 @@ class PendingStep:
       launch_s: Host seconds spent handing it to the device.
       launched_s: When it was handed over, `time.monotonic` seconds.
       num_compiling: Number of programs that were being made at that moment.
+      packed: Its arguments, as long as its head waits for masks; else None.
     """
 
     plan: StepPlan
@@ -61,8 +66,10 @@ class PendingStep:
     launch_s: float
     launched_s: float
     num_compiling: int
-    _out: tuple[jax.Array, ...]
+    packed: Packed | None
+    _out: tuple[Any, ...]
     _num_sampled: int
+    _has_logprobs: bool
 
     def wait(self) -> tuple[int, ...]:
         """Waits for the device; returns sampled tokens, decodes first, then chunks."""
@@ -72,11 +79,31 @@ class PendingStep:
         tokens = np.asarray(self._out[0])
         return tuple(tokens[: self._num_sampled].tolist())
 
+    def logprobs(self) -> dict[str, TokenLogprobs]:
+        """Returns log-probabilities by request id, of the requests that want them."""
+        if not self._has_logprobs:
+            return {}
+        wanted = [
+            (place, one.request.request_id, count)
+            for place, one in enumerate(self.plan.drawing_rows)
+            if (count := one.request.sampling.num_logprobs) is not None
+        ]
+        found: Logprobs = jax.device_get(self._out[-1])
+        return {
+            name: TokenLogprobs(
+                float(found.drawn[place]),
+                int(found.rank[place]),
+                found.top_tokens[place, :count].tolist(),
+                found.top[place, :count].tolist(),
+            )
+            for place, name, count in wanted
+        }
+
     def captured(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits and scores, `[sampled rows, vocab]` each, if captured."""
         if not self._num_sampled:
             return np.empty((0, 0)), np.empty((0, 0))
-        _, logits, scores = self._out
+        _, logits, scores = self._out[:3]
         size = self._num_sampled
         return np.asarray(logits)[:size].copy(), np.asarray(scores)[:size].copy()
 
@@ -128,6 +155,7 @@ class Engine:
             num_pages=num_pages,
             page_size=page_size,
             max_pages_per_row=self.max_pages_per_row,
+            vocab_size=model.config.vocab_size,
         )
         self._state = DeviceState(
             kv=model.new_kv(num_pages, page_size, self.kv_dtype),
@@ -135,6 +163,12 @@ class Engine:
             tables=put(
                 padded_tables(num_slots, self.max_pages_per_row, num_pages),
                 placement(model.mesh),
+            ),
+            sampler=SlotSampling(
+                *(
+                    put(one, placement(model.mesh))
+                    for one in empty_slots(num_slots, model.config.vocab_size)
+                )
             ),
         )
         self.programs = Programs(
@@ -260,7 +294,7 @@ class Engine:
 
     def run(
         self, bucket: Bucket, packed: Packed, made_up: np.ndarray | None = None
-    ) -> tuple[jax.Array, ...]:
+    ) -> tuple[Any, ...]:
         """Enqueues a step; returns what `Programs.run` does.
 
         Args:
@@ -277,16 +311,30 @@ class Engine:
         self._state, out = self.programs.run(bucket, state, packed)
         if made_up is not None:
             self._state = self._state._replace(tables=tables)
+        self._rows = out[0]
         return out
 
-    def launch(self, plan: StepPlan) -> PendingStep:
+    def draw(self, packed: Packed) -> tuple[Any, ...]:
+        """Enqueues the head of the last step, which did not know its masks."""
+        if self._leader is not None:
+            self._leader.send(Draw(packed))
+        self._state, out = self.programs.draw(self._state, self._rows, packed)
+        return out
+
+    def launch(self, plan: StepPlan, *, can_draw: bool = True) -> PendingStep:
         """Enqueues a dispatched plan; steps run in the order they are launched.
+
+        Args:
+          can_draw: Whether the tokens of all steps before are known. If they are not
+            and a row has a constraint, the head waits until `draw_pending`.
 
         Raises:
           UncompiledBucketError: If the plan's bucket was not compiled.
         """
         start_s = time.perf_counter()
         packed = self._packer.pack(plan)
+        if packed.waits and can_draw:
+            packed = self._masked(packed, plan)
         packed_s = time.perf_counter()
         launched_s = time.monotonic()
         out = self.run(plan.bucket, packed)
@@ -296,6 +344,22 @@ class Engine:
             launch_s=time.perf_counter() - packed_s,
             launched_s=launched_s,
             num_compiling=self.programs.num_compiling,
+            packed=packed if packed.waits else None,
             _out=out,
             _num_sampled=plan.num_sampled,
+            _has_logprobs=packed.has_logprobs,
         )
+
+    def draw_pending(self, step: PendingStep) -> None:
+        """Enqueues the head of the last step, now that all tokens before are known."""
+        if step.packed is not None:
+            packed = self._masked(step.packed, step.plan)
+            step.packed, step._out = None, self.draw(packed)
+
+    def _masked(self, packed: Packed, plan: StepPlan) -> Packed:
+        """Returns the arguments with masks of what the plan's constraints allow."""
+        words = mask_words(self.model.config.vocab_size)
+        masks = np.full((len(packed.head), words), -1, np.int32)
+        rows = enumerate(row.request.constraint for row in plan.drawing_rows)
+        fill_masks([(place, one) for place, one in rows if one is not None], masks)
+        return packed._replace(masks=masks, waits=False)

@@ -65,6 +65,12 @@ class Run(NamedTuple):
     made_up: np.ndarray | None
 
 
+class Draw(NamedTuple):
+    """The head of a step; see `Engine.draw`."""
+
+    packed: Packed
+
+
 class Leader:
     """The first process's connections to the others.
 

@@ -15,7 +15,8 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import jax
 from jax.errors import JaxRuntimeError
@@ -25,6 +26,7 @@ from jserve.engine.engine import Engine, PendingStep
 from jserve.engine.interface import Listener
 from jserve.engine.profiler import Profiler
 from jserve.engine.recent_steps import RecentSteps
+from jserve.engine.stats import engine_stats
 from jserve.engine.warm_up import WarmUp, start_up_table
 from jserve.records.events import (
     EngineStats,
@@ -33,9 +35,10 @@ from jserve.records.events import (
     PredictorStatus,
     QueueFullError,
     TokenEvent,
+    TokenLogprobs,
 )
+from jserve.text.constraints import accept_outputs, failure_of
 from jserve.timing.serving_predictor import ServingPredictor
-from jserve_sched.policies.base import searches_of
 from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.scheduler import Output, Scheduler
@@ -141,8 +144,8 @@ class EngineLoop:
                 raise NotServingError(f"the engine is {self.health.value}")
             # Those just submitted wait only if no slot is free for them.
             num_waiting = self._scheduler.num_waiting + len(self._submitted)
-            num_free = self._scheduler.max_num_seqs - self._scheduler.num_running
-            if num_waiting - num_free >= self.config.max_queued_requests:
+            num_waiting -= self._scheduler.max_num_seqs - self._scheduler.num_running
+            if num_waiting >= self.config.max_queued_requests:
                 raise QueueFullError(
                     f"{num_waiting} requests wait, the limit is "
                     f"max_queued_requests={self.config.max_queued_requests}",
@@ -186,31 +189,16 @@ class EngineLoop:
 
     def stats(self) -> EngineStats:
         """Returns a snapshot for health and metrics."""
-        scheduler, programs = self._scheduler, self._engine.programs
         predictor = self._predictor
-        counters = scheduler.counters
-        return EngineStats(
+        return engine_stats(
+            self._engine,
+            self._scheduler,
+            self.warm_up,
             health=self.health,
             policy=self.config.policy,
-            block_tokens=scheduler.buckets.block_tokens,
-            buckets=scheduler.buckets,
-            num_running=scheduler.num_running,
-            num_waiting=scheduler.num_waiting + len(self._submitted),
-            num_pages=self._engine.num_pages,
-            num_free_pages=scheduler.ledger.num_available,
-            num_programs=programs.num_compiled,
-            num_programs_total=self.warm_up.num_programs_total,
-            num_compiles_after_warmup=programs.num_compiles_after_warmup,
-            num_preemptions=counters.num_preemptions,
+            num_submitted=len(self._submitted),
             num_steps=self._records.num_steps,
-            prompt_tokens=counters.prompt_tokens,
-            prefix_hit_tokens=counters.prefix_hit_tokens,
-            generated_tokens=counters.generated_tokens,
-            compile_s=programs.wall_s,
             predictor=predictor.status() if predictor else PredictorStatus(),
-            start_up=self.warm_up.start_up(),
-            length_errors=dict(scheduler.length_errors),
-            searches=searches_of(scheduler.policy),
         )
 
     # All below runs in the loop's thread.
@@ -296,13 +284,13 @@ class EngineLoop:
                 return
             if self._is_warm_up_due():
                 while in_flight:  # a padded run must not lengthen a step
-                    last_end_s = self._finish_step(in_flight.popleft(), last_end_s)
+                    last_end_s = self._finish_step(in_flight, last_end_s)
                 self._take_warm_up_turn()
-            step = self._launch_next()
+            step = self._launch_next(can_draw=not in_flight)
             if step is not None:
                 in_flight.append(step)
             if in_flight and (step is None or len(in_flight) >= max_in_flight):
-                last_end_s = self._finish_step(in_flight.popleft(), last_end_s)
+                last_end_s = self._finish_step(in_flight, last_end_s)
             elif step is None and self._scheduler.has_work:
                 name = type(self._scheduler.policy).__name__
                 raise AssertionError(f"requests are live, but {name} plans nothing")
@@ -326,7 +314,7 @@ class EngineLoop:
             outputs = [self._scheduler.cancel(one) for one in cancelled]
         self._publish([output for output in outputs if output is not None])
 
-    def _launch_next(self) -> _InFlight | None:
+    def _launch_next(self, *, can_draw: bool) -> _InFlight | None:
         start_s = time.perf_counter()
         now_s = time.monotonic()
         num_waiting = self._scheduler.num_waiting
@@ -340,10 +328,14 @@ class EngineLoop:
             return None
         plan_s = time.perf_counter() - start_s
         with self._profiler.step(plan.step_id):
-            return _InFlight(self._engine.launch(plan), plan_s, num_waiting)
+            pending = self._engine.launch(plan, can_draw=can_draw)
+            return _InFlight(pending, plan_s, num_waiting)
 
-    def _finish_step(self, step: _InFlight, last_end_s: float) -> float:
-        """Waits for a step and applies it; returns when it ended on the device."""
+    def _finish_step(
+        self, in_flight: collections.deque[_InFlight], last_end_s: float
+    ) -> float:
+        """Waits for the first step and applies it; returns when it ended there."""
+        step = in_flight.popleft()
         start_s = time.perf_counter()
         tokens = step.pending.wait()
         end_s = time.monotonic()
@@ -352,7 +344,11 @@ class EngineLoop:
         result = StepResult(tokens=tokens, duration_s=duration_s, end_s=end_s)
         with self._scheduling:
             outputs = self._scheduler.apply(result)
-        self._publish(outputs)
+        for request_id in accept_outputs(outputs):
+            self.cancel(request_id)
+        for later in in_flight:
+            self._engine.draw_pending(later.pending)
+        self._publish(outputs, step.pending.logprobs())
         applied_s = time.perf_counter()
         self._records.add(
             step.pending,
@@ -366,7 +362,11 @@ class EngineLoop:
         self._profiler.end_step(step.pending.plan.step_id)
         return end_s
 
-    def _publish(self, outputs: Sequence[Output]) -> None:
+    def _publish(
+        self,
+        outputs: Sequence[Output],
+        logprobs: Mapping[str, TokenLogprobs] = MappingProxyType({}),
+    ) -> None:
         """Notifies the listener of new tokens and ends."""
         if not outputs:
             return
@@ -378,7 +378,9 @@ class EngineLoop:
                 now_s,
                 request.finish_reason,
                 request.num_cached_tokens,
+                failure_of(request),
                 retry_after_s=request.retry_after_s,
+                logprobs=None if token is None else logprobs.get(request.request_id),
             )
             for request, token in outputs
         ]

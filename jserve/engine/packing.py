@@ -26,12 +26,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jserve.engine.sampling import RowSampling
+from jserve.engine.sampling import (
+    IN_PROMPT,
+    RowSampling,
+    SlotSampling,
+    empty_slots,
+)
 from jserve_models.steps import StepInputs
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 from jserve_sched.steps.features import Span
-from jserve_sched.steps.plan import StepPlan
+from jserve_sched.steps.plan import Row, StepPlan
 
 Array = TypeVar("Array", np.ndarray, jax.Array)
 FROM_DEVICE = -1
@@ -40,8 +45,18 @@ NO_TOKEN = -1
 # Of a row of the step.
 _START, _LEN, _SLOT, _ENTRY, _PAGE, _NUM_COLUMNS = range(6)
 # Of a row of the head; its slot comes first, and all but two belong to the slot.
-_POSITION, _BANS_STOPS, _TEMPERATURE, _TOP_K, _TOP_P, _MIN_P, _SEED = range(1, 8)
-_STOPS = slice(8, 8 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
+_POSITION, _BANS_STOPS, _TOP_K, _SEED = range(1, 5)
+_IS_ADJUSTED, _IS_ONLY_BIASED, _LOGPROBS, _IS_MASKED = range(5, 9)
+_FLOATS = slice(9, 15)
+_FLOAT_FIELDS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+)
+_STOPS = slice(15, 15 + MAX_STOP_TOKENS)  # token ids; NO_TOKEN fills up
 HEAD_COLUMNS = _STOPS.stop
 
 
@@ -55,6 +70,11 @@ class Packed(NamedTuple):
       num_sampled: Number of rows that sample, which come first in `head`.
       is_drawn: Whether one of them needs more than the maximum of its logits.
       tables: Slots whose page table is replaced before the step, and the tables, `[M]`.
+      samplers: Slots whose sampler's state is replaced before the step, and the states.
+      has_logprobs: Whether log-probabilities of a row are wanted.
+      waits: Whether the head waits for masks, since a row has a constraint.
+      masks: [num_slots, words] int32, which tokens each row of the head may draw; None
+        if no row has a constraint, or they are not known yet.
     """
 
     step: np.ndarray
@@ -62,6 +82,10 @@ class Packed(NamedTuple):
     num_sampled: int
     is_drawn: bool
     tables: list[tuple[np.ndarray, np.ndarray]]
+    samplers: list[tuple[np.ndarray, SlotSampling]]
+    has_logprobs: bool = False
+    waits: bool = False
+    masks: np.ndarray | None = None
 
 
 def packed_size(bucket: Bucket, num_slots: int) -> int:
@@ -106,38 +130,44 @@ def unpack_step(
     return StepInputs(tokens, start, length, pages, logit_rows), tables
 
 
-def unpack_head(packed: jax.Array) -> tuple[RowSampling, jax.Array]:
-    """Returns how rows draw, and the slot that remembers each token; traced.
+def unpack_head(packed: jax.Array) -> RowSampling:
+    """Returns how rows draw; traced.
 
     Args:
       packed: `[S, HEAD_COLUMNS]` int32.
     """
-
-    def as_float(column: int) -> jax.Array:
-        return jax.lax.bitcast_convert_type(packed[:, column], jnp.float32)
-
-    sampling = RowSampling(
-        temperature=as_float(_TEMPERATURE),
+    floats = jax.lax.bitcast_convert_type(packed[:, _FLOATS], jnp.float32)
+    return RowSampling(
+        **{name: floats[:, place] for place, name in enumerate(_FLOAT_FIELDS)},
         top_k=packed[:, _TOP_K],
-        top_p=as_float(_TOP_P),
-        min_p=as_float(_MIN_P),
         seed=jax.lax.bitcast_convert_type(packed[:, _SEED], jnp.uint32),
         position=packed[:, _POSITION],
         banned=jnp.where(packed[:, _BANS_STOPS, None] > 0, packed[:, _STOPS], NO_TOKEN),
+        slot=packed[:, 0],
+        is_adjusted=packed[:, _IS_ADJUSTED] > 0,
+        is_only_biased=packed[:, _IS_ONLY_BIASED] > 0,
+        wants_logprobs=packed[:, _LOGPROBS] > 0,
+        is_masked=packed[:, _IS_MASKED] > 0,
     )
-    return sampling, packed[:, 0]
 
 
 class Packer:
     """Writes the arguments of each step."""
 
     def __init__(
-        self, *, num_slots: int, num_pages: int, page_size: int, max_pages_per_row: int
+        self,
+        *,
+        num_slots: int,
+        num_pages: int,
+        page_size: int,
+        max_pages_per_row: int,
+        vocab_size: int,
     ):
         self._max_pages_per_row = max_pages_per_row
         self._num_slots = num_slots
         self._num_pages = num_pages
         self._page_size = page_size
+        self._vocab_size = vocab_size
         # The last row stands for padding: greedy, for no slot.
         self._samplings = np.zeros((num_slots + 1, HEAD_COLUMNS), np.int32)
         self._samplings[:, 0] = np.arange(num_slots + 1)
@@ -147,6 +177,7 @@ class Packer:
         # Where a decode row begins if its token is the slot's last one on the device.
         self._next_start = np.full(num_slots, -1)
         self._ban_stop = np.zeros(num_slots + 1, np.int64)  # stops are banned before it
+        self._is_unsent = np.zeros(num_slots + 1, bool)  # what adjusts a slot's logits
 
     def _new(self, bucket: Bucket) -> np.ndarray:
         """Returns an argument of padding."""
@@ -206,7 +237,24 @@ class Packer:
         head[:, _POSITION] = stops
         head[:, _BANS_STOPS] = is_banned
         is_drawn = bool(np.any(is_banned | self._is_drawn[drawing]))
-        return Packed(packed, head, len(sampling), is_drawn, tables)
+        samplers = [
+            (np.array(row.request.slot, np.int32), self._sampler(row))
+            for row in (plan.drawing_rows if self._is_unsent[drawing].any() else ())
+            if self._is_unsent[row.request.slot]
+        ]
+        self._is_unsent[drawing] = False
+        has_logprobs = bool(head[:, _LOGPROBS].any())
+        waits = bool(head[:, _IS_MASKED].any())
+        return Packed(
+            packed,
+            head,
+            len(sampling),
+            is_drawn,
+            tables,
+            samplers,
+            has_logprobs,
+            waits,
+        )
 
     def pack_synthetic(
         self,
@@ -251,7 +299,7 @@ class Packer:
             some[:, _START], some[:, _LEN] = starts, size
             index += len(starts)
         head = np.repeat(self._samplings[-1:], self._num_slots, axis=0)
-        return Packed(packed, head, bucket.num_rows, is_drawn, []), tables
+        return Packed(packed, head, bucket.num_rows, is_drawn, [], []), tables
 
     def _sync_slot(
         self, request: Request, rows: np.ndarray
@@ -285,13 +333,41 @@ class Packer:
         """Notes how the request of a slot draws its tokens."""
         row, sampling = self._samplings[slot], request.sampling
         self._ban_stop[slot] = request.num_prompt_tokens + request.min_tokens
-        self._is_drawn[slot] = sampling.temperature > 0
-        floats = np.array(
-            [sampling.temperature, sampling.top_p, sampling.min_p], np.float32
+        wants_logprobs = sampling.num_logprobs is not None
+        self._is_unsent[slot] = sampling.is_adjusted
+        self._is_drawn[slot] = (
+            sampling.temperature > 0
+            or sampling.is_adjusted
+            or wants_logprobs
+            or request.constraint is not None
         )
-        row[[_TEMPERATURE, _TOP_P, _MIN_P]] = floats.view(np.int32)
+        floats = [getattr(sampling, name) for name in _FLOAT_FIELDS]
+        row[_FLOATS] = np.array(floats, np.float32).view(np.int32)
         row[_TOP_K] = sampling.top_k
         row[_SEED] = np.uint32(sampling.seed).view(np.int32)
+        row[_IS_ADJUSTED] = sampling.is_adjusted
+        row[_IS_ONLY_BIASED] = sampling.only_biased
+        row[_LOGPROBS] = wants_logprobs
+        row[_IS_MASKED] = request.constraint is not None
         stops = sorted(request.stop_token_ids)
         row[_STOPS] = NO_TOKEN
         row[_STOPS][: len(stops)] = stops
+
+    def _sampler(self, row: Row) -> SlotSampling:
+        """Returns what adjusts the logits of a request, at the token that a row draws.
+
+        All tokens before it are known: the row computes the last of them, or, on the
+        first row of a slot, has come from the host.
+        """
+        request, how = row.request, row.request.sampling
+        state = SlotSampling(*(one[0] for one in empty_slots(1, self._vocab_size)))
+        outputs = request.known_tokens(request.num_prompt_tokens, row.stop)
+        state.counts[:] = np.bincount(outputs, minlength=self._vocab_size)
+        state.counts[request.prompt_tokens] |= IN_PROMPT
+        state.bias_tokens[: len(how.biases)] = [token for token, _ in how.biases]
+        state.biases[: len(how.biases)] = [bias for _, bias in how.biases]
+        for place, word in enumerate(how.bad_words):
+            state.bad_words[place, -len(word) :] = word
+        recent = outputs[-state.recent.size :]
+        state.recent[state.recent.size - len(recent) :] = recent
+        return state

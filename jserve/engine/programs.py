@@ -3,8 +3,9 @@
 A step runs two: its bucket's, which computes the layers, and a head, which computes
 logits and draws tokens for those rows that sample, rounded up to a row edge. So the
 head is never computed for other rows, and steps without a row that samples have none.
-Heads of greedy rows only take the maximum. A third, tiny one replaces the page table of
-a slot; steps themselves change single entries.
+Heads of greedy rows only take the maximum. Two tiny ones replace what the device knows
+of a slot: its page table, of which steps themselves change single entries, and what
+adjusts its logits.
 
 A stored executable is loaded without tracing. Otherwise the step is traced (one after
 the other, since tracing holds the interpreter lock) and compiled (in parallel). JAX's
@@ -16,7 +17,7 @@ a program raises an error; it is never compiled silently.
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +26,11 @@ import numpy as np
 from jserve.engine import packing, sampling
 from jserve.engine.compile_cache import COMPILE_LOG, forget_module
 from jserve.engine.machine import num_cpus
+from jserve.engine.program_kinds import Head, Program, SlotUpdate, programs_of
 from jserve.engine.program_store import ProgramStore
 from jserve.records.events import ProgramStart
 from jserve_models.registry import LoadedModel
+from jserve_models.sharding import put
 from jserve_models.steps import KvCache, StepShape
 from jserve_sched.buckets.table import Bucket
 
@@ -48,47 +51,13 @@ class UncompiledBucketError(RuntimeError):
     """A step was asked for in a bucket that is not compiled."""
 
 
-class Head(NamedTuple):
-    """A program from rows to tokens: logits, and a draw unless it takes the maximum."""
-
-    num_rows: int
-    is_drawn: bool
-
-    def __str__(self) -> str:
-        return f"{'draw' if self.is_drawn else 'head'}{self.num_rows}"
-
-
-class TableUpdate(NamedTuple):
-    """The program that replaces the page table of one slot."""
-
-    def __str__(self) -> str:
-        return "table"
-
-
-Program = Bucket | Head | TableUpdate
-_UPDATE = TableUpdate()
-
-
-def programs_of(buckets: Iterable[Bucket]) -> list[Program]:
-    """Returns the programs that steps in these buckets need, the tiny one first.
-
-    Each of their row edges has two heads.
-    """
-    buckets = list(buckets)
-    rows = dict.fromkeys(bucket.num_rows for bucket in buckets if bucket.num_rows)
-    return [
-        _UPDATE,
-        *buckets,
-        *(Head(count, drawn) for count in rows for drawn in (True, False)),
-    ]
-
-
 class DeviceState(NamedTuple):
     """Arrays that stay on the device from step to step; programs donate them."""
 
     kv: KvCache
     slot_tokens: jax.Array  # [num_slots] int32, the token each slot sampled last
     tables: jax.Array  # [num_slots + 1, M] int32, KV pages; the last row is of padding
+    sampler: sampling.SlotSampling  # what adjusts logits
 
 
 class Programs:
@@ -132,6 +101,7 @@ class Programs:
         device: Any = next(iter(state.slot_tokens.sharding.device_set))
         self._platform: str = device.platform
         self._compiled: dict[Program, jax.stages.Compiled] = {}
+        self._masks: dict[Head, jax.Array] = {}
         self._jobs: list[concurrent.futures.Future[None]] = []
         self._compile_lock = threading.Lock()
         self._trace_lock = threading.Lock()
@@ -191,19 +161,29 @@ class Programs:
 
         It takes (the head's weight, the rows that sample, slot_tokens, packed) and
         returns slot_tokens and tokens `[S]` int32, and with captured logits also logits
-        and scores `[S, V]`.
+        and scores `[S, V]`. One that draws takes the sampler's state and masks as well,
+        before `packed`, and returns the state second, and `Logprobs` last.
         """
 
         def draw(
-            weight: Any, hidden: jax.Array, slot_tokens: jax.Array, packed: jax.Array
-        ) -> tuple[jax.Array, ...]:
-            rows, slots = packing.unpack_head(packed)
-            logits = self._model.logits(weight, hidden[: head.num_rows])
-            scores = sampling.scores(logits, rows) if head.is_drawn else logits
+            weight: Any, hidden: jax.Array, slot_tokens: jax.Array, *rest: Any
+        ) -> tuple[Any, ...]:
+            *drawing, packed = rest
+            rows = packing.unpack_head(packed)
+            logits = scores = self._model.logits(weight, hidden[: head.num_rows])
+            if head.is_drawn:
+                sampler, masks = drawing
+                adjusted = sampling.adjust(logits, rows, sampler)
+                masked = sampling.apply_masks(adjusted, rows, masks)
+                scores = sampling.scores(masked, rows)
             tokens = sampling.argmax(scores)
-            slot_tokens = slot_tokens.at[slots].set(tokens, mode="drop")
+            slot_tokens = slot_tokens.at[rows.slot].set(tokens, mode="drop")
             captured = (logits, scores) if self._captures_logits else ()
-            return slot_tokens, tokens, *captured
+            if not head.is_drawn:
+                return slot_tokens, tokens, *captured
+            sampler = sampling.remember(sampler, rows, tokens)
+            found = sampling.logprobs(logits, tokens, rows)
+            return slot_tokens, sampler, tokens, *captured, found
 
         return draw
 
@@ -264,7 +244,7 @@ class Programs:
         Results are placed where the next program takes them: all of them whole on each
         device, but for the cache.
         """
-        leaves, head, kv, slot_tokens, tables = self._abstract
+        leaves, head, kv, slot_tokens, tables, sampler = self._abstract
         whole = slot_tokens.sharding
 
         def whole_array(
@@ -272,21 +252,27 @@ class Programs:
         ) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
 
-        if isinstance(program, TableUpdate):
+        if isinstance(program, SlotUpdate):
 
-            def replace(
-                tables: jax.Array, slot: jax.Array, table: jax.Array
-            ) -> jax.Array:
-                return tables.at[slot].set(table)
+            def replace(state: Any, slot: jax.Array, rows: Any) -> Any:
+                return jax.tree.map(lambda a, row: a.at[slot].set(row), state, rows)
 
-            table = whole_array(*tables.shape[1:])
-            return replace, (tables, whole_array(), table), (0,), whole
+            state = tables if program is SlotUpdate.TABLE else sampler
+            rows = jax.tree.map(
+                lambda one: whole_array(*one.shape[1:], dtype=one.dtype), state
+            )
+            return replace, (state, whole_array(), rows), (0,), whole
         if isinstance(program, Head):
             row = self._model.row
             hidden = whole_array(self._num_slots, *row.shape, dtype=row.dtype)
             packed = whole_array(program.num_rows, packing.HEAD_COLUMNS)
-            head_arguments = (head, hidden, slot_tokens, packed)
-            return self.head_function(program), head_arguments, (2,), whole
+            function = self.head_function(program)
+            if not program.is_drawn:
+                return function, (head, hidden, slot_tokens, packed), (2,), whole
+            words = sampling.mask_words(self._model.config.vocab_size)
+            masks = whole_array(program.num_rows, words)
+            drawing = (sampler, masks, packed)
+            return function, (head, hidden, slot_tokens, *drawing), (2, 3), whole
         packed = whole_array(packing.packed_size(program, self._num_slots))
         arguments = (leaves, kv, tables, slot_tokens, packed)
         placements = (tuple(one.sharding for one in kv), whole, whole)
@@ -346,8 +332,8 @@ class Programs:
         """Enqueues one step; `state` is consumed.
 
         Returns:
-          The new state, and what the head returns after it: tokens first. Without a row
-          that samples, the step's rows, which are padding.
+          The new state, and what `draw` returns. Without a row that samples, and as
+          long as masks are not known, the step's rows instead.
 
         Raises:
           UncompiledBucketError: If the bucket was not compiled.
@@ -357,26 +343,52 @@ class Programs:
             raise UncompiledBucketError(
                 f"no program for {bucket}, but for {len(self.buckets)} other buckets"
             )
-        kv, slot_tokens, tables = state
+        kv, slot_tokens, tables, sampler = state
         for slot, table in packed.tables:
-            tables = self._compiled[_UPDATE](tables, slot, table)
+            tables = self._compiled[SlotUpdate.TABLE](tables, slot, table)
+        for slot, rows in packed.samplers:
+            sampler = self._compiled[SlotUpdate.SAMPLER](sampler, slot, rows)
         kv, tables, hidden = compiled(
             self._model.leaves, kv, tables, slot_tokens, packed.step
         )
-        if not packed.num_sampled:
-            return DeviceState(kv, slot_tokens, tables), (hidden,)
+        state = DeviceState(kv, slot_tokens, tables, sampler)
+        if not packed.num_sampled or packed.waits:
+            return state, (hidden,)
+        return self.draw(state, hidden, packed)
+
+    def draw(
+        self, state: DeviceState, hidden: jax.Array, packed: packing.Packed
+    ) -> tuple[DeviceState, tuple[Any, ...]]:
+        """Enqueues the head of a step; `state` is consumed.
+
+        Args:
+          hidden: The step's rows.
+
+        Returns:
+          The new state, and what the head returns after it: tokens first.
+        """
         head = self._head(packed.num_sampled, packed.is_drawn)
-        rows = packed.head[: head.num_rows]
-        slot_tokens, *out = self._compiled[head](
-            self._model.head, hidden, slot_tokens, rows
+        run, rows = self._compiled[head], packed.head[: head.num_rows]
+        if not head.is_drawn:
+            slot_tokens, *out = run(self._model.head, hidden, state.slot_tokens, rows)
+            return state._replace(slot_tokens=slot_tokens), tuple(out)
+        masks = packed.masks
+        masks = self._open_masks(head) if masks is None else masks[: head.num_rows]
+        slot_tokens, sampler, *out = run(
+            self._model.head, hidden, state.slot_tokens, state.sampler, masks, rows
         )
-        return DeviceState(kv, slot_tokens, tables), tuple(out)
+        return state._replace(slot_tokens=slot_tokens, sampler=sampler), tuple(out)
+
+    def _open_masks(self, head: Head) -> Any:
+        """Returns the masks of rows that may draw any token, which stay on devices."""
+        if head not in self._masks:
+            words = sampling.mask_words(self._model.config.vocab_size)
+            masks = np.full((head.num_rows, words), -1, np.int32)
+            self._masks[head] = put(masks, self._abstract[3].sharding)
+        return self._masks[head]
 
     def _head(self, num_rows: int, is_drawn: bool) -> Head:
         """Returns the smallest head of at least `num_rows`."""
-        heads = [one for one in tuple(self._compiled) if isinstance(one, Head)]
-        return min(
-            one
-            for one in heads
-            if one.num_rows >= num_rows and one.is_drawn == is_drawn
-        )
+        heads = (one for one in tuple(self._compiled) if isinstance(one, Head))
+        fit = (one for one in heads if one.num_rows >= num_rows)
+        return min(one for one in fit if one.is_drawn == is_drawn)

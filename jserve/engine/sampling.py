@@ -6,17 +6,78 @@ Tokens are drawn by the Gumbel-max trick: the token with the highest
 `logit / temperature + noise` wins, and the gap to the second is the margin of the
 decision.
 
-`R` is the number of rows that may sample, `V` the size of the vocabulary.
+Before that, the logits of some requests are adjusted by biases and penalties, which
+depend on what their slot holds: `SlotSampling`.
+
+`R` is the number of rows that may sample, `S` that of slots, `V` the size of the
+vocabulary.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from jserve_sched.requests.request import (
+    MAX_BAD_WORDS,
+    MAX_BIASES,
+    MAX_LOGPROBS,
+    MAX_WORD_TOKENS,
+)
 
 _NEVER = -1e30  # finite, so that no row can turn into NaN
 _DIGIT_BITS = 4  # of a key, found in one pass on a GPU
 _STRETCH = 128  # tokens; vocabularies are multiples of it, or are searched whole
+IN_PROMPT = 1 << 15  # in a count of outputs, which stays below it
+
+
+class SlotSampling(NamedTuple):
+    """What adjusts the logits of each slot's request, if anything does.
+
+    Attributes:
+      counts: [S, V] uint16, how often a token is in the output; `IN_PROMPT` is added if
+        it is in the prompt.
+      bias_tokens: [S, `MAX_BIASES`] int32 tokens with a bias; negative for none.
+      biases: [S, `MAX_BIASES`] float32 of those.
+      bad_words: [S, `MAX_BAD_WORDS`, `MAX_WORD_TOKENS`] int32 words that may not come,
+        with their last tokens at the end; negative before them.
+      recent: [S, `MAX_WORD_TOKENS` - 1] int32, the last tokens of the output; negative
+        for none.
+    """
+
+    counts: Any
+    bias_tokens: Any
+    biases: Any
+    bad_words: Any
+    recent: Any
+
+
+def empty_slots(num_slots: int, vocab_size: int) -> SlotSampling:
+    """Returns the state of slots whose requests adjust nothing, on the host."""
+    return SlotSampling(
+        counts=np.zeros((num_slots, vocab_size), np.uint16),
+        bias_tokens=np.full((num_slots, MAX_BIASES), -1, np.int32),
+        biases=np.zeros((num_slots, MAX_BIASES), np.float32),
+        bad_words=np.full((num_slots, MAX_BAD_WORDS, MAX_WORD_TOKENS), -1, np.int32),
+        recent=np.full((num_slots, MAX_WORD_TOKENS - 1), -1, np.int32),
+    )
+
+
+class Logprobs(NamedTuple):
+    """Log-probabilities of the model, before any adjustment; zeros if none are asked.
+
+    Attributes:
+      drawn: [R] float32, that of the token drawn.
+      rank: [R] int32, its place among all tokens; 1 is the likeliest.
+      top_tokens: [R, `MAX_LOGPROBS`] int32, the likeliest tokens.
+      top: [R, `MAX_LOGPROBS`] float32, theirs.
+    """
+
+    drawn: jax.Array
+    rank: jax.Array
+    top_tokens: jax.Array
+    top: jax.Array
 
 
 class RowSampling(NamedTuple):
@@ -29,6 +90,14 @@ class RowSampling(NamedTuple):
     seed: jax.Array  # uint32
     position: jax.Array  # int32 position of the token drawn
     banned: jax.Array  # [R, n] int32 tokens that may not come yet; negative for none
+    slot: jax.Array  # int32; S for padding
+    is_adjusted: jax.Array  # bool; whether its slot's state and the penalties apply
+    is_only_biased: jax.Array  # bool; whether only tokens with a bias may come
+    repetition_penalty: jax.Array  # float32 factor; 1 for none
+    frequency_penalty: jax.Array  # float32, for each time a token came
+    presence_penalty: jax.Array  # float32, if it came at all
+    wants_logprobs: jax.Array  # bool
+    is_masked: jax.Array  # bool; whether its mask applies
 
 
 def argmax(values: jax.Array) -> jax.Array:
@@ -48,6 +117,115 @@ def argmax(values: jax.Array) -> jax.Array:
     found = jnp.take_along_axis(stretches, stretch[:, None, None], axis=1)[:, 0]
     place = stretch * length + jnp.argmax(found == best, axis=-1)
     return place.astype(jnp.int32)
+
+
+def adjust(logits: jax.Array, sampling: RowSampling, slots: SlotSampling) -> jax.Array:
+    """Returns `[R, V]` logits with the biases and penalties of their requests.
+
+    In vLLM's order: what is forbidden, biases, then penalties. The repetition penalty
+    (arXiv 1909.05858) is of prompt and output, the others (OpenAI's) of the output.
+    """
+
+    def adjusted(logits: jax.Array) -> jax.Array:
+        rows = jnp.arange(len(logits))[:, None]
+        mine = jax.tree.map(lambda one: one.at[sampling.slot].get(mode="clip"), slots)
+        # Biases, and what only they allow.
+        nowhere = logits.shape[-1]
+        tokens = jnp.where(mine.bias_tokens < 0, nowhere, mine.bias_tokens)
+        kept = logits.at[rows, tokens].get(mode="fill", fill_value=0.0)
+        found = jnp.where(sampling.is_only_biased[:, None], _NEVER, logits)
+        found = found.at[rows, tokens].set(kept + mine.biases, mode="drop")
+        # Words of which all but the last token has come.
+        before, last = mine.bad_words[..., :-1], mine.bad_words[..., -1]
+        has_come = (before < 0) | (before == mine.recent[:, None])
+        is_banned = jnp.all(has_come, axis=-1) & (last >= 0)
+        banned = jnp.where(is_banned, last, nowhere)
+        found = found.at[rows, banned].set(_NEVER, mode="drop")
+        # Penalties.
+        factor = jnp.where(mine.counts > 0, sampling.repetition_penalty[:, None], 1.0)
+        num_out = (mine.counts & (IN_PROMPT - 1)).astype(jnp.float32)
+        found = jnp.where(found > 0, found / factor, found * factor)
+        found -= sampling.frequency_penalty[:, None] * num_out
+        found -= sampling.presence_penalty[:, None] * (num_out > 0)
+        return jnp.where(sampling.is_adjusted[:, None], found, logits)
+
+    has_some = jnp.any(sampling.is_adjusted)
+    result: jax.Array = jax.lax.cond(has_some, adjusted, lambda same: same, logits)
+    return result
+
+
+def apply_masks(
+    logits: jax.Array, sampling: RowSampling, masks: jax.Array
+) -> jax.Array:
+    """Returns `[R, V]` logits of which those are forbidden whose bit is 0.
+
+    Args:
+      masks: [R, `mask_words(V)`] int32; bit `t % 32` of word `t // 32` is of token t.
+    """
+
+    def masked(logits: jax.Array) -> jax.Array:
+        bits = masks[:, :, None] >> jnp.arange(32, dtype=jnp.int32)
+        may_come = bits.reshape(len(logits), -1)[:, : logits.shape[-1]] & 1
+        is_open = (may_come > 0) | ~sampling.is_masked[:, None]
+        return jnp.where(is_open, logits, _NEVER)
+
+    has_some = jnp.any(sampling.is_masked)
+    result: jax.Array = jax.lax.cond(has_some, masked, lambda same: same, logits)
+    return result
+
+
+def mask_words(vocab_size: int) -> int:
+    """Returns the length of a mask of all tokens."""
+    return -(-vocab_size // 32)
+
+
+def remember(
+    slots: SlotSampling, sampling: RowSampling, tokens: jax.Array
+) -> SlotSampling:
+    """Returns the slots' state after the tokens `[R]` that were drawn."""
+    where = jnp.where(sampling.is_adjusted, sampling.slot, slots.counts.shape[0])
+    counts = slots.counts.at[where, tokens].add(jnp.uint16(1), mode="drop")
+    recent = slots.recent.at[where].get(mode="clip")
+    recent = jnp.concatenate([recent[:, 1:], tokens[:, None]], axis=1)
+    recent = slots.recent.at[where].set(recent, mode="drop")
+    return slots._replace(counts=counts, recent=recent)
+
+
+def logprobs(logits: jax.Array, tokens: jax.Array, sampling: RowSampling) -> Logprobs:
+    """Returns what the model gave the tokens drawn, `[R]`, and the likeliest ones."""
+    num_rows, size = logits.shape
+    most = min(MAX_LOGPROBS, size)
+
+    def found(logits: jax.Array) -> Logprobs:
+        norms = jax.nn.logsumexp(logits, axis=-1)
+        drawn = jnp.take_along_axis(logits, tokens[:, None], axis=-1)
+        rank = jnp.sum(logits > drawn, axis=-1, dtype=jnp.int32) + 1
+        # The likeliest tokens are in the stretches with the highest maxima.
+        length = _STRETCH if size % _STRETCH == 0 else size
+        stretches = logits.reshape(num_rows, -1, length)
+        best = min(most, stretches.shape[1])
+        _, places = jax.lax.top_k(jnp.max(stretches, axis=-1), best)
+        some = jnp.take_along_axis(stretches, places[:, :, None], axis=1)
+        top, within = jax.lax.top_k(some.reshape(num_rows, -1), most)
+        stretch = jnp.take_along_axis(places, within // length, axis=1)
+        top_tokens = (stretch * length + within % length).astype(jnp.int32)
+        padding = ((0, 0), (0, MAX_LOGPROBS - most))
+        return Logprobs(
+            drawn=drawn[:, 0] - norms,
+            rank=rank,
+            top_tokens=jnp.pad(top_tokens, padding),
+            top=jnp.pad(top - norms[:, None], padding),
+        )
+
+    def none(logits: jax.Array) -> Logprobs:
+        zeros = jnp.zeros((num_rows, MAX_LOGPROBS))
+        ints = zeros.astype(jnp.int32)
+        return Logprobs(zeros[:, 0], ints[:, 0], ints, zeros)
+
+    result: Logprobs = jax.lax.cond(
+        jnp.any(sampling.wants_logprobs), found, none, logits
+    )
+    return result
 
 
 def scores(logits: jax.Array, sampling: RowSampling) -> jax.Array:

@@ -27,7 +27,7 @@ from typing import Any
 
 from jserve.engine.engine import TIMED_REPEATS, Engine
 from jserve.engine.machine import num_cpus
-from jserve.engine.programs import programs_of
+from jserve.engine.program_kinds import programs_of
 from jserve.progress import Progress
 from jserve.records.events import ProgramStart, StartUp
 from jserve.timing.serving_predictor import ServingPredictor

@@ -38,6 +38,22 @@ class NotServingError(Exception):
     """The engine is not taking requests: starting, draining or failed."""
 
 
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities of the model at one output token.
+
+    Attributes:
+      drawn: That of the token.
+      rank: Place of the token among all; 1 is the likeliest.
+      top_tokens: The likeliest tokens, as many as were asked for.
+      top: Theirs.
+    """
+
+    drawn: float
+    rank: int
+    top_tokens: list[int]
+    top: list[float]
+
+
 class TokenEvent(NamedTuple):
     """One output token, or the end of a request, or both.
 
@@ -48,7 +64,8 @@ class TokenEvent(NamedTuple):
       finish_reason: Set on the last event of a request.
       num_cached_tokens: Prompt tokens that came from the prefix cache.
       error: What went wrong, on the last event of a request the engine failed.
-      retry_after_s: On the end of a request that was refused: when to come back.
+      retry_after_s: When to come back, of a request that was refused; infinite: never.
+      logprobs: Log-probabilities at the token, if the request asked for them.
     """
 
     request_id: str
@@ -58,6 +75,7 @@ class TokenEvent(NamedTuple):
     num_cached_tokens: int = 0
     error: str | None = None
     retry_after_s: float | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -131,8 +131,8 @@ def build_app(
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[
-                *("x-request-id", "x-jserve-ignored"),
-                *("x-jserve-forecast", "x-jserve-admission"),
+                *("x-request-id", "x-jserve-ignored", "x-jserve-slo"),
+                *("x-jserve-forecast", "x-jserve-admission", "x-should-retry"),
                 "retry-after",
             ],
         )

@@ -11,12 +11,14 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from anyio import to_thread
 from msgspec import Meta, Raw, Struct
 
 from jserve.records.events import NotServingError
 from jserve.server.bodies import Body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
-from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from jserve.server.protocol import CompletionRequest, GenerationRequest
 from jserve.server.service import Service
 from jserve.server.slo_input import SloFields
 from jserve_sched.requests.forecast import PAIRS, Forecast
@@ -82,7 +84,8 @@ async def predict(
     else:
         requests = [_of_lengths(service, lengths, headers, arrival_s)]
     try:
-        found = map(service.engine.forecast, requests)
+        forecast = service.engine.forecast  # which may wait for a plan to be made
+        found = [await to_thread.run_sync(forecast, one) for one in requests]
         return answer(max(found, key=lambda one: one.ttlt_s[1]))
     except NotServingError as error:
         raise service.refusal(error) from None
@@ -111,6 +114,7 @@ def _of_lengths(
         slo=slo,
         service_class=service_class.name,
         guard=service_class.guard,
+        weight=service_class.weight,
         # An unknown page, where none are given, rather than those of the zeros.
         page_hashes=[bytes.fromhex(one) for one in asked.prefix_hashes] or [b""],
     )

@@ -8,53 +8,42 @@ that is wrong.
 
 import logging
 import re
-import secrets
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from jserve.server.errors import ApiError, quote
-from jserve.server.slo_input import SloFields
-from jserve.text.chat_template import Message
-from jserve_sched.requests.request import SamplingParams
+from jserve.server.slo_input import Nvext, SloFields
+from jserve_sched.requests.request import MAX_LOGPROBS
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_FIELDS = 512  # of a body, unknown ones included, and of stop_token_ids
-SEEDS = 2**32
 _MAX_LOGGED = 1000
 _MAX_NAME_CHARS = 80
 _MAX_SHOWN = 8  # names of ignored fields, in a header that every proxy takes
 _MAX_SHOWN_CHARS = 40
 _MAX_QUOTED_BYTES = 400  # longer values are quoted as they were sent, and cut
-_ROLES = ("system", "developer", "user", "assistant")
 
 _HARMLESS: tuple[Any, ...] = (False, [], {}, "")
 # Fields that are not supported, and the values, besides None, that change nothing.
 # Fields that only one endpoint declares are refused by the other.
 _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
-    allowed_token_ids audio bad_words chat_template chat_template_kwargs documents
-    continue_final_message ebnf echo functions guided_choice guided_grammar guided_regex
-    logit_bias logits_processors logprobs max_completion_tokens
-    prompt_embeds prompt_logprobs regex structured_outputs suffix tool_calls tools
-    truncate_prompt_tokens use_beam_search web_search_options
+    audio chat_template chat_template_kwargs documents
+    continue_final_message ebnf echo functions logits_processors max_completion_tokens
+    prompt_embeds prompt_logprobs regex suffix tools use_beam_search
+    web_search_options
     """.split(),  # noqa: SIM905
     _HARMLESS,
 ) | {
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
-    "guided_json": (),  # {} asks for JSON
-    "json_schema": (),
-    "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
-    "skip_special_tokens": (True,),
+    "json_schema": (),  # {} asks for JSON
     "tool_choice": ("none", "auto"),
+    "modalities": (["text"],),
     "top_logprobs": (0,),
 }
 _logged: set[str] = set()
@@ -79,7 +68,7 @@ def _value(raw: Raw) -> Any:
     return msgspec.json.decode(data)
 
 
-def _refuse(name: str, raw: Raw, path: str) -> None:
+def refuse_unsupported(name: str, raw: Raw, path: str) -> None:
     """Refuses an unsupported field whose value would change the answer."""
     value = _value(raw)
     if value is not None and not _is_among(_REFUSED[name], value):
@@ -111,8 +100,35 @@ class StreamOptions(Struct):
 
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
-_Name = Annotated[str, Meta(max_length=4096)]
-_Count = Annotated[int, Meta(ge=1)] | None
+Name = Annotated[str, Meta(max_length=4096)]
+_Text = Annotated[str, Meta(min_length=1)]
+Count = Annotated[int, Meta(ge=1)] | None
+Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """What an answer has to be, in vLLM's words; one of the fields."""
+
+    json: str | dict[str, Any] | bool | None = None
+    regex: _Text | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=MAX_FIELDS)] | None = (
+        None
+    )
+    grammar: _Text | None = None
+    json_object: bool | None = None
+
+
+class JsonSchema(Struct):
+    """A schema in OpenAI's `response_format`."""
+
+    schema: dict[str, Any] | bool | UnsetType = UNSET
+
+
+class ResponseFormat(Struct):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class GenerationRequest(Struct, kw_only=True):
@@ -124,10 +140,10 @@ class GenerationRequest(Struct, kw_only=True):
 
     content: ClassVar[str]  # the field that holds what the model reads
 
-    model: _Name | None = None
+    model: Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: _Count = None
+    max_tokens: Count = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
@@ -136,39 +152,34 @@ class GenerationRequest(Struct, kw_only=True):
     top_k: Annotated[int, Meta(ge=-1, lt=2**31)] | None = None
     min_p: float | None = None
     seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: Annotated[list[int], Meta(min_length=1)] | None = None
+    bad_words: Annotated[list[_Stop], Meta(max_length=MAX_FIELDS)] | None = None
     stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_FIELDS)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     return_token_ids: bool | None = None
+    skip_special_tokens: bool | None = None
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: _Text | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: _Text | None = None
     slo: SloFields | None = None
-    service_tier: _Name | None = None
-    user: _Name | None = None
+    nvext: Nvext | None = None
+    service_tier: Name | None = None
+    user: Name | None = None
 
     @property
     def stops(self) -> list[str]:
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
-
-    def sampling(self) -> SamplingParams:
-        """Returns the sampling parameters of the first output.
-
-        Without a seed, one is drawn at random.
-
-        Raises:
-          ApiError: 400 if a value is out of its range.
-        """
-        seed = secrets.randbelow(SEEDS) if self.seed is None else self.seed % SEEDS
-        try:
-            return SamplingParams(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_k=max(self.top_k or 0, 0),
-                top_p=1.0 if self.top_p is None else self.top_p,
-                min_p=self.min_p or 0.0,
-                seed=seed,
-            )
-        except ValueError as error:
-            raise ApiError(str(error), str(error).split("=")[0]) from None
 
     def check_together(self) -> None:
         """Refuses fields that contradict each other.
@@ -196,60 +207,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: str | list[int | str | list[int]]
     echo: bool | None = None
-
-
-class TextPart(Struct):
-    """One part of a turn's content."""
-
-    type: str
-    text: str | UnsetType = UNSET
-
-
-class ChatMessage(Struct):
-    """One turn of a conversation, and the fields of a turn that are refused."""
-
-    role: str
-    content: str | list[TextPart]
-    audio: Raw | UnsetType = UNSET
-    function_call: Raw | UnsetType = UNSET
-    tool_calls: Raw | UnsetType = UNSET
-
-    def to_turn(self, path: str) -> Message:
-        """Returns the turn as a template takes it.
-
-        Raises:
-          ApiError: 400, naming a field under `path`.
-        """
-        if self.role not in _ROLES:
-            where, known = f"{path}.role", ", ".join(_ROLES)
-            raise ApiError(f"{where}={quote(self.role)} is not one of {known}", where)
-        for name in ("audio", "function_call", "tool_calls"):
-            if (raw := getattr(self, name)) is not UNSET:
-                _refuse(name, raw, f"{path}.{name}")
-        # "developer" is OpenAI's newer name of "system".
-        role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        texts = []
-        for index, part in enumerate(self.content):
-            where = f"{path}.content.{index}"
-            if part.type != "text":
-                message = f"{where}.type={quote(part.type)} is not 'text'"
-                raise ApiError(message, f"{where}.type")
-            if part.text is UNSET:
-                raise ApiError(f"{where}.text is missing", f"{where}.text")
-            texts.append(part.text)
-        return {"role": role, "content": "\n".join(texts)}
-
-
-class ChatRequest(GenerationRequest, kw_only=True):
-    """POST /v1/chat/completions."""
-
-    content = "messages"
-
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    max_completion_tokens: _Count = None
-    add_generation_prompt: bool | None = None
+    logprobs: Logprobs = None
 
 
 def parse_body(model: type[Model], body: Bytes) -> tuple[Model, tuple[str, ...]]:
@@ -287,7 +245,7 @@ def _unknown(model: type[Struct], raw: Raw, where: str = "") -> tuple[str, ...]:
     for name in fields.keys() - {*model.__struct_fields__}:
         path = where + name[:_MAX_NAME_CHARS]
         if name in _REFUSED:
-            _refuse(name, fields[name], path)
+            refuse_unsupported(name, fields[name], path)
         else:
             ignored += (path,)
     if bytes(options := fields.get("stream_options", Raw(b"null"))) != b"null":

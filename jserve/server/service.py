@@ -6,23 +6,32 @@ import time
 import uuid
 from collections.abc import Mapping
 
+from anyio import to_thread
+
 from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
+from jserve.server.answer_text import answer_text
 from jserve.server.bodies import largest_honest_body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
-from jserve.server.generation import Generation, Reply, TokenRouter
+from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import SEEDS, ChatRequest, GenerationRequest
+from jserve.server.protocol import GenerationRequest
+from jserve.server.replies import Reply, TokenRouter
+from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
-from jserve.server.stop_strings import StopFinder
+from jserve.server.structured_input import asked_constraint
 from jserve.server.workers import BodyReaders
+from jserve.text.answer_parts import ToolForm, find_tool_form
+from jserve.text.constraints import Constraint, Constraints
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
 _NOT_SERVING_RETRY_S = 5.0
+_MAX_MESSAGE_CHARS = 1000  # of a faulty constraint
 
 
 def _reason(refusal: ApiError) -> str:
@@ -50,17 +59,19 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
+        typed = config.served_model_name or engine.config.model
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_name=self.model_name,
+            model_names=(self.model_name, typed),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
             max_body_bytes=self.max_body_bytes,
         )
         self.readers = BodyReaders(reader, tokenizer)
+        self._constraints = Constraints(tokenizer, engine.vocab_size)
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
 
@@ -93,7 +104,7 @@ class Service:
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
-    def start(
+    async def start(
         self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
@@ -105,9 +116,10 @@ class Service:
         Raises:
           ApiError: If the request is refused.
         """
-        reply = self.reply(asked, headers, arrival_s)
+        constraint = await self._constraint(asked.body)
+        reply = self.reply(asked, headers, arrival_s, constraint)
         try:
-            self.router.open(reply)
+            await to_thread.run_sync(self.router.open, reply)
         except (QueueFullError, NotServingError) as error:
             refusal = self.refusal(error)
             for request in (one.request for one in reply.generations):
@@ -121,8 +133,26 @@ class Service:
             raise ApiError(str(error)) from None
         return reply
 
+    async def _constraint(self, body: GenerationRequest) -> Constraint | None:
+        """Returns what the answer has to be, made in another thread.
+
+        Raises:
+          ApiError: 400 if it is wrong, or too large.
+        """
+        if (asked := asked_constraint(body)) is None:
+            return None
+        kind, value, name = asked
+        try:
+            return await to_thread.run_sync(self._constraints.make, kind, value)
+        except ValueError as error:
+            raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
+
     def reply(
-        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
+        self,
+        asked: Asked,
+        headers: Mapping[str, str],
+        arrival_s: float,
+        constraint: Constraint | None = None,
     ) -> Reply:
         """Returns the reply of `start`, before its requests are submitted."""
         body, prompts = asked.body, asked.prompts
@@ -135,21 +165,25 @@ class Service:
             model=self.model_name,
             has_usage=bool(body.stream_options and body.stream_options.include_usage),
             has_token_ids=bool(body.return_token_ids),
+            token_bytes=self.tokenizer.token_bytes,
         )
         num_choices = body.n or 1
         num_requests = num_choices * len(prompts)
         # What all requests share.
         slo, service_class = self.classes.choose(
-            slo=body.slo, headers=headers, service_tier=body.service_tier
+            slo=body.slo,
+            headers=headers,
+            service_tier=body.service_tier,
+            nvext=body.nvext,
         )
-        sampling = body.sampling()
+        sampling = sampling_params(body, self.tokenizer, self.engine.vocab_size)
         stop_token_ids = self._stop_token_ids(body)
         min_tokens = body.min_tokens or 0
         fewest = min(prompt.max_tokens for prompt in prompts)
         if min_tokens > fewest:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
-        keep_stop = bool(body.include_stop_str_in_output)
+        form_of_calls = self._tool_form(body)
         # A request and a generation for each output.
         generations: list[Generation] = []
         for index in range(num_requests):
@@ -164,6 +198,7 @@ class Service:
                 slo=slo,
                 service_class=service_class.name,
                 guard=service_class.guard,
+                weight=service_class.weight,
                 admission=service_class.admission,
                 max_queue_wait_s=service_class.max_queue_wait_s
                 or self.engine.config.max_queue_wait_s
@@ -171,12 +206,19 @@ class Service:
                 sampling=dataclasses.replace(
                     sampling, seed=(sampling.seed + index % num_choices) % SEEDS
                 ),
+                constraint=constraint and constraint.copy(),
             )
             generations.append(
                 Generation(
                     request=request,
                     tokenizer=self.tokenizer,
-                    finder=StopFinder(body.stops, keep_stop=keep_stop),
+                    text=answer_text(
+                        body,
+                        prompt.tokens,
+                        self.tokenizer,
+                        form=form_of_calls,
+                        has_reasoning=self.config.reasoning_parser == "think",
+                    ),
                     metrics=self.metrics,
                     prefix=prompt.echo,
                 )
@@ -187,6 +229,26 @@ class Service:
             form=form,
             is_streamed=bool(body.stream),
         )
+
+    def _tool_form(self, body: GenerationRequest) -> ToolForm | None:
+        """Returns the form of the model's tool calls, if the answer may have some.
+
+        Raises:
+          ApiError: 400 if it is not known.
+        """
+        if not isinstance(body, ChatRequest) or not body.has_tools:
+            return None
+        asked = self.config.tool_parser
+        if asked == "none" or body.call_schema is not None:
+            return None
+        if asked != "auto":
+            return asked
+        form = find_tool_form(self.tokenizer.template_text)
+        if form is None:
+            message = "tools: the chat template writes calls in no known form; "
+            message += "--tool_parser names one, or tool_choice requires a call"
+            raise ApiError(message, "tools")
+        return form
 
     def _stop_token_ids(self, body: GenerationRequest) -> frozenset[int]:
         """Returns the tokens that end an output: the request's and the model's."""

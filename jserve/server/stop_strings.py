@@ -4,6 +4,7 @@ Only text that might still become a stop string is held back: the longest end of
 text with which a stop string begins.
 """
 
+import re
 from collections.abc import Sequence
 
 
@@ -14,17 +15,30 @@ class StopFinder:
       is_found: Whether a stop string was found; text after it is dropped.
     """
 
-    def __init__(self, stops: Sequence[str], *, keep_stop: bool = False):
-        """Starts watching; with `keep_stop` the stop string is part of the text."""
+    def __init__(
+        self,
+        stops: Sequence[str],
+        *,
+        keep_stop: bool = False,
+        hidden: Sequence[str] = (),
+    ):
+        """Starts watching.
+
+        Args:
+          keep_stop: Whether the stop string is part of the text.
+          hidden: What is left out of the text, but may be part of a stop string.
+        """
         self._stops = tuple(stops)
         self._keep_stop = keep_stop
+        self._hides = bool(hidden)
+        self._hidden = re.compile("|".join(map(re.escape, hidden)) or "(?!)")
         self._held = ""
         self.is_found = False
 
     def push(self, text: str) -> str:
         """Takes a piece of text; returns the text that is certain to be shown."""
         if not self._stops:
-            return text
+            return self._hidden.sub("", text) if self._hides else text
         if self.is_found:
             return ""
         text = self._held + text
@@ -38,15 +52,16 @@ class StopFinder:
             end, start = min(found)
             self.is_found = True
             self._held = ""
-            return text[: end if self._keep_stop else start]
+            shown = self._hidden.sub("", text[:start])
+            return shown + text[start:end] if self._keep_stop else shown
         cut = min(self._possible_start(text, stop) for stop in self._stops)
         self._held = text[cut:]
-        return text[:cut]
+        return self._hidden.sub("", text[:cut])
 
     def flush(self) -> str:
         """Returns the text held back, when the output has ended."""
         text, self._held = self._held, ""
-        return text
+        return self._hidden.sub("", text)
 
     @staticmethod
     def _possible_start(text: str, stop: str) -> int:

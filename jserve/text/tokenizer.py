@@ -11,14 +11,22 @@ import codecs
 import importlib.resources
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from jserve.text.chat_template import ChatTemplate, Message
-from jserve_models.hf_config import read_json
+from jserve.text.control_tokens import ControlTokens
+from jserve.text.folder_settings import (
+    add_special_tokens,
+    read_sampling,
+    read_settings,
+    read_template,
+)
+from jserve.text.vocabulary_files import add_ends, build_tokenizer
 
 REPLACEMENT = "\ufffd"  # text of bytes and ids that have none
 _PRIMING_TOKENS = 6  # the prompt's last tokens, which decide about spaces
@@ -41,11 +49,13 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       eos_token_ids: Tokens that end an output; their text is not part of it.
-      folder: Hugging Face folder; None for a named model size.
+      source: Arguments of `load_tokenizer` that give this tokenizer.
+      sampling: Sampling parameters of requests that name none, by field.
       longest_token_chars: Most characters of a text that are one token.
     """
 
-    folder: pathlib.Path | None = None
+    source: tuple[Any, ...] = (None,)
+    sampling: Mapping[str, float] = MappingProxyType({})
     longest_token_chars = 1
 
     def __init__(self, eos_token_ids: frozenset[int], template: ChatTemplate | None):
@@ -57,6 +67,11 @@ class Tokenizer(abc.ABC):
         """Whether the model has a chat template."""
         return self._template is not None
 
+    @property
+    def template_text(self) -> str:
+        """What the model's chat template writes itself."""
+        return self._template.text if self._template else ""
+
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a prompt, with special tokens such as BOS."""
@@ -66,25 +81,44 @@ class Tokenizer(abc.ABC):
         """Returns the text of tokens; control tokens have none."""
 
     @abc.abstractmethod
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
-        """Returns a decoder for the output that follows a prompt."""
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the token ids of a part of a text, without special tokens."""
+
+    @abc.abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the UTF-8 of a token, which may be part of a character."""
+
+    @abc.abstractmethod
+    def special_texts(self) -> list[str]:
+        """Returns the texts of special tokens."""
+
+    @abc.abstractmethod
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt.
+
+        Args:
+          skips_special: Whether special tokens have no text.
+        """
 
     def apply_chat_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool
+        self, messages: Sequence[Message], **options: Any
     ) -> list[int]:
         """Returns the token ids of a conversation.
+
+        Args:
+          options: Further arguments of `ChatTemplate.render`.
 
         Raises:
           ValueError: If the model has no template, or it refuses the conversation.
         """
         if self._template is None:
             raise ValueError("this model has no chat template, so it has no chats")
-        return self._encode_chat(
-            self._template.render(messages, add_generation_prompt=add_generation_prompt)
-        )
+        return self._encode_chat(self._template, {"messages": messages, **options})
 
     @abc.abstractmethod
-    def _encode_chat(self, text: str) -> list[int]:
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
         """Returns the ids of a rendered template, which has its special tokens."""
 
 
@@ -98,6 +132,7 @@ BYTE_CONTROL_TOKENS = {
     "<|end|>": 261,
 }
 _CONTROL = re.compile("(" + "|".join(map(re.escape, BYTE_CONTROL_TOKENS)) + ")")
+_NAMES = {token: name for name, token in BYTE_CONTROL_TOKENS.items()}
 _FIRST_UNUSED = 256 + len(BYTE_CONTROL_TOKENS)
 
 
@@ -113,14 +148,15 @@ def _unescape(text: str) -> str:
 
 
 class _ByteDetokenizer(Detokenizer):
-    def __init__(self) -> None:
+    def __init__(self, *, skips_special: bool = True) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._skips_special = skips_special
 
     def step(self, token: int) -> str:
         if token < 256:
             return self._decoder.decode(bytes((token,)))
         if token < _FIRST_UNUSED:
-            return ""
+            return "" if self._skips_special else self.finish() + _NAMES[token]
         return self.finish() + REPLACEMENT
 
     def finish(self) -> str:
@@ -154,19 +190,49 @@ class ByteTokenizer(Tokenizer):
         stream = _ByteDetokenizer()
         return "".join([stream.step(token) for token in tokens]) + stream.finish()
 
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
-        """Returns a decoder; an incomplete character of the prompt is ignored."""
-        return _ByteDetokenizer()
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the bytes of the text."""
+        return self.encode(text)
 
-    def _encode_chat(self, text: str) -> list[int]:
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the byte, or the name of a control token."""
+        if token < 256:
+            return bytes((token,))
+        return _NAMES.get(token, REPLACEMENT).encode()
+
+    def special_texts(self) -> list[str]:
+        """Returns the names of the control tokens."""
+        return list(BYTE_CONTROL_TOKENS)
+
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
+        """Returns a decoder; an incomplete character of the prompt is ignored."""
+        return _ByteDetokenizer(skips_special=skips_special)
+
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
         tokens: list[int] = []
-        for part in _CONTROL.split(text):
+        for part in _CONTROL.split(template.render(**chat)):
             control = BYTE_CONTROL_TOKENS.get(part)
             if control is None:
                 tokens.extend(_unescape(part).encode("utf-8"))
             else:
                 tokens.append(control)
         return tokens
+
+
+def _byte_chars() -> dict[str, int]:
+    """Returns the byte of each character in which byte-level vocabularies write it.
+
+    Bytes that are printable are their own characters; the others follow from 256.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    numbered = {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | numbered
+
+
+_BYTE_CHARS = _byte_chars()
 
 
 class _StreamDetokenizer(Detokenizer):
@@ -177,9 +243,16 @@ class _StreamDetokenizer(Detokenizer):
     case the tokens held back are decoded separately, and a new stream is begun.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, prompt_tokens: Sequence[int]):
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        prompt_tokens: Sequence[int],
+        *,
+        skips_special: bool,
+    ):
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skips_special = skips_special
+        self._stream = DecodeStream(skip_special_tokens=skips_special)
         self._held: list[int] = []
         for token in prompt_tokens[-_PRIMING_TOKENS:]:
             self.step(token)
@@ -191,104 +264,127 @@ class _StreamDetokenizer(Detokenizer):
             text = self._stream.step(self._tokenizer, token)
         except Exception:  # the library raises plain Exception
             text = self.finish()
-            self._stream = DecodeStream(skip_special_tokens=True)
+            self._stream = DecodeStream(skip_special_tokens=self._skips_special)
             # Give the new stream the token, so that it does not drop the next space as
             # at the beginning of a text. If it holds the token back, it would return
             # its text once more: then an empty stream is better.
             if not self._stream.step(self._tokenizer, token):
-                self._stream = DecodeStream(skip_special_tokens=True)
+                self._stream = DecodeStream(skip_special_tokens=self._skips_special)
         if text:
             self._held.clear()
         return text or ""
 
     def finish(self) -> str:
         held, self._held = self._held, []
-        return self._tokenizer.decode(held, skip_special_tokens=True) if held else ""
+        if not held:
+            return ""
+        return self._tokenizer.decode(held, skip_special_tokens=self._skips_special)
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """The tokenizer of a Hugging Face folder, in `tokenizer.json`.
+    """The tokenizer of a Hugging Face folder.
 
     Special tokens such as a leading BOS are added by the tokenizer's post-processor. A
     chat template writes its own, so its text gets no others.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"no tokenizer.json in {folder}")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        parse_special: str = "never",
+        generation_config: str = "auto",
+    ):
+        settings = read_settings(folder / "tokenizer_config.json")
+        self._tokenizer = build_tokenizer(folder, settings)
+        named = add_special_tokens(folder, settings, self._tokenizer)
+        if self._tokenizer.post_processor is None:
+            add_ends(self._tokenizer, settings | named)
+        self._anchor = self.encode_part("a")[:1]
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.folder = folder
+        self.source = folder, parse_special, generation_config
         self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()), default=1)
-        settings = _settings(folder / "tokenizer_config.json")
-        eos: list[Any] = [
-            self._tokenizer.token_to_id(_token_text(settings.get("eos_token")) or "")
-        ]
-        for name in ("generation_config.json", "config.json"):
-            value = _settings(folder / name).get("eos_token_id")
+        eos: list[Any] = [self._tokenizer.token_to_id(named.get("eos_token", ""))]
+        files = [read_settings(folder / "config.json")]
+        if generation_config == "auto":
+            files.append(read_settings(folder / "generation_config.json"))
+            self.sampling = read_sampling(folder / "generation_config.json", files[1])
+        for value in (one.get("eos_token_id") for one in files):
             eos += value if isinstance(value, list) else [value]
+        template = read_template(folder, settings, named)
         super().__init__(
-            frozenset(token for token in eos if isinstance(token, int)),
-            _chat_template(folder, settings),
+            frozenset(token for token in eos if isinstance(token, int)), template
         )
+        self._control = None
+        if parse_special == "never":
+            written = template.text if template else ""
+            self._control = ControlTokens(self._tokenizer, written)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a prompt, with the post-processor's special tokens."""
-        return self._tokenizer.encode(text).ids
+        if self._control is None:
+            return self._tokenizer.encode(text).ids
+        return self._control.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens; special tokens have none."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def detokenizer(self, prompt_tokens: Sequence[int]) -> Detokenizer:
-        """Returns a decoder for the output that follows a prompt."""
-        return _StreamDetokenizer(self._tokenizer, prompt_tokens)
-
-    def _encode_chat(self, text: str) -> list[int]:
+    def encode_part(self, text: str) -> list[int]:
+        """Returns the ids of a part of a text, without special tokens."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def token_bytes(self, token: int) -> bytes:
+        """Returns the UTF-8 of a token, which may be part of a character.
 
-def _settings(path: pathlib.Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+        It is decoded after another token, so that a space before it is kept.
+        """
+        name = self._tokenizer.id_to_token(token) or REPLACEMENT
+        before = self._tokenizer.decode(self._anchor, skip_special_tokens=False)
+        text = self._tokenizer.decode(
+            [*self._anchor, token], skip_special_tokens=False
+        ).removeprefix(before)
+        if REPLACEMENT not in text:
+            return text.encode()
+        if match := re.fullmatch("<0x([0-9A-F]{2})>", name):
+            return bytes.fromhex(match[1])
+        if set(name) <= _BYTE_CHARS.keys():
+            return bytes(map(_BYTE_CHARS.__getitem__, name))
+        return text.encode()
+
+    def special_texts(self) -> list[str]:
+        """Returns the texts of special tokens."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return [one.content for one in added if one.special]
+
+    def detokenizer(
+        self, prompt_tokens: Sequence[int], *, skips_special: bool = True
+    ) -> Detokenizer:
+        """Returns a decoder for the output that follows a prompt."""
+        return _StreamDetokenizer(
+            self._tokenizer, prompt_tokens, skips_special=skips_special
+        )
+
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
+        if self._control is None:
+            return self.encode_part(template.render(**chat))
+        return self._control.encode_marked(template.render(**self._control.mark(chat)))
 
 
-def _token_text(value: Any) -> str | None:
-    """Returns a token of the settings, which is a text or an object that holds it."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _chat_template(
-    folder: pathlib.Path, settings: dict[str, Any]
-) -> ChatTemplate | None:
-    """Returns the template of a folder, from either of its files; None without one."""
-    path = folder / "chat_template.jinja"
-    value = settings.get("chat_template")
-    if path.is_file():
-        value = path.read_text(encoding="utf-8")
-    if isinstance(value, list):  # several, by name
-        rows = [row for row in value if isinstance(row, dict)]
-        value = {row.get("name"): row.get("template") for row in rows}.get("default")
-    if not isinstance(value, str):
-        return None
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    texts = {name: _token_text(settings.get(name)) for name in names}
-    return ChatTemplate(
-        value,
-        variables={name: text for name, text in texts.items() if text is not None},
-    )
-
-
-def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
+def load_tokenizer(
+    folder: pathlib.Path | None,
+    parse_special: str = "never",
+    generation_config: str = "auto",
+) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face folder; None is a named model size.
+
+    Args:
+      parse_special: Whether text of clients may spell control tokens: never, or user.
+      generation_config: Whether the folder's file of that name is read: auto, or none.
 
     Raises:
       ValueError: If the folder lacks a tokenizer, or one of its files is broken.
     """
-    return ByteTokenizer() if folder is None else HuggingFaceTokenizer(folder)
+    if folder is None:
+        return ByteTokenizer()
+    return HuggingFaceTokenizer(folder, parse_special, generation_config)

@@ -28,7 +28,7 @@ class IdleProcess:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._is_stopped = False
+        self._stopped = threading.Event()
 
     def run(self, function: str, *arguments: Any, **options: Any) -> Any:
         """Returns what `module:function` returns there; None once `stop` was called.
@@ -38,7 +38,7 @@ class IdleProcess:
         """
         path = os.pathsep.join(filter(None, sys.path))
         with self._lock:
-            if self._is_stopped:
+            if self._stopped.is_set():
                 return None
             self._child = child = subprocess.Popen(
                 [sys.executable, "-P", "-c", _START],
@@ -55,7 +55,7 @@ class IdleProcess:
                 found, fault = pickle.load(child.stdout)
             except (OSError, EOFError) as error:
                 child.kill()
-                if self._is_stopped:
+                if self._stopped.is_set():
                     return None
                 raise RuntimeError(f"its process ended: {child.wait()}") from error
         if fault:
@@ -65,7 +65,7 @@ class IdleProcess:
     def stop(self) -> None:
         """Ends the process, if there is one, and runs no more; any thread may call."""
         with self._lock:
-            self._is_stopped = True
+            self._stopped.set()
             if self._child is not None:
                 self._child.kill()
 

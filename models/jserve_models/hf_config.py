@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from jserve_models.config import LinearScaling, Llama3Scaling, ModelConfig
+from jserve_models.hf.folders import folder_name
 
 _LOG = logging.getLogger("jserve")
 
@@ -87,7 +88,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     path = folder / "config.json"
     keys = _Keys(read_json(path))
     try:
-        config = _config(folder.resolve().name, keys)
+        config = _config(folder_name(folder), keys)
         keys.check_all_taken()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -12,8 +12,9 @@ that names it has been applied, and only a request in no such plan is preempted.
 
 import collections
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jserve_sched.admission import Admission
 from jserve_sched.buckets.table import BucketTable
@@ -212,7 +213,8 @@ class Scheduler:
             in_flight_s = max(self._free_s - now_s, 0.0) if self._in_flight else 0.0
             view = dataclasses.replace(self.view(now_s), in_flight_s=in_flight_s)
             extra = [*others, request] if is_new else []
-            run = QueuePass(view, order_of(self.policy), self._recent, extra)
+            order = functools.partial(self._ask, order_of(self.policy))
+            run = QueuePass(view, order, self._recent, extra)
             found = state, run
             self._pass = None if is_new else found
         forecast = self._forecaster.of(request, found[1])
@@ -277,14 +279,18 @@ class Scheduler:
         """Returns the next step; None if nothing can run now."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
-        view, name = self.view(now_s), type(self.policy).__name__
+        plan = self._ask(self.policy.plan, self.view(now_s))
+        if plan is None or isinstance(plan, StepPlan):
+            return plan
+        name = type(self.policy).__name__
+        raise PolicyError(f"policy {name} planned {plan!r}, not a StepPlan")
+
+    def _ask(self, what: Callable[..., Any], *args: object) -> Any:
         try:
-            plan = self.policy.plan(view)
+            return what(*args)
         except Exception as error:
+            name = type(self.policy).__name__
             raise PolicyError(f"policy {name} raised {error!r}") from error
-        if plan is not None and not isinstance(plan, StepPlan):
-            raise PolicyError(f"policy {name} planned {plan!r}, not a StepPlan")
-        return plan
 
     def dispatch(self, plan: StepPlan, now_s: float) -> None:
         """Commits to a plan: preempts, admits, reserves pages, advances counts."""

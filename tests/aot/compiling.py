@@ -130,8 +130,10 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
     """
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
     from jserve.engine.programs import DeviceState, Programs
+    from jserve.engine.sampling import empty_slots
     from jserve_models.decoder import Decoder
     from jserve_models.registry import abstract_model
     from jserve_models.sharding import make_mesh, placement
@@ -152,11 +154,16 @@ def reports(job: Job, dump: pathlib.Path) -> Iterator[dict[str, Any]]:
         jax.ShapeDtypeStruct(shape, job.kv_dtype, sharding=where)
         for shape in model.kv_shapes(job.num_pages, job.page_size)
     )
-    counts: Any = (
-        jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placement(mesh))
-        for shape in ((job.num_slots,), (job.num_slots + 1, job.context_pages))
+    hosts: Any = (
+        np.empty(job.num_slots, np.int32),
+        np.empty((job.num_slots + 1, job.context_pages), np.int32),
+        empty_slots(job.num_slots, config.vocab_size),
     )
-    state = DeviceState(kv, *counts)
+    others = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement(mesh)),
+        hosts,
+    )
+    state = DeviceState(kv, *others)
     programs = Programs(
         model=model,
         state=state,
@@ -266,7 +273,7 @@ def _name_capability(target: Target, backend: Any) -> None:
 
 def _program(name: str) -> Any:
     """Returns the program of a name."""
-    from jserve.engine.programs import Head
+    from jserve.engine.program_kinds import Head
     from jserve_sched.buckets.table import Bucket
 
     if is_head(name):

@@ -11,9 +11,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import openai
+import pydantic
 import pytest
 
 from tests import TESTS
@@ -96,6 +97,7 @@ def test_what_cannot_be_attained_is_refused_or_degraded(
             client.create(**asked, stream=stream, extra_body={"service_tier": tier})
         error: Any = caught.value.body
         assert (caught.value.status_code, error["code"]) == (status, code)
+        assert caught.value.response.headers["x-should-retry"] == "false"
         retry_after_s = int(caught.value.response.headers["retry-after"])
         assert retry_after_s == max(math.ceil(error["retry_after_s"]), 1)
     answer = client.create(
@@ -129,6 +131,79 @@ def test_the_official_client_streams_a_chat(server: Server) -> None:
     assert stats["num_compiles_after_warmup"] == 0
 
 
+def test_the_official_client_reads_logprobs_and_biases_change_answers(
+    server: Server,
+) -> None:
+    asked: dict[str, Any] = {"model": "toy", "max_tokens": 3, "temperature": 0}
+    chat = server.client.chat.completions.create(
+        **asked,
+        messages=[{"role": "user", "content": "Hi"}],
+        logprobs=True,
+        top_logprobs=2,
+        logit_bias={"65": 60},
+    )
+    assert chat.choices[0].message.content == "AAA"
+    found = chat.choices[0].logprobs
+    assert found is not None and found.content is not None
+    for one in found.content:
+        assert (one.token, one.bytes) == ("A", [65])
+        best = one.top_logprobs[0]
+        assert len(one.top_logprobs) == 2 and best.logprob > one.logprob
+    completion = server.client.completions.create(
+        **asked, prompt="Hi", logprobs=1, extra_body={"allowed_token_ids": [66]}
+    )
+    told = completion.choices[0].logprobs
+    assert completion.choices[0].text == "BBB"
+    assert told is not None and told.tokens == ["B"] * 3
+    assert told.text_offset == [0, 1, 2]
+
+
+class Light(pydantic.BaseModel):
+    colour: Literal["red", "green"]
+    level: int = pydantic.Field(ge=0, le=9)
+
+
+def test_the_official_client_parses_an_answer_into_its_model(server: Server) -> None:
+    answer = server.client.chat.completions.parse(
+        model="toy",
+        messages=[{"role": "user", "content": "Hi"}],
+        response_format=Light,
+        max_tokens=200,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Light)
+    stream = server.client.completions.create(
+        model="toy",
+        prompt="Hi",
+        stream=True,
+        extra_body={"structured_outputs": {"choice": ["yes", "no"]}},
+    )
+    assert "".join(one.choices[0].text for one in stream) in ("yes", "no")
+    stats = json.loads(server.get("/jserve/info"))["stats"]
+    assert stats["num_compiles_after_warmup"] == 0
+
+
+def test_the_official_client_is_given_a_tool_call(server: Server) -> None:
+    tool = openai.pydantic_function_tool(Light)
+    stream = server.client.chat.completions.create(
+        model="toy",
+        messages=[{"role": "user", "content": "Hi"}],
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        stream=True,
+    )
+    name, arguments, reasons = "", "", set[str | None]()
+    for chunk in stream:
+        for call in chunk.choices[0].delta.tool_calls or ():
+            assert call.index == 0 and call.function is not None
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        reasons.add(chunk.choices[0].finish_reason)
+    assert name == "Light" and Light.model_validate_json(arguments)
+    assert reasons == {None, "tool_calls"}
+
+
 def test_errors_become_the_clients_own(server: Server) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         server.client.completions.create(model="other", prompt="hi")
@@ -158,4 +233,4 @@ def test_sigterm_lets_a_running_stream_finish(server: Server) -> None:
     assert num_steps >= 400  # a step a token, and those of the tests before
     log = server.log.read_text()
     assert "Traceback" not in log
-    assert "loading model toy" in log and "loading them: 9 of 9 (" in log
+    assert "loading model toy" in log and "loading them: 10 of 10 (" in log

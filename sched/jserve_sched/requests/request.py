@@ -12,6 +12,7 @@ can be planned while the last one still runs.
 import dataclasses
 import enum
 import math
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,12 @@ from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.service_class import AdmissionRule
 from jserve_sched.requests.slo import Pacing, Slo
 
-MAX_STOP_TOKENS = 8  # token ids that may end one request
+# Of one request:
+MAX_STOP_TOKENS = 8  # token ids that may end it
+MAX_BIASES = 1024  # tokens with a bias
+MAX_BAD_WORDS = 64
+MAX_WORD_TOKENS = 8  # tokens of a bad word
+MAX_LOGPROBS = 20  # likeliest tokens of which log-probabilities are returned
 
 
 class RequestState(enum.Enum):
@@ -50,6 +56,15 @@ class SamplingParams:
       top_p: Probability of the smallest set of tokens that is kept.
       min_p: Least probability of a token that is kept, as a share of the likeliest's.
       seed: Seed of the draws: that at position p depends on (seed, p) alone.
+      frequency_penalty: What a logit loses for each time its token is in the output.
+      presence_penalty: What a logit loses if its token is in the output.
+      repetition_penalty: Factor by which the logits of tokens in prompt or output are
+        made smaller.
+      biases: Tokens, and what is added to their logits.
+      only_biased: Whether no token comes but those in `biases`.
+      bad_words: Words, as tokens, that do not come.
+      num_logprobs: Number of the likeliest tokens of which log-probabilities are
+        returned beside the drawn token's; None for not even that.
     """
 
     temperature: float = 0.0
@@ -57,6 +72,13 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    biases: tuple[tuple[int, float], ...] = ()
+    only_biased: bool = False
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    num_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 < self.top_p <= 1.0:
@@ -66,6 +88,22 @@ class SamplingParams:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0..{most}")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} is below 0 (0 keeps all)")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise ValueError(f"{name}={getattr(self, name)} is not in -2..2")
+        if not 0 < self.repetition_penalty <= 100:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} is not in (0, 100]"
+            )
+
+    @property
+    def is_adjusted(self) -> bool:
+        """Whether logits are changed by biases, bad words or penalties."""
+        penalties = (
+            *(self.frequency_penalty, self.presence_penalty),
+            self.repetition_penalty - 1,
+        )
+        return bool(any(penalties) or self.biases or self.bad_words or self.only_biased)
 
 
 @dataclasses.dataclass(eq=False, kw_only=True, slots=True)
@@ -82,11 +120,13 @@ class Request:
         `MAX_STOP_TOKENS`.
       service_class: Name of its class, for reports.
       guard: Whether its class is guarded when late (policy `sliding`).
+      weight: What a violation counts, above 0 (policy `ontime`).
       admission: Rule of its class for requests that cannot be attained.
       max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       is_committed: Whether it will be served for sure: neither refused nor ended early.
       is_degraded: Whether it is served as best effort, since it could not be attained.
-      retry_after_s: Seconds after which a refused client should find room.
+      retry_after_s: Seconds until a refused client should find room; infinite: never.
+      constraint: What says which tokens may come next; read by the engine.
       predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
       first_predicted_tokens: Prediction made when it was submitted.
@@ -113,9 +153,11 @@ class Request:
     slo: Slo = dataclasses.field(default_factory=Slo)
     service_class: str = "best_effort"
     guard: bool = False
+    weight: float = 1.0
     admission: AdmissionRule = "queue"
     max_queue_wait_s: float = math.inf
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)
+    constraint: Any = None
 
     state: RequestState = RequestState.WAITING
     finish_reason: FinishReason | None = None

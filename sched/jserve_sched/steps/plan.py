@@ -70,6 +70,11 @@ class StepPlan:
         return len(self.decodes) + sum(row.num_tokens for row in self.chunks)
 
     @property
+    def drawing_rows(self) -> list[Row]:
+        """Rows that draw a token, in the order of the tokens."""
+        return [*self.decodes, *(row for row in self.chunks if row.draws_token)]
+
+    @property
     def num_sampled(self) -> int:
         """Rows that draw a token."""
         return len(self.decodes) + sum(row.draws_token for row in self.chunks)

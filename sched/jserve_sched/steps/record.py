@@ -36,8 +36,8 @@ class StepRecord(NamedTuple):
       num_compiling: Programs that were being compiled or loaded when it was launched.
       ended_by: Reason for which no further block was planned, a value of `PlanEnd`.
       predicted_s: Duration that the plan predicted, seconds.
-      bucket_s: Price of the bucket soon after the step ended, seconds: by the step-time
-        table, or by a simulation's cost model.
+      bucket_s: Price of the bucket, seconds: by the step-time table as it was timed at
+        start-up, or by a simulation's cost model.
       used_s: Price of the same step without padding, seconds.
       plan_s: Host time for planning and dispatch, seconds.
       transfer_s: Host time for packing the step's argument, seconds.

@@ -129,5 +129,6 @@ class CalibratedPredictor:
 def _cells(matrix: np.ndarray) -> np.ndarray:
     """Returns a number of each step's kind and size class of its program, `[N]`."""
     classes = np.frexp(matrix[:, NUM_ROWS : NUM_BLOCKS + 1])[1]
-    found: np.ndarray = scenarios(matrix) * _CLASSES + classes[:, 0]
-    return found * _CLASSES + classes[:, 1]
+    found: np.ndarray = scenarios(matrix) * _CLASSES**2
+    found += classes[:, 0] * _CLASSES + classes[:, 1]
+    return found

@@ -135,7 +135,8 @@ class TablePredictor:
 
 def guess_step_s(matrix: np.ndarray, *, block_tokens: int) -> np.ndarray:
     """Returns durations `[N]`, seconds, of features `[N, F]` before any is measured."""
-    guess = _guess(*matrix[:, _BUCKET].T, block_tokens)
+    rows, blocks = matrix[:, _BUCKET].T
+    guess = _guess(rows, blocks, block_tokens)
     found: np.ndarray = _at_pages(guess, *matrix[:, _PAGES].T)
     return found
 

@@ -15,6 +15,7 @@ from jserve.engine.compile_cache import (
 )
 from jserve.engine.program_store import ProgramStore
 from jserve.engine.programs import DeviceState, Programs
+from jserve.engine.sampling import empty_slots
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
 from tests.engine_harness import step_of_little
@@ -50,7 +51,9 @@ def make_programs(cache: ProgramStore, *, stores: bool = True) -> list[str]:
     """Compiles a toy's programs; returns where each came from, largest first."""
     model = load_model("toy", seed=0, dtype=np.float32)
     kv = model.new_kv(8, 128, np.float32)
-    state = DeviceState(kv, jnp.zeros(4, jnp.int32), jnp.zeros((5, 4), jnp.int32))
+    sampler = jax.tree.map(jnp.asarray, empty_slots(4, model.config.vocab_size))
+    ints = jnp.zeros(4, jnp.int32), jnp.zeros((5, 4), jnp.int32)
+    state = DeviceState(kv, *ints, sampler)
     programs = Programs(
         model=model,
         state=state,
@@ -73,7 +76,7 @@ def test_jax_keeps_what_the_store_does_not(tmp_path: pathlib.Path) -> None:
     assert make_programs(cache, stores=False) == ["cache", "cache"]
     # A hit is counted for its own program.
     entries = sorted((cache.folder.parent / "xla").glob("jit_step*-cache"))
-    assert len(entries) == 5
+    assert len(entries) == 6
     entries[0].unlink()
     assert sorted(make_programs(cache, stores=False)) == ["cache", "compiled"]
 

@@ -1,6 +1,7 @@
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,9 +10,10 @@ from jax.errors import JaxRuntimeError
 
 from jserve.engine.loop import EngineLoop
 from jserve.records.events import Health, NotServingError, QueueFullError
+from jserve_models.toy import MARGIN, TOY, toy_next_token
 from jserve_sched.policies.registry import POLICIES, make_policy
 from jserve_sched.requests.limits import TooLongError
-from jserve_sched.requests.request import FinishReason
+from jserve_sched.requests.request import FinishReason, Request, SamplingParams
 from jserve_sched.requests.slo import Slo
 from tests.engine_harness import Inbox, build_toy_loop, start, toy_output
 from tests.fakes import make_request
@@ -137,7 +139,7 @@ def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> N
     loop = build_toy_loop(shared_programs, max_queued_requests=3)
     inbox = start(loop, Health.WARM)
     accepted = []
-    with pytest.raises(QueueFullError, match="max_queued_requests=3") as caught:
+    with pytest.raises(QueueFullError, match=r"^3 .*max_queued_requests=3") as caught:
         for _ in range(100):
             request = make_request(600, 100, arrival_s=time.monotonic())
             loop.submit(request)
@@ -181,7 +183,7 @@ def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
     loop = build_toy_loop(shared_programs)
     inbox = start(loop, Health.WARM)
 
-    def break_down(plan: object) -> None:
+    def break_down(plan: object, **_: object) -> None:
         raise error
 
     monkeypatch.setattr(jax, "process_count", lambda: num_processes)
@@ -196,3 +198,70 @@ def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
         loop.submit(make_request())
     assert not loop.wait_until(Health.READY, 5.0)
     loop.stop()
+
+
+def adjusted_output(request: Request) -> list[int]:
+    """What the toy answers with a request's biases and frequency penalty, greedily."""
+    how, tokens, answers = request.sampling, request.prompt_tokens.tolist(), list[int]()
+    for _ in range(request.max_tokens):
+        logits = np.zeros(TOY.vocab_size)
+        logits[toy_next_token(tokens)] = MARGIN
+        for token, bias in how.biases:
+            logits[token] += bias
+        for token in set(answers):
+            logits[token] -= how.frequency_penalty * answers.count(token)
+            logits[token] -= how.presence_penalty
+        for word in how.bad_words:
+            if tuple(answers[len(answers) - len(word) + 1 :]) == word[:-1]:
+                logits[word[-1]] = -np.inf
+        answers.append(int(np.argmax(logits)))
+        tokens.append(answers[-1])
+    return answers
+
+
+def test_logits_are_adjusted_by_what_came_before(
+    loop: EngineLoop, inbox: Inbox
+) -> None:
+    rng = np.random.default_rng(0)
+    settle(loop)
+    hows: list[dict[str, Any]] = [
+        {"biases": ((5, 40.0),), "frequency_penalty": 2.0},
+        {"biases": ((5, 31.0), (6, 30.5)), "presence_penalty": 1.5},
+        {"biases": ((7, 50.0), (9, 45.0)), "bad_words": ((7, 7, 7), (9, 7))},
+        {"biases": ((200, 1.0),), "only_biased": True},
+        {},
+    ]
+    # Twice as many as there are slots, so that slots have had others before.
+    requests = [
+        make_request(
+            int(rng.integers(1, 100)),
+            12,
+            arrival_s=time.monotonic(),
+            sampling=SamplingParams(num_logprobs=index % 3 or None, **how),
+        )
+        for index, how in enumerate(hows * 7)
+    ]
+    for request in requests:
+        loop.submit(request)
+    inbox.wait_for(*requests, timeout_s=100.0)
+    assert loop.stats().num_compiles_after_warmup == 0
+    for request in requests:
+        if request.sampling.only_biased:
+            assert set(inbox.tokens(request)) == {200}
+        else:
+            assert inbox.tokens(request) == adjusted_output(request)
+        # The model itself gives its answer nearly all, whatever is drawn.
+        count = request.sampling.num_logprobs
+        tokens = request.prompt_tokens.tolist()
+        for event in inbox.events[request.request_id]:
+            if count is None:
+                assert event.logprobs is None
+                continue
+            found, answer = event.logprobs, toy_next_token(tokens)
+            assert found is not None and event.token is not None
+            assert found.top_tokens[0] == answer and len(found.top) == count
+            assert found.top[0] == pytest.approx(0.0, abs=1e-6)
+            drawn = 0.0 if event.token == answer else -MARGIN
+            assert found.drawn == pytest.approx(drawn, abs=1e-4)
+            assert (found.rank == 1) == (event.token == answer)
+            tokens.append(event.token)

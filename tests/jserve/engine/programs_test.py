@@ -11,10 +11,13 @@ import pytest
 from jserve.engine import program_store
 from jserve.engine.machine import num_cpus
 from jserve.engine.packing import Packed, Packer, padded_tables
+from jserve.engine.program_kinds import programs_of
 from jserve.engine.program_store import ProgramStore
-from jserve.engine.programs import DeviceState, Programs, programs_of
+from jserve.engine.programs import DeviceState, Programs
+from jserve.engine.sampling import empty_slots
 from jserve_models.attention import page_loop
 from jserve_models.registry import LoadedModel, load_model
+from jserve_models.toy import TOY
 from jserve_sched.buckets.table import Bucket, BucketTable
 from tests.engine_harness import step_of_little
 
@@ -22,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiler")
 NUM_SLOTS, NUM_PAGES, PAGE_SIZE, PAGES_PER_ROW = 16, 8, 128, 4
 TABLE = BucketTable((NUM_SLOTS,), (0, 4))
 BUCKETS = TABLE.buckets
-NUM_PROGRAMS = 5  # two buckets, the heads of their rows, page tables
+NUM_PROGRAMS = 6  # two buckets, the heads of their rows, two of slots
 
 
 @pytest.fixture
@@ -39,7 +42,12 @@ def model() -> LoadedModel:
 def state(model: LoadedModel) -> DeviceState:
     kv = model.new_kv(NUM_PAGES, PAGE_SIZE, np.float32)
     tables = padded_tables(NUM_SLOTS, PAGES_PER_ROW, NUM_PAGES)
-    return DeviceState(kv, jnp.zeros(NUM_SLOTS, jnp.int32), jnp.asarray(tables))
+    return DeviceState(
+        kv,
+        jnp.zeros(NUM_SLOTS, jnp.int32),
+        jnp.asarray(tables),
+        jax.tree.map(jnp.asarray, empty_slots(NUM_SLOTS, model.config.vocab_size)),
+    )
 
 
 @pytest.fixture
@@ -57,6 +65,7 @@ def padding(bucket: Bucket) -> Packed:
         num_pages=NUM_PAGES,
         page_size=PAGE_SIZE,
         max_pages_per_row=PAGES_PER_ROW,
+        vocab_size=TOY.vocab_size,
     )
     packed, _ = packer.pack_synthetic(bucket, [], [], is_drawn=False)
     return packed

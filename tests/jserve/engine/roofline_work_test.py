@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jserve.engine.programs import DeviceState, Head, Program, Programs
+from jserve.engine.program_kinds import Head, Program
+from jserve.engine.programs import DeviceState, Programs
+from jserve.engine.sampling import empty_slots
 from jserve_models.attention import page_loop
 from jserve_models.config import ModelConfig
 from jserve_models.registry import abstract_model
@@ -40,7 +42,8 @@ def analysis(program: Program, monkeypatch: pytest.MonkeyPatch) -> dict[str, flo
     (kv,) = model.kv_shapes(8, PAGE_SIZE)
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=placement(mesh))
     slot_tokens, tables = (shape(size, np.int32) for size in ((16,), (17, PAGES)))
-    arrays: Any = (shape(kv, jnp.bfloat16),), slot_tokens, tables
+    sampler = jax.tree.map(lambda one: shape(one.shape, one.dtype), empty_slots(16, 8))
+    arrays: Any = (shape(kv, jnp.bfloat16),), slot_tokens, tables, sampler
     monkeypatch.setattr(
         jax.lax,
         "fori_loop",

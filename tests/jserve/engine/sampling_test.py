@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jserve.engine import sampling
+from jserve_sched.requests.request import MAX_LOGPROBS
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 VOCAB = 50
@@ -23,6 +24,14 @@ def rows(count: int = COUNT, **fields: Any) -> sampling.RowSampling:
         "min_p": (0.0, jnp.float32),
         "seed": (0, jnp.uint32),
         "position": (np.arange(count), jnp.int32),
+        "slot": (np.arange(count), jnp.int32),
+        "is_adjusted": (False, bool),
+        "is_only_biased": (False, bool),
+        "repetition_penalty": (1.0, jnp.float32),
+        "frequency_penalty": (0.0, jnp.float32),
+        "presence_penalty": (0.0, jnp.float32),
+        "wants_logprobs": (False, bool),
+        "is_masked": (False, bool),
     }
     bans = np.broadcast_to(fields.get("bans", False), count)
     return sampling.RowSampling(
@@ -168,3 +177,129 @@ def test_a_threshold_is_that_of_a_sort_and_takes_no_loop_on_a_gpu(is_gpu: bool) 
         enough = np.flatnonzero(np.cumsum(weight[order]) >= target)
         expected = row[order][enough[0]] if len(enough) else 0
         assert threshold == (2**32 - 1 if target == 0 else expected)
+
+
+def reference_logits(
+    logits: np.ndarray,
+    prompt: list[int],
+    output: list[int],
+    *,
+    biases: dict[int, float],
+    is_only_biased: bool,
+    bad_words: list[list[int]],
+    repetition: float,
+    frequency: float,
+    presence: float,
+) -> np.ndarray:
+    """One row's adjusted logits, by loops; forbidden tokens are -inf."""
+    found = logits.astype(np.float64).copy()
+    if is_only_biased:
+        found[[token for token in range(VOCAB) if token not in biases]] = -np.inf
+    for token, bias in biases.items():
+        found[token] += bias
+    for word in bad_words:
+        before = word[:-1]
+        if not before or output[-len(before) :] == before:
+            found[word[-1]] = -np.inf
+    for token in range(VOCAB):
+        if token in prompt or token in output:
+            found[token] *= 1 / repetition if found[token] > 0 else repetition
+        num_times = output.count(token)
+        found[token] -= frequency * num_times + presence * (num_times > 0)
+    return found
+
+
+def test_logits_are_adjusted_as_by_a_reference() -> None:
+    rng = np.random.default_rng(0)
+    count, num_slots = 6, 8
+    logits = rng.normal(0, 2, (count, VOCAB)).astype(np.float32)
+    slots = sampling.empty_slots(num_slots, VOCAB)
+    row_slots = np.array([3, 0, 7, 1, 5, num_slots])
+    is_adjusted = np.array([True, True, True, True, False, True])
+    is_only_biased = np.array([False, False, True, False, False, False])
+    repetition, frequency, presence = (
+        rng.uniform(low, high, count).astype(np.float32)
+        for low, high in ((1.1, 1.5), (-0.5, 1.0), (-0.5, 1.0))
+    )
+    expected = logits.astype(np.float64)
+    for row, slot in enumerate(row_slots[:4]):
+        prompt = rng.integers(VOCAB, size=5).tolist()
+        output = rng.integers(10, size=6).tolist()
+        biases = {
+            int(token): float(token) / 8 - 2 for token in rng.integers(VOCAB, size=4)
+        }
+        words = [[7], [*output[-2:], 3], [output[-1], 4], [49, 5]]
+        slots.counts[slot] = np.bincount(output, minlength=VOCAB)
+        slots.counts[slot, prompt] |= sampling.IN_PROMPT
+        slots.bias_tokens[slot, : len(biases)] = list(biases)
+        slots.biases[slot, : len(biases)] = list(biases.values())
+        for place, word in enumerate(words):
+            slots.bad_words[slot, place, -len(word) :] = word
+        slots.recent[slot, -len(output) :] = output
+        expected[row] = reference_logits(
+            logits[row],
+            prompt,
+            output,
+            biases=biases,
+            is_only_biased=bool(is_only_biased[row]),
+            bad_words=words,
+            repetition=float(repetition[row]),
+            frequency=float(frequency[row]),
+            presence=float(presence[row]),
+        )
+    how = rows(
+        count,
+        slot=row_slots,
+        is_adjusted=is_adjusted,
+        is_only_biased=is_only_biased,
+        repetition_penalty=repetition,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+    )
+    found = np.asarray(jax.jit(sampling.adjust)(logits, how, slots))
+    is_open = np.isfinite(expected[:5])
+    np.testing.assert_allclose(found[:5][is_open], expected[:5][is_open], rtol=1e-5)
+    assert np.all(found[:5][~is_open] < -1e28)
+    np.testing.assert_array_equal(found[4], logits[4])
+
+    # What was drawn counts from then on, for adjusted rows alone.
+    drawn = jnp.arange(count, dtype=jnp.int32)
+    after = jax.jit(sampling.remember)(slots, how, drawn)
+    more = np.asarray(after.counts).astype(int) - slots.counts
+    assert {tuple(one) for one in np.argwhere(more).tolist()} == {
+        (slot, token) for token, slot in enumerate(row_slots[:4])
+    }
+    assert np.asarray(after.recent)[row_slots[:4], -1].tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(after.recent[5], slots.recent[5])
+
+
+def test_masks_forbid_tokens_of_their_rows(logits: np.ndarray) -> None:
+    may_come = np.random.default_rng(0).random((4, VOCAB)) < 0.3
+    padding = np.ones((4, 32 * sampling.mask_words(VOCAB) - VOCAB), bool)
+    bits = np.packbits(np.hstack([may_come, padding]), axis=1, bitorder="little")
+    how = rows(4, is_masked=[True, False, True, True])
+    found = np.asarray(
+        jax.jit(sampling.apply_masks)(crowd(logits, 4), how, bits.view(np.int32))
+    )
+    may_come[1] = True
+    np.testing.assert_array_equal(found[may_come], crowd(logits, 4)[may_come])
+    assert np.all(found[~may_come] < -1e28)
+
+
+@pytest.mark.parametrize("size", [VOCAB, 384, 4096])
+def test_logprobs_are_those_of_the_model(size: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (4, size)).astype(np.float32)
+    tokens = rng.integers(size, size=4).astype(np.int32)
+    find = jax.jit(sampling.logprobs)
+    found = find(logits, tokens, rows(4, wants_logprobs=[False, True, False, False]))
+    expected = np.log(np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True))
+    order = np.argsort(-expected, axis=-1)[:, :MAX_LOGPROBS]
+    for row, token in enumerate(tokens):
+        assert found.drawn[row] == pytest.approx(expected[row, token], abs=1e-4)
+        assert found.rank[row] == np.sum(expected[row] >= expected[row, token])
+    np.testing.assert_array_equal(found.top_tokens, order)
+    np.testing.assert_allclose(
+        found.top, np.take_along_axis(expected, order, axis=-1), atol=1e-4
+    )
+    assert not np.any(find(logits, tokens, rows(4)).drawn)

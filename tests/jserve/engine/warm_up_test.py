@@ -33,7 +33,7 @@ from tests.engine_harness import (
 from tests.fakes import ManualClock, make_request
 
 SIX_PROGRAMS = {"row_edges": [8, 16], "block_edges": [0, 2, 4]}
-COVERING = {"table", "B16xNB4", "B16xNB0", "head16", "draw16"}
+COVERING = {"table", "sampler", "B16xNB4", "B16xNB0", "head16", "draw16"}
 
 
 class Gate:
@@ -109,7 +109,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     stats = loop.stats()
     assert stats.health is Health.READY
     assert {one.program for one in stats.start_up.programs} == COVERING
-    assert (stats.num_programs, stats.num_programs_total) == (5, 11)
+    assert (stats.num_programs, stats.num_programs_total) == (6, 12)
     assert {one.num_rows for one in loop.steps()} == {16}
 
     beside = make_request(100, 600, arrival_s=time.monotonic())
@@ -120,7 +120,7 @@ def test_a_request_is_answered_before_warm_up_ends(
     num_steps = loop.stats().num_steps
     assert serve_one(loop, inbox, 40, 5).error is None
     stats = loop.stats()
-    assert stats.num_programs == stats.num_programs_total == 11
+    assert stats.num_programs == stats.num_programs_total == 12
     assert stats.num_compiles_after_warmup == 0
     found = stats.start_up
     assert found.warm_s is not None and found.ready_s is not None
@@ -187,7 +187,7 @@ def test_no_compilation_begins_while_requests_are_drained(
     drained.join()
     inbox.wait_for(request)
     assert inbox.events[request.request_id][-1].error is None
-    assert loop.stats().num_programs == 5
+    assert loop.stats().num_programs == 6
     loop.stop()
 
 
@@ -200,7 +200,7 @@ def test_what_could_not_be_kept_is_an_error(
     reports = warm_up._engine.programs.reports
     whole = reports[0]
     reports[0] = dataclasses.replace(whole, executable_bytes=None)
-    with pytest.raises(OSError, match="1 of 11 programs could not be kept"):
+    with pytest.raises(OSError, match="1 of 12 programs could not be kept"):
         warm_up.check_kept()
 
     unlink_times(config)
@@ -247,7 +247,7 @@ def test_a_warm_start_measures_nothing_and_shows_how_far_it_is(
     assert {one.source for one in warm_up.start_up().programs} == {"stored"}
     for lines in (cold, warm):
         assert lines[0] == "loading model toy"
-        assert any("loading them: 11 of 11 (" in line for line in lines)
+        assert any("loading them: 12 of 12 (" in line for line in lines)
         assert lines[-1].startswith("choosing the predictor")
     assert any(line.startswith("timing programs: ") for line in cold)
     assert not any("timing programs" in line for line in warm)

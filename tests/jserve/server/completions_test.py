@@ -133,7 +133,7 @@ def test_a_model_with_too_many_end_tokens_is_refused_at_once():
 class FragileTokenizer(ByteTokenizer):
     """Breaks at the letter x."""
 
-    def detokenizer(self, prompt_tokens):
+    def detokenizer(self, prompt_tokens, *, skips_special=True):
         whole = super().detokenizer(prompt_tokens)
 
         class Fragile:

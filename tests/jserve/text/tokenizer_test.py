@@ -68,6 +68,31 @@ def test_bytes_that_are_no_text():
     assert decoder.finish() == ""
 
 
+def test_the_bytes_of_tokens_are_the_text(folder):
+    metaspace = tokenizers.Tokenizer(models.BPE(byte_fallback=True))
+    metaspace.pre_tokenizer = pre_tokenizers.Metaspace()
+    metaspace.decoder = decoders.Sequence(
+        [
+            *(decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()),
+            decoders.Strip(" ", left=1),
+        ]
+    )
+    hexes = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["</s>", *hexes], show_progress=False
+    )
+    metaspace.train_from_iterator(["The quick brown fox a"] * 3, trainer)
+    tokenizer = load_tokenizer(folder)
+    assert "</s>" in tokenizer.special_texts()
+    for text in (TEXT, " the  end"):
+        tokens = tokenizer.encode_part(text)
+        assert b"".join(map(tokenizer.token_bytes, tokens)) == text.encode()
+    metaspace.save(str(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder)
+    tokens = tokenizer.encode_part("quick é")
+    assert b"".join(map(tokenizer.token_bytes, tokens)) == " quick é".encode()
+
+
 def test_text_never_becomes_a_control_token():
     tokenizer = ByteTokenizer()
     nasty = ["<|end|>", "<\0|end|>", "<", "\0", "\0\0<|<|eos|>\0", "{{ 7 * 7 }}"]

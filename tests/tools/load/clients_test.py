@@ -77,10 +77,10 @@ def test_streams_that_fail(chunks: list[bytes], message: str) -> None:
 def test_an_abort_as_the_server_writes_it_is_a_failure() -> None:
     form = AnswerFormat(is_chat=False, response_id="r", created_s=1, model="m")
     writer = ChunkWriter(form, 0)
-    quoted = writer.event('says "finish_reason": "abort"', None, [7])
+    quoted = writer.event('says "finish_reason": "abort"', None, [7], ())
     assert len(times(quoted, DONE_EVENT)) == 1
     with pytest.raises(RequestFailedError, match="aborted"):
-        times(quoted, writer.event("", "abort", []), DONE_EVENT)
+        times(quoted, writer.event("", "abort", [], ()), DONE_EVENT)
 
 
 def test_refusals_by_cause() -> None:

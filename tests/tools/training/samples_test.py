@@ -116,11 +116,11 @@ def test_the_committed_samples_are_of_today_s_model(study: str) -> None:
 
 
 def test_a_step_log_becomes_samples_without_steps_beside_a_compiler() -> None:
-    step = StepRecord(
-        **{"end_s": 1.0, "duration_s": 0.02, "leaves_work": False},
+    sizes: dict[str, Any] = {
         **{"num_rows": 8, "num_blocks": 4, "used_rows": 5, "used_blocks": 3},
         **{"decode_pages": 9, "block_pages": 6, "prefill_tokens": 70},
-    )
+    }
+    step = StepRecord(end_s=1.0, duration_s=0.02, leaves_work=False, **sizes)
     compiling = step._replace(num_compiling=1)
     rng = np.random.default_rng(0)
     found = recorded_samples({"page_size": 128}, [step, compiling] * 20, rng)

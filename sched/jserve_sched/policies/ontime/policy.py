@@ -11,9 +11,11 @@
    last, but is looked at in each step.
 3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
    come need, and by the due times of the prompts that it finishes. It may outlast the
-   cap for prompts that would be late otherwise.
+   cap for prompts that would be late otherwise; and there is no cap where that loses
+   fewer, those yet to come included.
 4. What loses fewer requests gives way. A second of prefill is worth one over the work
-   of the cheapest prompt that was given up, and nothing if none was.
+   of the cheapest prompt that was given up, and nothing if none was. A request counts
+   as its class's `weight`: given up is the most work for its weight.
 
 Predictions err, and the policy minds how much they erred lately:
 
@@ -33,6 +35,7 @@ got its share, so that no other takes the slot that it waits for.
 
 import collections
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,6 +68,23 @@ _STALL_STEPS = 2048  # in which stalls are counted
 _REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
 _MOST_FINISHED = 32  # prompts of a step whose due times are looked at
 _GUESSED = 15.0  # times its work is what a prompt of a guessed answer waits longer
+
+
+class _OnTimeSet(NamedTuple):
+    """Prompts that can be in time if no step is longer than `cap_s`, and the others.
+
+    Attributes:
+      step_s: Usual duration of a step.
+      left_s: `[P]` until each prompt is due, seconds.
+      late: `[P]` which cannot be in time, or are given up for others.
+      lost_per_s: Weight of prompts lost for each second without prefill.
+    """
+
+    cap_s: float
+    step_s: float
+    left_s: np.ndarray
+    late: np.ndarray
+    lost_per_s: float
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -160,11 +180,10 @@ class OnTime:
         decodes = [
             one for one in candidates.decodes if one.request_id not in self._violated
         ]
-        step_s = usual_step_s(
-            decodes, least_s=scale.least_s, most_s=min(cap_s, scale.full_s)
+        weight = np.array([one.weight for one in prompts.requests])
+        cap_s, step_s, left_s, late, lost_per_s = self._choose(
+            prompts, weight, steps, scale, decodes, start_s, cap_s
         )
-        due, more_steps = due_s(prompts, step_s)
-        left_s = due - start_s
         slack = decode_slack(
             decodes,
             start_s=start_s,
@@ -172,9 +191,9 @@ class OnTime:
             step_s=step_s,
             lost_per_s=self._lost_per_s,
         )
-        lost, given_up = self._late(prompts, steps, scale, step_s, left_s, more_steps)
-        late = lost | given_up
-        late |= too_large(view, candidates.decodes, prompts, left_s / step_s, late)
+        self._lost_per_s = lost_per_s
+        num_steps = left_s / step_s
+        late |= too_large(view, candidates.decodes, prompts, num_steps, late, weight)
         turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
         order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
         if aged:
@@ -198,28 +217,44 @@ class OnTime:
         )
         candidates.add_prompts(builder, prompts.take(order).requests)
 
-    def _late(
+    def _choose(
         self,
         prompts: Facts,
+        weight: np.ndarray,
         steps: StepPrices,
         scale: StepScale,
-        step_s: float,
-        left_s: np.ndarray,
-        more_steps: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `[P]` which prompts cannot be in time, and which are given up."""
+        decodes: list[Request],
+        start_s: float,
+        cap_s: float,
+    ) -> _OnTimeSet:
+        """Chooses the on-time set; without the cap if that loses fewer."""
         alone_s = steps.alone_s(prompts)
-        work_s = added_s(steps, scale, prompts, alone_s) + more_steps * scale.least_s
+        prompts_s = added_s(steps, scale, prompts, alone_s)
         guard = prompts.guard > 0
         violated = [one.request_id in self._violated for one in prompts.requests]
-        lost = ((left_s < alone_s) | violated) & ~guard
-        # The guarded come first.
-        free_s = room_s(scale, left_s, step_s) - work_s[guard].sum()
-        free_s[lost | guard | np.isinf(left_s)] = np.inf
-        given_up = surplus(free_s, work_s)
-        least_s = float(np.min(work_s[given_up], initial=np.inf))
-        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
-        return lost, given_up
+        found: list[_OnTimeSet] = []
+        for longest_s in (cap_s, np.inf):
+            most_s = min(longest_s, scale.full_s)
+            step_s = usual_step_s(decodes, least_s=scale.least_s, most_s=most_s)
+            due, more_steps = due_s(prompts, step_s)
+            left_s, work_s = due - start_s, prompts_s + more_steps * scale.least_s
+            lost = ((left_s < alone_s) | violated) & ~guard
+            # The guarded come first.
+            free_s = room_s(scale, left_s, step_s) - work_s[guard].sum()
+            free_s[lost | guard | np.isinf(left_s)] = np.inf
+            given_up = surplus(free_s, work_s, weight=weight)
+            least_s = float(np.min((work_s / weight)[given_up], initial=np.inf))
+            lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
+            late = lost | given_up
+            found.append(_OnTimeSet(longest_s, step_s, left_s, late, lost_per_s))
+            if cap_s >= scale.full_s or not given_up.any():
+                break
+        # What long steps gain now, less what they lose until then.
+        capped, longer = found[0], found[-1]
+        gained = capped.late & ~longer.late
+        until_s = float(longer.left_s[gained].max(initial=0.0))
+        least = weight[longer.late].sum() + self._cap.lost_per_s * until_s
+        return longer if least < weight[capped.late].sum() else capped
 
     def _budget(
         self,
