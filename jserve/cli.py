@@ -27,17 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jserve.config import (
-    EngineConfig,
-    ServerConfig,
-    check_predictor,
-    check_writable,
-)
+from jserve.config import EngineConfig, check_predictor, check_writable
 from jserve.engine.cluster import ProcessConfig, find_cluster, join_cluster
 from jserve.engine.memory import claim_memory
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
+from jserve.server_config import ServerConfig
 from jserve_models.config import NAMED
 from jserve_models.hf.folders import find_folder
 from jserve_models.hf_config import read_config

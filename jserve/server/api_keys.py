@@ -14,11 +14,11 @@ from fastapi import Request
 from fastapi.security import HTTPBearer
 from msgspec import Meta, Struct
 
-from jserve.config import ServerConfig
 from jserve.program import read_setting
 from jserve.server.errors import ApiError
 from jserve.server.metrics import ServerMetrics
 from jserve.server.replies import Reply
+from jserve.server_config import ServerConfig
 
 _RETRY_S = 1.0  # where it is not known when a request of the key ends
 _Limit = Annotated[int, Meta(ge=1)] | None

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from anyio import to_thread
 
-from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.answer_text import answer_text
@@ -25,6 +24,7 @@ from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.structured_input import asked_constraint
 from jserve.server.workers import BodyReaders
+from jserve.server_config import ServerConfig
 from jserve.text.answer_parts import ToolForm, find_tool_form
 from jserve.text.constraints import Constraint, Constraints
 from jserve.text.tokenizer import Tokenizer

@@ -10,9 +10,9 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from jserve.config import ServerConfig
 from jserve.program import read_setting
 from jserve.server.errors import ApiError, quote
+from jserve.server_config import ServerConfig
 from jserve_sched.requests.request import Request
 from jserve_sched.requests.service_class import (
     BEST_EFFORT,
@@ -146,15 +146,17 @@ class ServiceClasses:
         headers: Mapping[str, str],
         service_tier: str | None,
         nvext: Nvext | None = None,
+        field: str = "service_tier",
     ) -> tuple[Slo, ServiceClass]:
         """Returns the SLO of a request, and the class under which it is reported.
 
-        All but the headers are fields of the body; headers have names in lower case.
+        All but the headers are fields of the body, `field` the name of `service_tier`
+        there; headers have names in lower case.
 
         Raises:
           ApiError: 400 for an unknown class, or a value out of range.
         """
-        tier = None if service_tier is None else self._tier(service_tier)
+        tier = None if service_tier is None else self._tier(service_tier, field)
         if slo is not None:
             return slo.to_slo(), tier or self._custom
         targets = nvext.router if nvext else None
@@ -166,15 +168,14 @@ class ServiceClasses:
         tier = tier or self._default
         return self._slos[tier.name], tier
 
-    def _tier(self, name: str) -> ServiceClass:
+    def _tier(self, name: str, field: str) -> ServiceClass:
         if name in _DEFAULT_TIERS:
             return self._by_name.get(name, self._default)
         if name == _FLEX:
             return self._by_name.get(name, BEST_EFFORT)
         if name not in self._by_name:
             known = ", ".join([*self._by_name, *_DEFAULT_TIERS, _FLEX])
-            message = f"service_tier={quote(name)} is not one of {known}"
-            raise ApiError(message, "service_tier")
+            raise ApiError(f"{field}={quote(name)} is not one of {known}", field)
         return self._by_name[name]
 
 

@@ -41,10 +41,12 @@ def add_special_tokens(
     """
     try:
         return _add(folder, settings, tokenizer)
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"the special tokens of {folder} are broken: {error}"
-        ) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if str(folder) in str(error):
+            raise
+        files = "tokenizer_config.json, special_tokens_map.json or added_tokens.json"
+        message = f"{folder} has a broken token in {files}: {error!r}"
+        raise ValueError(message) from None
 
 
 def _add(
@@ -88,10 +90,9 @@ def _add(
 def _token(value: Any, is_special: bool = True) -> tokenizers.AddedToken:
     """Returns a token of the settings, which is a text or an object that holds it."""
     fields = {"content": value} if isinstance(value, str) else dict(value)
-    fields = {
-        key: one for key, one in fields.items() if key not in ("__type", "special")
-    }
-    return tokenizers.AddedToken(**fields, special=is_special)
+    unused = ("__type", "content", "special")
+    flags = {key: one for key, one in fields.items() if key not in unused}
+    return tokenizers.AddedToken(fields["content"], **flags, special=is_special)
 
 
 def read_sampling(path: pathlib.Path, values: Mapping[str, Any]) -> dict[str, float]:

@@ -113,8 +113,9 @@ def _sentencepiece(data: bytes, settings: dict[str, Any]) -> tokenizers.Tokenize
         scored = [(piece, score) for piece, score, _ in pieces]
         built = tokenizers.Tokenizer(models.Unigram(scored, unknown, has_bytes))
     # What is done to a text before and after.
-    if charsmap := normalizer.get(2, [b""])[-1]:
-        built.normalizer = normalizers.Precompiled(charsmap)
+    if normalizer.get(2, [b""])[-1] or normalizer.get(4, [1])[-1]:
+        name = normalizer.get(1, [b""])[-1].decode()
+        raise ValueError(f"its normalizer {name!r} is not identity, with all spaces")
     has_prefix = settings.get("add_prefix_space")
     if has_prefix is None:
         has_prefix = normalizer.get(3, [1])[-1]

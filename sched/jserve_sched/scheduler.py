@@ -23,7 +23,7 @@ from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.forecast import Forecaster
 from jserve_sched.planning.latency_source import LatencySource
-from jserve_sched.planning.queue_pass import QueuePass
+from jserve_sched.planning.queue_pass import QueuePass, Turns
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy, order_of
@@ -222,16 +222,12 @@ class Scheduler:
             request.forecast = forecast
         return forecast
 
-    def attainable_in_s(self, request: Request, now_s: float) -> float | None:
-        """Returns after how long a request like this one would attain its SLO.
-
-        Seconds from `now_s` after which it would have even odds if it were sent then
-        and nothing else came in between: 0 is now, None is never, since it would be
-        late even alone. Any request may be asked about, waiting or not submitted; of
-        one that waits, this is about another like it, since its own deadlines do not
-        move. `forecast(...).chance` is the chance of the request itself.
-        """
-        return self.forecast(request, now_s).attainable_in_s
+    def _order(self, *what: Any) -> Turns:
+        try:
+            return order_of(self.policy)(*what)
+        except Exception as error:
+            name = type(self.policy).__name__
+            raise PolicyError(f"policy {name} raised {error!r}") from error
 
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING
@@ -268,7 +264,7 @@ class Scheduler:
             request.degrade()
             self._waiting.reread(request)
         for request, _, work_s in found.ended:  # one pass over the queue for all
-            back_s = self.attainable_in_s(request, now_s) or 0.0
+            back_s = self.forecast(request, now_s).attainable_in_s or 0.0
             request.retry_after_s = self.admission.returns.next_s(now_s, back_s, work_s)
         for request, reason, _ in found.ended:
             self._waiting.remove(request)

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from jserve.config import ServerConfig
 from jserve.server.api_keys import load_api_keys
+from jserve.server_config import ServerConfig
 from tests.fake_server import serve_fake
 
 

@@ -237,7 +237,7 @@ def test_info_says_what_was_measured():
 SERVER = """
 import pathlib, sys, threading
 from tests.fake_server import FakeLoop
-from jserve.config import ServerConfig
+from jserve.server_config import ServerConfig
 from jserve.server import app as app_module, serving
 from jserve.text.tokenizer import load_tokenizer
 def script(request):

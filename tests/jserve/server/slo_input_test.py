@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from jserve.config import ServerConfig
 from jserve.server.slo_input import load_service_classes
+from jserve.server_config import ServerConfig
 from tests.fake_server import serve_fake
 
 CLASSES = [

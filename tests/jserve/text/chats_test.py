@@ -1,6 +1,7 @@
 """Chats become the same ids as by transformers, with the files of public folders."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -80,3 +81,24 @@ def test_an_assistants_turn_may_have_the_tokens_that_its_model_shows():
     chat["messages"][1]["content"] += "<|im_end|>"
     ended = load_tokenizer(CHATS / "qwen3").apply_chat_template(**chat)
     assert len(ended) > len(never) + 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "text", "words"),
+    [
+        ("pieces", "tokenizer.model", "x", "tokenizer.model is not a tokenizer"),
+        ("pieces", "tokenizer.model", "", "tokenizer.model is not a tokenizer"),
+        ("words_qwen", "merges.txt", "a b c", "vocab.json is not a tokenizer"),
+        ("words_qwen", "tokenizer_config.json", "{}", "tokenizer_class=None is not"),
+        ("older", "added_tokens.json", '{"a": "b"}', "or added_tokens.json: "),
+        ("older", "special_tokens_map.json", '{"eos_token": {}}', "a broken token in"),
+        ("named", "tokenizer_config.json", '{"chat_template": [1]}', "config.json: "),
+        ("phi3", "chat_template.jinja", "{% if %}", r"jinja: .* does not compile"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, folder, name, text, words):
+    copied = tmp_path / "folder"
+    shutil.copytree(CHATS / folder, copied)
+    (copied / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        load_tokenizer(copied)

@@ -33,6 +33,7 @@ class StepCap:
     """Remembers the last requests, and finds the cap for more like them.
 
     Attributes:
+      last_s: The cap that was found last, seconds.
       lost_per_s: Requests yet to come that are lost in a second without the cap.
     """
 
@@ -40,7 +41,7 @@ class StepCap:
         self._recent: collections.deque[Request] = collections.deque(maxlen=_NUM_RECENT)
         self._num_seen = 0
         self._next_step = 0
-        self._cap_s = np.inf
+        self.last_s = np.inf
         self.lost_per_s = 0.0
 
     def find_s(self, view: SchedulerView, steps: StepPrices, scale: StepScale) -> float:
@@ -53,8 +54,8 @@ class StepCap:
             self._num_seen += new
         if view.step_id >= self._next_step and len(self._recent) > 1:
             self._next_step = view.step_id + _EVERY
-            self._cap_s = self._find_s(view, steps, scale)
-        return max(self._cap_s, scale.first_s)
+            self.last_s = self._find_s(view, steps, scale)
+        return max(self.last_s, scale.first_s)
 
     def _find_s(
         self, view: SchedulerView, steps: StepPrices, scale: StepScale

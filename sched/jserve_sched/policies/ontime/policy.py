@@ -35,6 +35,7 @@ got its share, so that no other takes the slot that it waits for.
 
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +54,7 @@ from jserve_sched.policies.ontime.due import (
 )
 from jserve_sched.policies.ontime.pages import too_large
 from jserve_sched.policies.ontime.work import StepScale, added_s, room_s, scale_of
-from jserve_sched.policies.sliding.sorter import rank, surplus
+from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -85,6 +86,15 @@ class _OnTimeSet(NamedTuple):
     left_s: np.ndarray
     late: np.ndarray
     lost_per_s: float
+
+
+class _Turns(NamedTuple):
+    """The order of prompts `[P]`, and what it was found with."""
+
+    order: np.ndarray
+    chosen: _OnTimeSet
+    slack: DecodeSlack
+    ratio: float
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -140,12 +150,13 @@ class OnTime:
 
     def order(
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
-    ) -> np.ndarray:
-        """Returns the places of prompts: those on time by due time, then the others."""
-        scale = scale_of(view, steps)
-        step_s = usual_step_s(view.running, least_s=scale.least_s, most_s=scale.full_s)
-        due, _ = due_s(prompts, step_s)
-        return rank(view, steps, prompts._replace(pace_s=due, deadline_s=due)).order
+    ) -> tuple[np.ndarray, int]:
+        """Returns the places of prompts, and the blocks of the next step."""
+        begun = set(view.begun)
+        running = [one for one in view.running if one not in begun]
+        turns = self._turns(view, running, steps, prompts, self._cap.last_s)
+        prices = steps.of(prompts.take(turns.order))
+        return turns.order, self._budget(turns, prices, turns.order)
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
@@ -175,27 +186,10 @@ class OnTime:
 
         # The order of prompts: the on-time set by due time, then the others.
         steps = StepPrices(view, rows)
-        scale = scale_of(view, steps)
-        cap_s = self._cap.find_s(view, steps, scale)
-        decodes = [
-            one for one in candidates.decodes if one.request_id not in self._violated
-        ]
-        weight = np.array([one.weight for one in prompts.requests])
-        cap_s, step_s, left_s, late, lost_per_s = self._choose(
-            prompts, weight, steps, scale, decodes, start_s, cap_s
-        )
-        slack = decode_slack(
-            decodes,
-            start_s=start_s,
-            least_s=scale.least_s,
-            step_s=step_s,
-            lost_per_s=self._lost_per_s,
-        )
-        self._lost_per_s = lost_per_s
-        num_steps = left_s / step_s
-        late |= too_large(view, candidates.decodes, prompts, num_steps, late, weight)
-        turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
-        order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
+        cap_s = self._cap.find_s(view, steps, scale_of(view, steps))
+        turns = self._turns(view, candidates.decodes, steps, prompts, cap_s)
+        order, late = turns.order, turns.chosen.late
+        self._lost_per_s = turns.chosen.lost_per_s
         if aged:
             first = prompts.requests.index(aged)
             order = np.concatenate(([first], order[order != first]))
@@ -210,12 +204,36 @@ class OnTime:
         placed = order[places]
         order = np.concatenate((placed, np.delete(order, places)))
         prices = StepPrices(view, rows).of(prompts.take(placed))
-        num_on_time = int(np.argmax(np.append(late[placed], True)))
-        on_time_s = left_s[placed[:num_on_time]]
-        builder.limit_time(
-            self._budget(prices, slack, on_time_s, cap_s, step_s, scale.ratio)
-        )
+        builder.limit_time(self._budget(turns, prices, placed))
         candidates.add_prompts(builder, prompts.take(order).requests)
+
+    def _turns(
+        self,
+        view: SchedulerView,
+        running: Sequence[Request],
+        steps: StepPrices,
+        prompts: Facts,
+        cap_s: float,
+    ) -> _Turns:
+        """Returns the order of prompts beside the decodes that are running."""
+        decodes = [one for one in running if one.request_id not in self._violated]
+        scale = scale_of(view, steps)
+        weight = np.array([one.weight for one in prompts.requests])
+        start_s = view.start_s
+        chosen = self._choose(prompts, weight, steps, scale, decodes, start_s, cap_s)
+        slack = decode_slack(
+            decodes,
+            start_s=start_s,
+            least_s=scale.least_s,
+            step_s=chosen.step_s,
+            lost_per_s=self._lost_per_s,
+        )
+        left_s, late = chosen.left_s, chosen.late
+        num_steps = left_s / chosen.step_s
+        late = late | too_large(view, running, prompts, num_steps, late, weight)
+        turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
+        order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
+        return _Turns(order, chosen._replace(late=late), slack, scale.ratio)
 
     def _choose(
         self,
@@ -256,21 +274,14 @@ class OnTime:
         least = weight[longer.late].sum() + self._cap.lost_per_s * until_s
         return longer if least < weight[capped.late].sum() else capped
 
-    def _budget(
-        self,
-        prices: OrderPrices,
-        slack: DecodeSlack,
-        left_s: np.ndarray,
-        cap_s: float,
-        step_s: float,
-        ratio: float,
-    ) -> int:
+    def _budget(self, turns: _Turns, prices: OrderPrices, placed: np.ndarray) -> int:
         """Returns how many blocks of prefill the step should have.
 
-        Args:
-          left_s: Times left of the first prompts, those on time, seconds.
-          step_s: Usual duration of a step.
+        `placed` are the places of the prompts that can be taken, priced in this order.
         """
+        slack, ratio, chosen = turns.slack, turns.ratio, turns.chosen
+        num_on_time = int(np.argmax(np.append(chosen.late[placed], True)))
+        left_s = chosen.left_s[placed[:num_on_time]]
         hard_s = soft_s = float(slack.slack_s.min(initial=np.inf)) / ratio
         buffer_s = _BUFFER * self._delay_s
         if buffer_s > _LEAST_DELAY_S:
@@ -281,16 +292,16 @@ class OnTime:
             regained_s = (1.0 - _REGAIN) * slack.gap_s * slack.num_outputs
             stalls_s = np.sort([stall_s for _, stall_s in self._stalls])
             saved = float(stalls_s.searchsorted(regained_s).sum()) / _STALL_STEPS
-            if saved < (hard_s - soft_s) * self._lost_per_s:
+            if saved < (hard_s - soft_s) * chosen.lost_per_s:
                 soft_s = hard_s
-        limit_s = min(soft_s, cap_s)
+        limit_s = min(soft_s, chosen.cap_s)
         ends = prices.ends[1 : 1 + min(len(left_s), _MOST_FINISHED)]
         ends = ends[ends <= prices.steps.max_blocks].astype(np.int64)
         if len(ends):
             # The first prompts that it can finish, all of them by their due times.
             price_s = prices.predict(ends)
             by_s = np.minimum.accumulate(left_s[: len(ends)]) / ratio
-            is_urgent = by_s < price_s + step_s  # cannot wait for another step
+            is_urgent = by_s < price_s + chosen.step_s  # cannot wait for another step
             fits = price_s <= np.minimum(by_s, np.where(is_urgent, hard_s, limit_s))
             if num_finished := int(np.argmin(np.append(fits, False))):
                 last = num_finished - 1
