@@ -143,11 +143,6 @@ def calibrated(weights: MlpWeights) -> CalibratedPredictor:
 
 
 def is_near(weights: MlpWeights, matrix: np.ndarray, table_s: np.ndarray) -> bool:
-    """Returns whether a network is like a table, within 20 times.
-
-    Args:
-      matrix: Features of the steps to compare, `[N, F]`.
-      table_s: The table's seconds `[N]`.
-    """
+    """Returns whether a network is within 20 times of a table's seconds `[N]`."""
     ratio = np.log(MlpPredictor(weights).predict_upper(matrix) / table_s)
     return bool((np.abs(ratio) < math.log(_MOST_RATIO)).all())

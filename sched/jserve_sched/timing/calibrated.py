@@ -60,10 +60,7 @@ class CalibratedPredictor:
         ]
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns durations `[N]` in seconds for features `[N, F]`, if they are valid.
-
-        `BestPredictor` replaces what is no duration.
-        """
+        """Returns durations `[N]` in seconds; `BestPredictor` replaces invalid ones."""
         found: np.ndarray = self._inner.predict(matrix) * self._factor[_cells(matrix)]
         return found
 
@@ -118,11 +115,7 @@ class CalibratedPredictor:
             self._inner.update(sample._replace(duration_s=duration_s))
 
     def errors(self, kind: int) -> np.ndarray:
-        """Returns the last errors of a kind of step, `[N, 2]`, the oldest first.
-
-        They are those of the median and of the 95th percentile; NaN if the prediction
-        was invalid.
-        """
+        """Returns the last errors `[N, 2]` of a kind: median and 95th percentile."""
         return np.array(list(self._errors[kind])).reshape(-1, 3)[:, :2]
 
 
