@@ -33,6 +33,8 @@ from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import make_length_estimator
 from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.scheduler import Scheduler
+from jserve_sched.timing.best import BestPredictor
+from jserve_sched.timing.calibrated import CalibratedPredictor
 from jserve_sched.timing.table import TablePredictor
 
 _LOG = logging.getLogger("jserve")
@@ -72,7 +74,9 @@ def build_loop(
     name = engine.model.attention.__name__.rpartition(".")[2]
     config = dataclasses.replace(config, attention=name)  # never "auto"
     facts = engine.predictor_facts()
-    predictor = TablePredictor(plan.final, max_pages_per_row=engine.max_pages_per_row)
+    table = TablePredictor(plan.final)
+    calibrated = CalibratedPredictor(table, "table")
+    predictor = BestPredictor(calibrated)
     folder = None if store is None else store.folder.parent
     times_path = folder and folder / _times_name(config, engine, plan.final)
     # The scheduler, which plans in the covering table until warm-up hands over others.
@@ -95,14 +99,15 @@ def build_loop(
         engine=engine,
         scheduler=scheduler,
         plan=plan,
-        predictor=predictor,
+        predictor=table,
         times_path=times_path,
         choose=functools.partial(
             choose_predictor,
             config.predictor,
-            predictor,
+            calibrated,
             expected=facts,
             max_pages_per_row=engine.max_pages_per_row,
+            cache=folder,
         ),
         timing_s=config.warm_up_timing_s,
         progress=progress,
@@ -121,7 +126,8 @@ def build_loop(
                 {"name": one.name, "ttft_s": one.ttft_s, "tbt_s": one.tbt_s}
                 for one in service_classes
             ],
-            "step_times": None if warm_up.serving is None else predictor.to_json(),
+            "step_times": None if warm_up.serving is None else table.to_json(),
+            "predictor": dataclasses.asdict(facts),
         }
 
     return EngineLoop(
@@ -129,7 +135,7 @@ def build_loop(
         engine=engine,
         scheduler=scheduler,
         warm_up=warm_up,
-        records=RecentSteps(predictor, _open_step_log(config, header)),
+        records=RecentSteps(table, _open_step_log(config, header)),
     )
 
 

@@ -83,10 +83,10 @@ def check_predictor(predictor: str) -> None:
       ValueError: If it is neither.
     """
     folder = pathlib.Path(predictor).expanduser() / "checkpoint"
-    if predictor not in ("table", "linear") and not folder.is_dir():
+    if predictor not in ("table", "auto", "linear") and not folder.is_dir():
         raise ValueError(
-            f"predictor={predictor} is not one of table, linear, and not the folder of "
-            "a trained one, which holds a checkpoint"
+            f"predictor={predictor} is not one of table, auto, linear, and not the "
+            "folder of a trained one, which holds a checkpoint"
         )
 
 
@@ -121,7 +121,8 @@ class EngineConfig:
       policy: Scheduling policy: ontime, sliding, qoserve, edf, fcfs, sjf, laxity or
         annealing, with options as in "edf:chunk_tokens=256", or a class of your own,
         as in "my_module.MyPolicy".
-      predictor: Predictor of step times: "table" (timed at start), "linear"
+      predictor: Predictor of step times: "table" (timed at start), "auto" (networks
+        too, trained on the server's own steps at idle priority), "linear"
         (SlidingServe's model, refitted while serving), or the folder of a checkpoint
         of jserve-train-predictor.
       length_estimator: Estimator of output lengths, by name and options: "mean" of
@@ -252,7 +253,7 @@ class EngineConfig:
             check_writable("profile_dir", self.profile_dir)
         if not self.predictor:
             raise ValueError(
-                "predictor='' is not one of table, linear, or a checkpoint's folder"
+                "predictor='' is not table, auto, linear, or a checkpoint's folder"
             )
         for name, known in (
             ("dtype", ("auto", "float32", "bfloat16")),

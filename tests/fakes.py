@@ -174,9 +174,7 @@ def make_scheduler(
             page_size=page_size,
             enable_prefix_caching=enable_prefix_caching,
         ),
-        predictor=TablePredictor(
-            table, max_pages_per_row=-(-max_model_len // page_size)
-        ),
+        predictor=TablePredictor(table),
         max_num_seqs=max_num_seqs or table.max_rows,
         max_num_batched_tokens=max_num_batched_tokens
         or table.max_rows + table.max_blocks * table.block_tokens,

@@ -88,7 +88,7 @@ def crowded_scheduler(
         policy=make_policy("fcfs"),
         buckets=table,
         ledger=KvLedger(num_pages=num_pages, page_size=_PAGE_SIZE),
-        predictor=TablePredictor(table, max_pages_per_row=256),
+        predictor=TablePredictor(table),
         max_num_seqs=num_running + 1,
         max_num_batched_tokens=_STEP_TOKENS,
         max_model_len=32768,

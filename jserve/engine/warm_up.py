@@ -149,8 +149,8 @@ class WarmUp:
 
         It ends early after `begin_no_more`.
         """
-        # The first plan needs this, which takes half a second to import.
-        self._submit(importlib.import_module, "scipy.ndimage")
+        # The first fit needs this, which takes half a second to import.
+        self._submit(importlib.import_module, "scipy.optimize")
         table = self._plan.covering
         self._show_compiling(len(programs_of(table.buckets)))
         self._compile(table)
@@ -309,8 +309,6 @@ class WarmUp:
         self._engine.compile(table.buckets, self._stopping.is_set)
 
     def _choose_predictor(self, reached: BucketTable) -> ServingPredictor:
-        import scipy.optimize  # noqa: F401  Or else a policy's first fit waits for it.
-
         if not self._is_timed and reached == self._plan.final:
             path = self._times_path
             self._are_times_lost = not path or not save_step_times(

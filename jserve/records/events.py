@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jserve.progress import Stage
 from jserve_sched.buckets.table import BucketTable
@@ -83,16 +83,19 @@ class PredictorStatus:
     """The predictor that prices the steps, and its state.
 
     Attributes:
-      name: "table", "linear" or "mlp".
+      name: "table", "linear", "mlp" or "auto".
       fallback: Fault for which the table replaces a checkpoint; "" if it does not.
-      num_refits: Number of refitted models used since start.
+      num_refits: Number of models refitted or trained since start.
       num_replaced: Number of invalid predictions that were replaced.
+      kinds: By kind of step, the predictor that serves and how wrong it was lately:
+        the fields of `jserve_sched.timing.best.KindErrors`.
     """
 
     name: str = "table"
     fallback: str = ""
     num_refits: int = 0
     num_replaced: int = 0
+    kinds: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -179,7 +182,7 @@ class EngineStats:
     prefix_hit_tokens: int
     generated_tokens: int
     compile_s: float
-    predictor: PredictorStatus = PredictorStatus()
+    predictor: PredictorStatus = dataclasses.field(default_factory=PredictorStatus)
     start_up: StartUp = StartUp()
     length_errors: dict[str, LengthErrors] = dataclasses.field(default_factory=dict)
     searches: SearchTotals = dataclasses.field(default_factory=SearchTotals)

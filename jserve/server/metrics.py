@@ -69,6 +69,12 @@ _COUNTERS = (
     ("plan_searches", "searches.num_searches", "Searches of the policy."),
     ("plan_search_seconds", "searches.search_s", "Seconds in the policy's searches."),
 )
+# Name, field of a kind of step's `KindErrors`, and help.
+_STEP_ERRORS = (
+    ("predictor_median_error", "median_error", "Median error of predicted steps."),
+    ("predictor_p95_coverage", "p95_coverage", "Share of steps within their p95."),
+    ("predictor_bias", "bias", "Median of measured over predicted time, less 1."),
+)
 # Name, attribute of a service class's errors, and help.
 _LENGTHS = (
     ("length_predictions", "num_requests", "Outputs with a predicted length."),
@@ -257,15 +263,15 @@ class ServerMetrics(Collector):
             ("warm", "Whether all is compiled, 0 or 1.", is_warm),
             ("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", usage),
         ):
-            yield self._family(GaugeMetricFamily, name, text, {"": value})
-        cache = GaugeMetricFamily(
-            _full_name("cache_config_info"),
-            "The KV pool.",
-            labels=["model_name", "block_size", "num_gpu_blocks"],
-        )
+            yield self._family(GaugeMetricFamily, name, text, {(): value})
         pool = self._engine.config.page_size, stats.num_pages
-        cache.add_metric([self._model_name, *map(str, pool)], 1.0)
-        yield cache
+        yield self._family(
+            GaugeMetricFamily,
+            "cache_config_info",
+            "The KV pool.",
+            {tuple(map(str, pool)): 1},
+            *("block_size", "num_gpu_blocks"),
+        )
         for kind, rows in (
             (GaugeMetricFamily, _GAUGES),
             (CounterMetricFamily, _COUNTERS),
@@ -273,7 +279,7 @@ class ServerMetrics(Collector):
             for name, path, text in rows:
                 value = operator.attrgetter(path)(stats)
                 if value is not None:  # None is not known yet
-                    yield self._family(kind, name, text, {"": value})
+                    yield self._family(kind, name, text, {(): value})
         yield self._family(
             GaugeMetricFamily,
             "predictor_info",
@@ -288,6 +294,17 @@ class ServerMetrics(Collector):
             {reason: 1} if (reason := stats.predictor.fallback) else {},
             "reason",
         )
+        kinds = stats.predictor.kinds
+        yield self._family(
+            GaugeMetricFamily,
+            "predictor_serves",
+            "The predictor of each kind of step.",
+            {(kind, errors["predictor"]): 1 for kind, errors in kinds.items()},
+            *("step_kind", "predictor"),
+        )
+        for name, field, text in _STEP_ERRORS:
+            values = {(kind,): errors[field] for kind, errors in kinds.items()}
+            yield self._family(GaugeMetricFamily, name, text, values, "step_kind")
         for name, field, text in _LENGTHS:
             sums = {
                 service_class: getattr(errors, field)
@@ -300,12 +317,12 @@ class ServerMetrics(Collector):
         kind: Any,
         name: str,
         text: str,
-        values: Mapping[str, float],
-        *label: str,
+        values: Mapping[Any, float],
+        *labels: str,
     ) -> Metric:
-        """Returns a metric, with a value for each value of its label if it has one."""
-        family = kind(_full_name(name), text, labels=["model_name", *label])
+        """Returns a metric, with a value for each of the values of its labels."""
+        family = kind(_full_name(name), text, labels=["model_name", *labels])
         for key, value in values.items():
-            keys = [self._model_name, key] if label else [self._model_name]
-            family.add_metric(keys, float(value))
+            keys = (key,) if isinstance(key, str) else key
+            family.add_metric([self._model_name, *keys], float(value))
         return cast(Metric, family)

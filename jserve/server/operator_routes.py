@@ -108,6 +108,7 @@ def inspection_router(service: Service) -> APIRouter:
                 "next": page[-1].step_id + 1 if page else since,
                 "has_more": len(page) < len(found),
                 "now_s": time.monotonic(),
+                "predictor": dataclasses.asdict(service.engine.stats().predictor),
             }
         )
 

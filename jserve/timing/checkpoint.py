@@ -17,10 +17,9 @@ import numpy as np
 
 from jserve_models.config import ModelConfig
 from jserve_sched.steps.features import NUM_FEATURES
-from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.mlp import MlpPredictor, MlpWeights
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _CHECKPOINT = "checkpoint"
 # The facts that must agree, and the fault if they differ.
 _FAULTS = {
@@ -88,7 +87,7 @@ class PredictorFacts:
 
 
 def save_checkpoint(
-    folder: pathlib.Path, weights: MlpWeights, facts: PredictorFacts
+    folder: pathlib.Path, facts: PredictorFacts, weights: MlpWeights
 ) -> None:
     """Writes a checkpoint; replaces an older one.
 
@@ -142,9 +141,7 @@ def load_checkpoint(
         if difference:
             raise CheckpointError(folder, *difference)
         tree = dict(found["weights"])
-        linear = LinearModel(**tree.pop("linear"))
-        layers = tuple(map(tuple, tree.pop("layers")))
-        weights = MlpWeights(linear=linear, layers=layers, **tree)
+        weights = MlpWeights(layers=tuple(map(tuple, tree.pop("layers"))), **tree)
         answer_s = MlpPredictor(weights).predict_upper(np.ones((1, NUM_FEATURES)))
         if not np.isfinite(answer_s).all():
             raise ValueError(f"it predicts {answer_s[0]} s")
@@ -160,13 +157,7 @@ def load_checkpoint(
 def first_difference(
     facts: Mapping[str, Any], expected: PredictorFacts
 ) -> tuple[str, str] | None:
-    """Returns the first difference from the expected facts, or None.
-
-    Facts that are missing are not compared.
-
-    Returns:
-      The fault in one word, and the end of a sentence about it.
-    """
+    """Returns the fault of the first known fact that differs, and a sentence's end."""
     for name, fault in _FAULTS.items():
         wanted = getattr(expected, name)
         if name in facts and facts[name] != wanted:

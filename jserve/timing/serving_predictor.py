@@ -1,14 +1,16 @@
-"""The predictor that an engine plans by, and its fallback.
+"""The predictor that an engine plans by.
 
-The step-time table is filled by the timed pass at start-up, so it always exists.
-`linear` starts from the table and is refitted while serving. The folder of a checkpoint
-gives a trained network; if it cannot be used, there is one warning and the table is
-used.
+The step-time table is filled by the timed pass at start-up, so it always exists, and
+stands in for what another cannot predict. `linear` starts from the table and is
+refitted while serving. `auto` starts from the table too, or from the network that an
+earlier server kept; networks are trained on its steps, and the better one predicts. The
+folder of a checkpoint gives a network for good.
 """
 
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import logging
 import pathlib
 from collections.abc import Callable
@@ -16,13 +18,20 @@ from collections.abc import Callable
 import numpy as np
 
 from jserve.records.events import PredictorStatus
-from jserve.timing.checkpoint import CheckpointError, PredictorFacts, load_checkpoint
+from jserve.timing.checkpoint import (
+    FORMAT_VERSION,
+    CheckpointError,
+    PredictorFacts,
+    load_checkpoint,
+)
+from jserve.timing.idle_process import IdleProcess
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.steps.features import uniform_features
+from jserve_sched.timing.auto import AutoPredictor, calibrated, is_near
+from jserve_sched.timing.best import BestPredictor
+from jserve_sched.timing.calibrated import CalibratedPredictor
 from jserve_sched.timing.linear import LinearPredictor, fit_linear
-from jserve_sched.timing.mlp import MlpPredictor
-from jserve_sched.timing.predictor import Predictor, SafePredictor
-from jserve_sched.timing.table import TablePredictor
+from jserve_sched.timing.mlp import MlpWeights
 
 _LOG = logging.getLogger("jserve")
 
@@ -33,72 +42,132 @@ class ServingPredictor:
 
     Attributes:
       predictor: Predictor that the scheduler asks.
-      name: "table", "linear" or "mlp".
-      fallback: Fault for which the table replaces a checkpoint; "" if it does not.
-      linear: Model that is refitted; None with another predictor.
-      stop: Function that ends refits, when no more steps are measured. It waits for a
-        refit in progress, which takes milliseconds.
+      name: "table", "linear", "mlp" or "auto".
+      fallback: Fault for which a checkpoint is not used; "" if there is none.
+      num_refits: Function that returns how many models were fitted or trained.
+      stop: Function that ends refits and trainings, when no more steps are measured.
     """
 
-    predictor: Predictor
+    predictor: BestPredictor
     name: str
     fallback: str = ""
-    linear: LinearPredictor | None = None
+    num_refits: Callable[[], int] = lambda: 0
     stop: Callable[[], None] = lambda: None
 
     def status(self) -> PredictorStatus:
         """Returns the predictor's status, for metrics."""
+        kinds = self.predictor.errors().items()
         return PredictorStatus(
             name=self.name,
             fallback=self.fallback,
-            num_refits=self.linear.num_refits if self.linear else 0,
-            num_replaced=getattr(self.predictor, "num_replaced", 0),
+            num_refits=self.num_refits(),
+            num_replaced=self.predictor.num_replaced,
+            kinds={kind: errors._asdict() for kind, errors in kinds},
         )
 
 
 def choose_predictor(
     name: str,
-    table: TablePredictor,
+    table: CalibratedPredictor,
     buckets: BucketTable,
     *,
     expected: PredictorFacts,
     max_pages_per_row: int,
+    cache: pathlib.Path | None = None,
 ) -> ServingPredictor:
     """Returns the predictor that `EngineConfig.predictor` names.
 
     Args:
-      name: "table", "linear", or the folder of a checkpoint.
+      name: "table", "linear", "auto", or the folder of a checkpoint.
       table: Table predictor, filled by the timed pass.
       expected: Facts that a checkpoint must have been measured with.
+      cache: Folder in which `auto` keeps its network; None keeps none.
     """
     if name == "table":
-        return ServingPredictor(predictor=table, name=name)
+        return ServingPredictor(predictor=BestPredictor(table), name=name)
+    matrix = full_steps(
+        buckets, page_size=expected.page_size, max_pages_per_row=max_pages_per_row
+    )
+    step_s = table.predict(matrix)
+    # Refits run in another thread, so that they do not delay steps.
+    thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="refit")
+    shutdown = functools.partial(thread.shutdown, cancel_futures=True)
     if name == "linear":
-        matrix = full_steps(
-            buckets, page_size=expected.page_size, max_pages_per_row=max_pages_per_row
-        )
-        step_s = table.predict(matrix)
-        # Refits run in another thread, so that they do not delay steps.
-        refits = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="refit")
         linear = LinearPredictor(
             fit_linear(matrix, step_s, min_expert_samples=1),
             anchors=np.column_stack((matrix, step_s)),
-            submit=refits.submit,
+            submit=thread.submit,
         )
+        one = CalibratedPredictor(linear, name)
         return ServingPredictor(
-            predictor=SafePredictor(linear, table),
+            predictor=BestPredictor(table, one, is_judging=False),
             name=name,
-            linear=linear,
-            stop=functools.partial(refits.shutdown, cancel_futures=True),
+            num_refits=lambda: linear.num_refits,
+            stop=shutdown,
         )
+    if name != "auto":
+        weights, fault = _load(pathlib.Path(name), expected, matrix, step_s)
+        network = None if weights is None else calibrated(weights)
+        return ServingPredictor(
+            predictor=BestPredictor(table, network, is_judging=False),
+            name="mlp" if network else "table",
+            fallback=fault,
+        )
+
+    # Networks are trained on this server's steps, in another process.
+    weights, fault, folder = None, "", None
+    if cache is not None:
+        facts = dataclasses.replace(expected, jax_version="")
+        digest = hashlib.sha256(repr((FORMAT_VERSION, facts)).encode()).hexdigest()
+        folder = cache / f"predictor_{digest[:12]}"
+        if (folder / "checkpoint").exists():
+            weights, fault = _load(folder, expected, matrix, step_s)
+    process = IdleProcess()
+    auto = AutoPredictor(
+        table,
+        weights,
+        anchors=matrix,
+        train=functools.partial(process.run, "jserve.timing.training:train_network"),
+        keep=functools.partial(
+            process.run, "jserve.timing.checkpoint:save_checkpoint", folder, expected
+        )
+        if folder
+        else None,
+        submit=thread.submit,
+    )
+
+    def stop() -> None:
+        process.stop()
+        shutdown()
+
+    return ServingPredictor(
+        predictor=auto,
+        name=name,
+        fallback=fault,
+        num_refits=lambda: auto.num_trained,
+        stop=stop,
+    )
+
+
+def _load(
+    folder: pathlib.Path,
+    expected: PredictorFacts,
+    matrix: np.ndarray,
+    table_s: np.ndarray,
+) -> tuple[MlpWeights | None, str]:
+    """Returns a checkpoint's network; or None and the fault, with one warning.
+
+    Its times of steps `[N, F]` must be like the table's `[N]`, seconds.
+    """
     try:
-        weights, facts = load_checkpoint(pathlib.Path(name), expected=expected)
+        weights, facts = load_checkpoint(folder, expected=expected)
+        if not is_near(weights, matrix, table_s):
+            raise CheckpointError(folder, "wrong", "is far from what was timed here")
     except CheckpointError as error:
         _LOG.warning("%s: steps are priced by the step-time table instead", error)
-        return ServingPredictor(predictor=table, name="table", fallback=error.fault)
-    _LOG.info("steps are priced by %s, trained at commit %r", name, facts.commit)
-    safe = SafePredictor(MlpPredictor(weights), table)
-    return ServingPredictor(predictor=safe, name="mlp")
+        return None, error.fault
+    _LOG.info("steps are priced by %s, trained at commit %r", folder, facts.commit)
+    return weights, ""
 
 
 def full_steps(

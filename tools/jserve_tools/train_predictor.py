@@ -1,9 +1,10 @@
-"""Trains predictors on a samples file, and reports their errors on held-out steps.
+"""Trains a predictor on measured steps, and reports its errors on held-out ones.
 
-Fits SlidingServe's linear model and a small network that corrects it by a factor; both
-are compared with the server's start-up table.
+It is the network that --predictor=auto trains on a server's own steps. It is compared
+with the server's start-up table and, on samples, with SlidingServe's linear model.
 
   jserve-train-predictor --samples=out/profile/samples.npz --output=out/predictor
+  jserve-train-predictor --step_log=out/steps.jsonl --output=out/predictor
   jserve --predictor=out/predictor                  serves with the trained network
 
 Writes a checkpoint with report.json and report.png (which needs the extra `report`) to
@@ -15,21 +16,22 @@ import importlib.util
 import json
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from absl import logging
 
 from jserve.config import check_writable
 from jserve.flags import define_config_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress, timed_lines
+from jserve_tools.fitting.step_logs import read_step_logs
 from jserve_tools.reporting.documents import commit, plain, write_report, write_whole
 from jserve_tools.training.config import TrainingConfig
-from jserve_tools.training.samples import TEST, TRAIN, VALIDATION, Samples, read_samples
+from jserve_tools.training.samples import Samples, read_samples, recorded_samples
 
 if TYPE_CHECKING:
     from jserve.timing.checkpoint import PredictorFacts
-    from jserve_sched.timing.mlp import MlpWeights
 
 _read_config = define_config_flags(TrainingConfig, group="Training")
 
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     del argv  # the flags say it all
     try:
         config = _read_config()
-        samples = read_samples(config.samples)
+        samples = _samples(config)
         check_writable("output", config.output)
         config.output.mkdir(parents=True, exist_ok=True)
         _train_steps(config, samples, _measured_with(config, samples))
@@ -47,39 +49,25 @@ def main(argv: Sequence[str]) -> None:
         raise ProgramError(str(error)) from error
 
 
+def _samples(config: TrainingConfig) -> Samples:
+    if config.step_log is None:
+        return read_samples(config.samples)
+    logged = read_step_logs([config.step_log])
+    steps, rng = [step for _, step in logged], np.random.default_rng(config.seed)
+    return recorded_samples(logged[-1][0], steps, rng)
+
+
 def _measured_with(config: TrainingConfig, samples: Samples) -> "PredictorFacts":
     from jserve.timing.checkpoint import PredictorFacts  # JAX takes a second
 
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file
     try:
-        for name in ("buckets", "max_model_len"):
-            samples.facts[name]
         return PredictorFacts(**samples.facts["predictor"])
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"samples={str(config.samples)!r} do not say what they were measured with: "
-            f"{error}"
+            f"{str(config.step_log or config.samples)!r} does not say what it was "
+            f"measured with: {error}"
         ) from None
-
-
-def _fit(
-    config: TrainingConfig, samples: Samples
-) -> "tuple[MlpWeights, dict[str, Any]]":
-    """Returns the trained network, and the report's `training`."""
-    from jserve_tools.training import mlp as predictor_training
-
-    num_epochs = 0
-
-    def on_epoch(state: predictor_training.Progress) -> None:
-        nonlocal num_epochs
-        num_epochs = int(state.epoch)
-
-    progress = Progress(timed_lines())
-    with progress.doing("training, epochs", config.max_epochs, lambda: num_epochs):
-        training = predictor_training.Training(samples, config)
-        state = training.run(on_epoch)
-    epochs = {"num_epochs": state.epoch, "best_epoch": state.best_epoch}
-    return training.weights(state), {**config.network, **epochs}
 
 
 def _train_steps(
@@ -90,14 +78,16 @@ def _train_steps(
     import optax
 
     from jserve.timing.checkpoint import save_checkpoint
+    from jserve.timing.training import train_network
     from jserve_tools.training.report import errors_table, held_out_predictions, judge
 
     # Train, and predict the held-out steps.
     folder, facts = config.output, samples.facts
-    weights, training = _fit(config, samples)
+    with Progress(timed_lines()).doing("training the network"):
+        weights, epochs = train_network(*samples.for_training(), **config.network)
     predictions = held_out_predictions(samples, weights)
     held_out = judge(**predictions)
-    parts = {"training": TRAIN, "validation": VALIDATION, "test": TEST}
+    names = ("training", "validation", "test")
     report = plain(
         {
             "schema_version": 2,
@@ -110,12 +100,11 @@ def _train_steps(
                 name: facts.get(name)
                 for name in ("command", "model", "num_rounds", "repeat_spread")
             },
-            "num_steps": {name: samples.steps_in(parts[name]).size for name in parts},
-            "training": training,
-            "linear": {
-                "coefficients": weights.linear.coefficients.tolist(),
-                "has_expert": weights.linear.has_expert.tolist(),
+            "num_steps": {
+                name: samples.steps_in(part).size for part, name in enumerate(names)
             },
+            "training": {**config.network, **epochs},
+            "physics_s": weights.cost_s.tolist(),
             "held_out": held_out,
         }
     )
@@ -123,7 +112,7 @@ def _train_steps(
     # Write.
     own_report = {"held_out": report["held_out"]["all"]}
     save_checkpoint(
-        folder, weights, dataclasses.replace(measured_with, report=own_report)
+        folder, dataclasses.replace(measured_with, report=own_report), weights
     )
     picture = "none; pip install 'jserve[report]' draws one"
     if all(map(importlib.util.find_spec, ("altair", "vl_convert"))):

@@ -1,5 +1,6 @@
 """StepRecord: one step's numbers, made where it runs and read everywhere else."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,8 +36,8 @@ class StepRecord(NamedTuple):
       num_compiling: Programs that were being compiled or loaded when it was launched.
       ended_by: Reason for which no further block was planned, a value of `PlanEnd`.
       predicted_s: Duration that the plan predicted, seconds.
-      bucket_s: Price of the bucket soon after the step ended, seconds: by the step-time
-        table, or by a simulation's cost model.
+      bucket_s: Price of the bucket, seconds: by the step-time table as it was timed at
+        start-up, or by a simulation's cost model.
       used_s: Price of the same step without padding, seconds.
       plan_s: Host time for planning and dispatch, seconds.
       transfer_s: Host time for packing the step's argument, seconds.
@@ -106,3 +107,11 @@ def recorded_sizes(matrix: np.ndarray) -> dict[str, Any]:
     """
     columns = matrix[..., list(_SIZES.values())].astype(np.int64).T.tolist()
     return dict(zip(_SIZES, columns, strict=True))
+
+
+def recorded_features(steps: Sequence[StepRecord]) -> np.ndarray:
+    """Returns the features `[N, F]` of records; those that records lack are 0."""
+    matrix = np.zeros((len(steps), features.NUM_FEATURES))
+    for name, column in _SIZES.items():
+        matrix[:, column] = [getattr(one, name) for one in steps]
+    return matrix

@@ -9,8 +9,7 @@ solver nor weights nor memory. Here they are:
   is longer. Without weights, a few long prefills would decide the cost of a short
   decode; divided by the squared time, long steps would hardly count.
 * The memory keeps the last steps of each scenario. Refits also use the samples of the
-  start, rescaled to the present speed, so that a narrow load does not make the model
-  forget other steps.
+  start, so that a narrow load does not make the model forget other steps.
 
 `N` is the number of steps asked about at once, `F` the features of a step.
 """
@@ -26,7 +25,7 @@ import numpy as np
 from jserve_sched.steps import features
 from jserve_sched.steps.features import NUM_FEATURES, PAPER_FEATURES, SCENARIOS
 from jserve_sched.timing.predictor import (
-    RatioQuantile,
+    START_UPPER,
     StepSample,
     is_sound,
     stack_samples,
@@ -92,15 +91,19 @@ def fit_linear(
     counts = np.bincount(features.scenarios(matrix), minlength=len(SCENARIOS))
     has_expert = counts >= min_expert_samples
     coefficients = np.zeros((1 + len(SCENARIOS), NUM_COEFFICIENTS))
-    coefficients[0] = _fit_one(design, duration_s)
+    coefficients[0] = fit_nonnegative(design, duration_s)
     for index in np.flatnonzero(has_expert).tolist():
         chosen = features.scenarios(matrix) == index
-        coefficients[1 + index] = _fit_one(design[chosen], duration_s[chosen])
+        coefficients[1 + index] = fit_nonnegative(design[chosen], duration_s[chosen])
     return LinearModel(coefficients=coefficients, has_expert=has_expert)
 
 
-def _fit_one(design: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
-    """Returns the coefficients `[8]` for a design `[N, 8]` of 1 and x1 to x7."""
+def fit_nonnegative(design: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
+    """Returns the coefficients `[K]`, 0 or more, for a design `[N, K]`.
+
+    Raises:
+      ValueError: If the solver did not converge.
+    """
     from scipy.optimize import nnls  # takes half a second to import
 
     least_s = _LEAST_SHARE * np.median(duration_s)
@@ -139,7 +142,7 @@ class LinearPredictor:
           refit_every: Number of samples between two refits.
           submit: Function that runs a refit, at once or in one other thread.
         """
-        self._model = self._start = model
+        self._model = model
         self._anchors = np.empty((0, NUM_FEATURES + 1)) if anchors is None else anchors
         self._refit_every = refit_every
         self._submit = submit
@@ -147,7 +150,6 @@ class LinearPredictor:
             collections.deque(maxlen=_MEMORY) for _ in SCENARIOS
         ]
         self._num_new = 0  # samples since the last refit
-        self._upper = RatioQuantile()
         self.num_refits = 0
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
@@ -156,14 +158,13 @@ class LinearPredictor:
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        return self._upper.scale(self.predict(matrix), matrix)
+        return START_UPPER * self.predict(matrix)
 
     def update(self, sample: StepSample) -> None:
         """Stores one measured step, if it is valid; may submit a refit."""
         if not is_sound(sample):
             return
         self._memory[features.scenarios(sample.features[None])[0]].append(sample)
-        self._upper.learn(sample, self.predict)
         self._num_new += 1
         if self._num_new >= self._refit_every:
             self._num_new = 0
@@ -179,7 +180,7 @@ class LinearPredictor:
         try:
             model = fit_linear(
                 np.concatenate((self._anchors[:, :-1], known)),
-                np.concatenate((self._anchors_now_s(known, known_s), known_s)),
+                np.concatenate((self._anchors[:, -1], known_s)),
             )
         except ValueError as error:
             _LOG.warning("the step-time model stays as it is: %s", error)
@@ -189,22 +190,3 @@ class LinearPredictor:
         model.has_expert[keeps] = True
         self._model = model  # one assignment, so that every plan uses a whole model
         self.num_refits += 1
-
-    def _anchors_now_s(self, known: np.ndarray, known_s: np.ndarray) -> np.ndarray:
-        """Returns the anchors' seconds `[M]`, rescaled to the present speed.
-
-        Without this, anchors would keep predictions for a slower machine too low, since
-        of two contradicting steps the shorter weighs more. The speed is the median of
-        measured over predicted time, by scenario.
-
-        Args:
-          known: Features `[N, F]` of the remembered steps.
-          known_s: Their durations `[N]`, seconds.
-        """
-        ratio = known_s / np.maximum(self._start.predict(known), 1e-9)
-        scenario = features.scenarios(known)
-        moved_s: np.ndarray = self._anchors[:, -1].copy()
-        for index in np.unique(scenario).tolist():
-            chosen = features.scenarios(self._anchors) == index
-            moved_s[chosen] *= np.median(ratio[scenario == index])
-        return moved_s

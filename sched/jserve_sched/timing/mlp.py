@@ -1,13 +1,15 @@
-"""`mlp`: a small network over the linear model, trained offline, evaluated in NumPy.
+"""`mlp`: a small network over the physics of a step, evaluated in NumPy.
 
-The network corrects the linear model by a factor, the exponential of its first output,
-and gives the ratio of the 95th percentile to the median. The correction is bounded, and
-fades outside the range of the training data, so that it cannot be absurd there. While
-serving, network and linear model stay as trained. Only two factors for each scenario
-are learned: the median of measured over predicted time, and one for the percentile.
+A step's time is first a non-negative sum over what its program computes, the compiled
+rows and blocks and the rows that sample, and over the KV pages that attention reads.
+The network corrects this sum by a factor, the exponential of its first output, and
+gives the ratio of the 95th percentile to the median. The correction is bounded, and
+fades outside the range of the training data, so that it cannot be absurd there. Once
+trained, it does not change; `CalibratedPredictor` follows the machine.
 
-`N` is the number of steps asked about at once, `F` the features of a step, `K` the
-network's inputs, `H` the units of a layer.
+It uses the features that a `StepRecord` has, so that step logs can train it. `N` is the
+number of steps asked about at once, `F` the features of a step, `S` the sizes used,
+`K` the network's inputs, `H` the units of a layer.
 """
 
 import dataclasses
@@ -16,42 +18,54 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.steps.features import BLOCK_PAGES, DECODE_PAGES, NUM_BLOCKS, NUM_ROWS
-from jserve_sched.timing.linear import LinearModel
-from jserve_sched.timing.predictor import RatioQuantile, StepSample, is_sound
+from jserve_sched.steps.features import (
+    BLOCK_PAGES,
+    DECODE_PAGES,
+    NUM_BLOCKS,
+    NUM_DECODES,
+    NUM_ROWS,
+)
+from jserve_sched.timing.linear import fit_nonnegative
+from jserve_sched.timing.predictor import StepSample
 
-NUM_INPUTS = 5  # four sizes of the bucket and its pages, and the linear model's time
-_SIZES = [NUM_ROWS, NUM_BLOCKS, DECODE_PAGES, BLOCK_PAGES]
+_SIZES = [NUM_ROWS, NUM_BLOCKS, NUM_DECODES, DECODE_PAGES, BLOCK_PAGES]
+NUM_COSTS = NUM_INPUTS = 1 + len(_SIZES)
 NUM_OUTPUTS = 2  # log of the correction; softplus^-1 of the log of p95 over median
-MAX_LOG_RESIDUAL = 3.0
+MAX_LOG_RESIDUAL = 1.5
 MAX_LOG_INCREMENT = 1.0
-_MIN_BASE_S = 1e-6  # lower bound of the linear model's time, for its logarithm
+_MIN_PHYSICS_S = 1e-6  # lower bound of the sum, for its logarithm
 
 Layers = Sequence[tuple[Any, Any]]
 """Kernel `[inputs, H]` and bias `[H]` of each layer, in NumPy or JAX."""
 
 
+def fit_physics(matrix: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
+    """Returns the seconds of a step, and of one more of each size, `[1 + S]`.
+
+    Args:
+      matrix: Features `[N, F]` of at least one step.
+      duration_s: Measured durations `[N]`, seconds above 0.
+    """
+    design: np.ndarray = np.insert(matrix[:, _SIZES], 0, 1.0, axis=1)
+    return fit_nonnegative(design, duration_s)
+
+
+def physics_s(cost_s: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Returns the seconds `[N]` that the network corrects, all above 0."""
+    found: np.ndarray = matrix[:, _SIZES] @ cost_s[1:] + cost_s[0]
+    np.maximum(found, _MIN_PHYSICS_S, out=found)
+    return found
+
+
 def mlp_inputs(matrix: np.ndarray, base_s: np.ndarray) -> np.ndarray:
     """Returns the network's inputs `[N, K]`, not yet scaled, for features `[N, F]`.
 
-    They are log(1 + x) of B, NB and the KV pages that decodes and blocks read; then the
-    logarithm of the linear model's time. The paper's features x1 to x7 enter only
-    through it: given one by one, the network overfits to them.
-
-    Args:
-      base_s: Seconds `[N]` of `mlp_base_s`.
+    They are log(1 + x) of the sizes, and the logarithm of the physics' seconds `[N]`.
     """
     inputs = np.empty((len(matrix), NUM_INPUTS))
-    np.log1p(matrix[:, _SIZES], out=inputs[:, :4])
-    np.log(base_s, out=inputs[:, 4])
+    np.log1p(matrix[:, _SIZES], out=inputs[:, :-1])
+    np.log(base_s, out=inputs[:, -1])
     return inputs
-
-
-def mlp_base_s(linear: LinearModel, matrix: np.ndarray) -> np.ndarray:
-    """Returns the seconds `[N]` that the network corrects, all above 0."""
-    base_s = linear.predict(matrix)
-    np.maximum(base_s, _MIN_BASE_S, out=base_s)
-    return base_s
 
 
 def mlp_outputs(layers: Layers, values: Any) -> Any:
@@ -65,10 +79,10 @@ def mlp_outputs(layers: Layers, values: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class MlpWeights:
-    """A trained network and the linear model under it.
+    """A trained network and the physics under it.
 
     Attributes:
-      linear: Linear model that the network corrects.
+      cost_s: `[1 + S]`, seconds of a step, and of one more of each size.
       mean: `[K]`, mean that is subtracted from the inputs.
       scale: `[K]`, above 0, scale that they are then divided by.
       low: `[K]`, least scaled inputs of the training data.
@@ -77,7 +91,7 @@ class MlpWeights:
         each but the last, which has two outputs.
     """
 
-    linear: LinearModel
+    cost_s: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
     low: np.ndarray
@@ -86,44 +100,29 @@ class MlpWeights:
 
 
 class MlpPredictor:
-    """Evaluates a network, and corrects its scale and its 95th percentile online."""
+    """Evaluates a network."""
 
     def __init__(self, weights: MlpWeights):
         self._weights = weights
-        self._middle = RatioQuantile(0.5, start=1.0, least=0.25, window=64)
-        self._upper = RatioQuantile(start=1.0, least=0.5)
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
-        return self._middle.scale(self._evaluate(matrix)[0], matrix)
+        return self._evaluate(matrix)[0]
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`.
-
-        None is below the prediction of `predict` for the same step.
-        """
+        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
         found, to_upper = self._evaluate(matrix)
-        found = self._middle.scale(found, matrix)
-        found *= np.maximum(self._upper.scale(to_upper, matrix), 1.0)
+        found *= to_upper
         return found
 
     def update(self, sample: StepSample) -> None:
-        """Learns from one measured step, if it is valid."""
-        if is_sound(sample):
-            self._upper.learn(sample, self._trained_upper)
-            self._middle.learn(sample, lambda matrix: self._evaluate(matrix)[0])
-
-    def _trained_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns 95th percentiles `[N]` in seconds, without their learned factor."""
-        found, to_upper = self._evaluate(matrix)
-        found *= self._middle.scale(to_upper, matrix)
-        return found
+        """Ignores the sample."""
 
     def _evaluate(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the network's medians in seconds, and p95 over median, `[N]` each."""
+        """Returns medians in seconds, and p95 over median, `[N]` each."""
         weights = self._weights
-        base_s = mlp_base_s(weights.linear, matrix)
-        # Broken weights may give NaN or infinity; SafePredictor replaces those.
+        base_s = physics_s(weights.cost_s, matrix)
+        # Broken weights may give NaN or infinity; BestPredictor replaces those.
         with np.errstate(invalid="ignore", over="ignore"):
             scaled = (mlp_inputs(matrix, base_s) - weights.mean) / weights.scale
             values = np.minimum(np.maximum(scaled, weights.low), weights.high)

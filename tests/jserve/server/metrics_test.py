@@ -45,8 +45,14 @@ def test_what_the_engine_counts_is_scraped() -> None:
         assert rows[f"jserve:{name}"] == value
     assert "jserve:warm_seconds" not in rows, "it is not warm yet"
     assert not any("fallback_total" in name for name in rows)
-    status = PredictorStatus(name="table", fallback="device")
+    errors = {"predictor": "mlp", "median_error": 0.06, "p95_coverage": 0.94}
+    status = PredictorStatus(
+        name="auto", fallback="device", kinds={"decode": errors | {"bias": -0.01}}
+    )
     rows = scrape(predictor=status)
+    assert rows['jserve:predictor_serves{predictor="mlp",step_kind="decode"}'] == 1
+    for name, value in (("median_error", 0.06), ("bias", -0.01)):
+        assert rows[f'jserve:predictor_{name}{{step_kind="decode"}}'] == value
     assert rows['jserve:predictor_fallback_total{reason="device"}'] == 1
 
 

@@ -13,7 +13,6 @@ from jserve.timing.checkpoint import (
     save_checkpoint,
 )
 from jserve_sched.steps.features import NUM_FEATURES
-from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.mlp import NUM_INPUTS, MlpPredictor, MlpWeights
 from tests.engine_harness import FACTS
 from tests.fake_predictors import flat_weights
@@ -27,10 +26,8 @@ def some_weights(seed: int = 0, **fields: Any) -> MlpWeights:
         (rng.normal(size=pair).astype(np.float32), np.ones(pair[1], np.float32))
         for pair in ((NUM_INPUTS, 32), (32, 2))
     )
-    coefficients = rng.uniform(size=(4, 8))
-    linear = LinearModel(coefficients=coefficients, has_expert=np.eye(3)[0] > 0)
     fields = {"layers": layers, "mean": rng.normal(size=NUM_INPUTS)} | fields
-    return dataclasses.replace(flat_weights(linear), **fields)
+    return dataclasses.replace(flat_weights(0.25), **fields)
 
 
 def fault_of(folder: pathlib.Path, *expected: PredictorFacts) -> tuple[str, str]:
@@ -41,8 +38,8 @@ def fault_of(folder: pathlib.Path, *expected: PredictorFacts) -> tuple[str, str]
 
 def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
     weights = some_weights()
-    save_checkpoint(tmp_path / "new" / "one", some_weights(1), MEASURED)
-    save_checkpoint(tmp_path / "new" / "one", weights, MEASURED)  # replaces that
+    save_checkpoint(tmp_path / "new" / "one", MEASURED, some_weights(1))
+    save_checkpoint(tmp_path / "new" / "one", MEASURED, weights)  # replaces that
     found, facts = load_checkpoint(tmp_path / "new" / "one", expected=MEASURED)
     assert facts == MEASURED
     assert isinstance(found.mean, np.ndarray)
@@ -53,7 +50,7 @@ def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
 
 
 def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -> None:
-    save_checkpoint(tmp_path, some_weights(), MEASURED)
+    save_checkpoint(tmp_path, MEASURED, some_weights())
     expected, _ = load_checkpoint(tmp_path)
     num_found = 0
     for path in sorted(tmp_path.rglob("*")):
@@ -86,7 +83,7 @@ def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -
 def test_weights_that_give_no_duration_are_refused(
     tmp_path: pathlib.Path, change: dict[str, Any], message: str
 ) -> None:
-    save_checkpoint(tmp_path, some_weights(**change), MEASURED)
+    save_checkpoint(tmp_path, MEASURED, some_weights(**change))
     fault, text = fault_of(tmp_path)
     assert fault == "unreadable"
     assert message in text
@@ -95,7 +92,7 @@ def test_weights_that_give_no_duration_are_refused(
 @pytest.mark.parametrize(
     ("change", "fault", "message"),
     [
-        ({"format_version": 99}, "version", "has format version 99, not 2"),
+        ({"format_version": 99}, "version", "has format version 99, not 3"),
         ({"shoe_size": 43}, "unreadable", "shoe_size"),
         ({"device_kind": "TPU v6"}, "device", "device_kind 'TPU v6'"),
         ({"model": "4567"}, "model", "model '4567'; here it is '0123'"),
@@ -108,7 +105,7 @@ def test_what_is_for_something_else_is_refused(
     tmp_path: pathlib.Path, change: dict[str, Any], fault: str, message: str
 ) -> None:
     assert fault_of(tmp_path, MEASURED)[0] == "missing"
-    save_checkpoint(tmp_path, some_weights(), MEASURED)
+    save_checkpoint(tmp_path, MEASURED, some_weights())
     path = tmp_path / "checkpoint" / "facts" / "metadata"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     found, text = fault_of(tmp_path, MEASURED)

@@ -142,18 +142,6 @@ def test_old_samples_are_forgotten_but_no_scenario_and_no_anchor() -> None:
     assert anchored.predict(matrix[mixed]) == pytest.approx(true_s(matrix[mixed]))
 
 
-def test_anchors_do_not_hold_a_slower_machine_back() -> None:
-    matrix = random_steps(600)
-    start_s = true_s(matrix)
-    predictor = LinearPredictor(
-        fit_linear(matrix, start_s),
-        anchors=np.column_stack((matrix, start_s)),
-        refit_every=600,
-    )
-    feed(predictor, random_steps(600, seed=1), factor=3.0)
-    assert predictor.predict(matrix) == pytest.approx(3.0 * start_s, rel=1e-6)
-
-
 def test_an_expert_stays_when_its_scenario_is_no_longer_remembered() -> None:
     matrix = random_steps(600)
     decodes = matrix[features.scenarios(matrix) == features.PURE_DECODE]

@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 
 from jserve_sched.steps import features
-from jserve_sched.timing.linear import LinearModel
 from jserve_sched.timing.mlp import (
     MAX_LOG_INCREMENT,
     MAX_LOG_RESIDUAL,
+    NUM_COSTS,
     NUM_INPUTS,
     MlpPredictor,
     MlpWeights,
-    mlp_base_s,
     mlp_inputs,
+    physics_s,
 )
-from jserve_sched.timing.predictor import StepSample
 
 
 def some_steps(num_steps: int, seed: int = 0) -> np.ndarray:
@@ -30,15 +29,13 @@ def some_steps(num_steps: int, seed: int = 0) -> np.ndarray:
 def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeights:
     rng = np.random.default_rng(seed)
     sizes = (NUM_INPUTS, 16, 8, 2)
-    linear = LinearModel(
-        coefficients=rng.uniform(0, 1e-5, (4, 8)), has_expert=np.ones(3, bool)
-    )
+    cost_s = rng.uniform(0, 1e-5, NUM_COSTS)
     steps = some_steps(500)
-    inputs = mlp_inputs(steps, mlp_base_s(linear, steps))
+    inputs = mlp_inputs(steps, physics_s(cost_s, steps))
     mean, scale = inputs.mean(axis=0), inputs.std(axis=0)
     scaled = (inputs - mean) / scale
     defaults: dict[str, Any] = {
-        "linear": linear,
+        "cost_s": cost_s,
         "mean": mean,
         "scale": scale,
         "low": scaled.min(axis=0),
@@ -53,17 +50,16 @@ def some_weights(seed: int = 0, gain: float = 0.3, **fields: object) -> MlpWeigh
 
 def by_hand(weights: MlpWeights, row: np.ndarray) -> tuple[float, float]:
     """The median and the 95th percentile of one step, without arrays' help."""
-    scenario = int(features.scenarios(row[None])[0])
-    coefficients = weights.linear.coefficients[1 + scenario]
-    base_s = coefficients[0] + sum(coefficients[1 + k] * row[k] for k in range(7))
     sizes = row[
         [
             features.NUM_ROWS,
             features.NUM_BLOCKS,
+            features.NUM_DECODES,
             features.DECODE_PAGES,
             features.BLOCK_PAGES,
         ]
     ].tolist()
+    base_s = weights.cost_s[0] + sum(weights.cost_s[1 + k] * sizes[k] for k in range(5))
     values = [math.log(1 + x) for x in sizes]
     values.append(math.log(base_s))
     outside = 0.0
@@ -92,38 +88,15 @@ def test_it_evaluates_as_by_hand_inside_and_outside_the_range() -> None:
     assert predictor.predict_upper(matrix) == pytest.approx(expected[:, 1], rel=1e-9)
 
 
-def test_the_upper_is_never_below_the_median() -> None:
-    matrix = some_steps(300)
-    predictor = MlpPredictor(some_weights())
-    before_s = predictor.predict_upper(matrix)
-    assert np.all(before_s > predictor.predict(matrix))
-    for row, median_s in zip(matrix, predictor.predict(matrix), strict=True):
-        predictor.update(StepSample(row, 0.5 * float(median_s)))
-    assert np.all(predictor.predict_upper(matrix) < before_s)
-    assert np.all(predictor.predict_upper(matrix) >= predictor.predict(matrix))
-
-
 def test_the_residual_is_bounded_and_fades_outside_the_range() -> None:
     weights = some_weights(gain=50.0)  # absurd weights
     predictor = MlpPredictor(weights)
     near = some_steps(200)
-    log_ratio = np.log(predictor.predict(near) / mlp_base_s(weights.linear, near))
+    log_ratio = np.log(predictor.predict(near) / physics_s(weights.cost_s, near))
     assert np.abs(log_ratio).max() <= MAX_LOG_RESIDUAL + 1e-9
     assert np.abs(log_ratio).max() > 0.9, "the bound is reached"
     far = 1e12 * near
-    log_ratio = np.log(predictor.predict(far) / mlp_base_s(weights.linear, far))
+    log_ratio = np.log(predictor.predict(far) / physics_s(weights.cost_s, far))
     assert np.abs(log_ratio).max() < 0.1
-    zero = LinearModel(coefficients=np.zeros((4, 8)), has_expert=np.zeros(3, bool))
-    assert np.all(MlpPredictor(some_weights(linear=zero)).predict(near) > 0)
-
-
-def test_the_correction_follows_a_slower_machine_in_its_scenario_only() -> None:
-    matrix = some_steps(600)
-    predictor, fresh = MlpPredictor(some_weights()), MlpPredictor(some_weights())
-    mixed = features.scenarios(matrix) == features.MIXED
-    measured_s = 1.3 * fresh.predict(matrix)
-    for row, duration_s in zip(matrix[mixed], measured_s[mixed], strict=True):
-        predictor.update(StepSample(row, float(duration_s)))
-    ratio = predictor.predict(matrix) / fresh.predict(matrix)
-    assert ratio[mixed] == pytest.approx(1.3, rel=0.02)
-    assert np.all(ratio[~mixed] == 1.0)
+    free = some_weights(cost_s=np.zeros(NUM_COSTS))
+    assert np.all(MlpPredictor(free).predict(near) > 0)

@@ -84,7 +84,7 @@ def test_the_file_that_is_written_is_one_that_a_server_loads(
 
 
 def times(base_s: float) -> dict[str, Any]:
-    predictor = TablePredictor(TABLE, max_pages_per_row=8)
+    predictor = TablePredictor(TABLE)
     predictor.fit(
         StepSample(
             features.uniform_features(

@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 
-from jserve_sched.buckets.table import BucketTable
-from jserve_sched.steps import features
 from jserve_tools.training.plots import predictor_png
-from jserve_tools.training.report import errors, errors_table, judge, learned_table
-from jserve_tools.training.samples import Samples
+from jserve_tools.training.report import errors, errors_table, judge
 from tests.fakes import make_features
 
 
@@ -45,35 +42,6 @@ def test_predictors_are_judged_by_scenario() -> None:
     text = errors_table(report)
     assert "all (400)" in text and "prefill (200)" in text
     assert text.count("mlp") == 3
-
-
-def test_the_table_knows_the_timed_pass_and_the_training_steps() -> None:
-    table = BucketTable((2,), (0, 1), 32)
-    rows = np.stack(
-        [
-            features.uniform_features(
-                bucket,
-                decode_pages=1,
-                block_pages=bool(bucket.num_blocks),
-                page_size=64,
-            )
-            for bucket in table.buckets
-        ]
-    )
-
-    def predicted_s(factor: float) -> np.ndarray:
-        samples = Samples(
-            features=rows,
-            duration_s=np.tile([0.02 * factor, 0.01 * factor], (64, 1)),
-            split=np.zeros(2, np.int8),
-            timed_features=rows,
-            timed_s=np.array([0.02, 0.01]),
-            facts={},
-        )
-        return learned_table(samples, table, max_pages_per_row=4).predict(rows)
-
-    assert predicted_s(1.0) == pytest.approx([0.02, 0.01], rel=0.01)
-    assert predicted_s(1.3) == pytest.approx([0.026, 0.013], rel=0.02)
 
 
 def test_a_picture_of_few_steps_is_drawn() -> None:

@@ -9,12 +9,14 @@ import pytest
 from jserve.timing.checkpoint import model_digest
 from jserve_models.config import NAMED
 from jserve_sched.steps import features
+from jserve_sched.steps.record import StepRecord, recorded_sizes
 from jserve_tools.training.samples import (
     TEST,
     TRAIN,
     VALIDATION,
     Samples,
     read_samples,
+    recorded_samples,
     repeat_spread,
     split_steps,
     write_samples,
@@ -111,3 +113,18 @@ def test_the_committed_samples_are_of_today_s_model(study: str) -> None:
     """Their predictor would be refused by every server, with reason `model`."""
     facts = read_samples(ROOT / "benchmarks" / study / "samples.npz").facts
     assert facts["predictor"]["model"] == model_digest(NAMED["tiny"])
+
+
+def test_a_step_log_becomes_samples_without_steps_beside_a_compiler() -> None:
+    sizes: dict[str, Any] = {
+        **{"num_rows": 8, "num_blocks": 4, "used_rows": 5, "used_blocks": 3},
+        **{"decode_pages": 9, "block_pages": 6, "prefill_tokens": 70},
+    }
+    step = StepRecord(end_s=1.0, duration_s=0.02, leaves_work=False, **sizes)
+    compiling = step._replace(num_compiling=1)
+    rng = np.random.default_rng(0)
+    found = recorded_samples({"page_size": 128}, [step, compiling] * 20, rng)
+    assert found.duration_s.tolist() == [[0.02] * 20]
+    assert recorded_sizes(found.features[0]).items() <= step._asdict().items()
+    matrix, duration_s, is_validation = found.for_training()
+    assert len(matrix) == len(duration_s) == 15 and is_validation.sum() == 4

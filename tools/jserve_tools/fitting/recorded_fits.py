@@ -102,10 +102,9 @@ def _measured(steps: Sequence[Logged]) -> Predict:
             "the step log holds no step times, which a server adds once it is warm:"
             " give cost_model"
         )
-    pages = max(max(step.decode_pages, step.block_pages) for _, step in steps)
     try:
         table = table_from_json(json.dumps(times["buckets"]))
-        predictor = TablePredictor(table, max_pages_per_row=pages)
+        predictor = TablePredictor(table)
         if not predictor.load_json(dict(times)):
             raise ValueError("they do not agree with their own buckets")
     except (KeyError, TypeError, ValueError) as error:

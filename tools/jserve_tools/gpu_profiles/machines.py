@@ -36,7 +36,6 @@ from jserve_sched.simulation.roofline import (
     RooflineCost,
     roofline_cost,
 )
-from jserve_sched.timing.predictor import StepSample
 from jserve_sched.timing.table import TablePredictor
 from jserve_tools.training.samples import read_samples
 
@@ -198,17 +197,12 @@ def load_machine(spec: str) -> CostModel:
             for name in ("page_size", "max_num_seqs", "max_num_batched_tokens")
         }
         limits["num_kv_tokens"] = int(facts["num_kv_tokens"])
-        longest = int(facts["max_model_len"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"cost_model={spec!r}: the samples do not say the engine's limits: {error}"
         ) from None
-    # Fill the table as a server does: with the timed pass, then with every step once.
-    pages = -(-longest // limits["page_size"])
-    table = TablePredictor(buckets, max_pages_per_row=pages)
-    table.fit(map(StepSample, samples.timed_features, samples.timed_s.tolist()))
-    for row, median_s in zip(samples.features, samples.median_s.tolist(), strict=True):
-        table.update(StepSample(row, median_s))
+    table = TablePredictor(buckets)
+    table.fit(samples.steps())
     return PredictorCost(
         name=f"table:{pathlib.Path(path).name}",
         predictor=table,

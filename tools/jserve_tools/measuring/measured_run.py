@@ -56,6 +56,8 @@ async def measure_run(
     if steps is not None and num_missing:
         run["num_steps"] = len(steps) + num_missing
         run["num_steps_missing"] = num_missing
+    if kinds := ((stats or {}).get("predictor") or {}).get("kinds"):
+        run["predicted_steps"] = kinds
     return run | start_up_facts(stats) | {"requests": outcome_rows(outcomes)}
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jserve_sched.steps.features import SCENARIOS
 from jserve_tools.reporting.cells import Cell, Estimate, cells, difference
 from jserve_tools.reporting.tables import duration, render
 
@@ -115,6 +116,15 @@ _FORECASTS = tuple(
         ("under P90", "share_under_p90"),
     )
 )
+_STEPS = tuple(
+    Metric(f"{kind} steps, {name}", ("predicted_steps", kind, key), "%", "less")
+    for kind in SCENARIOS
+    for name, key in (
+        ("prediction error", "median_error"),
+        ("p95 covers", "p95_coverage"),
+        ("bias", "bias"),
+    )
+)
 _ENGINE = (
     Metric("padding of time", ("pad_share_time",), "%", "less"),
     Metric("padding of tokens", ("pad_share_tokens",), "%", "less"),
@@ -136,7 +146,7 @@ _ENGINE = (
     ),
     Metric("requests simulated", ("simulation", "requests_per_min"), "/min", "more"),
 )
-_ALL = (*_GOALS, *_LATENCIES, *_FORECASTS, *_ENGINE)
+_ALL = (*_GOALS, *_LATENCIES, *_FORECASTS, *_STEPS, *_ENGINE)
 
 
 def metrics(known: Sequence[Cell], among: Sequence[Metric] = _ALL) -> list[Metric]:

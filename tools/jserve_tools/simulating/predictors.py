@@ -11,6 +11,8 @@ from jserve_sched.requests.request import Request
 from jserve_sched.simulation.cost_model import CostModel, OraclePredictor
 from jserve_sched.steps.features import step_features, uniform_features
 from jserve_sched.steps.plan import Row
+from jserve_sched.timing.best import BestPredictor
+from jserve_sched.timing.calibrated import CalibratedPredictor
 from jserve_sched.timing.linear import LinearPredictor, fit_linear
 from jserve_sched.timing.predictor import Predictor, StepSample
 from jserve_sched.timing.table import TablePredictor
@@ -84,10 +86,11 @@ def make_predictor(
     if name == "oracle":
         return OraclePredictor(cost_model, buckets.block_tokens)
     if name == "table":
-        return _timed_table(cost_model, buckets, max_model_len)
+        table = _timed_table(cost_model, buckets, max_model_len)
+        return BestPredictor(CalibratedPredictor(table, name))
     matrix = random_batches(cost_model, buckets, max_model_len=max_model_len)
     model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
-    return LinearPredictor(model)
+    return BestPredictor(CalibratedPredictor(LinearPredictor(model), name))
 
 
 def _timed_table(
@@ -101,7 +104,7 @@ def _timed_table(
         )
     page_size = cost_model.page_size
     pages = -(-max_model_len // page_size)
-    table = TablePredictor(buckets, max_pages_per_row=pages)
+    table = TablePredictor(buckets)
     matrix = np.stack(
         [
             uniform_features(

@@ -4,7 +4,6 @@ __all__ = [
     "byte_model",
     "config",
     "library_text",
-    "mlp",
     "plots",
     "report",
     "samples",

@@ -13,6 +13,7 @@ class TrainingConfig:
 
     Attributes:
       samples: Samples file of jserve-profile.
+      step_log: Step log of a server, in place of --samples; "" takes these.
       output: Folder for the trained predictor and its report.
       hidden: Number of units in each hidden layer.
       learning_rate: AdamW's learning rate at the start; it falls to 0 along a cosine
@@ -25,12 +26,13 @@ class TrainingConfig:
     """
 
     samples: pathlib.Path = pathlib.Path("out/profile/samples.npz")
+    step_log: pathlib.Path | None = None
     output: pathlib.Path = pathlib.Path("out/predictor")
     hidden: tuple[int, ...] = (32, 32)
-    learning_rate: float = 5e-3
-    weight_decay: float = 0.1
-    max_epochs: int = 120
-    patience: int = 60
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
+    max_epochs: int = 40
+    patience: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:

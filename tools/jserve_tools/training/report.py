@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from jserve_sched.buckets.table import BucketTable, table_from_json
+from jserve_sched.buckets.table import table_from_json
 from jserve_sched.outcomes import wilson_interval
-from jserve_sched.steps.features import SCENARIOS, scenarios
+from jserve_sched.steps.features import PREFILL_WORK, SCENARIOS, scenarios
+from jserve_sched.timing.linear import fit_linear
 from jserve_sched.timing.mlp import MlpPredictor, MlpWeights
-from jserve_sched.timing.predictor import StepSample
 from jserve_sched.timing.table import TablePredictor
 from jserve_tools.reporting.tables import render
 from jserve_tools.training.samples import TEST, TRAIN, Samples, repeat_spread
@@ -87,25 +87,10 @@ def judge(
     return report
 
 
-def learned_table(
-    samples: Samples, table: BucketTable, *, max_pages_per_row: int
-) -> TablePredictor:
-    """Returns a server's table predictor after the training steps.
-
-    It was filled by the timed pass at start-up, and learned online from all rounds of
-    the training steps.
-    """
-    predictor = TablePredictor(table, max_pages_per_row=max_pages_per_row)
-    predictor.fit(map(StepSample, samples.timed_features, samples.timed_s.tolist()))
-    steps = samples.steps_in(TRAIN)
-    for durations_s in samples.duration_s[:, steps].tolist():
-        for sample in map(StepSample, samples.features[steps], durations_s):
-            predictor.update(sample)
-    return predictor
-
-
 def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any]:
     """Returns the arguments of `judge`, for all predictors on the test steps.
+
+    The table is fitted to the timed pass and the training steps.
 
     Raises:
       ValueError: If there are no test steps.
@@ -114,15 +99,20 @@ def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any
     if not steps.size:
         raise ValueError("the samples hold no test steps")
     table = table_from_json(json.dumps(facts["buckets"]))
-    pages = -(-int(facts["max_model_len"]) // facts["predictor"]["page_size"])
+    train = samples.steps_in(TRAIN)
     matrix, network = samples.features[steps], MlpPredictor(weights)
-    learned = learned_table(samples, table, max_pages_per_row=pages)
+    learned = TablePredictor(table)
+    learned.fit(samples.steps(train))
+    predicted_s = {"mlp": network.predict(matrix), "table": learned.predict(matrix)}
+    if samples.features[:, PREFILL_WORK].any():  # step logs do not have it
+        linear = fit_linear(
+            samples.features[train],
+            samples.median_s[train],
+            min_expert_samples=30,
+        )
+        predicted_s = {"linear": linear.predict(matrix)} | predicted_s
     return {
-        "predicted_s": {
-            "linear": weights.linear.predict(matrix),
-            "mlp": network.predict(matrix),
-            "table": learned.predict(matrix),
-        },
+        "predicted_s": predicted_s,
         "upper_s": {"mlp": network.predict_upper(matrix)},
         "matrix": matrix,
         "duration_s": samples.duration_s[:, steps],

@@ -9,17 +9,20 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jserve_sched.steps.features import NUM_FEATURES, scenarios
+from jserve_sched.steps.record import StepRecord, recorded_features
+from jserve_sched.timing.predictor import StepSample
 from jserve_tools.reporting.documents import write_whole
 
 FORMAT_VERSION = 2
 TRAIN, VALIDATION, TEST = range(3)
 _VALIDATION_SHARE, _TEST_SHARE = 0.2, 0.25
+_MOST_RECORDED = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,6 +62,26 @@ class Samples:
         """Median duration of each step over the rounds, `[N]` seconds."""
         return np.asarray(np.median(self.duration_s, axis=0))
 
+    def steps(self, chosen: np.ndarray | None = None) -> Iterator[StepSample]:
+        """Yields the timed pass, and the medians of all steps or those `chosen`."""
+        yield from map(StepSample, self.timed_features, self.timed_s.tolist())
+        places = slice(None) if chosen is None else chosen
+        yield from map(
+            StepSample, self.features[places], self.median_s[places].tolist()
+        )
+
+    def for_training(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns features `[R * N, F]`, seconds, and which are for validation.
+
+        The steps for the test are not among the `N`.
+        """
+        steps, rounds = np.flatnonzero(self.split != TEST), len(self.duration_s)
+        return (
+            np.tile(self.features[steps], (rounds, 1)),
+            self.duration_s[:, steps].ravel(),
+            np.tile(self.split[steps] == VALIDATION, rounds),
+        )
+
     def steps_in(self, part: int) -> np.ndarray:
         """Returns the indices of the steps in a part of the split."""
         return np.flatnonzero(self.split == part)
@@ -86,6 +109,26 @@ def split_steps(matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         split[steps[:num_test]] = TEST
         split[steps[num_test : num_test + num_validation]] = VALIDATION
     return split
+
+
+def recorded_samples(
+    header: Mapping[str, Any], steps: Sequence[StepRecord], rng: np.random.Generator
+) -> Samples:
+    """Returns samples of a server's step log, at most `_MOST_RECORDED` of its steps.
+
+    Steps beside which programs were made are left out.
+    """
+    usual = [one for one in steps if one.duration_s > 0 and not one.num_compiling]
+    usual = usual[:: len(usual) // _MOST_RECORDED + 1]
+    matrix = recorded_features(usual)
+    return Samples(
+        features=matrix,
+        duration_s=np.array([[one.duration_s for one in usual]]),
+        split=split_steps(matrix, rng),
+        timed_features=matrix[:0],
+        timed_s=np.empty(0),
+        facts=header,
+    )
 
 
 def write_samples(path: pathlib.Path, samples: Samples) -> None:
