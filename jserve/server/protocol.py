@@ -276,9 +276,7 @@ def _fault(
     steps = re.findall(r"\w+", where)
     if match := re.fullmatch("(?s)Object (missing|contains).* field `(.*)`", reason):
         path = ".".join([*steps, match[2][:_MAX_NAME_CHARS]])
-        known = ", ".join(
-            _CLOSED.get(path.partition(".")[0], SloFields).__struct_fields__
-        )
+        fields = _CLOSED.get(path.partition(".")[0], SloFields).__struct_fields__
         is_missing = match[1] == "missing"
         message = (
             "is missing" if is_missing else f"is unknown; known: {', '.join(fields)}"
