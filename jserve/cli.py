@@ -37,7 +37,7 @@ from jserve.engine.memory import claim_memory
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
-from jserve_models.hf_config import read_config
+from jserve_models.hf import read_config
 
 if TYPE_CHECKING:
     from jserve.engine.followers import Leader

@@ -9,6 +9,7 @@ characters that were already returned, which decoding at once would replace.
 import abc
 import codecs
 import importlib.resources
+import math
 import pathlib
 import re
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from jserve.text.chat_template import ChatTemplate, Message
-from jserve_models.hf_config import read_json
+from jserve_models.hf import read_json
 
 REPLACEMENT = "\ufffd"  # text of bytes and ids that have none
 _PRIMING_TOKENS = 6  # the prompt's last tokens, which decide about spaces
@@ -292,10 +293,17 @@ class HuggingFaceTokenizer(Tokenizer):
         for name in ("generation_config.json", "config.json"):
             value = _settings(folder / name).get("eos_token_id")
             eos += value if isinstance(value, list) else [value]
-        super().__init__(
-            frozenset(token for token in eos if isinstance(token, int)),
-            _chat_template(folder, settings),
-        )
+        ends = frozenset(token for token in eos if isinstance(token, int))
+        # A tokenizer may have more that are added: Gemma 3's has one for images.
+        own = self._tokenizer.get_vocab(with_added_tokens=False).values()
+        vocab_size = _settings(folder / "config.json").get("vocab_size", math.inf)
+        for name, tokens in (("token", own), ("end token", ends)):
+            if (last := max(tokens, default=0)) >= vocab_size:
+                raise ValueError(
+                    f"{path} has the {name} {last}, and config.json has "
+                    f"vocab_size={vocab_size}"
+                )
+        super().__init__(ends, _chat_template(folder, settings))
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a prompt, with the post-processor's special tokens."""

@@ -17,8 +17,6 @@ from jax.sharding import Mesh
 
 from jserve_models import (
     decoder,
-    hf_config,
-    hf_weights,
     random_weights,
     sharding,
     toy,
@@ -27,6 +25,8 @@ from jserve_models import (
 from jserve_models.attention import AttentionBackend, CacheShapes, cpu
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.decoder import Weight
+from jserve_models.hf import read_config
+from jserve_models.hf.weights import read_weights
 from jserve_models.matrices import Matrix
 from jserve_models.steps import KvCache, StepInputs, StepShape
 
@@ -79,15 +79,18 @@ class LoadedModel:
         return tuple(jnp.zeros(shape, dtype, device=where) for shape in shapes)
 
 
-def model_config(name_or_path: str) -> ModelConfig:
+def model_config(name_or_path: str, max_len: int = 0) -> ModelConfig:
     """Returns the configuration of a model, without its weights.
+
+    Args:
+      max_len: Most tokens that will be served, as for `hf.read_config`.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
         supported.
     """
     config = NAMED.get(name_or_path)
-    return config or hf_config.read_config(_folder(name_or_path))
+    return config or read_config(_folder(name_or_path), max_len)
 
 
 def load_model(
@@ -98,6 +101,7 @@ def load_model(
     weights: str = "auto",
     attention: AttentionBackend = cpu,
     mesh: Mesh | None = None,
+    max_len: int = 0,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -111,13 +115,14 @@ def load_model(
       weights: Storage of the matrices, of `matrices.STORAGES`.
       attention: Backend; the toy, which adds instead of attending, ignores it.
       mesh: Devices that share the model; None is the first one.
+      max_len: Most tokens that will be served, as for `hf.read_config`.
 
     Raises:
       ValueError: If there is no such name or folder, the folder's model is not
         supported, or the devices cannot share it evenly.
     """
     mesh = mesh or sharding.make_mesh()
-    config = model_config(name_or_path)
+    config = model_config(name_or_path, max_len)
     if config is toy.TOY:
         values = toy.toy_leaves()
         return LoadedModel(
@@ -140,7 +145,7 @@ def load_model(
         else:
             hosts = random_weights.draw_weights(source, seed or 0, dtype)
     else:
-        hosts = hf_weights.read_weights(_folder(name_or_path), config, source)
+        hosts = read_weights(_folder(name_or_path), config, source)
     times = structure.config.num_kv_heads // config.num_kv_heads
     leaves = []
     for leaf, host in zip(structure.leaves, hosts, strict=True):
