@@ -8,13 +8,6 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearScaling:
-    """Stretches positions: every rotary frequency is divided by `factor`."""
-
-    factor: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
     """Stretches only the slow rotary frequencies, with a ramp between.
 
@@ -40,7 +33,7 @@ class Llama3Scaling:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairScaling:
-    """Divides each rotary frequency by a factor of its own (YaRN, LongRoPE).
+    """Divides each rotary frequency by a factor of its own.
 
     Attributes:
       factors: Divisor for each pair of a head that turns.
@@ -125,7 +118,7 @@ class ModelConfig:
     head_dim: int
     intermediate_size: int
     rope_theta: float = 10000.0
-    rope_scaling: LinearScaling | Llama3Scaling | PairScaling | None = None
+    rope_scaling: Llama3Scaling | PairScaling | None = None
     rotary_dim: int | None = None
     local_rope_theta: float | None = None
     unrotated_layers: tuple[int, ...] = ()

@@ -21,16 +21,8 @@ from jserve_models.steps import KvCache, StepLayout
 
 _Q_GAIN = 2.0  # drawn attention is then peaked enough for context to matter
 
-
-def _clamped(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """Returns what gpt-oss makes of the gate and the other part of an expert."""
-    gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
-    return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
-
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
 }
 """What the gate of a feed-forward part goes through, by name."""
@@ -267,12 +259,10 @@ class ExpertFeedForward(nnx.Module):
         sizes = jnp.bincount(experts, length=self.experts.count).astype(jnp.int32)
 
         def project(part: Linear, rows: jax.Array) -> jax.Array:
-            kernel: Matrix = part.kernel.get_value()
-            y = grouped_product(rows, kernel, sizes, sorted_experts)
+            y = grouped_product(rows, part.kernel.get_value(), sizes, sorted_experts)
             return y if part.bias is None else y + part.bias[...][sorted_experts]
 
-        rows = self._activated(project(self.gate, rows), project(self.up, rows))
-        rows = project(self.down, rows)[jnp.argsort(order)]
+        rows = self._fed(rows, project)[jnp.argsort(order)]
         return (rows.reshape(*chosen.shape, -1) * best[..., None]).sum(axis=1)
 
     def _one_by_one(
@@ -295,15 +285,13 @@ class ExpertFeedForward(nnx.Module):
         shares = jnp.zeros((len(x), self.experts.count), x.dtype)
         shares = shares.at[tokens, chosen].set(best)
 
-        def project(part: Linear, rows: jax.Array, expert: jax.Array) -> jax.Array:
-            whole: Matrix = part.kernel.get_value()
-            y = product(rows, jax.tree.map(lambda leaf: leaf[expert], whole))
-            return y if part.bias is None else y + part.bias[...][expert]
-
         def add(expert: jax.Array, total: jax.Array) -> jax.Array:
-            both = (project(part, x, expert) for part in (self.gate, self.up))
-            y = project(self.down, self._activated(*both), expert)
-            return total + y * shares[:, expert, None]
+            def project(part: Linear, rows: jax.Array) -> jax.Array:
+                whole: Matrix = part.kernel.get_value()
+                y = product(rows, jax.tree.map(lambda leaf: leaf[expert], whole))
+                return y if part.bias is None else y + part.bias[...][expert]
+
+            return total + self._fed(x, project) * shares[:, expert, None]
 
         def add_if_taken(expert: jax.Array, total: jax.Array) -> jax.Array:
             is_taken = jnp.any(shares[:, expert] > 0)
@@ -318,10 +306,17 @@ class ExpertFeedForward(nnx.Module):
         )
         return found
 
-    def _activated(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        if self.activation == "clamped":
-            return _clamped(gate, up)
-        return ACTIVATIONS[self.activation](gate) * up
+    def _fed(
+        self, x: jax.Array, project: Callable[[Linear, jax.Array], jax.Array]
+    ) -> jax.Array:
+        """Returns what experts make of `x`, by way of their projections."""
+        gate, up = project(self.gate, x), project(self.up, x)
+        if self.activation == "clamped":  # gpt-oss
+            gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
+            wide = gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
+        else:
+            wide = ACTIVATIONS[self.activation](gate) * up
+        return project(self.down, wide)
 
 
 class DecoderLayer(nnx.Module):

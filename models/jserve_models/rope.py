@@ -9,12 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jserve_models.config import (
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-    PairScaling,
-)
+from jserve_models.config import Llama3Scaling, ModelConfig, PairScaling
 
 
 def frequencies(config: ModelConfig, *, is_local: bool = False) -> np.ndarray:
@@ -30,8 +25,6 @@ def frequencies(config: ModelConfig, *, is_local: bool = False) -> np.ndarray:
     scaling = None if is_local else config.rope_scaling
     if scaling is None:
         return plain
-    if isinstance(scaling, LinearScaling):
-        return plain / np.float32(scaling.factor)
     if isinstance(scaling, PairScaling):
         return plain / np.array(scaling.factors, np.float32)
     return _llama3(plain, scaling)

@@ -79,7 +79,12 @@ def _config(name: str, keys: Keys, max_len: int) -> ModelConfig:
         fields["experts"] = _experts(keys, family)
         wide = keys.integer("moe_intermediate_size", wide)
     _check_end_tokens(keys, vocab_size)
-    fields = {"activation": _activation(keys, family), **fields}
+    for key in ("hidden_act", "hidden_activation"):
+        if (value := keys.take(key)) not in (None, *family.hidden_acts):
+            raise ValueError(
+                f"{key}={short(value)} is not supported, only "
+                f"{' or '.join(map(repr, family.hidden_acts))}"
+            )
     return ModelConfig(
         name=name,
         vocab_size=vocab_size,
@@ -115,18 +120,6 @@ def _experts(keys: Keys, family: Family) -> Experts:
         per_token=keys.integer("num_experts_per_tok"),
         renormalises=is_sure or keys.flag("norm_topk_prob"),
     )
-
-
-def _activation(keys: Keys, family: Family) -> str:
-    known = family.activations
-    found = [keys.take(key) for key in ("hidden_activation", "hidden_act")]
-    for value in found:
-        if value is not None and (not isinstance(value, str) or value not in known):
-            raise ValueError(
-                f"hidden_act={short(value)} is not supported, only "
-                f"{' or '.join(map(repr, known))}"
-            )
-    return next(iter(known.values()))
 
 
 def _check_end_tokens(keys: Keys, vocab_size: int) -> None:

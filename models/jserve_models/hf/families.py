@@ -13,7 +13,7 @@ class Family:
       fields: Fields of `ModelConfig` that all its models have.
       numbers: Keys of `hf.config.NUMBERS` that must be there, as numbers or null.
       flags: Keys that it has of `attention_bias`, `mlp_bias` and `norm_topk_prob`.
-      activations: Name in `layers.ACTIVATIONS` for each of `hidden_act`.
+      hidden_acts: What `hidden_act` may be, under which names.
       rms_norm_eps: What a folder that leaves it out means.
       rope_theta: What a folder that leaves it out means; None if it must not.
       is_tied: What a folder that leaves `tie_word_embeddings` out means.
@@ -33,9 +33,7 @@ class Family:
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     numbers: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
-    activations: Mapping[str, str] = dataclasses.field(
-        default_factory=lambda: {"silu": "silu"}
-    )
+    hidden_acts: tuple[str, ...] = ("silu",)
     rms_norm_eps: float = 1e-6
     rope_theta: float | None = 10000.0
     is_tied: bool = False
@@ -59,16 +57,16 @@ _QWEN2 = Family(
     has_layer_types=True,
 )
 _GEMMA = Family(
-    fields={"norm_offset": True},
+    fields={"norm_offset": True, "activation": "gelu_tanh"},
     flags=("attention_bias",),
     # What Gemma calls "gelu" has always been computed by way of tanh.
-    activations={"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"},
+    hidden_acts=("gelu_pytorch_tanh", "gelu"),
     is_tied=True,
     scales_embeddings=True,
 )
 _GEMMA2 = dataclasses.replace(
     _GEMMA,
-    fields={"norm_offset": True, "post_norms": True},
+    fields={**_GEMMA.fields, "post_norms": True},
     numbers=(
         "query_pre_attn_scalar",
         "attn_logit_softcapping",

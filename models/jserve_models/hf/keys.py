@@ -85,20 +85,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: If there is none.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file")
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a file")
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"{path} has more than {_MOST_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MOST_BYTES)
+        raw: Any = json.loads(text)
     except FileNotFoundError:
         raise ValueError(f"model folder {path.parent} has no {path.name}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    try:
-        raw: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(raw, dict):
@@ -117,26 +113,24 @@ class Keys:
         value = self._left.pop(key, None)
         return default if value is None else value
 
-    def number(self, key: str, default: float | None = None) -> float:
+    def number(
+        self, key: str, default: float | None = None, *, whole: bool = False
+    ) -> float:
         """Returns a number of the key's range; it is missing if there is none."""
         value = self.take(key, default)
         if value is None:
             raise ValueError(f"{key} is missing")
-        return float(checked(key, value))
+        return checked(key, value, whole=whole)
 
     def maybe_number(self, key: str, *, whole: bool = False) -> float | None:
         """Returns a number, or None for null; the key must be there."""
-        if key not in self._left:
-            raise ValueError(f"{key} is missing")
-        value = self.take(key)
-        return None if value is None else checked(key, value, whole=whole)
+        if key in self._left and self._left[key] is None:
+            return self.take(key)  # type: ignore[no-any-return]
+        return self.number(key, whole=whole)
 
     def integer(self, key: str, default: int | None = None) -> int:
         """Returns a whole number of the key's range."""
-        value = self.take(key, default)
-        if value is None:
-            raise ValueError(f"{key} is missing")
-        return int(checked(key, value, whole=True))
+        return int(self.number(key, default, whole=True))
 
     def flag(self, key: str, default: bool = False) -> bool:
         """Returns true or false."""
@@ -179,7 +173,7 @@ def short(value: Any) -> str:
     return repr(value)[:100]
 
 
-def checked(key: str, value: Any, *, whole: bool = False) -> int | float:
+def checked(key: str, value: Any, *, whole: bool = False) -> float:
     """Returns a number of a key, if it is one, and in the key's range.
 
     Raises:
@@ -194,4 +188,4 @@ def checked(key: str, value: Any, *, whole: bool = False) -> int | float:
     ):
         kind = "a whole number" if whole else "a number"
         raise ValueError(f"{key}={short(value)} is not {kind} from {low} to {high}")
-    return value
+    return float(value)

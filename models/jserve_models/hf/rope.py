@@ -3,9 +3,7 @@
 import math
 from typing import Any
 
-import numpy as np
-
-from jserve_models.config import LinearScaling, Llama3Scaling, PairScaling
+from jserve_models.config import Llama3Scaling, PairScaling
 from jserve_models.hf.families import Family
 from jserve_models.hf.keys import Keys, checked, short
 
@@ -52,7 +50,8 @@ def read_rope(
     if family.turns_parts and kind in ("su", "yarn"):
         kind = "longrope"
     if kind == "linear":
-        fields["rope_scaling"] = LinearScaling(factor=rope.number("factor"))
+        factors = (rope.number("factor"),) * (size // 2)
+        fields["rope_scaling"] = PairScaling(factors=factors)
     elif kind == "dynamic":
         # It stretches contexts beyond the longest one, and those are not served.
         rope.number("factor")
@@ -72,7 +71,7 @@ def read_rope(
             magnitude = math.sqrt(1 + math.log(factor) / math.log(original))
             is_long = (served_len or max_len) > original
             short_factor, long_factor = (
-                tuple(float(checked(name, one)) for one in rope.row(name, size // 2))
+                tuple(checked(name, one) for one in rope.row(name, size // 2))
                 for name in ("short_factor", "long_factor")
             )
             factors = long_factor if is_long else short_factor
@@ -106,10 +105,10 @@ def _yarn(
     if rope.flag("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
-    ramp = np.clip((np.arange(size // 2) - low) / (high - low or 0.001), 0, 1)
-    divisors = 1 / (1 - ramp + ramp / factor)
+    width = high - low or 0.001
+    ramp = [min(max((one - low) / width, 0), 1) for one in range(size // 2)]
     scales = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
     if not all(scales):
         scales = 1.0, 0.0
     first, second = (1 + 0.1 * one * math.log(factor) for one in scales)
-    return tuple(divisors.tolist()), first / second
+    return tuple(1 / (1 - one + one / factor) for one in ramp), first / second

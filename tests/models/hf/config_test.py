@@ -8,7 +8,6 @@ import pytest
 
 from jserve_models.config import (
     Experts,
-    LinearScaling,
     Llama3Scaling,
     PairScaling,
 )
@@ -66,7 +65,7 @@ def test_defaults_of_what_may_be_absent(read):
         (
             {"rope_scaling": {"type": "linear", "factor": 2}},
             1e4,
-            LinearScaling(factor=2.0),
+            PairScaling(factors=(2.0,) * 4),
         ),
     ],
 )
