@@ -108,6 +108,7 @@ golden:
 	.venv-parity/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-parity/bin/python -m pip install --quiet --group parity
 	.venv-parity/bin/python tests/golden/write_golden.py
+	.venv-parity/bin/python tests/golden/write_chats.py
 
 clean:
 	rm -rf .venv .venv-aot .venv-newest .venv-parity dist out .mypy_cache .pytest_cache .ruff_cache .hypothesis

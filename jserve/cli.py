@@ -1,6 +1,7 @@
 """Serves a language model over HTTP, with OpenAI's API, under SLOs.
 
   jserve --model=tiny --port=8000
+  jserve --model=ORG/NAME                           (of the Hugging Face hub)
   jserve --model=/models/my-llama --policy=qoserve --service_classes=classes.json
   jserve --model=/models/my-llama --warmup_only      (fills the compile cache)
 
@@ -26,18 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from jserve.config import (
-    EngineConfig,
-    ServerConfig,
-    check_predictor,
-    check_writable,
-)
+from jserve.config import EngineConfig, check_predictor, check_writable
 from jserve.engine.cluster import ProcessConfig, find_cluster, join_cluster
 from jserve.engine.memory import claim_memory
 from jserve.flags import define_config_flags, define_engine_flags
 from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
+from jserve.server_config import ServerConfig
+from jserve_models.config import NAMED
 from jserve_models.hf import read_config
+from jserve_models.hf.folders import find_folder
 
 if TYPE_CHECKING:
     from jserve.engine.followers import Leader
@@ -61,10 +60,10 @@ _WARMUP_ONLY = flags.DEFINE_bool(
 
 def _folder(model: str) -> pathlib.Path | None:
     """Returns the folder that `model` names, or None for a named size."""
-    path = pathlib.Path(model).expanduser()
-    if path.is_dir():
-        read_config(path)  # refuses what cannot be served
-        return path
+    folder = None if model in NAMED else find_folder(model)
+    if folder is not None:
+        read_config(folder)  # refuses what cannot be served
+        return folder
     if os.sep in model or model.startswith("~"):
         raise ValueError(f"model={model}: no such folder")
     return None
@@ -224,7 +223,9 @@ def _run(
         ) from error
     with listener:
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(
+                folder, server_config.parse_special, server_config.generation_config
+            )
             classes = load_service_classes(server_config)
             progress.begin("loading JAX")
             from jserve.build import build_loop

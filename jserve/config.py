@@ -1,17 +1,14 @@
-"""The settings of an engine and a server; every default is written once, here."""
+"""The settings of an engine; every default is written once, here."""
 
 import dataclasses
 import os
 import pathlib
 import re
-import ssl
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from jserve_sched.buckets.strategies import FROM_FILE, make_strategy
 from jserve_sched.buckets.table import DEFAULT_BLOCK_TOKENS
-
-T = TypeVar("T")
 
 SIZES: dict[str, dict[str, int]] = {
     "cpu": {
@@ -79,18 +76,6 @@ def check_writable(name: str, path: pathlib.Path) -> None:
         raise ValueError(f"{name}={str(path)!r}: {str(found)!r} cannot be written")
 
 
-def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
-    """Returns what a setting's file contains.
-
-    Raises:
-      ValueError: If it cannot be read or parsed, naming setting and file.
-    """
-    try:
-        return parse(path.read_text(encoding="utf-8-sig"))  # as Windows writes it
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}={str(path)!r}: {error}") from None
-
-
 def check_predictor(predictor: str) -> None:
     """Checks that `EngineConfig.predictor` is a name, or a folder with a checkpoint.
 
@@ -110,9 +95,9 @@ class EngineConfig:
     """The engine and its scheduler; sizes that go by device are set by `for_device`.
 
     Attributes:
-      model: Path of a Hugging Face folder, or name of a model size: "tiny", a small
-        model of Python's standard library, or "toy", "peer-19m", "llama-1b" or
-        "llama-8b" with random weights.
+      model: Path of a Hugging Face folder, ORG/NAME on the hub, which is downloaded to
+        its cache, or name of a model size: "tiny", a small model of Python's standard
+        library, or "toy", "peer-19m", "llama-1b" or "llama-8b" with random weights.
       seed: Seed of random weights of a named size. [default: trained weights for tiny,
         else 0]
       dtype: Type of the computation and, but for --kv_dtype and --weights, of the rest:
@@ -319,81 +304,3 @@ class EngineConfig:
                 f"{_MAX_PROFILED} steps, such as 100:120"
             )
         return steps
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServerConfig:
-    """The HTTP server.
-
-    Attributes:
-      host: Address to listen on.
-      port: Port to listen on; 0 takes a free port and prints it.
-      served_model_name: Model name for clients; "" takes the name of --model.
-      service_classes: JSON file with a list of service classes, each with a name and
-        any of ttft_s, tbt_s, ttlt_s and max_queue_wait_s, in seconds, and admission:
-        queue, refuse or degrade. "" has best effort only.
-      default_service_class: Service class of requests that name none.
-      api_key_file: File of accepted API keys, one per line, or a JSON list of objects
-        with name, key, and any of max_parallel_requests, max_waiting_requests and
-        tokens_per_minute, which limit the requests of that key. "" requires no key.
-      drain_timeout_s: Seconds that running requests have to finish after SIGTERM.
-      keep_alive_s: Seconds that an idle connection is kept open for its client's next
-        request; clients that pool connections expect a minute or more.
-      sse_keep_alive_s: Seconds of silence after which a stream gets a comment, so that
-        proxies keep it open; 0 sends none.
-      head_timeout_s: Seconds that a client has to send a request's headers.
-      body_timeout_s: Seconds that it has to send the body.
-      write_timeout_s: Seconds in which it has to read something of what is sent, or its
-        request is cancelled.
-      max_connections: Most open connections. At the limit an idle one is closed, or
-        else a new one gets status 503, but for /health and /metrics. 0 takes a third
-        of the file descriptors that the process may have, at most 4096.
-      cors_origins: Origins of web pages that may use the server, such as
-        https://example.org, or "*" for all.
-      tls_cert: PEM file of the server's certificates, which makes it serve HTTPS.
-      tls_key: PEM file of the certificate's key, unless it is in the same file.
-      unix_socket: Path of a unix socket to listen on, in place of host and port.
-      max_body_bytes: Largest request body; 0 takes 64 KiB, and 48 bytes a token.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    served_model_name: str = ""
-    service_classes: pathlib.Path | None = None
-    default_service_class: str = "best_effort"
-    api_key_file: pathlib.Path | None = None
-    drain_timeout_s: float = 30.0
-    keep_alive_s: int = 75
-    sse_keep_alive_s: float = 15.0
-    head_timeout_s: float = 10.0
-    body_timeout_s: float = 60.0
-    write_timeout_s: float = 60.0
-    max_connections: int = 0
-    cors_origins: tuple[str, ...] = ()
-    tls_cert: pathlib.Path | None = None
-    tls_key: pathlib.Path | None = None
-    unix_socket: pathlib.Path | None = None
-    max_body_bytes: int = 0
-
-    def __post_init__(self) -> None:
-        check_range("port", self.port, 0, 65535)
-        for name in ("drain_timeout_s", "sse_keep_alive_s"):
-            check_range(name, getattr(self, name), 0.0, 86400.0)
-        check_range("keep_alive_s", self.keep_alive_s, 1, 86400)
-        for name in ("head_timeout_s", "body_timeout_s", "write_timeout_s"):
-            check_range(name, getattr(self, name), 0.001, 86400.0)
-        check_range("max_connections", self.max_connections, 0, 2**20)
-        if self.tls_cert or self.tls_key:
-            try:
-                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-                context.load_cert_chain(self.tls_cert or "", self.tls_key)
-            except OSError as error:
-                files = f"tls_cert={self.tls_cert} with tls_key={self.tls_key}"
-                raise ValueError(f"{files}: {error}") from None
-        if self.max_body_bytes:
-            check_range("max_body_bytes", self.max_body_bytes, 1024, 2**31)
-
-    @property
-    def address(self) -> str:
-        """Where the server listens, for messages."""
-        return str(self.unix_socket or f"{self.host}:{self.port}")

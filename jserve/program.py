@@ -6,15 +6,17 @@ flags of each config dataclass under its heading.
 
 import logging
 import os
+import pathlib
 import sys
 import types
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from absl import app, flags
 
 import jserve
 
+T = TypeVar("T")
 _HELP_ARGUMENTS = {"--help", "-help", "-h", "-?", "--helpshort", "-helpshort"}
 _HELP_END = """
 Also:
@@ -91,3 +93,15 @@ def run_program(module: types.ModuleType) -> NoReturn:
         flags_parser=_parse,
     )
     raise AssertionError("app.run does not return")
+
+
+def read_setting(name: str, path: pathlib.Path, parse: Callable[[str], T]) -> T:
+    """Returns what a setting's file contains.
+
+    Raises:
+      ValueError: If it cannot be read or parsed, naming setting and file.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8-sig"))  # as Windows writes it
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}={str(path)!r}: {error}") from None

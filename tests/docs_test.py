@@ -9,8 +9,9 @@ import tomllib
 
 import pytest
 
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
 from jserve.engine.cluster import ProcessConfig
+from jserve.server_config import ServerConfig
 from tests import ROOT
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"

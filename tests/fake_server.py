@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
 from jserve.engine.interface import Listener
 from jserve.records.events import (
     EngineStats,
@@ -33,6 +33,7 @@ from jserve.records.events import (
 )
 from jserve.server.app import build_app
 from jserve.server.serving import make_server
+from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.forecast import Forecast
@@ -84,7 +85,6 @@ class FakeLoop:
         self.limits = RequestLimits(max_model_len=512, num_kv_tokens=4096)
         self.model_name = "fake"
         self.seen: list[Request] = []
-        ratios = ((1.0, 2.0),) * 3
         self.forecasts = Forecast(
             ttft_s=(5.0, 10.0),
             worst_gap_s=(0.25, 0.5),
@@ -93,8 +93,6 @@ class FakeLoop:
             attainable_in_s=1.5,
             made_s=0.0,
             points=(5.0, 0.25, 6.0),
-            pairs=ratios,
-            key=(),
         )
         self.cancelled: list[str] = []
         self.running = threading.Event()  # cleared: no step is made
@@ -151,10 +149,11 @@ class FakeLoop:
                 self.cancelled.append(request_id)
             self._lock.notify_all()
 
-    def refuse(self, reason: FinishReason) -> None:
+    def refuse(self, reason: FinishReason, most: int = MANY) -> None:
         """Ends what waits, as a scheduler's admission does."""
-        now_s, ended = time.monotonic(), list(self._live)
-        self._live.clear()
+        now_s, ended = time.monotonic(), list(self._live)[:most]
+        for one in ended:
+            del self._live[one]
         self._publish(
             [TokenEvent(one, None, now_s, reason, retry_after_s=1.5) for one in ended]
         )
@@ -258,6 +257,7 @@ class FakeLoop:
         """Computes the next chunk of prompts; returns its tokens."""
         room = self.chunk_tokens
         for one in running:
+            one.first_scheduled_s = one.first_scheduled_s or time.monotonic()
             taken = min(room, self._prompt_left[one.request_id])
             self._prompt_left[one.request_id] -= taken
             room -= taken

@@ -36,8 +36,8 @@ ROOMS = {
         "simulation",
     ),
     "jserve": (
-        *("config", "flags", "progress", "program", "text", "records", "timing"),
-        *("compiled_annealing", "engine", "server", "build"),
+        *("config", "server_config", "flags", "progress", "program", "text"),
+        *("records", "timing", "compiled_annealing", "engine", "server", "build"),
         *("following", "cli", "__main__"),
     ),
     "jserve_tools": (

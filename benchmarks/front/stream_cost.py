@@ -22,10 +22,10 @@ from typing import Any
 
 import uvicorn
 
-from jserve.config import ServerConfig
 from jserve.server.app import build_app
 from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.serving import bind, make_server
+from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import load_tokenizer
 from jserve_sched.requests.limits import RequestLimits
 from tests.fake_server import FakeLoop

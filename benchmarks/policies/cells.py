@@ -9,9 +9,11 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from jserve_sched.buckets.table import table_from_json
 from jserve_sched.outcomes import summarise_run
-from jserve_sched.simulation.workload import isolated_times
+from jserve_sched.simulation.workload import Arrival, isolated_times
 from jserve_tools.gpu_profiles.machines import load_machine, simulated_table
 from jserve_tools.simulating.bucket_fits import fit_to_simulation
 from jserve_tools.simulating.config import LoadConfig, MachineConfig, SweepConfig
@@ -58,23 +60,24 @@ LENGTHS = ("mean", "oracle", "max_tokens", "quantile:q=0.9")
 WITH_TTLT = "reasoning_code"  # lengths change nothing where no end is bounded
 LOADS = (1.3, 0.85, 2.0)
 ADMISSION_LOADS = (1.5, 2.0, 5.0)
+# Of goodput, with three times the requests; no other stage has one of these loads.
+GOODPUT_LOADS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15, 1.4)
 REFUSE = (("admission", "refuse"),)
+BURST, BURST_LOAD = (*REFUSE, ("burst", True)), 2.0
 # Milliseconds of a simulated request, without what else a cell takes.
 _MS = {
     **{"chat": 5, "documents": 6, "heavy_tail": 8, "bursts": 6, "reasoning_code": 18},
     **{"tight": 13, "interactive_chat": 15},
 }
-_PROBES = 5  # whole runs that the search of a goodput costs
 _SETUP_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A simulation, the search of a goodput, or a fit of buckets.
+    """A simulation, or a fit of buckets.
 
     Attributes:
-      load: Rate as a share of the capacity; 0 searches the goodput.
-      violations: Share of requests that may violate their SLO at the goodput.
+      load: Rate as a share of the capacity.
       lengths: Estimator of output lengths; in the condition `exact` they are known.
       buckets: Fitted bucket table, JSON; without it the condition `fitted` fits one.
       settings: Further settings of the machine or of all requests, as pairs.
@@ -86,7 +89,6 @@ class Cell:
     load: float
     seed: int = 0
     num_requests: int = 0
-    violations: float = 0.01
     lengths: str = LENGTHS[0]
     buckets: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
@@ -94,13 +96,12 @@ class Cell:
     @property
     def cost_s(self) -> float:
         """About how long it takes, seconds."""
-        times = 1 if self.load else _PROBES
-        return _SETUP_S + self.num_requests * _MS[self.kind] / 1e3 * times
+        return _SETUP_S + self.num_requests * _MS[self.kind] / 1e3
 
     def run(self) -> dict[str, Any]:
         """Returns a report's run with `attained`, a 0 or 1 for each counted request.
 
-        Of a search it is `SeedGoodput` in shares of the capacity, of a fit its `table`.
+        Of a fit it is its `table`.
         """
         # Describe the load and the machine.
         strategy, settings = CONDITIONS[self.condition]
@@ -113,7 +114,12 @@ class Cell:
         for name in of_machine & of_requests.keys():
             settings = settings | {name: of_requests.pop(name)}
         machine = MachineConfig(max_model_len=40_960, **settings)
-        load = LoadConfig(workload=self.kind, num_requests=self.num_requests)  # type: ignore[arg-type]
+        is_burst = of_requests.pop("burst", False)
+        load = LoadConfig(
+            workload=self.kind,  # type: ignore[arg-type]
+            num_requests=self.num_requests,
+            max_returns=int(is_burst),
+        )
         experiment = Experiment(
             policy=POLICIES[self.policy],
             bucket_strategy=strategy,
@@ -122,17 +128,16 @@ class Cell:
             load=read_load(load),
             yardstick=isolated_times(model, max_prompt_tokens=machine.max_model_len),
             machine=machine,
-            sweep=SweepConfig(max_violation_share=self.violations, goodput=True),
+            sweep=SweepConfig(),
         )
         capacity = (KINDS | TURNS)[self.kind]
-        # Search, fit or simulate.
-        if not self.load:
-            found = experiment.search(self.seed, 0.85 * capacity)
-            return found | {"share": found["qps"] / capacity}
+        # Fit or simulate.
         arrivals = [
             dataclasses.replace(one, **of_requests)
             for one in experiment.arrivals(self.seed, self.load * capacity)
         ]
+        if is_burst:
+            arrivals = [*map(_in_burst, arrivals)]
         if strategy == "fitted" and not self.buckets:
             most = experiment.buckets.num_programs
             table, _ = fit_to_simulation(
@@ -147,6 +152,12 @@ class Cell:
             "attained": "".join("01"[one.is_attained] for one in counted),
             "longest": sum(longest) / len(longest),
         }
+
+
+def _in_burst(one: Arrival) -> Arrival:
+    """Returns an arrival at its rate from 20 to 40 s, and at a quarter else."""
+    at_s = np.interp(one.arrival_s, (0.0, 5.0, 25.0, 1025.0), (0.0, 20.0, 40.0, 4040.0))
+    return dataclasses.replace(one, arrival_s=float(at_s))
 
 
 def sched_version() -> str:

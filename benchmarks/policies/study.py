@@ -19,8 +19,11 @@ from typing import Any
 from benchmarks.marked_pages import fill_page
 from benchmarks.policies.cells import (
     ADMISSION_LOADS,
+    BURST,
+    BURST_LOAD,
     FEW,
     FITTED,
+    GOODPUT_LOADS,
     KINDS,
     LENGTHS,
     LOADS,
@@ -36,7 +39,6 @@ from benchmarks.policies.tables import Found, all_tables
 from jserve.flags import define_config_flags
 from jserve.program import run_program
 from jserve.progress import Progress, timed_lines
-from jserve_sched.simulation.workload import Arrival
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.sweep import run_all, task_key
 
@@ -102,15 +104,19 @@ def stages(config: Config) -> dict[str, list[Cell]]:
         for condition in ("real", "exact"):
             add(f"{condition} {load:g}", tuple(POLICIES), condition, load)
         if load == LOADS[1]:
-            add("goodput", FEW[:3], "exact", 0.0, times=2)
+            add("goodput", FEW[:3], "exact", *GOODPUT_LOADS, times=3)
         if load == LOADS[0]:
             firsts = [one for one in fits if one.seed == config.seeds[0]]
             made["fits"] = [dataclasses.replace(one, seed=_FIT_SEED) for one in firsts]
             add(f"fitted {load:g}", FITTED, "fitted", load)
-    if any(field.name == "admission" for field in dataclasses.fields(Arrival)):
-        for condition in ("real", "exact"):
-            add("admission", FEW[:2], condition, *ADMISSION_LOADS)
-            add("admission", FEW[:1], condition, *ADMISSION_LOADS, settings=REFUSE)
+    for condition in ("real", "exact"):
+        add("admission", FEW[:2], condition, *ADMISSION_LOADS)
+        add("admission", FEW[:1], condition, *ADMISSION_LOADS, settings=REFUSE)
+    for kind, condition in itertools.product(config.kinds, ("exact", "real")):
+        size = round(100 * KINDS[kind])  # for 20, 20 and 100 s
+        one = dataclasses.replace(config, kinds=(kind,), num_requests=size)
+        what = FEW[:1], condition, BURST_LOAD
+        made["burst"] = made.get("burst", []) + _cells(one, *what, settings=BURST)
     ends = dataclasses.replace(config, kinds=(WITH_TTLT,))
     for lengths in LENGTHS[1:]:
         made["lengths"] = made.get("lengths", []) + _cells(
@@ -126,7 +132,6 @@ def stages(config: Config) -> dict[str, list[Cell]]:
             *(MORE, "real", LOADS[0]),
             settings=settings,
         )
-    add("goodput, 5 %", FEW[:3], "exact", 0.0, violations=0.05)
     return made
 
 

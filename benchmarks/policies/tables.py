@@ -15,13 +15,17 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import isotonic_regression
 
 from benchmarks.marked_pages import markdown
 from benchmarks.policies.cells import (
     ADMISSION_LOADS,
+    BURST,
+    BURST_LOAD,
     CONDITIONS,
     FEW,
     FITTED,
+    GOODPUT_LOADS,
     LENGTHS,
     LOADS,
     MORE,
@@ -41,6 +45,7 @@ _LEAST_GOODPUT = {
 }
 _MOST_EXACT = {"reasoning_code": 6.0, "chat": 15.0, "documents": 5.5}
 _MOST_BEHIND = 1.5
+_COMMITTED = "returned_committed_share"
 _FORECAST = ("median_error", "share_under_p50", "share_under_p90")
 
 Runs = list[dict[str, Any]]
@@ -172,13 +177,27 @@ def _behind(found: Found, kinds: Sequence[str]) -> str:
     return markdown(["", "policy", "points"], rows)
 
 
-def _goodput(found: Found, kinds: Sequence[str]) -> str:
+def goodput(found: Found, policy: str, kind: str, most: float) -> float:
+    """Returns up to which load the share of violations stays at most `most`.
+
+    Of the shares, pooled over seeds, the isotonic fit is taken, from none without load,
+    and linear between two loads. NaN if a load is missing.
+    """
+    late = [_late(found(policy, kind, "exact", load)) / 100 for load in GOODPUT_LOADS]
+    if np.isnan(late).any():
+        return math.nan
+    fitted = isotonic_regression([0.0, *late]).x
+    return float(np.interp(most, fitted, [0.0, *GOODPUT_LOADS]))
+
+
+def _goodputs(found: Found, kinds: Sequence[str]) -> str:
     columns = list(itertools.product((0.01, 0.05), FEW[:3]))
     rows = []
     for kind in kinds:
-        some = [found(one, kind, "exact", 0.0, violations=at) for at, one in columns]
-        shares = [[f"{run['share']:.2f}" for run in runs] for runs in some]
-        rows.append([kind, *(", ".join(one) or "-" for one in shares)])
+        shares = [goodput(found, one, kind, at) for at, one in columns]
+        rows.append(
+            [kind, *("-" if math.isnan(one) else f"{one:.2f}" for one in shares)]
+        )
     return _table([f"{policy}, {at:.0%}" for at, policy in columns], rows)
 
 
@@ -260,6 +279,20 @@ def _admission(found: Found, kinds: Sequence[str]) -> str:
     return markdown(["", *columns, "refused", "attained of those admitted"], rows)
 
 
+def _burst(found: Found, kinds: Sequence[str]) -> str:
+    """Returns how many refused clients came back, and the share admitted then, %."""
+    rows = []
+    for what in itertools.product(kinds, ("exact", "real")):
+        runs = found(_OURS, *what, BURST_LOAD, settings=BURST)
+        come = [one for one in runs if "num_returned" in one]
+        if total := sum(one["num_returned"] for one in come):
+            shares = [one["num_returned"] * one[_COMMITTED] for one in come]
+            rows.append(
+                [", ".join(what), f"{total}", f"{100 * sum(shares) / total:.0f}"]
+            )
+    return markdown(["", "came back", "admitted, %"], rows)
+
+
 def _targets(found: Found, kinds: Sequence[str]) -> str:
     """Returns each target, what was measured and whether it is met."""
     rows: list[list[str]] = []
@@ -271,7 +304,7 @@ def _targets(found: Found, kinds: Sequence[str]) -> str:
 
     # Exact predictions and lengths.
     for kind, least in _LEAST_GOODPUT.items():
-        share = 100 * _mean(found(_OURS, kind, "exact", 0.0), "share")
+        share = 100 * goodput(found, _OURS, kind, 0.01)
         row(f"goodput at 1 %, {kind}: {least} %", f"{share:.0f}", share >= least)
     for kind, most in _MOST_EXACT.items():
         late = _late(found(_OURS, kind, "exact", 1.3))
@@ -355,12 +388,13 @@ def all_tables(found: Found, kinds: Sequence[str]) -> dict[str, str]:
     return {
         **{one: _violations(found, one, kinds) for one in CONDITIONS},
         "behind": _behind(found, kinds),
-        "goodput": _goodput(found, kinds),
+        "goodput": _goodputs(found, kinds),
         "lengths": _lengths(found),
         "forecast": _forecast(found, kinds),
         "overload": _overload(found, kinds),
         "requests": _requests(found, kinds),
         "turns": _turns(found),
         "admission": _admission(found, kinds),
+        "burst": _burst(found, kinds),
         "targets": _targets(found, kinds),
     }

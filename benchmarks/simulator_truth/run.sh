@@ -20,5 +20,5 @@ for trace in azure_conv azure_code; do
                 --trace=$trace --policy=$policy
     done
 done
-$python -m benchmarks.simulator_truth.engine --folder=$folder \
-    --samples=$folder/samples.npz --output=benchmarks/simulator_truth/engine.md
+$python -m benchmarks.simulator_truth.engine --folder=$folder > $folder/engine.md
+mv $folder/engine.md benchmarks/simulator_truth/engine.md

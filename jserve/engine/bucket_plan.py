@@ -3,7 +3,8 @@
 import functools
 import logging
 
-from jserve.config import EngineConfig, read_setting
+from jserve.config import EngineConfig
+from jserve.program import read_setting
 from jserve_sched.buckets.growth import BucketPlan, plan_growth
 from jserve_sched.buckets.strategies import BucketStrategy, Explicit, make_strategy
 from jserve_sched.buckets.table import table_from_json

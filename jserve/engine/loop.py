@@ -144,8 +144,8 @@ class EngineLoop:
                 raise NotServingError(f"the engine is {self.health.value}")
             # Those just submitted wait only if no slot is free for them.
             num_waiting = self._scheduler.num_waiting + len(self._submitted)
-            num_free = self._scheduler.max_num_seqs - self._scheduler.num_running
-            if num_waiting - num_free >= self.config.max_queued_requests:
+            num_waiting -= self._scheduler.max_num_seqs - self._scheduler.num_running
+            if num_waiting >= self.config.max_queued_requests:
                 raise QueueFullError(
                     f"{num_waiting} requests wait, the limit is "
                     f"max_queued_requests={self.config.max_queued_requests}",

@@ -63,7 +63,7 @@ class MemoryNeeds:
     """What a model and its programs take of a device's memory.
 
     Attributes:
-      weight_bytes: All weights.
+      weight_bytes: All weights, and what adjusts the logits of slots.
       page_bytes: One KV page over all layers, K and V together.
       fixed_bytes: Of the KV pool, whatever the number of its pages.
       page_size: Tokens in one page.

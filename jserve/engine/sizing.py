@@ -14,6 +14,7 @@ from jserve.engine import machine
 from jserve.engine.bucket_plan import plan_buckets
 from jserve.engine.engine import kv_bytes
 from jserve.engine.memory import MemoryNeeds, check_host, fit_memory, step_bytes
+from jserve.engine.sampling import empty_slots
 from jserve_models import sharding
 from jserve_models.attention import AttentionBackend, AttentionUse
 from jserve_models.attention.choose import choose_attention
@@ -164,11 +165,13 @@ def _needs(config: EngineConfig, plan: BucketPlan) -> MemoryNeeds:
         kv_bytes(model, num_pages, config.page_size, shape.kv_dtype)
         for num_pages in (1, 2)
     )
+    slot_bytes = sum(part.nbytes for part in empty_slots(1, shape.model.vocab_size))
     return MemoryNeeds(
         weight_bytes=sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
             for leaf in jax.tree.leaves(model.leaves)
-        ),
+        )
+        + config.max_num_seqs * slot_bytes,
         page_bytes=two - one,
         fixed_bytes=2 * one - two,
         page_size=config.page_size,

@@ -64,7 +64,7 @@ class TokenEvent(NamedTuple):
       finish_reason: Set on the last event of a request.
       num_cached_tokens: Prompt tokens that came from the prefix cache.
       error: What went wrong, on the last event of a request the engine failed.
-      retry_after_s: On the end of a request that was refused: when to come back.
+      retry_after_s: When to come back, of a request that was refused; infinite: never.
       logprobs: Log-probabilities at the token, if the request asked for them.
     """
 

@@ -14,10 +14,11 @@ from fastapi import Request
 from fastapi.security import HTTPBearer
 from msgspec import Meta, Struct
 
-from jserve.config import ServerConfig, read_setting
+from jserve.program import read_setting
 from jserve.server.errors import ApiError
-from jserve.server.generation import Reply
 from jserve.server.metrics import ServerMetrics
+from jserve.server.replies import Reply
+from jserve.server_config import ServerConfig
 
 _RETRY_S = 1.0  # where it is not known when a request of the key ends
 _Limit = Annotated[int, Meta(ge=1)] | None
@@ -112,6 +113,8 @@ class KeyUse:
 def _parse(text: str) -> list[ApiKey]:
     if text.lstrip().startswith("["):
         keys = msgspec.json.decode(text, type=list[ApiKey])
+    elif text.lstrip().startswith("{"):
+        raise ValueError("holds an object, not a JSON list of objects or a key a line")
     else:
         lines = enumerate(map(str.strip, text.splitlines()), start=1)
         keys = [ApiKey(name=f"line {index}", key=key) for index, key in lines if key]
@@ -149,11 +152,9 @@ def key_check(
         key = given.credentials.strip().encode("latin-1", "replace") if given else b""
         found = [use for known, use in uses if hmac.compare_digest(key, known)]
         if uses and not found:
-            raise ApiError(
-                "this server needs a key: Authorization: Bearer <key>",
-                status=401,
-                code="invalid_api_key",
-            )
+            message = "this server needs a key: Authorization: Bearer <key>"
+            message = "the API key is not one of this server's" if key else message
+            raise ApiError(message, status=401, code="invalid_api_key")
         request.state.key_use = found[0] if found else anybody
 
     return check

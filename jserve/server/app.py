@@ -15,7 +15,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.server.api_keys import key_check, load_api_keys
 from jserve.server.errors import SURPRISE, ApiError, quote
@@ -23,6 +22,8 @@ from jserve.server.openai_routes import GENERATION_PATHS, openai_router
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
+from jserve.server.tokenizer_routes import tokenizer_router
+from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import Tokenizer
 
 _ABSORB_S = 10.0  # much less than the engine's record of steps covers
@@ -119,7 +120,12 @@ def build_app(
             absorber.cancel()
             app.state.has_stopped = await _stop(engine)
 
-    app = FastAPI(title="jserve", openapi_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="jserve",
+        openapi_url=None,
+        lifespan=lifespan,
+        root_path=config.root_path,
+    )
     app.state.has_stopped = True  # until the lifespan starts it
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
@@ -131,12 +137,13 @@ def build_app(
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[
-                *("x-request-id", "x-jserve-ignored"),
-                *("x-jserve-forecast", "x-jserve-admission"),
+                *("x-request-id", "x-jserve-ignored", "x-jserve-slo"),
+                *("x-jserve-forecast", "x-jserve-admission", "x-should-retry"),
                 "retry-after",
             ],
         )
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])
     app.include_router(inspection_router(service), prefix="/jserve", dependencies=[key])
+    app.include_router(tokenizer_router(service), dependencies=[key])
     return app

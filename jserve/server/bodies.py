@@ -65,6 +65,12 @@ class Body:
             self.data.clear()
         return self._file
 
+    def read(self) -> bytes:
+        """Returns a copy of all of it."""
+        if self._file is None:
+            return bytes(self.data)
+        return os.pread(self._file.fileno(), self.num_bytes, 0)
+
     def path(self) -> str:
         """Returns the path by which another process opens the file."""
         name = self.file().name

@@ -38,10 +38,13 @@ class ApiError(Exception):
         self.status = status
         self.param = param
         self.code = code
-        self.retry_after_s = retry_after_s
         self.headers: dict[str, str] = {}
         if retry_after_s is not None:
+            if retry_after_s == math.inf:  # OpenAI's clients read the header
+                self.headers["x-should-retry"] = "false"
+                retry_after_s = 300.0
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+        self.retry_after_s = retry_after_s
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
 

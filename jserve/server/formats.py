@@ -6,15 +6,18 @@ it is encoded once, and a token costs one JSON string escape and one join.
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from jserve.server.logprobs import LogprobsWriter, Noted
+from jserve.text.answer_parts import Delta
 
 EVENT_HEAD = b"data: "
 EVENT_TAIL = b"\n\n"
 COMMENT_EVENT = b": keep-alive\n\n"  # which clients ignore
 DONE_EVENT = b"data: [DONE]\n\n"
+_CONTENT = b'"content": '
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ class AnswerFormat:
     def choice(
         self,
         index: int,
-        text: str,
+        text: str | Delta,
         finish_reason: str | None,
         tokens: Sequence[int],
         noted: Sequence[Noted],
@@ -71,6 +74,8 @@ class AnswerFormat:
         ending = {"logprobs": logprobs, "finish_reason": finish_reason, **ids}
         if self.is_chat:
             message = {"role": "assistant", "content": text, "refusal": None}
+            if isinstance(text, Delta):
+                message |= _whole_message(text)
             return {"index": index, "message": message, **ending}
         return {"index": index, "text": text, **ending}
 
@@ -78,6 +83,45 @@ class AnswerFormat:
         """Returns the body of an answer that is not streamed."""
         top = self._top("chat.completion" if self.is_chat else "text_completion")
         return json.dumps(top | {"choices": choices, "usage": usage}).encode()
+
+
+def _new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def _whole_message(parts: Delta) -> dict[str, Any]:
+    """Returns the fields of an answer that was taken apart."""
+    calls: list[dict[str, Any]] = []
+    for index, name, arguments in parts.calls:
+        if name is not None:
+            function = {"name": name, "arguments": ""}
+            calls.append(
+                {"id": _new_call_id(), "type": "function", "function": function}
+            )
+        calls[index]["function"]["arguments"] += arguments
+    fields: dict[str, Any] = {"content": parts.content}
+    if parts.reasoning:
+        fields["reasoning_content"] = parts.reasoning
+    if calls:
+        fields |= {"content": parts.content or None, "tool_calls": calls}
+    return fields
+
+
+def _delta_fields(parts: Delta) -> dict[str, Any]:
+    """Returns the fields of more of an answer."""
+    fields: dict[str, Any] = {}
+    if parts.content:
+        fields["content"] = parts.content
+    if parts.reasoning:
+        fields["reasoning_content"] = parts.reasoning
+    calls = []
+    for index, name, arguments in parts.calls:
+        call: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
+        if name is not None:
+            call |= {"id": _new_call_id(), "type": "function"}
+            call["function"]["name"] = name
+        calls.append(call)
+    return fields | ({"tool_calls": calls} if calls else {})
 
 
 class ChunkWriter:
@@ -89,9 +133,9 @@ class ChunkWriter:
         head, role = f'{start}"text": ', ""
         if form.is_chat:
             head, role = f'{start}"delta": {{', '"role": "assistant", '
-        content = '"content": ' if form.is_chat else ""
-        self._head = f"{head}{content}".encode()
-        self._next_head = f"{head}{role}{content}".encode()
+        content = _CONTENT if form.is_chat else b""
+        self._head = head.encode() + content
+        self._next_head = f"{head}{role}".encode() + content
         self._middle = b'}, "logprobs": ' if form.is_chat else b', "logprobs": '
         self._tail = b'}], "usage": null}\n\n' if form.has_usage else b"}]}\n\n"
         self._plain_ending = self._middle + b'null, "finish_reason": null' + self._tail
@@ -100,14 +144,24 @@ class ChunkWriter:
 
     def event(
         self,
-        text: str,
+        text: str | Delta,
         finish_reason: str | None,
         tokens: Sequence[int],
         noted: Sequence[Noted],
     ) -> bytes:
-        """Returns the event of new text, which may be empty, and of its tokens."""
+        """Returns the event of new text, which may be empty, and of its tokens.
+
+        There is none if text that is taken apart has nothing new to tell.
+        """
+        if isinstance(text, Delta) and not (text or finish_reason or noted):
+            return b""
         head, self._next_head = self._next_head, self._head  # the role is sent once
-        escaped = json.dumps(text).encode()
+        if isinstance(text, Delta):
+            head = head.removesuffix(_CONTENT)
+            escaped = json.dumps(_delta_fields(text))[1:-1].encode()
+            head = head if escaped else head.removesuffix(b", ")
+        else:
+            escaped = json.dumps(text).encode()
         if finish_reason is None and not self._has_token_ids and not noted:
             return head + escaped + self._plain_ending
         ending = json.dumps(self._logprobs.write(noted)) if noted else "null"

@@ -1,41 +1,14 @@
-"""Outputs, the replies that consist of them, and the router that gives them tokens.
+"""One output of one prompt: from the engine's events to its text and its end."""
 
-The engine's thread hands the events of a whole step to the event loop in a single call.
-There the tokens of all requests become text and bytes, and each connection gets one
-write. The task of a connection wakes only to end an answer, to break a silence, or when
-its client reads too slowly.
-"""
-
-import asyncio
-import collections
-import contextlib
-import logging
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
-
-from jserve.engine.interface import ServingEngine
 from jserve.records.events import TokenEvent
-from jserve.server.errors import SURPRISE, ApiError
-from jserve.server.formats import (
-    COMMENT_EVENT,
-    DONE_EVENT,
-    EVENT_HEAD,
-    EVENT_TAIL,
-    AnswerFormat,
-    ChunkWriter,
-)
+from jserve.server.answer_text import AnswerText
+from jserve.server.errors import ApiError
 from jserve.server.logprobs import Noted
 from jserve.server.metrics import ServerMetrics
-from jserve.server.stop_strings import StopFinder
+from jserve.text.answer_parts import Delta, NamedCallParser, Parser, ReasoningParser
 from jserve.text.tokenizer import Tokenizer
-from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import FinishReason, Request
 
-_LOGGER = logging.getLogger(__name__)
-_MAX_TIMED_STEPS = 4096
 # A request that the server cancels ends with "abort", as in vLLM.
 _REASONS = {
     FinishReason.STOP: "stop",
@@ -57,6 +30,11 @@ class Generation:
       error: Refusal, or error in the engine or the server; None without one.
       num_cached_tokens: Number of prompt tokens that came from the prefix cache.
       noted: Log-probabilities at its tokens, if they are wanted.
+      times_s: When its tokens came, `time.monotonic` seconds.
+      is_attained: Whether it has ended and attained its SLO.
+      texts: Its text, in pieces, unless it has a parser.
+      parts: All that the parser has found.
+      num_reasoning_tokens: Tokens of its reasoning.
     """
 
     def __init__(
@@ -64,8 +42,7 @@ class Generation:
         *,
         request: Request,
         tokenizer: Tokenizer,
-        skips_special: bool,
-        finder: StopFinder,
+        text: AnswerText,
         metrics: ServerMetrics,
         prefix: str = "",
     ):
@@ -77,16 +54,27 @@ class Generation:
         self.num_cached_tokens = 0
         self._eos_token_ids = tokenizer.eos_token_ids
         self._detokenizer = tokenizer.detokenizer(
-            request.prompt_tokens[-8:].tolist(), skips_special=skips_special
+            request.prompt_tokens[-8:].tolist(), skips_special=text.skips_special
         )
-        self._finder = finder
+        self._finder, self.parser = text.finder, text.parser
         self._metrics = metrics
         self._prefix = prefix
         self.texts: list[str] = []
-        self._times_s: list[float] = []
+        self.parts = Delta()
+        self.num_reasoning_tokens = 0
+        self.is_attained = False
+        self.times_s: list[float] = []
 
-    def take(self, event: TokenEvent) -> str:
-        """Takes the next event; returns the text that is now certain."""
+    @property
+    def shown_reason(self) -> str | None:
+        """The reason of its end, as clients see it: a stop may be that of calls."""
+        is_of_calls = self.finish_reason == "stop" and self.parts.calls
+        if is_of_calls and not isinstance(self.parser, NamedCallParser):
+            return "tool_calls"
+        return self.finish_reason
+
+    def take(self, event: TokenEvent) -> str | Delta:
+        """Takes the next event; returns what is now certain of the answer."""
         text, self._prefix = self._prefix, ""
         reason = event.finish_reason
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
@@ -113,8 +101,19 @@ class Generation:
             self.finish("stop", event.time_s)
         elif reason is not None:
             self.finish(_REASONS[reason], event.time_s)
-        self.texts.append(text)
-        return text
+        if self.parser is None:
+            self.texts.append(text)
+            return text
+        return self._take_apart(self.parser, text)
+
+    def _take_apart(self, parser: Parser, text: str) -> Delta:
+        is_reasoning = isinstance(parser, ReasoningParser) and parser.is_reasoning
+        self.num_reasoning_tokens += is_reasoning
+        found = parser.push(text)
+        if self.finish_reason is not None:
+            found += parser.finish()
+        self.parts += found
+        return found
 
     def _show(self, text: str) -> str:
         if len(self.tokens) <= self.request.min_tokens:
@@ -122,8 +121,8 @@ class Generation:
         return self._finder.push(text)
 
     def _time(self, time_s: float) -> None:
-        if self._times_s:
-            self._metrics.gap_s.observe(time_s - self._times_s[-1])
+        if self.times_s:
+            self._metrics.gap_s.observe(time_s - self.times_s[-1])
         else:
             ttft_s = time_s - self.request.arrival_s
             self._metrics.ttft_s.observe(ttft_s)
@@ -131,7 +130,7 @@ class Generation:
                 self._metrics.count_forecast(
                     forecast, self.request.service_class, ttft_s
                 )
-        self._times_s.append(time_s)
+        self.times_s.append(time_s)
 
     def finish(
         self,
@@ -153,244 +152,28 @@ class Generation:
         if request.is_degraded:
             metrics.count_not_admitted("degraded", request.service_class)
         metrics.count_finished(reason)
-        metrics.e2e_s.observe(now_s - request.arrival_s)
+        self._observe_times(now_s)
         metrics.prompt_tokens.observe(request.num_prompt_tokens)
         metrics.output_tokens.observe(len(self.tokens))
         # If the client left, the SLO is violated if the output was late by then;
         # otherwise it counts neither as attained nor as violated.
-        times_s = [*self._times_s, now_s] if has_client_left else self._times_s
+        times_s = [*self.times_s, now_s] if has_client_left else self.times_s
         is_complete = has_client_left or reason in ("stop", "length")
-        is_attained = not request.is_degraded and request.slo.is_attained(
+        self.is_attained = not request.is_degraded and request.slo.is_attained(
             request.arrival_s, times_s, is_complete=is_complete
         )
-        if not (has_client_left and is_attained):
-            metrics.count_slo(request.service_class, is_attained)
+        if not (has_client_left and self.is_attained):
+            metrics.count_slo(request.service_class, self.is_attained)
 
-
-class Reply:
-    """All outputs of one HTTP request, in the order of their index.
-
-    Attributes:
-      generations: `num_choices` outputs of each prompt, prompt by prompt.
-      has_begun: Whether the head of the response has been sent.
-      write: Writes a part of the answer at once, or returns False if it cannot.
-    """
-
-    def __init__(
-        self,
-        *,
-        generations: Sequence[Generation],
-        num_choices: int,
-        form: AnswerFormat,
-        is_streamed: bool,
-    ):
-        self.generations = tuple(generations)
-        self.form = form
-        self.is_streamed = is_streamed
-        self.has_begun = False
-        self._num_choices = num_choices
-        self._open = set(range(len(self.generations)))
-        self._ready: list[bytes] = []
-        self._wake = asyncio.Event()
-        self.write: Callable[[bytes], bool] = lambda part: False
-        self._is_failed = False  # before the head was sent
-        self._is_idle = False  # the task of the connection, which waits for more
-        self._last_s = 0.0  # time of the last write, on the event loop's clock
-        self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
-
-    @property
-    def error(self) -> ApiError | None:
-        """Error of the first output that failed; None without one."""
-        return next((one.error for one in self.generations if one.error), None)
-
-    @property
-    def forecast(self) -> Forecast | None:
-        """Forecast of the output that should end last; None without any."""
-        found = [one.request.forecast for one in self.generations]
-        known = (one for one in found if one)
-        return max(known, key=lambda one: one.ttlt_s[1], default=None)
-
-    @property
-    def is_committed(self) -> bool:
-        """Whether no output can be refused any more."""
-        return all(one.request.is_committed for one in self.generations)
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether an output is served as best effort instead."""
-        return any(one.request.is_degraded for one in self.generations)
-
-    def take(self, index: int, event: TokenEvent) -> None:
-        """Takes an event of output `index`."""
-        generation = self.generations[index]
-        text = generation.take(event)
-        self._advance(index, text, num_new=int(event.token is not None))
-
-    def fail(self, index: int, now_s: float) -> None:
-        """Ends output `index`, since one of its events could not be handled."""
-        error = ApiError(SURPRISE, status=500)
-        self.generations[index].finish("error", now_s, error=error)
-        self._advance(index, "", num_new=0)
-
-    def _advance(self, index: int, text: str, *, num_new: int) -> None:
-        """Makes new text, or an error in its place, and the end ready to be sent."""
-        generation = self.generations[index]
-        reason, error = generation.finish_reason, generation.error
-        if reason is not None:
-            self._open.discard(index)
-        if self._is_failed:
+    def _observe_times(self, now_s: float) -> None:
+        """Counts where the time of an output that has ended went."""
+        request, metrics, times_s = self.request, self._metrics, self.times_s
+        metrics.e2e_s.observe(now_s - request.arrival_s)
+        if not times_s or request.first_scheduled_s is None:
             return
-        if error is not None and not self.has_begun:  # the answer has its status
-            self._is_failed = True
-            self._open.clear()
-            self._ready = [error.body]
-        elif self.is_streamed:
-            if error is None:
-                tokens = generation.tokens[-1:] if num_new else ()
-                noted = generation.noted[-1:] if num_new else ()
-                chunk = self._writers[index].event(text, reason, tokens, noted)
-            else:
-                chunk = EVENT_HEAD + error.body + EVENT_TAIL
-            self._ready.append(chunk)
-            if not self._open:
-                if self.form.has_usage:
-                    self._ready.append(self.form.usage_event(self.usage()))
-                self._ready.append(DONE_EVENT)
-        elif not self._open:
-            self._ready = [self._answer()]
-
-    def flush(self, now_s: float) -> None:
-        """Writes what is ready, or leaves it to the task of the connection."""
-        if not self._ready:
-            return
-        if self._is_idle and self._open and self.write(b"".join(self._ready)):
-            self._ready.clear()
-            self._last_s = now_s
-        else:
-            self._wake.set()
-
-    async def next(self, keep_alive_s: float) -> tuple[bytes, bool]:
-        """Waits for bytes to send; returns them, and whether more will come.
-
-        Args:
-          keep_alive_s: Longest silence of a stream before a comment; 0 sets no limit.
-        """
-        now_s = asyncio.get_running_loop().time
-        self._last_s = now_s()
-        can_break = self.is_streamed and keep_alive_s > 0
-        while not self._ready:
-            self._is_idle = True
-            due_s = self._last_s + keep_alive_s if can_break else None
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(due_s):
-                    await self._wake.wait()
-            self._wake.clear()
-            if can_break and not self._ready and now_s() - self._last_s >= keep_alive_s:
-                self._ready.append(COMMENT_EVENT)
-        self._is_idle = False
-        chunk = b"".join(self._ready)
-        self._ready.clear()
-        return chunk, bool(self._open)
-
-    def usage(self) -> dict[str, Any]:
-        """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
-        firsts = self.generations[:: self._num_choices]
-        num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
-        num_output = sum(len(one.tokens) for one in self.generations)
-        num_cached = sum(one.num_cached_tokens for one in firsts)
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_output,
-            "total_tokens": num_prompt + num_output,
-            "prompt_tokens_details": {"cached_tokens": num_cached},
-        }
-
-    def _answer(self) -> bytes:
-        choices = [
-            self.form.choice(
-                index, "".join(one.texts), one.finish_reason, one.tokens, one.noted
-            )
-            for index, one in enumerate(self.generations)
-        ]
-        return self.form.answer(choices, self.usage())
-
-
-class TokenRouter:
-    """Gives the events of each request to its reply. Runs on the event loop."""
-
-    def __init__(self, engine: ServingEngine, metrics: ServerMetrics):
-        self._engine = engine
-        self._metrics = metrics
-        self._targets: dict[str, tuple[Reply, int]] = {}
-        self._publish_s: collections.deque[float] = collections.deque(
-            maxlen=_MAX_TIMED_STEPS
-        )
-
-    def publish(
-        self, loop: asyncio.AbstractEventLoop, events: Sequence[TokenEvent]
-    ) -> None:
-        """Hands one step's events to the loop; called from the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # it has closed, as have connections
-            loop.call_soon_threadsafe(self._route, events)
-
-    def open(self, reply: Reply) -> None:
-        """Submits all requests of a reply, or none.
-
-        Raises:
-          ValueError: If one can never run, or its id is in use.
-          QueueFullError: If too many requests wait.
-          NotServingError: If the engine accepts no requests.
-        """
-        try:
-            for index, generation in enumerate(reply.generations):
-                request = generation.request
-                self._targets[request.request_id] = reply, index
-                self._engine.submit(request)
-        except BaseException:
-            self._drop(reply)
-            raise
-
-    def close(self, reply: Reply) -> None:
-        """Cancels the requests of a reply that still run, since its client has left."""
-        self._drop(reply)
-        now_s = time.monotonic()
-        for generation in reply.generations:
-            generation.finish("abort", now_s, has_client_left=True)
-
-    def _drop(self, reply: Reply) -> None:
-        for generation in reply.generations:
-            request_id = generation.request.request_id
-            if self._targets.pop(request_id, None) is not None:
-                self._engine.cancel(request_id)
-
-    def _route(self, events: Sequence[TokenEvent]) -> None:
-        start_s = time.perf_counter()
-        replies: dict[Reply, None] = {}
-        for event in events:
-            target = self._targets.get(event.request_id)
-            if target is None:
-                continue
-            reply, index = target
-            replies[reply] = None
-            try:
-                reply.take(index, event)
-            except Exception:  # the other requests must still get their events
-                _LOGGER.exception("request %s failed", event.request_id)
-                reply.fail(index, event.time_s)
-            if reply.generations[index].finish_reason is not None:
-                del self._targets[event.request_id]
-                if event.finish_reason is None:
-                    self._engine.cancel(event.request_id)
-        now_s = asyncio.get_running_loop().time()
-        for reply in replies:
-            reply.flush(now_s)
-        duration_s = time.perf_counter() - start_s
-        self._metrics.publish_s.observe(duration_s)
-        self._publish_s.append(duration_s)
-
-    def publish_times_s(self) -> dict[str, float]:
-        """Returns p50 and p99 of detokenising and encoding a step, in seconds."""
-        if not self._publish_s:
-            return {}
-        p50, p99 = np.percentile(self._publish_s, (50, 99)).tolist()
-        return {"p50": p50, "p99": p99}
+        metrics.queue_s.observe(request.first_scheduled_s - request.arrival_s)
+        metrics.prefill_s.observe(times_s[0] - request.first_scheduled_s)
+        decode_s = times_s[-1] - times_s[0]
+        metrics.decode_s.observe(decode_s)
+        if len(times_s) > 1:
+            metrics.tpot_s.observe(decode_s / (len(times_s) - 1))

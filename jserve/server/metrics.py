@@ -24,11 +24,27 @@ _GAP_S = (
     *(0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075),
     *(0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0),
 )
-_E2E_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0)
+_E2E_S = (
+    *(0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
+    *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 600.0),
+)
 _STEP_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _HOST_S = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 _ERROR_SHARE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _TOKENS = tuple(2.0**power for power in range(15))
+
+# What vLLM has too keeps its name, which dashboards and routers know, prefix included.
+_VLLM = frozenset(
+    """
+    cache_config_info e2e_request_latency_seconds generation_tokens
+    inter_token_latency_seconds iteration_tokens_total kv_cache_usage_perc
+    num_preemptions num_requests_running num_requests_waiting prefix_cache_hits
+    prefix_cache_queries prompt_tokens request_decode_time_seconds
+    request_generation_tokens request_prefill_time_seconds request_prompt_tokens
+    request_queue_time_seconds request_success request_time_per_output_token_seconds
+    time_to_first_token_seconds
+    """.split()  # noqa: SIM905
+)
 
 # Name, attribute of the engine's statistics, and help.
 _GAUGES = (
@@ -62,6 +78,10 @@ _LENGTHS = (
 )
 
 
+def _full_name(name: str) -> str:
+    return f"{'vllm' if name in _VLLM else 'jserve'}:{name}"
+
+
 class ServerMetrics(Collector):
     """Counts requests and, on a scrape, adds the engine's counts.
 
@@ -69,6 +89,10 @@ class ServerMetrics(Collector):
       ttft_s: Times from arrival to first token.
       gap_s: Times between two tokens of one request.
       e2e_s: Times from arrival to last token.
+      queue_s: Times from arrival to the first step.
+      prefill_s: Times from the first step to the first token.
+      decode_s: Times from the first token to the last one.
+      tpot_s: Mean times between tokens, by request.
       prompt_tokens: Lengths of prompts.
       output_tokens: Lengths of outputs.
       publish_s: Times to detokenise and encode all tokens of one engine step.
@@ -87,6 +111,19 @@ class ServerMetrics(Collector):
         )
         self.gap_s = make("inter_token_latency_seconds", _GAP_S, "Time between tokens.")
         self.e2e_s = make("e2e_request_latency_seconds", _E2E_S, "Time to last token.")
+        self.queue_s = make("request_queue_time_seconds", _E2E_S, "Time in the queue.")
+        self.prefill_s = make(
+            "request_prefill_time_seconds", _E2E_S, "From first step to first token."
+        )
+        self.decode_s = make(
+            "request_decode_time_seconds", _E2E_S, "From first token to last token."
+        )
+        self.tpot_s = make(
+            "request_time_per_output_token_seconds", _GAP_S, "Mean time per token."
+        )
+        self._iteration_tokens = make(
+            "iteration_tokens_total", _TOKENS, "Tokens computed by a step."
+        )
         self.prompt_tokens = make("request_prompt_tokens", _TOKENS, "Prompt lengths.")
         self.output_tokens = make(
             "request_generation_tokens", _TOKENS, "Output lengths."
@@ -135,7 +172,7 @@ class ServerMetrics(Collector):
         self, name: str, bounds: Sequence[float], text: str
     ) -> prometheus_client.Histogram:
         return prometheus_client.Histogram(
-            f"jserve:{name}",
+            _full_name(name),
             text,
             ["model_name"],
             registry=self.registry,
@@ -144,7 +181,7 @@ class ServerMetrics(Collector):
 
     def _counter(self, name: str, text: str, *labels: str) -> prometheus_client.Counter:
         counter = prometheus_client.Counter(
-            f"jserve:{name}", text, ["model_name", *labels], registry=self.registry
+            _full_name(name), text, ["model_name", *labels], registry=self.registry
         )
         return counter if labels else counter.labels(self._model_name)
 
@@ -201,6 +238,7 @@ class ServerMetrics(Collector):
             size = step.num_rows + step.num_blocks * block_tokens
             self._step_tokens.inc(size)
             self._pad_tokens.inc(size - step.used_rows - step.prefill_tokens)
+            self._iteration_tokens.observe(step.used_rows + step.prefill_tokens)
             self._step_s.observe(step.duration_s)
             self._plan_s.observe(step.plan_s)
             if step.duration_s > 0:
@@ -220,6 +258,14 @@ class ServerMetrics(Collector):
             ("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", usage),
         ):
             yield self._family(GaugeMetricFamily, name, text, {"": value})
+        cache = GaugeMetricFamily(
+            _full_name("cache_config_info"),
+            "The KV pool.",
+            labels=["model_name", "block_size", "num_gpu_blocks"],
+        )
+        pool = self._engine.config.page_size, stats.num_pages
+        cache.add_metric([self._model_name, *map(str, pool)], 1.0)
+        yield cache
         for kind, rows in (
             (GaugeMetricFamily, _GAUGES),
             (CounterMetricFamily, _COUNTERS),
@@ -258,7 +304,7 @@ class ServerMetrics(Collector):
         *label: str,
     ) -> Metric:
         """Returns a metric, with a value for each value of its label if it has one."""
-        family = kind(f"jserve:{name}", text, labels=["model_name", *label])
+        family = kind(_full_name(name), text, labels=["model_name", *label])
         for key, value in values.items():
             keys = [self._model_name, key] if label else [self._model_name]
             family.add_metric(keys, float(value))

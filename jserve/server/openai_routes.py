@@ -12,18 +12,19 @@ from starlette.types import Receive, Scope, Send
 
 from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
-from jserve.server.generation import Reply
 from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.protocol import (
-    ChatRequest,
     CompletionRequest,
     GenerationRequest,
     log_ignored,
     names_header,
 )
+from jserve.server.replies import Reply
 from jserve.server.service import Service
+from jserve.server.slo_input import slo_header
 
 GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
 _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
@@ -40,6 +41,7 @@ class ReplyResponse(StreamingResponse):
         ignored: Sequence[str],
     ):
         headers = {"x-request-id": reply.form.response_id}
+        headers["x-jserve-slo"] = slo_header(reply.generations[0].request)
         if ignored:
             headers["x-jserve-ignored"] = names_header(ignored)
         if forecast := reply.forecast:
@@ -74,7 +76,7 @@ class ReplyResponse(StreamingResponse):
         """
         reply, has_more = self._reply, True
         try:
-            if reply.is_streamed and reply.is_committed:
+            if reply.is_streamed and reply.is_committed and not reply.is_failed:
                 await self._begin(send)
             while has_more:
                 chunk, has_more = await reply.next(self._keep_alive_s)
@@ -142,8 +144,7 @@ def openai_router(service: Service) -> APIRouter:
         log_ignored(asked.ignored)
         num_requests = (asked.body.n or 1) * len(asked.prompts)
         key_use.check(num_requests, time.monotonic())
-        constraint = await service.constraint(asked.body)
-        reply = service.start(asked, request.headers, arrival_s, constraint)
+        reply = await service.start(asked, request.headers, arrival_s)
         return ReplyResponse(reply, service, key_use, asked.ignored)
 
     @router.post("/completions")

@@ -52,6 +52,10 @@ def health_router(service: Service) -> APIRouter:
     async def live() -> dict[str, bool]:
         return {"alive": True}
 
+    @router.api_route("/ping", methods=[*_GET, "POST"])
+    async def ping() -> Response:
+        return await health()
+
     @router.get("/version")
     async def version() -> dict[str, str]:
         return {"version": jserve.__version__}

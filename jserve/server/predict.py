@@ -5,18 +5,19 @@ Version 1. The body is that of a completion or a chat (an object with `prompt` o
 within a version; see `answer` for those of today.
 """
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
+from anyio import to_thread
 from msgspec import Meta, Raw, Struct
 
 from jserve.records.events import NotServingError
 from jserve.server.bodies import Body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
-from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from jserve.server.protocol import CompletionRequest, GenerationRequest
 from jserve.server.service import Service
 from jserve.server.slo_input import SloFields
 from jserve_sched.requests.forecast import PAIRS, Forecast
@@ -25,27 +26,21 @@ from jserve_sched.requests.request import Request
 
 VERSION = 1
 _MOST_HASHES = 2**16
+_Count = Annotated[int, Meta(ge=1)]
 
 
 class Lengths(
     Struct, kw_only=True, forbid_unknown_fields=True, rename={"service_class": "class"}
 ):
-    """A request by its lengths.
+    """A request by its lengths; with `output_tokens` no length has to be estimated.
 
-    Attributes:
-      prompt_tokens: Tokens of the prompt.
-      max_tokens: Most tokens of the answer, whose length is estimated.
-      output_tokens: Tokens of the answer, if its length is known; then `max_tokens` is
-        not needed.
-      slo: Its SLO, as in the body of a completion.
-      service_class: "class": name of its service class.
-      prefix_hashes: Hashes of the prompt's full KV pages as 32 hexadecimal digits
-        each, the first page first, to find how much of it is cached.
+    `prefix_hashes` are hashes of the prompt's full KV pages as 32 hexadecimal digits
+    each, the first page first, to find how much of it is cached.
     """
 
-    prompt_tokens: Annotated[int, Meta(ge=1)]
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    prompt_tokens: _Count
+    max_tokens: _Count | None = None
+    output_tokens: _Count | None = None
     slo: SloFields | None = None
     service_class: str | None = None
     prefix_hashes: Annotated[
@@ -63,9 +58,7 @@ async def predict(
       ApiError: If it is refused as the request itself would be, or is neither that nor
         lengths.
     """
-    data = bytes(body.data)  # a copy: fields hold on to it while the body is read
-    if not data and body.num_bytes:
-        data = os.pread(body.file().fileno(), body.num_bytes, 0)
+    data = body.read()  # fields hold on to it while the body is read
     try:
         fields = msgspec.json.decode(data, type=dict[str, Raw])
         lengths = None
@@ -82,7 +75,8 @@ async def predict(
     else:
         requests = [_of_lengths(service, lengths, headers, arrival_s)]
     try:
-        found = map(service.engine.forecast, requests)
+        forecast = service.engine.forecast  # which may wait for a plan to be made
+        found = [await to_thread.run_sync(forecast, one) for one in requests]
         return answer(max(found, key=lambda one: one.ttlt_s[1]))
     except NotServingError as error:
         raise service.refusal(error) from None
@@ -92,7 +86,10 @@ def _of_lengths(
     service: Service, asked: Lengths, headers: Mapping[str, str], arrival_s: float
 ) -> Request:
     slo, service_class = service.classes.choose(
-        slo=asked.slo, headers=headers, service_tier=asked.service_class
+        slo=asked.slo,
+        headers=headers,
+        service_tier=asked.service_class,
+        field="class",
     )
     most = asked.output_tokens or asked.max_tokens
     if most is None:
@@ -111,19 +108,14 @@ def _of_lengths(
         slo=slo,
         service_class=service_class.name,
         guard=service_class.guard,
+        weight=service_class.weight,
         # An unknown page, where none are given, rather than those of the zeros.
         page_hashes=[bytes.fromhex(one) for one in asked.prefix_hashes] or [b""],
     )
 
 
 def answer(forecast: Forecast) -> dict[str, Any]:
-    """Returns the answer of this version.
-
-    `ttft_s`, `worst_gap_s` and `ttlt_s`: `p50` and `p90`, seconds. `chances`: of
-    attaining each bound of the SLO, by its name, and `chance`, of the whole. And
-    `attainable_in_s`: seconds after which such a request would have even odds if
-    nothing else came; 0 is now, null is never.
-    """
+    """Returns the answer of this version: see `Forecast`; None is never."""
     pairs = {name: getattr(forecast, name) for name in PAIRS}
     return {
         "version": VERSION,

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
 from jserve.server.protocol import (
     PROMPT_FORMS,
     Bytes,
-    ChatRequest,
     CompletionRequest,
     GenerationRequest,
     parse_body,
 )
+from jserve.server.tools_input import read_tools
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.limits import RequestLimits, TooLongError
 
@@ -54,12 +55,13 @@ class BodyReader:
     """Reads bodies for one model, whose tokenizer comes with each.
 
     Attributes:
+      model_names: Names by which clients may call the model, the main one first.
       limits: Sizes that a single request may have.
       max_requests: Most outputs of a body.
       max_body_bytes: Largest body, once it is decompressed.
     """
 
-    model_name: str
+    model_names: tuple[str, ...]
     vocab_size: int
     limits: RequestLimits
     max_requests: int
@@ -99,11 +101,11 @@ class BodyReader:
         """Checks the name of a model.
 
         Raises:
-          ApiError: 404 unless it is the name of the served model.
+          ApiError: 404 unless it is a name of the served model.
         """
-        if name != self.model_name:
+        if name not in self.model_names:
             message = f"the model {quote(name)} does not exist; this server has "
-            message += repr(self.model_name)
+            message += repr(self.model_names[0])
             raise ApiError(message, "model", status=404, code="model_not_found")
 
     def _decompress(self, data: Bytes, encoding: str) -> bytearray:
@@ -134,14 +136,23 @@ class BodyReader:
             one.to_turn(f"messages.{index}") for index, one in enumerate(body.messages)
         ]
         self._check_requests(body, 1)
-        text = "\n".join(one["content"] for one in turns)
+        tools = body.tools if body.has_tools else None
+        read_tools(tools)
+        text = "\n".join(one["content"] for one in turns) + str(tools or "")
         self._check_text(tokenizer, text, body, len(turns))
         try:
             tokens = tokenizer.apply_chat_template(
-                turns, add_generation_prompt=body.add_generation_prompt is not False
+                turns,
+                add_generation_prompt=body.has_generation_prompt,
+                continue_final_message=bool(body.continue_final_message),
+                documents=body.documents or None,
+                tools=tools,
+                name=body.chat_template or None,
             )
         except ValueError as error:
-            raise ApiError(str(error), "messages") from None
+            is_name = str(error).startswith("chat_template=")
+            param = "chat_template" if is_name else "messages"
+            raise ApiError(str(error), param) from None
         return self._prompt(tokens, body)
 
     def _completion(

@@ -15,8 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from jserve.server.errors import ApiError, quote
-from jserve.server.slo_input import SloFields
-from jserve.text.chat_template import Message
+from jserve.server.slo_input import Nvext, SloFields
 from jserve_sched.requests.request import MAX_LOGPROBS
 
 MAX_CHOICES = 128
@@ -28,7 +27,6 @@ _MAX_NAME_CHARS = 80
 _MAX_SHOWN = 8  # names of ignored fields, in a header that every proxy takes
 _MAX_SHOWN_CHARS = 40
 _MAX_QUOTED_BYTES = 400  # longer values are quoted as they were sent, and cut
-_ROLES = ("system", "developer", "user", "assistant")
 
 _HARMLESS: tuple[Any, ...] = (False, [], {}, "")
 # Fields that are not supported, and the values, besides None, that change nothing.
@@ -37,15 +35,15 @@ _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
     audio chat_template chat_template_kwargs documents
     continue_final_message ebnf echo functions logits_processors max_completion_tokens
-    prompt_embeds prompt_logprobs regex suffix tool_calls tools use_beam_search
+    prompt_embeds prompt_logprobs regex suffix tools use_beam_search
     web_search_options
     """.split(),  # noqa: SIM905
     _HARMLESS,
 ) | {
     "function_call": ("none", "auto"),
     "json_schema": (),  # {} asks for JSON
-    "modalities": (["text"],),
     "tool_choice": ("none", "auto"),
+    "modalities": (["text"],),
     "top_logprobs": (0,),
 }
 _logged: set[str] = set()
@@ -70,7 +68,7 @@ def _value(raw: Raw) -> Any:
     return msgspec.json.decode(data)
 
 
-def _refuse(name: str, raw: Raw, path: str) -> None:
+def refuse_unsupported(name: str, raw: Raw, path: str) -> None:
     """Refuses an unsupported field whose value would change the answer."""
     value = _value(raw)
     if value is not None and not _is_among(_REFUSED[name], value):
@@ -102,10 +100,10 @@ class StreamOptions(Struct):
 
 
 _Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
-_Name = Annotated[str, Meta(max_length=4096)]
+Name = Annotated[str, Meta(max_length=4096)]
 _Text = Annotated[str, Meta(min_length=1)]
-_Count = Annotated[int, Meta(ge=1)] | None
-_Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None
+Count = Annotated[int, Meta(ge=1)] | None
+Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None
 
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
@@ -142,10 +140,10 @@ class GenerationRequest(Struct, kw_only=True):
 
     content: ClassVar[str]  # the field that holds what the model reads
 
-    model: _Name | None = None
+    model: Name | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: _Count = None
+    max_tokens: Count = None
     min_tokens: Annotated[int, Meta(ge=0)] | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     best_of: int | None = None
@@ -174,8 +172,9 @@ class GenerationRequest(Struct, kw_only=True):
     guided_choice: list[str] | None = None
     guided_grammar: _Text | None = None
     slo: SloFields | None = None
-    service_tier: _Name | None = None
-    user: _Name | None = None
+    nvext: Nvext | None = None
+    service_tier: Name | None = None
+    user: Name | None = None
 
     @property
     def stops(self) -> list[str]:
@@ -208,63 +207,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     prompt: str | list[int | str | list[int]]
     echo: bool | None = None
-    logprobs: _Logprobs = None
-
-
-class TextPart(Struct):
-    """One part of a turn's content."""
-
-    type: str
-    text: str | UnsetType = UNSET
-
-
-class ChatMessage(Struct):
-    """One turn of a conversation, and the fields of a turn that are refused."""
-
-    role: str
-    content: str | list[TextPart]
-    audio: Raw | UnsetType = UNSET
-    function_call: Raw | UnsetType = UNSET
-    tool_calls: Raw | UnsetType = UNSET
-
-    def to_turn(self, path: str) -> Message:
-        """Returns the turn as a template takes it.
-
-        Raises:
-          ApiError: 400, naming a field under `path`.
-        """
-        if self.role not in _ROLES:
-            where, known = f"{path}.role", ", ".join(_ROLES)
-            raise ApiError(f"{where}={quote(self.role)} is not one of {known}", where)
-        for name in ("audio", "function_call", "tool_calls"):
-            if (raw := getattr(self, name)) is not UNSET:
-                _refuse(name, raw, f"{path}.{name}")
-        # "developer" is OpenAI's newer name of "system".
-        role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
-        texts = []
-        for index, part in enumerate(self.content):
-            where = f"{path}.content.{index}"
-            if part.type != "text":
-                message = f"{where}.type={quote(part.type)} is not 'text'"
-                raise ApiError(message, f"{where}.type")
-            if part.text is UNSET:
-                raise ApiError(f"{where}.text is missing", f"{where}.text")
-            texts.append(part.text)
-        return {"role": role, "content": "\n".join(texts)}
-
-
-class ChatRequest(GenerationRequest, kw_only=True):
-    """POST /v1/chat/completions."""
-
-    content = "messages"
-
-    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    max_completion_tokens: _Count = None
-    add_generation_prompt: bool | None = None
-    logprobs: bool | None = None
-    top_logprobs: _Logprobs = None
+    logprobs: Logprobs = None
 
 
 def parse_body(model: type[Model], body: Bytes) -> tuple[Model, tuple[str, ...]]:
@@ -302,7 +245,7 @@ def _unknown(model: type[Struct], raw: Raw, where: str = "") -> tuple[str, ...]:
     for name in fields.keys() - {*model.__struct_fields__}:
         path = where + name[:_MAX_NAME_CHARS]
         if name in _REFUSED:
-            _refuse(name, fields[name], path)
+            refuse_unsupported(name, fields[name], path)
         else:
             ignored += (path,)
     if bytes(options := fields.get("stream_options", Raw(b"null"))) != b"null":

@@ -2,9 +2,12 @@
 
 import secrets
 from collections.abc import Iterator
+from typing import Any
 
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
-from jserve.server.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from jserve.server.protocol import CompletionRequest, GenerationRequest
+from jserve.text.folder_settings import SAMPLING_FIELDS
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import (
     MAX_BAD_WORDS,
@@ -22,24 +25,25 @@ def sampling_params(
 ) -> SamplingParams:
     """Returns the sampling parameters of the first output.
 
-    Without a seed, one is drawn at random.
+    What the request does not name is the model's. Without a seed, one is drawn at
+    random.
 
     Raises:
       ApiError: 400 if a value is out of its range.
     """
     seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
     biases = _biases(body, vocab_size)
-    repetition = body.repetition_penalty
+    values: dict[str, Any] = {"temperature": 1.0, **tokenizer.sampling}
+    for name in SAMPLING_FIELDS:
+        if (value := getattr(body, name)) is not None:
+            values[name] = value
+    values["top_k"] = max(values.get("top_k", 0), 0)
     try:
         return SamplingParams(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_k=max(body.top_k or 0, 0),
-            top_p=1.0 if body.top_p is None else body.top_p,
-            min_p=body.min_p or 0.0,
+            **values,
             seed=seed,
             frequency_penalty=body.frequency_penalty or 0.0,
             presence_penalty=body.presence_penalty or 0.0,
-            repetition_penalty=1.0 if repetition is None else repetition,
             biases=biases,
             only_biased=body.allowed_token_ids is not None,
             bad_words=tuple(_bad_words(body, tokenizer)),

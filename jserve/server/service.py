@@ -1,27 +1,31 @@
 """Makes requests and a reply of a request's body, and submits them to the engine."""
 
-import asyncio
 import dataclasses
 import math
 import time
 import uuid
 from collections.abc import Mapping
 
-from jserve.config import ServerConfig
+from anyio import to_thread
+
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
+from jserve.server.answer_text import answer_text
 from jserve.server.bodies import largest_honest_body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
 from jserve.server.formats import AnswerFormat
-from jserve.server.generation import Generation, Reply, TokenRouter
+from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import ChatRequest, GenerationRequest
+from jserve.server.protocol import GenerationRequest
+from jserve.server.replies import Reply, TokenRouter
 from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
-from jserve.server.stop_strings import StopFinder
 from jserve.server.structured_input import asked_constraint
 from jserve.server.workers import BodyReaders
+from jserve.server_config import ServerConfig
+from jserve.text.answer_parts import ToolForm, find_tool_form
 from jserve.text.constraints import Constraint, Constraints
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
@@ -55,11 +59,12 @@ class Service:
         self.config = config
         self.classes = classes
         self.model_name = config.served_model_name or engine.model_name
+        typed = config.served_model_name or engine.config.model
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_name=self.model_name,
+            model_names=(self.model_name, typed),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
@@ -99,40 +104,22 @@ class Service:
             retry_after_s=_NOT_SERVING_RETRY_S,
         )
 
-    async def constraint(self, body: GenerationRequest) -> Constraint | None:
-        """Returns what the answer has to be, made in another thread.
-
-        Raises:
-          ApiError: 400 if it is wrong, or too large.
-        """
-        if (asked := asked_constraint(body)) is None:
-            return None
-        kind, value, name = asked
-        try:
-            return await asyncio.to_thread(self._constraints.make, kind, value)
-        except ValueError as error:
-            raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
-
-    def start(
-        self,
-        asked: Asked,
-        headers: Mapping[str, str],
-        arrival_s: float,
-        constraint: Constraint | None,
+    async def start(
+        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
 
         Args:
           headers: HTTP headers, with names in lower case.
           arrival_s: Time of arrival, by `time.monotonic`.
-          constraint: What each output has to be.
 
         Raises:
           ApiError: If the request is refused.
         """
+        constraint = await self._constraint(asked.body)
         reply = self.reply(asked, headers, arrival_s, constraint)
         try:
-            self.router.open(reply)
+            await to_thread.run_sync(self.router.open, reply)
         except (QueueFullError, NotServingError) as error:
             refusal = self.refusal(error)
             for request in (one.request for one in reply.generations):
@@ -145,6 +132,20 @@ class Service:
         except ValueError as error:
             raise ApiError(str(error)) from None
         return reply
+
+    async def _constraint(self, body: GenerationRequest) -> Constraint | None:
+        """Returns what the answer has to be, made in another thread.
+
+        Raises:
+          ApiError: 400 if it is wrong, or too large.
+        """
+        if (asked := asked_constraint(body)) is None:
+            return None
+        kind, value, name = asked
+        try:
+            return await to_thread.run_sync(self._constraints.make, kind, value)
+        except ValueError as error:
+            raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
 
     def reply(
         self,
@@ -170,7 +171,10 @@ class Service:
         num_requests = num_choices * len(prompts)
         # What all requests share.
         slo, service_class = self.classes.choose(
-            slo=body.slo, headers=headers, service_tier=body.service_tier
+            slo=body.slo,
+            headers=headers,
+            service_tier=body.service_tier,
+            nvext=body.nvext,
         )
         sampling = sampling_params(body, self.tokenizer, self.engine.vocab_size)
         stop_token_ids = self._stop_token_ids(body)
@@ -179,10 +183,7 @@ class Service:
         if min_tokens > fewest:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
-        # Special tokens have to be seen where a stop string has one.
-        special = self.tokenizer.special_texts() if body.stops else []
-        skips_special = body.skip_special_tokens is not False
-        has_special = any(one in stop for one in special for stop in body.stops)
+        form_of_calls = self._tool_form(body)
         # A request and a generation for each output.
         generations: list[Generation] = []
         for index in range(num_requests):
@@ -197,6 +198,7 @@ class Service:
                 slo=slo,
                 service_class=service_class.name,
                 guard=service_class.guard,
+                weight=service_class.weight,
                 admission=service_class.admission,
                 max_queue_wait_s=service_class.max_queue_wait_s
                 or self.engine.config.max_queue_wait_s
@@ -210,11 +212,12 @@ class Service:
                 Generation(
                     request=request,
                     tokenizer=self.tokenizer,
-                    skips_special=skips_special and not has_special,
-                    finder=StopFinder(
-                        body.stops,
-                        keep_stop=bool(body.include_stop_str_in_output),
-                        hidden=special if has_special and skips_special else (),
+                    text=answer_text(
+                        body,
+                        prompt.tokens,
+                        self.tokenizer,
+                        form=form_of_calls,
+                        has_reasoning=self.config.reasoning_parser == "think",
                     ),
                     metrics=self.metrics,
                     prefix=prompt.echo,
@@ -226,6 +229,26 @@ class Service:
             form=form,
             is_streamed=bool(body.stream),
         )
+
+    def _tool_form(self, body: GenerationRequest) -> ToolForm | None:
+        """Returns the form of the model's tool calls, if the answer may have some.
+
+        Raises:
+          ApiError: 400 if it is not known.
+        """
+        if not isinstance(body, ChatRequest) or not body.has_tools:
+            return None
+        asked = self.config.tool_parser
+        if asked == "none" or body.call_schema is not None:
+            return None
+        if asked != "auto":
+            return asked
+        form = find_tool_form(self.tokenizer.template_text)
+        if form is None:
+            message = "tools: the chat template writes calls in no known form; "
+            message += "--tool_parser names one, or tool_choice requires a call"
+            raise ApiError(message, "tools")
+        return form
 
     def _stop_token_ids(self, body: GenerationRequest) -> frozenset[int]:
         """Returns the tokens that end an output: the request's and the model's."""

@@ -24,10 +24,10 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from jserve.config import ServerConfig
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import Health
 from jserve.server.http_limits import BoundedHttp, ConnectionLimits
+from jserve.server_config import ServerConfig
 
 FAILED_STATUS = os.EX_SOFTWARE  # 70; mistakes of the user end with 1 or 2
 

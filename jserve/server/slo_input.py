@@ -4,14 +4,16 @@ The first source that gives an SLO decides alone. Sources are never mixed, so th
 clear where each bound comes from.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta, Struct
 
-from jserve.config import ServerConfig, read_setting
+from jserve.program import read_setting
 from jserve.server.errors import ApiError, quote
+from jserve.server_config import ServerConfig
+from jserve_sched.requests.request import Request
 from jserve_sched.requests.service_class import (
     BEST_EFFORT,
     ServiceClass,
@@ -22,9 +24,17 @@ from jserve_sched.requests.slo import Slo
 MAX_BOUND_S = 86400.0
 UNREAD_CLASS = "unread"  # in metrics, of requests refused before their body was read
 _CUSTOM = ServiceClass(name="custom")  # in reports, of requests that bring an SLO
-_DEFAULT_TIERS = ("auto", "default")
-# Header, by field of SloFields.
-_HEADERS = {"ttft_ms": "x-slo-ttft-ms", "tpot_ms": "x-slo-tpot-ms"}
+# OpenAI's tiers, which are the default class unless a class has their name.
+_DEFAULT_TIERS = ("auto", "default", "standard", "priority")
+_FLEX = "flex"  # another one, which is best effort
+_UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}  # of a second
+# Bound and unit of each header: ours, those of llm-d, and one of SGLang's router.
+_HEADERS = {
+    f"{prefix}-{name}-{unit}": (bound, unit)
+    for prefix in ("x-slo", "x-llm-d-slo")
+    for name, bound in (("ttft", "ttft_s"), ("tpot", "tbt_s"))
+    for unit in _UNITS
+} | {"x-sgl-ttft-slo-ms": ("ttft_s", "ms")}
 
 _Seconds = Annotated[float, Meta(gt=0, le=MAX_BOUND_S)]
 _Milliseconds = Annotated[float, Meta(gt=0, le=MAX_BOUND_S * 1000)]
@@ -63,19 +73,51 @@ class SloFields(Struct, forbid_unknown_fields=True):
             raise ApiError(f"{param}: {error}", param) from None
 
 
+class RouterTargets(Struct):
+    """Targets in the words of NVIDIA Dynamo, milliseconds."""
+
+    ttft_target: _Milliseconds | None = None
+    itl_target: _Milliseconds | None = None
+
+
+class Nvext(Struct):
+    """The object `nvext` of a body."""
+
+    router: RouterTargets | None = None
+
+
 def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
-    fields = SloFields()
-    for field, name in _HEADERS.items():
-        if (text := headers.get(name)) is not None:
-            try:
-                setattr(
-                    fields, field, msgspec.convert(text, _Milliseconds, strict=False)
-                )
-            except msgspec.ValidationError:
-                most = MAX_BOUND_S * 1000
-                message = f"{name}={quote(text)} is not above 0 and at most {most:g}"
-                raise ApiError(message, name) from None
-    return fields.to_slo(" and ".join(_HEADERS.values()))
+    """Returns the objective that headers give; the last name of a bound decides.
+
+    Raises:
+      ApiError: 400 for a value that is no duration.
+    """
+    bounds: dict[str, float] = {}
+    for name, (bound, unit) in _HEADERS.items():
+        if (text := headers.get(name)) is None:
+            continue
+        most = MAX_BOUND_S * _UNITS[unit]
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0 < value <= most:
+            message = f"{name}={quote(text)} is not above 0 and at most {most:g}"
+            raise ApiError(message, name)
+        bounds[bound] = value / _UNITS[unit]
+    try:
+        return Slo(**bounds)
+    except ValueError as error:
+        names = " and ".join(one for one in _HEADERS if one in headers)
+        raise ApiError(f"{names}: {error}", names) from None
+
+
+def slo_header(request: Request) -> str:
+    """Returns what was understood: a dictionary of structured fields (RFC 9651)."""
+    name = ascii(request.service_class)[1:-1].replace('"', "'")
+    bounds = dataclasses.asdict(request.slo).items()
+    texts = [f"{bound}={value:.6f}" for bound, value in bounds if value is not None]
+    return ", ".join([f'class="{name}"', *texts])
 
 
 class ServiceClasses:
@@ -103,30 +145,37 @@ class ServiceClasses:
         slo: SloFields | None,
         headers: Mapping[str, str],
         service_tier: str | None,
+        nvext: Nvext | None = None,
+        field: str = "service_tier",
     ) -> tuple[Slo, ServiceClass]:
         """Returns the SLO of a request, and the class under which it is reported.
 
-        `slo` and `service_tier` are fields of the body; headers have names in lower
-        case.
+        All but the headers are fields of the body, `field` the name of `service_tier`
+        there; headers have names in lower case.
 
         Raises:
           ApiError: 400 for an unknown class, or a value out of range.
         """
-        tier = None if service_tier is None else self._tier(service_tier)
+        tier = None if service_tier is None else self._tier(service_tier, field)
         if slo is not None:
             return slo.to_slo(), tier or self._custom
-        if any(name in headers for name in _HEADERS.values()):
+        targets = nvext.router if nvext else None
+        if targets and (targets.ttft_target or targets.itl_target):
+            fields = SloFields(ttft_ms=targets.ttft_target, tbt_ms=targets.itl_target)
+            return fields.to_slo("nvext.router"), tier or self._custom
+        if any(name in headers for name in _HEADERS):
             return _slo_from_headers(headers), tier or self._custom
         tier = tier or self._default
         return self._slos[tier.name], tier
 
-    def _tier(self, name: str) -> ServiceClass:
+    def _tier(self, name: str, field: str) -> ServiceClass:
         if name in _DEFAULT_TIERS:
             return self._by_name.get(name, self._default)
+        if name == _FLEX:
+            return self._by_name.get(name, BEST_EFFORT)
         if name not in self._by_name:
-            known = ", ".join([*self._by_name, *_DEFAULT_TIERS])
-            message = f"service_tier={quote(name)} is not one of {known}"
-            raise ApiError(message, "service_tier")
+            known = ", ".join([*self._by_name, *_DEFAULT_TIERS, _FLEX])
+            raise ApiError(f"{field}={quote(name)} is not one of {known}", field)
         return self._by_name[name]
 
 

@@ -30,6 +30,7 @@ class StopFinder:
         """
         self._stops = tuple(stops)
         self._keep_stop = keep_stop
+        self._hides = bool(hidden)
         self._hidden = re.compile("|".join(map(re.escape, hidden)) or "(?!)")
         self._held = ""
         self.is_found = False
@@ -37,7 +38,7 @@ class StopFinder:
     def push(self, text: str) -> str:
         """Takes a piece of text; returns the text that is certain to be shown."""
         if not self._stops:
-            return text
+            return self._hidden.sub("", text) if self._hides else text
         if self.is_found:
             return ""
         text = self._held + text

@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 from msgspec import UNSET
 
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
 from jserve.server.protocol import GenerationRequest
 from jserve.text.constraints import Kind
@@ -35,6 +36,8 @@ def asked_constraint(body: GenerationRequest) -> tuple[Kind, Any, str] | None:
     for kind in get_args(Kind):
         if (value := getattr(body, f"guided_{kind}")) is not None:
             found.append((kind, value, f"guided_{kind}"))
+    if isinstance(body, ChatRequest) and (schema := body.call_schema) is not None:
+        found.append(("json", schema, "tool_choice"))
     if not found:
         return None
     name = found[-1][2]

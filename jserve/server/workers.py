@@ -15,13 +15,15 @@ import resource
 import signal
 import threading
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio.to_process
 
 from jserve.server.bodies import SMALL_BODY_BYTES, Body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import ChatRequest, GenerationRequest
+from jserve.server.protocol import GenerationRequest
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 
 _LOGGER = logging.getLogger(__name__)
@@ -35,9 +37,9 @@ _TRIAL = b'{"messages": [{"role": "user", "content": "Hello"}]}'
 
 
 @functools.cache
-def _tokenizer(folder: pathlib.Path | None) -> Tokenizer:
+def _tokenizer(*source: Any) -> Tokenizer:
     """Returns the tokenizer of this worker, whose memory is limited from now on."""
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(*source)
     for number in (signal.SIGINT, signal.SIGTERM):  # of a group; the server drains
         signal.signal(number, signal.SIG_IGN)
     size = pathlib.Path("/proc/self/statm")
@@ -52,14 +54,14 @@ def _tokenizer(folder: pathlib.Path | None) -> Tokenizer:
 
 def _read(
     reader: BodyReader,
-    folder: pathlib.Path | None,
+    source: tuple[Any, ...],
     model: type[GenerationRequest],
     path: str,
     num_bytes: int,
     encoding: str,
 ) -> Asked:
     """Reads a body in a worker, without a copy of it."""
-    tokenizer = _tokenizer(folder)
+    tokenizer = _tokenizer(*source)
     with open(path, "r+b") as file:
         file.truncate(num_bytes + 1)  # marks it, see `Body.is_marked`
         mapped = mmap.mmap(file.fileno(), num_bytes + 1, access=mmap.ACCESS_READ)
@@ -101,13 +103,13 @@ class BodyReaders:
         Raises:
           ApiError: If the request is refused; 503 if no worker can be started.
         """
-        folder = self._tokenizer.folder
-        is_foreign = folder is not None and model is ChatRequest
+        source = self._tokenizer.source
+        is_foreign = source[0] is not None and model is ChatRequest
         if body.num_bytes <= SMALL_BODY_BYTES and not is_foreign and not encoding:
             return self.reader.read(self._tokenizer, model, body.data)
         file = body.path(), body.num_bytes
         work = anyio.to_process.run_sync(
-            functools.partial(_read, self.reader, folder, model, *file, encoding),
+            functools.partial(_read, self.reader, source, model, *file, encoding),
             cancellable=True,
             limiter=self._limiter,
         )
@@ -152,7 +154,7 @@ class BodyReaders:
 
     async def _try_template(self) -> None:
         """Starts the workers and tries a folder's chat template, if it has one."""
-        if self._tokenizer.folder is None or not self._tokenizer.has_template:
+        if self._tokenizer.source[0] is None or not self._tokenizer.has_template:
             return
         with contextlib.closing(Body(_TRIAL)) as body:
             trials = (self.read(ChatRequest, body) for _ in range(_NUM_WORKERS))

@@ -16,7 +16,7 @@ from jserve_sched.requests.request import Request
 
 Kind = Literal["json", "regex", "choice", "grammar"]
 # Between two parts of JSON: enough for an indented answer, but not for ever.
-_JSON_SPACE = r"[\x20\x0A\x0D\x09]{1,40}"
+_JSON_SPACE = r"[\x20\x0A\x09]{1,20}"
 
 
 class Constraint:

@@ -9,17 +9,25 @@ characters that were already returned, which decoding at once would replace.
 import abc
 import codecs
 import importlib.resources
-import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from jserve.text.chat_template import ChatTemplate, Message
-from jserve_models.hf import read_json
+from jserve.text.control_tokens import ControlTokens
+from jserve.text.folder_settings import (
+    add_special_tokens,
+    check_within,
+    read_sampling,
+    read_settings,
+    read_template,
+)
+from jserve.text.vocabulary_files import add_ends, build_tokenizer
 
 REPLACEMENT = "\ufffd"  # text of bytes and ids that have none
 _PRIMING_TOKENS = 6  # the prompt's last tokens, which decide about spaces
@@ -42,11 +50,13 @@ class Tokenizer(abc.ABC):
 
     Attributes:
       eos_token_ids: Tokens that end an output; their text is not part of it.
-      folder: Hugging Face folder; None for a named model size.
+      source: Arguments of `load_tokenizer` that give this tokenizer.
+      sampling: Sampling parameters of requests that name none, by field.
       longest_token_chars: Most characters of a text that are one token.
     """
 
-    folder: pathlib.Path | None = None
+    source: tuple[Any, ...] = (None,)
+    sampling: Mapping[str, float] = MappingProxyType({})
     longest_token_chars = 1
 
     def __init__(self, eos_token_ids: frozenset[int], template: ChatTemplate | None):
@@ -57,6 +67,11 @@ class Tokenizer(abc.ABC):
     def has_template(self) -> bool:
         """Whether the model has a chat template."""
         return self._template is not None
+
+    @property
+    def template_text(self) -> str:
+        """What the model's chat template writes itself."""
+        return self._template.text if self._template else ""
 
     @abc.abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -89,21 +104,22 @@ class Tokenizer(abc.ABC):
         """
 
     def apply_chat_template(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool
+        self, messages: Sequence[Message], **options: Any
     ) -> list[int]:
         """Returns the token ids of a conversation.
+
+        Args:
+          options: Further arguments of `ChatTemplate.render`.
 
         Raises:
           ValueError: If the model has no template, or it refuses the conversation.
         """
         if self._template is None:
             raise ValueError("this model has no chat template, so it has no chats")
-        return self._encode_chat(
-            self._template.render(messages, add_generation_prompt=add_generation_prompt)
-        )
+        return self._encode_chat(self._template, {"messages": messages, **options})
 
     @abc.abstractmethod
-    def _encode_chat(self, text: str) -> list[int]:
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
         """Returns the ids of a rendered template, which has its special tokens."""
 
 
@@ -195,9 +211,9 @@ class ByteTokenizer(Tokenizer):
         """Returns a decoder; an incomplete character of the prompt is ignored."""
         return _ByteDetokenizer(skips_special=skips_special)
 
-    def _encode_chat(self, text: str) -> list[int]:
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
         tokens: list[int] = []
-        for part in _CONTROL.split(text):
+        for part in _CONTROL.split(template.render(**chat)):
             control = BYTE_CONTROL_TOKENS.get(part)
             if control is None:
                 tokens.extend(_unescape(part).encode("utf-8"))
@@ -267,47 +283,49 @@ class _StreamDetokenizer(Detokenizer):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """The tokenizer of a Hugging Face folder, in `tokenizer.json`.
+    """The tokenizer of a Hugging Face folder.
 
     Special tokens such as a leading BOS are added by the tokenizer's post-processor. A
     chat template writes its own, so its text gets no others.
     """
 
-    def __init__(self, folder: pathlib.Path):
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"no tokenizer.json in {folder}")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
-            raise ValueError(f"{path} is not a tokenizer: {error}") from None
-        [self._anchor, *_] = self._tokenizer.encode("a", add_special_tokens=False).ids
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        parse_special: str = "never",
+        generation_config: str = "auto",
+    ):
+        settings = read_settings(folder / "tokenizer_config.json")
+        self._tokenizer = build_tokenizer(folder, settings)
+        named = add_special_tokens(folder, settings, self._tokenizer)
+        if self._tokenizer.post_processor is None:
+            add_ends(self._tokenizer, settings | named)
+        self._anchor = self.encode_part("a")[:1]
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self.folder = folder
+        self.source = folder, parse_special, generation_config
         self.longest_token_chars = max(map(len, self._tokenizer.get_vocab()), default=1)
-        settings = _settings(folder / "tokenizer_config.json")
-        eos: list[Any] = [
-            self._tokenizer.token_to_id(_token_text(settings.get("eos_token")) or "")
-        ]
-        for name in ("generation_config.json", "config.json"):
-            value = _settings(folder / name).get("eos_token_id")
+        eos: list[Any] = [self._tokenizer.token_to_id(named.get("eos_token", ""))]
+        files = [read_settings(folder / "config.json")]
+        if generation_config == "auto":
+            files.append(read_settings(folder / "generation_config.json"))
+            self.sampling = read_sampling(folder / "generation_config.json", files[1])
+        for value in (one.get("eos_token_id") for one in files):
             eos += value if isinstance(value, list) else [value]
         ends = frozenset(token for token in eos if isinstance(token, int))
-        # A tokenizer may have more that are added: Gemma 3's has one for images.
-        own = self._tokenizer.get_vocab(with_added_tokens=False).values()
-        vocab_size = _settings(folder / "config.json").get("vocab_size", math.inf)
-        for name, tokens in (("token", own), ("end token", ends)):
-            if (last := max(tokens, default=0)) >= vocab_size:
-                raise ValueError(
-                    f"{path} has the {name} {last}, and config.json has "
-                    f"vocab_size={vocab_size}"
-                )
-        super().__init__(ends, _chat_template(folder, settings))
+        check_within(folder, files[0].get("vocab_size"), self._tokenizer, ends)
+        template = read_template(folder, settings, named)
+        super().__init__(ends, template)
+        self._control = None
+        if parse_special == "never":
+            written = template.text if template else ""
+            self._control = ControlTokens(self._tokenizer, written)
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of a prompt, with the post-processor's special tokens."""
-        return self._tokenizer.encode(text).ids
+        if self._control is None:
+            return self._tokenizer.encode(text).ids
+        return self._control.encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of tokens; special tokens have none."""
@@ -323,9 +341,9 @@ class HuggingFaceTokenizer(Tokenizer):
         It is decoded after another token, so that a space before it is kept.
         """
         name = self._tokenizer.id_to_token(token) or REPLACEMENT
-        before = self._tokenizer.decode([self._anchor], skip_special_tokens=False)
+        before = self._tokenizer.decode(self._anchor, skip_special_tokens=False)
         text = self._tokenizer.decode(
-            [self._anchor, token], skip_special_tokens=False
+            [*self._anchor, token], skip_special_tokens=False
         ).removeprefix(before)
         if REPLACEMENT not in text:
             return text.encode()
@@ -348,46 +366,26 @@ class HuggingFaceTokenizer(Tokenizer):
             self._tokenizer, prompt_tokens, skips_special=skips_special
         )
 
-    def _encode_chat(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+    def _encode_chat(self, template: ChatTemplate, chat: dict[str, Any]) -> list[int]:
+        if self._control is None:
+            return self.encode_part(template.render(**chat))
+        return self._control.encode_marked(template.render(**self._control.mark(chat)))
 
 
-def _settings(path: pathlib.Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _token_text(value: Any) -> str | None:
-    """Returns a token of the settings, which is a text or an object that holds it."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
-def _chat_template(
-    folder: pathlib.Path, settings: dict[str, Any]
-) -> ChatTemplate | None:
-    """Returns the template of a folder, from either of its files; None without one."""
-    path = folder / "chat_template.jinja"
-    value = settings.get("chat_template")
-    if path.is_file():
-        value = path.read_text(encoding="utf-8")
-    if isinstance(value, list):  # several, by name
-        rows = [row for row in value if isinstance(row, dict)]
-        value = {row.get("name"): row.get("template") for row in rows}.get("default")
-    if not isinstance(value, str):
-        return None
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    texts = {name: _token_text(settings.get(name)) for name in names}
-    return ChatTemplate(
-        value,
-        variables={name: text for name, text in texts.items() if text is not None},
-    )
-
-
-def load_tokenizer(folder: pathlib.Path | None) -> Tokenizer:
+def load_tokenizer(
+    folder: pathlib.Path | None,
+    parse_special: str = "never",
+    generation_config: str = "auto",
+) -> Tokenizer:
     """Returns the tokenizer of a Hugging Face folder; None is a named model size.
+
+    Args:
+      parse_special: Whether text of clients may spell control tokens: never, or user.
+      generation_config: Whether the folder's file of that name is read: auto, or none.
 
     Raises:
       ValueError: If the folder lacks a tokenizer, or one of its files is broken.
     """
-    return ByteTokenizer() if folder is None else HuggingFaceTokenizer(folder)
+    if folder is None:
+        return ByteTokenizer()
+    return HuggingFaceTokenizer(folder, parse_special, generation_config)

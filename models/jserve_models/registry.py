@@ -26,6 +26,7 @@ from jserve_models.attention import AttentionBackend, CacheShapes, cpu
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.decoder import Weight
 from jserve_models.hf import read_config
+from jserve_models.hf.folders import find_folder
 from jserve_models.hf.weights import read_weights
 from jserve_models.matrices import Matrix
 from jserve_models.steps import KvCache, StepInputs, StepShape
@@ -106,8 +107,8 @@ def load_model(
     """Loads a model.
 
     Args:
-      name_or_path: Key of `config.NAMED`, or a folder with `config.json` and
-        `model.safetensors` or its sharded index.
+      name_or_path: Key of `config.NAMED`, a folder with `config.json` and
+        `model.safetensors` or its sharded index, or ORG/NAME of the hub.
       seed: Seed of random weights of a named size. None takes trained weights where the
         package has them, else seed 0. A folder ignores it.
       dtype: Type of the computation, and of the weights but for `weights`; those that
@@ -232,9 +233,10 @@ def decoder_model(
 
 
 def _folder(path: str) -> pathlib.Path:
-    folder = pathlib.Path(path).expanduser()
-    if not folder.is_dir():
+    folder = find_folder(path)
+    if folder is None:
         raise ValueError(
-            f"model {path!r} is neither a folder nor one of {', '.join(sorted(NAMED))}"
+            f"model {path!r} is neither a folder nor ORG/NAME of the Hugging Face hub, "
+            f"nor one of {', '.join(sorted(NAMED))}"
         )
     return folder

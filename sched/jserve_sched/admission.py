@@ -35,6 +35,7 @@ from jserve_sched.steps.plan import Row
 _NUM_RECENT = 64  # requests that say how many begin in a second
 _SHARE = 0.1  # of these that clients who come back may take
 _MOST_S = 300.0  # until a client is asked to come back
+_LASTED_S = 60.0  # that an overload is taken to last at most
 _PROBE_S = 5.0  # an idle server then takes a request against its own prediction
 _PACE = 0.8  # of the usual step: no answer is paced by shorter ones
 
@@ -45,6 +46,7 @@ class ReturnTimes:
     def __init__(self) -> None:
         self._begun_s: collections.deque[float] = collections.deque(maxlen=_NUM_RECENT)
         self._last_s = 0.0
+        self._since_s = self._until_s = 0.0  # an overload, with refusals throughout
         self._refused_s = math.inf  # since when no request has begun
 
     def begin(self, now_s: float) -> None:
@@ -57,21 +59,28 @@ class ReturnTimes:
         return self._refused_s < now_s - _PROBE_S
 
     def next_s(
-        self, now_s: float, least_s: float = 0.0, work_s: float = math.inf
+        self, now_s: float, least_s: float = 0.0, work_s: float | None = None
     ) -> float:
         """Returns after how many seconds, `least_s` or more, a client finds room.
 
-        `work_s` is what its prompt takes; clients come as fast as prompts like it could
-        be computed, or as requests begin if that is faster, less what others take.
+        `work_s` is what its prompt takes, infinite if it never would be in time.
+        Clients come as fast as prompts like it could be computed, or as requests begin,
+        less what others take, once an overload has lasted twice as long again.
         """
         self._refused_s = min(self._refused_s, now_s)
-        begun_s = self._begun_s
-        while begun_s and begun_s[0] < now_s - _MOST_S:
-            begun_s.popleft()
-        gap_s = (now_s - begun_s[0]) / len(begun_s) / _SHARE if begun_s else 1.0
-        gap_s = min(gap_s, work_s / _SHARE, _MOST_S)
-        after_s = max(self._last_s - now_s, 0.0) + gap_s
-        after_s = after_s if after_s <= _MOST_S else gap_s
+        if now_s > self._until_s + _PROBE_S:
+            self._since_s = now_s
+        self._until_s = now_s
+        if work_s == math.inf:
+            return math.inf
+        lasted_s = min(2.0 * (now_s - self._since_s), _LASTED_S)
+        if work_s is None:
+            recent_s = [t for t in tuple(self._begun_s) if t >= now_s - _MOST_S]
+            work_s = (now_s - recent_s[0]) / len(recent_s) if recent_s else _SHARE
+        gap_s = work_s / _SHARE
+        after_s = max(self._last_s - now_s, lasted_s) + gap_s
+        if after_s > _MOST_S:
+            after_s = min(lasted_s + gap_s, _MOST_S)
         self._last_s = now_s + after_s
         return max(after_s, least_s)
 
@@ -82,7 +91,8 @@ class Review(NamedTuple):
     Attributes:
       held: Those that may not begin yet.
       degraded: Those that become best effort.
-      ended: Those that end, why, and the work of each, seconds.
+      ended: Those that end, why, and the work of each, seconds; infinite if it would
+        be late even if nothing else waited.
     """
 
     held: frozenset[Request]
@@ -123,14 +133,15 @@ class Admission:
         due, more_steps = due_s(facts, step_s)
         left_s = due - view.start_s
         alone_s = steps.alone_s(facts)
-        work_s = added_s(steps, scale, facts, alone_s) + more_steps * scale.least_s
-
-        # Those late even alone, by the prompt, or by an answer whose length is known.
-        lost = left_s < alone_s
         is_guess = [
             bool(one.stop_token_ids) and one.predicted_output_tokens == one.max_tokens
             for one in facts.requests
         ]
+        more_steps[is_guess] = 0.0  # else no short answer would ever be seen
+        work_s = added_s(steps, scale, facts, alone_s) + more_steps * scale.least_s
+
+        # Those late even alone, by the prompt, or by an answer whose length is known.
+        lost = left_s < alone_s
         answer_s = (facts.answer_tokens - 1) * max(scale.least_s, _PACE * step_s)
         answer_s[is_guess] = 0.0
         lost |= facts.end_s - view.start_s < alone_s + answer_s
@@ -141,6 +152,12 @@ class Admission:
         kept = [one.is_committed and one.admission != "queue" for one in facts.requests]
         late = lost | surplus(free_s, work_s, np.array(kept))
         is_last = left_s - alone_s <= self.delta * alone_s
+
+        # Those late even if they came to an empty queue, in the middle of a step.
+        whole_s = due - facts.arrival_s - step_s / 2
+        is_never = room_s(scale, whole_s, step_s, is_whole=True) < work_s
+        is_never |= facts.end_s - facts.arrival_s < alone_s + answer_s
+        work_s[is_never] = math.inf
 
         # What becomes of each request.
         held, degraded, ended = set(), [], []

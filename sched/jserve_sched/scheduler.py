@@ -12,8 +12,9 @@ that names it has been applied, and only a request in no such plan is preempted.
 
 import collections
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jserve_sched.admission import Admission
 from jserve_sched.buckets.table import BucketTable
@@ -22,7 +23,7 @@ from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.forecast import Forecaster
 from jserve_sched.planning.latency_source import LatencySource
-from jserve_sched.planning.queue_pass import QueuePass
+from jserve_sched.planning.queue_pass import QueuePass, Turns
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy, order_of
@@ -212,7 +213,8 @@ class Scheduler:
             in_flight_s = max(self._free_s - now_s, 0.0) if self._in_flight else 0.0
             view = dataclasses.replace(self.view(now_s), in_flight_s=in_flight_s)
             extra = [*others, request] if is_new else []
-            run = QueuePass(view, order_of(self.policy), self._recent, extra)
+            order = functools.partial(self._ask, order_of(self.policy))
+            run = QueuePass(view, order, self._recent, extra)
             found = state, run
             self._pass = None if is_new else found
         forecast = self._forecaster.of(request, found[1])
@@ -220,16 +222,12 @@ class Scheduler:
             request.forecast = forecast
         return forecast
 
-    def attainable_in_s(self, request: Request, now_s: float) -> float | None:
-        """Returns after how long a request like this one would attain its SLO.
-
-        Seconds from `now_s` after which it would have even odds if it were sent then
-        and nothing else came in between: 0 is now, None is never, since it would be
-        late even alone. Any request may be asked about, waiting or not submitted; of
-        one that waits, this is about another like it, since its own deadlines do not
-        move. `forecast(...).chance` is the chance of the request itself.
-        """
-        return self.forecast(request, now_s).attainable_in_s
+    def _order(self, *what: Any) -> Turns:
+        try:
+            return order_of(self.policy)(*what)
+        except Exception as error:
+            name = type(self.policy).__name__
+            raise PolicyError(f"policy {name} raised {error!r}") from error
 
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING
@@ -266,7 +264,7 @@ class Scheduler:
             request.degrade()
             self._waiting.reread(request)
         for request, _, work_s in found.ended:  # one pass over the queue for all
-            back_s = self.attainable_in_s(request, now_s) or 0.0
+            back_s = self.forecast(request, now_s).attainable_in_s or 0.0
             request.retry_after_s = self.admission.returns.next_s(now_s, back_s, work_s)
         for request, reason, _ in found.ended:
             self._waiting.remove(request)
@@ -277,14 +275,18 @@ class Scheduler:
         """Returns the next step; None if nothing can run now."""
         if len(self._in_flight) >= MAX_IN_FLIGHT:
             return None
-        view, name = self.view(now_s), type(self.policy).__name__
+        plan = self._ask(self.policy.plan, self.view(now_s))
+        if plan is None or isinstance(plan, StepPlan):
+            return plan
+        name = type(self.policy).__name__
+        raise PolicyError(f"policy {name} planned {plan!r}, not a StepPlan")
+
+    def _ask(self, what: Callable[..., Any], *args: object) -> Any:
         try:
-            plan = self.policy.plan(view)
+            return what(*args)
         except Exception as error:
+            name = type(self.policy).__name__
             raise PolicyError(f"policy {name} raised {error!r}") from error
-        if plan is not None and not isinstance(plan, StepPlan):
-            raise PolicyError(f"policy {name} planned {plan!r}, not a StepPlan")
-        return plan
 
     def dispatch(self, plan: StepPlan, now_s: float) -> None:
         """Commits to a plan: preempts, admits, reserves pages, advances counts."""

@@ -2,9 +2,12 @@
 
 from typing import Any
 
-from benchmarks.policies.cells import Cell
+import numpy as np
+import pytest
+
+from benchmarks.policies.cells import GOODPUT_LOADS, Cell
 from benchmarks.policies.study import Config, stages
-from benchmarks.policies.tables import Found, all_tables, paired
+from benchmarks.policies.tables import Found, all_tables, goodput, paired
 
 
 def cell(**changes: Any) -> Cell:
@@ -39,6 +42,19 @@ def test_a_difference_is_paired_by_request() -> None:
     mean, low, high = paired([ours], [other])
     assert (mean, paired([ours], [ours])) == (-25.0, (0.0, 0.0, 0.0))
     assert low < mean < high
+
+
+def test_goodput_is_where_the_pooled_violations_cross() -> None:
+    late = [1, 0, 2, *range(10, 10 * len(GOODPUT_LOADS) - 20, 10)]
+    done = [
+        (cell(load=load, seed=seed), run("0" * most + "1" * (1000 - most)))
+        for load, most in zip(GOODPUT_LOADS, late, strict=True)
+        for seed in (1, 2)
+    ]
+    where = "ProServe", "chat"
+    # 5 violations lie between 2 and 10, at 0.4 and 0.55.
+    assert goodput(Found(done), *where, 0.005) == pytest.approx(0.4 + 0.15 * 3 / 8)
+    assert np.isnan(goodput(Found(done[1:]), *where, 0.005))
 
 
 def test_tables_leave_out_what_is_not_finished() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.simulator_truth.engine import Steps, fit
+from benchmarks.simulator_truth.engine import AsItRan, Steps, fit
 from benchmarks.simulator_truth.measured_runs import (
     RUNS,
     TWO_GPUS,
@@ -14,6 +14,7 @@ from benchmarks.simulator_truth.measured_runs import (
     trace_rows,
     ttft_differences_s,
 )
+from jserve_sched.steps.features import NUM_FEATURES
 from jserve_tools.gpu_profiles.machines import (
     PROFILES,
     gpu_cost_model,
@@ -73,18 +74,25 @@ def test_the_disturbance_of_replays_is_found() -> None:
         program = rng.integers(0, 8, 6000)
         profile_s = 0.004 + 0.002 * program
         rows = rng.integers(0, 33, 6000).astype(np.float64)
+        received = (rng.random(6000) < 0.1).astype(np.float64)
         biases = np.exp([-0.1, 0.1, 0.04, -0.04, -0.07, 0.07, 0.01, -0.01])[program]
         noise = np.exp(0.2 * rng.standard_normal(6000))
-        measured_s = slower * profile_s * biases * noise + 1e-4 * rows
-        measured_s += 0.1 * (rng.random(6000) < 0.0005)
-        window = np.full(6000, 1000.0 * place)
-        replays.append(Steps(measured_s, profile_s, rows, program, window))
-    found = fit(replays)
-    assert found.factor == pytest.approx(1.1, rel=0.02)
-    assert np.ravel(found.factors) == pytest.approx(slowness, rel=0.02)
-    disturbance = found.disturbance
+        measured_s = slower * profile_s * biases * noise
+        measured_s += 1e-4 * rows + 1e-3 * received
+        window = np.full(6000, place)
+        columns = (measured_s, profile_s, rows, received, program, window)
+        replays.append(Steps(np.zeros(6000), *columns))
+    factor, disturbance = fit(replays)
+    assert factor == pytest.approx(1.1, rel=0.02)
     assert disturbance.noise == pytest.approx(0.2, rel=0.15)
     assert disturbance.bias == pytest.approx(0.1, rel=0.4)
     assert disturbance.drift == pytest.approx(np.std(np.log(slowness)), rel=0.15)
     assert disturbance.send_s == pytest.approx(1e-4, rel=0.3)
-    assert disturbance.stall_share == pytest.approx(0.0005, rel=0.5)
+    assert disturbance.receive_s == pytest.approx(1e-3, rel=0.2)
+
+
+def test_a_machine_is_as_slow_as_the_nearest_step_of_a_replay() -> None:
+    ran = AsItRan(between_s=np.array([1.0]), slowness=np.array([2.0, 3.0]))
+    row = np.zeros(NUM_FEATURES)
+    found = [ran.drawn((0,))(0.1, row, now_s, 5) for now_s in (0.0, 0.9, 1.1, 9.0)]
+    assert found == pytest.approx([0.2, 0.2, 0.3, 0.3])

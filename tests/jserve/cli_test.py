@@ -12,9 +12,10 @@ import unittest.mock
 import pytest
 
 from jserve import cli
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
 from jserve.program import ProgramError
 from jserve.records.events import StartUp
+from jserve.server_config import ServerConfig
 
 SCRIPT = "import sys; sys.argv[0] = 'jserve'; from jserve.cli import run; run()"
 NOTED = """
@@ -100,18 +101,18 @@ def test_warmup_only_fills_the_cache_and_opens_no_port(tmp_path: pathlib.Path):
         # A port in use does not matter: it is not bound.
         flags.append(f"--port={listener.getsockname()[1]}")
         cold, warm = command(*flags), command(*flags)
-    for result, source in ((cold, "5 compiled"), (warm, "5 stored")):
+    for result, source in ((cold, "6 compiled"), (warm, "6 stored")):
         assert result.returncode == 0, result.stderr
         head, *rows, total, note = result.stdout.splitlines()
         assert head.split() == [
             *["program", "trace", "s", "compile", "s", "bytes", "source"]
         ]
         names = sorted(row.split()[0] for row in rows)
-        assert names == ["B16xNB0", "B16xNB4", "draw16", "head16", "table"]
-        assert total.startswith("5 programs") and total.endswith(source)
+        assert names == ["B16xNB0", "B16xNB4", "draw16", "head16", "sampler", "table"]
+        assert total.startswith("6 programs") and total.endswith(source)
         assert "by the clock, which is jserve:compile_seconds" in note
         assert "loading model toy" in result.stderr
-        assert "loading them: 5 of 5 (" in result.stderr
+        assert "loading them: 6 of 6 (" in result.stderr
     assert len(list(tmp_path.rglob("step_times_*.json"))) == 1
 
 

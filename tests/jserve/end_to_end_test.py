@@ -97,6 +97,7 @@ def test_what_cannot_be_attained_is_refused_or_degraded(
             client.create(**asked, stream=stream, extra_body={"service_tier": tier})
         error: Any = caught.value.body
         assert (caught.value.status_code, error["code"]) == (status, code)
+        assert caught.value.response.headers["x-should-retry"] == "false"
         retry_after_s = int(caught.value.response.headers["retry-after"])
         assert retry_after_s == max(math.ceil(error["retry_after_s"]), 1)
     answer = client.create(
@@ -180,6 +181,27 @@ def test_the_official_client_parses_an_answer_into_its_model(server: Server) -> 
     assert "".join(one.choices[0].text for one in stream) in ("yes", "no")
     stats = json.loads(server.get("/jserve/info"))["stats"]
     assert stats["num_compiles_after_warmup"] == 0
+
+
+def test_the_official_client_is_given_a_tool_call(server: Server) -> None:
+    tool = openai.pydantic_function_tool(Light)
+    stream = server.client.chat.completions.create(
+        model="toy",
+        messages=[{"role": "user", "content": "Hi"}],
+        tools=[tool],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        stream=True,
+    )
+    name, arguments, reasons = "", "", set[str | None]()
+    for chunk in stream:
+        for call in chunk.choices[0].delta.tool_calls or ():
+            assert call.index == 0 and call.function is not None
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        reasons.add(chunk.choices[0].finish_reason)
+    assert name == "Light" and Light.model_validate_json(arguments)
+    assert reasons == {None, "tool_calls"}
 
 
 def test_errors_become_the_clients_own(server: Server) -> None:

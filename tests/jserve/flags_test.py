@@ -5,13 +5,14 @@ from typing import Any, Literal
 import pytest
 from absl import flags
 
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
 from jserve.flags import (
     config_arguments,
     define_config_flags,
     field_help,
     parse_bytes,
 )
+from jserve.server_config import ServerConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

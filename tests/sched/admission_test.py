@@ -1,6 +1,8 @@
 """What becomes of requests that cannot be attained, by the rule of their class."""
 
 import dataclasses
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +33,10 @@ def prompt(ttft_s: float, **fields):
     return make_request(16, 1, slo=Slo(ttft_s=ttft_s), **fields)
 
 
-def review(*waiting, now_s=0.0, delta=0.0):
+def review(*waiting, now_s=0.0, delta=0.0, least_s=0.0):
     view = make_view(
         SMALL_TABLE,
-        Staircase(lambda blocks: blocks / 4),
+        Staircase(lambda blocks: least_s + blocks / 4),
         running=[begin(make_request(max_tokens=9))],
         waiting=waiting,
         now_s=now_s,
@@ -72,10 +74,23 @@ def test_what_is_committed_is_kept_and_others_make_room() -> None:
 def test_what_can_not_be_attained_ends_by_its_rule(fields, fate) -> None:
     one = prompt(2.5, **fields)
     found = review(one, make_request(8, 1, max_queue_wait_s=1.0), now_s=2.0)
+    assert not any(math.isinf(work_s) for _, _, work_s in found.ended)
+    (ended,) = review(prompt(0.9, admission="refuse")).ended
+    assert ended[2] == math.inf  # late even alone
     assert [reason for _, reason, _ in found.ended] == [fate] * (
         fate not in (None, "degraded")
     )
     assert found.degraded == [one] * (fate == "degraded") and not found.held
+
+
+def test_an_answer_of_unknown_length_is_taken_to_be_short() -> None:
+    asked: dict[str, Any] = {
+        "max_tokens": 2048,
+        "stop_token_ids": frozenset({1}),
+        "slo": Slo(ttlt_s=9),
+    }
+    one = make_request(16, admission="refuse", **asked)
+    assert not review(one, least_s=0.1).held
 
 
 def test_returns_are_spread_as_room_is_expected() -> None:
@@ -88,6 +103,9 @@ def test_returns_are_spread_as_room_is_expected() -> None:
     # As fast as prompts like it could be computed, even if few came lately.
     quick_s = [returns.next_s(400.0, work_s=0.01) for _ in range(10)]
     assert np.diff(quick_s) == pytest.approx([0.1] * 9)
+    # After an overload of 4 s, which may last; and never where that would not help.
+    assert returns.next_s(404.0, work_s=0.01) == pytest.approx(8.1)
+    assert returns.next_s(404.0, work_s=math.inf) == math.inf
 
 
 def test_one_begins_where_all_have_been_refused_for_long() -> None:

@@ -165,8 +165,13 @@ def test_a_faulty_policy_is_named(answer: Any, message: str) -> None:
         def plan(self, view: SchedulerView) -> StepPlan | None:
             return cast(StepPlan, answer(view))
 
+        def order(self, view: SchedulerView, *what: object) -> Any:
+            return answer(view) / 0
+
     scheduler = make_scheduler()
     scheduler.policy = Faulty()
     scheduler.submit(make_request(4, 3))
     with pytest.raises(PolicyError, match=message):
         scheduler.plan(0.0)
+    with pytest.raises(PolicyError, match="policy Faulty raised ZeroDivisionError"):
+        scheduler.forecast(make_request(4, 3, request_id="new"), 0.0)

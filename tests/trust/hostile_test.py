@@ -33,7 +33,8 @@ CONTEXT = 2**17
 SERVER = f"""
 import pathlib, sys
 from tests.fake_server import FakeLoop
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
+from jserve.server_config import ServerConfig
 from jserve.server import app, serving
 from jserve.text.tokenizer import load_tokenizer
 from jserve_sched.requests.limits import RequestLimits

@@ -63,7 +63,6 @@ def _publish(
     benchmark: "Benchmark", old_report: Mapping[str, Any] | None, progress: Progress
 ) -> None:
     """Writes the report, and prints the tables and the JSON line."""
-    from jserve_tools.reporting.documents import one_line
     from jserve_tools.reporting.metrics import run_tables
     from jserve_tools.reporting.publishing import publish
 
@@ -78,9 +77,7 @@ def _publish(
     print(f"\n{run_tables(report)}")
     with progress.doing("writing the report"):
         text = publish(report, config, old_report, benchmark.finished)
-    print(text)
-    if not sys.stdout.isatty():
-        print(one_line(report), flush=True)
+    print(text, flush=True)
     pages = [config.output / name for name in ("report.html", "report.json")]
     progress.note(f"open {next(one for one in pages if one.exists())}")
 

@@ -10,9 +10,9 @@ searched: the highest rate at which at most 1 % of the requests violate their SL
   jserve-simulate --cost_model=table:samples.npz --trace=my.csv
   jserve-simulate --policies=annealing --num_instances=4 --qps=20
 
-Prints tables, and one JSON document as the last line of stdout. The same numbers go to
-report.json in --output, with a page in report.html. An interrupted sweep continues
-where it stopped.
+Prints tables and, unless stdout is a terminal, one JSON document as the last line. The
+same numbers go to report.json in --output, with a page in report.html. An interrupted
+sweep continues where it stopped.
 """
 
 import logging

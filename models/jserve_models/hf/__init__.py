@@ -1,4 +1,4 @@
-"""Folders in Hugging Face's form: what a `config.json` means, and its weights."""
+"""Folders in Hugging Face's form: where they are, what they say, their weights."""
 
 from jserve_models.hf.config import read_config
 from jserve_models.hf.families import FAMILIES

@@ -11,6 +11,7 @@ from typing import Any
 
 from jserve_models.config import Experts, ModelConfig
 from jserve_models.hf.families import FAMILIES, Family
+from jserve_models.hf.folders import folder_name
 from jserve_models.hf.keys import Keys, read_json, short
 from jserve_models.hf.rope import read_rope
 
@@ -40,7 +41,7 @@ def read_config(folder: pathlib.Path, max_len: int = 0) -> ModelConfig:
     path = folder / "config.json"
     keys = Keys(read_json(path))
     try:
-        config = _config(folder.resolve().name, keys, max_len)
+        config = _config(folder_name(folder), keys, max_len)
         keys.check_all_taken()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -151,7 +151,7 @@ class _Tensors:
                 with path.open("rb") as file:
                     size = int.from_bytes(file.read(8), "little")
                     header = json.loads(file.read(size))
-            except (FileNotFoundError, safetensors.SafetensorError) as error:
+            except (OSError, safetensors.SafetensorError) as error:
                 raise ValueError(f"{path} cannot be read: {error}") from None
             header.pop("__metadata__", None)
             for name, fields in header.items():
@@ -168,7 +168,7 @@ class _Tensors:
         path, start, fields = self._headers[name]
         if (dtype := _FLOATS.get(fields["dtype"])) is None:
             raise ValueError(
-                f"tensor {name} has type {fields['dtype']}, not one of "
+                f"{path}: tensor {name} has type {fields['dtype']}, not one of "
                 f"{', '.join(_FLOATS)}"
             )
         value: np.ndarray = np.memmap(
@@ -182,8 +182,8 @@ class _Tensors:
         value = value.T if is_matrix else value
         if value.shape != shape:
             raise ValueError(
-                f"tensor {name} has shape {value.shape}, the configuration gives "
-                f"{shape}"
+                f"{path}: tensor {name} has shape {value.shape}, the configuration "
+                f"gives {shape}"
             )
         return value
 

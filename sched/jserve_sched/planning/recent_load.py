@@ -3,20 +3,14 @@
 import collections
 import math
 
-import numpy as np
-
-from jserve_sched.requests.facts import fact_row
 from jserve_sched.requests.request import Request
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import StepPlan
-from jserve_sched.timing.predictor import Predictor
 
 _NUM_REQUESTS = 256  # whose SLOs stand for those of requests to come
 _ONE_IN = 20  # one request in 20 is tighter
 _MEMORY = 0.98  # of the past at each step: about the last 50 count
 _NUM_STEPS = 128  # whose durations are remembered
-_NUM_FULL = 32  # steps that left prefill for later
-_NUM_COMING = 48  # requests that are remembered whole
 
 
 class RecentLoad:
@@ -26,7 +20,6 @@ class RecentLoad:
       tight_ttft_s: 5th percentile of the times from arrival to when the last requests
         wanted their first token, seconds; infinite if none did. Not the least: one
         client with a tight SLO must not make every step short.
-      arrivals: Last requests, each with its facts when it came.
     """
 
     def __init__(self) -> None:
@@ -34,15 +27,10 @@ class RecentLoad:
         self._ttft_s: collections.deque[float] = collections.deque(maxlen=_NUM_REQUESTS)
         self._tokens = 0.0
         self._time_s = 0.0
-        self.arrivals = collections.deque[tuple[Request, tuple[float, ...]]](
-            maxlen=_NUM_COMING
-        )
         self._steps_s = collections.deque[float](maxlen=_NUM_STEPS)
-        self._full = collections.deque[tuple[np.ndarray, float]](maxlen=_NUM_FULL)
 
     def add_request(self, request: Request) -> None:
         """Takes a new request into account."""
-        self.arrivals.append((request, fact_row(request)))
         self._ttft_s.append(request.pacing.first_s - request.arrival_s)
         ranked = sorted(self._ttft_s)
         self.tight_ttft_s = ranked[len(ranked) // _ONE_IN]
@@ -51,7 +39,6 @@ class RecentLoad:
         """Takes a step into account."""
         self._steps_s.append(duration_s)
         if plan.leaves_work:
-            self._full.append((plan.features, duration_s))
             num_tokens = float(plan.features[features.PREFILL_TOKENS])
             self._tokens = self._tokens * _MEMORY + num_tokens
             self._time_s = self._time_s * _MEMORY + duration_s
@@ -67,20 +54,10 @@ class RecentLoad:
         return sum(self._steps_s) / len(self._steps_s) if self._steps_s else None
 
     def longest_s(self, num_steps: int) -> float:
-        """Returns what the longest of so many steps takes, in the median; seconds."""
-        ranked = sorted(self._steps_s)
+        """Returns what the longest of so many steps takes, in the median; seconds.
+
+        The longest that is remembered does not count: one stall is not yet usual.
+        """
+        ranked = sorted(self._steps_s)[:-1]
         place = int(0.5 ** (1 / num_steps) * len(ranked))
         return ranked[min(place, len(ranked) - 1)] if ranked else 0.0
-
-    def prefill_s(self, predictor: Predictor) -> float | None:
-        """Returns the time that prefill had in the last steps that left some; seconds.
-
-        It is the mean of their durations less those without prefill, as predicted; None
-        before the first such step.
-        """
-        if not self._full:
-            return None
-        matrix = np.array([row for row, _ in self._full])
-        least_s = predictor.predict(features.without_prefill(matrix))
-        mean_s = sum(duration_s for _, duration_s in self._full) / len(self._full)
-        return max(mean_s - float(least_s.mean()), 0.0)

@@ -48,9 +48,9 @@ def order_of(policy: Policy) -> Order:
     """Returns a policy's method `order`, by which forecasts rank prompts.
 
     It is given a snapshot, what steps cost beside its decodes, and prompts: those of
-    the snapshot and others, some of which arrive later. It returns their places in the
-    order in which the policy would take them, and changes nothing. A policy without it
-    is taken to go by arrival.
+    the snapshot, perhaps one more. It returns their places in the order in which the
+    policy would take them, or a tuple of these and the blocks of prefill that its next
+    step has, and changes nothing. A policy without it is taken to go by arrival.
     """
     found: Order | None = getattr(policy, "order", None)
     return found if callable(found) else _by_arrival  # it may be an option's name

@@ -19,8 +19,6 @@ class Forecast(NamedTuple):
       made_s: When it was made, clock seconds.
       points: First token, worst gap and last token as the pass gives them, seconds
         from `made_s`.
-      pairs: Ratios to these of P50 and P90.
-      key: Class of requests whose ratios it was made with.
     """
 
     ttft_s: tuple[float, float]
@@ -30,8 +28,6 @@ class Forecast(NamedTuple):
     attainable_in_s: float | None
     made_s: float
     points: tuple[float, float, float]
-    pairs: tuple[tuple[float, float], ...]
-    key: tuple[object, ...]
 
     @property
     def chance(self) -> float:

@@ -120,11 +120,12 @@ class Request:
         `MAX_STOP_TOKENS`.
       service_class: Name of its class, for reports.
       guard: Whether its class is guarded when late (policy `sliding`).
+      weight: What a violation counts, above 0 (policy `ontime`).
       admission: Rule of its class for requests that cannot be attained.
       max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       is_committed: Whether it will be served for sure: neither refused nor ended early.
       is_degraded: Whether it is served as best effort, since it could not be attained.
-      retry_after_s: Seconds after which a refused client should find room.
+      retry_after_s: Seconds until a refused client should find room; infinite: never.
       constraint: What says which tokens may come next; read by the engine.
       predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
@@ -152,6 +153,7 @@ class Request:
     slo: Slo = dataclasses.field(default_factory=Slo)
     service_class: str = "best_effort"
     guard: bool = False
+    weight: float = 1.0
     admission: AdmissionRule = "queue"
     max_queue_wait_s: float = math.inf
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)

@@ -24,7 +24,10 @@ class ServiceClass:
       share: Share of a replayed workload's requests in this class, 0 to 1.
       guard: Whether late requests of this class are still worth guarding
         (SlidingServe's "guard" level; used by policy `sliding`).
+      weight: What a violation counts, against one of weight 1: the class with most
+        weight for its work is kept in time first (policy `ontime`).
       admission: What is done with requests that cannot be attained: see `admission`.
+        Without a bound, only for `custom`: requests that bring their own SLO.
       max_queue_wait_s: Longest wait of a request that can no longer be attained,
         seconds; None takes the server's.
 
@@ -40,6 +43,7 @@ class ServiceClass:
     tbt_step_multiple: float | None = None
     ttlt_s: float | None = None
     guard: bool = False
+    weight: float = 1.0
     admission: AdmissionRule = "queue"
     max_queue_wait_s: float | None = None
 
@@ -49,10 +53,14 @@ class ServiceClass:
         where = f"class {self.name!r}"
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"{where}: share={self.share} is not in 0..1")
-        for name in (*_BOUNDS, "max_queue_wait_s"):
+        for name in (*_BOUNDS, "max_queue_wait_s", "weight"):
             check_bound(f"{where}: {name}", getattr(self, name))
         if self.admission not in (known := get_args(AdmissionRule)):
             raise ValueError(f"{where}: admission={self.admission!r} is not in {known}")
+        is_bound = self.name == "custom" or any(getattr(self, one) for one in _BOUNDS)
+        if self.admission != "queue" and not is_bound:
+            where += f": admission={self.admission!r}"
+            raise ValueError(f"{where} needs a bound: one of {', '.join(_BOUNDS)}")
         if self.ttft_s and self.ttft_slowdown:
             raise ValueError(f"{where}: give ttft_s or ttft_slowdown, not both")
         if self.tbt_s and self.tbt_step_multiple:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from jserve_sched.steps import features
 
 _NUM_BIASES = 4093  # a prime: programs are spread over so many biases
 _STALL_S = (0.05, 0.2)
+# Seconds by the cost model, features `[F]`, the time, and the number of requests that
+# came since the step before -> the step's seconds.
+Disturb = Callable[[float, np.ndarray, float, int], float]
 _DRIFT_S, _NUM_DRIFTS = 30.0, 4096  # between two drawn speeds; then they repeat
 
 
@@ -25,6 +28,8 @@ class Disturbance:
       stall_share: Share of steps that take 50 to 200 ms longer.
       send_s: Seconds by which each decode lengthens a step, where sending tokens takes
         time from the processor that computes them.
+      receive_s: Seconds by which each request that came lengthens the next step, where
+        reading it takes time from that processor.
     """
 
     noise: float = 0.0
@@ -32,8 +37,9 @@ class Disturbance:
     drift: float = 0.0
     stall_share: float = 0.0
     send_s: float = 0.0
+    receive_s: float = 0.0
 
-    def drawn(self, seed: Sequence[int]) -> "Disturbed":
+    def drawn(self, seed: Sequence[int]) -> Disturb:
         """Returns the disturbance of one engine."""
         return Disturbed(self, seed)
 
@@ -50,8 +56,10 @@ class Disturbed:
         self._biases = of.bias * biases.uniform(-1.0, 1.0, _NUM_BIASES)
         self._drifts = of.drift * drifts.standard_normal(_NUM_DRIFTS)
 
-    def __call__(self, duration_s: float, row: np.ndarray, now_s: float) -> float:
-        """Returns the duration of the next step, of features `[F]`, from `now_s`."""
+    def __call__(
+        self, duration_s: float, row: np.ndarray, now_s: float, num_received: int
+    ) -> float:
+        """Returns the duration of the next step, as `Disturb` says."""
         if self._is_none:
             return duration_s
         # The factors, as logarithms.
@@ -72,4 +80,5 @@ class Disturbed:
             duration_s * math.exp(factor)
             + stall_s * (chance < self._of.stall_share)
             + sent_s
+            + self._of.receive_s * num_received
         )

@@ -16,7 +16,7 @@ from jserve_sched.outcomes import Failure
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation.disturbance import Disturbed
+from jserve_sched.simulation.disturbance import Disturb
 from jserve_sched.simulation.log import Recording, Tally
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps.plan import StepPlan, StepResult
@@ -41,7 +41,7 @@ class SimulatedEngine:
         scheduler: Scheduler,
         *,
         step_s: Predict,
-        disturbed: Disturbed,
+        disturbed: Disturb,
         tally: Tally,
         lag: int,
         recording: Recording | None,
@@ -55,6 +55,7 @@ class SimulatedEngine:
         self.request_ids: list[str] = []
         self._step_s = step_s
         self._disturbed = disturbed
+        self._num_received = 0  # since the last step began
         self._tally = tally
         self._recording = recording
         self._lag = lag
@@ -67,6 +68,7 @@ class SimulatedEngine:
     def submit(self, one: Arrival, now_s: float) -> None:
         """Hands a request to the scheduler, and has it forecast as the server does."""
         self.request_ids.append(one.request_id)
+        self._num_received += 1
         max_tokens = max(one.declared_max_tokens, one.max_tokens)
         ends_by_stop = one.declared_max_tokens > 0
         request = Request(
@@ -78,6 +80,7 @@ class SimulatedEngine:
             slo=one.slo,
             service_class=one.service_class,
             guard=one.guard,
+            weight=one.weight,
             admission=one.admission,
             max_queue_wait_s=one.max_queue_wait_s,
         )
@@ -109,7 +112,8 @@ class SimulatedEngine:
         plan, plan_s = self._planned.popleft()
         matrix = plan.features[None]
         wanted_s = float(self._step_s(matrix)[0])
-        duration_s = self._disturbed(wanted_s, plan.features, now_s)
+        duration_s = self._disturbed(wanted_s, plan.features, now_s, self._num_received)
+        self._num_received = 0
         self.due_s = now_s + duration_s
         if self._recording is not None:
             self._recording.add(plan, (self.due_s, duration_s, plan_s), self.num_steps)

@@ -6,6 +6,7 @@ can stop.
 
 import dataclasses
 import heapq
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,10 +95,9 @@ class Tally:
     def fail(self, request: Request, failure: Failure, now_s: float) -> None:
         """Notes that a request was turned away."""
         index = self._index[request.request_id]
-        if request.finish_reason is FinishReason.REFUSED and (
-            self._num_returns[index] < self._max_returns
-        ):
-            back_s = now_s + (request.retry_after_s or 0.0)
+        back_s = now_s + (request.retry_after_s or 0.0)
+        can_return = self._num_returns[index] < self._max_returns and back_s < math.inf
+        if request.finish_reason is FinishReason.REFUSED and can_return:
             heapq.heappush(self.returns, (back_s, index))
         self._failures[index] = failure
         self._violated.add(index)

@@ -38,6 +38,7 @@ class Arrival:
       max_tokens: Number of output tokens that it takes.
       slo: Its objective, in seconds.
       guard: Whether its class is guarded when late.
+      weight: What a violation counts, above 0.
       admission: Rule of its class for requests that cannot be attained.
       max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       block_ids: Content of each `PREFIX_BLOCK_TOKENS` of the prompt, 0 to 2**31 - 1:
@@ -53,6 +54,7 @@ class Arrival:
     service_class: str = "best_effort"
     slo: Slo = dataclasses.field(default_factory=Slo)
     guard: bool = False
+    weight: float = 1.0
     admission: AdmissionRule = "queue"
     max_queue_wait_s: float = math.inf
     block_ids: Sequence[int] = ()
@@ -164,6 +166,7 @@ def request_arrival(
             step_s=yardstick.step_s,
         ),
         guard=service_class.guard,
+        weight=service_class.weight,
         admission=service_class.admission,
         max_queue_wait_s=service_class.max_queue_wait_s or math.inf,
     )

@@ -61,6 +61,8 @@ def test_a_plan_fits_in_the_device_and_is_refused_only_if_none_does(
     hidden, heads = model.hidden_size, model.num_heads + model.num_kv_heads
     layer = hidden * (2 * heads * 128 + 3 * model.intermediate_size + 2)
     weights = 2 * (hidden * (2 * model.vocab_size + 1) + model.num_layers * layer)
+    # Of each slot: counts, 1024 biases, 64 words of 8 tokens, and the last 7 tokens.
+    weights += 128 * (2 * model.vocab_size + 1024 * 8 + 64 * 8 * 4 + 7 * 4)
     page = 4 * model.num_layers * model.num_kv_heads * 128 * 128
     request = page * (1 + -(-model.max_model_len // 128))
     device = unittest.mock.Mock(platform="tpu")

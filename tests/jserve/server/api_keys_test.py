@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from jserve.config import ServerConfig
 from jserve.server.api_keys import load_api_keys
+from jserve.server_config import ServerConfig
 from tests.fake_server import serve_fake
 
 
@@ -19,6 +19,8 @@ def test_keys(tmp_path):
             answer = served.complete(headers={"Authorization": given})
             assert answer.status == 401
             assert answer.error["code"] == "invalid_api_key"
+            wrong = answer.error["message"] == "the API key is not one of this server's"
+            assert wrong == (given == "Bearer third")
         assert served.get("/jserve/info").status == 401
         assert served.request("HEAD", "/health").status == 200
         for one in ("first", "second"):
@@ -31,6 +33,7 @@ def test_keys(tmp_path):
     ("text", "words"),
     [
         ('[{"name": "ann", "key": "1", "max_running": 3}]', "max_running"),
+        ('{"alice": "1"}', "an object, not"),
         ('[{"name": "ann", "key": "1"}, {"name": "bob", "key": "1"}]', "the same key"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from typing import Any
 
 import pytest
 
@@ -111,9 +112,8 @@ def test_a_bad_header(served, name, value):
 
 REFUSED = {
     "prompt_logprobs": 1,
-    "documents": [{"text": "a"}],
-    "tools": [{"type": "function"}],
-    "tool_choice": "required",
+    "functions": [{"name": "f"}],
+    "suffix": "b",
     "json_schema": {},
     "modalities": ["text", "audio"],
 }
@@ -127,6 +127,18 @@ def test_what_would_change_the_answer_is_refused_by_name(served, name):
         assert answer.error["param"] == name
         assert answer.error["code"] == "unsupported_parameter"
         assert name in answer.error["message"]
+
+
+def test_a_completion_has_no_fields_of_chats(served):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    sets: tuple[dict[str, Any], ...] = (
+        {"tools": tools},
+        {"tool_choice": "required"},
+        {"documents": [{}]},
+    )
+    for fields in sets:
+        answer = served.complete(**fields)
+        assert (answer.status, answer.error["param"]) == (400, *fields)
 
 
 def test_what_changes_nothing_passes(served):

@@ -17,10 +17,11 @@ import fastapi
 import pytest
 from fastapi import FastAPI
 
-from jserve.config import EngineConfig, ServerConfig
+from jserve.config import EngineConfig
 from jserve.server.bodies import BodyLimits, largest_honest_body, received_body
 from jserve.server.http_limits import MAX_HEAD_BYTES
 from jserve.server.serving import bind, make_server, url_of
+from jserve.server_config import ServerConfig
 from jserve_sched.requests.limits import RequestLimits
 from tests.fake_server import FakeLoop, Served, read_until, serve_fake
 

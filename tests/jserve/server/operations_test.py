@@ -98,7 +98,7 @@ def test_a_stream_that_has_begun_is_refused_by_an_event_and_others_by_a_status(
             assert events.count(b'"code": "queue_wait"') == 2
         with served.send(**asked, stream=False) as waiting:
             assert served.loop.wait_live(2)
-            served.loop.refuse(FinishReason.REFUSED)
+            served.loop.refuse(FinishReason.REFUSED, most=1)  # the other, with it
             answer = read_until(waiting, b'"retry_after_s": 1.5')
             assert answer.startswith(b"HTTP/1.1 429")
             assert b"retry-after: 2\r\n" in answer.lower()
@@ -120,7 +120,7 @@ def test_a_client_that_leaves_cancels_all_its_requests(stream):
         assert len(served.loop.cancelled) == 3
         label = 'finished_reason="abort",model_name="fake"'
         rows = metrics(served)
-        assert rows[f"jserve:request_success_total{{{label}}}"] == 3
+        assert rows[f"vllm:request_success_total{{{label}}}"] == 3
         # In time when its client left: neither kept nor broken.
         assert not any(name.startswith("jserve:slo_requests") for name in rows)
         assert served.complete(max_tokens=1).status == 200
@@ -136,7 +136,7 @@ def test_a_stream_that_waits_gets_comments_which_are_no_output():
             served.loop.running.set()
             received += read_until(sock, b"0\r\n\r\n")
             assert received.count(b'"text": ') == 3
-        label = 'jserve:generation_tokens_total{model_name="fake"}'
+        label = 'vllm:generation_tokens_total{model_name="fake"}'
         assert metrics(served)[label] == 3
 
 
@@ -166,28 +166,33 @@ def test_metrics_have_vllms_names():
         rows = metrics(served)
         model = 'model_name="fake"'
         expected = {
-            "num_requests_running": 0,
-            "kv_cache_usage_perc": 0.25,
-            "prompt_tokens_total": 4,
-            "generation_tokens_total": 8,
-            "num_preemptions_total": 1,
-            "prefix_cache_hits_total": 3,
-            "compiles_after_warmup_total": 0,
-            "time_to_first_token_seconds_count": 2,
-            "inter_token_latency_seconds_count": 6,
-            "e2e_request_latency_seconds_count": 2,
-            "predictor_error_ratio_sum": 8,
-            "step_tokens_total": 8 * 40,
-            "pad_tokens_total": 8 * (40 - 1 - 10),
+            "vllm:num_requests_running": 0,
+            "vllm:kv_cache_usage_perc": 0.25,
+            "vllm:prompt_tokens_total": 4,
+            "vllm:generation_tokens_total": 8,
+            "vllm:num_preemptions_total": 1,
+            "vllm:prefix_cache_hits_total": 3,
+            "jserve:compiles_after_warmup_total": 0,
+            "vllm:time_to_first_token_seconds_count": 2,
+            "vllm:inter_token_latency_seconds_count": 6,
+            "vllm:e2e_request_latency_seconds_count": 2,
+            "vllm:request_decode_time_seconds_count": 2,
+            "vllm:request_time_per_output_token_seconds_count": 2,
+            "vllm:iteration_tokens_total_sum": 8 * 11,
+            "jserve:predictor_error_ratio_sum": 8,
+            "jserve:step_tokens_total": 8 * 40,
+            "jserve:pad_tokens_total": 8 * (40 - 1 - 10),
         }
-        found = {name: rows[f"jserve:{name}{{{model}}}"] for name in expected}
+        found = {name: rows[f"{name}{{{model}}}"] for name in expected}
         assert found == expected
         label = f'finished_reason="length",{model}'
-        assert rows[f"jserve:request_success_total{{{label}}}"] == 2
+        assert rows[f"vllm:request_success_total{{{label}}}"] == 2
         for met in ("true", "false"):
             label = f'met="{met}",{model},service_class="custom"'
             assert rows[f"jserve:slo_requests_total{{{label}}}"] == 1
         assert metrics(served)[f"jserve:step_tokens_total{{{model}}}"] == 8 * 40
+        pool = f'block_size="128",{model},num_gpu_blocks="32"'
+        assert rows[f"vllm:cache_config_info{{{pool}}}"] == 1
         assert not any("_created" in name for name in rows)
 
 
@@ -232,7 +237,7 @@ def test_info_says_what_was_measured():
 SERVER = """
 import pathlib, sys, threading
 from tests.fake_server import FakeLoop
-from jserve.config import ServerConfig
+from jserve.server_config import ServerConfig
 from jserve.server import app as app_module, serving
 from jserve.text.tokenizer import load_tokenizer
 def script(request):

@@ -68,7 +68,7 @@ def test_a_request_or_its_lengths_are_predicted(served, body):
         ({"prompt_tokens": 9}, "max_tokens or output_tokens"),
         ({"prompt_tokens": 9000, "max_tokens": 4}, "the context is 512"),
         ({"prompt_tokens": 9, "max_tokens": 4, "ttft": 1}, "unknown field `ttft`"),
-        ({"prompt_tokens": 9, "max_tokens": 4, "class": "x"}, "service_tier='x'"),
+        ({"prompt_tokens": 9, "max_tokens": 4, "class": "x"}, "class='x'"),
         ([], "not a request or its lengths"),
     ],
 )

@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from jserve.config import ServerConfig
 from jserve.server.slo_input import load_service_classes
+from jserve.server_config import ServerConfig
 from tests.fake_server import serve_fake
 
 CLASSES = [
-    {"name": "chat", "ttft_s": 2.0, "tbt_s": 0.1, "guard": True},
+    {"name": "chat", "ttft_s": 2.0, "tbt_s": 0.1, "guard": True, "weight": 4},
     {"name": "batch", "ttlt_s": 60},
 ]
 
@@ -34,6 +34,16 @@ HEADERS = {"X-SLO-TTFT-MS": "300", "x-slo-tpot-ms": "10.5"}
         (None, {}, "chat", (2.0, 0.1, None), "chat"),
         (None, {}, "best_effort", (None, None, None), "best_effort"),
         (None, {}, "auto", (None, None, 60), "batch"),
+        (None, {}, "priority", (None, None, 60), "batch"),
+        (None, {}, "flex", (None, None, None), "best_effort"),
+        (
+            None,
+            {"x-slo-ttft-s": "2", "x-llm-d-slo-tpot-us": "900"},
+            None,
+            (2, 9e-4),
+            "",
+        ),
+        (None, {"x-sgl-ttft-slo-ms": "40"}, None, (0.04, None), ""),
         (None, {}, None, (None, None, 60), "batch"),
     ],
 )
@@ -44,9 +54,27 @@ def test_the_first_source_that_says_anything_decides(
     assert served.complete(headers=headers, **fields).status == 200
     request = served.loop.seen[-1]
     objectives = (request.slo.ttft_s, request.slo.tbt_s, request.slo.ttlt_s)
-    assert objectives == pytest.approx(bounds)
-    assert request.service_class == name
+    assert objectives == pytest.approx((*bounds, None)[:3])
+    assert request.service_class == (name or "custom")
     assert request.guard == (name == "chat")
+    assert request.weight == (4 if name == "chat" else 1)
+
+
+def test_what_was_understood_is_echoed_with_what_became_of_it(served):
+    answer = served.complete(
+        max_tokens=3, nvext={"router": {"ttft_target": 8000, "itl_target": 20.5}}
+    )
+    echo = 'class="custom", ttft_s=8.000000, tbt_s=0.020500'
+    assert answer.headers["x-jserve-slo"] == echo
+    found = answer.json()["usage"]["slo"]
+    assert found["attained"] is True
+    assert 0 <= found["queue_s"] <= found["ttft_s"] < 8
+    assert 0 < found["worst_gap_s"] < 0.0205
+    answer = served.complete(max_tokens=2, n=2, slo={"ttft_ms": 1e-3})
+    assert answer.json()["usage"]["slo"]["attained"] is False
+    answer = served.complete(max_tokens=2, service_tier="best_effort")
+    assert answer.headers["x-jserve-slo"] == 'class="best_effort"'
+    assert "slo" not in answer.json()["usage"]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import zlib
 import pytest
 
 from jserve.server.bodies import SMALL_BODY_BYTES
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
 from jserve.server.prompts import BodyReader
-from jserve.server.protocol import ChatRequest, CompletionRequest
+from jserve.server.protocol import CompletionRequest
 from jserve.text.tokenizer import ByteTokenizer, load_tokenizer
 from jserve_sched.requests.limits import RequestLimits
 from tests import ROOT
@@ -117,7 +118,7 @@ def test_a_text_that_is_too_long_is_refused_without_encoding_all_of_it():
 
     limits = RequestLimits(max_model_len=2**14, num_kv_tokens=2**14)
     reader = BodyReader(
-        model_name="fake",
+        model_names=("fake",),
         vocab_size=320,
         limits=limits,
         max_requests=1,

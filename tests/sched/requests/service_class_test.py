@@ -19,8 +19,10 @@ def test_relative_classes_resolve_against_measurements() -> None:
 def test_parse_service_classes() -> None:
     text = json.dumps([{"name": "a", "share": 0.5, "ttft_s": 1}, {"name": "b"}])
     assert [one.name for one in parse_service_classes(text)] == ["a", "b"]
-    (one,) = parse_service_classes('[{"name": "a", "tbt_s": null, "guard": true}]')
-    assert one == ServiceClass(name="a", guard=True)
+    (one,) = parse_service_classes(
+        '[{"name": "a", "tbt_s": null, "guard": true, "weight": 4}]'
+    )
+    assert one == ServiceClass(name="a", guard=True, weight=4)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,7 @@ def test_parse_service_classes() -> None:
         ('[{"name": "a", "share": true}]', "share=True is not a number"),
         ('[{"name": "a", "guard": 1}]', "guard=1 is not true or false"),
         ('[{"name": "a", "admission": "drop"}]', "admission='drop' is not in"),
+        ('[{"name": "a", "admission": "refuse"}]', "'a': admission='refuse' needs a"),
         ('[{"name": "a", "max_queue_wait_s": 0}]', "max_queue_wait_s must be a"),
         (f'[{{"name": "a", "ttft_s": 1{"0" * 400}}}]', "ttft_s must be a finite"),
     ],

@@ -200,10 +200,23 @@ def test_a_machine_drifts_slowly_and_sending_lengthens_steps_by_decode() -> None
     disturbed = Disturbance(drift=0.2, send_s=0.5).drawn((3, 0))
     row = np.zeros(features.NUM_FEATURES)
     times_s = np.arange(0.0, 6000.0, 3.0)
-    slowness = np.log([disturbed(1.0, row, now_s) for now_s in times_s.tolist()])
+    slowness = np.log([disturbed(1.0, row, now_s, 0) for now_s in times_s.tolist()])
     # Between two independent values a line has two thirds of their variance on average.
     assert slowness.std() == pytest.approx(0.2 * (2 / 3) ** 0.5, rel=0.15)
     assert np.abs(np.diff(slowness)).max() < 0.12  # a tenth of the largest change
-    alone_s = disturbed(1.0, row, 0.0)
+    alone_s = disturbed(1.0, row, 0.0, 0)
     row[features.NUM_DECODES] = 4.0
-    assert disturbed(1.0, row, 0.0) == pytest.approx(alone_s + 4 * 0.5)
+    assert disturbed(1.0, row, 0.0, 0) == pytest.approx(alone_s + 4 * 0.5)
+
+
+def test_a_request_lengthens_the_step_that_begins_after_it_came() -> None:
+    result = simulate(
+        scheduler_of(),
+        METRONOME,
+        [arrival("a", 0.0, output=4), arrival("b", 1.5), arrival("c", 1.6)],
+        disturbance=Disturbance(receive_s=0.1),
+        records_steps=True,
+    )
+    assert result.steps is not None
+    found = [one.duration_s - 1.0 for one in result.steps[:4]]
+    assert found == pytest.approx([0.1, 0.0, 0.2, 0.0])

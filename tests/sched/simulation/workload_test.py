@@ -65,7 +65,7 @@ def test_rates_share_their_random_numbers() -> None:
 def test_classes_by_name_or_by_share() -> None:
     mine = (
         ServiceClass(name="dialogue", ttft_s=1.0),
-        ServiceClass(name="summarisation", ttlt_s=9.0, guard=True),
+        ServiceClass(name="summarisation", ttlt_s=9.0, guard=True, weight=4),
     )
     usual = draw("mixed_v1", 200)
     for one in usual:  # as in the paper
@@ -80,7 +80,7 @@ def test_classes_by_name_or_by_share() -> None:
         assert one.num_prompt_tokens == other.num_prompt_tokens
         is_long = other.service_class == "summarisation"
         assert other.slo == (Slo(ttlt_s=9.0) if is_long else Slo(ttft_s=1.0))
-        assert other.guard == is_long
+        assert (other.guard, other.weight) == (is_long, 4 if is_long else 1)
     shares = (
         ServiceClass(name="gold", share=0.25, tbt_step_multiple=3.0, ttft_s=1.0),
         ServiceClass(name="lead", share=0.75),

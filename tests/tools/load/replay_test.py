@@ -18,7 +18,7 @@ class ScriptedClient:
     def __init__(self, delays_s: dict[str, float] | None = None):
         self.delays_s = delays_s or {}
         self.sent_s: dict[str, float] = {}
-        self.forecasts_s: dict[str, tuple[float, float]] = {}
+        self.answered = {"degraded": {"x-jserve-admission": "degraded"}}
         self.num_cancelled = 0
         self.num_flying = 0
         self.most_flying = 0
@@ -85,12 +85,18 @@ def test_failures_are_kept_by_cause() -> None:
     async def go() -> None:
         flights: list[Flight] = []
         requests = [request("0"), request("1", service_class="refused")]
+        requests.append(request("degraded"))
         client: Any = ScriptedClient()
         await replay(client, requests, flights)
         outcomes = [flight.outcome() for flight in flights]
-        assert [outcome.failure for outcome in outcomes] == [None, Failure.REJECTED]
+        assert [outcome.failure for outcome in outcomes] == [
+            None,
+            Failure.REJECTED,
+            None,
+        ]
         assert outcomes[1].message == "429: full"
         assert not outcomes[1].is_attained
+        assert (outcomes[2].violation, outcomes[2].is_committed) == ("degraded", False)
 
     asyncio.run(go())
 

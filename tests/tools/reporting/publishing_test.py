@@ -21,7 +21,7 @@ def test_without_the_extra_one_line_says_how_to_get_the_page(
     for name in ("jserve_tools.reporting.page", "jserve_tools.reporting.charts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
-    config = ReportConfig(output=tmp_path)
+    config = ReportConfig(output=tmp_path, json_line=False)
     report = fake_report(policies=("fcfs",), strategies=("pow2",), loads=(0.9,))
     runs = FinishedRuns(tmp_path / "runs.jsonl", resumes=True)
     lines = publish(report, config, report, runs).splitlines()

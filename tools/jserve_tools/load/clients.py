@@ -15,7 +15,6 @@ from typing import Any
 import aiohttp
 
 from jserve_sched.outcomes import Failure
-from jserve_sched.requests.forecast import ttft_of
 from jserve_sched.steps.record import StepRecord
 from jserve_tools.load.workload import WorkloadRequest
 from jserve_tools.reporting.documents import known
@@ -134,7 +133,7 @@ class Client:
       extra: Fields merged into every request's body.
       model: Model name in every request.
       is_jserve: Whether it is a jserve server, which states its settings and steps.
-      forecasts_s: P50 and P90 of the TTFT of requests, by id, as the server says.
+      answered: Headers of the answers to requests, by id.
     """
 
     session: aiohttp.ClientSession
@@ -142,9 +141,7 @@ class Client:
     extra: Mapping[str, Any]
     model: str = ""
     is_jserve: bool = False
-    forecasts_s: dict[str, tuple[float, float]] = dataclasses.field(
-        default_factory=dict
-    )
+    answered: dict[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def now_s(self) -> float:
         """Returns the client's clock, in seconds."""
@@ -165,8 +162,7 @@ class Client:
             ) as response:
                 if response.status != 200:
                     raise refusal(response.status, await response.read())
-                if text := response.headers.get("x-jserve-forecast"):
-                    self.forecasts_s[request.request_id] = ttft_of(text)
+                self.answered[request.request_id] = response.headers
                 async for data in response.content.iter_any():
                     for time_s in stream.feed(data, self.now_s()):
                         yield time_s

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from jserve_sched.outcomes import Failure, Outcome
+from jserve_sched.requests.forecast import ttft_of
 from jserve_tools.load.clients import Client, RequestFailedError
 from jserve_tools.load.workload import WorkloadRequest
 
@@ -30,6 +31,7 @@ class Flight:
         times are in seconds on the client's clock.
       message: The server's message about a failure.
       forecast_ttft_s: P50 and P90 of the TTFT, as the server forecast them; or None.
+      is_degraded: Whether the server took it as best effort instead.
       is_over: Whether no further token will come.
     """
 
@@ -40,6 +42,7 @@ class Flight:
     failure: Failure | None = None
     message: str = ""
     forecast_ttft_s: tuple[float, float] | None = None
+    is_degraded: bool = False
     is_over: bool = False
 
     def outcome(self) -> Outcome:
@@ -56,6 +59,7 @@ class Flight:
             token_times_s=tuple(self.token_times_s),
             failure=self.failure if self.is_over else Failure.UNFINISHED,
             message=message,
+            is_degraded=self.is_degraded,
             forecast_ttft_s=self.forecast_ttft_s,
         )
 
@@ -72,8 +76,10 @@ async def fly(client: Client, flight: Flight) -> None:
     except RequestFailedError as error:
         flight.failure = error.failure
         flight.message = str(error)
-    name = flight.request.request_id
-    flight.forecast_ttft_s = client.forecasts_s.pop(name, None)
+    headers = client.answered.pop(flight.request.request_id, {})
+    flight.is_degraded = headers.get("x-jserve-admission") == "degraded"
+    if text := headers.get("x-jserve-forecast"):
+        flight.forecast_ttft_s = ttft_of(text)
     flight.is_over = True
 
 

@@ -19,6 +19,8 @@ class ReportConfig:
         written; --noresume makes all runs again.
       html: Write report.html, a page in one file, and its charts in figures/. Needs
         the extra `report`: pip install 'jserve[report]'.
+      json_line: Print the report as the last line, unless stdout is a terminal.
+        --nojson_line is for pipes that people read, such as into less or tee.
       compare: An older report.json. Prints which metrics differ from it by more than
         noise.
     """
@@ -26,6 +28,7 @@ class ReportConfig:
     output: pathlib.Path = pathlib.Path("out/report")
     resume: bool = True
     html: bool = True
+    json_line: bool = True
     compare: pathlib.Path | None = None
 
     def probe(self) -> dict[str, Any] | None:

@@ -1,11 +1,12 @@
 """Publishes a finished report: files in a folder, and a comparison as text."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from jserve_tools.reporting.comparison import comparison
 from jserve_tools.reporting.config import ReportConfig
-from jserve_tools.reporting.documents import write_report
+from jserve_tools.reporting.documents import one_line, write_report
 from jserve_tools.reporting.finished_runs import FinishedRuns
 
 
@@ -20,7 +21,7 @@ def publish(
     The stored runs that the report is made of are removed at the end.
 
     Returns:
-      Lines that name the files, and the comparison with the older report, if any.
+      Lines that name the files, the comparison, if any, and the report for scripts.
     """
     lines = [f"\nreport: {write_report(config.output, report)}"]
     if config.html:
@@ -35,5 +36,7 @@ def publish(
             lines.append(f"pictures: {config.output / 'report.png'} and figures/")
     if old_report is not None:
         lines.append(f"\n{comparison(old_report, report)}")
+    if config.json_line and not sys.stdout.isatty():
+        lines.append(one_line(report))
     runs.remove()
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from jserve_tools.load.config import check_ranges, refuse_idle
 from jserve_tools.reporting.config import ReportConfig
 
 LIMITS = ("max_num_seqs", "max_num_batched_tokens", "num_kv_tokens", "page_size")
-DISTURBANCES = ("noise", "bias", "drift", "stall_share", "send_s")
+DISTURBANCES = ("noise", "bias", "drift", "stall_share", "send_s", "receive_s")
 _ANY = 2**40  # limit of values that only memory limits
 
 
@@ -126,6 +126,8 @@ class MachineConfig:
       stall_share: Share of steps, 0 to 1, that take 50 to 200 ms longer.
       send_s: Seconds, 0 to 1, by which each decode lengthens a step, where sending
         tokens takes time from the processor that computes them, as on a CPU.
+      receive_s: Seconds, 0 to 1, by which each request that came lengthens the next
+        step, where reading it takes time from that processor.
       predictor: Predictor of step times that policies plan by: oracle knows them;
         linear and table are fitted to steps of the cost model.
       enable_prefix_caching: Reuse KV pages of equal prompt prefixes, where the load
@@ -156,6 +158,7 @@ class MachineConfig:
     drift: float = 0.0
     stall_share: float = 0.0
     send_s: float = 0.0
+    receive_s: float = 0.0
     predictor: Literal["oracle", "linear", "table"] = "oracle"
     enable_prefix_caching: bool = True
     declared_max_tokens: int = 0

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from jserve_tools.gpu_profiles.machines import (
     machine_files,
     simulated_table,
 )
-from jserve_tools.reporting.documents import document, known, one_line
+from jserve_tools.reporting.documents import document, known
 from jserve_tools.reporting.finished_runs import FinishedRuns
 from jserve_tools.reporting.metrics import run_tables
 from jserve_tools.reporting.publishing import publish
@@ -330,6 +329,4 @@ def simulate_sweep(config: SimulateConfig, command: Sequence[str]) -> None:
     _print_tables(config, report)
     with progress.doing("writing the report"):
         text = publish(report, config.report, old_report, finished)
-    print(text)
-    if not sys.stdout.isatty():
-        print(one_line(report), flush=True)
+    print(text, flush=True)

@@ -30,13 +30,19 @@ _EQUAL = 1e-3  # shares of requests lost that count as equal: then long steps ar
 
 
 class StepCap:
-    """Remembers the last requests, and finds the cap for more like them."""
+    """Remembers the last requests, and finds the cap for more like them.
+
+    Attributes:
+      last_s: The cap that was found last, seconds.
+      lost_per_s: Requests yet to come that are lost in a second without the cap.
+    """
 
     def __init__(self) -> None:
         self._recent: collections.deque[Request] = collections.deque(maxlen=_NUM_RECENT)
         self._num_seen = 0
         self._next_step = 0
-        self._cap_s = np.inf
+        self.last_s = np.inf
+        self.lost_per_s = 0.0
 
     def find_s(self, view: SchedulerView, steps: StepPrices, scale: StepScale) -> float:
         """Returns the longest that a step should be, seconds; may be infinite.
@@ -48,8 +54,8 @@ class StepCap:
             self._num_seen += new
         if view.step_id >= self._next_step and len(self._recent) > 1:
             self._next_step = view.step_id + _EVERY
-            self._cap_s = self._find_s(view, steps, scale)
-        return max(self._cap_s, scale.first_s)
+            self.last_s = self._find_s(view, steps, scale)
+        return max(self.last_s, scale.first_s)
 
     def _find_s(
         self, view: SchedulerView, steps: StepPrices, scale: StepScale
@@ -76,4 +82,6 @@ class StepCap:
         lost = np.minimum(load / useful, 1.0) * late
         over_s = np.maximum(0.0, 1.0 - useful / load) * works_s[-1]
         lost += works_s.searchsorted(over_s) / len(works_s)
-        return float(caps_s[np.flatnonzero(lost <= lost.min() + _EQUAL)[-1]])
+        place = np.flatnonzero(lost <= lost.min() + _EQUAL)[-1]
+        self.lost_per_s = float(late[-1] - late[place]) * len(tokens) / span_s
+        return float(caps_s[place])

@@ -16,15 +16,17 @@ def too_large(
     prompts: Facts,
     num_steps: np.ndarray,
     late: np.ndarray,
+    weight: np.ndarray,
 ) -> np.ndarray:
     """Returns `[P]` which prompts to give up so that the others find pages in time.
 
     The rule is that of time: by due time, and whenever pages would be short the prompt
-    with most pages so far.
+    with most pages for its weight so far.
 
     Args:
       num_steps: `[P]` steps until each prompt is due.
       late: `[P]` which prompts are given up already.
+      weight: `[P]` what a violation of each counts.
     """
     page_size, is_begun = view.ledger.page_size, prompts.is_running > 0
     held = np.array([len(one.pages) for one in prompts.requests], np.float64)
@@ -45,4 +47,4 @@ def too_large(
     growth = np.maximum(np.ceil((tokens + steps) / page_size) - own, 0.0)
     room = free - np.where(left <= steps, -own, growth).sum(axis=1)
     room[late | is_begun | (prompts.guard > 0) | np.isinf(num_steps)] = np.inf
-    return surplus(room, pages)
+    return surplus(room, pages, weight=weight)

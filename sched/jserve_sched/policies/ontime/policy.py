@@ -11,9 +11,11 @@
    last, but is looked at in each step.
 3. A step ends before a decode would be late, at the cap (`cap`) that requests yet to
    come need, and by the due times of the prompts that it finishes. It may outlast the
-   cap for prompts that would be late otherwise.
+   cap for prompts that would be late otherwise; and there is no cap where that loses
+   fewer, those yet to come included.
 4. What loses fewer requests gives way. A second of prefill is worth one over the work
-   of the cheapest prompt that was given up, and nothing if none was.
+   of the cheapest prompt that was given up, and nothing if none was. A request counts
+   as its class's `weight`: given up is the most work for its weight.
 
 Predictions err, and the policy minds how much they erred lately:
 
@@ -33,6 +35,8 @@ got its share, so that no other takes the slot that it waits for.
 
 import collections
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,7 +54,7 @@ from jserve_sched.policies.ontime.due import (
 )
 from jserve_sched.policies.ontime.pages import too_large
 from jserve_sched.policies.ontime.work import StepScale, added_s, room_s, scale_of
-from jserve_sched.policies.sliding.sorter import rank, surplus
+from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
@@ -65,6 +69,32 @@ _STALL_STEPS = 2048  # in which stalls are counted
 _REGAIN = 0.9  # of a gap that a step takes while the buffer is not full
 _MOST_FINISHED = 32  # prompts of a step whose due times are looked at
 _GUESSED = 15.0  # times its work is what a prompt of a guessed answer waits longer
+
+
+class _OnTimeSet(NamedTuple):
+    """Prompts that can be in time if no step is longer than `cap_s`, and the others.
+
+    Attributes:
+      step_s: Usual duration of a step.
+      left_s: `[P]` until each prompt is due, seconds.
+      late: `[P]` which cannot be in time, or are given up for others.
+      lost_per_s: Weight of prompts lost for each second without prefill.
+    """
+
+    cap_s: float
+    step_s: float
+    left_s: np.ndarray
+    late: np.ndarray
+    lost_per_s: float
+
+
+class _Turns(NamedTuple):
+    """The order of prompts `[P]`, and what it was found with."""
+
+    order: np.ndarray
+    chosen: _OnTimeSet
+    slack: DecodeSlack
+    ratio: float
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -120,12 +150,13 @@ class OnTime:
 
     def order(
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
-    ) -> np.ndarray:
-        """Returns the places of prompts: those on time by due time, then the others."""
-        scale = scale_of(view, steps)
-        step_s = usual_step_s(view.running, least_s=scale.least_s, most_s=scale.full_s)
-        due, _ = due_s(prompts, step_s)
-        return rank(view, steps, prompts._replace(pace_s=due, deadline_s=due)).order
+    ) -> tuple[np.ndarray, int]:
+        """Returns the places of prompts, and the blocks of the next step."""
+        begun = set(view.begun)
+        running = [one for one in view.running if one not in begun]
+        turns = self._turns(view, running, steps, prompts, self._cap.last_s)
+        prices = steps.of(prompts.take(turns.order))
+        return turns.order, self._budget(turns, prices, turns.order)
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
@@ -155,28 +186,10 @@ class OnTime:
 
         # The order of prompts: the on-time set by due time, then the others.
         steps = StepPrices(view, rows)
-        scale = scale_of(view, steps)
-        cap_s = self._cap.find_s(view, steps, scale)
-        decodes = [
-            one for one in candidates.decodes if one.request_id not in self._violated
-        ]
-        step_s = usual_step_s(
-            decodes, least_s=scale.least_s, most_s=min(cap_s, scale.full_s)
-        )
-        due, more_steps = due_s(prompts, step_s)
-        left_s = due - start_s
-        slack = decode_slack(
-            decodes,
-            start_s=start_s,
-            least_s=scale.least_s,
-            step_s=step_s,
-            lost_per_s=self._lost_per_s,
-        )
-        lost, given_up = self._late(prompts, steps, scale, step_s, left_s, more_steps)
-        late = lost | given_up
-        late |= too_large(view, candidates.decodes, prompts, left_s / step_s, late)
-        turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
-        order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
+        cap_s = self._cap.find_s(view, steps, scale_of(view, steps))
+        turns = self._turns(view, candidates.decodes, steps, prompts, cap_s)
+        order, late = turns.order, turns.chosen.late
+        self._lost_per_s = turns.chosen.lost_per_s
         if aged:
             first = prompts.requests.index(aged)
             order = np.concatenate(([first], order[order != first]))
@@ -191,51 +204,84 @@ class OnTime:
         placed = order[places]
         order = np.concatenate((placed, np.delete(order, places)))
         prices = StepPrices(view, rows).of(prompts.take(placed))
-        num_on_time = int(np.argmax(np.append(late[placed], True)))
-        on_time_s = left_s[placed[:num_on_time]]
-        builder.limit_time(
-            self._budget(prices, slack, on_time_s, cap_s, step_s, scale.ratio)
-        )
+        builder.limit_time(self._budget(turns, prices, placed))
         candidates.add_prompts(builder, prompts.take(order).requests)
 
-    def _late(
+    def _turns(
+        self,
+        view: SchedulerView,
+        running: Sequence[Request],
+        steps: StepPrices,
+        prompts: Facts,
+        cap_s: float,
+    ) -> _Turns:
+        """Returns the order of prompts beside the decodes that are running."""
+        decodes = [one for one in running if one.request_id not in self._violated]
+        scale = scale_of(view, steps)
+        weight = np.array([one.weight for one in prompts.requests])
+        start_s = view.start_s
+        chosen = self._choose(prompts, weight, steps, scale, decodes, start_s, cap_s)
+        slack = decode_slack(
+            decodes,
+            start_s=start_s,
+            least_s=scale.least_s,
+            step_s=chosen.step_s,
+            lost_per_s=self._lost_per_s,
+        )
+        left_s, late = chosen.left_s, chosen.late
+        num_steps = left_s / chosen.step_s
+        late = late | too_large(view, running, prompts, num_steps, late, weight)
+        turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
+        order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
+        return _Turns(order, chosen._replace(late=late), slack, scale.ratio)
+
+    def _choose(
         self,
         prompts: Facts,
+        weight: np.ndarray,
         steps: StepPrices,
         scale: StepScale,
-        step_s: float,
-        left_s: np.ndarray,
-        more_steps: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns `[P]` which prompts cannot be in time, and which are given up."""
+        decodes: list[Request],
+        start_s: float,
+        cap_s: float,
+    ) -> _OnTimeSet:
+        """Chooses the on-time set; without the cap if that loses fewer."""
         alone_s = steps.alone_s(prompts)
-        work_s = added_s(steps, scale, prompts, alone_s) + more_steps * scale.least_s
+        prompts_s = added_s(steps, scale, prompts, alone_s)
         guard = prompts.guard > 0
         violated = [one.request_id in self._violated for one in prompts.requests]
-        lost = ((left_s < alone_s) | violated) & ~guard
-        # The guarded come first.
-        free_s = room_s(scale, left_s, step_s) - work_s[guard].sum()
-        free_s[lost | guard | np.isinf(left_s)] = np.inf
-        given_up = surplus(free_s, work_s)
-        least_s = float(np.min(work_s[given_up], initial=np.inf))
-        self._lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
-        return lost, given_up
+        found: list[_OnTimeSet] = []
+        for longest_s in (cap_s, np.inf):
+            most_s = min(longest_s, scale.full_s)
+            step_s = usual_step_s(decodes, least_s=scale.least_s, most_s=most_s)
+            due, more_steps = due_s(prompts, step_s)
+            left_s, work_s = due - start_s, prompts_s + more_steps * scale.least_s
+            lost = ((left_s < alone_s) | violated) & ~guard
+            # The guarded come first.
+            free_s = room_s(scale, left_s, step_s) - work_s[guard].sum()
+            free_s[lost | guard | np.isinf(left_s)] = np.inf
+            given_up = surplus(free_s, work_s, weight=weight)
+            least_s = float(np.min((work_s / weight)[given_up], initial=np.inf))
+            lost_per_s = 1.0 / max(least_s, scale.first_s - scale.least_s, 1e-6)
+            late = lost | given_up
+            found.append(_OnTimeSet(longest_s, step_s, left_s, late, lost_per_s))
+            if cap_s >= scale.full_s or not given_up.any():
+                break
+        # What long steps gain now, less what they lose until then.
+        capped, longer = found[0], found[-1]
+        gained = capped.late & ~longer.late
+        until_s = float(longer.left_s[gained].max(initial=0.0))
+        least = weight[longer.late].sum() + self._cap.lost_per_s * until_s
+        return longer if least < weight[capped.late].sum() else capped
 
-    def _budget(
-        self,
-        prices: OrderPrices,
-        slack: DecodeSlack,
-        left_s: np.ndarray,
-        cap_s: float,
-        step_s: float,
-        ratio: float,
-    ) -> int:
+    def _budget(self, turns: _Turns, prices: OrderPrices, placed: np.ndarray) -> int:
         """Returns how many blocks of prefill the step should have.
 
-        Args:
-          left_s: Times left of the first prompts, those on time, seconds.
-          step_s: Usual duration of a step.
+        `placed` are the places of the prompts that can be taken, priced in this order.
         """
+        slack, ratio, chosen = turns.slack, turns.ratio, turns.chosen
+        num_on_time = int(np.argmax(np.append(chosen.late[placed], True)))
+        left_s = chosen.left_s[placed[:num_on_time]]
         hard_s = soft_s = float(slack.slack_s.min(initial=np.inf)) / ratio
         buffer_s = _BUFFER * self._delay_s
         if buffer_s > _LEAST_DELAY_S:
@@ -246,16 +292,16 @@ class OnTime:
             regained_s = (1.0 - _REGAIN) * slack.gap_s * slack.num_outputs
             stalls_s = np.sort([stall_s for _, stall_s in self._stalls])
             saved = float(stalls_s.searchsorted(regained_s).sum()) / _STALL_STEPS
-            if saved < (hard_s - soft_s) * self._lost_per_s:
+            if saved < (hard_s - soft_s) * chosen.lost_per_s:
                 soft_s = hard_s
-        limit_s = min(soft_s, cap_s)
+        limit_s = min(soft_s, chosen.cap_s)
         ends = prices.ends[1 : 1 + min(len(left_s), _MOST_FINISHED)]
         ends = ends[ends <= prices.steps.max_blocks].astype(np.int64)
         if len(ends):
             # The first prompts that it can finish, all of them by their due times.
             price_s = prices.predict(ends)
             by_s = np.minimum.accumulate(left_s[: len(ends)]) / ratio
-            is_urgent = by_s < price_s + step_s  # cannot wait for another step
+            is_urgent = by_s < price_s + chosen.step_s  # cannot wait for another step
             fits = price_s <= np.minimum(by_s, np.where(is_urgent, hard_s, limit_s))
             if num_finished := int(np.argmin(np.append(fits, False))):
                 last = num_finished - 1

@@ -88,13 +88,19 @@ def rank(
 
 
 def surplus(
-    slack_s: np.ndarray, work_s: np.ndarray, kept: np.ndarray | None = None
+    slack_s: np.ndarray,
+    work_s: np.ndarray,
+    kept: np.ndarray | None = None,
+    *,
+    weight: np.ndarray | None = None,
 ) -> np.ndarray:
     """Returns `[P]` which to push back so that most are in time, one after another.
 
     Moore's algorithm: by slack `[P]`, giving up the longest work `[P]` whenever one
-    would be late. Those with infinite slack are never pushed back, nor those that
-    must be `kept` `[P]`: others make room for them.
+    would be late; with weights `[P]` the most work for its weight, a heuristic (the
+    exact set is Lawler and Moore's, Management Science 16, 1969). Those with infinite
+    slack are never pushed back, nor those that must be `kept` `[P]`: others make room
+    for them.
     """
     given_up = np.zeros(len(slack_s), bool)
     if work_s.sum() <= slack_s.min(initial=math.inf):
@@ -102,15 +108,16 @@ def surplus(
     end_s = 0.0
     longest: list[tuple[float, int]] = []
     slacks, works = slack_s.tolist(), work_s.tolist()
+    costs = works if weight is None else (work_s / weight).tolist()
     keeps = [False] * len(slacks) if kept is None else kept.tolist()
     for index in np.argsort(slack_s, kind="stable").tolist():
         if slacks[index] == math.inf:
             break
         end_s += works[index]
         if not keeps[index]:
-            heapq.heappush(longest, (-works[index], index))
+            heapq.heappush(longest, (-costs[index], index))
         while end_s > slacks[index] and longest:
-            minus_work_s, dropped = heapq.heappop(longest)
-            end_s += minus_work_s
+            _, dropped = heapq.heappop(longest)
+            end_s -= works[dropped]
             given_up[dropped] = True
     return given_up

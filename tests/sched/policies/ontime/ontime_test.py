@@ -67,12 +67,32 @@ def test_a_step_ends_by_the_due_time_of_the_prompt_that_it_finishes() -> None:
 
 
 @pytest.mark.usefixtures("uncapped")
-def test_the_prompt_with_most_work_is_given_up_and_comes_last() -> None:
+@pytest.mark.parametrize(("weight", "place"), [(1.0, -1), (4.0, 0)])
+def test_the_most_work_for_its_weight_is_given_up_and_comes_last(
+    weight: float, place: int
+) -> None:
     queue = [
         waiting("big", 900, ttft_s=0.11),
         *(waiting(f"w{i}", 300, ttft_s=0.12) for i in range(3)),
     ]
-    assert list(taken(planned(OnTime(), waiting=queue)))[-1] == "big"
+    queue[0].weight = weight
+    assert list(taken(planned(OnTime(), waiting=queue)))[place] == "big"
+
+
+def test_there_is_no_cap_where_fewer_are_given_up_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(StepCap, "find_s", lambda *arguments: 0.02)
+    table = BucketTable((16,), (0, 1, 2, 4, 8, 16), 32)
+    stairs = Staircase(lambda blocks: 0.01 + 0.001 * blocks)
+    running = [decoding(0.5, Slo(ttft_s=1.0, tbt_s=0.5))]
+    for first_s, num_tokens in ((1.0, 256), (0.028, 512)):
+        queue = [
+            waiting(f"w{i}", 256, ttft_s=first_s + i / 1000, tbt_s=0.5)
+            for i in range(2)
+        ]
+        plan = planned(OnTime(), table, stairs, running=running, waiting=queue)
+        assert sum(taken(plan).values()) == num_tokens
 
 
 @pytest.mark.usefixtures("uncapped")
@@ -174,7 +194,7 @@ def test_the_set_finds_pages_in_time() -> None:
         ([1.0, 4.0], [], True),
     ):
         found = too_large(
-            view, decodes, prompts, np.array(num_steps), np.zeros(2, bool)
+            view, decodes, prompts, np.array(num_steps), np.zeros(2, bool), np.ones(2)
         )
         assert found.tolist() == [False, gives_up]
 
