@@ -9,7 +9,7 @@ BIN := .venv/bin
 VERSION := $(shell $(PYTHON) -c 'import platform; print(platform.python_version())')
 CONSTRAINTS := constraints/$(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")').txt
 
-.PHONY: setup demo test test-aot test-newest-jax test-browser test-parallel trust aot lint types build golden clean
+.PHONY: setup demo test test-aot test-newest-jax test-browser test-families test-parallel trust aot lint types build golden clean
 
 setup: .venv/installed-$(VERSION)
 
@@ -74,6 +74,10 @@ AOT_PYTHON ?= python3 python3.12 python3.13 python3.14 $${PYENV_ROOT:-$$(dirname
 	@.venv-aot/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@.venv-aot/bin/python -m pip install --quiet --constraint constraints/py312.txt --constraint constraints/aot.txt --editable . --group aot
 	@touch $@
+
+# A tiny checkpoint of every family and option, against transformers' logits.
+test-families: setup
+	$(BIN)/python -m pytest -m families tests/models
 
 # Models that several devices share, and several processes, all on this machine's cores.
 test-parallel: setup

@@ -174,6 +174,7 @@ def build_engine(
         weights=config.weights,
         attention=shape.attention,
         mesh=shape.mesh,
+        max_len=config.max_model_len,
     )
     page_bytes = kv_page_bytes(model, config.page_size, shape.kv_dtype)
     least_bytes = kv_bytes(model, 1, config.page_size, shape.kv_dtype)

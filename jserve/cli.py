@@ -35,8 +35,8 @@ from jserve.program import ProgramError, run_program
 from jserve.progress import Progress
 from jserve.server_config import ServerConfig
 from jserve_models.config import NAMED
+from jserve_models.hf import read_config
 from jserve_models.hf.folders import find_folder
-from jserve_models.hf_config import read_config
 
 if TYPE_CHECKING:
     from jserve.engine.followers import Leader

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from jserve.engine.cluster import join_cluster
-from jserve_models.hf_config import read_config
+from jserve_models.hf.config import read_config
 from jserve_models.registry import load_model
 from jserve_models.sharding import make_mesh
 

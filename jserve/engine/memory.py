@@ -46,7 +46,8 @@ def step_bytes(
     """
     num_rows = bucket.num_rows + bucket.num_blocks
     heads, kv_heads, size = model.num_heads, model.num_kv_heads, model.head_dim
-    width = 4 * model.hidden_size + 3 * model.intermediate_size
+    taken = model.experts.per_token if model.experts else 1
+    width = (3 + taken) * model.hidden_size + 3 * taken * model.intermediate_size
     width += 2 * (heads + 2 * kv_heads) * size
     scores = 2 * heads * (size + page_size)
     pages = 4 * page_size * kv_heads * size

@@ -51,7 +51,7 @@ def engine_shape(config: EngineConfig) -> EngineShape:
         name = "float32" if platform == "cpu" else "bfloat16"
     dtype = jnp.dtype(name)
     kv_dtype = dtype if config.kv_dtype == "auto" else jnp.dtype(jnp.float8_e4m3fn)
-    model = model_config(config.model)
+    model = model_config(config.model, config.max_model_len)
     if model is TOY and kv_dtype != dtype:
         raise ValueError(
             f"kv_dtype={config.kv_dtype!r} has too few digits for the model toy"

@@ -6,13 +6,13 @@ All is collected as by `transformers` 5. Special tokens are in `tokenizer_config
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tokenizers
 
 from jserve.text.chat_template import ChatTemplate
-from jserve_models.hf_config import read_json
+from jserve_models.hf import read_json
 from jserve_sched.requests.request import SamplingParams
 
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -26,6 +26,29 @@ def read_settings(path: pathlib.Path) -> dict[str, Any]:
       ValueError: If it is something else.
     """
     return read_json(path) if path.is_file() else {}
+
+
+def check_within(
+    folder: pathlib.Path,
+    vocab_size: Any,
+    tokenizer: tokenizers.Tokenizer,
+    ends: Iterable[int],
+) -> None:
+    """Checks that a model has its tokenizer's tokens, and the tokens that end outputs.
+
+    A tokenizer may have more that are added: Gemma 3's has one for images.
+
+    Raises:
+      ValueError: If it has not.
+    """
+    own = tokenizer.get_vocab(with_added_tokens=False).values()
+    for name, tokens in (("token", own), ("end token", ends)):
+        last = max(tokens, default=0)
+        if isinstance(vocab_size, int) and last >= vocab_size:
+            raise ValueError(
+                f"{folder}: its tokenizer or generation_config.json has the {name} "
+                f"{last}, and config.json has vocab_size={vocab_size}"
+            )
 
 
 def add_special_tokens(

@@ -22,6 +22,7 @@ from jserve.text.chat_template import ChatTemplate, Message
 from jserve.text.control_tokens import ControlTokens
 from jserve.text.folder_settings import (
     add_special_tokens,
+    check_within,
     read_sampling,
     read_settings,
     read_template,
@@ -311,10 +312,10 @@ class HuggingFaceTokenizer(Tokenizer):
             self.sampling = read_sampling(folder / "generation_config.json", files[1])
         for value in (one.get("eos_token_id") for one in files):
             eos += value if isinstance(value, list) else [value]
+        ends = frozenset(token for token in eos if isinstance(token, int))
+        check_within(folder, files[0].get("vocab_size"), self._tokenizer, ends)
         template = read_template(folder, settings, named)
-        super().__init__(
-            frozenset(token for token in eos if isinstance(token, int)), template
-        )
+        super().__init__(ends, template)
         self._control = None
         if parse_special == "never":
             written = template.text if template else ""

@@ -1,4 +1,4 @@
-"""The Llama-style decoder: one forward for prefill blocks and decode rows together.
+"""The decoder: one forward for prefill blocks and decode rows together.
 
 The modules only define parameters; an engine holds them as a list of arrays
 (`Decoder.leaves` order), because handing a module to `jit` costs milliseconds a
@@ -18,7 +18,7 @@ from flax import nnx
 from jserve_models import rope, sharding
 from jserve_models.attention import AttentionBackend, cpu
 from jserve_models.config import ModelConfig
-from jserve_models.layers import DecoderLayer, Draw, RmsNorm, parameter
+from jserve_models.layers import DecoderLayer, Draw, RmsNorm, normalised, parameter
 from jserve_models.matrices import LARGEST, Matrix, Quantised, product, quantise
 from jserve_models.steps import KvCache, StepInputs, StepShape, lay_out
 
@@ -38,7 +38,7 @@ class DecoderWeights(nnx.Module):
             dtype,
         )
         self.layers = DecoderLayer(config, dtype)
-        self.norm = RmsNorm((), hidden, config.rms_norm_eps, dtype)
+        self.norm = RmsNorm((), hidden, config, dtype)
         self.head = (
             None
             if config.tie_embeddings
@@ -69,6 +69,11 @@ class Leaf:
         """Whether it is, or has a layer's, [in, out] of a product."""
         return self.path == "head" or self.path.endswith(".kernel")
 
+    def storage(self, weights: str) -> str:
+        """Returns how it is stored; a router stays as precise as the computation."""
+        is_small = self.is_matrix and ".router." not in self.path
+        return weights if is_small else "auto"
+
     def place(
         self,
         host: np.ndarray | Iterable[np.ndarray],
@@ -84,7 +89,7 @@ class Leaf:
           weights: Storage of matrices, of `matrices.STORAGES`; other than "auto" it
             stands in for `dtype`.
         """
-        storage = weights if self.is_matrix else "auto"
+        storage = self.storage(weights)
 
         def put(part: np.ndarray) -> Matrix:
             if storage in LARGEST:
@@ -104,7 +109,7 @@ class Leaf:
         self, mesh: jax.sharding.Mesh, dtype: jax.typing.DTypeLike, weights: str
     ) -> Weight:
         """Returns the shapes of what `place` returns, and where it stands."""
-        storage = weights if self.is_matrix else "auto"
+        storage = self.storage(weights)
         num_layers = self.shape[0] if self.axes[0] == "layers" else 0
         shape = self.shape[1:] if num_layers else self.shape
         part = jax.ShapeDtypeStruct(shape, dtype)
@@ -163,22 +168,34 @@ class Decoder:
           [S, hidden] of the last real token of each wanted row (anything finite for
           padding), and the cache with the step's keys and values.
         """
-        num_pages, page_size = self.attention.pool_size(kv, self.config.num_layers)
+        config = self.config
+        num_pages, page_size = self.attention.pool_size(kv, config.num_layers)
         layout = lay_out(inputs, shape, num_pages, page_size)
-        angles = rope.angles(self.config, layout.positions)
+        angles = rope.angles(config, layout.positions)
+        local_angles = angles
+        if config.local_rope_theta is not None:
+            local_angles = rope.angles(config, layout.positions, is_local=True)
         x = self._weights(leaves).embedding[...][inputs.tokens]
-        for index in range(self.config.num_layers):
+        x = _scaled(x, config.embedding_scale)
+        for index in range(config.num_layers):
             layer = self._weights(leaves, index).layers
+            window, turned = config.window(index), angles
+            if window is not None:
+                turned = local_angles
             attended, kv = layer.attention(
-                layer.attention_norm(x),
+                normalised(layer.attention_norm, x),
                 kv,
                 jnp.int32(index),
                 layout,
-                angles,
+                None if index in config.unrotated_layers else turned,
                 self.attention,
+                window,
             )
-            x = x + attended
-            x = x + layer.feed_forward(layer.feed_forward_norm(x))
+            attended = normalised(layer.attention_post_norm, attended)
+            x = x + _scaled(attended, config.residual_scale)
+            fed = layer.feed_forward(normalised(layer.feed_forward_norm, x))
+            fed = normalised(layer.feed_forward_post_norm, fed)
+            x = x + _scaled(fed, config.residual_scale)
         return self._weights(leaves).norm(x[layout.logit_token]), kv
 
     def head(self, leaves: Sequence[Weight]) -> Matrix:
@@ -191,7 +208,11 @@ class Decoder:
     def logits(self, head: Matrix, hidden: jax.Array) -> jax.Array:
         """Returns float32 logits [..., vocab] of what `forward` returned."""
         matrix = cast(jax.Array, head).T if self._is_tied else head
-        return product(hidden, matrix, jnp.float32)
+        found = product(hidden, matrix, jnp.float32)
+        found = _scaled(found, self.config.logit_scale)
+        if (cap := self.config.logit_soft_cap) is not None:
+            found = cap * jnp.tanh(found / cap)
+        return found
 
     def _weights(self, leaves: Sequence[Weight], layer: int = 0) -> DecoderWeights:
         """Returns the parameters, those of layers for one of them."""
@@ -200,3 +221,8 @@ class Decoder:
             self._graph, jax.tree.unflatten(self._tree, arrays)
         )
         return found
+
+
+def _scaled(x: jax.Array, factor: float) -> jax.Array:
+    """Returns `x` times a factor of its type."""
+    return x if factor == 1 else x * jnp.asarray(factor, x.dtype)

@@ -25,8 +25,8 @@ LARGEST = {"int8": 127.0, "fp8": 448.0}  # of float8_e4m3fn
 class Quantised:
     """The matrix `values * scale`, with one scale for each output channel."""
 
-    values: Any  # [in, out] int8 or float8_e4m3fn, of JAX, or of NumPy on the host
-    scale: Any  # [out] float32
+    values: Any  # [..., in, out] int8 or float8_e4m3fn, of JAX, or of NumPy on the host
+    scale: Any  # [..., out] float32
 
 
 Matrix = jax.Array | Quantised
@@ -50,7 +50,7 @@ def check_storage(weights: str, device: jax.Device) -> None:
 
 
 def quantise(matrix: np.ndarray | jax.Array, weights: str) -> Quantised:
-    """Returns a matrix [in, out] of NumPy, or a traced one, in fewer bits.
+    """Returns a matrix [..., in, out] of NumPy, or a traced one, in fewer bits.
 
     The largest number of an output channel becomes the largest of the type. Channels
     are independent, so those of a large matrix are shared out among the processors.
@@ -61,23 +61,23 @@ def quantise(matrix: np.ndarray | jax.Array, weights: str) -> Quantised:
     if not isinstance(matrix, np.ndarray):
         return _quantise(matrix, weights, jnp)
     values = np.empty(matrix.shape, jnp.int8 if weights == "int8" else _FP8)
-    scale = np.empty(matrix.shape[1], np.float32)
+    scale = np.empty((*matrix.shape[:-2], matrix.shape[-1]), np.float32)
 
     def fill(begin: int) -> None:
         some = slice(begin, begin + _CHANNELS)
-        part = _quantise(matrix[:, some], weights, np)
-        values[:, some], scale[some] = part.values, part.scale
+        part = _quantise(matrix[..., some], weights, np)
+        values[..., some], scale[..., some] = part.values, part.scale
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(fill, range(0, len(scale), _CHANNELS)))
+        list(pool.map(fill, range(0, scale.shape[-1], _CHANNELS)))
     return Quantised(values, scale)
 
 
 def _quantise(matrix: Any, weights: str, xp: Any) -> Quantised:
     wide = matrix.astype(np.float32)
-    scale = xp.maximum(wide.max(axis=0), -wide.min(axis=0)) / LARGEST[weights]
+    scale = xp.maximum(wide.max(axis=-2), -wide.min(axis=-2)) / LARGEST[weights]
     scale = xp.where(scale > 0, scale, 1).astype(np.float32)  # a channel of zeros
-    wide = wide / scale
+    wide = wide / scale[..., None, :]
     values = xp.rint(wide).astype(np.int8) if weights == "int8" else wide.astype(_FP8)
     return Quantised(values, scale)
 
@@ -97,3 +97,21 @@ def product(
         scaled: jax.Array = y * matrix.scale
         return scaled.astype(dtype or x.dtype)
     return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=dtype)
+
+
+def grouped_product(
+    x: jax.Array, matrices: Matrix, sizes: jax.Array, groups: jax.Array
+) -> jax.Array:
+    """Returns `x[i] @ matrices[groups[i]]` [rows, out] of x [rows, in].
+
+    Args:
+      matrices: One [in, out] for each group.
+      sizes: [groups] number of rows of each.
+      groups: [rows] ascending.
+    """
+    if isinstance(matrices, Quantised):
+        values: jax.Array = matrices.values.astype(x.dtype)
+        y = jax.lax.ragged_dot(x, values, sizes, preferred_element_type=jnp.float32)
+        scaled: jax.Array = y * matrices.scale[groups]
+        return scaled.astype(x.dtype)
+    return jax.lax.ragged_dot(x, matrices.astype(x.dtype), sizes)

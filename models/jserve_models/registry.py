@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 
 from jserve_models import (
     decoder,
-    hf_config,
     random_weights,
     sharding,
     toy,
@@ -26,6 +25,7 @@ from jserve_models import (
 from jserve_models.attention import AttentionBackend, CacheShapes, cpu
 from jserve_models.config import NAMED, ModelConfig
 from jserve_models.decoder import Weight
+from jserve_models.hf import read_config
 from jserve_models.hf.folders import find_folder
 from jserve_models.hf.weights import read_weights
 from jserve_models.matrices import Matrix
@@ -80,15 +80,18 @@ class LoadedModel:
         return tuple(jnp.zeros(shape, dtype, device=where) for shape in shapes)
 
 
-def model_config(name_or_path: str) -> ModelConfig:
+def model_config(name_or_path: str, max_len: int = 0) -> ModelConfig:
     """Returns the configuration of a model, without its weights.
+
+    Args:
+      max_len: Most tokens that will be served, as for `hf.read_config`.
 
     Raises:
       ValueError: If there is no such name or folder, or the folder's model is not
         supported.
     """
     config = NAMED.get(name_or_path)
-    return config or hf_config.read_config(_folder(name_or_path))
+    return config or read_config(_folder(name_or_path), max_len)
 
 
 def load_model(
@@ -99,6 +102,7 @@ def load_model(
     weights: str = "auto",
     attention: AttentionBackend = cpu,
     mesh: Mesh | None = None,
+    max_len: int = 0,
 ) -> LoadedModel:
     """Loads a model.
 
@@ -112,13 +116,14 @@ def load_model(
       weights: Storage of the matrices, of `matrices.STORAGES`.
       attention: Backend; the toy, which adds instead of attending, ignores it.
       mesh: Devices that share the model; None is the first one.
+      max_len: Most tokens that will be served, as for `hf.read_config`.
 
     Raises:
       ValueError: If there is no such name or folder, the folder's model is not
         supported, or the devices cannot share it evenly.
     """
     mesh = mesh or sharding.make_mesh()
-    config = model_config(name_or_path)
+    config = model_config(name_or_path, max_len)
     if config is toy.TOY:
         values = toy.toy_leaves()
         return LoadedModel(

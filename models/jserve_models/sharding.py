@@ -67,6 +67,11 @@ def shared_config(config: ModelConfig, num_devices: int) -> ModelConfig:
     Raises:
       ValueError: If something cannot be shared out evenly.
     """
+    if config.experts is not None and num_devices > 1:
+        raise ValueError(
+            f"tensor_parallel={num_devices} shares no experts, and model "
+            f"{config.name!r} has {config.experts.count}; only 1 runs it"
+        )
     heads, kv_heads = config.num_heads, config.num_kv_heads
     if kv_heads < num_devices and num_devices % kv_heads == 0:
         kv_heads = num_devices

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from jserve_models.config import NAMED, ModelConfig
+from jserve_models.config import NAMED, Experts, ModelConfig
 from tests import ROOT
 from tests.aot.optimized_hlo import num_unplaced, read_hlo, read_ptxas, read_thunks
 from tests.aot.targets import ENVIRONMENT, TARGETS, Card, Target, devices_of
@@ -54,9 +54,24 @@ _QWEN3_32B = ModelConfig(
     qk_norm=True,
     max_model_len=40960,
 )
+_CAPPED = dataclasses.replace(
+    _SMALL,
+    windows=(1024, None, 1024),
+    local_rope_theta=1e4,
+    norm_offset=True,
+    post_norms=True,
+    activation="gelu_tanh",
+    attention_soft_cap=50.0,
+    logit_soft_cap=30.0,
+    embedding_scale=20.0,
+)
+_EXPERTS = dataclasses.replace(_SMALL, experts=Experts(count=8, per_token=2))
 MODELS = {
     **NAMED,
     "small": _SMALL,
+    "capped": _CAPPED,
+    "experts": _EXPERTS,
+    "sinks": dataclasses.replace(_SMALL, windows=(128, None, 128), sinks=True),
     "few heads": dataclasses.replace(_SMALL, num_kv_heads=2),
     "qwen3-32b": _QWEN3_32B,
 }

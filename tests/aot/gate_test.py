@@ -36,6 +36,18 @@ def test_so_they_are_without_a_kernel(target: str) -> None:
     check(Job(target=target, programs=PROGRAMS[:3], model=model, attention="page_loop"))
 
 
+@pytest.mark.parametrize(
+    ("target", "model"),
+    [
+        *(("v6e", "capped"), ("h200", "capped")),
+        *(("v6e", "experts"), ("h200", "experts")),
+        ("h200", "sinks"),
+    ],
+)
+def test_so_they_are_with_what_other_families_have(target: str, model: str) -> None:
+    check(Job(target=target, programs=("B8xNB4", "head32"), model=model))
+
+
 def test_the_kernel_for_tpu_reads_a_cache_of_fewer_bits() -> None:
     check(Job(target="v5e", programs=(DECODE,), kv_dtype="float8_e4m3fn"))
 

@@ -47,6 +47,8 @@ def fault(use: AttentionUse) -> str | None:
     """Returns what the kernel does not take; None if it can run."""
     if use.platform != "tpu":
         return f"needs a TPU, and the platform is {use.platform}"
+    if use.config.sinks:
+        return "takes no sinks"
     if use.config.head_dim > _HEAD_DIM:
         return f"takes no head_dim={use.config.head_dim}, at most {_HEAD_DIM}"
     if use.dtype.name not in ("bfloat16", "float32", "float8_e4m3fn"):

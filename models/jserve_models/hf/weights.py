@@ -27,8 +27,11 @@ _PARTS = {
     "attention": "self_attn",
     "feed_forward": "mlp",
     "attention_norm": "input_layernorm",
-    "feed_forward_norm": "post_attention_layernorm",
+    "attention_post_norm": "post_attention_layernorm",
+    "feed_forward_norm": "pre_feedforward_layernorm",
+    "feed_forward_post_norm": "post_feedforward_layernorm",
 }
+_FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
 _FLOATS: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -52,29 +55,87 @@ def read_weights(
     tensors = _Tensors(folder)
     if config.tie_embeddings:
         tensors.unread.discard("lm_head.weight")
+    names = _Names(config, tensors)
     for leaf in leaves:
-        yield _read_leaf(leaf, tensors)
+        yield names.read(leaf)
     tensors.check_all_read()
 
 
-def _read_leaf(leaf: Leaf, tensors: "_Tensors") -> np.ndarray | Iterator[np.ndarray]:
-    """Returns the array of a leaf, or of each layer in turn."""
-    if leaf.path in _ENDS:
-        return tensors.read(_ENDS[leaf.path], leaf.shape, leaf.is_matrix)
-    num_layers, *shape = leaf.shape
-    return (
-        tensors.read(_layer_name(leaf.path, layer), tuple(shape), leaf.is_matrix)
-        for layer in range(num_layers)
-    )
+class _Names:
+    """Which tensors, or parts of them, are which leaves."""
 
+    def __init__(self, config: ModelConfig, tensors: "_Tensors"):
+        self._tensors = tensors
+        self._parts = dict(_PARTS)
+        if not config.post_norms:
+            self._parts["feed_forward_norm"] = _PARTS["attention_post_norm"]
+        self._experts = config.experts
+        kv_size = config.num_kv_heads * config.head_dim
+        self._sizes = {
+            "q": config.num_heads * config.head_dim,
+            **dict.fromkeys(("k", "v"), kv_size),
+            **dict.fromkeys(("gate", "up"), config.intermediate_size),
+        }
 
-def _layer_name(path: str, layer: int) -> str:
-    """Returns their name of a leaf, such as `layers.attention.q.kernel`."""
-    _, part, *inner, kind = path.split(".")
-    names = ["model", "layers", str(layer), _PARTS[part]]
-    for name in inner:
-        names.append(name if name.endswith("_norm") else f"{name}_proj")
-    return ".".join([*names, "weight" if kind == "kernel" else kind])
+    def read(self, leaf: Leaf) -> np.ndarray | Iterator[np.ndarray]:
+        """Returns the array of a leaf, or of each layer in turn."""
+        if leaf.path in _ENDS:
+            return self._tensors.read(_ENDS[leaf.path], leaf.shape, leaf.is_matrix)
+        num_layers, *shape = leaf.shape
+        return (
+            self._read_layer(leaf, layer, tuple(shape)) for layer in range(num_layers)
+        )
+
+    def _read_layer(self, leaf: Leaf, layer: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns one layer's array of a leaf, such as `layers.attention.q.kernel`."""
+        _, part, *inner, kind = leaf.path.split(".")
+        prefix = f"model.layers.{layer}.{self._parts[part]}"
+        kind = "weight" if kind == "kernel" else kind
+        if part == "feed_forward" and self._experts is not None:
+            prefix = f"model.layers.{layer}"
+            return self._read_experts(leaf, prefix, inner[0], kind, shape)
+        if not inner or inner[0].endswith("_norm"):
+            name = ".".join([prefix, *inner, kind])
+            return self._tensors.read(name, shape, leaf.is_matrix)
+        # A projection, by itself or beside others in one tensor.
+        for fused, names in _FUSED.items():
+            name = f"{prefix}.{fused}.{kind}"
+            if inner[0] in names and name in self._tensors:
+                sizes = [self._sizes[one] for one in names]
+                begin = sum(sizes[: names.index(inner[0])])
+                whole = (*shape[:-1], sum(sizes))
+                value = self._tensors.read(name, whole, leaf.is_matrix)
+                return value[..., begin : begin + shape[-1]]
+        name = f"{prefix}.{inner[0]}_proj.{kind}"
+        return self._tensors.read(name, shape, leaf.is_matrix)
+
+    def _read_experts(
+        self, leaf: Leaf, prefix: str, part: str, kind: str, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        """Returns one layer's router, or a projection of all its experts."""
+        if part == "router":
+            parts = ("block_sparse_moe.gate", "mlp.gate", "mlp.router")
+            names = [f"{prefix}.{one}.{kind}" for one in parts]
+            name = next((one for one in names if one in self._tensors), names[1])
+            return self._tensors.read(name, shape, leaf.is_matrix)
+        # All in one tensor [experts, in, out], gate and up in turns.
+        end = "_bias" if kind == "bias" else ""
+        whole = f"{prefix}.mlp.experts.{'down' if part == 'down' else 'gate_up'}_proj"
+        if f"{whole}{end}" in self._tensors:
+            if part == "down":
+                return self._tensors.read(f"{whole}{end}", shape, False)
+            both = (*shape[:-1], 2 * shape[-1])
+            value = self._tensors.read(f"{whole}{end}", both, False)
+            return value[..., ("gate", "up").index(part) :: 2]
+        # Each in its own.
+        found = []
+        letters = {"gate": "w1", "up": "w3", "down": "w2"}
+        for expert in range(shape[0]):
+            name = f"{prefix}.block_sparse_moe.experts.{expert}.{letters[part]}.{kind}"
+            if name not in self._tensors:
+                name = f"{prefix}.mlp.experts.{expert}.{part}_proj.{kind}"
+            found.append(self._tensors.read(name, shape[1:], leaf.is_matrix))
+        return np.stack(found)
 
 
 class _Tensors:
@@ -97,8 +158,11 @@ class _Tensors:
                 self._headers[name] = path, 8 + size, fields
         self.unread = {name for name in self._headers if not _IGNORED.search(name)}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._headers
+
     def read(self, name: str, shape: tuple[int, ...], is_matrix: bool) -> np.ndarray:
-        if name not in self._headers:
+        if name not in self:
             raise ValueError(f"model folder {self._folder} has no tensor {name}")
         self.unread.discard(name)
         path, start, fields = self._headers[name]

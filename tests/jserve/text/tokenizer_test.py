@@ -245,3 +245,19 @@ def test_a_broken_folder(folder, name, text, words):
         (folder / name).write_text(text)
     with pytest.raises(ValueError, match=words):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("ends", "vocab_size", "message"),
+    [
+        ([1, 400], 400, r"has the end token 400, and config.json has vocab_size=400"),
+        (1, 200, r"has the token \d+, and config.json has vocab_size=200"),
+    ],
+)
+def test_a_tokenizer_larger_than_its_model_is_refused(
+    folder, ends, vocab_size, message
+):
+    write(folder / "config.json", {"vocab_size": vocab_size})
+    write(folder / "generation_config.json", {"eos_token_id": ends})
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(folder)

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from jserve_models.hf_config import read_config
+from jserve_models.hf.config import read_config
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import Bucket, BucketTable
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, OraclePredictor

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jserve_models.config import NAMED, ModelConfig
-from jserve_models.hf_config import read_config
+from jserve_models.hf import read_config
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
     SIMULATED_STRATEGIES,
@@ -113,7 +113,13 @@ def gpu_cost_model(name: str) -> CostModel:
 
 
 def decoder_of(config: ModelConfig) -> Decoder:
-    """Returns the sizes of a model."""
+    """Returns the sizes of a model.
+
+    Raises:
+      ValueError: If it has experts, of which nothing is known.
+    """
+    if config.experts is not None:
+        raise ValueError(f"roofline:model={config.name} has experts: only dense models")
     names = (field.name for field in dataclasses.fields(Decoder))
     return Decoder(**{name: getattr(config, name) for name in names})
 

@@ -67,13 +67,8 @@ def training_logits(
         layer = nnx.merge(layer_graph, state)
         attention, normed = layer.attention, layer.attention_norm(x)
         # Project, and turn by positions: heads are [T, heads, D] as in the server.
-        q = attention.q(normed).reshape(len(x), config.num_heads, config.head_dim)
-        k = attention.k(normed).reshape(len(x), config.num_kv_heads, config.head_dim)
-        v = attention.v(normed).reshape(
-            num_windows, width, config.num_kv_heads, config.head_dim
-        )
-        if attention.q_norm is not None and attention.k_norm is not None:
-            q, k = attention.q_norm(q), attention.k_norm(k)
+        q, k, v = attention.heads(normed)
+        v = v.reshape(num_windows, width, *v.shape[1:])
         q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
         # Attend: each token to itself and those before it in its window.
         attended = jax.nn.dot_product_attention(
