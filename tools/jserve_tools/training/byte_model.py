@@ -26,6 +26,7 @@ from flax import nnx
 from jserve_models import rope
 from jserve_models.config import ModelConfig
 from jserve_models.decoder import Decoder, DecoderWeights
+from jserve_models.layers import normalised
 from jserve_models.random_weights import draw_weights
 from jserve_tools.training.config import ByteModelConfig
 from jserve_tools.training.library_text import LibraryText
@@ -65,7 +66,7 @@ def training_logits(
 
     def one_layer(x: jax.Array, state: Any) -> tuple[jax.Array, None]:
         layer = nnx.merge(layer_graph, state)
-        attention, normed = layer.attention, layer.attention_norm(x)
+        attention, normed = layer.attention, normalised(layer.attention_norm, x)
         # Project, and turn by positions: heads are [T, heads, D] as in the server.
         q, k, v = attention.heads(normed)
         v = v.reshape(num_windows, width, *v.shape[1:])
@@ -79,7 +80,8 @@ def training_logits(
             is_causal=True,
         )
         x = x + attention.o(attended.reshape(len(x), -1))
-        return x + layer.feed_forward(layer.feed_forward_norm(x)), None
+        fed = layer.feed_forward(normalised(layer.feed_forward_norm, x))
+        return x + fed, None
 
     x = weights.embedding[...][tokens.reshape(-1)]
     x, _ = jax.lax.scan(one_layer, x, stacked, unroll=True)
