@@ -61,7 +61,7 @@ def test_help_lists_every_flag_without_what_takes_long_to_import():
     [
         (["--port=99999"], 1, ["port=99999", "0..65535"]),
         (["--model=/no/such/folder"], 1, ["/no/such/folder", "no such folder"]),
-        (["--predictor=lineer"], 1, ["lineer", "table, linear", "a checkpoint"]),
+        (["--predictor=lineer"], 1, ["lineer", "table, auto, linear", "a checkpoint"]),
         (["--api_key_file=/dev/null"], 1, ["/dev/null", "holds no key"]),
         (
             ["--warmup_only", "--compile_cache_dir=/dev/null/cache"],

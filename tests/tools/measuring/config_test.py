@@ -38,7 +38,7 @@ TWO = ServersConfig(policies=("fcfs", "edf"))
         (
             BenchConfig,
             {"engine": EngineConfig(predictor="tabel")},
-            "predictor=tabel is not one of table, linear, and not the folder",
+            "predictor=tabel is not one of table, auto, linear, and not the folder",
         ),
         (
             BenchConfig,
