@@ -12,7 +12,10 @@ import sys
 import threading
 from typing import Any
 
-_START = "import os; os.setpriority(os.PRIO_PROCESS, 0, 19); from jserve.timing.idle_process import main; main()"
+_START = (
+    "import os; os.setpriority(os.PRIO_PROCESS, 0, 19); "
+    "from jserve.timing.idle_process import main; main()"
+)
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "NPROC": "1",  # threads of XLA's CPU client
