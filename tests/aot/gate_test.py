@@ -39,8 +39,9 @@ def test_so_they_are_without_a_kernel(target: str) -> None:
 @pytest.mark.parametrize(
     ("target", "model"),
     [
-        *(("v6e", "capped"), ("h200", "capped")),
-        *(("v6e", "experts"), ("h200", "experts")),
+        ("v6e", "capped"),
+        ("h200", "capped"),
+        ("v6e", "experts"),  # on GPU they are loops that the host launches
         ("h200", "sinks"),
     ],
 )
