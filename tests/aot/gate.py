@@ -13,7 +13,8 @@ from tests.aot.targets import TARGETS
 KERNELS = {"tpu": "tpu_custom_call", "gpu": "mosaic_gpu_v2"}
 """Target of the custom call that is the kernel, by attention backend that has one."""
 
-_CONDITIONALS = {"draw": 3}  # adjusts, truncates, finds log-probabilities
+# By kind of program: adjusts logits, masks them, truncates, finds log-probabilities.
+_CONDITIONALS = {"draw": 4}
 _MOST_REGISTERS = 168  # so that three thread blocks of 128 threads share a core
 # Where rows are few the NVIDIA kernel divides their keys among up to 256 thread blocks,
 # each of which leaves 64 answers of 128 numbers, float32; and these are added up.
