@@ -32,7 +32,10 @@ _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}  # of a second
 _HEADERS = {
     f"{prefix}-{name}-{unit}": (bound, unit)
     for prefix in ("x-slo", "x-llm-d-slo")
-    for name, bound in (("ttft", "ttft_s"), ("tpot", "tbt_s"))
+    for name, bound in (
+        *(("ttft", "ttft_s"), ("tpot", "tbt_s")),
+        *(("tbt", "tbt_s"), ("ttlt", "ttlt_s")),
+    )
     for unit in _UNITS
 } | {"x-sgl-ttft-slo-ms": ("ttft_s", "ms")}
 

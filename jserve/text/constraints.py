@@ -16,6 +16,12 @@ from jserve_sched.requests.request import Request
 
 Kind = Literal["json", "regex", "choice", "grammar"]
 # Between two parts of JSON: enough for an indented answer, but not for ever.
+_FORMS: dict[Kind, str] = {
+    "json": "JSON schema",
+    "regex": "regular expression",
+    "choice": "list of texts",
+    "grammar": "grammar in Lark's form",
+}
 _MAX_CHARS = 2**16  # of what is asked for; larger grammars take a minute
 _JSON_SPACE = r"[\x20\x0A\x09]{1,20}"
 
@@ -108,7 +114,8 @@ class Constraints:
         limits = llguidance.LLParserLimits(verbose_errors=False)
         made = Constraint(matcher(self._known, grammar, log_level=0, limits=limits))
         if made.matcher.is_error():
-            raise ValueError(" ".join(made.matcher.get_error().split()))
+            reason = " ".join(made.matcher.get_error().split())
+            raise ValueError(f"as a {_FORMS[kind]}: {reason}")
         return made
 
 

@@ -147,7 +147,7 @@ class Admission:
         lost |= facts.end_s - view.start_s < alone_s + answer_s
 
         # The largest set in time.
-        free_s = room_s(scale, left_s, step_s, is_whole=True)
+        free_s = room_s(scale, left_s, step_s, is_whole=bool(view.running))
         free_s[lost | np.isinf(left_s)] = np.inf
         kept = [one.is_committed and one.admission != "queue" for one in facts.requests]
         late = lost | surplus(free_s, work_s, np.array(kept))
@@ -155,7 +155,7 @@ class Admission:
 
         # Those late even if they came to an empty queue, in the middle of a step.
         whole_s = due - facts.arrival_s - step_s / 2
-        is_never = room_s(scale, whole_s, step_s, is_whole=True) < work_s
+        is_never = room_s(scale, whole_s, step_s) < work_s
         is_never |= facts.end_s - facts.arrival_s < alone_s + answer_s
         work_s[is_never] = math.inf
 

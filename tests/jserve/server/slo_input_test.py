@@ -44,6 +44,8 @@ HEADERS = {"X-SLO-TTFT-MS": "300", "x-slo-tpot-ms": "10.5"}
             "",
         ),
         (None, {"x-sgl-ttft-slo-ms": "40"}, None, (0.04, None), ""),
+        (None, {"x-slo-ttft-ms": "9", "x-slo-tbt-s": "1"}, None, (0.009, 1), ""),
+        (None, {"x-slo-ttlt-s": "3"}, None, (None, None, 3), ""),
         (None, {}, None, (None, None, 60), "batch"),
     ],
 )
