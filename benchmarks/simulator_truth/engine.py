@@ -111,8 +111,9 @@ def fit(runs: Sequence[Steps]) -> Fit:
     programs, place = np.unique(steps.program, return_inverse=True)
     medians = np.array([np.median(rest[steps.program == one]) for one in programs])
     noise = float(1.4826 * np.median(np.abs(rest - medians[place])))
-    factor = spent_s.sum() / steps.profile_s.sum() * np.exp(-(noise**2) / 2)
-    return float(factor), Disturbance(
+    factor = float(spent_s.sum()) / float(steps.profile_s.sum())
+    factor *= float(np.exp(-(noise**2) / 2))
+    return factor, Disturbance(
         noise=noise,
         bias=float(np.sqrt(3.0 * np.cov(medians[place], aweights=steps.measured_s))),
         drift=float(np.std(drifts)),
@@ -213,7 +214,7 @@ def compare(
     ran = AsItRan(between_s=(start_s[1:] + start_s[:-1]) / 2, slowness=slowness)
     return {
         **{name: run[name] for name in ("trace", "load", "policy", "commit")},
-        "speed": steps.profile_s.sum() / steps.measured_s.sum(),
+        "speed": float(steps.profile_s.sum()) / float(steps.measured_s.sum()),
         "measured": attained(run, [one["token_times_s"] for one in run["requests"]]),
         "profile": simulated(run, machine),
         "disturbed": simulated(run, slower, found[1], ways),

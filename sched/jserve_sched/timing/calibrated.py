@@ -100,7 +100,7 @@ class CalibratedPredictor:
                 rank = math.ceil(UPPER_QUANTILE * len(last)) - 1
                 self._slack[kind] = np.partition(last, rank)[rank]
         is_known = np.array([len(one) >= _MIN_UPPER for one in self._errors])
-        self._slack[~is_known] = self._slack.max(where=is_known, initial=0.0)
+        self._slack[~is_known] = np.max(self._slack[is_known], initial=0.0)
         rests = (raw - self._level[kinds]).tolist()
         for cell, rest in zip(cells.tolist(), rests, strict=True):
             self._offsets[cell].append(rest)

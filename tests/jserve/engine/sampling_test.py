@@ -17,7 +17,7 @@ argmax = jax.jit(sampling.argmax)
 
 
 def rows(count: int = COUNT, **fields: Any) -> sampling.RowSampling:
-    defaults = {
+    defaults: dict[str, tuple[Any, Any]] = {
         "temperature": (1.0, jnp.float32),
         "top_k": (0, jnp.int32),
         "top_p": (1.0, jnp.float32),
