@@ -28,7 +28,7 @@ from jserve.server.serving import bind, make_server
 from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import load_tokenizer
 from jserve_sched.requests.limits import RequestLimits
-from tests.fake_server import FakeLoop
+from tests.fake_loop import FakeLoop
 
 
 def read_streams(port: int, num_streams: int, num_tokens: int) -> None:

@@ -63,7 +63,7 @@ class AnswerFormat:
     def choice(
         self,
         index: int,
-        text: str | Delta,
+        text: str | Sequence[Delta],
         finish_reason: str | None,
         tokens: Sequence[int],
         noted: Sequence[Noted],
@@ -74,7 +74,7 @@ class AnswerFormat:
         ending = {"logprobs": logprobs, "finish_reason": finish_reason, **ids}
         if self.is_chat:
             message = {"role": "assistant", "content": text, "refusal": None}
-            if isinstance(text, Delta):
+            if not isinstance(text, str):
                 message |= _whole_message(text)
             return {"index": index, "message": message, **ending}
         return {"index": index, "text": text, **ending}
@@ -89,21 +89,22 @@ def _new_call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
-def _whole_message(parts: Delta) -> dict[str, Any]:
+def _whole_message(parts: Sequence[Delta]) -> dict[str, Any]:
     """Returns the fields of an answer that was taken apart."""
     calls: list[dict[str, Any]] = []
-    for index, name, arguments in parts.calls:
+    for index, name, arguments in (call for one in parts for call in one.calls):
         if name is not None:
             function = {"name": name, "arguments": ""}
             calls.append(
                 {"id": _new_call_id(), "type": "function", "function": function}
             )
         calls[index]["function"]["arguments"] += arguments
-    fields: dict[str, Any] = {"content": parts.content}
-    if parts.reasoning:
-        fields["reasoning_content"] = parts.reasoning
+    content = "".join(one.content for one in parts)
+    fields: dict[str, Any] = {"content": content}
+    if reasoning := "".join(one.reasoning for one in parts):
+        fields["reasoning_content"] = reasoning
     if calls:
-        fields |= {"content": parts.content or None, "tool_calls": calls}
+        fields |= {"content": content or None, "tool_calls": calls}
     return fields
 
 

@@ -33,7 +33,7 @@ class Generation:
       times_s: When its tokens came, `time.monotonic` seconds.
       is_attained: Whether it has ended and attained its SLO.
       texts: Its text, in pieces, unless it has a parser.
-      parts: All that the parser has found.
+      parts: What its parser has found, in pieces.
       num_reasoning_tokens: Tokens of its reasoning.
     """
 
@@ -60,7 +60,8 @@ class Generation:
         self._metrics = metrics
         self._prefix = prefix
         self.texts: list[str] = []
-        self.parts = Delta()
+        self.parts: list[Delta] = []
+        self._has_calls = False
         self.num_reasoning_tokens = 0
         self.is_attained = False
         self.times_s: list[float] = []
@@ -68,7 +69,7 @@ class Generation:
     @property
     def shown_reason(self) -> str | None:
         """The reason of its end, as clients see it: a stop may be that of calls."""
-        is_of_calls = self.finish_reason == "stop" and self.parts.calls
+        is_of_calls = self.finish_reason == "stop" and self._has_calls
         if is_of_calls and not isinstance(self.parser, NamedCallParser):
             return "tool_calls"
         return self.finish_reason
@@ -112,7 +113,8 @@ class Generation:
         found = parser.push(text)
         if self.finish_reason is not None:
             found += parser.finish()
-        self.parts += found
+        self.parts.append(found)
+        self._has_calls |= bool(found.calls)
         return found
 
     def _show(self, text: str) -> str:

@@ -15,7 +15,6 @@ from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import Request
 
 Kind = Literal["json", "regex", "choice", "grammar"]
-# Between two parts of JSON: enough for an indented answer, but not for ever.
 _FORMS: dict[Kind, str] = {
     "json": "JSON schema",
     "regex": "regular expression",
@@ -23,6 +22,7 @@ _FORMS: dict[Kind, str] = {
     "grammar": "grammar in Lark's form",
 }
 _MAX_CHARS = 2**16  # of what is asked for; larger grammars take a minute
+# Between two parts of JSON: enough for an indented answer, but not for ever.
 _JSON_SPACE = r"[\x20\x0A\x09]{1,20}"
 
 

@@ -301,6 +301,8 @@ class HuggingFaceTokenizer(Tokenizer):
         if self._tokenizer.post_processor is None:
             add_ends(self._tokenizer, settings | named)
         self._anchor = self.encode_part("a")[:1]
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self._special_texts = [one.content for one in added if one.special]
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.source = folder, parse_special, generation_config
@@ -355,8 +357,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def special_texts(self) -> list[str]:
         """Returns the texts of special tokens."""
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return [one.content for one in added if one.special]
+        return self._special_texts
 
     def detokenizer(
         self, prompt_tokens: Sequence[int], *, skips_special: bool = True

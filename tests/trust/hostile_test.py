@@ -32,7 +32,7 @@ REFUSED_S = 1.0  # after the last byte of the request
 CONTEXT = 2**17
 SERVER = f"""
 import pathlib, sys
-from tests.fake_server import FakeLoop
+from tests.fake_loop import FakeLoop
 from jserve.config import EngineConfig
 from jserve.server_config import ServerConfig
 from jserve.server import app, serving

@@ -5,7 +5,8 @@ import pytest
 from jserve.server.app import build_app
 from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import BYTE_CONTROL_TOKENS, ByteTokenizer, load_tokenizer
-from tests.fake_server import FakeLoop, read_until, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import read_until, serve_fake
 
 EOS = BYTE_CONTROL_TOKENS["<|eos|>"]
 

@@ -9,7 +9,8 @@ import pytest
 from jserve.config import EngineConfig
 from jserve.text.tokenizer import load_tokenizer
 from tests import TESTS
-from tests.fake_server import FakeLoop, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import serve_fake
 
 USER = {"role": "user", "content": " hi "}
 SAMPLING = {"temperature": 0.5, "top_k": 20, "top_p": 0.9, "eos_token_id": [5, 7]}

@@ -23,7 +23,8 @@ from jserve.server.http_limits import MAX_HEAD_BYTES
 from jserve.server.serving import bind, make_server, url_of
 from jserve.server_config import ServerConfig
 from jserve_sched.requests.limits import RequestLimits
-from tests.fake_server import FakeLoop, Served, read_until, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import Served, read_until, serve_fake
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"

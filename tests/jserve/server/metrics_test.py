@@ -6,7 +6,7 @@ from jserve.records.events import PredictorStatus, StartUp
 from jserve.server.metrics import ServerMetrics
 from jserve_sched.policies.base import SearchTotals
 from jserve_sched.requests.output_lengths import LengthErrors
-from tests.fake_server import FakeLoop
+from tests.fake_loop import FakeLoop
 
 
 def scrape(**fields: object) -> dict[str, float]:

@@ -17,7 +17,8 @@ from jserve.records.events import Health, StartUp
 from jserve.server.serving import FAILED_STATUS
 from jserve_sched.requests.request import FinishReason
 from tests import TESTS
-from tests.fake_server import Answer, FakeLoop, Served, read_until, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import Answer, Served, read_until, serve_fake
 
 SERVING = (Health.READY, Health.WARM)
 
@@ -236,7 +237,7 @@ def test_info_says_what_was_measured():
 
 SERVER = """
 import pathlib, sys, threading
-from tests.fake_server import FakeLoop
+from tests.fake_loop import FakeLoop
 from jserve.server_config import ServerConfig
 from jserve.server import app as app_module, serving
 from jserve.text.tokenizer import load_tokenizer

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from jserve.records.events import Health
-from tests.fake_server import FakeLoop, Served, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import Served, serve_fake
 
 HEADER = (
     "ttft_s=(5.000 10.000), worst_gap_s=(0.250 0.500), ttlt_s=(6.000 12.500), "

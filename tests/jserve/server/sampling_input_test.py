@@ -6,7 +6,8 @@ import pytest
 
 from jserve.records.events import TokenLogprobs
 from jserve.text.tokenizer import BYTE_CONTROL_TOKENS
-from tests.fake_server import FakeLoop, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import serve_fake
 
 END = BYTE_CONTROL_TOKENS["<|end|>"]
 

@@ -8,7 +8,8 @@ import pytest
 from jserve.config import EngineConfig
 from jserve.text.tokenizer import load_tokenizer
 from tests import TESTS
-from tests.fake_server import FakeLoop, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import serve_fake
 
 FOLDER = TESTS / "golden" / "chats" / "qwen2_5"
 USER = {"role": "user", "content": "hi"}

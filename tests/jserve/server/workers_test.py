@@ -16,7 +16,8 @@ from jserve.server.protocol import CompletionRequest
 from jserve.text.tokenizer import ByteTokenizer, load_tokenizer
 from jserve_sched.requests.limits import RequestLimits
 from tests import ROOT
-from tests.fake_server import FakeLoop, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import serve_fake
 
 TEMPLATE = """
 {%- macro deep(n) %}{{ deep(n + 1) }}{% endmacro -%}

@@ -16,7 +16,8 @@ from jserve_tools.load.clients import (
     request_body,
 )
 from jserve_tools.load.workload import WorkloadRequest
-from tests.fake_server import FakeLoop, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import serve_fake
 
 REQUEST = WorkloadRequest(
     request_id="r",

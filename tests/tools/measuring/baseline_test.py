@@ -21,7 +21,8 @@ from jserve_tools.measuring.baseline import (
     token_costs_s,
     tokens_by_slice,
 )
-from tests.fake_server import FakeLoop, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import serve_fake
 
 ROWS = [TraceRow(float(i), 32 * (1 + i % 3), 5 + i % 4) for i in range(24)]
 

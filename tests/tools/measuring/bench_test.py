@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fake_server import STARTED, FakeLoop, serve_fake
+from tests.fake_loop import STARTED, FakeLoop
+from tests.fake_server import serve_fake
 from tests.programs import finish, start
 from tests.report_schema import undocumented
 

@@ -21,7 +21,8 @@ from jserve_tools.measuring.config import BenchConfig, ServersConfig
 from jserve_tools.measuring.targets import open_server, server_at
 from jserve_tools.reporting.config import ReportConfig
 from tests import ROOT
-from tests.fake_server import STARTED, FakeLoop, serve_fake
+from tests.fake_loop import STARTED, FakeLoop
+from tests.fake_server import serve_fake
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from jserve_sched.buckets.table import BucketTable
 from jserve_tools.measuring.measured_run import start_up_facts
-from tests.fake_server import STARTED
+from tests.fake_loop import STARTED
 
 TABLE = dataclasses.asdict(BucketTable((8,), (0, 4)))
 ONE = STARTED.programs[0]

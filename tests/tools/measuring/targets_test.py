@@ -18,7 +18,8 @@ from jserve_tools.measuring.targets import (
     server_at,
 )
 from jserve_tools.reporting.config import ReportConfig
-from tests.fake_server import COMMAND, FakeLoop, serve_fake
+from tests.fake_loop import FakeLoop
+from tests.fake_server import COMMAND, serve_fake
 from tests.programs import SOURCES
 
 FCFS = EngineConfig(policy="fcfs")
