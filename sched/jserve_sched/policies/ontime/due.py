@@ -13,6 +13,8 @@ import numpy as np
 from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.request import Request
 
+_NO_GAP_S = 1e6  # that is, no bound; times 0 tokens it is 0
+
 
 def usual_step_s(decodes: Iterable[Request], *, least_s: float, most_s: float) -> float:
     """Returns how long steps can usually be beside these decodes, seconds.
@@ -84,7 +86,7 @@ def decode_slack(
     """
     rows: list[tuple[float, float, int]] = []
     for one in decodes:
-        slack_s, gap_s = one.deadline_s - start_s, one.slo.tbt_s or np.inf
+        slack_s, gap_s = one.deadline_s - start_s, one.slo.tbt_s or _NO_GAP_S
         if one.slo.ttlt_s is not None:
             left_s = one.arrival_s + one.slo.ttlt_s - start_s
             tokens = one.expected_tokens_left

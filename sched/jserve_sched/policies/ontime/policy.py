@@ -154,7 +154,8 @@ class OnTime:
         """Returns the places of prompts, and the blocks of the next step."""
         begun = set(view.begun)
         running = [one for one in view.running if one not in begun]
-        turns = self._turns(view, running, steps, prompts, self._cap.last_s)
+        scale, cap_s = scale_of(view, steps), self._cap.last_s
+        turns = self._turns(view, running, steps, scale, prompts, cap_s)
         prices = steps.of(prompts.take(turns.order))
         return turns.order, self._budget(turns, prices, turns.order)
 
@@ -186,8 +187,9 @@ class OnTime:
 
         # The order of prompts: the on-time set by due time, then the others.
         steps = StepPrices(view, rows)
-        cap_s = self._cap.find_s(view, steps, scale_of(view, steps))
-        turns = self._turns(view, candidates.decodes, steps, prompts, cap_s)
+        scale = scale_of(view, steps)
+        cap_s = self._cap.find_s(view, steps, scale)
+        turns = self._turns(view, candidates.decodes, steps, scale, prompts, cap_s)
         order, late = turns.order, turns.chosen.late
         self._lost_per_s = turns.chosen.lost_per_s
         if aged:
@@ -198,12 +200,14 @@ class OnTime:
         has_room = bool(view.num_free_slots or view.begun) and not late.all()
         if has_room and view.step_id % _VIOLATED_EVERY:
             rows = [row for row in rows if row.request.request_id not in self._violated]
+            if len(rows) < len(candidates.rows):
+                steps = StepPrices(view, rows)
         builder.add_decodes(rows, candidates.victims)
         # Priced is what can be placed: slots and pages may end before the order does.
         places = builder.places([prompts.requests[place] for place in order.tolist()])
         placed = order[places]
         order = np.concatenate((placed, np.delete(order, places)))
-        prices = StepPrices(view, rows).of(prompts.take(placed))
+        prices = steps.of(prompts.take(placed))
         builder.limit_time(self._budget(turns, prices, placed))
         candidates.add_prompts(builder, prompts.take(order).requests)
 
@@ -212,12 +216,12 @@ class OnTime:
         view: SchedulerView,
         running: Sequence[Request],
         steps: StepPrices,
+        scale: StepScale,
         prompts: Facts,
         cap_s: float,
     ) -> _Turns:
         """Returns the order of prompts beside the decodes that are running."""
         decodes = [one for one in running if one.request_id not in self._violated]
-        scale = scale_of(view, steps)
         weight = np.array([one.weight for one in prompts.requests])
         start_s = view.start_s
         chosen = self._choose(prompts, weight, steps, scale, decodes, start_s, cap_s)
