@@ -75,6 +75,10 @@ class TablePredictor:
             is_timed[i, j] = True
         for part, guess in zip(prior, self._prior, strict=True):
             part[:] = _filled(part, guess, is_timed)
+        # Fewer rows than the smallest edge beside blocks run in that edge, if untimed.
+        least = self._axes[0].searchsorted(self._table.prefill_row_edges[0])
+        fewer, beside = prior[:, :least, 1:], prior[:, least, None, 1:]
+        prior[:, :least, 1:] = np.where(is_timed[:least, 1:], fewer, beside)
         prior[:, 0] = prior[:, 1]  # 0 decode rows are padded to the smallest edge
         prior[1, 0] = 0.0
         low, high = _bounds(prior[0], np.ones_like(is_timed))
