@@ -23,6 +23,7 @@ from jserve.engine.sizing import engine_shape, plan_engine
 from jserve.engine.warm_up import WarmUp
 from jserve.progress import Progress
 from jserve.records.step_log import Header, StepRecorder
+from jserve.timing.roofline_prior import first_table
 from jserve.timing.serving_predictor import choose_predictor
 from jserve_models.registry import load_model
 from jserve_sched.buckets.table import BucketTable
@@ -35,7 +36,6 @@ from jserve_sched.requests.service_class import ServiceClass
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.timing.best import BestPredictor
 from jserve_sched.timing.calibrated import CalibratedPredictor
-from jserve_sched.timing.table import TablePredictor
 
 _LOG = logging.getLogger("jserve")
 
@@ -74,7 +74,13 @@ def build_loop(
     name = engine.model.attention.__name__.rpartition(".")[2]
     config = dataclasses.replace(config, attention=name)  # never "auto"
     facts = engine.predictor_facts()
-    table = TablePredictor(plan.final)
+    table = first_table(
+        config,
+        engine.model.config,
+        plan.final,
+        device_kind=jax.devices()[0].device_kind,
+        max_model_len=engine.max_model_len,
+    )
     calibrated = CalibratedPredictor(table, "table")
     predictor = BestPredictor(calibrated)
     folder = None if store is None else store.folder.parent

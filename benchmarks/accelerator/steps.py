@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     from jserve.engine.compile_cache import open_compile_cache
     from jserve.engine.engine import PendingStep, kv_page_bytes
     from jserve.engine.sizing import plan_engine
-    from jserve_tools.gpu_profiles.machines import decoder_of
+    from jserve.timing.roofline_prior import decoder_of
     from jserve_tools.training.step_grid import ProfileLimits, step_plan
 
     results = Results(config.output, "steps.py", config.max_s)

@@ -24,8 +24,8 @@ from typing import Any
 from benchmarks.needs import Span, needs
 from jserve.flags import define_config_flags
 from jserve.program import run_program
+from jserve.timing.roofline_prior import decoder_of
 from jserve_sched.simulation.roofline import Decoder, Device
-from jserve_tools.gpu_profiles.machines import decoder_of
 from jserve_tools.reporting.documents import commit, plain, write_whole
 from jserve_tools.reporting.tables import render
 from tests.aot.compiling import MODELS, Job, compile_programs, rows_and_blocks

@@ -12,6 +12,7 @@ import pytest
 from jserve.engine.program_kinds import Head, Program
 from jserve.engine.programs import DeviceState, Programs
 from jserve.engine.sampling import empty_slots
+from jserve.timing.roofline_prior import decoder_of
 from jserve_models.attention import page_loop
 from jserve_models.config import ModelConfig
 from jserve_models.registry import abstract_model
@@ -19,7 +20,6 @@ from jserve_models.sharding import make_mesh, placement
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.simulation.roofline import DEVICES, roofline_cost
 from jserve_sched.steps.features import uniform_features
-from jserve_tools.gpu_profiles.machines import decoder_of
 
 PAGES, PAGE_SIZE = 3, 512
 CONFIG = ModelConfig(

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from jserve_models.config import NAMED, ModelConfig
+from jserve.timing.roofline_prior import decoder_of
+from jserve_models.config import NAMED
 from jserve_models.hf import read_config
 from jserve_sched.buckets.strategies import (
     FROM_FILE,
@@ -30,12 +31,7 @@ from jserve_sched.buckets.table import BucketTable, table_from_json
 from jserve_sched.options import make_from_spec
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, PredictorCost
 from jserve_sched.simulation.gpu_costs import Grid, TableCost, kernel_times
-from jserve_sched.simulation.roofline import (
-    DEVICES,
-    Decoder,
-    RooflineCost,
-    roofline_cost,
-)
+from jserve_sched.simulation.roofline import DEVICES, RooflineCost, roofline_cost
 from jserve_sched.timing.table import TablePredictor
 from jserve_tools.training.samples import read_samples
 
@@ -110,18 +106,6 @@ def gpu_cost_model(name: str) -> CostModel:
     }
     fields |= read_kernel_times(PROFILES / folder) | {"name": name, "skew": skew}
     return TableCost(**fields)
-
-
-def decoder_of(config: ModelConfig) -> Decoder:
-    """Returns the sizes of a model.
-
-    Raises:
-      ValueError: If it has experts, of which nothing is known.
-    """
-    if config.experts is not None:
-        raise ValueError(f"roofline:model={config.name} has experts: only dense models")
-    names = (field.name for field in dataclasses.fields(Decoder))
-    return Decoder(**{name: getattr(config, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ import numpy as np
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.requests.request import Request
 from jserve_sched.simulation.cost_model import CostModel, OraclePredictor
-from jserve_sched.steps.features import step_features, uniform_features
+from jserve_sched.simulation.priced_table import priced_table
+from jserve_sched.steps.features import step_features
 from jserve_sched.steps.plan import Row
 from jserve_sched.timing.best import BestPredictor
 from jserve_sched.timing.calibrated import CalibratedPredictor
 from jserve_sched.timing.linear import LinearPredictor, fit_linear
-from jserve_sched.timing.predictor import Predictor, StepSample
-from jserve_sched.timing.table import TablePredictor
+from jserve_sched.timing.predictor import Predictor
 from jserve_tools.training.step_grid import log_uniform
 
 _MAX_CHUNKS = 4  # prompts that share a step
@@ -86,38 +86,14 @@ def make_predictor(
     if name == "oracle":
         return OraclePredictor(cost_model, buckets.block_tokens)
     if name == "table":
-        table = _timed_table(cost_model, buckets, max_model_len)
+        if buckets.num_programs > _MAX_TABLE_BUCKETS:
+            raise ValueError(
+                f"predictor=table needs at most {_MAX_TABLE_BUCKETS} buckets, not "
+                f"{buckets.num_programs}; use oracle or linear with bucket strategy "
+                "none"
+            )
+        table = priced_table(cost_model, buckets, max_model_len=max_model_len)
         return BestPredictor(CalibratedPredictor(table, name))
     matrix = random_batches(cost_model, buckets, max_model_len=max_model_len)
     model = fit_linear(matrix, cost_model.step_s(matrix, buckets.block_tokens))
     return BestPredictor(CalibratedPredictor(LinearPredictor(model), name))
-
-
-def _timed_table(
-    cost_model: CostModel, buckets: BucketTable, max_model_len: int
-) -> TablePredictor:
-    """Returns a table predictor filled as a server fills it at start-up."""
-    if buckets.num_programs > _MAX_TABLE_BUCKETS:
-        raise ValueError(
-            f"predictor=table needs at most {_MAX_TABLE_BUCKETS} buckets, not "
-            f"{buckets.num_programs}; use oracle or linear with bucket strategy none"
-        )
-    page_size = cost_model.page_size
-    pages = -(-max_model_len // page_size)
-    table = TablePredictor(buckets)
-    matrix = np.stack(
-        [
-            uniform_features(
-                bucket,
-                decode_pages=decode_pages,
-                block_pages=block_pages,
-                page_size=page_size,
-            )
-            for bucket in buckets.buckets
-            for decode_pages, block_pages in ((1, 1), (pages, 1), (1, pages))
-            if bucket.num_blocks or block_pages == 1
-        ]
-    )
-    times_s = cost_model.step_s(matrix, buckets.block_tokens).tolist()
-    table.fit(map(StepSample, matrix, times_s))
-    return table
