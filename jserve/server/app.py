@@ -20,7 +20,7 @@ from jserve.server.api_keys import key_check, load_api_keys
 from jserve.server.errors import SURPRISE, ApiError, quote
 from jserve.server.messages_format import messages_error
 from jserve.server.openai_routes import GENERATION_PATHS, openai_router
-from jserve.server.openapi import describe
+from jserve.server.openapi import describe, docs
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
@@ -131,6 +131,7 @@ def build_app(
 
     app = FastAPI(
         title="jserve",
+        docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
         root_path=config.root_path,
@@ -152,6 +153,7 @@ def build_app(
                 "retry-after",
             ],
         )
+    app.get("/docs", include_in_schema=False)(docs)
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])
     app.include_router(inspection_router(service), prefix="/jserve", dependencies=[key])

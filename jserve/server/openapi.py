@@ -1,10 +1,12 @@
-"""/openapi.json: made of the very structs that read the bodies, so that it is true."""
+"""/openapi.json and /docs: made of the structs that read bodies."""
 
+import pathlib
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
 
 import jserve
 from jserve.server.chat_request import ChatRequest
@@ -19,6 +21,7 @@ _BODIES: dict[str, type[msgspec.Struct]] = {
     "/v1/messages": MessagesRequest,
     "/v1/messages/count_tokens": MessagesRequest,
 }
+_PAGE = pathlib.Path(__file__).with_name("docs.html").read_text()
 _REFERENCE = "#/components/schemas/{name}"
 
 
@@ -42,3 +45,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
     known |= components
     app.openapi_schema = found
     return found
+
+
+async def docs() -> HTMLResponse:
+    """Returns a page that lists what /openapi.json says."""
+    return HTMLResponse(_PAGE)
