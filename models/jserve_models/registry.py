@@ -7,7 +7,7 @@ folder in Hugging Face's form brings its own.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 import jax
@@ -138,7 +138,7 @@ def load_model(
         )
     structure = _structure(config, attention, mesh)
     source = decoder.Decoder(config).leaves
-    hosts: Iterable[Any]
+    hosts: Generator[Any]
     if name_or_path in NAMED:
         trained = trained_weights.packaged_checkpoint(name_or_path)
         if seed is None and trained is not None:
@@ -154,8 +154,11 @@ def load_model(
             repeat = functools.partial(
                 sharding.repeat_heads, head_dim=config.head_dim, times=times
             )
-            host = map(repeat, host)
-        leaves.append(leaf.place(host, mesh, dtype, weights))
+            host = map(functools.partial(jax.tree.map, repeat), cast(Any, host))
+        try:
+            leaves.append(leaf.place(host, mesh, dtype, weights))
+        except sharding.NotFiniteError as error:
+            hosts.throw(error)  # what reads them knows file and name
     return decoder_model(structure, leaves, weights, mesh)
 
 

@@ -5,7 +5,7 @@ takes ten times as long as reading a small model.
 """
 
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ def packaged_checkpoint(name: str) -> pathlib.Path | None:
 
 def read_trained(
     folder: pathlib.Path, leaves: Sequence[Leaf], dtype: jax.typing.DTypeLike
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Yields the weights in the order of `leaves`, cast to `dtype`.
 
     Args:
