@@ -10,27 +10,18 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jserve_models.hf.keys import Keys, short
+from jserve_models.hf.tensor_files import TensorFiles
 from jserve_models.matrices import Quantised
 
 _WORD_BITS = 32
 # Nibbles of float4_e2m1fn (OCP Microscaling Formats 1.0, section 5.3.3).
 _FLOAT4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 _FLOAT4 = np.concatenate([_FLOAT4, -_FLOAT4])
-
-
-class Tensors(Protocol):
-    """The tensors of a checkpoint by name."""
-
-    def __contains__(self, name: str) -> bool:
-        """Returns whether it has one."""
-
-    def raw(self, name: str) -> np.ndarray:
-        """Returns one as it is stored."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +53,13 @@ class MatrixFormat:
     zero_offset: int = 0
     block: tuple[int, int] = (0, 1)
 
-    def has(self, stem: str, tensors: Tensors) -> bool:
+    def has(self, stem: str, tensors: TensorFiles) -> bool:
         """Returns whether a matrix, named without "weight", is stored so."""
         return f"{stem}{self.values}" in tensors and any(
             f"{stem}{one}" in tensors for one in self.scales
         )
 
-    def read(self, stem: str, tensors: Tensors) -> np.ndarray | Quantised:
+    def read(self, stem: str, tensors: TensorFiles) -> np.ndarray | Quantised:
         """Returns a matrix [in, out]: in float32, or as stored if scales allow it.
 
         Raises:
@@ -121,7 +112,7 @@ class MatrixFormat:
         return found
 
     def _take(
-        self, name: str, tensors: Tensors, packed_axis: int | None = None
+        self, name: str, tensors: TensorFiles, packed_axis: int | None = None
     ) -> np.ndarray:
         """Returns a tensor with the axes of `[in, out]`, words taken apart."""
         value = tensors.raw(name)
@@ -143,22 +134,17 @@ class MatrixFormat:
 class Mxfp4:
     """Experts of gpt-oss: nibbles [experts, out, blocks, 16], a power of 2 a block."""
 
-    def has(self, name: str, tensors: Tensors) -> bool:
+    def has(self, name: str, tensors: TensorFiles) -> bool:
         """Returns whether experts' matrices are stored so."""
         return f"{name}_blocks" in tensors and f"{name}_scales" in tensors
 
-    def read(self, name: str, tensors: Tensors) -> np.ndarray:
+    def read(self, name: str, tensors: TensorFiles) -> np.ndarray:
         """Returns the matrices [experts, in, out] in float32."""
-        blocks = tensors.raw(f"{name}_blocks")
-        scales = tensors.raw(f"{name}_scales")
-        experts, num_out, *inner = blocks.shape
-        pairs = np.stack([_FLOAT4[np.arange(256) & 15], _FLOAT4[np.arange(256) >> 4]])
-        found = np.empty((experts, 2 * int(np.prod(inner)), num_out), np.float32)
-        for expert in range(experts):
-            wide = pairs.T[blocks[expert]].reshape(num_out, inner[0], -1)
-            wide = np.ldexp(wide, scales[expert].astype(np.int32)[..., None] - 127)
-            found[expert] = wide.reshape(num_out, -1).T
-        return found
+        blocks, scales = (tensors.raw(f"{name}_{one}") for one in ("blocks", "scales"))
+        nibbles = np.stack([blocks & 15, blocks >> 4], axis=-1)
+        wide = _FLOAT4[nibbles.reshape(*scales.shape, -1)]
+        np.ldexp(wide, scales.astype(np.int32)[..., None] - 127, out=wide)
+        return wide.reshape(*scales.shape[:2], -1).swapaxes(1, 2)
 
 
 _PLAIN = MatrixFormat()
@@ -210,7 +196,6 @@ def read_format(raw: Mapping[str, Any]) -> MatrixFormat | Mxfp4 | None:
         )
     if isinstance(found, Mxfp4):
         return found
-    # What differs between checkpoints of one format.
     by_name = Keys(Keys(dict(raw)).table("config_groups"))
     groups = [
         Keys(by_name.table(one)).table("weights")

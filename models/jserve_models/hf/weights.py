@@ -1,26 +1,25 @@
-"""Reads the safetensors of a Hugging Face folder into a decoder's leaves.
+"""Reads the tensors of a Hugging Face folder into a decoder's leaves.
 
 Each tensor is mapped to memory, its parts are copied to the devices that hold them, and
 it is unmapped before the next one, so the peak of memory is the model plus its largest
 tensor. Of several processes each reads the parts of its own devices.
 """
 
-import json
 import pathlib
 import re
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from jserve_models import sharding
 from jserve_models.config import ModelConfig
 from jserve_models.decoder import HostMatrix, Leaf
+from jserve_models.hf.gguf_files import GGUF_NAME, GgufFiles
 from jserve_models.hf.keys import read_json
 from jserve_models.hf.matrix_formats import read_format
+from jserve_models.hf.tensor_files import FLOATS, SafetensorsFiles, TensorFiles
 from jserve_models.matrices import Quantised
 
 _ENDS = {
@@ -37,19 +36,6 @@ _PARTS = {
     "feed_forward_post_norm": "post_feedforward_layernorm",
 }
 _FUSED = {"qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
-_FLOATS: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-}
-_TYPES: dict[str, Any] = {
-    **_FLOATS,
-    "F8_E4M3": jnp.float8_e4m3fn,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "I32": np.int32,
-}
 _IGNORED = re.compile(
     r"""rotary_emb\.inv_freq$
     # Of quantised activations and caches.
@@ -80,10 +66,37 @@ def read_weights(
     tensors.check_all_read({_ENDS["head"]} if config.tie_embeddings else ())
 
 
+def tensor_names(config: ModelConfig, leaf: Leaf) -> list[list[str]]:
+    """Returns the names under which a leaf is written: for each layer, each expert."""
+    found = _Recorder()
+    parts: Any = _Names(config, found).read(leaf)
+    return [found.take() for _ in (parts if leaf.axes[0] == "layers" else [parts])]
+
+
+class _Recorder:
+    """Stands for tensors of which only the names are asked for."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def __contains__(self, name: str) -> bool:
+        return False
+
+    def read(self, name: str, shape: tuple[int, ...], is_matrix: bool) -> np.ndarray:
+        """Returns nothing of use."""
+        self.names.append(name)
+        return np.zeros(0)
+
+    def take(self) -> list[str]:
+        """Returns the names since the last time."""
+        names, self.names = self.names, []
+        return names
+
+
 class _Names:
     """Which tensors, or parts of them, are which leaves."""
 
-    def __init__(self, config: ModelConfig, tensors: "_Tensors"):
+    def __init__(self, config: ModelConfig, tensors: "_Tensors | _Recorder"):
         self._tensors = tensors
         self._parts = dict(_PARTS)
         if not config.post_norms:
@@ -169,7 +182,11 @@ class _Tensors:
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
-        self.files = SafetensorsFiles(folder)
+        self.files: TensorFiles
+        if (folder / GGUF_NAME).exists():
+            self.files = GgufFiles(folder)
+        else:
+            self.files = SafetensorsFiles(folder)
         raw = read_json(folder / "config.json").get("quantization_config")
         self._format = read_format(raw or {})
 
@@ -190,7 +207,7 @@ class _Tensors:
         if self._format is not None and self._is_quantised(name):
             value = self._format.read(name.removesuffix("weight"), self.files)
         else:
-            value = self.files.raw(name, _FLOATS)
+            value = self.files.raw(name, FLOATS)
             # Their matrices are [out, in]; an embedding is a table in both.
             value = value.T if is_matrix else value
         found = value.values.shape if isinstance(value, Quantised) else value.shape
@@ -214,71 +231,3 @@ class _Tensors:
                 f"model folder {self._folder} has {len(unread)} tensors that "
                 f"the model has no place for, such as {unread[0]}"
             )
-
-
-class SafetensorsFiles:
-    """The tensors of safetensors files, whichever of them holds each."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-        self._headers: dict[str, tuple[pathlib.Path, int, dict[str, Any]]] = {}
-        for path in _paths(folder):
-            try:
-                # It checks the file, which is then read in parts.
-                safetensors.safe_open(path, framework="numpy")
-                with path.open("rb") as file:
-                    size = int.from_bytes(file.read(8), "little")
-                    header = json.loads(file.read(size))
-            except (OSError, safetensors.SafetensorError) as error:
-                raise ValueError(f"{path} cannot be read: {error}") from None
-            header.pop("__metadata__", None)
-            for name, fields in header.items():
-                self._headers[name] = path, 8 + size, fields
-        self.unread = set(self._headers)
-        self.recent: list[str] = []  # names of those read for one leaf
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._headers
-
-    def raw(self, name: str, kinds: Mapping[str, Any] = _TYPES) -> np.ndarray:
-        """Returns a view of a tensor as it is stored.
-
-        Raises:
-          ValueError: If it is missing, or of another type than these.
-        """
-        if name not in self:
-            raise ValueError(f"model folder {self._folder} has no tensor {name}")
-        self.unread.discard(name)
-        self.recent.append(name)
-        path, start, fields = self._headers[name]
-        if (dtype := kinds.get(fields["dtype"])) is None:
-            raise ValueError(
-                f"{path}: tensor {name} has type {fields['dtype']}, not one of "
-                f"{', '.join(kinds)}"
-            )
-        start += fields["data_offsets"][0]
-        return np.memmap(path, dtype, "r", start, tuple(fields["shape"]))
-
-    def describe_not_finite(self) -> str:
-        """Returns which of the recent tensors is NaN or infinite, and in which file."""
-        for name in dict.fromkeys(self.recent):
-            if not sharding.is_finite(self.raw(name)):
-                return f"{self._headers[name][0]}: tensor {name} holds NaN or infinity"
-        return f"model folder {self._folder}: {self.recent[-1]} gives NaN or infinity"
-
-
-def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    whole = folder / "model.safetensors"
-    if whole.exists():
-        return [whole]
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        raise ValueError(
-            f"model folder {folder} has neither {whole.name} nor {index.name}"
-        )
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is not an index of tensors: {error!r}") from None
-    return [folder / name for name in names]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jserve_models.hf.weights import SafetensorsFiles
+from jserve_models.hf.tensor_files import SafetensorsFiles
 from jserve_models.matrices import Quantised
 from jserve_models.registry import load_model
 from tests import TESTS
