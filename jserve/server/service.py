@@ -73,7 +73,7 @@ class Service:
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_names=tuple(config.served_model_name or own),
+            model_names=tuple(map(printable, config.served_model_name or own)),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
