@@ -28,6 +28,9 @@ class AnswerFormat:
       is_chat: Whether it is a chat's answer, or else a completion.
       has_usage: Whether a stream ends with its usage.
       has_token_ids: Whether token ids are sent beside the text.
+      has_logprobs: Whether those of the answer are sent, if they are known.
+      has_echo: Whether those of the prompt come before them.
+      has_prompt_logprobs: Whether those of the prompt are a field, as in vLLM.
       token_bytes: Returns the UTF-8 of a token, for log-probabilities.
     """
 
@@ -37,6 +40,9 @@ class AnswerFormat:
     model: str
     has_usage: bool = False
     has_token_ids: bool = False
+    has_logprobs: bool = True
+    has_echo: bool = False
+    has_prompt_logprobs: bool = False
     token_bytes: Callable[[int], bytes] = bytes
 
     def _top(self, kind: str) -> dict[str, Any]:
@@ -67,11 +73,20 @@ class AnswerFormat:
         finish_reason: str | None,
         tokens: Sequence[int],
         noted: Sequence[Noted],
+        scored: Sequence[Noted] = (),
     ) -> dict[str, Any]:
         """Returns one output of an answer that is not streamed."""
         ids = {"token_ids": list(tokens)} if self.has_token_ids else {}
-        logprobs = self.logprobs_writer().write(noted) if noted else None
-        ending = {"logprobs": logprobs, "finish_reason": finish_reason, **ids}
+        writer = self.logprobs_writer()
+        shown = [*(scored if self.has_echo else ()), *noted]
+        logprobs = writer.write(shown) if shown and self.has_logprobs else None
+        ending: dict[str, Any] = {
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+            **ids,
+        }
+        if self.has_prompt_logprobs:
+            ending["prompt_logprobs"] = writer.of_prompt(scored)
         if self.is_chat:
             message = {"role": "assistant", "content": text, "refusal": None}
             if not isinstance(text, str):
@@ -82,6 +97,8 @@ class AnswerFormat:
     def answer(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> bytes:
         """Returns the body of an answer that is not streamed."""
         top = self._top("chat.completion" if self.is_chat else "text_completion")
+        if self.is_chat and self.has_prompt_logprobs:
+            top["prompt_logprobs"] = choices[0].pop("prompt_logprobs")
         return json.dumps(top | {"choices": choices, "usage": usage}).encode()
 
 

@@ -167,7 +167,7 @@ class Reply:
     def usage(self) -> dict[str, Any]:
         """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
         firsts = self.generations[:: self._num_choices]
-        num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
+        num_prompt = sum(one.num_prompt_tokens for one in firsts)
         num_output = sum(len(one.tokens) for one in self.generations)
         num_cached = sum(one.num_cached_tokens for one in firsts)
         return {
@@ -192,6 +192,7 @@ class Reply:
                 one.shown_reason,
                 one.tokens,
                 one.noted,
+                one.scored,
             )
             for index, one in enumerate(self.generations)
         ]
