@@ -29,20 +29,21 @@ _PAGE_POLICY = (
     "connect-src 'self'; frame-ancestors 'none'"
 )
 _OF_REQUEST = ("request_id", "service_class", "num_prompt_tokens", "arrival_s")
-_GET = ["GET", "HEAD"]  # as probes of health ask
 
 
 def health_router(service: Service) -> APIRouter:
     """Returns the endpoints that need no key."""
     router = APIRouter()
 
-    @router.api_route("/", methods=_GET)
+    @router.head("/", include_in_schema=False)
+    @router.get("/")
     async def live_page() -> Response:
         """Returns a page that shows what the other endpoints say, again and again."""
         headers = {"content-security-policy": _PAGE_POLICY}
         return HTMLResponse(_PAGE.read_bytes(), headers=headers)
 
-    @router.api_route("/health", methods=_GET)
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health")
     async def health() -> Response:
         """Returns how far start-up has come; the status is 200 once it is ready.
 
@@ -62,11 +63,13 @@ def health_router(service: Service) -> APIRouter:
         }
         return JSONResponse(answer, 200 if is_ready else 503)
 
-    @router.api_route("/health/live", methods=_GET)
+    @router.head("/health/live", include_in_schema=False)
+    @router.get("/health/live")
     async def live() -> dict[str, bool]:
         return {"alive": True}
 
-    @router.api_route("/ping", methods=[*_GET, "POST"])
+    @router.api_route("/ping", methods=["HEAD", "POST"], include_in_schema=False)
+    @router.get("/ping")
     async def ping() -> Response:
         return await health()
 

@@ -149,7 +149,7 @@ def test_opentelemetry_is_imported_only_when_asked_for(monkeypatch) -> None:
 
 
 def test_a_model_name_that_is_no_utf8_is_escaped_everywhere() -> None:
-    with serve_fake(served_model_name="caf\udce9") as served:
+    with serve_fake(served_model_name=("caf\udce9",)) as served:
         name = served.get("/v1/models").json()["data"][0]["id"]
         assert name == served.get("/jserve/info").json()["model"] == r"caf\udce9"
         assert served.complete(model=name, max_tokens=1).json()["model"] == name
