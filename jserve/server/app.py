@@ -18,7 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jserve.engine.interface import ServingEngine
 from jserve.server.api_keys import key_check, load_api_keys
 from jserve.server.errors import SURPRISE, ApiError, quote
+from jserve.server.messages_format import messages_error
 from jserve.server.openai_routes import GENERATION_PATHS, openai_router
+from jserve.server.openapi import describe, docs
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
@@ -30,28 +32,32 @@ _ABSORB_S = 10.0  # much less than the engine's record of steps covers
 _STOP_TIMEOUT_S = 5.0
 
 
-def _response(error: ApiError) -> Response:
-    return Response(
-        error.body, error.status, error.headers, media_type="application/json"
-    )
+def _response(error: ApiError, path: str) -> Response:
+    is_message = path.startswith("/v1/messages")
+    body = messages_error(error) if is_message else error.body
+    return Response(body, error.status, error.headers, media_type="application/json")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    return _response(_failure(request, error), request.url.path)
+
+
+def _failure(request: Request, error: Exception) -> ApiError:
     target = f"{request.method} {quote(request.url.path)}"
     if isinstance(error, ApiError):
-        return _response(error)
+        return error
     if isinstance(error, RequestValidationError):  # in a query
         row = error.errors()[0]
         path, reason = row["loc"][-1], row["msg"][:1].lower() + row["msg"][1:]
         message = f"{path}={quote(row['input'])}: {reason}"
-        return _response(ApiError(message, param=path))
+        return ApiError(message, param=path)
     if isinstance(error, HTTPException):
         phrase = http.HTTPStatus(error.status_code).phrase
         answer = ApiError(f"{phrase}: {target}", status=error.status_code)
         answer.headers.update(error.headers or {})
-        return _response(answer)
+        return answer
     logging.getLogger(__name__).error("%s failed", target, exc_info=error)
-    return _response(ApiError(SURPRISE, status=500))
+    return ApiError(SURPRISE, status=500)
 
 
 class _Gate:
@@ -72,7 +78,7 @@ class _Gate:
             try:
                 self._service.check_open()
             except ApiError as error:
-                app = _response(error)
+                app = _response(error, scope["path"])
         await app(scope, receive, send)
 
 
@@ -80,7 +86,10 @@ async def _absorb_steps(service: Service) -> None:
     """Regularly adds new steps to the metrics."""
     while True:
         await asyncio.sleep(_ABSORB_S)
-        service.metrics.absorb_steps()
+        try:
+            service.metrics.absorb_steps()
+        except Exception:  # the next ones may be countable
+            logging.getLogger(__name__).exception("steps are missing in the metrics")
 
 
 async def _stop(engine: ServingEngine) -> bool:
@@ -122,10 +131,12 @@ def build_app(
 
     app = FastAPI(
         title="jserve",
-        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
         root_path=config.root_path,
     )
+    app.openapi = functools.partial(describe, app)  # type: ignore[method-assign]
     app.state.has_stopped = True  # until the lifespan starts it
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
@@ -142,6 +153,7 @@ def build_app(
                 "retry-after",
             ],
         )
+    app.get("/docs", include_in_schema=False)(docs)
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])
     app.include_router(inspection_router(service), prefix="/jserve", dependencies=[key])

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: a conversation, its tools, and how it is rendered."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -22,7 +23,7 @@ class TextPart(Struct):
     """One part of a turn's content."""
 
     type: str
-    text: str | UnsetType = UNSET
+    text: str | None = None
 
 
 class ChatMessage(Struct):
@@ -54,7 +55,7 @@ class ChatMessage(Struct):
         # "developer" is OpenAI's newer name of "system".
         turn: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": self._text(path),
+            "content": joined_text(self.content, ("text",), f"{path}.content"),
         }
         calls = enumerate(self.tool_calls or ())
         turn["tool_calls"] = [
@@ -64,20 +65,28 @@ class ChatMessage(Struct):
             turn[name] = getattr(self, name)
         return {name: value for name, value in turn.items() if value not in (None, [])}
 
-    def _text(self, path: str) -> str:
-        """Returns the text of the content."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        texts = []
-        for index, part in enumerate(self.content):
-            where = f"{path}.content.{index}"
-            if part.type != "text":
-                message = f"{where}.type={quote(part.type)} is not 'text'"
-                raise ApiError(message, f"{where}.type")
-            if part.text is UNSET:
-                raise ApiError(f"{where}.text is missing", f"{where}.text")
-            texts.append(part.text)
-        return "\n".join(texts)
+
+def joined_text(
+    parts: str | Sequence[Any] | None, types: Sequence[str], path: str
+) -> str:
+    """Returns the text of a content, whose parts have one of these types.
+
+    Raises:
+      ApiError: 400 if a part has another one, or no text.
+    """
+    if parts is None or isinstance(parts, str):
+        return parts or ""
+    texts = []
+    for index, part in enumerate(parts):
+        where = f"{path}.{index}"
+        if part.type not in types:
+            known = " or ".join(map(repr, types))
+            message = f"{where}.type={quote(part.type)} is not {known}"
+            raise ApiError(message, f"{where}.type")
+        if part.text is None:
+            raise ApiError(f"{where}.text is missing", f"{where}.text")
+        texts.append(part.text)
+    return "\n".join(texts)
 
 
 class ChatRequest(GenerationRequest, kw_only=True):

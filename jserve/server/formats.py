@@ -1,4 +1,4 @@
-"""The two formats of an answer: a completion, and a chat.
+"""OpenAI's formats of an answer, a completion and a chat; what every format is.
 
 All of a chunk but its text and its ending is the same for every token of an output. So
 it is encoded once, and a token costs one JSON string escape and one join.
@@ -8,8 +8,10 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
+from jserve.server.errors import ApiError
+from jserve.server.generation import Generation
 from jserve.server.logprobs import LogprobsWriter, Noted
 from jserve.text.answer_parts import Delta
 
@@ -18,6 +20,44 @@ EVENT_TAIL = b"\n\n"
 COMMENT_EVENT = b": keep-alive\n\n"  # which clients ignore
 DONE_EVENT = b"data: [DONE]\n\n"
 _CONTENT = b'"content": '
+Usage: TypeAlias = dict[str, Any]
+"""OpenAI's `usage` of all outputs."""
+
+
+class Writer(Protocol):
+    """Encodes the stream of one output."""
+
+    def event(
+        self,
+        text: str | Delta,
+        finish_reason: str | None,
+        tokens: Sequence[int],
+        noted: Sequence[Noted],
+    ) -> bytes:
+        """Returns the events, if any, of new text and of its tokens."""
+
+
+class Format(Protocol):
+    """How an answer is written: streamed by a writer for each output, or whole."""
+
+    @property
+    def response_id(self) -> str:
+        """Id of the answer."""
+
+    def writer(self, index: int) -> Writer:
+        """Returns what encodes the stream of one output."""
+
+    def ending(self, generations: Sequence[Generation], usage: Usage) -> bytes:
+        """Returns the end of a stream."""
+
+    def failure(self, error: ApiError) -> bytes:
+        """Returns the event of an error in a stream."""
+
+    def refusal(self, error: ApiError) -> bytes:
+        """Returns the body of an answer that is an error."""
+
+    def answer(self, generations: Sequence[Generation], usage: Usage) -> bytes:
+        """Returns the body of an answer that is not streamed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +67,8 @@ class AnswerFormat:
     Attributes:
       is_chat: Whether it is a chat's answer, or else a completion.
       has_usage: Whether a stream ends with its usage.
+      has_running_usage: Whether each chunk has that of its output so far.
+      num_prompt_tokens: Number of tokens of the prompt, for that.
       has_token_ids: Whether token ids are sent beside the text.
       has_logprobs: Whether those of the answer are sent, if they are known.
       has_echo: Whether those of the prompt come before them.
@@ -39,6 +81,8 @@ class AnswerFormat:
     created_s: int
     model: str
     has_usage: bool = False
+    has_running_usage: bool = False
+    num_prompt_tokens: int = 0
     has_token_ids: bool = False
     has_logprobs: bool = True
     has_echo: bool = False
@@ -57,52 +101,59 @@ class AnswerFormat:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.is_chat else "text_completion"
 
-    def usage_event(self, usage: dict[str, Any]) -> bytes:
-        """Returns the last chunk of a stream, with its usage."""
+    def writer(self, index: int) -> "ChunkWriter":
+        """Returns what encodes the stream of one output."""
+        return ChunkWriter(self, index)
+
+    def ending(self, generations: Sequence[Generation], usage: Usage) -> bytes:
+        """Returns the end of a stream, with its usage if it is wanted."""
+        del generations
+        if not self.has_usage:
+            return DONE_EVENT
         chunk = self._top(self._chunk_kind) | {"choices": [], "usage": usage}
-        return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL
+        return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL + DONE_EVENT
+
+    def failure(self, error: ApiError) -> bytes:
+        """Returns the event of an error in a stream."""
+        return EVENT_HEAD + error.body + EVENT_TAIL
+
+    def refusal(self, error: ApiError) -> bytes:
+        """Returns the body of an answer that is an error."""
+        return error.body
 
     def logprobs_writer(self) -> LogprobsWriter:
         """Returns a writer for the log-probabilities of one output."""
         return LogprobsWriter(self.token_bytes, is_chat=self.is_chat)
 
-    def choice(
-        self,
-        index: int,
-        text: str | Sequence[Delta],
-        finish_reason: str | None,
-        tokens: Sequence[int],
-        noted: Sequence[Noted],
-        scored: Sequence[Noted] = (),
-    ) -> dict[str, Any]:
+    def _choice(self, index: int, one: Generation) -> dict[str, Any]:
         """Returns one output of an answer that is not streamed."""
-        ids = {"token_ids": list(tokens)} if self.has_token_ids else {}
+        text = "".join(one.texts)
+        ids = {"token_ids": list(one.tokens)} if self.has_token_ids else {}
         writer = self.logprobs_writer()
-        shown = [*(scored if self.has_echo else ()), *noted]
+        shown = [*(one.scored if self.has_echo else ()), *one.noted]
         logprobs = writer.write(shown) if shown and self.has_logprobs else None
-        ending: dict[str, Any] = {
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-            **ids,
-        }
+        ending: dict[str, Any] = {"logprobs": logprobs}
+        ending |= {"finish_reason": one.shown_reason, **ids}
         if self.has_prompt_logprobs:
-            ending["prompt_logprobs"] = writer.of_prompt(scored)
+            ending["prompt_logprobs"] = writer.of_prompt(one.scored)
         if self.is_chat:
             message = {"role": "assistant", "content": text, "refusal": None}
-            if not isinstance(text, str):
-                message |= _whole_message(text)
+            if one.parser is not None:
+                message |= _whole_message(one.parts)
             return {"index": index, "message": message, **ending}
         return {"index": index, "text": text, **ending}
 
-    def answer(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> bytes:
+    def answer(self, generations: Sequence[Generation], usage: Usage) -> bytes:
         """Returns the body of an answer that is not streamed."""
         top = self._top("chat.completion" if self.is_chat else "text_completion")
+        choices = [self._choice(index, one) for index, one in enumerate(generations)]
         if self.is_chat and self.has_prompt_logprobs:
             top["prompt_logprobs"] = choices[0].pop("prompt_logprobs")
         return json.dumps(top | {"choices": choices, "usage": usage}).encode()
 
 
-def _new_call_id() -> str:
+def new_call_id() -> str:
+    """Returns an id for a tool call."""
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
@@ -113,7 +164,7 @@ def _whole_message(parts: Sequence[Delta]) -> dict[str, Any]:
         if name is not None:
             function = {"name": name, "arguments": ""}
             calls.append(
-                {"id": _new_call_id(), "type": "function", "function": function}
+                {"id": new_call_id(), "type": "function", "function": function}
             )
         calls[index]["function"]["arguments"] += arguments
     content = "".join(one.content for one in parts)
@@ -136,7 +187,7 @@ def _delta_fields(parts: Delta) -> dict[str, Any]:
     for index, name, arguments in parts.calls:
         call: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
         if name is not None:
-            call |= {"id": _new_call_id(), "type": "function"}
+            call |= {"id": new_call_id(), "type": "function"}
             call["function"]["name"] = name
         calls.append(call)
     return fields | ({"tool_calls": calls} if calls else {})
@@ -156,6 +207,8 @@ class ChunkWriter:
         self._next_head = f"{head}{role}".encode() + content
         self._middle = b'}, "logprobs": ' if form.is_chat else b', "logprobs": '
         self._tail = b'}], "usage": null}\n\n' if form.has_usage else b"}]}\n\n"
+        self._running = form if form.has_running_usage else None
+        self._num_tokens = 0
         self._plain_ending = self._middle + b'null, "finish_reason": null' + self._tail
         self._has_token_ids = form.has_token_ids
         self._logprobs = form.logprobs_writer()
@@ -171,6 +224,7 @@ class ChunkWriter:
 
         There is none if text that is taken apart has nothing new to tell.
         """
+        self._num_tokens += len(tokens)
         if isinstance(text, Delta) and not (text or finish_reason or noted):
             return b""
         head, self._next_head = self._next_head, self._head  # the role is sent once
@@ -180,10 +234,22 @@ class ChunkWriter:
             head = head if escaped else head.removesuffix(b", ")
         else:
             escaped = json.dumps(text).encode()
-        if finish_reason is None and not self._has_token_ids and not noted:
+        is_plain = self._running is None and not self._has_token_ids and not noted
+        if finish_reason is None and is_plain:
             return head + escaped + self._plain_ending
         ending = json.dumps(self._logprobs.write(noted)) if noted else "null"
         ending += f', "finish_reason": {json.dumps(finish_reason)}'
         if self._has_token_ids:
             ending += f', "token_ids": {json.dumps(list(tokens))}'
-        return head + escaped + self._middle + ending.encode() + self._tail
+        return head + escaped + self._middle + ending.encode() + self._ending()
+
+    def _ending(self) -> bytes:
+        if self._running is None:
+            return self._tail
+        num_prompt = self._running.num_prompt_tokens
+        usage = {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": self._num_tokens,
+            "total_tokens": num_prompt + self._num_tokens,
+        }
+        return f'}}], "usage": {json.dumps(usage)}}}\n\n'.encode()

@@ -1,5 +1,6 @@
 """One output of one prompt: from the engine's events to its text and its end."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from jserve.records.events import TokenEvent
@@ -22,6 +23,9 @@ _REFUSALS = {
     FinishReason.REFUSED: (429, "unattainable", "the SLO cannot be attained now"),
     FinishReason.EXPIRED: (503, "queue_wait", "the SLO was missed in the queue"),
 }
+
+_CUT = "the server stops, and this request had not ended"
+_BACK_S = 5.0  # until another one may serve
 
 
 class Generation:
@@ -73,6 +77,7 @@ class Generation:
             skips_special=text.skips_special,
         )
         self._finder, self.parser = text.finder, text.parser
+        self._has_one_call = text.has_one_call
         self._metrics = metrics
         self._prefix = prefix
         self.texts: list[str] = []
@@ -89,6 +94,11 @@ class Generation:
         if is_of_calls and not isinstance(self.parser, NamedCallParser):
             return "tool_calls"
         return self.finish_reason
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return self._finder.found
 
     def take(self, event: TokenEvent) -> str | Delta:
         """Takes the next event; returns what is now certain of the answer."""
@@ -112,26 +122,33 @@ class Generation:
             text += self._show(self._detokenizer.finish()) + self._finder.flush()
         if event.error is not None:
             self.finish("error", event.time_s, error=ApiError(event.error, status=500))
+        elif event.is_cut:
+            error = ApiError(_CUT, status=503, code="shutdown", retry_after_s=_BACK_S)
+            self.finish("shutdown", event.time_s, error=error)
         elif reason in _REFUSALS:
             status, code, message = _REFUSALS[reason]
             after_s = event.retry_after_s
             error = ApiError(message, status=status, code=code, retry_after_s=after_s)
             self.finish(code, event.time_s, error=error)
-        elif self._finder.is_found:
+        elif self.stop_string is not None:
             self.finish("stop", event.time_s)
         elif reason is not None:
             self.finish(_REASONS[reason], event.time_s)
         if self.parser is None:
             self.texts.append(text)
             return text
-        return self._take_apart(self.parser, text)
+        return self._take_apart(self.parser, text, event.time_s)
 
-    def _take_apart(self, parser: Parser, text: str) -> Delta:
+    def _take_apart(self, parser: Parser, text: str, time_s: float) -> Delta:
         is_reasoning = isinstance(parser, ReasoningParser) and parser.is_reasoning
         self.num_reasoning_tokens += is_reasoning
         found = parser.push(text)
         if self.finish_reason is not None:
             found += parser.finish()
+        if self._has_one_call and any(one.number for one in found.calls):
+            first = tuple(one for one in found.calls if not one.number)
+            found = dataclasses.replace(found, calls=first)
+            self.finish("stop", time_s)
         self.parts.append(found)
         self._has_calls |= bool(found.calls)
         return found

@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: completions, chats, and the list of models."""
+"""The endpoints under /v1: OpenAI's, and Anthropic's messages."""
 
 import asyncio
 import time
@@ -14,8 +14,9 @@ from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import SURPRISE, ApiError
-from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
+from jserve.server.formats import DONE_EVENT
 from jserve.server.http_limits import DIRECT_WRITE
+from jserve.server.messages_input import MessagesRequest
 from jserve.server.protocol import (
     CompletionRequest,
     GenerationRequest,
@@ -23,10 +24,14 @@ from jserve.server.protocol import (
     names_header,
 )
 from jserve.server.replies import Reply
-from jserve.server.service import Service
+from jserve.server.responses_input import ResponsesRequest
+from jserve.server.service import Dialect, Service
 from jserve.server.slo_input import slo_header
 
-GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
+GENERATION_PATHS = (
+    *("/v1/completions", "/v1/chat/completions"),
+    *("/v1/responses", "/v1/messages"),
+)
 _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 
 
@@ -86,9 +91,9 @@ class ReplyResponse(StreamingResponse):
             failure = ApiError(SURPRISE, status=500)
             if is_cancelled:
                 failure = ApiError("the server stops", status=503)
-            body = failure.body
+            body = reply.form.refusal(failure)
             if reply.is_streamed and reply.has_begun:
-                body = EVENT_HEAD + body + EVENT_TAIL + DONE_EVENT
+                body = reply.form.failure(failure) + DONE_EVENT
             await self._send(send, body, failure, has_more=False)
             raise
 
@@ -121,16 +126,18 @@ def openai_router(service: Service) -> APIRouter:
     started_s = int(time.time())
     bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
 
-    def model_card() -> dict[str, Any]:
+    def model_card(name: str) -> dict[str, Any]:
         return {
-            "id": service.model_name,
+            "id": name,
             "object": "model",
             "created": started_s,
             "owned_by": "jserve",
             "max_model_len": service.engine.limits.context_tokens,
         }
 
-    async def answer(model: type[GenerationRequest], request: Request) -> Response:
+    async def answer(
+        model: type[GenerationRequest], request: Request, dialect: Dialect = "openai"
+    ) -> Response:
         arrival_s = time.monotonic()
         key_use: KeyUse = request.state.key_use
         key_use.check(1, arrival_s)
@@ -144,7 +151,7 @@ def openai_router(service: Service) -> APIRouter:
         log_ignored(asked.ignored)
         num_requests = (asked.body.n or 1) * len(asked.prompts)
         key_use.check(num_requests, time.monotonic())
-        reply = await service.start(asked, request.headers, arrival_s)
+        reply = await service.start(asked, request.headers, arrival_s, dialect)
         return ReplyResponse(reply, service, key_use, asked.ignored)
 
     @router.post("/completions")
@@ -155,13 +162,27 @@ def openai_router(service: Service) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         return await answer(ChatRequest, request)
 
+    @router.post("/responses")
+    async def responses(request: Request) -> Response:
+        return await answer(ResponsesRequest, request, "responses")
+
+    @router.post("/messages")
+    async def messages(request: Request) -> Response:
+        return await answer(MessagesRequest, request, "messages")
+
+    @router.post("/messages/count_tokens")
+    async def count_tokens(request: Request) -> dict[str, int]:
+        async with received_body(request, bodies) as body:
+            asked = await service.readers.read(MessagesRequest, body)
+        return {"input_tokens": len(asked.prompts[0].tokens)}
+
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_card()]}
+        return {"object": "list", "data": list(map(model_card, service.model_names))}
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         service.readers.reader.check_model(name)
-        return model_card()
+        return model_card(name)
 
     return router

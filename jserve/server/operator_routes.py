@@ -21,14 +21,14 @@ from jserve.server.service import Service
 from jserve_sched.steps.record import StepRecord
 
 MAX_STEPS_A_CALL = 20_000
-_GET = ["GET", "HEAD"]  # as probes of health ask
 
 
 def health_router(service: Service) -> APIRouter:
     """Returns the endpoints that need no key."""
     router = APIRouter()
 
-    @router.api_route("/health", methods=_GET)
+    @router.head("/health", include_in_schema=False)
+    @router.get("/health")
     async def health() -> Response:
         """Returns how far start-up has come; the status is 200 once it is ready.
 
@@ -48,11 +48,13 @@ def health_router(service: Service) -> APIRouter:
         }
         return JSONResponse(answer, 200 if is_ready else 503)
 
-    @router.api_route("/health/live", methods=_GET)
+    @router.head("/health/live", include_in_schema=False)
+    @router.get("/health/live")
     async def live() -> dict[str, bool]:
         return {"alive": True}
 
-    @router.api_route("/ping", methods=[*_GET, "POST"])
+    @router.api_route("/ping", methods=["HEAD", "POST"], include_in_schema=False)
+    @router.get("/ping")
     async def ping() -> Response:
         return await health()
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
+from jserve.server.messages_input import MessagesRequest
 from jserve.server.protocol import (
     PROMPT_FORMS,
     Bytes,
@@ -20,6 +21,7 @@ from jserve.server.protocol import (
     GenerationRequest,
     parse_body,
 )
+from jserve.server.responses_input import ResponsesRequest
 from jserve.server.tools_input import read_tools
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.limits import RequestLimits, TooLongError
@@ -85,9 +87,12 @@ class BodyReader:
         """
         if encoding:
             data = self._decompress(data, encoding)
+        body: GenerationRequest
         body, ignored = parse_body(model, data)
         if body.model is not None:
             self.check_model(body.model)
+        if isinstance(body, MessagesRequest | ResponsesRequest):
+            body = body.to_chat()
         if isinstance(body, ChatRequest):
             prompts = [self._chat(tokenizer, body)]
             body.messages = []  # nobody needs them any more

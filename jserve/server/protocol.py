@@ -97,9 +97,11 @@ class StreamOptions(Struct):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
-_Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
+StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOPS)]
 Name = Annotated[str, Meta(max_length=4096)]
 _Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)] | None
@@ -159,8 +161,8 @@ class GenerationRequest(Struct, kw_only=True):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: Annotated[list[int], Meta(min_length=1)] | None = None
-    bad_words: Annotated[list[_Stop], Meta(max_length=MAX_FIELDS)] | None = None
-    stop: _Stop | Annotated[list[_Stop], Meta(max_length=MAX_STOPS)] | None = None
+    bad_words: Annotated[list[StopString], Meta(max_length=MAX_FIELDS)] | None = None
+    stop: StopString | StopStrings | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_FIELDS)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -179,6 +181,10 @@ class GenerationRequest(Struct, kw_only=True):
     priority: _Priority | None = None
     prompt_logprobs: Logprobs = None
     user: Name | None = None
+
+    def shared(self) -> dict[str, Any]:
+        """Returns the fields that all endpoints have."""
+        return {one: getattr(self, one) for one in GenerationRequest.__struct_fields__}
 
     @property
     def stops(self) -> list[str]:

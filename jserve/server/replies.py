@@ -21,11 +21,7 @@ from jserve.records.events import TokenEvent
 from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.formats import (
     COMMENT_EVENT,
-    DONE_EVENT,
-    EVENT_HEAD,
-    EVENT_TAIL,
-    AnswerFormat,
-    ChunkWriter,
+    Format,
 )
 from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
@@ -52,7 +48,7 @@ class Reply:
         *,
         generations: Sequence[Generation],
         num_choices: int,
-        form: AnswerFormat,
+        form: Format,
         is_streamed: bool,
     ):
         self.generations = tuple(generations)
@@ -67,7 +63,7 @@ class Reply:
         self.is_failed = False
         self._is_idle = False  # the task of the connection, which waits for more
         self._last_s = 0.0  # time of the last write, on the event loop's clock
-        self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
+        self._writers = [form.writer(i) for i in range(len(self.generations))]
 
     @property
     def error(self) -> ApiError | None:
@@ -114,22 +110,20 @@ class Reply:
         if error is not None and not self.has_begun:  # the answer has its status
             self.is_failed = True
             self._open.clear()
-            self._ready = [error.body]
+            self._ready = [self.form.refusal(error)]
         elif self.is_streamed:
             if error is None:
                 tokens = generation.tokens[-1:] if num_new else ()
                 noted = generation.noted[-1:] if num_new else ()
                 chunk = self._writers[index].event(text, reason, tokens, noted)
             else:
-                chunk = EVENT_HEAD + error.body + EVENT_TAIL
+                chunk = self.form.failure(error)
             if chunk:
                 self._ready.append(chunk)
             if not self._open:
-                if self.form.has_usage:
-                    self._ready.append(self.form.usage_event(self.usage()))
-                self._ready.append(DONE_EVENT)
+                self._ready.append(self.form.ending(self.generations, self.usage()))
         elif not self._open:
-            self._ready = [self._answer()]
+            self._ready = [self.form.answer(self.generations, self.usage())]
 
     def flush(self, now_s: float) -> None:
         """Writes what is ready, or leaves it to the task of the connection."""
@@ -183,20 +177,6 @@ class Reply:
         num_tokens = sum(one.num_reasoning_tokens for one in self.generations)
         details = {"completion_tokens_details": {"reasoning_tokens": num_tokens}}
         return details if num_tokens else {}
-
-    def _answer(self) -> bytes:
-        choices = [
-            self.form.choice(
-                index,
-                "".join(one.texts) if one.parser is None else one.parts,
-                one.shown_reason,
-                one.tokens,
-                one.noted,
-                one.scored,
-            )
-            for index, one in enumerate(self.generations)
-        ]
-        return self.form.answer(choices, self.usage())
 
 
 class TokenRouter:

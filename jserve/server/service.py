@@ -5,21 +5,24 @@ import math
 import time
 import uuid
 from collections.abc import Mapping
+from typing import Literal
 
 from anyio import CapacityLimiter, to_thread
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
-from jserve.server.answer_text import answer_text
+from jserve.server.answer_text import answer_text, opens_reasoning
 from jserve.server.bodies import largest_honest_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
-from jserve.server.formats import AnswerFormat
+from jserve.server.formats import AnswerFormat, Format
 from jserve.server.generation import Generation
+from jserve.server.messages_format import MessagesFormat
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
 from jserve.server.protocol import GenerationRequest
 from jserve.server.replies import Reply, TokenRouter
+from jserve.server.responses_format import ResponsesFormat
 from jserve.server.sampling_input import SEEDS, sampling_params, scores_prompt
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses, read_priority
 from jserve.server.structured_input import asked_constraint
@@ -30,6 +33,9 @@ from jserve.text.constraints import Constraint, Constraints, GivenTokens
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 from jserve_sched.requests.slo import Slo
+
+Dialect = Literal["openai", "responses", "messages"]
+"""The form of an answer: a completion or a chat, a response, a message."""
 
 _NOT_SERVING_RETRY_S = 5.0
 _MAX_MAKING = 2  # constraints at a time, each in a thread
@@ -60,13 +66,14 @@ class Service:
         self.tokenizer = tokenizer
         self.config = config
         self.classes = classes
-        self.model_name = config.served_model_name or engine.model_name
-        typed = config.served_model_name or engine.config.model
+        own = (engine.model_name, engine.config.model)  # as shown, and as typed
+        self.model_names = config.served_model_name or own[:1]
+        self.model_name = self.model_names[0]
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_names=(self.model_name, typed),
+            model_names=tuple(config.served_model_name or own),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
@@ -108,7 +115,11 @@ class Service:
         )
 
     async def start(
-        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
+        self,
+        asked: Asked,
+        headers: Mapping[str, str],
+        arrival_s: float,
+        dialect: Dialect = "openai",
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
 
@@ -120,7 +131,7 @@ class Service:
           ApiError: If the request is refused.
         """
         constraint = await self._constraint(asked.body)
-        reply = self.reply(asked, headers, arrival_s, constraint)
+        reply = self.reply(asked, headers, arrival_s, constraint, dialect)
         try:
             await to_thread.run_sync(self.router.open, reply)
         except (QueueFullError, NotServingError) as error:
@@ -158,23 +169,12 @@ class Service:
         headers: Mapping[str, str],
         arrival_s: float,
         constraint: Constraint | None = None,
+        dialect: Dialect = "openai",
     ) -> Reply:
         """Returns the reply of `start`, before its requests are submitted."""
         body, prompts = asked.body, asked.prompts
         # The format of the answer, and the number of requests.
-        is_chat = isinstance(body, ChatRequest)
-        form = AnswerFormat(
-            is_chat=is_chat,
-            response_id=f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
-            created_s=int(time.time()),
-            model=self.model_name,
-            has_usage=bool(body.stream_options and body.stream_options.include_usage),
-            has_token_ids=bool(body.return_token_ids),
-            has_logprobs=getattr(body, "logprobs", None) not in (None, False),
-            has_echo=bool(getattr(body, "echo", None)),
-            has_prompt_logprobs=body.prompt_logprobs is not None,
-            token_bytes=self.tokenizer.token_bytes,
-        )
+        form = self._form(asked, dialect)
         num_choices = body.n or 1
         num_requests = num_choices * len(prompts)
         # What all requests share.
@@ -193,13 +193,19 @@ class Service:
         if min_tokens > fewest:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
+        is_chat = isinstance(body, ChatRequest)
         form_of_calls = self._tool_form(body)
         # A request and a generation for each output.
         generations: list[Generation] = []
         for index in range(num_requests):
             prompt = prompts[index // num_choices]
             given = prompt.tokens[1:] if is_scored else prompt.tokens[:0]
-            own = constraint and constraint.copy()
+            has_reasoning = self.config.reasoning_parser == "think" and (
+                constraint is None
+                or (is_chat and opens_reasoning(prompt.tokens, self.tokenizer))
+            )
+            after = self.tokenizer.token_bytes if has_reasoning else None
+            own = constraint and constraint.copy(after)
             request = Request(
                 request_id=f"{form.response_id}-{index}",
                 arrival_s=arrival_s,
@@ -230,8 +236,7 @@ class Service:
                         prompt.tokens,
                         self.tokenizer,
                         form=form_of_calls,
-                        has_reasoning=constraint is None
-                        and self.config.reasoning_parser == "think",
+                        has_reasoning=has_reasoning,
                     ),
                     metrics=self.metrics,
                     prefix=prompt.echo,
@@ -243,6 +248,31 @@ class Service:
             num_choices=num_choices,
             form=form,
             is_streamed=bool(body.stream),
+        )
+
+    def _form(self, asked: Asked, dialect: Dialect) -> Format:
+        body, new_id = asked.body, uuid.uuid4().hex
+        options = body.stream_options
+        if dialect == "messages":
+            num_tokens = len(asked.prompts[0].tokens)
+            return MessagesFormat(f"msg_{new_id}", self.model_name, num_tokens)
+        is_chat = isinstance(body, ChatRequest)
+        if dialect == "responses":
+            assert isinstance(body, ChatRequest)
+            return ResponsesFormat(f"resp_{new_id}", self.model_name, body)
+        return AnswerFormat(
+            is_chat=is_chat,
+            response_id=f"{'chatcmpl' if is_chat else 'cmpl'}-{new_id}",
+            created_s=int(time.time()),
+            model=self.model_name,
+            has_usage=bool(options and options.include_usage),
+            has_running_usage=bool(options and options.continuous_usage_stats),
+            num_prompt_tokens=len(asked.prompts[0].tokens),
+            has_token_ids=bool(body.return_token_ids),
+            has_logprobs=getattr(body, "logprobs", None) not in (None, False),
+            has_echo=bool(getattr(body, "echo", None)),
+            has_prompt_logprobs=body.prompt_logprobs is not None,
+            token_bytes=self.tokenizer.token_bytes,
         )
 
     def _tool_form(self, body: GenerationRequest) -> ToolForm | None:

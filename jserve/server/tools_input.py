@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from jserve.server.errors import ApiError, quote
 
 _MAX_TOOLS = 512
+NO_SERVER_TOOLS = "tools that the server runs are not supported"
 _NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 
