@@ -132,8 +132,11 @@ class AnswerFormat:
         writer = self.logprobs_writer()
         shown = [*(one.scored if self.has_echo else ()), *one.noted]
         logprobs = writer.write(shown) if shown and self.has_logprobs else None
-        ending: dict[str, Any] = {"logprobs": logprobs}
-        ending |= {"finish_reason": one.shown_reason, **ids}
+        ending: dict[str, Any] = {
+            "logprobs": logprobs,
+            "finish_reason": one.shown_reason,
+            **ids,
+        }
         if self.has_prompt_logprobs:
             ending["prompt_logprobs"] = writer.of_prompt(one.scored)
         if self.is_chat:

@@ -14,7 +14,7 @@ from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.answer_text import answer_text, opens_reasoning
 from jserve.server.bodies import largest_honest_body
 from jserve.server.chat_request import ChatRequest
-from jserve.server.errors import ApiError, quote
+from jserve.server.errors import ApiError, printable, quote
 from jserve.server.formats import AnswerFormat, Format
 from jserve.server.generation import Generation
 from jserve.server.messages_format import MessagesFormat
@@ -26,6 +26,7 @@ from jserve.server.responses_format import ResponsesFormat
 from jserve.server.sampling_input import SEEDS, sampling_params, scores_prompt
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses, read_priority
 from jserve.server.structured_input import asked_constraint
+from jserve.server.tracing import Tracer
 from jserve.server.workers import BodyReaders
 from jserve.server_config import ServerConfig
 from jserve.text.answer_parts import ToolForm, find_tool_form
@@ -67,13 +68,13 @@ class Service:
         self.config = config
         self.classes = classes
         own = (engine.model_name, engine.config.model)  # as shown, and as typed
-        self.model_names = config.served_model_name or own[:1]
+        self.model_names = tuple(map(printable, config.served_model_name or own[:1]))
         self.model_name = self.model_names[0]
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_names=tuple(config.served_model_name or own),
+            model_names=tuple(map(printable, config.served_model_name or own)),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
@@ -84,6 +85,8 @@ class Service:
         self._making = CapacityLimiter(_MAX_MAKING)
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
+        endpoint = config.otlp_endpoint
+        self.tracer = Tracer(endpoint, self.model_name) if endpoint else None
 
     def check_open(self) -> None:
         """Refuses a request before its body is read, if it could not even be queued.
@@ -199,12 +202,12 @@ class Service:
         generations: list[Generation] = []
         for index in range(num_requests):
             prompt = prompts[index // num_choices]
-            given = prompt.tokens[1:] if is_scored else prompt.tokens[:0]
             has_reasoning = self.config.reasoning_parser == "think" and (
                 constraint is None
                 or (is_chat and opens_reasoning(prompt.tokens, self.tokenizer))
             )
             after = self.tokenizer.token_bytes if has_reasoning else None
+            given = prompt.tokens[1:] if is_scored else prompt.tokens[:0]
             own = constraint and constraint.copy(after)
             request = Request(
                 request_id=f"{form.response_id}-{index}",
