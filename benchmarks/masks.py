@@ -4,8 +4,8 @@
 
 The vocabulary is trained (byte-level BPE) on the standard library of Python. Answers to
 the schemas of the tests are drawn with a weight of 1 / (id + 1) a token, as common ones
-have low ids. A token is forced if the grammar allows no other text, by `compute_ff_tokens`
-of llguidance: computed as part of a chunk, it would save a step.
+have low ids. A token is forced if the grammar allows no other text, by llguidance's
+`compute_ff_tokens`: computed as part of a chunk, it would save a step.
 """
 
 import json
