@@ -183,7 +183,15 @@ class GenerationRequest(Struct, kw_only=True):
     user: Name | None = None
 
     def shared(self) -> dict[str, Any]:
-        """Returns the fields that all endpoints have."""
+        """Returns the fields that all endpoints have.
+
+        Raises:
+          ApiError: 400 for one that only OpenAI's older forms answer.
+        """
+        if self.prompt_logprobs is not None:
+            name = "prompt_logprobs"
+            message = f"{name}={self.prompt_logprobs} needs a completion or a chat"
+            raise ApiError(message, name, code="unsupported_parameter")
         return {one: getattr(self, one) for one in GenerationRequest.__struct_fields__}
 
     @property
