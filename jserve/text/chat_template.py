@@ -84,7 +84,7 @@ class ChatTemplate:
             try:
                 self._templates[name] = environment.from_string(text)
                 tree = environment.parse(text)
-            except jinja2.TemplateError as error:
+            except (jinja2.TemplateError, RecursionError) as error:
                 what = f"the chat template {name}".rstrip()
                 raise ValueError(f"{what} does not compile: {error}") from None
             texts += [one.data for one in tree.find_all(jinja2.nodes.TemplateData)]

@@ -299,7 +299,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer = build_tokenizer(folder, settings)
         named = add_special_tokens(folder, settings, self._tokenizer)
         if self._tokenizer.post_processor is None:
-            add_ends(self._tokenizer, settings | named)
+            add_ends(self._tokenizer, settings, named)
         self._anchor = self.encode_part("a")[:1]
         added = self._tokenizer.get_added_tokens_decoder().values()
         self._special_texts = [one.content for one in added if one.special]

@@ -55,14 +55,19 @@ def build_tokenizer(
     return built
 
 
-def add_ends(tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> None:
+def add_ends(
+    tokenizer: tokenizers.Tokenizer,
+    settings: Mapping[str, Any],
+    named: Mapping[str, str],
+) -> None:
     """Lets a tokenizer built from a vocabulary begin and end texts as the settings say.
 
     Args:
-      settings: As in `tokenizer_config.json`, with the text of each special token.
+      settings: As in `tokenizer_config.json`.
+      named: Texts of the special tokens, by name.
     """
     ends = [
-        settings[f"{one}_token"] if settings.get(f"add_{one}_token") else None
+        named.get(f"{one}_token") if settings.get(f"add_{one}_token") else None
         for one in ("bos", "eos")
     ]
     form = [*ends[:1], "$A", *ends[1:]]
