@@ -1,12 +1,15 @@
 """Folders as nobody wrote them: each is loaded, or refused in one line, and soon."""
 
 import copy
+import itertools
 import json
 import os
 import pathlib
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -168,3 +171,22 @@ def test_a_changed_header_of_weights_is_read_or_refused(seed: int, tmp_path) -> 
             files.raw(name).sum()
     except (ValueError, OSError) as error:
         check_refusal(error)
+
+
+@pytest.mark.families
+def test_the_program_refuses_them_in_a_line(tmp_path) -> None:
+    num_refused = 0
+    for seed in itertools.count():
+        rng = random.Random(seed)
+        folder = copied(rng.choice(CONFIGS), tmp_path / str(seed))
+        damage(rng, folder / "config.json")
+        try:
+            read_config(folder)
+        except (ValueError, OSError) as error:
+            command = [sys.executable, "-m", "jserve", f"--model={folder}", "--port=0"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 1, done.stderr
+            assert str(error) in done.stderr and "Traceback" not in done.stderr
+            num_refused += 1
+        if num_refused == 20:
+            return
