@@ -9,8 +9,9 @@ import contextlib
 import dataclasses
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from jserve.progress import Progress
 from jserve_tools.reporting.finished_runs import FinishedRuns
@@ -37,6 +38,12 @@ def _run(job: tuple[int, Task]) -> tuple[int, Any]:
 def _ignore_interrupts() -> None:
     """Ignores Ctrl-C in a worker, since the main process ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """Ends this process as a signal does, but after its workers."""
+    del frame
+    sys.exit(128 + number)
 
 
 def run_all(
@@ -69,6 +76,8 @@ def run_all(
         done: Iterable[tuple[int, Any]] = map(_run, jobs)
         if (num_workers := min(num_processes, len(jobs))) > 1:
             processes = multiprocessing.get_context("spawn")
+            before = signal.signal(signal.SIGTERM, _leave)  # with all workers
+            stack.callback(signal.signal, signal.SIGTERM, before)
             workers = processes.Pool(num_workers, _ignore_interrupts)
             done = stack.enter_context(workers).imap_unordered(_run, jobs)
         for index, result in done:
