@@ -46,6 +46,24 @@ _Seconds = Annotated[float, Meta(gt=0, le=MAX_BOUND_S)]
 _Milliseconds = Annotated[float, Meta(gt=0, le=MAX_BOUND_S * 1000)]
 
 
+def _to_slo(bounds: Mapping[str, float], param: str) -> Slo:
+    """Returns the objective with `bounds`, in seconds.
+
+    Raises:
+      ApiError: 400, naming `param`, if `tbt_s` lacks a `ttft_s`, or the last token is
+        due before the first.
+    """
+    try:
+        slo = Slo(**bounds)
+    except ValueError as error:
+        raise ApiError(f"{param}: {error}", param) from None
+    first_s, last_s = slo.ttft_s, slo.ttlt_s
+    if first_s is not None and last_s is not None and last_s < first_s:
+        message = f"{param}: ttlt_s={last_s:g} is below ttft_s={first_s:g}"
+        raise ApiError(message, param)
+    return slo
+
+
 class SloFields(Struct, forbid_unknown_fields=True):
     """The object `slo` of a body; TPOT is another name of TBT."""
 
@@ -62,8 +80,8 @@ class SloFields(Struct, forbid_unknown_fields=True):
         """Returns the objective.
 
         Raises:
-          ApiError: 400, naming `param`, if two fields give the same bound, or a bound
-            lacks another that it requires.
+          ApiError: 400, naming `param`, if two fields give the same bound, or the
+            bounds contradict each other.
         """
         bounds: dict[str, float] = {}
         for name in self.__struct_fields__:
@@ -72,11 +90,8 @@ class SloFields(Struct, forbid_unknown_fields=True):
             kind, unit = name.replace("tpot", "tbt").split("_")
             if f"{kind}_s" in bounds:
                 raise ApiError(f"slo gives {kind}_s twice, last as {name}", param)
-            bounds[f"{kind}_s"] = value * 1e-3 if unit == "ms" else value
-        try:
-            return Slo(**bounds)
-        except ValueError as error:
-            raise ApiError(f"{param}: {error}", param) from None
+            bounds[f"{kind}_s"] = value / 1e3 if unit == "ms" else value
+        return _to_slo(bounds, param)
 
 
 class RouterTargets(Struct):
@@ -96,7 +111,7 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
     """Returns the objective that headers give; the last name of a bound decides.
 
     Raises:
-      ApiError: 400 for a value that is no duration.
+      ApiError: 400 for a value that is no duration, or bounds that contradict.
     """
     bounds: dict[str, float] = {}
     for name, (bound, unit) in _HEADERS.items():
@@ -111,11 +126,7 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
             message = f"{name}={quote(text)} is not above 0 and at most {most:g}"
             raise ApiError(message, name)
         bounds[bound] = value / _UNITS[unit]
-    try:
-        return Slo(**bounds)
-    except ValueError as error:
-        names = " and ".join(one for one in _HEADERS if one in headers)
-        raise ApiError(f"{names}: {error}", names) from None
+    return _to_slo(bounds, " and ".join(one for one in _HEADERS if one in headers))
 
 
 def read_priority(asked: int | None, headers: Mapping[str, str]) -> int:

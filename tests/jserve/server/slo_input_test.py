@@ -79,6 +79,19 @@ def test_what_was_understood_is_echoed_with_what_became_of_it(served):
     assert "slo" not in answer.json()["usage"]
 
 
+def test_the_last_token_cannot_be_due_before_the_first(served):
+    late = {"x-slo-ttft-s": "2", "x-slo-ttlt-ms": "1001"}
+    for fields, headers, param in (
+        ({"slo": {"ttft_s": 2, "ttlt_ms": 1001}}, {}, "slo"),
+        ({}, late, "x-slo-ttft-s and x-slo-ttlt-ms"),
+    ):
+        answer = served.complete(max_tokens=1, headers=headers, **fields)
+        assert (answer.status, answer.error["param"]) == (400, param)
+        assert answer.error["message"] == f"{param}: ttlt_s=1.001 is below ttft_s=2"
+    same = {"ttft_s": 1.001, "ttlt_ms": 1001}
+    assert served.complete(max_tokens=1, slo=same).status == 200
+
+
 @pytest.mark.parametrize(
     ("text", "default", "words"),
     [
