@@ -69,35 +69,26 @@ def read_weights(
 
 def tensor_names(config: ModelConfig, leaf: Leaf) -> list[list[str]]:
     """Returns the names under which a leaf is written: for each layer, each expert."""
-    found = _Recorder()
-    parts: Any = _Names(config, found).read(leaf)
-    return [found.take() for _ in (parts if leaf.axes[0] == "layers" else [parts])]
+    parts: Any = _Names(config, _NoTensors()).read(leaf)
+    parts = parts if leaf.axes[0] == "layers" else [parts]
+    return [np.atleast_1d(names).tolist() for names in parts]
 
 
-class _Recorder:
-    """Stands for tensors of which only the names are asked for."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
+class _NoTensors:
+    """Stands for tensors; each is its name."""
 
     def __contains__(self, name: str) -> bool:
         return False
 
     def read(self, name: str, shape: tuple[int, ...], is_matrix: bool) -> np.ndarray:
-        """Returns nothing of use."""
-        self.names.append(name)
-        return np.zeros(0)
-
-    def take(self) -> list[str]:
-        """Returns the names since the last time."""
-        names, self.names = self.names, []
-        return names
+        """Returns the name."""
+        return np.array(name)
 
 
 class _Names:
     """Which tensors, or parts of them, are which leaves."""
 
-    def __init__(self, config: ModelConfig, tensors: "_Tensors | _Recorder"):
+    def __init__(self, config: ModelConfig, tensors: "_Tensors | _NoTensors"):
         self._tensors = tensors
         self._parts = dict(_PARTS)
         if not config.post_norms:
