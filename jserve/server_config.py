@@ -15,8 +15,9 @@ class ServerConfig:
     Attributes:
       host: Address to listen on.
       port: Port to listen on; 0 takes a free port and prints it.
-      served_model_name: Model name for clients; "" takes the name of --model, which
-        clients may also write as it is typed.
+      served_model_name: Names of the model for clients, of which answers and metrics
+        have the first; "" takes the name of --model, which clients may also write as it
+        is typed.
       parse_special: Whose text may spell a control token such as <|im_end|>, for the
         tokenizer of a folder: "user", as chat templates filled by clients need, or
         "never".
@@ -57,7 +58,7 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    served_model_name: str = ""
+    served_model_name: tuple[str, ...] = ()
     parse_special: Literal["never", "user"] = "never"
     generation_config: Literal["auto", "none"] = "auto"
     tool_parser: Literal["auto", "none", "hermes", "llama3_json", "mistral"] = "auto"

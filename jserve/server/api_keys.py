@@ -149,7 +149,8 @@ def key_check(
 
     async def check(request: Request) -> None:
         given = await bearer(request)
-        key = given.credentials.strip().encode("latin-1", "replace") if given else b""
+        text = given.credentials if given else request.headers.get("x-api-key", "")
+        key = text.strip().encode("latin-1", "replace")
         found = [use for known, use in uses if hmac.compare_digest(key, known)]
         if uses and not found:
             message = "this server needs a key: Authorization: Bearer <key>"

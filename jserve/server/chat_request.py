@@ -1,5 +1,6 @@
 """POST /v1/chat/completions: a conversation, its tools, and how it is rendered."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
@@ -54,30 +55,36 @@ class ChatMessage(Struct):
         # "developer" is OpenAI's newer name of "system".
         turn: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": self._text(path),
+            "content": text_of(self.content, f"{path}.content"),
         }
         calls = enumerate(self.tool_calls or ())
         turn["tool_calls"] = [
-            one.to_turn(f"{path}.tool_calls.{index}") for index, one in calls
+            one.to_turn(f"{path}.tool_calls.{index}.function.arguments")
+            for index, one in calls
         ]
         for name in ("name", "reasoning_content", "tool_call_id"):
             turn[name] = getattr(self, name)
         return {name: value for name, value in turn.items() if value not in (None, [])}
 
-    def _text(self, path: str) -> str:
-        """Returns the text of the content."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        texts = []
-        for index, part in enumerate(self.content):
-            where = f"{path}.content.{index}"
-            if part.type != "text":
-                message = f"{where}.type={quote(part.type)} is not 'text'"
-                raise ApiError(message, f"{where}.type")
-            if part.text is UNSET:
-                raise ApiError(f"{where}.text is missing", f"{where}.text")
-            texts.append(part.text)
-        return "\n".join(texts)
+
+def text_of(content: str | Sequence[TextPart] | None, path: str) -> str:
+    """Returns the text of a content, in which each part has to be one.
+
+    Raises:
+      ApiError: 400, naming a field under `path`.
+    """
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for index, part in enumerate(content):
+        where = f"{path}.{index}"
+        if not part.type.endswith("text"):  # such as OpenAI's input_text
+            message = f"{where}.type={quote(part.type)} is not 'text'"
+            raise ApiError(message, f"{where}.type")
+        if part.text is UNSET:
+            raise ApiError(f"{where}.text is missing", f"{where}.text")
+        texts.append(part.text)
+    return "\n".join(texts)
 
 
 class ChatRequest(GenerationRequest, kw_only=True):

@@ -1,4 +1,4 @@
-"""The two formats of an answer: a completion, and a chat.
+"""The formats of an answer that has choices: a completion, and a chat.
 
 All of a chunk but its text and its ending is the same for every token of an output. So
 it is encoded once, and a token costs one JSON string escape and one join.
@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jserve.server.errors import ApiError
+from jserve.server.generation import Generation
 from jserve.server.logprobs import LogprobsWriter, Noted
 from jserve.text.answer_parts import Delta
 
@@ -19,6 +21,9 @@ COMMENT_EVENT = b": keep-alive\n\n"  # which clients ignore
 DONE_EVENT = b"data: [DONE]\n\n"
 _CONTENT = b'"content": '
 
+Usage = Callable[..., dict[str, Any]]
+"""Returns OpenAI's `usage`; with `is_final=False` without what became of the SLO."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerFormat:
@@ -26,16 +31,22 @@ class AnswerFormat:
 
     Attributes:
       is_chat: Whether it is a chat's answer, or else a completion.
+      door: Path under /v1 of the request.
+      echoed: Fields of the request that the answer repeats.
       has_usage: Whether a stream ends with its usage.
+      has_continuous_usage: Whether each of its chunks has the usage so far.
       has_token_ids: Whether token ids are sent beside the text.
       token_bytes: Returns the UTF-8 of a token, for log-probabilities.
     """
 
-    is_chat: bool
+    is_chat: bool = True
     response_id: str
     created_s: int
     model: str
+    door: str = "chat"
+    echoed: dict[str, Any] = dataclasses.field(default_factory=dict)
     has_usage: bool = False
+    has_continuous_usage: bool = False
     has_token_ids: bool = False
     token_bytes: Callable[[int], bytes] = bytes
 
@@ -51,6 +62,10 @@ class AnswerFormat:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.is_chat else "text_completion"
 
+    def writer(self, index: int, generation: Generation, usage: Usage) -> "ChunkWriter":
+        """Returns a writer of one output."""
+        return ChunkWriter(self, index, usage)
+
     def usage_event(self, usage: dict[str, Any]) -> bytes:
         """Returns the last chunk of a stream, with its usage."""
         chunk = self._top(self._chunk_kind) | {"choices": [], "usage": usage}
@@ -60,29 +75,24 @@ class AnswerFormat:
         """Returns a writer for the log-probabilities of one output."""
         return LogprobsWriter(self.token_bytes, is_chat=self.is_chat)
 
-    def choice(
-        self,
-        index: int,
-        text: str | Sequence[Delta],
-        finish_reason: str | None,
-        tokens: Sequence[int],
-        noted: Sequence[Noted],
-    ) -> dict[str, Any]:
+    def _choice(self, index: int, one: Generation) -> dict[str, Any]:
         """Returns one output of an answer that is not streamed."""
-        ids = {"token_ids": list(tokens)} if self.has_token_ids else {}
-        logprobs = self.logprobs_writer().write(noted) if noted else None
-        ending = {"logprobs": logprobs, "finish_reason": finish_reason, **ids}
+        ids = {"token_ids": one.tokens} if self.has_token_ids else {}
+        logprobs = self.logprobs_writer().write(one.noted) if one.noted else None
+        ending = {"logprobs": logprobs, "finish_reason": one.shown_reason, **ids}
+        text = "".join(one.texts)
         if self.is_chat:
             message = {"role": "assistant", "content": text, "refusal": None}
-            if not isinstance(text, str):
-                message |= _whole_message(text)
+            if one.parser is not None:
+                message |= _whole_message(one.parts)
             return {"index": index, "message": message, **ending}
         return {"index": index, "text": text, **ending}
 
-    def answer(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> bytes:
+    def answer(self, generations: Sequence[Generation], usage: Usage) -> bytes:
         """Returns the body of an answer that is not streamed."""
+        choices = [self._choice(*one) for one in enumerate(generations)]
         top = self._top("chat.completion" if self.is_chat else "text_completion")
-        return json.dumps(top | {"choices": choices, "usage": usage}).encode()
+        return json.dumps(top | {"choices": choices, "usage": usage()}).encode()
 
 
 def _new_call_id() -> str:
@@ -128,7 +138,8 @@ def _delta_fields(parts: Delta) -> dict[str, Any]:
 class ChunkWriter:
     """Encodes the stream of one output, an event for each token."""
 
-    def __init__(self, form: AnswerFormat, index: int):
+    def __init__(self, form: AnswerFormat, index: int, usage: Usage = dict):
+        self._form, self._usage = form, usage
         top = json.dumps(form._top(form._chunk_kind))[:-1]
         start = f'data: {top}, "choices": [{{"index": {index}, '
         head, role = f'{start}"text": ', ""
@@ -139,8 +150,9 @@ class ChunkWriter:
         self._next_head = f"{head}{role}".encode() + content
         self._middle = b'}, "logprobs": ' if form.is_chat else b', "logprobs": '
         self._tail = b'}], "usage": null}\n\n' if form.has_usage else b"}]}\n\n"
+        self._is_continuous = form.has_usage and form.has_continuous_usage
+        self._is_plain = not (form.has_token_ids or self._is_continuous)
         self._plain_ending = self._middle + b'null, "finish_reason": null' + self._tail
-        self._has_token_ids = form.has_token_ids
         self._logprobs = form.logprobs_writer()
 
     def event(
@@ -163,10 +175,24 @@ class ChunkWriter:
             head = head if escaped else head.removesuffix(b", ")
         else:
             escaped = json.dumps(text).encode()
-        if finish_reason is None and not self._has_token_ids and not noted:
+        if finish_reason is None and self._is_plain and not noted:
             return head + escaped + self._plain_ending
         ending = json.dumps(self._logprobs.write(noted)) if noted else "null"
         ending += f', "finish_reason": {json.dumps(finish_reason)}'
-        if self._has_token_ids:
+        if self._form.has_token_ids:
             ending += f', "token_ids": {json.dumps(list(tokens))}'
-        return head + escaped + self._middle + ending.encode() + self._tail
+        tail = self._tail
+        if self._is_continuous:
+            usage = json.dumps(self._usage(is_final=False)).encode()
+            tail = b'}], "usage": ' + usage + b"}\n\n"
+        return head + escaped + self._middle + ending.encode() + tail
+
+    def failure(self, error: ApiError) -> bytes:
+        """Returns the event of an error."""
+        return EVENT_HEAD + error.body + EVENT_TAIL
+
+    def end(self) -> bytes:
+        """Returns what ends the stream of all outputs."""
+        form = self._form
+        usage = form.usage_event(self._usage()) if form.has_usage else b""
+        return usage + DONE_EVENT

@@ -74,6 +74,11 @@ class Generation:
             return "tool_calls"
         return self.finish_reason
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that has ended it."""
+        return self._finder.found
+
     def take(self, event: TokenEvent) -> str | Delta:
         """Takes the next event; returns what is now certain of the answer."""
         text, self._prefix = self._prefix, ""
@@ -98,7 +103,7 @@ class Generation:
             after_s = event.retry_after_s
             error = ApiError(message, status=status, code=code, retry_after_s=after_s)
             self.finish(code, event.time_s, error=error)
-        elif self._finder.is_found:
+        elif self.stop_string is not None:
             self.finish("stop", event.time_s)
         elif reason is not None:
             self.finish(_REASONS[reason], event.time_s)

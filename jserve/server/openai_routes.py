@@ -1,12 +1,13 @@
-"""OpenAI's endpoints: completions, chats, and the list of models."""
+"""The endpoints under /v1: OpenAI's, Anthropic's messages, and the list of models."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -14,8 +15,8 @@ from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import SURPRISE, ApiError
-from jserve.server.formats import DONE_EVENT, EVENT_HEAD, EVENT_TAIL
 from jserve.server.http_limits import DIRECT_WRITE
+from jserve.server.openapi import accepts
 from jserve.server.protocol import (
     CompletionRequest,
     GenerationRequest,
@@ -25,8 +26,16 @@ from jserve.server.protocol import (
 from jserve.server.replies import Reply
 from jserve.server.service import Service
 from jserve.server.slo_input import slo_header
+from jserve.server.translated import CountRequest, MessagesRequest, ResponsesRequest
 
-GENERATION_PATHS = ("/v1/completions", "/v1/chat/completions")
+_GENERATING: dict[str, type[GenerationRequest]] = {
+    "/completions": CompletionRequest,
+    "/chat/completions": ChatRequest,
+    "/responses": ResponsesRequest,
+    "/messages": MessagesRequest,
+    "/messages/count_tokens": CountRequest,
+}
+GENERATION_PATHS = frozenset(f"/v1{path}" for path in _GENERATING)
 _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 
 
@@ -86,10 +95,7 @@ class ReplyResponse(StreamingResponse):
             failure = ApiError(SURPRISE, status=500)
             if is_cancelled:
                 failure = ApiError("the server stops", status=503)
-            body = failure.body
-            if reply.is_streamed and reply.has_begun:
-                body = EVENT_HEAD + body + EVENT_TAIL + DONE_EVENT
-            await self._send(send, body, failure, has_more=False)
+            await self._send(send, reply.failure(failure), failure, has_more=False)
             raise
 
     async def _send(
@@ -121,9 +127,9 @@ def openai_router(service: Service) -> APIRouter:
     started_s = int(time.time())
     bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
 
-    def model_card() -> dict[str, Any]:
+    def model_card(name: str) -> dict[str, Any]:
         return {
-            "id": service.model_name,
+            "id": name,
             "object": "model",
             "created": started_s,
             "owned_by": "jserve",
@@ -139,29 +145,34 @@ def openai_router(service: Service) -> APIRouter:
         try:
             async with received_body(request, bodies) as body:
                 asked = await service.readers.read(model, body, encoding)
+            log_ignored(asked.ignored)
+            if model is CountRequest:
+                return JSONResponse({"input_tokens": len(asked.prompts[0].tokens)})
+            num_requests = (asked.body.n or 1) * len(asked.prompts)
+            key_use.check(num_requests, time.monotonic())
+            reply = await service.start(asked, request.headers, arrival_s)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        log_ignored(asked.ignored)
-        num_requests = (asked.body.n or 1) * len(asked.prompts)
-        key_use.check(num_requests, time.monotonic())
-        reply = await service.start(asked, request.headers, arrival_s)
+        except ApiError as error:
+            error.rename(model.renamed)
+            raise
         return ReplyResponse(reply, service, key_use, asked.ignored)
 
-    @router.post("/completions")
-    async def completions(request: Request) -> Response:
-        return await answer(CompletionRequest, request)
-
-    @router.post("/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        return await answer(ChatRequest, request)
+    for path, model in _GENERATING.items():
+        router.post(
+            path,
+            name=model.__name__,
+            description=model.__doc__,
+            openapi_extra=accepts(model),
+        )(functools.partial(answer, model))
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_card()]}
+        return {"object": "list", "data": [*map(model_card, service.model_names)]}
 
     @router.get("/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    async def named_model(name: str) -> dict[str, Any]:
         service.readers.reader.check_model(name)
-        return model_card()
+        return model_card(name)
 
     return router

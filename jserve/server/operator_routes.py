@@ -15,20 +15,22 @@ from jserve.flags import field_help
 from jserve.records.chrome_trace import chrome_trace
 from jserve.records.events import Health
 from jserve.server.bodies import BodyLimits, received_body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
-from jserve.server.predict import predict
+from jserve.server.openapi import accepts
+from jserve.server.predict import Lengths, predict
+from jserve.server.protocol import CompletionRequest
 from jserve.server.service import Service
 from jserve_sched.steps.record import StepRecord
 
 MAX_STEPS_A_CALL = 20_000
-_GET = ["GET", "HEAD"]  # as probes of health ask
 
 
 def health_router(service: Service) -> APIRouter:
     """Returns the endpoints that need no key."""
     router = APIRouter()
 
-    @router.api_route("/health", methods=_GET)
+    @router.get("/health")
     async def health() -> Response:
         """Returns how far start-up has come; the status is 200 once it is ready.
 
@@ -48,11 +50,12 @@ def health_router(service: Service) -> APIRouter:
         }
         return JSONResponse(answer, 200 if is_ready else 503)
 
-    @router.api_route("/health/live", methods=_GET)
+    @router.get("/health/live")
     async def live() -> dict[str, bool]:
         return {"alive": True}
 
-    @router.api_route("/ping", methods=[*_GET, "POST"])
+    @router.get("/ping")
+    @router.post("/ping")
     async def ping() -> Response:
         return await health()
 
@@ -75,7 +78,9 @@ def inspection_router(service: Service) -> APIRouter:
     router = APIRouter()
     bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
 
-    @router.post("/predict")
+    accepted = accepts(CompletionRequest, ChatRequest, Lengths)
+
+    @router.post("/predict", openapi_extra=accepted)
     async def predicted(request: Request) -> dict[str, Any]:
         """Returns a forecast; see `predict`."""
         arrival_s = time.monotonic()

@@ -19,14 +19,7 @@ import numpy as np
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import TokenEvent
 from jserve.server.errors import SURPRISE, ApiError
-from jserve.server.formats import (
-    COMMENT_EVENT,
-    DONE_EVENT,
-    EVENT_HEAD,
-    EVENT_TAIL,
-    AnswerFormat,
-    ChunkWriter,
-)
+from jserve.server.formats import COMMENT_EVENT, AnswerFormat
 from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.slo_usage import slo_usage
@@ -67,7 +60,10 @@ class Reply:
         self.is_failed = False
         self._is_idle = False  # the task of the connection, which waits for more
         self._last_s = 0.0  # time of the last write, on the event loop's clock
-        self._writers = [ChunkWriter(form, i) for i in range(len(self.generations))]
+        self._writers = [
+            form.writer(index, one, self.usage)
+            for index, one in enumerate(self.generations)
+        ]
 
     @property
     def error(self) -> ApiError | None:
@@ -114,22 +110,21 @@ class Reply:
         if error is not None and not self.has_begun:  # the answer has its status
             self.is_failed = True
             self._open.clear()
-            self._ready = [error.body]
+            self._ready = [error.body_at(self.form.door)]
         elif self.is_streamed:
+            writer = self._writers[index]
             if error is None:
                 tokens = generation.tokens[-1:] if num_new else ()
                 noted = generation.noted[-1:] if num_new else ()
-                chunk = self._writers[index].event(text, reason, tokens, noted)
+                chunk = writer.event(text, reason, tokens, noted)
             else:
-                chunk = EVENT_HEAD + error.body + EVENT_TAIL
+                chunk = writer.failure(error)
             if chunk:
                 self._ready.append(chunk)
             if not self._open:
-                if self.form.has_usage:
-                    self._ready.append(self.form.usage_event(self.usage()))
-                self._ready.append(DONE_EVENT)
+                self._ready.append(writer.end())
         elif not self._open:
-            self._ready = [self._answer()]
+            self._ready = [self.form.answer(self.generations, self.usage)]
 
     def flush(self, now_s: float) -> None:
         """Writes what is ready, or leaves it to the task of the connection."""
@@ -164,7 +159,13 @@ class Reply:
         self._ready.clear()
         return chunk, bool(self._open)
 
-    def usage(self) -> dict[str, Any]:
+    def failure(self, error: ApiError) -> bytes:
+        """Returns what ends an answer that fails, whether it has begun or not."""
+        if not (self.is_streamed and self.has_begun):
+            return error.body_at(self.form.door)
+        return self._writers[0].failure(error) + self._writers[0].end()
+
+    def usage(self, *, is_final: bool = True) -> dict[str, Any]:
         """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
         firsts = self.generations[:: self._num_choices]
         num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
@@ -175,7 +176,7 @@ class Reply:
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": num_cached},
-            **slo_usage(self.generations),
+            **(slo_usage(self.generations) if is_final else {}),
             **self._reasoning_usage(),
         }
 
@@ -183,19 +184,6 @@ class Reply:
         num_tokens = sum(one.num_reasoning_tokens for one in self.generations)
         details = {"completion_tokens_details": {"reasoning_tokens": num_tokens}}
         return details if num_tokens else {}
-
-    def _answer(self) -> bytes:
-        choices = [
-            self.form.choice(
-                index,
-                "".join(one.texts) if one.parser is None else one.parts,
-                one.shown_reason,
-                one.tokens,
-                one.noted,
-            )
-            for index, one in enumerate(self.generations)
-        ]
-        return self.form.answer(choices, self.usage())
 
 
 class TokenRouter:

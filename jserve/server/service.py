@@ -4,13 +4,15 @@ import dataclasses
 import math
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from anyio import CapacityLimiter, to_thread
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.answer_text import answer_text
+from jserve.server.block_answers import BlockFormat, MessageWriter, ResponseWriter
 from jserve.server.bodies import largest_honest_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
@@ -18,7 +20,7 @@ from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import GenerationRequest
+from jserve.server.protocol import GenerationRequest, StreamOptions
 from jserve.server.replies import Reply, TokenRouter
 from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
@@ -32,6 +34,13 @@ from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
 _NOT_SERVING_RETRY_S = 5.0
 _MAX_MAKING = 2  # constraints at a time, each in a thread
+# The format of an answer, and the beginning of its id, by the path under /v1.
+_FORMS: dict[str, tuple[Callable[..., AnswerFormat], str]] = {
+    "completions": (AnswerFormat, "cmpl-"),
+    "chat": (AnswerFormat, "chatcmpl-"),
+    "responses": (partial(BlockFormat, writer_class=ResponseWriter), "resp_"),
+    "messages": (partial(BlockFormat, writer_class=MessageWriter), "msg_"),
+}
 _MAX_MESSAGE_CHARS = 1000  # of a faulty constraint
 
 
@@ -59,13 +68,14 @@ class Service:
         self.tokenizer = tokenizer
         self.config = config
         self.classes = classes
-        self.model_name = config.served_model_name or engine.model_name
-        typed = config.served_model_name or engine.config.model
+        names = config.served_model_name or (engine.model_name, engine.config.model)
+        self.model_names = config.served_model_name or (engine.model_name,)
+        self.model_name = names[0]
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_names=(self.model_name, typed),
+            model_names=names,
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
@@ -161,13 +171,17 @@ class Service:
         """Returns the reply of `start`, before its requests are submitted."""
         body, prompts = asked.body, asked.prompts
         # The format of the answer, and the number of requests.
-        is_chat = isinstance(body, ChatRequest)
-        form = AnswerFormat(
-            is_chat=is_chat,
-            response_id=f"{'chatcmpl' if is_chat else 'cmpl'}-{uuid.uuid4().hex}",
+        form_class, prefix = _FORMS[asked.door]
+        options = body.stream_options or StreamOptions()
+        form = form_class(
+            is_chat=isinstance(body, ChatRequest),
+            response_id=f"{prefix}{uuid.uuid4().hex}",
             created_s=int(time.time()),
             model=self.model_name,
-            has_usage=bool(body.stream_options and body.stream_options.include_usage),
+            door=asked.door,
+            echoed=asked.echoed,
+            has_usage=bool(options.include_usage),
+            has_continuous_usage=bool(options.continuous_usage_stats),
             has_token_ids=bool(body.return_token_ids),
             token_bytes=self.tokenizer.token_bytes,
         )

@@ -12,7 +12,7 @@ class StopFinder:
     """Finds the stop strings of one output.
 
     Attributes:
-      is_found: Whether a stop string was found; text after it is dropped.
+      found: The stop string that was found; text after it is dropped.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class StopFinder:
         self._hides = bool(hidden)
         self._hidden = re.compile("|".join(map(re.escape, hidden)) or "(?!)")
         self._held = ""
-        self.is_found = False
+        self.found: str | None = None
 
     def hide(self, text: str) -> str:
         """Returns a piece of text without what is hidden; stops are not looked for."""
@@ -43,7 +43,7 @@ class StopFinder:
         """Takes a piece of text; returns the text that is certain to be shown."""
         if not self._stops:
             return self.hide(text)
-        if self.is_found:
+        if self.found is not None:
             return ""
         text = self._held + text
         found = [
@@ -54,7 +54,7 @@ class StopFinder:
         if found:
             # The one that ends first, as if the text had arrived letter by letter.
             end, start = min(found)
-            self.is_found = True
+            self.found = text[start:end]
             self._held = ""
             shown = self._hidden.sub("", text[:start])
             return shown + text[start:end] if self._keep_stop else shown

@@ -23,7 +23,7 @@ from jserve.server.bodies import SMALL_BODY_BYTES, Body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import GenerationRequest
+from jserve.server.protocol import CompletionRequest, GenerationRequest
 from jserve.text.tokenizer import Tokenizer, load_tokenizer
 
 _LOGGER = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def _read(
 
 
 def _too_much(model: type[GenerationRequest]) -> ApiError:
-    what = "the chat template or the tokenizer" if model is ChatRequest else "reading"
+    is_chat = model is not CompletionRequest
+    what = "the chat template or the tokenizer" if is_chat else "reading"
     return ApiError(
         f"{what} took more time or memory for this request than is allowed: "
         f"{_CPU_S:g} s and {_CPU_S_A_BYTE * 1e6:g} s a megabyte, "
@@ -104,7 +105,7 @@ class BodyReaders:
           ApiError: If the request is refused; 503 if no worker can be started.
         """
         source = self._tokenizer.source
-        is_foreign = source[0] is not None and model is ChatRequest
+        is_foreign = source[0] is not None and model is not CompletionRequest
         if body.num_bytes <= SMALL_BODY_BYTES and not is_foreign and not encoding:
             return self.reader.read(self._tokenizer, model, body.data)
         file = body.path(), body.num_bytes

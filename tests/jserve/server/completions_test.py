@@ -46,6 +46,12 @@ def test_a_stream_has_an_event_for_each_token_and_usage_last_when_asked_for(serv
     assert [one["usage"] for one in chunks] == [None] * 3
     assert last["choices"] == []
     assert last["usage"]["completion_tokens"] == 3
+    options["continuous_usage_stats"] = True
+    *chunks, last = served.chat(
+        max_tokens=3, stream=True, stream_options=options
+    ).chunks()
+    counts = [one["usage"]["completion_tokens"] for one in chunks]
+    assert counts == [1, 2, 3] and chunks[-1]["usage"] == last["usage"]
 
 
 def test_a_chat_names_its_role_once(served):

@@ -223,8 +223,13 @@ def test_steps_say_what_they_mean_and_come_as_a_trace():
 
 
 def test_info_says_what_was_measured():
-    with serve_fake(served_model_name="my/model", drain_timeout_s=5.0) as served:
+    names = ("my/model", "mine")
+    with serve_fake(served_model_name=names, drain_timeout_s=5.0) as served:
         assert served.complete(model="my/model", max_tokens=2).status == 200
+        answer = served.complete(model="mine", max_tokens=2).json()
+        assert answer["model"] == "my/model"
+        cards = served.get("/v1/models").json()["data"]
+        assert [one["id"] for one in cards] == ["my/model", "mine"]
         assert served.complete(model="fake").status == 404
         assert served.get("/v1/models/my/model").json()["id"] == "my/model"
         info = served.get("/jserve/info").json()

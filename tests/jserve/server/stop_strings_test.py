@@ -37,7 +37,7 @@ def test_only_what_may_become_a_stop_is_held_back():
     assert finder.push("a s") == "a "
     assert finder.push("t") == ""
     assert finder.push("ar") == "star"
-    assert not finder.is_found
+    assert finder.found is None
     assert finder.push("stopped") == ""
-    assert finder.is_found
+    assert finder.found == "stop"
     assert finder.push("more") == finder.flush() == ""
