@@ -4,12 +4,11 @@ Each is opened, grows and is closed, in OpenAI's responses as in Anthropic's mes
 An answer that is not streamed is made by the same writer.
 """
 
-import abc
 import contextlib
 import dataclasses
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from jserve.server.errors import ApiError
@@ -31,7 +30,6 @@ _BLOCKS = {
 }
 # An answer that the server had to cut off may be continued.
 _REASONS = {"length": "max_tokens", "stop": "end_turn", "abort": "pause_turn"}
-_NO_REASONING = {"completion_tokens_details": {"reasoning_tokens": 0}}
 
 Event = tuple[str, dict[str, Any]]
 """The type of an event, and its other fields."""
@@ -53,8 +51,14 @@ class Block:
         return "".join(self.texts)
 
 
-class BlockWriter(ChunkWriter, abc.ABC):
+class BlockWriter(ChunkWriter):
     """Encodes one answer as blocks; subclasses say what the events are."""
+
+    _whole: Callable[[], dict[str, Any]]
+    _begin: Callable[[], Iterable[Event]]
+    _frame: Callable[[Block, bool], Iterable[Event]]  # its start, or with True its end
+    _grow: Callable[[Block, str], Event]
+    _end: Callable[[ApiError | None], Iterable[Event]]
 
     def __init__(self, form: AnswerFormat, generation: Generation, usage: Usage):
         super().__init__(form, 0, usage)
@@ -75,7 +79,9 @@ class BlockWriter(ChunkWriter, abc.ABC):
 
     def end(self) -> bytes:
         """Returns the last events."""
-        return self._encode([] if self._has_failed else [*self._close(), *self._end()])
+        return self._encode(
+            [] if self._has_failed else [*self._close(), *self._end(None)]
+        )
 
     def _take(self, parts: Delta) -> Iterator[Event]:
         for kind, text in (("reasoning", parts.reasoning), ("text", parts.content)):
@@ -90,14 +96,14 @@ class BlockWriter(ChunkWriter, abc.ABC):
             yield from self._close()
             self._is_open = True
             self._blocks.append(Block(kind, len(self._blocks), name or ""))
-            yield from self._frame(self._blocks[-1], is_end=False)
+            yield from self._frame(self._blocks[-1], False)
         if text:
             self._blocks[-1].texts.append(text)
             yield self._grow(self._blocks[-1], text)
 
     def _close(self) -> Iterable[Event]:
         is_open, self._is_open = self._is_open, False
-        return self._frame(self._blocks[-1], is_end=True) if is_open else ()
+        return self._frame(self._blocks[-1], True) if is_open else ()
 
     def _encode(self, events: Iterable[Event]) -> bytes:
         data = ((name, json.dumps({"type": name, **fields})) for name, fields in events)
@@ -108,38 +114,6 @@ class BlockWriter(ChunkWriter, abc.ABC):
         for one in parts:
             self.event(one)
         return json.dumps(self._whole()).encode()
-
-    @abc.abstractmethod
-    def _whole(self) -> dict[str, Any]: ...
-
-    @abc.abstractmethod
-    def _begin(self) -> Iterable[Event]: ...
-
-    @abc.abstractmethod
-    def _frame(self, block: Block, *, is_end: bool) -> Iterable[Event]: ...
-
-    @abc.abstractmethod
-    def _grow(self, block: Block, text: str) -> Event: ...
-
-    @abc.abstractmethod
-    def _end(self, error: ApiError | None = None) -> Iterable[Event]: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockFormat(AnswerFormat):
-    """Format and labels of an answer that consists of blocks."""
-
-    writer_class: type[BlockWriter]
-
-    def writer(self, index: int, generation: Generation, usage: Usage) -> BlockWriter:
-        """Returns a writer of the only output."""
-        return self.writer_class(self, generation, usage)
-
-    def answer(self, generations: Sequence[Generation], usage: Usage) -> bytes:
-        """Returns the body of an answer that is not streamed."""
-        [one] = generations
-        parts = one.parts if one.parser else ["".join(one.texts)]
-        return self.writer(0, one, usage).answer(parts)
 
 
 class ResponseWriter(BlockWriter):
@@ -158,7 +132,7 @@ class ResponseWriter(BlockWriter):
         fields = {"response": self._response("in_progress")}
         return [("response.created", fields), ("response.in_progress", fields)]
 
-    def _frame(self, block: Block, *, is_end: bool) -> Iterable[Event]:
+    def _frame(self, block: Block, is_end: bool) -> Iterable[Event]:
         item = self._item(block, "completed" if is_end else "in_progress")
         parts = item.get("content", [])
         name = f"content_part.{'done' if is_end else 'added'}"
@@ -176,10 +150,10 @@ class ResponseWriter(BlockWriter):
         more: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
         return self._event(block, f"{_ITEMS[block.kind][0]}.delta", delta=text, **more)
 
-    def _end(self, error: ApiError | None = None) -> Iterable[Event]:
+    def _end(self, error: ApiError | None) -> Iterable[Event]:
         whole = self._whole()
         if error is not None:
-            fault = {"code": "server_error", "message": str(error)}
+            fault = {"code": error.code or "server_error", "message": str(error)}
             whole |= {"status": "failed", "error": fault, "incomplete_details": None}
         yield f"response.{whole['status']}", {"response": whole}
 
@@ -191,7 +165,7 @@ class ResponseWriter(BlockWriter):
         return self._response("incomplete") | {"incomplete_details": {"reason": reason}}
 
     def _response(self, status: str) -> dict[str, Any]:
-        usage = None if status == "in_progress" else _NO_REASONING | self._usage()
+        usage = None if status == "in_progress" else self._usage()
         text = json.dumps(usage).replace("prompt_", "input_")
         return {
             "id": self._form.response_id,
@@ -234,7 +208,7 @@ class MessageWriter(BlockWriter):
     def _begin(self) -> Iterable[Event]:
         yield "message_start", {"message": self._message(None, None)}
 
-    def _frame(self, block: Block, *, is_end: bool) -> Iterable[Event]:
+    def _frame(self, block: Block, is_end: bool) -> Iterable[Event]:
         more = {} if is_end else {"content_block": self._content(block)}
         kind = f"content_block_{'stop' if is_end else 'start'}"
         yield kind, {"index": block.index, **more}
@@ -244,9 +218,9 @@ class MessageWriter(BlockWriter):
         fields = {"index": block.index, "delta": {"type": kind, name: text}}
         return "content_block_delta", fields
 
-    def _end(self, error: ApiError | None = None) -> Iterable[Event]:
+    def _end(self, error: ApiError | None) -> Iterable[Event]:
         if error is not None:
-            yield "error", json.loads(error.messages_body)
+            yield "error", json.loads(error.body_at("messages"))
             return
         whole = self._whole()
         delta = {name: whole[name] for name in ("stop_reason", "stop_sequence")}
@@ -263,7 +237,7 @@ class MessageWriter(BlockWriter):
         return self._message(shown, found)
 
     def _message(self, reason: str | None, found: str | None) -> dict[str, Any]:
-        usage: dict[str, Any] = _NO_REASONING | self._usage()
+        usage: dict[str, Any] = self._usage()
         num_cached = usage["prompt_tokens_details"]["cached_tokens"]
         num_thinking = usage["completion_tokens_details"]["reasoning_tokens"]
         return {
@@ -291,3 +265,20 @@ class MessageWriter(BlockWriter):
         with contextlib.suppress(ValueError):  # it is cut off, or wrong
             arguments = json.loads(block.text or "{}")
         return call | {"input": arguments}
+
+
+WRITERS = {"responses": ResponseWriter, "messages": MessageWriter}
+
+
+class BlockFormat(AnswerFormat):
+    """Format and labels of an answer that consists of blocks."""
+
+    def writer(self, index: int, generation: Generation, usage: Usage) -> BlockWriter:
+        """Returns a writer of the only output."""
+        return WRITERS[self.door](self, generation, usage)
+
+    def answer(self, generations: Sequence[Generation], usage: Usage) -> bytes:
+        """Returns the body of an answer that is not streamed."""
+        [one] = generations
+        parts = one.parts if one.parser else ["".join(one.texts)]
+        return self.writer(0, one, usage).answer(parts)

@@ -57,18 +57,14 @@ class ApiError(Exception):
                 self.param = self.param.replace(old, new, 1)
                 self.args = (str(self).replace(old, new, 1),)
 
-    @property
-    def messages_body(self) -> bytes:
-        """The body of the response in Anthropic's form."""
+    def body_at(self, path: str) -> bytes:
+        """Returns the body of the response in the form of an endpoint."""
+        if not path.endswith(("messages", "count_tokens")):
+            return self.body
         fallback = "api_error" if self.status >= 500 else "invalid_request_error"
         kind = _MESSAGES_TYPES.get(self.status, fallback)
         error = {"type": kind, "message": str(self)}
         return json.dumps({"type": "error", "error": error}).encode()
-
-    def body_at(self, path: str) -> bytes:
-        """Returns the body of the response in the form of an endpoint."""
-        is_message = path.endswith(("messages", "count_tokens"))
-        return self.messages_body if is_message else self.body
 
     @property
     def body(self) -> bytes:

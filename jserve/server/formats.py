@@ -66,11 +66,6 @@ class AnswerFormat:
         """Returns a writer of one output."""
         return ChunkWriter(self, index, usage)
 
-    def usage_event(self, usage: dict[str, Any]) -> bytes:
-        """Returns the last chunk of a stream, with its usage."""
-        chunk = self._top(self._chunk_kind) | {"choices": [], "usage": usage}
-        return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL
-
     def logprobs_writer(self) -> LogprobsWriter:
         """Returns a writer for the log-probabilities of one output."""
         return LogprobsWriter(self.token_bytes, is_chat=self.is_chat)
@@ -193,6 +188,8 @@ class ChunkWriter:
 
     def end(self) -> bytes:
         """Returns what ends the stream of all outputs."""
-        form = self._form
-        usage = form.usage_event(self._usage()) if form.has_usage else b""
-        return usage + DONE_EVENT
+        if not self._form.has_usage:
+            return DONE_EVENT
+        chunk = self._form._top(self._form._chunk_kind) | {"choices": []}
+        chunk["usage"] = self._usage()
+        return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL + DONE_EVENT

@@ -17,36 +17,30 @@ _REF = "#/components/schemas/{name}"
 _BODIES: dict[str, type[Struct]] = {}
 _SECONDS = {"schema": {"type": "number", "exclusiveMinimum": 0}}
 _SLO = [{"in": "header", "name": name, **_SECONDS} for name in SLO_HEADERS]
-_BEARER = {"bearer": {"type": "http", "scheme": "bearer"}}
 
 
 def accepts(*models: type[Struct]) -> dict[str, Any]:
     """Returns what an operation says of its body, which is of one of these classes."""
     _BODIES.update((one.__name__, one) for one in models)
     refs = [{"$ref": _REF.format(name=one.__name__)} for one in models]
-    body = {
-        "required": True,
-        "content": {"application/json": {"schema": {"anyOf": refs}}},
-    }
-    is_slo = any("slo" in one.__struct_fields__ for one in models)
-    return {"requestBody": body, "parameters": _SLO if is_slo else []}
+    content = {"application/json": {"schema": {"anyOf": refs}}}
+    body = {"required": True, "content": content}
+    has_slo = "slo" in models[0].__struct_fields__
+    return {"requestBody": body, "parameters": _SLO if has_slo else []}
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
+    version, servers = jserve.__version__, [{"url": app.root_path or "/"}]
     document = get_openapi(
-        title="jserve",
-        version=jserve.__version__,
-        routes=app.routes,
-        servers=[{"url": app.root_path or "/"}],
+        title="jserve", version=version, routes=app.routes, servers=servers
     )
-    for operations in document["paths"].values():
-        for one in operations.values():
-            one["responses"].pop("422", None)  # a query that is wrong gets 400
+    for one in (one for path in document["paths"].values() for one in path.values()):
+        one["responses"].pop("422", None)  # a query that is wrong gets 400
     _, schemas = msgspec.json.schema_components(_BODIES.values(), ref_template=_REF)
     for name, model in _BODIES.items():
         for refused in getattr(model, "refused", ()):
             schemas[name]["properties"].pop(refused, None)
-    document["components"] = {"schemas": schemas, "securitySchemes": _BEARER}
+    document["components"] = {"schemas": schemas}
     return document
 
 

@@ -171,19 +171,15 @@ class Reply:
         num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
         num_output = sum(len(one.tokens) for one in self.generations)
         num_cached = sum(one.num_cached_tokens for one in firsts)
+        num_reasoning = sum(one.num_reasoning_tokens for one in self.generations)
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": num_cached},
+            "completion_tokens_details": {"reasoning_tokens": num_reasoning},
             **(slo_usage(self.generations) if is_final else {}),
-            **self._reasoning_usage(),
         }
-
-    def _reasoning_usage(self) -> dict[str, Any]:
-        num_tokens = sum(one.num_reasoning_tokens for one in self.generations)
-        details = {"completion_tokens_details": {"reasoning_tokens": num_tokens}}
-        return details if num_tokens else {}
 
 
 class TokenRouter:

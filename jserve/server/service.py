@@ -4,15 +4,14 @@ import dataclasses
 import math
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 
 from anyio import CapacityLimiter, to_thread
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.answer_text import answer_text
-from jserve.server.block_answers import BlockFormat, MessageWriter, ResponseWriter
+from jserve.server.block_answers import WRITERS, BlockFormat
 from jserve.server.bodies import largest_honest_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
@@ -34,13 +33,7 @@ from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 
 _NOT_SERVING_RETRY_S = 5.0
 _MAX_MAKING = 2  # constraints at a time, each in a thread
-# The format of an answer, and the beginning of its id, by the path under /v1.
-_FORMS: dict[str, tuple[Callable[..., AnswerFormat], str]] = {
-    "completions": (AnswerFormat, "cmpl-"),
-    "chat": (AnswerFormat, "chatcmpl-"),
-    "responses": (partial(BlockFormat, writer_class=ResponseWriter), "resp_"),
-    "messages": (partial(BlockFormat, writer_class=MessageWriter), "msg_"),
-}
+_PREFIXES = {"completions": "cmpl-", "chat": "chatcmpl-", "messages": "msg_"}  # of ids
 _MAX_MESSAGE_CHARS = 1000  # of a faulty constraint
 
 
@@ -68,14 +61,14 @@ class Service:
         self.tokenizer = tokenizer
         self.config = config
         self.classes = classes
-        names = config.served_model_name or (engine.model_name, engine.config.model)
-        self.model_names = config.served_model_name or (engine.model_name,)
-        self.model_name = names[0]
+        names = config.served_model_name
+        self.model_names = names or (engine.model_name,)
+        self.model_name = self.model_names[0]
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_names=names,
+            model_names=names or (self.model_name, engine.config.model),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
@@ -171,11 +164,11 @@ class Service:
         """Returns the reply of `start`, before its requests are submitted."""
         body, prompts = asked.body, asked.prompts
         # The format of the answer, and the number of requests.
-        form_class, prefix = _FORMS[asked.door]
+        form_class = BlockFormat if asked.door in WRITERS else AnswerFormat
         options = body.stream_options or StreamOptions()
         form = form_class(
             is_chat=isinstance(body, ChatRequest),
-            response_id=f"{prefix}{uuid.uuid4().hex}",
+            response_id=f"{_PREFIXES.get(asked.door, 'resp_')}{uuid.uuid4().hex}",
             created_s=int(time.time()),
             model=self.model_name,
             door=asked.door,

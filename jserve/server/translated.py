@@ -49,16 +49,8 @@ class Piece(TextPart, kw_only=True):
     call_id: str | None = None
     tool_use_id: str | None = None
 
-    def turns(self, where: str, role: str = "user") -> Iterator[ChatMessage]:
-        """Yields it as turns of a chat.
-
-        Args:
-          where: Path of the piece.
-          role: Role of the turn that it is part of.
-
-        Raises:
-          ApiError: 400, naming a field under `where`.
-        """
+    def turns(self, where: str, role: str) -> Iterator[ChatMessage]:
+        """Yields it as turns of a chat; errors name a field under the path `where`."""
         match self.type:
             case "message":
                 if isinstance(self.content, str):

@@ -31,7 +31,6 @@ def test_all_fields_of_the_document_are_known(served, document, path):
     name = schema["anyOf"][0]["$ref"].removeprefix("#/components/schemas/")
     fields = document["components"]["schemas"][name]["properties"]
     assert fields.keys() > {"model", "temperature", "slo", "stop_token_ids"}
-    assert "n" in fields or "input" in fields or "system" in fields
     optional = {one: None for one in fields if "default" in fields[one]}
     body = json.dumps({**optional, **BODIES[path]}).encode()
     answer = served.request("POST", path, body)
@@ -40,22 +39,17 @@ def test_all_fields_of_the_document_are_known(served, document, path):
     assert {"x-slo-ttft-ms", "x-llm-d-slo-tpot-us", "x-sgl-ttft-slo-ms"} < {*headers}
 
 
-def test_what_is_refused_is_not_in_the_document(document):
+def test_the_document_is_whole(document):
     schemas = document["components"]["schemas"]
     for name, field in (("ResponsesRequest", "n"), ("MessagesRequest", "stop")):
-        assert field not in schemas[name]["properties"]
+        assert field not in schemas[name]["properties"], "it is refused"
     assert "max_tokens" in schemas["MessagesRequest"]["required"]
     text = json.dumps(document)
     for one in text.split('"#/components/schemas/')[1:]:
         assert one.partition('"')[0] in schemas
-    assert "422" not in text and "HTTPValidationError" not in text
-
-
-def test_each_route_of_people_and_programs_is_in_the_document(document):
+    assert "422" not in text
     posts = {path for path, one in document["paths"].items() if "post" in one}
     assert posts == {*BODIES, "/detokenize", "/ping"}
-    for path in posts - {"/ping"}:
-        assert "requestBody" in document["paths"][path]["post"]
 
 
 def test_the_page_needs_no_network():
