@@ -237,7 +237,7 @@ def _run(
             raise ProgramError(str(error)) from error
         if leader is not None:
             leader.on_lost = loop.fail
-        name = " ".join(server_config.served_model_name or [loop.model_name])
+        name, *_ = server_config.served_model_name or (loop.model_name,)
         url = url_of(listener, is_tls=server_config.tls_cert is not None)
         print(
             f"jserve: {url} serves {name} "

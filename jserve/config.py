@@ -135,6 +135,8 @@ class EngineConfig:
       max_queued_requests: Most requests that wait; more are refused with status 429.
       max_queue_wait_s: Seconds after which one that can no longer attain its SLO ends
         with status 503; 0 sets no limit. Best effort waits.
+      step_timeout_s: Seconds after which a step that has not ended fails the server; a
+        hundred times its predicted duration, if that is more; 0 sets no limit.
       enable_overlap: Whether a step is planned while the previous one runs. On CPU this
         gains at few rows, and nothing, or less, once steps use all cores.
       bucket_strategy: Strategy that chooses the compiled buckets, by name and options,
@@ -193,6 +195,7 @@ class EngineConfig:
     max_num_batched_tokens: int = 0
     max_queued_requests: int = 1024
     max_queue_wait_s: float = 0.0
+    step_timeout_s: float = 60.0
     enable_overlap: bool = True
     bucket_strategy: str = ""
     buckets: pathlib.Path | None = None
@@ -232,6 +235,7 @@ class EngineConfig:
             ("max_model_len", 0, 2**24),
             ("max_queued_requests", 1, 2**20),
             ("max_queue_wait_s", 0.0, 86400.0),
+            ("step_timeout_s", 0.0, 86400.0),
             ("annealing_budget_ms", 0.0, 1000.0),
             ("tensor_parallel", 1, 2**10),
             ("max_programs", 0, 2**16),

@@ -179,6 +179,9 @@ class FakeLoop:
     def steps(self, since: int = 0) -> list[StepRecord]:
         return self._steps[max(since, self.num_forgotten) :]
 
+    def check_progress(self) -> None:
+        pass
+
     def drain(self, timeout_s: float) -> bool:
         self.health = Health.DRAINING
         is_done = self.wait_idle(timeout_s)
@@ -187,7 +190,9 @@ class FakeLoop:
             self._live.clear()
         self._publish(
             [
-                TokenEvent(one, None, time.monotonic(), FinishReason.CANCELLED)
+                TokenEvent(
+                    one, None, time.monotonic(), FinishReason.CANCELLED, is_cut=True
+                )
                 for one in left
             ]
         )

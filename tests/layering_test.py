@@ -42,7 +42,7 @@ ROOMS = {
     ),
     "jserve_tools": (
         *("reporting", "load", "measuring", "training", "gpu_profiles", "fitting"),
-        *("simulating", "bench", "simulate", "fit_buckets", "profile_steps"),
+        *("simulating", "bench", "convert", "simulate", "fit_buckets", "profile_steps"),
         *("train_model", "train_predictor"),
     ),
 }

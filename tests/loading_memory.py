@@ -1,6 +1,6 @@
-"""Loads a part of a checkpoint in one of two processes, and says what it took.
+"""Loads a checkpoint, or a part of it in one of two processes; says what it took.
 
-python -m tests.loading_memory FOLDER HOST:PORT PROCESS_ID
+python -m tests.loading_memory FOLDER [HOST:PORT PROCESS_ID]
 """
 
 import json
@@ -88,14 +88,15 @@ def _memory_bytes(field: str) -> int:
 
 def main() -> None:
     """Loads this process's part, and prints bytes."""
-    folder, address, process_id = sys.argv[1:]
-    join_cluster(
-        {
-            "coordinator_address": address,
-            "num_processes": 2,
-            "process_id": int(process_id),
-        }
-    )
+    folder, *rest = sys.argv[1:]
+    if rest:
+        join_cluster(
+            {
+                "coordinator_address": rest[0],
+                "num_processes": 2,
+                "process_id": int(rest[1]),
+            }
+        )
     mesh = make_mesh(jax.devices())
     before = _memory_bytes("VmRSS")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # counts the peak from here

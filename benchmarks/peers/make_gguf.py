@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
         if projection in heads:
             weight = interleaved(weight, heads[projection])
         writer.add_tensor(
-            names.get_name(name, try_suffixes=(".weight",)),
+            names.get_name(name, try_suffixes=(".weight",)) or name,
             np.ascontiguousarray(weight, np.float32),
         )
     writer.write_header_to_file()

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The policies on this machine's engine over HTTP, in turns (A B C D A B C D), on two
 # traces with lengths quartered: 35 minutes on a machine that does nothing else, to
-# out/policies. NUM_REQUESTS=200 takes a third of that.
+# out/policies. NUM_REQUESTS=300 takes half of that.
 # Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../.."

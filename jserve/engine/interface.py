@@ -74,6 +74,9 @@ class ServingEngine(Protocol):
     def cancel(self, request_id: str) -> None:
         """Ends a request after the step in flight; ids that are gone are ignored."""
 
+    def check_progress(self) -> None:
+        """Fails the engine if a step has taken far too long."""
+
     def stats(self) -> EngineStats:
         """Returns a snapshot of counters for health and metrics."""
 

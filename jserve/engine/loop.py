@@ -27,6 +27,7 @@ from jserve.engine.interface import Listener
 from jserve.engine.profiler import Profiler
 from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.stats import engine_stats
+from jserve.engine.token_events import token_events
 from jserve.engine.warm_up import WarmUp, start_up_table
 from jserve.records.events import (
     EngineStats,
@@ -37,7 +38,7 @@ from jserve.records.events import (
     TokenEvent,
     TokenLogprobs,
 )
-from jserve.text.constraints import accept_outputs, failure_of
+from jserve.text.constraints import accept_outputs
 from jserve.timing.serving_predictor import ServingPredictor
 from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.request import FinishReason, Request
@@ -47,6 +48,7 @@ from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
 _CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
+_TIMES_PREDICTED = 100.0  # that a step may take, at least
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
 
@@ -97,6 +99,8 @@ class EngineLoop:
         self._in_use: set[str] = set()  # ids not to be used again yet
         self._num_open = 0  # requests whose end is not published yet
         self._is_stopping = False
+        self._is_cut = False  # what is still open ends with an error
+        self._waiting: tuple[float, float] | None = None  # since, and as predicted
 
     def set_listener(self, publish: Listener) -> None:
         """Sets the function that is called once a step, in the loop's thread."""
@@ -167,10 +171,21 @@ class EngineLoop:
             self.warm_up.begin_no_more()
             is_done = self._changed.wait_for(lambda: not self._num_open, timeout_s)
             if not is_done:
+                self._is_cut = True
                 self._cancelled.extend(self._in_use)
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: not self._num_open, _CANCEL_TIMEOUT_S)
             return is_done
+
+    def check_progress(self) -> None:
+        """Fails the engine if a step has taken far too long; any thread may call it."""
+        waiting, least_s = self._waiting, self.config.step_timeout_s
+        if waiting is None or not least_s or self.health is Health.FAILED:
+            return
+        limit_s = max(least_s, _TIMES_PREDICTED * waiting[1])
+        if time.monotonic() - waiting[0] > limit_s:
+            _LOG.error("no step ended in %g s (--step_timeout_s)", limit_s)
+            self.fail(f"the device did not end a step in {limit_s:g} s")
 
     def stop(self) -> None:
         """Ends the thread; requests still live are cancelled."""
@@ -216,7 +231,7 @@ class EngineLoop:
             # In XLA's words, a lost process is an address of a collective operation.
             is_shared = isinstance(error, JaxRuntimeError) and jax.process_count() > 1
             reason = "a process that shares the model was lost" if is_shared else error
-            self.fail(f"the engine failed: {reason}")
+            self.fail(f"the engine failed: {reason or repr(error)}")
         finally:
             self._records.close()  # first, since what comes next may take long
             self._profiler.stop()
@@ -337,7 +352,10 @@ class EngineLoop:
         """Waits for the first step and applies it; returns when it ended there."""
         step = in_flight.popleft()
         start_s = time.perf_counter()
+        if self.health is not Health.STARTING:
+            self._waiting = time.monotonic(), step.pending.plan.predicted_s
         tokens = step.pending.wait()
+        self._waiting = None
         end_s = time.monotonic()
         waited_s = time.perf_counter()
         duration_s = end_s - max(step.pending.launched_s, last_end_s)
@@ -370,20 +388,7 @@ class EngineLoop:
         """Notifies the listener of new tokens and ends."""
         if not outputs:
             return
-        now_s = time.monotonic()
-        events = [
-            TokenEvent(
-                request.request_id,
-                token,
-                now_s,
-                request.finish_reason,
-                request.num_cached_tokens,
-                failure_of(request),
-                retry_after_s=request.retry_after_s,
-                logprobs=None if token is None else logprobs.get(request.request_id),
-            )
-            for request, token in outputs
-        ]
+        events = token_events(outputs, logprobs, is_cut=self._is_cut)
         ended = [one.request_id for one in events if one.finish_reason is not None]
         if ended:
             with self._changed:

@@ -7,6 +7,7 @@ time, or when someone asks for them: that costs the engine as much as one alone.
 
 import collections
 import itertools
+import logging
 import threading
 import time
 from typing import Any
@@ -19,6 +20,7 @@ from jserve_sched.steps import features
 from jserve_sched.steps.record import StepRecord, recorded_sizes
 from jserve_sched.timing.predictor import Predictor
 
+_LOG = logging.getLogger("jserve")
 _MAX_RECORDS = 65536
 _PRICED_TOGETHER = 32
 _HOST_PARTS = ("plan_s", "transfer_s", "launch_s", "apply_s")
@@ -29,6 +31,7 @@ class RecentSteps:
 
     Attributes:
       num_steps: Steps taken so far.
+      num_lost: Those of them that could not be recorded.
     """
 
     def __init__(self, prices: Predictor, recorder: StepRecorder | None = None):
@@ -38,7 +41,7 @@ class RecentSteps:
           prices: The step-time table.
           recorder: Takes every record; closed by `close`.
         """
-        self.num_steps = 0
+        self.num_steps = self.num_lost = 0
         self._prices = prices
         self._recorder = recorder
         self._records = collections.deque[StepRecord](maxlen=_MAX_RECORDS)
@@ -76,7 +79,13 @@ class RecentSteps:
         with self._lock:
             self._new.append((plan.features, fields))
             if len(self._new) >= _PRICED_TOGETHER:
-                self._record_new()
+                try:
+                    self._record_new()
+                except Exception:  # no request depends on it
+                    if not self.num_lost:
+                        _LOG.exception("%d steps have no record", len(self._new))
+                    self.num_lost += len(self._new)
+                    self._new.clear()
         self.num_steps += 1
 
     def _record_new(self) -> None:

@@ -66,6 +66,7 @@ class TokenEvent(NamedTuple):
       error: What went wrong, on the last event of a request the engine failed.
       retry_after_s: When to come back, of a request that was refused; infinite: never.
       logprobs: Log-probabilities at the token, if the request asked for them.
+      is_cut: Whether the end is that of the server, whose time to drain has passed.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class TokenEvent(NamedTuple):
     error: str | None = None
     retry_after_s: float | None = None
     logprobs: TokenLogprobs | None = None
+    is_cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -29,11 +29,19 @@ class AnswerText(NamedTuple):
       skips_special: Whether special tokens have no text.
       finder: Finds stop strings.
       parser: Takes the text apart; None if it is all content.
+      has_one_call: Whether it ends where a second tool call begins.
     """
 
     skips_special: bool
     finder: StopFinder
     parser: Parser | None
+    has_one_call: bool = False
+
+
+def opens_reasoning(prompt_tokens: np.ndarray, tokenizer: Tokenizer) -> bool:
+    """Returns whether a prompt ends where reasoning has begun."""
+    last = map(tokenizer.token_bytes, prompt_tokens[-_LAST_TOKENS:].tolist())
+    return has_open_reasoning(b"".join(last).decode(errors="replace"))
 
 
 def answer_text(
@@ -48,8 +56,8 @@ def answer_text(
 
     Args:
       form: Form of the model's tool calls, if it has one.
-      has_reasoning: Whether reasoning is split off; not of a constrained answer, which
-        has none.
+      has_reasoning: Whether reasoning is split off; a constrained answer has some only
+        if its prompt has begun it.
     """
     parser: Parser | None = None
     shown = []
@@ -64,9 +72,8 @@ def answer_text(
                 parser = ToolParser(form)
                 shown = [mark_of(form)]
         if has_reasoning:
-            last = map(tokenizer.token_bytes, prompt_tokens[-_LAST_TOKENS:].tolist())
-            text = b"".join(last).decode(errors="replace")
-            parser = ReasoningParser(parser, has_begun=has_open_reasoning(text))
+            has_begun = opens_reasoning(prompt_tokens, tokenizer)
+            parser = ReasoningParser(parser, has_begun=has_begun)
     # Special tokens have to be seen where a stop string or a mark has one.
     special = tokenizer.special_texts() if body.stops or shown else []
     is_needed = any(one in text for one in special for text in (*body.stops, *shown))
@@ -77,4 +84,5 @@ def answer_text(
         keep_stop=bool(body.include_stop_str_in_output),
         hidden=hidden if is_needed and skips_special else (),
     )
-    return AnswerText(skips_special and not is_needed, finder, parser)
+    has_one_call = isinstance(body, ChatRequest) and body.parallel_tool_calls is False
+    return AnswerText(skips_special and not is_needed, finder, parser, has_one_call)

@@ -82,7 +82,10 @@ async def _absorb_steps(service: Service) -> None:
     """Regularly adds new steps to the metrics."""
     while True:
         await asyncio.sleep(_ABSORB_S)
-        service.metrics.absorb_steps()
+        try:
+            service.metrics.absorb_steps()
+        except Exception:  # the next ones may be countable
+            logging.getLogger(__name__).exception("steps are missing in the metrics")
 
 
 async def _stop(engine: ServingEngine) -> bool:

@@ -1,5 +1,7 @@
 """One output of one prompt: from the engine's events to its text and its end."""
 
+import dataclasses
+
 from jserve.records.events import TokenEvent
 from jserve.server.answer_text import AnswerText
 from jserve.server.errors import ApiError
@@ -20,6 +22,9 @@ _REFUSALS = {
     FinishReason.REFUSED: (429, "unattainable", "the SLO cannot be attained now"),
     FinishReason.EXPIRED: (503, "queue_wait", "the SLO was missed in the queue"),
 }
+
+_CUT = "the server stops, and this request had not ended"
+_BACK_S = 5.0  # until another one may serve
 
 
 class Generation:
@@ -57,6 +62,7 @@ class Generation:
             request.prompt_tokens[-8:].tolist(), skips_special=text.skips_special
         )
         self._finder, self.parser = text.finder, text.parser
+        self._has_one_call = text.has_one_call
         self._metrics = metrics
         self._prefix = prefix
         self.texts: list[str] = []
@@ -76,7 +82,7 @@ class Generation:
 
     @property
     def stop_string(self) -> str | None:
-        """The stop string that has ended it."""
+        """The stop string that ended it."""
         return self._finder.found
 
     def take(self, event: TokenEvent) -> str | Delta:
@@ -98,6 +104,9 @@ class Generation:
             text += self._show(self._detokenizer.finish()) + self._finder.flush()
         if event.error is not None:
             self.finish("error", event.time_s, error=ApiError(event.error, status=500))
+        elif event.is_cut:
+            error = ApiError(_CUT, status=503, code="shutdown", retry_after_s=_BACK_S)
+            self.finish("shutdown", event.time_s, error=error)
         elif reason in _REFUSALS:
             status, code, message = _REFUSALS[reason]
             after_s = event.retry_after_s
@@ -110,14 +119,18 @@ class Generation:
         if self.parser is None:
             self.texts.append(text)
             return text
-        return self._take_apart(self.parser, text)
+        return self._take_apart(self.parser, text, event.time_s)
 
-    def _take_apart(self, parser: Parser, text: str) -> Delta:
+    def _take_apart(self, parser: Parser, text: str, time_s: float) -> Delta:
         is_reasoning = isinstance(parser, ReasoningParser) and parser.is_reasoning
         self.num_reasoning_tokens += is_reasoning
         found = parser.push(text)
         if self.finish_reason is not None:
             found += parser.finish()
+        if self._has_one_call and any(one.number for one in found.calls):
+            first = tuple(one for one in found.calls if not one.number)
+            found = dataclasses.replace(found, calls=first)
+            self.finish("stop", time_s)
         self.parts.append(found)
         self._has_calls |= bool(found.calls)
         return found

@@ -10,7 +10,7 @@ from anyio import CapacityLimiter, to_thread
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
-from jserve.server.answer_text import answer_text
+from jserve.server.answer_text import answer_text, opens_reasoning
 from jserve.server.block_answers import WRITERS, BlockFormat
 from jserve.server.bodies import largest_honest_body
 from jserve.server.chat_request import ChatRequest
@@ -199,6 +199,11 @@ class Service:
         generations: list[Generation] = []
         for index in range(num_requests):
             prompt = prompts[index // num_choices]
+            has_reasoning = self.config.reasoning_parser == "think" and (
+                constraint is None
+                or (form.is_chat and opens_reasoning(prompt.tokens, self.tokenizer))
+            )
+            after = self.tokenizer.token_bytes if has_reasoning else None
             request = Request(
                 request_id=f"{form.response_id}-{index}",
                 arrival_s=arrival_s,
@@ -217,7 +222,7 @@ class Service:
                 sampling=dataclasses.replace(
                     sampling, seed=(sampling.seed + index % num_choices) % SEEDS
                 ),
-                constraint=constraint and constraint.copy(),
+                constraint=constraint and constraint.copy(after),
             )
             generations.append(
                 Generation(
@@ -228,8 +233,7 @@ class Service:
                         prompt.tokens,
                         self.tokenizer,
                         form=form_of_calls,
-                        has_reasoning=constraint is None
-                        and self.config.reasoning_parser == "think",
+                        has_reasoning=has_reasoning,
                     ),
                     metrics=self.metrics,
                     prefix=prompt.echo,

@@ -1,10 +1,11 @@
 """Listens, serves, and ends on a signal or when the engine fails.
 
 On the first SIGTERM or SIGINT the socket stays open: new requests are answered with 503
-while running ones finish. Then the server closes, and the process ends with status 0. A
-second SIGINT ends it at once. If the engine has failed, all clients get an error, and
-the process ends with another status, so that its supervisor starts it again. What still
-runs 10 s after the drain is ended by force, with status 1 and a print of where it hung.
+while running ones finish; those that have not ended in time get an error. Then the
+server closes, and the process ends with status 0. A second signal ends it at once. If
+the engine has failed, all clients get an error, and the process ends with another
+status, so that its supervisor starts it again. What still runs 10 s after the drain is
+ended by force, with status 1 and a print of where it hung.
 """
 
 import asyncio
@@ -123,6 +124,7 @@ def make_server(app: FastAPI, config: ServerConfig) -> uvicorn.Server:
 
 async def _wait_for_failure(engine: ServingEngine) -> None:
     while engine.health is not Health.FAILED:
+        engine.check_progress()
         await asyncio.sleep(_WATCH_S)
 
 
@@ -133,8 +135,8 @@ async def _serve(
     leaving = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
-        if leaving.is_set() and number is signal.SIGINT:
-            _LOGGER.warning("interrupted again: leaving at once")
+        if leaving.is_set():
+            _LOGGER.warning("%s once more: leaving at once", number.name)
             os._exit(128 + number)
         leaving.set()
 
@@ -166,7 +168,8 @@ async def _serve(
     finally:
         signalled.cancel()
         failed.cancel()
-    return 0 if is_signalled else FAILED_STATUS
+    has_failed = engine.health is Health.FAILED
+    return 0 if is_signalled and not has_failed else FAILED_STATUS
 
 
 def serve(

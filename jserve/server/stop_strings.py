@@ -47,14 +47,13 @@ class StopFinder:
             return ""
         text = self._held + text
         found = [
-            (start + len(stop), start)
+            (start + len(stop), start, stop)
             for stop in self._stops
             if (start := text.find(stop)) >= 0
         ]
         if found:
             # The one that ends first, as if the text had arrived letter by letter.
-            end, start = min(found)
-            self.found = text[start:end]
+            end, start, self.found = min(found)
             self._held = ""
             shown = self._hidden.sub("", text[:start])
             return shown + text[start:end] if self._keep_stop else shown

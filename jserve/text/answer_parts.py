@@ -28,7 +28,7 @@ _HEAD = re.compile(
 )
 _BARE_HEAD = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\]\w+)?\s*(?:\[ARGS\])?\s*(?=\{)")
 _MAY_BE_BARE = re.compile(r"[\w.-]*\s*(?:\[[\w\[\]]*)?\s*")
-_THINK, _END_OF_THINK = "<think>", "</think>"
+_THINK, END_OF_THINK = "<think>", "</think>"
 
 
 class CallDelta(NamedTuple):
@@ -310,13 +310,13 @@ class ReasoningParser:
                 self._is_open, text = False, self._text
                 return self._content(text)
             self.is_reasoning, self._text = True, bare.removeprefix(_THINK)
-        place = self._text.find(_END_OF_THINK)
+        place = self._text.find(END_OF_THINK)
         if place < 0:
-            place = _held(self._text, _END_OF_THINK)
+            place = _held(self._text, END_OF_THINK)
             shown, self._text = self._text[:place], self._text[place:]
             return Delta(reasoning=shown)
         shown = self._text[:place]
-        after = self._text[place + len(_END_OF_THINK) :]
+        after = self._text[place + len(END_OF_THINK) :]
         self._is_open = self.is_reasoning = False
         self._strips = True
         return Delta(reasoning=shown) + self._content(after)

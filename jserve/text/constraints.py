@@ -6,14 +6,16 @@ the bytes of its tokens, and is imported with the first constraint.
 
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from jserve.text.answer_parts import END_OF_THINK
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import Request
 
+_END = END_OF_THINK.encode()
 Kind = Literal["json", "regex", "choice", "grammar"]
 _FORMS: dict[Kind, str] = {
     "json": "JSON schema",
@@ -27,23 +29,42 @@ _JSON_SPACE = r"[\x20\x0A\x09]{1,20}"
 
 
 class Constraint:
-    """What may come next in one output."""
+    """What may come next in one output, perhaps only once its reasoning has ended."""
 
     def __init__(self, matcher: Any):
         self.matcher = matcher
+        self._token_bytes: Callable[[int], bytes] | None = None
+        self._seen = b""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether reasoning has not ended yet, of which anything may be."""
+        return self._token_bytes is not None
 
     @property
     def error(self) -> str:
         """Why it cannot be followed any more; "" while it can."""
         return str(self.matcher.get_error()).partition("\n")[0]
 
-    def copy(self) -> "Constraint":
-        """Returns one that is as far, for another output."""
-        return Constraint(self.matcher.deep_copy())
+    def copy(
+        self, after_reasoning: Callable[[int], bytes] | None = None
+    ) -> "Constraint":
+        """Returns one for another output, which may have to reason before.
+
+        Args:
+          after_reasoning: Returns the bytes of a token, to find the end of reasoning.
+        """
+        found = Constraint(self.matcher.deep_copy())
+        found._token_bytes = after_reasoning
+        return found
 
     def accept(self, token: int) -> None:
         """Takes the next token of the output."""
-        if not self.matcher.is_stopped():
+        if self._token_bytes is not None:
+            self._seen = self._seen[-len(_END) :] + self._token_bytes(token)
+            if _END in self._seen:
+                self._token_bytes = None
+        elif not self.matcher.is_stopped():
             self.matcher.consume_token(token)
 
 
@@ -131,7 +152,10 @@ def fill_masks(
     from llguidance.numpy import fill_next_token_bitmask
 
     for row, one in constraints:
-        fill_next_token_bitmask(one.matcher, masks, row)
+        if one.is_waiting:
+            masks[row] = -1
+        else:
+            fill_next_token_bitmask(one.matcher, masks, row)
 
 
 def accept_outputs(outputs: Iterable[tuple[Request, int | None]]) -> list[str]:

@@ -14,7 +14,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.unknown_fields import UnknownFieldSet
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-_QWEN_WORDS = (
+_QWEN_WORDS = (  # with one digit; of Llama 3 with up to three
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -147,9 +147,14 @@ def _byte_level(
     kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
     built = tokenizers.Tokenizer(models.BPE.from_file(str(words), str(merges)))
     has_prefix = bool(settings.get("add_prefix_space"))
-    if kind == "Qwen2Tokenizer":
-        built.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(tokenizers.Regex(_QWEN_WORDS), "isolated")
+    if kind in ("Qwen2Tokenizer", "Llama3Tokenizer"):
+        digits = "" if kind == "Qwen2Tokenizer" else "{1,3}"
+        if digits:
+            built.model.ignore_merges = True
+        else:
+            built.normalizer = normalizers.NFC()
+        words_form = _QWEN_WORDS.replace(r"|\p{N}|", rf"|\p{{N}}{digits}|")
+        split = pre_tokenizers.Split(tokenizers.Regex(words_form), "isolated")
         spell = pre_tokenizers.ByteLevel(add_prefix_space=has_prefix, use_regex=False)
         built.pre_tokenizer = pre_tokenizers.Sequence([split, spell])
     elif kind == "GPT2Tokenizer":

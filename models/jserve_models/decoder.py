@@ -19,7 +19,14 @@ from jserve_models import rope, sharding
 from jserve_models.attention import AttentionBackend, cpu
 from jserve_models.config import ModelConfig
 from jserve_models.layers import DecoderLayer, Draw, RmsNorm, normalised, parameter
-from jserve_models.matrices import LARGEST, Matrix, Quantised, product, quantise
+from jserve_models.matrices import (
+    LARGEST,
+    Matrix,
+    Quantised,
+    dequantise,
+    product,
+    quantise,
+)
 from jserve_models.steps import KvCache, StepInputs, StepShape, lay_out
 
 _LOGIT_STD = 2.0  # of drawn weights: argmax has a margin, sampling has a choice
@@ -46,6 +53,7 @@ class DecoderWeights(nnx.Module):
         )
 
 
+HostMatrix = np.ndarray | Quantised
 Weight = Matrix | tuple[Matrix, ...]
 """A parameter on the device; one of layers is a tuple with an array for each."""
 
@@ -76,7 +84,7 @@ class Leaf:
 
     def place(
         self,
-        host: np.ndarray | Iterable[np.ndarray],
+        host: HostMatrix | Iterable[HostMatrix],
         mesh: jax.sharding.Mesh,
         dtype: jax.typing.DTypeLike | None = None,
         weights: str = "auto",
@@ -84,14 +92,15 @@ class Leaf:
         """Puts the parameter on its devices, the arrays of its layers one by one.
 
         Args:
-          host: Array, or for a parameter of layers their arrays in turn.
+          host: Array, or for a parameter of layers their arrays in turn; a matrix may
+            be quantised.
           dtype: Type that it is cast to; None takes it as it is.
           weights: Storage of matrices, of `matrices.STORAGES`; other than "auto" it
             stands in for `dtype`.
         """
         storage = self.storage(weights)
 
-        def put(part: np.ndarray) -> Matrix:
+        def put(part: HostMatrix) -> Matrix:
             if storage in LARGEST:
                 whole = quantise(part, storage)
                 found: Quantised = jax.tree.map(
@@ -99,11 +108,12 @@ class Leaf:
                 )
                 return found
             cast_to = dtype if storage == "auto" else storage
+            part = dequantise(part)
             return sharding.put(part, self._placement(part, mesh), cast_to)
 
         if self.axes[0] == "layers":
-            return tuple(put(part) for part in host)
-        return put(cast(np.ndarray, host))
+            return tuple(map(put, cast(Iterable[HostMatrix], host)))
+        return put(cast(HostMatrix, host))
 
     def abstract(
         self, mesh: jax.sharding.Mesh, dtype: jax.typing.DTypeLike, weights: str

@@ -49,8 +49,19 @@ def check_storage(weights: str, device: jax.Device) -> None:
         )
 
 
-def quantise(matrix: np.ndarray | jax.Array, weights: str) -> Quantised:
+def dequantise(matrix: np.ndarray | Quantised) -> np.ndarray:
+    """Returns a matrix of NumPy; one of a checkpoint in fewer bits becomes float32."""
+    if isinstance(matrix, Quantised):
+        wide: np.ndarray = matrix.values.astype(np.float32)
+        wide *= matrix.scale[..., None, :]
+        return wide
+    return matrix
+
+
+def quantise(matrix: np.ndarray | jax.Array | Quantised, weights: str) -> Quantised:
     """Returns a matrix [..., in, out] of NumPy, or a traced one, in fewer bits.
+
+    A matrix that a checkpoint has in this type keeps its values and scales.
 
     The largest number of an output channel becomes the largest of the type. Channels
     are independent, so those of a large matrix are shared out among the processors.
@@ -58,9 +69,14 @@ def quantise(matrix: np.ndarray | jax.Array, weights: str) -> Quantised:
     Args:
       weights: "int8" or "fp8".
     """
+    kind = jnp.int8 if weights == "int8" else _FP8
+    if isinstance(matrix, Quantised):
+        if matrix.values.dtype == kind:
+            return matrix
+        matrix = dequantise(matrix)
     if not isinstance(matrix, np.ndarray):
         return _quantise(matrix, weights, jnp)
-    values = np.empty(matrix.shape, jnp.int8 if weights == "int8" else _FP8)
+    values = np.empty(matrix.shape, kind)
     scale = np.empty((*matrix.shape[:-2], matrix.shape[-1]), np.float32)
 
     def fill(begin: int) -> None:

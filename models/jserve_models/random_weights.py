@@ -7,7 +7,7 @@ own stream, so parts are drawn in parallel.
 
 import concurrent.futures
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ _PART_ROWS = 4096  # of a leaf without layers; changing it changes the weights
 
 def draw_weights(
     leaves: Iterable[Leaf], seed: int, dtype: jax.typing.DTypeLike
-) -> Iterator[np.ndarray]:
+) -> Generator[np.ndarray]:
     """Yields random weights in the order of `leaves`.
 
     Raises:

@@ -7,7 +7,7 @@ folder in Hugging Face's form brings its own.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 import jax
@@ -108,7 +108,8 @@ def load_model(
 
     Args:
       name_or_path: Key of `config.NAMED`, a folder with `config.json` and
-        `model.safetensors` or its sharded index, or ORG/NAME of the hub.
+        `model.safetensors`, its sharded index or the Orbax checkpoint `checkpoint`, a
+        GGUF file, or ORG/NAME of the hub.
       seed: Seed of random weights of a named size. None takes trained weights where the
         package has them, else seed 0. A folder ignores it.
       dtype: Type of the computation, and of the weights but for `weights`; those that
@@ -137,16 +138,7 @@ def load_model(
             mesh=mesh,
         )
     structure = _structure(config, attention, mesh)
-    source = decoder.Decoder(config).leaves
-    hosts: Iterable[Any]
-    if name_or_path in NAMED:
-        trained = trained_weights.packaged_checkpoint(name_or_path)
-        if seed is None and trained is not None:
-            hosts = trained_weights.read_trained(trained, source, dtype)
-        else:
-            hosts = random_weights.draw_weights(source, seed or 0, dtype)
-    else:
-        hosts = read_weights(_folder(name_or_path), config, source)
+    hosts = host_weights(name_or_path, config, seed, dtype)
     times = structure.config.num_kv_heads // config.num_kv_heads
     leaves = []
     for leaf, host in zip(structure.leaves, hosts, strict=True):
@@ -154,9 +146,37 @@ def load_model(
             repeat = functools.partial(
                 sharding.repeat_heads, head_dim=config.head_dim, times=times
             )
-            host = map(repeat, host)
-        leaves.append(leaf.place(host, mesh, dtype, weights))
+            host = map(functools.partial(jax.tree.map, repeat), cast(Any, host))
+        try:
+            leaves.append(leaf.place(host, mesh, dtype, weights))
+        except sharding.NotFiniteError as error:
+            hosts.throw(error)  # what reads them knows file and name
     return decoder_model(structure, leaves, weights, mesh)
+
+
+def host_weights(
+    name_or_path: str,
+    config: ModelConfig,
+    seed: int | None,
+    dtype: jax.typing.DTypeLike,
+) -> Generator[Any]:
+    """Yields a model's weights as `Leaf.place` takes them, in the order of leaves.
+
+    Args:
+      seed: As of `load_model`.
+      dtype: Type of those that are not a folder's tensors, which come as they are.
+    """
+    leaves = decoder.Decoder(config).leaves
+    if name_or_path in NAMED:
+        checkpoint = trained_weights.packaged_checkpoint(name_or_path)
+        if seed is not None or checkpoint is None:
+            return random_weights.draw_weights(leaves, seed or 0, dtype)
+    else:
+        folder = _folder(name_or_path)
+        checkpoint = folder / trained_weights.CHECKPOINT
+        if not checkpoint.is_dir() or any(folder.glob("model*.safetensors")):
+            return read_weights(folder, config, leaves)
+    return trained_weights.read_trained(checkpoint, leaves, dtype)
 
 
 def abstract_model(

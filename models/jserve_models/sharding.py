@@ -8,11 +8,15 @@ weights stand; attention, whose heads need nothing of each other, is mapped by h
 that every backend runs on its own heads as if there were no others.
 """
 
+import concurrent.futures
 import dataclasses
+import mmap
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
@@ -22,6 +26,7 @@ from jserve_models.steps import KvCache, StepLayout
 
 _AXIS = "tp"
 _SHARED = frozenset({"heads", "kv_heads", "mlp", "vocab"})
+_PIECE_BYTES = 2**19  # of an array, checked and copied while it is in a core's cache
 
 
 def make_mesh(devices: Sequence[jax.Device] = ()) -> Mesh:
@@ -45,6 +50,10 @@ def _spec(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*(_AXIS if axis in _SHARED else None for axis in axes))
 
 
+class NotFiniteError(ValueError):
+    """A weight is NaN or infinite."""
+
+
 def put(
     host: np.ndarray, where: Sharding, dtype: jax.typing.DTypeLike | None = None
 ) -> jax.Array:
@@ -53,12 +62,52 @@ def put(
     Args:
       host: Array of which each process reads its own devices' parts only.
       dtype: Type that it is cast to; None takes it as it is.
+
+    Raises:
+      NotFiniteError: If a number is NaN or infinite.
     """
     parts = [
-        jax.device_put(np.array(host[index], dtype, order="C"), device)
+        jax.device_put(_copied(host[index], dtype), device)
         for device, index in where.addressable_devices_indices_map(host.shape).items()
     ]
     return jax.make_array_from_single_device_arrays(host.shape, where, parts)
+
+
+def _copied(view: Any, dtype: jax.typing.DTypeLike | None) -> np.ndarray:
+    """Returns a contiguous copy; the pages of a file are released piece by piece."""
+    view = np.asanyarray(view)  # a memory map stays one
+    found = np.empty(view.shape, dtype or view.dtype)
+    axis = int(np.argmax(view.strides))
+    rows = max(1, _PIECE_BYTES * view.shape[axis] // max(view.nbytes, 1))
+    file = getattr(view, "_mmap", None)
+
+    def copy(begin: int) -> None:
+        some = (slice(None),) * axis + (slice(begin, begin + rows),)
+        piece = view[some]
+        if not is_finite(piece):
+            raise NotFiniteError("a weight is NaN or infinite")
+        found[some] = piece
+        if file is not None:
+            first, last = np.lib.array_utils.byte_bounds(piece)
+            start = first - np.frombuffer(file, np.uint8).ctypes.data
+            start, end = -(-start // mmap.PAGESIZE), (start + last - first)
+            size = (end // mmap.PAGESIZE - start) * mmap.PAGESIZE
+            if size > 0:
+                file.madvise(mmap.MADV_DONTNEED, start * mmap.PAGESIZE, size)
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(copy, range(0, view.shape[axis], rows)))
+    return found
+
+
+def is_finite(x: np.ndarray) -> bool:
+    """Returns whether no number is NaN or infinite, by its bits: those come last."""
+    if not jnp.issubdtype(x.dtype, jnp.floating) or not x.size:
+        return True
+    size = x.dtype.itemsize
+    least = int(np.array(np.inf, x.dtype).view(f"u{size}"))
+    most = x.view(f"i{size}").max(), x.view(f"u{size}").max()
+    return int(most[0]) < least and int(most[1]) < least + 2 ** (8 * size - 1)
 
 
 def shared_config(config: ModelConfig, num_devices: int) -> ModelConfig:

@@ -13,6 +13,7 @@ from jserve_models.config import Experts, ModelConfig
 from jserve_models.hf.families import FAMILIES, Family
 from jserve_models.hf.folders import folder_name
 from jserve_models.hf.keys import Keys, read_json, short
+from jserve_models.hf.matrix_formats import read_format
 from jserve_models.hf.rope import read_rope
 
 NUMBERS: dict[str, tuple[str, Callable[[float], float]]] = {
@@ -50,6 +51,7 @@ def read_config(folder: pathlib.Path, max_len: int = 0) -> ModelConfig:
 
 def _config(name: str, keys: Keys, max_len: int) -> ModelConfig:
     family = _family(keys)
+    read_format(keys.table("quantization_config"))  # refuses what cannot be read
     num_heads = keys.integer("num_attention_heads")
     hidden_size = keys.integer("hidden_size")
     num_layers = keys.integer("num_hidden_layers")

@@ -5,6 +5,8 @@ import os
 import pathlib
 import re
 
+from jserve_models.hf.gguf_files import gguf_folder
+
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "model*.safetensors"]
 _OTHER_FORMS = ["onnx/*", "original/*"]
@@ -25,14 +27,16 @@ def find_folder(model: str) -> pathlib.Path | None:
     """Returns the folder of a model; None if `model` is not the name of any.
 
     Args:
-      model: Path of a folder, or ORG/NAME of the Hugging Face hub, whose files are
-        downloaded into its cache if they are not there.
+      model: Path of a folder or of a GGUF file, or ORG/NAME of the Hugging Face hub,
+        whose files are downloaded into its cache if they are not there.
 
     Raises:
       ValueError: If the model cannot be had from the hub, or the folder holds links
         or Git LFS pointers in place of files.
     """
     folder = pathlib.Path(model).expanduser()
+    if folder.suffix == ".gguf" and folder.is_file():
+        return gguf_folder(folder)
     if not folder.is_dir():
         if not _HUB_NAME.fullmatch(model):
             return None

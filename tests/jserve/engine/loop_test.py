@@ -1,4 +1,5 @@
 import pathlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -147,8 +148,9 @@ def test_a_full_queue_says_when_to_come_back(shared_programs: pathlib.Path) -> N
     assert caught.value.retry_after_s > 0
     assert not loop.drain(0.05), "there was too much to finish"
     inbox.wait_for(*accepted)
-    reasons = {inbox.events[one.request_id][-1].finish_reason for one in accepted}
-    assert FinishReason.CANCELLED in reasons
+    ends = [inbox.events[one.request_id][-1] for one in accepted]
+    cancelled = [one for one in ends if one.finish_reason is FinishReason.CANCELLED]
+    assert cancelled and all(one.is_cut for one in cancelled)
     with pytest.raises(NotServingError, match="draining"):
         loop.submit(make_request())
     loop.stop()
@@ -197,6 +199,52 @@ def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
     with pytest.raises(NotServingError, match="failed"):
         loop.submit(make_request())
     assert not loop.wait_until(Health.READY, 5.0)
+    loop.stop()
+
+
+def test_a_device_that_hangs_is_noticed(
+    shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_toy_loop(shared_programs, step_timeout_s=0.2)
+    inbox = start(loop, Health.WARM)
+    launch, comes_back = loop._engine.launch, threading.Event()
+
+    def hang(*args: Any, **kwargs: Any) -> Any:
+        pending = launch(*args, **kwargs)
+        monkeypatch.setattr(type(pending), "wait", lambda self: comes_back.wait())
+        return pending
+
+    loop.check_progress()
+    assert loop.health is Health.WARM, "nothing runs"
+    monkeypatch.setattr(loop._engine, "launch", hang)
+    request = make_request(arrival_s=time.monotonic())
+    loop.submit(request)
+    while not inbox.events[request.request_id]:
+        loop.check_progress()
+        time.sleep(0.05)
+    inbox.wait_for(request)
+    last = inbox.events[request.request_id][-1]
+    assert last.error == "the device did not end a step in 0.2 s"
+    comes_back.set()
+    loop.stop()
+
+
+def test_a_fault_in_bookkeeping_ends_no_request(
+    shared_programs: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    loop = build_toy_loop(shared_programs)
+    inbox = start(loop, Health.WARM)
+    prices = loop._records._prices
+    monkeypatch.setattr(loop._records, "_prices", None)
+    request = make_request(20, 80, arrival_s=time.monotonic())
+    loop.submit(request)
+    inbox.wait_for(request)
+    assert inbox.tokens(request) == toy_output(request)
+    assert loop._records.num_lost > 32
+    assert caplog.text.count("have no record") == 1
+    monkeypatch.setattr(loop._records, "_prices", prices)
     loop.stop()
 
 

@@ -79,6 +79,13 @@ def test_an_answer_is_taken_apart(served, stream):
         assert json.loads(one["function"]["arguments"]) == {"city": "Rome"}
 
 
+def test_an_answer_may_have_to_end_with_its_first_call(served):
+    asked = {"messages": [USER], "tools": TOOLS, "parallel_tool_calls": False}
+    [choice] = served.chat(**asked).json()["choices"]
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["finish_reason"] == "tool_calls"
+
+
 @pytest.mark.parametrize("fields", [{}, {"tools": TOOLS, "tool_choice": "none"}])
 def test_without_tools_calls_are_text(served, fields):
     message = served.chat(messages=[USER], **fields).json()["choices"][0]["message"]

@@ -1,11 +1,10 @@
-"""/v1/responses and /v1/messages: their clients, and what becomes of their bodies."""
+"""/v1/responses and /v1/messages: events, endings, refusals, and bodies as chats."""
 
 import itertools
 import json
 from typing import Any
 
 import openai
-import pydantic
 import pytest
 from msgspec import to_builtins
 
@@ -26,11 +25,6 @@ ANSWER = f"<think>so</think>I look.{CALL}{CALL}"
 FLAT: Any = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}
 CUSTOM: Any = {"name": "look", "input_schema": SCHEMA}
 HI: Any = [{"role": "user", "content": "hi"}]
-SLO = {"x-slo-ttft-ms": "60000"}
-
-
-class Light(pydantic.BaseModel):
-    is_on: bool
 
 
 def script(text):
@@ -47,15 +41,6 @@ def calling():
         yield served
 
 
-def of_openai(served):
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key="k", max_retries=0)
-
-
-def of_anthropic(served):
-    anthropic = pytest.importorskip("anthropic")  # of the group `dev`
-    return anthropic.Anthropic(base_url=served.url, api_key="k", max_retries=0)
-
-
 def post(served, path, **fields):
     return served.request("POST", f"/v1/{path}", json.dumps(fields).encode())
 
@@ -70,30 +55,11 @@ def events(answer):
     return found
 
 
-def test_a_response_is_read_by_the_official_client(calling):
-    with of_openai(calling) as client:
-        response = client.responses.create(
-            model="fake", input="hi", tools=[FLAT], extra_headers=SLO, store=True
-        )
-    thought, message, *calls = response.output
-    assert thought.type == "reasoning" and thought.content
-    assert thought.content[0].text == "so"
-    assert message.type == "message" and response.output_text == "I look."
-    for one in calls:
-        assert one.type == "function_call" and one.arguments == ARGUMENTS
-    assert len({one.call_id for one in calls}) == 2
-    assert response.status == "completed" and response.store is False
-    assert response.tools[0].name == "look" and response.tool_choice == "auto"
-    usage = response.usage
-    assert usage.input_tokens_details.cached_tokens == 2
-    assert usage.output_tokens_details.reasoning_tokens > 2
-    assert usage.input_tokens + usage.output_tokens == usage.total_tokens
-    assert usage.slo["attained"] and calling.loop.seen[-1].slo.ttft_s == 60
-
-
 def test_events_of_a_response_come_in_openais_order(calling):
-    with of_openai(calling) as client:
+    url = f"{calling.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="k", max_retries=0) as client:
         asked: Any = {"model": "fake", "input": "hi", "tools": [FLAT]}
+        asked["extra_headers"] = {"x-slo-ttft-ms": "60000"}
         with client.responses.stream(**asked) as stream:
             found = list(stream)
             final = stream.get_final_response()
@@ -111,54 +77,27 @@ def test_events_of_a_response_come_in_openais_order(calling):
         *(*call, *call, "completed"),
     ]
     assert found[0].response.usage is None and final.usage.output_tokens > 10
-    assert final.output_text == "I look."
+    assert final.output_text == "I look." and final.tools[0].name == "look"
+    assert final.usage.input_tokens_details.cached_tokens == 2
+    assert final.usage.slo["attained"] and calling.loop.seen[-1].slo.ttft_s == 60
     assert final.output[-1].parsed_arguments == {"city": "Rome"}
     deltas = [one.delta for one in found if one.type.endswith("text.delta")]
     assert "".join(deltas) == "soI look." and len(deltas) > 5
 
 
-def test_a_response_is_parsed_into_a_model():
-    with serve_fake(FakeLoop(script('{"is_on": true}'))) as served:
-        with of_openai(served) as client:
-            response = client.responses.parse(
-                model="fake", input="hi", text_format=Light
-            )
-        constraint = served.loop.seen[-1].constraint
-    assert response.output_parsed == Light(is_on=True)
-    tokens = list(b'{"is_on": 1')
-    assert constraint.matcher.validate_tokens(tokens) == len(tokens) - 1
-
-
-def test_a_message_is_read_by_the_official_client(calling):
-    with of_anthropic(calling) as client:
-        asked: Any = {"model": "fake", "max_tokens": 300, "messages": HI}
-        message = client.messages.create(**asked, tools=[CUSTOM], extra_headers=SLO)
-        with client.messages.stream(**asked, tools=[CUSTOM]) as stream:
-            texts = list(stream.text_stream)
-            streamed = stream.get_final_message()
-        counted = client.messages.count_tokens(model="fake", messages=HI)
-    for one in (message, streamed):
-        thought, text, *calls = one.content
-        assert (thought.type, thought.thinking) == ("thinking", "so")
-        assert (text.type, text.text) == ("text", "I look.")
-        assert [call.input for call in calls] == [{"city": "Rome"}] * 2
-        assert len({call.id for call in calls}) == 2
-        assert one.stop_reason == "tool_use"
-        assert one.usage.cache_read_input_tokens == 2
-        assert one.usage.output_tokens_details.thinking_tokens > 2
-        assert one.usage.output_tokens == message.usage.output_tokens > 10
-    assert len(texts) == len("I look.")
-    assert message.usage.slo["attained"]
-    assert counted.input_tokens == message.usage.input_tokens + 2
-
-
 def test_events_of_a_message_come_in_anthropics_order(calling):
-    fields = {"max_tokens": 300, "messages": HI, "tools": [CUSTOM], "stream": True}
-    found = events(post(calling, "messages", **fields))
+    fields: Any = {"max_tokens": 300, "messages": HI, "tools": [CUSTOM]}
+    fields["slo"] = {"ttft_s": 60}
+    found = events(post(calling, "messages", **fields, stream=True))
     block = [f"content_block_{one}" for one in ("start", "delta", "stop")]
     names = [name for name, _ in itertools.groupby(one["type"] for one in found)]
     assert names == ["message_start", *block * 4, "message_delta", "message_stop"]
     assert found[0]["message"]["usage"]["cache_read_input_tokens"] == 2
+    usage = found[-2]["usage"]
+    assert usage["slo"]["attained"]
+    assert usage["output_tokens_details"]["thinking_tokens"] > 2
+    whole = post(calling, "messages", **fields).json()
+    assert whole["usage"]["output_tokens"] == usage["output_tokens"]
     starts = [one for one in found if one["type"] == "content_block_start"]
     assert [one["index"] for one in starts] == [0, 1, 2, 3]
     assert starts[-1]["content_block"]["input"] == {}
@@ -176,9 +115,14 @@ def test_why_an_answer_ended(served):
     answer = post(served, "responses", input="hi", max_output_tokens=3).json()
     assert answer["status"] == "incomplete"
     assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
-    with serve_fake(FakeLoop(script("hi"))) as ending:
-        answer = post(ending, "messages", max_tokens=9, messages=HI).json()
-    assert answer["stop_reason"] == "end_turn"
+    named = {"type": "tool", "name": "look"}
+    with serve_fake(FakeLoop(script(ARGUMENTS))) as ending:
+        fields = {"max_tokens": 99, "messages": HI, "tools": [CUSTOM]}
+        answer = post(ending, "messages", **fields, tool_choice={"type": "none"})
+        assert answer.json()["stop_reason"] == "end_turn"
+        answer = post(ending, "messages", **fields, tool_choice=named).json()
+    assert answer["stop_reason"] == "tool_use"
+    assert answer["content"][0]["input"] == {"city": "Rome"}
 
 
 def breaks(request):
@@ -318,14 +262,3 @@ def test_refusals_of_messages_have_anthropics_form(served, fields, status, kind,
     found = answer.json()
     assert (answer.status, found["type"]) == (status, "error")
     assert found["error"]["type"] == kind and words in found["error"]["message"]
-
-
-def test_anthropics_clients_send_the_key_in_a_header_of_its_own(tmp_path):
-    path = tmp_path / "keys"
-    path.write_text("k\n")
-    with serve_fake(api_key_file=path) as served, of_anthropic(served) as client:
-        asked: Any = {"model": "fake", "max_tokens": 1, "messages": HI}
-        assert client.messages.create(**asked).role == "assistant"
-        with pytest.raises(Exception, match="API key") as caught:
-            client.with_options(api_key="x").messages.create(**asked)
-        assert type(caught.value).__name__ == "AuthenticationError"

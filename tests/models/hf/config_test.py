@@ -247,7 +247,10 @@ def test_published_folders_are_read(read, published, head_dim, max_len):
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu'"),
         (named("Olmo2", mlp_bias=True), "mlp_bias=True is not supported"),
         (named("Mistral"), "sliding_window is missing"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config="),
+        (
+            {"quantization_config": {"bits": 4}},
+            "config: quant_method=.*is not",
+        ),
         ({"is_causal": False}, "is_causal=False is not supported, only True"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not"),
         ({"attn_logit_softcapping": 0}, "attn_logit_softcapping=0 is not"),

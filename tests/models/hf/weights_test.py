@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -84,5 +85,18 @@ def test_a_tied_head_and_old_rotary_buffers_are_ignored(write):
 def test_a_tensor_that_does_not_fit_is_named(write, name, value, message):
     tensors = read_tensors("llama") | {name: value}
     tensors = {key: one for key, one in tensors.items() if one is not None}
+    with pytest.raises(ValueError, match=message):
+        load(write("llama", tensors))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.layers.2.mlp.up_proj.weight"]
+)
+def test_a_weight_that_is_not_finite_is_named(write, name, value):
+    tensors = read_tensors("llama")
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[-1] = value
+    message = rf"model\.safetensors: tensor {re.escape(name)} holds NaN or infinity"
     with pytest.raises(ValueError, match=message):
         load(write("llama", tensors))

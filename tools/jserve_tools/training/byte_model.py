@@ -12,7 +12,7 @@ that the model holds out at contexts beyond the short ones.
 import itertools
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +35,7 @@ _WARM_UP_STEPS = 20
 _JUDGE_EVERY = 25  # steps
 _NUM_JUDGED = 32  # held-out windows at the end
 _JUDGED_EDGES = (0, 64, 256, 1024, 2048)  # bytes before, in the report's groups
+_CHUNK_BYTES = 2**24
 _ZERO_AT_START = ("head", "attention.o.kernel", "feed_forward.down.kernel")
 
 Leaves = list[jax.Array]
@@ -214,14 +215,21 @@ class ByteModel:
     def save(self, folder: pathlib.Path, leaves: Leaves) -> None:
         """Writes the weights by path of a leaf; replaces an older checkpoint."""
         paths = [leaf.path for leaf in self._structure.leaves]
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            checkpointer.save(
-                folder.absolute(),
-                args=ocp.args.StandardSave(dict(zip(paths, leaves, strict=True))),
-                force=True,
-            )
+        save_weights(folder, dict(zip(paths, leaves, strict=True)))
 
 
 def halved(leaves: Leaves) -> Leaves:
     """Returns weights in bfloat16, as they are saved and served."""
     return [leaf.astype(jnp.bfloat16) for leaf in leaves]
+
+
+def save_weights(folder: pathlib.Path, weights: Mapping[str, Any]) -> None:
+    """Writes weights by path of a leaf, in chunks that can be read one by one."""
+    saved = dict(weights)
+    pieces = {path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for path in saved}
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(
+            folder.absolute(),
+            args=ocp.args.StandardSave(saved, save_args=pieces),
+            force=True,
+        )
