@@ -83,7 +83,7 @@ test-families: setup
 test-parallel: setup
 	$(BIN)/python -m pytest -m parallel
 
-# The HTML report in a real browser; needs Debian's chromium, or another on PATH.
+# The HTML report and the live page in a real browser; needs Debian's chromium, or another on PATH.
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
 

@@ -91,12 +91,16 @@ def _check(engine: EngineConfig, server: ServerConfig) -> None:
       ValueError: Naming flag and value.
     """
     from jserve.server.api_keys import load_api_keys
+    from jserve.server.logs import set_up_logs
     from jserve.server.slo_input import load_service_classes
+    from jserve.server.tracing import check_tracing
     from jserve_sched.policies.registry import make_policy
 
+    set_up_logs(server)
     make_policy(engine.policy)
     load_service_classes(server)
     load_api_keys(server)
+    check_tracing(server.otlp_endpoint)
     check_predictor(engine.predictor)
     if _WARMUP_ONLY.value:
         if not engine.compile_cache_dir:
@@ -211,6 +215,7 @@ def _run(
     # Until requests are served, SIGTERM just ends the process.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     from jserve.server.app import build_app
+    from jserve.server.errors import printable
     from jserve.server.serving import bind, serve, url_of
     from jserve.server.slo_input import load_service_classes
     from jserve.text.tokenizer import load_tokenizer
@@ -240,7 +245,7 @@ def _run(
         name, *_ = server_config.served_model_name or (loop.model_name,)
         url = url_of(listener, is_tls=server_config.tls_cert is not None)
         print(
-            f"jserve: {url} serves {name} "
+            f"jserve: {url} serves {printable(name)} "
             f"(policy {engine_config.policy}); see /health: ready, then warm",
             flush=True,
         )

@@ -54,6 +54,13 @@ class ServerConfig:
       tls_key: PEM file of the certificate's key, unless it is in the same file.
       unix_socket: Path of a unix socket to listen on, in place of host and port.
       max_body_bytes: Largest request body; 0 takes 64 KiB, and 48 bytes a token.
+      log_level: Least level of jserve's log lines: debug, info, warning or error.
+      log_format: Form of log lines, with the id of the request that they are about:
+        "plain", or "json", an object a line.
+      access_log: Whether the end of each HTTP request is logged, at level info.
+      otlp_endpoint: URL of an OpenTelemetry collector that gets a trace of each request
+        by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; needs the extra
+        otel. "" sends none.
     """
 
     host: str = "127.0.0.1"
@@ -79,6 +86,10 @@ class ServerConfig:
     tls_key: pathlib.Path | None = None
     unix_socket: pathlib.Path | None = None
     max_body_bytes: int = 0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["plain", "json"] = "plain"
+    access_log: bool = False
+    otlp_endpoint: str = ""
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 0, 65535)

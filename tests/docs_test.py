@@ -15,7 +15,8 @@ from jserve.server_config import ServerConfig
 from tests import ROOT
 
 DOCKERFILE = ROOT / "deploy/Dockerfile"
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), DOCKERFILE]
+UNIT = ROOT / "deploy/jserve.service"
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), DOCKERFILE, UNIT]
 CONFIGS = (EngineConfig, ProcessConfig, ServerConfig)
 FLAGS = {"warmup_only"} | {
     field.name for config in CONFIGS for field in dataclasses.fields(config)
@@ -23,6 +24,7 @@ FLAGS = {"warmup_only"} | {
 OTHERS = {  # flags of other programs that the pages call
     *("build-arg", "gpus", "publish", "volume", "privileged", "net", "user"),  # docker
     *("create-home", "uid", "start-period"),  # in the Dockerfile
+    *("system", "now"),  # systemd
     *("no-cache-dir", "no-deps", "constraint", "requirement"),  # pip
     *("local-dir", "seed", "python", "accelerator-type", "version"),  # hf, uv, gcloud
     *("worker", "command"),  # gcloud

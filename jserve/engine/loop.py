@@ -212,7 +212,7 @@ class EngineLoop:
             health=self.health,
             policy=self.config.policy,
             num_submitted=len(self._submitted),
-            num_steps=self._records.num_steps,
+            records=self._records,
             predictor=predictor.status() if predictor else PredictorStatus(),
         )
 

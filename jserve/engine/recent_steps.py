@@ -49,6 +49,11 @@ class RecentSteps:
         self._new: list[tuple[np.ndarray, dict[str, Any]]] = []
         self._lock = threading.Lock()
 
+    @property
+    def is_recording(self) -> bool | None:
+        """Whether steps go on to the file; None if there never was one."""
+        return None if self._recorder is None else self._recorder.is_open
+
     def since(self, step_id: int) -> list[StepRecord]:
         """Returns the records of steps `step_id` and later that are remembered."""
         with self._lock:

@@ -163,6 +163,7 @@ class EngineStats:
       prefix_hit_tokens: Prompt tokens found in the prefix cache.
       generated_tokens: Output tokens.
       compile_s: Wall seconds spent compiling at start-up.
+      is_recording: Whether steps are recorded in the step log; None without one.
       length_errors: Predicted output lengths against actual ones, by service class.
       searches: Number and time of a policy's searches.
     """
@@ -186,5 +187,6 @@ class EngineStats:
     compile_s: float
     predictor: PredictorStatus = dataclasses.field(default_factory=PredictorStatus)
     start_up: StartUp = StartUp()
+    is_recording: bool | None = None
     length_errors: dict[str, LengthErrors] = dataclasses.field(default_factory=dict)
     searches: SearchTotals = dataclasses.field(default_factory=SearchTotals)

@@ -89,6 +89,7 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
     continued. When writing fails (a full disk) there is one warning, and recording
     ends; serving goes on. Only the owner may read the file. `close` is logging's, which
     closes every handler when it is set up again: the next step opens the file again.
+    `is_open` says whether it records.
     """
 
     def __init__(self, path: pathlib.Path, header: Header, max_bytes: int):
@@ -105,7 +106,7 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         super().__init__(path, maxBytes=max_bytes // 2, backupCount=1)
-        self._is_open = True
+        self.is_open = True
         self._make_header = header
         self.begin_stretch()
 
@@ -122,7 +123,7 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
 
     def end(self) -> None:
         """Closes the file; nothing is recorded after."""
-        self._is_open = False
+        self.is_open = False
         with contextlib.suppress(OSError):  # what is buffered cannot be written either
             self.close()
 
@@ -137,12 +138,12 @@ class StepRecorder(logging.handlers.RotatingFileHandler):
         self._end(sys.exc_info()[1])
 
     def _end(self, reason: object) -> None:
-        if self._is_open:
+        if self.is_open:
             _LOG.warning("steps are no longer recorded: %s", reason)
         self.end()
 
     def _write(self, line: str) -> None:
-        if self._is_open:
+        if self.is_open:
             self.handle(logging.makeLogRecord({"msg": line}))
 
     def _open(self) -> io.TextIOWrapper:

@@ -4,20 +4,24 @@ import asyncio
 import contextlib
 import functools
 import http
+import json
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jserve.engine.interface import ServingEngine
 from jserve.server.api_keys import key_check, load_api_keys
 from jserve.server.errors import SURPRISE, ApiError, quote
+from jserve.server.logs import RequestLog
 from jserve.server.openai_routes import GENERATION_PATHS, openai_router
 from jserve.server.openapi import docs_router
 from jserve.server.operator_routes import health_router, inspection_router
@@ -52,6 +56,13 @@ async def _on_error(request: Request, error: Exception) -> Response:
         logging.getLogger(__name__).error("%s failed", target, exc_info=error)
         answer = ApiError(SURPRISE, status=500)
     return _response(answer, request.scope)
+
+
+class _AsciiJson(JSONResponse):
+    """JSON in which names that are no UTF-8 are escaped."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode()
 
 
 class _Gate:
@@ -124,8 +135,15 @@ def build_app(
         finally:
             absorber.cancel()
             app.state.has_stopped = await _stop(engine)
+            if service.tracer is not None:
+                await asyncio.to_thread(service.tracer.close)
 
-    app = FastAPI(title="jserve", openapi_url=None, lifespan=lifespan)
+    app = FastAPI(
+        title="jserve",
+        openapi_url=None,
+        default_response_class=_AsciiJson,
+        lifespan=lifespan,
+    )
     app.root_path = config.root_path
     app.state.has_stopped = True  # until the lifespan starts it
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
@@ -143,6 +161,7 @@ def build_app(
                 "retry-after",
             ],
         )
+    app.add_middleware(RequestLog, is_access_logged=config.access_log)
     app.include_router(docs_router(app))
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])

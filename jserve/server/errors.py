@@ -24,6 +24,11 @@ def quote(value: object) -> str:
     return text[:_MAX_QUOTED_CHARS] + "..." if is_long else text
 
 
+def printable(name: str) -> str:
+    """Returns a name with escapes for what is not UTF-8, as paths may have it."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 class ApiError(Exception):
     """A refusal, with the message for the client, the field `param` and the status."""
 

@@ -52,6 +52,7 @@ _GAUGES = (
     ("num_requests_waiting", "num_waiting", "Requests that wait for a slot."),
     ("num_programs", "num_programs", "Compiled programs."),
     ("num_programs_total", "num_programs_total", "Compiled programs once warm."),
+    ("step_log_records", "is_recording", "Whether the step log goes on, 0 or 1."),
     ("compile_seconds", "compile_s", "Seconds of compiling, by the clock."),
     ("ready_seconds", "start_up.ready_s", "Seconds from program start to ready."),
     ("warm_seconds", "start_up.warm_s", "Seconds from program start to warm."),
@@ -91,17 +92,7 @@ def _full_name(name: str) -> str:
 class ServerMetrics(Collector):
     """Counts requests and, on a scrape, adds the engine's counts.
 
-    Attributes:
-      ttft_s: Times from arrival to first token.
-      gap_s: Times between two tokens of one request.
-      e2e_s: Times from arrival to last token.
-      queue_s: Times from arrival to the first step.
-      prefill_s: Times from the first step to the first token.
-      decode_s: Times from the first token to the last one.
-      tpot_s: Mean times between tokens, by request.
-      prompt_tokens: Lengths of prompts.
-      output_tokens: Lengths of outputs.
-      publish_s: Times to detokenise and encode all tokens of one engine step.
+    The texts of its histograms say what each observes.
     """
 
     def __init__(self, engine: ServingEngine, model_name: str):
@@ -112,78 +103,53 @@ class ServerMetrics(Collector):
         self.registry = prometheus_client.CollectorRegistry()
         self.registry.register(self)  # first, so that a scrape first reads new steps
         make = self._histogram
-        self.ttft_s = make(
-            "time_to_first_token_seconds", _TTFT_S, "Time to first token."
-        )
+        self.ttft_s = make("time_to_first_token_seconds", _TTFT_S, "To first token.")
         self.gap_s = make("inter_token_latency_seconds", _GAP_S, "Time between tokens.")
         self.e2e_s = make("e2e_request_latency_seconds", _E2E_S, "Time to last token.")
         self.queue_s = make("request_queue_time_seconds", _E2E_S, "Time in the queue.")
-        self.prefill_s = make(
-            "request_prefill_time_seconds", _E2E_S, "From first step to first token."
-        )
-        self.decode_s = make(
-            "request_decode_time_seconds", _E2E_S, "From first token to last token."
-        )
-        self.tpot_s = make(
-            "request_time_per_output_token_seconds", _GAP_S, "Mean time per token."
-        )
-        self._iteration_tokens = make(
-            "iteration_tokens_total", _TOKENS, "Tokens computed by a step."
-        )
+        text = "From first step to first token."
+        self.prefill_s = make("request_prefill_time_seconds", _E2E_S, text)
+        text = "From first token to last token."
+        self.decode_s = make("request_decode_time_seconds", _E2E_S, text)
+        text = "Mean time per token."
+        self.tpot_s = make("request_time_per_output_token_seconds", _GAP_S, text)
+        text = "Tokens computed by a step."
+        self._iteration_tokens = make("iteration_tokens_total", _TOKENS, text)
         self.prompt_tokens = make("request_prompt_tokens", _TOKENS, "Prompt lengths.")
-        self.output_tokens = make(
-            "request_generation_tokens", _TOKENS, "Output lengths."
-        )
+        name = "request_generation_tokens"
+        self.output_tokens = make(name, _TOKENS, "Output lengths.")
         self.publish_s = make("step_publish_seconds", _HOST_S, "Time to encode a step.")
         self._step_s = make("step_duration_seconds", _STEP_S, "Duration of a step.")
         self._plan_s = make("step_plan_seconds", _HOST_S, "Time to plan a step.")
-        self._error = make(
-            "predictor_error_ratio", _ERROR_SHARE, "Relative error of a predicted step."
-        )
+        text = "Relative error of a predicted step."
+        self._error = make("predictor_error_ratio", _ERROR_SHARE, text)
         count = self._counter
         self._step_tokens = count("step_tokens", "Token positions, padding included.")
         self._pad_tokens = count("pad_tokens", "Token positions that were padding.")
         self._finished = count("request_success", "Ended requests.", "finished_reason")
-        self._rejected = count(
-            "requests_rejected", "Requests refused with 429 or 503.", "reason"
-        )
-        self._forecasts = count(
-            *(
-                "ttft_forecasts",
-                "Times to first token, by where their forecast put them",
-            ),
-            *("service_class", "at_most"),
-        )
-        self._forecast_error = prometheus_client.Histogram(
-            "jserve:ttft_forecast_error_ratio",
-            "Relative error of the median of a forecast time to first token.",
-            ["model_name", "service_class"],
-            registry=self.registry,
-            buckets=_ERROR_SHARE,
-        )
-        self._not_admitted = count(
-            "requests_not_admitted",
-            "Requests refused, or degraded to best effort.",
-            *("reason", "service_class"),
-        )
-        self._key_requests = count(
-            "key_requests", "HTTP requests of an API key.", "api_key", "outcome"
-        )
-        self._key_tokens = count(
-            "key_tokens", "Tokens of an API key.", "api_key", "kind"
-        )
+        text = "Requests refused with 429 or 503."
+        self._rejected = count("requests_rejected", text, "reason")
+        text = "Times to first token, by where their forecast put them"
+        self._forecasts = count("ttft_forecasts", text, "service_class", "at_most")
+        name = "ttft_forecast_error_ratio"
+        text = "Relative error of the median of a forecast time to first token."
+        self._forecast_error = make(name, _ERROR_SHARE, text, "service_class")
+        name, text = "requests_not_admitted", "Requests refused or degraded."
+        self._not_admitted = count(name, text, "reason", "service_class")
+        text = "HTTP requests of an API key."
+        self._key_requests = count("key_requests", text, "api_key", "outcome")
+        text = "Tokens of an API key."
+        self._key_tokens = count("key_tokens", text, "api_key", "kind")
         self._slo = count("slo_requests", "Outcomes of SLOs.", "service_class", "met")
 
     def _histogram(
-        self, name: str, bounds: Sequence[float], text: str
+        self, name: str, bounds: Sequence[float], text: str, *labels: str
     ) -> prometheus_client.Histogram:
-        return prometheus_client.Histogram(
-            _full_name(name),
-            text,
-            ["model_name"],
-            registry=self.registry,
-            buckets=bounds,
-        ).labels(self._model_name)
+        names = ["model_name", *labels]
+        found = prometheus_client.Histogram(
+            _full_name(name), text, names, registry=self.registry, buckets=bounds
+        )
+        return found if labels else found.labels(self._model_name)
 
     def _counter(self, name: str, text: str, *labels: str) -> prometheus_client.Counter:
         counter = prometheus_client.Counter(
@@ -258,59 +224,38 @@ class ServerMetrics(Collector):
         is_warm = stats.health is Health.WARM
         is_serving = is_warm or stats.health is Health.READY
         usage = 1 - stats.num_free_pages / max(stats.num_pages, 1)
+        gauge, counter, family = GaugeMetricFamily, CounterMetricFamily, self._family
         for name, text, value in (
             ("ready", "Whether requests are served, 0 or 1.", is_serving),
             ("warm", "Whether all is compiled, 0 or 1.", is_warm),
             ("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.", usage),
         ):
-            yield self._family(GaugeMetricFamily, name, text, {(): value})
-        pool = self._engine.config.page_size, stats.num_pages
-        yield self._family(
-            GaugeMetricFamily,
-            "cache_config_info",
-            "The KV pool.",
-            {tuple(map(str, pool)): 1},
-            *("block_size", "num_gpu_blocks"),
-        )
-        for kind, rows in (
-            (GaugeMetricFamily, _GAUGES),
-            (CounterMetricFamily, _COUNTERS),
-        ):
+            yield family(gauge, name, text, {(): value})
+        pool = {(str(self._engine.config.page_size), str(stats.num_pages)): 1}
+        labels = "block_size", "num_gpu_blocks"
+        yield family(gauge, "cache_config_info", "The KV pool.", pool, *labels)
+        for kind, rows in ((gauge, _GAUGES), (counter, _COUNTERS)):
             for name, path, text in rows:
                 value = operator.attrgetter(path)(stats)
                 if value is not None:  # None is not known yet
-                    yield self._family(kind, name, text, {(): value})
-        yield self._family(
-            GaugeMetricFamily,
-            "predictor_info",
-            "The predictor that prices the steps.",
-            {stats.predictor.name: 1},
-            "predictor",
-        )
-        yield self._family(
-            CounterMetricFamily,
-            "predictor_fallback",
-            "Predictor checkpoints not used.",
-            {reason: 1} if (reason := stats.predictor.fallback) else {},
-            "reason",
-        )
-        kinds = stats.predictor.kinds
-        yield self._family(
-            GaugeMetricFamily,
-            "predictor_serves",
-            "The predictor of each kind of step.",
-            {(kind, errors["predictor"]): 1 for kind, errors in kinds.items()},
-            *("step_kind", "predictor"),
-        )
+                    yield family(kind, name, text, {(): value})
+        predictor = stats.predictor
+        text, serving = "The predictor that prices the steps.", {predictor.name: 1}
+        yield family(gauge, "predictor_info", text, serving, "predictor")
+        reasons = {predictor.fallback: 1} if predictor.fallback else {}
+        text = "Predictor checkpoints not used."
+        yield family(counter, "predictor_fallback", text, reasons, "reason")
+        kinds, labels = predictor.kinds, ("step_kind", "predictor")
+        serves = {(kind, errors["predictor"]): 1 for kind, errors in kinds.items()}
+        text = "The predictor of each kind of step."
+        yield family(gauge, "predictor_serves", text, serves, *labels)
         for name, field, text in _STEP_ERRORS:
             values = {(kind,): errors[field] for kind, errors in kinds.items()}
-            yield self._family(GaugeMetricFamily, name, text, values, "step_kind")
+            yield family(gauge, name, text, values, "step_kind")
         for name, field, text in _LENGTHS:
-            sums = {
-                service_class: getattr(errors, field)
-                for service_class, errors in sorted(stats.length_errors.items())
-            }
-            yield self._family(CounterMetricFamily, name, text, sums, "service_class")
+            found = sorted(stats.length_errors.items())
+            sums = {key: getattr(errors, field) for key, errors in found}
+            yield family(counter, name, text, sums, "service_class")
 
     def _family(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
@@ -16,6 +17,7 @@ from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import SURPRISE, ApiError
 from jserve.server.http_limits import DIRECT_WRITE
+from jserve.server.logs import name_answer
 from jserve.server.openapi import accepts
 from jserve.server.protocol import (
     CompletionRequest,
@@ -49,8 +51,8 @@ class ReplyResponse(StreamingResponse):
         key_use: KeyUse,
         ignored: Sequence[str],
     ):
-        headers = {"x-request-id": reply.form.response_id}
-        headers["x-jserve-slo"] = slo_header(reply.generations[0].request)
+        name_answer(reply.form.response_id)
+        headers = {"x-jserve-slo": slo_header(reply.generations[0].request)}
         if ignored:
             headers["x-jserve-ignored"] = names_header(ignored)
         if forecast := reply.forecast:
@@ -62,6 +64,7 @@ class ReplyResponse(StreamingResponse):
         super().__init__((), headers=headers, media_type=media_type)
         self._reply = reply
         self._router = service.router
+        self._tracer = service.tracer
         self._keep_alive_s = service.config.sse_keep_alive_s
         self._key_use = key_use
         key_use.begin(reply)
@@ -75,6 +78,8 @@ class ReplyResponse(StreamingResponse):
         finally:
             self._router.close(self._reply)
             self._key_use.end(self._reply)
+            if self._tracer is not None:
+                self._tracer.record(self._reply, Headers(scope=scope))
 
     async def stream_response(self, send: Send) -> None:
         """Sends the answer; what fails before its first byte has the status of that.

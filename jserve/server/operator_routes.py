@@ -1,12 +1,14 @@
 """Endpoints for operators of the server: health, metrics, steps and settings."""
 
 import dataclasses
+import math
+import pathlib
 import time
 from typing import Annotated, Any, Literal
 
 import prometheus_client
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.requests import ClientDisconnect
 
 import jserve
@@ -24,11 +26,23 @@ from jserve.server.service import Service
 from jserve_sched.steps.record import StepRecord
 
 MAX_STEPS_A_CALL = 20_000
+_PAGE = pathlib.Path(__file__).with_name("live.html")
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "connect-src 'self'; frame-ancestors 'none'"
+)
+_OF_REQUEST = ("request_id", "service_class", "num_prompt_tokens", "arrival_s")
 
 
 def health_router(service: Service) -> APIRouter:
     """Returns the endpoints that need no key."""
     router = APIRouter()
+
+    @router.get("/")
+    async def live_page() -> Response:
+        """Returns a page that shows what the other endpoints say, again and again."""
+        headers = {"content-security-policy": _PAGE_POLICY}
+        return HTMLResponse(_PAGE.read_bytes(), headers=headers)
 
     @router.get("/health")
     async def health() -> Response:
@@ -89,6 +103,30 @@ def inspection_router(service: Service) -> APIRouter:
                 return await predict(service, body, request.headers, arrival_s)
         except ClientDisconnect:
             raise ApiError("the client has left", status=499) from None
+
+    @router.get("/requests")
+    async def requests(
+        limit: Annotated[int, Query(ge=0, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """Returns the requests without an end, by their next deadline, without text.
+
+        Times are on the clock of `now_s`; `deadline_s`, of the next token, may be null;
+        `ttft_s` and `chance` were forecast when it came.
+        """
+        found = service.router.open_requests()
+        rows = [
+            {name: getattr(one, name) for name in _OF_REQUEST}
+            | {
+                "state": one.state.value,
+                "num_outputs": len(one.output_tokens),
+                "deadline_s": one.deadline_s if math.isfinite(one.deadline_s) else None,
+                "ttft_s": one.forecast and one.forecast.ttft_s,
+                "chance": one.forecast and one.forecast.chance,
+            }
+            for one in found[:limit]
+        ]
+        now_s = time.monotonic()
+        return {"num_requests": len(found), "requests": rows, "now_s": now_s}
 
     @router.get("/steps")
     def steps(  # runs in a thread, since a page takes a while to encode

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import operator
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from jserve.server.metrics import ServerMetrics
 from jserve.server.slo_usage import slo_usage
 from jserve.text.answer_parts import Delta
 from jserve_sched.requests.forecast import Forecast
+from jserve_sched.requests.request import Request
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TIMED_STEPS = 4096
@@ -255,6 +257,13 @@ class TokenRouter:
         duration_s = time.perf_counter() - start_s
         self._metrics.publish_s.observe(duration_s)
         self._publish_s.append(duration_s)
+
+    def open_requests(self) -> list[Request]:
+        """Returns the requests without an end; those with the next deadline first."""
+        found = [
+            reply.generations[index].request for reply, index in self._targets.values()
+        ]
+        return sorted(found, key=operator.attrgetter("deadline_s"))
 
     def publish_times_s(self) -> dict[str, float]:
         """Returns p50 and p99 of detokenising and encoding a step, in seconds."""

@@ -14,7 +14,7 @@ from jserve.server.answer_text import answer_text, opens_reasoning
 from jserve.server.block_answers import WRITERS, BlockFormat
 from jserve.server.bodies import largest_honest_body
 from jserve.server.chat_request import ChatRequest
-from jserve.server.errors import ApiError, quote
+from jserve.server.errors import ApiError, printable, quote
 from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
@@ -24,6 +24,7 @@ from jserve.server.replies import Reply, TokenRouter
 from jserve.server.sampling_input import SEEDS, sampling_params
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
 from jserve.server.structured_input import asked_constraint
+from jserve.server.tracing import Tracer
 from jserve.server.workers import BodyReaders
 from jserve.server_config import ServerConfig
 from jserve.text.answer_parts import ToolForm, find_tool_form
@@ -61,14 +62,14 @@ class Service:
         self.tokenizer = tokenizer
         self.config = config
         self.classes = classes
-        names = config.served_model_name
-        self.model_names = names or (engine.model_name,)
+        own = (engine.model_name, engine.config.model)  # as shown, and as typed
+        self.model_names = tuple(map(printable, config.served_model_name or own[:1]))
         self.model_name = self.model_names[0]
         self.max_body_bytes = config.max_body_bytes or largest_honest_body(
             engine.limits.context_tokens
         )
         reader = BodyReader(
-            model_names=names or (self.model_name, engine.config.model),
+            model_names=tuple(map(printable, config.served_model_name or own)),
             vocab_size=engine.vocab_size,
             limits=engine.limits,
             max_requests=engine.config.max_queued_requests,
@@ -79,6 +80,8 @@ class Service:
         self._making = CapacityLimiter(_MAX_MAKING)
         self.metrics = ServerMetrics(engine, self.model_name)
         self.router = TokenRouter(engine, self.metrics)
+        endpoint = config.otlp_endpoint
+        self.tracer = Tracer(endpoint, self.model_name) if endpoint else None
 
     def check_open(self) -> None:
         """Refuses a request before its body is read, if it could not even be queued.

@@ -5,8 +5,6 @@ import os
 import pathlib
 import re
 
-from jserve_models.hf.gguf_files import gguf_folder
-
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "merges.txt", "model*.safetensors"]
 _OTHER_FORMS = ["onnx/*", "original/*"]
@@ -36,6 +34,8 @@ def find_folder(model: str) -> pathlib.Path | None:
     """
     folder = pathlib.Path(model).expanduser()
     if folder.suffix == ".gguf" and folder.is_file():
+        from jserve_models.hf.gguf_files import gguf_folder  # takes a while
+
         return gguf_folder(folder)
     if not folder.is_dir():
         if not _HUB_NAME.fullmatch(model):

@@ -19,6 +19,7 @@ from jserve_models.decoder import HostMatrix, Leaf
 from jserve_models.hf.gguf_files import GGUF_NAME, GgufFiles
 from jserve_models.hf.keys import read_json
 from jserve_models.hf.matrix_formats import read_format
+from jserve_models.hf.quantised_matrices import is_stored, read_matrix
 from jserve_models.hf.tensor_files import FLOATS, SafetensorsFiles, TensorFiles
 from jserve_models.matrices import Quantised
 
@@ -195,7 +196,7 @@ class _Tensors:
 
     def _is_quantised(self, name: str) -> bool:
         stem = name.removesuffix("weight")
-        return self._format is not None and self._format.has(stem, self.files)
+        return self._format is not None and is_stored(self._format, stem, self.files)
 
     def read(self, name: str, shape: tuple[int, ...], is_matrix: bool) -> HostMatrix:
         """Returns a tensor; a matrix that is stored in fewer bits may stay so.
@@ -205,7 +206,8 @@ class _Tensors:
         """
         value: HostMatrix
         if self._format is not None and self._is_quantised(name):
-            value = self._format.read(name.removesuffix("weight"), self.files)
+            stem = name.removesuffix("weight")
+            value = read_matrix(self._format, stem, self.files)
         else:
             value = self.files.raw(name, FLOATS)
             # Their matrices are [out, in]; an embedding is a table in both.

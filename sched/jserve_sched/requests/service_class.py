@@ -48,8 +48,8 @@ class ServiceClass:
     max_queue_wait_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("a service class needs a name")
+        if not self.name or not self.name.isprintable():
+            raise ValueError(f"a service class needs a name to print: {self.name!r}")
         where = f"class {self.name!r}"
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"{where}: share={self.share} is not in 0..1")

@@ -45,6 +45,8 @@ def test_what_the_engine_counts_is_scraped() -> None:
         assert rows[f"jserve:{name}"] == value
     assert "jserve:warm_seconds" not in rows, "it is not warm yet"
     assert not any("fallback_total" in name for name in rows)
+    assert "jserve:step_log_records" not in rows, "there is no step log"
+    assert scrape(is_recording=False)["jserve:step_log_records"] == 0
     errors = {"predictor": "mlp", "median_error": 0.06, "p95_coverage": 0.94}
     status = PredictorStatus(
         name="auto", fallback="device", kinds={"decode": errors | {"bias": -0.01}}

@@ -61,8 +61,8 @@ def test_events_of_a_response_come_in_openais_order(calling):
         asked: Any = {"model": "fake", "input": "hi", "tools": [FLAT]}
         asked["extra_headers"] = {"x-slo-ttft-ms": "60000"}
         with client.responses.stream(**asked) as stream:
-            found = list(stream)
-            final = stream.get_final_response()
+            found: list[Any] = list(stream)
+            final: Any = stream.get_final_response()
     assert [one.sequence_number for one in found] == list(range(len(found)))
     names = [one.type.removeprefix("response.") for one in found]
     call = ["output_item.added", "function_call_arguments.delta"]

@@ -11,7 +11,7 @@ import safetensors.numpy
 from jserve.text.tokenizer import load_tokenizer
 from jserve_models.hf.folders import find_folder
 from jserve_models.registry import load_model
-from jserve_tools.convert import convert
+from jserve_tools.training.conversion import convert
 
 gguf = pytest.importorskip("gguf")
 

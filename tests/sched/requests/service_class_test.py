@@ -39,6 +39,7 @@ def test_parse_service_classes() -> None:
         ('[{"name": "a", "ttft_s": NaN}]', "ttft_s must be a finite"),
         ('[{"name": "a", "tbt_step_multiple": 2}]', "needs a ttft bound"),
         ('[{"name": ""}]', "needs a name"),
+        (r'[{"name": "\ud800"}]', "needs a name to print"),
         ('[{"share": 1}]', "name is not a string"),
         ('[{"name": "a", "share": "0.5"}]', "class 'a': share='0.5' is not a number"),
         ('[{"name": "a", "share": null}]', "share=None is not a number"),

@@ -5,28 +5,18 @@ that is added to the page waits until its charts are drawn, measures them, picks
 policy, and measures again. These tests run only when asked for: they need a browser.
 """
 
-import html
-import json
 import pathlib
-import re
-import shutil
-import subprocess
 from typing import Any
 
 import pytest
 
 from jserve_tools.reporting.charts import charts
 from jserve_tools.reporting.page import html_page
+from tests.browser import found_in_frame, visit
 from tests.fake_report import fake_report
 
 pytestmark = pytest.mark.browser
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-QUIET = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-    *("--disable-sync", "--disable-background-networking", "--no-first-run"),
-    *("--disable-component-update", "--enable-logging=stderr", "--v=0"),
-)
 MEASURE = """<script type="module">
 const drawn = async (is) => {
   while (!is(document.body.dataset.drawn)) {
@@ -60,29 +50,6 @@ await drawn((chosen) => JSON.parse(chosen).policy === "edf");
 found.one = measured();
 parent.postMessage(JSON.stringify(found), "*");
 </script>"""
-# A window is never as narrow as a phone, a frame is.
-FRAME = """<meta name="color-scheme" content="light dark"><pre id="found"></pre><script>
-const found = document.getElementById("found");
-addEventListener("message", (event) => { found.textContent = event.data; });
-</script><iframe src="report.html" width="%d" height="900" frameborder="0"></iframe>"""
-
-
-def visit(page: str, folder: pathlib.Path, *options: str) -> tuple[str, list[str]]:
-    """Opens a page; returns its document in the end, and the console's lines."""
-    assert BROWSER, "neither chromium nor google-chrome is on the path"
-    path = folder / "page.html"
-    path.write_text(page)
-    done = subprocess.run(
-        [
-            *(BROWSER, *QUIET, *options, f"--user-data-dir={folder / 'profile'}"),
-            *("--virtual-time-budget=60000", "--dump-dom", path.as_uri()),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.fixture(scope="module")
@@ -101,17 +68,9 @@ def test_an_error_on_a_page_would_be_seen(tmp_path: pathlib.Path) -> None:
 def test_every_chart_is_drawn_fits_and_follows_the_filters(
     page: str, width: int, is_dark: bool, tmp_path: pathlib.Path
 ) -> None:
-    (tmp_path / "report.html").write_text(page + MEASURE)
-    document, console = visit(
-        FRAME % width,
-        tmp_path,
-        "--window-size=1400,1000",
-        f"--blink-settings=preferredColorScheme={0 if is_dark else 1}",
+    found: dict[str, Any] = found_in_frame(
+        page + MEASURE, tmp_path, width=width, is_dark=is_dark
     )
-    assert console == []
-    text = re.search(r'<pre id="found">(.+?)</pre>', document)
-    assert text is not None
-    found: dict[str, Any] = json.loads(html.unescape(text[1]))
     assert found["scroll"] <= found["width"] == width and found["loaded"] == 0
     ink = "rgb(232, 234, 237)" if is_dark else "rgb(29, 31, 35)"
     assert found["ink"] == found["label"] == ink

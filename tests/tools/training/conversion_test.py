@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 
 from jserve_models.registry import load_model
-from jserve_tools.convert import convert
+from jserve_tools.training.conversion import convert
 from tests import TESTS
 
 
