@@ -138,7 +138,7 @@ def check_integrity(scheduler: Scheduler) -> None:
     assert sorted(slots) == list(range(scheduler.max_num_seqs))
     rows = [row for plan in scheduler._in_flight for row in plan.decodes + plan.chunks]
     named = collections.Counter(id(row.request) for row in rows)
-    waiting = scheduler.view(0.0).waiting
+    waiting = scheduler.view(0.0).queue.requests
     assert not any(one.pages or one.slot is not None for one in waiting)
     live = [*waiting]
     for one in holders.requests:

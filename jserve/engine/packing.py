@@ -28,6 +28,7 @@ import numpy as np
 
 from jserve.engine.sampling import (
     IN_PROMPT,
+    MAX_COUNT,
     RowSampling,
     SlotSampling,
     empty_slots,
@@ -362,7 +363,8 @@ class Packer:
         request, how = row.request, row.request.sampling
         state = SlotSampling(*(one[0] for one in empty_slots(1, self._vocab_size)))
         outputs = request.known_tokens(request.num_prompt_tokens, row.stop)
-        state.counts[:] = np.bincount(outputs, minlength=self._vocab_size)
+        counts = np.bincount(outputs, minlength=self._vocab_size)
+        state.counts[:] = np.minimum(counts, MAX_COUNT)
         state.counts[request.prompt_tokens] |= IN_PROMPT
         state.bias_tokens[: len(how.biases)] = [token for token, _ in how.biases]
         state.biases[: len(how.biases)] = [bias for _, bias in how.biases]

@@ -29,15 +29,16 @@ from jserve_sched.requests.request import (
 _NEVER = -1e30  # finite, so that no row can turn into NaN
 _DIGIT_BITS = 4  # of a key, found in one pass on a GPU
 _STRETCH = 128  # tokens; vocabularies are multiples of it, or are searched whole
-IN_PROMPT = 1 << 15  # in a count of outputs, which stays below it
+IN_PROMPT = 1 << 15  # in a count of outputs
+MAX_COUNT = IN_PROMPT - 1  # where that of a token stays
 
 
 class SlotSampling(NamedTuple):
     """What adjusts the logits of each slot's request, if anything does.
 
     Attributes:
-      counts: [S, V] uint16, how often a token is in the output; `IN_PROMPT` is added if
-        it is in the prompt.
+      counts: [S, V] uint16, how often a token is in the output, `MAX_COUNT` at most;
+        `IN_PROMPT` is added if it is in the prompt.
       bias_tokens: [S, `MAX_BIASES`] int32 tokens with a bias; negative for none.
       biases: [S, `MAX_BIASES`] float32 of those.
       bad_words: [S, `MAX_BAD_WORDS`, `MAX_WORD_TOKENS`] int32 words that may not come,
@@ -143,7 +144,7 @@ def adjust(logits: jax.Array, sampling: RowSampling, slots: SlotSampling) -> jax
         found = found.at[rows, banned].set(_NEVER, mode="drop")
         # Penalties.
         factor = jnp.where(mine.counts > 0, sampling.repetition_penalty[:, None], 1.0)
-        num_out = (mine.counts & (IN_PROMPT - 1)).astype(jnp.float32)
+        num_out = (mine.counts & MAX_COUNT).astype(jnp.float32)
         found = jnp.where(found > 0, found / factor, found * factor)
         found -= sampling.frequency_penalty[:, None] * num_out
         found -= sampling.presence_penalty[:, None] * (num_out > 0)
@@ -159,6 +160,8 @@ def apply_masks(
 ) -> jax.Array:
     """Returns `[R, V]` logits of which those are forbidden whose bit is 0.
 
+    If all others are forbidden for another reason, one of those comes.
+
     Args:
       masks: [R, `mask_words(V)`] int32; bit `t % 32` of word `t // 32` is of token t.
     """
@@ -167,7 +170,7 @@ def apply_masks(
         bits = masks[:, :, None] >> jnp.arange(32, dtype=jnp.int32)
         may_come = bits.reshape(len(logits), -1)[:, : logits.shape[-1]] & 1
         is_open = (may_come > 0) | ~sampling.is_masked[:, None]
-        return jnp.where(is_open, logits, _NEVER)
+        return jnp.where(is_open, logits, 2 * _NEVER)
 
     has_some = jnp.any(sampling.is_masked)
     result: jax.Array = jax.lax.cond(has_some, masked, lambda same: same, logits)
@@ -184,7 +187,9 @@ def remember(
 ) -> SlotSampling:
     """Returns the slots' state after the tokens `[R]` that were drawn."""
     where = jnp.where(sampling.is_adjusted, sampling.slot, slots.counts.shape[0])
-    counts = slots.counts.at[where, tokens].add(jnp.uint16(1), mode="drop")
+    count = slots.counts.at[where, tokens].get(mode="clip") & MAX_COUNT
+    more = (count < MAX_COUNT).astype(jnp.uint16)
+    counts = slots.counts.at[where, tokens].add(more, mode="drop")
     recent = slots.recent.at[where].get(mode="clip")
     recent = jnp.concatenate([recent[:, 1:], tokens[:, None]], axis=1)
     recent = slots.recent.at[where].set(recent, mode="drop")

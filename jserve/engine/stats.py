@@ -23,7 +23,6 @@ def engine_stats(
 
     Args:
       num_submitted: Requests that the scheduler has not taken yet.
-      records: Records of the steps.
     """
     programs, counters = engine.programs, scheduler.counters
     return EngineStats(

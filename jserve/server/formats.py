@@ -36,6 +36,9 @@ class AnswerFormat:
       has_usage: Whether a stream ends with its usage.
       has_continuous_usage: Whether each of its chunks has the usage so far.
       has_token_ids: Whether token ids are sent beside the text.
+      has_logprobs: Whether those of the answer are sent, if they are known.
+      has_echo: Whether those of the prompt come before them.
+      has_prompt_logprobs: Whether those of the prompt are a field, as in vLLM.
       token_bytes: Returns the UTF-8 of a token, for log-probabilities.
     """
 
@@ -48,6 +51,9 @@ class AnswerFormat:
     has_usage: bool = False
     has_continuous_usage: bool = False
     has_token_ids: bool = False
+    has_logprobs: bool = True
+    has_echo: bool = False
+    has_prompt_logprobs: bool = False
     token_bytes: Callable[[int], bytes] = bytes
 
     def _top(self, kind: str) -> dict[str, Any]:
@@ -72,10 +78,18 @@ class AnswerFormat:
 
     def _choice(self, index: int, one: Generation) -> dict[str, Any]:
         """Returns one output of an answer that is not streamed."""
-        ids = {"token_ids": one.tokens} if self.has_token_ids else {}
-        logprobs = self.logprobs_writer().write(one.noted) if one.noted else None
-        ending = {"logprobs": logprobs, "finish_reason": one.shown_reason, **ids}
         text = "".join(one.texts)
+        ids = {"token_ids": list(one.tokens)} if self.has_token_ids else {}
+        writer = self.logprobs_writer()
+        shown = [*(one.scored if self.has_echo else ()), *one.noted]
+        logprobs = writer.write(shown) if shown and self.has_logprobs else None
+        ending: dict[str, Any] = {
+            "logprobs": logprobs,
+            "finish_reason": one.shown_reason,
+            **ids,
+        }
+        if self.has_prompt_logprobs:
+            ending["prompt_logprobs"] = writer.of_prompt(one.scored)
         if self.is_chat:
             message = {"role": "assistant", "content": text, "refusal": None}
             if one.parser is not None:
@@ -87,6 +101,8 @@ class AnswerFormat:
         """Returns the body of an answer that is not streamed."""
         choices = [self._choice(*one) for one in enumerate(generations)]
         top = self._top("chat.completion" if self.is_chat else "text_completion")
+        if self.is_chat and self.has_prompt_logprobs:
+            top["prompt_logprobs"] = choices[0].pop("prompt_logprobs")
         return json.dumps(top | {"choices": choices, "usage": usage()}).encode()
 
 

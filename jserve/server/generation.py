@@ -1,6 +1,7 @@
 """One output of one prompt: from the engine's events to its text and its end."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from jserve.records.events import TokenEvent
 from jserve.server.answer_text import AnswerText
@@ -35,6 +36,8 @@ class Generation:
       error: Refusal, or error in the engine or the server; None without one.
       num_cached_tokens: Number of prompt tokens that came from the prefix cache.
       noted: Log-probabilities at its tokens, if they are wanted.
+      scored: Those at the prompt's tokens, the first of which has none.
+      num_prompt_tokens: Number of tokens of its prompt.
       times_s: When its tokens came, `time.monotonic` seconds.
       is_attained: Whether it has ended and attained its SLO.
       texts: Its text, in pieces, unless it has a parser.
@@ -50,16 +53,28 @@ class Generation:
         text: AnswerText,
         metrics: ServerMetrics,
         prefix: str = "",
+        scored: Sequence[int] = (),
     ):
+        """Makes one.
+
+        Args:
+          prefix: The prompt's text, if it is echoed.
+          scored: The prompt, if its tokens are scored: all but its first are the first
+            outputs of the request.
+        """
         self.request = request
         self.finish_reason: str | None = None
         self.error: ApiError | None = None
         self.tokens: list[int] = []
         self.noted: list[Noted] = []
+        self.scored: list[Noted] = [(one, None) for one in scored[:1]]
+        self._num_given = max(len(scored) - 1, 0)
+        self.num_prompt_tokens = request.num_prompt_tokens + self._num_given
         self.num_cached_tokens = 0
         self._eos_token_ids = tokenizer.eos_token_ids
         self._detokenizer = tokenizer.detokenizer(
-            request.prompt_tokens[-8:].tolist(), skips_special=text.skips_special
+            [*request.prompt_tokens[-8:].tolist(), *scored[1:]][-8:],
+            skips_special=text.skips_special,
         )
         self._finder, self.parser = text.finder, text.parser
         self._has_one_call = text.has_one_call
@@ -87,6 +102,9 @@ class Generation:
 
     def take(self, event: TokenEvent) -> str | Delta:
         """Takes the next event; returns what is now certain of the answer."""
+        if event.token is not None and len(self.scored) <= self._num_given > 0:
+            self.scored.append((event.token, event.logprobs))
+            return ""
         text, self._prefix = self._prefix, ""
         reason = event.finish_reason
         self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
@@ -136,7 +154,7 @@ class Generation:
         return found
 
     def _show(self, text: str) -> str:
-        if len(self.tokens) <= self.request.min_tokens:
+        if len(self.tokens) <= self.request.min_tokens - self._num_given:
             return self._finder.hide(text)  # a stop string may not end it yet
         return self._finder.push(text)
 
@@ -173,7 +191,7 @@ class Generation:
             metrics.count_not_admitted("degraded", request.service_class)
         metrics.count_finished(reason)
         self._observe_times(now_s)
-        metrics.prompt_tokens.observe(request.num_prompt_tokens)
+        metrics.prompt_tokens.observe(self.num_prompt_tokens)
         metrics.output_tokens.observe(len(self.tokens))
         # If the client left, the SLO is violated if the output was late by then;
         # otherwise it counts neither as attained nor as violated.

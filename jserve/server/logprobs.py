@@ -7,8 +7,8 @@ from jserve.records.events import TokenLogprobs
 
 _LEAST = -9999.0  # JSON has no infinity
 
-Noted = tuple[int, TokenLogprobs]
-"""A token, and the log-probabilities at it."""
+Noted = tuple[int, TokenLogprobs | None]
+"""A token, and the log-probabilities at it; the first of a prompt has none."""
 
 
 class LogprobsWriter:
@@ -31,6 +31,7 @@ class LogprobsWriter:
                 self._entry(token, found.drawn)
                 | {"top_logprobs": list(map(self._entry, found.top_tokens, found.top))}
                 for token, found in noted
+                if found is not None
             ]
             return {"content": content, "refusal": None}
         texts = [self._text(token) for token, _ in noted]
@@ -38,16 +39,40 @@ class LogprobsWriter:
         for text in texts:
             offsets.append(self._offset)
             self._offset += len(text)
-        tops = []
+        tops: list[dict[str, float] | None] = []
         for text, (_, found) in zip(texts, noted, strict=True):
-            top = zip(map(self._text, found.top_tokens), found.top, strict=True)
-            tops.append({one: max(value, _LEAST) for one, value in top})
-            tops[-1].setdefault(text, max(found.drawn, _LEAST))
+            if found is None:
+                tops.append(None)
+                continue
+            names = map(self._text, found.top_tokens)
+            top = zip(names, found.top, strict=True)
+            shown = {one: max(value, _LEAST) for one, value in top}
+            tops.append({**shown, text: shown.get(text, max(found.drawn, _LEAST))})
         return {
             "text_offset": offsets,
-            "token_logprobs": [max(found.drawn, _LEAST) for _, found in noted],
+            "token_logprobs": [
+                found and max(found.drawn, _LEAST) for _, found in noted
+            ],
             "tokens": texts,
             "top_logprobs": tops,
+        }
+
+    def of_prompt(self, noted: Sequence[Noted]) -> list[dict[str, Any] | None]:
+        """Returns vLLM's `prompt_logprobs`: at each token its own and the likeliest."""
+        return [found and self._by_token(token, found) for token, found in noted]
+
+    def _by_token(self, token: int, found: TokenLogprobs) -> dict[str, Any]:
+        own = (token, found.drawn, found.rank)
+        top = zip(
+            found.top_tokens, found.top, range(1, len(found.top) + 1), strict=True
+        )
+        return {
+            str(one): {
+                "logprob": max(value, _LEAST),
+                "rank": rank,
+                "decoded_token": self._text(one),
+            }
+            for one, value, rank in (*top, own)
         }
 
     def _text(self, token: int) -> str:

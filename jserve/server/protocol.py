@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from jserve.server.errors import ApiError, quote
-from jserve.server.slo_input import Nvext, SloFields
+from jserve.server.slo_input import MAX_PRIORITY, Nvext, SloFields
 from jserve_sched.requests.request import MAX_LOGPROBS
 
 MAX_CHOICES = 128
@@ -35,7 +35,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = dict.fromkeys(
     """
     audio chat_template chat_template_kwargs documents
     continue_final_message ebnf echo functions logits_processors max_completion_tokens
-    prompt_embeds prompt_logprobs regex suffix tools use_beam_search
+    prompt_embeds regex suffix tools use_beam_search
     web_search_options
     """.split(),  # noqa: SIM905
     _HARMLESS,
@@ -108,6 +108,7 @@ Name = Annotated[str, Meta(max_length=4096)]
 _Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)] | None
 Logprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None
+_Priority = Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)]
 
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
@@ -142,6 +143,7 @@ class GenerationRequest(Struct, kw_only=True):
       refused: Fields that this endpoint refuses, as in `_REFUSED`.
       renamed: Names in this endpoint of fields that errors may name.
       ignored: Names of the fields that are unknown.
+      priority: Tier: those with a lower number begin first.
     """
 
     content: ClassVar[str]  # the field that holds what the model reads
@@ -182,6 +184,8 @@ class GenerationRequest(Struct, kw_only=True):
     slo: SloFields | None = None
     nvext: Nvext | None = None
     service_tier: Name | None = None
+    priority: _Priority | None = None
+    prompt_logprobs: Logprobs = None
     user: Name | None = None
 
     @property

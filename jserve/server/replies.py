@@ -170,7 +170,7 @@ class Reply:
     def usage(self, *, is_final: bool = True) -> dict[str, Any]:
         """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
         firsts = self.generations[:: self._num_choices]
-        num_prompt = sum(one.request.num_prompt_tokens for one in firsts)
+        num_prompt = sum(one.num_prompt_tokens for one in firsts)
         num_output = sum(len(one.tokens) for one in self.generations)
         num_cached = sum(one.num_cached_tokens for one in firsts)
         num_reasoning = sum(one.num_reasoning_tokens for one in self.generations)

@@ -37,6 +37,7 @@ def sampling_params(
     for name in SAMPLING_FIELDS:
         if (value := getattr(body, name)) is not None:
             values[name] = value
+    own = _num_logprobs(body)
     values["top_k"] = max(values.get("top_k", 0), 0)
     try:
         return SamplingParams(
@@ -47,7 +48,7 @@ def sampling_params(
             biases=biases,
             only_biased=body.allowed_token_ids is not None,
             bad_words=tuple(_bad_words(body, tokenizer)),
-            num_logprobs=_num_logprobs(body),
+            num_logprobs=own if own is not None else body.prompt_logprobs,
         )
     except ValueError as error:
         raise ApiError(str(error), str(error).split("=")[0]) from None
@@ -60,14 +61,28 @@ def _num_logprobs(body: GenerationRequest) -> int | None:
             raise ApiError(message, "top_logprobs")
         return (body.top_logprobs or 0) if body.logprobs else None
     assert isinstance(body, CompletionRequest)
-    if body.echo and body.logprobs is not None:
-        raise ApiError(
-            f"logprobs={body.logprobs} with echo=true: log-probabilities of a prompt "
-            "are not supported by this server",
-            "logprobs",
-            code="unsupported_parameter",
-        )
     return body.logprobs
+
+
+def scores_prompt(body: GenerationRequest) -> bool:
+    """Returns whether log-probabilities of the prompt's own tokens are wanted.
+
+    Raises:
+      ApiError: 400 if another field excludes it.
+    """
+    name, num_own = "prompt_logprobs", _num_logprobs(body)
+    if body.prompt_logprobs is None:
+        name = "logprobs"
+        if not (isinstance(body, CompletionRequest) and body.echo) or num_own is None:
+            return False
+    elif num_own not in (None, body.prompt_logprobs):
+        message = f"prompt_logprobs={body.prompt_logprobs} and {num_own} of the answer "
+        raise ApiError(message + "differ; one number is possible", name)
+    others = ("stream", "frequency_penalty", "presence_penalty")
+    if asked := [one for one in others if getattr(body, one)]:
+        message = f"{name} of a prompt and {asked[0]} exclude each other"
+        raise ApiError(message, name)
+    return True
 
 
 def _biases(body: GenerationRequest, vocab_size: int) -> tuple[tuple[int, float], ...]:

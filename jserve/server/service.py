@@ -21,16 +21,17 @@ from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
 from jserve.server.protocol import GenerationRequest, StreamOptions
 from jserve.server.replies import Reply, TokenRouter
-from jserve.server.sampling_input import SEEDS, sampling_params
-from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses
+from jserve.server.sampling_input import SEEDS, sampling_params, scores_prompt
+from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses, read_priority
 from jserve.server.structured_input import asked_constraint
 from jserve.server.tracing import Tracer
 from jserve.server.workers import BodyReaders
 from jserve.server_config import ServerConfig
 from jserve.text.answer_parts import ToolForm, find_tool_form
-from jserve.text.constraints import Constraint, Constraints
+from jserve.text.constraints import Constraint, Constraints, GivenTokens
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
+from jserve_sched.requests.slo import Slo
 
 _NOT_SERVING_RETRY_S = 5.0
 _MAX_MAKING = 2  # constraints at a time, each in a thread
@@ -179,6 +180,9 @@ class Service:
             has_usage=bool(options.include_usage),
             has_continuous_usage=bool(options.continuous_usage_stats),
             has_token_ids=bool(body.return_token_ids),
+            has_logprobs=getattr(body, "logprobs", None) not in (None, False),
+            has_echo=bool(getattr(body, "echo", None)),
+            has_prompt_logprobs=body.prompt_logprobs is not None,
             token_bytes=self.tokenizer.token_bytes,
         )
         num_choices = body.n or 1
@@ -190,6 +194,8 @@ class Service:
             service_tier=body.service_tier,
             nvext=body.nvext,
         )
+        is_scored = scores_prompt(body)
+        priority = read_priority(body.priority, headers)
         sampling = sampling_params(body, self.tokenizer, self.engine.vocab_size)
         stop_token_ids = self._stop_token_ids(body)
         min_tokens = body.min_tokens or 0
@@ -207,17 +213,20 @@ class Service:
                 or (form.is_chat and opens_reasoning(prompt.tokens, self.tokenizer))
             )
             after = self.tokenizer.token_bytes if has_reasoning else None
+            given = prompt.tokens[1:] if is_scored else prompt.tokens[:0]
+            own = constraint and constraint.copy(after)
             request = Request(
                 request_id=f"{form.response_id}-{index}",
                 arrival_s=arrival_s,
-                prompt_tokens=prompt.tokens,
-                max_tokens=prompt.max_tokens,
-                min_tokens=min_tokens,
+                prompt_tokens=prompt.tokens[: len(prompt.tokens) - len(given)],
+                max_tokens=prompt.max_tokens + len(given),
+                min_tokens=min_tokens + len(given),
                 stop_token_ids=stop_token_ids,
-                slo=slo,
+                slo=Slo() if is_scored else slo,
                 service_class=service_class.name,
                 guard=service_class.guard,
                 weight=service_class.weight,
+                priority=priority,
                 admission=service_class.admission,
                 max_queue_wait_s=service_class.max_queue_wait_s
                 or self.engine.config.max_queue_wait_s
@@ -225,7 +234,7 @@ class Service:
                 sampling=dataclasses.replace(
                     sampling, seed=(sampling.seed + index % num_choices) % SEEDS
                 ),
-                constraint=constraint and constraint.copy(after),
+                constraint=GivenTokens(given, own) if len(given) else own,
             )
             generations.append(
                 Generation(
@@ -240,6 +249,7 @@ class Service:
                     ),
                     metrics=self.metrics,
                     prefix=prompt.echo,
+                    scored=prompt.tokens.tolist() if is_scored else (),
                 )
             )
         return Reply(

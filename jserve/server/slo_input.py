@@ -5,6 +5,7 @@ clear where each bound comes from.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -22,6 +23,8 @@ from jserve_sched.requests.service_class import (
 from jserve_sched.requests.slo import Slo
 
 MAX_BOUND_S = 86400.0
+MAX_PRIORITY = 2**31 - 1
+_PRIORITY = "x-vllm-priority"
 UNREAD_CLASS = "unread"  # in metrics, of requests refused before their body was read
 _CUSTOM = ServiceClass(name="custom")  # in reports, of requests that bring an SLO
 # OpenAI's tiers, which are the default class unless a class has their name.
@@ -113,6 +116,21 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
     except ValueError as error:
         names = " and ".join(one for one in SLO_HEADERS if one in headers)
         raise ApiError(f"{names}: {error}", names) from None
+
+
+def read_priority(asked: int | None, headers: Mapping[str, str]) -> int:
+    """Returns the tier of a request: of its body, or else of its header; 0 for none.
+
+    Raises:
+      ApiError: 400 if the header is not such an integer.
+    """
+    text = headers.get(_PRIORITY, "0")
+    if asked is not None:
+        return asked
+    if not re.fullmatch(r"-?[0-9]{1,10}", text) or abs(int(text)) > MAX_PRIORITY:
+        message = f"{_PRIORITY}={quote(text)} is not an integer in "
+        raise ApiError(f"{message}-{MAX_PRIORITY}..{MAX_PRIORITY}", _PRIORITY)
+    return int(text)
 
 
 def slo_header(request: Request) -> str:

@@ -11,6 +11,7 @@ from jserve.server.generation import Generation
 from jserve.server.logs import current_id
 from jserve.server.replies import Reply
 
+_TIMEOUT_S = 3  # of a collector, for which the end of the server waits
 _PHASES = ("queue", "prefill", "decode")
 
 
@@ -23,9 +24,7 @@ def _attributes(one: Generation) -> dict[str, Any]:
         "gen_ai.response.finish_reasons": [one.shown_reason or "none"],
         "jserve.cached_tokens": one.num_cached_tokens,
         "jserve.service_class": request.service_class,
-        **{
-            f"jserve.slo.{one}": bound for one, bound in dataclasses.asdict(slo).items()
-        },
+        **{f"jserve.slo.{key}": s for key, s in dataclasses.asdict(slo).items()},
         "jserve.slo.attained": one.is_attained,
         "jserve.forecast.ttft_p50_s": forecast and forecast.ttft_s[0],
         "jserve.forecast.chance": forecast and forecast.chance,
@@ -56,8 +55,8 @@ class Tracer:
         resource = Resource.create({"service.name": "jserve"})
         # Not the global provider, with which other libraries would send spans, too.
         provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        batches = BatchSpanProcessor(otlp.OTLPSpanExporter(endpoint=endpoint))
-        provider.add_span_processor(batches)
+        exporter = otlp.OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_S)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = provider.get_tracer("jserve")
         self._model_name = model_name
         self._epoch_ns = time.time_ns() - time.monotonic_ns()

@@ -154,7 +154,10 @@ class TranslatedRequest(GenerationRequest, kw_only=True):
     door: ClassVar[str]  # its path under /v1, and the form of the answer
     instructed: ClassVar[str]  # the field of the first turn, which is the system's
     echoes: ClassVar[dict[str, Any]] = {}  # fields that answers repeat, with defaults
-    refused: ClassVar = {"n": (1,), "return_token_ids": (False,), "response_format": ()}
+    refused: ClassVar = {
+        **{"n": (1,), "return_token_ids": (False,)},
+        **{"prompt_logprobs": (), "response_format": ()},
+    }
 
     tools: list[FlatTool] | None = None
 

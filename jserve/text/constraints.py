@@ -68,6 +68,36 @@ class Constraint:
             self.matcher.consume_token(token)
 
 
+class GivenTokens:
+    """The first tokens of one output are known, as a prompt that is scored is."""
+
+    def __init__(self, tokens: np.ndarray, then: Constraint | None):
+        """Begins with `tokens`; `then` says what may follow them."""
+        self._left = tokens[::-1].tolist()
+        self._then = then
+
+    @property
+    def error(self) -> str:
+        """Why it cannot be followed any more; "" while it can."""
+        return self._then.error if self._then else ""
+
+    def accept(self, token: int) -> None:
+        """Takes the next token of the output."""
+        if self._left:
+            self._left.pop()
+        elif self._then:
+            self._then.accept(token)
+
+    def fill(self, masks: np.ndarray, row: int) -> None:
+        """Writes which token may follow; see `fill_masks`."""
+        if self._left:
+            word, bit = divmod(self._left[-1], 32)
+            masks[row] = 0
+            masks[row, word : word + 1].view(np.uint32)[:] = 1 << bit
+        elif self._then:
+            fill_masks([(row, self._then)], masks)
+
+
 class _Vocabulary:
     """A tokenizer, as llguidance wants it."""
 
@@ -141,18 +171,20 @@ class Constraints:
 
 
 def fill_masks(
-    constraints: Sequence[tuple[int, Constraint]], masks: np.ndarray
+    constraints: Sequence[tuple[int, Constraint | GivenTokens]], masks: np.ndarray
 ) -> None:
     """Writes which tokens may follow.
 
     Args:
       constraints: Rows of `masks`, and the constraint of each.
-      masks: `[rows, words]` int32; bit `t % 32` of word `t // 32` is of token t.
+      masks: `[rows, words]` int32, -1; bit `t % 32` of word `t // 32` is of token t.
     """
     from llguidance.numpy import fill_next_token_bitmask
 
     for row, one in constraints:
-        if one.is_waiting:
+        if isinstance(one, GivenTokens):
+            one.fill(masks, row)
+        elif one.is_waiting:
             masks[row] = -1
         else:
             fill_next_token_bitmask(one.matcher, masks, row)

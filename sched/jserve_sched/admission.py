@@ -19,6 +19,7 @@ arrival attained 34 % of the requests less on `tight`, and 11 % less on `heavy_t
 
 import collections
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,7 @@ _SHARE = 0.1  # of these that clients who come back may take
 _MOST_S = 300.0  # until a client is asked to come back
 _LASTED_S = 60.0  # that an overload is taken to last at most
 _PROBE_S = 5.0  # an idle server then takes a request against its own prediction
+MAX_AGE_S = 60.0  # from which a request has no tier, unless the policy says another
 _PACE = 0.8  # of the usual step: no answer is paced by shorter ones
 
 
@@ -85,6 +87,21 @@ class ReturnTimes:
         return max(after_s, least_s)
 
 
+def behind(
+    waiting: Sequence[Request], now_s: float, max_age_s: float
+) -> frozenset[Request]:
+    """Returns the requests that a lower number than theirs keeps from beginning.
+
+    Tiers are strict, whatever the policy: while one of a lower number waits, none of a
+    higher one begins, unless it arrived more than `max_age_s` ago.
+    """
+    first = min((one.priority for one in waiting), default=0)
+    since_s = now_s - max_age_s
+    return frozenset(
+        one for one in waiting if one.priority > first and one.arrival_s >= since_s
+    )
+
+
 class Review(NamedTuple):
     """What becomes of the waiting requests; those not named may begin.
 
@@ -107,16 +124,18 @@ class Admission:
       delta: A request is committed when its slack falls to this share of its work.
       returns: When clients that are refused should come back.
       is_needed: Whether a request has come that may be refused, degraded or ended.
+      has_tiers: Whether one has come whose priority is not 0.
     """
 
     def __init__(self, delta: float = 1.0):
         self.delta = delta
         self.returns = ReturnTimes()
-        self.is_needed = False
+        self.is_needed = self.has_tiers = False
 
     def enter(self, request: Request) -> None:
         """Takes note of a request that has arrived."""
         self.is_needed |= not request.is_committed
+        self.has_tiers |= request.priority != 0
 
     def review(self, view: SchedulerView) -> Review:
         """Decides on all waiting requests."""

@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jserve_sched.admission import Admission
+from jserve_sched.admission import MAX_AGE_S, Admission, behind
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
@@ -236,13 +236,18 @@ class Scheduler:
     def view(self, now_s: float) -> SchedulerView:
         """Returns the snapshot that the policy sees."""
         self._waiting.refresh()
+        held = frozenset(self._held)
+        if self.admission.has_tiers:
+            waiting = [one for one in self._waiting.requests if one not in held]
+            max_age_s = getattr(self.policy, "max_age_s", MAX_AGE_S)
+            held |= behind(waiting, now_s, max_age_s)
         return SchedulerView(
             now_s=now_s,
             in_flight_s=sum(plan.predicted_s for plan in self._in_flight),
             step_id=self._next_step_id,
             running=[one for one in self._holders.requests if one.wants_more],
             queue=self._waiting,
-            held=self._held,
+            held=held,
             num_free_slots=self._holders.num_free_slots,
             ledger=self.ledger,
             buckets=self.buckets,

@@ -74,16 +74,16 @@ class Candidates:
     def _ranked(self) -> Sequence[Request]:
         """Running requests: by default the aged by arrival, then others by deadline.
 
-        Of the others, late ones that are not guarded come last.
+        Of the others of one tier, late ones that are not guarded come last.
         """
         start_s, aged_before_s = self._view.start_s, self._aged_before_s
 
-        def key(request: Request) -> tuple[bool, bool, float, float, str]:
+        def key(request: Request) -> tuple[int, int, bool, float, float, str]:
             arrival_s, name = request.arrival_s, request.request_id
             if arrival_s < aged_before_s:
-                return (False, False, arrival_s, arrival_s, name)
+                return (0, 0, False, arrival_s, arrival_s, name)
             late = request.deadline_s < start_s and not request.guard
-            return (True, late, request.pace_s, arrival_s, name)
+            return (1, request.priority, late, request.pace_s, arrival_s, name)
 
         return self._running or sorted(self._view.running, key=key)
 

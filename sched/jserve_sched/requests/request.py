@@ -121,6 +121,7 @@ class Request:
       service_class: Name of its class, for reports.
       guard: Whether its class is guarded when late (policy `sliding`).
       weight: What a violation counts, above 0 (policy `ontime`).
+      priority: Tier: those with a lower number begin first.
       admission: Rule of its class for requests that cannot be attained.
       max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       is_committed: Whether it will be served for sure: neither refused nor ended early.
@@ -154,6 +155,7 @@ class Request:
     service_class: str = "best_effort"
     guard: bool = False
     weight: float = 1.0
+    priority: int = 0
     admission: AdmissionRule = "queue"
     max_queue_wait_s: float = math.inf
     sampling: SamplingParams = dataclasses.field(default_factory=SamplingParams)

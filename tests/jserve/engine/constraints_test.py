@@ -5,13 +5,15 @@ import pathlib
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
+import numpy as np
 import pytest
 
 from jserve.engine.loop import EngineLoop
 from jserve.records.events import Health
-from jserve.text.constraints import Constraint, Constraints
+from jserve.text.constraints import Constraint, Constraints, GivenTokens
 from jserve.text.tokenizer import ByteTokenizer
 from jserve_models.toy import TOY
 from jserve_sched.requests.request import FinishReason, Request, SamplingParams
@@ -143,3 +145,40 @@ def test_a_constraint_that_cannot_be_made_says_why(
     with pytest.raises(ValueError, match=words) as caught:
         constraints.make(kind, value)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_given_tokens_come_first_with_what_the_model_gave_them(
+    loop: EngineLoop, constraints: Constraints
+) -> None:
+    end = min(ByteTokenizer().eos_token_ids)
+    prompt = np.array([65, 66, end, 31, 0, 67], np.int32)
+    sampling = SamplingParams(num_logprobs=3)
+    colour = constraints.make("choice", ["red"])
+
+    def ask(prompt: np.ndarray, max_tokens: int, **fields: Any) -> Request:
+        return make_request(
+            prompt=prompt, max_tokens=max_tokens, sampling=sampling, **fields
+        )
+
+    given = ask(
+        *(prompt[:1], 8),
+        min_tokens=5,
+        stop_token_ids=frozenset([end]),
+        constraint=GivenTokens(prompt[1:], colour),
+    )
+    parts = [ask(prompt[:size], 1) for size in range(1, len(prompt))]
+    inbox = Inbox()
+    loop.set_listener(inbox)
+    for request in (given, *parts):
+        loop.submit(request)
+    inbox.wait_for(given, *parts)
+    events = inbox.events[given.request_id]
+    tokens = [one.token for one in events if one.token is not None]
+    assert tokens == [*prompt[1:].tolist(), *b"red"]
+    for part, event in zip(parts, events, strict=False):
+        [alone] = inbox.events[part.request_id]
+        assert event.logprobs is not None and alone.logprobs is not None
+        assert event.logprobs.top_tokens == alone.logprobs.top_tokens
+        np.testing.assert_allclose(event.logprobs.top, alone.logprobs.top, atol=1e-4)
+        assert event.logprobs.drawn <= event.logprobs.top[0]
+    assert loop.stats().num_compiles_after_warmup == 0

@@ -224,7 +224,7 @@ def test_a_device_that_hangs_is_noticed(
         time.sleep(0.05)
     inbox.wait_for(request)
     last = inbox.events[request.request_id][-1]
-    assert last.error == "the device did not end a step in 0.2 s"
+    assert last.error is not None and "did not end a step in" in last.error
     comes_back.set()
     loop.stop()
 

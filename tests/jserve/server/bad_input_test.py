@@ -111,7 +111,6 @@ def test_a_bad_header(served, name, value):
 
 
 REFUSED = {
-    "prompt_logprobs": 1,
     "functions": [{"name": "f"}],
     "suffix": "b",
     "json_schema": {},

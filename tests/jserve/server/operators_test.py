@@ -113,7 +113,7 @@ def test_plain_lines_have_a_level_and_no_access_log_unless_asked_for(lines) -> N
 def test_a_request_is_a_trace_of_its_phases_below_its_client(monkeypatch) -> None:
     sdk = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
     exporter, otlp = sdk.InMemorySpanExporter(), types.ModuleType(OTLP)
-    kinds = types.SimpleNamespace(OTLPSpanExporter=lambda endpoint: exporter)
+    kinds = types.SimpleNamespace(OTLPSpanExporter=lambda **options: exporter)
     otlp.trace_exporter = kinds  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, OTLP, otlp)
     trace_id, parent_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -46,7 +46,12 @@ def test_fields_reach_the_engine(served):
         ({"bad_words": ["a" * 9]}, "bad_words", ["9 tokens", "1..8"]),
         ({"bad_words": [str(i) for i in range(40)]}, "bad_words", ["80 words", "64"]),
         ({"logprobs": 21}, "logprobs", ["21", "<= 20"]),
-        ({"logprobs": 1, "echo": True}, "logprobs", ["echo"]),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", ["stream"]),
+        ({"prompt_logprobs": 1, "logprobs": 2}, "prompt_logprobs", ["differ"]),
+        (
+            {"logprobs": 1, "echo": True, "presence_penalty": 1},
+            *("logprobs", ["presence_penalty"]),
+        ),
     ],
 )
 def test_a_value_out_of_its_limits(served, fields, param, words):
@@ -131,3 +136,60 @@ def test_a_prompt_keeps_its_last_tokens_if_it_may_be_cut(served):
     assert served.loop.seen[-1].prompt_tokens.tolist() == list(b"bc")
     answer = served.complete(prompt=long, truncate_prompt_tokens=-1, max_tokens=1)
     assert answer.json()["usage"]["total_tokens"] == served.loop.limits.context_tokens
+
+
+@pytest.fixture(scope="module")
+def scoring():
+    """A server that draws the bytes of "bcd"; higher token ids are likelier."""
+
+    def logprobs(token):
+        return TokenLogprobs(-1.0 / token, 2, [33], [-0.5])
+
+    with serve_fake(FakeLoop("bcd", logprobs=logprobs)) as served:
+        yield served
+
+
+def test_echo_with_logprobs_has_those_of_the_prompt(scoring):
+    fields = {"prompt": "abc", "logprobs": 1, "max_tokens": 1}
+    answer = scoring.complete(**fields, echo=True, slo={"ttft_ms": 1}).json()
+    [choice] = answer["choices"]
+    assert (choice["text"], choice["finish_reason"]) == ("abcd", "length")
+    drawn = [None, -1 / 98, -1 / 99, -1 / 100]
+    assert choice["logprobs"] == {
+        "text_offset": [0, 1, 2, 3],
+        "token_logprobs": drawn,
+        "tokens": [*"abcd"],
+        "top_logprobs": [
+            one and {"!": -0.5, text: one}
+            for text, one in zip("abcd", drawn, strict=True)
+        ],
+    }
+    usage = answer["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (3, 1)
+    # The rest of the prompt is drawn as the first outputs, without an SLO.
+    request = scoring.loop.seen[-1]
+    assert request.prompt_tokens.tolist() == [97] and request.slo.is_best_effort
+    assert (request.min_tokens, request.max_tokens) == (2, 3)
+    [choice] = scoring.complete(prompt="a", logprobs=1, echo=True).json()["choices"]
+    assert choice["logprobs"]["token_logprobs"][:2] == [None, -1 / 98]
+
+
+def test_prompt_logprobs_have_the_form_of_vllm(scoring):
+    fields = {"prompt_logprobs": 1, "max_tokens": 1}
+    [choice] = scoring.complete(prompt="abc", **fields).json()["choices"]
+    assert (choice["text"], choice["logprobs"]) == ("d", None)
+    best = {"logprob": -0.5, "rank": 1, "decoded_token": "!"}
+    assert choice["prompt_logprobs"] == [
+        None,
+        {
+            "33": best,
+            "98": {"logprob": -1 / 98, "rank": 2, "decoded_token": "b"},
+        },
+        {
+            "33": best,
+            "99": {"logprob": -1 / 99, "rank": 2, "decoded_token": "c"},
+        },
+    ]
+    answer = scoring.chat(**fields).json()
+    assert len(answer["prompt_logprobs"]) == answer["usage"]["prompt_tokens"]
+    assert len(answer["choices"][0]["message"]["content"]) == 1

@@ -96,3 +96,14 @@ def test_classes_that_cannot_be_served(tmp_path, text, default, words):
     config = ServerConfig(service_classes=path, default_service_class=default)
     with pytest.raises(ValueError, match=words):
         load_service_classes(config)
+
+
+def test_a_priority_comes_from_the_body_or_else_from_a_header(served):
+    headers = {"X-Vllm-Priority": "-3"}
+    for fields, priority in (({}, -3), ({"priority": 2}, 2)):
+        assert served.complete(headers=headers, max_tokens=1, **fields).status == 200
+        assert served.loop.seen[-1].priority == priority
+    for value in ("1.5", "99999999999"):
+        answer = served.complete(headers={"X-Vllm-Priority": value})
+        assert (answer.status, answer.error["param"]) == (400, "x-vllm-priority")
+    assert served.complete(priority=2**31).error["param"] == "priority"
