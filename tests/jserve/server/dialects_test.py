@@ -230,3 +230,9 @@ def test_clients_of_messages_send_their_key_in_a_header_of_its_own(tmp_path):
             answer = served.request("POST", "/v1/messages", body, {"x-api-key": key})
             assert answer.status == status
         assert answer.json()["error"]["type"] == "authentication_error"
+
+
+def test_scores_of_a_prompt_are_refused_where_no_field_holds_them(responses):
+    with pytest.raises(openai.BadRequestError) as refused:
+        responses.create(model="fake", input="hi", extra_body={"prompt_logprobs": 1})
+    assert refused.value.param == "prompt_logprobs"
