@@ -15,8 +15,9 @@ class ServerConfig:
     Attributes:
       host: Address to listen on.
       port: Port to listen on; 0 takes a free port and prints it.
-      served_model_name: Names of the model for clients, the main one first. By default
-        the name of --model, which clients may also write as it is typed.
+      served_model_name: Names of the model for clients, of which answers and metrics
+        have the first; "" takes the name of --model, which clients may also write as it
+        is typed.
       parse_special: Whose text may spell a control token such as <|im_end|>, for the
         tokenizer of a folder: "user", as chat templates filled by clients need, or
         "never".

@@ -22,9 +22,8 @@ from jserve.engine.interface import ServingEngine
 from jserve.server.api_keys import key_check, load_api_keys
 from jserve.server.errors import SURPRISE, ApiError, quote
 from jserve.server.logs import RequestLog
-from jserve.server.messages_format import messages_error
 from jserve.server.openai_routes import GENERATION_PATHS, openai_router
-from jserve.server.openapi import describe, docs
+from jserve.server.openapi import docs_router
 from jserve.server.operator_routes import health_router, inspection_router
 from jserve.server.service import Service
 from jserve.server.slo_input import load_service_classes
@@ -36,32 +35,27 @@ _ABSORB_S = 10.0  # much less than the engine's record of steps covers
 _STOP_TIMEOUT_S = 5.0
 
 
-def _response(error: ApiError, path: str) -> Response:
-    is_message = path.startswith("/v1/messages")
-    body = messages_error(error) if is_message else error.body
+def _response(error: ApiError, scope: Scope) -> Response:
+    body = error.body_at(scope["path"])
     return Response(body, error.status, error.headers, media_type="application/json")
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return _response(_failure(request, error), request.url.path)
-
-
-def _failure(request: Request, error: Exception) -> ApiError:
     target = f"{request.method} {quote(request.url.path)}"
     if isinstance(error, ApiError):
-        return error
-    if isinstance(error, RequestValidationError):  # in a query
+        answer = error
+    elif isinstance(error, RequestValidationError):  # in a query
         row = error.errors()[0]
         path, reason = row["loc"][-1], row["msg"][:1].lower() + row["msg"][1:]
-        message = f"{path}={quote(row['input'])}: {reason}"
-        return ApiError(message, param=path)
-    if isinstance(error, HTTPException):
+        answer = ApiError(f"{path}={quote(row['input'])}: {reason}", param=path)
+    elif isinstance(error, HTTPException):
         phrase = http.HTTPStatus(error.status_code).phrase
         answer = ApiError(f"{phrase}: {target}", status=error.status_code)
         answer.headers.update(error.headers or {})
-        return answer
-    logging.getLogger(__name__).error("%s failed", target, exc_info=error)
-    return ApiError(SURPRISE, status=500)
+    else:
+        logging.getLogger(__name__).error("%s failed", target, exc_info=error)
+        answer = ApiError(SURPRISE, status=500)
+    return _response(answer, request.scope)
 
 
 class _AsciiJson(JSONResponse):
@@ -85,11 +79,13 @@ class _Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         app = self._app
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # uvicorn leaves the body out
         if scope["type"] == "http" and scope["path"] in GENERATION_PATHS:
             try:
                 self._service.check_open()
             except ApiError as error:
-                app = _response(error, scope["path"])
+                app = _response(error, scope)
         await app(scope, receive, send)
 
 
@@ -144,13 +140,11 @@ def build_app(
 
     app = FastAPI(
         title="jserve",
-        docs_url=None,
-        redoc_url=None,
+        openapi_url=None,
         default_response_class=_AsciiJson,
         lifespan=lifespan,
-        root_path=config.root_path,
     )
-    app.openapi = functools.partial(describe, app)  # type: ignore[method-assign]
+    app.root_path = config.root_path
     app.state.has_stopped = True  # until the lifespan starts it
     for kind in (ApiError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
@@ -168,7 +162,7 @@ def build_app(
             ],
         )
     app.add_middleware(RequestLog, is_access_logged=config.access_log)
-    app.get("/docs", include_in_schema=False)(docs)
+    app.include_router(docs_router(app))
     app.include_router(health_router(service))
     app.include_router(openai_router(service), prefix="/v1", dependencies=[key])
     app.include_router(inspection_router(service), prefix="/jserve", dependencies=[key])

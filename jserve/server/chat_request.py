@@ -23,7 +23,7 @@ class TextPart(Struct):
     """One part of a turn's content."""
 
     type: str
-    text: str | None = None
+    text: str | UnsetType = UNSET
 
 
 class ChatMessage(Struct):
@@ -55,35 +55,33 @@ class ChatMessage(Struct):
         # "developer" is OpenAI's newer name of "system".
         turn: dict[str, Any] = {
             "role": "system" if self.role == "developer" else self.role,
-            "content": joined_text(self.content, ("text",), f"{path}.content"),
+            "content": text_of(self.content, f"{path}.content"),
         }
         calls = enumerate(self.tool_calls or ())
         turn["tool_calls"] = [
-            one.to_turn(f"{path}.tool_calls.{index}") for index, one in calls
+            one.to_turn(f"{path}.tool_calls.{index}.function.arguments")
+            for index, one in calls
         ]
         for name in ("name", "reasoning_content", "tool_call_id"):
             turn[name] = getattr(self, name)
         return {name: value for name, value in turn.items() if value not in (None, [])}
 
 
-def joined_text(
-    parts: str | Sequence[Any] | None, types: Sequence[str], path: str
-) -> str:
-    """Returns the text of a content, whose parts have one of these types.
+def text_of(content: str | Sequence[TextPart] | None, path: str) -> str:
+    """Returns the text of a content, in which each part has to be one.
 
     Raises:
-      ApiError: 400 if a part has another one, or no text.
+      ApiError: 400, naming a field under `path`.
     """
-    if parts is None or isinstance(parts, str):
-        return parts or ""
+    if content is None or isinstance(content, str):
+        return content or ""
     texts = []
-    for index, part in enumerate(parts):
+    for index, part in enumerate(content):
         where = f"{path}.{index}"
-        if part.type not in types:
-            known = " or ".join(map(repr, types))
-            message = f"{where}.type={quote(part.type)} is not {known}"
+        if not part.type.endswith("text"):  # such as OpenAI's input_text
+            message = f"{where}.type={quote(part.type)} is not 'text'"
             raise ApiError(message, f"{where}.type")
-        if part.text is None:
+        if part.text is UNSET:
             raise ApiError(f"{where}.text is missing", f"{where}.text")
         texts.append(part.text)
     return "\n".join(texts)

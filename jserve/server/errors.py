@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 _TYPES = {
@@ -10,6 +11,7 @@ _TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
+_MESSAGES_TYPES = _TYPES | {413: "request_too_large", 503: "overloaded_error"}
 SURPRISE = "the server failed on this request"  # the message for an internal error
 _MAX_QUOTED_CHARS = 80
 
@@ -52,6 +54,22 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Calls the field as the client does, by the first name that its path has."""
+        for old, new in names.items():
+            if self.param and self.param.startswith(old):
+                self.param = self.param.replace(old, new, 1)
+                self.args = (str(self).replace(old, new, 1),)
+
+    def body_at(self, path: str) -> bytes:
+        """Returns the body of the response in the form of an endpoint."""
+        if not path.endswith(("messages", "count_tokens")):
+            return self.body
+        fallback = "api_error" if self.status >= 500 else "invalid_request_error"
+        kind = _MESSAGES_TYPES.get(self.status, fallback)
+        error = {"type": kind, "message": str(self)}
+        return json.dumps({"type": "error", "error": error}).encode()
 
     @property
     def body(self) -> bytes:

@@ -1,4 +1,4 @@
-"""OpenAI's formats of an answer, a completion and a chat; what every format is.
+"""The formats of an answer that has choices: a completion, and a chat.
 
 All of a chunk but its text and its ending is the same for every token of an output. So
 it is encoded once, and a token costs one JSON string escape and one join.
@@ -8,7 +8,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from jserve.server.errors import ApiError
 from jserve.server.generation import Generation
@@ -20,44 +20,9 @@ EVENT_TAIL = b"\n\n"
 COMMENT_EVENT = b": keep-alive\n\n"  # which clients ignore
 DONE_EVENT = b"data: [DONE]\n\n"
 _CONTENT = b'"content": '
-Usage: TypeAlias = dict[str, Any]
-"""OpenAI's `usage` of all outputs."""
 
-
-class Writer(Protocol):
-    """Encodes the stream of one output."""
-
-    def event(
-        self,
-        text: str | Delta,
-        finish_reason: str | None,
-        tokens: Sequence[int],
-        noted: Sequence[Noted],
-    ) -> bytes:
-        """Returns the events, if any, of new text and of its tokens."""
-
-
-class Format(Protocol):
-    """How an answer is written: streamed by a writer for each output, or whole."""
-
-    @property
-    def response_id(self) -> str:
-        """Id of the answer."""
-
-    def writer(self, index: int) -> Writer:
-        """Returns what encodes the stream of one output."""
-
-    def ending(self, generations: Sequence[Generation], usage: Usage) -> bytes:
-        """Returns the end of a stream."""
-
-    def failure(self, error: ApiError) -> bytes:
-        """Returns the event of an error in a stream."""
-
-    def refusal(self, error: ApiError) -> bytes:
-        """Returns the body of an answer that is an error."""
-
-    def answer(self, generations: Sequence[Generation], usage: Usage) -> bytes:
-        """Returns the body of an answer that is not streamed."""
+Usage = Callable[..., dict[str, Any]]
+"""Returns OpenAI's `usage`; with `is_final=False` without what became of the SLO."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,9 +31,10 @@ class AnswerFormat:
 
     Attributes:
       is_chat: Whether it is a chat's answer, or else a completion.
+      door: Path under /v1 of the request.
+      echoed: Fields of the request that the answer repeats.
       has_usage: Whether a stream ends with its usage.
-      has_running_usage: Whether each chunk has that of its output so far.
-      num_prompt_tokens: Number of tokens of the prompt, for that.
+      has_continuous_usage: Whether each of its chunks has the usage so far.
       has_token_ids: Whether token ids are sent beside the text.
       has_logprobs: Whether those of the answer are sent, if they are known.
       has_echo: Whether those of the prompt come before them.
@@ -76,13 +42,14 @@ class AnswerFormat:
       token_bytes: Returns the UTF-8 of a token, for log-probabilities.
     """
 
-    is_chat: bool
+    is_chat: bool = True
     response_id: str
     created_s: int
     model: str
+    door: str = "chat"
+    echoed: dict[str, Any] = dataclasses.field(default_factory=dict)
     has_usage: bool = False
-    has_running_usage: bool = False
-    num_prompt_tokens: int = 0
+    has_continuous_usage: bool = False
     has_token_ids: bool = False
     has_logprobs: bool = True
     has_echo: bool = False
@@ -101,25 +68,9 @@ class AnswerFormat:
     def _chunk_kind(self) -> str:
         return "chat.completion.chunk" if self.is_chat else "text_completion"
 
-    def writer(self, index: int) -> "ChunkWriter":
-        """Returns what encodes the stream of one output."""
-        return ChunkWriter(self, index)
-
-    def ending(self, generations: Sequence[Generation], usage: Usage) -> bytes:
-        """Returns the end of a stream, with its usage if it is wanted."""
-        del generations
-        if not self.has_usage:
-            return DONE_EVENT
-        chunk = self._top(self._chunk_kind) | {"choices": [], "usage": usage}
-        return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL + DONE_EVENT
-
-    def failure(self, error: ApiError) -> bytes:
-        """Returns the event of an error in a stream."""
-        return EVENT_HEAD + error.body + EVENT_TAIL
-
-    def refusal(self, error: ApiError) -> bytes:
-        """Returns the body of an answer that is an error."""
-        return error.body
+    def writer(self, index: int, generation: Generation, usage: Usage) -> "ChunkWriter":
+        """Returns a writer of one output."""
+        return ChunkWriter(self, index, usage)
 
     def logprobs_writer(self) -> LogprobsWriter:
         """Returns a writer for the log-probabilities of one output."""
@@ -148,15 +99,14 @@ class AnswerFormat:
 
     def answer(self, generations: Sequence[Generation], usage: Usage) -> bytes:
         """Returns the body of an answer that is not streamed."""
+        choices = [self._choice(*one) for one in enumerate(generations)]
         top = self._top("chat.completion" if self.is_chat else "text_completion")
-        choices = [self._choice(index, one) for index, one in enumerate(generations)]
         if self.is_chat and self.has_prompt_logprobs:
             top["prompt_logprobs"] = choices[0].pop("prompt_logprobs")
-        return json.dumps(top | {"choices": choices, "usage": usage}).encode()
+        return json.dumps(top | {"choices": choices, "usage": usage()}).encode()
 
 
-def new_call_id() -> str:
-    """Returns an id for a tool call."""
+def _new_call_id() -> str:
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
@@ -167,7 +117,7 @@ def _whole_message(parts: Sequence[Delta]) -> dict[str, Any]:
         if name is not None:
             function = {"name": name, "arguments": ""}
             calls.append(
-                {"id": new_call_id(), "type": "function", "function": function}
+                {"id": _new_call_id(), "type": "function", "function": function}
             )
         calls[index]["function"]["arguments"] += arguments
     content = "".join(one.content for one in parts)
@@ -190,7 +140,7 @@ def _delta_fields(parts: Delta) -> dict[str, Any]:
     for index, name, arguments in parts.calls:
         call: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
         if name is not None:
-            call |= {"id": new_call_id(), "type": "function"}
+            call |= {"id": _new_call_id(), "type": "function"}
             call["function"]["name"] = name
         calls.append(call)
     return fields | ({"tool_calls": calls} if calls else {})
@@ -199,7 +149,8 @@ def _delta_fields(parts: Delta) -> dict[str, Any]:
 class ChunkWriter:
     """Encodes the stream of one output, an event for each token."""
 
-    def __init__(self, form: AnswerFormat, index: int):
+    def __init__(self, form: AnswerFormat, index: int, usage: Usage = dict):
+        self._form, self._usage = form, usage
         top = json.dumps(form._top(form._chunk_kind))[:-1]
         start = f'data: {top}, "choices": [{{"index": {index}, '
         head, role = f'{start}"text": ', ""
@@ -210,10 +161,9 @@ class ChunkWriter:
         self._next_head = f"{head}{role}".encode() + content
         self._middle = b'}, "logprobs": ' if form.is_chat else b', "logprobs": '
         self._tail = b'}], "usage": null}\n\n' if form.has_usage else b"}]}\n\n"
-        self._running = form if form.has_running_usage else None
-        self._num_tokens = 0
+        self._is_continuous = form.has_usage and form.has_continuous_usage
+        self._is_plain = not (form.has_token_ids or self._is_continuous)
         self._plain_ending = self._middle + b'null, "finish_reason": null' + self._tail
-        self._has_token_ids = form.has_token_ids
         self._logprobs = form.logprobs_writer()
 
     def event(
@@ -227,7 +177,6 @@ class ChunkWriter:
 
         There is none if text that is taken apart has nothing new to tell.
         """
-        self._num_tokens += len(tokens)
         if isinstance(text, Delta) and not (text or finish_reason or noted):
             return b""
         head, self._next_head = self._next_head, self._head  # the role is sent once
@@ -237,22 +186,26 @@ class ChunkWriter:
             head = head if escaped else head.removesuffix(b", ")
         else:
             escaped = json.dumps(text).encode()
-        is_plain = self._running is None and not self._has_token_ids and not noted
-        if finish_reason is None and is_plain:
+        if finish_reason is None and self._is_plain and not noted:
             return head + escaped + self._plain_ending
         ending = json.dumps(self._logprobs.write(noted)) if noted else "null"
         ending += f', "finish_reason": {json.dumps(finish_reason)}'
-        if self._has_token_ids:
+        if self._form.has_token_ids:
             ending += f', "token_ids": {json.dumps(list(tokens))}'
-        return head + escaped + self._middle + ending.encode() + self._ending()
+        tail = self._tail
+        if self._is_continuous:
+            usage = json.dumps(self._usage(is_final=False)).encode()
+            tail = b'}], "usage": ' + usage + b"}\n\n"
+        return head + escaped + self._middle + ending.encode() + tail
 
-    def _ending(self) -> bytes:
-        if self._running is None:
-            return self._tail
-        num_prompt = self._running.num_prompt_tokens
-        usage = {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": self._num_tokens,
-            "total_tokens": num_prompt + self._num_tokens,
-        }
-        return f'}}], "usage": {json.dumps(usage)}}}\n\n'.encode()
+    def failure(self, error: ApiError) -> bytes:
+        """Returns the event of an error."""
+        return EVENT_HEAD + error.body + EVENT_TAIL
+
+    def end(self) -> bytes:
+        """Returns what ends the stream of all outputs."""
+        if not self._form.has_usage:
+            return DONE_EVENT
+        chunk = self._form._top(self._form._chunk_kind) | {"choices": []}
+        chunk["usage"] = self._usage()
+        return EVENT_HEAD + json.dumps(chunk).encode() + EVENT_TAIL + DONE_EVENT

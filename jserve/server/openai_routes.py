@@ -1,12 +1,13 @@
-"""The endpoints under /v1: OpenAI's, and Anthropic's messages."""
+"""The endpoints under /v1: OpenAI's, Anthropic's messages, and the list of models."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -15,10 +16,9 @@ from jserve.server.api_keys import KeyUse
 from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import SURPRISE, ApiError
-from jserve.server.formats import DONE_EVENT
 from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.logs import name_answer
-from jserve.server.messages_input import MessagesRequest
+from jserve.server.openapi import accepts
 from jserve.server.protocol import (
     CompletionRequest,
     GenerationRequest,
@@ -26,14 +26,18 @@ from jserve.server.protocol import (
     names_header,
 )
 from jserve.server.replies import Reply
-from jserve.server.responses_input import ResponsesRequest
-from jserve.server.service import Dialect, Service
+from jserve.server.service import Service
 from jserve.server.slo_input import slo_header
+from jserve.server.translated import CountRequest, MessagesRequest, ResponsesRequest
 
-GENERATION_PATHS = (
-    *("/v1/completions", "/v1/chat/completions"),
-    *("/v1/responses", "/v1/messages"),
-)
+_GENERATING: dict[str, type[GenerationRequest]] = {
+    "/completions": CompletionRequest,
+    "/chat/completions": ChatRequest,
+    "/responses": ResponsesRequest,
+    "/messages": MessagesRequest,
+    "/messages/count_tokens": CountRequest,
+}
+GENERATION_PATHS = frozenset(f"/v1{path}" for path in _GENERATING)
 _CLIENT_CLOSED_REQUEST = 499  # for logs and tests, since the client has left
 
 
@@ -96,10 +100,7 @@ class ReplyResponse(StreamingResponse):
             failure = ApiError(SURPRISE, status=500)
             if is_cancelled:
                 failure = ApiError("the server stops", status=503)
-            body = reply.form.refusal(failure)
-            if reply.is_streamed and reply.has_begun:
-                body = reply.form.failure(failure) + DONE_EVENT
-            await self._send(send, body, failure, has_more=False)
+            await self._send(send, reply.failure(failure), failure, has_more=False)
             raise
 
     async def _send(
@@ -140,9 +141,7 @@ def openai_router(service: Service) -> APIRouter:
             "max_model_len": service.engine.limits.context_tokens,
         }
 
-    async def answer(
-        model: type[GenerationRequest], request: Request, dialect: Dialect = "openai"
-    ) -> Response:
+    async def answer(model: type[GenerationRequest], request: Request) -> Response:
         arrival_s = time.monotonic()
         key_use: KeyUse = request.state.key_use
         key_use.check(1, arrival_s)
@@ -151,42 +150,33 @@ def openai_router(service: Service) -> APIRouter:
         try:
             async with received_body(request, bodies) as body:
                 asked = await service.readers.read(model, body, encoding)
+            log_ignored(asked.ignored)
+            if model is CountRequest:
+                return JSONResponse({"input_tokens": len(asked.prompts[0].tokens)})
+            num_requests = (asked.body.n or 1) * len(asked.prompts)
+            key_use.check(num_requests, time.monotonic())
+            reply = await service.start(asked, request.headers, arrival_s)
         except ClientDisconnect:
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        log_ignored(asked.ignored)
-        num_requests = (asked.body.n or 1) * len(asked.prompts)
-        key_use.check(num_requests, time.monotonic())
-        reply = await service.start(asked, request.headers, arrival_s, dialect)
+        except ApiError as error:
+            error.rename(model.renamed)
+            raise
         return ReplyResponse(reply, service, key_use, asked.ignored)
 
-    @router.post("/completions")
-    async def completions(request: Request) -> Response:
-        return await answer(CompletionRequest, request)
-
-    @router.post("/chat/completions")
-    async def chat_completions(request: Request) -> Response:
-        return await answer(ChatRequest, request)
-
-    @router.post("/responses")
-    async def responses(request: Request) -> Response:
-        return await answer(ResponsesRequest, request, "responses")
-
-    @router.post("/messages")
-    async def messages(request: Request) -> Response:
-        return await answer(MessagesRequest, request, "messages")
-
-    @router.post("/messages/count_tokens")
-    async def count_tokens(request: Request) -> dict[str, int]:
-        async with received_body(request, bodies) as body:
-            asked = await service.readers.read(MessagesRequest, body)
-        return {"input_tokens": len(asked.prompts[0].tokens)}
+    for path, model in _GENERATING.items():
+        router.post(
+            path,
+            name=model.__name__,
+            description=model.__doc__,
+            openapi_extra=accepts(model),
+        )(functools.partial(answer, model))
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": list(map(model_card, service.model_names))}
+        return {"object": "list", "data": [*map(model_card, service.model_names)]}
 
     @router.get("/models/{name:path}")
-    async def model(name: str) -> dict[str, Any]:
+    async def named_model(name: str) -> dict[str, Any]:
         service.readers.reader.check_model(name)
         return model_card(name)
 

@@ -1,52 +1,60 @@
-"""/openapi.json and /docs: made of the structs that read bodies."""
+"""/openapi.json and /docs: what is accepted, by the classes that the parser reads."""
 
+import functools
 import pathlib
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import HTMLResponse
+from msgspec import Struct
 
 import jserve
-from jserve.server.chat_request import ChatRequest
-from jserve.server.messages_input import MessagesRequest
-from jserve.server.protocol import CompletionRequest
-from jserve.server.responses_input import ResponsesRequest
+from jserve.server.slo_input import SLO_HEADERS
 
-_BODIES: dict[str, type[msgspec.Struct]] = {
-    "/v1/completions": CompletionRequest,
-    "/v1/chat/completions": ChatRequest,
-    "/v1/responses": ResponsesRequest,
-    "/v1/messages": MessagesRequest,
-    "/v1/messages/count_tokens": MessagesRequest,
-}
-_PAGE = pathlib.Path(__file__).with_name("docs.html").read_text()
-_REFERENCE = "#/components/schemas/{name}"
+_PAGE = pathlib.Path(__file__).with_name("docs.html").read_bytes()
+_REF = "#/components/schemas/{name}"
+_BODIES: dict[str, type[Struct]] = {}
+_SECONDS = {"schema": {"type": "number", "exclusiveMinimum": 0}}
+_SLO = [{"in": "header", "name": name, **_SECONDS} for name in SLO_HEADERS]
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """Returns the description of all endpoints, in OpenAPI's form."""
-    if app.openapi_schema is not None:
-        return app.openapi_schema
-    found = get_openapi(title="jserve", version=jserve.__version__, routes=app.routes)
-    structs = dict.fromkeys(_BODIES.values())
-    schemas, components = msgspec.json.schema_components(
-        structs, ref_template=_REFERENCE
+def accepts(*models: type[Struct]) -> dict[str, Any]:
+    """Returns what an operation says of its body, which is of one of these classes."""
+    _BODIES.update((one.__name__, one) for one in models)
+    refs = [{"$ref": _REF.format(name=one.__name__)} for one in models]
+    content = {"application/json": {"schema": {"anyOf": refs}}}
+    body = {"required": True, "content": content}
+    has_slo = "slo" in models[0].__struct_fields__
+    return {"requestBody": body, "parameters": _SLO if has_slo else []}
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    version, servers = jserve.__version__, [{"url": app.root_path or "/"}]
+    document = get_openapi(
+        title="jserve", version=version, routes=app.routes, servers=servers
     )
-    by_struct = dict(zip(structs, schemas, strict=True))
-    for path, struct in _BODIES.items():
-        content = {"application/json": {"schema": by_struct[struct]}}
-        found["paths"][path]["post"]["requestBody"] = {
-            "required": True,
-            "content": content,
-        }
-    known = found.setdefault("components", {}).setdefault("schemas", {})
-    known |= components
-    app.openapi_schema = found
-    return found
+    for one in (one for path in document["paths"].values() for one in path.values()):
+        one["responses"].pop("422", None)  # a query that is wrong gets 400
+    _, schemas = msgspec.json.schema_components(_BODIES.values(), ref_template=_REF)
+    for name, model in _BODIES.items():
+        for refused in getattr(model, "refused", ()):
+            schemas[name]["properties"].pop(refused, None)
+    document["components"] = {"schemas": schemas}
+    return document
 
 
-async def docs() -> HTMLResponse:
-    """Returns a page that lists what /openapi.json says."""
-    return HTMLResponse(_PAGE)
+def docs_router(app: FastAPI) -> APIRouter:
+    """Returns the endpoints of an application's document."""
+    router = APIRouter(include_in_schema=False)
+    document = functools.cache(lambda: msgspec.json.encode(_document(app)))
+
+    @router.get("/openapi.json")
+    async def openapi() -> Response:
+        return Response(document(), media_type="application/json")
+
+    @router.get("/docs")
+    async def docs() -> Response:
+        return Response(_PAGE, media_type="text/html")
+
+    return router

@@ -17,8 +17,11 @@ from jserve.flags import field_help
 from jserve.records.chrome_trace import chrome_trace
 from jserve.records.events import Health
 from jserve.server.bodies import BodyLimits, received_body
+from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
-from jserve.server.predict import predict
+from jserve.server.openapi import accepts
+from jserve.server.predict import Lengths, predict
+from jserve.server.protocol import CompletionRequest
 from jserve.server.service import Service
 from jserve_sched.steps.record import StepRecord
 
@@ -35,14 +38,12 @@ def health_router(service: Service) -> APIRouter:
     """Returns the endpoints that need no key."""
     router = APIRouter()
 
-    @router.head("/", include_in_schema=False)
     @router.get("/")
     async def live_page() -> Response:
         """Returns a page that shows what the other endpoints say, again and again."""
         headers = {"content-security-policy": _PAGE_POLICY}
         return HTMLResponse(_PAGE.read_bytes(), headers=headers)
 
-    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> Response:
         """Returns how far start-up has come; the status is 200 once it is ready.
@@ -63,13 +64,12 @@ def health_router(service: Service) -> APIRouter:
         }
         return JSONResponse(answer, 200 if is_ready else 503)
 
-    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> dict[str, bool]:
         return {"alive": True}
 
-    @router.api_route("/ping", methods=["HEAD", "POST"], include_in_schema=False)
     @router.get("/ping")
+    @router.post("/ping")
     async def ping() -> Response:
         return await health()
 
@@ -92,7 +92,9 @@ def inspection_router(service: Service) -> APIRouter:
     router = APIRouter()
     bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
 
-    @router.post("/predict")
+    accepted = accepts(CompletionRequest, ChatRequest, Lengths)
+
+    @router.post("/predict", openapi_extra=accepted)
     async def predicted(request: Request) -> dict[str, Any]:
         """Returns a forecast; see `predict`."""
         arrival_s = time.monotonic()

@@ -13,7 +13,6 @@ import numpy as np
 
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, quote
-from jserve.server.messages_input import MessagesRequest
 from jserve.server.protocol import (
     PROMPT_FORMS,
     Bytes,
@@ -21,8 +20,8 @@ from jserve.server.protocol import (
     GenerationRequest,
     parse_body,
 )
-from jserve.server.responses_input import ResponsesRequest
 from jserve.server.tools_input import read_tools
+from jserve.server.translated import TranslatedRequest
 from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.limits import RequestLimits, TooLongError
 
@@ -45,11 +44,16 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What a body asks for: its fields, its prompts, and the names that are unknown."""
+    """What a body asks for: its fields, its prompts, and the names that are unknown.
+
+    `door` is the path under /v1, and `echoed` what the answer repeats of the body.
+    """
 
     body: GenerationRequest
     prompts: list[Prompt]
     ignored: tuple[str, ...]
+    door: str
+    echoed: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,12 +91,12 @@ class BodyReader:
         """
         if encoding:
             data = self._decompress(data, encoding)
-        body: GenerationRequest
         body, ignored = parse_body(model, data)
         if body.model is not None:
             self.check_model(body.model)
-        if isinstance(body, MessagesRequest | ResponsesRequest):
-            body = body.to_chat()
+        door, echoed = "chat", dict[str, Any]()
+        if isinstance(body, TranslatedRequest):
+            door, echoed, body = body.door, body.echoed(), body.chat()
         if isinstance(body, ChatRequest):
             prompts = [self._chat(tokenizer, body)]
             body.messages = []  # nobody needs them any more
@@ -100,7 +104,8 @@ class BodyReader:
             assert isinstance(body, CompletionRequest)
             prompts = self._completion(tokenizer, body)
             body.prompt = []
-        return Asked(body, prompts, ignored)
+            door = "completions"
+        return Asked(body, prompts, ignored, door, echoed)
 
     def check_model(self, name: str) -> None:
         """Checks the name of a model.

@@ -68,10 +68,13 @@ def _value(raw: Raw) -> Any:
     return msgspec.json.decode(data)
 
 
-def refuse_unsupported(name: str, raw: Raw, path: str) -> None:
+def refuse_unsupported(
+    name: str, raw: Raw, path: str, harmless: tuple[Any, ...] | None = None
+) -> None:
     """Refuses an unsupported field whose value would change the answer."""
     value = _value(raw)
-    if value is not None and not _is_among(_REFUSED[name], value):
+    harmless = _REFUSED[name] if harmless is None else harmless
+    if value is not None and not _is_among(harmless, value):
         raise ApiError(
             f"{path}={quote(value)} is not supported by this server",
             path,
@@ -100,8 +103,7 @@ class StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
-StopString = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
-StopStrings = Annotated[list[StopString], Meta(max_length=MAX_STOPS)]
+Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]
 Name = Annotated[str, Meta(max_length=4096)]
 _Text = Annotated[str, Meta(min_length=1)]
 Count = Annotated[int, Meta(ge=1)] | None
@@ -135,14 +137,18 @@ class ResponseFormat(Struct):
 
 
 class GenerationRequest(Struct, kw_only=True):
-    """Fields of both endpoints; None means the field's default.
+    """Fields of all endpoints that generate; None means the field's default.
 
     Attributes:
+      refused: Fields that this endpoint refuses, as in `_REFUSED`.
+      renamed: Names in this endpoint of fields that errors may name.
       ignored: Names of the fields that are unknown.
       priority: Tier: those with a lower number begin first.
     """
 
     content: ClassVar[str]  # the field that holds what the model reads
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    renamed: ClassVar[dict[str, str]] = {}
 
     model: Name | None = None
     stream: bool | None = None
@@ -161,8 +167,8 @@ class GenerationRequest(Struct, kw_only=True):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: Annotated[list[int], Meta(min_length=1)] | None = None
-    bad_words: Annotated[list[StopString], Meta(max_length=MAX_FIELDS)] | None = None
-    stop: StopString | StopStrings | None = None
+    bad_words: Annotated[list[Stop], Meta(max_length=MAX_FIELDS)] | None = None
+    stop: Stop | Annotated[list[Stop], Meta(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[int], Meta(max_length=MAX_FIELDS)] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -181,18 +187,6 @@ class GenerationRequest(Struct, kw_only=True):
     priority: _Priority | None = None
     prompt_logprobs: Logprobs = None
     user: Name | None = None
-
-    def shared(self) -> dict[str, Any]:
-        """Returns the fields that all endpoints have.
-
-        Raises:
-          ApiError: 400 for one that only OpenAI's older forms answer.
-        """
-        if self.prompt_logprobs is not None:
-            name = "prompt_logprobs"
-            message = f"{name}={self.prompt_logprobs} needs a completion or a chat"
-            raise ApiError(message, name, code="unsupported_parameter")
-        return {one: getattr(self, one) for one in GenerationRequest.__struct_fields__}
 
     @property
     def stops(self) -> list[str]:
@@ -259,11 +253,13 @@ def _unknown(model: type[Struct], raw: Raw, where: str = "") -> tuple[str, ...]:
     if len(fields) > MAX_FIELDS:
         message = f"the body has {len(fields)} fields; the limit is {MAX_FIELDS}"
         raise ApiError(message)
+    own = getattr(model, "refused", {})
+    refused = _REFUSED | own
     ignored: tuple[str, ...] = ()
-    for name in fields.keys() - {*model.__struct_fields__}:
+    for name in fields.keys() - ({*model.__struct_fields__} - own.keys()):
         path = where + name[:_MAX_NAME_CHARS]
-        if name in _REFUSED:
-            refuse_unsupported(name, fields[name], path)
+        if name in refused:
+            refuse_unsupported(name, fields[name], path, refused[name])
         else:
             ignored += (path,)
     if bytes(options := fields.get("stream_options", Raw(b"null"))) != b"null":

@@ -20,10 +20,7 @@ import numpy as np
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import TokenEvent
 from jserve.server.errors import SURPRISE, ApiError
-from jserve.server.formats import (
-    COMMENT_EVENT,
-    Format,
-)
+from jserve.server.formats import COMMENT_EVENT, AnswerFormat
 from jserve.server.generation import Generation
 from jserve.server.metrics import ServerMetrics
 from jserve.server.slo_usage import slo_usage
@@ -50,7 +47,7 @@ class Reply:
         *,
         generations: Sequence[Generation],
         num_choices: int,
-        form: Format,
+        form: AnswerFormat,
         is_streamed: bool,
     ):
         self.generations = tuple(generations)
@@ -65,7 +62,10 @@ class Reply:
         self.is_failed = False
         self._is_idle = False  # the task of the connection, which waits for more
         self._last_s = 0.0  # time of the last write, on the event loop's clock
-        self._writers = [form.writer(i) for i in range(len(self.generations))]
+        self._writers = [
+            form.writer(index, one, self.usage)
+            for index, one in enumerate(self.generations)
+        ]
 
     @property
     def error(self) -> ApiError | None:
@@ -112,20 +112,21 @@ class Reply:
         if error is not None and not self.has_begun:  # the answer has its status
             self.is_failed = True
             self._open.clear()
-            self._ready = [self.form.refusal(error)]
+            self._ready = [error.body_at(self.form.door)]
         elif self.is_streamed:
+            writer = self._writers[index]
             if error is None:
                 tokens = generation.tokens[-1:] if num_new else ()
                 noted = generation.noted[-1:] if num_new else ()
-                chunk = self._writers[index].event(text, reason, tokens, noted)
+                chunk = writer.event(text, reason, tokens, noted)
             else:
-                chunk = self.form.failure(error)
+                chunk = writer.failure(error)
             if chunk:
                 self._ready.append(chunk)
             if not self._open:
-                self._ready.append(self.form.ending(self.generations, self.usage()))
+                self._ready.append(writer.end())
         elif not self._open:
-            self._ready = [self.form.answer(self.generations, self.usage())]
+            self._ready = [self.form.answer(self.generations, self.usage)]
 
     def flush(self, now_s: float) -> None:
         """Writes what is ready, or leaves it to the task of the connection."""
@@ -160,25 +161,27 @@ class Reply:
         self._ready.clear()
         return chunk, bool(self._open)
 
-    def usage(self) -> dict[str, Any]:
+    def failure(self, error: ApiError) -> bytes:
+        """Returns what ends an answer that fails, whether it has begun or not."""
+        if not (self.is_streamed and self.has_begun):
+            return error.body_at(self.form.door)
+        return self._writers[0].failure(error) + self._writers[0].end()
+
+    def usage(self, *, is_final: bool = True) -> dict[str, Any]:
         """Returns OpenAI's `usage`; a prompt with several outputs counts once."""
         firsts = self.generations[:: self._num_choices]
         num_prompt = sum(one.num_prompt_tokens for one in firsts)
         num_output = sum(len(one.tokens) for one in self.generations)
         num_cached = sum(one.num_cached_tokens for one in firsts)
+        num_reasoning = sum(one.num_reasoning_tokens for one in self.generations)
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_output,
             "total_tokens": num_prompt + num_output,
             "prompt_tokens_details": {"cached_tokens": num_cached},
-            **slo_usage(self.generations),
-            **self._reasoning_usage(),
+            "completion_tokens_details": {"reasoning_tokens": num_reasoning},
+            **(slo_usage(self.generations) if is_final else {}),
         }
-
-    def _reasoning_usage(self) -> dict[str, Any]:
-        num_tokens = sum(one.num_reasoning_tokens for one in self.generations)
-        details = {"completion_tokens_details": {"reasoning_tokens": num_tokens}}
-        return details if num_tokens else {}
 
 
 class TokenRouter:

@@ -5,24 +5,22 @@ import math
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Literal
 
 from anyio import CapacityLimiter, to_thread
 
 from jserve.engine.interface import ServingEngine
 from jserve.records.events import NotServingError, QueueFullError
 from jserve.server.answer_text import answer_text, opens_reasoning
+from jserve.server.block_answers import WRITERS, BlockFormat
 from jserve.server.bodies import largest_honest_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError, printable, quote
-from jserve.server.formats import AnswerFormat, Format
+from jserve.server.formats import AnswerFormat
 from jserve.server.generation import Generation
-from jserve.server.messages_format import MessagesFormat
 from jserve.server.metrics import ServerMetrics
 from jserve.server.prompts import Asked, BodyReader
-from jserve.server.protocol import GenerationRequest
+from jserve.server.protocol import GenerationRequest, StreamOptions
 from jserve.server.replies import Reply, TokenRouter
-from jserve.server.responses_format import ResponsesFormat
 from jserve.server.sampling_input import SEEDS, sampling_params, scores_prompt
 from jserve.server.slo_input import UNREAD_CLASS, ServiceClasses, read_priority
 from jserve.server.structured_input import asked_constraint
@@ -35,11 +33,9 @@ from jserve.text.tokenizer import Tokenizer
 from jserve_sched.requests.request import MAX_STOP_TOKENS, Request
 from jserve_sched.requests.slo import Slo
 
-Dialect = Literal["openai", "responses", "messages"]
-"""The form of an answer: a completion or a chat, a response, a message."""
-
 _NOT_SERVING_RETRY_S = 5.0
 _MAX_MAKING = 2  # constraints at a time, each in a thread
+_PREFIXES = {"completions": "cmpl-", "chat": "chatcmpl-", "messages": "msg_"}  # of ids
 _MAX_MESSAGE_CHARS = 1000  # of a faulty constraint
 
 
@@ -118,11 +114,7 @@ class Service:
         )
 
     async def start(
-        self,
-        asked: Asked,
-        headers: Mapping[str, str],
-        arrival_s: float,
-        dialect: Dialect = "openai",
+        self, asked: Asked, headers: Mapping[str, str], arrival_s: float
     ) -> Reply:
         """Starts a completion, or the next turn of a chat.
 
@@ -134,7 +126,7 @@ class Service:
           ApiError: If the request is refused.
         """
         constraint = await self._constraint(asked.body)
-        reply = self.reply(asked, headers, arrival_s, constraint, dialect)
+        reply = self.reply(asked, headers, arrival_s, constraint)
         try:
             await to_thread.run_sync(self.router.open, reply)
         except (QueueFullError, NotServingError) as error:
@@ -172,12 +164,27 @@ class Service:
         headers: Mapping[str, str],
         arrival_s: float,
         constraint: Constraint | None = None,
-        dialect: Dialect = "openai",
     ) -> Reply:
         """Returns the reply of `start`, before its requests are submitted."""
         body, prompts = asked.body, asked.prompts
         # The format of the answer, and the number of requests.
-        form = self._form(asked, dialect)
+        form_class = BlockFormat if asked.door in WRITERS else AnswerFormat
+        options = body.stream_options or StreamOptions()
+        form = form_class(
+            is_chat=isinstance(body, ChatRequest),
+            response_id=f"{_PREFIXES.get(asked.door, 'resp_')}{uuid.uuid4().hex}",
+            created_s=int(time.time()),
+            model=self.model_name,
+            door=asked.door,
+            echoed=asked.echoed,
+            has_usage=bool(options.include_usage),
+            has_continuous_usage=bool(options.continuous_usage_stats),
+            has_token_ids=bool(body.return_token_ids),
+            has_logprobs=getattr(body, "logprobs", None) not in (None, False),
+            has_echo=bool(getattr(body, "echo", None)),
+            has_prompt_logprobs=body.prompt_logprobs is not None,
+            token_bytes=self.tokenizer.token_bytes,
+        )
         num_choices = body.n or 1
         num_requests = num_choices * len(prompts)
         # What all requests share.
@@ -196,7 +203,6 @@ class Service:
         if min_tokens > fewest:
             message = f"min_tokens={quote(min_tokens)} is not in 0..{fewest}"
             raise ApiError(message, "min_tokens")
-        is_chat = isinstance(body, ChatRequest)
         form_of_calls = self._tool_form(body)
         # A request and a generation for each output.
         generations: list[Generation] = []
@@ -204,7 +210,7 @@ class Service:
             prompt = prompts[index // num_choices]
             has_reasoning = self.config.reasoning_parser == "think" and (
                 constraint is None
-                or (is_chat and opens_reasoning(prompt.tokens, self.tokenizer))
+                or (form.is_chat and opens_reasoning(prompt.tokens, self.tokenizer))
             )
             after = self.tokenizer.token_bytes if has_reasoning else None
             given = prompt.tokens[1:] if is_scored else prompt.tokens[:0]
@@ -251,31 +257,6 @@ class Service:
             num_choices=num_choices,
             form=form,
             is_streamed=bool(body.stream),
-        )
-
-    def _form(self, asked: Asked, dialect: Dialect) -> Format:
-        body, new_id = asked.body, uuid.uuid4().hex
-        options = body.stream_options
-        if dialect == "messages":
-            num_tokens = len(asked.prompts[0].tokens)
-            return MessagesFormat(f"msg_{new_id}", self.model_name, num_tokens)
-        is_chat = isinstance(body, ChatRequest)
-        if dialect == "responses":
-            assert isinstance(body, ChatRequest)
-            return ResponsesFormat(f"resp_{new_id}", self.model_name, body)
-        return AnswerFormat(
-            is_chat=is_chat,
-            response_id=f"{'chatcmpl' if is_chat else 'cmpl'}-{new_id}",
-            created_s=int(time.time()),
-            model=self.model_name,
-            has_usage=bool(options and options.include_usage),
-            has_running_usage=bool(options and options.continuous_usage_stats),
-            num_prompt_tokens=len(asked.prompts[0].tokens),
-            has_token_ids=bool(body.return_token_ids),
-            has_logprobs=getattr(body, "logprobs", None) not in (None, False),
-            has_echo=bool(getattr(body, "echo", None)),
-            has_prompt_logprobs=body.prompt_logprobs is not None,
-            token_bytes=self.tokenizer.token_bytes,
         )
 
     def _tool_form(self, body: GenerationRequest) -> ToolForm | None:

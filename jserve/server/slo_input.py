@@ -32,7 +32,7 @@ _DEFAULT_TIERS = ("auto", "default", "standard", "priority")
 _FLEX = "flex"  # another one, which is best effort
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}  # of a second
 # Bound and unit of each header: ours, those of llm-d, and one of SGLang's router.
-_HEADERS = {
+SLO_HEADERS = {
     f"{prefix}-{name}-{unit}": (bound, unit)
     for prefix in ("x-slo", "x-llm-d-slo")
     for name, bound in (
@@ -114,7 +114,7 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
       ApiError: 400 for a value that is no duration, or bounds that contradict.
     """
     bounds: dict[str, float] = {}
-    for name, (bound, unit) in _HEADERS.items():
+    for name, (bound, unit) in SLO_HEADERS.items():
         if (text := headers.get(name)) is None:
             continue
         most = MAX_BOUND_S * _UNITS[unit]
@@ -126,7 +126,7 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
             message = f"{name}={quote(text)} is not above 0 and at most {most:g}"
             raise ApiError(message, name)
         bounds[bound] = value / _UNITS[unit]
-    return _to_slo(bounds, " and ".join(one for one in _HEADERS if one in headers))
+    return _to_slo(bounds, " and ".join(one for one in SLO_HEADERS if one in headers))
 
 
 def read_priority(asked: int | None, headers: Mapping[str, str]) -> int:
@@ -195,7 +195,7 @@ class ServiceClasses:
         if targets and (targets.ttft_target or targets.itl_target):
             fields = SloFields(ttft_ms=targets.ttft_target, tbt_ms=targets.itl_target)
             return fields.to_slo("nvext.router"), tier or self._custom
-        if any(name in headers for name in _HEADERS):
+        if any(name in headers for name in SLO_HEADERS):
             return _slo_from_headers(headers), tier or self._custom
         tier = tier or self._default
         return self._slos[tier.name], tier

@@ -9,6 +9,7 @@ from msgspec import Meta, Raw, Struct
 from jserve.server.bodies import BodyLimits, received_body
 from jserve.server.chat_request import ChatRequest
 from jserve.server.errors import ApiError
+from jserve.server.openapi import accepts
 from jserve.server.protocol import CompletionRequest, GenerationRequest
 from jserve.server.service import Service
 
@@ -24,7 +25,7 @@ def tokenizer_router(service: Service) -> APIRouter:
     router = APIRouter()
     bodies = BodyLimits(service.max_body_bytes, service.config.body_timeout_s)
 
-    @router.post("/tokenize")
+    @router.post("/tokenize", openapi_extra=accepts(CompletionRequest, ChatRequest))
     async def tokenize(request: Request) -> dict[str, Any]:
         """Returns the ids of the `prompt` or the `messages` of a request."""
         async with received_body(request, bodies) as body:
@@ -43,7 +44,7 @@ def tokenizer_router(service: Service) -> APIRouter:
             "tokens": tokens,
         }
 
-    @router.post("/detokenize")
+    @router.post("/detokenize", openapi_extra=accepts(Tokens))
     async def detokenize(request: Request) -> dict[str, str]:
         """Returns the text of `tokens`."""
         async with received_body(request, bodies) as body:

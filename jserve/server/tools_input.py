@@ -10,14 +10,13 @@ from msgspec import Meta, Struct
 from jserve.server.errors import ApiError, quote
 
 _MAX_TOOLS = 512
-NO_SERVER_TOOLS = "tools that the server runs are not supported"
-_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+FunctionName = Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class Function(Struct):
     """A function that the model may call."""
 
-    name: Annotated[str, Meta(pattern=_NAME)]
+    name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
@@ -56,13 +55,12 @@ class ToolCall(Struct):
     id: str | None = None
     type: Literal["function"] = "function"
 
-    def to_turn(self, path: str) -> dict[str, Any]:
+    def to_turn(self, name: str) -> dict[str, Any]:
         """Returns the call as templates take it, whose arguments are an object.
 
         Raises:
-          ApiError: 400 if the arguments are not JSON, naming a field under `path`.
+          ApiError: 400 if the arguments are not JSON, naming their field.
         """
-        name = f"{path}.function.arguments"
         try:
             arguments = msgspec.json.decode(self.function.arguments or "{}")
         except (msgspec.DecodeError, RecursionError) as error:

@@ -78,9 +78,8 @@ def _read(
 
 
 def _too_much(model: type[GenerationRequest]) -> ApiError:
-    what = "reading"
-    if model is not CompletionRequest:
-        what = "the chat template or the tokenizer"
+    is_chat = model is not CompletionRequest
+    what = "the chat template or the tokenizer" if is_chat else "reading"
     return ApiError(
         f"{what} took more time or memory for this request than is allowed: "
         f"{_CPU_S:g} s and {_CPU_S_A_BYTE * 1e6:g} s a megabyte, "

@@ -22,7 +22,10 @@ def test_a_whole_completion(served):
     assert answer["choices"] == [
         {"index": 0, "text": "hello he", "logprobs": None, "finish_reason": "length"}
     ]
-    assert list(answer["usage"].values()) == [2, 8, 10, {"cached_tokens": 2}]
+    assert list(answer["usage"].values()) == [
+        *(2, 8, 10, {"cached_tokens": 2}),
+        {"reasoning_tokens": 0},
+    ]
 
 
 def test_max_tokens_defaults_to_16_and_for_a_chat_to_the_rest_of_the_context(served):

@@ -56,7 +56,7 @@ def rendered(turns, tools) -> list[int]:
 
 
 def chat_tools(description):
-    function = {"name": "look", "parameters": PARAMETERS} | description
+    function = {"name": "look", **description, "parameters": PARAMETERS}
     return [{"type": "function", "function": function}]
 
 
@@ -138,8 +138,8 @@ def test_a_response_may_have_to_be_of_a_model(served, responses):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"previous_response_id": "x"}, "stores no answers"),
-        ({"background": True}, "stores no answers"),
+        ({"previous_response_id": "x"}, "previous_response_id='x' is not supported"),
+        ({"background": True}, "background=True is not supported"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "item_reference"),
         ({"tools": [{"type": "web_search"}]}, "web_search"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "image"),

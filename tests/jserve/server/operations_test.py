@@ -242,8 +242,6 @@ def test_info_says_what_was_measured():
 def test_the_description_names_what_is_accepted(served):
     found = served.get("/openapi.json").json()
     schemas = found["components"]["schemas"]
-    body = found["paths"]["/v1/messages"]["post"]["requestBody"]["content"]
-    assert body["application/json"]["schema"]["$ref"].endswith("/MessagesRequest")
     assert schemas["ChatRequest"]["required"] == ["messages"]
     assert "slo" in schemas["CompletionRequest"]["properties"]
     assert "/jserve/predict" in found["paths"] and "/metrics" in found["paths"]
