@@ -152,11 +152,16 @@ class Service:
             return None
         kind, value, name = asked
         try:
-            return await to_thread.run_sync(
+            made = await to_thread.run_sync(
                 self._constraints.make, kind, value, limiter=self._making
             )
         except ValueError as error:
             raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
+        allowed = body.allowed_token_ids
+        if allowed and not made.allows(allowed):
+            other = "allowed_token_ids"
+            raise ApiError(f"{other}: none may begin what {name} asks for", other)
+        return made
 
     def reply(
         self,

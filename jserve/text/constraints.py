@@ -58,6 +58,10 @@ class Constraint:
         found._token_bytes = after_reasoning
         return found
 
+    def allows(self, tokens: Iterable[int]) -> bool:
+        """Returns whether one of these tokens may come next."""
+        return any(self.matcher.validate_tokens([one]) for one in tokens)
+
     def accept(self, token: int) -> None:
         """Takes the next token of the output."""
         if self._token_bytes is not None:

@@ -258,6 +258,12 @@ def _print_tables(config: SimulateConfig, report: Mapping[str, Any]) -> None:
             "jserve-fit-buckets fits to another part of a trace\n"
         )
     print(run_tables(report), flush=True)
+    causes = [one.get("violations_by_cause", {}) for one in runs]
+    if num_long := max(one.get("too_long", 0) for one in causes):
+        print(
+            f"\n{num_long} requests of a run have more tokens than "
+            f"max_model_len={config.machine.max_model_len}, and count as violations"
+        )
     if config.machine.num_instances > 1:
         print(f"\n{instances_table(runs)}", flush=True)
 
