@@ -231,7 +231,7 @@ class EngineLoop:
             # In XLA's words, a lost process is an address of a collective operation.
             is_shared = isinstance(error, JaxRuntimeError) and jax.process_count() > 1
             reason = "a process that shares the model was lost" if is_shared else error
-            self.fail(f"the engine failed: {reason or repr(error)}")
+            self.fail(f"the engine failed: {str(reason) or repr(error)}")
         finally:
             self._records.close()  # first, since what comes next may take long
             self._profiler.stop()
@@ -390,11 +390,11 @@ class EngineLoop:
             return
         events = token_events(outputs, logprobs, is_cut=self._is_cut)
         ended = [one.request_id for one in events if one.finish_reason is not None]
-        if ended:
-            with self._changed:
-                self._in_use.difference_update(ended)
+        with self._changed:
+            num_ended = len(self._in_use.intersection(ended))
+            self._in_use.difference_update(ended)
         self._listener(events)
-        if ended:
+        if num_ended:
             with self._changed:
-                self._num_open -= len(ended)
+                self._num_open -= num_ended
                 self._changed.notify_all()

@@ -5,6 +5,7 @@ padding is comparable between predictors. Steps are priced and recorded several 
 time, or when someone asks for them: that costs the engine as much as one alone.
 """
 
+import bisect
 import collections
 import itertools
 import logging
@@ -58,9 +59,9 @@ class RecentSteps:
         """Returns the records of steps `step_id` and later that are remembered."""
         with self._lock:
             self._record_new()
-            if not self._records:
-                return []
-            skip = max(step_id - self._records[0].step_id, 0)
+            skip = bisect.bisect_left(
+                self._records, step_id, key=lambda one: one.step_id
+            )
             return list(itertools.islice(self._records, skip, None))
 
     def add(self, pending: PendingStep, **measured: float) -> None:
@@ -84,19 +85,21 @@ class RecentSteps:
         with self._lock:
             self._new.append((plan.features, fields))
             if len(self._new) >= _PRICED_TOGETHER:
-                try:
-                    self._record_new()
-                except Exception:  # no request depends on it
-                    if not self.num_lost:
-                        _LOG.exception("%d steps have no record", len(self._new))
-                    self.num_lost += len(self._new)
-                    self._new.clear()
+                self._record_new()
         self.num_steps += 1
 
     def _record_new(self) -> None:
-        """Records the new steps; the caller holds the lock."""
-        if not self._new:
-            return
+        """Records the new steps, if that is possible; the caller holds the lock."""
+        try:
+            if self._new:
+                self._price_new()
+        except Exception:  # no request depends on it
+            if not self.num_lost:
+                _LOG.exception("%d steps have no record", len(self._new))
+            self.num_lost += len(self._new)
+        self._new.clear()
+
+    def _price_new(self) -> None:
         start_s = time.perf_counter()
         matrix = np.stack([row for row, _ in self._new])
         used_blocks = [fields["used_blocks"] for _, fields in self._new]
@@ -120,7 +123,6 @@ class RecentSteps:
             self._records.append(record)
             if self._recorder is not None:
                 self._recorder.append(record)
-        self._new.clear()
 
     def begin_stretch(self) -> None:
         """Writes into the file what holds from the next step on."""

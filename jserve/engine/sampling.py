@@ -291,7 +291,7 @@ def _truncate(scaled: jax.Array, sampling: RowSampling) -> jax.Array:
     keep &= by_mass | is_best | (sampling.top_p >= 1)[:, None]
     floor = sampling.min_p * jnp.max(probs, axis=-1)
     keep &= probs >= floor[:, None]
-    return jnp.where(keep, scaled, _NEVER)
+    return jnp.where(keep, scaled, -jnp.inf)  # below what is forbidden, too
 
 
 def _ordered_keys(values: jax.Array) -> jax.Array:

@@ -84,10 +84,13 @@ class BlockWriter(ChunkWriter):
         )
 
     def _take(self, parts: Delta) -> Iterator[Event]:
+        calls = list(parts.calls)
+        if calls and calls[0].name is None:  # more of the call before all else
+            yield from self._add("call", None, calls.pop(0).arguments)
         for kind, text in (("reasoning", parts.reasoning), ("text", parts.content)):
             if text:
                 yield from self._add(kind, None, text)
-        for _, name, arguments in parts.calls:
+        for _, name, arguments in calls:
             yield from self._add("call", name, arguments)
 
     def _add(self, kind: str, name: str | None, text: str) -> Iterator[Event]:

@@ -57,10 +57,12 @@ class ApiError(Exception):
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Calls the field as the client does, by the first name that its path has."""
+        path = f"{self.param}."
         for old, new in names.items():
-            if self.param and self.param.startswith(old):
-                self.param = self.param.replace(old, new, 1)
+            if path.startswith(f"{old}.") and self.code != "unsupported_parameter":
+                self.param = path.replace(old, new, 1)[:-1]
                 self.args = (str(self).replace(old, new, 1),)
+                return
 
     def body_at(self, path: str) -> bytes:
         """Returns the body of the response in the form of an endpoint."""

@@ -253,7 +253,10 @@ class TokenRouter:
                     self._engine.cancel(event.request_id)
         now_s = asyncio.get_running_loop().time()
         for reply in replies:
-            reply.flush(now_s)
+            try:
+                reply.flush(now_s)
+            except Exception:  # its connection's task finds what is wrong
+                _LOGGER.exception("an answer could not be written")
         duration_s = time.perf_counter() - start_s
         self._metrics.publish_s.observe(duration_s)
         self._publish_s.append(duration_s)

@@ -43,6 +43,11 @@ def _reason(refusal: ApiError) -> str:
     return "queue_full" if refusal.status == 429 else "not_serving"
 
 
+def _is_asked(logprobs: int | bool | None) -> bool:
+    """Returns whether log-probabilities are; 0 asks for those of the tokens alone."""
+    return logprobs is not None and logprobs is not False
+
+
 class Service:
     """State and functions that the endpoints share."""
 
@@ -185,7 +190,7 @@ class Service:
             has_usage=bool(options.include_usage),
             has_continuous_usage=bool(options.continuous_usage_stats),
             has_token_ids=bool(body.return_token_ids),
-            has_logprobs=getattr(body, "logprobs", None) not in (None, False),
+            has_logprobs=_is_asked(getattr(body, "logprobs", None)),
             has_echo=bool(getattr(body, "echo", None)),
             has_prompt_logprobs=body.prompt_logprobs is not None,
             token_bytes=self.tokenizer.token_bytes,

@@ -19,7 +19,7 @@ def _attributes(one: Generation) -> dict[str, Any]:
     """Returns what a span says of an output, in OpenTelemetry's words where it can."""
     request, slo, forecast = one.request, one.request.slo, one.request.forecast
     found: dict[str, Any] = {
-        "gen_ai.usage.input_tokens": request.num_prompt_tokens,
+        "gen_ai.usage.input_tokens": one.num_prompt_tokens,
         "gen_ai.usage.output_tokens": len(one.tokens),
         "gen_ai.response.finish_reasons": [one.shown_reason or "none"],
         "jserve.cached_tokens": one.num_cached_tokens,

@@ -73,7 +73,8 @@ class Piece(TextPart, kw_only=True):
                 call.to_turn(f"{where}.arguments")
                 yield ChatMessage("assistant", "", tool_calls=[call])
             case "function_call_output" | "tool_result":
-                text = text_of(self.output or self.content, f"{where}.content")
+                name = "content" if self.output is None else "output"
+                text = text_of(getattr(self, name), f"{where}.{name}")
                 call_id = self.call_id or self.tool_use_id
                 yield ChatMessage("tool", text, tool_call_id=call_id)
             case kind if kind != "redacted_thinking":

@@ -211,10 +211,10 @@ class GgufFiles(TensorFiles):
         self._values = {one.name: one for one in reader.tensors}
         fields = reader.fields
         self._architecture = name = fields["general.architecture"].contents()
+        num_heads = f"{name}.attention.head_count"
         self._heads = {
-            part: int(fields[f"{name}.attention.{key}"].contents())
-            for part, key in (("attn_q", "head_count"), ("attn_k", "head_count_kv"))
-            if f"{name}.attention.{key}" in fields
+            part: int(fields.get(key, fields[num_heads]).contents())
+            for part, key in (("attn_q", num_heads), ("attn_k", f"{num_heads}_kv"))
         }
         arch = {text: one for one, text in gguf.MODEL_ARCH_NAMES.items()}[name]
         num_layers = int(fields[f"{name}.block_count"].contents())

@@ -285,8 +285,14 @@ def test_masks_forbid_tokens_of_their_rows(logits: np.ndarray) -> None:
     )
     may_come[1] = True
     np.testing.assert_array_equal(found[may_come], crowd(logits, 4)[may_come])
-    # They decide before what else forbids a token.
+    # They decide before what else forbids a token, and before what is unlikely.
     assert np.all(found[~may_come] < -1.5e30)
+    only = np.zeros((1, sampling.mask_words(VOCAB)), np.int32)
+    only[0, 1] = 2  # the bit of token 33, which is banned
+    how = rows(1, is_masked=True, temperature=0.6, top_k=20, top_p=0.95)
+    how = how._replace(banned=jnp.full((1, 1), 33))
+    one = sampling.apply_masks(jnp.array(crowd(logits, 1)), how, jnp.array(only))
+    assert sampling.argmax(sampling.scores(one, how)).tolist() == [33]
 
 
 @pytest.mark.parametrize("size", [VOCAB, 384, 4096])

@@ -2,14 +2,17 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
 from msgspec import to_builtins
 
+from jserve.server.block_answers import BlockFormat
 from jserve.server.protocol import parse_body
 from jserve.server.translated import MessagesRequest, ResponsesRequest
+from jserve.text.answer_parts import CallDelta, Delta
 from jserve.text.tokenizer import load_tokenizer
 from tests.fake_loop import FakeLoop
 from tests.fake_server import serve_fake
@@ -255,6 +258,14 @@ def test_responses_that_are_refused(served, fields, param, word):
         ({}, 400, "invalid_request_error", "max_tokens is missing"),
         ({"max_tokens": 1, "model": "x"}, 404, "not_found_error", "'x' does not"),
         ({"max_tokens": 1, "mcp_servers": [1]}, 400, "invalid_request_error", "mcp"),
+        (
+            {"max_tokens": 1, "stop_token_ids": [9999]},
+            *(400, "invalid_request_error", "stop_token_ids=9999"),
+        ),
+        (
+            {"max_tokens": 1, "stop_sequences": 5},
+            *(400, "invalid_request_error", "stop_sequences=5"),
+        ),
     ],
 )
 def test_refusals_of_messages_have_anthropics_form(served, fields, status, kind, words):
@@ -262,3 +273,19 @@ def test_refusals_of_messages_have_anthropics_form(served, fields, status, kind,
     found = answer.json()
     assert (answer.status, found["type"]) == (status, "error")
     assert found["error"]["type"] == kind and words in found["error"]["message"]
+
+
+def test_the_end_of_a_call_may_come_with_text_after_it():
+    form = BlockFormat(response_id="r", created_s=0, model="m", door="responses")
+    usage: dict[str, Any] = {"prompt_tokens": 1, "completion_tokens": 1}
+    usage["prompt_tokens_details"] = {"cached_tokens": 0}
+    usage["completion_tokens_details"] = {"reasoning_tokens": 0}
+    one: Any = SimpleNamespace(shown_reason="stop", stop_string=None)
+    parts = [
+        Delta(calls=(CallDelta(0, "look", '{"city": '),)),
+        Delta("ok", calls=(CallDelta(0, None, ARGUMENTS[9:]),)),
+    ]
+    answer = json.loads(form.writer(0, one, lambda **_: usage).answer(parts))
+    call, text = answer["output"]
+    assert json.loads(call["arguments"]) == {"city": "Rome"}
+    assert text["content"][0]["text"] == "ok"

@@ -71,7 +71,8 @@ def convert(model: str, output: pathlib.Path, form: str, dtype: str) -> None:
     if form == "orbax":
         save_weights(output / trained_weights.CHECKPOINT, found)
     else:
-        safetensors.numpy.save_file(found, output / "model.safetensors")
+        data = safetensors.numpy.save(found)  # a file of the library's is private
+        (output / "model.safetensors").write_bytes(data)
 
 
 def _llama(config: ModelConfig) -> dict[str, Any]:
