@@ -390,11 +390,11 @@ class EngineLoop:
             return
         events = token_events(outputs, logprobs, is_cut=self._is_cut)
         ended = [one.request_id for one in events if one.finish_reason is not None]
-        with self._changed:
-            num_ended = len(self._in_use.intersection(ended))
-            self._in_use.difference_update(ended)
-        self._listener(events)
-        if num_ended:
+        if ended:
             with self._changed:
-                self._num_open -= num_ended
+                self._in_use.difference_update(ended)
+        self._listener(events)
+        if ended:
+            with self._changed:  # `fail` may have ended all of them
+                self._num_open = max(self._num_open - len(ended), 0)
                 self._changed.notify_all()

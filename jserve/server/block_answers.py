@@ -115,7 +115,8 @@ class BlockWriter(ChunkWriter):
     def answer(self, parts: Iterable[str | Delta]) -> bytes:
         """Returns the body of an answer that is not streamed."""
         for one in parts:
-            self.event(one)
+            for _ in self._take(Delta(one) if isinstance(one, str) else one):
+                pass  # events that nobody gets
         return json.dumps(self._whole()).encode()
 
 

@@ -157,16 +157,11 @@ class Service:
             return None
         kind, value, name = asked
         try:
-            made = await to_thread.run_sync(
+            return await to_thread.run_sync(
                 self._constraints.make, kind, value, limiter=self._making
             )
         except ValueError as error:
             raise ApiError(f"{name}: {error}"[:_MAX_MESSAGE_CHARS], name) from None
-        allowed = body.allowed_token_ids
-        if allowed and not made.allows(allowed):
-            other = "allowed_token_ids"
-            raise ApiError(f"{other}: none may begin what {name} asks for", other)
-        return made
 
     def reply(
         self,
@@ -207,6 +202,10 @@ class Service:
         is_scored = scores_prompt(body)
         priority = read_priority(body.priority, headers)
         sampling = sampling_params(body, self.tokenizer, self.engine.vocab_size)
+        allowed = body.allowed_token_ids
+        if constraint and allowed and not constraint.allows(allowed):
+            message = "allowed_token_ids: none may begin what the grammar asks for"
+            raise ApiError(message, "allowed_token_ids")
         stop_token_ids = self._stop_token_ids(body)
         min_tokens = body.min_tokens or 0
         fewest = min(prompt.max_tokens for prompt in prompts)

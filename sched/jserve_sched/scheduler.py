@@ -236,11 +236,11 @@ class Scheduler:
     def view(self, now_s: float) -> SchedulerView:
         """Returns the snapshot that the policy sees."""
         self._waiting.refresh()
-        held = frozenset(self._held)
+        held = self._held
         if self.admission.has_tiers:
             waiting = [one for one in self._waiting.requests if one not in held]
             max_age_s = getattr(self.policy, "max_age_s", MAX_AGE_S)
-            held |= behind(waiting, now_s, max_age_s)
+            held = behind(waiting, now_s, max_age_s).union(held)
         return SchedulerView(
             now_s=now_s,
             in_flight_s=sum(plan.predicted_s for plan in self._in_flight),

@@ -7,16 +7,11 @@ import openai
 import pydantic
 import pytest
 
-from jserve.config import EngineConfig
 from jserve.text.tokenizer import load_tokenizer
-from tests import TESTS
-from tests.fake_loop import FakeLoop
+from tests.fake_calls import FOLDER, serve_calls
 from tests.fake_server import serve_fake
 
-FOLDER = TESTS / "golden" / "chats" / "qwen2_5"
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
-CALL = '<tool_call>\n{"name": "look", "arguments": {"city": "Rome"}}\n</tool_call>'
-ANSWER = f"<think>\nso\n</think>\n\nI look.\n{CALL}\n{CALL}"
 OPENAI_TOOLS = [{"type": "function", "name": "look", "parameters": PARAMETERS}]
 TOOLS = [{"name": "look", "description": "Looks.", "input_schema": PARAMETERS}]
 USER = {"role": "user", "content": "hi"}
@@ -24,12 +19,7 @@ USER = {"role": "user", "content": "hi"}
 
 @pytest.fixture(scope="module")
 def served():
-    """A server whose answer reasons, says something and calls a tool twice."""
-    tokenizer = load_tokenizer(FOLDER)
-    script = [*tokenizer.encode_part(ANSWER), *sorted(tokenizer.eos_token_ids)]
-    loop = FakeLoop(lambda request: script, config=EngineConfig(model=str(FOLDER)))
-    loop.vocab_size = 200_000
-    with serve_fake(loop, tokenizer=tokenizer, reasoning_parser="think") as served:
+    with serve_calls() as served:
         yield served
 
 

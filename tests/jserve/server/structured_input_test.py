@@ -56,7 +56,11 @@ def test_each_field_is_a_constraint_of_the_request(served, fields, text, other):
         (
             {"guided_regex": "a+", "allowed_token_ids": [98, 99]},
             "allowed_token_ids",
-            ["none may begin what guided_regex"],
+            ["none may begin what the grammar"],
+        ),
+        (
+            {"guided_regex": "a+", "allowed_token_ids": [-1]},
+            *("allowed_token_ids", ["-1"]),
         ),
         ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", ["exclude"]),
         ({"guided_regex": "a", "min_tokens": 2}, "min_tokens", ["=2", "guided_regex"]),

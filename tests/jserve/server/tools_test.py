@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 
-from jserve.config import EngineConfig
 from jserve.text.tokenizer import load_tokenizer
-from tests import TESTS
+from tests.fake_calls import CALL, FOLDER, serve_calls
 from tests.fake_loop import FakeLoop
 from tests.fake_server import serve_fake
 
-FOLDER = TESTS / "golden" / "chats" / "qwen2_5"
 USER = {"role": "user", "content": "hi"}
 PARAMETERS = {
     "type": "object",
@@ -23,18 +21,11 @@ TOOLS = [
     {"type": "function", "function": {"name": "look", "parameters": PARAMETERS}},
     {"type": "function", "function": {"name": "stop", "description": "Ends it."}},
 ]
-CALL = '<tool_call>\n{"name": "look", "arguments": {"city": "Rome"}}\n</tool_call>'
-ANSWER = f"<think>\nso\n</think>\n\nI look.\n{CALL}\n{CALL}"
 
 
 @pytest.fixture(scope="module")
 def served():
-    """A server whose answer reasons, says something and calls a tool twice."""
-    tokenizer = load_tokenizer(FOLDER)
-    script = [*tokenizer.encode_part(ANSWER), *sorted(tokenizer.eos_token_ids)]
-    loop = FakeLoop(lambda request: script, config=EngineConfig(model=str(FOLDER)))
-    loop.vocab_size = 200_000
-    with serve_fake(loop, tokenizer=tokenizer, reasoning_parser="think") as served:
+    with serve_calls() as served:
         yield served
 
 

@@ -71,8 +71,9 @@ def convert(model: str, output: pathlib.Path, form: str, dtype: str) -> None:
     if form == "orbax":
         save_weights(output / trained_weights.CHECKPOINT, found)
     else:
-        data = safetensors.numpy.save(found)  # a file of the library's is private
-        (output / "model.safetensors").write_bytes(data)
+        path = output / "model.safetensors"
+        safetensors.numpy.save_file(found, path)  # which only its owner may read
+        shutil.copymode(output / "config.json", path)
 
 
 def _llama(config: ModelConfig) -> dict[str, Any]:
