@@ -97,6 +97,8 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
+	@seconds=0; while sleep 5; do seconds=$$((seconds + 5)); echo "mypy: $$seconds s"; done & \
+	trap "kill $$!" EXIT; \
 	$(BIN)/mypy
 
 build: setup
