@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 
 from jserve.engine.packing import Packed
 from jserve_sched.buckets.table import Bucket
@@ -49,6 +50,13 @@ WARM, STOP, BEAT = "warm", "stop", "beat"
 
 class LostError(RuntimeError):
     """One of the processes that share the model is lost."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns why the engine failed: XLA names a lost process by its address alone."""
+    if isinstance(error, JaxRuntimeError) and jax.process_count() > 1:
+        return "a process that shares the model was lost"
+    return str(error) or repr(error)
 
 
 class Compile(NamedTuple):

@@ -10,25 +10,23 @@ Until the engine is warm, a turn of the warm-up may come between two such turns.
 """
 
 import collections
-import dataclasses
 import gc
 import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-
-import jax
-from jax.errors import JaxRuntimeError
+from typing import NamedTuple
 
 from jserve.config import EngineConfig
 from jserve.engine.engine import Engine, PendingStep
+from jserve.engine.followers import reason_of
 from jserve.engine.interface import Listener
 from jserve.engine.profiler import Profiler
 from jserve.engine.recent_steps import RecentSteps
 from jserve.engine.stats import engine_stats
 from jserve.engine.token_events import token_events
 from jserve.engine.warm_up import WarmUp, start_up_table
+from jserve.engine.watchdog import Watchdog
 from jserve.records.events import (
     EngineStats,
     Health,
@@ -47,13 +45,12 @@ from jserve_sched.steps.plan import StepResult
 from jserve_sched.steps.record import StepRecord
 
 _LOG = logging.getLogger("jserve")
-_CANCEL_TIMEOUT_S = 10.0  # for the steps in flight to end
-_TIMES_PREDICTED = 100.0  # that a step may take, at least
+_CANCEL_TIMEOUT_S = 5.0  # for the steps in flight to end
+_PLAN_TIMEOUT_S = 1.0  # for a plan to be made, while a new request waits
 _ORDER = (Health.STARTING, Health.READY, Health.WARM)
 
 
-@dataclasses.dataclass(frozen=True)
-class _InFlight:
+class _InFlight(NamedTuple):
     pending: PendingStep
     plan_s: float
     num_waiting: int
@@ -87,6 +84,7 @@ class EngineLoop:
         self.warm_up = warm_up
         self._records = records
         self._profiler = Profiler(config.profiled_steps, config.profile_dir)
+        self._watchdog = Watchdog(config.step_timeout_s, self.fail)
         self._predictor: ServingPredictor | None = None  # once warm
         self._listener: Listener = len  # ignores them
         self._scheduling = threading.RLock()  # held while the scheduler changes
@@ -100,7 +98,6 @@ class EngineLoop:
         self._num_open = 0  # requests whose end is not published yet
         self._is_stopping = False
         self._is_cut = False  # what is still open ends with an error
-        self._waiting: tuple[float, float] | None = None  # since, and as predicted
 
     def set_listener(self, publish: Listener) -> None:
         """Sets the function that is called once a step, in the loop's thread."""
@@ -137,9 +134,13 @@ class EngineLoop:
         """Returns when the tokens of a request that came now would come."""
         if self.health not in (Health.READY, Health.WARM):
             raise NotServingError(f"the engine is {self.health.value}")
-        with self._scheduling:
+        if not self._scheduling.acquire(timeout=_PLAN_TIMEOUT_S):
+            raise NotServingError(f"a plan takes longer than {_PLAN_TIMEOUT_S:g} s")
+        try:
             others = tuple(self._submitted)
             return self._scheduler.forecast(request, time.monotonic(), others)
+        finally:
+            self._scheduling.release()
 
     def check_open(self) -> None:
         """Checks that one more request would be taken now, of any size."""
@@ -169,23 +170,19 @@ class EngineLoop:
                 self.health = Health.DRAINING
                 self._changed.notify_all()
             self.warm_up.begin_no_more()
-            is_done = self._changed.wait_for(lambda: not self._num_open, timeout_s)
-            if not is_done:
-                self._is_cut = True
-                self._cancelled.extend(self._in_use)
-                self._changed.notify_all()
-                self._changed.wait_for(lambda: not self._num_open, _CANCEL_TIMEOUT_S)
-            return is_done
+            if self._changed.wait_for(lambda: not self._num_open, timeout_s):
+                return True
+            self._is_cut = True
+            self._cancelled.extend(self._in_use)
+            self._changed.notify_all()
+            ends = self._changed.wait_for(lambda: not self._num_open, _CANCEL_TIMEOUT_S)
+        if not ends and self.health is not Health.FAILED:
+            self.fail(f"the engine ended no step in {_CANCEL_TIMEOUT_S:g} s")
+        return False
 
     def check_progress(self) -> None:
         """Fails the engine if a step has taken far too long; any thread may call it."""
-        waiting, least_s = self._waiting, self.config.step_timeout_s
-        if waiting is None or not least_s or self.health is Health.FAILED:
-            return
-        limit_s = max(least_s, _TIMES_PREDICTED * waiting[1])
-        if time.monotonic() - waiting[0] > limit_s:
-            _LOG.error("no step ended in %g s (--step_timeout_s)", limit_s)
-            self.fail(f"the device did not end a step in {limit_s:g} s")
+        self._watchdog.check()
 
     def stop(self) -> None:
         """Ends the thread; requests still live are cancelled."""
@@ -228,10 +225,7 @@ class EngineLoop:
             self._engine.release_followers()
         except BaseException as error:  # of any kind, since clients must get an error
             _LOG.exception("the engine failed: requests are refused from now on")
-            # In XLA's words, a lost process is an address of a collective operation.
-            is_shared = isinstance(error, JaxRuntimeError) and jax.process_count() > 1
-            reason = "a process that shares the model was lost" if is_shared else error
-            self.fail(f"the engine failed: {str(reason) or repr(error)}")
+            self.fail(f"the engine failed: {reason_of(error)}")
         finally:
             self._records.close()  # first, since what comes next may take long
             self._profiler.stop()
@@ -265,6 +259,7 @@ class EngineLoop:
         )
 
     def _take_warm_up_turn(self) -> None:
+        self._watchdog.rest()  # since a compiler may take minutes
         table = self._scheduler.buckets
         self.warm_up.turn(is_idle=not self._scheduler.has_work)
         serving = self.warm_up.serving
@@ -285,9 +280,16 @@ class EngineLoop:
             self.health = Health.FAILED
             self._changed.notify_all()
         now_s, reason = time.monotonic(), FinishReason.CANCELLED
-        self._listener(
-            [TokenEvent(one, None, now_s, reason, error=message) for one in ids]
-        )
+        ends = [TokenEvent(one, None, now_s, reason, error=message) for one in ids]
+        self._deliver(ends)
+
+    def _deliver(self, events: Sequence[TokenEvent]) -> None:
+        """Notifies the listener; only its second failure in a row is one."""
+        try:
+            self._listener(events)
+        except Exception:
+            _LOG.exception("the tokens of a step are delivered once more")
+            self._listener(events)
 
     def _serve(self) -> None:
         in_flight: collections.deque[_InFlight] = collections.deque()
@@ -313,6 +315,7 @@ class EngineLoop:
     def _take_commands(self, *, can_wait: bool) -> None:
         with self._changed:
             if can_wait:
+                self._watchdog.rest()
                 self._changed.wait_for(
                     lambda: (
                         self._submitted
@@ -323,6 +326,7 @@ class EngineLoop:
                 )
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
+        self._watchdog.begin()
         with self._scheduling:
             for request in submitted:
                 self._scheduler.submit(request)
@@ -352,10 +356,8 @@ class EngineLoop:
         """Waits for the first step and applies it; returns when it ended there."""
         step = in_flight.popleft()
         start_s = time.perf_counter()
-        if self.health is not Health.STARTING:
-            self._waiting = time.monotonic(), step.pending.plan.predicted_s
+        self._watchdog.begin(step.pending.plan.predicted_s)
         tokens = step.pending.wait()
-        self._waiting = None
         end_s = time.monotonic()
         waited_s = time.perf_counter()
         duration_s = end_s - max(step.pending.launched_s, last_end_s)
@@ -383,18 +385,16 @@ class EngineLoop:
     def _publish(
         self,
         outputs: Sequence[Output],
-        logprobs: Mapping[str, TokenLogprobs] = MappingProxyType({}),
+        logprobs: Mapping[str, TokenLogprobs] | None = None,
     ) -> None:
-        """Notifies the listener of new tokens and ends."""
+        """Delivers new tokens and ends."""
         if not outputs:
             return
-        events = token_events(outputs, logprobs, is_cut=self._is_cut)
+        events = token_events(outputs, logprobs or {}, is_cut=self._is_cut)
         ended = [one.request_id for one in events if one.finish_reason is not None]
-        if ended:
-            with self._changed:
-                self._in_use.difference_update(ended)
-        self._listener(events)
-        if ended:
-            with self._changed:  # `fail` may have ended all of them
-                self._num_open = max(self._num_open - len(ended), 0)
-                self._changed.notify_all()
+        with self._changed:
+            self._in_use.difference_update(ended)
+        self._deliver(events)
+        with self._changed:  # `fail` may have ended all of them
+            self._num_open = max(self._num_open - len(ended), 0)
+            self._changed.notify_all()

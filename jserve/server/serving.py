@@ -4,7 +4,7 @@ On the first SIGTERM or SIGINT the socket stays open: new requests are answered 
 while running ones finish; those that have not ended in time get an error. Then the
 server closes, and the process ends with status 0. A second signal ends it at once. If
 the engine has failed, all clients get an error, and the process ends with another
-status, so that its supervisor starts it again. What still runs 10 s after the drain is
+status, so that its supervisor starts it again. What still runs 15 s after the drain is
 ended by force, with status 1 and a print of where it hung.
 """
 
@@ -35,7 +35,7 @@ FAILED_STATUS = os.EX_SOFTWARE  # 70; mistakes of the user end with 1 or 2
 _LOGGER = logging.getLogger(__name__)
 _MAX_CONNECTIONS = 4096
 _WATCH_S = 0.1
-_FORCE_S = 10.0  # after the drain, and after a failure
+_FORCE_S = 15.0  # after the drain, and after a failure
 _TEARDOWN_S = 60.0  # of the interpreter, once all clients have their answers
 _FAILED_GRACE_S = 1.0  # for streams to get the error, and /health to be read
 _FLUSH_TIMEOUT_S = 5  # for connections to receive their last bytes
@@ -177,7 +177,7 @@ def serve(
 ) -> int:
     """Serves until a signal, or until the engine fails.
 
-    If the engine cannot be stopped, since it is compiling, the process ends here.
+    If the engine cannot be stopped, as in a compiler, the process ends here.
 
     Returns:
       The exit status of the process: 0 after a signal, `FAILED_STATUS` if the server
@@ -190,8 +190,9 @@ def serve(
         status = runner.run(_serve(app, engine, config, listener))
     faulthandler.dump_traceback_later(_TEARDOWN_S, exit=True)
     if not app.state.has_stopped:
-        # A compiler cannot be interrupted, and Python would wait for its threads.
-        _LOGGER.warning("leaving while the engine still compiles")
+        # Neither a compiler nor a device that hangs can be interrupted, and Python
+        # would wait for them.
+        _LOGGER.warning("leaving while the engine is still busy")
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)

@@ -202,30 +202,79 @@ def test_a_dead_engine_ends_every_request_and_refuses_new_ones(
     loop.stop()
 
 
-def test_a_device_that_hangs_is_noticed(
-    shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", ["plan", "launch", "wait"])
+def test_a_step_that_hangs_is_noticed(
+    shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     loop = build_toy_loop(shared_programs, step_timeout_s=0.2)
     inbox = start(loop, Health.WARM)
     launch, comes_back = loop._engine.launch, threading.Event()
 
     def hang(*args: Any, **kwargs: Any) -> Any:
+        comes_back.wait()
+        raise AssertionError("it came back")
+
+    def launch_what_hangs(*args: Any, **kwargs: Any) -> Any:
         pending = launch(*args, **kwargs)
-        monkeypatch.setattr(type(pending), "wait", lambda self: comes_back.wait())
+        monkeypatch.setattr(type(pending), "wait", hang)
         return pending
 
     loop.check_progress()
     assert loop.health is Health.WARM, "nothing runs"
-    monkeypatch.setattr(loop._engine, "launch", hang)
+    owner = type(loop._scheduler.policy) if where == "plan" else loop._engine
+    name = "launch" if where == "wait" else where
+    monkeypatch.setattr(owner, name, launch_what_hangs if where == "wait" else hang)
     request = make_request(arrival_s=time.monotonic())
     loop.submit(request)
+    if where == "plan":
+        time.sleep(0.1)
+        with pytest.raises(NotServingError, match="a plan takes longer than 1 s"):
+            loop.submit(make_request(arrival_s=time.monotonic()))
     while not inbox.events[request.request_id]:
         loop.check_progress()
         time.sleep(0.05)
-    inbox.wait_for(request)
     last = inbox.events[request.request_id][-1]
-    assert last.error is not None and "did not end a step in" in last.error
+    assert last.error is not None and "ended no step in 0.2 s" in last.error
     comes_back.set()
+    loop.stop()
+
+
+def test_what_hangs_as_the_server_stops_is_an_error(
+    shared_programs: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = build_toy_loop(shared_programs, step_timeout_s=0.0)
+    inbox = start(loop, Health.WARM)
+    comes_back = threading.Event()
+    monkeypatch.setattr(loop._engine, "launch", lambda *_, **__: comes_back.wait())
+    monkeypatch.setattr("jserve.engine.loop._CANCEL_TIMEOUT_S", 0.1)
+    request = make_request(arrival_s=time.monotonic())
+    loop.submit(request)
+    assert not loop.drain(0.1)
+    last = inbox.events[request.request_id][-1]
+    assert last.error is not None and "ended no step in 0.1 s" in last.error
+    assert loop.health is Health.FAILED
+    comes_back.set()
+    loop.stop()
+
+
+def test_tokens_that_could_not_be_delivered_are_delivered_once_more(
+    shared_programs: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = build_toy_loop(shared_programs)
+    inbox = start(loop, Health.WARM)
+    faults = iter([None, RuntimeError("no room"), None, MemoryError()])
+
+    def listen(events: Any) -> None:
+        if (fault := next(faults, None)) is not None:
+            raise fault
+        inbox(events)
+
+    loop.set_listener(listen)
+    request = make_request(20, 30, arrival_s=time.monotonic())
+    loop.submit(request)
+    inbox.wait_for(request)
+    assert inbox.tokens(request) == toy_output(request)
+    assert caplog.text.count("are delivered once more") == 2
     loop.stop()
 
 

@@ -1,0 +1,37 @@
+"""Notices an engine that makes no progress."""
+
+import logging
+import time
+from collections.abc import Callable
+
+_LOG = logging.getLogger("jserve")
+_TIMES_PREDICTED = 100.0  # that a step may take, at least
+
+
+class Watchdog:
+    """Fails an engine whose thread has been busy with one step for far too long."""
+
+    def __init__(self, least_s: float, fail: Callable[[str], None]):
+        """Makes one that calls `fail` no sooner than after `least_s`; 0 is never."""
+        self._least_s = least_s
+        self._fail = fail
+        self._busy: tuple[float, float] | None = None  # since when; as predicted
+
+    def begin(self, predicted_s: float = 0.0) -> None:
+        """Begins to wait for progress, of a step that was predicted to take so long."""
+        self._busy = time.monotonic(), predicted_s
+
+    def rest(self) -> None:
+        """Expects no progress: there is nothing to do, or a compiler runs."""
+        self._busy = None
+
+    def check(self) -> None:
+        """Calls `fail` if the time is over; any thread may call it."""
+        busy = self._busy
+        if busy is None or not self._least_s:
+            return
+        limit_s = max(self._least_s, _TIMES_PREDICTED * busy[1])
+        if time.monotonic() - busy[0] > limit_s:
+            self._busy = None
+            _LOG.error("no step ended in %g s (--step_timeout_s)", limit_s)
+            self._fail(f"the engine ended no step in {limit_s:g} s")
