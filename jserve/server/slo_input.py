@@ -30,6 +30,7 @@ _CUSTOM = ServiceClass(name="custom")  # in reports, of requests that bring an S
 # OpenAI's tiers, which are the default class unless a class has their name.
 _DEFAULT_TIERS = ("auto", "default", "standard", "priority")
 _FLEX = "flex"  # another one, which is best effort
+_PREFIX = "x-slo-"
 _UNITS = {"s": 1.0, "ms": 1e3, "us": 1e6}  # of a second
 # Bound and unit of each header: ours, those of llm-d, and one of SGLang's router.
 SLO_HEADERS = {
@@ -111,8 +112,13 @@ def _slo_from_headers(headers: Mapping[str, str]) -> Slo:
     """Returns the objective that headers give; the last name of a bound decides.
 
     Raises:
-      ApiError: 400 for a value that is no duration, or bounds that contradict.
+      ApiError: 400 for a header that is not one of them, a value that is no duration,
+        or bounds that contradict.
     """
+    for name in headers:
+        if name.startswith(_PREFIX) and name not in SLO_HEADERS:
+            known = ", ".join(one for one in SLO_HEADERS if one.startswith(_PREFIX))
+            raise ApiError(f"header {quote(name)} is not one of {known}", "headers")
     bounds: dict[str, float] = {}
     for name, (bound, unit) in SLO_HEADERS.items():
         if (text := headers.get(name)) is None:
@@ -195,7 +201,7 @@ class ServiceClasses:
         if targets and (targets.ttft_target or targets.itl_target):
             fields = SloFields(ttft_ms=targets.ttft_target, tbt_ms=targets.itl_target)
             return fields.to_slo("nvext.router"), tier or self._custom
-        if any(name in headers for name in SLO_HEADERS):
+        if any(one in SLO_HEADERS or one.startswith(_PREFIX) for one in headers):
             return _slo_from_headers(headers), tier or self._custom
         tier = tier or self._default
         return self._slos[tier.name], tier

@@ -79,6 +79,12 @@ def test_what_was_understood_is_echoed_with_what_became_of_it(served):
     assert "slo" not in answer.json()["usage"]
 
 
+def test_a_header_of_an_unknown_unit_is_refused(served):
+    answer = served.complete(max_tokens=1, headers={"x-slo-ttft-min": "1"})
+    assert answer.status == 400
+    assert "'x-slo-ttft-min' is not one of x-slo-ttft-s," in answer.error["message"]
+
+
 def test_the_last_token_cannot_be_due_before_the_first(served):
     late = {"x-slo-ttft-s": "2", "x-slo-ttlt-ms": "1001"}
     for fields, headers, param in (
