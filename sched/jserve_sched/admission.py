@@ -29,7 +29,7 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.ontime.due import due_s, usual_step_s
 from jserve_sched.policies.ontime.work import added_s, room_s, scale_of
 from jserve_sched.policies.sliding.sorter import surplus
-from jserve_sched.requests.facts import facts_of
+from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import FinishReason, Request
 from jserve_sched.steps.plan import Row
 
@@ -100,6 +100,17 @@ def behind(
     return frozenset(
         one for one in waiting if one.priority > first and one.arrival_s >= since_s
     )
+
+
+def in_tiers(places: np.ndarray, prompts: Facts, since_s: float) -> np.ndarray:
+    """Returns places `[P]` of prompts by tier, as `behind` lets them begin.
+
+    Those that run, or arrived before `since_s`, are in the first one.
+    """
+    tiers = np.array([one.priority for one in prompts.requests])
+    tiers[(prompts.is_running > 0) | (prompts.arrival_s < since_s)] = tiers.min()
+    in_turn: np.ndarray = places[np.argsort(tiers[places], kind="stable")]
+    return in_turn
 
 
 class Review(NamedTuple):

@@ -12,11 +12,10 @@ that names it has been applied, and only a request in no such plan is preempted.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jserve_sched.admission import MAX_AGE_S, Admission, behind
+from jserve_sched.admission import MAX_AGE_S, Admission, behind, in_tiers
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
@@ -25,8 +24,10 @@ from jserve_sched.planning.forecast import Forecaster
 from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.queue_pass import QueuePass, Turns
 from jserve_sched.planning.recent_load import RecentLoad
+from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.base import Policy, order_of
+from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.forecast import Forecast
 from jserve_sched.requests.limits import RequestLimits
 from jserve_sched.requests.output_lengths import (
@@ -213,8 +214,7 @@ class Scheduler:
             in_flight_s = max(self._free_s - now_s, 0.0) if self._in_flight else 0.0
             view = dataclasses.replace(self.view(now_s), in_flight_s=in_flight_s)
             extra = [*others, request] if is_new else []
-            order = functools.partial(self._ask, order_of(self.policy))
-            run = QueuePass(view, order, self._recent, extra)
+            run = QueuePass(view, self._order, self._recent, extra)
             found = state, run
             self._pass = None if is_new else found
         forecast = self._forecaster.of(request, found[1])
@@ -222,12 +222,18 @@ class Scheduler:
             request.forecast = forecast
         return forecast
 
-    def _order(self, *what: Any) -> Turns:
-        try:
-            return order_of(self.policy)(*what)
-        except Exception as error:
-            name = type(self.policy).__name__
-            raise PolicyError(f"policy {name} raised {error!r}") from error
+    def _order(self, view: SchedulerView, steps: StepPrices, prompts: Facts) -> Turns:
+        turns: Turns = self._ask(order_of(self.policy), view, steps, prompts)
+        if not any(one.priority for one in prompts.requests):
+            return turns
+        since_s = view.now_s - self._max_age_s
+        if isinstance(turns, tuple):
+            return in_tiers(turns[0], prompts, since_s), turns[1]
+        return in_tiers(turns, prompts, since_s)
+
+    @property
+    def _max_age_s(self) -> float:
+        return float(getattr(self.policy, "max_age_s", MAX_AGE_S))
 
     def _enqueue(self, request: Request) -> None:
         request.state = RequestState.WAITING
@@ -239,8 +245,7 @@ class Scheduler:
         held = self._held
         if self.admission.has_tiers:
             waiting = [one for one in self._waiting.requests if one not in held]
-            max_age_s = getattr(self.policy, "max_age_s", MAX_AGE_S)
-            held = behind(waiting, now_s, max_age_s).union(held)
+            held = behind(waiting, now_s, self._max_age_s).union(held)
         return SchedulerView(
             now_s=now_s,
             in_flight_s=sum(plan.predicted_s for plan in self._in_flight),

@@ -78,3 +78,18 @@ def test_a_flood_of_lower_numbers_is_overtaken_at_the_bound_on_age(
             driver.step()
     assert last.first_scheduled_s is not None
     assert bound_s <= last.first_scheduled_s <= 2 * bound_s + 1.0
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_forecasts_know_who_begins_before_whom(policy: str) -> None:
+    scheduler = make_scheduler(policy=policy, num_pages=64, max_num_seqs=8)
+    for _ in range(6):
+        scheduler.submit(make_request(200, 5, arrival_s=0.0, priority=1))
+    first, middle, last = (
+        scheduler.forecast(make_request(60, 5, arrival_s=0.0, priority=tier), 0.0)
+        for tier in (0, 1, 2)
+    )
+    assert first.points[0] <= middle.points[0] <= last.points[0]
+    assert first.points[0] < last.points[0]
+    old = make_request(60, 5, arrival_s=-MAX_AGE_S * 20, priority=2)
+    assert scheduler.forecast(old, 0.0).points[0] < last.points[0]
