@@ -38,7 +38,8 @@ class Constant:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         return np.resize(self.values, len(matrix))
 
-    predict_upper = predict
+    def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.predict(matrix), self.predict(matrix)
 
     def update(self, sample: StepSample) -> None:
         self.num_updates += 1

@@ -142,7 +142,7 @@ def load_checkpoint(
             raise CheckpointError(folder, *difference)
         tree = dict(found["weights"])
         weights = MlpWeights(layers=tuple(map(tuple, tree.pop("layers"))), **tree)
-        answer_s = MlpPredictor(weights).predict_upper(np.ones((1, NUM_FEATURES)))
+        answer_s = MlpPredictor(weights).quantiles(np.ones((1, NUM_FEATURES)))[1]
         if not np.isfinite(answer_s).all():
             raise ValueError(f"it predicts {answer_s[0]} s")
         return weights, PredictorFacts(**facts)

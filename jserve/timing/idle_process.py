@@ -12,10 +12,14 @@ import sys
 import threading
 from typing import Any
 
-_START = (
-    "import os; os.setpriority(os.PRIO_PROCESS, 0, 19); "
-    "from jserve.timing.idle_process import main; main()"
-)
+_START = """
+import os
+os.setpriority(os.PRIO_PROCESS, 0, 19)
+if hasattr(os, "SCHED_IDLE"):  # on Linux: then any thread of the server comes first
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+from jserve.timing.idle_process import main
+main()
+"""
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "NPROC": "1",  # threads of XLA's CPU client

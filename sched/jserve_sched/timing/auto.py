@@ -144,5 +144,5 @@ def calibrated(weights: MlpWeights) -> CalibratedPredictor:
 
 def is_near(weights: MlpWeights, matrix: np.ndarray, table_s: np.ndarray) -> bool:
     """Returns whether a network is within 20 times of a table's seconds `[N]`."""
-    ratio = np.log(MlpPredictor(weights).predict_upper(matrix) / table_s)
+    ratio = np.log(MlpPredictor(weights).quantiles(matrix)[1] / table_s)
     return bool((np.abs(ratio) < math.log(_MOST_RATIO)).all())

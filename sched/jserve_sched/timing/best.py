@@ -122,12 +122,13 @@ class BestPredictor:
 
     def _ask(self, method: str, matrix: np.ndarray) -> np.ndarray:
         serving = self._serving
-        found_s: np.ndarray = getattr(serving[0], method)(matrix)
-        if len(set(serving)) > 1:
-            kinds = scenarios(matrix)
-            for kind in set(kinds.tolist()) - {0}:
-                mine = kinds == kind
-                found_s[mine] = getattr(serving[kind], method)(matrix[mine])
+        if len(set(serving)) == 1:
+            found_s: np.ndarray = getattr(serving[0], method)(matrix)
+        else:
+            kinds, found_s = scenarios(matrix), np.empty(len(matrix))
+            for one in {serving[kind] for kind in set(kinds.tolist())}:
+                mine = np.array([other is one for other in serving])[kinds]
+                found_s[mine] = getattr(one, method)(matrix[mine])
         is_valid = (found_s > 0.0) & (found_s <= MAX_STEP_S)  # NaN fails both
         if is_valid.all():
             return found_s

@@ -20,7 +20,7 @@ import numpy as np
 from jserve_sched.steps.features import NUM_BLOCKS, NUM_ROWS, SCENARIOS, scenarios
 from jserve_sched.timing.predictor import (
     UPPER_QUANTILE,
-    Predictor,
+    StepModel,
     StepSample,
     stack_samples,
 )
@@ -41,7 +41,7 @@ class CalibratedPredictor:
       name: Name of the predictor that is corrected.
     """
 
-    def __init__(self, inner: Predictor, name: str):
+    def __init__(self, inner: StepModel, name: str):
         """Starts without corrections; `inner` learns durations without them."""
         self.name = name
         self._inner = inner
@@ -61,25 +61,27 @@ class CalibratedPredictor:
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds; `BestPredictor` replaces invalid ones."""
-        found: np.ndarray = self._inner.predict(matrix) * self._factor[_cells(matrix)]
-        return found
+        factor = self._factor[_cells(matrix, scenarios(matrix))]
+        found_s: np.ndarray = self._inner.predict(matrix) * factor
+        return found_s
 
     def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
         """Returns 95th percentiles `[N]` in seconds; none is below `predict`."""
-        slack, factor = self._slack[scenarios(matrix)], self._factor[_cells(matrix)]
-        upper_s: np.ndarray = self._inner.predict_upper(matrix) * factor * np.exp(slack)
-        if (slack < 0.0).any():
-            np.maximum(upper_s, self._inner.predict(matrix) * factor, out=upper_s)
-        return upper_s
+        kinds = scenarios(matrix)
+        found_s, upper_s = self._inner.quantiles(matrix)
+        factor = self._factor[_cells(matrix, kinds)]
+        upper_s = upper_s * factor * np.exp(self._slack)[kinds]
+        highest_s: np.ndarray = np.maximum(upper_s, found_s * factor)
+        return highest_s
 
     def learn(self, samples: Sequence[StepSample]) -> None:
         """Learns from valid samples, and remembers the errors of their predictions."""
         matrix, measured_s = stack_samples(samples)
-        kinds, cells = scenarios(matrix), _cells(matrix)
+        kinds = scenarios(matrix)
+        cells = _cells(matrix, kinds)
         # The errors of what was predicted.
         with np.errstate(all="ignore"):  # of a broken predictor
-            raw = np.log(measured_s / self._inner.predict(matrix))
-            above = np.log(measured_s / self._inner.predict_upper(matrix))
+            raw, above = np.log(measured_s / np.array(self._inner.quantiles(matrix)))
             log_factor = np.log(self._factor[cells])
         middle, excess = raw - log_factor, above - log_factor
         upper = np.minimum(excess - self._slack[kinds], middle)
@@ -119,9 +121,8 @@ class CalibratedPredictor:
         return np.array(list(self._errors[kind])).reshape(-1, 3)[:, :2]
 
 
-def _cells(matrix: np.ndarray) -> np.ndarray:
+def _cells(matrix: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """Returns a number of each step's kind and size class of its program, `[N]`."""
-    classes = np.frexp(matrix[:, NUM_ROWS : NUM_BLOCKS + 1])[1]
-    found: np.ndarray = scenarios(matrix) * _CLASSES**2
-    found += classes[:, 0] * _CLASSES + classes[:, 1]
+    rows, blocks = np.frexp(matrix[:, NUM_ROWS : NUM_BLOCKS + 1])[1].T
+    found: np.ndarray = (kinds * _CLASSES + rows) * _CLASSES + blocks
     return found

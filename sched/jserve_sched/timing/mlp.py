@@ -107,19 +107,13 @@ class MlpPredictor:
 
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
-        return self._evaluate(matrix)[0]
-
-    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
-        found, to_upper = self._evaluate(matrix)
-        found *= to_upper
-        return found
+        return self.quantiles(matrix)[0]
 
     def update(self, sample: StepSample) -> None:
         """Ignores the sample."""
 
-    def _evaluate(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns medians in seconds, and p95 over median, `[N]` each."""
+    def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns durations and their 95th percentiles, `[N]` seconds each."""
         weights = self._weights
         base_s = physics_s(weights.cost_s, matrix)
         # Broken weights may give NaN or infinity; BestPredictor replaces those.
@@ -133,4 +127,5 @@ class MlpPredictor:
                 np.maximum(residual, -MAX_LOG_RESIDUAL), MAX_LOG_RESIDUAL
             ) / (1.0 + outside)
             increment = np.minimum(np.logaddexp(0.0, increment), MAX_LOG_INCREMENT)
-            return base_s * np.exp(residual), np.exp(increment)
+            found_s = base_s * np.exp(residual)
+            return found_s, found_s * np.exp(increment)

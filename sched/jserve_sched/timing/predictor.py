@@ -40,6 +40,19 @@ class Predictor(Protocol):
         """Learns from one measured step, if it is valid."""
 
 
+class StepModel(Protocol):
+    """Predicts step durations on a machine at its usual speed."""
+
+    def predict(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns durations `[N]` in seconds for features `[N, F]`."""
+
+    def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns durations and their 95th percentiles, `[N]` seconds each."""
+
+    def update(self, sample: StepSample) -> None:
+        """Learns from one measured step, if it is valid."""
+
+
 def is_sound(sample: StepSample) -> bool:
     """Returns whether a measurement is valid: finite, and a possible duration."""
     return 0.0 < sample.duration_s <= MAX_STEP_S and math.isfinite(

@@ -45,8 +45,8 @@ def test_weights_and_facts_come_back_as_numpy(tmp_path: pathlib.Path) -> None:
     assert isinstance(found.mean, np.ndarray)
     assert [kernel.dtype for kernel, _ in found.layers] == [np.float32, np.float32]
     matrix = np.random.default_rng(1).uniform(0, 100, (20, NUM_FEATURES))
-    before_s = MlpPredictor(weights).predict_upper(matrix)
-    assert np.array_equal(MlpPredictor(found).predict_upper(matrix), before_s)
+    before_s = MlpPredictor(weights).quantiles(matrix)
+    assert np.array_equal(MlpPredictor(found).quantiles(matrix), before_s)
 
 
 def test_every_truncated_file_is_found_or_does_no_harm(tmp_path: pathlib.Path) -> None:

@@ -13,6 +13,8 @@ from tests.programs import start
 def test_a_function_runs_elsewhere_at_idle_priority() -> None:
     process = IdleProcess()
     assert process.run("os:getpriority", os.PRIO_PROCESS, 0) == 19
+    if hasattr(os, "SCHED_IDLE"):
+        assert process.run("os:sched_getscheduler", 0) == os.SCHED_IDLE
     assert process.run("os:getppid") == os.getpid()
     with pytest.raises(RuntimeError, match="invalid literal"):
         process.run("builtins:int", "x")

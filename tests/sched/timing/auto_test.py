@@ -32,8 +32,8 @@ class Sizes:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         return np.asarray(0.001 * (1.0 + matrix[:, self.column]))
 
-    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
-        return np.asarray(1.1 * self.predict(matrix))
+    def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.predict(matrix), 1.1 * self.predict(matrix)
 
     def update(self, sample: StepSample) -> None:
         pass

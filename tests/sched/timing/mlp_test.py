@@ -85,7 +85,7 @@ def test_it_evaluates_as_by_hand_inside_and_outside_the_range() -> None:
     expected = np.array([by_hand(weights, row) for row in matrix])
     predictor = MlpPredictor(weights)
     assert predictor.predict(matrix) == pytest.approx(expected[:, 0], rel=1e-9)
-    assert predictor.predict_upper(matrix) == pytest.approx(expected[:, 1], rel=1e-9)
+    assert predictor.quantiles(matrix)[1] == pytest.approx(expected[:, 1], rel=1e-9)
 
 
 def test_the_residual_is_bounded_and_fades_outside_the_range() -> None:

@@ -11,7 +11,7 @@ from jserve_sched.timing.best import BestPredictor
 from jserve_sched.timing.calibrated import CalibratedPredictor
 from jserve_sched.timing.linear import LinearPredictor
 from jserve_sched.timing.mlp import MlpPredictor
-from jserve_sched.timing.predictor import MAX_STEP_S, Predictor, StepSample
+from jserve_sched.timing.predictor import MAX_STEP_S, StepModel, StepSample
 from jserve_sched.timing.table import TablePredictor
 from tests.fake_predictors import Constant, flat_model, flat_weights
 from tests.fakes import make_features
@@ -26,7 +26,7 @@ def every_predictor() -> list[BestPredictor]:
     table = TablePredictor(BucketTable((2, 8), (0, 4)))
     model = flat_model(0.01, per_decode_s=0.001)
     linear = LinearPredictor(model, refit_every=64)
-    bare: list[Predictor] = [table, linear, MlpPredictor(flat_weights(0.014))]
+    bare: list[StepModel] = [table, linear, MlpPredictor(flat_weights(0.014))]
     return [BestPredictor(CalibratedPredictor(one, "it")) for one in bare]
 
 

@@ -103,7 +103,8 @@ def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any
     matrix, network = samples.features[steps], MlpPredictor(weights)
     learned = TablePredictor(table)
     learned.fit(samples.steps(train))
-    predicted_s = {"mlp": network.predict(matrix), "table": learned.predict(matrix)}
+    median_s, upper_s = network.quantiles(matrix)
+    predicted_s = {"mlp": median_s, "table": learned.predict(matrix)}
     if samples.features[:, PREFILL_WORK].any():  # step logs do not have it
         linear = fit_linear(
             samples.features[train],
@@ -113,7 +114,7 @@ def held_out_predictions(samples: Samples, weights: MlpWeights) -> dict[str, Any
         predicted_s = {"linear": linear.predict(matrix)} | predicted_s
     return {
         "predicted_s": predicted_s,
-        "upper_s": {"mlp": network.predict_upper(matrix)},
+        "upper_s": {"mlp": upper_s},
         "matrix": matrix,
         "duration_s": samples.duration_s[:, steps],
     }
