@@ -69,15 +69,24 @@ class PendingStep:
     packed: Packed | None
     _out: tuple[Any, ...]
     _num_sampled: int
+    _vocab_size: int
     _has_logprobs: bool
 
     def wait(self) -> tuple[int, ...]:
-        """Waits for the device; returns sampled tokens, decodes first, then chunks."""
+        """Waits for the device; returns sampled tokens, decodes first, then chunks.
+
+        Raises:
+          RuntimeError: If one is not in the vocabulary: the device is broken.
+        """
         if not self._num_sampled:
             jax.block_until_ready(self._out)
             return ()
-        tokens = np.asarray(self._out[0])
-        return tuple(tokens[: self._num_sampled].tolist())
+        tokens = tuple(np.asarray(self._out[0])[: self._num_sampled].tolist())
+        for one in (min(tokens), max(tokens)):
+            if not 0 <= one < self._vocab_size:
+                last = self._vocab_size - 1
+                raise RuntimeError(f"the device drew token {one}, not one of 0..{last}")
+        return tokens
 
     def logprobs(self) -> dict[str, TokenLogprobs]:
         """Returns log-probabilities by request id, of the requests that want them."""
@@ -347,6 +356,7 @@ class Engine:
             packed=packed if packed.waits else None,
             _out=out,
             _num_sampled=plan.num_sampled,
+            _vocab_size=self.model.config.vocab_size,
             _has_logprobs=packed.has_logprobs,
         )
 

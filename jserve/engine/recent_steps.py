@@ -19,7 +19,7 @@ from jserve.engine.engine import PendingStep
 from jserve.records.step_log import StepRecorder
 from jserve_sched.steps import features
 from jserve_sched.steps.record import StepRecord, recorded_sizes
-from jserve_sched.timing.predictor import Predictor
+from jserve_sched.timing.predictor import StepModel
 
 _LOG = logging.getLogger("jserve")
 _MAX_RECORDS = 65536
@@ -35,7 +35,7 @@ class RecentSteps:
       num_lost: Those of them that could not be recorded.
     """
 
-    def __init__(self, prices: Predictor, recorder: StepRecorder | None = None):
+    def __init__(self, prices: StepModel, recorder: StepRecorder | None = None):
         """Remembers nothing yet.
 
         Args:

@@ -104,6 +104,10 @@ class TablePredictor:
         seconds: np.ndarray = _at_pages(parts, *matrix[:, _PAGES].T)
         return seconds
 
+    def predict_upper(self, matrix: np.ndarray) -> np.ndarray:
+        """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
+        return self.quantiles(matrix)[1]
+
     def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns durations and their 95th percentiles, `[N]` seconds each."""
         found_s = self.predict(matrix)
