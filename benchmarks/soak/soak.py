@@ -35,6 +35,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the traffic.")
 _OUTPUT = flags.DEFINE_string("output", "out/soak", "Folder of report and chart.")
 _NUM_CLIENTS = 16
 _CAPACITY_S = 20.0
+_IDLE_S = 6.0
 _SAMPLE_S, _PROBE_S, _PRINT_S = 5.0, 30.0, 10.0
 _RING_STEPS = 65_536  # records that a server keeps
 _GROWTH = 0.03  # of memory, that is allowed
@@ -171,17 +172,18 @@ async def every(seconds: float, work: Any) -> None:
 
 async def soak(pid: int, url: str) -> dict[str, Any]:
     """Returns the report of a server under traffic."""
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S / 2)
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(
         url, connector=connector, timeout=timeout
     ) as session:
         traffic = Traffic(session, pid)
-        while True:
-            async with session.get("/health") as answer:
-                if (await answer.json())["warm"]:
-                    break
+        is_warm = False
+        while not is_warm:
             await asyncio.sleep(1.0)
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with session.get("/health") as answer:
+                    is_warm = (await answer.json())["warm"]
         rate = await traffic.capacity() * _LOAD.value
         await traffic.probe()
         start_s = time.monotonic()
@@ -209,7 +211,7 @@ async def soak(pid: int, url: str) -> dict[str, Any]:
         for task in beside:
             task.cancel()
         await traffic.probe()
-        await asyncio.sleep(6.0)  # beyond --keep_alive_s
+        await asyncio.sleep(_IDLE_S)  # unused connections end
         after = await traffic.sample(start_s)
     return report(traffic, before, after, rate)
 
