@@ -5,13 +5,17 @@ ends every request with an error in the API's form, and the process with status 
 is beside the engine ends none, or one.
 """
 
+import json
 import pathlib
 import signal
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from jserve_tools.reporting.tables import render
+from tests import ROOT
 from tests.trust.broken_server import SLOW_S
 from tests.trust.real_server import (
     PROMPTS,
@@ -31,14 +35,20 @@ NUM_FAILED = {"slow step": 0, "delivery": 0, "one answer": 1, "record": 0, "metr
 
 
 @pytest.fixture(scope="module")
-def rows() -> Iterator[list[str]]:
-    rows = [f"{'fault':16} {'errors':>6} {'codes':>12} {'told, s':>8} {'exit':>5}"]
+def rows() -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
     yield rows
-    print("", *rows, sep="\n")
+    texts = [[*rows[0]], *([str(one) for one in row.values()] for row in rows)]
+    print(f"\n{render(texts)}")
+    folder = ROOT / "out/trust"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "faults.json").write_text(json.dumps(rows))
 
 
 @pytest.mark.parametrize("point", [*sorted(DEAD), *NUM_FAILED])
-def test_a_fault(point: str, rows: list[str], tmp_path: pathlib.Path) -> None:
+def test_a_fault(
+    point: str, rows: list[dict[str, Any]], tmp_path: pathlib.Path
+) -> None:
     with serving(tmp_path, point) as server:
         clients = all_at_work(server)
         fault_s = time.monotonic()
@@ -53,7 +63,8 @@ def test_a_fault(point: str, rows: list[str], tmp_path: pathlib.Path) -> None:
             status = server.process.wait(timeout=20)
         codes = sorted({client.status for client in failed})
         rows.append(
-            f"{point:16} {len(failed):6} {codes!s:>12} {told_s:8.2f} {status or 0:5}"
+            {"fault": point, "errors": len(failed), "statuses": codes}
+            | {"told_s": round(told_s, 2), "exit": status or 0}
         )
         assert all(client.is_right for client in clients), [
             (client.error, len(client.tokens)) for client in clients
