@@ -32,8 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 ROOMS = {
     "jserve_sched": (
         *("options", "requests", "buckets", "steps", "memory", "outcomes"),
-        *("timing", "fitting", "planning", "policies", "admission", "scheduler"),
-        "simulation",
+        *("timing", "fitting", "planning", "policies", "admission", "routing"),
+        *("scheduler", "simulation"),
     ),
     "jserve": (
         *("config", "server_config", "flags", "progress", "program", "text"),

@@ -14,6 +14,7 @@ matrix products, but attention reads the KV of real rows only.
 import abc
 import dataclasses
 import functools
+from dataclasses import fields
 
 import numpy as np
 
@@ -129,6 +130,23 @@ class PredictorCost(CostModel):
             matrix = matrix.copy()
             matrix[:, features.NUM_BLOCKS] *= block_tokens / self.block_tokens
         return self.predictor.predict(matrix)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ScaledCost(CostModel):
+    inner: CostModel
+    speed: float
+
+    def step_s(self, matrix: np.ndarray, block_tokens: int) -> np.ndarray:
+        return self.inner.step_s(matrix, block_tokens) / self.speed
+
+
+def scaled(cost_model: CostModel, speed: float) -> CostModel:
+    """Returns a machine that is `speed` times as fast, with the same limits."""
+    if speed == 1.0:
+        return cost_model
+    limits = {one.name: getattr(cost_model, one.name) for one in fields(CostModel)}
+    return _ScaledCost(inner=cost_model, speed=speed, **limits)
 
 
 class OraclePredictor:

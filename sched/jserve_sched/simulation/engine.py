@@ -69,14 +69,27 @@ class SimulatedEngine:
         """Hands a request to the scheduler, and has it forecast as the server does."""
         self.request_ids.append(one.request_id)
         self._num_received += 1
-        max_tokens = max(one.declared_max_tokens, one.max_tokens)
-        ends_by_stop = one.declared_max_tokens > 0
-        request = Request(
+        request = self._request(one)
+        try:
+            self.scheduler.limits.check(request.num_prompt_tokens, request.max_tokens)
+            self._tally.expect(self.scheduler.forecast(request, now_s), request)
+            self.scheduler.submit(request)
+        except TooLongError:
+            self._tally.fail(request, Failure.TOO_LONG, one.arrival_s)
+        if request.stop_token_ids:
+            self._ends[one.request_id] = one.max_tokens
+
+    def refuse(self, one: Arrival, now_s: float) -> None:
+        """Ends a request that a router sends nowhere."""
+        self._tally.fail(self._request(one), Failure.REJECTED, now_s)
+
+    def _request(self, one: Arrival) -> Request:
+        return Request(
             request_id=one.request_id,
             arrival_s=one.arrival_s,
             prompt_tokens=one.prompt(),
-            max_tokens=max_tokens,
-            stop_token_ids=frozenset((_STOP_TOKEN,) if ends_by_stop else ()),
+            max_tokens=max(one.declared_max_tokens, one.max_tokens),
+            stop_token_ids=frozenset([_STOP_TOKEN] * (one.declared_max_tokens > 0)),
             slo=one.slo,
             service_class=one.service_class,
             guard=one.guard,
@@ -84,14 +97,6 @@ class SimulatedEngine:
             admission=one.admission,
             max_queue_wait_s=one.max_queue_wait_s,
         )
-        try:
-            self.scheduler.limits.check(request.num_prompt_tokens, max_tokens)
-            self._tally.expect(self.scheduler.forecast(request, now_s), request)
-            self.scheduler.submit(request)
-        except TooLongError:
-            self._tally.fail(request, Failure.TOO_LONG, one.arrival_s)
-        if ends_by_stop:
-            self._ends[one.request_id] = one.max_tokens
 
     def start(self, now_s: float) -> None:
         """Launches the next step, if there is one, and plans as many as may wait."""

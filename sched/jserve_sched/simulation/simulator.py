@@ -4,7 +4,7 @@ It runs the *same* `Scheduler` class that serves, so a simulation tests the code
 server; only the durations of steps are simulated.
 
 Several engines, each with its own scheduler, share one clock and one stream of
-requests. Each request is given to one of them when it arrives.
+requests. Each request is routed to one of them when it arrives.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from jserve_sched.outcomes import EngineCounters, Outcome
 from jserve_sched.policies.base import Policy
 from jserve_sched.requests.output_lengths import LengthEstimator, pool_length_errors
 from jserve_sched.scheduler import Scheduler
-from jserve_sched.simulation.cost_model import CostModel
+from jserve_sched.simulation.cost_model import CostModel, scaled
 from jserve_sched.simulation.disturbance import Disturbance
 from jserve_sched.simulation.engine import SimulatedEngine
-from jserve_sched.simulation.instances import Assignment
+from jserve_sched.simulation.instances import Routing
 from jserve_sched.simulation.log import Recording, Tally
 from jserve_sched.simulation.workload import Arrival
 from jserve_sched.steps import features
@@ -93,12 +93,12 @@ class _Simulation:
         arrivals: Sequence[Arrival],
         *,
         tally: Tally,
-        assignment: Assignment | None,
+        routing: Routing | None,
     ):
         self._tally = tally
         self._engines = engines
         self._arrivals = arrivals
-        self._assignment = assignment
+        self._routing = routing
         self._next = 0
         self.now_s = arrivals[0].arrival_s
 
@@ -117,11 +117,13 @@ class _Simulation:
             else:
                 one = self._arrivals[self._next]
                 self._next += 1
-            place = 0
-            if self._assignment is not None:
-                views = [engine.scheduler.view(self.now_s) for engine in self._engines]
-                place = self._assignment(views)
-            self._engines[place].submit(one, self.now_s)
+            place: int | None = 0
+            if self._routing is not None:
+                place = self._routing.place_of(one, self._engines, self.now_s)
+            if place is None:
+                self._engines[0].refuse(one, self.now_s)
+            else:
+                self._engines[place].submit(one, self.now_s)
 
     def turn(self, end_s: float) -> bool:
         """Moves to the next event; returns whether there was one before `end_s`."""
@@ -137,9 +139,9 @@ class _Simulation:
             self._check_done()
             return False
         # A single engine takes requests between its steps, as a server does. With
-        # several, an assignment looks at their state at the time of the arrival, when
-        # no step may be applied that has not ended yet.
-        is_alone = self._assignment is None
+        # several, a router looks at their state at the time of the arrival, when no
+        # step may be applied that has not ended yet.
+        is_alone = self._routing is None
         self.now_s = due_s if is_alone and due_s < math.inf else min(due_s, arrival_s)
         for engine in self._engines:
             if engine.due_s <= self.now_s:
@@ -162,7 +164,8 @@ def simulate(
     cost_model: CostModel,
     arrivals: Sequence[Arrival],
     *,
-    assignment: Assignment | None = None,
+    routing: Routing | None = None,
+    speeds: Sequence[float] = (),
     lag: int = 0,
     records_steps: bool = False,
     disturbance: Disturbance | None = None,
@@ -176,10 +179,12 @@ def simulate(
     """Serves requests in virtual time.
 
     Args:
-      schedulers: A new scheduler, or one for each of several equal engines; see
+      schedulers: A new scheduler, or one for each of several engines; see
         `make_scheduler`.
+      cost_model: Machine of an engine of speed 1.
       arrivals: At least one request, sorted by arrival.
-      assignment: Chooses the engine of a request; None with a single engine.
+      routing: Chooses the engine of a request; None with a single engine.
+      speeds: Speed of each engine's machine; empty if all are 1.
       lag: Number of steps in flight when the next is planned, 0 or 1.
       records_steps: Whether the result has the steps.
       disturbance: How durations differ from the cost model's; None is not at all.
@@ -204,25 +209,27 @@ def simulate(
         raise ValueError("arrivals must be sorted by arrival_s")
     if isinstance(schedulers, Scheduler):
         schedulers = [schedulers]
-    step_s = functools.partial(
-        cost_model.step_s, block_tokens=schedulers[0].buckets.block_tokens
-    )
+    speeds = speeds or [1.0] * len(schedulers)
+    block_tokens = schedulers[0].buckets.block_tokens
+    step_s = functools.partial(cost_model.step_s, block_tokens=block_tokens)
     tally = Tally(arrivals, num_uncounted, max_returns)
     recording = Recording() if records_steps else None
     engines = [
         SimulatedEngine(
             one,
-            step_s=step_s,
+            step_s=functools.partial(
+                scaled(cost_model, speed).step_s, block_tokens=block_tokens
+            ),
             disturbed=(disturbance or Disturbance()).drawn((seed, place)),
             tally=tally,
             lag=lag,
             recording=recording,
             clock=clock,
         )
-        for place, one in enumerate(schedulers)
+        for place, (one, speed) in enumerate(zip(schedulers, speeds, strict=True))
     ]
     # Run from event to event.
-    run = _Simulation(engines, arrivals, tally=tally, assignment=assignment)
+    run = _Simulation(engines, arrivals, tally=tally, routing=routing)
     end_s = times_s[0] + max_spans * max(times_s[-1] - times_s[0], 60.0)
     while run.turn(end_s):
         if stop_after_violations is not None and (

@@ -140,8 +140,14 @@ class MachineConfig:
         options as in quantile:q=0.75; needs --declared_max_tokens. oracle knows the
         lengths; oracle:error=0.5 and oracle:factor=10 make it wrong. [default:
         max_tokens]
-      num_instances: Number of equal engines that get the load's requests in turn, each
-        with its own scheduler.
+      num_instances: Number of engines, each with its own scheduler, among which the
+        load's requests are routed.
+      router: Rule that chooses the engine of a request: round_robin;
+        least_outstanding; prefix, the engine that had the longest prefix; lmetric,
+        tokens to prefill times batch size; slo, the most requests in time.
+      instance_speeds: Speed of each engine's machine, as in 1,1,0.5,0.5. [default: 1]
+      snapshot_age_s: Age that the router's snapshot of an engine reaches before there
+        is a new one, 0 to 60 s.
     """
 
     cost_model: str = "a100-llama3-8b"
@@ -164,6 +170,11 @@ class MachineConfig:
     declared_max_tokens: int = 0
     length_estimator: str | None = None
     num_instances: int = 1
+    router: Literal["round_robin", "least_outstanding", "prefix", "lmetric", "slo"] = (
+        "slo"
+    )
+    instance_speeds: tuple[float, ...] = ()
+    snapshot_age_s: float = 0.0
 
     def __post_init__(self) -> None:
         # NumPy takes a tenth of a second to import.
@@ -178,7 +189,14 @@ class MachineConfig:
             lag=(0, 1),
             **dict.fromkeys(DISTURBANCES, (0.0, 1.0)),
             num_instances=(1, 64),
+            instance_speeds=(1e-3, 1e3),
+            snapshot_age_s=(0.0, 60.0),
         )
+        if len(self.instance_speeds) not in (0, self.num_instances):
+            raise ValueError(
+                f"instance_speeds has {len(self.instance_speeds)} numbers for "
+                f"num_instances={self.num_instances}"
+            )
         if self.length_estimator is not None:
             make_length_estimator(self.length_estimator, {})
         if not self.declared_max_tokens:

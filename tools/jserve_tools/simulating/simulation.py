@@ -16,9 +16,10 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.outcomes import summarise_run
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.output_lengths import LengthEstimator, make_length_estimator
+from jserve_sched.routing import Dispatcher
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.bound import attained_bound
-from jserve_sched.simulation.cost_model import ClosedForm, CostModel
+from jserve_sched.simulation.cost_model import ClosedForm, CostModel, scaled
 from jserve_sched.simulation.disturbance import Disturbance
 from jserve_sched.simulation.goodput import (
     MAX_VIOLATION_SHARE,
@@ -27,7 +28,7 @@ from jserve_sched.simulation.goodput import (
     most_violations,
     search_seed,
 )
-from jserve_sched.simulation.instances import in_turn
+from jserve_sched.simulation.instances import Routing
 from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import Arrival, Yardstick, at_rate
 from jserve_tools.fitting.step_logs import write_simulated_log
@@ -114,7 +115,7 @@ class Experiment:
             share = 0.0 if self.load.config.one_shot else WARMUP_SHARE
         return int(len(arrivals) * share)
 
-    def _scheduler(self, arrivals: Sequence[Arrival]) -> Scheduler:
+    def _scheduler(self, arrivals: Sequence[Arrival], speed: float) -> Scheduler:
         """Returns a fresh scheduler for one engine."""
         machine = self.machine
         return make_scheduler(
@@ -123,7 +124,7 @@ class Experiment:
             buckets=self.buckets,
             predictor=make_predictor(
                 machine.predictor,
-                self.cost_model,
+                scaled(self.cost_model, speed),
                 self.buckets,
                 max_model_len=machine.max_model_len,
             ),
@@ -147,11 +148,18 @@ class Experiment:
                 machine.declared_max_tokens,
                 max_model_len=machine.max_model_len,
             )
+        num_instances = machine.num_instances
+        speeds = machine.instance_speeds or (1.0,) * num_instances
+        routing = None
+        if num_instances > 1:
+            dispatcher = Dispatcher(machine.router, num_instances, seed)
+            routing = Routing(dispatcher, snapshot_age_s=machine.snapshot_age_s)
         return simulate(
-            [self._scheduler(arrivals) for _ in range(machine.num_instances)],
+            [self._scheduler(arrivals, speed) for speed in speeds],
             self.cost_model,
             arrivals,
-            assignment=in_turn if machine.num_instances > 1 else None,
+            routing=routing,
+            speeds=speeds,
             lag=machine.lag,
             disturbance=Disturbance(
                 **{name: getattr(machine, name) for name in DISTURBANCES}

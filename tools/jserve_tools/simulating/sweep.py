@@ -236,7 +236,8 @@ def _settings(experiment: Experiment) -> dict[str, Any]:
         "yardstick": experiment.yardstick,
     }
     if machine.num_instances > 1:
-        settings["num_instances"] = machine.num_instances
+        names = "num_instances", "router", "instance_speeds", "snapshot_age_s"
+        settings |= {name: getattr(machine, name) for name in names}
     if machine.declared_max_tokens:
         settings["declared_max_tokens"] = machine.declared_max_tokens
         settings["length_estimator"] = machine.length_estimator or NO_ESTIMATES
