@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.marked_pages import markdown
+from benchmarks.study import markdown
 from jserve.program import run_program
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.simulation.roofline import DEVICES, Device, RooflineCost
