@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.simulator_truth.engine import AsItRan, Steps, fit
+from benchmarks.simulator_truth.engine import AsItRan
 from benchmarks.simulator_truth.measured_runs import (
     RUNS,
     TWO_GPUS,
@@ -65,30 +65,6 @@ def test_two_gpus_start_requests_when_measured_with_their_all_reduces() -> None:
         found[name] = figures["ttft_mean_s"] / np.mean(first_s - queued_s)
     assert abs(found["with"] - 1) < 0.1
     assert found["without"] < 0.6
-
-
-def test_the_disturbance_of_replays_is_found() -> None:
-    rng = np.random.default_rng(0)
-    replays, slowness = [], (0.9, 1.1, 1.3)
-    for place, slower in enumerate(slowness):
-        program = rng.integers(0, 8, 6000)
-        profile_s = 0.004 + 0.002 * program
-        rows = rng.integers(0, 33, 6000).astype(np.float64)
-        received = (rng.random(6000) < 0.1).astype(np.float64)
-        biases = np.exp([-0.1, 0.1, 0.04, -0.04, -0.07, 0.07, 0.01, -0.01])[program]
-        noise = np.exp(0.2 * rng.standard_normal(6000))
-        measured_s = slower * profile_s * biases * noise
-        measured_s += 1e-4 * rows + 1e-3 * received
-        window = np.full(6000, place)
-        columns = (measured_s, profile_s, rows, received, program, window)
-        replays.append(Steps(np.zeros(6000), *columns))
-    factor, disturbance = fit(replays)
-    assert factor == pytest.approx(1.1, rel=0.02)
-    assert disturbance.noise == pytest.approx(0.2, rel=0.15)
-    assert disturbance.bias == pytest.approx(0.1, rel=0.4)
-    assert disturbance.drift == pytest.approx(np.std(np.log(slowness)), rel=0.15)
-    assert disturbance.send_s == pytest.approx(1e-4, rel=0.3)
-    assert disturbance.receive_s == pytest.approx(1e-3, rel=0.2)
 
 
 def test_a_machine_is_as_slow_as_the_nearest_step_of_a_replay() -> None:
