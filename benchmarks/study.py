@@ -106,16 +106,6 @@ def grid(corner: str, cells: Mapping[tuple[str, str], str]) -> str:
     )
 
 
-def write_results(
-    folder: pathlib.Path, facts: Settings, entries: Sequence[Settings]
-) -> None:
-    """Writes results.json: facts of the study, then its entries, one a line."""
-    lines = ",\n".join(f"  {json.dumps(one)}" for one in entries)
-    head = json.dumps({"commit": commit(), **facts})[:-1]
-    text = f'{head},\n"entries": [\n{lines}\n]}}\n'
-    write_whole(folder / "results.json", text.encode())
-
-
 def print_tables(tables: Mapping[str, str]) -> None:
     """Prints tables with their names."""
     for name, table in tables.items():

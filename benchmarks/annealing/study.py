@@ -48,12 +48,6 @@ _FOLDER = pathlib.Path("out/annealing")
 _NUM_ARRIVALS = 300
 _NUM_RESAMPLES = 2000
 
-_NUM_DRAWS = flags.DEFINE_integer("num_draws", 20, "Draws of requests due at once.")
-_NUM_REQUESTS = flags.DEFINE_list("num_requests", ["10", "20", "50"], "Requests due.")
-_LOADS = flags.DEFINE_list("loads", ["0.8", "1", "1.2", "1.4"], "Shares of capacity.")
-_NUM_RUNS = flags.DEFINE_integer("num_runs", 2, "Runs at each load.")
-_POLICIES = flags.DEFINE_list("policies", [BASE, SORTED, SEARCHED], "Due at once.")
-
 Cell = tuple[str, int, int]  # mix, requests due at once, most that run at once
 
 
@@ -158,7 +152,7 @@ def claims(found: Mapping[tuple[Cell, str], Sequence[Run]]) -> str:
 
 def at_once() -> None:
     """Prints what is gained where requests are due together."""
-    counts = [int(one) for one in _NUM_REQUESTS.value]
+    counts = [int(one) for one in flags.FLAGS.num_requests]
     cells = [
         (mix, count, limit)
         for mix, counts in (
@@ -168,15 +162,17 @@ def at_once() -> None:
         for count, limit in itertools.product(counts, (1, 2, 4))
     ]
     calls = [
-        settings(*cell, seed) | {"one_shot": True, "policies": _POLICIES.value}
+        settings(*cell, seed) | {"one_shot": True, "policies": flags.FLAGS.policies}
         for cell in cells
-        for seed in range(_NUM_DRAWS.value)
+        for seed in range(flags.FLAGS.num_draws)
     ]
     draws = iter(simulate(_FOLDER, calls))
     found: dict[tuple[Cell, str], list[Run]] = {}
     for cell in cells:
-        some = [next(draws) for _ in range(_NUM_DRAWS.value)]
-        for policy, runs in zip(_POLICIES.value, zip(*some, strict=True), strict=True):
+        some = [next(draws) for _ in range(flags.FLAGS.num_draws)]
+        for policy, runs in zip(
+            flags.FLAGS.policies, zip(*some, strict=True), strict=True
+        ):
             found[cell, policy] = list(runs)
     names = {cell: "{}, N = {}, b_max = {}".format(*cell) for cell in cells}
     by_name = {(names[cell], policy): runs for (cell, policy), runs in found.items()}
@@ -201,10 +197,10 @@ def one_by_one() -> None:
         runs[0]["finished_per_s"]
         for runs in simulate(_FOLDER, [one | {"one_shot": True} for one in base])
     ]
-    places = [*itertools.product(range(len(limits)), map(float, _LOADS.value))]
+    places = [*itertools.product(range(len(limits)), map(float, flags.FLAGS.loads))]
     calls = [
         base[place]
-        | {"poisson": True, "policies": POLICIES, "num_seeds": _NUM_RUNS.value}
+        | {"poisson": True, "policies": POLICIES, "num_seeds": flags.FLAGS.num_runs}
         | {"qps": f"{load * capacity[place]:.5g}"}
         for place, load in places
     ]
@@ -225,4 +221,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("num_draws", 20, "Draws of requests due at once.")
+    flags.DEFINE_list("num_requests", ["10", "20", "50"], "Requests due.")
+    flags.DEFINE_list("loads", ["0.8", "1", "1.2", "1.4"], "Shares of capacity.")
+    flags.DEFINE_integer("num_runs", 2, "Runs at each load.")
+    flags.DEFINE_list("policies", [BASE, SORTED, SEARCHED], "Due at once.")
     run_program(sys.modules[__name__])

@@ -16,7 +16,6 @@ from absl import flags
 from benchmarks.study import markdown, simulate
 from jserve.program import run_program
 
-_NUM_REQUESTS = flags.DEFINE_integer("num_requests", 1500, "Requests of a run.")
 _KINDS = ("chat", "documents", "heavy_tail", "bursts", "reasoning_code", "tight")
 _POLICIES = ("fcfs", "qoserve:max_chunk_tokens=512", "sliding", "ontime")
 _LOAD = 1.3
@@ -26,7 +25,7 @@ _FOLDER = pathlib.Path("out/bound")
 def main(argv: Sequence[str]) -> None:
     """Prints the table."""
     del argv
-    count = _NUM_REQUESTS.value
+    count = flags.FLAGS.num_requests
     kinds = [
         {"workload": kind, "bucket_strategies": "none", "max_model_len": 65536}
         | {"seed": 7}
@@ -55,4 +54,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("num_requests", 1500, "Requests of a run.")
     run_program(sys.modules[__name__])

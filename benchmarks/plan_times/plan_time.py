@@ -32,6 +32,8 @@ from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.steps.plan import StepResult
+from jserve_sched.timing.best import BestPredictor
+from jserve_sched.timing.calibrated import CalibratedPredictor
 from jserve_sched.timing.table import TablePredictor
 from jserve_tools.reporting.documents import commit
 
@@ -86,7 +88,7 @@ def crowded_scheduler(
         policy=make_policy("fcfs"),
         buckets=table,
         ledger=KvLedger(num_pages=num_pages, page_size=_PAGE_SIZE),
-        predictor=TablePredictor(table),
+        predictor=BestPredictor(CalibratedPredictor(TablePredictor(table), "table")),
         max_num_seqs=num_running + 1,
         max_num_batched_tokens=_STEP_TOKENS,
         max_model_len=32768,

@@ -53,9 +53,6 @@ LOADS = (0.85, 1.3, 2.0)
 ADMISSION_LOADS = (1.5, 2.0, 5.0)
 GOODPUT_LOADS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15, 1.4)
 
-_NUM_REQUESTS = flags.DEFINE_integer("num_requests", 200, "Requests of a run.")
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Number of seeds, from 41 on.")
-_KINDS = flags.DEFINE_list("kinds", [*KINDS], "Kinds of load.")
 _FOLDER = pathlib.Path("out/policies/study")
 
 Found = Mapping[tuple[float, str], list[Run]]
@@ -70,8 +67,8 @@ def measure(settings: Iterable[Mapping[str, Any]]) -> list[Found]:
         qps = {load: f"{load * capacity:.5g}" for load in one["load"]}
         places.append({float(rate): load for load, rate in qps.items()})
         base: dict[str, Any] = {"qps": [*qps.values()], "max_model_len": 40960}
-        base |= {"seed": 41, "num_seeds": _SEEDS.value}
-        base |= {"num_requests": _NUM_REQUESTS.value}
+        base |= {"seed": 41, "num_seeds": flags.FLAGS.seeds}
+        base |= {"num_requests": flags.FLAGS.num_requests}
         calls.append(base | {name: one[name] for name in one if name != "load"})
     found: list[Found] = []
     for runs, loads in zip(simulate(_FOLDER, calls), places, strict=True):
@@ -179,7 +176,7 @@ def goodput(runs: Sequence[Sequence[Run]], most: float) -> float:
 def goodputs(kinds: Sequence[str]) -> str:
     """Returns the goodput at 1 and at 5 % violations, as a share of the capacity."""
     base: dict[str, Any] = {"policies": MORE[:3], "load": GOODPUT_LOADS}
-    base |= {"bucket_strategies": "none", "num_requests": 3 * _NUM_REQUESTS.value}
+    base |= {"bucket_strategies": "none", "num_requests": 3 * flags.FLAGS.num_requests}
     cells = {}
     found = measure({"workload": kind, **base} for kind in kinds)
     for (kind, runs), most, policy in itertools.product(
@@ -222,7 +219,7 @@ def admission(kinds: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> None:
     """Prints the tables, the most telling ones first."""
     del argv
-    kinds = _KINDS.value
+    kinds = flags.FLAGS.kinds
     found = {}
     for condition in CONDITIONS:
         table, found[condition] = violations(kinds, condition)
@@ -252,4 +249,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("num_requests", 200, "Requests of a run.")
+    flags.DEFINE_integer("seeds", 3, "Number of seeds, from 41 on.")
+    flags.DEFINE_list("kinds", [*KINDS], "Kinds of load.")
     run_program(sys.modules[__name__])

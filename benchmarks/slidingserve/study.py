@@ -31,14 +31,6 @@ _FULL_STEP_TOKENS = 2176  # 2,048 prompt tokens beside all 128 slots
 _SETTINGS = pathlib.Path(__file__).parent / "settings.json"
 _FOLDER = pathlib.Path("out/slidingserve")
 
-_STAGES = flags.DEFINE_list(
-    "stages", ["goodput", "overload", "ablation"], "What to run."
-)
-_SHAPES = flags.DEFINE_list("shapes", [*SHAPES], "Padding to run with.")
-_WORKLOADS = flags.DEFINE_list("workloads", [*paper.WORKLOADS], "Workloads.")
-_NUM_REQUESTS = flags.DEFINE_integer("num_requests", 1000, "Requests of a run.")
-_NUM_SEEDS = flags.DEFINE_integer("num_seeds", 2, "Seeds, from 1 on; 0 is for tuning.")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
@@ -88,7 +80,7 @@ Case = tuple[str, str, str]  # shape, workload, row
 
 def cases(rows: Iterable[str], workloads: Sequence[str]) -> list[Case]:
     """Returns what is compared."""
-    every = itertools.product(_SHAPES.value, workloads, rows)
+    every = itertools.product(SHAPES, workloads, rows)
     return [one for one in every if one[0] in ROWS[one[2]].shapes]
 
 
@@ -111,7 +103,7 @@ def measure(todo: Mapping[Case, Mapping[str, Any]]) -> dict[Case, list[Run]]:
             {
                 **machine(shape, workload, limit_tokens),
                 **{"policies": row.policy + options, "predictor": row.predictor},
-                **{"seed": 1, "num_seeds": _NUM_SEEDS.value, **more},
+                **{"seed": 1, "num_seeds": flags.FLAGS.num_seeds, **more},
             }
         )
     return dict(zip(todo, simulate(_FOLDER, calls), strict=True))
@@ -120,7 +112,7 @@ def measure(todo: Mapping[Case, Mapping[str, Any]]) -> dict[Case, list[Run]]:
 def machine(shape: str, workload: str, limit_tokens: int) -> dict[str, Any]:
     """Returns the flags of the machine and its load."""
     return {
-        **{"workload": workload, "num_requests": _NUM_REQUESTS.value},
+        **{"workload": workload, "num_requests": flags.FLAGS.num_requests},
         **{"bucket_strategies": SHAPES[shape], "max_num_batched_tokens": limit_tokens},
         **{"max_num_seqs": 128, "max_model_len": 65_536},
     }
@@ -139,7 +131,7 @@ def tune() -> None:
     """Prints the best settings of each row, on a seed that no result uses."""
     choices = []
     todo = [
-        *cases((name for name in ROWS if name not in _ADDED), _WORKLOADS.value),
+        *cases((name for name in ROWS if name not in _ADDED), flags.FLAGS.workloads),
         *cases(_ADDED, [paper.ABLATION_WORKLOAD]),
     ]
     for shape, workload, name in todo:
@@ -184,8 +176,9 @@ def goodput_tables(found: Mapping[Case, Sequence[float]], shape: str) -> dict[st
                     for model in (paper.QWEN, paper.LLAMA)
                 )
             ratios[f"{upper} / {lower}", workload] = text
+    workloads = dict.fromkeys(workload for _, workload, _ in found)
     for workload, model, policy in itertools.product(
-        _WORKLOADS.value, (paper.QWEN, paper.LLAMA), paper.POLICIES
+        workloads, (paper.QWEN, paper.LLAMA), paper.POLICIES
     ):
         published_qps = paper.goodput_qps(workload, policy, model)
         cells[f"*paper, {model}: {policy}*", workload] = f"{published_qps:.2f}"
@@ -217,8 +210,8 @@ def scales(workloads: Sequence[str]) -> dict[tuple[str, str], float]:
 
 def overload() -> None:
     """Prints violations and TTFT above goodput, and draws the violations."""
-    scale = scales(_WORKLOADS.value)
-    todo = cases(paper.POLICIES, _WORKLOADS.value)
+    scale = scales(flags.FLAGS.workloads)
+    todo = cases(paper.POLICIES, flags.FLAGS.workloads)
     rates = {
         case: [float(f"{qps * scale[case[:2]]:.4g}") for qps in loads]
         for case in todo
@@ -276,18 +269,22 @@ def ablation() -> None:
 def main(argv: Sequence[str]) -> None:
     """Runs the stages."""
     del argv
-    if "tune" in _STAGES.value:
+    if "tune" in flags.FLAGS.stages:
         tune()
-    if "goodput" in _STAGES.value:
+    if "goodput" in flags.FLAGS.stages:
         rows = [name for name in ROWS if name not in _ADDED]
-        found = search(cases(rows, _WORKLOADS.value))
-        for shape in _SHAPES.value:
+        found = search(cases(rows, flags.FLAGS.workloads))
+        for shape in SHAPES:
             of_shape = {case: qps for case, qps in found.items() if case[0] == shape}
             print_tables(goodput_tables(of_shape, shape))
     for stage in (overload, ablation):
-        if stage.__name__ in _STAGES.value:
+        if stage.__name__ in flags.FLAGS.stages:
             stage()
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list("stages", ["goodput", "overload", "ablation"], "What to run.")
+    flags.DEFINE_list("workloads", [*paper.WORKLOADS], "Workloads.")
+    flags.DEFINE_integer("num_requests", 1000, "Requests of a run.")
+    flags.DEFINE_integer("num_seeds", 2, "Seeds, from 1 on; 0 is for tuning.")
     run_program(sys.modules[__name__])

@@ -2,17 +2,8 @@
 
 import json
 
-import pytest
-from absl import flags
-
 from benchmarks.slidingserve import paper, study
 from tests import ROOT
-
-
-@pytest.fixture(autouse=True)
-def _flags() -> None:
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["study"])
 
 
 def test_every_tuned_row_has_settings() -> None:
