@@ -133,11 +133,15 @@ def draw(
     base = alt.Chart(alt.Data(values=list(values))).encode(
         x=alt.X(f"{x}:Q", scale=alt.Scale(zero=False)), color=f"{colour}:N"
     )
-    lines = base.mark_line(point=True).encode(y=f"{y}:Q", detail=f"{dash or colour}:N")
+    lines = base.mark_line(point=True).encode(
+        y=alt.Y(f"{y}:Q", title=y), detail=f"{dash or colour}:N"
+    )
     if dash:
         lines = lines.encode(strokeDash=alt.StrokeDash(f"{dash}:N", title=None))
     chart = (
-        alt.layer(lines, base.mark_rule().encode(y="low:Q", y2="high:Q"))
+        alt.layer(
+            lines, base.mark_rule().encode(y=alt.Y("low:Q", title=y), y2="high:Q")
+        )
         .properties(width=160, height=180)
         .facet(column=f"{column}:N", row=f"{row}:N")
         .resolve_scale(x="independent")
