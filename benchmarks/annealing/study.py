@@ -1,281 +1,229 @@
-"""The cells of the study: which runs are made, and what a policy gains.
+"""The claims made for scheduling by annealing, beside what the simulator finds.
 
-The runs were chosen before any result was seen, and every cell is reported. The machine
-is Llama-3.1-8B on an RTX 4090 whose kernels were measured, without padding (every count
-is a bucket). Planning takes no virtual time. Step times are known exactly, so that
-policies differ by their order only.
+  python -m benchmarks.annealing.study               # half an hour
+  python -m benchmarks.annealing.study --num_draws=2 --num_requests=10 --loads=1
+
+Draws requests from two traces, serves each draw under each policy, and prints tables.
+Half of the requests are code completions, with an SLO on the end-to-end latency, half
+are chat, with SLOs on TTFT and TPOT. The paper's bounds could not be determined: 30 s,
+10 s and 50 ms are reconstructed, and the traces are not the paper's. The machine is
+Llama-3.1-8B on an RTX 4090 whose kernels were measured, without padding; planning takes
+no virtual time, and step times and lengths are known exactly, so that policies differ
+by their order only. An interrupted call goes on where it stopped.
 """
 
-import dataclasses
-import functools
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import json
+import pathlib
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
-from benchmarks.annealing.task_classes import MIXES, draw_requests
-from jserve.compiled_annealing import best_kernel
-from jserve_sched.buckets.strategies import Continuous
-from jserve_sched.outcomes import Outcome, wilson_interval
-from jserve_sched.policies.registry import make_policy
-from jserve_sched.simulation.cost_model import CostModel, OraclePredictor
-from jserve_sched.simulation.goodput import num_warmup
-from jserve_sched.simulation.simulator import make_scheduler, simulate
-from jserve_sched.simulation.workload import Arrival
-from jserve_tools.gpu_profiles.machines import gpu_cost_model
-from jserve_tools.simulating.simulation import declare, make_lengths
+from benchmarks.study import Run, grid, markdown, mean, print_tables, simulate
+from jserve.program import run_program
+from jserve_tools.load.workload_trace import DEFAULT_TRACE, read_trace
+from jserve_tools.reporting.documents import write_whole
 
-Entry = dict[str, Any]
-BASE = "fcfs"  # vLLM's default order, with which the paper compares itself
-SORTED = "sjf"
-SEARCHED = "annealing"
+BASE, SORTED, SEARCHED = "fcfs", "sjf", "annealing"  # vLLM's order is the base
 OTHERS = ("edf", "laxity", "qoserve", "sliding")
 POLICIES = (BASE, SORTED, *OTHERS, SEARCHED)
-STUDIES = ("at once", "arrivals", "lengths")
-MACHINE = "rtx4090-llama3.1-8b-table"
-ORACLE = "oracle"  # knows lengths, with a given error
-LENGTHS = (
-    *("oracle:error=0", "oracle:error=0.5", "oracle:factor=10"),
-    *("max_tokens", "mean", "quantile"),
-)
-DECLARED_MAX_TOKENS = 2048  # if lengths are estimated
-MAX_MODEL_LEN = 16_384
-_MAX_SPANS = 200.0  # enough for all requests to finish, since all latencies count
+TRACES = DEFAULT_TRACE.parent
+# Traces of code and of chat. Not in the paper: completions as long as whole answers.
+MIXES = {
+    "azure": ("azure_code", "azure_conv"),
+    "long_code": ("sharegpt_300", "azure_conv"),
+}
+CLASSES = [
+    {"name": "code", "share": 0.5, "ttlt_s": 30.0},
+    {"name": "chat", "share": 0.5, "ttft_s": 10.0, "tbt_s": 0.050},
+]
+# The paper's claims in its abstract: two maxima, against vLLM and LMDeploy, which may
+# come from different experiments.
+CLAIMS = {"attainment": "up to 5", "mean latency": f"{1 - 0.316:.2f}"}
+_FOLDER = pathlib.Path("out/annealing")
+_NUM_ARRIVALS = 300
 _NUM_RESAMPLES = 2000
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
-    """Draws of requests served by one policy.
-
-    Attributes:
-      study: Part of the study that it belongs to.
-      mix: Name of the mix of tasks.
-      policy: Name and options of the policy.
-      num_requests: Number of requests in a draw, N.
-      max_num_seqs: Most requests that run at once, b_max; 0 takes the machine's limit.
-      num_draws: Number of draws, with the seeds 0, 1, and so on.
-      load: Rate of Poisson arrivals, in capacities of `fcfs`. The first tenth of the
-        requests is then served but not counted. 0: all are due at once.
-      lengths: Estimator of output lengths.
-    """
-
-    study: str
-    mix: str
-    policy: str
-    num_requests: int
-    max_num_seqs: int
-    num_draws: int
-    load: float = 0.0
-    lengths: str = ORACLE
-
-    def run(self) -> list[Entry]:
-        """Returns a summary of the outcomes of each draw."""
-        at_once = dataclasses.replace(self.base, study="", num_draws=1, load=0.0)
-        qps = self.load and self.load * capacity_qps(at_once)
-        num_uncounted = num_warmup(self.num_requests) if qps else 0
-        draws = []
-        for seed in range(self.num_draws):
-            arrivals = draw_requests(
-                MIXES[self.mix], num_requests=self.num_requests, seed=seed, qps=qps
-            )
-            outcomes, _ = _serve(self, arrivals, seed=seed)
-            draws.append(summarise(outcomes[num_uncounted:]))
-        return draws
-
-    @property
-    def base(self) -> "Cell":
-        """The cell of the base policy on the same requests."""
-        return dataclasses.replace(self, policy=BASE, lengths=ORACLE)
+Cell = tuple[str, int, int]  # mix, requests due at once, most that run at once
 
 
-def cells(num_draws: int, num_runs: int, policies: Sequence[str]) -> Iterator[Cell]:
-    """Yields every cell of the study.
-
-    There are `num_draws` draws of requests that are due at once, and `num_runs` runs of
-    300 requests that arrive one by one.
-    """
-    for mix, numbers in (("azure", (10, 20, 50)), ("long_code", (10, 20))):
-        for number in numbers:
-            for limit in (1, 2, 4):
-                for policy in policies:
-                    yield Cell(
-                        study="at once",
-                        mix=mix,
-                        policy=policy,
-                        num_requests=number,
-                        max_num_seqs=limit,
-                        num_draws=num_draws,
-                    )
-    one_by_one = Cell(
-        study="arrivals",
-        mix="azure",
-        policy=BASE,
-        num_requests=300,
-        max_num_seqs=4,
-        num_draws=num_runs,
-        load=1.0,
-    )
-    for limit in (4, 0):
-        for load in (0.8, 1.0, 1.2, 1.4):
-            for policy in policies:
-                yield dataclasses.replace(
-                    one_by_one, max_num_seqs=limit, load=load, policy=policy
-                )
-    for lengths in LENGTHS:
-        for policy in (SORTED, SEARCHED):
-            yield dataclasses.replace(
-                one_by_one, study="lengths", policy=policy, lengths=lengths
-            )
-    yield dataclasses.replace(one_by_one, study="lengths")
+def draw(mix: str, num_requests: int, seed: int) -> str:
+    """Returns requests in random order, half of each kind, as a CSV trace."""
+    rng = np.random.default_rng(seed)
+    jobs = []
+    for one, trace in zip(CLASSES, MIXES[mix], strict=True):
+        rows = read_trace(TRACES / f"{trace}.csv")
+        picks = rng.choice(len(rows), num_requests // 2, replace=False)
+        jobs += [
+            f"{rows[pick].prompt_tokens},{rows[pick].output_tokens},{one['name']}"
+            for pick in picks
+        ]
+    lines = ["arrival_s,prompt_tokens,output_tokens,service_class"]
+    order = rng.permutation(len(jobs)).tolist()
+    lines += [f"{place},{jobs[job]}" for place, job in enumerate(order)]
+    return "\n".join(lines) + "\n"
 
 
-@functools.cache
-def _machine(max_num_seqs: int) -> CostModel:
-    model = gpu_cost_model(MACHINE)
-    limit = max_num_seqs or model.max_num_seqs
-    return dataclasses.replace(model, max_num_seqs=limit)
-
-
-@functools.cache
-def capacity_qps(cell: Cell) -> float:
-    """Returns requests per second that a cell completes if all are due at once."""
-    arrivals = draw_requests(MIXES[cell.mix], num_requests=cell.num_requests, seed=0)
-    return cell.num_requests / _serve(cell, arrivals, seed=0)[1]
-
-
-def _serve(
-    cell: Cell, arrivals: Sequence[Arrival], *, seed: int
-) -> tuple[list[Outcome], float]:
-    """Serves requests; returns their outcomes and the time at which the last ended."""
-    machine = _machine(cell.max_num_seqs)
-    lengths = cell.lengths
-    if lengths != ORACLE:
-        arrivals = declare(arrivals, DECLARED_MAX_TOKENS, max_model_len=MAX_MODEL_LEN)
-        if lengths.startswith(ORACLE):
-            lengths += f":seed={seed}"
-    table = Continuous().table(
-        max_num_seqs=machine.max_num_seqs,
-        max_num_batched_tokens=machine.max_num_batched_tokens,
-        block_tokens=1,
-    )
-    scheduler = make_scheduler(
-        policy=make_policy(cell.policy, make_kernel=best_kernel),
-        cost_model=machine,
-        buckets=table,
-        predictor=OraclePredictor(machine, 1),
-        max_model_len=MAX_MODEL_LEN,
-        lengths=make_lengths(lengths, arrivals),
-    )
-    result = simulate(scheduler, machine, arrivals, max_spans=_MAX_SPANS)
-    return result.outcomes, result.end_s
-
-
-def summarise(outcomes: Sequence[Outcome]) -> Entry:
-    """Returns a summary of one draw's outcomes, in counts and seconds.
-
-    Raises:
-      RuntimeError: If a request did not finish.
-    """
-    latencies_s = [one.e2e_s for one in outcomes if one.e2e_s is not None]
-    if len(latencies_s) < len(outcomes):
-        raise RuntimeError(f"{len(outcomes) - len(latencies_s)} requests did not end")
+def settings(mix: str, num_requests: int, limit: int, seed: int) -> dict[str, Any]:
+    """Returns the flags of a draw on a machine that runs `limit` at once."""
+    trace = _FOLDER / f"{mix}_{num_requests}_{seed}.csv"
+    write_whole(trace, draw(mix, num_requests, seed).encode())
+    classes = _FOLDER / "classes.json"
+    write_whole(classes, json.dumps(CLASSES).encode())
+    limits = {"max_num_seqs": limit} if limit else {}
     return {
-        "num_requests": len(outcomes),
-        "num_attained": sum(one.is_attained for one in outcomes),
-        "num_attained_mean_tpot": sum(one.is_attained_mean_tpot for one in outcomes),
-        "total_e2e_s": sum(latencies_s),
+        **{"cost_model": "rtx4090-llama3.1-8b-table", "bucket_strategies": "none"},
+        **{"trace": trace, "service_classes": classes, **limits},
     }
 
 
-def _column(draws: Sequence[Entry], name: str) -> np.ndarray:
-    return np.array([one[name] for one in draws], np.float64)
-
-
-def pool(draws: Sequence[Entry], base: Sequence[Entry]) -> Entry:
-    """Returns draws as one entry, with ratios to the base on the same draws.
-
-    `attainment` is by token deadlines, `attainment_mean_tpot` by the mean TPOT.
-    `goal_per_s` is the mean over draws of G = requests that attained their SLO / sum of
-    all latencies. Intervals are 95 %; a ratio is None if the base's value is 0.
-    """
-    num_requests = int(np.sum(_column(draws, "num_requests")))
-    num_attained = int(np.sum(_column(draws, "num_attained")))
-    total_s = _column(draws, "total_e2e_s")
-    entry: Entry = {
-        "num_draws": len(draws),
-        "attainment": num_attained / num_requests,
-        "attainment_ci95": list(wilson_interval(num_attained, num_requests)),
-        "attainment_mean_tpot": float(np.sum(_column(draws, "num_attained_mean_tpot")))
-        / num_requests,
-        "mean_e2e_s": float(np.sum(total_s)) / num_requests,
-        "goal_per_s": float(np.mean(_column(draws, "num_attained") / total_s)),
-    }
-    for name, column in (
-        ("attainment_ratio", "num_attained"),
-        ("latency_ratio", "total_e2e_s"),
-    ):
-        entry[name], entry[f"{name}_ci95"] = _ratio(
-            _column(draws, column), _column(base, column)
-        )
-    return entry
-
-
-def _ratio(
-    ours: np.ndarray, theirs: np.ndarray
-) -> tuple[float | None, list[float] | None]:
-    """Returns the ratio of two sums, and its bootstrap interval over pairs `[D]`."""
-    total = float(np.sum(theirs))
-    if not total:
-        return None, None
-    ratio = float(np.sum(ours)) / total
-    if len(ours) < 2:
-        return ratio, None
-    picks = np.random.default_rng(0).integers(
-        len(ours), size=(_NUM_RESAMPLES, len(ours))
-    )
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
+    """Returns the ratio of two sums, and its 95 % interval, bootstrapped over pairs."""
+    count = len(ours)
+    picks = np.random.default_rng(0).integers(count, size=(_NUM_RESAMPLES, count))
     sums = np.sum(theirs[picks], axis=1)
     spread = np.sum(ours[picks], axis=1)[sums > 0] / sums[sums > 0]
-    return ratio, np.percentile(spread, (2.5, 97.5)).tolist()
+    low, high = np.percentile(spread, (2.5, 97.5)).tolist()
+    return float(ours.sum() / theirs.sum()), low, high
 
 
-def claims(entries: Sequence[Mapping[str, Any]]) -> list[Entry]:
-    """Returns each policy's ratios to `fcfs`, by mix: the median and the best cell.
+def column(runs: Sequence[Run], name: str) -> np.ndarray:
+    """Returns the sum over each run's requests: of those attained, or of latencies."""
+    means = [run[name] if name in run else run["e2e_s"]["mean"] for run in runs]
+    sums = [run["num_requests"] * one for run, one in zip(runs, means, strict=True)]
+    return np.array(sums, np.float64)
 
-    `share` is a policy's gain in attainment as a share of the search's gain: the median
-    over the cells in which the search gains at least 1 % of the requests.
-    """
-    at_once = [one for one in entries if one["study"] == "at once"]
-    attainment = {
-        (one["mix"], one["policy"], one["num_requests"], one["max_num_seqs"]): one[
-            "attainment"
-        ]
-        for one in at_once
+
+def measures(runs: Sequence[Run]) -> dict[str, str]:
+    """Returns what is reported of runs: attainment, mean latency and G."""
+    share, by_mean = (
+        f"{100 * mean(runs, name):.1f}"
+        for name in ("attainment", "attainment_mean_tpot")
+    )
+    latency_s = column(runs, "mean latency")
+    goal = 1e3 * float(np.mean(column(runs, "attainment") / latency_s))
+    num_requests = sum(run["num_requests"] for run in runs)
+    return {
+        "attainment, %": share if share == by_mean else f"{share} / {by_mean}",
+        "mean latency, s": f"{latency_s.sum() / num_requests:.1f}",
+        "G, 1/1000 s": f"{goal:.1f}",
     }
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for one in at_once:
-        groups.setdefault((one["mix"], one["policy"]), []).append(one)
-    found = []
-    for (mix, policy), own in groups.items():
+
+
+def tables(found: Mapping[tuple[str, str], Sequence[Run]]) -> dict[str, str]:
+    """Returns a table for each measure; `found` has the runs by row and policy."""
+    texts = {place: measures(runs) for place, runs in found.items()}
+    names = next(iter(texts.values()))
+    return {
+        name: grid(name, {place: one[name] for place, one in texts.items()})
+        for name in names
+    }
+
+
+def claims(found: Mapping[tuple[Cell, str], Sequence[Run]]) -> str:
+    """Returns gains over the base, by mix and policy: the median and the best cell."""
+    rows = []
+    places = dict.fromkeys((cell[0], policy) for cell, policy in found)
+    for mix, policy in places:
         if policy == BASE:
             continue
-        shares = []
-        for one in own:
-            cell = (one["num_requests"], one["max_num_seqs"])
-            least = attainment[mix, BASE, *cell]
-            most = attainment.get((mix, SEARCHED, *cell), least)
-            if most - least >= 0.01:
-                shares.append((one["attainment"] - least) / (most - least))
-        entry: Entry = {"mix": mix, "policy": policy, "num_cells": len(own)}
-        for name, best in (("attainment_ratio", max), ("latency_ratio", min)):
-            known = [one for one in own if one[name] is not None]
-            one = best(known, key=operator.itemgetter(name))
-            entry[name] = {
-                "median": float(np.median([one[name] for one in known])),
-                "best": one[name],
-                "best_cell": [one["num_requests"], one["max_num_seqs"]],
+        row = [f"{mix}, {policy}"]
+        for name, best in (("attainment", max), ("mean latency", min)):
+            ratios = {
+                cell: ratio(column(runs, name), column(found[cell, BASE], name))[0]
+                for (cell, one), runs in found.items()
+                if (cell[0], one) == (mix, policy)
             }
-        entry["share"] = float(np.median(shares)) if shares else None
-        found.append(entry)
-    return found
+            cell = best(ratios, key=ratios.__getitem__)
+            row.append(f"{statistics.median(ratios.values()):.2f}")
+            row.append(f"{ratios[cell]:.2f} (N {cell[1]}, b {cell[2]})")
+        rows.append(row)
+    paper = [part for value in CLAIMS.values() for part in ("-", value)]
+    rows.append(["*paper, against vLLM and LMDeploy*", *paper])
+    header = ["reconstructed setting, over fcfs"]
+    for name in CLAIMS:
+        header += [f"{name}: median", "best cell"]
+    return markdown(header, rows)
+
+
+def at_once() -> None:
+    """Prints what is gained where requests are due together."""
+    counts = [int(one) for one in flags.FLAGS.num_requests]
+    cells = [
+        (mix, count, limit)
+        for mix, counts in (
+            ("azure", counts),
+            ("long_code", [count for count in counts if count <= 20]),
+        )
+        for count, limit in itertools.product(counts, (1, 2, 4))
+    ]
+    calls = [
+        settings(*cell, seed) | {"one_shot": True, "policies": flags.FLAGS.policies}
+        for cell in cells
+        for seed in range(flags.FLAGS.num_draws)
+    ]
+    draws = iter(simulate(_FOLDER, calls))
+    found: dict[tuple[Cell, str], list[Run]] = {}
+    for cell in cells:
+        some = [next(draws) for _ in range(flags.FLAGS.num_draws)]
+        for policy, runs in zip(
+            flags.FLAGS.policies, zip(*some, strict=True), strict=True
+        ):
+            found[cell, policy] = list(runs)
+    names = {cell: "{}, N = {}, b_max = {}".format(*cell) for cell in cells}
+    by_name = {(names[cell], policy): runs for (cell, policy), runs in found.items()}
+    gains = {
+        (names[cell], name): "{:.2f} ({:.2f} to {:.2f})".format(
+            *ratio(column(found[cell, SEARCHED], name), column(found[cell, BASE], name))
+        )
+        for cell, name in itertools.product(cells, CLAIMS)
+    }
+    search = grid(f"{SEARCHED} over {BASE}", gains)
+    print_tables({"claims": claims(found), "search": search} | tables(by_name))
+
+
+def one_by_one() -> None:
+    """Prints what policies attain where requests come one by one.
+
+    The capacity is the rate at which the base completes them if all are due at once.
+    """
+    limits = (4, 0)
+    base = [settings("azure", _NUM_ARRIVALS, limit, 0) for limit in limits]
+    capacity = [
+        runs[0]["finished_per_s"]
+        for runs in simulate(_FOLDER, [one | {"one_shot": True} for one in base])
+    ]
+    places = [*itertools.product(range(len(limits)), map(float, flags.FLAGS.loads))]
+    calls = [
+        base[place]
+        | {"poisson": True, "policies": POLICIES, "num_seeds": flags.FLAGS.num_runs}
+        | {"qps": f"{load * capacity[place]:.5g}"}
+        for place, load in places
+    ]
+    found: dict[tuple[str, str], list[Run]] = {}
+    for (place, load), runs in zip(places, simulate(_FOLDER, calls), strict=True):
+        limit = limits[place] or "the machine's 256"
+        for run in runs:
+            row = f"b_max = {limit}: {load:g} x ({run['qps']:.2f}/s)"
+            found.setdefault((row, run["policy"]), []).append(run)
+    print_tables(tables(found))
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the study."""
+    del argv
+    at_once()
+    one_by_one()
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("num_draws", 20, "Draws of requests due at once.")
+    flags.DEFINE_list("num_requests", ["10", "20", "50"], "Requests due.")
+    flags.DEFINE_list("loads", ["0.8", "1", "1.2", "1.4"], "Shares of capacity.")
+    flags.DEFINE_integer("num_runs", 2, "Runs at each load.")
+    flags.DEFINE_list("policies", [BASE, SORTED, SEARCHED], "Due at once.")
+    run_program(sys.modules[__name__])

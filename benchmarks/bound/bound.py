@@ -1,82 +1,58 @@
-"""How far policies are from what any schedule could attain: `bound.py --output=FOLDER`.
+"""How far policies are from what any schedule could attain.
+
+  python -m benchmarks.bound.bound --num_requests=1500
 
 Six kinds of traffic on the simulated A100 at 1.3 times its capacity, which is the rate
 at which `fcfs` completes requests that are all there at once. Steps are not padded, and
-predictors know their times. Writes table.md beside the reports, from which it goes on
-if it is called again.
+predictors know their times.
 """
 
-import json
 import pathlib
-import subprocess
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-_OUTPUT = flags.DEFINE_string("output", "out/bound", "Folder of reports and table.")
-_NUM_REQUESTS = flags.DEFINE_integer("num_requests", 500, "Requests of a run.")
-_SEED = flags.DEFINE_integer("seed", 7, "Seed of the requests.")
-_POLICIES = flags.DEFINE_list(
-    "policies",
-    ["fcfs", "qoserve:max_chunk_tokens=512", "sliding", "ontime"],
-    "Policies.",
-)
+from benchmarks.study import markdown, simulate
+from jserve.program import run_program
+
 _KINDS = ("chat", "documents", "heavy_tail", "bursts", "reasoning_code", "tight")
+_POLICIES = ("fcfs", "qoserve:max_chunk_tokens=512", "sliding", "ontime")
 _LOAD = 1.3
+_FOLDER = pathlib.Path("out/bound")
 
 
-def simulate(name: str, num_requests: int, *flags_: str) -> list[dict[str, Any]]:
-    """Returns the runs of a call of jserve-simulate."""
-    folder = pathlib.Path(_OUTPUT.value) / name
-    subprocess.run(
+def main(argv: Sequence[str]) -> None:
+    """Prints the table."""
+    del argv
+    count = flags.FLAGS.num_requests
+    kinds = [
+        {"workload": kind, "bucket_strategies": "none", "max_model_len": 65536}
+        | {"seed": 7}
+        for kind in _KINDS
+    ]
+    # Enough at once that the last answers' ends hardly count.
+    at_once = [one | {"num_requests": 4 * count, "one_shot": True} for one in kinds]
+    rates = [_LOAD * runs[0]["finished_per_s"] for runs in simulate(_FOLDER, at_once)]
+    found = simulate(
+        _FOLDER,
         [
-            *(sys.executable, "-m", "jserve_tools.simulate", "--nohtml"),
-            *("--bucket_strategies=none", "--max_model_len=65536"),
-            f"--num_requests={num_requests}",
-            f"--seed={_SEED.value}",
-            f"--output={folder}",
-            *flags_,
+            one
+            | {"num_requests": count, "policies": _POLICIES, "qps": f"{qps:.4g}"}
+            | {"bound": True, "warmup_share": 0}
+            for one, qps in zip(kinds, rates, strict=True)
         ],
-        check=True,
-        stdout=subprocess.DEVNULL,
     )
-    runs: list[dict[str, Any]] = json.loads((folder / "report.json").read_text())[
-        "runs"
-    ]
-    return runs
-
-
-def main(_: list[str]) -> None:
-    """Writes the table."""
-    policies, count = _POLICIES.value, _NUM_REQUESTS.value
-    lines = [
-        f"| kind, rate at {_LOAD} | {' | '.join(policies)} | any, at most | of it |",
-        f"| --- |{' --: |' * (len(policies) + 2)}",
-    ]
-    for kind in _KINDS:
-        workload = f"--workload={kind}"
-        # Enough that the last answers' ends hardly count.
-        (at_once,) = simulate(f"{kind}_capacity", 4 * count, workload, "--one_shot")
-        qps = _LOAD * at_once["finished_per_s"]
-        runs = simulate(
-            kind,
-            count,
-            workload,
-            f"--policies={','.join(policies)}",
-            f"--qps={qps:.4g}",
-            "--bound",
-            "--warmup_share=0",
-        )
+    rows = []
+    for kind, qps, runs in zip(_KINDS, rates, found, strict=True):
         shares = [run["attainment"] for run in runs]
         bound = runs[0]["attainment_bound"]
-        cells = [*shares, bound, max(shares) / bound]
-        texts = " | ".join(f"{100 * share:.1f} %" for share in cells)
-        lines.append(f"| {kind}, {qps:.3g}/s | {texts} |")
-        print(lines[-1], flush=True)
-    table = "\n".join(lines) + "\n"
-    (pathlib.Path(_OUTPUT.value) / "table.md").write_text(table)
+        shares += [bound, max(shares) / bound]
+        rows.append([f"{kind}, {qps:.3g}/s", *(f"{100 * one:.1f} %" for one in shares)])
+    header = [f"kind, rate at {_LOAD}", *_POLICIES, "any, at most", "of it"]
+    print(markdown(header, rows))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.DEFINE_integer("num_requests", 1500, "Requests of a run.")
+    run_program(sys.modules[__name__])

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Policies beside the bound on what any schedule could attain, to out/bound: an hour on
+# Policies beside the bound on what any schedule could attain, an hour on
 # two cores. Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../.."
 
-.venv/bin/python benchmarks/bound/bound.py --num_requests=1500 --output=out/bound
+.venv/bin/python -m benchmarks.bound.bound

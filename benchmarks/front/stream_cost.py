@@ -2,16 +2,13 @@
 
 A scripted engine gives each stream a token every step; a client in another process
 reads all streams. The time is processor time of the event loop's thread, from the first
-to the last token, and includes the writes to sockets. Other HTTP servers (`--server`)
-write through their own tasks. The last line is JSON.
+to the last token, and includes the writes to sockets. The last line is JSON.
 """
 
 import argparse
 import asyncio
 import contextlib
-import importlib
 import json
-import os
 import selectors
 import socket
 import statistics
@@ -23,7 +20,6 @@ from typing import Any
 import uvicorn
 
 from jserve.server.app import build_app
-from jserve.server.http_limits import DIRECT_WRITE
 from jserve.server.serving import bind, make_server
 from jserve.server_config import ServerConfig
 from jserve.text.tokenizer import load_tokenizer
@@ -59,47 +55,20 @@ def read_streams(port: int, num_streams: int, num_tokens: int) -> None:
     print(statistics.median(first_s.values()))
 
 
-def without_direct_writes(app: Any) -> Any:
-    """Returns an app for servers that offer none."""
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        scope.setdefault("extensions", {})[DIRECT_WRITE] = {"write": lambda part: False}
-        await app(scope, receive, send)
-
-    return wrapped
+async def serve(app: Any, config: ServerConfig) -> None:
+    """Serves until the task is cancelled."""
+    with bind(config) as listener:
+        await make_server(app, config).serve(sockets=[listener])
 
 
-async def serve(name: str, app: Any, config: ServerConfig) -> None:
-    """Serves with one of the servers until the task is cancelled."""
-    if name == "jserve":
-        with bind(config) as listener:
-            await make_server(app, config).serve(sockets=[listener])
-        return
-    app = without_direct_writes(app)
-    if name == "uvicorn":
-        settings: Any = {"log_config": None, "access_log": False, "ws": "none"}
-        await uvicorn.Server(uvicorn.Config(app, port=config.port, **settings)).serve()
-    elif name == "hypercorn":
-        hypercorn = importlib.import_module("hypercorn")
-        hypercorn_asyncio = importlib.import_module("hypercorn.asyncio")
-        settings = hypercorn.Config.from_mapping(bind=f"127.0.0.1:{config.port}")
-        await hypercorn_asyncio.serve(app, settings)
-    else:
-        embed = importlib.import_module("granian.server.embed")
-        settings = {"interface": "asgi", "log_enabled": False, "websockets": False}
-        await embed.Server(app, port=config.port, **settings).serve()
-
-
-async def measure(
-    name: str, num_streams: int, num_tokens: int, step_s: float
-) -> dict[str, float]:
+async def measure(num_streams: int, num_tokens: int, step_s: float) -> dict[str, float]:
     """Returns tokens a second, the median TTFT, and what a token costs."""
     loop = FakeLoop(step_s=step_s)
     loop.limits = RequestLimits(max_model_len=2**16, num_kv_tokens=2**24)
     with socket.create_server(("127.0.0.1", 0)) as free:
         config = ServerConfig(port=free.getsockname()[1])
     app = build_app(loop, load_tokenizer(None), config)
-    serving = asyncio.create_task(serve(name, app, config))
+    serving = asyncio.create_task(serve(app, config))
     while True:
         with contextlib.suppress(OSError):
             _, writer = await asyncio.open_connection("127.0.0.1", config.port)
@@ -132,8 +101,6 @@ async def measure(
 def main() -> None:
     """Measures, or is the client of a measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
-    servers = ("jserve", "uvicorn", "hypercorn", "granian")
-    parser.add_argument("--server", default=servers[0], choices=servers)
     parser.add_argument("--num_streams", type=int, default=64)
     parser.add_argument("--num_tokens", type=int, default=400)
     parser.add_argument("--step_s", type=float, default=0.01)
@@ -143,10 +110,8 @@ def main() -> None:
         read_streams(args.port, args.num_streams, args.num_tokens)
         return
     run = asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()).run
-    costs = run(measure(args.server, args.num_streams, args.num_tokens, args.step_s))
-    print(json.dumps({"server": args.server, "num_streams": args.num_streams} | costs))
-    sys.stdout.flush()
-    os._exit(0)  # some servers do not end
+    costs = run(measure(args.num_streams, args.num_tokens, args.step_s))
+    print(json.dumps({"num_streams": args.num_streams} | costs))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ with the least median.
 
 import itertools
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -33,10 +32,11 @@ from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.scheduler import Scheduler
 from jserve_sched.steps.plan import StepResult
+from jserve_sched.timing.best import BestPredictor
+from jserve_sched.timing.calibrated import CalibratedPredictor
 from jserve_sched.timing.table import TablePredictor
-from jserve_tools.reporting.documents import commit, write_whole
+from jserve_tools.reporting.documents import commit
 
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file to write as well.")
 _NUM_PLANS = flags.DEFINE_integer(
     "num_plans", 500, "Number of plans timed in each turn.", lower_bound=1
 )
@@ -88,7 +88,7 @@ def crowded_scheduler(
         policy=make_policy("fcfs"),
         buckets=table,
         ledger=KvLedger(num_pages=num_pages, page_size=_PAGE_SIZE),
-        predictor=TablePredictor(table),
+        predictor=BestPredictor(CalibratedPredictor(TablePredictor(table), "table")),
         max_num_seqs=num_running + 1,
         max_num_batched_tokens=_STEP_TOKENS,
         max_model_len=32768,
@@ -127,18 +127,15 @@ def time_plans(
     scheduler = crowded_scheduler(policy, num_running, num_waiting, num_plans)
     times_s = []
     for _ in range(num_plans):
-        start_s = time.thread_time()
+        clock_s = [time.thread_time()]
         plan = scheduler.plan(_NOW_S)
-        planned_s = time.thread_time()
-        assert plan is not None
+        clock_s.append(time.thread_time())
+        assert plan is not None and len(plan.decodes) == num_running
         scheduler.dispatch(plan, _NOW_S)
-        dispatched_s = time.thread_time()
-        assert len(plan.decodes) == num_running, len(plan.decodes)
-        result = StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01)
-        ran_s = time.thread_time()
-        scheduler.apply(result)
-        apply_s = time.thread_time() - ran_s
-        times_s.append((planned_s - start_s, dispatched_s - planned_s, apply_s))
+        clock_s.append(time.thread_time())
+        scheduler.apply(StepResult(tokens=(1,) * plan.num_sampled, duration_s=0.01))
+        clock_s.append(time.thread_time())
+        times_s.append(np.diff(clock_s))
     plan_ms, dispatch_ms, apply_ms = 1e3 * np.array(times_s).T
     return {
         "plan_p50_ms": float(np.median(plan_ms)),
@@ -159,13 +156,8 @@ def main(argv: Sequence[str]) -> None:
         best = found.setdefault(num_waiting, {}).setdefault(policy, times)
         if times["plan_p50_ms"] < best["plan_p50_ms"]:
             found[num_waiting][policy] = times
-    document = {
-        **{"commit": commit(), "num_running": num_running, "by_num_waiting": found},
-    }
-    text = json.dumps(document, indent=1)
-    print(text)
-    if _OUTPUT.value:
-        write_whole(pathlib.Path(_OUTPUT.value), f"{text}\n".encode())
+    document = {"commit": commit(), "num_running": num_running}
+    print(json.dumps({**document, "by_num_waiting": found}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,190 +1,255 @@
 """Compares the policies on jserve's kinds of load, simulated on an A100.
 
-  python -m benchmarks.policies.study                 # prints its hours first
-  python -m benchmarks.policies.study --minutes=0     # only the tables, of what is done
+  python -m benchmarks.policies.study
+  python -m benchmarks.policies.study --num_requests=40 --seeds=1 --kinds=tight
 
-The stages run in the order of `stages`, the most telling ones first; the tables of what
-is finished are written into the page after each. An interrupted call continues where it
-stopped. Nothing was tuned on the seeds.
+Prints the tables; an interrupted call goes on where it stopped. Nothing was tuned on
+the seeds. Shares are in %, over all counted requests of the seeds; of differences the
+95 % interval is Student's, paired by seed.
 """
 
-import dataclasses
 import itertools
+import math
 import pathlib
 import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.marked_pages import fill_page
-from benchmarks.policies.cells import (
-    ADMISSION_LOADS,
-    BURST,
-    BURST_LOAD,
-    FEW,
-    FITTED,
-    GOODPUT_LOADS,
-    KINDS,
-    LENGTHS,
-    LOADS,
-    MORE,
-    POLICIES,
-    REFUSE,
-    TURNS,
-    WITH_TTLT,
-    Cell,
-    sched_version,
-)
-from benchmarks.policies.tables import Found, all_tables
-from jserve.flags import define_config_flags
+import numpy as np
+from absl import flags
+from scipy.optimize import isotonic_regression
+
+from benchmarks.study import Run, grid, interval, mean, print_tables, simulate
 from jserve.program import run_program
-from jserve.progress import Progress, timed_lines
-from jserve_tools.reporting.finished_runs import FinishedRuns
-from jserve_tools.reporting.sweep import run_all, task_key
 
-_HERE = pathlib.Path(__file__).parent
-_FIT_SEED = 40  # no run is made with it
+# Capacity in requests a second: fcfs, no buckets, 1,200 requests there at once, until
+# four fifths of them are done.
+KINDS = {
+    "chat": 23.1,
+    "documents": 11.1,
+    "heavy_tail": 4.42,
+    "bursts": 6.32,
+    "reasoning_code": 5.49,
+    "tight": 5.18,
+}
+TURNS, TURNS_QPS = "interactive_chat", 1.8  # without a prefix cache, of 600 requests
+TUNED = tuple(f"qoserve:max_chunk_tokens={limit}" for limit in (128, 256, 512))
+PROSERVE = "benchmarks.policies.slide_batching.SlideBatching"
+MORE = ("ontime", "sliding", TUNED[-1], PROSERVE, "fcfs")
+FITTED = ("ontime", "sliding", *TUNED, PROSERVE, "fcfs")
+ALL = (*FITTED, "sliding:published=on", "qoserve", "annealing")
+REAL: dict[str, Any] = {
+    **{"predictor": "table", "noise": 0.05, "bias": 0.1, "stall_share": 0.001},
+    **{"declared_max_tokens": 2048, "length_estimator": "mean"},
+}
+CONDITIONS = {
+    "real": {"bucket_strategies": "pow2", "policies": ALL, **REAL},
+    "exact": {"bucket_strategies": "none", "policies": ALL},
+    "fitted": {"bucket_strategies": "fitted", "policies": FITTED, **REAL},
+}
+LENGTHS = ("mean", "oracle", "max_tokens", "quantile:q=0.9")
+WITH_TTLT = "reasoning_code"  # lengths change nothing where no end is bounded
+LOADS = (0.85, 1.3, 2.0)
+ADMISSION_LOADS = (1.5, 2.0, 5.0)
+GOODPUT_LOADS = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.15, 1.4)
+
+_FOLDER = pathlib.Path("out/policies/study")
+
+Found = Mapping[tuple[float, str], list[Run]]
+"""Runs of all seeds, by load and policy."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """How much is simulated, and where it goes.
+def measure(settings: Iterable[Mapping[str, Any]]) -> list[Found]:
+    """Returns what calls of jserve-simulate give; `load` takes the place of `qps`."""
+    calls, places = [], []
+    for one in settings:
+        capacity = KINDS.get(one["workload"], TURNS_QPS)
+        qps = {load: f"{load * capacity:.5g}" for load in one["load"]}
+        places.append({float(rate): load for load, rate in qps.items()})
+        base: dict[str, Any] = {"qps": [*qps.values()], "max_model_len": 40960}
+        base |= {"seed": 41, "num_seeds": flags.FLAGS.seeds}
+        base |= {"num_requests": flags.FLAGS.num_requests}
+        calls.append(base | {name: one[name] for name in one if name != "load"})
+    found: list[Found] = []
+    for runs, loads in zip(simulate(_FOLDER, calls), places, strict=True):
+        by_place: dict[tuple[float, str], list[Run]] = {}
+        for run in runs:
+            by_place.setdefault((loads[run["qps"]], run["policy"]), []).append(run)
+        found.append(by_place)
+    return found
 
-    Attributes:
-      seeds: Seeds of lengths, arrivals and disturbances.
-      num_requests: Requests in a run; the first tenth is not counted.
-      kinds: Kinds of load.
-      num_processes: Processes that share the work.
-      minutes: After how many minutes no further stage is begun.
-      output: Folder for the finished cells.
-      page: Page whose marked places get the tables.
+
+def late(runs: Sequence[Run], *keys: str) -> float:
+    """Returns violations in %, by default of all requests."""
+    return 100 * (1 - mean(runs, *keys, "attainment"))
+
+
+def more(ours: Sequence[Run], other: Sequence[Run]) -> str:
+    """Returns by how many points we violate more, paired by seed."""
+    points = [late([one]) - late([two]) for one, two in zip(ours, other, strict=True)]
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*interval(points))
+
+
+def columns(
+    row: str, values: Mapping[str, float], digits: int = 1
+) -> dict[tuple[str, str], str]:
+    """Returns the cells of a row, by policy; the least is bold."""
+    texts = {name: f"{value:.{digits}f}" for name, value in values.items()}
+    least = f"{min(values.values()):.{digits}f}"
+    return {
+        (row, f"`{name.rsplit('.', 1)[-1]}`"): f"**{text}**" if text == least else text
+        for name, text in texts.items()
+    }
+
+
+def violations(kinds: Sequence[str], condition: str) -> tuple[str, list[Found]]:
+    """Returns the table of a condition, and its runs by kind."""
+    found = measure(
+        {"workload": kind, "load": LOADS, **CONDITIONS[condition]} for kind in kinds
+    )
+    cells: dict[tuple[str, str], str] = {}
+    for (kind, runs), load in itertools.product(zip(kinds, found, strict=True), LOADS):
+        row = f"{kind} {load:g}"
+        of_load = {name: some for (at, name), some in runs.items() if at == load}
+        cells |= columns(row, {name: late(some) for name, some in of_load.items()})
+        best = min((of_load[one] for one in TUNED), key=late)
+        for name, other in (("sliding", of_load["sliding"]), ("tuned", best)):
+            cells[row, f"`ontime` - {name}"] = more(of_load["ontime"], other)
+    return grid("", cells), found
+
+
+def requests(kinds: Sequence[str], found: Sequence[Found]) -> str:
+    """Returns violations by class and TTFT, in real conditions at 1.3x."""
+    cells: dict[tuple[str, str], str] = {}
+    for kind, runs in zip(kinds, found, strict=True):
+        some = {name: runs[LOADS[1], name] for name in MORE}
+        for one in some["ontime"][0]["by_class"]:
+            shares = {name: late(few, "by_class", one) for name, few in some.items()}
+            cells |= columns(f"{kind}: {one}, %", shares)
+        for at in ("mean", "p99"):
+            times_s = {name: mean(few, "ttft_s", at) for name, few in some.items()}
+            cells |= columns(f"{kind}: TTFT {at}, s", times_s, digits=2)
+    return grid("", cells)
+
+
+def forecasts(kinds: Sequence[str], found: Mapping[str, Sequence[Found]]) -> str:
+    """Returns errors of TTFT as forecast on arrival at 1.3x, and their calibration."""
+    cells = {}
+    for condition, place in itertools.product(("real", "exact"), range(len(kinds))):
+        runs = found[condition][place][LOADS[1], "ontime"]
+        for one, (name, key) in itertools.product(
+            runs[0]["by_class"],
+            (
+                ("median error", "median_error"),
+                ("below P50", "share_under_p50"),
+                ("below P90", "share_under_p90"),
+            ),
+        ):
+            share = mean(runs, "by_class", one, "ttft_forecast", key)
+            row = f"{kinds[place]}: {one}"
+            cells[row, f"{name}, {condition}"] = f"{100 * share:.0f}"
+    return grid("", cells)
+
+
+def of_each(settings: Mapping[str, Mapping[str, Any]], load: float) -> str:
+    """Returns violations of each policy, with a row for each setting."""
+    cells: dict[tuple[str, str], str] = {}
+    calls = [{"load": [load], **one} for one in settings.values()]
+    for row, found in zip(settings, measure(calls), strict=True):
+        cells |= columns(row, {name: late(runs) for (_, name), runs in found.items()})
+    return grid("", cells)
+
+
+def goodput(runs: Sequence[Sequence[Run]], most: float) -> float:
+    """Returns up to which load the share of violations stays at most `most`.
+
+    Of the shares, pooled over seeds, the isotonic fit is taken, from none without load,
+    and linear between two loads.
+
+    Args:
+      runs: Runs of all seeds at each of `GOODPUT_LOADS`.
     """
-
-    seeds: tuple[int, ...] = (41, 42, 43)
-    num_requests: int = 200
-    kinds: tuple[str, ...] = tuple(KINDS)
-    num_processes: int = 2
-    minutes: float = 60.0
-    output: pathlib.Path = pathlib.Path("out/policies/study")
-    page: pathlib.Path = _HERE / "README.md"
+    fitted = isotonic_regression([0.0, *(late(one) / 100 for one in runs)]).x
+    return float(np.interp(most, fitted, [0.0, *GOODPUT_LOADS]))
 
 
-def _cells(
-    config: Config,
-    policies: Sequence[str],
-    condition: str,
-    *loads: float,
-    times: int = 1,
-    **more: Any,
-) -> list[Cell]:
-    """Returns a cell for each kind, load, policy and seed; `more` are its fields."""
-    return [
-        Cell(
-            **{"policy": policy, "kind": kind, "condition": condition} | more,
-            load=load,
-            seed=seed,
-            num_requests=times * config.num_requests,
-        )
-        for kind in config.kinds
-        for load in loads
-        for policy in policies
-        for seed in config.seeds
+def goodputs(kinds: Sequence[str]) -> str:
+    """Returns the goodput at 1 and at 5 % violations, as a share of the capacity."""
+    base: dict[str, Any] = {"policies": MORE[:3], "load": GOODPUT_LOADS}
+    base |= {"bucket_strategies": "none", "num_requests": 3 * flags.FLAGS.num_requests}
+    cells = {}
+    found = measure({"workload": kind, **base} for kind in kinds)
+    for (kind, runs), most, policy in itertools.product(
+        zip(kinds, found, strict=True), (0.01, 0.05), MORE[:3]
+    ):
+        share = goodput([runs[load, policy] for load in GOODPUT_LOADS], most)
+        cells[kind, f"`{policy}`, {most:.0%}"] = f"{share:.2f}"
+    return grid("", cells)
+
+
+def admission(kinds: Sequence[str]) -> str:
+    """Returns attained requests in %, without and with refusing."""
+    places = [*itertools.product(kinds, ("real", "exact"))]
+    base = [
+        {"workload": kind, **CONDITIONS[one], "load": ADMISSION_LOADS}
+        for kind, one in places
     ]
-
-
-def stages(config: Config) -> dict[str, list[Cell]]:
-    """Returns the cells of each stage. Those of `fitted` still lack their buckets."""
-    made: dict[str, list[Cell]] = {}
-
-    def add(name: str, *what: Any, **more: Any) -> None:
-        made.setdefault(name, []).extend(_cells(config, *what, **more))
-
-    fits = _cells(config, FITTED, "fitted", 1.0)
-    for load in LOADS:
-        for condition in ("real", "exact"):
-            add(f"{condition} {load:g}", tuple(POLICIES), condition, load)
-        if load == LOADS[1]:
-            add("goodput", FEW[:3], "exact", *GOODPUT_LOADS, times=3)
-        if load == LOADS[0]:
-            firsts = [one for one in fits if one.seed == config.seeds[0]]
-            made["fits"] = [dataclasses.replace(one, seed=_FIT_SEED) for one in firsts]
-            add(f"fitted {load:g}", FITTED, "fitted", load)
-    for condition in ("real", "exact"):
-        add("admission", FEW[:2], condition, *ADMISSION_LOADS)
-        add("admission", FEW[:1], condition, *ADMISSION_LOADS, settings=REFUSE)
-    for kind, condition in itertools.product(config.kinds, ("exact", "real")):
-        size = round(100 * KINDS[kind])  # for 20, 20 and 100 s
-        one = dataclasses.replace(config, kinds=(kind,), num_requests=size)
-        what = FEW[:1], condition, BURST_LOAD
-        made["burst"] = made.get("burst", []) + _cells(one, *what, settings=BURST)
-    ends = dataclasses.replace(config, kinds=(WITH_TTLT,))
-    for lengths in LENGTHS[1:]:
-        made["lengths"] = made.get("lengths", []) + _cells(
-            ends, (*MORE, "annealing"), "real", LOADS[0], lengths=lengths
-        )
-    for load in LOADS[1:]:
-        add(f"fitted {load:g}", FITTED, "fitted", load)
-    add("overload", MORE, "real", 3.0)
-    for kind, on in itertools.product(TURNS, (True, False)):
-        settings = (("enable_prefix_caching", on),)
-        made["turns"] = made.get("turns", []) + _cells(
-            dataclasses.replace(config, kinds=(kind,)),
-            *(MORE, "real", LOADS[0]),
-            settings=settings,
-        )
-    return made
-
-
-def _with_buckets(
-    cells: Iterable[Cell], fits: list[Cell], runs: FinishedRuns
-) -> list[Cell]:
-    """Returns the cells, those of `fitted` with what their policy and kind got."""
-    tables = {(one.policy, one.kind): runs.get(task_key(one)) for one in fits}
-    ready = []
-    for one in cells:
-        if one.condition == "fitted" and one.seed != _FIT_SEED:
-            if not (found := tables[one.policy, one.kind]):
-                continue
-            one = dataclasses.replace(one, buckets=found["table"])
-        ready.append(one)
-    return ready
-
-
-def run(config: Config) -> None:
-    """Runs what is not finished, and fills the page after each stage."""
-    start_s = time.monotonic()
-    file = config.output / "cells.jsonl"
-    runs = FinishedRuns(file, resumes=True, version=sched_version())
-    made, left_s = stages(config), {}
-    for name, cells in made.items():
-        ready = _with_buckets(cells, made["fits"], runs) or cells
-        costs_s = [one.cost_s for one in ready if runs.get(task_key(one)) is None]
-        left_s[name] = round(sum(costs_s) / config.num_processes)
-    print(f"{sum(left_s.values()) / 3600:.2f} hours, seconds: {left_s}", flush=True)
-    progress = Progress(timed_lines())
-    for name, cells in made.items():
-        if time.monotonic() - start_s < 60 * config.minutes:
-            run_all(
-                name,
-                _with_buckets(cells, made["fits"], runs),
-                progress=progress,
-                num_processes=config.num_processes,
-                runs=runs,
-            )
-        # A cell may be in two stages.
-        every = dict.fromkeys(itertools.chain.from_iterable(made.values()))
-        ready = _with_buckets(every, made["fits"], runs)
-        done = [(one, runs.get(task_key(one))) for one in ready]
-        tables = all_tables(Found(pair for pair in done if pair[1]), config.kinds)
-        config.page.write_text(fill_page(config.page.read_text(), tables))
+    pair = ("ontime", "sliding")
+    free = measure(one | {"policies": pair} for one in base)
+    refusing = measure(
+        one | {"policies": pair[:1], "admission": "refuse"} for one in base
+    )
+    cells = {}
+    for (place, runs, kept), load in itertools.product(
+        zip(places, free, refusing, strict=True), ADMISSION_LOADS
+    ):
+        row, few = f"{', '.join(place)} {load:g}", kept[load, pair[0]]
+        attained = mean(few, "attainment")
+        refused = mean(few, "num_rejected") / mean(few, "num_requests")
+        of_admitted = attained / (1 - refused) if refused < 1 else math.nan
+        for name, share in (
+            *((f"`{one}`", mean(runs[load, one], "attainment")) for one in pair),
+            (f"`{pair[0]}`, refusing", attained),
+            *(("refused", refused), ("attained of those admitted", of_admitted)),
+        ):
+            cells[row, name] = f"{100 * share:.1f}"
+    return grid("", cells)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs the study that the flags describe."""
+    """Prints the tables, the most telling ones first."""
     del argv
-    run(_read_config())
+    kinds = flags.FLAGS.kinds
+    found = {}
+    for condition in CONDITIONS:
+        table, found[condition] = violations(kinds, condition)
+        print_tables({condition: table})
+    real = CONDITIONS["real"]
+    print_tables(
+        {
+            "requests": requests(kinds, found["real"]),
+            "forecast": forecasts(kinds, found),
+            "goodput": goodputs(kinds),
+            "admission": admission(kinds),
+        }
+    )
+    overload = {kind: {**real, "workload": kind, "policies": MORE} for kind in kinds}
+    print_tables({"overload": of_each(overload, 3.0)})
+    base = {**real, "workload": WITH_TTLT, "policies": (*MORE, "annealing")}
+    ends = {one: {**base, "length_estimator": one} for one in LENGTHS}
+    print_tables({"lengths": of_each(ends, LOADS[1])})
+    turns = {
+        f"prefix cache: {on}": {
+            **real,
+            **{"workload": TURNS, "policies": MORE, "enable_prefix_caching": on},
+        }
+        for on in (True, False)
+    }
+    print_tables({"turns": of_each(turns, LOADS[1])})
 
 
 if __name__ == "__main__":
-    _read_config = define_config_flags(Config, group="Study")
+    flags.DEFINE_integer("num_requests", 200, "Requests of a run.")
+    flags.DEFINE_integer("seeds", 3, "Number of seeds, from 41 on.")
+    flags.DEFINE_list("kinds", [*KINDS], "Kinds of load.")
     run_program(sys.modules[__name__])

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.marked_pages import markdown
+from benchmarks.study import markdown
 from jserve.program import run_program
 from jserve_sched.simulation.priced_table import priced_table
 from jserve_sched.simulation.roofline import DEVICES, Device, RooflineCost

@@ -1,6 +1,6 @@
 """The error of roofline costs for each kind of step, against measured kernel times.
 
-  python -m benchmarks.roofline_costs.errors --output=benchmarks/roofline_costs
+  python -m benchmarks.roofline_costs.errors
 
 A step is measured where attention was: at all sizes of the profiles in
 `jserve_tools/gpu_profiles` whose KV fits the card (Llama-3.1-8B, vLLM 0.19). Its time
@@ -9,8 +9,7 @@ the roofline of a whole step at the vendor's peaks to what `jserve-simulate` tak
 then with shares of which this card's profile knows nothing.
 
 The shares are fitted here, too: to the logarithm of the steps' times, each scenario
-with the same weight. The target is a mean absolute error of 15 % for every kind. The
-last line of stdout is one JSON document.
+with the same weight. The target is a mean absolute error of 15 % for every kind.
 """
 
 import dataclasses
@@ -21,9 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
-from benchmarks.marked_pages import markdown
+from benchmarks.study import markdown
 from jserve.program import run_program
 from jserve_sched.buckets.table import Bucket
 from jserve_sched.simulation.roofline import DEVICES, Device, RooflineCost
@@ -232,7 +230,7 @@ def tables(cards: Mapping[str, Any]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints tables and one JSON document; returns 1 if a kind misses the target."""
+    """Writes tables and figures beside this file; returns 1 if the target is missed."""
     del argv
     cards = {card: report_of(card) for card in CARDS}
     text = tables(cards)
@@ -245,15 +243,12 @@ def main(argv: Sequence[str]) -> int:
     ]
     print("missed: " + ("; ".join(missed) or "none"))
     document = plain({"commit": commit(), "target": TARGET, "cards": cards})
-    if flags.FLAGS.output:
-        folder = pathlib.Path(flags.FLAGS.output)
-        content = json.dumps(document, indent=1) + "\n"
-        write_whole(folder / "errors.json", content.encode())
-        write_whole(folder / "errors.md", text.encode())
-    print(json.dumps(document, separators=(",", ":")))
+    folder = pathlib.Path(__file__).parent
+    content = json.dumps(document, indent=1) + "\n"
+    write_whole(folder / "errors.json", content.encode())
+    write_whole(folder / "errors.md", text.encode())
     return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("output", "", "Folder for errors.json and errors.md.")
     run_program(sys.modules[__name__])

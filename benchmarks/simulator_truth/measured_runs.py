@@ -6,19 +6,19 @@ request finds its pages again unless they were overwritten, and planned one step
 TTFT counts from the trace's arrivals in a simulation, and from vLLM's time of arrival
 (its `queued_ts`) in a measured run, as in LLMServingSim's validation.
 
-`N` is the number of requests.
+  python -m benchmarks.simulator_truth.measured_runs
+
+prints both. `N` is the number of requests.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jserve_sched.buckets.strategies import Continuous
-from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.policies.registry import make_policy
-from jserve_sched.scheduler import Scheduler
 from jserve_sched.simulation.cost_model import CLOSED_FORMS, CostModel, OraclePredictor
 from jserve_sched.simulation.roofline import (
     DEVICES,
@@ -26,9 +26,14 @@ from jserve_sched.simulation.roofline import (
     RooflineCost,
     roofline_cost,
 )
-from jserve_sched.simulation.simulator import SimulationResult, simulate
+from jserve_sched.simulation.simulator import SimulationResult, make_scheduler, simulate
 from jserve_sched.simulation.workload import PREFIX_BLOCK_TOKENS, Arrival
-from jserve_tools.gpu_profiles.machines import PROFILES, load_machine, read_points
+from jserve_tools.gpu_profiles.machines import (
+    PROFILES,
+    gpu_cost_model,
+    load_machine,
+    read_points,
+)
 from jserve_tools.load.workload_trace import TraceRow, read_trace
 
 CARDS = ("rtx4090", "rtxpro6000")
@@ -43,37 +48,37 @@ _QWEN3_32B = Decoder(
     intermediate_size=25600,
     vocab_size=151936,
 )
-_MEASURED_COLUMNS = ("output_tokens", "queued_s", "first_token_s", "last_token_s")
+_COLUMNS = ("output_tokens", "queued_s", "first_token_s", "last_token_s")
 _MAX_MODEL_LEN = 32_768  # of the measured runs
 
-
-Figures = dict[str, float]
+Figures = Mapping[str, float]
 """Results of a run: TTFT over requests, the mean over requests of a request's mean time
 between tokens, and the time from the first arrival to the last token."""
 
 
-def errors_percent(figures: Figures, truth: Figures) -> dict[str, float]:
-    """Returns the deviation of each figure from the measured one, in percent."""
-    return {name: 100.0 * (figures[name] / truth[name] - 1.0) for name in truth}
-
-
 def _figures(
+    output_tokens: np.ndarray,
     arrival_s: np.ndarray,
     first_token_s: np.ndarray,
     last_token_s: np.ndarray,
-    output_tokens: np.ndarray,
 ) -> Figures:
     """Returns the figures of times `[N]` and output lengths `[N]`, at least 2 each."""
-    ttft_s = first_token_s - arrival_s
     tpot_s = (last_token_s - first_token_s) / (output_tokens - 1)
-    p50_s, p90_s = np.percentile(ttft_s, (50, 90)).tolist()
     return {
-        "ttft_mean_s": float(ttft_s.mean()),
-        "ttft_p50_s": p50_s,
-        "ttft_p90_s": p90_s,
+        "ttft_mean_s": float((first_token_s - arrival_s).mean()),
         "tpot_mean_ms": float(tpot_s.mean() * 1e3),
         "makespan_s": float(last_token_s.max() - arrival_s.min()),
     }
+
+
+def measured(run: str) -> np.ndarray:
+    """Returns output tokens and times in seconds of a vLLM run of `RUNS`, `[4, N]`."""
+    return read_points(PROFILES / run / "measured_requests.csv", _COLUMNS).T
+
+
+def measured_figures(run: str) -> Figures:
+    """Returns the figures of a vLLM run of `RUNS`."""
+    return _figures(*measured(run))
 
 
 def trace_rows(run: str) -> list[TraceRow]:
@@ -106,76 +111,54 @@ def roofline_of(run: str, **changes: Any) -> RooflineCost:
     )
 
 
-def _measured(card: str) -> np.ndarray:
-    """Returns the columns of a measured run, `[4, N]`."""
-    return read_points(PROFILES / card / "measured_requests.csv", _MEASURED_COLUMNS).T
-
-
-def measured_figures(card: str) -> Figures:
-    """Returns the figures of a vLLM run of `RUNS`."""
-    outputs, queued_s, first_s, last_s = _measured(card)
-    return _figures(queued_s, first_s, last_s, outputs)
-
-
-def ttft_differences_s(card: str, result: SimulationResult) -> np.ndarray:
-    """Returns simulated minus measured TTFT of each request, `[N]` seconds."""
-    _, queued_s, first_s, _ = _measured(card)
-    found_s = np.array([one.ttft_s for one in result.outcomes], np.float64)
-    differences_s: np.ndarray = found_s - (first_s - queued_s)
-    return differences_s
-
-
-def _num_blocks(row: TraceRow) -> int:
-    return -(-row.prompt_tokens // PREFIX_BLOCK_TOKENS)
-
-
 def simulated_run(
-    rows: Sequence[TraceRow],
-    cost_model: CostModel,
-    *,
-    enable_prefix_caching: bool = True,
-    lag: int = 1,
+    rows: Sequence[TraceRow], cost_model: CostModel
 ) -> tuple[Figures, SimulationResult]:
-    """Simulates `fcfs` on the requests of a trace, without padding.
-
-    Args:
-      enable_prefix_caching: Whether a preempted request may find its pages again.
-      lag: Number of steps planned ahead, 0 or 1.
-    """
-    # Set up the scheduler with vLLM's limits.
+    """Simulates `fcfs` on the requests of a trace, without padding."""
     table = Continuous().table(
         max_num_seqs=cost_model.max_num_seqs,
         max_num_batched_tokens=cost_model.max_num_batched_tokens,
         block_tokens=1,
     )
-    scheduler = Scheduler(
+    scheduler = make_scheduler(
         policy=make_policy("fcfs"),
+        cost_model=cost_model,
         buckets=table,
-        ledger=KvLedger(
-            num_pages=cost_model.num_kv_tokens // cost_model.page_size,
-            page_size=cost_model.page_size,
-            enable_prefix_caching=enable_prefix_caching,
-        ),
         predictor=OraclePredictor(cost_model, table.block_tokens),
-        max_num_seqs=cost_model.max_num_seqs,
-        max_num_batched_tokens=cost_model.max_num_batched_tokens,
         max_model_len=_MAX_MODEL_LEN,
+        enable_prefix_caching=True,
     )
-    arrivals = [
-        Arrival(
-            request_id=f"{index:04d}",
-            arrival_s=row.arrival_s,
-            num_prompt_tokens=row.prompt_tokens,
-            max_tokens=row.output_tokens,
-            # No two prompts have content in common, which a cache would share.
-            block_ids=range(1000 * index, 1000 * index + _num_blocks(row)),
+    arrivals = []
+    for index, row in enumerate(rows):
+        # No two prompts have content in common, which a cache would share.
+        first = 1000 * index
+        num_blocks = -(-row.prompt_tokens // PREFIX_BLOCK_TOKENS)
+        arrivals.append(
+            Arrival(
+                request_id=f"{index:04d}",
+                arrival_s=row.arrival_s,
+                num_prompt_tokens=row.prompt_tokens,
+                max_tokens=row.output_tokens,
+                block_ids=range(first, first + num_blocks),
+            )
         )
-        for index, row in enumerate(rows)
-    ]
-    result = simulate(scheduler, cost_model, arrivals, lag=lag, max_spans=20.0)
+    result = simulate(scheduler, cost_model, arrivals, lag=1, max_spans=20.0)
     columns = [
-        (one.arrival_s, one.token_times_s[0], one.token_times_s[-1], one.max_tokens)
+        (one.max_tokens, one.arrival_s, one.token_times_s[0], one.token_times_s[-1])
         for one in result.outcomes
     ]
-    figures = _figures(*np.array(columns).T)
-    return figures, result
+    return _figures(*np.array(columns, np.float64).T), result
+
+
+def main() -> None:
+    """Prints the figures of all runs, measured and simulated."""
+    for run in RUNS:
+        print(run, "measured", measured_figures(run))
+        print(run, "arithmetic", simulated_run(trace_rows(run), roofline_of(run))[0])
+        if run in CARDS:
+            machine = gpu_cost_model(f"{run}-llama3.1-8b-table")
+            print(run, "kernel times", simulated_run(trace_rows(run), machine)[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,6 @@ from jserve_tools.reporting.documents import commit, plain, write_whole
 
 LOADS = (0.7, 0.9, 1.2)
 _TRACES = pathlib.Path("tools/jserve_tools/traces")
-_NUM_REQUESTS = 500
 _LENGTH_SCALE = 0.25  # lengths of the trace that a small model on a CPU can serve
 
 
@@ -55,7 +54,7 @@ async def measure(policy: str, trace: str, folder: pathlib.Path) -> None:
     """Measures one policy at all loads; writes a file for each."""
     workload = read_workload(
         LoadConfig(
-            num_requests=_NUM_REQUESTS,
+            num_requests=flags.FLAGS.num_requests,
             replay=ReplayConfig(
                 trace=_TRACES / f"{trace}.csv", length_scale=_LENGTH_SCALE, load=LOADS
             ),
@@ -100,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("folder", "out/simulator_truth", "Folder of all files.")
+    flags.DEFINE_integer("num_requests", 500, "Requests at each load.")
     flags.DEFINE_string("policy", "fcfs", "Policy of the server.")
     flags.DEFINE_string("trace", "azure_conv", "Trace that comes with jserve.")
     run_program(sys.modules[__name__])

@@ -1,14 +1,11 @@
 """SlidingServe's published numbers, which tables show beside those of jserve.
 
 All are from arXiv 2606.05933v1, measured on two RTX 3090 with tensor parallelism, and
-are in this file so that they can be checked. Goodputs, ablation and transient shares
-are printed there; the overload shares were read off its Fig. 5, to about 2 points.
+are in this file so that they can be checked. Goodputs and ablation are printed
+there; the overload shares were read off its Fig. 5, to about 2 points.
 """
 
-from typing import Literal, get_args
-
-Workload = Literal["sharegpt", "arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2"]
-WORKLOADS: tuple[Workload, ...] = get_args(Workload)
+WORKLOADS = ("sharegpt", "arxiv_v1", "arxiv_v2", "mixed_v1", "mixed_v2")
 POLICIES = ("edf", "qoserve", "sliding")
 QWEN, LLAMA = "Qwen2.5-7B", "Llama3-8B"
 
@@ -64,13 +61,6 @@ OVERLOAD_PERCENT = {
     },
 }
 
-# Fig. 6, Qwen2.5-7B on mixed_v1: the load alternates, percent of violations.
-TRANSIENT_WORKLOAD = "mixed_v1"
-TRANSIENT_LEVELS_QPS = (1.0, 2.5)
-TRANSIENT_PERIOD_S = 120.0
-TRANSIENT_DURATION_S = 1200.0
-TRANSIENT_PERCENT = {"edf": 57.78, "qoserve": 51.30, "sliding": 27.56}
-
 # Table 4, Qwen2.5-7B on mixed_v1: goodput, and percent of violations at 3 a second.
 ABLATION_WORKLOAD = "mixed_v1"
 ABLATION_QPS = (1.50, 1.75, 1.85, 1.95)
@@ -86,19 +76,3 @@ def goodput_qps(workload: str, policy: str, model: str = QWEN) -> float:
 def goodput_ratio(workload: str, policy: str, base: str, model: str) -> float:
     """Returns a policy's published goodput divided by that of `base`."""
     return goodput_qps(workload, policy, model) / goodput_qps(workload, base, model)
-
-
-def load_scale(workload: str, our_sliding_qps: float) -> float:
-    """Returns the factor on the paper's loads for a machine with this goodput.
-
-    Both machines are then equally far above their goodputs of `sliding`.
-
-    Raises:
-      ValueError: If `our_sliding_qps` is 0, so that there is no factor.
-    """
-    if our_sliding_qps <= 0:
-        raise ValueError(
-            f"sliding has a goodput of {our_sliding_qps:g} on {workload}: no load can "
-            "be scaled to it; a probe needs more requests"
-        )
-    return our_sliding_qps / goodput_qps(workload, "sliding")

@@ -1,9 +1,8 @@
 #!/bin/sh
-# SlidingServe's tables in the simulator, beside the paper's: under half an hour, to
-# out/slidingserve/quick. `run.sh full` takes hours, writes to this folder, and is
-# continued where it stopped.
+# SlidingServe's experiments in the simulator, beside the paper's: under an hour, to
+# out/slidingserve. Continued where it stopped; flags are handed on.
 # Needs `make setup`.
 set -eu
 cd "$(dirname "$0")/../.."
 
-.venv/bin/python -m benchmarks.slidingserve.reproduce --mode="${1:-quick}"
+.venv/bin/python -m benchmarks.slidingserve.study "$@"

@@ -43,4 +43,4 @@ study h200 conv 21.7
 study h200 code 18.7
 study v6e conv 10.2
 study v6e code 12.5
-$bin/python -m benchmarks.buckets.devices.compare --runs=$out "$@"
+$bin/python -m benchmarks.buckets.devices.compare
