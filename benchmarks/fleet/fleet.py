@@ -11,6 +11,7 @@ snapshots are new unless said otherwise.
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -19,7 +20,7 @@ from jserve.program import run_program
 from jserve_sched.routing import ROUTERS
 
 _TRACES = pathlib.Path("tools/jserve_tools/traces")
-_KINDS = {
+_KINDS: dict[str, dict[str, Any]] = {
     "chat": {"workload": "chat"},
     "heavy tail": {"workload": "heavy_tail"},
     "Azure conversation": {"trace": _TRACES / "azure_conv.csv", "poisson": True},
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     loads = [float(one) for one in values.loads]
     kinds = {name: _KINDS[name] for name in values.kinds}
-    same = {"max_model_len": 65536, "num_requests": values.num_requests}
+    same: dict[str, Any] = {"max_model_len": 65536, "num_requests": values.num_requests}
     at_once = [one | same | {"one_shot": True} for one in _without_poisson(kinds)]
     rates = [runs[0]["finished_per_s"] for runs in simulate(_FOLDER, at_once)]
     cells = [
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
             *(("slo", one) for one in _AGES_S),
         ]
     ]
-    calls = []
+    calls: list[dict[str, Any]] = []
     for kind, fleet, router, age_s in cells:
         speeds = _FLEETS[fleet]
         qps = rates[list(kinds).index(kind)] * sum(speeds)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     print_tables({name: grid("replicas", one) for name, one in tables.items()})
 
 
-def _without_poisson(kinds: dict[str, dict[str, object]]) -> list[dict[str, object]]:
+def _without_poisson(kinds: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in one.items() if name != "poisson"}
         for one in kinds.values()

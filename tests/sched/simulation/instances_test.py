@@ -1,11 +1,13 @@
 """Several engines: who gets a request, and what may be known when it comes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
-from jserve_sched.planning.view import SchedulerView
-from jserve_sched.simulation.instances import Assignment, in_turn
+from jserve_sched.routing import Dispatcher
+from jserve_sched.simulation.engine import SimulatedEngine
+from jserve_sched.simulation.instances import Routing
 from jserve_sched.simulation.simulator import SimulationResult, simulate
 from jserve_sched.simulation.workload import Arrival
 from tests.fakes import check_integrity
@@ -15,31 +17,45 @@ from tests.step_costs import METRONOME, arrival, scheduler_of
 def run_on(
     num_engines: int,
     arrivals: Sequence[Arrival],
-    assignment: Assignment,
+    router: str = "round_robin",
     *,
     policy: str = "fcfs",
-    lag: int = 0,
+    routing: Any = None,
+    **options: Any,
 ) -> SimulationResult:
     schedulers = [scheduler_of(policy) for _ in range(num_engines)]
     result = simulate(
         schedulers,
         METRONOME,
         arrivals,
-        assignment=assignment,
-        lag=lag,
+        routing=routing or Routing(Dispatcher(router, num_engines)),
         records_steps=True,
+        **options,
     )
     for one in schedulers:
         check_integrity(one)
     return result
 
 
+class Watching:
+    """Sends all to the first engine, and looks at it."""
+
+    def __init__(self, look: Callable[[SimulatedEngine, float], None]):
+        self.look = look
+
+    def place_of(
+        self, one: Arrival, engines: Sequence[SimulatedEngine], now_s: float
+    ) -> int:
+        self.look(engines[0], now_s)
+        return 0
+
+
 def test_no_snapshot_shows_a_step_before_it_ends() -> None:
     seen: list[list[int]] = []  # how many tokens each had had then
 
-    def watching(views: Sequence[SchedulerView]) -> int:
-        seen.append([len(one.output_tokens) for one in views[0].running])
-        return 0
+    def look(engine: SimulatedEngine, now_s: float) -> None:
+        running = engine.scheduler.view(now_s).running
+        seen.append([len(one.output_tokens) for one in running])
 
     # Steps end at whole seconds; "b" comes in the prefill, "c" in a long stretch of
     # decodes, "d" at the very end of one of them.
@@ -49,7 +65,7 @@ def test_no_snapshot_shows_a_step_before_it_ends() -> None:
         arrival("c", 20.5, output=1),
         arrival("d", 30.0, output=1),
     ]
-    result = run_on(2, arrivals, watching)
+    result = run_on(2, arrivals, routing=Watching(look))
     assert seen == [[], [0], [20], [30]]
     assert result.outcomes[0].token_times_s == [float(k) for k in range(1, 41)]
 
@@ -61,7 +77,7 @@ def test_each_engine_does_what_it_would_do_alone(policy: str, lag: int) -> None:
         arrival(str(k), 0.9 * k, prompt=4 + 5 * (k % 4), output=2 + 7 * (k % 3))
         for k in range(30)
     ]
-    together = run_on(3, arrivals, in_turn, policy=policy, lag=lag)
+    together = run_on(3, arrivals, policy=policy, lag=lag)
     for place, instance in enumerate(together.instances):
         mine = arrivals[place::3]
         alone = simulate(
@@ -76,3 +92,21 @@ def test_each_engine_does_what_it_would_do_alone(policy: str, lag: int) -> None:
     assert together.steps is not None
     starts_s = [one.start_s for one in together.steps]
     assert starts_s == sorted(starts_s) and len(starts_s) == together.num_steps
+
+
+def test_a_slow_engine_takes_longer_and_gets_less() -> None:
+    arrivals = [arrival(str(k), 0.5 * k, output=5) for k in range(40)]
+    even = run_on(2, arrivals, speeds=(1.0, 0.25))
+    fast, slow = even.instances
+    assert len(fast.request_ids) == len(slow.request_ids) == 20
+    assert slow.busy_s > 2 * fast.busy_s
+    aware = run_on(2, arrivals, "slo", speeds=(1.0, 0.25))
+    fast, slow = aware.instances
+    assert len(fast.request_ids) > 1.5 * len(slow.request_ids) > 0
+
+
+def test_old_snapshots_are_corrected() -> None:
+    arrivals = [arrival(str(k), 0.01 * k, output=5) for k in range(12)]
+    routing = Routing(Dispatcher("least_outstanding", 3), snapshot_age_s=60.0)
+    result = run_on(3, arrivals, routing=routing)
+    assert [len(one.request_ids) for one in result.instances] == [4, 4, 4]
