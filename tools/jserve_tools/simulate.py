@@ -8,7 +8,7 @@ searched: the highest rate at which at most 1 % of the requests violate their SL
   jserve-simulate --policies=edf,sliding --goodput --num_seeds=3 --num_processes=2
   jserve-simulate --policies=sliding,sliding:published=on --bucket_strategies=none
   jserve-simulate --cost_model=table:samples.npz --trace=my.csv
-  jserve-simulate --policies=annealing --num_instances=4 --qps=20
+  jserve-simulate --policies=ontime --num_instances=4 --router=slo --qps=20
 
 Prints tables and, unless stdout is a terminal, one JSON document as the last line. The
 same numbers go to report.json in --output, with a page in report.html. An interrupted
