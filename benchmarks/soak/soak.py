@@ -257,7 +257,7 @@ def draw(samples: list[Sample]) -> alt.FacetChart:
         for one in samples
         for name in names
     ]
-    lines = alt.Chart(alt.Data(values=rows), width=300, height=110).mark_line()
+    lines = alt.Chart(alt.Data(values=rows), width=300, height=110).mark_line(strokeWidth=1)
     encoded = lines.encode(
         alt.X("minute:Q"), alt.Y("value:Q", title=None).scale(zero=False)
     )
@@ -275,7 +275,7 @@ def main(argv: list[str]) -> int:
     with server() as (pid, url):
         found = asyncio.run(soak(pid, url))
     write_whole(output / "report.json", (json.dumps(found) + "\n").encode())
-    draw(found["samples"]).save(str(output / "soak.png"), scale_factor=2)
+    draw(found["samples"]).save(str(output / "soak.png"), scale_factor=1)
     print(json.dumps({name: found[name] for name in found if name != "samples"}))
     return 0 if all(found["held"].values()) else 1
 
