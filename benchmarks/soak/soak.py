@@ -257,7 +257,9 @@ def draw(samples: list[Sample]) -> alt.FacetChart:
         for one in samples
         for name in names
     ]
-    lines = alt.Chart(alt.Data(values=rows), width=300, height=110).mark_line(strokeWidth=1)
+    lines = alt.Chart(alt.Data(values=rows), width=300, height=110).mark_line(
+        strokeWidth=1
+    )
     encoded = lines.encode(
         alt.X("minute:Q"), alt.Y("value:Q", title=None).scale(zero=False)
     )
