@@ -100,10 +100,6 @@ class FakeLoop:
     def start(self) -> None:
         self._thread.start()
 
-    def wait_until(self, health: Health, timeout_s: float) -> bool:
-        order = (Health.STARTING, Health.READY, Health.WARM)
-        return self.health in order[order.index(health) :]
-
     def check_open(self) -> None:
         if self.health not in (Health.READY, Health.WARM):
             raise NotServingError(f"the engine is {self.health.value}")

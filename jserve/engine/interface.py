@@ -41,9 +41,6 @@ class ServingEngine(Protocol):
     def start(self) -> None:
         """Begins to warm up, and to serve as soon as that is possible."""
 
-    def wait_until(self, health: Health, timeout_s: float) -> bool:
-        """Waits for a state of start-up; False on time-out or failure."""
-
     def check_open(self) -> None:
         """Checks that one more request would be taken now, of any size.
 

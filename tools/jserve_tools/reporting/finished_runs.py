@@ -34,14 +34,11 @@ class FinishedRuns:
       num_found: Number of look-ups that found a run.
     """
 
-    def __init__(self, path: pathlib.Path, *, resumes: bool, version: str = ""):
-        """Reads the file, if it exists; removes it instead unless `resumes`.
-
-        `version` names the code that runs depend on, by default all of it.
-        """
+    def __init__(self, path: pathlib.Path, *, resumes: bool):
+        """Reads the file, if it exists; removes it instead unless `resumes`."""
         self.num_found = 0
         self._path = path
-        self._where = {"commit": version or code_version(), "host": platform.node()}
+        self._where = {"commit": code_version(), "host": platform.node()}
         self._runs: dict[str, Any] = {}
         if not resumes:
             self.remove()
