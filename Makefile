@@ -87,8 +87,8 @@ test-parallel: setup
 test-browser: setup
 	$(BIN)/python -m pytest -m browser
 
-# Hostile clients and overload against a server beside a running stream, with limits of
-# time: for a machine with nothing else to do.
+# Hostile clients and overload, faults at thirteen points, signals, full pools and lost
+# files, with limits of time: for a machine with nothing else to do. Seven minutes.
 trust: setup
 	$(BIN)/python -m pytest -m trust -s tests/trust
 
