@@ -216,11 +216,12 @@ class FakeLoop:
 
     def _serve(self) -> None:
         while True:
-            self.running.wait()
             with self._lock:
                 self._lock.wait_for(lambda: self._live or self._stopping)
                 if self._stopping:
                     return
+            self.running.wait()
+            with self._lock:
                 running = list(self._live.values())[: self.num_slots]
                 prefill_tokens = self._prefill(running)
             time.sleep(self.step_s + self.prompt_token_s * prefill_tokens)
