@@ -212,7 +212,6 @@ def test_of_equals_in_a_long_queue_the_oldest_are_ranked() -> None:
         ("ontime:max_age_s=nan", "max_age_s=nan is not a number"),
         ("qoserve:alpha_s_per_token=-1", "alpha_s_per_token=-1.0 is below 0"),
         ("qoserve:max_chunk_tokens=-7", "max_chunk_tokens=-7 is below 1"),
-        ("sjf:by=tokens", r"by=tokens is not one of \['e2e', "),
         ("annealing:proposals=0", "proposals=0 is below 1"),
         ("annealing:interval_s=-1", "interval_s=-1.0 is below 0"),
         ("annealing:seed=-1", "seed=-1 is below 0"),
