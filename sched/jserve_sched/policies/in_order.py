@@ -62,7 +62,7 @@ class InOrder:
         return builder.build()
 
     def _first_waiting(self, view: SchedulerView) -> Facts:
-        """Returns the admissible requests that a plan may look at, by key and arrival."""
+        """Returns the admissible requests that a plan looks at, by key and arrival."""
         facts, most = view.facts, view.most_offered
         key = self.key(view, facts)
         places = np.arange(len(key))

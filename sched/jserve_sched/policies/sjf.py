@@ -25,7 +25,8 @@ class ShortestJobFirst(InOrder):
     def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
         """Returns the seconds that each job has left `[N]`."""
         # What a waiting job may share is not taken off.
-        left: np.ndarray = facts.known_tokens - facts.start * facts.is_running
+        tokens = facts.known_tokens - facts.start * facts.is_running
         latency, batch = view.latency, np.array(view.max_num_seqs)
-        decode_s = latency.decode_s(batch, facts.known_tokens, facts.answer_tokens)
-        return latency.prefill.of(batch, left) + decode_s
+        left_s: np.ndarray = latency.prefill.of(batch, tokens)
+        left_s += latency.decode_s(batch, facts.known_tokens, facts.answer_tokens)
+        return left_s

@@ -146,15 +146,6 @@ def without_padding(matrix: np.ndarray, used_blocks: int | Sequence[int]) -> np.
     return bare
 
 
-def without_prefill(matrix: np.ndarray) -> np.ndarray:
-    """Returns the features `[N, F]` of the same steps with their decodes alone."""
-    bare = matrix.copy()
-    bare[:, CACHED_TOKENS] = bare[:, DECODE_CONTEXT]
-    bare[:, [PREFILL_WORK, CHUNK_SQUARES, PREFILL_TOKENS, LARGEST_CHUNK]] = 0.0
-    bare[:, [NUM_BLOCKS, BLOCK_PAGES]] = 0.0
-    return bare
-
-
 def scenarios(matrix: np.ndarray) -> np.ndarray:
     """Returns the scenario of each step, `[N]` int, for features `[N, F]`."""
     return np.where(

@@ -19,9 +19,7 @@ LATENCY = RequestLatency(
 )
 
 
-def order_of(
-    waiting: list[Request], running: list[Request] | None = None
-) -> list[str]:
+def order_of(waiting: list[Request], running: list[Request] | None = None) -> list[str]:
     """Returns the order in which prompts are put into one large step."""
     view = make_view(
         TABLE,
