@@ -22,7 +22,6 @@ from jserve_sched.steps.record import StepRecord
 
 SCHEMA_VERSION = 2  # what the keys mean: jserve_tools/REPORT.md
 _Z_95 = 1.959964  # two-sided 95 % quantile of the normal distribution
-_MAX_BINS = 64  # of the histogram of a step's tokens
 
 
 class Failure(enum.Enum):
@@ -40,10 +39,8 @@ class Outcome:
 
     Attributes:
       arrival_s: Time at which it was *due* to be sent; all latencies count from here.
-      max_tokens: Output tokens that it asked for.
       token_times_s: Time at which each output token arrived, ascending.
       failure: Reason for which it did not run to its end; None if it did.
-      message: Message of the server about a failure.
       is_degraded: Whether it was served as best effort instead: not attained.
       num_returns: How often its client came back after a refusal; times are of the last
         time.
@@ -67,12 +64,7 @@ class Outcome:
     @property
     def is_attained(self) -> bool:
         """Whether it ran to its end and attained every objective."""
-        return self._attains(self.slo)
-
-    def _attains(self, slo: Slo) -> bool:
-        return self._is_whole and slo.is_attained(
-            self.arrival_s, self.token_times_s, is_complete=True
-        )
+        return self.violation is None
 
     @property
     def is_committed(self) -> bool:
@@ -81,15 +73,14 @@ class Outcome:
         return self.failure not in refused and not self.is_degraded
 
     @property
-    def _is_whole(self) -> bool:
-        return self.failure is None and not self.is_degraded
-
-    @property
     def is_attained_mean_tpot(self) -> bool:
-        """The same by the rule of `Slo.is_attained_mean_tpot`."""
-        return self._is_whole and self.slo.is_attained_mean_tpot(
-            self.arrival_s, self.token_times_s, is_complete=True
-        )
+        """The same by the rule of other benchmarks: TTFT, *mean* TPOT and TTLT."""
+        slo, times_s = dataclasses.replace(self.slo, tbt_s=None), self.token_times_s
+        if dataclasses.replace(self, slo=slo).violation:
+            return False
+        if self.slo.tbt_s is None or len(times_s) < 2:
+            return True
+        return (times_s[-1] - times_s[0]) / (len(times_s) - 1) <= self.slo.tbt_s
 
     @property
     def ttft_s(self) -> float | None:
@@ -112,12 +103,15 @@ class Outcome:
             return self.failure.value
         if self.is_degraded:
             return "degraded"
-        if self.is_attained:
+        if self._attains(self.slo):
             return None
         slo = dataclasses.replace(self.slo, ttlt_s=None)
         if not self._attains(dataclasses.replace(slo, tbt_s=None)):
             return "late_first_token"
         return "late_last_token" if self._attains(slo) else "late_token"
+
+    def _attains(self, slo: Slo) -> bool:
+        return slo.is_attained(self.arrival_s, self.token_times_s, is_complete=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,23 +277,6 @@ def _by_program(
     ]
 
 
-def _histogram(used_tokens: np.ndarray) -> dict[str, list[int]]:
-    """Returns how many steps held how many real tokens.
-
-    Bins are as wide as a power of two, so that runs of equal sizes share them; bin i
-    holds the counts from `edges[i]` to one below `edges[i + 1]`.
-    """
-    num_counts = int(np.max(used_tokens)) + 1
-    width = 1
-    while num_counts > width * _MAX_BINS:
-        width *= 2
-    counts = np.bincount(used_tokens // width)
-    return {
-        "edges": [width * place for place in range(len(counts) + 1)],
-        "counts": counts.tolist(),
-    }
-
-
 def summarise_steps(
     steps: Sequence[StepRecord], *, block_tokens: int
 ) -> dict[str, Any]:
@@ -319,8 +296,7 @@ def summarise_steps(
         groups[step.bucket(block_tokens)].append(step)
     computed = sum(bucket.num_tokens * len(group) for bucket, group in groups.items())
     opened = sum(step.used_rows + step.used_blocks * block_tokens for step in steps)
-    used_tokens = np.array([step.used_tokens for step in steps])
-    used = int(np.sum(used_tokens))
+    used = sum(step.used_tokens for step in steps)
     run["pad_share_tokens"] = 1.0 - used / computed
     run["pad_share_bucket"] = 1.0 - opened / computed
     run["pad_share_block"] = (opened - used) / computed
@@ -333,7 +309,6 @@ def summarise_steps(
     plan_ms = np.percentile([step.plan_s * 1e3 for step in steps], (50, 99)).tolist()
     run["plan_ms"] = dict(zip(("p50", "p99"), plan_ms, strict=True))
     run["step_s"] = distribution(step.duration_s for step in steps)
-    run["step_tokens"] = _histogram(used_tokens)
     run["steps_by_program"] = _by_program(groups)
     return run
 
@@ -348,12 +323,8 @@ def summarise_run(
 ) -> dict[str, Any]:
     """Returns one entry of a report's `runs`, ready for JSON.
 
-    Args:
-      outcomes: Every request of the run, those that failed included.
-      steps: The run's engine steps, where they are known.
-      block_tokens: Tokens in one prefill block; needed with `steps`.
-      counters: The engine's counters over the run, where they are known.
-      labels: Facts that distinguish this run from others: policy, load, seed.
+    `outcomes` are those of every request of the run; `steps` need `block_tokens`, and
+    `labels` distinguish this run from others: policy, load, seed.
     """
     run = dict(labels or {}) | summarise_outcomes(outcomes)
     if steps is not None and block_tokens is not None:

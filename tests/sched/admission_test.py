@@ -119,15 +119,6 @@ def test_one_begins_where_all_have_been_refused_for_long() -> None:
     assert num_left == [0, 0, 1]
 
 
-def test_a_crowd_is_refused_at_once_and_comes_back_one_by_one() -> None:
-    scheduler = make_scheduler()
-    for _ in range(600):
-        scheduler.submit(prompt(1.0, admission="refuse"))
-    ended = scheduler.review(10.0)
-    assert len(ended) == 600 and not scheduler.has_work
-    assert len({one.request.retry_after_s for one in ended}) >= 300
-
-
 @pytest.mark.parametrize("rule", ["refuse", "degrade"])
 def test_in_overload_those_committed_attain_their_slo(rule) -> None:
     yardstick = isolated_times(A100, max_prompt_tokens=4096)

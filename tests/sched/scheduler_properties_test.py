@@ -32,7 +32,7 @@ SPECS = (
     "sliding:sorter=off:constructor=off",
     *("ontime", "ontime:max_age_s=0.05"),
     *("laxity", "annealing:proposals=20"),
-    "annealing:proposals=20:interval_s=0:max_age_s=0.5",
+    "annealing:proposals=20:max_age_s=0.5",
 )
 
 TABLES = (
@@ -83,7 +83,7 @@ workloads = st.builds(
     spare_blocks=st.integers(0, 3),
     # Predicted time of a block; 0 leaves it to the table's guess.
     block_s=st.sampled_from([0.0, 0.0, 0.004, 0.05]),
-    lengths=st.sampled_from(["max_tokens", "mean:least=2"]),
+    lengths=st.sampled_from(["max_tokens", "mean"]),
 )
 
 PAGE_SIZE = 8

@@ -8,11 +8,10 @@ from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.limits import TooLongError
 from jserve_sched.requests.request import FinishReason
 from jserve_sched.scheduler import PolicyError
-from jserve_sched.steps.plan import PlanEnd, StepPlan
+from jserve_sched.steps.plan import StepPlan
 from tests.fakes import (
     SMALL_TABLE,
     Driver,
-    check_integrity,
     expected_output,
     make_request,
     make_scheduler,
@@ -46,23 +45,6 @@ def test_a_stop_token_ends_it_after_min_tokens(place: int, min_tokens: int) -> N
         assert request.finish_reason is FinishReason.STOP
 
 
-def test_cancel_while_in_flight_keeps_pages_until_applied() -> None:
-    scheduler = make_scheduler()
-    driver = Driver(scheduler, lag=1)
-    request = make_request(9, 10)
-    scheduler.submit(request)
-    driver.step()
-    assert request.num_plans_in_flight == 1
-    output = scheduler.cancel(request.request_id)
-    assert output is not None and output.token is None
-    assert request.slot is not None, "a plan in flight still writes its pages"
-    check_integrity(scheduler)
-    driver.step()
-    assert request.slot is None
-    assert not scheduler.has_work
-    assert scheduler.cancel(request.request_id) is None
-
-
 @pytest.mark.parametrize(
     ("num_tokens", "num_cached"),
     [(30, 24), (16, 8)],  # the last token is always computed
@@ -92,19 +74,6 @@ def test_the_latest_arrival_is_preempted_and_finishes_with_its_tokens() -> None:
     assert early.num_preemptions == 0 and late.num_preemptions > 0
     for request in (early, late):
         assert request.output_tokens == expected_output(request)
-
-
-def test_a_prompt_that_does_not_fit_beside_the_others_waits_for_pages() -> None:
-    scheduler = make_scheduler(num_pages=5, page_size=8)
-    scheduler.submit(make_request(28, 2, arrival_s=0.0))
-    scheduler.submit(make_request(12, 2, arrival_s=0.1))
-    plan = scheduler.plan(0.0)
-    assert plan is not None
-    assert [row.request.num_prompt_tokens for row in plan.chunks] == [28]
-    scheduler.dispatch(plan, 0.0)
-    plan = scheduler.plan(0.0)
-    assert plan is not None and plan.ended_by is PlanEnd.PAGES
-    assert scheduler.num_waiting == 1
 
 
 def test_shapes_may_change_between_plans() -> None:

@@ -16,10 +16,9 @@ _NUM_STEPS = 128  # whose durations are remembered
 class RecentLoad:
     """How soon requests want their first token, and how fast a queue is worked off.
 
-    Attributes:
-      tight_ttft_s: 5th percentile of the times from arrival to when the last requests
-        wanted their first token, seconds; infinite if none did. Not the least: one
-        client with a tight SLO must not make every step short.
+    `tight_ttft_s` is the 5th percentile of the times from arrival to when the last
+    requests wanted their first token; infinite if none did. Not the least: one client
+    with a tight SLO must not make every step short.
     """
 
     def __init__(self) -> None:

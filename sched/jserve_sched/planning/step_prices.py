@@ -39,7 +39,6 @@ class StepPrices:
 
     Attributes:
       max_blocks: Most blocks a step may have beside the decodes.
-      block_tokens: Tokens in one block, Q.
       grid: Budgets `[N]` that span what a step can hold, ascending from 0.
       grid_step: Blocks between two budgets of the grid.
     """
@@ -51,12 +50,9 @@ class StepPrices:
         *,
         is_cautious: bool = False,
     ):
-        """Looks at a snapshot.
-
-        If cautious, a budget costs the 95th percentile of its duration.
-        """
-        self._predictor = view.predictor
-        self._is_cautious = is_cautious
+        """If cautious, a budget costs the 95th percentile of its duration."""
+        self._predict = view.predictor.predict
+        self.predict = view.predictor.predict_upper if is_cautious else self._predict
         self._page_size = view.ledger.page_size
         self._block_edges = view.buckets.block_edge_array
         num_rows = min(len(decodes), view.buckets.max_rows)
@@ -96,8 +92,9 @@ class StepPrices:
         pages = features.pages_of_blocks(
             start, tokens, self.block_tokens, self._page_size
         )
-        both = (blocks, tokens * stop, tokens * tokens, start, tokens, pages, tokens)
-        return np.array(both)
+        return np.array(
+            (blocks, tokens * stop, tokens * tokens, start, tokens, pages, tokens)
+        )
 
     def matrix(self, columns: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of chunks `[7, N]` beside the decodes."""
@@ -109,12 +106,6 @@ class StepPrices:
         matrix[:, features.NUM_BLOCKS] = edges[edge]
         matrix[edge > 0, features.NUM_ROWS] = self._rows_beside_blocks
         return matrix
-
-    def predict(self, matrix: np.ndarray) -> np.ndarray:
-        """Returns the cost `[N]` of steps with features `[N, F]`, seconds."""
-        if self._is_cautious:
-            return self._predictor.predict_upper(matrix)
-        return self._predictor.predict(matrix)
 
     def alone_s(self, prompts: Facts) -> np.ndarray:
         """Returns `[P]` seconds to finish each prompt beside the decodes, no other.
@@ -129,20 +120,14 @@ class StepPrices:
         mean = begin[long] + (full[long] - 1) / 2 * most
         start = np.concatenate((begin + full * most, mean))
         chunk = np.concatenate((tokens - full * most, np.full(len(long), most)))
-        both_s = self._predictor.predict(self.matrix(self.columns(start, chunk)))
+        both_s = self._predict(self.matrix(self.columns(start, chunk)))
         times_s = both_s[: len(tokens)].copy()
         times_s[long] += full[long] * both_s[len(tokens) :]
         return times_s
 
 
 class OrderPrices:
-    """Prices the steps that take prompts in one order. Its attributes do not change.
-
-    Attributes:
-      steps: Prices of the snapshot.
-      prompts: The prompts, in the order in which they are taken.
-      num_blocks: Blocks of all of them together.
-    """
+    """Prices the steps that take prompts in one order, of `num_blocks` together."""
 
     def __init__(self, steps: StepPrices, prompts: Facts):
         """Takes the first prompts whole and cuts the one at which a budget ends."""

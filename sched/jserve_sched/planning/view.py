@@ -29,11 +29,6 @@ class SchedulerView:
       running: Requests that hold a slot and want more tokens, by admission.
       queue: Requests without a slot, by arrival.
       held: Those of them that may not begin now; see `admission`.
-      num_free_slots: Requests that could be admitted, by slots.
-      ledger: KV pages.
-      buckets: Buckets that steps are padded to.
-      predictor: Prices steps.
-      latencies: Where `latency` comes from.
       prefill_tokens_per_s: See `RecentLoad`; None before the first such step.
       tight_ttft_s: See `RecentLoad`; infinite if no request wanted a first token.
       max_num_batched_tokens: Most token positions in a step.

@@ -15,8 +15,6 @@ prefill and a decode step; this form of it is ours:
   others, by arrival, so that one lost request does not make the next one late too; a
   guarded request stays where its laxity puts it.
 * A request without an SLO has infinite laxity: before the late, after all others.
-
-Under KV pressure the last in this order is preempted and recomputed.
 """
 
 import dataclasses
@@ -25,9 +23,8 @@ import sys
 import numpy as np
 
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.policies.in_order import InOrder, rank
+from jserve_sched.policies.in_order import InOrder
 from jserve_sched.requests.facts import Facts
-from jserve_sched.steps.plan import StepPlan
 
 _NEVER_S = sys.float_info.max  # the laxity without an SLO: before the late
 
@@ -35,13 +32,6 @@ _NEVER_S = sys.float_info.max  # the laxity without an SLO: before the late
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LeastLaxityFirst(InOrder):
     """The request that can wait the shortest goes first."""
-
-    def plan(self, view: SchedulerView) -> StepPlan | None:
-        """Returns the next step."""
-        if not (view.running or view.admissible):
-            return None
-        ordered = rank(view, lambda facts: self.key(view, facts))
-        return self.plan_in_order(view, ordered)
 
     def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
         """Returns the laxity of requests, seconds; infinite of those that are lost."""

@@ -10,9 +10,7 @@ class Forecast(NamedTuple):
     """What is expected of one request, as of one moment; pairs are P50 and P90.
 
     Attributes:
-      ttft_s: Time to first token, seconds from arrival.
       worst_gap_s: Longest time between two tokens, seconds.
-      ttlt_s: Time to last token, seconds from arrival.
       chances: Probability of attaining each bound of its SLO, by the bound's name.
       attainable_in_s: Seconds after which a request like it, sent then, would attain
         its SLO with even odds if nothing else came: 0 is now, None is never.

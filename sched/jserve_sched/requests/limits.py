@@ -10,12 +10,7 @@ class TooLongError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What a single request may hold.
-
-    Attributes:
-      max_model_len: Most tokens of prompt and output together that the model takes.
-      num_kv_tokens: Tokens that the KV pool holds.
-    """
+    """What a single request may hold: what the model takes, and what the pool holds."""
 
     max_model_len: int
     num_kv_tokens: int
@@ -28,13 +23,9 @@ class RequestLimits:
     def check(
         self, num_prompt_tokens: int, max_tokens: int, name: str = "max_tokens"
     ) -> None:
-        """Checks that a request of this size can ever run.
+        """Raises TooLongError unless a request of this size can ever run.
 
-        Args:
-          name: Name of `max_tokens` in the message.
-
-        Raises:
-          TooLongError: If it cannot, naming its size and the limit.
+        `name` is that of `max_tokens` in the message.
         """
         limit, room = self.context_tokens, self.context_tokens - num_prompt_tokens
         noun = "context" if limit == self.max_model_len else "KV pool"

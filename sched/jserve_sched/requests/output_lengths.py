@@ -4,7 +4,6 @@ max_tokens                         as long as it may be
 mean                               the mean of the answers to requests like it
 quantile:q=0.75                    long enough for a share q of them
 oracle:error=0.5                   the truth with an error of a known size, for studies
-...:least=8:memory=512             answers needed for an estimate; most remembered
 
 Tokens are paced by these estimates, so they are conservative until there is evidence.
 Where too few answers of a kind are known, those of the request's class are used, then
@@ -19,13 +18,15 @@ import collections
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from jserve_sched.options import make_from_spec
 from jserve_sched.requests.request import Request
 
+_LEAST = 8  # answers of a kind for an estimate; 16 or 32 cost more on four traces
+_MEMORY = 512  # answers of a kind that are remembered
 _Kind = tuple[str | int, ...]
 
 
@@ -60,23 +61,11 @@ class MeanLength:
 
     A request is like those of its class whose prompts have a length in the same power
     of two. An answer that `max_tokens` cut counts as it is.
-
-    Attributes:
-      least: Answers of a kind that are needed for an estimate, 8 by default: waiting
-        for 16 or 32 cost more on four traces than using 8 did.
-      memory: Most answers of a kind that are remembered.
     """
 
-    least: int = 8
-    memory: int = 512
-
     def __post_init__(self) -> None:
-        if not 1 <= self.memory <= 65536:
-            raise ValueError(f"memory={self.memory} is not in 1..65536")
-        if not 1 <= self.least <= self.memory:
-            raise ValueError(f"least={self.least} is not in 1..memory={self.memory}")
         self._known: dict[_Kind, collections.deque[int]] = collections.defaultdict(
-            lambda: collections.deque(maxlen=self.memory)
+            lambda: collections.deque(maxlen=_MEMORY)
         )
 
     def _summary(self, tokens: Sequence[int]) -> float:
@@ -85,7 +74,7 @@ class MeanLength:
     def estimate(self, request: Request) -> int:
         """Returns the length that answers of the request's kind have."""
         for kind in _kinds(request) if request.stop_token_ids else ():
-            if len(self._known[kind]) >= self.least:
+            if len(self._known[kind]) >= _LEAST:
                 return _whole(self._summary(self._known[kind]), request)
         return request.max_tokens
 
@@ -136,11 +125,7 @@ class OracleLengths:
             raise ValueError(f"factor={self.factor} is not a finite number from 1")
 
     def estimate(self, request: Request) -> int:
-        """Returns the true length with its error.
-
-        Raises:
-          KeyError: If the request's truth is not known.
-        """
+        """Returns the true length with its error."""
         tokens = float(self.true_tokens[request.request_id])
         if self.error or self.factor != 1:
             name = f"{self.seed}:{request.request_id}".encode()
@@ -167,10 +152,7 @@ def _whole(tokens: float, request: Request) -> int:
 def make_length_estimator(
     spec: str, true_tokens: Mapping[str, int] | None = None
 ) -> LengthEstimator:
-    """Returns the estimator that `name:option=value:...` describes.
-
-    Args:
-      true_tokens: Each answer's length by request id, which allows for `oracle`.
+    """Returns the estimator of a spec; `oracle` needs lengths by request id.
 
     Raises:
       ValueError: If the estimator or an option is unknown, or a value is invalid.
@@ -189,8 +171,7 @@ def make_length_estimator(
     return estimator
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LengthErrors:
+class LengthErrors(NamedTuple):
     """Sums over answers to requests of one service class that had stop tokens.
 
     An answer that `max_tokens` ended counts with the length it has; a cancelled one
@@ -202,9 +183,9 @@ class LengthErrors:
     sum_predicted_tokens: int = 0
     sum_abs_error_tokens: int = 0
 
-    def __add__(self, other: "LengthErrors") -> "LengthErrors":
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-        return LengthErrors(*map(sum, pairs))
+    def plus(self, other: "LengthErrors") -> "LengthErrors":
+        """Returns the sums over both."""
+        return LengthErrors(*map(sum, zip(self, other, strict=True)))
 
     def means(self) -> dict[str, float]:
         """Returns the number of requests and the means over them, for JSON."""
@@ -223,15 +204,14 @@ def pool_length_errors(
     pooled: dict[str, LengthErrors] = collections.defaultdict(LengthErrors)
     for errors in engines:
         for name, one in errors.items():
-            pooled[name] += one
+            pooled[name] = pooled[name].plus(one)
     return dict(pooled)
 
 
 class LengthBook:
     """Predicts answers on arrival, and has the estimator learn from those that ended.
 
-    Attributes:
-      errors: Predicted lengths against actual ones, by service class.
+    `errors` are predicted lengths against actual ones, by service class.
     """
 
     def __init__(self, estimator: LengthEstimator):
@@ -248,7 +228,6 @@ class LengthBook:
         if request.stop_token_ids:  # else there was nothing to predict
             name, predicted = request.service_class, request.first_predicted_tokens
             tokens = len(request.output_tokens)
-            self.errors[name] += LengthErrors(
-                1, tokens, predicted, abs(tokens - predicted)
-            )
+            one = LengthErrors(1, tokens, predicted, abs(tokens - predicted))
+            self.errors[name] = self.errors[name].plus(one)
         self._estimator.update(request)

@@ -53,13 +53,8 @@ class SamplingParams:
     Attributes:
       temperature: Temperature of the draw; 0 takes the likeliest token.
       top_k: Number of the likeliest tokens that are kept; 0 keeps all.
-      top_p: Probability of the smallest set of tokens that is kept.
       min_p: Least probability of a token that is kept, as a share of the likeliest's.
       seed: Seed of the draws: that at position p depends on (seed, p) alone.
-      frequency_penalty: What a logit loses for each time its token is in the output.
-      presence_penalty: What a logit loses if its token is in the output.
-      repetition_penalty: Factor by which the logits of tokens in prompt or output are
-        made smaller.
       biases: Tokens, and what is added to their logits.
       only_biased: Whether no token comes but those in `biases`.
       bad_words: Words, as tokens, that do not come.
@@ -111,34 +106,23 @@ class Request:
     """A request and its progress. Only `Scheduler` changes the progress fields.
 
     Attributes:
-      request_id: Name, unique among live requests.
       arrival_s: Time of arrival, clock seconds, from which deadlines count.
       prompt_tokens: `[n]` int32 token ids, n >= 1.
-      max_tokens: Most output tokens, >= 1.
       min_tokens: Number of outputs before which no stop token is drawn.
       stop_token_ids: Tokens that end it (they are part of the output), at most
         `MAX_STOP_TOKENS`.
-      service_class: Name of its class, for reports.
-      guard: Whether its class is guarded when late (policy `sliding`).
-      weight: What a violation counts, above 0 (policy `ontime`).
+      guard, weight, admission, max_queue_wait_s: As in `ServiceClass`.
       priority: Tier: those with a lower number begin first.
-      admission: Rule of its class for requests that cannot be attained.
-      max_queue_wait_s: Longest wait once it can no longer be attained, seconds.
       is_committed: Whether it will be served for sure: neither refused nor ended early.
       is_degraded: Whether it is served as best effort, since it could not be attained.
       retry_after_s: Seconds until a refused client should find room; infinite: never.
       constraint: What says which tokens may come next; read by the engine.
       predicted_output_tokens: Predicted length of the whole answer, 1 to `max_tokens`;
         `max_tokens` until it is predicted (`predict`).
-      first_predicted_tokens: Prediction made when it was submitted.
-      output_tokens: Applied output token ids.
       num_dispatched_tokens: Positions whose KV is written by plans dispatched so far.
       num_pending_tokens: Tokens sampled by plans in flight.
-      num_plans_in_flight: Plans in flight that name this request.
-      slot: Row of the engine's per-request buffers while running.
       pages: KV pages owned or shared, in order of position.
       page_hashes: Chained content hash of each full page of known tokens.
-      pacing: Times at which output tokens are wanted, if the prediction is right.
       num_published_pages: Own pages whose content the ledger may hand to others.
       num_cached_tokens: Prompt tokens found in the prefix cache at first admission.
       num_shared_tokens: Tokens in the prefix cache while it waits.
@@ -216,9 +200,7 @@ class Request:
     @property
     def num_projected_tokens(self) -> int:
         """Tokens there will be once the plans in flight are applied."""
-        return (
-            len(self.prompt_tokens) + len(self.output_tokens) + self.num_pending_tokens
-        )
+        return self.num_known_tokens + self.num_pending_tokens
 
     @property
     def num_remaining_tokens(self) -> int:

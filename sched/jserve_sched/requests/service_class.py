@@ -20,7 +20,6 @@ class ServiceClass:
     absolute.
 
     Attributes:
-      name: Name that `service_tier` selects.
       share: Share of a replayed workload's requests in this class, 0 to 1.
       guard: Whether late requests of this class are still worth guarding
         (SlidingServe's "guard" level; used by policy `sliding`).
@@ -80,11 +79,7 @@ class ServiceClass:
     def resolve(
         self, *, isolated_ttft_s: float | None = None, step_s: float | None = None
     ) -> Slo:
-        """Returns the absolute objective.
-
-        Args:
-          isolated_ttft_s: TTFT of this prompt on an idle server, seconds.
-          step_s: Duration of one isolated decode step, seconds.
+        """Returns the absolute objective, on an idle server of these times.
 
         Raises:
           ValueError: If a relative bound lacks its measurement.

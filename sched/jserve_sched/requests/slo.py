@@ -25,7 +25,6 @@ class Pacing(NamedTuple):
     Attributes:
       first_s: Time of the first token; infinite without an objective for it.
       start_s: Token k >= 1 is wanted at `start_s + k * gap_s`.
-      gap_s: Time between two tokens.
       last: Later tokens are wanted when this one is: the bound allows no more, and the
         answer was not expected to be longer.
     """
@@ -74,15 +73,10 @@ class Slo:
         return self.ttft_s is None and self.ttlt_s is None
 
     def deadline_s(self, arrival_s: float, index: int) -> float:
-        """Returns after when an absent output token violates a bound, clock seconds.
-
-        `index` is that of the token, from 0.
-        """
+        """Returns after when output token `index`, from 0, violates a bound."""
         due_s = math.inf
-        if self.ttft_s is not None and not index:
-            due_s = arrival_s + self.ttft_s
-        elif self.ttft_s is not None and self.tbt_s is not None:
-            due_s = arrival_s + self.ttft_s + index * self.tbt_s
+        if self.ttft_s is not None and (not index or self.tbt_s is not None):
+            due_s = arrival_s + self.ttft_s + index * (self.tbt_s or 0.0)
         if self.ttlt_s is not None:
             due_s = min(due_s, arrival_s + self.ttlt_s)
         return due_s
@@ -136,15 +130,3 @@ class Slo:
             time_s <= self.deadline_s(arrival_s, index)
             for index, time_s in enumerate(token_times_s)
         )
-
-    def is_attained_mean_tpot(
-        self, arrival_s: float, token_times_s: Sequence[float], *, is_complete: bool
-    ) -> bool:
-        """The rule of other benchmarks: TTFT, *mean* TPOT and TTLT bounds."""
-        relaxed = dataclasses.replace(self, tbt_s=None)
-        if not relaxed.is_attained(arrival_s, token_times_s, is_complete=is_complete):
-            return False
-        if self.tbt_s is None or len(token_times_s) < 2:
-            return True
-        span_s = token_times_s[-1] - token_times_s[0]
-        return span_s / (len(token_times_s) - 1) <= self.tbt_s

@@ -43,12 +43,10 @@ class StepPlan:
     """One step.
 
     Attributes:
-      step_id: Number of the plan, from 0.
       decodes: Rows of one token each, at most `bucket.num_rows`.
       chunks: Prefill rows; a chunk of c tokens takes ceil(c / Q) blocks, in
         order, at most `bucket.num_blocks` in all.
       preempted: Running requests whose pages are taken back first.
-      predicted_s: Predicted duration, seconds.
       features: `[F]`, numbers that its duration depends on; see `features`.
       ended_by: Reason for which no further block was added.
       leaves_work: Whether a prompt, or part of one, was left out for want of room.

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jserve_sched.buckets.strategies import STRATEGIES
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.fitting.costs import BucketCosts
 from jserve_sched.fitting.demand import StepDemand, demand_from_steps
@@ -19,11 +18,6 @@ from tests.fakes import make_step
 
 PAGE_SIZE = 128
 ROWS, BLOCKS, BLOCK_TOKENS = 6, 7, 12  # edges of 1 and 2 rows are without prefill
-SMALL = {
-    "max_num_seqs": ROWS,
-    "max_num_batched_tokens": ROWS + BLOCK_TOKENS * BLOCKS,
-    "block_tokens": BLOCK_TOKENS,
-}
 
 
 def table_of(rows: tuple[int, ...], blocks: tuple[int, ...]) -> BucketTable:
@@ -164,18 +158,6 @@ def test_small_tables_are_the_best_of_all() -> None:
             # Turns may end where no single turn helps; from that many starts they
             # seldom do.
             assert costs.expected_s(found) <= best_s * (1 + 1e-9)
-
-
-@given(demands(), st.sampled_from([*STRATEGIES]), st.sampled_from([a100_s, bumpy_s]))
-@settings(max_examples=30, derandomize=True, deadline=None)
-def test_fitted_is_never_worse_than_a_rule_of_as_many_programs(
-    demand: StepDemand, name: str, step_s
-) -> None:
-    rule = STRATEGIES[name]().table(**SMALL)
-    costs = costs_of(demand, step_s)
-    found = fit(demand, rule.num_programs, step_s)
-    assert found.num_programs <= rule.num_programs
-    assert costs.expected_s(found) <= costs.expected_s(rule)
 
 
 def test_edges_fall_just_below_a_budget() -> None:

@@ -1,17 +1,6 @@
 import numpy as np
-import pytest
 
 from jserve_sched.memory.ledger import KvLedger, chain_hashes
-
-
-def test_pages_go_out_and_come_back() -> None:
-    ledger = KvLedger(num_pages=4, page_size=8)
-    pages = ledger.allocate(3)
-    assert ledger.num_available == 1
-    with pytest.raises(AssertionError, match="2 pages are not available"):
-        ledger.allocate(2)
-    ledger.release(pages)
-    assert ledger.num_available == 4
 
 
 def test_a_hash_names_all_tokens_up_to_the_end_of_its_page() -> None:
@@ -36,22 +25,3 @@ def test_released_content_is_found_until_its_page_is_needed() -> None:
     assert ledger.num_evictable_among(pages) == 3
     ledger.allocate(1)  # the end of the prefix goes first
     assert ledger.find_prefix(hashes) == pages[:2]
-
-
-def test_a_shared_page_is_free_when_the_last_holder_releases_it() -> None:
-    ledger = KvLedger(num_pages=2, page_size=2)
-    (page,) = ledger.allocate(1)
-    ledger.publish(page, b"x")
-    ledger.share([page])
-    assert ledger.num_released_by([page]) == 0
-    ledger.release([page])
-    assert ledger.num_available == 1 and ledger.num_released_by([page]) == 1
-    ledger.release([page])
-    assert ledger.num_available == 2
-
-
-def test_without_prefix_caching_nothing_is_found() -> None:
-    ledger = KvLedger(num_pages=2, page_size=2, enable_prefix_caching=False)
-    pages = ledger.allocate(1)
-    ledger.publish(pages[0], b"x")
-    assert ledger.find_prefix([b"x"]) == []

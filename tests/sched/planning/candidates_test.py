@@ -38,12 +38,6 @@ def test_an_answer_longer_than_predicted_is_due_at_the_end() -> None:
     assert slack([request], 7.0) == (3.0, 4.25)
 
 
-def test_tokens_in_flight_count_as_produced() -> None:
-    request = decoding(3, Slo(ttft_s=1.0, tbt_s=0.04))
-    request.num_pending_tokens = 1
-    assert slack([request], 1.0) == (0.16, 0.20)
-
-
 def test_a_decode_that_cannot_be_in_time_delays_no_prefill() -> None:
     decodes = [
         decoding(1, Slo(ttft_s=1.0, tbt_s=0.04)),
@@ -52,11 +46,6 @@ def test_a_decode_that_cannot_be_in_time_delays_no_prefill() -> None:
     for least_s, current_s in ((0.005, 0.01), (0.02, 0.87), (2.0, math.inf)):
         found, _ = tightest_slack(decodes, start_s=1.03, least_s=least_s)
         assert found == pytest.approx(current_s)
-
-
-def test_after_a_first_token_the_pace_of_the_completion_bound_counts() -> None:
-    request = make_request(1, 10, slo=Slo(ttft_s=2.0, ttlt_s=10.0))
-    assert slack([request], 0.0) == (2.0, 5.0 + 5.0 / 9)
 
 
 def test_no_objective_and_no_decode_mean_no_limit() -> None:

@@ -105,21 +105,6 @@ def test_when_it_could_be_attained() -> None:
     assert scheduler.num_waiting == 20, "nothing was submitted"
 
 
-def test_one_that_waits_is_forecast_again_and_with_less_left() -> None:
-    scheduler = scheduler_on()
-    requests = [make_request(1500, 2) for _ in range(8)]
-    for one in requests:
-        scheduler.submit(one)
-    last = requests[-1]
-    first = scheduler.forecast(last, 0.0)
-    plan = scheduler.plan(0.0)
-    assert plan is not None
-    scheduler.dispatch(plan, 0.0)
-    again = scheduler.forecast(last, 0.0)
-    assert again.ttft_s == pytest.approx(first.ttft_s, rel=0.1)
-    assert last.forecast is first
-
-
 def test_slots_that_one_step_fills_are_waited_for() -> None:
     scheduler = scheduler_on(max_num_seqs=4)
     requests = [make_request(20, 100) for _ in range(40)]

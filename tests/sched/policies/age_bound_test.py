@@ -16,7 +16,7 @@ MAX_AGE_S = 0.3
 MOST_LONG = 2  # of these wait at a time
 MOST_SHORT = 3
 LONGEST_STEPS = 5 + 16  # a long prompt in full steps, and its answer
-SEARCHES = ":proposals=8:interval_s=0.04"
+SEARCHES = ":proposals=8"
 
 
 def serve(

@@ -64,14 +64,6 @@ def test_laxity_is_the_time_that_is_not_needed() -> None:
     assert laxity_s(free, view_of(free)) == np.inf
 
 
-def test_the_lesser_of_two_laxities_counts() -> None:
-    tight_start = waiting("a", 100, max_tokens=2, ttft_s=0.3, ttlt_s=9.0)
-    assert laxity_s(tight_start, view_of(tight_start)) == pytest.approx(0.3 - 0.1)
-    tight_end = waiting("b", 100, max_tokens=101, ttft_s=3.0, ttlt_s=3.5)
-    rest_s = 0.1 + 100 * 0.011
-    assert laxity_s(tight_end, view_of(tight_end)) == pytest.approx(3.5 - rest_s)
-
-
 def test_a_decode_needs_steps_beside_those_that_run() -> None:
     one = decoding(16, 9, ttft_s=1.0, tbt_s=0.5)
     other = decoding(16, 9, ttlt_s=4.0)
@@ -100,16 +92,3 @@ def test_the_late_come_last_by_arrival_and_the_guarded_do_not() -> None:
     free = waiting("free", 4)
     view = view_of(*late, free, fine, guarded, now_s=0.03)
     assert order_of(view) == ["guarded", "fine", "free", "sooner", "later"]
-
-
-def test_what_is_left_of_a_prompt_counts() -> None:
-    partly = begin(waiting("partly", 100, ttft_s=1.0), 60)
-    view = view_of(running=(partly,))
-    assert laxity_s(partly, view) == pytest.approx(1 - 0.04)
-
-
-def test_plans_are_chunked() -> None:
-    view = view_of(waiting("a", 40, ttft_s=0.2))
-    plan = make_policy("laxity:chunk_tokens=8").plan(view)
-    assert plan is not None and plan.num_blocks == 2  # of four tokens
-    assert LeastLaxityFirst().plan(view_of()) is None

@@ -14,15 +14,6 @@ def test_a_prediction_is_possible(tokens: int, predicted: int) -> None:
     assert request.predicted_output_tokens == predicted
 
 
-def test_a_prediction_is_more_than_there_is() -> None:
-    request = make_request(8, 40)
-    request.output_tokens.extend([1] * 9)
-    request.num_pending_tokens = 1
-    request.predict(4)
-    assert request.predicted_output_tokens == 11
-    assert make_request(8, 1, min_tokens=1).predicted_output_tokens == 1
-
-
 def test_who_has_outlived_the_prediction_ends_with_the_next_token() -> None:
     request = make_request(8, 40)
     request.predict(10)

@@ -48,21 +48,6 @@ def test_pages_of_blocks_are_counted_block_by_block(block: int, page: int) -> No
         assert np.abs(found - wanted).max() <= block // page // 2, tokens
 
 
-def test_a_uniform_step_is_a_step_of_equal_rows() -> None:
-    bucket = Bucket(3, 2, 8)
-    uniform = features.uniform_features(
-        bucket, decode_pages=2, block_pages=3, page_size=16
-    )
-    decodes = [row(2 * 16 - 1, 1)] * 3
-    chunks = [row(3 * 16 - 8, 8)] * 2
-    expected = features.step_features(decodes, chunks, bucket, page_size=16)
-    assert uniform.tolist() == expected.tolist()
-    padding = features.uniform_features(
-        bucket, decode_pages=0, block_pages=0, page_size=16
-    )
-    assert padding.tolist() == [0.0] * 7 + [3, 2, 0, 0, 0]
-
-
 def test_scenarios_follow_equation_3() -> None:
     bucket = Bucket(4, 4, 32)
     matrix = np.stack(

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.steps import features
-from jserve_sched.steps.plan import Row
 from jserve_sched.timing.request_latency import (
     Bilinear,
     LatencyPoints,
@@ -16,7 +15,6 @@ from jserve_sched.timing.request_latency import (
     fit_bilinear,
     priced_points,
 )
-from tests.fakes import make_request
 from tests.step_costs import Curve
 
 PREFILL = Bilinear(both=1e-4, batch=2e-4, length=3e-5, base=0.01)
@@ -110,26 +108,3 @@ def test_prefills_are_cut_into_compiled_steps(table: BucketTable) -> None:
     # A position attends to itself and all before it, in whole chunks.
     twice = 2 * matrix[:, features.PREFILL_WORK] - matrix[:, features.CHUNK_SQUARES]
     assert np.sum(twice) == np.sum(prefill.batch * prefill.length**2)
-
-
-def test_steps_are_those_that_a_scheduler_runs() -> None:
-    matrix, prefill, decode = grid_of(SMALL)  # at most four blocks of four tokens
-    found = {tuple(row) for row in matrix.tolist()}
-    request = make_request(32, 2)
-    cut = [Row(request, start, 16, draws_token=False) for start in (0, 16)]
-    rows = [Row(make_request(16, 2), 16, 1, draws_token=True) for _ in range(8)]
-    for decodes, chunks in (((), cut[:1]), ((), cut[1:]), (rows, ())):
-        bucket = SMALL.fit(len(decodes), 4 if chunks else 0)
-        row = features.step_features(decodes, chunks, bucket, 8)
-        assert tuple(row.tolist()) in found
-    # Two prompts of 32 tokens take four full steps.
-    is_pair = (prefill.batch == 2) & (prefill.length == 32)
-    expected_s = 4 * 0.02 + 64 * 1e-4
-    assert prefill.duration_s[is_pair] == pytest.approx([expected_s])
-    assert decode.duration_s == pytest.approx(np.full(len(decode.batch), 0.02))
-
-
-def test_no_batch_is_larger_than_the_pool() -> None:
-    matrix, prefill, _ = grid_of(SMALL, num_kv_tokens=64)
-    assert np.max(prefill.batch * prefill.length) == 64
-    assert np.max(matrix[:, features.DECODE_CONTEXT]) == 64

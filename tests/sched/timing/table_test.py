@@ -100,20 +100,6 @@ def test_buckets_not_timed_yet_do_not_change_the_timed_ones(scale: float) -> Non
     assert few_s == pytest.approx(eight_s)
 
 
-def test_the_cost_of_a_page_is_fitted_to_all_contexts_of_a_bucket() -> None:
-    rng = np.random.default_rng(0)
-    predictor = TablePredictor(TABLE)
-    pages = rng.integers(1, 33, size=(300, 2)).tolist()
-    steps = [(8, 16, *one) for one in pages]
-    noise = rng.lognormal(0.0, 0.05, 300).tolist()
-    predictor.fit(
-        StepSample(step(*one), true_s(*one) * times)
-        for one, times in zip(steps, noise, strict=True)
-    )
-    for one in steps[:20]:
-        assert predict_s(predictor, *one) == pytest.approx(true_s(*one), rel=0.03)
-
-
 def test_more_work_never_takes_less_time() -> None:
     rng = np.random.default_rng(3)
     predictor = TablePredictor(TABLE)

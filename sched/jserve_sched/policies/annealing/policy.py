@@ -5,9 +5,9 @@ the objective G = n / t (requests that attain their SLOs, over the sum of all la
 and the annealing of order and batch sizes together. How its result drives an engine
 that batches continuously is not known from the paper; all of this is ours:
 
-* Whenever requests came or ended, but at most once in `interval_s`, and only while a
-  slot is free, the waiting requests are searched again, starting among others from the
-  last order. Finding a good order takes longer than a step and stays good for many.
+* Whenever requests came or ended, but at most once in 50 ms, and only while a slot is
+  free, the waiting requests are searched again, starting among others from the last
+  order. Finding a good order takes longer than a step and stays good for many.
 * Requests are admitted in the planned turn; those that came since the last search go
   behind, by arrival.
 * G has no ageing. A request that has waited longer than `max_age_s` goes before all
@@ -18,7 +18,6 @@ that batches continuously is not known from the paper; all of this is ours:
 
 import bisect
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -45,6 +44,8 @@ from jserve_sched.policies.base import SearchTotals
 from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.request import Request
 from jserve_sched.steps.plan import StepPlan
+
+_INTERVAL_S = 0.05  # least time between two searches
 
 
 class SearchLimit(NamedTuple):
@@ -90,9 +91,7 @@ class Annealing:
 
     Attributes:
       proposals: Most changes that one search tries.
-      interval_s: Least time between two searches, seconds.
       max_age_s: Age above which a request goes first, seconds.
-      seed: Seed of the searches, together with `num_changes`.
       make_kernel: Returns what runs the searches; called once.
       limit: Ends a search early and measures it.
       searches: Totals of the searches, for metrics.
@@ -100,9 +99,7 @@ class Annealing:
     """
 
     proposals: int = DEFAULT_PROPOSALS
-    interval_s: float = 0.05
     max_age_s: float = 120.0
-    seed: int = 0
     make_kernel: Callable[[], Kernel] = dataclasses.field(
         default=lambda: anneal, repr=False
     )
@@ -123,21 +120,15 @@ class Annealing:
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> np.ndarray:
         """Returns the places of prompts: what runs, then in the planned turn."""
-        turns = self.found.turns if self.found else {}
-        turn = np.array(
-            [turns.get(one.request_id, MOST_JOBS) for one in prompts.requests]
-        )
-        return np.lexsort((prompts.arrival_s, turn, prompts.is_running <= 0))
+        turns = np.array([*map(self._turn, prompts.requests)])
+        return np.lexsort((prompts.arrival_s, turns, prompts.is_running <= 0))
 
     def search_if_due(self, view: SchedulerView) -> None:
         """Searches the order of the queue again, if that is due."""
         last, changes = self.found, num_changes(view)
         if not view.num_free_slots or (
             last is not None
-            and (
-                changes == last.num_changes
-                or view.now_s - last.made_s < self.interval_s
-            )
+            and (changes == last.num_changes or view.now_s - last.made_s < _INTERVAL_S)
         ):
             return
         clock, budget_s = self.limit or (None, math.inf)
@@ -148,13 +139,12 @@ class Annealing:
         problem = self._problem(view, requests)
         starts = []
         if last is not None:
-            turns = [last.turns.get(one.request_id, MOST_JOBS) for one in requests]
-            order = sorted(range(len(requests)), key=turns.__getitem__)
-            starts.append(packed(problem, order))
+            turns = np.array([*map(self._turn, requests)])
+            starts.append(packed(problem, np.argsort(turns, kind="stable").tolist()))
         found = search(
             problem,
             num_proposals=self.proposals,
-            seed=(self.seed << 32) + changes,
+            seed=changes,
             kernel=self._kernel,
             starts=starts,
             spent=(lambda: (clock() - begun_s) / budget_s) if clock else None,
@@ -206,28 +196,23 @@ class Annealing:
 
     def plan(self, view: SchedulerView) -> StepPlan | None:
         """Returns the next step; its prompts in turn."""
-        candidates = self.candidates(view)
+        self.search_if_due(view)
+        waiting, num_aged = view.admissible, self._num_aged(view)
+        young = sorted(waiting[num_aged:], key=self._turn)  # newcomers stay behind
+        candidates = Candidates(
+            view,
+            [*waiting[:num_aged], *young],
+            aged_before_s=view.now_s - self.max_age_s,
+        )
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
         candidates.add_prompts(builder, candidates.prompts)
         return builder.build()
 
-    def candidates(self, view: SchedulerView) -> Candidates:
-        """Returns the requests that may be in the next step, the waiting in turn.
-
-        Searches first, if that is due. One waiting request more than there are slots is
-        among them, so that a plan can name slots as its limit.
-        """
-        self.search_if_due(view)
-        waiting, num_aged = view.admissible, self._num_aged(view)
-        turns = self.found.turns if self.found else {}
-        aged, young = waiting[:num_aged], waiting[num_aged:]
-        planned = [one for one in young if one.request_id in turns]
-        planned.sort(key=lambda one: turns[one.request_id])
-        others = (one for one in young if one.request_id not in turns)
-        in_turn = itertools.chain(aged, planned, others)
-        admitted = list(itertools.islice(in_turn, view.num_free_slots + 1))
-        return Candidates(view, admitted, aged_before_s=view.now_s - self.max_age_s)
+    def _turn(self, request: Request) -> int:
+        """Returns a request's place in the last order; the most if it has none."""
+        found = self.found
+        return found.turns.get(request.request_id, MOST_JOBS) if found else MOST_JOBS
 
 
 def _lengths(requests: Sequence[Request]) -> np.ndarray:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from jserve_sched.policies.annealing.problem import (
     make_problem,
     packed,
 )
-from jserve_sched.policies.annealing.search import DELAY, SQUEEZE, SWAP, anneal, search
+from jserve_sched.policies.annealing.search import anneal, search
 from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
@@ -174,36 +173,6 @@ def test_a_valid_plan_never_below_its_starts(
         assert found.score.merit >= evaluate(problem, one).merit * (1 - 1e-12)
 
 
-def test_the_same_arguments_give_the_same_plan() -> None:
-    problem = draw(np.random.default_rng(5), 20, 1)
-    first, again = (search(problem, num_proposals=1_000, seed=3) for _ in range(2))
-    assert again[1:] == first[1:]
-    assert again.batch_of.tolist() == first.batch_of.tolist()
-    plans = {search(problem, num_proposals=99, seed=seed).score for seed in range(5)}
-    assert len(plans) > 1
-
-
-def test_time_that_is_spent_ends_the_search_with_the_best_so_far() -> None:
-    problem = draw(np.random.default_rng(5), 20, 1)
-    looks = itertools.count()
-    found = search(problem, spent=lambda: next(looks) / 8)
-    assert found.num_proposals == 8 * 1_000 // 20
-    at_once = search(problem, spent=lambda: 1.0)
-    assert at_once.num_proposals == 0
-    assert found.score.merit > at_once.score.merit
-
-
-def test_beats_the_sorted_start_at_20_jobs() -> None:
-    rng = np.random.default_rng(20)
-    for max_batch in (1, 2, 4):
-        gains = []
-        for _ in range(8):
-            problem = draw(rng, 20, max_batch)
-            found = search(problem, num_proposals=2_000).score
-            gains.append(found.merit / evaluate(problem, sorted_start(problem)).merit)
-        assert np.mean(gains) >= 1.04
-
-
 @dataclasses.dataclass
 class Chain:
     """The kernel's state at a plan."""
@@ -281,44 +250,6 @@ def test_every_proposal_is_priced_as_the_whole_plan_is(
             assert (chain.sizes, chain.kv) == (sizes.tolist(), tokens.tolist())
             seen[move, chain.places != before] += 1
     assert min(seen[move, True] for move in range(3)) > 20
-
-
-def moved(
-    move: int, job: int, other: int, *, max_kv_tokens: int = 100
-) -> list[list[int]]:
-    """Jobs 0 to 4 of one KV token each, in batches [0, 1], [2, 3], [4]; one move."""
-    problem = AnnealingProblem(
-        exec_s=np.full((5, 2), 1.0),
-        latest_s=np.full((5, 2), 1e6),
-        waited_s=np.zeros(5),
-        kv_tokens=np.ones(5, np.int64),
-        max_kv_tokens=max_kv_tokens,
-    )
-    chain = Chain(problem, [1, 1, 3, 3, 5])
-    chain.move(move, job, other, -math.inf)
-    plan = chain.plan
-    return [np.flatnonzero(plan == k).tolist() for k in range(max(plan) + 1)]
-
-
-@pytest.mark.parametrize(
-    ("move", "job", "other", "plan"),
-    [
-        (SQUEEZE, 0, 0, [[0, 1], [2, 3], [4]]),  # nothing runs before it
-        (SQUEEZE, 2, 0, [[1, 2], [0, 3], [4]]),  # takes a place in a full batch
-        (SQUEEZE, 4, 3, [[0, 1], [2, 4], [3]]),
-        (DELAY, 3, 0, [[0, 1], [2], [3, 4]]),  # joins the batch behind
-        (DELAY, 1, 0, [[0], [1], [2, 3], [4]]),  # opens one
-        (DELAY, 4, 0, [[0, 1], [2, 3], [4]]),  # alone and last
-        (SWAP, 0, 4, [[1, 4], [2, 3], [0]]),
-        (SWAP, 2, 3, [[0, 1], [2, 3], [4]]),  # of one batch
-    ],
-)
-def test_moves_by_hand(move: int, job: int, other: int, plan: Sequence[object]) -> None:
-    assert moved(move, job, other) == plan
-
-
-def test_a_batch_over_the_kv_budget_is_not_joined() -> None:
-    assert moved(DELAY, 3, 0, max_kv_tokens=1) == [[0, 1], [2], [3], [4]]
 
 
 # A prompt token takes 1 ms for each request of the batch, a decode step 10 ms each.

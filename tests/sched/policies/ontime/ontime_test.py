@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jserve_sched.buckets.strategies import Continuous, PowersOfTwo
+from jserve_sched.buckets.strategies import Continuous
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.planning.builder import PlanBuilder
 from jserve_sched.policies.ontime import OnTime
@@ -15,13 +15,9 @@ from jserve_sched.policies.ontime.pages import too_large
 from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.request import Request, RequestState
 from jserve_sched.requests.slo import Slo
-from jserve_sched.simulation.cost_model import CLOSED_FORMS
-from jserve_sched.simulation.mixes import WORKLOADS
-from jserve_sched.simulation.simulator import simulate
-from jserve_sched.simulation.workload import at_rate, isolated_times, unit_arrivals
 from jserve_sched.steps.plan import StepPlan
 from tests.fakes import make_request
-from tests.step_costs import Curve, Staircase, make_view, scheduler_of
+from tests.step_costs import Curve, Staircase, make_view
 
 CONTINUOUS = Continuous().table(
     max_num_seqs=64, max_num_batched_tokens=4160, block_tokens=1
@@ -134,21 +130,6 @@ def test_the_oldest_gets_a_turn_in_every_sixteenth_step() -> None:
     assert [step for step, name in enumerate(firsts) if name == "old"] == [0, 16, 32]
 
 
-def test_nothing_starves_at_five_times_the_capacity() -> None:
-    a100 = CLOSED_FORMS["a100-llama3-8b"]
-    yardstick = isolated_times(a100, max_prompt_tokens=9000)
-    units = unit_arrivals(
-        WORKLOADS["documents"], num_requests=100, seed=5, yardstick=yardstick
-    )
-    table = PowersOfTwo().table(
-        max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=32
-    )
-    scheduler = scheduler_of("ontime:max_age_s=0.5", a100, table)
-    result = simulate(scheduler, a100, at_rate(units, 55.0))
-    assert all(one.failure is None for one in result.outcomes)
-    assert sum(not one.is_attained for one in result.outcomes) > 10
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_a_step_makes_no_decode_late_that_is_not(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -212,22 +193,6 @@ def test_what_is_priced_is_what_is_placed(seed: int) -> None:
     plan = builder.build()
     chunks = plan.chunks if plan else ()
     assert [queue[place] for place in places] == [row.request for row in chunks]
-
-
-def test_the_same_load_is_served_the_same() -> None:
-    a100 = CLOSED_FORMS["a100-llama3-8b"]
-    yardstick = isolated_times(a100, max_prompt_tokens=9000)
-    units = unit_arrivals(
-        WORKLOADS["tight"], num_requests=40, seed=5, yardstick=yardstick
-    )
-    table = PowersOfTwo().table(
-        max_num_seqs=256, max_num_batched_tokens=2048, block_tokens=32
-    )
-    first, second = (
-        simulate(scheduler_of("ontime", a100, table), a100, at_rate(units, 9.0))
-        for _ in range(2)
-    )
-    assert first.outcomes == second.outcomes
 
 
 @pytest.mark.parametrize("is_guessed", [False, True])

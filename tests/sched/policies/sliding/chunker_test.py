@@ -1,5 +1,4 @@
 # mypy: disable-error-code="arg-type"
-import math
 
 import numpy as np
 import pytest
@@ -56,18 +55,6 @@ def test_figure_1_gains_tokens_in_the_same_time() -> None:
 
 
 @pytest.mark.parametrize("is_published", [True, False])
-@pytest.mark.parametrize("work_tokens", [900, 1000, 1150])
-def test_work_that_does_not_exist_is_not_counted(
-    work_tokens: int, is_published: bool
-) -> None:
-    prices = prices_of(CONTINUOUS, Curve(lambda t: 1 + t * 1e-3), work_tokens)
-    chosen = choose_budget(
-        prices, current_s=1.85, next_s=1.85, is_published=is_published
-    )
-    assert chosen == 850
-
-
-@pytest.mark.parametrize("is_published", [True, False])
 @pytest.mark.parametrize("seed", range(20))
 def test_both_limits_are_kept(seed: int, is_published: bool) -> None:
     rng = np.random.default_rng(seed)
@@ -84,11 +71,6 @@ def test_both_limits_are_kept(seed: int, is_published: bool) -> None:
     assert 0 <= first <= current, "the current deadline would be broken"
     if is_published:
         assert both - first <= prices.steps.max_blocks
-
-
-def test_nothing_to_protect_leaves_the_step_full() -> None:
-    prices = prices_of(TABLE, Staircase(lambda blocks: blocks))
-    assert choose_budget(prices, current_s=math.inf, next_s=math.inf) == max(EDGES)
 
 
 def test_all_the_work_at_once_if_it_fits() -> None:

@@ -59,38 +59,15 @@ def test_levels_then_the_least_work_left() -> None:
     ]
 
 
-def test_what_cannot_be_in_time_alone_is_as_good_as_late() -> None:
-    requests = [one("hopeless", 800, 0.7), one("in time", 900, 1.0)]
-    assert ranked(requests, sorter="mlps") == ["in time", "hopeless"]
-
-
 @pytest.mark.parametrize(("alpha", "first"), [(0.5, "tight"), (0.9, "calm")])
 def test_urgency_is_the_share_of_slack_that_the_work_takes(alpha, first) -> None:
     requests = [one("calm", 100, 9), one("tight", 700, 1)]
     assert ranked(requests, sorter="mlps", alpha=alpha)[0] == first
 
 
-def test_before_any_step_was_seen_the_predictor_stands_in() -> None:
-    assert ranked(six(), None, sorter="mlps") == ranked(six(), sorter="mlps")
-
-
-def test_ties_go_by_arrival() -> None:
-    requests = [
-        make_request(9, 4, request_id=name, arrival_s=arrival_s, slo=Slo(ttft_s=60.0))
-        for name, arrival_s in (("second", 2.0), ("first", 1.0))
-    ]
-    assert ranked(requests, sorter="mlps") == ["first", "second"]
-
-
 def test_by_deadline_if_everybody_can_be_in_time() -> None:
     requests = [one("c", 400, 1.3), one("a", 400, 0.5), one("b", 400, 0.9)]
     assert ranked(requests) == ranked(requests, sorter="off") == ["a", "b", "c"]
-
-
-def test_moore_gives_up_the_longest_and_saves_the_others() -> None:
-    requests = [one("long", 900, 1.0), one("first", 300, 1.1), one("second", 300, 1.2)]
-    assert ranked(requests) == ["first", "second", "long"]
-    assert ranked(requests, sorter="off")[0] == "long"
 
 
 def test_moore_guards_whom_it_would_give_up() -> None:
