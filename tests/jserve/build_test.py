@@ -103,14 +103,14 @@ def test_a_scheduler_plans_by_what_the_config_says(
     monkeypatch.setattr(build, "best_kernel", lambda: anneal)
     config = small_config(
         model="toy",
-        policy="annealing:seed=9",
+        policy="annealing:proposals=9",
         length_estimator="quantile:q=0.9",
         annealing_budget_ms=budget_ms,
     )
     scheduler = build_loop(config)._scheduler
     policy = scheduler.policy
     assert isinstance(policy, Annealing)
-    assert policy.seed == 9
+    assert policy.proposals == 9
     assert policy.limit is not None and policy.limit.budget_s == budget_s
     estimator = scheduler._lengths._estimator
     assert isinstance(estimator, QuantileLength)

@@ -61,11 +61,7 @@ def test_what_the_engine_counts_is_scraped() -> None:
 def test_predicted_lengths_are_summed_by_class() -> None:
     names = ("predictions", "actual_tokens", "predicted_tokens", "abs_error_tokens")
     values = {"chat": (4, 100, 130, 50), "code": (1, 9, 7, 2)}
-    fields = [field.name for field in dataclasses.fields(LengthErrors)]
-    errors = {
-        name: LengthErrors(**dict(zip(fields, numbers, strict=True)))
-        for name, numbers in values.items()
-    }
+    errors = {name: LengthErrors(*numbers) for name, numbers in values.items()}
     rows = scrape(length_errors=errors)
     found = {name: value for name, value in rows.items() if ":length_" in name}
     assert found == {
