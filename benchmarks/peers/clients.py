@@ -140,9 +140,9 @@ def _vllm(load: Load) -> list[str]:
     return [
         *("vllm", "bench", "serve", f"--base-url={load.url}", "--model=tiny"),
         *(f"--tokenizer={TOKENIZER}", "--dataset-name=random", "--ignore-eos"),
-        *(f"--random-input-len={PROMPT_TOKENS}",),
-        *(f"--random-output-len={OUTPUT_TOKENS}", "--ready-check-timeout-sec=0"),
-        *(f"--max-concurrency={load.num_clients}",),
+        f"--random-input-len={PROMPT_TOKENS}",
+        f"--random-output-len={OUTPUT_TOKENS}",
+        *(f"--max-concurrency={load.num_clients}", "--ready-check-timeout-sec=0"),
         *(f"--num-prompts={load.num_requests}", "--save-result"),
         *(f"--result-dir={load.folder}", "--result-filename=report.json"),
     ]
