@@ -88,7 +88,7 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float]:
     sums = np.sum(theirs[picks], axis=1)
     spread = np.sum(ours[picks], axis=1)[sums > 0] / sums[sums > 0]
     low, high = np.percentile(spread, (2.5, 97.5)).tolist()
-    return float(ours.sum() / theirs.sum()), low, high
+    return float(ours.sum()) / float(theirs.sum()), low, high
 
 
 def column(runs: Sequence[Run], name: str) -> np.ndarray:
